@@ -1,0 +1,56 @@
+"""Federated pruning: clients score weights on private shards, a server decides one global mask.
+
+A round in five lines::
+
+    evidence = ask(score(weights), cohort)        # each client's summed statistics, added up
+    mask = select(finalise(evidence), sparsity)   # exactly so many weights removed
+    changes = ask(tune(weights * mask), cohort)   # masked fine-tuning, one summed change
+    weights = average(weights, changes)           # removed weights stay exactly 0.0
+    quality = ask(evaluate(weights), everyone)    # loss and counts on held-out parts
+
+Words, used everywhere in this sense and no other:
+
+score       importance of a weight; higher = keep
+statistics  the additive sums on the clients that a score is made from
+mask        True = kept
+sparsity    fraction of prunable weights removed, of the original count; density = 1 - sparsity
+alive       kept so far
+scope       who competes with whom in a selection: all tensors (global) or one (layer)
+partition   one client's share of the data; in simulation, the client itself
+shard       a partition's data, cut into train, validation and test
+host        what serves partitions and adds their answers up
+cohort      the partitions asked in a round
+round       score, prune, tune, average, measure; not every round scores and prunes
+release     what leaves a client or the server and depends on private data
+summand     a release that is only ever added to others
+arm         one of the runs that share a seed and a budget: pruned, and its baselines
+quality     loss, perplexity and accuracy on test, over all partitions
+"""
+
+from fedprune.compression.coded import load
+from fedprune.compression.masks import decode_mask, encode_mask
+from fedprune.config import ConfigError, RunConfig
+from fedprune.federation import Result, federate
+from fedprune.pruning.scores import SCORES, Score
+from fedprune.pruning.selection import select
+from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.task import Loss, Shard, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SCORES",
+    "TASKS",
+    "ConfigError",
+    "Loss",
+    "Result",
+    "RunConfig",
+    "Score",
+    "Shard",
+    "Task",
+    "decode_mask",
+    "encode_mask",
+    "federate",
+    "load",
+    "select",
+]

@@ -1,0 +1,62 @@
+"""A state on disk: one safetensors file, replaced atomically, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from fedprune.messages import Failure
+from fedprune.rounds import State, Traffic
+
+_SCALARS = ("round", "completed", "failed", "dense_at_pruning")
+
+
+def save_state(state: State, path: Path) -> None:
+    """Write the state so that `path` is at any moment the old file or the new one, whole."""
+    tensors = {f"weights/{n}": t.contiguous() for n, t in state.weights.items()}
+    tensors |= {f"masks/{n}": m.contiguous() for n, m in state.masks.items()}
+    rest = {key: vars(state)[key] for key in _SCALARS} | {
+        "known": state.known,
+        "traffic": asdict(state.traffic),
+        "failures": [asdict(f) for f in state.failures],
+        "order": {"weights": list(state.weights), "masks": list(state.masks)},
+    }
+    write_atomically(path, save(tensors, {"fedprune": json.dumps(rest)}))
+
+
+def load_state(path: Path) -> State:
+    """The state that `save_state` wrote, bit for bit.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={path}: no checkpoint there; allowed: a run's folder")
+    with safe_open(path, "pt") as file:
+        rest = json.loads(file.metadata()["fedprune"])
+        weights = {n: file.get_tensor(f"weights/{n}") for n in rest["order"]["weights"]}
+        masks = {n: file.get_tensor(f"masks/{n}") for n in rest["order"]["masks"]}
+    return State(
+        weights=weights,
+        masks=masks,
+        known={int(p): d for p, d in rest["known"].items()},
+        traffic=Traffic(**rest["traffic"]),
+        failures=tuple(Failure(**f) for f in rest["failures"]),
+        **{key: rest[key] for key in _SCALARS},
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content in one step, and see it on the disk before that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(path.suffix + ".new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -1,0 +1,1 @@
+"""Fewer bytes for what stays: mask codec, wire, coded file."""

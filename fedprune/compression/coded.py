@@ -1,0 +1,125 @@
+"""The coded file: a pruned model as its mask and its kept values, and how to get it back.
+
+Layout: 8 bytes of magic, a 4-byte length, a JSON head, the encoded mask, the kept values (float32,
+little-endian), and the SHA-256 of all before it. "Bytes on disk" is the size of this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from fedprune.checkpoint import write_atomically
+from fedprune.compression.masks import decode_mask, encode_mask
+from fedprune.plugins import tasks_of
+from fedprune.tensors import Masks, Tensors, as_bytes, kept, load_into, shapes_of, spread, state_of
+
+MAGIC = b"FEDPRUN1"
+CODED_NAME = "model.fedprune"
+MANIFEST_NAME = "fedprune.json"
+
+
+def to_coded(origin: Mapping[str, str], weights: Mapping[str, Tensor], masks: Masks) -> bytes:
+    """The file's content.
+
+    Args:
+        origin: how to build the dense model: ``task`` and ``plugin``.
+        weights: the model's state, float32, 0.0 where a mask is False.
+        masks: True = kept.
+    """
+    mask = encode_mask(masks)
+    head = {**origin, "mask_bytes": len(mask), "shapes": {n: list(t.shape) for n, t in weights.items()}}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    values = as_bytes(kept(weights, masks).float())
+    body = MAGIC + len(text).to_bytes(4, "little") + text + mask + values
+    return body + hashlib.sha256(body).digest()
+
+
+def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], Tensors, Masks]:
+    """Head, weights and masks of a coded file's content.
+
+    Raises:
+        ValueError: it is no coded file, or damaged; `name` is in the message.
+    """
+    if sys.byteorder != "little":
+        raise ValueError(f"{name}: coded files are little-endian, this machine is not")
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"{name}: not a fedprune coded file")
+    body, checksum = data[:-32], data[-32:]
+    if hashlib.sha256(body).digest() != checksum:
+        raise ValueError(f"{name}: damaged, its checksum does not fit its content")
+    start = len(MAGIC) + 4
+    end = start + int.from_bytes(body[len(MAGIC) : start], "little")
+    head = json.loads(body[start:end])
+    masks = decode_mask(body[end : end + head["mask_bytes"]])
+    values = torch.from_numpy(np.frombuffer(body[end + head["mask_bytes"] :], np.float32).copy())
+    shapes = {n: torch.Size(s) for n, s in head["shapes"].items()}
+    return head, spread(values, shapes, masks), masks
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The model of a run folder or of a model folder, in eval mode on the CPU.
+
+    A run folder's model is rebuilt from its coded file, a model folder's is read from safetensors;
+    both give the same bits.
+
+    Args:
+        folder: ``runs/<name>`` or ``runs/<name>/model``.
+        model: filled and returned instead of a model built by the task that made the folder;
+            needed where that task is not in `fedprune.tasks.catalog.TASKS` any more.
+
+    Raises:
+        FileNotFoundError: neither kind of folder.
+        ValueError: the file is damaged or does not fit the model.
+    """
+    coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
+    if coded.is_file():
+        head, weights, _ = from_coded(coded.read_bytes(), str(coded))
+        model = model or _built(head)
+        _check_shapes(model, weights, coded)
+        load_into(model, weights)
+    elif manifest.is_file():
+        model = model or _built(json.loads(manifest.read_text()))
+        load_model(model, manifest.parent / "model.safetensors")
+    else:
+        raise FileNotFoundError(f"{folder}: neither {CODED_NAME} nor {MANIFEST_NAME} is there")
+    return model.eval()
+
+
+def _built(origin: Mapping[str, Any]) -> nn.Module:
+    tasks = tasks_of(origin["plugin"])
+    if origin["task"] not in tasks:
+        raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
+    return tasks[origin["task"]].model()
+
+
+def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
+    here, there = shapes_of(state_of(model)), shapes_of(weights)
+    if here != there:
+        odd = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+        raise ValueError(f"{path}: does not fit the model: {odd[0]} differs")
+
+
+def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, str]) -> None:
+    """Write safetensors, and the Hugging Face config and tokenizer where there are such.
+
+    A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    task = tasks_of(origin["plugin"])[origin["task"]]
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        save_model(model, str(folder / "model.safetensors"))
+    if task.tokenizer is not None:
+        task.tokenizer().save_pretrained(folder)
+    write_atomically(folder / MANIFEST_NAME, json.dumps(dict(origin)).encode())

@@ -1,0 +1,191 @@
+"""A whole run: the pruned arm, its baselines, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.checkpoint import save_state, write_atomically
+from fedprune.config import RunConfig
+from fedprune.hosts import dense_model, inline_port, layout_for, open_house
+from fedprune.messages import Answer, Folded, Question, encode_answer, encode_question
+from fedprune.pruning.layout import Layout
+from fedprune.report.folder import (
+    SUMMARY_NAME,
+    begin,
+    checkpoint_path,
+    record,
+    rewind,
+    write_results,
+)
+from fedprune.report.summary import Summary, summary_of
+from fedprune.rounds import Plan, Port, Row, State, Totals, first_state, measure, run
+from fedprune.tensors import load_into
+
+PRUNED = "pruned"
+WARM = "warm"
+"""Name of the checkpoint at the end of the warm-up, which all arms share."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: both may be left out, neither can change the run."""
+
+    phase: Callable[[str, Question, int], None] = lambda arm, question, partitions: None
+    row: Callable[[Row, float], None] = lambda row, seconds: None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives back.
+
+    Attributes:
+        model: the pruned model, in eval mode on the CPU.
+        state: the pruned arm's last state: weights, masks, traffic.
+        rows: one per round and arm, as in ``rounds.jsonl``.
+        summary: as in ``summary.json``.
+    """
+
+    model: nn.Module
+    state: State
+    rows: list[Row]
+    summary: Summary
+
+
+def federate(
+    config: RunConfig,
+    port: Port | None = None,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Result:
+    """Run a configuration to its end.
+
+    Args:
+        config: what to run.
+        port: the clients; by default all are served in this process, without Flower or Ray.
+        folder: where results go; None keeps nothing on disk.
+        resume: go on from the folder's checkpoints, to the same bits as an unbroken run.
+        watch: who looks on.
+        weights: the state to begin with instead of the task's seeded initialisation.
+    """
+    began = time.perf_counter()
+    port = port or inline_port(open_house(config))
+    model = dense_model(config)
+    if weights is not None:
+        load_into(model, weights)
+    layout = layout_for(config, model)
+    fresh = first_state(model, layout)
+    packet = dense_packet(fresh, layout)
+    book = _opened(config, folder, resume, watch or Watch())
+    ends: dict[str, State] = {}
+    tests: dict[str, Totals] = {}
+    for arm, its_config in arms_of(config).items():
+        plan = Plan(its_config, layout, packet)
+        shown = book.shown(arm, port)
+        end = book.play(arm, book.start(arm, fresh), plan, shown)
+        ends[arm], tests[arm] = measure(end, shown, "test")
+    end = ends[PRUNED]
+    load_into(model, end.weights)
+    seconds = time.perf_counter() - began
+    sizes = dict(port.present())
+    summary = summary_of(config, layout, end, tests, sizes, type(model).__name__, seconds)
+    if folder is not None:
+        summary |= write_results(folder, end, model.eval(), config)
+        write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
+    return Result(model.eval(), end, book.rows, summary)
+
+
+def arms_of(config: RunConfig) -> dict[str, RunConfig]:
+    """The pruned arm first, then a baseline per name: same seed, rounds and data."""
+    # model_copy does not validate: a dense arm keeps the plan of a run that prunes.
+    changes = {"dense": {"sparsity": 0.0, "threshold": None}, "random": {"score": "random"}}
+    return {PRUNED: config} | {
+        name: config.model_copy(update=changes[name]) for name in config.baselines
+    }
+
+
+def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
+    """Bytes of one dense fp32 tuning question and of its answer, encoded to be weighed."""
+    question = encode_question(replace(_tuning(state), masks={}), "fp32")
+    values = torch.zeros(sum(s.numel() for s in layout.shapes.values()))
+    answer = Answer(values, 1.0, {"loss": 1.0, "count": 1.0})
+    return question.size(bits=False), encode_answer(answer, "tune", "fp32").size()
+
+
+def _tuning(state: State) -> Question:
+    return Question("tune", 1, state.weights, state.masks, lr=1.0)
+
+
+@dataclass
+class _Book:
+    """The rows of every arm as they come, in memory and in the folder."""
+
+    config: RunConfig
+    folder: Path | None
+    watch: Watch
+    rows: list[Row]
+    states: dict[str, State]
+
+    def start(self, arm: str, fresh: State) -> State:
+        """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.
+
+        Up to the end of the warm-up nothing tells the arms apart, so it is run once.
+        """
+        if arm in self.states:
+            return self.states[arm]
+        if WARM not in self.states:
+            return fresh
+        warm = self.states[WARM]
+        for row in [r for r in self.rows if r["arm"] == PRUNED and r["round"] <= warm.round]:
+            self._keep({**row, "arm": arm}, 0.0, warm)
+        return warm
+
+    def play(self, arm: str, state: State, plan: Plan, port: Port) -> State:
+        """Run an arm from a state to its end, a row at a time."""
+        clock = time.perf_counter()
+        for state, row in run(state, plan, port):  # noqa: B020 (the last state is the result)
+            now = time.perf_counter()
+            self._keep({"arm": arm, **row}, now - clock, state)
+            clock = now
+            if arm == PRUNED and self.config.baselines and state.round == self.config.warmup:
+                self._keep_warm(state)
+        return state
+
+    def _keep(self, row: Row, seconds: float, state: State) -> None:
+        self.rows.append(row)
+        if self.folder is not None:
+            record(self.folder, row, seconds, state)
+        self.watch.row(row, seconds)
+
+    def _keep_warm(self, state: State) -> None:
+        self.states[WARM] = state
+        if self.folder is not None:
+            save_state(state, checkpoint_path(self.folder, WARM))
+
+    def shown(self, arm: str, port: Port) -> Port:
+        """The port, with every question announced to who looks on."""
+
+        def ask(question: Question, partitions: Sequence[int]) -> Folded:
+            self.watch.phase(arm, question, len(partitions))
+            return port.ask(question, partitions)
+
+        return replace(port, ask=ask)
+
+
+def _opened(config: RunConfig, folder: Path | None, resume: bool, watch: Watch) -> _Book:
+    if folder is None:
+        return _Book(config, None, watch, [], {})
+    if not resume:
+        begin(folder, config)
+        return _Book(config, folder, watch, [], {})
+    rows, states = rewind(folder, [*arms_of(config), WARM])
+    return _Book(config, folder, watch, rows, states)

@@ -1,0 +1,152 @@
+"""Hosts: where partitions are served and their answers added up.
+
+A host holds one resident model and the shards of its partitions. It answers a question for each
+of them in order; every answer is cast, encoded, counted, decoded and checked as if it had come
+from a device of its own, and what leaves the host is one sum. Partition p of n always belongs to
+host p * hosts // n, so the order of every sum is fixed whoever is sampled, fails or works where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fedprune.compression.wire import Packet
+from fedprune.config import RunConfig
+from fedprune.messages import (
+    Failure,
+    Folded,
+    Question,
+    Refused,
+    as_sum,
+    check,
+    decode_answer,
+    decode_question,
+    encode_answer,
+    encode_question,
+    summed,
+)
+from fedprune.plugins import tasks_of
+from fedprune.pruning.layout import Layout, layout_of
+from fedprune.randomness import seeded
+from fedprune.rounds import Port, Seat, answer
+from fedprune.tasks.task import Shard, Task
+from fedprune.tensors import count_kept
+
+Tick = Callable[[int], None]
+"""Told how many more partitions have answered, or failed."""
+
+
+@dataclass(frozen=True)
+class House:
+    """What a process that serves partitions keeps: built once, used for every question."""
+
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    layout: Layout
+    shards: Mapping[int, Shard]
+    device: torch.device
+
+
+def dense_model(config: RunConfig) -> nn.Module:
+    """The task's model before round one; the same bits in every process."""
+    with seeded(config.seed, "init"):
+        return tasks_of(config.plugin)[config.task].model()
+
+
+def layout_for(config: RunConfig, model: nn.Module) -> Layout:
+    """The layout that a configuration gives a model."""
+    output = tasks_of(config.plugin)[config.task].output
+    return layout_of(model, output=output, exclude=config.exclude, include=config.include)
+
+
+def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
+    """Build the model and the shards (all of the task's, unless given).
+
+    Sets this process to one torch thread: with more, results depend on the machine, and workers
+    that share its processors slow each other down many times over.
+    """
+    torch.set_num_threads(1)
+    task = tasks_of(config.plugin)[config.task]
+    if shards is None:
+        shards = dict(enumerate(task.shards(config)))
+    model = dense_model(config)
+    cuda = torch.cuda.is_available() and config.gpus != 0
+    device = torch.device("cuda" if cuda else "cpu")
+    return House(config, task, model.to(device), layout_for(config, model), shards, device)
+
+
+def serve(house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None) -> Folded:
+    """The sum of the partitions' answers; a partition that fails is left out and named."""
+    question = decode_question(packet, house.layout)
+    total = Folded()
+    for partition in partitions:
+        total = summed([total, _served(house, question, partition)])
+        if tick:
+            tick(1)
+    return total
+
+
+def _served(house: House, question: Question, partition: int) -> Folded:
+    size = 0
+    try:
+        seat = Seat(
+            partition,
+            house.shards[partition],
+            house.model,
+            house.task,
+            house.config,
+            house.layout,
+            house.device,
+        )
+        packet = encode_answer(answer(question, seat), question.kind, house.config.wire)
+        size = packet.size()
+        given = decode_answer(packet, count_kept(question.masks))
+        check(
+            given.values, given.weight, given.totals, question.kind, question.masks, house.layout
+        )
+        return as_sum(given, partition, size)
+    except Exception as error:  # whatever a client's code raises must not stop the others
+        return Folded(failures=(failure_of(partition, question.kind, error),), bytes_up=size)
+
+
+def failure_of(partition: int, phase: str, error: Exception) -> Failure:
+    """One line about what went wrong with one partition."""
+    where = error.field if isinstance(error, Refused) else ""
+    text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+    return Failure(partition, phase, where, " ".join(text.split())[:300])
+
+
+def grouped(partitions: Sequence[int], config: RunConfig) -> dict[int, list[int]]:
+    """Host to the partitions of it that are asked, both ascending."""
+    groups: dict[int, list[int]] = {}
+    for partition in sorted(partitions):
+        groups.setdefault(partition * config.hosts // config.clients, []).append(partition)
+    return groups
+
+
+def bytes_down(packet: Packet, partitions: Sequence[int], known: frozenset[int]) -> int:
+    """What a question weighs for those asked: with its mask only for those who lack it."""
+    return sum(packet.size(bits=p not in known) for p in partitions)
+
+
+def inline_port(house: House, tick: Tick | None = None) -> Port:
+    """The port that serves every host in this process, one after the other."""
+
+    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        packet = encode_question(question, house.config.wire)
+        hosts = grouped(partitions, house.config)
+        folded = summed(serve(house, packet, group, tick) for group in hosts.values())
+        down = bytes_down(packet, partitions, question.known)
+        return replace(folded, bytes_down=down)
+
+    return Port(ask, lambda: labels_of(house))
+
+
+def labels_of(house: House) -> dict[int, int]:
+    """The partitions a house can serve and the labels in their training parts."""
+    return {p: house.task.labels(shard.train) for p, shard in sorted(house.shards.items())}

@@ -1,0 +1,1 @@
+"""How weights move: masked training and averaging."""

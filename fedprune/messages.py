@@ -1,0 +1,229 @@
+"""Questions, answers, and how answers become one sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedprune.compression.masks import decode_mask, encode_mask, mask_digest
+from fedprune.compression.wire import Packet, flags_of, head_of, pack, pack_flags, values_of
+from fedprune.pruning.layout import Layout
+from fedprune.tensors import Masks, Tensors, count_kept, kept, spread
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the server asks: the model as it is, its mask, and what to do.
+
+    Attributes:
+        kind: "score", "tune" or "evaluate".
+        round: from 1.
+        weights: the global model's state, zero where a mask is False.
+        masks: True = kept, for every prunable tensor.
+        score: which statistics, for "score".
+        sparsity: for "score": clients vote with their own mask of this sparsity; None: no votes.
+        lr: learning rate, for "tune".
+        part: "validation" or "test", for "evaluate".
+        known: partitions that hold this mask already.
+    """
+
+    kind: str
+    round: int
+    weights: Tensors
+    masks: Masks
+    score: str = ""
+    sparsity: float | None = None
+    lr: float = 0.0
+    part: str = ""
+    known: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One client's release.
+
+    Attributes:
+        values: flat float32 summand on kept coordinates ("score": of the prunable tensors,
+            "tune": the change of the whole state); empty for "evaluate".
+        weight: factor of `values` in the sum (labels, when a mean is weighted by them).
+        totals: named sums that simply add up: loss, correct, count.
+        votes: the client's own mask on the kept coordinates, flat, or None.
+    """
+
+    values: Tensor
+    weight: float
+    totals: dict[str, float]
+    votes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A partition whose answer does not count, and why."""
+
+    partition: int
+    phase: str
+    field: str
+    reason: str
+
+
+class Refused(ValueError):
+    """An answer that came and does not count; carries the field that is wrong."""
+
+    def __init__(self, field_: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field_
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Answers added up, in the order of partitions and then of hosts.
+
+    Attributes:
+        total: flat float64 Σ weight · values; None if nobody answered.
+        weight: Σ weight.
+        totals: summed totals.
+        votes: flat int64 counts of votes per kept coordinate, or None.
+        answered: the partitions that count.
+        failures: those that do not.
+        bytes_up: what the answers that came weighed on the wire.
+        bytes_down: what the question weighed for everyone who was asked.
+    """
+
+    total: Tensor | None = None
+    weight: float = 0.0
+    totals: dict[str, float] = field(default_factory=dict)
+    votes: Tensor | None = None
+    answered: tuple[int, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def summed(pieces: Iterable[Folded]) -> Folded:
+    """Several sums as one, added in the order given: pass them in the order of hosts."""
+    out = Folded()
+    for piece in pieces:
+        out = Folded(
+            _plus(out.total, piece.total),
+            out.weight + piece.weight,
+            _added(out.totals, piece.totals),
+            _plus(out.votes, piece.votes),
+            out.answered + piece.answered,
+            out.failures + piece.failures,
+            out.bytes_up + piece.bytes_up,
+            out.bytes_down + piece.bytes_down,
+        )
+    return out
+
+
+def as_sum(answer: Answer, partition: int, size: int) -> Folded:
+    """One client's answer of `size` bytes, as a sum of one."""
+    return Folded(
+        answer.values.double().mul_(answer.weight),
+        answer.weight,
+        dict(answer.totals),
+        None if answer.votes is None else answer.votes.long(),
+        (partition,),
+        bytes_up=size,
+    )
+
+
+def _plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return left.add_(right)  # in place: the left side is a sum of ours that nobody else holds
+
+
+def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    return {k: left.get(k, 0.0) + right.get(k, 0.0) for k in {**left, **right}}
+
+
+def expected_values(kind: str, masks: Mapping[str, Tensor], layout: Layout) -> int:
+    """How many values an answer of this kind must carry."""
+    alive = count_kept(masks)
+    free = sum(s.numel() for n, s in layout.shapes.items() if n not in masks)
+    return {"score": alive, "tune": alive + free, "evaluate": 0}[kind]
+
+
+def check(values: Tensor, weight: float, totals: Mapping[str, float], kind: str, masks: Masks, layout: Layout) -> None:
+    """Refuse a summand that would spoil the sum.
+
+    Raises:
+        Refused: the field (a tensor's name, "weight", "totals") and the reason.
+    """
+    expected = expected_values(kind, masks, layout)
+    if values.numel() != expected:
+        raise Refused("values", f"wrong shape: {values.numel()} values, expected {expected}")
+    if not (math.isfinite(weight) and weight > 0):
+        raise Refused("weight", f"{weight} is not a positive number")
+    for name, value in totals.items():
+        if not math.isfinite(value):
+            raise Refused(name, f"{value} is not finite")
+    if not torch.isfinite(values).all():
+        raise Refused(_not_finite(values, kind, masks, layout), "NaN or infinite")
+
+
+def _not_finite(values: Tensor, kind: str, masks: Masks, layout: Layout) -> str:
+    names = masks if kind == "score" else layout.shapes
+    spots = spread(values, {n: layout.shapes[n] for n in names}, masks)
+    return next(n for n, t in spots.items() if not torch.isfinite(t).all())
+
+
+def encode_question(question: Question, wire: str) -> Packet:
+    """The question as a packet; its mask is in `bits`, for those who lack it."""
+    head = {
+        "kind": question.kind,
+        "round": question.round,
+        "score": question.score,
+        "sparsity": question.sparsity,
+        "lr": question.lr,
+        "part": question.part,
+        "mask": mask_digest(question.masks),
+    }
+    values = kept(question.weights, question.masks)
+    return pack(head, values, wire, encode_mask(question.masks))
+
+
+def decode_question(packet: Packet, layout: Layout) -> Question:
+    """The question as the client sees it.
+
+    Raises:
+        ValueError: bits or values do not fit the head or the layout.
+    """
+    head = head_of(packet)
+    masks = decode_mask(bytes(packet.bits))
+    if mask_digest(masks) != head["mask"]:
+        raise ValueError("the mask is not the one that the question names")
+    return Question(
+        head["kind"],
+        head["round"],
+        spread(values_of(packet), layout.shapes, masks),
+        masks,
+        head["score"],
+        head["sparsity"],
+        head["lr"],
+        head["part"],
+    )
+
+
+def encode_answer(answer: Answer, kind: str, wire: str) -> Packet:
+    """The answer as a packet. Statistics travel as fp32 whatever the wire's type."""
+    head = {"weight": answer.weight, "totals": answer.totals}
+    votes = b"" if answer.votes is None else pack_flags(answer.votes)
+    return pack(head, answer.values, wire if kind == "tune" else "fp32", votes)
+
+
+def decode_answer(packet: Packet, alive: int) -> Answer:
+    """The answer as the server would see it, its values cast back from the wire's type.
+
+    Args:
+        packet: what came.
+        alive: how many coordinates the mask keeps: the length of the votes, if there are any.
+    """
+    head = head_of(packet)
+    votes = flags_of(packet.bits, alive) if packet.bits else None
+    return Answer(values_of(packet), float(head["weight"]), head["totals"], votes)

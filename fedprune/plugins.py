@@ -1,0 +1,37 @@
+"""The tables of scores and tasks, with those of a user's own Python file added.
+
+A plug-in is a file that defines ``SCORES`` or ``TASKS``, dictionaries like ours. Server and
+clients both load it: on devices it is part of the app that Flower ships.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from fedprune.pruning.scores import SCORES, Score
+from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.task import Task
+
+
+@functools.cache
+def _loaded(plugin: str) -> ModuleType:
+    path = Path(plugin)
+    spec = importlib.util.spec_from_file_location(f"fedprune_plugin_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"plugin={plugin!r}: no such Python file; allowed: path of a .py file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def scores_of(plugin: str) -> dict[str, Score]:
+    """Every score by name; a plug-in's come last and may replace a built-in one."""
+    return {**SCORES, **(vars(_loaded(plugin)).get("SCORES", {}) if plugin else {})}
+
+
+def tasks_of(plugin: str) -> dict[str, Task]:
+    """Every task by name; a plug-in's come last and may replace a built-in one."""
+    return {**TASKS, **(vars(_loaded(plugin)).get("TASKS", {}) if plugin else {})}

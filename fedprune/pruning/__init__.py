@@ -1,0 +1,1 @@
+"""Which weights go: scores, selection, schedules, what is prunable."""

@@ -1,0 +1,104 @@
+"""Which tensors of a model are prunable, found by the kind of module that owns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from fedprune.tensors import state_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What both sides of a run know of a model without sending it.
+
+    Attributes:
+        shapes: every tensor of the state (`fedprune.tensors.state_of`) and its shape.
+        prunable: names of the tensors that masks are for, in model order.
+        spared: names of the other parameters (embeddings, norms, biases, heads of output).
+        variances: BatchNorm's running variance to its running mean, by name.
+    """
+
+    shapes: dict[str, torch.Size]
+    prunable: tuple[str, ...]
+    spared: tuple[str, ...]
+    variances: dict[str, str]
+
+
+def layout_of(
+    model: nn.Module,
+    *,
+    output: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+) -> Layout:
+    """The layout of a model.
+
+    Prunable are the weights of linear and convolution layers (GPT-2's Conv1D too), except the
+    modules named in `output` and whatever they are tied to.
+
+    Args:
+        model: any module.
+        output: module names of the heads of output.
+        exclude: shell patterns of parameter names that are spared as well.
+        include: shell patterns of parameter names that are prunable in spite of the rule.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left to prune.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in (*exclude, *include):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"exclude/include={pattern!r}: matches no parameter; allowed: a shell pattern "
+                f"over names such as {names[0]!r}"
+            )
+    by_kind = _weights_of_layers(model, output)
+    prunable = tuple(
+        name
+        for name in names
+        if (name in by_kind or _any(name, include)) and not _any(name, exclude)
+    )
+    if not prunable:
+        raise ValueError(f"exclude={list(exclude)}: nothing is left to prune; allowed: fewer patterns")
+    return Layout(
+        shapes={name: t.shape for name, t in state_of(model).items()},
+        prunable=prunable,
+        spared=tuple(name for name in names if name not in prunable),
+        variances=_batch_norm_variances(model),
+    )
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _weights_of_layers(model: nn.Module, output: Sequence[str]) -> set[str]:
+    """First names (ties once) of the weights of layers, less those a head of output shares."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    modules = dict(model.named_modules())
+    heads = {id(p) for name in output for p in modules[name].parameters()}
+    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    weights = [m.weight for m in modules.values() if _is_layer(m)]
+    return {names[id(w)] for w in weights if id(w) not in heads | tables}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    # transformers' Conv1D is told by its name: importing transformers here would cost every
+    # CNN run seconds.
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(module, kinds) or type(module).__name__ == "Conv1D"
+
+
+def _batch_norm_variances(model: nn.Module) -> dict[str, str]:
+    norms = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None
+    ]
+    dotted = [f"{name}." if name else "" for name in norms]
+    return {f"{name}running_var": f"{name}running_mean" for name in dotted}

@@ -1,0 +1,110 @@
+"""What ranks below what: score, then magnitude, then position, the lowest to be removed first.
+
+The position is a weight's place in the flat view: the layers in their order, each in C order. The
+score at the cut is found by selection in linear time (introselect, Musser 1997,
+`numpy.ndarray.partition`). Only weights tied with it are looked at again, by their magnitudes and
+then by their places. A score compared with a threshold would remove all of the tied, or none.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tensor in the ranking; its arrays are flat in C order, (size,)."""
+
+    scores: Array
+    magnitude: Array | None  # for all layers or for none
+    alive: Bools | None  # None: all of them, which spares a mask
+    least: int  # how many weights have to stay
+
+    @property
+    def size(self) -> int:
+        """How many weights the tensor had originally."""
+        return len(self.scores)
+
+    @property
+    def gone(self) -> int:
+        """How many were removed before."""
+        return 0 if self.alive is None else self.size - int(np.count_nonzero(self.alive))
+
+    @property
+    def most(self) -> int:
+        """How many may be gone in the end."""
+        return self.size - self.least
+
+
+def drop(layers: Sequence[Layer], count: int) -> list[Bools]:
+    """What is alive in the layers, without the `count` lowest ranked of all of them.
+
+    New arrays, (size,) each; `count` is at most what is alive.
+    """
+    alive = [layer.alive for layer in layers]
+    if count == 0:
+        return [
+            np.ones(x.size, bool) if a is None else a.copy()
+            for x, a in zip(layers, alive, strict=True)
+        ]
+    kept, tied, out = _split([layer.scores for layer in layers], alive, count)
+    if out == sum(int(np.count_nonzero(t)) for t in tied):
+        return kept
+    magnitudes = [np.abs(layer.magnitude) for layer in layers if layer.magnitude is not None]
+    if magnitudes:
+        larger, tied, out = _split(magnitudes, tied, out)
+        kept = _union(kept, larger)
+    return _union(kept, _without_first(tied, out))
+
+
+def _split(
+    keys: Sequence[Array], pools: Sequence[Bools | None], count: int
+) -> tuple[list[Bools], list[Bools], int]:
+    """The pools cut at their `count`-th lowest key.
+
+    Args:
+        keys: the values compared, (size,) each.
+        pools: who takes part; None is everybody.
+        count: at least 1, at most as many as take part.
+
+    Returns:
+        The members above the cut, the members equal to it, and how many of the equal belong to
+        the `count` lowest.
+    """
+    # `partition` works in place, so this copy is the only array as large as the keys.
+    low = np.concatenate([k if p is None else k[p] for k, p in zip(keys, pools, strict=True)])
+    low.partition(count - 1)
+    cut = low[count - 1]
+    out = int(np.count_nonzero(low[:count] == cut))
+    del low
+    over = [_within(k > cut, p) for k, p in zip(keys, pools, strict=True)]
+    equal = [_within(k == cut, p) for k, p in zip(keys, pools, strict=True)]
+    return over, equal, out
+
+
+def _without_first(pools: Sequence[Bools], count: int) -> list[Bools]:
+    """The pools without their first `count` members, in place."""
+    for pool in pools:
+        gone = min(count, int(np.count_nonzero(pool)))
+        # The shortest start of the pool that holds them all: no array of positions is needed.
+        end = bisect_left(range(len(pool)), gone, key=lambda e: int(np.count_nonzero(pool[:e])))
+        pool[:end] = False
+        count -= gone
+    return list(pools)
+
+
+def _within(mask: Bools, pool: Bools | None) -> Bools:
+    return mask if pool is None else np.logical_and(mask, pool, out=mask)
+
+
+def _union(left: Sequence[Bools], right: Sequence[Bools]) -> list[Bools]:
+    return [np.logical_or(a, b, out=a) for a, b in zip(left, right, strict=True)]

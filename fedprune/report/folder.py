@@ -1,0 +1,89 @@
+"""The files of a run: what is written when, and read again to resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedprune.checkpoint import load_state, save_state, write_atomically
+from fedprune.compression.coded import CODED_NAME, save_folder, to_coded
+from fedprune.compression.masks import encode_mask, mask_digest
+from fedprune.config import RunConfig, to_toml
+from fedprune.rounds import Row, State
+from fedprune.tensors import full_masks
+
+CONFIG_NAME = "config.toml"
+ROWS_NAME = "rounds.jsonl"
+TIMINGS_NAME = "timings.jsonl"
+SUMMARY_NAME = "summary.json"
+
+
+def checkpoint_path(folder: Path, arm: str) -> Path:
+    """Where an arm's newest state is."""
+    return folder / "checkpoint" / f"{arm}.safetensors"
+
+
+def begin(folder: Path, config: RunConfig) -> None:
+    """Make the folder and put the complete configuration in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG_NAME, to_toml(config).encode())
+
+
+def record(folder: Path, row: Row, seconds: float, state: State) -> None:
+    """A round is over: its row, its time, then the checkpoint that makes it count."""
+    _append(folder / ROWS_NAME, row)
+    timing = {"arm": row["arm"], "round": row["round"], "seconds": round(seconds, 3)}
+    _append(folder / TIMINGS_NAME, timing)
+    save_state(state, checkpoint_path(folder, row["arm"]))
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def rewind(folder: Path, arms: Iterable[str]) -> tuple[list[Row], dict[str, State]]:
+    """The rows so far and the states to go on from; rows past a checkpoint are cut off."""
+    found = {a: load_state(p) for a in arms if (p := checkpoint_path(folder, a)).is_file()}
+
+    def within(name: str) -> list[Row]:
+        rows = read_rows(folder / name)
+        fit = [r for r in rows if r["arm"] in found and r["round"] <= found[r["arm"]].round]
+        write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in fit).encode())
+        return fit
+
+    within(TIMINGS_NAME)
+    return within(ROWS_NAME), found
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; a last line that a crash cut short is not one."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_results(
+    folder: Path, state: State, model: nn.Module, config: RunConfig
+) -> dict[str, dict[str, int]]:
+    """Write the model in both forms and the mask.
+
+    Returns:
+        ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
+    """
+    origin = {"task": config.task, "plugin": config.plugin}
+    coded = to_coded(origin, state.weights, state.masks)
+    whole = to_coded(origin, state.weights, full_masks(state.weights, state.masks))
+    write_atomically(folder / CODED_NAME, coded)
+    write_atomically(folder / "mask", encode_mask(state.masks))
+    write_atomically(folder / "mask.sha256", f"{mask_digest(state.masks)}\n".encode())
+    save_folder(model, folder / "model", origin)
+    return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}

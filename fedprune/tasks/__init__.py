@@ -1,0 +1,1 @@
+"""What is learned: model, data, split over clients, loss, metric."""

@@ -1,0 +1,149 @@
+"""Image classification: scikit-learn's digits for quick runs, Fashion-MNIST from local files."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedprune.tasks.models import ConvNet
+from fedprune.tasks.splits import cut_at_random, partition
+from fedprune.tasks.task import Part, Shard, Task, classification_loss
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the files."""
+
+_SPLITS = {"iid": "", "dirichlet": "label", "shards": "label"}
+
+
+def _deal(rows: Part, config: RunConfig) -> Sequence[Shard]:
+    columns = {"label": rows["labels"].tolist()}
+    dealt = partition(config, _SPLITS[config.split], columns)
+    return [
+        cut_at_random({name: t[torch.tensor(own)] for name, t in rows.items()}, config.seed, p)
+        for p, own in enumerate(dealt)
+    ]
+
+
+def digits(config: RunConfig) -> Sequence[Shard]:
+    """1,797 images of 8 x 8 (UCI optical recognition of handwritten digits), in 0..1.
+
+    Raises:
+        FileNotFoundError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise FileNotFoundError(
+            "task=digits: scikit-learn is not installed; allowed: pip install scikit-learn"
+        ) from None
+    data = load_digits()
+    images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
+    return _deal({"images": images, "labels": torch.from_numpy(data.target).long()}, config)
+
+
+def fashion_mnist(config: RunConfig) -> Sequence[Shard]:
+    """The 60,000 training images of 28 x 28 (Xiao et al. 2017), in 0..1, dealt to the clients.
+
+    Each client's test part is cut from its own shard; the official 10,000 are not used.
+    """
+    return _deal(read_idx_folder(Path(config.data) if config.data else FASHION_FOLDER), config)
+
+
+def read_idx_folder(folder: Path) -> Part:
+    """Images (N, 1, H, W) in 0..1 and labels (N,) from IDX files, gzipped or not.
+
+    Raises:
+        FileNotFoundError: the files are not there, with how to get them.
+    """
+    return {
+        "images": _read_idx(_find(folder, "train-images-idx3-ubyte")).unsqueeze(1).float() / 255,
+        "labels": _read_idx(_find(folder, "train-labels-idx1-ubyte")).long(),
+    }
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"data={folder}: no {name}[.gz] there; allowed: a folder with Fashion-MNIST's IDX files "
+        "(Debian and Ubuntu: apt-get install dataset-fashion-mnist)"
+    )
+
+
+def _read_idx(path: Path) -> Tensor:
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dimensions = raw[3]  # the format: two zero bytes, type, rank, then one big-endian size each
+    if raw[:3] != b"\x00\x00\x08" or not 1 <= dimensions <= 4:
+        raise FileNotFoundError(f"data={path}: not an IDX file of unsigned bytes; allowed: IDX")
+    sizes = np.frombuffer(raw, ">u4", count=dimensions, offset=4).tolist()
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions)
+    return torch.from_numpy(values.reshape(sizes).copy())
+
+
+def local_images(folder: Path, seed: int) -> Shard:
+    """A device's own shard: every ``*.npz`` in its folder, each with `images` and `labels`.
+
+    `images` (N, H, W) of numbers in 0..1, `labels` (N,) of integers.
+    """
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise FileNotFoundError(
+            f"data={folder}: no *.npz there; allowed: files with arrays images and labels"
+        )
+    loaded = [np.load(f, allow_pickle=False) for f in files]
+    images = np.concatenate([part["images"] for part in loaded])
+    labels = np.concatenate([part["labels"] for part in loaded])
+    rows = {
+        "images": torch.from_numpy(images).float().unsqueeze(1),
+        "labels": torch.from_numpy(labels).long(),
+    }
+    return cut_at_random(rows, seed, 0)
+
+
+def digits_model() -> nn.Module:
+    """A convolutional net for 8 x 8 images."""
+    return ConvNet(side=8, channels=(16, 32), hidden=64, classes=10)
+
+
+def fashion_model() -> nn.Module:
+    """A convolutional net for 28 x 28 images."""
+    return ConvNet(side=28, channels=(8, 16), hidden=64, classes=10)
+
+
+_IMAGE_DEFAULTS = {"split": "dirichlet", "optimizer": "sgd", "lr": 0.05, "batch_size": 16}
+
+DIGITS = Task(
+    summary="scikit-learn's 8 x 8 handwritten digits (small convolutional net): seconds",
+    metric="accuracy",
+    unit="examples",
+    model=digits_model,
+    loss=classification_loss,
+    shards=digits,
+    output=("head",),
+    splits=_SPLITS,
+    defaults={**_IMAGE_DEFAULTS, "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 10},
+    local=local_images,
+)
+
+FASHION_MNIST = Task(
+    summary="Fashion-MNIST from a local folder of IDX files (small convolutional net)",
+    metric="accuracy",
+    unit="examples",
+    model=fashion_model,
+    loss=classification_loss,
+    shards=fashion_mnist,
+    output=("head",),
+    splits=_SPLITS,
+    defaults={**_IMAGE_DEFAULTS, "rounds": 24, "warmup": 8, "cohort": 10, "local_steps": 20},
+    local=local_images,
+)

@@ -1,0 +1,127 @@
+"""Who holds which rows: splits of one data set over partitions, by flwr-datasets' partitioners.
+
+The partitioners see the row numbers and the columns a split needs, never the examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedprune.randomness import derive
+from fedprune.tasks.task import Part, Shard, examples
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+SPLITS = {
+    "natural": "one client per natural owner of the data (a speaking role)",
+    "iid": "rows dealt at random in equal numbers",
+    "dirichlet": "label shares per client from Dirichlet(alpha); small alpha = more skew",
+    "shards": "sorted by label, cut into shards, two shards a client (McMahan et al. 2017)",
+}
+
+FEWEST = 10
+"""A shard needs this many rows, so that each of its three parts holds at least one."""
+
+
+def partition(config: RunConfig, column: str, columns: Mapping[str, Sequence[Any]]) -> list[list[int]]:
+    """The row numbers of every partition, each list ascending.
+
+    Args:
+        config: resolved configuration: split, clients, alpha, seed.
+        column: the column that the split works on ("" for iid).
+        columns: columns of the data set by name, all of one length.
+
+    Raises:
+        ValueError: a partition would hold fewer than `FEWEST` rows.
+    """
+    # flwr-datasets and datasets take seconds to import: only a worker that splits pays.
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    rows = len(next(iter(columns.values())))
+    chosen = {column: list(columns[column])} if column else {}
+    table = Dataset.from_dict({"row": list(range(rows)), **chosen})
+    seed = derive(config.seed, "split") % 2**31
+    if config.split == "iid":
+        table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
+    partitioner = _PARTITIONERS[config.split](config, column, seed)
+    partitioner.dataset = table
+    if config.split == "natural":
+        config_clients = partitioner.num_partitions
+    else:
+        config_clients = config.clients
+    dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(config_clients)]
+    _check(dealt, rows, config)
+    return dealt
+
+
+def _natural(config: RunConfig, column: str, seed: int) -> Any:
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    return NaturalIdPartitioner(partition_by=column)
+
+
+def _iid(config: RunConfig, column: str, seed: int) -> Any:
+    from flwr_datasets.partitioner import IidPartitioner
+
+    return IidPartitioner(num_partitions=config.clients)
+
+
+def _dirichlet(config: RunConfig, column: str, seed: int) -> Any:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    return DirichletPartitioner(
+        num_partitions=config.clients,
+        partition_by=column,
+        alpha=config.alpha,
+        min_partition_size=FEWEST,
+        self_balancing=False,
+        seed=seed,
+    )
+
+
+def _shards(config: RunConfig, column: str, seed: int) -> Any:
+    from flwr_datasets.partitioner import ShardPartitioner
+
+    return ShardPartitioner(
+        num_partitions=config.clients,
+        partition_by=column,
+        num_shards_per_partition=2,
+        keep_incomplete_shard=True,
+        seed=seed,
+    )
+
+
+_PARTITIONERS: dict[str, Callable[[RunConfig, str, int], Any]] = {
+    "natural": _natural,
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "shards": _shards,
+}
+
+
+def _check(dealt: list[list[int]], rows: int, config: RunConfig) -> None:
+    small = min(map(len, dealt))
+    if config.split != "natural" and small < FEWEST:
+        raise ValueError(
+            f"clients={config.clients}: the smallest of {len(dealt)} partitions would hold "
+            f"{small} rows; allowed: at least {FEWEST} each (fewer clients, or a larger alpha)"
+        )
+    lost = rows - len({row for part in dealt for row in part})
+    if lost:
+        raise ValueError(f"split={config.split}: {lost} of {rows} rows were dealt to nobody")
+
+
+def cut_at_random(rows: Part, seed: int, partition_: int) -> Shard:
+    """80 % train, 10 % validation, 10 % test of independent examples, by a seeded shuffle."""
+    n = examples(rows)
+    gen = torch.Generator().manual_seed(derive(seed, "cut", partition_))
+    order = torch.randperm(n, generator=gen)
+    held = max(1, n // 10)
+    pieces = order.split([n - 2 * held, held, held])
+    parts = [{name: t[piece] for name, t in rows.items()} for piece in pieces]
+    return Shard(*parts)

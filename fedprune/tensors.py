@@ -1,0 +1,124 @@
+"""Named tensors and their algebra: the one data type that travels through a round.
+
+A model's *state* here is what learning moves: every parameter, ties once, and every
+floating-point buffer. Integer buffers (BatchNorm's batch counter) stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+Masks = dict[str, Tensor]
+
+
+def state_of(model: nn.Module) -> Tensors:
+    """The model's own tensors by name (views, not copies): parameters, then float buffers.
+
+    A tied parameter appears once, under the first name the model gives it.
+    """
+    state: Tensors = {name: p.detach() for name, p in model.named_parameters()}
+    state.update({n: b.detach() for n, b in model.named_buffers() if b.is_floating_point()})
+    return state
+
+
+def copied(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Detached copies on the CPU."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+
+@torch.no_grad()
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy values into the model in place; ties and identity of its parameters stay."""
+    state = state_of(model)
+    if state.keys() != tensors.keys():
+        odd = sorted(state.keys() ^ tensors.keys())
+        raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
+    for name, value in tensors.items():
+        state[name].copy_(value)
+
+
+def masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensors:
+    """Copies with exactly 0.0 where a mask is False, whatever stood there (NaN too)."""
+    return {
+        name: t.masked_fill(~masks[name], 0.0) if name in masks else t.clone()
+        for name, t in tensors.items()
+    }
+
+
+def kept(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    """All values that a mask keeps (all values where there is no mask) as one flat tensor.
+
+    Order: names sorted, each tensor in C order. The tensors must share one dtype.
+    """
+    parts = [
+        tensors[name][masks[name]] if name in masks else tensors[name].reshape(-1)
+        for name in sorted(tensors)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+def spread(
+    flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]
+) -> Tensors:
+    """The inverse of `kept`: tensors of the given shapes, 0.0 where a mask is False.
+
+    Raises:
+        ValueError: `flat` holds more or fewer values than the masks keep.
+    """
+    sizes = {n: _size(n, shapes, masks) for n in sorted(shapes)}
+    if flat.numel() != sum(sizes.values()):
+        raise ValueError(f"expected {sum(sizes.values())} values, got {flat.numel()}")
+    out: Tensors = {}
+    for part, name in zip(flat.split(list(sizes.values())), sizes, strict=True):
+        if name in masks:
+            out[name] = torch.zeros(shapes[name], dtype=flat.dtype)
+            out[name][masks[name]] = part
+        else:
+            out[name] = part.reshape(shapes[name]).clone()
+    return {name: out[name] for name in shapes}
+
+
+def _size(name: str, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> int:
+    return int(masks[name].sum()) if name in masks else shapes[name].numel()
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Name to shape, in the same order."""
+    return {name: t.shape for name, t in tensors.items()}
+
+
+def full_masks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
+    """Masks that keep everything, for the tensors named."""
+    return {name: torch.ones(tensors[name].shape, dtype=torch.bool) for name in names}
+
+
+def count_kept(masks: Mapping[str, Tensor]) -> int:
+    """How many weights the masks keep."""
+    return sum(int(m.sum()) for m in masks.values())
+
+
+def count(tensors: Mapping[str, Tensor]) -> int:
+    """How many values there are in all."""
+    return sum(t.numel() for t in tensors.values())
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes, dtypes and bytes, in sorted order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{tuple(t.shape)}|{t.dtype}|".encode())
+        sha.update(as_bytes(t))
+    return sha.hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes of a contiguous CPU tensor of any dtype (bfloat16 too), without a copy."""
+    raw: np.ndarray = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(raw)
