@@ -34,7 +34,7 @@ def random_mask(size: int, sparsity: float, seed: int) -> Tensor:
 
 
 def bound(mask: Tensor) -> float:
-    """n * H(density) / 8, in bytes."""
+    """The entropy n * H(density) / 8, in bytes."""
     n, kept = mask.numel(), int(mask.sum())
     return sum(-c * math.log2(c / n) for c in (kept, n - kept) if c) / 8
 
@@ -68,7 +68,7 @@ def compare(label: str, masks: dict[str, Tensor]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**6, 10**7])
     args = parser.parse_args()
     print(

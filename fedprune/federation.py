@@ -17,6 +17,7 @@ from fedprune.hosts import dense_model, inline_port, layout_for, open_house
 from fedprune.messages import Answer, Folded, Question, encode_answer, encode_question
 from fedprune.pruning.layout import Layout
 from fedprune.report.folder import (
+    CONFIG_NAME,
     SUMMARY_NAME,
     begin,
     checkpoint_path,
@@ -38,7 +39,7 @@ class Watch:
     """Who looks on: both may be left out, neither can change the run."""
 
     phase: Callable[[str, Question, int], None] = lambda arm, question, partitions: None
-    row: Callable[[Row, float], None] = lambda row, seconds: None
+    row: Callable[[Row, float, State], None] = lambda row, seconds, state: None
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,21 @@ def federate(
     summary = summary_of(config, layout, end, tests, sizes, type(model).__name__, seconds)
     if folder is not None:
         summary |= write_results(folder, end, model.eval(), config)
+        summary |= commands(folder)
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
+        # matplotlib takes a second to import: a worker process, which imports this module, need not.
+        from fedprune.report.page import write_report
+
+        write_report(folder)
     return Result(model.eval(), end, book.rows, summary)
+
+
+def commands(folder: Path) -> dict[str, str]:
+    """How to repeat a run and how to go on with it."""
+    return {
+        "command": f"python simulations/run.py --config {folder / CONFIG_NAME} --out {folder}-again",
+        "resume": f"python simulations/run.py --resume {folder}",
+    }
 
 
 def arms_of(config: RunConfig) -> dict[str, RunConfig]:
@@ -164,7 +178,7 @@ class _Book:
         self.rows.append(row)
         if self.folder is not None:
             record(self.folder, row, seconds, state)
-        self.watch.row(row, seconds)
+        self.watch.row(row, seconds, state)
 
     def _keep_warm(self, state: State) -> None:
         self.states[WARM] = state

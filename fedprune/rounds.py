@@ -139,7 +139,9 @@ class Plan:
         )
 
     def phase(self, round_: int) -> str:
-        """ "warmup", "prune" or "recover"."""
+        """The part of the run: dense (an arm that never prunes), warmup, prune or recover."""
+        if self.config.sparsity == 0.0:
+            return "dense"
         if self.prunes(round_):
             return "prune"
         last = self.config.end if self.config.threshold is None else self.config.warmup + 1

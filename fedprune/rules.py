@@ -31,23 +31,30 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     tasks = tasks_of(str(given.get("plugin", "")))
     named(("task", task_name), tasks)
     defaults = {**_ANY_TASK, **tasks[task_name].defaults}
-    values = {**defaults, **given}
-    if not all(isinstance(values.get(k, 1), int) for k in ("rounds", "clients", "warmup")):
-        return values
-    clients, rounds = values.get("clients", 20), values["rounds"]
-    if "warmup" not in given:
-        values["warmup"] = defaults["warmup"] * rounds // defaults["rounds"]
-    if "cohort" not in given:
-        values["cohort"] = min(defaults["cohort"], clients)
-    if "local_epochs" in given and "local_steps" not in given:
-        values["local_steps"] = 0
-    values.setdefault("hosts", min(clients, 8))
-    values.setdefault("end", values["warmup"] + max(1, (rounds - values["warmup"]) * 2 // 3))
+    values = {"clients": 20, **defaults, **given}
     if values.get("threshold") is None:
         values.setdefault("sparsity", 0.8)
         values.setdefault("schedule", "cubic")
     values.setdefault("schedule", "one-shot")
-    return values
+    if "local_epochs" in given and "local_steps" not in given:
+        values["local_steps"] = 0
+    numbers = [values[key] for key in ("clients", "rounds", "warmup", "cohort")]
+    if all(isinstance(number, int) for number in numbers):
+        return {**values, **_sized(given, defaults, values["clients"], values["rounds"]), **given}
+    return {"hosts": 1, "end": 1, **values}
+
+
+def _sized(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], clients: int, rounds: int
+) -> dict[str, int]:
+    """What scales with the number of clients and of rounds, unless it is given."""
+    warmup = given.get("warmup", defaults["warmup"] * rounds // defaults["rounds"])
+    return {
+        "warmup": warmup,
+        "cohort": min(defaults["cohort"], clients),
+        "hosts": min(clients, 8),
+        "end": warmup + max(1, (rounds - warmup) * 2 // 3),
+    }
 
 
 _ANY_TASK = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.compression.coded import CODED_NAME, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
-from fedprune.config import RunConfig, to_toml
+from fedprune.config import ConfigError, RunConfig, to_toml
 from fedprune.rounds import Row, State
 from fedprune.tensors import full_masks
 
@@ -25,6 +26,21 @@ SUMMARY_NAME = "summary.json"
 def checkpoint_path(folder: Path, arm: str) -> Path:
     """Where an arm's newest state is."""
     return folder / "checkpoint" / f"{arm}.safetensors"
+
+
+def fresh_folder(config: RunConfig) -> Path:
+    """Where a new run's results go: `out`, or ``runs/<task>-<time>``.
+
+    Raises:
+        ConfigError: there is a run already.
+    """
+    name = f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config.out) if config.out else Path("runs") / name
+    if (folder / CONFIG_NAME).exists():
+        raise ConfigError(
+            f"out={str(folder)!r}: holds a run already; allowed: another folder, or --resume {folder}"
+        )
+    return folder
 
 
 def begin(folder: Path, config: RunConfig) -> None:

@@ -6,6 +6,8 @@ The partitioners see the row numbers and the columns a split needs, never the ex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,11 +52,9 @@ def partition(config: RunConfig, column: str, columns: Mapping[str, Sequence[Any
         table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
     partitioner = _PARTITIONERS[config.split](config, column, seed)
     partitioner.dataset = table
-    if config.split == "natural":
-        config_clients = partitioner.num_partitions
-    else:
-        config_clients = config.clients
-    dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(config_clients)]
+    with redirect_stderr(StringIO()):  # a partitioner draws a progress bar that cannot be disabled
+        count = partitioner.num_partitions
+        dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(count)]
     _check(dealt, rows, config)
     return dealt
 

@@ -1,0 +1,1 @@
+"""The Flower ClientApp: answers for the partitions a node hosts."""

@@ -1,0 +1,116 @@
+"""Flower ClientApp: unpack, answer for every hosted partition, fold, pack.
+
+In simulation a node hosts the partitions that a message names, and any worker process can serve
+any host, because what it keeps is built from the configuration alone. A real device hosts one
+partition, itself: its node config names it (``partition-id``) and its folder (``data``). It keeps
+the configuration and the newest mask in Flower's ``Context.state``; in simulation nothing is
+there, because Flower's simulation pickles it with every message.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedprune.config import configure, from_toml
+from fedprune.hosts import House, labels_of, open_house, serve
+from fedprune.letters import Letter, packet_of, sum_letter
+from fedprune.plugins import tasks_of
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Who this node is: whether a device, and the labels each of its partitions trains on."""
+    letter = _letter(message)
+    device = _is_device(context)
+    config = _config_text(letter, context)
+    about = {"device": device, "labels": labels_of(_house(config, context))}
+    return _reply(message, Letter({"about": json.dumps(about)}, {}))
+
+
+@app.train("score")
+@app.train("tune")
+@app.evaluate()
+def answer_all(message: Message, context: Context) -> Message:
+    """One sum over the partitions asked, or ``missing`` where a device lacks what it needs."""
+    letter = _letter(message)
+    config, bits = _config_text(letter, context), _mask_bits(letter, context)
+    if not config or not bits:
+        return _reply(message, Letter({"missing": True}, {}))
+    house = _house(config, context)
+    folded = serve(house, packet_of(letter, bits), letter.fields["partitions"])
+    return _reply(message, sum_letter(folded))
+
+
+def _is_device(context: Context) -> bool:
+    return "data" in context.node_config
+
+
+def _config_text(letter: Letter, context: Context) -> str:
+    """The run's configuration as TOML: as it came, or as this device keeps it; "" if neither."""
+    text = str(letter.fields.get("config", ""))
+    if _is_device(context):
+        if text:
+            context.state["config"] = ConfigRecord({"toml": text})
+        record = context.state.config_records.get("config")
+        return str(record["toml"]) if record else ""
+    return text
+
+
+def _mask_bits(letter: Letter, context: Context) -> bytes:
+    """The mask that the question names: as it came, or as this device keeps it; b"" if neither."""
+    bits = letter.buffers.get("bits", b"")
+    if not _is_device(context):
+        return bits
+    digest = json.loads(letter.fields["head"])["mask"]
+    if bits:
+        context.state["mask"] = ConfigRecord({"digest": digest, "bits": bits})
+    record = context.state.config_records.get("mask")
+    if record is None or record["digest"] != digest:
+        return b""
+    kept = record["bits"]
+    assert isinstance(kept, bytes)
+    return kept
+
+
+def _house(text: str, context: Context) -> House:
+    """This process's resident model and shards for a configuration."""
+    if not _is_device(context):
+        return _simulated_house(text)
+    node = context.node_config
+    return _device_house(text, str(node["data"]), int(node.get("partition-id", 0)))
+
+
+@functools.lru_cache(maxsize=1)
+def _simulated_house(text: str) -> House:
+    return open_house(configure(from_toml(text)))
+
+
+@functools.lru_cache(maxsize=1)
+def _device_house(text: str, data: str, partition: int) -> House:
+    config = configure(from_toml(text))
+    local = tasks_of(config.plugin)[config.task].local
+    if local is None:
+        raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
+    return open_house(config, {partition: local(Path(data), config.seed)})
+
+
+def _letter(message: Message) -> Letter:
+    content = message.content
+    buffers = {name: array.data for name, array in content.array_records["buffers"].items()}
+    return Letter(dict(content.config_records["fields"]), buffers)
+
+
+def _reply(message: Message, letter: Letter) -> Message:
+    arrays = {
+        name: Array("uint8", (len(data),), "fedprune.bytes", data)
+        for name, data in letter.buffers.items()
+    }
+    records = {"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)}
+    return Message(RecordDict(records), reply_to=message)

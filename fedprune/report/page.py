@@ -1,0 +1,195 @@
+"""A run's folder -> report.html, one file that needs nothing else: no script, no request.
+
+`write_report` makes everything a person looks at: plots/*.png, TensorBoard events and the page.
+Words that clients wrote (reasons of failures) are escaped by the template and cut to a length.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fedprune.report.board import write_events
+from fedprune.report.pictures import Picture, pictures, svg, write_plots
+from fedprune.report.reading import (
+    NONE,
+    Run,
+    arms,
+    duration,
+    measure,
+    number,
+    percent,
+    ratio,
+    read_run,
+    size,
+    whole,
+)
+from fedprune.report.tables import (
+    config_table,
+    digest_table,
+    failure_table,
+    failures,
+    layer_table,
+    outcome,
+    quality_table,
+    results,
+    round_table,
+)
+
+SENTENCES = (
+    "{clients} clients trained {model} of {parameters} parameters on the task {task}.",
+    "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
+    "The server asked {cohort} of them in each round.",
+    "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
+    "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
+    "{rounds_completed} of {rounds} rounds were completed.",
+    "It took {time} on {hosts} hosts of the engine {engine}, with seed {seed}.",
+    "Baselines of the same budget and seed: {baselines}.",
+)
+
+
+def write_report(folder: Path) -> None:
+    """Write plots/*.png, tensorboard/ and report.html from the files of a run's folder."""
+    run = read_run(folder)
+    made = pictures(run)
+    write_plots(folder, made)
+    write_events(folder, run.rows)
+    write_html(folder, run, made)
+
+
+def write_page(folder: Path) -> Path:
+    """Write report.html from the files of a run's folder and return its path."""
+    run = read_run(folder)
+    return write_html(folder, run, pictures(run))
+
+
+def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
+    """Render the page; the same folder gives the same bytes."""
+    environment = Environment(
+        loader=PackageLoader("fedprune.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html.jinja").render(
+        title=title(run),
+        what=what_was_run(run),
+        verdict=verdict(run),
+        facts=facts(run),
+        quality=quality_table(run),
+        tested_on=tested_on(run),
+        pictures=made,
+        # The one thing that is not escaped: elements that matplotlib wrote, its texts escaped.
+        svg={name: Markup(svg(picture)) for name, picture in made.items()},
+        layers=layer_table(run),
+        not_prunable=run.summary.get("not_prunable") or [],
+        failures=failure_table(run),
+        failure_count=len(failures(run)),
+        rounds={arm: round_table(run, arm) for arm in arms(run.rows)},
+        config=config_table(run.config),
+        commands=commands(run),
+        digests=digest_table(run),
+    )
+    path = folder / "report.html"
+    # A client's words may hold half a surrogate pair, which has no UTF-8.
+    path.write_bytes(text.encode("utf-8", "replace"))
+    return path
+
+
+def title(run: Run) -> str:
+    """The page's title: the task and how much went."""
+    task = run.summary.get("task") or run.config.get("task") or "run"
+    sparsity = number(run.summary.get("sparsity"))
+    return f"{task}, {percent(sparsity)} pruned" if sparsity > 0 else f"{task}, nothing pruned"
+
+
+def what_was_run(run: Run) -> str:
+    """One paragraph that says what happened, from the configuration and the summary."""
+    known = {k: v for k, v in {**run.config, **run.summary}.items() if v is not None}
+    known["baselines"] = ", ".join(arms(run.rows)[1:])
+    known["shortest"], known["longest"] = (
+        whole(choose(known.get("shard_sizes") or [], default=None)) for choose in (min, max)
+    )
+    known.setdefault("unit", "examples")
+    known["parameters"] = whole(known.get("parameters"))
+    removed = number(run.summary.get("sparsity"))
+    known["removed"] = percent(removed) if removed > 0 else NONE
+    known["time"] = duration(known.get("seconds"))
+    told = {key: value for key, value in known.items() if value not in ("", NONE)}
+    return " ".join(filter(None, (say(sentence, told) for sentence in SENTENCES)))
+
+
+def say(sentence: str, known: dict[str, Any]) -> str:
+    """The sentence with its gaps filled; nothing where one of them is not known."""
+    try:
+        return sentence.format_map(known)
+    except KeyError:
+        return ""
+
+
+def verdict(run: Run) -> str:
+    """The result in one sentence, and what the baselines reached."""
+
+    def read(name: str) -> str:
+        return measure(run.metric, outcome(run, name, run.metric))
+
+    gain = outcome(run, "final", run.metric) - outcome(run, "dense_at_pruning", run.metric)
+    gain = gain if run.metric == "accuracy" else -gain
+    names = results(run)
+    if "final" not in names:
+        return "No model was measured on the test split."
+    against = f"the dense model's {read('dense_at_pruning')} when pruning began"
+    relation = "better than" if gain > 0 else "worse than" if gain < 0 else "the same as"
+    if gain != gain:
+        relation, against = "with", "no dense model measured when pruning began"
+    ends = f"The {run.main} model ends at a test {run.metric} of {read('final')}"
+    text = f"{ends}, {relation} {against}."
+    others = [f"{name} {read(name)}" for name in names if name not in ("final", "dense_at_pruning")]
+    return f"{text} Baselines of the same budget: {', '.join(others)}." if others else text
+
+
+def tested_on(run: Run) -> str:
+    """What the test figures were measured on."""
+    count = whole(outcome(run, "final", "count"))
+    return f"On the test split of all partitions, {count} {run.summary.get('unit') or 'examples'}."
+
+
+def facts(run: Run) -> list[tuple[str, str, str]]:
+    """Headline figures: what it is, the figure, and what it is measured against."""
+    told = run.summary
+    removed = number(told.get("prunable_parameters")) - number(told.get("kept_parameters"))
+    disk = told.get("bytes_on_disk") or {}
+    sent = number(told.get("bytes_up")) + number(told.get("bytes_down"))
+    dense_sent = told.get("bytes_dense")
+    figures = [
+        (
+            "prunable weights kept",
+            percent(ratio(told.get("kept_parameters"), told.get("prunable_parameters"))),
+            f"{whole(told.get('kept_parameters'))} of {whole(told.get('prunable_parameters'))}",
+        ),
+        (
+            "all parameters kept",
+            percent(1 - ratio(removed, told.get("parameters"))),
+            f"{whole(number(told.get('parameters')) - removed)} of {whole(told.get('parameters'))}",
+        ),
+        (
+            "size on disk",
+            size(disk.get("pruned")),
+            f"{percent(ratio(disk.get('pruned'), disk.get('dense')))} "
+            f"of {size(disk.get('dense'))} dense",
+        ),
+        (
+            "sent up and down",
+            size(sent),
+            f"{percent(ratio(sent, dense_sent))} of {size(dense_sent)} for dense FedAvg",
+        ),
+    ]
+    return [fact for fact in figures if fact[1] != NONE]
+
+
+def commands(run: Run) -> list[tuple[str, str]]:
+    """What to type to have this run again or to go on with it."""
+    told = (("Repeat", run.summary.get("command")), ("Resume", run.summary.get("resume")))
+    return [(what, str(command)) for what, command in told if command]

@@ -1,0 +1,188 @@
+"""Every figure of a run with the sentence that says what it shows, as PNG and as inline SVG."""
+
+import html
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from fedprune.report import plots
+from fedprune.report.reading import (
+    Row,
+    Run,
+    arms,
+    chance_levels,
+    density,
+    distinct_arms,
+    measure,
+    number,
+    percent,
+    pruning_rounds,
+    ratio,
+    series,
+    size,
+    whole,
+)
+
+CSS_VARIABLES = {
+    plots.INK: "--ink",
+    plots.FAINT: "--faint",
+    plots.PAPER: "--paper",
+    plots.ARMS["pruned"][0]: "--series-1",
+    plots.ARMS["dense"][0]: "--series-2",
+    plots.ARMS["random"][0]: "--series-3",
+    plots.OTHER_ARM[0]: "--series-4",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure (None where the run has nothing to draw) and the finding beside it."""
+
+    name: str
+    title: str
+    finding: str
+    figure: Figure | None
+
+
+def pictures(run: Run) -> dict[str, Picture]:
+    """All pictures of a run, by name, in the order of the page."""
+    made = (quality(run), sparsity(run), traffic(run), agreement(run), layers(run))
+    return {picture.name: picture for picture in made}
+
+
+def quality(run: Run) -> Picture:
+    """Validation quality over rounds."""
+    title = f"Validation {run.metric}"
+    said = [text for arm in arms(run.rows) if (text := quality_of(run, arm))]
+    if not said:
+        return Picture("quality", title, "No round was measured.", None)
+    better = "Higher" if run.metric == "accuracy" else "Lower"
+    finding = f"{better} is better. On validation: {'; '.join(said)}."
+    return Picture("quality", title, finding, plots.quality_figure(run.rows, run.metric))
+
+
+def quality_of(run: Run, arm: str) -> str:
+    """First, last and best validation quality of one arm, in words; empty where none is known."""
+    known = [(r, v) for r, v in zip(*series(run.rows, arm, run.metric), strict=True) if v == v]
+    if not known:
+        return ""
+    said = [f"{measure(run.metric, value)} after round {at}" for at, value in known]
+    best = (max if run.metric == "accuracy" else min)(value for _, value in known)
+    tail = "" if best == known[-1][1] else f" (best {measure(run.metric, best)})"
+    return f"{arm} {said[0]}" if len(said) == 1 else f"{arm} {said[0]}, {said[-1]}{tail}"
+
+
+def sparsity(run: Run) -> Picture:
+    """Removed share over rounds."""
+    title = "Sparsity"
+    values = series(run.rows, run.main, "sparsity")[1]
+    if all(value != value for value in values):
+        return Picture("sparsity", title, "No round was measured.", None)
+    removing = pruning_rounds(run.rows, run.main)
+    finding = "No weight has been removed."
+    if removing:
+        prunable, kept = (run.summary.get(f"{part}_parameters") for part in ("prunable", "kept"))
+        finding = (
+            f"Weights were removed between rounds {removing[0]} and {removing[-1]}: "
+            f"{whole(number(prunable) - number(kept))} in all, {percent(values[-1])} of prunable."
+        )
+    hidden = set(arms(run.rows)) - set(distinct_arms(run.rows, "sparsity"))
+    if hidden:
+        finding += f" Same curve, not drawn again: {', '.join(sorted(hidden))}."
+    return Picture("sparsity", title, finding, plots.sparsity_figure(run.rows))
+
+
+def traffic(run: Run) -> Picture:
+    """Bytes up and down against dense averaging."""
+    title = "Bytes sent"
+    known = [r for r in run.rows if r["arm"] == run.main and r.get("bytes_up") is not None]
+    if not known:
+        return Picture("bytes", title, "No traffic was counted.", None)
+    last: Row = known[-1]
+    sent = last["bytes_up"] + last["bytes_down"]
+    dense = last["bytes_dense"]
+    finding = (
+        f"By round {last['round']} clients had sent {size(last['bytes_up'])} up and received "
+        f"{size(last['bytes_down'])} down: {size(sent)}, or {percent(ratio(sent, dense))} of the "
+        f"{size(dense)} that dense FedAvg takes for the same tuning. Evaluation, counted apart: "
+        f"{size(last.get('bytes_evaluation'))}."
+    )
+    return Picture("bytes", title, finding, plots.bytes_figure(run.rows))
+
+
+def agreement(run: Run) -> Picture:
+    """How far the clients' own masks coincide."""
+    title = "Agreement of the clients' own masks"
+    meaning = (
+        "The measure: the share of kept weights that two clients' own top-k masks have in common, "
+        "on average over pairs. Chance is the density of such a mask among the weights still "
+        "alive, which is what random masks would have in common."
+    )
+    rounds, values = series(run.rows, run.main, "agreement")
+    chance = chance_levels(run.rows, run.main)
+    known = [(r, v, c) for r, v, c in zip(rounds, values, chance, strict=True) if v == v]
+    if not known:
+        return Picture("agreement", title, f"It was not measured in this run. {meaning}", None)
+    average = sum(v for _, v, _ in known) / len(known)
+    expected = sum(c for _, _, c in known) / len(known)
+    finding = (
+        f"Clients agreed on {percent(average)} of the weights to keep, on average over "
+        f"{len(known)} pruning {'round' if len(known) == 1 else 'rounds'}, against "
+        f"{percent(expected)} by chance; in the last, round {known[-1][0]}, on "
+        f"{percent(known[-1][1])} against {percent(known[-1][2])}. {meaning}"
+    )
+    return Picture("agreement", title, finding, plots.agreement_figure(run.rows))
+
+
+def layers(run: Run) -> Picture:
+    """What each prunable tensor kept."""
+    title = "Density by layer"
+    tensors = run.summary.get("layers") or []
+    if not tensors:
+        return Picture("layers", title, "No layer was reported.", None)
+    kept, total = (sum(layer[key] for layer in tensors) for key in ("kept", "total"))
+    low, high = (choose(tensors, key=density) for choose in (min, max))
+    finding = (
+        f"{percent(ratio(kept, total))} of the weights of {len(tensors)} prunable tensors are "
+        f"kept: from {percent(density(low))} in {low['name']} to "
+        f"{percent(density(high))} in {high['name']}."
+    )
+    return Picture("layers", title, finding, plots.layers_figure(tensors))
+
+
+def write_plots(folder: Path, made: dict[str, Picture]) -> None:
+    """Write plots/NAME.png for every picture with a figure, on white; drop those without one."""
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for name, picture in made.items():
+        path = folder / "plots" / f"{name}.png"
+        if picture.figure is None:
+            path.unlink(missing_ok=True)
+            continue
+        with matplotlib.rc_context(plots.STYLE):
+            picture.figure.savefig(path, format="png", dpi=200, facecolor=plots.PAPER)
+
+
+def svg(picture: Picture) -> str:
+    """A picture as one inline `<svg>` element that takes its colours from the page.
+
+    The same figure gives the same bytes. Every id inside carries the picture's name, because two
+    figures on one page would otherwise share ids.
+    """
+    if picture.figure is None:
+        return ""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(plots.STYLE), matplotlib.rc_context({"svg.hashsalt": picture.name}):
+        picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", body)
+    for color, variable in CSS_VARIABLES.items():
+        body = body.replace(color, f"var({variable})")
+    width, height = (72 * inches for inches in picture.figure.get_size_inches())
+    label = html.escape(f"{picture.title}. {picture.finding}")
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{body}'

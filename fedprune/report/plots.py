@@ -1,0 +1,237 @@
+"""Rows -> matplotlib figures, by the object API: nothing here touches pyplot's global state.
+
+Each figure is drawn once, in the colours of the light scheme; the page's SVG swaps those colours
+for CSS variables (see `pictures`). That is why a shade is always an alpha of a palette colour and
+never a colour of its own.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
+
+from fedprune.report.reading import (
+    SPACE,
+    Row,
+    arms,
+    chance_levels,
+    density,
+    distinct_arms,
+    grid,
+    percent,
+    pruning_rounds,
+    series,
+    short_name,
+)
+
+P = ParamSpec("P")
+
+INK, FAINT, PAPER = "#1d2024", "#c9ccd1", "#ffffff"
+# Okabe and Ito's palette, told apart by colour-blind readers; each arm has its own dashes too.
+ARMS = {
+    "pruned": ("#0072b2", "-", "o"),
+    "dense": ("#d55e00", "--", "s"),
+    "random": ("#009e73", ":", "^"),
+}
+OTHER_ARM = ("#cc79a7", "-.", "D")
+STYLE: Any = {  # matplotlib names its keys one by one, by version
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a "$" in a layer's name is a dollar
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 2.8,
+    "svg.fonttype": "none",
+}
+WIDTH, HEIGHT = 4.2, 2.6  # inches: small, so that text stays readable when scaled to a phone
+NAMED_BARS = 24  # more layers than this become a heat map
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run a drawing function under this module's style and leave the global one as it was."""
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+@styled
+def quality_figure(rows: Sequence[Row], metric: str) -> Figure:
+    """Validation quality over rounds, one line per arm; logarithmic where it spans a lot."""
+    figure, axes = canvas(f"validation {metric}")
+    values = [v for arm in arms(rows) for v in draw_line(axes, rows, arm, metric) if v == v]
+    if metric == "accuracy":
+        axes.yaxis.set_major_formatter(percentages())
+    elif values and min(values) > 0 and max(values) > 4 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    return finish(figure, axes, rows)
+
+
+@styled
+def sparsity_figure(rows: Sequence[Row]) -> Figure:
+    """Removed share of the prunable weights over rounds; arms with the same curve share a line."""
+    figure, axes = canvas("weights removed, of prunable")
+    for arm in distinct_arms(rows, "sparsity"):
+        draw_line(axes, rows, arm, "sparsity")
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(percentages())
+    return finish(figure, axes, rows)
+
+
+@styled
+def bytes_figure(rows: Sequence[Row]) -> Figure:
+    """Bytes up and down so far, stacked, of the main arm, against dense averaging."""
+    figure, axes = canvas("")
+    arm = arms(rows)[0]
+    rounds, up = series(rows, arm, "bytes_up")
+    down, dense = (series(rows, arm, key)[1] for key in ("bytes_down", "bytes_dense"))
+    sums = [u + d for u, d in zip(up, down, strict=True)]
+    top = max((v for v in [*sums, *dense] if v == v), default=0)
+    scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB")) if top >= s), (1e3, "kB"))
+    lower, upper = [v / scale for v in up], [v / scale for v in sums]
+    color = ARMS["pruned"][0]
+    axes.fill_between(rounds, lower, upper, color=color, alpha=0.3, lw=0, label="down")
+    axes.fill_between(rounds, 0, lower, color=color, alpha=0.75, lw=0, label="up")
+    color, dashes, _ = ARMS["dense"]
+    axes.plot(rounds, [v / scale for v in dense], dashes, color=color, label="dense FedAvg")
+    axes.set_ylabel(f"{unit} so far, all clients")
+    axes.set_ylim(bottom=0)
+    return finish(figure, axes, rows)
+
+
+@styled
+def agreement_figure(rows: Sequence[Row]) -> Figure:
+    """Overlap of the clients' own masks in the rounds that measured it, beside the chance level."""
+    figure, axes = canvas("kept weights in common")
+    arm = arms(rows)[0]
+    rounds, values = series(rows, arm, "agreement")
+    chance = chance_levels(rows, arm)
+    shown = [i for i, value in enumerate(values) if value == value]
+    color, dashes, marker = ARMS["pruned"]
+    at = [rounds[i] for i in shown]
+    axes.plot(at, [values[i] for i in shown], dashes, color=color, marker=marker, label="clients")
+    axes.plot(at, [chance[i] for i in shown], ":", color=INK, label="chance")
+    axes.yaxis.set_major_formatter(percentages())
+    return finish(figure, axes, [])
+
+
+@styled
+def layers_figure(layers: Sequence[Row]) -> Figure:
+    """Kept share of each prunable tensor: named bars, or a heat map when there are many."""
+    return bars(layers) if len(layers) <= NAMED_BARS else heat_map(layers)
+
+
+def bars(layers: Sequence[Row]) -> Figure:
+    """One named bar per tensor, in model order from the top."""
+    figure, axes = canvas("", height=0.7 + 0.19 * len(layers))
+    shares = [density(layer) for layer in layers]
+    places = range(len(layers))
+    axes.barh(places, [1.0] * len(layers), height=0.62, color=FAINT, alpha=0.35)
+    axes.barh(places, shares, height=0.62, color=ARMS["pruned"][0])
+    for place, share in zip(places, shares, strict=True):
+        inside = share > 0.8  # no room beside the bar
+        at, side, color = (-0.015, "right", PAPER) if inside else (0.015, "left", INK)
+        axes.text(
+            share + at, place, percent(share), va="center", ha=side, fontsize=7.5, color=color
+        )
+    axes.set_yticks(places, [short_name(layer["name"]) for layer in layers], fontsize=7.5)
+    axes.set(ylim=(len(layers) - 0.4, -0.6), xlim=(0, 1), xlabel="weights kept")
+    axes.xaxis.set_major_formatter(percentages())
+    axes.grid(visible=False)
+    return figure
+
+
+def heat_map(layers: Sequence[Row]) -> Figure:
+    """One cell per tensor: its kind by the first number in its name; darker keeps more."""
+    places = grid([layer["name"] for layer in layers])
+    kinds = list(dict.fromkeys(kind for kind, _ in places))
+    columns = sorted({column for _, column in places})
+    figure, axes = canvas("", height=1.0 + 0.19 * len(kinds))
+    highest = max(map(density, layers)) or 1.0
+    color = ARMS["pruned"][0]
+    for layer, (kind, column) in zip(layers, places, strict=True):
+        corner = (columns.index(column) - 0.46, kinds.index(kind) - 0.45)
+        shade = 0.04 + 0.96 * density(layer) / highest
+        axes.add_patch(Rectangle(corner, 0.92, 0.9, facecolor=color, alpha=shade, lw=0))
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(kinds) - 0.5, -0.5), xlabel="block")
+    step = math.ceil(len(columns) / 14)
+    ticks = range(0, len(columns), step)
+    axes.set_xticks(ticks, ["\u2013" if columns[i] < 0 else str(columns[i]) for i in ticks])
+    axes.set_yticks(range(len(kinds)), [short_name(kind) for kind in kinds], fontsize=7.5)
+    axes.grid(visible=False)
+    scale = [(part, f"{100 * part * highest:.2g}{SPACE}%") for part in (0, 1 / 3, 2 / 3, 1)]
+    shades = [Patch(color=color, alpha=0.04 + 0.96 * p, lw=0, label=t) for p, t in scale]
+    legend(figure, shades, [text for _, text in scale])
+    return figure
+
+
+def canvas(label: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, y labelled."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylabel(label)
+    return figure, axes
+
+
+def percentages() -> PercentFormatter:
+    """Tick labels for shares."""
+    return PercentFormatter(1.0, symbol=f"{SPACE}%")
+
+
+def draw_line(axes: Axes, rows: Sequence[Row], arm: str, key: str) -> list[float]:
+    """Draw one column of one arm and return its values; rounds without a value leave a gap."""
+    rounds, values = series(rows, arm, key)
+    color, dashes, marker = ARMS.get(arm, OTHER_ARM)
+    axes.plot(rounds, values, dashes, color=color, marker=marker, label=arm)
+    return values
+
+
+def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Name what is drawn, above the axes and from the left, where it covers nothing."""
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=4, handlelength=2, columnspacing=1.3
+    )
+
+
+def finish(figure: Figure, axes: Axes, rows: Sequence[Row]) -> Figure:
+    """Label the rounds, shade the main arm's pruning phase and put the legend above."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    pruning = pruning_rounds(rows, arms(rows)[0]) if rows else []
+    if pruning:
+        span = (min(pruning) - 0.5, max(pruning) + 0.5)
+        axes.axvspan(*span, color=FAINT, alpha=0.28, lw=0, zorder=0, label="pruning")
+    legend(figure, *axes.get_legend_handles_labels())
+    return figure

@@ -1,0 +1,196 @@
+"""A run's folder as values, columns of its rows, and numbers in words.
+
+Everything that shows a run reads it through here and tolerates what is absent: a run that ended
+early, without baselines, or with a number that is null or not finite.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+NONE = "\u2013"
+SPACE = "\u00a0"  # between a number and its unit: they stay on one line
+MOST_KINDS = 40  # of tensors, for a table of kinds and blocks
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says: configuration, rows, seconds by (arm, round), summary."""
+
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    seconds: dict[tuple[str, int], float]
+    summary: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """The column that quality is read from: the task's metric, or the loss."""
+        return str(self.summary.get("metric") or "loss")
+
+    @property
+    def main(self) -> str:
+        """The name of the arm that the run is about."""
+        return next(iter(arms(self.rows)), "pruned")
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; a file that is not there counts as empty."""
+    config, summary = folder / "config.toml", folder / "summary.json"
+    return Run(
+        config=tomllib.loads(config.read_text("utf-8")) if config.exists() else {},
+        rows=read_lines(folder / "rounds.jsonl"),
+        seconds={
+            (row["arm"], row["round"]): row["seconds"]
+            for row in read_lines(folder / "timings.jsonl")
+        },
+        summary=json.loads(summary.read_text("utf-8")) if summary.exists() else {},
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, in order."""
+    if not path.exists():
+        return []
+    # Not splitlines(): a client's words may hold other line separators, which JSON leaves as is.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+
+
+def arms(rows: Sequence[Row]) -> list[str]:
+    """Names of the arms in the order of their first rows: the main arm, then the baselines."""
+    return list(dict.fromkeys(row["arm"] for row in rows))
+
+
+def series(rows: Sequence[Row], arm: str, key: str) -> tuple[list[int], list[float]]:
+    """Rounds and values of one column of one arm; what is missing or not finite becomes NaN."""
+    chosen = [row for row in rows if row["arm"] == arm]
+    return [row["round"] for row in chosen], [number(row.get(key)) for row in chosen]
+
+
+def number(value: Any) -> float:
+    """The value as a float; NaN where there is no finite number."""
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if finite else math.nan
+
+
+def chance_levels(rows: Sequence[Row], arm: str) -> list[float]:
+    """Agreement of masks drawn at random, by round: kept weights over weights alive before."""
+    levels, before = [], 0.0
+    for sparsity in series(rows, arm, "sparsity")[1]:
+        levels.append((1 - sparsity) / (1 - before) if before < 1 else math.nan)
+        before = before if math.isnan(sparsity) else sparsity
+    return levels
+
+
+def pruning_rounds(rows: Sequence[Row], arm: str) -> list[int]:
+    """The rounds of one arm that changed its sparsity."""
+    found, before = [], 0.0
+    for at, sparsity in zip(*series(rows, arm, "sparsity"), strict=True):
+        if sparsity == sparsity and sparsity != before:
+            found.append(at)
+            before = sparsity
+    return found
+
+
+def distinct_arms(rows: Sequence[Row], key: str) -> list[str]:
+    """The arms whose column differs from that of every arm before them."""
+    seen: dict[str, list[str]] = {}
+    for arm in arms(rows):
+        values = [f"{value:.6f}" for value in series(rows, arm, key)[1]]
+        if values not in seen.values():
+            seen[arm] = values
+    return list(seen)
+
+
+def density(layer: Row) -> float:
+    """Kept share of one tensor; an empty tensor counts as whole."""
+    return layer["kept"] / layer["total"] if layer["total"] else 1.0
+
+
+def grid(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Row and column of each tensor: its kind and its block, or twenty a row without a pattern."""
+    places = [block_of(name) for name in names]
+    if len({kind for kind, _ in places}) <= MOST_KINDS:
+        return places
+    return [(f"tensors {i - i % 20} to {i - i % 20 + 19}", i % 20) for i in range(len(names))]
+
+
+def block_of(name: str) -> tuple[str, int]:
+    """The kind of a tensor and the first number in its name, -1 where there is none."""
+    found = re.search(r"(?<=\.)\d+(?=\.)", name)
+    if found is None:
+        return name, -1
+    return f"{name[: found.start()]}*{name[found.end() :]}", int(found.group())
+
+
+def short_name(name: str, longest: int = 30) -> str:
+    """A tensor's name without what all names share, cut in the middle where still too long."""
+    name = name.removesuffix(".weight").removeprefix("model.")
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 3]}\u2026{name[-(longest - longest // 3 - 1) :]}"
+
+
+def significant(value: Any) -> str:
+    """A number in three significant digits."""
+    value = number(value)
+    if math.isnan(value):
+        return NONE
+    if value == 0:
+        return "0"
+    text = f"{value:#.3g}"
+    if "e" not in text:
+        return text.rstrip(".")
+    return f"{float(text):,.0f}" if 1 <= abs(value) < 1e9 else text
+
+
+def whole(value: Any) -> str:
+    """A count with separated thousands."""
+    value = number(value)
+    return NONE if math.isnan(value) else f"{value:,.0f}"
+
+
+def percent(share: Any) -> str:
+    """A share as a percentage."""
+    share = number(share)
+    return NONE if math.isnan(share) else f"{significant(100 * share)}{SPACE}%"
+
+
+def size(count: Any) -> str:
+    """Bytes in decimal units."""
+    count = number(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if not count >= 999.5 or unit == "TB":
+            break
+        count /= 1000
+    return NONE if math.isnan(count) else f"{significant(count)}{SPACE}{unit}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds, or minutes and seconds, or hours and minutes."""
+    seconds = number(seconds)
+    if math.isnan(seconds):
+        return NONE
+    if seconds < 99.5:
+        return f"{significant(seconds)}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes}{SPACE}min {rest}{SPACE}s"
+    return f"{minutes // 60}{SPACE}h {minutes % 60}{SPACE}min"
+
+
+def measure(metric: str, value: Any) -> str:
+    """A metric's value as people read it."""
+    return percent(value) if metric == "accuracy" else significant(value)
+
+
+def ratio(part: Any, total: Any) -> float:
+    """Part over total; NaN where either is missing or the total is nothing."""
+    part, total = number(part), number(total)
+    return part / total if total else math.nan

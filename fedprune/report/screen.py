@@ -1,0 +1,172 @@
+"""What a person watches while a run goes on: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedprune.config import RunConfig
+from fedprune.federation import PRUNED, Watch
+from fedprune.messages import Question
+from fedprune.plugins import tasks_of
+from fedprune.pruning.layout import Layout
+from fedprune.report.folder import SUMMARY_NAME
+from fedprune.rounds import Row, State
+
+_DOING = {"score": "scoring", "tune": "tuning", "evaluate": "measuring"}
+
+
+class Screen:
+    """Lines about a run; `watch` and `tick` are what the engines call."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description:<34}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("clients"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", visible=False)
+        self.metric = "loss"
+        self.seconds = 0.0
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line, as it is."""
+        self.console.print(text, style=style, markup=False)
+
+    def opening(self, config: RunConfig, folder: Path) -> None:
+        """What will run, as far as the configuration tells."""
+        task = tasks_of(config.plugin)[config.task]
+        self.metric = task.metric
+        goal = (
+            f"{config.sparsity:.0%} sparsity" if config.sparsity is not None
+            else f"score threshold {config.threshold}"
+        )
+        self.line(f"fedprune  {config.task}: {task.summary}", "bold")
+        self.line(
+            f"  federation  {config.clients} clients, split {config.split}, {config.cohort} a "
+            f"round, {config.rounds} rounds, {config.hosts} hosts on {config.engine}"
+        )
+        self.line(
+            f"  pruning     {goal} by {config.score}, scope {config.scope}, {config.schedule} over "
+            f"rounds {config.warmup + 1} to {config.end}"
+        )
+        if config.baselines:
+            self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
+        self.line(f"  results     {folder}")
+
+    def model(self, name: str, layout: Layout) -> None:
+        """The model's size."""
+        sizes = {n: s.numel() for n, s in layout.shapes.items()}
+        prunable = sum(sizes[n] for n in layout.prunable)
+        total = prunable + sum(sizes[n] for n in layout.spared)
+        self.line(f"  model       {name}, {total:,} parameters, {prunable:,} of them prunable")
+
+    def shards(self, labels: Mapping[int, int], unit: str) -> None:
+        """How much each client trains on."""
+        sizes = sorted(labels.values())
+        self.line(
+            f"  shards      {len(sizes)} of {sizes[0]:,} to {sizes[-1]:,} training {unit}, "
+            f"median {sizes[len(sizes) // 2]:,}"
+        )
+
+    def watch(self, config: RunConfig) -> Watch:
+        """What `federate` tells as it goes."""
+        head = f"{'arm':<7} {'round':>5}  {'phase':<8} {'sparsity':>8} {'loss':>7} "
+        head += f"{self.metric:>10} {'up':>9} {'down':>9} {'seconds':>8}"
+        self.line()
+        self.line(head, "bold")
+        self.bar.start()
+        return Watch(self._phase, self._row)
+
+    def tick(self, partitions: int) -> None:
+        """So many more partitions have answered."""
+        self.bar.advance(self.task, partitions)
+
+    def _phase(self, arm: str, question: Question, partitions: int) -> None:
+        text = f"{arm}  round {question.round}  {_DOING[question.kind]}"
+        self.bar.reset(self.task, total=partitions, description=text, visible=True)
+
+    def _row(self, row: Row, seconds: float, state: State) -> None:
+        del state
+        value = row[self.metric]
+        cells = f"{row['arm']:<7} {row['round']:>5}  {row['phase']:<8} {row['sparsity']:>8.1%} "
+        cells += f"{_number(row['loss'], 3):>7} {_number(value, 3):>10} "
+        cells += f"{in_bytes(row['bytes_up']):>9} {in_bytes(row['bytes_down']):>9} {seconds:>8.1f}"
+        self.line(cells)
+        for failure in row["failures"]:
+            where = f" {failure['field']}:" if failure["field"] else ""
+            self.line(
+                f"        client {failure['partition']} failed while {_DOING[failure['phase']]}:"
+                f"{where} {failure['reason']}",
+                "yellow",
+            )
+
+    def stop(self) -> None:
+        """Take the live line away."""
+        self.bar.stop()
+
+    def closing(self, folder: Path) -> None:
+        """Dense against pruned, where the results are, and how to repeat them.
+
+        Raises:
+            SystemExit: no round was completed.
+        """
+        self.stop()
+        summary = json.loads((folder / SUMMARY_NAME).read_text())
+        for text in closing_lines(summary, folder):
+            self.line(text)
+        if not summary["rounds_completed"]:
+            raise SystemExit("fedprune: no round was completed: too few clients answered")
+
+
+def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """The last lines of a run, from its summary."""
+    metric, quality = summary["metric"], summary["quality"]
+    names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
+    others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
+    lines = ["", f"{'on the test split':<28} {metric:>10} {'loss':>8}"]
+    lines += [
+        f"  {text:<26} {_number(quality[key][metric], 3):>10} {_number(quality[key]['loss'], 4):>8}"
+        for key, text in {**names, **others}.items()
+        if quality[key]
+    ]
+    kept, prunable = summary["kept_parameters"], summary["prunable_parameters"]
+    disk = summary["bytes_on_disk"]
+    sent = summary["bytes_up"] + summary["bytes_down"]
+    dense = summary["bytes_dense"]
+    share = f" ({sent / dense:.0%})" if dense else ""
+    return [
+        *lines,
+        f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
+        f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
+        f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
+        f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
+        f"{in_bytes(summary['bytes_evaluation'])} more to measure",
+        f"failures  {summary['failures']}",
+        f"report    {folder / 'report.html'}",
+        f"repeat    {summary['command']}",
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes for people, three significant digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            break
+        count /= 1000
+    return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"

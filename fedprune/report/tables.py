@@ -1,0 +1,150 @@
+"""The tables of a run: cells as words, ready for the page."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedprune.report.reading import (
+    NONE,
+    SPACE,
+    Row,
+    Run,
+    density,
+    duration,
+    measure,
+    number,
+    percent,
+    significant,
+    size,
+    whole,
+)
+
+FAILURES_SHOWN, REASON_SHOWN = 200, 300
+FAILURE_COLUMNS = ["arm", "round", "partition", "phase", "field", "reason"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as words, row by row; `words` names the columns that are text, not numbers."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    words: tuple[str, ...] = ()
+
+
+def results(run: Run) -> dict[str, str]:
+    """The entries of summary["quality"] that were measured, with the words for each."""
+    known = {"dense_at_pruning": "dense, when pruning began", "final": f"{run.main}, at the end"}
+    measured = [name for name, value in (run.summary.get("quality") or {}).items() if value]
+    return {name: known.get(name, f"{name} baseline, at the end") for name in measured}
+
+
+def outcome(run: Run, name: str, column: str) -> float:
+    """One figure of an entry of summary["quality"], on the test split; NaN if unknown."""
+    return number(((run.summary.get("quality") or {}).get(name) or {}).get(column))
+
+
+def quality_table(run: Run) -> Table:
+    """Quality on the test split, and how far each model is from the dense one."""
+    dense = outcome(run, "dense_at_pruning", run.metric)
+    rows = []
+    for name, words in results(run).items():
+        value, loss = outcome(run, name, run.metric), outcome(run, name, "loss")
+        moved = NONE if name == "dense_at_pruning" else change(run.metric, value, dense)
+        rows.append([words, measure(run.metric, value), moved, significant(loss)])
+    columns = ["model", f"test {run.metric}", "since pruning began", "test loss"]
+    return Table(columns, rows, ("model",))
+
+
+def change(metric: str, value: float, reference: float) -> str:
+    """Change with its sign: in points of an accuracy, else as a share of the reference."""
+    difference = value - reference
+    if math.isnan(difference) or not reference > 0:
+        return NONE
+    sign = "+" if difference > 0 else "\u2212" if difference < 0 else ""
+    if metric == "accuracy":
+        return f"{sign}{significant(100 * abs(difference))}{SPACE}points"
+    return f"{sign}{percent(abs(difference) / reference)}"
+
+
+def failures(run: Run) -> list[dict[str, Any]]:
+    """Every refused answer of every arm with the round that refused it."""
+    return [
+        {**failure, "arm": row["arm"], "round": row["round"]}
+        for row in run.rows
+        for failure in row.get("failures") or []
+    ]
+
+
+def failure_table(run: Run) -> Table:
+    """The first refused answers; a client wrote the reasons, so their length is bounded."""
+    rows = [
+        [shorten(failure.get(column)) for column in FAILURE_COLUMNS]
+        for failure in failures(run)[:FAILURES_SHOWN]
+    ]
+    return Table(FAILURE_COLUMNS, rows, ("arm", "phase", "field", "reason"))
+
+
+def shorten(value: Any) -> str:
+    """A value as text of bounded length; a dash for nothing."""
+    text = NONE if value is None else str(value)
+    return text if len(text) <= REASON_SHOWN else f"{text[:REASON_SHOWN]}\u2026"
+
+
+def round_table(run: Run, arm: str) -> Table:
+    """Every round of one arm."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "round": lambda row: str(row["round"]),
+        "phase": lambda row: str(row.get("phase", NONE)),
+        "sparsity": lambda row: percent(row.get("sparsity")),
+        "removed": lambda row: whole(row.get("removed")),
+        "loss": lambda row: significant(row.get("loss")),
+        run.metric: lambda row: measure(run.metric, row.get(run.metric)),
+        "train loss": lambda row: significant(row.get("train_loss")),
+        "lr": lambda row: significant(row.get("lr")),
+        "answered": lambda row: f"{whole(row.get('answered'))} of {len(row.get('cohort') or [])}",
+        "failures": lambda row: str(len(row.get("failures") or [])),
+        "up": lambda row: size(row.get("bytes_up")),
+        "down": lambda row: size(row.get("bytes_down")),
+        "dense FedAvg": lambda row: size(row.get("bytes_dense")),
+        "evaluation": lambda row: size(row.get("bytes_evaluation")),
+        "agreement": lambda row: percent(row.get("agreement")),
+        "seconds": lambda row: duration(run.seconds.get((arm, row["round"]))),
+        "mask": lambda row: str(row.get("mask_digest") or NONE)[:8],
+    }
+    rows = [[say(row) for say in columns.values()] for row in run.rows if row["arm"] == arm]
+    return Table(list(columns), rows, ("phase", "mask"))
+
+
+def layer_table(run: Run) -> Table:
+    """Every prunable tensor in the model's order."""
+    rows = [
+        [str(layer["name"]), whole(layer["kept"]), whole(layer["total"]), percent(density(layer))]
+        for layer in run.summary.get("layers") or []
+    ]
+    return Table(["tensor", "kept", "of", "density"], rows, ("tensor",))
+
+
+def digest_table(run: Run) -> Table:
+    """What a repeated run must end with."""
+    names = (("mask", "mask_digest"), ("weights", "weights_digest"))
+    rows = [[name, str(run.summary[key])] for name, key in names if run.summary.get(key)]
+    return Table(["of", "SHA-256"], rows, ("of", "SHA-256"))
+
+
+def config_table(config: Mapping[str, Any]) -> Table:
+    """Every key of the configuration with its value."""
+    return Table(["key", "value"], flat(config), ("key", "value"))
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Keys and values, tables inside tables by dotted keys."""
+    rows: list[list[str]] = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            listed = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append([f"{prefix}{key}", listed or "(empty)"])
+    return rows

@@ -1,0 +1,1 @@
+"""The Flower ServerApp: the loop of `fedprune.rounds` over a Flower grid."""

@@ -1,0 +1,130 @@
+"""`FedPrune`: what a Flower user puts where a strategy goes.
+
+It has `start`, like every Flower strategy, and is no subclass: Flower's `Strategy` is one train
+and one evaluate exchange a round, while a round here asks up to three times and decides a mask in
+between. The rounds are those of `fedprune.rounds.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from fedprune.config import RunConfig, configure
+from fedprune.federation import PRUNED, Watch, federate
+from fedprune.hosts import Tick, dense_model, layout_for
+from fedprune.rounds import Row, State
+from server.grid import grid_port
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True)
+class FedPrune:
+    """Federated pruning as a Flower strategy.
+
+    Attributes:
+        config: what to run.
+        folder: where results go; None keeps nothing on disk.
+        resume: go on from the folder's checkpoints.
+        watch: who looks on.
+        tick: told how many more partitions have answered.
+        expected: nodes to wait for before the first round.
+    """
+
+    config: RunConfig
+    folder: Path | None = None
+    resume: bool = False
+    watch: Watch = Watch()
+    tick: Tick | None = None
+    expected: int = 1
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run to the end.
+
+        Args:
+            grid: Flower's grid.
+            initial_arrays: weights to begin with, as ``ArrayRecord(model.state_dict())``; by
+                default the task's seeded initialisation.
+            num_rounds: instead of the configuration's; warm-up and end of pruning scale along.
+            timeout: seconds a phase may take, instead of the configuration's.
+            train_config: keys of the configuration to change, such as ``{"lr": 0.01}``.
+            evaluate_config: the same; one configuration serves both.
+            evaluate_fn: called with the round and the global weights after every round.
+
+        Returns:
+            Flower's result: the pruned weights (float32, 0.0 where removed), and by round the
+            clients' training loss, their validation sums, and what `evaluate_fn` returned.
+
+        Raises:
+            ConfigError: a change does not fit the configuration.
+        """
+        changes = {**(train_config or {}), **(evaluate_config or {})}
+        config = _changed(self.config, num_rounds, timeout, changes)
+        layout = layout_for(config, dense_model(config))
+        port = grid_port(grid, config, layout, self.expected, self.tick)
+        result = Result()
+
+        def note(row: Row, seconds: float, state: State) -> None:
+            self.watch.row(row, seconds, state)
+            if row["arm"] == PRUNED:
+                _note(result, row, state, evaluate_fn)
+
+        weights = None if initial_arrays is None else initial_arrays.to_torch_state_dict()
+        done = federate(
+            config,
+            port,
+            folder=self.folder,
+            resume=self.resume,
+            watch=replace(self.watch, row=note),
+            weights=weights and {name: weights[name] for name in layout.shapes},
+        )
+        result.arrays = _arrays(done.state)
+        return result
+
+
+def _changed(
+    config: RunConfig, rounds: int | None, timeout: float | None, changes: Mapping[str, Any]
+) -> RunConfig:
+    given = config.model_dump(exclude_none=True)
+    if rounds is not None and rounds != config.rounds:
+        scale = rounds / config.rounds
+        given |= {"rounds": rounds, "warmup": int(config.warmup * scale)}
+        given["end"] = max(given["warmup"] + 1, int(config.end * scale))
+    if timeout is not None:
+        given["timeout"] = timeout
+    return configure(given | {key.replace("-", "_"): value for key, value in changes.items()})
+
+
+def _arrays(state: State) -> ArrayRecord:
+    return ArrayRecord({name: w.to(torch.float32) for name, w in state.weights.items()})
+
+
+def _note(result: Result, row: Row, state: State, evaluate_fn: EvaluateFn | None) -> None:
+    round_ = row["round"]
+    if row["train_loss"] is not None:
+        train = {"train_loss": row["train_loss"], "sparsity": row["sparsity"]}
+        result.train_metrics_clientapp[round_] = MetricRecord(train)
+    if row["loss"] is not None:
+        names = ("loss", "perplexity", "accuracy")
+        result.evaluate_metrics_clientapp[round_] = MetricRecord({n: row[n] for n in names})
+    if evaluate_fn is not None:
+        given = evaluate_fn(round_, _arrays(state))
+        if given is not None:
+            result.evaluate_metrics_serverapp[round_] = given

@@ -1,0 +1,1 @@
+"""The command line: simulated federations on Ray or in one process."""

@@ -1,0 +1,89 @@
+"""Flower's simulation on Ray: the same server and client apps, one worker per processor."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from fedprune.config import RunConfig
+from fedprune.report.screen import Screen
+
+
+def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
+    """Run to the end; an error in the server's half is raised here.
+
+    Raises:
+        SystemExit: no round was completed.
+    """
+    _set_environment()
+    # Flower and Ray read the environment when they are imported.
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+
+    from clients.app import app as client_app
+    from server.app import run_on
+
+    server_app = ServerApp()
+    outcome: list[BaseException] = []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context  # Flower's run config is empty here; ours came on the command line
+        try:
+            run_on(grid, config, folder, screen, resume=resume, expected=config.hosts)
+        except BaseException as error:  # carried to the caller's thread
+            outcome.append(error)
+
+    _run_simulation(server_app, client_app, config)
+    screen.stop()
+    if outcome:
+        raise outcome[0]
+
+
+def _set_environment() -> None:
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    # Workers have one torch thread each; BLAS and OpenMP must not start more of their own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _run_simulation(server_app: Any, client_app: Any, config: RunConfig) -> None:
+    """The one place that touches Flower's deprecated API: it has no other in-process simulation."""
+    from flwr.simulation import run_simulation
+
+    if not config.verbose:
+        # Flower logs a lost worker with its traceback; our rows name what was lost instead.
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=config.hosts,
+        backend_config=backend_config(config),
+        verbose_logging=config.verbose,
+    )
+
+
+def backend_config(config: RunConfig) -> dict[str, Any]:
+    """Flower's Ray backend: one worker per processor, GPUs shared evenly among them.
+
+    A worker that dies is started again; without ``max_restarts`` it would fail every later job.
+    """
+    workers = config.workers or os.cpu_count() or 1
+    start: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    if config.ray_address:
+        start = {"address": config.ray_address}
+    if not config.verbose:
+        start |= {"logging_level": logging.ERROR, "log_to_driver": False}
+    resources = {"num_cpus": 1, "num_gpus": _gpus_each(config, workers), "max_restarts": -1}
+    return {"init_args": start, "client_resources": resources}
+
+
+def _gpus_each(config: RunConfig, workers: int) -> float:
+    import torch
+
+    if config.gpus >= 0:
+        return config.gpus
+    return min(1.0, torch.cuda.device_count() / workers) if torch.cuda.is_available() else 0.0

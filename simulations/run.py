@@ -1,0 +1,49 @@
+"""Federated pruning on simulated clients: ``python simulations/run.py --clients 20``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# As a script this file's folder is on the path, the repository is not.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from fedprune.config import ConfigError, RunConfig
+from fedprune.federation import federate
+from fedprune.hosts import dense_model, inline_port, labels_of, layout_for, open_house
+from fedprune.report.folder import fresh_folder
+from fedprune.report.screen import Screen
+from simulations.options import chosen, main_error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 for a run that completed rounds, 2 for bad input."""
+    try:
+        config, resume = chosen(sys.argv[1:] if arguments is None else arguments)
+        folder = fresh_folder(config) if resume is None else resume
+        screen = Screen()
+        screen.opening(config, folder)
+        house = open_house(config)
+        screen.model(type(house.model).__name__, house.layout)
+        screen.shards(labels_of(house), house.task.unit)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        return main_error(error)
+    try:
+        if config.engine == "inline":
+            port = inline_port(house, screen.tick)
+            federate(config, port, folder=folder, resume=resume is not None, watch=screen.watch(config))
+            screen.closing(folder)
+        else:
+            from simulations.ray_engine import simulate
+
+            simulate(config, folder, screen, resume=resume is not None)
+    except KeyboardInterrupt:
+        screen.stop()
+        print(f"\ninterrupted; to go on: python simulations/run.py --resume {folder}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune.pruning.schedules import SCHEDULES, prunes_at, sparsity_at
+
+NAMES = st.sampled_from(list(SCHEDULES))
+SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 7)).map(
+    lambda t: {"start": t[0], "end": t[0] + t[1], "frequency": t[2]}
+)
+
+
+def test_the_table() -> None:
+    assert list(SCHEDULES) == ["one-shot", "linear", "cubic"]
+    assert all(schedule.summary for schedule in SCHEDULES.values())
+
+
+def test_cubic_has_the_values_of_the_paper() -> None:
+    cubic = SCHEDULES["cubic"].fraction
+    values = [0.8 * cubic(i, 10) for i in (2, 4, 6, 8, 10)]
+    assert values == pytest.approx([0.39, 0.627, 0.749, 0.794, 0.8], abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # Rounds 0 to 9; steps at 2, 4, 6 and, because it is the end, 7.
+        ("one-shot", [0, 0, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]),
+        ("linear", [0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.8, 0.8, 0.8]),
+        ("cubic", [0, 0, 0.4625, 0.4625, 0.7, 0.7, 0.7875, 0.8, 0.8, 0.8]),
+    ],
+)
+def test_sparsity_by_round(schedule: str, expected: list[float]) -> None:
+    span = {"start": 2, "end": 7, "frequency": 2}
+    values = [sparsity_at(schedule, r, **span, final=0.8) for r in range(10)]
+    assert values == pytest.approx(expected)
+    steps = [r for r in range(10) if prunes_at(schedule, r, **span)]
+    assert steps == ([2] if schedule == "one-shot" else [2, 4, 6, 7])
+
+
+@pytest.mark.parametrize(
+    ("span", "steps"),
+    [
+        ({"start": 3, "end": 3, "frequency": 5}, [3]),
+        ({"start": 3, "end": 5, "frequency": 5}, [3, 5]),
+        ({"start": 1, "end": 5, "frequency": 2}, [1, 3, 5]),
+        ({"start": 0, "end": 3, "frequency": 1}, [0, 1, 2, 3]),
+    ],
+)
+def test_steps(span: dict[str, int], steps: list[int]) -> None:
+    assert [r for r in range(20) if prunes_at("linear", r, **span)] == steps
+
+
+@given(NAMES, SPANS, st.floats(0, 1))
+def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(
+    schedule: str, span: dict[str, int], final: float
+) -> None:
+    rounds = range(-1, span["end"] + 3)
+    values = [sparsity_at(schedule, r, **span, final=final) for r in rounds]
+    assert values == sorted(values)
+    for round_, value, before in zip(rounds[1:], values[1:], values, strict=False):
+        if round_ < span["start"]:
+            assert value == 0.0
+        if round_ >= span["end"]:
+            assert value == final
+        if not prunes_at(schedule, round_, **span):
+            assert value == before
+
+
+@pytest.mark.parametrize(
+    ("schedule", "span", "message"),
+    [
+        ("cosine", (1, 2, 1), "unknown schedule 'cosine': allowed are one-shot, linear, cubic"),
+        ("linear", (3, 2, 1), "end must be at or after start 3, got 2"),
+        ("linear", (1, 2, 0), "frequency must be 1 or more, got 0"),
+    ],
+)
+def test_errors_say_what_is_allowed(
+    schedule: str, span: tuple[int, int, int], message: str
+) -> None:
+    start, end, frequency = span
+    options = {"start": start, "end": end, "frequency": frequency}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sparsity_at(schedule, 1, **options, final=0.5)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        prunes_at(schedule, 1, **options)

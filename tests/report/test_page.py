@@ -1,0 +1,144 @@
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fedprune.report.page import write_page, write_report
+from fedprune.report.reading import read_run
+from fedprune.report.tables import FAILURES_SHOWN, change, failure_table, flat, quality_table
+
+Folder = Callable[..., Path]
+
+
+class Reader(HTMLParser):
+    """The words of a page and the tags with their attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data.replace("\u00a0", " ")
+
+
+def read(folder: Path) -> Reader:
+    return Reader(write_page(folder).read_text("utf-8"))
+
+
+def test_the_page_tells_the_run(make_run: Folder) -> None:
+    words = read(make_run()).words
+    for told in (
+        "shakespeare, 80.0 % pruned",
+        "20 clients trained LlamaForCausalLM of 110,912 parameters",
+        "1,250 to 1,953 training tokens each",
+        "ends at a test perplexity of 8.56, better than the dense model's 10.9 when pruning began",
+        "Baselines of the same budget: dense 5.74, random 11.8.",
+        "19,661 of 98,304",
+        "31.7 % of 446 kB dense",
+        "61.5 % of 49.2 MB for dense FedAvg",
+        "python simulations/run.py --resume runs/shakespeare-20",
+    ):
+        assert told in words, told
+
+
+def test_the_page_shows_every_key_and_every_round(make_run: Folder) -> None:
+    folder = make_run()
+    page = read(folder)
+    assert all(key in page.words for key in read_run(folder).config)
+    assert sum(tag == "details" for tag, _ in page.tags) == 3 + 2 + 1
+    assert page.words.count("4.25 s") == 36
+
+
+def test_the_page_asks_for_nothing(make_run: Folder) -> None:
+    text = write_page(make_run()).read_text("utf-8")
+    tags = {tag for tag, _ in Reader(text).tags}
+    assert not tags & {"script", "link", "img", "iframe", "object", "audio", "video", "a", "image"}
+    assert not re.search(r"https?:|@import|url\((?!#)", text)
+    assert "default-src 'none'" in text
+
+
+def test_ids_are_unique_and_figures_have_words(make_run: Folder) -> None:
+    tags = read(make_run()).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = [attributes.get("aria-label") for tag, attributes in tags if tag == "svg"]
+    assert len(labels) == 5
+    assert all(label and re.search(r"\d", label) for label in labels)
+
+
+def test_what_clients_wrote_is_only_ever_text(failed_run: Path) -> None:
+    page = read(failed_run)
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert "<script>alert(1)</script><img src=x onerror=alert(2)>?" in page.words
+    assert "2 answers were refused or missing" in page.words
+
+
+def test_failures_are_bounded_in_number_and_length(make_run: Folder) -> None:
+    failure = {"partition": 1, "phase": "tune", "field": None, "reason": "x" * 5000}
+    folder = make_run(failures=(failure,) * (FAILURES_SHOWN + 5))
+    table = failure_table(read_run(folder))
+    assert len(table.rows) == FAILURES_SHOWN
+    assert max(len(cell) for row in table.rows for cell in row) < 400
+    assert f"The first {FAILURES_SHOWN} are shown" in read(folder).words
+
+
+def test_no_failure_is_said(make_run: Folder) -> None:
+    assert re.search(r"Failures\s+None\.", read(make_run()).words)
+
+
+def test_a_run_that_completed_nothing_has_a_page(empty_run: Path) -> None:
+    words = read(empty_run).words
+    assert "nothing pruned" in words
+    assert "No model was measured on the test split." in words
+    assert "nan" not in words.lower()
+    assert "None of" not in words
+
+
+def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
+    write_report(tmp_path)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "accuracy"])
+def test_without_a_dense_model_nothing_is_compared(make_run: Folder, metric: str) -> None:
+    folder = make_run(arms=("pruned",), metric=metric)
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    summary["quality"]["dense_at_pruning"] = None
+    (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+    assert "no dense model measured when pruning began" in read(folder).words
+    assert [row[2] for row in quality_table(read_run(folder)).rows] == ["\u2013"]
+
+
+def test_higher_accuracy_is_better(make_run: Folder) -> None:
+    words = read(make_run(metric="accuracy")).words
+    assert "ends at a test accuracy of 57.0 %, better than" in words
+    assert "Higher is better." in words
+
+
+def test_change_has_its_sign() -> None:
+    told = [change("perplexity", 8.0, 10.0), change("perplexity", 11.0, 10.0)]
+    told += [change("accuracy", 0.9, 0.95), change("loss", 1.0, float("nan"))]
+    flat_told = [text.replace("\u00a0", " ") for text in told]
+    assert flat_told == ["\u221220.0 %", "+10.0 %", "\u22125.00 points", "\u2013"]
+
+
+def test_nested_configuration_has_dotted_keys() -> None:
+    config = {"a": 1, "b": {"c": [1, 2], "d": {"e": ""}}}
+    assert flat(config) == [["a", "1"], ["b.c", "1, 2"], ["b.d.e", "(empty)"]]
+
+
+def test_the_report_is_all_of_it_and_the_same_again(failed_run: Path) -> None:
+    write_report(failed_run)
+    first = (failed_run / "report.html").read_bytes()
+    write_report(failed_run)
+    assert (failed_run / "report.html").read_bytes() == first
+    assert len(list((failed_run / "plots").glob("*.png"))) == 5
+    assert len(list((failed_run / "tensorboard").iterdir())) == 3

@@ -1,0 +1,115 @@
+"""The page in headless Chromium: wide and narrow, light and dark."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune.report.page import write_page
+
+Folder = Callable[..., Path]
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+FLAGS += ["--disable-component-update", "--no-first-run", "--disable-quic"]
+CONTRAST = """() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const ratio = (ink) => (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  const texts = [...document.querySelectorAll('svg text, p, td, th, dt, dd, h1, h2, h3')];
+  return Math.min(...texts.map(e => getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color'])
+    .map(light).map(ratio));
+}"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium (Debian package) is not installed"),
+]
+
+
+@dataclass
+class View:
+    """An open page and everything that it said, asked for or raised."""
+
+    page: Any
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[1280, 390], ids=["desktop", "phone"])
+def width(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def look(browser: Any, path: Path, width: int, scheme: str) -> View:
+    """Open the page with all its parts unfolded."""
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    view = View(page)
+    page.on("console", lambda message: view.said.append(message.text))
+    page.on("pageerror", lambda error: view.said.append(str(error)))
+    page.on("dialog", lambda dialog: (view.said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: view.asked.append(request.url))
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    return view
+
+
+def check(view: View, path: Path, figures: int) -> None:
+    """The laws of every page."""
+    page = view.page
+    assert view.said == []
+    assert view.asked == [path.as_uri()]
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(overflow) <= 0
+    assert page.locator("figure").count() == figures
+    for figure in page.locator("figure").all():
+        words, drawing = figure.locator("figcaption p"), figure.locator("svg")
+        assert words.is_visible()
+        assert any(character.isdigit() for character in words.inner_text())
+        assert words.inner_text() in drawing.get_attribute("aria-label")
+        assert drawing.bounding_box()["width"] > 300
+    assert page.evaluate(CONTRAST) >= 4.5
+    assert page.locator("script").count() == 0
+
+
+def test_the_page_at_any_width_in_any_light(
+    browser: Any, failed_run: Path, width: int, scheme: str
+) -> None:
+    path = write_page(failed_run)
+    view = look(browser, path, width, scheme)
+    check(view, path, figures=5)
+    assert "<script>alert(1)</script>" in view.page.locator("td.reason").last.inner_text()
+    view.page.close()
+
+
+def test_a_deep_model_on_a_phone(browser: Any, make_run: Folder) -> None:
+    path = write_page(make_run(arms=("pruned",), metric="accuracy", blocks=33))
+    view = look(browser, path, 390, "light")
+    check(view, path, figures=5)
+    view.page.close()
+
+
+def test_an_empty_run_on_a_phone(browser: Any, empty_run: Path) -> None:
+    path = write_page(empty_run)
+    view = look(browser, path, 390, "dark")
+    check(view, path, figures=0)
+    view.page.close()

@@ -1,0 +1,173 @@
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from fedprune.report import plots
+from fedprune.report.pictures import Picture, pictures, svg, write_plots
+from fedprune.report.reading import (
+    chance_levels,
+    distinct_arms,
+    duration,
+    grid,
+    percent,
+    pruning_rounds,
+    read_run,
+    series,
+    short_name,
+    significant,
+    size,
+)
+
+Folder = Callable[..., Path]
+
+ROWS = [
+    {"arm": "pruned", "round": 1, "sparsity": 0.0, "loss": 3.0},
+    {"arm": "pruned", "round": 2, "sparsity": 0.5, "loss": None},
+    {"arm": "pruned", "round": 3, "sparsity": 0.75, "loss": math.inf},
+    {"arm": "random", "round": 1, "sparsity": 0.0, "loss": 3.0},
+    {"arm": "random", "round": 2, "sparsity": 0.5, "loss": 4.0},
+    {"arm": "random", "round": 3, "sparsity": 0.75, "loss": 5.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (7.5, "7.50"),
+        (-2.346, "-2.35"),
+        (999.96, "1,000"),
+        (123456, "123,000"),
+        (0.00012345, "0.000123"),
+        (1e12, "1.00e+12"),
+        (None, "\u2013"),
+        (math.nan, "\u2013"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (999_999, "1.00 MB"),
+        (12_345_678, "12.3 MB"),
+        (5.4e15, "5,400 TB"),
+        (None, "\u2013"),
+    ],
+)
+def test_sizes_have_decimal_units(count: float, text: str) -> None:
+    assert size(count).replace("\u00a0", " ") == text
+
+
+def test_durations_and_shares() -> None:
+    told = [duration(4.25), duration(187.4), duration(7261), percent(0.8), percent(1)]
+    words = ["4.25 s", "3 min 7 s", "2 h 1 min", "80.0 %", "100 %"]
+    assert [text.replace("\u00a0", " ") for text in told] == words
+
+
+def test_what_was_not_measured_is_a_gap() -> None:
+    rounds, values = series(ROWS, "pruned", "loss")
+    assert rounds == [1, 2, 3]
+    assert values[0] == 3.0
+    assert all(map(math.isnan, values[1:]))
+
+
+def test_chance_is_the_density_among_the_weights_alive_before() -> None:
+    assert chance_levels(ROWS, "pruned") == [1.0, 0.5, 0.5]
+
+
+def test_pruning_rounds_are_those_that_changed_the_sparsity() -> None:
+    assert pruning_rounds(ROWS, "pruned") == [2, 3]
+    assert pruning_rounds([*ROWS, {**ROWS[2], "round": 4}], "pruned") == [2, 3]
+
+
+def test_equal_curves_are_drawn_once() -> None:
+    assert distinct_arms(ROWS, "sparsity") == ["pruned"]
+    assert distinct_arms(ROWS, "loss") == ["pruned", "random"]
+
+
+def test_layers_are_placed_by_kind_and_block() -> None:
+    assert grid(["a.0.q.weight", "a.1.q.weight", "head.weight"]) == [
+        ("a.*.q.weight", 0),
+        ("a.*.q.weight", 1),
+        ("head.weight", -1),
+    ]
+    assert grid([f"layer{i}" for i in range(45)])[44] == ("tensors 40 to 59", 4)
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert short_name("model.layers.0.mlp.up_proj.weight") == "layers.0.mlp.up_proj"
+    assert len(short_name("x" * 90)) == 30
+
+
+@pytest.mark.parametrize("count", [1, 4, 24, 25, 200])
+def test_any_number_of_layers_can_be_drawn(count: int) -> None:
+    layers = [{"name": f"blocks.{i}.$w$", "kept": i, "total": 200} for i in range(count)]
+    figure = plots.layers_figure(layers)
+    text = svg(Picture("layers", "Density", "so and so", figure))
+    assert ElementTree.fromstring(text.replace("xlink:href", "href")).tag == "svg"
+
+
+def test_a_single_round_without_baselines_can_be_drawn() -> None:
+    row = {"arm": "pruned", "round": 1, "sparsity": 0.0, "loss": 3.0, "agreement": 0.5}
+    row |= {"bytes_up": 0, "bytes_down": 0, "bytes_dense": 0}
+    figures = [plots.quality_figure([row], "loss"), plots.sparsity_figure([row])]
+    figures += [plots.bytes_figure([row]), plots.agreement_figure([row])]
+    assert all(svg(Picture(str(i), "t", "f", figure)) for i, figure in enumerate(figures))
+
+
+def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run: Folder) -> None:
+    run = read_run(make_run())
+    first, second = ([svg(p) for p in pictures(run).values()] for _ in range(2))
+    assert first == second
+    page = "".join(first)
+    assert not any(color in page for color in ("#0072b2", "#d55e00", "#009e73", plots.INK))
+    assert "var(--series-1)" in page
+    assert "http" not in page
+    ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+
+
+def test_labels_are_escaped() -> None:
+    layers = [{"name": "<script>&.$a$", "kept": 1, "total": 2}]
+    text = svg(Picture("layers", '"><script>', "x", plots.layers_figure(layers)))
+    assert "<script>" not in text
+    assert "&lt;script&gt;&amp;.$a$" in text
+
+
+def test_plots_are_written_and_stale_ones_go(make_run: Folder) -> None:
+    folder = make_run()
+    style = dict(matplotlib.rcParams)
+    write_plots(folder, pictures(read_run(folder)))
+    names = {path.stem for path in (folder / "plots").iterdir()}
+    assert names == {"quality", "sparsity", "bytes", "agreement", "layers"}
+    assert all(path.read_bytes()[1:4] == b"PNG" for path in (folder / "plots").iterdir())
+    assert dict(matplotlib.rcParams) == style
+    write_plots(folder, {"quality": Picture("quality", "t", "f", None)})
+    assert not (folder / "plots" / "quality.png").exists()
+
+
+def test_findings_state_their_numbers(make_run: Folder) -> None:
+    findings = {name: p.finding for name, p in pictures(read_run(make_run())).items()}
+    flat = {name: finding.replace("\u00a0", " ") for name, finding in findings.items()}
+    assert "pruned 35.3 after round 1, 8.56 after round 12" in flat["quality"]
+    assert "between rounds 5 and 9: 78,643 in all, 80.0 % of prunable" in flat["sparsity"]
+    assert "not drawn again: random" in flat["sparsity"]
+    assert "14.8 MB up" in flat["bytes"]
+    assert "61.5 % of the 49.2 MB" in flat["bytes"]
+    assert "73.7 % by chance" in flat["agreement"]
+    assert "20.0 % of the weights of 12 prunable tensors" in flat["layers"]
+
+
+def test_a_run_with_nothing_measured_has_words_and_no_figure(empty_run: Path) -> None:
+    made = pictures(read_run(empty_run))
+    assert all(picture.figure is None and picture.finding for picture in made.values())
