@@ -112,5 +112,5 @@ def _reply(message: Message, letter: Letter) -> Message:
         name: Array("uint8", (len(data),), "fedprune.bytes", data)
         for name, data in letter.buffers.items()
     }
-    records = {"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)}
-    return Message(RecordDict(records), reply_to=message)
+    content = RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
+    return Message(content, reply_to=message)

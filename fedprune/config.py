@@ -43,37 +43,57 @@ class RunConfig(BaseModel):
     task: str = _field("what is learned", "task (see --list)", "shakespeare")
     clients: Count = _field("what is learned", "partitions that the data is split over", 20)
     split: str = _field("what is learned", "who holds which rows (see --list)", BY_TASK)
-    alpha: float = _field("what is learned", "Dirichlet concentration, with --split dirichlet", 0.5, gt=0)
+    alpha: float = _field(
+        "what is learned", "Dirichlet concentration, with --split dirichlet", 0.5, gt=0
+    )
     data: str = _field("what is learned", "folder of local files, for tasks that read one", "")
     plugin: str = _field("what is learned", "Python file with your own SCORES or TASKS", "")
     seed: int = _field("what is learned", "every random number derives from it", 0, ge=0)
 
     rounds: Count = _field("federation", "rounds in all", BY_TASK)
-    cohort: Count = _field("federation", "partitions asked a round, drawn without replacement", BY_TASK)
+    cohort: Count = _field(
+        "federation", "partitions asked a round, drawn without replacement", BY_TASK
+    )
     min_clients: Count = _field("federation", "answers without which a round is void", 1)
-    hosts: Count = _field("federation", "groups that fold their clients' sums (default min(clients, 8))", "")
+    hosts: Count = _field(
+        "federation", "groups that fold their clients' sums (default min(clients, 8))", ""
+    )
 
     score: str = _field("pruning", "importance of a weight (see --list)", "taylor")
-    sparsity: float | None = _field("pruning", "fraction of prunable weights removed (default 0.8)", None, ge=0, lt=1)
-    threshold: float | None = _field("pruning", "remove scores at or below this instead of a fraction", None)
+    sparsity: float | None = _field(
+        "pruning", "fraction of prunable weights removed (default 0.8)", None, ge=0, lt=1
+    )
+    threshold: float | None = _field(
+        "pruning", "remove scores at or below this instead of a fraction", None
+    )
     scope: str = _field("pruning", "who competes with whom (see --list)", "global")
     schedule: str = _field("pruning", "way to the sparsity (see --list; default cubic)", "")
     warmup: int = _field("pruning", "dense rounds before the first pruning", BY_TASK, ge=0)
-    end: Count = _field("pruning", "last round that prunes (default: two thirds of the way from warm-up)", "")
+    end: Count = _field(
+        "pruning", "last round that prunes (default: two thirds of the way from warm-up)", ""
+    )
     frequency: Count = _field("pruning", "rounds from one pruning to the next", 1)
     floor: int = _field("pruning", "fewest weights kept in any tensor", 1, ge=0)
     exclude: tuple[str, ...] = _field("pruning", "shell patterns of parameters never pruned", ())
-    include: tuple[str, ...] = _field("pruning", "shell patterns of parameters pruned against the rule", ())
-    agreement: bool = _field("pruning", "clients also send their own mask as votes, to measure agreement", True)
+    include: tuple[str, ...] = _field(
+        "pruning", "shell patterns of parameters pruned against the rule", ()
+    )
+    agreement: bool = _field(
+        "pruning", "clients also send their own mask as votes, to measure agreement", True
+    )
 
     optimizer: str = _field("tuning", "the clients' optimizer (see --list)", BY_TASK)
     lr: float = _field("tuning", "the clients' learning rate in round one", BY_TASK, gt=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = _field("tuning", "learning rate over rounds", "cosine")
+    lr_schedule: Literal["constant", "linear", "cosine"] = _field(
+        "tuning", "learning rate over rounds", "cosine"
+    )
     momentum: float = _field("tuning", "momentum of sgd", 0.9, ge=0, lt=1)
     weight_decay: float = _field("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = _field("tuning", "examples in a step", BY_TASK)
     score_batch: Count = _field("tuning", "examples in a batch of scoring and measuring", 64)
-    local_steps: int = _field("tuning", "steps a client takes in a round (0: by epochs)", BY_TASK, ge=0)
+    local_steps: int = _field(
+        "tuning", "steps a client takes in a round (0: by epochs)", BY_TASK, ge=0
+    )
     local_epochs: int = _field("tuning", "passes over the shard instead of steps", 0, ge=0)
     clip: float = _field("tuning", "largest gradient norm of a step (0: no clipping)", 1.0, ge=0)
     proximal: float = _field("tuning", "FedProx: weight of |w - w_sent|²/2", 0.0, ge=0)
@@ -81,13 +101,19 @@ class RunConfig(BaseModel):
 
     wire: str = _field("wire", "type of the weights on the wire; statistics travel as fp32", "fp32")
 
-    engine: Literal["ray", "inline"] = _field("engine", "ray: Flower's simulation; inline: this process, no Ray", "ray")
+    engine: Literal["ray", "inline"] = _field(
+        "engine", "ray: Flower's simulation; inline: this process, no Ray", "ray"
+    )
     workers: int = _field("engine", "client processes (0: one a processor)", 0, ge=0)
-    gpus: float = _field("engine", "GPUs a worker gets (-1: CUDA shared evenly, if there)", -1.0, ge=-1, le=1)
+    gpus: float = _field(
+        "engine", "GPUs a worker gets (-1: CUDA shared evenly, if there)", -1.0, ge=-1, le=1
+    )
     ray_address: str = _field("engine", "address of a running Ray cluster", "")
     timeout: float = _field("engine", "seconds to wait for the answers of a phase", 3600.0, gt=0)
 
-    baselines: tuple[Literal["dense", "random"], ...] = _field("results", "arms to run beside: dense, random", ())
+    baselines: tuple[Literal["dense", "random"], ...] = _field(
+        "results", "arms to run beside: dense, random", ()
+    )
     out: str = _field("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = _field("results", "show Flower's and Ray's own logs", False)
 
@@ -124,7 +150,7 @@ def _one_line(error: ValidationError) -> str:
     if not key:
         return message
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(first["loc"][0], RunConfig.model_fields, 1, 0.0)
+        near = get_close_matches(str(first["loc"][0]), list(RunConfig.model_fields), 1, 0.0)
         return f"{key}: no such key; nearest: {near[0].replace('_', '-')} (all are in --help)"
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 

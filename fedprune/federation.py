@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from fedprune.report.summary import Summary, summary_of
 from fedprune.rounds import Plan, Port, Row, State, Totals, first_state, measure, run
 from fedprune.tensors import load_into
 
+RUN = "python simulations/run.py"
 PRUNED = "pruned"
 WARM = "warm"
 """Name of the checkpoint at the end of the warm-up, which all arms share."""
@@ -38,8 +40,8 @@ WARM = "warm"
 class Watch:
     """Who looks on: both may be left out, neither can change the run."""
 
-    phase: Callable[[str, Question, int], None] = lambda arm, question, partitions: None
-    row: Callable[[Row, float, State], None] = lambda row, seconds, state: None
+    phase: Callable[[str, Question, int], None] = lambda *_: None
+    row: Callable[[Row, float, State], None] = lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def federate(
         summary |= write_results(folder, end, model.eval(), config)
         summary |= commands(folder)
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
-        # matplotlib takes a second to import: a worker process, which imports this module, need not.
+        # matplotlib takes a second to import: the workers, who import this module, need not.
         from fedprune.report.page import write_report
 
         write_report(folder)
@@ -113,15 +115,18 @@ def federate(
 def commands(folder: Path) -> dict[str, str]:
     """How to repeat a run and how to go on with it."""
     return {
-        "command": f"python simulations/run.py --config {folder / CONFIG_NAME} --out {folder}-again",
-        "resume": f"python simulations/run.py --resume {folder}",
+        "command": f"{RUN} --config {folder / CONFIG_NAME} --out {folder}-again",
+        "resume": f"{RUN} --resume {folder}",
     }
 
 
 def arms_of(config: RunConfig) -> dict[str, RunConfig]:
     """The pruned arm first, then a baseline per name: same seed, rounds and data."""
     # model_copy does not validate: a dense arm keeps the plan of a run that prunes.
-    changes = {"dense": {"sparsity": 0.0, "threshold": None}, "random": {"score": "random"}}
+    changes: dict[str, dict[str, Any]] = {
+        "dense": {"sparsity": 0.0, "threshold": None},
+        "random": {"score": "random"},
+    }
     return {PRUNED: config} | {
         name: config.model_copy(update=changes[name]) for name in config.baselines
     }

@@ -80,7 +80,9 @@ def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> 
     return House(config, task, model.to(device), layout_for(config, model), shards, device)
 
 
-def serve(house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None) -> Folded:
+def serve(
+    house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
+) -> Folded:
     """The sum of the partitions' answers; a partition that fails is left out and named."""
     question = decode_question(packet, house.layout)
     total = Folded()
@@ -106,9 +108,7 @@ def _served(house: House, question: Question, partition: int) -> Folded:
         packet = encode_answer(answer(question, seat), question.kind, house.config.wire)
         size = packet.size()
         given = decode_answer(packet, count_kept(question.masks))
-        check(
-            given.values, given.weight, given.totals, question.kind, question.masks, house.layout
-        )
+        check(given.values, given.weight, given.totals, question.kind, question.masks, house.layout)
         return as_sum(given, partition, size)
     except Exception as error:  # whatever a client's code raises must not stop the others
         return Folded(failures=(failure_of(partition, question.kind, error),), bytes_up=size)

@@ -108,6 +108,8 @@ def check_sum(folded: Folded, kind: str, masks: Masks, layout: Layout) -> None:
     if votes is None:
         return
     if kind != "score" or votes.numel() != count_kept(masks):
-        raise Refused("votes", f"{votes.numel()} votes, expected {expected_values('score', masks, layout)}")
+        raise Refused(
+            "votes", f"{votes.numel()} votes, expected {expected_values('score', masks, layout)}"
+        )
     if votes.numel() and not 0 <= int(votes.min()) <= int(votes.max()) <= len(folded.answered):
         raise Refused("votes", "counts outside 0 to the number of clients")

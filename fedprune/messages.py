@@ -149,7 +149,14 @@ def expected_values(kind: str, masks: Mapping[str, Tensor], layout: Layout) -> i
     return {"score": alive, "tune": alive + free, "evaluate": 0}[kind]
 
 
-def check(values: Tensor, weight: float, totals: Mapping[str, float], kind: str, masks: Masks, layout: Layout) -> None:
+def check(
+    values: Tensor,
+    weight: float,
+    totals: Mapping[str, float],
+    kind: str,
+    masks: Masks,
+    layout: Layout,
+) -> None:
     """Refuse a summand that would spoil the sum.
 
     Raises:

@@ -21,7 +21,9 @@ def _loaded(plugin: str) -> ModuleType:
     path = Path(plugin)
     spec = importlib.util.spec_from_file_location(f"fedprune_plugin_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"plugin={plugin!r}: no such Python file; allowed: path of a .py file")
+        raise FileNotFoundError(
+            f"plugin={plugin!r}: no such Python file; allowed: path of a .py file"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

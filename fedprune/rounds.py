@@ -214,9 +214,7 @@ def _selected(
     if sparsity is None:
         assert c.threshold is not None  # the configuration has one or the other
         return above(scores, c.threshold, alive=alive, magnitude=magnitude, floor=c.floor)
-    return select(
-        scores, sparsity, scope=c.scope, alive=alive, magnitude=magnitude, floor=c.floor
-    )
+    return select(scores, sparsity, scope=c.scope, alive=alive, magnitude=magnitude, floor=c.floor)
 
 
 def tune_all(state: State, plan: Plan, port: Port, cohort: Sequence[int]) -> tuple[State, Folded]:
@@ -356,7 +354,7 @@ class Seat:
     task: Task
     config: RunConfig
     layout: Layout
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The batches on the model's device."""

@@ -97,7 +97,9 @@ def check(config: RunConfig) -> None:
     named(("wire", config.wire), VALUE_TYPES)
     named(("split", config.split), SPLITS)
     if config.split not in task.splits:
-        _refuse("split", config.split, f"task {config.task} has no such split", ", ".join(task.splits))
+        _refuse(
+            "split", config.split, f"task {config.task} has no such split", ", ".join(task.splits)
+        )
     for key, value, wrong, allowed in _misfits(config):
         if wrong:
             _refuse(key, value, _REASONS[key], allowed)
@@ -127,7 +129,12 @@ def _misfits(c: RunConfig) -> Iterable[tuple[str, Any, bool, str]]:
         ("hosts", c.hosts, c.hosts > c.clients, f"1 to {c.clients}"),
         ("min-clients", c.min_clients, c.min_clients > c.cohort, f"1 to {c.cohort}"),
         ("warmup", c.warmup, prunes and c.warmup >= c.rounds, f"0 to {c.rounds - 1}"),
-        ("end", c.end, prunes and not c.warmup < c.end <= c.rounds, f"{c.warmup + 1} to {c.rounds}"),
+        (
+            "end",
+            c.end,
+            prunes and not c.warmup < c.end <= c.rounds,
+            f"{c.warmup + 1} to {c.rounds}",
+        ),
         ("threshold", c.threshold, (c.threshold is None) == (c.sparsity is None), "one of them"),
         (
             "schedule",

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -63,9 +64,7 @@ def kept(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0)
 
 
-def spread(
-    flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]
-) -> Tensors:
+def spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> Tensors:
     """The inverse of `kept`: tensors of the given shapes, 0.0 where a mask is False.
 
     Raises:
@@ -120,5 +119,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a contiguous CPU tensor of any dtype (bfloat16 too), without a copy."""
-    raw: np.ndarray = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(raw)
+    raw: npt.NDArray[np.uint8] = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return raw.data

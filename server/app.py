@@ -58,7 +58,7 @@ def run_on(
         config,
         folder,
         resume,
-        screen.watch(config),
+        screen.watch(),
         screen.tick,
         config.min_clients if expected is None else expected,
     )

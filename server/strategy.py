@@ -8,7 +8,7 @@ between. The rounds are those of `fedprune.rounds.run`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class FedPrune:
     config: RunConfig
     folder: Path | None = None
     resume: bool = False
-    watch: Watch = Watch()
+    watch: Watch = field(default_factory=Watch)
     tick: Tick | None = None
     expected: int = 1
 

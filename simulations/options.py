@@ -52,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
     for key, field in RunConfig.model_fields.items():
         extra = typing.cast(dict[str, Any], field.json_schema_extra)
         name = str(extra["group"])
-        group = groups.setdefault(name, out.add_argument_group(name)) if name not in groups else groups[name]
+        group = (
+            groups.setdefault(name, out.add_argument_group(name))
+            if name not in groups
+            else groups[name]
+        )
         option = f"--{key.replace('_', '-')}"
         group.add_argument(option, help=_help(field), **_kind(field.annotation, key))
     return out
@@ -72,7 +76,9 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(annotation) is tuple:
         return {"type": _names, "metavar": "NAME,..."}
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
     if int in kinds:
         return {"metavar": "N", "type": _number}
     if float in kinds:
@@ -137,7 +143,7 @@ def listing(plugin: str) -> str:
         "task": {name: task.summary for name, task in tasks_of(plugin).items()},
         "split": SPLITS,
         "score": {n: f"{s.summary} [{s.source}]" for n, s in scores_of(plugin).items()},
-        "scope": {name: str(scope) for name, scope in SCOPES.items()},
+        "scope": {name: scope.summary for name, scope in SCOPES.items()},
         "schedule": {name: schedule.summary for name, schedule in SCHEDULES.items()},
         "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},
         "baselines": BASELINES,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fedprune.config import ConfigError, RunConfig
+from fedprune.config import ConfigError
 from fedprune.federation import federate
-from fedprune.hosts import dense_model, inline_port, labels_of, layout_for, open_house
+from fedprune.hosts import inline_port, labels_of, open_house
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
 from simulations.options import chosen, main_error
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if config.engine == "inline":
             port = inline_port(house, screen.tick)
-            federate(config, port, folder=folder, resume=resume is not None, watch=screen.watch(config))
+            federate(config, port, folder=folder, resume=resume is not None, watch=screen.watch())
             screen.closing(folder)
         else:
             from simulations.ray_engine import simulate
@@ -40,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
             simulate(config, folder, screen, resume=resume is not None)
     except KeyboardInterrupt:
         screen.stop()
-        print(f"\ninterrupted; to go on: python simulations/run.py --resume {folder}", file=sys.stderr)
+        print(
+            f"\ninterrupted; to go on: python simulations/run.py --resume {folder}", file=sys.stderr
+        )
         return 130
     return 0
 

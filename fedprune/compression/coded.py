@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,11 @@ def to_coded(origin: Mapping[str, str], weights: Mapping[str, Tensor], masks: Ma
         masks: True = kept.
     """
     mask = encode_mask(masks)
-    head = {**origin, "mask_bytes": len(mask), "shapes": {n: list(t.shape) for n, t in weights.items()}}
+    head = {
+        **origin,
+        "mask_bytes": len(mask),
+        "shapes": {n: list(t.shape) for n, t in weights.items()},
+    }
     text = json.dumps(head, separators=(",", ":")).encode()
     values = as_bytes(kept(weights, masks).float())
     body = MAGIC + len(text).to_bytes(4, "little") + text + mask + values
@@ -117,7 +121,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, str]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     task = tasks_of(origin["plugin"])[origin["task"]]
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+        cast(Any, model).save_pretrained(folder)
     else:
         save_model(model, str(folder / "model.safetensors"))
     if task.tokenizer is not None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import zstandard
 from numpy.typing import NDArray
-from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone  # type: ignore[import-untyped]
+from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from torch import Tensor
 
 from fedprune.tensors import Masks

@@ -64,7 +64,9 @@ def layout_of(
         if (name in by_kind or _any(name, include)) and not _any(name, exclude)
     )
     if not prunable:
-        raise ValueError(f"exclude={list(exclude)}: nothing is left to prune; allowed: fewer patterns")
+        raise ValueError(
+            f"exclude={list(exclude)}: nothing is left to prune; allowed: fewer patterns"
+        )
     return Layout(
         shapes={name: t.shape for name, t in state_of(model).items()},
         prunable=prunable,

@@ -156,6 +156,8 @@ SCORES: dict[str, Score] = {
         absolute_gradient,
         additive=False,
     ),
-    "magnitude": Score("|w| of the global model: asks nobody", "Han et al. 2015, arXiv 1506.02626", _magnitude),
+    "magnitude": Score(
+        "|w| of the global model: asks nobody", "Han et al. 2015, arXiv 1506.02626", _magnitude
+    ),
     "random": Score("uniform noise, new each time: asks nobody", "the control", _random),
 }

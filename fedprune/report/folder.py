@@ -38,7 +38,8 @@ def fresh_folder(config: RunConfig) -> Path:
     folder = Path(config.out) if config.out else Path("runs") / name
     if (folder / CONFIG_NAME).exists():
         raise ConfigError(
-            f"out={str(folder)!r}: holds a run already; allowed: another folder, or --resume {folder}"
+            f"out={str(folder)!r}: holds a run already; "
+            f"allowed: another folder, or --resume {folder}"
         )
     return folder
 

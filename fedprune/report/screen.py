@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedprune.config import RunConfig
-from fedprune.federation import PRUNED, Watch
+from fedprune.federation import Watch
 from fedprune.messages import Question
 from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout
@@ -49,7 +49,8 @@ class Screen:
         task = tasks_of(config.plugin)[config.task]
         self.metric = task.metric
         goal = (
-            f"{config.sparsity:.0%} sparsity" if config.sparsity is not None
+            f"{config.sparsity:.0%} sparsity"
+            if config.sparsity is not None
             else f"score threshold {config.threshold}"
         )
         self.line(f"fedprune  {config.task}: {task.summary}", "bold")
@@ -80,8 +81,8 @@ class Screen:
             f"median {sizes[len(sizes) // 2]:,}"
         )
 
-    def watch(self, config: RunConfig) -> Watch:
-        """What `federate` tells as it goes."""
+    def watch(self) -> Watch:
+        """What `federate` tells as it goes; the head of the table comes first."""
         head = f"{'arm':<7} {'round':>5}  {'phase':<8} {'sparsity':>8} {'loss':>7} "
         head += f"{self.metric:>10} {'up':>9} {'down':>9} {'seconds':>8}"
         self.line()
@@ -165,8 +166,10 @@ def _number(value: float | None, digits: int) -> str:
 
 def in_bytes(count: float) -> str:
     """A number of bytes for people, three significant digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            break
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+    return f"{count / 1000:.3g} TB"

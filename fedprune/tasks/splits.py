@@ -29,7 +29,13 @@ FEWEST = 10
 """A shard needs this many rows, so that each of its three parts holds at least one."""
 
 
-def partition(config: RunConfig, column: str, columns: Mapping[str, Sequence[Any]]) -> list[list[int]]:
+Partitioner = Any
+"""One of flwr-datasets' partitioners, which has no types to import."""
+
+
+def partition(
+    config: RunConfig, column: str, columns: Mapping[str, Sequence[Any]]
+) -> list[list[int]]:
     """The row numbers of every partition, each list ascending.
 
     Args:
@@ -50,7 +56,7 @@ def partition(config: RunConfig, column: str, columns: Mapping[str, Sequence[Any
     seed = derive(config.seed, "split") % 2**31
     if config.split == "iid":
         table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
-    partitioner = _PARTITIONERS[config.split](config, column, seed)
+    partitioner = _partitioner(config, column, seed)
     partitioner.dataset = table
     with redirect_stderr(StringIO()):  # a partitioner draws a progress bar that cannot be disabled
         count = partitioner.num_partitions
@@ -59,49 +65,27 @@ def partition(config: RunConfig, column: str, columns: Mapping[str, Sequence[Any
     return dealt
 
 
-def _natural(config: RunConfig, column: str, seed: int) -> Any:
-    from flwr_datasets.partitioner import NaturalIdPartitioner
+def _partitioner(config: RunConfig, column: str, seed: int) -> Partitioner:
+    from flwr_datasets import partitioner
 
-    return NaturalIdPartitioner(partition_by=column)
-
-
-def _iid(config: RunConfig, column: str, seed: int) -> Any:
-    from flwr_datasets.partitioner import IidPartitioner
-
-    return IidPartitioner(num_partitions=config.clients)
-
-
-def _dirichlet(config: RunConfig, column: str, seed: int) -> Any:
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    return DirichletPartitioner(
-        num_partitions=config.clients,
-        partition_by=column,
-        alpha=config.alpha,
-        min_partition_size=FEWEST,
-        self_balancing=False,
-        seed=seed,
-    )
-
-
-def _shards(config: RunConfig, column: str, seed: int) -> Any:
-    from flwr_datasets.partitioner import ShardPartitioner
-
-    return ShardPartitioner(
-        num_partitions=config.clients,
-        partition_by=column,
-        num_shards_per_partition=2,
-        keep_incomplete_shard=True,
-        seed=seed,
-    )
-
-
-_PARTITIONERS: dict[str, Callable[[RunConfig, str, int], Any]] = {
-    "natural": _natural,
-    "iid": _iid,
-    "dirichlet": _dirichlet,
-    "shards": _shards,
-}
+    clients = {"num_partitions": config.clients}
+    labelled = {**clients, "partition_by": column, "seed": seed}
+    makers: dict[str, Callable[[], Partitioner]] = {
+        "natural": lambda: partitioner.NaturalIdPartitioner(partition_by=column),
+        "iid": lambda: partitioner.IidPartitioner(**clients),
+        "dirichlet": lambda: partitioner.DirichletPartitioner(
+            **labelled,
+            alpha=config.alpha,
+            min_partition_size=FEWEST,
+            self_balancing=False,
+        ),
+        "shards": lambda: partitioner.ShardPartitioner(
+            **labelled,
+            num_shards_per_partition=2,
+            keep_incomplete_shard=True,  # without it the last rows are dealt to nobody
+        ),
+    }
+    return makers[config.split]()
 
 
 def _check(dealt: list[list[int]], rows: int, config: RunConfig) -> None:
