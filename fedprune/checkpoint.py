@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fedprune.messages import Failure
-from fedprune.rounds import State, Traffic
+from fedprune.state import State, Traffic
 
-_SCALARS = ("round", "completed", "failed", "dense_at_pruning")
+_SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed")
 
 
 def save_state(state: State, path: Path) -> None:

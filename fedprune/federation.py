@@ -26,8 +26,10 @@ from fedprune.report.folder import (
     rewind,
     write_results,
 )
+from fedprune.report.rows import Row
 from fedprune.report.summary import Summary, summary_of
-from fedprune.rounds import Plan, Port, Row, State, Totals, first_state, measure, run
+from fedprune.rounds import measure, run
+from fedprune.state import Plan, Port, State, Totals, first_state
 from fedprune.tensors import load_into
 
 RUN = "python simulations/run.py"

@@ -32,7 +32,8 @@ from fedprune.messages import (
 from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout, layout_of
 from fedprune.randomness import seeded
-from fedprune.rounds import Port, Seat, answer
+from fedprune.rounds import Seat, answer
+from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task
 from fedprune.tensors import count_kept
 

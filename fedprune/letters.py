@@ -75,15 +75,19 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
             {str(k): float(v) for k, v in about["totals"].items()},
             _tensor(letter.buffers, "votes", torch.int64),
             tuple(int(p) for p in about["answered"]),
-            tuple(Failure(**f) for f in about["failures"]),
+            tuple(_failure(**f) for f in about["failures"]),
             int(about["bytes_up"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Refused("reply", f"malformed: {error!r}") from None
     spoken = sorted([*folded.answered, *(f.partition for f in folded.failures)])
     if spoken != sorted(asked):
         raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
     return folded
+
+
+def _failure(partition: Any, phase: Any, field: Any, reason: Any) -> Failure:
+    return Failure(int(partition), str(phase), str(field), str(reason))
 
 
 def _tensor(buffers: Mapping[str, bytes], name: str, dtype: torch.dtype) -> Tensor | None:
@@ -101,6 +105,8 @@ def check_sum(folded: Folded, kind: str, masks: Masks, layout: Layout) -> None:
         Refused: with the field and the reason.
     """
     if not folded.answered:
+        if folded != Folded(failures=folded.failures, bytes_up=folded.bytes_up):
+            raise Refused("answered", "a sum that nobody answered for")
         return
     total = torch.empty(0) if folded.total is None else folded.total
     check(total, folded.weight, folded.totals, kind, masks, layout)

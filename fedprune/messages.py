@@ -142,6 +142,14 @@ def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, f
     return {k: left.get(k, 0.0) + right.get(k, 0.0) for k in {**left, **right}}
 
 
+TOTALS = {
+    "score": {"count"},
+    "tune": {"loss", "count"},
+    "evaluate": {"loss", "correct", "count"},
+}
+"""The named sums that an answer of each kind carries."""
+
+
 def expected_values(kind: str, masks: Mapping[str, Tensor], layout: Layout) -> int:
     """How many values an answer of this kind must carry."""
     alive = count_kept(masks)
@@ -167,11 +175,19 @@ def check(
         raise Refused("values", f"wrong shape: {values.numel()} values, expected {expected}")
     if not (math.isfinite(weight) and weight > 0):
         raise Refused("weight", f"{weight} is not a positive number")
+    _check_totals(totals, kind)
+    if not torch.isfinite(values).all():
+        raise Refused(_not_finite(values, kind, masks, layout), "NaN or infinite")
+
+
+def _check_totals(totals: Mapping[str, float], kind: str) -> None:
+    if totals.keys() != TOTALS[kind]:
+        raise Refused("totals", f"{sorted(totals)}, expected {sorted(TOTALS[kind])}")
     for name, value in totals.items():
         if not math.isfinite(value):
             raise Refused(name, f"{value} is not finite")
-    if not torch.isfinite(values).all():
-        raise Refused(_not_finite(values, kind, masks, layout), "NaN or infinite")
+        if name != "loss" and value < 0:
+            raise Refused(name, f"{value} is negative")
 
 
 def _not_finite(values: Tensor, kind: str, masks: Masks, layout: Layout) -> str:

@@ -8,8 +8,7 @@ the client's.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,138 +19,25 @@ from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.learning.averaging import averaged, change
 from fedprune.learning.training import learning_rate, step_batches, tune
-from fedprune.messages import Answer, Failure, Folded, Question
+from fedprune.messages import Answer, Folded, Question
 from fedprune.plugins import scores_of
 from fedprune.pruning.layout import Layout
-from fedprune.pruning.schedules import prunes_at, sparsity_at
 from fedprune.pruning.scores import Evidence, Probe
 from fedprune.pruning.selection import above, select
 from fedprune.randomness import draw, generator, seeded
+from fedprune.report.rows import Row, row
+from fedprune.state import Plan, Port, State, Totals
 from fedprune.tasks.task import Part, Shard, Task, batches
 from fedprune.tensors import (
     Masks,
     Tensors,
     copied,
-    count_kept,
-    digest,
-    full_masks,
     kept,
     load_into,
     masked,
     spread,
     state_of,
 )
-
-Row = dict[str, Any]
-Totals = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Port:
-    """What the loop knows of the world.
-
-    Attributes:
-        ask: puts a question to partitions, gives back the folded answers.
-        present: the partitions that can be asked now, ascending, and their training labels.
-    """
-
-    ask: Callable[[Question, Sequence[int]], Folded]
-    present: Callable[[], Mapping[int, int]]
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes so far, as devices would have sent and received them.
-
-    Attributes:
-        up: scoring and tuning answers.
-        down: scoring and tuning questions.
-        evaluation: questions and answers that only measure.
-        dense: what the same tuning asks would have cost dense FedAvg in fp32.
-    """
-
-    up: int = 0
-    down: int = 0
-    evaluation: int = 0
-    dense: int = 0
-
-
-@dataclass(frozen=True)
-class State:
-    """All that a run carries from round to round; a checkpoint is one of these.
-
-    Attributes:
-        round: rounds played so far.
-        weights: the global model's state, float32, 0.0 where a mask is False.
-        masks: True = kept, for every prunable tensor.
-        known: partition to the digest of the mask it acknowledged.
-        traffic: bytes so far.
-        completed: rounds whose average had enough answers.
-        failures: those of the current round.
-        failed: how many failures there were in all.
-        dense_at_pruning: test totals when pruning began.
-    """
-
-    round: int
-    weights: Tensors
-    masks: Masks
-    known: dict[int, str]
-    traffic: Traffic = Traffic()
-    completed: int = 0
-    failures: tuple[Failure, ...] = ()
-    failed: int = 0
-    dense_at_pruning: Totals | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What stays the same for a whole run.
-
-    Attributes:
-        config: complete configuration.
-        layout: the model's layout.
-        dense_packet: bytes of one dense fp32 tuning question and of its answer.
-    """
-
-    config: RunConfig
-    layout: Layout
-    dense_packet: tuple[int, int]
-
-    def prunes(self, round_: int) -> bool:
-        """Whether this round scores and prunes."""
-        c = self.config
-        if c.sparsity == 0.0:
-            return False
-        return prunes_at(c.schedule, round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
-
-    def sparsity(self, round_: int) -> float | None:
-        """The sparsity in force after this round; None where a threshold decides."""
-        c = self.config
-        if c.sparsity is None:
-            return None
-        return sparsity_at(
-            c.schedule,
-            round_,
-            start=c.warmup + 1,
-            end=c.end,
-            frequency=c.frequency,
-            final=c.sparsity,
-        )
-
-    def phase(self, round_: int) -> str:
-        """The part of the run: dense (an arm that never prunes), warmup, prune or recover."""
-        if self.config.sparsity == 0.0:
-            return "dense"
-        if self.prunes(round_):
-            return "prune"
-        last = self.config.end if self.config.threshold is None else self.config.warmup + 1
-        return "warmup" if round_ <= self.config.warmup else "prune" if round_ < last else "recover"
-
-
-def first_state(model: nn.Module, layout: Layout) -> State:
-    """The state before round one: the model as it is, nothing removed."""
-    weights = copied(state_of(model))
-    return State(0, weights, full_masks(weights, layout.prunable), {})
 
 
 def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
@@ -161,7 +47,7 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
         state = replace(state, round=state.round + 1, failures=())
         cohort = draw(list(port.present()), c.cohort, generator(c.seed, "cohort", state.round))
         agreement = None
-        if plan.prunes(state.round):
+        if state.owed or plan.prunes(state.round):
             if state.round == c.warmup + 1:
                 state, totals = measure(state, port, "test")
                 state = replace(state, dense_at_pruning=totals)
@@ -184,10 +70,10 @@ def score(state: State, plan: Plan, port: Port, cohort: Sequence[int]) -> tuple[
 
 
 def prune(state: State, plan: Plan, evidence: Folded) -> State:
-    """The state under its new mask; as it was, if too few answered."""
+    """The state under its new mask; as it was, and owing a pruning, if too few answered."""
     c = plan.config
     if len(evidence.answered) < c.min_clients:
-        return state
+        return replace(state, owed=True)
     weights = {name: state.weights[name] for name in state.masks}
     scores = scores_of(c.plugin)[c.score].finalise(
         Evidence(
@@ -198,7 +84,7 @@ def prune(state: State, plan: Plan, evidence: Folded) -> State:
         )
     )
     masks = _selected(scores, plan.sparsity(state.round), c, state.masks, weights)
-    return replace(state, masks=masks, weights=masked(state.weights, masks))
+    return replace(state, masks=masks, weights=masked(state.weights, masks), owed=False)
 
 
 def _sums(evidence: Folded, masks: Masks, layout: Layout) -> Tensors:
@@ -283,55 +169,6 @@ def agreement_of(evidence: Folded) -> float | None:
     if not each:
         return None
     return int((votes * (votes - 1)).sum()) / (voters * (voters - 1) * each)
-
-
-def quality(totals: Totals) -> dict[str, float] | None:
-    """Mean loss, perplexity (its exponential), accuracy and the labels they are over."""
-    if not totals.get("count"):
-        return None
-    loss = totals["loss"] / totals["count"]
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # beyond that a float overflows
-        "accuracy": totals["correct"] / totals["count"],
-        "count": int(totals["count"]),
-    }
-
-
-def row(
-    state: State,
-    plan: Plan,
-    cohort: Sequence[int],
-    changes: Folded,
-    totals: Totals,
-    agreement: float | None,
-) -> Row:
-    """One row of the report: deterministic, no times. Bytes are cumulative."""
-    measured = quality(totals) or {}
-    prunable = sum(m.numel() for m in state.masks.values())
-    removed = prunable - count_kept(state.masks)
-    steps = changes.totals.get("count")
-    return {
-        "round": state.round,
-        "phase": plan.phase(state.round),
-        "sparsity": removed / prunable,
-        "removed": removed,
-        "loss": measured.get("loss"),
-        "perplexity": measured.get("perplexity"),
-        "accuracy": measured.get("accuracy"),
-        "train_loss": changes.totals["loss"] / steps if steps else None,
-        "lr": learning_rate(plan.config, state.round),
-        "cohort": list(cohort),
-        "answered": len(changes.answered),
-        "failures": [vars(failure) for failure in state.failures],
-        "bytes_up": state.traffic.up,
-        "bytes_down": state.traffic.down,
-        "bytes_evaluation": state.traffic.evaluation,
-        "bytes_dense": state.traffic.dense,
-        "agreement": agreement,
-        "mask_digest": mask_digest(state.masks),
-        "weights_digest": digest(state.weights),
-    }
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedprune.config import RunConfig
+from fedprune.config import ConfigError, RunConfig
 from fedprune.report.screen import Screen
+
+
+def require_ray() -> None:
+    """Refuse to start without Flower's simulation.
+
+    Raises:
+        ConfigError: flwr or ray is not installed.
+    """
+    for package in ("flwr", "ray"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"engine='ray': {package} is not installed; "
+                "allowed: pip install 'fedprune[flower]', or --engine inline"
+            )
 
 
 def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
@@ -36,10 +54,42 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
         except BaseException as error:  # carried to the caller's thread
             outcome.append(error)
 
-    _run_simulation(server_app, client_app, config)
+    finished = threading.Event()
+
+    def run_all() -> None:
+        try:
+            _run_simulation(server_app, client_app, config)
+        except BaseException as error:
+            outcome.append(error)
+        finally:
+            finished.set()
+
+    _start_and_wait(run_all, finished, screen)
     screen.stop()
     if outcome:
         raise outcome[0]
+
+
+def _start_and_wait(work: Callable[[], None], finished: threading.Event, screen: Screen) -> None:
+    """Do the work in a thread of its own, so that an interrupt reaches ours and not Flower's.
+
+    Interrupted in the middle, Flower's simulation waits for ever for its server's half. So the
+    first interrupt asks that half to stop at the next question, the second one ends at once.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    threading.Thread(target=work).start()
+    try:
+        while not finished.is_set():
+            try:
+                finished.wait(0.2)  # an interrupted Thread.join would call a live thread dead
+            except KeyboardInterrupt:
+                if screen.halted:
+                    os._exit(130)
+                screen.halt()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _set_environment() -> None:

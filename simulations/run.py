@@ -14,6 +14,7 @@ from fedprune.hosts import inline_port, labels_of, open_house
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
 from simulations.options import chosen, main_error
+from simulations.ray_engine import require_ray, simulate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, resume = chosen(sys.argv[1:] if arguments is None else arguments)
         folder = fresh_folder(config) if resume is None else resume
+        if config.engine == "ray":
+            require_ray()
         screen = Screen()
         screen.opening(config, folder)
         house = open_house(config)
@@ -34,8 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
             federate(config, port, folder=folder, resume=resume is not None, watch=screen.watch())
             screen.closing(folder)
         else:
-            from simulations.ray_engine import simulate
-
             simulate(config, folder, screen, resume=resume is not None)
     except KeyboardInterrupt:
         screen.stop()

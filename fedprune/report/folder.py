@@ -14,7 +14,8 @@ from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.compression.coded import CODED_NAME, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml
-from fedprune.rounds import Row, State
+from fedprune.report.rows import Row
+from fedprune.state import State
 from fedprune.tensors import full_masks
 
 CONFIG_NAME = "config.toml"

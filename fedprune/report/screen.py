@@ -16,7 +16,8 @@ from fedprune.messages import Question
 from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.folder import SUMMARY_NAME
-from fedprune.rounds import Row, State
+from fedprune.report.rows import Row
+from fedprune.state import State
 
 _DOING = {"score": "scoring", "tune": "tuning", "evaluate": "measuring"}
 
@@ -38,7 +39,7 @@ class Screen:
         )
         self.task = self.bar.add_task("", visible=False)
         self.metric = "loss"
-        self.seconds = 0.0
+        self.halted = False
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, as it is."""
@@ -94,7 +95,14 @@ class Screen:
         """So many more partitions have answered."""
         self.bar.advance(self.task, partitions)
 
+    def halt(self) -> None:
+        """Stop the run at its next question; the rounds played are kept."""
+        self.halted = True
+        self.line("stopping after this phase; interrupt again to quit at once")
+
     def _phase(self, arm: str, question: Question, partitions: int) -> None:
+        if self.halted:
+            raise KeyboardInterrupt
         text = f"{arm}  round {question.round}  {_DOING[question.kind]}"
         self.bar.reset(self.task, total=partitions, description=text, visible=True)
 

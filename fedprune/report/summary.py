@@ -9,7 +9,8 @@ from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout
-from fedprune.rounds import State, Totals, quality
+from fedprune.report.rows import quality
+from fedprune.state import State, Totals
 from fedprune.tensors import count_kept, digest
 
 Summary = dict[str, Any]

@@ -147,7 +147,7 @@ def tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.WordLevel(vocab=dict(_IDS), unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -171,7 +171,7 @@ TASK = Task(
     defaults={
         "rounds": 24,
         "warmup": 8,
-        "cohort": 5,
+        "cohort": 6,
         "split": "natural",
         "optimizer": "adamw",
         "lr": 5e-3,

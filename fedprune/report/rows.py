@@ -1,0 +1,64 @@
+"""One row per round: what `rounds.jsonl` holds, all of it deterministic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fedprune.compression.masks import mask_digest
+from fedprune.learning.training import learning_rate
+from fedprune.messages import Folded
+from fedprune.state import Plan, State, Totals
+from fedprune.tensors import count_kept, digest
+
+Row = dict[str, Any]
+
+
+def quality(totals: Totals) -> dict[str, float] | None:
+    """Mean loss, perplexity (its exponential), accuracy and the labels they are over."""
+    if not totals.get("count"):
+        return None
+    loss = totals["loss"] / totals["count"]
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # beyond that a float overflows
+        "accuracy": totals["correct"] / totals["count"],
+        "count": int(totals["count"]),
+    }
+
+
+def row(
+    state: State,
+    plan: Plan,
+    cohort: Sequence[int],
+    changes: Folded,
+    totals: Totals,
+    agreement: float | None,
+) -> Row:
+    """One row of the report: deterministic, no times. Bytes are cumulative."""
+    measured = quality(totals) or {}
+    prunable = sum(m.numel() for m in state.masks.values())
+    removed = prunable - count_kept(state.masks)
+    steps = changes.totals.get("count")
+    return {
+        "round": state.round,
+        "phase": plan.phase(state.round),
+        "sparsity": removed / prunable,
+        "removed": removed,
+        "loss": measured.get("loss"),
+        "perplexity": measured.get("perplexity"),
+        "accuracy": measured.get("accuracy"),
+        "train_loss": changes.totals["loss"] / steps if steps else None,
+        "lr": learning_rate(plan.config, state.round),
+        "cohort": list(cohort),
+        "answered": len(changes.answered),
+        "failures": [vars(failure) for failure in state.failures],
+        "bytes_up": state.traffic.up,
+        "bytes_down": state.traffic.down,
+        "bytes_evaluation": state.traffic.evaluation,
+        "bytes_dense": state.traffic.dense,
+        "agreement": agreement,
+        "mask_digest": mask_digest(state.masks),
+        "weights_digest": digest(state.weights),
+    }

@@ -1,0 +1,127 @@
+"""What a run carries from round to round, what stays the same, and the port to its clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedprune.config import RunConfig
+from fedprune.messages import Failure, Folded, Question
+from fedprune.pruning.layout import Layout
+from fedprune.pruning.schedules import prunes_at, sparsity_at
+from fedprune.tensors import Masks, Tensors, copied, full_masks, state_of
+
+Totals = dict[str, float]
+"""Named sums over clients: loss, correct, count."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """What the loop knows of the world.
+
+    Attributes:
+        ask: puts a question to partitions, gives back the folded answers.
+        present: the partitions that can be asked now, ascending, and their training labels.
+    """
+
+    ask: Callable[[Question, Sequence[int]], Folded]
+    present: Callable[[], Mapping[int, int]]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes so far, as devices would have sent and received them.
+
+    Attributes:
+        up: scoring and tuning answers.
+        down: scoring and tuning questions.
+        evaluation: questions and answers that only measure.
+        dense: what the same tuning asks would have cost dense FedAvg in fp32.
+    """
+
+    up: int = 0
+    down: int = 0
+    evaluation: int = 0
+    dense: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a run carries from round to round; a checkpoint is one of these.
+
+    Attributes:
+        round: rounds played so far.
+        weights: the global model's state, float32, 0.0 where a mask is False.
+        masks: True = kept, for every prunable tensor.
+        known: partition to the digest of the mask it acknowledged.
+        traffic: bytes so far.
+        completed: rounds whose average had enough answers.
+        failures: those of the current round.
+        failed: how many failures there were in all.
+        dense_at_pruning: test totals when pruning began.
+        owed: a pruning was due and had too few answers; the next round makes up for it.
+    """
+
+    round: int
+    weights: Tensors
+    masks: Masks
+    known: dict[int, str]
+    traffic: Traffic = Traffic()
+    completed: int = 0
+    failures: tuple[Failure, ...] = ()
+    failed: int = 0
+    dense_at_pruning: Totals | None = None
+    owed: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same for a whole run.
+
+    Attributes:
+        config: complete configuration.
+        layout: the model's layout.
+        dense_packet: bytes of one dense fp32 tuning question and of its answer.
+    """
+
+    config: RunConfig
+    layout: Layout
+    dense_packet: tuple[int, int]
+
+    def prunes(self, round_: int) -> bool:
+        """Whether this round scores and prunes."""
+        c = self.config
+        if c.sparsity == 0.0:
+            return False
+        return prunes_at(c.schedule, round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
+
+    def sparsity(self, round_: int) -> float | None:
+        """The sparsity in force after this round; None where a threshold decides."""
+        c = self.config
+        if c.sparsity is None:
+            return None
+        return sparsity_at(
+            c.schedule,
+            round_,
+            start=c.warmup + 1,
+            end=c.end,
+            frequency=c.frequency,
+            final=c.sparsity,
+        )
+
+    def phase(self, round_: int) -> str:
+        """The part of the run: dense (an arm that never prunes), warmup, prune or recover."""
+        if self.config.sparsity == 0.0:
+            return "dense"
+        if self.prunes(round_):
+            return "prune"
+        last = self.config.end if self.config.threshold is None else self.config.warmup + 1
+        return "warmup" if round_ <= self.config.warmup else "prune" if round_ < last else "recover"
+
+
+def first_state(model: nn.Module, layout: Layout) -> State:
+    """The state before round one: the model as it is, nothing removed."""
+    weights = copied(state_of(model))
+    return State(0, weights, full_masks(weights, layout.prunable), {})
