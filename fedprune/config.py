@@ -43,8 +43,8 @@ class RunConfig(BaseModel):
     task: str = _field("what is learned", "task (see --list)", "shakespeare")
     clients: Count = _field("what is learned", "partitions that the data is split over", 20)
     split: str = _field("what is learned", "who holds which rows (see --list)", BY_TASK)
-    alpha: float = _field(
-        "what is learned", "Dirichlet concentration, with --split dirichlet", 0.5, gt=0
+    alpha: float | None = _field(
+        "what is learned", "concentration of --split dirichlet (default 0.5)", None, gt=0
     )
     data: str = _field("what is learned", "folder of local files, for tasks that read one", "")
     plugin: str = _field("what is learned", "Python file with your own SCORES or TASKS", "")
@@ -87,7 +87,7 @@ class RunConfig(BaseModel):
     lr_schedule: Literal["constant", "linear", "cosine"] = _field(
         "tuning", "learning rate over rounds", "cosine"
     )
-    momentum: float = _field("tuning", "momentum of sgd", 0.9, ge=0, lt=1)
+    momentum: float | None = _field("tuning", "momentum of sgd (default 0.9)", None, ge=0, lt=1)
     weight_decay: float = _field("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = _field("tuning", "examples in a step", BY_TASK)
     score_batch: Count = _field("tuning", "examples in a batch of scoring and measuring", 64)

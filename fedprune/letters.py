@@ -6,6 +6,7 @@ fields there are. No Flower here, so that both sides and the tests share it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,9 @@ from fedprune.tensors import Masks, as_bytes, count_kept
 Fields = dict[str, Any]
 Buffers = dict[str, bytes]
 
+_TOTALS = {"score": {"count"}, "tune": {"loss", "count"}, "evaluate": {"loss", "correct", "count"}}
+"""Names of the sums that come with an answer, by the question's kind."""
+
 
 @dataclass(frozen=True)
 class Letter:
@@ -29,6 +33,11 @@ class Letter:
 
     fields: Fields
     buffers: Buffers
+
+
+def identity(config: str) -> str:
+    """A short name for a configuration's text, by which a device knows whether it has it."""
+    return hashlib.sha256(config.encode()).hexdigest()[:16]
 
 
 def question_letter(packet: Packet, partitions: list[int], *, bits: bool) -> Letter:
@@ -78,16 +87,20 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
             tuple(_failure(**f) for f in about["failures"]),
             int(about["bytes_up"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise Refused("reply", f"malformed: {error!r}") from None
+    except _MALFORMED as error:
+        raise Refused("reply", f"malformed: {error!r}"[:300]) from None
     spoken = sorted([*folded.answered, *(f.partition for f in folded.failures)])
     if spoken != sorted(asked):
         raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
     return folded
 
 
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading a letter raises that is not what it should be."""
+
+
 def _failure(partition: Any, phase: Any, field: Any, reason: Any) -> Failure:
-    return Failure(int(partition), str(phase), str(field), str(reason))
+    return Failure(int(partition), str(phase), str(field)[:300], str(reason)[:300])
 
 
 def _tensor(buffers: Mapping[str, bytes], name: str, dtype: torch.dtype) -> Tensor | None:
@@ -104,10 +117,18 @@ def check_sum(folded: Folded, kind: str, masks: Masks, layout: Layout) -> None:
     Raises:
         Refused: with the field and the reason.
     """
+    if folded.bytes_up < 0:
+        raise Refused("bytes_up", f"{folded.bytes_up} is below 0")
     if not folded.answered:
         if folded != Folded(failures=folded.failures, bytes_up=folded.bytes_up):
             raise Refused("answered", "a sum that nobody answered for")
         return
+    if folded.totals.keys() != _TOTALS[kind]:
+        raise Refused(
+            "totals", f"{sorted(folded.totals)[:9]}, expected {sorted(_TOTALS[kind])}"[:300]
+        )
+    if folded.totals["count"] < 0:
+        raise Refused("count", f"{folded.totals['count']} is below 0")
     total = torch.empty(0) if folded.total is None else folded.total
     check(total, folded.weight, folded.totals, kind, masks, layout)
     votes = folded.votes

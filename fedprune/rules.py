@@ -12,6 +12,7 @@ from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.schedules import SCHEDULES
 from fedprune.pruning.selection import SCOPES
 from fedprune.tasks.splits import SPLITS
+from fedprune.tasks.task import Task
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -36,11 +37,18 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
         values.setdefault("sparsity", 0.8)
         values.setdefault("schedule", "cubic")
     values.setdefault("schedule", "one-shot")
+    if values["split"] == "dirichlet":
+        values.setdefault("alpha", 0.5)
+    if values["optimizer"] == "sgd":
+        values.setdefault("momentum", 0.9)
     if "local_epochs" in given and "local_steps" not in given:
         values["local_steps"] = 0
     numbers = [values[key] for key in ("clients", "rounds", "warmup", "cohort")]
     if all(isinstance(number, int) for number in numbers):
-        return {**values, **_sized(given, defaults, values["clients"], values["rounds"]), **given}
+        sized = _sized(given, defaults, values["clients"], values["rounds"])
+        if values["schedule"] == "one-shot":
+            sized["end"] = sized["warmup"] + 1
+        return {**values, **sized, **given}
     return {"hosts": 1, "end": 1, **values}
 
 
@@ -100,53 +108,69 @@ def check(config: RunConfig) -> None:
         _refuse(
             "split", config.split, f"task {config.task} has no such split", ", ".join(task.splits)
         )
-    for key, value, wrong, allowed in _misfits(config):
+    for key, wrong, reason, allowed in [*_out_of_bounds(config), *_unused(config, task)]:
         if wrong:
-            _refuse(key, value, _REASONS[key], allowed)
+            _refuse(key, vars(config)[key.replace("-", "_")], reason, allowed)
 
 
-_REASONS = {
-    "cohort": "more clients than there are",
-    "hosts": "more hosts than clients",
-    "min-clients": "more than the cohort",
-    "warmup": "no round is left to prune in",
-    "end": "the last pruning is not between warm-up and the last round",
-    "threshold": "a threshold and a sparsity exclude each other",
-    "schedule": "a threshold prunes once",
-    "local-steps": "steps and epochs exclude each other, and one must be above 0",
-    "gpus": "inline runs in this process, there are no workers to share among",
-    "workers": "inline runs in this process",
-    "ray-address": "inline does not use Ray",
-    "baselines": "named twice",
-}
+Misfit = tuple[str, bool, str, str]
+"""Key, whether it is wrong, why, and what is allowed."""
 
 
-def _misfits(c: RunConfig) -> Iterable[tuple[str, Any, bool, str]]:
-    inline = c.engine == "inline"
+def _out_of_bounds(c: RunConfig) -> list[Misfit]:
+    """Values that contradict others."""
     prunes = c.sparsity != 0.0
+    late = "the last pruning is not between warm-up and the last round"
+    both = "a threshold and a sparsity exclude each other"
+    once = f"{c.schedule} prunes once, in round {c.warmup + 1}"
+    steps = "steps and epochs exclude each other, and one must be above 0"
+    last_only = c.schedule == "one-shot" and prunes
+    names = ", ".join(BASELINES)
     return [
-        ("cohort", c.cohort, c.cohort > c.clients, f"1 to {c.clients}"),
-        ("hosts", c.hosts, c.hosts > c.clients, f"1 to {c.clients}"),
-        ("min-clients", c.min_clients, c.min_clients > c.cohort, f"1 to {c.cohort}"),
-        ("warmup", c.warmup, prunes and c.warmup >= c.rounds, f"0 to {c.rounds - 1}"),
+        ("cohort", c.cohort > c.clients, "more clients than there are", f"1 to {c.clients}"),
+        ("hosts", c.hosts > c.clients, "more hosts than clients", f"1 to {c.clients}"),
+        ("min-clients", c.min_clients > c.cohort, "more than the cohort", f"1 to {c.cohort}"),
+        (
+            "warmup",
+            prunes and c.warmup >= c.rounds,
+            "no round is left to prune in",
+            f"0 to {c.rounds - 1}",
+        ),
         (
             "end",
-            c.end,
             prunes and not c.warmup < c.end <= c.rounds,
+            late,
             f"{c.warmup + 1} to {c.rounds}",
         ),
-        ("threshold", c.threshold, (c.threshold is None) == (c.sparsity is None), "one of them"),
+        ("end", last_only and c.end != c.warmup + 1, once, str(c.warmup + 1)),
+        ("frequency", last_only and c.frequency != 1, once, "1"),
+        ("threshold", (c.threshold is None) == (c.sparsity is None), both, "one of them"),
+        ("local-steps", (c.local_steps > 0) == (c.local_epochs > 0), steps, "one of them"),
+        ("baselines", len(set(c.baselines)) < len(c.baselines), "named twice", names),
+    ]
+
+
+def _unused(c: RunConfig, task: Task) -> list[Misfit]:
+    """Values that nothing would read: better refused than ignored."""
+    inline, cluster, fixed = c.engine == "inline", bool(c.ray_address), c.threshold is not None
+    here = "inline runs in this process"
+    out = "leave it out"
+    shared = fixed and c.scope != "global"
+    return [
+        ("schedule", fixed and c.schedule != "one-shot", "a threshold prunes once", "one-shot"),
+        ("scope", shared, "a threshold looks at every weight by itself", "global"),
+        ("alpha", c.alpha is not None and c.split != "dirichlet", f"split is {c.split}", out),
         (
-            "schedule",
-            c.schedule,
-            c.threshold is not None and c.schedule != "one-shot",
-            "one-shot",
+            "momentum",
+            c.momentum is not None and c.optimizer != "sgd",
+            f"{c.optimizer} has none",
+            out,
         ),
-        ("local-steps", c.local_steps, (c.local_steps > 0) == (c.local_epochs > 0), "one of them"),
-        ("gpus", c.gpus, inline and c.gpus not in (-1.0, 0.0), "-1 (as there is), 0"),
-        ("workers", c.workers, inline and c.workers > 1, "0 or 1, or --engine ray"),
-        ("ray-address", c.ray_address, inline and bool(c.ray_address), "leave it out"),
-        ("baselines", c.baselines, len(set(c.baselines)) < len(c.baselines), ", ".join(BASELINES)),
+        ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),
+        ("gpus", inline and c.gpus > 0, f"{here}, nothing is shared out", "-1 (if there), 0"),
+        ("workers", inline and c.workers > 1, here, "0 or 1, or --engine ray"),
+        ("workers", cluster and c.workers > 0, "a cluster's own processors are all used", "0"),
+        ("ray-address", inline and cluster, "inline does not use Ray", out),
     ]
 
 

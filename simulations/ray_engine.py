@@ -50,7 +50,7 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
     def main(grid: Grid, context: Context) -> None:
         del context  # Flower's run config is empty here; ours came on the command line
         try:
-            run_on(grid, config, folder, screen, resume=resume, expected=config.hosts)
+            run_on(grid, config, folder, screen, resume=resume)
         except BaseException as error:  # carried to the caller's thread
             outcome.append(error)
 

@@ -26,7 +26,7 @@ Parameters = list[nn.Parameter]
 
 def _sgd(parameters: Parameters, lr: float, config: RunConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        parameters, lr, momentum=config.momentum, weight_decay=config.weight_decay
+        parameters, lr, momentum=config.momentum or 0.0, weight_decay=config.weight_decay
     )
 
 

@@ -7,7 +7,7 @@ Words that clients wrote (reasons of failures) are escaped by the template and c
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedprune.report.board import write_events
@@ -36,6 +36,7 @@ from fedprune.report.tables import (
     results,
     round_table,
 )
+from fedprune.report.template import PAGE
 
 SENTENCES = (
     "{clients} clients trained {model} of {parameters} parameters on the task {task}.",
@@ -67,13 +68,12 @@ def write_page(folder: Path) -> Path:
 def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     """Render the page; the same folder gives the same bytes."""
     environment = Environment(
-        loader=PackageLoader("fedprune.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("page.html.jinja").render(
+    text = environment.from_string(PAGE).render(
         title=title(run),
         what=what_was_run(run),
         verdict=verdict(run),

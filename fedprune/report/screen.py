@@ -19,7 +19,7 @@ from fedprune.report.folder import SUMMARY_NAME
 from fedprune.report.rows import Row
 from fedprune.state import State
 
-_DOING = {"score": "scoring", "tune": "tuning", "evaluate": "measuring"}
+_DOING = {"hello": "joining", "score": "scoring", "tune": "tuning", "evaluate": "measuring"}
 
 
 class Screen:

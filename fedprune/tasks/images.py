@@ -144,6 +144,7 @@ FASHION_MNIST = Task(
     shards=fashion_mnist,
     output=("head",),
     splits=_SPLITS,
+    folder=True,
     defaults={**_IMAGE_DEFAULTS, "rounds": 24, "warmup": 8, "cohort": 10, "local_steps": 20},
     local=local_images,
 )

@@ -58,10 +58,27 @@ def partition(
         table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
     partitioner = _partitioner(config, column, seed)
     partitioner.dataset = table
-    with redirect_stderr(StringIO()):  # a partitioner draws a progress bar that cannot be disabled
-        count = partitioner.num_partitions
-        dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(count)]
-    _check(dealt, rows, config)
+    allowed = f"at least {FEWEST} rows each (fewer clients, or a larger alpha)"
+    try:
+        with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
+            count = partitioner.num_partitions
+            dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(count)]
+    except ValueError as error:
+        raise ValueError(
+            f"clients={config.clients}: {config.split} cannot deal {rows} rows so: {error}; "
+            f"allowed: {allowed}"
+        ) from None
+    small = min(map(len, dealt))
+    if config.split != "natural" and small < FEWEST:
+        raise ValueError(
+            f"clients={config.clients}: the smallest partition would hold {small} rows; "
+            f"allowed: {allowed}"
+        )
+    if sum(map(len, dealt)) != rows:
+        raise ValueError(
+            f"split={config.split!r}: {sum(map(len, dealt))} of {rows} rows were dealt; "
+            "allowed: a split that deals each row once"
+        )
     return dealt
 
 
@@ -86,18 +103,6 @@ def _partitioner(config: RunConfig, column: str, seed: int) -> Partitioner:
         ),
     }
     return makers[config.split]()
-
-
-def _check(dealt: list[list[int]], rows: int, config: RunConfig) -> None:
-    small = min(map(len, dealt))
-    if config.split != "natural" and small < FEWEST:
-        raise ValueError(
-            f"clients={config.clients}: the smallest of {len(dealt)} partitions would hold "
-            f"{small} rows; allowed: at least {FEWEST} each (fewer clients, or a larger alpha)"
-        )
-    lost = rows - len({row for part in dealt for row in part})
-    if lost:
-        raise ValueError(f"split={config.split}: {lost} of {rows} rows were dealt to nobody")
 
 
 def cut_at_random(rows: Part, seed: int, partition_: int) -> Shard:

@@ -59,6 +59,7 @@ class Task:
         output: modules whose weights are the head of output: not prunable unless asked.
         splits: split name to the data column it works on ("" where it needs none).
         defaults: configuration keys this task sets unless the user does.
+        folder: whether `shards` reads the configuration's `data` folder.
         local: the shard of a real device from its own folder; None: not for devices.
         tokenizer: a Hugging Face tokenizer to save beside the model, where there is one.
     """
@@ -73,6 +74,7 @@ class Task:
     output: tuple[str, ...] = ()
     splits: Mapping[str, str] = field(default_factory=lambda: {"iid": ""})
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    folder: bool = False
     local: Callable[[Path, int], Shard] | None = None
     tokenizer: Callable[[], Any] | None = None
 

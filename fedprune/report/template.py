@@ -1,3 +1,10 @@
+"""The report page's jinja2 template.
+
+In a Python file, because the bundle that Flower makes of an app carries no other kind that fits:
+`flwr run` would leave a template file at home.
+"""
+
+PAGE = """\
 {# One run as a page that stands alone. Everything here is escaped but the figures. #}
 {% macro table(data, label, class="") %}
 <div class="scroll {{ class }}" role="region" tabindex="0" aria-label="{{ label }}">
@@ -175,3 +182,4 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 </main>
 </body>
 </html>
+"""

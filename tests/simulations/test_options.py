@@ -1,0 +1,119 @@
+"""The command line against the schema, without running anything."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fedprune.config import ConfigError, RunConfig, to_toml
+from fedprune.pruning.scores import SCORES
+from fedprune.tasks.catalog import TASKS
+from simulations.options import RESUMABLE, chosen, listing, parser
+
+
+def test_every_key_is_an_option_with_a_help_text() -> None:
+    text = " ".join(parser().format_help().split())
+    for key, field in RunConfig.model_fields.items():
+        assert f"--{key.replace('_', '-')}" in text
+        assert str(field.description).split("(")[0].strip() in text
+
+
+def test_nothing_given_is_the_default_run() -> None:
+    config, resume = chosen([])
+    assert resume is None
+    assert config == RunConfig()
+    assert (config.task, config.clients, config.sparsity, config.score) == (
+        "shakespeare",
+        20,
+        0.8,
+        "taylor",
+    )
+
+
+def test_the_command_line_wins_over_the_file(tmp_path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text('task = "digits"\nsparsity = 0.5\nlocal-steps = 3\nexclude = ["hidden*"]\n')
+    config, _ = chosen(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
+    assert (config.task, config.sparsity, config.local_steps) == ("digits", 0.7, 3)
+    assert config.exclude == ("hidden*",)
+    assert config.agreement is False
+
+
+def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
+    config, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense,random"])
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert chosen(["--config", str(file)])[0] == config
+
+
+def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_path) -> None:
+    (tmp_path / "config.toml").write_text(to_toml(RunConfig(task="digits", seed=7)))
+    config, resume = chosen(["--resume", str(tmp_path), "--engine", "inline"])
+    assert resume == tmp_path
+    assert (config.seed, config.engine) == (7, "inline")
+    with pytest.raises(ConfigError, match=r"^seed: cannot change on --resume; allowed: engine"):
+        chosen(["--resume", str(tmp_path), "--seed", "8"])
+    assert set(RunConfig.model_fields) >= RESUMABLE
+
+
+def test_the_list_names_everything_in_the_tables() -> None:
+    names = re.findall(r"^  (\S+)", listing(""), re.MULTILINE)
+    assert {*TASKS, *SCORES, "natural", "dirichlet", "layer", "cubic", "adamw"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--score tailor", "score='tailor': no such score (did you mean taylor?); allowed: taylor"),
+        ("--task moby-dick", "task='moby-dick': no such task; allowed: shakespeare, digits"),
+        ("--sparsity 1.5", "sparsity=1.5: input should be less than 1"),
+        ("--sparsity lots", "sparsity='lots': input should be a valid number"),
+        ("--clients 0", "clients=0: input should be greater than or equal to 1"),
+        ("--clients many", "clients='many': input should be a valid integer"),
+        ("--cohort 21", "cohort=21: more clients than there are; allowed: 1 to 20"),
+        ("--hosts 21", "hosts=21: more hosts than clients; allowed: 1 to 20"),
+        ("--min-clients 7", "min-clients=7: more than the cohort; allowed: 1 to 6"),
+        ("--warmup 24", "warmup=24: no round is left to prune in; allowed: 0 to 23"),
+        ("--end 3", "end=3: the last pruning is not between warm-up and the last round"),
+        ("--threshold 1 --sparsity 0.5", "threshold=1.0: a threshold and a sparsity exclude"),
+        ("--threshold 1 --schedule cubic", "schedule='cubic': a threshold prunes once"),
+        ("--local-steps 0", "local-steps=0: steps and epochs exclude each other"),
+        ("--task digits --split natural", "split='natural': task digits has no such split"),
+        ("--engine spark", "engine='spark': input should be 'ray' or 'inline'"),
+        ("--engine inline --workers 4", "workers=4: inline runs in this process"),
+        ("--engine ray --ray-address x --workers 2", "workers=2: a cluster's own processors"),
+        ("--baselines dense,dense", "baselines=('dense', 'dense'): named twice"),
+        ("--baselines sparse", "baselines='sparse': input should be 'dense' or 'random'"),
+        ("--wire fp8", "wire='fp8': no such wire; allowed: fp32, fp16, bf16"),
+        ("--alpha 0", "alpha=0: input should be greater than 0"),
+        ("--alpha 1", "alpha=1.0: split is natural; allowed: leave it out"),
+        ("--momentum 0.5", "momentum=0.5: adamw has none; allowed: leave it out"),
+        ("--schedule one-shot --frequency 2", "frequency=2: one-shot prunes once, in round 9"),
+        ("--schedule one-shot --end 12", "end=12: one-shot prunes once, in round 9; allowed: 9"),
+        ("--threshold 1 --scope layer", "scope='layer': a threshold looks at every weight"),
+        ("--engine inline --gpus 0.5", "gpus=0.5: inline runs in this process"),
+        ("--data somewhere", "data='somewhere': task shakespeare reads no folder"),
+        ("--plugin nowhere.py", "plugin='nowhere.py': no such Python file"),
+        ("--config nowhere.toml", "config='nowhere.toml': no such file"),
+        ("--resume nowhere", "resume='nowhere/config.toml': no such file"),
+        ("--colour", "unrecognized arguments: --colour"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_key_value_and_what_is_allowed(
+    arguments: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        chosen(arguments.split())
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text("sparcity = 0.5\n")
+    with pytest.raises(ConfigError, match=r"^sparcity: no such key; nearest: sparsity"):
+        chosen(["--config", str(file)])
+    file.write_text("sparsity = \n")
+    with pytest.raises(ConfigError, match=r"^config: not TOML"):
+        chosen(["--config", str(file)])

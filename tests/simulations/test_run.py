@@ -1,0 +1,197 @@
+"""The command from outside, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedprune
+from fedprune.compression.masks import decode_mask, mask_digest
+from fedprune.tensors import digest, state_of
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--task", "digits", "--engine", "inline", "--clients", "6", "--rounds", "4"]
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "simulations/run.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd or ROOT,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--score", "tailor"], ["score='tailor'", "did you mean taylor?", "allowed:"]),
+        (["--clients", "5000"], ["clients=5000", "allowed: 1 to"]),
+        (["--task", "fashion-mnist", "--data", "/nowhere"], ["data=/nowhere", "apt-get install"]),
+        (["--task", "digits", "--clients", "300"], ["clients=300", "allowed: at least 10 each"]),
+        (["--exclude", "nothing*", "--task", "digits"], ["'nothing*'", "matches no parameter"]),
+    ],
+)
+def test_bad_input_exits_2_with_one_line_and_no_traceback(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    done = command(*arguments, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("run.py: error: ")
+    assert all(word in lines[0] for word in words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    done = command(*QUICK, "--baselines", "dense,random", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_all_its_results(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {
+        "config.toml",
+        "rounds.jsonl",
+        "timings.jsonl",
+        "summary.json",
+        "report.html",
+        "model/model.safetensors",
+        "model.fedprune",
+        "mask",
+        "mask.sha256",
+        "checkpoint/pruned.safetensors",
+    } <= there
+    assert any(name.startswith("plots/") and name.endswith(".png") for name in there)
+    assert any("tfevents" in name for name in there)
+
+
+def test_the_summary_tells_what_is_on_disk(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    masks = decode_mask((folder / "mask").read_bytes())
+    kept = sum(int(m.sum()) for m in masks.values())
+    total = sum(m.numel() for m in masks.values())
+    assert summary["kept_parameters"] == kept
+    assert summary["prunable_parameters"] == total
+    assert summary["sparsity"] == (total - kept) / total
+    assert total - kept == int(0.8 * total + 0.5)
+    assert summary["mask_digest"] == mask_digest(masks) == (folder / "mask.sha256").read_text().strip()
+    assert summary["bytes_on_disk"]["pruned"] == (folder / "model.fedprune").stat().st_size
+    model = fedprune.load(folder)
+    assert digest(state_of(model)) == summary["weights_digest"]
+    for name, mask in masks.items():
+        assert torch.count_nonzero(state_of(model)[name][~mask]) == 0
+    assert {"dense_at_pruning", "final", "dense", "random"} == set(summary["quality"])
+    assert summary["rounds_completed"] == 4
+    assert summary["failures"] == 0
+
+
+def test_the_screen_shows_what_runs_each_round_and_what_came_out(
+    finished: tuple[Path, str],
+) -> None:
+    folder, screen = finished
+    for words in (
+        "6 clients, split dirichlet",
+        "12,944 of them prunable",
+        "training examples",
+        "sparsity    loss   accuracy",
+        "dense, when pruning began",
+        "random baseline, at the end",
+        f"{folder / 'report.html'}",
+        f"--config {folder / 'config.toml'}",
+    ):
+        assert words in screen
+    rows = [line for line in screen.splitlines() if line.startswith(("pruned ", "dense ", "random "))]
+    assert len(rows) == 12
+    assert "\x1b" not in screen  # plain lines, this is no terminal
+
+
+def test_a_written_configuration_repeats_the_run_bit_for_bit(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    done = command("--config", str(folder / "config.toml"), "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two/rounds.jsonl").read_text() == (folder / "rounds.jsonl").read_text()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    before = (folder / "rounds.jsonl").read_text()
+    done = command(*QUICK, "--out", str(folder))
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (folder / "rounds.jsonl").read_text() == before
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    whole, _ = finished
+    folder = tmp_path / "killed"
+    arguments = [*QUICK, "--baselines", "dense,random", "--out", str(folder)]
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "simulations/run.py"), *arguments],
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    rows = folder / "rounds.jsonl"
+    deadline = time.monotonic() + 120
+    while not rows.exists() or rows.read_text().count("\n") < 2:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    done = command("--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert rows.read_text() == (whole / "rounds.jsonl").read_text()
+    one, two = (json.loads((f / "summary.json").read_text()) for f in (whole, folder))
+    changed = {"seconds", "command", "resume"}
+    assert {k: v for k, v in one.items() if k not in changed} == {
+        k: v for k, v in two.items() if k not in changed
+    }
+
+
+def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(
+        "from dataclasses import replace\n"
+        "from fedprune import TASKS\n"
+        "def loss(model, batch):\n"
+        "    raise RuntimeError('out of order')\n"
+        "TASKS = {'broken': replace(TASKS['digits'], loss=loss)}\n"
+    )
+    folder = tmp_path / "run"
+    done = command(*QUICK[2:], "--task", "broken", "--plugin", str(plugin), "--out", str(folder))
+    assert done.returncode == 1
+    assert "no round was completed" in done.stderr
+    assert "Traceback" not in done.stderr
+    row = json.loads((folder / "rounds.jsonl").read_text().splitlines()[0])
+    assert row["failures"][0]["reason"] == "RuntimeError: out of order"
+    assert (folder / "report.html").is_file()
+
+
+def test_the_list_and_the_help_end_well() -> None:
+    for option, word in (("--list", "taylor_signed"), ("--help", "what is learned:")):
+        done = command(option)
+        assert done.returncode == 0
+        assert word in done.stdout
