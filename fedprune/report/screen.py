@@ -49,20 +49,12 @@ class Screen:
         """What will run, as far as the configuration tells."""
         task = tasks_of(config.plugin)[config.task]
         self.metric = task.metric
-        goal = (
-            f"{config.sparsity:.0%} sparsity"
-            if config.sparsity is not None
-            else f"score threshold {config.threshold}"
-        )
         self.line(f"fedprune  {config.task}: {task.summary}", "bold")
         self.line(
             f"  federation  {config.clients} clients, split {config.split}, {config.cohort} a "
             f"round, {config.rounds} rounds, {config.hosts} hosts on {config.engine}"
         )
-        self.line(
-            f"  pruning     {goal} by {config.score}, scope {config.scope}, {config.schedule} over "
-            f"rounds {config.warmup + 1} to {config.end}"
-        )
+        self.line(f"  pruning     {_goal(config)}")
         if config.baselines:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
         self.line(f"  results     {folder}")
@@ -137,6 +129,16 @@ class Screen:
             self.line(text)
         if not summary["rounds_completed"]:
             raise SystemExit("fedprune: no round was completed: too few clients answered")
+
+
+def _goal(c: RunConfig) -> str:
+    if c.sparsity == 0.0:
+        return "none: dense federated averaging"
+    much = f"{c.sparsity:.3g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"
+    when = f"{c.schedule} over rounds {c.warmup + 1} to {c.end}"
+    if c.schedule == "one-shot":
+        when = f"at once in round {c.warmup + 1}"
+    return f"{much} by {c.score}, scope {c.scope}, {when}"
 
 
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:

@@ -1,0 +1,128 @@
+"""What stands on the screen, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedprune.config import RunConfig
+from fedprune.messages import Question
+from fedprune.report.screen import Screen, closing_lines, in_bytes
+from fedprune.state import State
+
+ROW = {
+    "arm": "pruned",
+    "round": 3,
+    "phase": "prune",
+    "sparsity": 0.5,
+    "loss": 2.0,
+    "perplexity": 7.389,
+    "bytes_up": 1_234_567,
+    "bytes_down": 999,
+    "failures": [{"partition": 4, "phase": "tune", "field": "values", "reason": "[red]NaN[/red]"}],
+}
+STATE = State(3, {}, {}, {})
+
+
+def screen(*, terminal: bool) -> tuple[Screen, StringIO]:
+    out = StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, highlight=False)
+    return Screen(console), out
+
+
+def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only() -> None:
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(), Path("runs/x"))
+    watch = shown.watch()
+    watch.phase("pruned", Question("tune", 3, {}, {}), 6)
+    shown.tick(1)
+    watch.row(ROW, 4.25, STATE)
+    shown.stop()
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert "tuning" not in text.split("seconds\n")[1].splitlines()[0]
+    assert "20 clients, split natural, 6 a round, 24 rounds, 8 hosts on ray" in text
+    assert "0.8 sparsity by taylor, scope global, cubic over rounds 9 to 18" in text
+    row = next(line for line in text.splitlines() if line.startswith("pruned"))
+    assert row.split() == "pruned 3 prune 50.0% 2.000 7.389 1.23 MB 999 B 4.2".split()
+
+
+def test_on_a_terminal_a_line_lives_while_clients_answer() -> None:
+    shown, out = screen(terminal=True)
+    shown.opening(RunConfig(), Path("runs/x"))
+    watch = shown.watch()
+    watch.phase("pruned", Question("score", 3, {}, {}), 6)
+    shown.tick(2)
+    shown.bar.refresh()
+    shown.stop()
+    text = out.getvalue()
+    assert "pruned  round 3  scoring" in text
+    assert "2/6" in text
+
+
+def test_a_failure_is_shown_with_its_reason_as_it_came() -> None:
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(), Path("runs/x"))
+    shown.watch().row(ROW, 1.0, STATE)
+    shown.stop()
+    assert "client 4 failed while tuning: values: [red]NaN[/red]" in out.getvalue()
+
+
+def test_a_round_that_measured_nothing_has_dashes() -> None:
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(), Path("runs/x"))
+    shown.watch().row({**ROW, "loss": None, "perplexity": None}, 1.0, STATE)
+    shown.stop()
+    row = next(line for line in out.getvalue().splitlines() if line.startswith("pruned"))
+    assert row.split()[4:6] == ["-", "-"]
+
+
+def test_halted_it_stops_at_the_next_question() -> None:
+    shown, _ = screen(terminal=False)
+    watch = shown.watch()
+    watch.phase("pruned", Question("tune", 3, {}, {}), 6)
+    shown.halt()
+    with pytest.raises(KeyboardInterrupt):
+        watch.phase("pruned", Question("tune", 4, {}, {}), 6)
+    shown.stop()
+
+
+def test_the_end_compares_dense_and_pruned() -> None:
+    quality = {"loss": 1.0, "perplexity": 2.718, "accuracy": 0.5, "count": 10}
+    summary = {
+        "metric": "perplexity",
+        "quality": {"dense_at_pruning": None, "final": quality, "random": quality},
+        "kept_parameters": 20,
+        "prunable_parameters": 100,
+        "sparsity": 0.8,
+        "sparsity_of_all": 0.7,
+        "bytes_on_disk": {"dense": 4000, "pruned": 1000},
+        "bytes_up": 100,
+        "bytes_down": 100,
+        "bytes_dense": 400,
+        "bytes_evaluation": 0,
+        "failures": 0,
+        "command": "again",
+    }
+    text = "\n".join(closing_lines(summary, Path("runs/x")))
+    assert "dense, when pruning began" not in text  # it was not measured
+    assert "random baseline, at the end" in text
+    assert "20 of 100 prunable weights: sparsity 0.8000, 0.7000 of all" in text
+    assert "200 B to score and tune, dense FedAvg 400 B (50%)" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12_345, "12.3 kB"), (2.5e12, "2.5 TB")],
+)
+def test_bytes_for_people(count: float, text: str) -> None:
+    assert in_bytes(count) == text
+
+
+def test_a_dense_run_says_that_nothing_is_pruned() -> None:
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(sparsity=0.0), Path("runs/x"))
+    assert "pruning     none" in out.getvalue()
