@@ -38,7 +38,7 @@ class RunConfig(BaseModel):
         ConfigError: via `configure`; pydantic's ValidationError when built directly.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     task: str = _field("what is learned", "task (see --list)", "shakespeare")
     clients: Count = _field("what is learned", "partitions that the data is split over", 20)
@@ -74,9 +74,11 @@ class RunConfig(BaseModel):
     )
     frequency: Count = _field("pruning", "rounds from one pruning to the next", 1)
     floor: int = _field("pruning", "fewest weights kept in any tensor", 1, ge=0)
-    exclude: tuple[str, ...] = _field("pruning", "shell patterns of parameters never pruned", ())
+    exclude: tuple[str, ...] = _field(
+        "pruning", "shell patterns of parameters never pruned", (), strict=False
+    )
     include: tuple[str, ...] = _field(
-        "pruning", "shell patterns of parameters pruned against the rule", ()
+        "pruning", "shell patterns of parameters pruned against the rule", (), strict=False
     )
     agreement: bool = _field(
         "pruning", "clients also send their own mask as votes, to measure agreement", True
@@ -112,7 +114,7 @@ class RunConfig(BaseModel):
     timeout: float = _field("engine", "seconds to wait for the answers of a phase", 3600.0, gt=0)
 
     baselines: tuple[Literal["dense", "random"], ...] = _field(
-        "results", "arms to run beside: dense, random", ()
+        "results", "arms to run beside: dense, random", (), strict=False
     )
     out: str = _field("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = _field("results", "show Flower's and Ray's own logs", False)
@@ -184,5 +186,9 @@ def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
         if value != "" and key != "toml":
             given[key.replace("_", "-")] = value
     lists = {"exclude", "include", "baselines"} & given.keys()
-    texts = {key: given[key].split(",") for key in lists if isinstance(given[key], str)}
+    texts = {
+        key: [name.strip() for name in given[key].split(",")]
+        for key in lists
+        if isinstance(given[key], str)
+    }
     return {**given, **texts}

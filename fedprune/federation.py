@@ -175,10 +175,10 @@ class _Book:
         clock = time.perf_counter()
         for state, row in run(state, plan, port):  # noqa: B020 (the last state is the result)
             now = time.perf_counter()
-            self._keep({"arm": arm, **row}, now - clock, state)
-            clock = now
             if arm == PRUNED and self.config.baselines and state.round == self.config.warmup:
                 self._keep_warm(state)
+            self._keep({"arm": arm, **row}, now - clock, state)
+            clock = now
         return state
 
     def _keep(self, row: Row, seconds: float, state: State) -> None:

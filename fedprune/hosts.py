@@ -8,6 +8,7 @@ host p * hosts // n, so the order of every sum is fixed whoever is sampled, fail
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,9 +61,22 @@ def dense_model(config: RunConfig) -> nn.Module:
 
 
 def layout_for(config: RunConfig, model: nn.Module) -> Layout:
-    """The layout that a configuration gives a model."""
+    """The layout that a configuration gives a model.
+
+    Raises:
+        ValueError: a pattern matches nothing, nothing is left to prune, or the floors keep more
+            weights than the sparsity leaves.
+    """
     output = tasks_of(config.plugin)[config.task].output
-    return layout_of(model, output=output, exclude=config.exclude, include=config.include)
+    layout = layout_of(model, output=output, exclude=config.exclude, include=config.include)
+    sizes = [layout.shapes[name].numel() for name in layout.prunable]
+    gone = math.floor((config.sparsity or 0.0) * sum(sizes) + 0.5)
+    if gone > sum(max(0, size - config.floor) for size in sizes):
+        raise ValueError(
+            f"floor={config.floor}: in each of {len(sizes)} tensors, while sparsity="
+            f"{config.sparsity} leaves {sum(sizes) - gone} weights in all; allowed: a smaller one"
+        )
+    return layout
 
 
 def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
@@ -88,31 +102,37 @@ def serve(
     question = decode_question(packet, house.layout)
     total = Folded()
     for partition in partitions:
-        total = summed([total, _served(house, question, partition)])
+        total = _served(house, question, partition, total)
         if tick:
             tick(1)
     return total
 
 
-def _served(house: House, question: Question, partition: int) -> Folded:
+def _served(house: House, question: Question, partition: int, before: Folded) -> Folded:
     size = 0
     try:
-        seat = Seat(
-            partition,
-            house.shards[partition],
-            house.model,
-            house.task,
-            house.config,
-            house.layout,
-            house.device,
-        )
-        packet = encode_answer(answer(question, seat), question.kind, house.config.wire)
+        packet = released(house, question, partition)
         size = packet.size()
         given = decode_answer(packet, count_kept(question.masks))
         check(given.values, given.weight, given.totals, question.kind, question.masks, house.layout)
-        return as_sum(given, partition, size)
+        return as_sum(given, partition, size, before)
     except Exception as error:  # whatever a client's code raises must not stop the others
-        return Folded(failures=(failure_of(partition, question.kind, error),), bytes_up=size)
+        failure = failure_of(partition, question.kind, error)
+        return summed([before, Folded(failures=(failure,), bytes_up=size)])
+
+
+def released(house: House, question: Question, partition: int) -> Packet:
+    """What one partition sends: its answer, encoded."""
+    seat = Seat(
+        partition,
+        house.shards[partition],
+        house.model,
+        house.task,
+        house.config,
+        house.layout,
+        house.device,
+    )
+    return encode_answer(answer(question, seat), question.kind, house.config.wire)
 
 
 def failure_of(partition: int, phase: str, error: Exception) -> Failure:

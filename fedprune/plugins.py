@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,17 +16,26 @@ from fedprune.pruning.scores import SCORES, Score
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Task
 
+APP = Path(__file__).resolve().parents[1]
+"""Where a device, or ``flwr run``, has the files of this app; a relative path may be from there."""
+
 
 @functools.cache
 def _loaded(plugin: str) -> ModuleType:
-    path = Path(plugin)
+    path = next((p for p in (Path(plugin), APP / plugin) if p.is_file()), Path(plugin))
     spec = importlib.util.spec_from_file_location(f"fedprune_plugin_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise FileNotFoundError(
             f"plugin={plugin!r}: no such Python file; allowed: path of a .py file"
         )
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ImportError(
+            f"plugin={plugin!r}: {type(error).__name__}: {error}; allowed: a file that runs"
+        ) from error
     return module
 
 

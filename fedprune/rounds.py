@@ -35,6 +35,7 @@ from fedprune.tensors import (
     kept,
     load_into,
     masked,
+    on_cpu,
     spread,
     state_of,
 )
@@ -213,19 +214,13 @@ def _answer_score(question: Question, seat: Seat) -> Answer:
     labels = seat.task.labels(part)
     size = seat.config.score_batch
     seat.model.eval()
-    sums = copied(
-        statistics(
-            Probe(
-                seat.model,
-                seat.layout.prunable,
-                seat.moved(batches(part, size)),
-                seat.task.loss,
-            )
-        )
-    )
-    return Answer(
-        kept(sums, question.masks), 1.0, {"count": labels}, _votes(question, seat, sums, labels)
-    )
+    given = seat.moved(batches(part, size))
+    probe = Probe(seat.model, seat.layout.prunable, given, seat.task.loss)
+    sums = masked(copied(statistics(probe)), question.masks)
+    values = kept(sums, question.masks)
+    # A client without finite statistics has no vote; its answer is refused, with the tensor's name.
+    votes = _votes(question, seat, sums, labels) if torch.isfinite(values).all() else None
+    return Answer(values, 1.0, {"count": labels}, votes)
 
 
 def _votes(question: Question, seat: Seat, sums: Tensors, labels: int) -> Tensor | None:
@@ -247,7 +242,7 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
     steps = step_batches(part, c, generator(c.seed, "batches", *where))
     with seeded(c.seed, "dropout", *where):
         tuned = tune(seat.model, masks, seat.moved(steps), task.loss, question.lr, c)
-    moved = change(copied(state_of(seat.model)), question.weights, seat.layout)
+    moved = change(on_cpu(state_of(seat.model)), question.weights, seat.layout)
     totals = {"loss": tuned.loss, "count": tuned.count}
     return Answer(kept(moved, question.masks), float(task.labels(part)), totals)
 

@@ -41,7 +41,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
         values.setdefault("alpha", 0.5)
     if values["optimizer"] == "sgd":
         values.setdefault("momentum", 0.9)
-    if "local_epochs" in given and "local_steps" not in given:
+    if given.get("local_epochs") and "local_steps" not in given:
         values["local_steps"] = 0
     numbers = [values[key] for key in ("clients", "rounds", "warmup", "cohort")]
     if all(isinstance(number, int) for number in numbers):

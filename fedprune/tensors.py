@@ -21,16 +21,23 @@ Masks = dict[str, Tensor]
 def state_of(model: nn.Module) -> Tensors:
     """The model's own tensors by name (views, not copies): parameters, then float buffers.
 
-    A tied parameter appears once, under the first name the model gives it.
+    A tied parameter appears once, under the first name the model gives it. Buffers that the model
+    itself does not save (LLaMA's rotary frequencies) are constants, not state.
     """
+    saved = model.state_dict().keys()
     state: Tensors = {name: p.detach() for name, p in model.named_parameters()}
-    state.update({n: b.detach() for n, b in model.named_buffers() if b.is_floating_point()})
-    return state
+    buffers = ((n, b) for n, b in model.named_buffers() if n in saved)
+    return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """Detached copies on the CPU."""
     return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The same tensors on the CPU; those that are there already are not copied."""
+    return {name: t.detach().to("cpu") for name, t in tensors.items()}
 
 
 @torch.no_grad()
@@ -57,11 +64,15 @@ def kept(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
 
     Order: names sorted, each tensor in C order. The tensors must share one dtype.
     """
-    parts = [
-        tensors[name][masks[name]] if name in masks else tensors[name].reshape(-1)
-        for name in sorted(tensors)
-    ]
+    parts = [_kept(tensors[name], masks.get(name)) for name in sorted(tensors)]
     return torch.cat(parts) if parts else torch.empty(0)
+
+
+def _kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    # Most phases of a run are dense, and indexing with a full mask takes twenty times a copy.
+    if mask is None or _true(mask) == mask.numel():
+        return tensor.reshape(-1)
+    return tensor[mask]
 
 
 def spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> Tensors:
@@ -75,16 +86,16 @@ def spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, T
         raise ValueError(f"expected {sum(sizes.values())} values, got {flat.numel()}")
     out: Tensors = {}
     for part, name in zip(flat.split(list(sizes.values())), sizes, strict=True):
-        if name in masks:
+        if len(part) == shapes[name].numel():
+            out[name] = part.reshape(shapes[name]).clone()
+        else:
             out[name] = torch.zeros(shapes[name], dtype=flat.dtype)
             out[name][masks[name]] = part
-        else:
-            out[name] = part.reshape(shapes[name]).clone()
     return {name: out[name] for name in shapes}
 
 
 def _size(name: str, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> int:
-    return int(masks[name].sum()) if name in masks else shapes[name].numel()
+    return _true(masks[name]) if name in masks else shapes[name].numel()
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -99,7 +110,12 @@ def full_masks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
 
 def count_kept(masks: Mapping[str, Tensor]) -> int:
     """How many weights the masks keep."""
-    return sum(int(m.sum()) for m in masks.values())
+    return sum(map(_true, masks.values()))
+
+
+def _true(mask: Tensor) -> int:
+    # NumPy counts bools many times faster than torch, whose sum makes an int64 of each first.
+    return int(np.count_nonzero(mask.cpu().numpy()))
 
 
 def count(tensors: Mapping[str, Tensor]) -> int:

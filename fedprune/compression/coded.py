@@ -121,6 +121,9 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, str]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     task = tasks_of(origin["plugin"])[origin["task"]]
     if hasattr(model, "save_pretrained"):
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # one file of a second: its bar would only break our lines
         cast(Any, model).save_pretrained(folder)
     else:
         save_model(model, str(folder / "model.safetensors"))

@@ -52,11 +52,15 @@ def begin(folder: Path, config: RunConfig) -> None:
 
 
 def record(folder: Path, row: Row, seconds: float, state: State) -> None:
-    """A round is over: its row, its time, then the checkpoint that makes it count."""
+    """A round is over: its row, its time, then the checkpoint that makes it count.
+
+    Of rows copied from a warm-up that arms share only the last is as far as `state`, and counts.
+    """
     _append(folder / ROWS_NAME, row)
     timing = {"arm": row["arm"], "round": row["round"], "seconds": round(seconds, 3)}
     _append(folder / TIMINGS_NAME, timing)
-    save_state(state, checkpoint_path(folder, row["arm"]))
+    if row["round"] == state.round:
+        save_state(state, checkpoint_path(folder, row["arm"]))
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.models import ConvNet
-from fedprune.tasks.splits import cut_at_random, partition
+from fedprune.tasks.splits import FEWEST, cut_at_random, partition
 from fedprune.tasks.task import Part, Shard, Task, classification_loss
 
 if TYPE_CHECKING:
@@ -64,10 +66,17 @@ def read_idx_folder(folder: Path) -> Part:
     Raises:
         FileNotFoundError: the files are not there, with how to get them.
     """
-    return {
-        "images": _read_idx(_find(folder, "train-images-idx3-ubyte")).unsqueeze(1).float() / 255,
-        "labels": _read_idx(_find(folder, "train-labels-idx1-ubyte")).long(),
-    }
+    images = _read_idx(_find(folder, "train-images-idx3-ubyte"))
+    return _rows(images / 255, _read_idx(_find(folder, "train-labels-idx1-ubyte")), folder)
+
+
+def _rows(images: Tensor, labels: Tensor, folder: Path) -> Part:
+    if images.dim() != 3 or labels.shape != images.shape[:1] or len(labels) < FEWEST:
+        raise FileNotFoundError(
+            f"data={folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)}; "
+            f"allowed: (N, H, W) and (N,), N at least {FEWEST}"
+        )
+    return {"images": images.float().unsqueeze(1), "labels": labels.long()}
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -81,13 +90,18 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path) -> Tensor:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    dimensions = raw[3]  # the format: two zero bytes, type, rank, then one big-endian size each
-    if raw[:3] != b"\x00\x00\x08" or not 1 <= dimensions <= 4:
-        raise FileNotFoundError(f"data={path}: not an IDX file of unsigned bytes; allowed: IDX")
-    sizes = np.frombuffer(raw, ">u4", count=dimensions, offset=4).tolist()
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions)
-    return torch.from_numpy(values.reshape(sizes).copy())
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if raw[:3] != b"\x00\x00\x08":
+            raise ValueError("it does not begin as one")
+        rank = raw[3]  # the format: two zero bytes, type, rank, then one big-endian size each
+        sizes = np.frombuffer(raw, ">u4", count=rank, offset=4).tolist()
+        values = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+    except (ValueError, IndexError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FileNotFoundError(
+            f"data={path}: not an IDX file of unsigned bytes: {error}; allowed: IDX, gzipped or not"
+        ) from None
+    return torch.from_numpy(values.copy())
 
 
 def local_images(folder: Path, seed: int) -> Shard:
@@ -100,14 +114,14 @@ def local_images(folder: Path, seed: int) -> Shard:
         raise FileNotFoundError(
             f"data={folder}: no *.npz there; allowed: files with arrays images and labels"
         )
-    loaded = [np.load(f, allow_pickle=False) for f in files]
-    images = np.concatenate([part["images"] for part in loaded])
-    labels = np.concatenate([part["labels"] for part in loaded])
-    rows = {
-        "images": torch.from_numpy(images).float().unsqueeze(1),
-        "labels": torch.from_numpy(labels).long(),
-    }
-    return cut_at_random(rows, seed, 0)
+    try:
+        loaded = [np.load(f, allow_pickle=False) for f in files]
+        images, labels = (np.concatenate([f[key] for f in loaded]) for key in ("images", "labels"))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FileNotFoundError(
+            f"data={folder}: {error}; allowed: *.npz files with arrays images and labels"
+        ) from None
+    return cut_at_random(_rows(torch.from_numpy(images), torch.from_numpy(labels), folder), seed, 0)
 
 
 def digits_model() -> nn.Module:

@@ -40,6 +40,18 @@ Speech = tuple[str, str, str]
 """Role as play/NAME, play, text."""
 
 
+# An underscore of some directions is missing: what one opens ends at an empty line at the latest,
+# or the speeches that follow would be taken for directions to the end of the play.
+_DIRECTION = re.compile(
+    r"""  \*\[ [^\]]* \]\*            # *[He draws his sword.]*
+        | \\?\[ [^\]\n]* \]?_        # [Aside]_ and \[Aside]_
+        | _ (?: [^_\n] | \n(?!\n) )* _  # _Exit_
+        | _
+    """,
+    re.VERBOSE,
+)
+
+
 def speeches() -> list[Speech]:
     """Every speech of the 38 plays, in reading order, stage directions removed.
 
@@ -59,7 +71,7 @@ def speeches() -> list[Speech]:
 
 
 def _speeches_of(play: str, markdown: str) -> list[Speech]:
-    text = re.sub(r"_[^_]*_", "", markdown)  # stage directions
+    text = _DIRECTION.sub("", markdown).replace("\\", "")
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)  # titles of acts and scenes
     pieces = re.split(r"^\*\*(.+?)\*\*[ \t]*$", text, flags=re.MULTILINE)
     named = zip(pieces[1::2], pieces[2::2], strict=True)

@@ -56,7 +56,7 @@ def partition(
     seed = derive(config.seed, "split") % 2**31
     if config.split == "iid":
         table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
-    partitioner = _partitioner(config, column, seed)
+    partitioner = _partitioner(config, column, rows, seed)
     partitioner.dataset = table
     allowed = f"at least {FEWEST} rows each (fewer clients, or a larger alpha)"
     try:
@@ -82,7 +82,7 @@ def partition(
     return dealt
 
 
-def _partitioner(config: RunConfig, column: str, seed: int) -> Partitioner:
+def _partitioner(config: RunConfig, column: str, rows: int, seed: int) -> Partitioner:
     from flwr_datasets import partitioner
 
     clients = {"num_partitions": config.clients}
@@ -98,8 +98,9 @@ def _partitioner(config: RunConfig, column: str, seed: int) -> Partitioner:
         ),
         "shards": lambda: partitioner.ShardPartitioner(
             **labelled,
-            num_shards_per_partition=2,
-            keep_incomplete_shard=True,  # without it the last rows are dealt to nobody
+            # Told two shards a client instead, it deals only rows that divide evenly.
+            shard_size=-(-rows // (2 * config.clients)),
+            keep_incomplete_shard=True,
         ),
     }
     return makers[config.split]()

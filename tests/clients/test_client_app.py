@@ -1,0 +1,166 @@
+"""The ClientApp, called as Flower calls it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.app import _device_house, app
+from fedprune import RunConfig
+from fedprune.config import to_toml
+from fedprune.hosts import House, bytes_down, inline_port
+from fedprune.letters import Letter, folded_of, identity, question_letter
+from fedprune.messages import Folded, Question, encode_question
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    """Flower 1.41 makes no Message outside a task of its own."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A device's data: sixty images that are nowhere else."""
+    numbers = np.random.default_rng(5)
+    np.savez(tmp_path / "a.npz", images=numbers.random((60, 8, 8)), labels=np.arange(60) % 10)
+    return tmp_path
+
+
+def node(**node_config: Any) -> Context:
+    return Context(1, 7, node_config, RecordDict(), {})
+
+
+def device(folder: Path, partition: int = 2) -> Context:
+    return node(**{"data": str(folder), "partition-id": partition})
+
+
+def call(context: Context, kind: str, letter: Letter) -> Letter:
+    arrays = {n: Array("uint8", (len(b),), "bytes", b) for n, b in letter.buffers.items()}
+    content = RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
+    reply = app(Message(content, 7, kind), context).content
+    buffers = {n: a.data for n, a in reply.array_records["buffers"].items()}
+    return Letter(dict(reply.config_records["fields"]), buffers)
+
+
+def hello(context: Context, config: RunConfig) -> dict[str, Any]:
+    letter = call(context, "query.hello", Letter({"config": to_toml(config)}, {}))
+    about: dict[str, Any] = json.loads(letter.fields["about"])
+    return about
+
+
+def ask(
+    context: Context,
+    config: RunConfig,
+    question: Question,
+    partitions: list[int],
+    *,
+    whole: bool = True,
+) -> Letter:
+    kind = {"score": "train.score", "tune": "train.tune", "evaluate": "evaluate"}[question.kind]
+    letter = question_letter(encode_question(question, config.wire), partitions, bits=whole)
+    text = to_toml(config)
+    fields = {"config": text if whole else "", "config_id": identity(text)}
+    return call(context, kind, Letter({**letter.fields, **fields}, letter.buffers))
+
+
+def folded(letter: Letter, partitions: list[int]) -> Folded:
+    return folded_of(letter, partitions)
+
+
+def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[House, Question]):
+    house, _ = cnn
+    context = node(**{"partition-id": 1, "num-partitions": 4})
+    about = hello(context, house.config)
+    assert about == {
+        "device": False,
+        "labels": {str(p): house.task.labels(s.train) for p, s in house.shards.items()},
+    }
+    assert not context.state
+
+
+def test_a_device_announces_its_own(cnn: tuple[House, Question], folder: Path):
+    assert hello(device(folder), cnn[0].config) == {"device": True, "labels": {"2": 48}}
+
+
+def test_a_device_without_data_says_so(cnn: tuple[House, Question], tmp_path: Path):
+    about = hello(device(tmp_path / "none", 4), cnn[0].config)
+    assert about["device"]
+    assert about["labels"] == {}
+    assert about["failure"]["partition"] == 4
+    assert (
+        "no *.npz there; allowed: files with arrays images and labels"
+        in (about["failure"]["reason"])
+    )
+
+
+@pytest.mark.parametrize("kind", ["score", "tune", "evaluate"])
+def test_a_worker_answers_as_this_process_does(cnn: tuple[House, Question], kind: str):
+    house, about = cnn
+    question = Question(
+        kind, 4, about.weights, about.masks, score="taylor", lr=0.1, part="validation"
+    )
+    seen = folded(ask(node(), house.config, question, [0, 1]), [0, 1])
+    right = inline_port(house).ask(question, [0, 1])
+    assert seen.totals == right.totals
+    assert seen.weight == right.weight
+    assert (seen.total is None) == (right.total is None) or kind == "evaluate"
+    if right.total is not None and seen.total is not None:
+        assert seen.total.equal(right.total)
+
+
+def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    context = device(folder)
+    first = folded(ask(context, house.config, score(question), [2]), [2])
+    again = folded(ask(context, house.config, score(question), [2], whole=False), [2])
+    assert first.total is not None
+    assert again.total is not None
+    assert first.total.equal(again.total)
+    assert first.answered == again.answered == (2,)
+    packet = encode_question(question, "fp32")
+    assert bytes_down(packet, [2], frozenset({2})) < bytes_down(packet, [2], frozenset())
+
+
+def score(question: Question) -> Question:
+    return Question("score", 4, question.weights, question.masks, score="taylor")
+
+
+def is_missing(letter: Letter) -> bool:
+    return bool(letter.fields.get("missing"))
+
+
+def test_a_device_that_lacks_either_says_missing(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    context = device(folder)
+    assert is_missing(ask(context, house.config, score(question), [2], whole=False))
+    ask(context, house.config, score(question), [2])
+    other = house.config.model_copy(update={"lr": 0.7})
+    assert is_missing(ask(context, other, score(question), [2], whole=False)), "another run's"
+    dense = Question("tune", 1, question.weights, {n: m | True for n, m in question.masks.items()})
+    assert is_missing(ask(context, house.config, dense, [2], whole=False)), "another mask"
+    assert not is_missing(ask(context, house.config, score(question), [2], whole=False))
+
+
+def test_a_device_answers_for_nobody_else(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    seen = folded(ask(device(folder), house.config, score(question), [1, 2]), [1, 2])
+    assert seen.answered == (2,)
+    assert [(f.partition, f.reason) for f in seen.failures] == [(1, "KeyError: 1")]
+
+
+def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    context = device(folder, 3)
+    hello(context, house.config)
+    (folder / "a.npz").unlink()
+    _device_house.cache_clear()  # on a device every message is answered in a process of its own
+    seen = folded(ask(context, house.config, score(question), [3]), [3])
+    assert seen.answered == ()
+    assert seen.failures[0].partition == 3
+    assert seen.failures[0].phase == "score"
+    assert "no *.npz there" in seen.failures[0].reason

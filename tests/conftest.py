@@ -1,0 +1,159 @@
+"""What many tests share: tiny configurations, data that is loaded once, runs that are played once.
+
+What a session fixture gives back is shared: tests read it and do not write to it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune import Result, RunConfig, Shard, federate, select
+from fedprune.config import configure
+from fedprune.hosts import House, inline_port, open_house
+from fedprune.messages import Folded, Question
+from fedprune.state import Port
+from fedprune.tasks.shakespeare import encode, windows
+from fedprune.tensors import Masks, copied, masked, state_of
+
+TINY = {
+    "task": "digits",
+    "engine": "inline",
+    "clients": 5,
+    "cohort": 3,
+    "hosts": 2,
+    "alpha": 0.3,
+    "rounds": 5,
+    "warmup": 2,
+    "end": 4,
+    "local_steps": 2,
+    "batch_size": 8,
+    "sparsity": 0.7,
+    "seed": 3,
+}
+
+# With more threads than one, results depend on the machine; the library sets this for itself.
+torch.set_num_threads(1)
+
+LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., RunConfig]:
+    """A run of five rounds on five clients: two dense, two that prune, one that recovers."""
+
+    def made(**changes: Any) -> RunConfig:
+        keys = {**TINY, **changes}
+        if keys["task"] != "digits" and "alpha" not in changes:
+            del keys["alpha"]  # only its own default split has one
+        return configure(keys)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def house_of() -> Callable[[RunConfig], House]:
+    """A house for a configuration; shards are dealt once per way of dealing them."""
+    dealt: dict[tuple[Any, ...], Mapping[int, Shard]] = {}
+
+    def made(config: RunConfig) -> House:
+        key = (config.task, config.plugin, config.clients, config.split, config.alpha, config.seed)
+        house = open_house(config, dealt.get(key))
+        dealt[key] = house.shards
+        return house
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def played(house_of: Callable[[RunConfig], House]) -> Callable[[RunConfig], Result]:
+    """The result of a run in this process, kept nowhere; each configuration is played once."""
+    done: dict[RunConfig, Result] = {}
+
+    def result(config: RunConfig) -> Result:
+        if config not in done:
+            done[config] = federate(config, inline_port(house_of(config)))
+        return done[config]
+
+    return result
+
+
+@pytest.fixture(scope="session")
+def cnn(
+    tiny: Callable[..., RunConfig],
+    house_of: Callable[[RunConfig], House],
+    played: Callable[[RunConfig], Result],
+) -> tuple[House, Question]:
+    """Digits' convolutional net, trained and pruned a little, and a question about it."""
+    state = played(tiny()).state
+    return house_of(tiny()), Question("score", 4, state.weights, state.masks)
+
+
+@pytest.fixture(scope="session")
+def llama(tiny: Callable[..., RunConfig]) -> tuple[House, Question]:
+    """The small LLaMA on unequal texts of different letters, half pruned, and a question."""
+    text = dict(enumerate([LINES[0] * 30, LINES[1] * 7, LINES[2] * 12]))
+    shards = {
+        p: Shard(windows(encode(t)), windows(encode(t[:40])), windows(encode(t[-50:])))
+        for p, t in text.items()
+    }
+    config = tiny(task="shakespeare", clients=3, cohort=3)
+    house = open_house(config, shards)
+    weights = copied(state_of(house.model))
+    masks = half(house, weights)
+    return house, Question("score", 4, masked(weights, masks), masks)
+
+
+def half(house: House, weights: Mapping[str, Tensor]) -> Masks:
+    return select({name: weights[name].abs() for name in house.layout.prunable}, 0.5)
+
+
+@pytest.fixture(scope="session")
+def run_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny: Callable[..., RunConfig],
+    house_of: Callable[[RunConfig], House],
+) -> Path:
+    """A finished run with both baselines, with all its files."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    config = tiny(baselines=("dense", "random"))
+    federate(config, inline_port(house_of(config)), folder=folder)
+    return folder
+
+
+class Spy:
+    """A port that writes down every question, who was asked and what came back."""
+
+    def __init__(self, port: Port, without: Callable[[Question, int], bool] | None = None) -> None:
+        self.inner = port
+        self.without = without or (lambda *_: False)
+        self.asked: list[tuple[Question, list[int], Folded]] = []
+        self.port = replace(port, ask=self._ask)
+
+    def _ask(self, question: Question, partitions: Sequence[int]) -> Folded:
+        there = [p for p in partitions if not self.without(question, p)]
+        folded = self.inner.ask(question, there)
+        kept = replace(folded, total=None if folded.total is None else folded.total.clone())
+        self.asked.append((question, list(partitions), kept))
+        return folded
+
+
+@pytest.fixture(scope="session")
+def spy() -> type[Spy]:
+    return Spy
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]:
+    """Whether two sets of named tensors are equal bit for bit, types included."""
+
+    def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+        return left.keys() == right.keys() and all(
+            left[n].dtype == right[n].dtype and torch.equal(left[n], right[n]) for n in left
+        )
+
+    return equal

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprune.learning.averaging import averaged, change, from_moments, to_moments
+from fedprune.messages import Answer, Folded, as_sum, summed
+from fedprune.pruning.layout import Layout, layout_of
+from fedprune.tensors import Tensors, copied, digest, kept, load_into, state_of
+
+PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})
+ALL = {"w": torch.ones(3, dtype=torch.bool)}
+
+
+def released(sent: Tensors, tuned: list[Tensors], weights: list[float], masks: Tensors) -> Folded:
+    """What the server has after the clients answered: changes times weights, added up."""
+    layout, pairs = PLAIN, zip(tuned, weights, strict=True)
+    answers = [Answer(kept(change(t, sent, layout), masks), w, {}) for t, w in pairs]
+    return summed(as_sum(a, p, 0) for p, a in enumerate(answers))
+
+
+def mean(sent: Tensors, tuned: list[Tensors], weights: list[float], **how: object) -> list[float]:
+    masks = how.get("masks", ALL)
+    assert isinstance(masks, dict)
+    total = released(sent, tuned, weights, masks)
+    assert total.total is not None
+    lr = how.get("server_lr", 1.0)
+    assert isinstance(lr, float)
+    return averaged(sent, total.total, total.weight, masks, PLAIN, lr)["w"].tolist()
+
+
+def test_two_clients_and_three_numbers():
+    sent = {"w": torch.tensor([1.0, -2.0, 0.5])}
+    tuned = [{"w": torch.tensor([2.0, -2.0, 0.0])}, {"w": torch.tensor([0.0, 6.0, 0.25])}]
+    plain = np.average([t["w"].numpy() for t in tuned], axis=0, weights=[3, 1])
+    assert mean(sent, tuned, [3.0, 1.0]) == plain.tolist() == [1.5, 0.0, 0.0625]
+
+
+@pytest.mark.parametrize(("lr", "expected"), [(0.5, [1.25, -1.0]), (2.0, [2.0, 2.0])])
+def test_the_server_learning_rate_scales_the_change(lr: float, expected: list[float]):
+    sent = {"w": torch.tensor([1.0, -2.0, 0.0])}
+    tuned = [{"w": torch.tensor([2.0, -2.0, 0.0])}, {"w": torch.tensor([0.0, 6.0, 0.0])}]
+    assert mean(sent, tuned, [3.0, 1.0], server_lr=lr) == [*expected, 0.0]
+
+
+def test_what_was_removed_stays_exactly_zero():
+    masks = {"w": torch.tensor([True, False, True])}
+    sent = {"w": torch.tensor([1.0, 0.0, 2.0])}
+    astray = [{"w": torch.tensor([2.0, 5.0, 3.0])}, {"w": torch.tensor([4.0, -1.0, 5.0])}]
+    assert mean(sent, astray, [1.0, 1.0], masks=masks) == [3.0, 0.0, 4.0]
+    dirty = {"w": torch.tensor([1.0, 7.0, 2.0])}
+    assert mean(dirty, astray, [1.0, 1.0], masks=masks) == [3.0, 0.0, 4.0]
+
+
+def test_no_change_leaves_every_bit():
+    sent = {"w": torch.tensor([0.1, 1e-38, 3e7])}
+    assert mean(sent, [sent, sent], [3.0, 7.0]) == sent["w"].tolist()
+
+
+def test_sums_are_taken_in_float64():
+    sent = {"w": torch.zeros(3)}
+    tuned = [{"w": torch.full((3,), v)} for v in (2.0**12, 1.0, -(2.0**12))]
+    weights = [2.0**13, 1.0, 2.0**13]  # in float32 the middle client would be lost
+    expected = np.float32(1 / (2.0**14 + 1))
+    assert mean(sent, tuned, weights) == [expected] * 3
+
+
+class Normed(nn.Module):
+    def __init__(self, tracked: bool = True) -> None:
+        super().__init__()
+        self.lift = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4, track_running_stats=tracked)
+
+
+def test_running_statistics_merge_to_those_of_the_pooled_mixture():
+    model = Normed()
+    layout = layout_of(model)
+    gen = np.random.default_rng(5)
+    parts = [gen.normal(m, s, size=(n, 4)) for m, s, n in [(0, 1, 20), (4, 0.5, 70), (-3, 2, 11)]]
+    sent = copied(state_of(model))
+    total = Folded()
+    for p, rows in enumerate(parts):
+        tuned = {**sent, "norm.running_mean": torch.tensor(rows.mean(0)).float()}
+        tuned["norm.running_var"] = torch.tensor(rows.var(0)).float()
+        answer = Answer(kept(change(tuned, sent, layout), {}), float(len(rows)), {})
+        total = summed([total, as_sum(answer, p, 0)])
+    assert total.total is not None
+    after = averaged(sent, total.total, total.weight, {}, layout, 1.0)
+    pooled = np.concatenate(parts)
+    np.testing.assert_allclose(after["norm.running_mean"], pooled.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(after["norm.running_var"], pooled.var(0), rtol=1e-5)
+    spread_of_means = pooled.var(0) - np.average(
+        [rows.var(0) for rows in parts], axis=0, weights=[20, 70, 11]
+    )
+    assert (spread_of_means > 1).all(), "a mean of variances would be far off here"
+
+
+def test_a_variance_that_rounding_made_negative_is_zero():
+    layout = layout_of(Normed())
+    tensors = copied(state_of(Normed()))
+    tensors["norm.running_mean"] = torch.full((4,), 3.0)
+    tensors["norm.running_var"] = torch.tensor([8.9999, 9.0, 9.5, 13.0])
+    assert from_moments(tensors, layout)["norm.running_var"].tolist() == [0.0, 0.0, 0.5, 4.0]
+
+
+def test_moments_go_there_and_back():
+    layout = layout_of(Normed())
+    tensors = {n: torch.rand_like(t.double()) for n, t in state_of(Normed()).items()}
+    back = from_moments(to_moments(tensors, layout), layout)
+    assert all(torch.allclose(back[n], tensors[n], atol=1e-12) for n in tensors)
+    moments = to_moments(tensors, layout)["norm.running_var"]
+    expected = tensors["norm.running_var"] + tensors["norm.running_mean"].square()
+    assert torch.equal(moments, expected)
+
+
+def test_a_norm_that_tracks_nothing_is_averaged_like_anything_else():
+    assert layout_of(Normed(tracked=False)).variances == {}
+    assert layout_of(Normed()).variances == {"norm.running_var": "norm.running_mean"}
+    alone = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+    assert layout_of(alone).variances == {"0.running_var": "0.running_mean"}
+
+
+def test_integer_buffers_do_not_travel_and_stay_as_they_are():
+    model = Normed()
+    model.norm.num_batches_tracked.fill_(41)
+    layout, sent = layout_of(model), copied(state_of(model))
+    assert "norm.num_batches_tracked" not in layout.shapes
+    total = kept(sent, {}).double()
+    load_into(model, averaged(sent, total, 1.0, {}, layout, 1.0))
+    assert model.norm.num_batches_tracked.item() == 41
+
+
+def test_tied_weights_are_averaged_once_and_stay_tied():
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.Linear(3, 4, bias=False))
+    model[2].weight = model[0].weight
+    layout, sent = layout_of(model), copied(state_of(model))
+    assert list(sent) == ["0.weight", "1.weight", "1.bias"]
+    one: Tensor = torch.ones(sum(t.numel() for t in sent.values()), dtype=torch.float64)
+    after = averaged(sent, one * 5.0, 5.0, {}, layout, 1.0)
+    load_into(model, after)
+    assert model[2].weight is model[0].weight
+    assert torch.equal(model[2].weight, sent["0.weight"] + 1.0)
+
+
+def test_the_arguments_are_left_alone():
+    layout, sent = layout_of(Normed()), copied(state_of(Normed()))
+    total = torch.ones(sum(t.numel() for t in sent.values()), dtype=torch.float64)
+    before = digest(sent)
+    averaged(sent, total, 2.0, {}, layout, 1.0)
+    assert digest(sent) == before
+    assert total.unique().tolist() == [1.0]

@@ -1,0 +1,86 @@
+"""`flwr run .` in simulation, as a user types it, with a SuperLink of its own."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flower import ROOT, Flower
+
+from fedprune import federate
+from fedprune.config import configure
+
+pytestmark = pytest.mark.slow
+
+CONFIG: dict[str, Any] = {
+    "task": "digits",
+    "clients": 6,
+    "cohort": 3,
+    "rounds": 3,
+    "warmup": 1,
+    "local-steps": 2,
+    "sparsity": 0.6,
+    "score": "magnitude",
+    "agreement": False,
+}
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    made = Flower(tmp_path_factory.mktemp("flwr") / "flower")
+    yield made
+    made.stop()
+    assert made.running() == []
+
+
+@pytest.fixture(scope="module")
+def right() -> str:
+    return str(federate(configure(CONFIG)).summary["weights_digest"])
+
+
+def run(flower: Flower, config: str, nodes: int) -> str:
+    federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
+    done = flower.flwr(
+        *("run", str(ROOT), "--stream", "--federation-config", federation, "--run-config", config)
+    )
+    return done.stdout + done.stderr
+
+
+def statuses(flower: Flower) -> list[str]:
+    listed = json.loads(flower.flwr("ls", "--format", "json").stdout)
+    return [str(run["status"]) for run in listed["runs"]]
+
+
+def test_flat_keys_give_the_bits_of_the_command_line(flower: Flower, right: str):
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in CONFIG.items())
+    printed = run(flower, f'{config} out="flat"', nodes=2)
+    out = flower.folder / "flat"
+    assert f"results     {out}" in printed, "relative to where the SuperLink was started"
+    assert "pruned      3  recover" in printed
+    assert json.loads((out / "summary.json").read_text())["weights_digest"] == right
+    assert (out / "report.html").is_file()
+    assert statuses(flower)[0] == "finished:completed"
+
+
+def test_a_whole_configuration_as_toml_does_too_on_any_number_of_nodes(flower: Flower, right: str):
+    # Flower splits at double quotes: inside, TOML's single ones.
+    text = "\\n".join(
+        f"{key} = {json.dumps(value)}".replace('"', "'") for key, value in CONFIG.items()
+    )
+    printed = run(flower, f'toml="{text}" out="whole"', nodes=5)
+    summary = json.loads((flower.folder / "whole" / "summary.json").read_text())
+    assert summary["weights_digest"] == right, printed
+
+
+def test_a_bad_value_is_a_line_in_the_log_and_a_failed_run(flower: Flower):
+    printed = run(flower, 'task="digits" sparsity=1.5 out="bad"', nodes=1)
+    assert "fedprune: sparsity=1.5: " in printed
+    assert not (flower.folder / "bad").exists()
+    assert statuses(flower)[0] == "finished:failed"
+
+
+def test_an_unknown_key_is_refused_by_flower(flower: Flower):
+    before = statuses(flower)
+    assert "Invalid run configuration" in run(flower, 'taks="digits"', nodes=1)
+    assert statuses(flower) == before

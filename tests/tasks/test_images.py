@@ -1,0 +1,168 @@
+import gzip
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune import RunConfig
+from fedprune.tasks import images
+from fedprune.tasks.images import fashion_mnist, local_images, read_idx_folder
+from fedprune.tasks.task import examples
+
+Tiny = Callable[..., RunConfig]
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+GEN = np.random.default_rng(0)
+
+
+def idx(values: np.ndarray) -> bytes:
+    return (
+        struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+    )
+
+
+def folder(path: Path, n: int, *, packed: bool = False) -> tuple[Path, np.ndarray, np.ndarray]:
+    pictures = GEN.integers(0, 256, (n, 28, 28)).astype(np.uint8)
+    labels = (np.arange(n) % 10).astype(np.uint8)
+    for name, values in ((IMAGES, pictures), (LABELS, labels)):
+        raw = idx(values)
+        target = path / (f"{name}.gz" if packed else name)
+        target.write_bytes(gzip.compress(raw, 1) if packed else raw)
+    return path, pictures, labels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_gzipped_or_not(packed: bool, tmp_path: Path):
+    path, pictures, labels = folder(tmp_path, 12, packed=packed)
+    part = read_idx_folder(path)
+    assert part["images"].shape == (12, 1, 28, 28)
+    assert part["images"].dtype == torch.float32
+    assert torch.equal(part["images"][:, 0] * 255, torch.from_numpy(pictures).float())
+    assert part["labels"].dtype == torch.int64
+    assert part["labels"].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("missing", [IMAGES, LABELS])
+def test_a_missing_file_says_how_to_get_it(missing: str, tmp_path: Path):
+    folder(tmp_path, 12)
+    (tmp_path / missing).unlink()
+    message = rf"data={tmp_path}: no {missing}\[\.gz\] there; .*apt-get install dataset-fashion"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_idx_folder(tmp_path)
+
+
+GOOD = idx(np.zeros((3, 2, 2), np.uint8))
+BAD = {
+    "empty": b"",
+    "short": GOOD[:3],
+    "head cut": GOOD[:9],
+    "values cut": GOOD[:-1],
+    "values over": GOOD + b"x",
+    "floats": b"\0\0\x0d" + GOOD[3:],
+    "magic": b"\x01" + GOOD[1:],
+    "no sizes": b"\0\0\x08\0",
+    "html": b"<!DOCTYPE html><html></html>",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_idx_file_is_named(kind: str, packed: bool, tmp_path: Path):
+    name = f"{IMAGES}.gz" if packed else IMAGES
+    (tmp_path / name).write_bytes(gzip.compress(BAD[kind]) if packed else BAD[kind])
+    with pytest.raises(FileNotFoundError, match=f"data={tmp_path / name}: .*IDX"):
+        read_idx_folder(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"not gzip at all", gzip.compress(GOOD)[:-9]])
+def test_a_bad_gzip_file_is_named(data: bytes, tmp_path: Path):
+    (tmp_path / f"{IMAGES}.gz").write_bytes(data)
+    with pytest.raises(FileNotFoundError, match=f"data={tmp_path}.*IDX"):
+        read_idx_folder(tmp_path)
+
+
+def test_images_and_labels_of_different_numbers_are_refused(tmp_path: Path):
+    folder(tmp_path, 15)
+    (tmp_path / LABELS).write_bytes(idx(np.zeros(14, np.uint8)))
+    with pytest.raises(
+        FileNotFoundError, match=rf"data={tmp_path}: images \(15, 28, 28\) and labels \(14,\)"
+    ):
+        read_idx_folder(tmp_path)
+
+
+def test_fashion_mnist_reads_the_folder_it_is_given(tmp_path: Path, tiny: Tiny):
+    folder(tmp_path, 200)
+    shards = fashion_mnist(tiny(task="fashion-mnist", split="iid", data=str(tmp_path)))
+    counts = [[examples(p) for p in (s.train, s.validation, s.test)] for s in shards]
+    assert counts == [[32, 4, 4]] * 5
+
+
+def test_fashion_mnist_that_is_not_there_says_how_to_get_it(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(images, "FASHION_FOLDER", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"nowhere: .*apt-get install"):
+        fashion_mnist(tiny(task="fashion-mnist"))
+
+
+def test_digits_are_1797_pictures_in_0_to_1(tiny: Tiny):
+    shards = images.digits(tiny(split="iid", alpha=None))
+    parts = [p for s in shards for p in (s.train, s.validation, s.test)]
+    everything = torch.cat([p["images"] for p in parts])
+    assert everything.shape == (1797, 1, 8, 8)
+    assert (everything.min(), everything.max()) == (0.0, 1.0)
+    assert torch.cat([p["labels"] for p in parts]).unique().tolist() == list(range(10))
+    assert [examples(s.test) for s in shards] == [36, 36, 35, 35, 35]
+    assert [examples(s.train) for s in shards] == [288, 288, 289, 289, 289]
+
+
+def test_digits_are_dealt_by_labels_under_dirichlet(tiny: Tiny):
+    shards = images.digits(tiny(alpha=0.1))
+    most = [s.train["labels"].bincount().max().item() / examples(s.train) for s in shards]
+    assert max(most) > 0.3
+    assert sum(examples(p) for s in shards for p in (s.train, s.validation, s.test)) == 1797
+
+
+def test_without_scikit_learn_digits_say_how_to_get_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(FileNotFoundError, match=r"task=digits: .*pip install scikit-learn"):
+        images.digits(tiny())
+
+
+def test_a_device_reads_every_npz_in_its_folder(tmp_path: Path):
+    for name, n in (("b", 30), ("a", 20)):
+        pictures = np.full((n, 8, 8), n / 100)
+        np.savez(tmp_path / f"{name}.npz", images=pictures, labels=np.full(n, n % 7))
+    shard = local_images(tmp_path, 0)
+    parts = (shard.train, shard.validation, shard.test)
+    assert [examples(p) for p in parts] == [40, 5, 5]
+    assert all(p["images"].shape[1:] == (1, 8, 8) for p in parts)
+    assert all(p["images"].dtype == torch.float32 for p in parts)
+    labels = torch.cat([p["labels"] for p in parts])
+    assert labels.bincount(minlength=7).tolist() == [0, 0, 30, 0, 0, 0, 20]
+    values = torch.cat([p["images"][:, 0, 0, 0] for p in parts])
+    assert torch.equal(values, torch.where(labels == 2, 0.3, 0.2)), "rows stay together"
+
+
+def test_a_device_without_files_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=rf"data={tmp_path}: no \*\.npz there"):
+        local_images(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": np.zeros((12, 8, 8))},
+        {"images": np.zeros((12, 8, 8)), "labels": np.zeros(11)},
+        {"images": np.zeros((12, 8)), "labels": np.zeros(12)},
+        {"images": np.zeros((2, 8, 8)), "labels": np.zeros(2)},
+    ],
+    ids=["no labels", "fewer labels", "no pictures", "too few"],
+)
+def test_a_device_with_odd_arrays_is_refused(arrays: dict[str, np.ndarray], tmp_path: Path):
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(FileNotFoundError, match=f"data={tmp_path}"):
+        local_images(tmp_path, 0)

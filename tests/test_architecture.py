@@ -1,0 +1,203 @@
+"""The shape of the tree: who imports whom, what is written down, what things are called."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fedprune
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ["fedprune", "clients", "server", "simulations"]
+MODULES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
+CORE = [p for p in MODULES if p.relative_to(ROOT).parts[0] == "fedprune"]
+PUBLIC_FLWR = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
+
+
+def name_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(node: ast.AST, *, top_level: bool = False) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import that is executed; those within functions too, or not."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, "") for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            yield from ((str(child.module), alias.name) for alias in child.names)
+        elif not only_for_types(child) and not (top_level and isinstance(child, ast.FunctionDef)):
+            yield from imports(child, top_level=top_level)
+
+
+def roots(path: Path) -> set[str]:
+    return {module.split(".")[0] for module, _ in imports(tree(path))}
+
+
+FORBIDDEN = {
+    "fedprune": {"flwr", "ray", "clients", "server", "simulations"},
+    "clients": {"ray", "server", "simulations"},
+    "server": {"ray", "clients", "simulations"},
+    "simulations": set(),
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path):
+    assert not roots(path) & FORBIDDEN[path.relative_to(ROOT).parts[0]]
+    assert not roots(path) & {"tests", "benchmarks"}
+
+
+def test_the_core_loads_neither_flower_nor_ray_nor_what_takes_seconds():
+    code = "import sys, fedprune; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    slow = {"flwr", "ray", "transformers", "datasets", "flwr_datasets", "matplotlib", "sklearn"}
+    assert not slow & set(done.stdout.split())
+
+
+def test_modules_of_the_core_import_each_other_in_no_circle():
+    names = {name_of(p) for p in CORE}
+    needs = {
+        name_of(p): {
+            f"{module}.{name}" if f"{module}.{name}" in names else module
+            for module, name in imports(tree(p), top_level=True)
+            if module in names
+        }
+        for p in CORE
+    }
+    del needs["fedprune"]  # the front door, which none of the others goes through
+    assert all("fedprune" not in wanted for wanted in needs.values())
+    while needs:
+        free = [name for name, wanted in needs.items() if not wanted & needs.keys()]
+        assert free, f"a circle among {sorted(needs)}"
+        for name in free:
+            del needs[name]
+
+
+@pytest.mark.parametrize("name", ["fedprune.tensors", "fedprune.randomness"])
+def test_the_ground_floor_stands_on_nothing(name: str):
+    path = ROOT / f"{name.replace('.', '/')}.py"
+    assert not any(module.startswith("fedprune") for module, _ in imports(tree(path)))
+
+
+def test_of_flower_only_what_is_public_but_for_one_function():
+    strange: dict[str, set[str]] = {}
+    for path in MODULES:
+        for module, name in imports(tree(path)):
+            if module.split(".")[0] == "flwr" and module not in PUBLIC_FLWR:
+                strange.setdefault(name_of(path), set()).add(f"{module}.{name}")
+    assert strange == {"simulations.ray_engine": {"flwr.simulation.run_simulation"}}
+    users = [
+        node.name
+        for node in ast.walk(tree(ROOT / "simulations" / "ray_engine.py"))
+        if isinstance(node, ast.FunctionDef)
+        and any(module == "flwr.simulation" for module, _ in imports(node))
+    ]
+    assert len(users) == 1
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_no_clock_and_no_global_random_in_the_core(path: Path):
+    name = name_of(path)
+    if name == "fedprune.federation" or name.startswith("fedprune.report"):
+        return
+    modules = {module.split(".")[0] for module, _ in imports(tree(path))}
+    assert not modules & {"time", "datetime", "random", "secrets", "uuid"}
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert not called.startswith(("np.random.", "numpy.random.")), called
+        if called in {"torch.rand", "torch.randn", "torch.randperm", "torch.randint"}:
+            assert "generator" in {keyword.arg for keyword in node.keywords}, called
+        if called == "torch.manual_seed":
+            assert name == "fedprune.randomness"
+
+
+VAGUE = {"util", "utils", "helper", "helpers", "base", "common", "misc", "core", "tools"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_called_by_what_it_holds(path: Path):
+    words = set(path.stem.split("_"))
+    assert not words & (VAGUE | {"manager", "managers", "handler", "handlers"})
+    classes = [n.name for n in ast.walk(tree(path)) if isinstance(n, ast.ClassDef)]
+    assert not [c for c in classes if c.endswith(("Manager", "Helper", "Handler", "Base", "Utils"))]
+
+
+def publics(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            yield child
+            if isinstance(child, ast.ClassDef):
+                yield from publics(child)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_is_public_is_documented_and_annotated(path: Path):
+    module = tree(path)
+    assert ast.get_docstring(module)
+    for public in publics(module):
+        where = f"{name_of(path)}.{public.name}"
+        if not where.endswith(".error"):  # argparse's own method
+            assert ast.get_docstring(public), where
+        if isinstance(public, ast.FunctionDef):
+            arguments = [*public.args.posonlyargs, *public.args.args, *public.args.kwonlyargs]
+            bare = [
+                a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls"}
+            ]
+            assert not bare, where
+            assert public.returns is not None, where
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_is_longer_than_a_screen(path: Path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            last = node.body[-1].end_lineno
+            assert last is not None
+            assert last - first.lineno < 50, f"{name_of(path)}.{node.name}"
+
+
+def test_every_module_of_the_core_can_be_imported():
+    found = [m.name for m in pkgutil.walk_packages(fedprune.__path__, "fedprune.")]
+    assert {name_of(p) for p in CORE} == {"fedprune", *found}
+    for name in found:
+        importlib.import_module(name)
+
+
+def test_the_front_door_is_complete_and_documented():
+    assert len(fedprune.__all__) == len(set(fedprune.__all__))
+    for name in fedprune.__all__:
+        thing = getattr(fedprune, name)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), name
+    promised = {"RunConfig", "federate", "SCORES", "select", "encode_mask", "decode_mask", "load"}
+    assert promised <= set(fedprune.__all__)
+
+
+def test_tests_mirror_the_tree():
+    """A test file of a folder of the core names a module there; names are unique among tests."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    assert len({p.name for p in files}) == len(files)
+    for folder in ("tasks", "pruning", "learning", "compression"):
+        for path in (ROOT / "tests" / folder).glob("test_*.py"):
+            assert (ROOT / "fedprune" / folder / path.name.removeprefix("test_")).is_file(), path

@@ -1,0 +1,310 @@
+import math
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprune import TASKS, ConfigError, RunConfig
+from fedprune.config import configure, from_flower, from_toml, to_toml
+from fedprune.learning.training import OPTIMIZERS
+from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.schedules import SCHEDULES
+from fedprune.pruning.scores import SCORES
+from fedprune.pruning.selection import SCOPES
+
+Tiny = Callable[..., RunConfig]
+DIGITS = {"task": "digits"}
+INLINE = {"engine": "inline"}
+
+
+def refused(given_: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as e:
+        configure(given_)
+    line = str(e.value)
+    assert "\n" not in line
+    return line
+
+
+UNKNOWN = [
+    ("sparcity", "sparsity"),
+    ("local-step", "local-steps"),
+    ("local_step", "local-steps"),
+    ("cohorts", "cohort"),
+]
+
+
+@pytest.mark.parametrize(("key", "near"), UNKNOWN)
+def test_an_unknown_key_is_named_with_the_nearest(key: str, near: str):
+    line = refused({key: 1})
+    assert line.startswith(f"{key.replace('_', '-')}: no such key; nearest: {near}")
+    assert "--help" in line
+
+
+TYPES = [
+    ({"clients": "many"}, "clients='many'", "integer"),
+    ({"clients": "5"}, "clients='5'", "integer"),
+    ({"clients": 2.5}, "clients=2.5", "integer"),
+    ({"clients": True}, "clients=True", "integer"),
+    ({"clients": [5]}, "clients=[5]", "integer"),
+    ({"rounds": "20"}, "rounds='20'", "integer"),
+    ({"warmup": "2"}, "warmup='2'", "integer"),
+    ({"cohort": None}, "cohort=None", "integer"),
+    ({"lr": "fast"}, "lr='fast'", "number"),
+    ({"sparsity": "0.8"}, "sparsity='0.8'", "number"),
+    ({"score": 7}, "score=7", "string"),
+    ({"agreement": "yes"}, "agreement='yes'", "boolean"),
+    ({"exclude": 7}, "exclude=7", "tuple"),
+    ({"baselines": ["dense", "sparse"]}, "baselines='sparse'", "'dense' or 'random'"),
+    ({"engine": "spark"}, "engine='spark'", "'ray' or 'inline'"),
+    ({"lr_schedule": "step"}, "lr-schedule='step'", "'constant', 'linear' or 'cosine'"),
+]
+RANGES = [
+    ({"clients": 0}, "clients=0", "greater than or equal to 1"),
+    ({"rounds": 0}, "rounds=0", "greater than or equal to 1"),
+    ({"sparsity": 1.0}, "sparsity=1.0", "less than 1"),
+    ({"sparsity": -0.1}, "sparsity=-0.1", "greater than or equal to 0"),
+    ({"sparsity": math.nan}, "sparsity=nan", "finite"),
+    ({"threshold": math.inf}, "threshold=inf", "finite"),
+    ({"lr": 0}, "lr=0", "greater than 0"),
+    ({"momentum": 1.0, "optimizer": "sgd"}, "momentum=1.0", "less than 1"),
+    ({"alpha": 0, "split": "dirichlet"}, "alpha=0", "greater than 0"),
+    ({"seed": -1}, "seed=-1", "greater than or equal to 0"),
+    ({"floor": -1}, "floor=-1", "greater than or equal to 0"),
+    ({"timeout": 0}, "timeout=0", "greater than 0"),
+    ({"gpus": 2.0}, "gpus=2.0", "less than or equal to 1"),
+    ({"warmup": -1}, "warmup=-1", "greater than or equal to 0"),
+]
+NAMES = [
+    ({"task": "fashion"}, "task='fashion'", "(did you mean fashion-mnist?); allowed: shakespeare"),
+    ({"task": ["digits"]}, "task=['digits']", "allowed: shakespeare, digits, fashion-mnist"),
+    ({"score": "taylr"}, "score='taylr'", "(did you mean taylor?); allowed: taylor, taylor_signed"),
+    ({"scope": "row"}, "scope='row'", "allowed: global, layer"),
+    ({"schedule": "qubic"}, "schedule='qubic'", "(did you mean cubic?); allowed: one-shot"),
+    ({"optimizer": "lion"}, "optimizer='lion'", "allowed: sgd, adam, adamw"),
+    ({"wire": "int8"}, "wire='int8'", "allowed: fp32, fp16, bf16"),
+    ({"split": "naturel"}, "split='naturel'", "(did you mean natural?); allowed: natural, iid"),
+    (DIGITS | {"split": "natural"}, "split='natural'", "allowed: iid, dirichlet, shards"),
+    ({"plugin": "nowhere.py"}, "plugin='nowhere.py'", "allowed: path of a .py file"),
+]
+IMPOSSIBLE = [
+    ({"clients": 4, "cohort": 5}, "cohort=5", "allowed: 1 to 4"),
+    ({"clients": 4, "hosts": 5}, "hosts=5", "allowed: 1 to 4"),
+    ({"cohort": 3, "min-clients": 4}, "min-clients=4", "allowed: 1 to 3"),
+    ({"rounds": 5, "warmup": 5}, "warmup=5", "allowed: 0 to 4"),
+    ({"rounds": 9, "warmup": 3, "end": 3}, "end=3", "allowed: 4 to 9"),
+    ({"rounds": 9, "warmup": 3, "end": 10}, "end=10", "allowed: 4 to 9"),
+    ({"schedule": "one-shot", "warmup": 3, "rounds": 9, "end": 5}, "end=5", "allowed: 4"),
+    ({"schedule": "one-shot", "frequency": 2}, "frequency=2", "allowed: 1"),
+    ({"threshold": 0.1, "sparsity": 0.5}, "threshold=0.1", "allowed: one of them"),
+    ({"threshold": 0.1, "schedule": "cubic"}, "schedule='cubic'", "allowed: one-shot"),
+    ({"threshold": 0.1, "scope": "layer"}, "scope='layer'", "allowed: global"),
+    ({"local-steps": 3, "local-epochs": 1}, "local-steps=3", "allowed: one of them"),
+    ({"local-steps": 0}, "local-steps=0", "allowed: one of them"),
+    ({"alpha": 0.5}, "alpha=0.5", "split is natural; allowed: leave it out"),
+    ({"momentum": 0.5}, "momentum=0.5", "adamw has none; allowed: leave it out"),
+    (DIGITS | {"data": "x"}, "data='x'", "allowed: leave it out"),
+    (INLINE | {"workers": 2}, "workers=2", "allowed: 0 or 1, or --engine ray"),
+    (INLINE | {"gpus": 0.5}, "gpus=0.5", "allowed: -1 (if there), 0"),
+    (INLINE | {"ray-address": "auto"}, "ray-address='auto'", "allowed: leave it out"),
+    ({"baselines": ["dense", "dense"]}, "baselines=('dense', 'dense')", "allowed: dense, random"),
+]
+
+
+@pytest.mark.parametrize(("keys", "named", "allowed"), TYPES + RANGES + NAMES + IMPOSSIBLE, ids=str)
+def test_what_cannot_run_is_refused_with_key_value_and_what_is_allowed(
+    keys: dict[str, Any], named: str, allowed: str
+):
+    line = refused(keys)
+    assert line.startswith(f"{named}: ")
+    assert allowed in line
+
+
+def test_both_spellings_of_a_key_are_one_key():
+    assert configure({"local-steps": 3}) == configure({"local_steps": 3})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_sets_defaults_and_the_user_has_the_last_word(task: str):
+    config = configure({"task": task})
+    for key, value in TASKS[task].defaults.items():
+        assert getattr(config, key) == value
+    changed = configure({"task": task, "lr": 0.125, "rounds": 7, "cohort": 2})
+    assert (changed.lr, changed.rounds, changed.cohort) == (0.125, 7, 2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_complete_configuration_leaves_nothing_open(task: str):
+    values = configure({"task": task}).model_dump()
+    empty = {key for key, value in values.items() if value in (None, "")}
+    assert empty <= {"threshold", "alpha", "momentum", "data", "plugin", "ray_address", "out"}
+    assert "by task" not in values.values()
+
+
+SIZES = [
+    # rounds, given, warmup, end
+    (24, {}, 8, 18),
+    (12, {}, 4, 9),
+    (3, {}, 1, 2),
+    (2, {}, 0, 1),
+    (1, {}, 0, 1),
+    (48, {}, 16, 37),
+    (24, {"warmup": 0}, 0, 16),
+    (24, {"warmup": 23}, 23, 24),
+    (24, {"end": 24}, 8, 24),
+    (24, {"schedule": "one-shot"}, 8, 9),
+    (24, {"threshold": 0.1}, 8, 9),
+]
+
+
+@pytest.mark.parametrize(("rounds", "given_", "warmup", "end"), SIZES)
+def test_warm_up_and_end_scale_with_the_rounds(
+    rounds: int, given_: dict[str, Any], warmup: int, end: int
+):
+    config = configure({"rounds": rounds, **given_})
+    assert (config.warmup, config.end) == (warmup, end)
+
+
+@pytest.mark.parametrize(("clients", "cohort", "hosts"), [(1, 1, 1), (3, 3, 3), (20, 10, 8)])
+def test_cohort_and_hosts_are_no_more_than_there_are(clients: int, cohort: int, hosts: int):
+    config = configure({"task": "digits", "clients": clients})
+    assert (config.cohort, config.hosts) == (cohort, hosts)
+
+
+def test_epochs_take_the_place_of_steps():
+    assert configure({"local_epochs": 2}).local_steps == 0
+    assert configure({"local_epochs": 0}).local_steps == configure({}).local_steps > 0
+
+
+def test_a_threshold_takes_the_place_of_a_sparsity():
+    config = configure({"threshold": 0.0})
+    assert (config.sparsity, config.schedule) == (None, "one-shot")
+    assert configure({}).sparsity == 0.8
+
+
+def test_a_dense_run_needs_no_round_to_prune_in():
+    assert configure({"sparsity": 0, "rounds": 5, "warmup": 5}).warmup == 5
+
+
+def test_a_configuration_cannot_be_changed(tiny: Tiny):
+    with pytest.raises(ValueError, match="frozen"):
+        tiny().seed = 4
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> dict[str, Any]:
+    clients = draw(st.integers(1, 50))
+    keys: dict[str, Any] = {"clients": clients, "cohort": draw(st.integers(1, clients))}
+    task = draw(st.sampled_from(list(TASKS)))
+    keys |= {"task": task, "split": draw(st.sampled_from(list(TASKS[task].splits)))}
+    keys["seed"] = draw(st.integers(0, 2**40))
+    keys["score"] = draw(st.sampled_from(list(SCORES)))
+    keys["optimizer"] = draw(st.sampled_from(list(OPTIMIZERS)))
+    if draw(st.booleans()):
+        keys["sparsity"] = draw(st.floats(0, 1, exclude_max=True))
+        keys["scope"] = draw(st.sampled_from(list(SCOPES)))
+        keys["schedule"] = draw(st.sampled_from(list(SCHEDULES)))
+    else:
+        keys["threshold"] = draw(st.floats(-1e9, 1e9))
+    keys["lr"] = draw(st.floats(1e-12, 1e3))
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    keys["exclude"] = draw(st.lists(text, max_size=3))
+    keys["out"] = draw(text)
+    if draw(st.booleans()):
+        keys["local-epochs"] = draw(st.integers(1, 5))
+    keys["baselines"] = draw(st.permutations(["dense", "random"]))[: draw(st.integers(0, 2))]
+    return keys
+
+
+@settings(deadline=None)
+@given(configurations())
+def test_its_toml_gives_the_configuration_again(keys: dict[str, Any]):
+    config = configure(keys)
+    text = to_toml(config)
+    assert configure(from_toml(text)) == config
+    assert all("_" not in key for key in tomllib.loads(text))
+
+
+def test_what_is_not_toml_is_refused():
+    with pytest.raises(ConfigError, match=r"config: not TOML: .*; allowed: flat keys") as e:
+        from_toml("clients = ")
+    assert "\n" not in str(e.value)
+
+
+def test_tables_are_no_keys():
+    line = refused(from_toml("[tuning]\nlr = 0.1\n"))
+    assert line.startswith("tuning: no such key")
+
+
+def test_flowers_run_config_gives_what_is_not_empty():
+    given_ = {"clients": 7, "sparsity": 0.5, "task": "", "baselines": "dense,random", "out": ""}
+    given_ |= {"exclude": "head.*, conv.*", "toml": 'task = "digits"\nclients = 9\nseed = 5\n'}
+    config = configure(from_flower(given_))
+    assert (config.clients, config.sparsity, config.task, config.seed) == (7, 0.5, "digits", 5)
+    assert config.baselines == ("dense", "random")
+    assert config.exclude == ("head.*", "conv.*")
+
+
+def test_flowers_run_config_carries_a_whole_configuration(tiny: Tiny):
+    config = tiny(baselines=("dense",), exclude=("a*", "b,c"))
+    assert configure(from_flower({"toml": to_toml(config), "clients": ""})) == config
+    changed = configure(from_flower({"toml": to_toml(config), "min-clients": 2}))
+    assert changed == config.model_copy(update={"min_clients": 2})
+
+
+OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fedprune import SCORES as ours, TASKS as theirs, Score
+
+
+@dataclass
+class Own:
+    weight: float = 0.5
+
+
+SCORES = {"mine": replace(ours["magnitude"], summary="mine"), "taylor": ours["gradient"]}
+DEFAULTS = {"rounds": 6, "warmup": 3, "lr": Own().weight}
+TASKS = {"new-digits": replace(theirs["digits"], defaults=DEFAULTS)}
+"""
+
+
+def test_a_plugin_adds_scores_and_tasks(tmp_path: Path):
+    (tmp_path / "own.py").write_text(OWN)
+    plugin = str(tmp_path / "own.py")
+    config = configure({"plugin": plugin, "task": "new-digits", "score": "mine"})
+    assert (config.rounds, config.warmup, config.lr) == (6, 3, 0.5)
+    assert config.cohort == 10, "what the task leaves out has a default too"
+    assert list(scores_of(plugin)) == [*SCORES, "mine"]
+    assert scores_of(plugin)["taylor"] is SCORES["gradient"], "a built-in one is replaced"
+    assert list(tasks_of(plugin)) == [*TASKS, "new-digits"]
+    assert "mine" not in scores_of("")
+    assert "score='mine'" in refused({"score": "mine"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("def f(:\n", "SyntaxError"), ("import no_such_thing\n", "ModuleNotFound"), ("1/0", "ZeroDi")],
+)
+def test_a_plugin_that_does_not_run_is_refused(text: str, reason: str, tmp_path: Path):
+    (tmp_path / "own.py").write_text(text)
+    line = refused({"plugin": str(tmp_path / "own.py")})
+    assert line.startswith(f"plugin='{tmp_path / 'own.py'}': {reason}")
+
+
+@pytest.mark.parametrize("name", ["", "own.txt"])
+def test_a_plugin_that_is_no_python_file_is_refused(name: str, tmp_path: Path):
+    path = tmp_path / name
+    if name:
+        path.write_text("")
+    assert "allowed: path of a .py file" in refused({"plugin": str(path)})
+
+
+def test_a_plugin_without_tables_adds_nothing(tmp_path: Path):
+    (tmp_path / "bare.py").write_text("")
+    assert configure({"plugin": str(tmp_path / "bare.py")}).task == "shakespeare"

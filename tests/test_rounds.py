@@ -1,0 +1,593 @@
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune import SCORES, Result, RunConfig, federate, select
+from fedprune.compression.masks import encode_mask, mask_digest
+from fedprune.federation import Watch
+from fedprune.hosts import House, bytes_down, grouped, inline_port, labels_of
+from fedprune.messages import (
+    Answer,
+    Folded,
+    Question,
+    decode_question,
+    encode_question,
+    expected_values,
+)
+from fedprune.pruning.layout import Layout, layout_of
+from fedprune.pruning.scores import Probe
+from fedprune.rounds import Seat, agreement_of, answer
+from fedprune.state import State
+from fedprune.tasks.task import batches
+from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+Played = Callable[[RunConfig], Result]
+Asked = list[tuple[Question, list[int], Folded]]
+PRUNABLE = 12_944
+DIGESTS = ("weights_digest", "mask_digest")
+
+
+@pytest.fixture
+def watched(house_of: HouseOf, spy: Any) -> Callable[..., tuple[Result, Asked, list[State]]]:
+    """A run, every exchange of it, and the state after every round."""
+
+    def run(config: RunConfig, without: Any = None) -> tuple[Result, Asked, list[State]]:
+        eye, states = spy(inline_port(house_of(config)), without), []
+        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
+        return federate(config, eye.port, watch=watch), eye.asked, states
+
+    return run
+
+
+def column(result: Result, name: str, arm: str = "pruned") -> list[Any]:
+    return [row[name] for row in result.rows if row["arm"] == arm]
+
+
+# How much of the final sparsity is in force after rounds 1 to 5, pruning in rounds 3 and 4.
+FRACTIONS = {"one-shot": [0, 0, 1, 1, 1], "linear": [0, 0, 0.5, 1, 1], "cubic": [0, 0, 7 / 8, 1, 1]}
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("sparsity", [0.33333, 0.9])
+@pytest.mark.parametrize("schedule", FRACTIONS)
+def test_every_round_removes_exactly_what_the_schedule_says(
+    schedule: str, sparsity: float, scope: str, tiny: Tiny, played: Played
+):
+    end = 3 if schedule == "one-shot" else 4
+    config = tiny(schedule=schedule, sparsity=sparsity, scope=scope, local_steps=1, end=end)
+    result = played(config)
+    expected = [math.floor(f * sparsity * PRUNABLE + 0.5) for f in FRACTIONS[schedule]]
+    assert column(result, "removed") == expected
+    assert column(result, "sparsity") == [k / PRUNABLE for k in expected]
+    assert count_kept(result.state.masks) == PRUNABLE - expected[-1]
+    if scope == "layer":
+        for name, mask in result.state.masks.items():
+            gone = mask.numel() - int(mask.sum())
+            assert abs(gone - sparsity * mask.numel()) < 1, name
+
+
+def test_pruning_every_other_round_ends_at_the_same_count(tiny: Tiny, played: Played):
+    config = tiny(warmup=0, rounds=6, end=5, frequency=2, local_steps=1, schedule="linear")
+    shares = [math.floor(0.7 * f * PRUNABLE + 0.5) for f in (1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1)]
+    assert column(played(config), "removed") == shares
+
+
+def test_phases_cohorts_and_digests_of_a_run(tiny: Tiny, played: Played):
+    result = played(tiny())
+    assert column(result, "phase") == ["warmup", "warmup", "prune", "prune", "recover"]
+    assert column(result, "answered") == [3] * 5
+    assert all(len(set(cohort)) == 3 for cohort in column(result, "cohort"))
+    assert len({tuple(c) for c in column(result, "cohort")}) > 1
+    assert column(result, "weights_digest")[-1] == digest(result.state.weights)
+    assert column(result, "mask_digest")[-1] == mask_digest(result.state.masks)
+    assert len(set(column(result, "weights_digest"))) == 5
+    assert digest(state_of(result.model)) == digest(result.state.weights)
+    summary = result.summary
+    assert (summary["rounds_completed"], summary["failures"]) == (5, 0)
+    assert summary["kept_parameters"] == PRUNABLE - math.floor(0.7 * PRUNABLE + 0.5)
+    assert summary["parameters"] == sum(p.numel() for p in result.model.parameters())
+
+
+def test_masks_only_shrink(tiny: Tiny, watched: Any):
+    _, _, states = watched(tiny(schedule="linear", warmup=0, rounds=4, end=4))
+    for before, after in pairwise(states):
+        assert all(not (after.masks[n] & ~m).any() for n, m in before.masks.items())
+    assert count_kept(states[-1].masks) < count_kept(states[0].masks) < PRUNABLE
+
+
+def test_a_removed_weight_is_zero_in_every_payload(
+    tiny: Tiny, watched: Any, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+
+    def checked(question: Question, seat: Seat) -> Answer:
+        out = answer(question, seat)
+        for name, mask in question.masks.items():
+            assert not seat.model.get_parameter(name).detach()[~mask].any()
+        assert out.values.numel() == expected_values(question.kind, question.masks, seat.layout)
+        seen.append(question.kind)
+        return out
+
+    monkeypatch.setattr("fedprune.hosts.answer", checked)
+    result, asked, states = watched(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
+    assert result.summary["failures"] == 0
+    assert {"score", "tune", "evaluate"} == set(seen)
+    assert sum(count_kept(q.masks) < PRUNABLE for q, _, _ in asked) >= 6
+    layout = inline_layout(result)
+    for question, _, _ in asked:
+        decoded = decode_question(encode_question(question, "fp32"), layout)
+        for weights in (question.weights, decoded.weights):
+            assert all(not weights[n][~m].any() for n, m in question.masks.items())
+    for state in states:
+        assert all(not state.weights[n][~m].any() for n, m in state.masks.items())
+
+
+def inline_layout(result: Result) -> Layout:
+    return layout_of(result.model, output=("head",))
+
+
+def own_masks(house: House, question: Question, cohort: Sequence[int]) -> list[Masks]:
+    """Each client's own mask: its own score, the selection it would make alone."""
+    masks = []
+    for p in cohort:
+        load_into(house.model, question.weights)
+        house.model.eval()
+        compute = SCORES["taylor"].statistics
+        assert compute is not None
+        names = house.layout.prunable
+        given = batches(house.shards[p].train, 10_000)
+        sums = compute(Probe(house.model, names, given, house.task.loss))
+        scores = {n: s.abs() for n, s in sums.items()}
+        sizes = {n: question.weights[n].abs() for n in names}
+        assert question.sparsity is not None
+        masks.append(select(scores, question.sparsity, alive=question.masks, magnitude=sizes))
+    return masks
+
+
+def test_agreement_is_the_mean_overlap_of_the_clients_own_masks(
+    tiny: Tiny, watched: Any, house_of: HouseOf
+):
+    config = tiny()
+    result, asked, _ = watched(config)
+    scored = [(q, cohort) for q, cohort, _ in asked if q.kind == "score"]
+    agreements = [a for a in column(result, "agreement") if a is not None]
+    assert len(scored) == len(agreements) == 2
+    assert column(result, "agreement")[:2] == [None, None]
+    for (question, cohort), agreement in zip(scored, agreements, strict=True):
+        masks = own_masks(house_of(config), question, cohort)
+        kept = count_kept(masks[0])
+        overlaps = [
+            sum(int((a[n] & b[n]).sum()) for n in a) / kept for a, b in combinations(masks, 2)
+        ]
+        assert agreement == pytest.approx(sum(overlaps) / len(overlaps), abs=2e-4)
+        assert 0.3 < agreement < 0.99
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        (["1100", "1100", "1100"], 1.0),
+        (["1100", "0011"], 0.0),
+        (["1100", "1010"], 0.5),
+        (["1100", "1010", "0110"], 0.5),
+        (["1110", "0111", "1110"], (2 / 3 + 1.0 + 2 / 3) / 3),
+        (["1111"], None),
+        (["0000", "0000"], None),
+    ],
+)
+def test_the_formula_of_agreement(masks: list[str], expected: float | None):
+    votes = torch.tensor([[int(b) for b in mask] for mask in masks]).sum(0)
+    folded = Folded(votes=votes, answered=tuple(range(len(masks))))
+    assert agreement_of(folded) == (None if expected is None else pytest.approx(expected))
+    assert agreement_of(replace(folded, votes=None)) is None
+
+
+def test_without_agreement_nobody_votes_and_nothing_else_changes(tiny: Tiny, played: Played):
+    voting, silent = played(tiny()), played(tiny(agreement=False))
+    for name in DIGESTS:
+        assert column(voting, name) == column(silent, name)
+    assert column(silent, "agreement") == [None] * 5
+    assert column(silent, "bytes_up")[-1] < column(voting, "bytes_up")[-1]
+
+
+@pytest.mark.parametrize(("floor", "sparsity"), [(50, 0.99), (1, 0.9999), (13_000, 0.001)])
+def test_floors_that_make_the_count_unreachable_are_refused_before_anything_starts(
+    floor: int, sparsity: float, tiny: Tiny, house_of: HouseOf
+):
+    with pytest.raises(ValueError, match=rf"floor={floor}: .*sparsity={sparsity} .*allowed: "):
+        house_of(tiny(floor=floor, sparsity=sparsity))
+
+
+def test_floors_that_are_just_reachable_are_kept(tiny: Tiny, played: Played):
+    """The first convolution has 144 weights: with a floor of 100 most of what it loses is fixed."""
+    result = played(tiny(floor=100, sparsity=0.97, score="random"))
+    assert min(int(mask.sum()) for mask in result.state.masks.values()) >= 100
+    assert result.summary["kept_parameters"] == PRUNABLE - math.floor(0.97 * PRUNABLE + 0.5)
+
+
+VICTIM = 1
+
+
+def bad_shard(house: House, how: str) -> House:
+    """A house where one partition's own data make its answers fail."""
+    shard = house.shards[VICTIM]
+
+    def spoilt(part: dict[str, Tensor]) -> dict[str, Tensor]:
+        if how == "raises":
+            return {**part, "labels": torch.full_like(part["labels"], 99)}
+        return {**part, "images": torch.full_like(part["images"], float("nan"))}
+
+    parts = {key: spoilt(getattr(shard, key)) for key in ("train", "validation", "test")}
+    return replace(house, shards={**house.shards, VICTIM: replace(shard, **parts)})
+
+
+FAILURES = {
+    "raises": {("score", "", "IndexError"), ("tune", "", "IndexError"), ("evaluate", "", "Index")},
+    "NaN": {
+        ("score", "features.0.weight", "NaN or infinite"),
+        ("tune", "loss", "nan is not finite"),
+        ("evaluate", "loss", "nan is not finite"),
+    },
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failing_client_is_named_and_leaves_the_bits_of_one_never_asked(
+    how: str, tiny: Tiny, house_of: HouseOf, watched: Any
+):
+    config = tiny(cohort=4)
+    failed = federate(config, inline_port(bad_shard(house_of(config), how)))
+    spared, _, _ = watched(config, lambda _question, partition: partition == VICTIM)
+    named = [f for row in failed.rows for f in row["failures"]]
+    assert {f["partition"] for f in named} == {VICTIM}
+    for phase, field, reason in FAILURES[how]:
+        found = [f for f in named if f["phase"] == phase]
+        assert found, phase
+        assert all(f["field"] == field and f["reason"].startswith(reason) for f in found)
+    assert failed.summary["failures"] >= len(named) > 8
+    assert sum(VICTIM in cohort for cohort in column(failed, "cohort")) >= 3
+    for name in (*DIGESTS, "loss", "accuracy", "train_loss", "agreement", "answered", "cohort"):
+        assert column(failed, name) == column(spared, name), name
+    assert failed.summary["quality"] == spared.summary["quality"]
+    assert min(column(failed, "answered")) == 3
+
+
+def truncated(out: Answer) -> Answer:
+    return replace(out, values=out.values[:-1])
+
+
+def not_a_number(out: Answer) -> Answer:
+    values = out.values.clone()
+    values[-1] = float("nan")
+    return replace(out, values=values)
+
+
+def weightless(out: Answer) -> Answer:
+    return replace(out, weight=0.0)
+
+
+def overlong_votes(out: Answer) -> Answer:
+    assert out.votes is not None
+    return replace(out, votes=torch.cat([out.votes, out.votes[:9]]))
+
+
+ODD = [
+    ("tune", truncated, "values", "wrong shape: 13849 values, expected 13850"),
+    ("tune", not_a_number, "hidden.weight", "NaN or infinite"),
+    ("tune", weightless, "weight", "0.0 is not a positive number"),
+    ("score", truncated, "values", "wrong shape"),
+    ("score", not_a_number, "hidden.weight", "NaN or infinite"),
+    ("score", overlong_votes, "", "ValueError: expected"),
+]
+
+
+@pytest.mark.parametrize(("phase", "spoil", "field", "reason"), ODD)
+def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
+    phase: str,
+    spoil: Callable[[Answer], Answer],
+    field: str,
+    reason: str,
+    tiny: Tiny,
+    house_of: HouseOf,
+    watched: Any,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = tiny(cohort=4)
+    spared, _, _ = watched(config, lambda q, p: q.kind == phase and p == VICTIM)
+
+    def spoilt(question: Question, seat: Seat) -> Answer:
+        out = answer(question, seat)
+        return spoil(out) if (question.kind, seat.partition) == (phase, VICTIM) else out
+
+    monkeypatch.setattr("fedprune.hosts.answer", spoilt)
+    failed = federate(config, inline_port(house_of(config)))
+    named = [f for row in failed.rows for f in row["failures"]]
+    assert named
+    assert {(f["partition"], f["phase"], f["field"]) for f in named} == {(VICTIM, phase, field)}
+    assert named[0]["reason"].startswith(reason)
+    for name in (*DIGESTS, "loss", "agreement"):
+        assert column(failed, name) == column(spared, name), name
+
+
+def test_a_failure_is_one_short_line(tiny: Tiny, house_of: HouseOf, monkeypatch: Any):
+    def loud(_question: Question, _seat: Seat) -> Answer:
+        raise RuntimeError("first line\nsecond line " + "x" * 1000)
+
+    monkeypatch.setattr("fedprune.hosts.answer", loud)
+    question = Question("evaluate", 1, *first(house_of(tiny())), part="test")
+    folded = inline_port(house_of(tiny())).ask(question, [0, 3])
+    assert [f.partition for f in folded.failures] == [0, 3]
+    reason = folded.failures[0].reason
+    assert reason.startswith("RuntimeError: first line second line x")
+    assert len(reason) == 300
+
+
+def first(house: House) -> tuple[dict[str, Tensor], Masks]:
+    weights = {n: t.clone() for n, t in state_of(house.model).items()}
+    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in house.layout.prunable}
+    return weights, masks
+
+
+def test_too_few_answers_void_a_round(tiny: Tiny, watched: Any):
+    config = tiny(min_clients=3)
+    result, _, states = watched(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 0)
+    assert column(result, "answered")[1] < 3
+    assert digest(states[1].weights) == digest(states[0].weights)
+    assert [state.completed for state in states] == [1, 1, 2, 3, 4]
+    assert result.summary["rounds_completed"] == 4
+
+
+def test_a_pruning_that_too_few_answered_is_made_up_for(tiny: Tiny, watched: Any):
+    config = tiny(min_clients=3, schedule="one-shot", end=3)
+    result, _, states = watched(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 0)
+    removed = math.floor(0.7 * PRUNABLE + 0.5)
+    assert column(result, "removed") == [0, 0, 0, removed, removed]
+    assert [state.owed for state in states] == [False, False, True, False, False]
+
+
+def test_a_run_that_nobody_answers_completes_no_round(
+    tiny: Tiny, house_of: HouseOf, monkeypatch: Any
+):
+    def fails(question: Question, seat: Seat) -> Answer:
+        if question.kind != "evaluate":
+            raise RuntimeError("no")
+        return answer(question, seat)
+
+    monkeypatch.setattr("fedprune.hosts.answer", fails)
+    config = tiny()
+    house = house_of(config)
+    start = digest(state_of(house.model))
+    result = federate(config, inline_port(house))
+    assert result.summary["rounds_completed"] == 0
+    assert result.summary["sparsity"] == 0.0
+    assert set(column(result, "weights_digest")) == {start}
+    assert column(result, "train_loss") == [None] * 5
+    assert column(result, "answered") == [0] * 5
+    assert result.summary["failures"] == 5 * 3 + 3 * 3
+
+
+def test_a_run_that_nothing_can_measure_still_ends(tiny: Tiny, watched: Any):
+    result, _, _ = watched(tiny(), lambda question, _: question.kind == "evaluate")
+    assert column(result, "loss") == [None] * 5
+    assert result.summary["quality"] == {"dense_at_pruning": None, "final": None}
+    assert result.summary["rounds_completed"] == 5
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.05])
+def test_a_threshold_removes_what_is_at_or_below_it_once(
+    threshold: float, tiny: Tiny, watched: Any
+):
+    config = tiny(sparsity=None, threshold=threshold, score="magnitude", end=3)
+    result, _, states = watched(config)
+    weights = states[1].weights  # magnitude scores what was there after the warm-up
+    for name, mask in states[2].masks.items():
+        assert torch.equal(mask, weights[name].abs() > threshold), name
+    removed = column(result, "removed")
+    assert removed[:2] == [0, 0]
+    assert 0 < removed[2] == removed[3] == removed[4] < PRUNABLE
+
+
+@pytest.mark.parametrize("threshold", [1e3])
+def test_a_threshold_above_everything_leaves_the_floor(
+    threshold: float, tiny: Tiny, played: Played
+):
+    result = played(tiny(sparsity=None, threshold=threshold, score="magnitude", end=3, floor=5))
+    assert [int(mask.sum()) for mask in result.state.masks.values()] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+def test_every_type_of_the_wire(wire: str, width: int, tiny: Tiny, watched: Any, played: Played):
+    result, asked, _ = watched(tiny(wire=wire))
+    assert result.summary["rounds_completed"] == 5
+    assert result.summary["failures"] == 0
+    free = sum(t.numel() for t in result.state.weights.values()) - PRUNABLE
+    for question, cohort, folded in asked:
+        if question.kind != "tune":
+            continue
+        values = width * (count_kept(question.masks) + free)
+        assert 0 < folded.bytes_up / len(cohort) - values < 120
+        packet = encode_question(question, wire)
+        assert len(packet.values) == values
+        assert packet.size(bits=False) - values < 250
+    same = result.summary["weights_digest"] == played(tiny()).summary["weights_digest"]
+    assert same == (wire == "fp32"), "a smaller type costs bits of the result"
+
+
+def test_a_smaller_type_changes_what_the_clients_see(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny(wire="bf16"))
+    question = Question("evaluate", 1, *first(house), part="test")
+    seen = decode_question(encode_question(question, "bf16"), house.layout)
+    for name, w in question.weights.items():
+        assert torch.equal(seen.weights[name], w.bfloat16().float())
+
+
+def test_a_mask_is_sent_only_to_those_who_lack_it(tiny: Tiny, watched: Any):
+    result, asked, _ = watched(tiny(wire="bf16"))
+    held: dict[int, str] = {}
+    down = evaluation = 0
+    resent = 0
+    for question, partitions, folded in asked:
+        packet = encode_question(question, "bf16")
+        mask = mask_digest(question.masks)
+        lacking = [p for p in partitions if held.get(p) != mask]
+        values = (len(packet.head) + len(packet.values)) * len(partitions)
+        expected = values + len(encode_mask(question.masks)) * len(lacking)
+        assert folded.bytes_down == expected
+        resent += len(partitions) - len(lacking)
+        held |= dict.fromkeys(folded.answered, mask)
+        down += expected if question.kind != "evaluate" else 0
+        evaluation += folded.bytes_down + folded.bytes_up if question.kind == "evaluate" else 0
+    assert resent > 20
+    assert result.summary["bytes_down"] == down == column(result, "bytes_down")[-1]
+    assert result.summary["bytes_evaluation"] == evaluation
+    up = sum(folded.bytes_up for question, _, folded in asked if question.kind != "evaluate")
+    assert result.summary["bytes_up"] == up == column(result, "bytes_up")[-1]
+
+
+def test_who_did_not_answer_is_sent_the_mask_again(tiny: Tiny, house_of: HouseOf):
+    question = Question("tune", 1, *first(house_of(tiny())), known=frozenset([2]))
+    packet = encode_question(question, "fp32")
+    whole, lean = packet.size(), packet.size(bits=False)
+    assert whole - lean == len(encode_mask(question.masks))
+    assert bytes_down(packet, [0, 2, 4], question.known) == 2 * whole + lean
+
+
+@pytest.mark.parametrize("wire", ["fp32", "fp16"])
+@pytest.mark.parametrize("score", ["taylor", "magnitude"])
+def test_arms_are_the_runs_they_stand_for_bit_for_bit(
+    score: str, wire: str, tiny: Tiny, played: Played
+):
+    keys = {"score": score, "wire": wire}
+    both = played(tiny(**keys, baselines=("dense", "random")))
+    alone = {
+        "pruned": played(tiny(**keys)),
+        "dense": played(tiny(**{**keys, "sparsity": 0.0})),
+        "random": played(tiny(**{**keys, "score": "random"})),
+    }
+    assert [row["arm"] for row in both.rows] == [arm for arm in alone for _ in range(5)]
+    for arm, result in alone.items():
+        for name in both.rows[0].keys() - {"arm", "phase"}:
+            assert column(both, name, arm) == column(result, name), (arm, name)
+        quality = "final" if arm == "pruned" else arm
+        assert both.summary["quality"][quality] == result.summary["quality"]["final"]
+    digests = {column(both, "weights_digest", arm)[-1] for arm in alone}
+    assert len(digests) == 3
+    assert column(both, "removed", "dense") == [0] * 5
+    assert column(both, "removed", "random") == column(both, "removed", "pruned")
+
+
+def test_dense_bytes_are_those_of_dense_fedavg(tiny: Tiny, watched: Any):
+    pruned, _, _ = watched(tiny(wire="bf16"))
+    dense, asked, _ = watched(tiny(sparsity=0.0))
+    assert dense.summary["bytes_dense"] == pruned.summary["bytes_dense"]
+    first_masks = sum(len(encode_mask(asked[0][0].masks)) for _ in (1, 2, 3))
+    sent = dense.summary["bytes_up"] + dense.summary["bytes_down"] - first_masks
+    messages = 5 * 3 * 2
+    assert dense.summary["bytes_dense"] == pytest.approx(sent, abs=40 * messages)
+    every = sum(t.numel() for t in dense.state.weights.values())
+    assert dense.summary["bytes_dense"] > messages * 4 * every
+    assert pruned.summary["bytes_up"] < pruned.summary["bytes_dense"] / 2 * 0.7
+
+
+def test_the_order_of_asking_does_not_matter(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny())
+    question = Question("tune", 1, *first(house), lr=0.05)
+    port = inline_port(house)
+    there, back = port.ask(question, [0, 1, 3, 4]), port.ask(question, [4, 1, 3, 0])
+    assert there.total is not None
+    assert back.total is not None
+    assert torch.equal(there.total, back.total)
+    assert (there.answered, there.totals) == (back.answered, back.totals)
+
+
+def test_a_sum_does_not_depend_on_who_was_asked_before(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny(optimizer="adamw"))
+    question = Question("tune", 1, *first(house), lr=0.05)
+    port = inline_port(house)
+    alone = port.ask(question, [2]).total
+    port.ask(replace(question, kind="score", score="gradient", sparsity=0.5), [0, 1])
+    port.ask(question, [4])
+    again = port.ask(question, [2]).total
+    assert alone is not None
+    assert again is not None
+    assert torch.equal(alone, again)
+
+
+@pytest.mark.parametrize(
+    ("clients", "hosts", "expected"),
+    [
+        (5, 2, {0: [0, 1, 2], 1: [3, 4]}),
+        (5, 5, {0: [0], 1: [1], 2: [2], 3: [3], 4: [4]}),
+        (5, 1, {0: [0, 1, 2, 3, 4]}),
+    ],
+)
+def test_partitions_belong_to_hosts_in_order(
+    clients: int, hosts: int, expected: dict[int, list[int]], tiny: Tiny
+):
+    config = tiny(clients=clients, hosts=hosts)
+    assert grouped(list(reversed(range(clients))), config) == expected
+    few = grouped([4, 0], config)
+    assert all(set(few[host]) <= set(expected[host]) for host in few)
+
+
+def test_labels_are_told_by_partition(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny())
+    assert labels_of(house) == {p: len(s.train["labels"]) for p, s in house.shards.items()}
+    assert sum(labels_of(house).values()) == pytest.approx(0.8 * 1797, abs=5)
+
+
+def test_a_question_that_names_no_score_asks_for_fails(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny())
+    question = Question("score", 1, *first(house), score="magnitude")
+    folded = inline_port(house).ask(question, [0])
+    assert folded.failures[0].reason == "ValueError: score magnitude asks nobody"
+
+
+def test_a_run_may_begin_with_given_weights(tiny: Tiny, house_of: HouseOf, played: Played):
+    config = tiny(rounds=3, warmup=1, end=2)
+    given = masked(played(tiny()).state.weights, {})
+    result = federate(config, inline_port(house_of(config)), weights=given)
+    assert column(result, "weights_digest")[0] != column(played(config), "weights_digest")[0]
+    assert result.rows[0]["loss"] < played(config).rows[0]["loss"]
+
+
+def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not(
+    tiny: Tiny, house_of: HouseOf, played: Played
+):
+    config = tiny()
+    assert federate(config, inline_port(house_of(config))).rows == played(config).rows
+    assert (
+        played(tiny(seed=4)).rows[-1]["weights_digest"] != played(config).rows[-1]["weights_digest"]
+    )
+
+
+def test_watching_changes_nothing(tiny: Tiny, watched: Any, played: Played):
+    assert watched(tiny())[0].rows == played(tiny()).rows
+
+
+def test_dropout_is_seeded_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny(local_epochs=1, local_steps=0, batch_size=10_000))
+    house.model.add_module(
+        "features", torch.nn.Sequential(house.model.features, torch.nn.Dropout())
+    )
+    renamed = {n: t.shape for n, t in state_of(house.model).items()}
+    house = replace(house, layout=replace(house.layout, shapes=renamed, prunable=(), variances={}))
+    question = Question("tune", 1, dict(state_of(house.model)), {}, lr=0.1)
+    question = replace(question, weights={n: t.clone() for n, t in question.weights.items()})
+    port = inline_port(house)
+    before = torch.random.get_rng_state()
+    totals = [port.ask(replace(question, round=r), [p]).total for r, p in [(1, 0), (1, 0), (2, 0)]]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert totals[0] is not None
+    assert totals[1] is not None
+    assert totals[2] is not None
+    assert torch.equal(totals[0], totals[1])
+    assert not torch.equal(totals[0], totals[2])
