@@ -11,26 +11,36 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedprune.compression.wire import head_of
 from fedprune.config import configure, from_toml
-from fedprune.hosts import House, labels_of, open_house, serve
-from fedprune.letters import Letter, packet_of, sum_letter
+from fedprune.hosts import House, failure_of, labels_of, open_house, serve
+from fedprune.letters import Letter, identity, packet_of, sum_letter
+from fedprune.messages import Folded
 from fedprune.plugins import tasks_of
 
 app = ClientApp()
+
+log = logging.getLogger("fedprune")
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
-    letter = _letter(message)
-    device = _is_device(context)
-    config = _config_text(letter, context)
-    about = {"device": device, "labels": labels_of(_house(config, context))}
+    config = _config_text(_letter(message), context)
+    about: dict[str, Any] = {"device": _is_device(context), "labels": {}}
+    try:
+        about["labels"] = labels_of(_house(config, context))
+    except Exception as error:  # such as a folder without data: the server is told which and why
+        log.exception("this node cannot take part")
+        about["failure"] = asdict(failure_of(_partition(context), "hello", error))
     return _reply(message, Letter({"about": json.dumps(about)}, {}))
 
 
@@ -43,24 +53,39 @@ def answer_all(message: Message, context: Context) -> Message:
     config, bits = _config_text(letter, context), _mask_bits(letter, context)
     if not config or not bits:
         return _reply(message, Letter({"missing": True}, {}))
-    house = _house(config, context)
-    folded = serve(house, packet_of(letter, bits), letter.fields["partitions"])
-    return _reply(message, sum_letter(folded))
+    return _reply(message, sum_letter(_answered(letter, config, bits, context)))
+
+
+def _answered(letter: Letter, config: str, bits: bytes, context: Context) -> Folded:
+    partitions = letter.fields["partitions"]
+    packet = packet_of(letter, bits)
+    try:
+        return serve(_house(config, context), packet, partitions)
+    except Exception as error:  # such as a folder that is no longer there
+        log.exception("this node cannot answer")
+        kind = head_of(packet)["kind"]
+        return Folded(failures=tuple(failure_of(p, kind, error) for p in partitions))
 
 
 def _is_device(context: Context) -> bool:
     return "data" in context.node_config
 
 
+def _partition(context: Context) -> int:
+    return int(context.node_config.get("partition-id", 0))
+
+
 def _config_text(letter: Letter, context: Context) -> str:
     """The run's configuration as TOML: as it came, or as this device keeps it; "" if neither."""
-    text = str(letter.fields.get("config", ""))
-    if _is_device(context):
-        if text:
-            context.state["config"] = ConfigRecord({"toml": text})
-        record = context.state.config_records.get("config")
-        return str(record["toml"]) if record else ""
-    return text
+    text = str(letter.fields["config"])
+    if not _is_device(context):
+        return text
+    if text:
+        context.state["config"] = ConfigRecord({"toml": text})
+        return text
+    record = context.state.config_records.get("config")
+    kept = str(record["toml"]) if record else ""
+    return kept if identity(kept) == letter.fields["config_id"] else ""
 
 
 def _mask_bits(letter: Letter, context: Context) -> bytes:
@@ -71,11 +96,10 @@ def _mask_bits(letter: Letter, context: Context) -> bytes:
     digest = json.loads(letter.fields["head"])["mask"]
     if bits:
         context.state["mask"] = ConfigRecord({"digest": digest, "bits": bits})
+        return bits
     record = context.state.config_records.get("mask")
-    if record is None or record["digest"] != digest:
-        return b""
-    kept = record["bits"]
-    assert isinstance(kept, bytes)
+    kept = record["bits"] if record and record["digest"] == digest else b""
+    assert isinstance(kept, bytes)  # Flower's records hold many types, this one was put there above
     return kept
 
 
@@ -83,8 +107,7 @@ def _house(text: str, context: Context) -> House:
     """This process's resident model and shards for a configuration."""
     if not _is_device(context):
         return _simulated_house(text)
-    node = context.node_config
-    return _device_house(text, str(node["data"]), int(node.get("partition-id", 0)))
+    return _device_house(text, str(context.node_config["data"]), _partition(context))
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedprune.compression.wire import Buffer, Packet
 from fedprune.messages import Failure, Folded, Refused, check, expected_values
 from fedprune.pruning.layout import Layout
-from fedprune.tensors import Masks, as_bytes, count_kept
+from fedprune.tensors import Masks, as_bytes, count_kept, over_bytes
 
 Fields = dict[str, Any]
 Buffers = dict[str, bytes]
@@ -104,11 +104,7 @@ def _failure(partition: Any, phase: Any, field: Any, reason: Any) -> Failure:
 
 
 def _tensor(buffers: Mapping[str, bytes], name: str, dtype: torch.dtype) -> Tensor | None:
-    if name not in buffers:
-        return None
-    values = torch.empty(len(buffers[name]) // dtype.itemsize, dtype=dtype)
-    as_bytes(values)[:] = buffers[name]
-    return values
+    return over_bytes(buffers[name], dtype) if name in buffers else None
 
 
 def check_sum(folded: Folded, kind: str, masks: Masks, layout: Layout) -> None:

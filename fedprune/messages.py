@@ -107,14 +107,27 @@ _NOBODY = Folded()
 
 
 def summed(pieces: Iterable[Folded]) -> Folded:
-    """Several sums as one, added in the order given: pass them in the order of hosts."""
+    """Several sums as one, added in the order given: pass them in the order of hosts.
+
+    The pieces are left as they are.
+    """
     out = Folded()
+    ours: list[Tensor] = []  # made here, so that the next piece may be added in place
+
+    def plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+        if left is None or right is None:
+            return right if left is None else left
+        if any(left is tensor for tensor in ours):
+            return left.add_(right)
+        ours.append(left + right)
+        return ours[-1]
+
     for piece in pieces:
         out = Folded(
-            _plus(out.total, piece.total),
+            plus(out.total, piece.total),
             out.weight + piece.weight,
             _added(out.totals, piece.totals),
-            _plus(out.votes, piece.votes),
+            plus(out.votes, piece.votes),
             out.answered + piece.answered,
             out.failures + piece.failures,
             out.bytes_up + piece.bytes_up,
@@ -149,16 +162,10 @@ _CHUNK = 2**17
 
 def _with(total: Tensor | None, values: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
     if total is None:
-        return values.to(dtype).mul_(factor)
+        return values.to(dtype, copy=True).mul_(factor)
     for part, more in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
-        part.add_(more.to(dtype).mul_(factor))
+        part.add_(more.to(dtype, copy=True).mul_(factor))
     return total
-
-
-def _plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left.add_(right)  # in place: the left side is a sum of ours that nobody else holds
 
 
 def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
@@ -252,7 +259,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     return Question(
         head["kind"],
         head["round"],
-        spread(values_of(packet), layout.shapes, masks),
+        spread(values_of(packet, shared=True), layout.shapes, masks),
         masks,
         head["score"],
         head["sparsity"],
@@ -271,10 +278,12 @@ def encode_answer(answer: Answer, kind: str, wire: str) -> Packet:
 def decode_answer(packet: Packet, alive: int) -> Answer:
     """The answer as the server would see it, its values cast back from the wire's type.
 
+    They may be the packet's memory, and are not to be written to.
+
     Args:
         packet: what came.
         alive: how many coordinates the mask keeps: the length of the votes, if there are any.
     """
     head = head_of(packet)
     votes = flags_of(packet.bits, alive) if packet.bits else None
-    return Answer(values_of(packet), float(head["weight"]), head["totals"], votes)
+    return Answer(values_of(packet, shared=True), float(head["weight"]), head["totals"], votes)

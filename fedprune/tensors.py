@@ -7,6 +7,7 @@ floating-point buffer. Integer buffers (BatchNorm's batch counter) stay where th
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -137,3 +138,12 @@ def as_bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a contiguous CPU tensor of any dtype (bfloat16 too), without a copy."""
     raw: npt.NDArray[np.uint8] = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return raw.data
+
+
+def over_bytes(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:
+    """The inverse of `as_bytes`: a flat tensor over the same memory, to read and not to write."""
+    if not data:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=dtype)

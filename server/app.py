@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune.config import ConfigError, RunConfig, configure, from_flower
+from fedprune.hosts import dense_model, layout_for
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
 from server.strategy import FedPrune
@@ -15,31 +17,39 @@ from server.strategy import FedPrune
 app = ServerApp()
 
 
+class RunFailed(Exception):
+    """The run came to nothing; Flower shows the one line and marks the run as failed."""
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what the run config says; results go to ``out`` or to ``runs/<task>-<time>``.
+    """Run what the run config says.
+
+    Results go to ``out`` or to ``runs/<task>-<time>``. A relative path is relative to the folder
+    in which the SuperLink was started: this process is its child, and the user's own folder is
+    not known here. So the absolute path is shown.
 
     Raises:
-        SystemExit: the configuration is refused, or no round was completed.
+        RunFailed: the configuration is refused, or no round was completed.
     """
     try:
         config = configure(from_flower(context.run_config))
-        folder = fresh_folder(config)
+        folder = fresh_folder(config).resolve()
     except ConfigError as error:
-        raise SystemExit(f"fedprune: {error}") from None
+        raise RunFailed(f"fedprune: {error}") from None
+    torch.set_num_threads(1)  # as in every other engine: with more, bits depend on the machine
     screen = Screen()
     screen.opening(config, folder)
-    run_on(grid, config, folder, screen)
+    model = dense_model(config)
+    screen.model(type(model).__name__, layout_for(config, model))
+    try:
+        run_on(grid, config, folder, screen)
+    except SystemExit as end:  # Flower would take the end of its thread for success
+        raise RunFailed(str(end)) from None
 
 
 def run_on(
-    grid: Grid,
-    config: RunConfig,
-    folder: Path,
-    screen: Screen,
-    *,
-    resume: bool = False,
-    expected: int | None = None,
+    grid: Grid, config: RunConfig, folder: Path, screen: Screen, *, resume: bool = False
 ) -> None:
     """Run a configuration over a grid and show it.
 
@@ -49,18 +59,9 @@ def run_on(
         folder: where results go.
         screen: where people look.
         resume: go on from the folder's checkpoints.
-        expected: nodes to wait for; by default as many as a round needs answers.
 
     Raises:
         SystemExit: no round was completed.
     """
-    strategy = FedPrune(
-        config,
-        folder,
-        resume,
-        screen.watch(),
-        screen.tick,
-        config.min_clients if expected is None else expected,
-    )
-    strategy.start(grid)
+    FedPrune(config, folder, resume, screen.watch(), screen.tick).start(grid)
     screen.closing(folder)

@@ -16,11 +16,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
+from torch import Tensor
 
-from fedprune.config import RunConfig, configure
+from fedprune.config import ConfigError, RunConfig, configure
 from fedprune.federation import PRUNED, Watch, federate
 from fedprune.hosts import Tick, dense_model, layout_for
-from fedprune.rounds import Row, State
+from fedprune.pruning.layout import Layout
+from fedprune.report.rows import Row
+from fedprune.state import State
+from fedprune.tensors import state_of
 from server.grid import grid_port
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -36,7 +40,6 @@ class FedPrune:
         resume: go on from the folder's checkpoints.
         watch: who looks on.
         tick: told how many more partitions have answered.
-        expected: nodes to wait for before the first round.
     """
 
     config: RunConfig
@@ -44,7 +47,6 @@ class FedPrune:
     resume: bool = False
     watch: Watch = field(default_factory=Watch)
     tick: Tick | None = None
-    expected: int = 1
 
     def start(
         self,
@@ -66,36 +68,40 @@ class FedPrune:
             timeout: seconds a phase may take, instead of the configuration's.
             train_config: keys of the configuration to change, such as ``{"lr": 0.01}``.
             evaluate_config: the same; one configuration serves both.
-            evaluate_fn: called with the round and the global weights after every round.
+            evaluate_fn: called with the round and the global weights: with round 0 before the
+                first round, then after every round.
 
         Returns:
             Flower's result: the pruned weights (float32, 0.0 where removed), and by round the
             clients' training loss, their validation sums, and what `evaluate_fn` returned.
 
         Raises:
-            ConfigError: a change does not fit the configuration.
+            ConfigError: a change, or a tensor of `initial_arrays`, does not fit.
         """
         changes = {**(train_config or {}), **(evaluate_config or {})}
         config = _changed(self.config, num_rounds, timeout, changes)
-        layout = layout_for(config, dense_model(config))
-        port = grid_port(grid, config, layout, self.expected, self.tick)
+        model = dense_model(config)
+        layout = layout_for(config, model)
+        weights = None if initial_arrays is None else _weights(initial_arrays, layout)
+        port = grid_port(grid, config, layout, self.tick)
         result = Result()
+        if evaluate_fn is not None and not self.resume:
+            _evaluate(result, 0, weights or state_of(model), evaluate_fn)
 
         def note(row: Row, seconds: float, state: State) -> None:
             self.watch.row(row, seconds, state)
             if row["arm"] == PRUNED:
                 _note(result, row, state, evaluate_fn)
 
-        weights = None if initial_arrays is None else initial_arrays.to_torch_state_dict()
         done = federate(
             config,
             port,
             folder=self.folder,
             resume=self.resume,
             watch=replace(self.watch, row=note),
-            weights=weights and {name: weights[name] for name in layout.shapes},
+            weights=weights,
         )
-        result.arrays = _arrays(done.state)
+        result.arrays = _arrays(done.state.weights)
         return result
 
 
@@ -112,8 +118,22 @@ def _changed(
     return configure(given | {key.replace("-", "_"): value for key, value in changes.items()})
 
 
-def _arrays(state: State) -> ArrayRecord:
-    return ArrayRecord({name: w.to(torch.float32) for name, w in state.weights.items()})
+def _weights(arrays: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
+    """The model's state in an ArrayRecord: tied weights once, buffers that are not state left out.
+
+    Raises:
+        ConfigError: a tensor is missing or of another shape.
+    """
+    given = arrays.to_torch_state_dict()
+    for name, shape in layout.shapes.items():
+        if name not in given or given[name].shape != shape:
+            found = tuple(given[name].shape) if name in given else "nothing"
+            raise ConfigError(f"initial_arrays: {name}: {found}; allowed: {tuple(shape)}")
+    return {name: given[name].float() for name in layout.shapes}
+
+
+def _arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: w.to(torch.float32) for name, w in weights.items()})
 
 
 def _note(result: Result, row: Row, state: State, evaluate_fn: EvaluateFn | None) -> None:
@@ -125,6 +145,12 @@ def _note(result: Result, row: Row, state: State, evaluate_fn: EvaluateFn | None
         names = ("loss", "perplexity", "accuracy")
         result.evaluate_metrics_clientapp[round_] = MetricRecord({n: row[n] for n in names})
     if evaluate_fn is not None:
-        given = evaluate_fn(round_, _arrays(state))
-        if given is not None:
-            result.evaluate_metrics_serverapp[round_] = given
+        _evaluate(result, round_, state.weights, evaluate_fn)
+
+
+def _evaluate(
+    result: Result, round_: int, weights: Mapping[str, Tensor], evaluate_fn: EvaluateFn
+) -> None:
+    given = evaluate_fn(round_, _arrays(weights))
+    if given is not None:
+        result.evaluate_metrics_serverapp[round_] = given

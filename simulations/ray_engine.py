@@ -35,7 +35,7 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
     Raises:
         SystemExit: no round was completed.
     """
-    _set_environment()
+    set_environment()
     # Flower and Ray read the environment when they are imported.
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
@@ -58,7 +58,7 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
 
     def run_all() -> None:
         try:
-            _run_simulation(server_app, client_app, config)
+            run_apps(server_app, client_app, config, config.hosts)
         except BaseException as error:
             outcome.append(error)
         finally:
@@ -92,16 +92,23 @@ def _start_and_wait(work: Callable[[], None], finished: threading.Event, screen:
             signal.signal(number, handler)
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
+    """What Flower, Ray and the workers take from the environment, unless the user has set it."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     # Workers have one torch thread each; BLAS and OpenMP must not start more of their own.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Workers pass on and add up whole models in buffers that come and go. From huge pages these
+    # are had several times faster; glibc reads this when a process starts, others ignore it.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def _run_simulation(server_app: Any, client_app: Any, config: RunConfig) -> None:
-    """The one place that touches Flower's deprecated API: it has no other in-process simulation."""
+def run_apps(server_app: Any, client_app: Any, config: RunConfig, nodes: int) -> None:
+    """Run two Flower apps in its simulation, with so many SuperNodes.
+
+    The one place that touches Flower's deprecated API: it has no other in-process simulation.
+    """
     from flwr.simulation import run_simulation
 
     if not config.verbose:
@@ -110,7 +117,7 @@ def _run_simulation(server_app: Any, client_app: Any, config: RunConfig) -> None
     run_simulation(
         server_app,
         client_app,
-        num_supernodes=config.hosts,
+        num_supernodes=nodes,
         backend_config=backend_config(config),
         verbose_logging=config.verbose,
     )
@@ -120,6 +127,8 @@ def backend_config(config: RunConfig) -> dict[str, Any]:
     """Flower's Ray backend: one worker per processor, GPUs shared evenly among them.
 
     A worker that dies is started again; without ``max_restarts`` it would fail every later job.
+    With ``max_task_retries`` jobs wait until it is up; without, they would fail in the meantime,
+    faster than a lost host can be asked again.
     """
     workers = config.workers or os.cpu_count() or 1
     start: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
@@ -127,7 +136,12 @@ def backend_config(config: RunConfig) -> dict[str, Any]:
         start = {"address": config.ray_address}
     if not config.verbose:
         start |= {"logging_level": logging.ERROR, "log_to_driver": False}
-    resources = {"num_cpus": 1, "num_gpus": _gpus_each(config, workers), "max_restarts": -1}
+    resources = {
+        "num_cpus": 1,
+        "num_gpus": _gpus_each(config, workers),
+        "max_restarts": -1,
+        "max_task_retries": 1,
+    }
     return {"init_args": start, "client_resources": resources}
 
 

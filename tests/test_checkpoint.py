@@ -270,11 +270,11 @@ def test_a_finished_run_resumed_is_as_it_was(
 def test_a_failure_and_an_owed_pruning_survive_a_kill(
     tiny: Tiny, house_of: HouseOf, spy: Any, tmp_path: Path
 ):
-    config = tiny(min_clients=3, schedule="one-shot", end=3)
+    config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
     house = house_of(config)
 
     def absent(question: Question, partition: int) -> bool:
-        return question.kind == "score" and question.round == 3 and partition > 0
+        return question.kind == "score" and question.round == 3 and partition > 1
 
     def port() -> Port:
         made: Port = spy(inline_port(house), absent).port

@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # The default task, unequal shards, a partial cohort; pruned from round two on.
-RUN = "--clients 7 --cohort 4 --hosts 3 --rounds 3 --warmup 1 --local-steps 4 --seed 3".split()
+OPTIONS = "--clients 7 --cohort 4 --hosts 3 --rounds 3 --warmup 1 --local-steps 4 --seed 3"
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, dict[str, object]]:
     done = subprocess.run(
-        [sys.executable, "simulations/run.py", *RUN, *arguments, "--out", str(folder)],
+        [sys.executable, "simulations/run.py", *OPTIONS.split(), *arguments, "--out", str(folder)],
         capture_output=True,
         text=True,
         cwd=ROOT,

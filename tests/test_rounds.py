@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import SCORES, Result, RunConfig, federate, select
+from fedprune import SCORES, Result, RunConfig, Shard, federate, select
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.federation import Watch
 from fedprune.hosts import House, bytes_down, grouped, inline_port, labels_of
@@ -337,17 +337,17 @@ def first(house: House) -> tuple[dict[str, Tensor], Masks]:
 
 
 def test_too_few_answers_void_a_round(tiny: Tiny, watched: Any):
-    config = tiny(min_clients=3)
-    result, _, states = watched(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 0)
-    assert column(result, "answered")[1] < 3
+    config = tiny(cohort=5, min_clients=3)
+    result, _, states = watched(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 1)
+    assert column(result, "answered") == [5, 2, 5, 5, 5]
     assert digest(states[1].weights) == digest(states[0].weights)
     assert [state.completed for state in states] == [1, 1, 2, 3, 4]
     assert result.summary["rounds_completed"] == 4
 
 
 def test_a_pruning_that_too_few_answered_is_made_up_for(tiny: Tiny, watched: Any):
-    config = tiny(min_clients=3, schedule="one-shot", end=3)
-    result, _, states = watched(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 0)
+    config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
+    result, _, states = watched(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 1)
     removed = math.floor(0.7 * PRUNABLE + 0.5)
     assert column(result, "removed") == [0, 0, 0, removed, removed]
     assert [state.owed for state in states] == [False, False, True, False, False]
@@ -429,15 +429,21 @@ def test_a_smaller_type_changes_what_the_clients_see(tiny: Tiny, house_of: House
         assert torch.equal(seen.weights[name], w.bfloat16().float())
 
 
-def test_a_mask_is_sent_only_to_those_who_lack_it(tiny: Tiny, watched: Any):
-    result, asked, _ = watched(tiny(wire="bf16"))
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_mask_is_sent_only_to_those_who_lack_it(
+    failing: bool, tiny: Tiny, house_of: HouseOf, spy: Any
+):
+    config = tiny(wire="bf16", cohort=4)
+    house = bad_shard(house_of(config), "raises") if failing else house_of(config)
+    eye = spy(inline_port(house))
+    result = federate(config, eye.port)
     held: dict[int, str] = {}
-    down = evaluation = 0
-    resent = 0
-    for question, partitions, folded in asked:
+    down = evaluation = resent = 0
+    for question, partitions, folded in eye.asked:
         packet = encode_question(question, "bf16")
         mask = mask_digest(question.masks)
         lacking = [p for p in partitions if held.get(p) != mask]
+        assert not failing or VICTIM in lacking or VICTIM not in partitions
         values = (len(packet.head) + len(packet.values)) * len(partitions)
         expected = values + len(encode_mask(question.masks)) * len(lacking)
         assert folded.bytes_down == expected
@@ -448,7 +454,7 @@ def test_a_mask_is_sent_only_to_those_who_lack_it(tiny: Tiny, watched: Any):
     assert resent > 20
     assert result.summary["bytes_down"] == down == column(result, "bytes_down")[-1]
     assert result.summary["bytes_evaluation"] == evaluation
-    up = sum(folded.bytes_up for question, _, folded in asked if question.kind != "evaluate")
+    up = sum(folded.bytes_up for question, _, folded in eye.asked if question.kind != "evaluate")
     assert result.summary["bytes_up"] == up == column(result, "bytes_up")[-1]
 
 
@@ -573,21 +579,34 @@ def test_watching_changes_nothing(tiny: Tiny, watched: Any, played: Played):
     assert watched(tiny())[0].rows == played(tiny()).rows
 
 
-def test_dropout_is_seeded_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny(local_epochs=1, local_steps=0, batch_size=10_000))
-    house.model.add_module(
-        "features", torch.nn.Sequential(house.model.features, torch.nn.Dropout())
-    )
-    renamed = {n: t.shape for n, t in state_of(house.model).items()}
-    house = replace(house, layout=replace(house.layout, shapes=renamed, prunable=(), variances={}))
-    question = Question("tune", 1, dict(state_of(house.model)), {}, lr=0.1)
-    question = replace(question, weights={n: t.clone() for n, t in question.weights.items()})
+def totals_at(house: House, *places: tuple[int, int]) -> list[str]:
+    """Digests of the changes at (round, partition), with everything else the same."""
+    question = Question("tune", 1, {n: t.clone() for n, t in state_of(house.model).items()}, {})
+    question = replace(question, lr=0.1)
     port = inline_port(house)
     before = torch.random.get_rng_state()
-    totals = [port.ask(replace(question, round=r), [p]).total for r, p in [(1, 0), (1, 0), (2, 0)]]
+    totals = [port.ask(replace(question, round=r), [p]).total for r, p in places]
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert totals[0] is not None
-    assert totals[1] is not None
-    assert totals[2] is not None
-    assert torch.equal(totals[0], totals[1])
-    assert not torch.equal(totals[0], totals[2])
+    return [digest({"": t}) for t in totals if t is not None]
+
+
+def test_batches_are_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny())
+    house = replace(house, shards=dict.fromkeys(range(5), house.shards[0]))
+    totals = totals_at(house, (1, 0), (1, 0), (2, 0), (1, 3))
+    assert totals[0] == totals[1]
+    assert len(set(totals)) == 3
+
+
+def test_dropout_is_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
+    """All rows are the same, so that the order of rows changes nothing and dropout alone does."""
+    house = house_of(tiny())
+    part = {k: t[:1].expand(20, *t.shape[1:]) for k, t in house.shards[0].train.items()}
+    house = replace(house, shards=dict.fromkeys(range(5), Shard(part, part, part)))
+    assert len(set(totals_at(house, (1, 0), (2, 0), (1, 3)))) == 1
+    house.model.add_module("hidden", torch.nn.Sequential(torch.nn.Dropout(), house.model.hidden))
+    shapes = {n: t.shape for n, t in state_of(house.model).items()}
+    house = replace(house, layout=replace(house.layout, shapes=shapes))
+    totals = totals_at(house, (1, 0), (1, 0), (2, 0), (1, 3))
+    assert totals[0] == totals[1]
+    assert len(set(totals)) == 3

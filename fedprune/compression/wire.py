@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.masks import decode_mask, encode_mask
-from fedprune.tensors import as_bytes
+from fedprune.tensors import as_bytes, over_bytes
 
 VALUE_TYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -67,8 +67,12 @@ def head_of(packet: Packet) -> dict[str, Any]:
     return head
 
 
-def values_of(packet: Packet) -> Tensor:
+def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
     """The values as a flat fp32 tensor (cast back from the wire's type).
+
+    Args:
+        packet: what came.
+        shared: spare a copy; the tensor may then be the packet's memory, not to be written to.
 
     Raises:
         ValueError: unknown type, or bytes that are no whole number of values.
@@ -79,10 +83,7 @@ def values_of(packet: Packet) -> Tensor:
     dtype = VALUE_TYPES[wire]
     if len(packet.values) % dtype.itemsize:
         raise ValueError(f"{len(packet.values)} bytes of values are no whole number of {wire}")
-    # A copy: the buffer may be read-only and shared, and what is decoded is worked on in place.
-    values = torch.empty(len(packet.values) // dtype.itemsize, dtype=dtype)
-    as_bytes(values)[:] = packet.values
-    return values.float()
+    return over_bytes(packet.values, dtype).to(torch.float32, copy=not shared)
 
 
 def pack_flags(flags: Tensor) -> bytes:

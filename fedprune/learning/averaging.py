@@ -22,7 +22,8 @@ def to_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
     """The same tensors with running variances turned into second moments."""
     moments = dict(tensors)
     for variance, mean in layout.variances.items():
-        moments[variance] = tensors[variance] + tensors[mean] ** 2
+        # In float64: a small variance beside a large mean would be lost in float32.
+        moments[variance] = tensors[variance].double() + tensors[mean].double() ** 2
     return moments
 
 
@@ -37,7 +38,7 @@ def from_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
 def change(tuned: Mapping[str, Tensor], sent: Mapping[str, Tensor], layout: Layout) -> Tensors:
     """What one client releases of its training: new minus sent, in float32."""
     after, before = to_moments(tuned, layout), to_moments(sent, layout)
-    return {name: after[name] - before[name] for name in after}
+    return {name: (after[name] - before[name]).float() for name in after}
 
 
 def averaged(

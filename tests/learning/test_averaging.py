@@ -95,6 +95,20 @@ def test_running_statistics_merge_to_those_of_the_pooled_mixture():
     assert (spread_of_means > 1).all(), "a mean of variances would be far off here"
 
 
+def test_a_small_variance_beside_a_large_mean_survives():
+    layout, sent = layout_of(Normed()), copied(state_of(Normed()))
+    sent |= {"norm.running_mean": torch.full((4,), 100.0)}
+    sent |= {"norm.running_var": torch.full((4,), 0.01)}
+    tuned = {**sent, "norm.running_var": torch.full((4,), 0.03)}
+    answers = [Answer(kept(change(t, sent, layout), {}), 1.0, {}) for t in (sent, tuned)]
+    assert answers[1].values.dtype == torch.float32
+    total = summed(as_sum(a, p, 0) for p, a in enumerate(answers)).total
+    assert total is not None
+    after = averaged(sent, total, 2.0, {}, layout, 1.0)
+    assert after["norm.running_var"].tolist() == pytest.approx([0.02] * 4, rel=1e-4)
+    assert torch.equal(after["norm.running_mean"], sent["norm.running_mean"])
+
+
 def test_a_variance_that_rounding_made_negative_is_zero():
     layout = layout_of(Normed())
     tensors = copied(state_of(Normed()))

@@ -1,9 +1,9 @@
 """Devices: a SuperLink and SuperNodes as processes of their own, each with its own data."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flower import ROOT, Flower, wait_until
@@ -12,7 +12,13 @@ import fedprune
 
 pytestmark = pytest.mark.slow
 
-RUN = 'task="digits" clients=2 rounds=2 warmup=1 local-steps=3 timeout=120'
+RUN = {"task": "digits", "clients": 2, "rounds": 2, "warmup": 1, "local-steps": 3, "timeout": 120}
+
+
+def keys(**changes: Any) -> str:
+    """The run config as one types it."""
+    given = {**RUN, **{key.replace("_", "-"): value for key, value in changes.items()}}
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def test_two_devices_prune_a_model_together(flower: Flower, folders: list[Path])
     address = flower.superlink()
     for partition in (0, 1):
         flower.supernode(address, partition, folders[partition])
-    config = f'{RUN} min-clients=2 out="runs/two"'
+    config = keys(min_clients=2, out="runs/two")
     done = flower.flwr("run", str(ROOT), "--stream", "--run-config", config)
     out = flower.folder / "runs" / "two"
     assert f"results     {out}" in done.stdout
@@ -60,7 +66,7 @@ def test_a_device_that_is_killed_between_rounds_and_one_without_data(
     address = flower.superlink()
     nodes = [flower.supernode(address, p, folders[p]) for p in (0, 1)]
     flower.supernode(address, 2, folders[3])
-    config = f'{RUN} clients=3 rounds=3 sparsity=0.0 out="runs/churn"'
+    config = keys(clients=3, rounds=3, sparsity=0.0, out="runs/churn")
     out = flower.folder / "runs" / "churn"
     run = flower.start("run.log", "flwr", "run", str(ROOT), "--stream", "--run-config", config)
     wait_until(lambda: len(rows_of(out)) == 1, 200, "the first round")
@@ -80,10 +86,8 @@ def test_a_device_that_is_killed_between_rounds_and_one_without_data(
 def test_fewer_devices_than_the_minimum_is_a_failed_run(flower: Flower, folders: list[Path]):
     address = flower.superlink()
     flower.supernode(address, 0, folders[3])
-    config = f'{RUN} clients=1 timeout=30 out="runs/void"'
-    done: subprocess.CompletedProcess[str] = flower.flwr(
-        "run", str(ROOT), "--stream", "--run-config", config
-    )
+    config = keys(clients=1, timeout=20, out="runs/void")
+    done = flower.flwr("run", str(ROOT), "--stream", "--run-config", config)
     assert "fedprune: no round was completed: too few clients answered" in done.stdout
     listed = json.loads(flower.flwr("ls", "--format", "json").stdout)
     assert [run["status"] for run in listed["runs"]] == ["finished:failed"]

@@ -1,0 +1,205 @@
+"""Seconds per phase and server memory of our engine against plain use of Flower's simulation.
+
+    python benchmarks/engine.py [--clients 20 100] [--parameters 1000000 10000000] [--phases 5]
+
+A phase is from a question to the sum of every client's answers. Both sides are Flower's simulation
+on Ray with the same resources and the same work per client; ours sends one message per host
+(`server/grid.py`, `clients/app.py`), the other one per client (`benchmarks/stock.py`). They take
+turns, each time in a fresh process. The first phase starts workers and is shown apart; seconds are
+the median of the others. Server memory is how far they raised what the server's process had
+resident before the first question, the shared memory that it touched included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+HERE = Path(__file__).resolve().parent
+# As a script only this file's folder is on the path; the workers get the path from here.
+sys.path.insert(0, str(HERE.parent))
+
+from still_task import SIZES
+
+from fedprune.config import RunConfig, configure
+from fedprune.hosts import dense_model, layout_for
+from fedprune.messages import Folded, Question
+from fedprune.state import first_state
+from simulations.ray_engine import run_apps, set_environment
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+SIDES = ("ours", "stock")
+REAL = "digits"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process saw.
+
+    Attributes:
+        started: seconds from nothing to the end of the first phase.
+        phases: seconds of every later phase.
+        memory: bytes by which the phases raised the server's peak.
+        sums: what must be the same on both sides: labels, and the sum of all values.
+    """
+
+    started: float
+    phases: list[float]
+    memory: int
+    sums: tuple[float, float]
+
+
+def config_of(task: str, clients: int, phases: int) -> RunConfig:
+    """Everyone is asked in every phase."""
+    plugin = "" if task == REAL else str(HERE / "still_task.py")
+    given: dict[str, Any] = {"task": task, "plugin": plugin, "clients": clients}
+    return configure({**given, "cohort": clients, "rounds": phases})
+
+
+def resident(which: str) -> int:
+    """Bytes resident now ("VmRSS") or at the peak ("VmHWM")."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise LookupError(which)
+
+
+def forget_peak() -> None:
+    """Let the peak be what is resident now (see clear_refs in proc(5))."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Folded]:
+    """How a side puts a question to every client."""
+    import stock
+
+    from server.grid import grid_port
+
+    layout = layout_for(config, dense_model(config))
+    if side == "stock":
+        return stock.asker(grid, config, layout)
+    port = grid_port(grid, config, layout)
+    everyone = list(port.present())
+    return lambda question: port.ask(question, everyone)
+
+
+def play(side: str, grid: Grid, config: RunConfig, began: float) -> Measured:
+    """Ask for a tuning, again and again, and watch."""
+    model = dense_model(config)
+    state = first_state(model, layout_for(config, model))
+    ask = asker(side, grid, config)
+    before = resident("VmRSS")
+    forget_peak()
+    ends = [began]
+    for round_ in range(1, config.rounds + 1):
+        folded = ask(Question("tune", round_, state.weights, state.masks, lr=config.lr))
+        ends.append(time.perf_counter())
+        assert folded.total is not None, folded.failures
+        assert len(folded.answered) == config.clients, folded.failures
+        sums = (folded.weight, float(folded.total.sum()))
+        del folded
+    first, *later = [b - a for a, b in pairwise(ends)]
+    return Measured(first, later, resident("VmHWM") - before, sums)
+
+
+def measure(side: str, config: RunConfig) -> Measured:
+    """One side's phases, in this process."""
+    began = time.perf_counter()
+    set_environment()
+    # Flower and Ray read the environment when they are imported.
+    import stock
+    from flwr.app import Context
+    from flwr.serverapp import ServerApp
+
+    from clients.app import app as hosts_app
+
+    server_app = ServerApp()
+    seen: list[Measured] = []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        seen.append(play(side, grid, config, began))
+
+    app, nodes = (stock.app, config.clients) if side == "stock" else (hosts_app, config.hosts)
+    run_apps(server_app, app, config, nodes)
+    return seen[0]
+
+
+def measure_apart(side: str, task: str, clients: int, phases: int) -> Measured:
+    """`measure` in a fresh process: Ray and the server's process keep memory."""
+    command = [sys.executable, __file__, "--one", side, task, str(clients), str(phases)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{side}, {task}, {clients} clients:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Measured(**{**found, "sums": tuple(found["sums"])})
+
+
+def compare(task: str, clients: int, phases: int, repeats: int) -> dict[str, int]:
+    """Print one row; the server's memory by side."""
+    runs: dict[str, list[Measured]] = {side: [] for side in SIDES}
+    for _ in range(repeats):
+        for side in SIDES:
+            runs[side].append(measure_apart(side, task, clients, phases))
+    assert all(alike(r.sums, runs["ours"][0].sums) for side in SIDES for r in runs[side])
+    start = {side: median(r.started for r in runs[side]) for side in SIDES}
+    seconds = {side: median(s for r in runs[side] for s in r.phases) for side in SIDES}
+    memory = {side: round(median(r.memory for r in runs[side])) for side in SIDES}
+    print(
+        f"| {task} | {clients} | {seconds['ours']:.2f} | {seconds['stock']:.2f}"
+        f" | {seconds['stock'] / seconds['ours']:.1f}"
+        f" | {memory['ours'] / MIB:,.0f} | {memory['stock'] / MIB:,.0f}"
+        f" | {memory['stock'] / memory['ours']:.1f}"
+        f" | {start['ours']:.0f} | {start['stock']:.0f} |",
+        flush=True,
+    )
+    return memory
+
+
+def alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two sums differ by no more than their order explains."""
+    return one[0] == other[0] and abs(one[1] - other[1]) <= 1e-9 * (1 + abs(one[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--parameters", type=int, nargs="*", choices=SIZES, default=[10**6, 10**7])
+    parser.add_argument("--phases", type=int, default=5, help="of which the first is start-up")
+    parser.add_argument("--repeats", type=int, default=1, help="fresh processes for each side")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        side, task, clients, phases = args.one
+        found = measure(side, config_of(task, int(clients), int(phases)))
+        print(json.dumps(asdict(found)))
+        return
+    print(f"{os.cpu_count()} processors, {args.phases} phases, {args.repeats} times each\n")
+    print(
+        "| task | clients | s per phase | stock | ratio | server MiB | stock | ratio"
+        " | start-up s | stock |\n|" + " ---: |" * 10
+    )
+    grown = []
+    for task in [*(f"still-{size}" for size in args.parameters), REAL]:
+        memory = {n: compare(task, n, args.phases, args.repeats)["ours"] for n in args.clients}
+        few, many = min(args.clients), max(args.clients)
+        grown.append(f"{task}: server memory at {many} clients {memory[many] / memory[few]:.2f}")
+    print(f"\nOf that at {min(args.clients)}: " + "; ".join(grown))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The other side of `engine.py`: Flower's simulation as it is meant to be used.
+
+One SuperNode per client, one message to each and one reply from each; all replies arrive at the
+server, which adds them up in float64. What a client does is `fedprune.hosts.released`, what the
+server does with a reply are the functions that our hosts call: only the way between differs.
+Kind to Flower: a message holds one buffer, not a state dict, built once for everyone.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedprune.compression.wire import Packet
+from fedprune.config import RunConfig, configure, from_toml, to_toml
+from fedprune.hosts import House, open_house, released
+from fedprune.messages import (
+    Folded,
+    Question,
+    as_sum,
+    check,
+    decode_answer,
+    decode_question,
+    encode_question,
+)
+from fedprune.pruning.layout import Layout
+from fedprune.tensors import count_kept
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Decode the question, answer it for this node's partition, encode the answer."""
+    config, packet = _opened(message)
+    house = _house(str(config["toml"]))
+    partition = int(context.node_config["partition-id"])
+    answer = released(house, decode_question(packet, house.layout), partition)
+    return Message(_content(answer, {"partition": partition}), reply_to=message)
+
+
+@functools.lru_cache(maxsize=1)
+def _house(toml: str) -> House:
+    return open_house(configure(from_toml(toml)))
+
+
+def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question], Folded]:
+    """A function that puts a question to every client and adds up their answers."""
+    while len(list(grid.get_node_ids())) < config.clients:
+        time.sleep(0.1)
+    nodes = list(grid.get_node_ids())
+
+    def ask(question: Question) -> Folded:
+        content = _content(encode_question(question, config.wire), {"toml": to_toml(config)})
+        messages = [Message(content, node, "train") for node in nodes]
+        replies = {}
+        for reply in grid.send_and_receive(messages):
+            about, packet = _opened(reply)
+            replies[int(about["partition"])] = packet
+        total = Folded()
+        for partition in sorted(replies):
+            total = _added(total, replies.pop(partition), partition, question, layout)
+        return total
+
+    return ask
+
+
+def _added(
+    total: Folded, packet: Packet, partition: int, question: Question, layout: Layout
+) -> Folded:
+    given = decode_answer(packet, count_kept(question.masks))
+    check(given.values, given.weight, given.totals, question.kind, question.masks, layout)
+    return as_sum(given, partition, packet.size(), total)
+
+
+def _content(packet: Packet, about: dict[str, str | int]) -> RecordDict:
+    buffers = {"values": bytes(packet.values), "bits": bytes(packet.bits)}
+    arrays = {name: Array("uint8", (len(b),), "bytes", b) for name, b in buffers.items()}
+    config = ConfigRecord({**about, "head": packet.head})
+    return RecordDict({"config": config, "arrays": ArrayRecord(arrays)})
+
+
+def _opened(message: Message) -> tuple[ConfigRecord, Packet]:
+    config = message.content.config_records["config"]
+    arrays = message.content.array_records["arrays"]
+    return config, Packet(config["head"], arrays["values"].data, arrays["bits"].data)

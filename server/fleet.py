@@ -1,0 +1,209 @@
+"""Who is there: nodes announce themselves, and partitions are asked where they live.
+
+A fleet is either devices, each with a partition and data of its own, or the workers of a
+simulation, any of which can serve any partition.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from fedprune.config import RunConfig, to_toml
+from fedprune.hosts import grouped
+from fedprune.letters import Letter
+from fedprune.messages import Failure, Refused
+from server.mail import Lost, Post, Reply
+
+GATHER_POLL = 0.2
+"""Seconds between looks for newcomers, while a round waits for enough of them."""
+
+PATIENCE_LOG = 30.0
+"""Seconds of waiting between lines that say so."""
+
+log = logging.getLogger("fedprune")
+
+Seat = tuple[int | None, list[int]]
+"""A node, or None where nobody is there any more, and the partitions it is asked for."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as it announced itself.
+
+    Attributes:
+        device: it has data of its own; if not, it is a worker of a simulation.
+        labels: the partitions it can serve, and the labels each trains on.
+        failure: why it cannot take part.
+    """
+
+    device: bool
+    labels: Mapping[int, int]
+    failure: Failure | None = None
+
+
+@dataclass
+class Fleet:
+    """Which nodes are there, and what each can serve.
+
+    Attributes:
+        grid: Flower's grid.
+        config: what runs.
+        nodes: those that announced themselves, by Flower's (random) node id, in order of arrival.
+        gathering: a round is about to begin: for that, but not within a round, it is worth
+            waiting until enough partitions are there.
+    """
+
+    grid: Grid
+    config: RunConfig
+    nodes: dict[int, Node] = field(default_factory=dict)
+    gathering: bool = True
+    _began: bool = False
+    _post: Post = field(init=False)
+    _greeted: dict[int, int] = field(default_factory=dict)
+    _told: set[tuple[int, str]] = field(default_factory=set)
+    _news: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._post = Post(self.grid, "query.hello")
+
+    def present(self) -> Mapping[int, int]:
+        """The partitions that can be asked now, ascending, and their training labels.
+
+        Before the first round this waits for a cohort's worth of them (those that announced that
+        they cannot take part count as come), before a later one for `min_clients`; no longer than
+        the configuration's `timeout`, then the round goes on with who is there.
+
+        Raises:
+            RuntimeError: a worker of a simulation cannot serve: so could none.
+        """
+        self._look()
+        if self.gathering:
+            self._wait()
+        self._began, self.gathering = True, False
+        return dict(sorted(self._labels().items()))
+
+    def _wait(self) -> None:
+        began = said = time.monotonic()
+        while not self._enough() and time.monotonic() < began + self.config.timeout:
+            if time.monotonic() > said + PATIENCE_LOG:
+                said = time.monotonic()
+                log.warning("waiting for clients: %d are there", len(self._labels()))
+            time.sleep(GATHER_POLL)
+            self._look()
+
+    def _enough(self) -> bool:
+        there = len(self._labels())
+        if there < self.config.min_clients:
+            return False
+        out = sum(node.failure is not None for node in self.nodes.values())
+        return self._began or there + out >= self.config.cohort
+
+    def _look(self) -> None:
+        """Greet who has come, hear who has answered, forget who has left."""
+        there = set(self.grid.get_node_ids())
+        for i in self._greeted.keys() - there:
+            del self._greeted[i]
+            self._post.forget(i)
+            self.nodes.pop(i, None)
+        for i in sorted(there - self._greeted.keys()):
+            self._greet(i)
+        for i, reply in list(self._post.replies()):
+            self._hear(i, reply)
+
+    def _greet(self, node: int) -> None:
+        if self._post.send(node, node, Letter({"config": to_toml(self.config)}, {})):
+            self._greeted[node] = self._greeted.get(node, 0) + 1
+
+    def _hear(self, i: int, reply: Reply) -> None:
+        try:
+            node = reply if isinstance(reply, Lost) else _announced(reply)
+        except Refused as refused:
+            node = Lost(f"{refused.field}: {refused}")
+        if isinstance(node, Node):
+            self.nodes[i] = node
+            self._judge(i, node)
+        elif self._greeted[i] == 1:
+            self._greet(i)
+        else:
+            log.warning("a node could not join: %s", node.reason)
+
+    def _judge(self, i: int, node: Node) -> None:
+        """Make known why a node does not take part, once; a simulation's must."""
+        if node.failure is None:
+            return
+        if not node.device:
+            raise RuntimeError(node.failure.reason)
+        self._tell(i, node.failure)
+
+    def _tell(self, i: int, failure: Failure) -> None:
+        if (i, failure.field) not in self._told:
+            self._told.add((i, failure.field))
+            self._news.append(failure)
+            log.warning("partition %d could not join: %s", failure.partition, failure.reason)
+
+    def news(self) -> tuple[Failure, ...]:
+        """Who could not join since the last call."""
+        news, self._news = tuple(self._news), []
+        return news
+
+    def _labels(self) -> dict[int, int]:
+        holders = self._holders()
+        if holders:
+            return {p: self.nodes[i].labels[p] for p, i in holders.items()}
+        return next((dict(n.labels) for n in self.nodes.values()), {})
+
+    def _holders(self) -> dict[int, int]:
+        """Partition to the device that holds it: the one that announced it first.
+
+        A device that was started again may be there under a new node id before Flower has noticed
+        that the old one is gone; until then the newcomer waits.
+        """
+        holders: dict[int, int] = {}
+        devices = {i: n for i, n in self.nodes.items() if n.device and n.failure is None}
+        for i, node in devices.items():
+            for p in node.labels:
+                if holders.setdefault(p, i) != i:
+                    self._tell(i, Failure(p, "hello", "partition-id", _TWICE))
+        return holders
+
+    def simulated(self) -> bool:
+        """Whether the nodes are workers of a simulation, which keep nothing between messages."""
+        return not any(node.device for node in self.nodes.values())
+
+    def seats(self, partitions: Sequence[int]) -> list[Seat]:
+        """Who is asked for what, in the order in which sums are added."""
+        if not self.simulated():
+            holders = self._holders()
+            return [(holders.get(p), [p]) for p in sorted(partitions)]
+        workers: list[int | None] = [*sorted(self._greeted)] or [None]
+        hosts = grouped(partitions, self.config)
+        return [(workers[host % len(workers)], group) for host, group in hosts.items()]
+
+
+_TWICE = "two nodes announce it; allowed: a partition-id of its own for each node"
+
+
+def _announced(reply: Letter | Refused) -> Node:
+    """The node that a reply to a greeting describes.
+
+    Raises:
+        Refused: it describes none.
+    """
+    if isinstance(reply, Refused):
+        raise reply
+    try:
+        about = json.loads(reply.fields["about"])
+        labels = {int(p): int(n) for p, n in about["labels"].items()}
+        failure = about.get("failure")
+        told = failure and Failure(
+            int(failure["partition"]), "hello", str(failure["field"]), str(failure["reason"])[:300]
+        )
+        return Node(bool(about["device"]), labels, told or None)
+    except Exception as error:  # whatever a malformed announcement raises must not stop the run
+        raise Refused("hello", f"malformed: {error!r}"[:300]) from None
