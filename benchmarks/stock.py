@@ -61,7 +61,7 @@ def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question],
         replies = {}
         for reply in grid.send_and_receive(messages):
             about, packet = _opened(reply)
-            replies[int(about["partition"])] = packet
+            replies[int(str(about["partition"]))] = packet
         total = Folded()
         for partition in sorted(replies):
             total = _added(total, replies.pop(partition), partition, question, layout)
@@ -81,11 +81,12 @@ def _added(
 def _content(packet: Packet, about: dict[str, str | int]) -> RecordDict:
     buffers = {"values": bytes(packet.values), "bits": bytes(packet.bits)}
     arrays = {name: Array("uint8", (len(b),), "bytes", b) for name, b in buffers.items()}
-    config = ConfigRecord({**about, "head": packet.head})
+    config = ConfigRecord({**about, "head": packet.head.decode()})
     return RecordDict({"config": config, "arrays": ArrayRecord(arrays)})
 
 
 def _opened(message: Message) -> tuple[ConfigRecord, Packet]:
     config = message.content.config_records["config"]
     arrays = message.content.array_records["arrays"]
-    return config, Packet(config["head"], arrays["values"].data, arrays["bits"].data)
+    head = str(config["head"]).encode()
+    return config, Packet(head, arrays["values"].data, arrays["bits"].data)

@@ -156,7 +156,9 @@ def _unused(c: RunConfig, task: Task) -> list[Misfit]:
     here = "inline runs in this process"
     out = "leave it out"
     shared = fixed and c.scope != "global"
+    noise = fixed and "random" in c.baselines
     return [
+        ("baselines", noise, "random scores mean nothing to a threshold", "dense"),
         ("schedule", fixed and c.schedule != "one-shot", "a threshold prunes once", "one-shot"),
         ("scope", shared, "a threshold looks at every weight by itself", "global"),
         ("alpha", c.alpha is not None and c.split != "dirichlet", f"split is {c.split}", out),

@@ -64,6 +64,7 @@ class Fleet:
     nodes: dict[int, Node] = field(default_factory=dict)
     gathering: bool = True
     _began: bool = False
+    _gave_up: bool = False
     _post: Post = field(init=False)
     _greeted: dict[int, int] = field(default_factory=dict)
     _told: set[tuple[int, str]] = field(default_factory=set)
@@ -77,7 +78,8 @@ class Fleet:
 
         Before the first round this waits for a cohort's worth of them (those that announced that
         they cannot take part count as come), before a later one for `min_clients`; no longer than
-        the configuration's `timeout`, then the round goes on with who is there.
+        the configuration's `timeout`, then the round goes on with who is there. What was waited
+        for in vain is not waited for again until there are enough.
 
         Raises:
             RuntimeError: a worker of a simulation cannot serve: so could none.
@@ -90,12 +92,14 @@ class Fleet:
 
     def _wait(self) -> None:
         began = said = time.monotonic()
-        while not self._enough() and time.monotonic() < began + self.config.timeout:
+        while not self._enough() and not self._gave_up:
+            self._gave_up = time.monotonic() > began + self.config.timeout
             if time.monotonic() > said + PATIENCE_LOG:
                 said = time.monotonic()
                 log.warning("waiting for clients: %d are there", len(self._labels()))
             time.sleep(GATHER_POLL)
             self._look()
+        self._gave_up = self._gave_up and len(self._labels()) < self.config.min_clients
 
     def _enough(self) -> bool:
         there = len(self._labels())

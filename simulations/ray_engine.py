@@ -8,6 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
 
     server_app = ServerApp()
     outcome: list[BaseException] = []
+    quiet = ExitStack()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -53,6 +56,9 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
             run_on(grid, config, folder, screen, resume=resume)
         except BaseException as error:  # carried to the caller's thread
             outcome.append(error)
+        if not config.verbose:
+            # All has been said; what Ray prints while its workers end would come after it.
+            quiet.enter_context(redirect_stdout(StringIO()))
 
     finished = threading.Event()
 
@@ -64,7 +70,8 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
         finally:
             finished.set()
 
-    _start_and_wait(run_all, finished, screen)
+    with quiet:
+        _start_and_wait(run_all, finished, screen)
     screen.stop()
     if outcome:
         raise outcome[0]
@@ -102,6 +109,8 @@ def set_environment() -> None:
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # At the end Flower has each worker end itself; Ray, which may try a job twice, reports that.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"ClientAppActor\.terminate failed")
 
 
 def run_apps(server_app: Any, client_app: Any, config: RunConfig, nodes: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from fedprune import Result, RunConfig, Shard, federate, select
@@ -38,6 +39,9 @@ TINY = {
 
 # With more threads than one, results depend on the machine; the library sets this for itself.
 torch.set_num_threads(1)
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("fedprune", deadline=None)
+settings.load_profile("fedprune")
 
 LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
 

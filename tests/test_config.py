@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune import TASKS, ConfigError, RunConfig
@@ -219,7 +219,6 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     return keys
 
 
-@settings(deadline=None)
 @given(configurations())
 def test_its_toml_gives_the_configuration_again(keys: dict[str, Any]):
     config = configure(keys)

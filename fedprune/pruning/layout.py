@@ -39,7 +39,7 @@ def layout_of(
     """The layout of a model.
 
     Prunable are the weights of linear and convolution layers (GPT-2's Conv1D too), except the
-    modules named in `output` and whatever they are tied to.
+    modules named in `output` and whatever they are tied to, and except frozen ones.
 
     Args:
         model: any module.
@@ -85,7 +85,7 @@ def _weights_of_layers(model: nn.Module, output: Sequence[str]) -> set[str]:
     modules = dict(model.named_modules())
     heads = {id(p) for name in output for p in modules[name].parameters()}
     tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
-    weights = [m.weight for m in modules.values() if _is_layer(m)]
+    weights = [m.weight for m in modules.values() if _is_layer(m) and m.weight.requires_grad]
     return {names[id(w)] for w in weights if id(w) not in heads | tables}
 
 

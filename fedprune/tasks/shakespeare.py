@@ -167,6 +167,7 @@ def tokenizer() -> Any:
         pad_token="<pad>",
         model_max_length=256,
         clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # in a text "<unk>" is five characters
     )
 
 

@@ -118,3 +118,11 @@ def test_nothing_left_to_prune_is_refused(model: nn.Module):
 def test_patterns_know_upper_from_lower_case():
     with pytest.raises(ValueError, match="matches no parameter"):
         layout_of(Own(), exclude=("HEAD.weight",))
+
+
+def test_frozen_weights_are_spared() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    layout = layout_of(model)
+    assert layout.prunable == ("1.weight",)
+    assert "0.weight" in layout.spared

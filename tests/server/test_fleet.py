@@ -70,6 +70,22 @@ def test_no_wait_is_longer_than_the_timeout(devices: Made, config: Made):
     assert list(Fleet(devices(0), config(timeout=0.1)).present()) == []
 
 
+def test_what_was_waited_for_in_vain_is_not_waited_for_again(devices: Made, config: Made):
+    grid = devices(2)
+    fleet = Fleet(grid, config(min_clients=2, timeout=0.3))
+    fleet.present()
+    away = grid.contexts.pop(78)
+    looks = []
+    for there in ({}, {}, {78: away}, {}):
+        grid.contexts = {79: grid.contexts[79], **there}
+        before, fleet.gathering = grid.looks, True
+        fleet.present()
+        looks.append(grid.looks - before)
+    assert looks[0] > 5, "it is waited for"
+    assert looks[1] == 1, "in vain, so not again"
+    assert looks[3] > 5, "it had come back, so it is"
+
+
 def test_a_later_round_waits_for_the_minimum_and_only_at_its_beginning(devices: Made, config: Made):
     grid = devices(2)
     fleet = Fleet(grid, config(min_clients=2))

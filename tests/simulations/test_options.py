@@ -41,7 +41,7 @@ def test_the_command_line_wins_over_the_file(tmp_path) -> None:
 
 
 def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
-    config, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense,random"])
+    config, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
     assert chosen(["--config", str(file)])[0] == config
@@ -85,6 +85,7 @@ def test_the_list_names_everything_in_the_tables() -> None:
         ("--engine ray --ray-address x --workers 2", "workers=2: a cluster's own processors"),
         ("--baselines dense,dense", "baselines=('dense', 'dense'): named twice"),
         ("--baselines sparse", "baselines='sparse': input should be 'dense' or 'random'"),
+        ("--threshold 1 --baselines random", "baselines=('random',): random scores mean nothing"),
         ("--wire fp8", "wire='fp8': no such wire; allowed: fp32, fp16, bf16"),
         ("--alpha 0", "alpha=0: input should be greater than 0"),
         ("--alpha 1", "alpha=1.0: split is natural; allowed: leave it out"),

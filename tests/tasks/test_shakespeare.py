@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,7 +54,6 @@ def test_the_alphabet_is_fixed_and_without_doubles():
     assert len(set(ALPHABET)) == len(ALPHABET) == 98
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_every_character_but_the_first_is_a_label_exactly_once(text: str):
     ids = encode(text)
@@ -210,13 +209,12 @@ def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch: pytest.Mo
         speeches()
 
 
-@settings(deadline=None)
+@example("<unk> or not <unk>, <pad>")
 @given(TEXT)
 def test_the_tokenizer_has_the_ids_of_training(text: str):
     assert words()(text)["input_ids"] == encode(text).tolist()
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=ALPHABET[2:], max_size=80))
 def test_the_tokenizer_gives_the_text_back(text: str):
     assert words().decode(words()(text)["input_ids"]) == text
@@ -233,7 +231,7 @@ def test_the_tokenizer_is_the_same_after_a_trip_to_disk(tmp_path: Path):
     text = "O, for a muse of fire!\n\n  <pad> é"
     words().save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again(text)["input_ids"] == words()(text)["input_ids"]
+    assert again(text)["input_ids"] == encode(text).tolist()
     assert (again.pad_token_id, again.unk_token_id) == (PAD, UNKNOWN)
     batch = again(["ab", "a"], padding=True)
     assert batch["input_ids"][1] == [*encode("a").tolist(), PAD]

@@ -101,6 +101,7 @@ def test_a_partition_too_small_to_cut_in_three_is_refused(split: str, tiny: Tiny
         dealt(tiny, split, 80)
 
 
+@pytest.mark.filterwarnings("ignore:The specified min_partition_size")
 def test_a_dirichlet_split_that_cannot_be_had_is_refused(tiny: Tiny):
     with pytest.raises(ValueError, match=r"(alpha|clients)=.*allowed: "):
         dealt(tiny, "dirichlet", 55, alpha=0.01)
