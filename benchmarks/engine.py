@@ -65,7 +65,7 @@ class Measured:
 def config_of(task: str, clients: int, phases: int) -> RunConfig:
     """Everyone is asked in every phase."""
     plugin = "" if task == REAL else str(HERE / "still_task.py")
-    given: dict[str, Any] = {"task": task, "plugin": plugin, "clients": clients}
+    given: dict[str, Any] = {"task": task, "plugin": plugin, "clients": clients, "split": "iid"}
     return configure({**given, "cohort": clients, "rounds": phases})
 
 

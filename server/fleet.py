@@ -105,7 +105,7 @@ class Fleet:
         there = len(self._labels())
         if there < self.config.min_clients:
             return False
-        out = sum(node.failure is not None for node in self.nodes.values())
+        out = 0 if self.simulated() else len(self.nodes) - len(set(self._holders().values()))
         return self._began or there + out >= self.config.cohort
 
     def _look(self) -> None:
@@ -157,9 +157,8 @@ class Fleet:
         return news
 
     def _labels(self) -> dict[int, int]:
-        holders = self._holders()
-        if holders:
-            return {p: self.nodes[i].labels[p] for p, i in holders.items()}
+        if not self.simulated():
+            return {p: self.nodes[i].labels[p] for p, i in self._holders().items()}
         return next((dict(n.labels) for n in self.nodes.values()), {})
 
     def _holders(self) -> dict[int, int]:

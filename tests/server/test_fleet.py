@@ -141,6 +141,14 @@ def test_of_two_with_one_partition_the_first_holds_it(
     )
 
 
+def test_two_with_one_partition_are_not_waited_for(devices: Made, config: Made, joined: Made):
+    grid = devices(1)
+    grid.contexts[3] = joined(3, 0, Path(grid.contexts[79].node_config["data"]))
+    fleet = Fleet(grid, config())
+    assert list(fleet.present()) == [0]
+    assert [told.field for told in fleet.news()] == ["partition-id"]
+
+
 def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
     devices: Made, config: Made, joined: Made, folders: list[Path]
 ):
@@ -163,13 +171,17 @@ def test_a_simulation_that_cannot_serve_ends(workers: Made, tiny: Made):
 
 
 def test_a_node_without_data_does_not_stand_in_for_devices(
-    devices: Made, workers: Made, config: Made
+    devices: Made, workers: Made, config: Made, joined: Made, folders: list[Path]
 ):
     grid = devices(2)
     grid.contexts |= workers(1).contexts
     fleet = Fleet(grid, config())
     fleet.present()
     assert fleet.present() == {0: 48, 1: 32}
+    del grid.contexts[79], grid.contexts[78]
+    grid.contexts |= {3: joined(3, 0, folders[3])}
+    fleet.present()
+    assert list(fleet.present()) == [], "not even for those that cannot take part"
 
 
 def announcing(text: str) -> Callable[..., Message]:
