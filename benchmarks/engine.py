@@ -6,13 +6,15 @@ A phase is from a question to the sum of every client's answers. Both sides are 
 on Ray with the same resources and the same work per client; ours sends one message per host
 (`server/grid.py`, `clients/app.py`), the other one per client (`benchmarks/stock.py`). They take
 turns, each time in a fresh process. The first phase starts workers and is shown apart; seconds are
-the median of the others. Server memory is how far they raised what the server's process had
+the median of the others; processor seconds, which other work on the machine disturbs less, are their
+mean over the server's process and all of Ray's. Server memory is how far they raised what the server's process had
 resident before the first question, the shared memory that it touched included.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -52,12 +54,14 @@ class Measured:
     Attributes:
         started: seconds from nothing to the end of the first phase.
         phases: seconds of every later phase.
+        busy: processor seconds of all processes in a later phase, the mean.
         memory: bytes by which the phases raised the server's peak.
         sums: what must be the same on both sides: labels, and the sum of all values.
     """
 
     started: float
     phases: list[float]
+    busy: float
     memory: int
     sums: tuple[float, float]
 
@@ -80,6 +84,21 @@ def resident(which: str) -> int:
 def forget_peak() -> None:
     """Let the peak be what is resident now (see clear_refs in proc(5))."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def processor_seconds() -> float:
+    """What this process and those that descend from it have used so far."""
+    ticks, parents = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    family, size = {os.getpid()}, 0
+    while size < len(family):
+        size = len(family)
+        family |= {pid for pid, parent in parents.items() if parent in family}
+    return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
 
 
 def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Folded]:
@@ -111,8 +130,11 @@ def play(side: str, grid: Grid, config: RunConfig, began: float) -> Measured:
         assert len(folded.answered) == config.clients, folded.failures
         sums = (folded.weight, float(folded.total.sum()))
         del folded
+        if round_ == 1:
+            used = processor_seconds()
+    busy = (processor_seconds() - used) / (config.rounds - 1)
     first, *later = [b - a for a, b in pairwise(ends)]
-    return Measured(first, later, resident("VmHWM") - before, sums)
+    return Measured(first, later, busy, resident("VmHWM") - before, sums)
 
 
 def measure(side: str, config: RunConfig) -> Measured:
@@ -158,12 +180,13 @@ def compare(task: str, clients: int, phases: int, repeats: int) -> dict[str, int
     assert all(alike(r.sums, runs["ours"][0].sums) for side in SIDES for r in runs[side])
     start = {side: median(r.started for r in runs[side]) for side in SIDES}
     seconds = {side: median(s for r in runs[side] for s in r.phases) for side in SIDES}
+    busy = {side: median(r.busy for r in runs[side]) for side in SIDES}
     memory = {side: round(median(r.memory for r in runs[side])) for side in SIDES}
     print(
         f"| {task} | {clients} | {seconds['ours']:.2f} | {seconds['stock']:.2f}"
         f" | {seconds['stock'] / seconds['ours']:.1f}"
+        f" | {busy['ours']:.2f} | {busy['stock']:.2f} | {busy['stock'] / busy['ours']:.1f}"
         f" | {memory['ours'] / MIB:,.0f} | {memory['stock'] / MIB:,.0f}"
-        f" | {memory['stock'] / memory['ours']:.1f}"
         f" | {start['ours']:.0f} | {start['stock']:.0f} |",
         flush=True,
     )
@@ -179,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--parameters", type=int, nargs="*", choices=SIZES, default=[10**6, 10**7])
-    parser.add_argument("--phases", type=int, default=5, help="of which the first is start-up")
+    parser.add_argument("--phases", type=int, default=5, help="2 or more; the first is start-up")
     parser.add_argument("--repeats", type=int, default=1, help="fresh processes for each side")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -190,15 +213,15 @@ def main() -> None:
         return
     print(f"{os.cpu_count()} processors, {args.phases} phases, {args.repeats} times each\n")
     print(
-        "| task | clients | s per phase | stock | ratio | server MiB | stock | ratio"
-        " | start-up s | stock |\n|" + " ---: |" * 10
+        "| task | clients | s per phase | stock | ratio | processor s | stock | ratio"
+        " | server MiB | stock | start-up s | stock |\n|" + " ---: |" * 12
     )
     grown = []
     for task in [*(f"still-{size}" for size in args.parameters), REAL]:
         memory = {n: compare(task, n, args.phases, args.repeats)["ours"] for n in args.clients}
         few, many = min(args.clients), max(args.clients)
-        grown.append(f"{task}: server memory at {many} clients {memory[many] / memory[few]:.2f}")
-    print(f"\nOf that at {min(args.clients)}: " + "; ".join(grown))
+        grown.append(f"{task} {memory[many] / memory[few]:.2f}")
+    print(f"\nOur server memory at {many} clients to that at {few}: {', '.join(grown)}.")
 
 
 if __name__ == "__main__":
