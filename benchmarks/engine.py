@@ -6,9 +6,9 @@ A phase is from a question to the sum of every client's answers. Both sides are 
 on Ray with the same resources and the same work per client; ours sends one message per host
 (`server/grid.py`, `clients/app.py`), the other one per client (`benchmarks/stock.py`). They take
 turns, each time in a fresh process. The first phase starts workers and is shown apart; seconds are
-the median of the others; processor seconds, which other work on the machine disturbs less, are their
-mean over the server's process and all of Ray's. Server memory is how far they raised what the server's process had
-resident before the first question, the shared memory that it touched included.
+the median of the others. Processor seconds are the mean of the others, over the server's process
+and all of Ray's: other work on the machine disturbs them less. Server memory is how far the phases
+raised what the server's process had resident, the shared memory that it touched included.
 """
 
 from __future__ import annotations

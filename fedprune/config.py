@@ -103,8 +103,10 @@ class RunConfig(BaseModel):
 
     wire: str = _field("wire", "type of the weights on the wire; statistics travel as fp32", "fp32")
 
-    engine: Literal["ray", "inline"] = _field(
-        "engine", "ray: Flower's simulation; inline: this process, no Ray", "ray"
+    engine: Literal["ray", "inline", "flower"] = _field(
+        "engine",
+        "ray: Flower's simulation; inline: this process, no Ray; flower: set by `flwr run`",
+        "ray",
     )
     workers: int = _field("engine", "client processes (0: one a processor)", 0, ge=0)
     gpus: float = _field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ def federate(
     summary = summary_of(config, layout, end, tests, sizes, type(model).__name__, seconds)
     if folder is not None:
         summary |= write_results(folder, end, model.eval(), config)
-        summary |= commands(folder)
+        summary |= commands(config, folder)
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
         # matplotlib takes a second to import: the workers, who import this module, need not.
         from fedprune.report.page import write_report
@@ -114,12 +115,27 @@ def federate(
     return Result(model.eval(), end, book.rows, summary)
 
 
-def commands(folder: Path) -> dict[str, str]:
-    """How to repeat a run and how to go on with it."""
+def commands(config: RunConfig, folder: Path) -> dict[str, str]:
+    """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one."""
+    if config.engine == "flower":
+        return {"command": f"flwr run . --stream --run-config {shlex.quote(as_run_config(config))}"}
     return {
         "command": f"{RUN} --config {folder / CONFIG_NAME} --out {folder}-again",
         "resume": f"{RUN} --resume {folder}",
     }
+
+
+def as_run_config(config: RunConfig) -> str:
+    """The configuration in the form of Flower's ``--run-config``: the keys that are not default."""
+    default = RunConfig(task=config.task, plugin=config.plugin)
+    changed = {k: v for k, v in config if v != vars(default)[k] and v is not None}
+    given = {"task": config.task, "plugin": config.plugin} | changed
+    lists = {k: ",".join(v) for k, v in given.items() if isinstance(v, tuple)}
+    return " ".join(
+        f"{key.replace('_', '-')}={json.dumps(value)}"
+        for key, value in (given | lists).items()
+        if key not in {"engine", "out"} and value != ""
+    )
 
 
 def arms_of(config: RunConfig) -> dict[str, RunConfig]:

@@ -154,6 +154,7 @@ def _unused(c: RunConfig, task: Task) -> list[Misfit]:
     """Values that nothing would read: better refused than ignored."""
     inline, cluster, fixed = c.engine == "inline", bool(c.ray_address), c.threshold is not None
     here = "inline runs in this process"
+    outside, theirs = c.engine == "flower", "under flwr run Flower's own settings decide"
     out = "leave it out"
     shared = fixed and c.scope != "global"
     noise = fixed and "random" in c.baselines
@@ -171,6 +172,8 @@ def _unused(c: RunConfig, task: Task) -> list[Misfit]:
         ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),
         ("gpus", inline and c.gpus > 0, f"{here}, nothing is shared out", "-1 (if there), 0"),
         ("workers", inline and c.workers > 1, here, "0 or 1, or --engine ray"),
+        ("workers", outside and c.workers > 0, theirs, "leave it out"),
+        ("ray-address", outside and cluster, theirs, out),
         ("workers", cluster and c.workers > 0, "a cluster's own processors are all used", "0"),
         ("ray-address", inline and cluster, "inline does not use Ray", out),
     ]

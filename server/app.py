@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         RunFailed: the configuration is refused, or no round was completed.
     """
     try:
-        config = configure(from_flower(context.run_config))
+        config = configure({**from_flower(context.run_config), "engine": "flower"})
         folder = fresh_folder(config).resolve()
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None

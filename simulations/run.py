@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 for a run that completed rounds, 2 for bad input."""
     try:
         config, resume = chosen(sys.argv[1:] if arguments is None else arguments)
+        if config.engine == "flower":
+            raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
         folder = fresh_folder(config) if resume is None else resume
         if config.engine == "ray":
             require_ray()

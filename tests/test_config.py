@@ -59,7 +59,7 @@ TYPES = [
     ({"agreement": "yes"}, "agreement='yes'", "boolean"),
     ({"exclude": 7}, "exclude=7", "tuple"),
     ({"baselines": ["dense", "sparse"]}, "baselines='sparse'", "'dense' or 'random'"),
-    ({"engine": "spark"}, "engine='spark'", "'ray' or 'inline'"),
+    ({"engine": "spark"}, "engine='spark'", "'ray', 'inline' or 'flower'"),
     ({"lr_schedule": "step"}, "lr-schedule='step'", "'constant', 'linear' or 'cosine'"),
 ]
 RANGES = [
@@ -215,7 +215,8 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     keys["out"] = draw(text)
     if draw(st.booleans()):
         keys["local-epochs"] = draw(st.integers(1, 5))
-    keys["baselines"] = draw(st.permutations(["dense", "random"]))[: draw(st.integers(0, 2))]
+    arms = ["dense"] if "threshold" in keys else ["dense", "random"]
+    keys["baselines"] = draw(st.permutations(arms))[: draw(st.integers(0, 2))]
     return keys
 
 

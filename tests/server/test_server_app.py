@@ -1,6 +1,7 @@
 """The ServerApp that `flwr run` starts, on a grid without network."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.common.config import parse_config_args
 
 import fedprune
 from fedprune import RunConfig
-from fedprune.config import to_toml
+from fedprune.config import configure, from_flower, to_toml
 from server.app import RunFailed, app
 
 Made = Callable[..., Any]
@@ -63,6 +65,20 @@ def test_a_run_on_devices(
     assert summary["clients"] == 2
     model = fedprune.load(tmp_path / "here")
     assert sum(p.numel() for p in model.parameters()) == 13754
+
+
+def test_the_command_that_repeats_it_is_flower_s_own(
+    devices: Made, quick: dict[str, Any], tmp_path: Path
+):
+    start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    *command, run_config = shlex.split(summary["command"])
+    assert command == ["flwr", "run", ".", "--stream", "--run-config"]
+    given = {**from_flower(parse_config_args([run_config])), "engine": "flower"}
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert configure(given | {"out": written["out"]}) == configure(written)
+    assert summary["engine"] == "flower"
+    assert "resume" not in summary
 
 
 def test_results_go_to_runs_by_default(

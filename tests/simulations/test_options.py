@@ -80,7 +80,7 @@ def test_the_list_names_everything_in_the_tables() -> None:
         ("--threshold 1 --schedule cubic", "schedule='cubic': a threshold prunes once"),
         ("--local-steps 0", "local-steps=0: steps and epochs exclude each other"),
         ("--task digits --split natural", "split='natural': task digits has no such split"),
-        ("--engine spark", "engine='spark': input should be 'ray' or 'inline'"),
+        ("--engine spark", "engine='spark': input should be 'ray', 'inline' or 'flower'"),
         ("--engine inline --workers 4", "workers=4: inline runs in this process"),
         ("--engine ray --ray-address x --workers 2", "workers=2: a cluster's own processors"),
         ("--baselines dense,dense", "baselines=('dense', 'dense'): named twice"),
