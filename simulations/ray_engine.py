@@ -140,7 +140,8 @@ def backend_config(config: RunConfig) -> dict[str, Any]:
     faster than a lost host can be asked again.
     """
     workers = config.workers or os.cpu_count() or 1
-    start: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    # "local": never the cluster that somebody left running on this machine.
+    start: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
     if config.ray_address:
         start = {"address": config.ray_address}
     if not config.verbose:
