@@ -156,6 +156,8 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         near = get_close_matches(str(first["loc"][0]), list(RunConfig.model_fields), 1, 0.0)
         return f"{key}: no such key; nearest: {near[0].replace('_', '-')} (all are in --help)"
+    if first["type"] == "tuple_type":
+        message = "Input should be a list"
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fedprune.pruning.scores import SCORES, Score
 from fedprune.tasks.catalog import TASKS
@@ -32,18 +33,33 @@ def _loaded(plugin: str) -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImportError(
             f"plugin={plugin!r}: {type(error).__name__}: {error}; allowed: a file that runs"
         ) from error
     return module
 
 
+def _table(plugin: str, name: str, kind: type) -> dict[str, Any]:
+    """A plug-in's table.
+
+    Raises:
+        ImportError: it is no dictionary of what belongs there.
+    """
+    table = vars(_loaded(plugin)).get(name, {}) if plugin else {}
+    if not isinstance(table, dict) or not all(isinstance(v, kind) for v in table.values()):
+        raise ImportError(
+            f"plugin={plugin!r}: {name} is something else; "
+            f"allowed: a dictionary of fedprune.{kind.__name__} by name"
+        )
+    return table
+
+
 def scores_of(plugin: str) -> dict[str, Score]:
     """Every score by name; a plug-in's come last and may replace a built-in one."""
-    return {**SCORES, **(vars(_loaded(plugin)).get("SCORES", {}) if plugin else {})}
+    return {**SCORES, **_table(plugin, "SCORES", Score)}
 
 
 def tasks_of(plugin: str) -> dict[str, Task]:
     """Every task by name; a plug-in's come last and may replace a built-in one."""
-    return {**TASKS, **(vars(_loaded(plugin)).get("TASKS", {}) if plugin else {})}
+    return {**TASKS, **_table(plugin, "TASKS", Task)}

@@ -115,7 +115,29 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
     if resume is not None:
         return _resumed(Path(resume), file, given), Path(resume)
     base = _read(Path(file), "config") if file is not None else {}
-    return configure(_flat(base) | given), None
+    return configure(_without_rivals(_flat(base), given) | given), None
+
+
+def _without_rivals(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The file's keys, less those that nothing reads any more beside what the command line says.
+
+    A resolved file holds all of them, and an option cannot be unset on the command line.
+    """
+    gone: set[str] = set()
+    if given.get("split", "dirichlet") != "dirichlet":
+        gone |= {"alpha"}
+    if given.get("optimizer", "sgd") != "sgd":
+        gone |= {"momentum"}
+    if given.get("local_epochs"):
+        gone |= {"local_steps"}
+    if given.get("local_steps"):
+        gone |= {"local_epochs"}
+    if "threshold" in given or ("sparsity" in given and "threshold" in base):
+        gone |= {"threshold", "sparsity", "schedule", "end"}
+    before, after = base.get("schedule"), given.get("schedule")
+    if after and after != before and "one-shot" in (before, after):
+        gone |= {"end"}
+    return {key: value for key, value in base.items() if key not in gone}
 
 
 def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig:
@@ -130,7 +152,10 @@ def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig
 def _read(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: a TOML file of options")
-    return from_toml(path.read_text(encoding="utf-8"))
+    try:
+        return from_toml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}={str(path)!r}: {error}; allowed: UTF-8") from None
 
 
 def _flat(given: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         house = open_house(config)
         screen.model(type(house.model).__name__, house.layout)
         screen.shards(labels_of(house), house.task.unit)
-    except (ConfigError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return main_error(error)
     try:
         if config.engine == "inline":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ def fresh_folder(config: RunConfig) -> Path:
     """Where a new run's results go: `out`, or ``runs/<task>-<time>``.
 
     Raises:
-        ConfigError: there is a run already.
+        ConfigError: there is a run already, or nothing can be written there.
     """
     name = f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.out) if config.out else Path("runs") / name
@@ -41,6 +42,12 @@ def fresh_folder(config: RunConfig) -> Path:
         raise ConfigError(
             f"out={str(folder)!r}: holds a run already; "
             f"allowed: another folder, or --resume {folder}"
+        )
+    home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise ConfigError(
+            f"out={str(folder)!r}: {home} is no folder that can be written to; "
+            "allowed: another folder"
         )
     return folder
 

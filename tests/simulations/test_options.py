@@ -40,6 +40,39 @@ def test_the_command_line_wins_over_the_file(tmp_path) -> None:
     assert config.agreement is False
 
 
+@pytest.mark.parametrize(
+    ("base", "options", "want"),
+    [
+        ({}, ["--split", "iid"], {"split": "iid", "alpha": None}),
+        ({}, ["--split", "dirichlet"], {"alpha": 0.2}),
+        ({}, ["--optimizer", "adam"], {"optimizer": "adam", "momentum": None}),
+        ({}, ["--optimizer", "sgd"], {"momentum": 0.8}),
+        ({}, ["--local-epochs", "1"], {"local_epochs": 1, "local_steps": 0}),
+        ({}, ["--local-epochs", "0"], {"local_epochs": 0, "local_steps": 7}),
+        ({}, ["--threshold", "0.1"], {"threshold": 0.1, "sparsity": None, "schedule": "one-shot"}),
+        ({}, ["--schedule", "one-shot"], {"schedule": "one-shot", "end": 6}),
+        ({}, ["--schedule", "linear"], {"schedule": "linear", "end": 12}),
+        ({"threshold": 0.1}, ["--sparsity", "0.5"], {"threshold": None, "schedule": "cubic"}),
+        ({"local_epochs": 2}, ["--local-steps", "3"], {"local_epochs": 0, "local_steps": 3}),
+        ({"schedule": "one-shot"}, ["--schedule", "cubic"], {"schedule": "cubic", "end": 15}),
+    ],
+)
+def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp_path) -> None:
+    keys = {"task": "digits", "rounds": 20, "warmup": 5, "alpha": 0.2, "momentum": 0.8}
+    free = {} if "local_epochs" in base else {"local_steps": 7}
+    free |= {} if base.keys() & {"threshold", "schedule"} else {"end": 12}
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(RunConfig(**{**keys, **free, **base})))
+    config, _ = chosen(["--config", str(file), *options])
+    assert {key: vars(config)[key] for key in want} == want
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
+    (tmp_path / "one.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="config='.*one.toml': .*; allowed: UTF-8"):
+        chosen(["--config", str(tmp_path / "one.toml")])
+
+
 def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
     config, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
     file = tmp_path / "config.toml"
