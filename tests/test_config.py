@@ -110,6 +110,7 @@ IMPOSSIBLE = [
     (INLINE | {"workers": 2}, "workers=2", "allowed: 0 or 1, or --engine ray"),
     (INLINE | {"gpus": 0.5}, "gpus=0.5", "allowed: -1 (if there), 0"),
     (INLINE | {"ray-address": "auto"}, "ray-address='auto'", "allowed: leave it out"),
+    ({"baselines": "dense"}, "baselines='dense'", "should be a list"),
     ({"baselines": ["dense", "dense"]}, "baselines=('dense', 'dense')", "allowed: dense, random"),
 ]
 
@@ -289,7 +290,9 @@ def test_a_plugin_adds_scores_and_tasks(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("def f(:\n", "SyntaxError"), ("import no_such_thing\n", "ModuleNotFound"), ("1/0", "ZeroDi")],
+    [("def f(:\n", "SyntaxError"), ("import no_such_thing\n", "ModuleNotFound"), ("1/0", "ZeroDi")]
+    + [("import sys; sys.exit(3)", "SystemExit"), ("SCORES = 3", "SCORES is something else")]
+    + [("TASKS = {'t': None}", "TASKS is something else")],
 )
 def test_a_plugin_that_does_not_run_is_refused(text: str, reason: str, tmp_path: Path):
     (tmp_path / "own.py").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,11 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     sent = summary["bytes_up"] + summary["bytes_down"]
     dense = summary["bytes_dense"]
     share = f" ({sent / dense:.0%})" if dense else ""
+    asked = summary["sparsity_asked"]
+    short = asked is not None and prunable - kept < math.floor(asked * prunable + 0.5)
     return [
         *lines,
+        *([f"NOT REACHED: sparsity {asked:g}, too few clients answered when scoring"] * short),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",

@@ -54,6 +54,7 @@ def summary_of(
         "engine": config.engine,
         "shard_sizes": [sizes[p] for p in sorted(sizes)],
         "sparsity": (prunable - kept) / prunable,
+        "sparsity_asked": config.sparsity,
         "sparsity_of_all": (prunable - kept) / parameters,
         "parameters": parameters,
         "prunable_parameters": prunable,

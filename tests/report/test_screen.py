@@ -110,6 +110,7 @@ def test_the_end_compares_dense_and_pruned() -> None:
         "kept_parameters": 20,
         "prunable_parameters": 100,
         "sparsity": 0.8,
+        "sparsity_asked": 0.8,
         "sparsity_of_all": 0.7,
         "bytes_on_disk": {"dense": 4000, "pruned": 1000},
         "bytes_up": 100,
@@ -124,6 +125,9 @@ def test_the_end_compares_dense_and_pruned() -> None:
     assert "random baseline, at the end" in text
     assert "20 of 100 prunable weights: sparsity 0.8000, 0.7000 of all" in text
     assert "200 B to score and tune, dense FedAvg 400 B (50%)" in text
+    assert "NOT REACHED" not in text
+    short = closing_lines({**summary, "sparsity_asked": 0.81}, Path("runs/x"))
+    assert any(line.startswith("NOT REACHED: sparsity 0.81") for line in short)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,17 @@ def test_bad_input_exits_2_with_one_line_and_no_traceback(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_where_nothing_can_be_written_is_refused_before_anything_starts(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = command("--task", "digits", "--out", str(tmp_path / name))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"run.py: error: out='{tmp_path / name}': {tmp_path / 'file'} is")
+    assert done.stdout == ""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("runs") / "one"
