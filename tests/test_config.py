@@ -57,7 +57,7 @@ TYPES = [
     ({"sparsity": "0.8"}, "sparsity='0.8'", "number"),
     ({"score": 7}, "score=7", "string"),
     ({"agreement": "yes"}, "agreement='yes'", "boolean"),
-    ({"exclude": 7}, "exclude=7", "tuple"),
+    ({"exclude": 7}, "exclude=7", "should be a list"),
     ({"baselines": ["dense", "sparse"]}, "baselines='sparse'", "'dense' or 'random'"),
     ({"engine": "spark"}, "engine='spark'", "'ray', 'inline' or 'flower'"),
     ({"lr_schedule": "step"}, "lr-schedule='step'", "'constant', 'linear' or 'cosine'"),
@@ -290,9 +290,14 @@ def test_a_plugin_adds_scores_and_tasks(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("def f(:\n", "SyntaxError"), ("import no_such_thing\n", "ModuleNotFound"), ("1/0", "ZeroDi")]
-    + [("import sys; sys.exit(3)", "SystemExit"), ("SCORES = 3", "SCORES is something else")]
-    + [("TASKS = {'t': None}", "TASKS is something else")],
+    [
+        ("def f(:\n", "SyntaxError"),
+        ("import no_such_thing\n", "ModuleNotFound"),
+        ("1/0", "ZeroDi"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+        ("SCORES = 3", "SCORES is something else"),
+        ("TASKS = {'t': None}", "TASKS is something else"),
+    ],
 )
 def test_a_plugin_that_does_not_run_is_refused(text: str, reason: str, tmp_path: Path):
     (tmp_path / "own.py").write_text(text)

@@ -158,8 +158,8 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     sent = summary["bytes_up"] + summary["bytes_down"]
     dense = summary["bytes_dense"]
     share = f" ({sent / dense:.0%})" if dense else ""
-    asked = summary["sparsity_asked"]
-    short = asked is not None and prunable - kept < math.floor(asked * prunable + 0.5)
+    asked = summary["sparsity_asked"] or 0.0  # None: a threshold decided
+    short = prunable - kept < math.floor(asked * prunable + 0.5)
     return [
         *lines,
         *([f"NOT REACHED: sparsity {asked:g}, too few clients answered when scoring"] * short),

@@ -128,6 +128,8 @@ def test_the_end_compares_dense_and_pruned() -> None:
     assert "NOT REACHED" not in text
     short = closing_lines({**summary, "sparsity_asked": 0.81}, Path("runs/x"))
     assert any(line.startswith("NOT REACHED: sparsity 0.81") for line in short)
+    by_threshold = closing_lines({**summary, "sparsity_asked": None}, Path("runs/x"))
+    assert not any("NOT REACHED" in line for line in by_threshold)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp
 
 def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
     (tmp_path / "one.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="config='.*one.toml': .*; allowed: UTF-8"):
+    with pytest.raises(ConfigError, match=r"config='.*one\.toml': .*; allowed: UTF-8"):
         chosen(["--config", str(tmp_path / "one.toml")])
 
 
