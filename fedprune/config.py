@@ -28,7 +28,7 @@ def _field(group: str, text: str, default: Any, **limits: Any) -> Any:
     return Field(default, description=text, json_schema_extra={"group": group}, **limits)
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class RunConfig(BaseModel):

@@ -127,6 +127,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, str]) -> No
         cast(Any, model).save_pretrained(folder)
     else:
         save_model(model, str(folder / "model.safetensors"))
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     if task.tokenizer is not None:
         task.tokenizer().save_pretrained(folder)
     write_atomically(folder / MANIFEST_NAME, json.dumps(dict(origin)).encode())

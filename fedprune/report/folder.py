@@ -52,10 +52,33 @@ def fresh_folder(config: RunConfig) -> Path:
     return folder
 
 
+def check_resumable(folder: Path) -> None:
+    """Refuse a folder that a run could not go on from to the same bits.
+
+    Raises:
+        ConfigError: a checkpoint is damaged, or the rows before it are gone.
+    """
+    checkpoints = sorted((folder / "checkpoint").glob("*.safetensors"))
+    for path in checkpoints:
+        try:
+            load_state(path)
+        except Exception as error:  # safetensors, json: whatever damage makes of a file
+            raise ConfigError(
+                f"resume={str(folder)!r}: {path.name} is damaged ({error}); "
+                "allowed: a run's folder as it was left"
+            ) from None
+    if checkpoints and not (folder / ROWS_NAME).is_file():
+        raise ConfigError(
+            f"resume={str(folder)!r}: {ROWS_NAME} is gone; allowed: a run's folder as it was left"
+        )
+
+
 def begin(folder: Path, config: RunConfig) -> None:
     """Make the folder and put the complete configuration in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG_NAME, to_toml(config).encode())
+    # Without its own folder, which holds this run: so the file runs again as it is.
+    text = to_toml(config.model_copy(update={"out": ""}))
+    write_atomically(folder / CONFIG_NAME, text.encode())
 
 
 def record(folder: Path, row: Row, seconds: float, state: State) -> None:

@@ -122,7 +122,7 @@ class Screen:
         """Dense against pruned, where the results are, and how to repeat them.
 
         Raises:
-            SystemExit: no round was completed.
+            SystemExit: no round was completed, or the model could not be measured.
         """
         self.stop()
         summary = json.loads((folder / SUMMARY_NAME).read_text())
@@ -130,6 +130,8 @@ class Screen:
             self.line(text)
         if not summary["rounds_completed"]:
             raise SystemExit("fedprune: no round was completed: too few clients answered")
+        if summary["quality"]["final"] is None:
+            raise SystemExit("fedprune: no client could measure the model at the end")
 
 
 def _goal(c: RunConfig) -> str:
@@ -147,9 +149,9 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     metric, quality = summary["metric"], summary["quality"]
     names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
     others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
-    lines = ["", f"{'on the test split':<28} {metric:>10} {'loss':>8}"]
+    lines = ["", f"{'on the test split':<30} {metric:>10} {'loss':>8}"]
     lines += [
-        f"  {text:<26} {_number(quality[key][metric], 3):>10} {_number(quality[key]['loss'], 4):>8}"
+        f"  {text:<28} {_number(quality[key][metric], 3):>10} {_number(quality[key]['loss'], 4):>8}"
         for key, text in {**names, **others}.items()
         if quality[key]
     ]

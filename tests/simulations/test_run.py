@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,9 +141,10 @@ def test_a_written_configuration_repeats_the_run_bit_for_bit(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder, _ = finished
-    done = command("--config", str(folder / "config.toml"), "--out", str(tmp_path / "two"))
+    done = command("--config", str(folder / "config.toml"), cwd=tmp_path)  # as it is
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "two/rounds.jsonl").read_text() == (folder / "rounds.jsonl").read_text()
+    (again,) = (tmp_path / "runs").iterdir()
+    assert (again / "rounds.jsonl").read_text() == (folder / "rounds.jsonl").read_text()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(finished: tuple[Path, str]) -> None:
@@ -181,6 +183,23 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     assert {k: v for k, v in one.items() if k not in changed} == {
         k: v for k, v in two.items() if k not in changed
     }
+
+
+def test_a_damaged_folder_is_not_resumed(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    checkpoint = folder / "checkpoint/pruned.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-100])
+    done = command("--resume", str(folder))
+    assert done.returncode == 2
+    assert "pruned.safetensors is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    checkpoint.write_bytes(whole)
+    (folder / "rounds.jsonl").unlink()
+    done = command("--resume", str(folder))
+    assert done.returncode == 2
+    assert "rounds.jsonl is gone" in done.stderr
 
 
 def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> None:
