@@ -52,7 +52,7 @@ def task(size: int) -> Task:
         summary=f"nothing to speak of, with {size:,} parameters",
         metric="accuracy",
         unit="examples",
-        model=lambda: Still(size),
+        model=lambda _config: Still(size),
         loss=classification_loss,
         shards=shards,
         output=("head",),

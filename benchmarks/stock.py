@@ -18,18 +18,17 @@ from flwr.serverapp import Grid
 
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig, configure, from_toml, to_toml
+from fedprune.forms import Form, check, form_of
 from fedprune.hosts import House, open_house, released
 from fedprune.messages import (
     Folded,
     Question,
     as_sum,
-    check,
     decode_answer,
     decode_question,
     encode_question,
 )
 from fedprune.pruning.layout import Layout
-from fedprune.tensors import count_kept
 
 app = ClientApp()
 
@@ -62,19 +61,17 @@ def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question],
         for reply in grid.send_and_receive(messages):
             about, packet = _opened(reply)
             replies[int(str(about["partition"]))] = packet
-        total = Folded()
+        total, form = Folded(), form_of(question, config, layout)
         for partition in sorted(replies):
-            total = _added(total, replies.pop(partition), partition, question, layout)
+            total = _added(total, replies.pop(partition), partition, question, form)
         return total
 
     return ask
 
 
-def _added(
-    total: Folded, packet: Packet, partition: int, question: Question, layout: Layout
-) -> Folded:
-    given = decode_answer(packet, count_kept(question.masks))
-    check(given.values, given.weight, given.totals, question.kind, question.masks, layout)
+def _added(total: Folded, packet: Packet, partition: int, question: Question, form: Form) -> Folded:
+    given = decode_answer(packet, question, form.voters)
+    check(given.values, given.weight, given.totals, form)
     return as_sum(given, partition, packet.size(), total)
 
 

@@ -121,7 +121,7 @@ def _device_house(text: str, data: str, partition: int) -> House:
     local = tasks_of(config.plugin)[config.task].local
     if local is None:
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
-    return open_house(config, {partition: local(Path(data), config.seed)})
+    return open_house(config, {partition: local(Path(data), config)})
 
 
 def _letter(message: Message) -> Letter:

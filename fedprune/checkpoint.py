@@ -20,11 +20,16 @@ def save_state(state: State, path: Path) -> None:
     """Write the state so that `path` is at any moment the old file or the new one, whole."""
     tensors = {f"weights/{n}": t.contiguous() for n, t in state.weights.items()}
     tensors |= {f"masks/{n}": m.contiguous() for n, m in state.masks.items()}
+    tensors |= {f"early/{n}": t.contiguous() for n, t in (state.early or {}).items()}
     rest = {key: vars(state)[key] for key in _SCALARS} | {
         "known": state.known,
         "traffic": asdict(state.traffic),
         "failures": [asdict(f) for f in state.failures],
-        "order": {"weights": list(state.weights), "masks": list(state.masks)},
+        "order": {
+            "weights": list(state.weights),
+            "masks": list(state.masks),
+            "early": None if state.early is None else list(state.early),
+        },
     }
     write_atomically(path, save(tensors, {"fedprune": json.dumps(rest)}))
 
@@ -40,12 +45,15 @@ def load_state(path: Path) -> State:
     with safe_open(path, "pt") as file:
         rest = json.loads(file.metadata()["fedprune"])
         weights = {n: file.get_tensor(f"weights/{n}") for n in rest["order"]["weights"]}
+        order = rest["order"]["early"]
+        early = None if order is None else {n: file.get_tensor(f"early/{n}") for n in order}
         masks = {n: file.get_tensor(f"masks/{n}") for n in rest["order"]["masks"]}
     return State(
         weights=weights,
         masks=masks,
         known={int(p): d for p, d in rest["known"].items()},
         traffic=Traffic(**rest["traffic"]),
+        early=early,
         failures=tuple(Failure(**f) for f in rest["failures"]),
         **{key: rest[key] for key in _SCALARS},
     )

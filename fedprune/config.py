@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedprune.rules import check, completed
+from fedprune.defaults import completed
+from fedprune.rules import check
 
 BY_TASK = "by task"
 """What ``--help`` shows where the task sets the default."""
@@ -46,7 +47,23 @@ class RunConfig(BaseModel):
     alpha: float | None = _field(
         "what is learned", "concentration of --split dirichlet (default 0.5)", None, gt=0
     )
-    data: str = _field("what is learned", "folder of local files, for tasks that read one", "")
+    model: str = _field("what is learned", "family, folder or hub id (see --list)", BY_TASK)
+    length: int | None = _field(
+        "what is learned", "tokens of an example of text (default: by task)", None, ge=8, le=8192
+    )
+    data: str = _field("what is learned", "file or folder, for tasks that read one", "")
+    text_column: str | None = _field(
+        "what is learned", "column of the text in --data (default text)", None
+    )
+    label_column: str | None = _field(
+        "what is learned", "column of the class in --data (default label)", None
+    )
+    target_column: str | None = _field(
+        "what is learned", "column of the text to write, for text-to-text (default target)", None
+    )
+    client_column: str | None = _field(
+        "what is learned", "column of --data that says whose row it is, for --split natural", None
+    )
     plugin: str = _field("what is learned", "Python file with your own SCORES or TASKS", "")
     seed: int = _field("what is learned", "every random number derives from it", 0, ge=0)
 
@@ -66,7 +83,32 @@ class RunConfig(BaseModel):
     threshold: float | None = _field(
         "pruning", "remove scores at or below this instead of a fraction", None
     )
+    target_bytes: int | None = _field(
+        "pruning",
+        "remove what it takes for model.fedprune to have at most so many bytes",
+        None,
+        ge=1,
+    )
+    target_flops: float | None = _field(
+        "pruning",
+        "remove what it takes to keep this part of the FLOPs of prunable layers",
+        None,
+        gt=0,
+        lt=1,
+    )
     scope: str = _field("pruning", "who competes with whom (see --list)", "global")
+    layers: dict[str, float] = _field(
+        "pruning", "density by shell pattern over names, with --scope patterns", {}
+    )
+    unit: str = _field("pruning", "what is removed together (see --list)", "weight")
+    unit_shape: tuple[int, int] | None = _field(
+        "pruning", "N,M of n:m (N kept), or rows,columns of a block", None, strict=False
+    )
+    pool: str | None = _field(
+        "pruning", "a unit's score from its weights' (see --list; default mean)", None
+    )
+    min_density: float = _field("pruning", "part of every tensor that stays", 0.0, ge=0, lt=1)
+    max_density: float = _field("pruning", "part of any tensor that may stay", 1.0, gt=0, le=1)
     schedule: str = _field("pruning", "way to the sparsity (see --list; default cubic)", "")
     warmup: int = _field("pruning", "dense rounds before the first pruning", BY_TASK, ge=0)
     end: Count = _field(
@@ -79,6 +121,56 @@ class RunConfig(BaseModel):
     )
     include: tuple[str, ...] = _field(
         "pruning", "shell patterns of parameters pruned against the rule", (), strict=False
+    )
+    regrow: float | None = _field(
+        "pruning",
+        "part of the kept weights that --schedule regrow exchanges at first (default 0.3)",
+        None,
+        gt=0,
+        le=1,
+    )
+    rewind: int | None = _field(
+        "pruning",
+        "round whose weights the survivors go back to when pruned (0: the start)",
+        None,
+        ge=0,
+    )
+    score_steps: Count = _field(
+        "pruning", "times a pruning scores and removes, a little each time", 1
+    )
+    score_during: Literal["pass", "tune"] = _field(
+        "pruning", "statistics from a pass of their own, or collected while tuning", "pass"
+    )
+    calibration: Literal["dense", "sequential"] = _field(
+        "pruning", "score all layers at once, or block by block behind pruned ones", "dense"
+    )
+    probes: int | None = _field(
+        "pruning",
+        "random perturbations of a score that takes some (default 64)",
+        None,
+        ge=2,
+        le=100_000,
+    )
+
+    combine: str = _field("combining", "how clients' scores become one (see --list)", "sum")
+    trim: float | None = _field(
+        "combining",
+        "part that trimmed-mean leaves out at either end (default 0.1)",
+        None,
+        gt=0,
+        lt=0.5,
+    )
+    vote_scope: str | None = _field(
+        "combining", "scope of the clients' own masks when they vote (default: --scope)", None
+    )
+    normalise: str = _field(
+        "combining", "what each client does to its scores first (see --list)", "none"
+    )
+    masks: str = _field(
+        "combining", "whose masks weights are tuned under when pruned (see --list)", "global"
+    )
+    average: str | None = _field(
+        "combining", "denominator of the mean change (see --list; default fedavg)", None
     )
     agreement: bool = _field(
         "pruning", "clients also send their own mask as votes, to measure agreement", True
@@ -93,6 +185,14 @@ class RunConfig(BaseModel):
     weight_decay: float = _field("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = _field("tuning", "examples in a step", BY_TASK)
     score_batch: Count = _field("tuning", "examples in a batch of scoring and measuring", 64)
+    accumulate: Count = _field("tuning", "batches whose gradients make one step", 1)
+    precision: Literal["fp32", "bf16"] = _field(
+        "tuning", "type of the computation while tuning (bf16: autocast)", "fp32"
+    )
+    compile: bool = _field("tuning", "torch.compile the model that is tuned", False)
+    checkpointing: bool = _field(
+        "tuning", "recompute activations instead of keeping them (long sequences)", False
+    )
     local_steps: int = _field(
         "tuning", "steps a client takes in a round (0: by epochs)", BY_TASK, ge=0
     )
@@ -101,7 +201,8 @@ class RunConfig(BaseModel):
     proximal: float = _field("tuning", "FedProx: weight of |w - w_sent|²/2", 0.0, ge=0)
     server_lr: float = _field("tuning", "factor on the averaged change", 1.0, gt=0)
 
-    wire: str = _field("wire", "type of the weights on the wire; statistics travel as fp32", "fp32")
+    wire: str = _field("wire", "type of the weights on the wire (see --list)", "fp32")
+    score_wire: str = _field("wire", "type of the statistics on the wire (see --list)", "fp32")
 
     engine: Literal["ray", "inline", "flower"] = _field(
         "engine",
@@ -189,10 +290,14 @@ def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in run_config.items():
         if value != "" and key != "toml":
             given[key.replace("_", "-")] = value
-    lists = {"exclude", "include", "baselines"} & given.keys()
+    lists = {"exclude", "include", "baselines", "unit-shape"} & given.keys()
     texts = {
-        key: [name.strip() for name in given[key].split(",")]
+        key: [_number_or_name(part) for part in given[key].split(",")]
         for key in lists
         if isinstance(given[key], str)
     }
     return {**given, **texts}
+
+
+def _number_or_name(text: str) -> int | str:
+    return int(text) if text.strip().isdigit() else text.strip()

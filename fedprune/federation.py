@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from fedprune.checkpoint import save_state, write_atomically
 from fedprune.config import RunConfig
 from fedprune.hosts import dense_model, inline_port, layout_for, open_house
 from fedprune.messages import Answer, Folded, Question, encode_answer, encode_question
+from fedprune.plugins import tasks_of
+from fedprune.pruning.flops import positions_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.folder import (
     CONFIG_NAME,
@@ -28,9 +31,11 @@ from fedprune.report.folder import (
     write_results,
 )
 from fedprune.report.rows import Row
-from fedprune.report.summary import Summary, summary_of
-from fedprune.rounds import measure, run
+from fedprune.report.summary import About, Summary, summary_of
+from fedprune.rounds import describe, measure, run
 from fedprune.state import Plan, Port, State, Totals, first_state
+from fedprune.tasks.metrics import baseline_of
+from fedprune.tasks.task import Part
 from fedprune.tensors import load_into
 
 RUN = "python simulations/run.py"
@@ -90,12 +95,15 @@ def federate(
         load_into(model, weights)
     layout = layout_for(config, model)
     fresh = first_state(model, layout)
+    fresh, naive = without_model(fresh, config, port)
     packet = dense_packet(fresh, layout)
+    dummy = dummy_of(config)
+    positions = positions_for(config, model, layout)
     book = _opened(config, folder, resume, watch or Watch())
     ends: dict[str, State] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
-        plan = Plan(its_config, layout, packet)
+        plan = Plan(its_config, layout, packet, model, dummy, positions)
         shown = book.shown(arm, port)
         end = book.play(arm, book.start(arm, fresh), plan, shown)
         ends[arm], tests[arm] = measure(end, shown, "test")
@@ -103,7 +111,8 @@ def federate(
     load_into(model, end.weights)
     seconds = time.perf_counter() - began
     sizes = dict(port.present())
-    summary = summary_of(config, layout, end, tests, sizes, type(model).__name__, seconds)
+    about = About(type(model).__name__, sizes, seconds, naive, positions)
+    summary = summary_of(config, layout, end, tests, about)
     if folder is not None:
         summary |= write_results(folder, end, model.eval(), config)
         summary |= commands(config, folder)
@@ -113,6 +122,35 @@ def federate(
 
         write_report(folder)
     return Result(model.eval(), end, book.rows, summary)
+
+
+def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, dict[str, float]]:
+    """What the commonest label, or the labels' frequencies, reach: it gives a number its meaning.
+
+    From label counts summed over everyone's training and test parts; empty where a task does not
+    count labels.
+    """
+    task = tasks_of(config.plugin)[config.task]
+    if task.classes is None:
+        return state, {}
+    asked, folded = describe(state, port)
+    if folded.total is None:
+        return state, {}
+    test, train = folded.total.split(folded.total.numel() // 2)
+    # A client that cannot answer now is asked again in every round, and counted there.
+    return replace(asked, failures=(), failed=0), baseline_of(task.metric, train, test)
+
+
+def dummy_of(config: RunConfig) -> Part | None:
+    """One example without data in it, where the task has one."""
+    dummy = tasks_of(config.plugin)[config.task].dummy
+    return None if dummy is None else dummy(config)
+
+
+def positions_for(config: RunConfig, model: nn.Module, layout: Layout) -> Mapping[str, float]:
+    """How many rows each prunable layer sees in one example; nothing without a dummy."""
+    task, dummy = tasks_of(config.plugin)[config.task], dummy_of(config)
+    return {} if dummy is None else positions_of(model, layout, dummy, task.loss)
 
 
 def commands(config: RunConfig, folder: Path) -> dict[str, str]:
@@ -130,12 +168,25 @@ def as_run_config(config: RunConfig) -> str:
     default = RunConfig(task=config.task, plugin=config.plugin)
     changed = {k: v for k, v in config if v != vars(default)[k] and v is not None}
     given = {"task": config.task, "plugin": config.plugin} | changed
-    lists = {k: ",".join(v) for k, v in given.items() if isinstance(v, tuple)}
+    if config.layers:
+        given["toml"] = tomli_w.dumps({"layers": given.pop("layers")})
+    texts = {k: ",".join(map(str, v)) for k, v in given.items() if isinstance(v, tuple)}
     return " ".join(
         f"{key.replace('_', '-')}={json.dumps(value)}"
-        for key, value in (given | lists).items()
+        for key, value in (given | texts).items()
         if key not in {"engine", "out"} and value != ""
     )
+
+
+_ASKS_NOBODY = {
+    "combine": "sum",
+    "normalise": "none",
+    "masks": "global",
+    "average": None,
+    "score_during": "pass",
+    "score_wire": "fp32",
+    "calibration": "dense",
+}
 
 
 def arms_of(config: RunConfig) -> dict[str, RunConfig]:
@@ -143,7 +194,7 @@ def arms_of(config: RunConfig) -> dict[str, RunConfig]:
     # model_copy does not validate: a dense arm keeps the plan of a run that prunes.
     changes: dict[str, dict[str, Any]] = {
         "dense": {"sparsity": 0.0, "threshold": None},
-        "random": {"score": "random"},
+        "random": {"score": "random"} | _ASKS_NOBODY,
     }
     return {PRUNED: config} | {
         name: config.model_copy(update=changes[name]) for name in config.baselines
@@ -152,14 +203,11 @@ def arms_of(config: RunConfig) -> dict[str, RunConfig]:
 
 def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
     """Bytes of one dense fp32 tuning question and of its answer, encoded to be weighed."""
-    question = encode_question(replace(_tuning(state), masks={}), "fp32")
+    question = Question("tune", 1, state.weights, {}, lr=1.0)
+    packet = encode_question(question, "fp32")
     values = torch.zeros(sum(s.numel() for s in layout.shapes.values()))
     answer = Answer(values, 1.0, {"loss": 1.0, "count": 1.0})
-    return question.size(bits=False), encode_answer(answer, "tune", "fp32").size()
-
-
-def _tuning(state: State) -> Question:
-    return Question("tune", 1, state.weights, state.masks, lr=1.0)
+    return packet.size(bits=False), encode_answer(answer, question, "fp32").size()
 
 
 @dataclass

@@ -15,28 +15,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from fedprune.answering import Seat, answer
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
+from fedprune.forms import Form, check, form_of
+from fedprune.learning.training import prepared
 from fedprune.messages import (
     Failure,
     Folded,
     Question,
     Refused,
     as_sum,
-    check,
     decode_answer,
     decode_question,
     encode_answer,
     encode_question,
     summed,
 )
-from fedprune.plugins import tasks_of
+from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.layout import Layout, layout_of
+from fedprune.pruning.units import removable
 from fedprune.randomness import seeded
-from fedprune.rounds import Seat, answer
 from fedprune.state import Port
-from fedprune.tasks.task import Shard, Task
-from fedprune.tensors import count_kept
+from fedprune.tasks.task import Shard, Task, output_of
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -52,12 +53,13 @@ class House:
     layout: Layout
     shards: Mapping[int, Shard]
     device: torch.device
+    tuned: nn.Module
 
 
 def dense_model(config: RunConfig) -> nn.Module:
     """The task's model before round one; the same bits in every process."""
     with seeded(config.seed, "init"):
-        return tasks_of(config.plugin)[config.task].model()
+        return tasks_of(config.plugin)[config.task].model(config)
 
 
 def layout_for(config: RunConfig, model: nn.Module) -> Layout:
@@ -67,16 +69,42 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
         ValueError: a pattern matches nothing, nothing is left to prune, or the floors keep more
             weights than the sparsity leaves.
     """
-    output = tasks_of(config.plugin)[config.task].output
+    output = output_of(tasks_of(config.plugin)[config.task], model)
     layout = layout_of(model, output=output, exclude=config.exclude, include=config.include)
+    _check_reach(config, layout)
+    _check_score(config, model, layout)
+    return layout
+
+
+def _check_reach(config: RunConfig, layout: Layout) -> None:
+    """Refuse a sparsity that floors or units do not allow."""
     sizes = [layout.shapes[name].numel() for name in layout.prunable]
     gone = math.floor((config.sparsity or 0.0) * sum(sizes) + 0.5)
-    if gone > sum(max(0, size - config.floor) for size in sizes):
+    whole = config.unit in {"sublayer", "layer"}
+    if not whole and gone > sum(max(0, size - config.floor) for size in sizes):
         raise ValueError(
             f"floor={config.floor}: in each of {len(sizes)} tensors, while sparsity="
             f"{config.sparsity} leaves {sum(sizes) - gone} weights in all; allowed: a smaller one"
         )
-    return layout
+    able = removable(layout, config.unit, config.unit_shape) / sum(sizes)
+    if config.unit != "n:m" and (config.sparsity or 0.0) > able:
+        raise ValueError(
+            f"sparsity={config.sparsity}: units of kind {config.unit} are {able:.4g} of the "
+            f"prunable weights; allowed: 0 to {able:.4g}"
+        )
+
+
+def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
+    """Refuse a model that the score is not for."""
+    score, task = scores_of(config.plugin)[config.score], tasks_of(config.plugin)[config.task]
+    size = sum(layout.shapes[name].numel() for name in layout.prunable)
+    if score.most and config.unit == "weight" and size > score.most:
+        raise ValueError(
+            f"score={config.score!r}: one pass for each of {size:,} weights; allowed: up to "
+            f"{score.most:,} of them, larger units (--unit), or --score perturbation"
+        )
+    if score.refuses is not None:
+        score.refuses(model, None if task.dummy is None else task.dummy(config))
 
 
 def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
@@ -92,7 +120,9 @@ def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> 
     model = dense_model(config)
     cuda = torch.cuda.is_available() and config.gpus != 0
     device = torch.device("cuda" if cuda else "cpu")
-    return House(config, task, model.to(device), layout_for(config, model), shards, device)
+    layout = layout_for(config, model)
+    model = model.to(device)
+    return House(config, task, model, layout, shards, device, prepared(model, config))
 
 
 def serve(
@@ -100,22 +130,23 @@ def serve(
 ) -> Folded:
     """The sum of the partitions' answers; a partition that fails is left out and named."""
     question = decode_question(packet, house.layout)
+    form = form_of(question, house.config, house.layout)
     total = Folded()
     for partition in partitions:
-        total = _served(house, question, partition, total)
+        total = _served(house, question, form, partition, total)
         if tick:
             tick(1)
     return total
 
 
-def _served(house: House, question: Question, partition: int, before: Folded) -> Folded:
+def _served(house: House, question: Question, form: Form, partition: int, before: Folded) -> Folded:
     size = 0
     try:
         packet = released(house, question, partition)
         size = packet.size()
-        given = decode_answer(packet, count_kept(question.masks))
-        check(given.values, given.weight, given.totals, question.kind, question.masks, house.layout)
-        return as_sum(given, partition, size, before)
+        given = decode_answer(packet, question, form.voters, own=form.own)
+        check(given.values, given.weight, given.totals, form, given.statistics)
+        return as_sum(given, partition, size, before, singly=form.singly, held=form.own)
     except Exception as error:  # whatever a client's code raises must not stop the others
         failure = failure_of(partition, question.kind, error)
         return summed([before, Folded(failures=(failure,), bytes_up=size)])
@@ -131,8 +162,11 @@ def released(house: House, question: Question, partition: int) -> Packet:
         house.config,
         house.layout,
         house.device,
+        house.tuned,
     )
-    return encode_answer(answer(question, seat), question.kind, house.config.wire)
+    c = house.config
+    own = form_of(question, c, house.layout).own
+    return encode_answer(answer(question, seat), question, c.wire, c.score_wire, own=own)
 
 
 def failure_of(partition: int, phase: str, error: Exception) -> Failure:

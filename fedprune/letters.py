@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.wire import Buffer, Packet
-from fedprune.messages import Failure, Folded, Refused, check, expected_values
-from fedprune.pruning.layout import Layout
-from fedprune.tensors import Masks, as_bytes, count_kept, over_bytes
+from fedprune.messages import Failure, Folded, Refused
+from fedprune.tensors import as_bytes, over_bytes
 
 Fields = dict[str, Any]
 Buffers = dict[str, bytes]
-
-_TOTALS = {"score": {"count"}, "tune": {"loss", "count"}, "evaluate": {"loss", "correct", "count"}}
-"""Names of the sums that come with an answer, by the question's kind."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,8 @@ def identity(config: str) -> str:
 def question_letter(packet: Packet, partitions: list[int], *, bits: bool) -> Letter:
     """A question to a host: which partitions to ask, and the mask only where it is lacking."""
     buffers = {"values": bytes(packet.values)}
+    if packet.more:
+        buffers["more"] = bytes(packet.more)
     if bits:
         buffers["bits"] = bytes(packet.bits)
     return Letter({"head": bytes(packet.head), "partitions": partitions}, buffers)
@@ -50,7 +48,19 @@ def question_letter(packet: Packet, partitions: list[int], *, bits: bool) -> Let
 
 def packet_of(letter: Letter, bits: Buffer) -> Packet:
     """The packet of a question letter, with the mask that came or that the receiver holds."""
-    return Packet(letter.fields["head"], letter.buffers["values"], letter.buffers.get("bits", bits))
+    given = letter.buffers
+    head, values, more = letter.fields["head"], given["values"], given.get("more", b"")
+    return Packet(head, values, given.get("bits", bits), more)
+
+
+_BUFFERS = {
+    "total": torch.float64,
+    "votes": torch.int64,
+    "statistics": torch.float64,
+    "held": torch.float64,
+    "singles": torch.float32,
+}
+"""The tensors of a sum that travel, and their types."""
 
 
 def sum_letter(folded: Folded) -> Letter:
@@ -62,11 +72,8 @@ def sum_letter(folded: Folded) -> Letter:
         "failures": [asdict(f) for f in folded.failures],
         "bytes_up": folded.bytes_up,
     }
-    buffers: Buffers = {}
-    if folded.total is not None:
-        buffers["total"] = bytes(as_bytes(folded.total))
-    if folded.votes is not None:
-        buffers["votes"] = bytes(as_bytes(folded.votes))
+    tensors = {name: vars(folded)[name] for name in _BUFFERS}
+    buffers = {name: bytes(as_bytes(t)) for name, t in tensors.items() if t is not None}
     return Letter({"about": json.dumps(about)}, buffers)
 
 
@@ -78,14 +85,19 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
     """
     try:
         about = json.loads(letter.fields["about"])
+        tensors: dict[str, Any] = {
+            n: _tensor(letter.buffers, n, dtype) for n, dtype in _BUFFERS.items()
+        }
+        answered = tuple(int(p) for p in about["answered"])
+        if tensors["singles"] is not None:
+            tensors["singles"] = tensors["singles"].reshape(len(answered), -1)
         folded = Folded(
-            _tensor(letter.buffers, "total", torch.float64),
-            float(about["weight"]),
-            {str(k): float(v) for k, v in about["totals"].items()},
-            _tensor(letter.buffers, "votes", torch.int64),
-            tuple(int(p) for p in about["answered"]),
-            tuple(_failure(**f) for f in about["failures"]),
-            int(about["bytes_up"]),
+            weight=float(about["weight"]),
+            totals={str(k): float(v) for k, v in about["totals"].items()},
+            answered=answered,
+            failures=tuple(_failure(**f) for f in about["failures"]),
+            bytes_up=int(about["bytes_up"]),
+            **tensors,
         )
     except _MALFORMED as error:
         raise Refused("reply", f"malformed: {error!r}"[:300]) from None
@@ -95,7 +107,7 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
     return folded
 
 
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError)
 """What reading a letter raises that is not what it should be."""
 
 
@@ -105,34 +117,3 @@ def _failure(partition: Any, phase: Any, field: Any, reason: Any) -> Failure:
 
 def _tensor(buffers: Mapping[str, bytes], name: str, dtype: torch.dtype) -> Tensor | None:
     return over_bytes(buffers[name], dtype) if name in buffers else None
-
-
-def check_sum(folded: Folded, kind: str, masks: Masks, layout: Layout) -> None:
-    """Refuse a host's sum that would spoil the server's: a server cannot trust a device.
-
-    Raises:
-        Refused: with the field and the reason.
-    """
-    if folded.bytes_up < 0:
-        raise Refused("bytes_up", f"{folded.bytes_up} is below 0")
-    if not folded.answered:
-        if folded != Folded(failures=folded.failures, bytes_up=folded.bytes_up):
-            raise Refused("answered", "a sum that nobody answered for")
-        return
-    if folded.totals.keys() != _TOTALS[kind]:
-        raise Refused(
-            "totals", f"{sorted(folded.totals)[:9]}, expected {sorted(_TOTALS[kind])}"[:300]
-        )
-    if folded.totals["count"] < 0:
-        raise Refused("count", f"{folded.totals['count']} is below 0")
-    total = torch.empty(0) if folded.total is None else folded.total
-    check(total, folded.weight, folded.totals, kind, masks, layout)
-    votes = folded.votes
-    if votes is None:
-        return
-    if kind != "score" or votes.numel() != count_kept(masks):
-        raise Refused(
-            "votes", f"{votes.numel()} votes, expected {expected_values('score', masks, layout)}"
-        )
-    if votes.numel() and not 0 <= int(votes.min()) <= int(votes.max()) <= len(folded.answered):
-        raise Refused("votes", "counts outside 0 to the number of clients")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,9 +9,18 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.masks import decode_mask, encode_mask, mask_digest
-from fedprune.compression.wire import Packet, flags_of, head_of, pack, pack_flags, values_of
+from fedprune.compression.wire import (
+    SCORE_TYPES,
+    Packet,
+    flags_of,
+    head_of,
+    more_of,
+    pack,
+    pack_flags,
+    values_of,
+)
 from fedprune.pruning.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept, kept, spread
+from fedprune.tensors import Masks, Tensors, kept, shapes_of, spread
 
 
 @dataclass(frozen=True)
@@ -20,12 +28,17 @@ class Question:
     """What the server asks: the model as it is, its mask, and what to do.
 
     Attributes:
-        kind: "score", "tune" or "evaluate".
+        kind: "score", "tune", "evaluate", or "describe" (count labels).
         round: from 1.
         weights: the global model's state, zero where a mask is False.
         masks: True = kept, for every prunable tensor.
-        score: which statistics, for "score".
-        sparsity: for "score": clients vote with their own mask of this sparsity; None: no votes.
+        score: which statistics, for "score"; for "tune", those to collect on the way, or those
+            that the client prunes by before it tunes; "" for none.
+        ask: which of the score's asks.
+        names: the tensors asked about; none: all that are prunable.
+        given: what goes along with the ask, by name.
+        dense: asks about removed weights as well (to regrow some).
+        sparsity: clients make their own mask of this sparsity (votes); None: they do not.
         lr: learning rate, for "tune".
         part: "validation" or "test", for "evaluate".
         known: partitions that hold this mask already.
@@ -36,6 +49,10 @@ class Question:
     weights: Tensors
     masks: Masks
     score: str = ""
+    ask: int = 0
+    names: tuple[str, ...] = ()
+    given: Tensors = field(default_factory=dict)
+    dense: bool = False
     sparsity: float | None = None
     lr: float = 0.0
     part: str = ""
@@ -52,12 +69,14 @@ class Answer:
         weight: factor of `values` in the sum (labels, when a mean is weighted by them).
         totals: named sums that simply add up: loss, correct, count.
         votes: the client's own mask on the kept coordinates, flat, or None.
+        statistics: those collected while tuning, flat, or None.
     """
 
     values: Tensor
     weight: float
     totals: dict[str, float]
     votes: Tensor | None = None
+    statistics: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,9 @@ class Folded:
         failures: those that do not.
         bytes_up: what the answers that came weighed on the wire.
         bytes_down: what the question weighed for everyone who was asked.
+        statistics: flat float64 sum of those collected while tuning, or None.
+        held: flat float64 Σ weight · votes, for means over those who kept a coordinate, or None.
+        singles: (clients, values) float32, the values one by one, where a rule needs them, or None.
     """
 
     total: Tensor | None = None
@@ -101,6 +123,9 @@ class Folded:
     failures: tuple[Failure, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
+    statistics: Tensor | None = None
+    held: Tensor | None = None
+    singles: Tensor | None = None
 
 
 _NOBODY = Folded()
@@ -132,18 +157,42 @@ def summed(pieces: Iterable[Folded]) -> Folded:
             out.failures + piece.failures,
             out.bytes_up + piece.bytes_up,
             out.bytes_down + piece.bytes_down,
+            plus(out.statistics, piece.statistics),
+            plus(out.held, piece.held),
+            _stacked(out.singles, piece.singles),
         )
     return out
 
 
-def as_sum(answer: Answer, partition: int, size: int, before: Folded = _NOBODY) -> Folded:
+def as_sum(
+    answer: Answer,
+    partition: int,
+    size: int,
+    before: Folded = _NOBODY,
+    *,
+    singly: bool = False,
+    held: bool = False,
+) -> Folded:
     """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
 
     The tensors of `before` are added to in place.
+
+    Args:
+        answer: what the client released.
+        partition: whose it is.
+        size: bytes of it on the wire.
+        before: the sum so far.
+        singly: keep its values beside the sum.
+        held: also add its votes, times its weight.
     """
-    votes = before.votes
+    votes, holders = before.votes, before.held
     if answer.votes is not None:
         votes = _with(before.votes, answer.votes, 1, torch.int64)
+        if held:
+            holders = _with(before.held, answer.votes, answer.weight, torch.float64)
+    statistics = before.statistics
+    if answer.statistics is not None:
+        statistics = _with(before.statistics, answer.statistics, 1.0, torch.float64)
     return Folded(
         _with(before.total, answer.values, answer.weight, torch.float64),
         before.weight + answer.weight,
@@ -153,7 +202,16 @@ def as_sum(answer: Answer, partition: int, size: int, before: Folded = _NOBODY) 
         before.failures,
         before.bytes_up + size,
         before.bytes_down,
+        statistics,
+        holders,
+        _stacked(before.singles, answer.values.clone().unsqueeze(0) if singly else None),
     )
+
+
+def _stacked(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return torch.cat([left, right])
 
 
 _CHUNK = 2**17
@@ -172,78 +230,28 @@ def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, f
     return {k: left.get(k, 0.0) + right.get(k, 0.0) for k in {**left, **right}}
 
 
-TOTALS = {
-    "score": {"count"},
-    "tune": {"loss", "count"},
-    "evaluate": {"loss", "correct", "count"},
-}
-"""The named sums that an answer of each kind carries."""
-
-
-def expected_values(kind: str, masks: Mapping[str, Tensor], layout: Layout) -> int:
-    """How many values an answer of this kind must carry."""
-    alive = count_kept(masks)
-    free = sum(s.numel() for n, s in layout.shapes.items() if n not in masks)
-    return {"score": alive, "tune": alive + free, "evaluate": 0}[kind]
-
-
-def check(
-    values: Tensor,
-    weight: float,
-    totals: Mapping[str, float],
-    kind: str,
-    masks: Masks,
-    layout: Layout,
-) -> None:
-    """Refuse a summand that would spoil the sum.
-
-    Raises:
-        Refused: the field (a tensor's name, "weight", "totals") and the reason.
-    """
-    expected = expected_values(kind, masks, layout)
-    if values.numel() != expected:
-        raise Refused("values", f"wrong shape: {values.numel()} values, expected {expected}")
-    if not (math.isfinite(weight) and weight > 0):
-        raise Refused("weight", f"{weight} is not a positive number")
-    _check_totals(totals, kind)
-    if not _finite(values):
-        raise Refused(_not_finite(values, kind, masks, layout), "NaN or infinite")
-
-
-def _finite(values: Tensor) -> bool:
-    # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
-    return not values.numel() or all(math.isfinite(v) for v in torch.aminmax(values))
-
-
-def _check_totals(totals: Mapping[str, float], kind: str) -> None:
-    if totals.keys() != TOTALS[kind]:
-        raise Refused("totals", f"{sorted(totals)}, expected {sorted(TOTALS[kind])}")
-    for name, value in totals.items():
-        if not math.isfinite(value):
-            raise Refused(name, f"{value} is not finite")
-        if name != "loss" and value < 0:
-            raise Refused(name, f"{value} is negative")
-
-
-def _not_finite(values: Tensor, kind: str, masks: Masks, layout: Layout) -> str:
-    names = masks if kind == "score" else layout.shapes
-    spots = spread(values, {n: layout.shapes[n] for n in names}, masks)
-    return next(n for n, t in spots.items() if not torch.isfinite(t).all())
-
-
 def encode_question(question: Question, wire: str) -> Packet:
     """The question as a packet; its mask is in `bits`, for those who lack it."""
     head = {
         "kind": question.kind,
         "round": question.round,
         "score": question.score,
+        "ask": question.ask,
+        "names": question.names,
+        "given": {n: list(t.shape) for n, t in question.given.items()},
+        "dense": question.dense,
         "sparsity": question.sparsity,
         "lr": question.lr,
         "part": question.part,
         "mask": mask_digest(question.masks),
     }
     values = kept(question.weights, question.masks)
-    return pack(head, values, wire, encode_mask(question.masks))
+    along = kept(question.given, _fitting(question.given, question.masks))
+    return pack(head, values, wire, encode_mask(question.masks), along)
+
+
+def _fitting(given: Tensors, masks: Masks) -> Masks:
+    return {n: masks[n] for n, t in given.items() if n in masks and masks[n].shape == t.shape}
 
 
 def decode_question(packet: Packet, layout: Layout) -> Question:
@@ -256,34 +264,78 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     masks = decode_mask(bytes(packet.bits))
     if mask_digest(masks) != head["mask"]:
         raise ValueError("the mask is not the one that the question names")
+    shapes = {n: torch.Size(s) for n, s in head["given"].items()}
+    along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
     return Question(
         head["kind"],
         head["round"],
         spread(values_of(packet, shared=True), layout.shapes, masks),
         masks,
         head["score"],
+        head["ask"],
+        tuple(head["names"]),
+        spread(more_of(packet), shapes, along),
+        head["dense"],
         head["sparsity"],
         head["lr"],
         head["part"],
     )
 
 
-def encode_answer(answer: Answer, kind: str, wire: str) -> Packet:
-    """The answer as a packet. Statistics travel as fp32 whatever the wire's type."""
+def encode_answer(
+    answer: Answer, question: Question, wire: str, score_wire: str = "fp32", *, own: bool = False
+) -> Packet:
+    """The answer as a packet.
+
+    Args:
+        answer: what the client releases.
+        question: what it answers.
+        wire: type of the weights.
+        score_wire: type of the statistics.
+        own: leave out the values that the client's own mask, its votes, removes.
+    """
     head = {"weight": answer.weight, "totals": answer.totals}
     votes = b"" if answer.votes is None else pack_flags(answer.votes)
-    return pack(head, answer.values, wire if kind == "tune" else "fp32", votes)
+    values = answer.values
+    if own and answer.votes is not None:
+        values = values[_own(answer.votes, question)]
+    statistics = SCORE_TYPES[score_wire]
+    kind = {"tune": wire, "score": statistics}.get(question.kind, "fp32")
+    return pack(head, values, kind, votes, answer.statistics, statistics)
 
 
-def decode_answer(packet: Packet, alive: int) -> Answer:
+def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:
     """The answer as the server would see it, its values cast back from the wire's type.
 
     They may be the packet's memory, and are not to be written to.
 
     Args:
         packet: what came.
-        alive: how many coordinates the mask keeps: the length of the votes, if there are any.
+        question: what it answers.
+        alive: the length of the votes, if there are any.
+        own: the values come on the client's own mask.
+
+    Raises:
+        ValueError: bits or values do not fit the question.
     """
     head = head_of(packet)
     votes = flags_of(packet.bits, alive) if packet.bits else None
-    return Answer(values_of(packet, shared=True), float(head["weight"]), head["totals"], votes)
+    values = values_of(packet, shared=True)
+    if own:
+        if votes is None:
+            raise Refused("votes", "none, while the values come on the client's own mask")
+        where = _own(votes, question)
+        if values.numel() != int(where.sum()):
+            raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
+        values = torch.zeros(where.numel()).masked_scatter_(where, values)
+    more = more_of(packet) if packet.more else None
+    return Answer(values, float(head["weight"]), head["totals"], votes, more)
+
+
+def _own(votes: Tensor, question: Question) -> Tensor:
+    """Which of a tuning answer's values lie on the client's own mask: what is free always does."""
+    own = spread(votes, shapes_of(question.masks), question.masks)
+    flags = {
+        n: own.get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in question.weights.items()
+    }
+    return kept(flags, question.masks)

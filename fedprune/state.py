@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from fedprune.config import RunConfig
 from fedprune.messages import Failure, Folded, Question
 from fedprune.pruning.layout import Layout
-from fedprune.pruning.schedules import prunes_at, sparsity_at
+from fedprune.pruning.schedules import prunes_at, sparsity_at, step_at
+from fedprune.tasks.task import Part
 from fedprune.tensors import Masks, Tensors, copied, full_masks, state_of
 
 Totals = dict[str, float]
@@ -62,6 +63,7 @@ class State:
         failed: how many failures there were in all.
         dense_at_pruning: test totals when pruning began.
         owed: a pruning was due and had too few answers; the next round makes up for it.
+        early: the weights that survivors go back to when they are pruned (``--rewind``).
     """
 
     round: int
@@ -74,6 +76,7 @@ class State:
     failed: int = 0
     dense_at_pruning: Totals | None = None
     owed: bool = False
+    early: Tensors | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,18 @@ class Plan:
         config: complete configuration.
         layout: the model's layout.
         dense_packet: bytes of one dense fp32 tuning question and of its answer.
+        model: one to compute with on the server, for scores that look at no data; its values are
+            overwritten.
+        dummy: one example without data in it, where the task has one.
+        positions: rows that each prunable layer sees in one example, for FLOPs.
     """
 
     config: RunConfig
     layout: Layout
     dense_packet: tuple[int, int]
+    model: nn.Module | None = None
+    dummy: Part | None = None
+    positions: Mapping[str, float] = field(default_factory=dict)
 
     def prunes(self, round_: int) -> bool:
         """Whether this round scores and prunes."""
@@ -97,19 +107,42 @@ class Plan:
             return False
         return prunes_at(c.schedule, round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
 
+    @property
+    def asks_first(self) -> bool:
+        """Whether a pruning asks for statistics before tuning, in a question of its own."""
+        return self.config.score_during == "pass" and self.config.masks == "global"
+
+    def progress(self, round_: int) -> float:
+        """The part of the way to the final sparsity that is behind after this round."""
+        # Only of the exponential schedule the way depends on where it leads.
+        final = self.config.sparsity or 0.5
+        return self._reached(round_, final) / final
+
     def sparsity(self, round_: int) -> float | None:
-        """The sparsity in force after this round; None where a threshold decides."""
+        """The sparsity in force after this round; None where something else decides."""
+        final = self.config.sparsity
+        return None if final is None else self._reached(round_, final)
+
+    def _reached(self, round_: int, final: float) -> float:
         c = self.config
-        if c.sparsity is None:
-            return None
         return sparsity_at(
             c.schedule,
             round_,
             start=c.warmup + 1,
             end=c.end,
             frequency=c.frequency,
-            final=c.sparsity,
+            final=final,
         )
+
+    def exchanges(self, round_: int) -> bool:
+        """Whether this round drops and regrows at constant sparsity."""
+        return self.config.schedule == "regrow" and round_ > self.config.warmup + 1
+
+    def exchange_step(self, round_: int) -> tuple[int, int]:
+        """Which exchange this is, from 1, and how many there are."""
+        c = self.config
+        step, steps = step_at(round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
+        return step - 1, steps
 
     def phase(self, round_: int) -> str:
         """The part of the run: dense (an arm that never prunes), warmup, prune or recover."""

@@ -9,15 +9,21 @@ from flwr.serverapp import Grid
 
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig, to_toml
+from fedprune.forms import Form, check_sum, form_of
 from fedprune.hosts import Tick, bytes_down
-from fedprune.letters import Letter, check_sum, folded_of, identity, question_letter
+from fedprune.letters import Letter, folded_of, identity, question_letter
 from fedprune.messages import Failure, Folded, Question, Refused, encode_question, summed
 from fedprune.pruning.layout import Layout
 from fedprune.state import Port
 from server.fleet import Fleet, Seat
 from server.mail import POLL, Lost, Reply, exchange
 
-_TYPES = {"score": "train.score", "tune": "train.tune", "evaluate": "evaluate"}
+_TYPES = {
+    "score": "train.score",
+    "tune": "train.tune",
+    "evaluate": "evaluate",
+    "describe": "evaluate",
+}
 
 _MISSING = Lost("lacks the mask or the configuration")
 
@@ -43,7 +49,8 @@ def grid_port(grid: Grid, config: RunConfig, layout: Layout, tick: Tick | None =
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, config.wire)
         packet = replace(packet, values=bytes(packet.values))  # once, not once a host
-        asking = _Asking(fleet, question, packet, layout, dict(enumerate(fleet.seats(partitions))))
+        form = form_of(question, config, layout)
+        asking = _Asking(fleet, question, packet, form, dict(enumerate(fleet.seats(partitions))))
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)
         if question.kind == "evaluate":
@@ -62,7 +69,7 @@ class _Asking:
         fleet: who is there.
         question: what is asked.
         packet: the same, encoded.
-        layout: the model's.
+        form: what an answer consists of.
         seats: who is asked for what, by the host's place in the sum.
         outcomes: what has come, by the same place.
         down: bytes that devices have received.
@@ -71,7 +78,7 @@ class _Asking:
     fleet: Fleet
     question: Question
     packet: Packet
-    layout: Layout
+    form: Form
     seats: dict[int, Seat]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     down: int = 0
@@ -88,7 +95,7 @@ class _Asking:
         for k, reply in exchange(self.fleet.grid, mail, _TYPES[kind], config.timeout, poll):
             group = self.seats[k][1]
             self._weigh(reply, group, again)
-            self.outcomes[k] = outcome = _understood(reply, group, self.question, self.layout)
+            self.outcomes[k] = outcome = _understood(reply, group, self.form)
             if tick and isinstance(outcome, Folded):
                 tick(len(group))
 
@@ -126,7 +133,7 @@ class _Asking:
         return Folded(failures=tuple(Failure(p, self.question.kind, name, reason) for p in group))
 
 
-def _understood(reply: Reply, group: list[int], question: Question, layout: Layout) -> Outcome:
+def _understood(reply: Reply, group: list[int], form: Form) -> Outcome:
     """The host's sum, or why it does not count."""
     if not isinstance(reply, Letter):
         return reply
@@ -134,7 +141,7 @@ def _understood(reply: Reply, group: list[int], question: Question, layout: Layo
         return _MISSING
     try:
         folded = folded_of(reply, group)
-        check_sum(folded, question.kind, question.masks, layout)
+        check_sum(folded, form)
         return folded
     except Refused as refused:
         return refused

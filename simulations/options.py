@@ -9,11 +9,16 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedprune.compression.wire import SCORE_TYPES, VALUE_TYPES
 from fedprune.config import BY_TASK, ConfigError, RunConfig, configure, from_toml
+from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
+from fedprune.pruning.pools import POOLS
 from fedprune.pruning.schedules import SCHEDULES
 from fedprune.pruning.selection import SCOPES
+from fedprune.pruning.units import UNITS
 from fedprune.report.folder import CONFIG_NAME
 from fedprune.rules import BASELINES
 from fedprune.tasks.splits import SPLITS
@@ -74,11 +79,15 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     """How argparse reads a value; pydantic checks it afterwards."""
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(annotation) is tuple:
-        return {"type": _names, "metavar": "NAME,..."}
     kinds = (
         typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     )
+    if key == "layers":
+        return {"action": "append", "nargs": 2, "metavar": ("PATTERN", "DENSITY")}
+    if key == "unit_shape":
+        return {"type": _numbers, "metavar": "N,M"}
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return {"type": _names, "metavar": "NAME,..."}
     if int in kinds:
         return {"metavar": "N", "type": _number}
     if float in kinds:
@@ -96,6 +105,10 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+def _numbers(text: str) -> tuple[int | float | str, ...]:
+    return tuple(_number(part) for part in text.split(","))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -111,6 +124,8 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
     if given.pop("list", False):
         print(listing(given.get("plugin", "")))
         raise SystemExit(0)
+    if "layers" in given:
+        given["layers"] = {pattern: _number(density) for pattern, density in given["layers"]}
     file, resume = given.pop("config", None), given.pop("resume", None)
     if resume is not None:
         return _resumed(Path(resume), file, given), Path(resume)
@@ -123,21 +138,39 @@ def _without_rivals(base: dict[str, Any], given: dict[str, Any]) -> dict[str, An
 
     A resolved file holds all of them, and an option cannot be unset on the command line.
     """
-    gone: set[str] = set()
-    if given.get("split", "dirichlet") != "dirichlet":
-        gone |= {"alpha"}
-    if given.get("optimizer", "sgd") != "sgd":
-        gone |= {"momentum"}
+    given = {key: value for key, value in given.items() if base.get(key) != value}
+    gone = {name for key in given for name in _BELONGING.get(key, ())}
     if given.get("local_epochs"):
         gone |= {"local_steps"}
     if given.get("local_steps"):
         gone |= {"local_epochs"}
-    if "threshold" in given or ("sparsity" in given and "threshold" in base):
-        gone |= {"threshold", "sparsity", "schedule", "end"}
-    before, after = base.get("schedule"), given.get("schedule")
-    if after and after != before and "one-shot" in (before, after):
+    if given.keys() & _AMOUNTS:
+        gone |= _AMOUNTS
+    # A threshold prunes once: what the file says of the way to a sparsity is of no use to it.
+    if "threshold" in given or ("threshold" in base and given.keys() & _AMOUNTS):
+        gone |= {"schedule", "end"}
+    if "one-shot" in (base.get("schedule"), given.get("schedule")) and "schedule" in given:
         gone |= {"end"}
     return {key: value for key, value in base.items() if key not in gone}
+
+
+_AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops"}
+
+_BELONGING: dict[str, tuple[str, ...]] = {
+    "task": (
+        *("model", "length", "data", "text_column", "label_column", "target_column"),
+        *("client_column", "split", "alpha"),
+    ),
+    "split": ("alpha",),
+    "optimizer": ("momentum",),
+    "schedule": ("regrow",),
+    "unit": ("unit_shape", "pool"),
+    "scope": ("layers",),
+    "score": ("probes",),
+    "combine": ("trim", "vote_scope"),
+    "masks": ("average",),
+}
+"""Keys that only mean something beside one value of another."""
 
 
 def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig:
@@ -166,11 +199,20 @@ def listing(plugin: str) -> str:
     """Every name that an option takes, with a line about each, from the tables themselves."""
     tables: dict[str, dict[str, str]] = {
         "task": {name: task.summary for name, task in tasks_of(plugin).items()},
+        "model": _models(plugin),
         "split": SPLITS,
         "score": {n: f"{s.summary} [{s.source}]" for n, s in scores_of(plugin).items()},
+        "combine": {n: f"{c.summary} [{c.source}]" for n, c in COMBINES.items()},
+        "normalise": NORMALISE_SUMMARIES,
+        "masks": {n: f"{m.summary} [{m.source}]" for n, m in MASKS.items()},
+        "average": {n: f"{a.summary} [{a.source}]" for n, a in AVERAGES.items()},
         "scope": {name: scope.summary for name, scope in SCOPES.items()},
+        "unit": {name: unit.summary for name, unit in UNITS.items()},
+        "pool": {name: pool.summary for name, pool in POOLS.items()},
         "schedule": {name: schedule.summary for name, schedule in SCHEDULES.items()},
         "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},
+        "wire": {name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
+        "score-wire": SCORE_TYPES,
         "baselines": BASELINES,
     }
     blocks = [
@@ -178,6 +220,17 @@ def listing(plugin: str) -> str:
         for option, table in tables.items()
     ]
     return "\n\n".join(blocks)
+
+
+def _models(plugin: str) -> dict[str, str]:
+    """Every model that some task names, and the tasks that do."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for name, task in tasks_of(plugin).items():
+        for model, summary in task.models.items():
+            found.setdefault(model, (summary, []))[1].append(name)
+    lines = {m: f"{summary} ({', '.join(names)})" for m, (summary, names) in found.items()}
+    paths = ", ".join(name for name, task in tasks_of(plugin).items() if task.paths)
+    return lines | {"PATH": f"a folder or hub id that transformers loads ({paths})"}
 
 
 def main_error(error: Exception) -> int:

@@ -14,7 +14,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from fedprune import Result, RunConfig, Shard, federate, select
-from fedprune.config import configure
+from fedprune.config import configure, to_toml
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.messages import Folded, Question
 from fedprune.state import Port
@@ -76,12 +76,13 @@ def house_of() -> Callable[[RunConfig], House]:
 @pytest.fixture(scope="session")
 def played(house_of: Callable[[RunConfig], House]) -> Callable[[RunConfig], Result]:
     """The result of a run in this process, kept nowhere; each configuration is played once."""
-    done: dict[RunConfig, Result] = {}
+    done: dict[str, Result] = {}
 
     def result(config: RunConfig) -> Result:
-        if config not in done:
-            done[config] = federate(config, inline_port(house_of(config)))
-        return done[config]
+        key = to_toml(config)
+        if key not in done:
+            done[key] = federate(config, inline_port(house_of(config)))
+        return done[key]
 
     return result
 

@@ -33,18 +33,23 @@ FULL = State(
     9,
     {"loss": 0.1 + 0.2, "correct": 3, "count": 7},
     True,
+    {"a": torch.tensor(-0.0), "z": torch.tensor([[1.5, 1e-42], [0.0, 3.0]])},
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 10, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 11, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)
     assert same(seen.masks, FULL.masks)
     assert torch.signbit(seen.weights["z"][0, 1])
     assert (list(seen.weights), list(seen.masks)) == (["z", "a"], ["z"]), "in the same order"
-    empty: dict[str, Any] = {"weights": {}, "masks": {}}
+    assert seen.early is not None
+    assert FULL.early is not None
+    assert same(seen.early, FULL.early)
+    assert list(seen.early) == ["a", "z"]
+    empty: dict[str, Any] = {"weights": {}, "masks": {}, "early": None}
     assert replace(seen, **empty) == replace(FULL, **empty)
 
 
@@ -53,6 +58,7 @@ def test_a_first_state_comes_back_too(tmp_path: Path):
     save_state(first, tmp_path / "state")
     seen = load_state(tmp_path / "state")
     assert (seen.round, seen.known, seen.dense_at_pruning, seen.owed) == (0, {}, None, False)
+    assert seen.early is None
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path):
@@ -263,7 +269,7 @@ def test_a_finished_run_resumed_is_as_it_was(
         return port.ask(question, partitions)
 
     federate(config, replace(port, ask=ask), folder=folder, resume=True)
-    assert asked == ["evaluate"] * 3, "nothing is trained again"
+    assert asked == ["describe"] + ["evaluate"] * 3, "nothing is trained again"
     assert_as_unbroken(folder, whole)
 
 

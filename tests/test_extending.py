@@ -10,7 +10,7 @@ import fedprune
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
 from fedprune.config import configure
 from fedprune.hosts import dense_model
-from fedprune.pruning.scores import Evidence, Probe
+from fedprune.pruning.score import Ask, Evidence, Probe
 from fedprune.tasks.task import Part
 from fedprune.tensors import state_of
 
@@ -48,7 +48,7 @@ LINE = Task(
     summary="a line",
     metric="accuracy",
     unit="points",
-    model=Line,
+    model=lambda _config: Line(),
     loss=squares,
     shards=own_shards,
     output=("out",),
@@ -78,7 +78,7 @@ def wanda(evidence: Evidence) -> dict[str, Tensor]:
     return {name: evidence.weights[name].abs() * evidence.sums[name].sqrt()}
 
 
-WANDA = Score("|w| times the norm of its input", "Sun et al. 2023", wanda, squared_inputs)
+WANDA = Score("|w| times the norm of its input", "Sun et al. 2023", wanda, (Ask(squared_inputs),))
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_score_that_breaks_is_a_failure_of_the_clients_not_of_the_run(
     def broken(probe: Probe) -> dict[str, Tensor]:
         raise ArithmeticError(f"no {next(iter(probe.prunable))}")
 
-    monkeypatch.setitem(SCORES, "inputs", Score("broken", "-", wanda, broken))
+    monkeypatch.setitem(SCORES, "inputs", Score("broken", "-", wanda, (Ask(broken),)))
     result = federate(config_of(score="inputs"))
     assert result.summary["sparsity"] == 0.0
     reasons = {f["reason"] for row in result.rows for f in row["failures"]}
@@ -178,7 +178,7 @@ def last_rows(evidence):
 
 
 TASKS = {
-    "ones": Task("ones to ones", "accuracy", "rows", lambda: nn.Linear(4, 4), loss, shards,
+    "ones": Task("ones to ones", "accuracy", "rows", lambda _config: nn.Linear(4, 4), loss, shards,
                  defaults={"rounds": 3, "warmup": 1, "lr": 0.01}),
 }
 SCORES = {"position": Score("where it stands", "nowhere", last_rows)}

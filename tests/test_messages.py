@@ -13,27 +13,19 @@ from fedprune.messages import (
     Question,
     Refused,
     as_sum,
-    check,
     decode_answer,
     decode_question,
     encode_answer,
     encode_question,
-    expected_values,
     summed,
 )
 from fedprune.pruning.layout import Layout
 
-NAN, INF = float("nan"), float("inf")
 SHAPES = {"conv": (2, 3), "bias": (2,), "head": (4,)}
 LAYOUT = Layout({n: torch.Size(s) for n, s in SHAPES.items()}, ("conv", "head"), ("bias",), {})
 MASKS = {
     "conv": torch.tensor([[True, False, True], [False, False, True]]),
     "head": torch.tensor([False, True, False, False]),
-}
-COUNTS = {
-    "score": {"count": 3.0},
-    "tune": {"loss": 2.0, "count": 3.0},
-    "evaluate": {"loss": 2.0, "correct": 1, "count": 3},
 }
 
 
@@ -110,84 +102,25 @@ def test_totals_add_up_by_name():
     assert summed(pieces).totals == {"loss": 1.5, "count": 5, "correct": 1}
 
 
-@pytest.mark.parametrize(("kind", "size"), [("score", 4), ("tune", 6), ("evaluate", 0)])
-def test_how_many_values_an_answer_carries(kind: str, size: int):
-    assert expected_values(kind, MASKS, LAYOUT) == size
-    check(torch.zeros(size), 1.0, COUNTS[kind], kind, MASKS, LAYOUT)
-
-
-@pytest.mark.parametrize(("kind", "size"), [("score", 4), ("tune", 6), ("evaluate", 0)])
-@pytest.mark.parametrize("off", [-1, 1, 100])
-def test_another_number_of_values_is_refused(kind: str, size: int, off: int):
-    values = torch.zeros(max(0, size + off)) if size else torch.zeros(abs(off))
-    with pytest.raises(
-        Refused, match=f"wrong shape: {values.numel()} values, expected {size}"
-    ) as e:
-        check(values, 1.0, COUNTS[kind], kind, MASKS, LAYOUT)
-    assert e.value.field == "values"
-
-
-# What travels, by sorted name: the question's or answer's flat position, and whose tensor it is.
-SPOTS = [
-    ("tune", 0, "bias"),
-    ("tune", 1, "bias"),
-    ("tune", 2, "conv"),
-    ("tune", 4, "conv"),
-    ("tune", 5, "head"),
-    ("score", 0, "conv"),
-    ("score", 2, "conv"),
-    ("score", 3, "head"),
-]
-
-
-@pytest.mark.parametrize(("kind", "spot", "name"), SPOTS)
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_the_tensor_with_the_nan_is_named(kind: str, spot: int, name: str, bad: float):
-    values = torch.zeros(expected_values(kind, MASKS, LAYOUT))
-    values[spot] = bad
-    with pytest.raises(Refused, match="NaN or infinite") as e:
-        check(values, 1.0, COUNTS[kind], kind, MASKS, LAYOUT)
-    assert e.value.field == name
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, NAN, INF])
-def test_a_weight_that_is_no_positive_number_is_refused(weight: float):
-    with pytest.raises(Refused, match=f"{weight} is not a positive number") as e:
-        check(torch.zeros(6), weight, COUNTS["tune"], "tune", MASKS, LAYOUT)
-    assert e.value.field == "weight"
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_a_total_that_is_not_finite_is_refused_by_its_name(bad: float):
-    totals = {"loss": bad, "correct": 1.0, "count": 3.0}
-    with pytest.raises(Refused, match="is not finite") as e:
-        check(torch.zeros(0), 1.0, totals, "evaluate", MASKS, LAYOUT)
-    assert e.value.field == "loss"
-
-
-@pytest.mark.parametrize(
-    ("kind", "totals"),
-    [
-        ("tune", {}),
-        ("tune", {"count": 3.0}),
-        ("evaluate", {"loss": 1.0, "count": 3.0}),
-        ("score", {"count": 3.0, "smuggled": 1.0}),
-        ("score", {"count": -1.0}),
-        ("evaluate", {"loss": 1.0, "correct": -1.0, "count": 3.0}),
-    ],
-)
-def test_totals_that_the_server_could_not_use_are_refused(kind: str, totals: dict[str, float]):
-    values = torch.zeros(expected_values(kind, MASKS, LAYOUT))
-    with pytest.raises(Refused):
-        check(values, 1.0, totals, kind, MASKS, LAYOUT)
-
-
 def test_a_question_comes_back_as_it_went():
-    asked = question(kind="score", score="taylor", sparsity=0.25, lr=0.125, part="test")
+    asked = question(
+        kind="score",
+        score="taylor",
+        ask=1,
+        names=("head",),
+        given={"head": torch.tensor([9.0, 2.0, 9.0, 9.0]), "basis": torch.randn(3, 2)},
+        dense=True,
+        sparsity=0.25,
+        lr=0.125,
+        part="test",
+    )
     seen = decode_question(encode_question(asked, "fp32"), LAYOUT)
     for field in dataclasses.fields(Question):
-        if field.name not in {"weights", "masks", "known"}:
+        if field.name not in {"weights", "masks", "given", "known"}:
             assert getattr(seen, field.name) == getattr(asked, field.name)
+    assert list(seen.given) == ["head", "basis"]
+    assert seen.given["head"].tolist() == [0.0, 2.0, 0.0, 0.0], "what was removed does not travel"
+    assert torch.equal(seen.given["basis"], asked.given["basis"])
     assert list(seen.weights) == list(SHAPES)
     assert all(torch.equal(seen.weights[n], asked.weights[n]) for n in SHAPES)
     assert all(torch.equal(seen.masks[n], MASKS[n]) for n in MASKS)
@@ -214,7 +147,8 @@ def test_a_question_with_too_few_values_is_refused():
 @pytest.mark.parametrize("votes", [None, [True, False, True, True], [False] * 4])
 def test_an_answer_comes_back_as_it_went(votes: list[bool] | None):
     given = answer([0.1, -2.0, 3e-39, 4.0], 17.0, votes)
-    seen = decode_answer(encode_answer(given, "score", "bf16"), 4)
+    asked = question(kind="score")
+    seen = decode_answer(encode_answer(given, asked, "bf16"), asked, 4)
     assert torch.equal(seen.values, given.values), "statistics travel as fp32 on any wire"
     assert (seen.weight, seen.totals) == (given.weight, given.totals)
     assert votes == (None if seen.votes is None else seen.votes.tolist())
@@ -223,12 +157,96 @@ def test_an_answer_comes_back_as_it_went(votes: list[bool] | None):
 @pytest.mark.parametrize(("wire", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_a_change_is_cast_to_the_type_of_the_wire(wire: str, dtype: torch.dtype):
     values: Tensor = torch.randn(9)
-    packet = encode_answer(Answer(values, 1.0, {}), "tune", wire)
+    packet = encode_answer(Answer(values, 1.0, {}), question(), wire)
     assert len(packet.values) == 18
-    assert torch.equal(decode_answer(packet, 9).values, values.to(dtype).float())
+    assert torch.equal(decode_answer(packet, question(), 9).values, values.to(dtype).float())
 
 
 def test_votes_of_another_length_are_refused():
-    packet = encode_answer(answer([1.0] * 3, 1.0, [True] * 3), "score", "fp32")
+    asked = question(kind="score")
+    packet = encode_answer(answer([1.0] * 3, 1.0, [True] * 3), asked, "fp32")
     with pytest.raises(ValueError, match="expected 4 flags"):
-        decode_answer(packet, 4)
+        decode_answer(packet, asked, 4)
+
+
+# Kept values by sorted name: two of the bias, three of the convolution, one of the head.
+OWN = [
+    ([True, True, True, True], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    ([True, False, True, False], [1.0, 2.0, 3.0, 0.0, 5.0, 0.0]),
+    ([False] * 4, [1.0, 2.0, 0.0, 0.0, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+@pytest.mark.parametrize(("votes", "expected"), OWN)
+def test_under_a_mask_of_its_own_a_client_sends_what_it_keeps(
+    votes: list[bool], expected: list[float], wire: str, width: int
+):
+    given = Answer(torch.tensor(expected), 3.0, {"count": 3.0}, torch.tensor(votes))
+    packet = encode_answer(given, question(), wire, own=True)
+    assert len(packet.values) == width * (2 + sum(votes))
+    seen = decode_answer(packet, question(), 4, own=True)
+    assert seen.values.tolist() == expected
+    assert seen.votes is not None
+    assert seen.votes.tolist() == votes
+    assert (seen.weight, seen.totals) == (given.weight, given.totals)
+
+
+def test_a_change_outside_of_the_own_mask_does_not_travel():
+    values = torch.tensor([1.0, 2.0, 3.0, 99.0, 5.0, 99.0])
+    given = Answer(values, 1.0, {}, torch.tensor([True, False, True, False]))
+    packet = encode_answer(given, question(), "fp32", own=True)
+    seen = decode_answer(packet, question(), 4, own=True)
+    assert seen.values.tolist() == [1.0, 2.0, 3.0, 0.0, 5.0, 0.0]
+
+
+def test_values_that_do_not_fit_the_own_mask_are_refused():
+    packet = encode_answer(answer([1.0] * 6, 1.0, [True] * 4), question(), "fp32", own=True)
+    with pytest.raises(Refused, match="own mask") as bare:
+        decode_answer(dataclasses.replace(packet, bits=b""), question(), 4, own=True)
+    assert bare.value.field == "votes"
+    short = dataclasses.replace(packet, values=bytes(packet.values)[:-4])
+    with pytest.raises(Refused, match="5 values on 6 coordinates") as fewer:
+        decode_answer(short, question(), 4, own=True)
+    assert fewer.value.field == "values"
+
+
+@pytest.mark.parametrize("kind", ["score", "tune"])
+@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("log8", 1)])
+def test_statistics_travel_in_their_own_type(kind: str, wire: str, width: int):
+    """Those of a scoring answer are its values, those of a tuning answer come beside them."""
+    sums = torch.tensor([0.5, -1024.0, 0.0, 2.0**20])
+    tuned = kind == "tune"
+    given = Answer(torch.ones(6) if tuned else sums, 1.0, {}, None, sums if tuned else None)
+    packet = encode_answer(given, question(kind=kind), "bf16", wire)
+    assert (len(packet.values), len(packet.more)) == ((12, 4 * width) if tuned else (4 * width, 0))
+    assert packet.size() == len(packet.head) + len(packet.values) + len(packet.more)
+    seen = decode_answer(packet, question(kind=kind), 4)
+    back = seen.statistics if tuned else seen.values
+    assert back is not None
+    assert back.tolist() == pytest.approx(sums.tolist(), rel=0.13)
+    assert (seen.statistics is None) == (not tuned)
+
+
+def test_one_by_one_and_held_are_kept_beside_the_sum():
+    answers = [answer([1.0, 2.0], 2.0, [True, False]), answer([5.0, 7.0], 6.0, [True, True])]
+    folded = Folded()
+    for p, a in enumerate(answers):
+        folded = as_sum(a, p, 1, folded, singly=True, held=True)
+    assert folded.singles is not None
+    assert folded.held is not None
+    assert folded.singles.tolist() == [[1.0, 2.0], [5.0, 7.0]]
+    assert folded.held.tolist() == [8.0, 6.0]
+    hosts = [as_sum(a, p, 1, singly=True, held=True) for p, a in enumerate(answers)]
+    both = summed(hosts)
+    assert torch.equal(both.singles, folded.singles)
+    assert torch.equal(both.held, folded.held)
+    assert torch.equal(both.total, folded.total)
+
+
+def test_statistics_are_added_up_without_a_weight():
+    answers = [Answer(torch.zeros(1), w, {}, None, torch.tensor([0.5, w])) for w in (2.0, 6.0)]
+    folded = summed(as_sum(a, p, 1) for p, a in enumerate(answers))
+    assert folded.statistics is not None
+    assert folded.statistics.tolist() == [1.0, 8.0]
+    assert folded.statistics.dtype == torch.float64

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from fedprune import SCORES, Result, RunConfig, Shard, federate, select
+from fedprune.answering import Seat, answer
 from fedprune.compression.masks import encode_mask, mask_digest
+from fedprune.deciding import agreement_of
 from fedprune.federation import Watch
+from fedprune.forms import form_of
 from fedprune.hosts import House, bytes_down, grouped, inline_port, labels_of
 from fedprune.messages import (
     Answer,
@@ -18,11 +21,9 @@ from fedprune.messages import (
     Question,
     decode_question,
     encode_question,
-    expected_values,
 )
 from fedprune.pruning.layout import Layout, layout_of
-from fedprune.pruning.scores import Probe
-from fedprune.rounds import Seat, agreement_of, answer
+from fedprune.pruning.score import Probe
 from fedprune.state import State
 from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
@@ -112,14 +113,14 @@ def test_a_removed_weight_is_zero_in_every_payload(
         out = answer(question, seat)
         for name, mask in question.masks.items():
             assert not seat.model.get_parameter(name).detach()[~mask].any()
-        assert out.values.numel() == expected_values(question.kind, question.masks, seat.layout)
+        assert out.values.numel() == form_of(question, seat.config, seat.layout).values
         seen.append(question.kind)
         return out
 
     monkeypatch.setattr("fedprune.hosts.answer", checked)
     result, asked, states = watched(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
     assert result.summary["failures"] == 0
-    assert {"score", "tune", "evaluate"} == set(seen)
+    assert {"score", "tune", "evaluate", "describe"} == set(seen)
     assert sum(count_kept(q.masks) < PRUNABLE for q, _, _ in asked) >= 6
     layout = inline_layout(result)
     for question, _, _ in asked:
@@ -140,11 +141,11 @@ def own_masks(house: House, question: Question, cohort: Sequence[int]) -> list[M
     for p in cohort:
         load_into(house.model, question.weights)
         house.model.eval()
-        compute = SCORES["taylor"].statistics
-        assert compute is not None
         names = house.layout.prunable
-        given = batches(house.shards[p].train, 10_000)
-        sums = compute(Probe(house.model, names, given, house.task.loss))
+        given = list(batches(house.shards[p].train, 10_000))
+        loss = house.task.loss
+        probe = Probe(house.model, house.layout, names, given, loss, question.masks)
+        sums = SCORES["taylor"].asks[0].collect(probe)
         scores = {n: s.abs() for n, s in sums.items()}
         sizes = {n: question.weights[n].abs() for n in names}
         assert question.sparsity is not None
@@ -449,12 +450,14 @@ def test_a_mask_is_sent_only_to_those_who_lack_it(
         assert folded.bytes_down == expected
         resent += len(partitions) - len(lacking)
         held |= dict.fromkeys(folded.answered, mask)
-        down += expected if question.kind != "evaluate" else 0
-        evaluation += folded.bytes_down + folded.bytes_up if question.kind == "evaluate" else 0
+        measures = question.kind in {"evaluate", "describe"}
+        down += 0 if measures else expected
+        evaluation += folded.bytes_down + folded.bytes_up if measures else 0
     assert resent > 20
     assert result.summary["bytes_down"] == down == column(result, "bytes_down")[-1]
     assert result.summary["bytes_evaluation"] == evaluation
-    up = sum(folded.bytes_up for question, _, folded in eye.asked if question.kind != "evaluate")
+    paid = [folded for question, _, folded in eye.asked if question.kind in {"score", "tune"}]
+    up = sum(folded.bytes_up for folded in paid)
     assert result.summary["bytes_up"] == up == column(result, "bytes_up")[-1]
 
 
@@ -548,13 +551,6 @@ def test_labels_are_told_by_partition(tiny: Tiny, house_of: HouseOf):
     house = house_of(tiny())
     assert labels_of(house) == {p: len(s.train["labels"]) for p, s in house.shards.items()}
     assert sum(labels_of(house).values()) == pytest.approx(0.8 * 1797, abs=5)
-
-
-def test_a_question_that_names_no_score_asks_for_fails(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny())
-    question = Question("score", 1, *first(house), score="magnitude")
-    folded = inline_port(house).ask(question, [0])
-    assert folded.failures[0].reason == "ValueError: score magnitude asks nobody"
 
 
 def test_a_run_may_begin_with_given_weights(tiny: Tiny, house_of: HouseOf, played: Played):

@@ -20,19 +20,46 @@ from torch import Tensor, nn
 
 from fedprune.checkpoint import write_atomically
 from fedprune.compression.masks import decode_mask, encode_mask
+from fedprune.config import RunConfig, configure
 from fedprune.plugins import tasks_of
-from fedprune.tensors import Masks, Tensors, as_bytes, kept, load_into, shapes_of, spread, state_of
+from fedprune.tensors import (
+    Masks,
+    Tensors,
+    as_bytes,
+    kept,
+    load_into,
+    masked,
+    shapes_of,
+    spread,
+    state_of,
+)
 
 MAGIC = b"FEDPRUN1"
 CODED_NAME = "model.fedprune"
 MANIFEST_NAME = "fedprune.json"
 
 
-def to_coded(origin: Mapping[str, str], weights: Mapping[str, Tensor], masks: Masks) -> bytes:
+_ORIGIN = ("task", "plugin", "model", "length", "data", "text_column", "label_column")
+
+
+def origin_of(config: RunConfig) -> dict[str, Any]:
+    """The keys of a configuration that say how the dense model is built."""
+    values = {key: vars(config)[key] for key in _ORIGIN}
+    return {key: value for key, value in values.items() if value not in (None, "")} | {
+        "plugin": config.plugin
+    }
+
+
+def coded_size(config: RunConfig, weights: Mapping[str, Tensor], masks: Masks) -> int:
+    """Bytes of the coded file that these weights would make under these masks."""
+    return len(to_coded(origin_of(config), masked(weights, masks), masks))
+
+
+def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Masks) -> bytes:
     """The file's content.
 
     Args:
-        origin: how to build the dense model: ``task`` and ``plugin``.
+        origin: how to build the dense model, see `origin_of`.
         weights: the model's state, float32, 0.0 where a mask is False.
         masks: True = kept.
     """
@@ -103,7 +130,8 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
     tasks = tasks_of(origin["plugin"])
     if origin["task"] not in tasks:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
-    return tasks[origin["task"]].model()
+    given = {key: origin[key] for key in _ORIGIN if key in origin}
+    return tasks[origin["task"]].model(configure(given))
 
 
 def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
@@ -113,7 +141,7 @@ def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
         raise ValueError(f"{path}: does not fit the model: {odd[0]} differs")
 
 
-def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, str]) -> None:
+def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any]) -> None:
     """Write safetensors, and the Hugging Face config and tokenizer where there are such.
 
     A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards.
@@ -129,5 +157,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, str]) -> No
         save_model(model, str(folder / "model.safetensors"))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     if task.tokenizer is not None:
-        task.tokenizer().save_pretrained(folder)
+        tokenizer = task.tokenizer(configure(origin))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     write_atomically(folder / MANIFEST_NAME, json.dumps(dict(origin)).encode())

@@ -23,6 +23,13 @@ VALUE_TYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
+SCORE_TYPES = {"fp32": "fp32", "fp16": "fp16-scaled", "log8": "log8"}
+"""Types of statistics, and what they are on the wire. Their range is wide and their scale is
+nobody's choice, so 16 bits are of values divided by the largest."""
+
+_LEVELS = 126
+_OCTAVES = 42.0
+
 Buffer = bytes | memoryview
 
 
@@ -34,25 +41,81 @@ class Packet:
         head: what it is, as JSON.
         values: kept values, one flat buffer of one type.
         bits: an encoded mask (a question's mask, an answer's votes), or nothing.
+        more: a second flat buffer: what goes along with a question, statistics beside an answer.
     """
 
     head: bytes
     values: Buffer = b""
     bits: Buffer = b""
+    more: Buffer = b""
 
     def size(self, *, bits: bool = True) -> int:
         """Bytes on the wire, with or without the mask that the receiver may have already."""
-        return len(self.head) + len(self.values) + (len(self.bits) if bits else 0)
+        always = len(self.head) + len(self.values) + len(self.more)
+        return always + (len(self.bits) if bits else 0)
 
 
-def pack(head: dict[str, Any], values: Tensor, wire: str, bits: Buffer = b"") -> Packet:
-    """A packet with flat values cast to the wire's type.
+def pack(
+    head: dict[str, Any],
+    values: Tensor,
+    wire: str,
+    bits: Buffer = b"",
+    more: Tensor | None = None,
+    more_wire: str = "fp32",
+) -> Packet:
+    """A packet with flat values cast to the wire's type, and perhaps a second buffer.
 
-    Values beyond the range of fp16 become infinite there, which the receiver refuses.
+    Scaled types carry their scale in the head. Weights beyond the range of fp16 become infinite
+    there, which the receiver refuses.
     """
-    cast = values.to(VALUE_TYPES[wire])
-    text = json.dumps({**head, "wire": wire}, separators=(",", ":"))
-    return Packet(text.encode(), as_bytes(cast), bits)
+    buffer, scale = _cast(values, wire)
+    about = {**head, "wire": wire} | ({} if scale == 1.0 else {"scale": scale})
+    beside: Buffer = b""
+    if more is not None and more.numel():
+        beside, scale = _cast(more, more_wire)
+        about |= {"more": more_wire, "more_scale": scale}
+    return Packet(json.dumps(about, separators=(",", ":")).encode(), buffer, bits, beside)
+
+
+def _cast(values: Tensor, wire: str) -> tuple[Buffer, float]:
+    """The bytes and the scale that they are to be multiplied with."""
+    if wire in VALUE_TYPES:
+        return as_bytes(values.to(VALUE_TYPES[wire])), 1.0
+    # A value that is not finite makes the scale so, and then every value: the receiver refuses.
+    scale = float(values.abs().max()) if values.numel() else 1.0
+    unit = values.float() / (scale or 1.0)
+    if wire == "fp16-scaled":
+        return as_bytes(unit.to(torch.float16)), scale
+    return as_bytes(_to_log8(unit)), scale
+
+
+def _uncast(data: Buffer, wire: str, scale: float, *, shared: bool) -> Tensor:
+    dtype = {**VALUE_TYPES, "fp16-scaled": torch.float16, "log8": torch.uint8}.get(wire)
+    if dtype is None:
+        raise ValueError(f"values of type {wire!r}, expected one of {', '.join(VALUE_TYPES)}")
+    if len(data) % dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes of values are no whole number of {wire}")
+    raw = over_bytes(data, dtype)
+    if wire in VALUE_TYPES:
+        return raw.to(torch.float32, copy=not shared)
+    return (_from_log8(raw) if wire == "log8" else raw.float()) * scale
+
+
+def _to_log8(unit: Tensor) -> Tensor:
+    """Values in [-1, 1] as sign bit and 7 bits: 0 is zero, 1 .. 127 a power of two up to 1.
+
+    The levels are a third of an octave apart, so that a value is at most 12.3 % off; what lies
+    below 2^-42 of the largest becomes zero.
+    """
+    level = 127 + torch.round(torch.log2(unit.abs()) * (_LEVELS / _OCTAVES))
+    level = torch.nan_to_num(level, nan=0.0, neginf=0.0).clamp(0, 127)
+    return (level + 128 * (unit < 0)).to(torch.uint8)
+
+
+def _from_log8(codes: Tensor) -> Tensor:
+    level = (codes & 127).float()
+    size = torch.exp2((level - 127) * (_OCTAVES / _LEVELS))
+    return torch.where(level > 0, size, 0.0) * torch.where(codes > 127, -1.0, 1.0)
 
 
 def head_of(packet: Packet) -> dict[str, Any]:
@@ -77,13 +140,20 @@ def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
     Raises:
         ValueError: unknown type, or bytes that are no whole number of values.
     """
-    wire = head_of(packet).get("wire")
-    if wire not in VALUE_TYPES:
-        raise ValueError(f"values of type {wire!r}, expected one of {', '.join(VALUE_TYPES)}")
-    dtype = VALUE_TYPES[wire]
-    if len(packet.values) % dtype.itemsize:
-        raise ValueError(f"{len(packet.values)} bytes of values are no whole number of {wire}")
-    return over_bytes(packet.values, dtype).to(torch.float32, copy=not shared)
+    head = head_of(packet)
+    return _uncast(packet.values, str(head.get("wire")), head.get("scale", 1.0), shared=shared)
+
+
+def more_of(packet: Packet) -> Tensor:
+    """The second buffer as a flat fp32 tensor, empty where there is none.
+
+    Raises:
+        ValueError: as for `values_of`.
+    """
+    head = head_of(packet)
+    if not packet.more:
+        return torch.empty(0)
+    return _uncast(packet.more, str(head.get("more")), head.get("more_scale", 1.0), shared=True)
 
 
 def pack_flags(flags: Tensor) -> bytes:

@@ -10,12 +10,14 @@ its means. They travel as second moments E[x²] = var + mean², which do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedprune.pruning.layout import Layout
-from fedprune.tensors import Tensors, masked, spread
+from fedprune.tensors import Masks, Tensors, masked, spread
 
 
 def to_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
@@ -48,6 +50,9 @@ def averaged(
     masks: Mapping[str, Tensor],
     layout: Layout,
     server_lr: float,
+    *,
+    held: Tensor | None = None,
+    rule: str = "fedavg",
 ) -> Tensors:
     """The next global weights, float32, exactly 0.0 where a mask is False.
 
@@ -55,12 +60,133 @@ def averaged(
         weights: the current global weights.
         total: flat float64 Σ n_k · change_k on the kept coordinates.
         weight: Σ n_k.
-        masks: the mask that the clients trained under.
+        masks: the mask that was sent to the clients.
         layout: the model's layout.
         server_lr: factor on the mean change.
+        held: where clients pruned by masks m_k of their own: flat float64 Σ n_k · m_k on the
+            prunable kept coordinates; their changes are then of the kept ones only.
+        rule: a name in `AVERAGES`; matters with `held` only.
     """
-    mean = spread(total / weight, layout.shapes, masks)
     double = {name: w.double() for name, w in masked(weights, masks).items()}
     before = to_moments(double, layout)
+    mean = spread(total / weight, layout.shapes, masks)
+    if held is not None:
+        mean |= _over_holders(
+            spread(total, layout.shapes, masks), before, weight, masks, held, rule
+        )
     after = {name: before[name] + server_lr * mean[name] for name in before}
     return {name: w.float() for name, w in from_moments(after, layout).items()}
+
+
+def _over_holders(
+    total: Tensors,
+    before: Tensors,
+    weight: float,
+    masks: Mapping[str, Tensor],
+    held: Tensor,
+    rule: str,
+) -> Tensors:
+    """The mean change of the prunable tensors, of which clients kept different parts."""
+    shapes = {name: m.shape for name, m in masks.items()}
+    holders = spread(held, shapes, masks)
+    after = {
+        n: AVERAGES[rule].mean(before[n] * h + total[n], h, weight) for n, h in holders.items()
+    }
+    return {n: w - before[n] for n, w in after.items()}
+
+
+@dataclass(frozen=True)
+class Average:
+    """`mean(Σ n_k m_k w_k, Σ n_k m_k, Σ n_k)`, elementwise."""
+
+    summary: str
+    source: str
+    mean: Callable[[Tensor, Tensor, float], Tensor]
+
+
+def _over_all(sums: Tensor, _held: Tensor, weight: float) -> Tensor:
+    return sums / weight
+
+
+def _over_those_who_kept(sums: Tensor, held: Tensor, _weight: float) -> Tensor:
+    return torch.where(held > 0, sums / held.clamp_min(1e-300), 0.0)
+
+
+AVERAGES: dict[str, Average] = {
+    "fedavg": Average(
+        "divided by all clients' labels: a weight that few kept shrinks",
+        "McMahan et al. 2017, arXiv 1602.05629, algorithm 1",
+        _over_all,
+    ),
+    "l0-mean": Average(
+        "divided by the labels of the clients that kept the weight",
+        "FedSpaLLM, Bai et al. 2025, arXiv 2410.14852, eq. 5; FedDST, arXiv 2112.09824",
+        _over_those_who_kept,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Whose masks weights are tuned under in a round that prunes.
+
+    Attributes:
+        summary: one line for ``--list``.
+        source: where it is from.
+        rank: from the votes (clients that kept a weight) and the averaged weights to what ranks
+            the weights for the global mask; None: the mask is decided before tuning.
+    """
+
+    summary: str
+    source: str
+    rank: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def _by_magnitude(votes: Tensor, weight: Tensor) -> Tensor:
+    # What nobody kept ranks below whatever somebody kept.
+    return torch.where(votes > 0, weight.abs().double(), -1.0)
+
+
+def _by_votes(votes: Tensor, _weight: Tensor) -> Tensor:
+    return votes.double()
+
+
+MASKS: dict[str, MaskRule] = {
+    "global": MaskRule(
+        "the server's, decided before tuning", "SSFL; Bibikar et al. 2022 call it server-side"
+    ),
+    "union": MaskRule(
+        "each client prunes by its own scores and tunes; of what anybody kept, the largest of the "
+        "averaged weights stay",
+        "FedDST, Bibikar et al. 2022, arXiv 2112.09824, algorithm 1",
+        _by_magnitude,
+    ),
+    "intersection": MaskRule(
+        "each client prunes by its own scores and tunes; what most clients pruned goes, from what "
+        "all of them pruned on",
+        "FedSpaLLM, Bai et al. 2025, arXiv 2410.14852, eqs. 6 and 7",
+        _by_votes,
+    ),
+}
+
+
+def decided(
+    rule: str,
+    votes: Tensor,
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    choose: Callable[[Tensors], Masks],
+) -> Masks:
+    """The global mask after clients tuned under masks of their own.
+
+    Args:
+        rule: a name in `MASKS`.
+        votes: flat counts of the clients that kept each alive weight.
+        weights: the averaged weights.
+        masks: the mask before.
+        choose: the exact selection, from scores to masks.
+    """
+    rank = MASKS[rule].rank
+    assert rank is not None  # else it was decided before
+    counts = spread(votes, {n: m.shape for n, m in masks.items()}, masks)
+    return choose({n: rank(c, weights[n]) for n, c in counts.items()})

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.task import Loss, Part, batches, examples
+from fedprune.tasks.task import Part, Task, batches, examples
+from fedprune.tensors import Tensors
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
+    from fedprune.pruning.score import Watcher
 
 Parameters = list[nn.Parameter]
 
@@ -47,10 +50,11 @@ OPTIMIZERS: dict[str, Callable[[Parameters, float, RunConfig], torch.optim.Optim
 
 @dataclass(frozen=True)
 class Tuned:
-    """Sums over every step that was taken: training loss and the labels it is over."""
+    """Sums over every step that was taken: training loss, the labels it is over, statistics."""
 
     loss: float
     count: int
+    statistics: Tensors | None = None
 
 
 def learning_rate(config: RunConfig, round_: int) -> float:
@@ -64,37 +68,62 @@ def learning_rate(config: RunConfig, round_: int) -> float:
     return config.lr * factor[config.lr_schedule]
 
 
-def step_batches(part: Part, config: RunConfig, gen: torch.Generator) -> Iterator[Part]:
-    """The batches of a round: `local_epochs` shuffled passes, or `local_steps` steps of such."""
+def step_batches(part: Part, config: RunConfig, gen: torch.Generator) -> Iterator[list[Part]]:
+    """The steps of a round, each a list of at most `accumulate` batches.
+
+    `local_epochs` shuffled passes, or `local_steps` steps of such.
+    """
     passes = 0
     steps = 0
     while passes < config.local_epochs or steps < config.local_steps:
         order = torch.randperm(examples(part), generator=gen)
-        for batch in batches(part, config.batch_size, order):
+        one_pass = list(batches(part, config.batch_size, order))
+        for start in range(0, len(one_pass), config.accumulate):
             if config.local_steps and steps == config.local_steps:
                 return
-            yield batch
+            yield one_pass[start : start + config.accumulate]
             steps += 1
         passes += 1
+
+
+def prepared(model: nn.Module, config: RunConfig) -> nn.Module:
+    """What is called while tuning: the model, or a compiled view of the same parameters.
+
+    Raises:
+        ValueError: the model cannot recompute its activations.
+    """
+    if config.checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise ValueError(
+                f"checkpointing=True: {type(model).__name__} keeps its activations; "
+                "allowed: false, or a model of transformers"
+            )
+        cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+    return cast(nn.Module, torch.compile(model)) if config.compile else model
 
 
 def tune(
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    steps: Iterator[Part],
-    loss: Callable[[nn.Module, Part], Loss],
+    steps: Iterator[list[Part]],
+    task: Task,
     lr: float,
     config: RunConfig,
+    *,
+    watch: AbstractContextManager[Watcher] | None = None,
+    called: nn.Module | None = None,
 ) -> Tuned:
-    """Train the model in place on mean losses of batches; its removed weights stay 0.0.
+    """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
     Args:
         model: holds the weights that were sent, zero where a mask is False.
         masks: True = kept, by parameter name, on the model's device.
-        steps: the batches, in order, on the model's device.
-        loss: sums over a batch.
+        steps: the batches of each step, in order, on the model's device.
+        task: sums over a batch, and the labels in it.
         lr: this round's learning rate.
-        config: optimizer, momentum, weight decay, clip and proximal term.
+        config: optimizer, momentum, weight decay, clip, proximal term, precision.
+        watch: collects statistics on the way.
+        called: what is called in the model's place, with the same parameters (compiled).
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     removed = [(p, ~masks[name]) for name, p in model.named_parameters() if name in masks]
@@ -102,16 +131,28 @@ def tune(
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
     sums, counts = 0.0, 0
     model.train()
-    for batch in steps:
-        optimizer.zero_grad()
-        result = loss(model, batch)
-        (result.total / max(1, result.count)).backward()
-        _shape_gradients(parameters, removed, sent, config)
-        optimizer.step()
-        sums += result.total.item()
-        counts += result.count
+    with watch or nullcontext() as watcher:
+        for step in steps:
+            optimizer.zero_grad()
+            labels = sum(task.labels(batch) for batch in step)
+            for batch in step:
+                with _precision(config, parameters[0].device.type):
+                    result = task.loss(called or model, batch)
+                (result.total / max(1, labels)).backward()
+                sums += result.total.item()
+                counts += result.count
+            if watcher is not None:
+                watcher.after_backward(labels)
+            _shape_gradients(parameters, removed, sent, config)
+            optimizer.step()
     optimizer.zero_grad()
-    return Tuned(sums, counts)
+    return Tuned(sums, counts, None if watcher is None else watcher.sums)
+
+
+def _precision(config: RunConfig, device: str) -> AbstractContextManager[Any]:
+    # Parameters and optimizer state stay float32; matrix products are taken in bfloat16.
+    half = config.precision == "bf16"
+    return torch.autocast(device, torch.bfloat16) if half else nullcontext()
 
 
 def _shape_gradients(

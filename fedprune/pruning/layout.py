@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedprune.pruning.structure import Structure, structure_of
 from fedprune.tensors import state_of
 
 
@@ -21,12 +22,42 @@ class Layout:
         prunable: names of the tensors that masks are for, in model order.
         spared: names of the other parameters (embeddings, norms, biases, heads of output).
         variances: BatchNorm's running variance to its running mean, by name.
+        kinds: how each prunable tensor is laid out, a name in `KINDS`.
+        structure: attention, feed-forward layers and blocks, as far as they were recognised.
     """
 
     shapes: dict[str, torch.Size]
     prunable: tuple[str, ...]
     spared: tuple[str, ...]
     variances: dict[str, str]
+    kinds: dict[str, str] = field(default_factory=dict)
+    structure: Structure = field(default_factory=Structure)
+
+
+KINDS = {
+    "linear": "(out, in), nn.Linear",
+    "conv1d": "(in, out), GPT-2's Conv1D",
+    "conv": "(out, in / groups, ...), nn.Conv1d, nn.Conv2d, nn.Conv3d",
+    "other": "anything that is not the weight of such a layer, taken as (first dimension, rest)",
+}
+
+
+def as_rows(layout: Layout, name: str, tensor: Tensor) -> Tensor:
+    """A tensor shaped like a prunable one as (out, in), a view where possible.
+
+    The one place that knows that GPT-2's weights are transposed. For convolutions a row is an
+    output channel, (in / groups) * kernel long.
+    """
+    if layout.kinds.get(name) == "conv1d":
+        return tensor.t()
+    return tensor.reshape(tensor.shape[0], -1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
+
+
+def from_rows(layout: Layout, name: str, rows: Tensor) -> Tensor:
+    """The inverse of `as_rows`."""
+    if layout.kinds.get(name) == "conv1d":
+        return rows.t()
+    return rows.reshape(layout.shapes[name])
 
 
 def layout_of(
@@ -72,7 +103,25 @@ def layout_of(
         prunable=prunable,
         spared=tuple(name for name in names if name not in prunable),
         variances=_batch_norm_variances(model),
+        kinds=_kinds(model, prunable),
+        structure=structure_of(model, prunable),
     )
+
+
+def _kinds(model: nn.Module, prunable: Sequence[str]) -> dict[str, str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = dict.fromkeys(prunable, "other")
+    for module in filter(_is_layer, model.modules()):
+        name = names[id(module.weight)]
+        if name in found:
+            found[name] = _kind_of(module)
+    return found
+
+
+def _kind_of(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    return "conv1d" if type(layer).__name__ == "Conv1D" else "conv"
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

@@ -28,6 +28,7 @@ class Layer:
     magnitude: Array | None  # for all layers or for none
     alive: Bools | None  # None: all of them, which spares a mask
     least: int  # how many weights have to stay
+    cap: int | None = None  # how many may stay; None: all
 
     @property
     def size(self) -> int:
@@ -43,6 +44,11 @@ class Layer:
     def most(self) -> int:
         """How many may be gone in the end."""
         return self.size - self.least
+
+    @property
+    def must(self) -> int:
+        """How many have to be gone in the end, at least."""
+        return self.gone if self.cap is None else max(self.gone, self.size - self.cap)
 
 
 def drop(layers: Sequence[Layer], count: int) -> list[Bools]:
@@ -64,6 +70,34 @@ def drop(layers: Sequence[Layer], count: int) -> list[Bools]:
         larger, tied, out = _split(magnitudes, tied, out)
         kept = _union(kept, larger)
     return _union(kept, _without_first(tied, out))
+
+
+def together(layers: Sequence[Layer], total: int) -> list[Bools]:
+    """What is left of the layers when `total` weights are gone, all of them in one ranking.
+
+    A layer that the ranking would leave outside of its limits is fixed at the limit, and the others
+    make up for it; those on the side that weighs more first, since that moves the cut of the others
+    away from no limit they kept.
+
+    Args:
+        layers: what is ranked.
+        total: weights gone in the end, those gone before included; between the sums of `must` and
+            of `most`.
+    """
+    fixed: dict[int, Bools] = {}
+    while True:
+        free = {i: layer for i, layer in enumerate(layers) if i not in fixed}
+        before = sum(layers[i].size - int(np.count_nonzero(m)) for i, m in fixed.items())
+        count = total - before - sum(x.gone for x in free.values())
+        kept = dict(zip(free, drop(list(free.values()), count), strict=True))
+        gone = {i: free[i].size - int(np.count_nonzero(m)) for i, m in kept.items()}
+        moved = {i: min(max(gone[i], x.must), x.most) - gone[i] for i, x in free.items()}
+        excess = sum(moved.values())
+        wrong = [i for i, by in moved.items() if by * excess > 0 or (by and not excess)]
+        if not wrong:
+            return [fixed[i] if i in fixed else kept[i] for i in range(len(layers))]
+        for i in wrong:
+            fixed[i] = drop([layers[i]], gone[i] + moved[i] - layers[i].gone)[0]
 
 
 def _split(

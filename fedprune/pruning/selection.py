@@ -1,30 +1,29 @@
 """Which weights stay: how many go, from where, and the masks that say so.
 
 The counts are exact under any ties: nothing here cuts scores at a threshold but `above`, whose
-business that is. What ranks below what is said in `ranking`.
+business that is. What ranks below what is said in `ranking`, how much each tensor loses in
+`densities`, what goes together in `units`. What cannot be combined is in `combinations`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.pruning.ranking import Array, Bools, Layer, drop
+from fedprune.pruning.densities import Ground, Limits
+from fedprune.pruning.layout import Layout, as_rows
+from fedprune.pruning.ranking import Array, Bools, Layer, drop, together
+from fedprune.pruning.row_ranking import patterned, within_rows
+from fedprune.pruning.scopes import SCOPES, counter, total_of
+from fedprune.pruning.unit_ranking import drop_units, ranked
+from fedprune.pruning.units import Shape, pattern_counts, unit_kind, unit_labels
 from fedprune.tensors import Masks
 
-
-@dataclass(frozen=True)
-class Scope:
-    """Who competes with whom: `keep(layers, total, sparsity)` gives the kept weights by layer."""
-
-    keep: Callable[[Sequence[Layer], int, float], list[Bools]]
-    summary: str
+__all__ = ["SCOPES", "above", "plain", "planned", "select"]
 
 
 def select(
@@ -35,42 +34,110 @@ def select(
     alive: Mapping[str, Tensor] | None = None,
     magnitude: Mapping[str, Tensor] | None = None,
     floor: int = 1,
+    unit: str = "weight",
+    unit_shape: Shape | None = None,
+    pool: str = "mean",
+    layout: Layout | None = None,
+    min_density: float = 0.0,
+    max_density: float = 1.0,
+    densities: Mapping[str, float] | None = None,
+    progress: float = 1.0,
 ) -> Masks:
     """Masks (True = kept) that remove exactly floor(sparsity * n + 1/2) of the original n weights.
+
+    Of units larger than a weight, whole ones go in rank order while they fit into that count; the
+    pattern n:m holds exactly in every group, whatever the count.
 
     Args:
         scores: importance by name, any shapes and float types; infinities rank as one expects.
         sparsity: fraction removed of all n entries, those removed before included.
-        scope: a name in `SCOPES`. Under ``layer`` the counts sparsity * n_t are rounded by largest
-            remainder, earlier tensors first; what a tensor's floor or its earlier losses do not
-            allow is spread over the others by the same rule, in proportion to their sizes.
+        scope: a name in `SCOPES`. All but ``global`` give every tensor a count of its own: shares
+            are rounded by largest remainder, earlier tensors first; what a tensor's floor or its
+            earlier losses do not allow is spread over the others by the same rule.
         alive: what earlier masks kept. What they removed counts and never comes back.
         magnitude: breaks ties between scores: the smaller absolute value goes first. Ties that are
             left go by position, the earlier first.
         floor: the highest ranked weights of each tensor that stay whatever the ranking says (all
-            that are alive if they are fewer); 0 turns it off.
+            that are alive if they are fewer); 0 turns it off. It does not hold for units that are
+            whole tensors.
+        unit: a name in `fedprune.pruning.units.UNITS`.
+        unit_shape: N and M of ``n:m``, rows and columns of ``block``.
+        pool: a name in `fedprune.pruning.units.POOLS`, for units larger than a weight.
+        layout: the model's; only units and ``row`` need it, for the (out, in) view of a tensor and
+            the structure. None: tensors are (out, ...), without structure.
+        min_density: part of every tensor that stays, as `floor`.
+        max_density: part of any tensor that may stay, at most.
+        densities: shell pattern to density, for the scope ``patterns``.
+        progress: how much of the way to `max_density` and `densities` is gone, for schedules.
 
     Returns:
         A boolean mask for every score, of the same shape and on the same device.
 
     Raises:
-        ValueError: a NaN; a sparsity or scope that does not exist; tensors that do not match; a
-            count below what `alive` removed already or above what the floors allow.
+        ValueError: a NaN; a sparsity, scope, unit or pool that does not exist; tensors that do not
+            match; a count below what `alive` removed already or above what the floors allow.
     """
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(f"sparsity must be in [0, 1], got {sparsity}")
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}: allowed are {', '.join(SCOPES)}")
-    layers = _layers(scores, alive, magnitude, floor)
-    n = sum(layer.size for layer in layers)
-    total = math.floor(sparsity * n + 0.5)
-    gone = sum(layer.gone for layer in layers)
-    most = sum(layer.most for layer in layers)
-    if gone > total:
-        raise ValueError(f"cannot remove {total} of {n} weights: {gone} are removed already")
-    if total > most:
-        raise ValueError(f"cannot remove {total} of {n} weights: floor {floor} allows {most}")
-    return _as_masks(scores, SCOPES[scope].keep(layers, total, sparsity))
+    cap = 1.0 - progress * (1.0 - max_density)
+    layers = layers_of(scores, alive, magnitude, floor, (min_density, cap))
+    layout = layout or plain(scores)
+    kind = unit_kind(unit, unit_shape)
+    if unit == "n:m" and unit_shape is not None:
+        return as_masks(
+            scores,
+            [
+                patterned(layout, name, layer, unit_shape, sparsity)
+                for name, layer in zip(scores, layers, strict=True)
+            ],
+        )
+    living = [x.scores if x.alive is None else x.scores[x.alive] for x in layers if scope == "owl"]
+    shapes = {name: t.shape for name, t in scores.items()}
+    ground = Ground(shapes, sparsity, living, densities or {}, progress)
+    total = total_of(ground, scope)
+    _check_count(layers, total, floor, exact=unit == "weight")
+    if unit == "weight":
+        return as_masks(scores, _weights_left(layers, total, scope, ground, layout))
+    labels = unit_labels(layout, unit, unit_shape)
+    units = ranked(layers, [labels[name].reshape(-1).numpy() for name in scores], pool)
+    counts = None if SCOPES[scope].shares is None else counter(ground, scope)
+    left = drop_units(layers, units, total, counts, floors=kind.tensors != "all")
+    return as_masks(scores, left)
+
+
+def planned(
+    layout: Layout,
+    sparsity: float,
+    *,
+    scope: str = "global",
+    unit: str = "weight",
+    unit_shape: Shape | None = None,
+    densities: Mapping[str, float] | None = None,
+    progress: float = 1.0,
+) -> int:
+    """How many weights `select` removes: exactly, but for units larger than a weight at most.
+
+    Raises:
+        ValueError: as `select`.
+    """
+    if unit == "n:m":
+        unit_kind(unit, unit_shape)
+        n, m = unit_shape or (0, 0)
+        rows = [as_rows(layout, x, _meta(layout, x)).shape for x in layout.prunable]
+        return sum(r * int(pattern_counts(c, n, m, sparsity).sum()) for r, c in rows)
+    shapes = {name: layout.shapes[name] for name in layout.prunable}
+    return total_of(Ground(shapes, sparsity, (), densities or {}, progress), scope)
+
+
+def _meta(layout: Layout, name: str) -> Tensor:
+    return torch.empty(layout.shapes[name], device="meta")
+
+
+def plain(scores: Mapping[str, Tensor]) -> Layout:
+    """The layout of tensors that nothing is known about but their shapes."""
+    return Layout({name: t.shape for name, t in scores.items()}, tuple(scores), (), {})
 
 
 def above(
@@ -88,8 +155,8 @@ def above(
     """
     if math.isnan(threshold):
         raise ValueError("threshold is NaN")
-    layers = _layers(scores, alive, magnitude, floor)
-    return _as_masks(scores, [_above(layer, threshold) for layer in layers])
+    layers = layers_of(scores, alive, magnitude, floor)
+    return as_masks(scores, [_above(layer, threshold) for layer in layers])
 
 
 def _above(layer: Layer, threshold: float) -> Bools:
@@ -101,80 +168,54 @@ def _above(layer: Layer, threshold: float) -> Bools:
     return kept if np.count_nonzero(kept) >= layer.least else _bare(layer)
 
 
-def _together(layers: Sequence[Layer], total: int, _sparsity: float) -> list[Bools]:
-    """All weights in one ranking.
-
-    A tensor that the ranking would push below its floor is pinned there and the others make up for
-    it. That lowers nobody's rank, so what is pinned stays pinned.
-    """
-    pinned: dict[int, Bools] = {}
-    while True:
-        free = {i: layer for i, layer in enumerate(layers) if i not in pinned}
-        count = total - sum(layers[i].most for i in pinned) - sum(x.gone for x in free.values())
-        kept = dict(zip(free, drop(list(free.values()), count), strict=True))
-        short = [i for i in free if np.count_nonzero(kept[i]) < layers[i].least]
-        if not short:
-            return [kept[i] if i in kept else pinned[i] for i in range(len(layers))]
-        pinned |= {i: _bare(layers[i]) for i in short}
-
-
-def _apart(layers: Sequence[Layer], total: int, sparsity: float) -> list[Bools]:
-    """Every tensor a ranking of its own."""
-    counts = _counts(layers, total, sparsity)
-    return [
-        drop([layer], count - layer.gone)[0] for layer, count in zip(layers, counts, strict=True)
-    ]
-
-
-SCOPES: dict[str, Scope] = {
-    "global": Scope(_together, "all prunable weights compete with each other"),
-    "layer": Scope(_apart, "weights compete within their tensor, each loses the same fraction"),
-}
-
-
-def _counts(layers: Sequence[Layer], total: int, sparsity: float) -> list[int]:
-    """How many weights of each tensor are gone in the end, `total` in all.
-
-    Tensors whose share lies outside [gone, most] are fixed at that limit, those on the side that
-    weighs more first, and the rest is shared out again among the others.
-    """
-    fixed: dict[int, int] = {}
-    shares = [Fraction(sparsity * layer.size) for layer in layers]
-    while True:
-        free = [i for i in range(len(layers)) if i not in fixed]
-        rest = total - sum(fixed.values())
-        if fixed:
-            size = sum(layers[i].size for i in free)
-            shares = [Fraction(rest * layers[i].size, max(size, 1)) for i in free]
-        wanted = dict(zip(free, _apportion(shares, rest), strict=True))
-        limits = {i: min(max(wanted[i], layers[i].gone), layers[i].most) for i in free}
-        excess = sum(limits.values()) - rest
-        if excess == 0:
-            return [(fixed | limits)[i] for i in range(len(layers))]
-        fixed |= {i: limits[i] for i in free if (limits[i] - wanted[i]) * excess > 0}
-
-
-def _apportion(shares: Sequence[Fraction], total: int) -> list[int]:
-    """Whole numbers near the shares that sum to `total`: largest remainders first, then earlier."""
-    counts = [math.floor(share) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
-
-
 def _bare(layer: Layer) -> Bools:
     """The layer's highest ranked weights, as few as its floor allows."""
     return drop([layer], layer.most - layer.gone)[0]
 
 
-def _layers(
+def _weights_left(
+    layers: Sequence[Layer], total: int, scope: str, ground: Ground, layout: Layout
+) -> list[Bools]:
+    if SCOPES[scope].shares is None:
+        return together(layers, total)
+    limits = [Limits(layer.size, layer.must, layer.most) for layer in layers]
+    counts = counter(ground, scope)(limits, total)
+    if SCOPES[scope].rows:
+        return [
+            within_rows(layout, name, layer, count)
+            for name, layer, count in zip(ground.shapes, layers, counts, strict=True)
+        ]
+    return [
+        drop([layer], count - layer.gone)[0] for layer, count in zip(layers, counts, strict=True)
+    ]
+
+
+def _check_count(layers: Sequence[Layer], total: int, floor: int, *, exact: bool) -> None:
+    """Refuse a count that what is gone or, if it has to be exact, floors or caps do not allow."""
+    n, gone = sum(layer.size for layer in layers), sum(layer.gone for layer in layers)
+    most, must = sum(layer.most for layer in layers), sum(layer.must for layer in layers)
+    if gone > total:
+        raise ValueError(f"cannot remove {total} of {n} weights: {gone} are removed already")
+    if exact and total > most:
+        raise ValueError(f"cannot remove {total} of {n} weights: floor {floor} allows {most}")
+    if exact and total < must:
+        raise ValueError(f"cannot remove {total} of {n} weights: max_density takes {must}")
+
+
+def layers_of(
     scores: Mapping[str, Tensor],
     alive: Mapping[str, Tensor] | None,
     magnitude: Mapping[str, Tensor] | None,
     floor: int,
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> list[Layer]:
-    """The arguments, checked, as arrays."""
+    """The arguments of a selection, checked, as arrays.
+
+    `part` of each tensor stays, at least and at most.
+
+    Raises:
+        ValueError: as `select`.
+    """
     if floor < 0:
         raise ValueError(f"floor must be 0 or more, got {floor}")
     _check("scores", scores, scores)
@@ -187,7 +228,11 @@ def _layers(
         pool = None if alive is None else _flat(alive[name])
         living = score.numel() if pool is None else int(np.count_nonzero(pool))
         weights = None if magnitude is None else _flat(magnitude[name])
-        layers.append(Layer(_flat(score), weights, pool, min(floor, living)))
+        # A product such as 0.1 * 30 may lie just beside the whole number that is meant.
+        least = min(max(floor, math.ceil(part[0] * score.numel() - 1e-9)), living)
+        most = max(least, math.floor(part[1] * score.numel() + 1e-9))
+        cap = most if most < score.numel() else None
+        layers.append(Layer(_flat(score), weights, pool, least, cap))
     return layers
 
 
@@ -213,7 +258,8 @@ def _flat(tensor: Tensor) -> Array:
     return flat
 
 
-def _as_masks(scores: Mapping[str, Tensor], kept: Sequence[Bools]) -> Masks:
+def as_masks(scores: Mapping[str, Tensor], kept: Sequence[Bools]) -> Masks:
+    """What is kept, flat by tensor, in the scores' shapes and on their devices."""
     return {
         name: torch.from_numpy(mask).reshape(score.shape).to(score.device)
         for (name, score), mask in zip(scores.items(), kept, strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fedprune.checkpoint import load_state, save_state, write_atomically
-from fedprune.compression.coded import CODED_NAME, save_folder, to_coded
+from fedprune.compression.coded import CODED_NAME, origin_of, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml
 from fedprune.report.rows import Row
@@ -131,7 +131,7 @@ def write_results(
     Returns:
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
     """
-    origin = {"task": config.task, "plugin": config.plugin}
+    origin = origin_of(config)
     coded = to_coded(origin, state.weights, state.masks)
     whole = to_coded(origin, state.weights, full_masks(state.weights, state.masks))
     write_atomically(folder / CODED_NAME, coded)

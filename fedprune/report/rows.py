@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from fedprune.compression.masks import mask_digest
 from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded
+from fedprune.notes import Notes
 from fedprune.state import Plan, State, Totals
+from fedprune.tasks.metrics import measures
 from fedprune.tensors import count_kept, digest
 
 Row = dict[str, Any]
 
+_ALWAYS = {"loss", "perplexity", "accuracy", "count"}
+
 
 def quality(totals: Totals) -> dict[str, float] | None:
-    """Mean loss, perplexity (its exponential), accuracy and the labels they are over."""
+    """Mean loss, perplexity (its exponential), accuracy, what else the task measures, labels."""
     if not totals.get("count"):
         return None
-    loss = totals["loss"] / totals["count"]
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # beyond that a float overflows
-        "accuracy": totals["correct"] / totals["count"],
-        "count": int(totals["count"]),
-    }
+    return {**measures(totals), "count": int(totals["count"])}
 
 
 def row(
@@ -34,7 +31,7 @@ def row(
     cohort: Sequence[int],
     changes: Folded,
     totals: Totals,
-    agreement: float | None,
+    notes: Notes,
 ) -> Row:
     """One row of the report: deterministic, no times. Bytes are cumulative."""
     measured = quality(totals) or {}
@@ -49,6 +46,7 @@ def row(
         "loss": measured.get("loss"),
         "perplexity": measured.get("perplexity"),
         "accuracy": measured.get("accuracy"),
+        "measures": {n: v for n, v in measured.items() if n not in _ALWAYS} or None,
         "train_loss": changes.totals["loss"] / steps if steps else None,
         "lr": learning_rate(plan.config, state.round),
         "cohort": list(cohort),
@@ -58,7 +56,7 @@ def row(
         "bytes_down": state.traffic.down,
         "bytes_evaluation": state.traffic.evaluation,
         "bytes_dense": state.traffic.dense,
-        "agreement": agreement,
+        **vars(notes),
         "mask_digest": mask_digest(state.masks),
         "weights_digest": digest(state.weights),
     }

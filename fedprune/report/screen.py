@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,13 @@ from fedprune.report.folder import SUMMARY_NAME
 from fedprune.report.rows import Row
 from fedprune.state import State
 
-_DOING = {"hello": "joining", "score": "scoring", "tune": "tuning", "evaluate": "measuring"}
+_DOING = {
+    "hello": "joining",
+    "describe": "counting labels",
+    "score": "scoring",
+    "tune": "tuning",
+    "evaluate": "measuring",
+}
 
 
 class Screen:
@@ -137,11 +142,23 @@ class Screen:
 def _goal(c: RunConfig) -> str:
     if c.sparsity == 0.0:
         return "none: dense federated averaging"
-    much = f"{c.sparsity:.3g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"
     when = f"{c.schedule} over rounds {c.warmup + 1} to {c.end}"
     if c.schedule == "one-shot":
         when = f"at once in round {c.warmup + 1}"
-    return f"{much} by {c.score}, scope {c.scope}, {when}"
+    whose = [] if c.combine == "sum" else [f"clients combined by {c.combine}"]
+    whose += [] if c.masks == "global" else [f"clients' own masks by {c.masks}"]
+    shape = "" if c.unit_shape is None else f" {c.unit_shape[0]},{c.unit_shape[1]}"
+    unit = [] if c.unit == "weight" else [f"unit {c.unit}{shape}"]
+    by = f"{_amount(c)} by {c.score}"
+    return ", ".join([by, *whose, *unit, f"scope {c.scope}", when])
+
+
+def _amount(c: RunConfig) -> str:
+    if c.target_bytes is not None:
+        return f"down to {in_bytes(c.target_bytes)} on disk"
+    if c.target_flops is not None:
+        return f"down to {c.target_flops:.3g} of the FLOPs"
+    return f"{c.sparsity:.3g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"
 
 
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
@@ -160,11 +177,10 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     sent = summary["bytes_up"] + summary["bytes_down"]
     dense = summary["bytes_dense"]
     share = f" ({sent / dense:.0%})" if dense else ""
-    asked = summary["sparsity_asked"] or 0.0  # None: a threshold decided
-    short = prunable - kept < math.floor(asked * prunable + 0.5)
     return [
         *lines,
-        *([f"NOT REACHED: sparsity {asked:g}, too few clients answered when scoring"] * short),
+        *_beside(summary),
+        *(["NOT REACHED: too few clients answered when scoring"] * (not summary["reached"])),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
@@ -174,6 +190,20 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
+
+
+def _beside(summary: Mapping[str, Any]) -> list[str]:
+    """What else the task measures, and what label frequencies alone would reach."""
+    final = summary["quality"]["final"] or {}
+    usual = {"loss", "perplexity", "accuracy", "count", summary["metric"]}
+    more = {name: value for name, value in final.items() if name not in usual}
+    lines = [f"  pruned: {_measured(more)}"] if more else []
+    naive = summary["naive"]
+    return lines + ([f"  label frequencies alone: {_measured(naive)}"] if naive else [])
+
+
+def _measured(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
+from fedprune.pruning.flops import flops
 from fedprune.pruning.layout import Layout
 from fedprune.report.rows import quality
 from fedprune.state import State, Totals
-from fedprune.tensors import count_kept, digest
+from fedprune.tensors import Masks, count_kept, digest
 
 Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a summary says beside the states.
+
+    Attributes:
+        model: the model's class.
+        sizes: labels in each partition's training part.
+        seconds: how long it took.
+        naive: what label frequencies alone reach on test, by measure.
+        positions: rows that each prunable layer sees in one example.
+    """
+
+    model: str
+    sizes: Mapping[int, int]
+    seconds: float
+    naive: Mapping[str, float] = field(default_factory=dict)
+    positions: Mapping[str, float] = field(default_factory=dict)
 
 
 def summary_of(
@@ -21,9 +44,7 @@ def summary_of(
     layout: Layout,
     end: State,
     tests: Mapping[str, Totals],
-    sizes: Mapping[int, int],
-    model: str,
-    seconds: float,
+    about: About,
 ) -> Summary:
     """What a run came to.
 
@@ -32,9 +53,7 @@ def summary_of(
         layout: the model's layout.
         end: the pruned arm's last state.
         tests: test totals over all partitions, by arm, the pruned one first.
-        sizes: labels in each partition's training part.
-        model: the model's class.
-        seconds: how long it took.
+        about: the rest.
     """
     task = tasks_of(config.plugin)[config.task]
     prunable = sum(m.numel() for m in end.masks.values())
@@ -43,18 +62,21 @@ def summary_of(
     final, *baselines = tests.items()
     return {
         "task": config.task,
-        "model": model,
+        "model": about.model,
+        "family": config.model,
         "metric": task.metric,
         "unit": task.unit,
         "seed": config.seed,
         "split": config.split,
-        "clients": len(sizes),
+        "clients": len(about.sizes),
         "cohort": config.cohort,
         "hosts": config.hosts,
         "engine": config.engine,
-        "shard_sizes": [sizes[p] for p in sorted(sizes)],
+        "shard_sizes": [about.sizes[p] for p in sorted(about.sizes)],
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
+        "reached": not end.owed,
+        **_flops(end.masks, about.positions),
         "sparsity_of_all": (prunable - kept) / parameters,
         "parameters": parameters,
         "prunable_parameters": prunable,
@@ -71,6 +93,7 @@ def summary_of(
             "final": quality(final[1]),
             **{arm: quality(totals) for arm, totals in baselines},
         },
+        "naive": dict(about.naive),
         "bytes_up": end.traffic.up,
         "bytes_down": end.traffic.down,
         "bytes_dense": end.traffic.dense,
@@ -78,5 +101,13 @@ def summary_of(
         "rounds": config.rounds,
         "rounds_completed": end.completed,
         "failures": end.failed,
-        "seconds": round(seconds, 3),
+        "seconds": round(about.seconds, 3),
     }
+
+
+def _flops(masks: Masks, positions: Mapping[str, float]) -> Summary:
+    """FLOPs of the prunable layers for one example: as counted, zeros are not yet skipped."""
+    if not positions:
+        return {}
+    full = {name: torch.ones_like(m) for name, m in masks.items()}
+    return {"flops_dense": flops(full, positions), "flops_kept": flops(masks, positions)}

@@ -1,5 +1,6 @@
 """The tables of a run: cells as words, ready for the page."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,15 +47,32 @@ def outcome(run: Run, name: str, column: str) -> float:
 
 
 def quality_table(run: Run) -> Table:
-    """Quality on the test split, and how far each model is from the dense one."""
+    """Quality on the test split, and how far each model is from the dense one.
+
+    The last row is what the frequencies of labels reach without any model.
+    """
     dense = outcome(run, "dense_at_pruning", run.metric)
+    more = further_measures(run)
     rows = []
     for name, words in results(run).items():
         value, loss = outcome(run, name, run.metric), outcome(run, name, "loss")
         moved = NONE if name == "dense_at_pruning" else change(run.metric, value, dense)
-        rows.append([words, measure(run.metric, value), moved, significant(loss)])
+        others = [significant(outcome(run, name, column)) for column in more]
+        rows.append([words, measure(run.metric, value), moved, significant(loss), *others])
+    naive = run.summary.get("naive") or {}
+    if naive:
+        reached = measure(run.metric, number(naive.get(run.metric)))
+        others = [significant(naive.get(column)) for column in more]
+        rows.append(["label frequencies alone", reached, NONE, NONE, *others])
     columns = ["model", f"test {run.metric}", "since pruning began", "test loss"]
-    return Table(columns, rows, ("model",))
+    return Table([*columns, *(name.replace("_", " ") for name in more)], rows, ("model",))
+
+
+def further_measures(run: Run) -> list[str]:
+    """What the task measures on test beside loss, perplexity, accuracy and its metric."""
+    usual = {"loss", "perplexity", "accuracy", "count", run.metric}
+    final = (run.summary.get("quality") or {}).get("final") or {}
+    return [name for name in final if name not in usual]
 
 
 def change(metric: str, value: float, reference: float) -> str:
@@ -113,8 +131,23 @@ def round_table(run: Run, arm: str) -> Table:
         "seconds": lambda row: duration(run.seconds.get((arm, row["round"]))),
         "mask": lambda row: str(row.get("mask_digest") or NONE)[:8],
     }
-    rows = [[say(row) for say in columns.values()] for row in run.rows if row["arm"] == arm]
+    own = [row for row in run.rows if row["arm"] == arm]
+    said = [key for key in _SELDOM if any(row.get(key) is not None for row in own)]
+    columns |= {_SELDOM[key][0]: functools.partial(_told, key) for key in said}
+    rows = [[say(row) for say in columns.values()] for row in own]
     return Table(list(columns), rows, ("phase", "mask"))
+
+
+_SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "overlap": ("mask overlap after the wire", percent),
+    "standard_error": ("standard error / score", significant),
+    "exchanged": ("exchanged", whole),
+}
+"""Columns that only some configurations fill."""
+
+
+def _told(key: str, row: Row) -> str:
+    return _SELDOM[key][1](row.get(key))
 
 
 def layer_table(run: Run) -> Table:

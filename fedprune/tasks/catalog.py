@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from fedprune.tasks import images, shakespeare
+from fedprune.tasks import encoder, images, masked, presidents, restore, shakespeare, userdata
 from fedprune.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     "shakespeare": shakespeare.TASK,
+    "shakespeare-masked": masked.TASK,
+    "shakespeare-restore": restore.TASK,
+    "presidents": presidents.TASK,
+    "r8": encoder.R8,
+    "bbc": encoder.BBC,
+    "text-classification": userdata.CLASSIFICATION,
+    "language-modelling": userdata.LANGUAGE,
+    "masked-language-modelling": userdata.MASKED,
+    "text-to-text": userdata.TEXT_TO_TEXT,
     "digits": images.DIGITS,
     "fashion-mnist": images.FASHION_MNIST,
 }

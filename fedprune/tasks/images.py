@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.tasks.models import ConvNet
 from fedprune.tasks.splits import FEWEST, cut_at_random, partition
-from fedprune.tasks.task import Part, Shard, Task, classification_loss
+from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -104,7 +104,7 @@ def _read_idx(path: Path) -> Tensor:
     return torch.from_numpy(values.copy())
 
 
-def local_images(folder: Path, seed: int) -> Shard:
+def local_images(folder: Path, config: RunConfig) -> Shard:
     """A device's own shard: every ``*.npz`` in its folder, each with `images` and `labels`.
 
     `images` (N, H, W) of numbers in 0..1, `labels` (N,) of integers.
@@ -121,17 +121,31 @@ def local_images(folder: Path, seed: int) -> Shard:
         raise FileNotFoundError(
             f"data={folder}: {error}; allowed: *.npz files with arrays images and labels"
         ) from None
-    return cut_at_random(_rows(torch.from_numpy(images), torch.from_numpy(labels), folder), seed, 0)
+    rows = _rows(torch.from_numpy(images), torch.from_numpy(labels), folder)
+    return cut_at_random(rows, config.seed, 0)
 
 
-def digits_model() -> nn.Module:
+def digits_model(config: RunConfig) -> nn.Module:
     """A convolutional net for 8 x 8 images."""
-    return ConvNet(side=8, channels=(16, 32), hidden=64, classes=10)
+    del config  # there is one model
+    return ConvNet(side=8, channels=(16, 32), hidden=64, classes=_CLASSES)
 
 
-def fashion_model() -> nn.Module:
+def fashion_model(config: RunConfig) -> nn.Module:
     """A convolutional net for 28 x 28 images."""
-    return ConvNet(side=28, channels=(8, 16), hidden=64, classes=10)
+    del config
+    return ConvNet(side=28, channels=(8, 16), hidden=64, classes=_CLASSES)
+
+
+_CLASSES = 10
+_MODELS = {"cnn": "two convolutions with BatchNorm, two linear layers"}
+
+
+def _blank(side: int) -> Callable[[RunConfig], Part]:
+    return lambda _: {
+        "images": torch.zeros(1, 1, side, side),
+        "labels": torch.zeros(1, dtype=torch.long),
+    }
 
 
 _IMAGE_DEFAULTS = {"split": "dirichlet", "optimizer": "sgd", "lr": 0.05, "batch_size": 16}
@@ -144,6 +158,10 @@ DIGITS = Task(
     loss=classification_loss,
     shards=digits,
     output=("head",),
+    models=_MODELS,
+    classes=lambda _: _CLASSES,
+    dummy=_blank(8),
+    extra=f1_names(_CLASSES),
     splits=_SPLITS,
     defaults={**_IMAGE_DEFAULTS, "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 10},
     local=local_images,
@@ -157,6 +175,10 @@ FASHION_MNIST = Task(
     loss=classification_loss,
     shards=fashion_mnist,
     output=("head",),
+    models=_MODELS,
+    classes=lambda _: _CLASSES,
+    dummy=_blank(28),
+    extra=f1_names(_CLASSES),
     splits=_SPLITS,
     folder=True,
     defaults={**_IMAGE_DEFAULTS, "rounds": 24, "warmup": 8, "cohort": 10, "local_steps": 20},

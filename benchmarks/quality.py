@@ -1,0 +1,156 @@
+"""What one-shot pruning by each score costs on the default task, before and after fine-tuning.
+
+    python benchmarks/quality.py [--seeds 0 1 2] [--sparsities 0.5 0.8 0.9 0.95] [--out FILE]
+
+For every seed one dense warm-up (8 rounds, 6 of 20 clients each), then from its weights, for every
+method and sparsity: one scoring question to the round's cohort, one mask, test perplexity over all
+clients ("before"), six rounds of masked fine-tuning, test perplexity again ("after"). Every method
+prunes within its own paper's comparison group. The table has mean and standard deviation over the
+seeds; seeds run side by side. Nothing is chosen by these numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fedprune.config import configure
+from fedprune.federation import dense_packet
+from fedprune.hosts import House, inline_port, open_house
+from fedprune.randomness import draw, generator
+from fedprune.report.rows import quality
+from fedprune.rounds import average, measure, run, score_and_prune, tune_all
+from fedprune.state import Plan, Port, State, first_state
+
+METHODS: dict[str, dict[str, Any]] = {
+    "random": {"score": "random"},
+    "magnitude": {"score": "magnitude"},
+    "gradient": {"score": "gradient"},
+    "taylor": {"score": "taylor"},
+    "fisher": {"score": "fisher"},
+    "wanda": {"score": "wanda", "scope": "row"},
+    "votes": {"score": "wanda", "combine": "votes", "scope": "layer"},
+    "sparsegpt": {"score": "sparsegpt", "scope": "layer"},
+}
+"""Options of every line of the table; the scope is ``global`` unless it says another."""
+
+WARMUP, TUNING = 8, 6
+DENSE = "dense"
+
+Line = dict[str, Any]
+
+
+def options(seed: int, **changes: Any) -> dict[str, Any]:
+    """A run of the default task that prunes once, after the warm-up."""
+    fixed = {"task": "shakespeare", "engine": "inline", "seed": seed, "schedule": "one-shot"}
+    return {**fixed, "rounds": WARMUP + TUNING, "warmup": WARMUP, "agreement": False, **changes}
+
+
+def perplexity(state: State, port: Port) -> float:
+    """Test perplexity over all clients."""
+    _, totals = measure(state, port, "test")
+    return (quality(totals) or {})["perplexity"]
+
+
+def tuned(state: State, plan: Plan, port: Port) -> State:
+    """The state after one round of tuning, cohort as in a run."""
+    c = plan.config
+    cohort = draw(list(port.present()), c.cohort, generator(c.seed, "cohort", state.round))
+    state, changes = tune_all(state, plan, port, cohort)
+    return average(state, plan, changes)
+
+
+def line(house: House, warm: State, name: str, sparsity: float) -> Line:
+    """Perplexity before and after fine-tuning for one method at one sparsity."""
+    changes = METHODS.get(name, {"score": "magnitude"})
+    config = configure(options(house.config.seed, sparsity=sparsity, **changes))
+    port = inline_port(replace(house, config=config))
+    plan = Plan(config, house.layout, (0, 0), house.model)
+    state = replace(warm, round=WARMUP + 1)
+    cohort = draw(list(port.present()), config.cohort, generator(config.seed, "cohort", WARMUP + 1))
+    if name != DENSE:
+        state, _ = score_and_prune(state, plan, port, cohort)
+    before = perplexity(state, port)
+    state = tuned(state, plan, port)
+    while state.round < config.rounds:
+        state = tuned(replace(state, round=state.round + 1), plan, port)
+    after = perplexity(state, port)
+    return {
+        "seed": config.seed,
+        "method": name,
+        "sparsity": sparsity,
+        "before": before,
+        "after": after,
+    }
+
+
+def lines_of(work: tuple[int, list[float], Path]) -> list[Line]:
+    """Every line of one seed, appended to the file as they come."""
+    seed, sparsities, out = work
+    house = open_house(configure(options(seed)))
+    fresh = first_state(house.model, house.layout)
+    plan = Plan(house.config, house.layout, dense_packet(fresh, house.layout))
+    warm = next(s for s, _ in run(fresh, plan, inline_port(house)) if s.round == WARMUP)
+    jobs = [(DENSE, 0.0), *((name, s) for s in sparsities for name in METHODS)]
+    found = []
+    for name, sparsity in jobs:
+        found.append(line(house, warm, name, sparsity))
+        with out.open("a") as file:
+            file.write(json.dumps(found[-1]) + "\n")
+        print(found[-1], flush=True)
+    return found
+
+
+def table(lines: Sequence[Line], sparsities: Sequence[float]) -> str:
+    """Markdown: methods down, sparsities across, perplexity before → after, mean (sd)."""
+    head = ["method", *(f"{s:.0%}" for s in sparsities)]
+    rows = [head, ["---", *["---:"] * len(sparsities)]]
+    for name in METHODS:
+        cells = [
+            " → ".join(
+                cell([x[key] for x in lines if (x["method"], x["sparsity"]) == (name, s)])
+                for key in ("before", "after")
+            )
+            for s in sparsities
+        ]
+        rows.append([f"`{name}`", *cells])
+    dense = [x for x in lines if x["method"] == DENSE]
+    note = " → ".join(cell([x[key] for x in dense]) for key in ("before", "after"))
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"{text}\n\nWithout pruning, the same rounds: {note}"
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean (standard deviation) of a few values."""
+    if not values:
+        return "-"
+    digits = 2 if mean(values) < 100 else 0
+    spread = stdev(values) if len(values) > 1 else math.nan
+    return f"{mean(values):.{digits}f} ({spread:.{digits}f})"
+
+
+def main() -> None:
+    """Measure and print, or print what a file holds already."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95])
+    parser.add_argument("--workers", type=int, default=2, help="seeds measured side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs/quality.jsonl"))
+    given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.unlink(missing_ok=True)
+    work = [(seed, given.sparsities, given.out) for seed in given.seeds]
+    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+        lines = [x for found in pool.map(lines_of, work, chunksize=1) for x in found]
+    print(table(lines, given.sparsities))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Writes docs/methods.md from the tables of the code: ``python docs/methods.py``.
+
+A test holds the file to what this writes, so a new line in a table needs this run once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fedprune.compression.wire import SCORE_TYPES
+from fedprune.config import configure
+from fedprune.hosts import dense_model, layout_for
+from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
+from fedprune.pruning.layout import Layout
+from fedprune.pruning.pools import POOLS
+from fedprune.pruning.schedules import SCHEDULES
+from fedprune.pruning.score import Score
+from fedprune.pruning.scores import SCORES
+from fedprune.pruning.selection import SCOPES
+from fedprune.pruning.units import UNITS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+HEAD = """\
+# Methods
+
+Made from the tables of the code by `python docs/methods.py`; do not edit. \
+`python simulations/run.py --list` prints the same names.
+
+A score is what the server makes of sums that clients send. *Additive*: the statistic is a sum \
+over examples, so the federated score equals the pooled one, for any split. *Sent* is what one \
+client sends to score the default model (two LLaMA layers, {weights:,} prunable weights), as fp32 \
+and before anything is removed; only weights that are still alive are sent. *While tuning*: \
+`--score-during tune` can collect it without a pass of its own.
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    config = configure({"task": "shakespeare"})
+    layout = layout_for(config, dense_model(config))
+    weights = sum(layout.shapes[name].numel() for name in layout.prunable)
+    parts = [
+        HEAD.format(weights=weights),
+        "## Scores (`--score`)\n",
+        _table(
+            ["score", "formula", "units", "additive", "a client's cost", "sent", "while tuning"],
+            [_score(name, score, layout) for name, score in SCORES.items()],
+        ),
+        "### Where they are from, and where they are\n",
+        _table(
+            ["score", "source", "code"],
+            [[f"`{n}`", s.source, _where(s)] for n, s in SCORES.items()],
+        ),
+    ]
+    for title, table in _others().items():
+        parts += [f"## {title}\n", table]
+    return "\n".join(parts)
+
+
+def _score(name: str, score: Score, layout: Layout) -> list[str]:
+    sizes = [
+        sum(s.numel() for s in ask.shapes(layout, layout.prunable, _unit(score), 64).values())
+        for ask in score.asks
+    ]
+    watched = len(score.asks) == 1 and score.asks[0].watch is not None
+    return [
+        f"`{name}`",
+        score.summary,
+        ", ".join(score.units) or "all",
+        "yes" if score.additive else "no",
+        "; ".join(ask.passes for ask in score.asks) or "nothing",
+        " + ".join(f"{4 * size:,} B" for size in sizes) or "nothing",
+        "only" if score.tuning else "yes" if watched else "no",
+    ]
+
+
+def _unit(score: Score) -> str:
+    return "weight" if not score.units or "weight" in score.units else score.units[0]
+
+
+def _where(score: Score) -> str:
+    return _link(score.finalise)
+
+
+def _link(function: Callable[..., Any]) -> str:
+    path = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT)
+    line = inspect.getsourcelines(function)[1]
+    return f"[`{path}:{line}`](../{path}#L{line})"
+
+
+def _others() -> dict[str, str]:
+    sourced: dict[str, Mapping[str, Any]] = {
+        "Combining clients (`--combine`)": COMBINES,
+        "Whose masks (`--masks`)": MASKS,
+        "Averaging weights (`--average`)": AVERAGES,
+    }
+    plain: dict[str, Mapping[str, Any]] = {
+        "Who competes with whom (`--scope`)": SCOPES,
+        "What is removed together (`--unit`)": UNITS,
+        "A unit's score (`--pool`)": POOLS,
+        "When (`--schedule`)": SCHEDULES,
+    }
+    tables = {
+        title: _table(
+            ["name", "what", "source"], [[f"`{n}`", x.summary, x.source] for n, x in table.items()]
+        )
+        for title, table in sourced.items()
+    }
+    scales = [[f"`{n}`", text] for n, text in NORMALISE_SUMMARIES.items()]
+    tables["What clients do to their scores first (`--normalise`)"] = _table(
+        ["name", "what"], scales
+    )
+    for title, table in plain.items():
+        tables[title] = _table(["name", "what"], [[f"`{n}`", x.summary] for n, x in table.items()])
+    wires = [[f"`{name}`", kind] for name, kind in SCORE_TYPES.items()]
+    return tables | {"Statistics on the wire (`--score-wire`)": _table(["name", "type"], wires)}
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "methods.md").write_text(document(), encoding="utf-8")

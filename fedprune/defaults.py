@@ -1,0 +1,117 @@
+"""What a configuration fills in by itself: what depends on the task, the score, the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedprune.naming import named
+from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.score import Score
+from fedprune.pruning.units import pattern_sparsity
+from fedprune.tasks.task import Task
+
+
+def completed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys given and a value for every key whose default depends on others.
+
+    Values of a wrong type pass through untouched: validation names them afterwards.
+    """
+    plugin = str(given.get("plugin", ""))
+    task_name, score_name = given.get("task", "shakespeare"), given.get("score", "taylor")
+    tasks, scores = tasks_of(plugin), scores_of(plugin)
+    named(("task", task_name), tasks)
+    named(("score", score_name), scores)
+    task, score = tasks[task_name], scores[score_name]
+    defaults = {**_ANY_TASK, **task.defaults, **(_AT_START if score.at_start else {})}
+    values = {"clients": 20, **defaults, **given}
+    for fill in (_of_task(task), _of_score(score, given.get("unit")), _of_amount(values)):
+        values = {**fill, **values}
+    values = {**_of_choices(values), **values}
+    if given.get("local_epochs") and "local_steps" not in given:
+        values["local_steps"] = 0
+    numbers = [values[key] for key in ("clients", "rounds", "warmup", "cohort")]
+    if all(isinstance(number, int) for number in numbers):
+        sized = _sized(given, defaults, values["clients"], values["rounds"])
+        if values["schedule"] == "one-shot":
+            sized["end"] = sized["warmup"] + 1
+        return {**values, **sized, **given}
+    return {"hosts": 1, "end": 1, **values}
+
+
+def _of_task(task: Task) -> dict[str, Any]:
+    columns = {f"{name}_column": name for name in ("text", "label", "target")}
+    out: dict[str, Any] = {key: name for key, name in columns.items() if key in task.columns}
+    return out | {"model": next(iter(task.models), "")}
+
+
+def _of_score(score: Score, unit: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {"score_during": "tune"} if score.tuning else {}
+    if score.units and "weight" not in score.units:
+        out["unit"] = score.units[0]
+    if score.step is not None and unit != "n:m":
+        out["scope"] = "layer"
+    return out | ({"probes": 64} if score.error is not None else {})
+
+
+_AMOUNTS = ("threshold", "target_bytes", "target_flops")
+
+
+def _of_amount(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values.get("threshold") is not None:
+        return {"schedule": "one-shot"}
+    if any(values.get(key) is not None for key in _AMOUNTS):
+        return {"schedule": "cubic"}
+    if values.get("unit") == "n:m":
+        kept, of = values.get("unit_shape") or _SHAPES["n:m"]
+        return {"schedule": "cubic", "sparsity": pattern_sparsity(kept, of)}
+    return {"schedule": "cubic", "sparsity": 0.8}
+
+
+_SHAPES = {"n:m": (2, 4), "block": (4, 1)}
+
+
+def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of options that belong to the value of another one."""
+    unit, out = values.get("unit", "weight"), dict[str, Any]()
+    out |= {"unit_shape": _SHAPES[unit]} if unit in _SHAPES else {}
+    out |= {"pool": "mean"} if unit not in {"weight", "n:m"} else {}
+    if values["split"] == "dirichlet":
+        out["alpha"] = 0.5
+    if values["optimizer"] == "sgd":
+        out["momentum"] = 0.9
+    if values["schedule"] == "regrow":
+        out["regrow"] = 0.3
+    if values.get("combine") == "trimmed-mean":
+        out["trim"] = 0.1
+    if values.get("masks", "global") != "global":
+        out["average"] = "l0-mean"
+    return out
+
+
+_AT_START = {"warmup": 0, "schedule": "one-shot"}
+
+
+def _sized(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], clients: int, rounds: int
+) -> dict[str, int]:
+    """What scales with the number of clients and of rounds, unless it is given."""
+    warmup = given.get("warmup", defaults["warmup"] * rounds // defaults["rounds"])
+    return {
+        "warmup": warmup,
+        "cohort": min(defaults["cohort"], clients),
+        "hosts": min(clients, 8),
+        "end": warmup + max(1, (rounds - warmup) * 2 // 3),
+    }
+
+
+_ANY_TASK = {
+    "split": "iid",
+    "rounds": 20,
+    "warmup": 5,
+    "cohort": 10,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "batch_size": 16,
+    "local_steps": 10,
+}

@@ -1,0 +1,221 @@
+"""What an answer to a question consists of: both sides know it before anything is sent.
+
+A client fills the form in, a server checks what came against it, and either side can turn a flat
+buffer into named tensors with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedprune.config import RunConfig
+from fedprune.messages import Folded, Question, Refused
+from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.combining import COMBINES
+from fedprune.pruning.layout import Layout
+from fedprune.tasks.task import extra_names
+from fedprune.tensors import Masks, Tensors, count_kept, spread
+
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer consists of.
+
+    Attributes:
+        shapes: of the values, by name.
+        masks: where they are kept; names without a mask come whole.
+        totals: the named sums that come along.
+        sums: shapes of the statistics that come beside the values.
+        voters: how many flags the votes hold; 0: no votes are expected.
+        own: the values come on the client's own mask, which its votes are.
+        singly: the server needs the values of each client, not only their sum.
+    """
+
+    shapes: Shapes
+    masks: Masks = field(default_factory=dict)
+    totals: frozenset[str] = frozenset()
+    sums: Shapes = field(default_factory=dict)
+    voters: int = 0
+    own: bool = False
+    singly: bool = False
+
+    @property
+    def values(self) -> int:
+        """How many values an answer carries."""
+        return _numbers(self.shapes, self.masks)
+
+    @property
+    def statistics(self) -> int:
+        """How many statistics come beside them."""
+        return _numbers(self.sums, self.masks)
+
+    def named(self, flat: Tensor) -> Tensors:
+        """Values by name, 0.0 where a mask is False."""
+        return spread(flat, self.shapes, fitting(self.shapes, self.masks))
+
+    def named_sums(self, flat: Tensor) -> Tensors:
+        """Statistics by name."""
+        return spread(flat, self.sums, fitting(self.sums, self.masks))
+
+
+def fitting(shapes: Shapes, masks: Masks) -> Masks:
+    """The masks that apply: those of the same name and shape."""
+    return {n: masks[n] for n, s in shapes.items() if n in masks and masks[n].shape == s}
+
+
+def _numbers(shapes: Shapes, masks: Masks) -> int:
+    given = fitting(shapes, masks)
+    return count_kept(given) + sum(s.numel() for n, s in shapes.items() if n not in given)
+
+
+def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
+    """The form of an answer to this question."""
+    return {"score": _score, "tune": _tune, "evaluate": _evaluate, "describe": _describe}[
+        question.kind
+    ](question, config, layout)
+
+
+def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
+    names = question.names or layout.prunable
+    totals = frozenset({"count"})
+    if question.dense:
+        return Form({n: layout.shapes[n] for n in names}, {}, totals)
+    asks = scores_of(config.plugin)[question.score].asks
+    last = question.ask == len(asks) - 1
+    masks = {n: question.masks[n] for n in names}
+    combine = COMBINES[config.combine] if last else COMBINES["sum"]
+    shapes: Shapes = asks[question.ask].shapes(layout, names, config.unit, config.probes or 0)
+    if not combine.pooled:
+        shapes = {n: layout.shapes[n] for n in names} if combine.valued else {}
+    votes = last and question.sparsity is not None
+    if votes and config.score_wire != "fp32":
+        totals |= {"overlap", "own"}
+    voters = count_kept(masks) if votes else 0
+    return Form(shapes, masks, totals, voters=voters, singly=combine.merge is not None)
+
+
+def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
+    sums: Shapes = {}
+    if question.score and config.score_during == "tune":
+        ask = scores_of(config.plugin)[question.score].asks[0]
+        sums = ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
+    own = bool(question.score) and config.masks != "global"
+    return Form(
+        layout.shapes,
+        question.masks,
+        frozenset({"loss", "count"}),
+        sums,
+        count_kept(question.masks) if own else 0,
+        own,
+    )
+
+
+def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del layout
+    task = tasks_of(config.plugin)[config.task]
+    exam = task.exam_names if question.part == "test" else ()
+    return Form({}, {}, frozenset({"loss", "correct", "count", *extra_names(task, config), *exam}))
+
+
+def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del question, layout
+    classes = tasks_of(config.plugin)[config.task].classes
+    each = torch.Size([classes(config) if classes else 0])
+    return Form({"test": each, "train": each})
+
+
+def check(
+    values: Tensor,
+    weight: float,
+    totals: Mapping[str, float],
+    form: Form,
+    statistics: Tensor | None = None,
+) -> None:
+    """Refuse a summand that would spoil the sum.
+
+    Raises:
+        Refused: the field (a tensor's name, "weight", "totals") and the reason.
+    """
+    if values.numel() != form.values:
+        raise Refused("values", f"wrong shape: {values.numel()} values, expected {form.values}")
+    beside = 0 if statistics is None else statistics.numel()
+    if beside != form.statistics:
+        raise Refused("statistics", f"wrong shape: {beside} values, expected {form.statistics}")
+    if not (math.isfinite(weight) and weight > 0):
+        raise Refused("weight", f"{weight} is not a positive number")
+    _check_totals(totals, form)
+    if not _finite(values):
+        raise Refused(_not_finite(form.named(values)), "NaN or infinite")
+    if statistics is not None and not _finite(statistics):
+        raise Refused(_not_finite(form.named_sums(statistics)), "NaN or infinite")
+
+
+def _finite(values: Tensor) -> bool:
+    # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
+    return not values.numel() or all(math.isfinite(v) for v in torch.aminmax(values))
+
+
+def _check_totals(totals: Mapping[str, float], form: Form) -> None:
+    if totals.keys() != form.totals:
+        named = f"{sorted(totals)[:9]}, expected {sorted(form.totals)}"
+        raise Refused("totals", named[:300])
+    for name, value in totals.items():
+        if not math.isfinite(value):
+            raise Refused(name, f"{value} is not finite")
+        if name != "loss" and value < 0:
+            raise Refused(name, f"{value} is negative")
+
+
+def _not_finite(tensors: Tensors) -> str:
+    return next(n for n, t in tensors.items() if not torch.isfinite(t).all())
+
+
+def check_sum(folded: Folded, form: Form) -> None:
+    """Refuse a host's sum that would spoil the server's: a server cannot trust a device.
+
+    Raises:
+        Refused: with the field and the reason.
+    """
+    if folded.bytes_up < 0:
+        raise Refused("bytes_up", f"{folded.bytes_up} is below 0")
+    if not folded.answered:
+        if folded != Folded(failures=folded.failures, bytes_up=folded.bytes_up):
+            raise Refused("answered", "a sum that nobody answered for")
+        return
+    total = torch.empty(0) if folded.total is None else folded.total
+    check(total, folded.weight, folded.totals, form, folded.statistics)
+    _check_votes(folded, form)
+    _check_singles(folded, form)
+
+
+def _check_votes(folded: Folded, form: Form) -> None:
+    votes, most = folded.votes, len(folded.answered)
+    if votes is None:
+        if form.own:
+            raise Refused("votes", f"none, expected {form.voters}")
+        return
+    if votes.numel() != form.voters:
+        raise Refused("votes", f"{votes.numel()} votes, expected {form.voters}")
+    if votes.numel() and not 0 <= int(votes.min()) <= int(votes.max()) <= most:
+        raise Refused("votes", "counts outside 0 to the number of clients")
+    if form.own and (folded.held is None or folded.held.numel() != form.voters):
+        raise Refused("held", f"wrong shape, expected {form.voters}")
+    if folded.held is not None and not (_finite(folded.held) and bool((folded.held >= 0).all())):
+        raise Refused("held", "negative, NaN or infinite")
+
+
+def _check_singles(folded: Folded, form: Form) -> None:
+    singles = folded.singles
+    shape = (len(folded.answered), form.values) if form.singly else None
+    found = None if singles is None else tuple(singles.shape)
+    if found != shape:
+        raise Refused("singles", f"wrong shape: {found}, expected {shape}")
+    if singles is not None and not _finite(singles):
+        raise Refused("singles", "NaN or infinite")

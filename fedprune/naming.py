@@ -1,0 +1,29 @@
+"""Refusals: one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+Misfit = tuple[str, bool, str, str]
+"""Key, whether it is wrong, why, and what is allowed."""
+
+
+def named(item: tuple[str, Any], table: Iterable[str]) -> None:
+    """Refuse a value that is not a name in the table.
+
+    Raises:
+        ValueError: with the nearest name and all that are allowed.
+    """
+    (key, value), names = item, list(table)
+    if value in names:
+        return
+    near = get_close_matches(str(value), names, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(f"{key}={value!r}: no such {key}{hint}; allowed: {', '.join(names)}")
+
+
+def refuse(key: str, value: Any, reason: str, allowed: str) -> None:
+    """Raise a ValueError of the usual form."""
+    raise ValueError(f"{key}={value!r}: {reason}; allowed: {allowed}")

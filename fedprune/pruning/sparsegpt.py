@@ -1,0 +1,172 @@
+"""SparseGPT: removes weights column by column and lets the rest of the row make up for each.
+
+Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1. The clients' Σ x xᵀ add up, so this is
+the centralised method on the pooled data, behind the same prefix. Departures: what was removed
+before stays removed, and a tensor loses exactly its number of weights, dealt to the blocks of
+columns in proportion to what is alive in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedprune.pruning.inputs import mean_inputs
+from fedprune.pruning.layout import as_rows, from_rows
+from fedprune.pruning.ranking import Layer, drop
+from fedprune.pruning.score import Evidence
+from fedprune.pruning.units import pattern_counts
+from fedprune.tensors import Masks, Tensors
+
+BLOCK = 128
+"""Columns whose mask is chosen at once (B_s in algorithm 1)."""
+
+DAMPENING = 0.01
+"""Part of the mean of the Hessian's diagonal that is added to it."""
+
+PerGroup = tuple[int, int]
+"""N of M: N stay of every M neighbours along the inputs."""
+
+Counts = tuple[int, list[int]]
+"""M, and how many weights of a row are gone in each of its groups of M."""
+
+
+def obs(evidence: Evidence) -> Tensors:
+    """w²/[H⁻¹]_jj: what removing one weight costs when the others make up for it, float64.
+
+    Hassibi and Stork 1993 (OBS), with H the mean of x xᵀ; as in SparseGPT, sect. 3. What
+    clients vote with; the step itself ranks by the weights as they are by then.
+    """
+    scores: Tensors = {}
+    for name, w in evidence.weights.items():
+        rows = as_rows(evidence.layout, name, w.double())
+        hessian, dead = _damped(mean_inputs(evidence, name))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        saliency = (rows.square() / inverse.diagonal()).masked_fill(dead, 0.0)
+        scores[name] = from_rows(evidence.layout, name, saliency).contiguous()
+    return scores
+
+
+def step(
+    evidence: Evidence, sparsities: Mapping[str, float], per_group: PerGroup | None
+) -> tuple[Masks, Tensors]:
+    """Masks and new weights of the tensors to prune.
+
+    Args:
+        evidence: with Σ x xᵀ of every tensor in `evidence.weights`.
+        sparsities: of each tensor, of its original count; exactly floor(s·n + ½) are removed, or
+            what was removed before if that is more.
+        per_group: (N, M) to keep N of every M along the inputs instead; less where the sparsity is
+            below the pattern's, and for a shorter last group (`fedprune.pruning.units`).
+
+    Returns:
+        Masks that keep nothing the masks before did not, and weights, 0.0 where removed.
+    """
+    masks, weights = {}, {}
+    for name, w in evidence.weights.items():
+        layout = evidence.layout
+        rows = as_rows(layout, name, w.double()).clone()
+        alive = as_rows(layout, name, evidence.masks[name])
+        wanted = math.floor(sparsities[name] * w.numel() + 0.5)
+        more = max(0, wanted - int((~alive).sum()))
+        counts = _counts(rows.shape[1], per_group, sparsities[name])
+        kept, new = prune_rows(rows, alive, mean_inputs(evidence, name), more, counts)
+        masks[name] = from_rows(layout, name, kept).contiguous()
+        weights[name] = from_rows(layout, name, new).contiguous().to(w.dtype)
+    return masks, weights
+
+
+def _counts(columns: int, per_group: PerGroup | None, sparsity: float) -> Counts | None:
+    if per_group is None:
+        return None
+    return per_group[1], pattern_counts(columns, *per_group, sparsity).tolist()
+
+
+def prune_rows(
+    w: Tensor, alive: Tensor, hessian: Tensor, more: int, counts: Counts | None = None
+) -> tuple[Tensor, Tensor]:
+    """One matrix without `more` further weights (or N of M of them), the rest adapted.
+
+    Args:
+        w: (out, columns), float64.
+        alive: the same shape, what is there.
+        hessian: (columns, columns), Σ or mean of x xᵀ; its scale does not matter.
+        more: how many of the living go; not looked at with `counts`.
+        counts: how many are gone of every row's groups.
+
+    Returns:
+        The mask, and the weights, both (out, columns).
+    """
+    damped, dead = _damped(hessian)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    w, mask = w.clone(), alive.clone()
+    # A whole number of groups.
+    width = BLOCK if counts is None else max(1, BLOCK // counts[0]) * counts[0]
+    seen, there = 0, int(alive.sum())
+    for start in range(0, w.shape[1], width):
+        block = slice(start, min(start + width, w.shape[1]))
+        if counts is None:
+            before, seen = seen, seen + int(alive[:, block].sum())
+            share = _share(more, seen, there) - _share(more, before, there)
+            saliency = _saliency(w, upper, dead, block)
+            mask[:, block] = _without_lowest(saliency, alive[:, block], share)
+        _sweep(w, mask, upper, dead, block, counts)
+    return mask, w
+
+
+def _share(more: int, seen: int, there: int) -> int:
+    """Of `more` removals those due within the first `seen` of the living, rounded."""
+    return (2 * more * seen + there) // (2 * there) if there else 0
+
+
+def _damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """A Hessian that can be inverted, and which inputs are always 0, (columns,)."""
+    damped = hessian.double().clone()
+    dead = damped.diagonal() == 0
+    damped.diagonal()[dead] = 1.0
+    damped.diagonal().add_(DAMPENING * damped.diagonal().mean())
+    return damped, dead
+
+
+def _saliency(w: Tensor, upper: Tensor, dead: Tensor, columns: slice) -> Tensor:
+    """Error that removing each weight makes, given that the columns before are done."""
+    cost = (w[:, columns] / upper.diagonal()[columns]).square()
+    return cost.masked_fill(dead[columns], 0.0)  # a weight whose input is always 0 is of no use
+
+
+def _without_lowest(saliency: Tensor, alive: Tensor, count: int) -> Tensor:
+    layer = Layer(saliency.flatten().cpu().numpy(), None, alive.flatten().cpu().numpy(), 0)
+    return torch.from_numpy(drop([layer], count)[0]).reshape(alive.shape).to(alive.device)
+
+
+def _sweep(
+    w: Tensor,
+    mask: Tensor,
+    upper: Tensor,
+    dead: Tensor,
+    block: slice,
+    counts: Counts | None,
+) -> None:
+    """Removes what the mask says from a block's columns, in place; all later columns adapt."""
+    errors = torch.zeros_like(w[:, block])
+    for j in range(block.start, block.stop):
+        if counts is not None and j % counts[0] == 0:
+            group = slice(j, min(j + counts[0], w.shape[1]))
+            saliency = _saliency(w, upper, dead, group)
+            mask[:, group] &= _n_of_m(saliency, mask[:, group], counts[1][j // counts[0]])
+        left = w[:, j] * mask[:, j]
+        error = (w[:, j] - left) / upper[j, j]
+        w[:, j : block.stop] -= torch.outer(error, upper[j, j : block.stop])
+        w[:, j] = left
+        errors[:, j - block.start] = error
+    w[:, block.stop :] -= errors @ upper[block, block.stop :]
+
+
+def _n_of_m(saliency: Tensor, alive: Tensor, gone: int) -> Tensor:
+    """Every row without its lowest; what is removed already ranks below everything."""
+    order = saliency.masked_fill(~alive, -1.0).argsort(dim=1, stable=True)
+    return torch.ones_like(alive).scatter(1, order[:, :gone], False)

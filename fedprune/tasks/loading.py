@@ -1,0 +1,134 @@
+"""Models by name: a family built from scratch, or what `transformers` loads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fedprune.tasks.families import FAMILIES, Need
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+
+def build(config: RunConfig, need: Need) -> nn.Module:
+    """The model that a configuration names, in float32 and without a cache.
+
+    A family is initialised from scratch; a folder or hub id brings its weights, and a head of
+    output that it does not bring is initialised.
+
+    Raises:
+        FileNotFoundError: it is none of these, or cannot be loaded.
+        ValueError: it is a family for another purpose.
+    """
+    if config.model in FAMILIES:
+        family = FAMILIES[config.model]
+        if need.purpose not in family.purposes:
+            allowed = ", ".join(n for n, f in FAMILIES.items() if need.purpose in f.purposes)
+            raise ValueError(
+                f"model={config.model!r}: no model for task {config.task}; "
+                f"allowed: {allowed}, a folder, a hub id"
+            )
+        with quiet():
+            model: nn.Module = _auto(need.purpose).from_config(_sized(family.config(need), need))
+        family.prepare(model)
+        return model
+    return loaded(config, need)
+
+
+def loaded(config: RunConfig, need: Need) -> nn.Module:
+    """The model in a folder or of a hub id, in float32 whatever it was saved in."""
+    labels = {"num_labels": need.classes} if need.purpose == "classify" else {}
+    model: nn.Module = from_pretrained(
+        _auto(need.purpose), config.model, config.task, dtype=torch.float32, **labels
+    )
+    settings: Any = model.config
+    settings.use_cache = False
+    longest = getattr(settings, "max_position_embeddings", None) or need.length  # T5 has no limit
+    if need.length > longest:
+        raise ValueError(
+            f"length={need.length}: {config.model} reads {longest} tokens; allowed: 8 to {longest}"
+        )
+    if need.purpose == "classify" and settings.pad_token_id is None:
+        settings.pad_token_id = need.pad
+    return model
+
+
+def _sized(settings: Any, need: Need) -> Any:
+    if need.purpose == "classify":
+        settings.num_labels = need.classes
+    return settings
+
+
+def _auto(purpose: str) -> Any:
+    import transformers
+
+    return {
+        "causal": transformers.AutoModelForCausalLM,
+        "masked": transformers.AutoModelForMaskedLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "classify": transformers.AutoModelForSequenceClassification,
+    }[purpose]
+
+
+def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
+    """``auto.from_pretrained`` of a folder, or of a hub id that is cached or can be reached.
+
+    Raises:
+        FileNotFoundError: one line that says why it is not to be had.
+    """
+    folder = Path(name).is_dir()
+    here = {} if folder or reachable() else {"local_files_only": True}
+    with quiet():
+        try:
+            return auto.from_pretrained(name, **options, **here)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+    allowed = "a folder that transformers saved a model and its tokenizer in"
+    if folder:
+        raise FileNotFoundError(
+            f"model={name!r}: {auto.__name__} cannot load it: {reason}; allowed: {allowed}"
+        )
+    raise FileNotFoundError(
+        f"model={name!r}: neither a family of task {task} nor a folder, and the hub is not "
+        f"reachable or has no such model; allowed: a name of --list, {allowed}, a hub id"
+    )
+
+
+@functools.cache
+def reachable() -> bool:
+    """Whether the hub answers; asked once and briefly, where the client itself would ask for 45 s.
+
+    ``HF_HUB_OFFLINE=1`` says no, without asking.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of whatever kind: what cannot be asked is not reachable
+        return False
+    return True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block `transformers` prints neither bars nor warnings."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,126 @@
+"""Masked language modelling: symbols are hidden once, and BERT or RoBERTa guess them.
+
+Devlin et al. 2019 (arXiv 1810.04805), section 3.1: of 15 % of the symbols 80 % become the mask,
+10 % another symbol and 10 % stay; the loss is over these 15 %. RoBERTa (Liu et al. 2019, arXiv
+1907.11692) draws them anew in every epoch. Here they are drawn once for each example, from the
+seed: so a loss, and a score, is a function of the data, and can be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.randomness import generator
+from fedprune.tasks.families import families_for, heads_of
+from fedprune.tasks.language import (
+    FEWEST_WINDOWS,
+    cut_stream,
+    length_of,
+    text_classes,
+    text_model,
+    text_tokenizer,
+)
+from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
+from fedprune.tasks.symbols import ALPHABET, Symbols, symbols_of
+from fedprune.tasks.task import Loss, Part, Shard, Task, label_tokens, token_loss
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+HIDDEN = 0.15
+"""Part of the symbols that are labels."""
+
+
+def masked_token_loss(model: nn.Module, batch: Part) -> Loss:
+    """Cross-entropy of a model's logits (B, T, V) at the symbols that were hidden."""
+    out = model(input_ids=batch["inputs"], attention_mask=batch["attention"])
+    return token_loss(out.logits, batch)
+
+
+def stretches(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part:
+    """Consecutive examples of `length` symbols with nothing hidden yet; the last one is padded.
+
+    Returns:
+        inputs and attention (1 = symbol, 0 = padding), both (rows, length).
+    """
+    del sizes  # bits per byte mean nothing where six of seven symbols are given
+    n = len(ids)
+    rows = max(1, -(-n // length))
+    inputs = torch.full((rows * length,), symbols.pad)
+    attention = torch.zeros(rows * length, dtype=torch.long)
+    inputs[:n] = ids
+    attention[:n] = 1
+    return {"inputs": inputs.view(rows, length), "attention": attention.view(rows, length)}
+
+
+def hidden(part: Part, symbols: Symbols, gen: torch.Generator) -> Part:
+    """The part with symbols hidden, and labels (rows, length) that are -100 elsewhere."""
+    ids, shape = part["inputs"], part["inputs"].shape
+    chosen = (torch.rand(shape, generator=gen) < HIDDEN) & (part["attention"] == 1)
+    fate = torch.rand(shape, generator=gen)
+    first = 2 if symbols.characters else 0  # characters come after <pad> and <unk>
+    last = len(ALPHABET) if symbols.characters else symbols.size
+    other = torch.randint(first, last, shape, generator=gen)
+    inputs = torch.where(chosen & (fate < 0.8), symbols.mask or 0, ids)
+    inputs = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), other, inputs)
+    return {**part, "inputs": inputs, "labels": torch.where(chosen, ids, -100)}
+
+
+def masked_shard(text: str, config: RunConfig, partition: int) -> Shard:
+    """A text cut by time, its symbols hidden by draws for this seed, partition and part.
+
+    Raises:
+        ValueError: the model's tokenizer has no mask.
+    """
+    symbols = symbols_of(config, "masked")
+    if symbols.mask is None:
+        raise ValueError(
+            f"model={config.model!r}: its tokenizer has no mask; "
+            "allowed: a model made for masked language modelling"
+        )
+    whole = cut_stream(text, config, "masked", stretches)
+    parts = (whole.train, whole.validation, whole.test)
+    draws = (generator(config.seed, "hide", partition, i) for i in range(3))
+    return Shard(*(hidden(p, symbols, gen) for p, gen in zip(parts, draws, strict=True)))
+
+
+def shards(config: RunConfig) -> Sequence[Shard]:
+    """The text of every partition, cut by time, with symbols hidden."""
+    return [masked_shard("".join(own), config, p) for p, own in enumerate(roles(config))]
+
+
+def local_shard(folder: Path, config: RunConfig) -> Shard:
+    """A device's own shard: the text of its ``*.txt`` files, cut by time."""
+    text = local_text(folder, FEWEST_WINDOWS * length_of(config))
+    return masked_shard(text, config, 0)
+
+
+def one_stretch(config: RunConfig) -> Part:
+    """One row of the first id, all of it hidden."""
+    zeros = torch.zeros(1, length_of(config), dtype=torch.long)
+    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
+
+
+TASK = Task(
+    summary="hidden characters of Shakespeare, one client per speaking role (BERT, 2 layers)",
+    metric="perplexity",
+    unit="tokens",
+    model=text_model("masked"),
+    loss=masked_token_loss,
+    shards=shards,
+    labels=label_tokens,
+    output=heads_of,
+    models=families_for("masked", "bert"),
+    paths=True,
+    classes=text_classes("masked"),
+    dummy=one_stretch,
+    splits=SPLITS_OF_ROLES,
+    defaults=SLOW_STARTERS,
+    local=local_shard,
+    tokenizer=text_tokenizer("masked"),
+)

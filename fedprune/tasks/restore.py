@@ -1,0 +1,168 @@
+"""Text to text: write a text from another one; here, restore capitals and punctuation.
+
+A phrase of Shakespeare is given in small letters without punctuation, and the original is to be
+written: what a small T5 can learn, and what everybody can judge. Phrases are lines, broken at
+spaces. They are short because a T5 that knows characters and no positions must first find where
+it is in what it was given: of 64 characters it had not in 5,000 steps, of 24 it had in 1,000.
+"""
+
+from __future__ import annotations
+
+import string
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fedprune.tasks.families import families_for, heads_of
+from fedprune.tasks.language import (
+    FEWEST_WINDOWS,
+    length_of,
+    text_classes,
+    text_model,
+    text_tokenizer,
+)
+from fedprune.tasks.metrics import rouge_l
+from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
+from fedprune.tasks.symbols import rows_of, symbols_of
+from fedprune.tasks.task import Loss, Part, Shard, Task, label_tokens, token_loss
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+PHRASE = 24
+"""Characters of a phrase and its end, unless the configuration says another number."""
+
+EXAMINED = 20
+"""Texts that a client writes when it is examined, the first of its test part: writing is dear."""
+
+Pair = tuple[str, str]
+"""What is given, what is to be written."""
+
+
+def text_to_text_loss(model: nn.Module, batch: Part) -> Loss:
+    """Cross-entropy of what is to be written, (B, T), each symbol after the right ones before."""
+    out = model(
+        input_ids=batch["inputs"], attention_mask=batch["attention"], labels=batch["labels"]
+    )
+    return token_loss(out.logits, batch)
+
+
+def bare(line: str) -> str:
+    """A line in small letters and without ASCII punctuation, single spaces between words."""
+    return " ".join(line.lower().translate(_NO_PUNCTUATION).split())
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def pairs_of(texts: Sequence[str], length: int) -> list[Pair]:
+    """Every phrase of less than `length` characters with a word in it: bare, and as it was."""
+    lines = (line for text in texts for line in text.splitlines())
+    phrases = (phrase for line in lines for phrase in textwrap.wrap(line, length - 1))
+    return [(bare(phrase), phrase) for phrase in phrases if bare(phrase)]
+
+
+def pair_rows(pairs: Sequence[Pair], config: RunConfig, length: int) -> Part:
+    """One example a pair: inputs, attention and labels (rows, length), and bytes (rows,).
+
+    Texts that are too long are cut at the end. Labels of padding are -100.
+    """
+    symbols = symbols_of(config, "seq2seq")
+    inputs, attention, _ = rows_of(symbols, [given for given, _ in pairs], length)
+    wanted, counted, sizes = rows_of(symbols, [target for _, target in pairs], length)
+    labels = torch.where(counted == 1, wanted, -100)
+    return {"inputs": inputs, "attention": attention, "labels": labels, "bytes": sizes}
+
+
+def cut_in_order(rows: Part) -> Shard:
+    """First 80 % of the examples to train on, the next 10 % validation, the last 10 % test."""
+    n = rows["labels"].shape[0]
+    held = max(1, n // 10)
+    pieces = {name: t.split([n - 2 * held, held, held]) for name, t in rows.items()}
+    return Shard(*({name: piece[i] for name, piece in pieces.items()} for i in range(3)))
+
+
+def shards(config: RunConfig) -> Sequence[Shard]:
+    """The phrases of every partition, in the order they are spoken."""
+    return [_shard(own, config) for own in roles(config)]
+
+
+def _shard(texts: Sequence[str], config: RunConfig) -> Shard:
+    length = length_of(config, PHRASE)
+    return cut_in_order(pair_rows(pairs_of(texts, length), config, length))
+
+
+def local_shard(folder: Path, config: RunConfig) -> Shard:
+    """A device's own shard: the phrases of its ``*.txt`` files.
+
+    Raises:
+        FileNotFoundError: there is too little text.
+    """
+    fewest = FEWEST_WINDOWS * length_of(config, PHRASE)
+    return _shard([local_text(folder, fewest)], config)
+
+
+EXAM = ("exact", "rouge_l", "examined")
+"""Texts written exactly, sum of ROUGE-L, texts examined."""
+
+
+@torch.no_grad()
+def exam(model: nn.Module, part: Part, config: RunConfig) -> Mapping[str, float]:
+    """Write the first `EXAMINED` texts of a part greedily and sum what `EXAM` names."""
+    tokenizer = symbols_of(config, "seq2seq").tokenizer
+    rows = {name: t[:EXAMINED] for name, t in part.items()}
+    writer: Any = model
+    ids = writer.generate(
+        input_ids=rows["inputs"],
+        attention_mask=rows["attention"],
+        max_new_tokens=rows["labels"].shape[1],
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+    )
+    labels = rows["labels"].masked_fill(rows["labels"] == -100, tokenizer.pad_token_id)
+    written, wanted = (tokenizer.batch_decode(t, skip_special_tokens=True) for t in (ids, labels))
+    texts = list(zip(written, wanted, strict=True))
+    return {
+        "exact": float(sum(w == t for w, t in texts)),
+        "rouge_l": sum(rouge_l(w, t) for w, t in texts),
+        "examined": float(len(texts)),
+    }
+
+
+def one_pair(config: RunConfig) -> Part:
+    """One row of the first id, on either side."""
+    return blank_pair(length_of(config, PHRASE))
+
+
+def blank_pair(length: int) -> Part:
+    """One row of the first id, on either side."""
+    zeros = torch.zeros(1, length, dtype=torch.long)
+    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
+
+
+TASK = Task(
+    summary="capitals and punctuation of Shakespeare's phrases, one client per role (T5)",
+    metric="perplexity",
+    unit="tokens",
+    model=text_model("seq2seq", PHRASE),
+    loss=text_to_text_loss,
+    shards=shards,
+    labels=label_tokens,
+    output=heads_of,
+    models=families_for("seq2seq", "t5"),
+    paths=True,
+    classes=text_classes("seq2seq"),
+    dummy=one_pair,
+    extra=("bytes",),
+    exam=exam,
+    exam_names=EXAM,
+    splits=SPLITS_OF_ROLES,
+    defaults=SLOW_STARTERS,
+    local=local_shard,
+    tokenizer=text_tokenizer("seq2seq"),
+)

@@ -1,0 +1,226 @@
+"""Tasks on a user's own rows (``--data``): classify, model, fill in or rewrite texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fedprune.tasks.families import Need, families_for, heads_of
+from fedprune.tasks.language import (
+    cut_stream,
+    length_of,
+    one_window,
+    text_classes,
+    text_model,
+    text_tokenizer,
+)
+from fedprune.tasks.loading import build
+from fedprune.tasks.masked import masked_shard, masked_token_loss, one_stretch
+from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
+from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.symbols import rows_of, symbols_of
+from fedprune.tasks.tables import rows_with_text, shares
+from fedprune.tasks.task import (
+    Loss,
+    Part,
+    Shard,
+    Task,
+    class_loss,
+    f1_names,
+    label_tokens,
+    next_token_loss,
+)
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+USUAL = 128
+"""Symbols of a text to classify, unless the configuration says another number."""
+
+FEWEST_SYMBOLS = 20
+"""A client's stream has this many, so that each of its three parts has something to foretell."""
+
+SPLITS = {"iid": "", "natural": "client"}
+LABELLED_SPLITS = {**SPLITS, "dirichlet": "label", "shards": "label"}
+
+
+def streams(config: RunConfig) -> list[str]:
+    """The texts of every partition, a line each, as one stream."""
+    columns = rows_with_text(config)
+    dealt = shares(config, columns, SPLITS)
+    joined = ["".join(f"{columns['text'][i]}\n" for i in own) for own in dealt]
+    shortest = min(map(len, joined))
+    if shortest < FEWEST_SYMBOLS:
+        raise ValueError(
+            f"clients={config.clients}: the shortest partition would hold {shortest} characters; "
+            f"allowed: at least {FEWEST_SYMBOLS} each"
+        )
+    return joined
+
+
+def stream_shards(config: RunConfig) -> Sequence[Shard]:
+    """Windows over every partition's rows in their order, cut by time."""
+    return [cut_stream(text, config, "causal") for text in streams(config)]
+
+
+def hidden_shards(config: RunConfig) -> Sequence[Shard]:
+    """The same with symbols hidden."""
+    return [masked_shard(text, config, p) for p, text in enumerate(streams(config))]
+
+
+def pair_shards(config: RunConfig) -> Sequence[Shard]:
+    """Pairs of texts, cut at random."""
+    columns = rows_with_text(config, "target")
+    pairs = list(zip(columns["text"], columns["target"], strict=True))
+    dealt = shares(config, columns, SPLITS)
+    return [
+        cut_at_random(pair_rows([pairs[i] for i in own], config, length_of(config)), config.seed, p)
+        for p, own in enumerate(dealt)
+    ]
+
+
+def names_of_classes(config: RunConfig) -> list[str]:
+    """The distinct labels of the whole file, sorted as texts: in a simulation all know them.
+
+    Raises:
+        ValueError: there is only one.
+    """
+    names = sorted(set(rows_with_text(config, "label")["label"]))
+    if len(names) < 2:
+        raise ValueError(
+            f"label-column={config.label_column or 'label'!r}: every row has the same label; "
+            "allowed: at least two"
+        )
+    return names
+
+
+def labelled_shards(config: RunConfig) -> Sequence[Shard]:
+    """Texts, cut and padded to one length, and their classes; cut at random."""
+    columns = rows_with_text(config, "label")
+    index = {name: i for i, name in enumerate(names_of_classes(config))}
+    symbols = symbols_of(config, "classify")
+    ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
+    labels = torch.tensor([index[name] for name in columns["label"]])
+    rows = {"inputs": ids, "attention": attention, "labels": labels}
+    return [
+        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        for p, own in enumerate(shares(config, columns, LABELLED_SPLITS))
+    ]
+
+
+def text_class_loss(model: nn.Module, batch: Part) -> Loss:
+    """Cross-entropy of a sequence classifier's logits (B, classes) against ``labels`` (B,)."""
+    out = model(input_ids=batch["inputs"], attention_mask=batch["attention"])
+    return class_loss(out.logits, batch["labels"])
+
+
+def classifier(config: RunConfig) -> nn.Module:
+    """A sequence classifier for the classes of the data."""
+    symbols = symbols_of(config, "classify")
+    classes = len(names_of_classes(config))
+    length = length_of(config, USUAL)
+    return build(config, Need("classify", symbols.size, length, symbols.pad, None, classes))
+
+
+def one_text(config: RunConfig) -> Part:
+    """One row of the first id, of the first class."""
+    zeros = torch.zeros(1, length_of(config, USUAL), dtype=torch.long)
+    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
+
+
+_DEFAULTS = {
+    "rounds": 20,
+    "warmup": 6,
+    "cohort": 10,
+    "optimizer": "adamw",
+    "lr": 3e-3,
+    "batch_size": 16,
+    "local_steps": 20,
+}
+
+CLASSIFICATION = Task(
+    summary="classes of texts, from --data",
+    metric="accuracy",
+    unit="examples",
+    model=classifier,
+    loss=text_class_loss,
+    shards=labelled_shards,
+    output=heads_of,
+    models=families_for("classify", "bert"),
+    paths=True,
+    columns=("text", "label", "client"),
+    classes=lambda config: len(names_of_classes(config)),
+    dummy=one_text,
+    extra=lambda config: f1_names(len(names_of_classes(config))),
+    splits=LABELLED_SPLITS,
+    defaults=_DEFAULTS,
+    folder=True,
+    tokenizer=text_tokenizer("classify"),
+)
+
+LANGUAGE = Task(
+    summary="next symbol of texts, from --data",
+    metric="perplexity",
+    unit="tokens",
+    model=text_model("causal"),
+    loss=next_token_loss,
+    shards=stream_shards,
+    labels=label_tokens,
+    output=heads_of,
+    models=families_for("causal", "llama"),
+    paths=True,
+    columns=("text", "client"),
+    classes=text_classes("causal"),
+    dummy=one_window,
+    extra=("bytes",),
+    splits=SPLITS,
+    defaults=_DEFAULTS,
+    folder=True,
+    tokenizer=text_tokenizer("causal"),
+)
+
+MASKED = Task(
+    summary="hidden symbols of texts, from --data",
+    metric="perplexity",
+    unit="tokens",
+    model=text_model("masked"),
+    loss=masked_token_loss,
+    shards=hidden_shards,
+    labels=label_tokens,
+    output=heads_of,
+    models=families_for("masked", "bert"),
+    paths=True,
+    columns=("text", "client"),
+    classes=text_classes("masked"),
+    dummy=one_stretch,
+    splits=SPLITS,
+    defaults=_DEFAULTS,
+    folder=True,
+    tokenizer=text_tokenizer("masked"),
+)
+
+TEXT_TO_TEXT = Task(
+    summary="a text from another, from --data",
+    metric="perplexity",
+    unit="tokens",
+    model=text_model("seq2seq"),
+    loss=text_to_text_loss,
+    shards=pair_shards,
+    labels=label_tokens,
+    output=heads_of,
+    models=families_for("seq2seq", "t5"),
+    paths=True,
+    columns=("text", "target", "client"),
+    classes=text_classes("seq2seq"),
+    dummy=lambda config: blank_pair(length_of(config)),
+    extra=("bytes",),
+    exam=exam,
+    exam_names=EXAM,
+    splits=SPLITS,
+    defaults=_DEFAULTS,
+    folder=True,
+    tokenizer=text_tokenizer("seq2seq"),
+)

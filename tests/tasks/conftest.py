@@ -1,0 +1,63 @@
+"""What tests of tasks share: what a task reads of a configuration, and a user's rows as files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedprune.tasks.catalog import TASKS
+
+Asked = Callable[..., Any]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "Two", "dogs", "run,", "who?"]
+
+
+def text(i: int) -> str:
+    return " ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(1, 6 + i % 4))
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "text": text(i),
+        "label": ("good", "bad", "10")[i % 3],
+        "target": text(i).upper(),
+        "client": f"c{i % 4}" if i < 55 else "c9",
+    }
+    for i in range(60)
+]
+"""Four clients with 13 or 14 rows each and one with too few."""
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ROWS` as a jsonl file."""
+    import json
+
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def asked() -> Asked:
+    """The keys that tasks read, as a complete configuration would have them."""
+
+    def made(task: str, **keys: Any) -> Any:
+        given: dict[str, Any] = {
+            "task": task,
+            "clients": 4,
+            "seed": 3,
+            "alpha": 0.5,
+            "length": None,
+            "data": "",
+            "text_column": None,
+            "label_column": None,
+            "target_column": None,
+            "client_column": None,
+            "split": "iid",
+            "model": next(iter(TASKS[task].models)),
+        }
+        return SimpleNamespace(**{**given, **TASKS[task].defaults, **keys})
+
+    return made

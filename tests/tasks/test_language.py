@@ -1,0 +1,122 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedprune.tasks.language import (
+    BY_OWNER,
+    FEWEST_WINDOWS,
+    WINDOW,
+    Row,
+    cut_stream,
+    dealt,
+    one_window,
+    windows,
+)
+from fedprune.tasks.symbols import ALPHABET, encode
+from fedprune.tasks.task import Part, label_tokens
+
+PAD = 0
+TEXT = st.text(alphabet=[*ALPHABET[2:], "é", "—", "\t"], min_size=1, max_size=3 * WINDOW + 5)
+
+
+def characters(ids: Tensor) -> str:
+    return "".join(ALPHABET[i] for i in ids.tolist())
+
+
+def spoken(part: Part) -> str:
+    """The text of a part: its first input and then every label that counts."""
+    labels = part["labels"].flatten()
+    return characters(part["inputs"].flatten()[:1]) + characters(labels[labels != -100])
+
+
+@given(TEXT)
+def test_every_character_but_the_first_is_a_label_exactly_once(text: str):
+    ids = encode(text)
+    part = windows(ids)
+    inputs, labels = part["inputs"], part["labels"]
+    counted = labels != -100
+    assert labels[counted].tolist() == ids[1:].tolist()
+    assert inputs[counted].tolist() == ids[:-1].tolist(), "a label follows its input"
+    assert inputs[~counted].unique().tolist() in ([], [PAD])
+    assert label_tokens(part) == len(text) - 1
+    assert inputs.shape == labels.shape == (max(1, -(-(len(text) - 1) // WINDOW)), WINDOW)
+
+
+@pytest.mark.parametrize("n", [1, 2, WINDOW, WINDOW + 1, WINDOW + 2, 2 * WINDOW + 1])
+def test_padding_fills_only_the_last_window_and_does_not_count(n: int):
+    part = windows(torch.full((n,), 7))
+    padded = (part["labels"] == -100).sum(1).tolist()
+    assert padded[:-1] == [0] * (len(padded) - 1)
+    assert padded[-1] == len(padded) * WINDOW - (n - 1)
+
+
+def test_the_cut_keeps_time(asked: Any):
+    text = "".join(ALPHABET[3 + i % 95] for i in range(1234))
+    shard = cut_stream(text, asked("shakespeare"), "causal")
+    parts = [spoken(part) for part in (shard.train, shard.validation, shard.test)]
+    assert "".join(parts) == text
+    assert [len(part) for part in parts] == [1234 - 246, 123, 123]
+
+
+def test_the_smallest_role_has_something_in_every_part(asked: Any):
+    shard = cut_stream("x" * (FEWEST_WINDOWS * WINDOW), asked("shakespeare"), "causal")
+    assert [label_tokens(p) for p in (shard.train, shard.validation, shard.test)] == [
+        1023,
+        127,
+        127,
+    ]
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=70), st.integers(8, 30))
+def test_bytes_are_those_of_the_labels(sizes: list[int], length: int):
+    part = windows(torch.arange(len(sizes)), torch.tensor(sizes), length, pad=99)
+    assert int(part["bytes"].sum()) == sum(sizes[1:])
+    for row, size in zip(part["labels"].tolist(), part["bytes"].tolist(), strict=True):
+        assert size == sum(sizes[label] for label in row if label != -100)
+
+
+def test_bits_per_byte_count_every_byte_of_the_text(asked: Any):
+    text = "Señor — ça va? " * 40
+    shard = cut_stream(text, asked("shakespeare", length=16), "causal")
+    parts = (shard.train, shard.validation, shard.test)
+    ids = encode(text)
+    held = len(ids) // 10
+    firsts = (0, len(text) - 2 * held, len(text) - held)  # the first character is no label
+    expected = len(text.encode()) - sum(len(text[i].encode()) for i in firsts)
+    assert sum(int(p["bytes"].sum()) for p in parts) == expected
+
+
+ROWS: list[Row] = [
+    (f"owner {i % 5}", ("red", "blue")[i % 2], f"{i:03d}" * (20 + i % 5)) for i in range(100)
+]
+
+
+@pytest.mark.parametrize("split", BY_OWNER)
+def test_every_split_deals_the_texts_of_those_who_write_most(split: str, asked: Any):
+    config = asked("shakespeare", clients=3, split=split)
+    shares = dealt(ROWS, config, BY_OWNER[split], "owners have", 10)
+    assert len(shares) == 3
+    expected = [text for owner, _, text in ROWS if owner in ("owner 2", "owner 3", "owner 4")]
+    assert sorted(t for own in shares for t in own) == sorted(expected)
+    assert all(own == sorted(own) for own in shares), "in the order they were written"
+    if split == "natural":
+        assert all(len({int(t[:3]) % 5 for t in own}) == 1 for own in shares)
+
+
+def test_owners_that_write_too_little_are_no_clients(asked: Any):
+    most = sum(len(text) for owner, _, text in ROWS if owner == "owner 4")
+    config = asked("shakespeare", clients=2, split="natural")
+    with pytest.raises(ValueError, match=f"clients=2: 1 owners have {most} char.*: 1 to 1"):
+        dealt(ROWS, config, "owner", "owners have", most)
+
+
+def test_the_dummy_has_the_shape_of_an_example(asked: Any):
+    part = one_window(asked("shakespeare", length=32))
+    assert {name: t.shape for name, t in part.items()} == {
+        "inputs": (1, 32),
+        "labels": (1, 32),
+    }

@@ -1,0 +1,154 @@
+import math
+from functools import cache
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune.tasks.metrics import (
+    baseline_of,
+    label_counts,
+    longest_common,
+    macro_f1,
+    measures,
+    rouge_l,
+)
+from fedprune.tasks.task import class_loss
+
+LABELS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
+
+
+@given(LABELS, st.integers(1, 39))
+def test_macro_f1_of_added_sums_is_scikit_learns(pairs: list[tuple[int, int]], cut: int):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    labels, guesses = (list(x) for x in zip(*pairs, strict=True))
+    totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    for piece in (pairs[:cut], pairs[cut:]):  # two clients
+        if not piece:
+            continue
+        logits = nn_logits([g for _, g in piece])
+        loss = class_loss(logits, torch.tensor([k for k, _ in piece]))
+        sums = {"loss": float(loss.total), "correct": loss.correct, "count": loss.count}
+        for name, value in {**sums, **loss.extra}.items():
+            totals[name] = totals.get(name, 0.0) + value
+    found = measures(totals)
+    expected = sklearn.f1_score(labels, guesses, average="macro", zero_division=0)
+    assert found["macro_f1"] == pytest.approx(expected)
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, guesses))
+
+
+def nn_logits(guesses: list[int]) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(guesses), 5).float()
+
+
+def test_measures_are_quotients_of_sums():
+    totals = {"loss": 20.0, "count": 10.0, "correct": 4.0, "bytes": 16.0}
+    exam = {"exact": 3.0, "rouge_l": 4.5, "examined": 6.0}
+    found = measures({**totals, **exam})
+    assert found == pytest.approx(
+        {
+            "loss": 2.0,
+            "perplexity": math.e**2,
+            "accuracy": 0.4,
+            "bits_per_byte": 20 / math.log(2) / 16,
+            "exact_match": 0.5,
+            "rouge_l": 0.75,
+        }
+    )
+    assert set(measures({"loss": 1.0, "count": 1.0, "correct": 0.0})) == {
+        "loss",
+        "perplexity",
+        "accuracy",
+    }
+
+
+def test_nothing_counted_is_not_a_number_and_too_much_is_infinite():
+    empty = measures({"loss": 0.0, "count": 0.0, "correct": 0.0, "bytes": 0.0})
+    assert all(math.isnan(v) for v in empty.values())
+    assert math.isnan(macro_f1([0.0], [0.0], [0.0]))
+    assert measures({"loss": 1e6, "count": 1.0, "correct": 0.0})["perplexity"] == math.inf
+
+
+def test_labels_are_counted_without_those_left_out():
+    part = {"labels": torch.tensor([[0, 2, -100], [2, 2, 1]])}
+    counts = label_counts(part, 5)
+    assert counts.tolist() == [1.0, 1.0, 3.0, 0.0, 0.0]
+    assert counts.dtype == torch.float64
+    assert label_counts({"labels": torch.tensor([-100])}, 2).tolist() == [0.0, 0.0]
+    for odd in (2, -1):
+        with pytest.raises(ValueError, match="not a class; allowed: 0 to 1"):
+            label_counts({"labels": torch.tensor([0, odd])}, 2)
+
+
+COUNTS = st.lists(st.integers(0, 9), min_size=2, max_size=6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=6))
+def test_the_majority_class_is_scored_as_scikit_learn_would(counts: list[tuple[int, int]]):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    train, test = (torch.tensor(x, dtype=torch.float64) for x in zip(*counts, strict=True))
+    labels = [c for c, n in enumerate(test.tolist()) for _ in range(int(n))]
+    found = baseline_of("accuracy", train, test)
+    if not labels:
+        assert math.isnan(found["accuracy"])
+        return
+    guesses = [int(train.argmax())] * len(labels)
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, guesses))
+    expected = sklearn.f1_score(labels, guesses, average="macro", zero_division=0)
+    assert found["macro_f1"] == pytest.approx(expected)
+
+
+def test_the_unigram_is_counted_by_hand():
+    train, test = torch.tensor([3.0, 0.0, 5.0]), torch.tensor([1.0, 1.0, 2.0])
+    found = baseline_of("perplexity", train, test, test_bytes=8.0)
+    product = (4 / 11) * (1 / 11) * (6 / 11) ** 2  # one added to each of three counts
+    assert found["perplexity"] == pytest.approx(product ** (-1 / 4))
+    assert found["accuracy"] == 0.5
+    assert found["bits_per_byte"] == pytest.approx(-math.log2(product) / 8)
+    assert "bits_per_byte" not in baseline_of("perplexity", train, test)
+
+
+def test_a_uniform_unigram_is_as_perplexed_as_there_are_labels():
+    even = torch.full((7,), 4.0)
+    assert baseline_of("perplexity", even, even)["perplexity"] == pytest.approx(7.0)
+
+
+WORDS = st.lists(st.sampled_from("abcd"), max_size=7)
+
+
+def common_by_force(left: list[str], right: list[str]) -> int:
+    """The longest subsequence of one that is one of the other, among all there are."""
+
+    @cache
+    def inside(some: tuple[str, ...]) -> bool:
+        rest = iter(right)
+        return all(word in rest for word in some)
+
+    sizes = range(len(left), -1, -1)
+    return next(n for n in sizes if any(map(inside, combinations(left, n))))
+
+
+@given(WORDS, WORDS)
+def test_the_longest_common_subsequence_is_the_longest(left: list[str], right: list[str]):
+    expected = common_by_force(left, right)
+    assert longest_common(left, right) == longest_common(right, left) == expected
+
+
+@given(WORDS, WORDS)
+def test_rouge_l_is_the_f1_of_precision_and_recall(left: list[str], right: list[str]):
+    common = common_by_force(left, right)
+    found = rouge_l(" ".join(left), "  ".join(right))
+    if not common:
+        assert found == float(not left and not right)
+        return
+    precision, recall = common / len(left), common / len(right)
+    assert found == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_rouge_l_reads_capitals_and_punctuation():
+    assert rouge_l("police killed the gunman", "police kill the gunman") == 0.75  # Lin 2004
+    assert rouge_l("the gunman kill police", "police kill the gunman") == 0.5
+    assert rouge_l("Who's there?", "Who's there?") == 1.0
+    assert rouge_l("whos there", "Who's there?") == 0.0

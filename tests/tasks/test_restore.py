@@ -1,0 +1,136 @@
+import string
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune.randomness import seeded
+from fedprune.tasks.restore import (
+    EXAM,
+    EXAMINED,
+    PHRASE,
+    TASK,
+    bare,
+    cut_in_order,
+    exam,
+    local_shard,
+    pair_rows,
+    pairs_of,
+)
+from fedprune.tasks.symbols import ALPHABET, characters
+from fedprune.tasks.task import examples
+
+LINES = [
+    "Now, is the Winter",
+    "of our discontent!",
+    "O! who's there?",
+    "...",
+    "Long live the King:",
+]
+END = len(ALPHABET)
+TOKENIZER = characters("seq2seq").tokenizer
+
+
+def test_pairs_are_phrases_and_what_is_left_of_them():
+    assert pairs_of(["\n".join(LINES[:3]), LINES[3]], PHRASE) == [
+        ("now is the winter", "Now, is the Winter"),
+        ("of our discontent", "of our discontent!"),
+        ("o whos there", "O! who's there?"),
+    ]
+    long = "Made glorious summer by this sun of York; And all the clouds"
+    phrases = [target for _, target in pairs_of([long], 24)]
+    assert " ".join(phrases) == long
+    assert all(len(phrase) < 24 for phrase in phrases)
+
+
+@given(st.text(alphabet=string.printable, max_size=60))
+def test_bare_is_small_letters_and_single_spaces(line: str):
+    left = bare(line)
+    assert not set(left) & set(string.punctuation + string.ascii_uppercase + "\n\t")
+    assert "  " not in left
+    assert left == bare(left), "twice is once"
+    assert [c for c in line.lower() if c.isalnum()] == [c for c in left if c.isalnum()]
+
+
+def test_rows_hold_both_texts_and_an_end(asked: Any):
+    config = asked("shakespeare-restore")
+    pairs = pairs_of(LINES, PHRASE)
+    part = pair_rows(pairs, config, PHRASE)
+    assert part["inputs"].shape == part["labels"].shape == (len(pairs), PHRASE)
+    for i, (given_, target) in enumerate(pairs):
+        labels = part["labels"][i]
+        assert labels[labels != -100][-1] == END
+        assert TOKENIZER.decode(labels[labels != -100], skip_special_tokens=True) == target
+        assert TOKENIZER.decode(part["inputs"][i], skip_special_tokens=True) == given_
+        assert part["bytes"][i] == len(target.encode())
+        assert part["attention"][i].sum() == len(given_) + 1
+
+
+@pytest.mark.parametrize("n", [3, 10, 25, 101])
+def test_the_cut_keeps_the_order(n: int):
+    shard = cut_in_order({"labels": torch.arange(n).view(n, 1)})
+    sizes = [examples(p) for p in (shard.train, shard.validation, shard.test)]
+    held = max(1, n // 10)
+    assert sizes == [n - 2 * held, held, held]
+    joined = torch.cat([p["labels"] for p in (shard.train, shard.validation, shard.test)])
+    assert joined.flatten().tolist() == list(range(n))
+
+
+def written(texts: list[str]) -> Any:
+    """A model that writes these texts."""
+
+    def generate(**given_: Any) -> torch.Tensor:
+        rows = len(given_["input_ids"])
+        ids = TOKENIZER(texts[:rows], padding=True)["input_ids"]
+        return torch.tensor([[0, *row] for row in ids])
+
+    return SimpleNamespace(generate=generate)
+
+
+def test_an_exam_adds_up_what_was_written(asked: Any):
+    config = asked("shakespeare-restore")
+    part = pair_rows(pairs_of(LINES, PHRASE), config, PHRASE)
+    found = exam(written(["Now, is the Winter", "of our discontent", "O who", "x"]), part, config)
+    assert tuple(found) == EXAM == TASK.exam_names
+    expected = {"exact": 1.0, "rouge_l": 1 + 2 / 3 + 0 + 0, "examined": 4.0}
+    assert dict(found) == pytest.approx(expected)
+
+
+def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked: Any):
+    config = asked("shakespeare-restore")
+    part = pair_rows(pairs_of(LINES * 12, PHRASE), config, PHRASE)
+    with seeded(0, "init"):
+        model = TASK.model(config).eval()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    found = exam(model, part, config)
+    assert found["examined"] == EXAMINED
+    assert 0 <= found["exact"] <= found["rouge_l"] <= EXAMINED
+    assert found == exam(model, part, config), "greedy: the same again"
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_a_small_model_learns_to_copy_one_batch(asked: Any):
+    config = asked("shakespeare-restore")
+    part = pair_rows(pairs_of(LINES, PHRASE), config, PHRASE)
+    with seeded(0, "init"):
+        model = TASK.model(config)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(110):
+        optimizer.zero_grad()
+        loss = TASK.loss(model, part)
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    assert exam(model.eval(), part, config)["exact"] == len(part["labels"])
+
+
+def test_a_device_reads_its_own_folder(tmp_path: Path, asked: Any):
+    config = asked("shakespeare-restore")
+    with pytest.raises(FileNotFoundError, match=r"data=.*: 0 characters"):
+        local_shard(tmp_path, config)
+    (tmp_path / "a.txt").write_text("\n".join(LINES * 10))
+    shard = local_shard(tmp_path, config)
+    assert [examples(p) for p in (shard.train, shard.validation, shard.test)] == [32, 4, 4]

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from fedprune.tasks.splits import FEWEST
+from fedprune.tasks.tables import column, read_table, rows_with_text, shares
+
+COLUMNS = {
+    "text": ["NA", 'a, "quoted" one', "null", "two"],
+    "label": [3, 1, 2, 3],
+    "note": ["x", "", "y", "z"],
+}
+
+
+def write(folder: Path, suffix: str) -> Path:
+    path, table = folder / f"rows{suffix}", Dataset.from_dict(COLUMNS)
+    if suffix == ".csv":
+        table.to_csv(path)
+    elif suffix == ".tsv":
+        table.to_csv(path, sep="\t")
+    elif suffix == ".jsonl":
+        table.to_json(path)
+    elif suffix == ".json":
+        path.write_text(json.dumps(table.to_list()))
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_kind_of_file_gives_the_same_rows(suffix: str, tmp_path: Path):
+    table = read_table(str(write(tmp_path, suffix)))
+    assert set(table) == set(COLUMNS)
+    for name, values in COLUMNS.items():
+        assert column(table, "text-column", name) == [str(v) for v in values]
+
+
+def test_a_txt_file_has_a_row_a_line(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo, three\n")
+    assert dict(read_table(str(tmp_path / "a.txt"))) == {"text": ["one", "", "two, three"]}
+
+
+def test_a_folder_is_its_files_in_order_and_a_change_is_seen(tmp_path: Path):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    (tmp_path / "README.md").write_text("not rows")
+    assert read_table(str(tmp_path))["text"] == ["a", "b"]
+    assert read_table(str(tmp_path)) is read_table(str(tmp_path)), "read once"
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "longer"}) + "\n")
+    assert read_table(str(tmp_path))["text"] == ["a", "longer"]
+
+
+def test_nothing_of_the_rows_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
+    read_table(str(write(tmp_path, ".csv")))
+    assert not cache.exists() or not list(cache.rglob("*.arrow"))
+
+
+WRONG: dict[str, tuple[dict[str, str], str]] = {
+    "no file": ({}, r"data='.*': no file that can be read; allowed: names that end in .csv, "),
+    "unknown suffix": ({"rows.xls": "x"}, r"data='.*': no file that can be read"),
+    "two kinds": ({"a.csv": "text\nx\n", "b.txt": "x"}, r"files of several kinds \(.csv, .txt\)"),
+    "empty": ({"a.csv": ""}, r"data='.*': empty; allowed: at least one row"),
+    "empty json": ({"a.jsonl": ""}, r"data='.*': empty"),
+    "only a heading": ({"a.csv": "text,label\n"}, r"data='.*': no rows; allowed: at least one"),
+    "not json": ({"a.jsonl": "{'x"}, r"data='.*': not json: .*; allowed: rows with the same"),
+    "not parquet": ({"a.parquet": "PAR"}, r"data='.*': not parquet: "),
+    "other columns": (
+        {"a.csv": "text\nx\n", "b.csv": "other,more\nx,y\n"},
+        r"data='.*': not csv: .*; allowed: rows with the same columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_read_is_one_line(case: str, tmp_path: Path):
+    files, message = WRONG[case]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        read_table(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ["", "nowhere.csv"])
+def test_a_path_that_is_not_there_is_one_line(data: str):
+    with pytest.raises(FileNotFoundError, match=f"data='{data}': no such file or folder"):
+        read_table(data)
+
+
+def test_a_column_that_is_not_there_names_those_that_are(rows_file: Path, asked: Any):
+    config = asked("text-classification", data=str(rows_file), label_column="topic")
+    message = "label-column='topic': no such column in the data; allowed: text, label, target"
+    with pytest.raises(ValueError, match=message):
+        rows_with_text(config, "label")
+    assert column({"a": [None, 1]}, "text-column", "a") == ["", "1"]
+
+
+def test_rows_without_a_text_are_left_out_of_every_column(tmp_path: Path, asked: Any):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\none,1\n  ,2\nthree,3\n,4\n")
+    config = asked("text-classification", data=str(path))
+    assert rows_with_text(config, "label") == {"text": ["one", "three"], "label": ["1", "3"]}
+    path.write_text("text,label\n ,1\n")
+    with pytest.raises(ValueError, match="no row has a text"):
+        rows_with_text(config, "label")
+
+
+def test_natural_clients_are_the_owners_with_most_rows(asked: Any):
+    owners = ["b"] * 12 + ["a"] * FEWEST + ["few"] * (FEWEST - 1) + ["c"] * 11
+    columns = {"client": owners}
+
+    def config(clients: int) -> Any:
+        return asked("language-modelling", split="natural", client_column="client", clients=clients)
+
+    held = [{owners[i] for i in own} for own in shares(config(2), columns, {})]
+    assert sorted(held, key=str) == [{"b"}, {"c"}]
+    assert sorted(map(len, shares(config(3), columns, {}))) == [10, 11, 12]
+    message = "clients=4: 3 values of client-column='client' have 10 rows or more; allowed: 1 to 3"
+    with pytest.raises(ValueError, match=message):
+        shares(config(4), columns, {})
+
+
+def test_natural_without_a_column_is_refused(rows_file: Path, asked: Any):
+    config = asked("language-modelling", split="natural", data=str(rows_file))
+    with pytest.raises(ValueError, match=r"split='natural': .*allowed: --client-column COLUMN"):
+        rows_with_text(config)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch import nn
+
+from fedprune.tasks.task import MOST_CLASSES, batches, class_loss, f1_names, token_loss
+
+GEN = torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("classes", [2, 7, MOST_CLASSES, MOST_CLASSES + 1])
+def test_a_class_loss_is_cross_entropy_with_counts(classes: int):
+    logits = torch.randn(50, classes, generator=GEN, requires_grad=True)
+    labels = torch.randint(0, classes, (50,), generator=GEN)
+    loss = class_loss(logits, labels)
+    expected = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    assert torch.equal(loss.total, expected), "bit for bit"
+    assert loss.each is not None
+    torch.testing.assert_close(
+        loss.each, nn.functional.cross_entropy(logits, labels, reduction="none")
+    )
+    guess = logits.argmax(-1)
+    assert (loss.count, loss.correct) == (50, int((guess == labels).sum()))
+    assert tuple(loss.extra) == f1_names(classes)
+    for c in range(classes) if classes <= MOST_CLASSES else ():
+        mine, theirs = guess == c, labels == c
+        assert loss.extra[f"tp_{c}"] == (mine & theirs).sum()
+        assert loss.extra[f"fp_{c}"] == (mine & ~theirs).sum()
+        assert loss.extra[f"fn_{c}"] == (~mine & theirs).sum()
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.3, 1.0])
+def test_a_token_loss_is_cross_entropy_over_the_labels_that_count(hidden: float):
+    logits = torch.randn(6, 9, 11, generator=GEN, requires_grad=True)
+    labels = torch.randint(0, 11, (6, 9), generator=GEN)
+    labels = torch.where(torch.rand(6, 9, generator=GEN) < hidden, -100, labels)
+    loss = token_loss(logits, {"labels": labels, "bytes": torch.arange(6)})
+    flat = logits.flatten(0, 1), labels.flatten()
+    expected = nn.functional.cross_entropy(*flat, ignore_index=-100, reduction="sum")
+    assert torch.equal(loss.total, expected), "bit for bit"
+    grads = [torch.autograd.grad(t, logits, retain_graph=True)[0] for t in (loss.total, expected)]
+    assert torch.equal(*grads)
+    logs = logits.detach().log_softmax(-1)
+    rows = [
+        float(sum(-logs[b, t, k] for t, k in enumerate(row) if k != -100))
+        for b, row in enumerate(labels.tolist())
+    ]
+    assert loss.each is not None
+    torch.testing.assert_close(loss.each.detach(), torch.tensor(rows))
+    assert loss.count == sum(k != -100 for row in labels.tolist() for k in row)
+    right = (logits.argmax(-1) == labels).sum()
+    assert loss.correct == right
+    assert loss.extra == {"bytes": 15.0}
+
+
+def test_batches_are_all_rows_once():
+    part = {"a": torch.arange(10), "b": torch.arange(20).view(10, 2)}
+    for size in (1, 3, 10, 99):
+        pieces = list(batches(part, size))
+        assert torch.equal(torch.cat([p["a"] for p in pieces]), part["a"])
+        assert all(torch.equal(p["b"][:, 0], 2 * p["a"]) for p in pieces)

@@ -1,0 +1,152 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from fedprune.tasks.symbols import ALPHABET, characters, encode
+from fedprune.tasks.task import Shard, examples, label_tokens
+from fedprune.tasks.userdata import (
+    hidden_shards,
+    labelled_shards,
+    names_of_classes,
+    pair_shards,
+    stream_shards,
+    streams,
+)
+
+MAKERS = {
+    "text-classification": labelled_shards,
+    "language-modelling": stream_shards,
+    "masked-language-modelling": hidden_shards,
+    "text-to-text": pair_shards,
+}
+
+
+def equal(left: Shard, right: Shard) -> bool:
+    pairs = zip(
+        (left.train, left.validation, left.test),
+        (right.train, right.validation, right.test),
+        strict=True,
+    )
+    return all(
+        one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+        for one, two in pairs
+    )
+
+
+@pytest.fixture(scope="module")
+def files(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kinds")
+    table = Dataset.from_json(str(rows_file), cache_dir=str(folder / "cache"))
+    table.to_csv(folder / "rows.csv")
+    table.to_parquet(folder / "rows.parquet")
+    (folder / "rows.txt").write_text("\n".join(table["text"]) + "\n")
+    return {"jsonl": rows_file, **{s: folder / f"rows.{s}" for s in ("csv", "parquet", "txt")}}
+
+
+@pytest.mark.parametrize("task", MAKERS)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "txt"])
+def test_every_kind_of_file_gives_the_same_shards(
+    task: str, kind: str, files: dict[str, Path], asked: Any
+):
+    if kind == "txt" and "language" not in task:
+        pytest.skip("a txt file has no second column")
+    one, two = (
+        MAKERS[task](asked(task, data=str(files[k]), length=16, clients=3)) for k in ("jsonl", kind)
+    )
+    assert len(one) == len(two) == 3
+    assert all(map(equal, one, two))
+
+
+def test_a_txt_file_has_no_label(files: dict[str, Path], asked: Any):
+    with pytest.raises(ValueError, match=r"label-column='label': no such column .*allowed: text"):
+        labelled_shards(asked("text-classification", data=str(files["txt"])))
+
+
+def test_classes_are_the_sorted_labels_of_the_file(rows_file: Path, asked: Any, tmp_path: Path):
+    config = asked("text-classification", data=str(rows_file))
+    assert names_of_classes(config) == ["10", "bad", "good"]
+    shards = labelled_shards(config)
+    everything = torch.cat([p["labels"] for s in shards for p in (s.train, s.validation, s.test)])
+    assert everything.bincount().tolist() == [20, 20, 20]
+    path = tmp_path / "same.csv"
+    path.write_text("text,same\none,x\ntwo,x\n")
+    config = asked("text-classification", data=str(path), label_column="same")
+    with pytest.raises(ValueError, match=r"label-column='same': .*same label"):
+        names_of_classes(config)
+
+
+def test_a_row_keeps_its_text_and_its_label(rows_file: Path, asked: Any):
+    import json
+
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    pairs = {(row["text"], row["label"]) for row in rows}
+    config = asked("text-classification", data=str(rows_file), length=64)
+    names, tokenizer = names_of_classes(config), characters("classify").tokenizer
+    for shard in labelled_shards(config):
+        for ids, label in zip(shard.train["inputs"], shard.train["labels"], strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            assert (text, names[label]) in pairs
+
+
+@pytest.mark.parametrize("split", ["iid", "natural"])
+def test_a_stream_is_the_rows_of_a_client_in_their_order(split: str, rows_file: Path, asked: Any):
+    import json
+
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    config = asked(
+        "language-modelling",
+        data=str(rows_file),
+        split=split,
+        client_column="client" if split == "natural" else None,
+    )
+    found = streams(config)
+    lines = [text.splitlines() for text in found]
+    if split == "natural":
+        expected = [[r["text"] for r in rows if r["client"] == f"c{i}"] for i in range(4)]
+        assert sorted(lines) == sorted(expected)
+    else:
+        assert sorted(t for own in lines for t in own) == sorted(r["text"] for r in rows)
+    shards = stream_shards(config)
+    for text, shard in zip(found, shards, strict=True):
+        labels = shard.train["labels"]
+        train = len(text) - 2 * (len(text) // 10)
+        assert labels[labels != -100].tolist() == encode(text[1:train]).tolist()
+
+
+def test_pairs_keep_together(rows_file: Path, asked: Any):
+    tokenizer = characters("seq2seq").tokenizer
+    config = asked("text-to-text", data=str(rows_file), length=64)
+    for shard in pair_shards(config):
+        for ids, labels in zip(shard.train["inputs"], shard.train["labels"], strict=True):
+            given = tokenizer.decode(ids, skip_special_tokens=True)
+            wanted = tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+            assert wanted == given.upper()
+
+
+@pytest.mark.parametrize("task", MAKERS)
+def test_more_clients_than_rows_are_refused(task: str, rows_file: Path, asked: Any):
+    with pytest.raises(ValueError, match=r"clients=30: .*; allowed: at least 10 rows"):
+        MAKERS[task](asked(task, data=str(rows_file), clients=30))
+
+
+def test_a_stream_too_short_to_cut_is_refused(tmp_path: Path, asked: Any):
+    (tmp_path / "a.txt").write_text("a\n" * 9)
+    (tmp_path / "b.txt").write_text("\n" * 9)
+    config = asked("language-modelling", data=str(tmp_path), clients=1)
+    with pytest.raises(ValueError, match=r"clients=1: "):
+        stream_shards(config)
+    (tmp_path / "a.txt").write_text("ab\n" * 12)
+    shards = stream_shards(config)
+    assert [label_tokens(p) for p in (shards[0].train, shards[0].test)] == [29, 2]
+
+
+def test_every_part_of_every_client_has_something(rows_file: Path, asked: Any):
+    for task, make in MAKERS.items():
+        for shard in make(asked(task, data=str(rows_file))):
+            for part in (shard.train, shard.validation, shard.test):
+                assert examples(part) >= 1
+                assert int((part["labels"] != -100).sum()) >= 0
+    assert len(ALPHABET) == 98

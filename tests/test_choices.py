@@ -1,0 +1,336 @@
+"""Every line of every table, and every option, in a small run: it ends as its name says.
+
+A new line of a table is tested by being there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import Result, RunConfig, federate
+from fedprune.compression.coded import coded_size
+from fedprune.compression.wire import SCORE_TYPES
+from fedprune.config import configure, from_toml, to_toml
+from fedprune.federation import Watch
+from fedprune.hosts import House, inline_port
+from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.messages import Folded, Question
+from fedprune.pruning.combining import COMBINES, NORMALISE
+from fedprune.pruning.layout import as_rows
+from fedprune.pruning.pools import POOLS
+from fedprune.pruning.schedules import SCHEDULES
+from fedprune.pruning.scopes import SCOPES
+from fedprune.pruning.selection import planned
+from fedprune.pruning.units import UNITS, unit_labels
+from fedprune.state import State
+from fedprune.tensors import Masks, count_kept
+
+Keys = dict[str, Any]
+Case = tuple[Keys, Keys]
+
+SMALL: Keys = {"clients": 3, "cohort": 3, "hosts": 2, "rounds": 3, "warmup": 1, "local_steps": 1}
+PATTERNS = {"features.*": 0.6, "hidden*": 0.25}
+SIMPLE = [name for name, unit in UNITS.items() if unit.tensors == "one" and name != "weight"]
+
+# What a line of a table needs beside itself.
+WITH: dict[tuple[str, str], Keys] = {
+    ("combine", "trimmed-mean"): {"trim": 0.4},
+    ("normalise", "rank"): {"combine": "mean"},
+    ("scope", "patterns"): {"layers": PATTERNS},
+    ("schedule", "one-shot"): {"end": 2},
+    ("unit", "n:m"): {"sparsity": 0.5},
+}
+
+
+def of_table(key: str, names: Any, **base: Any) -> list[Case]:
+    """Each line of a table, and the run that it must differ from."""
+    first = next(iter(names))
+    return [
+        ({key: name, **base, **WITH.get((key, name), {})}, base) for name in names if name != first
+    ]
+
+
+CASES: list[Case] = [
+    *of_table("combine", COMBINES),
+    *of_table("normalise", NORMALISE, combine="mean"),
+    *[({"normalise": "l1"}, {})],
+    *of_table("masks", MASKS),
+    *of_table("average", ["l0-mean", *AVERAGES], masks="union"),
+    *of_table("score_wire", SCORE_TYPES),
+    *of_table("scope", SCOPES),
+    *of_table("unit", ["weight", *SIMPLE]),
+    *of_table("pool", POOLS, unit="row"),
+    *of_table("schedule", {"cubic": 0, **SCHEDULES}),
+    ({"score_steps": 2}, {}),
+    ({"score_steps": 3, "score": "synflow"}, {"score": "synflow"}),
+    ({"score_during": "tune"}, {}),
+    ({"score": "movement"}, {}),
+    ({"calibration": "sequential", "scope": "layer"}, {"scope": "layer"}),
+    ({"calibration": "sequential", "scope": "layer", "score": "sparsegpt"}, {"scope": "layer"}),
+    ({"rewind": 0}, {}),
+    ({"rewind": 1}, {}),
+    ({"schedule": "regrow", "regrow": 0.6}, {"schedule": "regrow"}),
+    ({"schedule": "regrow", "combine": "median"}, {"schedule": "regrow"}),
+    ({"target_bytes": 20_000, "sparsity": None}, {}),
+    ({"target_flops": 0.3, "sparsity": None}, {}),
+    ({"threshold": 0.001, "sparsity": None}, {}),
+    ({"accumulate": 2}, {}),
+    ({"precision": "bf16"}, {}),
+    ({"min_density": 0.28}, {}),
+    ({"max_density": 0.4}, {}),
+    ({"unit": "n:m", "unit_shape": (1, 4), "sparsity": 0.75}, {}),
+    ({"unit": "block", "unit_shape": (2, 3)}, {}),
+    ({"combine": "votes", "vote_scope": "row", "scope": "layer"}, {"scope": "layer"}),
+    ({"combine": "votes", "score": "wanda"}, {"score": "wanda"}),
+    ({"masks": "intersection", "average": "fedavg", "wire": "bf16"}, {"masks": "union"}),
+]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run and what went on in it."""
+
+    config: RunConfig
+    house: House
+    result: Result
+    asked: list[tuple[Question, list[int], Folded]]
+    states: list[State]
+
+    @property
+    def digest(self) -> str:
+        return str(self.result.summary["weights_digest"])
+
+
+Watched = Callable[[Keys], Seen]
+
+
+@pytest.fixture(scope="module")
+def seen(tiny: Callable[..., RunConfig], house_of: Callable[..., House], spy: Any) -> Watched:
+    """A small run with these keys; each is played once."""
+    done: dict[str, Seen] = {}
+
+    def run(keys: Keys) -> Seen:
+        given = {**SMALL, "end": 3, **keys}
+        if keys.get("sparsity", 0.0) is None and "threshold" in keys:
+            given["end"] = 2
+        config = tiny(**given)
+        text = to_toml(config)
+        if text not in done:
+            house, states = house_of(config), list[State]()
+            eye = spy(inline_port(house))
+            watch = Watch(row=lambda _row, _seconds, state: states.append(state))
+            done[text] = Seen(
+                config, house, federate(config, eye.port, watch=watch), eye.asked, states
+            )
+        return done[text]
+
+    return run
+
+
+def sure(case: Case) -> str:
+    return ",".join(f"{key}={value}" for key, value in case[0].items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=sure)
+def test_a_choice_runs_and_changes_the_run(case: Case, seen: Watched):
+    keys, base = case
+    run, other = seen(keys), seen(base)
+    summary = run.result.summary
+    assert (summary["failures"], summary["rounds_completed"]) == (0, 3)
+    assert summary["reached"]
+    assert run.digest != other.digest
+    assert all(row["loss"] < 10 for row in run.result.rows), "finite, and no worse than at random"
+
+
+@pytest.mark.parametrize("case", CASES, ids=sure)
+def test_what_a_choice_removes(case: Case, seen: Watched):
+    run = seen(case[0])
+    masks, c = run.result.state.masks, run.config
+    n = sum(m.numel() for m in masks.values())
+    gone = n - count_kept(masks)
+    if c.threshold is not None:
+        assert 0 < gone < n
+        return
+    if c.target_bytes is not None or c.target_flops is not None:
+        assert_target(run, masks)
+        return
+    assert c.sparsity is not None
+    shape = {"unit": c.unit, "unit_shape": c.unit_shape}
+    wanted = planned(run.house.layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
+    if c.unit in {"weight", "n:m"}:
+        assert gone == wanted
+        return
+    labels = unit_labels(run.house.layout, **shape)
+    flat = torch.cat([labels[name].flatten() for name in masks])
+    assert wanted - int(torch.bincount(flat).max()) < gone <= wanted
+
+
+def assert_target(run: Seen, masks: Masks) -> None:
+    """The target is met, and with a hundred weights more it would not have been."""
+    c, summary = run.config, run.result.summary
+    if c.target_flops is not None:
+        share = summary["flops_kept"] / summary["flops_dense"]
+        assert c.target_flops * 0.99 < share <= c.target_flops
+        return
+    size = coded_size(c, run.result.state.weights, masks)
+    assert c.target_bytes is not None
+    assert c.target_bytes - 400 < size <= c.target_bytes
+
+
+@pytest.mark.parametrize("case", CASES, ids=sure)
+def test_masks_shrink_and_what_is_removed_is_zero(case: Case, seen: Watched):
+    run = seen(case[0])
+    for state in run.states:
+        for name, mask in state.masks.items():
+            assert not state.weights[name][~mask].any()
+            assert state.weights[name].dtype == torch.float32
+    for question, _, _ in run.asked:
+        assert all(not question.weights[n][~m].any() for n, m in question.masks.items())
+    came = [
+        sum(int((b.masks[n] & ~m).sum()) for n, m in a.masks.items())
+        for a, b in pairwise(run.states)
+    ]
+    if run.config.schedule != "regrow":
+        assert came == [0, 0]
+        return
+    kept = [count_kept(state.masks) for state in run.states]
+    assert kept[1] == kept[2] < kept[0]
+    assert came[0] == 0 < came[1] == run.result.rows[2]["exchanged"]
+    assert came[1] < kept[1] * (run.config.regrow or 0.0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=sure)
+def test_its_written_configuration_is_the_same(case: Case, seen: Watched):
+    config = seen(case[0]).config
+    assert configure(from_toml(to_toml(config))) == config
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_a_unit_goes_as_a_whole(name: str, seen: Watched):
+    """But for the n:m, of which exactly N of M inputs stay."""
+    run = seen({"unit": name, **WITH.get(("unit", name), {})})
+    layout, masks = run.house.layout, run.result.state.masks
+    for tensor, mask in masks.items():
+        rows = as_rows(layout, tensor, mask)
+        if name == "n:m":
+            whole = rows.shape[1] // 4 * 4
+            groups = rows[:, :whole].reshape(len(rows), -1, 4).sum(-1)
+            assert (groups == 2).all()
+            continue
+        labels = as_rows(layout, tensor, unit_labels(layout, name, run.config.unit_shape)[tensor])
+        for number in labels.unique().tolist():
+            alive = rows[labels == number]
+            assert alive.all() or not alive.any() or int(alive.sum()) <= run.config.floor
+
+
+def test_densities_are_those_of_the_patterns(seen: Watched):
+    masks = seen({"scope": "patterns", "layers": PATTERNS}).result.state.masks
+    for name, mask in masks.items():
+        density = 0.6 if name.startswith("features") else 0.25
+        assert abs(int(mask.sum()) - density * mask.numel()) <= 1
+
+
+@pytest.mark.parametrize(("keys", "sign"), [({"min_density": 0.28}, 1), ({"max_density": 0.4}, -1)])
+def test_densities_have_limits(keys: Keys, sign: int, seen: Watched):
+    free, bound = seen({}).result.state.masks, seen(keys).result.state.masks
+    limit = next(iter(keys.values()))
+    assert any(sign * (float(m.float().mean()) - limit) < 0 for m in free.values())
+    assert all(sign * (int(m.sum()) - limit * m.numel()) > -1 for m in bound.values())
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_pruning_in_steps_asks_in_every_step(steps: int, seen: Watched):
+    run = seen({"score_steps": steps})
+    scored = [q for q, _, _ in run.asked if q.kind == "score"]
+    assert len(scored) == 2 * steps, "two rounds prune"
+    kept = [count_kept(q.masks) for q in scored]
+    assert all(a > b for a, b in pairwise(kept))
+    ratios = [b / a for a, b in pairwise(kept[:steps])]
+    assert all(r == pytest.approx(ratios[0], rel=1e-3) for r in ratios), "by the same factor"
+
+
+def test_sequential_calibration_asks_for_one_tensor_after_the_other(seen: Watched):
+    run = seen({"calibration": "sequential", "scope": "layer"})
+    scored = [q for q, _, _ in run.asked if q.kind == "score"]
+    names = run.house.layout.prunable
+    assert [q.names for q in scored] == [(name,) for name in names] * 2
+    for question in scored[: len(names)]:
+        before = names[: names.index(question.names[0])]
+        for name, mask in question.masks.items():
+            assert bool(mask.all()) == (name not in before), "behind pruned ones"
+
+
+def test_what_is_collected_while_tuning_costs_no_question(seen: Watched):
+    run, usual = seen({"score_during": "tune"}), seen({})
+    assert "score" not in {q.kind for q, _, _ in run.asked}
+    assert "score" in {q.kind for q, _, _ in usual.asked}
+    tuned = [folded for q, _, folded in run.asked if q.kind == "tune"]
+    assert [folded.statistics is not None for folded in tuned] == [False, True, True]
+
+
+def test_survivors_go_back_to_where_they_were(seen: Watched):
+    """Pruned in rounds 2 and 3: right after that they have the weights of before round 1."""
+    for rewind in (0, 1):
+        run = seen({"rewind": rewind})
+        early = run.states[0].weights if rewind else run.asked[0][0].weights
+        tuned = [q for q, _, _ in run.asked if q.kind == "tune"][1:]
+        for question in tuned:
+            for name, w in early.items():
+                mask = question.masks.get(name, torch.ones_like(w, dtype=torch.bool))
+                assert torch.equal(question.weights[name][mask], w[mask]), name
+
+
+def test_a_bf16_run_computes_in_bf16_and_keeps_float32(seen: Watched):
+    run = seen({"precision": "bf16"})
+    types: set[torch.dtype] = set()
+    layer = run.house.model.get_submodule("hidden")
+    hook = layer.register_forward_hook(lambda _layer, _inputs, out: types.add(out.dtype))
+    for question, _, _ in run.asked[1:4]:
+        inline_port(run.house).ask(question, [0])
+        assert types == {torch.bfloat16 if question.kind == "tune" else torch.float32}
+        types.clear()
+    hook.remove()
+    assert {p.dtype for p in run.house.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("wire", [name for name in SCORE_TYPES if name != "fp32"])
+def test_a_smaller_type_of_scores_tells_what_it_costs(wire: str, seen: Watched):
+    run, whole = seen({"score_wire": wire}), seen({})
+    overlaps = [row["overlap"] for row in run.result.rows]
+    assert overlaps[0] is None
+    assert all(0.7 < overlap <= 1 for overlap in overlaps[1:])
+    assert [row["overlap"] for row in whole.result.rows] == [None] * 3
+    scored = [f.bytes_up for q, _, f in run.asked if q.kind == "score"]
+    usual = [f.bytes_up for q, _, f in whole.asked if q.kind == "score"]
+    assert all(a < b * 0.6 for a, b in zip(scored, usual, strict=True))
+
+
+def test_a_client_sends_what_its_own_mask_keeps(seen: Watched):
+    """So in a round that prunes its change is about as small as the sparsity says."""
+    run = seen({"masks": "union"})
+    pruned = [(q, f) for q, _, f in run.asked if q.kind == "tune" and q.sparsity is not None]
+    assert len(pruned) == 2
+    for question, folded in pruned:
+        assert folded.votes is not None
+        kept = int(folded.votes.sum())
+        free = sum(t.numel() for n, t in question.weights.items() if n not in question.masks)
+        values = 4 * (kept + 3 * free)
+        flags = 3 * count_kept(question.masks) / 8
+        assert values < folded.bytes_up < values + flags + 3 * 200
+
+
+def test_labels_are_counted_over_everybody(seen: Watched):
+    run = seen({})
+    question, cohort, folded = run.asked[0]
+    assert (question.kind, cohort) == ("describe", [0, 1, 2])
+    assert folded.total is not None
+    test, train = folded.total.split(10)
+    for part, counts in [("test", test), ("train", train)]:
+        labels = torch.cat([getattr(s, part)["labels"] for s in run.house.shards.values()])
+        assert torch.equal(counts.long(), torch.bincount(labels, minlength=10))
+    naive: Mapping[str, float] = run.result.summary["naive"]
+    assert naive["accuracy"] == float(test[train.argmax()] / test.sum())
