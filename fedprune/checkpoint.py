@@ -20,7 +20,8 @@ def save_state(state: State, path: Path) -> None:
     """Write the state so that `path` is at any moment the old file or the new one, whole."""
     tensors = {f"weights/{n}": t.contiguous() for n, t in state.weights.items()}
     tensors |= {f"masks/{n}": m.contiguous() for n, m in state.masks.items()}
-    tensors |= {f"early/{n}": t.contiguous() for n, t in (state.early or {}).items()}
+    # Copies: in the round that is kept they are the weights themselves, which safetensors refuses.
+    tensors |= {f"early/{n}": t.contiguous().clone() for n, t in (state.early or {}).items()}
     rest = {key: vars(state)[key] for key in _SCALARS} | {
         "known": state.known,
         "traffic": asdict(state.traffic),

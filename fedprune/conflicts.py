@@ -12,7 +12,7 @@ from fedprune.naming import Misfit
 from fedprune.pruning.combinations import misfit, scope_fits, scopes_of
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.regrowth import EXCHANGING
-from fedprune.pruning.score import Score
+from fedprune.pruning.score import Score, weight_shapes
 from fedprune.pruning.units import pattern_sparsity, shape_misfit
 from fedprune.tasks.task import Task
 
@@ -84,17 +84,17 @@ def _how_much(c: RunConfig, task: Task) -> list[Misfit]:
 def _what(c: RunConfig) -> list[Misfit]:
     shape = shape_misfit(c.unit, c.unit_shape)
     told = misfit(c.unit, c.scope, min_density=c.min_density, max_density=c.max_density)
+    limit = ("min-density", "0") if c.min_density > 0 else ("max-density", "1")
     allowed = scopes_of(c.unit)
-    share = pattern_sparsity(*c.unit_shape) if c.unit == "n:m" and c.unit_shape else None
+    key, fit = limit if c.scope in allowed else ("scope", ", ".join(allowed))
+    _, _, wrong = shape.partition(": ")
+    reason, _, fitting = wrong.partition("; allowed: ")
+    fits = c.unit == "n:m" and c.unit_shape is not None and not shape
+    share = pattern_sparsity(*(c.unit_shape or (0, 1))) if fits else None
     left = 1.0 - (c.sparsity or 0.0)
     return [
-        ("unit-shape", bool(shape), shape, "two numbers that fit, or leave it out"),
-        (
-            "scope" if c.scope not in allowed else "min-density",
-            bool(told),
-            told,
-            ", ".join(allowed) if c.scope not in allowed else "0, and --max-density 1",
-        ),
+        ("unit-shape", bool(shape), reason, fitting),
+        (key, bool(told), told, fit),
         (
             "sparsity",
             share is not None and c.sparsity not in (share, 0.0),
@@ -148,6 +148,7 @@ def _by_itself(c: RunConfig, score: Score) -> list[Misfit]:
         ("combine", c.combine != "sum", why, "sum"),
         ("normalise", c.normalise != "none", why, "none"),
         ("masks", c.masks != "global", why, "global"),
+        ("score-wire", c.score_wire != "fp32", f"score {c.score} inverts its sums", "fp32"),
         ("rewind", c.rewind is not None, f"score {c.score} sets the weights that stay", _OUT),
         ("schedule", c.schedule == "regrow", why, "one-shot, linear, cubic, exponential"),
     ]
@@ -187,6 +188,7 @@ def _while_tuning(c: RunConfig, score: Score) -> list[Misfit]:
         ("combine", c.combine != "sum", one, "sum"),
         ("normalise", c.normalise != "none", one, "none"),
         ("score-steps", c.score_steps > 1, one, "1"),
+        ("compile", c.compile, "a compiled model is not watched", "false"),
         ("schedule", c.schedule == "regrow", one, "one-shot, linear, cubic, exponential"),
     ]
 
@@ -210,6 +212,7 @@ def _whose(c: RunConfig, score: Score) -> list[Misfit]:
     nobody = f"score {c.score} asks nobody"
     silent, votes = not score.asks, c.combine == "votes"
     pooled = COMBINES[c.combine].pooled
+    raw = bool(score.asks) and score.asks[-1].shapes is not weight_shapes
     scaleless = c.combine in {"votes", "rank-mean"}
     apart = scope_fits(c.vote_scope or c.scope, c.scope) if votes else ""
     return [
@@ -227,6 +230,12 @@ def _whose(c: RunConfig, score: Score) -> list[Misfit]:
             pooled and c.normalise == "rank",
             "ranks are of clients' own scores",
             "none, l1, or --combine mean",
+        ),
+        (
+            "normalise",
+            pooled and raw and c.normalise == "l1",
+            f"what score {c.score} sums are not scores yet",
+            "none, or --combine mean",
         ),
         (
             "trim",

@@ -25,7 +25,7 @@ from fedprune.pruning.score import Evidence, Score
 from fedprune.pruning.structure import stages_of
 from fedprune.randomness import derive, generator
 from fedprune.state import Plan, State
-from fedprune.tensors import Masks, Tensors, count_kept, full_masks, load_into, masked
+from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, full_masks, load_into, masked
 
 Put = Callable[[State, Question, Sequence[int]], tuple[State, Folded]]
 """Puts a question to partitions; the state has the traffic and the failures in it."""
@@ -237,13 +237,15 @@ def _selected(
 
 
 def _cost(state: State, plan: Plan) -> tuple[Callable[[Masks], float], float]:
-    """What a mask costs and what it may cost: bytes of the coded file, or FLOPs."""
+    """What a mask costs and what it may cost: bytes of the coded file, or a part of the FLOPs."""
     c = plan.config
     if c.target_bytes is not None:
-        return lambda masks: coded_size(c, state.weights, masks), float(c.target_bytes)
+        frozen = {} if plan.model is None else frozen_of(plan.model)
+        weights = {**state.weights, **frozen}
+        return lambda masks: coded_size(c, weights, masks), float(c.target_bytes)
     assert c.target_flops is not None  # one of the four ways to say how much
     dense = flops(full_masks(state.weights, state.masks), plan.positions)
-    return lambda masks: flops(masks, plan.positions), c.target_flops * dense
+    return lambda masks: flops(masks, plan.positions) / dense, c.target_flops
 
 
 def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:

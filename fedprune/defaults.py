@@ -24,6 +24,8 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     named(("score", score_name), scores)
     task, score = tasks[task_name], scores[score_name]
     defaults = {**_ANY_TASK, **task.defaults, **(_AT_START if score.at_start else {})}
+    if given.get("client_column") is not None:
+        defaults["split"] = "natural"
     values = {"clients": 20, **defaults, **given}
     for fill in (_of_task(task), _of_score(score, given.get("unit")), _of_amount(values)):
         values = {**fill, **values}
@@ -63,19 +65,26 @@ def _of_amount(values: Mapping[str, Any]) -> dict[str, Any]:
     if any(values.get(key) is not None for key in _AMOUNTS):
         return {"schedule": "cubic"}
     if values.get("unit") == "n:m":
-        kept, of = values.get("unit_shape") or _SHAPES["n:m"]
-        return {"schedule": "cubic", "sparsity": pattern_sparsity(kept, of)}
+        return {"schedule": "cubic", "sparsity": _of_pattern(values.get("unit_shape"))}
     return {"schedule": "cubic", "sparsity": 0.8}
 
 
 _SHAPES = {"n:m": (2, 4), "block": (4, 1)}
 
 
+def _of_pattern(shape: Any) -> float:
+    """What n:m removes; of a shape that is refused afterwards, as much as of the default one."""
+    match shape:
+        case [int(n), int(m)] if 1 <= n < m:
+            return pattern_sparsity(n, m)
+    return pattern_sparsity(*_SHAPES["n:m"])
+
+
 def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of options that belong to the value of another one."""
     unit, out = values.get("unit", "weight"), dict[str, Any]()
-    out |= {"unit_shape": _SHAPES[unit]} if unit in _SHAPES else {}
-    out |= {"pool": "mean"} if unit not in {"weight", "n:m"} else {}
+    out |= {"unit_shape": _SHAPES[unit]} if isinstance(unit, str) and unit in _SHAPES else {}
+    out |= {"pool": "mean"} if unit not in ("weight", "n:m") else {}
     if values["split"] == "dirichlet":
         out["alpha"] = 0.5
     if values["optimizer"] == "sgd":

@@ -193,7 +193,7 @@ def arms_of(config: RunConfig) -> dict[str, RunConfig]:
     """The pruned arm first, then a baseline per name: same seed, rounds and data."""
     # model_copy does not validate: a dense arm keeps the plan of a run that prunes.
     changes: dict[str, dict[str, Any]] = {
-        "dense": {"sparsity": 0.0, "threshold": None},
+        "dense": {**dict.fromkeys(("threshold", "target_bytes", "target_flops")), "sparsity": 0.0},
         "random": {"score": "random"} | _ASKS_NOBODY,
     }
     return {PRUNED: config} | {

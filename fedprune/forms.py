@@ -196,7 +196,9 @@ def check_sum(folded: Folded, form: Form) -> None:
 
 
 def _check_votes(folded: Folded, form: Form) -> None:
-    votes, most = folded.votes, len(folded.answered)
+    votes, held, most = folded.votes, folded.held, len(folded.answered)
+    if held is not None and not form.own:
+        raise Refused("held", f"{held.numel()} values that nobody asked for")
     if votes is None:
         if form.own:
             raise Refused("votes", f"none, expected {form.voters}")
@@ -205,9 +207,9 @@ def _check_votes(folded: Folded, form: Form) -> None:
         raise Refused("votes", f"{votes.numel()} votes, expected {form.voters}")
     if votes.numel() and not 0 <= int(votes.min()) <= int(votes.max()) <= most:
         raise Refused("votes", "counts outside 0 to the number of clients")
-    if form.own and (folded.held is None or folded.held.numel() != form.voters):
+    if form.own and (held is None or held.numel() != form.voters):
         raise Refused("held", f"wrong shape, expected {form.voters}")
-    if folded.held is not None and not (_finite(folded.held) and bool((folded.held >= 0).all())):
+    if held is not None and not (_finite(held) and bool((held >= 0).all())):
         raise Refused("held", "negative, NaN or infinite")
 
 

@@ -75,7 +75,7 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
     ]
     return [
         ("model", unknown, f"task {c.task} has no such model", models),
-        ("length", c.length is not None and "length" not in task.defaults, "no text", out),
+        ("length", c.length is not None and task.tokenizer is None, "no text", out),
         ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),
         *[(key, wrong, f"task {c.task} reads no such column", out) for key, wrong in text],
     ]

@@ -1,7 +1,7 @@
 """Named tensors and their algebra: the one data type that travels through a round.
 
-A model's *state* here is what learning moves: every parameter, ties once, and every
-floating-point buffer. Integer buffers (BatchNorm's batch counter) stay where they are.
+A model's *state* here is what learning moves: every parameter that is not frozen, ties once, and
+every floating-point buffer. Integer buffers (BatchNorm's batch counter) stay where they are.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ Masks = dict[str, Tensor]
 def state_of(model: nn.Module) -> Tensors:
     """The model's own tensors by name (views, not copies): parameters, then float buffers.
 
-    A tied parameter appears once, under the first name the model gives it. Buffers that the model
-    itself does not save (LLaMA's rotary frequencies) are constants, not state.
+    A tied parameter appears once, under the first name the model gives it. Frozen parameters are
+    constants, the same on every side, and so are buffers that the model itself does not save
+    (LLaMA's rotary frequencies).
     """
     saved = model.state_dict().keys()
-    state: Tensors = {name: p.detach() for name, p in model.named_parameters()}
+    state: Tensors = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     buffers = ((n, b) for n, b in model.named_buffers() if n in saved)
     return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
+
+
+def frozen_of(model: nn.Module) -> Tensors:
+    """The parameters that learning does not move, by name (views)."""
+    return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -56,7 +56,9 @@ def grid_port(grid: Grid, config: RunConfig, layout: Layout, tick: Tick | None =
         if question.kind == "evaluate":
             fleet.gathering = question.round < config.rounds
         folded = replace(summed(asking.sums()), bytes_down=asking.down)
-        return replace(folded, failures=folded.failures + fleet.news())
+        # What comes before the first round has no row to be in: the news wait for one.
+        news = () if question.kind == "describe" else fleet.news()
+        return replace(folded, failures=folded.failures + news)
 
     return Port(ask, fleet.present)
 

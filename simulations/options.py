@@ -151,6 +151,9 @@ def _without_rivals(base: dict[str, Any], given: dict[str, Any]) -> dict[str, An
         gone |= {"schedule", "end"}
     if "one-shot" in (base.get("schedule"), given.get("schedule")) and "schedule" in given:
         gone |= {"end"}
+    # A pattern says by itself how much goes.
+    if "n:m" in (base.get("unit"), given.get("unit")) and given.keys() & {"unit", "unit_shape"}:
+        gone |= {"sparsity"}
     return {key: value for key, value in base.items() if key not in gone}
 
 

@@ -313,3 +313,40 @@ def test_a_folder_with_a_run_is_not_written_over(run_folder: Path, tiny: Tiny, t
         fresh_folder(tiny(out=str(run_folder)))
     assert fresh_folder(tiny(out=str(tmp_path / "new"))) == tmp_path / "new"
     assert fresh_folder(tiny()).parent == Path("runs")
+
+
+PATHS = [
+    {"rewind": 1},
+    {"schedule": "regrow"},
+    {"masks": "union"},
+    {"score_during": "tune"},
+    {"combine": "median", "score_wire": "log8"},
+]
+
+
+@pytest.mark.parametrize("keys", PATHS, ids=str)
+def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(
+    keys: dict[str, Any], tiny: Tiny, house_of: HouseOf, tmp_path: Path
+):
+    config = tiny(**keys, local_steps=1, clients=3, hosts=2)
+    house = house_of(config)
+    federate(config, inline_port(house), folder=tmp_path / "whole")
+    for round_ in (1, 2, 3, 4):
+        folder = tmp_path / str(round_)
+        broken(config, house, folder, killed_after(round_, "pruned"))
+        early = load_state(checkpoint_path(folder, "pruned")).early
+        assert (early is None) == ("rewind" not in keys)
+        resumed(config, house, folder)
+        assert_as_unbroken(folder, tmp_path / "whole")
+
+
+def test_weights_to_go_back_to_are_those_of_the_first_run(
+    tiny: Tiny, house_of: HouseOf, same: Same, tmp_path: Path
+):
+    config = tiny(rewind=1, local_steps=1)
+    states: dict[int, State] = {}
+    watch = Watch(row=lambda row, _seconds, state: states.update({row["round"]: state}))
+    federate(config, inline_port(house_of(config)), folder=tmp_path, watch=watch)
+    saved = load_state(checkpoint_path(tmp_path, "pruned")).early
+    assert saved is not None
+    assert same(saved, states[1].weights)

@@ -53,3 +53,22 @@ def test_the_run_compared_is_partial_unequal_and_pruned(
     rows = [json.loads(line) for line in inline[0].splitlines()]
     assert all(len(row["cohort"]) == 4 for row in rows)
     assert rows[-1]["removed"] > rows[0]["removed"] == 0
+
+
+NEW = [
+    "--score grasp --combine median --score-wire log8",
+    "--masks union --score wanda --precision bf16",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", NEW)
+def test_inline_equals_ray_for_answers_of_other_forms(options: str, tmp_path: Path) -> None:
+    """Two questions with something sent along, values one by one, masks of the clients' own."""
+    given = ["--task", "digits", *options.split()]
+    given += ["--warmup", "0"] if "grasp" in options else []
+    rows, summary = run(tmp_path / "here", *given, "--engine", "inline")
+    there, other = run(tmp_path / "there", *given, "--workers", "2")
+    assert rows == there
+    assert summary["weights_digest"] == other["weights_digest"]
+    assert json.loads(rows.splitlines()[-1])["removed"] > 0

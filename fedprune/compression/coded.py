@@ -26,6 +26,7 @@ from fedprune.tensors import (
     Masks,
     Tensors,
     as_bytes,
+    frozen_of,
     kept,
     load_into,
     masked,
@@ -60,7 +61,7 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
 
     Args:
         origin: how to build the dense model, see `origin_of`.
-        weights: the model's state, float32, 0.0 where a mask is False.
+        weights: the model's state and its frozen parameters, float32, 0.0 where a mask is False.
         masks: True = kept.
     """
     mask = encode_mask(masks)
@@ -117,7 +118,10 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
         model = model or _built(head)
         _check_shapes(model, weights, coded)
-        load_into(model, weights)
+        frozen = frozen_of(model)
+        load_into(model, {n: w for n, w in weights.items() if n not in frozen})
+        for name, value in frozen.items():
+            value.copy_(weights[name])
     elif manifest.is_file():
         model = model or _built(json.loads(manifest.read_text()))
         load_model(model, manifest.parent / "model.safetensors")
@@ -135,7 +139,7 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
-    here, there = shapes_of(state_of(model)), shapes_of(weights)
+    here, there = shapes_of({**state_of(model), **frozen_of(model)}), shapes_of(weights)
     if here != there:
         odd = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
         raise ValueError(f"{path}: does not fit the model: {odd[0]} differs")

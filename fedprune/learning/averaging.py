@@ -153,7 +153,7 @@ def _by_votes(votes: Tensor, _weight: Tensor) -> Tensor:
 
 MASKS: dict[str, MaskRule] = {
     "global": MaskRule(
-        "the server's, decided before tuning", "SSFL; Bibikar et al. 2022 call it server-side"
+        "one for all, decided by the server before they tune", "SSFL, FedPrLLM"
     ),
     "union": MaskRule(
         "each client prunes by its own scores and tunes; of what anybody kept, the largest of the "

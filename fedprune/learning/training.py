@@ -137,7 +137,7 @@ def tune(
             labels = sum(task.labels(batch) for batch in step)
             for batch in step:
                 with _precision(config, parameters[0].device.type):
-                    result = task.loss(called or model, batch)
+                    result = task.loss(model if called is None else called, batch)
                 (result.total / max(1, labels)).backward()
                 sums += result.total.item()
                 counts += result.count

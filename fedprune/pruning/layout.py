@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.structure import Structure, structure_of
-from fedprune.tensors import state_of
+from fedprune.tensors import frozen_of, state_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Layout:
         variances: BatchNorm's running variance to its running mean, by name.
         kinds: how each prunable tensor is laid out, a name in `KINDS`.
         structure: attention, feed-forward layers and blocks, as far as they were recognised.
+        frozen: parameters that are no part of the state, and their shapes.
     """
 
     shapes: dict[str, torch.Size]
@@ -32,6 +33,13 @@ class Layout:
     variances: dict[str, str]
     kinds: dict[str, str] = field(default_factory=dict)
     structure: Structure = field(default_factory=Structure)
+    frozen: dict[str, torch.Size] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has, frozen ones too."""
+        shapes = {**self.shapes, **self.frozen}
+        return sum(shapes[name].numel() for name in (*self.prunable, *self.spared))
 
 
 KINDS = {
@@ -105,6 +113,7 @@ def layout_of(
         variances=_batch_norm_variances(model),
         kinds=_kinds(model, prunable),
         structure=structure_of(model, prunable),
+        frozen={name: t.shape for name, t in frozen_of(model).items()},
     )
 
 

@@ -80,9 +80,10 @@ def refuse(model: nn.Module, dummy: Part | None) -> None:
 
 def _prepared(model: nn.Module | None, dummy: Part | None) -> tuple[nn.Module, dict[str, Tensor]]:
     """A positive copy in float64 that was found to be homogeneous, and its inputs of ones."""
+    if model is not None:
+        _check_kinds(model)
     if model is None or dummy is None:
         raise _refused("the task has no example without data in it")
-    _check_kinds(model)
     model = copy.deepcopy(model).cpu().double().eval()
     _make_positive(model)
     arguments = _ones(model, dummy)

@@ -17,7 +17,7 @@ from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml
 from fedprune.report.rows import Row
 from fedprune.state import State
-from fedprune.tensors import full_masks
+from fedprune.tensors import copied, frozen_of, full_masks
 
 CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"
@@ -132,8 +132,9 @@ def write_results(
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
     """
     origin = origin_of(config)
-    coded = to_coded(origin, state.weights, state.masks)
-    whole = to_coded(origin, state.weights, full_masks(state.weights, state.masks))
+    weights = {**state.weights, **copied(frozen_of(model))}
+    coded = to_coded(origin, weights, state.masks)
+    whole = to_coded(origin, weights, full_masks(state.weights, state.masks))
     write_atomically(folder / CODED_NAME, coded)
     write_atomically(folder / "mask", encode_mask(state.masks))
     write_atomically(folder / "mask.sha256", f"{mask_digest(state.masks)}\n".encode())

@@ -67,10 +67,13 @@ class Screen:
 
     def model(self, name: str, layout: Layout) -> None:
         """The model's size."""
-        sizes = {n: s.numel() for n, s in layout.shapes.items()}
-        prunable = sum(sizes[n] for n in layout.prunable)
-        total = prunable + sum(sizes[n] for n in layout.spared)
-        self.line(f"  model       {name}, {total:,} parameters, {prunable:,} of them prunable")
+        prunable = sum(layout.shapes[n].numel() for n in layout.prunable)
+        still = sum(s.numel() for s in layout.frozen.values())
+        frozen = f", {still:,} frozen" if still else ""
+        self.line(
+            f"  model       {name}, {layout.parameters:,} parameters, {prunable:,} of them "
+            f"prunable{frozen}"
+        )
 
     def shards(self, labels: Mapping[int, int], unit: str) -> None:
         """How much each client trains on."""

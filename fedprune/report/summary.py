@@ -58,7 +58,7 @@ def summary_of(
     task = tasks_of(config.plugin)[config.task]
     prunable = sum(m.numel() for m in end.masks.values())
     kept = count_kept(end.masks)
-    parameters = prunable + sum(layout.shapes[name].numel() for name in layout.spared)
+    parameters = layout.parameters
     final, *baselines = tests.items()
     return {
         "task": config.task,
@@ -82,6 +82,7 @@ def summary_of(
         "prunable_parameters": prunable,
         "kept_parameters": kept,
         "not_prunable": list(layout.spared),
+        "frozen": list(layout.frozen),
         "layers": [
             {"name": name, "kept": int(m.sum()), "total": m.numel()}
             for name, m in end.masks.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,48 +140,61 @@ def _tokens(read: Reader, task: str, model: str, length: int) -> tuple[Part, tup
 SPLITS_BY_TOPIC = {"dirichlet": "label", "iid": "", "shards": "label"}
 
 
-def topic_task(summary: str, read: Reader, classes: int, length: int, rounds: int) -> Task:
+@dataclass(frozen=True)
+class Corpus:
+    """Documents with topics: how they are read, how many topics, tokens of an example."""
+
+    read: Reader
+    classes: int
+    length: int
+
+
+def _shards(corpus: Corpus, config: RunConfig) -> Sequence[Shard]:
+    length = length_of(config, corpus.length)
+    rows, _ = _tokens(corpus.read, config.task, _encoder_name(config), length)
+    columns = {"label": rows["labels"].tolist()}
+    dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
+    return [
+        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        for p, own in enumerate(dealt)
+    ]
+
+
+def _model(corpus: Corpus, config: RunConfig) -> nn.Module:
+    from transformers import AutoModel
+
+    name, plain = _encoder_name(config), {"dtype": torch.float32}
+    pooler = {"add_pooling_layer": False} if config.model == "minilm" else {}
+    encoder = from_pretrained(AutoModel, name, config.task, **plain, **pooler)
+    encoder.config.use_cache = False
+    width: int = encoder.config.hidden_size
+    return MeanPooled(frozen_below(encoder, TRAINED_BLOCKS), width, corpus.classes)
+
+
+def _blank(corpus: Corpus, config: RunConfig) -> Part:
+    zeros = torch.zeros(1, length_of(config, corpus.length), dtype=torch.long)
+    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
+
+
+def _tokenizer(config: RunConfig) -> Any:
+    return own_symbols(_encoder_name(config), config.task).tokenizer
+
+
+def topic_task(summary: str, corpus: Corpus, rounds: int) -> Task:
     """A task over a corpus of documents with topics."""
-
-    def shards(config: RunConfig) -> Sequence[Shard]:
-        rows, _ = _tokens(read, config.task, _encoder_name(config), length_of(config, length))
-        columns = {"label": rows["labels"].tolist()}
-        dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
-        return [
-            cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
-            for p, own in enumerate(dealt)
-        ]
-
-    def model(config: RunConfig) -> nn.Module:
-        from transformers import AutoModel
-
-        name, plain = _encoder_name(config), {"dtype": torch.float32}
-        pooler = {"add_pooling_layer": False} if config.model == "minilm" else {}
-        encoder = from_pretrained(AutoModel, name, config.task, **plain, **pooler)
-        encoder.config.use_cache = False
-        width: int = encoder.config.hidden_size
-        return MeanPooled(frozen_below(encoder, TRAINED_BLOCKS), width, classes)
-
-    def tokenizer(config: RunConfig) -> Any:
-        return own_symbols(_encoder_name(config), config.task).tokenizer
-
-    def blank(config: RunConfig) -> Part:
-        zeros = torch.zeros(1, length_of(config, length), dtype=torch.long)
-        return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
-
     return Task(
         summary=summary,
         metric="accuracy",
         unit="examples",
-        model=model,
+        model=functools.partial(_model, corpus),
         loss=pooled_loss,
-        shards=shards,
+        shards=functools.partial(_shards, corpus),
         output=("head",),
         models={"minilm": "all-MiniLM-L6-v2, pretrained; its top two of six blocks learn"},
         paths=True,
-        classes=lambda _: classes,
-        dummy=blank,
-        extra=f1_names(classes),
+        classes=lambda _: corpus.classes,
+        dummy=functools.partial(_blank, corpus),
+        extra=f1_names(corpus.classes),
         splits=SPLITS_BY_TOPIC,
         defaults={
             "split": "dirichlet",
@@ -192,9 +206,9 @@ def topic_task(summary: str, read: Reader, classes: int, length: int, rounds: in
             "batch_size": 16,
             "local_steps": 5,
         },
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer,
     )
 
 
-R8 = topic_task("topics of Reuters R8 by a pretrained encoder (MiniLM)", read_r8, 8, 48, 9)
-BBC = topic_task("topics of BBC news by a pretrained encoder (MiniLM)", read_bbc, 5, 64, 9)
+R8 = topic_task("topics of Reuters R8 by a pretrained encoder (MiniLM)", Corpus(read_r8, 8, 48), 9)
+BBC = topic_task("topics of BBC news by a pretrained encoder (MiniLM)", Corpus(read_bbc, 5, 64), 9)

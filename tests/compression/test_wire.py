@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from fedprune.compression.masks import encode_mask
 from fedprune.compression.wire import (
+    SCORE_TYPES,
     VALUE_TYPES,
     Packet,
     flags_of,
     head_of,
+    more_of,
     pack,
     pack_flags,
     values_of,
@@ -109,3 +111,80 @@ def test_a_mask_of_named_tensors_is_no_flags():
 def test_foreign_bytes_are_no_flags(data: bytes):
     with pytest.raises(ValueError):  # noqa: PT011 (the mask codec's own message)
         flags_of(data, 2)
+
+
+SCALED = [name for name in SCORE_TYPES.values() if name not in VALUE_TYPES]
+WORST = {"fp16-scaled": 2.0**-11, "log8": 0.123}
+LEAST = {"fp16-scaled": 2.0**-14, "log8": 2.0**-42}
+"""Of the largest value: from here on up the relative bound holds."""
+
+
+def back(values: torch.Tensor, wire: str) -> torch.Tensor:
+    return values_of(pack({}, values, wire))
+
+
+def test_every_scaled_type_has_its_bound_here():
+    assert set(SCALED) == WORST.keys() == LEAST.keys()
+
+
+@pytest.mark.parametrize("wire", SCALED)
+@given(
+    numbers=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30),
+    exponent=st.integers(-60, 60),
+)
+def test_a_scaled_value_is_nearly_what_it_was(wire: str, numbers: list[float], exponent: int):
+    values = torch.tensor(numbers) * 2.0**exponent
+    largest = float(values.abs().max())
+    if largest < 1e-30:  # subnormal results have fewer bits of their own
+        return
+    seen = back(values, wire)
+    off = (seen - values).abs()
+    big = values.abs() >= largest * LEAST[wire]
+    assert (off[big] <= WORST[wire] * 1.001 * values.abs()[big]).all()
+    assert (
+        off[~big] <= WORST[wire] * LEAST[wire] * 1.001 * largest + 1e-45
+    ).all() or wire == "log8"
+    assert (off <= values.abs() * 1.13 + 1e-45).all() or wire != "log8"
+    assert (seen[values == 0] == 0).all()
+    nonzero = seen != 0
+    assert torch.equal(seen[nonzero] < 0, values[nonzero] < 0), "signs stay"
+    assert float(seen.abs().max()) == pytest.approx(largest, rel=1e-6), "the largest stays"
+
+
+@pytest.mark.parametrize(("wire", "width"), [("fp16-scaled", 2), ("log8", 1)])
+def test_scaled_values_are_that_small(wire: str, width: int):
+    packet = pack({"kind": "score"}, torch.randn(1000), wire)
+    assert len(packet.values) == 1000 * width
+    assert head_of(packet)["scale"] > 1
+
+
+@pytest.mark.parametrize("wire", SCALED)
+@pytest.mark.parametrize("values", [[], [0.0], [0.0, -0.0]])
+def test_nothing_and_nought_come_back(wire: str, values: list[float]):
+    assert back(torch.tensor(values), wire).tolist() == values
+
+
+@pytest.mark.parametrize("wire", SCALED)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_does_not_become_finite(wire: str, bad: float):
+    """The receiver's check refuses the answer then."""
+    assert not torch.isfinite(back(torch.tensor([1.0, bad, 2.0]), wire)).all()
+
+
+def test_log8_keeps_the_order_and_two_decades_apart():
+    values = torch.logspace(-12, 0, 60).sort().values
+    seen = back(values, "log8")
+    assert (seen.diff() >= 0).all()
+    assert len(seen.unique()) > 55
+    assert back(torch.tensor([1.0, 2.0**-42, 2.0**-44]), "log8").tolist() == [1.0, 2.0**-42, 0.0]
+
+
+@pytest.mark.parametrize("wire", ["fp32", "fp16-scaled", "log8"])
+def test_a_second_buffer_has_a_type_of_its_own(wire: str):
+    more = torch.tensor([3.0, -0.5, 0.0])
+    packet = pack({}, torch.ones(4), "bf16", b"bits", more, wire)
+    assert values_of(packet).tolist() == [1.0] * 4
+    assert more_of(packet).tolist() == pytest.approx(more.tolist(), rel=0.123)
+    assert packet.size() == len(packet.head) + 8 + 4 + len(packet.more)
+    assert not pack({}, torch.ones(4), "bf16", b"", torch.empty(0)).more
+    assert more_of(pack({}, torch.ones(4), "bf16")).numel() == 0

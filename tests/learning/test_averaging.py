@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedprune.learning.averaging import averaged, change, from_moments, to_moments
+from fedprune import select
+from fedprune.learning.averaging import (
+    AVERAGES,
+    MASKS,
+    averaged,
+    change,
+    decided,
+    from_moments,
+    to_moments,
+)
 from fedprune.messages import Answer, Folded, as_sum, summed
 from fedprune.pruning.layout import Layout, layout_of
 from fedprune.tensors import Tensors, copied, digest, kept, load_into, state_of
@@ -163,3 +172,136 @@ def test_the_arguments_are_left_alone():
     averaged(sent, total, 2.0, {}, layout, 1.0)
     assert digest(sent) == before
     assert total.unique().tolist() == [1.0]
+
+
+# Three clients with 1, 2 and 5 labels, each under a mask of its own over four weights: the first
+# is kept by all, the second by the first two, the third by the last, the fourth by nobody.
+OWN = [[True, True, False, False], [True, True, False, False], [True, False, True, False]]
+LABELS = [1.0, 2.0, 5.0]
+SENT = [1.0, -2.0, 4.0, 8.0]
+TUNED = [[2.0, -1.0, 0.0, 0.0], [5.0, -4.0, 0.0, 0.0], [0.0, 0.0, 10.0, 0.0]]
+BY_HAND = {
+    "fedavg": [(2 + 10 + 0) / 8, (-1 - 8) / 8, 50 / 8, 0.0],
+    "l0-mean": [(2 + 10 + 0) / 8, (-1 - 8) / 3, 50 / 5, 0.0],
+}
+
+
+def own_answers(masks: Tensors) -> Folded:
+    sent, layout = {"w": torch.tensor(SENT)}, Layout({"w": torch.Size([4])}, ("w",), (), {})
+    total = Folded()
+    for p, (own, w, tuned) in enumerate(zip(OWN, LABELS, TUNED, strict=True)):
+        moved = change({"w": torch.tensor(tuned)}, sent, layout)["w"] * torch.tensor(own)
+        flags = torch.tensor(own)[masks["w"]]
+        given = Answer(moved[masks["w"]], w, {}, flags)
+        total = as_sum(given, p, 0, total, held=True)
+    return total
+
+
+def after_own(rule: str, masks: Tensors, server_lr: float = 1.0) -> list[float]:
+    folded, layout = own_answers(masks), Layout({"w": torch.Size([4])}, ("w",), (), {})
+    assert folded.total is not None
+    weights = averaged(
+        {"w": torch.tensor(SENT)},
+        folded.total,
+        folded.weight,
+        masks,
+        layout,
+        server_lr,
+        held=folded.held,
+        rule=rule,
+    )
+    return weights["w"].tolist()
+
+
+def test_every_average_has_an_example_by_hand():
+    assert BY_HAND.keys() == AVERAGES.keys()
+    assert all(rule.summary and rule.source for rule in AVERAGES.values())
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+def test_clients_with_different_masks_by_hand(rule: str):
+    every = {"w": torch.ones(4, dtype=torch.bool)}
+    assert after_own(rule, every) == pytest.approx(BY_HAND[rule], rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+def test_what_was_gone_before_stays_gone(rule: str):
+    some = {"w": torch.tensor([True, False, True, True])}
+    assert after_own(rule, some) == pytest.approx([BY_HAND[rule][0], 0.0, BY_HAND[rule][2], 0.0])
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+def test_half_a_step_to_the_mean_of_different_masks(rule: str):
+    every = {"w": torch.ones(4, dtype=torch.bool)}
+    half = [(old + new) / 2 for old, new in zip(SENT, BY_HAND[rule], strict=True)]
+    assert after_own(rule, every, 0.5) == pytest.approx(half, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+def test_where_all_kept_the_same_it_is_the_plain_average(rule: str):
+    sent = {"w": torch.randn(3)}
+    tuned = [{"w": torch.randn(3)} for _ in LABELS]
+    answers = [
+        Answer(kept(change(t, sent, PLAIN), ALL), w, {}, torch.ones(3, dtype=torch.bool))
+        for t, w in zip(tuned, LABELS, strict=True)
+    ]
+    total = Folded()
+    for p, given in enumerate(answers):
+        total = as_sum(given, p, 0, total, held=True)
+    assert total.total is not None
+    where = (sent, total.total, total.weight, ALL, PLAIN, 1.0)
+    seen = averaged(*where, held=total.held, rule=rule)["w"]
+    assert torch.allclose(seen, averaged(*where)["w"], atol=1e-6)
+
+
+def test_what_is_not_prunable_is_averaged_over_all():
+    shapes = {n: torch.Size([2]) for n in ("b", "w")}
+    layout = Layout(shapes, ("w",), ("b",), {})
+    sent = {"b": torch.zeros(2), "w": torch.zeros(2)}
+    masks = {"w": torch.ones(2, dtype=torch.bool)}
+    total = torch.tensor([8.0, 16.0, 8.0, 6.0], dtype=torch.float64)
+    held = torch.tensor([8.0, 2.0], dtype=torch.float64)
+    after = averaged(sent, total, 8.0, masks, layout, 1.0, held=held, rule="l0-mean")
+    assert after["b"].tolist() == [1.0, 2.0]
+    assert after["w"].tolist() == [1.0, 3.0]
+
+
+# The averaged weights of five, four of them alive, and the number of clients out of three that
+# kept each.
+ALIVE = {"w": torch.tensor([True, True, False, True, True])}
+WEIGHTS = {"w": torch.tensor([9.0, -3.0, 7.0, 0.5, -5.0])}
+VOTES = torch.tensor([1, 3, 2, 0])
+LEFT = {
+    # Nobody kept the last one, whatever its weight; of the others the largest stay.
+    ("union", 3): [True, True, False, True, False],
+    ("union", 2): [True, True, False, False, False],
+    ("union", 1): [True, False, False, False, False],
+    # What most kept stays, from 3 votes down; magnitude only breaks ties.
+    ("intersection", 3): [True, True, False, True, False],
+    ("intersection", 2): [False, True, False, True, False],
+    ("intersection", 1): [False, True, False, False, False],
+}
+
+
+@pytest.mark.parametrize(("rule", "stay"), LEFT)
+def test_union_and_intersection_by_hand(rule: str, stay: int):
+    sizes = {"w": WEIGHTS["w"].abs()}
+
+    def choose(scores: Tensors) -> dict[str, Tensor]:
+        return select(scores, 1 - stay / 5, alive=ALIVE, magnitude=sizes)
+
+    mask = decided(rule, VOTES, WEIGHTS, ALIVE, choose)["w"]
+    assert mask.tolist() == LEFT[rule, stay]
+
+
+def test_equal_votes_are_decided_by_magnitude():
+    def choose(scores: Tensors) -> dict[str, Tensor]:
+        return select(scores, 0.6, alive=ALIVE, magnitude={"w": WEIGHTS["w"].abs()})
+
+    mask = decided("intersection", torch.tensor([2, 2, 2, 2]), WEIGHTS, ALIVE, choose)["w"]
+    assert mask.tolist() == [True, False, False, False, True]
+
+
+def test_every_mask_rule_has_an_example_by_hand():
+    assert {rule for rule, _ in LEFT} == {n for n, rule in MASKS.items() if rule.rank}
+    assert [n for n, rule in MASKS.items() if rule.rank is None] == ["global"]

@@ -1,5 +1,6 @@
 import copy
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, RunConfig, Shard, Task, federate
-from fedprune.hosts import House, inline_port, open_house
+from fedprune.hosts import House, dense_model, inline_port, open_house
 from fedprune.learning.averaging import averaged
-from fedprune.learning.training import OPTIMIZERS, learning_rate, step_batches, tune
+from fedprune.learning.training import OPTIMIZERS, learning_rate, prepared, step_batches, tune
 from fedprune.messages import Question
 from fedprune.tasks.models import ConvNet
 from fedprune.tasks.task import Part, batches, classification_loss
@@ -33,10 +34,9 @@ def rows(n: int, seed: int = 0) -> Part:
 TASK = TASKS["digits"]
 
 
-def steps_of(part: Part, size: int, accumulate: int = 1) -> Iterator[list[Part]]:
-    """The part's batches in order, so many of them a step."""
-    every = list(batches(part, size))
-    yield from (every[i : i + accumulate] for i in range(0, len(every), accumulate))
+def steps_of(part: Part, size: int) -> Iterator[list[Part]]:
+    """The part's batches in order, each a step."""
+    yield from ([batch] for batch in batches(part, size))
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -299,3 +299,122 @@ def test_one_masked_federated_step_is_one_masked_pooled_step(slope: House):
     after = averaged(start, folded.total, folded.weight, masks, house.layout, 1.0)
     for name, p in pooled_step(start, masks, 0.3).named_parameters():
         assert torch.allclose(after[name], p, atol=1e-6), name
+
+
+def slope_after(step_sizes: int, optimizer: str, tiny: Tiny) -> Slope:
+    """Three steps of 16 rows, each in batches of at most so many rows."""
+    torch.manual_seed(0)
+    model = Slope()
+    gen = torch.Generator().manual_seed(3)
+    part = {"images": torch.randn(48, 6, generator=gen), "labels": torch.arange(48) % 3}
+    config = tiny(optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else None)
+    steps = (list(batches(step, step_sizes)) for (step,) in steps_of(part, 16))
+    assert tune(model, {}, steps, TASK, 0.1, config).count == 48
+    return model
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("size", [8, 6, 1])
+def test_a_step_of_several_batches_is_a_step_of_one(size: int, optimizer: str, tiny: Tiny):
+    """Of 6, 6 and 4 rows, too: the mean is over the labels of the step."""
+    whole, parts = slope_after(16, optimizer, tiny), slope_after(size, optimizer, tiny)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        # Adam divides by the gradient's size, which makes a small one's rounding large.
+        assert torch.allclose(p, q, atol=1e-6 if optimizer == "sgd" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({"accumulate": 2, "local_steps": 2}, [[8, 8], [4]]),
+        ({"accumulate": 2, "local_steps": 3}, [[8, 8], [4], [8, 8]]),
+        ({"accumulate": 3, "local_steps": 2}, [[8, 8, 4], [8, 8, 4]]),
+        ({"accumulate": 9, "local_steps": 1}, [[8, 8, 4]]),
+        ({"accumulate": 2, "local_epochs": 2, "local_steps": 0}, [[8, 8], [4], [8, 8], [4]]),
+    ],
+    ids=str,
+)
+def test_steps_of_several_batches_count(keys: dict[str, int], steps: list[list[int]], tiny: Tiny):
+    part = {"images": torch.zeros(20), "labels": torch.arange(20)}
+    taken = list(step_batches(part, tiny(**keys), torch.Generator().manual_seed(0)))
+    assert [[len(b["labels"]) for b in step] for step in taken] == steps
+
+
+def test_bf16_computes_in_bf16_and_leaves_float32(tiny: Tiny):
+    seen: set[torch.dtype] = set()
+
+    def loss(model: nn.Module, batch: Part) -> Loss:
+        seen.add(model(batch["images"]).dtype)
+        return TASK.loss(model, batch)
+
+    moved = {}
+    for precision in ("fp32", "bf16"):
+        model = net()
+        masks = half(model)
+        load_into(model, masked(state_of(model), masks))
+        config = tiny(precision=precision)
+        tune(model, masks, steps_of(rows(32), 8), replace(TASK, loss=loss), 0.1, config)
+        assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        seen.clear()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert not any(model.get_parameter(n).detach()[~m].any() for n, m in masks.items())
+        moved[precision] = copied(state_of(model))
+    for name, w in moved["fp32"].items():
+        assert torch.allclose(w, moved["bf16"][name], atol=0.05), name
+    assert any(not torch.equal(w, moved["bf16"][n]) for n, w in moved["fp32"].items())
+
+
+@pytest.fixture
+def small_llama(tiny: Tiny) -> nn.Module:
+    return dense_model(tiny(task="shakespeare"))
+
+
+def token_steps() -> Iterator[list[Part]]:
+    ids = torch.randint(3, 60, (4, 33), generator=torch.Generator().manual_seed(0))
+    yield [{"inputs": ids[:, :-1], "labels": ids[:, 1:]}]
+
+
+def test_recomputed_activations_give_the_same_step(tiny: Tiny, small_llama: nn.Module):
+    keys = {"task": "shakespeare", "optimizer": "sgd", "clip": 0.0}
+    layer = next(m for m in small_llama.modules() if type(m).__name__ == "LlamaMLP")
+    calls: list[int] = []
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    steps = {}
+    for checkpointing in (False, True):
+        config = tiny(**keys, checkpointing=checkpointing)
+        model = copy.deepcopy(small_llama)
+        calls.clear()
+        called = prepared(model, config)
+        assert called is model
+        tune(model, {}, token_steps(), TASKS["shakespeare"], 0.1, config, called=called)
+        assert len(calls) == (2 if checkpointing else 1), "forward, and again while going back"
+        steps[checkpointing] = copied(state_of(model))
+    start = state_of(small_llama)
+    for name, w in steps[False].items():
+        assert torch.allclose(w, steps[True][name], atol=1e-6), name
+    assert any(not torch.equal(w, start[n]) for n, w in steps[True].items())
+
+
+def test_a_model_that_keeps_its_activations_is_refused(tiny: Tiny):
+    with pytest.raises(ValueError, match=r"^checkpointing=True: ConvNet .*; allowed: false") as e:
+        prepared(net(), tiny(checkpointing=True))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_takes_the_same_steps(tiny: Tiny):
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    keys = {"momentum": 0.0, "clip": 0.0}
+    ends = []
+    for compiled in (False, True):
+        model, config = net(), tiny(**keys, compile=compiled)
+        masks = half(model)
+        load_into(model, masked(state_of(model), masks))
+        called = prepared(model, config)
+        assert (called is model) == (not compiled)
+        tune(model, masks, steps_of(rows(32), 8), TASK, 0.1, config, called=called)
+        assert not any(model.get_parameter(n).detach()[~m].any() for n, m in masks.items())
+        ends.append(copied(state_of(model)))
+    for name, w in ends[0].items():
+        assert torch.allclose(w, ends[1][name], atol=1e-4), name

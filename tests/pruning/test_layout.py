@@ -2,29 +2,28 @@ import pytest
 from torch import nn
 
 from fedprune import TASKS
-from fedprune.pruning.layout import Layout, layout_of
+from fedprune.config import configure
+from fedprune.pruning.layout import layout_of
+from fedprune.tasks.task import output_of
 
 BLOCK = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
 
 
-def parameters(layout: Layout) -> int:
-    return sum(layout.shapes[n].numel() for n in (*layout.prunable, *layout.spared))
-
-
 @pytest.mark.parametrize("task", ["digits", "fashion-mnist"])
 def test_of_a_convolutional_net_the_weights_of_its_layers_but_the_head(task: str):
-    model = TASKS[task].model()
-    layout = layout_of(model, output=TASKS[task].output)
+    model = TASKS[task].model(configure({"task": task}))
+    layout = layout_of(model, output=output_of(TASKS[task], model))
     assert layout.prunable == ("features.0.weight", "features.4.weight", "hidden.weight")
     norms = [f"features.{i}.{w}" for i in (1, 5) for w in ("weight", "bias")]
     assert set(layout.spared) == {*norms, "hidden.bias", "head.weight", "head.bias"}
     assert set(layout.variances) == {"features.1.running_var", "features.5.running_var"}
-    assert parameters(layout) == sum(p.numel() for p in model.parameters())
+    assert layout.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_of_a_llama_the_projections_but_not_embedding_norms_and_head():
     task = TASKS["shakespeare"]
-    layout = layout_of(task.model(), output=task.output)
+    model = task.model(configure({"task": "shakespeare"}))
+    layout = layout_of(model, output=output_of(task, model))
     blocks = {f"model.layers.{i}.{part}.weight" for i in (0, 1) for part in BLOCK}
     assert set(layout.prunable) == blocks
     norms = [f"model.layers.{i}.{n}" for i in (0, 1) for n in ("input", "post_attention")]

@@ -114,7 +114,9 @@ def test_without_a_dense_model_nothing_is_compared(make_run: Folder, metric: str
     summary["quality"]["dense_at_pruning"] = None
     (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
     assert "no dense model measured when pruning began" in read(folder).words
-    assert [row[2] for row in quality_table(read_run(folder)).rows] == ["\u2013"]
+    rows = quality_table(read_run(folder)).rows
+    assert [row[0] for row in rows] == ["pruned, at the end", "label frequencies alone"]
+    assert [row[2] for row in rows] == ["\u2013"] * 2
 
 
 def test_higher_accuracy_is_better(make_run: Folder) -> None:

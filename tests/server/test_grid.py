@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedprune import Result, RunConfig, federate
 from fedprune.hosts import dense_model, inline_port, layout_for, open_house
+from fedprune.tasks.task import f1_names
 from fedprune.tensors import as_bytes
 from server import mail
 from server.grid import grid_port
@@ -78,6 +79,57 @@ def test_workers_give_the_bits_of_one_process(
     assert sum(ticks) >= sum(len(row["cohort"]) for row in asked)
 
 
+FORMS = [
+    {"combine": "median"},
+    {"combine": "votes", "score_wire": "fp16"},
+    {"masks": "union", "wire": "bf16"},
+    {"score_during": "tune", "score_wire": "log8"},
+    {"schedule": "regrow"},
+    {"score": "grasp", "warmup": 0, "schedule": "one-shot", "end": 1},
+    {"calibration": "sequential", "scope": "layer", "score": "wanda"},
+]
+
+
+@pytest.mark.parametrize("keys", FORMS, ids=str)
+def test_workers_give_the_bits_of_one_process_in_every_form(
+    workers: Made, tiny: Made, played: Callable[[RunConfig], Result], keys: dict[str, Any]
+):
+    config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, "local_steps": 1, **keys})
+    seen = run_on(workers(2), config)
+    assert seen.rows == played(config).rows
+    assert not failures(seen)
+
+
+LIES = [
+    ({"combine": "median"}, "train.score", {"singles": torch.zeros(7)}, "singles"),
+    ({"combine": "median"}, "train.score", {"singles": torch.full((12944,), float("nan"))},
+     "singles"),
+    ({"masks": "union"}, "train.tune", {"held": torch.full((12944,), -1.0).double()}, "held"),
+    ({"masks": "union"}, "train.tune", {"votes": torch.full((12944,), 2)}, "votes"),
+    ({"score_during": "tune"}, "train.tune", {"statistics": torch.zeros(3).double()},
+     "statistics"),
+    ({"score_wire": "fp16"}, "train.score", {"totals": {"count": 3}}, "totals"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "kind", "changes", "field"), LIES, ids=str)
+def test_a_lie_in_a_new_field_is_refused_at_once(
+    devices: Made,
+    device_config: Made,
+    keys: dict[str, Any],
+    kind: str,
+    changes: dict[str, Any],
+    field: str,
+):
+    config = device_config(**keys)
+    seen = run_on(devices(2, meddle=tampered(kind, 78, **changes)), config)
+    bad = failures(seen)
+    assert {f["partition"] for f in bad} == {1}
+    assert {f["field"] for f in bad} == {field}
+    assert seen.summary["rounds_completed"] == 3
+    assert seen.summary["sparsity"] == pytest.approx(0.7, abs=1e-4)
+
+
 def test_a_simulations_workers_keep_nothing(workers: Made, tiny: Made):
     grid = workers(2)
     run_on(grid, tiny(rounds=3, end=3))
@@ -101,7 +153,8 @@ def test_a_device_gets_a_mask_and_the_configuration_once(devices: Made, device_c
     asked = [(kind, bool(f["config"]), "bits" in b) for i, kind, f, b in grid.asked if i == 79]
     assert asked == [
         ("query.hello", True, False),
-        ("train.tune", True, True),
+        ("evaluate", True, True),
+        ("train.tune", False, False),
         ("evaluate", False, False),
         ("evaluate", False, False),
         ("train.score", False, False),
@@ -123,7 +176,8 @@ def test_the_order_in_which_devices_came_does_not_matter(
 
 def test_a_device_that_forgot_is_asked_again_and_weighed(devices: Made, device_config: Made):
     def forget(node: int, question: Message, reply: Message) -> Message:
-        if node == 78 and question.metadata.message_type == "evaluate":
+        head = json.loads(str(question.content.config_records["fields"].get("head", "{}")))
+        if node == 78 and head.get("kind") == "evaluate":
             grid.contexts[78].state = RecordDict()
         return reply
 
@@ -205,6 +259,7 @@ def test_a_late_reply_to_the_first_letter_does_not_count_twice(devices: Made, de
     assert [row["answered"] for row in seen.rows] == [1, 2, 2]
 
 
+MEASURED = {"loss": 1, "correct": 1, "count": 3, **dict.fromkeys(f1_names(10), 0)}
 NAN = torch.full((13850,), float("nan"), dtype=torch.float64)
 
 
@@ -223,7 +278,8 @@ NAN = torch.full((13850,), float("nan"), dtype=torch.float64)
         ("train.tune", {"votes": torch.ones(12944).long()}, "votes", "12944 votes"),
         ("train.tune", {"failures": "x"}, "reply", "malformed"),
         ("evaluate", {"totals": {"loss": 1, "count": 3}}, "totals", "expected ['correct',"),
-        ("evaluate", {"totals": {"loss": 1, "correct": 1, "count": -3}}, "count", "below 0"),
+        ("evaluate", {"totals": {**MEASURED, "count": -3}}, "count", "below 0"),
+        ("evaluate", {"totals": {**MEASURED, "fp_7": -1}}, "fp_7", "negative"),
     ],
     ids=str,
 )

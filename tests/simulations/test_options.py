@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pytest
 
+from fedprune.compression.wire import SCORE_TYPES
 from fedprune.config import ConfigError, RunConfig, to_toml
+from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.pruning.combining import COMBINES, NORMALISE
+from fedprune.pruning.pools import POOLS
+from fedprune.pruning.schedules import SCHEDULES
+from fedprune.pruning.scopes import SCOPES
 from fedprune.pruning.scores import SCORES
+from fedprune.pruning.units import UNITS
 from fedprune.tasks.catalog import TASKS
 from simulations.options import RESUMABLE, chosen, listing, parser
 
@@ -55,6 +63,36 @@ def test_the_command_line_wins_over_the_file(tmp_path) -> None:
         ({"threshold": 0.1}, ["--sparsity", "0.5"], {"threshold": None, "schedule": "cubic"}),
         ({"local_epochs": 2}, ["--local-steps", "3"], {"local_epochs": 0, "local_steps": 3}),
         ({"schedule": "one-shot"}, ["--schedule", "cubic"], {"schedule": "cubic", "end": 15}),
+        ({}, ["--target-bytes", "9000"], {"target_bytes": 9000, "sparsity": None}),
+        ({"threshold": 0.1}, ["--target-flops", "0.5"], {"target_flops": 0.5, "threshold": None}),
+        ({"target_bytes": 9000}, ["--sparsity", "0.5"], {"sparsity": 0.5, "target_bytes": None}),
+        ({}, ["--unit", "n:m"], {"unit_shape": (2, 4), "sparsity": 0.5, "pool": None}),
+        ({"unit": "n:m"}, ["--unit-shape", "1,4"], {"unit_shape": (1, 4), "sparsity": 0.75}),
+        ({"unit": "n:m"}, ["--unit", "row"], {"unit_shape": None, "sparsity": 0.8, "pool": "mean"}),
+        (
+            {"unit": "block", "pool": "max"},
+            ["--unit", "weight"],
+            {"unit_shape": None, "pool": None},
+        ),
+        ({"schedule": "regrow"}, ["--schedule", "linear"], {"regrow": None}),
+        ({"schedule": "linear"}, ["--schedule", "regrow"], {"regrow": 0.3}),
+        ({"combine": "trimmed-mean"}, ["--combine", "sum"], {"trim": None}),
+        ({"combine": "trimmed-mean"}, ["--trim", "0.2"], {"trim": 0.2}),
+        (
+            {"combine": "votes", "scope": "layer", "vote_scope": "row"},
+            ["--combine", "mean"],
+            {"vote_scope": None, "scope": "layer"},
+        ),
+        ({"masks": "union"}, ["--masks", "global"], {"average": None}),
+        ({"masks": "union"}, ["--average", "fedavg"], {"masks": "union", "average": "fedavg"}),
+        ({"score": "perturbation"}, ["--score", "taylor"], {"probes": None}),
+        ({"scope": "patterns", "layers": {"*": 0.5}}, ["--scope", "erk"], {"layers": {}}),
+        (
+            {"scope": "patterns", "layers": {"*": 0.5}},
+            ["--layers", "h*", "0.1", "--layers", "*", "0.9"],
+            {"layers": {"h*": 0.1, "*": 0.9}},
+        ),
+        ({"score": "movement"}, ["--score", "taylor"], {"score": "taylor"}),
     ],
 )
 def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp_path) -> None:
@@ -95,9 +133,54 @@ def test_the_list_names_everything_in_the_tables() -> None:
     assert {*TASKS, *SCORES, "natural", "dirichlet", "layer", "cubic", "adamw"} <= set(names)
 
 
+def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
+    text = listing("")
+    tables: dict[str, Iterable[str]] = {
+        "combine": COMBINES,
+        "normalise": NORMALISE,
+        "masks": MASKS,
+        "average": AVERAGES,
+        "scope": SCOPES,
+        "unit": UNITS,
+        "pool": POOLS,
+        "schedule": SCHEDULES,
+        "score-wire": SCORE_TYPES,
+        "score": SCORES,
+        "task": TASKS,
+    }
+    blocks = dict(block.split("\n", 1) for block in text.split("\n\n"))
+    for option, names in tables.items():
+        lines = blocks[f"--{option}"].splitlines()
+        assert [line.split()[0] for line in lines] == list(names)
+        assert all(len(line.split()) > 1 for line in lines), option
+
+
+def test_options_of_several_values() -> None:
+    given = ["--task", "digits", "--unit", "block", "--unit-shape", "2,3"]
+    assert chosen(given)[0].unit_shape == (2, 3)
+    given = ["--task", "digits", "--scope", "patterns", "--layers", "hidden*", "0.25"]
+    assert chosen(given)[0].layers == {"hidden*": 0.25}
+    given = ["--task", "digits", "--compile", "--no-agreement", "--checkpointing"]
+    config = chosen(given)[0]
+    assert (config.compile, config.agreement, config.checkpointing) == (True, False, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("--unit block --unit-shape 2", "unit-shape="),
+        ("--unit block --unit-shape 2,x", "unit-shape='x': input should be a valid integer"),
+        ("--unit n:m --unit-shape 4,2", "unit-shape=(4, 2): cannot be; allowed: N,M with"),
+        ("--scope patterns --layers * lots", "layers='lots': input should be a valid number"),
+        ("--combine vote", "combine='vote': no such combine (did you mean votes?); allowed: sum"),
+        ("--masks unions", "masks='unions': no such masks (did you mean union?); allowed: global"),
+        ("--score-wire int8", "score-wire='int8': no such score-wire; allowed: fp32, fp16, log8"),
+        ("--trim 0.5", "trim=0.5: input should be less than 0.5"),
+        ("--probes 1", "probes=1: input should be greater than or equal to 2"),
+        ("--rewind 9", "rewind=9: pruning begins before; allowed: 0 to 8"),
+        ("--score-during later", "score-during='later': input should be 'pass' or 'tune'"),
+        ("--precision fp8", "precision='fp8': input should be 'fp32' or 'bf16'"),
+        ("--accumulate 0", "accumulate=0: input should be greater than or equal to 1"),
         ("--score tailor", "score='tailor': no such score (did you mean taylor?); allowed: taylor"),
         ("--task moby-dick", "task='moby-dick': no such task; allowed: shakespeare, "),
         ("--sparsity 1.5", "sparsity=1.5: input should be less than 1"),

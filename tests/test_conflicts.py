@@ -1,0 +1,634 @@
+"""Every choice that contradicts another is refused in one line, and every refusal has an example.
+
+The lines are compared word for word: they are all that a user sees.
+"""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fedprune import TASKS, conflicts, rules
+from fedprune.config import ConfigError, RunConfig, configure
+from fedprune.defaults import completed
+from fedprune.naming import Misfit, named
+from fedprune.plugins import scores_of, tasks_of
+
+Keys = dict[str, Any]
+DIGITS: Keys = {"task": "digits"}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task without an example that stands for any."""
+    monkeypatch.setitem(TASKS, "bare", replace(TASKS["digits"], dummy=None))
+
+
+HOW_MUCH = [
+    (
+        {"threshold": 0.1, "sparsity": 0.5},
+        "threshold=0.1",
+        "sparsity and threshold exclude each other; allowed: one of sparsity, threshold, "
+        "target-bytes, target-flops",
+    ),
+    (
+        {"target_bytes": 9, "target_flops": 0.5},
+        "target-flops=0.5",
+        "target-bytes and target-flops exclude each other; allowed: one of sparsity, threshold, "
+        "target-bytes, target-flops",
+    ),
+    (
+        {"threshold": 0.1, "schedule": "cubic"},
+        "schedule='cubic'",
+        "a threshold prunes once; allowed: one-shot",
+    ),
+    (
+        {"threshold": 0.1, "scope": "layer"},
+        "scope='layer'",
+        "a threshold looks at every weight by itself; allowed: global",
+    ),
+    (
+        {"threshold": 0.1, "unit": "row"},
+        "unit='row'",
+        "a threshold looks at every weight by itself; allowed: weight",
+    ),
+    (
+        {"threshold": 0.1, "min_density": 0.1},
+        "min-density=0.1",
+        "a threshold looks at every weight by itself; allowed: 0",
+    ),
+    (
+        {"threshold": 0.1, "max_density": 0.5},
+        "max-density=0.5",
+        "a threshold looks at every weight by itself; allowed: 1",
+    ),
+    ({"threshold": 0.1, "score_steps": 2}, "score-steps=2", "steps need a sparsity; allowed: 1"),
+    ({"target_bytes": 999, "score_steps": 2}, "score-steps=2", "steps need a sparsity; allowed: 1"),
+    (
+        {"threshold": 0.1, "baselines": ("random",)},
+        "baselines=('random',)",
+        "random scores mean nothing to a threshold; allowed: dense",
+    ),
+    (
+        {"target_flops": 0.5, "unit": "n:m"},
+        "unit='n:m'",
+        "the pattern says how much goes; allowed: another unit",
+    ),
+    (
+        {"target_flops": 0.5, "combine": "votes"},
+        "combine='votes'",
+        "clients vote at a sparsity; allowed: another rule",
+    ),
+    (
+        {"threshold": 0.1, "combine": "votes"},
+        "combine='votes'",
+        "clients vote at a sparsity; allowed: another rule",
+    ),
+    (
+        {"task": "bare", "target_flops": 0.5},
+        "target-flops=0.5",
+        "task bare has no example to count FLOPs on; allowed: sparsity",
+    ),
+]
+WHAT = [
+    (
+        {"unit": "n:m", "unit_shape": (4, 2)},
+        "unit-shape=(4, 2)",
+        "cannot be; allowed: N,M with 1 <= N < M (N of every M inputs stay)",
+    ),
+    (
+        {"unit": "block", "unit_shape": (0, 2)},
+        "unit-shape=(0, 2)",
+        "cannot be; allowed: rows,columns, both 1 or more",
+    ),
+    ({"unit_shape": (2, 4)}, "unit-shape=(2, 4)", "unit weight has none; allowed: leave it out"),
+    (
+        {"unit": "n:m", "unit_shape": None},
+        "unit-shape=None",
+        "unit n:m needs one; allowed: N,M with 1 <= N < M (N of every M inputs stay)",
+    ),
+    (
+        {"unit": "row", "scope": "row"},
+        "scope='row'",
+        "unit row cannot be ranked so; allowed: global, layer, er, erk, owl, patterns",
+    ),
+    (
+        {"unit": "n:m", "scope": "layer"},
+        "scope='layer'",
+        "unit n:m cannot be ranked so; allowed: global",
+    ),
+    (
+        {"unit": "n:m", "min_density": 0.1},
+        "min-density=0.1",
+        "n:m fixes the density of every tensor, which leaves min-density 0, max-density 1; "
+        "allowed: 0",
+    ),
+    (
+        {"unit": "row", "max_density": 0.5},
+        "max-density=0.5",
+        "unit row has sizes that no max-density can be kept with but 1; allowed: 1",
+    ),
+    (
+        {"scope": "patterns", "layers": {"*": 0.5}, "max_density": 0.9},
+        "max-density=0.9",
+        "patterns fix the density of every tensor, which leaves min-density 0, max-density 1; "
+        "allowed: 1",
+    ),
+    (
+        {"unit": "n:m", "sparsity": 0.6},
+        "sparsity=0.6",
+        "the pattern says how much goes; allowed: 0.5, or leave it out",
+    ),
+    ({"pool": "max"}, "pool='max'", "unit weight pools nothing; allowed: leave it out"),
+    ({"unit": "n:m", "pool": "max"}, "pool='max'", "unit n:m pools nothing; allowed: leave it out"),
+    ({"layers": {"*": 0.5}}, "layers={'*'", "0.5}: scope is global; allowed: leave it out"),
+    (
+        {"scope": "patterns"},
+        "layers={}",
+        "scope patterns needs some; allowed: --layers PATTERN DENSITY",
+    ),
+    (
+        {"scope": "patterns", "layers": {"*": 1.5}},
+        "layers={'*'",
+        "1.5}: not densities; allowed: above 0, up to 1",
+    ),
+    ({"min_density": 0.3}, "min-density=0.3", "more than the sparsity leaves; allowed: 0 to 0.2"),
+    ({"max_density": 0.1}, "max-density=0.1", "less than the sparsity leaves; allowed: 0.2 to 1"),
+    (
+        {"score": "ablation", "unit": "block"},
+        "unit='block'",
+        "score ablation is of others; allowed: weight, row, column, head, neuron, sublayer, layer",
+    ),
+    (
+        {"score": "block_influence", "unit": "row"},
+        "unit='row'",
+        "score block_influence is of others; allowed: layer",
+    ),
+]
+BY_ITSELF = [
+    (
+        {"score": "sparsegpt", "scope": "global"},
+        "scope='global'",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: layer",
+    ),
+    (
+        {"score": "sparsegpt", "target_bytes": 9},
+        "sparsity=None",
+        "score sparsegpt needs a sparsity; allowed: a number",
+    ),
+    (
+        {"score": "sparsegpt", "min_density": 0.1},
+        "min-density=0.1",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: 0",
+    ),
+    (
+        {"score": "sparsegpt", "max_density": 0.5},
+        "max-density=0.5",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: 1",
+    ),
+    (
+        {"score": "sparsegpt", "combine": "mean"},
+        "combine='mean'",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: sum",
+    ),
+    (
+        {"score": "sparsegpt", "normalise": "rank"},
+        "normalise='rank'",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: none",
+    ),
+    (
+        {"score": "sparsegpt", "masks": "union"},
+        "masks='union'",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: global",
+    ),
+    (
+        {"score": "sparsegpt", "score_wire": "fp16"},
+        "score-wire='fp16'",
+        "score sparsegpt inverts its sums; allowed: fp32",
+    ),
+    (
+        {"score": "sparsegpt", "rewind": 0},
+        "rewind=0",
+        "score sparsegpt sets the weights that stay; allowed: leave it out",
+    ),
+    (
+        {"score": "sparsegpt", "schedule": "regrow"},
+        "schedule='regrow'",
+        "score sparsegpt selects by itself, tensor by tensor; allowed: one-shot, linear, cubic, "
+        "exponential",
+    ),
+]
+WHEN = [
+    (
+        {"schedule": "regrow", "unit": "row"},
+        "unit='row'",
+        "regrow exchanges single weights at constant sparsity; allowed: weight",
+    ),
+    (
+        {"schedule": "regrow", "scope": "erk"},
+        "scope='erk'",
+        "regrow exchanges single weights at constant sparsity; allowed: global, layer",
+    ),
+    (
+        {"schedule": "regrow", "min_density": 0.1},
+        "min-density=0.1",
+        "regrow exchanges single weights at constant sparsity; allowed: 0",
+    ),
+    (
+        {"schedule": "regrow", "max_density": 0.5},
+        "max-density=0.5",
+        "regrow exchanges single weights at constant sparsity; allowed: 1",
+    ),
+    (
+        {"schedule": "regrow", "rewind": 0},
+        "rewind=0",
+        "regrow exchanges single weights at constant sparsity; allowed: leave it out",
+    ),
+    (
+        {"schedule": "regrow", "score_steps": 2},
+        "score-steps=2",
+        "regrow exchanges single weights at constant sparsity; allowed: 1",
+    ),
+    (
+        {"score": "snip", "warmup": 2},
+        "warmup=2",
+        "score snip is taken before any training; allowed: 0",
+    ),
+    ({"regrow": 0.5}, "regrow=0.5", "schedule is cubic; allowed: leave it out"),
+    ({"rewind": 9}, "rewind=9", "pruning begins before; allowed: 0 to 6"),
+    ({"rewind": 0, "sparsity": 0.0}, "rewind=0", "nothing is pruned; allowed: leave it out"),
+    ({"probes": 9}, "probes=9", "score taylor takes none; allowed: leave it out"),
+]
+WHILE_TUNING = [
+    (
+        {"score": "movement", "score_during": "pass"},
+        "score-during='pass'",
+        "score movement is collected by tuning; allowed: tune",
+    ),
+    (
+        {"score_during": "tune", "score": "fisher"},
+        "score-during='tune'",
+        "score fisher needs a pass of its own; allowed: pass",
+    ),
+    (
+        {"score_during": "tune", "score": "magnitude"},
+        "score-during='tune'",
+        "score magnitude needs a pass of its own; allowed: pass",
+    ),
+    (
+        {"score_during": "tune", "score": "grasp"},
+        "score-during='tune'",
+        "score grasp needs a pass of its own; allowed: pass",
+    ),
+    (
+        {"score_during": "tune", "combine": "mean"},
+        "combine='mean'",
+        "what is collected while tuning is summed, once a round; allowed: sum",
+    ),
+    (
+        {"score_during": "tune", "normalise": "l1"},
+        "normalise='l1'",
+        "what is collected while tuning is summed, once a round; allowed: none",
+    ),
+    (
+        {"score_during": "tune", "score_steps": 2},
+        "score-steps=2",
+        "what is collected while tuning is summed, once a round; allowed: 1",
+    ),
+    (
+        {"score_during": "tune", "compile": True},
+        "compile=True",
+        "a compiled model is not watched; allowed: false",
+    ),
+    (
+        {"score_during": "tune", "schedule": "regrow"},
+        "schedule='regrow'",
+        "what is collected while tuning is summed, once a round; allowed: one-shot, linear, "
+        "cubic, exponential",
+    ),
+]
+IN_SEQUENCE = [
+    (
+        {"calibration": "sequential", "scope": "layer", "score": "magnitude"},
+        "calibration='sequential'",
+        "score magnitude asks nobody; allowed: dense",
+    ),
+    (
+        {"calibration": "sequential", "scope": "layer", "score_during": "tune"},
+        "calibration='sequential'",
+        "there is no pass to repeat; allowed: dense",
+    ),
+    (
+        {"calibration": "sequential", "scope": "global"},
+        "scope='global'",
+        "blocks are pruned one after the other; allowed: layer, row",
+    ),
+    (
+        {"calibration": "sequential", "scope": "layer", "unit": "head"},
+        "unit='head'",
+        "blocks are pruned one after the other; allowed: weight, n:m, block, row, column",
+    ),
+    (
+        {"calibration": "sequential", "scope": "layer", "target_bytes": 9},
+        "sparsity=None",
+        "blocks are pruned one after the other; allowed: a number",
+    ),
+    (
+        {"calibration": "sequential", "scope": "layer", "score_steps": 2},
+        "score-steps=2",
+        "blocks are pruned one after the other; allowed: 1",
+    ),
+    (
+        {"calibration": "sequential", "scope": "layer", "schedule": "regrow"},
+        "schedule='regrow'",
+        "blocks are pruned one after the other; allowed: one-shot, linear, cubic, exponential",
+    ),
+]
+WHOSE = [
+    (
+        {"score": "magnitude", "combine": "mean"},
+        "combine='mean'",
+        "score magnitude asks nobody; allowed: sum",
+    ),
+    (
+        {"score": "magnitude", "normalise": "l1"},
+        "normalise='l1'",
+        "score magnitude asks nobody; allowed: none",
+    ),
+    (
+        {"combine": "votes", "normalise": "l1"},
+        "normalise='l1'",
+        "votes does not depend on the scale; allowed: none",
+    ),
+    (
+        {"combine": "rank-mean", "normalise": "rank"},
+        "normalise='rank'",
+        "rank-mean does not depend on the scale; allowed: none",
+    ),
+    (
+        {"normalise": "rank"},
+        "normalise='rank'",
+        "ranks are of clients' own scores; allowed: none, l1, or --combine mean",
+    ),
+    (
+        {"score": "wanda", "normalise": "l1"},
+        "normalise='l1'",
+        "what score wanda sums are not scores yet; allowed: none, or --combine mean",
+    ),
+    ({"trim": 0.2}, "trim=0.2", "combine is sum; allowed: leave it out"),
+    ({"vote_scope": "row"}, "vote-scope='row'", "combine is sum; allowed: leave it out"),
+    (
+        {"combine": "votes", "vote_scope": "layer"},
+        "vote-scope='layer'",
+        "votes of weights that competed per layer do not rank per global (FedPrLLM, arXiv "
+        "2505.13547, table 4: perplexity 7.98 became 31.85 with layer against row); allowed: "
+        "global",
+    ),
+    (
+        {"score": "random", "score_wire": "fp16"},
+        "score-wire='fp16'",
+        "score random asks nobody; allowed: fp32",
+    ),
+]
+OWN_MASKS = [
+    (
+        {"average": "fedavg"},
+        "average='fedavg'",
+        "all clients keep the same weights; allowed: leave it out, or --masks union, intersection",
+    ),
+    (
+        {"masks": "union", "score": "magnitude"},
+        "masks='union'",
+        "score magnitude gives every client the same mask; allowed: global",
+    ),
+    (
+        {"masks": "union", "target_bytes": 9},
+        "masks='union'",
+        "clients prune to a sparsity; allowed: global",
+    ),
+    (
+        {"masks": "union", "combine": "mean"},
+        "combine='mean'",
+        "clients prune by themselves, before they tune; allowed: sum",
+    ),
+    (
+        {"masks": "union", "normalise": "l1"},
+        "normalise='l1'",
+        "clients prune by themselves, before they tune; allowed: none",
+    ),
+    (
+        {"masks": "union", "score_during": "tune"},
+        "score-during='tune'",
+        "clients prune by themselves, before they tune; allowed: pass",
+    ),
+    (
+        {"masks": "union", "calibration": "sequential", "scope": "layer"},
+        "calibration='sequential'",
+        "clients prune by themselves, before they tune; allowed: dense",
+    ),
+    (
+        {"masks": "union", "score_steps": 2},
+        "score-steps=2",
+        "clients prune by themselves, before they tune; allowed: 1",
+    ),
+    (
+        {"masks": "union", "schedule": "regrow"},
+        "schedule='regrow'",
+        "clients prune by themselves, before they tune; allowed: one-shot, linear, cubic, "
+        "exponential",
+    ),
+    (
+        {"masks": "union", "score_wire": "fp16"},
+        "score-wire='fp16'",
+        "no statistics travel; allowed: fp32",
+    ),
+]
+OF_THE_TASK = [
+    ({"model": "resnet"}, "model='resnet'", "task digits has no such model; allowed: cnn"),
+    ({"length": 9}, "length=9", "no text; allowed: leave it out"),
+    ({"data": "x"}, "data='x'", "task digits reads no folder; allowed: leave it out"),
+    (
+        {"text_column": "t"},
+        "text-column='t'",
+        "task digits reads no such column; allowed: leave it out",
+    ),
+    (
+        {"label_column": "t"},
+        "label-column='t'",
+        "task digits reads no such column; allowed: leave it out",
+    ),
+    (
+        {"target_column": "t"},
+        "target-column='t'",
+        "task digits reads no such column; allowed: leave it out",
+    ),
+    (
+        {"client_column": "t"},
+        "split='natural'",
+        "task digits has no such split; allowed: iid, dirichlet, shards",
+    ),
+    (
+        {"client_column": "t", "split": "iid"},
+        "client-column='t'",
+        "task digits reads no such column; allowed: leave it out",
+    ),
+]
+OUT_OF_BOUNDS = [
+    ({"clients": 4, "cohort": 5}, "cohort=5", "more clients than there are; allowed: 1 to 4"),
+    ({"clients": 4, "hosts": 5}, "hosts=5", "more hosts than clients; allowed: 1 to 4"),
+    ({"cohort": 3, "min_clients": 4}, "min-clients=4", "more than the cohort; allowed: 1 to 3"),
+    ({"rounds": 5, "warmup": 5}, "warmup=5", "no round is left to prune in; allowed: 0 to 4"),
+    (
+        {"rounds": 9, "warmup": 3, "end": 10},
+        "end=10",
+        "the last pruning is not between warm-up and the last round; allowed: 4 to 9",
+    ),
+    (
+        {"schedule": "one-shot", "warmup": 3, "rounds": 9, "end": 5},
+        "end=5",
+        "one-shot prunes once, in round 4; allowed: 4",
+    ),
+    (
+        {"schedule": "one-shot", "frequency": 2},
+        "frequency=2",
+        "one-shot prunes once, in round 7; allowed: 1",
+    ),
+    (
+        {"local_steps": 0},
+        "local-steps=0",
+        "steps and epochs exclude each other, and one must be above 0; allowed: one of them",
+    ),
+    (
+        {"baselines": ("dense", "dense")},
+        "baselines=('dense', 'dense')",
+        "named twice; allowed: dense, random",
+    ),
+]
+UNUSED = [
+    ({"alpha": 0.5, "split": "iid"}, "alpha=0.5", "split is iid; allowed: leave it out"),
+    (
+        {"momentum": 0.5, "optimizer": "adam"},
+        "momentum=0.5",
+        "adam has none; allowed: leave it out",
+    ),
+    (
+        {"engine": "inline", "gpus": 0.5},
+        "gpus=0.5",
+        "inline runs in this process, nothing is shared out; allowed: -1 (if there), 0",
+    ),
+    (
+        {"engine": "inline", "workers": 2},
+        "workers=2",
+        "inline runs in this process; allowed: 0 or 1, or --engine ray",
+    ),
+    (
+        {"engine": "flower", "workers": 2},
+        "workers=2",
+        "under flwr run Flower's own settings decide; allowed: leave it out",
+    ),
+    (
+        {"engine": "flower", "ray_address": "x"},
+        "ray-address='x'",
+        "under flwr run Flower's own settings decide; allowed: leave it out",
+    ),
+    (
+        {"ray_address": "x", "workers": 2},
+        "workers=2",
+        "a cluster's own processors are all used; allowed: 0",
+    ),
+    (
+        {"engine": "inline", "ray_address": "x"},
+        "ray-address='x'",
+        "inline does not use Ray; allowed: leave it out",
+    ),
+]
+
+EXAMPLES = [
+    *(HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
+    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED),
+]
+
+
+@pytest.mark.parametrize(("keys", "named_", "rest"), EXAMPLES, ids=str)
+def test_a_contradiction_is_refused_word_for_word(keys: Keys, named_: str, rest: str):
+    with pytest.raises(ConfigError) as refused:
+        configure({**DIGITS, **keys})
+    assert str(refused.value) == f"{named_}: {rest}"
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", [rest for _, _, rest in EXAMPLES])
+def test_a_refusal_says_once_what_is_allowed(line: str):
+    assert line.count("; allowed: ") == 1
+    assert not line.endswith("allowed: ")
+
+
+def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
+    """The misfits of a configuration that was not checked, by the function that makes them.
+
+    A function may have several lists: they are told apart by their length.
+    """
+    config = RunConfig.model_construct(**completed({**DIGITS, **keys}))
+    score, task = scores_of("")[config.score], tasks_of("")[config.task]
+    given = {"c": config, "score": score, "task": task}
+    found = {}
+    for module in (conflicts, rules):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
+                arguments = [given[p] for p in inspect.signature(function).parameters]
+                listed = function(*arguments)
+                found[name, len(listed)] = listed
+    return found
+
+
+def test_every_misfit_has_an_example():
+    missing: dict[tuple[str, int], set[int]] = {}
+    for keys in [{}, *(keys for keys, _, _ in EXAMPLES)]:
+        for place, listed in lists_of(keys).items():
+            right = {i for i, (_, wrong, _, _) in enumerate(listed) if not wrong}
+            missing[place] = missing.get(place, set(range(len(listed)))) & right
+    assert len(missing) >= 12
+    assert not {place: left for place, left in missing.items() if left}
+
+
+def test_the_default_configuration_of_every_task_is_no_misfit():
+    for listed in lists_of({}).values():
+        assert not [m for m in listed if m[1]]
+
+
+# Whatever type a key has in a file, the answer is one line and no traceback.
+ODD: list[Keys] = [
+    {"unit": "n:m", "unit_shape": (1, 2, 3)},
+    {"unit": "n:m", "unit_shape": 5},
+    {"unit": "n:m", "unit_shape": ("a", "b")},
+    {"unit": "n:m", "unit_shape": (2, 0)},
+    {"unit": "n:m", "unit_shape": "2,4"},
+    {"unit": ["row"]},
+    {"unit": {}},
+    {"masks": ["union"]},
+    {"combine": {"a": 1}},
+    {"schedule": [1]},
+    {"split": ["iid"]},
+    {"scope": ["patterns"], "layers": {"a": 0.5}},
+    {"layers": {"a": "x"}, "scope": "patterns"},
+    {"warmup": "x", "score": "snip"},
+    {"client_column": 7},
+]
+
+
+@pytest.mark.parametrize("keys", ODD, ids=str)
+def test_a_value_of_a_strange_type_is_refused_in_one_line(keys: Keys):
+    with pytest.raises(ConfigError) as refused:
+        configure({**DIGITS, **keys})
+    line = str(refused.value)
+    assert line.startswith(tuple(f"{key.replace('_', '-')}=" for key in keys))
+    assert "\n" not in line
+
+
+def test_a_name_in_no_table_is_refused_with_the_nearest():
+    named(("unit", "row"), ["row", "column"])
+    with pytest.raises(ValueError, match=r"^unit='colum': no such unit \(did you mean column\?\)"):
+        named(("unit", "colum"), ["row", "column"])
+    with pytest.raises(ValueError, match=r"^unit='xyz': no such unit; allowed: row, column$"):
+        named(("unit", "xyz"), ["row", "column"])
