@@ -20,14 +20,8 @@ from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig, configure, from_toml, to_toml
 from fedprune.forms import Form, check, form_of
 from fedprune.hosts import House, open_house, released
-from fedprune.messages import (
-    Folded,
-    Question,
-    as_sum,
-    decode_answer,
-    decode_question,
-    encode_question,
-)
+from fedprune.messages import Folded, Question, as_sum
+from fedprune.packets import decode_answer, decode_question, encode_question
 from fedprune.pruning.layout import Layout
 
 app = ClientApp()

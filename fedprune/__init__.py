@@ -15,7 +15,12 @@ statistics  the additive sums on the clients that a score is made from
 mask        True = kept
 sparsity    fraction of prunable weights removed, of the original count; density = 1 - sparsity
 alive       kept so far
-scope       who competes with whom in a selection: all tensors (global) or one (layer)
+unit        what is removed together: a weight, N of M, a block, row, column, head, neuron, layer
+pool        how the scores of a unit's weights become one
+scope       who competes with whom in a selection: all tensors (global), one (layer), a row
+combine     how the clients' evidence becomes one score: summed first, or scored first
+vote        a client's own mask, counted
+regrow      remove some weights and bring as many back that were removed before
 partition   one client's share of the data; in simulation, the client itself
 shard       a partition's data, cut into train, validation and test
 host        what serves partitions and adds their answers up

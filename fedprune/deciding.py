@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from fedprune.asking import Bench, asked, evidence_of
 from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
 from fedprune.forms import form_of
 from fedprune.learning.averaging import decided
 from fedprune.messages import Folded, Question
-from fedprune.notes import Notes
+from fedprune.notes import Notes, noted
 from fedprune.plugins import scores_of
 from fedprune.pruning.amount import sparsity_for
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.flops import flops
 from fedprune.pruning.regrowth import exchange
 from fedprune.pruning.schedules import exchange_fraction, steps_within
-from fedprune.pruning.score import Evidence, Score
+from fedprune.pruning.score import Evidence
 from fedprune.pruning.structure import stages_of
-from fedprune.randomness import derive, generator
 from fedprune.state import Plan, State
-from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, full_masks, load_into, masked
-
-Put = Callable[[State, Question, Sequence[int]], tuple[State, Folded]]
-"""Puts a question to partitions; the state has the traffic and the failures in it."""
-
-Ask = Callable[..., Question]
-"""Makes a question about a state."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where the server decides: what it asks through and plans with.
-
-    Attributes:
-        plan: what stays the same for the run.
-        put: puts a question to the cohort.
-        question: makes one about a state.
-        cohort: the partitions asked.
-    """
-
-    plan: Plan
-    put: Put
-    question: Ask
-    cohort: Sequence[int]
+from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, full_masks, masked
 
 
 def thin(state: State, bench: Bench) -> tuple[State, Notes]:
@@ -61,11 +36,11 @@ def thin(state: State, bench: Bench) -> tuple[State, Notes]:
         return _exchanged(state, bench)
     for sparsity in _steps(state, plan):
         for names in _stages(plan):
-            state, folded, evidence = _asked(state, bench, names, sparsity)
+            state, folded, evidence = asked(state, bench, names, sparsity)
             if evidence is None:
                 return replace(state, owed=True), notes
             state = decide(state, plan, folded, evidence, sparsity)
-            notes = _noted(folded, evidence, plan)
+            notes = noted(folded, evidence, plan)
     return state, notes
 
 
@@ -86,61 +61,6 @@ def sparsity_of(masks: Masks) -> float:
     return (total - count_kept(masks)) / total
 
 
-def _asked(
-    state: State, bench: Bench, names: tuple[str, ...], sparsity: float | None
-) -> tuple[State, Folded, Evidence | None]:
-    """All asks of the score, and the evidence of the last; none, if too few answered."""
-    c, plan = bench.plan.config, bench.plan
-    score = scores_of(c.plugin)[c.score]
-    evidence = _evidence(state, plan, names)
-    folded = Folded(answered=tuple(bench.cohort))
-    for i, ask in enumerate(score.asks):
-        given = {} if ask.given is None else ask.given(evidence)
-        given = {n: t.float() for n, t in given.items()}
-        last = i == len(score.asks) - 1
-        votes = sparsity if last and _voting(score, plan) else None
-        what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
-        question = bench.question(state, "score", **what, sparsity=votes)
-        state, folded = bench.put(state, question, bench.cohort)
-        if len(folded.answered) < c.min_clients or not folded.answered:
-            return state, folded, None
-        evidence = _with_sums(evidence, folded, question, plan)
-    return state, folded, evidence
-
-
-def _voting(score: Score, plan: Plan) -> bool:
-    c = plan.config
-    return score.step is None and (c.agreement or not COMBINES[c.combine].valued)
-
-
-def _with_sums(evidence: Evidence, folded: Folded, question: Question, plan: Plan) -> Evidence:
-    form = form_of(question, plan.config, plan.layout)
-    sums = {} if folded.total is None else form.named(folded.total)
-    count = folded.totals["count"]
-    return replace(evidence, sums=sums, count=count, given=question.given)
-
-
-def _evidence(state: State, plan: Plan, names: tuple[str, ...]) -> Evidence:
-    c = plan.config
-    chosen_names = names or plan.layout.prunable
-    if plan.model is not None:
-        load_into(plan.model, state.weights)
-        plan.model.eval()
-    return Evidence(
-        sums={},
-        count=1.0,
-        weights={n: state.weights[n] for n in chosen_names},
-        masks={n: state.masks[n] for n in chosen_names},
-        layout=plan.layout,
-        generator=generator(c.seed, "score", state.round),
-        seed=derive(c.seed, "score", state.round),
-        probes=c.probes or 0,
-        unit=c.unit,
-        model=plan.model,
-        dummy=plan.dummy,
-    )
-
-
 def collected(state: State, plan: Plan, changes: Folded) -> State:
     """The state pruned by what the clients collected while they tuned."""
     question = Question("tune", state.round, state.weights, state.masks, score=plan.config.score)
@@ -148,7 +68,7 @@ def collected(state: State, plan: Plan, changes: Folded) -> State:
     if changes.statistics is None or len(changes.answered) < plan.config.min_clients:
         return replace(state, owed=True)
     evidence = replace(
-        _evidence(state, plan, ()),
+        evidence_of(state, plan, ()),
         sums=form.named_sums(changes.statistics),
         count=changes.totals["count"],
     )
@@ -251,7 +171,7 @@ def _cost(state: State, plan: Plan) -> tuple[Callable[[Masks], float], float]:
 def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
     """Prune and regrow at constant density: drop by the score, grow by the pooled gradient."""
     plan, c = bench.plan, bench.plan.config
-    state, folded, evidence = _asked(state, bench, (), None)
+    state, folded, evidence = asked(state, bench, (), None)
     if evidence is None:
         return replace(state, owed=True), Notes()
     question = bench.question(state, "score", score="gradient", dense=True)
@@ -270,39 +190,5 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
         floor=c.floor,
     )
     moved = sum(int((masks[n] & ~m).sum()) for n, m in state.masks.items())
-    notes = replace(_noted(folded, evidence, plan), exchanged=moved)
+    notes = replace(noted(folded, evidence, plan), exchanged=moved)
     return pruned(state, plan, masks), notes
-
-
-def _noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:
-    c = plan.config
-    own, error = folded.totals.get("own"), scores_of(c.plugin)[c.score].error
-    return Notes(
-        agreement_of(folded),
-        folded.totals["overlap"] / own if own else None,
-        None if error is None else _relative(error(evidence), evidence, plan),
-    )
-
-
-def _relative(errors: Tensors, evidence: Evidence, plan: Plan) -> float | None:
-    """The median over alive weights of |standard error / score|; None where no score is not 0."""
-    c = plan.config
-    scores = scores_of(c.plugin)[c.score].finalise(evidence)
-    parts = [(errors[n] / s.abs())[evidence.masks[n] & (s != 0)] for n, s in scores.items()]
-    flat = torch.cat(parts)
-    return float(flat.median()) if flat.numel() else None
-
-
-def agreement_of(evidence: Folded) -> float | None:
-    """How much two clients' own masks share on average: Σ c_j (c_j - 1) / (K (K-1) k).
-
-    c_j counts the clients that vote to keep weight j, K clients voted, each for k weights. None
-    where fewer than two voted. Unlike a mean over pairs it needs only the sum of the votes.
-    """
-    votes, voters = evidence.votes, len(evidence.answered)
-    if votes is None or voters < 2:
-        return None
-    each = int(votes.sum()) / voters
-    if not each:
-        return None
-    return int((votes * (votes - 1)).sum()) / (voters * (voters - 1) * each)

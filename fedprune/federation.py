@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fedprune.checkpoint import save_state, write_atomically
 from fedprune.config import RunConfig
 from fedprune.hosts import dense_model, inline_port, layout_for, open_house
-from fedprune.messages import Answer, Folded, Question, encode_answer, encode_question
+from fedprune.messages import Answer, Folded, Question
+from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
 from fedprune.pruning.flops import positions_of
 from fedprune.pruning.layout import Layout
@@ -150,7 +151,14 @@ def dummy_of(config: RunConfig) -> Part | None:
 def positions_for(config: RunConfig, model: nn.Module, layout: Layout) -> Mapping[str, float]:
     """How many rows each prunable layer sees in one example; nothing without a dummy."""
     task, dummy = tasks_of(config.plugin)[config.task], dummy_of(config)
-    return {} if dummy is None else positions_of(model, layout, dummy, task.loss)
+    if dummy is None:
+        return {}
+    try:
+        return positions_of(model, layout, dummy, task.loss)
+    except Exception:  # a loss of the user's own that fails is for the clients to report
+        if config.target_flops is not None:
+            raise
+        return {}
 
 
 def commands(config: RunConfig, folder: Path) -> dict[str, str]:

@@ -15,27 +15,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fedprune.answering import Seat, answer
+from fedprune.answering import answer
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
 from fedprune.learning.training import prepared
-from fedprune.messages import (
-    Failure,
-    Folded,
-    Question,
-    Refused,
-    as_sum,
-    decode_answer,
-    decode_question,
-    encode_answer,
-    encode_question,
-    summed,
-)
+from fedprune.messages import Failure, Folded, Question, Refused, as_sum, summed
+from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.layout import Layout, layout_of
 from fedprune.pruning.units import removable
 from fedprune.randomness import seeded
+from fedprune.seats import Seat
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task, output_of
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from fedprune.messages import Folded
+from fedprune.plugins import scores_of
+from fedprune.pruning.score import Evidence
+from fedprune.state import Plan
+from fedprune.tensors import Tensors
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -20,3 +28,38 @@ class Notes:
     overlap: float | None = None
     standard_error: float | None = None
     exchanged: int | None = None
+
+
+def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:
+    """What the answers to a score's last ask say about it."""
+    c = plan.config
+    own, error = folded.totals.get("own"), scores_of(c.plugin)[c.score].error
+    return Notes(
+        agreement_of(folded),
+        folded.totals["overlap"] / own if own else None,
+        None if error is None else _relative(error(evidence), evidence, plan),
+    )
+
+
+def _relative(errors: Tensors, evidence: Evidence, plan: Plan) -> float | None:
+    """The median over alive weights of |standard error / score|; None where no score is not 0."""
+    c = plan.config
+    scores = scores_of(c.plugin)[c.score].finalise(evidence)
+    parts = [(errors[n] / s.abs())[evidence.masks[n] & (s != 0)] for n, s in scores.items()]
+    flat = torch.cat(parts)
+    return float(flat.median()) if flat.numel() else None
+
+
+def agreement_of(evidence: Folded) -> float | None:
+    """How much two clients' own masks share on average: Σ c_j (c_j - 1) / (K (K-1) k).
+
+    c_j counts the clients that vote to keep weight j, K clients voted, each for k weights. None
+    where fewer than two voted. Unlike a mean over pairs it needs only the sum of the votes.
+    """
+    votes, voters = evidence.votes, len(evidence.answered)
+    if votes is None or voters < 2:
+        return None
+    each = int(votes.sum()) / voters
+    if not each:
+        return None
+    return int((votes * (votes - 1)).sum()) / (voters * (voters - 1) * each)

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedprune.asking import Bench
 from fedprune.compression.masks import mask_digest
-from fedprune.deciding import Bench, agreement_of, collected, thin, united
+from fedprune.deciding import collected, thin, united
 from fedprune.learning.averaging import averaged
 from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded, Question
-from fedprune.notes import Notes
+from fedprune.notes import Notes, agreement_of
 from fedprune.randomness import draw, generator
 from fedprune.report.rows import Row, row
 from fedprune.state import Plan, Port, State, Totals

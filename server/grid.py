@@ -12,7 +12,8 @@ from fedprune.config import RunConfig, to_toml
 from fedprune.forms import Form, check_sum, form_of
 from fedprune.hosts import Tick, bytes_down
 from fedprune.letters import Letter, folded_of, identity, question_letter
-from fedprune.messages import Failure, Folded, Question, Refused, encode_question, summed
+from fedprune.messages import Failure, Folded, Question, Refused, summed
+from fedprune.packets import encode_question
 from fedprune.pruning.layout import Layout
 from fedprune.state import Port
 from server.fleet import Fleet, Seat

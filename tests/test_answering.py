@@ -11,14 +11,16 @@ from scipy import stats
 from torch import Tensor, nn
 
 from fedprune import SCORES, Loss, RunConfig, select
-from fedprune.answering import Seat, answer
+from fedprune.answering import answer
 from fedprune.compression.wire import SCORE_TYPES
 from fedprune.forms import form_of
 from fedprune.hosts import House, inline_port, released
 from fedprune.learning.averaging import MASKS
-from fedprune.messages import Folded, Question, decode_answer
+from fedprune.messages import Folded, Question
+from fedprune.packets import decode_answer
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.score import Probe
+from fedprune.seats import Seat
 from fedprune.tasks.task import Part, Shard, batches
 from fedprune.tensors import Tensors, count_kept, kept, load_into, masked, spread, state_of
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fedprune import SCORES, Result, RunConfig, federate, select
 from fedprune.compression.coded import CODED_NAME
-from fedprune.deciding import agreement_of, decide, sparsity_of, united
+from fedprune.deciding import decide, sparsity_of, united
 from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.messages import Folded, Question
+from fedprune.notes import agreement_of
 from fedprune.pruning.regrowth import exchange
 from fedprune.pruning.schedules import exchange_fraction
 from fedprune.pruning.score import Evidence

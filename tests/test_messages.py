@@ -6,19 +6,8 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.masks import encode_mask
-from fedprune.messages import (
-    Answer,
-    Failure,
-    Folded,
-    Question,
-    Refused,
-    as_sum,
-    decode_answer,
-    decode_question,
-    encode_answer,
-    encode_question,
-    summed,
-)
+from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
+from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.pruning.layout import Layout
 
 SHAPES = {"conv": (2, 3), "bias": (2,), "head": (4,)}

@@ -9,21 +9,17 @@ import torch
 from torch import Tensor
 
 from fedprune import SCORES, Result, RunConfig, Shard, federate, select
-from fedprune.answering import Seat, answer
+from fedprune.answering import answer
 from fedprune.compression.masks import encode_mask, mask_digest
-from fedprune.deciding import agreement_of
 from fedprune.federation import Watch
 from fedprune.forms import form_of
 from fedprune.hosts import House, bytes_down, grouped, inline_port, labels_of
-from fedprune.messages import (
-    Answer,
-    Folded,
-    Question,
-    decode_question,
-    encode_question,
-)
+from fedprune.messages import Answer, Folded, Question
+from fedprune.notes import agreement_of
+from fedprune.packets import decode_question, encode_question
 from fedprune.pruning.layout import Layout, layout_of
 from fedprune.pruning.score import Probe
+from fedprune.seats import Seat
 from fedprune.state import State
 from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of

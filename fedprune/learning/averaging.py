@@ -152,9 +152,7 @@ def _by_votes(votes: Tensor, _weight: Tensor) -> Tensor:
 
 
 MASKS: dict[str, MaskRule] = {
-    "global": MaskRule(
-        "one for all, decided by the server before they tune", "SSFL, FedPrLLM"
-    ),
+    "global": MaskRule("one for all, decided by the server before they tune", "SSFL, FedPrLLM"),
     "union": MaskRule(
         "each client prunes by its own scores and tunes; of what anybody kept, the largest of the "
         "averaged weights stay",

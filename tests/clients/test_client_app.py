@@ -14,7 +14,8 @@ from fedprune import RunConfig
 from fedprune.config import to_toml
 from fedprune.hosts import House, bytes_down, inline_port
 from fedprune.letters import Letter, folded_of, identity, question_letter
-from fedprune.messages import Folded, Question, encode_question
+from fedprune.messages import Folded, Question
+from fedprune.packets import encode_question
 
 
 @pytest.fixture(autouse=True)

@@ -169,7 +169,7 @@ def test_no_gradient_is_left_behind(tiny: Tiny):
 def test_a_frozen_parameter_stays(tiny: Tiny):
     model = net()
     model.get_parameter("hidden.weight").requires_grad_(False)
-    start = copied(state_of(model))
+    start = copied(dict(model.named_parameters()))
     tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny(proximal=0.1))
     assert torch.equal(model.get_parameter("hidden.weight"), start["hidden.weight"])
     assert not torch.equal(model.get_parameter("head.weight"), start["head.weight"])

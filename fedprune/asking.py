@@ -1,0 +1,96 @@
+"""The server's half of scoring: put the questions of a score, and add up what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedprune.forms import form_of
+from fedprune.messages import Folded, Question
+from fedprune.plugins import scores_of
+from fedprune.pruning.combining import COMBINES
+from fedprune.pruning.score import Evidence, Score
+from fedprune.randomness import derive, generator
+from fedprune.state import Plan, State
+from fedprune.tensors import load_into
+
+Put = Callable[[State, Question, Sequence[int]], tuple[State, Folded]]
+"""Puts a question to partitions; the state has the traffic and the failures in it."""
+
+
+Ask = Callable[..., Question]
+"""Makes a question about a state."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the server decides: what it asks through and plans with.
+
+    Attributes:
+        plan: what stays the same for the run.
+        put: puts a question to the cohort.
+        question: makes one about a state.
+        cohort: the partitions asked.
+    """
+
+    plan: Plan
+    put: Put
+    question: Ask
+    cohort: Sequence[int]
+
+
+def asked(
+    state: State, bench: Bench, names: tuple[str, ...], sparsity: float | None
+) -> tuple[State, Folded, Evidence | None]:
+    """All asks of the score, and the evidence of the last; none, if too few answered."""
+    c, plan = bench.plan.config, bench.plan
+    score = scores_of(c.plugin)[c.score]
+    evidence = evidence_of(state, plan, names)
+    folded = Folded(answered=tuple(bench.cohort))
+    for i, ask in enumerate(score.asks):
+        given = {} if ask.given is None else ask.given(evidence)
+        given = {n: t.float() for n, t in given.items()}
+        last = i == len(score.asks) - 1
+        votes = sparsity if last and _voting(score, plan) else None
+        what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
+        question = bench.question(state, "score", **what, sparsity=votes)
+        state, folded = bench.put(state, question, bench.cohort)
+        if len(folded.answered) < c.min_clients or not folded.answered:
+            return state, folded, None
+        evidence = _with_sums(evidence, folded, question, plan)
+    return state, folded, evidence
+
+
+def _voting(score: Score, plan: Plan) -> bool:
+    c = plan.config
+    return score.step is None and (c.agreement or not COMBINES[c.combine].valued)
+
+
+def _with_sums(evidence: Evidence, folded: Folded, question: Question, plan: Plan) -> Evidence:
+    form = form_of(question, plan.config, plan.layout)
+    sums = {} if folded.total is None else form.named(folded.total)
+    count = folded.totals["count"]
+    return replace(evidence, sums=sums, count=count, given=question.given)
+
+
+def evidence_of(state: State, plan: Plan, names: tuple[str, ...]) -> Evidence:
+    """What the server knows before it asks, of the tensors named (none: all that are prunable)."""
+    c = plan.config
+    chosen_names = names or plan.layout.prunable
+    if plan.model is not None:
+        load_into(plan.model, state.weights)
+        plan.model.eval()
+    return Evidence(
+        sums={},
+        count=1.0,
+        weights={n: state.weights[n] for n in chosen_names},
+        masks={n: state.masks[n] for n in chosen_names},
+        layout=plan.layout,
+        generator=generator(c.seed, "score", state.round),
+        seed=derive(c.seed, "score", state.round),
+        probes=c.probes or 0,
+        unit=c.unit,
+        model=plan.model,
+        dummy=plan.dummy,
+    )

@@ -1,0 +1,132 @@
+"""Questions and answers as packets, and back: what a device would send and receive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedprune.compression.masks import decode_mask, encode_mask, mask_digest
+from fedprune.compression.wire import (
+    SCORE_TYPES,
+    Packet,
+    flags_of,
+    head_of,
+    more_of,
+    pack,
+    pack_flags,
+    values_of,
+)
+from fedprune.messages import Answer, Question, Refused
+from fedprune.pruning.layout import Layout
+from fedprune.tensors import Masks, Tensors, kept, shapes_of, spread
+
+
+def encode_question(question: Question, wire: str) -> Packet:
+    """The question as a packet; its mask is in `bits`, for those who lack it."""
+    head = {
+        "kind": question.kind,
+        "round": question.round,
+        "score": question.score,
+        "ask": question.ask,
+        "names": question.names,
+        "given": {n: list(t.shape) for n, t in question.given.items()},
+        "dense": question.dense,
+        "sparsity": question.sparsity,
+        "lr": question.lr,
+        "part": question.part,
+        "mask": mask_digest(question.masks),
+    }
+    values = kept(question.weights, question.masks)
+    along = kept(question.given, _fitting(question.given, question.masks))
+    return pack(head, values, wire, encode_mask(question.masks), along)
+
+
+def _fitting(given: Tensors, masks: Masks) -> Masks:
+    return {n: masks[n] for n, t in given.items() if n in masks and masks[n].shape == t.shape}
+
+
+def decode_question(packet: Packet, layout: Layout) -> Question:
+    """The question as the client sees it.
+
+    Raises:
+        ValueError: bits or values do not fit the head or the layout.
+    """
+    head = head_of(packet)
+    masks = decode_mask(bytes(packet.bits))
+    if mask_digest(masks) != head["mask"]:
+        raise ValueError("the mask is not the one that the question names")
+    shapes = {n: torch.Size(s) for n, s in head["given"].items()}
+    along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
+    return Question(
+        head["kind"],
+        head["round"],
+        spread(values_of(packet, shared=True), layout.shapes, masks),
+        masks,
+        head["score"],
+        head["ask"],
+        tuple(head["names"]),
+        spread(more_of(packet), shapes, along),
+        head["dense"],
+        head["sparsity"],
+        head["lr"],
+        head["part"],
+    )
+
+
+def encode_answer(
+    answer: Answer, question: Question, wire: str, score_wire: str = "fp32", *, own: bool = False
+) -> Packet:
+    """The answer as a packet.
+
+    Args:
+        answer: what the client releases.
+        question: what it answers.
+        wire: type of the weights.
+        score_wire: type of the statistics.
+        own: leave out the values that the client's own mask, its votes, removes.
+    """
+    head = {"weight": answer.weight, "totals": answer.totals}
+    votes = b"" if answer.votes is None else pack_flags(answer.votes)
+    values = answer.values
+    if own and answer.votes is not None:
+        values = values[_own(answer.votes, question)]
+    statistics = SCORE_TYPES[score_wire]
+    kind = {"tune": wire, "score": statistics}.get(question.kind, "fp32")
+    return pack(head, values, kind, votes, answer.statistics, statistics)
+
+
+def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:
+    """The answer as the server would see it, its values cast back from the wire's type.
+
+    They may be the packet's memory, and are not to be written to.
+
+    Args:
+        packet: what came.
+        question: what it answers.
+        alive: the length of the votes, if there are any.
+        own: the values come on the client's own mask.
+
+    Raises:
+        ValueError: bits or values do not fit the question.
+    """
+    head = head_of(packet)
+    votes = flags_of(packet.bits, alive) if packet.bits else None
+    values = values_of(packet, shared=True)
+    if own:
+        if votes is None:
+            raise Refused("votes", "none, while the values come on the client's own mask")
+        where = _own(votes, question)
+        if values.numel() != int(where.sum()):
+            raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
+        values = torch.zeros(where.numel()).masked_scatter_(where, values)
+    more = more_of(packet) if packet.more else None
+    return Answer(values, float(head["weight"]), head["totals"], votes, more)
+
+
+def _own(votes: Tensor, question: Question) -> Tensor:
+    """Which of a tuning answer's values lie on the client's own mask: what is free always does."""
+    own = spread(votes, shapes_of(question.masks), question.masks)
+    flags = {
+        n: own.get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in question.weights.items()
+    }
+    return kept(flags, question.masks)
