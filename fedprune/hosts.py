@@ -16,19 +16,24 @@ import torch
 from torch import nn
 
 from fedprune.answering import answer
+from fedprune.compression.coded import coded_size
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
 from fedprune.learning.training import prepared
 from fedprune.messages import Failure, Folded, Question, Refused, as_sum, summed
+from fedprune.naming import refuse
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout, layout_of
+from fedprune.pruning.selection import select
 from fedprune.pruning.units import removable
 from fedprune.randomness import seeded
 from fedprune.seats import Seat
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task, output_of
+from fedprune.tensors import frozen_of, state_of
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -64,6 +69,7 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
     layout = layout_of(model, output=output, exclude=config.exclude, include=config.include)
     _check_reach(config, layout)
     _check_score(config, model, layout)
+    _check_target(config, model, layout)
     return layout
 
 
@@ -96,6 +102,30 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
         )
     if score.refuses is not None:
         score.refuses(model, None if task.dummy is None else task.dummy(config))
+
+
+def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:
+    """Refuse a target that even the sparsest masks of single weights miss."""
+    c, state = config, state_of(model)
+    if (c.target_bytes is None and c.target_flops is None) or c.unit != "weight":
+        return
+    weights = {name: state[name].abs() for name in layout.prunable}
+    least = {n: max(c.floor, math.ceil(c.min_density * w.numel())) for n, w in weights.items()}
+    size = sum(w.numel() for w in weights.values())
+    most = 1.0 - sum(min(least[n], w.numel()) for n, w in weights.items()) / size
+    masks = select(weights, most, floor=c.floor, min_density=c.min_density)
+    if c.target_bytes is not None:
+        lowest: float = coded_size(c, {**state, **frozen_of(model)}, masks)
+        if lowest > c.target_bytes:
+            refuse("target-bytes", c.target_bytes, "what stays weighs more", f"from {lowest}")
+    elif c.target_flops is not None:
+        task = tasks_of(c.plugin)[c.task]
+        assert task.dummy is not None  # the rules refuse the option without one
+        rows = positions_of(model, layout, task.dummy(c), task.loss)
+        whole = flops({n: torch.ones_like(m) for n, m in masks.items()}, rows)
+        lowest = flops(masks, rows) / whole
+        if lowest > c.target_flops:
+            refuse("target-flops", c.target_flops, "what stays costs more", f"from {lowest:.4g}")
 
 
 def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
