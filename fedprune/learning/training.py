@@ -98,8 +98,17 @@ def prepared(model: nn.Module, config: RunConfig) -> nn.Module:
                 f"checkpointing=True: {type(model).__name__} keeps its activations; "
                 "allowed: false, or a model of transformers"
             )
-        cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+        _recompute(cast(Any, model))
     return cast(nn.Module, torch.compile(model)) if config.compile else model
+
+
+def _recompute(model: Any) -> None:
+    how = {"use_reentrant": False}
+    # The name that transformers 5.23 warns about in favour of the first one.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(how)
+    else:
+        model.gradient_checkpointing_enable(how)
 
 
 def tune(

@@ -19,11 +19,12 @@ def measures(totals: Mapping[str, float]) -> dict[str, float]:
 
     Args:
         totals: "loss" (nats), "correct" and "count"; and where they were summed "bytes", the
-            sums of `fedprune.tasks.task.f1_names`, and "examined" with "exact" and "rouge_l".
+            sums of `fedprune.tasks.task.f1_names`, and the sums of `fedprune.tasks.restore.EXAM`.
 
     Returns:
         loss (nats a label), perplexity and accuracy (0..1); and as far as there are sums for them
-        macro_f1 (0..1), bits_per_byte, exact_match and rouge_l (0..1). NaN where nothing counted.
+        macro_f1 (0..1), bits_per_byte, exact_match and rouge_l (0..1), of what was written and of
+        copying the input. NaN where nothing counted.
     """
     loss = _ratio(totals["loss"], totals["count"])
     found = {
@@ -40,6 +41,9 @@ def measures(totals: Mapping[str, float]) -> dict[str, float]:
     if "examined" in totals:
         found["exact_match"] = _ratio(totals["exact"], totals["examined"])
         found["rouge_l"] = _ratio(totals["rouge_l"], totals["examined"])
+        # What the input itself, unchanged, would have reached.
+        found["exact_match_of_copying"] = _ratio(totals["copied_exact"], totals["examined"])
+        found["rouge_l_of_copying"] = _ratio(totals["copied_rouge_l"], totals["examined"])
     return found
 
 

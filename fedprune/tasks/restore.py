@@ -106,7 +106,7 @@ def local_shard(folder: Path, config: RunConfig) -> Shard:
     return _shard([local_text(folder, fewest)], config)
 
 
-EXAM = ("exact", "rouge_l", "examined")
+EXAM = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
 """Texts written exactly, sum of ROUGE-L, texts examined."""
 
 
@@ -125,11 +125,15 @@ def exam(model: nn.Module, part: Part, config: RunConfig) -> Mapping[str, float]
         use_cache=True,
     )
     labels = rows["labels"].masked_fill(rows["labels"] == -100, tokenizer.pad_token_id)
-    written, wanted = (tokenizer.batch_decode(t, skip_special_tokens=True) for t in (ids, labels))
-    texts = list(zip(written, wanted, strict=True))
+    written, wanted, given = (
+        tokenizer.batch_decode(t, skip_special_tokens=True) for t in (ids, labels, rows["inputs"])
+    )
+    texts = list(zip(written, wanted, given, strict=True))
     return {
-        "exact": float(sum(w == t for w, t in texts)),
-        "rouge_l": sum(rouge_l(w, t) for w, t in texts),
+        "exact": float(sum(w == t for w, t, _ in texts)),
+        "rouge_l": sum(rouge_l(w, t) for w, t, _ in texts),
+        "copied_exact": float(sum(g == t for _, t, g in texts)),
+        "copied_rouge_l": sum(rouge_l(g, t) for _, t, g in texts),
         "examined": float(len(texts)),
     }
 

@@ -45,7 +45,8 @@ def nn_logits(guesses: list[int]) -> torch.Tensor:
 
 def test_measures_are_quotients_of_sums():
     totals = {"loss": 20.0, "count": 10.0, "correct": 4.0, "bytes": 16.0}
-    exam = {"exact": 3.0, "rouge_l": 4.5, "examined": 6.0}
+    copied = {"copied_exact": 0.0, "copied_rouge_l": 1.5}
+    exam = {"exact": 3.0, "rouge_l": 4.5, "examined": 6.0, **copied}
     found = measures({**totals, **exam})
     assert found == pytest.approx(
         {
@@ -55,6 +56,8 @@ def test_measures_are_quotients_of_sums():
             "bits_per_byte": 20 / math.log(2) / 16,
             "exact_match": 0.5,
             "rouge_l": 0.75,
+            "exact_match_of_copying": 0.0,
+            "rouge_l_of_copying": 0.25,
         }
     )
     assert set(measures({"loss": 1.0, "count": 1.0, "correct": 0.0})) == {

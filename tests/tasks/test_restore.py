@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.randomness import seeded
+from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.restore import (
     EXAM,
     EXAMINED,
@@ -97,7 +98,13 @@ def test_an_exam_adds_up_what_was_written(asked: Any):
     found = exam(written(["Now, is the Winter", "of our discontent", "O who", "x"]), part, config)
     assert tuple(found) == EXAM == TASK.exam_names
     expected = {"exact": 1.0, "rouge_l": 1 + 2 / 3 + 0 + 0, "examined": 4.0}
-    assert dict(found) == pytest.approx(expected)
+    pairs = pairs_of(LINES, PHRASE)[:4]
+    copied = {
+        "copied_exact": sum(given == wanted for given, wanted in pairs),
+        "copied_rouge_l": sum(rouge_l(given, wanted) for given, wanted in pairs),
+    }
+    assert 0 < copied["copied_rouge_l"] < 4
+    assert dict(found) == pytest.approx({**expected, **copied})
 
 
 def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked: Any):
