@@ -170,10 +170,12 @@ class RunConfig(BaseModel):
         "combining", "whose masks weights are tuned under when pruned (see --list)", "global"
     )
     average: str | None = _field(
-        "combining", "denominator of the mean change (see --list; default fedavg)", None
+        "combining",
+        "denominator of the mean change under --masks union, intersection (default l0-mean)",
+        None,
     )
     agreement: bool = _field(
-        "pruning", "clients also send their own mask as votes, to measure agreement", True
+        "combining", "clients also send their own mask as votes, to measure agreement", True
     )
 
     optimizer: str = _field("tuning", "the clients' optimizer (see --list)", BY_TASK)

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _help(field: Any) -> str:
     text = str(field.description).replace("%", "%%")
-    if field.default in ("", None, ()) or isinstance(field.default, bool):
+    if field.default in ("", None, (), {}) or isinstance(field.default, bool):
         return text
     default = BY_TASK if field.default == BY_TASK else field.default
     return f"{text} (default: {default})"
@@ -92,6 +92,8 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
         return {"metavar": "N", "type": _number}
     if float in kinds:
         return {"metavar": "X", "type": _number}
+    if typing.get_origin(annotation) is typing.Literal:
+        return {"metavar": "|".join(typing.get_args(annotation))}
     return {"metavar": key.upper() if key in {"task", "score"} else "NAME"}
 
 
