@@ -42,9 +42,9 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_task(task: Task) -> dict[str, Any]:
-    columns = {f"{name}_column": name for name in ("text", "label", "target")}
-    out: dict[str, Any] = {key: name for key, name in columns.items() if key in task.columns}
-    return out | {"model": next(iter(task.models), "")}
+    named_so = [name for name in ("text", "label", "target") if name in task.columns]
+    columns = {f"{name}_column": name for name in named_so}
+    return columns | {"model": next(iter(task.models), "")}
 
 
 def _of_score(score: Score, unit: Any) -> dict[str, Any]:
