@@ -54,7 +54,8 @@ def asked(
         last = i == len(score.asks) - 1
         votes = sparsity if last and _voting(score, plan) else None
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
-        question = bench.question(state, "score", **what, sparsity=votes)
+        what |= {"sparsity": votes, "progress": plan.progress(state.round)}
+        question = bench.question(state, "score", **what)
         state, folded = bench.put(state, question, bench.cohort)
         if len(folded.answered) < c.min_clients or not folded.answered:
             return state, folded, None

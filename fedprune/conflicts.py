@@ -164,6 +164,19 @@ def _when(c: RunConfig, score: Score) -> list[Misfit]:
         ("min-density", regrows and c.min_density > 0, constant, "0"),
         ("max-density", regrows and c.max_density < 1, constant, "1"),
         ("warmup", score.at_start and c.warmup > 0, start, "0"),
+        ("schedule", score.at_start and c.schedule != "one-shot", start, "one-shot"),
+        (
+            "end",
+            regrows and c.end == c.warmup + 1,
+            "no round is left to exchange in",
+            f"{c.warmup + 2} to {c.rounds}",
+        ),
+        (
+            "score-steps",
+            c.score_steps > 1 and not score.rescored,
+            f"score {c.score} says the same of what is left",
+            "1",
+        ),
         ("regrow", c.regrow is not None and not regrows, f"schedule is {c.schedule}", _OUT),
         ("rewind", regrows and c.rewind is not None, constant, _OUT),
         ("score-steps", regrows and c.score_steps > 1, constant, "1"),
@@ -188,6 +201,7 @@ def _while_tuning(c: RunConfig, score: Score) -> list[Misfit]:
         ("combine", c.combine != "sum", one, "sum"),
         ("normalise", c.normalise != "none", one, "none"),
         ("score-steps", c.score_steps > 1, one, "1"),
+        ("score-wire", c.score_wire != "fp32", "its cost is measured in a pass", "fp32"),
         ("compile", c.compile, "a compiled model is not watched", "false"),
         ("schedule", c.schedule == "regrow", one, "one-shot, linear, cubic, exponential"),
     ]
@@ -245,6 +259,12 @@ def _whose(c: RunConfig, score: Score) -> list[Misfit]:
         ),
         ("vote-scope", c.vote_scope is not None and not votes, f"combine is {c.combine}", _OUT),
         ("vote-scope", bool(apart), apart, c.scope),
+        (
+            "score-wire",
+            c.score_wire != "fp32" and (c.sparsity is None or not c.agreement),
+            "the overlap it costs is measured on clients' masks",
+            "fp32, or a sparsity and --agreement",
+        ),
         ("score-wire", silent and c.score_wire != "fp32", nobody, "fp32"),
     ]
 
@@ -263,7 +283,7 @@ def _own_masks(c: RunConfig, score: Score) -> list[Misfit]:
     why = "clients prune by themselves, before they tune"
     return [
         ("masks", not score.asks, f"score {c.score} gives every client the same mask", "global"),
-        ("masks", c.sparsity is None, "clients prune to a sparsity", "global"),
+        ("masks", not c.sparsity, "clients prune to a sparsity", "global"),
         ("combine", c.combine != "sum", why, "sum"),
         ("normalise", c.normalise != "none", why, "none"),
         ("score-during", c.score_during == "tune", why, "pass"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedprune.asking import Bench, asked, evidence_of
 from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
+from fedprune.config import ConfigError
 from fedprune.forms import form_of
 from fedprune.learning.averaging import decided
 from fedprune.messages import Folded, Question
@@ -41,7 +42,7 @@ def thin(state: State, bench: Bench) -> tuple[State, Notes]:
                 return replace(state, owed=True), notes
             state = decide(state, plan, folded, evidence, sparsity)
             notes = noted(folded, evidence, plan)
-    return state, notes
+    return rewound(state, plan), notes
 
 
 def _steps(state: State, plan: Plan) -> list[float | None]:
@@ -72,7 +73,8 @@ def collected(state: State, plan: Plan, changes: Folded) -> State:
         sums=form.named_sums(changes.statistics),
         count=changes.totals["count"],
     )
-    return decide(state, plan, changes, evidence, plan.sparsity(state.round))
+    state = decide(state, plan, changes, evidence, plan.sparsity(state.round))
+    return rewound(state, plan)
 
 
 def decide(
@@ -88,8 +90,27 @@ def decide(
         state = replace(state, weights={**state.weights, **weights})
     else:
         scores = _combined(folded, evidence, plan)
+        _check_scores(scores, evidence, c.score)
         masks = _selected(scores, sparsity, state, plan, evidence)
-    return pruned(state, plan, {**state.masks, **masks})
+    return pruned(state, {**state.masks, **masks})
+
+
+def _check_scores(scores: Tensors, evidence: Evidence, name: str) -> None:
+    """Refuse what a score, perhaps a user's own, made of the evidence.
+
+    Raises:
+        ConfigError: names, shapes or NaN.
+    """
+    wanted = {n: w.shape for n, w in evidence.weights.items()}
+    found = {n: t.shape for n, t in scores.items()} if isinstance(scores, dict) else scores
+    if found != wanted:
+        raise ConfigError(
+            f"score={name!r}: its finalise gives {str(found)[:100]}; "
+            f"allowed: one tensor of the same name and shape for each of {len(wanted)} tensors"
+        )
+    bad = [n for n, t in scores.items() if t.isnan().any()]
+    if bad:
+        raise ConfigError(f"score={name!r}: its finalise gives NaN for {bad[0]}; allowed: numbers")
 
 
 def united(state: State, plan: Plan, votes: Tensor) -> State:
@@ -101,15 +122,22 @@ def united(state: State, plan: Plan, votes: Tensor) -> State:
         wanted = Wanted(sparsity, c.scope, plan.progress(state.round))
         return chosen(scores, wanted, c, plan.layout, state.masks, weights)
 
-    return pruned(state, plan, decided(c.masks, votes, weights, state.masks, choose))
+    return rewound(pruned(state, decided(c.masks, votes, weights, state.masks, choose)), plan)
 
 
-def pruned(state: State, plan: Plan, masks: Masks) -> State:
-    """The state under new masks: survivors as they are, or as they were in an early round."""
-    c = plan.config
-    early = state.early if c.rewind is not None else None
-    weights = masked(state.weights if early is None else early, masks)
-    return replace(state, masks=masks, weights=weights, owed=False)
+def pruned(state: State, masks: Masks) -> State:
+    """The state under new masks."""
+    return replace(state, masks=masks, weights=masked(state.weights, masks), owed=False)
+
+
+def rewound(state: State, plan: Plan) -> State:
+    """The state with its survivors as they were in an early round, where that is wanted.
+
+    After the last of a round's prunings: each of them is to see the weights that were trained.
+    """
+    if plan.config.rewind is None or state.early is None:
+        return state
+    return replace(state, weights=masked(state.early, state.masks))
 
 
 def _combined(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
@@ -191,4 +219,4 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
     )
     moved = sum(int((masks[n] & ~m).sum()) for n, m in state.masks.items())
     notes = replace(noted(folded, evidence, plan), exchanged=moved)
-    return pruned(state, plan, masks), notes
+    return pruned(state, masks), notes

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fedprune.answering import answer
+from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
@@ -33,7 +34,7 @@ from fedprune.randomness import seeded
 from fedprune.seats import Seat
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task, output_of
-from fedprune.tensors import frozen_of, state_of
+from fedprune.tensors import frozen_of, full_masks, state_of
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -102,6 +103,19 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
         )
     if score.refuses is not None:
         score.refuses(model, None if task.dummy is None else task.dummy(config))
+    for ask in score.asks:  # a statistic that these tensors do not have is refused here
+        ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
+    if config.sparsity and score.step is None:
+        _check_selection(config, model, layout)
+
+
+def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> None:
+    """Refuse patterns, units and floors that this model's tensors do not fit, by trying them."""
+    state = state_of(model)
+    weights = {name: state[name].cpu() for name in layout.prunable}
+    alive = full_masks(weights, weights)
+    scores = {name: w.abs() for name, w in weights.items()}
+    chosen(scores, Wanted(config.sparsity, config.scope), config, layout, alive, weights)
 
 
 def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:

@@ -27,6 +27,7 @@ class Question:
         given: what goes along with the ask, by name.
         dense: asks about removed weights as well (to regrow some).
         sparsity: clients make their own mask of this sparsity (votes); None: they do not.
+        progress: part of the schedule's way that is behind, for densities and caps on the way.
         lr: learning rate, for "tune".
         part: "validation" or "test", for "evaluate".
         known: partitions that hold this mask already.
@@ -44,6 +45,7 @@ class Question:
     sparsity: float | None = None
     lr: float = 0.0
     part: str = ""
+    progress: float = 1.0
     known: frozenset[int] = frozenset()
 
 

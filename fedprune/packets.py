@@ -34,6 +34,7 @@ def encode_question(question: Question, wire: str) -> Packet:
         "sparsity": question.sparsity,
         "lr": question.lr,
         "part": question.part,
+        "progress": question.progress,
         "mask": mask_digest(question.masks),
     }
     values = kept(question.weights, question.masks)
@@ -70,6 +71,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         head["sparsity"],
         head["lr"],
         head["part"],
+        head["progress"],
     )
 
 

@@ -78,6 +78,7 @@ def tune_all(
     if due and not plan.asks_first:
         own = c.masks != "global"
         what |= {"score": c.score, "sparsity": plan.sparsity(state.round) if own else None}
+        what |= {"progress": plan.progress(state.round)}
     state, changes = _put(state, port, _question(state, "tune", **what), cohort)
     down, up = plan.dense_packet
     dense = down * len(cohort) + up * len(changes.answered)

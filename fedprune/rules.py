@@ -119,6 +119,12 @@ def _unused(c: RunConfig) -> list[Misfit]:
     outside, theirs = c.engine == "flower", "under flwr run Flower's own settings decide"
     out = "leave it out"
     return [
+        (
+            "client-column",
+            c.client_column is not None and c.split != "natural",
+            f"split is {c.split}",
+            out,
+        ),
         ("alpha", c.alpha is not None and c.split != "dirichlet", f"split is {c.split}", out),
         (
             "momentum",

@@ -125,7 +125,7 @@ def _own_mask(
     c = seat.config
     alive = {n: question.masks[n] for n in names}
     weights = {n: question.weights[n] for n in names}
-    wanted = Wanted(question.sparsity, c.vote_scope or c.scope)
+    wanted = Wanted(question.sparsity, c.vote_scope or c.scope, question.progress)
     return kept(chosen(scores, wanted, c, seat.layout, alive, weights), alive)
 
 

@@ -131,8 +131,51 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
     file, resume = given.pop("config", None), given.pop("resume", None)
     if resume is not None:
         return _resumed(Path(resume), file, given), Path(resume)
-    base = _read(Path(file), "config") if file is not None else {}
-    return configure(_without_rivals(_flat(base), given) | given), None
+    base = _flat(_read(Path(file), "config")) if file is not None else {}
+    given = {key: value for key, value in given.items() if base.get(key) != value}
+    if given:
+        base = _without_rivals(_chosen_by_hand(base), given)
+    return configure(base | given), None
+
+
+def _chosen_by_hand(base: dict[str, Any]) -> dict[str, Any]:
+    """The file's keys, less those that would fill themselves in with the same value.
+
+    A resolved file holds all of them; beside another number of clients or another score what
+    followed from the old one must not stand in the way.
+    """
+    first = {key: base[key] for key in _FIRST if key in base}
+    deciding = {key: base[key] for key in _DECIDING if key in base}
+    by_score = {key: base[key] for key in (*_FIRST, "score", "unit", "unit_shape") if key in base}
+    try:
+        plain, scored, filled = (dict(configure(k)) for k in (first, by_score, deciding))
+    except ConfigError:
+        return base
+    reference = {
+        **filled,
+        **{key: plain[key] for key in _DECIDING},
+        **{key: scored[key] for key in _BY_SCORE},
+    }
+
+    def same(key: str, value: Any) -> bool:
+        held = reference.get(key)
+        return held == (tuple(value) if isinstance(value, list) else value)
+
+    return {k: v for k, v in base.items() if k in _FIRST or not same(k, v)}
+
+
+_FIRST = ("task", "plugin")
+
+_BY_SCORE = ("warmup", "schedule", "scope", "sparsity", "score_during", "probes")
+"""Keys that a score, or the pattern n:m, fills in."""
+
+_DECIDING = (
+    *_FIRST,
+    *("clients", "rounds", "split", "client_column", "optimizer", "score", "schedule", "unit"),
+    *("unit_shape", "combine", "masks", "warmup", "sparsity", "threshold", "target_bytes"),
+    *("target_flops", "layers", "scope"),
+)
+"""Keys that others follow from."""
 
 
 def _without_rivals(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

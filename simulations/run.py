@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
             screen.closing(folder)
         else:
             simulate(config, folder, screen, resume=resume is not None)
+    except ConfigError as error:  # what only the first pruning could tell
+        screen.stop()
+        return main_error(error)
     except KeyboardInterrupt:
         screen.stop()
         print(

@@ -25,6 +25,45 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "bare", replace(TASKS["digits"], dummy=None))
 
 
+LATER = [
+    (
+        {"score": "snip", "schedule": "cubic", "warmup": 0},
+        "schedule='cubic'",
+        "score snip is taken before any training; allowed: one-shot",
+    ),
+    (
+        {"schedule": "regrow", "rounds": 9, "warmup": 2, "end": 3},
+        "end=3",
+        "no round is left to exchange in; allowed: 4 to 9",
+    ),
+    (
+        {"score": "random", "score_steps": 3},
+        "score-steps=3",
+        "score random says the same of what is left; allowed: 1",
+    ),
+    (
+        {"score_wire": "log8", "agreement": False},
+        "score-wire='log8'",
+        "the overlap it costs is measured on clients' masks; allowed: fp32, or a sparsity and "
+        "--agreement",
+    ),
+    (
+        {"score_during": "tune", "score_wire": "fp16"},
+        "score-wire='fp16'",
+        "its cost is measured in a pass; allowed: fp32",
+    ),
+    (
+        {"task": "text-classification", "data": "x", "client_column": "who", "split": "iid"},
+        "client-column='who'",
+        "split is iid; allowed: leave it out",
+    ),
+    (
+        {"sparsity": 0.0, "masks": "union"},
+        "masks='union'",
+        "clients prune to a sparsity; allowed: global",
+    ),
+]
+
 HOW_MUCH = [
     (
         {"threshold": 0.1, "sparsity": 0.5},
@@ -545,7 +584,7 @@ UNUSED = [
 ]
 
 EXAMPLES = [
-    *(HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
+    *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
     *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED),
 ]
 

@@ -63,10 +63,14 @@ def _median(scores: Tensor, _trim: float) -> Tensor:
 
 
 def _trimmed_mean(scores: Tensor, trim: float) -> Tensor:
-    """Yin et al. 2018, arXiv 1803.01498, definition 2: floor(trim * n) left out at either end."""
-    out = math.floor(trim * len(scores))
+    """Yin et al. 2018, arXiv 1803.01498, definition 2: floor(trim * n) left out at either end.
+
+    Departure: one at least, where there are three clients or more.
+    """
+    n = len(scores)
+    out = max(math.floor(trim * n), 1 if n >= 3 else 0)
     ordered: Tensor = scores.double().sort(dim=0).values
-    middle: Tensor = ordered[out : len(scores) - out]
+    middle: Tensor = ordered[out : n - out]
     return middle.mean(dim=0)
 
 
@@ -90,7 +94,7 @@ COMBINES: dict[str, Combine] = {
     ),
     "mean": Combine("mean of the clients' own scores, by labels", "the plain average"),
     "mean-absolute": Combine(
-        "mean of the absolute values of the clients' own scores, by labels",
+        "mean of the absolute values of the clients' own scores; as mean, if none is negative",
         "SSFL, Flower baseline (mean of |w·g|)",
         transform=torch.abs,
     ),
@@ -113,7 +117,7 @@ COMBINES: dict[str, Combine] = {
         merge=_median,
     ),
     "trimmed-mean": Combine(
-        "coordinate-wise mean without the --trim part at either end (one by one)",
+        "coordinate-wise mean without the --trim part, one at least, at either end (one by one)",
         "Yin et al. 2018, arXiv 1803.01498, definition 2",
         merge=_trimmed_mean,
     ),

@@ -52,6 +52,11 @@ def _sum(pieces: Iterable[Piece], units: int) -> Array:
     return total
 
 
+def _abs_sum(pieces: Iterable[Piece], units: int) -> Array:
+    total: Array = np.abs(_sum(pieces, units))
+    return total
+
+
 def _mean(pieces: Iterable[Piece], units: int) -> Array:
     pieces = list(pieces)
     return _sum(pieces, units) / np.maximum(counts_of(pieces, units), 1)
@@ -73,6 +78,9 @@ def _max(pieces: Iterable[Piece], units: int) -> Array:
 POOLS: dict[str, Pool] = {
     "mean": Pool("mean of the weights' scores: units of unequal size compare", _mean),
     "sum": Pool("sum of the weights' scores: what the unit is worth as a whole", _sum),
+    "abs-sum": Pool(
+        "|sum of the scores|: with taylor_signed, what Molchanov et al. 2017 give a unit", _abs_sum
+    ),
     "l2": Pool("root of the mean square of the scores: sizes compare, signs are lost", _l2),
     "max": Pool("the best weight of the unit stands for it, whatever its size", _max),
 }

@@ -144,6 +144,7 @@ class Score:
         at_start: only meaningful before any training: warm-up must be 0.
         tuning: only collected while clients tune (``--score-during tune``).
         error: the standard error of the scores, where they are estimates.
+        rescored: depends on what was removed before, so that scoring again tells something new.
         most: with unit weight, refuses models with more prunable weights than this; 0: no limit.
         refuses: raises a ValueError for a model that the score is not for, before anything starts.
     """
@@ -158,5 +159,6 @@ class Score:
     at_start: bool = False
     tuning: bool = False
     error: Callable[[Evidence], Tensors] | None = None
+    rescored: bool = True
     most: int = 0
     refuses: Callable[[nn.Module, Part | None], None] | None = None

@@ -213,7 +213,12 @@ SCORES: dict[str, Score] = {
         units=("layer",),
     ),
     "magnitude": Score(
-        "|w| of the global model: asks nobody", "Han et al. 2015, arXiv 1506.02626", _magnitude
+        "|w| of the global model: asks nobody",
+        "Han et al. 2015, arXiv 1506.02626",
+        _magnitude,
+        rescored=False,
     ),
-    "random": Score("uniform noise, new each time: asks nobody", "the control", _random),
+    "random": Score(
+        "uniform noise, new each round: asks nobody", "the control", _random, rescored=False
+    ),
 }

@@ -138,6 +138,8 @@ class Screen:
             self.line(text)
         if not summary["rounds_completed"]:
             raise SystemExit("fedprune: no round was completed: too few clients answered")
+        if not summary["reached"]:
+            raise SystemExit("fedprune: not pruned as asked: too few clients answered when scoring")
         if summary["quality"]["final"] is None:
             raise SystemExit("fedprune: no client could measure the model at the end")
 
@@ -183,6 +185,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         *lines,
         *_beside(summary),
+        *_nothing_removed(summary),
         *(["NOT REACHED: too few clients answered when scoring"] * (not summary["reached"])),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
@@ -193,6 +196,12 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
+
+
+def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
+    idle = summary["reached"] and summary["sparsity"] == 0 and summary["sparsity_asked"]
+    text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
+    return [text] if idle else []
 
 
 def _beside(summary: Mapping[str, Any]) -> list[str]:

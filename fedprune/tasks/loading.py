@@ -50,6 +50,12 @@ def loaded(config: RunConfig, need: Need) -> nn.Module:
     )
     settings: Any = model.config
     settings.use_cache = False
+    known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if need.vocabulary > known:
+        raise ValueError(
+            f"model={config.model!r}: embeddings of {known} tokens for a tokenizer of "
+            f"{need.vocabulary}; allowed: a model that belongs to its tokenizer"
+        )
     longest = getattr(settings, "max_position_embeddings", None) or need.length  # T5 has no limit
     if need.length > longest:
         raise ValueError(

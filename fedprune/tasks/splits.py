@@ -63,7 +63,7 @@ def partition(
         with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
             count = partitioner.num_partitions
             dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(count)]
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ValueError(
             f"clients={config.clients}: {config.split} cannot deal {rows} rows so: {error}; "
             f"allowed: {allowed}"

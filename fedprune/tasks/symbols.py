@@ -82,6 +82,11 @@ def own_symbols(model: str, task: str) -> Symbols:
     from transformers import AutoTokenizer
 
     own = from_pretrained(AutoTokenizer, model, task)
+    if not own.is_fast:
+        raise ValueError(
+            f"model={model!r}: its tokenizer ({type(own).__name__}) does not say which characters "
+            "a token covers; allowed: models with a fast tokenizer"
+        )
     if own.pad_token_id is None:  # GPT-2: what pads is neither attended to nor counted
         own.pad_token = own.convert_ids_to_tokens(own.eos_token_id or 0)
     size = max(len(own), own.vocab_size)

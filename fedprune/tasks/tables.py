@@ -142,6 +142,13 @@ def rows_with_text(config: RunConfig, *more: str) -> Columns:
     rows = [i for i, text in enumerate(columns["text"]) if text.strip()]
     if not rows:
         raise ValueError(f"data={config.data!r}: no row has a text; allowed: at least one")
+    for kind in {"label", "client"} & columns.keys():
+        empty = sum(not columns[kind][i].strip() for i in rows)
+        if empty:
+            raise ValueError(
+                f"{kind}-column={named[kind]!r}: {empty} of {len(rows)} rows have none; "
+                "allowed: a value in every row"
+            )
     return {kind: [values[i] for i in rows] for kind, values in columns.items()}
 
 

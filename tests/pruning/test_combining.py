@@ -104,7 +104,9 @@ def test_the_median_is_numpys(clients: int):
 @pytest.mark.parametrize("trim", [0.1, 0.2, 0.34, 0.49])
 def test_the_trimmed_mean_is_scipys(clients: int, trim: float):
     scores = drawn(clients)
-    expected = stats.trim_mean(scores.numpy().astype(float), trim, axis=0)
+    # One at least at either end, as soon as somebody is left in the middle.
+    least = (1 + 1e-9) / clients if clients >= 3 else 0.0
+    expected = stats.trim_mean(scores.numpy().astype(float), max(trim, least), axis=0)
     np.testing.assert_allclose(merged("trimmed-mean", scores, trim).numpy(), expected, rtol=1e-9)
 
 

@@ -31,6 +31,7 @@ def slow_units(
         "mean": lambda v: sum(v) / len(v),
         "l2": lambda v: math.sqrt(sum(x * x for x in v) / len(v)),
         "max": max,
+        "abs-sum": lambda v: abs(sum(v)),
     }
     masks = {n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()}
     spent, closed = 0, set()

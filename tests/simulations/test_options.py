@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedprune.compression.wire import SCORE_TYPES
-from fedprune.config import ConfigError, RunConfig, to_toml
+from fedprune.config import ConfigError, RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.pools import POOLS
@@ -237,3 +239,34 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path) -> None:
     file.write_text("sparsity = \n")
     with pytest.raises(ConfigError, match=r"^config: not TOML"):
         chosen(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "expected"),
+    [
+        ({"score": "movement"}, ["--score", "magnitude"], {"score_during": "pass"}),
+        ({"score": "grasp"}, ["--score", "taylor"], {"warmup": 6, "schedule": "cubic"}),
+        ({}, ["--score", "snip"], {"warmup": 0, "schedule": "one-shot"}),
+        ({}, ["--score", "sparsegpt"], {"scope": "layer"}),
+        ({}, ["--clients", "3"], {"cohort": 3, "hosts": 3}),
+        ({}, ["--rounds", "4"], {"warmup": 1, "end": 3}),
+        ({"cohort": 4, "warmup": 3}, ["--seed", "4"], {"cohort": 4, "warmup": 3}),
+        ({"unit": "block", "unit_shape": (8, 8)}, ["--unit", "weight"], {"unit_shape": None}),
+        ({"unit": "n:m"}, ["--unit-shape", "1,4"], {"sparsity": 0.75}),
+        ({"sparsity": 0.5}, ["--task", "shakespeare"], {"sparsity": 0.5, "cohort": 6}),
+    ],
+)
+def test_what_filled_itself_in_gives_way_to_the_command_line(
+    base: dict[str, Any], given: list[str], expected: dict[str, Any], tmp_path: Path
+):
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(configure({"task": "digits", **base})))
+    config, _ = chosen(["--config", str(file), *given])
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+def test_a_resolved_file_by_itself_is_the_same_configuration(tmp_path: Path):
+    config = configure({"task": "digits", "unit": "block", "cohort": 4, "combine": "trimmed-mean"})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert chosen(["--config", str(file)])[0] == config
