@@ -83,7 +83,7 @@ FORMS = [
     {"combine": "median"},
     {"combine": "votes", "score_wire": "fp16"},
     {"masks": "union", "wire": "bf16"},
-    {"score_during": "tune", "score_wire": "log8"},
+    {"score_during": "tune"},
     {"schedule": "regrow"},
     {"score": "grasp", "warmup": 0, "schedule": "one-shot", "end": 1},
     {"calibration": "sequential", "scope": "layer", "score": "wanda"},
