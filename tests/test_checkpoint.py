@@ -324,6 +324,7 @@ PATHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", PATHS, ids=str)
 def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(
     keys: dict[str, Any], tiny: Tiny, house_of: HouseOf, tmp_path: Path

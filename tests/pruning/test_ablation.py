@@ -74,6 +74,7 @@ def test_removing_weights_one_at_a_time_by_hand(family: str):
     assert not scores[~s.masks[name]].any(), "what is gone does nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 300, 10**9])
 @pytest.mark.parametrize(
     ("family", "unit"), [("cnn", "weight"), ("llama", "head"), ("t5", "neuron")]

@@ -90,6 +90,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", FORMS, ids=str)
 def test_workers_give_the_bits_of_one_process_in_every_form(
     workers: Made, tiny: Made, played: Callable[[RunConfig], Result], keys: dict[str, Any]
