@@ -18,7 +18,8 @@ from fedprune.config import configure, to_toml
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.messages import Folded, Question
 from fedprune.state import Port
-from fedprune.tasks.shakespeare import encode, windows
+from fedprune.tasks.language import windows
+from fedprune.tasks.symbols import encode
 from fedprune.tensors import Masks, copied, masked, state_of
 
 TINY = {

@@ -27,8 +27,6 @@ from fedprune.tasks.language import (
     text_model,
     text_tokenizer,
 )
-from fedprune.tasks.language import windows as windows
-from fedprune.tasks.symbols import encode as encode
 from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
 
 if TYPE_CHECKING:
