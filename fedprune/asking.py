@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedprune.choosing import evidence_about
 from fedprune.forms import form_of
 from fedprune.messages import Folded, Question
 from fedprune.plugins import scores_of
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.score import Evidence, Score
-from fedprune.randomness import derive, generator
 from fedprune.state import Plan, State
 from fedprune.tensors import load_into
 
@@ -77,21 +77,9 @@ def _with_sums(evidence: Evidence, folded: Folded, question: Question, plan: Pla
 
 def evidence_of(state: State, plan: Plan, names: tuple[str, ...]) -> Evidence:
     """What the server knows before it asks, of the tensors named (none: all that are prunable)."""
-    c = plan.config
-    chosen_names = names or plan.layout.prunable
     if plan.model is not None:
         load_into(plan.model, state.weights)
         plan.model.eval()
-    return Evidence(
-        sums={},
-        count=1.0,
-        weights={n: state.weights[n] for n in chosen_names},
-        masks={n: state.masks[n] for n in chosen_names},
-        layout=plan.layout,
-        generator=generator(c.seed, "score", state.round),
-        seed=derive(c.seed, "score", state.round),
-        probes=c.probes or 0,
-        unit=c.unit,
-        model=plan.model,
-        dummy=plan.dummy,
-    )
+    wanted = names or plan.layout.prunable
+    seen = {"sums": {}, "count": 1.0, "model": plan.model, "dummy": plan.dummy}
+    return evidence_about(state, wanted, plan.config, plan.layout, **seen)

@@ -1,12 +1,18 @@
-"""From scores to a mask, as the configuration wants it: the same on the server and on clients."""
+"""What the server and clients do alike: evidence to score with, and from scores to a mask."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.messages import Question
 from fedprune.pruning.layout import Layout
+from fedprune.pruning.score import Evidence
 from fedprune.pruning.selection import above, select
+from fedprune.randomness import derive, generator
+from fedprune.state import State
 from fedprune.tensors import Masks, Tensors
 
 
@@ -23,6 +29,30 @@ class Wanted:
     sparsity: float | None
     scope: str
     progress: float = 1.0
+
+
+def evidence_about(
+    held: State | Question, names: Sequence[str], config: RunConfig, layout: Layout, **seen: Any
+) -> Evidence:
+    """What is scored with, server or client: the weights held, and numbers that both draw.
+
+    Args:
+        held: whose weights and masks, in which round.
+        names: the tensors to score.
+        config: complete configuration.
+        layout: the model's layout.
+        seen: the further attributes of `Evidence`.
+    """
+    return Evidence(
+        weights={n: held.weights[n] for n in names},
+        masks={n: held.masks[n] for n in names},
+        layout=layout,
+        generator=generator(config.seed, "score", held.round),
+        seed=derive(config.seed, "score", held.round),
+        probes=config.probes or 0,
+        unit=config.unit,
+        **seen,
+    )
 
 
 def chosen(

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.choosing import Wanted, chosen
+from fedprune.choosing import Wanted, chosen, evidence_about
 from fedprune.compression.wire import SCORE_TYPES, pack, values_of
 from fedprune.forms import fitting
 from fedprune.messages import Answer, Question, Refused
 from fedprune.plugins import scores_of
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
 from fedprune.pruning.score import Evidence, Probe, Score
-from fedprune.randomness import derive, generator
+from fedprune.randomness import derive
 from fedprune.seats import Batches, Seat
 from fedprune.tensors import (
     Masks,
@@ -46,18 +46,8 @@ def _probe(question: Question, seat: Seat, names: tuple[str, ...], given: Tensor
 
 
 def _evidence(question: Question, seat: Seat, names: tuple[str, ...], **more: Any) -> Evidence:
-    c = seat.config
-    return Evidence(
-        count=seat.task.labels(seat.shard.train),
-        weights={n: question.weights[n] for n in names},
-        masks={n: question.masks[n] for n in names},
-        layout=seat.layout,
-        generator=generator(c.seed, "score", question.round),
-        seed=derive(c.seed, "score", question.round),
-        probes=c.probes or 0,
-        unit=c.unit,
-        **more,
-    )
+    labels = seat.task.labels(seat.shard.train)
+    return evidence_about(question, names, seat.config, seat.layout, count=labels, **more)
 
 
 def answer_score(question: Question, seat: Seat) -> Answer:
