@@ -1,11 +1,176 @@
-"""A federated run of every family on a task of its own, on a few lines of text."""
+"""Laws of every task in the table; a new one is tested by its line there."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from fedprune import TASKS, federate
+from fedprune import federate
 from fedprune.config import configure
+from fedprune.pruning.layout import layout_of
+from fedprune.randomness import seeded
+from fedprune.tasks import presidents, shakespeare
+from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.families import FAMILIES
+from fedprune.tasks.metrics import label_counts, measures
+from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
+
+SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist")]
+"""Tasks whose model and data are quick to have; the others have tests of their own."""
+
+SPEECHES = [
+    (f"p/{name}", "p", f'Speak, {name}! I will not; {i} times "no".\n')
+    for i in range(60)
+    for name in "ABCD"
+]
+
+
+@pytest.fixture(scope="module")
+def config_of(asked: Any, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("speeches")
+    for name in "abcd":
+        (folder / f"1800_{name}_x.txt").write_text("We are at peace. " * 90)
+
+    def made(task: str, **keys: Any) -> Any:
+        data = {"presidents": str(folder)}.get(task, "")
+        if "text" in TASKS[task].columns:
+            data = str(rows_file)
+        length = 16 if TASKS[task].models.keys() & FAMILIES.keys() else None
+        return asked(task, data=data, length=length, **keys)
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def few_speeches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here needs 38 plays."""
+    monkeypatch.setattr(shakespeare, "speeches", lambda: SPEECHES)
+    assert presidents.MOST_CHARACTERS
+
+
+DEALT: dict[str, Sequence[Shard]] = {}
+
+
+def shards_of(task: str, config: Any) -> Sequence[Shard]:
+    if task not in DEALT:
+        DEALT[task] = TASKS[task].shards(config)
+    return DEALT[task]
+
+
+def first_rows(part: Part, n: int) -> Part:
+    return {name: t[:n] for name, t in part.items()}
+
+
+CASES = [(name, model) for name in SMALL for model in TASKS[name].models]
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_every_task_runs_with_every_model_of_its_own(name: str, model: str, config_of: Any):
+    task: Task = TASKS[name]
+    config = config_of(name, model=model)
+    with seeded(0, "init"):
+        built = task.model(config)
+    part = first_rows(shards_of(name, config)[0].train, 5)
+    loss = task.loss(built.train(), part)
+    loss.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in built.parameters() if p.grad is not None)
+    layout = layout_of(built, output=output_of(task, built))
+    heads = [built.get_submodule(h) for h in output_of(task, built)]
+    spared = {id(p) for h in heads for p in h.parameters()}
+    assert spared
+    prunable = {id(p) for n, p in built.named_parameters() if n in layout.prunable}
+    assert not spared & prunable
+    assert set(extra_names(task, config)) <= loss.extra.keys()
+    assert loss.each is not None
+    torch.testing.assert_close(loss.each.sum(), loss.total, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sums_do_not_depend_on_the_batches(name: str, config_of: Any):
+    task: Task = TASKS[name]
+    config = config_of(name)
+    with seeded(0, "init"):
+        model = task.model(config).eval()
+    part = first_rows(shards_of(name, config)[1].train, 11)
+
+    def totals(size: int) -> dict[str, float]:
+        found = {"loss": 0.0, "count": 0.0, "correct": 0.0}
+        with torch.no_grad():
+            for batch in batches(part, size):
+                loss = task.loss(model, batch)
+                sums = {"loss": loss.total.item(), "count": loss.count, "correct": loss.correct}
+                for key, value in {**sums, **loss.extra}.items():
+                    found[key] = found.get(key, 0.0) + value
+        return found
+
+    whole = totals(11)
+    for size in (1, 4):
+        assert totals(size) == pytest.approx(whole, rel=1e-5)
+    assert whole["count"] == task.labels(part)
+    found = measures(whole)
+    assert {"loss", "perplexity", "accuracy"} <= found.keys()
+    assert all(value == value for value in found.values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_label_is_one_of_the_classes(name: str, config_of: Any):
+    task: Task = TASKS[name]
+    config = config_of(name)
+    assert task.classes is not None
+    classes = task.classes(config)
+    counts = [
+        label_counts(part, classes)
+        for shard in shards_of(name, config)
+        for part in (shard.train, shard.validation, shard.test)
+    ]
+    assert sum(float(c.sum()) for c in counts) > 0
+    assert all(len(c) == classes for c in counts)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_dummy_goes_where_an_example_goes(name: str, config_of: Any):
+    task: Task = TASKS[name]
+    config = config_of(name)
+    assert task.dummy is not None
+    dummy, real = task.dummy(config), first_rows(shards_of(name, config)[0].train, 1)
+    assert examples(dummy) == 1
+    for key, tensor in dummy.items():
+        assert tensor.shape == real[key].shape
+        assert tensor.dtype == real[key].dtype
+    with seeded(0, "init"):
+        model = task.model(config).eval()
+    assert torch.isfinite(task.loss(model, dummy).total)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_says_what_it_offers(name: str):
+    task: Task = TASKS[name]
+    assert task.summary
+    assert task.metric in ("accuracy", "perplexity")
+    assert task.models
+    assert set(task.splits) >= {"iid"}
+    assert task.defaults.get("split", "iid") in task.splits
+    assert task.paths == (name not in ("digits", "fashion-mnist"))
+    assert (task.exam is None) == (not task.exam_names)
+    assert set(task.columns) <= {"text", "label", "target", "client"}
+    assert not task.columns or task.folder
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_and_its_shards_are_the_same_again(name: str, config_of: Any):
+    task: Task = TASKS[name]
+    config = config_of(name)
+    states = []
+    for _ in range(2):
+        with seeded(0, "init"):
+            states.append(task.model(config).state_dict())
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+    again = task.shards(config)
+    for one, two in zip(shards_of(name, config), again, strict=True):
+        assert all(torch.equal(one.test[n], two.test[n]) for n in one.test)
+
 
 KINDS = [
     (task, model)
