@@ -1,0 +1,45 @@
+"""What a model's shape has become: a list of edits that any client replays on the dense model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of shape. Values do not travel with it: they are the state of the new model.
+
+    Attributes:
+        kind: what is cut or replaced, a name in `fedprune.pruning.surgery.EDITS`.
+        path: the module's path in the dense model.
+        kept: original indices of the units that stay, ascending; () = the whole part is gone. Of
+            "rank" the one number is the rank.
+        like: the path of the module whose weight it shares, for "share".
+    """
+
+    kind: str
+    path: str
+    kept: tuple[int, ...] = ()
+    like: str = ""
+
+
+Edits = tuple[Edit, ...]
+
+
+def to_json(edits: Iterable[Edit]) -> str:
+    """The edits as one line."""
+    return json.dumps([asdict(edit) for edit in edits], separators=(",", ":"))
+
+
+def from_json(text: str) -> Edits:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: it is no list of edits.
+    """
+    try:
+        return tuple(Edit(**{**e, "kept": tuple(map(int, e["kept"]))}) for e in json.loads(text))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"no list of edits: {error!r}") from None
