@@ -1,0 +1,10 @@
+"""``python -m fedprune``: the `fedprune` command."""
+
+from __future__ import annotations
+
+import sys
+
+from fedprune.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The `fedprune` command: what is done to a model outside of a run.
+
+Runs are started by ``python simulations/run.py``, or by ``flwr run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from fedprune.config import ConfigError
+
+PROGRAM = "fedprune"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        summary: one line about it.
+        examples: lines of a shell that show what it is for.
+        options: puts its arguments on a parser.
+        run: does it and gives back the exit code; bad input is raised as an error of one line.
+    """
+
+    summary: str
+    examples: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS: dict[str, Command] = {}
+"""A new sub-command is a module in `fedprune.commands` and a line here."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (all options are in {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, with one sub-parser for each command."""
+    out = _Parser(
+        prog=PROGRAM,
+        description="Looks at models, and gets them out of a run. A command's own --help has more.",
+        epilog="Runs: python simulations/run.py --help",
+        allow_abbrev=False,
+    )
+    commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"examples:\n{command.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.options(own)
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 where it was done, 1 where a check failed, 2 for bad input."""
+    try:
+        given = parser().parse_args(arguments)
+        return COMMANDS[given.command].run(given)
+    except (ConfigError, OSError, ImportError, ValueError) as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

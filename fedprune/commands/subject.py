@@ -1,0 +1,155 @@
+"""What a command looks at: the model of a run, of a folder, of a file, or a pretrained one."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedprune.compression.coded import CODED_NAME, MANIFEST_NAME, from_coded, load, origin_of
+from fedprune.config import ConfigError, RunConfig, configure, from_toml
+from fedprune.hosts import dense_model
+from fedprune.plugins import tasks_of
+from fedprune.report.folder import CONFIG_NAME
+from fedprune.tasks.task import Task
+from fedprune.tensors import Masks
+
+HELP = (
+    "a run's folder, its model/ folder, or a folder that `fedprune export` wrote; with --task also "
+    "whatever that task's --model takes: a family, a folder of transformers, a hub id"
+)
+
+_KEYS = ("data", "label_column", "length", "plugin")
+"""Options that a task may need to build its model."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what is known about it.
+
+    Attributes:
+        name: what the user typed.
+        model: in eval mode on the CPU, with the shape and the values it was saved with.
+        config: of its run; else the defaults of its task, with the seed 0.
+        masks: True = kept, of the prunable tensors; None where nobody wrote them down.
+        run: the run's folder, with its summary; None where the model comes from elsewhere.
+    """
+
+    name: str
+    model: nn.Module
+    config: RunConfig
+    masks: Masks | None = None
+    run: Path | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the model learned."""
+        return tasks_of(self.config.plugin)[self.config.task]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The keys that say how its dense model is built."""
+        return origin_of(self.config)
+
+
+def add_subject(parser: ArgumentParser) -> None:
+    """Put the arguments that `chosen_subject` reads on a command's parser."""
+    parser.add_argument("model", metavar="MODEL", help=HELP)
+    parser.add_argument("--task", metavar="NAME", help="what a pretrained model is for")
+    parser.add_argument(
+        "--data", metavar="PATH", help="the file or folder of a task that reads one"
+    )
+    parser.add_argument("--label-column", metavar="NAME", help="column of the class in --data")
+    parser.add_argument("--length", metavar="N", type=int, help="tokens of an example of text")
+    parser.add_argument("--plugin", metavar="FILE", help="Python file with your own TASKS")
+
+
+def chosen_subject(arguments: Namespace) -> Subject:
+    """The subject that a command line names.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: one line that says what is wrong.
+    """
+    given = {key: vars(arguments)[key] for key in _KEYS}
+    keys = {key: value for key, value in given.items() if value is not None}
+    return subject(arguments.model, arguments.task, keys)
+
+
+def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None = None) -> Subject:
+    """The model at a path, by what lies there.
+
+    Args:
+        path: see `HELP`.
+        task: what a model that fedprune did not save is for; refused for one that it did.
+        keys: further keys of a configuration that such a task needs (``data``).
+
+    Raises:
+        ConfigError: the path is nothing that can be read, or the task does not go with it.
+        FileNotFoundError: a pretrained model cannot be had.
+        ValueError: a file is damaged or does not fit.
+    """
+    folder = Path(path)
+    if task is not None:
+        return _pretrained(path, {"task": task, "model": path, **(keys or {})})
+    if keys:
+        odd = next(iter(keys)).replace("_", "-")
+        raise ConfigError(f"{odd}={keys[odd.replace('-', '_')]!r}: only beside --task")
+    if (folder / CONFIG_NAME).is_file():
+        return _of_run(path, folder)
+    if (folder / MANIFEST_NAME).is_file():
+        config = _config_of(_manifest(folder / MANIFEST_NAME), path)
+        return Subject(path, load(folder), config)
+    if (folder / CODED_NAME).is_file():
+        head, _, masks = from_coded((folder / CODED_NAME).read_bytes(), path)
+        return Subject(path, load(folder), _config_of(head, path), masks)
+    raise ConfigError(f"model={path!r}: {_reason(folder)}; allowed: {HELP}")
+
+
+def _reason(folder: Path) -> str:
+    if not folder.exists():
+        return "nothing is there, and no --task says that it is a family or a hub id"
+    if (folder / "config.json").is_file():
+        return "saved by transformers, and no --task says what it is for"
+    return f"neither {CONFIG_NAME} nor {MANIFEST_NAME} nor {CODED_NAME} is in it"
+
+
+def _of_run(path: str, folder: Path) -> Subject:
+    coded = folder / CODED_NAME
+    if not coded.is_file():
+        raise ConfigError(
+            f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "
+            f"python simulations/run.py --resume {path} first"
+        )
+    config = configure(from_toml((folder / CONFIG_NAME).read_text()))
+    return Subject(path, load(folder), config, from_coded(coded.read_bytes(), path)[2], folder)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: a JSON {type(found).__name__}, expected an object")
+    return found
+
+
+def _config_of(origin: Mapping[str, Any], path: str) -> RunConfig:
+    keys = set(RunConfig.model_fields)
+    if "task" not in origin:
+        raise ValueError(f"model={path!r}: {MANIFEST_NAME} does not name a task")
+    return configure({key: value for key, value in origin.items() if key in keys})
+
+
+def _pretrained(path: str, keys: Mapping[str, Any]) -> Subject:
+    if (Path(path) / MANIFEST_NAME).is_file() or (Path(path) / CONFIG_NAME).is_file():
+        raise ConfigError(
+            f"task={keys['task']!r}: {path} says itself what it is for; allowed: without --task"
+        )
+    config = configure(keys)
+    return Subject(path, dense_model(config).eval(), config)
