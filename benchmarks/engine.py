@@ -34,8 +34,8 @@ sys.path.insert(0, str(HERE.parent))
 from still_task import SIZES
 
 from fedprune.config import RunConfig, configure
-from fedprune.hosts import dense_model, layout_for
 from fedprune.messages import Folded, Question
+from fedprune.shapes import dense_model, layout_for
 from fedprune.state import first_state
 from simulations.ray_engine import run_apps, set_environment
 

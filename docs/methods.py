@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedprune.compression.wire import SCORE_TYPES
 from fedprune.config import configure
-from fedprune.hosts import dense_model, layout_for
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
 from fedprune.pruning.layout import Layout
@@ -25,6 +24,7 @@ from fedprune.pruning.score import Score
 from fedprune.pruning.scores import SCORES
 from fedprune.pruning.selection import SCOPES
 from fedprune.pruning.units import UNITS
+from fedprune.shapes import dense_model, layout_for
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedprune.checkpoint import save_state, write_atomically
 from fedprune.config import RunConfig
-from fedprune.hosts import dense_model, inline_port, layout_for, open_house
+from fedprune.hosts import inline_port, open_house
 from fedprune.messages import Answer, Folded, Question
 from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
@@ -34,6 +34,7 @@ from fedprune.report.folder import (
 from fedprune.report.rows import Row
 from fedprune.report.summary import About, Summary, summary_of
 from fedprune.rounds import describe, measure, run
+from fedprune.shapes import dense_model, layout_for
 from fedprune.state import Plan, Port, State, Totals, first_state
 from fedprune.tasks.metrics import baseline_of
 from fedprune.tasks.task import Part

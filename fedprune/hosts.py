@@ -8,7 +8,6 @@ host p * hosts // n, so the order of every sum is fixed whoever is sampled, fail
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,25 +15,18 @@ import torch
 from torch import nn
 
 from fedprune.answering import answer
-from fedprune.choosing import Wanted, chosen
-from fedprune.compression.coded import coded_size
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
 from fedprune.learning.training import prepared
 from fedprune.messages import Failure, Folded, Question, Refused, as_sum, summed
-from fedprune.naming import refuse
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
-from fedprune.plugins import scores_of, tasks_of
-from fedprune.pruning.flops import flops, positions_of
-from fedprune.pruning.layout import Layout, layout_of
-from fedprune.pruning.selection import select
-from fedprune.pruning.units import removable
-from fedprune.randomness import seeded
+from fedprune.plugins import tasks_of
+from fedprune.pruning.layout import Layout
 from fedprune.seats import Seat
+from fedprune.shapes import dense_model, layout_for
 from fedprune.state import Port
-from fedprune.tasks.task import Shard, Task, output_of
-from fedprune.tensors import frozen_of, full_masks, state_of
+from fedprune.tasks.task import Shard, Task
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -51,95 +43,6 @@ class House:
     shards: Mapping[int, Shard]
     device: torch.device
     tuned: nn.Module
-
-
-def dense_model(config: RunConfig) -> nn.Module:
-    """The task's model before round one; the same bits in every process."""
-    with seeded(config.seed, "init"):
-        return tasks_of(config.plugin)[config.task].model(config)
-
-
-def layout_for(config: RunConfig, model: nn.Module) -> Layout:
-    """The layout that a configuration gives a model.
-
-    Raises:
-        ValueError: a pattern matches nothing, nothing is left to prune, or the floors keep more
-            weights than the sparsity leaves.
-    """
-    output = output_of(tasks_of(config.plugin)[config.task], model)
-    layout = layout_of(model, output=output, exclude=config.exclude, include=config.include)
-    _check_reach(config, layout)
-    _check_score(config, model, layout)
-    _check_target(config, model, layout)
-    return layout
-
-
-def _check_reach(config: RunConfig, layout: Layout) -> None:
-    """Refuse a sparsity that floors or units do not allow."""
-    sizes = [layout.shapes[name].numel() for name in layout.prunable]
-    gone = math.floor((config.sparsity or 0.0) * sum(sizes) + 0.5)
-    whole = config.unit in {"sublayer", "layer"}
-    if not whole and gone > sum(max(0, size - config.floor) for size in sizes):
-        raise ValueError(
-            f"floor={config.floor}: in each of {len(sizes)} tensors, while sparsity="
-            f"{config.sparsity} leaves {sum(sizes) - gone} weights in all; allowed: a smaller one"
-        )
-    able = removable(layout, config.unit, config.unit_shape) / sum(sizes)
-    if config.unit != "n:m" and (config.sparsity or 0.0) > able:
-        raise ValueError(
-            f"sparsity={config.sparsity}: units of kind {config.unit} are {able:.4g} of the "
-            f"prunable weights; allowed: 0 to {able:.4g}"
-        )
-
-
-def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
-    """Refuse a model that the score is not for."""
-    score, task = scores_of(config.plugin)[config.score], tasks_of(config.plugin)[config.task]
-    size = sum(layout.shapes[name].numel() for name in layout.prunable)
-    if score.most and config.unit == "weight" and size > score.most:
-        raise ValueError(
-            f"score={config.score!r}: one pass for each of {size:,} weights; allowed: up to "
-            f"{score.most:,} of them, larger units (--unit), or --score perturbation"
-        )
-    if score.refuses is not None:
-        score.refuses(model, None if task.dummy is None else task.dummy(config))
-    for ask in score.asks:  # a statistic that these tensors do not have is refused here
-        ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
-    if config.sparsity and score.step is None:
-        _check_selection(config, model, layout)
-
-
-def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> None:
-    """Refuse patterns, units and floors that this model's tensors do not fit, by trying them."""
-    state = state_of(model)
-    weights = {name: state[name].cpu() for name in layout.prunable}
-    alive = full_masks(weights, weights)
-    scores = {name: w.abs() for name, w in weights.items()}
-    chosen(scores, Wanted(config.sparsity, config.scope), config, layout, alive, weights)
-
-
-def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:
-    """Refuse a target that even the sparsest masks of single weights miss."""
-    c, state = config, state_of(model)
-    if (c.target_bytes is None and c.target_flops is None) or c.unit != "weight":
-        return
-    weights = {name: state[name].abs() for name in layout.prunable}
-    least = {n: max(c.floor, math.ceil(c.min_density * w.numel())) for n, w in weights.items()}
-    size = sum(w.numel() for w in weights.values())
-    most = 1.0 - sum(min(least[n], w.numel()) for n, w in weights.items()) / size
-    masks = select(weights, most, floor=c.floor, min_density=c.min_density)
-    if c.target_bytes is not None:
-        lowest: float = coded_size(c, {**state, **frozen_of(model)}, masks)
-        if lowest > c.target_bytes:
-            refuse("target-bytes", c.target_bytes, "what stays weighs more", f"from {lowest}")
-    elif c.target_flops is not None:
-        task = tasks_of(c.plugin)[c.task]
-        assert task.dummy is not None  # the rules refuse the option without one
-        rows = positions_of(model, layout, task.dummy(c), task.loss)
-        whole = flops({n: torch.ones_like(m) for n, m in masks.items()}, rows)
-        lowest = flops(masks, rows) / whole
-        if lowest > c.target_flops:
-            refuse("target-flops", c.target_flops, "what stays costs more", f"from {lowest:.4g}")
 
 
 def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:

@@ -9,9 +9,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune.config import ConfigError, RunConfig, configure, from_flower
-from fedprune.hosts import dense_model, layout_for
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
+from fedprune.shapes import dense_model, layout_for
 from server.strategy import FedPrune
 
 app = ServerApp()

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fedprune.config import ConfigError, RunConfig, configure
 from fedprune.federation import PRUNED, Watch, federate
-from fedprune.hosts import Tick, dense_model, layout_for
+from fedprune.hosts import Tick
 from fedprune.pruning.layout import Layout
 from fedprune.report.rows import Row
+from fedprune.shapes import dense_model, layout_for
 from fedprune.state import State
 from fedprune.tensors import state_of
 from server.grid import grid_port

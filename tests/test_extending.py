@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import fedprune
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
 from fedprune.config import configure
-from fedprune.hosts import dense_model
 from fedprune.pruning.score import Ask, Evidence, Probe
+from fedprune.shapes import dense_model
 from fedprune.tasks.task import Part
 from fedprune.tensors import state_of
 

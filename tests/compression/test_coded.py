@@ -21,8 +21,8 @@ from fedprune.compression.coded import (
     to_coded,
 )
 from fedprune.compression.masks import mask_digest
-from fedprune.hosts import dense_model, layout_for
 from fedprune.report.folder import write_results
+from fedprune.shapes import dense_model, layout_for
 from fedprune.state import State
 from fedprune.tasks.symbols import encode
 from fedprune.tensors import digest, load_into, masked, state_of

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, RunConfig, Shard, Task, federate
-from fedprune.hosts import House, dense_model, inline_port, open_house
+from fedprune.hosts import House, inline_port, open_house
 from fedprune.learning.averaging import averaged
 from fedprune.learning.training import OPTIMIZERS, learning_rate, prepared, step_batches, tune
 from fedprune.messages import Question
+from fedprune.shapes import dense_model
 from fedprune.tasks.models import ConvNet
 from fedprune.tasks.task import Part, batches, classification_loss
 from fedprune.tensors import copied, load_into, masked, state_of

@@ -9,7 +9,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedprune import Result, RunConfig, federate
-from fedprune.hosts import dense_model, inline_port, layout_for, open_house
+from fedprune.hosts import inline_port, open_house
+from fedprune.shapes import dense_model, layout_for
 from fedprune.tasks.task import f1_names
 from fedprune.tensors import as_bytes
 from server import mail

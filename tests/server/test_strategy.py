@@ -10,7 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedprune import ConfigError, RunConfig, federate
 from fedprune.config import configure
-from fedprune.hosts import dense_model, inline_port, open_house
+from fedprune.hosts import inline_port, open_house
+from fedprune.shapes import dense_model
 from fedprune.tensors import state_of
 from server.strategy import FedPrune
 
