@@ -5,12 +5,15 @@ Found by the kind of module, never by patterns over names; one line per family.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from fedprune.pruning.factors import makes, reads
 
 if TYPE_CHECKING:
     from fedprune.pruning.layout import Layout
@@ -119,26 +122,29 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
     """The structure of a model, of its prunable tensors only, in model order.
 
     A group whose reading layer is not prunable is left out: its units could not be silenced. Of
-    modules that share their weights the first one counts.
+    modules that share all their weights the first one counts; groups that share some of them are
+    left out, for what is cut from one would be missing in the other.
     """
     named = {id(p): name for name, p in model.named_parameters()}
     names = {key: name for key, name in named.items() if name in set(prunable)}
-    groups: list[Group] = []
-    seen: set[str] = set()
+    found: dict[frozenset[str], Group] = {}
     for path, module in model.named_modules():
         family = FAMILIES.get(type(module).__name__)
         group = None if family is None else _group(path, module, family, names)
-        if group is not None and not seen & {part.tensor for part in group.parts}:
-            seen |= {part.tensor for part in group.parts}
-            groups.append(group)
-    return Structure(tuple(groups), _blocks(model, prunable))
+        if group is not None:
+            found.setdefault(frozenset(part.tensor for part in group.parts), group)
+    uses = Counter(tensor for tensors in found for tensor in tensors)
+    alone = [g for tensors, g in found.items() if all(uses[t] == 1 for t in tensors)]
+    return Structure(tuple(alone), _blocks(model, prunable))
 
 
 def _group(path: str, module: nn.Module, family: Family, names: dict[int, str]) -> Group | None:
     inner = dict(module.named_modules())
-    column = inner.get(family.column)
-    rows = [inner[p] for p in family.rows if p in inner]
-    if column is None or names.get(_key(column)) is None:
+    if family.column not in inner:
+        return None
+    column = reads(inner[family.column])
+    rows = [makes(inner[p]) for p in family.rows if p in inner]
+    if names.get(_key(column)) is None:
         return None
     read = _out_in(column)[1]
     # GPT-2 makes queries, keys and values in one layer, three times as many rows as are read.
