@@ -13,12 +13,14 @@ from fedprune.learning.training import step_batches, tune
 from fedprune.messages import Answer, Question
 from fedprune.plugins import scores_of
 from fedprune.pruning.score import Watcher
+from fedprune.pruning.units import unit_labels
 from fedprune.randomness import generator, seeded
 from fedprune.scoring import answer_score, cleared, own_pruning
 from fedprune.seats import Seat
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import batches, extra_names
 from fedprune.tensors import (
+    Tensors,
     copied,
     kept,
     load_into,
@@ -53,6 +55,7 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
             c,
             watch=_watch(question, seat),
             called=seat.tuned,
+            units=_units(seat),
         )
     moved = change(on_cpu(state_of(seat.model)), question.weights, seat.layout)
     statistics = None
@@ -62,6 +65,12 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
     totals = {"loss": tuned.loss, "count": tuned.count}
     values = kept(moved, question.masks)
     return Answer(values, float(task.labels(part)), totals, votes, statistics)
+
+
+def _units(seat: Seat) -> Tensors:
+    """The units of a group lasso, by number; nothing without one."""
+    c = seat.config
+    return unit_labels(seat.layout, c.unit, c.unit_shape) if c.group_lasso else {}
 
 
 def _watch(question: Question, seat: Seat) -> AbstractContextManager[Watcher] | None:

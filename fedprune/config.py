@@ -183,6 +183,7 @@ class RunConfig(BaseModel):
     lr_schedule: Literal["constant", "linear", "cosine"] = _field(
         "tuning", "learning rate over rounds", "cosine"
     )
+    lr_rewind: bool = _field("tuning", "begin --lr-schedule anew at every pruning", False)
     momentum: float | None = _field("tuning", "momentum of sgd (default 0.9)", None, ge=0, lt=1)
     weight_decay: float = _field("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = _field("tuning", "examples in a step", BY_TASK)
@@ -201,6 +202,14 @@ class RunConfig(BaseModel):
     local_epochs: int = _field("tuning", "passes over the shard instead of steps", 0, ge=0)
     clip: float = _field("tuning", "largest gradient norm of a step (0: no clipping)", 1.0, ge=0)
     proximal: float = _field("tuning", "FedProx: weight of |w - w_sent|²/2", 0.0, ge=0)
+    l1: float = _field("tuning", "weight of Σ|w| over prunable weights", 0.0, ge=0)
+    l2: float = _field("tuning", "weight of Σw²/2 over prunable weights", 0.0, ge=0)
+    group_lasso: float = _field(
+        "tuning", "weight of Σ sqrt(size)·|w| over the units of --unit", 0.0, ge=0
+    )
+    shrinkage: Literal["gradient", "proximal"] | None = _field(
+        "tuning", "how l1 and group lasso act: proximal gives exact zeros (default)", None
+    )
     server_lr: float = _field("tuning", "factor on the averaged change", 1.0, gt=0)
 
     wire: str = _field("wire", "type of the weights on the wire (see --list)", "fp32")

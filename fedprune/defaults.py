@@ -95,7 +95,12 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         out["trim"] = 0.1
     if values.get("masks", "global") != "global":
         out["average"] = "l0-mean"
-    return out
+    return out | _of_terms(values)
+
+
+def _of_terms(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of options that belong to a term of the clients' objective."""
+    return {"shrinkage": "proximal"} if values.get("l1") or values.get("group_lasso") else {}
 
 
 _AT_START = {"warmup": 0, "schedule": "one-shot"}

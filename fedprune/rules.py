@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fedprune.compression.wire import SCORE_TYPES, VALUE_TYPES
 from fedprune.conflicts import conflicts
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.refusals import refusals
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.naming import Misfit, named, refuse
 from fedprune.plugins import scores_of, tasks_of
@@ -58,7 +59,8 @@ def check(config: RunConfig) -> None:
     if c.split not in task.splits:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
     misfits = [*_out_of_bounds(c), *_of_the_task(c, task), *_unused(c)]
-    for key, wrong, reason, allowed in [*misfits, *conflicts(c, scores[c.score], task)]:
+    misfits += [*conflicts(c, scores[c.score], task), *refusals(c)]
+    for key, wrong, reason, allowed in misfits:
         if wrong:
             refuse(key, vars(c)[key.replace("-", "_")], reason, allowed)
 

@@ -217,6 +217,8 @@ _BELONGING: dict[str, tuple[str, ...]] = {
     "score": ("probes",),
     "combine": ("trim", "vote_scope"),
     "masks": ("average",),
+    "l1": ("shrinkage",),
+    "group_lasso": ("shrinkage",),
 }
 """Keys that only mean something beside one value of another."""
 

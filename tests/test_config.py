@@ -146,6 +146,7 @@ OPEN = {"threshold", "target_bytes", "target_flops", "alpha", "momentum", "regro
 OPEN |= {"unit_shape", "pool", "probes", "trim", "vote_scope", "average", "length"}
 OPEN |= {"text_column", "label_column", "target_column", "client_column"}
 OPEN |= {"data", "plugin", "ray_address", "out"}
+OPEN |= {"shrinkage", "depth", "width", "temperature", "teacher"}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -168,6 +169,9 @@ BESIDE = [
     ({"combine": "trimmed-mean"}, {"trim": 0.1}),
     ({"masks": "union"}, {"average": "l0-mean"}),
     ({"masks": "intersection", "average": "fedavg"}, {"average": "fedavg"}),
+    ({"l1": 0.1}, {"shrinkage": "proximal"}),
+    ({"group_lasso": 0.1, "unit": "row"}, {"shrinkage": "proximal"}),
+    ({"l1": 0.1, "shrinkage": "gradient"}, {"shrinkage": "gradient"}),
     ({"score": "movement"}, {"score_during": "tune"}),
     ({"score": "snip"}, {"warmup": 0, "schedule": "one-shot", "end": 1}),
     ({"score": "sparsegpt"}, {"scope": "layer"}),

@@ -12,6 +12,7 @@ import pytest
 from fedprune import TASKS, conflicts, rules
 from fedprune.config import ConfigError, RunConfig, configure
 from fedprune.defaults import completed
+from fedprune.learning import refusals
 from fedprune.naming import Misfit, named
 from fedprune.plugins import scores_of, tasks_of
 
@@ -583,9 +584,32 @@ UNUSED = [
     ),
 ]
 
+LEARNING = [
+    (
+        {"group_lasso": 0.1},
+        "group-lasso=0.1",
+        "unit weight has no groups of weights; allowed: --l1, or another --unit",
+    ),
+    (
+        {"shrinkage": "proximal"},
+        "shrinkage='proximal'",
+        "neither l1 nor group-lasso is above 0; allowed: leave it out",
+    ),
+    (
+        {"lr_rewind": True, "lr_schedule": "constant"},
+        "lr-rewind=True",
+        "the learning rate is constant; allowed: false",
+    ),
+    (
+        {"lr_rewind": True, "sparsity": 0.0},
+        "lr-rewind=True",
+        "nothing is pruned; allowed: false",
+    ),
+]
+
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
-    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED),
+    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING),
 ]
 
 
@@ -612,7 +636,7 @@ def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
     score, task = scores_of("")[config.score], tasks_of("")[config.task]
     given = {"c": config, "score": score, "task": task}
     found = {}
-    for module in (conflicts, rules):
+    for module in (conflicts, rules, refusals):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
                 arguments = [given[p] for p in inspect.signature(function).parameters]

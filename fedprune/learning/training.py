@@ -9,7 +9,7 @@ state lets Adam move a pruned weight by several learning rates.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fedprune.learning.objectives import Term, add_gradients, shrinkages_of, terms_of
+from fedprune.pruning.schedules import prunes_at
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Tensors
 
@@ -58,14 +60,33 @@ class Tuned:
 
 
 def learning_rate(config: RunConfig, round_: int) -> float:
-    """The clients' learning rate in a round (1 to `rounds`), falling towards 0 after the last."""
-    done = (round_ - 1) / config.rounds
+    """The clients' learning rate in a round (1 to `rounds`), falling towards 0 after the last.
+
+    With `lr_rewind` it does so from one pruning to the next, and begins anew at each: learning
+    rate rewinding, Renda et al. 2020, arXiv 2003.02389, sect. 2, to the beginning of the schedule.
+    There each retraining is as long as one wishes; here they share the rounds there are. A pruning
+    that is made up for later, because too few answered, does not count.
+    """
+    first, after = _stretch(config, round_) if config.lr_rewind else (1, config.rounds + 1)
+    done = (round_ - first) / (after - first)
     factor = {
         "constant": 1.0,
         "linear": 1.0 - done,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }
     return config.lr * factor[config.lr_schedule]
+
+
+def _stretch(config: RunConfig, round_: int) -> tuple[int, int]:
+    """The first round of the stretch between prunings that a round is in, and the one after."""
+    c = config
+
+    def prunes(r: int) -> bool:
+        return prunes_at(c.schedule, r, start=c.warmup + 1, end=c.end, frequency=c.frequency)
+
+    first = max((r for r in range(1, round_ + 1) if prunes(r)), default=1)
+    after = min((r for r in range(round_ + 1, c.rounds + 1) if prunes(r)), default=c.rounds + 1)
+    return first, after
 
 
 def step_batches(part: Part, config: RunConfig, gen: torch.Generator) -> Iterator[list[Part]]:
@@ -121,6 +142,7 @@ def tune(
     *,
     watch: AbstractContextManager[Watcher] | None = None,
     called: nn.Module | None = None,
+    units: Mapping[str, Tensor] | None = None,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
@@ -130,13 +152,16 @@ def tune(
         steps: the batches of each step, in order, on the model's device.
         task: sums over a batch, and the labels in it.
         lr: this round's learning rate.
-        config: optimizer, momentum, weight decay, clip, proximal term, precision.
+        config: optimizer, momentum, weight decay, clip, further terms, precision.
         watch: collects statistics on the way.
         called: what is called in the model's place, with the same parameters (compiled).
+        units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    removed = [(p, ~masks[name]) for name, p in model.named_parameters() if name in masks]
-    sent = [p.detach().clone() for p in parameters] if config.proximal else []
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    removed = [(p, ~masks[name]) for name, p in named.items() if name in masks]
+    terms = terms_of(config, named, tuple(masks), units or {})
+    shrinkages = shrinkages_of(config, tuple(masks), units or {})
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
     sums, counts = 0.0, 0
     model.train()
@@ -152,8 +177,10 @@ def tune(
                 counts += result.count
             if watcher is not None:
                 watcher.after_backward(labels)
-            _shape_gradients(parameters, removed, sent, config)
+            _shape_gradients(named, removed, terms, config)
             optimizer.step()
+            for shrink in shrinkages:
+                shrink(named, lr)
     optimizer.zero_grad()
     return Tuned(sums, counts, None if watcher is None else watcher.sums)
 
@@ -165,17 +192,15 @@ def _precision(config: RunConfig, device: str) -> AbstractContextManager[Any]:
 
 
 def _shape_gradients(
-    parameters: Parameters,
+    named: Mapping[str, nn.Parameter],
     removed: list[tuple[nn.Parameter, Tensor]],
-    sent: list[Tensor],
+    terms: Sequence[Term],
     config: RunConfig,
 ) -> None:
-    for p, start in zip(parameters, sent, strict=False):  # empty unless there is such a term
-        if p.grad is not None:
-            # FedProx: gradient of (mu/2)|w - w_sent|^2 (Li et al. 2020, arXiv 1812.06127, eq. 2)
-            p.grad.add_(p.detach() - start, alpha=config.proximal)
+    if terms:
+        add_gradients(terms, named)
     for p, gone in removed:
         if p.grad is not None:
             p.grad.masked_fill_(gone, 0.0)
     if config.clip:
-        nn.utils.clip_grad_norm_(parameters, config.clip)
+        nn.utils.clip_grad_norm_(named.values(), config.clip)

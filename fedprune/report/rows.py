@@ -25,6 +25,11 @@ def quality(totals: Totals) -> dict[str, float] | None:
     return {**measures(totals), "count": int(totals["count"])}
 
 
+def zeros(state: State) -> int:
+    """How many kept weights are exactly 0.0, as proximal steps make some; they are not pruned."""
+    return sum(int(((state.weights[n] == 0) & m).sum()) for n, m in state.masks.items())
+
+
 def row(
     state: State,
     plan: Plan,
@@ -43,6 +48,7 @@ def row(
         "phase": plan.phase(state.round),
         "sparsity": removed / prunable,
         "removed": removed,
+        "zeros": zeros(state),
         "loss": measured.get("loss"),
         "perplexity": measured.get("perplexity"),
         "accuracy": measured.get("accuracy"),
