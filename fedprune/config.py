@@ -48,6 +48,17 @@ class RunConfig(BaseModel):
         "what is learned", "concentration of --split dirichlet (default 0.5)", None, gt=0
     )
     model: str = _field("what is learned", "family, folder or hub id (see --list)", BY_TASK)
+    depth: int | None = _field(
+        "what is learned", "blocks of a family built from scratch (default 2)", None, ge=1, le=64
+    )
+    width: int | None = _field(
+        "what is learned",
+        "width of such a family, a multiple of 16, with a head for each 16 (default 64)",
+        None,
+        ge=16,
+        le=4096,
+        multiple_of=16,
+    )
     length: int | None = _field(
         "what is learned", "tokens of an example of text (default: by task)", None, ge=8, le=8192
     )

@@ -17,6 +17,7 @@ from fedprune.pruning.pools import POOLS
 from fedprune.pruning.schedules import SCHEDULES
 from fedprune.pruning.selection import SCOPES
 from fedprune.pruning.units import UNITS
+from fedprune.tasks.families import FAMILIES
 from fedprune.tasks.splits import SPLITS
 from fedprune.tasks.task import Task
 
@@ -69,7 +70,8 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
     """Values that the task has no use for."""
     models = ", ".join(task.models) or "leave it out"
     unknown = bool(c.model) and c.model not in task.models and not task.paths
-    out = "leave it out"
+    out, family = "leave it out", c.model in FAMILIES
+    own = f"{c.model or 'its model'} has its own"
     text = [
         (f"{name}-column", vars(c)[f"{name}_column"] is not None and f"{name}_column" not in read)
         for read in [{f"{column}_column" for column in task.columns}]
@@ -78,6 +80,8 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
     return [
         ("model", unknown, f"task {c.task} has no such model", models),
         ("length", c.length is not None and task.tokenizer is None, "no text", out),
+        ("depth", c.depth is not None and not family, own, out),
+        ("width", c.width is not None and not family, own, out),
         ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),
         *[(key, wrong, f"task {c.task} reads no such column", out) for key, wrong in text],
     ]

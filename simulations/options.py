@@ -206,7 +206,16 @@ _AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops"}
 
 _BELONGING: dict[str, tuple[str, ...]] = {
     "task": (
-        *("model", "length", "data", "text_column", "label_column", "target_column"),
+        *(
+            "model",
+            "depth",
+            "width",
+            "length",
+            "data",
+            "text_column",
+            "label_column",
+            "target_column",
+        ),
         *("client_column", "split", "alpha"),
     ),
     "split": ("alpha",),

@@ -585,6 +585,8 @@ UNUSED = [
 ]
 
 LEARNING = [
+    ({"depth": 3}, "depth=3", "cnn has its own; allowed: leave it out"),
+    ({"width": 32}, "width=32", "cnn has its own; allowed: leave it out"),
     (
         {"group_lasso": 0.1},
         "group-lasso=0.1",

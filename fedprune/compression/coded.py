@@ -40,7 +40,10 @@ CODED_NAME = "model.fedprune"
 MANIFEST_NAME = "fedprune.json"
 
 
-_ORIGIN = ("task", "plugin", "model", "length", "data", "text_column", "label_column")
+_ORIGIN = (
+    *("task", "plugin", "model", "depth", "width", "length", "data", "text_column"),
+    "label_column",
+)
 
 
 def origin_of(config: RunConfig) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Need:
         pad: id of the padding.
         end: id that ends a written text, for "seq2seq".
         classes: how many, for "classify".
+        depth: blocks of a stack; T5 has two stacks of so many.
+        width: of the hidden states; a multiple of `HEAD`, one attention head for each.
     """
 
     purpose: str
@@ -32,6 +34,18 @@ class Need:
     pad: int = 0
     end: int | None = None
     classes: int = 0
+    depth: int = 2
+    width: int = 64
+
+    @property
+    def heads(self) -> int:
+        """How many attention heads."""
+        return self.width // HEAD
+
+    @property
+    def gated(self) -> int:
+        """Neurons of a gated feed-forward layer: three matrices about as large as two of 4."""
+        return self.width * 11 // 4
 
 
 @dataclass(frozen=True)
@@ -51,20 +65,21 @@ class Family:
     prepare: Callable[[nn.Module], None] = lambda _: None
 
 
-WIDTH, LAYERS, HEADS = 64, 2, 4
+HEAD = 16
+"""Width of an attention head."""
 
 
-def _llama(need: Need, groups: int = HEADS, tied: bool = False) -> Any:
+def _llama(need: Need, share: int = 1, tied: bool = False) -> Any:
     from transformers import LlamaConfig  # takes seconds: only who builds one pays
 
     return LlamaConfig(
         vocab_size=need.vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=176,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=groups,
-        head_dim=WIDTH // HEADS,
+        hidden_size=need.width,
+        intermediate_size=need.gated,
+        num_hidden_layers=need.depth,
+        num_attention_heads=need.heads,
+        num_key_value_heads=1 if need.heads % share else need.heads // share,
+        head_dim=HEAD,
         max_position_embeddings=max(256, need.length),
         tie_word_embeddings=tied,
         use_cache=False,
@@ -81,9 +96,9 @@ def _gpt2(need: Need) -> Any:
     return GPT2Config(
         vocab_size=need.vocabulary,
         n_positions=need.length,
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=HEADS,
+        n_embd=need.width,
+        n_layer=need.depth,
+        n_head=need.heads,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -97,10 +112,10 @@ def _gpt2(need: Need) -> Any:
 def _bert_sizes(need: Need) -> dict[str, Any]:
     return {
         "vocab_size": need.vocabulary,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 4 * WIDTH,
+        "hidden_size": need.width,
+        "num_hidden_layers": need.depth,
+        "num_attention_heads": need.heads,
+        "intermediate_size": 4 * need.width,
         "initializer_range": 0.1,  # 0.02 is for a width of 768
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -141,16 +156,16 @@ def _waves(model: nn.Module) -> None:
     table[:, 1::2] = 0.2 * angles.cos()
 
 
-def _t5(need: Need, projection: str = "relu", inner: int = 4 * WIDTH) -> Any:
+def _t5(need: Need, projection: str = "relu", inner: int | None = None) -> Any:
     from transformers import T5Config
 
     sizes: dict[str, Any] = {
         "vocab_size": need.vocabulary,
-        "d_model": WIDTH,
-        "d_kv": WIDTH // HEADS,
-        "d_ff": inner,
-        "num_layers": LAYERS,
-        "num_heads": HEADS,
+        "d_model": need.width,
+        "d_kv": HEAD,
+        "d_ff": inner or 4 * need.width,
+        "num_layers": need.depth,
+        "num_heads": need.heads,
         "dropout_rate": 0.0,
         "feed_forward_proj": projection,
         "use_cache": False,
@@ -166,9 +181,9 @@ FAMILIES: dict[str, Family] = {
         "LLaMA: rotary positions, gated feed-forward, head not tied", ("causal", "classify"), _llama
     ),
     "llama-gqa": Family(
-        "LLaMA with 2 groups of keys and values for 4 heads",
+        "LLaMA with groups of two heads that share keys and values",
         ("causal", "classify"),
-        lambda need: _llama(need, groups=2),
+        lambda need: _llama(need, share=2),
     ),
     "llama-tied": Family(
         "LLaMA whose head is its embeddings", ("causal",), lambda need: _llama(need, tied=True)
@@ -182,10 +197,11 @@ FAMILIES: dict[str, Family] = {
     "t5-gated": Family(
         "T5 1.1: gated GELU feed-forward; tied too, as transformers 5 ties every T5",
         ("seq2seq",),
-        lambda need: _t5(need, "gated-gelu", 176),
+        lambda need: _t5(need, "gated-gelu", need.gated),
     ),
 }
-"""Two layers (T5: two and two) of width 64 with four heads: 0.1 to 0.3 million parameters."""
+"""Two layers (T5: two and two) of width 64 with four heads, unless ``--depth`` and ``--width`` say
+otherwise: 0.1 to 0.3 million parameters."""
 
 
 def families_for(purpose: str, first: str) -> dict[str, str]:

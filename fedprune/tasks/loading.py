@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,18 @@ def build(config: RunConfig, need: Need) -> nn.Module:
                 f"model={config.model!r}: no model for task {config.task}; "
                 f"allowed: {allowed}, a folder, a hub id"
             )
+        need = of_size(need, config)
         with quiet():
             model: nn.Module = _auto(need.purpose).from_config(_sized(family.config(need), need))
         family.prepare(model)
         return model
     return loaded(config, need)
+
+
+def of_size(need: Need, config: RunConfig) -> Need:
+    """The need with the depth and the width that a configuration gives a family, if it does."""
+    depth, width = config.depth or need.depth, config.width or need.width
+    return replace(need, depth=depth, width=width)
 
 
 def loaded(config: RunConfig, need: Need) -> nn.Module:

@@ -28,8 +28,10 @@ BUILT: dict[tuple[str, str], nn.Module] = {}
 class Config:
     task = "some"
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, depth: int | None = None, width: int | None = None) -> None:
         self.model = model
+        self.depth = depth
+        self.width = width
 
 
 def need(purpose: str) -> Need:
@@ -199,3 +201,31 @@ def test_what_can_write_writes_from_the_padding_on(name: str):
     slow = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False)
     assert torch.equal(fast, slow)
     assert fast[:, 0].tolist() == [0] * len(ids)
+
+
+SIZES = [(1, 16), (3, 48), (2, 80)]
+
+
+@pytest.mark.parametrize(("depth", "width"), SIZES)
+@pytest.mark.parametrize(("name", "purpose"), PAIRS)
+def test_a_family_has_the_depth_and_width_that_are_asked(
+    name: str, purpose: str, depth: int, width: int
+):
+    config: Any = Config(name, depth, width)
+    model: Any = build(config, need(purpose))
+    assert model.get_input_embeddings().weight.shape[1] == width
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    assert stacks
+    assert torch.isfinite(LOSSES[purpose](model, batch_for(purpose)).total)
+    layout = layout_of(model, output=heads_of(model))
+    heads = [g for g in layout.structure.groups if g.kind == "head"]
+    units = {len(g.parts[0].index) for g in heads}
+    assert units <= {1, width // 16, width // 32}
+
+
+def test_the_usual_size_is_the_one_that_nobody_asks_for():
+    plain, asked = (
+        {n: t.shape for n, t in state_of(build(c, need("causal"))).items()}  # type: ignore[arg-type]
+        for c in (Config("llama"), Config("llama", 2, 64))
+    )
+    assert plain == asked
