@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from fedprune.commands import measure
 from fedprune.config import ConfigError
 
 PROGRAM = "fedprune"
@@ -33,7 +34,9 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "measure": Command(measure.SUMMARY, measure.EXAMPLES, measure.options, measure.run),
+}
 """A new sub-command is a module in `fedprune.commands` and a line here."""
 
 

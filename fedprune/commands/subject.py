@@ -13,9 +13,9 @@ from torch import nn
 
 from fedprune.compression.coded import CODED_NAME, MANIFEST_NAME, from_coded, load, origin_of
 from fedprune.config import ConfigError, RunConfig, configure, from_toml
-from fedprune.hosts import dense_model
 from fedprune.plugins import tasks_of
 from fedprune.report.folder import CONFIG_NAME
+from fedprune.shapes import dense_model
 from fedprune.tasks.task import Task
 from fedprune.tensors import Masks
 
@@ -75,9 +75,13 @@ def chosen_subject(arguments: Namespace) -> Subject:
     Raises:
         ConfigError, FileNotFoundError, ValueError: one line that says what is wrong.
     """
+    return subject(arguments.model, arguments.task, given_keys(arguments))
+
+
+def given_keys(arguments: Namespace) -> dict[str, Any]:
+    """The keys of a configuration that the command line gives beside the task."""
     given = {key: vars(arguments)[key] for key in _KEYS}
-    keys = {key: value for key, value in given.items() if value is not None}
-    return subject(arguments.model, arguments.task, keys)
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None = None) -> Subject:

@@ -15,6 +15,7 @@ from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.compression.coded import CODED_NAME, origin_of, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml
+from fedprune.report.figures import figures_of_run
 from fedprune.report.rows import Row
 from fedprune.state import State
 from fedprune.tensors import copied, frozen_of, full_masks
@@ -23,6 +24,8 @@ CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"
 TIMINGS_NAME = "timings.jsonl"
 SUMMARY_NAME = "summary.json"
+FIGURES_NAME = "figures.json"
+"""Apart from the summary, because it may hold times, which differ from run to run."""
 
 
 def checkpoint_path(folder: Path, arm: str) -> Path:
@@ -126,7 +129,7 @@ def read_rows(path: Path) -> list[Row]:
 def write_results(
     folder: Path, state: State, model: nn.Module, config: RunConfig
 ) -> dict[str, dict[str, int]]:
-    """Write the model in both forms and the mask.
+    """Write the model in both forms, the mask, and what there is to say about size and speed.
 
     Returns:
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
@@ -139,4 +142,6 @@ def write_results(
     write_atomically(folder / "mask", encode_mask(state.masks))
     write_atomically(folder / "mask.sha256", f"{mask_digest(state.masks)}\n".encode())
     save_folder(model, folder / "model", origin)
+    figures = figures_of_run(model, config, state.masks)
+    write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())
     return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}

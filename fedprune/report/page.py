@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedprune.report.board import write_events
+from fedprune.report.figures import figures_in
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
 from fedprune.report.reading import (
     NONE,
@@ -67,6 +68,7 @@ def write_page(folder: Path) -> Path:
 
 def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     """Render the page; the same folder gives the same bytes."""
+    figures, notes = figures_in(run)
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -80,6 +82,8 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         facts=facts(run),
         quality=quality_table(run),
         tested_on=tested_on(run),
+        figures=figures,
+        figure_notes=notes,
         pictures=made,
         # The one thing that is not escaped: elements that matplotlib wrote, its texts escaped.
         svg={name: Markup(svg(picture)) for name, picture in made.items()},

@@ -9,7 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ MOST_KINDS = 40  # of tensors, for a table of kinds and blocks
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says: configuration, rows, seconds by (arm, round), summary."""
+    """What a run's folder says: configuration, rows, seconds by (arm, round), summary, figures."""
 
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     seconds: dict[tuple[str, int], float]
     summary: dict[str, Any]
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -43,6 +44,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read a run's folder; a file that is not there counts as empty."""
     config, summary = folder / "config.toml", folder / "summary.json"
+    figures = folder / "figures.json"
     return Run(
         config=tomllib.loads(config.read_text("utf-8")) if config.exists() else {},
         rows=read_lines(folder / "rounds.jsonl"),
@@ -51,6 +53,7 @@ def read_run(folder: Path) -> Run:
             for row in read_lines(folder / "timings.jsonl")
         },
         summary=json.loads(summary.read_text("utf-8")) if summary.exists() else {},
+        figures=json.loads(figures.read_text("utf-8")) if figures.exists() else {},
     )
 
 

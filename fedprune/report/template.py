@@ -126,6 +126,13 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 {% endfor %}
 </dl>
 {% endif %}
+{% if figures.rows %}
+<h2>Size and speed</h2>
+{{ table(figures, "Size and speed of the model and of the dense one") }}
+{% for note in figure_notes %}
+<p class="quiet">{{ note }}</p>
+{% endfor %}
+{% endif %}
 
 <h2>Over the rounds</h2>
 {% for name in ("quality", "sparsity", "bytes", "agreement") %}

@@ -1,0 +1,176 @@
+"""``fedprune measure``: what a model weighs, how fast it is, how good it is, beside another."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Screen
+
+from fedprune.commands.memory import peak_of
+from fedprune.commands.quality import quality_of
+from fedprune.commands.subject import Subject, add_subject, chosen_subject, given_keys, subject
+from fedprune.compression.coded import CODED_NAME
+from fedprune.config import RunConfig, configure
+from fedprune.report.figures import (
+    Figures,
+    compare_speed,
+    example_of,
+    figure_table,
+    figures_of,
+    notes_on,
+)
+from fedprune.report.folder import SUMMARY_NAME
+from fedprune.report.tables import Table
+from fedprune.shapes import dense_model
+
+SUMMARY = "Parameters, bytes, FLOPs, latency, memory and quality of a model, beside the dense one."
+
+EXAMPLES = """\
+  fedprune measure runs/one
+  fedprune measure runs/one --batch 1 --tokens 256 --threads 2
+  fedprune measure exports/int8 --baseline runs/one
+  fedprune measure gpt2 --task shakespeare --no-quality --json
+"""
+
+DENSE = "dense"
+
+
+def options(parser: ArgumentParser) -> None:
+    """The arguments of the command."""
+    add_subject(parser)
+    parser.add_argument(
+        "--baseline",
+        metavar="MODEL",
+        help="what it is held against (default: the dense model of the same configuration)",
+    )
+    for name, default, text in (
+        ("batch", 8, "examples in a pass that is timed"),
+        ("repeats", 20, "passes of each model that are timed, in turns"),
+        ("warmup", 3, "passes before them"),
+        ("threads", 1, "threads of torch meanwhile"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=_positive, default=default, metavar="N", help=f"{text} ({default})"
+        )
+    parser.add_argument(
+        "--tokens", type=_positive, metavar="N", help="length of an example (default: the task's)"
+    )
+    parser.add_argument(
+        "--memory",
+        action=BooleanOptionalAction,
+        default=True,
+        help="measure peak memory, in a fresh process for each model",
+    )
+    parser.add_argument(
+        "--quality",
+        action=BooleanOptionalAction,
+        default=True,
+        help="measure on the test split what no run's summary tells",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def run(arguments: Namespace) -> int:
+    """Measure and print."""
+    looked = chosen_subject(arguments)
+    config = _at_length(looked.config, arguments.tokens)
+    other = _baseline(looked, arguments.baseline)
+    named = {
+        _short(looked.name): _figures(looked, config, arguments, looked.name, arguments.task),
+        f"{_short(other.name)} (baseline)": _figures(
+            other, config, arguments, arguments.baseline, None
+        ),
+    }
+    first, second = named.values()
+    forward = example_of(looked.model, config, arguments.batch)
+    if forward is not None:
+        repeats = {key: vars(arguments)[key] for key in ("repeats", "warmup", "threads")}
+        mine, theirs = compare_speed(looked.model, other.model, forward, **repeats)
+        first |= mine
+        second |= theirs
+    notes = notes_on(first, second)
+    if arguments.json:
+        print(json.dumps({"models": named, "notes": notes, "batch": arguments.batch}, indent=1))
+    else:
+        _show(figure_table(named, looked.task.metric), notes)
+    return 0
+
+
+def _short(path: str) -> str:
+    return Path(path).name or path
+
+
+def _at_length(config: RunConfig, tokens: int | None) -> RunConfig:
+    if tokens is None:
+        return config
+    return configure({**config.model_dump(exclude_none=True), "length": tokens})
+
+
+def _baseline(looked: Subject, path: str | None) -> Subject:
+    if path is not None:
+        return subject(path)
+    return Subject(DENSE, dense_model(looked.config).eval(), looked.config)
+
+
+def _figures(
+    looked: Subject, config: RunConfig, arguments: Namespace, path: str | None, task: str | None
+) -> Figures:
+    found = figures_of(looked.model, config, looked.masks)
+    if path is not None:
+        found["bytes_on_disk"] = on_disk(Path(path))
+    if arguments.memory:
+        about = {
+            "path": arguments.model if path is None else path,
+            "task": arguments.task if path is None else task,
+            "keys": given_keys(arguments) if path is None or task else {},
+            "dense": path is None,
+            "batch": arguments.batch,
+            "changes": {"length": config.length},
+        }
+        found["peak_memory"] = peak_of(about)
+    known = _from_summary(arguments.model if path is None else path, dense=path is None)
+    if known is None and arguments.quality and path is not None:
+        known = quality_of(looked)
+    return {**found, "quality": known}
+
+
+def on_disk(folder: Path) -> int | None:
+    """Bytes of a model's weights where they lie; of a run's, the coded file."""
+    files = [folder / CODED_NAME]
+    if not files[0].is_file():
+        files = [*folder.glob("*.safetensors"), *folder.glob("*.onnx*")]
+    return sum(file.stat().st_size for file in files) or None
+
+
+def _from_summary(path: str, *, dense: bool) -> dict[str, Any] | None:
+    """What a run measured on its test split: of its result, or of its dense model."""
+    file = Path(path) / SUMMARY_NAME
+    if not file.is_file():
+        return None
+    told: dict[str, dict[str, Any] | None] = json.loads(file.read_text())["quality"]
+    if dense:
+        return told.get(DENSE) or told.get("dense_at_pruning")
+    return told.get("final")
+
+
+def _show(table: Table, notes: list[str]) -> None:
+    screen = Screen(box=None, pad_edge=False)
+    for column in table.columns:
+        screen.add_column(column, justify="left" if column in table.words else "right")
+    for row in table.rows:
+        screen.add_row(*row)
+    console = Console(highlight=False)
+    console.print(screen)
+    for note in notes:
+        console.print(f"\n{note}", markup=False)

@@ -1,0 +1,37 @@
+"""How good a model is on the test split, asked as a run asks: every partition, sums added up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fedprune.answering import answer
+from fedprune.commands.subject import Subject
+from fedprune.messages import Question
+from fedprune.pruning.layout import Layout
+from fedprune.report.rows import quality
+from fedprune.seats import Seat
+from fedprune.tensors import state_of
+
+
+def quality_of(looked: Subject) -> dict[str, Any] | None:
+    """Loss, perplexity, accuracy and what else the task measures, over all test parts.
+
+    The shards are those of the subject's configuration: the same data, split and seed.
+
+    Raises:
+        FileNotFoundError: the task's data is not here.
+    """
+    model, config, task = looked.model, looked.config, looked.task
+    question = Question("evaluate", 0, state_of(model), {}, part="test")
+    shards = task.shards(config)
+    # Nothing of it is read where only a loss is asked for.
+    layout = Layout(shapes={}, prunable=(), spared=(), variances={}, kinds={})
+    seat = Seat(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
+    totals: dict[str, float] = {}
+    for partition, shard in enumerate(shards):
+        given = answer(question, replace(seat, partition=partition, shard=shard)).totals
+        totals = {name: totals.get(name, 0.0) + value for name, value in given.items()}
+    return quality(totals)

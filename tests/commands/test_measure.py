@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fedprune.command import main
+from fedprune.commands.measure import on_disk
+
+QUICK = ["--no-memory", "--repeats", "2", "--warmup", "1", "--batch", "2"]
+
+
+def measured(capsys, *arguments: str):
+    assert main(["measure", *arguments, *QUICK, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    return list(told["models"].values()), told
+
+
+def test_a_run_beside_its_dense_model(run_folder: Path, capsys):
+    (mine, dense), told = measured(capsys, str(run_folder))
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert mine["quality"] == summary["quality"]["final"]
+    assert dense["quality"] == summary["quality"]["dense"]
+    assert mine["bytes_on_disk"] == (run_folder / "model.fedprune").stat().st_size
+    assert dense["bytes_sparse"] > 2 * mine["bytes_sparse"]
+    assert "multiplies by every one" in told["notes"][0]
+    assert mine["speedup"][1] <= mine["speedup"][0] <= mine["speedup"][2]
+
+
+def test_a_model_folder_is_measured_on_the_test_split_of_its_task(run_folder: Path, capsys):
+    (mine, other), _ = measured(
+        capsys, str(run_folder / "model"), "--baseline", str(run_folder), "--threads", "2"
+    )
+    assert mine["nonzeros"] == other["nonzeros"]
+    assert mine["bytes_on_disk"] == on_disk(run_folder / "model") > other["bytes_on_disk"]
+    # The same examples, whoever holds them; a folder does not know how the run dealt them.
+    assert mine["quality"]["accuracy"] == pytest.approx(other["quality"]["accuracy"], abs=0.15)
+
+
+def test_the_table_says_the_same(run_folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["measure", str(run_folder), *QUICK]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "done",
+        "dense (baseline)",
+        "parameters",
+        "sparse file",
+        "FLOPs",
+        "test accuracy",
+    ):
+        assert words in said
+    assert "Nothing was cut out" in said
+
+
+def test_an_example_can_be_longer(capsys):
+    (short, _), _ = measured(
+        capsys, "llama", "--task", "shakespeare", "--no-quality", "--tokens", "16"
+    )
+    (long, _), _ = measured(
+        capsys, "llama", "--task", "shakespeare", "--no-quality", "--tokens", "32"
+    )
+    assert short["quality"] is None
+    assert long["flops"] > 2 * short["flops"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch", "0"], "argument --batch"),
+        (["--tokens", "12"], "length"),
+        (["--baseline", "nowhere"], "nothing is there"),
+    ],
+)
+def test_bad_input_is_a_line(run_folder: Path, capsys, arguments: list[str], words: str):
+    assert main(["measure", str(run_folder), "--no-memory", *arguments]) == 2
+    assert words in capsys.readouterr().err
