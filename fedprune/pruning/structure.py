@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.factors import makes, reads
+from fedprune.pruning.layers import is_layer
 
 if TYPE_CHECKING:
     from fedprune.pruning.layout import Layout
@@ -139,26 +140,48 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
 
 
 def _group(path: str, module: nn.Module, family: Family, names: dict[int, str]) -> Group | None:
+    found = lanes(module, family)
+    if not found or names.get(_key(found[-1].layer)) is None:
+        return None
+    parts = (
+        Part(names[_key(lane.layer)], lane.axis, lane.index)
+        for lane in found
+        if _key(lane.layer) in names
+    )
+    return Group(path, family.kind, tuple(parts))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A layer that the units of a module run through; as `Part`, prunable or not."""
+
+    layer: nn.Module
+    axis: str
+    index: Tensor
+
+
+def lanes(module: nn.Module, family: Family) -> tuple[Lane, ...]:
+    """The layers that make the units of a module, then the one that reads them.
+
+    Counted by the shapes of the weights, so that a module which lost units has those that stayed;
+    empty if the layers are not there (a removed sub-layer).
+    """
     inner = dict(module.named_modules())
-    if family.column not in inner:
-        return None
-    column = reads(inner[family.column])
+    column = reads(inner[family.column]) if family.column in inner else module
     rows = [makes(inner[p]) for p in family.rows if p in inner]
-    if names.get(_key(column)) is None:
-        return None
+    if not all(map(is_layer, (column, *rows))) or not rows:
+        return ()
     read = _out_in(column)[1]
     # GPT-2 makes queries, keys and values in one layer, three times as many rows as are read.
     fused = [max(1, _out_in(layer)[0] // read) for layer in rows]
     made = [_out_in(layer)[0] // f for layer, f in zip(rows, fused, strict=True)]
     # With grouped queries (GQA) fewer keys are made than outputs are read: a unit is a KV group.
     units = min(made) // family.width(module)
-    parts = [
-        Part(names[_key(layer)], "row", _index(units, _out_in(layer)[0], f))
+    making = (
+        Lane(layer, "row", _index(units, _out_in(layer)[0], f))
         for layer, f in zip(rows, fused, strict=True)
-        if _key(layer) in names
-    ]
-    parts.append(Part(names[_key(column)], "column", _index(units, read, 1)))
-    return Group(path, family.kind, tuple(parts))
+    )
+    return (*making, Lane(column, "column", _index(units, read, 1)))
 
 
 def _index(units: int, size: int, fused: int) -> Tensor:

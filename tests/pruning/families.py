@@ -42,21 +42,23 @@ class Family:
         try:
             for name, mask in masks.items():
                 state[name].mul_(mask)
-            with torch.no_grad():
-                return _forward(self.name, self.model)
+            return forward(self.name, self.model)
         finally:
             for name, value in before.items():
                 state[name].copy_(value)
 
 
-def _forward(name: str, model: nn.Module) -> Tensor:
+def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
+    """The logits of a model of the family, whole or cut."""
     ids = torch.arange(14).reshape(2, 7) % SYMBOLS
+    given: dict[str, Tensor] = {"input_ids": ids}
     if name.startswith("t5"):
-        return model(input_ids=ids, decoder_input_ids=ids.flip(1)).logits
+        given["decoder_input_ids"] = ids.flip(1)
     if name == "gpt2-cross":
-        states = torch.linspace(-1, 1, 2 * 5 * 12, dtype=torch.float64).reshape(2, 5, 12)
-        return model(input_ids=ids, encoder_hidden_states=states).logits
-    return model(input_ids=ids).logits
+        states = torch.linspace(-1, 1, 2 * 5 * 12).reshape(2, 5, 12)
+        given["encoder_hidden_states"] = states.to(model.dtype)
+    with torch.set_grad_enabled(grad):
+        return model(**given).logits
 
 
 @functools.cache

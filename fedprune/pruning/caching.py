@@ -1,0 +1,68 @@
+"""Generation with a cache after whole attentions are gone.
+
+transformers asks the cache of layer 0 how many tokens were seen. So the attentions of a stack
+that are left are numbered from 0 again, and where none is left there is nothing to cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+Numbered = dict[str, dict[str, list[Any]]]
+"""By path of a stack and by path within its blocks: the attentions that have a cache, in order."""
+
+
+def attentions_of(model: nn.Module) -> Numbered:
+    """The modules that have a number in a cache (`layer_idx`), by stack and by role."""
+    found: Numbered = {}
+    for stack, layers in _stacks(model).items():
+        roles: dict[str, list[Any]] = {}
+        for block in layers:
+            for path, module in block.named_modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    roles.setdefault(path, []).append(module)
+        if roles:
+            found[stack] = roles
+    return found
+
+
+def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The outermost module lists, by path."""
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{outer}.") or not outer for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside:
+            found[path] = module
+    return found
+
+
+def renumber(model: nn.Module, before: Numbered) -> None:
+    """Number what is left from 0, for every stack and role; no cache where no first role is left.
+
+    Args:
+        model: changed in place, its configurations too.
+        before: `attentions_of` the model before attentions were taken out.
+    """
+    after = attentions_of(model)
+    for stack, roles in before.items():
+        left = after.get(stack, {})
+        for modules in left.values():
+            for number, module in enumerate(modules):
+                module.layer_idx = number
+        # The first role is the attention of the stack to itself.
+        if next(iter(roles)) not in left:
+            _without_cache(model, stack)
+
+
+def _without_cache(model: nn.Module, stack: str) -> None:
+    parts = stack.split(".")
+    above: list[Any] = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+    configs = [m.config for m in above if hasattr(m, "config")]
+    nearest = configs[-1] if configs else None
+    if getattr(nearest, "is_encoder_decoder", False) and not getattr(nearest, "is_decoder", False):
+        return  # an encoder has no cache, and what is above it is the decoder's
+    written = [m.generation_config for m in above if getattr(m, "generation_config", None)]
+    for config in (*configs, *written):
+        config.use_cache = False
