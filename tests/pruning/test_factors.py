@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import FACTS, _forward, family
+from families import FACTS, family, forward
 from torch import nn
 
 from fedprune.pruning.edits import Edit
@@ -67,7 +67,7 @@ def test_at_full_rank_every_family_says_the_same_and_has_its_structure(name: str
     paths = [tensor.removesuffix(".weight") for tensor in before.layout.prunable]
     for path in paths:
         factor(model, Edit("rank", path, (min(rows_of(model.get_submodule(path)).shape),)))
-    assert torch.allclose(_forward(name, model), before.logits({}), atol=1e-9)
+    assert torch.allclose(forward(name, model), before.logits({}), atol=1e-9)
     output = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}
     layout = layout_of(model, output=(output.get(name, "lm_head"),))
     assert layout.prunable == tuple(f"{path}.{i}.weight" for path in paths for i in (0, 1))
@@ -97,12 +97,12 @@ def test_units_of_factored_layers_are_silent_under_their_masks(name: str) -> Non
     for group in layout.structure.groups:
         reader = group.parts[-1]
         state[reader.tensor][:, reader.index[0]] = 0.0
-    silent = _forward(name, model)
+    silent = forward(name, model)
     for group in layout.structure.groups:
         for part in group.parts[:-1]:
             state[part.tensor][part.index[0]] += 1.0
     # A query, key or value of a silent head is as irrelevant as a silent neuron.
-    assert torch.allclose(_forward(name, model), silent, atol=1e-9)
+    assert torch.allclose(forward(name, model), silent, atol=1e-9)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
