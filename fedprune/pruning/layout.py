@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.pruning.channels import channel_groups
 from fedprune.pruning.structure import Structure, structure_of
 from fedprune.tensors import frozen_of, state_of
 
@@ -23,7 +24,8 @@ class Layout:
         spared: names of the other parameters (embeddings, norms, biases, heads of output).
         variances: BatchNorm's running variance to its running mean, by name.
         kinds: how each prunable tensor is laid out, a name in `KINDS`.
-        structure: attention, feed-forward layers and blocks, as far as they were recognised.
+        structure: attention, feed-forward layers, blocks and channels, as far as they were
+            recognised.
         frozen: parameters that are no part of the state, and their shapes.
     """
 
@@ -106,13 +108,15 @@ def layout_of(
         raise ValueError(
             f"exclude={list(exclude)}: nothing is left to prune; allowed: fewer patterns"
         )
+    structure = structure_of(model, prunable)
+    groups = (*structure.groups, *channel_groups(model, prunable))
     return Layout(
         shapes={name: t.shape for name, t in state_of(model).items()},
         prunable=prunable,
         spared=tuple(name for name in names if name not in prunable),
         variances=_batch_norm_variances(model),
         kinds=_kinds(model, prunable),
-        structure=structure_of(model, prunable),
+        structure=replace(structure, groups=groups),
         frozen={name: t.shape for name, t in frozen_of(model).items()},
     )
 

@@ -168,7 +168,7 @@ SCORES: dict[str, Score] = {
         "Mozer and Smolensky 1989, relevance before its approximation",
         ablation,
         (ASK_ABLATION,),
-        units=("weight", "row", "column", "head", "neuron", "sublayer", "layer"),
+        units=("weight", "row", "column", "head", "neuron", "channel", "sublayer", "layer"),
         most=50_000,
     ),
     "wanda": Score(

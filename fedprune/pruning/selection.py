@@ -16,11 +16,12 @@ from torch import Tensor
 
 from fedprune.pruning.densities import Ground, Limits
 from fedprune.pruning.layout import Layout, as_rows
+from fedprune.pruning.overlap import overlapping
 from fedprune.pruning.ranking import Array, Bools, Layer, drop, together
 from fedprune.pruning.row_ranking import patterned, within_rows
 from fedprune.pruning.scopes import SCOPES, counter, total_of
 from fedprune.pruning.unit_ranking import drop_units, ranked
-from fedprune.pruning.units import Shape, pattern_counts, unit_kind, unit_labels
+from fedprune.pruning.units import Shape, along_labels, pattern_counts, unit_kind, unit_labels
 from fedprune.tensors import Masks
 
 __all__ = ["SCOPES", "above", "plain", "planned", "select"]
@@ -101,7 +102,13 @@ def select(
     if unit == "weight":
         return as_masks(scores, _weights_left(layers, total, scope, ground, layout))
     labels = unit_labels(layout, unit, unit_shape)
-    units = ranked(layers, [labels[name].reshape(-1).numpy() for name in scores], pool)
+    own = [labels[name].reshape(-1).numpy() for name in scores]
+    shared = along_labels(layout, unit)
+    if shared is not None:
+        along = [shared[name].reshape(-1).numpy() for name in scores]
+        units = overlapping(layers, own, along, pool, evenly=scope == "layer")
+        return as_masks(scores, drop_units(layers, units, total, None, floors=False))
+    units = ranked(layers, own, pool)
     counts = None if SCOPES[scope].shares is None else counter(ground, scope)
     left = drop_units(layers, units, total, counts, floors=kind.tensors != "all")
     return as_masks(scores, left)

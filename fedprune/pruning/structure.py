@@ -41,7 +41,7 @@ class Group:
 
     Attributes:
         path: the module's path.
-        kind: "head" or "neuron".
+        kind: "head" or "neuron"; of plain networks "channel" (`fedprune.pruning.channels`).
         parts: the tensors they run through.
     """
 

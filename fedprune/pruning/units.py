@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.pruning.layout import Layout, as_rows, from_rows
+from fedprune.pruning.structure import Part
 
 Shape = tuple[int, int]
 
@@ -31,12 +32,15 @@ class Unit:
             unit's shape; -1 = in no unit.
         tensors: how many tensors a unit is in: "one", or "many"; "all" of several, wholly.
         shape: what the two numbers of its shape mean; "" where it has none.
+        along: where units overlap: the number of a second unit whose removal takes the weight with
+            it, though the weight does not count for that unit's score.
     """
 
     summary: str
     labels: Callable[[Layout, Shape], dict[str, Tensor]]
     tensors: str = "one"
     shape: str = ""
+    along: Callable[[Layout], dict[str, Tensor]] | None = None
 
 
 def unit_labels(layout: Layout, unit: str, unit_shape: Shape | None = None) -> dict[str, Tensor]:
@@ -60,6 +64,21 @@ def unit_labels(layout: Layout, unit: str, unit_shape: Shape | None = None) -> d
             f"unit={unit!r}: no {unit} was recognised in this model; allowed: {simple}"
         )
     return {name: from_rows(layout, name, label).contiguous() for name, label in rows.items()}
+
+
+def along_labels(layout: Layout, unit: str) -> dict[str, Tensor] | None:
+    """Of every prunable weight the second unit that it goes with, -1 for none.
+
+    The row of a channel's producer goes with the channel, and its columns are those of channels
+    that it reads: a convolution's weight belongs to two.
+
+    Returns:
+        An int32 tensor for every prunable tensor, of its shape; None, where units do not overlap.
+    """
+    along = UNITS[unit].along
+    if along is None:
+        return None
+    return {n: from_rows(layout, n, label).contiguous() for n, label in along(layout).items()}
 
 
 def unit_kind(unit: str, unit_shape: Shape | None) -> Unit:
@@ -96,7 +115,9 @@ def removable(layout: Layout, unit: str, unit_shape: Shape | None = None) -> int
     Raises:
         ValueError: as `unit_labels`.
     """
-    return sum(int((x >= 0).sum()) for x in unit_labels(layout, unit, unit_shape).values())
+    labels = unit_labels(layout, unit, unit_shape)
+    along = along_labels(layout, unit) or labels
+    return sum(int(((label >= 0) | (along[name] >= 0)).sum()) for name, label in labels.items())
 
 
 def pattern_sparsity(n: int, m: int) -> float:
@@ -178,15 +199,37 @@ def _of_groups(kind: str) -> Callable[[Layout, Shape], dict[str, Tensor]]:
             if group.kind != kind:
                 continue
             for part in group.parts:
-                units, width = part.index.shape
-                numbers = torch.arange(start, start + units, dtype=torch.int32)
-                rows = found[part.tensor]
-                along = rows if part.axis == "row" else rows.t()
-                along[part.index.reshape(-1)] = numbers.repeat_interleave(width)[:, None]
+                _number(found[part.tensor], part, start)
             start += len(group.parts[0].index)
         return found
 
     return labels
+
+
+def _of_channels(axis: str) -> Callable[[Layout], dict[str, Tensor]]:
+    """The channels that weights make ("row") or read ("column"), numbered alike."""
+
+    def labels(layout: Layout) -> dict[str, Tensor]:
+        found = _none(layout)
+        start = 0
+        for group in layout.structure.groups:
+            if group.kind != "channel":
+                continue
+            for part in group.parts:
+                if part.axis == axis:
+                    _number(found[part.tensor], part, start)
+            start += len(group.parts[0].index)
+        return found
+
+    return labels
+
+
+def _number(rows: Tensor, part: Part, start: int) -> None:
+    """Write the numbers of a part's units, from `start`, into an (out, in) tensor."""
+    units, width = part.index.shape
+    numbers = torch.arange(start, start + units, dtype=torch.int32)
+    along = rows if part.axis == "row" else rows.t()
+    along[part.index.reshape(-1)] = numbers.repeat_interleave(width)[:, None]
 
 
 def _wholly(layout: Layout, units: Iterable[Sequence[str]]) -> dict[str, Tensor]:
@@ -198,7 +241,8 @@ def _wholly(layout: Layout, units: Iterable[Sequence[str]]) -> dict[str, Tensor]
 
 
 def _sublayers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    return _wholly(layout, [[p.tensor for p in g.parts] for g in layout.structure.groups])
+    groups = [g for g in layout.structure.groups if g.kind != "channel"]
+    return _wholly(layout, [[p.tensor for p in g.parts] for g in groups])
 
 
 def _layers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
@@ -218,6 +262,9 @@ UNITS: dict[str, Unit] = {
     "head": Unit("an attention head; under grouped queries a KV head with its queries' heads",
                  _of_groups("head"), "many"),
     "neuron": Unit("a neuron of a feed-forward layer, gate included", _of_groups("neuron"), "many"),
+    "channel": Unit("a channel of a plain network: what reads it, with every layer that makes it",
+                    lambda layout, _shape: _of_channels("column")(layout), "many", "",
+                    _of_channels("row")),
     "sublayer": Unit("a whole attention or feed-forward layer", _sublayers, "all"),
     "layer": Unit("a whole block of a stack", _layers, "all"),
 }  # fmt: skip

@@ -1,0 +1,167 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from convnets import NETS, net_of
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedprune.pruning.channel_surgery import cut_channels
+from fedprune.pruning.channels import channel_groups
+from fedprune.pruning.edits import Edit
+from fedprune.pruning.layout import Layout, as_rows, layout_of
+from fedprune.pruning.selection import select
+from fedprune.tensors import Masks, load_into, masked, state_of
+
+SPARSITIES = [0.3, 0.5, 0.65]
+
+
+def masks_of(net: nn.Module, layout: Layout, sparsity: float, seed: int = 0) -> Masks:
+    gen = torch.Generator().manual_seed(seed)
+    state = state_of(net)
+    scores = {n: torch.rand(state[n].shape, generator=gen) for n in layout.prunable}
+    return select(scores, sparsity, unit="channel", layout=layout)
+
+
+def edits_by_hand(layout: Layout, masks: Masks) -> list[Edit]:
+    """The channels of which any weight that reads them is left."""
+    edits = []
+    for group in layout.structure.groups:
+        left = torch.zeros(len(group.parts[0].index), dtype=torch.bool)
+        for part in group.parts:
+            if part.axis == "column":
+                rows = as_rows(layout, part.tensor, masks[part.tensor])
+                left |= rows.any(0)[part.index].any(1)
+        if not left.all():
+            edits.append(Edit("channel", group.path, tuple(left.nonzero()[:, 0].tolist())))
+    return edits
+
+
+def pair(name: str, sparsity: float) -> tuple[nn.Module, nn.Module, Masks, list[Edit], Tensor]:
+    """A net with channels masked, the same one with them cut out."""
+    net, seen, head = net_of(name)
+    layout = layout_of(net, output=[head])
+    masks = masks_of(net, layout, sparsity)
+    edits = edits_by_hand(layout, masks)
+    load_into(net, {**state_of(net), **masked({n: state_of(net)[n] for n in masks}, masks)})
+    cut = copy.deepcopy(net)
+    for edit in edits:
+        cut_channels(cut, edit)
+    return net, cut, masks, edits, seen
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("name", NETS)
+def test_cut_equals_masked(name: str, sparsity: float, training: bool) -> None:
+    net, cut, masks, edits, seen = pair(name, sparsity)
+    whole, _, _ = net_of(name)
+    assert edits
+    for each in (net, cut, whole):
+        each.train(training)
+        each.requires_grad_(False)
+    out = net(seen)
+    assert (cut(seen) - out).abs().max() <= 1e-9
+    assert (whole(seen) - out).abs().max() > 1e-3
+    if training:  # what BatchNorm has seen since is the same too
+        assert (cut.eval()(seen) - net.eval()(seen)).abs().max() <= 1e-9
+    single, small = net.float(), cut.float()
+    expected = single(seen.float())
+    assert (small(seen.float()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_masked_is_what_is_cut(name: str) -> None:
+    net, cut, masks, _, _ = pair(name, 0.45)
+    small = state_of(cut)
+    assert small.keys() == state_of(net).keys()
+    for n, mask in masks.items():
+        assert small[n].numel() == int(mask.sum())
+        assert torch.equal(small[n].reshape(-1), state_of(net)[n][mask])
+    assert all(torch.equal(t, t.clone()) and t.is_contiguous() for t in small.values())
+    assert [n for n, _ in cut.named_parameters()] == [n for n, _ in net.named_parameters()]
+
+
+def flops(net: nn.Module, seen: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(seen)
+    return counter.get_total_flops()
+
+
+def test_flops_fall_with_every_layer_that_was_cut() -> None:
+    net, cut, masks, _, seen = pair("residual", 0.45)
+    pixels = {"stem": 36, "one": 36, "two": 36, "three": 9, "side": 9, "hidden": 1, "head": 1}
+    counted = {n: net.get_parameter(f"{n}.weight").numel() for n in pixels}
+    assert flops(net, seen) == 2 * len(seen) * sum(counted[n] * p for n, p in pixels.items())
+    kept = {n: int(masks.get(f"{n}.weight", torch.ones(counted[n])).sum()) for n in pixels}
+    assert flops(cut, seen) == 2 * len(seen) * sum(kept[n] * p for n, p in pixels.items())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_step_of_training_is_the_same_one(name: str) -> None:
+    net, cut, masks, edits, seen = pair(name, 0.45)
+    gen = torch.Generator().manual_seed(3)
+    target = torch.randn(len(seen), 3, generator=gen, dtype=torch.float64)
+    for each in (net, cut):
+        each.train()
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.05)
+        (each(seen) - target).square().mean().backward()
+        if each is net:
+            for n, mask in masks.items():
+                each.get_parameter(n).grad.mul_(mask)
+        optimizer.step()
+    fresh = copy.deepcopy(net)
+    for edit in edits:
+        cut_channels(fresh, edit)
+    for n, value in state_of(fresh).items():
+        assert (state_of(cut)[n] - value).abs().max() <= 1e-9, n
+
+
+def test_a_cut_net_is_an_ordinary_one() -> None:
+    net, cut, _, edits, seen = pair("depthwise", 0.45)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(cut)))
+    assert torch.equal(again(seen), cut(seen))
+    before = {g.path: len(g.parts[0].index) for g in layout_of(net, output=["head"]).structure.groups}
+    after = {g.path: len(g.parts[0].index) for g in layout_of(cut, output=["head"]).structure.groups}
+    kept = {e.path: len(e.kept) for e in edits}
+    assert after == {p: kept.get(p, n) for p, n in before.items() if kept.get(p, n) > 1}
+    assert (cut.deep.groups, cut.deep.in_channels, cut.norm.num_features) == (kept["up"],) * 3
+    assert cut.hidden.in_features == 9 * kept.get("down", 4)
+
+
+def test_frozen_stays_frozen_and_other_parameters_stay_the_same_objects() -> None:
+    net, _, _ = net_of("residual")
+    net.norm1.weight.requires_grad_(False)
+    head = net.head.weight
+    cut_channels(net, Edit("channel", "one", (0, 2)))
+    assert not net.norm1.weight.requires_grad
+    assert net.one.weight.requires_grad
+    assert net.head.weight is head
+    assert net.one.weight.shape == (2, 6, 3, 3)
+    assert net.two.weight.shape == (6, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Edit("channel", "two", (0,)), r"channel edit of 'two': no such channels; allowed: stem, "),
+        (Edit("channel", "one", ()), r"channel edit of 'one': kept \[\]; allowed: some of 0 to 3"),
+        (Edit("channel", "one", (1, 4)), r"kept \[1, 4\]; allowed: some of 0 to 3"),
+    ],
+)
+def test_edits_that_do_not_fit_are_refused(edit: Edit, message: str) -> None:
+    net, _, _ = net_of("residual")
+    with pytest.raises(ValueError, match=message):
+        cut_channels(net, edit)
+
+
+def test_edits_of_several_groups_commute() -> None:
+    nets = [net_of("concat")[0] for _ in range(2)]
+    groups = channel_groups(nets[0], layout_of(nets[0], output=["head"]).prunable)
+    edits = [Edit("channel", g.path, (0, len(g.parts[0].index) - 1)) for g in groups]
+    for net, order in zip(nets, (edits, edits[::-1]), strict=True):
+        for edit in order:
+            cut_channels(net, edit)
+    left, right = (state_of(net) for net in nets)
+    assert all(torch.equal(left[n], right[n]) for n in left)
