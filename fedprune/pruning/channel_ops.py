@@ -117,7 +117,7 @@ Step = Callable[[Book, fx.Node, Sequence[Any], Mapping[str, Any]], Value | None]
 
 def follow(graph: fx.Graph, book: Book) -> None:
     """Write down what a graph does with channels."""
-    values: dict[fx.Node, Value | None] = {}
+    values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         args: Any = fx.map_arg(node.args, values.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
@@ -125,7 +125,7 @@ def follow(graph: fx.Graph, book: Book) -> None:
         values[node] = None if step is None else step(book, node, args, kwargs)
         if values[node] is None and not _only_asks_sizes(node):
             for given in node.all_input_nodes:
-                known = values[given]
+                known: Value | None = values[given]
                 book.fix_all([] if known is None else known.flow)
             if node.op == "call_module":
                 book.spoiled.add(str(node.target))

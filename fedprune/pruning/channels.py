@@ -123,11 +123,11 @@ def bundles_of(roles: Roles) -> tuple[Bundle, ...]:
     for number in _in_order(roles):
         alike.setdefault(tuple(met[number]), []).append(number)
     found: list[Bundle] = []
-    for places, numbers in alike.items():
+    for places in alike:
         made = [p for p, axis, _ in places if axis == "row" and roles[p].makes]
         free = [p for p in made if p not in {bundle.path for bundle in found}]
         if free and any(axis == "column" for _, axis, _ in places):
-            found.append(Bundle(free[0], tuple(numbers)))
+            found.append(Bundle(free[0], tuple(alike[places])))
     # Lone channels keep their path, so that the others' do not depend on what was cut before.
     return tuple(bundle for bundle in found if len(bundle.channels) > 1)
 

@@ -19,7 +19,7 @@ def conv(i: int, o: int, k: int = 3, **more: Any) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """A stem and two blocks that share a stream, a strided one with a projection, mean, two rows."""
+    """A stem, a block beside the stream, a strided one with a projection, the mean, two rows."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from convnets import NETS, net_of
+from specimens import Specimen, taken
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +12,10 @@ from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.channels import channel_groups
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.layout import Layout, as_rows, layout_of
+from fedprune.pruning.scores import SCORES
 from fedprune.pruning.selection import select
+from fedprune.pruning.units import unit_labels
+from fedprune.tasks.task import classification_loss
 from fedprune.tensors import Masks, load_into, masked, state_of
 
 SPARSITIES = [0.3, 0.5, 0.65]
@@ -55,7 +59,7 @@ def pair(name: str, sparsity: float) -> tuple[nn.Module, nn.Module, Masks, list[
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("name", NETS)
 def test_cut_equals_masked(name: str, sparsity: float, training: bool) -> None:
-    net, cut, masks, edits, seen = pair(name, sparsity)
+    net, cut, _, edits, seen = pair(name, sparsity)
     whole, _, _ = net_of(name)
     assert edits
     for each in (net, cut, whole):
@@ -122,8 +126,12 @@ def test_a_cut_net_is_an_ordinary_one() -> None:
     net, cut, _, edits, seen = pair("depthwise", 0.45)
     again = pickle.loads(pickle.dumps(copy.deepcopy(cut)))
     assert torch.equal(again(seen), cut(seen))
-    before = {g.path: len(g.parts[0].index) for g in layout_of(net, output=["head"]).structure.groups}
-    after = {g.path: len(g.parts[0].index) for g in layout_of(cut, output=["head"]).structure.groups}
+    before = {
+        g.path: len(g.parts[0].index) for g in layout_of(net, output=["head"]).structure.groups
+    }
+    after = {
+        g.path: len(g.parts[0].index) for g in layout_of(cut, output=["head"]).structure.groups
+    }
     kept = {e.path: len(e.kept) for e in edits}
     assert after == {p: kept.get(p, n) for p, n in before.items() if kept.get(p, n) > 1}
     assert (cut.deep.groups, cut.deep.in_channels, cut.norm.num_features) == (kept["up"],) * 3
@@ -165,3 +173,43 @@ def test_edits_of_several_groups_commute() -> None:
             cut_channels(net, edit)
     left, right = (state_of(net) for net in nets)
     assert all(torch.equal(left[n], right[n]) for n in left)
+
+
+@pytest.mark.parametrize("name", ["residual", "concat"])
+def test_the_score_of_removing_a_channel_is_what_cutting_it_does_to_the_loss(name: str) -> None:
+    net, seen, head = net_of(name)
+    layout = layout_of(net, output=[head])
+    part = {"images": seen, "labels": torch.arange(len(seen)) % 3}
+    full = {n: torch.ones(layout.shapes[n], dtype=torch.bool) for n in layout.prunable}
+    s = Specimen(net, layout, classification_loss, (part,), full, 1)
+    score = SCORES["ablation"].finalise(taken(SCORES["ablation"], s, [part], unit="channel"))
+    labels = unit_labels(layout, "channel")
+    net.requires_grad_(False)
+    before, number = float(classification_loss(net, part).total), 0
+    for group in layout.structure.groups:
+        channels = len(group.parts[0].index)
+        for gone in range(channels):
+            cut = net_of(name)[0].requires_grad_(False)
+            kept = tuple(i for i in range(channels) if i != gone)
+            cut_channels(cut, Edit("channel", group.path, kept))
+            change = abs(float(classification_loss(cut, part).total) - before) / len(seen)
+            own = torch.cat([score[n][labels[n] == number] for n in labels])
+            assert (own - change).abs().max() <= 1e-9
+            number += 1
+
+
+def test_a_channel_s_gradient_times_weights_is_that_of_a_gate_behind_it() -> None:
+    """Seed 001's contribution |sum of w dL/dw|: the reader's columns hold all of it."""
+    net, seen, head = net_of("plain")
+    gate = torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
+    hook = net.features[4].register_forward_pre_hook(lambda _, args: (args[0] * gate,))
+    net(seen).square().sum().backward()
+    hook.remove()
+    labels = unit_labels(layout_of(net, output=[head]), "channel")
+    for channel in range(3):
+        products = [
+            (p.grad * p)[labels[n] == channel].sum()
+            for n, p in net.named_parameters()
+            if n in labels
+        ]
+        assert float(sum(products)) == pytest.approx(float(gate.grad[channel]), rel=1e-9)

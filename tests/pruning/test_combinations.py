@@ -2,9 +2,11 @@ import itertools
 
 import pytest
 import torch
+from convnets import net_of
 from families import family
 
 from fedprune.pruning.combinations import misfit, scope_fits, scopes_of
+from fedprune.pruning.layout import layout_of
 from fedprune.pruning.scopes import SCOPES
 from fedprune.pruning.selection import select
 from fedprune.pruning.units import UNITS
@@ -14,7 +16,8 @@ from fedprune.pruning.units import UNITS
 def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(
     unit: str, scope: str
 ) -> None:
-    layout = family("bert").layout
+    net, _, head = net_of("residual")
+    layout = layout_of(net, output=[head]) if unit == "channel" else family("bert").layout
     scores = {n: torch.rand(layout.shapes[n]) for n in layout.prunable}
     told = misfit(unit, scope)
     assert (told == "") == (scope in scopes_of(unit))

@@ -71,7 +71,7 @@ def test_against_a_plain_loop(name: str, floor: int) -> None:
         try:
             masks = select(scores, sparsity, unit="channel", layout=layout(name), floor=floor)
         except ValueError as error:
-            assert floor == 30  # noqa: PT017
+            assert floor == 30
             assert "units and floors allow" in str(error)  # noqa: PT017
             continue
         expected = slow(name, scores, total, floor)

@@ -29,7 +29,7 @@ def plain(**shapes: tuple[int, ...]) -> Layout:
     return Layout(sizes, tuple(shapes), (), {}, {"turned": "conv1d"})
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [u for u in UNITS if u != "channel"])
 @pytest.mark.parametrize("name", ["gpt2", "t5-gated", "llama-gqa"])
 def test_numbers_run_from_zero_without_gaps_in_model_order(unit: str, name: str) -> None:
     layout = family(name).layout
