@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.caching import attentions_of, renumber
+from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.edits import Edit, Edits
 from fedprune.pruning.factors import factor
 from fedprune.pruning.position_bias import Positions, attend_with, is_unread
@@ -187,6 +188,7 @@ FOLLOW: dict[str, dict[str, Callable[[Any], int]]] = {
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "head": cut_units,
     "neuron": cut_units,
+    "channel": cut_channels,
     "rank": factor,
     "share": share_weight,
 }

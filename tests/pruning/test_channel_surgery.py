@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.channels import channel_groups
+from fedprune.pruning.cuts import edits_of, places
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.layout import Layout, as_rows, layout_of
 from fedprune.pruning.scores import SCORES
 from fedprune.pruning.selection import select
+from fedprune.pruning.surgery import ordered, reshaped
 from fedprune.pruning.units import unit_labels
 from fedprune.tasks.task import classification_loss
 from fedprune.tensors import Masks, load_into, masked, state_of
@@ -26,6 +29,12 @@ def masks_of(net: nn.Module, layout: Layout, sparsity: float, seed: int = 0) -> 
     state = state_of(net)
     scores = {n: torch.rand(state[n].shape, generator=gen) for n in layout.prunable}
     return select(scores, sparsity, unit="channel", layout=layout)
+
+
+def cut_by(net: nn.Module, edits: Iterable[Edit]) -> nn.Module:
+    for edit in edits:
+        cut_channels(net, edit)
+    return net
 
 
 def edits_by_hand(layout: Layout, masks: Masks) -> list[Edit]:
@@ -49,10 +58,8 @@ def pair(name: str, sparsity: float) -> tuple[nn.Module, nn.Module, Masks, list[
     masks = masks_of(net, layout, sparsity)
     edits = edits_by_hand(layout, masks)
     load_into(net, {**state_of(net), **masked({n: state_of(net)[n] for n in masks}, masks)})
-    cut = copy.deepcopy(net)
-    for edit in edits:
-        cut_channels(cut, edit)
-    return net, cut, masks, edits, seen
+    assert edits_of(masks, layout) == ordered(edits)
+    return net, cut_by(copy.deepcopy(net), edits), masks, edits, seen
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -115,10 +122,7 @@ def test_a_step_of_training_is_the_same_one(name: str) -> None:
             for n, mask in masks.items():
                 each.get_parameter(n).grad.mul_(mask)
         optimizer.step()
-    fresh = copy.deepcopy(net)
-    for edit in edits:
-        cut_channels(fresh, edit)
-    for n, value in state_of(fresh).items():
+    for n, value in state_of(cut_by(net, edits)).items():
         assert (state_of(cut)[n] - value).abs().max() <= 1e-9, n
 
 
@@ -165,13 +169,10 @@ def test_edits_that_do_not_fit_are_refused(edit: Edit, message: str) -> None:
 
 
 def test_edits_of_several_groups_commute() -> None:
-    nets = [net_of("concat")[0] for _ in range(2)]
-    groups = channel_groups(nets[0], layout_of(nets[0], output=["head"]).prunable)
+    net, again = net_of("concat")[0], net_of("concat")[0]
+    groups = channel_groups(net, layout_of(net, output=["head"]).prunable)
     edits = [Edit("channel", g.path, (0, len(g.parts[0].index) - 1)) for g in groups]
-    for net, order in zip(nets, (edits, edits[::-1]), strict=True):
-        for edit in order:
-            cut_channels(net, edit)
-    left, right = (state_of(net) for net in nets)
+    left, right = state_of(cut_by(net, edits)), state_of(cut_by(again, edits[::-1]))
     assert all(torch.equal(left[n], right[n]) for n in left)
 
 
@@ -208,8 +209,40 @@ def test_a_channel_s_gradient_times_weights_is_that_of_a_gate_behind_it() -> Non
     labels = unit_labels(layout_of(net, output=[head]), "channel")
     for channel in range(3):
         products = [
-            (p.grad * p)[labels[n] == channel].sum()
+            (p.grad * p.detach())[labels[n] == channel].sum()
             for n, p in net.named_parameters()
             if n in labels
         ]
         assert float(sum(products)) == pytest.approx(float(gate.grad[channel]), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_cuts_follow_on_cuts_in_original_indices(name: str) -> None:
+    dense, seen, head = net_of(name)
+    layout = layout_of(dense, output=[head])
+    first = edits_of(masks_of(dense, layout, 0.3), layout)
+    once = reshaped(copy.deepcopy(dense), first)
+    small = layout_of(once, output=[head])
+    second = edits_of(masks_of(once, small, 0.3, seed=1), small, first)
+    twice = reshaped(copy.deepcopy(dense), second)
+    before = {e.path: e.kept for e in first}
+    assert any(set(e.kept) < set(before.get(e.path, range(99))) for e in second)
+    assert all(set(e.kept) <= set(before.get(e.path, range(99))) for e in second)
+    where = places(dense, second)
+    restricted = where.restrict(state_of(dense))
+    assert all(torch.equal(restricted[n], t) for n, t in state_of(twice).items())
+    assert twice(seen).shape == dense(seen).shape
+
+
+def test_a_group_without_any_channel_left_keeps_one_that_stays_masked() -> None:
+    net, seen, head = net_of("plain")
+    layout = layout_of(net, output=[head])
+    labels = unit_labels(layout, "channel")
+    masks = {n: ~((x >= 0) & (x < 3)) for n, x in labels.items()}
+    masks["features.0.weight"][:] = False
+    edits = edits_of(masks, layout)
+    assert edits == (Edit("channel", "features.0", (0,)),)
+    load_into(net, {**state_of(net), **masked({n: state_of(net)[n] for n in masks}, masks)})
+    cut = reshaped(copy.deepcopy(net), edits)
+    assert not cut.features[0].weight.any()
+    assert torch.allclose(cut(seen), net(seen), rtol=0, atol=1e-9)
