@@ -1,0 +1,73 @@
+"""What clients add up about the inputs of layers: Σ x xᵀ, from which everything here is computed.
+
+The diagonal tells dead units, the rest which units move together; W Σ Wᵀ is the same of a linear
+layer's outputs. Only sums leave a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedprune.pruning.inputs import ask_inputs, inputs_of, products, rows_of
+from fedprune.pruning.layout import Layout, as_rows
+from fedprune.tensors import Tensors
+
+ASK = ask_inputs(products, square=True)
+"""One forward pass: Σ x xᵀ of every layer asked about, and the number of rows."""
+
+MOST = 2**26
+"""Numbers that one answer may hold; more layers are asked for one question after the other."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The clients' sums.
+
+    Attributes:
+        products: Σ x xᵀ, (in, in) float64, by the name of the weight whose columns they are.
+        rows: how many rows were summed.
+    """
+
+    products: Tensors
+    rows: Mapping[str, float]
+
+    def moments(self, name: str) -> Tensor:
+        """The mean of x xᵀ; 0 where nothing went through the layer."""
+        return self.products[name] / max(1.0, self.rows[name])
+
+
+def inputs_from(sums: Mapping[str, Tensor], names: Sequence[str]) -> Inputs:
+    """From the sums of `ASK`."""
+    found = {n: sums[inputs_of(n)].double() for n in names}
+    return Inputs(found, {n: float(sums[rows_of(n)]) for n in names})
+
+
+def together(pieces: Sequence[Inputs]) -> Inputs:
+    """What several questions asked, as one."""
+    parts = [item for piece in pieces for item in piece.products.items()]
+    rows = [item for piece in pieces for item in piece.rows.items()]
+    return Inputs(dict(parts), dict(rows))
+
+
+def questions(layout: Layout, most: int = MOST) -> Iterator[tuple[str, ...]]:
+    """The prunable layers in model order, cut up so that no answer holds more than `most` numbers.
+
+    A tensor that is no layer's weight has no inputs and is left out.
+    """
+    asked: list[str] = []
+    size = 0
+    for name in layout.prunable:
+        if layout.kinds.get(name) == "other":
+            continue
+        columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1]
+        if asked and size + columns**2 > most:
+            yield tuple(asked)
+            asked, size = [], 0
+        asked.append(name)
+        size += columns**2
+    if asked:
+        yield tuple(asked)
