@@ -19,10 +19,23 @@ DAMPENING = 1e-9
 
 
 class Factored(nn.Sequential):
-    """Two layers in place of one: ``0`` multiplies by `right`, ``1`` by `left` and adds the bias.
+    """Two layers in place of one: ``0`` multiplies by `right`, ``1`` by `left`; then the bias.
 
-    The tensors are called ``<path>.0.weight``, ``<path>.1.weight`` and ``<path>.1.bias``.
+    The tensors are called ``<path>.0.weight`` and ``<path>.1.weight``; the bias keeps its name.
     """
+
+    def __init__(self, first: nn.Module, second: nn.Module, bias: nn.Parameter | None) -> None:
+        super().__init__(first, second)
+        self.register_parameter("bias", bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the one layer gave back, up to what the rank leaves out."""
+        out: Tensor = super().forward(input)
+        bias: Any = self.bias
+        if bias is None:
+            return out
+        convolved = isinstance(self[1], CONVOLUTIONS)
+        return out + (bias.view(-1, *[1] * (self[1].weight.dim() - 2)) if convolved else bias)
 
     @property
     def weight(self) -> Tensor:
@@ -56,8 +69,7 @@ def factor(model: nn.Module, edit: Edit) -> None:
     with torch.no_grad():
         first.weight.copy_(right.reshape(first.weight.shape))
         second.weight.copy_(left.reshape(second.weight.shape))
-    second.bias = layer.bias
-    pair = Factored(first, second).train(layer.training)
+    pair = Factored(first, second, layer.bias).train(layer.training)
     first.weight.requires_grad_(layer.weight.requires_grad)
     second.weight.requires_grad_(layer.weight.requires_grad)
     parent, _, name = edit.path.rpartition(".")

@@ -153,11 +153,15 @@ def _group(path: str, module: nn.Module, family: Family, names: dict[int, str]) 
 
 @dataclass(frozen=True)
 class Lane:
-    """A layer that the units of a module run through; as `Part`, prunable or not."""
+    """A layer that the units of a module run through; as `Part`, prunable or not.
+
+    Of layers that make the units also the bias, which factors share.
+    """
 
     layer: nn.Module
     axis: str
     index: Tensor
+    bias: nn.Parameter | None = None
 
 
 def lanes(module: nn.Module, family: Family) -> tuple[Lane, ...]:
@@ -168,18 +172,19 @@ def lanes(module: nn.Module, family: Family) -> tuple[Lane, ...]:
     """
     inner = dict(module.named_modules())
     column = reads(inner[family.column]) if family.column in inner else module
-    rows = [makes(inner[p]) for p in family.rows if p in inner]
+    outer: list[Any] = [inner[p] for p in family.rows if p in inner]
+    rows = [makes(layer) for layer in outer]
     if not all(map(is_layer, (column, *rows))) or not rows:
         return ()
-    read = _out_in(column)[1]
+    read = out_in(column)[1]
     # GPT-2 makes queries, keys and values in one layer, three times as many rows as are read.
-    fused = [max(1, _out_in(layer)[0] // read) for layer in rows]
-    made = [_out_in(layer)[0] // f for layer, f in zip(rows, fused, strict=True)]
+    fused = [max(1, out_in(layer)[0] // read) for layer in rows]
+    made = [out_in(layer)[0] // f for layer, f in zip(rows, fused, strict=True)]
     # With grouped queries (GQA) fewer keys are made than outputs are read: a unit is a KV group.
     units = min(made) // family.width(module)
     making = (
-        Lane(layer, "row", _index(units, _out_in(layer)[0], f))
-        for layer, f in zip(rows, fused, strict=True)
+        Lane(layer, "row", _index(units, out_in(layer)[0], f), whole.bias)
+        for layer, f, whole in zip(rows, fused, outer, strict=True)
     )
     return (*making, Lane(column, "column", _index(units, read, 1)))
 
@@ -193,7 +198,8 @@ def _key(layer: nn.Module) -> int:
     return id(layer.weight)
 
 
-def _out_in(layer: nn.Module) -> tuple[int, int]:
+def out_in(layer: nn.Module) -> tuple[int, int]:
+    """How many outputs and inputs a linear layer has, GPT-2's Conv1D too."""
     first, second = layer.weight.shape  # type: ignore[misc]
     return (second, first) if type(layer).__name__ == "Conv1D" else (first, second)
 

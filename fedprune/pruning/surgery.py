@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from fedprune.pruning.caching import attentions_of, renumber
 from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.edits import Edit, Edits
-from fedprune.pruning.factors import factor
+from fedprune.pruning.factors import factor, makes, reads
 from fedprune.pruning.position_bias import Positions, attend_with, is_unread
 from fedprune.pruning.removal import Gone, pass_through, remove, replace
 from fedprune.pruning.sharing import share_weight
-from fedprune.pruning.structure import FAMILIES, Family, Lane, lanes
+from fedprune.pruning.structure import FAMILIES, Family, Lane, lanes, out_in
 
 
 def reshaped(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
@@ -108,8 +108,8 @@ def _sliced(lane: Lane, kept: Tensor) -> dict[nn.Parameter, nn.Parameter]:
     # GPT-2's rows lie as q, k, v in turn, so a unit's are not together: sorted, they stay so.
     index = lane.index[kept].reshape(-1).sort().values
     fresh = {layer.weight: _selected(layer.weight, _axis(lane), index)}
-    if lane.axis == "row" and layer.bias is not None:
-        fresh[layer.bias] = _selected(layer.bias, 0, index)
+    if lane.bias is not None:
+        fresh[lane.bias] = _selected(lane.bias, 0, index)
     return fresh
 
 
@@ -158,9 +158,17 @@ def _follow(module: Any) -> None:
         setattr(module, name, number(module))
 
 
+def _outputs(layer: nn.Module) -> int:
+    return out_in(makes(layer))[0]
+
+
+def _inputs(layer: nn.Module) -> int:
+    return out_in(reads(layer))[1]
+
+
 _BERT: dict[str, Callable[[Any], int]] = {
-    "num_attention_heads": lambda m: m.query.weight.shape[0] // m.attention_head_size,
-    "all_head_size": lambda m: m.query.weight.shape[0],
+    "num_attention_heads": lambda m: _outputs(m.query) // m.attention_head_size,
+    "all_head_size": lambda m: _outputs(m.query),
 }
 
 # In model order a layer comes after what it is in, so these read weights, not numbers.
@@ -171,14 +179,14 @@ FOLLOW: dict[str, dict[str, Callable[[Any], int]]] = {
     },
     "Conv1D": {"nx": lambda m: m.weight.shape[0], "nf": lambda m: m.weight.shape[1]},
     "GPT2Attention": {
-        "split_size": lambda m: m.c_proj.weight.shape[0],
-        "num_heads": lambda m: m.c_proj.weight.shape[0] // m.head_dim,
+        "split_size": lambda m: _inputs(m.c_proj),
+        "num_heads": lambda m: _inputs(m.c_proj) // m.head_dim,
     },
     "T5Attention": {
-        "inner_dim": lambda m: m.o.weight.shape[1],
-        "n_heads": lambda m: m.o.weight.shape[1] // m.key_value_proj_dim,
+        "inner_dim": lambda m: _inputs(m.o),
+        "n_heads": lambda m: _inputs(m.o) // m.key_value_proj_dim,
     },
-    "LlamaMLP": {"intermediate_size": lambda m: m.down_proj.weight.shape[1]},
+    "LlamaMLP": {"intermediate_size": lambda m: _inputs(m.down_proj)},
     "BertSelfAttention": _BERT,
     "BertCrossAttention": _BERT,
     "RobertaSelfAttention": _BERT,
@@ -186,9 +194,9 @@ FOLLOW: dict[str, dict[str, Callable[[Any], int]]] = {
 }
 
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
+    "rank": factor,
     "head": cut_units,
     "neuron": cut_units,
     "channel": cut_channels,
-    "rank": factor,
     "share": share_weight,
 }

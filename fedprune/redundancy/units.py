@@ -34,8 +34,9 @@ class Attention:
 
 def bias_of(layout: Layout, tensor: str) -> str | None:
     """The name of the bias beside a weight, if the state has one."""
-    name = f"{tensor.removesuffix('weight')}bias"
-    return name if name in layout.shapes else None
+    path = tensor.removesuffix(".weight")
+    names = (f"{path}.bias", f"{path.removesuffix('.1')}.bias")  # the second one beside factors
+    return next((name for name in names if name in layout.shapes), None)
 
 
 def reader_of(group: Group) -> Part:

@@ -3,13 +3,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import FACTS, family, forward
+from families import FACTS, OUTPUT, family, forward
 from torch import nn
 
+from fedprune.pruning.cuts import edits_of, places
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.factors import Factored, factor, rows_of, truncated
 from fedprune.pruning.layout import layout_of
-from fedprune.tensors import state_of
+from fedprune.pruning.surgery import reshaped
+from fedprune.tensors import full_masks, load_into, state_of
 
 GEN = torch.Generator().manual_seed(3)
 
@@ -112,7 +114,7 @@ def test_a_convolution_becomes_one_with_fewer_channels_and_one_of_points(padding
     expected = model(x)
     factor(model, Edit("rank", "0", (8,)))
     assert torch.allclose(model(x), expected, atol=1e-10)
-    assert [tuple(p.shape) for p in model.parameters()] == [(8, 3, 3, 2), (8, 8, 1, 1), (8,)]
+    assert [tuple(p.shape) for p in model.parameters()] == [(8,), (8, 3, 3, 2), (8, 8, 1, 1)]
     assert set(layout_of(model).kinds.values()) == {"conv"}
 
 
@@ -121,11 +123,11 @@ def test_bias_mode_type_and_what_is_frozen_stay() -> None:
     bias = model[0].bias
     factor(model, Edit("rank", "0", (2,)))
     assert isinstance(model[0], Factored)
-    assert model[0][1].bias is bias
+    assert model[0].bias is bias
     assert not any(p.requires_grad for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} == {model[0].weight.dtype}
     assert not any(m.training for m in model.modules())
-    assert list(model.state_dict()) == ["0.0.weight", "0.1.weight", "0.1.bias"]
+    assert list(model.state_dict()) == ["0.bias", "0.0.weight", "0.1.weight"]
 
 
 def test_factoring_draws_no_global_random_number() -> None:
@@ -142,3 +144,29 @@ def test_what_cannot_be_factored_is_named() -> None:
     for path, kept in [("9", (2,)), ("1", (2,)), ("", (2,)), ("3", (2,)), ("0", (2,)), ("0", (0,))]:
         with pytest.raises(ValueError, match=f"rank of '{path}'"):
             factor(model, Edit("rank", path, kept))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", FACTS)
+def test_units_are_cut_from_factors_too(name: str, whole: bool) -> None:
+    """Law 8 behind low rank: cut equals masked, whatever the order the edits are given in."""
+    output = (OUTPUT.get(name, "lm_head"),)
+    paths = [tensor.removesuffix(".weight") for tensor in family(name).layout.prunable]
+    ranks = [Edit("rank", path, (4,)) for path in paths]
+    factored = reshaped(copy.deepcopy(family(name).model), ranks)
+    layout, state = layout_of(factored, output=output), state_of(factored)
+    masks = full_masks(state, layout.prunable)
+    for i, group in enumerate(layout.structure.groups):
+        units = len(group.parts[0].index) if whole and i in (0, 3) else 1
+        for part in group.parts:
+            axis = 0 if part.axis == "row" else 1
+            masks[part.tensor].index_fill_(axis, part.index[:units].flatten(), False)
+    cuts = edits_of(masks, layout, ranks)
+    small = reshaped(copy.deepcopy(family(name).model), reversed(cuts))
+    where = places(factored, [edit for edit in cuts if edit.kind != "rank"])
+    assert list(state_of(small)) == list(where.restrict(state))
+    load_into(small, where.restrict(state))
+    for tensor, mask in masks.items():
+        state[tensor].mul_(mask)
+    assert torch.allclose(forward(name, small), forward(name, factored), atol=1e-9)
+    assert layout_of(small, output=output).parameters < layout.parameters

@@ -7,7 +7,7 @@ from torch import nn
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.factors import factor
 from fedprune.redundancy.mergeable import chains, fold_norm, foldable_norms
-from tests.pruning.families import _forward, family
+from tests.pruning.families import forward, family
 
 
 def run_of(x: torch.Tensor):
@@ -44,7 +44,7 @@ def test_factors_are_a_chain() -> None:
     model = copy.deepcopy(family("gpt2").model)
     path = "transformer.h.1.mlp.c_fc"
     factor(model, Edit("rank", path, (3,)))
-    found = chains(model, lambda m: _forward("gpt2", m))
+    found = chains(model, lambda m: forward("gpt2", m))
     assert [(c.first, c.second) for c in found] == [(f"{path}.0", f"{path}.1")]
     assert (found[0].now, found[0].product) == (3 * 12 + 3 * 10, 120)
 
@@ -60,7 +60,7 @@ def test_factors_are_a_chain() -> None:
 def test_norms_before_layers_fold_and_those_on_the_way_of_residuals_do_not(
     name: str, norms: dict[str, list[str]]
 ) -> None:
-    found = foldable_norms(family(name).model, lambda m: _forward(name, m))
+    found = foldable_norms(family(name).model, lambda m: forward(name, m))
     blocks = [f for f in found if ".1." in f.norm]
     ends = {
         f.norm.split(".")[-1].removesuffix("_layernorm"): sorted(
@@ -74,14 +74,14 @@ def test_norms_before_layers_fold_and_those_on_the_way_of_residuals_do_not(
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_folding_changes_nothing_that_is_said(name: str) -> None:
     model = copy.deepcopy(family(name).model)
-    said = _forward(name, model)
-    found = foldable_norms(model, lambda m: _forward(name, m))
+    said = forward(name, model)
+    found = foldable_norms(model, lambda m: forward(name, m))
     assert found
     modules = dict(model.named_modules())
     for each in found:
         fold_norm(modules[each.norm], [modules[path] for path in each.readers])
         assert bool((modules[each.norm].weight == 1).all())
-    assert torch.allclose(_forward(name, model), said, atol=1e-9)
+    assert torch.allclose(forward(name, model), said, atol=1e-9)
 
 
 def test_a_shift_needs_a_bias_to_go_into() -> None:

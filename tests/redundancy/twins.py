@@ -13,7 +13,7 @@ from fedprune.pruning.structure import Group
 from fedprune.redundancy.moments import Inputs, inputs_from
 from fedprune.redundancy.units import bias_of, producers_of
 from fedprune.tensors import Tensors, copied, load_into, state_of
-from tests.pruning.families import OUTPUT, _forward, family
+from tests.pruning.families import OUTPUT, forward, family
 
 
 def built(name: str) -> tuple[nn.Module, Layout, Tensors]:
@@ -25,7 +25,7 @@ def built(name: str) -> tuple[nn.Module, Layout, Tensors]:
 def said(name: str, model: nn.Module, weights: Tensors) -> Tensor:
     load_into(model, weights)
     with torch.no_grad():
-        return _forward(name, model)
+        return forward(name, model)
 
 
 def groups(layout: Layout, kind: str) -> list[Group]:
@@ -55,7 +55,7 @@ def fed(name: str, model: nn.Module, layout: Layout, weights: Tensors) -> Inputs
         seen[tensor].append(input_rows(layer, x.detach()).flatten(0, 2))
 
     with watching(layers_of(model, layout.prunable), see), torch.no_grad():
-        _forward(name, model)
+        forward(name, model)
     sums: Tensors = {}
     for tensor, rows in seen.items():
         sums[inputs_of(tensor)] = products(torch.cat(rows))
