@@ -24,18 +24,20 @@ class Factored(nn.Sequential):
     The tensors are called ``<path>.0.weight`` and ``<path>.1.weight``; the bias keeps its name.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, first: nn.Module, second: nn.Module, bias: nn.Parameter | None) -> None:
         super().__init__(first, second)
         self.register_parameter("bias", bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """What the one layer gave back, up to what the rank leaves out."""
-        out: Tensor = super().forward(input)
-        bias: Any = self.bias
-        if bias is None:
+        first, second = self.children()
+        out: Tensor = second(first(input))
+        if self.bias is None:
             return out
-        convolved = isinstance(self[1], CONVOLUTIONS)
-        return out + (bias.view(-1, *[1] * (self[1].weight.dim() - 2)) if convolved else bias)
+        dimensions = len(second.kernel_size) if isinstance(second, CONVOLUTIONS) else 0
+        return out + self.bias.view(-1, *[1] * dimensions)
 
     @property
     def weight(self) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.factors import factor
 from fedprune.redundancy.mergeable import chains, fold_norm, foldable_norms
-from tests.pruning.families import forward, family
+from tests.pruning.families import family, forward
 
 
 def run_of(x: torch.Tensor):

@@ -13,7 +13,7 @@ from fedprune.pruning.structure import Group
 from fedprune.redundancy.moments import Inputs, inputs_from
 from fedprune.redundancy.units import bias_of, producers_of
 from fedprune.tensors import Tensors, copied, load_into, state_of
-from tests.pruning.families import OUTPUT, forward, family
+from tests.pruning.families import OUTPUT, family, forward
 
 
 def built(name: str) -> tuple[nn.Module, Layout, Tensors]:
