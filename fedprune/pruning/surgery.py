@@ -21,6 +21,7 @@ from fedprune.pruning.position_bias import Positions, attend_with, is_unread
 from fedprune.pruning.removal import Gone, pass_through, remove, replace
 from fedprune.pruning.sharing import share_weight
 from fedprune.pruning.structure import FAMILIES, Family, Lane, lanes, out_in
+from fedprune.pruning.vocabulary import cut_vocabulary
 
 
 def reshaped(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
@@ -198,5 +199,6 @@ EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "head": cut_units,
     "neuron": cut_units,
     "channel": cut_channels,
+    "vocab": cut_vocabulary,
     "share": share_weight,
 }

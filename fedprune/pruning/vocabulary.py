@@ -1,0 +1,193 @@
+"""Tokens that nobody uses leave the vocabulary: rows of the embeddings and of the head of output.
+
+Ids stay those of the tokenizer. A table maps them to the rows that are left, and logits come in
+the size of the whole vocabulary, at the least value of their type where a token is gone: losses,
+labels and generation need not know (vocabulary pruning as in TextPruner, Yang et al. 2022, arXiv
+2203.15996, section 3.2, which makes new ids instead).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.pruning.edits import Edit
+
+
+class KeptEmbedding(nn.Embedding):
+    """Embeddings of some ids; `num_embeddings` says how many are left."""
+
+    rows: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Embeddings (..., dim) of original ids (...)."""
+        return super().forward(self.rows[input])
+
+
+class KeptLinear(nn.Linear):
+    """A head of output for some ids; `out_features` says how many are left."""
+
+    ids: Tensor
+    vocabulary: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits (..., vocabulary), at their type's least value where a token is gone."""
+        logits = super().forward(input)
+        least = torch.finfo(logits.dtype).min
+        whole = logits.new_full((*logits.shape[:-1], self.vocabulary), least)
+        return whole.index_copy(-1, self.ids, logits)
+
+
+def embedding_path(model: nn.Module) -> str | None:
+    """The path of a model's table of tokens, None where it has none that can be cut."""
+    names = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    for module in model.modules():
+        asked: Any = getattr(module, "get_input_embeddings", None)
+        try:
+            table = None if asked is None else asked()
+        except NotImplementedError:
+            continue
+        if type(table) is nn.Embedding:
+            return names[id(table)]
+    return None
+
+
+def used(counts: Tensor, spared: Iterable[int]) -> tuple[int, ...]:
+    """The ids that occur, and those that stay in any case, ascending.
+
+    Args:
+        counts: how often each id occurs, summed over everyone, (vocabulary,).
+        spared: marks of the tokenizer, such as padding and the unknown.
+    """
+    kept = counts > 0
+    kept[torch.tensor(sorted(spared), dtype=torch.long)] = True
+    return tuple(kept.nonzero()[:, 0].tolist())
+
+
+def cut_vocabulary(model: nn.Module, edit: Edit) -> None:
+    """Keep only some tokens, in place: in the table, in all that is tied to it, and in the head.
+
+    Every tensor keeps its name, its ties, and whether it is frozen. On texts of kept tokens the
+    logits of kept tokens are the same. The loss of a label that is gone is as good as infinite:
+    texts are to be `translated` first.
+
+    Args:
+        model: with the table as its task builds it.
+        edit: of kind "vocab"; `path` of the table, `kept` original ids, `like` the id as which
+            those are read that are gone ("" makes reading them an IndexError).
+
+    Raises:
+        ValueError: no such table, ids that are not ascending ids of it, or a `like` that is gone.
+    """
+    table = dict(model.named_modules()).get(edit.path)
+    if type(table) is not nn.Embedding:
+        has = "nothing" if table is None else type(table).__name__
+        raise ValueError(f"edit 'vocab' of {edit.path!r}: there is {has}; allowed: Embedding")
+    size = table.num_embeddings
+    _check(edit, size)
+    heads = _heads(model, size)
+    fresh = _fresh(model, table.weight, heads, torch.tensor(edit.kept))
+    rows = _rows(edit, size)
+    new: dict[nn.Module, nn.Module] = {head: _kept_linear(head, fresh, edit) for head in heads}
+    for module in model.modules():
+        if type(module) is nn.Embedding and module.weight is table.weight:
+            new[module] = _kept_embedding(module, fresh, rows)
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child in new:
+                setattr(module, name, new[child])
+        for name, old in list(module._parameters.items()):
+            if old is not None and old in fresh:
+                setattr(module, name, fresh[old])
+
+
+def _check(edit: Edit, size: int) -> None:
+    if not edit.kept or list(edit.kept) != sorted(set(edit.kept) & set(range(size))):
+        raise ValueError(
+            f"edit 'vocab' of {edit.path!r}: keeps {list(edit.kept)[:8]}; "
+            f"allowed: ascending ids below {size}"
+        )
+    if edit.like and int(edit.like) not in edit.kept:
+        raise ValueError(
+            f"edit 'vocab' of {edit.path!r}: like={edit.like!r} is gone; allowed: an id that stays"
+        )
+
+
+def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
+    """The heads of output that have a row for every token."""
+    found: dict[int, nn.Linear] = {}
+    for module in model.modules():
+        asked: Any = getattr(module, "get_output_embeddings", None)
+        head = None if asked is None else asked()
+        if type(head) is nn.Linear and head.out_features == size:
+            found[id(head)] = head
+    return list(found.values())
+
+
+def _fresh(
+    model: nn.Module, table: nn.Parameter, heads: list[nn.Linear], kept: Tensor
+) -> dict[nn.Parameter, nn.Parameter]:
+    """The new parameters by the old ones.
+
+    Raises:
+        ValueError: another kind of module shares the table.
+    """
+    for module in model.modules():
+        shares = any(p is table for p in module._parameters.values())
+        if shares and type(module) is not nn.Embedding and not any(module is h for h in heads):
+            raise ValueError(f"edit 'vocab': {type(module).__name__} shares the embeddings")
+    old = [table, *(h.weight for h in heads), *(h.bias for h in heads if h.bias is not None)]
+    return {
+        p: nn.Parameter(
+            p.detach().index_select(0, kept.to(p.device)), requires_grad=p.requires_grad
+        )
+        for p in old
+    }
+
+
+def _rows(edit: Edit, size: int) -> Tensor:
+    """The row of every original id, (size,)."""
+    gone = edit.kept.index(int(edit.like)) if edit.like else len(edit.kept)
+    rows = torch.full((size,), gone)
+    rows[list(edit.kept)] = torch.arange(len(edit.kept))
+    return rows
+
+
+def _kept_embedding(
+    old: nn.Embedding, fresh: dict[nn.Parameter, nn.Parameter], rows: Tensor
+) -> KeptEmbedding:
+    weight = fresh[old.weight]
+    pad = old.padding_idx
+    if pad is not None:
+        pad = int(rows[pad]) if int(rows[pad]) < len(weight) else None
+    new = KeptEmbedding(
+        *weight.shape, padding_idx=pad, max_norm=old.max_norm, norm_type=old.norm_type,
+        scale_grad_by_freq=old.scale_grad_by_freq, sparse=old.sparse, _weight=weight,
+    )  # fmt: skip
+    new.weight = weight
+    new.register_buffer("rows", rows.to(weight.device), persistent=False)
+    return new.train(old.training)
+
+
+def _kept_linear(old: nn.Linear, fresh: dict[nn.Parameter, nn.Parameter], edit: Edit) -> KeptLinear:
+    weight = fresh[old.weight]
+    new = KeptLinear(weight.shape[1], weight.shape[0], old.bias is not None, device="meta")
+    new.weight = weight
+    if old.bias is not None:
+        new.bias = fresh[old.bias]
+    new.register_buffer("ids", torch.tensor(edit.kept).to(weight.device), persistent=False)
+    new.vocabulary = old.out_features
+    return new.train(old.training)
+
+
+def translated(ids: Tensor, edit: Edit, size: int) -> Tensor:
+    """The ids with those that are gone as the one that stands for them; negative ones stay.
+
+    What a tokenizer with the smaller vocabulary would have written, labels (-100 is none) too.
+    """
+    known = torch.full((size,), int(edit.like))
+    known[list(edit.kept)] = torch.tensor(edit.kept)
+    return torch.where(ids >= 0, known[ids.clamp(min=0)], ids)
