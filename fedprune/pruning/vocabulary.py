@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from fedprune.pruning.edits import Edit
 
+Fresh = dict[Tensor, nn.Parameter]
+"""The new parameters by the old ones."""
+
 
 class KeptEmbedding(nn.Embedding):
     """Embeddings of some ids; `num_embeddings` says how many are left."""
@@ -43,15 +46,16 @@ class KeptLinear(nn.Linear):
 
 def embedding_path(model: nn.Module) -> str | None:
     """The path of a model's table of tokens, None where it has none that can be cut."""
-    names = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    names = {module: path for path, module in reversed(list(model.named_modules()))}
     for module in model.modules():
         asked: Any = getattr(module, "get_input_embeddings", None)
         try:
-            table = None if asked is None else asked()
+            table: nn.Module | None = None if asked is None else asked()
         except NotImplementedError:
             continue
         if type(table) is nn.Embedding:
-            return names[id(table)]
+            path: str = names[table]
+            return path
     return None
 
 
@@ -127,10 +131,8 @@ def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
     return list(found.values())
 
 
-def _fresh(
-    model: nn.Module, table: nn.Parameter, heads: list[nn.Linear], kept: Tensor
-) -> dict[nn.Parameter, nn.Parameter]:
-    """The new parameters by the old ones.
+def _fresh(model: nn.Module, table: Tensor, heads: list[nn.Linear], kept: Tensor) -> Fresh:
+    """The parameters that stay after the cut.
 
     Raises:
         ValueError: another kind of module shares the table.
@@ -156,23 +158,19 @@ def _rows(edit: Edit, size: int) -> Tensor:
     return rows
 
 
-def _kept_embedding(
-    old: nn.Embedding, fresh: dict[nn.Parameter, nn.Parameter], rows: Tensor
-) -> KeptEmbedding:
+def _kept_embedding(old: nn.Embedding, fresh: Fresh, rows: Tensor) -> KeptEmbedding:
     weight = fresh[old.weight]
-    pad = old.padding_idx
-    if pad is not None:
-        pad = int(rows[pad]) if int(rows[pad]) < len(weight) else None
-    new = KeptEmbedding(
-        *weight.shape, padding_idx=pad, max_norm=old.max_norm, norm_type=old.norm_type,
-        scale_grad_by_freq=old.scale_grad_by_freq, sparse=old.sparse, _weight=weight,
-    )  # fmt: skip
+    count, width = weight.shape
+    pad = None if old.padding_idx is None else int(rows[old.padding_idx])
+    new = KeptEmbedding(count, width, None if pad == count else pad, device="meta")
+    new.max_norm, new.norm_type = old.max_norm, old.norm_type
+    new.scale_grad_by_freq, new.sparse = old.scale_grad_by_freq, old.sparse
     new.weight = weight
     new.register_buffer("rows", rows.to(weight.device), persistent=False)
     return new.train(old.training)
 
 
-def _kept_linear(old: nn.Linear, fresh: dict[nn.Parameter, nn.Parameter], edit: Edit) -> KeptLinear:
+def _kept_linear(old: nn.Linear, fresh: Fresh, edit: Edit) -> KeptLinear:
     weight = fresh[old.weight]
     new = KeptLinear(weight.shape[1], weight.shape[0], old.bias is not None, device="meta")
     new.weight = weight
