@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fedprune.pruning.factors import Factored, makes, reads
+
 Flow = list[int]
 """Variables, one for each position along the channels of a tensor."""
 
@@ -180,28 +182,36 @@ def _pooled(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Valu
 
 def _convolution(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     path = str(node.target)
-    layer: Any = book.modules[path]
-    rank = len(layer.kernel_size) + 2
+    maker: Any = makes(book.modules[path])
+    reader: Any = reads(book.modules[path])
+    rank = len(maker.kernel_size) + 2
     value = args[0] if args and isinstance(args[0], Value) and not args[0].last else None
-    if layer.groups == layer.in_channels == layer.out_channels > 1:
-        if value is None or len(value.flow) != layer.in_channels:
+    if maker.groups == reader.in_channels == maker.out_channels > 1:
+        if value is None or len(value.flow) != reader.in_channels:
             return None
         book.carry(path, value.flow)
         return replace(value, rank=rank)
-    made = Value(book.make(path, layer.out_channels), rank, last=False)
-    _reads(book, path, args, value, layer.in_channels)
-    if layer.groups > 1:
+    made = Value(book.make(path, maker.out_channels), rank, last=False)
+    _reads(book, path, args, value, reader.in_channels)
+    if maker.groups > 1:
         book.fix_all([*made.flow, *book.columns.get(path, ())])
     return made
 
 
 def _linear(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     path = str(node.target)
-    layer: Any = book.modules[path]
+    maker: Any = makes(book.modules[path])
+    reader: Any = reads(book.modules[path])
     value = args[0] if args and isinstance(args[0], Value) and args[0].last else None
-    made = Value(book.make(path, layer.out_features), value.rank if value else 0, last=True)
-    _reads(book, path, args, value, layer.in_features)
+    made = Value(book.make(path, maker.out_features), value.rank if value else 0, last=True)
+    _reads(book, path, args, value, reader.in_features)
     return made
+
+
+def _factored(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+    """Two factors in place of a layer make and read what it did."""
+    linear = isinstance(makes(book.modules[str(node.target)]), nn.Linear)
+    return (_linear if linear else _convolution)(book, node, args, kwargs)
 
 
 def _reads(book: Book, path: str, args: Sequence[Any], value: Value | None, width: int) -> None:
@@ -380,6 +390,7 @@ MODULES: dict[type[nn.Module], Step] = {
     nn.PReLU: _prelu,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     nn.Linear: _linear,
+    Factored: _factored,
     nn.Flatten: _flatten_layer,
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedprune.pruning.channels import TRACED, Role, Roles, bundles_of, roles_of
 from fedprune.pruning.edits import Edit
+from fedprune.pruning.factors import Factored, makes, reads
 
 _OF_ROWS = ("weight", "bias", "running_mean", "running_var")
 
@@ -67,6 +68,9 @@ def _without(role: Role, gone: set[int]) -> Role:
 
 
 def _cut_rows(layer: Any, places: Sequence[int]) -> None:
+    if isinstance(layer, Factored):
+        _slice(layer, ("bias",), places, 0)
+        layer = makes(layer)
     before = _size(layer)
     _slice(layer, _OF_ROWS, places, 0)
     for name in ("out_channels", "out_features", "num_features", "num_channels", "num_parameters"):
@@ -83,6 +87,7 @@ def _size(layer: Any) -> int:
 
 
 def _cut_columns(layer: Any, places: Sequence[int]) -> None:
+    layer = reads(layer)
     _slice(layer, ("weight",), places, 1)
     setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(places))
 

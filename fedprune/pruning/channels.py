@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fedprune.pruning.channel_ops import Book, Flow, follow
+from fedprune.pruning.factors import Factored, makes, reads
 from fedprune.pruning.structure import Group, Part
 
 TRACED = "traced_roles"
@@ -58,10 +59,15 @@ def roles_of(model: nn.Module) -> Roles:
     try:
         for mode in (True, False):
             with _in_mode(model, mode):
-                follow(fx.Tracer().trace(model), book)
+                follow(_Tracer().trace(model), book)
     except Exception:  # tracing runs the user's code on stand-ins: whatever it raises, it cannot be
         return {}
     return _roles(model, book)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, Factored) or super().is_leaf_module(module, path)
 
 
 @contextmanager
@@ -158,34 +164,35 @@ def channel_groups(model: nn.Module, prunable: Sequence[str]) -> tuple[Group, ..
     roles = roles_of(model)
     if not roles:
         return ()
-    named = {id(p): name for name, p in model.named_parameters()}
+    wanted = set(prunable)
+    names = {id(p): name for name, p in model.named_parameters() if name in wanted}
     modules = dict(model.named_modules())
-    names = {p: named.get(id(getattr(modules[p], "weight", None)), "") for p in roles}
     groups = []
     for bundle in bundles_of(roles):
-        group = _group(bundle, roles, modules, names, set(prunable))
+        group = _group(bundle, roles, modules, names)
         if group is not None:
             groups.append(group)
     return tuple(groups)
 
 
 def _group(
-    bundle: Bundle,
-    roles: Roles,
-    modules: dict[str, nn.Module],
-    names: dict[str, str],
-    prunable: set[str],
+    bundle: Bundle, roles: Roles, modules: dict[str, nn.Module], names: dict[int, str]
 ) -> Group | None:
     rows, columns = [], []
     for path, role in roles.items():
         made, read = _places(role.rows, bundle), _places(role.columns, bundle)
-        if made is not None and names[path] in prunable:
-            rows.append(Part(names[path], "row", made))
+        maker, reader = makes(modules[path]), reads(modules[path])
+        if made is not None and _key(maker) in names:
+            rows.append(Part(names[_key(maker)], "row", made))
         if read is not None:
-            if names[path] not in prunable:
+            if _key(reader) not in names:
                 return None
-            columns.append(Part(names[path], "column", _widened(read, modules[path])))
+            columns.append(Part(names[_key(reader)], "column", _widened(read, reader)))
     return Group(bundle.path, "channel", (*rows, *columns))
+
+
+def _key(layer: nn.Module) -> int:
+    return id(getattr(layer, "weight", None))
 
 
 def _places(numbers: Sequence[int], bundle: Bundle) -> Tensor | None:

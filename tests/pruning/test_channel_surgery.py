@@ -246,3 +246,23 @@ def test_a_group_without_any_channel_left_keeps_one_that_stays_masked() -> None:
     cut = reshaped(copy.deepcopy(net), edits)
     assert not cut.features[0].weight.any()
     assert torch.allclose(cut(seen), net(seen), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "path"), [("plain", "hidden"), ("residual", "two")])
+def test_channels_are_cut_from_factors_like_from_any_layer(name: str, path: str) -> None:
+    net, seen, head = net_of(name)
+    cuts = [Edit("channel", g.path, (0, 2)) for g in layout_of(net, output=[head]).structure.groups]
+    rank = Edit("rank", path, (4,))
+    factored = reshaped(copy.deepcopy(net), [rank])
+    layout = layout_of(factored, output=[head])
+    assert {g.path for g in layout.structure.groups} == {e.path for e in cuts}
+    labels = unit_labels(layout, "channel")
+    numbers = iter(range(99))
+    with torch.no_grad():
+        for group in layout.structure.groups:
+            for unit, number in zip(range(len(group.parts[0].index)), numbers, strict=False):
+                for n, label in labels.items():
+                    state_of(factored)[n][label == number] *= unit in (0, 2)
+        small = reshaped(copy.deepcopy(net), [*cuts, rank])
+        assert (small(seen) - factored(seen)).abs().max() <= 1e-9
+    assert [n for n, _ in small.named_parameters()] == [n for n, _ in factored.named_parameters()]
