@@ -16,18 +16,17 @@ from fedprune.pruning.structure import Family
 
 
 class Bias(nn.Module):
-    """What stays of a layer whose inputs are gone: its bias, under its name, or 0."""
+    """What stays of a layer whose inputs are gone: its bias, under its name."""
 
-    def __init__(self, bias: nn.Parameter | None) -> None:
+    def __init__(self, bias: nn.Parameter) -> None:
         super().__init__()
-        self.register_parameter("bias", bias)
+        self.bias = bias
 
     def forward(self, states: Tensor) -> Tensor:
-        """The bias for every position of (..., any) states; a 0 that broadcasts without one."""
+        """The bias for every position of (..., any) states."""
         bias: Any = self.bias
-        if bias is None:
-            return states.new_zeros(())
-        spread: Tensor = bias.expand(*states.shape[:-1], len(bias))
+        # A view of a parameter claims to need a gradient even where there are none; of a copy not.
+        spread: Tensor = bias.clone().expand(*states.shape[:-1], len(bias))
         return spread
 
 
@@ -36,7 +35,7 @@ class Gone(nn.Module):
 
     Args:
         column: path of the layer that read the units; its bias stays under that name.
-        bias: that layer's bias.
+        bias: that layer's bias; without one the answer is a 0 that broadcasts.
         dropout: what the bias went through.
         rest: the other values of the answer: names of arguments handed on, "" for None.
     """
@@ -46,12 +45,13 @@ class Gone(nn.Module):
     ) -> None:
         super().__init__()
         self.column, self.rest = column, rest
-        self.add_module(column, Bias(bias))
+        self.add_module(column, None if bias is None else Bias(bias))
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor, *_args: object, **given: Any) -> Any:
         """The bias, in the form in which the layer answered."""
-        out = self.dropout(self.get_submodule(self.column)(hidden_states))
+        reader = self._modules[self.column]
+        out = hidden_states.new_zeros(()) if reader is None else self.dropout(reader(hidden_states))
         return (out, *(given.get(name) for name in self.rest)) if self.rest else out
 
 

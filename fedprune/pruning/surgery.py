@@ -71,6 +71,8 @@ def ordered(edits: Iterable[Edit]) -> Edits:
 def cut_units(model: nn.Module, edit: Edit) -> None:
     """Cut heads or neurons: those that are not in `edit.kept`; without any, the whole sub-layer.
 
+    Of modules that share their weights all are cut.
+
     Raises:
         ValueError: as `reshaped`.
     """
@@ -82,15 +84,35 @@ def cut_units(model: nn.Module, edit: Edit) -> None:
             f"edit {edit.kind!r} of {edit.path!r}: keeps {list(edit.kept)[:8]}; "
             f"allowed: ascending numbers below {units}"
         )
+    twins = _twins(model, module, family)
     if not edit.kept:
-        _remove(model, module, family)
+        for twin in twins:
+            _remove(model, twin, family)
     elif len(edit.kept) < units:
         kept = torch.tensor(edit.kept)
         fresh = {old: new for lane in through for old, new in _sliced(lane, kept).items()}
         for changed in _swapped(model, fresh):
             _follow(changed)
-        if type(module).__name__ == "T5Attention":
-            attend_with(module, kept)
+        for twin in twins:
+            _mark(twin, kept)
+
+
+def _mark(module: Any, kept: Tensor) -> None:
+    """Say that its units are no longer those of the dense model."""
+    module.was_cut = True
+    if type(module).__name__ == "T5Attention":
+        attend_with(module, kept)
+
+
+def _twins(model: nn.Module, module: nn.Module, family: Family) -> list[nn.Module]:
+    """The modules whose units run through the same weights, itself included."""
+
+    def weights(other: nn.Module) -> list[int]:
+        return [id(lane.layer.weight) for lane in lanes(other, family)]
+
+    mine = weights(module)
+    alike = (m for m in model.modules() if type(m) is type(module))
+    return [m for m in alike if m is module or weights(m) == mine]
 
 
 def _found(model: nn.Module, edit: Edit) -> tuple[nn.Module, Family]:
@@ -100,6 +122,8 @@ def _found(model: nn.Module, edit: Edit) -> tuple[nn.Module, Family]:
         has = "nothing" if module is None else type(module).__name__
         known = ", ".join(name for name, f in FAMILIES.items() if f.kind == edit.kind)
         raise ValueError(f"edit {edit.kind!r} of {edit.path!r}: there is {has}; allowed: {known}")
+    if hasattr(module, "was_cut"):
+        raise ValueError(f"edit {edit.kind!r} of {edit.path!r}: cut already; allowed: a dense one")
     return module, family
 
 

@@ -1,12 +1,16 @@
+import copy
 import itertools
 
 import pytest
 import torch
-from families import FACTS, family
+from cutting import CASES, masks_of
+from families import FACTS, family, forward
 from torch import nn
 
+from fedprune.pruning.cuts import edits_of
 from fedprune.pruning.layout import as_rows, layout_of
 from fedprune.pruning.structure import FAMILIES, stages_of, structure_of
+from fedprune.pruning.surgery import reshaped
 
 NAMES = list(FACTS)
 
@@ -115,3 +119,57 @@ def test_modules_that_share_weights_are_one_group() -> None:
     tied = nn.ModuleList([shared[0], shared[0], shared[1]])
     names = [n for n, p in tied.named_parameters() if p.dim() == 2]
     assert len(structure_of(tied, names).groups) == 4
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_model_has_the_structure_of_what_is_left(name: str, case: str) -> None:
+    f = family(name)
+    masks = masks_of(f.layout, CASES[case](f.layout))
+    edits = {(e.kind, e.path): e.kept for e in edits_of(masks, f.layout)}
+    small = reshaped(copy.deepcopy(f.model), edits_of(masks, f.layout))
+    left = [n for n in f.layout.prunable if n in dict(small.named_parameters())]
+    found = structure_of(small, left)
+    for group in f.layout.structure.groups:
+        units = len(edits.get((group.kind, group.path), range(len(group.parts[0].index))))
+        same = [g for g in found.groups if (g.kind, g.path) == (group.kind, group.path)]
+        assert [len(p.index) for g in same for p in g.parts] == [units] * len(group.parts) * bool(
+            units
+        )
+        for one in same:
+            widths = [p.index.shape[1] for p in group.parts]
+            assert [p.index.shape[1] for p in one.parts] == widths
+            assert [p.tensor for p in one.parts] == [p.tensor for p in group.parts]
+    assert [b.path for b in found.blocks] == [
+        b.path for b in f.layout.structure.blocks if set(b.tensors) & set(left)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gate_on_a_unit_has_the_gradient_of_the_columns_that_read_it(name: str) -> None:
+    """Michel et al. 2019, arXiv 1905.10650, eq. 2: so a unit's score needs no gate."""
+    f = family(name)
+    model = copy.deepcopy(f.model)
+    modules = dict(model.named_modules())
+    gates, hooks = {}, []
+
+    def gated(gate: torch.Tensor, index: torch.Tensor):
+        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            spread = torch.ones(index.numel(), dtype=torch.float64)
+            return (args[0] * spread.index_put((index,), gate[:, None].expand(index.shape)),)
+
+        return hook
+
+    for group in f.layout.structure.groups:
+        reader = group.parts[-1]
+        gate = torch.ones(len(reader.index), dtype=torch.float64, requires_grad=True)
+        layer = modules[reader.tensor.removesuffix(".weight")]
+        hooks.append(layer.register_forward_pre_hook(gated(gate, reader.index)))
+        gates[reader.tensor] = gate, reader.index
+    forward(name, model, grad=True).square().mean().backward()
+    for tensor, (gate, index) in gates.items():
+        weight = model.get_parameter(tensor)
+        product = as_rows(f.layout, tensor, (weight * weight.grad).detach())
+        want = product.sum(0)[index].sum(1)
+        assert torch.allclose(gate.grad, want, rtol=1e-9, atol=1e-12)
+        assert gate.grad.abs().max() > 1e-9
