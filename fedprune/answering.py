@@ -15,7 +15,7 @@ from fedprune.plugins import scores_of
 from fedprune.pruning.score import Watcher
 from fedprune.pruning.units import unit_labels
 from fedprune.randomness import generator, seeded
-from fedprune.scoring import answer_score, cleared, own_pruning
+from fedprune.scoring import answer_inputs, answer_score, cleared, own_pruning
 from fedprune.seats import Seat
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import batches, extra_names
@@ -118,4 +118,5 @@ _ANSWERS: dict[str, Callable[[Question, Seat], Answer]] = {
     "tune": _answer_tune,
     "evaluate": _answer_evaluate,
     "describe": _answer_describe,
+    "inputs": answer_inputs,
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from fedprune.commands import measure
+from fedprune.commands import analyse, measure
 from fedprune.config import ConfigError
 
 PROGRAM = "fedprune"
@@ -35,6 +35,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "analyse": Command(analyse.SUMMARY, analyse.EXAMPLES, analyse.options, analyse.run),
     "measure": Command(measure.SUMMARY, measure.EXAMPLES, measure.options, measure.run),
 }
 """A new sub-command is a module in `fedprune.commands` and a line here."""

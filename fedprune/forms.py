@@ -7,7 +7,7 @@ buffer into named tensors with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from fedprune.messages import Folded, Question, Refused
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.layout import Layout
+from fedprune.redundancy.moments import MOMENTS
 from fedprune.tasks.task import extra_names
 from fedprune.tensors import Masks, Tensors, count_kept, spread
 
@@ -77,9 +78,7 @@ def _numbers(shapes: Shapes, masks: Masks) -> int:
 
 def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
     """The form of an answer to this question."""
-    return {"score": _score, "tune": _tune, "evaluate": _evaluate, "describe": _describe}[
-        question.kind
-    ](question, config, layout)
+    return _FORMS[question.kind](question, config, layout)
 
 
 def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
@@ -129,6 +128,21 @@ def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
     classes = tasks_of(config.plugin)[config.task].classes
     each = torch.Size([classes(config) if classes else 0])
     return Form({"test": each, "train": each})
+
+
+def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config
+    shapes = MOMENTS.shapes(layout, question.names or layout.prunable, "weight", 0)
+    return Form(shapes, {}, frozenset({"count"}))
+
+
+_FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
+    "score": _score,
+    "tune": _tune,
+    "evaluate": _evaluate,
+    "describe": _describe,
+    "inputs": _inputs,
+}
 
 
 def check(

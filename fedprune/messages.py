@@ -16,7 +16,7 @@ class Question:
     """What the server asks: the model as it is, its mask, and what to do.
 
     Attributes:
-        kind: "score", "tune", "evaluate", or "describe" (count labels).
+        kind: "score", "tune", "evaluate", "describe" (count labels), or "inputs" (second moments).
         round: from 1.
         weights: the global model's state, zero where a mask is False.
         masks: True = kept, for every prunable tensor.

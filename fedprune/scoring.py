@@ -16,6 +16,7 @@ from fedprune.plugins import scores_of
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
 from fedprune.pruning.score import Evidence, Probe, Score
 from fedprune.randomness import derive
+from fedprune.redundancy.moments import MOMENTS
 from fedprune.seats import Batches, Seat
 from fedprune.tensors import (
     Masks,
@@ -59,6 +60,15 @@ def answer_score(question: Question, seat: Seat) -> Answer:
     dead = {} if question.dense else question.masks
     sums = cleared(copied(collected), dead)
     return _statistic(question, seat, names, sums)
+
+
+def answer_inputs(question: Question, seat: Seat) -> Answer:
+    """The client's Σ x xᵀ of the layers asked about (`fedprune.redundancy.moments`)."""
+    names = question.names or seat.layout.prunable
+    seat.model.eval()
+    sums = copied(MOMENTS.collect(_probe(question, seat, names, {})))
+    labels = seat.task.labels(seat.shard.train)
+    return Answer(kept(sums, {}).float(), 1.0, {"count": float(labels)})
 
 
 def cleared(sums: Tensors, masks: Masks) -> Tensors:

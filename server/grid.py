@@ -24,6 +24,7 @@ _TYPES = {
     "tune": "train.tune",
     "evaluate": "evaluate",
     "describe": "evaluate",
+    "inputs": "train.score",
 }
 
 _MISSING = Lost("lacks the mask or the configuration")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from fedprune.pruning.layout import Layout
+from fedprune.pruning.layout import Layout, as_rows
 from fedprune.redundancy.moments import Inputs
-from fedprune.redundancy.units import outgoing, reader_of
 
 Units = dict[str, tuple[int, ...]]
 """Numbers of units by the path of their group."""
@@ -22,19 +22,21 @@ def never_active(layout: Layout, inputs: Inputs) -> Units:
     """
     found: Units = {}
     for group in layout.structure.groups:
-        reader = reader_of(group)
-        if reader.tensor in inputs.products and inputs.rows[reader.tensor]:
-            squares = inputs.products[reader.tensor].diagonal()[reader.index]
-            found[group.path] = _true((squares == 0).all(dim=1))
+        readers = [part for part in group.parts if part.axis == "column"]
+        if all(inputs.rows.get(part.tensor) for part in readers):
+            squares = [inputs.products[p.tensor].diagonal()[p.index] for p in readers]
+            found[group.path] = _true((torch.cat(squares, dim=1) == 0).all(dim=1))
     return {path: units for path, units in found.items() if units}
 
 
 def never_read(layout: Layout, weights: Mapping[str, Tensor]) -> Units:
     """Units whose outgoing weights are all exactly 0: without them nothing changes, ever."""
-    found = {
-        group.path: _true((outgoing(group, layout, weights) == 0).flatten(1).all(dim=1))
-        for group in layout.structure.groups
-    }
+    found: Units = {}
+    for group in layout.structure.groups:
+        readers = [part for part in group.parts if part.axis == "column"]
+        lines = [(as_rows(layout, p.tensor, weights[p.tensor]) == 0).all(dim=0) for p in readers]
+        silent = [line[p.index].all(dim=1) for line, p in zip(lines, readers, strict=True)]
+        found[group.path] = _true(torch.stack(silent).all(dim=0))
     return {path: units for path, units in found.items() if units}
 
 

@@ -16,7 +16,7 @@ from fedprune.pruning.inputs import ask_inputs, inputs_of, products, rows_of
 from fedprune.pruning.layout import Layout, as_rows
 from fedprune.tensors import Tensors
 
-ASK = ask_inputs(products, square=True)
+MOMENTS = ask_inputs(products, square=True)
 """One forward pass: Σ x xᵀ of every layer asked about, and the number of rows."""
 
 MOST = 2**26
@@ -41,7 +41,7 @@ class Inputs:
 
 
 def inputs_from(sums: Mapping[str, Tensor], names: Sequence[str]) -> Inputs:
-    """From the sums of `ASK`."""
+    """From the sums of `MOMENTS`."""
     found = {n: sums[inputs_of(n)].double() for n in names}
     return Inputs(found, {n: float(sums[rows_of(n)]) for n in names})
 

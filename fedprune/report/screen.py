@@ -22,6 +22,7 @@ from fedprune.state import State
 _DOING = {
     "hello": "joining",
     "describe": "counting labels",
+    "inputs": "summing inputs",
     "score": "scoring",
     "tune": "tuning",
     "evaluate": "measuring",

@@ -1,0 +1,62 @@
+"""What goes into a model's layers: asked as a run asks, every partition, sums added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.answering import answer
+from fedprune.commands.subject import Subject
+from fedprune.forms import form_of
+from fedprune.measuring import Forward
+from fedprune.messages import Question
+from fedprune.pruning.layout import Layout
+from fedprune.redundancy.moments import Inputs, inputs_from, questions, together
+from fedprune.seats import Seat
+from fedprune.tensors import state_of
+
+
+def inputs_of_clients(looked: Subject, layout: Layout) -> Inputs:
+    """Σ x xᵀ of every prunable layer over the training parts of all partitions.
+
+    The shards are those of the subject's configuration: the same data, split and seed.
+
+    Raises:
+        FileNotFoundError: the task's data is not here.
+    """
+    model, config, task = looked.model, looked.config, looked.task
+    shards = task.shards(config)
+    seat = Seat(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
+    pieces = []
+    for names in questions(layout):
+        question = Question("inputs", 0, state_of(model), {}, names=names)
+        total = torch.zeros(form_of(question, config, layout).values, dtype=torch.float64)
+        for partition, shard in enumerate(shards):
+            total += answer(question, replace(seat, partition=partition, shard=shard)).values
+        pieces.append(inputs_from(form_of(question, config, layout).named(total), names))
+    return together(pieces)
+
+
+def runner(forward: Forward) -> Callable[[nn.Module], Tensor]:
+    """Runs a model of any precision on one input and gives back what it says."""
+
+    def run(model: nn.Module) -> Tensor:
+        dtype = next(model.parameters()).dtype
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating else value
+
+        args = tuple(cast(value) for value in forward.args)
+        kwargs = {name: cast(value) for name, value in forward.kwargs.items()}
+        out = Forward(args, kwargs).through(model)
+        if isinstance(out, Tensor):
+            return out
+        said: Tensor = out.logits if hasattr(out, "logits") else out[0]
+        return said
+
+    return run

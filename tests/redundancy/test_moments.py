@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from fedprune.forms import form_of
+from fedprune.hosts import inline_port, open_house
+from fedprune.messages import Question
+from fedprune.pruning.layers import input_rows, layers_of, watching
+from fedprune.redundancy.moments import inputs_from, questions, together
+from fedprune.tensors import copied, full_masks, masked, state_of
+
+
+@pytest.fixture(scope="module")
+def asked(tiny):
+    house = open_house(tiny())
+    weights = copied(state_of(house.model))
+    masks = full_masks(weights, house.layout.prunable)
+    masks["features.0.weight"][0] = False
+    question = Question("inputs", 1, masked(weights, masks), masks)
+    form = form_of(question, house.config, house.layout)
+    folded = inline_port(house).ask(question, [0, 2, 4])
+    assert folded.total is not None
+    found = inputs_from(form.named(folded.total), house.layout.prunable)
+    return house, question, folded, found
+
+
+def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked) -> None:
+    house, _, folded, found = asked
+    rows: dict[str, list[torch.Tensor]] = {n: [] for n in house.layout.prunable}
+
+    def see(name: str, layer, x: torch.Tensor, _y: torch.Tensor) -> None:
+        rows[name].append(input_rows(layer, x).flatten(0, 2).double())
+
+    with watching(layers_of(house.model, house.layout.prunable), see), torch.no_grad():
+        for partition in (0, 2, 4):
+            house.task.loss(house.model, house.shards[partition].train)
+    assert folded.answered == (0, 2, 4)
+    for name, seen in rows.items():
+        x = torch.cat(seen)
+        assert found.rows[name] == len(x)
+        assert torch.allclose(found.moments(name), x.t() @ x / len(x), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
+    house, question, _, found = asked
+    names = list(questions(house.layout, most=9**2 + 144**2))
+    assert names == [("features.0.weight", "features.4.weight"), ("hidden.weight",)]
+    pieces = []
+    for some in names:
+        part = Question("inputs", 1, question.weights, question.masks, names=some)
+        total = inline_port(house).ask(part, [0, 2, 4]).total
+        pieces.append(inputs_from(form_of(part, house.config, house.layout).named(total), some))
+    whole = together(pieces)
+    assert whole.rows == found.rows
+    assert all(torch.equal(whole.products[n], found.products[n]) for n in found.products)
+
+
+def test_an_answer_of_another_shape_is_refused(asked) -> None:
+    from fedprune.forms import check
+    from fedprune.messages import Refused
+
+    house, question, *_ = asked
+    form = form_of(question, house.config, house.layout)
+    with pytest.raises(Refused, match="wrong shape"):
+        check(torch.zeros(form.values - 1), 1.0, {"count": 1.0}, form)
+
+
+def test_where_nothing_went_the_moments_are_zero() -> None:
+    sums = {"w/inputs": torch.zeros(2, 2), "w/rows": torch.zeros(1)}
+    assert not inputs_from(sums, ["w"]).moments("w").any()
