@@ -110,7 +110,7 @@ def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Fold
     layout = layout_for(config, dense_model(config))
     if side == "stock":
         return stock.asker(grid, config, layout)
-    port = grid_port(grid, config, layout)
+    port = grid_port(grid, config)
     everyone = list(port.present())
     return lambda question: port.ask(question, everyone)
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fedprune.messages import Failure
+from fedprune.pruning.edits import from_json, to_json
 from fedprune.state import State, Traffic
 
 _SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed")
@@ -25,6 +26,7 @@ def save_state(state: State, path: Path) -> None:
     rest = {key: vars(state)[key] for key in _SCALARS} | {
         "known": state.known,
         "traffic": asdict(state.traffic),
+        "edits": to_json(state.edits),
         "failures": [asdict(f) for f in state.failures],
         "order": {
             "weights": list(state.weights),
@@ -55,6 +57,7 @@ def load_state(path: Path) -> State:
         known={int(p): d for p, d in rest["known"].items()},
         traffic=Traffic(**rest["traffic"]),
         early=early,
+        edits=from_json(rest["edits"]),
         failures=tuple(Failure(**f) for f in rest["failures"]),
         **{key: rest[key] for key in _SCALARS},
     )

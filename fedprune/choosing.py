@@ -69,13 +69,17 @@ def chosen(
         ValueError: what `fedprune.pruning.selection.select` refuses.
     """
     c = config
+    if layout.origin is not None:
+        whole = [layout.in_origin(t) for t in (scores, alive, weights)]
+        masks = chosen(whole[0], wanted, c, layout.origin.layout, whole[1], whole[2])
+        return layout.from_origin(masks)
     magnitude = {name: w.abs() for name, w in weights.items()}
     if wanted.sparsity is None:
         assert c.threshold is not None  # the configuration has one or the other
         return above(scores, c.threshold, alive=alive, magnitude=magnitude, floor=c.floor)
     return select(
         scores,
-        wanted.sparsity,
+        _of_what_is_left(wanted.sparsity, scores, layout),
         scope=wanted.scope,
         alive=alive,
         magnitude=magnitude,
@@ -89,3 +93,11 @@ def chosen(
         densities=c.layers or None,
         progress=wanted.progress,
     )
+
+
+def _of_what_is_left(sparsity: float, scores: Tensors, layout: Layout) -> float:
+    """A fraction of the dense model's weights as one of these, where factors took their place."""
+    if layout.dense is None or scores.keys() != set(layout.prunable):
+        return sparsity
+    here = sum(score.numel() for score in scores.values())
+    return max(0.0, 1.0 - (1.0 - sparsity) * layout.whole / here)

@@ -76,6 +76,11 @@ class RunConfig(BaseModel):
         "what is learned", "column of --data that says whose row it is, for --split natural", None
     )
     plugin: str = _field("what is learned", "Python file with your own SCORES or TASKS", "")
+    init: str = _field(
+        "what is learned",
+        "folder of a run to go on from: its masks and structure stay, on this data and task",
+        "",
+    )
     seed: int = _field("what is learned", "every random number derives from it", 0, ge=0)
 
     rounds: Count = _field("federation", "rounds in all", BY_TASK)
@@ -237,6 +242,13 @@ class RunConfig(BaseModel):
     )
     ray_address: str = _field("engine", "address of a running Ray cluster", "")
     timeout: float = _field("engine", "seconds to wait for the answers of a phase", 3600.0, gt=0)
+
+    shrink: Literal["never", "end", "every"] = _field(
+        "pruning",
+        "take heads, neurons, channels, sub-layers that masks emptied out of the model: never, at "
+        "the end, after every pruning (default: end, where --unit is one of these)",
+        "never",
+    )
 
     baselines: tuple[Literal["dense", "random"], ...] = _field(
         "results", "arms to run beside: dense, random", (), strict=False

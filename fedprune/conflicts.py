@@ -34,6 +34,7 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
         *_when(c, score),
         *_while_tuning(c, score),
         *_in_sequence(c, score),
+        *_shrunk(c),
         *_whose(c, score),
         *_own_masks(c, score),
     ]
@@ -219,6 +220,17 @@ def _in_sequence(c: RunConfig, score: Score) -> list[Misfit]:
         ("sparsity", c.sparsity is None, why, "a number"),
         ("score-steps", c.score_steps > 1, why, "1"),
         ("schedule", c.schedule == "regrow", why, "one-shot, linear, cubic, exponential"),
+    ]
+
+
+def _shrunk(c: RunConfig) -> list[Misfit]:
+    idle = c.sparsity == 0.0 and not c.init
+    back = "what is cut out cannot grow back"
+    return [
+        ("shrink", c.shrink == "every" and c.schedule == "regrow", back, "never, end"),
+        ("shrink", c.shrink != "never" and idle, "nothing is pruned", "never"),
+        ("baselines", bool(c.init) and "dense" in c.baselines, "it begins pruned", "random"),
+        ("rewind", bool(c.init) and c.rewind == 0, "it begins where another run ended", "1 on"),
     ]
 
 

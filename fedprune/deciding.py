@@ -19,12 +19,13 @@ from fedprune.plugins import scores_of
 from fedprune.pruning.amount import sparsity_for
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.flops import flops
+from fedprune.pruning.layout import Layout
 from fedprune.pruning.regrowth import exchange
 from fedprune.pruning.schedules import exchange_fraction, steps_within
 from fedprune.pruning.score import Evidence
 from fedprune.pruning.structure import stages_of
 from fedprune.state import Plan, State
-from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, full_masks, masked
+from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, masked
 
 
 def thin(state: State, bench: Bench) -> tuple[State, Notes]:
@@ -49,17 +50,16 @@ def _steps(state: State, plan: Plan) -> list[float | None]:
     target, n = plan.sparsity(state.round), plan.config.score_steps
     if target is None or n == 1:
         return [target]
-    return list(steps_within(sparsity_of(state.masks), target, n))
+    return list(steps_within(sparsity_of(state.masks, plan.layout), target, n))
 
 
 def _stages(plan: Plan) -> list[tuple[str, ...]]:
     return stages_of(plan.layout) if plan.config.calibration == "sequential" else [()]
 
 
-def sparsity_of(masks: Masks) -> float:
-    """The fraction of prunable weights that is gone."""
-    total = sum(m.numel() for m in masks.values())
-    return (total - count_kept(masks)) / total
+def sparsity_of(masks: Masks, layout: Layout) -> float:
+    """The fraction of the dense model's prunable weights that is gone."""
+    return (layout.whole - count_kept(masks)) / layout.whole
 
 
 def collected(state: State, plan: Plan, changes: Folded) -> State:
@@ -176,9 +176,9 @@ def _selected(
 
     if sparsity is not None or c.threshold is not None:
         return at(sparsity)
-    now = sparsity_of(state.masks)
+    now = sparsity_of(state.masks, plan.layout)
     cost, target = _cost(state, plan)
-    n = sum(m.numel() for m in state.masks.values())
+    n = plan.layout.whole
     key = "target-bytes" if c.target_bytes is not None else "target-flops"
     final = sparsity_for(cost, at, target, now, n, key=key)
     return at(max(now, progress * final))
@@ -190,10 +190,10 @@ def _cost(state: State, plan: Plan) -> tuple[Callable[[Masks], float], float]:
     if c.target_bytes is not None:
         frozen = {} if plan.model is None else frozen_of(plan.model)
         weights = {**state.weights, **frozen}
-        return lambda masks: coded_size(c, weights, masks), float(c.target_bytes)
+        return lambda masks: coded_size(c, weights, masks, state.edits), float(c.target_bytes)
     assert c.target_flops is not None  # one of the four ways to say how much
-    dense = flops(full_masks(state.weights, state.masks), plan.positions)
-    return lambda masks: flops(masks, plan.positions) / dense, c.target_flops
+    whole = plan.flops_dense
+    return lambda masks: flops(masks, plan.positions) / whole, c.target_flops
 
 
 def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedprune.naming import named
@@ -17,6 +19,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Values of a wrong type pass through untouched: validation names them afterwards.
     """
+    given = {**_of_run(given), **given}
     plugin = str(given.get("plugin", ""))
     task_name, score_name = given.get("task", "shakespeare"), given.get("score", "taylor")
     tasks, scores = tasks_of(plugin), scores_of(plugin)
@@ -39,6 +42,24 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
             sized["end"] = sized["warmup"] + 1
         return {**values, **sized, **given}
     return {"hosts": 1, "end": 1, **values}
+
+
+_LEARNED = (
+    "task", "clients", "split", "alpha", "model", "length", "data", "text_column", "label_column",
+    "target_column", "client_column", "plugin", "unit", "seed",
+)  # fmt: skip
+"""What a run that continues another one takes over from it, unless it is another task."""
+
+
+def _of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is learned in the run that ``--init`` names."""
+    if not given.get("init") or "task" in given:
+        return {}
+    path = Path(str(given["init"])) / "config.toml"
+    if not path.is_file():
+        raise ValueError(f"init={given['init']!r}: no {path.name} there; allowed: a run's folder")
+    found = {k.replace("-", "_"): v for k, v in tomllib.loads(path.read_text()).items()}
+    return {key: found[key] for key in _LEARNED if key in found}
 
 
 def _of_task(task: Task) -> dict[str, Any]:
@@ -64,10 +85,15 @@ def _of_amount(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"schedule": "one-shot"}
     if any(values.get(key) is not None for key in _AMOUNTS):
         return {"schedule": "cubic"}
+    if values.get("init"):  # nothing further goes unless that is asked for
+        return {"schedule": "cubic", "sparsity": 0.0}
     if values.get("unit") == "n:m":
         return {"schedule": "cubic", "sparsity": _of_pattern(values.get("unit_shape"))}
     return {"schedule": "cubic", "sparsity": 0.8}
 
+
+WHOLE_UNITS = ("head", "neuron", "channel", "sublayer", "layer")
+"""Units that can be taken out of a model."""
 
 _SHAPES = {"n:m": (2, 4), "block": (4, 1)}
 
@@ -83,6 +109,7 @@ def _of_pattern(shape: Any) -> float:
 def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of options that belong to the value of another one."""
     unit, out = values.get("unit", "weight"), dict[str, Any]()
+    out |= {"shrink": "end"} if unit in WHOLE_UNITS else {}
     out |= {"unit_shape": _SHAPES[unit]} if isinstance(unit, str) and unit in _SHAPES else {}
     out |= {"pool": "mean"} if unit not in ("weight", "n:m") else {}
     if values["split"] == "dirichlet":

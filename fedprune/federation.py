@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.checkpoint import save_state, write_atomically
-from fedprune.config import RunConfig
+from fedprune.config import ConfigError, RunConfig
+from fedprune.continuing import Earlier, continued, earlier, on_the_earlier_task
 from fedprune.hosts import inline_port, open_house
 from fedprune.messages import Answer, Folded, Question
 from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
-from fedprune.pruning.flops import positions_of
+from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.folder import (
     CONFIG_NAME,
@@ -34,11 +35,12 @@ from fedprune.report.folder import (
 from fedprune.report.rows import Row
 from fedprune.report.summary import About, Summary, summary_of
 from fedprune.rounds import describe, measure, run
-from fedprune.shapes import dense_model, layout_for
+from fedprune.shapes import dense_model, layout_for, shaped
+from fedprune.shrinking import fitted, shrunk
 from fedprune.state import Plan, Port, State, Totals, first_state
 from fedprune.tasks.metrics import baseline_of
 from fedprune.tasks.task import Part
-from fedprune.tensors import load_into
+from fedprune.tensors import count_kept, load_into
 
 RUN = "python simulations/run.py"
 PRUNED = "pruned"
@@ -92,38 +94,66 @@ def federate(
     """
     began = time.perf_counter()
     port = port or inline_port(open_house(config))
-    model = dense_model(config)
-    if weights is not None:
-        load_into(model, weights)
-    layout = layout_for(config, model)
-    fresh = first_state(model, layout)
+    before = earlier(config.init) if config.init else None
+    fresh, blank = _opening(config, weights, before)
     fresh, naive = without_model(fresh, config, port)
-    packet = dense_packet(fresh, layout)
-    dummy = dummy_of(config)
-    positions = positions_for(config, model, layout)
     book = _opened(config, folder, resume, watch or Watch())
-    ends: dict[str, State] = {}
+    ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
-        plan = Plan(its_config, layout, packet, model, dummy, positions)
         shown = book.shown(arm, port)
-        end = book.play(arm, book.start(arm, fresh), plan, shown)
-        ends[arm], tests[arm] = measure(end, shown, "test")
-    end = ends[PRUNED]
+        end = book.play(arm, book.start(arm, fresh), replace(blank, config=its_config), shown)
+        end, plan = _finished(end, replace(blank, config=its_config))
+        end, tests[arm] = measure(end, shown, "test")
+        ends[arm] = end, plan
+    end, plan = ends[PRUNED]
+    model = shaped(config, end.edits)[0].eval()
     load_into(model, end.weights)
     seconds = time.perf_counter() - began
-    sizes = dict(port.present())
-    about = About(type(model).__name__, sizes, seconds, naive, positions)
-    summary = summary_of(config, layout, end, tests, about)
+    about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
+    summary = summary_of(config, blank.layout, end, tests, about)
+    if before is not None and config.engine != "flower":
+        summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
-        summary |= write_results(folder, end, model.eval(), config)
+        summary |= write_results(folder, end, model, config, (blank.layout, plan.layout))
         summary |= commands(config, folder)
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
         # matplotlib takes a second to import: the workers, who import this module, need not.
         from fedprune.report.page import write_report
 
         write_report(folder)
-    return Result(model.eval(), end, book.rows, summary)
+    return Result(model, end, book.rows, summary)
+
+
+def _opening(
+    config: RunConfig, weights: Mapping[str, Tensor] | None, before: Earlier | None
+) -> tuple[State, Plan]:
+    """The state before round one, and the plan of the dense model."""
+    model = dense_model(config)
+    if weights is not None:
+        load_into(model, weights)
+    layout = layout_for(config, model)
+    fresh = first_state(model, layout)
+    positions = positions_for(config, model, layout)
+    whole = flops(fresh.masks, positions) if positions else 0.0
+    packet = dense_packet(fresh, layout)
+    plan = Plan(config, layout, packet, model, dummy_of(config), positions, flops_dense=whole)
+    if before is None:
+        return fresh, plan
+    state = continued(config, before)
+    start = (layout.whole - count_kept(state.masks)) / layout.whole
+    if config.sparsity and config.sparsity < start:
+        raise ConfigError(
+            f"sparsity={config.sparsity}: {config.init} has {start:.6g} already, and density does "
+            f"not rise; allowed: 0 (prune no further), {start:.6g} to 1"
+        )
+    return state, replace(plan, start=start)
+
+
+def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
+    """The last state with what its mask emptied taken out, where that is wanted, and its plan."""
+    plan = fitted(plan, end.edits)
+    return (end, plan) if plan.config.shrink == "never" else shrunk(end, plan)
 
 
 def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, dict[str, float]]:

@@ -9,12 +9,13 @@ host p * hosts // n, so the order of every sum is fixed whoever is sampled, fail
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from fedprune.answering import answer
+from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
@@ -22,9 +23,10 @@ from fedprune.learning.training import prepared
 from fedprune.messages import Failure, Folded, Question, Refused, as_sum, summed
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import tasks_of
+from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
 from fedprune.seats import Seat
-from fedprune.shapes import dense_model, layout_for
+from fedprune.shapes import dense_model, layout_after, layout_for
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task
 
@@ -34,7 +36,19 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class House:
-    """What a process that serves partitions keeps: built once, used for every question."""
+    """What a process that serves partitions keeps: built once, used for every question.
+
+    Attributes:
+        config: complete configuration.
+        task: what is learned.
+        model: the resident model; its values are overwritten.
+        layout: its layout.
+        shards: the partitions that are served.
+        device: where the model is.
+        tuned: the same model, compiled where that was asked for.
+        edits: what was cut out of the dense model.
+        rebuilt: the same house around the model of the newest other edits.
+    """
 
     config: RunConfig
     task: Task
@@ -43,6 +57,8 @@ class House:
     shards: Mapping[int, Shard]
     device: torch.device
     tuned: nn.Module
+    edits: Edits = ()
+    rebuilt: dict[Edits, House] = field(default_factory=dict)
 
 
 def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
@@ -63,10 +79,25 @@ def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> 
     return House(config, task, model, layout, shards, device, prepared(model, config))
 
 
+def furnished(house: House, edits: Edits) -> House:
+    """The house around the model with these edits; the one before is let go of."""
+    if edits == house.edits:
+        return house
+    if edits not in house.rebuilt:
+        model = dense_model(house.config)
+        layout = layout_after(house.config, model, edits)
+        model = model.to(house.device)
+        fresh = replace(house, model=model, layout=layout, edits=edits, rebuilt={})
+        house.rebuilt.clear()
+        house.rebuilt[edits] = replace(fresh, tuned=prepared(model, house.config))
+    return house.rebuilt[edits]
+
+
 def serve(
     house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
 ) -> Folded:
     """The sum of the partitions' answers; a partition that fails is left out and named."""
+    house = furnished(house, edits_in(packet.bits))
     question = decode_question(packet, house.layout)
     form = form_of(question, house.config, house.layout)
     total = Folded()

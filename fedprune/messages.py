@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedprune.pruning.edits import Edits
 from fedprune.tensors import Masks, Tensors
 
 
@@ -30,7 +31,8 @@ class Question:
         progress: part of the schedule's way that is behind, for densities and caps on the way.
         lr: learning rate, for "tune".
         part: "validation" or "test", for "evaluate".
-        known: partitions that hold this mask already.
+        known: partitions that hold this mask and these edits already.
+        edits: what makes of the dense model the one with these weights.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Question:
     part: str = ""
     progress: float = 1.0
     known: frozenset[int] = frozenset()
+    edits: Edits = ()
 
 
 @dataclass(frozen=True)

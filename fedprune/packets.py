@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedprune.compression.masks import decode_mask, encode_mask, mask_digest
+from fedprune.compression.masks import decode_mask
+from fedprune.compression.skeleton import bits_of, edits_in, mask_bits, skeleton_digest
 from fedprune.compression.wire import (
     SCORE_TYPES,
     Packet,
@@ -22,7 +23,7 @@ from fedprune.tensors import Masks, Tensors, kept, shapes_of, spread
 
 
 def encode_question(question: Question, wire: str) -> Packet:
-    """The question as a packet; its mask is in `bits`, for those who lack it."""
+    """The question as a packet; its mask and edits are in `bits`, for those who lack them."""
     head = {
         "kind": question.kind,
         "round": question.round,
@@ -35,11 +36,11 @@ def encode_question(question: Question, wire: str) -> Packet:
         "lr": question.lr,
         "part": question.part,
         "progress": question.progress,
-        "mask": mask_digest(question.masks),
+        "mask": skeleton_digest(question.masks, question.edits),
     }
     values = kept(question.weights, question.masks)
     along = kept(question.given, _fitting(question.given, question.masks))
-    return pack(head, values, wire, encode_mask(question.masks), along)
+    return pack(head, values, wire, bits_of(question.masks, question.edits), along)
 
 
 def _fitting(given: Tensors, masks: Masks) -> Masks:
@@ -53,8 +54,8 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         ValueError: bits or values do not fit the head or the layout.
     """
     head = head_of(packet)
-    masks = decode_mask(bytes(packet.bits))
-    if mask_digest(masks) != head["mask"]:
+    masks, edits = decode_mask(mask_bits(packet.bits)), edits_in(packet.bits)
+    if skeleton_digest(masks, edits) != head["mask"]:
         raise ValueError("the mask is not the one that the question names")
     shapes = {n: torch.Size(s) for n, s in head["given"].items()}
     along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
@@ -72,6 +73,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         head["lr"],
         head["part"],
         head["progress"],
+        edits=edits,
     )
 
 

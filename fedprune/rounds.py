@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedprune.asking import Bench
-from fedprune.compression.masks import mask_digest
+from fedprune.compression.skeleton import skeleton_digest
 from fedprune.deciding import collected, thin, united
 from fedprune.learning.averaging import averaged
 from fedprune.learning.training import learning_rate
@@ -21,12 +21,13 @@ from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, agreement_of
 from fedprune.randomness import draw, generator
 from fedprune.report.rows import Row, row
+from fedprune.shrinking import fitted, kept_small
 from fedprune.state import Plan, Port, State, Totals
 
 
 def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
     """The loop: from `state` on, one state and one row of the report after every round."""
-    c = plan.config
+    c, plan = plan.config, fitted(plan, state.edits)
     state = remembered(state, plan)
     while state.round < c.rounds:
         state = replace(state, round=state.round + 1, failures=())
@@ -37,12 +38,14 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
             state = replace(state, dense_at_pruning=totals)
         if due and plan.asks_first:
             state, notes = score_and_prune(state, plan, port, cohort)
+            state, plan = kept_small(state, plan)
         state, changes = tune_all(state, plan, port, cohort, due=due)
         state = average(state, plan, changes)
         if changes.votes is not None:
             notes = Notes(agreement=agreement_of(changes))
         if due and c.score_during == "tune":
             state = collected(state, plan, changes)
+        state, plan = kept_small(state, plan)
         state = remembered(state, plan)
         state, totals = measure(state, port, "validation")
         yield state, row(state, plan, cohort, changes, totals, notes)
@@ -122,16 +125,17 @@ def describe(state: State, port: Port) -> tuple[State, Folded]:
 
 
 def _question(state: State, kind: str, **what: Any) -> Question:
-    digest = mask_digest(state.masks)
+    digest = skeleton_digest(state.masks, state.edits)
     known = frozenset(p for p, held in state.known.items() if held == digest)
-    return Question(kind, state.round, state.weights, state.masks, known=known, **what)
+    what |= {"known": known, "edits": state.edits}
+    return Question(kind, state.round, state.weights, state.masks, **what)
 
 
 def _put(
     state: State, port: Port, question: Question, partitions: Sequence[int]
 ) -> tuple[State, Folded]:
     folded = port.ask(question, partitions)
-    digest = mask_digest(state.masks)
+    digest = skeleton_digest(state.masks, state.edits)
     t = state.traffic
     if question.kind in {"evaluate", "describe"}:
         t = replace(t, evaluation=t.evaluation + folded.bytes_up + folded.bytes_down)

@@ -1,20 +1,30 @@
-"""The model that a configuration describes, and its layout: the same on every side of a run."""
+"""The model that a configuration and a list of edits describe, and its layout.
+
+Any side of a run rebuilds it: the dense model is the same bits everywhere, the edits are replayed
+on it, and its values come with the question.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, configure, from_toml, to_toml
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.cuts import places
+from fedprune.pruning.edits import CUTS, Edits
 from fedprune.pruning.flops import flops, positions_of
-from fedprune.pruning.layout import Layout, layout_of
+from fedprune.pruning.layout import Layout, Origin, layout_of
 from fedprune.pruning.selection import select
+from fedprune.pruning.surgery import reshaped
 from fedprune.pruning.units import removable
 from fedprune.randomness import seeded
 from fedprune.tasks.task import output_of
@@ -25,6 +35,48 @@ def dense_model(config: RunConfig) -> nn.Module:
     """The task's model before round one; the same bits in every process."""
     with seeded(config.seed, "init"):
         return tasks_of(config.plugin)[config.task].model(config)
+
+
+def shaped(config: RunConfig, edits: Edits) -> tuple[nn.Module, Layout]:
+    """The model with these edits and its layout; its values are not those of any state yet.
+
+    Raises:
+        ValueError: an edit does not fit the model.
+    """
+    model = dense_model(config)
+    if not edits:
+        return model, layout_for(config, model)
+    return model, layout_after(config, model, edits)
+
+
+def layout_after(config: RunConfig, model: nn.Module, edits: Edits) -> Layout:
+    """Replay the edits on the dense model, in place, and give the layout of what it has become.
+
+    Where all of them only cut, the layout knows the one before, so that choices count its weights.
+    """
+    output = output_of(tasks_of(config.plugin)[config.task], model)
+    before = layout_of(model, output=output, exclude=config.exclude, include=config.include)
+    cuts = all(edit.kind in CUTS for edit in edits)
+    spots = places(model, edits) if cuts else None
+    reshaped(model, edits)
+    names = [name for name, _ in model.named_parameters()]
+    exclude, include = (
+        [p for p in patterns if any(fnmatchcase(name, p) for name in names)]
+        for patterns in (config.exclude, config.include)
+    )
+    layout = layout_of(model, output=output, exclude=exclude, include=include)
+    origin = None if spots is None else Origin(before, spots)
+    return replace(layout, origin=origin, dense=before.whole)
+
+
+@functools.lru_cache(maxsize=4)
+def _layout_at(text: str, edits: Edits) -> Layout:
+    return shaped(configure(from_toml(text)), edits)[1]
+
+
+def layout_at(config: RunConfig, edits: Edits) -> Layout:
+    """The layout of the model with these edits; of the newest few it is kept."""
+    return _layout_at(to_toml(config), edits)
 
 
 def layout_for(config: RunConfig, model: nn.Module) -> Layout:

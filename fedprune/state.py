@@ -9,6 +9,7 @@ from torch import nn
 
 from fedprune.config import RunConfig
 from fedprune.messages import Failure, Folded, Question
+from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.schedules import prunes_at, sparsity_at, step_at
 from fedprune.tasks.task import Part
@@ -64,6 +65,8 @@ class State:
         dense_at_pruning: test totals when pruning began.
         owed: a pruning was due and had too few answers; the next round makes up for it.
         early: the weights that survivors go back to when they are pruned (``--rewind``).
+        edits: what was cut out of the dense model or replaced in it; all tensors here have the
+            shapes that it has then.
     """
 
     round: int
@@ -77,6 +80,7 @@ class State:
     dense_at_pruning: Totals | None = None
     owed: bool = False
     early: Tensors | None = None
+    edits: Edits = ()
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,15 @@ class Plan:
 
     Attributes:
         config: complete configuration.
-        layout: the model's layout.
+        layout: the layout of the model as it is now, see `fedprune.shrinking.fitted`.
         dense_packet: bytes of one dense fp32 tuning question and of its answer.
         model: one to compute with on the server, for scores that look at no data; its values are
             overwritten.
         dummy: one example without data in it, where the task has one.
         positions: rows that each prunable layer sees in one example, for FLOPs.
+        edits: what layout, model and positions are made for.
+        start: the sparsity that the run begins with.
+        flops_dense: of the dense model's prunable layers; 0.0 where positions are not known.
     """
 
     config: RunConfig
@@ -99,11 +106,14 @@ class Plan:
     model: nn.Module | None = None
     dummy: Part | None = None
     positions: Mapping[str, float] = field(default_factory=dict)
+    edits: Edits = ()
+    flops_dense: float = 0.0
+    start: float = 0.0
 
     def prunes(self, round_: int) -> bool:
         """Whether this round scores and prunes."""
         c = self.config
-        if c.sparsity == 0.0:
+        if c.sparsity is not None and c.sparsity <= self.start:
             return False
         return prunes_at(c.schedule, round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
 
@@ -121,7 +131,9 @@ class Plan:
     def sparsity(self, round_: int) -> float | None:
         """The sparsity in force after this round; None where something else decides."""
         final = self.config.sparsity
-        return None if final is None else self._reached(round_, final)
+        if final is None or not self.start:
+            return final if final is None else self._reached(round_, final)
+        return self.start + max(0.0, final - self.start) * self.progress(round_)
 
     def _reached(self, round_: int, final: float) -> float:
         c = self.config
@@ -145,9 +157,13 @@ class Plan:
         return step - 1, steps
 
     def phase(self, round_: int) -> str:
-        """The part of the run: dense (an arm that never prunes), warmup, prune or recover."""
+        """The part of the run: warmup, prune or recover.
+
+        Dense is that of an arm that never prunes, update that of a run that goes on from a pruned
+        one and prunes no further.
+        """
         if self.config.sparsity == 0.0:
-            return "dense"
+            return "update" if self.start else "dense"
         if self.prunes(round_):
             return "prune"
         last = self.config.end if self.config.threshold is None else self.config.warmup + 1

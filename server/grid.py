@@ -14,7 +14,7 @@ from fedprune.hosts import Tick, bytes_down
 from fedprune.letters import Letter, folded_of, identity, question_letter
 from fedprune.messages import Failure, Folded, Question, Refused, summed
 from fedprune.packets import encode_question
-from fedprune.pruning.layout import Layout
+from fedprune.shapes import layout_at
 from fedprune.state import Port
 from server.fleet import Fleet, Seat
 from server.mail import POLL, Lost, Reply, exchange
@@ -33,7 +33,7 @@ Outcome = Folded | Refused | Lost
 """A host's sum, one that does not count, or none."""
 
 
-def grid_port(grid: Grid, config: RunConfig, layout: Layout, tick: Tick | None = None) -> Port:
+def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
     """The port that asks the nodes of a Flower grid.
 
     A host that does not reply is asked once more, then each of its partitions counts as failed.
@@ -43,7 +43,6 @@ def grid_port(grid: Grid, config: RunConfig, layout: Layout, tick: Tick | None =
     Args:
         grid: Flower's grid.
         config: what runs.
-        layout: the model's layout, against which every sum is checked.
         tick: told how many more partitions have answered.
     """
     fleet = Fleet(grid, config)
@@ -51,7 +50,7 @@ def grid_port(grid: Grid, config: RunConfig, layout: Layout, tick: Tick | None =
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, config.wire)
         packet = replace(packet, values=bytes(packet.values))  # once, not once a host
-        form = form_of(question, config, layout)
+        form = form_of(question, config, layout_at(config, question.edits))
         asking = _Asking(fleet, question, packet, form, dict(enumerate(fleet.seats(partitions))))
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)

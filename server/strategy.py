@@ -84,7 +84,7 @@ class FedPrune:
         model = dense_model(config)
         layout = layout_for(config, model)
         weights = None if initial_arrays is None else _weights(initial_arrays, layout)
-        port = grid_port(grid, config, layout, self.tick)
+        port = grid_port(grid, config, self.tick)
         result = Result()
         if evaluate_fn is not None and not self.resume:
             _evaluate(result, 0, weights or state_of(model), evaluate_fn)

@@ -15,6 +15,7 @@ from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.messages import Failure, Folded, Question
+from fedprune.pruning.edits import Edit
 from fedprune.report.folder import checkpoint_path, fresh_folder, read_rows, rewind
 from fedprune.state import Port, State, Traffic
 
@@ -34,11 +35,12 @@ FULL = State(
     {"loss": 0.1 + 0.2, "correct": 3, "count": 7},
     True,
     {"a": torch.tensor(-0.0), "z": torch.tensor([[1.5, 1e-42], [0.0, 3.0]])},
+    (Edit("head", "h.0", (0, 2)),),
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 11, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 12, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)

@@ -431,6 +431,29 @@ WHOSE = [
         "score random asks nobody; allowed: fp32",
     ),
 ]
+SHRUNK = [
+    (
+        {"shrink": "every", "schedule": "regrow", "score": "magnitude"},
+        "shrink='every'",
+        "what is cut out cannot grow back; allowed: never, end",
+    ),
+    (
+        {"shrink": "end", "sparsity": 0.0},
+        "shrink='end'",
+        "nothing is pruned; allowed: never",
+    ),
+    (
+        {"init": "runs/one", "baselines": ["dense"]},
+        "baselines=('dense',)",
+        "it begins pruned; allowed: random",
+    ),
+    (
+        {"init": "runs/one", "sparsity": 0.9, "rewind": 0},
+        "rewind=0",
+        "it begins where another run ended; allowed: 1 on",
+    ),
+]
+
 OWN_MASKS = [
     (
         {"average": "fedavg"},
@@ -611,6 +634,7 @@ LEARNING = [
 
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
+    *SHRUNK,
     *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING),
 ]
 

@@ -18,6 +18,7 @@ from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.messages import Folded, Question
 from fedprune.notes import agreement_of
+from fedprune.pruning.layout import Layout
 from fedprune.pruning.regrowth import exchange
 from fedprune.pruning.schedules import exchange_fraction
 from fedprune.pruning.score import Evidence, Score
@@ -174,7 +175,10 @@ def test_agreement_by_hand():
 
 def test_sparsity_is_of_all_that_is_prunable():
     masks = {"a": torch.tensor([True, False]), "b": torch.zeros(2, 3, dtype=torch.bool)}
-    assert sparsity_of(masks) == 7 / 8
+    layout = Layout({n: m.shape for n, m in masks.items()}, ("a", "b"), (), {})
+    assert sparsity_of(masks, layout) == 7 / 8
+    # Of a model that was cut the dense one counts.
+    assert sparsity_of(masks, replace(layout, dense=10)) == 9 / 10
 
 
 def test_stages_are_the_tensors_in_model_order(cnn: Cnn):

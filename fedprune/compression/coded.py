@@ -22,6 +22,8 @@ from fedprune.checkpoint import write_atomically
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.config import RunConfig, configure
 from fedprune.plugins import tasks_of
+from fedprune.pruning.edits import Edits, from_json, to_json
+from fedprune.pruning.surgery import reshaped
 from fedprune.tensors import (
     Masks,
     Tensors,
@@ -46,17 +48,20 @@ _ORIGIN = (
 )
 
 
-def origin_of(config: RunConfig) -> dict[str, Any]:
-    """The keys of a configuration that say how the dense model is built."""
+def origin_of(config: RunConfig, edits: Edits = ()) -> dict[str, Any]:
+    """How a model is built: keys of the configuration for the dense one, and what was edited."""
     values = {key: vars(config)[key] for key in _ORIGIN}
     return {key: value for key, value in values.items() if value not in (None, "")} | {
-        "plugin": config.plugin
+        "plugin": config.plugin,
+        **({"edits": json.loads(to_json(edits))} if edits else {}),
     }
 
 
-def coded_size(config: RunConfig, weights: Mapping[str, Tensor], masks: Masks) -> int:
+def coded_size(
+    config: RunConfig, weights: Mapping[str, Tensor], masks: Masks, edits: Edits = ()
+) -> int:
     """Bytes of the coded file that these weights would make under these masks."""
-    return len(to_coded(origin_of(config), masked(weights, masks), masks))
+    return len(to_coded(origin_of(config, edits), masked(weights, masks), masks))
 
 
 def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Masks) -> bytes:
@@ -119,14 +124,15 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
     if coded.is_file():
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
-        model = model or _built(head)
+        model = _edited(model or _built(head), head)
         _check_shapes(model, weights, coded)
         frozen = frozen_of(model)
         load_into(model, {n: w for n, w in weights.items() if n not in frozen})
         for name, value in frozen.items():
             value.copy_(weights[name])
     elif manifest.is_file():
-        model = model or _built(json.loads(manifest.read_text()))
+        head = json.loads(manifest.read_text())
+        model = _edited(model or _built(head), head)
         load_model(model, manifest.parent / "model.safetensors")
     else:
         raise FileNotFoundError(f"{folder}: neither {CODED_NAME} nor {MANIFEST_NAME} is there")
@@ -141,6 +147,10 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
     return tasks[origin["task"]].model(configure(given))
 
 
+def _edited(model: nn.Module, origin: Mapping[str, Any]) -> nn.Module:
+    return reshaped(model, from_json(json.dumps(origin.get("edits", []))))
+
+
 def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
     here, there = shapes_of({**state_of(model), **frozen_of(model)}), shapes_of(weights)
     if here != there:
@@ -151,11 +161,12 @@ def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
 def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any]) -> None:
     """Write safetensors, and the Hugging Face config and tokenizer where there are such.
 
-    A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards.
+    A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards, unless its
+    shape was edited: a config cannot say that, `load` and ``fedprune export`` can.
     """
     folder.mkdir(parents=True, exist_ok=True)
     task = tasks_of(origin["plugin"])[origin["task"]]
-    if hasattr(model, "save_pretrained"):
+    if hasattr(model, "save_pretrained") and not origin.get("edits"):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # one file of a second: its bar would only break our lines
@@ -164,7 +175,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any]) -> No
         save_model(model, str(folder / "model.safetensors"))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     if task.tokenizer is not None:
-        tokenizer = task.tokenizer(configure(origin))
+        tokenizer = task.tokenizer(configure({k: origin[k] for k in _ORIGIN if k in origin}))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     write_atomically(folder / MANIFEST_NAME, json.dumps(dict(origin)).encode())

@@ -32,7 +32,7 @@ def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits
     """
     found = {(edit.kind, edit.path): edit for edit in before}
     for group in layout.structure.groups:
-        alive = _alive(group, masks, layout)
+        alive = alive_units(group, masks, layout)
         key = group.kind, group.path
         original = found[key].kept if key in found else range(len(alive))
         kept = tuple(unit for unit, lives in zip(original, alive, strict=True) if lives)
@@ -43,14 +43,14 @@ def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits
     return ordered(found.values())
 
 
-def _alive(group: Group, masks: Masks, layout: Layout) -> list[bool]:
-    """Of every unit of the group, whether any of its weights is kept."""
+def alive_units(group: Group, masks: Masks, layout: Layout) -> Tensor:
+    """Of every unit of the group, whether any of its weights is kept, (units,) bool."""
     alive = torch.zeros(len(group.parts[0].index), dtype=torch.bool)
     for part in group.parts:
         rows = as_rows(layout, part.tensor, masks[part.tensor].cpu())
         lines = rows.any(1 if part.axis == "row" else 0)
         alive |= lines[part.index].any(1)
-    return [bool(a) for a in alive]
+    return alive
 
 
 Axes = tuple[Tensor | None, ...]

@@ -27,6 +27,9 @@ class Edit:
 
 Edits = tuple[Edit, ...]
 
+CUTS = frozenset({"head", "neuron", "channel", "vocab"})
+"""Kinds that only take away: what they leave are numbers of the dense model, in its order."""
+
 
 def to_json(edits: Iterable[Edit]) -> str:
     """The edits as one line."""

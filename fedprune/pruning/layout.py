@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.channels import channel_groups
 from fedprune.pruning.structure import Structure, structure_of
-from fedprune.tensors import frozen_of, state_of
+from fedprune.tensors import Tensors, frozen_of, state_of
+
+if TYPE_CHECKING:
+    from fedprune.pruning.cuts import Places
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model before parts of it were cut out, and where what is left was in it."""
+
+    layout: Layout
+    places: Places
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,9 @@ class Layout:
         structure: attention, feed-forward layers, blocks and channels, as far as they were
             recognised.
         frozen: parameters that are no part of the state, and their shapes.
+        origin: of a model that was cut: the one before. Sparsities, floors and densities count
+            its weights, so that a choice is the same whether what went is still there as zeros.
+        dense: how many prunable weights the dense model has, where that is another number.
     """
 
     shapes: dict[str, torch.Size]
@@ -36,12 +51,38 @@ class Layout:
     kinds: dict[str, str] = field(default_factory=dict)
     structure: Structure = field(default_factory=Structure)
     frozen: dict[str, torch.Size] = field(default_factory=dict)
+    origin: Origin | None = None
+    dense: int | None = None
 
     @property
     def parameters(self) -> int:
         """How many parameters the model has, frozen ones too."""
         shapes = {**self.shapes, **self.frozen}
         return sum(shapes[name].numel() for name in (*self.prunable, *self.spared))
+
+    @property
+    def whole(self) -> int:
+        """How many prunable weights the dense model has: what sparsity is a fraction of."""
+        if self.dense is not None:
+            return self.dense
+        return sum(self.shapes[name].numel() for name in self.prunable)
+
+    def in_origin(self, tensors: Tensors) -> Tensors:
+        """Tensors in the shapes of the model before it was cut, 0 or False where it was.
+
+        Those that are gone altogether come along if all prunable tensors that are left do.
+        """
+        if self.origin is None:
+            return dict(tensors)
+        whole = set(self.prunable) <= tensors.keys()
+        gone = self.origin.layout.prunable if whole else ()
+        return self.origin.places.expand(tensors, gone=gone)
+
+    def from_origin(self, tensors: Tensors) -> Tensors:
+        """What is left of tensors in the shapes of the model before it was cut."""
+        if self.origin is None:
+            return dict(tensors)
+        return self.origin.places.restrict(tensors)
 
 
 KINDS = {

@@ -9,12 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.compression.coded import CODED_NAME, origin_of, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml
+from fedprune.pruning.layout import Layout
 from fedprune.report.figures import figures_of_run
 from fedprune.report.rows import Row
 from fedprune.state import State
@@ -127,20 +129,29 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_results(
-    folder: Path, state: State, model: nn.Module, config: RunConfig
+    folder: Path, state: State, model: nn.Module, config: RunConfig, layouts: tuple[Layout, Layout]
 ) -> dict[str, dict[str, int]]:
     """Write the model in both forms, the mask, and what there is to say about size and speed.
+
+    Args:
+        folder: the run's.
+        state: the pruned arm's last one.
+        model: the model with that state.
+        config: what ran.
+        layouts: of the dense model, and of this one.
 
     Returns:
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
     """
-    origin = origin_of(config)
+    origin, (dense, now) = origin_of(config, state.edits), layouts
     weights = {**state.weights, **copied(frozen_of(model))}
     coded = to_coded(origin, weights, state.masks)
-    whole = to_coded(origin, weights, full_masks(state.weights, state.masks))
+    full = {n: torch.zeros(s) for n, s in {**dense.shapes, **dense.frozen}.items()}
+    whole = to_coded(origin_of(config), full, full_masks(full, dense.prunable))
+    masks = now.in_origin(state.masks)
     write_atomically(folder / CODED_NAME, coded)
-    write_atomically(folder / "mask", encode_mask(state.masks))
-    write_atomically(folder / "mask.sha256", f"{mask_digest(state.masks)}\n".encode())
+    write_atomically(folder / "mask", encode_mask(masks))
+    write_atomically(folder / "mask.sha256", f"{mask_digest(masks)}\n".encode())
     save_folder(model, folder / "model", origin)
     figures = figures_of_run(model, config, state.masks)
     write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())

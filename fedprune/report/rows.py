@@ -40,15 +40,16 @@ def row(
 ) -> Row:
     """One row of the report: deterministic, no times. Bytes are cumulative."""
     measured = quality(totals) or {}
-    prunable = sum(m.numel() for m in state.masks.values())
-    removed = prunable - count_kept(state.masks)
+    layout = plan.layout
+    removed = layout.whole - count_kept(state.masks)
     steps = changes.totals.get("count")
     return {
         "round": state.round,
         "phase": plan.phase(state.round),
-        "sparsity": removed / prunable,
+        "sparsity": removed / layout.whole,
         "removed": removed,
         "zeros": zeros(state),
+        "parameters": layout.parameters,
         "loss": measured.get("loss"),
         "perplexity": measured.get("perplexity"),
         "accuracy": measured.get("accuracy"),
@@ -63,6 +64,6 @@ def row(
         "bytes_evaluation": state.traffic.evaluation,
         "bytes_dense": state.traffic.dense,
         **vars(notes),
-        "mask_digest": mask_digest(state.masks),
+        "mask_digest": mask_digest(layout.in_origin(state.masks)),
         "weights_digest": digest(state.weights),
     }

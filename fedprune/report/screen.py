@@ -62,6 +62,8 @@ class Screen:
             f"round, {config.rounds} rounds, {config.hosts} hosts on {config.engine}"
         )
         self.line(f"  pruning     {_goal(config)}")
+        if config.init:
+            self.line(f"  goes on     from {config.init}: its masks and its structure")
         if config.baselines:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
         self.line(f"  results     {folder}")
@@ -147,7 +149,7 @@ class Screen:
 
 def _goal(c: RunConfig) -> str:
     if c.sparsity == 0.0:
-        return "none: dense federated averaging"
+        return "none further" if c.init else "none: dense federated averaging"
     when = f"{c.schedule} over rounds {c.warmup + 1} to {c.end}"
     if c.schedule == "one-shot":
         when = f"at once in round {c.warmup + 1}"
@@ -186,10 +188,12 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         *lines,
         *_beside(summary),
+        *_earlier(summary),
         *_nothing_removed(summary),
         *(["NOT REACHED: too few clients answered when scoring"] * (not summary["reached"])),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
+        *_smaller(summary),
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
         f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
         f"{in_bytes(summary['bytes_evaluation'])} more to measure",
@@ -197,6 +201,24 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
+
+
+def _earlier(summary: Mapping[str, Any]) -> list[str]:
+    """What has become of the task of the run that this one continues."""
+    before = summary.get("before")
+    if not before:
+        return []
+    then, now = before["then"], before["now"]
+    texts = [_measured({n: q[n] for n in ("loss", "accuracy")}) for q in (then, now) if q]
+    return [f"  on {before['run']}, {before['task']}: {' -> '.join(texts)}"]
+
+
+def _smaller(summary: Mapping[str, Any]) -> list[str]:
+    """What was really taken out of the model."""
+    left, whole = summary["parameters_left"], summary["parameters"]
+    if left == whole:
+        return []
+    return [f"model     {left:,} of {whole:,} parameters are left in it, {left / whole:.1%}"]
 
 
 def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,12 @@ import torch
 from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
+from fedprune.pruning.cuts import alive_units
+from fedprune.pruning.edits import to_json
 from fedprune.pruning.flops import flops
 from fedprune.pruning.layout import Layout
 from fedprune.report.rows import quality
-from fedprune.state import State, Totals
+from fedprune.state import Plan, State, Totals
 from fedprune.tensors import Masks, count_kept, digest
 
 Summary = dict[str, Any]
@@ -29,14 +32,14 @@ class About:
         sizes: labels in each partition's training part.
         seconds: how long it took.
         naive: what label frequencies alone reach on test, by measure.
-        positions: rows that each prunable layer sees in one example.
+        plan: the plan of the last state, with the layout that its model has come to.
     """
 
     model: str
     sizes: Mapping[int, int]
     seconds: float
     naive: Mapping[str, float] = field(default_factory=dict)
-    positions: Mapping[str, float] = field(default_factory=dict)
+    plan: Plan | None = None
 
 
 def summary_of(
@@ -50,15 +53,12 @@ def summary_of(
 
     Args:
         config: what ran.
-        layout: the model's layout.
+        layout: the dense model's layout.
         end: the pruned arm's last state.
         tests: test totals over all partitions, by arm, the pruned one first.
         about: the rest.
     """
     task = tasks_of(config.plugin)[config.task]
-    prunable = sum(m.numel() for m in end.masks.values())
-    kept = count_kept(end.masks)
-    parameters = layout.parameters
     final, *baselines = tests.items()
     return {
         "task": config.task,
@@ -73,22 +73,7 @@ def summary_of(
         "hosts": config.hosts,
         "engine": config.engine,
         "shard_sizes": [about.sizes[p] for p in sorted(about.sizes)],
-        "sparsity": (prunable - kept) / prunable,
-        "sparsity_asked": config.sparsity,
-        "reached": not end.owed,
-        **_flops(end.masks, about.positions),
-        "sparsity_of_all": (prunable - kept) / parameters,
-        "parameters": parameters,
-        "prunable_parameters": prunable,
-        "kept_parameters": kept,
-        "not_prunable": list(layout.spared),
-        "frozen": list(layout.frozen),
-        "layers": [
-            {"name": name, "kept": int(m.sum()), "total": m.numel()}
-            for name, m in end.masks.items()
-        ],
-        "mask_digest": mask_digest(end.masks),
-        "weights_digest": digest(end.weights),
+        **_sizes(config, layout, end, about),
         "quality": {
             "dense_at_pruning": quality(end.dense_at_pruning or {}),
             "final": quality(final[1]),
@@ -106,9 +91,50 @@ def summary_of(
     }
 
 
-def _flops(masks: Masks, positions: Mapping[str, float]) -> Summary:
+def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summary:
+    """How much is left, in all and by layer, counted against the dense model."""
+    plan, kept = about.plan, count_kept(end.masks)
+    now = layout if plan is None else plan.layout
+    masks, prunable, parameters = now.in_origin(end.masks), layout.whole, layout.parameters
+    zeros = sum(m.numel() for m in end.masks.values()) - kept
+    return {
+        "sparsity": (prunable - kept) / prunable,
+        "sparsity_asked": config.sparsity,
+        "reached": not end.owed,
+        **_flops(end.masks, plan),
+        "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,
+        "parameters": parameters,
+        "parameters_left": now.parameters,
+        "edits": json.loads(to_json(end.edits)),
+        "structure": units_left(layout, masks),
+        "prunable_parameters": prunable,
+        "kept_parameters": kept,
+        "not_prunable": list(layout.spared),
+        "frozen": list(layout.frozen),
+        "layers": [
+            {"name": name, "kept": int(m.sum()), "total": m.numel()} for name, m in masks.items()
+        ],
+        "mask_digest": mask_digest(masks),
+        "weights_digest": digest(end.weights),
+    }
+
+
+def _flops(masks: Masks, plan: Plan | None) -> Summary:
     """FLOPs of the prunable layers for one example: as counted, zeros are not yet skipped."""
-    if not positions:
+    if plan is None or not plan.flops_dense:
         return {}
-    full = {name: torch.ones_like(m) for name, m in masks.items()}
-    return {"flops_dense": flops(full, positions), "flops_kept": flops(masks, positions)}
+    return {"flops_dense": plan.flops_dense, "flops_kept": flops(masks, plan.positions)}
+
+
+def units_left(layout: Layout, masks: Masks) -> list[Summary]:
+    """Of every group of heads, neurons or channels of the dense model, which units are left.
+
+    A unit is left while the mask keeps any of its weights. Groups whose tensors were replaced by
+    factors are not in it.
+    """
+    return [
+        {"path": group.path, "kind": group.kind, "of": len(group.parts[0].index), "kept": kept}
+        for group in layout.structure.groups
+        if all(part.tensor in masks for part in group.parts)
+        for kept in [torch.nonzero(alive_units(group, masks, layout)).flatten().tolist()]
+    ]

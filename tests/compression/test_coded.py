@@ -148,11 +148,12 @@ def language_folder(
     folder = tmp_path_factory.mktemp("llama")
     config = tiny(task="shakespeare")
     model = dense_model(config)
-    names = layout_for(config, model).prunable
+    layout = layout_for(config, model)
+    names = layout.prunable
     masks = select({n: state_of(model)[n].abs() for n in names}, 0.8)
     weights = masked(state_of(model), masks)
     load_into(model, weights)
-    write_results(folder, State(1, weights, masks, {}), model.eval(), config)
+    write_results(folder, State(1, weights, masks, {}), model.eval(), config, (layout, layout))
     return folder
 
 

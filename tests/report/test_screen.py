@@ -109,6 +109,8 @@ def test_the_end_compares_dense_and_pruned() -> None:
         "quality": {"dense_at_pruning": None, "final": quality, "random": quality},
         "naive": {"perplexity": 27.5},
         "kept_parameters": 20,
+        "parameters": 130,
+        "parameters_left": 50,
         "prunable_parameters": 100,
         "sparsity": 0.8,
         "reached": True,

@@ -10,7 +10,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedprune import Result, RunConfig, federate
 from fedprune.hosts import inline_port, open_house
-from fedprune.shapes import dense_model, layout_for
 from fedprune.tasks.task import f1_names
 from fedprune.tensors import as_bytes
 from server import mail
@@ -31,8 +30,7 @@ def device_config(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
 
 
 def run_on(grid: Any, config: RunConfig, **rest: Any) -> Result:
-    layout = layout_for(config, dense_model(config))
-    return federate(config, grid_port(grid, config, layout, **rest))
+    return federate(config, grid_port(grid, config, **rest))
 
 
 def failures(result: Result) -> list[dict[str, Any]]:

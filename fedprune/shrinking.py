@@ -1,0 +1,56 @@
+"""Physical shrinking: what a mask has emptied leaves the model, for the server and for clients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedprune.plugins import tasks_of
+from fedprune.pruning.cuts import edits_of
+from fedprune.pruning.edits import CUTS, Edits
+from fedprune.pruning.flops import positions_of
+from fedprune.shapes import shaped
+from fedprune.state import Plan, State
+from fedprune.tensors import Tensors
+
+
+def kept_small(state: State, plan: Plan) -> tuple[State, Plan]:
+    """The state without what its mask has emptied, where ``--shrink every`` asks for that."""
+    return shrunk(state, plan) if plan.config.shrink == "every" else (state, plan)
+
+
+def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
+    """The state of the model without the units that are wholly masked, and the plan that fits it.
+
+    Nothing that is left changes: the new tensors hold the same numbers. Once layers were replaced
+    by factors, or share their weights, nothing more is cut: a factor's rows are no units.
+    """
+    if any(edit.kind not in CUTS for edit in state.edits):
+        return state, plan
+    edits = edits_of(state.masks, plan.layout, state.edits)
+    if edits == state.edits:
+        return state, plan
+    smaller = fitted(plan, edits)
+
+    def moved(tensors: Tensors) -> Tensors:
+        left = smaller.layout.from_origin(plan.layout.in_origin(tensors))
+        return {name: left[name] for name in tensors if name in left}
+
+    return replace(
+        state,
+        edits=edits,
+        weights=moved(state.weights),
+        masks=moved(state.masks),
+        early=None if state.early is None else moved(state.early),
+    ), smaller
+
+
+def fitted(plan: Plan, edits: Edits) -> Plan:
+    """The plan of a model with these edits."""
+    if edits == plan.edits:
+        return plan
+    model, layout = shaped(plan.config, edits)
+    task = tasks_of(plan.config.plugin)[plan.config.task]
+    positions = {}
+    if plan.positions and plan.dummy is not None:
+        positions = positions_of(model, layout, plan.dummy, task.loss)
+    return replace(plan, layout=layout, model=model, positions=positions, edits=edits)
