@@ -1,15 +1,18 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from cutting import CASES, every, masks_of, some
+from cutting import CASES, every, masked_model, masks_of, some
 from families import FACTS, OUTPUT, family
+from specimens import BLOCKS, built, furthest, taken
 
 from fedprune.pruning.cuts import edits_of, places
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.layout import layout_of
+from fedprune.pruning.scores import SCORES
 from fedprune.pruning.surgery import reshaped
-from fedprune.tensors import full_masks, state_of
+from fedprune.tensors import full_masks, masked, state_of
 
 NAMES = list(FACTS)
 
@@ -99,3 +102,28 @@ def test_places_have_no_indices_of_what_is_whole_and_leave_the_model_alone() -> 
     small = there.restrict(part)
     assert small["transformer.wte.weight"] is part["transformer.wte.weight"]
     assert small[f"{inner}.c_proj.weight"].shape == (3, 12)
+
+
+DRAWN = {"random", "perturbation"}  # by the shapes of the tensors
+ELSEWHERE = {"synflow", "sparsegpt"}  # not for transformers; a step and no score
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_scores_are_the_same_whether_what_went_is_masked_or_gone(name: str) -> None:
+    whole = built(name)
+    gone = masks_of(whole.layout, CASES["the first block"](whole.layout))
+    masks = {n: mask & gone[n] for n, mask in whole.masks.items()}
+    edits = edits_of(masks, whole.layout)
+    there = places(whole.model, edits)
+    silent = replace(whole, model=masked_model(whole.model, masks), masks=masks)
+    model = reshaped(copy.deepcopy(silent.model), edits)
+    layout = layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
+    small = replace(silent, model=model, layout=layout, masks=there.restrict(masks))
+    for key in SCORES.keys() - DRAWN - ELSEWHERE:
+        unit = "head" if SCORES[key].most else "weight"
+        want, got = (
+            SCORES[key].finalise(taken(SCORES[key], s, s.shards, unit=unit))
+            for s in (silent, small)
+        )
+        got, want = masked(got, small.masks), masked(there.restrict(want), small.masks)
+        assert furthest(got, want) <= 1e-9, key
