@@ -52,21 +52,31 @@ def shaped(config: RunConfig, edits: Edits) -> tuple[nn.Module, Layout]:
 def layout_after(config: RunConfig, model: nn.Module, edits: Edits) -> Layout:
     """Replay the edits on the dense model, in place, and give the layout of what it has become.
 
-    Where all of them only cut, the layout knows the one before, so that choices count its weights.
+    The layout knows the one before anything was cut (after layers became factors, which cuts go
+    through), so that choices count its weights; unless matrices are shared, which ends cutting.
     """
     output = output_of(tasks_of(config.plugin)[config.task], model)
-    before = layout_of(model, output=output, exclude=config.exclude, include=config.include)
-    cuts = all(edit.kind in CUTS for edit in edits)
-    spots = places(model, edits) if cuts else None
-    reshaped(model, edits)
+    whole = layout_of(model, output=output, exclude=config.exclude, include=config.include).whole
+    cuts = tuple(edit for edit in edits if edit.kind in CUTS)
+    if any(edit.kind == "share" for edit in edits):
+        return replace(_layout_now(config, reshaped(model, edits), output), dense=whole)
+    reshaped(model, [edit for edit in edits if edit.kind not in CUTS])
+    before = _layout_now(config, model, output)
+    # Without factors it is the dense one, of whose weights a sparsity is a fraction as it is.
+    before = before if before.whole == whole else replace(before, dense=whole)
+    spots = places(model, cuts)
+    layout = _layout_now(config, reshaped(model, cuts), output)
+    return replace(layout, origin=Origin(before, spots), dense=whole)
+
+
+def _layout_now(config: RunConfig, model: nn.Module, output: tuple[str, ...]) -> Layout:
+    """The layout of an edited model: patterns may match what is no longer there."""
     names = [name for name, _ in model.named_parameters()]
     exclude, include = (
         [p for p in patterns if any(fnmatchcase(name, p) for name in names)]
         for patterns in (config.exclude, config.include)
     )
-    layout = layout_of(model, output=output, exclude=exclude, include=include)
-    origin = None if spots is None else Origin(before, spots)
-    return replace(layout, origin=origin, dense=before.whole)
+    return layout_of(model, output=output, exclude=exclude, include=include)
 
 
 @functools.lru_cache(maxsize=4)

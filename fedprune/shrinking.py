@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fedprune.plugins import tasks_of
 from fedprune.pruning.cuts import edits_of
-from fedprune.pruning.edits import CUTS, Edits
+from fedprune.pruning.edits import Edits
 from fedprune.pruning.flops import positions_of
 from fedprune.shapes import shaped
 from fedprune.state import Plan, State
@@ -21,10 +21,10 @@ def kept_small(state: State, plan: Plan) -> tuple[State, Plan]:
 def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
     """The state of the model without the units that are wholly masked, and the plan that fits it.
 
-    Nothing that is left changes: the new tensors hold the same numbers. Once layers were replaced
-    by factors, or share their weights, nothing more is cut: a factor's rows are no units.
+    Nothing that is left changes: the new tensors hold the same numbers. Once matrices are shared
+    nothing more is cut: a unit of one would be one of another.
     """
-    if any(edit.kind not in CUTS for edit in state.edits):
+    if any(edit.kind == "share" for edit in state.edits):
         return state, plan
     edits = edits_of(state.masks, plan.layout, state.edits)
     if edits == state.edits:
