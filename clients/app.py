@@ -3,8 +3,8 @@
 In simulation a node hosts the partitions that a message names, and any worker process can serve
 any host, because what it keeps is built from the configuration alone. A real device hosts one
 partition, itself: its node config names it (``partition-id``) and its folder (``data``). It keeps
-the configuration and the newest mask in Flower's ``Context.state``; in simulation nothing is
-there, because Flower's simulation pickles it with every message.
+the configuration and the newest mask and teacher in Flower's ``Context.state``; in simulation
+nothing is there, because Flower's simulation pickles it with every message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedprune.compression.wire import head_of
+from fedprune.compression.wire import Packet, head_of
 from fedprune.config import configure, from_toml
 from fedprune.hosts import House, failure_of, labels_of, open_house, serve
 from fedprune.letters import Letter, identity, packet_of, sum_letter
@@ -50,15 +50,17 @@ def hello(message: Message, context: Context) -> Message:
 def answer_all(message: Message, context: Context) -> Message:
     """One sum over the partitions asked, or ``missing`` where a device lacks what it needs."""
     letter = _letter(message)
-    config, bits = _config_text(letter, context), _mask_bits(letter, context)
-    if not config or not bits:
+    config, bits = _config_text(letter, context), _kept(letter, context, "bits", "mask")
+    teacher = _kept(letter, context, "teacher", "teacher")
+    wanted = "teacher" in json.loads(letter.fields["head"])
+    if not config or not bits or (wanted and not teacher):
         return _reply(message, Letter({"missing": True}, {}))
-    return _reply(message, sum_letter(_answered(letter, config, bits, context)))
+    packet = packet_of(letter, bits, teacher)
+    return _reply(message, sum_letter(_answered(letter, config, packet, context)))
 
 
-def _answered(letter: Letter, config: str, bits: bytes, context: Context) -> Folded:
+def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> Folded:
     partitions = letter.fields["partitions"]
-    packet = packet_of(letter, bits)
     try:
         return serve(_house(config, context), packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
@@ -88,16 +90,19 @@ def _config_text(letter: Letter, context: Context) -> str:
     return kept if identity(kept) == letter.fields["config_id"] else ""
 
 
-def _mask_bits(letter: Letter, context: Context) -> bytes:
-    """The mask that the question names: as it came, or as this device keeps it; b"" if neither."""
-    bits = letter.buffers.get("bits", b"")
+def _kept(letter: Letter, context: Context, buffer: str, name: str) -> bytes:
+    """The mask or teacher that the question names: as it came, or as this device keeps it.
+
+    Empty if neither. The newest of each is kept, by its digest.
+    """
+    came = letter.buffers.get(buffer, b"")
     if not _is_device(context):
-        return bits
-    digest = json.loads(letter.fields["head"])["mask"]
-    if bits:
-        context.state["mask"] = ConfigRecord({"digest": digest, "bits": bits})
-        return bits
-    record = context.state.config_records.get("mask")
+        return came
+    digest = json.loads(letter.fields["head"]).get(name)
+    if came:
+        context.state[name] = ConfigRecord({"digest": digest, "bits": came})
+        return came
+    record = context.state.config_records.get(name)
     kept = record["bits"] if record and record["digest"] == digest else b""
     assert isinstance(kept, bytes)  # Flower's records hold many types, this one was put there above
     return kept

@@ -19,6 +19,7 @@ from fedprune.scoring import answer_inputs, answer_score, cleared, own_pruning
 from fedprune.seats import Seat
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import batches, extra_names
+from fedprune.teacher import lesson_of
 from fedprune.tensors import (
     Tensors,
     copied,
@@ -56,13 +57,16 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
             watch=_watch(question, seat),
             called=seat.tuned,
             units=_units(seat),
+            lesson=lesson_of(question, c, seat.teacher),
         )
     moved = change(on_cpu(state_of(seat.model)), question.weights, seat.layout)
     statistics = None
     if tuned.statistics is not None:
         sums = cleared(copied(tuned.statistics), masks)
         statistics = kept(sums, fitting(shapes_of(sums), question.masks)).float()
-    totals = {"loss": tuned.loss, "count": tuned.count}
+    totals: dict[str, float] = {"loss": tuned.loss, "count": tuned.count}
+    if tuned.divergence is not None:
+        totals["divergence"] = tuned.divergence
     values = kept(moved, question.masks)
     return Answer(values, float(task.labels(part)), totals, votes, statistics)
 

@@ -7,12 +7,14 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
 from fedprune.messages import Failure
 from fedprune.pruning.edits import from_json, to_json
 from fedprune.state import State, Traffic
+from fedprune.tensors import as_bytes, over_bytes
 
 _SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed")
 
@@ -23,8 +25,10 @@ def save_state(state: State, path: Path) -> None:
     tensors |= {f"masks/{n}": m.contiguous() for n, m in state.masks.items()}
     # Copies: in the round that is kept they are the weights themselves, which safetensors refuses.
     tensors |= {f"early/{n}": t.contiguous().clone() for n, t in (state.early or {}).items()}
+    tensors["teacher"] = over_bytes(state.teacher, torch.uint8)
     rest = {key: vars(state)[key] for key in _SCALARS} | {
         "known": state.known,
+        "taught": state.taught,
         "traffic": asdict(state.traffic),
         "edits": to_json(state.edits),
         "failures": [asdict(f) for f in state.failures],
@@ -50,6 +54,7 @@ def load_state(path: Path) -> State:
         weights = {n: file.get_tensor(f"weights/{n}") for n in rest["order"]["weights"]}
         order = rest["order"]["early"]
         early = None if order is None else {n: file.get_tensor(f"early/{n}") for n in order}
+        teacher = bytes(as_bytes(file.get_tensor("teacher")))
         masks = {n: file.get_tensor(f"masks/{n}") for n in rest["order"]["masks"]}
     return State(
         weights=weights,
@@ -58,6 +63,8 @@ def load_state(path: Path) -> State:
         traffic=Traffic(**rest["traffic"]),
         early=early,
         edits=from_json(rest["edits"]),
+        teacher=teacher,
+        taught={int(p): d for p, d in rest["taught"].items()},
         failures=tuple(Failure(**f) for f in rest["failures"]),
         **{key: rest[key] for key in _SCALARS},
     )

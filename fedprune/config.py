@@ -226,6 +226,28 @@ class RunConfig(BaseModel):
     shrinkage: Literal["gradient", "proximal"] | None = _field(
         "tuning", "how l1 and group lasso act: proximal gives exact zeros (default)", None
     )
+    distil: float = _field(
+        "tuning",
+        "part of the clients' loss that is the distance to a teacher's answers",
+        0.0,
+        ge=0,
+        le=1,
+    )
+    distil_hidden: float = _field(
+        "tuning", "weight of the distance to the outputs of the teacher's blocks", 0.0, ge=0
+    )
+    distil_attention: float = _field(
+        "tuning", "weight of the distance to the teacher's attention", 0.0, ge=0
+    )
+    temperature: float | None = _field(
+        "tuning", "temperature of the answers in --distil (default 2)", None, gt=0
+    )
+    distil_schedule: Literal["constant", "linear"] = _field(
+        "tuning", "weights of distillation over rounds: linear falls to 0", "constant"
+    )
+    teacher: str = _field(
+        "tuning", "folder of a finished run to learn from (default: the model before pruning)", ""
+    )
     server_lr: float = _field("tuning", "factor on the averaged change", 1.0, gt=0)
 
     wire: str = _field("wire", "type of the weights on the wire (see --list)", "fp32")

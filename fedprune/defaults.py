@@ -45,8 +45,8 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _LEARNED = (
-    "task", "clients", "split", "alpha", "model", "length", "data", "text_column", "label_column",
-    "target_column", "client_column", "plugin", "unit", "seed",
+    "task", "clients", "split", "alpha", "model", "depth", "width", "length", "data", "text_column",
+    "label_column", "target_column", "client_column", "plugin", "unit", "seed",
 )  # fmt: skip
 """What a run that continues another one takes over from it, unless it is another task."""
 
@@ -127,7 +127,10 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_terms(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of options that belong to a term of the clients' objective."""
-    return {"shrinkage": "proximal"} if values.get("l1") or values.get("group_lasso") else {}
+    out: dict[str, Any] = {"temperature": 2.0} if values.get("distil") else {}
+    if values.get("l1") or values.get("group_lasso"):
+        out["shrinkage"] = "proximal"
+    return out
 
 
 _AT_START = {"warmup": 0, "schedule": "one-shot"}

@@ -40,6 +40,7 @@ from fedprune.shrinking import fitted, shrunk
 from fedprune.state import Plan, Port, State, Totals, first_state
 from fedprune.tasks.metrics import baseline_of
 from fedprune.tasks.task import Part
+from fedprune.teacher import check_lesson, teacher_in
 from fedprune.tensors import count_kept, load_into
 
 RUN = "python simulations/run.py"
@@ -138,6 +139,7 @@ def _opening(
     whole = flops(fresh.masks, positions) if positions else 0.0
     packet = dense_packet(fresh, layout)
     plan = Plan(config, layout, packet, model, dummy_of(config), positions, flops_dense=whole)
+    plan = replace(plan, teacher=_teacher(config, model))
     if before is None:
         return fresh, plan
     state = continued(config, before)
@@ -154,6 +156,20 @@ def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
     """The last state with what its mask emptied taken out, where that is wanted, and its plan."""
     plan = fitted(plan, end.edits)
     return (end, plan) if plan.config.shrink == "never" else shrunk(end, plan)
+
+
+def _teacher(config: RunConfig, model: nn.Module) -> bytes:
+    """Another run's model to learn from, if there is one; refused before anything starts.
+
+    Raises:
+        ConfigError: it cannot be had, or there is nothing to learn from it.
+    """
+    try:
+        teacher = teacher_in(config.teacher) if config.teacher else b""
+        check_lesson(config, model, teacher)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return teacher
 
 
 def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, dict[str, float]]:

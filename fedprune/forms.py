@@ -106,10 +106,11 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         ask = scores_of(config.plugin)[question.score].asks[0]
         sums = ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
     own = bool(question.score) and config.masks != "global"
+    beside = {"divergence"} if question.teacher else set()
     return Form(
         layout.shapes,
         question.masks,
-        frozenset({"loss", "count"}),
+        frozenset({"loss", "count", *beside}),
         sums,
         count_kept(question.masks) if own else 0,
         own,

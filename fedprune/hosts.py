@@ -16,7 +16,7 @@ from torch import nn
 
 from fedprune.answering import answer
 from fedprune.compression.skeleton import edits_in
-from fedprune.compression.wire import Packet
+from fedprune.compression.wire import Packet, digest_of
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
 from fedprune.learning.training import prepared
@@ -29,6 +29,7 @@ from fedprune.seats import Seat
 from fedprune.shapes import dense_model, layout_after, layout_for
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task
+from fedprune.teacher import teacher_model
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -59,6 +60,7 @@ class House:
     tuned: nn.Module
     edits: Edits = ()
     rebuilt: dict[Edits, House] = field(default_factory=dict)
+    teachers: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
@@ -132,10 +134,23 @@ def released(house: House, question: Question, partition: int) -> Packet:
         house.layout,
         house.device,
         house.tuned,
+        _teacher(house, question),
     )
     c = house.config
     own = form_of(question, c, house.layout).own
     return encode_answer(answer(question, seat), question, c.wire, c.score_wire, own=own)
+
+
+def _teacher(house: House, question: Question) -> nn.Module | None:
+    """The model to learn from, built once; the one before is let go of."""
+    if not question.teacher:
+        return None
+    name = digest_of(question.teacher)
+    if name not in house.teachers:
+        house.teachers.clear()
+        model = teacher_model(question.teacher, house.config)
+        house.teachers[name] = model.to(house.device)
+    return house.teachers[name]
 
 
 def failure_of(partition: int, phase: str, error: Exception) -> Failure:
@@ -153,9 +168,14 @@ def grouped(partitions: Sequence[int], config: RunConfig) -> dict[int, list[int]
     return groups
 
 
-def bytes_down(packet: Packet, partitions: Sequence[int], known: frozenset[int]) -> int:
-    """What a question weighs for those asked: with its mask only for those who lack it."""
-    return sum(packet.size(bits=p not in known) for p in partitions)
+def bytes_down(
+    packet: Packet,
+    partitions: Sequence[int],
+    known: frozenset[int],
+    taught: frozenset[int] = frozenset(),
+) -> int:
+    """What a question weighs for those asked: mask and teacher only for those who lack them."""
+    return sum(packet.size(bits=p not in known, teacher=p not in taught) for p in partitions)
 
 
 def inline_port(house: House, tick: Tick | None = None) -> Port:
@@ -165,7 +185,7 @@ def inline_port(house: House, tick: Tick | None = None) -> Port:
         packet = encode_question(question, house.config.wire)
         hosts = grouped(partitions, house.config)
         folded = summed(serve(house, packet, group, tick) for group in hosts.values())
-        down = bytes_down(packet, partitions, question.known)
+        down = bytes_down(packet, partitions, question.known, question.taught)
         return replace(folded, bytes_down=down)
 
     return Port(ask, lambda: labels_of(house))

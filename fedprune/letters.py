@@ -36,21 +36,26 @@ def identity(config: str) -> str:
     return hashlib.sha256(config.encode()).hexdigest()[:16]
 
 
-def question_letter(packet: Packet, partitions: list[int], *, bits: bool) -> Letter:
-    """A question to a host: which partitions to ask, and the mask only where it is lacking."""
+def question_letter(
+    packet: Packet, partitions: list[int], *, bits: bool, teacher: bool = True
+) -> Letter:
+    """A question to a host: whom to ask, and mask and teacher only where they are lacking."""
     buffers = {"values": bytes(packet.values)}
     if packet.more:
         buffers["more"] = bytes(packet.more)
     if bits:
         buffers["bits"] = bytes(packet.bits)
+    if teacher and packet.teacher:
+        buffers["teacher"] = bytes(packet.teacher)
     return Letter({"head": bytes(packet.head), "partitions": partitions}, buffers)
 
 
-def packet_of(letter: Letter, bits: Buffer) -> Packet:
-    """The packet of a question letter, with the mask that came or that the receiver holds."""
+def packet_of(letter: Letter, bits: Buffer, teacher: Buffer = b"") -> Packet:
+    """The packet of a question letter, with mask and teacher that came or that are held there."""
     given = letter.buffers
     head, values, more = letter.fields["head"], given["values"], given.get("more", b"")
-    return Packet(head, values, given.get("bits", bits), more)
+    taught = given.get("teacher", teacher)
+    return Packet(head, values, given.get("bits", bits), more, taught)
 
 
 _BUFFERS = {

@@ -33,6 +33,9 @@ class Question:
         part: "validation" or "test", for "evaluate".
         known: partitions that hold this mask and these edits already.
         edits: what makes of the dense model the one with these weights.
+        teacher: a model to learn from, see `fedprune.teacher`; empty: none.
+        distil: factor of the weights of distillation.
+        taught: partitions that hold this teacher already.
     """
 
     kind: str
@@ -50,6 +53,9 @@ class Question:
     progress: float = 1.0
     known: frozenset[int] = frozenset()
     edits: Edits = ()
+    teacher: bytes = b""
+    distil: float = 0.0
+    taught: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

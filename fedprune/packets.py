@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from fedprune.compression.skeleton import bits_of, edits_in, mask_bits, skeleton
 from fedprune.compression.wire import (
     SCORE_TYPES,
     Packet,
+    digest_of,
     flags_of,
     head_of,
     more_of,
@@ -23,7 +26,10 @@ from fedprune.tensors import Masks, Tensors, kept, shapes_of, spread
 
 
 def encode_question(question: Question, wire: str) -> Packet:
-    """The question as a packet; its mask and edits are in `bits`, for those who lack them."""
+    """The question as a packet.
+
+    Mask and edits are in `bits`, the teacher is by itself: for those who lack them.
+    """
     head = {
         "kind": question.kind,
         "round": question.round,
@@ -38,9 +44,12 @@ def encode_question(question: Question, wire: str) -> Packet:
         "progress": question.progress,
         "mask": skeleton_digest(question.masks, question.edits),
     }
+    if question.teacher:
+        head |= {"teacher": digest_of(question.teacher), "distil": question.distil}
     values = kept(question.weights, question.masks)
     along = kept(question.given, _fitting(question.given, question.masks))
-    return pack(head, values, wire, bits_of(question.masks, question.edits), along)
+    bits = bits_of(question.masks, question.edits)
+    return replace(pack(head, values, wire, bits, along), teacher=question.teacher)
 
 
 def _fitting(given: Tensors, masks: Masks) -> Masks:
@@ -57,6 +66,8 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     masks, edits = decode_mask(mask_bits(packet.bits)), edits_in(packet.bits)
     if skeleton_digest(masks, edits) != head["mask"]:
         raise ValueError("the mask is not the one that the question names")
+    if digest_of(packet.teacher) != head.get("teacher", ""):
+        raise ValueError("the teacher is not the one that the question names")
     shapes = {n: torch.Size(s) for n, s in head["given"].items()}
     along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
     return Question(
@@ -74,6 +85,8 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         head["part"],
         head["progress"],
         edits=edits,
+        teacher=bytes(packet.teacher),
+        distil=head.get("distil", 0.0),
     )
 
 

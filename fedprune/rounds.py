@@ -14,6 +14,7 @@ from typing import Any
 
 from fedprune.asking import Bench
 from fedprune.compression.skeleton import skeleton_digest
+from fedprune.compression.wire import digest_of
 from fedprune.deciding import collected, thin, united
 from fedprune.learning.averaging import averaged
 from fedprune.learning.training import learning_rate
@@ -23,6 +24,7 @@ from fedprune.randomness import draw, generator
 from fedprune.report.rows import Row, row
 from fedprune.shrinking import fitted, kept_small
 from fedprune.state import Plan, Port, State, Totals
+from fedprune.teacher import schooled, teaching
 
 
 def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
@@ -36,6 +38,7 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
         if due and state.round == c.warmup + 1:
             state, totals = measure(state, port, "test")
             state = replace(state, dense_at_pruning=totals)
+        state = schooled(state, plan) if due else state
         if due and plan.asks_first:
             state, notes = score_and_prune(state, plan, port, cohort)
             state, plan = kept_small(state, plan)
@@ -77,7 +80,7 @@ def tune_all(
     their own before they train.
     """
     c = plan.config
-    what: dict[str, Any] = {"lr": learning_rate(c, state.round)}
+    what: dict[str, Any] = {"lr": learning_rate(c, state.round), **teaching(state, plan)}
     if due and not plan.asks_first:
         own = c.masks != "global"
         what |= {"score": c.score, "sparsity": plan.sparsity(state.round) if own else None}
@@ -141,8 +144,10 @@ def _put(
         t = replace(t, evaluation=t.evaluation + folded.bytes_up + folded.bytes_down)
     else:
         t = replace(t, up=t.up + folded.bytes_up, down=t.down + folded.bytes_down)
+    taught = dict.fromkeys(folded.answered, digest_of(question.teacher))
     return replace(
         state,
+        taught={**state.taught, **taught} if question.teacher else state.taught,
         known={**state.known, **dict.fromkeys(folded.answered, digest)},
         traffic=t,
         failures=state.failures + folded.failures,

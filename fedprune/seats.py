@@ -26,6 +26,7 @@ class Seat:
         layout: the model's layout.
         device: where the model is.
         tuned: the same model, compiled where that was asked for.
+        teacher: a model to learn from, in eval mode beside it, or None.
     """
 
     partition: int
@@ -36,6 +37,7 @@ class Seat:
     layout: Layout
     device: torch.device
     tuned: nn.Module
+    teacher: nn.Module | None = None
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The batches on the model's device."""

@@ -67,6 +67,8 @@ class State:
         early: the weights that survivors go back to when they are pruned (``--rewind``).
         edits: what was cut out of the dense model or replaced in it; all tensors here have the
             shapes that it has then.
+        teacher: the model before it was pruned, where clients learn from it (`fedprune.teacher`).
+        taught: partition to the name of the teacher it acknowledged.
     """
 
     round: int
@@ -81,6 +83,8 @@ class State:
     owed: bool = False
     early: Tensors | None = None
     edits: Edits = ()
+    teacher: bytes = b""
+    taught: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Plan:
         edits: what layout, model and positions are made for.
         start: the sparsity that the run begins with.
         flops_dense: of the dense model's prunable layers; 0.0 where positions are not known.
+        teacher: another run's model to learn from (`fedprune.teacher`), or empty.
     """
 
     config: RunConfig
@@ -109,6 +114,7 @@ class Plan:
     edits: Edits = ()
     flops_dense: float = 0.0
     start: float = 0.0
+    teacher: bytes = b""
 
     def prunes(self, round_: int) -> bool:
         """Whether this round scores and prunes."""

@@ -111,7 +111,8 @@ class _Asking:
         lean = not self.fleet.simulated()
         bare = lean and not again and self.question.known.issuperset(group)
         text = to_toml(self.fleet.config)
-        letter = question_letter(self.packet, group, bits=not bare)
+        learnt = lean and not again and self.question.taught.issuperset(group)
+        letter = question_letter(self.packet, group, bits=not bare, teacher=not learnt)
         named = {"config": "" if bare else text, "config_id": identity(text)}
         return replace(letter, fields=letter.fields | named)
 
@@ -119,8 +120,9 @@ class _Asking:
         """Count what the question weighed; what a simulation resends no device would receive."""
         sent = not isinstance(reply, Lost) or reply.sent
         if sent and not (again and self.fleet.simulated()):
-            known = frozenset[int]() if again else self.question.known
-            self.down += bytes_down(self.packet, group, known)
+            q, nobody = self.question, frozenset[int]()
+            known, taught = (nobody, nobody) if again else (q.known, q.taught)
+            self.down += bytes_down(self.packet, group, known, taught)
 
     def sums(self) -> list[Folded]:
         """One sum a host, in the order in which they are added."""

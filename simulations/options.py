@@ -227,6 +227,7 @@ _BELONGING: dict[str, tuple[str, ...]] = {
     "combine": ("trim", "vote_scope"),
     "masks": ("average",),
     "l1": ("shrinkage",),
+    "distil": ("temperature",),
     "group_lasso": ("shrinkage",),
 }
 """Keys that only mean something beside one value of another."""

@@ -36,11 +36,13 @@ FULL = State(
     True,
     {"a": torch.tensor(-0.0), "z": torch.tensor([[1.5, 1e-42], [0.0, 3.0]])},
     (Edit("head", "h.0", (0, 2)),),
+    b"\x00a model\xff",
+    {11: "ghi"},
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 12, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 14, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)

@@ -170,6 +170,8 @@ BESIDE = [
     ({"masks": "union"}, {"average": "l0-mean"}),
     ({"masks": "intersection", "average": "fedavg"}, {"average": "fedavg"}),
     ({"l1": 0.1}, {"shrinkage": "proximal"}),
+    ({"distil": 0.5}, {"temperature": 2.0}),
+    ({"distil_hidden": 0.5}, {"temperature": None}),
     ({"group_lasso": 0.1, "unit": "row"}, {"shrinkage": "proximal"}),
     ({"l1": 0.1, "shrinkage": "gradient"}, {"shrinkage": "gradient"}),
     ({"score": "movement"}, {"score_during": "tune"}),

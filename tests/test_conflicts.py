@@ -198,7 +198,8 @@ WHAT = [
     (
         {"score": "ablation", "unit": "block"},
         "unit='block'",
-        "score ablation is of others; allowed: weight, row, column, head, neuron, sublayer, layer",
+        "score ablation is of others; allowed: weight, row, column, head, neuron, channel, "
+        "sublayer, layer",
     ),
     (
         {"score": "block_influence", "unit": "row"},
@@ -629,6 +630,37 @@ LEARNING = [
         {"lr_rewind": True, "sparsity": 0.0},
         "lr-rewind=True",
         "nothing is pruned; allowed: false",
+    ),
+    (
+        {"distil_hidden": 0.5, "sparsity": 0.0},
+        "distil-hidden=0.5",
+        "nothing is pruned, so that there is no model from before; allowed: --teacher, or 0",
+    ),
+    (
+        {"distil_hidden": 0.5, "compile": True},
+        "distil-hidden=0.5",
+        "a compiled model is not watched; allowed: 0",
+    ),
+    (
+        {"distil_attention": 0.5, "compile": True},
+        "distil-attention=0.5",
+        "a compiled model is not watched; allowed: 0",
+    ),
+    (
+        {"distil_attention": 0.5, "checkpointing": True},
+        "distil-attention=0.5",
+        "attention that is computed twice is not kept; allowed: 0",
+    ),
+    ({"temperature": 3.0}, "temperature=3.0", "distil is 0; allowed: leave it out"),
+    (
+        {"distil_schedule": "linear"},
+        "distil-schedule='linear'",
+        "nothing is distilled; allowed: constant",
+    ),
+    (
+        {"teacher": "runs/one"},
+        "teacher='runs/one'",
+        "nothing is distilled; allowed: leave it out, or --distil",
     ),
 ]
 

@@ -139,6 +139,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
+def blank(origin: Mapping[str, Any]) -> nn.Module:
+    """The model that the head of a coded file describes, its values as the task makes them."""
+    return _edited(_built(origin), origin)
+
+
 def _built(origin: Mapping[str, Any]) -> nn.Module:
     tasks = tasks_of(origin["plugin"])
     if origin["task"] not in tasks:

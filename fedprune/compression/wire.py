@@ -42,17 +42,24 @@ class Packet:
         values: kept values, one flat buffer of one type.
         bits: an encoded mask (a question's mask, an answer's votes), or nothing.
         more: a second flat buffer: what goes along with a question, statistics beside an answer.
+        teacher: a question's model to learn from, or nothing.
     """
 
     head: bytes
     values: Buffer = b""
     bits: Buffer = b""
     more: Buffer = b""
+    teacher: Buffer = b""
 
-    def size(self, *, bits: bool = True) -> int:
-        """Bytes on the wire, with or without the mask that the receiver may have already."""
+    def size(self, *, bits: bool = True, teacher: bool = True) -> int:
+        """Bytes on the wire, with or without the mask and the teacher, which may be there."""
         always = len(self.head) + len(self.values) + len(self.more)
-        return always + (len(self.bits) if bits else 0)
+        return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
+
+
+def digest_of(coded: Buffer) -> str:
+    """The name of a coded file's content, "" of nothing: the SHA-256 (hex) that it ends with."""
+    return bytes(coded[-32:]).hex()
 
 
 def pack(

@@ -14,7 +14,7 @@ _OUT = "leave it out"
 
 def refusals(c: RunConfig) -> list[Misfit]:
     """Every possible misfit of a configuration's learning, with whether it is one."""
-    return [*_terms(c), *_rates(c)]
+    return [*_terms(c), *_rates(c), *_lessons(c)]
 
 
 def _terms(c: RunConfig) -> list[Misfit]:
@@ -41,4 +41,30 @@ def _rates(c: RunConfig) -> list[Misfit]:
     return [
         ("lr-rewind", c.lr_rewind and level, "the learning rate is constant", "false"),
         ("lr-rewind", c.lr_rewind and c.sparsity == 0.0, "nothing is pruned", "false"),
+    ]
+
+
+def _lessons(c: RunConfig) -> list[Misfit]:
+    inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
+    heaviest = max(["distil", *inside], key=lambda key: {"distil": c.distil, **inside}[key])
+    none = not c.distil and not any(inside.values())
+    unseen = "a compiled model is not watched"
+    idle = "nothing is distilled"
+    return [
+        (
+            heaviest,
+            not none and c.sparsity == 0.0 and not c.teacher,
+            "nothing is pruned, so that there is no model from before",
+            "--teacher, or 0",
+        ),
+        *[(key, weight > 0 and c.compile, unseen, "0") for key, weight in inside.items()],
+        (
+            "distil-attention",
+            c.distil_attention > 0 and c.checkpointing,
+            "attention that is computed twice is not kept",
+            "0",
+        ),
+        ("temperature", c.temperature is not None and not c.distil, "distil is 0", _OUT),
+        ("distil-schedule", none and c.distil_schedule != "constant", idle, "constant"),
+        ("teacher", none and bool(c.teacher), idle, "leave it out, or --distil"),
     ]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fedprune.learning.distillation import Lesson, Taught, eager, taught
 from fedprune.learning.objectives import Term, add_gradients, shrinkages_of, terms_of
 from fedprune.pruning.schedules import prunes_at
 from fedprune.tasks.task import Part, Task, batches, examples
@@ -52,11 +53,19 @@ OPTIMIZERS: dict[str, Callable[[Parameters, float, RunConfig], torch.optim.Optim
 
 @dataclass(frozen=True)
 class Tuned:
-    """Sums over every step that was taken: training loss, the labels it is over, statistics."""
+    """Sums over every step that was taken.
+
+    Attributes:
+        loss: the task's own, before the step.
+        count: the labels it is over.
+        statistics: those that were watched.
+        divergence: of the teacher's answers from the model's; None without a teacher.
+    """
 
     loss: float
     count: int
     statistics: Tensors | None = None
+    divergence: float | None = None
 
 
 def learning_rate(config: RunConfig, round_: int) -> float:
@@ -143,6 +152,7 @@ def tune(
     watch: AbstractContextManager[Watcher] | None = None,
     called: nn.Module | None = None,
     units: Mapping[str, Tensor] | None = None,
+    lesson: Lesson | None = None,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
@@ -156,6 +166,7 @@ def tune(
         watch: collects statistics on the way.
         called: what is called in the model's place, with the same parameters (compiled).
         units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
+        lesson: a teacher to learn from beside the labels.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(named.values())
@@ -163,18 +174,19 @@ def tune(
     terms = terms_of(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
-    sums, counts = 0.0, 0
+    sums, counts, apart = 0.0, 0, 0.0
     model.train()
-    with watch or nullcontext() as watcher:
+    with watch or nullcontext() as watcher, _attention_of(model, lesson):
         for step in steps:
             optimizer.zero_grad()
             labels = sum(task.labels(batch) for batch in step)
             for batch in step:
                 with _precision(config, parameters[0].device.type):
-                    result = task.loss(model if called is None else called, batch)
+                    result = _learnt(model, called, batch, task, lesson)
                 (result.total / max(1, labels)).backward()
-                sums += result.total.item()
-                counts += result.count
+                sums += result.own.total.item()
+                counts += result.own.count
+                apart += result.divergence
             if watcher is not None:
                 watcher.after_backward(labels)
             _shape_gradients(named, removed, terms, config)
@@ -182,7 +194,24 @@ def tune(
             for shrink in shrinkages:
                 shrink(named, lr)
     optimizer.zero_grad()
-    return Tuned(sums, counts, None if watcher is None else watcher.sums)
+    statistics = None if watcher is None else watcher.sums
+    return Tuned(sums, counts, statistics, None if lesson is None else apart)
+
+
+def _learnt(
+    model: nn.Module, called: nn.Module | None, batch: Part, task: Task, lesson: Lesson | None
+) -> Taught:
+    if lesson is not None:
+        return taught(lesson, model, batch, called)
+    own = task.loss(model if called is None else called, batch)
+    return Taught(own, own.total, 0.0)
+
+
+def _attention_of(model: nn.Module, lesson: Lesson | None) -> AbstractContextManager[None]:
+    """Attention that gives its weights, where a lesson looks at them."""
+    if lesson is None or not lesson.attention:
+        return nullcontext()
+    return eager(model, lesson.teacher)
 
 
 def _precision(config: RunConfig, device: str) -> AbstractContextManager[Any]:

@@ -55,6 +55,9 @@ def row(
         "accuracy": measured.get("accuracy"),
         "measures": {n: v for n, v in measured.items() if n not in _ALWAYS} or None,
         "train_loss": changes.totals["loss"] / steps if steps else None,
+        "divergence": changes.totals["divergence"] / steps
+        if steps and "divergence" in changes.totals
+        else None,
         "lr": learning_rate(plan.config, state.round),
         "cohort": list(cohort),
         "answered": len(changes.answered),

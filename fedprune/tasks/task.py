@@ -31,6 +31,8 @@ class Loss:
         each: the loss of every example, (B,), which sums to `total`; where a task leaves it out,
             scores that remove units one at a time take one pass for each of them.
         extra: further sums that measuring needs, by the names in `Task.extra`.
+        logits: what the loss is of, (B, classes) or (B, T, classes), beside labels (B,) or (B, T);
+            where a task leaves it out, nothing is distilled.
     """
 
     total: Tensor
@@ -38,6 +40,7 @@ class Loss:
     correct: int
     each: Tensor | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def class_loss(logits: Tensor, labels: Tensor) -> Loss:
         int(right.sum()),
         nn.functional.nll_loss(logs, labels, reduction="none"),
         _class_counts(guess, labels, classes) if classes <= MOST_CLASSES else {},
+        logits,
     )
 
 
@@ -181,21 +185,26 @@ def token_loss(logits: Tensor, batch: Part) -> Loss:
     `each` is summed over a row's labels. Where the batch says how many bytes of text its rows'
     labels stand for, (B,), they are summed too.
     """
-    labels = batch["labels"]
-    counted = labels != -100
+    labels, where = batch["labels"], counted(batch)
     # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.
     logs = nn.functional.log_softmax(logits.flatten(0, 1), -1)
     flat = labels.flatten()
     each = nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="none")
     return Loss(
         nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="sum"),
-        int(counted.sum()),
-        int(((logits.argmax(-1) == labels) & counted).sum()),
+        int(where.sum()),
+        int(((logits.argmax(-1) == labels) & where).sum()),
         each.view(labels.shape).sum(-1),
         {"bytes": float(batch["bytes"].sum())} if "bytes" in batch else {},
+        logits,
     )
+
+
+def counted(batch: Part) -> Tensor:
+    """Which of a batch's labels count, of their shape: all but those of -100."""
+    return batch["labels"] != -100
 
 
 def label_tokens(part: Part) -> int:
     """Labels that count in a language model's part: what its clients weigh by."""
-    return int((part["labels"] != -100).sum())
+    return int(counted(part).sum())

@@ -1,6 +1,7 @@
 """The ClientApp, called as Flower calls it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import _device_house, app
 from fedprune import RunConfig
+from fedprune.compression.coded import origin_of, to_coded
 from fedprune.config import to_toml
 from fedprune.hosts import House, bytes_down, inline_port
 from fedprune.letters import Letter, folded_of, identity, question_letter
@@ -61,9 +63,11 @@ def ask(
     partitions: list[int],
     *,
     whole: bool = True,
+    teacher: bool = True,
 ) -> Letter:
     kind = {"score": "train.score", "tune": "train.tune", "evaluate": "evaluate"}[question.kind]
-    letter = question_letter(encode_question(question, config.wire), partitions, bits=whole)
+    packet = encode_question(question, config.wire)
+    letter = question_letter(packet, partitions, bits=whole, teacher=teacher)
     text = to_toml(config)
     fields = {"config": text if whole else "", "config_id": identity(text)}
     return call(context, kind, Letter({**letter.fields, **fields}, letter.buffers))
@@ -145,6 +149,25 @@ def test_a_device_that_lacks_either_says_missing(cnn: tuple[House, Question], fo
     dense = Question("tune", 1, question.weights, {n: m | True for n, m in question.masks.items()})
     assert is_missing(ask(context, house.config, dense, [2], whole=False)), "another mask"
     assert not is_missing(ask(context, house.config, score(question), [2], whole=False))
+
+
+def test_a_device_keeps_the_teacher(cnn: tuple[House, Question], folder: Path, tiny: Any):
+    house, question = cnn
+    config, context = tiny(distil=0.5), device(folder)
+    coded = to_coded(origin_of(config), question.weights, question.masks)
+    taught = replace(question, kind="tune", lr=0.1, teacher=coded, distil=1.0)
+    assert is_missing(ask(context, config, taught, [2], teacher=False)), "it never came"
+    first = folded(ask(context, config, taught, [2]), [2])
+    again = folded(ask(context, config, taught, [2], whole=False, teacher=False), [2])
+    assert first.total is not None
+    assert again.total is not None
+    assert first.total.equal(again.total)
+    assert first.totals["divergence"] == again.totals["divergence"] > 0
+    other = replace(taught, teacher=to_coded(origin_of(config), question.weights, {}))
+    assert is_missing(ask(context, config, other, [2], teacher=False)), "another teacher"
+    plain = replace(taught, teacher=b"", distil=0.0)
+    assert folded(ask(context, config, plain, [2], teacher=False), [2]).answered == (2,)
+    assert house.teachers == {}
 
 
 def test_a_device_answers_for_nobody_else(cnn: tuple[House, Question], folder: Path):

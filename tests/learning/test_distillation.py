@@ -1,0 +1,271 @@
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprune import TASKS, Loss, RunConfig
+from fedprune.hosts import House
+from fedprune.learning.distillation import (
+    Lesson,
+    attention_apart,
+    counterparts,
+    divergence,
+    eager,
+    projection,
+    states_apart,
+    taught,
+)
+from fedprune.learning.training import OPTIMIZERS, tune
+from fedprune.messages import Question
+from fedprune.tasks.families import Need, families_for
+from fedprune.tasks.loading import build
+from fedprune.tasks.masked import masked_token_loss
+from fedprune.tasks.restore import text_to_text_loss
+from fedprune.tasks.task import Part, next_token_loss
+from fedprune.tensors import load_into, masked, state_of
+
+Tiny = Callable[..., RunConfig]
+LOSSES = {"causal": next_token_loss, "masked": masked_token_loss, "seq2seq": text_to_text_loss}
+PURPOSES = {
+    name: purpose
+    for purpose, first in (("causal", "llama"), ("masked", "bert"), ("seq2seq", "t5"))
+    for name in families_for(purpose, first)
+}
+
+
+class Size:
+    task = "some"
+
+    def __init__(self, model: str, depth: int, width: int) -> None:
+        self.model, self.depth, self.width = model, depth, width
+
+
+def model_of(name: str, depth: int = 2, width: int = 32, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    need = Need(PURPOSES[name], 20, 8, 0, 19)
+    return build(Size(name, depth, width), need)  # type: ignore[arg-type]
+
+
+def batch() -> Part:
+    ids = torch.randint(1, 19, (3, 8), generator=torch.Generator().manual_seed(2))
+    labels = ids.roll(-1, 1)
+    labels[0, 5:] = -100
+    return {"inputs": ids, "attention": torch.ones_like(ids), "labels": labels}
+
+
+def logits(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_divergence_is_the_sum_over_counted_labels(temperature: float):
+    s, t = logits(0, 2, 3, 5), logits(1, 2, 3, 5)
+    labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
+    found = divergence(s, t, {"labels": labels}, temperature)
+    p, q = softmax(t.numpy() / temperature), softmax(s.numpy() / temperature)
+    each = (p * np.log(p / q)).sum(-1)
+    assert found.item() == pytest.approx(each[(labels != -100).numpy()].sum(), rel=1e-5)
+    assert divergence(t, t, {"labels": labels}, temperature).item() == 0.0
+    classes = divergence(s[:, 0], t[:, 0], {"labels": torch.tensor([0, 1])}, temperature)
+    assert classes.item() == pytest.approx(each[:, 0].sum(), rel=1e-5)
+
+
+def test_at_a_high_temperature_it_is_the_distance_of_logits():
+    """Hinton et al. 2015, sect. 2.1: T²·KL tends to |z_s - z_t|²/(2N), logits of mean zero."""
+    s, t = (z - z.mean(-1, keepdim=True) for z in (logits(0, 1, 6), logits(1, 1, 6)))
+    high = 100.0
+    found = high**2 * divergence(s, t, {"labels": torch.tensor([0])}, high).item()
+    assert found == pytest.approx(float((s - t).square().sum()) / 12, rel=0.03)
+
+
+def test_answers_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"^teacher: answers of shape \(2, 4\) for \(2, 5\)"):
+        divergence(logits(0, 2, 5), logits(0, 2, 4), {"labels": torch.tensor([0, 1])}, 1.0)
+
+
+def test_a_loss_without_logits_is_refused():
+    def loss(model: nn.Module, part: Part) -> Loss:
+        return Loss(model(part["x"]).sum(), 1, 0)
+
+    model = nn.Linear(2, 2)
+    lesson = Lesson(model, loss, 0.5, 1.0)
+    with pytest.raises(ValueError, match="does not give its logits"):
+        taught(lesson, model, {"x": torch.ones(1, 2), "labels": torch.zeros(1)})
+
+
+def test_distance_of_states_is_relative_to_the_teacher():
+    s, t = logits(0, 2, 3, 8), logits(1, 2, 3, 8)
+    expected = float(((s - t) ** 2).mean() / (t**2).mean())
+    assert states_apart(s, t, 0).item() == pytest.approx(expected)
+    assert states_apart(10 * s, 10 * t, 0).item() == pytest.approx(expected)
+
+
+def test_the_wider_states_are_projected_the_same_way_for_everyone():
+    wide, narrow = logits(0, 2, 3, 12), logits(1, 2, 3, 4)
+    down = projection(12, 4, 5).double()
+    assert torch.allclose(down.t() @ down, torch.eye(4, dtype=torch.float64), atol=1e-6)
+    for student, teacher in ((wide @ down, wide), (wide, wide @ down)):
+        assert states_apart(student, teacher, 5).item() == pytest.approx(0.0, abs=1e-10)
+    assert states_apart(narrow, wide, 5).item() == pytest.approx(
+        states_apart(narrow, wide @ down, 5).item()
+    )
+    assert not torch.equal(projection(12, 4, 6), projection(12, 4, 5))
+
+
+def test_distance_of_attention_is_the_divergence_of_its_rows():
+    s, t = logits(0, 2, 3, 4, 4).softmax(-1), logits(1, 2, 3, 4, 4).tril()
+    t = t.masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf).softmax(-1)
+    p, q = t.numpy(), s.numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(p > 0, p * np.log(p / q), 0.0).sum(-1)
+    assert attention_apart(s, t).item() == pytest.approx(each.mean(), rel=1e-5)
+    assert attention_apart(t, t).item() == pytest.approx(0.0, abs=1e-7)
+    # What dropout took and scaled up.
+    assert math.isfinite(attention_apart((s * (s > 0.2)) / 0.9, t).item())
+    means = attention_apart(s[:, :2].mean(1, keepdim=True), t.mean(1, keepdim=True)).item()
+    assert attention_apart(s[:, :2], t).item() == pytest.approx(means)
+
+
+@pytest.mark.parametrize("name", PURPOSES)
+def test_parts_belong_together_by_how_far_up_they_are(name: str):
+    small, large = model_of(name), model_of(name, depth=4)
+    for kind in ("block", "head"):
+        same = counterparts(large, large, kind)
+        assert all(s == t for s, t in same.items())
+        pairs = counterparts(small, large, kind)
+        assert len(pairs) * 2 == len(same)
+        for s, t in pairs.items():
+            number = next(int(part) for part in s.split(".") if part.isdigit())
+            assert t == s.replace(f".{number}", f".{2 * number + 1}", 1)
+        # Blocks that were taken out of the student leave the others with their own.
+        own = counterparts(small, large, kind, own=True)
+        assert all(s == t for s, t in own.items())
+
+
+def test_families_are_matched_stack_by_stack():
+    assert counterparts(model_of("llama"), model_of("gpt2", depth=4)) == {
+        "model.layers.0": "transformer.h.1",
+        "model.layers.1": "transformer.h.3",
+    }
+    with pytest.raises(ValueError, match=r"^distil-hidden: 2 stacks of blocks for 1 of the te"):
+        counterparts(model_of("t5"), model_of("bert"))
+
+
+def test_what_is_frozen_is_not_compared():
+    model = model_of("bert")
+    model.get_submodule("bert.encoder.layer.0").requires_grad_(False)
+    assert list(counterparts(model, model_of("bert"))) == ["bert.encoder.layer.1"]
+
+
+def test_a_net_without_blocks_is_refused(cnn: tuple[House, Question]):
+    model = cnn[0].model
+    with pytest.raises(ValueError, match=r"^distil-hidden: 0 stacks of blocks .*; allowed: 0"):
+        counterparts(model, model)
+    with pytest.raises(ValueError, match=r"^distil-attention: 0 kinds of attention .*allowed: 0"):
+        counterparts(model, model, "head")
+
+
+def lesson_for(name: str, teacher: nn.Module, **keys: float) -> Lesson:
+    teacher = teacher.eval().requires_grad_(False)
+    weights = {"answers": 0.0, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, **keys}
+    return Lesson(teacher, LOSSES[PURPOSES[name]], **weights)
+
+
+@pytest.mark.parametrize("name", PURPOSES)
+def test_each_term_is_zero_against_oneself_and_draws_towards_another(name: str):
+    student = model_of(name).eval()
+    for key in ("answers", "hidden", "attention"):
+        itself = lesson_for(name, copy.deepcopy(student), **{key: 1.0})
+        other = lesson_for(name, model_of(name, seed=1), **{key: 1.0})
+        with eager(student, itself.teacher, other.teacher):
+            same, apart = (taught(lesson, student, batch()) for lesson in (itself, other))
+            nothing = same.total - (0 if key == "answers" else same.own.total)
+            far = apart.total - (0 if key == "answers" else apart.own.total)
+            assert float(nothing.detach()) == pytest.approx(0.0, abs=1e-4)
+            assert float(far.detach()) > 1e-3
+            gradients = torch.autograd.grad(far, list(student.parameters()), allow_unused=True)
+        found = [g for g in gradients if g is not None]
+        assert all(torch.isfinite(g).all() for g in found)
+        assert sum(float(g.abs().sum()) for g in found) > 0
+
+
+def test_the_terms_add_up_by_labels():
+    student, teacher = model_of("llama").eval(), model_of("llama", seed=1)
+    keys = {"answers": 0.3, "hidden": 0.5, "attention": 0.7}
+    found = {}
+    with eager(student, teacher), torch.no_grad():
+        for key, weight in keys.items():
+            lesson = lesson_for("llama", teacher, **{key: weight})
+            found[key] = taught(lesson, student, batch())
+        whole = taught(lesson_for("llama", teacher, **keys), student, batch())
+    own = whole.own.total
+    parts = sum(t.total - own for t in found.values())
+    assert torch.allclose(whole.total, own + parts, rtol=1e-5)
+    kl = 4.0 * found["answers"].divergence
+    assert found["answers"].total.item() == pytest.approx(0.7 * own.item() + 0.3 * kl, rel=1e-5)
+
+
+def test_eager_attention_is_for_the_time_being():
+    model = model_of("llama")
+    before = model.config._attn_implementation  # type: ignore[union-attr]
+    assert before != "eager"
+    with eager(model, nn.Sequential(nn.Linear(1, 1), model)):
+        assert model.config._attn_implementation == "eager"  # type: ignore[union-attr]
+    assert model.config._attn_implementation == before  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_removed_weights_stay_zero_under_a_teacher(
+    optimizer: str, tiny: Tiny, cnn: tuple[House, Question]
+):
+    house, question = cnn
+    model, teacher = copy.deepcopy(house.model), copy.deepcopy(house.model)
+    load_into(model, masked(question.weights, question.masks))
+    task = TASKS["digits"]
+    lesson = Lesson(teacher.eval().requires_grad_(False), task.loss, 0.9, 2.0)
+    rows = {n: t[:8] for n, t in house.shards[0].train.items()}
+    before = copy.deepcopy(teacher.state_dict())
+    config = tiny(optimizer=optimizer, weight_decay=0.1)
+    tuned = tune(model, question.masks, iter([[rows]] * 3), task, 0.05, config, lesson=lesson)
+    for name, mask in question.masks.items():
+        assert not state_of(model)[name][~mask].any()
+    assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
+    assert tuned.divergence is not None
+    assert tuned.divergence > 0
+
+
+def test_a_lesson_of_weight_zero_changes_no_bit(tiny: Tiny, cnn: tuple[House, Question]):
+    house, _ = cnn
+    task = TASKS["digits"]
+    rows = {n: t[:8] for n, t in house.shards[0].train.items()}
+    ends = []
+    for lesson in (None, Lesson(copy.deepcopy(house.model).eval(), task.loss, 0.0, 2.0)):
+        model = copy.deepcopy(house.model)
+        tune(model, {}, iter([[rows]] * 2), task, 0.05, tiny(), lesson=lesson)
+        ends.append(model.state_dict())
+    assert all(torch.equal(t, ends[1][n]) for n, t in ends[0].items())
+
+
+def test_the_student_comes_closer_to_its_teacher(tiny: Tiny, cnn: tuple[House, Question]):
+    house, question = cnn
+    task = TASKS["digits"]
+    rows = {n: t[:32] for n, t in house.shards[0].train.items()}
+    teacher = copy.deepcopy(house.model).eval()
+    load_into(teacher, question.weights)
+    apart = []
+    for answers in (0.0, 1.0):
+        model = copy.deepcopy(house.model)
+        load_into(model, {n: w * 0.9 for n, w in question.weights.items()})
+        lesson = Lesson(teacher, task.loss, answers, 2.0)
+        tune(model, {}, iter([[rows]] * 8), task, 0.05, tiny(), lesson=lesson)
+        apart.append(taught(lesson, model.eval(), rows).divergence)
+    assert apart[1] < apart[0]
