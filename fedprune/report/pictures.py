@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fedprune.report import plots
+from fedprune.report.architecture import architecture_figure, architecture_finding
 from fedprune.report.reading import (
     Row,
     Run,
@@ -50,7 +51,14 @@ class Picture:
 
 def pictures(run: Run) -> dict[str, Picture]:
     """All pictures of a run, by name, in the order of the page."""
-    made = (quality(run), sparsity(run), traffic(run), agreement(run), layers(run))
+    made = (
+        quality(run),
+        sparsity(run),
+        traffic(run),
+        agreement(run),
+        architecture(run),
+        layers(run),
+    )
     return {picture.name: picture for picture in made}
 
 
@@ -136,6 +144,14 @@ def agreement(run: Run) -> Picture:
         f"{percent(known[-1][1])} against {percent(known[-1][2])}. {meaning}"
     )
     return Picture("agreement", title, finding, plots.agreement_figure(run.rows))
+
+
+def architecture(run: Run) -> Picture:
+    """Which heads, neurons and channels are left."""
+    title, groups = "Architecture", run.summary.get("structure") or []
+    if not groups:
+        return Picture("architecture", title, "No heads, neurons or channels are known.", None)
+    return Picture("architecture", title, architecture_finding(run), architecture_figure(groups))
 
 
 def layers(run: Run) -> Picture:

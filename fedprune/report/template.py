@@ -140,6 +140,7 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 {% endfor %}
 
 <h2>Layers</h2>
+{{ figure(pictures["architecture"]) }}
 {{ figure(pictures["layers"]) }}
 {% if layers.rows %}
 <details><summary>All {{ layers.rows | length }} prunable tensors</summary>
