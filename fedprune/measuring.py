@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedprune.compression.quantising import GroupedLinear, IntegerLinear
 from fedprune.config import RunConfig
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors import Masks, Tensors
@@ -71,17 +72,13 @@ def size_of(model: nn.Module) -> Size:
 
 
 def dense_values(model: nn.Module) -> Tensors:
-    """The numbers a model computes with, by name, ties once; those of quantised layers restored.
-
-    A quantised layer (`fedprune.compression.quantising`) says them by its method ``dense``.
-    """
+    """The numbers a model computes with, by name, ties once; those of quantised layers restored."""
     values: Tensors = {name: p.detach() for name, p in model.named_parameters()}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        restore: Callable[[], Tensor] | None = getattr(module, "dense", None)
-        if callable(restore) and id(module.weight) not in seen:
+        if isinstance(module, GroupedLinear | IntegerLinear) and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            values[f"{path}.weight"] = restore()
+            values[f"{path}.weight"] = module.dense()
     return values
 
 
