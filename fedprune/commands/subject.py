@@ -11,9 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from fedprune.compression.coded import CODED_NAME, MANIFEST_NAME, from_coded, load, origin_of
+from fedprune.compression.coded import CODED_NAME, MANIFEST_NAME, from_coded, origin_of
+from fedprune.compression.loading import load
+from fedprune.compression.manifest import read_manifest
 from fedprune.config import ConfigError, RunConfig, configure, from_toml
 from fedprune.plugins import tasks_of
+from fedprune.pruning.edits import Edits, from_json
 from fedprune.report.folder import CONFIG_NAME
 from fedprune.shapes import dense_model
 from fedprune.tasks.task import Task
@@ -38,6 +41,7 @@ class Subject:
         config: of its run; else the defaults of its task, with the seed 0.
         masks: True = kept, of the prunable tensors; None where nobody wrote them down.
         run: the run's folder, with its summary; None where the model comes from elsewhere.
+        edits: what was done to the shape of the dense model.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Subject:
     config: RunConfig
     masks: Masks | None = None
     run: Path | None = None
+    edits: Edits = ()
 
     @property
     def task(self) -> Task:
@@ -106,11 +111,10 @@ def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None =
     if (folder / CONFIG_NAME).is_file():
         return _of_run(path, folder)
     if (folder / MANIFEST_NAME).is_file():
-        config = _config_of(_manifest(folder / MANIFEST_NAME), path)
-        return Subject(path, load(folder), config)
+        return _of_folder(path, folder)
     if (folder / CODED_NAME).is_file():
         head, _, masks = from_coded((folder / CODED_NAME).read_bytes(), path)
-        return Subject(path, load(folder), _config_of(head, path), masks)
+        return Subject(path, load(folder), _config_of(head), masks, edits=_edits_of(head))
     raise ConfigError(f"model={path!r}: {_reason(folder)}; allowed: {HELP}")
 
 
@@ -130,24 +134,27 @@ def _of_run(path: str, folder: Path) -> Subject:
             f"python simulations/run.py --resume {path} first"
         )
     config = configure(from_toml((folder / CONFIG_NAME).read_text()))
-    return Subject(path, load(folder), config, from_coded(coded.read_bytes(), path)[2], folder)
+    head, _, masks = from_coded(coded.read_bytes(), path)
+    return Subject(path, load(folder), config, masks, folder, _edits_of(head))
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: a JSON {type(found).__name__}, expected an object")
-    return found
+def _of_folder(path: str, folder: Path) -> Subject:
+    about = read_manifest(folder)
+    masks = None
+    if (folder / CODED_NAME).is_file():
+        masks = from_coded((folder / CODED_NAME).read_bytes(), path)[2]
+    return Subject(path, load(folder), _config_of(about), masks, edits=_edits_of(about))
 
 
-def _config_of(origin: Mapping[str, Any], path: str) -> RunConfig:
+def _config_of(about: Mapping[str, Any]) -> RunConfig:
+    """An export knows its run's whole configuration, a run's own files what builds the model."""
     keys = set(RunConfig.model_fields)
-    if "task" not in origin:
-        raise ValueError(f"model={path!r}: {MANIFEST_NAME} does not name a task")
-    return configure({key: value for key, value in origin.items() if key in keys})
+    given = about.get("config") or {k: v for k, v in about.items() if k in keys}
+    return configure(given)
+
+
+def _edits_of(about: Mapping[str, Any]) -> Edits:
+    return from_json(json.dumps(about.get("edits", [])))
 
 
 def _pretrained(path: str, keys: Mapping[str, Any]) -> Subject:

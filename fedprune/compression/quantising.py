@@ -190,23 +190,24 @@ def quantisable(model: nn.Module, spared: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def quantise(model: nn.Module, precision: Precision, spared: Sequence[str] = ()) -> list[str]:
-    """Quantise a model's linear layers in place; what else it has stays in float32.
+def is_quantised(model: nn.Module) -> bool:
+    """Whether any of its layers is."""
+    return any(isinstance(m, GroupedLinear | IntegerLinear) for m in model.modules())
+
+
+def quantise(model: nn.Module, precision: Precision, paths: Sequence[str]) -> None:
+    """Quantise linear layers of a model in place; what else it has stays in float32.
 
     Layers that share their weights share the codes.
 
     Args:
         model: in eval mode, on the CPU.
         precision: how.
-        spared: paths of layers that are left alone, such as heads of output.
-
-    Returns:
-        The paths of the layers that are quantised now.
+        paths: of `quantisable` layers.
 
     Raises:
         ValueError: there is none, or the group is odd.
     """
-    paths = quantisable(model, spared)
     if not paths:
         raise ValueError(
             f"quantise={precision.kind!r}: no linear layer to quantise in {type(model).__name__}; "
@@ -224,7 +225,6 @@ def quantise(model: nn.Module, precision: Precision, spared: Sequence[str] = ())
                 setattr(small, name, buffer)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, small)
-    return paths
 
 
 def _quantised(layer: nn.Module, precision: Precision) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedprune.compression.coded import coded_size
+from fedprune.compression.quantising import is_quantised
 from fedprune.config import RunConfig
 from fedprune.measuring import (
     Forward,
@@ -80,8 +81,8 @@ def example_of(model: nn.Module, config: RunConfig, batch: int = 1) -> Forward |
 
 def _coded(model: nn.Module, config: RunConfig, masks: Masks | None) -> int | None:
     weights = {**state_of(model), **frozen_of(model)}
-    if any(not t.is_floating_point() and t.dim() > 1 for t in model.state_dict().values()):
-        return None  # quantised
+    if is_quantised(model):
+        return None
     if masks is None:
         names = [n for n, w in weights.items() if w.dim() > 1 and bool((w == 0).any())]
         masks = zeros_as_masks(model, names)

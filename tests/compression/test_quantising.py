@@ -20,7 +20,7 @@ from fedprune.compression.quantising import (
 from fedprune.measuring import dense_values, size_of
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.factors import factor
-from tests.pruning.families import FACTS, OUTPUT, _forward, family
+from tests.pruning.families import FACTS, OUTPUT, family, forward
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -101,7 +101,8 @@ def quantised(name: str, kind: str, **more):
     for weight in (p for n, p in model.named_parameters() if n in known.layout.prunable):
         weight.data[:, ::2] = 0.0
     before = copy.deepcopy(model)
-    paths = quantise(model, Precision(kind, **more), (OUTPUT.get(name, "lm_head"),))
+    paths = quantisable(model, (OUTPUT.get(name, "lm_head"),))
+    quantise(model, Precision(kind, **more), paths)
     return before, model, paths
 
 
@@ -116,7 +117,7 @@ def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name: str, k
         old = before.get_parameter(weight)
         turned = old.t() if layout.kinds[weight] == "conv1d" else old
         assert not values[weight][turned == 0].any(), weight
-    said, meant = _forward(name, model), _forward(name, before)
+    said, meant = forward(name, model), forward(name, before)
     off = (said - meant).norm() / meant.norm()
     assert off < (0.5 if kind == "int4" else 0.05)
     assert size_of(model).parameters == size_of(before).parameters
@@ -126,14 +127,14 @@ def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name: str, k
 @pytest.mark.parametrize(("kind", "bytes_each"), [("int8", 1.03125), ("int4", 0.53125)])
 def test_memory_really_shrinks(kind: str, bytes_each: float):
     model = nn.Sequential(nn.Linear(512, 256, bias=False))
-    quantise(model, Precision(kind, group=64))
+    quantise(model, Precision(kind, group=64), ["0"])
     assert size_of(model).bytes_held == 512 * 256 * bytes_each
 
 
 def test_weights_that_two_layers_share_are_held_once():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
-    quantise(model, Precision("int4"))
+    quantise(model, Precision("int4"), quantisable(model))
     assert model[1].weight is model[0].weight
     assert size_of(model).parameters == 64 + 16
 
@@ -142,10 +143,11 @@ def test_factors_are_quantised_one_by_one():
     model = copy.deepcopy(family("t5").model).float()
     path = "decoder.block.1.layer.2.DenseReluDense.wo"
     factor(model, Edit("rank", path, (2,)))
-    before = _forward("t5", model)
-    paths = quantise(model, Precision("int8"), ("lm_head",))
+    before = forward("t5", model)
+    paths = quantisable(model, ("lm_head",))
+    quantise(model, Precision("int8"), paths)
     assert {f"{path}.0", f"{path}.1"} <= set(paths)
-    assert (_forward("t5", model) - before).norm() < 0.1 * before.norm()
+    assert (forward("t5", model) - before).norm() < 0.1 * before.norm()
 
 
 def test_heads_and_what_is_tied_to_embeddings_are_left_alone():
@@ -159,6 +161,6 @@ def test_heads_and_what_is_tied_to_embeddings_are_left_alone():
 
 def test_what_cannot_be_quantised_is_refused():
     with pytest.raises(ValueError, match="no linear layer to quantise in Conv2d"):
-        quantise(nn.Conv2d(1, 1, 1), Precision("int8"))
+        quantise(nn.Conv2d(1, 1, 1), Precision("int8"), quantisable(nn.Conv2d(1, 1, 1)))
     with pytest.raises(ValueError, match="group=3: two codes make a byte"):
-        quantise(nn.Sequential(nn.Linear(4, 4)), Precision("int4", group=3))
+        quantise(nn.Sequential(nn.Linear(4, 4)), Precision("int4", group=3), ["0"])

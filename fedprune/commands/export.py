@@ -1,0 +1,72 @@
+"""``fedprune export``: a finished model in the form that others read, or with fewer bits."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from fedprune.commands.subject import Subject, add_subject, chosen_subject
+from fedprune.compression.exporting import FORMS, Cargo, export
+from fedprune.compression.quantising import KINDS, Precision
+from fedprune.config import ConfigError
+from fedprune.report.reading import size
+
+SUMMARY = "Writes a model for transformers, safetensors, onnxruntime or as one sparse file."
+
+EXAMPLES = """\
+  fedprune export runs/one --to hf --out my-model
+  fedprune export runs/one --to safetensors
+  fedprune export runs/one --quantise int4 --group 32
+  fedprune export runs/one --to onnx --out graph
+"""
+
+
+def options(parser: ArgumentParser) -> None:
+    """The arguments of the command."""
+    add_subject(parser)
+    forms = "; ".join(f"{name}: {form.summary}" for name, form in FORMS.items())
+    kinds = "; ".join(f"{name}: {words}" for name, words in KINDS.items())
+    parser.add_argument("--to", choices=list(FORMS), default="safetensors", help=forms)
+    parser.add_argument(
+        "--out", metavar="DIR", help="a new folder (default: MODEL/export/<form>[-<bits>])"
+    )
+    parser.add_argument("--quantise", choices=list(KINDS), help=kinds)
+    parser.add_argument(
+        "--group", type=int, metavar="N", help="inputs that share a scale (default 64)"
+    )
+    parser.add_argument(
+        "--asymmetric",
+        action="store_true",
+        help="a zero point for every group, for int8 and int4",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Export and say what was checked."""
+    precision = _precision(arguments)
+    looked = chosen_subject(arguments)
+    folder = _folder(looked, arguments)
+    cargo = Cargo(looked.model, looked.config, looked.edits, looked.masks, precision)
+    checked = export(cargo, arguments.to, folder)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        print(f"{path}  {size(path.stat().st_size)}")
+    print(checked)
+    return 0
+
+
+def _precision(arguments: Namespace) -> Precision | None:
+    kind, group = arguments.quantise, arguments.group
+    if kind not in ("int8", "int4") and (group is not None or arguments.asymmetric):
+        option = "group" if group is not None else "asymmetric"
+        raise ConfigError(f"{option}: only of --quantise int8 or int4, quantise={kind!r}")
+    if kind is None:
+        return None
+    return Precision(kind, 64 if group is None else group, not arguments.asymmetric)
+
+
+def _folder(looked: Subject, arguments: Namespace) -> Path:
+    if arguments.out is not None:
+        return Path(arguments.out)
+    if looked.run is None:
+        raise ConfigError(f"out: has no default for {looked.name}; allowed: --out DIR")
+    return looked.run / "export" / "-".join(filter(None, (arguments.to, arguments.quantise)))

@@ -1,0 +1,93 @@
+"""A model from whatever folder fedprune wrote it to: a run, its model, an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+from fedprune.compression import coded
+from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
+from fedprune.compression.quantising import Precision, quantise
+from fedprune.config import configure
+from fedprune.measuring import Forward
+from fedprune.pruning.edits import from_json
+from fedprune.pruning.surgery import reshaped
+from fedprune.shapes import dense_model
+from fedprune.tasks.loading import from_pretrained
+
+About = Mapping[str, Any]
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The model of a run's folder, of its model's folder or of an export, in eval mode on the CPU.
+
+    A run's model is rebuilt from its coded file, the others as their manifest says; a model that
+    was cut comes back in its own shape, a quantised one quantised. No file is unpickled.
+
+    Args:
+        folder: ``runs/<name>``, ``runs/<name>/model``, or what ``fedprune export`` wrote.
+        model: the dense model, filled and returned instead of one built by the task that made the
+            folder; needed where that task is not in `fedprune.tasks.catalog.TASKS` any more.
+
+    Raises:
+        FileNotFoundError: none of these, or a file is gone.
+        ValueError: a file is damaged, foreign, or does not fit the model; it is named.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_NAME).is_file():
+        return coded.load(folder, model)
+    about = read_manifest(folder)
+    reader = READERS.get(about.get("to", ""), _written_by_a_run)
+    return reader(folder, about, model).eval()
+
+
+def _written_by_a_run(folder: Path, _: About, model: nn.Module | None) -> nn.Module:
+    return coded.load(folder, model)
+
+
+def _safetensors(folder: Path, about: About, model: nn.Module | None) -> nn.Module:
+    model = model or dense_model(configure(about["config"]))
+    model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
+    how = about.get("quantised")
+    if how:
+        precision = Precision(how["kind"], how["group"], how["symmetric"])
+        quantise(model.eval(), precision, how["layers"])
+    try:
+        load_model(model, folder / "model.safetensors")
+    except RuntimeError as error:  # torch's way to say that names or shapes differ
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: does not fit the model: {reason}") from None
+    return model
+
+
+def _hf(folder: Path, about: About, _: nn.Module | None) -> nn.Module:
+    import transformers
+
+    # transformers is a lazy package: its classes are to be had by name only.
+    kind: Any = getattr(transformers, about["class"])
+    model: nn.Module = from_pretrained(kind, str(folder), about["task"])
+    return model
+
+
+def _onnx(folder: Path, _: About, __: nn.Module | None) -> nn.Module:
+    raise ValueError(f"{folder}: an ONNX graph, for onnxruntime; allowed: --to safetensors")
+
+
+READERS: dict[str, Callable[[Path, About, nn.Module | None], nn.Module]] = {
+    "safetensors": _safetensors,
+    "sparse": _written_by_a_run,
+    "hf": _hf,
+    "onnx": _onnx,
+}
+
+
+def said(model: nn.Module, forward: Forward) -> Tensor:
+    """What a model says: its output, or the logits in it."""
+    output = forward.through(model)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits

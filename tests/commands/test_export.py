@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from fedprune import load
+from fedprune.command import main
+from fedprune.tensors import state_of
+
+
+def test_a_run_is_exported_into_its_own_folder(run_folder: Path, capsys, same):
+    assert main(["export", str(run_folder), "--to", "sparse"]) == 0
+    said = capsys.readouterr().out
+    assert "bit for bit" in said
+    assert "model.fedprune" in said
+    folder = run_folder / "export" / "sparse"
+    assert same(state_of(load(folder)), state_of(load(run_folder)))
+    assert main(["export", str(run_folder), "--to", "sparse"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_quantised_export_is_measured_like_any_model(run_folder: Path, tmp_path: Path, capsys):
+    out = tmp_path / "four"
+    options = ["--quantise", "int4", "--group", "32", "--asymmetric", "--out", str(out)]
+    assert main(["export", str(run_folder), *options]) == 0
+    quick = ["--no-memory", "--repeats", "2", "--batch", "2", "--baseline", str(run_folder)]
+    capsys.readouterr()
+    assert main(["measure", str(out), *quick]) == 0
+    said = capsys.readouterr().out
+    assert "test accuracy" in said
+    assert "sparse file" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["RUN", "--group", "32"], "group: only of --quantise int8 or int4"),
+        (["RUN", "--quantise", "int8-dynamic", "--asymmetric"], "asymmetric: only of"),
+        (["RUN", "--to", "hf"], "to='hf': ConvNet is no model whose config"),
+        (["RUN", "--to", "pickle"], "invalid choice: 'pickle'"),
+        (["RUN/model", "--to", "sparse"], "out: has no default"),
+        (["RUN", "--quantise", "int4", "--group", "7"], "group=7: two codes make a byte"),
+    ],
+)
+def test_bad_input_is_a_line(run_folder: Path, arguments: list[str], words: str, capsys):
+    arguments[0] = arguments[0].replace("RUN", str(run_folder))
+    assert main(["export", *arguments]) == 2
+    assert words in capsys.readouterr().err
