@@ -126,7 +126,7 @@ def _baseline(looked: Subject, path: str | None) -> Subject:
 def _figures(
     looked: Subject, config: RunConfig, arguments: Namespace, path: str | None, task: str | None
 ) -> Figures:
-    found = figures_of(looked.model, config, looked.masks)
+    found = figures_of(looked.model, config, looked.masks, looked.edits)
     if path is not None:
         found["bytes_on_disk"] = on_disk(Path(path))
     if arguments.memory:

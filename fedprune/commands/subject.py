@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from fedprune.compression.coded import CODED_NAME, MANIFEST_NAME, from_coded, origin_of
+from fedprune.compression.coded import CODED_NAME, from_coded, origin_of
 from fedprune.compression.loading import load
-from fedprune.compression.manifest import read_manifest
+from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
 from fedprune.config import ConfigError, RunConfig, configure, from_toml
 from fedprune.plugins import tasks_of
 from fedprune.pruning.edits import Edits, from_json
@@ -58,8 +58,8 @@ class Subject:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The keys that say how its dense model is built."""
-        return origin_of(self.config)
+        """How it is built: keys for the dense model, and what was edited."""
+        return origin_of(self.config, self.edits)
 
 
 def add_subject(parser: ArgumentParser) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from fedprune.checkpoint import write_atomically
+from fedprune.compression.manifest import MANIFEST_NAME, write_manifest
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.config import RunConfig, configure
 from fedprune.plugins import tasks_of
@@ -39,7 +39,6 @@ from fedprune.tensors import (
 
 MAGIC = b"FEDPRUN1"
 CODED_NAME = "model.fedprune"
-MANIFEST_NAME = "fedprune.json"
 
 
 _ORIGIN = (
@@ -183,4 +182,4 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any]) -> No
         tokenizer = task.tokenizer(configure({k: origin[k] for k in _ORIGIN if k in origin}))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    write_atomically(folder / MANIFEST_NAME, json.dumps(dict(origin)).encode())
+    write_manifest(folder, origin)

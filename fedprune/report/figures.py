@@ -26,6 +26,7 @@ from fedprune.measuring import (
     zeros_as_masks,
 )
 from fedprune.plugins import tasks_of
+from fedprune.pruning.edits import Edits
 from fedprune.report.reading import (
     NONE,
     Run,
@@ -49,13 +50,16 @@ UNCHANGED = (
 )
 
 
-def figures_of(model: nn.Module, config: RunConfig, masks: Masks | None = None) -> Figures:
+def figures_of(
+    model: nn.Module, config: RunConfig, masks: Masks | None = None, edits: Edits = ()
+) -> Figures:
     """What can be counted about a model, without a clock and without data.
 
     Args:
         model: in eval mode on the CPU.
         config: of the task it is for.
         masks: True = kept; None: what is not 0.0 counts as kept.
+        edits: what was edited in its shape.
 
     Returns:
         ``parameters``, ``nonzeros``, ``bytes_dense`` (fp32), ``bytes_held`` (in memory),
@@ -66,7 +70,7 @@ def figures_of(model: nn.Module, config: RunConfig, masks: Masks | None = None) 
     forward = example_of(model, config)
     return {
         **vars(held),
-        "bytes_sparse": _coded(model, config, masks),
+        "bytes_sparse": _coded(model, config, masks, edits),
         "flops": None if forward is None else operations(model, forward),
     }
 
@@ -79,14 +83,14 @@ def example_of(model: nn.Module, config: RunConfig, batch: int = 1) -> Forward |
         return None
 
 
-def _coded(model: nn.Module, config: RunConfig, masks: Masks | None) -> int | None:
+def _coded(model: nn.Module, config: RunConfig, masks: Masks | None, edits: Edits) -> int | None:
     weights = {**state_of(model), **frozen_of(model)}
     if is_quantised(model):
         return None
     if masks is None:
         names = [n for n, w in weights.items() if w.dim() > 1 and bool((w == 0).any())]
         masks = zeros_as_masks(model, names)
-    return coded_size(config, weights, masks)
+    return coded_size(config, weights, masks, edits)
 
 
 def compare_speed(
@@ -173,13 +177,15 @@ def notes_on(model: Figures, other: Figures) -> list[str]:
     return [UNCHANGED] if sparse and model["parameters"] == other["parameters"] else []
 
 
-def figures_of_run(model: nn.Module, config: RunConfig, masks: Masks) -> dict[str, Figures]:
+def figures_of_run(
+    model: nn.Module, config: RunConfig, masks: Masks, edits: Edits = ()
+) -> dict[str, Figures]:
     """The figures of a run's model and of the dense one, and their speed where it was cut.
 
     Without a cut there is nothing to time: both do the same products.
     """
     dense = dense_model(config).eval()
-    pruned, whole_model = figures_of(model, config, masks), figures_of(dense, config)
+    pruned, whole_model = figures_of(model, config, masks, edits), figures_of(dense, config)
     forward = example_of(model, config, BATCH)
     if pruned["parameters"] < whole_model["parameters"] and forward is not None:
         fast, slow = compare_speed(model, dense, forward, repeats=REPEATS)

@@ -153,6 +153,6 @@ def write_results(
     write_atomically(folder / "mask", encode_mask(masks))
     write_atomically(folder / "mask.sha256", f"{mask_digest(masks)}\n".encode())
     save_folder(model, folder / "model", origin)
-    figures = figures_of_run(model, config, state.masks)
+    figures = figures_of_run(model, config, state.masks, state.edits)
     write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())
     return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}

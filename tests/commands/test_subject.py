@@ -79,10 +79,10 @@ def test_folders_that_are_not_ours_are_refused_by_what_they_lack(run_folder: Pat
         subject(str(tmp_path))
     (tmp_path / "config.toml").unlink()
     (tmp_path / "fedprune.json").write_text(json.dumps({"plugin": ""}))
-    with pytest.raises(ValueError, match="does not name a task"):
+    with pytest.raises(ValueError, match="it names no task"):
         subject(str(tmp_path))
     (tmp_path / "fedprune.json").write_text("{")
-    with pytest.raises(ValueError, match=r"fedprune\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"fedprune\.json: damaged, it is not JSON"):
         subject(str(tmp_path))
 
 
