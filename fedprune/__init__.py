@@ -32,7 +32,7 @@ arm         one of the runs that share a seed and a budget: pruned, and its base
 quality     loss, perplexity and accuracy on test, over all partitions
 """
 
-from fedprune.compression.loading import load
+from fedprune.compression.folders import load
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.config import ConfigError, RunConfig
 from fedprune.federation import Result, federate

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fedprune.compression.coded import CODED_NAME, from_coded, origin_of
-from fedprune.compression.loading import load
+from fedprune.compression.folders import load
 from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
 from fedprune.config import ConfigError, RunConfig, configure, from_toml
 from fedprune.plugins import tasks_of

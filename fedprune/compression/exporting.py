@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.checkpoint import write_atomically
 from fedprune.compression.coded import CODED_NAME, origin_of, to_coded
-from fedprune.compression.loading import load, said
+from fedprune.compression.folders import load, said
 from fedprune.compression.manifest import write_manifest
 from fedprune.compression.onnx_export import write_onnx
 from fedprune.compression.plain import Unplain, plain_model

@@ -8,7 +8,7 @@ import torch
 
 from fedprune import RunConfig, load, select
 from fedprune.compression.exporting import FORMS, Cargo, export, probe_of, ties_of
-from fedprune.compression.loading import said
+from fedprune.compression.folders import said
 from fedprune.compression.manifest import read_manifest
 from fedprune.compression.quantising import KINDS, Precision
 from fedprune.hosts import layout_for
