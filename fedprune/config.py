@@ -120,6 +120,9 @@ class RunConfig(BaseModel):
     unit_shape: tuple[int, int] | None = _field(
         "pruning", "N,M of n:m (N kept), or rows,columns of a block", None, strict=False
     )
+    structure: str = _field(
+        "pruning", "how channels are found, with --unit channel (see --list)", "auto"
+    )
     pool: str | None = _field(
         "pruning", "a unit's score from its weights' (see --list; default mean)", None
     )

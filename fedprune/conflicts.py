@@ -29,6 +29,7 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
     return [
         *_how_much(c, task),
         *_what(c),
+        *_how_found(c, task),
         *_of_the_score(c, score),
         *_by_itself(c, score),
         *_when(c, score),
@@ -127,6 +128,19 @@ def _what(c: RunConfig) -> list[Misfit]:
             c.sparsity is not None and c.max_density < left,
             "less than the sparsity leaves",
             f"{left:g} to 1",
+        ),
+    ]
+
+
+def _how_found(c: RunConfig, task: Task) -> list[Misfit]:
+    followed = c.structure == "depgraph"
+    return [
+        ("structure", followed and c.unit != "channel", f"unit is {c.unit}", "auto"),
+        (
+            "structure",
+            followed and task.dummy is None,
+            f"task {c.task} has no example to follow",
+            "auto",
         ),
     ]
 

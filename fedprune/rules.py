@@ -12,6 +12,7 @@ from fedprune.learning.refusals import refusals
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.naming import Misfit, named, refuse
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.pools import POOLS
 from fedprune.pruning.schedules import SCHEDULES
@@ -43,6 +44,7 @@ def check(config: RunConfig) -> None:
         "scope": SCOPES,
         "schedule": SCHEDULES,
         "unit": UNITS,
+        "structure": STRUCTURES,
         "pool": POOLS,
         "combine": COMBINES,
         "normalise": NORMALISE,

@@ -20,6 +20,7 @@ from fedprune.config import RunConfig, configure, from_toml, to_toml
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.cuts import places
+from fedprune.pruning.depgraph import recognise
 from fedprune.pruning.edits import CUTS, Edits
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout, Origin, layout_of
@@ -32,9 +33,17 @@ from fedprune.tensors import frozen_of, full_masks, state_of
 
 
 def dense_model(config: RunConfig) -> nn.Module:
-    """The task's model before round one; the same bits in every process."""
+    """The task's model before round one; the same bits in every process.
+
+    Raises:
+        ValueError: as `fedprune.pruning.depgraph.recognise`, where the configuration asks for it.
+    """
+    task = tasks_of(config.plugin)[config.task]
     with seeded(config.seed, "init"):
-        return tasks_of(config.plugin)[config.task].model(config)
+        model = task.model(config)
+    if config.structure == "depgraph" and task.dummy is not None:
+        recognise(model, task.loss, task.dummy(config))
+    return model
 
 
 def shaped(config: RunConfig, edits: Edits) -> tuple[nn.Module, Layout]:

@@ -14,6 +14,7 @@ from fedprune.config import BY_TASK, ConfigError, RunConfig, configure, from_tom
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
 from fedprune.pruning.pools import POOLS
 from fedprune.pruning.schedules import SCHEDULES
@@ -221,7 +222,7 @@ _BELONGING: dict[str, tuple[str, ...]] = {
     "split": ("alpha",),
     "optimizer": ("momentum",),
     "schedule": ("regrow",),
-    "unit": ("unit_shape", "pool"),
+    "unit": ("unit_shape", "pool", "structure"),
     "scope": ("layers",),
     "score": ("probes",),
     "combine": ("trim", "vote_scope"),
@@ -268,6 +269,7 @@ def listing(plugin: str) -> str:
         "average": {n: f"{a.summary} [{a.source}]" for n, a in AVERAGES.items()},
         "scope": {name: scope.summary for name, scope in SCOPES.items()},
         "unit": {name: unit.summary for name, unit in UNITS.items()},
+        "structure": STRUCTURES,
         "pool": {name: pool.summary for name, pool in POOLS.items()},
         "schedule": {name: schedule.summary for name, schedule in SCHEDULES.items()},
         "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},

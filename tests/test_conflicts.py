@@ -608,6 +608,15 @@ UNUSED = [
     ),
 ]
 
+HOW_FOUND = [
+    ({"structure": "depgraph"}, "structure='depgraph'", "unit is weight; allowed: auto"),
+    (
+        {"task": "bare", "unit": "channel", "structure": "depgraph"},
+        "structure='depgraph'",
+        "task bare has no example to follow; allowed: auto",
+    ),
+]
+
 LEARNING = [
     ({"depth": 3}, "depth=3", "cnn has its own; allowed: leave it out"),
     ({"width": 32}, "width=32", "cnn has its own; allowed: leave it out"),
@@ -667,7 +676,7 @@ LEARNING = [
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
     *SHRUNK,
-    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING),
+    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND),
 ]
 
 

@@ -199,6 +199,58 @@ def test_an_own_task_and_score_through_a_plugin_file(tmp_path: Path):
     assert back.weight[2:].all()
 
 
+BRANCHES = """
+import torch
+from torch import nn
+
+from fedprune import Shard, Task
+from fedprune.tasks.task import classification_loss
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(6, 9), nn.Linear(9, 5), nn.Linear(9, 5)
+        self.last, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        h = self.left(h) if float(x[0, 0]) > 0 else self.right(h)
+        return self.head(self.last(h.relu()))
+
+
+def part(rows, seed):
+    x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed))
+    return {"images": x, "labels": (x[:, 0] > 0).long()}
+
+
+def shards(config):
+    return [Shard(part(40, p), part(8, p + 50), part(8, p + 90)) for p in range(config.clients)]
+
+
+TASKS = {
+    "branches": Task("two ways", "accuracy", "examples", lambda _config: Branching(),
+                     classification_loss, shards, output=("head",), dummy=lambda _: part(1, 0),
+                     defaults={"rounds": 3, "warmup": 1, "lr": 0.05}),
+}
+"""
+
+
+def test_channels_of_a_model_that_cannot_be_traced_are_pruned_by_depgraph(tmp_path: Path):
+    pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
+    (tmp_path / "branches.py").write_text(BRANCHES)
+    keys = {"task": "branches", "plugin": str(tmp_path / "branches.py"), "clients": 3}
+    keys |= {"unit": "channel", "sparsity": 0.4}
+    with pytest.raises(ValueError, match="no channel was recognised in this model"):
+        federate(config_of(**keys))
+    result = federate(config_of(**keys, structure="depgraph"), folder=tmp_path / "run")
+    first, left = (result.state.masks[f"{n}.weight"] for n in ("first", "left"))
+    gone = ~first.any(1)
+    assert 0 < int(gone.sum()) < 9
+    assert torch.equal(~left.any(0), gone)
+    assert torch.equal(result.state.masks["right.weight"].any(0), ~gone)
+
+
 def test_own_module_without_a_task_is_one_call_away():
     """The notebook's way: select on tensors of one's own, no task, no run."""
     model = Line()

@@ -20,6 +20,12 @@ from fedprune.pruning.channel_ops import Book, Flow, follow
 from fedprune.pruning.factors import Factored, makes, reads
 from fedprune.pruning.structure import Group, Part
 
+STRUCTURES = {
+    "auto": "by torch.fx, without data: networks whose control flow does not depend on it",
+    "depgraph": "by torch-pruning (extra depgraph), on random examples; checked by cutting them",
+}
+"""How the channels of a plain network are found."""
+
 TRACED = "traced_roles"
 """Attribute of a model whose channels were found in another way than by `torch.fx`: its roles."""
 

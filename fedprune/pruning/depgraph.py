@@ -113,7 +113,9 @@ def traced(model: nn.Module, run: Run, examples: Sequence[Part]) -> Roles:
         raise ImportError("pip install torch-pruning==1.6.1, or fedprune[depgraph]") from None
     # What is frozen is in no graph of autograd, and tracing sets the mode.
     model = copy.deepcopy(model).double().requires_grad_(True).eval()
-    layers = {m: p for p, m in model.named_modules() if isinstance(m, CUTTABLE)}
+    layers: dict[nn.Module, str] = {
+        m: p for p, m in model.named_modules() if isinstance(m, CUTTABLE)
+    }
     book = Book({})
     for layer, path in layers.items():
         _enter(book, path, layer)
@@ -219,7 +221,7 @@ def _equivalent(
     for path, role in roles.items():
         columns = [i for i, n in enumerate(role.columns) if n in gone]
         if columns:
-            masked.get_submodule(path).weight[:, columns] = 0.0  # type: ignore[index, operator]
+            masked.get_submodule(path).weight[:, columns] = 0.0  # type: ignore[operator]
     kept = tuple(range(0, len(bundle.channels), 2))
     try:
         cut_channels(cut, Edit("channel", bundle.path, kept))

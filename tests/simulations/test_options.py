@@ -12,6 +12,7 @@ import pytest
 from fedprune.compression.wire import SCORE_TYPES
 from fedprune.config import ConfigError, RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.pools import POOLS
 from fedprune.pruning.schedules import SCHEDULES
@@ -144,6 +145,7 @@ def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
         "average": AVERAGES,
         "scope": SCOPES,
         "unit": UNITS,
+        "structure": STRUCTURES,
         "pool": POOLS,
         "schedule": SCHEDULES,
         "score-wire": SCORE_TYPES,
