@@ -20,7 +20,7 @@ from fedprune.config import RunConfig, configure, from_toml, to_toml
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.cuts import places
-from fedprune.pruning.depgraph import recognise
+from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import CUTS, Edits
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout, Origin, layout_of
@@ -41,9 +41,7 @@ def dense_model(config: RunConfig) -> nn.Module:
     task = tasks_of(config.plugin)[config.task]
     with seeded(config.seed, "init"):
         model = task.model(config)
-    if config.structure == "depgraph" and task.dummy is not None:
-        recognise(model, task.loss, task.dummy(config))
-    return model
+    return recognised(model, config, task)
 
 
 def shaped(config: RunConfig, edits: Edits) -> tuple[nn.Module, Layout]:

@@ -22,6 +22,7 @@ from fedprune.compression.manifest import MANIFEST_NAME, write_manifest
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.config import RunConfig, configure
 from fedprune.plugins import tasks_of
+from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import Edits, from_json, to_json
 from fedprune.pruning.surgery import reshaped
 from fedprune.tensors import (
@@ -45,11 +46,13 @@ _ORIGIN = (
     *("task", "plugin", "model", "depth", "width", "length", "data", "text_column"),
     "label_column",
 )
+_FOUND = ("structure", "unit")  # how the channels were found that the edits cut
 
 
 def origin_of(config: RunConfig, edits: Edits = ()) -> dict[str, Any]:
     """How a model is built: keys of the configuration for the dense one, and what was edited."""
-    values = {key: vars(config)[key] for key in _ORIGIN}
+    keys = _ORIGIN if config.structure == "auto" else (*_ORIGIN, *_FOUND)
+    values = {key: vars(config)[key] for key in keys}
     return {key: value for key, value in values.items() if value not in (None, "")} | {
         "plugin": config.plugin,
         **({"edits": json.loads(to_json(edits))} if edits else {}),
@@ -147,8 +150,9 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
     tasks = tasks_of(origin["plugin"])
     if origin["task"] not in tasks:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
-    given = {key: origin[key] for key in _ORIGIN if key in origin}
-    return tasks[origin["task"]].model(configure(given))
+    given = {key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin}
+    config, task = configure(given), tasks[origin["task"]]
+    return recognised(task.model(config), config, task)
 
 
 def _edited(model: nn.Module, origin: Mapping[str, Any]) -> nn.Module:

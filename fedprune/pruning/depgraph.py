@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from fedprune.pruning.channels import TRACED, Bundle, Role, Roles, bundles_of
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.structure import FAMILIES
 from fedprune.randomness import generator
-from fedprune.tasks.task import Loss, Part
+from fedprune.tasks.task import Loss, Part, Task
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
 
 EXAMPLES = 4
 """Examples that are followed; as many others are the proof."""
@@ -36,6 +39,17 @@ CUTTABLE = (
 )  # fmt: skip
 
 Run = Callable[[nn.Module, Part], Loss]
+
+
+def recognised(model: nn.Module, config: RunConfig, task: Task) -> nn.Module:
+    """The model, with its channels kept on it where the configuration asks for that.
+
+    Raises:
+        ValueError: as `recognise`.
+    """
+    if config.structure == "depgraph" and task.dummy is not None:
+        return recognise(model, task.loss, task.dummy(config))
+    return model
 
 
 def recognise(model: nn.Module, run: Run, dummy: Part) -> nn.Module:
