@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 
+from fedprune.candidates import blended, without
 from fedprune.forms import fitting
 from fedprune.learning.averaging import change
 from fedprune.learning.training import step_batches, tune
@@ -18,7 +20,7 @@ from fedprune.randomness import generator, seeded
 from fedprune.scoring import answer_inputs, answer_score, cleared, own_pruning
 from fedprune.seats import Seat
 from fedprune.tasks.metrics import label_counts
-from fedprune.tasks.task import batches, extra_names
+from fedprune.tasks.task import Part, batches, extra_names
 from fedprune.teacher import lesson_of
 from fedprune.tensors import (
     Tensors,
@@ -88,7 +90,20 @@ def _watch(question: Question, seat: Seat) -> AbstractContextManager[Watcher] | 
 
 @torch.no_grad()
 def _answer_evaluate(question: Question, seat: Seat) -> Answer:
-    part = {"validation": seat.shard.validation, "test": seat.shard.test}[question.part]
+    part, task = _held_out(question, seat), seat.task
+    totals = _measured(part, seat)
+    if question.part == "test" and task.exam is not None:
+        on_device = next(seat.moved(iter([part])))
+        totals |= task.exam(seat.model, on_device, seat.config)
+    return Answer(torch.empty(0), 1.0, totals)
+
+
+def _held_out(question: Question, seat: Seat) -> Part:
+    return {"validation": seat.shard.validation, "test": seat.shard.test}[question.part]
+
+
+def _measured(part: Part, seat: Seat) -> dict[str, float]:
+    """Sums over a part of the model as it is."""
     task = seat.task
     seat.model.eval()
     names = ("loss", "correct", "count", *extra_names(task, seat.config))
@@ -97,9 +112,28 @@ def _answer_evaluate(question: Question, seat: Seat) -> Answer:
         loss = task.loss(seat.model, batch)
         sums = {"loss": loss.total.item(), "correct": loss.correct, "count": loss.count}
         _add(totals, {**sums, **loss.extra})
-    if question.part == "test" and task.exam is not None:
-        on_device = next(seat.moved(iter([part])))
-        totals |= task.exam(seat.model, on_device, seat.config)
+    return totals
+
+
+LOST = 1e30
+"""The loss of a candidate whose loss is no number: it cannot win, and spoils no sum."""
+
+
+@torch.no_grad()
+def _answer_compare(question: Question, seat: Seat) -> Answer:
+    """Loss and correct of every candidate on a held-out part, and the labels in it."""
+    part, totals = _held_out(question, seat), dict[str, float]()
+    for i, candidate in enumerate(question.candidates):
+        if question.rungs:
+            weights = without(question.weights, question.rungs, candidate)
+        else:
+            weights = blended(question.weights, question.given, candidate, seat.layout)
+        load_into(seat.model, weights)
+        sums = _measured(part, seat)
+        # Of the model as it is, the first, a loss that is no number is the client's failure.
+        lost = i > 0 and not math.isfinite(sums["loss"])
+        totals |= {f"loss_{i}": LOST if lost else sums["loss"], f"correct_{i}": sums["correct"]}
+        totals["count"] = sums["count"]
     return Answer(torch.empty(0), 1.0, totals)
 
 
@@ -121,6 +155,7 @@ _ANSWERS: dict[str, Callable[[Question, Seat], Answer]] = {
     "score": answer_score,
     "tune": _answer_tune,
     "evaluate": _answer_evaluate,
+    "compare": _answer_compare,
     "describe": _answer_describe,
     "inputs": answer_inputs,
 }

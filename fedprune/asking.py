@@ -32,12 +32,14 @@ class Bench:
         put: puts a question to the cohort.
         question: makes one about a state.
         cohort: the partitions asked.
+        everyone: the partitions that could be asked, for choices made on validation.
     """
 
     plan: Plan
     put: Put
     question: Ask
     cohort: Sequence[int]
+    everyone: Callable[[], Sequence[int]] = list
 
 
 def asked(

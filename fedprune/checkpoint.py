@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from fedprune.learning.moving import Moving
 from fedprune.messages import Failure
+from fedprune.pruning.adaptive import Pace
 from fedprune.pruning.edits import from_json, to_json
 from fedprune.state import State, Traffic
 from fedprune.tensors import as_bytes, over_bytes
@@ -26,16 +28,21 @@ def save_state(state: State, path: Path) -> None:
     # Copies: in the round that is kept they are the weights themselves, which safetensors refuses.
     tensors |= {f"early/{n}": t.contiguous().clone() for n, t in (state.early or {}).items()}
     tensors["teacher"] = over_bytes(state.teacher, torch.uint8)
+    moving = {} if state.moving is None else state.moving.weights
+    tensors |= {f"moving/{n}": t.contiguous().clone() for n, t in moving.items()}
     rest = {key: vars(state)[key] for key in _SCALARS} | {
         "known": state.known,
         "taught": state.taught,
         "traffic": asdict(state.traffic),
         "edits": to_json(state.edits),
         "failures": [asdict(f) for f in state.failures],
+        "pace": None if state.pace is None else asdict(state.pace),
+        "moving": None if state.moving is None else state.moving.rounds,
         "order": {
             "weights": list(state.weights),
             "masks": list(state.masks),
             "early": None if state.early is None else list(state.early),
+            "moving": list(moving),
         },
     }
     write_atomically(path, save(tensors, {"fedprune": json.dumps(rest)}))
@@ -56,6 +63,7 @@ def load_state(path: Path) -> State:
         early = None if order is None else {n: file.get_tensor(f"early/{n}") for n in order}
         teacher = bytes(as_bytes(file.get_tensor("teacher")))
         masks = {n: file.get_tensor(f"masks/{n}") for n in rest["order"]["masks"]}
+        moving = {n: file.get_tensor(f"moving/{n}") for n in rest["order"]["moving"]}
     return State(
         weights=weights,
         masks=masks,
@@ -65,6 +73,8 @@ def load_state(path: Path) -> State:
         edits=from_json(rest["edits"]),
         teacher=teacher,
         taught={int(p): d for p, d in rest["taught"].items()},
+        pace=None if rest["pace"] is None else Pace(**rest["pace"]),
+        moving=None if rest["moving"] is None else Moving(moving, rest["moving"]),
         failures=tuple(Failure(**f) for f in rest["failures"]),
         **{key: rest[key] for key in _SCALARS},
     )

@@ -6,6 +6,7 @@ and from a few rules, so that ``config.toml`` repeats the run as it is.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -134,6 +135,19 @@ class RunConfig(BaseModel):
         "pruning", "last round that prunes (default: two thirds of the way from warm-up)", ""
     )
     frequency: Count = _field("pruning", "rounds from one pruning to the next", 1)
+    tolerance: float | None = _field(
+        "pruning",
+        "part by which --schedule adaptive lets the validation loss rise (default 0.02)",
+        None,
+        ge=0,
+        le=10,
+    )
+    candidates: int | None = _field(
+        "pruning", "amounts that --schedule adaptive tries at a time (default 4)", None, ge=2, le=64
+    )
+    adaptive: str | None = _field(
+        "pruning", "what an adaptive schedule chooses (see --list; default global)", None
+    )
     floor: int = _field("pruning", "fewest weights kept in any tensor", 1, ge=0)
     exclude: tuple[str, ...] = _field(
         "pruning", "shell patterns of parameters never pruned", (), strict=False
@@ -253,6 +267,21 @@ class RunConfig(BaseModel):
     )
     server_lr: float = _field("tuning", "factor on the averaged change", 1.0, gt=0)
 
+    blend: str = _field("tuning", "share of a round's change that is kept (see --list)", "none")
+    blend_grid: tuple[float, ...] | None = _field(
+        "tuning", "shares that --blend tries (default 0,0.25,0.5,0.75,1)", None, strict=False
+    )
+    moving: str = _field(
+        "tuning", "running average of the rounds as the result (see --list)", "none"
+    )
+    moving_decay: float | None = _field(
+        "tuning",
+        "part of the average that --moving ema keeps in a round (default 0.5)",
+        None,
+        ge=0,
+        lt=1,
+    )
+
     wire: str = _field("wire", "type of the weights on the wire (see --list)", "fp32")
     score_wire: str = _field("wire", "type of the statistics on the wire (see --list)", "fp32")
 
@@ -349,7 +378,7 @@ def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in run_config.items():
         if value != "" and key != "toml":
             given[key.replace("_", "-")] = value
-    lists = {"exclude", "include", "baselines", "unit-shape"} & given.keys()
+    lists = {"exclude", "include", "baselines", "unit-shape", "blend-grid"} & given.keys()
     texts = {
         key: [_number_or_name(part) for part in given[key].split(",")]
         for key in lists
@@ -358,5 +387,8 @@ def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, **texts}
 
 
-def _number_or_name(text: str) -> int | str:
-    return int(text) if text.strip().isdigit() else text.strip()
+def _number_or_name(text: str) -> float | str:
+    text = text.strip()
+    if text.isdigit():
+        return int(text)
+    return float(text) if re.fullmatch(r"\d*\.\d+", text) else text

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _OUT = "leave it out"
 _WITHIN = ("weight", "n:m", "block", "row", "column")
 """Units that lie in one tensor."""
+_STEADY = "one-shot, linear, cubic, exponential"
+"""Schedules that say how much goes, once and for all."""
 
 
 def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
@@ -38,6 +40,7 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
         *_shrunk(c),
         *_whose(c, score),
         *_own_masks(c, score),
+        *_adaptive(c, score),
     ]
 
 
@@ -165,7 +168,7 @@ def _by_itself(c: RunConfig, score: Score) -> list[Misfit]:
         ("masks", c.masks != "global", why, "global"),
         ("score-wire", c.score_wire != "fp32", f"score {c.score} inverts its sums", "fp32"),
         ("rewind", c.rewind is not None, f"score {c.score} sets the weights that stay", _OUT),
-        ("schedule", c.schedule == "regrow", why, "one-shot, linear, cubic, exponential"),
+        ("schedule", c.schedule == "regrow", why, _STEADY),
     ]
 
 
@@ -218,7 +221,7 @@ def _while_tuning(c: RunConfig, score: Score) -> list[Misfit]:
         ("score-steps", c.score_steps > 1, one, "1"),
         ("score-wire", c.score_wire != "fp32", "its cost is measured in a pass", "fp32"),
         ("compile", c.compile, "a compiled model is not watched", "false"),
-        ("schedule", c.schedule == "regrow", one, "one-shot, linear, cubic, exponential"),
+        ("schedule", c.schedule == "regrow", one, _STEADY),
     ]
 
 
@@ -233,7 +236,7 @@ def _in_sequence(c: RunConfig, score: Score) -> list[Misfit]:
         ("unit", c.unit not in _WITHIN, why, ", ".join(_WITHIN)),
         ("sparsity", c.sparsity is None, why, "a number"),
         ("score-steps", c.score_steps > 1, why, "1"),
-        ("schedule", c.schedule == "regrow", why, "one-shot, linear, cubic, exponential"),
+        ("schedule", c.schedule == "regrow", why, _STEADY),
     ]
 
 
@@ -315,6 +318,27 @@ def _own_masks(c: RunConfig, score: Score) -> list[Misfit]:
         ("score-during", c.score_during == "tune", why, "pass"),
         ("calibration", c.calibration != "dense", why, "dense"),
         ("score-steps", c.score_steps > 1, why, "1"),
-        ("schedule", c.schedule == "regrow", why, "one-shot, linear, cubic, exponential"),
+        ("schedule", c.schedule == "regrow", why, _STEADY),
         ("score-wire", c.score_wire != "fp32", "no statistics travel", "fp32"),
+    ]
+
+
+def _adaptive(c: RunConfig, score: Score) -> list[Misfit]:
+    if c.schedule != "adaptive":
+        why = f"schedule is {c.schedule}"
+        keys = ("tolerance", "candidates", "adaptive")
+        return [(key, vars(c)[key] is not None, why, _OUT) for key in keys]
+    tried, whole = "several masks are tried before one is taken", "layer by layer"
+    able, units = c.adaptive == "layer", (*_WITHIN, "head", "neuron")
+    return [
+        ("sparsity", c.sparsity is None, "an adaptive schedule needs an upper bound", "a number"),
+        ("schedule", score.step is not None, f"score {c.score} selects by itself", _STEADY),
+        ("masks", c.masks != "global", tried, "global"),
+        ("score-during", c.score_during == "tune", tried, "pass"),
+        ("calibration", c.calibration != "dense", tried, "dense"),
+        ("score-steps", c.score_steps > 1, tried, "1"),
+        ("unit", able and c.unit not in units, f"{whole} needs parts of layers", ", ".join(units)),
+        ("unit", able and c.unit == "n:m", "the pattern says how much goes in a layer", "block"),
+        ("scope", able and c.scope != "layer", f"{whole} every one is ranked by itself", "layer"),
+        ("max-density", able and c.max_density < 1, "losses decide what a layer keeps", "1"),
     ]

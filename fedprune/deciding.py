@@ -89,10 +89,20 @@ def decide(
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
         state = replace(state, weights={**state.weights, **weights})
     else:
-        scores = _combined(folded, evidence, plan)
-        _check_scores(scores, evidence, c.score)
+        scores = scored(folded, evidence, plan)
         masks = _selected(scores, sparsity, state, plan, evidence)
     return pruned(state, {**state.masks, **masks})
+
+
+def scored(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
+    """One score for every weight asked about.
+
+    Raises:
+        ConfigError: a score of the user's own gives other names or shapes, or NaN.
+    """
+    scores = _combined(folded, evidence, plan)
+    _check_scores(scores, evidence, plan.config.score)
+    return scores
 
 
 def _check_scores(scores: Tensors, evidence: Evidence, name: str) -> None:

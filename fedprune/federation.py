@@ -34,7 +34,7 @@ from fedprune.report.folder import (
 )
 from fedprune.report.rows import Row
 from fedprune.report.summary import About, Summary, summary_of
-from fedprune.rounds import describe, measure, run
+from fedprune.rounds import describe, measure, outcome, run
 from fedprune.shapes import dense_model, layout_for, shaped
 from fedprune.shrinking import fitted, shrunk
 from fedprune.state import Plan, Port, State, Totals, first_state
@@ -108,6 +108,7 @@ def federate(
         end, tests[arm] = measure(end, shown, "test")
         ends[arm] = end, plan
     end, plan = ends[PRUNED]
+    end = outcome(end)
     model = shaped(config, end.edits)[0].eval()
     load_into(model, end.weights)
     seconds = time.perf_counter() - began

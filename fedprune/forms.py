@@ -137,10 +137,19 @@ def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
     return Form(shapes, {}, frozenset({"count"}))
 
 
+def _compare(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config, layout
+    each = range(len(question.candidates))
+    return Form(
+        {}, {}, frozenset({"count", *(f"{n}_{i}" for n in ("loss", "correct") for i in each)})
+    )
+
+
 _FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "score": _score,
     "tune": _tune,
     "evaluate": _evaluate,
+    "compare": _compare,
     "describe": _describe,
     "inputs": _inputs,
 }
@@ -184,7 +193,7 @@ def _check_totals(totals: Mapping[str, float], form: Form) -> None:
     for name, value in totals.items():
         if not math.isfinite(value):
             raise Refused(name, f"{value} is not finite")
-        if name != "loss" and value < 0:
+        if not name.startswith("loss") and value < 0:
             raise Refused(name, f"{value} is negative")
 
 

@@ -43,6 +43,8 @@ def question_letter(
     buffers = {"values": bytes(packet.values)}
     if packet.more:
         buffers["more"] = bytes(packet.more)
+    if packet.rungs:
+        buffers["rungs"] = bytes(packet.rungs)
     if bits:
         buffers["bits"] = bytes(packet.bits)
     if teacher and packet.teacher:
@@ -55,7 +57,7 @@ def packet_of(letter: Letter, bits: Buffer, teacher: Buffer = b"") -> Packet:
     given = letter.buffers
     head, values, more = letter.fields["head"], given["values"], given.get("more", b"")
     taught = given.get("teacher", teacher)
-    return Packet(head, values, given.get("bits", bits), more, taught)
+    return Packet(head, values, given.get("bits", bits), more, taught, given.get("rungs", b""))
 
 
 _BUFFERS = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedprune.candidates import Candidate
 from fedprune.pruning.edits import Edits
 from fedprune.tensors import Masks, Tensors
 
@@ -17,7 +18,8 @@ class Question:
     """What the server asks: the model as it is, its mask, and what to do.
 
     Attributes:
-        kind: "score", "tune", "evaluate", "describe" (count labels), or "inputs" (second moments).
+        kind: "score", "tune", "evaluate", "compare" (evaluate candidates), "describe" (count
+            labels), or "inputs" (second moments).
         round: from 1.
         weights: the global model's state, zero where a mask is False.
         masks: True = kept, for every prunable tensor.
@@ -30,12 +32,15 @@ class Question:
         sparsity: clients make their own mask of this sparsity (votes); None: they do not.
         progress: part of the schedule's way that is behind, for densities and caps on the way.
         lr: learning rate, for "tune".
-        part: "validation" or "test", for "evaluate".
+        part: "validation" or "test", for "evaluate" and "compare".
         known: partitions that hold this mask and these edits already.
         edits: what makes of the dense model the one with these weights.
         teacher: a model to learn from, see `fedprune.teacher`; empty: none.
         distil: factor of the weights of distillation.
         taught: partitions that hold this teacher already.
+        candidates: what to compare, the model as it is first; what lies on the way to them is in
+            `rungs` or, to blend, in `given`.
+        rungs: at which rung of a ladder of masks a weight goes, uint8, 0 where it stays.
     """
 
     kind: str
@@ -56,6 +61,8 @@ class Question:
     teacher: bytes = b""
     distil: float = 0.0
     taught: frozenset[int] = frozenset()
+    candidates: tuple[Candidate, ...] = ()
+    rungs: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,12 +23,16 @@ class Notes:
         overlap: part of a client's own mask that its scores still give after the cast on the wire.
         standard_error: median over alive weights of the score's standard error / |score|.
         exchanged: weights that were dropped and as many regrown.
+        adaptive: what was tried on validation, how it did, and what was taken.
+        blend: which share of the change was kept, and how the others did on validation.
     """
 
     agreement: float | None = None
     overlap: float | None = None
     standard_error: float | None = None
     exchanged: int | None = None
+    adaptive: dict[str, Any] | None = None
+    blend: dict[str, Any] | None = None
 
 
 def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedprune.candidates import as_table, from_table
 from fedprune.compression.masks import decode_mask
 from fedprune.compression.skeleton import bits_of, edits_in, mask_bits, skeleton_digest
 from fedprune.compression.wire import (
@@ -18,11 +20,13 @@ from fedprune.compression.wire import (
     more_of,
     pack,
     pack_flags,
+    pack_rungs,
+    rungs_of,
     values_of,
 )
 from fedprune.messages import Answer, Question, Refused
 from fedprune.pruning.layout import Layout
-from fedprune.tensors import Masks, Tensors, kept, shapes_of, spread
+from fedprune.tensors import Masks, Tensors, count_kept, kept, shapes_of, spread
 
 
 def encode_question(question: Question, wire: str) -> Packet:
@@ -30,7 +34,7 @@ def encode_question(question: Question, wire: str) -> Packet:
 
     Mask and edits are in `bits`, the teacher is by itself: for those who lack them.
     """
-    head = {
+    head: dict[str, Any] = {
         "kind": question.kind,
         "round": question.round,
         "score": question.score,
@@ -48,8 +52,12 @@ def encode_question(question: Question, wire: str) -> Packet:
         head |= {"teacher": digest_of(question.teacher), "distil": question.distil}
     values = kept(question.weights, question.masks)
     along = kept(question.given, _fitting(question.given, question.masks))
+    if question.candidates:
+        head["candidates"] = as_table(question.candidates, sorted(question.weights))
+    rungs = pack_rungs(kept(question.rungs, question.masks)) if question.rungs else b""
     bits = bits_of(question.masks, question.edits)
-    return replace(pack(head, values, wire, bits, along), teacher=question.teacher)
+    packet = pack(head, values, wire, bits, along)
+    return replace(packet, teacher=question.teacher, rungs=rungs)
 
 
 def _fitting(given: Tensors, masks: Masks) -> Masks:
@@ -70,6 +78,9 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         raise ValueError("the teacher is not the one that the question names")
     shapes = {n: torch.Size(s) for n, s in head["given"].items()}
     along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
+    names, rungs = sorted(layout.shapes), Tensors()
+    if packet.rungs:
+        rungs = spread(rungs_of(packet.rungs, count_kept(masks)), shapes_of(masks), masks)
     return Question(
         head["kind"],
         head["round"],
@@ -87,6 +98,8 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         edits=edits,
         teacher=bytes(packet.teacher),
         distil=head.get("distil", 0.0),
+        candidates=from_table(head.get("candidates", ()), names),
+        rungs=rungs,
     )
 
 

@@ -12,11 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedprune.adapting import adapted
 from fedprune.asking import Bench
+from fedprune.comparing import blend
 from fedprune.compression.skeleton import skeleton_digest
 from fedprune.compression.wire import digest_of
 from fedprune.deciding import collected, thin, united
 from fedprune.learning.averaging import averaged
+from fedprune.learning.moving import moved
 from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, agreement_of
@@ -25,6 +28,7 @@ from fedprune.report.rows import Row, row
 from fedprune.shrinking import fitted, kept_small
 from fedprune.state import Plan, Port, State, Totals
 from fedprune.teacher import schooled, teaching
+from fedprune.tensors import masked
 
 
 def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
@@ -43,15 +47,16 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
             state, notes = score_and_prune(state, plan, port, cohort)
             state, plan = kept_small(state, plan)
         state, changes = tune_all(state, plan, port, cohort, due=due)
-        state = average(state, plan, changes)
+        before, state = state, average(state, plan, changes)
+        state, shares = blend(before, state, _bench(plan, port, cohort))
         if changes.votes is not None:
             notes = Notes(agreement=agreement_of(changes))
         if due and c.score_during == "tune":
             state = collected(state, plan, changes)
         state, plan = kept_small(state, plan)
-        state = remembered(state, plan)
+        state = followed(remembered(state, plan), before, plan)
         state, totals = measure(state, port, "validation")
-        yield state, row(state, plan, cohort, changes, totals, notes)
+        yield state, row(state, plan, cohort, changes, totals, replace(notes, blend=shares))
 
 
 def remembered(state: State, plan: Plan) -> State:
@@ -60,15 +65,35 @@ def remembered(state: State, plan: Plan) -> State:
     return replace(state, early=state.weights) if due else state
 
 
+def followed(state: State, before: State, plan: Plan) -> State:
+    """The state with the round in its running average, where one is wanted."""
+    c, moving = plan.config, state.moving
+    if c.moving == "none" or (c.moving == "swa" and state.round < c.end):
+        return state
+    if state.completed > before.completed:
+        moving = moved(moving, state.weights, state.masks, plan.layout, c.moving_decay)
+    elif moving is not None:
+        moving = replace(moving, weights=masked(moving.weights, state.masks))
+    return replace(state, moving=moving)
+
+
+def outcome(state: State) -> State:
+    """The state with the weights that are its result: the running average, where there is one."""
+    return state if state.moving is None else replace(state, weights=state.moving.weights)
+
+
 def score_and_prune(
     state: State, plan: Plan, port: Port, cohort: Sequence[int]
 ) -> tuple[State, Notes]:
     """The cohort's summed statistics, and the state under the mask they give."""
+    return (adapted if plan.adapts else thin)(state, _bench(plan, port, cohort))
 
+
+def _bench(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
     def put(at: State, question: Question, partitions: Sequence[int]) -> tuple[State, Folded]:
         return _put(at, port, question, partitions)
 
-    return thin(state, Bench(plan, put, _question, cohort))
+    return Bench(plan, put, _question, cohort, lambda: list(port.present()))
 
 
 def tune_all(
@@ -116,8 +141,11 @@ def average(state: State, plan: Plan, changes: Folded) -> State:
 
 
 def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
-    """Loss, correct and count summed over a held-out part of everyone who is there."""
-    question = _question(state, "evaluate", part=part)
+    """Loss, correct and count summed over a held-out part of everyone who is there.
+
+    Of the running average, where there is one.
+    """
+    question = _question(outcome(state), "evaluate", part=part)
     state, folded = _put(state, port, question, list(port.present()))
     return state, folded.totals
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from fedprune.compression.wire import SCORE_TYPES, VALUE_TYPES
 from fedprune.conflicts import conflicts
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
+from fedprune.learning.moving import MOVING
 from fedprune.learning.refusals import refusals
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.naming import Misfit, named, refuse
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.pools import POOLS
@@ -52,6 +55,9 @@ def check(config: RunConfig) -> None:
         "average": AVERAGES,
         "vote_scope": SCOPES,
         "optimizer": OPTIMIZERS,
+        "adaptive": ADAPTIVE,
+        "blend": BLENDS,
+        "moving": MOVING,
         "wire": VALUE_TYPES,
         "score_wire": SCORE_TYPES,
         "split": SPLITS,

@@ -29,7 +29,7 @@ def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
     edits = edits_of(state.masks, plan.layout, state.edits)
     if edits == state.edits:
         return state, plan
-    smaller = fitted(plan, edits)
+    smaller, average = fitted(plan, edits), state.moving
 
     def moved(tensors: Tensors) -> Tensors:
         left = smaller.layout.from_origin(plan.layout.in_origin(tensors))
@@ -41,6 +41,7 @@ def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
         weights=moved(state.weights),
         masks=moved(state.masks),
         early=None if state.early is None else moved(state.early),
+        moving=None if average is None else replace(average, weights=moved(average.weights)),
     ), smaller
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fedprune.config import RunConfig
+from fedprune.learning.moving import Moving
 from fedprune.messages import Failure, Folded, Question
+from fedprune.pruning.adaptive import Pace
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
-from fedprune.pruning.schedules import prunes_at, sparsity_at, step_at
+from fedprune.pruning.schedules import SCHEDULES, prunes_at, sparsity_at, step_at
 from fedprune.tasks.task import Part
 from fedprune.tensors import Masks, Tensors, copied, full_masks, state_of
 
@@ -69,6 +71,8 @@ class State:
             shapes that it has then.
         teacher: the model before it was pruned, where clients learn from it (`fedprune.teacher`).
         taught: partition to the name of the teacher it acknowledged.
+        pace: where an adaptive schedule stands; None before its first pruning.
+        moving: running average of the weights, where there is one (``--moving``).
     """
 
     round: int
@@ -85,6 +89,8 @@ class State:
     edits: Edits = ()
     teacher: bytes = b""
     taught: dict[int, str] = field(default_factory=dict)
+    pace: Pace | None = None
+    moving: Moving | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,11 @@ class Plan:
     def asks_first(self) -> bool:
         """Whether a pruning asks for statistics before tuning, in a question of its own."""
         return self.config.score_during == "pass" and self.config.masks == "global"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether clients' validation parts decide how much goes in a pruning."""
+        return SCHEDULES[self.config.schedule].chosen
 
     def progress(self, round_: int) -> float:
         """The part of the way to the final sparsity that is behind after this round."""

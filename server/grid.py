@@ -23,6 +23,7 @@ _TYPES = {
     "score": "train.score",
     "tune": "train.tune",
     "evaluate": "evaluate",
+    "compare": "evaluate",
     "describe": "evaluate",
     "inputs": "train.score",
 }

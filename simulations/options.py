@@ -12,8 +12,11 @@ from typing import Any, NoReturn
 from fedprune.compression.wire import SCORE_TYPES, VALUE_TYPES
 from fedprune.config import BY_TASK, ConfigError, RunConfig, configure, from_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
+from fedprune.learning.moving import MOVING
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
 from fedprune.pruning.pools import POOLS
@@ -85,8 +88,8 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     )
     if key == "layers":
         return {"action": "append", "nargs": 2, "metavar": ("PATTERN", "DENSITY")}
-    if key == "unit_shape":
-        return {"type": _numbers, "metavar": "N,M"}
+    if key in {"unit_shape", "blend_grid"}:
+        return {"type": _numbers, "metavar": "N,M" if key == "unit_shape" else "X,..."}
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         return {"type": _names, "metavar": "NAME,..."}
     if int in kinds:
@@ -174,7 +177,7 @@ _DECIDING = (
     *_FIRST,
     *("clients", "rounds", "split", "client_column", "optimizer", "score", "schedule", "unit"),
     *("unit_shape", "combine", "masks", "warmup", "sparsity", "threshold", "target_bytes"),
-    *("target_flops", "layers", "scope"),
+    *("target_flops", "layers", "scope", "adaptive", "blend", "moving"),
 )
 """Keys that others follow from."""
 
@@ -221,7 +224,9 @@ _BELONGING: dict[str, tuple[str, ...]] = {
     ),
     "split": ("alpha",),
     "optimizer": ("momentum",),
-    "schedule": ("regrow",),
+    "schedule": ("regrow", "tolerance", "candidates", "adaptive"),
+    "blend": ("blend_grid",),
+    "moving": ("moving_decay",),
     "unit": ("unit_shape", "pool", "structure"),
     "scope": ("layers",),
     "score": ("probes",),
@@ -272,6 +277,9 @@ def listing(plugin: str) -> str:
         "structure": STRUCTURES,
         "pool": {name: pool.summary for name, pool in POOLS.items()},
         "schedule": {name: schedule.summary for name, schedule in SCHEDULES.items()},
+        "adaptive": ADAPTIVE,
+        "blend": BLENDS,
+        "moving": MOVING,
         "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},
         "wire": {name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
         "score-wire": SCORE_TYPES,

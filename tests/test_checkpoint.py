@@ -325,6 +325,8 @@ PATHS = [
     {"masks": "union"},
     {"score_during": "tune"},
     {"combine": "median", "score_wire": "log8"},
+    {"schedule": "adaptive", "tolerance": 0.0, "moving": "ema"},
+    {"schedule": "adaptive", "adaptive": "layer", "blend": "layer", "moving": "swa"},
 ]
 
 

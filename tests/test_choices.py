@@ -18,6 +18,7 @@ from fedprune.config import configure, from_toml, to_toml
 from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
 from fedprune.messages import Folded, Question
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.layout import as_rows
@@ -42,6 +43,9 @@ WITH: dict[tuple[str, str], Keys] = {
     ("normalise", "rank"): {"combine": "mean"},
     ("scope", "patterns"): {"layers": PATTERNS},
     ("schedule", "one-shot"): {"end": 2},
+    ("schedule", "adaptive"): {"tolerance": 10.0},
+    ("blend", "global"): {"blend_grid": (1.0, 1.5)},
+    ("blend", "layer"): {"blend_grid": (1.0, 1.5)},
     ("unit", "n:m"): {"sparsity": 0.5},
 }
 
@@ -84,6 +88,10 @@ CASES: list[Case] = [
     ({"max_density": 0.4}, {}),
     ({"unit": "n:m", "unit_shape": (1, 4), "sparsity": 0.75}, {}),
     ({"unit": "block", "unit_shape": (2, 3)}, {}),
+    ({"schedule": "adaptive", "adaptive": "layer", "tolerance": 10.0, "candidates": 2}, {}),
+    *of_table("blend", BLENDS),
+    ({"moving": "ema"}, {}),
+    ({"moving": "swa", "end": 2}, {"end": 2}),
     ({"combine": "votes", "vote_scope": "row", "scope": "layer"}, {"scope": "layer"}),
     ({"combine": "votes", "score": "wanda"}, {"score": "wanda"}),
     ({"masks": "intersection", "average": "fedavg", "wire": "bf16"}, {"masks": "union"}),

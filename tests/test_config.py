@@ -146,6 +146,7 @@ OPEN = {"threshold", "target_bytes", "target_flops", "alpha", "momentum", "regro
 OPEN |= {"unit_shape", "pool", "probes", "trim", "vote_scope", "average", "length"}
 OPEN |= {"text_column", "label_column", "target_column", "client_column"}
 OPEN |= {"data", "plugin", "ray_address", "out", "init"}
+OPEN |= {"tolerance", "candidates", "adaptive", "blend_grid", "moving_decay"}
 OPEN |= {"shrinkage", "depth", "width", "temperature", "teacher"}
 
 

@@ -673,10 +673,93 @@ LEARNING = [
     ),
 ]
 
+TRIED = "several masks are tried before one is taken"
+LAYERS: Keys = {"schedule": "adaptive", "adaptive": "layer"}
+BY_VALIDATION = [
+    ({"tolerance": 0.1}, "tolerance=0.1", "schedule is cubic; allowed: leave it out"),
+    ({"candidates": 3}, "candidates=3", "schedule is cubic; allowed: leave it out"),
+    ({"adaptive": "layer"}, "adaptive='layer'", "schedule is cubic; allowed: leave it out"),
+    (
+        {"schedule": "adaptive", "target_bytes": 9},
+        "sparsity=None",
+        "an adaptive schedule needs an upper bound; allowed: a number",
+    ),
+    (
+        {"schedule": "adaptive", "score": "sparsegpt"},
+        "schedule='adaptive'",
+        "score sparsegpt selects by itself; allowed: one-shot, linear, cubic, exponential",
+    ),
+    ({"schedule": "adaptive", "masks": "union"}, "masks='union'", f"{TRIED}; allowed: global"),
+    (
+        {"schedule": "adaptive", "score_during": "tune"},
+        "score-during='tune'",
+        f"{TRIED}; allowed: pass",
+    ),
+    (
+        {"schedule": "adaptive", "calibration": "sequential", "scope": "layer"},
+        "calibration='sequential'",
+        f"{TRIED}; allowed: dense",
+    ),
+    ({"schedule": "adaptive", "score_steps": 2}, "score-steps=2", f"{TRIED}; allowed: 1"),
+    (
+        {**LAYERS, "unit": "layer", "scope": "global"},
+        "unit='layer'",
+        "layer by layer needs parts of layers; allowed: weight, n:m, block, row, column, head, "
+        "neuron",
+    ),
+    (
+        {**LAYERS, "unit": "n:m", "scope": "global"},
+        "unit='n:m'",
+        "the pattern says how much goes in a layer; allowed: block",
+    ),
+    (
+        {**LAYERS, "scope": "global"},
+        "scope='global'",
+        "layer by layer every one is ranked by itself; allowed: layer",
+    ),
+    (
+        {**LAYERS, "max_density": 0.9},
+        "max-density=0.9",
+        "losses decide what a layer keeps; allowed: 1",
+    ),
+    ({"blend_grid": (0.5, 1.0)}, "blend-grid=(0.5, 1.0)", "blend is none; allowed: leave it out"),
+    (
+        {"blend": "layer", "blend_grid": (0.5, 0.0)},
+        "blend-grid=(0.5, 0.0)",
+        "the whole change is not in it; allowed: 1 and others",
+    ),
+    (
+        {"blend": "layer", "blend_grid": (1.0, 0.5, 0.5)},
+        "blend-grid=(1.0, 0.5, 0.5)",
+        "a share is in it twice; allowed: different ones",
+    ),
+    (
+        {"blend": "layer", "blend_grid": (1.0, 2.5)},
+        "blend-grid=(1.0, 2.5)",
+        "not shares; allowed: 0 to 2",
+    ),
+    (
+        {"blend": "layer", "blend_grid": (1.0,)},
+        "blend-grid=(1.0,)",
+        "there is nothing to choose; allowed: 1 and others",
+    ),
+    (
+        {"blend": "global", "masks": "union"},
+        "blend='global'",
+        "clients end under masks of their own; allowed: none",
+    ),
+    (
+        {"moving": "swa", "rounds": 9, "end": 9},
+        "moving='swa'",
+        "the last pruning leaves one round to average; allowed: ema, or an earlier --end",
+    ),
+    ({"moving_decay": 0.5}, "moving-decay=0.5", "moving is none; allowed: leave it out"),
+]
+
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
     *SHRUNK,
-    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND),
+    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION),
 ]
 
 

@@ -43,6 +43,7 @@ class Packet:
         bits: an encoded mask (a question's mask, an answer's votes), or nothing.
         more: a second flat buffer: what goes along with a question, statistics beside an answer.
         teacher: a question's model to learn from, or nothing.
+        rungs: a ladder of nested masks, encoded, to compare candidates on; or nothing.
     """
 
     head: bytes
@@ -50,10 +51,11 @@ class Packet:
     bits: Buffer = b""
     more: Buffer = b""
     teacher: Buffer = b""
+    rungs: Buffer = b""
 
     def size(self, *, bits: bool = True, teacher: bool = True) -> int:
         """Bytes on the wire, with or without the mask and the teacher, which may be there."""
-        always = len(self.head) + len(self.values) + len(self.more)
+        always = len(self.head) + len(self.values) + len(self.more) + len(self.rungs)
         return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
 
 
@@ -178,3 +180,28 @@ def flags_of(data: Buffer, expected: int) -> Tensor:
     if set(decoded) != {""} or decoded[""].numel() != expected:
         raise ValueError(f"expected {expected} flags")
     return decoded[""]
+
+
+def pack_rungs(rungs: Tensor) -> bytes:
+    """A flat tensor of rungs (0: stays) as one mask a rung, over what the rungs before left."""
+    flags: dict[str, Tensor] = {}
+    left = rungs
+    for rung in range(1, int(rungs.max()) + 1 if rungs.numel() else 1):
+        flags[str(rung)] = left == rung
+        left = left[left != rung]
+    return encode_mask(flags)
+
+
+def rungs_of(data: Buffer, expected: int) -> Tensor:
+    """The inverse of `pack_rungs`, uint8.
+
+    Raises:
+        ValueError: not an encoded ladder over so many weights.
+    """
+    rungs, left = torch.zeros(expected, dtype=torch.uint8), torch.arange(expected)
+    for rung, flags in enumerate(decode_mask(bytes(data)).values(), 1):
+        if rung > 255 or flags.numel() != left.numel():
+            raise ValueError(f"rung {rung} is of {flags.numel()} weights, {left.numel()} are left")
+        rungs[left[flags]] = rung
+        left = left[~flags]
+    return rungs

@@ -14,7 +14,7 @@ _OUT = "leave it out"
 
 def refusals(c: RunConfig) -> list[Misfit]:
     """Every possible misfit of a configuration's learning, with whether it is one."""
-    return [*_terms(c), *_rates(c), *_lessons(c)]
+    return [*_terms(c), *_rates(c), *_lessons(c), *_kept_change(c)]
 
 
 def _terms(c: RunConfig) -> list[Misfit]:
@@ -67,4 +67,34 @@ def _lessons(c: RunConfig) -> list[Misfit]:
         ("temperature", c.temperature is not None and not c.distil, "distil is 0", _OUT),
         ("distil-schedule", none and c.distil_schedule != "constant", idle, "constant"),
         ("teacher", none and bool(c.teacher), idle, "leave it out, or --distil"),
+    ]
+
+
+def _kept_change(c: RunConfig) -> list[Misfit]:
+    grid, idle = c.blend_grid or (), c.blend == "none"
+    apart = "clients end under masks of their own"
+    return [
+        ("blend-grid", idle and c.blend_grid is not None, "blend is none", _OUT),
+        (
+            "blend-grid",
+            not idle and 1.0 not in grid,
+            "the whole change is not in it",
+            "1 and others",
+        ),
+        ("blend-grid", len(set(grid)) < len(grid), "a share is in it twice", "different ones"),
+        ("blend-grid", not all(0 <= share <= 2 for share in grid), "not shares", "0 to 2"),
+        ("blend-grid", not idle and len(grid) == 1, "there is nothing to choose", "1 and others"),
+        ("blend", not idle and c.masks != "global", apart, "none"),
+        (
+            "moving",
+            c.moving == "swa" and c.end >= c.rounds,
+            "the last pruning leaves one round to average",
+            "ema, or an earlier --end",
+        ),
+        (
+            "moving-decay",
+            c.moving != "ema" and c.moving_decay is not None,
+            f"moving is {c.moving}",
+            _OUT,
+        ),
     ]

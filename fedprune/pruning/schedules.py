@@ -19,11 +19,14 @@ class Schedule:
         summary: one line for ``--list``.
         exchanges: after the first step, which reaches the final sparsity, the other steps drop
             weights and regrow as many (`fedprune.pruning.regrowth`).
+        chosen: how far a step goes is chosen when it is due (`fedprune.pruning.adaptive`); the
+            fraction says only in which rounds there are steps.
     """
 
     fraction: Callable[[int, int, float], float]
     summary: str
     exchanges: bool = False
+    chosen: bool = False
 
 
 def _one_shot(_step: int, _steps: int, _final: float) -> float:
@@ -63,6 +66,11 @@ SCHEDULES: dict[str, Schedule] = {
         _one_shot,
         "everything in the first step, then drop and regrow (Evci et al. 2020, arXiv 1911.11134)",
         exchanges=True,
+    ),
+    "adaptive": Schedule(
+        _linear,
+        "as far as the clients' validation loss stays within --tolerance, at most to --sparsity",
+        chosen=True,
     ),
 }
 

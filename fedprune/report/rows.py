@@ -43,9 +43,10 @@ def row(
     layout = plan.layout
     removed = layout.whole - count_kept(state.masks)
     steps = changes.totals.get("count")
+    over = state.pace is not None and state.pace.done and notes.adaptive is None
     return {
         "round": state.round,
-        "phase": plan.phase(state.round),
+        "phase": "recover" if over else plan.phase(state.round),
         "sparsity": removed / layout.whole,
         "removed": removed,
         "zeros": zeros(state),

@@ -26,6 +26,7 @@ _DOING = {
     "score": "scoring",
     "tune": "tuning",
     "evaluate": "measuring",
+    "compare": "comparing",
 }
 
 

@@ -22,7 +22,7 @@ SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 7)).map
 
 
 def test_the_table() -> None:
-    assert list(SCHEDULES) == ["one-shot", "linear", "cubic", "exponential", "regrow"]
+    assert list(SCHEDULES) == ["one-shot", "linear", "cubic", "exponential", "regrow", "adaptive"]
     assert all(schedule.summary for schedule in SCHEDULES.values())
 
 

@@ -12,6 +12,9 @@ import pytest
 from fedprune.compression.wire import SCORE_TYPES
 from fedprune.config import ConfigError, RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
+from fedprune.learning.moving import MOVING
+from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.pools import POOLS
@@ -148,6 +151,9 @@ def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
         "structure": STRUCTURES,
         "pool": POOLS,
         "schedule": SCHEDULES,
+        "adaptive": ADAPTIVE,
+        "blend": BLENDS,
+        "moving": MOVING,
         "score-wire": SCORE_TYPES,
         "score": SCORES,
         "task": TASKS,
@@ -164,6 +170,8 @@ def test_options_of_several_values() -> None:
     assert chosen(given)[0].unit_shape == (2, 3)
     given = ["--task", "digits", "--scope", "patterns", "--layers", "hidden*", "0.25"]
     assert chosen(given)[0].layers == {"hidden*": 0.25}
+    given = ["--task", "digits", "--blend", "layer", "--blend-grid", "0.5,1,1.25"]
+    assert chosen(given)[0].blend_grid == (0.5, 1.0, 1.25)
     given = ["--task", "digits", "--compile", "--no-agreement", "--checkpointing"]
     config = chosen(given)[0]
     assert (config.compile, config.agreement, config.checkpointing) == (True, False, True)
