@@ -247,4 +247,4 @@ def test_a_model_that_shrinks_is_given_the_same_choices(
             tried = [row["adaptive"]["tried"] for row in (masked, small)]
             assert tried[0] == [pytest.approx(x, abs=1e-4) for x in tried[1]]
     assert rows["every"][-1]["parameters"] < rows["never"][-1]["parameters"]
-    assert rows["never"][-1]["sparsity"] > rows["never"][0]["sparsity"] > 0.0
+    assert len(rows["every"][1]["adaptive"]["tried"]) > 1, "candidates of a model that was cut"
