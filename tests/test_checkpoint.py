@@ -14,7 +14,9 @@ from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
+from fedprune.learning.moving import Moving
 from fedprune.messages import Failure, Folded, Question
+from fedprune.pruning.adaptive import Pace
 from fedprune.pruning.edits import Edit
 from fedprune.report.folder import checkpoint_path, fresh_folder, read_rows, rewind
 from fedprune.state import Port, State, Traffic
@@ -38,11 +40,13 @@ FULL = State(
     (Edit("head", "h.0", (0, 2)),),
     b"\x00a model\xff",
     {11: "ghi"},
+    Pace(0.1 + 0.2, 1e-300, done=True),
+    Moving({"z": torch.tensor([[0.5, -1e-42], [0.0, 7.0]]), "a": torch.tensor(0.1)}, 4),
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 14, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 16, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)
@@ -53,7 +57,11 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
     assert FULL.early is not None
     assert same(seen.early, FULL.early)
     assert list(seen.early) == ["a", "z"]
-    empty: dict[str, Any] = {"weights": {}, "masks": {}, "early": None}
+    assert seen.moving is not None
+    assert FULL.moving is not None
+    assert same(seen.moving.weights, FULL.moving.weights)
+    assert (list(seen.moving.weights), seen.moving.rounds) == (["z", "a"], 4)
+    empty: dict[str, Any] = {"weights": {}, "masks": {}, "early": None, "moving": None}
     assert replace(seen, **empty) == replace(FULL, **empty)
 
 
@@ -62,7 +70,7 @@ def test_a_first_state_comes_back_too(tmp_path: Path):
     save_state(first, tmp_path / "state")
     seen = load_state(tmp_path / "state")
     assert (seen.round, seen.known, seen.dense_at_pruning, seen.owed) == (0, {}, None, False)
-    assert seen.early is None
+    assert (seen.early, seen.pace, seen.moving) == (None, None, None)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path):
