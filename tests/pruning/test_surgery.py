@@ -1,6 +1,7 @@
 import copy
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import layout_of
 from fedprune.pruning.surgery import ordered, reshaped
 from fedprune.tasks.task import Loss
-from fedprune.tensors import Masks, load_into, masked, state_of
+from fedprune.tensors import Masks, full_masks, load_into, masked, state_of
 
 NAMES = list(FACTS)
 WAYS = ["eager", "sdpa"]
@@ -128,14 +129,17 @@ def test_operations_fall_by_what_was_counted(name: str, case: str) -> None:
     model = attending(f.model, "eager")
     small = reshaped(copy.deepcopy(model), edits)
     positions = positions_of(model, f.layout, {"labels": torch.zeros(2)}, lambda m, _: run(name, m))
-    whole = flops({n: torch.ones_like(m) for n, m in masks.items()}, positions)
-    expected = 2 * (whole - flops(masks, positions))
+    kept = flops(masks, positions)
+    expected = 2 * (flops(full_masks(masks, masks), positions) - kept)
     for (kind, path), units in CASES[case](f.layout).items():
         if kind == "head":  # two products of 7 queries with 7 keys (or 5) in each of two texts
             keys = 5 if "crossattention" in path else 7
             queries = 3 if name == "llama-gqa" else 1
             expected += len(units) * queries * 2 * 2 * 2 * 7 * keys * FACTS[name][1]
     assert operations(name, model) - operations(name, small) == expected > 0
+    left = replace(f.layout, prunable=tuple(n for n in masks if n in state_of(small)))
+    seen = positions_of(small, left, {"labels": torch.zeros(2)}, lambda m, _: run(name, m))
+    assert flops(full_masks(state_of(small), left.prunable), seen) == kept
 
 
 def run(name: str, model: nn.Module) -> Loss:
