@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cutting import CASES, every, masked_model, masks_of, some
-from families import FACTS, Family, family, forward
+from families import FACTS, OUTPUT, Family, family, forward
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,7 +16,7 @@ from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import layout_of
 from fedprune.pruning.surgery import ordered, reshaped
 from fedprune.tasks.task import Loss
-from fedprune.tensors import Masks, full_masks, load_into, masked, state_of
+from fedprune.tensors import Masks, full_masks, load_into, masked, shapes_of, state_of
 
 NAMES = list(FACTS)
 WAYS = ["eager", "sdpa"]
@@ -316,3 +316,27 @@ def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name: str, cas
     trained = forward(name, adapted)
     assert (trained - want).abs().max() > 1e-3
     assert (forward(name, adapted.merge_and_unload()) - trained).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("case", ["both", "an attention", "the first block", "all feed-forwards"])
+@pytest.mark.parametrize("name", NAMES)
+def test_units_are_cut_through_factors_too(name: str, case: str) -> None:
+    f = family(name)
+    first = [f.layout.structure.groups[0], f.layout.structure.groups[-1]]
+    layers = {part.tensor.removesuffix(".weight") for group in first for part in group.parts}
+    ranks = [Edit("rank", path, (4,)) for path in sorted(layers)]
+    model = reshaped(copy.deepcopy(f.model), ranks)
+    layout = layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
+    assert [g.path for g in layout.structure.groups] == [g.path for g in f.layout.structure.groups]
+    masks = masks_of(layout, CASES[case](layout))
+    edits = edits_of(masks, layout)
+    silent = masked_model(model, masks)
+    want = forward(name, silent)
+    small = reshaped(copy.deepcopy(silent), edits)
+    assert (forward(name, small) - want).abs().max() <= 1e-9
+    assert (forward(name, model) - want).abs().max() > 1e-2
+    at_once = reshaped(copy.deepcopy(f.model), [*edits, *ranks])
+    there = places(model, edits).restrict(state_of(silent))
+    assert shapes_of(state_of(at_once)) == shapes_of(state_of(small)) == shapes_of(there)
+    load_into(at_once, there)
+    assert torch.equal(forward(name, at_once), forward(name, small))
