@@ -5,8 +5,10 @@ import torch
 from cutting import every, masked_model, masks_of, some
 from torch import nn
 
+from fedprune.pruning import structure
 from fedprune.pruning.cuts import edits_of
 from fedprune.pruning.layout import Layout, layout_of
+from fedprune.pruning.removal import FRAMES
 from fedprune.pruning.surgery import reshaped
 from fedprune.tasks.families import FAMILIES, Need, heads_of
 
@@ -146,3 +148,11 @@ def test_a_block_of_which_nothing_is_left_hands_its_input_on() -> None:
     names = [n for n, _ in small.named_parameters()]
     assert any(n.startswith("encoder.block.2.") for n in names)
     assert not any(n.startswith("encoder.block.1.") for n in names)
+
+
+def test_the_tables_are_about_families_that_are_recognised() -> None:
+    known = set(structure.FAMILIES)
+    assert set(FRAMES) <= known
+    after = known - set(FRAMES)  # norms after what was added up
+    assert after == {name for name in known if name.startswith(("Bert", "Roberta"))}
+    assert all(structure.FAMILIES[name].column == "output.dense" for name in after)
