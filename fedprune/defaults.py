@@ -92,7 +92,7 @@ def _of_amount(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"schedule": "cubic", "sparsity": 0.8}
 
 
-WHOLE_UNITS = ("head", "neuron", "channel", "sublayer", "layer")
+WHOLE_UNITS = ("head", "neuron", "head-neuron", "channel", "sublayer", "layer")
 """Units that can be taken out of a model."""
 
 _SHAPES = {"n:m": (2, 4), "block": (4, 1)}

@@ -198,7 +198,8 @@ WHAT = [
     (
         {"score": "ablation", "unit": "block"},
         "unit='block'",
-        "score ablation is of others; allowed: weight, row, column, head, neuron, channel, "
+        "score ablation is of others; allowed: weight, row, column, head, neuron, "
+        "head-neuron, channel, "
         "sublayer, layer",
     ),
     (

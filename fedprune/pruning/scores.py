@@ -168,7 +168,17 @@ SCORES: dict[str, Score] = {
         "Mozer and Smolensky 1989, relevance before its approximation",
         ablation,
         (ASK_ABLATION,),
-        units=("weight", "row", "column", "head", "neuron", "channel", "sublayer", "layer"),
+        units=(
+            "weight",
+            "row",
+            "column",
+            "head",
+            "neuron",
+            "head-neuron",
+            "channel",
+            "sublayer",
+            "layer",
+        ),
         most=50_000,
     ),
     "wanda": Score(

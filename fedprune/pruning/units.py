@@ -189,14 +189,14 @@ def _none(layout: Layout) -> dict[str, Tensor]:
     return {name: torch.full_like(rows(name), -1) for name in layout.prunable}
 
 
-def _of_groups(kind: str) -> Callable[[Layout, Shape], dict[str, Tensor]]:
-    """The units of the groups of a kind: rows of the tensors that make, columns of what reads."""
+def _of_groups(*kinds: str) -> Callable[[Layout, Shape], dict[str, Tensor]]:
+    """The units of groups of these kinds: rows of the tensors that make, columns of what reads."""
 
     def labels(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
         found = _none(layout)
         start = 0
         for group in layout.structure.groups:
-            if group.kind != kind:
+            if group.kind not in kinds:
                 continue
             for part in group.parts:
                 _number(found[part.tensor], part, start)
@@ -262,6 +262,8 @@ UNITS: dict[str, Unit] = {
     "head": Unit("an attention head; under grouped queries a KV head with its queries' heads",
                  _of_groups("head"), "many"),
     "neuron": Unit("a neuron of a feed-forward layer, gate included", _of_groups("neuron"), "many"),
+    "head-neuron": Unit("heads and neurons in one ranking, by worth a weight (--pool mean)",
+                        _of_groups("head", "neuron"), "many"),
     "channel": Unit("a channel of a plain network: what reads it, with every layer that makes it",
                     lambda layout, _shape: _of_channels("column")(layout), "many", "",
                     _of_channels("row")),

@@ -21,7 +21,7 @@ from fedprune.pruning.units import (
 
 NAMES = list(FACTS)
 SHAPES = {"n:m": (2, 4), "block": (2, 3)}
-STRUCTURED = ["head", "neuron", "sublayer", "layer"]
+STRUCTURED = ["head", "neuron", "head-neuron", "sublayer", "layer"]
 
 
 def plain(**shapes: tuple[int, ...]) -> Layout:
@@ -82,7 +82,7 @@ def one_unit(f: Family, unit: str, number: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("unit", ["head", "neuron"])
+@pytest.mark.parametrize("unit", ["head", "neuron", "head-neuron"])
 def test_a_masked_unit_is_silent_as_if_only_nobody_read_it(name: str, unit: str) -> None:
     """Its producer's rows may go or stay: what decides is that the reader's columns are 0."""
     f = family(name)
