@@ -17,7 +17,7 @@ from fedprune.plugins import scores_of
 from fedprune.pruning.score import Watcher
 from fedprune.pruning.units import unit_labels
 from fedprune.randomness import generator, seeded
-from fedprune.scoring import answer_inputs, answer_score, cleared, own_pruning
+from fedprune.scoring import answer_inputs, answer_outputs, answer_score, cleared, own_pruning
 from fedprune.seats import Seat
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import Part, batches, extra_names
@@ -158,4 +158,5 @@ _ANSWERS: dict[str, Callable[[Question, Seat], Answer]] = {
     "compare": _answer_compare,
     "describe": _answer_describe,
     "inputs": answer_inputs,
+    "outputs": answer_outputs,
 }

@@ -168,6 +168,9 @@ class RunConfig(BaseModel):
         None,
         ge=0,
     )
+    reconstruct: str | None = _field(
+        "pruning", "fit what stays, by least squares, after a pruning (see --list)", None
+    )
     score_steps: Count = _field(
         "pruning", "times a pruning scores and removes, a little each time", 1
     )

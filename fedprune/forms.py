@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedprune.config import RunConfig
+from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Folded, Question, Refused
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.combining import COMBINES
@@ -133,7 +134,8 @@ def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
     del config
-    shapes = MOMENTS.shapes(layout, question.names or layout.prunable, "weight", 0)
+    ask = {"inputs": MOMENTS, "outputs": OUTPUTS}[question.kind]
+    shapes = ask.shapes(layout, question.names or layout.prunable, "weight", 0)
     return Form(shapes, {}, frozenset({"count"}))
 
 
@@ -152,6 +154,7 @@ _FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "compare": _compare,
     "describe": _describe,
     "inputs": _inputs,
+    "outputs": _inputs,
 }
 
 

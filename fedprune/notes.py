@@ -25,6 +25,7 @@ class Notes:
         exchanged: weights that were dropped and as many regrown.
         adaptive: what was tried on validation, how it did, and what was taken.
         blend: which share of the change was kept, and how the others did on validation.
+        refit: part of a layer's squared error that reconstruction leaves, mean over layers.
     """
 
     agreement: float | None = None
@@ -33,6 +34,7 @@ class Notes:
     exchanged: int | None = None
     adaptive: dict[str, Any] | None = None
     blend: dict[str, Any] | None = None
+    refit: float | None = None
 
 
 def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:

@@ -24,6 +24,7 @@ from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, agreement_of
 from fedprune.randomness import draw, generator
+from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
 from fedprune.shrinking import fitted, kept_small
 from fedprune.state import Plan, Port, State, Totals
@@ -86,7 +87,10 @@ def score_and_prune(
     state: State, plan: Plan, port: Port, cohort: Sequence[int]
 ) -> tuple[State, Notes]:
     """The cohort's summed statistics, and the state under the mask they give."""
-    return (adapted if plan.adapts else thin)(state, _bench(plan, port, cohort))
+    bench = _bench(plan, port, cohort)
+    thinner, notes = (adapted if plan.adapts else thin)(state, bench)
+    thinner, left = refitted(thinner, state, bench)
+    return thinner, replace(notes, refit=left)
 
 
 def _bench(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:

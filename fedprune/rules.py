@@ -10,6 +10,7 @@ from fedprune.conflicts import conflicts
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving import MOVING
+from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.learning.refusals import refusals
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.naming import Misfit, named, refuse
@@ -58,6 +59,7 @@ def check(config: RunConfig) -> None:
         "adaptive": ADAPTIVE,
         "blend": BLENDS,
         "moving": MOVING,
+        "reconstruct": RECONSTRUCTIONS,
         "wire": VALUE_TYPES,
         "score_wire": SCORE_TYPES,
         "split": SPLITS,

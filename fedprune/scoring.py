@@ -11,10 +11,11 @@ from torch import Tensor
 from fedprune.choosing import Wanted, chosen, evidence_about
 from fedprune.compression.wire import SCORE_TYPES, pack, values_of
 from fedprune.forms import fitting
+from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Answer, Question, Refused
 from fedprune.plugins import scores_of
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
-from fedprune.pruning.score import Evidence, Probe, Score
+from fedprune.pruning.score import Ask, Evidence, Probe, Score
 from fedprune.randomness import derive
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.seats import Batches, Seat
@@ -64,9 +65,18 @@ def answer_score(question: Question, seat: Seat) -> Answer:
 
 def answer_inputs(question: Question, seat: Seat) -> Answer:
     """The client's Σ x xᵀ of the layers asked about (`fedprune.redundancy.moments`)."""
+    return _sums_of(MOMENTS, question, seat)
+
+
+def answer_outputs(question: Question, seat: Seat) -> Answer:
+    """The same and Σ y xᵀ, y of the model that goes along (`fedprune.learning.reconstruction`)."""
+    return _sums_of(OUTPUTS, question, seat)
+
+
+def _sums_of(ask: Ask, question: Question, seat: Seat) -> Answer:
     names = question.names or seat.layout.prunable
     seat.model.eval()
-    sums = copied(MOMENTS.collect(_probe(question, seat, names, {})))
+    sums = copied(ask.collect(_probe(question, seat, names, question.given)))
     labels = seat.task.labels(seat.shard.train)
     return Answer(kept(sums, {}).float(), 1.0, {"count": float(labels)})
 

@@ -17,6 +17,7 @@ from torch import nn
 from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
 from fedprune.config import RunConfig, configure, from_toml, to_toml
+from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.cuts import places
@@ -142,6 +143,8 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
         score.refuses(model, None if task.dummy is None else task.dummy(config))
     for ask in score.asks:  # a statistic that these tensors do not have is refused here
         ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
+    if config.reconstruct is not None:
+        RECONSTRUCTIONS[config.reconstruct].ask.shapes(layout, layout.prunable, config.unit, 0)
     if config.sparsity and score.step is None:
         _check_selection(config, model, layout)
 

@@ -26,6 +26,7 @@ _TYPES = {
     "compare": "evaluate",
     "describe": "evaluate",
     "inputs": "train.score",
+    "outputs": "train.score",
 }
 
 _MISSING = Lost("lacks the mask or the configuration")

@@ -14,6 +14,7 @@ from fedprune.config import BY_TASK, ConfigError, RunConfig, configure, from_tom
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving import MOVING
+from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.adaptive import ADAPTIVE
@@ -280,6 +281,7 @@ def listing(plugin: str) -> str:
         "adaptive": ADAPTIVE,
         "blend": BLENDS,
         "moving": MOVING,
+        "reconstruct": {n: f"{r.summary} [{r.source}]" for n, r in RECONSTRUCTIONS.items()},
         "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},
         "wire": {name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
         "score-wire": SCORE_TYPES,

@@ -147,7 +147,7 @@ OPEN |= {"unit_shape", "pool", "probes", "trim", "vote_scope", "average", "lengt
 OPEN |= {"text_column", "label_column", "target_column", "client_column"}
 OPEN |= {"data", "plugin", "ray_address", "out", "init"}
 OPEN |= {"tolerance", "candidates", "adaptive", "blend_grid", "moving_decay"}
-OPEN |= {"shrinkage", "depth", "width", "temperature", "teacher"}
+OPEN |= {"reconstruct", "shrinkage", "depth", "width", "temperature", "teacher"}
 
 
 @pytest.mark.parametrize("task", TASKS)

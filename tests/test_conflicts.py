@@ -668,6 +668,31 @@ LEARNING = [
         "nothing is distilled; allowed: constant",
     ),
     (
+        {"reconstruct": "inputs", "sparsity": 0.0},
+        "reconstruct='inputs'",
+        "nothing is pruned; allowed: leave it out",
+    ),
+    (
+        {"reconstruct": "inputs", "rewind": 0},
+        "reconstruct='inputs'",
+        "what stays goes back to a round; allowed: leave it out",
+    ),
+    (
+        {"reconstruct": "outputs", "schedule": "regrow"},
+        "reconstruct='outputs'",
+        "what grows back starts at 0; allowed: leave it out",
+    ),
+    (
+        {"reconstruct": "outputs", "masks": "union"},
+        "reconstruct='outputs'",
+        "the mask is decided after tuning; allowed: leave it out, or --masks global",
+    ),
+    (
+        {"reconstruct": "inputs", "score_during": "tune"},
+        "reconstruct='inputs'",
+        "the mask is decided after tuning; allowed: leave it out, or --score-during pass",
+    ),
+    (
         {"teacher": "runs/one"},
         "teacher='runs/one'",
         "nothing is distilled; allowed: leave it out, or --distil",

@@ -14,7 +14,7 @@ _OUT = "leave it out"
 
 def refusals(c: RunConfig) -> list[Misfit]:
     """Every possible misfit of a configuration's learning, with whether it is one."""
-    return [*_terms(c), *_rates(c), *_lessons(c), *_kept_change(c)]
+    return [*_terms(c), *_rates(c), *_lessons(c), *_kept_change(c), *_fits(c)]
 
 
 def _terms(c: RunConfig) -> list[Misfit]:
@@ -96,5 +96,21 @@ def _kept_change(c: RunConfig) -> list[Misfit]:
             c.moving != "ema" and c.moving_decay is not None,
             f"moving is {c.moving}",
             _OUT,
+        ),
+    ]
+
+
+def _fits(c: RunConfig) -> list[Misfit]:
+    wanted, late = c.reconstruct is not None, "the mask is decided after tuning"
+    return [
+        ("reconstruct", wanted and c.sparsity == 0.0, "nothing is pruned", _OUT),
+        ("reconstruct", wanted and c.rewind is not None, "what stays goes back to a round", _OUT),
+        ("reconstruct", wanted and c.schedule == "regrow", "what grows back starts at 0", _OUT),
+        ("reconstruct", wanted and c.masks != "global", late, "leave it out, or --masks global"),
+        (
+            "reconstruct",
+            wanted and c.score_during == "tune",
+            late,
+            "leave it out, or --score-during pass",
         ),
     ]

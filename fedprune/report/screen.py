@@ -23,6 +23,7 @@ _DOING = {
     "hello": "joining",
     "describe": "counting labels",
     "inputs": "summing inputs",
+    "outputs": "summing outputs",
     "score": "scoring",
     "tune": "tuning",
     "evaluate": "measuring",
