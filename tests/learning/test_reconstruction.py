@@ -145,7 +145,7 @@ def test_clients_sums_are_those_of_pooled_data(
 def bench_of(house: House, config: RunConfig, cohort: list[int]) -> Bench:
     port = inline_port(house)
     plan = Plan(config, house.layout, (1, 1))
-    return Bench(plan, lambda s, q, p: _put(s, port, q, p), _question, cohort)
+    return Bench(plan, lambda s, q, p: _put(s, port, q, p), _question, cohort, lambda: cohort)
 
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
