@@ -4,7 +4,8 @@ In simulation a node hosts the partitions that a message names, and any worker p
 any host, because what it keeps is built from the configuration alone. A real device hosts one
 partition, itself: its node config names it (``partition-id``) and its folder (``data``). It keeps
 the configuration and the newest mask and teacher in Flower's ``Context.state``; in simulation
-nothing is there, because Flower's simulation pickles it with every message.
+nothing is there, because Flower's simulation pickles it with every message. What error feedback
+keeps back lies beside its data, in ``<data>.residuals``: as large as the model, and private.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def _device_house(text: str, data: str, partition: int) -> House:
     local = tasks_of(config.plugin)[config.task].local
     if local is None:
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
-    return open_house(config, {partition: local(Path(data), config)})
+    folder = Path(data)
+    memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
+    return open_house(config, {partition: local(folder, config)}, memory)
 
 
 def _letter(message: Message) -> Letter:

@@ -286,6 +286,12 @@ class RunConfig(BaseModel):
     )
 
     wire: str = _field("wire", "type of the weights on the wire (see --list)", "fp32")
+    uplink: str | None = _field(
+        "wire", "type of the changes that clients send (see --list; default: --wire)", None
+    )
+    error_feedback: bool = _field(
+        "wire", "clients add to what they send what rounding kept back before", False
+    )
     score_wire: str = _field("wire", "type of the statistics on the wire (see --list)", "fp32")
 
     engine: Literal["ray", "inline", "flower"] = _field(

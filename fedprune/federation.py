@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedprune.checkpoint import save_state, write_atomically
 from fedprune.config import ConfigError, RunConfig
 from fedprune.continuing import Earlier, continued, earlier, on_the_earlier_task
-from fedprune.hosts import inline_port, open_house
+from fedprune.hosts import inline_port, open_house, placed
 from fedprune.messages import Answer, Folded, Question
 from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
@@ -94,7 +94,7 @@ def federate(
         weights: the state to begin with instead of the task's seeded initialisation.
     """
     began = time.perf_counter()
-    port = port or inline_port(open_house(config))
+    port = port or inline_port(open_house(placed(config, folder) if folder else config))
     before = earlier(config.init) if config.init else None
     fresh, blank = _opening(config, weights, before)
     fresh, naive = without_model(fresh, config, port)

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from fedprune.answering import answer
+from fedprune.compression.feedback import FOLDER_NAME, Residuals, keep, recalled
 from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, digest_of
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
 from fedprune.learning.training import prepared
-from fedprune.messages import Failure, Folded, Question, Refused, as_sum, summed
+from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import tasks_of
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
+from fedprune.randomness import generator
 from fedprune.seats import Seat
 from fedprune.shapes import dense_model, layout_after, layout_for
 from fedprune.state import Port
@@ -49,6 +52,8 @@ class House:
         tuned: the same model, compiled where that was asked for.
         edits: what was cut out of the dense model.
         rebuilt: the same house around the model of the newest other edits.
+        teachers: the newest model to learn from, by its digest.
+        residuals: what its clients did not send yet, with ``--error-feedback``.
     """
 
     config: RunConfig
@@ -61,10 +66,17 @@ class House:
     edits: Edits = ()
     rebuilt: dict[Edits, House] = field(default_factory=dict)
     teachers: dict[str, nn.Module] = field(default_factory=dict)
+    residuals: Residuals = field(default_factory=Residuals)
 
 
-def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> House:
+def open_house(
+    config: RunConfig,
+    shards: Mapping[int, Shard] | None = None,
+    memory: Path | None = None,
+) -> House:
     """Build the model and the shards (all of the task's, unless given).
+
+    Residuals are kept in `memory`, or in the run's folder.
 
     Sets this process to one torch thread: with more, results depend on the machine, and workers
     that share its processors slow each other down many times over.
@@ -78,7 +90,21 @@ def open_house(config: RunConfig, shards: Mapping[int, Shard] | None = None) -> 
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
     model = model.to(device)
-    return House(config, task, model, layout, shards, device, prepared(model, config))
+    return House(
+        *(config, task, model, layout, shards, device, prepared(model, config)),
+        residuals=Residuals(memory or residual_folder(config)),
+    )
+
+
+def residual_folder(config: RunConfig) -> Path | None:
+    """Where clients of a run on this machine keep their residuals; None without a folder."""
+    return Path(config.out) / FOLDER_NAME if config.error_feedback and config.out else None
+
+
+def placed(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration as those who serve partitions get it: it says where they keep residuals."""
+    out = str(folder.resolve())
+    return config.model_copy(update={"out": out}) if config.error_feedback else config
 
 
 def furnished(house: House, edits: Edits) -> House:
@@ -113,10 +139,14 @@ def serve(
 def _served(house: House, question: Question, form: Form, partition: int, before: Folded) -> Folded:
     size = 0
     try:
-        packet = released(house, question, partition)
+        meant = answered(house, question, partition)
+        packet = encoded(house, question, partition, meant)
         size = packet.size()
         given = decode_answer(packet, question, form.voters, own=form.own)
         check(given.values, given.weight, given.totals, form, given.statistics)
+        if house.config.error_feedback and question.kind == "tune":
+            at = (house.residuals, partition, question.round)
+            keep(*at, meant.values - given.values, question.weights, question.masks)
         return as_sum(given, partition, size, before, singly=form.singly, held=form.own)
     except Exception as error:  # whatever a client's code raises must not stop the others
         failure = failure_of(partition, question.kind, error)
@@ -125,6 +155,11 @@ def _served(house: House, question: Question, form: Form, partition: int, before
 
 def released(house: House, question: Question, partition: int) -> Packet:
     """What one partition sends: its answer, encoded."""
+    return encoded(house, question, partition, answered(house, question, partition))
+
+
+def answered(house: House, question: Question, partition: int) -> Answer:
+    """One partition's answer; of a change with what it kept back before, where it does that."""
     seat = Seat(
         partition,
         house.shards[partition],
@@ -136,9 +171,20 @@ def released(house: House, question: Question, partition: int) -> Packet:
         house.tuned,
         _teacher(house, question),
     )
+    given = answer(question, seat)
+    if not house.config.error_feedback or question.kind != "tune":
+        return given
+    at = (house.residuals, partition, question.round)
+    return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
+
+
+def encoded(house: House, question: Question, partition: int, meant: Answer) -> Packet:
+    """An answer in the types of the wire; the same bits whoever encodes it, and when."""
     c = house.config
     own = form_of(question, c, house.layout).own
-    return encode_answer(answer(question, seat), question, c.wire, c.score_wire, own=own)
+    gen = generator(c.seed, "rounding", question.round, partition)
+    wire = c.uplink or c.wire
+    return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen)
 
 
 def _teacher(house: House, question: Question) -> nn.Module | None:

@@ -104,16 +104,23 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
 
 
 def encode_answer(
-    answer: Answer, question: Question, wire: str, score_wire: str = "fp32", *, own: bool = False
+    answer: Answer,
+    question: Question,
+    wire: str,
+    score_wire: str = "fp32",
+    *,
+    own: bool = False,
+    gen: torch.Generator | None = None,
 ) -> Packet:
     """The answer as a packet.
 
     Args:
         answer: what the client releases.
         question: what it answers.
-        wire: type of the weights.
+        wire: type of the changes.
         score_wire: type of the statistics.
         own: leave out the values that the client's own mask, its votes, removes.
+        gen: what a type that rounds at random draws from.
     """
     head = {"weight": answer.weight, "totals": answer.totals}
     votes = b"" if answer.votes is None else pack_flags(answer.votes)
@@ -122,7 +129,7 @@ def encode_answer(
         values = values[_own(answer.votes, question)]
     statistics = SCORE_TYPES[score_wire]
     kind = {"tune": wire, "score": statistics}.get(question.kind, "fp32")
-    return pack(head, values, kind, votes, answer.statistics, statistics)
+    return pack(head, values, kind, votes, answer.statistics, statistics, gen)
 
 
 def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:

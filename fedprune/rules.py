@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fedprune.compression.wire import SCORE_TYPES, VALUE_TYPES
+from fedprune.compression.rounding import BITS
+from fedprune.compression.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
 from fedprune.conflicts import conflicts
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
@@ -61,6 +62,7 @@ def check(config: RunConfig) -> None:
         "moving": MOVING,
         "reconstruct": RECONSTRUCTIONS,
         "wire": VALUE_TYPES,
+        "uplink": UPLINK_TYPES,
         "score_wire": SCORE_TYPES,
         "split": SPLITS,
     }
@@ -69,7 +71,7 @@ def check(config: RunConfig) -> None:
             named((key.replace("_", "-"), vars(c)[key]), table)
     if c.split not in task.splits:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
-    misfits = [*_out_of_bounds(c), *_of_the_task(c, task), *_unused(c)]
+    misfits = [*_out_of_bounds(c), *_of_the_task(c, task), *_unused(c), *_sent(c)]
     misfits += [*conflicts(c, scores[c.score], task), *refusals(c)]
     for key, wrong, reason, allowed in misfits:
         if wrong:
@@ -94,6 +96,27 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
         ("width", c.width is not None and not family, own, out),
         ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),
         *[(key, wrong, f"task {c.task} reads no such column", out) for key, wrong in text],
+    ]
+
+
+def _sent(c: RunConfig) -> list[Misfit]:
+    """What clients send, and what they keep back of it."""
+    keeps, rounds = c.error_feedback, (c.uplink or c.wire) in BITS
+    return [
+        (
+            "error-feedback",
+            keeps and not rounds,
+            "nothing is rounded at random",
+            f"false, or --uplink {', '.join(BITS)}",
+        ),
+        ("masks", keeps and c.masks != "global", "residuals are of one mask for all", "global"),
+        ("shrink", keeps and c.shrink != "never", "residuals are of one shape", "never"),
+        (
+            "baselines",
+            keeps and bool(c.baselines),
+            "clients keep one residual, not one for each arm",
+            "none, and a run of their own",
+        ),
     ]
 
 

@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune.config import ConfigError, RunConfig, configure, from_flower
+from fedprune.hosts import placed
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
 from fedprune.shapes import dense_model, layout_for
@@ -35,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = configure({**from_flower(context.run_config), "engine": "flower"})
         folder = fresh_folder(config).resolve()
+        config = placed(config, folder)
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None
     torch.set_num_threads(1)  # as in every other engine: with more, bits depend on the machine

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedprune.compression.wire import SCORE_TYPES, VALUE_TYPES
+from fedprune.compression.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
 from fedprune.config import BY_TASK, ConfigError, RunConfig, configure, from_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
@@ -284,6 +284,7 @@ def listing(plugin: str) -> str:
         "reconstruct": {n: f"{r.summary} [{r.source}]" for n, r in RECONSTRUCTIONS.items()},
         "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},
         "wire": {name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
+        "uplink": UPLINK_TYPES,
         "score-wire": SCORE_TYPES,
         "baselines": BASELINES,
     }

@@ -10,7 +10,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fedprune.config import ConfigError
 from fedprune.federation import federate
-from fedprune.hosts import inline_port, labels_of, open_house
+from fedprune.hosts import inline_port, labels_of, open_house, placed
 from fedprune.report.folder import check_resumable, fresh_folder
 from fedprune.report.screen import Screen
 from simulations.options import chosen, main_error
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
         folder = fresh_folder(config) if resume is None else resume
+        config = placed(config, folder)
         if resume is not None:
             check_resumable(resume)
         if config.engine == "ray":

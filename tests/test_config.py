@@ -90,6 +90,7 @@ NAMES = [
     ({"schedule": "qubic"}, "schedule='qubic'", "(did you mean cubic?); allowed: one-shot"),
     ({"optimizer": "lion"}, "optimizer='lion'", "allowed: sgd, adam, adamw"),
     ({"wire": "int8"}, "wire='int8'", "allowed: fp32, fp16, bf16"),
+    ({"uplink": "int2"}, "uplink='int2'", "allowed: fp32, fp16, bf16, int8, int4"),
     ({"split": "naturel"}, "split='naturel'", "(did you mean natural?); allowed: natural, iid"),
     (DIGITS | {"split": "natural"}, "split='natural'", "allowed: iid, dirichlet, shards"),
     ({"plugin": "nowhere.py"}, "plugin='nowhere.py'", "allowed: path of a .py file"),
@@ -145,7 +146,7 @@ def test_a_task_sets_defaults_and_the_user_has_the_last_word(task: str):
 OPEN = {"threshold", "target_bytes", "target_flops", "alpha", "momentum", "regrow", "rewind"}
 OPEN |= {"unit_shape", "pool", "probes", "trim", "vote_scope", "average", "length"}
 OPEN |= {"text_column", "label_column", "target_column", "client_column"}
-OPEN |= {"data", "plugin", "ray_address", "out", "init"}
+OPEN |= {"data", "plugin", "ray_address", "out", "init", "uplink"}
 OPEN |= {"tolerance", "candidates", "adaptive", "blend_grid", "moving_decay"}
 OPEN |= {"reconstruct", "shrinkage", "depth", "width", "temperature", "teacher"}
 

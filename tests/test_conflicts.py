@@ -782,9 +782,32 @@ BY_VALIDATION = [
     ({"moving_decay": 0.5}, "moving-decay=0.5", "moving is none; allowed: leave it out"),
 ]
 
+SENT: list[tuple[Keys, str, str]] = [
+    (
+        {"error_feedback": True},
+        "error-feedback=True",
+        "nothing is rounded at random; allowed: false, or --uplink int8, int4",
+    ),
+    (
+        {"error_feedback": True, "uplink": "int8", "masks": "union"},
+        "masks='union'",
+        "residuals are of one mask for all; allowed: global",
+    ),
+    (
+        {"error_feedback": True, "uplink": "int4", "shrink": "end"},
+        "shrink='end'",
+        "residuals are of one shape; allowed: never",
+    ),
+    (
+        {"error_feedback": True, "uplink": "int4", "baselines": ("dense",)},
+        "baselines=('dense',)",
+        "clients keep one residual, not one for each arm; allowed: none, and a run of their own",
+    ),
+]
+
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
-    *SHRUNK,
+    *(SHRUNK + SENT),
     *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION),
 ]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.masks import decode_mask, encode_mask
+from fedprune.compression.rounding import BITS, decode_rounded, encode_rounded
 from fedprune.tensors import as_bytes, over_bytes
 
 VALUE_TYPES: dict[str, torch.dtype] = {
@@ -22,6 +23,12 @@ VALUE_TYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+
+UPLINK_TYPES = {
+    **{name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
+    **{name: f"{bits} bits, rounded at random without bias" for name, bits in BITS.items()},
+}
+"""Types of what clients send when they tuned, with a line about each."""
 
 SCORE_TYPES = {"fp32": "fp32", "fp16": "fp16-scaled", "log8": "log8"}
 """Types of statistics, and what they are on the wire. Their range is wide and their scale is
@@ -71,14 +78,21 @@ def pack(
     bits: Buffer = b"",
     more: Tensor | None = None,
     more_wire: str = "fp32",
+    gen: torch.Generator | None = None,
 ) -> Packet:
     """A packet with flat values cast to the wire's type, and perhaps a second buffer.
 
     Scaled types carry their scale in the head. Weights beyond the range of fp16 become infinite
-    there, which the receiver refuses.
+    there, which the receiver refuses. Types that round at random draw from `gen`.
     """
-    buffer, scale = _cast(values, wire)
-    about = {**head, "wire": wire} | ({} if scale == 1.0 else {"scale": scale})
+    about = {**head, "wire": wire}
+    if wire in BITS:
+        assert gen is not None  # only answers to tuning have such a type, and a generator
+        buffer: Buffer = encode_rounded(values, BITS[wire], gen)
+        about |= {"count": values.numel()}
+    else:
+        buffer, scale = _cast(values, wire)
+        about |= {} if scale == 1.0 else {"scale": scale}
     beside: Buffer = b""
     if more is not None and more.numel():
         beside, scale = _cast(more, more_wire)
@@ -150,7 +164,10 @@ def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
         ValueError: unknown type, or bytes that are no whole number of values.
     """
     head = head_of(packet)
-    return _uncast(packet.values, str(head.get("wire")), head.get("scale", 1.0), shared=shared)
+    wire = str(head.get("wire"))
+    if wire in BITS:
+        return decode_rounded(packet.values, BITS[wire], int(head.get("count", -1)))
+    return _uncast(packet.values, wire, head.get("scale", 1.0), shared=shared)
 
 
 def more_of(packet: Packet) -> Tensor:

@@ -82,6 +82,7 @@ FORMS = [
     {"combine": "median"},
     {"combine": "votes", "score_wire": "fp16"},
     {"masks": "union", "wire": "bf16"},
+    {"uplink": "int4"},
     {"score_during": "tune"},
     {"schedule": "regrow"},
     {"score": "grasp", "warmup": 0, "schedule": "one-shot", "end": 1},

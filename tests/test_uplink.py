@@ -1,0 +1,110 @@
+"""Runs whose clients send few bits: bytes, engines, failures, and going on after a kill."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedprune import federate
+from fedprune.config import from_toml
+from fedprune.federation import Watch
+from fedprune.hosts import inline_port, open_house, placed, serve
+from fedprune.messages import Question
+from fedprune.packets import encode_question
+from fedprune.tensors import copied, count_kept, state_of
+
+FEEDBACK = {"uplink": "int4", "error_feedback": True}
+
+
+@pytest.fixture(autouse=True)
+def without_pages(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
+
+
+@pytest.mark.parametrize(("uplink", "bits"), [("int8", 8), ("int4", 4), ("bf16", 16)])
+def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits, tiny, house_of, spy):
+    config = tiny(uplink=uplink)
+    eye = spy(inline_port(house_of(config)))
+    result = federate(config, eye.port)
+    assert result.summary["failures"] == 0
+    free = sum(t.numel() for n, t in result.state.weights.items() if n not in result.state.masks)
+    for question, cohort, folded in eye.asked:
+        if question.kind == "tune":
+            count = count_kept(question.masks) + free
+            assert 0 < folded.bytes_up / len(cohort) - count * bits / 8 < 120 + 4 * count / 512
+            assert len(encode_question(question, config.wire).values) == 4 * count
+    assert all(not result.state.weights[n][~m].any() for n, m in result.state.masks.items())
+
+
+def test_quality_is_not_lost_to_eight_bits(tiny, played):
+    whole, few = played(tiny()).summary, played(tiny(uplink="int8")).summary
+    assert few["quality"]["final"]["loss"] == pytest.approx(
+        whole["quality"]["final"]["loss"], rel=0.05
+    )
+    assert few["weights_digest"] != whole["weights_digest"]
+
+
+def test_a_repeated_run_draws_the_same(tiny):
+    config = tiny(**FEEDBACK)
+    first, again = (federate(config, inline_port(open_house(config))) for _ in range(2))
+    assert first.summary["weights_digest"] == again.summary["weights_digest"]
+    plain = federate(config.model_copy(update={"error_feedback": False}))
+    assert plain.summary["weights_digest"] != first.summary["weights_digest"]
+
+
+class Killed(Exception):
+    """Stands for the power cut."""
+
+
+def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tiny, tmp_path: Path):
+    config = tiny(**FEEDBACK)
+    whole = federate(config, folder=tmp_path / "whole")
+
+    def stop(row, _seconds, _state) -> None:
+        if row["round"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        federate(config, folder=tmp_path / "cut", watch=Watch(row=stop))
+    # Files of a round that does not count any more must not be read.
+    for file in (tmp_path / "cut" / "residuals").glob("*-3.safetensors"):
+        (file.parent / file.name.replace("-3.", "-4.")).write_bytes(file.read_bytes())
+    resumed = federate(config, folder=tmp_path / "cut", resume=True)
+    assert resumed.summary["weights_digest"] == whole.summary["weights_digest"]
+    told = from_toml((tmp_path / "whole" / "config.toml").read_text())
+    assert told["out"] == "", "the file runs again as it is, elsewhere"
+
+
+def test_any_process_finds_what_another_one_kept(tiny, tmp_path: Path):
+    config = placed(tiny(**FEEDBACK, hosts=5), tmp_path)
+    houses = [open_house(config) for _ in range(2)]
+    weights = copied(state_of(houses[0].model))
+    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in houses[0].layout.prunable}
+
+    def sum_of(house, round_):
+        packet = encode_question(Question("tune", round_, weights, masks, lr=0.1), "fp32")
+        return serve(house, packet, [1]).total
+
+    sum_of(houses[0], 1)
+    assert [p.name for p in (tmp_path / "residuals").iterdir()] == ["1-1.safetensors"]
+    here, there = sum_of(houses[0], 2), sum_of(houses[1], 2)
+    assert torch.equal(here, there)
+    fresh = sum_of(open_house(placed(config, tmp_path / "other")), 2)
+    assert not torch.equal(here, fresh), "what was kept back is in it"
+
+
+def test_a_client_that_failed_keeps_nothing_back(tiny, tmp_path: Path):
+    config = placed(tiny(**FEEDBACK), tmp_path)
+    house = open_house(config)
+    weights = {n: torch.full_like(t, torch.nan) for n, t in copied(state_of(house.model)).items()}
+    question = Question("tune", 1, weights, {}, lr=0.1)
+    folded = serve(house, encode_question(question, "fp32"), [0])
+    assert [f.partition for f in folded.failures] == [0]
+    assert not (tmp_path / "residuals").exists()
+
+
+def test_the_summary_counts_what_was_sent(tiny, played):
+    whole, few = played(tiny()), played(tiny(uplink="int4"))
+    assert few.summary["bytes_up"] < 0.6 * whole.summary["bytes_up"]  # statistics travel too
+    down = whole.summary["bytes_down"]  # but for masks, which are others now
+    assert few.summary["bytes_down"] == pytest.approx(down, rel=0.01)
