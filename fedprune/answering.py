@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from fedprune.candidates import blended, without
-from fedprune.forms import fitting
+from fedprune.forms import fitting, form_of
 from fedprune.learning.averaging import change
 from fedprune.learning.training import step_batches, tune
 from fedprune.messages import Answer, Question
@@ -31,6 +31,7 @@ from fedprune.tensors import (
     shapes_of,
     state_of,
 )
+from fedprune.tokens import counted
 
 
 def answer(question: Question, seat: Seat) -> Answer:
@@ -151,6 +152,12 @@ def _answer_describe(question: Question, seat: Seat) -> Answer:
     return Answer(torch.cat(counts).float(), 1.0, {})
 
 
+def _answer_tokens(question: Question, seat: Seat) -> Answer:
+    """How often each token occurs in training and validation."""
+    size = form_of(question, seat.config, seat.layout).values
+    return Answer(counted(seat.shard, seat.task, size), 1.0, {})
+
+
 _ANSWERS: dict[str, Callable[[Question, Seat], Answer]] = {
     "score": answer_score,
     "tune": _answer_tune,
@@ -159,4 +166,5 @@ _ANSWERS: dict[str, Callable[[Question, Seat], Answer]] = {
     "describe": _answer_describe,
     "inputs": answer_inputs,
     "outputs": answer_outputs,
+    "tokens": _answer_tokens,
 }

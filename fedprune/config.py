@@ -306,6 +306,11 @@ class RunConfig(BaseModel):
     ray_address: str = _field("engine", "address of a running Ray cluster", "")
     timeout: float = _field("engine", "seconds to wait for the answers of a phase", 3600.0, gt=0)
 
+    vocabulary: Literal["full", "used"] = _field(
+        "pruning",
+        "used: before round one, take tokens that no client uses out of embeddings and head",
+        "full",
+    )
     shrink: Literal["never", "end", "every"] = _field(
         "pruning",
         "take heads, neurons, channels, sub-layers that masks emptied out of the model: never, at "

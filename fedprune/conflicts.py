@@ -136,8 +136,12 @@ def _what(c: RunConfig) -> list[Misfit]:
 
 
 def _how_found(c: RunConfig, task: Task) -> list[Misfit]:
-    followed = c.structure == "depgraph"
+    followed, counts = c.structure == "depgraph", c.vocabulary == "used"
+    tokens = bool(task.tokens) and task.tokenizer is not None
+    taught = "a teacher of another run gives tokens that are gone some probability"
     return [
+        ("vocabulary", counts and not tokens, f"task {c.task} reads no tokens", "full"),
+        ("vocabulary", counts and bool(c.teacher), taught, "full, or no --teacher"),
         ("structure", followed and c.unit != "channel", f"unit is {c.unit}", "auto"),
         (
             "structure",

@@ -14,6 +14,7 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
+from fedprune.census import with_used_tokens
 from fedprune.checkpoint import save_state, write_atomically
 from fedprune.config import ConfigError, RunConfig
 from fedprune.continuing import Earlier, continued, earlier, on_the_earlier_task
@@ -98,6 +99,7 @@ def federate(
     before = earlier(config.init) if config.init else None
     fresh, blank = _opening(config, weights, before)
     fresh, naive = without_model(fresh, config, port)
+    fresh = with_used_tokens(fresh, blank, port)
     book = _opened(config, folder, resume, watch or Watch())
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}

@@ -147,6 +147,13 @@ def _compare(question: Question, config: RunConfig, layout: Layout) -> Form:
     )
 
 
+def _tokens(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config
+    (table,) = question.names
+    shape = {**layout.frozen, **layout.shapes}[table]
+    return Form({table: shape[:1]})
+
+
 _FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "score": _score,
     "tune": _tune,
@@ -155,6 +162,7 @@ _FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "describe": _describe,
     "inputs": _inputs,
     "outputs": _inputs,
+    "tokens": _tokens,
 }
 
 

@@ -33,6 +33,7 @@ from fedprune.shapes import dense_model, layout_after, layout_for
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task
 from fedprune.teacher import teacher_model
+from fedprune.tokens import read_with
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -115,7 +116,9 @@ def furnished(house: House, edits: Edits) -> House:
         model = dense_model(house.config)
         layout = layout_after(house.config, model, edits)
         model = model.to(house.device)
-        fresh = replace(house, model=model, layout=layout, edits=edits, rebuilt={})
+        shards = read_with(edits, house.task, house.shards.items())
+        whole = replace(house, model=model, layout=layout, edits=edits, shards=shards)
+        fresh = replace(whole, rebuilt={})
         house.rebuilt.clear()
         house.rebuilt[edits] = replace(fresh, tuned=prepared(model, house.config))
     return house.rebuilt[edits]

@@ -19,7 +19,7 @@ class Question:
 
     Attributes:
         kind: "score", "tune", "evaluate", "compare" (evaluate candidates), "describe" (count
-            labels), "inputs" (second moments), or "outputs" (those, and with what a layer made
+            labels), "tokens" (count them), "inputs" (second moments), or "outputs" (those, and with what a layer made
             before it was pruned).
         round: from 1.
         weights: the global model's state, zero where a mask is False.

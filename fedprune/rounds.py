@@ -159,6 +159,18 @@ def describe(state: State, port: Port) -> tuple[State, Folded]:
     return _put(state, port, _question(state, "describe"), list(port.present()))
 
 
+def census(state: State, port: Port, table: str) -> tuple[State, Folded]:
+    """How often each token occurs in the training and validation parts of everyone who is there.
+
+    Args:
+        state: the model that is asked about.
+        port: the clients.
+        table: name of the embeddings, with a row for every token.
+    """
+    question = _question(state, "tokens", names=(table,))
+    return _put(state, port, question, list(port.present()))
+
+
 def _question(state: State, kind: str, **what: Any) -> Question:
     digest = skeleton_digest(state.masks, state.edits)
     known = frozenset(p for p, held in state.known.items() if held == digest)

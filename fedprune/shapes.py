@@ -28,6 +28,7 @@ from fedprune.pruning.layout import Layout, Origin, layout_of
 from fedprune.pruning.selection import select
 from fedprune.pruning.surgery import reshaped
 from fedprune.pruning.units import removable
+from fedprune.pruning.vocabulary import embedding_path
 from fedprune.randomness import seeded
 from fedprune.tasks.task import output_of
 from fedprune.tensors import frozen_of, full_masks, state_of
@@ -109,6 +110,8 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
     _check_reach(config, layout)
     _check_score(config, model, layout)
     _check_target(config, model, layout)
+    if config.vocabulary == "used" and embedding_path(model) is None:
+        refuse("vocabulary", "used", "the model has no table of tokens to cut", "full")
     return layout
 
 

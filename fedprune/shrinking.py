@@ -27,8 +27,17 @@ def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
     if any(edit.kind == "share" for edit in state.edits):
         return state, plan
     edits = edits_of(state.masks, plan.layout, state.edits)
-    if edits == state.edits:
-        return state, plan
+    return (state, plan) if edits == state.edits else cut_to(state, plan, edits)
+
+
+def cut_to(state: State, plan: Plan, edits: Edits) -> tuple[State, Plan]:
+    """The state and the plan after further cuts.
+
+    Args:
+        state: in the shapes of the plan's layout.
+        plan: as it fits the state.
+        edits: all of them, those that the state has included.
+    """
     smaller, average = fitted(plan, edits), state.moving
 
     def moved(tensors: Tensors) -> Tensors:

@@ -25,6 +25,7 @@ _TYPES = {
     "evaluate": "evaluate",
     "compare": "evaluate",
     "describe": "evaluate",
+    "tokens": "evaluate",
     "inputs": "train.score",
     "outputs": "train.score",
 }
@@ -60,7 +61,7 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
             fleet.gathering = question.round < config.rounds
         folded = replace(summed(asking.sums()), bytes_down=asking.down)
         # What comes before the first round has no row to be in: the news wait for one.
-        news = () if question.kind == "describe" else fleet.news()
+        news = () if question.kind in {"describe", "tokens"} else fleet.news()
         return replace(folded, failures=folded.failures + news)
 
     return Port(ask, fleet.present)

@@ -610,6 +610,17 @@ UNUSED = [
 ]
 
 HOW_FOUND = [
+    (
+        {"vocabulary": "used"},
+        "vocabulary='used'",
+        "task digits reads no tokens; allowed: full",
+    ),
+    (
+        {"task": "shakespeare", "vocabulary": "used", "distil": 0.5, "teacher": "runs/one"},
+        "vocabulary='used'",
+        "a teacher of another run gives tokens that are gone some probability; "
+        "allowed: full, or no --teacher",
+    ),
     ({"structure": "depgraph"}, "structure='depgraph'", "unit is weight; allowed: auto"),
     (
         {"task": "bare", "unit": "channel", "structure": "depgraph"},

@@ -14,6 +14,7 @@ from fedprune.pruning.layout import Layout
 from fedprune.report.rows import quality
 from fedprune.seats import Seat
 from fedprune.tensors import state_of
+from fedprune.tokens import read_with
 
 
 def quality_of(looked: Subject) -> dict[str, Any] | None:
@@ -26,7 +27,7 @@ def quality_of(looked: Subject) -> dict[str, Any] | None:
     """
     model, config, task = looked.model, looked.config, looked.task
     question = Question("evaluate", 0, state_of(model), {}, part="test")
-    shards = task.shards(config)
+    shards = list(read_with(looked.edits, task, enumerate(task.shards(config))).values())
     # Nothing of it is read where only a loss is asked for.
     layout = Layout(shapes={}, prunable=(), spared=(), variances={}, kinds={})
     seat = Seat(0, shards[0], model, task, config, layout, torch.device("cpu"), model)

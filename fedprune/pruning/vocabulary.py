@@ -181,11 +181,12 @@ def _kept_linear(old: nn.Linear, fresh: Fresh, edit: Edit) -> KeptLinear:
     return new.train(old.training)
 
 
-def translated(ids: Tensor, edit: Edit, size: int) -> Tensor:
+def translated(ids: Tensor, edit: Edit) -> Tensor:
     """The ids with those that are gone as the one that stands for them; negative ones stay.
 
     What a tokenizer with the smaller vocabulary would have written, labels (-100 is none) too.
     """
-    known = torch.full((size,), int(edit.like))
+    largest = max(edit.kept[-1], int(ids.max())) if ids.numel() else edit.kept[-1]
+    known = torch.full((largest + 1,), int(edit.like))
     known[list(edit.kept)] = torch.tensor(edit.kept)
     return torch.where(ids >= 0, known[ids.clamp(min=0)], ids)

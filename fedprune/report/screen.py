@@ -24,6 +24,7 @@ _DOING = {
     "describe": "counting labels",
     "inputs": "summing inputs",
     "outputs": "summing outputs",
+    "tokens": "counting tokens",
     "score": "scoring",
     "tune": "tuning",
     "evaluate": "measuring",

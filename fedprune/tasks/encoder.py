@@ -207,6 +207,7 @@ def topic_task(summary: str, corpus: Corpus, rounds: int) -> Task:
             "local_steps": 5,
         },
         tokenizer=_tokenizer,
+        tokens=("inputs",),
     )
 
 

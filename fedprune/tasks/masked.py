@@ -123,4 +123,5 @@ TASK = Task(
     defaults=SLOW_STARTERS,
     local=local_shard,
     tokenizer=text_tokenizer("masked"),
+    tokens=("inputs", "labels"),
 )

@@ -89,4 +89,5 @@ TASK = Task(
     defaults=DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("causal"),
+    tokens=("inputs", "labels"),
 )

@@ -169,4 +169,5 @@ TASK = Task(
     defaults=SLOW_STARTERS,
     local=local_shard,
     tokenizer=text_tokenizer("seq2seq"),
+    tokens=("inputs", "labels"),
 )

@@ -150,4 +150,5 @@ TASK = Task(
     defaults=DEFAULTS,
     local=local_shard,
     tokenizer=text_tokenizer("causal"),
+    tokens=("inputs", "labels"),
 )

@@ -84,6 +84,7 @@ class Task:
         local: the shard of a real device from its own folder and the configuration; None: not
             for devices.
         tokenizer: a Hugging Face tokenizer to save beside the model, where there is one.
+        tokens: which tensors of a part hold ids of the tokenizer (below 0: none).
     """
 
     summary: str
@@ -107,6 +108,7 @@ class Task:
     folder: bool = False
     local: Callable[[Path, RunConfig], Shard] | None = None
     tokenizer: Callable[[RunConfig], Any] | None = None
+    tokens: tuple[str, ...] = ()
 
 
 def examples(part: Part) -> int:

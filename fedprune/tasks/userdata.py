@@ -159,6 +159,7 @@ CLASSIFICATION = Task(
     defaults=_DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("classify"),
+    tokens=("inputs",),
 )
 
 LANGUAGE = Task(
@@ -180,6 +181,7 @@ LANGUAGE = Task(
     defaults=_DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("causal"),
+    tokens=("inputs", "labels"),
 )
 
 MASKED = Task(
@@ -200,6 +202,7 @@ MASKED = Task(
     defaults=_DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("masked"),
+    tokens=("inputs", "labels"),
 )
 
 TEXT_TO_TEXT = Task(
@@ -223,4 +226,5 @@ TEXT_TO_TEXT = Task(
     defaults=_DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("seq2seq"),
+    tokens=("inputs", "labels"),
 )

@@ -125,7 +125,7 @@ def test_gone_tokens_are_read_as_the_one_that_stands_for_them() -> None:
     dense, small = cut("llama")
     strange = torch.tensor([[0, 2, 5, 18, 7, -100]])
     edit = edit_for(dense)
-    plain = translated(strange, edit, SYMBOLS)
+    plain = translated(strange, edit)
     assert plain.tolist() == [[0, 3, 3, 3, 7, -100]]
     seen = strange[:, :-1]
     assert torch.equal(logits("llama", small, seen), logits("llama", small, plain[:, :-1]))
