@@ -19,8 +19,8 @@ class Question:
 
     Attributes:
         kind: "score", "tune", "evaluate", "compare" (evaluate candidates), "describe" (count
-            labels), "tokens" (count them), "inputs" (second moments), or "outputs" (those, and with what a layer made
-            before it was pruned).
+            labels), "tokens" (count them), "inputs" (second moments), or "outputs" (those, and with
+            what a layer made before it was pruned).
         round: from 1.
         weights: the global model's state, zero where a mask is False.
         masks: True = kept, for every prunable tensor.
