@@ -24,6 +24,7 @@ from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
+from fedprune.report.choices import choices_in
 from fedprune.report.folder import (
     CONFIG_NAME,
     SUMMARY_NAME,
@@ -116,6 +117,7 @@ def federate(
     seconds = time.perf_counter() - began
     about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
     summary = summary_of(config, blank.layout, end, tests, about)
+    summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:

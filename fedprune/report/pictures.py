@@ -11,6 +11,13 @@ from matplotlib.figure import Figure
 
 from fedprune.report import plots
 from fedprune.report.architecture import architecture_figure, architecture_finding
+from fedprune.report.choice_plots import sensitivity_figure, tried_figure
+from fedprune.report.choices import (
+    sensitivity_finding,
+    sensitivity_in,
+    tried_finding,
+    tried_in,
+)
 from fedprune.report.reading import (
     Row,
     Run,
@@ -58,8 +65,22 @@ def pictures(run: Run) -> dict[str, Picture]:
         agreement(run),
         architecture(run),
         layers(run),
+        *choices(run),
     )
     return {picture.name: picture for picture in made}
+
+
+def choices(run: Run) -> list[Picture]:
+    """What an adaptive schedule tried, and how layers bear pruning; none in other runs."""
+    rows = [row for row in run.rows if row["arm"] == run.main]
+    history, found, made = tried_in(rows), sensitivity_in(rows), list[Picture]()
+    if history:
+        figure = tried_figure(history)
+        made.append(Picture("tried", "Sparsities tried", tried_finding(history), figure))
+    if found:
+        figure = sensitivity_figure(found)
+        made.append(Picture("sensitivity", "Sensitivity", sensitivity_finding(found), figure))
+    return made
 
 
 def quality(run: Run) -> Picture:

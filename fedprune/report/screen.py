@@ -169,6 +169,8 @@ def _amount(c: RunConfig) -> str:
         return f"down to {in_bytes(c.target_bytes)} on disk"
     if c.target_flops is not None:
         return f"down to {c.target_flops:.3g} of the FLOPs"
+    if c.schedule == "adaptive":
+        return f"up to {c.sparsity:.3g} sparsity while the loss rises by {c.tolerance:.3g} at most"
     return f"{c.sparsity:.3g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"
 
 
@@ -227,6 +229,8 @@ def _smaller(summary: Mapping[str, Any]) -> list[str]:
 def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
     idle = summary["reached"] and summary["sparsity"] == 0 and summary["sparsity_asked"]
     text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
+    if summary.get("adaptive"):
+        text = "NOTHING REMOVED: nothing that was tried stayed within the tolerance"
     return [text] if idle else []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedprune.report.choices import told_adaptive, told_blend
 from fedprune.report.reading import (
     NONE,
     SPACE,
@@ -142,12 +143,15 @@ _SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
     "overlap": ("mask overlap after the wire", percent),
     "standard_error": ("standard error / score", significant),
     "exchanged": ("exchanged", whole),
+    "adaptive": ("tried", told_adaptive),
+    "blend": ("share of the change kept", told_blend),
 }
 """Columns that only some configurations fill."""
 
 
 def _told(key: str, row: Row) -> str:
-    return _SELDOM[key][1](row.get(key))
+    value = row.get(key)
+    return NONE if value is None else _SELDOM[key][1](value)
 
 
 def layer_table(run: Run) -> Table:

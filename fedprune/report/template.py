@@ -138,8 +138,14 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 {% for name in ("quality", "sparsity", "bytes", "agreement") %}
 {{ figure(pictures[name]) }}
 {% endfor %}
+{% if "tried" in pictures %}
+{{ figure(pictures["tried"]) }}
+{% endif %}
 
 <h2>Layers</h2>
+{% if "sensitivity" in pictures %}
+{{ figure(pictures["sensitivity"]) }}
+{% endif %}
 {{ figure(pictures["architecture"]) }}
 {{ figure(pictures["layers"]) }}
 {% if layers.rows %}

@@ -1,0 +1,84 @@
+"""What was chosen on validation: what an adaptive schedule tried, and how layers bear pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedprune.report.reading import Row, percent, significant
+
+
+def tried_in(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For every round that tried something: what, and what came of it."""
+    return [{"round": row["round"], **row["adaptive"]} for row in rows if row.get("adaptive")]
+
+
+def tried_finding(history: Sequence[Mapping[str, Any]]) -> str:
+    """The history in words."""
+    cuts = [h for h in history if h["took"]]
+    last = history[-1]
+    reached = percent(last["tried"][last["took"]][0])
+    back = sum(h["action"] == "step back" for h in history)
+    said = (
+        f"In {len(history)} rounds the clients measured {sum(len(h['tried']) - 1 for h in history)}"
+        f" masks on their validation parts; {len(cuts)} were taken, up to a sparsity of {reached}, "
+        f"and {back} times none was within the limit and the step was halved. The limit was "
+        f"{significant(history[0]['limit'])} at first and {significant(last['limit'])} at last"
+    )
+    return f"{said}. Each line is a round; what it took is ringed."
+
+
+def sensitivity_in(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The loss curves of the first round that took them layer by layer, while all was dense."""
+    for told in tried_in(rows):
+        if told["layers"]:
+            loss = told["tried"][0][1]
+            return {"round": told["round"], "loss": loss, "layers": told["layers"]}
+    return None
+
+
+def sensitivity_finding(found: Mapping[str, Any]) -> str:
+    """Which layers bear least and most."""
+    ranked = by_rise(found)
+    least, most = ranked[0], ranked[-1]
+    return (
+        f"Each line is one of {len(ranked)} layers, pruned alone in round {found['round']} and "
+        f"measured on validation without tuning, where the whole model has a loss of "
+        f"{significant(found['loss'])}. Pruning hurts most in {least['name']} (loss "
+        f"{significant(least['tried'][-1][1])} at {percent(least['tried'][-1][0])}) and least in "
+        f"{most['name']} ({significant(most['tried'][-1][1])} at "
+        f"{percent(most['tried'][-1][0])})."
+    )
+
+
+def by_rise(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The layers, those first that the same part costs most."""
+    return sorted(found["layers"], key=lambda layer: -layer["tried"][-1][1])
+
+
+def told_adaptive(told: Mapping[str, Any]) -> str:
+    """What a round's tries came to, in a cell."""
+    losses = [loss for _, loss in told["tried"]]
+    if not told["took"]:
+        return str(told["action"])
+    return f"{told['action']}: loss {significant(losses[0])} to {significant(losses[told['took']])}"
+
+
+def told_blend(told: Mapping[str, Any]) -> str:
+    """Which share of the change was kept, in a cell."""
+    shares = sorted(set(told.get("shares", {}).values()))
+    if not shares:
+        return str(told["action"])
+    return f"{shares[0]:g}" if len(shares) == 1 else f"{shares[0]:g} to {shares[-1]:g}"
+
+
+def choices_in(rows: Sequence[Row]) -> dict[str, Any]:
+    """What ``summary.json`` says of them: the history of an adaptive schedule, and sensitivity.
+
+    Empty where nothing was chosen.
+    """
+    history = [
+        {key: value for key, value in told.items() if key != "layers"} for told in tried_in(rows)
+    ]
+    found = sensitivity_in(rows)
+    return ({"adaptive": history} if history else {}) | ({"sensitivity": found} if found else {})

@@ -1,0 +1,121 @@
+"""What was chosen on validation, in the summary, in words and in figures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune import RunConfig, federate
+from fedprune.hosts import House, inline_port
+from fedprune.report.choice_plots import NAMED, sensitivity_figure, tried_figure
+from fedprune.report.choices import (
+    choices_in,
+    sensitivity_finding,
+    told_adaptive,
+    told_blend,
+    tried_finding,
+)
+from fedprune.report.pictures import pictures
+from fedprune.report.reading import read_run
+from fedprune.report.tables import round_table
+
+TRIED = [[0.0, 2.0], [0.2, 2.01], [0.4, 9.0]]
+LAYERS = [
+    {"name": "a.0", "sparsity": 0.0, "tried": [[0.3, 2.1], [0.6, 2.5]]},
+    {"name": "a.1", "sparsity": 0.0, "tried": [[0.3, 2.0], [0.6, 2.0]]},
+]
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    return {
+        "action": "prune",
+        "reference": 2.0,
+        "limit": 2.04,
+        "step": 0.4,
+        "took": 1,
+        "tried": TRIED,
+        "layers": None,
+    } | changes
+
+
+ROWS: list[dict[str, Any]] = [
+    {"arm": "pruned", "round": 1, "adaptive": None},
+    {"arm": "pruned", "round": 2, "adaptive": told(layers=LAYERS)},
+    {"arm": "pruned", "round": 3, "adaptive": told(action="step back", took=0, tried=TRIED[1:])},
+]
+
+
+def test_the_summary_has_the_history_and_the_first_curves() -> None:
+    found = choices_in(ROWS)
+    assert [(h["round"], h["action"]) for h in found["adaptive"]] == [
+        (2, "prune"),
+        (3, "step back"),
+    ]
+    assert all("layers" not in h for h in found["adaptive"])
+    assert found["sensitivity"] == {"round": 2, "loss": 2.0, "layers": LAYERS}
+    assert choices_in([{"round": 1, "adaptive": None}, {"round": 2}]) == {}
+
+
+def test_words_of_a_history() -> None:
+    text = tried_finding(choices_in(ROWS)["adaptive"])
+    assert "In 2 rounds the clients measured 3 masks" in text
+    assert "1 were taken, up to a sparsity of 20" in text
+    assert "1 times none" in text
+
+
+def test_the_layer_that_bears_least_is_named_first() -> None:
+    text = sensitivity_finding(choices_in(ROWS)["sensitivity"])
+    assert text.index("a.0") < text.index("a.1")
+    assert "2.5" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "cell"),
+    [
+        (told(), "prune: loss 2.00 to 2.01"),
+        (told(action="wait", took=0), "wait"),
+        ({"shares": {"": 0.75}}, "0.75"),
+        ({"shares": {"a": 0.5, "b": 1.25, "c": 1.0}}, "0.5 to 1.25"),
+        ({"action": "too few answered"}, "too few answered"),
+    ],
+)
+def test_cells_of_a_round(given: dict[str, Any], cell: str) -> None:
+    assert (told_blend if "tried" not in given else told_adaptive)(given) == cell
+
+
+def test_a_ruined_model_does_not_flatten_the_figure() -> None:
+    axes = tried_figure(choices_in(ROWS)["adaptive"]).axes[0]
+    low, high = axes.get_ylim()
+    assert low < 2.0 < 2.04 < high < 3.0
+
+
+@pytest.mark.parametrize("count", [1, NAMED, 50])
+def test_any_number_of_layers_has_curves(count: int) -> None:
+    layers = [{**LAYERS[0], "name": f"blocks.{i}.w"} for i in range(count)]
+    axes = sensitivity_figure({"round": 1, "loss": 2.0, "layers": layers}).axes[0]
+    assert len(axes.lines) == count
+    assert axes.lines[0].get_ydata()[0] == 0.0
+
+
+def test_a_run_shows_what_was_chosen(
+    tmp_path: Path, tiny: Callable[..., RunConfig], house_of: Callable[[RunConfig], House]
+) -> None:
+    keys = {"schedule": "adaptive", "adaptive": "layer", "tolerance": 0.01, "rounds": 4}
+    config = tiny(**keys, end=4, candidates=2, blend="layer", blend_grid=(1.0, 1.5))
+    result = federate(config, inline_port(house_of(config)), folder=tmp_path)
+    run = read_run(tmp_path)
+    assert run.summary["adaptive"] == result.summary["adaptive"]
+    assert len(run.summary["sensitivity"]["layers"]) == len(result.state.masks)
+    made = pictures(run)
+    assert made["tried"].figure is not None
+    assert made["sensitivity"].figure is not None
+    assert {"tried", "share of the change kept"} <= set(round_table(run, "pruned").columns)
+    page = (tmp_path / "report.html").read_text()
+    for title in ("Sparsities tried", "Sensitivity"):
+        assert f"<h3>{title}</h3>" in page
+    assert (tmp_path / "plots" / "sensitivity.png").is_file()
+
+
+def test_other_runs_have_no_such_pictures(run_folder: Path) -> None:
+    assert not {"tried", "sensitivity"} & pictures(read_run(run_folder)).keys()
