@@ -189,3 +189,35 @@ def test_the_plan_follows_a_state(halved: Any, house_of: HouseOf):
     assert end.edits
     assert row["parameters"] <= smaller.layout.parameters
     assert "shrink" in to_toml(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "model", "unit", "score", "sparsity"),
+    [
+        ("shakespeare", "llama-gqa", "head", "taylor", 0.15),
+        ("shakespeare", "llama-tied", "layer", "block_influence", 0.5),
+        ("shakespeare", "gpt2", "sublayer", "wanda", 0.4),
+        ("shakespeare-masked", "bert", "layer", "block_influence", 0.5),
+        ("shakespeare-masked", "roberta", "head", "magnitude", 0.15),
+        ("shakespeare-restore", "t5", "layer", "block_influence", 0.3),
+        ("shakespeare-restore", "t5-gated", "sublayer", "magnitude", 0.3),
+    ],
+)
+def test_every_family_shrinks_to_what_its_masks_say(
+    plays: Callable[..., RunConfig],
+    played: Played,
+    task: str,
+    model: str,
+    unit: str,
+    score: str,
+    sparsity: float,
+):
+    keys = {"task": task, "model": model, "unit": unit, "score": score, "sparsity": sparsity}
+    every, never = (played(plays(shrink=s, **keys)).summary for s in ("every", "never"))
+    assert every["mask_digest"] == never["mask_digest"]
+    assert every["parameters_left"] < 0.95 * never["parameters_left"]
+    final = [summary["quality"]["final"]["loss"] for summary in (every, never)]
+    assert final[0] == pytest.approx(final[1], rel=1e-5)
+    assert every["bytes_down"] < never["bytes_down"]
+    assert every["bytes_up"] <= never["bytes_up"]

@@ -48,8 +48,8 @@ class Family:
                 state[name].copy_(value)
 
 
-def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
-    """The logits of a model of the family, whole or cut."""
+def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Two texts for a model of the family."""
     ids = torch.arange(14).reshape(2, 7) % SYMBOLS
     given: dict[str, Tensor] = {"input_ids": ids}
     if name.startswith("t5"):
@@ -57,8 +57,13 @@ def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
     if name == "gpt2-cross":
         states = torch.linspace(-1, 1, 2 * 5 * 12).reshape(2, 5, 12)
         given["encoder_hidden_states"] = states.to(model.dtype)
+    return given
+
+
+def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
+    """The logits of a model of the family, whole or cut."""
     with torch.set_grad_enabled(grad):
-        return model(**given).logits
+        return model(**inputs(name, model)).logits
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cutting import CASES, every, masked_model, masks_of, some
-from families import FACTS, OUTPUT, Family, family, forward
+from families import FACTS, OUTPUT, Family, family, forward, inputs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -340,3 +340,15 @@ def test_units_are_cut_through_factors_too(name: str, case: str) -> None:
     assert shapes_of(state_of(at_once)) == shapes_of(state_of(small)) == shapes_of(there)
     load_into(at_once, there)
     assert torch.equal(forward(name, at_once), forward(name, small))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama-gqa"])
+def test_torch_can_export_a_cut_model(name: str) -> None:
+    f = family(name)
+    for case in ("both", "the first block"):
+        small = reshaped(copy.deepcopy(f.model), cut(f, case)[1])
+        exported = torch.export.export(small, (), inputs(name, small), strict=False)
+        with torch.no_grad():
+            said = exported.module()(**inputs(name, small)).logits
+        assert torch.equal(said, forward(name, small))
