@@ -318,6 +318,46 @@ class RunConfig(BaseModel):
         "never",
     )
 
+    reduce: tuple[Literal["dead", "merge", "share", "low-rank"], ...] = _field(
+        "redundancy", "what to take out once: dead, merge, share, low-rank", (), strict=False
+    )
+    reduce_round: int | None = _field(
+        "redundancy",
+        "the round that does (default: after the last pruning, if one is left)",
+        None,
+        ge=1,
+    )
+    reduce_within: float | None = _field(
+        "redundancy",
+        "relative distance within which neurons merge and matrices are shared (default 0: equal)",
+        None,
+        ge=0,
+        lt=1,
+    )
+    rank_by: Literal["activations", "weights"] | None = _field(
+        "redundancy", "whose error factors make least (see --list; default activations)", None
+    )
+    rank_energy: float | None = _field(
+        "redundancy",
+        "part of its energy that a factored matrix keeps (default 0.95)",
+        None,
+        gt=0,
+        le=1,
+    )
+    rank_budget: float | None = _field(
+        "redundancy",
+        "part of the kept weights that factors and other matrices hold",
+        None,
+        gt=0,
+        lt=1,
+    )
+    rank_tolerance: float | None = _field(
+        "redundancy",
+        "smallest such part with which the loss on validation rises by at most this part",
+        None,
+        ge=0,
+    )
+
     baselines: tuple[Literal["dense", "random"], ...] = _field(
         "results", "arms to run beside: dense, random", (), strict=False
     )
@@ -392,7 +432,7 @@ def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in run_config.items():
         if value != "" and key != "toml":
             given[key.replace("_", "-")] = value
-    lists = {"exclude", "include", "baselines", "unit-shape", "blend-grid"} & given.keys()
+    lists = {"exclude", "include", "baselines", "reduce", "unit-shape", "blend-grid"} & given.keys()
     texts = {
         key: [_number_or_name(part) for part in given[key].split(",")]
         for key in lists

@@ -14,6 +14,7 @@ from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.regrowth import EXCHANGING
 from fedprune.pruning.score import Score, weight_shapes
 from fedprune.pruning.units import pattern_sparsity, shape_misfit
+from fedprune.redundancy.misfits import reduction_misfits
 from fedprune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
         *_while_tuning(c, score),
         *_in_sequence(c, score),
         *_shrunk(c),
+        *reduction_misfits(c),
         *_whose(c, score),
         *_own_masks(c, score),
         *_adaptive(c, score),

@@ -11,6 +11,7 @@ from fedprune.naming import named
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.score import Score
 from fedprune.pruning.units import pattern_sparsity
+from fedprune.redundancy.misfits import reduction_defaults, reduction_round
 from fedprune.tasks.task import Task
 
 
@@ -40,6 +41,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
         sized = _sized(given, defaults, values["clients"], values["rounds"])
         if values["schedule"] == "one-shot":
             sized["end"] = sized["warmup"] + 1
+        sized |= reduction_round({**values, **sized, **given})
         return {**values, **sized, **given}
     return {"hosts": 1, "end": 1, **values}
 
@@ -129,7 +131,7 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         out["trim"] = 0.1
     if values.get("masks", "global") != "global":
         out["average"] = "l0-mean"
-    return out | _of_terms(values)
+    return out | _of_terms(values) | reduction_defaults(values)
 
 
 def _of_terms(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -252,8 +252,9 @@ _ASKS_NOBODY = {
 def arms_of(config: RunConfig) -> dict[str, RunConfig]:
     """The pruned arm first, then a baseline per name: same seed, rounds and data."""
     # model_copy does not validate: a dense arm keeps the plan of a run that prunes.
+    amounts = dict.fromkeys(("threshold", "target_bytes", "target_flops"))
     changes: dict[str, dict[str, Any]] = {
-        "dense": {**dict.fromkeys(("threshold", "target_bytes", "target_flops")), "sparsity": 0.0},
+        "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
         "random": {"score": "random"} | _ASKS_NOBODY,
     }
     return {PRUNED: config} | {

@@ -26,6 +26,7 @@ class Notes:
         adaptive: what was tried on validation, how it did, and what was taken.
         blend: which share of the change was kept, and how the others did on validation.
         refit: part of a layer's squared error that reconstruction leaves, mean over layers.
+        reduced: what ``--reduce`` took out, and the errors that it made.
     """
 
     agreement: float | None = None
@@ -35,6 +36,7 @@ class Notes:
     adaptive: dict[str, Any] | None = None
     blend: dict[str, Any] | None = None
     refit: float | None = None
+    reduced: dict[str, Any] | None = None
 
 
 def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:

@@ -24,6 +24,7 @@ from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, agreement_of
 from fedprune.randomness import draw, generator
+from fedprune.reducing import Told, reduced
 from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
 from fedprune.shrinking import fitted, kept_small
@@ -47,6 +48,9 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
         if due and plan.asks_first:
             state, notes = score_and_prune(state, plan, port, cohort)
             state, plan = kept_small(state, plan)
+        told = None
+        if c.reduce and state.round == c.reduce_round:
+            state, plan, told = reduce(state, plan, port, cohort)
         state, changes = tune_all(state, plan, port, cohort, due=due)
         before, state = state, average(state, plan, changes)
         state, shares = blend(before, state, _bench(plan, port, cohort))
@@ -57,7 +61,8 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
         state, plan = kept_small(state, plan)
         state = followed(remembered(state, plan), before, plan)
         state, totals = measure(state, port, "validation")
-        yield state, row(state, plan, cohort, changes, totals, replace(notes, blend=shares))
+        notes = replace(notes, blend=shares, reduced=told)
+        yield state, row(state, plan, cohort, changes, totals, notes)
 
 
 def remembered(state: State, plan: Plan) -> State:
@@ -91,6 +96,14 @@ def score_and_prune(
     thinner, notes = (adapted if plan.adapts else thin)(state, bench)
     thinner, left = refitted(thinner, state, bench)
     return thinner, replace(notes, refit=left)
+
+
+def reduce(
+    state: State, plan: Plan, port: Port, cohort: Sequence[int]
+) -> tuple[State, Plan, Told | None]:
+    """The state without what is redundant in it, the plan that fits it, and what was done."""
+    out = reduced(state, _bench(plan, port, cohort))
+    return out.state, out.plan, out.told
 
 
 def _bench(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:

@@ -24,6 +24,7 @@ from fedprune.pruning.pools import POOLS
 from fedprune.pruning.schedules import SCHEDULES
 from fedprune.pruning.selection import SCOPES
 from fedprune.pruning.units import UNITS
+from fedprune.redundancy.misfits import RANK_BY, REDUCTIONS
 from fedprune.report.folder import CONFIG_NAME
 from fedprune.rules import BASELINES
 from fedprune.tasks.splits import SPLITS
@@ -209,6 +210,8 @@ def _without_rivals(base: dict[str, Any], given: dict[str, Any]) -> dict[str, An
 
 _AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops"}
 
+_RANKS = ("rank_energy", "rank_budget", "rank_tolerance")
+
 _BELONGING: dict[str, tuple[str, ...]] = {
     "task": (
         *(
@@ -236,6 +239,8 @@ _BELONGING: dict[str, tuple[str, ...]] = {
     "l1": ("shrinkage",),
     "distil": ("temperature",),
     "group_lasso": ("shrinkage",),
+    "reduce": ("reduce_round", "reduce_within", "rank_by", *_RANKS),
+    **dict.fromkeys(_RANKS, _RANKS),
 }
 """Keys that only mean something beside one value of another."""
 
@@ -286,6 +291,8 @@ def listing(plugin: str) -> str:
         "wire": {name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
         "uplink": UPLINK_TYPES,
         "score-wire": SCORE_TYPES,
+        "reduce": REDUCTIONS,
+        "rank-by": RANK_BY,
         "baselines": BASELINES,
     }
     blocks = [

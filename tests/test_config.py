@@ -149,6 +149,8 @@ OPEN |= {"text_column", "label_column", "target_column", "client_column"}
 OPEN |= {"data", "plugin", "ray_address", "out", "init", "uplink"}
 OPEN |= {"tolerance", "candidates", "adaptive", "blend_grid", "moving_decay"}
 OPEN |= {"reconstruct", "shrinkage", "depth", "width", "temperature", "teacher"}
+OPEN |= {"reduce_round", "reduce_within", "rank_by", "rank_energy", "rank_budget"}
+OPEN |= {"rank_tolerance"}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -15,6 +15,7 @@ from fedprune.defaults import completed
 from fedprune.learning import refusals
 from fedprune.naming import Misfit, named
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.redundancy import misfits
 
 Keys = dict[str, Any]
 DIGITS: Keys = {"task": "digits"}
@@ -815,11 +816,65 @@ SENT: list[tuple[Keys, str, str]] = [
         "clients keep one residual, not one for each arm; allowed: none, and a run of their own",
     ),
 ]
+REDUCED = [
+    (
+        {"reduce": ["low-rank"], "error_feedback": True, "uplink": "int4"},
+        "reduce=('low-rank',)",
+        "residuals are of one shape; allowed: leave it out",
+    ),
+    (
+        {"reduce": ["dead", "dead"]},
+        "reduce=('dead', 'dead')",
+        "named twice; allowed: dead, merge, share, low-rank",
+    ),
+    ({"reduce_round": 3}, "reduce-round=3", "nothing is reduced; allowed: leave it out"),
+    (
+        {"reduce": ["dead"], "warmup": 3, "rounds": 9, "reduce_round": 3},
+        "reduce-round=3",
+        "not between warm-up and the last round; allowed: 4 to 9",
+    ),
+    (
+        {"reduce": ["share"], "unit": "channel", "sparsity": 0.1, "warmup": 1, "rounds": 9}
+        | {"end": 5, "reduce_round": 3},
+        "reduce-round=3",
+        "nothing is cut out of shared matrices; allowed: 6 to 9",
+    ),
+    (
+        {"reduce": ["low-rank"], "rewind": 0, "warmup": 1, "rounds": 9, "end": 9},
+        "reduce-round=9",
+        "survivors go back to weights of other shapes; allowed: a round after --end",
+    ),
+    (
+        {"reduce": ["dead"], "schedule": "regrow", "warmup": 1, "rounds": 9, "end": 5}
+        | {"reduce_round": 3},
+        "reduce-round=3",
+        "what is gone cannot grow back; allowed: 6 to 9",
+    ),
+    (
+        {"reduce": ["dead"], "reduce_within": 0.1},
+        "reduce-within=0.1",
+        "nothing is merged or shared; allowed: leave it out",
+    ),
+    ({"rank_by": "weights"}, "rank-by='weights'", "nothing is factored; allowed: leave it out"),
+    ({"rank_energy": 0.9}, "rank-energy=0.9", "nothing is factored; allowed: leave it out"),
+    ({"rank_budget": 0.9}, "rank-budget=0.9", "nothing is factored; allowed: leave it out"),
+    ({"rank_tolerance": 0.9}, "rank-tolerance=0.9", "nothing is factored; allowed: leave it out"),
+    (
+        {"reduce": ["low-rank"], "rank_energy": 0.9, "rank_budget": 0.5},
+        "rank-energy=0.9",
+        "rank-energy and rank-budget exclude each other; allowed: one of them",
+    ),
+    (
+        {"reduce": ["low-rank"], "rank_budget": 0.5, "rank_tolerance": 0.1},
+        "rank-budget=0.5",
+        "rank-budget and rank-tolerance exclude each other; allowed: one of them",
+    ),
+]
 
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
     *(SHRUNK + SENT),
-    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION),
+    *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION + REDUCED),
 ]
 
 
@@ -846,7 +901,7 @@ def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
     score, task = scores_of("")[config.score], tasks_of("")[config.task]
     given = {"c": config, "score": score, "task": task}
     found = {}
-    for module in (conflicts, rules, refusals):
+    for module in (conflicts, rules, refusals, misfits):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
                 arguments = [given[p] for p in inspect.signature(function).parameters]

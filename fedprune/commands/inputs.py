@@ -15,7 +15,7 @@ from fedprune.forms import form_of
 from fedprune.measuring import Forward
 from fedprune.messages import Question
 from fedprune.pruning.layout import Layout
-from fedprune.redundancy.moments import Inputs, inputs_from, questions, together
+from fedprune.redundancy.moments import Inputs, inputs_from, measurable, questions, together
 from fedprune.seats import Seat
 from fedprune.tensors import state_of
 
@@ -32,7 +32,7 @@ def inputs_of_clients(looked: Subject, layout: Layout) -> Inputs:
     shards = task.shards(config)
     seat = Seat(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
     pieces = []
-    for names in questions(layout):
+    for names in questions(layout, measurable(model, layout)):
         question = Question("inputs", 0, state_of(model), {}, names=names)
         total = torch.zeros(form_of(question, config, layout).values, dtype=torch.float64)
         for partition, shard in enumerate(shards):

@@ -152,11 +152,17 @@ def truncated(matrix: Tensor, rank: int, moments: Tensor | None = None) -> tuple
 
 
 def root_of(moments: Tensor) -> Tensor:
-    """The Cholesky factor L of second moments, L Lᵀ = them, (in, in) float64, slightly damped."""
-    damped = moments.double().clone()
-    mean = float(damped.diagonal().mean())
-    damped.diagonal().add_(DAMPENING * mean if mean > 0 else 1.0)
-    root: Tensor = torch.linalg.cholesky(damped)
+    """The Cholesky factor L of second moments, L Lᵀ = them, (in, in) float64, slightly damped.
+
+    By ten times more at a time where they are singular but for the rounding of float32 sums.
+    """
+    wide = moments.double()
+    mean = float(wide.diagonal().mean())
+    damping, failed = (DAMPENING * mean if mean > 0 else 1.0), True
+    while failed:
+        root: Tensor
+        root, info = torch.linalg.cholesky_ex(wide + damping * torch.eye(len(wide)).to(wide))
+        failed, damping = bool(info), 10 * damping
     return root
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune.pruning.inputs import ask_inputs, inputs_of, products, rows_of
+from fedprune.pruning.layers import groups, layers_of
 from fedprune.pruning.layout import Layout, as_rows
 from fedprune.tensors import Tensors
 
@@ -53,16 +54,20 @@ def together(pieces: Sequence[Inputs]) -> Inputs:
     return Inputs(dict(parts), dict(rows))
 
 
-def questions(layout: Layout, most: int = MOST) -> Iterator[tuple[str, ...]]:
-    """The prunable layers in model order, cut up so that no answer holds more than `most` numbers.
+def measurable(model: nn.Module, layout: Layout) -> list[str]:
+    """The prunable tensors whose inputs can be seen, in model order.
 
-    A tensor that is no layer's weight has no inputs and is left out.
+    Those of layers that are called as layers, grouped convolutions left out.
     """
+    found = layers_of(model, layout.prunable)
+    return [n for n, ls in found.items() if ls and all(groups(layer) == 1 for layer in ls)]
+
+
+def questions(layout: Layout, names: Sequence[str], most: int = MOST) -> Iterator[tuple[str, ...]]:
+    """The tensors in their order, cut up so that no answer holds more than `most` numbers."""
     asked: list[str] = []
     size = 0
-    for name in layout.prunable:
-        if layout.kinds.get(name) == "other":
-            continue
+    for name in names:
         columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1]
         if asked and size + columns**2 > most:
             yield tuple(asked)

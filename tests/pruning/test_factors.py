@@ -8,7 +8,7 @@ from torch import nn
 
 from fedprune.pruning.cuts import edits_of, places
 from fedprune.pruning.edits import Edit
-from fedprune.pruning.factors import Factored, factor, rows_of, truncated
+from fedprune.pruning.factors import Factored, factor, root_of, rows_of, truncated
 from fedprune.pruning.layout import layout_of
 from fedprune.pruning.surgery import reshaped
 from fedprune.tensors import full_masks, load_into, state_of
@@ -170,3 +170,11 @@ def test_units_are_cut_from_factors_too(name: str, whole: bool) -> None:
         state[tensor].mul_(mask)
     assert torch.allclose(forward(name, small), forward(name, factored), atol=1e-9)
     assert layout_of(small, output=output).parameters < layout.parameters
+
+
+def test_moments_that_are_singular_but_for_rounding_have_a_root() -> None:
+    x = drawn(6, 2)
+    moments = (x @ x.t()).float()
+    moments -= 1e-6 * torch.eye(6)
+    root = root_of(moments)
+    assert torch.allclose(root @ root.t(), moments.double(), atol=1e-4)

@@ -42,7 +42,7 @@ def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked) -> 
 
 def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
     house, question, _, found = asked
-    names = list(questions(house.layout, most=9**2 + 144**2))
+    names = list(questions(house.layout, house.layout.prunable, most=9**2 + 144**2))
     assert names == [("features.0.weight", "features.4.weight"), ("hidden.weight",)]
     pieces = []
     for some in names:
