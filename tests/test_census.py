@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, Shard, federate, load
+from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.messages import Folded, Question
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.vocabulary import embedding_path
+from fedprune.state import State
 from fedprune.tasks.language import cut_stream
 from fedprune.tasks.masked import masked_shard
 from fedprune.tasks.restore import cut_in_order, pair_rows, pairs_of
@@ -145,6 +147,27 @@ def test_cuts_of_units_go_with_it_and_a_further_run_keeps_the_vocabulary(
     assert {e.kind for e in first.state.edits} == {"vocab", "neuron"}
     again, _ = played(config("shakespeare", "llama", **keys, init=str(tmp_path / "one")))
     assert edit_of(again) == edit_of(first)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_gives_the_same_bits(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    class Cut(Exception):
+        pass
+
+    def stop(_row: Any, _seconds: float, state: State) -> None:
+        if state.round == 1:
+            raise Cut
+
+    c = config("shakespeare", "llama")
+    whole, house = played(c)
+    with pytest.raises(Cut):
+        federate(c, inline_port(house), folder=tmp_path / "run", watch=Watch(row=stop))
+    again = federate(c, inline_port(house), folder=tmp_path / "run", resume=True)
+    assert again.summary["weights_digest"] == whole.summary["weights_digest"]
+    assert again.state.edits == whole.state.edits
+    assert again.rows[-1] == whole.rows[-1]
 
 
 def test_a_model_without_a_table_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:

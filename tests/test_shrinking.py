@@ -221,3 +221,20 @@ def test_every_family_shrinks_to_what_its_masks_say(
     assert final[0] == pytest.approx(final[1], rel=1e-5)
     assert every["bytes_down"] < never["bytes_down"]
     assert every["bytes_up"] <= never["bytes_up"]
+
+
+@pytest.mark.parametrize(
+    ("score", "scope"), [("magnitude", "layer"), ("taylor", "global"), ("ablation", "global")]
+)
+def test_channels_are_chosen_alike_and_leave_the_network(
+    tiny: Tiny, played: Played, score: str, scope: str
+):
+    keys = {"task": "digits", "unit": "channel", "score": score, "scope": scope, "sparsity": 0.4}
+    every, never = (played(tiny(shrink=s, **keys)) for s in ("every", "never"))
+    assert every.summary["mask_digest"] == never.summary["mask_digest"]
+    assert every.summary["parameters_left"] < never.summary["parameters_left"]
+    assert every.summary["kept_parameters"] == never.summary["kept_parameters"]
+    assert all(m.all() for m in every.state.masks.values()), "nothing masked is left"
+    final = [r.summary["quality"]["final"]["loss"] for r in (every, never)]
+    assert final[0] == pytest.approx(final[1], rel=1e-4)
+    assert every.summary["bytes_down"] < never.summary["bytes_down"]
