@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fedprune.pruning.ablation import ASK as ASK_ABLATION
 from fedprune.pruning.ablation import ablation
+from fedprune.pruning.contribution import ASK as ASK_CONTRIBUTION
+from fedprune.pruning.contribution import contribution
 from fedprune.pruning.curvature import ASKS as ASKS_GRASP
 from fedprune.pruning.curvature import grasp
 from fedprune.pruning.examples import by_example
@@ -162,6 +164,13 @@ SCORES: dict[str, Score] = {
         perturbation,
         (ASK_PERTURBATION,),
         error=standard_error,
+    ),
+    "contribution": Score(
+        "|Σ w·g| over what reads a unit, the gradient of its gate: one number a unit is sent",
+        "Molchanov et al. 2019, arXiv 1906.10771, eq. 8; gates: Michel et al. 2019, 1905.10650",
+        contribution,
+        (ASK_CONTRIBUTION,),
+        units=("head", "neuron", "head-neuron", "channel", "sublayer", "layer"),
     ),
     "ablation": Score(
         "|L(without the unit) - L(θ)|: exact, one unit at a time",
