@@ -16,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fedprune.compression.wire import SCORE_TYPES
 from fedprune.config import configure
 from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
+from fedprune.learning.moving import MOVING
+from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.pools import POOLS
@@ -114,10 +117,14 @@ def _others() -> dict[str, str]:
         )
         for title, table in sourced.items()
     }
-    scales = [[f"`{n}`", text] for n, text in NORMALISE_SUMMARIES.items()]
-    tables["What clients do to their scores first (`--normalise`)"] = _table(
-        ["name", "what"], scales
-    )
+    said: dict[str, Mapping[str, str]] = {
+        "What clients do to their scores first (`--normalise`)": NORMALISE_SUMMARIES,
+        "What an adaptive schedule chooses (`--adaptive`)": ADAPTIVE,
+        "The share of a round's change that is kept (`--blend`)": BLENDS,
+        "The running average that is the result (`--moving`)": MOVING,
+    }
+    for title, lines in said.items():
+        tables[title] = _table(["name", "what"], [[f"`{n}`", x] for n, x in lines.items()])
     for title, table in plain.items():
         tables[title] = _table(["name", "what"], [[f"`{n}`", x.summary] for n, x in table.items()])
     wires = [[f"`{name}`", kind] for name, kind in SCORE_TYPES.items()]

@@ -59,6 +59,7 @@ NEW = [
     "--distil 0.5 --l1 0.001 --lr-rewind",
     "--score grasp --combine median --score-wire log8",
     "--masks union --score wanda --precision bf16",
+    "--schedule adaptive --tolerance 0.5 --blend layer --blend-grid 0.5,1,1.5 --moving ema",
 ]
 
 
