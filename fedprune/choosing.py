@@ -77,9 +77,13 @@ def chosen(
     if wanted.sparsity is None:
         assert c.threshold is not None  # the configuration has one or the other
         return above(scores, c.threshold, alive=alive, magnitude=magnitude, floor=c.floor)
+    sparsity = _of_what_is_left(wanted.sparsity, scores, layout)
+    if c.reduce:  # which may have taken out more than the schedule asks for by now
+        gone = sum(int((~alive[name]).sum()) for name in scores)
+        sparsity = max(sparsity, gone / sum(score.numel() for score in scores.values()))
     return select(
         scores,
-        _of_what_is_left(wanted.sparsity, scores, layout),
+        sparsity,
         scope=wanted.scope,
         alive=alive,
         magnitude=magnitude,

@@ -48,9 +48,10 @@ def thin(state: State, bench: Bench) -> tuple[State, Notes]:
 
 def _steps(state: State, plan: Plan) -> list[float | None]:
     target, n = plan.sparsity(state.round), plan.config.score_steps
-    if target is None or n == 1:
+    now = sparsity_of(state.masks, plan.layout)
+    if target is None or n == 1 or now >= target:
         return [target]
-    return list(steps_within(sparsity_of(state.masks, plan.layout), target, n))
+    return list(steps_within(now, target, n))
 
 
 def _stages(plan: Plan) -> list[tuple[str, ...]]:

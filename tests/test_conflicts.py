@@ -851,6 +851,12 @@ REDUCED = [
         "what is gone cannot grow back; allowed: 6 to 9",
     ),
     (
+        {"reduce": ["dead"], "scope": "layer", "warmup": 1, "rounds": 9, "end": 5}
+        | {"reduce_round": 3},
+        "reduce-round=3",
+        "a layer may have lost more than its share; allowed: 6 to 9, or --scope global",
+    ),
+    (
         {"reduce": ["dead"], "reduce_within": 0.1},
         "reduce-within=0.1",
         "nothing is merged or shared; allowed: leave it out",

@@ -231,8 +231,8 @@ def test_nothing_is_reduced_where_too_few_answer(reduces: Reduces):
 @pytest.fixture(scope="module")
 def whole_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path, Any]:
     config = tiny(
-        rounds=5, warmup=1, end=4, reduce_round=3, rank_budget=0.6, baselines=["dense"],
-        reduce=["dead", "merge", "share", "low-rank"], sparsity=0.6,
+        rounds=5, warmup=1, end=4, reduce_round=3, rank_budget=0.9, baselines=["dense"],
+        reduce=["dead", "merge", "share", "low-rank"], sparsity=0.9,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("reduced") / "run"
     return config, folder, federate(config, folder=folder)
@@ -243,11 +243,13 @@ def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(
 ):
     _, folder, result = whole_run
     rows = [row for row in result.rows if row["arm"] == "pruned"]
+    assert not any(row["failures"] for row in rows)
+    assert rows[4]["sparsity"] > rows[2]["sparsity"]
     assert [row["reduced"] is not None for row in rows] == [False, False, True, False, False]
     told = rows[2]["reduced"]
     assert told["ranks"]
     assert rows[2]["parameters"] < rows[1]["parameters"]
-    assert rows[4]["sparsity"] >= 0.6
+    assert rows[4]["sparsity"] == pytest.approx(0.9, abs=1e-3)
     factors = [f"{n.removesuffix('.weight')}.{i}.weight" for n in told["ranks"] for i in (0, 1)]
     assert set(factors) <= result.state.masks.keys()
     dense = [row for row in result.rows if row["arm"] == "dense"]
@@ -267,6 +269,15 @@ def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(
     again = federate(stopped, folder=tmp_path, resume=True)
     ends = [r["weights_digest"] for r in result.rows if r["arm"] == "pruned"]
     assert [r["weights_digest"] for r in again.rows] == ends
+
+
+def test_a_schedule_that_asks_for_less_than_is_gone_already_takes_nothing(tiny: Tiny):
+    keys = {"reduce": ["low-rank"], "rank_budget": 0.3, "score_steps": 2, "reduce_round": 3}
+    result = federate(tiny(rounds=4, warmup=1, end=4, sparsity=0.2, **keys))
+    rows = result.rows
+    assert not any(row["failures"] for row in rows)
+    assert rows[1]["sparsity"] < 0.2 < rows[2]["sparsity"] == rows[3]["sparsity"]
+    assert result.summary["reached"]
 
 
 class Stop(Exception):

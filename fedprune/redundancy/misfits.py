@@ -83,6 +83,12 @@ def _reductions(c: RunConfig) -> list[Misfit]:
             after,
         ),
         (
+            "reduce-round",
+            prunes_later and c.scope != "global",
+            "a layer may have lost more than its share",
+            f"{after}, or --scope global",
+        ),
+        (
             "reduce-within",
             c.reduce_within is not None and not {"merge", "share"} & set(c.reduce),
             "nothing is merged or shared",

@@ -72,6 +72,23 @@ def told_blend(told: Mapping[str, Any]) -> str:
     return f"{shares[0]:g}" if len(shares) == 1 else f"{shares[0]:g} to {shares[-1]:g}"
 
 
+def told_reduced(told: Mapping[str, Any]) -> str:
+    """What ``--reduce`` took out in a round, and the largest error that it made, in a cell."""
+    ranks, errors = told.get("ranks", {}), [*told.get("rank_errors", {}).values()]
+    errors += [error for error in told.get("merge_errors", {}).values() if error is not None]
+    parts = [
+        f"{sum(told.get('dead', {}).values())} dead units" if told.get("dead") else "",
+        f"{sum(told.get('merged', {}).values())} merged" if told.get("merged") else "",
+        f"{len(told.get('shared', []))} matrices shared" if told.get("shared") else "",
+        f"{len(ranks)} factored, rank {min(ranks.values())} to {max(ranks.values())}"
+        if ranks
+        else "",
+        f"error up to {max(errors):.2g}" if errors else "",
+        f"{told['parameters']:,} to {told['parameters_after']:,} parameters",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
 def choices_in(rows: Sequence[Row]) -> dict[str, Any]:
     """What ``summary.json`` says of them: the history of an adaptive schedule, and sensitivity.
 

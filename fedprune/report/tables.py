@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedprune.report.choices import told_adaptive, told_blend
+from fedprune.report.choices import told_adaptive, told_blend, told_reduced
 from fedprune.report.reading import (
     NONE,
     SPACE,
@@ -145,6 +145,7 @@ _SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
     "exchanged": ("exchanged", whole),
     "adaptive": ("tried", told_adaptive),
     "blend": ("share of the change kept", told_blend),
+    "reduced": ("redundancy taken out", told_reduced),
 }
 """Columns that only some configurations fill."""
 

@@ -14,6 +14,7 @@ from fedprune.report.choices import (
     sensitivity_finding,
     told_adaptive,
     told_blend,
+    told_reduced,
     tried_finding,
 )
 from fedprune.report.pictures import pictures
@@ -119,3 +120,12 @@ def test_a_run_shows_what_was_chosen(
 
 def test_other_runs_have_no_such_pictures(run_folder: Path) -> None:
     assert not {"tried", "sensitivity"} & pictures(read_run(run_folder)).keys()
+
+
+def test_what_was_reduced_is_told_in_a_cell():
+    told = {"parameters": 2000, "parameters_after": 1500, "dead": {}, "shared": []}
+    assert told_reduced(told) == "2,000 to 1,500 parameters"
+    told |= {"dead": {"a": 2, "b": 1}, "merged": {"a": 4}, "merge_errors": {"a": None}}
+    told |= {"ranks": {"u": 3, "v": 7}, "rank_errors": {"u": 0.1, "v": 0.25}}
+    cell = "3 dead units; 4 merged; 2 factored, rank 3 to 7; error up to 0.25; "
+    assert told_reduced(told) == f"{cell}2,000 to 1,500 parameters"
