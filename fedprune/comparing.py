@@ -72,7 +72,7 @@ def blend(before: State, after: State, bench: Bench) -> tuple[State, dict[str, A
     found, loss, plain = whole[best], losses[best], losses[0]
     both = together(singles, losses[len(whole) :], plain)
     if both not in (HERE, found):
-        rivals = [HERE, found, both]
+        rivals = [HERE, found, both] if best else [HERE, both]
         state, again = compared(state, bench, rivals, given=back)
         if again is not None:
             best = lowest(again)
