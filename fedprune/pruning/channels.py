@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fedprune.pruning.channel_ops import Book, Flow, follow
+from fedprune.pruning.channel_flow import Book, Flow
+from fedprune.pruning.channel_ops import follow
 from fedprune.pruning.factors import Factored, makes, reads
 from fedprune.pruning.structure import Group, Part
 
@@ -52,14 +53,15 @@ Roles = Mapping[str, Role]
 def roles_of(model: nn.Module) -> Roles:
     """The channels of a model: those kept on it, or found by tracing it.
 
-    A model that `torch.fx` cannot trace (control flow that depends on data) has none, and neither
-    have the transformers of `transformers`, whose units are in `fedprune.pruning.structure`. Both
-    modes, train and eval, are traced. The model and its mode are left as they were.
+    A model that `torch.fx` cannot trace (control flow that depends on data) or would trace wrongly
+    (hooks) has none, and neither have the transformers of `transformers`, whose units are in
+    `fedprune.pruning.structure`. Both modes, train and eval, are traced. The model and its mode are
+    left as they were.
     """
     given: Roles | None = getattr(model, TRACED, None)
     if given is not None:
         return given
-    if any(type(m).__module__.startswith("transformers.") for m in model.modules()):
+    if not all(map(_as_written, model.modules())):
         return {}
     book = Book(dict(model.named_modules()))
     try:
@@ -69,6 +71,13 @@ def roles_of(model: nn.Module) -> Roles:
     except Exception:  # tracing runs the user's code on stand-ins: whatever it raises, it cannot be
         return {}
     return _roles(model, book)
+
+
+def _as_written(module: nn.Module) -> bool:
+    """Whether tracing sees all that a module does: no transformer, no hooks, no swapped forward."""
+    known = type(module).__module__.startswith("transformers.")
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return not known and not hooked
 
 
 class _Tracer(fx.Tracer):
@@ -89,7 +98,7 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 def _roles(model: nn.Module, book: Book) -> Roles:
     book.fix_all(_shared(model, book))
-    book.fix_spoiled()
+    book.fix_doubtful()
     return {
         path: Role(
             book.numbers(book.rows.get(path, ())),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.channel_ops import Book, Flow
+from fedprune.pruning.channel_flow import Book, Flow
 from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.channels import TRACED, Bundle, Role, Roles, bundles_of
 from fedprune.pruning.edits import Edit

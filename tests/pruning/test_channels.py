@@ -53,6 +53,12 @@ class Norm(nn.Module):
         (conv(4, 8, groups=4), 8, False),
         (nn.InstanceNorm2d(4, affine=True), 4, True),
         (nn.Softmax(dim=1), 4, False),
+        (
+            lambda x: torch.nn.functional.interpolate(torch.max_pool2d(x, 2), scale_factor=2),
+            4,
+            True,
+        ),
+        (lambda x: nn.functional.max_pool2d(x, 3, 1, return_indices=True)[0], 4, False),
         (nn.PixelShuffle(2), 1, False),
         (Norm(), 4, False),
         (lambda x: x.flip(1), 4, False),
@@ -148,3 +154,48 @@ def test_columns_are_a_kernel_or_a_picture_wide() -> None:
         ("hidden.weight", "column", [4, 1]),
     ]
     assert first.parts[1].index[1].tolist() == list(range(9, 18))
+
+
+class Functional(nn.Module):
+    """All in functions, as many write it: two convolutions, flattened by its sizes, two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = conv(2, 6), conv(6, 5)
+        self.fc, self.head = nn.Linear(5 * 9, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = nn.functional
+        x = f.max_pool2d(f.relu(self.one(x)), 2)
+        x = f.leaky_relu(f.dropout(self.two(x), training=self.training), 0.1)
+        return self.head(f.elu(self.fc(x.reshape(x.shape[0], -1))))
+
+
+def test_functions_are_followed_as_layers_are() -> None:
+    net = Functional()
+    assert found(net) == {"one": 6, "two": 5}
+    net.forward = lambda x: Functional.forward(net, x) + net.one(x).mean()
+    assert found(net) == {}, "not what tracing looks at"
+
+
+def test_hooks_are_not_seen_by_tracing() -> None:
+    net = Functional()
+    net.two.register_forward_hook(lambda _layer, _args, out: out.flip(1))
+    assert found(net) == {}
+
+
+class Reading(Functional):
+    """A parameter of a layer is used beside it, before it is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.one.weight.view(12, -1)[0, 0]
+        return super().forward(x + nn.functional.conv2d(x, self.one.weight[:2], padding=1))
+
+
+def test_a_layer_whose_weight_another_reads_is_not_cut() -> None:
+    assert found(Reading()) == {"two": 5}
+
+
+def test_instances_are_normalised_channel_by_channel_in_maps_only() -> None:
+    rows = nn.Sequential(nn.Linear(3, 4), nn.InstanceNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    assert found(rows, "3") == {}
