@@ -16,7 +16,8 @@ class Edit:
         path: the module's path in the dense model.
         kept: original indices of the units that stay, ascending; () = the whole part is gone. Of
             "rank" the one number is the rank.
-        like: the path of the module whose weight it shares, for "share".
+        like: the path of the module whose weight it shares, for "share"; the id as which those
+            are read that are gone, for "vocab".
     """
 
     kind: str
