@@ -680,6 +680,12 @@ LEARNING = [
         "nothing is distilled; allowed: constant",
     ),
     (
+        {"reconstruct": "inputs", "unit": "row"},
+        "reconstruct='inputs'",
+        "of unit row the outputs go, and what stays reads nothing that is missing; "
+        "allowed: outputs",
+    ),
+    (
         {"reconstruct": "inputs", "sparsity": 0.0},
         "reconstruct='inputs'",
         "nothing is pruned; allowed: leave it out",

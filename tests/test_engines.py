@@ -56,7 +56,7 @@ def test_the_run_compared_is_partial_unequal_and_pruned(
 
 
 NEW = [
-    "--distil 0.5 --l1 0.001 --lr-rewind",
+    "--distil 0.5 --l1 0.001 --lr-rewind --reconstruct outputs",
     "--score grasp --combine median --score-wire log8",
     "--masks union --score wanda --precision bf16",
     "--schedule adaptive --tolerance 0.5 --blend layer --blend-grid 0.5,1,1.5 --moving ema",

@@ -168,6 +168,26 @@ def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny:
     assert runs[str(large)].state.teacher == b"", "it is in its own folder already"
 
 
+@pytest.mark.parametrize("unit", ["neuron", "sublayer", "layer"])
+def test_a_student_that_shrinks_learns_from_what_it_was(unit: str, tiny: Tiny):
+    """Also with layers fitted to the model before, which has the shapes of the round."""
+    keys = {"distil": 0.5, "distil_hidden": 0.5, "distil_attention": 0.5, "reconstruct": "outputs"}
+    config = tiny(
+        **{**SMALL, "depth": 3, "sparsity": 0.4, "rounds": 4, "warmup": 1, "end": 3},
+        **keys,
+        unit=unit,
+        shrink="every",
+    )
+    result = federate(config, inline_port(open_house(config, shards())))
+    assert result.state.edits
+    assert not any(row["failures"] for row in result.rows)
+    assert result.rows[-1]["divergence"] > 0
+    assert any(0 < (row["refit"] or 0) < 1 for row in result.rows)
+    _, weights, _ = from_coded(result.state.teacher)
+    dense = state_of(dense_model(config))
+    assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in dense.items()}
+
+
 def test_what_teaches_is_the_model_of_that_run(large: Path, tiny: Tiny, same: Same):
     model = teacher_model(teacher_in(str(large)), tiny())
     assert not model.training

@@ -102,7 +102,14 @@ def _kept_change(c: RunConfig) -> list[Misfit]:
 
 def _fits(c: RunConfig) -> list[Misfit]:
     wanted, late = c.reconstruct is not None, "the mask is decided after tuning"
+    whole = c.unit not in {"weight", "n:m", "block", "column"}
     return [
+        (
+            "reconstruct",
+            c.reconstruct == "inputs" and whole,
+            f"of unit {c.unit} the outputs go, and what stays reads nothing that is missing",
+            "outputs",
+        ),
         ("reconstruct", wanted and c.sparsity == 0.0, "nothing is pruned", _OUT),
         ("reconstruct", wanted and c.rewind is not None, "what stays goes back to a round", _OUT),
         ("reconstruct", wanted and c.schedule == "regrow", "what grows back starts at 0", _OUT),

@@ -21,6 +21,7 @@ from fedprune.learning.distillation import (
 )
 from fedprune.learning.training import OPTIMIZERS, tune
 from fedprune.messages import Question
+from fedprune.shapes import dense_model
 from fedprune.tasks.families import Need, families_for
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_token_loss
@@ -100,6 +101,24 @@ def test_a_loss_without_logits_is_refused():
     lesson = Lesson(model, loss, 0.5, 1.0)
     with pytest.raises(ValueError, match="does not give its logits"):
         taught(lesson, model, {"x": torch.ones(1, 2), "labels": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "task",
+    ["digits", "fashion-mnist", "shakespeare", "shakespeare-masked", "shakespeare-restore",
+     "presidents", "language-modelling", "masked-language-modelling", "text-to-text"],
+)  # fmt: skip
+def test_losses_of_tasks_say_what_they_are_of(task: str, tiny: Tiny):
+    given = {"data": "nowhere"} if TASKS[task].folder else {}
+    config = tiny(task=task, **given)
+    dummy = TASKS[task].dummy
+    assert dummy is not None
+    found = TASKS[task].loss(dense_model(config).eval(), dummy(config))
+    assert found.logits is not None
+    labels = dummy(config)["labels"]
+    assert found.logits.shape[:-1] == labels.shape
+    mean = nn.functional.cross_entropy(found.logits.flatten(0, -2), labels.flatten())
+    assert mean.item() == pytest.approx(found.total.item() / found.count, rel=1e-5)
 
 
 def test_distance_of_states_is_relative_to_the_teacher():
