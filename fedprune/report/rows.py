@@ -49,7 +49,7 @@ def row(
         "phase": "recover" if over else plan.phase(state.round),
         "sparsity": removed / layout.whole,
         "removed": removed,
-        "zeros": zeros(state),
+        "zeros": zeros(state) if plan.config.shrinkage == "proximal" else None,
         "parameters": layout.parameters,
         "loss": measured.get("loss"),
         "perplexity": measured.get("perplexity"),

@@ -146,6 +146,9 @@ _SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adaptive": ("tried", told_adaptive),
     "blend": ("share of the change kept", told_blend),
     "reduced": ("redundancy taken out", told_reduced),
+    "zeros": ("kept, and exactly 0", whole),
+    "divergence": ("from the teacher, nats", significant),
+    "refit": ("error after the fit", percent),
 }
 """Columns that only some configurations fill."""
 
