@@ -44,7 +44,7 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
         if due and state.round == c.warmup + 1:
             state, totals = measure(state, port, "test")
             state = replace(state, dense_at_pruning=totals)
-        state = schooled(state, plan) if due else state
+        state = schooled(state, plan, due=due)
         if due and plan.asks_first:
             state, notes = score_and_prune(state, plan, port, cohort)
             state, plan = kept_small(state, plan)

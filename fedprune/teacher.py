@@ -30,10 +30,17 @@ def distils(config: RunConfig) -> bool:
     return bool(config.distil or config.distil_hidden or config.distil_attention)
 
 
-def schooled(state: State, plan: Plan) -> State:
-    """The state with its model kept as the teacher, before it is pruned for the first time."""
+def schooled(state: State, plan: Plan, *, due: bool) -> State:
+    """The state with its model kept as the teacher, before it is pruned or reduced at first.
+
+    Args:
+        state: in a round that has begun.
+        plan: what stays the same.
+        due: whether the round prunes.
+    """
     c = plan.config
-    if state.teacher or plan.teacher or not distils(c):
+    due = due or (bool(c.reduce) and state.round == c.reduce_round)
+    if not due or state.teacher or plan.teacher or not distils(c):
         return state
     return replace(state, teacher=to_coded(origin_of(c, state.edits), state.weights, state.masks))
 
@@ -54,8 +61,11 @@ def factor(config: RunConfig, round_: int) -> float:
     """
     if config.distil_schedule == "constant":
         return 1.0
-    first = 1 if config.teacher else config.warmup + 1
-    return 1.0 - (round_ - first) / (config.rounds - first + 1)
+    c = config
+    begins = [c.warmup + 1] if c.sparsity != 0.0 else []
+    begins += [c.reduce_round] if c.reduce and c.reduce_round is not None else []
+    first = 1 if c.teacher else min(begins)
+    return 1.0 - (round_ - first) / (c.rounds - first + 1)
 
 
 def teacher_in(folder: str) -> bytes:

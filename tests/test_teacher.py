@@ -92,6 +92,9 @@ def test_a_question_with_another_teacher_is_refused(cnn: tuple[House, Question],
 def test_weights_may_fall_over_rounds(tiny: Tiny):
     config = tiny(**LEARNS, distil_schedule="linear")  # pruning begins in round 3 of 5
     assert [factor(config, r) for r in (3, 4, 5)] == pytest.approx([1, 2 / 3, 1 / 3])
+    keys = {"sparsity": 0.0, "reduce": ("dead",), "reduce_round": 4}
+    reducing = tiny(**LEARNS, **keys, distil_schedule="linear")
+    assert [factor(reducing, r) for r in (4, 5)] == pytest.approx([1, 1 / 2])
     other = tiny(**LEARNS, distil_schedule="linear", teacher="somewhere")
     assert [factor(other, r) for r in (1, 5)] == pytest.approx([1, 1 / 5])
     assert factor(tiny(**LEARNS), 5) == 1.0

@@ -53,7 +53,7 @@ def _lessons(c: RunConfig) -> list[Misfit]:
     return [
         (
             heaviest,
-            not none and c.sparsity == 0.0 and not c.teacher,
+            not none and c.sparsity == 0.0 and not c.reduce and not c.teacher,
             "nothing is pruned, so that there is no model from before",
             "--teacher, or 0",
         ),
