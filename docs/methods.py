@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fedprune.compression.wire import SCORE_TYPES
+from fedprune.compression.wire import SCORE_TYPES, UPLINK_TYPES
 from fedprune.config import configure
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
@@ -128,6 +128,8 @@ def _others() -> dict[str, str]:
     for title, table in plain.items():
         tables[title] = _table(["name", "what"], [[f"`{n}`", x.summary] for n, x in table.items()])
     wires = [[f"`{name}`", kind] for name, kind in SCORE_TYPES.items()]
+    changes = [[f"`{name}`", text] for name, text in UPLINK_TYPES.items()]
+    tables["What clients send when they tuned (`--uplink`)"] = _table(["name", "type"], changes)
     return tables | {"Statistics on the wire (`--score-wire`)": _table(["name", "type"], wires)}
 
 

@@ -2,12 +2,15 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from fedprune import SCORES, TASKS
+from fedprune.command import COMMANDS
+from fedprune.command import parser as commands
 from simulations.options import parser
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +47,13 @@ def test_every_option_on_a_page_is_one(page: Path):
     found = re.findall(r"run\.py ((?:[^`\n\\])*)", page.read_text(encoding="utf-8"))
     used = {word for line in found for word in re.findall(r"(?<!\S)--[a-z][a-z-]*", line)}
     assert used <= options, used - options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_a_page_can_be_typed(page: Path):
+    lines = re.findall(r"^fedprune (?! )(.*?)(?:  #.*)?$", page.read_text(encoding="utf-8"), re.M)
+    for line in lines:
+        assert vars(commands().parse_args(shlex.split(line)))["command"] in COMMANDS
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -153,6 +153,7 @@ def _safetensors(cargo: Cargo, folder: Path) -> str:
         quantise(cargo.model, precision, paths)
         more["quantised"] = {**asdict(precision), "layers": paths}
     save_model(cargo.model, str(folder / TENSORS_NAME))
+    (folder / TENSORS_NAME).chmod(0o644)  # safetensors writes it for its owner only
     _tokenizer(cargo, folder)
     write_manifest(folder, about(cargo, "safetensors", **more))
     return _same_bits(cargo, folder)
