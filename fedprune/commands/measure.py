@@ -99,7 +99,7 @@ def run(arguments: Namespace) -> int:
         mine, theirs = compare_speed(looked.model, other.model, forward, **repeats)
         first |= mine
         second |= theirs
-    notes = notes_on(first, second)
+    notes = [*notes_on(first, second), *_dense_quality(arguments)]
     if arguments.json:
         print(json.dumps({"models": named, "notes": notes, "batch": arguments.batch}, indent=1))
     else:
@@ -151,6 +151,15 @@ def on_disk(folder: Path) -> int | None:
     if not files[0].is_file():
         files = [*folder.glob("*.safetensors"), *folder.glob("*.onnx*")]
     return sum(file.stat().st_size for file in files) or None
+
+
+def _dense_quality(arguments: Namespace) -> list[str]:
+    file = Path(arguments.model) / SUMMARY_NAME
+    if arguments.baseline is not None or not file.is_file():
+        return []
+    if json.loads(file.read_text())["quality"].get(DENSE):
+        return ["The dense model's quality is that of the run's dense baseline, at its end."]
+    return ["The dense model's quality is what it was when pruning began."]
 
 
 def _from_summary(path: str, *, dense: bool) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ def test_a_run_beside_its_dense_model(run_folder: Path, capsys):
     assert mine["bytes_on_disk"] == (run_folder / "model.fedprune").stat().st_size
     assert dense["bytes_sparse"] > 2 * mine["bytes_sparse"]
     assert "multiplies by every one" in told["notes"][0]
+    assert "dense baseline" in told["notes"][1]
     assert mine["speedup"][1] <= mine["speedup"][0] <= mine["speedup"][2]
 
 
