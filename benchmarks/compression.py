@@ -53,12 +53,12 @@ LINES = {
     "structured, 50 %, random": HALF.replace("taylor", "random"),
     "structured, 75 %": f"{UNITS} --sparsity 0.75",
     "structured, 50 %, distilled": f"{HALF} --distil 0.5",
-    "structured, 50 %, reconstructed": f"{HALF} --reconstruct",
+    "structured, 50 %, reconstructed": f"{HALF} --reconstruct outputs",
     "structured, 50 %, blended": f"{HALF} --blend global",
     "structured, 50 %, averaged over rounds": f"{HALF} --moving swa",
     "structured, adaptive": f"{UNITS.replace('one-shot', 'adaptive')} --sparsity 0.75 "
     "--tolerance 0.05",
-    "low rank, energy 0.9": "--reduce low-rank --rank-energy 0.9",
+    "low rank, energy 0.9": "--reduce low-rank --reduce-round 1 --rank-energy 0.9",
     "structured, 50 %, int8": HALF,
 }
 QUANTISED = {"structured, 50 %, int8": "int8"}
