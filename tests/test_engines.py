@@ -60,6 +60,7 @@ NEW = [
     "--score grasp --combine median --score-wire log8",
     "--masks union --score wanda --precision bf16",
     "--schedule adaptive --tolerance 0.5 --blend layer --blend-grid 0.5,1,1.5 --moving ema",
+    "--reduce dead,merge,share,low-rank --rank-budget 0.5 --reduce-round 3",
 ]
 
 
