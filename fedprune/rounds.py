@@ -40,29 +40,42 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
     while state.round < c.rounds:
         state = replace(state, round=state.round + 1, failures=())
         cohort = draw(list(port.present()), c.cohort, generator(c.seed, "cohort", state.round))
-        notes, due = Notes(), state.owed or plan.prunes(state.round)
-        if due and state.round == c.warmup + 1:
-            state, totals = measure(state, port, "test")
-            state = replace(state, dense_at_pruning=totals)
-        state = schooled(state, plan, due=due)
-        if due and plan.asks_first:
-            state, notes = score_and_prune(state, plan, port, cohort)
-            state, plan = kept_small(state, plan)
-        told = None
-        if c.reduce and state.round == c.reduce_round:
-            state, plan, told = reduce(state, plan, port, cohort)
+        due = state.owed or plan.prunes(state.round)
+        state = before_pruning(state, plan, port, due=due)
+        state, plan, notes = thinned(state, plan, port, cohort, due=due)
         state, changes = tune_all(state, plan, port, cohort, due=due)
         before, state = state, average(state, plan, changes)
         state, shares = blend(before, state, _bench(plan, port, cohort))
-        if changes.votes is not None:
-            notes = Notes(agreement=agreement_of(changes))
         if due and c.score_during == "tune":
             state = collected(state, plan, changes)
         state, plan = kept_small(state, plan)
         state = followed(remembered(state, plan), before, plan)
         state, totals = measure(state, port, "validation")
-        notes = replace(notes, blend=shares, reduced=told)
+        agreement = notes.agreement if changes.votes is None else agreement_of(changes)
+        notes = replace(notes, blend=shares, agreement=agreement)
         yield state, row(state, plan, cohort, changes, totals, notes)
+
+
+def before_pruning(state: State, plan: Plan, port: Port, *, due: bool) -> State:
+    """The state with what is kept of the dense model when it ends: its quality, the teacher."""
+    if due and state.round == plan.config.warmup + 1:
+        state, totals = measure(state, port, "test")
+        state = replace(state, dense_at_pruning=totals)
+    return schooled(state, plan, due=due)
+
+
+def thinned(
+    state: State, plan: Plan, port: Port, cohort: Sequence[int], *, due: bool
+) -> tuple[State, Plan, Notes]:
+    """The smaller state before tuning: pruned if that is `due`, and without what is redundant."""
+    notes, c = Notes(), plan.config
+    if due and plan.asks_first:
+        state, notes = score_and_prune(state, plan, port, cohort)
+        state, plan = kept_small(state, plan)
+    if c.reduce and state.round == c.reduce_round:
+        state, plan, told = reduce(state, plan, port, cohort)
+        notes = replace(notes, reduced=told)
+    return state, plan, notes
 
 
 def remembered(state: State, plan: Plan) -> State:
