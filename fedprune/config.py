@@ -272,7 +272,7 @@ class RunConfig(BaseModel):
 
     blend: str = _field("tuning", "share of a round's change that is kept (see --list)", "none")
     blend_grid: tuple[float, ...] | None = _field(
-        "tuning", "shares that --blend tries (default 0,0.25,0.5,0.75,1)", None, strict=False
+        "tuning", "shares that --blend tries (default 0,0.25,0.5,0.75,1,1.25)", None, strict=False
     )
     moving: str = _field(
         "tuning", "running average of the rounds as the result (see --list)", "none"

@@ -124,7 +124,7 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         out |= {"tolerance": 0.02, "candidates": 4, "adaptive": "global"}
         out |= {"scope": "layer"} if values.get("adaptive") == "layer" else {}
     if values.get("blend", "none") != "none":
-        out["blend_grid"] = (0.0, 0.25, 0.5, 0.75, 1.0)
+        out["blend_grid"] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
     if values.get("moving") == "ema":
         out["moving_decay"] = 0.5
     if values.get("combine") == "trimmed-mean":

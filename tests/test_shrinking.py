@@ -23,7 +23,11 @@ from fedprune.tensors import count_kept, load_into, masked, shapes_of, state_of
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], House]
 Played = Callable[[RunConfig], Result]
-UNITS = [("head", "magnitude"), ("neuron", "magnitude"), ("neuron", "taylor")]
+UNITS = [
+    ("head", "magnitude"),
+    ("neuron", "magnitude"),
+    pytest.param("neuron", "taylor", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -139,6 +143,7 @@ def test_later_rounds_send_less(
     assert every["bytes_up"] <= never["bytes_up"]
 
 
+@pytest.mark.slow
 def test_shrinking_at_the_end_is_the_run_without_it(
     plays: Callable[..., RunConfig], played: Played
 ):
@@ -147,6 +152,7 @@ def test_shrinking_at_the_end_is_the_run_without_it(
     assert end.summary["parameters_left"] < never.summary["parameters_left"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_loaded_in_its_shape(plays: Callable[..., RunConfig], tmp_path: Path):
     config = plays(shrink="every", rounds=2, end=2)
     result = federate(config, inline_port(open_house(config)), folder=tmp_path / "run")
@@ -159,6 +165,7 @@ def test_a_folder_is_loaded_in_its_shape(plays: Callable[..., RunConfig], tmp_pa
             assert torch.equal(model(ids).logits, here)
 
 
+@pytest.mark.slow
 def test_resuming_a_shrunk_run_gives_the_same_bits(
     plays: Callable[..., RunConfig], played: Played, house_of: HouseOf, tmp_path: Path
 ):

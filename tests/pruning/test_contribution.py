@@ -63,6 +63,7 @@ def test_a_client_sends_one_number_a_unit():
     assert {n: t.numel() for n, t in sums.items()} == {"gates": units}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "sparsity"), [("head-neuron", 0.3), ("sublayer", 0.6)])
 def test_it_decides_a_run(
     tiny: Callable[..., RunConfig],

@@ -50,6 +50,8 @@ def asked() -> Asked:
             "seed": 3,
             "alpha": 0.5,
             "length": None,
+            "depth": None,
+            "width": None,
             "data": "",
             "text_column": None,
             "label_column": None,
