@@ -15,7 +15,8 @@ from fedprune.plugins import tasks_of
 from fedprune.pruning.cuts import alive_units
 from fedprune.pruning.edits import to_json
 from fedprune.pruning.flops import flops
-from fedprune.pruning.layout import Layout
+from fedprune.pruning.layout import Layout, as_rows
+from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.report.rows import quality
 from fedprune.state import Plan, State, Totals
 from fedprune.tensors import Masks, count_kept, digest
@@ -112,11 +113,25 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "not_prunable": list(layout.spared),
         "frozen": list(layout.frozen),
         "layers": [
-            {"name": name, "kept": int(m.sum()), "total": m.numel()} for name, m in masks.items()
+            {"name": name, "kept": int(m.sum()), "total": m.numel(), **_rank(name, end, now)}
+            for name, m in masks.items()
         ],
         "mask_digest": mask_digest(masks),
         "weights_digest": digest(end.weights),
     }
+
+
+MOST_NUMBERS = 2**21
+"""Larger matrices have no spectrum in a summary: `fedprune analyse` takes its time."""
+
+
+def _rank(name: str, end: State, now: Layout) -> Summary:
+    """The effective rank of what is left of a matrix, and the largest there could be."""
+    weight = end.weights.get(name)
+    if weight is None or weight.numel() > MOST_NUMBERS:
+        return {}
+    matrix = as_rows(now, name, weight)
+    return {"effective_rank": spectrum_of(matrix).effective_rank, "most": min(matrix.shape)}
 
 
 def _flops(masks: Masks, plan: Plan | None) -> Summary:

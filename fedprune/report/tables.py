@@ -161,10 +161,22 @@ def _told(key: str, row: Row) -> str:
 def layer_table(run: Run) -> Table:
     """Every prunable tensor in the model's order."""
     rows = [
-        [str(layer["name"]), whole(layer["kept"]), whole(layer["total"]), percent(density(layer))]
+        [
+            str(layer["name"]),
+            whole(layer["kept"]),
+            whole(layer["total"]),
+            percent(density(layer)),
+            effective_rank(layer),
+        ]
         for layer in run.summary.get("layers") or []
     ]
-    return Table(["tensor", "kept", "of", "density"], rows, ("tensor",))
+    return Table(["tensor", "kept", "of", "density", "effective rank"], rows, ("tensor",))
+
+
+def effective_rank(layer: Row) -> str:
+    """The exponential of the entropy of a matrix's singular values, of as many as there are."""
+    rank, most = number(layer.get("effective_rank")), layer.get("most")
+    return NONE if rank != rank else f"{rank:.1f} of {whole(most)}"
 
 
 def digest_table(run: Run) -> Table:
