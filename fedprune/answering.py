@@ -12,7 +12,7 @@ from fedprune.candidates import blended, without
 from fedprune.forms import fitting, form_of
 from fedprune.learning.averaging import change
 from fedprune.learning.training import step_batches, tune
-from fedprune.messages import Answer, Question
+from fedprune.messages import COUNTING, Answer, Question
 from fedprune.plugins import scores_of
 from fedprune.pruning.score import Watcher
 from fedprune.pruning.units import unit_labels
@@ -36,7 +36,8 @@ from fedprune.tokens import counted
 
 def answer(question: Question, seat: Seat) -> Answer:
     """The client's half of a round: its summand, a function of the question and its own shard."""
-    load_into(seat.model, question.weights)
+    if question.kind not in COUNTING:
+        load_into(seat.model, question.weights)
     return _ANSWERS[question.kind](question, seat)
 
 

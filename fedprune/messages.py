@@ -12,6 +12,9 @@ from fedprune.candidates import Candidate
 from fedprune.pruning.edits import Edits
 from fedprune.tensors import Masks, Tensors
 
+COUNTING = frozenset({"describe", "tokens"})
+"""Questions about data alone: no weights travel with them."""
+
 
 @dataclass(frozen=True)
 class Question:

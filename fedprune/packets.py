@@ -24,7 +24,7 @@ from fedprune.compression.wire import (
     rungs_of,
     values_of,
 )
-from fedprune.messages import Answer, Question, Refused
+from fedprune.messages import COUNTING, Answer, Question, Refused
 from fedprune.pruning.layout import Layout
 from fedprune.tensors import Masks, Tensors, count_kept, kept, shapes_of, spread
 
@@ -50,7 +50,8 @@ def encode_question(question: Question, wire: str) -> Packet:
     }
     if question.teacher:
         head |= {"teacher": digest_of(question.teacher), "distil": question.distil}
-    values = kept(question.weights, question.masks)
+    weights = {} if question.kind in COUNTING else question.weights
+    values = kept(weights, question.masks)
     along = kept(question.given, _fitting(question.given, question.masks))
     if question.candidates:
         head["candidates"] = as_table(question.candidates, sorted(question.weights))
@@ -84,7 +85,11 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     return Question(
         head["kind"],
         head["round"],
-        spread(values_of(packet, shared=True), layout.shapes, masks),
+        spread(
+            values_of(packet, shared=True),
+            {} if head["kind"] in COUNTING else layout.shapes,
+            masks,
+        ),
         masks,
         head["score"],
         head["ask"],

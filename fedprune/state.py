@@ -174,7 +174,7 @@ class Plan:
         return step - 1, steps
 
     def phase(self, round_: int) -> str:
-        """The part of the run: warmup, prune or recover.
+        """The part of the run: warmup, prune, reduce or recover.
 
         Dense is that of an arm that never prunes, update that of a run that goes on from a pruned
         one and prunes no further.
@@ -183,6 +183,8 @@ class Plan:
             return "update" if self.start else "dense"
         if self.prunes(round_):
             return "prune"
+        if self.config.reduce and round_ == self.config.reduce_round:
+            return "reduce"
         last = self.config.end if self.config.threshold is None else self.config.warmup + 1
         return "warmup" if round_ <= self.config.warmup else "prune" if round_ < last else "recover"
 

@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _help(field: Any) -> str:
     text = str(field.description).replace("%", "%%")
-    if field.default in ("", None, (), {}) or isinstance(field.default, bool):
+    told = "(default" in text
+    if told or field.default in ("", None, (), {}) or isinstance(field.default, bool):
         return text
     default = BY_TASK if field.default == BY_TASK else field.default
     return f"{text} (default: {default})"

@@ -90,12 +90,13 @@ def told_reduced(told: Mapping[str, Any]) -> str:
 
 
 def choices_in(rows: Sequence[Row]) -> dict[str, Any]:
-    """What ``summary.json`` says of them: the history of an adaptive schedule, and sensitivity.
+    """What ``summary.json`` says of them: an adaptive schedule's history, sensitivity, reductions.
 
-    Empty where nothing was chosen.
+    Empty where nothing was chosen or reduced.
     """
     history = [
         {key: value for key, value in told.items() if key != "layers"} for told in tried_in(rows)
     ]
-    found = sensitivity_in(rows)
-    return ({"adaptive": history} if history else {}) | ({"sensitivity": found} if found else {})
+    reduced = next((row["reduced"] for row in rows if row.get("reduced")), None)
+    found = {"adaptive": history, "sensitivity": sensitivity_in(rows), "reduced": reduced}
+    return {key: value for key, value in found.items() if value}

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedprune.report.board import write_events
+from fedprune.report.choices import told_reduced
 from fedprune.report.figures import figures_in
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
 from fedprune.report.reading import (
@@ -45,6 +46,7 @@ SENTENCES = (
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
     "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
+    "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds} rounds were completed.",
     "It took {time} on {hosts} hosts of the engine {engine}, with seed {seed}.",
     "Baselines of the same budget and seed: {baselines}.",
@@ -106,7 +108,9 @@ def title(run: Run) -> str:
     """The page's title: the task and how much went."""
     task = run.summary.get("task") or run.config.get("task") or "run"
     sparsity = number(run.summary.get("sparsity"))
-    return f"{task}, {percent(sparsity)} pruned" if sparsity > 0 else f"{task}, nothing pruned"
+    # What factors take the place of was not pruned.
+    what = "fewer prunable weights" if run.summary.get("reduced") else "pruned"
+    return f"{task}, {percent(sparsity)} {what}" if sparsity > 0 else f"{task}, nothing pruned"
 
 
 def what_was_run(run: Run) -> str:
@@ -118,8 +122,11 @@ def what_was_run(run: Run) -> str:
     )
     known.setdefault("unit", "examples")
     known["parameters"] = whole(known.get("parameters"))
-    removed = number(run.summary.get("sparsity"))
+    reduced = "reduced" in known  # of which the sparsity at the end says more than what was pruned
+    removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))
     known["removed"] = percent(removed) if removed > 0 else NONE
+    if reduced:
+        known["reduced"] = told_reduced(known["reduced"])
     known["time"] = duration(known.get("seconds"))
     told = {key: value for key, value in known.items() if value not in ("", NONE)}
     return " ".join(filter(None, (say(sentence, told) for sentence in SENTENCES)))
@@ -163,7 +170,8 @@ def tested_on(run: Run) -> str:
 def facts(run: Run) -> list[tuple[str, str, str]]:
     """Headline figures: what it is, the figure, and what it is measured against."""
     told = run.summary
-    removed = number(told.get("prunable_parameters")) - number(told.get("kept_parameters"))
+    parameters = number(told.get("parameters"))
+    left = 1 - number(told.get("sparsity_of_all"))
     disk = told.get("bytes_on_disk") or {}
     sent = number(told.get("bytes_up")) + number(told.get("bytes_down"))
     dense_sent = told.get("bytes_dense")
@@ -175,8 +183,8 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
         ),
         (
             "all parameters kept",
-            percent(1 - ratio(removed, told.get("parameters"))),
-            f"{whole(number(told.get('parameters')) - removed)} of {whole(told.get('parameters'))}",
+            percent(left),
+            f"{whole(left * parameters)} of {whole(told.get('parameters'))}",
         ),
         (
             "size on disk",

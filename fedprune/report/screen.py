@@ -15,6 +15,7 @@ from fedprune.federation import Watch
 from fedprune.messages import Question
 from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout
+from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
 from fedprune.report.rows import Row
 from fedprune.state import State
@@ -198,6 +199,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *(["NOT REACHED: too few clients answered when scoring"] * (not summary["reached"])),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
+        *_reduced(summary),
         *_smaller(summary),
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
         f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
@@ -218,6 +220,12 @@ def _earlier(summary: Mapping[str, Any]) -> list[str]:
     return [f"  on {before['run']}, {before['task']}: {' -> '.join(texts)}"]
 
 
+def _reduced(summary: Mapping[str, Any]) -> list[str]:
+    """What was taken out because it was redundant, not because a score said so."""
+    told = summary.get("reduced")
+    return [f"reduced   {told_reduced(told)}"] if told else []
+
+
 def _smaller(summary: Mapping[str, Any]) -> list[str]:
     """What was really taken out of the model."""
     left, whole = summary["parameters_left"], summary["parameters"]
@@ -231,7 +239,9 @@ def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
     text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
     if summary.get("adaptive"):
         text = "NOTHING REMOVED: nothing that was tried stayed within the tolerance"
-    return [text] if idle else []
+    short = summary.get("short") and summary["sparsity"] and summary["reached"]
+    less = "SHORT OF WHAT WAS ASKED: the next unit is larger than what is left to remove"
+    return [text] if idle else [less] if short else []
 
 
 def _beside(summary: Mapping[str, Any]) -> list[str]:

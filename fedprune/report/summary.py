@@ -13,9 +13,10 @@ from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
 from fedprune.pruning.cuts import alive_units
-from fedprune.pruning.edits import to_json
+from fedprune.pruning.edits import Edits, to_json
 from fedprune.pruning.flops import flops
 from fedprune.pruning.layout import Layout, as_rows
+from fedprune.pruning.structure import Group
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.report.rows import quality
 from fedprune.state import Plan, State, Totals
@@ -102,12 +103,13 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
         "reached": not end.owed,
+        "short": _short(config, (prunable - kept) / prunable),
         **_flops(end.masks, plan),
         "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,
         "parameters": parameters,
         "parameters_left": now.parameters,
         "edits": json.loads(to_json(end.edits)),
-        "structure": units_left(layout, masks),
+        "structure": units_left(layout, masks, end.edits),
         "prunable_parameters": prunable,
         "kept_parameters": kept,
         "not_prunable": list(layout.spared),
@@ -120,6 +122,16 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "weights_digest": digest(end.weights),
     }
 
+
+def _short(config: RunConfig, sparsity: float) -> float:
+    """By how much the sparsity misses the one asked for, as whole units make it; else 0.0."""
+    asked = config.sparsity or 0.0
+    missed = asked - sparsity if config.schedule != "adaptive" else 0.0
+    return missed if missed > LEAST_MISSED else 0.0
+
+
+LEAST_MISSED = 1e-3
+"""Sparsities that differ by less are the same to a reader."""
 
 MOST_NUMBERS = 2**21
 """Larger matrices have no spectrum in a summary: `fedprune analyse` takes its time."""
@@ -141,15 +153,23 @@ def _flops(masks: Masks, plan: Plan | None) -> Summary:
     return {"flops_dense": plan.flops_dense, "flops_kept": flops(masks, plan.positions)}
 
 
-def units_left(layout: Layout, masks: Masks) -> list[Summary]:
+def units_left(layout: Layout, masks: Masks, edits: Edits) -> list[Summary]:
     """Of every group of heads, neurons or channels of the dense model, which units are left.
 
-    A unit is left while the mask keeps any of its weights. Groups whose tensors were replaced by
-    factors are not in it.
+    A unit is left while the mask keeps any of its weights; where its tensors were replaced by
+    factors or are shared, until it is cut.
     """
+    cut = {(edit.kind, edit.path): list(edit.kept) for edit in edits}
     return [
         {"path": group.path, "kind": group.kind, "of": len(group.parts[0].index), "kept": kept}
         for group in layout.structure.groups
-        if all(part.tensor in masks for part in group.parts)
-        for kept in [torch.nonzero(alive_units(group, masks, layout)).flatten().tolist()]
+        for kept in [_kept_units(group, masks, layout, cut)]
     ]
+
+
+def _kept_units(
+    group: Group, masks: Masks, layout: Layout, cut: Mapping[tuple[str, str], list[int]]
+) -> list[int]:
+    if all(part.tensor in masks for part in group.parts):
+        return torch.nonzero(alive_units(group, masks, layout)).flatten().tolist()
+    return cut.get((group.kind, group.path), list(range(len(group.parts[0].index))))

@@ -133,7 +133,7 @@ DEFAULTS = {
 SLOW_STARTERS = {**DEFAULTS, "cohort": 3, "lr": 3e-3, "local_steps": 80}
 
 TASK = Task(
-    summary="next character of Shakespeare, one client per speaking role (LLaMA, 2 layers)",
+    summary="next character of Shakespeare, one client per speaking role",
     metric="perplexity",
     unit="tokens",
     model=text_model("causal"),
