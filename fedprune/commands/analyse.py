@@ -14,6 +14,8 @@ from rich.table import Table as Screen
 from fedprune.checkpoint import write_atomically
 from fedprune.commands.inputs import inputs_of_clients, runner
 from fedprune.commands.subject import Subject, add_subject, chosen_subject
+from fedprune.commands.targets import check_file
+from fedprune.compression.quantising import is_quantised
 from fedprune.config import ConfigError
 from fedprune.pruning.layout import layout_of
 from fedprune.redundancy.analysis import Finding, Known, analysed
@@ -64,7 +66,11 @@ def run(arguments: Namespace) -> int:
     for key in ("energy", "similar"):
         if not 0 < vars(arguments)[key] <= 1:
             raise ConfigError(f"{key}={vars(arguments)[key]}: no such part; allowed: above 0, to 1")
+    if arguments.json is not None:
+        check_file("json", arguments.json)
     looked = chosen_subject(arguments)
+    if is_quantised(looked.model):
+        raise ConfigError(f"model={looked.name!r}: quantised; allowed: the run that it is from")
     found = analysed(known_of(looked, inputs=arguments.inputs), arguments.energy, arguments.similar)
     if arguments.json:
         write_atomically(Path(arguments.json), json.dumps(found, indent=1).encode())

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from fedprune.commands.subject import Subject, add_subject, chosen_subject
+from fedprune.commands.targets import check_folder
 from fedprune.compression.exporting import FORMS, Cargo, export
 from fedprune.compression.quantising import KINDS, Precision
 from fedprune.config import ConfigError
@@ -46,6 +47,7 @@ def run(arguments: Namespace) -> int:
     precision = _precision(arguments)
     looked = chosen_subject(arguments)
     folder = _folder(looked, arguments)
+    check_folder("out", str(folder))
     cargo = Cargo(looked.model, looked.config, looked.edits, looked.masks, precision)
     checked = export(cargo, arguments.to, folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

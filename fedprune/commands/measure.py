@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedprune.commands.memory import peak_of
 from fedprune.commands.quality import quality_of
 from fedprune.commands.subject import Subject, add_subject, chosen_subject, given_keys, subject
 from fedprune.compression.coded import CODED_NAME
-from fedprune.config import RunConfig, configure
+from fedprune.config import ConfigError, RunConfig, configure
 from fedprune.report.figures import (
     Figures,
     compare_speed,
@@ -75,10 +75,9 @@ def options(parser: ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no count; allowed: 1, 2, 3, ...")
+    return int(text)
 
 
 def run(arguments: Namespace) -> int:
@@ -119,7 +118,13 @@ def _at_length(config: RunConfig, tokens: int | None) -> RunConfig:
 
 def _baseline(looked: Subject, path: str | None) -> Subject:
     if path is not None:
-        return subject(path)
+        other, task = subject(path), looked.config.task
+        if other.config.task != task:
+            raise ConfigError(
+                f"baseline={path!r}: it is of task {other.config.task}, {looked.name} of {task}; "
+                f"allowed: a model of task {task}"
+            )
+        return other
     return Subject(DENSE, dense_model(looked.config).eval(), looked.config)
 
 

@@ -135,10 +135,23 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     elif manifest.is_file():
         head = json.loads(manifest.read_text())
         model = _edited(model or _built(head), head)
-        load_model(model, manifest.parent / "model.safetensors")
+        load_tensors(model, manifest.parent)
     else:
         raise FileNotFoundError(f"{folder}: neither {CODED_NAME} nor {MANIFEST_NAME} is there")
     return model.eval()
+
+
+def load_tensors(model: nn.Module, folder: Path) -> None:
+    """Fill a model from a folder's ``model.safetensors``.
+
+    Raises:
+        ValueError: names or shapes differ; the folder is named.
+    """
+    try:
+        load_model(model, folder / "model.safetensors")
+    except RuntimeError as error:  # torch's way to say that
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: does not fit the model: {reason}") from None
 
 
 def blank(origin: Mapping[str, Any]) -> nn.Module:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from fedprune.compression import coded
@@ -42,8 +41,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     if not (folder / MANIFEST_NAME).is_file():
         return coded.load(folder, model)
     about = read_manifest(folder)
-    reader = READERS.get(about.get("to", ""), _written_by_a_run)
-    return reader(folder, about, model).eval()
+    if "to" not in about:
+        return coded.load(folder, model)
+    if about["to"] not in tuple(READERS):
+        raise ValueError(f"{folder / MANIFEST_NAME}: of a form that is not known, {about['to']!r}")
+    return READERS[about["to"]](folder, about, model).eval()
 
 
 def _written_by_a_run(folder: Path, _: About, model: nn.Module | None) -> nn.Module:
@@ -57,11 +59,7 @@ def _safetensors(folder: Path, about: About, model: nn.Module | None) -> nn.Modu
     if how:
         precision = Precision(how["kind"], how["group"], how["symmetric"])
         quantise(model.eval(), precision, how["layers"])
-    try:
-        load_model(model, folder / "model.safetensors")
-    except RuntimeError as error:  # torch's way to say that names or shapes differ
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: does not fit the model: {reason}") from None
+    coded.load_tensors(model, folder)
     return model
 
 
@@ -75,7 +73,10 @@ def _hf(folder: Path, about: About, _: nn.Module | None) -> nn.Module:
 
 
 def _onnx(folder: Path, _: About, __: nn.Module | None) -> nn.Module:
-    raise ValueError(f"{folder}: an ONNX graph, for onnxruntime; allowed: --to safetensors")
+    raise ValueError(
+        f"{folder}: an ONNX graph, for onnxruntime, which holds no model of ours; allowed: the run "
+        "that it is from, or an export of it that is no graph"
+    )
 
 
 READERS: dict[str, Callable[[Path, About, nn.Module | None], nn.Module]] = {

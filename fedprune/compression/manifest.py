@@ -1,4 +1,8 @@
-"""``fedprune.json``: what a model's folder is, how to rebuild it, and the digest of every file."""
+"""``fedprune.json``: what a model's folder is, how to rebuild it, and the digest of every file.
+
+It has a digest of itself too: its edits, shapes and configuration are as they were written, or it
+is refused. Digests find damage. They do not say who wrote a folder.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,12 @@ from fedprune.checkpoint import write_atomically
 
 MANIFEST_NAME = "fedprune.json"
 
+_DIGEST = "sha256"
+"""The key of the manifest's own digest."""
+
+_WEIGHTS = (".safetensors", ".fedprune", ".onnx")
+"""How the names of files that hold a model end; a manifest names each that lies beside it."""
+
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the manifest of a finished folder, with the SHA-256 of all files that are in it now."""
@@ -20,32 +30,52 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     }
-    text = json.dumps({**about, "files": files}, indent=1)
+    said = {**about, "files": files}
+    text = json.dumps({**said, _DIGEST: _digest_of(said)}, indent=1)
     write_atomically(folder / MANIFEST_NAME, text.encode())
+
+
+def _digest_of(said: Mapping[str, Any]) -> str:
+    """The SHA-256 of what a manifest says, whatever its white space, hex."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder whose files are as they were written.
 
-    Files that it does not name are not looked at; whoever moves a folder may add a README.
+    Files that it does not name are not looked at, so that whoever moves a folder may add a README;
+    one beside it that would hold a model is refused.
 
     Raises:
         FileNotFoundError: there is no manifest, or a file that it names is gone.
-        ValueError: it is no manifest of ours, or a file was changed; the file is named.
+        ValueError: it is no manifest of ours, or it or a file was changed; the file is named.
     """
     path = folder / MANIFEST_NAME
-    try:
-        about = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, it is not JSON ({error})") from None
-    if not isinstance(about, dict) or "task" not in about or "plugin" not in about:
-        raise ValueError(f"{path}: not a fedprune manifest, it names no task")
-    for name, digest in about.get("files", {}).items():
+    about = _read(path)
+    for name, digest in about["files"].items():
         file = folder / name
         if not file.is_file():
             raise FileNotFoundError(f"{file}: gone, though {path} names it")
         if sha256_of(file) != digest:
             raise ValueError(f"{file}: damaged or foreign, its SHA-256 is not the one in {path}")
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _WEIGHTS and file.name not in about["files"]:
+            raise ValueError(f"{file}: foreign, {path} does not name it")
+    return about
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, it is not JSON ({error})") from None
+    if not isinstance(about, dict) or "task" not in about or "plugin" not in about:
+        raise ValueError(f"{path}: not a fedprune manifest, it names no task")
+    digest = about.pop(_DIGEST, None)
+    if digest != _digest_of(about):
+        raise ValueError(f"{path}: damaged or changed, its SHA-256 is not that of what it says")
+    if not isinstance(about.get("files"), dict):
+        raise ValueError(f"{path}: damaged, it names no files")
     return about
 
 

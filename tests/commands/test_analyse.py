@@ -7,6 +7,8 @@ import torch
 from fedprune.command import main
 from fedprune.commands.analyse import known_of
 from fedprune.commands.subject import Subject, subject
+from fedprune.compression.exporting import Cargo, export
+from fedprune.compression.quantising import Precision
 from fedprune.redundancy.analysis import analysed
 from fedprune.tensors import state_of
 
@@ -57,3 +59,18 @@ def test_what_is_put_into_a_model_is_found():
 def test_a_part_is_a_part(option: list[str], run_folder: Path, capsys):
     assert main(["analyse", str(run_folder), *option]) == 2
     assert "allowed: above 0" in capsys.readouterr().err
+
+
+def test_a_quantised_model_is_refused_with_what_to_take(run_folder: Path, tmp_path: Path, capsys):
+    looked = subject(str(run_folder))
+    cargo = Cargo(looked.model, looked.config, precision=Precision("int8"))
+    export(cargo, "safetensors", tmp_path / "int8")
+    assert main(["analyse", str(tmp_path / "int8"), "--no-inputs"]) == 2
+    assert "quantised; allowed: the run that it is from" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path: Path, capsys):
+    file = tmp_path / "nonexistent" / "x.json"
+    assert main(["analyse", "nowhere", "--json", str(file)]) == 2
+    assert f"json={str(file)!r}: there is no folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

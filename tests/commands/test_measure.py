@@ -5,6 +5,9 @@ import pytest
 
 from fedprune.command import main
 from fedprune.commands.measure import on_disk
+from fedprune.commands.subject import subject
+from fedprune.compression.exporting import Cargo, export
+from fedprune.compression.manifest import write_manifest
 
 QUICK = ["--no-memory", "--repeats", "2", "--warmup", "1", "--batch", "2"]
 
@@ -67,7 +70,8 @@ def test_an_example_can_be_longer(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--batch", "0"], "argument --batch"),
+        (["--batch", "0"], "argument --batch: '0' is no count; allowed: 1, 2, 3, ..."),
+        (["--repeats", "x"], "argument --repeats: 'x' is no count; allowed: 1, 2, 3, ..."),
         (["--tokens", "12"], "length"),
         (["--baseline", "nowhere"], "nothing is there"),
     ],
@@ -75,3 +79,22 @@ def test_an_example_can_be_longer(capsys):
 def test_bad_input_is_a_line(run_folder: Path, capsys, arguments: list[str], words: str):
     assert main(["measure", str(run_folder), "--no-memory", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_task_is_a_line(run_folder: Path, tmp_path: Path, capsys):
+    other = subject("llama", "shakespeare")
+    export(Cargo(other.model, other.config), "safetensors", tmp_path / "llama")
+    given = ["measure", str(tmp_path / "llama"), "--baseline", str(run_folder)]
+    assert main([*given, *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert f"baseline={str(run_folder)!r}: it is of task digits, " in said
+    assert said.count("\n") == 1
+
+
+def test_a_graph_is_refused_without_options_of_another_command(tmp_path: Path, capsys):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    write_manifest(tmp_path, {"task": "digits", "plugin": "", "to": "onnx"})
+    assert main(["measure", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "an ONNX graph" in said
+    assert "--to" not in said

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from fedprune import load
 from fedprune.commands.subject import subject
 from fedprune.compression.exporting import Cargo, export
+from fedprune.compression.manifest import write_manifest
 from fedprune.tensors import state_of
 
 
@@ -46,4 +48,29 @@ def test_a_model_that_does_not_fit_is_named(exported: Path):
 
 def test_a_folder_with_nothing_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="neither"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shapes": {}}, {"ties": {"a": "b"}}, {"class": "X"}, {"config": 3}, {"files": {}}]
+)
+def test_a_changed_manifest_loads_nothing(exported: Path, tmp_path: Path, change):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    about = json.loads((copy / "fedprune.json").read_text())
+    (copy / "fedprune.json").write_text(json.dumps(about | change))
+    with pytest.raises(ValueError, match=r"fedprune\.json: damaged or changed"):
+        load(copy)
+
+
+@pytest.mark.parametrize("to", [[], {}, "pickle"])
+def test_a_form_of_later_days_is_named(tmp_path: Path, to):
+    write_manifest(tmp_path, {"task": "digits", "plugin": "", "to": to})
+    with pytest.raises(ValueError, match=r"fedprune\.json: of a form that is not known"):
+        load(tmp_path)
+
+
+def test_tensors_of_another_model_are_a_line(run_folder: Path, tmp_path: Path):
+    shutil.copy(run_folder / "model" / "model.safetensors", tmp_path)
+    write_manifest(tmp_path, {"task": "shakespeare", "plugin": "", "model": "llama"})
+    with pytest.raises(ValueError, match=r"^[^\n]*does not fit the model[^\n]*$"):
         load(tmp_path)
