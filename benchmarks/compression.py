@@ -5,7 +5,7 @@
 
 Every line of the table is a run of ``simulations/run.py`` that begins with the weights of the same
 dense run (``--init``), prunes or replaces in its first round and tunes for the rounds that are
-left; `dense` tunes as long and removes nothing. So lines differ in one thing. Quality is on the
+left; `nothing removed` only tunes. So lines differ in one thing. Quality is on the
 test split; bytes are all that was sent to score and tune in those rounds; FLOPs and parameters are
 those of the model as it is saved; the forward pass is timed beside the dense model's by
 ``fedprune measure`` (in turns, one thread). Each folder has its ``commands``.
@@ -46,7 +46,7 @@ SETTINGS = {
 }
 
 LINES = {
-    "dense": "",
+    "nothing removed": "",
     "single weights, 50 %": "--score taylor --schedule one-shot --sparsity 0.5",
     "structured, 25 %": f"{UNITS} --sparsity 0.25",
     "structured, 50 %": HALF,
