@@ -359,7 +359,10 @@ class RunConfig(BaseModel):
     )
 
     baselines: tuple[Literal["dense", "random"], ...] = _field(
-        "results", "arms to run beside: dense, random", (), strict=False
+        "results",
+        "arms to run beside: dense, random (after --init: random among the weights that are left)",
+        (),
+        strict=False,
     )
     out: str = _field("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = _field("results", "show Flower's and Ray's own logs", False)

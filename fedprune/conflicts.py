@@ -248,10 +248,17 @@ def _in_sequence(c: RunConfig, score: Score) -> list[Misfit]:
 
 def _shrunk(c: RunConfig) -> list[Misfit]:
     idle = c.sparsity == 0.0 and not c.init
+    same = bool(c.init) and bool(c.baselines) and c.sparsity == 0.0
     back = "what is cut out cannot grow back"
     return [
         ("shrink", c.shrink == "every" and c.schedule == "regrow", back, "never, end"),
         ("shrink", c.shrink != "never" and idle, "nothing is pruned", "never"),
+        (
+            "baselines",
+            same,
+            "nothing further is pruned, so that they are the run itself",
+            "none, or random with a further sparsity",
+        ),
         ("baselines", bool(c.init) and "dense" in c.baselines, "it begins pruned", "random"),
         ("rewind", bool(c.init) and c.rewind == 0, "it begins where another run ended", "1 on"),
     ]

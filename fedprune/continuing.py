@@ -13,13 +13,13 @@ from typing import Any
 
 from fedprune.compression.coded import CODED_NAME, from_coded
 from fedprune.config import ConfigError, RunConfig, configure, from_toml
-from fedprune.hosts import House, furnished, inline_port, open_house
+from fedprune.hosts import furnished, inline_port, open_house
 from fedprune.pruning.edits import Edits, from_json
 from fedprune.report.folder import CONFIG_NAME, SUMMARY_NAME
 from fedprune.report.rows import quality
 from fedprune.rounds import measure
 from fedprune.shapes import shaped
-from fedprune.state import State
+from fedprune.state import State, Totals
 from fedprune.tensors import Masks, Tensors, copied, full_masks, masked, state_of
 
 
@@ -62,13 +62,30 @@ def earlier(folder: str) -> Earlier:
     return Earlier(path, config, weights, masks, edits, measured)
 
 
+def data_gone(folder: str) -> str:
+    """Where the data of the run in a folder was and is no more; "" where that is not known.
+
+    Cheap: nothing is opened.
+    """
+    path = Path(folder) / CONFIG_NAME
+    data = str(from_toml(path.read_text()).get("data") or "") if path.is_file() else ""
+    return data if data and not Path(data).exists() else ""
+
+
 def continued(config: RunConfig, before: Earlier) -> State:
     """The state to go on from; tensors that the earlier ones do not fit are as the task makes them.
 
     Raises:
-        ConfigError: nothing of the earlier model fits.
+        ConfigError: nothing of the earlier model fits, or what was cut out of it is not there.
     """
-    model, layout = shaped(config, before.edits)
+    try:
+        model, layout = shaped(config, before.edits)
+    except ValueError as error:
+        why, _, _ = str(error).partition("; allowed: ")
+        raise ConfigError(
+            f"init={str(before.folder)!r}: its model was cut where model={config.model!r} of task "
+            f"{config.task} cannot be ({why}); allowed: a run of the same model"
+        ) from None
     fresh = copied(state_of(model))
     found = before.weights
     fits = {n for n, w in fresh.items() if n in found and found[n].shape == w.shape}
@@ -86,11 +103,32 @@ def continued(config: RunConfig, before: Earlier) -> State:
 def on_the_earlier_task(before: Earlier, end: State) -> dict[str, Any]:
     """Quality on the earlier run's own test split: of its model, and of the one that it became.
 
-    What the new model does not share with the earlier one (a head for other classes) is the
-    earlier one's. Its partitions are served in this process.
+    Its partitions are served in this process. Where they cannot be, as when its data is gone,
+    "now" is None and "why" says so: the new run's results do not depend on it.
     """
-    house: House = open_house(before.config)
-    house = furnished(house, end.edits)
+    told = {
+        "run": str(before.folder),
+        "task": before.config.task,
+        "then": before.quality.get("final"),
+    }
+    try:
+        measured, totals = _measured_again(before, end)
+    except Exception as error:  # a plugin's code may raise anything, and the new run is over
+        return {**told, "now": None, "why": _one_line(f"{type(error).__name__}: {error}")}
+    now = quality(totals)
+    if now is not None:
+        return {**told, "now": now}
+    reasons = [failure.reason for failure in measured.failures]
+    return {**told, "now": None, "why": reasons[0] if reasons else "no example to measure on"}
+
+
+def _measured_again(before: Earlier, end: State) -> tuple[State, Totals]:
+    """The state in the earlier run's model, and its sums over that run's test split.
+
+    What the new model does not share with the earlier one (a head for other classes) is the
+    earlier one's.
+    """
+    house = furnished(open_house(before.config), end.edits)
     shapes = house.layout.shapes
     weights = {
         n: end.weights[n] if n in end.weights and end.weights[n].shape == s else before.weights[n]
@@ -98,11 +136,10 @@ def on_the_earlier_task(before: Earlier, end: State) -> dict[str, Any]:
     }
     masks = {n: end.masks.get(n, before.masks.get(n)) for n in house.layout.prunable}
     kept = {n: m for n, m in masks.items() if m is not None}
-    state = replace(end, weights=weights, masks=full_masks(weights, house.layout.prunable) | kept)
-    _, totals = measure(replace(state, known={}), inline_port(house), "test")
-    return {
-        "run": str(before.folder),
-        "task": before.config.task,
-        "then": before.quality.get("final"),
-        "now": quality(totals),
-    }
+    masks_now = full_masks(weights, house.layout.prunable) | kept
+    state = replace(end, weights=weights, masks=masks_now, known={}, failures=())
+    return measure(state, inline_port(house), "test")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

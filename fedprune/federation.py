@@ -118,10 +118,11 @@ def federate(
     about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
     summary = summary_of(config, blank.layout, end, tests, about)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
+    if folder is not None:
+        summary |= write_results(folder, end, model, config, (blank.layout, plan.layout))
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
-        summary |= write_results(folder, end, model, config, (blank.layout, plan.layout))
         summary |= commands(config, folder)
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
         # matplotlib takes a second to import: the workers, who import this module, need not.

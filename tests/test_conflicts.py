@@ -446,7 +446,13 @@ SHRUNK = [
         "nothing is pruned; allowed: never",
     ),
     (
-        {"init": "runs/one", "baselines": ["dense"]},
+        {"init": "runs/one", "baselines": ["random"]},
+        "baselines=('random',)",
+        "nothing further is pruned, so that they are the run itself; allowed: none, or random with "
+        "a further sparsity",
+    ),
+    (
+        {"init": "runs/one", "sparsity": 0.9, "baselines": ["dense"]},
         "baselines=('dense',)",
         "it begins pruned; allowed: random",
     ),

@@ -1,6 +1,8 @@
 """A run that begins where another one ended: structure and masks stay, density never rises."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import torch
 
 from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.config import configure
-from fedprune.continuing import continued, earlier, on_the_earlier_task
+from fedprune.continuing import continued, data_gone, earlier, on_the_earlier_task
 from fedprune.hosts import inline_port, open_house
+from fedprune.pruning.edits import Edit
+from fedprune.report.screen import closing_lines
 from fedprune.tensors import count_kept
 
 Tiny = Callable[..., RunConfig]
@@ -83,6 +87,46 @@ def test_a_run_of_another_model_is_refused(before: tuple[Path, Result]):
     config = configure({"task": "shakespeare", "init": str(before[0]), "clients": 2})
     with pytest.raises(ConfigError, match="no prunable tensor in common"):
         continued(config, earlier(str(before[0])))
+
+
+def test_what_was_cut_where_the_new_model_has_nothing_is_refused(before: tuple[Path, Result]):
+    cut = replace(earlier(str(before[0])), edits=(Edit("neuron", "bert.layer.0", (0, 1)),))
+    with pytest.raises(ConfigError, match=r"init=.*'bert\.layer\.0'.*allowed: a run of the same"):
+        continued(configure({"init": str(before[0])}), cut)
+
+
+def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path: Path):
+    old, new, one, two = (tmp_path / name for name in ("old.txt", "new.txt", "one", "two"))
+    for file in (old, new):
+        file.write_text("\n".join(f"{file.stem} line {i} of some text" for i in range(60)))
+    keys = {"task": "language-modelling", "clients": 2, "depth": 1, "width": 16, "length": 16}
+    keys |= {"engine": "inline", "rounds": 1, "warmup": 0, "local_steps": 1, "end": 1}
+    config = configure({**keys, "data": str(old), "sparsity": 0.5, "score": "magnitude"})
+    federate(config, inline_port(open_house(config)), folder=one)
+    assert data_gone(str(one)) == ""
+    old.unlink()
+    assert data_gone(str(one)) == str(old)
+    config = configure({**keys, "init": str(one), "data": str(new)})
+    summary = federate(config, inline_port(open_house(config)), folder=two).summary
+    told = json.loads((two / "summary.json").read_text())["before"]
+    assert told == summary["before"]
+    assert told["now"] is None
+    assert told["then"] is not None
+    assert str(old) in told["why"]
+    assert f"not measured: {told['why']}" in "\n".join(closing_lines(summary, two))
+    assert "this model was not measured: " in (two / "report.html").read_text()
+    assert (two / "model.fedprune").is_file()
+
+
+def test_an_earlier_task_that_nobody_can_measure_says_why(
+    before: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object) -> None:
+        raise RuntimeError("no\nroom")
+
+    monkeypatch.setattr("fedprune.hosts.answer", fails)
+    told = on_the_earlier_task(earlier(str(before[0])), before[1].state)
+    assert (told["now"], told["why"]) == (None, "RuntimeError: no room")
 
 
 def test_what_is_kept_is_counted_against_the_dense_model(before: tuple[Path, Result]):

@@ -84,6 +84,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         facts=facts(run),
         quality=quality_table(run),
         tested_on=tested_on(run),
+        earlier=earlier_task(run),
         figures=figures,
         figure_notes=notes,
         pictures=made,
@@ -165,6 +166,26 @@ def tested_on(run: Run) -> str:
     """What the test figures were measured on."""
     count = whole(outcome(run, "final", "count"))
     return f"On the test split of all partitions, {count} {run.summary.get('unit') or 'examples'}."
+
+
+def earlier_task(run: Run) -> str:
+    """What has become of the task of the run that this one continues; "" where there is none."""
+    told = run.summary.get("before")
+    if not told:
+        return ""
+    new, old = measured(told["now"]), measured(told["then"])
+    new = f"this model is at {new}" if new else f"this model was not measured: {told['why']}"
+    old = f"that run ended at {old}" if old else "that run kept no quality"
+    where = f"The earlier task, {told['task']} of {told['run']}"
+    return f"{where}, on its own test split: {old}; {new}."
+
+
+def measured(quality: dict[str, Any] | None) -> str:
+    """Loss, perplexity and accuracy in words; "" without any."""
+    if not quality:
+        return ""
+    told = {n: quality.get(n) for n in ("loss", "perplexity", "accuracy")}
+    return ", ".join(f"{n} {measure(n, value)}" for n, value in told.items() if value is not None)
 
 
 def facts(run: Run) -> list[tuple[str, str, str]]:

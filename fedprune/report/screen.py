@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedprune.config import RunConfig
+from fedprune.continuing import data_gone
 from fedprune.federation import Watch
 from fedprune.messages import Question
 from fedprune.plugins import tasks_of
@@ -68,6 +69,8 @@ class Screen:
         self.line(f"  pruning     {_goal(config)}")
         if config.init:
             self.line(f"  goes on     from {config.init}: its masks and its structure")
+            if gone := data_gone(config.init):
+                self.line(f"              its data {gone} is gone: its task cannot be measured")
         if config.baselines:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
         self.line(f"  results     {folder}")
@@ -217,6 +220,7 @@ def _earlier(summary: Mapping[str, Any]) -> list[str]:
         return []
     then, now = before["then"], before["now"]
     texts = [_measured({n: q[n] for n in ("loss", "accuracy")}) for q in (then, now) if q]
+    texts += [] if now else [f"not measured: {before['why']}"]
     return [f"  on {before['run']}, {before['task']}: {' -> '.join(texts)}"]
 
 

@@ -119,6 +119,9 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 {{ table(quality, "Quality on the test split") }}
 <p class="quiet">{{ tested_on }}</p>
 {% endif %}
+{% if earlier %}
+<p>{{ earlier }}</p>
+{% endif %}
 {% if facts %}
 <dl>
 {% for name, value, note in facts %}

@@ -49,6 +49,22 @@ def test_the_page_tells_the_run(make_run: Folder) -> None:
         assert told in words, told
 
 
+def test_the_page_tells_the_earlier_task_before_and_after(make_run: Folder) -> None:
+    folder = make_run()
+    assert "The earlier task" not in read(folder).words
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    told = {"run": "runs/<one>", "task": "bbc", "then": {"loss": 1.5, "accuracy": 0.5}}
+    for now, said in (
+        ({"now": {"loss": 2.0, "accuracy": 0.25}}, "this model is at loss 2.00, accuracy 25.0 %."),
+        ({"now": None, "why": "no <data>"}, "this model was not measured: no <data>."),
+    ):
+        path.write_text(json.dumps({**summary, "before": {**told, **now}}))
+        words = " ".join(read(folder).words.split())
+        assert "bbc of runs/<one>, on its own test split: that run ended at loss 1.5" in words
+        assert said in words
+
+
 def test_the_page_shows_every_key_and_every_round(make_run: Folder) -> None:
     folder = make_run()
     page = read(folder)

@@ -146,3 +146,11 @@ def test_a_dense_run_says_that_nothing_is_pruned() -> None:
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(sparsity=0.0), Path("runs/x"))
     assert "pruning     none" in out.getvalue()
+
+
+def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f'task = "digits"\ndata = "{tmp_path}/gone"\n')
+    shown, out = screen(terminal=False)
+    shown.opening(RunConfig(task="digits", init=str(tmp_path)), Path("runs/x"))
+    text = " ".join(out.getvalue().split())
+    assert f"its data {tmp_path}/gone is gone: its task cannot be measured" in text
