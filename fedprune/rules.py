@@ -102,6 +102,8 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
 def _sent(c: RunConfig) -> list[Misfit]:
     """What clients send, and what they keep back of it."""
     keeps, rounds = c.error_feedback, (c.uplink or c.wire) in BITS
+    kept = "residuals of --error-feedback"
+    never = "never, or no --error-feedback"
     return [
         (
             "error-feedback",
@@ -109,12 +111,12 @@ def _sent(c: RunConfig) -> list[Misfit]:
             "nothing is rounded at random",
             f"false, or --uplink {', '.join(BITS)}",
         ),
-        ("masks", keeps and c.masks != "global", "residuals are of one mask for all", "global"),
-        ("shrink", keeps and c.shrink != "never", "residuals are of one shape", "never"),
+        ("masks", keeps and c.masks != "global", f"{kept} are of one mask for all", "global"),
+        ("shrink", keeps and c.shrink != "never", f"{kept} are of one shape", never),
         (
             "baselines",
             keeps and bool(c.baselines),
-            "clients keep one residual, not one for each arm",
+            "with --error-feedback clients keep one residual, not one for each arm",
             "none, and a run of their own",
         ),
     ]

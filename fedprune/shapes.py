@@ -25,6 +25,7 @@ from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import CUTS, Edits
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout, Origin, layout_of
+from fedprune.pruning.ranking import Unreachable
 from fedprune.pruning.selection import select
 from fedprune.pruning.surgery import reshaped
 from fedprune.pruning.units import removable
@@ -158,7 +159,13 @@ def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> Non
     weights = {name: state[name].cpu() for name in layout.prunable}
     alive = full_masks(weights, weights)
     scores = {name: w.abs() for name, w in weights.items()}
-    chosen(scores, Wanted(config.sparsity, config.scope), config, layout, alive, weights)
+    try:
+        chosen(scores, Wanted(config.sparsity, config.scope), config, layout, alive, weights)
+    except Unreachable as error:
+        nearest, reason = error.nearest / error.size, f"by magnitude, {error}"
+        if nearest < (config.sparsity or 0.0):
+            refuse("sparsity", config.sparsity, reason, f"0 to {math.floor(nearest * 1e4) / 1e4}")
+        refuse("sparsity", config.sparsity, reason, f"from {math.ceil(nearest * 1e4) / 1e4}")
 
 
 def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:

@@ -815,24 +815,31 @@ SENT: list[tuple[Keys, str, str]] = [
     (
         {"error_feedback": True, "uplink": "int8", "masks": "union"},
         "masks='union'",
-        "residuals are of one mask for all; allowed: global",
+        "residuals of --error-feedback are of one mask for all; allowed: global",
     ),
     (
         {"error_feedback": True, "uplink": "int4", "shrink": "end"},
         "shrink='end'",
-        "residuals are of one shape; allowed: never",
+        "residuals of --error-feedback are of one shape; allowed: never, or no --error-feedback",
+    ),
+    (
+        {"error_feedback": True, "uplink": "int8", "unit": "neuron", "sparsity": 0.1}
+        | {"task": "shakespeare"},
+        "shrink='end'",  # a default of the unit
+        "residuals of --error-feedback are of one shape; allowed: never, or no --error-feedback",
     ),
     (
         {"error_feedback": True, "uplink": "int4", "baselines": ("dense",)},
         "baselines=('dense',)",
-        "clients keep one residual, not one for each arm; allowed: none, and a run of their own",
+        "with --error-feedback clients keep one residual, not one for each arm; "
+        "allowed: none, and a run of their own",
     ),
 ]
 REDUCED = [
     (
         {"reduce": ["low-rank"], "error_feedback": True, "uplink": "int4"},
         "reduce=('low-rank',)",
-        "residuals are of one shape; allowed: leave it out",
+        "residuals of --error-feedback are of one shape; allowed: leave it out",
     ),
     (
         {"reduce": ["dead", "dead"]},

@@ -75,3 +75,16 @@ def test_patterns_may_name_what_is_gone(tiny: Tiny):
 def test_an_edit_that_does_not_fit_is_named(config: RunConfig):
     with pytest.raises(ValueError, match=r"model\.layers\.7"):
         shaped(config, (Edit("head", "model.layers.7.self_attn", (0,)),))
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "cubic"])
+def test_a_sparsity_that_units_do_not_reach_is_refused_with_what_they_do(tiny: Tiny, schedule: str):
+    keys = {"unit": "channel", "schedule": schedule}
+    config = tiny(**keys, sparsity=0.9)
+    words = r"^sparsity=0\.9: by magnitude, .*units and floors allow \d+; allowed: 0 to 0\.\d+$"
+    with pytest.raises(ValueError, match=words) as refused:
+        layout_for(config, dense_model(config))
+    most = float(str(refused.value).rsplit(" ", 1)[1])
+    assert 0.4 < most < 0.9
+    nearest = tiny(**keys, sparsity=most)
+    layout_for(nearest, dense_model(nearest))

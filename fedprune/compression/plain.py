@@ -40,6 +40,16 @@ class Family:
     heads: Callable[[Any, int], dict[str, int]] | None = None
 
 
+_UNSAID = {
+    "channel": "no config counts single channels of single layers",
+    "vocab": "a config counts tokens, but its tokenizer gives the dense model's ids, which are not "
+    "those of the rows that stay",
+    "rank": "no config says that two layers are in the place of one",
+    "share": "no config says that two layers hold one matrix",
+}
+"""Why a plain config has no word for an edit, by its kind."""
+
+
 def _llama_heads(config: Any, kept: int) -> dict[str, int]:
     shared = config.num_attention_heads // config.num_key_value_heads
     heads = {"num_key_value_heads": kept, "num_attention_heads": kept * shared}
@@ -74,9 +84,8 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     family = FAMILIES.get(getattr(settings, "model_type", ""))
     if not hasattr(dense, "save_pretrained") or (edits and family is None):
         raise Unplain(f"{type(dense).__name__} is no model whose config fedprune knows")
-    odd = sorted({edit.kind for edit in edits} - {"head", "neuron"})
-    if odd:
-        raise Unplain(f"no config has a word for edits of kind {', '.join(odd)}")
+    for kind in sorted({edit.kind for edit in edits} - {"head", "neuron"}):
+        raise Unplain(f"edits of kind {kind}: {_UNSAID[kind]}")
     changes, blocks = ({}, {}) if family is None else _changes(dense, family, edits)
     config = _config_with(settings, changes)
     made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)

@@ -20,6 +20,19 @@ Array = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 
+class Unreachable(ValueError):
+    """More or fewer weights would have to go than can; it knows the nearest count that can.
+
+    Attributes:
+        nearest: weights that are gone at most, or at least.
+        size: weights in all.
+    """
+
+    def __init__(self, message: str, nearest: int, size: int) -> None:
+        super().__init__(message)
+        self.nearest, self.size = nearest, size
+
+
 @dataclass(frozen=True)
 class Layer:
     """One tensor in the ranking; its arrays are flat in C order, (size,)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedprune.pruning.densities import Ground, Limits
 from fedprune.pruning.layout import Layout, as_rows
 from fedprune.pruning.overlap import overlapping
-from fedprune.pruning.ranking import Array, Bools, Layer, drop, together
+from fedprune.pruning.ranking import Array, Bools, Layer, Unreachable, drop, together
 from fedprune.pruning.row_ranking import patterned, within_rows
 from fedprune.pruning.scopes import SCOPES, counter, total_of
 from fedprune.pruning.unit_ranking import drop_units, ranked
@@ -204,9 +204,11 @@ def _check_count(layers: Sequence[Layer], total: int, floor: int, *, exact: bool
     if gone > total:
         raise ValueError(f"cannot remove {total} of {n} weights: {gone} are removed already")
     if exact and total > most:
-        raise ValueError(f"cannot remove {total} of {n} weights: floor {floor} allows {most}")
+        reason = f"cannot remove {total} of {n} weights: floor {floor} allows {most}"
+        raise Unreachable(reason, most, n)
     if exact and total < must:
-        raise ValueError(f"cannot remove {total} of {n} weights: max_density takes {must}")
+        reason = f"cannot remove {total} of {n} weights: max_density takes {must}"
+        raise Unreachable(reason, must, n)
 
 
 def layers_of(

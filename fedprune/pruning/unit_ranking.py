@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedprune.pruning.densities import Limits
 from fedprune.pruning.pools import Numbers, counts_of, pieces_of, pooled
-from fedprune.pruning.ranking import Array, Bools, Layer
+from fedprune.pruning.ranking import Array, Bools, Layer, Unreachable
 
 Ints = NDArray[np.int64]
 
@@ -126,7 +126,7 @@ def _budgets(
     outside = gone - sum(now)
     limits = [Limits(n, lost, n) for n, lost in zip(size, now, strict=True)]
     if total - outside > sum(size):
-        raise ValueError(_too_much(layers, total, sum(size) + outside))
+        raise _too_much(layers, total, sum(size) + outside)
     wanted = counts(limits, total - outside)
     return np.array([w - g for w, g in zip(wanted, now, strict=True)], dtype=np.int64)
 
@@ -160,9 +160,10 @@ def _check_reached(
     reached = sum(layer.gone for layer in layers) + int(units.size[gone].sum())
     largest = int(units.size.max(initial=0))
     if gone[free].all() and total - reached >= max(1, largest):
-        raise ValueError(_too_much(layers, total, reached))
+        raise _too_much(layers, total, reached)
 
 
-def _too_much(layers: Sequence[Layer], total: int, most: int) -> str:
+def _too_much(layers: Sequence[Layer], total: int, most: int) -> Unreachable:
     n = sum(layer.size for layer in layers)
-    return f"cannot remove {total} of {n} weights: units and floors allow {most}"
+    reason = f"cannot remove {total} of {n} weights: units and floors allow {most}"
+    return Unreachable(reason, most, n)

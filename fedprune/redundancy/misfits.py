@@ -56,12 +56,13 @@ def reduction_misfits(c: RunConfig) -> list[Misfit]:
 
 def _reductions(c: RunConfig) -> list[Misfit]:
     at, none = c.reduce_round, not c.reduce
+    kept = "residuals of --error-feedback are of one shape"
     prunes_later = at is not None and at <= c.end and c.sparsity != 0.0
     after = f"{c.end + 1} to {c.rounds}" if c.end < c.rounds else "a round after --end"
     cuts = "share" in c.reduce and c.unit in _CUT
     return [
         ("reduce", len(set(c.reduce)) < len(c.reduce), "named twice", ", ".join(REDUCTIONS)),
-        ("reduce", c.error_feedback and bool(c.reduce), "residuals are of one shape", _OUT),
+        ("reduce", c.error_feedback and bool(c.reduce), kept, _OUT),
         ("reduce-round", at is not None and none, "nothing is reduced", _OUT),
         (
             "reduce-round",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
     """
     folder = Path(name).is_dir()
     here = {} if folder or reachable() else {"local_files_only": True}
-    with quiet():
+    with quiet(), _offline() if here else nullcontext():
         try:
             return auto.from_pretrained(name, **options, **here)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -133,16 +134,37 @@ def reachable() -> bool:
 
 
 @contextmanager
+def _offline() -> Iterator[None]:
+    """Within the block the hub's client asks nobody.
+
+    ``local_files_only`` alone does not say so: transformers looks for adapters without it, and the
+    client tries that six times.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block `transformers` prints neither bars nor warnings."""
+    """Within the block `transformers` and the hub's client print neither bars nor warnings."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = hub.get_verbosity()
     logging.set_verbosity_error()
+    hub.set_verbosity(ERROR)
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub.set_verbosity(hub_level)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -90,7 +90,11 @@ def different_t5_heads():
         ("gpt2", lambda: without("gpt2", "transformer.h.0"), "stays of a part that is gone"),
         ("llama", lambda: every("llama", "neuron", (0,))[:1], "blocks keep 1, 10 neurons"),
         ("llama", lambda: every("llama", "head", ())[:1], "blocks keep 0, 3 heads"),
-        ("llama", lambda: (Edit("rank", "model.layers.0.mlp.up_proj", (2,)),), "kind rank"),
+        (
+            "llama",
+            lambda: (Edit("rank", "model.layers.0.mlp.up_proj", (2,)),),
+            "kind rank: no config says that two",
+        ),
         ("t5", different_t5_heads, "different heads of one shared table"),
     ],
 )
@@ -99,6 +103,15 @@ def test_what_a_config_cannot_say_is_refused_with_the_reason(name: str, edits, w
     small = cut(name, done)
     with pytest.raises(Unplain, match=words):
         plain_model(small, family(name).model, done)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("vocab", "its tokenizer gives"), ("share", "one matrix"), ("channel", "")]
+)
+def test_what_no_config_has_a_word_for_is_refused_by_its_kind(kind: str, words: str):
+    model = family("llama").model
+    with pytest.raises(Unplain, match=f"edits of kind {kind}: .*{words}"):
+        plain_model(model, model, (Edit(kind, "model.embed_tokens", (0, 1)),))
 
 
 def test_what_transformers_itself_refuses_is_refused():

@@ -84,6 +84,34 @@ def test_what_is_nowhere_is_one_line(asked: Any, monkeypatch: pytest.MonkeyPatch
         assert "\n" not in message
 
 
+def test_a_hub_that_is_not_reachable_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    import httpx
+    from huggingface_hub import constants
+    from transformers import AutoModelForCausalLM
+
+    def sent(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(loading, "reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", sent)
+    with pytest.raises(FileNotFoundError, match="nobody/nothing"):
+        loading.from_pretrained(AutoModelForCausalLM, "nobody/nothing", "shakespeare")
+    assert constants.HF_HUB_OFFLINE is False
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_hub_s_client_is_quiet_within_the_block_only():
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    with loading.quiet():
+        assert logging.get_verbosity() == logging.ERROR
+    assert logging.get_verbosity() == before
+
+
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path, asked: Any):
     config = asked("shakespeare", model=str(tmp_path))
     need = Need("causal", 98, 32)
