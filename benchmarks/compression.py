@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import subprocess
 import sys
@@ -119,9 +118,9 @@ def table(out: Path, task: str, seeds: Sequence[int]) -> str:
         if found:
             values = {key: [f[key] for f in found] for key in found[0]}
             quality = values.pop(metric)
-            spread = stdev(quality) if len(quality) > 1 else math.nan
+            spread = f" ({stdev(quality):.2g})" if len(quality) > 1 else ""
             digits = 2 if metric == "perplexity" else 3
-            rows.append([name, f"{mean(quality):.{digits}f} ({spread:.{digits}f})"])
+            rows.append([name, f"{mean(quality):.{digits}f}{spread}"])
             rows[-1] += [f"{mean(v):.2f}" for v in values.values()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
