@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedprune.pruning.units import unit_count
+
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
@@ -108,7 +110,7 @@ def shrunk_units(units: Named, weight: float) -> Shrinkage:
 
 def unit_sizes(units: Named) -> Tensor:
     """How many weights each unit has, removed ones too; (units,) float64."""
-    count = 1 + max((int(label.max()) for label in units.values()), default=-1)
+    count = unit_count(units)
     return sum_by_unit(
         {n: torch.ones(u.shape, dtype=torch.float64) for n, u in units.items()}, units, count
     )

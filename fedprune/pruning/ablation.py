@@ -25,7 +25,7 @@ from fedprune.pruning.layers import (
 )
 from fedprune.pruning.layout import Layout, as_rows
 from fedprune.pruning.score import Ask, Evidence, Probe, Shapes
-from fedprune.pruning.units import unit_labels
+from fedprune.pruning.units import unit_count, unit_labels
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors import Tensors
 
@@ -63,7 +63,7 @@ class _NotBatched(Exception):
 def _shapes(layout: Layout, names: Sequence[str], unit: str, _probes: int) -> Shapes:
     if unit == "weight":
         return {name: layout.shapes[name] for name in names}
-    return {CHANGES: torch.Size([_count(_labels(layout, names, unit))])}
+    return {CHANGES: torch.Size([unit_count(_labels(layout, names, unit))])}
 
 
 def _labels(layout: Layout, names: Sequence[str], unit: str) -> Labels:
@@ -78,14 +78,10 @@ def _labels(layout: Layout, names: Sequence[str], unit: str) -> Labels:
     return {name: labels[name] for name in names}
 
 
-def _count(labels: Labels) -> int:
-    return 1 + max((int(label.max()) for label in labels.values()), default=-1)
-
-
 @torch.no_grad()
 def _collect(probe: Probe) -> Tensors:
     labels = _labels(probe.layout, probe.prunable, probe.unit)
-    changes = torch.zeros(_count(labels), dtype=torch.float64)
+    changes = torch.zeros(unit_count(labels), dtype=torch.float64)
     alive = _alive(labels, probe)
     try:
         changes[alive] = _batched(probe, labels, alive)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedprune.pruning.gradients import by_batch, taylor
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.score import Ask, Evidence, Probe, Shapes
-from fedprune.pruning.units import unit_labels
+from fedprune.pruning.units import unit_count, unit_labels
 from fedprune.tensors import Tensors
 
 GATES = "gates"
@@ -34,18 +34,14 @@ def _readers(layout: Layout) -> set[str]:
     return {part.tensor for part in parts if part.axis == "column"}
 
 
-def _count(labels: dict[str, Tensor]) -> int:
-    return 1 + max((int(label.max()) for label in labels.values()), default=-1)
-
-
 def _shapes(layout: Layout, names: Sequence[str], unit: str, _probes: int) -> Shapes:
-    return {GATES: torch.Size([_count(_labels(layout, names, unit))])}
+    return {GATES: torch.Size([unit_count(_labels(layout, names, unit))])}
 
 
 def _collect(probe: Probe) -> Tensors:
     labels = _labels(probe.layout, probe.prunable, probe.unit)
     sums = by_batch(taylor)(probe)
-    gates = torch.zeros(_count(labels), dtype=torch.float64)
+    gates = torch.zeros(unit_count(labels), dtype=torch.float64)
     for name in _readers(probe.layout) & labels.keys():
         inside = labels[name] >= 0
         gates.index_add_(0, labels[name][inside].long(), sums[name].cpu()[inside].double())

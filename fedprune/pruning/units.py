@@ -8,7 +8,7 @@ Structured units are masked here, producers' rows and readers' columns, and stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,11 @@ def along_labels(layout: Layout, unit: str) -> dict[str, Tensor] | None:
     if along is None:
         return None
     return {n: from_rows(layout, n, label).contiguous() for n, label in along(layout).items()}
+
+
+def unit_count(labels: Mapping[str, Tensor]) -> int:
+    """How many units such numbers tell apart: one more than the largest."""
+    return 1 + max((int(label.max()) for label in labels.values()), default=-1)
 
 
 def unit_kind(unit: str, unit_shape: Shape | None) -> Unit:
