@@ -358,6 +358,117 @@ class RunConfig(BaseModel):
         ge=0,
     )
 
+    dp: Literal["none", "client", "example"] = _field(
+        "privacy", "whose part in what is released noise hides: a client's, an example's", "none"
+    )
+    epsilon: float | None = _field(
+        "privacy", "privacy budget: the run stops before the release that exceeds it", None, gt=0
+    )
+    delta: float | None = _field(
+        "privacy", "probability with which epsilon may not hold (default 1e-5)", None, gt=0, lt=1
+    )
+    sampling: Literal["fixed", "poisson"] = _field(
+        "privacy",
+        "fixed: a cohort of --cohort; poisson: each client by itself, --cohort on average",
+        "fixed",
+    )
+    weighting: Literal["labels", "equal"] = _field(
+        "privacy",
+        "weight of a client's change in the mean (default: labels; with --dp equal)",
+        "labels",
+    )
+    dp_clip: float | None = _field(
+        "privacy",
+        "largest L2 norm of a client's change, or of an example's gradient (default 1)",
+        None,
+        gt=0,
+    )
+    dp_noise: float | None = _field(
+        "privacy",
+        "noise on changes, in sensitivities (default: what --epsilon allows over the run)",
+        None,
+        ge=0,
+    )
+    dp_score_clip: float | None = _field(
+        "privacy",
+        "largest L2 norm of what is summed for scores (default: all are scaled to norm 1)",
+        None,
+        gt=0,
+    )
+    dp_score_noise: float | None = _field(
+        "privacy",
+        "noise on what is summed for scores, in sensitivities (default: as --dp-noise)",
+        None,
+        ge=0,
+    )
+    dp_rate: float | None = _field(
+        "privacy",
+        "part of its examples that a client draws for a step, with --dp example (default 0.1)",
+        None,
+        gt=0,
+        le=1,
+    )
+    metrics: Literal["exact", "noised"] = _field(
+        "privacy",
+        "losses and counts that measure: as they are, or with noise (default with --dp, unless "
+        "there is a --panel)",
+        "exact",
+    )
+    dp_metric_clip: float | None = _field(
+        "privacy", "largest L2 norm of a client's losses and metrics (default 10)", None, gt=0
+    )
+    dp_metric_noise: float | None = _field(
+        "privacy", "noise on metrics, in sensitivities (default: as --dp-noise)", None, ge=0
+    )
+    panel: int = _field(
+        "privacy", "clients, the last ones, that only measure: their data is not protected", 0, ge=0
+    )
+    allow_uncovered: bool = _field(
+        "privacy", "go on although something is released that no guarantee covers", False
+    )
+    noise_source: Literal["seeded", "secret"] = _field(
+        "privacy",
+        "seeded: noise and keys follow from --seed (to study); secret: from the operating system",
+        "seeded",
+    )
+    response: float | None = _field(
+        "privacy",
+        "pure epsilon of a client's vote by randomised response, with --combine votes",
+        None,
+        gt=0,
+    )
+    secure: Literal["none", "secagg"] = _field(
+        "privacy", "secagg: the server sees sums of masked answers only (SecAgg+)", "none"
+    )
+    secure_neighbours: int | None = _field(
+        "privacy", "clients that each shares keys with (default: by the cohort)", None, ge=2
+    )
+    secure_dropout: float | None = _field(
+        "privacy",
+        "part of a cohort that may drop out of a secure sum (default 0.3)",
+        None,
+        ge=0,
+        lt=1,
+    )
+    secure_bits: int | None = _field(
+        "privacy", "width of the integers of a secure sum: 32, 64 (default 64)", None
+    )
+    secure_minimum: int | None = _field(
+        "privacy", "fewest clients in a secure sum (default 3)", None, ge=2
+    )
+    ranges: dict[str, float] = _field(
+        "privacy",
+        "largest magnitude in a secure sum, by shell pattern over quantity/tensor",
+        {},
+    )
+    defence: float = _field(
+        "privacy",
+        "part of its change, the largest, that each client keeps back (PriPrune)",
+        0.0,
+        ge=0,
+        lt=1,
+    )
+
     baselines: tuple[Literal["dense", "random"], ...] = _field(
         "results",
         "arms to run beside: dense, random (after --init: random among the weights that are left)",

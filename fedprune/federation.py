@@ -229,8 +229,9 @@ def as_run_config(config: RunConfig) -> str:
     default = RunConfig(task=config.task, plugin=config.plugin)
     changed = {k: v for k, v in config if v != vars(default)[k] and v is not None}
     given = {"task": config.task, "plugin": config.plugin} | changed
-    if config.layers:
-        given["toml"] = tomli_w.dumps({"layers": given.pop("layers")})
+    tables = {key: given.pop(key) for key in ("layers", "ranges") if given.get(key)}
+    if tables:
+        given["toml"] = tomli_w.dumps(tables)
     texts = {k: ",".join(map(str, v)) for k, v in given.items() if isinstance(v, tuple)}
     return " ".join(
         f"{key.replace('_', '-')}={json.dumps(value)}"

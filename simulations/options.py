@@ -82,6 +82,10 @@ def _help(field: Any) -> str:
     return f"{text} (default: {default})"
 
 
+_TABLES = {"layers": "DENSITY", "ranges": "LARGEST"}
+"""Options that are given once for each pattern over names, and what goes with a pattern."""
+
+
 def _kind(annotation: Any, key: str) -> dict[str, Any]:
     """How argparse reads a value; pydantic checks it afterwards."""
     if annotation is bool:
@@ -89,8 +93,8 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     kinds = (
         typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     )
-    if key == "layers":
-        return {"action": "append", "nargs": 2, "metavar": ("PATTERN", "DENSITY")}
+    if key in _TABLES:
+        return {"action": "append", "nargs": 2, "metavar": ("PATTERN", _TABLES[key])}
     if key in {"unit_shape", "blend_grid"}:
         return {"type": _numbers, "metavar": "N,M" if key == "unit_shape" else "X,..."}
     if any(typing.get_origin(kind) is tuple for kind in kinds):
@@ -133,8 +137,8 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
     if given.pop("list", False):
         print(listing(given.get("plugin", "")))
         raise SystemExit(0)
-    if "layers" in given:
-        given["layers"] = {pattern: _number(density) for pattern, density in given["layers"]}
+    for key in _TABLES.keys() & given.keys():
+        given[key] = {pattern: _number(value) for pattern, value in given[key]}
     file, resume = given.pop("config", None), given.pop("resume", None)
     if resume is not None:
         return _resumed(Path(resume), file, given), Path(resume)

@@ -151,6 +151,9 @@ OPEN |= {"tolerance", "candidates", "adaptive", "blend_grid", "moving_decay"}
 OPEN |= {"reconstruct", "shrinkage", "depth", "width", "temperature", "teacher"}
 OPEN |= {"reduce_round", "reduce_within", "rank_by", "rank_energy", "rank_budget"}
 OPEN |= {"rank_tolerance"}
+OPEN |= {"epsilon", "delta", "dp_clip", "dp_noise", "dp_score_clip", "dp_score_noise", "dp_rate"}
+OPEN |= {"dp_metric_clip", "dp_metric_noise", "response", "secure_neighbours", "secure_dropout"}
+OPEN |= {"secure_bits", "secure_minimum"}
 
 
 @pytest.mark.parametrize("task", TASKS)
