@@ -4,8 +4,7 @@ In a Python file, because the bundle that Flower makes of an app carries no othe
 `flwr run` would leave a template file at home.
 """
 
-PAGE = """\
-{# One run as a page that stands alone. Everything here is escaped but the figures. #}
+TABLE = """\
 {% macro table(data, label, class="") %}
 <div class="scroll {{ class }}" role="region" tabindex="0" aria-label="{{ label }}">
 <table>
@@ -18,25 +17,10 @@ PAGE = """\
 </table>
 </div>
 {% endmacro %}
-{% macro figure(picture) %}
-{% if picture.figure %}
-<figure id="{{ picture.name }}">
-<div class="plot">{{ svg[picture.name] }}</div>
-<figcaption><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></figcaption>
-</figure>
-{% else %}
-<section class="absent" id="{{ picture.name }}"><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></section>
-{% endif %}
-{% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<title>{{ title }} – fedprune</title>
-<style>
+"""
+"""The macro that draws a `fedprune.report.tables.Table`."""
+
+STYLE = """\
 :root {
   --ink: #1d2024; --quiet: #5b616b; --faint: #c9ccd1; --rule: #e3e5e8; --paper: #ffffff; --code: #f5f6f7;
   --series-1: #0072b2; --series-2: #d55e00; --series-3: #009e73; --series-4: #b05a8b;
@@ -103,6 +87,37 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
   dd.value { font-size: 1.4rem; }
   th, td { padding-right: 1.1rem; }
 }
+"""
+"""The look of every page, light and dark."""
+
+PAGE = (
+    """\
+{# One run as a page that stands alone. Everything here is escaped but the figures. #}
+"""
+    + TABLE
+    + """\
+{% macro figure(picture) %}
+{% if picture.figure %}
+<figure id="{{ picture.name }}">
+<div class="plot">{{ svg[picture.name] }}</div>
+<figcaption><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></figcaption>
+</figure>
+{% else %}
+<section class="absent" id="{{ picture.name }}"><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></section>
+{% endif %}
+{% endmacro %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<title>{{ title }} – fedprune</title>
+<style>
+"""
+    + STYLE
+    + """\
 </style>
 </head>
 <body>
@@ -200,3 +215,4 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 </body>
 </html>
 """
+)

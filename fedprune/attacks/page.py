@@ -1,0 +1,153 @@
+"""Findings of attacks -> one page that needs nothing else: no script, no request.
+
+Every attack ends in a `Section`; `write_page` renders them in the look of a run's report.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fedprune.report.plots import PAPER, STYLE
+from fedprune.report.tables import Table
+from fedprune.report.template import STYLE as LOOK
+from fedprune.report.template import TABLE
+
+__all__ = ["Section", "Table", "png_of", "write_page"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One finding.
+
+    Attributes:
+        title: heading.
+        text: paragraphs, one a string: what was attacked, how to read the figures, what they do
+            not say. Escaped.
+        table: the figures, or None.
+        pictures: a caption (escaped) and the bytes of a PNG each, shown below the table.
+    """
+
+    title: str
+    text: tuple[str, ...]
+    table: Table | None = None
+    pictures: tuple[tuple[str, bytes], ...] = ()
+
+
+PAGE = (
+    TABLE
+    + """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<title>{{ title }} - fedprune</title>
+<style>
+{{ look }}
+figure.shown { display: block; margin: 2rem 0 0; }
+figure.shown img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+figure.shown figcaption { margin-top: 0.6rem; max-width: 42rem; color: var(--quiet); \
+font-size: 0.9375rem; }
+</style>
+</head>
+<body>
+<header>
+<p class="kicker">fedprune attacks</p>
+<h1>{{ title }}</h1>
+{% for paragraph in text %}
+<p>{{ paragraph }}</p>
+{% endfor %}
+</header>
+<main>
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+{% for paragraph in section.text %}
+<p>{{ paragraph }}</p>
+{% endfor %}
+{% if section.table %}
+{{ table(section.table, section.title) }}
+{% endif %}
+{% for caption, source in section.pictures %}
+<figure class="shown">
+<img src="data:image/png;base64,{{ source }}" alt="{{ caption }}">
+<figcaption>{{ caption }}</figcaption>
+</figure>
+{% endfor %}
+{% endfor %}
+{% if command %}
+<h2>Repeat</h2>
+<pre tabindex="0"><code>{{ command }}</code></pre>
+{% endif %}
+</main>
+</body>
+</html>
+"""
+)
+
+
+def write_page(
+    path: Path,
+    title: str,
+    text: Sequence[str],
+    sections: Sequence[Section],
+    command: str = "",
+) -> Path:
+    """Write the page and return its path; the same sections give the same bytes.
+
+    Args:
+        path: where to, ending in .html.
+        title: heading of the page.
+        text: paragraphs below it.
+        sections: in order.
+        command: what to type to have the page again; "" says nothing.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # Not escaped: our own style. All that sections say is.
+    words = environment.from_string(PAGE).render(
+        title=title,
+        look=Markup(LOOK),
+        text=text,
+        sections=[_shown(section) for section in sections],
+        command=command,
+    )
+    path.write_bytes(words.encode("utf-8", "replace"))
+    return path
+
+
+def _shown(section: Section) -> dict[str, object]:
+    coded = [(caption, base64.b64encode(png).decode()) for caption, png in section.pictures]
+    return {
+        "title": section.title,
+        "text": section.text,
+        "table": section.table,
+        "pictures": coded,
+    }
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as PNG, on white; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(
+            buffer,
+            format="png",
+            dpi=150,
+            facecolor=PAPER,
+            bbox_inches="tight",
+            metadata={"Software": None},
+        )
+    return buffer.getvalue()
