@@ -1,0 +1,1 @@
+"""Privacy: what leaves a party, how noise hides it, and what that amounts to."""

@@ -1,0 +1,81 @@
+"""How much one client or one example can change a sum: its vector is held to a norm.
+
+Both functions take whatever a model gives (any type, any scale, nothing at all) and give back a
+float32 vector that fits, or refuse it with a reason; they never fail in another way. What Flower's
+own clipping does with a zero, a NaN, an integer or an infinity is in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedprune.messages import Refused
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Norms within which float32 keeps its relative precision, however many values share them."""
+
+
+def clipped(values: Tensor, norm: float) -> Tensor:
+    """The values, scaled down so that their L2 norm is at most `norm`, if it is larger.
+
+    Args:
+        values: of any real type and shape, all of them finite.
+        norm: the largest norm, `SMALLEST` to `LARGEST`.
+
+    Returns:
+        float32, of the same shape; its norm, taken in float64, is at most norm·(1 + 1e-6).
+
+    Raises:
+        Refused: a value is NaN or infinite, or not a real number.
+        ValueError: `norm` is out of range.
+    """
+    direction, size = _split(values, norm)
+    if size <= norm:
+        return values.detach().to(torch.float32, copy=True)
+    return (direction * norm).float()
+
+
+def scaled(values: Tensor, norm: float) -> Tensor:
+    """The values, scaled up or down so that their L2 norm is `norm`; zero stays zero.
+
+    Arguments, type and errors are those of `clipped`; the norm is met to 1e-6 of it.
+    """
+    direction, _ = _split(values, norm)
+    return (direction * norm).float()
+
+
+def _split(values: Tensor, norm: float) -> tuple[Tensor, float]:
+    """A vector of norm 1 (0 for zeros) in float64, and the norm, which may be infinite."""
+    if not SMALLEST <= norm <= LARGEST:
+        raise ValueError(f"norm={norm}: out of range; allowed: {SMALLEST:g} to {LARGEST:g}")
+    if values.is_complex():
+        raise Refused("values", f"{values.dtype} is not a type of real numbers")
+    double = values.detach().double()
+    if not double.numel():
+        return double, 0.0
+    # The largest magnitude is taken out first: its square may be more than a double holds.
+    largest = float(double.abs().max())
+    if not math.isfinite(largest):
+        raise Refused("values", "NaN or infinite")
+    if largest == 0.0:
+        return double, 0.0
+    direction = double / largest
+    rest = float(torch.linalg.vector_norm(direction))
+    return direction / rest, largest * rest
+
+
+def sensitivity(norm: float, *, signed: bool, sampling: str) -> float:
+    """How far, in L2, one member can move a sum of vectors whose norms are at most `norm`.
+
+    Args:
+        norm: the largest norm of one member's vector.
+        signed: whether values may be negative. Of two vectors without negative values the inner
+            product is not negative either, so that they are at most sqrt(2)·norm apart.
+        sampling: "poisson": a member is added or removed; "fixed": one is replaced by another.
+    """
+    if sampling == "poisson":
+        return norm
+    return norm * (2.0 if signed else math.sqrt(2.0))
