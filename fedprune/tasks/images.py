@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.models import ConvNet
+from fedprune.tasks.models import ConvNet, Perceptron
 from fedprune.tasks.splits import FEWEST, cut_at_random, partition
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
@@ -126,19 +126,24 @@ def local_images(folder: Path, config: RunConfig) -> Shard:
 
 
 def digits_model(config: RunConfig) -> nn.Module:
-    """A convolutional net for 8 x 8 images."""
-    del config  # there is one model
+    """A small net for 8 x 8 images."""
+    if config.model == "mlp":
+        return Perceptron(side=8, hidden=(128, 64), classes=_CLASSES)
     return ConvNet(side=8, channels=(16, 32), hidden=64, classes=_CLASSES)
 
 
 def fashion_model(config: RunConfig) -> nn.Module:
-    """A convolutional net for 28 x 28 images."""
-    del config
+    """A small net for 28 x 28 images."""
+    if config.model == "mlp":
+        return Perceptron(side=28, hidden=(128, 64), classes=_CLASSES)
     return ConvNet(side=28, channels=(8, 16), hidden=64, classes=_CLASSES)
 
 
 _CLASSES = 10
-_MODELS = {"cnn": "two convolutions with BatchNorm, two linear layers"}
+_MODELS = {
+    "cnn": "two convolutions with BatchNorm, two linear layers",
+    "mlp": "three linear layers, no BatchNorm",
+}
 
 
 def _blank(side: int) -> Callable[[RunConfig], Part]:

@@ -32,3 +32,27 @@ class ConvNet(nn.Module):
         """Logits (B, classes)."""
         logits: Tensor = self.head(nn.functional.relu(self.hidden(self.features(images))))
         return logits
+
+
+class Perceptron(nn.Module):
+    """Two linear layers with ReLU on the flat image and a linear head: no BatchNorm.
+
+    Input (B, 1, side, side), output (B, classes).
+    """
+
+    def __init__(self, side: int, hidden: tuple[int, int], classes: int) -> None:
+        super().__init__()
+        first, second = hidden
+        self.features = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(side * side, first),
+            nn.ReLU(),
+            nn.Linear(first, second),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(second, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
