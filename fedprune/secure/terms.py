@@ -1,0 +1,145 @@
+"""What one secure sum is agreed on: who, how many neighbours, how many shares restore a secret.
+
+Bonawitz et al. 2017, "Practical Secure Aggregation" (eprint 2017/281), with the sparse graph of
+Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", SecAgg+
+(eprint 2020/704).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+
+from fedprune.config import RunConfig
+
+_FAILING = 1e-4
+"""How likely a sum may be to need a second try when exactly the tolerated part drops out."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The public terms of one sum; every party has the same.
+
+    Attributes:
+        session: names this sum and no other.
+        members: the clients asked, ascending.
+        neighbours: k, the clients that each shares a mask with.
+        threshold: t, how many of its neighbours can restore a client's secret together; more than
+            half of k, so that no two groups of neighbours can be told different stories.
+        bits: width of the integers that are added, 32 or 64.
+        minimum: fewest clients in a sum that a client helps to open.
+
+    Raises:
+        ValueError: if they do not fit together. A device checks its server's terms with this.
+    """
+
+    session: bytes
+    members: tuple[int, ...]
+    neighbours: int
+    threshold: int
+    bits: int
+    minimum: int = 3
+
+    def __post_init__(self) -> None:
+        n, k = len(self.members), self.neighbours
+        if tuple(sorted(set(self.members))) != self.members:
+            raise ValueError("the members of a secure sum are named once each, ascending")
+        if self.bits not in (32, 64):
+            raise ValueError(f"secure_bits={self.bits}: unknown; allowed: 32, 64")
+        if self.minimum < 2 or n < self.minimum:
+            raise ValueError(
+                f"secure_minimum={self.minimum}: {n} clients are too few for a secure sum;"
+                " allowed: 2 to the cohort"
+            )
+        if not 1 <= k < n or n * k % 2:
+            raise ValueError(f"secure_neighbours={k}: {n} clients have no such graph")
+        if not k < 2 * self.threshold <= 2 * k:
+            raise ValueError(
+                f"a threshold of {self.threshold}: not above half of {k} neighbours and up to all"
+            )
+
+    @cached_property
+    def binding(self) -> bytes:
+        """A digest of all of it: whoever was told other terms can decrypt nothing."""
+        numbers = (self.neighbours, self.threshold, self.bits, self.minimum, *self.members)
+        text = f"fedprune secagg+ 1|{self.session.hex()}|{'|'.join(map(str, numbers))}"
+        return hashlib.sha256(text.encode()).digest()
+
+    @cached_property
+    def points(self) -> dict[int, int]:
+        """Where each member's shares are evaluated: its place among the members, from 1."""
+        return {member: place for place, member in enumerate(self.members, 1)}
+
+
+def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms:
+    """The terms for these members, from the keys `secure_*`.
+
+    With n members, g = floor(secure_dropout * n) of whom may go: k is the smallest even number for
+    which a majority of the neighbours is left to everyone with probability 1 - 10^-4 (the number
+    left is hypergeometric, as the graph is random; all n members are counted, by the union bound),
+    or n - 1, the complete graph, if that is not larger. The threshold is the largest for which this
+    still holds, and at least a majority, floor(k / 2) + 1. In a complete graph that is
+    n - 1 - g and nothing is left to chance. `secure_neighbours` sets k (one more if n and k are
+    odd, at most n - 1).
+
+    Raises:
+        ValueError: fewer members than `secure_minimum`, secure_dropout >= 0.5 (no majority would
+            be left), or the extra `privacy` is not installed.
+    """
+    for package in ("cryptography", "Crypto"):
+        if find_spec(package) is None:
+            raise ValueError(
+                f"secure={config.secure}: {package} is missing; pip install 'fedprune[privacy]'"
+            )
+    asked = tuple(sorted(members))
+    dropout = 0.3 if config.secure_dropout is None else config.secure_dropout
+    if dropout >= 0.5:
+        raise ValueError(
+            f"secure_dropout={dropout}: a majority must be left to restore secrets;"
+            " allowed: 0 to below 0.5"
+        )
+    minimum = config.secure_minimum or 3
+    if len(asked) < minimum:
+        raise ValueError(
+            f"secure_minimum={minimum}: {len(asked)} clients are too few for a secure sum;"
+            f" allowed: a cohort of {minimum} and more"
+        )
+    gone = math.floor(dropout * len(asked) + 1e-9)  # 0.29 * 100 is a little less than 29
+    k = _regular(len(asked), config.secure_neighbours or _enough_neighbours(len(asked), gone))
+    threshold = _threshold(len(asked), k, gone)
+    return Terms(session, asked, k, threshold, config.secure_bits or 64, minimum)
+
+
+def _regular(n: int, k: int) -> int:
+    """`k`, or the next that a regular graph of `n` has."""
+    return min(k + (k * n) % 2, n - 1)
+
+
+@lru_cache(maxsize=64)
+def _enough_neighbours(n: int, gone: int) -> int:
+    for k in range(2, n - 1, 2):
+        if n * _too_few(n, k, gone, k // 2 + 1) <= _FAILING:
+            return k
+    return n - 1
+
+
+@lru_cache(maxsize=64)
+def _threshold(n: int, k: int, gone: int) -> int:
+    allowed = (t for t in range(k, k // 2, -1) if n * _too_few(n, k, gone, t) <= _FAILING)
+    return next(allowed, k // 2 + 1)
+
+
+def _too_few(n: int, k: int, gone: int, threshold: int) -> float:
+    """Probability that fewer than `threshold` of a survivor's k neighbours are left.
+
+    Someone who is gone itself has more left: one fewer of the others is.
+    """
+    ways = sum(
+        math.comb(gone, k - left) * math.comb(n - 1 - gone, left)
+        for left in range(max(0, k - gone), threshold)
+    )
+    return ways / math.comb(n - 1, k)
