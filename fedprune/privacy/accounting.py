@@ -1,0 +1,240 @@
+"""From releases to epsilon: dp-accounting does the sums, this says of what.
+
+Client unit: all noisy releases of one cohort in one round are one sampled event. Booked apart, each
+would be amplified by a draw of its own, and epsilon would come out too small.
+Example unit: a partition's examples meet only the releases of that partition; epsilon is the
+largest over partitions (parallel composition, under add or remove one).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.terms import REPLACE, Terms
+
+Curve = NDArray[np.float64]
+"""Rényi divergence at each of the accountant's orders."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What an accountant composes: one noisy release, or several that share a draw.
+
+    Attributes:
+        z: noise multiplier of a Gaussian mechanism; infinite: not one.
+        rate: its part of the units is drawn, each by itself.
+        sample: (population, drawn) without replacement, or None.
+        spread: (rho, xi) of a mechanism that is concentrated (zCDP), or None.
+        pure: epsilon of one bit of randomised response, or None.
+    """
+
+    z: float = math.inf
+    rate: float = 1.0
+    sample: tuple[int, int] | None = None
+    spread: tuple[float, float] | None = None
+    pure: float | None = None
+
+    @property
+    def unsampled(self) -> bool:
+        """It is a Gaussian mechanism on all units, and only that."""
+        return self.rate >= 1 and not (self.sample or self.spread) and self.pure is None
+
+
+Profile = Counter[Event]
+"""What one unit has been through: events, and how often."""
+
+_ALL = -1
+"""In the place of a partition: whoever is protected, wherever."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """All releases so far, as events.
+
+    Attributes:
+        shared: by draw (round, audience, partitions): the event without its noise, and Σ z⁻².
+        single: by partition, the events that no draw is shared with.
+    """
+
+    shared: Mapping[tuple[Any, ...], tuple[Event, float]] = field(default_factory=dict)
+    single: Mapping[int, Profile] = field(default_factory=dict)
+
+    def profiles(self) -> list[Profile]:
+        """What the units have been through, without those that another one has all of, and more."""
+        if self.shared:
+            joint = Counter(replace(e, z=_noise(p)) for e, p in self.shared.values())
+            return [_merged(joint + self.single.get(_ALL, Counter()))]
+        distinct = {frozenset(p.items()): p for p in self.single.values()}
+        every = list(distinct.values())
+        worst = [p for p in every if not any(p is not q and p <= q for q in every)]
+        return [_merged(p) for p in worst] or [Counter()]
+
+
+def added(tally: Tally, terms: Terms, occasion: Occasion, releases: Iterable[Release]) -> Tally:
+    """The tally with one question's releases; those that are free or not covered change nothing."""
+    shared, single = dict(tally.shared), dict(tally.single)
+    for release in releases:
+        if not release.noised or occasion.audience == "panel":
+            continue
+        if terms.unit == "client" and release.mechanism == "gaussian":
+            draw = (occasion.round, occasion.audience, occasion.partitions)
+            event, precision = shared.get(draw, (_drawn(terms, occasion), 0.0))
+            shared[draw] = event, precision + _precision(release.z)
+            continue
+        events = _events(terms, release)
+        for unit in (_ALL,) if terms.unit == "client" else occasion.partitions:
+            single[unit] = single.get(unit, Counter()) + events
+    return Tally(shared, single)
+
+
+def _drawn(terms: Terms, occasion: Occasion) -> Event:
+    """The draw behind a question, as far as it protects."""
+    size, population = len(occasion.partitions), occasion.population
+    if not terms.amplified or occasion.audience != "cohort":
+        return Event()
+    if terms.sampling == "poisson":
+        return Event(rate=min(1.0, terms.cohort / max(1, population)))
+    return Event(sample=(population, size)) if 0 < size < population else Event()
+
+
+def _events(terms: Terms, release: Release) -> Profile:
+    """The events of a release that shares no draw with others."""
+    if release.unit == "example" and terms.unit == "client":
+        return Counter({Event(z=0.0): 1})  # a client's other examples are not hidden
+    if release.mechanism == "skellam":
+        return Counter({Event(spread=release.spread): 1})
+    if release.mechanism == "randomised-response":
+        if terms.unit == "client" and terms.relation != REPLACE:
+            return Counter({Event(z=0.0): 1})  # who answers is seen: that it is there is not hidden
+        return Counter({Event(pure=release.pure): max(1, release.coordinates)})
+    z = 0.0 if release.z is None else release.z
+    rate = release.rate if release.mechanism == "sampled-gaussian" else 1.0
+    return Counter({Event(z=z, rate=rate): release.steps})
+
+
+def _precision(z: float | None) -> float:
+    return math.inf if not z else z**-2
+
+
+def _noise(precision: float) -> float:
+    return math.inf if precision == 0 else precision**-0.5
+
+
+def _merged(profile: Profile) -> Profile:
+    """Gaussian mechanisms on all units are together one: exact, and quicker to compose."""
+    plain = {e: n for e, n in profile.items() if e.unsampled}
+    precision = sum(n * _precision(e.z) for e, n in plain.items())
+    rest = Counter({e: n for e, n in profile.items() if not e.unsampled})
+    return rest + Counter({Event(z=_noise(precision)): 1} if precision else {})
+
+
+def engine() -> Any:
+    """The package dp_accounting, without its warnings about orders that it leaves out.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+        import dp_accounting.rdp
+    except ImportError:
+        raise ValueError(
+            "dp: the package dp-accounting is missing; allowed: pip install 'fedprune[privacy]'"
+        ) from None
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return dp_accounting
+
+
+def native(event: Event) -> Any:
+    """The event as dp-accounting has it; randomised response is of one bit, fair when not true."""
+    dp = engine()
+    if event.pure is not None:
+        return dp.RandomizedResponseDpEvent(2 / (1 + math.exp(event.pure)), 2)
+    if event.spread is not None:
+        return dp.ZCDpEvent(*event.spread)
+    gaussian = dp.GaussianDpEvent(event.z)
+    if event.sample is not None:
+        return dp.SampledWithoutReplacementDpEvent(*event.sample, gaussian)
+    return gaussian if event.rate >= 1 else dp.PoissonSampledDpEvent(event.rate, gaussian)
+
+
+def relation_for(event: Event, relation: str) -> Any:
+    """Under which relation of dp-accounting an event is composed.
+
+    Who answers by randomised response is seen, so that only what is answered can be hidden: of any
+    examples that the answer is made from, which covers adding or removing one of them.
+    """
+    relations = engine().NeighboringRelation
+    replaces = relation == REPLACE or event.pure is not None
+    return relations.REPLACE_ONE if replaces else relations.ADD_OR_REMOVE_ONE
+
+
+@lru_cache(maxsize=4096)
+def _curve(event: Event, relation: str) -> Curve:
+    """Rényi divergence of one event at every order of dp-accounting's own."""
+    dp = engine()
+    accountant = dp.rdp.RdpAccountant(neighboring_relation=relation_for(event, relation))
+    if event.z == 0 and event.spread is None and event.pure is None:
+        return np.full(len(accountant.orders), np.inf)
+    orders = accountant.orders
+    if event.z == math.inf and event.spread is None and event.pure is None:
+        return np.zeros(len(orders))
+    curve: Curve = accountant.compose(native(event)).rdp
+    if event.sample is not None:
+        # The bound for samples without replacement can lie above that for no sample at all, which
+        # holds too (divergences are quasi-convex, and neighbours share the draw).
+        curve = np.minimum(curve, orders / (2 * event.z**2))
+    if event.spread is not None:  # the theorem is for whole orders
+        curve = np.where(orders == np.round(orders), curve, np.inf)
+    # Below 0 only by rounding; an order that could not be computed says nothing.
+    return np.maximum(0.0, np.where(np.isnan(curve), np.inf, curve))
+
+
+def rdp_epsilon(profiles: Sequence[Profile], relation: str, delta: float) -> float:
+    """Epsilon at delta by Rényi divergences: the largest over profiles.
+
+    Raises:
+        ValueError: dp-accounting is needed and not installed.
+    """
+    worst = 0.0
+    for profile in filter(None, profiles):
+        dp = engine()
+        total = sum(n * _curve(e, relation) for e, n in profile.items())
+        orders = dp.rdp.RdpAccountant().orders
+        worst = max(worst, float(dp.rdp.compute_epsilon(orders, total, delta)[0]))
+    return worst
+
+
+def skellam_zcdp(mu: float, l1: float, l2: float) -> tuple[float, float]:
+    """(rho, xi) so that adding Skellam noise to a sum of integers is (xi, rho)-zCDP.
+
+    Its Rényi divergence of order alpha, a whole number above 1, is at most
+    alpha·l2²/(2·mu) + min(((2·alpha - 1)·l2² + 6·l1) / (4·mu²), 3·l1/(2·mu)): Agarwal, Kairouz, Liu
+    2021 (arXiv 2110.04995, theorem 3.5). Of the two sides of the minimum this takes the one that
+    is smaller at order 8; either holds.
+
+    Args:
+        mu: variance of the noise on the sum.
+        l1: L1 sensitivity of the sum, in integers.
+        l2: its L2 sensitivity.
+
+    Raises:
+        ValueError: mu is not positive.
+    """
+    if not mu > 0:
+        raise ValueError(f"mu={mu}: Skellam noise of no variance; allowed: more than 0")
+    rho = l2**2 / (2 * mu)
+    near = (rho + l2**2 / (2 * mu**2), max(0.0, 6 * l1 - l2**2) / (4 * mu**2))
+    far = (rho, 3 * l1 / (2 * mu))
+    return min(near, far, key=lambda spread: 8 * spread[0] + spread[1])

@@ -1,0 +1,119 @@
+"""What leaves a party, when, and to whom: the words in which the ledger is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MECHANISMS = (
+    "none",
+    "gaussian",
+    "skellam",
+    "sampled-gaussian",
+    "randomised-response",
+    "post-processing",
+    "public",
+)
+"""none: as it is. sampled-gaussian: steps of DP-SGD. The last two cost nothing, and say why."""
+
+AUDIENCES = ("cohort", "everyone", "panel", "start")
+
+
+@dataclass(frozen=True)
+class Release:
+    """One quantity that leaves a party in one question.
+
+    Attributes:
+        quantity: "changes", "scores", "votes", "moments", "metrics", "counts", "model",
+            "failures" or "participation".
+        fields: its names on the wire: "values", "votes", "totals.loss", ...
+        way: "up" leaves clients, "down" leaves the server.
+        unit: whose part it hides: "client", "example"; "" where nothing does.
+        mechanism: one of `MECHANISMS`.
+        clip: largest L2 norm of one unit's part.
+        sensitivity: largest L2 distance of the sums over two neighbouring data sets.
+        z: standard deviation of the noise on the sum, in sensitivities.
+        spread: of Skellam noise (rho, xi), see `accounting.skellam_zcdp`.
+        denominator: what the sum is divided by, public and fixed.
+        steps: noisy steps in this release, for the unit example.
+        rate: part of the examples drawn for each of them, each by itself (Poisson).
+        pure: epsilon of one bit of randomised response.
+        coordinates: how many numbers, or how many bits of randomised response.
+        covered: a guarantee covers it, or it costs nothing.
+        reason: why it is not covered, or why it costs nothing.
+
+    Raises:
+        ValueError: a number that is NaN or negative, an unknown mechanism, or a noisy mechanism
+            without the numbers that it is accounted by.
+    """
+
+    quantity: str
+    fields: tuple[str, ...]
+    way: str = "up"
+    unit: str = ""
+    mechanism: str = "none"
+    clip: float | None = None
+    sensitivity: float | None = None
+    z: float | None = None
+    spread: tuple[float, float] | None = None
+    denominator: float | None = None
+    steps: int = 1
+    rate: float = 1.0
+    pure: float | None = None
+    coordinates: int = 0
+    covered: bool = False
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mechanism not in MECHANISMS:
+            raise ValueError(f"mechanism={self.mechanism!r}: allowed: {', '.join(MECHANISMS)}")
+        numbers = {"z": self.z, "pure": self.pure, "rate": self.rate, "steps": self.steps}
+        numbers |= dict(zip(("rho", "xi"), self.spread or (), strict=False))
+        for name, value in numbers.items():
+            if value is not None and (math.isnan(value) or value < 0):
+                raise ValueError(f"{name}={value}: not a size of noise; allowed: 0 or more")
+        needed = {"gaussian": "z", "sampled-gaussian": "z", "skellam": "spread"}
+        needed |= {"randomised-response": "pure"}
+        name = needed.get(self.mechanism, "")
+        if name and vars(self)[name] is None:
+            raise ValueError(f"{name}=None: {self.mechanism} is accounted by it")
+        if self.mechanism == "none" and self.covered:
+            raise ValueError("covered=True: no mechanism covers it; allowed: public, with a reason")
+
+    @property
+    def noised(self) -> bool:
+        """It is covered and costs something."""
+        return self.covered and self.mechanism not in {"none", "post-processing", "public"}
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """One question: when it is asked, and of whom.
+
+    Attributes:
+        arm: the run's arm.
+        round: from 1; 0 before the first.
+        kind: the question's.
+        order: it is the n-th question of this arm in this round, from 0.
+        audience: one of `AUDIENCES`. The panel's data is not protected.
+        partitions: who is asked, sorted; those who then fail were asked as well.
+        population: how many could have been drawn.
+        digest: of the question's content: the same question, asked again after a kill and answered
+            with the same seeded noise, is the same release.
+
+    Raises:
+        ValueError: an unknown audience.
+    """
+
+    arm: str
+    round: int
+    kind: str
+    order: int
+    audience: str
+    partitions: tuple[int, ...]
+    population: int
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.audience not in AUDIENCES:
+            raise ValueError(f"audience={self.audience!r}: allowed: {', '.join(AUDIENCES)}")

@@ -1,0 +1,79 @@
+"""Under which terms releases are booked: unit, sampling, delta, budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedprune.config import RunConfig
+
+REPLACE, ADD_OR_REMOVE = "replace-one", "add-or-remove-one"
+"""Neighbouring data sets: one unit is another one; one unit is there or is not."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the whole ledger has in common.
+
+    Attributes:
+        dp: the unit in force: "none", "client", "example".
+        sampling: of cohorts: "fixed" or "poisson".
+        cohort: clients in a cohort; on average, if it is a Poisson sample.
+        population: clients that can be drawn: the panel is not among them.
+        delta: probability with which epsilon may not hold.
+        budget: largest epsilon, or None.
+        noise_source: "seeded" or "secret".
+        secure: "none" or "secagg".
+        allow_uncovered: the run goes on with releases that nothing covers.
+        panel: clients that only measure and are not protected.
+    """
+
+    dp: str = "none"
+    sampling: str = "fixed"
+    cohort: int = 1
+    population: int = 1
+    delta: float = 1e-5
+    budget: float | None = None
+    noise_source: str = "seeded"
+    secure: str = "none"
+    allow_uncovered: bool = False
+    panel: int = 0
+
+    @property
+    def unit(self) -> str:
+        """Whose part epsilon is about; without DP a client's, for votes by randomised response."""
+        return "example" if self.dp == "example" else "client"
+
+    @property
+    def relation(self) -> str:
+        """The neighbouring relation in force."""
+        adds = self.dp == "example" or (self.dp == "client" and self.sampling == "poisson")
+        return ADD_OR_REMOVE if adds else REPLACE
+
+    @property
+    def amplified(self) -> bool:
+        """Being drawn by chance protects: whoever sees the releases does not see the cohort.
+
+        The server of a secure sum, against which such a sum protects, does.
+        """
+        return self.unit == "client" and self.secure == "none"
+
+    @property
+    def rate(self) -> float:
+        """Probability with which a client is drawn in a round."""
+        return min(1.0, self.cohort / max(1, self.population))
+
+
+def terms_of(config: RunConfig) -> Terms:
+    """The terms that a configuration sets."""
+    return Terms(
+        dp=config.dp,
+        sampling=config.sampling,
+        cohort=config.cohort,
+        population=config.clients - config.panel,
+        delta=1e-5 if config.delta is None else config.delta,
+        budget=config.epsilon,
+        noise_source=config.noise_source,
+        secure=config.secure,
+        allow_uncovered=config.allow_uncovered,
+        panel=config.panel,
+    )

@@ -1,0 +1,107 @@
+"""The book: written before the release, never forgetting, never falling."""
+
+import json
+import math
+
+import pytest
+
+from fedprune.config import ConfigError
+from fedprune.privacy.ledger import LEDGER_NAME, Ledger, Spent, Terms, open_ledger, read_ledger
+from fedprune.privacy.release import Occasion, Release
+
+TERMS = Terms(dp="client", cohort=10, population=10)
+
+
+def noisy(z=4.0, quantity="changes"):
+    return Release(
+        quantity, ("values",), unit="client", mechanism="gaussian", clip=1.0, z=z, covered=True
+    )
+
+
+RAW = Release("counts", ("weight",), reason="weights are sent as they are")
+
+
+def question(round_, order=0, arm="pruned", digest="", partitions=range(10)):
+    return Occasion(arm, round_, "tune", order, "cohort", tuple(partitions), 10, digest)
+
+
+def test_a_line_for_each_release_before_the_caller_goes_on(tmp_path):
+    ledger = open_ledger(tmp_path / LEDGER_NAME, TERMS)
+    epsilon = ledger.book(question(1, partitions=[0, 1, 2, 5]), [noisy(), RAW])
+    first, second = read_ledger(tmp_path / LEDGER_NAME)
+    assert (first["quantity"], first["asked"], first["partitions"]) == ("changes", 4, "0-2,5")
+    assert (first["sampling"], first["relation"]) == ("fixed 4 of 10", "replace-one")
+    assert first["epsilon"] == epsilon == ledger.epsilon
+    assert (second["covered"], second["total"]) == (False, "infinity")
+    assert ledger.uncovered == ("weights are sent as they are",)
+    assert math.isinf(ledger.total)
+
+
+def test_the_run_stops_before_the_release_that_exceeds_the_budget(tmp_path):
+    path = tmp_path / LEDGER_NAME
+    ledger = open_ledger(path, Terms(dp="client", cohort=10, population=10, budget=2.0))
+    while ledger.epsilon < 1.7:  # each of them costs about 0.2
+        ledger.book(question(len(ledger.lines) + 1), [noisy()])
+    before, lines = path.read_text(), len(ledger.lines)
+    with pytest.raises(Spent, match=r"epsilon=2: changes of round 99 would bring it to \d\."):
+        ledger.book(question(99), [noisy(1.0)])
+    assert len(ledger.lines) == lines
+    assert path.read_text() == before
+    assert 0 < ledger.epsilon <= 2
+
+
+def test_killed_after_writing_and_before_asking_nothing_is_forgotten_or_booked_twice(tmp_path):
+    path = tmp_path / LEDGER_NAME
+    ledger = open_ledger(path, TERMS)
+    ledger.book(question(1), [noisy()])
+    told = ledger.book(question(2, digest="abc"), [noisy()])
+    resumed = open_ledger(path, TERMS, resume=True)
+    assert resumed.epsilon == told
+    assert resumed.book(question(2, digest="abc"), [noisy()]) == told
+    assert len(read_ledger(path)) == 2
+    assert resumed.book(question(2, digest="another"), [noisy()]) > told
+
+
+def test_secret_noise_makes_another_release_of_the_same_question(tmp_path):
+    terms = Terms(dp="client", cohort=10, population=10, noise_source="secret")
+    open_ledger(tmp_path / LEDGER_NAME, terms).book(question(1), [noisy()])
+    resumed = open_ledger(tmp_path / LEDGER_NAME, terms, resume=True)
+    assert resumed.book(question(1), [noisy()]) > open_ledger(None, terms).book(
+        question(1), [noisy()]
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100])
+def test_a_last_line_that_was_cut_short_was_never_released(tmp_path, cut):
+    path = tmp_path / LEDGER_NAME
+    ledger = open_ledger(path, TERMS)
+    told = ledger.book(question(1), [noisy()])
+    whole = path.read_bytes()
+    ledger.book(question(2), [noisy()])
+    path.write_bytes(path.read_bytes()[:-cut])
+    resumed = open_ledger(path, TERMS, resume=True)
+    assert resumed.epsilon == told
+    assert path.read_bytes() == whole
+    resumed.book(question(2), [noisy()])
+    assert [json.loads(x)["round"] for x in path.read_text().splitlines()] == [1, 2]
+
+
+def test_another_runs_ledger_is_not_written_into(tmp_path):
+    open_ledger(tmp_path / LEDGER_NAME, TERMS).book(question(1), [noisy()])
+    with pytest.raises(ConfigError, match="holds a run's releases"):
+        open_ledger(tmp_path / LEDGER_NAME, TERMS)
+
+
+def test_without_protection_the_total_is_infinite_and_nothing_needs_an_accountant():
+    ledger = Ledger(Terms())
+    assert ledger.book(question(1), [RAW]) == 0.0
+    closing = ledger.closing()
+    assert closing["total"] == "infinity"
+    assert closing["reasons"] == ["weights are sent as they are"]
+
+
+def test_a_number_that_is_none_is_no_noise():
+    with pytest.raises(ValueError, match="z=nan"):
+        noisy(math.nan)
+    with pytest.raises(ValueError, match="z=None"):
+        noisy(None)
