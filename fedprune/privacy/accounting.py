@@ -181,28 +181,40 @@ def relation_for(event: Event, relation: str) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _curve(event: Event, relation: str) -> Curve:
-    """Rényi divergence of one event at every order of dp-accounting's own."""
-    dp = engine()
-    accountant = dp.rdp.RdpAccountant(neighboring_relation=relation_for(event, relation))
-    if event.z == 0 and event.spread is None and event.pure is None:
-        return np.full(len(accountant.orders), np.inf)
-    orders = accountant.orders
-    if event.z == math.inf and event.spread is None and event.pure is None:
-        return np.zeros(len(orders))
+def _curve(event: Event, relation: str, orders: tuple[float, ...]) -> Curve:
+    """Rényi divergence of one event at every order."""
+    dp, at = engine(), np.array(orders)
+    if event.pure is None and event.spread is None:
+        # Being drawn by chance cannot make a divergence larger: divergences are quasi-convex, and
+        # neighbours share the draw. The bound for samples without replacement can lie above this
+        # one, and beyond some noise the sampled ones are below the precision of their logarithms.
+        plain = np.full(len(at), np.inf) if event.z == 0 else at / (2 * event.z**2)
+        if event.unsampled or event.z == 0 or event.z > _FAINT:
+            return plain
+    accountant = dp.rdp.RdpAccountant(at, relation_for(event, relation))
     curve: Curve = accountant.compose(native(event)).rdp
-    if event.sample is not None:
-        # The bound for samples without replacement can lie above that for no sample at all, which
-        # holds too (divergences are quasi-convex, and neighbours share the draw).
-        curve = np.minimum(curve, orders / (2 * event.z**2))
     if event.spread is not None:  # the theorem is for whole orders
-        curve = np.where(orders == np.round(orders), curve, np.inf)
-    # Below 0 only by rounding; an order that could not be computed says nothing.
-    return np.maximum(0.0, np.where(np.isnan(curve), np.inf, curve))
+        return np.where(at == np.round(at), curve, np.inf)
+    if event.pure is not None:
+        return np.maximum(0.0, curve)
+    # An order that could not be computed says nothing; below 0 is only rounding.
+    return np.minimum(plain, np.maximum(0.0, np.where(np.isnan(curve), np.inf, curve)))
 
 
-def rdp_epsilon(profiles: Sequence[Profile], relation: str, delta: float) -> float:
+_FAINT = 1e4
+"""Noise multiplier beyond which a draw is not counted."""
+
+
+def rdp_epsilon(
+    profiles: Sequence[Profile], relation: str, delta: float, orders: tuple[float, ...] = ()
+) -> float:
     """Epsilon at delta by Rényi divergences: the largest over profiles.
+
+    Args:
+        profiles: what the units have been through.
+        relation: the neighbouring relation in force.
+        delta: probability with which epsilon may not hold.
+        orders: of the divergences; none: dp-accounting's own. Fewer give a larger epsilon.
 
     Raises:
         ValueError: dp-accounting is needed and not installed.
@@ -210,10 +222,15 @@ def rdp_epsilon(profiles: Sequence[Profile], relation: str, delta: float) -> flo
     worst = 0.0
     for profile in filter(None, profiles):
         dp = engine()
-        total = sum(n * _curve(e, relation) for e, n in profile.items())
-        orders = dp.rdp.RdpAccountant().orders
-        worst = max(worst, float(dp.rdp.compute_epsilon(orders, total, delta)[0]))
+        at = orders or _usual_orders()
+        total = sum(n * _curve(e, relation, at) for e, n in profile.items())
+        worst = max(worst, float(dp.rdp.compute_epsilon(at, total, delta)[0]))
     return worst
+
+
+@lru_cache(maxsize=1)
+def _usual_orders() -> tuple[float, ...]:
+    return tuple(map(float, engine().rdp.RdpAccountant().orders))
 
 
 def skellam_zcdp(mu: float, l1: float, l2: float) -> tuple[float, float]:

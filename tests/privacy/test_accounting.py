@@ -1,8 +1,12 @@
 """Epsilon against numbers from elsewhere, and the laws of composition."""
 
-import pytest
+import math
 
-from fedprune.privacy.accounting import Tally, added, rdp_epsilon
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprune.privacy.accounting import Tally, added, rdp_epsilon, skellam_zcdp
 from fedprune.privacy.closing import closed
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.terms import Terms
@@ -18,12 +22,20 @@ GOLDEN = [
 ]
 
 
-def told(terms, questions):
+def tallied(terms, questions):
     tally = Tally()
     for occasion, releases in questions:
         tally = added(tally, terms, occasion, releases)
-    rdp = rdp_epsilon(tally.profiles(), terms.relation, terms.delta)
-    return rdp, closed(tally.profiles(), terms, rdp)
+    return tally.profiles()
+
+
+def cost(terms, questions):
+    return rdp_epsilon(tallied(terms, questions), terms.relation, terms.delta)
+
+
+def told(terms, questions):
+    rdp = cost(terms, questions)
+    return rdp, closed(tallied(terms, questions), terms, rdp)
 
 
 def noisy(z, quantity="changes", **more):
@@ -55,3 +67,133 @@ def test_the_golden_table_of_the_research_notes(unit, rate, z, times, rdp, pld):
     else:
         assert closing["pld"] == pytest.approx(pld, abs=0.01)
         assert closing["pld"] <= closing["rdp"]
+
+
+def test_64_randomised_bits_are_composed_one_by_one():
+    votes = Release(
+        "votes",
+        ("votes",),
+        unit="client",
+        mechanism="randomised-response",
+        pure=0.1,
+        coordinates=64,
+        covered=True,
+    )
+    rdp, closing = told(Terms(), [(question(1, range(5), 5), [votes])])
+    assert closing["pld"] == pytest.approx(3.314, abs=0.01)
+    assert rdp == pytest.approx(3.537, abs=0.01)
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+def test_all_releases_of_a_cohort_in_a_round_are_one_event(sampling):
+    terms = Terms(dp="client", sampling=sampling, cohort=5, population=50)
+    asked = range(5)
+    together = [
+        (question(1, asked, 50), [noisy(2.0), noisy(3.0, "scores")]),
+        (question(1, asked, 50, arm="random", order=1), [noisy(6.0)]),
+    ]
+    z = (2.0**-2 + 3.0**-2 + 6.0**-2) ** -0.5
+    joined = cost(terms, together)
+    assert joined == pytest.approx(cost(terms, [(question(1, asked, 50), [noisy(z)])]))
+    apart = [(question(r, asked, 50), [noisy(z)]) for r, z in enumerate((2.0, 3.0, 6.0))]
+    assert joined > cost(terms, apart)
+
+
+def test_only_a_cohort_that_is_not_seen_protects_by_chance():
+    z, terms = 2.0, Terms(dp="client", cohort=5, population=50)
+    drawn = [(question(1, range(5), 50), [noisy(z)])]
+    everyone = [(question(1, range(50), 50, audience="everyone"), [noisy(z)])]
+    assert cost(terms, drawn) < cost(terms, everyone)
+    seen = Terms(dp="client", cohort=5, population=50, secure="secagg")
+    assert cost(seen, drawn) == cost(terms, everyone)
+    panel = [(question(1, range(5), 50, audience="panel"), [noisy(z)])]
+    assert cost(terms, panel) == 0
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+@pytest.mark.parametrize("z", [1e-3, 0.3, 1.0, 30.0, 1e3, 1e5, 1e8])
+def test_being_drawn_by_chance_never_costs_more_than_being_there(sampling, z):
+    """The bound for samples without replacement, taken alone, does at 10 of 20."""
+    terms = Terms(dp="client", sampling=sampling, cohort=10, population=20)
+    drawn = [(question(r, range(10), 20), [noisy(z)]) for r in range(20)]
+    there = [(question(r, range(20), 20, audience="everyone"), [noisy(z)]) for r in range(20)]
+    assert 0 <= cost(terms, drawn) <= cost(terms, there) * (1 + 1e-12)
+
+
+def test_examples_meet_only_what_their_own_client_releases():
+    """Parallel composition: four rounds of disjoint cohorts cost as much as one round."""
+    terms, step = Terms(dp="example"), noisy(1.0, unit="example", steps=3)
+    apart = [(question(r, [2 * r, 2 * r + 1], 8), [step]) for r in range(4)]
+    assert cost(terms, apart) == cost(terms, apart[:1])
+    again = [*apart, (question(5, [3], 8), [step])]
+    twice = [(question(r, [0], 8), [step]) for r in range(2)]
+    assert cost(terms, again) == cost(terms, twice)
+
+
+def test_what_hides_examples_does_not_hide_a_client():
+    step = noisy(1.0, unit="example", mechanism="sampled-gaussian", rate=0.1, steps=3)
+    rdp, closing = told(Terms(dp="client"), [(question(1, range(5), 5), [step])])
+    assert math.isinf(rdp)
+    assert closing["epsilon"] == closing["mu"] == "infinity"
+
+
+def test_who_answers_a_vote_cannot_be_hidden_by_the_vote():
+    votes = Release(
+        "votes", ("votes",), "up", "client", "randomised-response", pure=1.0, covered=True
+    )
+    poisson = Terms(dp="client", sampling="poisson", cohort=2, population=9)
+    assert math.isinf(cost(poisson, [(question(1, range(5), 9), [votes])]))
+
+
+def test_no_noise_is_no_privacy():
+    for z, unit in ((0.0, "client"), (0.0, "example")):
+        rdp, closing = told(Terms(dp=unit), [(question(1, range(5), 9), [noisy(z, unit=unit)])])
+        assert math.isinf(rdp)
+        assert closing["curve"][0][1] == "infinity"
+
+
+def test_skellam_noise_of_much_variance_costs_what_gaussian_noise_does():
+    """Agarwal, Kairouz, Liu 2021: what is above the Gaussian's falls with the variance."""
+    mechanism = {"unit": "client", "mechanism": "skellam", "covered": True}
+
+    def epsilon(scale):
+        spread = skellam_zcdp((4.0 * scale) ** 2, l1=100 * scale, l2=scale)
+        release = Release("changes", ("values",), spread=spread, **mechanism)
+        terms = Terms(dp="client", cohort=9, population=9)
+        return cost(terms, [(question(r, range(9), 9), [release]) for r in range(10)])
+
+    gaussian = cost(*clients(1.0, 4.0, 10))
+    assert epsilon(10.0) > epsilon(100.0) > epsilon(10000.0) >= gaussian
+    assert epsilon(10000.0) == pytest.approx(gaussian, rel=0.01)
+
+
+@pytest.mark.parametrize("l1", [3.0, 50.0, 4000.0])
+@pytest.mark.parametrize("mu", [5.0, 100.0, 1e6])
+def test_the_bound_of_skellam_noise_holds_at_every_order_of_the_theorem(l1, mu):
+    l2 = 3.0
+    rho, xi = skellam_zcdp(mu, l1, l2)
+    for order in range(2, 200):
+        more = min(((2 * order - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
+        assert rho * order + xi >= order * l2**2 / (2 * mu) + more - 1e-12
+
+
+RELEASES = st.lists(
+    st.tuples(st.integers(1, 4), st.floats(0.3, 50), st.sampled_from(["cohort", "everyone"])),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(RELEASES, st.sampled_from(["fixed", "poisson"]), st.sampled_from(["client", "example"]))
+def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, sampling, unit):
+    terms = Terms(dp=unit, sampling=sampling, cohort=6, population=10)
+    before, tally = 0.0, Tally()
+    for round_, z, audience in what:
+        asked = range(6) if audience == "cohort" else range(10)
+        occasion = question(round_, asked, 10, audience=audience)
+        tally = added(tally, terms, occasion, [noisy(round(z, 1), unit=unit)])
+        now = rdp_epsilon(tally.profiles(), terms.relation, terms.delta)
+        assert math.isfinite(now)
+        assert now >= before - 1e-9
+        before = now

@@ -1,0 +1,93 @@
+"""As much noise as the budget asks for, and no more."""
+
+import pytest
+
+from fedprune.privacy.accounting import Tally, added, rdp_epsilon, skellam_zcdp
+from fedprune.privacy.calibration import calibrated
+from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.terms import Terms
+
+
+def plan(release, rounds, audience="cohort"):
+    return [
+        (Occasion("pruned", r, "tune", 0, audience, tuple(range(5)), 20), [release])
+        for r in range(rounds)
+    ]
+
+
+def epsilon(terms, planned, factor):
+    tally = Tally()
+    for occasion, (release,) in planned:
+        noisier = Release(**{**vars(release), "z": release.z * factor})
+        tally = added(tally, terms, occasion, [noisier])
+    return rdp_epsilon(tally.profiles(), terms.relation, terms.delta)
+
+
+GAUSSIAN = Release("changes", ("values",), "up", "client", "gaussian", z=1.0, covered=True)
+STEPS = Release(
+    "changes",
+    ("values",),
+    unit="example",
+    mechanism="sampled-gaussian",
+    z=3.0,
+    rate=0.1,
+    steps=20,
+    covered=True,
+)
+
+
+@pytest.mark.parametrize("budget", [0.1, 8.0])
+@pytest.mark.parametrize(
+    ("terms", "release"),
+    [
+        ({"dp": "client"}, GAUSSIAN),
+        ({"dp": "client", "sampling": "poisson"}, GAUSSIAN),
+        ({"dp": "client", "secure": "secagg"}, GAUSSIAN),
+        ({"dp": "example"}, STEPS),
+    ],
+)
+def test_the_factor_fills_the_budget_and_does_not_exceed_it(terms, release, budget):
+    terms = Terms(**terms, cohort=5, population=20, budget=budget)
+    planned = plan(release, 10)
+    factor = calibrated(terms, planned)
+    assert epsilon(terms, planned, factor) <= budget < epsilon(terms, planned, factor / 1.002)
+
+
+@pytest.mark.parametrize(("releases", "z"), [(1, 0.600), (11, 1.991), (21, 2.751)])
+def test_noise_for_epsilon_8_lies_above_that_of_the_tighter_accountant(releases, z):
+    """The research notes' table, by privacy loss distributions; this is by Rényi divergences."""
+    terms = Terms(dp="client", cohort=20, population=20, budget=8.0)
+    assert z < calibrated(terms, plan(GAUSSIAN, releases, "everyone")) < 1.1 * z
+
+
+def test_skellam_noise_is_made_wider_too():
+    spread = skellam_zcdp(100.0, 40.0, 10.0)
+    release = Release(
+        "changes", ("values",), "up", "client", "skellam", spread=spread, covered=True
+    )
+    terms = Terms(dp="client", cohort=5, population=20, budget=2.0)
+    planned = plan(release, 3)
+    factor = calibrated(terms, planned)
+    assert factor > 1
+    wider = skellam_zcdp(100.0 * factor**2, 40.0, 10.0)
+    tally = Tally()
+    for occasion, _ in planned:
+        noisier = Release(**{**vars(release), "spread": wider})
+        tally = added(tally, terms, occasion, [noisier])
+    assert rdp_epsilon(tally.profiles(), terms.relation, terms.delta) <= 2.0
+
+
+def test_nothing_noisy_needs_no_noise():
+    raw = Release("counts", ("weight",), reason="as they are")
+    assert calibrated(Terms(dp="client", budget=1.0), plan(raw, 3)) == 0.0
+    assert calibrated(Terms(dp="client", budget=1.0), plan(GAUSSIAN, 3, "panel")) >= 0.0
+
+
+def test_votes_by_randomised_response_are_not_helped_by_noise():
+    votes = Release(
+        "votes", ("votes",), "up", "client", "randomised-response", pure=2.0, coordinates=9,
+        covered=True,
+    )  # fmt: skip
+    terms = Terms(dp="client", cohort=5, population=20, budget=1.0)
+    with pytest.raises(ValueError, match="no noise is enough"):
+        calibrated(terms, plan(votes, 1))
