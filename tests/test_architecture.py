@@ -199,6 +199,6 @@ def test_tests_mirror_the_tree():
     """A test file of a folder of the core names a module there; names are unique among tests."""
     files = list((ROOT / "tests").rglob("test_*.py"))
     assert len({p.name for p in files}) == len(files)
-    for folder in ("tasks", "pruning", "learning", "compression", "commands"):
+    for folder in ("tasks", "pruning", "learning", "compression", "commands", "secure"):
         for path in (ROOT / "tests" / folder).glob("test_*.py"):
             assert (ROOT / "fedprune" / folder / path.name.removeprefix("test_")).is_file(), path

@@ -35,6 +35,7 @@ from fedprune.secure.shamir import split
 from fedprune.secure.terms import Terms
 
 _FIELD = "secure"
+_WORTHLESS = "a neighbour's public key is worthless: every secret with it would be the same"
 
 
 def shares_of(seed: bytes, me: int, roster: Mapping[int, Keys], terms: Terms) -> dict[int, bytes]:
@@ -100,7 +101,10 @@ def masked(
     out[:-1], out[-1] = vector, tag(me, terms)
     mask(out, own_mask(secrets.own, context), add=True)
     for member in near:
-        key = pair_mask(secrets.masking, roster[member].masking, me, member, context)
+        try:
+            key = pair_mask(secrets.masking, roster[member].masking, me, member, context)
+        except ValueError:
+            raise Refused(_FIELD, _WORTHLESS) from None
         mask(out, key, add=me < member)
     return out
 
@@ -203,8 +207,8 @@ def _channel(secrets: Secrets, keys: Keys, sender: int, receiver: int, bound: by
     """The key of the one message from `sender` to `receiver`; one of them is the caller."""
     try:
         return agreed(secrets.channel, keys.channel, f"shares {sender} to {receiver}", bound)
-    except ValueError:  # of low order: the secret would be the same for everyone
-        raise Refused(_FIELD, "a neighbour's public key is worthless") from None
+    except ValueError:
+        raise Refused(_FIELD, _WORTHLESS) from None
 
 
 def _coefficients(seed: bytes, name: str, terms: Terms) -> bytes:

@@ -81,7 +81,7 @@ def _to_cancel(
                 raise Unrecoverable(f"the shares of client {owner}'s masking key are wrong")
             for member in sorted(near):  # the lower one of a pair added, the other took away
                 key = pair_mask(private, roster[member].masking, owner, member, context)
-                yield key, member > owner
+                yield key, owner < member
 
 
 def _restored(owner: int, shares: Mapping[int, Mapping[int, bytes]], terms: Terms) -> bytes:

@@ -19,6 +19,10 @@ from fedprune.config import RunConfig
 _FAILING = 1e-4
 """How likely a sum may be to need a second try when exactly the tolerated part drops out."""
 
+_SPARSE = 32
+"""Fewest neighbours of a default graph that is not complete: half as many must collude to open
+a client's vector."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -78,11 +82,11 @@ class Terms:
 def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms:
     """The terms for these members, from the keys `secure_*`.
 
-    With n members, g = floor(secure_dropout * n) of whom may go: k is the smallest even number for
-    which a majority of the neighbours is left to everyone with probability 1 - 10^-4 (the number
-    left is hypergeometric, as the graph is random; all n members are counted, by the union bound),
-    or n - 1, the complete graph, if that is not larger. The threshold is the largest for which this
-    still holds, and at least a majority, floor(k / 2) + 1. In a complete graph that is
+    With n members, g = floor(secure_dropout * n) of whom may go: k is the smallest even number, 32
+    or more, for which a majority of the neighbours is left to everyone with probability 1 - 10^-4
+    (the number left is hypergeometric, as the graph is random; all n members are counted, by the
+    union bound); n - 1, the complete graph, where there is none. The threshold is the largest for
+    which this still holds, and at least a majority, floor(k / 2) + 1. In a complete graph that is
     n - 1 - g and nothing is left to chance. `secure_neighbours` sets k (one more if n and k are
     odd, at most n - 1).
 
@@ -121,7 +125,7 @@ def _regular(n: int, k: int) -> int:
 
 @lru_cache(maxsize=64)
 def _enough_neighbours(n: int, gone: int) -> int:
-    for k in range(2, n - 1, 2):
+    for k in range(_SPARSE, n - 1, 2):
         if n * _too_few(n, k, gone, k // 2 + 1) <= _FAILING:
             return k
     return n - 1
