@@ -144,7 +144,7 @@ def test_what_the_server_sees_of_fixed_vectors_is_uniform(bits):
 
 
 def test_without_one_vector_the_sum_of_the_others_stays_hidden_by_its_masks():
-    """The server knows every own mask, but one who shared is not in the sum, nor is its key known."""
+    """The server knows every own mask, but not the keys of one who shared and is not in the sum."""
     terms = Terms(b"lacking", tuple(range(5)), 4, 3, 64)
     roster = {m: keys_of(seed(m), terms) for m in terms.members}
     fixed = np.full(50_000, 7, np.uint64)
