@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,9 +11,11 @@ import torch
 from fedprune.candidates import blended, without
 from fedprune.forms import fitting, form_of
 from fedprune.learning.averaging import change
-from fedprune.learning.training import step_batches, tune
+from fedprune.learning.training import Backward, step_batches, tune
 from fedprune.messages import COUNTING, Answer, Question
 from fedprune.plugins import scores_of
+from fedprune.privacy.noise import source_for
+from fedprune.privacy.per_example import noisy_steps, poisson_steps
 from fedprune.pruning.score import Watcher
 from fedprune.pruning.units import unit_labels
 from fedprune.randomness import generator, seeded
@@ -23,6 +25,7 @@ from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import Part, batches, extra_names
 from fedprune.teacher import lesson_of
 from fedprune.tensors import (
+    Masks,
     Tensors,
     copied,
     kept,
@@ -48,7 +51,7 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
     if question.score and c.masks != "global":
         masks, votes = own_pruning(question, seat)
     on_device = {name: m.to(seat.device) for name, m in masks.items()}
-    steps = step_batches(part, c, generator(c.seed, "batches", *where))
+    steps, backward = _steps(question, seat, on_device)
     moved_steps = (list(seat.moved(iter(step))) for step in steps)
     with seeded(c.seed, "dropout", *where):
         tuned = tune(
@@ -62,6 +65,7 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
             called=seat.tuned,
             units=_units(seat),
             lesson=lesson_of(question, c, seat.teacher),
+            backward=backward,
         )
     moved = change(on_cpu(state_of(seat.model)), question.weights, seat.layout)
     statistics = None
@@ -73,6 +77,18 @@ def _answer_tune(question: Question, seat: Seat) -> Answer:
         totals["divergence"] = tuned.divergence
     values = kept(moved, question.masks)
     return Answer(values, float(task.labels(part)), totals, votes, statistics)
+
+
+def _steps(
+    question: Question, seat: Seat, masks: Masks
+) -> tuple[Iterator[list[Part]], Backward | None]:
+    """The batches of every step, and what takes their gradients where noise hides examples."""
+    c, part = seat.config, seat.shard.train
+    if c.dp != "example":
+        gen = generator(c.seed, "batches", question.round, seat.partition)
+        return step_batches(part, c, gen), None
+    draws, noise = (source_for(question, c, seat.partition, what) for what in ("examples", "noise"))
+    return poisson_steps(part, c, draws), noisy_steps(seat.model, seat.task, masks, c, noise)
 
 
 def _units(seat: Seat) -> Tensors:

@@ -14,6 +14,7 @@ from fedprune.forms import fitting
 from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Answer, Question, Refused
 from fedprune.plugins import scores_of
+from fedprune.privacy.per_example import noised_statistics
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
 from fedprune.pruning.score import Ask, Evidence, Probe, Score
 from fedprune.randomness import derive
@@ -57,9 +58,11 @@ def answer_score(question: Question, seat: Seat) -> Answer:
     ask = scores_of(seat.config.plugin)[question.score].asks[question.ask]
     names = question.names or seat.layout.prunable
     seat.model.eval()
-    collected = ask.collect(_probe(question, seat, names, question.given))
+    probe = _probe(question, seat, names, question.given)
+    if seat.config.dp == "example":
+        return _statistic(question, seat, names, noised_statistics(question, seat, probe))
     dead = {} if question.dense else question.masks
-    sums = cleared(copied(collected), dead)
+    sums = cleared(copied(ask.collect(probe)), dead)
     return _statistic(question, seat, names, sums)
 
 

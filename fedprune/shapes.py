@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
@@ -111,6 +112,7 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
     _check_reach(config, layout)
     _check_score(config, model, layout)
     _check_target(config, model, layout)
+    _check_examples(config, model)
     if config.vocabulary == "used" and embedding_path(model) is None:
         refuse("vocabulary", "used", "the model has no table of tokens to cut", "full")
     return layout
@@ -151,6 +153,14 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
         RECONSTRUCTIONS[config.reconstruct].ask.shapes(layout, layout.prunable, config.unit, 0)
     if config.sparsity and score.step is None:
         _check_selection(config, model, layout)
+
+
+def _check_examples(config: RunConfig, model: nn.Module) -> None:
+    """Refuse a model in which an example has no gradient of its own, where noise is to hide it."""
+    mixing = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    if config.dp == "example" and mixing:
+        reason = f"BatchNorm ({mixing[0]}) mixes the examples of a batch"
+        refuse("dp", config.dp, reason, "none, client, or a model without it")
 
 
 def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> None:

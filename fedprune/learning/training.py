@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,18 @@ class Tuned:
     count: int
     statistics: Tensors | None = None
     divergence: float | None = None
+
+
+class Done(NamedTuple):
+    """One step's sums: the loss, the labels it is over, and the divergence from a teacher."""
+
+    loss: float
+    labels: int
+    divergence: float = 0.0
+
+
+Backward = Callable[[list[Part]], Done]
+"""Leaves the gradients of a step's batches in the parameters' `grad`."""
 
 
 def learning_rate(config: RunConfig, round_: int) -> float:
@@ -153,6 +165,7 @@ def tune(
     called: nn.Module | None = None,
     units: Mapping[str, Tensor] | None = None,
     lesson: Lesson | None = None,
+    backward: Backward | None = None,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
@@ -167,6 +180,7 @@ def tune(
         called: what is called in the model's place, with the same parameters (compiled).
         units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
         lesson: a teacher to learn from beside the labels.
+        backward: takes the gradients of a step in another way.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(named.values())
@@ -174,21 +188,17 @@ def tune(
     terms = terms_of(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
+    own = backward or _of_mean_loss(model, called, task, lesson, config)
     sums, counts, apart = 0.0, 0, 0.0
     model.train()
     with watch or nullcontext() as watcher, _attention_of(model, lesson):
         for step in steps:
             optimizer.zero_grad()
-            labels = sum(task.labels(batch) for batch in step)
-            for batch in step:
-                with _precision(config, parameters[0].device.type):
-                    result = _learnt(model, called, batch, task, lesson)
-                (result.total / max(1, labels)).backward()
-                sums += result.own.total.item()
-                counts += result.own.count
-                apart += result.divergence
+            done = own(step)
+            sums, counts = sums + done.loss, counts + done.labels
+            apart += done.divergence
             if watcher is not None:
-                watcher.after_backward(labels)
+                watcher.after_backward(sum(task.labels(batch) for batch in step))
             _shape_gradients(named, removed, terms, config)
             optimizer.step()
             for shrink in shrinkages:
@@ -196,6 +206,31 @@ def tune(
     optimizer.zero_grad()
     statistics = None if watcher is None else watcher.sums
     return Tuned(sums, counts, statistics, None if lesson is None else apart)
+
+
+def _of_mean_loss(
+    model: nn.Module,
+    called: nn.Module | None,
+    task: Task,
+    lesson: Lesson | None,
+    config: RunConfig,
+) -> Backward:
+    """The gradients of the mean loss over a step's labels."""
+    device = next(model.parameters()).device.type
+
+    def backward(step: list[Part]) -> Done:
+        labels = sum(task.labels(batch) for batch in step)
+        loss, count, apart = 0.0, 0, 0.0
+        for batch in step:
+            with _precision(config, device):
+                result = _learnt(model, called, batch, task, lesson)
+            (result.total / max(1, labels)).backward()
+            loss += result.own.total.item()
+            count += result.own.count
+            apart += result.divergence
+        return Done(loss, count, apart)
+
+    return backward
 
 
 def _learnt(

@@ -22,10 +22,13 @@ import torch
 from numpy.random import Philox
 from torch import Tensor
 
+from fedprune.compression.skeleton import skeleton_digest
 from fedprune.randomness import derive
+from fedprune.tensors import digest
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
+    from fedprune.messages import Question
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
@@ -59,6 +62,18 @@ def source_of(config: RunConfig, purpose: str, *where: int) -> Source:
     if config.noise_source == "secret":
         return secret_source()
     return seeded_source(config.seed, purpose, *where)
+
+
+def source_for(question: Question, config: RunConfig, partition: int, purpose: str) -> Source:
+    """The source of a client's own noise in its answer to a question.
+
+    Seeded, it is another one for every other question: had two of them the same noise, it would
+    drop out of their difference. The same question asked again has the same, and tells no more.
+    """
+    q = question
+    about = (q.kind, q.score, q.ask, q.names, q.dense, q.sparsity, q.lr)
+    sent = (skeleton_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
+    return source_of(config, f"{purpose} {about} {sent}", q.round, partition)
 
 
 def seeded_source(seed: int, purpose: str, *where: int) -> Source:
