@@ -12,6 +12,7 @@ from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.score import Score
 from fedprune.pruning.units import pattern_sparsity
 from fedprune.redundancy.misfits import reduction_defaults, reduction_round
+from fedprune.secure.misfits import secure_defaults
 from fedprune.tasks.task import Task
 
 
@@ -131,7 +132,7 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         out["trim"] = 0.1
     if values.get("masks", "global") != "global":
         out["average"] = "l0-mean"
-    return out | _of_terms(values) | reduction_defaults(values)
+    return out | _of_terms(values) | reduction_defaults(values) | secure_defaults(values)
 
 
 def _of_terms(values: Mapping[str, Any]) -> dict[str, Any]:
