@@ -127,7 +127,13 @@ def furnished(house: House, edits: Edits) -> House:
 def serve(
     house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
 ) -> Folded:
-    """The sum of the partitions' answers; a partition that fails is left out and named."""
+    """The sum of the partitions' answers; a partition that fails is left out and named.
+
+    Raises:
+        ValueError: the configuration promises secure sums, and this one would be in the open.
+    """
+    if house.config.secure != "none":
+        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
     house = furnished(house, edits_in(packet.bits))
     question = decode_question(packet, house.layout)
     form = form_of(question, house.config, house.layout)

@@ -48,7 +48,6 @@ def _seen_singly(c: RunConfig) -> list[Misfit]:
         ("combine", on and robust, "a secure sum shows no client's own scores", _SUMS),
         ("uplink", on and c.uplink not in (None, "fp32"), whole, "fp32"),
         ("score-wire", on and c.score_wire != "fp32", whole, "fp32"),
-        ("error-feedback", on and c.error_feedback, whole, "false"),
     ]
 
 
