@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedprune.choosing import evidence_about
+from fedprune.cohorts import too_few
 from fedprune.forms import form_of
 from fedprune.messages import Folded, Question
 from fedprune.plugins import scores_of
@@ -59,7 +60,7 @@ def asked(
         what |= {"sparsity": votes, "progress": plan.progress(state.round)}
         question = bench.question(state, "score", **what)
         state, folded = bench.put(state, question, bench.cohort)
-        if len(folded.answered) < c.min_clients or not folded.answered:
+        if too_few(folded, c) or not (folded.answered or c.sampling == "poisson"):
             return state, folded, None
         evidence = _with_sums(evidence, folded, question, plan)
     return state, folded, evidence

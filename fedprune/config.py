@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedprune.defaults import completed
+from fedprune.defaults import beside_noise, completed
 from fedprune.rules import check
 
 BY_TASK = "by task"
@@ -486,6 +486,12 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
         check(self)
+        if self.dp != "none" and self.dp_noise is None:
+            from fedprune.privacy.planning import noise_of_budget
+
+            # Not known before all else is; the model is frozen for everybody else.
+            self.__dict__["dp_noise"] = noise_of_budget(self)
+        self.__dict__.update(beside_noise(self))
         return self
 
 

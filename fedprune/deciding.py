@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedprune.asking import Bench, asked, evidence_of
 from fedprune.choosing import Wanted, chosen
+from fedprune.cohorts import too_few
 from fedprune.compression.coded import coded_size
 from fedprune.config import ConfigError
 from fedprune.forms import form_of
@@ -67,7 +68,7 @@ def collected(state: State, plan: Plan, changes: Folded) -> State:
     """The state pruned by what the clients collected while they tuned."""
     question = Question("tune", state.round, state.weights, state.masks, score=plan.config.score)
     form = form_of(question, plan.config, plan.layout)
-    if changes.statistics is None or len(changes.answered) < plan.config.min_clients:
+    if changes.statistics is None or too_few(changes, plan.config):
         return replace(state, owed=True)
     evidence = replace(
         evidence_of(state, plan, ()),
@@ -215,7 +216,7 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
         return replace(state, owed=True), Notes()
     question = bench.question(state, "score", score="gradient", dense=True)
     state, grown = bench.put(state, question, bench.cohort)
-    if len(grown.answered) < c.min_clients or grown.total is None:
+    if grown.total is None or too_few(grown, c):
         return replace(state, owed=True), Notes()
     gradient = form_of(question, c, plan.layout).named(grown.total)
     step, steps = plan.exchange_step(state.round)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedprune.naming import named
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.score import Score
 from fedprune.pruning.units import pattern_sparsity
 from fedprune.redundancy.misfits import reduction_defaults, reduction_round
-from fedprune.secure.misfits import secure_defaults
 from fedprune.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
 
 
 def completed(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +134,31 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         out["trim"] = 0.1
     if values.get("masks", "global") != "global":
         out["average"] = "l0-mean"
-    return out | _of_terms(values) | reduction_defaults(values) | secure_defaults(values)
+    return out | _of_terms(values) | _of_privacy(values) | reduction_defaults(values)
+
+
+def _of_privacy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of the options that noise brings with it, and secure sums."""
+    out: dict[str, Any] = {}
+    if values.get("dp", "none") != "none":
+        out |= {"delta": 1e-5, "dp_clip": 1.0, "weighting": "equal", "agreement": False}
+        out |= {"metrics": "exact" if values.get("panel") else "noised"}
+        if values.get("metrics", out["metrics"]) == "noised":
+            out["dp_metric_clip"] = 10.0
+    if values.get("dp") == "example":
+        out["dp_rate"] = 0.1
+    if values.get("secure", "none") != "none":
+        out |= {"secure_dropout": 0.3, "secure_bits": 64, "secure_minimum": 3}
+    return out
+
+
+def beside_noise(config: RunConfig) -> dict[str, Any]:
+    """The noise on scores and metrics of a configuration that only says that on changes."""
+    if config.dp == "none":
+        return {}
+    asks = bool(scores_of(config.plugin)[config.score].asks) and config.sparsity != 0.0
+    wanted = {"dp_score_noise": asks, "dp_metric_noise": config.metrics == "noised"}
+    return {k: config.dp_noise for k, want in wanted.items() if want and vars(config)[k] is None}
 
 
 def _of_terms(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from fedprune.hosts import inline_port, open_house, placed
 from fedprune.messages import Answer, Folded, Question
 from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
+from fedprune.privacy.gate import guarded, opened
+from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
+from fedprune.privacy.terms import terms_of
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import choices_in
@@ -99,16 +102,19 @@ def federate(
     port = port or inline_port(open_house(placed(config, folder) if folder else config))
     before = earlier(config.init) if config.init else None
     fresh, blank = _opening(config, weights, before)
-    fresh, naive = without_model(fresh, config, port)
-    fresh = with_used_tokens(fresh, blank, port)
     book = _opened(config, folder, resume, watch or Watch())
+    path = None if folder is None else folder / LEDGER_NAME
+    ledger = open_ledger(path, terms_of(config), resume=resume)
+    opening = opened(port, config, ledger, PRUNED)
+    fresh, naive = without_model(fresh, config, opening)
+    fresh = with_used_tokens(fresh, blank, opening)
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
-        shown = book.shown(arm, port)
+        shown = guarded(book.shown(arm, port), config, ledger, arm)
         end = book.play(arm, book.start(arm, fresh), replace(blank, config=its_config), shown)
         end, plan = _finished(end, replace(blank, config=its_config))
-        end, tests[arm] = measure(end, shown, "test")
+        end, tests[arm] = _tested(end, shown)
         ends[arm] = end, plan
     end, plan = ends[PRUNED]
     end = outcome(end)
@@ -117,6 +123,7 @@ def federate(
     seconds = time.perf_counter() - began
     about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
     summary = summary_of(config, blank.layout, end, tests, about)
+    summary["privacy"] = ledger.closing()
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
         summary |= write_results(folder, end, model, config, (blank.layout, plan.layout))
@@ -130,6 +137,14 @@ def federate(
 
         write_report(folder)
     return Result(model, end, book.rows, summary)
+
+
+def _tested(end: State, port: Port) -> tuple[State, Totals]:
+    """The test totals at the end of an arm; none, if the privacy budget does not allow for them."""
+    try:
+        return measure(end, port, "test")
+    except Spent:
+        return end, {}
 
 
 def _opening(
@@ -185,7 +200,7 @@ def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, d
     count labels.
     """
     task = tasks_of(config.plugin)[config.task]
-    if task.classes is None:
+    if task.classes is None or (config.dp != "none" and not config.panel):
         return state, {}
     asked, folded = describe(state, port)
     if folded.total is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fedprune.config import RunConfig
 from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Folded, Question, Refused
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.privacy.leaving import noised_metrics, spared_totals
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.layout import Layout
 from fedprune.redundancy.moments import MOMENTS
@@ -78,8 +79,13 @@ def _numbers(shapes: Shapes, masks: Masks) -> int:
 
 
 def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
-    """The form of an answer to this question."""
-    return _FORMS[question.kind](question, config, layout)
+    """The form of an answer to this question, without the totals that stay with the client."""
+    form = _FORMS[question.kind](question, config, layout)
+    if spared_totals(question.kind, config):
+        return replace(form, totals=frozenset())
+    if noised_metrics(question.kind, config):
+        return replace(form, totals=form.totals - {"count"})
+    return form
 
 
 def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
@@ -116,11 +122,6 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         count_kept(question.masks) if own else 0,
         own,
     )
-
-
-def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del config, layout
-    return Form({}, question.masks, voters=count_kept(question.masks))
 
 
 def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
@@ -162,7 +163,6 @@ def _tokens(question: Question, config: RunConfig, layout: Layout) -> Form:
 _FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "score": _score,
     "tune": _tune,
-    "own": _own,
     "evaluate": _evaluate,
     "compare": _compare,
     "describe": _describe,

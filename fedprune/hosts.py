@@ -25,6 +25,8 @@ from fedprune.learning.training import prepared
 from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import tasks_of
+from fedprune.privacy.leaving import leaving, silenced
+from fedprune.privacy.releases import most_votes
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
 from fedprune.randomness import generator
@@ -127,13 +129,7 @@ def furnished(house: House, edits: Edits) -> House:
 def serve(
     house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
 ) -> Folded:
-    """The sum of the partitions' answers; a partition that fails is left out and named.
-
-    Raises:
-        ValueError: the configuration promises secure sums, and this one would be in the open.
-    """
-    if house.config.secure != "none":
-        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
+    """The sum of the partitions' answers; a partition that fails is left out and named."""
     house = furnished(house, edits_in(packet.bits))
     question = decode_question(packet, house.layout)
     form = form_of(question, house.config, house.layout)
@@ -158,7 +154,7 @@ def _served(house: House, question: Question, form: Form, partition: int, before
             keep(*at, meant.values - given.values, question.weights, question.masks)
         return as_sum(given, partition, size, before, singly=form.singly, held=form.own)
     except Exception as error:  # whatever a client's code raises must not stop the others
-        failure = failure_of(partition, question.kind, error)
+        failure = silenced(failure_of(partition, question.kind, error), house.config)
         return summed([before, Folded(failures=(failure,), bytes_up=size)])
 
 
@@ -180,7 +176,9 @@ def answered(house: House, question: Question, partition: int) -> Answer:
         house.tuned,
         _teacher(house, question),
     )
-    given = answer(question, seat)
+    form = form_of(question, house.config, house.layout)
+    most = most_votes(question, house.config, form, house.layout)
+    given = leaving(answer(question, seat), question, house.config, most)
     if not house.config.error_feedback or question.kind != "tune":
         return given
     at = (house.residuals, partition, question.round)
@@ -235,11 +233,6 @@ def bytes_down(
 
 def inline_port(house: House, tick: Tick | None = None) -> Port:
     """The port that serves every host in this process, one after the other."""
-    if house.config.secure != "none":
-        # Secure sums are made of what is above: they come in where they are wanted.
-        from fedprune.secure.inline import inline_sums
-
-        return Port(inline_sums(house, tick), lambda: labels_of(house))
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, house.config.wire)
@@ -252,11 +245,5 @@ def inline_port(house: House, tick: Tick | None = None) -> Port:
 
 
 def labels_of(house: House) -> dict[int, int]:
-    """The partitions a house can serve and the labels in their training parts.
-
-    How many labels a client has is its own affair where its answers are: then 0 stands for it.
-    """
-    c = house.config
-    if c.secure != "none" or c.dp != "none":
-        return dict.fromkeys(sorted(house.shards), 0)
+    """The partitions a house can serve and the labels in their training parts."""
     return {p: house.task.labels(shard.train) for p, shard in sorted(house.shards.items())}

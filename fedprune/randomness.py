@@ -35,6 +35,12 @@ def seeded(seed: int, purpose: str, *where: int) -> Iterator[None]:
         yield
 
 
+def draw_each(population: list[int], rate: float, gen: torch.Generator) -> list[int]:
+    """Each member by itself with probability `rate` (Poisson sampling), sorted; perhaps nobody."""
+    flips = torch.rand(len(population), generator=gen, dtype=torch.float64).tolist()
+    return [p for p, flip in zip(sorted(population), flips, strict=True) if flip < rate]
+
+
 def draw(population: list[int], size: int, gen: torch.Generator) -> list[int]:
     """`size` members without replacement, sorted; all of them if there are no more."""
     order = torch.randperm(len(population), generator=gen).tolist()

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedprune.adapting import adapted
 from fedprune.asking import Bench
+from fedprune.cohorts import drawn, too_few
 from fedprune.comparing import blend
 from fedprune.compression.skeleton import skeleton_digest
 from fedprune.compression.wire import digest_of
@@ -23,7 +24,7 @@ from fedprune.learning.moving import moved
 from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, agreement_of
-from fedprune.randomness import draw, generator
+from fedprune.privacy.ledger import Spent
 from fedprune.reducing import Told, reduced
 from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
@@ -38,22 +39,36 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
     c, plan = plan.config, fitted(plan, state.edits)
     state = remembered(state, plan)
     while state.round < c.rounds:
-        state = replace(state, round=state.round + 1, failures=())
-        cohort = draw(list(port.present()), c.cohort, generator(c.seed, "cohort", state.round))
-        due = state.owed or plan.prunes(state.round)
-        state = before_pruning(state, plan, port, due=due)
-        state, plan, notes = thinned(state, plan, port, cohort, due=due)
-        state, changes = tune_all(state, plan, port, cohort, due=due)
-        before, state = state, average(state, plan, changes)
-        state, shares = blend(before, state, _bench(plan, port, cohort))
-        if due and c.score_during == "tune":
-            state = collected(state, plan, changes)
-        state, plan = kept_small(state, plan)
-        state = followed(remembered(state, plan), before, plan)
-        state, totals = measure(state, port, "validation")
-        agreement = notes.agreement if changes.votes is None else agreement_of(changes)
-        notes = replace(notes, blend=shares, agreement=agreement)
-        yield state, row(state, plan, cohort, changes, totals, notes)
+        try:
+            state, plan, told = one_round(state, plan, port)
+        except Spent:
+            return  # what the round had asked so far is booked, and changes nothing
+        yield state, told
+
+
+def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
+    """The state after a round, the plan that fits it, and the round's row of the report.
+
+    Raises:
+        Spent: the privacy budget does not allow for the next question.
+    """
+    c = plan.config
+    state = replace(state, round=state.round + 1, failures=())
+    cohort = drawn(c, port.training(), state.round)
+    due = state.owed or plan.prunes(state.round)
+    state = before_pruning(state, plan, port, due=due)
+    state, plan, notes = thinned(state, plan, port, cohort, due=due)
+    state, changes = tune_all(state, plan, port, cohort, due=due)
+    before, state = state, average(state, plan, changes)
+    state, shares = blend(before, state, _bench(plan, port, cohort))
+    if due and c.score_during == "tune":
+        state = collected(state, plan, changes)
+    state, plan = kept_small(state, plan)
+    state = followed(remembered(state, plan), before, plan)
+    state, totals = measure(state, port, "validation")
+    agreement = notes.agreement if changes.votes is None else agreement_of(changes)
+    notes = replace(notes, blend=shares, agreement=agreement)
+    return state, plan, row(state, plan, cohort, changes, totals, notes)
 
 
 def before_pruning(state: State, plan: Plan, port: Port, *, due: bool) -> State:
@@ -123,7 +138,7 @@ def _bench(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
     def put(at: State, question: Question, partitions: Sequence[int]) -> tuple[State, Folded]:
         return _put(at, port, question, partitions)
 
-    return Bench(plan, put, _question, cohort, lambda: list(port.present()))
+    return Bench(plan, put, _question, cohort, port.measuring)
 
 
 def tune_all(
@@ -153,7 +168,7 @@ def average(state: State, plan: Plan, changes: Folded) -> State:
     Where the clients trained under masks of their own, the global mask is decided here too.
     """
     c = plan.config
-    if changes.total is None or len(changes.answered) < c.min_clients:
+    if changes.total is None or too_few(changes, c):
         own = c.masks != "global" and plan.prunes(state.round)
         return replace(state, owed=state.owed or own)
     weights = averaged(
@@ -176,13 +191,13 @@ def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
     Of the running average, where there is one.
     """
     question = _question(outcome(state), "evaluate", part=part)
-    state, folded = _put(state, port, question, list(port.present()))
+    state, folded = _put(state, port, question, port.measuring())
     return state, folded.totals
 
 
 def describe(state: State, port: Port) -> tuple[State, Folded]:
     """How often each label occurs in the training and test parts of everyone who is there."""
-    return _put(state, port, _question(state, "describe"), list(port.present()))
+    return _put(state, port, _question(state, "describe"), port.measuring())
 
 
 def census(state: State, port: Port, table: str) -> tuple[State, Folded]:

@@ -112,7 +112,7 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
     _check_reach(config, layout)
     _check_score(config, model, layout)
     _check_target(config, model, layout)
-    _check_examples(config, model)
+    _check_noise(config, model)
     if config.vocabulary == "used" and embedding_path(model) is None:
         refuse("vocabulary", "used", "the model has no table of tokens to cut", "full")
     return layout
@@ -155,12 +155,16 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
         _check_selection(config, model, layout)
 
 
-def _check_examples(config: RunConfig, model: nn.Module) -> None:
-    """Refuse a model in which an example has no gradient of its own, where noise is to hide it."""
+def _check_noise(config: RunConfig, model: nn.Module) -> None:
+    """Refuse a model that noise cannot protect anybody in."""
     mixing = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    if config.dp == "example" and mixing:
-        reason = f"BatchNorm ({mixing[0]}) mixes the examples of a batch"
-        refuse("dp", config.dp, reason, "none, client, or a model without it")
+    if config.dp == "none" or not mixing:
+        return
+    why = {
+        "example": f"BatchNorm ({mixing[0]}) mixes the examples of a batch",
+        "client": f"noise would make the running variances of BatchNorm ({mixing[0]}) negative",
+    }
+    refuse("dp", config.dp, why[config.dp], "none, or a model without it")
 
 
 def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> None:

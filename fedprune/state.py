@@ -28,10 +28,20 @@ class Port:
     Attributes:
         ask: puts a question to partitions, gives back the folded answers.
         present: the partitions that can be asked now, ascending, and their training labels.
+        panel: partitions that only measure, and no others do; none: everyone trains and measures.
     """
 
     ask: Callable[[Question, Sequence[int]], Folded]
     present: Callable[[], Mapping[int, int]]
+    panel: frozenset[int] = frozenset()
+
+    def training(self) -> list[int]:
+        """The partitions that a cohort can be drawn from now."""
+        return [p for p in self.present() if p not in self.panel]
+
+    def measuring(self) -> list[int]:
+        """The partitions whose held-out parts are measured on now."""
+        return [p for p in self.present() if not self.panel or p in self.panel]
 
 
 @dataclass(frozen=True)

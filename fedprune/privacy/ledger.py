@@ -161,8 +161,7 @@ class Ledger:
         uncovered = list(self.uncovered)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
         told |= {"unit": self.terms.unit, "relation": self.terms.relation}
-        words = statement(self.terms, self.lines, told["epsilon"])
-        return told | {"delta": self.terms.delta, "statement": words}
+        return told | {"delta": self.terms.delta, "statement": statement(self.terms, self.lines)}
 
 
 def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Ledger:
@@ -208,7 +207,8 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _key(occasion: Occasion, release: Release) -> tuple[Any, ...]:
-    return (occasion.arm, occasion.round, occasion.order, occasion.digest, release)
+    # A question that has a name is the same wherever a resumed run puts it again.
+    return (occasion.arm, occasion.round, occasion.digest or occasion.order, release)
 
 
 def _from_line(line: Mapping[str, Any]) -> tuple[Occasion, Release]:

@@ -65,7 +65,7 @@ def _turned(x: Tensor, y: object) -> Tensor:
     return 1.0 - nn.functional.cosine_similarity(x.double(), y.double(), dim=-1)
 
 
-ASK = Ask(_collect, _shapes, passes="1 forward")
+ASK = Ask(_collect, _shapes, passes="1 forward", signed=False)
 
 
 def block_influence(evidence: Evidence) -> Tensors:

@@ -77,7 +77,7 @@ def ask_inputs(each: Each, *, square: bool = False) -> Ask:
     ) -> AbstractContextManager[InputWatcher]:
         return _watched(model, names, _shapes(layout, names, square), each)
 
-    return Ask(collect, shapes, watch=watch, passes="1 forward")
+    return Ask(collect, shapes, watch=watch, passes="1 forward", signed=square)
 
 
 @dataclass

@@ -115,6 +115,7 @@ class Ask:
             (for the first ask, evidence without sums); same rule for names and shapes.
         watch: the same sums collected while a client tunes; None: only a pass of its own will do.
         passes: what it costs a client, in words: "1 forward, 1 backward".
+        signed: the sums may be below 0; those that cannot need less noise to hide a client.
     """
 
     collect: Callable[[Probe], Tensors]
@@ -122,6 +123,7 @@ class Ask:
     given: Callable[[Evidence], Tensors] | None = None
     watch: Watch | None = None
     passes: str = "1 forward, 1 backward"
+    signed: bool = True
 
 
 Step = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]

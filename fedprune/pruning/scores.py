@@ -85,7 +85,9 @@ def _random(evidence: Evidence) -> Tensors:
 
 ASK_GRADIENT = Ask(by_batch(gradient), watch=watched(gradient))
 ASK_TAYLOR = Ask(by_batch(taylor), watch=watched(taylor))
-ASK_SQUARES = Ask(by_example(square), passes="1 forward, 1 backward, squares of every example")
+ASK_SQUARES = Ask(
+    by_example(square), passes="1 forward, 1 backward, squares of every example", signed=False
+)
 
 SCORES: dict[str, Score] = {
     "taylor": Score(
@@ -122,14 +124,14 @@ SCORES: dict[str, Score] = {
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
         "mean of squared step gradients, as frameworks implement PruneFL",
         _mean,
-        (Ask(by_batch(mean_square), watch=watched(mean_square)),),
+        (Ask(by_batch(mean_square), watch=watched(mean_square), signed=False),),
         additive=False,
     ),
     "second_moment_per_client": Score(
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
         "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
         _mean,
-        (Ask(by_client(mean_square)),),
+        (Ask(by_client(mean_square), signed=False),),
         additive=False,
     ),
     "fisher": Score(

@@ -55,7 +55,9 @@ def row(
         "perplexity": measured.get("perplexity"),
         "accuracy": measured.get("accuracy"),
         "measures": {n: v for n, v in measured.items() if n not in _ALWAYS} or None,
-        "train_loss": changes.totals["loss"] / steps if steps else None,
+        "train_loss": changes.totals["loss"] / steps
+        if steps and "loss" in changes.totals
+        else None,
         "divergence": changes.totals["divergence"] / steps
         if steps and "divergence" in changes.totals
         else None,

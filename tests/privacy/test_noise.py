@@ -119,7 +119,7 @@ def test_seeded_noise_repeats_by_purpose_and_place_and_secret_noise_never():
     assert drawn(made(), 1, 2) == drawn(made(), 1, 2)
     assert drawn(made(), 1, 2) != drawn(made(), 1, 3)
     assert drawn(made(), 1, 2) != drawn(made(seed=5), 1, 2)
-    secret = made(noise_source="secret")
+    secret = made(noise_source="secret", model="mlp", dp="client", dp_noise=1.0)
     assert drawn(secret, 1, 2) != drawn(secret, 1, 2)
     assert source_of(secret, "noise").secret
     assert not source_of(made(), "noise").secret

@@ -1,0 +1,173 @@
+"""The one seam, the server's side: every question is booked before it is put, every sum gets noise.
+
+`guarded` wraps a port. What is asked is first written into the ledger, which stops the run where
+the budget would be exceeded; what comes back is a sum of bounded summands
+(`fedprune.privacy.leaving`), to which the server adds the noise that was booked. All that is alive
+is flat and without gaps here, so removed coordinates get no noise and stay exactly 0.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedprune.compression.skeleton import skeleton_digest
+from fedprune.config import RunConfig
+from fedprune.forms import Form, form_of
+from fedprune.messages import COUNTING, Folded, Question
+from fedprune.privacy.leaving import COHORT, MEASURING
+from fedprune.privacy.ledger import Ledger
+from fedprune.privacy.noise import Source, gaussian, source_of
+from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.releases import announced, asks_signed, most_votes, releases_of
+from fedprune.shapes import layout_at
+from fedprune.state import Port
+from fedprune.tensors import digest
+
+__all__ = ["guarded"]
+
+
+@dataclass
+class _Seen:
+    """How many questions there were in a round of an arm."""
+
+    count: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def order(self, arm: str, round_: int) -> int:
+        n = self.count.get((arm, round_), 0)
+        self.count[arm, round_] = n + 1
+        return n
+
+
+def guarded(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
+    """The port with every question booked and every sum noised as the configuration says.
+
+    Its `ask` raises `fedprune.privacy.ledger.Spent` before a question that the budget does not
+    allow for.
+    """
+    seen = _Seen()
+
+    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        layout = layout_at(config, question.edits)
+        form = form_of(question, config, layout)
+        most = most_votes(question, config, form, layout)
+        booked = releases_of(question, form, config, most)
+        name = name_of(question, partitions, config)
+        order = seen.order(arm, question.round)
+        occasion = Occasion(
+            arm,
+            question.round,
+            question.kind,
+            order,
+            audience(question.kind, config),
+            tuple(partitions),
+            config.clients - config.panel,
+            name,
+        )
+        ledger.book(occasion, booked)
+        folded = port.ask(question, partitions)
+        if config.dp == "none":
+            return folded
+        draw = source_of(config, f"noise {arm} {name}", question.round)
+        return _noised(folded, question, form, config, booked, draw)
+
+    panel = frozenset(range(config.clients - config.panel, config.clients))
+    return replace(port, ask=ask, panel=panel)
+
+
+def opened(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
+    """The guarded port, after what clients tell of themselves has been booked."""
+    where = Occasion(arm, 0, "hello", 0, "start", tuple(range(config.clients)), config.clients)
+    ledger.book(where, announced(config))
+    return guarded(port, config, ledger, arm)
+
+
+def audience(kind: str, config: RunConfig) -> str:
+    """Who such a question goes to: the round's cohort, everyone, or the panel."""
+    if kind in COHORT:
+        return "cohort"
+    return "panel" if config.panel else "everyone"
+
+
+def name_of(question: Question, partitions: Sequence[int], config: RunConfig) -> str:
+    """A short name of what is asked and of whom: the same question has the same name and noise."""
+    if config.dp == "none":
+        return ""
+    weights = "" if question.kind in COUNTING else digest(question.weights)
+    about = (
+        question.kind,
+        question.round,
+        question.score,
+        question.ask,
+        question.names,
+        question.dense,
+        question.sparsity,
+        question.part,
+        len(question.candidates),
+        skeleton_digest(question.masks, question.edits),
+        weights,
+        tuple(partitions),
+    )
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def _noised(
+    folded: Folded,
+    question: Question,
+    form: Form,
+    config: RunConfig,
+    booked: Sequence[Release],
+    draw: Source,
+) -> Folded:
+    """The sum with its noise, over denominators that do not depend on who answered."""
+    if question.kind in COUNTING:
+        return folded  # of the panel, or nobody is asked
+    if question.kind in MEASURING:
+        return _measured(folded, config, booked, draw)
+    size = float(config.cohort)
+    sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in booked for f in r.fields if r.covered}
+    here = config.dp == "client" and config.secure == "none"
+
+    def noisy(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
+        return _with_noise(sum_, length, sd.get(name, 0.0) if here else 0.0, draw)
+
+    total = noisy(folded.total, form.values, "values")
+    if total is not None and not asks_signed(question, config):
+        total = total.clamp(min=0.0)  # sums of what is never negative
+    return replace(
+        folded,
+        total=total,
+        votes=noisy(folded.votes, form.voters, "votes"),
+        statistics=noisy(folded.statistics, form.statistics, "statistics"),
+        weight=size,
+        totals={"count": size},
+    )
+
+
+def _with_noise(total: Tensor | None, size: int, sd: float, draw: Source) -> Tensor | None:
+    """A sum with noise on every coordinate; of nobody's answers, noise alone."""
+    if not size:
+        return total
+    flat = torch.zeros(size, dtype=torch.float64) if total is None else total.double()
+    return flat + gaussian(size, sd, draw) if sd else flat
+
+
+def _measured(folded: Folded, config: RunConfig, booked: Sequence[Release], draw: Source) -> Folded:
+    """Totals of clients' means, noised, over everyone who could have answered."""
+    if config.metrics == "exact":
+        return folded
+    (release,) = (r for r in booked if r.quantity == "metrics")
+    size = float(config.clients)
+    names = [f.removeprefix("totals.") for f in release.fields]
+    sd = (release.z or 0.0) * (release.sensitivity or 0.0) * (config.secure == "none")
+    noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
+    sums = {n: folded.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
+    # A part of a client's labels is between 0 and 1, and a loss not negative.
+    most = {n: math.inf if n.startswith("loss") else size for n in names}
+    totals = {n: min(most[n], max(0.0, value)) for n, value in sums.items()}
+    return replace(folded, totals={**totals, "count": size})

@@ -1,0 +1,139 @@
+"""The client's side of the one seam: what an answer looks like when it leaves its client.
+
+Every answer goes through `leaving`, whatever it is a summand of: a client's change is clipped, its
+statistics are scaled, what would give its number of examples away is left out. The server's side,
+which adds noise and keeps the ledger, is `fedprune.privacy.gate`; which fields that leaves is what
+`fedprune.privacy.releases` books.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedprune.messages import Answer, Failure, Question, Refused
+from fedprune.privacy.clipping import clipped, scaled
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+COHORT = frozenset({"score", "tune", "inputs", "outputs"})
+"""Questions to a round's cohort; the others go to everyone who measures."""
+
+MEASURING = frozenset({"evaluate", "compare"})
+"""Questions that are answered with totals alone."""
+
+
+def hides(config: RunConfig) -> bool:
+    """Whether a client keeps to itself what no sum needs: its size, why it failed."""
+    return config.dp != "none" or config.secure != "none"
+
+
+def spared_totals(kind: str, config: RunConfig) -> bool:
+    """Whether the totals of such an answer stay with the client, because nothing protects them."""
+    return config.dp != "none" and kind in COHORT
+
+
+def noised_metrics(kind: str, config: RunConfig) -> bool:
+    """Whether what measures comes as clipped means, to be noised."""
+    return config.dp != "none" and config.metrics == "noised" and kind in MEASURING
+
+
+def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0) -> Answer:
+    """What a client releases of its answer.
+
+    As it is, unless the configuration protects something: then bounded, so that noise can.
+
+    Args:
+        answer: what the client computed.
+        question: what it answers.
+        config: complete configuration.
+        most: the largest number of votes that an honest client has; 0: no limit.
+
+    Raises:
+        Refused: not finite, or more votes than there may be.
+    """
+    if question.kind == "tune":
+        answer = _tuned(answer, config)
+    if config.dp == "none":
+        return answer
+    if question.kind in MEASURING:
+        totals = answer.totals
+        return replace(
+            answer, totals=means(totals, config) if config.metrics == "noised" else totals
+        )
+    answer = replace(answer, totals={}, weight=1.0)
+    return answer if config.dp == "example" else _bounded(answer, question, config, most)
+
+
+def _tuned(answer: Answer, config: RunConfig) -> Answer:
+    weight = 1.0 if config.weighting == "equal" else answer.weight
+    values = answer.values
+    if config.defence:
+        values = defended(values, config.defence)
+    return replace(answer, weight=weight, values=values)
+
+
+def _bounded(answer: Answer, question: Question, config: RunConfig, most: int) -> Answer:
+    if question.kind == "tune":
+        values = clipped(answer.values, config.dp_clip or 1.0)
+    else:
+        values = bounded_statistics(answer.values, config)
+    beside = answer.statistics
+    if answer.votes is not None and most and int(answer.votes.sum()) > most:
+        raise Refused("votes", f"{int(answer.votes.sum())} kept, {most} may be")
+    return replace(
+        answer,
+        values=values,
+        statistics=None if beside is None else bounded_statistics(beside, config),
+    )
+
+
+def bounded_statistics(values: Tensor, config: RunConfig) -> Tensor:
+    """Statistics with the L2 norm that the configuration allows them: by default exactly 1.
+
+    The scale of a statistic is nobody's choice and differs by orders from score to score and round
+    to round; a mask only looks at their order. Scaled to one norm, every client has the same say,
+    and no clip norm is learnt from private data.
+    """
+    if config.dp_score_clip is None:
+        return scaled(values, 1.0)
+    return clipped(values, config.dp_score_clip)
+
+
+def means(totals: Mapping[str, float], config: RunConfig) -> dict[str, float]:
+    """A client's totals as means over its own labels, together of bounded norm, without the count.
+
+    So every client has the same say, whatever the size of its shard.
+    """
+    count = totals["count"]
+    names = sorted(name for name in totals if name != "count")
+    if not count:
+        return dict.fromkeys(names, 0.0)
+    flat = torch.tensor([totals[n] / count for n in names], dtype=torch.float64)
+    return dict(zip(names, clipped(flat, config.dp_metric_clip or 10.0).tolist(), strict=True))
+
+
+def defended(values: Tensor, part: float) -> Tensor:
+    """A change without its largest coordinates, which the client keeps to itself.
+
+    Chu et al. 2024 (PriPrune, arXiv 2310.19958, sect. V) withhold what their defence mask finds
+    most telling, and go on training it locally. Here the mask is by magnitude, made anew for every
+    answer, and what is kept back is not carried over: a client has no memory between rounds.
+    """
+    out = math.ceil(part * values.numel())
+    if not out:
+        return values
+    kept = values.clone()
+    kept[values.abs().topk(out).indices] = 0.0
+    return kept
+
+
+def silenced(failure: Failure, config: RunConfig) -> Failure:
+    """A failure without its reason, which may quote private data; the client's log has it."""
+    return replace(failure, field="", reason="failed") if hides(config) else failure

@@ -1,0 +1,147 @@
+"""Law 11: whatever leaves a party is in the ledger, in every kind of run, field by field."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune import federate, hosts
+from fedprune.compression.wire import Packet, head_of
+from fedprune.config import configure
+from fedprune.letters import sum_letter
+from fedprune.messages import Folded
+
+BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
+BASE |= {"engine": "inline", "local_steps": 2, "batch_size": 8, "sparsity": 0.6}
+MLP = {"model": "mlp"}
+NOISE = {**MLP, "dp": "client", "dp_noise": 2.0}
+
+EXAMPLES: list[dict[str, Any]] = [
+    {},
+    {"score": "magnitude"},
+    {"score": "wanda", "score_wire": "fp16"},
+    {"combine": "votes"},
+    {"combine": "median"},
+    {"score": "grasp", "model": "mlp", "warmup": 0},
+    {"score_during": "tune"},
+    {"masks": "union"},
+    {"blend": "global"},
+    {"schedule": "adaptive"},
+    {"distil": 0.5},
+    {"uplink": "int8", "error_feedback": True},
+    {**MLP, "reconstruct": "outputs", "reduce": ["dead"], "end": 2},
+    {**MLP, "defence": 0.2},
+    {**MLP, "score": "sparsegpt"},
+    NOISE,
+    {**NOISE, "sampling": "poisson"},
+    {**NOISE, "panel": 2, "blend": "global"},
+    {**NOISE, "combine": "votes"},
+    {**NOISE, "combine": "mean-absolute"},
+    {**NOISE, "score_during": "tune"},
+    {**NOISE, "score": "random"},
+    {**NOISE, "dp_score_noise": 0.0, "allow_uncovered": True},
+]
+
+ENCODING = {"wire": (), "more": (), "scale": ("values",), "count": ("values",)}
+ENCODING |= {"more_scale": ("statistics",)}
+"""Keys in the head that say how a buffer is encoded, and the field that they belong to."""
+
+
+def fields_in(packet: Packet) -> set[str]:
+    """The fields that an answer's packet carries, by the ledger's names."""
+    head = head_of(packet)
+    buffers = {"values": packet.values, "votes": packet.bits, "statistics": packet.more}
+    found = {name for name, data in buffers.items() if len(data)}
+    found |= {f"totals.{name}" for name in head.pop("totals")} | {"weight"}
+    head.pop("weight")
+    for key in head:
+        found |= {name for name in ENCODING[key] if name in found}
+    assert not packet.teacher
+    assert not packet.rungs
+    return found
+
+
+class Tap:
+    """Everything that is encoded to leave a client or the server, in order."""
+
+    def __init__(self) -> None:
+        self.up: list[tuple[str, int, set[str]]] = []
+        self.down: list[tuple[str, int, set[str]]] = []
+        self.sums: list[tuple[str, int, set[str]]] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answer, question, serve = hosts.encode_answer, hosts.encode_question, hosts.serve
+
+        def heard(given: Any, asked: Any, *rest: Any, **more: Any) -> Packet:
+            packet = answer(given, asked, *rest, **more)
+            self.up.append((asked.kind, asked.round, fields_in(packet)))
+            return packet
+
+        def said(asked: Any, wire: str) -> Packet:
+            packet = question(asked, wire)
+            sent = {f.name for f in fields(packet) if len(getattr(packet, f.name))}
+            self.down.append((asked.kind, asked.round, sent))
+            return packet
+
+        def served(house: Any, packet: Packet, *rest: Any) -> Folded:
+            folded = serve(house, packet, *rest)
+            head = head_of(packet)
+            self.sums.append((head["kind"], head["round"], summed_fields(folded)))
+            return folded
+
+        monkeypatch.setattr(hosts, "encode_answer", heard)
+        monkeypatch.setattr(hosts, "encode_question", said)
+        monkeypatch.setattr(hosts, "serve", served)
+
+
+def summed_fields(folded: Folded) -> set[str]:
+    """The fields of a host's letter, by the ledger's names."""
+    letter = sum_letter(folded)
+    found = {"values" if name == "total" else name for name, data in letter.buffers.items() if data}
+    about = json.loads(letter.fields["about"])
+    found |= {f"totals.{name}" for name in about.pop("totals")}
+    return found | {name for name, value in about.items() if value}
+
+
+QUICK = [EXAMPLES[0], NOISE]
+CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in EXAMPLES]
+
+
+@pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
+def test_whatever_left_is_in_the_ledger(
+    keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tap = Tap()
+    tap.install(monkeypatch)
+    config = configure({**BASE, **keys})
+    result = federate(config, folder=tmp_path / "run")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
+    booked: dict[tuple[str, str, int], set[str]] = {}
+    for line in lines:
+        booked.setdefault((line["way"], line["kind"], line["round"]), set()).update(line["fields"])
+    assert tap.up
+    for kind, round_, seen in [*tap.up, *tap.sums]:
+        assert seen <= booked["up", kind, round_], kind
+    for kind, round_, seen in tap.down:
+        assert seen <= booked["down", kind, round_], kind
+    # Nothing is booked as noised that did not leave.
+    for (way, kind, round_), names in booked.items():
+        left = [s for k, r, s in [*tap.up, *tap.sums] if (k, r) == (kind, round_)]
+        if way == "up" and left:
+            arrays = {"values", "votes", "statistics"} & names
+            assert arrays <= set().union(*left), kind
+    covered = all(line["covered"] for line in lines)
+    assert (result.summary["privacy"]["total"] == "infinity") == (not covered)
+    assert covered == (keys.get("dp") == "client" and not keys.get("allow_uncovered"))
+    if config.dp == "none":
+        assert any(line["fields"] == ["labels"] for line in lines)
+
+
+def test_a_field_that_is_not_booked_is_noticed() -> None:
+    packet = Packet(b'{"weight":1.0,"totals":{"loss":1.0,"secret":2.0},"wire":"fp32"}', b"1234")
+    assert fields_in(packet) == {"weight", "totals.loss", "totals.secret", "values"}
+    with pytest.raises(KeyError):
+        fields_in(Packet(b'{"weight":1.0,"totals":{},"wire":"fp32","name":"Alice"}'))
