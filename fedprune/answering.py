@@ -91,6 +91,11 @@ def _steps(
     return poisson_steps(part, c, draws), noisy_steps(seat.model, seat.task, masks, c, noise)
 
 
+def _answer_own(question: Question, seat: Seat) -> Answer:
+    """The mask that this client would tune under, as flags."""
+    return Answer(torch.empty(0), 1.0, {}, own_pruning(question, seat)[1])
+
+
 def _units(seat: Seat) -> Tensors:
     """The units of a group lasso, by number; nothing without one."""
     c = seat.config
@@ -178,6 +183,7 @@ def _answer_tokens(question: Question, seat: Seat) -> Answer:
 _ANSWERS: dict[str, Callable[[Question, Seat], Answer]] = {
     "score": answer_score,
     "tune": _answer_tune,
+    "own": _answer_own,
     "evaluate": _answer_evaluate,
     "compare": _answer_compare,
     "describe": _answer_describe,

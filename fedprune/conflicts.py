@@ -15,6 +15,7 @@ from fedprune.pruning.regrowth import EXCHANGING
 from fedprune.pruning.score import Score, weight_shapes
 from fedprune.pruning.units import pattern_sparsity, shape_misfit
 from fedprune.redundancy.misfits import reduction_misfits
+from fedprune.secure.misfits import secure_misfits
 from fedprune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
         *_whose(c, score),
         *_own_masks(c, score),
         *_adaptive(c, score),
+        *secure_misfits(c),
     ]
 
 

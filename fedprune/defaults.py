@@ -12,6 +12,7 @@ from fedprune.plugins import scores_of, tasks_of
 from fedprune.pruning.score import Score
 from fedprune.pruning.units import pattern_sparsity
 from fedprune.redundancy.misfits import reduction_defaults, reduction_round
+from fedprune.secure.misfits import secure_defaults
 from fedprune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -134,11 +135,12 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
         out["trim"] = 0.1
     if values.get("masks", "global") != "global":
         out["average"] = "l0-mean"
-    return out | _of_terms(values) | _of_privacy(values) | reduction_defaults(values)
+    out |= _of_terms(values) | _of_privacy(values) | reduction_defaults(values)
+    return out | secure_defaults(values)
 
 
 def _of_privacy(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of the options that noise brings with it, and secure sums."""
+    """Defaults of the options that noise brings with it."""
     out: dict[str, Any] = {}
     if values.get("dp", "none") != "none":
         out |= {"delta": 1e-5, "dp_clip": 1.0, "weighting": "equal", "agreement": False}
@@ -147,8 +149,6 @@ def _of_privacy(values: Mapping[str, Any]) -> dict[str, Any]:
             out["dp_metric_clip"] = 10.0
     if values.get("dp") == "example":
         out["dp_rate"] = 0.1
-    if values.get("secure", "none") != "none":
-        out |= {"secure_dropout": 0.3, "secure_bits": 64, "secure_minimum": 3}
     return out
 
 

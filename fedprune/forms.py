@@ -124,6 +124,11 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
     )
 
 
+def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config, layout
+    return Form({}, question.masks, voters=count_kept(question.masks))
+
+
 def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
     del layout
     task = tasks_of(config.plugin)[config.task]
@@ -163,6 +168,7 @@ def _tokens(question: Question, config: RunConfig, layout: Layout) -> Form:
 _FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "score": _score,
     "tune": _tune,
+    "own": _own,
     "evaluate": _evaluate,
     "compare": _compare,
     "describe": _describe,

@@ -129,7 +129,13 @@ def furnished(house: House, edits: Edits) -> House:
 def serve(
     house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
 ) -> Folded:
-    """The sum of the partitions' answers; a partition that fails is left out and named."""
+    """The sum of the partitions' answers; a partition that fails is left out and named.
+
+    Raises:
+        ValueError: the configuration promises secure sums, and this one would be in the open.
+    """
+    if house.config.secure != "none":
+        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
     house = furnished(house, edits_in(packet.bits))
     question = decode_question(packet, house.layout)
     form = form_of(question, house.config, house.layout)
@@ -233,6 +239,11 @@ def bytes_down(
 
 def inline_port(house: House, tick: Tick | None = None) -> Port:
     """The port that serves every host in this process, one after the other."""
+    if house.config.secure != "none":
+        # Secure sums are made of what is above: they come in where they are wanted.
+        from fedprune.secure.inline import inline_sums
+
+        return Port(inline_sums(house, tick), lambda: labels_of(house))
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, house.config.wire)
@@ -245,5 +256,11 @@ def inline_port(house: House, tick: Tick | None = None) -> Port:
 
 
 def labels_of(house: House) -> dict[int, int]:
-    """The partitions a house can serve and the labels in their training parts."""
+    """The partitions a house can serve and the labels in their training parts.
+
+    How many labels a client has is its own affair where its answers are: then 0 stands for it.
+    """
+    c = house.config
+    if c.secure != "none" or c.dp != "none":
+        return dict.fromkeys(sorted(house.shards), 0)
     return {p: house.task.labels(shard.train) for p, shard in sorted(house.shards.items())}

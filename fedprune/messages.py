@@ -22,8 +22,9 @@ class Question:
 
     Attributes:
         kind: "score", "tune", "evaluate", "compare" (evaluate candidates), "describe" (count
-            labels), "tokens" (count them), "inputs" (second moments), or "outputs" (those, and with
-            what a layer made before it was pruned).
+            labels), "tokens" (count them), "inputs" (second moments), "outputs" (those, and with
+            what a layer made before it was pruned), or "own" (what a client that prunes by itself
+            before it tunes would keep: votes alone).
         round: from 1.
         weights: the global model's state, zero where a mask is False.
         masks: True = kept, for every prunable tensor.
@@ -123,6 +124,7 @@ class Folded:
         statistics: flat float64 sum of those collected while tuning, or None.
         held: flat float64 Σ weight · votes, for means over those who kept a coordinate, or None.
         singles: (clients, values) float32, the values one by one, where a rule needs them, or None.
+        tries: how often a secure sum was begun; 0: answers were added in the open.
     """
 
     total: Tensor | None = None
@@ -136,6 +138,7 @@ class Folded:
     statistics: Tensor | None = None
     held: Tensor | None = None
     singles: Tensor | None = None
+    tries: int = 0
 
 
 _NOBODY = Folded()
@@ -170,6 +173,7 @@ def summed(pieces: Iterable[Folded]) -> Folded:
             plus(out.statistics, piece.statistics),
             plus(out.held, piece.held),
             _stacked(out.singles, piece.singles),
+            max(out.tries, piece.tries),
         )
     return out
 

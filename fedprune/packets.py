@@ -131,7 +131,7 @@ def encode_answer(
     votes = b"" if answer.votes is None else pack_flags(answer.votes)
     values = answer.values
     if own and answer.votes is not None:
-        values = values[_own(answer.votes, question)]
+        values = values[on_own_mask(answer.votes, question)]
     statistics = SCORE_TYPES[score_wire]
     kind = {"tune": wire, "score": statistics}.get(question.kind, "fp32")
     return pack(head, values, kind, votes, answer.statistics, statistics, gen)
@@ -157,7 +157,7 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
     if own:
         if votes is None:
             raise Refused("votes", "none, while the values come on the client's own mask")
-        where = _own(votes, question)
+        where = on_own_mask(votes, question)
         if values.numel() != int(where.sum()):
             raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
         values = torch.zeros(where.numel()).masked_scatter_(where, values)
@@ -165,7 +165,7 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
     return Answer(values, float(head["weight"]), head["totals"], votes, more)
 
 
-def _own(votes: Tensor, question: Question) -> Tensor:
+def on_own_mask(votes: Tensor, question: Question) -> Tensor:
     """Which of a tuning answer's values lie on the client's own mask: what is free always does."""
     own = spread(votes, shapes_of(question.masks), question.masks)
     flags = {

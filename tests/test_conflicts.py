@@ -16,6 +16,7 @@ from fedprune.learning import refusals
 from fedprune.naming import Misfit, named
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.redundancy import misfits
+from fedprune.secure import misfits as secure_misfits
 
 Keys = dict[str, Any]
 DIGITS: Keys = {"task": "digits"}
@@ -896,9 +897,79 @@ REDUCED = [
     ),
 ]
 
+SECURE = [
+    *[
+        (
+            {key: value},
+            f"{key.replace('_', '-')}={value!r}",
+            "secure is none; allowed: leave it out",
+        )
+        for key, value in [
+            ("secure_neighbours", 4),
+            ("secure_dropout", 0.1),
+            ("secure_bits", 32),
+            ("secure_minimum", 2),
+            ("ranges", {"changes/*": 1.0}),
+        ]
+    ],
+    (
+        {"secure": "secagg", "combine": "median"},
+        "combine='median'",
+        "a secure sum shows no client's own scores; allowed: sum, mean, mean-absolute, "
+        "second-moment, votes, rank-mean",
+    ),
+    (
+        {"secure": "secagg", "uplink": "int8"},
+        "uplink='int8'",
+        "a secure sum is of integers, with a step of its own; allowed: fp32",
+    ),
+    (
+        {"secure": "secagg", "score_wire": "log8"},
+        "score-wire='log8'",
+        "a secure sum is of integers, with a step of its own; allowed: fp32",
+    ),
+    (
+        {"secure": "secagg", "secure_bits": 48},
+        "secure-bits=48",
+        "no such width; allowed: 32, 64",
+    ),
+    (
+        {"secure": "secagg", "cohort": 2},
+        "secure-minimum=3",
+        "the cohort is of 2; allowed: 2 to 2, or a larger --cohort",
+    ),
+    (
+        {"secure": "secagg", "cohort": 5, "secure_neighbours": 5},
+        "secure-neighbours=5",
+        "each has 4 others in its cohort; allowed: 2 to 4",
+    ),
+    (
+        {"secure": "secagg", "secure_dropout": 0.5},
+        "secure-dropout=0.5",
+        "a majority must be left to restore secrets; allowed: 0 to below 0.5",
+    ),
+    (
+        {"secure": "secagg", "ranges": {"change/*": 1.0}},
+        "ranges={'change/*': 1.0}",
+        "no quantity is called like ['change/*']; allowed: changes, scores, moments, metrics, "
+        "counts, and a slash and a tensor",
+    ),
+    (
+        {"secure": "secagg", "ranges": {"changes/*": 0.0}},
+        "ranges={'changes/*': 0.0}",
+        "not above 0: ['changes/*']; allowed: largest magnitudes",
+    ),
+    (
+        {"secure": "secagg", "noise_source": "secret", "engine": "ray"},
+        "noise-source='secret'",
+        "a worker of a simulation keeps no secret from one stage to the next; allowed: seeded, or "
+        "--engine inline",
+    ),
+]
+
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
-    *(SHRUNK + SENT),
+    *(SHRUNK + SENT + SECURE),
     *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION + REDUCED),
 ]
 
@@ -926,7 +997,7 @@ def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
     score, task = scores_of("")[config.score], tasks_of("")[config.task]
     given = {"c": config, "score": score, "task": task}
     found = {}
-    for module in (conflicts, rules, refusals, misfits):
+    for module in (conflicts, rules, refusals, misfits, secure_misfits):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
                 arguments = [given[p] for p in inspect.signature(function).parameters]

@@ -238,8 +238,8 @@ def skellam_zcdp(mu: float, l1: float, l2: float) -> tuple[float, float]:
 
     Its Rényi divergence of order alpha, a whole number above 1, is at most
     alpha·l2²/(2·mu) + min(((2·alpha - 1)·l2² + 6·l1) / (4·mu²), 3·l1/(2·mu)): Agarwal, Kairouz, Liu
-    2021 (arXiv 2110.04995, theorem 3.5). Of the two sides of the minimum this takes the one that
-    is smaller at order 8; either holds.
+    2021 (arXiv 2110.04995, corollary 4.1 with scale 1). Of the two sides of the minimum this takes
+    the one that is smaller at order 8; either holds.
 
     Args:
         mu: variance of the noise on the sum.

@@ -161,7 +161,8 @@ class Ledger:
         uncovered = list(self.uncovered)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
         told |= {"unit": self.terms.unit, "relation": self.terms.relation}
-        return told | {"delta": self.terms.delta, "statement": statement(self.terms, self.lines)}
+        words = statement(self.terms, self.lines, told["epsilon"])
+        return told | {"delta": self.terms.delta, "statement": words}
 
 
 def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Ledger:

@@ -1,21 +1,207 @@
-"""What a run protects and what it does not, in words, from what really left."""
+"""What a run protects and what it does not, in words, from what really left.
+
+It states what "How to DP-fy ML" (Ponomareva et al. 2023, arXiv 2303.00654) and NIST SP 800-226 ask
+for: unit, neighbours, delta, sampling, what is covered, who is trusted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedprune.privacy.terms import Terms
+from fedprune.privacy.terms import REPLACE, Terms
+
+Line = Mapping[str, Any]
+
+PARTIES = (
+    "the server",
+    "other clients",
+    "who holds the final model",
+    "the network",
+)
+
+THREATS: dict[str, tuple[str, str, str]] = {
+    "no protection": (
+        "every client's scores, votes, changes, counts and metrics, and when they came",
+        "the global model and mask of every round",
+        "the final model and mask",
+    ),
+    "central noise": (
+        "the same: it adds the noise itself and is trusted",
+        "the global model and mask of every round, made from noised sums",
+        "the final model and mask, made from noised sums",
+    ),
+    "noise on examples": (
+        "every client's messages, noised before they left: a client's examples are hidden one by "
+        "one, the client is not",
+        "the global model and mask of every round, made from noised messages",
+        "the final model and mask, made from noised messages",
+    ),
+    "secure sums": (
+        "sums over a cohort and who is in it, no client's own part",
+        "the global model and mask of every round",
+        "the final model and mask",
+    ),
+    "secure sums with noise": (
+        "noised sums over a cohort and who is in it, no client's own part",
+        "the global model and mask of every round, made from noised sums",
+        "the final model and mask, made from noised sums",
+    ),
+    "randomised response": (
+        "every client's vote, noised before it left, and all else as without protection",
+        "the global model and mask of every round",
+        "the final model and mask",
+    ),
+}
+"""What an honest but curious party sees, of what a guarantee is meant to cover, by protection."""
+
+NETWORK = "all that is sent, unless the connections are encrypted (TLS)"
 
 
-def statement(terms: Terms, lines: Sequence[Mapping[str, Any]]) -> str:
+def statement(terms: Terms, lines: Sequence[Line], epsilon: float | str | None = None) -> str:
     """Who may see what, whose part is hidden, under which assumptions, and what is not hidden.
 
     Args:
         terms: of the run.
         lines: of its ledger.
+        epsilon: of all that is covered; None: the last one in the ledger.
+
+    Returns:
+        Paragraphs, with an empty line between them.
     """
-    covered = all(line["covered"] for line in lines)
-    whose = {"none": "nobody's", "client": "a client's", "example": "an example's"}[terms.dp]
-    held = "all of it" if covered else "not all of it"
-    return f"Noise hides {whose} part in what left; {held} is covered by a guarantee."
+    if epsilon is None:
+        epsilon = lines[-1]["epsilon"] if lines else 0.0
+    parts = (
+        _guarantee(terms, lines, epsilon),
+        _coverage(lines),
+        _sampling(terms, lines),
+        _views(protection(terms, lines)),
+        _trust(protection(terms, lines)),
+        "Not protected: " + "; ".join(_gaps(terms, lines)) + ".",
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def protection(terms: Terms, lines: Sequence[Line]) -> str:
+    """Which protection was in force, one of `THREATS`: what happened, not what was asked for."""
+    used = {line["mechanism"] for line in lines if _noised(line)}
+    if "skellam" in used:
+        return "secure sums with noise"
+    if terms.secure != "none":
+        return "secure sums"
+    if any(_noised(line) and line["unit"] == "example" for line in lines):
+        return "noise on examples"
+    if "gaussian" in used:
+        return "central noise"
+    return "randomised response" if used else "no protection"
+
+
+def _noised(line: Line) -> bool:
+    free = {"none", "public", "post-processing"}
+    return bool(line["covered"]) and line["mechanism"] not in free
+
+
+def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str:
+    if not any(map(_noised, lines)):
+        return (
+            "No differential privacy: nothing that left was noised, and epsilon is infinite. What "
+            "a model or a sum tells about its data is bounded by nothing."
+        )
+    whose = "one example of one client" if terms.unit == "example" else "one client's whole data"
+    other = "being another" if terms.relation == REPLACE else "being there or not"
+    told = f"{epsilon:.4g}" if isinstance(epsilon, float | int) else epsilon
+    text = (
+        f"What is covered hides {whose}: it makes little difference to what can be seen, epsilon = "
+        f"{told} at delta = {terms.delta:g}, under the relation {terms.relation} (the part {other})"
+        ". All arms of the run count, as they see the same data."
+    )
+    if terms.unit == "client" and terms.delta * terms.population >= 0.1:
+        text += f" Delta is large: it should be far below 1/{terms.population}, one of the clients."
+    return text
+
+
+def _coverage(lines: Sequence[Line]) -> str:
+    """Which quantities are noised, which cost nothing, and which nothing covers."""
+    noised = _names(line["quantity"] for line in lines if _noised(line))
+    free = _names(line["quantity"] for line in lines if line["covered"] and not _noised(line))
+    open_ = [line for line in lines if not line["covered"]]
+    told = [f"Noised: {noised}." if noised else "", f"At no cost: {free}." if free else ""]
+    if open_:
+        reasons = dict.fromkeys(f"{x['quantity']} ({x['reason'] or 'as they are'})" for x in open_)
+        told.append(
+            f"Covered by nothing: {'; '.join(reasons)}. With these the run's total is infinite: "
+            "epsilon speaks of the covered part alone."
+            if noised
+            else f"Left as they are: {'; '.join(reasons)}."
+        )
+    return " ".join(filter(None, told))
+
+
+def _names(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+def _sampling(terms: Terms, lines: Sequence[Line]) -> str:
+    """How cohorts were drawn, and whether that was counted as protection."""
+    used = _names(line["sampling"] for line in lines if _noised(line))
+    if not used or used == "all":
+        return ""
+    if terms.unit == "example":
+        return (
+            f"Cohorts: {used}. Epsilon is that of the client with most releases; that clients are "
+            "drawn by chance is not counted as protection, that examples are (a step draws each "
+            "by itself) is."
+        )
+    if not terms.amplified:
+        return f"Cohorts: {used}. The server of a secure sum knows them: not counted as protection."
+    return (
+        f"Cohorts: {used}, and booked as that: all noisy releases of a cohort in a round are one "
+        "event. Epsilon counts on nobody knowing who was drawn, and the run's folder tells it "
+        "(rounds.jsonl, privacy.jsonl, and the seed, from which it follows): publish the model, "
+        "not the folder."
+    )
+
+
+def _views(kind: str) -> str:
+    seen = zip(PARTIES, (*THREATS[kind], NETWORK), strict=True)
+    return f"Seen under {kind}: " + "; ".join(f"by {who}: {what}" for who, what in seen) + "."
+
+
+def _trust(kind: str) -> str:
+    """Who has to be honest for all that."""
+    return {
+        "no protection": "Trusted: everybody.",
+        "central noise": "Trusted: the server, with everything; the clients, to clip.",
+        "noise on examples": "Trusted: each client, with its own data and to add its noise.",
+        "secure sums": "Trusted: the server, to follow the protocol; not more clients than the "
+        "shares of a key need collude with it.",
+        "secure sums with noise": "Trusted: the server, to follow the protocol; as many clients "
+        "as the noise is sized for, to add their part of it and not to tell it.",
+        "randomised response": "Trusted: each client, with its own data and to draw its answers.",
+    }[kind]
+
+
+def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
+    """What no number above speaks of."""
+    used = {line["mechanism"] for line in lines if _noised(line)}
+    gaps = [
+        "a server that does not follow the protocol: it can send models that single a client out, "
+        "through a secure sum too (Pasquini et al. 2022, arXiv 2111.07380)",
+        "who takes part, who fails, and when answers come",
+    ]
+    if terms.panel:
+        gaps.append(f"the data of the {terms.panel} clients of the panel, which only measure")
+    if used and terms.noise_source == "seeded":
+        gaps.append("anybody from who knows the seed: noise that follows from it is for study")
+    if used & {"gaussian", "sampled-gaussian"}:
+        gaps.append("what rounding tells: Gaussian noise is added in floating point (Mironov 2012)")
+    gaps.append("settings that were chosen by looking at results on the same data")
+    gaps.append("test results in the summary, and what else is in the folder of the run")
+    return gaps
+
+
+def threat_table() -> str:
+    """`THREATS` as a table in Markdown: a row for each protection."""
+    head = "| protection | " + " | ".join(f"seen by {party}" for party in PARTIES) + " |"
+    rows = [f"| {name} | " + " | ".join((*seen, NETWORK)) + " |" for name, seen in THREATS.items()]
+    return "\n".join([head, "|---" * (len(PARTIES) + 1) + "|", *rows])

@@ -18,6 +18,12 @@ from fedprune.report.choices import (
     tried_finding,
     tried_in,
 )
+from fedprune.report.privacy import (
+    curve_figure,
+    curve_finding,
+    epsilon_figure,
+    epsilon_finding,
+)
 from fedprune.report.reading import (
     Row,
     Run,
@@ -66,6 +72,7 @@ def pictures(run: Run) -> dict[str, Picture]:
         architecture(run),
         layers(run),
         *choices(run),
+        *privacy(run),
     )
     return {picture.name: picture for picture in made}
 
@@ -80,6 +87,16 @@ def choices(run: Run) -> list[Picture]:
     if found:
         figure = sensitivity_figure(found)
         made.append(Picture("sensitivity", "Sensitivity", sensitivity_finding(found), figure))
+    return made
+
+
+def privacy(run: Run) -> list[Picture]:
+    """What epsilon came to; none where nothing was noised."""
+    made = list[Picture]()
+    if spent := epsilon_finding(run):
+        made.append(Picture("epsilon", "Privacy spent", spent, epsilon_figure(run)))
+    if told := curve_finding(run):
+        made.append(Picture("curve", "Epsilon for every delta", told, curve_figure(run)))
     return made
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
+
 Row = Mapping[str, Any]
 
 NONE = "\u2013"
@@ -22,13 +24,17 @@ MOST_KINDS = 40  # of tensors, for a table of kinds and blocks
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says: configuration, rows, seconds by (arm, round), summary, figures."""
+    """What a run's folder says.
+
+    Configuration, rows, seconds by (arm, round), summary, figures, and the lines of its ledger.
+    """
 
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     seconds: dict[tuple[str, int], float]
     summary: dict[str, Any]
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -54,6 +60,7 @@ def read_run(folder: Path) -> Run:
         },
         summary=json.loads(summary.read_text("utf-8")) if summary.exists() else {},
         figures=json.loads(figures.read_text("utf-8")) if figures.exists() else {},
+        ledger=read_ledger(folder / LEDGER_NAME),
     )
 
 

@@ -177,6 +177,26 @@ PAGE = (
 </details>
 {% endif %}
 
+<h2>Privacy</h2>
+{% for text in privacy %}
+<p>{{ text }}</p>
+{% endfor %}
+{% for name in ("epsilon", "curve") if name in pictures %}
+{{ figure(pictures[name]) }}
+{% endfor %}
+{% if releases.rows %}
+<details{% if "epsilon" in pictures %} open{% endif %}><summary>All that left, {{ releases.rows | length }} kinds, as in privacy.jsonl</summary>
+{{ table(releases, "What left clients and the server") }}
+</details>
+{% endif %}
+{% if statement %}
+<details{% if "epsilon" in pictures %} open{% endif %}><summary>Who may see what, and under which assumptions</summary>
+{% for text in statement %}
+<p>{{ text }}</p>
+{% endfor %}
+</details>
+{% endif %}
+
 <h2>Failures</h2>
 {% if failures.rows %}
 <p>{{ failure_count }} {{ "answer was" if failure_count == 1 else "answers were" }} refused or missing. Each round went on with the others, as if these had never been asked.{% if failure_count > failures.rows | length %} The first {{ failures.rows | length }} are shown, rounds.jsonl has all.{% endif %}</p>

@@ -1,0 +1,160 @@
+"""What left the clients and the server, and what it adds up to: the page's section on privacy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fedprune.report import plots
+from fedprune.report.reading import NONE, Run, number, significant, whole
+from fedprune.report.tables import Table, shorten
+
+FREE = {"none", "public", "post-processing"}
+"""Mechanisms that add no noise."""
+
+COLUMNS = [
+    "quantity",
+    "way",
+    "times",
+    "unit",
+    "mechanism",
+    "clip",
+    "noise multiplier",
+    "sampling",
+    "numbers",
+    "covered",
+    "reason",
+]
+Line = Mapping[str, Any]
+
+
+def told_privacy(run: Run) -> list[str]:
+    """The section's first words, a paragraph each: epsilon, and what it does not count."""
+    if not run.ledger:
+        return ["This run kept no ledger of what left its clients."]
+    told, last = run.summary.get("privacy") or {}, run.ledger[-1]
+    if not any(map(_noised, run.ledger)):
+        return ["Epsilon is infinite: nothing that left a client was noised."]
+    epsilon = told.get("epsilon", last["epsilon"])
+    first = f"Epsilon is {_number(epsilon)}"
+    if told:
+        by = f" ({_number(told['rdp'])} by R\u00e9nyi divergences"
+        why = told.get("pld_why_not")
+        by += (
+            f"; none by loss distributions: {why})"
+            if why
+            else (f", {_number(told['pld'])} by loss distributions)")
+        )
+        first += f" at delta {told['delta']:g}{by}, for one {told['unit']}, {told['relation']}"
+    if last["total"] != "infinity":
+        return [f"{first}. It covers all that left."]
+    reasons = dict.fromkeys(x["reason"] for x in run.ledger if not x["covered"])
+    why = "; ".join(shorten(reason) for reason in reasons)
+    return [f"{first}, for what is covered. The total is infinite: {why}."]
+
+
+def statement_of(run: Run) -> list[str]:
+    """The paragraphs of the summary's statement."""
+    told = run.summary.get("privacy") or {}
+    return [text for text in str(told.get("statement") or "").split("\n\n") if text]
+
+
+def release_table(run: Run) -> Table:
+    """What left, a row for each quantity and each way in which it was treated."""
+    kinds: dict[tuple[Any, ...], list[Line]] = {}
+    for line in run.ledger:
+        kinds.setdefault(tuple(str(line.get(key)) for key in _SAME), []).append(line)
+    rows = [_row(lines) for lines in kinds.values()]
+    return Table(COLUMNS, rows, ("quantity", "way", "unit", "mechanism", "sampling", "reason"))
+
+
+_SAME = ("quantity", "way", "unit", "mechanism", "clip", "z", "spread", "covered", "reason")
+"""What releases have in common that are told in one row."""
+
+
+def _row(lines: list[Line]) -> list[str]:
+    first = lines[0]
+    pure = first.get("pure")
+    noise = significant(first.get("z")) if pure is None else f"epsilon {significant(pure)} a bit"
+    if first.get("spread"):
+        noise = f"rho {significant(first['spread'][0])}"
+    counts = sorted({line.get("coordinates") or 0 for line in lines})
+    numbers = whole(counts[0]) if len(counts) == 1 else f"{whole(counts[0])} to {whole(counts[-1])}"
+    sampling = ", ".join(dict.fromkeys(str(line["sampling"]) for line in lines))
+    return [
+        str(first["quantity"]),
+        str(first["way"]),
+        whole(len(lines)),
+        str(first["unit"] or NONE),
+        str(first["mechanism"]),
+        significant(first.get("clip")),
+        noise,
+        shorten(sampling),
+        numbers if counts[-1] else NONE,
+        "yes" if first["covered"] else "no",
+        shorten(first["reason"] or NONE),
+    ]
+
+
+def _noised(line: Line) -> bool:
+    return bool(line["covered"]) and line["mechanism"] not in FREE
+
+
+def _number(value: Any) -> str:
+    return "infinite" if math.isnan(number(value)) else significant(value)
+
+
+def epsilon_finding(run: Run) -> str:
+    """What the figure of epsilon shows; empty where there is none."""
+    known = [x for x in run.ledger if not math.isnan(number(x["epsilon"]))]
+    if not known or not any(map(_noised, known)):
+        return ""
+    last = known[-1]
+    words = f"{significant(last['epsilon'])} after round {last['round']} of the arm {last['arm']}"
+    told = f"Epsilon of all that was covered, by R\u00e9nyi divergences: {words}."
+    return f"{told} Arms are booked one after the other, as they see the same data."
+
+
+@plots.styled
+def epsilon_figure(run: Run) -> Figure:
+    """Epsilon so far over the rounds, a line for each arm."""
+    figure, axes = plots.canvas("epsilon so far")
+    ends = {(x["arm"], x["round"]): x for x in run.ledger}  # the last line of each round
+    rows = list(ends.values())
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        plots.draw_line(axes, rows, arm, "epsilon")
+    axes.set_ylim(bottom=0)
+    return plots.finish(figure, axes, [])
+
+
+def curve_finding(run: Run) -> str:
+    """What the figure of the curve shows; empty where there is none."""
+    told = run.summary.get("privacy") or {}
+    known = [e for _, e in told.get("curve") or [] if number(e) > 0]
+    if not known:
+        return ""
+    by = {"pld": "loss distributions", "rdp": "R\u00e9nyi divergences"}[told["curve_by"]]
+    how = "for every delta" if told["mu_by"] == "exact" else "at the run's delta alone"
+    return (
+        f"Epsilon for every delta, by {by}: one pair alone hides how it falls. As Gaussian DP, mu "
+        f"is {_number(told['mu'])}, {how}."
+    )
+
+
+@plots.styled
+def curve_figure(run: Run) -> Figure:
+    """Epsilon over delta."""
+    figure, axes = plots.canvas("epsilon")
+    told = run.summary["privacy"]
+    deltas, epsilons = zip(*((d, number(e)) for d, e in told["curve"]), strict=True)
+    color, dashes, marker = plots.ARMS["pruned"]
+    axes.plot(deltas, epsilons, dashes, color=color, marker=marker, label="all that is covered")
+    axes.axvline(told["delta"], ls=":", color=plots.INK, label="the run's delta")
+    axes.set_xscale("log")
+    axes.set_xlabel("delta")
+    axes.set_ylim(bottom=0)
+    plots.legend(figure, *axes.get_legend_handles_labels())
+    return figure

@@ -1,0 +1,223 @@
+"""The server's half of a secure sum: four stages, and one more try with those who are left.
+
+It knows one port, a `Transport`: "put this stage to these partitions". Whoever drops out, the
+result is the sum over the partitions that it names, or no sum at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedprune.compression.wire import Packet, pack_flags
+from fedprune.config import RunConfig
+from fedprune.forms import Form, check_sum
+from fedprune.hosts import bytes_down
+from fedprune.messages import Failure, Folded, Question, Refused
+from fedprune.packets import encode_question
+from fedprune.secure.calls import Call, Parcel, Reply, Transport, call_for, call_letter, size_of
+from fedprune.secure.graph import enough
+from fedprune.secure.masking import Keys
+from fedprune.secure.ring import Ring
+from fedprune.secure.server import Unrecoverable, unmasked
+from fedprune.secure.terms import Terms, terms_of
+from fedprune.secure.vectors import folded_from, length, pieces_of
+
+TRIES = 2
+"""How often a sum is tried: with everyone, and with who was left."""
+
+FEWEST = 3
+"""Clients that must hold a coordinate for its sum to be taken, where their masks differ."""
+
+HOLDERS = "own"
+"""Kind of the question that only counts who holds what."""
+
+
+class _Void(Exception):
+    """A try that came to nothing: why, and who could take part in the next one."""
+
+    def __init__(self, reason: str, left: Collection[int]) -> None:
+        super().__init__(reason)
+        self.left = tuple(sorted(left))
+
+
+def secure_ask(
+    question: Question,
+    partitions: Sequence[int],
+    form: Form,
+    config: RunConfig,
+    transport: Transport,
+) -> Folded:
+    """The sum of the partitions' answers, which nobody has seen one by one.
+
+    Partitions that drop out before their masked vector came are named in the failures. One that
+    drops out later is in the sum. If too few are left at a stage, the sum is tried once more among
+    them, in a session of its own; what the first try revealed opens nothing. If that fails too,
+    or fewer than `secure_minimum` are asked, everyone has failed.
+
+    Args:
+        question: what is asked.
+        partitions: of whom.
+        form: of an answer.
+        config: complete configuration.
+        transport: puts a stage to partitions.
+    """
+    course = _Course(question, form, config, transport)
+    left, reason = tuple(sorted(partitions)), ""
+    for attempt in range(1, TRIES + 1):
+        fewest = config.secure_minimum or 3
+        if len(left) < fewest:
+            reason = reason or f"{len(left)} clients are fewer than secure-minimum={fewest}"
+            break
+        try:
+            return course.closed(_tried(course, left, attempt), partitions, attempt)
+        except _Void as void:
+            left, reason = void.left, str(void)
+    return course.closed(None, partitions, attempt, reason)
+
+
+@dataclass
+class _Course:
+    """A question on its way to a sum, and what has come of it so far.
+
+    Attributes:
+        question: what is asked.
+        form: of an answer.
+        config: complete configuration.
+        transport: puts a stage to partitions.
+        failures: who dropped out, and why.
+        up: bytes that devices would have sent.
+        down: bytes that they would have received.
+    """
+
+    question: Question
+    form: Form
+    config: RunConfig
+    transport: Transport
+    failures: dict[int, Failure] = field(default_factory=dict)
+    up: int = 0
+    down: int = 0
+
+    def put(self, call: Call, partitions: Collection[int], parcel: Parcel | None = None) -> Reply:
+        """Put a stage to partitions."""
+        asked = sorted(partitions)
+        self.down += sum(size_of(call_letter(call_for(call, [p]))) for p in asked)
+        if parcel is not None:
+            question = parcel.question
+            self.down += bytes_down(parcel.packet, asked, question.known, question.taught)
+        reply = self.transport(call, asked, parcel)
+        self.up += reply.bytes_up
+        for failure in reply.failures:
+            self.failures[failure.partition] = failure
+        return reply
+
+    def closed(
+        self, folded: Folded | None, partitions: Sequence[int], tries: int, reason: str = ""
+    ) -> Folded:
+        """The sum with who is not in it and what it cost; without one, everyone has failed."""
+        found = folded or Folded()
+        missing = [p for p in sorted(partitions) if p not in found.answered]
+        why = reason or "dropped out"
+        kind = self.question.kind
+        return replace(
+            found,
+            failures=tuple(self.failures.get(p, Failure(p, kind, "secure", why)) for p in missing),
+            bytes_up=self.up,
+            bytes_down=self.down,
+            tries=tries,
+        )
+
+
+def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Folded:
+    """One try, of one sum or, where clients' masks differ, of two: who holds what comes first."""
+    question, form = course.question, course.form
+    if not form.own:
+        return _sum(course, question, form, members, attempt)
+    counted = Form({}, form.masks, voters=form.voters)
+    holders = _sum(course, replace(question, kind=HOLDERS), counted, members, attempt)
+    assert holders.votes is not None  # the form wants them
+    open_ = pack_flags(holders.votes >= FEWEST)
+    return _sum(course, question, form, holders.answered, attempt, open_)
+
+
+def _sum(
+    course: _Course,
+    question: Question,
+    form: Form,
+    members: tuple[int, ...],
+    attempt: int,
+    open_: bytes = b"",
+) -> Folded:
+    """The sum of one question's answers.
+
+    Raises:
+        _Void: too few were left, or what came was no sum.
+    """
+    c = course.config
+    packet = encode_question(question, c.wire)
+    terms = terms_of(c, session_of(packet, members, attempt, c), members)
+    pieces = pieces_of(question.kind, form, c, len(members))
+    parcel = Parcel(question, packet, length(pieces) + 1)
+    total, summed = _opened(course, terms, parcel, open_)
+    folded = folded_from(total, pieces, summed, terms.bits)
+    try:
+        check_sum(folded, form)
+    except Refused as refused:
+        raise _Void(f"the sum does not count: {refused.field}: {refused}", ()) from None
+    return folded
+
+
+def session_of(packet: Packet, members: Sequence[int], attempt: int, config: RunConfig) -> bytes:
+    """The name of a sum: a digest of what is asked, whom, how often before, and the seed."""
+    sha = hashlib.sha256(f"{config.seed}|{attempt}|{members}|".encode())
+    for part in (packet.head, packet.values, packet.more, packet.rungs):
+        sha.update(part)
+    return sha.digest()
+
+
+def _opened(
+    course: _Course, terms: Terms, parcel: Parcel, open_: bytes
+) -> tuple[Ring, tuple[int, ...]]:
+    """The four stages of Bonawitz et al. 2017 (eprint 2017/281, figure 4).
+
+    Raises:
+        _Void: too few were left after one of them.
+    """
+    call = Call("keys", terms.session, terms.members)
+    call = replace(call, stage="shares", roster=dict(course.put(call, terms.members).keys))
+    roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
+    _require("keys", roster, roster, terms)
+
+    sent = course.put(call, roster).shares
+    _require("shares", roster, sent, terms)
+    call = replace(call, stage="masked", shared=frozenset(sent))
+
+    came = course.put(replace(call, open=open_), sent, parcel)
+    summed = came.summed
+    _require("masked", roster, summed, terms, shared=sent)
+    if open_ and len(summed) < len(terms.members):
+        # Coordinates were opened for the sake of clients who are not in the sum.
+        raise _Void("clients dropped out after it was counted who holds what", summed)
+    sealed = {p: {q: given[p] for q, given in sent.items() if p in given} for p in summed}
+    call = replace(call, stage="unmask", summed=frozenset(summed), sealed=sealed)
+
+    shown = course.put(call, summed).shares
+    assert came.total is not None  # somebody is in it
+    try:
+        total = unmasked(came.total, roster, call.shared, summed, shown, terms)
+    except Unrecoverable as error:
+        raise _Void(str(error), shown) from None
+    return total, tuple(sorted(summed))
+
+
+def _require(
+    stage: str,
+    roster: Collection[int],
+    present: Collection[int],
+    terms: Terms,
+    shared: Collection[int] | None = None,
+) -> None:
+    lacking = enough(stage, roster, present, terms, shared=shared)
+    if lacking:
+        raise _Void(lacking, present)

@@ -1,0 +1,102 @@
+"""The words follow from what left, not from what was asked for."""
+
+import pytest
+
+from fedprune.privacy.ledger import Ledger
+from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.statement import PARTIES, THREATS, protection, threat_table
+from fedprune.privacy.terms import Terms
+
+RAW = Release("counts", ("weight",), reason="weights are sent as they are")
+MODEL = Release("model", ("weights",), "down", mechanism="post-processing", covered=True)
+
+
+def noisy(mechanism="gaussian", unit="client", **more):
+    more = {"z": 4.0} | more
+    return Release("changes", ("values",), "up", unit, mechanism, covered=True, **more)
+
+
+def booked(terms, *releases, asked=5):
+    ledger = Ledger(terms)
+    where = Occasion("pruned", 1, "tune", 0, "cohort", tuple(range(asked)), 20)
+    ledger.book(where, releases)
+    return ledger
+
+
+def said(terms, *releases):
+    return booked(terms, *releases).closing()["statement"]
+
+
+def test_without_noise_it_claims_nothing():
+    text = said(Terms(), RAW)
+    assert "No differential privacy" in text
+    assert "epsilon is infinite" in text
+    assert "Left as they are: counts (weights are sent as they are)." in text
+    assert "Trusted: everybody." in text
+    assert "hides" not in text
+
+
+def test_it_says_unit_relation_delta_sampling_and_what_nothing_covers():
+    terms = Terms(dp="client", cohort=5, population=20, delta=1e-5)
+    text = said(terms, noisy(), MODEL, RAW)
+    assert "one client's whole data" in text
+    assert "replace-one (the part being another)" in text
+    assert "delta = 1e-05" in text
+    assert "fixed 5 of 20" in text
+    assert "publish the model, not the folder" in text
+    assert "At no cost: model." in text
+    assert "the run's total is infinite" in text
+    assert "Delta is large" not in text
+    assert "total is infinite" not in said(terms, noisy(), MODEL)
+    assert "Delta is large" in said(Terms(dp="client", population=20, delta=0.01), noisy())
+
+
+def test_epsilon_in_the_words_is_that_of_the_summary():
+    ledger = booked(Terms(dp="client", sampling="poisson", cohort=5, population=20), noisy())
+    closing = ledger.closing()
+    assert closing["pld"] < closing["rdp"] == ledger.epsilon
+    assert f"epsilon = {closing['pld']:.4g} at" in closing["statement"]
+
+
+KINDS = [
+    ("no protection", {}, RAW),
+    ("central noise", {"dp": "client"}, noisy()),
+    (
+        "noise on examples",
+        {"dp": "example"},
+        noisy("sampled-gaussian", "example", rate=0.1, steps=3),
+    ),
+    ("secure sums", {"secure": "secagg"}, RAW),
+    (
+        "secure sums with noise",
+        {"dp": "client", "secure": "secagg"},
+        noisy("skellam", spread=(0.01, 0.0)),
+    ),
+    (
+        "randomised response",
+        {},
+        noisy("randomised-response", pure=1.0, coordinates=8),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "terms", "release"), KINDS, ids=[k for k, _, _ in KINDS])
+def test_each_protection_has_its_words(kind, terms, release):
+    ledger = booked(Terms(**terms, population=20), release)
+    assert protection(ledger.terms, ledger.lines) == kind
+    text = ledger.closing()["statement"]
+    assert f"Seen under {kind}: by the server: {THREATS[kind][0]}" in text
+    assert "does not follow the protocol" in text
+    assert ("seed" in text) == (kind not in {"no protection", "secure sums"})
+
+
+def test_secret_noise_and_the_panel_are_told_as_they_are():
+    secret = said(Terms(dp="client", noise_source="secret", panel=2), noisy())
+    assert "knows the seed" not in secret
+    assert "2 clients of the panel" in secret
+
+
+def test_the_threat_table_has_a_row_for_each_protection_and_a_column_for_each_party():
+    lines = threat_table().splitlines()
+    assert len(lines) == len(THREATS) + 2
+    assert {line.count("|") for line in lines} == {len(PARTIES) + 2}

@@ -1,0 +1,88 @@
+"""The page's section on privacy: epsilon, what left, and the statement."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedprune.privacy.ledger import LEDGER_NAME, open_ledger
+from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.terms import Terms
+from fedprune.report.page import write_page
+from fedprune.report.pictures import pictures
+from fedprune.report.privacy import release_table, told_privacy
+from fedprune.report.reading import NONE, read_run
+
+Folder = Callable[..., Path]
+
+RAW = Release("counts", ("weight",), reason="weights are <b>as they are</b>")
+NOISY = Release(
+    "changes", ("values",), "up", "client", "gaussian", 1.0, 2.0, 4.0, coordinates=90, covered=True
+)  # fmt: skip
+
+
+@pytest.fixture
+def make_booked(make_run: Folder) -> Folder:
+    def make(terms: Terms, *releases: Release) -> Path:
+        folder = make_run()
+        ledger = open_ledger(folder / LEDGER_NAME, terms)
+        for arm in ("pruned", "dense"):
+            for round_ in range(1, 4):
+                asked = tuple(range(5))
+                ledger.book(Occasion(arm, round_, "tune", 0, "cohort", asked, 20), releases)
+        path = folder / "summary.json"
+        summary = json.loads(path.read_text("utf-8")) | {"privacy": ledger.closing()}
+        path.write_text(json.dumps(summary), "utf-8")
+        return folder
+
+    return make
+
+
+def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(make_booked: Folder):
+    folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
+    run = read_run(folder)
+    assert "It covers all that left." in told_privacy(run)[0]
+    assert "without replacement" in told_privacy(run)[0]
+    (row,) = release_table(run).rows
+    assert row[:5] == ["changes", "up", "6", "client", "gaussian"]
+    assert row[5:] == ["1.00", "4.00", "fixed 5 of 20", "90", "yes", NONE]
+    made = pictures(run)
+    assert made["epsilon"].figure is not None
+    assert "by Rényi divergences" in made["curve"].finding
+    html = write_page(folder).read_text("utf-8")
+    assert "Who may see what" in html
+    assert 'id="epsilon"' in html
+    assert "one client&#39;s whole data" in html
+
+
+def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(make_booked: Folder):
+    folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY, RAW)
+    assert "The total is infinite: weights are" in told_privacy(read_run(folder))[0]
+    html = write_page(folder).read_text("utf-8")
+    assert "<b>as they are" not in html
+    assert "&lt;b&gt;as they are" in html
+
+
+def test_without_noise_the_section_is_short(make_booked: Folder):
+    folder = make_booked(Terms(), RAW)
+    run = read_run(folder)
+    assert told_privacy(run) == ["Epsilon is infinite: nothing that left a client was noised."]
+    assert "epsilon" not in pictures(run)
+    assert "curve" not in pictures(run)
+    assert "<details><summary>All that left, 1 kinds" in write_page(folder).read_text("utf-8")
+
+
+def test_a_run_without_a_ledger_says_so(make_run: Folder):
+    folder = make_run()
+    assert "This run kept no ledger" in write_page(folder).read_text("utf-8")
+
+
+def test_a_run_that_ended_before_its_summary_has_a_section(make_booked: Folder):
+    folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text("utf-8"))
+    del summary["privacy"]
+    path.write_text(json.dumps(summary), "utf-8")
+    assert told_privacy(read_run(folder))[0].startswith("Epsilon is ")
+    assert 'id="epsilon"' in write_page(folder).read_text("utf-8")
