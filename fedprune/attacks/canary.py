@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.attacks.roc import CONFIDENCE, Floats, distributions
+from fedprune.attacks.one_run import cap, epsilon_bound
+from fedprune.attacks.roc import Floats
 from fedprune.privacy.clipping import clipped, sensitivity
 from fedprune.privacy.noise import Source, gaussian
 from fedprune.randomness import draw, generator
@@ -28,24 +29,34 @@ from fedprune.randomness import draw, generator
 LOUD = 10.0
 """Norm of what a canary sends, in clip norms: clipping is what keeps it from being heard."""
 
-_SURE = 60.0
-"""Nothing audited ever certifies this epsilon: 1e18 canaries would be needed."""
-
 
 @dataclass(frozen=True)
 class Noised:
-    """One kind of noised sum, as it was booked.
+    """One noised sum, as it was booked.
 
     Attributes:
         clip: L2 norm of one client's vector.
         z: standard deviation of the noise on the sum, in sensitivities.
         signed: whether values may be below zero.
-        times: how many such sums were released.
     """
 
     clip: float
     z: float
     signed: bool = True
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Sums that are asked of the same clients: one cohort, drawn once.
+
+    Attributes:
+        sums: what is asked.
+        rate: the part of the population that is in the cohort.
+        times: how many such cohorts there were.
+    """
+
+    sums: tuple[Noised, ...]
+    rate: float = 1.0
     times: int = 1
 
 
@@ -54,16 +65,14 @@ class Mechanism:
     """What is audited.
 
     Attributes:
-        sums: what is released.
+        draws: all that was released.
         sampling: "fixed": a cohort of rate times the population; "poisson": each by itself.
-        rate: the part of the population that is in a cohort.
         clipping: False breaks it: vectors are added as they come.
         noise: factor of the noise that is really added; 0.0 breaks it.
     """
 
-    sums: tuple[Noised, ...]
+    draws: tuple[Draw, ...]
     sampling: str = "fixed"
-    rate: float = 1.0
     clipping: bool = True
     noise: float = 1.0
 
@@ -87,58 +96,6 @@ class Audit:
     delta: float
     bound: float
     cap: float
-
-
-def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """How likely so many right guesses are, at most, under an (epsilon, delta)-private mechanism.
-
-    Steinke et al. 2023, arXiv 2305.08846, theorem 5.2 and appendix D: with X binomial of `guesses`
-    trials and success e^eps/(1 + e^eps), P[X >= right] + 2·canaries·delta·max_i P[right > X >=
-    right - i]/i over i = 1 .. right.
-
-    Raises:
-        ValueError: not 0 <= right <= guesses <= canaries, or a negative epsilon or delta.
-    """
-    if not 0 <= right <= guesses <= canaries or epsilon < 0 or not 0 <= delta <= 1:
-        raise ValueError(
-            f"{right} right of {guesses} guesses on {canaries} canaries, epsilon={epsilon}, "
-            f"delta={delta}; allowed: 0 <= right <= guesses <= canaries, epsilon from 0, delta in "
-            "0..1"
-        )
-    binom = distributions().binom
-    success = 1.0 / (1.0 + math.exp(-epsilon))
-    beyond = float(binom.sf(right - 1, guesses, success))
-    if not right:
-        return min(1.0, beyond)
-    i = np.arange(1, right + 1)
-    alpha = float((np.cumsum(binom.pmf(right - i, guesses, success)) / i).max())
-    return min(1.0, beyond + 2.0 * canaries * delta * alpha)
-
-
-def epsilon_bound(
-    canaries: int, guesses: int, right: int, delta: float, confidence: float = CONFIDENCE
-) -> float:
-    """The largest epsilon that so many right guesses refute; 0.0 where they refute none.
-
-    `guesses` has to be fixed before the coins are known. Raises as `p_value`.
-    """
-    level = 1.0 - confidence
-
-    def refuted(epsilon: float) -> bool:
-        return p_value(canaries, guesses, right, epsilon, delta) < level
-
-    if not refuted(0.0):
-        return 0.0
-    low, high = 0.0, _SURE
-    for _ in range(50):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if refuted(middle) else (low, middle)
-    return low
-
-
-def cap(canaries: int, guesses: int, delta: float) -> float:
-    """The bound if every guess is right: no audit of this size can say more."""
-    return epsilon_bound(canaries, guesses, guesses, delta)
 
 
 def audit(
@@ -168,12 +125,16 @@ def audit(
         )
     coins = torch.rand(canaries, generator=generator(seed, "canary coins")) < 0.5
     heard = np.zeros(canaries)
-    for which, noised in enumerate(mechanism.sums):
-        sides = _sides(noised, mechanism, canaries, size // canaries, seed)
-        for time in range(noised.times):
-            there = _there(mechanism, canaries, generator(seed, "canary cohort", which, time))
-            total = _released(noised, mechanism, sides, coins & there, ~coins & there, source)
-            heard += _evidence(noised, mechanism, sides, total)
+    for which, drawn in enumerate(mechanism.draws):
+        sides = [_sides(n, mechanism, canaries, size // canaries, seed) for n in drawn.sums]
+        for time in range(drawn.times):
+            gen = generator(seed, "canary cohort", which, time)
+            there = _there(drawn.rate, mechanism.sampling, canaries, gen)
+            shares = np.zeros((2, canaries))
+            for noised, side in zip(drawn.sums, sides, strict=True):
+                total = _released(noised, mechanism, side, coins & there, ~coins & there, source)
+                shares += _likelihoods(noised, mechanism, side, total)
+            heard += _odds(shares, drawn.rate)
     guesses = canaries // 2
     surest = np.argsort(-np.abs(heard), kind="stable")[:guesses]
     right = int(((heard > 0) == coins.numpy())[surest].sum())
@@ -214,13 +175,13 @@ def _sent(vectors: Tensor, clip: float, clipping: bool) -> Tensor:
     return torch.stack([clipped(vector, clip).double() for vector in loud])
 
 
-def _there(mechanism: Mechanism, canaries: int, gen: torch.Generator) -> Tensor:
+def _there(rate: float, sampling: str, canaries: int, gen: torch.Generator) -> Tensor:
     """Which canaries are in a cohort, drawn as a run draws it."""
-    if mechanism.rate >= 1.0:
+    if rate >= 1.0:
         return torch.ones(canaries, dtype=torch.bool)
-    if mechanism.sampling == "poisson":
-        return torch.rand(canaries, generator=gen) < mechanism.rate
-    chosen = draw(list(range(canaries)), max(1, round(mechanism.rate * canaries)), gen)
+    if sampling == "poisson":
+        return torch.rand(canaries, generator=gen) < rate
+    chosen = draw(list(range(canaries)), max(1, round(rate * canaries)), gen)
     return torch.zeros(canaries, dtype=torch.bool).index_fill_(0, torch.tensor(chosen), True)
 
 
@@ -232,30 +193,33 @@ def _released(
     tails: Tensor,
     source: Source,
 ) -> Tensor:
-    """What the sum is where each canary sends, (canaries, own)."""
+    """The noised sum, where each canary sends, (canaries, own)."""
     total = torch.zeros_like(sides.heads)
     total[heads] += sides.sent_heads[heads]
     total[tails] += sides.sent_tails[tails]
-    reach = sensitivity(noised.clip, signed=noised.signed, sampling=mechanism.sampling)
-    sd = mechanism.noise * noised.z * reach
+    sd = mechanism.noise * noised.z * _reach(noised, mechanism)
     return total + gaussian(total.numel(), sd, source).view_as(total) if sd else total
 
 
-def _evidence(noised: Noised, mechanism: Mechanism, sides: _Sides, total: Tensor) -> Floats:
-    """Log-likelihood ratio of each canary's two sides, under the mechanism as it was booked.
+def _reach(noised: Noised, mechanism: Mechanism) -> float:
+    return sensitivity(noised.clip, signed=noised.signed, sampling=mechanism.sampling)
 
-    A canary may not have been in the cohort: each side is a mixture of being there and not.
+
+def _likelihoods(noised: Noised, mechanism: Mechanism, sides: _Sides, total: Tensor) -> Floats:
+    """Log-likelihoods of both sides of each canary against its absence, (2, canaries).
+
+    Under the mechanism as it was booked, whatever it does; of what is booked without noise, under
+    next to none.
     """
-    reach = sensitivity(noised.clip, signed=noised.signed, sampling=mechanism.sampling)
-    sd = max(noised.z * reach, 1e-3 * noised.clip)  # of what is booked without noise: nearly none
+    sd = max(noised.z * _reach(noised, mechanism), 1e-3 * noised.clip)
+    both = torch.stack([sides.heads, sides.tails]) * noised.clip
+    found: Floats = ((both * total).sum(2) - both.square().sum(2) / 2.0).numpy() / sd**2
+    return found
 
-    def likelihood(vectors: Tensor) -> Floats:
-        inner = noised.clip * (total * vectors).sum(1)
-        norm = (noised.clip * vectors.norm(dim=1)).square()
-        there: Floats = ((inner - norm / 2.0) / sd**2).numpy()
-        if mechanism.rate >= 1.0:
-            return there
-        return np.logaddexp(math.log1p(-mechanism.rate), math.log(mechanism.rate) + there)
 
-    out: Floats = likelihood(sides.heads) - likelihood(sides.tails)
-    return out
+def _odds(likelihoods: Floats, rate: float) -> Floats:
+    """Log-odds of heads: each side is a mixture of being in the cohort and not."""
+    if rate < 1.0:
+        likelihoods = np.logaddexp(math.log1p(-rate), math.log(rate) + likelihoods)
+    odds: Floats = likelihoods[0] - likelihoods[1]
+    return odds

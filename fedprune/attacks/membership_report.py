@@ -1,0 +1,148 @@
+"""What membership inference finds, dense against pruned: a section of the page, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedprune.attacks.membership import each_in_turn
+from fedprune.attacks.page import Section, Table, png_of
+from fedprune.attacks.roc import Floats, Found, auc, found_at, roc
+from fedprune.attacks.shadows import Attacked
+from fedprune.report.plots import FAINT, STYLE
+
+RATES = (0.01, 0.001)
+"""False positive rates at which true positives are told."""
+
+Sides = tuple[Floats, Floats]
+"""An attack's statistics of members, and of others."""
+
+HOW = (
+    "Accused is whoever an attack's statistic is high for. AUC is how often a member's is above "
+    "another's: 0.5 is chance. TPR at 1 % and at 0.1 % are the members found while at most that "
+    "part of the others is accused; chance is the same 1 % and 0.1 %. In brackets exact 95 % "
+    "intervals (Clopper and Pearson), which take examples for independent of each other."
+)
+LIMITS = (
+    "An attack that finds little shows that this attack finds little. Whether pruning lowers or "
+    "raises what is remembered differs between studies (Wang et al., arXiv 2008.13578: less; Yuan "
+    "and Zhang, USENIX Security 2022, and WeMem, NDSS 2025: more), and neither is claimed here."
+)
+
+
+def told(sides: Sides) -> dict[str, Any]:
+    """The figures of one attack, for a file."""
+    found = {f"tpr_at_{rate:g}": _numbers(found_at(*sides, rate)) for rate in RATES}
+    return {"auc": auc(*sides), **found, "members": len(sides[0]), "others": len(sides[1])}
+
+
+def _numbers(found: Found) -> dict[str, Any]:
+    return {"share": found.share, **vars(found)}
+
+
+def cells(figures: Mapping[str, Any]) -> list[str]:
+    """AUC, TPR at both rates with their intervals, as words of a table."""
+    rates = [figures[f"tpr_at_{rate:g}"] for rate in RATES]
+    return [f"{figures['auc']:.3f}", *map(_share, rates)]
+
+
+COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]
+"""Of `cells`."""
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    share, low, high = (100 * found[key] for key in ("share", "low", "high"))
+    return f"{share:.2f} % [{low:.2f}, {high:.2f}]"
+
+
+def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Section, dict[str, Any]]:
+    """The section about models of several sparsities, the first of them dense, and its figures.
+
+    Args:
+        found: as `fedprune.attacks.shadows.dense_and_pruned` gives it.
+        what: of which models and data, as a sentence.
+    """
+    lira = {a.sparsity: each_in_turn(a.confidence, a.inside) for a in found}
+    plain = {a.sparsity: (a.confidence[a.inside], a.confidence[~a.inside]) for a in found}
+    figures: dict[str, dict[str, Any]] = {
+        f"{a.sparsity:g}": {
+            "accuracy": None if a.accuracy is None else list(a.accuracy),
+            "lira": told(lira[a.sparsity]),
+            "threshold": told(plain[a.sparsity]),
+        }
+        for a in found
+    }
+    rows = [
+        [_name(a.sparsity), *_accuracy(a), attack, *cells(figures[f"{a.sparsity:g}"][key])]
+        for a in found
+        for attack, key in (("LiRA", "lira"), ("threshold", "threshold"))
+    ]
+    columns = ["model", "accuracy, members", "accuracy, others", "attack", *COLUMNS]
+    models = len(found[0].inside)
+    sentences = [_compared(found[0].sparsity, a.sparsity, figures) for a in found[1:]]
+    text = (
+        what,
+        f"{models} models, each trained on a random half of the examples: the half is its members. "
+        "Attacked is each of them in turn, by LiRA (Carlini et al. 2022, offline: how sure is the "
+        "model of an example, compared with the other models that did not see it?) and by one "
+        "threshold on how sure it is, for all examples (Yeom et al. 2018).",
+        HOW,
+        " ".join(sentences),
+        LIMITS,
+    )
+    caption = (
+        "True against false positives of LiRA, both logarithmic: what counts is the left. The "
+        "dotted line is chance."
+    )
+    picture = png_of(curves({_name(s): sides for s, sides in lira.items()}))
+    table = Table(columns, rows, ("model", "attack"))
+    return Section("Membership inference", text, table, ((caption, picture),)), figures
+
+
+def _name(sparsity: float) -> str:
+    return f"{100 * sparsity:g} % sparse" if sparsity else "dense"
+
+
+def _accuracy(attacked: Attacked) -> list[str]:
+    if attacked.accuracy is None:
+        return ["", ""]
+    return [f"{100 * share:.1f} %" for share in attacked.accuracy]
+
+
+def _compared(dense: float, sparse: float, figures: Mapping[str, Any]) -> str:
+    """One pair of models in a sentence: which side the intervals are on, if on any."""
+    whole, thin = (figures[f"{s:g}"]["lira"]["tpr_at_0.01"] for s in (dense, sparse))
+    shares = f"{100 * thin['share']:.2f} % against {100 * whole['share']:.2f} %"
+    if thin["low"] > whole["high"]:
+        verdict = "more members than of the dense model"
+    elif thin["high"] < whole["low"]:
+        verdict = "fewer members than of the dense model"
+    else:
+        verdict = "as many members, as far as these intervals tell"
+    return f"{_name(sparse)}: LiRA finds {verdict} ({shares} at 1 %)."
+
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Okabe and Ito's."""
+
+
+def curves(named: Mapping[str, Sides]) -> Figure:
+    """Curves of attacks on logarithmic axes, the diagonal beside them."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, sides) in enumerate(named.items()):
+            axes.plot(*roc(*sides), color=COLOURS[i % len(COLOURS)], label=name)
+        _scaled(axes, min(1 / len(sides[1]) for sides in named.values()))
+    return figure
+
+
+def _scaled(axes: Axes, least: float) -> None:
+    axes.plot([least, 1.0], [least, 1.0], ":", color=FAINT, label="chance")
+    axes.set(xscale="log", yscale="log", xlim=(least, 1.0), ylim=(least, 1.0))
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    axes.legend(loc="lower right")
