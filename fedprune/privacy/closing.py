@@ -49,6 +49,20 @@ def closed(profiles: Sequence[Profile], terms: Terms, rdp: float) -> dict[str, A
     }
 
 
+def unprotected() -> dict[str, Any]:
+    """The same of a run in which nothing was noised."""
+    return {
+        "rdp": INFINITY,
+        "pld": None,
+        "pld_why_not": "nothing was noised",
+        "epsilon": INFINITY,
+        "curve": [],
+        "curve_by": "rdp",
+        "mu": INFINITY,
+        "mu_by": "exact",
+    }
+
+
 def told_number(value: float) -> float | str:
     """The number, or the word for infinity."""
     return value if math.isfinite(value) else INFINITY

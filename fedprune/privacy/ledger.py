@@ -17,7 +17,7 @@ from typing import Any
 
 from fedprune.config import ConfigError
 from fedprune.privacy.accounting import Tally, added, rdp_epsilon
-from fedprune.privacy.closing import INFINITY, closed, told_number
+from fedprune.privacy.closing import INFINITY, closed, told_number, unprotected
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import statement
 from fedprune.privacy.terms import Terms, terms_of
@@ -25,6 +25,9 @@ from fedprune.privacy.terms import Terms, terms_of
 __all__ = ["LEDGER_NAME", "Ledger", "Spent", "Terms", "open_ledger", "read_ledger", "terms_of"]
 
 LEDGER_NAME = "privacy.jsonl"
+_ROUNDING = 1e-9
+"""Noise that was sized to fill the budget does, but for the last digits."""
+
 Line = dict[str, Any]
 
 
@@ -85,7 +88,7 @@ class Ledger:
             return self.epsilon
         tally, epsilon = self._with(occasion, fresh)
         budget = self.terms.budget
-        if budget is not None and epsilon > budget:
+        if budget is not None and epsilon > budget * (1 + _ROUNDING):
             what = ", ".join(dict.fromkeys(r.quantity for r in fresh if r.noised))
             raise Spent(
                 f"epsilon={budget:g}: {what} of round {occasion.round} would bring it to "
@@ -157,8 +160,11 @@ class Ledger:
             ``curve_by``; ``mu`` of Gaussian DP, and how it was had (``mu_by``); ``unit``,
             ``relation``; ``statement``, in words. Infinite numbers are "infinity".
         """
-        told = closed(self._tally.profiles(), self.terms, self.epsilon)
-        uncovered = list(self.uncovered)
+        uncovered, profiles = list(self.uncovered), self._tally.profiles()
+        if uncovered and not any(profiles):
+            told = unprotected()
+        else:
+            told = closed(profiles, self.terms, self.epsilon)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
         told |= {"unit": self.terms.unit, "relation": self.terms.relation}
         words = statement(self.terms, self.lines, told["epsilon"])

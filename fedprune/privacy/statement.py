@@ -27,7 +27,7 @@ THREATS: dict[str, tuple[str, str, str]] = {
         "the final model and mask",
     ),
     "central noise": (
-        "the same: it adds the noise itself and is trusted",
+        "every client's bounded messages: it adds the noise itself and is trusted",
         "the global model and mask of every round, made from noised sums",
         "the final model and mask, made from noised sums",
     ),
@@ -77,7 +77,7 @@ def statement(terms: Terms, lines: Sequence[Line], epsilon: float | str | None =
         _sampling(terms, lines),
         _views(protection(terms, lines)),
         _trust(protection(terms, lines)),
-        "Not protected: " + "; ".join(_gaps(terms, lines)) + ".",
+        "Not hidden, or not hidden from: " + "; ".join(_gaps(terms, lines)) + ".",
     )
     return "\n\n".join(filter(None, parts))
 
@@ -192,7 +192,7 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
     if terms.panel:
         gaps.append(f"the data of the {terms.panel} clients of the panel, which only measure")
     if used and terms.noise_source == "seeded":
-        gaps.append("anybody from who knows the seed: noise that follows from it is for study")
+        gaps.append("somebody who knows the seed: noise that follows from it is for study")
     if used & {"gaussian", "sampled-gaussian"}:
         gaps.append("what rounding tells: Gaussian noise is added in floating point (Mironov 2012)")
     gaps.append("settings that were chosen by looking at results on the same data")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fedprune.report import plots
 from fedprune.report.reading import NONE, Run, number, significant, whole
@@ -51,7 +52,9 @@ def told_privacy(run: Run) -> list[str]:
         first += f" at delta {told['delta']:g}{by}, for one {told['unit']}, {told['relation']}"
     if last["total"] != "infinity":
         return [f"{first}. It covers all that left."]
-    reasons = dict.fromkeys(x["reason"] for x in run.ledger if not x["covered"])
+    reasons = dict.fromkeys(
+        x["reason"] or f"{x['quantity']} as they are" for x in run.ledger if not x["covered"]
+    )
     why = "; ".join(shorten(reason) for reason in reasons)
     return [f"{first}, for what is covered. The total is infinite: {why}."]
 
@@ -154,6 +157,8 @@ def curve_figure(run: Run) -> Figure:
     axes.plot(deltas, epsilons, dashes, color=color, marker=marker, label="all that is covered")
     axes.axvline(told["delta"], ls=":", color=plots.INK, label="the run's delta")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("delta")
     axes.set_ylim(bottom=0)
     plots.legend(figure, *axes.get_legend_handles_labels())

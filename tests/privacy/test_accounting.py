@@ -197,3 +197,16 @@ def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, samplin
         assert math.isfinite(now)
         assert now >= before - 1e-9
         before = now
+
+
+def test_steps_on_examples_and_a_randomised_vote_add_up():
+    """A client's vote hides any examples of it: both cost the client's examples."""
+    steps = noisy(1.0, unit="example", mechanism="sampled-gaussian", rate=0.1, steps=10)
+    vote = Release(
+        "votes", ("votes",), "up", "client", "randomised-response", pure=0.2, covered=True
+    )
+    terms = Terms(dp="example")
+    both, closing = told(terms, [(question(1, range(3), 3), [steps, vote])])
+    alone, least = told(terms, [(question(1, range(3), 3), [steps])])
+    assert alone < both <= alone + 0.2 + 1e-9
+    assert least["pld"] < closing["pld"] <= closing["rdp"]

@@ -2,6 +2,10 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,7 @@ from fedprune.config import ConfigError
 from fedprune.privacy.ledger import LEDGER_NAME, Ledger, Spent, Terms, open_ledger, read_ledger
 from fedprune.privacy.release import Occasion, Release
 
+ROOT = Path(__file__).resolve().parents[2]
 TERMS = Terms(dp="client", cohort=10, population=10)
 
 
@@ -62,6 +67,31 @@ def test_killed_after_writing_and_before_asking_nothing_is_forgotten_or_booked_t
     assert resumed.book(question(2, digest="another"), [noisy()]) > told
 
 
+KILLED = """
+import os, signal
+from pathlib import Path
+from tests.privacy.test_ledger import TERMS, noisy, open_ledger, question
+
+ledger = open_ledger(Path({path!r}), TERMS)
+ledger.book(question(1), [noisy()])
+ledger.book(question(2), [noisy(1.0)])
+os.kill(os.getpid(), signal.SIGKILL)
+print("released")
+"""
+
+
+@pytest.mark.slow
+def test_after_a_real_kill_between_writing_and_asking_epsilon_is_not_lower(tmp_path):
+    path = tmp_path / LEDGER_NAME
+    code = KILLED.format(path=str(path))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    unbroken = open_ledger(None, TERMS)
+    unbroken.book(question(1), [noisy()])
+    told = unbroken.book(question(2), [noisy(1.0)])
+    assert open_ledger(path, TERMS, resume=True).epsilon == told
+
+
 def test_secret_noise_makes_another_release_of_the_same_question(tmp_path):
     terms = Terms(dp="client", cohort=10, population=10, noise_source="secret")
     open_ledger(tmp_path / LEDGER_NAME, terms).book(question(1), [noisy()])
@@ -96,7 +126,8 @@ def test_without_protection_the_total_is_infinite_and_nothing_needs_an_accountan
     ledger = Ledger(Terms())
     assert ledger.book(question(1), [RAW]) == 0.0
     closing = ledger.closing()
-    assert closing["total"] == "infinity"
+    assert closing["total"] == closing["epsilon"] == "infinity"
+    assert closing["pld"] is None
     assert closing["reasons"] == ["weights are sent as they are"]
 
 
