@@ -38,3 +38,12 @@ def test_shares_are_those_of_pycryptodome_with_the_same_coefficients(monkeypatch
         monkeypatch.setattr(SecretSharing, "rng", lambda _size, pieces=pieces: next(pieces))
         theirs = dict(SecretSharing.Shamir.split(3, 4, secret[half]))
         assert {x: share[half] for x, share in ours.items()} == theirs
+
+
+def test_pycryptodome_restores_the_same():
+    shares = {x: os.urandom(32) for x in (9, 2, 130, 7)}  # any points lie on some polynomial
+    halves = (
+        SecretSharing.Shamir.combine([(x, share[half]) for x, share in shares.items()])
+        for half in (slice(0, 16), slice(16, 32))
+    )
+    assert combine(shares) == b"".join(halves)
