@@ -91,8 +91,7 @@ def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms
     odd, at most n - 1).
 
     Raises:
-        ValueError: fewer members than `secure_minimum`, secure_dropout >= 0.5 (no majority would
-            be left), or the extra `privacy` is not installed.
+        ValueError: fewer members than `secure_minimum`, or the extra `privacy` is not installed.
     """
     for package in ("cryptography", "Crypto"):
         if find_spec(package) is None:
@@ -101,11 +100,6 @@ def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms
             )
     asked = tuple(sorted(members))
     dropout = 0.3 if config.secure_dropout is None else config.secure_dropout
-    if dropout >= 0.5:
-        raise ValueError(
-            f"secure_dropout={dropout}: a majority must be left to restore secrets;"
-            " allowed: 0 to below 0.5"
-        )
     minimum = config.secure_minimum or 3
     if len(asked) < minimum:
         raise ValueError(

@@ -49,7 +49,6 @@ def test_keys_of_the_configuration_are_followed():
     [
         ({}, range(2), "secure_minimum=3: 2 clients are too few"),
         ({"secure_minimum": 8}, range(7), "secure_minimum=8"),
-        ({"secure_dropout": 0.5}, range(9), "secure_dropout=0.5"),
     ],
 )
 def test_what_cannot_be_protected_is_refused(keys, members, words):
