@@ -1,15 +1,19 @@
 """The book: written before the release, never forgetting, never falling."""
 
+import itertools
 import json
 import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedprune.config import ConfigError
+from fedprune.config import ConfigError, configure
+from fedprune.federation import federate
+from fedprune.hosts import inline_port, open_house, placed
 from fedprune.privacy.ledger import LEDGER_NAME, Ledger, Spent, Terms, open_ledger, read_ledger
 from fedprune.privacy.release import Occasion, Release
 
@@ -136,3 +140,40 @@ def test_a_number_that_is_none_is_no_noise():
         noisy(math.nan)
     with pytest.raises(ValueError, match="z=None"):
         noisy(None)
+
+
+class Killed(BaseException):
+    """What nothing catches: the process is gone."""
+
+
+def federated(folder, *, dies=0, resume=False, **keys):
+    """A small private run; before the n-th question is answered, it dies."""
+    small = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 3, "rounds": 2, "warmup": 1}
+    config = configure({**small, "sparsity": 0.5, "local_steps": 1, "hosts": 1, **keys})
+    port, asked = inline_port(open_house(placed(config, folder))), itertools.count(1)
+
+    def ask(what, partitions):
+        if next(asked) == dies:
+            raise Killed
+        return port.ask(what, partitions)
+
+    return federate(config, replace(port, ask=ask), folder=folder, resume=resume).summary["privacy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["seeded", "secret"])
+def test_a_run_killed_while_it_asks_goes_on_with_the_same_book(tmp_path, source):
+    """With seeded noise to the same lines; with secret noise what was asked again counts twice."""
+    keys = {"dp": "client", "dp-noise": 4.0, "noise-source": source, "allow-uncovered": True}
+    unbroken = federated(tmp_path / "unbroken", **keys)
+    with pytest.raises(Killed):
+        federated(tmp_path / "killed", dies=4, **keys)
+    told = read_ledger(tmp_path / "killed" / LEDGER_NAME)
+    resumed = federated(tmp_path / "killed", resume=True, **keys)
+    lines = read_ledger(tmp_path / "killed" / LEDGER_NAME)
+    assert lines[: len(told)] == told
+    if source == "seeded":
+        assert lines == read_ledger(tmp_path / "unbroken" / LEDGER_NAME)
+        assert resumed == unbroken
+    else:
+        assert resumed["rdp"] > unbroken["rdp"]
