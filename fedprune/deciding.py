@@ -17,6 +17,7 @@ from fedprune.learning.averaging import decided
 from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, noted
 from fedprune.plugins import scores_of
+from fedprune.privacy.response import ballot_of, debiased, flip_probability
 from fedprune.pruning.amount import sparsity_for
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.flops import flops
@@ -26,7 +27,7 @@ from fedprune.pruning.schedules import exchange_fraction, steps_within
 from fedprune.pruning.score import Evidence
 from fedprune.pruning.structure import stages_of
 from fedprune.state import Plan, State
-from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, masked
+from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, masked, shapes_of
 
 
 def thin(state: State, bench: Bench) -> tuple[State, Notes]:
@@ -167,8 +168,12 @@ def _combined(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
     )
     if not combine.valued:
         assert folded.votes is not None  # the form wants them
-        shapes = {n: w.shape for n, w in evidence.weights.items()}
-        return replace(form, shapes=shapes).named(folded.votes.double())
+        shapes, counts = shapes_of(evidence.weights), folded.votes.double()
+        if c.response is not None:
+            units = ballot_of(c, plan.layout, evidence.masks).units
+            p = flip_probability(c.response, units)
+            counts = debiased(counts, len(folded.answered), p)
+        return replace(form, shapes=shapes).named(counts)
     assert folded.total is not None
     if combine.merge is None:
         return form.named(folded.total / folded.weight)

@@ -42,9 +42,10 @@ class Notes:
 def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:
     """What the answers to a score's last ask say about it."""
     c = plan.config
+    flipped = c.response is not None  # such votes agree less than the masks they are made of
     own, error = folded.totals.get("own"), scores_of(c.plugin)[c.score].error
     return Notes(
-        agreement_of(folded),
+        None if flipped else agreement_of(folded),
         folded.totals["overlap"] / own if own else None,
         None if error is None else _relative(error(evidence), evidence, plan),
     )

@@ -16,6 +16,7 @@ from fedprune.learning.refusals import refusals
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.naming import Misfit, named, refuse
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.privacy.local_misfits import local_misfits
 from fedprune.privacy.misfits import privacy_misfits
 from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.channels import STRUCTURES
@@ -74,7 +75,7 @@ def check(config: RunConfig) -> None:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
     misfits = [*_out_of_bounds(c), *_of_the_task(c, task), *_unused(c), *_sent(c)]
     misfits += [*conflicts(c, scores[c.score], task), *refusals(c)]
-    misfits += privacy_misfits(c)
+    misfits += [*privacy_misfits(c), *local_misfits(c, scores[c.score])]
     for key, wrong, reason, allowed in misfits:
         if wrong:
             refuse(key, vars(c)[key.replace("-", "_")], reason, allowed)

@@ -14,7 +14,9 @@ from fedprune.forms import fitting
 from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Answer, Question, Refused
 from fedprune.plugins import scores_of
+from fedprune.privacy.noise import source_for
 from fedprune.privacy.per_example import noised_statistics
+from fedprune.privacy.response import ballot_of, flip_probability, responded
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
 from fedprune.pruning.score import Ask, Evidence, Probe, Score
 from fedprune.randomness import derive
@@ -106,7 +108,7 @@ def _statistic(question: Question, seat: Seat, names: tuple[str, ...], sums: Ten
     if combine.pooled and question.sparsity is None:
         return Answer(values.float(), 1.0, totals)
     own = _own_scores(score, question, seat, names, sums)
-    votes = _own_mask(question, seat, names, own)
+    votes = _told(_own_mask(question, seat, names, own), question, seat, names)
     totals |= _overlap(question, seat, names, own, votes)
     if combine.pooled:
         return Answer(values.float(), 1.0, totals, votes)
@@ -140,6 +142,18 @@ def _own_mask(
     weights = {n: question.weights[n] for n in names}
     wanted = Wanted(question.sparsity, c.vote_scope or c.scope, question.progress)
     return kept(chosen(scores, wanted, c, seat.layout, alive, weights), alive)
+
+
+def _told(
+    votes: Tensor | None, question: Question, seat: Seat, names: tuple[str, ...]
+) -> Tensor | None:
+    """A client's own mask as it is, or by randomised response."""
+    c = seat.config
+    if votes is None or c.response is None:
+        return votes
+    ballot = ballot_of(c, seat.layout, {n: question.masks[n] for n in names})
+    source = source_for(question, c, seat.partition, "response")
+    return responded(votes, ballot, flip_probability(c.response, ballot.units), source)
 
 
 def _overlap(

@@ -43,7 +43,9 @@ def main(grid: Grid, context: Context) -> None:
     screen = Screen()
     screen.opening(config, folder)
     model = dense_model(config)
-    screen.model(type(model).__name__, layout_for(config, model))
+    layout = layout_for(config, model)
+    screen.model(type(model).__name__, layout)
+    screen.response(config, layout)
     try:
         run_on(grid, config, folder, screen)
     except SystemExit as end:  # Flower would take the end of its thread for success

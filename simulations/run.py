@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         screen.opening(config, folder)
         house = open_house(config)
         screen.model(type(house.model).__name__, house.layout)
+        screen.response(config, house.layout)
         screen.shards(labels_of(house), house.task.unit)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return main_error(error)

@@ -15,6 +15,7 @@ from fedprune.defaults import completed
 from fedprune.learning import refusals
 from fedprune.naming import Misfit, named
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.privacy import local_misfits
 from fedprune.redundancy import misfits
 from fedprune.secure import misfits as secure_misfits
 
@@ -967,9 +968,67 @@ SECURE = [
     ),
 ]
 
+# Noise by example brings keys of its own, without which something else is refused first.
+NOISE: Keys = {"dp": "example", "dp_noise": 1.0, "dp_rate": 0.1, "delta": 1e-5}
+NOISE |= {"weighting": "equal", "agreement": False, "metrics": "noised"}
+LESSON = "what a teacher adds to the loss is not bounded by example; allowed: 0"
+OF_CLIENTS = [
+    (
+        {**NOISE, "score": "second_moment_per_batch"},
+        "score='second_moment_per_batch'",
+        "it is no sum over examples; allowed: another",
+    ),
+    (
+        {**NOISE, "score_during": "tune"},
+        "score-during='tune'",
+        "steps are noise on gradients; allowed: pass",
+    ),
+    (
+        {**NOISE, "threshold": 0.1, "schedule": "one-shot"},
+        "threshold=0.1",
+        "statistics are scaled, and a threshold is of their scale; allowed: a sparsity",
+    ),
+    ({**NOISE, "accumulate": 2}, "accumulate=2", "a step is one draw of examples; allowed: 1"),
+    (
+        {**NOISE, "compile": True},
+        "compile=True",
+        "gradients are taken of single examples; allowed: false",
+    ),
+    (
+        {**NOISE, "checkpointing": True},
+        "checkpointing=True",
+        "gradients are taken of single examples; allowed: false",
+    ),
+    (
+        {**NOISE, "precision": "bf16"},
+        "precision='bf16'",
+        "norms are taken in float32; allowed: fp32",
+    ),
+    ({**NOISE, "distil": 0.5}, "distil=0.5", LESSON),
+    ({**NOISE, "distil_hidden": 0.5}, "distil-hidden=0.5", LESSON),
+    ({**NOISE, "distil_attention": 0.5}, "distil-attention=0.5", LESSON),
+    ({"response": 1.0, "unit": "row"}, "response=1.0", "nobody votes; allowed: --combine votes"),
+    (
+        {"response": 1.0, "combine": "votes"},
+        "unit='weight'",
+        "with a bit for every weight each of them is a coin; allowed: block, row, column, head, "
+        "neuron, head-neuron, channel, sublayer, layer",
+    ),
+    (
+        {"response": 1.0, "combine": "votes", "unit": "row", "pool": "l2"},
+        "pool='l2'",
+        "pool l2 loses the sign of counts, which flips take below 0; allowed: mean, sum, max",
+    ),
+    (
+        {"response": 1.0, "combine": "votes", "unit": "row", "score_wire": "fp16"},
+        "score-wire='fp16'",
+        "the overlap it costs would tell the client's own mask; allowed: fp32",
+    ),
+]
+
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
-    *(SHRUNK + SENT + SECURE),
+    *(SHRUNK + SENT + SECURE + OF_CLIENTS),
     *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION + REDUCED),
 ]
 
@@ -997,7 +1056,7 @@ def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
     score, task = scores_of("")[config.score], tasks_of("")[config.task]
     given = {"c": config, "score": score, "task": task}
     found = {}
-    for module in (conflicts, rules, refusals, misfits, secure_misfits):
+    for module in (conflicts, rules, refusals, misfits, secure_misfits, local_misfits):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
                 arguments = [given[p] for p in inspect.signature(function).parameters]

@@ -15,6 +15,7 @@ from fedprune.plugins import scores_of
 from fedprune.privacy.clipping import sensitivity
 from fedprune.privacy.leaving import MEASURING, hides
 from fedprune.privacy.release import Release
+from fedprune.privacy.response import response_release
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.score import Ask
 
@@ -127,12 +128,14 @@ def _arrays(question: Question, form: Form, config: RunConfig, most: int) -> lis
     if form.statistics:
         out.append(_array("scores", ("statistics",), "score", config, form.statistics, True))
     if form.voters:
-        out.append(_votes(form, config, most))
+        out.append(_votes(form, question, config, most))
     return out
 
 
-def _votes(form: Form, config: RunConfig, most: int) -> Release:
+def _votes(form: Form, question: Question, config: RunConfig, most: int) -> Release:
     fields = ("votes", "held") if form.own else ("votes",)
+    if config.response is not None:
+        return response_release(fields, question, config)
     release = _array("votes", fields, "score", config, form.voters, False)
     if not release.covered:
         return release

@@ -15,6 +15,7 @@ from fedprune.continuing import data_gone
 from fedprune.federation import Watch
 from fedprune.messages import Question
 from fedprune.plugins import tasks_of
+from fedprune.privacy.response import told
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
@@ -84,6 +85,14 @@ class Screen:
             f"  model       {name}, {layout.parameters:,} parameters, {prunable:,} of them "
             f"prunable{frozen}"
         )
+
+    def response(self, config: RunConfig, layout: Layout) -> None:
+        """What randomised response leaves of the votes, before anybody is asked."""
+        first, *warning = told(config, layout) or ("",)
+        if first:
+            self.line(f"  response    {first}")
+        for text in warning:
+            self.line(f"  warning     {text}", "yellow")
 
     def shards(self, labels: Mapping[int, int], unit: str) -> None:
         """How much each client trains on."""

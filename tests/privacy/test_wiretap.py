@@ -42,6 +42,9 @@ EXAMPLES: list[dict[str, Any]] = [
     {**NOISE, "combine": "mean-absolute"},
     {**NOISE, "score_during": "tune"},
     {**NOISE, "score": "random"},
+    {**NOISE, "dp": "example"},
+    {**NOISE, "dp": "example", "score": "wanda", "dp_score_clip": 0.1, "panel": 2},
+    {**MLP, "combine": "votes", "unit": "row", "response": 20.0},
     {**NOISE, "dp_score_noise": 0.0, "allow_uncovered": True},
 ]
 
@@ -135,7 +138,7 @@ def test_whatever_left_is_in_the_ledger(
             assert arrays <= set().union(*left), kind
     covered = all(line["covered"] for line in lines)
     assert (result.summary["privacy"]["total"] == "infinity") == (not covered)
-    assert covered == (keys.get("dp") == "client" and not keys.get("allow_uncovered"))
+    assert covered == ("dp" in keys and not keys.get("allow_uncovered"))
     if config.dp == "none":
         assert any(line["fields"] == ["labels"] for line in lines)
 

@@ -1,0 +1,56 @@
+"""What noise on the client goes together with: steps of DP-SGD, and randomised response."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedprune.naming import Misfit
+from fedprune.pruning.score import Score
+from fedprune.pruning.units import UNITS
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+_WHOLE = tuple(name for name in UNITS if name not in {"weight", "n:m"})
+"""Units that go or stay as one: a bit says which."""
+
+
+def local_misfits(c: RunConfig, score: Score) -> list[Misfit]:
+    """Every possible misfit of noise that clients add themselves, with whether it is one."""
+    return [*_of_examples(c, score), *_of_response(c)]
+
+
+def _of_examples(c: RunConfig, score: Score) -> list[Misfit]:
+    here, single = c.dp == "example", "gradients are taken of single examples"
+    inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
+    asks = bool(score.asks) and c.sparsity != 0.0
+    lessons = "what a teacher adds to the loss is not bounded by example"
+    scale = "statistics are scaled, and a threshold is of their scale"
+    return [
+        ("score", here and asks and not score.additive, "it is no sum over examples", "another"),
+        ("score-during", here and c.score_during == "tune", "steps are noise on gradients", "pass"),
+        ("threshold", here and asks and c.threshold is not None, scale, "a sparsity"),
+        ("accumulate", here and c.accumulate > 1, "a step is one draw of examples", "1"),
+        ("compile", here and c.compile, single, "false"),
+        ("checkpointing", here and c.checkpointing, single, "false"),
+        ("precision", here and c.precision != "fp32", "norms are taken in float32", "fp32"),
+        ("distil", here and c.distil > 0, lessons, "0"),
+        *[(key, here and weight > 0, lessons, "0") for key, weight in inside.items()],
+    ]
+
+
+def _of_response(c: RunConfig) -> list[Misfit]:
+    responds, units = c.response is not None, ", ".join(_WHOLE)
+    coins = "with a bit for every weight each of them is a coin"
+    signs = f"pool {c.pool} loses the sign of counts, which flips take below 0"
+    return [
+        ("response", responds and c.combine != "votes", "nobody votes", "--combine votes"),
+        ("unit", responds and c.unit not in _WHOLE, coins, units),
+        ("pool", responds and c.pool in {"l2", "abs-sum"}, signs, "mean, sum, max"),
+        (
+            "score-wire",
+            responds and c.score_wire != "fp32",
+            "the overlap it costs would tell the client's own mask",
+            "fp32",
+        ),
+    ]
