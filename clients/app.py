@@ -4,7 +4,8 @@ In simulation a node hosts the partitions that a message names, and any worker p
 any host, because what it keeps is built from the configuration alone. A real device hosts one
 partition, itself: its node config names it (``partition-id``) and its folder (``data``). It keeps
 the configuration and the newest mask and teacher in Flower's ``Context.state``; in simulation
-nothing is there, because Flower's simulation pickles it with every message. What error feedback
+nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
+sum are there as well until it is opened, see `fedprune.secure.memory`. What error feedback
 keeps back lies beside its data, in ``<data>.residuals``: as large as the model, and private.
 """
 
@@ -26,6 +27,9 @@ from fedprune.hosts import House, failure_of, labels_of, open_house, serve
 from fedprune.letters import Letter, identity, packet_of, sum_letter
 from fedprune.messages import Folded
 from fedprune.plugins import tasks_of
+from fedprune.secure.calls import Reply, call_of, reply_letter
+from fedprune.secure.memory import Memory, recalled
+from fedprune.secure.serving import serve_call
 
 app = ClientApp()
 
@@ -57,7 +61,51 @@ def answer_all(message: Message, context: Context) -> Message:
     if not config or not bits or (wanted and not teacher):
         return _reply(message, Letter({"missing": True}, {}))
     packet = packet_of(letter, bits, teacher)
+    if "call" in letter.fields:
+        return _reply(message, _stage(letter, config, packet, context))
     return _reply(message, sum_letter(_answered(letter, config, packet, context)))
+
+
+@app.query("keys")
+@app.query("shares")
+@app.query("unmask")
+def secure_stage(message: Message, context: Context) -> Message:
+    """A stage of a secure sum that needs no question; the stage "masked" comes with it above."""
+    letter = _letter(message)
+    config = _config_text(letter, context)
+    if not config:
+        return _reply(message, Letter({"missing": True}, {}))
+    return _reply(message, _stage(letter, config, None, context))
+
+
+def _stage(letter: Letter, config: str, packet: Packet | None, context: Context) -> Letter:
+    """What the partitions asked say in a stage of a secure sum."""
+    partitions = letter.fields["partitions"]
+    stage = "secure"
+    try:
+        call = call_of(letter)
+        stage, house = call.stage, _house(config, context)
+        if not _is_device(context):
+            return reply_letter(serve_call(house, call, partitions, packet=packet))
+
+        def served(seed: bytes) -> Reply:
+            return serve_call(house, call, partitions, lambda _: seed, packet)
+
+        memory, reply = recalled(_memory(context), call, packet, served)
+        context.state[_MEMORY] = ConfigRecord(vars(memory))
+        return reply
+    except Exception as error:  # such as keys of a sum that this device knows nothing of
+        log.exception("this node cannot take part in a secure sum")
+        return reply_letter(Reply(failures=tuple(failure_of(p, stage, error) for p in partitions)))
+
+
+_MEMORY = "secure"
+
+
+def _memory(context: Context) -> Memory | None:
+    """What this device remembers of the newest secure sum, in Flower's state."""
+    record: Any = context.state.config_records.get(_MEMORY)
+    return Memory(**record) if record else None
 
 
 def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> Folded:

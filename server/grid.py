@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
@@ -17,20 +17,8 @@ from fedprune.packets import encode_question
 from fedprune.shapes import layout_at
 from fedprune.state import Port
 from server.fleet import Fleet, Seat
-from server.mail import POLL, Lost, Reply, exchange
-
-_TYPES = {
-    "score": "train.score",
-    "tune": "train.tune",
-    "evaluate": "evaluate",
-    "compare": "evaluate",
-    "describe": "evaluate",
-    "tokens": "evaluate",
-    "inputs": "train.score",
-    "outputs": "train.score",
-}
-
-_MISSING = Lost("lacks the mask or the configuration")
+from server.mail import MISSING, POLL, TYPES, Lost, Reply, exchange
+from server.sealed import sealed_sums
 
 Outcome = Folded | Refused | Lost
 """A host's sum, one that does not count, or none."""
@@ -49,22 +37,33 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
         tick: told how many more partitions have answered.
     """
     fleet = Fleet(grid, config)
+    put = sealed_sums(fleet, tick) if config.secure != "none" else _open_sums(fleet, tick)
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        folded = put(question, partitions)
+        if question.kind == "evaluate":
+            fleet.gathering = question.round < config.rounds
+        # What comes before the first round has no row to be in: the news wait for one.
+        news = () if question.kind in {"describe", "tokens"} else fleet.news()
+        return replace(folded, failures=folded.failures + news)
+
+    return Port(ask, fleet.present)
+
+
+def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[int]], Folded]:
+    """What asks every host for its sum, and adds up the sums."""
+    config = fleet.config
+
+    def put(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, config.wire)
         packet = replace(packet, values=bytes(packet.values))  # once, not once a host
         form = form_of(question, config, layout_at(config, question.edits))
         asking = _Asking(fleet, question, packet, form, dict(enumerate(fleet.seats(partitions))))
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)
-        if question.kind == "evaluate":
-            fleet.gathering = question.round < config.rounds
-        folded = replace(summed(asking.sums()), bytes_down=asking.down)
-        # What comes before the first round has no row to be in: the news wait for one.
-        news = () if question.kind in {"describe", "tokens"} else fleet.news()
-        return replace(folded, failures=folded.failures + news)
+        return replace(summed(asking.sums()), bytes_down=asking.down)
 
-    return Port(ask, fleet.present)
+    return put
 
 
 @dataclass
@@ -98,7 +97,7 @@ class _Asking:
             if node is not None and self._open(k)
         }
         poll = POLL[self.fleet.simulated()]
-        for k, reply in exchange(self.fleet.grid, mail, _TYPES[kind], config.timeout, poll):
+        for k, reply in exchange(self.fleet.grid, mail, TYPES[kind], config.timeout, poll):
             group = self.seats[k][1]
             self._weigh(reply, group, again)
             self.outcomes[k] = outcome = _understood(reply, group, self.form)
@@ -146,7 +145,7 @@ def _understood(reply: Reply, group: list[int], form: Form) -> Outcome:
     if not isinstance(reply, Letter):
         return reply
     if reply.fields.get("missing"):
-        return _MISSING
+        return MISSING
     try:
         folded = folded_of(reply, group)
         check_sum(folded, form)

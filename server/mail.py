@@ -19,6 +19,20 @@ ROLL_CALL = 5.0
 """Seconds between looks at which nodes are still there, while replies are awaited."""
 
 
+TYPES = {
+    "score": "train.score",
+    "tune": "train.tune",
+    "own": "train.score",
+    "evaluate": "evaluate",
+    "compare": "evaluate",
+    "describe": "evaluate",
+    "tokens": "evaluate",
+    "inputs": "train.score",
+    "outputs": "train.score",
+}
+"""Flower's type of the message with a question, which names the client's function."""
+
+
 @dataclass(frozen=True)
 class Lost:
     """Why nothing came back from a node.
@@ -33,6 +47,8 @@ class Lost:
     sent: bool = True
     left: bool = False
 
+
+MISSING = Lost("lacks the mask or the configuration")
 
 Reply = Letter | Refused | Lost
 """What came back: a letter, something that is none, or nothing."""

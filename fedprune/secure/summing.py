@@ -156,6 +156,7 @@ def _sum(
     """
     c = course.config
     packet = encode_question(question, c.wire)
+    packet = replace(packet, values=bytes(packet.values))  # once, not once a host
     terms = terms_of(c, session_of(packet, members, attempt, c), members)
     pieces = pieces_of(question.kind, form, c, len(members))
     parcel = Parcel(question, packet, length(pieces) + 1)
