@@ -7,6 +7,7 @@ a seed that it is given or derives again, so that any worker can serve any stage
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,12 +20,15 @@ from fedprune.forms import Form, check, form_of
 from fedprune.hosts import House, Tick, answered, failure_of, furnished
 from fedprune.messages import Answer, Question, Refused
 from fedprune.packets import decode_question, on_own_mask
+from fedprune.privacy.leaving import silenced
 from fedprune.secure.calls import Call, Reply, merged, reply_letter, size_of
 from fedprune.secure.client import masked, revealed, shares_of
 from fedprune.secure.masking import Keys, keys_of
 from fedprune.secure.ring import Ring
 from fedprune.secure.terms import Terms, terms_of
 from fedprune.secure.vectors import Pieces, pieces_of, vector_of
+
+log = logging.getLogger("fedprune")
 
 Seeds = Callable[[int], bytes]
 """A partition's 32 secret bytes for one sum: the same in all of its stages."""
@@ -110,14 +114,19 @@ _STAGES = {"keys": _keys, "shares": _shares, "unmask": _unmask}
 def _each(
     s: _Sitting, partitions: Sequence[int], one: Callable[[int], Reply], tick: Tick | None = None
 ) -> Reply:
-    """What the partitions say, each weighed as if it had come from a device of its own."""
+    """What the partitions say, each weighed as if it had come from a device of its own.
+
+    Why one failed is in the log on its side: it may quote what nobody else is to know.
+    """
 
     def said(partition: int) -> Reply:
         try:
             reply = one(partition)
             reply = replace(reply, bytes_up=size_of(reply_letter(reply)))
         except Exception as error:  # whatever a client raises must not stop the others
-            reply = Reply(failures=(failure_of(partition, s.call.stage, error),))
+            log.warning("partition %d drops out of a secure sum: %s", partition, error)
+            failure = silenced(failure_of(partition, s.call.stage, error), s.house.config)
+            reply = Reply(failures=(failure,))
         if tick:
             tick(1)
         return reply

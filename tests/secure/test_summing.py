@@ -168,16 +168,17 @@ def test_fewer_than_the_minimum_are_not_asked(sealed: Made, house_of: Callable[[
 
 
 def test_a_value_out_of_range_is_its_clients_own_affair(
-    sealed: Made, house_of: Callable[[RunConfig], House]
+    sealed: Made, house_of: Callable[[RunConfig], House], caplog: pytest.LogCaptureFixture
 ):
-    """NaN or too large: refused before it is masked, named, and the others' sum is right."""
+    """Too large, as NaN is: refused before it is masked, and the others' sum is right."""
     house = house_of(sealed(ranges={"metrics/loss": 45.0}))
     question = question_of(house, "evaluate")
     losses = {p: in_the_open(house, question, [p]).totals["loss"] for p in range(10)}
     beyond = {p for p, loss in losses.items() if loss > 45.0}
     assert 0 < len(beyond) < 4, losses
     found, _ = put(house, question, range(10), {})
-    assert {(f.partition, f.field) for f in found.failures} == {(p, "loss") for p in beyond}
+    assert {(f.partition, f.reason) for f in found.failures} == {(p, "failed") for p in beyond}
+    assert caplog.text.count("is beyond 45, the range of a secure sum") == len(beyond)
     agrees(found, in_the_open(house, question, set(range(10)) - beyond))
 
 
