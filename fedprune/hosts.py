@@ -25,7 +25,7 @@ from fedprune.learning.training import prepared
 from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import tasks_of
-from fedprune.privacy.leaving import leaving, silenced
+from fedprune.privacy.leaving import hides, leaving, silenced
 from fedprune.privacy.releases import most_votes
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
@@ -260,7 +260,6 @@ def labels_of(house: House) -> dict[int, int]:
 
     How many labels a client has is its own affair where its answers are: then 0 stands for it.
     """
-    c = house.config
-    if c.secure != "none" or c.dp != "none":
+    if hides(house.config):
         return dict.fromkeys(sorted(house.shards), 0)
     return {p: house.task.labels(shard.train) for p, shard in sorted(house.shards.items())}

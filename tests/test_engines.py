@@ -62,6 +62,8 @@ NEW = [
     "--schedule adaptive --tolerance 0.5 --blend layer --blend-grid 0.5,1,1.5 --moving ema",
     "--reduce dead,merge,share,low-rank --rank-budget 0.5 --reduce-round 3",
     "--unit channel --sparsity 0.3 --shrink every --blend layer --moving ema --uplink int8",
+    "--secure secagg --blend layer --blend-grid 0.5,1,1.5",
+    "--secure secagg --masks union --secure-bits 32",
 ]
 
 

@@ -95,8 +95,11 @@ class Screen:
             self.line(f"  warning     {text}", "yellow")
 
     def shards(self, labels: Mapping[int, int], unit: str) -> None:
-        """How much each client trains on."""
+        """How much each client trains on, unless that is its own affair."""
         sizes = sorted(labels.values())
+        if not any(sizes):
+            self.line(f"  shards      {len(sizes)}, how many training {unit} in each is private")
+            return
         self.line(
             f"  shards      {len(sizes)} of {sizes[0]:,} to {sizes[-1]:,} training {unit}, "
             f"median {sizes[len(sizes) // 2]:,}"

@@ -12,6 +12,7 @@ import torch
 from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
+from fedprune.privacy.leaving import hides
 from fedprune.pruning.cuts import alive_units
 from fedprune.pruning.edits import Edits, to_json
 from fedprune.pruning.flops import flops
@@ -74,7 +75,7 @@ def summary_of(
         "cohort": config.cohort,
         "hosts": config.hosts,
         "engine": config.engine,
-        "shard_sizes": [about.sizes[p] for p in sorted(about.sizes)],
+        "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],
         **_sizes(config, layout, end, about),
         "quality": {
             "dense_at_pruning": quality(end.dense_at_pruning or {}),

@@ -40,7 +40,7 @@ def test_workers_give_the_bits_of_one_process(
     config = tiny(secure="secagg", cohort=4)
     seen = run_on(workers(count), config)
     assert seen.rows == played(config).rows
-    assert seen.summary["shard_sizes"] == [0] * 5
+    assert seen.summary["shard_sizes"] == []
 
 
 def test_devices_add_up_what_nobody_saw(devices: Made, sealed: Made):
