@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,14 +29,13 @@ from fedprune.shapes import layout_at
 from fedprune.state import Port
 from fedprune.tensors import digest
 
-__all__ = ["guarded"]
-
 
 @dataclass
 class _Seen:
-    """How many questions there were in a round of an arm."""
+    """How many questions there were in a round of an arm, and how many clients could be drawn."""
 
     count: dict[tuple[str, int], int] = field(default_factory=dict)
+    there: int = 0
 
     def order(self, arm: str, round_: int) -> int:
         n = self.count.get((arm, round_), 0)
@@ -66,7 +65,7 @@ def guarded(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
             order,
             audience(question.kind, config),
             tuple(partitions),
-            config.clients - config.panel,
+            seen.there or config.clients - config.panel,
             name,
         )
         ledger.book(occasion, booked)
@@ -77,7 +76,14 @@ def guarded(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
         return _noised(folded, question, form, config, booked, draw)
 
     panel = frozenset(range(config.clients - config.panel, config.clients))
-    return replace(port, ask=ask, panel=panel)
+
+    def present() -> Mapping[int, int]:
+        there = port.present()
+        # Drawn from fewer, each is drawn more often than the configuration would have it.
+        seen.there = len(there.keys() - panel)
+        return there
+
+    return replace(port, ask=ask, present=present, panel=panel)
 
 
 def opened(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
@@ -130,20 +136,21 @@ def _noised(
     if question.kind in MEASURING:
         return _measured(folded, config, booked, draw)
     size = float(config.cohort)
-    sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in booked for f in r.fields if r.covered}
+    noisy = (r for r in booked if r.noised and r.way == "up")
+    sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in noisy for f in r.fields}
     here = config.dp == "client" and config.secure == "none"
 
-    def noisy(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
+    def noised(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
         return _with_noise(sum_, length, sd.get(name, 0.0) if here else 0.0, draw)
 
-    total = noisy(folded.total, form.values, "values")
+    total = noised(folded.total, form.values, "values")
     if total is not None and not asks_signed(question, config):
         total = total.clamp(min=0.0)  # sums of what is never negative
     return replace(
         folded,
         total=total,
-        votes=noisy(folded.votes, form.voters, "votes"),
-        statistics=noisy(folded.statistics, form.statistics, "statistics"),
+        votes=noised(folded.votes, form.voters, "votes"),
+        statistics=noised(folded.statistics, form.statistics, "statistics"),
         weight=size,
         totals={"count": size},
     )

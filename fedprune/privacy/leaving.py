@@ -22,7 +22,7 @@ from fedprune.privacy.clipping import clipped, scaled
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
-COHORT = frozenset({"score", "tune", "inputs", "outputs"})
+COHORT = frozenset({"score", "tune", "own", "inputs", "outputs"})
 """Questions to a round's cohort; the others go to everyone who measures."""
 
 MEASURING = frozenset({"evaluate", "compare"})

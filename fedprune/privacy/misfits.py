@@ -115,10 +115,10 @@ def _with_noise(c: RunConfig, score: Score) -> list[Misfit]:
         ("teacher", dp and bool(c.teacher), "the ledger knows nothing of another run's data", _OUT),
         ("init", dp and bool(c.init), "the ledger knows nothing of another run's data", _OUT),
         (
-            "combine",
-            c.dp == "client" and c.combine == "votes" and c.response is not None,
-            "randomised response protects votes already",
-            "votes without --response, or --response without --dp",
+            "response",
+            dp and c.response is not None,
+            f"{name}: votes get its noise",
+            "leave it out, or --dp none",
         ),
         (
             "baselines",
