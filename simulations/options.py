@@ -17,6 +17,7 @@ from fedprune.learning.moving import MOVING
 from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.privacy.matrix import matrix
 from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.channels import STRUCTURES
 from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
@@ -304,7 +305,11 @@ def listing(plugin: str) -> str:
         "\n".join([f"--{option}", *(f"  {name:<24} {text}" for name, text in table.items())])
         for option, table in tables.items()
     ]
-    return "\n\n".join(blocks)
+    rules = [
+        "\n".join([f"beside --{name}", *(f"  {line}" for line in lines)])
+        for name, lines in matrix().items()
+    ]
+    return "\n\n".join([*blocks, *rules])
 
 
 def _models(plugin: str) -> dict[str, str]:

@@ -17,10 +17,11 @@ _WHOLE = tuple(name for name in UNITS if name not in {"weight", "n:m"})
 
 def local_misfits(c: RunConfig, score: Score) -> list[Misfit]:
     """Every possible misfit of noise that clients add themselves, with whether it is one."""
-    return [*_of_examples(c, score), *_of_response(c)]
+    return [*example_misfits(c, score), *response_misfits(c)]
 
 
-def _of_examples(c: RunConfig, score: Score) -> list[Misfit]:
+def example_misfits(c: RunConfig, score: Score) -> list[Misfit]:
+    """What steps of DP-SGD, and statistics of single examples, do not go together with."""
     here, single = c.dp == "example", "gradients are taken of single examples"
     inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
     asks = bool(score.asks) and c.sparsity != 0.0
@@ -39,7 +40,8 @@ def _of_examples(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _of_response(c: RunConfig) -> list[Misfit]:
+def response_misfits(c: RunConfig) -> list[Misfit]:
+    """What randomised response does not go together with."""
     responds, units = c.response is not None, ", ".join(_WHOLE)
     coins = "with a bit for every weight each of them is a coin"
     signs = f"pool {c.pool} loses the sign of counts, which flips take below 0"

@@ -18,13 +18,12 @@ _OUT = "leave it out"
 def privacy_misfits(c: RunConfig) -> list[Misfit]:
     """Every misfit of the keys of privacy with each other and with the rest."""
     score = scores_of(c.plugin)[c.score]
-    return [
-        *_unread(c),
-        *_together(c),
-        *_with_noise(c, score),
-        *_uncovered(c, score),
-        *_how_many(c),
-    ]
+    return [*_unread(c), *noise_misfits(c, score), *_how_many(c)]
+
+
+def noise_misfits(c: RunConfig, score: Score) -> list[Misfit]:
+    """What noise does not go together with, and what it has to cover."""
+    return [*_together(c), *_with_noise(c, score), *_uncovered(c, score)]
 
 
 def _unread(c: RunConfig) -> list[Misfit]:
@@ -106,8 +105,12 @@ def _with_noise(c: RunConfig, score: Score) -> list[Misfit]:
         ),
         ("wire", dp and c.wire != "fp32", f"{name}: a cast may exceed the norm", "fp32"),
         ("uplink", dp and c.uplink not in (None, "fp32"), f"{name}: a cast may exceed it", "fp32"),
-        ("score-wire", dp and c.score_wire != "fp32", f"{name}: a cast may exceed it", "fp32"),
-        ("error-feedback", dp and c.error_feedback, f"{name}: residuals exceed the norm", "false"),
+        (
+            "threshold",
+            dp and c.threshold is not None and c.dp_score_clip is None,
+            f"{name}: statistics are scaled, and a threshold is of their scale",
+            "a sparsity, or --dp-score-clip",
+        ),
         ("score", dp and score.step is not None, moments, "a score that selects by ranking"),
         ("reconstruct", dp and c.reconstruct is not None, moments, _OUT),
         ("reduce", dp and bool(c.reduce), moments, _OUT),
@@ -173,7 +176,7 @@ def _by_budget(c: RunConfig) -> list[Misfit]:
 
 
 def _how_many(c: RunConfig) -> list[Misfit]:
-    trains = c.clients - c.panel
+    trains = max(1, c.clients - c.panel)
     dp = c.dp != "none"
     rare = f"more than one in the {trains} clients"
     return [
