@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from fedprune.commands import analyse, export, measure
+from fedprune.commands import analyse, audit, export, measure
 from fedprune.config import ConfigError
 
 PROGRAM = "fedprune"
@@ -37,6 +37,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "analyse": Command(analyse.SUMMARY, analyse.EXAMPLES, analyse.options, analyse.run),
     "measure": Command(measure.SUMMARY, measure.EXAMPLES, measure.options, measure.run),
+    "audit": Command(audit.SUMMARY, audit.EXAMPLES, audit.options, audit.run),
     "export": Command(export.SUMMARY, export.EXAMPLES, export.options, export.run),
 }
 """A new sub-command is a module in `fedprune.commands` and a line here."""

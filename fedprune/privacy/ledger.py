@@ -22,7 +22,16 @@ from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import statement
 from fedprune.privacy.terms import Terms, terms_of
 
-__all__ = ["LEDGER_NAME", "Ledger", "Spent", "Terms", "open_ledger", "read_ledger", "terms_of"]
+__all__ = [
+    "LEDGER_NAME",
+    "Ledger",
+    "Spent",
+    "Terms",
+    "numbers_in",
+    "open_ledger",
+    "read_ledger",
+    "terms_of",
+]
 
 LEDGER_NAME = "privacy.jsonl"
 _ROUNDING = 1e-9
@@ -223,7 +232,7 @@ def _from_line(line: Mapping[str, Any]) -> tuple[Occasion, Release]:
     what = {f.name: line[f.name] for f in fields(Release)}
     what |= {key: tuple(what[key]) for key in ("fields", "spread") if what[key] is not None}
     when = {f.name: line[f.name] for f in fields(Occasion)}
-    when["partitions"] = tuple(_numbers(when["partitions"]))
+    when["partitions"] = tuple(numbers_in(when["partitions"]))
     return Occasion(**when), Release(**what)
 
 
@@ -248,7 +257,8 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
 
 
-def _numbers(text: str) -> Iterator[int]:
+def numbers_in(text: str) -> Iterator[int]:
+    """The partitions that a line of the ledger names: 0, 1, 2, 3, 7 for "0-3,7"."""
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)

@@ -1,0 +1,80 @@
+"""A run's ledger -> the mechanism that its canaries are put through, as it was booked."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedprune.attacks.canary import Draw, Mechanism, Noised
+from fedprune.privacy.ledger import numbers_in
+from fedprune.privacy.terms import Terms
+
+Line = Mapping[str, Any]
+
+
+def replayed(lines: Sequence[Line], terms: Terms) -> Mechanism | None:
+    """All noised sums of a run, in their draws; None where no sum was noised.
+
+    Clients: what one cohort was asked in one round is one draw, as the ledger counts it. Examples:
+    those of the partition that was asked most; each release is a draw of its own, in steps.
+    Randomised response is not among it: its bits are no sum. Skellam noise is taken for Gaussian
+    noise of the same variance, in cohorts that the observer knows, as the ledger takes them.
+
+    Args:
+        lines: of the ledger.
+        terms: of the run.
+    """
+    noised = [x for x in lines if x["covered"] and (x["z"] or x["spread"])]
+    if terms.unit == "example":
+        draws = _of_examples([x for x in noised if x["unit"] == "example"])
+        return Mechanism(_counted(draws), "poisson") if draws else None
+    groups: dict[tuple[Any, ...], list[Line]] = {}
+    for line in noised:
+        groups.setdefault((line["round"], line["audience"], line["partitions"]), []).append(line)
+    draws = [
+        Draw(tuple(_sum(x, terms.sampling) for x in group), _rate(group[0], terms))
+        for group in groups.values()
+    ]
+    return Mechanism(_counted(draws), terms.sampling) if draws else None
+
+
+def _of_examples(lines: Sequence[Line]) -> list[Draw]:
+    asked = Counter(p for line in lines for p in numbers_in(line["partitions"]))
+    if not asked:
+        return []
+    most = max(asked, key=lambda p: (asked[p], -p))
+    return [
+        Draw((_sum(line, "poisson"),), line["rate"], line["steps"])
+        for line in lines
+        if most in numbers_in(line["partitions"])
+    ]
+
+
+def _counted(draws: Sequence[Draw]) -> tuple[Draw, ...]:
+    """Draws that are alike as one that happens several times."""
+    alike = Counter(Draw(d.sums, d.rate) for d in draws for _ in range(d.times))
+    return tuple(Draw(d.sums, d.rate, times) for d, times in alike.items())
+
+
+def _sum(line: Line, sampling: str) -> Noised:
+    """A sum by what was booked: how far two sides may be apart, and the noise in such distances.
+
+    Only where that is sqrt(2) clip norms have the values no sign.
+    """
+    z = line["z"] if line["z"] else 1.0 / math.sqrt(2.0 * line["spread"][0])
+    reach, clip = line["sensitivity"], line["clip"]
+    if sampling == "poisson":
+        return Noised(reach or 1.0, z)
+    if clip and reach and math.isclose(reach, math.sqrt(2.0) * clip, rel_tol=1e-6):
+        return Noised(clip, z, signed=False)
+    return Noised((reach or 2.0) / 2.0, z)
+
+
+def _rate(line: Line, terms: Terms) -> float:
+    if not terms.amplified or line["audience"] != "cohort":
+        return 1.0
+    if terms.sampling == "poisson":
+        return terms.rate
+    return min(1.0, int(line["asked"]) / max(1, int(line["population"])))

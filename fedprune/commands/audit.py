@@ -1,0 +1,206 @@
+"""``fedprune audit``: what a finished run gives away, beside what it claims."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table as Screen
+
+from fedprune.attacks.canary import audit
+from fedprune.attacks.membership_report import COLUMNS, HOW, LIMITS, cells, curves, told
+from fedprune.attacks.page import Section, Table, png_of, write_page
+from fedprune.attacks.replayed import replayed
+from fedprune.checkpoint import write_atomically
+from fedprune.commands.members import Sides, by_shadows, by_threshold, people_of
+from fedprune.commands.subject import Subject, subject
+from fedprune.config import ConfigError
+from fedprune.privacy.closing import INFINITY
+from fedprune.privacy.noise import seeded_source
+from fedprune.privacy.terms import terms_of
+from fedprune.report.privacy import release_table, statement_of, told_privacy
+from fedprune.report.reading import NONE, Run, read_run
+
+SUMMARY = "What a finished run gives away: membership inference, canaries, and its ledger."
+
+EXAMPLES = """\
+  fedprune audit runs/one
+  fedprune audit runs/one --shadows 16
+"""
+
+JSON_NAME = "audit.json"
+PAGE_NAME = "audit.html"
+
+COORDINATES = 4
+"""A canary's own: noise is the same on every coordinate, so that more of them change nothing."""
+
+ATTACKED = (
+    "Members are the training rows of every client that was asked to train, the others are the "
+    "test rows of all clients: if a task's test rows differ from its training rows in more than "
+    "chance (later text of the same author), an attack sees that too. The threshold looks at how "
+    "sure the model is of an example and needs nothing else (Yeom et al. 2018, arXiv 1709.01604). "
+    "LiRA compares with models that were trained without it (Carlini et al. 2022, arXiv "
+    "2112.03570, offline)."
+)
+SHADOWS = (
+    "LiRA's {shadows} shadow models were trained in one place, with the run's final mask and "
+    "number of steps, and without its noise: shadows nearer to the run could find more."
+)
+CANARIES = (
+    "Every noised sum in the ledger is made again, with canary clients in it, by the functions "
+    "that runs clip and noise with. The bound is what the guesses prove of epsilon, with 95 % "
+    "confidence; the cap is what they would prove if all were right. A bound above the claim would "
+    "be a proof that the promise is not kept; one below it proves nothing."
+)
+
+
+def options(parser: ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
+    parser.add_argument(
+        "--shadows",
+        type=_shadows,
+        default=0,
+        metavar="N",
+        help="also attack by LiRA, with N models of the run's task that are trained for it (0)",
+    )
+    parser.add_argument(
+        "--canaries",
+        type=_canaries,
+        default=1000,
+        metavar="N",
+        help="canary clients that the run's noised sums are made with again (1000)",
+    )
+
+
+def _shadows(text: str) -> int:
+    if not text.isdecimal() or (int(text) and (int(text) < 6 or int(text) % 2)):
+        raise ArgumentTypeError(f"{text!r}: allowed: 0, 6, 8, 10, ...")
+    return int(text)
+
+
+def _canaries(text: str) -> int:
+    if not text.isdecimal() or int(text) < 10:
+        raise ArgumentTypeError(f"{text!r}: allowed: 10, 11, 12, ...")
+    return int(text)
+
+
+def run(arguments: Namespace) -> int:
+    """Audit, write both files into the run's folder, and print; 1 where a claim is refuted."""
+    looked = subject(arguments.run_folder)
+    if looked.run is None:
+        raise ConfigError(
+            f"run={looked.name!r}: a model, not a run; allowed: the folder of a finished run"
+        )
+    run_ = read_run(looked.run)
+    sides = _attacked(looked, run_, arguments.shadows)
+    members = {name: told(each) for name, each in sides.items()}
+    canaries = _canaries_of(looked, run_, arguments.canaries)
+    sections = [
+        _membership(sides, members, arguments.shadows),
+        _canary(canaries),
+        Section("Ledger", (*told_privacy(run_), *statement_of(run_)), release_table(run_)),
+    ]
+    found = {"membership": members, "shadows": arguments.shadows, "canaries": canaries}
+    write_atomically(looked.run / JSON_NAME, json.dumps(found, indent=1).encode())
+    command = f"fedprune audit {looked.name} --shadows {arguments.shadows}"
+    title = f"{looked.config.task}: what the run gives away"
+    text = ("Attacks on a finished run, and what its ledger says. " + LIMITS,)
+    write_page(looked.run / PAGE_NAME, title, text, sections, command)
+    _show(sections[:2], told_privacy(run_))
+    return int(refuted(canaries))
+
+
+def _attacked(looked: Subject, run_: Run, shadows: int) -> dict[str, Sides]:
+    """The statistics of every attack on the run's model."""
+    people = people_of(looked, run_.rows)
+    sides = {"threshold": by_threshold(looked, people)}
+    if shadows:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("shadow models", total=shadows)
+            sides["LiRA"] = by_shadows(looked, people, shadows, lambda: progress.advance(task))
+    return sides
+
+
+def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) -> Section:
+    rows = [[name, *cells(figures)] for name, figures in members.items()]
+    first = next(iter(members.values()))
+    text = [ATTACKED, f"{first['members']} members, {first['others']} others. {HOW}"]
+    text += [SHADOWS.format(shadows=shadows)] if shadows else []
+    picture = (
+        "True against false positives, both logarithmic; dotted: chance.",
+        png_of(curves(sides)),
+    )
+    return Section(
+        "Membership", tuple(text), Table(["attack", *COLUMNS], rows, ("attack",)), (picture,)
+    )
+
+
+def _canaries_of(looked: Subject, run_: Run, count: int) -> dict[str, Any]:
+    """What is claimed and what canaries prove; no bound where nothing was noised."""
+    terms, privacy = terms_of(looked.config), run_.summary.get("privacy") or {}
+    mechanism = replayed(run_.ledger, terms)
+    claim = {"total": privacy.get("total", INFINITY), "covered": INFINITY, "delta": terms.delta}
+    if mechanism is None:
+        return {**claim, "bound": None}
+    source = seeded_source(looked.config.seed, "audit")
+    found = audit(
+        mechanism,
+        terms.delta,
+        source,
+        canaries=count,
+        size=COORDINATES * count,
+        seed=looked.config.seed,
+    )
+    covered = privacy.get("epsilon", run_.ledger[-1]["epsilon"])
+    sums = sum(len(drawn.sums) * drawn.times for drawn in mechanism.draws)
+    return {**claim, "covered": covered, **vars(found), "sums": sums, "unit": terms.unit}
+
+
+def refuted(canaries: dict[str, Any]) -> bool:
+    """Whether the canaries prove a larger epsilon than is claimed for what is covered."""
+    bound, covered = canaries["bound"], canaries["covered"]
+    return bound is not None and covered != INFINITY and bound > covered
+
+
+def _canary(found: dict[str, Any]) -> Section:
+    columns = ["claimed in all", "claimed of what is covered", "bound", "cap", "right guesses"]
+    claims = [_epsilon(found[key]) for key in ("total", "covered")]
+    if found["bound"] is None:
+        table = Table(columns, [[*claims, NONE, NONE, NONE]])
+        return Section("Canaries", ("Nothing of this run was noised: there is no claim.",), table)
+    guesses = f"{found['right']} of {found['guesses']}"
+    row = [*claims, f"{found['bound']:.2f}", f"{found['cap']:.2f}", guesses]
+    verdict = (
+        "The bound is above the claim: the promise is not kept."
+        if refuted(found)
+        else ("The bound is not above the claim.")
+    )
+    text = (
+        CANARIES,
+        f"{found['sums']} noised sums, {found['canaries']} canaries, each one {found['unit']}, at "
+        f"delta {found['delta']:g}. {verdict}",
+    )
+    return Section("Canaries", text, Table(columns, [row]))
+
+
+def _epsilon(value: float | str) -> str:
+    return "infinite" if isinstance(value, str) else f"{value:.3g}"
+
+
+def _show(sections: list[Section], ledger: list[str]) -> None:
+    console = Console(highlight=False)
+    for section in sections:
+        assert section.table is not None  # these two have one
+        console.print(f"\n[bold]{section.title}[/bold]")
+        screen = Screen(box=None, pad_edge=False)
+        for column in section.table.columns:
+            screen.add_column(column, justify="left" if column in section.table.words else "right")
+        for row in section.table.rows:
+            screen.add_row(*(cell.replace("[", "\\[") for cell in row))
+        console.print(screen)
+    for text in ledger:
+        console.print(f"\n{text}", markup=False)

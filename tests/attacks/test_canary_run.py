@@ -1,0 +1,79 @@
+"""Canaries in whole runs: what the seam really does, not what the ledger says that it does."""
+
+from pathlib import Path
+
+import canary_task
+import pytest
+import torch
+
+from fedprune import RunConfig, federate
+from fedprune.attacks.one_run import cap, epsilon_bound
+from fedprune.config import configure
+
+CLIENTS, PANEL = 204, 4
+
+
+def configured(seed: int, **changes: object) -> RunConfig:
+    keys = {
+        "task": "canaries",
+        "plugin": str(Path(canary_task.__file__)),
+        "engine": "inline",
+        "clients": CLIENTS,
+        "panel": PANEL,
+        "cohort": CLIENTS - PANEL,
+        "rounds": 1,
+        "sparsity": 0.0,
+        "lr_schedule": "constant",
+        "dp": "client",
+        "dp_noise": 2.2,
+        "dp_clip": 1.0,
+        "seed": seed,
+    }
+    return configure({**keys, **changes})
+
+
+def audited(config: RunConfig) -> tuple[float, float]:
+    """The bound that guesses from the final weights prove, and what the run claims."""
+    result = federate(config)
+    (weight,) = result.state.weights.values()
+    heard = (canary_task.directions(config) @ weight.flatten())[:-PANEL]
+    guesses = len(heard) // 2
+    surest = heard.abs().argsort(descending=True, stable=True)[:guesses]
+    right = int(((heard > 0) == canary_task.coins(config)[:-PANEL])[surest].sum())
+    bound = epsilon_bound(len(heard), guesses, right, config.delta or 1e-5)
+    privacy = result.summary["privacy"]
+    assert privacy["total"] == privacy["epsilon"]
+    return bound, privacy["epsilon"]
+
+
+@pytest.fixture(params=["noise", "clip"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "noise":
+        silence = torch.zeros(canary_task.OWN * CLIENTS, dtype=torch.float64)
+        monkeypatch.setattr("fedprune.privacy.gate.gaussian", lambda size, *_: silence[:size])
+    else:
+        monkeypatch.setattr("fedprune.privacy.leaving.clipped", lambda values, _: values)
+
+
+def test_a_run_keeps_its_promise():
+    bound, claim = audited(configured(0))
+    assert bound < claim < 2.0
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_run_is_caught():
+    bound, claim = audited(configured(0))
+    assert claim < 2.0 < bound <= cap(CLIENTS - PANEL, (CLIENTS - PANEL) // 2, 1e-5)
+
+
+@pytest.mark.slow
+def test_runs_of_twenty_seeds_keep_their_promise():
+    found = [audited(configured(seed)) for seed in range(20)]
+    assert sum(bound <= claim for bound, claim in found) >= 19
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("broken")
+def test_broken_runs_of_twenty_seeds_are_caught():
+    found = [audited(configured(seed)) for seed in range(20)]
+    assert sum(bound > claim for bound, claim in found) >= 19
