@@ -182,17 +182,28 @@ def bounded_sum(rows: Tensor, norm: float, *, exactly: bool = False) -> Tensor:
     to refuse it would tell that it is there.
 
     Args:
-        rows: of a real type.
+        rows: of a floating-point type.
         norm: the largest norm of a row.
         exactly: rows are also scaled up to it; zeros stay zeros.
     """
-    double = rows.double()
-    if not double.numel():
-        return double.sum(0)
-    # The largest magnitude is taken out first: its square may be more than a double holds.
-    largest = double.abs().amax(1)
+    if not rows.numel():
+        return rows.double().sum(0)
+    if rows.dtype == torch.float64:
+        return _careful(rows, norm, exactly=exactly)
+    # Squares of narrower types neither overflow nor vanish in float64.
+    sizes = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    fine = torch.isfinite(sizes)
+    if not fine.all():
+        rows = torch.where(fine[:, None], rows, 0.0)
+    full = torch.where(fine & (sizes > 0), norm / sizes, 0.0)
+    return (full if exactly else torch.where(sizes > norm, full, 1.0)) @ rows.double()
+
+
+def _careful(rows: Tensor, norm: float, *, exactly: bool) -> Tensor:
+    """The same where a double may not hold the squares: the largest is taken out first."""
+    largest = rows.abs().amax(1)
     fine = torch.isfinite(largest) & (largest > 0)
-    directions = torch.where(fine[:, None], double / largest[:, None], 0.0)
+    directions = torch.where(fine[:, None], rows / largest[:, None], 0.0)
     sizes = torch.linalg.vector_norm(directions, dim=1).clamp_min(1.0)
     full = norm / sizes
     factors = full if exactly else torch.minimum(full, torch.where(fine, largest, 0.0))

@@ -101,13 +101,14 @@ def values_in(shapes: Mapping[str, torch.Size], masks: Masks) -> int:
 
 def flat_rows(rows: Tensors, masks: Masks) -> Tensor:
     """Rows of tensors as rows of values, (examples, values), in the order of `tensors.kept`."""
-    return torch.cat(
-        [
-            rows[n][:, masks[n].to(rows[n].device)] if n in masks else rows[n].flatten(1)
-            for n in sorted(rows)
-        ],
-        dim=1,
-    )
+    return torch.cat([_alive(rows[n].flatten(1), masks.get(n)) for n in sorted(rows)], dim=1)
+
+
+def _alive(rows: Tensor, mask: Tensor | None) -> Tensor:
+    # Indexing takes many times a copy, and in dense rounds there is nothing to leave out.
+    if mask is None or bool(mask.all()):
+        return rows
+    return rows[:, mask.flatten().nonzero().squeeze(1).to(rows.device)]
 
 
 def poisson_steps(part: Part, config: RunConfig, source: Source) -> Iterator[list[Part]]:
@@ -143,7 +144,7 @@ def noisy_steps(
         for some in (some for batch in step for some in taken.of(batch)):
             labels = torch.tensor([max(1, task.labels(row)) for row in batches(some.rows, 1)])
             rows = flat_rows(some.gradients, alive)
-            total += bounded_sum(rows / labels[:, None].to(rows), norm).cpu()
+            total += bounded_sum(rows.div_(labels[:, None].to(rows)), norm).cpu()
             loss, count = loss + some.loss, count + some.labels
         total += gaussian(size, (config.dp_noise or 0.0) * norm, source)
         for name, g in spread(total / config.batch_size, shapes, alive).items():

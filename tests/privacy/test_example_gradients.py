@@ -138,10 +138,11 @@ def test_examples_that_do_not_fit_in_memory_come_in_pieces(
     assert worst(taken, images(5)) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("exactly", [True, False])
-def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool):
+def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool, dtype: torch.dtype):
     gen = torch.Generator().manual_seed(2)
-    rows = torch.randn(50, 7, generator=gen) * torch.logspace(-3, 3, 50)[:, None]
+    rows = (torch.randn(50, 7, generator=gen) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
     rows[3] = 0.0
     bound = scaled if exactly else clipped
     right = sum(bound(row, 0.7).double() for row in rows)
@@ -149,13 +150,17 @@ def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool):
     assert torch.allclose(bounded_sum(rows, 0.7, exactly=exactly), right, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exactly", [True, False])
-def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly: bool):
+def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly: bool, dtype: torch.dtype):
     gen = torch.Generator().manual_seed(3)
-    odd = [math.nan, math.inf, -math.inf, 1e308, -1e300, 5e-324, 0.0]
+    odd = [math.nan, math.inf, -math.inf, 1e308, -1e300, 1e38, 5e-324, 1e-45, 0.0]
     rows = torch.randn(60, 5, generator=gen, dtype=torch.float64) * 10.0
     for i, value in enumerate(odd * 4):
         rows[i, i % 5] = value
+    for i, scale in enumerate([1e-160, 1e-200, 1e-42, 1e-38, 1e38, 1e200]):
+        rows[40 + i] *= scale
+    rows = rows.to(dtype)
     whole = bounded_sum(rows, 0.3, exactly=exactly)
     assert torch.isfinite(whole).all()
     for i in range(60):
