@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedprune.config import to_toml
-from fedprune.forms import form_of
 from fedprune.hosts import Tick
 from fedprune.letters import Letter, identity, question_letter
 from fedprune.messages import Failure, Folded, Question, Refused
@@ -43,8 +42,8 @@ def sealed_sums(
         return merged(stage.replies())
 
     def put(question: Question, partitions: Sequence[int]) -> Folded:
-        form = form_of(question, config, layout_at(config, question.edits))
-        return secure_ask(question, partitions, form, config, transport)
+        layout = layout_at(config, question.edits)
+        return secure_ask(question, partitions, layout, config, transport)
 
     return put
 

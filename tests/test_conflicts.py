@@ -961,6 +961,12 @@ SECURE = [
         "not above 0: ['changes/*']; allowed: largest magnitudes",
     ),
     (
+        {"secure": "secagg", "dp": "client", "dp_noise": 1.0, "sampling": "poisson"}
+        | {"metrics": "noised", "agreement": False, "model": "mlp"},
+        "sampling='poisson'",
+        "who is in a secure sum is seen, and too few make none; allowed: fixed",
+    ),
+    (
         {"secure": "secagg", "noise_source": "secret", "engine": "ray"},
         "noise-source='secret'",
         "a worker of a simulation keeps no secret from one stage to the next; allowed: seeded, or "

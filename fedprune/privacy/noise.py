@@ -87,7 +87,16 @@ def seeded_source(seed: int, purpose: str, *where: int) -> Source:
 
 
 def secret_source() -> Source:
-    """The ChaCha20 keystream (RFC 8439) under a key of the operating system's.
+    """The keystream under a key of the operating system's.
+
+    Raises:
+        ValueError: the package cryptography is missing.
+    """
+    return keyed_source(os.urandom(32), secret=True)
+
+
+def keyed_source(key: bytes, *, secret: bool) -> Source:
+    """The ChaCha20 keystream (RFC 8439) under a key of 32 bytes that is used for nothing else.
 
     Raises:
         ValueError: the package cryptography is missing.
@@ -101,12 +110,12 @@ def secret_source() -> Source:
             "allowed: seeded, or pip install 'fedprune[privacy]'"
         ) from None
     # A key is used for one stream, so that its nonce may be anything.
-    stream = Cipher(ChaCha20(os.urandom(32), bytes(16)), mode=None).encryptor()
+    stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
     def words(size: int) -> Words:
         return np.frombuffer(stream.update(bytes(8 * size)), dtype="<u8").astype(np.uint64)
 
-    return Source(words, secret=True)
+    return Source(words, secret=secret)
 
 
 def uniforms(size: int, source: Source) -> Floats:

@@ -106,8 +106,16 @@ def _release(config: RunConfig, kind: str) -> Release:
             rate=config.dp_rate or 1.0,
             covered=True,
         )
-    return Release(name, (), unit=config.dp, mechanism="gaussian", z=1.0, covered=True)
+    return _noisy(config, name)
 
 
 def _measure(config: RunConfig) -> Release:
-    return Release("metrics", (), unit=config.dp, mechanism="gaussian", z=1.0, covered=True)
+    return _noisy(config, "metrics")
+
+
+def _noisy(config: RunConfig, name: str) -> Release:
+    """A release with noise of multiplier 1; under a secure sum its second term is negligible."""
+    release = Release(name, (), unit=config.dp, mechanism="gaussian", z=1.0, covered=True)
+    if config.secure == "none" or (config.dp == "example" and name != "metrics"):
+        return release
+    return replace(release, mechanism="skellam", spread=(0.5, 0.0))

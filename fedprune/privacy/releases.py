@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from fedprune.messages import Question
 from fedprune.plugins import scores_of
+from fedprune.privacy.accounting import skellam_zcdp
 from fedprune.privacy.clipping import sensitivity
+from fedprune.privacy.integers import noise_for
 from fedprune.privacy.leaving import MEASURING, hides
 from fedprune.privacy.release import Release
 from fedprune.privacy.response import response_release
@@ -56,6 +58,7 @@ def releases_of(
         most: the largest number of votes that a client may have, see `most_votes`.
     """
     up = (*_arrays(question, form, config, most), *_numbers(question, form, config))
+    up = tuple(_shared_out(release, config) for release in up)
     told = () if hides(config) else (_told(),)
     return (*up, *told, _there(), _down(config))
 
@@ -167,6 +170,18 @@ def _array(
         coordinates=size,
         covered=True,
     )
+
+
+def _shared_out(release: Release, config: RunConfig) -> Release:
+    """The release with the noise that clients add together, under a secure sum.
+
+    What hides an example of a client is added by that client alone, but for metrics.
+    """
+    alone = release.unit == "example" and release.quantity != "metrics"
+    if config.secure == "none" or release.mechanism != "gaussian" or alone:
+        return release
+    noise = noise_for(release)
+    return replace(release, mechanism="skellam", spread=skellam_zcdp(noise.mu, noise.l1, noise.l2))
 
 
 def _of_the_panel(quantity: str, fields: tuple[str, ...]) -> Release:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 
 from fedprune.config import RunConfig
-from fedprune.forms import form_of
 from fedprune.hosts import House, Tick, grouped
 from fedprune.messages import Folded, Question
 from fedprune.secure.calls import Call, Parcel, Reply, Transport, merged
@@ -22,8 +21,8 @@ def inline_sums(
     config, transport = house.config, inline_transport(house, tick)
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
-        form = form_of(question, config, layout_at(config, question.edits))
-        return secure_ask(question, partitions, form, config, transport)
+        layout = layout_at(config, question.edits)
+        return secure_ask(question, partitions, layout, config, transport)
 
     return ask
 

@@ -79,6 +79,12 @@ def _of_the_sum(c: RunConfig) -> list[Misfit]:
         ("ranges", bool(strange), f"no quantity is called like {strange}", _PATTERNS),
         ("ranges", bool(wrong), f"not above 0: {wrong}", "largest magnitudes"),
         (
+            "sampling",
+            on and c.sampling == "poisson",
+            "who is in a secure sum is seen, and too few make none",
+            "fixed",
+        ),
+        (
             "noise-source",
             on and c.noise_source == "secret" and c.engine == "ray",
             forgetful,

@@ -20,10 +20,14 @@ from fedprune.forms import Form, check, form_of
 from fedprune.hosts import House, Tick, answered, failure_of, furnished
 from fedprune.messages import Answer, Question, Refused
 from fedprune.packets import decode_question, on_own_mask
+from fedprune.privacy.integers import Noise
 from fedprune.privacy.leaving import silenced
+from fedprune.privacy.noise import Source, keyed_source
 from fedprune.secure.calls import Call, Reply, merged, reply_letter, size_of
 from fedprune.secure.client import masked, revealed, shares_of
+from fedprune.secure.distributed import fewest_left, noises_of, with_share
 from fedprune.secure.masking import Keys, keys_of
+from fedprune.secure.primitives import derived
 from fedprune.secure.ring import Ring
 from fedprune.secure.terms import Terms, terms_of
 from fedprune.secure.vectors import Pieces, pieces_of, vector_of
@@ -143,6 +147,7 @@ class _Asked:
         question: what is asked.
         form: of the answers.
         pieces: of their vectors.
+        noises: what each adds a share of.
         open: which of the coordinates that are voted on have enough holders, or None: all.
     """
 
@@ -150,6 +155,7 @@ class _Asked:
     question: Question
     form: Form
     pieces: Pieces
+    noises: dict[str, Noise]
     open: Tensor | None
 
 
@@ -158,19 +164,29 @@ def _masked(s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick |
 
     def one(p: int) -> Reply:
         vector = vector_for(asked, p, s.terms.bits)
+        if asked.noises:
+            enough = fewest_left(len(s.terms.members), s.house.config)
+            with_share(vector, asked.pieces, asked.noises, enough, _source(s, p))
         total = masked(s.seeds(p), p, s.roster, s.call.shared, vector, s.terms)
         return Reply(total=total, summed=(p,))
 
     return _each(s, partitions, one, tick)
 
 
+def _source(s: _Sitting, partition: int) -> Source:
+    """Where a partition's share of noise comes from: as secret as its masks, and the same again."""
+    key = derived(s.seeds(partition), "noise", s.terms.binding)
+    return keyed_source(key, secret=s.house.config.noise_source == "secret")
+
+
 def _asked(s: _Sitting, packet: Packet) -> _Asked:
     house = furnished(s.house, edits_in(packet.bits))
     question = decode_question(packet, house.layout)
     form = form_of(question, house.config, house.layout)
-    pieces = pieces_of(question.kind, form, house.config, len(s.terms.members))
+    noises = noises_of(question, form, house.config, house.layout)
+    pieces = pieces_of(question.kind, form, house.config, len(s.terms.members), noises)
     open_ = flags_of(s.call.open, form.voters) if form.own else None
-    return _Asked(house, question, form, pieces, open_)
+    return _Asked(house, question, form, pieces, noises, open_)
 
 
 def vector_for(asked: _Asked, partition: int, bits: int) -> Ring:

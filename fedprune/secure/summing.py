@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from fedprune.compression.wire import Packet, pack_flags
 from fedprune.config import RunConfig
-from fedprune.forms import Form, check_sum
+from fedprune.forms import check_sum, form_of
 from fedprune.hosts import bytes_down
 from fedprune.messages import Failure, Folded, Question, Refused
 from fedprune.packets import encode_question
+from fedprune.pruning.layout import Layout
 from fedprune.secure.calls import Call, Parcel, Reply, Transport, call_for, call_letter, size_of
+from fedprune.secure.distributed import fewest_left, noises_of
 from fedprune.secure.graph import enough
 from fedprune.secure.masking import Keys
 from fedprune.secure.ring import Ring
@@ -45,7 +47,7 @@ class _Void(Exception):
 def secure_ask(
     question: Question,
     partitions: Sequence[int],
-    form: Form,
+    layout: Layout,
     config: RunConfig,
     transport: Transport,
 ) -> Folded:
@@ -59,11 +61,11 @@ def secure_ask(
     Args:
         question: what is asked.
         partitions: of whom.
-        form: of an answer.
+        layout: of the model that is asked about.
         config: complete configuration.
         transport: puts a stage to partitions.
     """
-    course = _Course(question, form, config, transport)
+    course = _Course(question, layout, config, transport)
     left, reason = tuple(sorted(partitions)), ""
     for attempt in range(1, TRIES + 1):
         fewest = config.secure_minimum or 3
@@ -83,7 +85,7 @@ class _Course:
 
     Attributes:
         question: what is asked.
-        form: of an answer.
+        layout: of the model that is asked about.
         config: complete configuration.
         transport: puts a stage to partitions.
         failures: who dropped out, and why.
@@ -92,7 +94,7 @@ class _Course:
     """
 
     question: Question
-    form: Form
+    layout: Layout
     config: RunConfig
     transport: Transport
     failures: dict[int, Failure] = field(default_factory=dict)
@@ -131,20 +133,18 @@ class _Course:
 
 def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Folded:
     """One try, of one sum or, where clients' masks differ, of two: who holds what comes first."""
-    question, form = course.question, course.form
-    if not form.own:
-        return _sum(course, question, form, members, attempt)
-    counted = Form({}, form.masks, voters=form.voters)
-    holders = _sum(course, replace(question, kind=HOLDERS), counted, members, attempt)
+    question = course.question
+    if not form_of(question, course.config, course.layout).own:
+        return _sum(course, question, members, attempt)
+    holders = _sum(course, replace(question, kind=HOLDERS), members, attempt)
     assert holders.votes is not None  # the form wants them
     open_ = pack_flags(holders.votes >= FEWEST)
-    return _sum(course, question, form, holders.answered, attempt, open_)
+    return _sum(course, question, holders.answered, attempt, open_)
 
 
 def _sum(
     course: _Course,
     question: Question,
-    form: Form,
     members: tuple[int, ...],
     attempt: int,
     open_: bytes = b"",
@@ -158,12 +158,16 @@ def _sum(
     packet = encode_question(question, c.wire)
     packet = replace(packet, values=bytes(packet.values))  # once, not once a host
     terms = terms_of(c, session_of(packet, members, attempt, c), members)
-    pieces = pieces_of(question.kind, form, c, len(members))
+    form = form_of(question, c, course.layout)
+    noises = noises_of(question, form, c, course.layout)
+    pieces = pieces_of(question.kind, form, c, len(members), noises)
     parcel = Parcel(question, packet, length(pieces) + 1)
-    total, summed = _opened(course, terms, parcel, open_)
+    fewest = len(members) if open_ else fewest_left(len(members), c) if noises else 0
+    total, summed = _opened(course, terms, parcel, open_, fewest)
     folded = folded_from(total, pieces, summed, terms.bits)
     try:
-        check_sum(folded, form)
+        if not noises:  # with noise, votes may well be negative
+            check_sum(folded, form)
     except Refused as refused:
         raise _Void(f"the sum does not count: {refused.field}: {refused}", ()) from None
     return folded
@@ -178,9 +182,12 @@ def session_of(packet: Packet, members: Sequence[int], attempt: int, config: Run
 
 
 def _opened(
-    course: _Course, terms: Terms, parcel: Parcel, open_: bytes
+    course: _Course, terms: Terms, parcel: Parcel, open_: bytes, fewest: int
 ) -> tuple[Ring, tuple[int, ...]]:
     """The four stages of Bonawitz et al. 2017 (eprint 2017/281, figure 4).
+
+    Fewer than `fewest` are not opened: coordinates were shown for the sake of clients who are not
+    in the sum, or noise is missing.
 
     Raises:
         _Void: too few were left after one of them.
@@ -197,9 +204,8 @@ def _opened(
     came = course.put(replace(call, open=open_), sent, parcel)
     summed = came.summed
     _require("masked", roster, summed, terms, shared=sent)
-    if open_ and len(summed) < len(terms.members):
-        # Coordinates were opened for the sake of clients who are not in the sum.
-        raise _Void("clients dropped out after it was counted who holds what", summed)
+    if len(summed) < fewest:
+        raise _Void(f"{len(summed)} clients gave their part, {fewest} were counted on", summed)
     sealed = {p: {q: given[p] for q, given in sent.items() if p in given} for p in summed}
     call = replace(call, stage="unmask", summed=frozenset(summed), sealed=sealed)
 

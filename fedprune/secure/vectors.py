@@ -7,25 +7,24 @@ clients are asked, never from what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedprune.answering import LOST
+from fedprune.config import ConfigError, RunConfig
 from fedprune.forms import Form, Shapes, fitting
 from fedprune.messages import Answer, Folded, Refused
+from fedprune.privacy.integers import Noise
 from fedprune.secure.fixed import Scale, from_ring, scale_for, to_ring
 from fedprune.secure.ranges import RANGES
 from fedprune.secure.ring import Ring, ring_type
 from fedprune.tensors import Masks, count_kept
-
-if TYPE_CHECKING:
-    from fedprune.config import RunConfig
 
 _QUANTITY = {
     "score": "scores",
@@ -53,11 +52,22 @@ class Piece:
     size: int
     scale: Scale
 
+    @property
+    def wire(self) -> str:
+        """What the field is called where it is booked."""
+        return f"totals.{self.name}" if self.field == "totals" else self.field
+
 
 Pieces = tuple[Piece, ...]
 
 
-def pieces_of(kind: str, form: Form, config: RunConfig, clients: int) -> Pieces:
+def pieces_of(
+    kind: str,
+    form: Form,
+    config: RunConfig,
+    clients: int,
+    noises: Mapping[str, Noise] | None = None,
+) -> Pieces:
     """The pieces of an answer's vector, in order.
 
     Args:
@@ -65,6 +75,7 @@ def pieces_of(kind: str, form: Form, config: RunConfig, clients: int) -> Pieces:
         form: of the answer.
         config: complete configuration.
         clients: how many may be added up without an overflow.
+        noises: of the fields that clients add noise to, which says how finely they are cut.
     """
     quantity = _QUANTITY.get(kind, "")
     found = [
@@ -75,11 +86,33 @@ def pieces_of(kind: str, form: Form, config: RunConfig, clients: int) -> Pieces:
         *(("statistics", n, size, "scores") for n, size in _sizes(form.sums, form.masks)),
         ("held", "", form.voters if form.own else 0, "counts"),
     ]
-    return tuple(
-        Piece(field, name, size, scale_of(quantity, name or field, config, clients))
-        for field, name, size, quantity in found
-        if size
-    )
+    pieces = []
+    for field, name, size, quantity in found:
+        piece = Piece(field, name, size, scale_of(quantity, name or field, config, clients))
+        noise = (noises or {}).get(piece.wire)
+        if noise is not None and quantity != "votes":
+            piece = replace(piece, scale=_noisy(noise, config, clients))
+        pieces += [piece] * (size > 0)
+    return tuple(pieces)
+
+
+_TAIL = 12.0
+"""Standard deviations of noise that there is room for: it is beyond them with less than 1e-30."""
+
+
+def _noisy(noise: Noise, config: RunConfig, clients: int) -> Scale:
+    """The scale of what is clipped and gets noise.
+
+    Raises:
+        ConfigError: the integers are too narrow.
+    """
+    bits = config.secure_bits or 64
+    largest = 1.01 * noise.clip  # float32 meets the norm to a millionth
+    if clients * largest / noise.step + _TAIL * math.sqrt(noise.mu) >= 2.0 ** (bits - 1):
+        raise ConfigError(
+            f"secure-bits={bits}: no room for the noise of {clients} clients; allowed: 64"
+        )
+    return Scale(noise.step, largest)
 
 
 def _sizes(shapes: Shapes, masks: Masks) -> Iterator[tuple[str, int]]:

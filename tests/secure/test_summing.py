@@ -70,8 +70,8 @@ def put(
     house: House, question: Question, asked: Sequence[int], gone: Mapping[Any, Collection[int]]
 ) -> tuple[Folded, Unreliable]:
     transport = Unreliable(inline_transport(house), gone)
-    form = form_of(question, house.config, layout_at(house.config, question.edits))
-    return secure_ask(question, asked, form, house.config, transport), transport
+    layout = layout_at(house.config, question.edits)
+    return secure_ask(question, asked, layout, house.config, transport), transport
 
 
 def in_the_open(house: House, question: Question, asked: Collection[int]) -> Folded:
