@@ -989,11 +989,6 @@ OF_CLIENTS = [
         "score-during='tune'",
         "steps are noise on gradients; allowed: pass",
     ),
-    (
-        {**NOISE, "threshold": 0.1, "schedule": "one-shot"},
-        "threshold=0.1",
-        "statistics are scaled, and a threshold is of their scale; allowed: a sparsity",
-    ),
     ({**NOISE, "accumulate": 2}, "accumulate=2", "a step is one draw of examples; allowed: 1"),
     (
         {**NOISE, "compile": True},

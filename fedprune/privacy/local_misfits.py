@@ -26,11 +26,9 @@ def example_misfits(c: RunConfig, score: Score) -> list[Misfit]:
     inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
     asks = bool(score.asks) and c.sparsity != 0.0
     lessons = "what a teacher adds to the loss is not bounded by example"
-    scale = "statistics are scaled, and a threshold is of their scale"
     return [
         ("score", here and asks and not score.additive, "it is no sum over examples", "another"),
         ("score-during", here and c.score_during == "tune", "steps are noise on gradients", "pass"),
-        ("threshold", here and asks and c.threshold is not None, scale, "a sparsity"),
         ("accumulate", here and c.accumulate > 1, "a step is one draw of examples", "1"),
         ("compile", here and c.compile, single, "false"),
         ("checkpointing", here and c.checkpointing, single, "false"),
