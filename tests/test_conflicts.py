@@ -1059,7 +1059,8 @@ def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
     found = {}
     for module in (conflicts, rules, refusals, misfits, secure_misfits, local_misfits):
         for name, function in inspect.getmembers(module, inspect.isfunction):
-            if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
+            part = name.startswith("_") or module is local_misfits
+            if part and function.__annotations__.get("return") == "list[Misfit]":
                 arguments = [given[p] for p in inspect.signature(function).parameters]
                 listed = function(*arguments)
                 found[name, len(listed)] = listed
