@@ -298,9 +298,9 @@ def protections(epsilons: Sequence[float], clients: int) -> dict[str, Protection
     }
     for epsilon in epsilons:
         noise = noise_for(epsilon)
-        found[f"DP {epsilon:g}"] = Protection(alone, clip=True, noise=noise)
+        found[f"epsilon {epsilon:g}"] = Protection(alone, clip=True, noise=noise)
     if epsilons:
         noise = noise_for(epsilons[-1])
-        both = f"sum of {clients}, DP {epsilons[-1]:g}"
+        both = f"sum of {clients}, epsilon {epsilons[-1]:g}"
         found[both] = Protection("a secure sum with noise", True, clients, noise)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ def tiles(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | No
 
 @styled
 def _drawn(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Figure:
-    figure = Figure(figsize=(TILE * len(columns) + 0.8, TILE * len(rows) + 0.5))
+    figure = Figure(figsize=(TILE * len(columns) + 0.8, TILE * len(rows) + 0.6))
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for y, (name, images) in enumerate(rows):
         for x, image in enumerate(images):
@@ -37,8 +38,13 @@ def _drawn(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | N
                 axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
                 axes.spines[["top", "right"]].set_visible(True)
             if y == 0:
-                axes.set_title(columns[x].replace(", ", "\n"), fontsize=6.5)
+                axes.set_title(_broken(columns[x]), fontsize=6.5)
         grid[y][0].text(
             -0.15, 0.5, name, transform=grid[y][0].transAxes, ha="right", va="center", fontsize=8
         )
     return figure
+
+
+def _broken(name: str) -> str:
+    """In lines that a tile has room for."""
+    return "\n".join(textwrap.wrap(name, 10))

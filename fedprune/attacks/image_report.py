@@ -1,0 +1,207 @@
+"""Images made from what is released: sections of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedprune.attacks.digits import SHAPE, all_digits, one_each
+from fedprune.attacks.exposed import (
+    QUANTITIES,
+    Exposed,
+    Protection,
+    Scene,
+    exposed,
+    message,
+    noise_like,
+    protections,
+    scene,
+)
+from fedprune.attacks.inversion import inverted
+from fedprune.attacks.matching import Search, matched
+from fedprune.attacks.page import Section
+from fedprune.attacks.pictures import tiles
+from fedprune.attacks.tabling import CHANCE, Figure, error_cell, pivot, share_cell
+from fedprune.pruning.selection import select
+from fedprune.tasks.task import Part
+from fedprune.tensors import Masks, Tensors
+
+Tick = Callable[[], None]
+
+CLIENTS, TARGETS, SEARCHED = 10, 3, 4
+FIRST = "features.1.weight"
+
+PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
+"""The same from a model that has lost its smallest weights: only what is kept is released."""
+
+CASES = {name: (name, 0.0) for name in QUANTITIES} | PRUNED
+MATCHED = {n: case for n, case in CASES.items() if QUANTITIES[case[0]].each is not None}
+
+CLOSED_TEXT = (
+    "A client with one image answers one question about a network of linear layers (--task digits "
+    "--model mlp). The observer knows the model and the question, as the server does. The weight "
+    "of the first layer then has a gradient of rank one with the image as a factor: no search, "
+    "no prior, and the absolute value, the square and the product with the weight do not get in "
+    "the way, since pixels are not negative. Label and brightness follow from the known model.",
+    "Mean squared error of pixels in 0..1 and its spread over seeds, with the peak "
+    "signal-to-noise ratio; exact is below 1e-9. The right end is chance: the same attack on a "
+    "random message. Of a sum the observer makes as many images as there are clients, and the "
+    "closest one counts, which makes chance better too.",
+    "In the columns with an epsilon the observer knows all other clients' messages and has taken "
+    "them away from the noised sum: the worst case that differential privacy covers, at that "
+    "epsilon for this one release (delta 1e-5, one client replaced by another).",
+    "What to take from it: releasing |g| instead of g is no protection, clipping is none, and a "
+    "pruned model releases less but enough. A sum of clients helps; sums of values without "
+    "a sign come apart more easily than those with one. Noise that deserves its epsilon leaves "
+    "chance. Fedprune does not claim that pruning protects anybody.",
+)
+SEARCH_TEXT = (
+    "The default network of the task has convolutions first, from which no image can be read off. "
+    "Here the observer searches for the image whose release would look like the message (cosine "
+    "similarity, total variation, labels given: Geiping et al. 2020), through |g|, g² and a mask "
+    "as well as through g. Σ x² of inputs is left out: it is not of gradients.",
+    "A search that fails proves little: better ones exist, and longer ones.",
+)
+
+
+def _masks(weights: Tensors, names: Sequence[str], sparsity: float) -> Masks:
+    scores = {n: weights[n].double().abs() for n in names}
+    # The last layer's weights are smaller than the first's from the start: all of them would go.
+    return select(scores, sparsity, scope="layer")
+
+
+def scene_of(case: tuple[str, float], parts: Sequence[Part], model: str, seed: int) -> Scene:
+    """The scene of a case: a quantity, and how much of the model is pruned by magnitude."""
+    name, sparsity = case
+    keys: Mapping[str, Any] = {"task": "digits", "model": model, "seed": seed}
+    made = scene(name, parts, keys)
+    if not sparsity:
+        return made
+    masks = _masks(made.question.weights, made.house.layout.prunable, sparsity)
+    return scene(name, parts, keys, masks=masks)
+
+
+def closed_form_findings(
+    seeds: Sequence[int], epsilons: Sequence[float], tick: Tick | None = None
+) -> tuple[list[Section], dict[str, Any]]:
+    """Sections about single images by inversion in closed form, and their figures.
+
+    Args:
+        seeds: another model and other images for each of them.
+        epsilons: of the noised columns.
+        tick: told after every quantity of every seed.
+
+    Raises:
+        FileNotFoundError: scikit-learn is not installed.
+        ValueError: dp-accounting is not installed.
+    """
+    data, known = all_digits(), protections(epsilons, CLIENTS)
+    figures, rows = list[Figure](), list[tuple[str, list[Tensor | None]]]()
+    for seed in seeds:
+        parts = one_each(data, CLIENTS, seed)
+        for name, case in CASES.items():
+            made = scene_of(case, parts, "mlp", seed)
+            messages = [message(made, p) for p in range(CLIENTS)]
+            for target in range(TARGETS):
+                shown = list[Tensor | None]([parts[target]["images"][0, 0]])
+                turned = messages[target:] + messages[:target]
+                for column, seen in _views(made, turned, known, seed).items():
+                    found = inverted(made, seen, FIRST, SHAPE, seed)
+                    figure, image = _measured(found, parts[target])
+                    figures.append({"quantity": name, "protection": column, "seed": seed, **figure})
+                    shown.append(image)
+                if seed == seeds[0] and not target:
+                    rows.append((name, shown))
+            if tick is not None:
+                tick()
+    columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
+    return _closed_sections(figures, tiles(columns, rows), data), {"rows": figures}
+
+
+def _closed_sections(figures: list[Figure], picture: bytes, data: Part) -> list[Section]:
+    images = data["images"].double()
+    blind = float((images - images.mean(0)).square().mean())
+    more = f"Whoever has seen nothing and guesses the mean digit has an error of {blind:.3f}."
+    caption = (
+        "The first image of the first seed, as it was, and what the observer makes of each release."
+    )
+    single = [f for f in figures if f["label"] is not None]
+    labels = (
+        "Label of the one image, found with it: the share of trials in which it is right. Chance "
+        "is 10 %. Sums, votes and inputs of layers were not asked for labels here.",
+    )
+    return [
+        Section(
+            "One image, in closed form",
+            (*CLOSED_TEXT, more),
+            pivot(figures, error_cell),
+            ((caption, picture),),
+        ),
+        Section("Its label", labels, pivot(single, share_cell("label"))),
+    ]
+
+
+def _views(
+    made: Scene, messages: list[Tensor], known: Mapping[str, Protection], seed: int
+) -> dict[str, Exposed]:
+    """What each column has of the first of the messages; the last ones are chance."""
+    views = {n: exposed(made, messages, p, seed) for n, p in known.items()}
+    most = max(p.clients for p in known.values())
+    views[CHANCE] = noise_like(made, messages[0], seed)
+    return views | {f"{CHANCE}, best of {most}": noise_like(made, messages[0], seed, most)}
+
+
+def _measured(found: Part, truth: Part) -> tuple[Figure, Tensor]:
+    """Error of the closest image, whether the label is right (None: not found), and the image."""
+    errors = (found["images"].double() - truth["images"].double()).square().flatten(1).mean(1)
+    best = int(errors.argmin())
+    label = int(found["labels"][0])
+    right = None if label < 0 else float(label == int(truth["labels"][0]))
+    return {"mse": float(errors[best]), "label": right}, found["images"][best, 0].clamp(0, 1)
+
+
+def search_findings(
+    seeds: Sequence[int], epsilons: Sequence[float], steps: int, tick: Tick | None = None
+) -> tuple[list[Section], dict[str, Any]]:
+    """The section about images by search through the task's default network, and its figures.
+
+    Args:
+        seeds: another model and another image for each of them.
+        epsilons: the largest of them is shown.
+        steps: of each search.
+        tick: told after every quantity of every seed.
+
+    Raises:
+        FileNotFoundError: scikit-learn is not installed.
+        ValueError: dp-accounting is not installed.
+    """
+    data, known = all_digits(), protections(epsilons[-1:], SEARCHED)
+    search, figures = Search(steps=steps, restarts=1), list[Figure]()
+    rows = list[tuple[str, list[Tensor | None]]]()
+    wanted = [n for n in known if n != "clipped" and "," not in n]
+    for seed in seeds:
+        parts = one_each(data, SEARCHED, seed)
+        for name, case in MATCHED.items():
+            made = scene_of(case, parts, "cnn", seed)
+            messages = [message(made, p) for p in range(SEARCHED)]
+            views = {n: exposed(made, messages, known[n], seed) for n in wanted}
+            views[CHANCE] = noise_like(made, messages[0], seed)
+            shown = list[Tensor | None]([parts[0]["images"][0, 0]])
+            for column, seen in views.items():
+                given = {k: torch.cat([p[k] for p in parts[: seen.clients]]) for k in parts[0]}
+                found = {"images": matched(made, seen, given, search, seed)}
+                figure, image = _measured({**found, "labels": torch.tensor([-1])}, parts[0])
+                figures.append({"quantity": name, "protection": column, "seed": seed, **figure})
+                shown.append(image)
+            if seed == seeds[0]:
+                rows.append((name, shown))
+            if tick is not None:
+                tick()
+    columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
+    caption = f"The image of the first seed, as it was and as {steps} steps of search have it."
+    pictures = ((caption, tiles(columns, rows)),)
+    section = Section("One image, by search", SEARCH_TEXT, pivot(figures, error_cell), pictures)
+    return [section], {"rows": figures}

@@ -1,0 +1,81 @@
+"""Figures of many trials as one table: quantities down, protections across."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedprune.attacks.page import Table
+from fedprune.report.reading import NONE
+
+Figure = dict[str, Any]
+"""One trial: `quantity`, `protection`, `seed`, and what was measured."""
+
+CHANCE = "random message"
+
+EXACT = 1e-9
+"""A mean squared error of pixels below which nothing is left to guess."""
+
+
+def pivot(figures: Sequence[Figure], cell: Callable[[Sequence[Figure]], str]) -> Table:
+    """A row a quantity and a column a protection, in the order in which they come."""
+    rows = dict.fromkeys(f["quantity"] for f in figures)
+    columns = dict.fromkeys(f["protection"] for f in figures)
+    cells = [
+        [
+            cell([f for f in figures if f["quantity"] == row and f["protection"] == column])
+            for column in columns
+        ]
+        for row in rows
+    ]
+    names = [[row, *line] for row, line in zip(rows, cells, strict=True)]
+    return Table(["quantity", *columns], names, ("quantity",))
+
+
+def over_seeds(figures: Sequence[Figure], name: str) -> tuple[float, float]:
+    """Mean over seeds of their means, and the standard deviation of these (0 with one seed)."""
+    seeds = dict.fromkeys(f["seed"] for f in figures)
+    means = [statistics.fmean(f[name] for f in figures if f["seed"] == seed) for seed in seeds]
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
+
+
+def error_cell(figures: Sequence[Figure]) -> str:
+    """Mean squared error with its spread over seeds, and the peak signal-to-noise ratio of it."""
+    known = [f for f in figures if f.get("mse") is not None]
+    if not known:
+        return NONE
+    mean, spread = over_seeds(known, "mse")
+    return "exact" if mean < EXACT else f"{mean:.3f} ± {spread:.3f}, {decibels(mean):.0f} dB"
+
+
+def share_cell(name: str) -> Callable[[Sequence[Figure]], str]:
+    """A share in percent with its spread over seeds."""
+
+    def cell(figures: Sequence[Figure]) -> str:
+        known = [f for f in figures if f.get(name) is not None]
+        if not known:
+            return NONE
+        mean, spread = over_seeds(known, name)
+        return f"{100 * mean:.0f} ± {100 * spread:.0f} %"
+
+    return cell
+
+
+def number_cell(name: str) -> Callable[[Sequence[Figure]], str]:
+    """A number in two digits with its spread over seeds."""
+
+    def cell(figures: Sequence[Figure]) -> str:
+        known = [f for f in figures if f.get(name) is not None]
+        if not known:
+            return NONE
+        mean, spread = over_seeds(known, name)
+        return f"{mean:.2f} ± {spread:.2f}"
+
+    return cell
+
+
+def decibels(error: float) -> float:
+    """Peak signal-to-noise ratio of pixels in 0..1 with this mean squared error."""
+    return -10 * math.log10(max(error, 1e-30))

@@ -1,0 +1,97 @@
+"""Sections hold every case and column, chance beside them, and figures of every trial."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedprune.attacks import image_report, label_report, portrait_report, text_report
+from fedprune.attacks.page import Section
+from fedprune.attacks.tabling import CHANCE
+from fedprune.report.reading import NONE
+
+Findings = tuple[list[Section], dict[str, Any]]
+
+
+@pytest.fixture
+def ticks() -> list[int]:
+    return []
+
+
+def check(found: Findings, ticks: list[int]) -> list[Section]:
+    sections, figures = found
+    json.dumps(figures)
+    assert ticks
+    for section in sections:
+        assert section.table is None or all(
+            len(row) == len(section.table.columns) for row in section.table.rows
+        )
+    return sections
+
+
+def few(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *kept: str) -> None:
+    table = vars(module)[name]
+    monkeypatch.setattr(module, name, {key: table[key] for key in kept})
+
+
+def test_images_in_closed_form(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+    few(monkeypatch, image_report, "CASES", "|g|", "|g|, 80 % pruned", "Σx²")
+    found = image_report.closed_form_findings([0], [10.0], lambda: ticks.append(1))
+    error, label = check(found, ticks)
+    assert error.table is not None
+    assert error.table.columns[:3] == ["quantity", "plain", "clipped"]
+    assert [row[1] for row in error.table.rows] == ["exact"] * 3
+    assert CHANCE in error.table.columns
+    assert len(error.pictures) == 1
+    assert label.table is not None
+    assert label.table.rows[0][1] == "100 ± 0 %"
+    assert [row[0] for row in label.table.rows] == ["|g|", "|g|, 80 % pruned"]
+
+
+def test_images_by_search(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+    few(monkeypatch, image_report, "MATCHED", "g")
+    found = image_report.search_findings([0], [10.0], 3, lambda: ticks.append(1))
+    (section,) = check(found, ticks)
+    assert section.table is not None
+    assert section.table.columns == ["quantity", "plain", "sum of 4", "epsilon 10", CHANCE]
+
+
+def test_labels(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+    few(monkeypatch, label_report, "CASES", "change", "g², with head")
+    monkeypatch.setattr(label_report, "SIZES", (32,))
+    found = label_report.label_findings([0], [10.0], lambda: ticks.append(1))
+    shares, dominant = check(found, ticks)
+    assert shares.table is not None
+    assert all(float(row[1].split()[0]) > 0.9 for row in shares.table.rows)
+    assert dominant.table is not None
+
+
+@pytest.mark.slow
+def test_texts(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+    """Reading 38 plays takes seconds."""
+    few(monkeypatch, text_report, "CASES", "change", "Σx²")
+    found = text_report.text_findings([0], [10.0], 2, lambda: ticks.append(1))
+    which, listed, order = check(found, ticks)
+    assert which.table is not None
+    assert [row[1] for row in which.table.rows] == ["100 ± 0 %"] * 2
+    assert listed.table is not None
+    assert order.table is not None
+    assert len(listed.table.rows) == 2
+
+
+def test_models(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+    few(monkeypatch, portrait_report, "MODELS", "untrained")
+    found = portrait_report.portrait_findings([0], lambda: ticks.append(1))
+    (section,) = check(found, ticks)
+    assert section.table is not None
+    assert section.table.rows[0][3] == NONE  # nobody measured the untrained model
+
+
+@pytest.mark.parametrize("cases", [image_report.CASES, label_report.CASES, text_report.CASES])
+def test_every_quantity_is_attacked_or_said_not_to_be(cases: dict[str, Any]) -> None:
+    texts: Callable[[Any], str] = " ".join
+    attacked = {case[0] for case in cases.values()}
+    missing = set(image_report.QUANTITIES) - attacked
+    assert missing <= {"Σx²"}
+    assert not missing or "Σ x²" in texts(label_report.TEXT)
