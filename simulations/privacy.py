@@ -15,8 +15,10 @@ from typing import Any
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from fedprune.attacks.canary_report import canary_findings
 from fedprune.attacks.image_report import closed_form_findings, search_findings
 from fedprune.attacks.label_report import label_findings
+from fedprune.attacks.membership_report import membership_study
 from fedprune.attacks.page import Section, write_page
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
@@ -48,6 +50,10 @@ class Chapter:
     findings: Callable[[Study, Tick], Findings]
 
 
+def _alone(found: tuple[Section, dict[str, Any]]) -> Findings:
+    return [found[0]], found[1]
+
+
 PARTS: dict[str, Chapter] = {
     "inversion": Chapter(
         "one image from one client's message, in closed form",
@@ -68,6 +74,14 @@ PARTS: dict[str, Chapter] = {
     "model": Chapter(
         "what the finished model shows of its classes, dense and pruned",
         lambda s, tick: portrait_findings(s.seeds, tick),
+    ),
+    "membership": Chapter(
+        "who was trained on, of 32 models at each of four sparsities, whatever --seeds",
+        lambda _, tick: _alone(membership_study(0, tick=tick)),
+    ),
+    "canary": Chapter(
+        "what noise and clipping are caught losing, by 20 audits a row, whatever --seeds",
+        lambda _, tick: _alone(canary_findings(range(20), 1e-5, tick)),
     ),
 }
 

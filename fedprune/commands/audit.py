@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table as Screen
 
 from fedprune.attacks.canary import audit
-from fedprune.attacks.membership_report import COLUMNS, HOW, LIMITS, cells, curves, told
+from fedprune.attacks.membership_report import COLUMNS, HOW, LIMITS, RATES, cells, curves, told
 from fedprune.attacks.page import Section, Table, png_of, write_page
 from fedprune.attacks.replayed import replayed
 from fedprune.checkpoint import write_atomically
@@ -129,6 +129,8 @@ def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) 
     rows = [[name, *cells(figures)] for name, figures in members.items()]
     first = next(iter(members.values()))
     text = [ATTACKED, f"{first['members']} members, {first['others']} others. {HOW}"]
+    if first["others"] < 1 / min(RATES):
+        text.append(f"Of {first['others']} others, 0.1 % is nobody: not one may be accused there.")
     text += [SHADOWS.format(shadows=shadows)] if shadows else []
     picture = (
         "True against false positives, both logarithmic; dotted: chance.",

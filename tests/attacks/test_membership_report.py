@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedprune.attacks.membership_report import membership_findings
+from fedprune.attacks.membership_report import SPARSITIES, membership_findings, membership_study
 from fedprune.attacks.shadows import Attacked, halves
 
 
@@ -39,3 +39,14 @@ def test_the_table_has_every_attack_on_every_model_with_intervals():
     assert section.table.rows[0][5] == share
     assert all(len(row) == len(section.table.columns) for row in section.table.rows)
     assert section.pictures[0][1].startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_study_of_digits_finds_members_of_every_model():
+    told: list[int] = []
+    _, figures = membership_study(0, 6, lambda: told.append(1))
+    assert len(told) == 6
+    assert list(figures) == [f"{s:g}" for s in SPARSITIES]
+    for one in figures.values():
+        assert one["lira"]["tpr_at_0.01"]["low"] > 0.01  # chance
+        assert one["lira"]["auc"] > one["threshold"]["auc"] > 0.5
