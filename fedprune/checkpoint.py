@@ -38,6 +38,8 @@ def save_state(state: State, path: Path) -> None:
         "failures": [asdict(f) for f in state.failures],
         "pace": None if state.pace is None else asdict(state.pace),
         "moving": None if state.moving is None else state.moving.rounds,
+        "sums": [sorted(members) for members in state.sums],
+        "notices": state.notices,
         "order": {
             "weights": list(state.weights),
             "masks": list(state.masks),
@@ -75,6 +77,8 @@ def load_state(path: Path) -> State:
         taught={int(p): d for p, d in rest["taught"].items()},
         pace=None if rest["pace"] is None else Pace(**rest["pace"]),
         moving=None if rest["moving"] is None else Moving(moving, rest["moving"]),
+        sums=tuple(frozenset(members) for members in rest["sums"]),
+        notices=tuple(rest["notices"]),
         failures=tuple(Failure(**f) for f in rest["failures"]),
         **{key: rest[key] for key in _SCALARS},
     )

@@ -28,6 +28,7 @@ from fedprune.privacy.ledger import Spent
 from fedprune.reducing import Told, reduced
 from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
+from fedprune.secure.noticing import noticed
 from fedprune.shrinking import fitted, kept_small
 from fedprune.state import Plan, Port, State, Totals
 from fedprune.teacher import schooled, teaching
@@ -53,7 +54,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
         Spent: the privacy budget does not allow for the next question.
     """
     c = plan.config
-    state = replace(state, round=state.round + 1, failures=())
+    state = replace(state, round=state.round + 1, failures=(), notices=())
     cohort = drawn(c, port.training(), state.round)
     due = state.owed or plan.prunes(state.round)
     state = before_pruning(state, plan, port, due=due)
@@ -230,6 +231,7 @@ def _put(
     else:
         t = replace(t, up=t.up + folded.bytes_up, down=t.down + folded.bytes_down)
     taught = dict.fromkeys(folded.answered, digest_of(question.teacher))
+    state = noticed(state, question.kind, folded)
     return replace(
         state,
         taught={**state.taught, **taught} if question.teacher else state.taught,

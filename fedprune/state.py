@@ -83,6 +83,8 @@ class State:
         taught: partition to the name of the teacher it acknowledged.
         pace: where an adaptive schedule stands; None before its first pruning.
         moving: running average of the weights, where there is one (``--moving``).
+        sums: who was in the secure sums so far, each set of clients once.
+        notices: what is worth knowing about those of the current round.
     """
 
     round: int
@@ -101,6 +103,8 @@ class State:
     taught: dict[int, str] = field(default_factory=dict)
     pace: Pace | None = None
     moving: Moving | None = None
+    sums: tuple[frozenset[int], ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,13 @@ FULL = State(
     {11: "ghi"},
     Pace(0.1 + 0.2, 1e-300, done=True),
     Moving({"z": torch.tensor([[0.5, -1e-42], [0.0, 7.0]]), "a": torch.tensor(0.1)}, 4),
+    (frozenset({3, 0, 7}), frozenset({3, 0})),
+    ("tune: again",),
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 16, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 18, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)

@@ -84,5 +84,6 @@ def _noisier(release: Release, factor: float) -> Release:
     if release.spread is None:
         return release
     # Its terms fall with the square of the noise and with its fourth power: take the slower one.
-    scale = factor ** (-2 if factor >= 1 else -4)
+    # Alone, the first one is all that is planned with.
+    scale = factor ** (-2 if factor >= 1 or not release.spread[1] else -4)
     return replace(release, spread=(release.spread[0] * scale, release.spread[1] * scale))

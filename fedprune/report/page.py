@@ -14,7 +14,7 @@ from fedprune.report.board import write_events
 from fedprune.report.choices import told_reduced
 from fedprune.report.figures import figures_in
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
-from fedprune.report.privacy import release_table, statement_of, told_privacy
+from fedprune.report.privacy import release_table, statement_of, told_privacy, told_sums
 from fedprune.report.reading import (
     NONE,
     Run,
@@ -93,7 +93,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         svg={name: Markup(svg(picture)) for name, picture in made.items()},
         layers=layer_table(run),
         not_prunable=run.summary.get("not_prunable") or [],
-        privacy=told_privacy(run),
+        privacy=[*told_privacy(run), *told_sums(run)],
         releases=release_table(run),
         statement=statement_of(run),
         failures=failure_table(run),

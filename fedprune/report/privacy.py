@@ -59,6 +59,22 @@ def told_privacy(run: Run) -> list[str]:
     return [f"{first}, for what is covered. The total is infinite: {why}."]
 
 
+NOTICES_SHOWN = 5
+"""More of them are in rounds.jsonl."""
+
+
+def told_sums(run: Run) -> list[str]:
+    """What is worth knowing about secure sums, a sentence each; nothing without any."""
+    told = [
+        f"Round {whole(row.get('round'))}: {shorten(text)}."
+        for row in run.rows
+        for text in row.get("notices") or ()
+    ]
+    more = len(told) - NOTICES_SHOWN
+    rest = [f"{whole(more)} more are in rounds.jsonl."] if more > 0 else []
+    return told[:NOTICES_SHOWN] + rest
+
+
 def statement_of(run: Run) -> list[str]:
     """The paragraphs of the summary's statement."""
     told = run.summary.get("privacy") or {}

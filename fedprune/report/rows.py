@@ -65,6 +65,7 @@ def row(
         "cohort": list(cohort),
         "answered": len(changes.answered),
         "failures": [vars(failure) for failure in state.failures],
+        "notices": list(state.notices) or None,
         "bytes_up": state.traffic.up,
         "bytes_down": state.traffic.down,
         "bytes_evaluation": state.traffic.evaluation,

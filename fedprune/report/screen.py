@@ -144,6 +144,9 @@ class Screen:
                 "yellow",
             )
 
+        for notice in row["notices"] or ():
+            self.line(f"        {notice}", "yellow")
+
     def stop(self) -> None:
         """Take the live line away."""
         self.bar.stop()

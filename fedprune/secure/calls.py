@@ -234,7 +234,7 @@ def table_of(data: bytes) -> dict[int, dict[int, bytes]]:
     table: dict[int, dict[int, bytes]] = {}
     at = 0
     while at < len(data):
-        one, other, size = _ENTRY.unpack_from(data, at)
+        one, other, size = _ENTRY.unpack(data[at : at + _ENTRY.size].ljust(_ENTRY.size, b"\xff"))
         at += _ENTRY.size + size
         if at > len(data):
             raise ValueError("a table that ends within an entry")

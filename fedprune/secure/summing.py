@@ -111,7 +111,10 @@ class _Course:
         reply = self.transport(call, asked, parcel)
         self.up += reply.bytes_up
         for failure in reply.failures:
-            self.failures[failure.partition] = failure
+            where = failure.field or call.stage
+            self.failures[failure.partition] = replace(
+                failure, phase=self.question.kind, field=where
+            )
         return reply
 
     def closed(

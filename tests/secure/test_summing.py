@@ -121,6 +121,7 @@ def test_who_drops_out_is_left_out_and_named(
     out = set() if stage == "unmask" else gone
     agrees(found, in_the_open(house, question, set(range(10)) - out))
     assert {f.partition for f in found.failures} == out
+    assert {(f.phase, f.field) for f in found.failures} <= {("score", stage)}
     assert all(f.reason == "left" for f in found.failures)
     assert found.tries == 1
 
