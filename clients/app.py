@@ -5,7 +5,7 @@ any host, because what it keeps is built from the configuration alone. A real de
 partition, itself: its node config names it (``partition-id``) and its folder (``data``). It keeps
 the configuration and the newest mask and teacher in Flower's ``Context.state``; in simulation
 nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
-sum are there as well until it is opened, see `fedprune.secure.memory`. What error feedback
+sum are there as well until it is opened, see `fedprune.secure.recalling`. What error feedback
 keeps back lies beside its data, in ``<data>.residuals``: as large as the model, and private.
 """
 
@@ -28,7 +28,7 @@ from fedprune.letters import Letter, identity, packet_of, sum_letter
 from fedprune.messages import Folded
 from fedprune.plugins import tasks_of
 from fedprune.secure.calls import Reply, call_of, reply_letter
-from fedprune.secure.memory import Memory, recalled
+from fedprune.secure.recalling import Memory, recalled
 from fedprune.secure.serving import serve_call
 
 app = ClientApp()

@@ -144,7 +144,7 @@ class Screen:
                 "yellow",
             )
 
-        for notice in row["notices"] or ():
+        for notice in row.get("notices") or ():
             self.line(f"        {notice}", "yellow")
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from fedprune.compression.wire import Packet
 from fedprune.letters import Letter
 from fedprune.messages import Failure, Refused
 from fedprune.secure.calls import Call, Reply, reply_letter
-from fedprune.secure.memory import Memory, recalled
+from fedprune.secure.recalling import Memory, recalled
 
 KEYS = Call("keys", b"first", (1, 2, 3))
 SHARES = replace(KEYS, stage="shares", roster={1: bytes(96)})
