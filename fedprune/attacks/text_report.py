@@ -48,14 +48,14 @@ TEXT = (
     "of a sum, the characters of one client count, and common ones are found because everyone "
     "uses them.",
     "What to take from it: Σ x², which needs no gradient and looks harmless, lists the characters "
-    "of a short text exactly. Masks of inner layers tell least. Longer texts hold most characters, "
-    "so that a list of them says less; with a vocabulary of words it says more.",
+    "of a short text exactly. Masks of inner layers tell no more than chance. Longer texts hold "
+    "most characters, so that a list of them says less; a list of words would say more.",
 )
 ORDER = (
     "Knowing which characters occur, the observer searches for their order: the text whose release "
-    "would look like the message (after TAG and LAMP). A search of {steps} steps; longer ones and "
-    "a language model as a prior find more. Chance puts 1 in k in place, k the different "
-    "characters.",
+    "would look like the message (after TAG and LAMP). A search of {steps} steps, which finds "
+    "little more than chance, 1 in k in place with k different characters. The papers search "
+    "longer, and with a language model as a prior; that they find more stays true.",
 )
 
 
