@@ -77,3 +77,29 @@ def test_runs_of_twenty_seeds_keep_their_promise():
 def test_broken_runs_of_twenty_seeds_are_caught():
     found = [audited(configured(seed)) for seed in range(20)]
     assert sum(bound > claim for bound, claim in found) >= 19
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sampling": "poisson", "cohort": 50},
+        {"noise_source": "secret"},
+        {"secure": "secagg", "clients": 44, "cohort": 40},
+    ],
+    ids=["central", "poisson", "secret", "secure"],
+)
+def test_what_reaches_the_weights_beside_the_clipped_changes_is_noise_as_booked(
+    changes: dict[str, object],
+):
+    config = configured(1, **{"clients": 104, "cohort": 100, "dp_noise": 1.5, **changes})
+    result = federate(config)
+    (weight,) = result.state.weights.values()
+    signs = torch.where(canary_task.coins(config), 1.0, -1.0)
+    sent = signs[:, None] * canary_task.directions(config)  # clipped to norm 1
+    honest = sent[result.rows[0]["cohort"]].sum(0)
+    noise = weight.flatten() * config.cohort - honest
+    sd = 1.5 * (1.0 if config.sampling == "poisson" else 2.0)
+    # 176 coordinates or more; noise shared out for drop-outs that do not happen is a little more.
+    assert 0.8 * sd < float(noise.std()) < 1.3 * sd
+    assert abs(float(noise.mean())) < 5 * sd / len(noise) ** 0.5
