@@ -22,6 +22,7 @@ from fedprune.attacks.membership_report import membership_study
 from fedprune.attacks.page import Section, write_page
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
+from simulations.utility import utility_findings
 
 Tick = Callable[[], None]
 Findings = tuple[list[Section], dict[str, Any]]
@@ -83,7 +84,17 @@ PARTS: dict[str, Chapter] = {
         "what noise and clipping are caught losing, by 20 audits a row, whatever --seeds",
         lambda _, tick: _alone(canary_findings(range(20), 1e-5, tick)),
     ),
+    "utility": Chapter(
+        "quality against epsilon on digits: whole runs with noise on scores, or on everything",
+        lambda s, tick: utility_findings("digits", s.seeds, s.epsilons, tick),
+    ),
+    "study": Chapter(
+        "the same on the default task: 81 runs with three seeds and budgets, half an hour",
+        lambda s, tick: utility_findings("shakespeare", s.seeds, s.epsilons, tick),
+    ),
 }
+
+QUICK = tuple(name for name in PARTS if name != "study")
 
 INTRODUCTION = (
     "Attacks on what this software really sends: each message comes out of the functions that "
@@ -101,6 +112,7 @@ examples:
   python simulations/privacy.py
   python simulations/privacy.py --parts inversion,labels --seeds 5 --epsilon 1,10,1000
   python simulations/privacy.py --parts search --steps 1000 --out runs/privacy-long
+  python simulations/privacy.py --parts study --epsilon 1,4,10 --out runs/privacy-study
 
 It writes page.html (tables and pictures), results.json (every trial), and prints the tables.
 """
@@ -118,7 +130,10 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     out.add_argument(
-        "--parts", default=",".join(PARTS), metavar="NAME,...", help="which (default: all)"
+        "--parts",
+        default=",".join(QUICK),
+        metavar="NAME,...",
+        help="which (default: all but study)",
     )
     out.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="repetitions with spread (default: 3)"
@@ -127,7 +142,8 @@ def parser() -> argparse.ArgumentParser:
         "--epsilon",
         default="1,10,1000",
         metavar="X,...",
-        help="epsilons of the columns with noise, per release (default: 1,10,1000)",
+        help="epsilons of attacked releases, and of the runs in utility and study "
+        "(default: 1,10,1000)",
     )
     out.add_argument(
         "--steps", type=int, default=120, metavar="N", help="of every search (default: 120)"
