@@ -123,7 +123,7 @@ def federate(
     seconds = time.perf_counter() - began
     about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
     summary = summary_of(config, blank.layout, end, tests, about)
-    summary["privacy"] = ledger.closing()
+    summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
         summary |= write_results(folder, end, model, config, (blank.layout, plan.layout))
@@ -145,6 +145,14 @@ def _tested(end: State, port: Port) -> tuple[State, Totals]:
         return measure(end, port, "test")
     except Spent:
         return end, {}
+
+
+def _stopped(config: RunConfig, end: State) -> dict[str, str]:
+    """Why a run ended before its last round: only a privacy budget makes one do so."""
+    if end.round == config.rounds:
+        return {}
+    due = end.round + 1
+    return {"stopped": f"round {due} of {config.rounds} would exceed epsilon={config.epsilon:g}"}
 
 
 def _opening(

@@ -16,6 +16,7 @@ from fedprune.federation import Watch
 from fedprune.messages import Question
 from fedprune.plugins import tasks_of
 from fedprune.privacy.response import told
+from fedprune.privacy.told import after, before
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
@@ -68,6 +69,8 @@ class Screen:
             f"round, {config.rounds} rounds, {config.hosts} hosts on {config.engine}"
         )
         self.line(f"  pruning     {_goal(config)}")
+        for text in before(config):
+            self.line(text)
         if config.init:
             self.line(f"  goes on     from {config.init}: its masks and its structure")
             if gone := data_gone(config.init):
@@ -161,6 +164,10 @@ class Screen:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         for text in closing_lines(summary, folder):
             self.line(text)
+        if stopped := (summary.get("privacy") or {}).get("stopped"):
+            if not summary["rounds_completed"]:
+                raise SystemExit(f"fedprune: no round was completed: {stopped}")
+            return
         if not summary["rounds_completed"]:
             raise SystemExit("fedprune: no round was completed: too few clients answered")
         if not summary["reached"]:
@@ -223,6 +230,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
         f"{in_bytes(summary['bytes_evaluation'])} more to measure",
         f"failures  {summary['failures']}",
+        *after(summary),
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
@@ -258,7 +266,8 @@ def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
     text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
     if summary.get("adaptive"):
         text = "NOTHING REMOVED: nothing that was tried stayed within the tolerance"
-    short = summary.get("short") and summary["sparsity"] and summary["reached"]
+    stopped = "stopped" in (summary.get("privacy") or {})
+    short = summary.get("short") and summary["sparsity"] and summary["reached"] and not stopped
     less = "SHORT OF WHAT WAS ASKED: the next unit is larger than what is left to remove"
     return [text] if idle else [less] if short else []
 

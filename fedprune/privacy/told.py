@@ -1,0 +1,43 @@
+"""What the screen says of privacy: what will be hidden and how, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedprune.config import RunConfig
+
+_OF = {"client": "of a client", "example": "of an example"}
+
+
+def before(c: RunConfig) -> list[str]:
+    """What a configuration is going to hide; nothing where it hides nothing."""
+    out = []
+    if c.dp != "none":
+        z = {"changes": c.dp_noise, "scores": c.dp_score_noise, "metrics": c.dp_metric_noise}
+        noise = ", ".join(f"{v:g} on {k}" for k, v in z.items() if v is not None)
+        budget = "no budget" if c.epsilon is None else f"budget epsilon {c.epsilon:g}"
+        out.append(
+            f"  noise       hides the part {_OF[c.dp]}: {noise}; {budget}, delta {c.delta:g}"
+        )
+    if c.panel:
+        out.append(f"  panel       the last {c.panel} clients measure, and are not protected")
+    if c.secure != "none":
+        out.append("  sums        secure: the server sees no client's own answer")
+    return out
+
+
+def after(summary: Mapping[str, Any]) -> list[str]:
+    """What a run's privacy came to, in a line or two."""
+    privacy = summary.get("privacy")
+    if not privacy:
+        return []
+    out = [f"STOPPED   {stopped}"] if (stopped := privacy.get("stopped")) else []
+    at = f"at delta {privacy['delta']:g}"
+    if privacy["total"] == "infinity":
+        covered = privacy["epsilon"]
+        share = f" (of what is covered: {covered:.4g} {at})" if covered else ""
+        reasons = "; ".join(privacy["reasons"][:2])
+        return [*out, f"privacy   epsilon infinite{share}: {reasons}"]
+    unit = f"one {privacy['unit']}, {privacy['relation']}"
+    return [*out, f"privacy   epsilon {privacy['total']:.4g} {at}: {unit}"]

@@ -1,0 +1,26 @@
+from fedprune.config import configure
+from fedprune.privacy.told import after, before
+
+MLP = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 4}
+
+
+def test_a_run_says_what_it_will_hide() -> None:
+    assert before(configure({"task": "digits"})) == []
+    c = configure({**MLP, "dp": "client", "dp_noise": 2.0, "panel": 2})
+    noise, panel = before(c)
+    assert "hides the part of a client: 2 on changes, 2 on scores; no budget, delta 1e-05" in noise
+    assert "the last 2 clients measure" in panel
+    (sums,) = before(configure({**MLP, "secure": "secagg"}))
+    assert "secure" in sums
+
+
+def test_a_run_says_what_it_came_to() -> None:
+    told = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}
+    told |= {"relation": "replace-one"}
+    assert after({}) == []
+    (line,) = after({"privacy": told})
+    assert line == "privacy   epsilon 3.2 at delta 1e-05: one client, replace-one"
+    (line,) = after({"privacy": told | {"total": "infinity", "reasons": ["released as it is"]}})
+    assert "infinite (of what is covered: 3.2 at delta 1e-05): released as it is" in line
+    first, _ = after({"privacy": told | {"stopped": "round 3 of 9 would exceed epsilon=4"}})
+    assert first == "STOPPED   round 3 of 9 would exceed epsilon=4"
