@@ -64,6 +64,7 @@ NEW = [
     "--unit channel --sparsity 0.3 --shrink every --blend layer --moving ema --uplink int8",
     "--secure secagg --blend layer --blend-grid 0.5,1,1.5",
     "--secure secagg --masks union --secure-bits 32",
+    "--model mlp --secure secagg --dp client --dp-noise 1 --no-agreement",
 ]
 
 

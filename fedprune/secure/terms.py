@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 
-from fedprune.config import RunConfig
+from fedprune.config import ConfigError, RunConfig
 
 _FAILING = 1e-4
 """How likely a sum may be to need a second try when exactly the tolerated part drops out."""
@@ -91,12 +91,14 @@ def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms
     odd, at most n - 1).
 
     Raises:
-        ValueError: fewer members than `secure_minimum`, or the extra `privacy` is not installed.
+        ConfigError: the extra `privacy` is not installed.
+        ValueError: fewer members than `secure_minimum`.
     """
     for package in ("cryptography", "Crypto"):
         if find_spec(package) is None:
-            raise ValueError(
-                f"secure={config.secure}: {package} is missing; pip install 'fedprune[privacy]'"
+            raise ConfigError(
+                f"secure={config.secure!r}: {package} is not installed; "
+                "allowed: pip install 'fedprune[privacy]', or --secure none"
             )
     asked = tuple(sorted(members))
     dropout = 0.3 if config.secure_dropout is None else config.secure_dropout

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune import Result, RunConfig
+from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.forms import form_of
 from fedprune.hosts import House, inline_port, serve
 from fedprune.messages import Failure, Folded, Question
@@ -273,3 +273,16 @@ def test_a_whole_run_ends_as_it_does_in_the_open(tiny: Made, played: Callable[[R
     assert ours.summary["bytes_up"] > theirs.summary["bytes_up"]
     for name, weight in ours.state.weights.items():
         assert torch.allclose(weight, theirs.state.weights[name], atol=1e-6)
+
+
+def test_without_the_packages_that_encrypt_one_line_says_what_to_install(
+    sealed: Made, house_of: Callable[[RunConfig], House], monkeypatch: pytest.MonkeyPatch
+):
+    house = house_of(sealed())
+    monkeypatch.setattr("fedprune.secure.terms.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError) as refused:
+        federate(house.config, inline_port(house))
+    assert str(refused.value) == (
+        "secure='secagg': cryptography is not installed; allowed: pip install 'fedprune[privacy]', "
+        "or --secure none"
+    )

@@ -179,3 +179,18 @@ def test_any_values_are_added_or_refused(values: list[float]):
     found = folded_from(vector, pieces, [0], 64)
     assert found.total is not None
     assert np.allclose(found.total.numpy(), values, rtol=0, atol=pieces[0].scale.step / 2 + 1e-9)
+
+
+@pytest.mark.parametrize("clients", [3, 100])
+def test_scores_of_scale_1e8th_choose_the_same_mask(sealed: Callable[..., RunConfig], clients: int):
+    """With the ranges that are there by default: 999 of 1,000 of the largest tenth, at least."""
+    form, gen = Form({"a": torch.Size([20000])}), torch.Generator().manual_seed(7)
+    pieces = pieces_of("score", form, sealed(), clients)
+    given = torch.randn(clients, 20000, generator=gen).mul(2.0).exp() * 1e-8
+    total = np.zeros(length(pieces), np.uint64)
+    for scores in given:
+        total += vector_of(Answer(scores, 1.0, {}), pieces, 64)
+    found = folded_from(total, pieces, range(clients), 64).total
+    assert found is not None
+    best = [set(t.topk(2000).indices.tolist()) for t in (found, given.double().sum(0))]
+    assert len(best[0] & best[1]) >= 0.999 * 2000

@@ -60,6 +60,24 @@ def test_two_devices_prune_a_model_together(flower: Flower, folders: list[Path])
         )
 
 
+def test_three_devices_add_up_what_nobody_sees(flower: Flower, folders: list[Path]):
+    """Their secrets wait in Flower's state from one stage to the next; nothing else tells them."""
+    address = flower.superlink()
+    for partition in (0, 1, 2):
+        flower.supernode(address, partition, folders[partition])
+    secret = {"secure": "secagg", "noise_source": "secret"}
+    config = keys(clients=3, min_clients=3, rounds=1, sparsity=0.0, out="runs/sum", **secret)
+    done = flower.flwr("run", str(ROOT), "--stream", "--run-config", config)
+    out = flower.folder / "runs" / "sum"
+    assert f"results     {out}" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["rounds_completed"], summary["failures"]) == (1, 0)
+    assert summary["shard_sizes"] == []
+    assert [row["answered"] for row in rows_of(out)] == [3]
+    for partition in (0, 1, 2):
+        assert "query.unmask" in flower.log(f"device-{partition}.log")
+
+
 def test_a_device_that_is_killed_between_rounds_and_one_without_data(
     flower: Flower, folders: list[Path]
 ):
