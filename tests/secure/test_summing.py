@@ -246,22 +246,36 @@ def test_own_masks_are_counted_before_anything_is_added(
         assert torch.allclose(ours[name][~hidden], theirs[name][~hidden], atol=1e-9)
 
 
-def test_a_drop_out_between_counting_and_adding_starts_both_again(
+def test_drop_outs_between_counting_and_adding_start_both_again(
     sealed: Made, house_of: Callable[[RunConfig], House]
 ):
-    """Else a coordinate of three holders would be opened for the two of them that are left."""
+    """Else a coordinate of three holders would be opened for those of them that are left."""
     house = house_of(sealed(masks="union"))
     question = question_of(house, "tune", sparsity=0.9)
     # The second session is that of the first try's values.
-    found, seen = put(house, question, range(10), {(2, "masked"): {6}})
+    found, seen = put(house, question, range(10), {(2, "masked"): {6, 7, 8}})
     assert found.tries == 2
-    assert set(found.answered) == set(range(10)) - {6}
+    assert set(found.answered) == set(range(10)) - {6, 7, 8}
     assert len(seen.calls) == 3 + 4 + 8
-    assert [f.partition for f in found.failures] == [6]
+    assert [f.partition for f in found.failures] == [6, 7, 8]
     right = in_the_open(house, question, found.answered)
     assert found.votes is not None
     assert right.votes is not None
     assert found.votes.equal(right.votes)
+
+
+@pytest.mark.parametrize("gone", [{6}, {6, 7}])
+def test_who_holds_what_is_not_counted_again_without_one_or_two(
+    sealed: Made, house_of: Callable[[RunConfig], House], gone: set[int]
+):
+    """The difference of two counts would be what those few hold."""
+    house = house_of(sealed(masks="union"))
+    question = question_of(house, "tune", sparsity=0.9)
+    found, seen = put(house, question, range(10), {(2, "masked"): gone})
+    assert found.total is None
+    assert found.answered == ()
+    assert len(seen.calls) == 4 + 3  # one count, and an addition that was not opened
+    assert "would show the masks" in found.failures[0].reason
 
 
 def test_a_whole_run_ends_as_it_does_in_the_open(tiny: Made, played: Callable[[RunConfig], Result]):
