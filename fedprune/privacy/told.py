@@ -36,7 +36,8 @@ def after(summary: Mapping[str, Any]) -> list[str]:
     at = f"at delta {privacy['delta']:g}"
     if privacy["total"] == "infinity":
         covered = privacy["epsilon"]
-        share = f" (of what is covered: {covered:.4g} {at})" if covered else ""
+        noised = covered not in (0, "infinity")
+        share = f" (of what is covered: {covered:.4g} {at})" if noised else ""
         reasons = "; ".join(privacy["reasons"][:2])
         return [*out, f"privacy   epsilon infinite{share}: {reasons}"]
     unit = f"one {privacy['unit']}, {privacy['relation']}"

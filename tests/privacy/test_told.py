@@ -22,5 +22,8 @@ def test_a_run_says_what_it_came_to() -> None:
     assert line == "privacy   epsilon 3.2 at delta 1e-05: one client, replace-one"
     (line,) = after({"privacy": told | {"total": "infinity", "reasons": ["released as it is"]}})
     assert "infinite (of what is covered: 3.2 at delta 1e-05): released as it is" in line
+    nothing = {"epsilon": "infinity", "total": "infinity", "reasons": ["released as it is"]}
+    (line,) = after({"privacy": told | nothing})
+    assert line == "privacy   epsilon infinite: released as it is", "nothing was noised"
     first, _ = after({"privacy": told | {"stopped": "round 3 of 9 would exceed epsilon=4"}})
     assert first == "STOPPED   round 3 of 9 would exceed epsilon=4"
