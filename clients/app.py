@@ -86,6 +86,8 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
         call = call_of(letter)
         stage, house = call.stage, _house(config, context)
         if not _is_device(context):
+            if house.config.noise_source == "secret":
+                raise ValueError("noise-source='secret': a worker of a simulation keeps no secret")
             return reply_letter(serve_call(house, call, partitions, packet=packet))
 
         def served(seed: bytes) -> Reply:

@@ -43,6 +43,13 @@ def test_workers_give_the_bits_of_one_process(
     assert seen.summary["shard_sizes"] == []
 
 
+def test_workers_do_not_pass_off_derived_keys_as_secret(workers: Made, tiny: Made):
+    config = tiny(secure="secagg", noise_source="secret", engine="flower", rounds=1, sparsity=0.0)
+    result = run_on(workers(1), config)
+    assert result.summary["rounds_completed"] == 0
+    assert any("keeps no secret" in reason for _, reason in failures(result))
+
+
 def test_devices_add_up_what_nobody_saw(devices: Made, sealed: Made):
     grid = devices(3)
     result = run_on(grid, sealed())
