@@ -37,7 +37,13 @@ FIRST = "features.1.weight"
 PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
 """The same from a model that has lost its smallest weights: only what is kept is released."""
 
-CASES = {name: (name, 0.0) for name in QUANTITIES} | PRUNED
+DEFENDED = {
+    "change, 10 % kept back": ("change", 0.1),
+    "change, 30 % kept back": ("change", 0.3),
+}
+"""The largest part of it stays with the client (--defence). Of one image's most is 0 anyway."""
+
+CASES = {name: (name, 0.0) for name in QUANTITIES} | PRUNED | DEFENDED
 MATCHED = {n: case for n, case in CASES.items() if QUANTITIES[case[0]].each is not None}
 
 CLOSED_TEXT = (
@@ -56,8 +62,11 @@ CLOSED_TEXT = (
     "What to take from it: releasing |g| instead of g is no protection and neither is clipping, a "
     "mask alone shows the image, and a model pruned by 80 % still gives it away exactly. A sum of "
     "clients helps most where it adds values with a sign; sums of |g|, g² or |g·w| come apart into "
-    "images more easily. Noise at epsilon 1 or 10 leaves chance; at 1000, which promises nothing, "
-    "images begin to show again. Fedprune does not claim that pruning protects anybody.",
+    "images more easily. What a client keeps back of its change (--defence, after PriPrune) is "
+    "filled in exactly by an observer who knows of it, until nothing is left: most of one image's "
+    "change is 0, so that the largest 30 % are all of it. Noise at epsilon 1 or 10 leaves chance; "
+    "at 1000, which promises nothing, images begin to show again. Fedprune does not claim that "
+    "pruning protects anybody.",
 )
 SEARCH_TEXT = (
     "The default network of the task has convolutions first, from which no image can be read off. "
@@ -77,9 +86,11 @@ def _masks(weights: Tensors, names: Sequence[str], sparsity: float) -> Masks:
 
 
 def scene_of(case: tuple[str, float], parts: Sequence[Part], model: str, seed: int) -> Scene:
-    """The scene of a case: a quantity, and how much of the model is pruned by magnitude."""
+    """The scene of a case: a quantity, and how much of it is kept back or of the model pruned."""
     name, sparsity = case
-    keys: Mapping[str, Any] = {"task": "digits", "model": model, "seed": seed}
+    keys: dict[str, Any] = {"task": "digits", "model": model, "seed": seed}
+    if case in DEFENDED.values():
+        return scene(name, parts, {**keys, "defence": sparsity})
     made = scene(name, parts, keys)
     if not sparsity:
         return made

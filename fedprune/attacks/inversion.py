@@ -64,6 +64,10 @@ def _statistic(scene: Scene, seen: Exposed, name: str) -> tuple[Tensor, Tensor] 
         return None
     w = scene.question.weights[name].double()
     kept = seen.masks[name].double() if name in seen.masks else torch.ones_like(w)
+    if scene.house.config.defence and seen.clients == 1:
+        # A zero beside other values of its input was kept back, and is not what it was.
+        sent = seen.values[name] != 0
+        kept = kept * (sent | ~sent.any(0)).double()
     if scene.quantity.votes:
         return seen.values[name], kept
     assert scene.quantity.each is not None

@@ -121,3 +121,12 @@ def test_a_sum_of_absolute_gradients_gives_more_than_chance() -> None:
     summed = inverted(made, exposed(made, messages, Protection("", clients=10)), FIRST, SHAPE)
     chance = inverted(made, noise_like(made, messages[0], 0, clients=10), FIRST, SHAPE)
     assert missed(summed) < 0.6 * missed(chance)
+
+
+def test_what_a_client_keeps_back_is_filled_in() -> None:
+    made = scene("change", PARTS[:1], {**KEYS, "defence": 0.1})
+    sent = message(made, 0)
+    whole = message(scene("change", PARTS[:1], KEYS), 0)
+    assert (sent == 0).sum() > (whole == 0).sum()
+    found = inverted(made, exposed(made, [sent], PLAIN), FIRST, SHAPE)
+    assert (found["images"] - PARTS[0]["images"].double()).abs().max() < 1e-5
