@@ -129,4 +129,4 @@ def test_what_a_client_keeps_back_is_filled_in() -> None:
     whole = message(scene("change", PARTS[:1], KEYS), 0)
     assert (sent == 0).sum() > (whole == 0).sum()
     found = inverted(made, exposed(made, [sent], PLAIN), FIRST, SHAPE)
-    assert (found["images"] - PARTS[0]["images"].double()).abs().max() < 1e-5
+    assert (found["images"] - PARTS[0]["images"].double()).abs().max() < 1e-4
