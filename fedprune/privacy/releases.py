@@ -60,7 +60,8 @@ def releases_of(
     up = (*_arrays(question, form, config, most), *_numbers(question, form, config))
     up = tuple(_shared_out(release, config) for release in up)
     told = () if hides(config) else (_told(),)
-    return (*up, *told, _there(), _down(config))
+    sealed = () if config.secure == "none" else (_sealed(),)
+    return (*up, *sealed, *told, _there(config), _down(config))
 
 
 def announced(config: RunConfig) -> tuple[Release, ...]:
@@ -266,10 +267,23 @@ def _told() -> Release:
     return Release("failures", ("failures",), reason="a failed client says why")
 
 
-def _there() -> Release:
+def _sealed() -> Release:
+    """What a client sends so that its part of a sum cannot be seen, and that part, masked."""
+    return Release(
+        "protocol",
+        ("keys", "shares", "masked"),
+        mechanism="public",
+        covered=True,
+        reason="keys, encrypted shares and masked vectors: each looks random by itself",
+    )
+
+
+def _there(config: RunConfig) -> Release:
+    # Of a failure whose reason stays with the client it is only known that it was one.
+    failed = ("failures",) if hides(config) else ()
     return Release(
         "participation",
-        ("answered", "bytes_up"),
+        ("answered", "bytes_up", *failed),
         mechanism="public",
         covered=True,
         reason="who was asked and who answered: taken not to depend on anybody's data",

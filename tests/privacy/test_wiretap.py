@@ -13,6 +13,8 @@ from fedprune.compression.wire import Packet, head_of
 from fedprune.config import configure
 from fedprune.letters import sum_letter
 from fedprune.messages import Folded
+from fedprune.secure import inline
+from fedprune.secure.calls import Reply
 
 BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
 BASE |= {"engine": "inline", "local_steps": 2, "batch_size": 8, "sparsity": 0.6}
@@ -141,6 +143,39 @@ def test_whatever_left_is_in_the_ledger(
     assert covered == ("dp" in keys and not keys.get("allow_uncovered"))
     if config.dp == "none":
         assert any(line["fields"] == ["labels"] for line in lines)
+
+
+SEALED: list[dict[str, Any]] = [
+    {**MLP, "secure": "secagg"},
+    {**MLP, "secure": "secagg", "masks": "union"},
+    {**NOISE, "secure": "secagg"},
+    {**NOISE, "secure": "secagg", "dp": "example"},
+]
+NAMES = {"total": "masked", "summed": "answered"}
+"""What a stage of a secure sum calls what the ledger calls otherwise."""
+
+
+@pytest.mark.parametrize("keys", SEALED, ids=lambda keys: " ".join(map(str, keys.values())))
+def test_of_a_secure_sum_nothing_else_leaves(
+    keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen, serve_call = set[str](), inline.serve_call
+
+    def served(*given: Any) -> Reply:
+        reply = serve_call(*given)
+        given_up = {f.name: getattr(reply, f.name) for f in fields(reply)}
+        seen.update(n for n, v in given_up.items() if v is not None and (n == "bytes_up" or len(v)))
+        return reply
+
+    monkeypatch.setattr(inline, "serve_call", served)
+    config = configure({**BASE, **keys})
+    federate(config, folder=tmp_path / "run")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
+    booked = {name for line in lines if line["way"] == "up" for name in line["fields"]}
+    assert {"keys", "shares", "total", "summed", "bytes_up"} <= seen
+    assert {NAMES.get(name, name) for name in seen} <= booked
+    assert "labels" not in booked
+    assert all(line["covered"] for line in lines) == (config.dp != "none")
 
 
 def test_a_field_that_is_not_booked_is_noticed() -> None:
