@@ -114,12 +114,20 @@ def name_of(question: Question, partitions: Sequence[int], config: RunConfig) ->
         question.dense,
         question.sparsity,
         question.part,
-        len(question.candidates),
+        _tried(question),
         skeleton_digest(question.masks, question.edits),
         weights,
         tuple(partitions),
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def _tried(question: Question) -> object:
+    """The candidates of a question and what lies on the way to them; 0 without any."""
+    if not question.candidates:
+        return 0
+    places = [(c.far, sorted(c.apart.items())) for c in question.candidates]
+    return places, digest(question.given), digest(question.rungs)
 
 
 def _noised(

@@ -82,7 +82,7 @@ def _tuning(config: RunConfig, due: bool) -> list[str]:
 
 def _comparing(config: RunConfig) -> int:
     """The most questions that blending puts in a round."""
-    return 2 if config.blend != "none" else 0
+    return {"none": 0, "global": 1}.get(config.blend, 2)
 
 
 def _occasion(

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fedprune import federate
+from fedprune.candidates import HERE, Candidate
 from fedprune.config import RunConfig, configure
 from fedprune.forms import form_of
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.messages import Answer, Folded, Question, as_sum
-from fedprune.privacy.gate import guarded, opened
+from fedprune.privacy.gate import guarded, name_of, opened
 from fedprune.privacy.leaving import leaving
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.terms import terms_of
@@ -100,6 +101,23 @@ def test_the_same_question_has_the_same_noise_and_another_one_has_not(house: Hou
     assert not torch.equal(first, total(replace(question, round=2)))
     moved = {n: w + 1 for n, w in question.weights.items()}
     assert not torch.equal(first, total(replace(question, weights=moved)))
+
+
+def test_other_candidates_of_the_same_model_are_another_release(house: House) -> None:
+    c = config_of(dp="client", dp_noise=2.0)
+    state = first_state(house.model, house.layout)
+    name = house.layout.prunable[0]
+    compares = Question("compare", 1, state.weights, state.masks, part="validation")
+    first = replace(compares, candidates=(HERE, Candidate(1.0)))
+    others = (
+        replace(first, candidates=(HERE, Candidate(2.0))),
+        replace(first, candidates=(HERE, Candidate(apart={name: 1.0}))),
+        replace(first, rungs={name: torch.ones(2, dtype=torch.uint8)}),
+        replace(first, given={name: torch.ones(2)}),
+    )
+    assert name_of(first, [0], c) == name_of(replace(first), [0], c)
+    for other in others:
+        assert name_of(first, [0], c) != name_of(other, [0], c)
 
 
 def test_nobody_drawn_is_noise_alone(house: House) -> None:
@@ -194,6 +212,13 @@ def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end() -> None:
     assert configure(c.model_dump()) == c
     more = config_of(dp="client", panel=2, epsilon=5.0)
     assert (more.dp_noise or 0.0) > c.dp_noise
+
+
+def test_a_budget_is_spent_where_one_share_is_blended_too() -> None:
+    c = config_of(dp="client", epsilon=20.0, blend="global")
+    result = federate(c)
+    assert "stopped" not in result.summary["privacy"]
+    assert 19.9 < result.summary["privacy"]["rdp"] <= 20.0
 
 
 def test_what_clients_tell_before_they_are_asked_is_booked() -> None:
