@@ -940,6 +940,13 @@ SECURE = [
         "the cohort is of 2; allowed: 2 to 2, or a larger --cohort",
     ),
     (
+        {"secure": "secagg", "dp": "client", "dp_noise": 1.0, "panel": 2}
+        | {"agreement": False, "model": "mlp"},
+        "panel=2",
+        "its answers are a secure sum as well, of secure-minimum=3 or more; allowed: 0, or 3 or "
+        "more",
+    ),
+    (
         {"secure": "secagg", "cohort": 5, "secure_neighbours": 5},
         "secure-neighbours=5",
         "each has 4 others in its cohort; allowed: 2 to 4",

@@ -65,6 +65,12 @@ def _of_the_sum(c: RunConfig) -> list[Misfit]:
             f"2 to {c.cohort}, or a larger --cohort",
         ),
         (
+            "panel",
+            on and 0 < c.panel < fewest,
+            f"its answers are a secure sum as well, of secure-minimum={fewest} or more",
+            f"0, or {fewest} or more",
+        ),
+        (
             "secure-neighbours",
             on and (c.secure_neighbours or 0) > others,
             f"each has {others} others in its cohort",
