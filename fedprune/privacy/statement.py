@@ -101,8 +101,15 @@ def _noised(line: Line) -> bool:
     return bool(line["covered"]) and line["mechanism"] not in free
 
 
+def _noised_by_server(line: Line) -> bool:
+    """Metrics get their noise as a sum, though what else hides examples comes with its own."""
+    return line["unit"] == "example" and line["quantity"] == "metrics" and _noised(line)
+
+
 def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str:
     if not any(map(_noised, lines)):
+        if lines and all(line["covered"] for line in lines):
+            return "Nothing that left was made from protected data."
         return (
             "No differential privacy: nothing that left was noised, and epsilon is infinite. What "
             "a model or a sum tells about its data is bounded by nothing."
@@ -152,6 +159,8 @@ def _sampling(terms: Terms, lines: Sequence[Line]) -> str:
             "drawn by chance is not counted as protection, that examples are (a step draws each "
             "by itself) is."
         )
+    if {line["mechanism"] for line in lines if _noised(line)} == {"randomised-response"}:
+        return f"Cohorts: {used}. The server knows who answers: not counted as protection."
     if not terms.amplified:
         return f"Cohorts: {used}. The server of a secure sum knows them: not counted as protection."
     return (
@@ -189,6 +198,8 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
         "through a secure sum too (Pasquini et al. 2022, arXiv 2111.07380)",
         "who takes part, who fails, and when answers come",
     ]
+    if terms.secure == "none" and any(_noised_by_server(line) for line in lines):
+        gaps.append("what clients measure, from the server: it adds the noise to their metrics")
     if terms.panel:
         gaps.append(f"the data of the {terms.panel} clients of the panel, which only measure")
     if used and terms.noise_source == "seeded":

@@ -90,6 +90,30 @@ def test_each_protection_has_its_words(kind, terms, release):
     assert ("seed" in text) == (kind not in {"no protection", "secure sums"})
 
 
+def test_before_anything_protected_left_it_does_not_speak_of_infinity():
+    ledger = booked(Terms(dp="client"), MODEL)
+    closing = ledger.closing()
+    assert closing["total"] == 0.0
+    assert "Nothing that left was made from protected data." in closing["statement"]
+    assert "infinite" not in closing["statement"]
+
+
+def test_a_vote_by_randomised_response_is_not_protected_by_a_draw():
+    vote = noisy("randomised-response", z=None, pure=0.5)
+    text = said(Terms(cohort=5, population=20), vote)
+    assert "Cohorts: fixed 5 of 20. The server knows who answers: not counted" in text
+    assert "Epsilon counts on nobody knowing" not in text
+
+
+def test_whose_metrics_the_server_sees_before_it_noises_them_is_told():
+    steps = noisy("sampled-gaussian", "example", rate=0.1, steps=3)
+    metrics = Release("metrics", ("totals.loss",), "up", "example", "gaussian", z=4.0, covered=True)
+    seen = "what clients measure, from the server"
+    assert seen in said(Terms(dp="example"), steps, metrics)
+    assert seen not in said(Terms(dp="example"), steps)
+    assert seen not in said(Terms(dp="example", secure="secagg"), steps, metrics)
+
+
 def test_secret_noise_and_the_panel_are_told_as_they_are():
     secret = said(Terms(dp="client", noise_source="secret", panel=2), noisy())
     assert "knows the seed" not in secret
