@@ -24,6 +24,7 @@ from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
 from fedprune.privacy.gate import guarded, opened
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
+from fedprune.privacy.releases import metric_spread
 from fedprune.privacy.terms import terms_of
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
@@ -124,6 +125,7 @@ def federate(
     about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
     summary = summary_of(config, blank.layout, end, tests, about)
     summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
+    summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
         summary |= write_results(folder, end, model, config, (blank.layout, plan.layout))

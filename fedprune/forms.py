@@ -17,7 +17,7 @@ from fedprune.config import RunConfig
 from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Folded, Question, Refused
 from fedprune.plugins import scores_of, tasks_of
-from fedprune.privacy.leaving import noised_metrics, spared_totals
+from fedprune.privacy.leaving import noised_metrics, noises_itself, spared_totals
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.layout import Layout
 from fedprune.redundancy.moments import MOMENTS
@@ -39,6 +39,7 @@ class Form:
         voters: how many flags the votes hold; 0: no votes are expected.
         own: the values come on the client's own mask, which its votes are.
         singly: the server needs the values of each client, not only their sum.
+        noisy: the totals come with noise, and any of them may be negative.
     """
 
     shapes: Shapes
@@ -48,6 +49,7 @@ class Form:
     voters: int = 0
     own: bool = False
     singly: bool = False
+    noisy: bool = False
 
     @property
     def values(self) -> int:
@@ -84,7 +86,8 @@ def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
     if spared_totals(question.kind, config):
         return replace(form, totals=frozenset())
     if noised_metrics(question.kind, config):
-        return replace(form, totals=form.totals - {"count"})
+        own = noises_itself(question.kind, config)
+        return replace(form, totals=form.totals - {"count"}, noisy=own)
     return form
 
 
@@ -216,7 +219,7 @@ def _check_totals(totals: Mapping[str, float], form: Form) -> None:
     for name, value in totals.items():
         if not math.isfinite(value):
             raise Refused(name, f"{value} is not finite")
-        if not name.startswith("loss") and value < 0:
+        if not form.noisy and not name.startswith("loss") and value < 0:
             raise Refused(name, f"{value} is negative")
 
 

@@ -25,7 +25,8 @@ from fedprune.learning.training import prepared
 from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
 from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
 from fedprune.plugins import tasks_of
-from fedprune.privacy.leaving import hides, leaving, silenced
+from fedprune.privacy.leaving import hides, leaving, noised_means, noises_itself, silenced
+from fedprune.privacy.noise import source_for
 from fedprune.privacy.releases import most_votes
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
@@ -35,6 +36,7 @@ from fedprune.shapes import dense_model, layout_after, layout_for
 from fedprune.state import Port
 from fedprune.tasks.task import Shard, Task
 from fedprune.teacher import teacher_model
+from fedprune.tensors import digest
 from fedprune.tokens import read_with
 
 Tick = Callable[[int], None]
@@ -185,6 +187,11 @@ def answered(house: House, question: Question, partition: int) -> Answer:
     form = form_of(question, house.config, house.layout)
     most = most_votes(question, house.config, form, house.layout)
     given = leaving(answer(question, seat), question, house.config, most)
+    if noises_itself(question.kind, house.config):
+        q = question
+        what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
+        source = source_for(question, house.config, partition, what)
+        given = replace(given, totals=noised_means(given.totals, house.config, source))
     if not house.config.error_feedback or question.kind != "tune":
         return given
     at = (house.residuals, partition, question.round)

@@ -1023,9 +1023,14 @@ OF_CLIENTS = [
         "neuron, head-neuron, channel, sublayer, layer",
     ),
     (
+        {"model": "mlp", "dp": "example", "dp_noise": 1.0, "combine": "votes"},
+        "combine='votes'",
+        "noise is added to sums over examples, before anything is scored; allowed: sum",
+    ),
+    (
         {"response": 1.0, "combine": "votes", "unit": "row", "pool": "l2"},
         "pool='l2'",
-        "pool l2 loses the sign of counts, which flips take below 0; allowed: mean, sum, max",
+        "it loses the sign of counts, which flips take below 0; allowed: mean, sum, max",
     ),
     (
         {"response": 1.0, "combine": "votes", "unit": "row", "score_wire": "fp16"},

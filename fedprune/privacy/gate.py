@@ -179,7 +179,8 @@ def _measured(folded: Folded, config: RunConfig, booked: Sequence[Release], draw
     (release,) = (r for r in booked if r.quantity == "metrics")
     size = float(config.clients)
     names = [f.removeprefix("totals.") for f in release.fields]
-    sd = (release.z or 0.0) * (release.sensitivity or 0.0) * (config.secure == "none")
+    here = config.dp == "client" and config.secure == "none"
+    sd = (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
     noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
     sums = {n: folded.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
     # A part of a client's labels is between 0 and 1, and a loss not negative.

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fedprune.messages import Answer, Failure, Question, Refused
-from fedprune.privacy.clipping import clipped, scaled
+from fedprune.privacy.clipping import clipped, scaled, sensitivity
+from fedprune.privacy.noise import Source, gaussian
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -117,6 +118,24 @@ def means(totals: Mapping[str, float], config: RunConfig) -> dict[str, float]:
         return dict.fromkeys(names, 0.0)
     flat = torch.tensor([totals[n] / count for n in names], dtype=torch.float64)
     return dict(zip(names, clipped(flat, config.dp_metric_clip or 10.0).tolist(), strict=True))
+
+
+def noises_itself(kind: str, config: RunConfig) -> bool:
+    """Whether a client adds noise to what it measured before it leaves: there no server does."""
+    alone = config.dp == "example" and config.secure == "none"
+    return alone and noised_metrics(kind, config)
+
+
+def noised_means(
+    totals: Mapping[str, float], config: RunConfig, source: Source
+) -> dict[str, float]:
+    """A client's clipped means with its own noise, for two clips as the distance of neighbours.
+
+    An example can change all of its client's means at once, by as much as replacing the client.
+    """
+    norm = sensitivity(config.dp_metric_clip or 10.0, signed=True, sampling="fixed")
+    extra = gaussian(len(totals), (config.dp_metric_noise or 0.0) * norm, source).tolist()
+    return {n: totals[n] + noise for n, noise in zip(sorted(totals), extra, strict=True)}
 
 
 def defended(values: Tensor, part: float) -> Tensor:

@@ -28,6 +28,12 @@ def example_misfits(c: RunConfig, score: Score) -> list[Misfit]:
     lessons = "what a teacher adds to the loss is not bounded by example"
     return [
         ("score", here and asks and not score.additive, "it is no sum over examples", "another"),
+        (
+            "combine",
+            here and c.combine != "sum",
+            "noise is added to sums over examples, before anything is scored",
+            "sum",
+        ),
         ("score-during", here and c.score_during == "tune", "steps are noise on gradients", "pass"),
         ("accumulate", here and c.accumulate > 1, "a step is one draw of examples", "1"),
         ("compile", here and c.compile, single, "false"),
@@ -42,7 +48,7 @@ def response_misfits(c: RunConfig) -> list[Misfit]:
     """What randomised response does not go together with."""
     responds, units = c.response is not None, ", ".join(_WHOLE)
     coins = "with a bit for every weight each of them is a coin"
-    signs = f"pool {c.pool} loses the sign of counts, which flips take below 0"
+    signs = "it loses the sign of counts, which flips take below 0"
     return [
         ("response", responds and c.combine != "votes", "nobody votes", "--combine votes"),
         ("unit", responds and c.unit not in _WHOLE, coins, units),

@@ -76,12 +76,6 @@ def _together(c: RunConfig) -> list[Misfit]:
             "equal",
         ),
         ("combine", dp and robust, f"{name}: it looks at clients one by one", _SUMS),
-        (
-            "combine",
-            c.dp == "example" and c.combine != "sum",
-            "noise is added to sums over examples, before anything is scored",
-            "sum",
-        ),
         ("normalise", dp and c.normalise != "none", f"{name}: norms are bounded already", "none"),
     ]
 
@@ -180,6 +174,12 @@ def _how_many(c: RunConfig) -> list[Misfit]:
     dp = c.dp != "none"
     rare = f"more than one in the {trains} clients"
     return [
+        (
+            "min-clients",
+            c.sampling == "poisson" and c.min_clients > 1,
+            "with Poisson sampling the number of those drawn voids no round",
+            "1",
+        ),
         ("panel", c.panel >= c.clients, "nobody is left to train", f"0 to {c.clients - 1}"),
         ("cohort", c.cohort > trains, f"{trains} clients train", f"1 to {trains}"),
         ("delta", dp and (c.delta or 0.0) >= 1.0 / trains, rare, f"below {1.0 / trains:.6g}"),

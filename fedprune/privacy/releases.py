@@ -15,7 +15,7 @@ from fedprune.plugins import scores_of
 from fedprune.privacy.accounting import skellam_zcdp
 from fedprune.privacy.clipping import sensitivity
 from fedprune.privacy.integers import noise_for
-from fedprune.privacy.leaving import MEASURING, hides
+from fedprune.privacy.leaving import MEASURING, hides, noised_metrics
 from fedprune.privacy.release import Release
 from fedprune.privacy.response import response_release
 from fedprune.pruning.combining import COMBINES
@@ -257,6 +257,18 @@ def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:
         coordinates=len(fields),
         covered=True,
     )
+
+
+def metric_spread(config: RunConfig) -> float:
+    """Standard deviation of the noise on every mean that is measured; 0.0 where there is none."""
+    if not noised_metrics("evaluate", config):
+        return 0.0
+    z, clip = noise_of("evaluate", config), clip_of("evaluate", config)
+    if config.dp == "example":
+        alone = z * sensitivity(clip, signed=True, sampling="fixed")
+        # Each client adds its own, unless they share it out under a secure sum.
+        return alone / (config.clients**0.5 if config.secure == "none" else config.clients)
+    return z * sensitivity(clip, signed=True, sampling=config.sampling) / config.clients
 
 
 def _why(config: RunConfig) -> str:

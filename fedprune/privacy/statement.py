@@ -101,11 +101,6 @@ def _noised(line: Line) -> bool:
     return bool(line["covered"]) and line["mechanism"] not in free
 
 
-def _noised_by_server(line: Line) -> bool:
-    """Metrics get their noise as a sum, though what else hides examples comes with its own."""
-    return line["unit"] == "example" and line["quantity"] == "metrics" and _noised(line)
-
-
 def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str:
     if not any(map(_noised, lines)):
         if lines and all(line["covered"] for line in lines):
@@ -197,9 +192,8 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
         "a server that does not follow the protocol: it can send models that single a client out, "
         "through a secure sum too (Pasquini et al. 2022, arXiv 2111.07380)",
         "who takes part, who fails, and when answers come",
+        "the task: its classes and the shape of the model are taken as public",
     ]
-    if terms.secure == "none" and any(_noised_by_server(line) for line in lines):
-        gaps.append("what clients measure, from the server: it adds the noise to their metrics")
     if terms.panel:
         gaps.append(f"the data of the {terms.panel} clients of the panel, which only measure")
     if used and terms.noise_source == "seeded":

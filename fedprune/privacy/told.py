@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.privacy.releases import metric_spread
+
+_MUCH = 0.05
+"""Noise on an accuracy beyond which it says nothing worth reading."""
 
 _OF = {"client": "of a client", "example": "of an example"}
 
@@ -20,6 +24,9 @@ def before(c: RunConfig) -> list[str]:
         out.append(
             f"  noise       hides the part {_OF[c.dp]}: {noise}; {budget}, delta {c.delta:g}"
         )
+    if spread := metric_spread(c):
+        much = ": little but noise; --panel N measures without" if spread > _MUCH else ""
+        out.append(f"  measured    every mean with noise of standard deviation {spread:.3g}{much}")
     if c.panel:
         out.append(f"  panel       the last {c.panel} clients measure, and are not protected")
     if c.secure != "none":
@@ -33,6 +40,8 @@ def after(summary: Mapping[str, Any]) -> list[str]:
     if not privacy:
         return []
     out = [f"STOPPED   {stopped}"] if (stopped := privacy.get("stopped")) else []
+    if spread := privacy.get("metrics_sd"):
+        out.append(f"NOISED    every figure measured has noise of standard deviation {spread:.3g}")
     at = f"at delta {privacy['delta']:g}"
     if privacy["total"] == "infinity":
         covered = privacy["epsilon"]

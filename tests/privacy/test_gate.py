@@ -11,11 +11,12 @@ from fedprune import federate
 from fedprune.candidates import HERE, Candidate
 from fedprune.config import RunConfig, configure
 from fedprune.forms import form_of
-from fedprune.hosts import House, inline_port, open_house
+from fedprune.hosts import House, answered, inline_port, open_house
 from fedprune.messages import Answer, Folded, Question, as_sum
 from fedprune.privacy.gate import guarded, name_of, opened
 from fedprune.privacy.leaving import leaving
 from fedprune.privacy.ledger import Spent, open_ledger
+from fedprune.privacy.releases import metric_spread
 from fedprune.privacy.terms import terms_of
 from fedprune.shapes import layout_at
 from fedprune.state import Port, first_state
@@ -266,3 +267,27 @@ def test_the_noise_reaches_the_model() -> None:
     moved = torch.cat([(ends[1][n] - ends[0][n]).flatten() for n in ends[0]])
     # Three sensitivities of two norms, over a cohort of four.
     assert moved.std().item() == pytest.approx(3.0 * 2.0 / 4.0, rel=0.05)
+
+
+def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
+    c = config_of(dp="example", dp_noise=2.0, dp_metric_clip=5.0)
+    served = open_house(c)
+    state = first_state(served.model, served.layout)
+    question = Question("evaluate", 1, state.weights, state.masks, part="test")
+    other = replace(question, part="validation")
+    exact = replace(served, config=config_of())
+    left = [answered(served, question, p).totals for p in range(6)]
+    plain = [answered(exact, question, p).totals for p in range(6)]
+    extra = torch.tensor(
+        [[t[n] - p[n] / p["count"] for n in t] for t, p in zip(left, plain, strict=True)]
+    )
+    assert extra.std().item() == pytest.approx(2.0 * 2 * 5.0, rel=0.25)
+    assert answered(served, question, 0).totals == left[0]
+    assert answered(served, other, 0).totals != left[0]
+    folded = guarded(inline_port(served), c, open_ledger(None, terms_of(c)), "pruned").ask(
+        question, range(6)
+    )
+    # Nothing is added to the sum of what was noised already, but for the ends of what can be.
+    total = sum(t["loss"] for t in left)
+    assert folded.totals["loss"] == pytest.approx(max(0.0, total))
+    assert metric_spread(c) == pytest.approx(2.0 * 2 * 5.0 / 6**0.5)

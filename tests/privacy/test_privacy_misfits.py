@@ -167,6 +167,11 @@ EXAMPLES: list[tuple[Keys, str, str]] = [
     ),
     (NOISE | {"delta": 0.2}, "delta=0.2", "more than one in the 8 clients; allowed: below 0.125"),
     (
+        {"dp": "client", "dp_noise": 1.0, "sampling": "poisson", "min_clients": 2},
+        "min-clients=2",
+        "with Poisson sampling the number of those drawn voids no round; allowed: 1",
+    ),
+    (
         {"dp": "client"},
         "dp-noise=None",
         "neither noise nor a budget that says how much; allowed: --dp-noise Z or --epsilon E",

@@ -105,15 +105,6 @@ def test_a_vote_by_randomised_response_is_not_protected_by_a_draw():
     assert "Epsilon counts on nobody knowing" not in text
 
 
-def test_whose_metrics_the_server_sees_before_it_noises_them_is_told():
-    steps = noisy("sampled-gaussian", "example", rate=0.1, steps=3)
-    metrics = Release("metrics", ("totals.loss",), "up", "example", "gaussian", z=4.0, covered=True)
-    seen = "what clients measure, from the server"
-    assert seen in said(Terms(dp="example"), steps, metrics)
-    assert seen not in said(Terms(dp="example"), steps)
-    assert seen not in said(Terms(dp="example", secure="secagg"), steps, metrics)
-
-
 def test_secret_noise_and_the_panel_are_told_as_they_are():
     secret = said(Terms(dp="client", noise_source="secret", panel=2), noisy())
     assert "knows the seed" not in secret

@@ -27,3 +27,13 @@ def test_a_run_says_what_it_came_to() -> None:
     assert line == "privacy   epsilon infinite: released as it is", "nothing was noised"
     first, _ = after({"privacy": told | {"stopped": "round 3 of 9 would exceed epsilon=4"}})
     assert first == "STOPPED   round 3 of 9 would exceed epsilon=4"
+
+
+def test_noise_on_what_is_measured_is_said_before_and_after() -> None:
+    noise, measured = before(configure({**MLP, "dp": "client", "dp_noise": 2.0}))
+    assert "standard deviation 6.67: little but noise; --panel N" in measured  # 2 x 20 / 6
+    told = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}
+    told |= {"relation": "replace-one", "metrics_sd": 6.67}
+    first, _ = after({"privacy": told})
+    assert first == "NOISED    every figure measured has noise of standard deviation 6.67"
+    assert noise.startswith("  noise")
