@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from fedprune.config import configure
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.ledger import terms_of
 from fedprune.privacy.release import Occasion, Release
-from fedprune.report.plots import canvas, legend, styled
+from fedprune.report.plots import canvas, styled
 from fedprune.tensors import Masks
 
 Keys = dict[str, Any]
@@ -135,7 +136,13 @@ READING = (
     "take no part (--panel), so that it costs no epsilon.",
 )
 
-CAPTION = "Quality at the end over seeds: mean, and the standard deviation as a bar."
+TALLEST = 40.0
+"""The largest perplexity in the picture."""
+
+CAPTION = (
+    "Quality at the end over seeds: mean, and the standard deviation as a bar. Perplexities above "
+    "40 are outside of the picture."
+)
 
 
 def _scores_only(
@@ -227,8 +234,13 @@ def _table(cells: Sequence[Cell], metric: str) -> Table:
 def _spread(values: Sequence[float], metric: str) -> str:
     mean = statistics.fmean(values)
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{mean:.2f} ({sd:.2f})" if metric == "perplexity" else f"{mean:.1%} ({sd:.1%})"
+    if metric != "perplexity":
+        return f"{mean:.1%} ({sd:.1%})"
+    return f"{mean:.2f} ({sd:.2f})" if mean < USELESS else f"over {USELESS:,.0f}"
 
+
+USELESS = 1000.0
+"""A perplexity beyond which it does not matter how large it is: guessing has less than 100."""
 
 _DASHES = {"unit scores": "-", "weight scores": "--", "magnitude": "-.", "random": ":"}
 _MARKS = {SCORES_ONLY.name: "o", COVERED[0].name: "s", COVERED[1].name: "^"}
@@ -241,8 +253,10 @@ def curve(cells: Sequence[Cell], metric: str) -> Figure:
     budgets = sorted({c.epsilon for c in cells if c.epsilon is not None})
     places = {epsilon: i for i, epsilon in enumerate(budgets)}
     handles, labels = list[Artist](), list[str]()
-    for name in dict.fromkeys((c.setting, c.method) for c in cells):
-        line = [c for c in cells if (c.setting, c.method) == name]
+    shown = [c for c in cells if metric != "perplexity" or statistics.fmean(c.quality) < TALLEST]
+    shown.sort(key=lambda c: math.inf if c.epsilon is None else c.epsilon)
+    for name in sorted({(c.setting, c.method) for c in shown}):
+        line = [c for c in shown if (c.setting, c.method) == name]
         drawn = axes.errorbar(
             [places.get(c.epsilon or 0.0, len(budgets)) for c in line],
             [statistics.fmean(c.quality) for c in line],
@@ -256,6 +270,8 @@ def curve(cells: Sequence[Cell], metric: str) -> Figure:
     axes.set_xticks(range(len(budgets) + 1), [*(f"{e:g}" for e in budgets), "infinite"])
     axes.set_xlabel("epsilon")
     if metric == "perplexity":
-        axes.set_yscale("log")
-    legend(figure, handles, labels)
+        axes.set_ylim(9.0, TALLEST)
+    axes.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False
+    )
     return figure
