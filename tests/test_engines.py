@@ -60,11 +60,6 @@ NEW = [
     "--score grasp --combine median --score-wire log8",
     "--masks union --score wanda --precision bf16",
     "--schedule adaptive --tolerance 0.5 --blend layer --blend-grid 0.5,1,1.5 --moving ema",
-    "--reduce dead,merge,share,low-rank --rank-budget 0.5 --reduce-round 3",
-    "--unit channel --sparsity 0.3 --shrink every --blend layer --moving ema --uplink int8",
-    "--secure secagg --blend layer --blend-grid 0.5,1,1.5",
-    "--secure secagg --masks union --secure-bits 32",
-    "--model mlp --secure secagg --dp client --dp-noise 1 --no-agreement",
 ]
 
 
