@@ -52,26 +52,20 @@ def error_cell(figures: Sequence[Figure]) -> str:
 
 def share_cell(name: str) -> Callable[[Sequence[Figure]], str]:
     """A share in percent with its spread over seeds."""
-
-    def cell(figures: Sequence[Figure]) -> str:
-        known = [f for f in figures if f.get(name) is not None]
-        if not known:
-            return NONE
-        mean, spread = over_seeds(known, name)
-        return f"{100 * mean:.0f} ± {100 * spread:.0f} %"
-
-    return cell
+    return _spread_cell(name, lambda mean, spread: f"{100 * mean:.0f} ± {100 * spread:.0f} %")
 
 
 def number_cell(name: str) -> Callable[[Sequence[Figure]], str]:
     """A number in two digits with its spread over seeds."""
+    return _spread_cell(name, lambda mean, spread: f"{mean:.2f} ± {spread:.2f}")
 
+
+def _spread_cell(
+    name: str, written: Callable[[float, float], str]
+) -> Callable[[Sequence[Figure]], str]:
     def cell(figures: Sequence[Figure]) -> str:
         known = [f for f in figures if f.get(name) is not None]
-        if not known:
-            return NONE
-        mean, spread = over_seeds(known, name)
-        return f"{mean:.2f} ± {spread:.2f}"
+        return written(*over_seeds(known, name)) if known else NONE
 
     return cell
 
