@@ -18,13 +18,15 @@ from fedprune.census import with_used_tokens
 from fedprune.checkpoint import save_state, write_atomically
 from fedprune.config import ConfigError, RunConfig
 from fedprune.continuing import Earlier, continued, earlier, on_the_earlier_task
+from fedprune.forms import form_of
 from fedprune.hosts import inline_port, open_house, placed
 from fedprune.messages import Answer, Folded, Question
 from fedprune.packets import encode_answer, encode_question
 from fedprune.plugins import tasks_of
 from fedprune.privacy.gate import guarded, opened
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
-from fedprune.privacy.releases import metric_spread
+from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.releases import OPEN, metric_spread
 from fedprune.privacy.terms import terms_of
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
@@ -124,6 +126,8 @@ def federate(
     seconds = time.perf_counter() - began
     about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
     summary = summary_of(config, blank.layout, end, tests, about)
+    if before is not None and config.engine != "flower":
+        ledger.book(*_measured_before(before, end.round, blank.layout))
     summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
@@ -147,6 +151,17 @@ def _tested(end: State, port: Port) -> tuple[State, Totals]:
         return measure(end, port, "test")
     except Spent:
         return end, {}
+
+
+def _measured_before(
+    before: Earlier, round_: int, layout: Layout
+) -> tuple[Occasion, tuple[Release, ...]]:
+    """What leaves the earlier run's clients when the new model is measured on their data."""
+    everyone = tuple(range(before.config.clients))
+    occasion = Occasion("before", round_, "evaluate", 0, "everyone", everyone, len(everyone))
+    form = form_of(Question("evaluate", round_, {}, {}, part="test"), before.config, layout)
+    fields = tuple(f"totals.{name}" for name in sorted(form.totals))
+    return occasion, (Release("metrics", fields, reason=OPEN),)
 
 
 def _stopped(config: RunConfig, end: State) -> dict[str, str]:

@@ -44,6 +44,18 @@ def test_without_more_it_goes_on_from_the_same_weights_and_masks(before: tuple[P
     assert state.round == 0
 
 
+def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(
+    before: tuple[Path, Result], tmp_path: Path
+):
+    folder, _ = before
+    config = configure({"init": str(folder), "engine": "inline", "rounds": 1, "warmup": 0})
+    federate(config, folder=tmp_path / "run")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
+    (line,) = (x for x in lines if x["arm"] == "before")
+    assert {"totals.loss", "totals.correct", "totals.count"} <= set(line["fields"])
+    assert (line["asked"], line["covered"]) == (5, False)
+
+
 def test_masks_stay_and_quality_on_the_earlier_task_is_told(before: tuple[Path, Result]):
     folder, result = before
     new = again(folder)
