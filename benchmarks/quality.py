@@ -53,10 +53,10 @@ def options(seed: int, **changes: Any) -> dict[str, Any]:
     return {**fixed, "rounds": WARMUP + TUNING, "warmup": WARMUP, "agreement": False, **changes}
 
 
-def perplexity(state: State, port: Port) -> float:
+def perplexity(state: State, plan: Plan, port: Port) -> float:
     """Test perplexity over all clients."""
     _, totals = measure(state, port, "test")
-    return (quality(totals) or {})["perplexity"]
+    return (quality(totals, plan.config) or {})["perplexity"]
 
 
 def tuned(state: State, plan: Plan, port: Port) -> State:
@@ -77,11 +77,11 @@ def line(house: House, warm: State, name: str, sparsity: float) -> Line:
     cohort = draw(list(port.present()), config.cohort, generator(config.seed, "cohort", WARMUP + 1))
     if name != DENSE:
         state, _ = score_and_prune(state, plan, port, cohort)
-    before = perplexity(state, port)
+    before = perplexity(state, plan, port)
     state = tuned(state, plan, port)
     while state.round < config.rounds:
         state = tuned(replace(state, round=state.round + 1), plan, port)
-    after = perplexity(state, port)
+    after = perplexity(state, plan, port)
     return {
         "seed": config.seed,
         "method": name,

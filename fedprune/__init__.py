@@ -29,7 +29,7 @@ round       score, prune, tune, average, measure; not every round scores and pru
 release     what leaves a client or the server and depends on private data
 summand     a release that is only ever added to others
 arm         one of the runs that share a seed and a budget: pruned, and its baselines
-quality     loss, perplexity and accuracy on test, over all partitions
+quality     loss and what the task measures on test, over all partitions
 """
 
 from fedprune.compression.folders import load

@@ -115,7 +115,7 @@ def on_the_earlier_task(before: Earlier, end: State) -> dict[str, Any]:
         measured, totals = _measured_again(before, end)
     except Exception as error:  # a plugin's code may raise anything, and the new run is over
         return {**told, "now": None, "why": _one_line(f"{type(error).__name__}: {error}")}
-    now = quality(totals)
+    now = quality(totals, before.config)
     if now is not None:
         return {**told, "now": now}
     reasons = [failure.reason for failure in measured.failures]

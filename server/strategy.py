@@ -21,10 +21,12 @@ from torch import Tensor
 from fedprune.config import ConfigError, RunConfig, configure
 from fedprune.federation import PRUNED, Watch, federate
 from fedprune.hosts import Tick
+from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.rows import Row
 from fedprune.shapes import dense_model, layout_for
 from fedprune.state import State
+from fedprune.tasks.measures import shown
 from fedprune.tensors import state_of
 from server.grid import grid_port
 
@@ -85,14 +87,14 @@ class FedPrune:
         layout = layout_for(config, model)
         weights = None if initial_arrays is None else _weights(initial_arrays, layout)
         port = grid_port(grid, config, self.tick)
-        result = Result()
+        result, task = Result(), tasks_of(config.plugin)[config.task]
         if evaluate_fn is not None and not self.resume:
             _evaluate(result, 0, weights or state_of(model), evaluate_fn)
 
         def note(row: Row, seconds: float, state: State) -> None:
             self.watch.row(row, seconds, state)
             if row["arm"] == PRUNED:
-                _note(result, row, state, evaluate_fn)
+                _note(result, row, task.metric, state, evaluate_fn)
 
         done = federate(
             config,
@@ -137,14 +139,17 @@ def _arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({name: w.to(torch.float32) for name, w in weights.items()})
 
 
-def _note(result: Result, row: Row, state: State, evaluate_fn: EvaluateFn | None) -> None:
+def _note(
+    result: Result, row: Row, metric: str, state: State, evaluate_fn: EvaluateFn | None
+) -> None:
     round_ = row["round"]
     if row["train_loss"] is not None:
         train = {"train_loss": row["train_loss"], "sparsity": row["sparsity"]}
         result.train_metrics_clientapp[round_] = MetricRecord(train)
     if row["loss"] is not None:
-        names = ("loss", "perplexity", "accuracy")
-        result.evaluate_metrics_clientapp[round_] = MetricRecord({n: row[n] for n in names})
+        names = shown(metric)
+        measured = {n: row[n] for n in names if row[n] is not None}
+        result.evaluate_metrics_clientapp[round_] = MetricRecord(measured)
     if evaluate_fn is not None:
         _evaluate(result, round_, state.weights, evaluate_fn)
 

@@ -178,7 +178,7 @@ def last_rows(evidence):
 
 
 TASKS = {
-    "ones": Task("ones to ones", "accuracy", "rows", lambda _config: nn.Linear(4, 4), loss, shards,
+    "ones": Task("ones to ones", "mse", "rows", lambda _config: nn.Linear(4, 4), loss, shards,
                  defaults={"rounds": 3, "warmup": 1, "lr": 0.01}),
 }
 SCORES = {"position": Score("where it stands", "nowhere", last_rows)}
@@ -193,6 +193,12 @@ def test_an_own_task_and_score_through_a_plugin_file(tmp_path: Path):
     assert result.state.masks["weight"].tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
     assert result.summary["unit"] == "rows"
     assert result.summary["shard_sizes"] == [3, 8, 20]
+    page = (tmp_path / "run/report.html").read_text()
+    for found in (*result.rows, *result.summary["quality"].values()):
+        assert found["mse"] == found["loss"] > 0
+        assert not {"perplexity", "accuracy"} & found.keys()
+    assert "test mse" in page
+    assert not any(word in page for word in ("perplexity", "accuracy"))
     back = fedprune.load(tmp_path / "run")
     assert torch.equal(state_of(back)["weight"], result.state.weights["weight"])
     assert not back.weight[:2].any()

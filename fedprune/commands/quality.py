@@ -18,7 +18,7 @@ from fedprune.tokens import read_with
 
 
 def quality_of(looked: Subject) -> dict[str, Any] | None:
-    """Loss, perplexity, accuracy and what else the task measures, over all test parts.
+    """Loss and what else the task measures, over all test parts.
 
     The shards are those of the subject's configuration: the same data, split and seed.
 
@@ -35,4 +35,4 @@ def quality_of(looked: Subject) -> dict[str, Any] | None:
     for partition, shard in enumerate(shards):
         given = answer(question, replace(seat, partition=partition, shard=shard)).totals
         totals = {name: totals.get(name, 0.0) + value for name, value in given.items()}
-    return quality(totals)
+    return quality(totals, config)

@@ -33,10 +33,13 @@ def write_events(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """The columns of a row that are finite numbers, without the round itself."""
+    """The columns of a row that are finite numbers, without the round itself.
+
+    What else the task measures lies in a column of its own and is a scalar each.
+    """
     return {
         name: float(value)
-        for name, value in row.items()
+        for name, value in {**row, **(row.get("measures") or {})}.items()
         if name != STEP
         and isinstance(value, int | float)
         and not isinstance(value, bool)

@@ -37,6 +37,7 @@ from fedprune.report.reading import (
     significant,
     size,
     whole,
+    worded,
 )
 from fedprune.report.tables import Table
 from fedprune.shapes import dense_model
@@ -138,7 +139,9 @@ def figure_table(named: Mapping[str, Figures], metric: str) -> Table:
         rows.append([LATENCY, *(_time(f.get("latency")) for f in named.values()), _gain(first)])
     if any(f.get("quality") for f in named.values()):
         reached = [(f.get("quality") or {}).get(metric) for f in named.values()]
-        rows.append([f"test {metric}", *(measure(metric, value) for value in reached), NONE])
+        rows.append(
+            [f"test {worded(metric)}", *(measure(metric, value) for value in reached), NONE]
+        )
     columns = ["figure", *named, *(["of it"] if others else [])]
     return Table(columns, [row[: len(columns)] for row in rows], ("figure",))
 

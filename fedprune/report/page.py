@@ -27,6 +27,7 @@ from fedprune.report.reading import (
     read_run,
     size,
     whole,
+    worded,
 )
 from fedprune.report.tables import (
     config_table,
@@ -40,6 +41,7 @@ from fedprune.report.tables import (
     round_table,
 )
 from fedprune.report.template import PAGE
+from fedprune.tasks.measures import metric_of
 
 SENTENCES = (
     "{clients} clients trained {model} of {parameters} parameters on the task {task}.",
@@ -152,7 +154,7 @@ def verdict(run: Run) -> str:
         return measure(run.metric, outcome(run, name, run.metric))
 
     gain = outcome(run, "final", run.metric) - outcome(run, "dense_at_pruning", run.metric)
-    gain = gain if run.metric == "accuracy" else -gain
+    gain = gain if metric_of(run.metric).higher else -gain
     names = results(run)
     if "final" not in names:
         return "No model was measured on the test split."
@@ -160,7 +162,7 @@ def verdict(run: Run) -> str:
     relation = "better than" if gain > 0 else "worse than" if gain < 0 else "the same as"
     if gain != gain:
         relation, against = "with", "no dense model measured when pruning began"
-    ends = f"The {run.main} model ends at a test {run.metric} of {read('final')}"
+    ends = f"The {run.main} model ends at a test {worded(run.metric)} of {read('final')}"
     text = f"{ends}, {relation} {against}."
     others = [f"{name} {read(name)}" for name in names if name not in ("final", "dense_at_pruning")]
     return f"{text} Baselines of the same budget: {', '.join(others)}." if others else text
@@ -185,11 +187,10 @@ def earlier_task(run: Run) -> str:
 
 
 def measured(quality: dict[str, Any] | None) -> str:
-    """Loss, perplexity and accuracy in words; "" without any."""
-    if not quality:
-        return ""
-    told = {n: quality.get(n) for n in ("loss", "perplexity", "accuracy")}
-    return ", ".join(f"{n} {measure(n, value)}" for n, value in told.items() if value is not None)
+    """What was measured in words, its first three figures; "" without any."""
+    known = {n: v for n, v in (quality or {}).items() if n != "count" and v is not None}
+    told = list(known.items())[:3]
+    return ", ".join(f"{worded(name)} {measure(name, value)}" for name, value in told)
 
 
 def facts(run: Run) -> list[tuple[str, str, str]]:

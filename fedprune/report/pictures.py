@@ -39,7 +39,9 @@ from fedprune.report.reading import (
     series,
     size,
     whole,
+    worded,
 )
+from fedprune.tasks.measures import metric_of
 
 CSS_VARIABLES = {
     plots.INK: "--ink",
@@ -102,11 +104,11 @@ def privacy(run: Run) -> list[Picture]:
 
 def quality(run: Run) -> Picture:
     """Validation quality over rounds."""
-    title = f"Validation {run.metric}"
+    title = f"Validation {worded(run.metric)}"
     said = [text for arm in arms(run.rows) if (text := quality_of(run, arm))]
     if not said:
         return Picture("quality", title, "No round was measured.", None)
-    better = "Higher" if run.metric == "accuracy" else "Lower"
+    better = "Higher" if metric_of(run.metric).higher else "Lower"
     finding = f"{better} is better. On validation: {'; '.join(said)}."
     return Picture("quality", title, finding, plots.quality_figure(run.rows, run.metric))
 
@@ -117,7 +119,7 @@ def quality_of(run: Run, arm: str) -> str:
     if not known:
         return ""
     said = [f"{measure(run.metric, value)} after round {at}" for at, value in known]
-    best = (max if run.metric == "accuracy" else min)(value for _, value in known)
+    best = (max if metric_of(run.metric).higher else min)(value for _, value in known)
     tail = "" if best == known[-1][1] else f" (best {measure(run.metric, best)})"
     return f"{arm} {said[0]}" if len(said) == 1 else f"{arm} {said[0]}, {said[-1]}{tail}"
 

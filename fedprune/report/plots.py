@@ -35,7 +35,9 @@ from fedprune.report.reading import (
     pruning_rounds,
     series,
     short_name,
+    worded,
 )
+from fedprune.tasks.measures import metric_of
 
 P = ParamSpec("P")
 
@@ -87,11 +89,12 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 @styled
 def quality_figure(rows: Sequence[Row], metric: str) -> Figure:
     """Validation quality over rounds, one line per arm; logarithmic where it spans a lot."""
-    figure, axes = canvas(f"validation {metric}")
+    figure, axes = canvas(f"validation {worded(metric)}")
     values = [v for arm in arms(rows) for v in draw_line(axes, rows, arm, metric) if v == v]
-    if metric == "accuracy":
+    form = metric_of(metric).form
+    if form == "share":
         axes.yaxis.set_major_formatter(percentages())
-    elif values and min(values) > 0 and max(values) > 4 * min(values):
+    elif form == "level" and values and min(values) > 0 and max(values) > 4 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
+from fedprune.tasks.measures import metric_of
 
 Row = Mapping[str, Any]
 
@@ -197,7 +198,12 @@ def duration(seconds: Any) -> str:
 
 def measure(metric: str, value: Any) -> str:
     """A metric's value as people read it."""
-    return percent(value) if metric == "accuracy" else significant(value)
+    return percent(value) if metric_of(metric).form == "share" else significant(value)
+
+
+def worded(measure: str) -> str:
+    """The name of a measure as people read it."""
+    return measure.replace("_", " ")
 
 
 def ratio(part: Any, total: Any) -> float:

@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedprune.compression.masks import mask_digest
+from fedprune.config import RunConfig
 from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded
 from fedprune.notes import Notes
+from fedprune.plugins import tasks_of
 from fedprune.state import Plan, State, Totals
-from fedprune.tasks.metrics import measures
+from fedprune.tasks.measures import measures, shown
 from fedprune.tensors import count_kept, digest
 
 Row = dict[str, Any]
 
-_ALWAYS = {"loss", "perplexity", "accuracy", "count"}
 
-
-def quality(totals: Totals) -> dict[str, float] | None:
-    """Mean loss, perplexity (its exponential), accuracy, what else the task measures, labels."""
+def quality(totals: Totals, config: RunConfig) -> dict[str, float] | None:
+    """Mean loss, what else the task measures, and labels; None where nothing was measured."""
     if not totals.get("count"):
         return None
-    return {**measures(totals), "count": int(totals["count"])}
+    task = tasks_of(config.plugin)[config.task]
+    scale = task.scale(config) if task.scale else 1.0
+    return {**measures(totals, task.metric, scale), "count": int(totals["count"])}
 
 
 def zeros(state: State) -> int:
@@ -39,7 +41,8 @@ def row(
     notes: Notes,
 ) -> Row:
     """One row of the report: deterministic, no times. Bytes are cumulative."""
-    measured = quality(totals) or {}
+    measured = quality(totals, plan.config) or {}
+    columns = shown(tasks_of(plan.config.plugin)[plan.config.task].metric)
     layout = plan.layout
     removed = layout.whole - count_kept(state.masks)
     steps = changes.totals.get("count")
@@ -51,10 +54,8 @@ def row(
         "removed": removed,
         "zeros": zeros(state) if plan.config.shrinkage == "proximal" else None,
         "parameters": layout.parameters,
-        "loss": measured.get("loss"),
-        "perplexity": measured.get("perplexity"),
-        "accuracy": measured.get("accuracy"),
-        "measures": {n: v for n, v in measured.items() if n not in _ALWAYS} or None,
+        **{name: measured.get(name) for name in columns},
+        "measures": {n: v for n, v in measured.items() if n not in (*columns, "count")} or None,
         "train_loss": changes.totals["loss"] / steps
         if steps and "loss" in changes.totals
         else None,

@@ -20,8 +20,10 @@ from fedprune.privacy.told import after, before
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
+from fedprune.report.reading import worded
 from fedprune.report.rows import Row
 from fedprune.state import State
+from fedprune.tasks.measures import beside, metric_of
 
 _DOING = {
     "hello": "joining",
@@ -111,7 +113,7 @@ class Screen:
     def watch(self) -> Watch:
         """What `federate` tells as it goes; the head of the table comes first."""
         head = f"{'arm':<7} {'round':>5}  {'phase':<8} {'sparsity':>8} {'loss':>7} "
-        head += f"{self.metric:>10} {'up':>9} {'down':>9} {'seconds':>8}"
+        head += f"{worded(self.metric):>10} {'up':>9} {'down':>9} {'seconds':>8}"
         self.line()
         self.line(head, "bold")
         self.bar.start()
@@ -134,7 +136,7 @@ class Screen:
 
     def _row(self, row: Row, seconds: float, state: State) -> None:
         del state
-        value = row[self.metric]
+        value = row.get(self.metric)
         cells = f"{row['arm']:<7} {row['round']:>5}  {row['phase']:<8} {row['sparsity']:>8.1%} "
         cells += f"{_number(row['loss'], 3):>7} {_number(value, 3):>10} "
         cells += f"{in_bytes(row['bytes_up']):>9} {in_bytes(row['bytes_down']):>9} {seconds:>8.1f}"
@@ -205,11 +207,11 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     metric, quality = summary["metric"], summary["quality"]
     names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
     others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
-    lines = ["", f"{'on the test split':<30} {metric:>10} {'loss':>8}"]
+    lines = ["", f"{'on the test split':<30} {worded(metric):>10} {'loss':>8}"]
     lines += [
-        f"  {text:<28} {_number(quality[key][metric], 3):>10} {_number(quality[key]['loss'], 4):>8}"
+        f"  {text:<28} {_number(found.get(metric), 3):>10} {_number(found['loss'], 4):>8}"
         for key, text in {**names, **others}.items()
-        if quality[key]
+        if (found := quality[key])
     ]
     kept, prunable = summary["kept_parameters"], summary["prunable_parameters"]
     disk = summary["bytes_on_disk"]
@@ -242,9 +244,15 @@ def _earlier(summary: Mapping[str, Any]) -> list[str]:
     if not before:
         return []
     then, now = before["then"], before["now"]
-    texts = [_measured({n: q[n] for n in ("loss", "accuracy")}) for q in (then, now) if q]
+    texts = [_measured(_first_of(q)) for q in (then, now) if q]
     texts += [] if now else [f"not measured: {before['why']}"]
     return [f"  on {before['run']}, {before['task']}: {' -> '.join(texts)}"]
+
+
+def _first_of(quality: Mapping[str, float | None]) -> dict[str, float]:
+    """The loss and the two figures after it, as far as they are known."""
+    known = {n: v for n, v in quality.items() if n != "count" and v is not None}
+    return dict(list(known.items())[:3])
 
 
 def _reduced(summary: Mapping[str, Any]) -> list[str]:
@@ -273,21 +281,26 @@ def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _beside(summary: Mapping[str, Any]) -> list[str]:
-    """What else the task measures, and what label frequencies alone would reach."""
-    final = summary["quality"]["final"] or {}
-    usual = {"loss", "perplexity", "accuracy", "count", summary["metric"]}
-    more = {name: value for name, value in final.items() if name not in usual}
+    """What else the task measures, and what would be reached without a model."""
+    final, metric = summary["quality"]["final"] or {}, summary["metric"]
+    more = {name: final[name] for name in beside(final, metric)}
     lines = [f"  pruned: {_measured(more)}"] if more else []
     naive = summary["naive"]
-    return lines + ([f"  label frequencies alone: {_measured(naive)}"] if naive else [])
+    return lines + ([f"  {metric_of(metric).without} alone: {_measured(naive)}"] if naive else [])
 
 
 def _measured(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+    return ", ".join(f"{worded(name)} {value:.4g}" for name, value in values.items())
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < _WIDE else f"{value:.{digits + 1}g}"
+
+
+_WIDE = 1e5
+"""From here on a number is shown by its first digits and an exponent."""
 
 
 def in_bytes(count: float) -> str:

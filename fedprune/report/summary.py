@@ -78,9 +78,9 @@ def summary_of(
         "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],
         **_sizes(config, layout, end, about),
         "quality": {
-            "dense_at_pruning": quality(end.dense_at_pruning or {}),
-            "final": quality(final[1]),
-            **{arm: quality(totals) for arm, totals in baselines},
+            "dense_at_pruning": quality(end.dense_at_pruning or {}, config),
+            "final": quality(final[1], config),
+            **{arm: quality(totals, config) for arm, totals in baselines},
         },
         "naive": dict(about.naive),
         "bytes_up": end.traffic.up,

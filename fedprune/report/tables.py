@@ -20,7 +20,9 @@ from fedprune.report.reading import (
     significant,
     size,
     whole,
+    worded,
 )
+from fedprune.tasks.measures import beside, metric_of
 
 FAILURES_SHOWN, REASON_SHOWN = 200, 300
 FAILURE_COLUMNS = ["arm", "round", "partition", "phase", "field", "reason"]
@@ -58,31 +60,35 @@ def quality_table(run: Run) -> Table:
     for name, words in results(run).items():
         value, loss = outcome(run, name, run.metric), outcome(run, name, "loss")
         moved = NONE if name == "dense_at_pruning" else change(run.metric, value, dense)
-        others = [significant(outcome(run, name, column)) for column in more]
+        others = [measure(column, outcome(run, name, column)) for column in more]
         rows.append([words, measure(run.metric, value), moved, significant(loss), *others])
     naive = run.summary.get("naive") or {}
     if naive:
         reached = measure(run.metric, number(naive.get(run.metric)))
-        others = [significant(naive.get(column)) for column in more]
-        rows.append(["label frequencies alone", reached, NONE, NONE, *others])
-    columns = ["model", f"test {run.metric}", "since pruning began", "test loss"]
-    return Table([*columns, *(name.replace("_", " ") for name in more)], rows, ("model",))
+        others = [measure(column, naive.get(column)) for column in more]
+        alone = f"{metric_of(run.metric).without} alone"
+        rows.append([alone, reached, NONE, significant(naive.get("loss")), *others])
+    columns = ["model", f"test {worded(run.metric)}", "since pruning began", "test loss"]
+    return Table([*columns, *map(worded, more)], rows, ("model",))
 
 
 def further_measures(run: Run) -> list[str]:
-    """What the task measures on test beside loss, perplexity, accuracy and its metric."""
-    usual = {"loss", "perplexity", "accuracy", "count", run.metric}
-    final = (run.summary.get("quality") or {}).get("final") or {}
-    return [name for name in final if name not in usual]
+    """What the task measures on test beside its loss and its metric."""
+    return beside((run.summary.get("quality") or {}).get("final") or {}, run.metric)
 
 
 def change(metric: str, value: float, reference: float) -> str:
-    """Change with its sign: in points of an accuracy, else as a share of the reference."""
-    difference = value - reference
-    if math.isnan(difference) or not reference > 0:
+    """Change with its sign: in points of a share, else as a share of the reference.
+
+    Of a coefficient, which may be negative, the difference.
+    """
+    difference, form = value - reference, metric_of(metric).form
+    if math.isnan(difference) or (form == "level" and not reference > 0):
         return NONE
     sign = "+" if difference > 0 else "\u2212" if difference < 0 else ""
-    if metric == "accuracy":
+    if form == "coefficient":
+        return f"{sign}{significant(abs(difference))}"
+    if form == "share":
         return f"{sign}{significant(100 * abs(difference))}{SPACE}points"
     return f"{sign}{percent(abs(difference) / reference)}"
 
@@ -119,7 +125,7 @@ def round_table(run: Run, arm: str) -> Table:
         "sparsity": lambda row: percent(row.get("sparsity")),
         "removed": lambda row: whole(row.get("removed")),
         "loss": lambda row: significant(row.get("loss")),
-        run.metric: lambda row: measure(run.metric, row.get(run.metric)),
+        worded(run.metric): lambda row: measure(run.metric, row.get(run.metric)),
         "train loss": lambda row: significant(row.get("train_loss")),
         "lr": lambda row: significant(row.get("lr")),
         "answered": lambda row: f"{whole(row.get('answered'))} of {len(row.get('cohort') or [])}",

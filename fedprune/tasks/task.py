@@ -58,7 +58,7 @@ class Task:
 
     Attributes:
         summary: one line for ``--list``.
-        metric: what people read: "perplexity" (lower is better) or "accuracy".
+        metric: what people read, a name in `fedprune.tasks.measures.METRICS`.
         unit: what `Loss.count` counts; clients weigh in a mean by it.
         model: builds the dense model of a resolved configuration; torch's global generator is
             seeded around the call.
@@ -85,6 +85,8 @@ class Task:
             for devices.
         tokenizer: a Hugging Face tokenizer to save beside the model, where there is one.
         tokens: which tensors of a part hold ids of the tokenizer (below 0: none).
+        scale: what one unit of the model's values is in units of the labels, where a task
+            foretells values that it standardises; None: the same.
     """
 
     summary: str
@@ -109,6 +111,7 @@ class Task:
     local: Callable[[Path, RunConfig], Shard] | None = None
     tokenizer: Callable[[RunConfig], Any] | None = None
     tokens: tuple[str, ...] = ()
+    scale: Callable[[RunConfig], float] | None = None
 
 
 def examples(part: Part) -> int:

@@ -14,7 +14,8 @@ from fedprune.randomness import seeded
 from fedprune.tasks import presidents, shakespeare
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.families import FAMILIES
-from fedprune.tasks.metrics import label_counts, measures
+from fedprune.tasks.measures import METRICS, measures
+from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
 
 SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist")]
@@ -109,8 +110,9 @@ def test_sums_do_not_depend_on_the_batches(name: str, config_of: Any):
     for size in (1, 4):
         assert totals(size) == pytest.approx(whole, rel=1e-5)
     assert whole["count"] == task.labels(part)
-    found = measures(whole)
-    assert {"loss", "perplexity", "accuracy"} <= found.keys()
+    found = measures(whole, task.metric)
+    assert {"loss", task.metric} <= found.keys()
+    assert ("perplexity" in found) == METRICS[task.metric].likelihood
     assert all(value == value for value in found.values())
 
 
@@ -148,7 +150,7 @@ def test_the_dummy_goes_where_an_example_goes(name: str, config_of: Any):
 def test_a_task_says_what_it_offers(name: str):
     task: Task = TASKS[name]
     assert task.summary
-    assert task.metric in ("accuracy", "perplexity")
+    assert task.metric in METRICS
     assert task.models
     assert set(task.splits) >= {"iid"}
     assert task.defaults.get("split", "iid") in task.splits

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedprune.tasks.measures import METRICS, beside, macro_f1, measures, metric_of, shown
 from fedprune.tasks.metrics import (
     baseline_of,
     label_counts,
     longest_common,
-    macro_f1,
-    measures,
     rouge_l,
 )
+from fedprune.tasks.regression import value_sums
 from fedprune.tasks.task import class_loss
 
 LABELS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -33,7 +33,7 @@ def test_macro_f1_of_added_sums_is_scikit_learns(pairs: list[tuple[int, int]], c
         sums = {"loss": float(loss.total), "correct": loss.correct, "count": loss.count}
         for name, value in {**sums, **loss.extra}.items():
             totals[name] = totals.get(name, 0.0) + value
-    found = measures(totals)
+    found = measures(totals, "accuracy")
     expected = sklearn.f1_score(labels, guesses, average="macro", zero_division=0)
     assert found["macro_f1"] == pytest.approx(expected)
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, guesses))
@@ -47,7 +47,7 @@ def test_measures_are_quotients_of_sums():
     totals = {"loss": 20.0, "count": 10.0, "correct": 4.0, "bytes": 16.0}
     copied = {"copied_exact": 0.0, "copied_rouge_l": 1.5}
     exam = {"exact": 3.0, "rouge_l": 4.5, "examined": 6.0, **copied}
-    found = measures({**totals, **exam})
+    found = measures({**totals, **exam}, "perplexity")
     assert found == pytest.approx(
         {
             "loss": 2.0,
@@ -60,18 +60,65 @@ def test_measures_are_quotients_of_sums():
             "rouge_l_of_copying": 0.25,
         }
     )
-    assert set(measures({"loss": 1.0, "count": 1.0, "correct": 0.0})) == {
-        "loss",
-        "perplexity",
-        "accuracy",
-    }
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_perplexity_is_of_likelihoods_only_an_accuracy_where_labels_are_right(metric: str):
+    found = measures({"loss": 1.0, "count": 2.0, "correct": 1.0}, metric)
+    about = METRICS[metric]
+    assert ("perplexity" in found) == (metric in ("perplexity", "bits_per_byte"))
+    assert ("accuracy" in found) == (about.correct == "accuracy")
+    assert ("perplexity" in shown(metric)) == about.likelihood
+    assert set(shown(metric)) <= {*found, metric}
+    # What needs no sums of its own can be had from a loss alone.
+    assert (metric in found) == (not about.sums)
+    assert not {"loss", "count", metric, "perplexity"} & set(beside(found, metric))
+
+
+def test_a_metric_that_is_not_known_is_better_the_lower():
+    assert not metric_of("auc").higher
+    assert shown("auc") == ("loss", "auc")
+
+
+VALUES = st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=3, max_size=30)
+
+
+@given(VALUES, st.integers(1, 29), st.floats(0.01, 1e5))
+def test_errors_of_values_are_scikit_learns(
+    pairs: list[tuple[float, float]], cut: int, scale: float
+):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    for piece in filter(None, (pairs[:cut], pairs[cut:])):  # two clients
+        guess, label = (torch.tensor(x, dtype=torch.float64) for x in zip(*piece, strict=True))
+        sums = {"loss": 0.0, "correct": 0.0, "count": len(piece), **value_sums(guess, label)}
+        totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+    assert all(value >= 0 for value in totals.values())
+    found = measures(totals, "mse", scale)
+    guess, label = (scale * torch.tensor(x, dtype=torch.float64) for x in zip(*pairs, strict=True))
+    assert found["mse"] == pytest.approx(sklearn.mean_squared_error(label, guess))
+    assert found["rmse"] == pytest.approx(sklearn.root_mean_squared_error(label, guess))
+    assert found["mae"] == pytest.approx(sklearn.mean_absolute_error(label, guess))
+    if min(label.std(), guess.std()) > 1e-2 * scale:
+        assert found["r2"] == pytest.approx(sklearn.r2_score(label, guess), rel=1e-6, abs=1e-6)
+        expected = torch.corrcoef(torch.stack([label, guess]))[0, 1]
+        assert found["pearson"] == pytest.approx(float(expected), abs=1e-6)
+    assert "accuracy" not in found
+
+
+def test_a_squared_error_is_the_loss_where_there_is_no_sum_of_it():
+    totals = {"loss": 8.0, "count": 2.0, "correct": 0.0}
+    assert measures(totals, "mse") == {"loss": 4.0, "mse": 4.0, "rmse": 2.0}
+    assert measures(totals, "rmse") == measures(totals, "mse")
+    assert measures(totals, "mae") == {"loss": 4.0, "mae": 4.0}
 
 
 def test_nothing_counted_is_not_a_number_and_too_much_is_infinite():
-    empty = measures({"loss": 0.0, "count": 0.0, "correct": 0.0, "bytes": 0.0})
+    empty = measures({"loss": 0.0, "count": 0.0, "correct": 0.0, "bytes": 0.0}, "perplexity")
     assert all(math.isnan(v) for v in empty.values())
     assert math.isnan(macro_f1([0.0], [0.0], [0.0]))
-    assert measures({"loss": 1e6, "count": 1.0, "correct": 0.0})["perplexity"] == math.inf
+    huge = {"loss": 1e6, "count": 1.0, "correct": 0.0}
+    assert measures(huge, "perplexity")["perplexity"] == math.inf
 
 
 def test_labels_are_counted_without_those_left_out():
