@@ -64,6 +64,11 @@ class RunConfig(BaseModel):
         "what is learned", "tokens of an example of text (default: by task)", None, ge=8, le=8192
     )
     data: str = _field("what is learned", "file or folder, for tasks that read one", "")
+    encoding: str | None = _field(
+        "what is learned",
+        "encoding of --data's files of text without a byte order mark (default utf-8)",
+        None,
+    )
     text_column: str | None = _field(
         "what is learned", "column of the text in --data (default text)", None
     )

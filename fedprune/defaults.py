@@ -51,8 +51,8 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _LEARNED = (
-    "task", "clients", "split", "alpha", "model", "depth", "width", "length", "data", "text_column",
-    "label_column", "target_column", "client_column", "plugin", "unit", "seed",
+    "task", "clients", "split", "alpha", "model", "depth", "width", "length", "data", "encoding",
+    "text_column", "label_column", "target_column", "client_column", "plugin", "unit", "seed",
 )  # fmt: skip
 """What a run that continues another one takes over from it, unless it is another task."""
 

@@ -98,8 +98,19 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
         ("depth", c.depth is not None and not family, own, out),
         ("width", c.width is not None and not family, own, out),
         ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),
+        ("encoding", c.encoding is not None and not task.columns, "no table is read", out),
+        ("encoding", not _known_encoding(c.encoding), "no encoding of text", "utf-8, latin-1, ..."),
         *[(key, wrong, f"task {c.task} reads no such column", out) for key, wrong in text],
     ]
+
+
+def _known_encoding(name: str | None) -> bool:
+    try:
+        return name is None or isinstance(b"a".decode(name), str)
+    except UnicodeDecodeError:  # half a unit of UTF-16
+        return True
+    except (LookupError, ValueError):
+        return False
 
 
 def _sent(c: RunConfig) -> list[Misfit]:

@@ -226,6 +226,7 @@ _BELONGING: dict[str, tuple[str, ...]] = {
             "width",
             "length",
             "data",
+            "encoding",
             "text_column",
             "label_column",
             "target_column",

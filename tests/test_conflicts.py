@@ -522,6 +522,12 @@ OF_THE_TASK = [
     ({"model": "resnet"}, "model='resnet'", "task digits has no such model; allowed: cnn, mlp"),
     ({"length": 9}, "length=9", "no text; allowed: leave it out"),
     ({"data": "x"}, "data='x'", "task digits reads no folder; allowed: leave it out"),
+    ({"encoding": "cp1252"}, "encoding='cp1252'", "no table is read; allowed: leave it out"),
+    (
+        {"task": "text-classification", "data": "x", "encoding": "base64"},
+        "encoding='base64'",
+        "no encoding of text; allowed: utf-8, latin-1, ...",
+    ),
     (
         {"text_column": "t"},
         "text-column='t'",

@@ -27,7 +27,7 @@ HELP = (
     "whatever that task's --model takes: a family, a folder of transformers, a hub id"
 )
 
-_KEYS = ("data", "label_column", "length", "plugin")
+_KEYS = ("data", "encoding", "text_column", "label_column", "length", "plugin")
 """Options that a task may need to build its model."""
 
 
@@ -69,6 +69,8 @@ def add_subject(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="PATH", help="the file or folder of a task that reads one"
     )
+    parser.add_argument("--encoding", metavar="NAME", help="encoding of the files in --data")
+    parser.add_argument("--text-column", metavar="NAME", help="column of the text in --data")
     parser.add_argument("--label-column", metavar="NAME", help="column of the class in --data")
     parser.add_argument("--length", metavar="N", type=int, help="tokens of an example of text")
     parser.add_argument("--plugin", metavar="FILE", help="Python file with your own TASKS")

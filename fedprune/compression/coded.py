@@ -43,7 +43,8 @@ CODED_NAME = "model.fedprune"
 
 
 _ORIGIN = (
-    *("task", "plugin", "model", "depth", "width", "length", "data", "text_column"),
+    *("task", "plugin", "model", "depth", "width", "length", "data", "encoding"),
+    "text_column",
     "label_column",
 )
 _FOUND = ("structure", "unit")  # how the channels were found that the edits cut

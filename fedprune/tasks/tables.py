@@ -1,49 +1,45 @@
-"""A user's own rows: csv, tsv, json, jsonl, parquet or txt files, read by `datasets`."""
+"""A user's own rows: a file, or a folder of files of one kind, and what a cell of them means."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
+import json
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedprune.tasks.rowfiles import READERS, NotRows
 from fedprune.tasks.splits import FEWEST, partition
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
 Table = Mapping[str, Sequence[Any]]
-"""Columns by name, all of one length."""
+"""Columns by name, all of one length; see `fedprune.tasks.rowfiles.Columns` for what is in them."""
 
-_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # A text "NA" or "null" is a text.
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
-}
-"""Suffix to the builder of `datasets` and its options."""
-
-SUFFIXES = ", ".join(_BUILDERS)
+SUFFIXES = ", ".join(READERS)
 
 
-def read_table(data: str) -> Table:
+def read_table(data: str, encoding: str | None = None) -> Table:
     """The rows of a file, or of all files of one kind in a folder, in the order of their names.
 
-    A txt file has a row a line and one column, "text". Read once in a process as long as the
-    files do not change.
+    Cells are as they were written: 007 and 7 are two texts. A txt file has a row a line and one
+    column, "text". Read once in a process as long as the files do not change.
+
+    Args:
+        data: the file or the folder.
+        encoding: of files of text that have no byte order mark; None: UTF-8.
 
     Raises:
         FileNotFoundError: there is no such file, or none that can be read.
-        ValueError: there are several kinds of files, or no rows.
+        ValueError: there are several kinds of files, one is not what its name says, or no rows.
     """
     files = _files(data)
     stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
-    return _read(data, stamp)
+    return _read(data, stamp, encoding)
 
 
 def _files(data: str) -> list[Path]:
@@ -53,7 +49,8 @@ def _files(data: str) -> list[Path]:
             f"data={data!r}: no such file or folder; allowed: one of {SUFFIXES}, or a folder of it"
         )
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [f for f in inside if f.suffix.lower() in _BUILDERS and f.is_file()]
+    shown = [f for f in inside if f == path or not f.name.startswith(".")]
+    files = [f for f in shown if f.suffix.lower() in READERS and f.is_file()]
     if not files:
         raise FileNotFoundError(
             f"data={data!r}: no file that can be read; allowed: names that end in {SUFFIXES}"
@@ -67,64 +64,152 @@ def _files(data: str) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(data: str, stamp: tuple[tuple[str, int, int], ...]) -> Table:
-    # datasets takes seconds to import: only who reads a table pays.
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    files = [name for name, _, _ in stamp]
-    builder, options = _BUILDERS[Path(files[0]).suffix.lower()]
-    if not any(size for _, _, size in stamp):
-        raise ValueError(f"data={data!r}: empty; allowed: at least one row")
+def _read(data: str, stamp: tuple[tuple[str, int, int], ...], encoding: str | None) -> Table:
     try:
-        with tempfile.TemporaryDirectory() as cache:  # or private rows would stay in the user's
-            rows = load_dataset(
-                builder, data_files=files, split="train", cache_dir=cache, **options
-            )
-            table: Table = rows.to_dict()
-    except Exception as error:  # of a dozen kinds, by builder
-        cause = error.__cause__ or error
-        if "no data" in str(cause):  # what it says of a csv file with a heading alone
-            raise ValueError(f"data={data!r}: no rows; allowed: at least one") from None
-        raise ValueError(
-            f"data={data!r}: not {builder}: {' '.join(str(cause).split())[:200]}; "
-            f"allowed: rows with the same columns in every file"
-        ) from None
-    if not table or not len(next(iter(table.values()))):
+        pieces = [(path, _columns(path, encoding)) for path in (Path(n) for n, _, _ in stamp)]
+    except NotRows as error:
+        raise ValueError(f"data={data!r}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"data={data!r}: {error}; allowed: files that can be read") from None
+    filled = [(path, columns) for path, columns in pieces if _rows_in(columns)]
+    if not filled:
         raise ValueError(f"data={data!r}: no rows; allowed: at least one")
+    first, table = filled[0]
+    for path, columns in filled[1:]:
+        if columns.keys() != table.keys():
+            odd = ", ".join(sorted(columns.keys() ^ table.keys()))[:100]
+            raise ValueError(
+                f"data={data!r}: {path.name} and {first.name} differ in columns ({odd}); "
+                "allowed: the same in every file, in any order"
+            )
+        for name, cells in columns.items():
+            table[name] += cells
     return table
 
 
-def column(table: Table, option: str, name: str) -> list[str]:
-    """A column as texts; nothing (None) is the empty text.
+def _columns(path: Path, encoding: str | None) -> dict[str, list[Any]]:
+    return READERS[path.suffix.lower()](path, encoding) if path.stat().st_size else {}
+
+
+def _rows_in(columns: Table) -> int:
+    return len(next(iter(columns.values()), ()))
+
+
+Read = Callable[[Any], Any]
+"""What a cell means to a task.
+
+Raises:
+    ValueError: it is not that; what it is; allowed: what would be.
+"""
+
+
+def as_text(cell: Any) -> str:
+    """The text of a cell; of nothing (None) the empty one, of json's true and false their names.
+
+    Raises:
+        ValueError: it is a list or an object.
+    """
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, (list, dict)):
+        raise ValueError(f"{_short(cell)} is not a text; allowed: texts and numbers")
+    return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else str(cell)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def as_number(cell: Any) -> float:
+    """The number that a cell is the text of.
+
+    Raises:
+        ValueError: it is not a number, or not a finite one.
+    """
+    text = as_text(cell).strip()
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise ValueError(f"{_short(text)} is not a number; allowed: as 3, -0.5, 1e-3")
+    return float(text)
+
+
+def as_list(cell: Any) -> list[str]:
+    """The texts in a list of json or parquet; of a text that is such a list, as ["a", "b"], too.
+
+    Raises:
+        ValueError: it is not a list, or it holds other than texts and numbers.
+    """
+    if isinstance(cell, str):
+        cell = _parsed(cell)
+    if not isinstance(cell, list):
+        raise ValueError(f'{_short(cell)} is not a list; allowed: as ["a", "b"]')
+    return [as_text(one) for one in cell]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _short(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def column(table: Table, option: str, name: str, read: Read = as_text) -> list[Any]:
+    """A column, as texts or what else `read` makes of a cell.
 
     Args:
         table: the rows.
         option: the configuration key that named it.
         name: the column.
+        read: `as_text`, `as_number`, `as_list` or one like them.
 
     Raises:
-        ValueError: there is no such column, with those there are.
+        ValueError: there is no such column, with those there are; or a cell is not what is
+            wanted, with its row.
     """
+    return _cells(option, name, _named(table, option, name), read, None)
+
+
+def _named(table: Table, option: str, name: str) -> Sequence[Any]:
     if name not in table:
+        shown = [n if n == n.strip() else repr(n) for n in table]
         raise ValueError(
-            f"{option}={name!r}: no such column in the data; allowed: {', '.join(table)}"
+            f"{option}={name!r}: no such column in the data; allowed: {', '.join(shown)[:300]}"
         )
-    return ["" if value is None else str(value) for value in table[name]]
+    return table[name]
 
 
-Columns = dict[str, list[str]]
+def _cells(
+    option: str, name: str, cells: Sequence[Any], read: Read, rows: Sequence[int] | None
+) -> list[Any]:
+    at = range(len(cells)) if rows is None else rows
+    found: list[Any] = []
+    try:
+        for i in at:
+            found.append(read(cells[i]))
+    except ValueError as error:
+        raise ValueError(f"{option}={name!r}: row {at[len(found)] + 1}: {error}") from None
+    return found
 
 
-def rows_with_text(config: RunConfig, *more: str) -> Columns:
+Columns = dict[str, list[Any]]
+
+
+def rows_with_text(
+    config: RunConfig, *more: str, read: Mapping[str, Read] | None = None
+) -> Columns:
     """The columns that a task needs, by what they are for; rows with an empty text are left out.
 
     Args:
         config: resolved configuration.
         more: "label" or "target", where the task needs them.
+        read: what a cell of these, or of "text", means where it is not a text: `as_number`,
+            `as_list`.
 
     Raises:
-        ValueError: a column is not there, or no row has a text.
+        ValueError: a column is not there, no row has a text, or a row lacks something else.
     """
     named = {
         "text": config.text_column,
@@ -132,24 +217,29 @@ def rows_with_text(config: RunConfig, *more: str) -> Columns:
         "target": config.target_column,
         "client": config.client_column,
     }
-    needed = ["text", *more, *(["client"] if config.split == "natural" else [])]
+    needed = [*more, *(["client"] if config.split == "natural" else [])]
     if config.split == "natural" and not config.client_column:
         raise ValueError(
             "split='natural': no column says whose row it is; allowed: --client-column COLUMN"
         )
-    table = read_table(config.data)
-    columns = {kind: column(table, f"{kind}-column", named[kind] or kind) for kind in needed}
-    rows = [i for i, text in enumerate(columns["text"]) if text.strip()]
+    table = read_table(config.data, config.encoding)
+    reads = read or {}
+    texts = column(table, "text-column", named["text"] or "text", reads.get("text", as_text))
+    rows = [i for i, text in enumerate(texts) if (text.strip() if isinstance(text, str) else text)]
     if not rows:
         raise ValueError(f"data={config.data!r}: no row has a text; allowed: at least one")
-    for kind in {"label", "client"} & columns.keys():
-        empty = sum(not columns[kind][i].strip() for i in rows)
+    out: Columns = {"text": [texts[i] for i in rows]}
+    for kind in needed:
+        option, name = f"{kind}-column", named[kind] or kind
+        cells = _named(table, option, name)
+        empty = sum(cells[i] is None or not str(cells[i]).strip() for i in rows)
         if empty:
             raise ValueError(
-                f"{kind}-column={named[kind]!r}: {empty} of {len(rows)} rows have none; "
+                f"{option}={name!r}: {empty} of {len(rows)} rows have none; "
                 "allowed: a value in every row"
             )
-    return {kind: [values[i] for i in rows] for kind, values in columns.items()}
+        out[kind] = _cells(option, name, cells, reads.get(kind, as_text), rows)
+    return out
 
 
 def shares(config: RunConfig, columns: Columns, splits: dict[str, str]) -> list[list[int]]:

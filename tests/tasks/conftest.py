@@ -53,6 +53,7 @@ def asked() -> Asked:
             "depth": None,
             "width": None,
             "data": "",
+            "encoding": None,
             "text_column": None,
             "label_column": None,
             "target_column": None,

@@ -53,26 +53,35 @@ def test_a_folder_is_its_files_in_order_and_a_change_is_seen(tmp_path: Path):
     assert read_table(str(tmp_path))["text"] == ["a", "longer"]
 
 
-def test_nothing_of_the_rows_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    cache = tmp_path / "cache"
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
-    read_table(str(write(tmp_path, ".csv")))
-    assert not cache.exists() or not list(cache.rglob("*.arrow"))
-
-
-WRONG: dict[str, tuple[dict[str, str], str]] = {
-    "no file": ({}, r"data='.*': no file that can be read; allowed: names that end in .csv, "),
-    "unknown suffix": ({"rows.xls": "x"}, r"data='.*': no file that can be read"),
+WRONG: dict[str, tuple[dict[str, str | bytes], str]] = {
+    "no file": ({}, r"no file that can be read; allowed: names that end in .csv, "),
+    "unknown suffix": ({"rows.xls": "x"}, r"no file that can be read"),
     "two kinds": ({"a.csv": "text\nx\n", "b.txt": "x"}, r"files of several kinds \(.csv, .txt\)"),
-    "empty": ({"a.csv": ""}, r"data='.*': empty; allowed: at least one row"),
-    "empty json": ({"a.jsonl": ""}, r"data='.*': empty"),
-    "only a heading": ({"a.csv": "text,label\n"}, r"data='.*': no rows; allowed: at least one"),
-    "not json": ({"a.jsonl": "{'x"}, r"data='.*': not json: .*; allowed: rows with the same"),
-    "not parquet": ({"a.parquet": "PAR"}, r"data='.*': not parquet: "),
+    "empty": ({"a.csv": ""}, r"no rows; allowed: at least one"),
+    "empty json": ({"a.jsonl": ""}, r"no rows"),
+    "only a heading": ({"a.csv": "text,label\n"}, r"no rows"),
+    "no object": ({"a.json": "[]"}, r"no rows"),
+    "not json": ({"a.jsonl": '{"a": 1}\n{"x'}, r"a.jsonl, line 2: not json: Unterminated string"),
+    "texts only": ({"a.jsonl": '{"a": 1}\n"b"'}, r"a.jsonl, row 2 is a text or a number; allowed"),
+    "a name twice": ({"a.json": '[{"a": 1, "a": 2}]'}, r"line 1: 'a' is twice in one object"),
+    "half a character": ({"a.jsonl": '{"a": "\\ud83d"}'}, r"row 1: 'a' holds half of a character"),
+    "too deep": ({"a.jsonl": "[" * 200_000}, r"a.jsonl, line 1: "),
+    "not parquet": ({"a.parquet": "PAR"}, r"a.parquet is not parquet: "),
     "other columns": (
-        {"a.csv": "text\nx\n", "b.csv": "other,more\nx,y\n"},
-        r"data='.*': not csv: .*; allowed: rows with the same columns",
+        {"a.csv": "text\nx\n", "b.csv": "other,text\nx,y\n"},
+        r"b.csv and a.csv differ in columns \(other\); allowed: the same in every file",
     ),
+    "two of a name": ({"a.csv": "text,label, label\nx,1,2\n"}, r"has two columns 'label'"),
+    "a long row": (
+        {"a.csv": "text,label\nx,1\n\ny, z,2\n"},
+        r"a.csv, line 4: 3 cells between ',', the heading has 2 \(text, label\); allowed: as many",
+    ),
+    "a short row": ({"a.tsv": "a\tb\nx\ty\nz\n"}, r"a.tsv, line 3: 1 cell between tabs, the hea"),
+    "an open quote": ({"a.csv": 'a,b\nx,1\n"y,2\nz,3\n'}, r"row that begins in line 3: unexpected"),
+    "a half quote": ({"a.csv": 'a,b\nx,1\n"y" z,2\n'}, r"row that begins in line 3: ',' expected"),
+    "a merged row": ({"a.tsv": 'a\tb\n"x\t1\ny"\t2\n'}, r"a.tsv, line 2: a quote is not closed"),
+    "latin-1": ({"a.csv": "text\na\nb\xe9\n".encode("latin-1")}, r"not utf-8: byte 0xe9 in line 3"),
+    "no mark": ({"a.txt": "texts".encode("utf-16-le")}, r"bytes of zero and is not utf-8; allowed"),
 }
 
 
@@ -80,10 +89,12 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 def test_what_cannot_be_read_is_one_line(case: str, tmp_path: Path):
     files, message = WRONG[case]
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        raw = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(raw)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"data='.*': .*{message}") as caught:
         read_table(str(tmp_path))
     assert "\n" not in str(caught.value)
+    assert "allowed: " in str(caught.value)
 
 
 @pytest.mark.parametrize("data", ["", "nowhere.csv"])
