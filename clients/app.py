@@ -2,7 +2,9 @@
 
 In simulation a node hosts the partitions that a message names, and any worker process can serve
 any host, because what it keeps is built from the configuration alone. A real device hosts one
-partition, itself: its node config names it (``partition-id``) and its folder (``data``). It keeps
+partition, itself: its node config names it (``partition-id``) and its folder (``data``); one that
+stands for a site hosts several (``partition-id="3,4"``), each in a folder of its number there. What
+a device sends of each is the coded answer, the one whose bytes are counted. It keeps
 the configuration and the newest mask and teacher in Flower's ``Context.state``; in simulation
 nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
 sum are there as well until it is opened, see `fedprune.secure.recalling`. What error feedback
@@ -14,7 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from flwr.clientapp import ClientApp
 
 from fedprune.compression.wire import Packet, head_of
 from fedprune.config import configure, from_toml
-from fedprune.hosts import House, failure_of, labels_of, open_house, serve
-from fedprune.letters import Letter, identity, packet_of, sum_letter
+from fedprune.hosts import House, labels_of, open_house, parts_of, serve, sum_of
+from fedprune.letters import Letter, identity, packet_of, parts_letter, size_of, sum_letter
 from fedprune.messages import Folded
+from fedprune.parts import Part, failure_of
 from fedprune.plugins import tasks_of
 from fedprune.secure.calls import Reply, call_of, reply_letter
 from fedprune.secure.recalling import Memory, recalled
-from fedprune.secure.serving import serve_call
+from fedprune.secure.serving import seeds_from, serve_call
 
 app = ClientApp()
 
@@ -45,7 +48,7 @@ def hello(message: Message, context: Context) -> Message:
         about["labels"] = labels_of(_house(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         log.exception("this node cannot take part")
-        about["failure"] = asdict(failure_of(_partition(context), "hello", error))
+        about["failure"] = asdict(failure_of(_first_partition(context), "hello", error))
     return _reply(message, Letter({"about": json.dumps(about)}, {}))
 
 
@@ -63,7 +66,7 @@ def answer_all(message: Message, context: Context) -> Message:
     packet = packet_of(letter, bits, teacher)
     if "call" in letter.fields:
         return _reply(message, _stage(letter, config, packet, context))
-    return _reply(message, sum_letter(_answered(letter, config, packet, context)))
+    return _reply(message, _answered(letter, config, packet, context))
 
 
 @app.query("keys")
@@ -91,7 +94,8 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
             return reply_letter(serve_call(house, call, partitions, packet=packet))
 
         def served(seed: bytes) -> Reply:
-            return serve_call(house, call, partitions, lambda _: seed, packet)
+            own = seeds_from(seed, call.session)
+            return replace(serve_call(house, call, partitions, own, packet), bytes_up=0)
 
         memory, reply = recalled(_memory(context), call, packet, served)
         context.state[_MEMORY] = ConfigRecord(vars(memory))
@@ -110,22 +114,47 @@ def _memory(context: Context) -> Memory | None:
     return Memory(**record) if record else None
 
 
-def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> Folded:
+def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> Letter:
+    """The reply to a question: of a worker one sum, of a device its coded parts.
+
+    A device of several partitions sends their sum where that is smaller and the server takes it.
+    """
     partitions = letter.fields["partitions"]
     try:
-        return serve(_house(config, context), packet, partitions)
+        house = _house(config, context)
+        if not _is_device(context):
+            return sum_letter(serve(house, packet, partitions))
+        parts = parts_of(house, packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
         log.exception("this node cannot answer")
         kind = head_of(packet)["kind"]
-        return Folded(failures=tuple(failure_of(p, kind, error) for p in partitions))
+        failures = tuple(failure_of(p, kind, error) for p in partitions)
+        if not _is_device(context):
+            return sum_letter(Folded(failures=failures))
+        return parts_letter([Part(f.partition, failure=f) for f in failures])
+    apart = parts_letter(parts)
+    if not letter.fields.get("sum"):
+        return apart
+    whole = sum_letter(replace(sum_of(house, packet, parts), bytes_up=0))
+    return min(apart, whole, key=size_of)
 
 
 def _is_device(context: Context) -> bool:
     return "data" in context.node_config
 
 
-def _partition(context: Context) -> int:
-    return int(context.node_config.get("partition-id", 0))
+def _first_partition(context: Context) -> int:
+    """The partition that a device without data is named by; -1 where it does not say."""
+    try:
+        return _partitions(context)[0]
+    except ValueError:
+        return -1
+
+
+def _partitions(context: Context) -> tuple[int, ...]:
+    """The partitions that a device holds: its ``partition-id``, a number or several as "3,4,7"."""
+    given = str(context.node_config.get("partition-id", 0))
+    return tuple(int(p) for p in given.split(","))
 
 
 def _config_text(letter: Letter, context: Context) -> str:
@@ -163,7 +192,7 @@ def _house(text: str, context: Context) -> House:
     """This process's resident model and shards for a configuration."""
     if not _is_device(context):
         return _simulated_house(text)
-    return _device_house(text, str(context.node_config["data"]), _partition(context))
+    return _device_house(text, str(context.node_config["data"]), _partitions(context))
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,14 +201,16 @@ def _simulated_house(text: str) -> House:
 
 
 @functools.lru_cache(maxsize=1)
-def _device_house(text: str, data: str, partition: int) -> House:
+def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> House:
     config = configure(from_toml(text))
     local = tasks_of(config.plugin)[config.task].local
     if local is None:
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
     folder = Path(data)
     memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
-    return open_house(config, {partition: local(folder, config)}, memory)
+    alone = len(partitions) == 1
+    own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
+    return open_house(config, own, memory)
 
 
 def _letter(message: Message) -> Letter:

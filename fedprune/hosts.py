@@ -20,10 +20,11 @@ from fedprune.compression.feedback import FOLDER_NAME, Residuals, keep, recalled
 from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, digest_of
 from fedprune.config import RunConfig
-from fedprune.forms import Form, check, form_of
+from fedprune.forms import Form, form_of
 from fedprune.learning.training import prepared
-from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
-from fedprune.packets import decode_answer, decode_question, encode_answer, encode_question
+from fedprune.messages import Answer, Folded, Question, Refused, summed
+from fedprune.packets import decode_question, encode_answer, encode_question
+from fedprune.parts import Part, added, failure_of, understood
 from fedprune.plugins import tasks_of
 from fedprune.privacy.leaving import hides, leaving, noised_means, noises_itself, silenced
 from fedprune.privacy.noise import source_for
@@ -136,34 +137,79 @@ def serve(
     Raises:
         ValueError: the configuration promises secure sums, and this one would be in the open.
     """
-    if house.config.secure != "none":
-        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
-    house = furnished(house, edits_in(packet.bits))
-    question = decode_question(packet, house.layout)
-    form = form_of(question, house.config, house.layout)
+    _in_the_open(house)
+    asked = _asked(house, packet)
     total = Folded()
     for partition in partitions:
-        total = _served(house, question, form, partition, total)
+        part = _part(asked, partition)
+        total = added(part, asked.question, asked.form, house.config, total)
         if tick:
             tick(1)
     return total
 
 
-def _served(house: House, question: Question, form: Form, partition: int, before: Folded) -> Folded:
-    size = 0
+def _in_the_open(house: House) -> None:
+    if house.config.secure != "none":
+        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
+
+
+def parts_of(house: House, packet: Packet, partitions: Sequence[int]) -> list[Part]:
+    """What each of the partitions sends, in their order: what a device answers.
+
+    Raises:
+        ValueError: as for `serve`.
+    """
+    _in_the_open(house)
+    asked = _asked(house, packet)
+    return [_part(asked, partition) for partition in partitions]
+
+
+def sum_of(house: House, packet: Packet, parts: Sequence[Part]) -> Folded:
+    """The sum that `serve` gives, of parts that are there already."""
+    asked = _asked(house, packet)
+    total = Folded()
+    for part in parts:
+        total = added(part, asked.question, asked.form, house.config, total)
+    return total
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as a host serves it: the model that it is about, and the form of its answers."""
+
+    house: House
+    question: Question
+    form: Form
+
+
+def _asked(house: House, packet: Packet) -> _Asked:
+    house = furnished(house, edits_in(packet.bits))
+    question = decode_question(packet, house.layout)
+    return _Asked(house, question, form_of(question, house.config, house.layout))
+
+
+def _part(asked: _Asked, partition: int) -> Part:
+    house, question = asked.house, asked.question
     try:
         meant = answered(house, question, partition)
         packet = encoded(house, question, partition, meant)
-        size = packet.size()
-        given = decode_answer(packet, question, form.voters, own=form.own)
-        check(given.values, given.weight, given.totals, form, given.statistics)
         if house.config.error_feedback and question.kind == "tune":
-            at = (house.residuals, partition, question.round)
-            keep(*at, meant.values - given.values, question.weights, question.masks)
-        return as_sum(given, partition, size, before, singly=form.singly, held=form.own)
+            _keep_back(asked, partition, meant, packet)
+        return Part(partition, packet)
     except Exception as error:  # whatever a client's code raises must not stop the others
         failure = silenced(failure_of(partition, question.kind, error), house.config)
-        return summed([before, Folded(failures=(failure,), bytes_up=size)])
+        return Part(partition, failure=failure)
+
+
+def _keep_back(asked: _Asked, partition: int, meant: Answer, packet: Packet) -> None:
+    """Keep what the packet does not say of the change; of one that will be refused, nothing."""
+    house, question = asked.house, asked.question
+    try:
+        given = understood(packet, question, asked.form)
+    except Refused:
+        return
+    at = (house.residuals, partition, question.round)
+    keep(*at, meant.values - given.values, question.weights, question.masks)
 
 
 def released(house: House, question: Question, partition: int) -> Packet:
@@ -217,13 +263,6 @@ def _teacher(house: House, question: Question) -> nn.Module | None:
         model = teacher_model(question.teacher, house.config)
         house.teachers[name] = model.to(house.device)
     return house.teachers[name]
-
-
-def failure_of(partition: int, phase: str, error: Exception) -> Failure:
-    """One line about what went wrong with one partition."""
-    where = error.field if isinstance(error, Refused) else ""
-    text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-    return Failure(partition, phase, where, " ".join(text.split())[:300])
 
 
 def grouped(partitions: Sequence[int], config: RunConfig) -> dict[int, list[int]]:

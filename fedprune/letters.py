@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedprune.compression.wire import Buffer, Packet
 from fedprune.messages import Failure, Folded, Refused
+from fedprune.parts import Part
 from fedprune.tensors import as_bytes, over_bytes
 
 Fields = dict[str, Any]
@@ -60,18 +61,75 @@ def packet_of(letter: Letter, bits: Buffer, teacher: Buffer = b"") -> Packet:
     return Packet(head, values, given.get("bits", bits), more, taught, given.get("rungs", b""))
 
 
-_BUFFERS = {
-    "total": torch.float64,
-    "votes": torch.int64,
-    "statistics": torch.float64,
-    "held": torch.float64,
-    "singles": torch.float32,
-}
-"""The tensors of a sum that travel, and their types."""
+def _types(answered: int) -> dict[str, torch.dtype]:
+    """The tensors of a sum over so many that travel, and their types there."""
+    return {
+        "total": torch.float64,
+        "votes": torch.uint8 if answered < 256 else torch.int64,
+        "statistics": torch.float64,
+        "held": torch.float64,
+        "singles": torch.float32,
+    }
+
+
+def size_of(letter: Letter) -> int:
+    """Bytes of a letter's fields and buffers."""
+    text = sum(
+        len(value) if isinstance(value, bytes) else len(str(value))
+        for value in letter.fields.values()
+    )
+    return text + sum(len(data) for data in letter.buffers.values())
+
+
+_PIECES = ("head", "values", "bits", "more")
+"""What the packet of an answer may consist of."""
+
+
+def parts_letter(parts: Sequence[Part]) -> Letter:
+    """A device's reply: the coded answer of each of its partitions, and which of them failed."""
+    failures = [asdict(part.failure) for part in parts if part.failure is not None]
+    packets = {part.partition: part.packet for part in parts if part.packet is not None}
+    buffers = {
+        f"{p}.{piece}": bytes(vars(packet)[piece])
+        for p, packet in packets.items()
+        for piece in _PIECES
+        if vars(packet)[piece]
+    }
+    about = {"answered": list(packets), "failures": failures}
+    return Letter({"about": json.dumps(about, separators=(",", ":"))}, buffers)
+
+
+def parts_in(letter: Letter, asked: Sequence[int]) -> list[Part]:
+    """The parts that a device's letter holds, in the order of partitions; none is decoded.
+
+    Raises:
+        Refused: it is malformed, or speaks for partitions that were not asked.
+    """
+    try:
+        about = json.loads(letter.fields["about"])
+        answered = [int(p) for p in about["answered"]]
+        failures = [_failure(**f) for f in about["failures"]]
+        parts = [Part(p, _answer_packet(letter.buffers, p)) for p in answered]
+        parts += [Part(failure.partition, failure=failure) for failure in failures]
+    except _MALFORMED as error:
+        raise Refused("reply", f"malformed: {error!r}"[:300]) from None
+    spoken = sorted(part.partition for part in parts)
+    if spoken != sorted(asked):
+        raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
+    known = {f"{p}.{piece}" for p in answered for piece in _PIECES}
+    if letter.buffers.keys() - known:
+        unknown = sorted(letter.buffers.keys() - known)[0]
+        raise Refused("reply", f"a buffer that nobody asked for: {unknown!r}"[:300])
+    return sorted(parts, key=lambda part: part.partition)
+
+
+def _answer_packet(buffers: Mapping[str, bytes], partition: int) -> Packet:
+    held = {piece: buffers.get(f"{partition}.{piece}", b"") for piece in _PIECES}
+    return Packet(buffers[f"{partition}.head"], held["values"], held["bits"], held["more"])
 
 
 def sum_letter(folded: Folded) -> Letter:
-    """A host's reply: one float64 sum, one sum of votes, and who answered or failed."""
+    """A host's reply as one sum: of the values in float64, of votes, and who answered or failed."""
     about = {
         "weight": folded.weight,
         "totals": folded.totals,
@@ -79,8 +137,9 @@ def sum_letter(folded: Folded) -> Letter:
         "failures": [asdict(f) for f in folded.failures],
         "bytes_up": folded.bytes_up,
     }
-    tensors = {name: vars(folded)[name] for name in _BUFFERS}
-    buffers = {name: bytes(as_bytes(t)) for name, t in tensors.items() if t is not None}
+    types = _types(len(folded.answered))
+    tensors = {name: vars(folded)[name] for name in types}
+    buffers = {n: bytes(as_bytes(t.to(types[n]))) for n, t in tensors.items() if t is not None}
     return Letter({"about": json.dumps(about)}, buffers)
 
 
@@ -92,10 +151,12 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
     """
     try:
         about = json.loads(letter.fields["about"])
-        tensors: dict[str, Any] = {
-            n: _tensor(letter.buffers, n, dtype) for n, dtype in _BUFFERS.items()
-        }
         answered = tuple(int(p) for p in about["answered"])
+        tensors: dict[str, Any] = {
+            n: _tensor(letter.buffers, n, dtype) for n, dtype in _types(len(answered)).items()
+        }
+        if tensors["votes"] is not None:
+            tensors["votes"] = tensors["votes"].long()
         if tensors["singles"] is not None:
             tensors["singles"] = tensors["singles"].reshape(len(answered), -1)
         folded = Folded(

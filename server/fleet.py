@@ -182,11 +182,20 @@ class Fleet:
     def seats(self, partitions: Sequence[int]) -> list[Seat]:
         """Who is asked for what, in the order in which sums are added."""
         if not self.simulated():
-            holders = self._holders()
-            return [(holders.get(p), [p]) for p in sorted(partitions)]
+            return _by_device(sorted(partitions), self._holders())
         workers: list[int | None] = [*sorted(self._greeted)] or [None]
         hosts = grouped(partitions, self.config)
         return [(workers[host % len(workers)], group) for host, group in hosts.items()]
+
+
+def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Seat]:
+    """One seat a device that holds any of the partitions, and one for each that nobody holds."""
+    seats: dict[int, Seat] = {}
+    for p in partitions:
+        node = holders.get(p)
+        # A partition that nobody holds is a seat by itself; keys below 0 are no node ids.
+        seats.setdefault(-1 - p if node is None else node, (node, []))[1].append(p)
+    return list(seats.values())
 
 
 _TWICE = "two nodes announce it; allowed: a partition-id of its own for each node"

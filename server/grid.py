@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
@@ -10,18 +10,19 @@ from flwr.serverapp import Grid
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig, to_toml
 from fedprune.forms import Form, check_sum, form_of
-from fedprune.hosts import Tick, bytes_down
-from fedprune.letters import Letter, folded_of, identity, question_letter
+from fedprune.hosts import Tick, bytes_down, grouped
+from fedprune.letters import Letter, folded_of, identity, parts_in, question_letter, size_of
 from fedprune.messages import Failure, Folded, Question, Refused, summed
 from fedprune.packets import encode_question
+from fedprune.parts import Part, added
 from fedprune.shapes import layout_at
 from fedprune.state import Port
 from server.fleet import Fleet, Seat
 from server.mail import MISSING, POLL, TYPES, Lost, Reply, exchange
 from server.sealed import sealed_sums
 
-Outcome = Folded | Refused | Lost
-"""A host's sum, one that does not count, or none."""
+Outcome = Folded | list[Part] | Refused | Lost
+"""A host's sum, a device's parts, a reply that does not count, or none."""
 
 
 def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
@@ -58,7 +59,9 @@ def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[
         packet = encode_question(question, config.wire)
         packet = replace(packet, values=bytes(packet.values))  # once, not once a host
         form = form_of(question, config, layout_at(config, question.edits))
-        asking = _Asking(fleet, question, packet, form, dict(enumerate(fleet.seats(partitions))))
+        seats = dict(enumerate(fleet.seats(partitions)))
+        hosts = list(grouped(partitions, config).values())
+        asking = _Asking(fleet, question, packet, form, seats, hosts)
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)
         return replace(summed(asking.sums()), bytes_down=asking.down)
@@ -76,6 +79,7 @@ class _Asking:
         packet: the same, encoded.
         form: what an answer consists of.
         seats: who is asked for what, by the host's place in the sum.
+        hosts: the partitions that a simulation's hosts would serve, in the order of their sums.
         outcomes: what has come, by the same place.
         down: bytes that devices have received.
     """
@@ -85,6 +89,7 @@ class _Asking:
     packet: Packet
     form: Form
     seats: dict[int, Seat]
+    hosts: list[list[int]]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     down: int = 0
 
@@ -99,9 +104,10 @@ class _Asking:
         poll = POLL[self.fleet.simulated()]
         for k, reply in exchange(self.fleet.grid, mail, TYPES[kind], config.timeout, poll):
             group = self.seats[k][1]
-            self._weigh(reply, group, again)
-            self.outcomes[k] = outcome = _understood(reply, group, self.form)
-            if tick and isinstance(outcome, Folded):
+            if not isinstance(reply, Lost) or reply.sent:
+                self.down += self._weight(mail[k][1], group, again)
+            self.outcomes[k] = outcome = self._understood(reply, group)
+            if tick and isinstance(outcome, Folded | list):
                 tick(len(group))
 
     def _open(self, k: int) -> bool:
@@ -109,29 +115,74 @@ class _Asking:
         return outcome is None or (isinstance(outcome, Lost) and not outcome.left)
 
     def _letter(self, group: list[int], again: bool) -> Letter:
-        """The question to one host; the configuration comes with the mask and goes without it."""
-        lean = not self.fleet.simulated()
-        bare = lean and not again and self.question.known.issuperset(group)
-        text = to_toml(self.fleet.config)
-        learnt = lean and not again and self.question.taught.issuperset(group)
+        """The question to one host: a device has the configuration, unless it said otherwise."""
+        lean = not self.fleet.simulated() and not again
+        q, text = self.question, to_toml(self.fleet.config)
+        bare, learnt = lean and q.known.issuperset(group), lean and q.taught.issuperset(group)
         letter = question_letter(self.packet, group, bits=not bare, teacher=not learnt)
-        named = {"config": "" if bare else text, "config_id": identity(text)}
-        return replace(letter, fields=letter.fields | named)
+        named = {"config": "" if lean else text, "config_id": identity(text)}
+        return replace(letter, fields=letter.fields | named | {"sum": self._summable(group)})
 
-    def _weigh(self, reply: Reply, group: list[int], again: bool) -> None:
-        """Count what the question weighed; what a simulation resends no device would receive."""
-        sent = not isinstance(reply, Lost) or reply.sent
-        if sent and not (again and self.fleet.simulated()):
-            q, nobody = self.question, frozenset[int]()
-            known, taught = (nobody, nobody) if again else (q.known, q.taught)
-            self.down += bytes_down(self.packet, group, known, taught)
+    def _summable(self, group: list[int]) -> bool:
+        """Whether a device may answer with one sum: it holds all of a host that are asked."""
+        return len(group) > 1 and not self.form.singly and group in self.hosts
+
+    def _weight(self, letter: Letter, group: list[int], again: bool) -> int:
+        """Bytes of a question that was sent; what a simulation resends no device would receive."""
+        if not self.fleet.simulated():
+            text = str(letter.fields["config"])
+            return len(self.packet.head) + sum(map(len, letter.buffers.values())) + len(text)
+        return (
+            0
+            if again
+            else bytes_down(self.packet, group, self.question.known, self.question.taught)
+        )
+
+    def _understood(self, reply: Reply, group: list[int]) -> Outcome:
+        """What a host said, or why it does not count."""
+        if not isinstance(reply, Letter):
+            return reply
+        if reply.fields.get("missing"):
+            return MISSING
+        try:
+            if self.fleet.simulated():
+                return _checked(folded_of(reply, group), self.form)
+            if self._summable(group) and "total" in reply.buffers:
+                size = size_of(reply)
+                return _checked(replace(folded_of(reply, group), bytes_up=size), self.form)
+            return parts_in(reply, group)
+        except Refused as refused:
+            return refused
 
     def sums(self) -> list[Folded]:
-        """One sum a host, in the order in which they are added."""
-        return [self._sum(k, group) for k, (_, group) in self.seats.items()]
+        """The sums in the order in which they are added: the same on devices as in a simulation."""
+        if self.fleet.simulated():
+            return [self._of_seat(k) for k in self.seats]
+        said: dict[int, Part] = {}
+        whole: dict[int, Folded] = {}
+        for k, (_, group) in self.seats.items():
+            outcome = self.outcomes.get(k)
+            if isinstance(outcome, list):
+                said |= {part.partition: part for part in outcome}
+            else:
+                whole[group[0]] = self._of_seat(k)
+        return [self._of_host(group, said, whole) for group in self.hosts]
 
-    def _sum(self, k: int, group: list[int]) -> Folded:
-        outcome = self.outcomes.get(k, Lost("left"))
+    def _of_host(
+        self, group: list[int], said: Mapping[int, Part], whole: Mapping[int, Folded]
+    ) -> Folded:
+        """The partitions of one host of a simulation, added in their order."""
+        total = Folded()
+        for p in group:
+            if p in said:
+                total = added(said[p], self.question, self.form, self.fleet.config, total)
+            elif p in whole:
+                total = summed([total, whole[p]])
+        return total
+
+    def _of_seat(self, k: int) -> Folded:
+        outcome, group = self.outcomes.get(k, Lost("left")), self.seats[k][1]
+        assert not isinstance(outcome, list)  # parts are added one by one
         if isinstance(outcome, Folded):
             return outcome
         name, reason = (
@@ -140,15 +191,6 @@ class _Asking:
         return Folded(failures=tuple(Failure(p, self.question.kind, name, reason) for p in group))
 
 
-def _understood(reply: Reply, group: list[int], form: Form) -> Outcome:
-    """The host's sum, or why it does not count."""
-    if not isinstance(reply, Letter):
-        return reply
-    if reply.fields.get("missing"):
-        return MISSING
-    try:
-        folded = folded_of(reply, group)
-        check_sum(folded, form)
-        return folded
-    except Refused as refused:
-        return refused
+def _checked(folded: Folded, form: Form) -> Folded:
+    check_sum(folded, form)
+    return folded

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fedprune.config import to_toml
 from fedprune.hosts import Tick
-from fedprune.letters import Letter, identity, question_letter
+from fedprune.letters import Letter, identity, question_letter, size_of
 from fedprune.messages import Failure, Folded, Question, Refused
 from fedprune.secure import calls
 from fedprune.secure.calls import Call, Parcel, call_for, call_letter, merged, reply_of
@@ -39,7 +39,7 @@ def sealed_sums(
         stage = _Stage(fleet, call, parcel, seats)
         stage.ask(again=False, tick=tick)
         stage.ask(again=True, tick=tick)
-        return merged(stage.replies())
+        return replace(merged(stage.replies()), resent=stage.resent)
 
     def put(question: Question, partitions: Sequence[int]) -> Folded:
         layout = layout_at(config, question.edits)
@@ -58,6 +58,7 @@ class _Stage:
         parcel: the question that goes along, if one does.
         seats: who is asked for which partitions.
         outcomes: what has come, by the place among the seats.
+        resent: bytes that devices were sent a second time.
     """
 
     fleet: Fleet
@@ -65,6 +66,7 @@ class _Stage:
     parcel: Parcel | None
     seats: dict[int, Seat]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    resent: int = 0
 
     def ask(self, *, again: bool, tick: Tick | None) -> None:
         """Ask those that have not replied yet."""
@@ -78,6 +80,8 @@ class _Stage:
         poll = POLL[self.fleet.simulated()]
         for k, reply in exchange(self.fleet.grid, mail, kind, config.timeout, poll):
             group = self.seats[k][1]
+            if again and not self.fleet.simulated():
+                self.resent += size_of(mail[k][1])
             self.outcomes[k] = outcome = self._understood(reply, group)
             if tick and parcel is not None and isinstance(outcome, calls.Reply):
                 tick(len(group))
@@ -89,7 +93,7 @@ class _Stage:
     def _letter(self, group: list[int], again: bool) -> Letter:
         """The call to one host; with the question, its mask and teacher where they are lacking."""
         lean = not self.fleet.simulated() and not again
-        text, bare = to_toml(self.fleet.config), lean and self.call.stage != "keys"
+        text = to_toml(self.fleet.config)
         letter = call_letter(call_for(self.call, group))
         if self.parcel is not None:
             question = self.parcel.question
@@ -97,7 +101,7 @@ class _Stage:
             learnt = lean and question.taught.issuperset(group)
             asked = question_letter(self.parcel.packet, group, bits=not bare, teacher=not learnt)
             letter = Letter(asked.fields | letter.fields, asked.buffers | letter.buffers)
-        named = {"partitions": group, "config": "" if bare else text, "config_id": identity(text)}
+        named = {"partitions": group, "config": "" if lean else text, "config_id": identity(text)}
         return replace(letter, fields=letter.fields | named)
 
     def _understood(self, reply: Reply, group: list[int]) -> Outcome:
@@ -107,7 +111,10 @@ class _Stage:
             return MISSING
         bits = self.fleet.config.secure_bits or 64
         try:
-            return reply_of(reply, group, bits, self.parcel.length if self.parcel else 0)
+            said = reply_of(reply, group, bits, self.parcel.length if self.parcel else 0)
+            if self.fleet.simulated():
+                return said
+            return replace(said, bytes_up=size_of(reply) if said.present else 0)
         except Refused as refused:
             return refused
 

@@ -124,7 +124,7 @@ def test_a_field_of_a_wrong_kind_is_refused(changes: dict[str, Any]):
         Letter({"about": "[]"}, {}),
         Letter({"about": 7}, {}),
         Letter(sum_letter(FOLDED).fields, {"total": b"123456789"}),
-        Letter(sum_letter(FOLDED).fields, {"votes": b"1"}),
+        Letter(sum_letter(FOLDED).fields, {"held": b"1"}),
     ],
     ids=["empty", "no json", "a list", "a number", "nine bytes", "one byte"],
 )

@@ -59,7 +59,8 @@ class Reply:
         total: the sum of masked vectors ("masked").
         summed: whose they are.
         failures: who dropped out, and why.
-        bytes_up: what devices would have sent.
+        bytes_up: what devices have sent, or would have.
+        resent: what devices were sent a second time.
     """
 
     keys: Mapping[int, bytes] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Reply:
     summed: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
     bytes_up: int = 0
+    resent: int = 0
 
     @property
     def present(self) -> frozenset[int]:
@@ -108,6 +110,7 @@ def merged(replies: Iterable[Reply]) -> Reply:
             out.summed + reply.summed,
             out.failures + reply.failures,
             out.bytes_up + reply.bytes_up,
+            out.resent + reply.resent,
         )
     return out
 
@@ -245,12 +248,6 @@ def table_of(data: bytes) -> dict[int, dict[int, bytes]]:
 def vector_bytes(vector: Ring) -> bytes:
     """A vector's integers, little endian."""
     return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def size_of(letter: Letter) -> int:
-    """Bytes of a letter's fields and buffers."""
-    text = sum(len(str(value)) for value in letter.fields.values())
-    return text + sum(len(data) for data in letter.buffers.values())
 
 
 def _vector(data: bytes | None, bits: int, length: int) -> Ring | None:

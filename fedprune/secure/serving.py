@@ -17,13 +17,15 @@ from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, flags_of
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check, form_of
-from fedprune.hosts import House, Tick, answered, failure_of, furnished
+from fedprune.hosts import House, Tick, answered, furnished
+from fedprune.letters import size_of
 from fedprune.messages import Answer, Question, Refused
 from fedprune.packets import decode_question, on_own_mask
+from fedprune.parts import failure_of
 from fedprune.privacy.integers import Noise
 from fedprune.privacy.leaving import silenced
 from fedprune.privacy.noise import Source, keyed_source
-from fedprune.secure.calls import Call, Reply, merged, reply_letter, size_of
+from fedprune.secure.calls import Call, Reply, merged, reply_letter
 from fedprune.secure.client import masked, revealed, shares_of
 from fedprune.secure.distributed import fewest_left, noises_of, with_share
 from fedprune.secure.masking import Keys, keys_of
@@ -44,6 +46,15 @@ def seeds_of(config: RunConfig, session: bytes) -> Seeds:
     def seed(partition: int) -> bytes:
         text = f"{config.seed}|secure|{session.hex()}|{partition}"
         return hashlib.sha256(text.encode()).digest()
+
+    return seed
+
+
+def seeds_from(secret: bytes, session: bytes) -> Seeds:
+    """Seeds that follow from a device's secret for one sum: one for each of its partitions."""
+
+    def seed(partition: int) -> bytes:
+        return derived(secret, f"partition {partition}", session)
 
     return seed
 

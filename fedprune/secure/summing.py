@@ -14,10 +14,11 @@ from fedprune.compression.wire import Packet, pack_flags
 from fedprune.config import RunConfig
 from fedprune.forms import check_sum, form_of
 from fedprune.hosts import bytes_down
+from fedprune.letters import size_of
 from fedprune.messages import Failure, Folded, Question, Refused
 from fedprune.packets import encode_question
 from fedprune.pruning.layout import Layout
-from fedprune.secure.calls import Call, Parcel, Reply, Transport, call_for, call_letter, size_of
+from fedprune.secure.calls import Call, Parcel, Reply, Transport, call_for, call_letter
 from fedprune.secure.distributed import fewest_left, noises_of
 from fedprune.secure.graph import enough
 from fedprune.secure.masking import Keys
@@ -110,6 +111,7 @@ class _Course:
             self.down += bytes_down(parcel.packet, asked, question.known, question.taught)
         reply = self.transport(call, asked, parcel)
         self.up += reply.bytes_up
+        self.down += reply.resent
         for failure in reply.failures:
             where = failure.field or call.stage
             self.failures[failure.partition] = replace(

@@ -13,11 +13,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import _device_house, app
 from fedprune import RunConfig
 from fedprune.compression.coded import origin_of, to_coded
+from fedprune.compression.wire import head_of
 from fedprune.config import to_toml
 from fedprune.hosts import House, bytes_down, inline_port
-from fedprune.letters import Letter, folded_of, identity, question_letter
-from fedprune.messages import Folded, Question
+from fedprune.letters import Letter, folded_of, identity, parts_in, question_letter
+from fedprune.messages import Failure, Folded, Question
 from fedprune.packets import encode_question
+from fedprune.parts import Part
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,13 @@ def folded(letter: Letter, partitions: list[int]) -> Folded:
     return folded_of(letter, partitions)
 
 
+def parts(letter: Letter, partitions: list[int]) -> list[Part]:
+    """A device's parts, every packet of them to be decoded."""
+    found = parts_in(letter, partitions)
+    assert all((part.packet is None) != (part.failure is None) for part in found)
+    return found
+
+
 def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[House, Question]):
     house, _ = cnn
     context = node(**{"partition-id": 1, "num-partitions": 4})
@@ -121,12 +130,10 @@ def test_a_worker_answers_as_this_process_does(cnn: tuple[House, Question], kind
 def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[House, Question], folder: Path):
     house, question = cnn
     context = device(folder)
-    first = folded(ask(context, house.config, score(question), [2]), [2])
-    again = folded(ask(context, house.config, score(question), [2], whole=False), [2])
-    assert first.total is not None
-    assert again.total is not None
-    assert first.total.equal(again.total)
-    assert first.answered == again.answered == (2,)
+    first = parts(ask(context, house.config, score(question), [2]), [2])
+    again = parts(ask(context, house.config, score(question), [2], whole=False), [2])
+    assert first == again
+    assert first[0].packet is not None
     packet = encode_question(question, "fp32")
     assert bytes_down(packet, [2], frozenset({2})) < bytes_down(packet, [2], frozenset())
 
@@ -157,24 +164,23 @@ def test_a_device_keeps_the_teacher(cnn: tuple[House, Question], folder: Path, t
     coded = to_coded(origin_of(config), question.weights, question.masks)
     taught = replace(question, kind="tune", lr=0.1, teacher=coded, distil=1.0)
     assert is_missing(ask(context, config, taught, [2], teacher=False)), "it never came"
-    first = folded(ask(context, config, taught, [2]), [2])
-    again = folded(ask(context, config, taught, [2], whole=False, teacher=False), [2])
-    assert first.total is not None
-    assert again.total is not None
-    assert first.total.equal(again.total)
-    assert first.totals["divergence"] == again.totals["divergence"] > 0
+    first = parts(ask(context, config, taught, [2]), [2])
+    again = parts(ask(context, config, taught, [2], whole=False, teacher=False), [2])
+    assert first == again
+    assert first[0].packet is not None
+    assert head_of(first[0].packet)["totals"]["divergence"] > 0
     other = replace(taught, teacher=to_coded(origin_of(config), question.weights, {}))
     assert is_missing(ask(context, config, other, [2], teacher=False)), "another teacher"
     plain = replace(taught, teacher=b"", distil=0.0)
-    assert folded(ask(context, config, plain, [2], teacher=False), [2]).answered == (2,)
+    assert parts(ask(context, config, plain, [2], teacher=False), [2])[0].packet is not None
     assert house.teachers == {}
 
 
 def test_a_device_answers_for_nobody_else(cnn: tuple[House, Question], folder: Path):
     house, question = cnn
-    seen = folded(ask(device(folder), house.config, score(question), [1, 2]), [1, 2])
-    assert seen.answered == (2,)
-    assert [(f.partition, f.reason) for f in seen.failures] == [(1, "KeyError: 1")]
+    first, second = parts(ask(device(folder), house.config, score(question), [1, 2]), [1, 2])
+    assert first.failure == Failure(1, "score", "", "KeyError: 1")
+    assert second.packet is not None
 
 
 def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[House, Question], folder: Path):
@@ -183,8 +189,7 @@ def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[House, Questi
     hello(context, house.config)
     (folder / "a.npz").unlink()
     _device_house.cache_clear()  # on a device every message is answered in a process of its own
-    seen = folded(ask(context, house.config, score(question), [3]), [3])
-    assert seen.answered == ()
-    assert seen.failures[0].partition == 3
-    assert seen.failures[0].phase == "score"
-    assert "no *.npz there" in seen.failures[0].reason
+    (seen,) = parts(ask(context, house.config, score(question), [3]), [3])
+    assert seen.failure is not None
+    assert (seen.failure.partition, seen.failure.phase) == (3, "score")
+    assert "no *.npz there" in seen.failure.reason

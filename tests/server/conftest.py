@@ -1,5 +1,6 @@
 """A Flower grid without Flower's network: it calls the ClientApp in this process."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from sklearn.datasets import load_digits
 
+import clients.app
 from clients.app import app
 
 Meddle = Callable[[int, Message, Message], Message | None]
@@ -88,6 +90,13 @@ def _identity() -> None:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
 
 
+@pytest.fixture(autouse=True)
+def _houses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several devices in one process, each with a house of its own: on a device there is one."""
+    build = clients.app._device_house.__wrapped__
+    monkeypatch.setattr(clients.app, "_device_house", functools.lru_cache(maxsize=8)(build))
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three devices' own folders, each with its own images, and an empty one."""
@@ -104,7 +113,7 @@ def context(node: int, **node_config: Any) -> Context:
     return Context(1, node, node_config, RecordDict(), {})
 
 
-def device(node: int, partition: int, folder: Path) -> Context:
+def device(node: int, partition: int | str, folder: Path) -> Context:
     return context(node, **{"partition-id": partition, "data": str(folder)})
 
 
@@ -130,5 +139,5 @@ def workers() -> Callable[..., FakeGrid]:
 
 
 @pytest.fixture
-def joined() -> Callable[[int, int, Path], Context]:
+def joined() -> Callable[[int, int | str, Path], Context]:
     return device

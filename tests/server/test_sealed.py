@@ -101,7 +101,12 @@ def test_a_reply_that_is_lost_is_given_again(devices: Made, sealed: Made, kind: 
     config = sealed(rounds=1, warmup=0, end=1, timeout=0.3)
     result = run_on(devices(3, meddle=lose), config)
     assert lost
-    assert result.rows == run_on(devices(3), config).rows
+    right = run_on(devices(3), config)
+    assert result.rows[0]["weights_digest"] == right.rows[0]["weights_digest"]
+    assert failures(result) == failures(right)
+    more, less = result.state.traffic, right.state.traffic
+    assert more.down + more.evaluation > less.down + less.evaluation, "it went out twice"
+    assert more.up == less.up
 
 
 @pytest.mark.slow

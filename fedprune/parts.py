@@ -1,0 +1,63 @@
+"""What one partition sends, coded; and how the server, or a host for it, adds it to a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedprune.compression.wire import Packet
+from fedprune.config import RunConfig
+from fedprune.forms import Form, check
+from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
+from fedprune.packets import decode_answer
+from fedprune.privacy.leaving import silenced
+
+
+@dataclass(frozen=True)
+class Part:
+    """One partition's coded answer, or why there is none.
+
+    Attributes:
+        partition: whose it is.
+        packet: the answer, as it is sent.
+        failure: why there is no packet.
+    """
+
+    partition: int
+    packet: Packet | None = None
+    failure: Failure | None = None
+
+
+def understood(packet: Packet, question: Question, form: Form) -> Answer:
+    """The answer in a packet, its values cast back from the wire's type.
+
+    Raises:
+        Refused: it is not of the form, or would spoil a sum.
+        ValueError: it cannot be decoded.
+    """
+    given = decode_answer(packet, question, form.voters, own=form.own)
+    check(given.values, given.weight, given.totals, form, given.statistics)
+    return given
+
+
+def added(part: Part, question: Question, form: Form, config: RunConfig, before: Folded) -> Folded:
+    """The sum `before`, added to in place, with one more part.
+
+    A part that does not count is left out and named; its bytes count, they were sent.
+    """
+    if part.packet is None:
+        assert part.failure is not None  # one or the other
+        return summed([before, Folded(failures=(part.failure,))])
+    size = part.packet.size()
+    try:
+        given = understood(part.packet, question, form)
+        return as_sum(given, part.partition, size, before, singly=form.singly, held=form.own)
+    except Exception as error:  # whatever a malformed packet raises must not stop the others
+        failure = silenced(failure_of(part.partition, question.kind, error), config)
+        return summed([before, Folded(failures=(failure,), bytes_up=size)])
+
+
+def failure_of(partition: int, phase: str, error: Exception) -> Failure:
+    """One line about what went wrong with one partition."""
+    where = error.field if isinstance(error, Refused) else ""
+    text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+    return Failure(partition, phase, where, " ".join(text.split())[:300])
