@@ -103,7 +103,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
     return {
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
-        "reached": not end.owed,
+        "reached": not end.owed if plan is None else plan.done(end),
         "short": _short(config, (prunable - kept) / prunable),
         **_flops(end.masks, plan),
         "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,
