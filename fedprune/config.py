@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -77,6 +77,12 @@ class RunConfig(BaseModel):
     )
     target_column: str | None = _field(
         "what is learned", "column of the text to write, for text-to-text (default target)", None
+    )
+    class_names: tuple[str, ...] = _field(
+        "what is learned",
+        "names of the classes, in their order (default: the task's, or the labels in --data)",
+        (),
+        strict=False,
     )
     client_column: str | None = _field(
         "what is learned", "column of --data that says whose row it is, for --split natural", None
@@ -551,17 +557,16 @@ def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys given in Flower's flat run config: those that are not "".
 
     A whole configuration may come as one TOML document under ``toml``; flat keys override it.
-    Lists (exclude, include, baselines) are comma-separated, Flower's run config has none.
+    Lists (exclude, class-names) are comma-separated, Flower's run config has none.
     """
     given = from_toml(str(run_config.get("toml", "")))
     for key, value in run_config.items():
         if value != "" and key != "toml":
             given[key.replace("_", "-")] = value
-    lists = {"exclude", "include", "baselines", "reduce", "unit-shape", "blend-grid"} & given.keys()
     texts = {
-        key: [_number_or_name(part) for part in given[key].split(",")]
-        for key in lists
-        if isinstance(given[key], str)
+        key: [read(part) for part in given[key].split(",")]
+        for key, read in _LISTS.items()
+        if isinstance(given.get(key), str)
     }
     return {**given, **texts}
 
@@ -571,3 +576,10 @@ def _number_or_name(text: str) -> float | str:
     if text.isdigit():
         return int(text)
     return float(text) if re.fullmatch(r"\d*\.\d+", text) else text
+
+
+_LISTS: dict[str, Callable[[str], float | str]] = {
+    **dict.fromkeys(("exclude", "include", "baselines", "reduce", "class-names"), str.strip),
+    **dict.fromkeys(("unit-shape", "blend-grid"), _number_or_name),
+}
+"""Keys whose values are lists, and what an entry is read by."""
