@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedprune.compression.wire import Packet
-from fedprune.config import RunConfig, configure, from_toml, to_toml
+from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.forms import Form, check, form_of
 from fedprune.hosts import House, open_house, released
 from fedprune.messages import Folded, Question, as_sum
@@ -39,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
 
 @functools.lru_cache(maxsize=1)
 def _house(toml: str) -> House:
-    return open_house(configure(from_toml(toml)))
+    return open_house(recorded(toml))
 
 
 def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question], Folded]:

@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fedprune.compression.wire import Packet, head_of
-from fedprune.config import configure, from_toml
+from fedprune.config import recorded
 from fedprune.hosts import House, labels_of, open_house, parts_of, serve, sum_of
 from fedprune.letters import Letter, identity, packet_of, parts_letter, size_of, sum_letter
 from fedprune.messages import Folded
@@ -153,12 +153,8 @@ def _first_partition(context: Context) -> int:
 
 def _partitions(context: Context) -> tuple[int, ...]:
     """The partitions that a device holds: its ``partition-id``, a number or several as "3,4,7"."""
-    given = context.node_config.get("partition-id")
-    try:
-        return tuple(int(p) for p in str(given).split(","))
-    except ValueError:
-        allowed = 'a number, or several as "3,4", in --node-config'
-        raise ValueError(f"partition-id={given!r}: no partition; allowed: {allowed}") from None
+    given = str(context.node_config.get("partition-id", 0))
+    return tuple(int(p) for p in given.split(","))
 
 
 def _config_text(letter: Letter, context: Context) -> str:
@@ -201,12 +197,12 @@ def _house(text: str, context: Context) -> House:
 
 @functools.lru_cache(maxsize=1)
 def _simulated_house(text: str) -> House:
-    return open_house(configure(from_toml(text)))
+    return open_house(recorded(text))
 
 
 @functools.lru_cache(maxsize=1)
 def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> House:
-    config = configure(from_toml(text))
+    config = recorded(text)
     local = tasks_of(config.plugin)[config.task].local
     if local is None:
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")

@@ -1,28 +1,39 @@
 """One schema for the TOML file, the command line and Flower's run config.
 
 `RunConfig(...)` is always complete: what the user leaves out is filled from the task's defaults
-and from a few rules, so that ``config.toml`` repeats the run as it is.
+and from a few rules. It remembers which keys were given, because what followed from them follows
+again when one of them is changed.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from fedprune.defaults import beside_noise, completed
+from fedprune.given import parsed, replaced
+from fedprune.naming import Refusal
 from fedprune.rules import check
 
 BY_TASK = "by task"
 """What ``--help`` shows where the task sets the default."""
 
 
-class ConfigError(ValueError):
+class ConfigError(Refusal):
     """A configuration that cannot run. One line: key=value: what is wrong; allowed: what is."""
 
 
@@ -35,6 +46,9 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 class RunConfig(BaseModel):
     """A complete configuration: every key has its value, and the values fit together.
+
+    `model_fields_set` names the keys that were given; the others followed from them. None for a
+    key that may be left out is as if it were not given.
 
     Raises:
         ConfigError: via `configure`; pydantic's ValidationError when built directly.
@@ -77,12 +91,6 @@ class RunConfig(BaseModel):
     )
     target_column: str | None = _field(
         "what is learned", "column of the text to write, for text-to-text (default target)", None
-    )
-    class_names: tuple[str, ...] = _field(
-        "what is learned",
-        "names of the classes, in their order (default: the task's, or the labels in --data)",
-        (),
-        strict=False,
     )
     client_column: str | None = _field(
         "what is learned", "column of --data that says whose row it is, for --split natural", None
@@ -489,10 +497,13 @@ class RunConfig(BaseModel):
     out: str = _field("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = _field("results", "show Flower's and Ray's own logs", False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _complete(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return completed(given)
+    def _completed(
+        cls, given: dict[str, Any], complete: ModelWrapValidatorHandler[RunConfig]
+    ) -> RunConfig:
+        given = {key: v for key, v in given.items() if v is not None or not _optional(key)}
+        return _remembering(complete(completed(given)), given)
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
@@ -505,6 +516,47 @@ class RunConfig(BaseModel):
         self.__dict__.update(beside_noise(self))
         return self
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that were given, with their values."""
+        return {key: value for key, value in self if key in self.model_fields_set}
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> RunConfig:
+        """The configuration with other values: what followed from the old ones follows again.
+
+        Args:
+            update: keys to change; None takes back what was given.
+            deep: as in pydantic, without an update.
+
+        Raises:
+            ConfigError: the values do not fit together.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {**self.given, **flat(update)}
+        return configure({key: value for key, value in given.items() if value is not None})
+
+
+def _optional(key: str) -> bool:
+    field = RunConfig.model_fields.get(key)
+    return field is not None and types.NoneType in typing.get_args(field.annotation)
+
+
+def _remembering(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """The configuration, with these as the keys that were given."""
+    config.__pydantic_fields_set__.intersection_update(given)
+    return config
+
+
+def with_values(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration but for these values: nothing follows from them, nothing is checked.
+
+    For arms, which keep the plan of another run.
+    """
+    return BaseModel.model_copy(config, update=changes)
+
 
 def configure(given: Mapping[str, Any]) -> RunConfig:
     """A complete configuration from the keys the user gave (``local-steps`` or ``local_steps``).
@@ -512,13 +564,80 @@ def configure(given: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: one line that names the key, the value and what is allowed.
     """
-    keys = {key.replace("-", "_"): value for key, value in given.items()}
     try:
-        return RunConfig(**keys)
+        return RunConfig(**_read(given))
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-    except (ValueError, OSError, ImportError) as error:  # from completing, before validation
+        raise _config_error(error) from None
+    except Refusal as refusal:  # from completing, before validation
+        raise ConfigError(str(refusal), refusal.key, refusal.allowed) from None
+    except (ValueError, OSError, ImportError) as error:
         raise ConfigError(str(error)) from None
+
+
+def flat(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys as Python spells them."""
+    return {key.replace("-", "_"): value for key, value in given.items()}
+
+
+def _read(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values as they are in Python, as far as they can be read."""
+    fields = RunConfig.model_fields
+    return {
+        key: parsed(key, value, fields[key].annotation) if key in fields else value
+        for key, value in flat(given).items()
+    }
+
+
+def overridden(
+    given: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """A configuration with other values, and what of the keys given has no meaning beside them.
+
+    Args:
+        given: keys of a file, or of another configuration.
+        changes: keys that win over them. One takes the place of what says the same in another
+            way, such as a threshold of a sparsity; what nothing reads beside it is left out.
+
+    Returns:
+        The configuration, and a line for each key that was left out.
+
+    Raises:
+        ConfigError: the values do not fit together.
+    """
+    given, changes = _read(given), _read(changes)
+    new = {k: v for k, v in changes.items() if v is not None and v != given.get(k)}
+    gone = {key: f"not beside {_spelled(new)}" for key in sorted(replaced(given, new))}
+    first: ConfigError | None = None
+    while True:
+        kept = {key: value for key, value in given.items() if key not in gone}
+        try:
+            config = configure({**kept, **changes})
+        except ConfigError as refusal:
+            key = refusal.key.replace("-", "_")
+            idle = refusal.allowed.endswith("leave it out") and key not in _WANTED
+            first = first or refusal
+            if not idle or not new or key not in kept.keys() - changes.keys():
+                raise first from None
+            gone[key] = str(refusal).partition(": ")[2].rpartition("; allowed: ")[0]
+            continue
+        lines = [f"{_spelled([k])}={given[k]!r} is left out: {why}" for k, why in gone.items()]
+        return config, tuple(lines)
+
+
+_WANTED = ("init", "teacher", "reduce", "reconstruct", "rewind")
+"""Keys that a run is made for: refused beside another value, and never left out."""
+
+
+def _spelled(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(key.replace("_", "-") for key in keys))
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """The first thing that is wrong, in one line."""
+    told = error.errors()[0].get("ctx", {}).get("error")
+    if isinstance(told, Refusal):
+        return ConfigError(str(told), told.key, told.allowed)
+    return ConfigError(_one_line(error))
 
 
 def _one_line(error: ValidationError) -> str:
@@ -535,51 +654,102 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
+_HEAD = "# What was given: --config reads these keys, and all others follow from them again."
+_FOLLOWED = "# What followed from it: read back to compare, and as a record of what ran."
+
+
 def to_toml(config: RunConfig) -> str:
-    """The complete configuration as TOML, keys spelled as on the command line."""
+    """The configuration as TOML, keys spelled as on the command line.
+
+    First the keys that were given, then, in the table ``followed``, those that followed from them.
+    """
     values = config.model_dump(mode="json", exclude_none=True)
-    return tomli_w.dumps({key.replace("_", "-"): value for key, value in values.items()})
+    said = config.model_fields_set - {key for key, value in values.items() if value == ""}
+    given, followed = (
+        {key.replace("_", "-"): v for key, v in values.items() if (key in said) is wanted}
+        for wanted in (True, False)
+    )
+    rest = tomli_w.dumps({"followed": followed})
+    return f"{_HEAD}\n{tomli_w.dumps(given)}\n{_FOLLOWED}\n{rest}"
 
 
 def from_toml(text: str) -> dict[str, Any]:
-    """The keys of a TOML document.
+    """The keys that a TOML document gives; what followed from them when it was written is not.
 
     Raises:
         ConfigError: it is not TOML.
     """
+    document = _document(text)
+    document.pop("followed", None)
+    return document
+
+
+def all_keys(text: str) -> dict[str, Any]:
+    """Every key of a TOML document as Python spells it, given or followed.
+
+    Raises:
+        ConfigError: it is not TOML.
+    """
+    document = _document(text)
+    followed = document.pop("followed", {})
+    return flat({**followed, **document})
+
+
+def recorded(text: str) -> RunConfig:
+    """The configuration as it was when `to_toml` wrote it: nothing follows again.
+
+    Raises:
+        ConfigError: it is not TOML, or no configuration.
+    """
+    return _remembering(configure(all_keys(text)), flat(from_toml(text)))
+
+
+def _document(text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config: not TOML: {error}; allowed: flat keys, as in --help") from None
+    if not isinstance(found.get("followed", {}), dict):
+        raise ConfigError("followed: no such key; allowed: the table that a run wrote")
+    return found
 
 
-def from_flower(run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys given in Flower's flat run config: those that are not "".
+def given_in(text: str) -> dict[str, Any]:
+    """As `from_toml`; of a document with every key and no word of what followed, those that count.
 
-    A whole configuration may come as one TOML document under ``toml``; flat keys override it.
-    Lists (exclude, class-names) are comma-separated, Flower's run config has none.
+    Earlier versions wrote such: there, what would follow with the same value is taken to have
+    followed.
+
+    Raises:
+        ConfigError: it is not TOML.
     """
-    given = from_toml(str(run_config.get("toml", "")))
-    for key, value in run_config.items():
-        if value != "" and key != "toml":
-            given[key.replace("_", "-")] = value
-    texts = {
-        key: [read(part) for part in given[key].split(",")]
-        for key, read in _LISTS.items()
-        if isinstance(given.get(key), str)
-    }
-    return {**given, **texts}
+    given = flat(from_toml(text))
+    if "followed" in _document(text) or not {"task", "clip", "wire", "verbose"} <= given.keys():
+        return given
+    whole = configure(given)
+    # The noise last: to see whether it follows takes longest.
+    for key in [*(k for k in reversed(RunConfig.model_fields) if k != "dp_noise"), "dp_noise"]:
+        fewer = {k: value for k, value in given.items() if k != key}
+        if key in given and _follows(fewer, whole):
+            given = fewer
+    return given
 
 
-def _number_or_name(text: str) -> float | str:
-    text = text.strip()
-    if text.isdigit():
-        return int(text)
-    return float(text) if re.fullmatch(r"\d*\.\d+", text) else text
+def _follows(given: Mapping[str, Any], whole: RunConfig) -> bool:
+    """Whether a configuration follows from these keys."""
+    try:
+        return configure(given) == whole
+    except ConfigError:
+        return False
 
 
-_LISTS: dict[str, Callable[[str], float | str]] = {
-    **dict.fromkeys(("exclude", "include", "baselines", "reduce", "class-names"), str.strip),
-    **dict.fromkeys(("unit-shape", "blend-grid"), _number_or_name),
-}
-"""Keys whose values are lists, and what an entry is read by."""
+def from_flower(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys given in Flower's flat run config: those of ``toml``, and those beside it, not "".
+
+    A whole configuration may come as one TOML document under ``toml``; the other keys win over it.
+
+    Raises:
+        ConfigError: the document is not TOML.
+    """
+    beside = {key: value for key, value in run_config.items() if value != "" and key != "toml"}
+    return given_in(str(run_config.get("toml", ""))), beside

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.compression.coded import CODED_NAME, from_coded
-from fedprune.config import ConfigError, RunConfig, configure, from_toml
+from fedprune.config import ConfigError, RunConfig, all_keys, recorded
 from fedprune.hosts import furnished, inline_port, open_house
 from fedprune.pruning.edits import Edits, from_json
 from fedprune.report.folder import CONFIG_NAME, SUMMARY_NAME
@@ -53,7 +53,7 @@ def earlier(folder: str) -> Earlier:
     path = Path(folder)
     try:
         head, weights, masks = from_coded((path / CODED_NAME).read_bytes(), str(path / CODED_NAME))
-        config = configure(from_toml((path / CONFIG_NAME).read_text()))
+        config = recorded((path / CONFIG_NAME).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"init={folder!r}: {error}; allowed: the folder of a whole run") from None
     summary = path / SUMMARY_NAME
@@ -68,7 +68,7 @@ def data_gone(folder: str) -> str:
     Cheap: nothing is opened.
     """
     path = Path(folder) / CONFIG_NAME
-    data = str(from_toml(path.read_text()).get("data") or "") if path.is_file() else ""
+    data = str(all_keys(path.read_text()).get("data") or "") if path.is_file() else ""
     return data if data and not Path(data).exists() else ""
 
 

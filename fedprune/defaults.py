@@ -64,8 +64,15 @@ def _of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(str(given["init"])) / "config.toml"
     if not path.is_file():
         raise ValueError(f"init={given['init']!r}: no {path.name} there; allowed: a run's folder")
-    found = {k.replace("-", "_"): v for k, v in tomllib.loads(path.read_text()).items()}
-    return {key: found[key] for key in _LEARNED if key in found}
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    whole = {**document.pop("followed", {}), **document}
+    found = {key.replace("-", "_"): value for key, value in whole.items()}
+    gone = {name for key in given for name in _TOGETHER.get(key, ())}
+    return {key: found[key] for key in _LEARNED if key in found.keys() - gone}
+
+
+_TOGETHER = {"split": ("alpha", "client_column"), "model": ("depth", "width")}
+"""Of what is taken over, the keys that only mean something beside one value of another."""
 
 
 def _of_task(task: Task) -> dict[str, Any]:

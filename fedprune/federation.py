@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 from torch import Tensor, nn
 
 from fedprune.census import with_used_tokens
 from fedprune.checkpoint import save_state, write_atomically
-from fedprune.config import ConfigError, RunConfig
+from fedprune.config import ConfigError, RunConfig, with_values
 from fedprune.continuing import Earlier, continued, earlier, on_the_earlier_task
 from fedprune.forms import form_of
+from fedprune.given import for_flower
 from fedprune.hosts import inline_port, open_house, placed
 from fedprune.messages import Answer, Folded, Question
 from fedprune.packets import encode_answer, encode_question
@@ -28,7 +28,6 @@ from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.releases import OPEN, metric_spread
 from fedprune.privacy.terms import terms_of
-from fedprune.process import put_back
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import choices_in
@@ -83,18 +82,6 @@ class Result:
     summary: Summary
 
 
-class NoRoundCompleted(RuntimeError):
-    """No round of a run had enough answers to change the model.
-
-    Attributes:
-        result: what there is all the same: rows with every failure, the model as it began.
-    """
-
-    def __init__(self, reason: str, result: Result) -> None:
-        super().__init__(reason)
-        self.result = result
-
-
 def federate(
     config: RunConfig,
     port: Port | None = None,
@@ -113,35 +100,12 @@ def federate(
         resume: go on from the folder's checkpoints, to the same bits as an unbroken run.
         watch: who looks on.
         weights: the state to begin with instead of the task's seeded initialisation.
-
-    What it changes in this process (threads, global generators, settings of libraries) is as it
-    was before when it ends, see `fedprune.process.put_back`.
-
-    Raises:
-        NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
-            one. The folder holds all that a run's folder holds, and the summary says why.
-        ConfigError: what only the data, or the first pruning, could tell.
     """
-    with put_back():
-        result = _federated(config, port, folder, resume, watch or Watch(), weights)
-    if "failed" in result.summary:
-        raise NoRoundCompleted(result.summary["failed"], result)
-    return result
-
-
-def _federated(
-    config: RunConfig,
-    port: Port | None,
-    folder: Path | None,
-    resume: bool,
-    watch: Watch,
-    weights: Mapping[str, Tensor] | None,
-) -> Result:
     began = time.perf_counter()
     port = port or inline_port(open_house(placed(config, folder) if folder else config))
     before = earlier(config.init) if config.init else None
     fresh, blank = _opening(config, weights, before)
-    book = _opened(config, folder, resume, watch)
+    book = _opened(config, folder, resume, watch or Watch())
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, terms_of(config), resume=resume)
     opening = opened(port, config, ledger, PRUNED)
@@ -155,8 +119,6 @@ def _federated(
         end, plan = _finished(end, replace(blank, config=its_config))
         end, tests[arm] = _tested(end, shown)
         ends[arm] = end, plan
-        if not end.completed:
-            break  # what kept every client from answering would keep it in the other arms too
     end, plan = ends[PRUNED]
     end = outcome(end)
     model = shaped(config, end.edits)[0].eval()
@@ -167,7 +129,6 @@ def _federated(
     if before is not None and config.engine != "flower":
         ledger.book(*_measured_before(before, end.round, blank.layout))
     summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
-    summary |= _failed(end, book.rows, summary["privacy"])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
@@ -209,19 +170,6 @@ def _stopped(config: RunConfig, end: State) -> dict[str, str]:
         return {}
     due = end.round + 1
     return {"stopped": f"round {due} of {config.rounds} would exceed epsilon={config.epsilon:g}"}
-
-
-def _failed(end: State, rows: Sequence[Row], privacy: Mapping[str, Any]) -> dict[str, str]:
-    """Why a run came to nothing, with the first failure of a client; nothing where it did not."""
-    if end.completed:
-        return {}
-    failures = [f for row in rows for f in row["failures"]]
-    why = str(privacy.get("stopped", "too few clients answered"))
-    if failures:
-        first = next((f for f in failures if f["phase"] == "tune"), failures[0])
-        field_ = f"{first['field']}: " if first["field"] else ""
-        why += f"; client {first['partition']}, phase {first['phase']}: {field_}{first['reason']}"
-    return {"failed": f"no round was completed: {why}"}
 
 
 def _opening(
@@ -317,18 +265,12 @@ def commands(config: RunConfig, folder: Path) -> dict[str, str]:
 
 
 def as_run_config(config: RunConfig) -> str:
-    """The configuration in the form of Flower's ``--run-config``: the keys that are not default."""
-    default = RunConfig(task=config.task, plugin=config.plugin)
-    changed = {k: v for k, v in config if v != vars(default)[k] and v is not None}
-    given = {"task": config.task, "plugin": config.plugin} | changed
-    tables = {key: given.pop(key) for key in ("layers", "ranges") if given.get(key)}
-    if tables:
-        given["toml"] = tomli_w.dumps(tables)
-    texts = {k: ",".join(map(str, v)) for k, v in given.items() if isinstance(v, tuple)}
+    """The configuration in the form of Flower's ``--run-config``: the keys that were given."""
+    given = {"task": config.task} | config.given
     return " ".join(
-        f"{key.replace('_', '-')}={json.dumps(value)}"
-        for key, value in (given | texts).items()
-        if key not in {"engine", "out"} and value != ""
+        f"{key.replace('_', '-')}={for_flower(value)}"
+        for key, value in given.items()
+        if key not in {"engine", "out"} and value not in ("", None)
     )
 
 
@@ -345,14 +287,14 @@ _ASKS_NOBODY = {
 
 def arms_of(config: RunConfig) -> dict[str, RunConfig]:
     """The pruned arm first, then a baseline per name: same seed, rounds and data."""
-    # model_copy does not validate: a dense arm keeps the plan of a run that prunes.
+    # Nothing follows from these: a dense arm keeps the plan of a run that prunes.
     amounts = dict.fromkeys(("threshold", "target_bytes", "target_flops"))
     changes: dict[str, dict[str, Any]] = {
         "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
         "random": {"score": "random"} | _ASKS_NOBODY,
     }
     return {PRUNED: config} | {
-        name: config.model_copy(update=changes[name]) for name in config.baselines
+        name: with_values(config, changes[name]) for name in config.baselines
     }
 
 

@@ -19,7 +19,7 @@ from fedprune.answering import answer
 from fedprune.compression.feedback import FOLDER_NAME, Residuals, keep, recalled
 from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, digest_of
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, with_values
 from fedprune.forms import Form, form_of
 from fedprune.learning.training import prepared
 from fedprune.messages import Answer, Folded, Question, Refused, summed
@@ -29,7 +29,6 @@ from fedprune.plugins import tasks_of
 from fedprune.privacy.leaving import hides, leaving, noised_means, noises_itself, silenced
 from fedprune.privacy.noise import source_for
 from fedprune.privacy.releases import most_votes
-from fedprune.process import one_thread, put_back
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
 from fedprune.randomness import generator
@@ -84,12 +83,11 @@ def open_house(
     """Build the model and the shards (all of the task's, unless given).
 
     Residuals are kept in `memory`, or in the run's folder.
+
+    Sets this process to one torch thread: with more, results depend on the machine, and workers
+    that share its processors slow each other down many times over.
     """
-    with put_back():
-        return _opened(config, shards, memory)
-
-
-def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> House:
+    torch.set_num_threads(1)
     task = tasks_of(config.plugin)[config.task]
     if shards is None:
         shards = dict(enumerate(task.shards(config)))
@@ -112,7 +110,7 @@ def residual_folder(config: RunConfig) -> Path | None:
 def placed(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration as those who serve partitions get it: it says where they keep residuals."""
     out = str(folder.resolve())
-    return config.model_copy(update={"out": out}) if config.error_feedback else config
+    return with_values(config, {"out": out}) if config.error_feedback else config
 
 
 def furnished(house: House, edits: Edits) -> House:
@@ -221,11 +219,6 @@ def released(house: House, question: Question, partition: int) -> Packet:
 
 def answered(house: House, question: Question, partition: int) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that."""
-    with one_thread():
-        return _answered(house, question, partition)
-
-
-def _answered(house: House, question: Question, partition: int) -> Answer:
     seat = Seat(
         partition,
         house.shards[partition],

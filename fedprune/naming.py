@@ -10,6 +10,19 @@ Misfit = tuple[str, bool, str, str]
 """Key, whether it is wrong, why, and what is allowed."""
 
 
+class Refusal(ValueError):
+    """Something given that cannot be.
+
+    Attributes:
+        key: what was given, as on the command line; "" where that is not known.
+        allowed: what is allowed instead.
+    """
+
+    def __init__(self, text: str, key: str = "", allowed: str = "") -> None:
+        super().__init__(text)
+        self.key, self.allowed = key, allowed
+
+
 def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     """Refuse a value that is not a name in the table.
 
@@ -21,9 +34,10 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
         return
     near = get_close_matches(str(value), names, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(f"{key}={value!r}: no such {key}{hint}; allowed: {', '.join(names)}")
+    allowed = ", ".join(names)
+    raise Refusal(f"{key}={value!r}: no such {key}{hint}; allowed: {allowed}", key, allowed)
 
 
 def refuse(key: str, value: Any, reason: str, allowed: str) -> None:
-    """Raise a ValueError of the usual form."""
-    raise ValueError(f"{key}={value!r}: {reason}; allowed: {allowed}")
+    """Raise a `Refusal` of the usual form."""
+    raise Refusal(f"{key}={value!r}: {reason}; allowed: {allowed}", key, allowed)

@@ -92,22 +92,7 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
         for read in [{f"{column}_column" for column in task.columns}]
         for name in ("text", "label", "target", "client")
     ]
-    names, known = c.class_names, task.class_names
-    count = len(known) if isinstance(known, tuple) else len(names)
     return [
-        ("class-names", bool(names) and known is None, f"task {c.task} has no classes", out),
-        (
-            "class-names",
-            bool(names) and len(names) != count,
-            f"task {c.task} has {count} classes",
-            f"{count} names",
-        ),
-        (
-            "class-names",
-            len(set(names)) < len(names) or not all(names),
-            "a name is empty or there twice",
-            "names that differ",
-        ),
         ("model", unknown, f"task {c.task} has no such model", models),
         ("length", c.length is not None and task.tokenizer is None, "no text", out),
         ("depth", c.depth is not None and not family, own, out),
@@ -175,8 +160,8 @@ def _out_of_bounds(c: RunConfig) -> list[Misfit]:
             late,
             f"{c.warmup + 1} to {c.rounds}",
         ),
-        ("end", last_only and c.end != c.warmup + 1, once, str(c.warmup + 1)),
-        ("frequency", last_only and c.frequency != 1, once, "1"),
+        ("end", last_only and c.end != c.warmup + 1, once, f"{c.warmup + 1}, or leave it out"),
+        ("frequency", last_only and c.frequency != 1, once, "1, or leave it out"),
         ("local-steps", (c.local_steps > 0) == (c.local_epochs > 0), steps, "one of them"),
         ("baselines", len(set(c.baselines)) < len(c.baselines), "named twice", names),
     ]

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedprune.choosing import Wanted, chosen
 from fedprune.compression.coded import coded_size
-from fedprune.config import RunConfig, configure, from_toml, to_toml
+from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of, tasks_of
@@ -92,7 +92,7 @@ def _layout_now(config: RunConfig, model: nn.Module, output: tuple[str, ...]) ->
 
 @functools.lru_cache(maxsize=4)
 def _layout_at(text: str, edits: Edits) -> Layout:
-    return shaped(configure(from_toml(text)), edits)[1]
+    return shaped(recorded(text), edits)[1]
 
 
 def layout_at(config: RunConfig, edits: Edits) -> Layout:

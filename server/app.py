@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedprune.config import ConfigError, RunConfig, configure, from_flower
-from fedprune.federation import NoRoundCompleted
+from fedprune.config import ConfigError, RunConfig, from_flower, overridden
 from fedprune.hosts import placed
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
@@ -35,12 +34,16 @@ def main(grid: Grid, context: Context) -> None:
         RunFailed: the configuration is refused, or no round was completed.
     """
     try:
-        config = configure({**from_flower(context.run_config), "engine": "flower"})
+        base, beside = from_flower(context.run_config)
+        config, left_out = overridden(base, {**beside, "engine": "flower"})
         folder = fresh_folder(config).resolve()
         config = placed(config, folder)
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None
+    torch.set_num_threads(1)  # as in every other engine: with more, bits depend on the machine
     screen = Screen()
+    for line in left_out:
+        screen.line(f"toml: {line}")
     screen.opening(config, folder)
     model = dense_model(config)
     layout = layout_for(config, model)
@@ -67,6 +70,5 @@ def run_on(
     Raises:
         SystemExit: no round was completed.
     """
-    with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
-        FedPrune(config, folder, resume, screen.watch(), screen.tick).start(grid)
+    FedPrune(config, folder, resume, screen.watch(), screen.tick).start(grid)
     screen.closing(folder)

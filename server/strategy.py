@@ -7,6 +7,7 @@ between. The rounds are those of `fedprune.rounds.run`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
-from fedprune.config import ConfigError, RunConfig, configure
+from fedprune.config import ConfigError, RunConfig, overridden
 from fedprune.federation import PRUNED, Watch, federate
 from fedprune.hosts import Tick
 from fedprune.plugins import tasks_of
@@ -29,6 +30,8 @@ from fedprune.state import State
 from fedprune.tasks.measures import shown
 from fedprune.tensors import state_of
 from server.grid import grid_port
+
+log = logging.getLogger("fedprune")
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -67,7 +70,8 @@ class FedPrune:
             grid: Flower's grid.
             initial_arrays: weights to begin with, as ``ArrayRecord(model.state_dict())``; by
                 default the task's seeded initialisation.
-            num_rounds: instead of the configuration's; warm-up and end of pruning scale along.
+            num_rounds: instead of the configuration's; what follows from it (warm-up, end of
+                pruning, noise of a budget) follows again, unless the configuration was given it.
             timeout: seconds a phase may take, instead of the configuration's.
             train_config: keys of the configuration to change, such as ``{"lr": 0.01}``.
             evaluate_config: the same; one configuration serves both.
@@ -111,14 +115,13 @@ class FedPrune:
 def _changed(
     config: RunConfig, rounds: int | None, timeout: float | None, changes: Mapping[str, Any]
 ) -> RunConfig:
-    given = config.model_dump(exclude_none=True)
-    if rounds is not None and rounds != config.rounds:
-        scale = rounds / config.rounds
-        given |= {"rounds": rounds, "warmup": int(config.warmup * scale)}
-        given["end"] = max(given["warmup"] + 1, int(config.end * scale))
-    if timeout is not None:
-        given["timeout"] = timeout
-    return configure(given | {key.replace("-", "_"): value for key, value in changes.items()})
+    """The configuration with what `start` was given over it; what follows, follows again."""
+    told = {"rounds": rounds, "timeout": timeout}
+    over = {key: value for key, value in told.items() if value is not None} | dict(changes)
+    changed, left_out = overridden(config.given, over)
+    for line in left_out:
+        log.warning(line)
+    return changed
 
 
 def _weights(arrays: ArrayRecord, layout: Layout) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 import typing
@@ -10,7 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedprune.compression.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
-from fedprune.config import BY_TASK, ConfigError, RunConfig, configure, from_toml
+from fedprune.config import (
+    BY_TASK,
+    ConfigError,
+    RunConfig,
+    configure,
+    from_toml,
+    given_in,
+    overridden,
+    recorded,
+)
+from fedprune.given import parsed
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving import MOVING
@@ -57,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    # argparse takes "-1e-3" for an option, if it is not told that this is a number.
+    out._negative_number_matcher = re.compile(r"^-\.?\d")
     out.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins")
     out.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
     out.add_argument("--list", action="store_true", help="print every task, score, split and more")
@@ -87,44 +100,40 @@ _TABLES = {"layers": "DENSITY", "ranges": "LARGEST"}
 """Options that are given once for each pattern over names, and what goes with a pattern."""
 
 
+class _Flag(argparse.Action):
+    """``--key``, ``--no-key``, or ``--key true`` and ``--key false``."""
+
+    def __init__(self, option_strings: list[str], dest: str, **rest: Any) -> None:
+        names = [*option_strings, f"--no-{option_strings[0][2:]}"]
+        super().__init__(names, dest, nargs="?", metavar="true|false", **rest)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Note the value; pydantic checks it afterwards."""
+        if not str(option).startswith("--no-"):
+            setattr(namespace, self.dest, "true" if values is None else values)
+        elif values is None:
+            setattr(namespace, self.dest, "false")
+        else:
+            parser.error(f"{option}: takes no value")
+
+
 def _kind(annotation: Any, key: str) -> dict[str, Any]:
-    """How argparse reads a value; pydantic checks it afterwards."""
+    """How an option looks; every value is text here, which the schema reads and checks."""
     if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    kinds = (
-        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    )
+        return {"action": _Flag}
+    union = isinstance(annotation, types.UnionType)
+    kinds = typing.get_args(annotation) if union else (annotation,)
     if key in _TABLES:
         return {"action": "append", "nargs": 2, "metavar": ("PATTERN", _TABLES[key])}
     if key in {"unit_shape", "blend_grid"}:
-        return {"type": _numbers, "metavar": "N,M" if key == "unit_shape" else "X,..."}
+        return {"metavar": "N,M" if key == "unit_shape" else "X,..."}
     if any(typing.get_origin(kind) is tuple for kind in kinds):
-        return {"type": _names, "metavar": "NAME,..."}
-    if int in kinds:
-        return {"metavar": "N", "type": _number}
-    if float in kinds:
-        return {"metavar": "X", "type": _number}
+        return {"metavar": "NAME,..."}
+    if int in kinds or float in kinds:
+        return {"metavar": "N" if int in kinds else "X"}
     if typing.get_origin(annotation) is typing.Literal:
         return {"metavar": "|".join(typing.get_args(annotation))}
     return {"metavar": key.upper() if key in {"task", "score"} else "NAME"}
-
-
-def _number(text: str) -> int | float | str:
-    """A number where it is one; what is not, the schema refuses with the key's name."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _numbers(text: str) -> tuple[int | float | str, ...]:
-    return tuple(_number(part) for part in text.split(","))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
@@ -139,139 +148,50 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
         print(listing(given.get("plugin", "")))
         raise SystemExit(0)
     for key in _TABLES.keys() & given.keys():
-        given[key] = {pattern: _number(value) for pattern, value in given[key]}
+        given[key] = {pattern: parsed("", value, float) for pattern, value in given[key]}
     file, resume = given.pop("config", None), given.pop("resume", None)
     if resume is not None:
         return _resumed(Path(resume), file, given), Path(resume)
-    base = _flat(_read(Path(file), "config")) if file is not None else {}
-    given = {key: value for key, value in given.items() if base.get(key) != value}
-    if given:
-        base = _without_rivals(_chosen_by_hand(base), given)
-    return configure(base | given), None
-
-
-def _chosen_by_hand(base: dict[str, Any]) -> dict[str, Any]:
-    """The file's keys, less those that would fill themselves in with the same value.
-
-    A resolved file holds all of them; beside another number of clients or another score what
-    followed from the old one must not stand in the way.
-    """
-    first = {key: base[key] for key in _FIRST if key in base}
-    deciding = {key: base[key] for key in _DECIDING if key in base}
-    by_score = {key: base[key] for key in (*_FIRST, "score", "unit", "unit_shape") if key in base}
-    try:
-        plain, scored, filled = (dict(configure(k)) for k in (first, by_score, deciding))
-    except ConfigError:
-        return base
-    reference = {
-        **filled,
-        **{key: plain[key] for key in _DECIDING},
-        **{key: scored[key] for key in _BY_SCORE},
-    }
-
-    def same(key: str, value: Any) -> bool:
-        held = reference.get(key)
-        return held == (tuple(value) if isinstance(value, list) else value)
-
-    return {k: v for k, v in base.items() if k in _FIRST or not same(k, v)}
-
-
-_FIRST = ("task", "plugin")
-
-_BY_SCORE = ("warmup", "schedule", "scope", "sparsity", "score_during", "probes")
-"""Keys that a score, or the pattern n:m, fills in."""
-
-_DECIDING = (
-    *_FIRST,
-    *("clients", "rounds", "split", "client_column", "optimizer", "score", "schedule", "unit"),
-    *("unit_shape", "combine", "masks", "warmup", "sparsity", "threshold", "target_bytes"),
-    *("target_flops", "layers", "scope", "adaptive", "blend", "moving"),
-)
-"""Keys that others follow from."""
-
-
-def _without_rivals(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The file's keys, less those that nothing reads any more beside what the command line says.
-
-    A resolved file holds all of them, and an option cannot be unset on the command line.
-    """
-    given = {key: value for key, value in given.items() if base.get(key) != value}
-    gone = {name for key in given for name in _BELONGING.get(key, ())}
-    if given.get("local_epochs"):
-        gone |= {"local_steps"}
-    if given.get("local_steps"):
-        gone |= {"local_epochs"}
-    if given.keys() & _AMOUNTS:
-        gone |= _AMOUNTS
-    # A threshold prunes once: what the file says of the way to a sparsity is of no use to it.
-    if "threshold" in given or ("threshold" in base and given.keys() & _AMOUNTS):
-        gone |= {"schedule", "end"}
-    if "one-shot" in (base.get("schedule"), given.get("schedule")) and "schedule" in given:
-        gone |= {"end"}
-    # A pattern says by itself how much goes.
-    if "n:m" in (base.get("unit"), given.get("unit")) and given.keys() & {"unit", "unit_shape"}:
-        gone |= {"sparsity"}
-    return {key: value for key, value in base.items() if key not in gone}
-
-
-_AMOUNTS = {"sparsity", "threshold", "target_bytes", "target_flops"}
-
-_RANKS = ("rank_energy", "rank_budget", "rank_tolerance")
-
-_BELONGING: dict[str, tuple[str, ...]] = {
-    "task": (
-        *(
-            "model",
-            "depth",
-            "width",
-            "length",
-            "data",
-            "encoding",
-            "text_column",
-            "label_column",
-            "target_column",
-        ),
-        *("client_column", "split", "alpha"),
-    ),
-    "split": ("alpha",),
-    "optimizer": ("momentum",),
-    "schedule": ("regrow", "tolerance", "candidates", "adaptive"),
-    "blend": ("blend_grid",),
-    "moving": ("moving_decay",),
-    "unit": ("unit_shape", "pool", "structure"),
-    "scope": ("layers",),
-    "score": ("probes",),
-    "combine": ("trim", "vote_scope"),
-    "masks": ("average",),
-    "l1": ("shrinkage",),
-    "distil": ("temperature",),
-    "group_lasso": ("shrinkage",),
-    "reduce": ("reduce_round", "reduce_within", "rank_by", *_RANKS),
-    **dict.fromkeys(_RANKS, _RANKS),
-}
-"""Keys that only mean something beside one value of another."""
+    base = given_in(_text(Path(file), "config")) if file is not None else {}
+    config, left_out = overridden(base, given)
+    for line in left_out:
+        print(f"run.py: {file}: {line}", file=sys.stderr)
+    return config, None
 
 
 def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig:
+    """The configuration of the run in a folder, which must be the one that ran.
+
+    Raises:
+        ConfigError: another is asked for, or something follows otherwise than when it began.
+    """
     fixed = sorted(given.keys() - RESUMABLE)
     if file is not None or fixed:
         key = "config" if file is not None else fixed[0].replace("_", "-")
         allowed = ", ".join(sorted(k.replace("_", "-") for k in RESUMABLE))
         raise ConfigError(f"{key}: cannot change on --resume; allowed: {allowed}")
-    return configure(_flat(_read(folder / CONFIG_NAME, "resume")) | given)
+    text = _text(folder / CONFIG_NAME, "resume")
+    config, before = configure(from_toml(text)), recorded(text)
+    for key, value in before:
+        if (now := vars(config)[key]) != value:
+            raise ConfigError(
+                f"{key.replace('_', '-')}={now!r}: follows from what {folder / CONFIG_NAME} gives, "
+                f"and was {value!r} when the run began; allowed: the file as the run wrote it"
+            )
+    return config.model_copy(update=given)
 
 
-def _read(path: Path, key: str) -> dict[str, Any]:
+def _text(path: Path, key: str) -> str:
     if not path.is_file():
         raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: a TOML file of options")
     try:
-        return from_toml(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={str(path)!r}: {error.strerror}; allowed: a readable file"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{key}={str(path)!r}: {error}; allowed: UTF-8") from None
-
-
-def _flat(given: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in given.items()}
 
 
 def listing(plugin: str) -> str:

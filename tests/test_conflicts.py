@@ -147,11 +147,6 @@ WHAT = [
     ),
     ({"unit_shape": (2, 4)}, "unit-shape=(2, 4)", "unit weight has none; allowed: leave it out"),
     (
-        {"unit": "n:m", "unit_shape": None},
-        "unit-shape=None",
-        "unit n:m needs one; allowed: N,M with 1 <= N < M (N of every M inputs stay)",
-    ),
-    (
         {"unit": "row", "scope": "row"},
         "scope='row'",
         "unit row cannot be ranked so; allowed: global, layer, er, erk, owl, patterns",
@@ -567,12 +562,12 @@ OUT_OF_BOUNDS = [
     (
         {"schedule": "one-shot", "warmup": 3, "rounds": 9, "end": 5},
         "end=5",
-        "one-shot prunes once, in round 4; allowed: 4",
+        "one-shot prunes once, in round 4; allowed: 4, or leave it out",
     ),
     (
         {"schedule": "one-shot", "frequency": 2},
         "frequency=2",
-        "one-shot prunes once, in round 7; allowed: 1",
+        "one-shot prunes once, in round 7; allowed: 1, or leave it out",
     ),
     (
         {"local_steps": 0},
@@ -1106,7 +1101,7 @@ ODD: list[Keys] = [
     {"unit": "n:m", "unit_shape": 5},
     {"unit": "n:m", "unit_shape": ("a", "b")},
     {"unit": "n:m", "unit_shape": (2, 0)},
-    {"unit": "n:m", "unit_shape": "2,4"},
+    {"unit": "n:m", "unit_shape": "2;4"},
     {"unit": ["row"]},
     {"unit": {}},
     {"masks": ["union"]},

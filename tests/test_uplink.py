@@ -72,7 +72,7 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tiny, tmp_path: Path):
     resumed = federate(config, folder=tmp_path / "cut", resume=True)
     assert resumed.summary["weights_digest"] == whole.summary["weights_digest"]
     told = from_toml((tmp_path / "whole" / "config.toml").read_text())
-    assert told["out"] == "", "the file runs again as it is, elsewhere"
+    assert "out" not in told, "the file runs again as it is, elsewhere"
 
 
 def test_any_process_finds_what_another_one_kept(tiny, tmp_path: Path):

@@ -15,7 +15,7 @@ from torch import nn
 
 from fedprune.attacks.membership import Flags, confidences
 from fedprune.attacks.roc import Floats
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, with_values
 from fedprune.learning.training import step_batches, tune
 from fedprune.plugins import tasks_of
 from fedprune.pruning.layout import Layout
@@ -99,7 +99,7 @@ class Bench:
 def bench(config: RunConfig, which: int) -> Bench:
     """A fresh dense model, with an initialisation of its own for every number."""
     seed = config.seed + 1 + which
-    model = dense_model(config.model_copy(update={"seed": seed}))
+    model = dense_model(with_values(config, {"seed": seed}))
     return Bench(config, tasks_of(config.plugin)[config.task], model, layout_for(config, model))
 
 

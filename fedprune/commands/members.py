@@ -13,7 +13,7 @@ from fedprune.attacks.membership import Flags, confidences, lira
 from fedprune.attacks.roc import Floats
 from fedprune.attacks.shadows import halves, pooled, rows
 from fedprune.commands.subject import Subject
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, with_values
 from fedprune.learning.training import learning_rate, step_batches, tune
 from fedprune.randomness import generator, seeded
 from fedprune.report.reading import Row
@@ -93,7 +93,7 @@ def _shadow(
     looked: Subject, pool: Part, chosen: Flags, which: int, tick: Callable[[], None] | None
 ) -> Floats:
     c = looked.config
-    model, _ = shaped(c.model_copy(update={"seed": c.seed + 1 + which}), looked.edits)
+    model, _ = shaped(with_values(c, {"seed": c.seed + 1 + which}), looked.edits)
     _train(model, rows(pool, chosen), looked, which)
     if tick is not None:
         tick()
@@ -115,4 +115,4 @@ def at_once(config: RunConfig, count: int) -> RunConfig:
     batch = c.batch_size * c.accumulate
     steps = c.local_steps or c.local_epochs * ceil(count / c.clients / batch)
     changes = {"local_steps": steps, "local_epochs": 0, "accumulate": 1}
-    return c.model_copy(update={**changes, "batch_size": batch * c.cohort})
+    return with_values(c, {**changes, "batch_size": batch * c.cohort})

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fedprune.commands.subject import Subject, subject
+from fedprune.config import with_values
 from fedprune.measuring import forward_of, size_of
 from fedprune.shapes import dense_model
 
@@ -51,7 +52,7 @@ def measured(about: Mapping[str, Any]) -> int | None:
     torch.set_num_threads(1)
     looked = subject(about["path"], about["task"], about["keys"])
     model = dense_model(looked.config).eval() if about["dense"] else looked.model
-    looked = Subject(looked.name, model, looked.config.model_copy(update=about["changes"]))
+    looked = Subject(looked.name, model, with_values(looked.config, about["changes"]))
     forward = forward_of(looked.task, model, looked.config, about["batch"])
     if forward is None:
         return None

@@ -14,7 +14,7 @@ from torch import nn
 from fedprune.compression.coded import CODED_NAME, from_coded, origin_of
 from fedprune.compression.folders import load
 from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
-from fedprune.config import ConfigError, RunConfig, configure, from_toml
+from fedprune.config import ConfigError, RunConfig, configure, recorded
 from fedprune.plugins import tasks_of
 from fedprune.pruning.edits import Edits, from_json
 from fedprune.report.folder import CONFIG_NAME
@@ -135,10 +135,8 @@ def _of_run(path: str, folder: Path) -> Subject:
             f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "
             f"python simulations/run.py --resume {path} first"
         )
+    config = recorded((folder / CONFIG_NAME).read_text())
     head, _, masks = from_coded(coded.read_bytes(), path)
-    # The classes of the data are the file's to say: the data may be gone.
-    names = {key: head[key] for key in ("class_names",) if key in head}
-    config = configure({**from_toml((folder / CONFIG_NAME).read_text()), **names})
     return Subject(path, load(folder), config, masks, folder, _edits_of(head))
 
 
@@ -153,8 +151,8 @@ def _of_folder(path: str, folder: Path) -> Subject:
 def _config_of(about: Mapping[str, Any]) -> RunConfig:
     """An export knows its run's whole configuration, a run's own files what builds the model."""
     keys = set(RunConfig.model_fields)
-    own = {k: v for k, v in about.items() if k in keys}
-    return configure({**about.get("config", {}), **own})
+    given = about.get("config") or {k: v for k, v in about.items() if k in keys}
+    return configure(given)
 
 
 def _edits_of(about: Mapping[str, Any]) -> Edits:

@@ -15,7 +15,7 @@ from torch import nn
 from fedprune.checkpoint import load_state, save_state, write_atomically
 from fedprune.compression.coded import CODED_NAME, origin_of, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
-from fedprune.config import ConfigError, RunConfig, to_toml
+from fedprune.config import ConfigError, RunConfig, to_toml, with_values
 from fedprune.pruning.layout import Layout
 from fedprune.report.figures import figures_of_run
 from fedprune.report.rows import Row
@@ -79,10 +79,10 @@ def check_resumable(folder: Path) -> None:
 
 
 def begin(folder: Path, config: RunConfig) -> None:
-    """Make the folder and put the complete configuration in it."""
+    """Make the folder and put the configuration in it: what was given, and what followed."""
     folder.mkdir(parents=True, exist_ok=True)
     # Without its own folder, which holds this run: so the file runs again as it is.
-    text = to_toml(config.model_copy(update={"out": ""}))
+    text = to_toml(with_values(config, {"out": ""}))
     write_atomically(folder / CONFIG_NAME, text.encode())
 
 

@@ -53,7 +53,7 @@ def read_run(folder: Path) -> Run:
     config, summary = folder / "config.toml", folder / "summary.json"
     figures = folder / "figures.json"
     return Run(
-        config=tomllib.loads(config.read_text("utf-8")) if config.exists() else {},
+        config=_every_key(config.read_text("utf-8")) if config.exists() else {},
         rows=read_lines(folder / "rounds.jsonl"),
         seconds={
             (row["arm"], row["round"]): row["seconds"]
@@ -63,6 +63,13 @@ def read_run(folder: Path) -> Run:
         figures=json.loads(figures.read_text("utf-8")) if figures.exists() else {},
         ledger=read_ledger(folder / LEDGER_NAME),
     )
+
+
+def _every_key(text: str) -> dict[str, Any]:
+    """What was given, then what followed from it."""
+    given = tomllib.loads(text)
+    followed = given.pop("followed", {})
+    return {**given, **followed}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedprune import SCORES, RunConfig, Task
 from fedprune.answering import answer
+from fedprune.config import with_values
 from fedprune.forms import fitting
 from fedprune.hosts import House
 from fedprune.learning.training import OPTIMIZERS, tune
@@ -40,7 +41,7 @@ TASK = TASKS["digits"]
 def noised(config: RunConfig, **keys: Any) -> RunConfig:
     """With noise by example; what else its rules ask for is not what is tested here."""
     given = {"dp": "example", "dp_noise": 0.0, "dp_score_noise": 0.0, "dp_rate": 0.5, **keys}
-    return config.model_copy(update=given)
+    return with_values(config, given)
 
 
 def rows(n: int, seed: int = 0) -> Part:

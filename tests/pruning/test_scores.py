@@ -22,6 +22,7 @@ from specimens import (
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from fedprune.config import with_values
 from fedprune.forms import form_of
 from fedprune.hosts import House, inline_port
 from fedprune.messages import Question
@@ -110,7 +111,7 @@ Served = tuple[House, Question]
 def over_the_wire(name: str, served: Served, partitions: Sequence[int], **changes: Any) -> Tensors:
     """The score as a run takes it: asked, encoded, decoded, folded by host, finalised."""
     house, question = served
-    house = replace(house, config=house.config.model_copy(update=changes))
+    house = replace(house, config=with_values(house.config, changes))
     evidence = evidence_for(house, question)
     for i, ask in enumerate(SCORES[name].asks):
         given = {} if ask.given is None else ask.given(evidence)
@@ -142,7 +143,7 @@ def evidence_for(house: House, question: Question) -> Evidence:
 def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes: Any) -> Tensors:
     """The score of one big client that has everything in one batch."""
     house, question = served
-    house = replace(house, config=house.config.model_copy(update=changes))
+    house = replace(house, config=with_values(house.config, changes))
     load_into(house.model, question.weights)
     house.model.eval()
     parts = [house.shards[p].train for p in partitions]

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedprune import ConfigError, RunConfig, federate
+from fedprune import ConfigError, federate
 from fedprune.config import configure
 from fedprune.hosts import inline_port, open_house
 from fedprune.shapes import dense_model
@@ -88,15 +88,18 @@ def test_arrays_of_another_model_are_refused(workers: Made, tiny: Made):
 
 @pytest.mark.parametrize(
     ("rounds", "warmup", "end"),
-    [(1, 0, 1), (2, 0, 1), (5, 2, 4), (10, 4, 8), (50, 20, 40)],
+    [(1, 0, 1), (2, 0, 1), (5, 1, 3), (10, 3, 7), (50, 15, 38)],
 )
-def test_warm_up_and_end_scale_with_the_rounds(
-    tiny: Callable[..., RunConfig], rounds: int, warmup: int, end: int
+def test_warm_up_and_end_follow_the_rounds_unless_they_were_given(
+    rounds: int, warmup: int, end: int
 ):
     from server.strategy import _changed
 
-    config = _changed(tiny(), rounds, None, {})
+    config = _changed(configure({"task": "digits", "rounds": 40}), rounds, None, {})
     assert (config.rounds, config.warmup, config.end) == (rounds, warmup, end)
+    assert config == configure({"task": "digits", "rounds": rounds})
+    given = _changed(configure({"task": "digits", "warmup": 0}), rounds, None, {})
+    assert given == configure({"task": "digits", "rounds": rounds, "warmup": 0})
 
 
 def test_changes_are_checked_and_named(workers: Made, tiny: Made):

@@ -1,0 +1,154 @@
+"""What follows from other values follows again when these are changed, from wherever."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from fedprune.config import (
+    ConfigError,
+    RunConfig,
+    configure,
+    from_flower,
+    from_toml,
+    given_in,
+    overridden,
+    recorded,
+    to_toml,
+)
+from fedprune.given import as_text, replaced
+from server.strategy import _changed
+from simulations.options import chosen
+
+Keys = dict[str, Any]
+
+BASES: list[Keys] = [
+    {"task": "digits"},
+    {"task": "digits", "clients": 7, "rounds": 30, "warmup": 4, "sparsity": 0.6},
+    {"task": "digits", "optimizer": "sgd", "momentum": 0.8, "split": "dirichlet", "alpha": 0.2},
+    {"task": "digits", "threshold": 0.01, "local_epochs": 2},
+    {"task": "digits", "unit": "n:m", "unit_shape": (1, 4), "end": 12},
+    {"task": "digits", "schedule": "adaptive", "tolerance": 0.1, "adaptive": "layer"},
+    {"task": "digits", "combine": "trimmed-mean", "trim": 0.2, "hosts": 3, "cohort": 5},
+    {"task": "digits", "reduce": ("low-rank",), "rank_energy": 0.9, "secure": "secagg"},
+    {"score": "movement", "distil": 0.5, "temperature": 3.0, "baselines": ("dense",)},
+]
+
+VALUES: Keys = {
+    **{"task": "shakespeare", "model": "mlp", "split": "iid", "score": "snip", "scope": "layer"},
+    **{"unit": "row", "unit_shape": (2, 2), "schedule": "one-shot", "combine": "votes"},
+    **{"optimizer": "adamw", "clients": 4, "rounds": 12, "cohort": 3, "hosts": 2, "warmup": 2},
+    **{"end": 9, "local_steps": 3, "local_epochs": 1, "target_bytes": 9000, "masks": "union"},
+    **{"layers": {"*": 0.5}, "blend": "global", "moving": "ema", "blend_grid": (0.5, 1.0)},
+    **{"normalise": "l1", "pool": "max", "average": "fedavg", "uplink": "int8", "wire": "fp16"},
+    **{"adaptive": "global", "vote_scope": "row", "secure_bits": 32, "panel": 3, "floor": 2},
+    **{"epsilon": 9.0, "exclude": ("a,b",), "engine": "inline", "structure": "depgraph"},
+}
+
+
+def value_of(key: str) -> Any:
+    """Some value of the key that is not its default; whether it fits is not the question."""
+    if key in VALUES:
+        return VALUES[key]
+    field = RunConfig.model_fields[key]
+    kinds = typing.get_args(field.annotation) or (field.annotation,)
+    choices = [kind for kind in kinds if isinstance(kind, str)]
+    if found := [k for k in kinds if typing.get_origin(k) is typing.Literal] or None:
+        choices = list(typing.get_args(found[0]))
+    if any(typing.get_origin(kind) is dict for kind in [*kinds, field.annotation]):
+        return {"*": 0.5}
+    if choices:
+        return choices[-1]
+    if bool in kinds:
+        return not field.default
+    return 0.3 if float in kinds else 5 if int in kinds else ("dead",) if tuple in kinds else "x"
+
+
+def outcome(make: Any) -> Any:
+    try:
+        return make()
+    except ConfigError as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(
+    base: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(configure(base)))
+    for key in RunConfig.model_fields:
+        value = value_of(key)
+        text = as_text(value)
+        flag = f"--{key.replace('_', '-')}"
+        flags = [flag, "*", "0.5"] if isinstance(value, dict) else [f"{flag}={text}"]
+        found = outcome(lambda flags=flags: chosen(["--config", str(file), *flags])[0])
+        said = re.findall(r"\.toml: ([a-z0-9-]+)=.* is left out: ", capsys.readouterr().err)
+        gone = {name.replace("-", "_") for name in said}
+        assert gone <= base.keys(), "only what was given can be left out"
+        kept = {k: v for k, v in base.items() if k not in gone}
+        fresh = outcome(lambda kept=kept, new={key: value}: configure({**kept, **new}))
+        if isinstance(found, str) and found != fresh:  # the same, but for what was replaced
+            kept = {k: v for k, v in base.items() if k not in replaced(base, {key: value})}
+            fresh = outcome(lambda kept=kept, new={key: value}: configure({**kept, **new}))
+        assert found == fresh, (key, gone)
+        if isinstance(found, RunConfig):
+            assert found.given == {**kept, key: vars(found)[key]}, "what followed is not given"
+
+
+NOISE = {"task": "digits", "dp": "client", "rounds": 8, "clients": 8, "epsilon": 8.0}
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"rounds": 5}, {"cohort": 2}], ids=str)
+def test_the_noise_of_a_budget_follows_from_everywhere(change: Keys, tmp_path: Path):
+    base, right = configure(NOISE), configure({**NOISE, **change})
+    assert right.dp_noise != base.dp_noise
+    ((key, value),) = change.items()
+    old = base.model_dump(mode="json", exclude_none=True)  # as earlier versions wrote it
+    for text in (to_toml(base), tomli_w.dumps({k.replace("_", "-"): v for k, v in old.items()})):
+        (tmp_path / "c.toml").write_text(text)
+        line = chosen(["--config", str(tmp_path / "c.toml"), f"--{key}={value}"])[0]
+        flower = overridden(*from_flower({"toml": text, key: value}))[0]
+        assert line == flower == right
+    assert base.model_copy(update=change) == right
+    assert _changed(base, None, None, change) == right
+
+
+def test_a_file_keeps_what_was_given_apart():
+    config = configure({"task": "digits", "sparsity": 0.5})
+    text = to_toml(config)
+    assert from_toml(text) == config.given == {"task": "digits", "sparsity": 0.5}
+    again = recorded(text)
+    assert again == config
+    assert again.given == config.given
+    assert given_in(text) == config.given
+
+
+def test_resume_refuses_what_would_follow_otherwise(tmp_path: Path):
+    file, text = tmp_path / "config.toml", to_toml(configure({"task": "digits"}))
+    file.write_text(text)
+    assert chosen(["--resume", str(tmp_path), "--timeout", "9"])[0].timeout == 9
+    file.write_text(re.sub(r"\nend = \d+", "\nend = 16", text))
+    with pytest.raises(ConfigError, match=r"^end=\d+: follows from what .* and was 16 when"):
+        chosen(["--resume", str(tmp_path)])
+
+
+def test_an_earlier_run_s_task_gives_way_to_what_is_given(tmp_path: Path):
+    (tmp_path / "config.toml").write_text(to_toml(configure({**BASES[2], "clients": 6})))
+    config = configure({"init": str(tmp_path), "split": "iid"})
+    assert (config.task, config.clients, config.split, config.alpha) == ("digits", 6, "iid", None)
+    assert config.model_copy(update={"split": None}).alpha == 0.2
+    assert config.given == {"init": str(tmp_path), "split": "iid"}
+
+
+def test_a_copy_is_checked_and_none_takes_back():
+    config = configure({"task": "digits", "momentum": 0.8})
+    with pytest.raises(ConfigError, match=r"momentum=0\.8: adamw has none"):
+        config.model_copy(update={"optimizer": "adamw"})
+    changed = config.model_copy(update={"optimizer": "adamw", "momentum": None})
+    assert changed == configure({"task": "digits", "optimizer": "adamw"})
