@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fedprune.asking import bench_for
 from fedprune.config import configure
 from fedprune.federation import dense_packet
 from fedprune.hosts import House, inline_port, open_house
@@ -76,7 +77,7 @@ def line(house: House, warm: State, name: str, sparsity: float) -> Line:
     state = replace(warm, round=WARMUP + 1)
     cohort = draw(list(port.present()), config.cohort, generator(config.seed, "cohort", WARMUP + 1))
     if name != DENSE:
-        state, _ = score_and_prune(state, plan, port, cohort)
+        state, _ = score_and_prune(state, state, bench_for(plan, port, cohort))
     before = perplexity(state, plan, port)
     state = tuned(state, plan, port)
     while state.round < config.rounds:

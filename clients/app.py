@@ -153,8 +153,12 @@ def _first_partition(context: Context) -> int:
 
 def _partitions(context: Context) -> tuple[int, ...]:
     """The partitions that a device holds: its ``partition-id``, a number or several as "3,4,7"."""
-    given = str(context.node_config.get("partition-id", 0))
-    return tuple(int(p) for p in given.split(","))
+    given = context.node_config.get("partition-id")
+    try:
+        return tuple(int(p) for p in str(given).split(","))
+    except ValueError:
+        allowed = 'a number, or several as "3,4", in --node-config'
+        raise ValueError(f"partition-id={given!r}: no partition; allowed: {allowed}") from None
 
 
 def _config_text(letter: Letter, context: Context) -> str:

@@ -35,7 +35,7 @@ quality     loss and what the task measures on test, over all partitions
 from fedprune.compression.folders import load
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.config import ConfigError, RunConfig
-from fedprune.federation import Result, federate
+from fedprune.federation import NoRoundCompleted, Result, federate
 from fedprune.pruning.scores import SCORES, Score
 from fedprune.pruning.selection import select
 from fedprune.tasks.catalog import TASKS
@@ -48,6 +48,7 @@ __all__ = [
     "TASKS",
     "ConfigError",
     "Loss",
+    "NoRoundCompleted",
     "Result",
     "RunConfig",
     "Score",

@@ -8,12 +8,15 @@ from typing import Any
 
 from fedprune.choosing import evidence_about
 from fedprune.cohorts import too_few
+from fedprune.compression.skeleton import skeleton_digest
+from fedprune.compression.wire import digest_of
 from fedprune.forms import form_of
 from fedprune.messages import Folded, Question
 from fedprune.plugins import scores_of
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.score import Evidence, Score
-from fedprune.state import Plan, State
+from fedprune.secure.noticing import noticed
+from fedprune.state import Plan, Port, State
 from fedprune.tensors import load_into
 
 Put = Callable[[State, Question, Sequence[int]], tuple[State, Folded]]
@@ -41,6 +44,46 @@ class Bench:
     question: Ask
     cohort: Sequence[int]
     everyone: Callable[[], Sequence[int]] = list
+
+
+def bench_for(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
+    """Where the server decides in a round with this cohort."""
+
+    def put_to(state: State, question: Question, partitions: Sequence[int]) -> tuple[State, Folded]:
+        return put(state, port, question, partitions)
+
+    return Bench(plan, put_to, question_about, cohort, port.measuring)
+
+
+def question_about(state: State, kind: str, **what: Any) -> Question:
+    """A question about a state, which says who has its mask and edits already."""
+    digest = skeleton_digest(state.masks, state.edits)
+    known = frozenset(p for p, held in state.known.items() if held == digest)
+    what |= {"known": known, "edits": state.edits}
+    return Question(kind, state.round, state.weights, state.masks, **what)
+
+
+def put(
+    state: State, port: Port, question: Question, partitions: Sequence[int]
+) -> tuple[State, Folded]:
+    """Put a question: the state with what asking changes in it, and the sum of the answers."""
+    folded = port.ask(question, partitions)
+    digest = skeleton_digest(question.masks, question.edits)
+    t = state.traffic
+    if question.kind in {"evaluate", "describe"}:
+        t = replace(t, evaluation=t.evaluation + folded.bytes_up + folded.bytes_down)
+    else:
+        t = replace(t, up=t.up + folded.bytes_up, down=t.down + folded.bytes_down)
+    taught = dict.fromkeys(folded.answered, digest_of(question.teacher))
+    state = noticed(state, question.kind, folded)
+    return replace(
+        state,
+        taught={**state.taught, **taught} if question.teacher else state.taught,
+        known={**state.known, **dict.fromkeys(folded.answered, digest)},
+        traffic=t,
+        failures=state.failures + folded.failures,
+        failed=state.failed + len(folded.failures),
+    ), folded
 
 
 def asked(

@@ -18,7 +18,7 @@ from fedprune.pruning.edits import from_json, to_json
 from fedprune.state import State, Traffic
 from fedprune.tensors import as_bytes, over_bytes
 
-_SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed")
+_SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed", "prunings", "reduced")
 
 
 def save_state(state: State, path: Path) -> None:
@@ -33,6 +33,7 @@ def save_state(state: State, path: Path) -> None:
     rest = {key: vars(state)[key] for key in _SCALARS} | {
         "known": state.known,
         "taught": state.taught,
+        "counted": state.counted,
         "traffic": asdict(state.traffic),
         "edits": to_json(state.edits),
         "failures": [asdict(f) for f in state.failures],
@@ -75,6 +76,7 @@ def load_state(path: Path) -> State:
         edits=from_json(rest["edits"]),
         teacher=teacher,
         taught={int(p): d for p, d in rest["taught"].items()},
+        counted={int(p): r for p, r in rest["counted"].items()},
         pace=None if rest["pace"] is None else Pace(**rest["pace"]),
         moving=None if rest["moving"] is None else Moving(moving, rest["moving"]),
         sums=tuple(frozenset(members) for members in rest["sums"]),

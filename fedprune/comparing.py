@@ -55,10 +55,10 @@ def blend(before: State, after: State, bench: Bench) -> tuple[State, dict[str, A
 
     Returns:
         The state, and for the round's row the shares kept, the losses with them and with the
-        whole change, and what was tried of one share for all; None where nothing was averaged.
+        whole change, and what was tried of one share for all; None where it is all kept.
     """
     c = bench.plan.config
-    if c.blend == "none" or after.completed == before.completed:
+    if c.blend == "none":
         return after, None
     layout, grid = bench.plan.layout, c.blend_grid or (1.0,)
     back = way_back(before.weights, after.weights, layout)

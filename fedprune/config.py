@@ -92,6 +92,12 @@ class RunConfig(BaseModel):
     target_column: str | None = _field(
         "what is learned", "column of the text to write, for text-to-text (default target)", None
     )
+    class_names: tuple[str, ...] = _field(
+        "what is learned",
+        "names of the classes, in their order (default: the task's, or the labels in --data)",
+        (),
+        strict=False,
+    )
     client_column: str | None = _field(
         "what is learned", "column of --data that says whose row it is, for --split natural", None
     )

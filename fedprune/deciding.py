@@ -36,7 +36,7 @@ def thin(state: State, bench: Bench) -> tuple[State, Notes]:
     The state owes a pruning if too few answered.
     """
     plan, notes = bench.plan, Notes()
-    if plan.exchanges(state.round):
+    if plan.exchanges(state):
         return _exchanged(state, bench)
     for sparsity in _steps(state, plan):
         for names in _stages(plan):

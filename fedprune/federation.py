@@ -28,6 +28,7 @@ from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.releases import OPEN, metric_spread
 from fedprune.privacy.terms import terms_of
+from fedprune.process import put_back
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import choices_in
@@ -82,6 +83,18 @@ class Result:
     summary: Summary
 
 
+class NoRoundCompleted(RuntimeError):
+    """No round of a run had enough answers to change the model.
+
+    Attributes:
+        result: what there is all the same: rows with every failure, the model as it began.
+    """
+
+    def __init__(self, reason: str, result: Result) -> None:
+        super().__init__(reason)
+        self.result = result
+
+
 def federate(
     config: RunConfig,
     port: Port | None = None,
@@ -100,12 +113,35 @@ def federate(
         resume: go on from the folder's checkpoints, to the same bits as an unbroken run.
         watch: who looks on.
         weights: the state to begin with instead of the task's seeded initialisation.
+
+    What it changes in this process (threads, global generators, settings of libraries) is as it
+    was before when it ends, see `fedprune.process.put_back`.
+
+    Raises:
+        NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
+            one. The folder holds all that a run's folder holds, and the summary says why.
+        ConfigError: what only the data, or the first pruning, could tell.
     """
+    with put_back():
+        result = _federated(config, port, folder, resume, watch or Watch(), weights)
+    if "failed" in result.summary:
+        raise NoRoundCompleted(result.summary["failed"], result)
+    return result
+
+
+def _federated(
+    config: RunConfig,
+    port: Port | None,
+    folder: Path | None,
+    resume: bool,
+    watch: Watch,
+    weights: Mapping[str, Tensor] | None,
+) -> Result:
     began = time.perf_counter()
     port = port or inline_port(open_house(placed(config, folder) if folder else config))
     before = earlier(config.init) if config.init else None
     fresh, blank = _opening(config, weights, before)
-    book = _opened(config, folder, resume, watch or Watch())
+    book = _opened(config, folder, resume, watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, terms_of(config), resume=resume)
     opening = opened(port, config, ledger, PRUNED)
@@ -119,6 +155,8 @@ def federate(
         end, plan = _finished(end, replace(blank, config=its_config))
         end, tests[arm] = _tested(end, shown)
         ends[arm] = end, plan
+        if not end.completed:
+            break  # what kept every client from answering would keep it in the other arms too
     end, plan = ends[PRUNED]
     end = outcome(end)
     model = shaped(config, end.edits)[0].eval()
@@ -129,6 +167,7 @@ def federate(
     if before is not None and config.engine != "flower":
         ledger.book(*_measured_before(before, end.round, blank.layout))
     summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
+    summary |= _failed(end, book.rows, summary["privacy"])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
@@ -170,6 +209,19 @@ def _stopped(config: RunConfig, end: State) -> dict[str, str]:
         return {}
     due = end.round + 1
     return {"stopped": f"round {due} of {config.rounds} would exceed epsilon={config.epsilon:g}"}
+
+
+def _failed(end: State, rows: Sequence[Row], privacy: Mapping[str, Any]) -> dict[str, str]:
+    """Why a run came to nothing, with the first failure of a client; nothing where it did not."""
+    if end.completed:
+        return {}
+    failures = [f for row in rows for f in row["failures"]]
+    why = str(privacy.get("stopped", "too few clients answered"))
+    if failures:
+        first = next((f for f in failures if f["phase"] == "tune"), failures[0])
+        field_ = f"{first['field']}: " if first["field"] else ""
+        why += f"; client {first['partition']}, phase {first['phase']}: {field_}{first['reason']}"
+    return {"failed": f"no round was completed: {why}"}
 
 
 def _opening(

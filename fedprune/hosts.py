@@ -29,6 +29,7 @@ from fedprune.plugins import tasks_of
 from fedprune.privacy.leaving import hides, leaving, noised_means, noises_itself, silenced
 from fedprune.privacy.noise import source_for
 from fedprune.privacy.releases import most_votes
+from fedprune.process import one_thread, put_back
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
 from fedprune.randomness import generator
@@ -83,11 +84,12 @@ def open_house(
     """Build the model and the shards (all of the task's, unless given).
 
     Residuals are kept in `memory`, or in the run's folder.
-
-    Sets this process to one torch thread: with more, results depend on the machine, and workers
-    that share its processors slow each other down many times over.
     """
-    torch.set_num_threads(1)
+    with put_back():
+        return _opened(config, shards, memory)
+
+
+def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> House:
     task = tasks_of(config.plugin)[config.task]
     if shards is None:
         shards = dict(enumerate(task.shards(config)))
@@ -219,6 +221,11 @@ def released(house: House, question: Question, partition: int) -> Packet:
 
 def answered(house: House, question: Question, partition: int) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that."""
+    with one_thread():
+        return _answered(house, question, partition)
+
+
+def _answered(house: House, question: Question, partition: int) -> Answer:
     seat = Seat(
         partition,
         house.shards[partition],

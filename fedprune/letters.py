@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.wire import Buffer, Packet
-from fedprune.messages import Failure, Folded, Refused
+from fedprune.messages import Folded, Refused, failure_said, plain
 from fedprune.parts import Part
 from fedprune.tensors import as_bytes, over_bytes
 
@@ -99,8 +99,13 @@ def parts_letter(parts: Sequence[Part]) -> Letter:
     return Letter({"about": json.dumps(about, separators=(",", ":"))}, buffers)
 
 
-def parts_in(letter: Letter, asked: Sequence[int]) -> list[Part]:
+def parts_in(letter: Letter, asked: Sequence[int], phase: str) -> list[Part]:
     """The parts that a device's letter holds, in the order of partitions; none is decoded.
+
+    Args:
+        letter: what came.
+        asked: the partitions that were asked.
+        phase: what for: failures are of this phase, whatever the device says.
 
     Raises:
         Refused: it is malformed, or speaks for partitions that were not asked.
@@ -108,11 +113,11 @@ def parts_in(letter: Letter, asked: Sequence[int]) -> list[Part]:
     try:
         about = json.loads(letter.fields["about"])
         answered = [int(p) for p in about["answered"]]
-        failures = [_failure(**f) for f in about["failures"]]
+        failures = [failure_said(f, phase) for f in about["failures"]]
         parts = [Part(p, _answer_packet(letter.buffers, p)) for p in answered]
         parts += [Part(failure.partition, failure=failure) for failure in failures]
-    except _MALFORMED as error:
-        raise Refused("reply", f"malformed: {error!r}"[:300]) from None
+    except Exception as error:  # whatever a stranger's reply raises is a refusal of that reply
+        raise Refused("reply", plain(f"malformed: {error!r}")) from None
     spoken = sorted(part.partition for part in parts)
     if spoken != sorted(asked):
         raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
@@ -163,24 +168,16 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
             weight=float(about["weight"]),
             totals={str(k): float(v) for k, v in about["totals"].items()},
             answered=answered,
-            failures=tuple(_failure(**f) for f in about["failures"]),
+            failures=tuple(failure_said(f, f["phase"]) for f in about["failures"]),
             bytes_up=int(about["bytes_up"]),
             **tensors,
         )
-    except _MALFORMED as error:
-        raise Refused("reply", f"malformed: {error!r}"[:300]) from None
+    except Exception as error:  # whatever a stranger's reply raises is a refusal of that reply
+        raise Refused("reply", plain(f"malformed: {error!r}")) from None
     spoken = sorted([*folded.answered, *(f.partition for f in folded.failures)])
     if spoken != sorted(asked):
         raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
     return folded
-
-
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError)
-"""What reading a letter raises that is not what it should be."""
-
-
-def _failure(partition: Any, phase: Any, field: Any, reason: Any) -> Failure:
-    return Failure(int(partition), str(phase), str(field)[:300], str(reason)[:300])
 
 
 def _tensor(buffers: Mapping[str, bytes], name: str, dtype: torch.dtype) -> Tensor | None:

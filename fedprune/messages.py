@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,23 @@ class Failure:
     phase: str
     field: str
     reason: str
+
+
+def plain(text: object) -> str:
+    """One line of at most 300 characters, without control characters: what others may print."""
+    shown = "".join(c if c.isprintable() else " " for c in str(text)[:3000])
+    return " ".join(shown.split())[:300]
+
+
+def failure_said(said: Mapping[str, Any], phase: str) -> Failure:
+    """The failure that another process described, in a phase that is known here.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes none.
+    """
+    if set(said) != {"partition", "phase", "field", "reason"}:
+        raise ValueError("a failure has a partition, a phase, a field and a reason")
+    return Failure(int(said["partition"]), phase, plain(said["field"]), plain(said["reason"]))
 
 
 class Refused(ValueError):

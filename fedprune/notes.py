@@ -27,6 +27,7 @@ class Notes:
         blend: which share of the change was kept, and how the others did on validation.
         refit: part of a layer's squared error that reconstruction leaves, mean over layers.
         reduced: what ``--reduce`` took out, and the errors that it made.
+        undone: what was due in the round and did not happen, for want of answers.
     """
 
     agreement: float | None = None
@@ -37,6 +38,7 @@ class Notes:
     blend: dict[str, Any] | None = None
     refit: float | None = None
     reduced: dict[str, Any] | None = None
+    undone: str | None = None
 
 
 def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check
-from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, summed
+from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, plain, summed
 from fedprune.packets import decode_answer
 from fedprune.privacy.leaving import silenced
 
@@ -60,4 +60,4 @@ def failure_of(partition: int, phase: str, error: Exception) -> Failure:
     """One line about what went wrong with one partition."""
     where = error.field if isinstance(error, Refused) else ""
     text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-    return Failure(partition, phase, where, " ".join(text.split())[:300])
+    return Failure(partition, phase, plain(where), plain(text))

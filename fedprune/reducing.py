@@ -31,7 +31,7 @@ from fedprune.redundancy.moments import Inputs, inputs_from, measurable, questio
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.redundancy.units import without_units
 from fedprune.shrinking import fitted, shrunk
-from fedprune.state import Plan, State
+from fedprune.state import Plan, State, undone
 from fedprune.tensors import Masks, Tensors, count_kept, full_masks, masked
 
 Told = dict[str, Any]
@@ -48,7 +48,7 @@ class Reduced:
     Attributes:
         state: smaller, in the shapes of `plan`.
         plan: fits it.
-        told: for the row; None where too few clients answered and nothing was done.
+        told: for the row; None where too few clients answered: then state and plan are not whole.
     """
 
     state: State
@@ -79,6 +79,8 @@ def reduced(state: State, bench: Bench) -> Reduced:
                 return Reduced(state, plan, None)
         moments = inputs if c.rank_by == "activations" else None
         state, plan, ranks = _factored(state, bench, moments)
+        if ranks is None:
+            return Reduced(state, plan, None)
         told |= ranks
     told |= {"kept_after": count_kept(state.masks), "parameters_after": plan.layout.parameters}
     return Reduced(state, plan, told)
@@ -177,8 +179,10 @@ def _paths(plan: Plan, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _factored(state: State, bench: Bench, moments: Inputs | None) -> tuple[State, Plan, Told]:
-    """Factors in place of matrices, of ranks as the configuration asks."""
+def _factored(
+    state: State, bench: Bench, moments: Inputs | None
+) -> tuple[State, Plan, Told | None]:
+    """Factors in place of matrices, of ranks as the configuration asks; None: too few answered."""
     plan = bench.plan
     c, paths = plan.config, _paths(plan, plan.layout.prunable)
     shared = {e.like for e in state.edits if e.kind == "share"}
@@ -219,30 +223,40 @@ def _by_validation(
     paths: Mapping[str, str],
     matrices: Mapping[str, Matrix],
     moments: Inputs | None,
-) -> tuple[State, Plan, Told]:
-    """The smallest budget whose loss on the cohort's validation parts stays within tolerance."""
+) -> tuple[State, Plan, Told | None]:
+    """The smallest budget whose loss on the cohort's validation parts stays within tolerance.
+
+    All models are measured by the same clients. A model that is not taken leaves nothing in the
+    state but what asking about it changed. None instead of what was done, if too few answered or
+    others than for the model before.
+    """
     c = bench.plan.config
     assert c.rank_tolerance is not None
-    state, before = _loss(state, bench)
+    state, before, judges = _loss(state, bench)
     tried: list[list[float]] = []
-    for budget in BUDGETS:
+    for budget in BUDGETS if judges else ():
         ranks = ranks_for_budget(matrices, budget)
         candidate, plan = _with_factors(state, bench.plan, paths, ranks, moments)
-        candidate, loss = _loss(candidate, replace(bench, plan=plan))
-        state = replace(state, traffic=candidate.traffic, failures=candidate.failures)
-        state = replace(state, failed=candidate.failed)
+        candidate, loss, answered = _loss(candidate, replace(bench, plan=plan, cohort=judges))
+        if answered != judges:
+            return undone(state, candidate), bench.plan, None
         tried.append([budget, loss])
         if loss <= before * (1.0 + c.rank_tolerance):
             told = _ranks_told(ranks, matrices) | {"loss_before": before, "tried": tried}
             return candidate, plan, told
-    return state, bench.plan, {"ranks": {}, "loss_before": before, "tried": tried}
+        state = undone(state, candidate)
+    told = {"ranks": {}, "loss_before": before, "tried": tried}
+    return state, bench.plan, told if judges else None
 
 
-def _loss(state: State, bench: Bench) -> tuple[State, float]:
+def _loss(state: State, bench: Bench) -> tuple[State, float, tuple[int, ...]]:
+    """The mean loss on validation, and whose; nobody's if too few answered or have no labels."""
     question = bench.question(state, "evaluate", part="validation")
     state, folded = bench.put(state, question, bench.cohort)
-    count = folded.totals.get("count", 0.0)
-    return state, folded.totals["loss"] / count if count else float("inf")
+    count, judges = folded.totals.get("count", 0.0), tuple(sorted(folded.answered))
+    if not count or len(judges) < bench.plan.config.min_clients:
+        return state, 0.0, ()
+    return state, folded.totals["loss"] / count, judges
 
 
 def _with_factors(

@@ -18,7 +18,7 @@ def refitted(state: State, before: State, bench: Bench) -> tuple[State, float | 
     """The state with its prunable weights fitted to what they were, where that is wanted.
 
     Under ``--calibration sequential``, and always to the outputs of the model before, layer by
-    layer, behind those that were fitted already. Where too few answer, weights stay as they are.
+    layer, behind those that were fitted already. If too few answer, the state owes its pruning.
 
     Args:
         state: just pruned.
@@ -30,13 +30,15 @@ def refitted(state: State, before: State, bench: Bench) -> tuple[State, float | 
         where nothing was fitted.
     """
     plan = bench.plan
-    if plan.config.reconstruct is None or state.owed or state.masks is before.masks:
+    if plan.config.reconstruct is None or state.masks is before.masks:
         return state, None
     kind = RECONSTRUCTIONS[plan.config.reconstruct]
     ordered = kind.ordered or plan.config.calibration == "sequential"
     left: list[float] = []
     for names in in_order(plan.layout) if ordered else [plan.layout.prunable]:
         state, errors = _fitted(state, before, bench, names)
+        if state.owed:
+            return state, None
         left += errors
     return state, sum(left) / len(left) if left else None
 
@@ -66,7 +68,7 @@ def _fitted(
     question = bench.question(state, c.reconstruct, names=names, given=given)
     state, folded = bench.put(state, question, bench.cohort)
     if folded.total is None or len(folded.answered) < c.min_clients:
-        return state, []
+        return replace(state, owed=True), []
     sums = form_of(question, c, plan.layout).named(folded.total)
     fresh: Tensors = {}
     left: list[float] = []

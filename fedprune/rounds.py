@@ -13,32 +13,29 @@ from dataclasses import replace
 from typing import Any
 
 from fedprune.adapting import adapted
-from fedprune.asking import Bench
+from fedprune.asking import Bench, bench_for, put, question_about
 from fedprune.cohorts import drawn, too_few
 from fedprune.comparing import blend
-from fedprune.compression.skeleton import skeleton_digest
-from fedprune.compression.wire import digest_of
 from fedprune.deciding import collected, thin, united
 from fedprune.learning.averaging import averaged
 from fedprune.learning.moving import moved
 from fedprune.learning.training import learning_rate
-from fedprune.messages import Folded, Question
+from fedprune.messages import Folded
 from fedprune.notes import Notes, agreement_of
 from fedprune.privacy.ledger import Spent
-from fedprune.reducing import Told, reduced
+from fedprune.reducing import reduced
 from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
-from fedprune.secure.noticing import noticed
 from fedprune.shrinking import fitted, kept_small
-from fedprune.state import Plan, Port, State, Totals
+from fedprune.state import Plan, Port, State, Totals, undone
 from fedprune.teacher import schooled, teaching
-from fedprune.tensors import masked
 
 
 def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
     """The loop: from `state` on, one state and one row of the report after every round."""
     c, plan = plan.config, fitted(plan, state.edits)
-    state = remembered(state, plan)
+    if c.rewind == 0 and state.round == 0:
+        state = remembered(state, plan)
     while state.round < c.rounds:
         try:
             state, plan, told = one_round(state, plan, port)
@@ -50,96 +47,125 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
 def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     """The state after a round, the plan that fits it, and the round's row of the report.
 
+    A round of whose changes too few came is void: the model is as it was before, whatever was
+    decided on the way, and what was due in it is due in the next one.
+
     Raises:
         Spent: the privacy budget does not allow for the next question.
     """
-    c = plan.config
-    state = replace(state, round=state.round + 1, failures=(), notices=())
-    cohort = drawn(c, port.training(), state.round)
-    due = state.owed or plan.prunes(state.round)
-    state = before_pruning(state, plan, port, due=due)
-    state, plan, notes = thinned(state, plan, port, cohort, due=due)
-    state, changes = tune_all(state, plan, port, cohort, due=due)
-    before, state = state, average(state, plan, changes)
-    state, shares = blend(before, state, _bench(plan, port, cohort))
-    if due and c.score_during == "tune":
+    c, whole = plan.config, plan
+    before = state = replace(state, round=state.round + 1, failures=(), notices=())
+    due, phase = plan.due(state), plan.phase(state)
+    bench = bench_for(plan, port, drawn(c, port.training(), state.round))
+    state, bench, notes = thinned(state, bench, port)
+    state, changes = tune_all(state, bench.plan, port, bench.cohort, due=due)
+    if changes.total is None or too_few(changes, c):
+        state, plan = replace(undone(before, state), owed=due), whole
+        came = f"{len(changes.answered)} of {len(bench.cohort)} changes came"
+        notes = Notes(undone=f"void, nothing changes: {came}, min-clients={c.min_clients}")
+    else:
+        state, plan, notes = learnt(state, bench, changes, notes, due=due)
+    state, totals = measure(state, port, "validation")
+    return state, plan, row(state, plan, bench.cohort, changes, totals, notes, phase)
+
+
+def thinned(state: State, bench: Bench, port: Port) -> tuple[State, Bench, Notes]:
+    """The smaller state before tuning, where that is due: pruned, and without what is redundant."""
+    notes, plan = Notes(), bench.plan
+    if plan.due(state):
+        ready = before_pruning(state, plan, port)
+        if plan.asks_first:
+            state, notes = score_and_prune(state, ready, bench)
+            state, plan = kept_small(state, plan)
+        else:
+            state = ready
+    if plan.reduces(state):
+        state, plan, notes = reduce(state, replace(bench, plan=plan), notes)
+    return state, replace(bench, plan=plan), notes
+
+
+def before_pruning(state: State, plan: Plan, port: Port) -> State:
+    """The state with what is kept of the model before it is pruned: its quality, the teacher."""
+    if not state.prunings:
+        state, totals = measure(state, port, "test")
+        state = remembered(replace(state, dense_at_pruning=totals), plan)
+    return schooled(state, plan)
+
+
+def score_and_prune(state: State, ready: State, bench: Bench) -> tuple[State, Notes]:
+    """The state pruned by the cohort's summed statistics, all of it or, if too few answer, none.
+
+    Args:
+        state: as it is.
+        ready: the same with what is kept of it.
+        bench: asks the cohort.
+    """
+    thinner, notes = (adapted if bench.plan.adapts else thin)(replace(ready, owed=False), bench)
+    left = None
+    if not thinner.owed:
+        thinner, left = refitted(thinner, ready, bench)
+    if thinner.owed:
+        why = "not pruned: too few answered"
+        return replace(undone(state, thinner), owed=True), Notes(undone=why)
+    return thinner, replace(notes, refit=left)
+
+
+def reduce(state: State, bench: Bench, notes: Notes) -> tuple[State, Plan, Notes]:
+    """The state without what is redundant in it, the plan that fits it, and what was done.
+
+    All of it or, if too few answer, none: then it is due in the next round.
+    """
+    out = reduced(schooled(state, bench.plan), bench)
+    if out.told is None:
+        why = "not reduced: too few answered"
+        why = f"{notes.undone}; {why}" if notes.undone else why
+        return undone(state, out.state), bench.plan, replace(notes, undone=why)
+    return replace(out.state, reduced=True), out.plan, replace(notes, reduced=out.told)
+
+
+def learnt(
+    state: State, bench: Bench, changes: Folded, notes: Notes, *, due: bool
+) -> tuple[State, Plan, Notes]:
+    """The state with the cohort's mean change, and with what follows from a round that counts."""
+    plan, before = bench.plan, state
+    state, shares = blend(before, average(state, plan, changes), bench)
+    if due and plan.config.score_during == "tune":
         state = collected(state, plan, changes)
     state, plan = kept_small(state, plan)
-    state = followed(remembered(state, plan), before, plan)
-    state, totals = measure(state, port, "validation")
+    pruned = due and not state.owed
+    state = replace(state, prunings=state.prunings + pruned)
+    state = followed(remembered(state, plan), plan, pruned=pruned)
     agreement = notes.agreement if changes.votes is None else agreement_of(changes)
-    notes = replace(notes, blend=shares, agreement=agreement)
-    return state, plan, row(state, plan, cohort, changes, totals, notes)
-
-
-def before_pruning(state: State, plan: Plan, port: Port, *, due: bool) -> State:
-    """The state with what is kept of the dense model when it ends: its quality, the teacher."""
-    if due and state.round == plan.config.warmup + 1:
-        state, totals = measure(state, port, "test")
-        state = replace(state, dense_at_pruning=totals)
-    return schooled(state, plan, due=due)
-
-
-def thinned(
-    state: State, plan: Plan, port: Port, cohort: Sequence[int], *, due: bool
-) -> tuple[State, Plan, Notes]:
-    """The smaller state before tuning: pruned if that is `due`, and without what is redundant."""
-    notes, c = Notes(), plan.config
-    if due and plan.asks_first:
-        state, notes = score_and_prune(state, plan, port, cohort)
-        state, plan = kept_small(state, plan)
-    if c.reduce and state.round == c.reduce_round:
-        state, plan, told = reduce(state, plan, port, cohort)
-        notes = replace(notes, reduced=told)
-    return state, plan, notes
+    return state, plan, replace(notes, blend=shares, agreement=agreement)
 
 
 def remembered(state: State, plan: Plan) -> State:
-    """The state with its weights kept for later, in the round that ``--rewind`` names."""
-    due = plan.config.rewind == state.round and state.early is None
+    """The state with its weights kept for ``--rewind``, from the round that it names on.
+
+    In the first round from then on that counts, at the latest when pruning begins.
+    """
+    at = plan.config.rewind
+    due = at is not None and state.round >= at and state.early is None and not state.prunings
     return replace(state, early=state.weights) if due else state
 
 
-def followed(state: State, before: State, plan: Plan) -> State:
-    """The state with the round in its running average, where one is wanted."""
-    c, moving = plan.config, state.moving
-    if c.moving == "none" or (c.moving == "swa" and state.round < c.end):
+def followed(state: State, plan: Plan, *, pruned: bool) -> State:
+    """The state with the round in its running average, where one is wanted.
+
+    A mean of the rounds from the last pruning on begins with the round in which that happened.
+    """
+    c = plan.config
+    swa = c.moving == "swa"
+    if c.moving == "none" or (swa and (state.round < c.end or state.owed)):
         return state
-    if state.completed > before.completed:
-        moving = moved(moving, state.weights, state.masks, plan.layout, c.moving_decay)
-    elif moving is not None:
-        moving = replace(moving, weights=masked(moving.weights, state.masks))
+    before = None if swa and pruned else state.moving
+    moving = moved(before, state.weights, state.masks, plan.layout, c.moving_decay)
     return replace(state, moving=moving)
 
 
 def outcome(state: State) -> State:
     """The state with the weights that are its result: the running average, where there is one."""
     return state if state.moving is None else replace(state, weights=state.moving.weights)
-
-
-def score_and_prune(
-    state: State, plan: Plan, port: Port, cohort: Sequence[int]
-) -> tuple[State, Notes]:
-    """The cohort's summed statistics, and the state under the mask they give."""
-    bench = _bench(plan, port, cohort)
-    thinner, notes = (adapted if plan.adapts else thin)(state, bench)
-    thinner, left = refitted(thinner, state, bench)
-    return thinner, replace(notes, refit=left)
-
-
-def reduce(
-    state: State, plan: Plan, port: Port, cohort: Sequence[int]
-) -> tuple[State, Plan, Told | None]:
-    """The state without what is redundant in it, the plan that fits it, and what was done."""
-    out = reduced(state, _bench(plan, port, cohort))
-    return out.state, out.plan, out.told
-
-
-def _bench(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
-    def put(at: State, question: Question, partitions: Sequence[int]) -> tuple[State, Folded]:
-        return _put(at, port, question, partitions)
-
-    return Bench(plan, put, _question, cohort, port.measuring)
 
 
 def tune_all(
@@ -156,7 +182,7 @@ def tune_all(
         own = c.masks != "global"
         what |= {"score": c.score, "sparsity": plan.sparsity(state.round) if own else None}
         what |= {"progress": plan.progress(state.round)}
-    state, changes = _put(state, port, _question(state, "tune", **what), cohort)
+    state, changes = put(state, port, question_about(state, "tune", **what), cohort)
     down, up = plan.dense_packet
     dense = down * len(cohort) + up * len(changes.answered)
     traffic = replace(state.traffic, dense=state.traffic.dense + dense)
@@ -164,14 +190,12 @@ def tune_all(
 
 
 def average(state: State, plan: Plan, changes: Folded) -> State:
-    """The state with the mean change applied; as it was, if too few answered.
+    """The state with the mean change applied.
 
     Where the clients trained under masks of their own, the global mask is decided here too.
     """
     c = plan.config
-    if changes.total is None or too_few(changes, c):
-        own = c.masks != "global" and plan.prunes(state.round)
-        return replace(state, owed=state.owed or own)
+    assert changes.total is not None  # else the round is void
     weights = averaged(
         state.weights,
         changes.total,
@@ -183,6 +207,9 @@ def average(state: State, plan: Plan, changes: Folded) -> State:
         rule=c.average or "fedavg",
     )
     state = replace(state, weights=weights, completed=state.completed + 1)
+    if c.error_feedback:
+        newest = dict.fromkeys(changes.answered, state.round)
+        state = replace(state, counted={**state.counted, **newest})
     return state if changes.votes is None else united(state, plan, changes.votes)
 
 
@@ -191,14 +218,14 @@ def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
 
     Of the running average, where there is one.
     """
-    question = _question(outcome(state), "evaluate", part=part)
-    state, folded = _put(state, port, question, port.measuring())
+    question = question_about(outcome(state), "evaluate", part=part)
+    state, folded = put(state, port, question, port.measuring())
     return state, folded.totals
 
 
 def describe(state: State, port: Port) -> tuple[State, Folded]:
     """How often each label occurs in the training and test parts of everyone who is there."""
-    return _put(state, port, _question(state, "describe"), port.measuring())
+    return put(state, port, question_about(state, "describe"), port.measuring())
 
 
 def census(state: State, port: Port, table: str) -> tuple[State, Folded]:
@@ -209,34 +236,5 @@ def census(state: State, port: Port, table: str) -> tuple[State, Folded]:
         port: the clients.
         table: name of the embeddings, with a row for every token.
     """
-    question = _question(state, "tokens", names=(table,))
-    return _put(state, port, question, list(port.present()))
-
-
-def _question(state: State, kind: str, **what: Any) -> Question:
-    digest = skeleton_digest(state.masks, state.edits)
-    known = frozenset(p for p, held in state.known.items() if held == digest)
-    what |= {"known": known, "edits": state.edits}
-    return Question(kind, state.round, state.weights, state.masks, **what)
-
-
-def _put(
-    state: State, port: Port, question: Question, partitions: Sequence[int]
-) -> tuple[State, Folded]:
-    folded = port.ask(question, partitions)
-    digest = skeleton_digest(state.masks, state.edits)
-    t = state.traffic
-    if question.kind in {"evaluate", "describe"}:
-        t = replace(t, evaluation=t.evaluation + folded.bytes_up + folded.bytes_down)
-    else:
-        t = replace(t, up=t.up + folded.bytes_up, down=t.down + folded.bytes_down)
-    taught = dict.fromkeys(folded.answered, digest_of(question.teacher))
-    state = noticed(state, question.kind, folded)
-    return replace(
-        state,
-        taught={**state.taught, **taught} if question.teacher else state.taught,
-        known={**state.known, **dict.fromkeys(folded.answered, digest)},
-        traffic=t,
-        failures=state.failures + folded.failures,
-        failed=state.failed + len(folded.failures),
-    ), folded
+    question = question_about(state, "tokens", names=(table,))
+    return put(state, port, question, list(port.present()))

@@ -92,7 +92,22 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
         for read in [{f"{column}_column" for column in task.columns}]
         for name in ("text", "label", "target", "client")
     ]
+    names, known = c.class_names, task.class_names
+    count = len(known) if isinstance(known, tuple) else len(names)
     return [
+        ("class-names", bool(names) and known is None, f"task {c.task} has no classes", out),
+        (
+            "class-names",
+            bool(names) and len(names) != count,
+            f"task {c.task} has {count} classes",
+            f"{count} names",
+        ),
+        (
+            "class-names",
+            len(set(names)) < len(names) or not all(names),
+            "a name is empty or there twice",
+            "names that differ",
+        ),
         ("model", unknown, f"task {c.task} has no such model", models),
         ("length", c.length is not None and task.tokenizer is None, "no text", out),
         ("depth", c.depth is not None and not family, own, out),

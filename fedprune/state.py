@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -76,6 +76,10 @@ class State:
         failed: how many failures there were in all.
         dense_at_pruning: test totals when pruning began.
         owed: a pruning was due and had too few answers; the next round makes up for it.
+        prunings: how many there were, exchanges included.
+        reduced: what is redundant was taken out (``--reduce``).
+        counted: partition to the round of its newest change that is in an average; kept with
+            ``--error-feedback`` alone.
         early: the weights that survivors go back to when they are pruned (``--rewind``).
         edits: what was cut out of the dense model or replaced in it; all tensors here have the
             shapes that it has then.
@@ -105,6 +109,22 @@ class State:
     moving: Moving | None = None
     sums: tuple[frozenset[int], ...] = ()
     notices: tuple[str, ...] = ()
+    prunings: int = 0
+    reduced: bool = False
+    counted: dict[int, int] = field(default_factory=dict)
+
+
+ASKING = ("known", "taught", "traffic", "failures", "failed", "sums", "notices")
+"""What asking alone changes in a state, whatever is made of the answers."""
+
+
+def undone(before: State, after: State) -> State:
+    """The state as it was before, but for what asking has changed: bytes, failures, who has what.
+
+    For all that comes to nothing: a void round, a pruning that too few answered, a candidate that
+    is not taken.
+    """
+    return replace(before, **{name: getattr(after, name) for name in ASKING})
 
 
 @dataclass(frozen=True)
@@ -177,9 +197,26 @@ class Plan:
             final=final,
         )
 
-    def exchanges(self, round_: int) -> bool:
-        """Whether this round drops and regrows at constant sparsity."""
-        return self.config.schedule == "regrow" and round_ > self.config.warmup + 1
+    def due(self, state: State) -> bool:
+        """Whether a pruning is due in the state's round, by the schedule or from before."""
+        return state.owed or self.prunes(state.round)
+
+    def exchanges(self, state: State) -> bool:
+        """Whether a pruning drops and regrows at constant sparsity: after the first one."""
+        return SCHEDULES[self.config.schedule].exchanges and state.prunings > 0
+
+    def reduces(self, state: State) -> bool:
+        """Whether what is redundant is due to be taken out."""
+        c = self.config
+        come = c.reduce_round is not None and state.round >= c.reduce_round
+        return bool(c.reduce) and come and not state.reduced
+
+    def done(self, state: State) -> bool:
+        """Whether all that the configuration asks for was done, and nothing is owed any more."""
+        rounds = range(1, self.config.rounds + 1)
+        last = max((r for r in rounds if self.prunes(r)), default=0)
+        lacks = state.owed or (bool(self.config.reduce) and not state.reduced)
+        return not lacks and state.round >= last
 
     def exchange_step(self, round_: int) -> tuple[int, int]:
         """Which exchange this is, from 1, and how many there are."""
@@ -187,20 +224,21 @@ class Plan:
         step, steps = step_at(round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
         return step - 1, steps
 
-    def phase(self, round_: int) -> str:
-        """The part of the run: warmup, prune, reduce or recover.
+    def phase(self, state: State) -> str:
+        """The part of the run that the state's round is: warmup, prune, reduce or recover.
 
         Dense is that of an arm that never prunes, update that of a run that goes on from a pruned
         one and prunes no further.
         """
-        if self.config.sparsity == 0.0:
+        c, round_ = self.config, state.round
+        if c.sparsity == 0.0:
             return "update" if self.start else "dense"
-        if self.prunes(round_):
+        if self.due(state):
             return "prune"
-        if self.config.reduce and round_ == self.config.reduce_round:
+        if self.reduces(state):
             return "reduce"
-        last = self.config.end if self.config.threshold is None else self.config.warmup + 1
-        return "warmup" if round_ <= self.config.warmup else "prune" if round_ < last else "recover"
+        last = c.end if c.threshold is None else c.warmup + 1
+        return "warmup" if round_ <= c.warmup else "prune" if round_ < last else "recover"
 
 
 def first_state(model: nn.Module, layout: Layout) -> State:

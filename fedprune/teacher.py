@@ -30,17 +30,10 @@ def distils(config: RunConfig) -> bool:
     return bool(config.distil or config.distil_hidden or config.distil_attention)
 
 
-def schooled(state: State, plan: Plan, *, due: bool) -> State:
-    """The state with its model kept as the teacher, before it is pruned or reduced at first.
-
-    Args:
-        state: in a round that has begun.
-        plan: what stays the same.
-        due: whether the round prunes.
-    """
+def schooled(state: State, plan: Plan) -> State:
+    """The state with its model kept as the teacher, before it is pruned or reduced at first."""
     c = plan.config
-    due = due or (bool(c.reduce) and state.round == c.reduce_round)
-    if not due or state.teacher or plan.teacher or not distils(c):
+    if state.teacher or plan.teacher or not distils(c):
         return state
     return replace(state, teacher=to_coded(origin_of(c, state.edits), state.weights, state.masks))
 

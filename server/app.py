@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune.config import ConfigError, RunConfig, from_flower, overridden
+from fedprune.federation import NoRoundCompleted
 from fedprune.hosts import placed
 from fedprune.report.folder import fresh_folder
 from fedprune.report.screen import Screen
@@ -40,7 +41,6 @@ def main(grid: Grid, context: Context) -> None:
         config = placed(config, folder)
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None
-    torch.set_num_threads(1)  # as in every other engine: with more, bits depend on the machine
     screen = Screen()
     for line in left_out:
         screen.line(f"toml: {line}")
@@ -70,5 +70,6 @@ def run_on(
     Raises:
         SystemExit: no round was completed.
     """
-    FedPrune(config, folder, resume, screen.watch(), screen.tick).start(grid)
+    with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
+        FedPrune(config, folder, resume, screen.watch(), screen.tick).start(grid)
     screen.closing(folder)

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from fedprune.config import RunConfig, to_toml
 from fedprune.hosts import grouped
 from fedprune.letters import Letter
-from fedprune.messages import Failure, Refused
+from fedprune.messages import Failure, Refused, failure_said, plain
 from server.mail import Lost, Post, Reply
 
 GATHER_POLL = 0.2
@@ -126,7 +126,7 @@ class Fleet:
 
     def _hear(self, i: int, reply: Reply) -> None:
         try:
-            node = reply if isinstance(reply, Lost) else _announced(reply)
+            node = reply if isinstance(reply, Lost) else self._announced(reply)
         except Refused as refused:
             node = Lost(f"{refused.field}: {refused}")
         if isinstance(node, Node):
@@ -136,6 +136,20 @@ class Fleet:
             self._greet(i)
         else:
             log.warning("a node could not join: %s", node.reason)
+
+    def _announced(self, reply: Letter | Refused) -> Node:
+        """The node that a reply to a greeting describes.
+
+        Raises:
+            Refused: it describes none, or one that cannot be.
+        """
+        if isinstance(reply, Refused):
+            raise reply
+        node = announced(reply, self.config.clients)
+        if not node.device and networked(self.grid):
+            # Any node of a network could say that it is a worker and holds everybody's data.
+            raise Refused("data", "no device; allowed: --node-config 'partition-id=0 data=\"...\"'")
+        return node
 
     def _judge(self, i: int, node: Node) -> None:
         """Make known why a node does not take part, once; a simulation's must."""
@@ -201,21 +215,41 @@ def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Se
 _TWICE = "two nodes announce it; allowed: a partition-id of its own for each node"
 
 
-def _announced(reply: Letter | Refused) -> Node:
-    """The node that a reply to a greeting describes.
+def networked(grid: Grid) -> bool:
+    """Whether a grid's nodes are programs on a network: they may say what they like.
+
+    By the name of Flower's class: its module is not public, and moves.
+    """
+    return any(kind.__name__ == "HttpGrid" for kind in type(grid).__mro__)
+
+
+_LONGEST = 2**20
+"""Bytes that a node may announce itself with: 30 for each of 30,000 partitions."""
+
+_MOST_LABELS = 10**12
+
+
+def announced(reply: Letter, clients: int) -> Node:
+    """The node that a reply to a greeting describes, of a run with so many clients.
 
     Raises:
-        Refused: it describes none.
+        Refused: it describes none, or partitions that there are not.
     """
-    if isinstance(reply, Refused):
-        raise reply
     try:
-        about = json.loads(reply.fields["about"])
+        text = reply.fields["about"]
+        if len(text) > _LONGEST:
+            raise ValueError(f"{len(text)} bytes; allowed: {_LONGEST}")
+        about = json.loads(text)
         labels = {int(p): int(n) for p, n in about["labels"].items()}
         failure = about.get("failure")
-        told = failure and Failure(
-            int(failure["partition"]), "hello", str(failure["field"]), str(failure["reason"])[:300]
-        )
-        return Node(bool(about["device"]), labels, told or None)
+        told = failure_said(failure, "hello") if failure else None
+        node = Node(bool(about["device"]), labels, told)
     except Exception as error:  # whatever a malformed announcement raises must not stop the run
-        raise Refused("hello", f"malformed: {error!r}"[:300]) from None
+        raise Refused("hello", plain(f"malformed: {error!r}")) from None
+    wrong = next((p for p in labels if not 0 <= p < clients), None)
+    if wrong is not None:
+        allowed = f"0 to {clients - 1}"
+        raise Refused("partition-id", f"{plain(wrong)}: no such client; allowed: {allowed}")
+    if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
+        raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
+    return node

@@ -150,7 +150,7 @@ class _Asking:
             if self._summable(group) and "total" in reply.buffers:
                 size = size_of(reply)
                 return _checked(replace(folded_of(reply, group), bytes_up=size), self.form)
-            return parts_in(reply, group)
+            return parts_in(reply, group, self.question.kind)
         except Refused as refused:
             return refused
 

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.letters import Letter
-from fedprune.messages import Refused
+from fedprune.messages import Refused, plain
 
 POLL = {True: 0.05, False: 0.25}
 """Seconds between looks for replies: in a simulation, and on devices, where a look is a request."""
@@ -141,10 +141,10 @@ def records(letter: Letter) -> RecordDict:
 def opened(message: Message) -> Reply:
     """The letter in a message, or why there is none."""
     if message.has_error():
-        return Lost(" ".join(str(message.error.reason).split())[:300])
+        return Lost(plain(message.error.reason))
     try:
         content = message.content
         buffers = {name: a.data for name, a in content.array_records["buffers"].items()}
         return Letter(dict(content.config_records["fields"]), buffers)
-    except (KeyError, ValueError) as error:
-        return Refused("reply", f"malformed: {error!r}")
+    except Exception as error:  # whatever a stranger's message raises is a refusal of it
+        return Refused("reply", plain(f"malformed: {error!r}"))

@@ -110,8 +110,9 @@ class _Stage:
         if reply.fields.get("missing"):
             return MISSING
         bits = self.fleet.config.secure_bits or 64
+        length = self.parcel.length if self.parcel else 0
         try:
-            said = reply_of(reply, group, bits, self.parcel.length if self.parcel else 0)
+            said = reply_of(reply, group, self.call.stage, bits, length)
             if self.fleet.simulated():
                 return said
             return replace(said, bytes_up=size_of(reply) if said.present else 0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fedprune.config import ConfigError
-from fedprune.federation import federate
+from fedprune.federation import NoRoundCompleted, federate
 from fedprune.hosts import inline_port, labels_of, open_house, placed
 from fedprune.report.folder import check_resumable, fresh_folder
 from fedprune.report.screen import Screen
@@ -40,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if config.engine == "inline":
             port = inline_port(house, screen.tick)
-            federate(config, port, folder=folder, resume=resume is not None, watch=screen.watch())
+            with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
+                watch = screen.watch()
+                federate(config, port, folder=folder, resume=resume is not None, watch=watch)
             screen.closing(folder)
         else:
             simulate(config, folder, screen, resume=resume is not None)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import RunConfig, Shard, federate, load
+from fedprune import RunConfig, Shard, federate, load, rounds
+from fedprune.asking import bench_for
 from fedprune.federation import _opening
 from fedprune.hosts import House, inline_port, open_house
+from fedprune.notes import Notes
 from fedprune.pruning.factors import Factored
 from fedprune.pruning.layers import input_rows, layers_of, watching
 from fedprune.pruning.layout import as_rows
 from fedprune.redundancy.units import producers_of
-from fedprune.rounds import reduce
 from fedprune.shapes import shaped
 from fedprune.state import Plan, Port, State
 from fedprune.tasks.language import windows
@@ -58,6 +59,13 @@ def logits(config: RunConfig, state: State) -> Tensor:
     load_into(model, state.weights)
     with torch.no_grad():
         return model.eval()(input_ids=torch.arange(12).reshape(2, 6)).logits
+
+
+def reduce(
+    state: State, plan: Plan, port: Port, cohort: list[int]
+) -> tuple[State, Plan, dict[str, Any] | None]:
+    after, plan, notes = rounds.reduce(state, bench_for(plan, port, cohort), Notes())
+    return after, plan, notes.reduced
 
 
 def changed(state: State, weights: dict[str, Tensor]) -> State:

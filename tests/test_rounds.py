@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import SCORES, Result, RunConfig, Shard, federate, select
+from fedprune import SCORES, NoRoundCompleted, Result, RunConfig, Shard, federate, select
 from fedprune.answering import answer
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.federation import Watch
@@ -365,7 +365,9 @@ def test_a_run_that_nobody_answers_completes_no_round(
     config = tiny()
     house = house_of(config)
     start = digest(state_of(house.model))
-    result = federate(config, inline_port(house))
+    with pytest.raises(NoRoundCompleted, match=r"client ., phase tune: RuntimeError: no") as told:
+        federate(config, inline_port(house))
+    result = told.value.result
     assert result.summary["rounds_completed"] == 0
     assert result.summary["sparsity"] == 0.0
     assert set(column(result, "weights_digest")) == {start}

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate, load
+from fedprune.asking import question_about
 from fedprune.checkpoint import load_state, save_state
 from fedprune.config import to_toml
 from fedprune.federation import Watch, _opening
 from fedprune.hosts import House, furnished, inline_port, open_house
 from fedprune.packets import decode_question, encode_question
-from fedprune.rounds import _question, run
+from fedprune.rounds import run
 from fedprune.shapes import layout_at, shaped
 from fedprune.shrinking import fitted, shrunk
 from fedprune.state import State
@@ -101,11 +102,11 @@ def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
 
 def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
     _, state, small, _, smaller = halved
-    packet = encode_question(_question(small, "tune", lr=0.1), "fp32")
+    packet = encode_question(question_about(small, "tune", lr=0.1), "fp32")
     back = decode_question(packet, smaller.layout)
     assert back.edits == small.edits
     assert all(torch.equal(back.weights[n], w) for n, w in small.weights.items())
-    whole = encode_question(_question(state, "tune", lr=0.1), "fp32")
+    whole = encode_question(question_about(state, "tune", lr=0.1), "fp32")
     assert packet.size(bits=False) < whole.size(bits=False)
 
 

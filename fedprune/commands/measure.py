@@ -99,6 +99,7 @@ def run(arguments: Namespace) -> int:
         first |= mine
         second |= theirs
     notes = [*notes_on(first, second), *_dense_quality(arguments)]
+    notes += [f.pop("unmeasured") for f in (first, second) if "unmeasured" in f]
     if arguments.json:
         print(json.dumps({"models": named, "notes": notes, "batch": arguments.batch}, indent=1))
     else:
@@ -146,7 +147,10 @@ def _figures(
         found["peak_memory"] = peak_of(about)
     known = _from_summary(arguments.model if path is None else path, dense=path is None)
     if known is None and arguments.quality and path is not None:
-        known = quality_of(looked)
+        try:
+            known = quality_of(looked)
+        except FileNotFoundError as error:  # a model is weighed without the data it learned from
+            found["unmeasured"] = f"The quality of {looked.name} was not measured: {error}"
     return {**found, "quality": known}
 
 

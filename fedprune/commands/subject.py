@@ -135,8 +135,10 @@ def _of_run(path: str, folder: Path) -> Subject:
             f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "
             f"python simulations/run.py --resume {path} first"
         )
-    config = recorded((folder / CONFIG_NAME).read_text())
     head, _, masks = from_coded(coded.read_bytes(), path)
+    # The classes of the data are the file's to say: the data may be gone.
+    names = {key: tuple(head[key]) for key in ("class_names",) if key in head}
+    config = recorded((folder / CONFIG_NAME).read_text()).model_copy(update=names)
     return Subject(path, load(folder), config, masks, folder, _edits_of(head))
 
 
@@ -151,8 +153,8 @@ def _of_folder(path: str, folder: Path) -> Subject:
 def _config_of(about: Mapping[str, Any]) -> RunConfig:
     """An export knows its run's whole configuration, a run's own files what builds the model."""
     keys = set(RunConfig.model_fields)
-    given = about.get("config") or {k: v for k, v in about.items() if k in keys}
-    return configure(given)
+    own = {k: v for k, v in about.items() if k in keys}
+    return configure({**about.get("config", {}), **own})
 
 
 def _edits_of(about: Mapping[str, Any]) -> Edits:

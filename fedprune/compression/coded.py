@@ -25,6 +25,7 @@ from fedprune.plugins import tasks_of
 from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import Edits, from_json, to_json
 from fedprune.pruning.surgery import reshaped
+from fedprune.tasks.task import class_names_of
 from fedprune.tensors import (
     Masks,
     Tensors,
@@ -44,17 +45,21 @@ CODED_NAME = "model.fedprune"
 
 _ORIGIN = (
     *("task", "plugin", "model", "depth", "width", "length", "data", "encoding"),
-    "text_column",
-    "label_column",
+    *("text_column", "label_column", "class_names"),
 )
 _FOUND = ("structure", "unit")  # how the channels were found that the edits cut
 
 
 def origin_of(config: RunConfig, edits: Edits = ()) -> dict[str, Any]:
-    """How a model is built: keys of the configuration for the dense one, and what was edited."""
+    """How a model is built: keys of the configuration for the dense one, and what was edited.
+
+    The names of its classes are among the keys, as the task knows them: so a model that learned
+    the classes of some data is built again without the data.
+    """
     keys = _ORIGIN if config.structure == "auto" else (*_ORIGIN, *_FOUND)
-    values = {key: vars(config)[key] for key in keys}
-    return {key: value for key, value in values.items() if value not in (None, "")} | {
+    names = class_names_of(tasks_of(config.plugin)[config.task], config)
+    values = {**{key: vars(config)[key] for key in keys}, "class_names": list(names)}
+    return {key: value for key, value in values.items() if value not in (None, "", [])} | {
         "plugin": config.plugin,
         **({"edits": json.loads(to_json(edits))} if edits else {}),
     }

@@ -53,7 +53,8 @@ def _written_by_a_run(folder: Path, _: About, model: nn.Module | None) -> nn.Mod
 
 
 def _safetensors(folder: Path, about: About, model: nn.Module | None) -> nn.Module:
-    model = model or dense_model(configure(about["config"]))
+    names = {key: about[key] for key in ("class_names",) if key in about}
+    model = model or dense_model(configure({**about["config"], **names}))
     model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
     how = about.get("quantised")
     if how:

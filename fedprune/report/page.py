@@ -49,6 +49,7 @@ SENTENCES = (
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
     "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
+    "Its outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds} rounds were completed.",
     "It took {time} on {hosts} hosts of the engine {engine}, with seed {seed}.",
@@ -128,6 +129,7 @@ def what_was_run(run: Run) -> str:
         whole(choose(known.get("shard_sizes") or [], default=None)) for choose in (min, max)
     )
     known.setdefault("unit", "examples")
+    known["classes"] = listed(known.get("class_names") or [])
     known["parameters"] = whole(known.get("parameters"))
     reduced = "reduced" in known  # of which the sparsity at the end says more than what was pruned
     removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))
@@ -137,6 +139,12 @@ def what_was_run(run: Run) -> str:
     known["time"] = duration(known.get("seconds"))
     told = {key: value for key, value in known.items() if value not in ("", NONE)}
     return " ".join(filter(None, (say(sentence, told) for sentence in SENTENCES)))
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """Names for a sentence: the first ones, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def say(sentence: str, known: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ def row(
     changes: Folded,
     totals: Totals,
     notes: Notes,
+    phase: str,
 ) -> Row:
     """One row of the report: deterministic, no times. Bytes are cumulative."""
     measured = quality(totals, plan.config) or {}
@@ -49,7 +50,7 @@ def row(
     over = state.pace is not None and state.pace.done and notes.adaptive is None
     return {
         "round": state.round,
-        "phase": "recover" if over else plan.phase(state.round),
+        "phase": "recover" if over else phase,
         "sparsity": removed / layout.whole,
         "removed": removed,
         "zeros": zeros(state) if plan.config.shrinkage == "proximal" else None,

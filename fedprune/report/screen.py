@@ -149,7 +149,8 @@ class Screen:
                 "yellow",
             )
 
-        for notice in row.get("notices") or ():
+        undone = row.get("undone")
+        for notice in (*([undone] if undone else []), *(row.get("notices") or ())):
             self.line(f"        {notice}", "yellow")
 
     def stop(self) -> None:
@@ -166,14 +167,12 @@ class Screen:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         for text in closing_lines(summary, folder):
             self.line(text)
-        if stopped := (summary.get("privacy") or {}).get("stopped"):
-            if not summary["rounds_completed"]:
-                raise SystemExit(f"fedprune: no round was completed: {stopped}")
+        if "failed" in summary:
+            raise SystemExit(f"fedprune: {summary['failed']}")
+        if "stopped" in (summary.get("privacy") or {}):
             return
-        if not summary["rounds_completed"]:
-            raise SystemExit("fedprune: no round was completed: too few clients answered")
         if not summary["reached"]:
-            raise SystemExit("fedprune: not pruned as asked: too few clients answered when scoring")
+            raise SystemExit("fedprune: not pruned as asked: too few clients answered")
         if summary["quality"]["final"] is None:
             raise SystemExit("fedprune: no client could measure the model at the end")
 
@@ -223,7 +222,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *_beside(summary),
         *_earlier(summary),
         *_nothing_removed(summary),
-        *(["NOT REACHED: too few clients answered when scoring"] * (not summary["reached"])),
+        *_not_reached(summary),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
         *_reduced(summary),
@@ -278,6 +277,12 @@ def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
     short = summary.get("short") and summary["sparsity"] and summary["reached"] and not stopped
     less = "SHORT OF WHAT WAS ASKED: the next unit is larger than what is left to remove"
     return [text] if idle else [less] if short else []
+
+
+def _not_reached(summary: Mapping[str, Any]) -> list[str]:
+    stopped = "stopped" in (summary.get("privacy") or {})
+    why = "the privacy budget was spent" if stopped else "too few clients answered"
+    return [] if summary["reached"] else [f"NOT REACHED: {why} before all was done that was asked"]
 
 
 def _beside(summary: Mapping[str, Any]) -> list[str]:

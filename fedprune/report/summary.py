@@ -21,6 +21,7 @@ from fedprune.pruning.structure import Group
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.report.rows import quality
 from fedprune.state import Plan, State, Totals
+from fedprune.tasks.task import class_names_of
 from fedprune.tensors import Masks, count_kept, digest
 
 Summary = dict[str, Any]
@@ -69,6 +70,7 @@ def summary_of(
         "family": config.model,
         "metric": task.metric,
         "unit": task.unit,
+        "class_names": list(class_names_of(task, config)),
         "seed": config.seed,
         "split": config.split,
         "clients": len(about.sizes),
@@ -103,7 +105,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
     return {
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
-        "reached": not end.owed,
+        "reached": not end.owed if plan is None else plan.done(end),
         "short": _short(config, (prunable - kept) / prunable),
         **_flops(end.masks, plan),
         "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedprune.compression.wire import Packet
 from fedprune.letters import Buffers, Fields, Letter
-from fedprune.messages import Failure, Question, Refused
+from fedprune.messages import Failure, Question, Refused, failure_said, plain
 from fedprune.secure.masking import Keys
 from fedprune.secure.ring import Ring, ring_type
 
@@ -155,8 +155,8 @@ def call_of(letter: Letter) -> Call:
             table_of(letter.buffers.get("sealed", b"")),
             bytes(letter.buffers.get("open", b"")),
         )
-    except _MALFORMED as error:
-        raise Refused("call", f"malformed: {error!r}"[:300]) from None
+    except Exception as error:  # whatever a stranger's letter raises is a refusal of it
+        raise Refused("call", plain(f"malformed: {error!r}")) from None
 
 
 def reply_letter(reply: Reply) -> Letter:
@@ -175,12 +175,15 @@ def reply_letter(reply: Reply) -> Letter:
     return Letter({"about": json.dumps(about)}, {n: b for n, b in buffers.items() if b})
 
 
-def reply_of(letter: Letter, asked: Collection[int], bits: int, length: int = 0) -> Reply:
+def reply_of(
+    letter: Letter, asked: Collection[int], stage: str, bits: int, length: int = 0
+) -> Reply:
     """The reply that a letter holds, as far as its form can tell.
 
     Args:
         letter: what came.
         asked: the partitions that were asked.
+        stage: of which stage: failures are of it, whatever the reply says.
         bits: width of the sum's integers.
         length: how many integers a masked vector has.
 
@@ -195,25 +198,17 @@ def reply_of(letter: Letter, asked: Collection[int], bits: int, length: int = 0)
             table_of(letter.buffers.get("shares", b"")),
             _vector(letter.buffers.get("total"), bits, length),
             tuple(int(p) for p in about["summed"]),
-            tuple(_failure(**failure) for failure in about["failures"]),
+            tuple(failure_said(failure, stage) for failure in about["failures"]),
             int(about["bytes_up"]),
         )
         if bool(reply.summed) != (reply.total is not None) or reply.bytes_up < 0:
             raise ValueError("a sum of nobody, or nobody's, or of less than 0 bytes")
-    except _MALFORMED as error:
-        raise Refused("reply", f"malformed: {error!r}"[:300]) from None
+    except Exception as error:  # whatever a stranger's letter raises is a refusal of it
+        raise Refused("reply", plain(f"malformed: {error!r}")) from None
     spoken = sorted([*reply.present, *(f.partition for f in reply.failures)])
     if spoken != sorted(asked) or len(set(reply.summed)) < len(reply.summed):
         raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
     return reply
-
-
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error)
-"""What reading a letter raises that is not what it should be."""
-
-
-def _failure(partition: Any, phase: Any, field: Any, reason: Any) -> Failure:
-    return Failure(int(partition), str(phase), str(field)[:300], str(reason)[:300])
 
 
 _ENTRY = struct.Struct("<III")

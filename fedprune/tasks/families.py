@@ -24,6 +24,7 @@ class Need:
         pad: id of the padding.
         end: id that ends a written text, for "seq2seq".
         classes: how many, for "classify".
+        names: what they are called, in their order.
         depth: blocks of a stack; T5 has two stacks of so many.
         width: of the hidden states; a multiple of `HEAD`, one attention head for each.
     """
@@ -34,6 +35,7 @@ class Need:
     pad: int = 0
     end: int | None = None
     classes: int = 0
+    names: tuple[str, ...] = ()
     depth: int = 2
     width: int = 64
 

@@ -139,6 +139,11 @@ def fashion_model(config: RunConfig) -> nn.Module:
     return ConvNet(side=28, channels=(8, 16), hidden=64, classes=_CLASSES)
 
 
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 _CLASSES = 10
 _MODELS = {
     "cnn": "two convolutions with BatchNorm, two linear layers",
@@ -165,6 +170,7 @@ DIGITS = Task(
     output=("head",),
     models=_MODELS,
     classes=lambda _: _CLASSES,
+    class_names=DIGIT_NAMES,
     dummy=_blank(8),
     extra=f1_names(_CLASSES),
     splits=_SPLITS,
@@ -182,6 +188,7 @@ FASHION_MNIST = Task(
     output=("head",),
     models=_MODELS,
     classes=lambda _: _CLASSES,
+    class_names=FASHION_NAMES,
     dummy=_blank(28),
     extra=f1_names(_CLASSES),
     splits=_SPLITS,

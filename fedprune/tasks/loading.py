@@ -72,13 +72,22 @@ def loaded(config: RunConfig, need: Need) -> nn.Module:
         )
     if need.purpose == "classify" and settings.pad_token_id is None:
         settings.pad_token_id = need.pad
+    _named(settings, need)
     return model
 
 
 def _sized(settings: Any, need: Need) -> Any:
     if need.purpose == "classify":
         settings.num_labels = need.classes
+    _named(settings, need)
     return settings
+
+
+def _named(settings: Any, need: Need) -> None:
+    """Put the names of the classes where transformers keeps them."""
+    if need.names:
+        settings.id2label = dict(enumerate(need.names))
+        settings.label2id = {name: i for i, name in enumerate(need.names)}
 
 
 def _auto(purpose: str) -> Any:

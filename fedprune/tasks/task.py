@@ -72,6 +72,10 @@ class Task:
         columns: which of the options ``--text-column``, ``--label-column``, ``--target-column``
             and ``--client-column`` the task reads.
         classes: how many values a label has, for baselines that count labels; None: not counted.
+        class_names: what the classes are called, in the order of the model's outputs: names, or
+            what reads them from the data of a configuration (asked only where the configuration
+            gives none, see `class_names_of`). They are saved with the model, and a model is built
+            again from them without the data. None: the labels are no classes (tokens, numbers).
         dummy: one example that stands for any (no data in it): its shape alone is used, to count
             FLOPs and for scores that look at no data; None: neither is possible.
         extra: names of the further sums in `Loss.extra`, or what names them in a configuration
@@ -101,6 +105,7 @@ class Task:
     paths: bool = False
     columns: tuple[str, ...] = ()
     classes: Callable[[RunConfig], int] | None = None
+    class_names: tuple[str, ...] | Callable[[RunConfig], Sequence[str]] | None = None
     dummy: Callable[[RunConfig], Part] | None = None
     extra: tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]] = ()
     exam: Callable[[nn.Module, Part, RunConfig], Mapping[str, float]] | None = None
@@ -134,6 +139,17 @@ def output_of(task: Task, model: nn.Module) -> tuple[str, ...]:
 def extra_names(task: Task, config: RunConfig) -> tuple[str, ...]:
     """The names of the further sums that measuring adds up, in a fixed order."""
     return task.extra(config) if callable(task.extra) else task.extra
+
+
+def class_names_of(task: Task, config: RunConfig) -> tuple[str, ...]:
+    """The names of a task's classes, in the order of its outputs; none, where it has no classes.
+
+    Those of the configuration, where it gives some: then no data is read.
+    """
+    if task.class_names is None or config.class_names:
+        return config.class_names
+    given = task.class_names
+    return tuple(given(config) if callable(given) else given)
 
 
 MOST_CLASSES = 100

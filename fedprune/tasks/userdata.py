@@ -83,11 +83,15 @@ def pair_shards(config: RunConfig) -> Sequence[Shard]:
 
 
 def names_of_classes(config: RunConfig) -> list[str]:
-    """The distinct labels of the whole file, sorted as texts: in a simulation all know them.
+    """The configuration's class names, or else the distinct labels of the file, sorted as texts.
+
+    In a simulation all know the labels of the whole file.
 
     Raises:
         ValueError: there is only one.
     """
+    if config.class_names:
+        return list(config.class_names)
     names = sorted(set(rows_with_text(config, "label")["label"]))
     if len(names) < 2:
         raise ValueError(
@@ -101,6 +105,11 @@ def labelled_shards(config: RunConfig) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and their classes; cut at random."""
     columns = rows_with_text(config, "label")
     index = {name: i for i, name in enumerate(names_of_classes(config))}
+    if odd := sorted(set(columns["label"]) - index.keys()):
+        raise ValueError(
+            f"class-names={list(index)}: rows have the label {odd[0]!r}; "
+            "allowed: a name for every label in the data"
+        )
     symbols = symbols_of(config, "classify")
     ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
     labels = torch.tensor([index[name] for name in columns["label"]])
@@ -120,9 +129,10 @@ def text_class_loss(model: nn.Module, batch: Part) -> Loss:
 def classifier(config: RunConfig) -> nn.Module:
     """A sequence classifier for the classes of the data."""
     symbols = symbols_of(config, "classify")
-    classes = len(names_of_classes(config))
+    names = tuple(names_of_classes(config))
     length = length_of(config, USUAL)
-    return build(config, Need("classify", symbols.size, length, symbols.pad, None, classes))
+    need = Need("classify", symbols.size, length, symbols.pad, None, len(names), names)
+    return build(config, need)
 
 
 def one_text(config: RunConfig) -> Part:
@@ -153,6 +163,7 @@ CLASSIFICATION = Task(
     paths=True,
     columns=("text", "label", "client"),
     classes=lambda config: len(names_of_classes(config)),
+    class_names=names_of_classes,
     dummy=one_text,
     extra=lambda config: f1_names(len(names_of_classes(config))),
     splits=LABELLED_SPLITS,

@@ -81,7 +81,7 @@ def folded(letter: Letter, partitions: list[int]) -> Folded:
 
 def parts(letter: Letter, partitions: list[int]) -> list[Part]:
     """A device's parts, every packet of them to be decoded."""
-    found = parts_in(letter, partitions)
+    found = parts_in(letter, partitions, "score")
     assert all((part.packet is None) != (part.failure is None) for part in found)
     return found
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedprune import Result, RunConfig, federate
-from fedprune.asking import Bench
+from fedprune.asking import Bench, bench_for
 from fedprune.forms import form_of
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.learning.reconstruction import (
@@ -24,7 +24,6 @@ from fedprune.pruning.inputs import inputs_of
 from fedprune.pruning.layers import input_rows, layers_of, output_rows, watching
 from fedprune.pruning.layout import as_rows
 from fedprune.refitting import in_order, refitted
-from fedprune.rounds import _put, _question
 from fedprune.state import Plan, State
 from fedprune.tasks.task import Part
 from fedprune.tensors import copied, load_into, masked
@@ -145,7 +144,7 @@ def test_clients_sums_are_those_of_pooled_data(
 def bench_of(house: House, config: RunConfig, cohort: list[int]) -> Bench:
     port = inline_port(house)
     plan = Plan(config, house.layout, (1, 1))
-    return Bench(plan, lambda s, q, p: _put(s, port, q, p), _question, cohort, lambda: cohort)
+    return bench_for(plan, port, cohort)
 
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
@@ -198,6 +197,7 @@ def test_without_enough_answers_weights_stay(llama: tuple[House, Question], tiny
     state, left = refitted(then, first, bench_of(house, config, [0, 1]))
     assert left is None
     assert state.weights is then.weights
+    assert state.owed, "a pruning with all that belongs to it is made up for"
     assert state.traffic.up > 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.letters import Letter
+from fedprune.letters import Letter, size_of
 from fedprune.messages import Failure, Refused
 from fedprune.secure.calls import (
     Call,
@@ -20,7 +20,6 @@ from fedprune.secure.calls import (
     merged,
     reply_letter,
     reply_of,
-    size_of,
     table_bytes,
     table_of,
 )
@@ -78,13 +77,13 @@ def test_any_table_comes_back_and_a_cut_one_does_not(table: dict[int, dict[int, 
 def test_a_reply_comes_back_as_it_went(bits: int):
     kind = np.uint32 if bits == 32 else np.uint64
     reply = replace(REPLY, total=np.array([1, 2**bits - 1, 0], kind))
-    seen = reply_of(reply_letter(reply), [5, 4, 1], bits, 3)
+    seen = reply_of(reply_letter(reply), [5, 4, 1], "masked", bits, 3)
     assert seen.total is not None
     assert seen.total.dtype == kind
     assert seen.total.tolist() == [1, 2**bits - 1, 0]
     assert replace(seen, total=None) == replace(reply, total=None)
     keys = Reply(keys=KEYS, bytes_up=3)
-    assert reply_of(reply_letter(keys), list(KEYS), bits) == keys
+    assert reply_of(reply_letter(keys), list(KEYS), "keys", bits) == keys
 
 
 def about(**changes: Any) -> Letter:
@@ -116,7 +115,7 @@ def about(**changes: Any) -> Letter:
 )
 def test_a_reply_that_is_not_what_was_asked_is_refused(letter: Letter):
     with pytest.raises(Refused):
-        reply_of(letter, [1, 4, 5], 64, 3)
+        reply_of(letter, [1, 4, 5], "keys", 64, 3)
 
 
 def test_replies_of_hosts_are_added_in_the_ring():

@@ -58,6 +58,7 @@ def asked() -> Asked:
             "label_column": None,
             "target_column": None,
             "client_column": None,
+            "class_names": (),
             "split": "iid",
             "model": next(iter(TASKS[task].models)),
         }

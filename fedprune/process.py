@@ -1,0 +1,116 @@
+"""What a call changes in the process that it runs in, and puts back when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch computes in one thread, and afterwards in as many as before.
+
+    With more, results depend on the machine, and workers that share its processors slow each
+    other down many times over.
+    """
+    before = torch.get_num_threads()
+    if before == 1:  # so in every worker; setting it takes longer than looking
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Within the block one torch thread; afterwards, errors included, the process is as it was.
+
+    Back come: torch's threads, default type, gradient mode and deterministic flags; the global
+    generators of torch (CPU and, where it is in use, CUDA), NumPy and `random`; warning filters;
+    levels of loggers; environment variables; verbosity and progress bars of transformers and
+    datasets. Not what a module does when it is imported for the first time, and no global that a
+    plug-in changes beside these.
+    """
+    with one_thread(), warnings.catch_warnings():
+        undo = [*_of_torch(), *_of_python(), *_of_libraries()]
+        try:
+            yield
+        finally:
+            # What was imported in between has no earlier setting: its own is left alone.
+            for restore in undo:
+                restore()
+
+
+Undo = Callable[[], object]
+
+
+def _of_torch() -> list[Undo]:
+    cpu, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    gradients = torch.is_grad_enabled()
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    exact = torch.are_deterministic_algorithms_enabled()
+    cudnn: Any = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("deterministic", "benchmark")}
+    undo: list[Undo] = [
+        lambda: torch.set_rng_state(cpu),
+        lambda: torch.set_default_dtype(dtype),
+        lambda: torch.set_grad_enabled(gradients),
+        lambda: torch.use_deterministic_algorithms(exact, warn_only=only_warn),
+        *(lambda n=name, v=value: setattr(cudnn, n, v) for name, value in flags.items()),
+    ]
+    if torch.cuda.is_initialized():
+        devices = torch.cuda.get_rng_state_all()
+        undo.append(lambda: torch.cuda.set_rng_state_all(devices))
+    return undo
+
+
+def _of_python() -> list[Undo]:
+    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()
+    environment, manager = dict(os.environ), logging.Logger.manager
+    loggers = [logging.getLogger(), *manager.loggerDict.values()]
+    levels = [(x, x.level) for x in loggers if isinstance(x, logging.Logger)]
+
+    def restore_environment() -> None:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update({n: v for n, v in environment.items() if os.environ.get(n) != v})
+
+    def restore_levels() -> None:
+        for logger, level in levels:
+            if logger.level != level:
+                logger.setLevel(level)
+
+    return [
+        lambda: random.setstate(drawn),
+        lambda: np.random.set_state(drawn_by_numpy),
+        restore_environment,
+        restore_levels,
+    ]
+
+
+def _of_libraries() -> list[Undo]:
+    undo: list[Undo] = []
+    transformers: Any = sys.modules.get("transformers.utils.logging")
+    if transformers is not None:
+        level, bars = transformers.get_verbosity(), transformers.is_progress_bar_enabled()
+        undo += [
+            lambda: transformers.set_verbosity(level),
+            transformers.enable_progress_bar if bars else transformers.disable_progress_bar,
+        ]
+    datasets: Any = sys.modules.get("datasets")
+    if datasets is not None:
+        shown = datasets.is_progress_bar_enabled()
+        undo.append(datasets.enable_progress_bars if shown else datasets.disable_progress_bars)
+    return undo

@@ -1,0 +1,235 @@
+"""State follows what happened: whatever answers are lost, in whichever round and phase.
+
+Every method is played whole once, then again and again with one of its questions unanswered.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import NoRoundCompleted, RunConfig, federate
+from fedprune.checkpoint import load_state, save_state
+from fedprune.federation import _opening
+from fedprune.hosts import House, inline_port, open_house
+from fedprune.messages import Folded, Question
+from fedprune.report.rows import Row
+from fedprune.rounds import one_round, remembered
+from fedprune.shrinking import fitted
+from fedprune.state import ASKING, Plan, Port, State
+from fedprune.tensors import count_kept, digest, state_of
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+BASE: dict[str, Any] = {
+    **{"model": "mlp", "clients": 3, "cohort": 2, "hosts": 1, "rounds": 4, "warmup": 1, "end": 3},
+    **{"local_steps": 1, "agreement": False},
+}
+ONCE = {"schedule": "one-shot", "end": 2}
+LOW_RANK = {"reduce": ("low-rank",), "reduce_round": 3}
+METHODS: dict[str, dict[str, Any]] = {
+    "one-shot": ONCE,
+    "linear": {"schedule": "linear", "frequency": 2, "rounds": 5, "end": 4},
+    "cubic": {"schedule": "cubic"},
+    "exponential": {"schedule": "exponential"},
+    "regrow": {"schedule": "regrow"},
+    "regrow-rare": {"schedule": "regrow", "frequency": 2, "scope": "layer", "rounds": 5, "end": 4},
+    "adaptive": {"schedule": "adaptive", "tolerance": 5.0},
+    "adaptive-layer": {"schedule": "adaptive", "tolerance": 5.0, "adaptive": "layer"},
+    "threshold": {"sparsity": None, "threshold": 0.02, "score": "magnitude", "end": 2},
+    "bytes": {"sparsity": None, "target_bytes": 6000},
+    "flops": {"sparsity": None, "target_flops": 0.4},
+    "steps": {**ONCE, "score_steps": 3, "score": "snip", "warmup": 0, "end": 1},
+    "sequential": {**ONCE, "calibration": "sequential", "score": "wanda", "scope": "row"},
+    "sparsegpt": {**ONCE, "score": "sparsegpt", "calibration": "sequential"},
+    "union": {"masks": "union"},
+    "intersection": {"masks": "intersection"},
+    "tune": {"score_during": "tune"},
+    "votes": {"combine": "votes"},
+    "inputs": {**ONCE, "reconstruct": "inputs"},
+    "outputs": {"reconstruct": "outputs"},
+    "shrink": {"unit": "channel", "shrink": "every", "model": "cnn", "sparsity": 0.4},
+    "rewind": {"rewind": 1},
+    "distil": {"distil": 0.5, "distil_schedule": "linear"},
+    "ema": {"moving": "ema"},
+    "swa": {"moving": "swa"},
+    "blend": {"blend": "layer"},
+    "feedback": {"uplink": "int8", "error_feedback": True},
+    "low-rank": {**LOW_RANK, "rank_budget": 0.5, **ONCE, "sparsity": 0.2},
+    "tolerance": {**LOW_RANK, "rank_tolerance": 0.5, **ONCE, "sparsity": 0.2},
+    "merge": {"reduce": ("dead", "merge"), **ONCE, "sparsity": 0.2},
+}
+
+
+Lost = Callable[[Question], bool]
+
+
+class Losing:
+    """A port that writes down every question and loses all answers to some."""
+
+    def __init__(self, port: Port, lost: Lost = lambda _: False) -> None:
+        self.asked: list[Question] = []
+        self._ask, self._lost = port.ask, lost
+        self.port = replace(port, ask=self.ask)
+
+    def ask(self, question: Question, partitions: Sequence[int]) -> Folded:
+        self.asked.append(question)
+        return self._ask(question, [] if self._lost(question) else partitions)
+
+
+class Nth:
+    """Whether a question is the n-th of its kind, from 1; of those that measure, by their part."""
+
+    def __init__(self, kind: str, n: int) -> None:
+        self.kind, self.left = kind, n
+
+    def __call__(self, question: Question) -> bool:
+        self.left -= kind_of(question) == self.kind
+        return self.left == 0 and kind_of(question) == self.kind
+
+
+def kind_of(question: Question) -> str:
+    return f"{question.kind} {question.part}".strip()
+
+
+def played(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Plan, Row]]:
+    while state.round < plan.config.rounds:
+        state, plan, row = one_round(state, fitted(plan, state.edits), port)
+        yield state, plan, row
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal, tensors bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if hasattr(left, "weights"):
+        return type(left) is type(right) and same(vars(left), vars(right))
+    return bool(left == right)
+
+
+FREE = {*ASKING, "round", "owed"}
+
+
+def changed(before: State, after: State) -> set[str]:
+    """The fields that differ, but for what asking changes."""
+    names = {f.name for f in fields(State)} - FREE
+    return {n for n in names if not same(vars(before)[n], vars(after)[n])}
+
+
+def done_with(method: str, plan: Plan, state: State) -> None:
+    """All is done: as sparse as asked, or reduced."""
+    c = plan.config
+    assert plan.done(state), method
+    gone = plan.layout.whole - count_kept(state.masks)
+    if c.sparsity and not c.reduce and c.unit == "weight" and c.schedule != "adaptive":
+        assert abs(gone - c.sparsity * plan.layout.whole) <= len(state.masks)
+    assert gone > 0
+    assert state.reduced == bool(c.reduce)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_nobody_answered_is_owed_and_changes_nothing(
+    method: str, tiny: Tiny, house_of: HouseOf
+):
+    config = tiny(**{**BASE, **METHODS[method]})
+    port = inline_port(house_of(config))
+    state, plan = _opening(config, None, None)
+    if config.rewind == 0:
+        state = remembered(state, plan)
+    before = [(state, plan), *((s, p) for s, p, _ in played(state, plan, port))]
+    done_with(method, before[-1][1], before[-1][0])
+    due = [r for r in range(1, config.rounds) if work_in(before, r)]
+    for round_ in (due[0], due[-1]):
+        state, plan = before[round_ - 1]
+        eye = Losing(port)
+        whole, _, _ = one_round(state, fitted(plan, state.edits), eye.port)
+        kinds = [kind_of(q) for q in eye.asked]
+        for kind in dict.fromkeys(kinds):
+            for n in {1, kinds.count(kind)}:
+                lost(kind, n, (state, plan), whole, port)
+
+
+def work_in(before: list[tuple[State, Plan]], round_: int) -> bool:
+    state, plan = before[round_ - 1]
+    state = replace(state, round=round_)
+    return plan.due(state) or plan.reduces(state)
+
+
+def lost(kind: str, n: int, at: tuple[State, Plan], whole: State, port: Port) -> None:
+    """Play a round without the answers to one question, and the rest of the run after it."""
+    state, plan = at
+    eye = Losing(port, Nth(kind, n))
+    after, smaller, row = one_round(state, fitted(plan, state.edits), eye.port)
+    if kind == "tune":
+        assert changed(state, after) == set(), "a void round changes nothing"
+        assert after.owed == plan.due(replace(state, round=after.round))
+        assert row["undone"].startswith("void, nothing changes: 0 of 2")
+        assert smaller.edits == state.edits
+    elif kind.startswith("evaluate") and not (kind.endswith("validation") and row["undone"]):
+        apart = changed(whole, after)
+        assert apart <= {"dense_at_pruning"}, "what only measures decides nothing"
+    elif row["undone"] is None:
+        assert kind == "compare validation", "of a blend: the whole change is kept"
+        assert not changed(whole, after) - {"weights"}
+    elif "pruned" in row["undone"]:
+        left = {"masks", "edits", "early", "pace", "teacher", "dense_at_pruning", "prunings"}
+        assert not changed(state, after) & left, "a pruning happens as a whole or not at all"
+        assert after.owed
+    else:
+        assert "not reduced" in row["undone"]
+        assert not after.reduced
+        assert after.edits == state.edits
+    assert after.traffic != state.traffic
+    fit = fitted(plan, after.edits)
+    *_, (end, last, _) = [(after, fit, row), *played(after, fit, port)]
+    done_with(kind, last, end)
+
+
+def federated(config: RunConfig, house: House, lost: Lost) -> Any:
+    return federate(config, Losing(inline_port(house), lost).port)
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "cubic", "regrow", "adaptive"])
+def test_a_run_that_was_never_pruned_says_so(schedule: str, tiny: Tiny, house_of: HouseOf):
+    config = tiny(**{**BASE, **(ONCE if schedule == "one-shot" else {}), "schedule": schedule})
+    result = federated(config, house_of(config), lambda q: q.kind == "score")
+    told = result.summary
+    assert (told["reached"], told["sparsity"], told["rounds_completed"]) == (False, 0.0, 4)
+    assert told["short"] == (0.0 if schedule == "adaptive" else 0.7)
+    assert told["quality"]["dense_at_pruning"] is None, "pruning never began"
+
+
+def test_a_run_of_void_rounds_raises_with_all_there_is(
+    tiny: Tiny, house_of: HouseOf, tmp_path: Path
+):
+    config = tiny(**{**BASE, "lr": 1e30, "local_steps": 3, "baselines": ("dense",)})
+    house, folder = house_of(config), tmp_path / "run"
+    with pytest.raises(NoRoundCompleted, match=r"phase tune: .*(finite|NaN)") as told:
+        federate(config, inline_port(house), folder=folder)
+    result = told.value.result
+    assert {row["sparsity"] for row in result.rows} == {0.0}
+    assert result.summary["failed"] == str(told.value)
+    assert json.loads((folder / "summary.json").read_text())["failed"] == str(told.value)
+    assert len((folder / "rounds.jsonl").read_text().splitlines()) == config.rounds
+    assert digest(result.state.weights) == digest(state_of(open_house(config).model))
+
+
+def test_a_void_round_is_the_checkpoint_of_the_one_before(
+    tiny: Tiny, house_of: HouseOf, tmp_path: Path
+):
+    """What a state says of owing and counting comes back, so that a resumed run owes the same."""
+    config = tiny(**{**BASE, "uplink": "int8", "error_feedback": True})
+    port = Losing(inline_port(house_of(config)), lambda q: q.round == 2 and q.kind == "tune").port
+    states = [s for s, _, _ in played(*_opening(config, None, None), port)]
+    for state in states:
+        save_state(state, tmp_path / "s.safetensors")
+        back = load_state(tmp_path / "s.safetensors")
+        assert not changed(state, back)
+        assert (back.owed, back.round) == (state.owed, state.round)
+    assert [s.owed for s in states] == [False, True, False, False]
