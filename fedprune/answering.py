@@ -21,7 +21,7 @@ from fedprune.pruning.units import unit_labels
 from fedprune.randomness import generator, seeded
 from fedprune.scoring import answer_inputs, answer_outputs, answer_score, cleared, own_pruning
 from fedprune.seats import Seat
-from fedprune.tasks.metrics import label_counts
+from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, batches, extra_names
 from fedprune.teacher import lesson_of
 from fedprune.tensors import (
@@ -166,12 +166,12 @@ def _add(totals: dict[str, float], sums: Mapping[str, float]) -> None:
 
 
 def _answer_describe(question: Question, seat: Seat) -> Answer:
-    """How often each label occurs in training and test."""
+    """Sums over the labels in training and test: how often each occurs, or what the task says."""
     del question
-    assert seat.task.classes is not None  # else nobody asks
-    classes = seat.task.classes(seat.config)
-    counts = [label_counts(part, classes) for part in (seat.shard.test, seat.shard.train)]
-    return Answer(torch.cat(counts).float(), 1.0, {})
+    naive = naive_of(seat.task)
+    assert naive is not None  # else nobody asks
+    sums = [naive.sums(part, seat.config) for part in (seat.shard.test, seat.shard.train)]
+    return Answer(torch.cat(sums).float(), 1.0, {})
 
 
 def _answer_tokens(question: Question, seat: Seat) -> Answer:

@@ -47,7 +47,7 @@ from fedprune.rounds import describe, measure, outcome, run
 from fedprune.shapes import dense_model, layout_for, shaped
 from fedprune.shrinking import fitted, shrunk
 from fedprune.state import Plan, Port, State, Totals, first_state
-from fedprune.tasks.metrics import baseline_of
+from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part
 from fedprune.teacher import check_lesson, teacher_in
 from fedprune.tensors import count_kept, load_into
@@ -273,18 +273,18 @@ def _teacher(config: RunConfig, model: nn.Module) -> bytes:
 def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, dict[str, float]]:
     """What the commonest label, or the labels' frequencies, reach: it gives a number its meaning.
 
-    From label counts summed over everyone's training and test parts; empty where a task does not
-    count labels.
+    From sums over the labels of everyone's training and test parts (counts, or those of
+    `Task.naive`); empty where a task has none.
     """
-    task = tasks_of(config.plugin)[config.task]
-    if task.classes is None or (config.dp != "none" and not config.panel):
+    naive = naive_of(tasks_of(config.plugin)[config.task])
+    if naive is None or (config.dp != "none" and not config.panel):
         return state, {}
     asked, folded = describe(state, port)
     if folded.total is None:
         return state, {}
     test, train = folded.total.split(folded.total.numel() // 2)
     # A client that cannot answer now is asked again in every round, and counted there.
-    return replace(asked, failures=(), failed=0), baseline_of(task.metric, train, test)
+    return replace(asked, failures=(), failed=0), dict(naive.reached(train, test, config))
 
 
 def dummy_of(config: RunConfig) -> Part | None:

@@ -21,6 +21,7 @@ from fedprune.privacy.leaving import noised_metrics, noises_itself, spared_total
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.layout import Layout
 from fedprune.redundancy.moments import MOMENTS
+from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
 from fedprune.tensors import Masks, Tensors, count_kept, spread
 
@@ -141,8 +142,8 @@ def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
     del question, layout
-    classes = tasks_of(config.plugin)[config.task].classes
-    each = torch.Size([classes(config) if classes else 0])
+    naive = naive_of(tasks_of(config.plugin)[config.task])
+    each = torch.Size([naive.size(config) if naive else 0])
     return Form({"test": each, "train": each})
 
 

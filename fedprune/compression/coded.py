@@ -25,6 +25,7 @@ from fedprune.plugins import tasks_of
 from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import Edits, from_json, to_json
 from fedprune.pruning.surgery import reshaped
+from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import (
     Masks,
@@ -141,6 +142,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     elif manifest.is_file():
         head = json.loads(manifest.read_text())
         model = _edited(model or _built(head), head)
+        # As it was saved: where transformers reads it too, with heads that are one layer.
+        model = model if head.get("edits") else folded(model)
         load_tensors(model, manifest.parent)
     else:
         raise FileNotFoundError(f"{folder}: neither {CODED_NAME} nor {MANIFEST_NAME} is there")
@@ -197,7 +200,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any]) -> No
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # one file of a second: its bar would only break our lines
-        cast(Any, model).save_pretrained(folder)
+        cast(Any, folded(model)).save_pretrained(folder)
     else:
         save_model(model, str(folder / "model.safetensors"))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only

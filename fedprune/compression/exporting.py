@@ -26,6 +26,7 @@ from fedprune.plugins import tasks_of
 from fedprune.pruning.edits import Edits
 from fedprune.shapes import dense_model
 from fedprune.tasks.loading import quiet
+from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import output_of
 from fedprune.tensors import Masks, frozen_of, masked, shapes_of, state_of
 
@@ -181,7 +182,9 @@ def _same_bits(cargo: Cargo, folder: Path) -> str:
 
 def _hf(cargo: Cargo, folder: Path) -> str:
     try:
-        plain: Any = plain_model(cargo.model, dense_model(cargo.config), cargo.edits)
+        plain: Any = plain_model(
+            folded(cargo.model), folded(dense_model(cargo.config)), cargo.edits
+        )
     except Unplain as error:
         raise ValueError(f"to='hf': {error}; allowed: --to safetensors, sparse, onnx") from None
     with quiet():

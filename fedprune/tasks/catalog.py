@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from fedprune.tasks import encoder, images, masked, presidents, restore, shakespeare, userdata
+from fedprune.tasks import (
+    encoder,
+    images,
+    masked,
+    presidents,
+    regression,
+    restore,
+    shakespeare,
+    userdata,
+)
 from fedprune.tasks.task import Task
 
 TASKS: dict[str, Task] = {
@@ -13,6 +22,7 @@ TASKS: dict[str, Task] = {
     "r8": encoder.R8,
     "bbc": encoder.BBC,
     "text-classification": userdata.CLASSIFICATION,
+    "text-regression": regression.REGRESSION,
     "language-modelling": userdata.LANGUAGE,
     "masked-language-modelling": userdata.MASKED,
     "text-to-text": userdata.TEXT_TO_TEXT,

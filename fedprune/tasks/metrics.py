@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from fedprune.tasks.measures import macro_f1, measures, metric_of
-from fedprune.tasks.task import Part
+from fedprune.tasks.task import Naive, Part, Task
+
+
+def naive_of(task: Task) -> Naive | None:
+    """How a task's baseline without a model is had; None where it counts no labels."""
+    classes, metric = task.classes, task.metric
+    if task.naive is not None or classes is None:
+        return task.naive
+    return Naive(
+        classes,
+        lambda part, config: label_counts(part, classes(config)),
+        lambda train, test, _: baseline_of(metric, train, test),
+    )
 
 
 def label_counts(part: Part, classes: int) -> Tensor:

@@ -1,8 +1,26 @@
-"""Values from texts: what a regression adds up."""
+"""Numbers from texts (``--data``): least squares on standardised labels."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.tasks.families import Need, families_for, heads_of
+from fedprune.tasks.language import length_of, text_tokenizer
+from fedprune.tasks.loading import build
+from fedprune.tasks.rescaling import Scaling, rescaled
+from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.symbols import rows_of, symbols_of
+from fedprune.tasks.tables import as_number, rows_with_text, shares
+from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
+from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
 
 SUMS = (
     "squared",
@@ -22,3 +40,141 @@ def value_sums(guess: Tensor, label: Tensor) -> dict[str, float]:
     apart = guess - label
     terms = (apart**2, apart.abs(), label**2, (label + 1) ** 2, guess**2, (guess + 1) ** 2)
     return {name: float(term.sum()) for name, term in zip(SUMS, terms, strict=True)}
+
+
+def scaling_of(labels: Sequence[float]) -> Scaling:
+    """Mean and standard deviation of labels.
+
+    Raises:
+        ValueError: they are all the same.
+    """
+    centre = math.fsum(labels) / len(labels)
+    spread = math.sqrt(math.fsum((y - centre) ** 2 for y in labels) / len(labels))
+    if not spread > 1e-12 * abs(centre):
+        raise ValueError("every row has the same label; allowed: labels that differ")
+    return Scaling(centre, spread)
+
+
+def scaling(config: RunConfig) -> Scaling:
+    """That of all labels in the file: in a simulation all know them.
+
+    Raises:
+        ValueError: a label is no number, with its row, or they are all the same.
+    """
+    labels = _columns(config)["label"]
+    try:
+        return scaling_of(labels)
+    except ValueError as error:
+        raise ValueError(f"label-column={config.label_column or 'label'!r}: {error}") from None
+
+
+def _columns(config: RunConfig) -> dict[str, list[Any]]:
+    return rows_with_text(config, "label", read={"label": as_number})
+
+
+def valued_shards(config: RunConfig) -> Sequence[Shard]:
+    """Texts, cut and padded to one length, and their standardised labels; cut at random."""
+    columns, known = _columns(config), scaling(config)
+    symbols = symbols_of(config, "classify")
+    ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
+    values = torch.tensor(columns["label"], dtype=torch.float64)
+    rows = {
+        "inputs": ids,
+        "attention": attention,
+        "labels": ((values - known.centre) / known.spread).float(),
+        "scaling": torch.tensor([known]).repeat(len(values), 1),
+    }
+    return [
+        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        for p, own in enumerate(shares(config, columns, SPLITS))
+    ]
+
+
+def value_loss(model: nn.Module, batch: Part) -> Loss:
+    """Squared error of the model's number for a text, both standardised, (B,).
+
+    The batch's ``scaling`` (B, 2) holds centre and spread of the labels.
+    """
+    out = model(input_ids=batch["inputs"], attention_mask=batch["attention"])
+    centre, spread = batch["scaling"].unbind(-1)
+    guess = (out.logits.squeeze(-1).float() - centre) / spread
+    each = (guess - batch["labels"]) ** 2
+    return Loss(each.sum(), len(each), 0, each, value_sums(guess, batch["labels"]))
+
+
+def regressor(config: RunConfig) -> nn.Module:
+    """A sequence classifier with one output, in units of the labels.
+
+    Where the data is not there, as when a finished model is loaded, it is built for labels that
+    are standardised already: what is loaded brings its own centre and spread.
+    """
+    symbols = symbols_of(config, "classify")
+    length, names = length_of(config, USUAL), (config.label_column or "label",)
+    need = Need("classify", symbols.size, length, symbols.pad, None, 1, names)
+    model: Any = build(config, need)
+    model.config.problem_type = "regression"
+    try:
+        known = scaling(config)
+    except FileNotFoundError:
+        known = Scaling(0.0, 1.0)
+    (head,) = heads_of(model)
+    return rescaled(model, head, known)
+
+
+def one_value(config: RunConfig) -> Part:
+    """One row of the first id, of the mean label."""
+    text = one_text(config)
+    labels, unit = torch.zeros(1), torch.tensor([[0.0, 1.0]])
+    return {**text, "labels": labels, "scaling": unit}
+
+
+def _sums(part: Part, _: RunConfig) -> Tensor:
+    labels = part["labels"].double()
+    return torch.stack([torch.ones_like(labels).sum(), labels.sum(), (labels**2).sum()])
+
+
+def mean_alone(train: Tensor, test: Tensor, spread: float) -> Mapping[str, float]:
+    """What the mean of the training labels reaches on test.
+
+    Args:
+        train: number of labels, their sum and the sum of their squares, standardised.
+        test: the same of the test parts.
+        spread: standard deviation that they were standardised by.
+
+    Returns:
+        loss (of standardised labels), mse, rmse (in units of the labels) and r2.
+    """
+    (n, total, squares), mean = test.tolist(), float(train[1] / train[0])
+    if not n:
+        return {}
+    loss = max(0.0, squares - 2 * mean * total + n * mean**2) / n
+    variance = squares / n - (total / n) ** 2
+    r2 = 1 - loss / variance if variance > 0 else math.nan
+    return {"loss": loss, "mse": spread**2 * loss, "rmse": spread * math.sqrt(loss), "r2": r2}
+
+
+REGRESSION = Task(
+    summary="a number for a text, from --data",
+    metric="rmse",
+    unit="examples",
+    model=regressor,
+    loss=value_loss,
+    shards=valued_shards,
+    output=heads_of,
+    models=families_for("classify", "bert"),
+    paths=True,
+    columns=("text", "label", "client"),
+    naive=Naive(
+        lambda _: 3,
+        _sums,
+        lambda train, test, config: mean_alone(train, test, scaling(config).spread),
+    ),
+    dummy=one_value,
+    extra=SUMS,
+    splits=SPLITS,
+    defaults=DEFAULTS,
+    folder=True,
+    tokenizer=text_tokenizer("classify"),
+    tokens=("inputs",),
+    scale=lambda config: scaling(config).spread,
+)

@@ -53,6 +53,22 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Naive:
+    """What is reached without a model, from sums over labels that clients send once.
+
+    Attributes:
+        size: how many sums there are.
+        sums: of a part, (size,).
+        reached: measures on test, from the sums of the training and of the test parts, (size,)
+            float64 each.
+    """
+
+    size: Callable[[RunConfig], int]
+    sums: Callable[[Part, RunConfig], Tensor]
+    reached: Callable[[Tensor, Tensor, RunConfig], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
 class Task:
     """A model and what it learns.
 
@@ -76,6 +92,7 @@ class Task:
             what reads them from the data of a configuration (asked only where the configuration
             gives none, see `class_names_of`). They are saved with the model, and a model is built
             again from them without the data. None: the labels are no classes (tokens, numbers).
+        naive: what is reached without a model; None: what the frequencies of the `classes` reach.
         dummy: one example that stands for any (no data in it): its shape alone is used, to count
             FLOPs and for scores that look at no data; None: neither is possible.
         extra: names of the further sums in `Loss.extra`, or what names them in a configuration
@@ -106,6 +123,7 @@ class Task:
     columns: tuple[str, ...] = ()
     classes: Callable[[RunConfig], int] | None = None
     class_names: tuple[str, ...] | Callable[[RunConfig], Sequence[str]] | None = None
+    naive: Naive | None = None
     dummy: Callable[[RunConfig], Part] | None = None
     extra: tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]] = ()
     exam: Callable[[nn.Module, Part, RunConfig], Mapping[str, float]] | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fedprune.tasks.classes import distinct
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import (
     cut_stream,
@@ -88,17 +89,12 @@ def names_of_classes(config: RunConfig) -> list[str]:
     In a simulation all know the labels of the whole file.
 
     Raises:
-        ValueError: there is only one.
+        ValueError: as `distinct`.
     """
     if config.class_names:
         return list(config.class_names)
-    names = sorted(set(rows_with_text(config, "label")["label"]))
-    if len(names) < 2:
-        raise ValueError(
-            f"label-column={config.label_column or 'label'!r}: every row has the same label; "
-            "allowed: at least two"
-        )
-    return names
+    labels = rows_with_text(config, "label")["label"]
+    return distinct(labels, f"label-column={config.label_column or 'label'!r}")
 
 
 def labelled_shards(config: RunConfig) -> Sequence[Shard]:
@@ -141,7 +137,7 @@ def one_text(config: RunConfig) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
 
 
-_DEFAULTS = {
+DEFAULTS = {
     "rounds": 20,
     "warmup": 6,
     "cohort": 10,
@@ -167,7 +163,7 @@ CLASSIFICATION = Task(
     dummy=one_text,
     extra=lambda config: f1_names(len(names_of_classes(config))),
     splits=LABELLED_SPLITS,
-    defaults=_DEFAULTS,
+    defaults=DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
@@ -189,7 +185,7 @@ LANGUAGE = Task(
     dummy=one_window,
     extra=("bytes",),
     splits=SPLITS,
-    defaults=_DEFAULTS,
+    defaults=DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("causal"),
     tokens=("inputs", "labels"),
@@ -210,7 +206,7 @@ MASKED = Task(
     classes=text_classes("masked"),
     dummy=one_stretch,
     splits=SPLITS,
-    defaults=_DEFAULTS,
+    defaults=DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("masked"),
     tokens=("inputs", "labels"),
@@ -234,7 +230,7 @@ TEXT_TO_TEXT = Task(
     exam=exam,
     exam_names=EXAM,
     splits=SPLITS,
-    defaults=_DEFAULTS,
+    defaults=DEFAULTS,
     folder=True,
     tokenizer=text_tokenizer("seq2seq"),
     tokens=("inputs", "labels"),

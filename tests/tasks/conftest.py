@@ -21,6 +21,7 @@ ROWS: list[dict[str, Any]] = [
     {
         "text": text(i),
         "label": ("good", "bad", "10")[i % 3],
+        "value": 1000 + 5 * len(text(i)) - i % 3 / 4,
         "target": text(i).upper(),
         "client": f"c{i % 4}" if i < 55 else "c9",
     }
