@@ -21,6 +21,7 @@ from fedprune.privacy.response import ballot_of, debiased, flip_probability
 from fedprune.pruning.amount import sparsity_for
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.flops import flops
+from fedprune.pruning.inputs import unseen
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.regrowth import exchange
 from fedprune.pruning.schedules import exchange_fraction, steps_within
@@ -83,10 +84,16 @@ def collected(state: State, plan: Plan, changes: Folded) -> State:
 def decide(
     state: State, plan: Plan, folded: Folded, evidence: Evidence, sparsity: float | None
 ) -> State:
-    """The state under the mask that the evidence gives; weights too, where the score sets them."""
+    """The state under the mask that the evidence gives; weights too, where the score sets them.
+
+    Raises:
+        ConfigError: a layer that is scored by its inputs had none, or a score of the user's own
+            gives what is no score.
+    """
     c = plan.config
     score = scores_of(c.plugin)[c.score]
     if score.step is not None:
+        _check_seen(evidence, c.score)
         assert sparsity is not None  # such a score has no threshold
         shares = dict.fromkeys(evidence.weights, sparsity)
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
@@ -95,6 +102,20 @@ def decide(
         scores = scored(folded, evidence, plan)
         masks = _selected(scores, sparsity, state, plan, evidence)
     return pruned(state, {**state.masks, **masks})
+
+
+def _check_seen(evidence: Evidence, name: str) -> None:
+    """Refuse to score a layer by inputs that no client had, as if they all were 0.
+
+    Raises:
+        ConfigError: no row went through it.
+    """
+    lost = unseen(evidence.sums)
+    if lost:
+        raise ConfigError(
+            f"score={name!r}: no row went through the layer of {lost[0]} at any client asked; "
+            f"allowed: --exclude {lost[0]}, a larger cohort, or another score"
+        )
 
 
 def scored(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
@@ -157,6 +178,7 @@ def _combined(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
     """One score for every weight asked about, from the pooled sums or from the clients' own."""
     c = plan.config
     score, combine = scores_of(c.plugin)[c.score], COMBINES[c.combine]
+    _check_seen(evidence, c.score)
     if combine.pooled or not score.asks:
         return score.finalise(evidence)
     form = form_of(

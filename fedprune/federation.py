@@ -120,7 +120,9 @@ def federate(
     Raises:
         NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
             one. The folder holds all that a run's folder holds, and the summary says why.
-        ConfigError: what only the data, or the first pruning, could tell.
+        ConfigError: what only the first pruning could tell.
+        ValueError: task, model and data do not fit together (`fedprune.rehearsal`), or a choice
+            does not fit the model; before anything is asked or written.
     """
     with put_back():
         result = _federated(config, port, folder, resume, watch or Watch(), weights)
@@ -138,7 +140,10 @@ def _federated(
     weights: Mapping[str, Tensor] | None,
 ) -> Result:
     began = time.perf_counter()
-    port = port or inline_port(open_house(placed(config, folder) if folder else config))
+    if port is None or not port.rehearsed:
+        house = open_house(placed(config, folder) if folder else config)
+        port = port or inline_port(house)
+        del house  # one's own port has its clients elsewhere
     before = earlier(config.init) if config.init else None
     fresh, blank = _opening(config, weights, before)
     book = _opened(config, folder, resume, watch)

@@ -33,9 +33,11 @@ from fedprune.process import one_thread, put_back
 from fedprune.pruning.edits import Edits
 from fedprune.pruning.layout import Layout
 from fedprune.randomness import generator
+from fedprune.rehearsal import rehearse
 from fedprune.seats import Seat
 from fedprune.shapes import dense_model, layout_after, layout_for
 from fedprune.state import Port
+from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
 from fedprune.teacher import teacher_model
 from fedprune.tensors import digest
@@ -81,9 +83,12 @@ def open_house(
     shards: Mapping[int, Shard] | None = None,
     memory: Path | None = None,
 ) -> House:
-    """Build the model and the shards (all of the task's, unless given).
+    """Build the model and the shards (all of the task's, unless given), and try them together.
 
     Residuals are kept in `memory`, or in the run's folder.
+
+    Raises:
+        ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.rehearsal.rehearse`.
     """
     with put_back():
         return _opened(config, shards, memory)
@@ -91,13 +96,13 @@ def open_house(
 
 def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> House:
     task = tasks_of(config.plugin)[config.task]
-    if shards is None:
-        shards = dict(enumerate(task.shards(config)))
+    shards = shards_of(task, config) if shards is None else checked(shards, config)
     model = dense_model(config)
     cuda = torch.cuda.is_available() and config.gpus != 0
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
     model = model.to(device)
+    rehearse(task, config, model, layout, shards)
     return House(
         *(config, task, model, layout, shards, device, prepared(model, config)),
         residuals=Residuals(memory or residual_folder(config)),
@@ -296,7 +301,7 @@ def inline_port(house: House, tick: Tick | None = None) -> Port:
         # Secure sums are made of what is above: they come in where they are wanted.
         from fedprune.secure.inline import inline_sums
 
-        return Port(inline_sums(house, tick), lambda: labels_of(house))
+        return Port(inline_sums(house, tick), lambda: labels_of(house), rehearsed=True)
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, house.config.wire)
@@ -305,7 +310,7 @@ def inline_port(house: House, tick: Tick | None = None) -> Port:
         down = bytes_down(packet, partitions, question.known, question.taught)
         return replace(folded, bytes_down=down)
 
-    return Port(ask, lambda: labels_of(house))
+    return Port(ask, lambda: labels_of(house), rehearsed=True)
 
 
 def labels_of(house: House) -> dict[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 Misfit = tuple[str, bool, str, str]
 """Key, whether it is wrong, why, and what is allowed."""
@@ -38,6 +38,6 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     raise Refusal(f"{key}={value!r}: no such {key}{hint}; allowed: {allowed}", key, allowed)
 
 
-def refuse(key: str, value: Any, reason: str, allowed: str) -> None:
+def refuse(key: str, value: Any, reason: str, allowed: str) -> NoReturn:
     """Raise a `Refusal` of the usual form."""
     raise Refusal(f"{key}={value!r}: {reason}; allowed: {allowed}", key, allowed)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedprune.asking import Bench
+from fedprune.config import ConfigError
 from fedprune.deciding import pruned
 from fedprune.forms import form_of
 from fedprune.pruning.cuts import alive_units
@@ -207,6 +208,16 @@ def _matrix(name: str, state: State, plan: Plan, moments: Inputs | None) -> Matr
 
 
 def _seen(moments: Inputs | None, name: str) -> Tensor | None:
+    """The second moments of a layer's inputs, where they were measured.
+
+    Raises:
+        ConfigError: they were, and no row went through the layer.
+    """
+    if moments is not None and moments.rows.get(name) == 0:
+        raise ConfigError(
+            f"rank-by='activations': no row went through the layer of {name} at any client asked; "
+            f"allowed: --exclude {name}, a larger cohort, or weights"
+        )
     return moments.moments(name) if moments is not None and name in moments.products else None
 
 

@@ -18,6 +18,7 @@ from fedprune.privacy.noise import source_for
 from fedprune.privacy.per_example import noised_statistics
 from fedprune.privacy.response import ballot_of, flip_probability, responded
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
+from fedprune.pruning.inputs import unseen
 from fedprune.pruning.score import Ask, Evidence, Probe, Score
 from fedprune.randomness import derive
 from fedprune.redundancy.moments import MOMENTS
@@ -125,6 +126,8 @@ def _own_scores(
     score: Score, question: Question, seat: Seat, names: tuple[str, ...], sums: Tensors
 ) -> Tensors:
     given = question.given
+    if lost := unseen(sums):
+        raise Refused(lost[0], "no row went through its layer")
     evidence = _evidence(
         question, seat, names, sums={n: s.double() for n, s in sums.items()}, given=given
     )

@@ -29,11 +29,14 @@ class Port:
         ask: puts a question to partitions, gives back the folded answers.
         present: the partitions that can be asked now, ascending, and their training labels.
         panel: partitions that only measure, and no others do; none: everyone trains and measures.
+        rehearsed: who serves the partitions tries task, model and data together before it takes
+            part (`fedprune.rehearsal`).
     """
 
     ask: Callable[[Question, Sequence[int]], Folded]
     present: Callable[[], Mapping[int, int]]
     panel: frozenset[int] = frozenset()
+    rehearsed: bool = False
 
     def training(self) -> list[int]:
         """The partitions that a cohort can be drawn from now."""

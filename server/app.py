@@ -51,6 +51,8 @@ def main(grid: Grid, context: Context) -> None:
     screen.response(config, layout)
     try:
         run_on(grid, config, folder, screen)
+    except ConfigError as error:
+        raise RunFailed(f"fedprune: {error}") from None
     except SystemExit as end:  # Flower would take the end of its thread for success
         raise RunFailed(str(end)) from None
 

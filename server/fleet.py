@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedprune.config import RunConfig, to_toml
+from fedprune.config import ConfigError, RunConfig, to_toml
 from fedprune.hosts import grouped
 from fedprune.letters import Letter
 from fedprune.messages import Failure, Refused, failure_said, plain
@@ -82,7 +82,7 @@ class Fleet:
         for in vain is not waited for again until there are enough.
 
         Raises:
-            RuntimeError: a worker of a simulation cannot serve: so could none.
+            ConfigError: a worker of a simulation cannot serve: so could none.
         """
         self._look()
         if self.gathering:
@@ -156,7 +156,7 @@ class Fleet:
         if node.failure is None:
             return
         if not node.device:
-            raise RuntimeError(node.failure.reason)
+            raise ConfigError(_refusal(node.failure.reason))
         self._tell(i, node.failure)
 
     def _tell(self, i: int, failure: Failure) -> None:
@@ -210,6 +210,12 @@ def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Se
         # A partition that nobody holds is a seat by itself; keys below 0 are no node ids.
         seats.setdefault(-1 - p if node is None else node, (node, []))[1].append(p)
     return list(seats.values())
+
+
+def _refusal(reason: str) -> str:
+    """What a node said, without the kind of its error where it is a refusal."""
+    kind, _, line = reason.partition(": ")
+    return line if kind.endswith("Error") and "; allowed: " in line else reason
 
 
 _TWICE = "two nodes announce it; allowed: a partition-id of its own for each node"

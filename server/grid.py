@@ -48,7 +48,7 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
         news = () if question.kind in {"describe", "tokens"} else fleet.news()
         return replace(folded, failures=folded.failures + news)
 
-    return Port(ask, fleet.present)
+    return Port(ask, fleet.present, rehearsed=True)
 
 
 def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[int]], Folded]:

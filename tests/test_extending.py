@@ -10,6 +10,7 @@ import fedprune
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
 from fedprune.config import configure
 from fedprune.pruning.score import Ask, Evidence, Probe
+from fedprune.rehearsal import EXAMPLES
 from fedprune.shapes import dense_model
 from fedprune.tasks.task import Part
 from fedprune.tensors import state_of
@@ -127,11 +128,13 @@ def test_an_own_score_decides_the_mask_by_the_pooled_statistic():
 
 
 @pytest.mark.usefixtures("tables")
-def test_a_score_that_breaks_is_a_failure_of_the_clients_not_of_the_run(
+def test_a_score_that_breaks_on_later_examples_is_a_failure_of_the_clients_not_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ):
     def broken(probe: Probe) -> dict[str, Tensor]:
-        raise ArithmeticError(f"no {next(iter(probe.prunable))}")
+        if sum(len(batch["x"]) for batch in probe.batches) > EXAMPLES:
+            raise ArithmeticError(f"no {next(iter(probe.prunable))}")
+        return squared_inputs(probe)
 
     monkeypatch.setitem(SCORES, "inputs", Score("broken", "-", wanda, (Ask(broken),)))
     result = federate(config_of(score="inputs"))

@@ -8,7 +8,7 @@ under names of their own (`inputs_of`, `rows_of`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -133,6 +133,12 @@ def _no_inputs(name: str) -> ValueError:
         f"score: {name} has no inputs to measure; allowed: weights of linear layers and ungrouped "
         f"convolutions that are called as layers (--exclude {name}), or another score"
     )
+
+
+def unseen(sums: Mapping[str, Tensor]) -> list[str]:
+    """The weights whose layers no row went through, among those that sums of inputs are of."""
+    end = rows_of("")
+    return [n.removesuffix(end) for n, t in sums.items() if n.endswith(end) and not t.any()]
 
 
 def mean_inputs(evidence: Evidence, name: str) -> Tensor:

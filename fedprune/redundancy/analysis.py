@@ -97,7 +97,7 @@ def spectra(known: Known, name: str, energy: float) -> Finding:
         "most": Matrix(spectrum, shape, kept).most,
         "values": spectrum.values.tolist(),
     }
-    if known.inputs is not None and name in known.inputs.products:
+    if known.inputs is not None and known.inputs.rows.get(name):
         seen = spectrum_of(rows, known.inputs.moments(name))
         found["effective_rank_inputs"] = seen.effective_rank
         found["rank_inputs"] = seen.rank_of_energy(energy)

@@ -143,8 +143,10 @@ def examples(part: Part) -> int:
 
 
 def batches(part: Part, size: int, order: Tensor | None = None) -> Iterator[Part]:
-    """The part in batches of at most `size` rows, in the given order of rows."""
+    """The part in batches of at most `size` rows, in the given order of rows; none of no rows."""
     rows = torch.arange(examples(part)) if order is None else order
+    if not len(rows):
+        return
     for chosen in rows.split(size):
         yield {name: t[chosen] for name, t in part.items()}
 

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedprune import RunConfig
+from fedprune.config import ConfigError
 from server import fleet as module
 from server.fleet import Fleet
 
@@ -166,7 +167,7 @@ def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
 
 def test_a_simulation_that_cannot_serve_ends(workers: Made, tiny: Made):
     config = tiny(task="fashion-mnist", data="/nowhere", split="iid")
-    with pytest.raises(RuntimeError, match="data=/nowhere: no train-images"):
+    with pytest.raises(ConfigError, match=r"^data=/nowhere: no train-images"):
         Fleet(workers(2), config).present()
 
 

@@ -1,0 +1,313 @@
+"""Before round one: a small batch goes through all that clients will be asked, and is checked.
+
+Where model and data meet (`fedprune.hosts.open_house`) a copy of the model answers for a few
+examples of one partition as a client would: loss, measuring, scoring, tuning. What a task says of
+itself is held against what came out. Nothing is kept: weights, buffers and generators of the model
+that a run uses are as they were. Nothing leaves the process but the one line of a refusal.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.answering import answer
+from fedprune.choosing import evidence_about
+from fedprune.config import ConfigError, RunConfig
+from fedprune.forms import check, form_of
+from fedprune.learning.reconstruction import RECONSTRUCTIONS, before_of
+from fedprune.messages import Answer, Question
+from fedprune.naming import refuse
+from fedprune.plugins import scores_of
+from fedprune.pruning.combining import COMBINES
+from fedprune.pruning.inputs import rows_of
+from fedprune.pruning.layout import Layout
+from fedprune.pruning.reach import unaccounted
+from fedprune.pruning.score import Evidence
+from fedprune.randomness import generators_kept, seeded
+from fedprune.redundancy.moments import measurable
+from fedprune.seats import Seat
+from fedprune.tasks.causality import leak
+from fedprune.tasks.declared import Declared
+from fedprune.tasks.task import Part, Shard, Task, examples
+from fedprune.teacher import distils
+from fedprune.tensors import Tensors, copied, full_masks, load_into, shapes_of, state_of
+
+EXAMPLES = 4
+"""How many of a partition's examples are tried."""
+
+PARTITIONS = 3
+"""How many partitions are tried: one that fails by itself is no reason not to run."""
+
+PASSES = 64
+"""How many examples may go through until every layer has been called."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A throw-away client.
+
+    Attributes:
+        seat: a copy of the model and a few examples.
+        weights: of the model as it is before round one.
+        others: shards of other partitions, for layers that few examples reach.
+    """
+
+    seat: Seat
+    weights: Tensors
+    others: Mapping[int, Shard]
+
+    def question(self, kind: str, **what: Any) -> Question:
+        """A question about the model as it is."""
+        masks = full_masks(self.weights, self.seat.layout.prunable)
+        return Question(kind, 1, self.weights, masks, **what)
+
+
+def rehearse(
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    layout: Layout,
+    shards: Mapping[int, Shard],
+) -> None:
+    """Try everything that a run will ask on a few examples.
+
+    Args:
+        task: what is learned.
+        config: complete configuration.
+        model: before round one, where it will compute; left as it is.
+        layout: its layout.
+        shards: of the partitions that are served here.
+
+    Raises:
+        ConfigError: the task, the model and the data do not fit together, or a score's statistics
+            are not to be had of this model.
+    """
+    with generators_kept(), seeded(config.seed, "rehearsal"):
+        told: list[str] = []
+        for partition in _partitions(shards):
+            try:
+                _tried(_trial(task, config, model, layout, shards, partition))
+                break
+            except (Exception, SystemExit) as error:  # whatever code of a user's own raises
+                told.append(str(error) if isinstance(error, ValueError) else repr(error))
+        else:
+            raise ConfigError(_line(told[0], config))
+
+
+def _line(text: str, config: RunConfig) -> str:
+    """One line about an error, in the form of all of them."""
+    line = " ".join(text.split())[:400]
+    if "; allowed: " in line:
+        return line
+    return f"task={config.task!r}: {line}; allowed: a model, data and a score that fit together"
+
+
+def _partitions(shards: Mapping[int, Shard]) -> list[int]:
+    """Partitions to try: those with more than one example first, as BatchNorm needs two."""
+    by_size = sorted(shards, key=lambda p: (examples(shards[p].train) < 2, p))
+    return by_size[:PARTITIONS]
+
+
+def _trial(
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    layout: Layout,
+    shards: Mapping[int, Shard],
+    partition: int,
+) -> Trial:
+    shard = shards[partition]
+    few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
+    own = copy.deepcopy(model)
+    device = next(own.parameters()).device
+    seat = Seat(partition, few, own, task, _brief(config), layout, device, own)
+    return Trial(seat, copied(state_of(model)), shards)
+
+
+def _first(part: Part) -> Part:
+    return {name: t[:EXAMPLES] for name, t in part.items()}
+
+
+def _brief(config: RunConfig) -> RunConfig:
+    """The configuration with one step of a few examples, and as few probes as there can be."""
+    changes: dict[str, Any] = {"local_steps": 1, "local_epochs": 0, "accumulate": 1}
+    changes |= {"batch_size": EXAMPLES, "compile": False}
+    changes |= {"probes": None if config.probes is None else 2}
+    return config.model_copy(update=changes)
+
+
+def _tried(trial: Trial) -> None:
+    """Everything that a run will ask of a client, once."""
+    declared = Declared(trial.seat.task, trial.seat.config)
+    declared.check_names(trial.seat.shard.train)
+    _check_losses(trial, declared)
+    declared.check_metric(_measured(trial))
+    _check_inputs(trial)
+    _check_score(trial)
+    _check_tuning(trial)
+    _check_sums(trial)
+
+
+def _check_losses(trial: Trial, declared: Declared) -> None:
+    seat = trial.seat
+    model, (batch,) = seat.model.eval(), seat.moved(iter([seat.shard.train]))
+    with seeded(0, "rehearsal"):
+        loss = declared.check_loss(model, batch)
+    parts = {
+        f"shard {p}'s {name}": getattr(shard, name)
+        for p, shard in trial.others.items()
+        for name in ("train", "validation", "test")
+    }
+    declared.check_labels(parts, loss, batch)
+    with torch.no_grad():
+        declared.check_sum(model, batch, loss)
+        found = leak(model, seat.task.loss, batch)
+    if found:
+        c = seat.config
+        key, value = ("model", c.model) if c.model else ("task", c.task)
+        refuse(
+            key,
+            value,
+            f"{found} moves the logits before it: the model reads what it is to foretell",
+            "a causal model (of an encoder's family: with is_decoder true in its config.json), "
+            "or a task that hides symbols (masked-language-modelling)",
+        )
+    if seat.task.dummy is not None:
+        seat.task.loss(model, next(seat.moved(iter([seat.task.dummy(seat.config)]))))
+
+
+def _answered(trial: Trial, question: Question) -> Answer:
+    """What the trial answers, if it is what a server would take."""
+    c, seat = trial.seat.config, trial.seat
+    given = answer(question, seat)
+    form = form_of(question, c, seat.layout)
+    if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
+        form = replace(form, totals=frozenset(given.totals), noisy=True)
+    check(given.values, given.weight, given.totals, form, given.statistics)
+    return given
+
+
+def _measured(trial: Trial) -> dict[str, float]:
+    """The sums of the held-out parts, the exam's among them."""
+    kinds = [trial.question("evaluate", part=part) for part in ("validation", "test")]
+    return {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
+
+
+def _check_score(trial: Trial) -> None:
+    """Put the asks of the score one after the other, and score by what came back."""
+    c, seat = trial.seat.config, trial.seat
+    score, names = scores_of(c.plugin)[c.score], seat.layout.prunable
+    collected = c.score_during == "tune" or c.masks != "global"
+    if c.sparsity == 0.0 or score.most or collected:  # with `most`: a pass for every unit
+        return
+    evidence = _evidence(trial)
+    for i, ask in enumerate(score.asks):
+        given = {} if ask.given is None else ask.given(evidence)
+        given = {n: t.float() for n, t in given.items()}
+        own = i == len(score.asks) - 1 and not COMBINES[c.combine].pooled
+        what: dict[str, Any] = {"score": c.score, "ask": i, "given": given}
+        question = trial.question("score", **what, sparsity=c.sparsity if own else None)
+        values = _answered(trial, question).values
+        if own:
+            return
+        sums = form_of(question, c, seat.layout).named(values.double())
+        evidence = replace(evidence, sums=sums, given=given)
+    if score.step is None:
+        _check_scored(score.finalise(evidence), names, trial)
+
+
+def _evidence(trial: Trial) -> Evidence:
+    c, seat = trial.seat.config, trial.seat
+    question = trial.question("score")
+    load_into(seat.model, question.weights)
+    count = float(seat.task.labels(seat.shard.train))
+    dummy = None if seat.task.dummy is None else seat.task.dummy(c)
+    about = {"sums": {}, "count": count, "model": seat.model, "dummy": dummy}
+    return evidence_about(question, seat.layout.prunable, c, seat.layout, **about)
+
+
+def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:
+    wanted = {n: trial.weights[n].shape for n in names}
+    if not isinstance(scores, dict) or shapes_of(scores) != wanted:
+        c = trial.seat.config
+        found = shapes_of(scores) if isinstance(scores, dict) else type(scores).__name__
+        reason = f"its finalise gives {str(found)[:100]}"
+        each = f"one tensor of the same name and shape for each of {len(wanted)} tensors"
+        refuse("score", c.score, reason, each)
+
+
+def _check_tuning(trial: Trial) -> None:
+    """One step of training, with what goes along: statistics, a mask of its own, a teacher."""
+    c, seat, what = trial.seat.config, trial.seat, dict[str, Any]()
+    if c.sparsity != 0.0 and (c.score_during == "tune" or c.masks != "global"):
+        what |= {"score": c.score, "sparsity": None if c.masks == "global" else c.sparsity}
+    question = trial.question("tune", lr=c.lr, **what)
+    if distils(c):
+        question = replace(question, teacher=b"its own", distil=1.0)
+        own = copy.deepcopy(seat.model).eval()
+        load_into(own, trial.weights)
+        trial = replace(trial, seat=replace(seat, teacher=own.requires_grad_(False)))
+    _answered(trial, question)
+
+
+def _check_sums(trial: Trial) -> None:
+    """The sums of inputs that least squares and redundancy are computed from."""
+    c, seat = trial.seat.config, trial.seat
+    if c.reconstruct is not None and c.sparsity != 0.0:
+        names, given = seat.layout.prunable, dict[str, Tensor]()
+        if RECONSTRUCTIONS[c.reconstruct].needs_before:
+            given = {before_of(n): trial.weights[n] for n in names}
+        _answered(trial, trial.question(c.reconstruct, names=names, given=given))
+
+
+def _check_inputs(trial: Trial) -> None:
+    """Refuse weights whose inputs would be summed and cannot all be seen, by name."""
+    seat, model = trial.seat, trial.seat.model.eval()
+    load_into(model, trial.weights)
+
+    @torch.no_grad()
+    def passed(batch: Part) -> None:
+        seat.task.loss(model, batch)
+
+    for key, names in _summed(trial).items():
+        passes = (functools.partial(passed, batch) for batch in seat.moved(_some(trial)))
+        lost = unaccounted(model, names, passes)
+        if lost:
+            name, why = next(iter(lost.items()))
+            more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+            value = vars(seat.config)[key]
+            allowed = f"--exclude {name}, or another {key}"
+            refuse(key, value, f"the inputs of {name} cannot be summed: {why}{more}", allowed)
+
+
+def _some(trial: Trial) -> Iterator[Part]:
+    """The trial's batch, then single examples of one partition after the other."""
+    yield trial.seat.shard.train
+    parts = [shard.train for shard in trial.others.values()]
+    for i in range(PASSES):
+        part, at = parts[i % len(parts)], i // len(parts)
+        if at < examples(part):
+            yield {name: t[at : at + 1] for name, t in part.items()}
+
+
+def _summed(trial: Trial) -> dict[str, Sequence[str]]:
+    """By option, the weights whose inputs it has summed."""
+    c, layout = trial.seat.config, trial.seat.layout
+    names, out = layout.prunable, dict[str, Sequence[str]]()
+    shapes: set[str] = set()
+    for ask in scores_of(c.plugin)[c.score].asks:
+        shapes |= ask.shapes(layout, names, c.unit, c.probes or 0).keys()
+    if c.sparsity != 0.0:
+        out["score"] = [n for n in names if rows_of(n) in shapes]
+    if c.sparsity != 0.0 and c.reconstruct is not None:
+        out["reconstruct"] = names
+    if {"dead", "merge"} & set(c.reduce) or c.rank_by == "activations":
+        out["reduce"] = measurable(trial.seat.model, layout)
+    return {key: found for key, found in out.items() if found}

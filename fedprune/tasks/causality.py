@@ -1,0 +1,130 @@
+"""Whether the logits of a language model depend on what they are to foretell.
+
+Found by trying: other tokens from one position on must leave the logits before it as they are, and
+so must other labels. A model that reads its own labels has a low loss, and has learned nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.randomness import seeded
+from fedprune.tasks.task import Loss, Part
+
+LossOf = Callable[[nn.Module, Part], Loss]
+
+MOVED = 1e-4
+"""Part of the largest logit by which one may move: what is masked has weight 0.0 in a softmax."""
+
+
+def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
+    """What moved the logits of some position although it comes later; "" where nothing did.
+
+    Args:
+        model: in eval mode.
+        loss: `Task.loss`.
+        batch: real examples: constant ones do not tell which tokens follow which.
+
+    Returns:
+        "a later token" where the task is to foretell the next token: its labels are its tokens
+        moved by one, or its loss is the cross-entropy of logits and the tokens after them. "a
+        later label" where there are labels of the shape of the logits. Other tasks, and losses
+        from which no logits (B, T, classes) can be had, are not judged.
+    """
+    logits, total = _logits(model, loss, batch)
+    if logits is None:
+        return ""
+    rows = {name: t for name, t in batch.items() if _are_ids(t, logits)}
+    for name, tokens in rows.items():
+        counted = _foretold(name, rows, logits, total)
+        if counted is not None and counted.any():
+            at = max(1, (int(counted.any(0).nonzero().max()) + 1) // 2)
+            if _moves(model, loss, {**batch, name: _others(tokens, at)}, logits[:, :at]):
+                return "a later token"
+    labels = rows.get("labels")
+    if labels is not None and (labels >= 0).any():
+        at = labels.shape[1] // 2
+        if _moves(model, loss, {**batch, "labels": _others(labels, at)}, logits[:, : at + 1]):
+            return "a later label"
+    return ""
+
+
+def _are_ids(t: Tensor, logits: Tensor) -> bool:
+    return t.shape == logits.shape[:2] and not t.is_floating_point() and t.dtype != torch.bool
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, loss: LossOf, batch: Part) -> tuple[Tensor | None, float]:
+    """The logits (B, T, classes) that the model gave or the loss names, and the loss."""
+    made: list[Any] = []
+    hook = model.register_forward_hook(lambda _module, _args, out: made.append(out))
+    try:
+        with seeded(0, "rehearsal"):
+            found = loss(model, batch)
+    finally:
+        hook.remove()
+    able = [getattr(out, "logits", out) for out in made[-1:]] + [found.logits]
+    fit = [t for t in able if isinstance(t, Tensor) and t.dim() == 3 and t.shape[1] > 1]
+    return (fit[0] if fit else None), float(found.total)
+
+
+def _foretold(name: str, rows: Part, logits: Tensor, total: float) -> Tensor | None:
+    """Where (B, T - 1) logits are to foretell the token after theirs; None: that is not the task.
+
+    Args:
+        name: of the tokens.
+        rows: everything that could be tokens or labels, theirs included.
+        logits: (B, T, classes).
+        total: the loss of the batch.
+    """
+    following = rows[name][:, 1:]
+    for labels in (t for other, t in rows.items() if other != name):
+        counted = labels[:, :-1] >= 0
+        same = bool((labels == rows[name])[labels >= 0].all())
+        if not same and bool((labels[:, :-1] == following)[counted].all()):
+            return counted
+    for counted in _countable(name, rows):
+        if _is_loss(total, logits[:, :-1][counted], following[counted]):
+            return counted
+    return None
+
+
+def _countable(name: str, rows: Part) -> Iterator[Tensor]:
+    """Which next tokens a loss may count: all, or those that are labels as well."""
+    following = rows[name][:, 1:]
+    yield following >= 0
+    for other, labels in rows.items():
+        if other != name:
+            yield (labels[:, 1:] == following) & (following >= 0)
+
+
+def _is_loss(total: float, logits: Tensor, tokens: Tensor) -> bool:
+    if not tokens.numel() or int(tokens.max()) >= logits.shape[-1]:
+        return False
+    whole = float(nn.functional.cross_entropy(logits.float(), tokens.long(), reduction="sum"))
+    return any(abs(total - size) <= 1e-3 * abs(size) for size in (whole, whole / tokens.numel()))
+
+
+def _others(ids: Tensor, at: int) -> Tensor:
+    """Other ids of the same batch from a position on; those below 0 stay."""
+    able = ids >= 0
+    names, which = ids[able].unique(return_inverse=True)
+    if len(names) < 2:
+        names, which = torch.stack([names[0], (names[0] + 1)]), torch.zeros_like(which)
+    out = ids.clone()
+    out[able] = names[(which + 1) % len(names)]
+    out[:, :at] = ids[:, :at]
+    return out
+
+
+def _moves(model: nn.Module, loss: LossOf, batch: Part, before: Tensor) -> bool:
+    """Whether another batch gives the first positions other logits."""
+    after, _ = _logits(model, loss, batch)
+    if after is None or after.shape[1] < before.shape[1]:
+        return False
+    moved = (after[:, : before.shape[1]] - before).abs().max()
+    return bool(moved > MOVED * before.abs().max())

@@ -1,0 +1,94 @@
+"""What a task brings for its partitions, checked: shards, parts, tensors of equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.naming import refuse
+from fedprune.tasks.task import Part, Shard, Task, examples
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+ALLOWED = (
+    "a dictionary of tensors that share their first dimension, one row an example, such as "
+    "{'images': (N, ...), 'labels': (N,)}"
+)
+PARTS = ("train", "validation", "test")
+
+
+def shards_of(task: Task, config: RunConfig) -> dict[int, Shard]:
+    """Every partition's shard, by partition.
+
+    Raises:
+        ValueError: there are more or fewer than clients, or one is not what `checked` allows.
+    """
+    given: Any = task.shards(config)
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        refuse("task", config.task, f"its shards are {_kind(given)}", "a list of fedprune.Shard")
+    found = list(given)
+    if len(found) != config.clients:
+        reason = f"task {config.task} brings {len(found)} shards, one for each partition"
+        refuse("clients", config.clients, reason, str(len(found) or "a task with data"))
+    return checked(dict(enumerate(found)), config)
+
+
+def checked(shards: Mapping[int, Shard], config: RunConfig) -> dict[int, Shard]:
+    """The shards, with the arrays of NumPy in their parts as tensors.
+
+    Raises:
+        ValueError: something is no shard or no part, a partition has nothing to train on, nobody
+            has anything to validate or test on, or partitions have tensors of other names.
+    """
+    found = {p: _shard(shard, p, config) for p, shard in shards.items()}
+    for name in PARTS[1:]:
+        if found and not any(examples(getattr(shard, name)) for shard in found.values()):
+            refuse("task", config.task, f"no partition has any {name} examples", "one at least")
+    return found
+
+
+def _shard(shard: Any, partition: int, config: RunConfig) -> Shard:
+    where = f"shard {partition}"
+    if not isinstance(shard, Shard):
+        refuse("task", config.task, f"{where} is {_kind(shard)}", "fedprune.Shard")
+    parts = {name: _part(getattr(shard, name), f"{where}'s {name}", config) for name in PARTS}
+    if not examples(parts["train"]):
+        refuse("task", config.task, f"{where} has no train examples", "one at least")
+    for name, part in parts.items():
+        if part.keys() != parts["train"].keys():
+            reason = f"{where}'s {name} has {sorted(part)}, its train {sorted(parts['train'])}"
+            refuse("task", config.task, reason, "the same names in every part")
+    return Shard(**parts)
+
+
+def _part(given: Any, where: str, config: RunConfig) -> Part:
+    if not isinstance(given, Mapping):
+        refuse("task", config.task, f"{where} is {_kind(given)}", ALLOWED)
+    if not given:
+        refuse("task", config.task, f"{where} is empty", ALLOWED)
+    part = {name: _tensor(value, f"{where}, {name!r}", config) for name, value in given.items()}
+    lengths = {name: len(t) for name, t in part.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        refuse("task", config.task, f"{where} has tensors of other lengths: {told}", ALLOWED)
+    return part
+
+
+def _tensor(value: Any, where: str, config: RunConfig) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim:
+        return torch.as_tensor(value)
+    if not isinstance(value, Tensor):
+        refuse("task", config.task, f"{where} is {_kind(value)}", ALLOWED)
+    if not value.dim() or value.is_sparse:
+        what = "a sparse tensor" if value.is_sparse else "a tensor without dimensions"
+        refuse("task", config.task, f"{where} is {what}", ALLOWED)
+    return value
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
