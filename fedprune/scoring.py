@@ -126,7 +126,9 @@ def _own_scores(
     score: Score, question: Question, seat: Seat, names: tuple[str, ...], sums: Tensors
 ) -> Tensors:
     given = question.given
-    if lost := unseen(sums):
+    c, lost = seat.config, unseen(sums)
+    # Where sums are pooled and the mask is global, votes only measure how far clients agree.
+    if lost and not (COMBINES[c.combine].pooled and c.masks == "global"):
         raise Refused(lost[0], "no row went through its layer")
     evidence = _evidence(
         question, seat, names, sums={n: s.double() for n, s in sums.items()}, given=given

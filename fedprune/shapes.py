@@ -91,13 +91,16 @@ def _layout_now(config: RunConfig, model: nn.Module, output: tuple[str, ...]) ->
 
 
 @functools.lru_cache(maxsize=4)
-def _layout_at(text: str, edits: Edits) -> Layout:
+def _layout_at(text: str, edits: Edits, *_of_task: object) -> Layout:
     return shaped(recorded(text), edits)[1]
 
 
 def layout_at(config: RunConfig, edits: Edits) -> Layout:
     """The layout of the model with these edits; of the newest few it is kept."""
-    return _layout_at(to_toml(config), edits)
+    task = tasks_of(config.plugin)[
+        config.task
+    ]  # a notebook may have another one of that name by now
+    return _layout_at(to_toml(config), edits, task.model, task.output)
 
 
 def layout_for(config: RunConfig, model: nn.Module) -> Layout:

@@ -130,7 +130,8 @@ def layout_of(
         include: shell patterns of parameter names that are prunable in spite of the rule.
 
     Raises:
-        ValueError: a pattern matches no parameter, or nothing is left to prune.
+        ValueError: a pattern matches no parameter, an output is no module, or nothing is left to
+            prune.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in (*exclude, *include):
@@ -186,6 +187,11 @@ def _weights_of_layers(model: nn.Module, output: Sequence[str]) -> set[str]:
     """First names (ties once) of the weights of layers, less those a head of output shares."""
     names = {id(p): name for name, p in model.named_parameters()}
     modules = dict(model.named_modules())
+    for name in set(output) - modules.keys():
+        raise ValueError(
+            f"task: its output names {name!r}, no module of the model; "
+            f"allowed: {', '.join(filter(None, modules))[:300]}"
+        )
     heads = {id(p) for name in output for p in modules[name].parameters()}
     tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     weights = [m.weight for m in modules.values() if _is_layer(m) and m.weight.requires_grad]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fedprune.pruning.layers import layers_of, parameters_of
+from fedprune.pruning.layers import groups, layers_of, parameters_of
 
 
 @dataclass
@@ -69,9 +69,11 @@ def unaccounted(
                 run()
             if not waiting:
                 break
-    why = {name: "no layer has it as its weight" for name, found in layers.items() if not found}
+    why = {name: "no layer is called with it" for name, found in layers.items() if not found}
     why |= dict.fromkeys(sorted(waiting), "its layer was called for no example")
-    return why | dict.fromkeys(sorted(uses.apart), "its weight is used without calling its layer")
+    why |= dict.fromkeys(sorted(uses.apart), "it is used without calling its layer")
+    grouped = [name for name, found in layers.items() if any(groups(one) > 1 for one in found)]
+    return why | dict.fromkeys(grouped, "its convolution is grouped")
 
 
 @contextmanager

@@ -1,0 +1,526 @@
+"""What a task, a model and data say of each other before round one: each kind with an oracle."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
+from fedprune.config import ConfigError, configure
+from fedprune.hosts import inline_port, open_house
+from fedprune.state import Port
+from fedprune.tasks.task import Part, classification_loss, label_tokens, token_loss
+from fedprune.tensors import digest
+
+
+def part(n: int, seed: int = 0) -> Part:
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    return {"images": x, "labels": (x[:, 0] > 0).long() + (x[:, 1] > 0).long()}
+
+
+def shards(config: RunConfig) -> list[Shard]:
+    return [Shard(part(20, p), part(5, p + 50), part(5, p + 90)) for p in range(config.clients)]
+
+
+def net(_config: object = None) -> nn.Module:
+    layers = [nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(8, 3))
+
+
+MINE = Task("mine", "accuracy", "rows", net, classification_loss, shards, output=("5",))
+KEYS: dict[str, Any] = {
+    "engine": "inline", "task": "mine", "clients": 3, "rounds": 2, "warmup": 1, "sparsity": 0.5,
+    "local_steps": 1, "cohort": 2,
+}  # fmt: skip
+
+Play = Callable[..., Any]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+    """A run of a task with these attributes; further keys are of the configuration."""
+
+    def made(port: bool = False, score: Score | None = None, keys: Any = (), **task: Any) -> Any:
+        monkeypatch.setitem(TASKS, "mine", replace(MINE, **task))
+        if score is not None:
+            monkeypatch.setitem(SCORES, "own", score)
+        config = configure({**KEYS, **dict(keys)})
+        return federate(config, Port(never, lambda: {0: 1}) if port else None)
+
+    return made
+
+
+def never(*_: object) -> Any:
+    raise AssertionError("asked before the rehearsal")
+
+
+def refused(play: Play, line: str, **what: Any) -> None:
+    """In the library, with the port of the house and with one's own, nothing was asked."""
+    for port in (False, True):
+        with pytest.raises(ValueError, match=line) as caught:
+            play(port=port, **what)
+        assert "; allowed: " in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def few(change: Callable[[Part], Any]) -> Callable[[RunConfig], list[Any]]:
+    """Shards whose second train part is changed."""
+
+    def made(config: RunConfig) -> list[Any]:
+        found = shards(config)
+        return [found[0], replace(found[1], train=change(found[1].train)), *found[2:]]
+
+    return made
+
+
+SHARDS: dict[str, tuple[Callable[[RunConfig], Any], str]] = {
+    "fewer": (lambda c: shards(c)[:2], "^clients=3: task mine brings 2 shards"),
+    "more": (lambda c: shards(c) * 2, "^clients=3: .* brings 6 shards.*; allowed: 6"),
+    "none": (lambda _: [], "^clients=3: .* brings 0 shards"),
+    "no list": (lambda _: None, "^task='mine': its shards are a NoneType"),
+    "by name": (lambda c: dict(enumerate(shards(c))), "its shards are a dict"),
+    "no shard": (lambda c: [vars(s) for s in shards(c)], "shard 0 is a dict; allowed: fedprune.Sh"),
+    "loader": (few(lambda p: DataLoader([p])), "shard 1's train is a DataLoader"),  # type: ignore
+    "dataset": (few(lambda p: TensorDataset(*p.values())), "shard 1's train is a TensorDataset"),
+    "tuple": (few(lambda p: tuple(p.values())), "shard 1's train is a tuple"),
+    "examples": (few(lambda p: [{"images": p["images"][0]}]), "shard 1's train is a list"),
+    "nothing": (few(lambda _: {}), "shard 1's train is empty"),
+    "lengths": (few(lambda p: p | {"labels": p["labels"][1:]}), "images 20, labels 19"),
+    "values": (few(lambda p: p | {"labels": p["labels"].tolist()}), "'labels' is a list"),
+    "scalar": (few(lambda p: p | {"labels": torch.tensor(1)}), "without dimensions"),
+    "empty": (few(lambda p: {n: t[:0] for n, t in p.items()}), "shard 1 has no train examples"),
+    "names": (few(lambda p: p | {"more": p["labels"]}), r"validation has .*its train .*'more'"),
+    "no test": (
+        lambda c: [replace(s, test={n: t[:0] for n, t in s.test.items()}) for s in shards(c)],
+        "no partition has any test examples",
+    ),
+    "label": (few(lambda p: p | {"labels": p["labels"] + 1}), "shard 1's train are 1 to 3; .*2"),
+    "negative": (few(lambda p: p | {"labels": p["labels"] - 1}), "shard 1's train are -1 to 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_shards_are_a_list_of_dictionaries_of_tensors_of_one_length(kind: str, play: Play):
+    refused(play, SHARDS[kind][1], shards=SHARDS[kind][0])
+
+
+def test_arrays_are_tensors_and_one_partition_may_lack_held_out_examples(play: Play):
+    plain = play(shards=shards)
+
+    def arrays(config: RunConfig) -> list[Any]:
+        return [Shard(*({n: t.numpy() for n, t in p.items()} for p in vars(s).values()))
+                for s in shards(config)]  # fmt: skip
+
+    assert play(shards=arrays).rows == plain.rows
+
+    def lacking(config: RunConfig) -> list[Shard]:
+        first, *rest = shards(config)
+        return [replace(first, test={n: t[:0] for n, t in first.test.items()}), *rest]
+
+    assert play(shards=lacking).summary["failures"] == 0
+
+
+def loss(change: Callable[..., Any]) -> Callable[[nn.Module, Part], Any]:
+    return lambda model, batch: change(classification_loss(model, batch), batch)
+
+
+def fields(**changes: Any) -> Callable[[nn.Module, Part], Any]:
+    return loss(lambda found, _: replace(found, **changes))
+
+
+LOSSES: dict[str, tuple[dict[str, Any], str]] = {
+    "keys": ({"loss": lambda m, b: classification_loss(m, {"images": b["x"]})}, "KeyError.*'x'"),
+    "type": ({"loss": loss(lambda found, _: found.total)}, "its loss gives a Tensor"),
+    "total": ({"loss": fields(total=1.5)}, "Loss.total is float"),
+    "shape": ({"loss": loss(lambda f, _: replace(f, total=f.each))}, r"Loss.total is \(4,\)"),
+    "gradient": ({"loss": loss(lambda f, _: replace(f, total=f.total.detach()))}, "no gradient"),
+    "of nothing": ({"loss": fields(total=torch.ones((), requires_grad=True))}, "no gradient"),
+    "infinite": ({"loss": loss(lambda f, _: replace(f, total=f.total / 0))}, "Loss.total is inf"),
+    "mean": (
+        {"loss": loss(lambda f, _: replace(f, total=f.total / f.count, each=None))},
+        "a mean over the batch; allowed: a sum",
+    ),
+    "count": ({"loss": fields(count=torch.tensor(4))}, "Loss.count is a Tensor"),
+    "correct": ({"loss": fields(correct=5)}, "Loss.correct is 5 and Loss.count 4"),
+    "negative": ({"loss": fields(correct=-1)}, "Loss.correct is -1"),
+    "labels": ({"labels": lambda p: 2 * len(p["labels"])}, "counts 8 and Loss.count 4"),
+    "each": ({"loss": fields(each=torch.ones(3))}, r"Loss.each is \(3,\)"),
+    "each sum": ({"loss": fields(each=torch.ones(4))}, "Loss.each sums to 4"),
+    "metric": ({"metric": "msr"}, "its metric is 'msr'; allowed: .*accuracy"),
+    "sums": ({"metric": "r2"}, "its metric r2 needs sums in Loss.extra"),
+    "unit": ({"unit": ""}, "its unit is ''"),
+    "extra": ({"extra": ("bytes",)}, "its extra names 'bytes'"),
+    "exam": ({"exam_names": ("exact",)}, "totals|exact"),
+    "exam names": (
+        {"exam_names": ("exact",), "exam": lambda *_: {"inexact": 1.0}}, "inexact.*expected.*exact",
+    ),
+    "tokens": ({"tokens": ("ids",)}, "its tokens name 'ids'"),
+    "output": ({"output": ("head",)}, "its output names 'head'.*; allowed: 0, 1"),
+    "classes": ({"classes": lambda _: 4}, "its classes are 4, its model gives 3"),
+    "too few": ({"classes": lambda _: 2}, "its classes are 2, its model gives 3"),
+    "dummy": ({"dummy": lambda _: {"x": torch.ones(1)}}, "KeyError"),
+    "model": ({"model": lambda _: nn.Sequential(nn.Linear(7, 3)), "output": ()}, "mat1 and mat2"),
+    "exit": ({"loss": loss(lambda *_: (_ for _ in ()).throw(SystemExit(3)))}, "SystemExit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_what_a_task_declares_is_what_its_loss_gives(kind: str, play: Play):
+    refused(play, LOSSES[kind][1], **LOSSES[kind][0])
+
+
+def test_a_metric_of_values_is_had_from_a_loss_of_squares(play: Play):
+    def squares(model: nn.Module, batch: Part) -> Loss:
+        error = model(batch["images"])[:, 0] - batch["images"][:, 0]
+        return Loss(error.square().sum(), len(error), 0)
+
+    end = play(metric="mse", loss=squares, keys={"lr": 1e-9, "lr_schedule": "constant"})
+    with torch.no_grad():
+        totals = [squares(end.model, s.test).total for s in shards(configure(KEYS))]
+    assert end.summary["quality"]["final"]["mse"] == pytest.approx(
+        float(sum(totals)) / 15, rel=1e-5
+    )
+
+
+def test_a_partition_that_fails_by_itself_costs_itself_only(play: Play):
+    def once(model: nn.Module, batch: Part) -> Loss:
+        if (batch["images"] == 7).any():
+            raise ArithmeticError("seven")
+        return classification_loss(model, batch)
+
+    def spoilt(config: RunConfig) -> list[Shard]:
+        first, *rest = shards(config)
+        return [replace(first, train=first.train | {"images": torch.full((20, 6), 7.0)}), *rest]
+
+    assert play(loss=once, shards=spoilt, keys={"cohort": 3}).summary["failures"] > 0
+
+
+def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Model, statistics of BatchNorm and the generators of torch, NumPy and Python."""
+
+    def drawing(model: nn.Module, batch: Part) -> Loss:
+        random.random(), np.random.rand(), torch.rand(1)
+        return classification_loss(model, batch)
+
+    monkeypatch.setitem(TASKS, "mine", replace(MINE, loss=drawing))
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    house = open_house(configure(KEYS))
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    with torch.random.fork_rng():
+        fresh = open_house(configure({**KEYS, "score": "magnitude"}))
+    assert digest(dict(house.model.state_dict())) == digest(dict(fresh.model.state_dict()))
+    assert int(house.model.state_dict()["1.num_batches_tracked"]) == 0
+    assert house.model.training
+
+
+def test_one_s_own_score_is_tried_from_its_asks_to_what_it_makes(play: Play):
+    flat = Score("flat", "here", lambda e: {n: w.flatten() for n, w in e.weights.items()})
+    refused(play, r"^score='own': its finalise gives .*3.*; allowed", score=flat,
+            keys={"score": "own"})  # fmt: skip
+    lost = Score("lost", "here", lambda e: {"nothing": e.weights["missing"]})
+    refused(play, "KeyError.*missing", score=lost, keys={"score": "own"})
+
+
+# Causality
+
+
+VOCABULARY, LENGTH = 11, 8
+
+
+class Mixing(nn.Module):
+    """Logits of every position from a mean over those that `sees` lets it see."""
+
+    def __init__(self, sees: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 12)
+        self.inner, self.head = nn.Linear(12, 12), nn.Linear(12, VOCABULARY)
+        self.register_buffer("sees", sees / sees.sum(-1, keepdim=True))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.inner(self.sees @ self.table(ids)).tanh())
+
+
+def before(ahead: int) -> Tensor:
+    """Who sees whom, (LENGTH, LENGTH): everything up to so many positions ahead."""
+    return torch.ones(LENGTH, LENGTH).tril(ahead)
+
+
+def ids(rows: int, seed: int) -> Tensor:
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randint(1, VOCABULARY, (rows, LENGTH + 1), generator=gen)
+
+
+def shifted(tokens: Tensor) -> Part:
+    return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
+
+
+def unshifted(tokens: Tensor) -> Part:
+    return {"ids": tokens[:, :-1], "labels": tokens[:, :-1]}
+
+
+def hidden(tokens: Tensor) -> Part:
+    """Masked: label where a token was replaced by 0."""
+    gone = torch.zeros(tokens[:, 1:].shape, dtype=torch.bool)
+    gone[:, ::3] = True
+    return {
+        "inputs": tokens[:, 1:].masked_fill(gone, 0),
+        "labels": tokens[:, 1:].masked_fill(~gone, -100),
+    }
+
+
+def of_shifted(model: nn.Module, batch: Part) -> Loss:
+    return token_loss(model(batch["inputs"]), batch)
+
+
+def without_logits(model: nn.Module, batch: Part) -> Loss:
+    return replace(of_shifted(model, batch), logits=None)
+
+
+def in_train_mode(model: nn.Module, batch: Part) -> Loss:
+    return of_shifted(model.train(), batch)
+
+
+def of_unshifted(model: nn.Module, batch: Part) -> Loss:
+    logits, labels = model(batch["ids"])[:, :-1], batch["labels"][:, 1:]
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return Loss(total, labels.numel(), int((logits.argmax(-1) == labels).sum()))
+
+
+NEXT = {
+    "shifted": (shifted, of_shifted),
+    "no logits": (shifted, without_logits),
+    "train mode": (shifted, in_train_mode),
+    "unshifted": (unshifted, of_unshifted),
+}
+NEXT_COUNTS = {"unshifted": lambda p: p["labels"][:, 1:].numel()}
+
+
+def next_token(
+    made: Callable[[Tensor], Part], of: Callable[..., Loss], ahead: int, drop: float = 0.0
+) -> dict[str, Any]:
+    def model(_config: object) -> nn.Module:
+        mixing = Mixing(before(ahead))
+        if drop:
+            mixing.inner = nn.Sequential(mixing.inner, nn.Dropout(drop))  # type: ignore[assignment]
+        return mixing
+
+    def dealt(config: RunConfig) -> list[Shard]:
+        return [Shard(*(made(ids(6, 3 * p + i)) for i in range(3))) for p in range(config.clients)]
+
+    counts = label_tokens if of is not of_unshifted else NEXT_COUNTS["unshifted"]
+    return {"metric": "perplexity", "unit": "tokens", "model": model, "loss": of, "shards": dealt,
+            "labels": counts, "output": ("head",)}  # fmt: skip
+
+
+@pytest.mark.parametrize("ahead", [1, 2, LENGTH])
+@pytest.mark.parametrize("kind", NEXT)
+def test_a_model_that_sees_later_tokens_cannot_foretell_the_next(kind: str, ahead: int, play: Play):
+    refused(play, "a later token moves the logits", **next_token(*NEXT[kind], ahead))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+@pytest.mark.parametrize("kind", NEXT)
+def test_a_causal_model_is_not_suspected(kind: str, drop: float, play: Play):
+    assert play(**next_token(*NEXT[kind], 0, drop)).summary["failures"] == 0
+
+
+def test_hidden_tokens_may_be_foretold_from_both_sides(play: Play):
+    task = next_token(hidden, of_shifted, LENGTH)
+    assert play(**task).summary["failures"] == 0
+
+
+def test_labels_that_go_into_the_model_must_not_reach_their_own_logits(play: Play):
+    """A decoder that is fed the labels themselves, and one that is fed those before."""
+
+    def fed(lag: int) -> Callable[..., Loss]:
+        def of(model: nn.Module, batch: Part) -> Loss:
+            read = nn.functional.pad(batch["labels"], (lag, 0))[:, :LENGTH]
+            return token_loss(model(read), batch)
+
+        return of
+
+    def unrelated(tokens: Tensor) -> Part:
+        return {"source": tokens.flip(1)[:, 1:].float(), "labels": tokens[:, 1:]}
+
+    refused(play, "a later label moves", **next_token(unrelated, fed(0), 0))
+    assert play(**next_token(unrelated, fed(1), 0)).summary["failures"] == 0
+
+
+# What scores need
+
+
+class Bypassed(nn.Module):
+    """A linear layer whose weight is used in several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        ways = {
+            "called": lambda: self.b(h),
+            "typed": lambda: self.b(h.to(self.b.weight.dtype)),
+            "by hand": lambda: nn.functional.linear(h, self.b.weight),
+            "transposed": lambda: h @ self.b.weight.t(),
+            "einsum": lambda: torch.einsum("bi,oi->bo", h, self.b.weight),
+            "both": lambda: self.b(h) + nn.functional.linear(h, self.b.weight),
+            "never": lambda: h,
+        }
+        out: Tensor = self.head(ways[self.how]().relu())
+        return out
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Conv1d(4, 4, 1, groups=2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.b(self.a(x).unflatten(1, (4, 2))).flatten(1).relu())
+        return out
+
+
+class Attending(nn.Module):
+    def __init__(self, encoder: bool) -> None:
+        super().__init__()
+        kind: Any = nn.TransformerEncoderLayer if encoder else nn.MultiheadAttention
+        more = {"dim_feedforward": 8} if encoder else {}
+        self.encoder, self.a, self.head = encoder, nn.Linear(1, 8), nn.Linear(8, 3)
+        self.b = kind(8, 2, batch_first=True, **more)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x.unsqueeze(-1))
+        h = self.b(h) if self.encoder else self.b(h, h, h)[0]
+        out: Tensor = self.head(h.mean(1))
+        return out
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = (
+            nn.Linear(1, 8),
+            nn.LSTM(8, 8, batch_first=True),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.b(self.a(x.unsqueeze(-1)))[0][:, -1])
+        return out
+
+
+class Routed(nn.Module):
+    """Two layers: an example goes through one of them, or a whole batch as its first one does."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+        self.a, self.b, self.head = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rare = x[:, 0] > 1.2
+        rare = rare[:1].expand_as(rare) if self.whole else rare
+        h = x.new_zeros(len(x), 12)
+        for layer, those in ((self.a, ~rare), (self.b, rare)):
+            if those.any():
+                h = h.index_put((those,), layer(x[those]))
+        out: Tensor = self.head(h.relu())
+        return out
+
+
+USES: dict[str, Any] = {
+    "score": [{"score": name} for name in ("wanda", "activation", "activity")]
+    + [{"score": "sparsegpt"}, {"score": "wanda", "score_during": "tune"},
+       {"score": "wanda", "masks": "union"}],
+    "reconstruct": [{"reconstruct": how} for how in ("inputs", "outputs")],
+}  # fmt: skip
+ALL_USES = [(key, keys) for key, found in USES.items() for keys in found]
+REDUCES = [{"reduce": (how,), "score": "magnitude"} for how in ("dead", "merge", "low-rank")]
+UNSEEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    **{how: (lambda how=how: Bypassed(how), "b.weight", "without calling")
+       for how in ("by hand", "transposed", "einsum", "both")},
+    "never": (lambda: Bypassed("never"), "b.weight", "called for no example"),
+    "grouped": (Grouped, "b.weight", "grouped"),
+    "attention": (lambda: Attending(encoder=False), "b.out_proj.weight", "without calling"),
+    "encoder": (lambda: Attending(encoder=True), "b.self_attn.out_proj.weight", "without calling"),
+}  # fmt: skip
+
+
+def refused_inputs(play: Play, key: str, keys: Any, kind: str) -> None:
+    made, name, why = UNSEEN[kind]
+    line = rf"^{key}=.*inputs of {name} cannot be summed: .*{why}.*; allowed: --exclude {name}"
+    refused(play, line, model=lambda _: made(), output=("head",), keys=keys)
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+@pytest.mark.parametrize(("key", "keys"), [*ALL_USES[:1], *ALL_USES[-1:]], ids=str)
+def test_a_weight_whose_inputs_cannot_be_seen_is_refused(
+    key: str, keys: Any, kind: str, play: Play
+):
+    refused_inputs(play, key, keys, kind)
+
+
+@pytest.mark.parametrize(("key", "keys"), ALL_USES[1:-1], ids=str)
+def test_whatever_sums_inputs_refuses_alike(key: str, keys: Any, play: Play):
+    refused_inputs(play, key, keys, "by hand")
+
+
+@pytest.mark.parametrize("keys", REDUCES, ids=str)
+def test_redundancy_is_not_measured_on_inputs_that_were_not_seen(keys: Any, play: Play):
+    for kind in ("by hand", "both", "never"):
+        refused_inputs(play, "reduce", {**keys, "rounds": 4, "warmup": 1}, kind)
+
+
+@pytest.mark.parametrize("how", ["called", "typed"])
+@pytest.mark.parametrize("score", ["wanda", "sparsegpt"])
+def test_a_layer_that_is_called_keeps_the_pooled_choice(how: str, score: str, play: Play):
+    end = play(model=lambda _: Bypassed(how), output=("head",), keys={"score": score})
+    assert end.summary["failures"] == 0
+    assert end.summary["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_excluded_or_scored_by_gradients_it_may_be_used_by_hand(play: Play):
+    task = {"model": lambda _: Bypassed("by hand"), "output": ("head",)}
+    for keys in ({"score": "wanda", "exclude": ("b.weight",)}, {"score": "taylor"}):
+        assert play(**task, keys=keys).summary["failures"] == 0
+
+
+def test_weights_of_an_lstm_have_no_inputs_to_sum(play: Play):
+    task = {"model": lambda _: Recurrent(), "output": ("head",)}
+    assert play(**task, keys={"score": "wanda"}).summary["failures"] == 0
+    with pytest.raises(ValueError, match=r"b\.weight_ih_l0 has no inputs"):
+        play(**task, keys={"score": "wanda", "include": ("b.weight*",)})
+
+
+def test_layers_that_few_examples_reach_are_waited_for(play: Play):
+    end = play(
+        model=lambda _: Routed(False), output=("head",), keys={"score": "wanda", "cohort": 3}
+    )
+    assert end.summary["failures"] == 0
+
+
+def test_a_layer_that_a_cohort_did_not_reach_is_named_when_it_is_scored(play: Play):
+    line = r"^score='wanda': no row went through the layer of [ab]\..*; allowed: --exclude"
+    with pytest.raises(ConfigError, match=line):
+        play(model=lambda _: Routed(True), output=("head",), keys={"score": "wanda", "cohort": 1})
+
+
+def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TASKS, "mine", MINE)
+    config = configure(KEYS)
+    port = inline_port(open_house(config))
+    monkeypatch.setitem(TASKS, "mine", replace(MINE, shards=never))
+    assert federate(config, port).summary["failures"] == 0
