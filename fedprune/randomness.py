@@ -7,11 +7,9 @@ number of workers nor the order in which clients answer can change a result.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 
@@ -35,18 +33,6 @@ def seeded(seed: int, purpose: str, *where: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, purpose, *where))
         yield
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """After the block the global generators of torch, NumPy and Python are as they were before."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def draw_each(population: list[int], rate: float, gen: torch.Generator) -> list[int]:

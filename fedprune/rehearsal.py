@@ -25,12 +25,13 @@ from fedprune.learning.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.messages import Answer, Question
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of
+from fedprune.process import put_back
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.inputs import rows_of
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.reach import unaccounted
 from fedprune.pruning.score import Evidence
-from fedprune.randomness import generators_kept, seeded
+from fedprune.randomness import seeded
 from fedprune.redundancy.moments import measurable
 from fedprune.seats import Seat
 from fedprune.tasks.causality import leak
@@ -89,7 +90,7 @@ def rehearse(
         ConfigError: the task, the model and the data do not fit together, or a score's statistics
             are not to be had of this model.
     """
-    with generators_kept(), seeded(config.seed, "rehearsal"):
+    with put_back(), seeded(config.seed, "rehearsal"):
         told: list[str] = []
         for partition in _partitions(shards):
             try:

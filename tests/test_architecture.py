@@ -122,15 +122,12 @@ def test_no_clock_and_no_global_random_in_the_core(path: Path):
     if name in spared or name.startswith("fedprune.report"):
         return
     modules = {module.split(".")[0] for module, _ in imports(tree(path))}
-    # Python's own generator is put back there where a user's code may have drawn from it.
-    allowed = {"random"} if name == "fedprune.randomness" else set()
-    assert not modules & {"time", "datetime", "random", "secrets", "uuid"} - allowed
+    assert not modules & {"time", "datetime", "random", "secrets", "uuid"}
     for node in ast.walk(tree(path)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        if name != "fedprune.randomness":
-            assert not called.startswith(("np.random.", "numpy.random.")), called
+        assert not called.startswith(("np.random.", "numpy.random.")), called
         if called in {"torch.rand", "torch.randn", "torch.randperm", "torch.randint"}:
             assert "generator" in {keyword.arg for keyword in node.keywords}, called
         if called == "torch.manual_seed":
