@@ -57,7 +57,11 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     task: str = _field("what is learned", "task (see --list)", "shakespeare")
-    clients: Count = _field("what is learned", "partitions that the data is split over", 20)
+    clients: Count = _field(
+        "what is learned",
+        "partitions that the data is split over (default 20; with --client-column all there are)",
+        20,
+    )
     split: str = _field("what is learned", "who holds which rows (see --list)", BY_TASK)
     alpha: float | None = _field(
         "what is learned", "concentration of --split dirichlet (default 0.5)", None, gt=0
@@ -100,6 +104,12 @@ class RunConfig(BaseModel):
     )
     client_column: str | None = _field(
         "what is learned", "column of --data that says whose row it is, for --split natural", None
+    )
+    small_owners: Literal["train-only", "group", "drop"] | None = _field(
+        "what is learned",
+        "owners in --client-column with too little to be cut in train, validation and test: "
+        "(see --list; default train-only)",
+        None,
     )
     plugin: str = _field("what is learned", "Python file with your own SCORES or TASKS", "")
     init: str = _field(

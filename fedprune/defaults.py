@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fedprune.naming import named
@@ -35,6 +36,8 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("client_column") is not None:
         defaults["split"] = "natural"
     values = {"clients": 20, **defaults, **given}
+    if "clients" not in given:
+        values["clients"] = _clients_of(task, values)
     for fill in (_of_task(task), _of_score(score, given.get("unit")), _of_amount(values)):
         values = {**fill, **values}
     values = {**_of_choices(values), **values}
@@ -52,7 +55,8 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 _LEARNED = (
     "task", "clients", "split", "alpha", "model", "depth", "width", "length", "data", "encoding",
-    "text_column", "label_column", "target_column", "client_column", "plugin", "unit", "seed",
+    "text_column", "label_column", "target_column", "client_column", "small_owners",
+    "plugin", "unit", "seed",
 )  # fmt: skip
 """What a run that continues another one takes over from it, unless it is another task."""
 
@@ -73,6 +77,27 @@ def _of_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 _TOGETHER = {"split": ("alpha", "client_column"), "model": ("depth", "width")}
 """Of what is taken over, the keys that only mean something beside one value of another."""
+
+
+def _clients_of(task: Task, values: Mapping[str, Any]) -> int:
+    """All that the data has, where a column says whose a row is and the data is here; else 20.
+
+    Raises:
+        ValueError: the data cannot be read.
+    """
+    asked = {**dict.fromkeys(_OF_ROWS), **_of_task(task), **values, "clients": None}
+    texts = [asked.get(key) for key in ("data", "text_column", "client_column")]
+    natural = values["split"] == "natural" and all(isinstance(text, str) for text in texts)
+    if task.population is None or not natural:
+        return 20
+    config: Any = SimpleNamespace(**asked)
+    try:
+        return task.population(config).possible
+    except (FileNotFoundError, LookupError, TypeError):  # no such file or encoding: said later
+        return 20
+
+
+_OF_ROWS = ("encoding", "label_column", "target_column", "client_column", "small_owners")
 
 
 def _of_task(task: Task) -> dict[str, Any]:
@@ -125,6 +150,8 @@ def _of_choices(values: Mapping[str, Any]) -> dict[str, Any]:
     out |= {"shrink": "end"} if unit in WHOLE_UNITS else {}
     out |= {"unit_shape": _SHAPES[unit]} if isinstance(unit, str) and unit in _SHAPES else {}
     out |= {"pool": "mean"} if unit not in ("weight", "n:m") else {}
+    if values.get("client_column") is not None:
+        out["small_owners"] = "train-only"
     if values["split"] == "dirichlet":
         out["alpha"] = 0.5
     if values["optimizer"] == "sgd":

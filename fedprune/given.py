@@ -20,7 +20,7 @@ COLUMNS = ("text_column", "label_column", "target_column", "client_column")
 _AMOUNTS = ("sparsity", "threshold", "target_bytes", "target_flops")
 _RANKS = ("rank_energy", "rank_budget", "rank_tolerance")
 _OF_THE_TASK = (
-    *("model", "depth", "width", "length", "data", "encoding", *COLUMNS),
+    *("model", "depth", "width", "length", "data", "encoding", *COLUMNS, "small_owners"),
     *("split", "alpha", "vocabulary"),
 )
 

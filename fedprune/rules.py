@@ -195,6 +195,12 @@ def _unused(c: RunConfig) -> list[Misfit]:
             f"split is {c.split}",
             out,
         ),
+        (
+            "small-owners",
+            c.small_owners is not None and c.client_column is None,
+            "no --client-column says whose a row is",
+            out,
+        ),
         ("alpha", c.alpha is not None and c.split != "dirichlet", f"split is {c.split}", out),
         (
             "momentum",

@@ -39,6 +39,7 @@ from fedprune.pruning.units import UNITS
 from fedprune.redundancy.misfits import RANK_BY, REDUCTIONS
 from fedprune.report.folder import CONFIG_NAME
 from fedprune.rules import BASELINES
+from fedprune.tasks.owners import SMALL_OWNERS
 from fedprune.tasks.splits import SPLITS
 
 RESUMABLE = {"engine", "workers", "gpus", "ray_address", "timeout", "verbose"}
@@ -200,6 +201,7 @@ def listing(plugin: str) -> str:
         "task": {name: task.summary for name, task in tasks_of(plugin).items()},
         "model": _models(plugin),
         "split": SPLITS,
+        "small-owners": SMALL_OWNERS,
         "score": {n: f"{s.summary} [{s.source}]" for n, s in scores_of(plugin).items()},
         "combine": {n: f"{c.summary} [{c.source}]" for n, c in COMBINES.items()},
         "normalise": NORMALISE_SUMMARIES,

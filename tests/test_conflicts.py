@@ -517,6 +517,11 @@ OF_THE_TASK = [
     ({"model": "resnet"}, "model='resnet'", "task digits has no such model; allowed: cnn, mlp"),
     ({"length": 9}, "length=9", "no text; allowed: leave it out"),
     ({"data": "x"}, "data='x'", "task digits reads no folder; allowed: leave it out"),
+    (
+        {"small_owners": "drop"},
+        "small-owners='drop'",
+        "no --client-column says whose a row is; allowed: leave it out",
+    ),
     ({"encoding": "cp1252"}, "encoding='cp1252'", "no table is read; allowed: leave it out"),
     (
         {"task": "text-classification", "data": "x", "encoding": "base64"},

@@ -113,8 +113,10 @@ def _stretch(config: RunConfig, round_: int) -> tuple[int, int]:
 def step_batches(part: Part, config: RunConfig, gen: torch.Generator) -> Iterator[list[Part]]:
     """The steps of a round, each a list of at most `accumulate` batches.
 
-    `local_epochs` shuffled passes, or `local_steps` steps of such.
+    `local_epochs` shuffled passes, or `local_steps` steps of such; none over no examples.
     """
+    if not examples(part):
+        return
     passes = 0
     steps = 0
     while passes < config.local_epochs or steps < config.local_steps:

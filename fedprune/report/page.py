@@ -42,10 +42,12 @@ from fedprune.report.tables import (
 )
 from fedprune.report.template import PAGE
 from fedprune.tasks.measures import metric_of
+from fedprune.tasks.owners import sentences
 
 SENTENCES = (
     "{clients} clients trained {model} of {parameters} parameters on the task {task}.",
     "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
+    "Clients are owners of rows: {owners_told}.",
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
     "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
@@ -130,6 +132,7 @@ def what_was_run(run: Run) -> str:
     )
     known.setdefault("unit", "examples")
     known["classes"] = listed(known.get("class_names") or [])
+    known["owners_told"] = "; ".join(sentences(run.summary.get("population") or {}))
     known["parameters"] = whole(known.get("parameters"))
     reduced = "reduced" in known  # of which the sparsity at the end says more than what was pruned
     removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))

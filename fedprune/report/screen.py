@@ -22,8 +22,10 @@ from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
 from fedprune.report.reading import worded
 from fedprune.report.rows import Row
+from fedprune.report.summary import population_of
 from fedprune.state import State
 from fedprune.tasks.measures import beside, metric_of
+from fedprune.tasks.owners import sentences
 
 _DOING = {
     "hello": "joining",
@@ -70,6 +72,8 @@ class Screen:
             f"  federation  {config.clients} clients, split {config.split}, {config.cohort} a "
             f"round, {config.rounds} rounds, {config.hosts} hosts on {config.engine}"
         )
+        for text in sentences(population_of(config)):
+            self.line(f"              {text}", "yellow")
         self.line(f"  pruning     {_goal(config)}")
         for text in before(config):
             self.line(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,7 @@ def summary_of(
         "cohort": config.cohort,
         "hosts": config.hosts,
         "engine": config.engine,
+        "population": population_of(config),
         "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],
         **_sizes(config, layout, end, about),
         "quality": {
@@ -94,6 +95,21 @@ def summary_of(
         "failures": end.failed,
         "seconds": round(about.seconds, 3),
     }
+
+
+def population_of(config: RunConfig) -> dict[str, int]:
+    """Who the clients of the user's data are, and what of it no client holds; empty for other data.
+
+    How many have too little to be measured on is their own affair where their answers are.
+    """
+    ask = tasks_of(config.plugin)[config.task].population
+    try:
+        found = None if ask is None else ask(config)
+    except (ValueError, OSError):  # a server of devices has no data; a run in one place had it
+        found = None
+    if found is None:
+        return {}
+    return asdict(replace(found, train_only=0) if hides(config) else found)
 
 
 def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summary:

@@ -24,6 +24,9 @@ WINDOW = 64
 FEWEST_WINDOWS = 20
 """An owner with less text is no client: its held-out tenths would be shorter than two windows."""
 
+FEWEST_SYMBOLS = 20
+"""A shorter stream is not cut: of its three parts each must have something to foretell."""
+
 Row = tuple[str, str, str]
 """Whose it is, what else it is sorted by (a play, a party), the text."""
 
@@ -43,7 +46,7 @@ def windows(ids: Tensor, sizes: Tensor | None = None, length: int = WINDOW, pad:
     does not count (-100).
 
     Args:
-        ids: (n,), of at least one symbol.
+        ids: (n,); none give no examples.
         sizes: (n,), the bytes that each symbol stands for; one each where left out.
         length: symbols of an example.
         pad: the id that fills the last example up.
@@ -51,8 +54,8 @@ def windows(ids: Tensor, sizes: Tensor | None = None, length: int = WINDOW, pad:
     Returns:
         inputs and labels (rows, length), and bytes (rows,) that the labels stand for.
     """
-    n = len(ids) - 1
-    rows = max(1, -(-n // length))
+    n = max(0, len(ids) - 1)
+    rows = max(min(1, len(ids)), -(-n // length))
     inputs = torch.full((rows * length,), pad)
     labels = torch.full((rows * length,), -100)
     counted = torch.zeros(rows * length, dtype=torch.long)
@@ -72,10 +75,13 @@ def following(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
 
 
 def cut_stream(text: str, config: RunConfig, purpose: str, cut: Cut = following) -> Shard:
-    """First 80 % of the symbols to train on, the next 10 % validation, the last 10 % test."""
+    """First 80 % of the symbols to train on, the next 10 % validation, the last 10 % test.
+
+    Of fewer than `FEWEST_SYMBOLS` all are to train on: the other parts have no example.
+    """
     symbols = symbols_of(config, purpose)
     ids, sizes = encoded(symbols, text)
-    held = len(ids) // 10
+    held = len(ids) // 10 if len(ids) >= FEWEST_SYMBOLS else 0
     pieces = [len(ids) - 2 * held, held, held]
     length = length_of(config)
     return Shard(

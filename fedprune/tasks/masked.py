@@ -50,7 +50,7 @@ def stretches(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
     """
     del sizes  # bits per byte mean nothing where six of seven symbols are given
     n = len(ids)
-    rows = max(1, -(-n // length))
+    rows = -(-n // length)
     inputs = torch.full((rows * length,), symbols.pad)
     attention = torch.zeros(rows * length, dtype=torch.long)
     inputs[:n] = ids
@@ -61,7 +61,11 @@ def stretches(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
 def hidden(part: Part, symbols: Symbols, gen: torch.Generator) -> Part:
     """The part with symbols hidden, and labels (rows, length) that are -100 elsewhere."""
     ids, shape = part["inputs"], part["inputs"].shape
-    chosen = (torch.rand(shape, generator=gen) < HIDDEN) & (part["attention"] == 1)
+    there = part["attention"] == 1
+    draws = torch.rand(shape, generator=gen).masked_fill(~there, 2.0)
+    chosen = draws < HIDDEN
+    if there.any() and not chosen.any():  # of a few symbols the one that came nearest is hidden
+        chosen = draws == draws.min()
     fate = torch.rand(shape, generator=gen)
     first = 2 if symbols.characters else 0  # characters come after <pad> and <unk>
     last = len(ALPHABET) if symbols.characters else symbols.size

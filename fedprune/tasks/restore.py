@@ -28,7 +28,7 @@ from fedprune.tasks.language import (
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.symbols import rows_of, symbols_of
-from fedprune.tasks.task import Loss, Part, Shard, Task, label_tokens, token_loss
+from fedprune.tasks.task import Loss, Part, Shard, Task, examples, label_tokens, token_loss
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -113,6 +113,8 @@ EXAM = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
 @torch.no_grad()
 def exam(model: nn.Module, part: Part, config: RunConfig) -> Mapping[str, float]:
     """Write the first `EXAMINED` texts of a part greedily and sum what `EXAM` names."""
+    if not examples(part):
+        return dict.fromkeys(EXAM, 0.0)
     tokenizer = symbols_of(config, "seq2seq").tokenizer
     rows = {name: t[:EXAMINED] for name, t in part.items()}
     writer: Any = model

@@ -107,11 +107,14 @@ def _partitioner(config: RunConfig, column: str, rows: int, seed: int) -> Partit
 
 
 def cut_at_random(rows: Part, seed: int, partition_: int) -> Shard:
-    """80 % train, 10 % validation, 10 % test of independent examples, by a seeded shuffle."""
+    """80 % train, 10 % validation, 10 % test of independent examples, by a seeded shuffle.
+
+    Of fewer than `FEWEST` all are for training: the other parts have no row.
+    """
     n = examples(rows)
     gen = torch.Generator().manual_seed(derive(seed, "cut", partition_))
     order = torch.randperm(n, generator=gen)
-    held = max(1, n // 10)
+    held = n // 10
     pieces = order.split([n - 2 * held, held, held])
     parts = [{name: t[piece] for name, t in rows.items()} for piece in pieces]
     return Shard(*parts)

@@ -6,11 +6,12 @@ import functools
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.rowfiles import READERS, NotRows
 from fedprune.tasks.splits import FEWEST, partition
 
@@ -242,22 +243,84 @@ def rows_with_text(
     return out
 
 
-def shares(config: RunConfig, columns: Columns, splits: dict[str, str]) -> list[list[int]]:
-    """The row numbers of every partition; the `clients` largest owners under "natural".
+Said = TypeVar("Said")
+
+
+def remembered(ask: Callable[[RunConfig], Said]) -> Callable[[RunConfig], Said]:
+    """The same function, which keeps what it said of the newest configurations.
+
+    Of these very objects, not of equal ones: a run has one, and thousands of clients that ask for
+    the names of classes must not read the rows each.
+    """
+    known: list[tuple[RunConfig, Said]] = []
+
+    @functools.wraps(ask)
+    def answer(config: RunConfig) -> Said:
+        for asked, said in known:
+            if asked is config:
+                return said
+        said = ask(config)
+        known[:] = [(config, said), *known[:3]]
+        return said
+
+    return answer
+
+
+def shares(
+    config: RunConfig,
+    columns: Columns,
+    splits: Mapping[str, str],
+    sizes: Sequence[int] | None = None,
+    fewest: int = FEWEST,
+) -> list[list[int]]:
+    """The row numbers of every partition; under "natural" `fedprune.tasks.owners.owned` says whose.
+
+    Args:
+        config: resolved configuration.
+        columns: of `rows_with_text`.
+        splits: split name to the column it works on.
+        sizes: how much each row is; one each where left out.
+        fewest: the least that can be cut in three.
 
     Raises:
         ValueError: there are too few owners, or too few rows.
     """
     if config.split != "natural":
         return partition(config, splits[config.split], columns)
-    held = Counter(columns["client"])
-    able = sum(rows >= FEWEST for rows in held.values())
-    if config.clients > able:
+    owners = columns["client"]
+    sizes = sizes or [1] * len(owners)
+    dealt, told = owned(config, owners, sizes, fewest)
+    if told.train_only and config.metrics == "noised":
         raise ValueError(
-            f"clients={config.clients}: {able} values of client-column="
-            f"{config.client_column!r} have {FEWEST} rows or more; allowed: 1 to {able}"
+            f"small-owners='train-only': {told.train_only} clients have too little to be measured "
+            "on, and with noise nobody can tell it from a loss of 0; allowed: drop, group, --panel"
         )
-    largest = set(sorted(held, key=lambda owner: (-held[owner], owner))[: config.clients])
-    chosen = [i for i, owner in enumerate(columns["client"]) if owner in largest]
-    owners = {"client": [columns["client"][i] for i in chosen]}
-    return [[chosen[i] for i in own] for own in partition(config, "client", owners)]
+    panel = dealt[-config.panel :]  # all of them without one
+    if all(sum(sizes[i] for i in own) < fewest for own in panel):
+        raise ValueError(
+            f"panel={config.panel}: these clients have too little to be measured on; "
+            "allowed: more of them, --small-owners drop or group"
+        )
+    return dealt
+
+
+def population(
+    config: RunConfig, size: Callable[[str], int] = lambda _: 1, fewest: int = FEWEST
+) -> Population:
+    """Who the clients of the rows are, and what of the rows no client holds.
+
+    Args:
+        config: resolved but for `clients`, which may be None: as many as there can be.
+        size: how much a row with this text is.
+        fewest: the least that can be cut in three.
+
+    Raises:
+        ValueError: as `rows_with_text` and `shares`.
+    """
+    columns = rows_with_text(config)
+    texts = columns["text"]
+    empty = _rows_in(read_table(config.data, config.encoding)) - len(texts)
+    if config.split != "natural":
+        return Population(config.clients, config.clients, rows_empty=empty)
+    told = owned(config, columns["client"], list(map(size, texts)), fewest)[1]
+    return replace(told, rows_empty=empty)

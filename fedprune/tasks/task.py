@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
+    from fedprune.tasks.owners import Population
 
 Part = dict[str, Tensor]
 """Examples: tensors that share their first dimension, one row an example."""
@@ -99,6 +100,9 @@ class Task:
             (see `extra_names`).
         exam: sums that only the test part is asked for, because they are dear (generated text).
         exam_names: their names.
+        population: who the clients of the data are, and what of it no client holds; asked with
+            `clients` None (as many as there can be) where a column says whose a row is and the
+            user does not say how many. None: the number of clients does not follow from the data.
         splits: split name to the data column it works on ("" where it needs none).
         defaults: configuration keys this task sets unless the user does.
         folder: whether `shards` reads the configuration's `data` folder.
@@ -128,6 +132,7 @@ class Task:
     extra: tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]] = ()
     exam: Callable[[nn.Module, Part, RunConfig], Mapping[str, float]] | None = None
     exam_names: tuple[str, ...] = ()
+    population: Callable[[RunConfig], Population] | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: {"iid": ""})
     defaults: Mapping[str, Any] = field(default_factory=dict)
     folder: bool = False

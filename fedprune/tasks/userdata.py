@@ -11,6 +11,7 @@ from torch import nn
 from fedprune.tasks.classes import distinct
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import (
+    FEWEST_SYMBOLS,
     cut_stream,
     length_of,
     one_window,
@@ -20,10 +21,11 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_shard, masked_token_loss, one_stretch
+from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
 from fedprune.tasks.splits import cut_at_random
 from fedprune.tasks.symbols import rows_of, symbols_of
-from fedprune.tasks.tables import rows_with_text, shares
+from fedprune.tasks.tables import population, remembered, rows_with_text, shares
 from fedprune.tasks.task import (
     Loss,
     Part,
@@ -41,9 +43,6 @@ if TYPE_CHECKING:
 USUAL = 128
 """Symbols of a text to classify, unless the configuration says another number."""
 
-FEWEST_SYMBOLS = 20
-"""A client's stream has this many, so that each of its three parts has something to foretell."""
-
 SPLITS = {"iid": "", "natural": "client"}
 LABELLED_SPLITS = {**SPLITS, "dirichlet": "label", "shards": "label"}
 
@@ -51,10 +50,11 @@ LABELLED_SPLITS = {**SPLITS, "dirichlet": "label", "shards": "label"}
 def streams(config: RunConfig) -> list[str]:
     """The texts of every partition, a line each, as one stream."""
     columns = rows_with_text(config)
-    dealt = shares(config, columns, SPLITS)
+    sizes = list(map(_symbols, columns["text"]))
+    dealt = shares(config, columns, SPLITS, sizes, FEWEST_SYMBOLS)
     joined = ["".join(f"{columns['text'][i]}\n" for i in own) for own in dealt]
     shortest = min(map(len, joined))
-    if shortest < FEWEST_SYMBOLS:
+    if shortest < FEWEST_SYMBOLS and config.split != "natural":
         raise ValueError(
             f"clients={config.clients}: the shortest partition would hold {shortest} characters; "
             f"allowed: at least {FEWEST_SYMBOLS} each"
@@ -62,9 +62,26 @@ def streams(config: RunConfig) -> list[str]:
     return joined
 
 
+def _symbols(text: str) -> int:
+    """Characters that a row is in a stream: of its text, and the end of its line."""
+    return len(text) + 1
+
+
+def stream_population(config: RunConfig) -> Population:
+    """Who the clients are where their rows are one stream."""
+    return population(config, _symbols, FEWEST_SYMBOLS)
+
+
 def stream_shards(config: RunConfig) -> Sequence[Shard]:
     """Windows over every partition's rows in their order, cut by time."""
-    return [cut_stream(text, config, "causal") for text in streams(config)]
+    shards = [cut_stream(text, config, "causal") for text in streams(config)]
+    mute = sum(not label_tokens(shard.train) for shard in shards)
+    if mute:
+        raise ValueError(
+            f"model={config.model!r}: {mute} clients have a text of one token: nothing follows it; "
+            "allowed: --small-owners drop, or group"
+        )
+    return shards
 
 
 def hidden_shards(config: RunConfig) -> Sequence[Shard]:
@@ -76,13 +93,14 @@ def pair_shards(config: RunConfig) -> Sequence[Shard]:
     """Pairs of texts, cut at random."""
     columns = rows_with_text(config, "target")
     pairs = list(zip(columns["text"], columns["target"], strict=True))
-    dealt = shares(config, columns, SPLITS)
+    rows = pair_rows(pairs, config, length_of(config))
     return [
-        cut_at_random(pair_rows([pairs[i] for i in own], config, length_of(config)), config.seed, p)
-        for p, own in enumerate(dealt)
+        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        for p, own in enumerate(shares(config, columns, SPLITS))
     ]
 
 
+@remembered
 def names_of_classes(config: RunConfig) -> list[str]:
     """The configuration's class names, or else the distinct labels of the file, sorted as texts.
 
@@ -158,6 +176,7 @@ CLASSIFICATION = Task(
     models=families_for("classify", "bert"),
     paths=True,
     columns=("text", "label", "client"),
+    population=population,
     classes=lambda config: len(names_of_classes(config)),
     class_names=names_of_classes,
     dummy=one_text,
@@ -181,6 +200,7 @@ LANGUAGE = Task(
     models=families_for("causal", "llama"),
     paths=True,
     columns=("text", "client"),
+    population=stream_population,
     classes=text_classes("causal"),
     dummy=one_window,
     extra=("bytes",),
@@ -203,6 +223,7 @@ MASKED = Task(
     models=families_for("masked", "bert"),
     paths=True,
     columns=("text", "client"),
+    population=stream_population,
     classes=text_classes("masked"),
     dummy=one_stretch,
     splits=SPLITS,
@@ -224,6 +245,7 @@ TEXT_TO_TEXT = Task(
     models=families_for("seq2seq", "t5"),
     paths=True,
     columns=("text", "target", "client"),
+    population=population,
     classes=text_classes("seq2seq"),
     dummy=lambda config: blank_pair(length_of(config)),
     extra=("bytes",),

@@ -60,6 +60,9 @@ def asked() -> Asked:
             "target_column": None,
             "client_column": None,
             "class_names": (),
+            "small_owners": None,
+            "metrics": "exact",
+            "panel": 0,
             "split": "iid",
             "model": next(iter(TASKS[task].models)),
         }

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from fedprune.tasks.splits import FEWEST
-from fedprune.tasks.tables import column, read_table, rows_with_text, shares
+from fedprune.tasks.tables import column, read_table, rows_with_text
 
 COLUMNS = {
     "text": ["NA", 'a, "quoted" one', "null", "two"],
@@ -119,21 +118,6 @@ def test_rows_without_a_text_are_left_out_of_every_column(tmp_path: Path, asked:
     path.write_text("text,label\n ,1\n")
     with pytest.raises(ValueError, match="no row has a text"):
         rows_with_text(config, "label")
-
-
-def test_natural_clients_are_the_owners_with_most_rows(asked: Any):
-    owners = ["b"] * 12 + ["a"] * FEWEST + ["few"] * (FEWEST - 1) + ["c"] * 11
-    columns = {"client": owners}
-
-    def config(clients: int) -> Any:
-        return asked("language-modelling", split="natural", client_column="client", clients=clients)
-
-    held = [{owners[i] for i in own} for own in shares(config(2), columns, {})]
-    assert sorted(held, key=str) == [{"b"}, {"c"}]
-    assert sorted(map(len, shares(config(3), columns, {}))) == [10, 11, 12]
-    message = "clients=4: 3 values of client-column='client' have 10 rows or more; allowed: 1 to 3"
-    with pytest.raises(ValueError, match=message):
-        shares(config(4), columns, {})
 
 
 def test_natural_without_a_column_is_refused(rows_file: Path, asked: Any):
