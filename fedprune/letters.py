@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.compression.wire import Buffer, Packet
+from fedprune.compression.bounded import Buffer
+from fedprune.compression.wire import Packet
 from fedprune.messages import Folded, Refused, failure_said, plain
 from fedprune.parts import Part
 from fedprune.tensors import as_bytes, over_bytes

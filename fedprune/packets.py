@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedprune.compression.wire import (
     flags_of,
     head_of,
     more_of,
+    number,
     pack,
     pack_flags,
     pack_rungs,
@@ -72,7 +74,8 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         ValueError: bits or values do not fit the head or the layout.
     """
     head = head_of(packet)
-    masks, edits = decode_mask(mask_bits(packet.bits)), edits_in(packet.bits)
+    most = sum(layout.shapes[name].numel() for name in layout.prunable)
+    masks, edits = decode_mask(mask_bits(packet.bits), most), edits_in(packet.bits)
     if skeleton_digest(masks, edits) != head["mask"]:
         raise ValueError("the mask is not the one that the question names")
     if digest_of(packet.teacher) != head.get("teacher", ""):
@@ -162,7 +165,14 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
             raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
         values = torch.zeros(where.numel()).masked_scatter_(where, values)
     more = more_of(packet) if packet.more else None
-    return Answer(values, float(head["weight"]), head["totals"], votes, more)
+    return Answer(values, number(head, "weight"), _totals(head), votes, more)
+
+
+def _totals(head: Mapping[str, Any]) -> dict[str, float]:
+    totals = head.get("totals")
+    if not isinstance(totals, dict):
+        raise Refused("totals", "no sums by name")
+    return {name: number(totals, name) for name in totals}
 
 
 def on_own_mask(votes: Tensor, question: Question) -> Tensor:

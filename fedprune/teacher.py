@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedprune.compression.bounded import Buffer
 from fedprune.compression.coded import CODED_NAME, blank, from_coded, origin_of, to_coded
-from fedprune.compression.wire import Buffer, digest_of
+from fedprune.compression.wire import digest_of
 from fedprune.config import RunConfig
 from fedprune.learning.distillation import Lesson, eager, taught
 from fedprune.messages import Question

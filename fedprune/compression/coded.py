@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from fedprune.compression.bounded import most_weights, read_object
 from fedprune.compression.manifest import MANIFEST_NAME, write_manifest
 from fedprune.compression.masks import decode_mask, encode_mask
+from fedprune.compression.wire import whole_number
 from fedprune.config import RunConfig, configure
 from fedprune.plugins import tasks_of
 from fedprune.pruning.depgraph import recognised
@@ -96,8 +98,11 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
 def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], Tensors, Masks]:
     """Head, weights and masks of a coded file's content.
 
+    Memory is bounded by the size of the content (`fedprune.compression.bounded.most_weights`).
+
     Raises:
-        ValueError: it is no coded file, or damaged; `name` is in the message.
+        ValueError: it is no coded file, damaged or malformed; `name` is in the message. Nothing
+            else is raised, whatever the bytes are.
     """
     if sys.byteorder != "little":
         raise ValueError(f"{name}: coded files are little-endian, this machine is not")
@@ -106,12 +111,29 @@ def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], T
     body, checksum = data[:-32], data[-32:]
     if hashlib.sha256(body).digest() != checksum:
         raise ValueError(f"{name}: damaged, its checksum does not fit its content")
-    start = len(MAGIC) + 4
+    try:
+        return _content(body)
+    except Exception as error:  # sound bytes of another writer: what they raise is not known
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{name}: malformed: {reason}") from None
+
+
+def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
+    start, most = len(MAGIC) + 4, most_weights(len(body))
     end = start + int.from_bytes(body[len(MAGIC) : start], "little")
-    head = json.loads(body[start:end])
-    masks = decode_mask(body[end : end + head["mask_bytes"]])
-    values = torch.from_numpy(np.frombuffer(body[end + head["mask_bytes"] :], np.float32).copy())
+    head = read_object(body[start:end])
+    values_at = end + whole_number(head, "mask_bytes")
+    if values_at > len(body):
+        raise ValueError("it is cut short")
     shapes = {n: torch.Size(s) for n, s in head["shapes"].items()}
+    if any(min(s, default=0) < 0 for s in shapes.values()):
+        raise ValueError("a tensor of less than nothing")
+    if sum(s.numel() for s in shapes.values()) > most:
+        raise ValueError(f"it claims more than {most} values")
+    masks = decode_mask(body[end:values_at], most)
+    if any(shapes.get(n) != mask.shape for n, mask in masks.items()):
+        raise ValueError("a mask of another shape than its tensor")
+    values = torch.from_numpy(np.frombuffer(body[values_at:], np.float32).copy())
     return head, spread(values, shapes, masks), masks
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from torch import Tensor
 
+from fedprune.compression.bounded import most_weights, numbers_in, unzipped
 from fedprune.tensors import Masks
 
 MAGIC = b"FPMK"
@@ -53,11 +54,18 @@ def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
     return MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
-def decode_mask(data: bytes) -> Masks:
+def decode_mask(data: bytes, most: int | None = None) -> Masks:
     """What `encode_mask` was given: equal masks under the same names in the same order.
 
+    Args:
+        data: the bytes.
+        most: how many weights the masks may be of, all together; time and memory are bounded by
+            it, whatever the bytes claim. None: `fedprune.compression.bounded.most_weights` of
+            their size.
+
     Raises:
-        ValueError: the bytes are not an encoded mask, not of this version, cut short or damaged.
+        ValueError: the bytes are not an encoded mask, not of this version, cut short, damaged, of
+            more weights, or not as `encode_mask` writes them. Nothing else is raised.
     """
     start = len(MAGIC) + 1 + CHECKSUM_BYTES
     if data[: len(MAGIC)] != MAGIC:
@@ -70,7 +78,7 @@ def decode_mask(data: bytes) -> Masks:
     if data[len(MAGIC) + 1 : start] != _checksum(body):
         raise ValueError("encoded mask is cut short or damaged: its checksum does not match")
     try:
-        return _decode_body(BytesIO(body))
+        return _decode_body(BytesIO(body), most_weights(len(data)) if most is None else most)
     except Exception as error:  # sound bytes of some other writer: the codecs raise what they like
         raise ValueError(f"encoded mask is malformed: {error}") from error
 
@@ -99,9 +107,17 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
 
 
-def _decode_body(stream: BytesIO) -> Masks:
-    shapes = _read_signatures(BytesIO(_decode_bytes(*_read_block(stream))))
+_RATIO = 200
+"""How many times smaller zstd may have made names and shapes: those of our models it makes 30."""
+
+
+def _decode_body(stream: BytesIO, most: int) -> Masks:
+    code, payload = _read_block(stream)
+    signatures = _decode_bytes(code, payload, 2**16 + _RATIO * len(payload))
+    shapes = _read_signatures(BytesIO(signatures))
     sizes = [math.prod(shape) for shape in shapes.values()]
+    if sum(sizes) > most:
+        raise ValueError(f"it is of {sum(sizes)} weights; allowed: {most}")
     blocks = []
     while not _at_end(stream):
         blocks.append(_read_block(stream))
@@ -128,18 +144,19 @@ def _code_bits(bits: Bools) -> tuple[int, bytes]:
 def _decode_bits(code: int, payload: bytes, size: int) -> Bools:
     """The inverse of `_code_bits`, (size,)."""
     if code in (PLAIN, ZSTD):
-        packed = np.frombuffer(_decode_bytes(code, payload), np.uint8)
-        if len(packed) != (size + 7) // 8:
-            raise ValueError(f"{len(packed)} bytes for {size} bits")
+        whole = (size + 7) // 8
+        packed = np.frombuffer(_decode_bytes(code, payload, whole), np.uint8)
+        if len(packed) != whole or (size % 8 and packed[-1] << size % 8 & 0xFF):
+            raise ValueError(f"{len(packed)} bytes for {size} bits, or bits beyond")
         return np.unpackbits(packed, count=size).view(np.bool_)
     if code not in (KEPT_GAPS, REMOVED_GAPS):
         raise ValueError(f"unknown code {code}")
     bits = np.full(size, code == REMOVED_GAPS)
     if payload:
-        gaps = np.asarray(standalone.simple_decompress(payload))
+        gaps = numbers_in(payload, size)
         positions = np.cumsum(gaps, dtype=np.int64) - 1
-        if positions.size and positions[-1] >= size:
-            raise ValueError(f"position {positions[-1]} in {size} bits")
+        if not gaps.all() or (positions.size and positions[-1] >= size):
+            raise ValueError(f"a position twice, or beyond {size} bits")
         bits[positions] = code == KEPT_GAPS
     return bits
 
@@ -159,8 +176,8 @@ def _code_bytes(data: bytes) -> tuple[int, bytes]:
     return (ZSTD, smaller) if len(smaller) < len(data) else (PLAIN, data)
 
 
-def _decode_bytes(code: int, payload: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompress(payload) if code == ZSTD else payload
+def _decode_bytes(code: int, payload: bytes, most: int) -> bytes:
+    return unzipped(payload, most) if code == ZSTD else payload
 
 
 def _signature(name: str, mask: Tensor) -> bytes:
@@ -173,8 +190,19 @@ def _read_signatures(stream: BytesIO) -> dict[str, tuple[int, ...]]:
     shapes = {}
     while not _at_end(stream):
         name = _read(stream, _read_number(stream)).decode("utf-8", "surrogatepass")
-        shapes[name] = tuple(_read_number(stream) for _ in range(_read_number(stream)))
+        if name in shapes:
+            raise ValueError(f"two masks of one name, {name[:100]!r}")
+        shapes[name] = tuple(_read_number(stream) for _ in range(_few(_read_number(stream))))
     return shapes
+
+
+_MOST_DIMENSIONS = 64  # as many as torch takes
+
+
+def _few(dimensions: int) -> int:
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(f"{dimensions} dimensions; allowed: {_MOST_DIMENSIONS}")
+    return dimensions
 
 
 def _block(code: int, payload: bytes) -> bytes:
@@ -192,9 +220,19 @@ def _number(value: int) -> bytes:
     return bytes([low | 0x80]) + _number(rest) if rest else bytes([low])
 
 
+_LONGEST_NUMBER = 9  # bytes: 63 bits
+
+
 def _read_number(stream: BytesIO) -> int:
-    byte = _read(stream, 1)[0]
-    return byte if byte < 0x80 else (byte & 0x7F) | _read_number(stream) << 7
+    value = 0
+    for at in range(_LONGEST_NUMBER):
+        byte = _read(stream, 1)[0]
+        value |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            if at and not byte:
+                raise ValueError("a number that could be shorter")
+            return value
+    raise ValueError("a number of too many bytes")
 
 
 def _read(stream: BytesIO, size: int) -> bytes:

@@ -8,12 +8,14 @@ smaller value type costs the quality that it costs, and bytes are counted from t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedprune.compression.bounded import Buffer, read_object
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.compression.rounding import BITS, decode_rounded, encode_rounded
 from fedprune.tensors import as_bytes, over_bytes
@@ -36,8 +38,6 @@ nobody's choice, so 16 bits are of values divided by the largest."""
 
 _LEVELS = 126
 _OCTAVES = 42.0
-
-Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Packet:
         """Bytes on the wire, with or without the mask and the teacher, which may be there."""
         always = len(self.head) + len(self.values) + len(self.more) + len(self.rungs)
         return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
+
+
+LONGEST_HEAD = 2**24
+"""Bytes of a head: questions name the tensors they are about."""
 
 
 def digest_of(coded: Buffer) -> str:
@@ -145,12 +149,12 @@ def head_of(packet: Packet) -> dict[str, Any]:
     """The head as a dictionary.
 
     Raises:
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or too long for one.
     """
-    head = json.loads(bytes(packet.head))
-    if not isinstance(head, dict):
-        raise ValueError(f"head is {type(head).__name__}, expected an object")
-    return head
+    try:
+        return read_object(packet.head, LONGEST_HEAD)
+    except ValueError as error:
+        raise ValueError(f"head: {error}") from None
 
 
 def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
@@ -166,8 +170,8 @@ def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
     head = head_of(packet)
     wire = str(head.get("wire"))
     if wire in BITS:
-        return decode_rounded(packet.values, BITS[wire], int(head.get("count", -1)))
-    return _uncast(packet.values, wire, head.get("scale", 1.0), shared=shared)
+        return decode_rounded(packet.values, BITS[wire], whole_number(head, "count"))
+    return _uncast(packet.values, wire, number(head, "scale", 1.0), shared=shared)
 
 
 def more_of(packet: Packet) -> Tensor:
@@ -179,7 +183,35 @@ def more_of(packet: Packet) -> Tensor:
     head = head_of(packet)
     if not packet.more:
         return torch.empty(0)
-    return _uncast(packet.more, str(head.get("more")), head.get("more_scale", 1.0), shared=True)
+    scale = number(head, "more_scale", 1.0)
+    return _uncast(packet.more, str(head.get("more")), scale, shared=True)
+
+
+def number(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number of a head; NaN and infinity are numbers here.
+
+    Raises:
+        ValueError: it is something else, or a whole number that no float holds.
+    """
+    found = head.get(name, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"head: {name} is no number")
+    try:
+        return float(found)
+    except OverflowError:
+        raise ValueError(f"head: {name} is larger than any float") from None
+
+
+def whole_number(head: Mapping[str, Any], name: str) -> int:
+    """A whole number of a head, from 0.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = head.get(name)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise ValueError(f"head: {name} is no whole number from 0")
+    return found
 
 
 def pack_flags(flags: Tensor) -> bytes:
@@ -193,8 +225,8 @@ def flags_of(data: Buffer, expected: int) -> Tensor:
     Raises:
         ValueError: not an encoded flat mask of the expected length.
     """
-    decoded = decode_mask(bytes(data))
-    if set(decoded) != {""} or decoded[""].numel() != expected:
+    decoded = decode_mask(bytes(data), expected)
+    if set(decoded) != {""} or decoded[""].shape != (expected,):
         raise ValueError(f"expected {expected} flags")
     return decoded[""]
 
@@ -216,8 +248,8 @@ def rungs_of(data: Buffer, expected: int) -> Tensor:
         ValueError: not an encoded ladder over so many weights.
     """
     rungs, left = torch.zeros(expected, dtype=torch.uint8), torch.arange(expected)
-    for rung, flags in enumerate(decode_mask(bytes(data)).values(), 1):
-        if rung > 255 or flags.numel() != left.numel():
+    for rung, flags in enumerate(decode_mask(bytes(data), 255 * expected).values(), 1):
+        if rung > 255 or flags.shape != left.shape:
             raise ValueError(f"rung {rung} is of {flags.numel()} weights, {left.numel()} are left")
         rungs[left[flags]] = rung
         left = left[~flags]

@@ -44,6 +44,15 @@ def from_json(text: str) -> Edits:
         ValueError: it is no list of edits.
     """
     try:
-        return tuple(Edit(**{**e, "kept": tuple(map(int, e["kept"]))}) for e in json.loads(text))
-    except (TypeError, KeyError) as error:
+        return tuple(_edit(**e) for e in json.loads(text))
+    except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"no list of edits: {error!r}") from None
+
+
+def _edit(kind: str, path: str, kept: Iterable[int], like: str) -> Edit:
+    if not all(isinstance(text, str) for text in (kind, path, like)):
+        raise ValueError("no list of edits: kind, path and like are texts")
+    numbers = tuple(kept)
+    if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+        raise ValueError("no list of edits: what is kept are whole numbers from 0")
+    return Edit(kind, path, numbers, like)

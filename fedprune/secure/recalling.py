@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fedprune.compression.wire import Buffer, Packet
+from fedprune.compression.bounded import Buffer
+from fedprune.compression.wire import Packet
 from fedprune.letters import Letter
 from fedprune.messages import Refused
 from fedprune.secure.calls import Call, Reply, call_letter, reply_letter
