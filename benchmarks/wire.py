@@ -1,0 +1,103 @@
+"""Bytes on the socket between two devices and a SuperLink, against the bytes that a run reports.
+
+    python benchmarks/wire.py
+
+Starts a SuperLink and two SuperNodes on 127.0.0.1, the SuperNodes by way of a proxy that counts
+what passes, and runs three rounds of digits for each codec. What a waiting SuperNode says by the
+minute is measured before a run, and given beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
+
+from flower import Flower
+
+RUN = "task='digits' clients=2 min-clients=2 rounds=3 warmup=1 end=2 local-steps=3 timeout=120"
+CODECS = ("", "uplink='int8'", "uplink='int4' score-wire='log8'")
+
+
+class Proxy:
+    """Passes connections on to a port of this machine and counts the bytes both ways."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.up, self.down = target, 0, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            ours, _ = self.listener.accept()
+            theirs = socket.create_connection(("127.0.0.1", self.target))
+            for one, other, way in ((ours, theirs, "up"), (theirs, ours, "down")):
+                threading.Thread(target=self._pass, args=(one, other, way), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket, way: str) -> None:
+        try:
+            while data := one.recv(65536):
+                setattr(self, way, getattr(self, way) + len(data))
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+        except OSError:  # the other side has closed: nothing more passes
+            return
+
+
+def folders(root: Path) -> list[Path]:
+    data = load_digits()
+    for p, (first, last) in enumerate([(0, 60), (60, 120)]):
+        (root / str(p)).mkdir()
+        images, labels = data.images[first:last] / 16, data.target[first:last]
+        np.savez(root / str(p) / "own.npz", images=images, labels=labels)
+    return [root / "0", root / "1"]
+
+
+def measured(flower: Flower, proxy: Proxy, codec: str, out: str) -> str:
+    before, began = (proxy.up, proxy.down), time.monotonic()
+    config = f"{RUN} {codec} out='{out}'".replace("'", '"')
+    flower.flwr("run", str(ROOT), "--stream", "--run-config", config)
+    seconds = time.monotonic() - began
+    summary = json.loads((flower.folder / out / "summary.json").read_text())
+    row = json.loads((flower.folder / out / "rounds.jsonl").read_text().splitlines()[-1])
+    reported = row["bytes_up"] + row["bytes_down"] + summary["bytes_evaluation"]
+    up, down = proxy.up - before[0], proxy.down - before[1]
+    return (
+        f"| `{codec or 'defaults'}` | {row['bytes_up']:,} | {reported:,} | {up:,} | {down:,} | "
+        f"{(up + down) / reported:.2f} | {seconds:.0f} |"
+    )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        flower = Flower(Path(place) / "flower")
+        try:
+            link = int(flower.superlink().rpartition(":")[2])
+            proxy = Proxy(link)
+            for p, folder in enumerate(folders(Path(place))):
+                flower.supernode(f"127.0.0.1:{proxy.port}", p, folder)
+            time.sleep(20)
+            idle = proxy.up + proxy.down
+            time.sleep(30)
+            print(f"idle: {(proxy.up + proxy.down - idle) * 2:,} bytes a minute, two SuperNodes")
+            print("| codec | answers up | all reported | socket up | socket down | ratio | s |")
+            print("|---|---:|---:|---:|---:|---:|---:|")
+            for i, codec in enumerate(CODECS):
+                print(measured(flower, proxy, codec, f"runs/{i}"), flush=True)
+        finally:
+            flower.stop()
+
+
+if __name__ == "__main__":
+    main()
