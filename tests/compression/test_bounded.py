@@ -1,6 +1,6 @@
 """Decoders, given anything: a value or ValueError, in bounded memory.
 
-Other numbers of inputs: HOSTILE=100000 python -m pytest tests/compression/test_hostile.py
+Other numbers of inputs: HOSTILE=100000 python -m pytest tests/compression/test_bounded.py
 """
 
 import json
