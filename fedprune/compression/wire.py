@@ -225,7 +225,10 @@ def flags_of(data: Buffer, expected: int) -> Tensor:
     Raises:
         ValueError: not an encoded flat mask of the expected length.
     """
-    decoded = decode_mask(bytes(data), expected)
+    try:
+        decoded = decode_mask(bytes(data), expected)
+    except ValueError as error:
+        raise ValueError(f"expected {expected} flags: {error}") from None
     if set(decoded) != {""} or decoded[""].shape != (expected,):
         raise ValueError(f"expected {expected} flags")
     return decoded[""]
