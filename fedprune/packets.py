@@ -74,7 +74,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         ValueError: bits or values do not fit the head or the layout.
     """
     head = head_of(packet)
-    most = sum(layout.shapes[name].numel() for name in layout.prunable)
+    most = sum(shape.numel() for shape in layout.shapes.values())
     masks, edits = decode_mask(mask_bits(packet.bits), most), edits_in(packet.bits)
     if skeleton_digest(masks, edits) != head["mask"]:
         raise ValueError("the mask is not the one that the question names")
