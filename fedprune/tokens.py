@@ -57,7 +57,10 @@ def read_with(edits: Edits, task: Task, shards: Iterable[tuple[int, Shard]]) -> 
         return dict(shards)
 
     def read(part: Part) -> Part:
-        return {n: translated(t, cut[0]) if n in task.tokens else t for n, t in part.items()}
+        found = {n: translated(t, cut[0]) if n in task.tokens else t for n, t in part.items()}
+        if "unknown" in part:  # what is gone is read as it, and is no right answer
+            found["unknown"] = torch.full_like(part["unknown"], int(cut[0].like))
+        return found
 
     return {
         partition: Shard(read(shard.train), read(shard.validation), read(shard.test))

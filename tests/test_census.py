@@ -15,8 +15,8 @@ from fedprune.messages import Folded, Question
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.vocabulary import embedding_path
 from fedprune.state import State
-from fedprune.tasks.language import cut_stream
-from fedprune.tasks.masked import masked_shard
+from fedprune.tasks.language import cut_streams
+from fedprune.tasks.masked import masked_shards
 from fedprune.tasks.restore import cut_in_order, pair_rows, pairs_of
 from fedprune.tasks.symbols import encode, symbols_of
 from fedprune.tokens import counted, marks_of
@@ -39,10 +39,10 @@ FAMILIES = [
 
 def shard_of(text: str, config: RunConfig) -> Shard:
     if config.task == "shakespeare-masked":
-        return masked_shard(text, config, 0)
+        return masked_shards([text], config)[0]
     if config.task == "shakespeare-restore":
         return cut_in_order(pair_rows(pairs_of([text], 16), config, 16))
-    return cut_stream(text, config, "causal")
+    return cut_streams([text], config, "causal")[0]
 
 
 @pytest.fixture

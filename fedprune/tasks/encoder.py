@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.tasks.coverage import check_known
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import from_pretrained
 from fedprune.tasks.splits import cut_at_random, partition
@@ -129,11 +130,16 @@ Reader = Callable[[str], list[tuple[str, str]]]
 
 @functools.cache
 def _tokens(corpus: Corpus, task: str, model: str, length: int) -> Part:
-    """All documents as rows of tokens; once in a process."""
+    """All documents as rows of tokens; once in a process.
+
+    Raises:
+        ValueError: the tokenizer does not know their characters.
+    """
     documents = corpus.read(task)
-    ids, attention, _ = rows_of(own_symbols(model, task), [text for _, text in documents], length)
+    read = rows_of(own_symbols(model, task), [text for _, text in documents], length)
+    check_known(model, [read.coverage])
     labels = torch.tensor([corpus.topics.index(topic) for topic, _ in documents])
-    return {"inputs": ids, "attention": attention, "labels": labels}
+    return {"inputs": read.ids, "attention": read.attention, "labels": labels}
 
 
 SPLITS_BY_TOPIC = {"dirichlet": "label", "iid": "", "shards": "label"}

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.tasks.coverage import check_known
 from fedprune.tasks.families import Need
 from fedprune.tasks.loading import build
 from fedprune.tasks.splits import partition
-from fedprune.tasks.symbols import Symbols, encoded, symbols_of
+from fedprune.tasks.symbols import Reading, Symbols, encoded, rows_of, symbols_of
 from fedprune.tasks.task import Part, Shard
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ def length_of(config: RunConfig, usual: int = WINDOW) -> int:
     return config.length or usual
 
 
-def windows(ids: Tensor, sizes: Tensor | None = None, length: int = WINDOW, pad: int = 0) -> Part:
+def windows(
+    ids: Tensor,
+    sizes: Tensor | None = None,
+    length: int = WINDOW,
+    pad: int = 0,
+    unknown: int | None = None,
+) -> Part:
     """Consecutive examples of `length` inputs and the symbols that follow them.
 
     Every symbol but the first is a label exactly once; the last example is padded, its padding
@@ -50,46 +57,59 @@ def windows(ids: Tensor, sizes: Tensor | None = None, length: int = WINDOW, pad:
         sizes: (n,), the bytes that each symbol stands for; one each where left out.
         length: symbols of an example.
         pad: the id that fills the last example up.
+        unknown: the id that is never a right answer; None: there is none.
 
     Returns:
-        inputs and labels (rows, length), and bytes (rows,) that the labels stand for.
+        inputs and labels (rows, length), the bytes that each label stands for, (rows, length),
+        and the unknown's id (rows,), -1 where there is none.
     """
     n = max(0, len(ids) - 1)
     rows = max(min(1, len(ids)), -(-n // length))
     inputs = torch.full((rows * length,), pad)
     labels = torch.full((rows * length,), -100)
-    counted = torch.zeros(rows * length, dtype=torch.long)
+    counted = torch.zeros(rows * length, dtype=torch.int32)
     inputs[:n] = ids[:-1]
     labels[:n] = ids[1:]
     counted[:n] = 1 if sizes is None else sizes[1:]
     return {
         "inputs": inputs.view(rows, length),
         "labels": labels.view(rows, length),
-        "bytes": counted.view(rows, length).sum(-1),
+        "bytes": counted.view(rows, length),
+        "unknown": unknown_rows(unknown, rows),
     }
+
+
+def unknown_rows(unknown: int | None, rows: int) -> Tensor:
+    """The column that tells a loss which label is the unknown symbol, (rows,)."""
+    return torch.full((rows,), -1 if unknown is None else unknown)
 
 
 def following(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part:
     """`windows`, as a `Cut`."""
-    return windows(ids, sizes, length, symbols.pad)
+    return windows(ids, sizes, length, symbols.pad, symbols.unknown)
 
 
-def cut_stream(text: str, config: RunConfig, purpose: str, cut: Cut = following) -> Shard:
-    """First 80 % of the symbols to train on, the next 10 % validation, the last 10 % test.
+def cut_streams(
+    texts: Sequence[str], config: RunConfig, purpose: str, cut: Cut = following
+) -> list[Shard]:
+    """Of each text the first 80 % of the symbols to train on, 10 % validation, the last 10 % test.
 
     Of fewer than `FEWEST_SYMBOLS` all are to train on: the other parts have no example.
+
+    Raises:
+        ValueError: the symbols do not know what the texts are made of.
     """
-    symbols = symbols_of(config, purpose)
-    ids, sizes = encoded(symbols, text)
-    held = len(ids) // 10 if len(ids) >= FEWEST_SYMBOLS else 0
-    pieces = [len(ids) - 2 * held, held, held]
-    length = length_of(config)
-    return Shard(
-        *(
-            cut(i, s, symbols, length)
-            for i, s in zip(ids.split(pieces), sizes.split(pieces), strict=True)
-        )
-    )
+    symbols, length = symbols_of(config, purpose), length_of(config)
+    read = [encoded(symbols, text) for text in texts]
+    check_known(config.model, [r.coverage for r in read])
+
+    def shard(reading: Reading) -> Shard:
+        held = len(reading.ids) // 10 if len(reading.ids) >= FEWEST_SYMBOLS else 0
+        pieces = [len(reading.ids) - 2 * held, held, held]
+        both = zip(reading.ids.split(pieces), reading.sizes.split(pieces), strict=True)
+        return Shard(*(cut(ids, sizes, symbols, length) for ids, sizes in both))
+
+    return [shard(reading) for reading in read]
 
 
 def dealt(
@@ -127,6 +147,17 @@ def dealt(
 
 BY_OWNER = {"natural": "owner", "iid": "", "dirichlet": "kind", "shards": "kind"}
 """Splits of texts that have an owner and a kind."""
+
+
+def text_rows(texts: Sequence[str], config: RunConfig, usual: int) -> Part:
+    """Texts to classify, cut and padded to one length: inputs and attention (N, length).
+
+    Raises:
+        ValueError: the symbols do not know what the texts are made of.
+    """
+    read = rows_of(symbols_of(config, "classify"), texts, length_of(config, usual))
+    check_known(config.model, [read.coverage])
+    return {"inputs": read.ids, "attention": read.attention}
 
 
 def text_model(purpose: str, usual: int = WINDOW) -> Callable[[RunConfig], nn.Module]:

@@ -19,14 +19,15 @@ from fedprune.randomness import generator
 from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
-    cut_stream,
+    cut_streams,
     length_of,
     text_classes,
     text_model,
     text_tokenizer,
+    unknown_rows,
 )
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
-from fedprune.tasks.symbols import ALPHABET, Symbols, symbols_of
+from fedprune.tasks.symbols import Symbols, symbols_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, label_tokens, token_loss
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def stretches(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
     """Consecutive examples of `length` symbols with nothing hidden yet; the last one is padded.
 
     Returns:
-        inputs and attention (1 = symbol, 0 = padding), both (rows, length).
+        inputs and attention (1 = symbol, 0 = padding), both (rows, length), and the unknown
+        symbol's id, (rows,).
     """
     del sizes  # bits per byte mean nothing where six of seven symbols are given
     n = len(ids)
@@ -55,7 +57,11 @@ def stretches(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
     attention = torch.zeros(rows * length, dtype=torch.long)
     inputs[:n] = ids
     attention[:n] = 1
-    return {"inputs": inputs.view(rows, length), "attention": attention.view(rows, length)}
+    return {
+        "inputs": inputs.view(rows, length),
+        "attention": attention.view(rows, length),
+        "unknown": unknown_rows(symbols.unknown, rows),
+    }
 
 
 def hidden(part: Part, symbols: Symbols, gen: torch.Generator) -> Part:
@@ -67,19 +73,17 @@ def hidden(part: Part, symbols: Symbols, gen: torch.Generator) -> Part:
     if there.any() and not chosen.any():  # of a few symbols the one that came nearest is hidden
         chosen = draws == draws.min()
     fate = torch.rand(shape, generator=gen)
-    first = 2 if symbols.characters else 0  # characters come after <pad> and <unk>
-    last = len(ALPHABET) if symbols.characters else symbols.size
-    other = torch.randint(first, last, shape, generator=gen)
+    other = torch.randint(*symbols.plain, shape, generator=gen)
     inputs = torch.where(chosen & (fate < 0.8), symbols.mask or 0, ids)
     inputs = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), other, inputs)
     return {**part, "inputs": inputs, "labels": torch.where(chosen, ids, -100)}
 
 
-def masked_shard(text: str, config: RunConfig, partition: int) -> Shard:
-    """A text cut by time, its symbols hidden by draws for this seed, partition and part.
+def masked_shards(texts: Sequence[str], config: RunConfig) -> list[Shard]:
+    """Each text cut by time, its symbols hidden by draws for this seed, partition and part.
 
     Raises:
-        ValueError: the model's tokenizer has no mask.
+        ValueError: the model's tokenizer has no mask, or does not know the texts' characters.
     """
     symbols = symbols_of(config, "masked")
     if symbols.mask is None:
@@ -87,21 +91,24 @@ def masked_shard(text: str, config: RunConfig, partition: int) -> Shard:
             f"model={config.model!r}: its tokenizer has no mask; "
             "allowed: a model made for masked language modelling"
         )
-    whole = cut_stream(text, config, "masked", stretches)
-    parts = (whole.train, whole.validation, whole.test)
-    draws = (generator(config.seed, "hide", partition, i) for i in range(3))
-    return Shard(*(hidden(p, symbols, gen) for p, gen in zip(parts, draws, strict=True)))
+
+    def covered(partition: int, whole: Shard) -> Shard:
+        parts = (whole.train, whole.validation, whole.test)
+        draws = (generator(config.seed, "hide", partition, i) for i in range(3))
+        return Shard(*(hidden(p, symbols, gen) for p, gen in zip(parts, draws, strict=True)))
+
+    return [covered(p, s) for p, s in enumerate(cut_streams(texts, config, "masked", stretches))]
 
 
 def shards(config: RunConfig) -> Sequence[Shard]:
     """The text of every partition, cut by time, with symbols hidden."""
-    return [masked_shard("".join(own), config, p) for p, own in enumerate(roles(config))]
+    return masked_shards(["".join(own) for own in roles(config)], config)
 
 
 def local_shard(folder: Path, config: RunConfig) -> Shard:
     """A device's own shard: the text of its ``*.txt`` files, cut by time."""
     text = local_text(folder, FEWEST_WINDOWS * length_of(config))
-    return masked_shard(text, config, 0)
+    return masked_shards([text], config)[0]
 
 
 def one_stretch(config: RunConfig) -> Part:

@@ -17,7 +17,7 @@ from fedprune.tasks.language import (
     BY_OWNER,
     FEWEST_WINDOWS,
     Row,
-    cut_stream,
+    cut_streams,
     dealt,
     length_of,
     one_window,
@@ -68,7 +68,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
     rows = paragraphs(Path(config.data))
     fewest = FEWEST_WINDOWS * length_of(config)
     texts = dealt(rows, config, BY_OWNER[config.split], "presidents wrote", fewest)
-    return [cut_stream("".join(own), config, "causal") for own in texts]
+    return cut_streams(["".join(own) for own in texts], config, "causal")
 
 
 TASK = Task(

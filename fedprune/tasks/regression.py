@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.families import Need, families_for, heads_of
-from fedprune.tasks.language import length_of, text_tokenizer
+from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.symbols import rows_of, symbols_of
+from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import as_number, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
@@ -75,12 +75,9 @@ def _columns(config: RunConfig) -> dict[str, list[Any]]:
 def valued_shards(config: RunConfig) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and their standardised labels; cut at random."""
     columns, known = _columns(config), scaling(config)
-    symbols = symbols_of(config, "classify")
-    ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
     values = torch.tensor(columns["label"], dtype=torch.float64)
     rows = {
-        "inputs": ids,
-        "attention": attention,
+        **text_rows(columns["text"], config, USUAL),
         "labels": ((values - known.centre) / known.spread).float(),
         "scaling": torch.tensor([known]).repeat(len(values), 1),
     }

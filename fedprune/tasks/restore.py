@@ -11,12 +11,14 @@ from __future__ import annotations
 import string
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedprune.tasks.coverage import check_known
 from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
@@ -24,6 +26,7 @@ from fedprune.tasks.language import (
     text_classes,
     text_model,
     text_tokenizer,
+    unknown_rows,
 )
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
@@ -67,15 +70,27 @@ def pairs_of(texts: Sequence[str], length: int) -> list[Pair]:
 
 
 def pair_rows(pairs: Sequence[Pair], config: RunConfig, length: int) -> Part:
-    """One example a pair: inputs, attention and labels (rows, length), and bytes (rows,).
+    """One example a pair: inputs, attention, labels and their bytes, (rows, length).
 
-    Texts that are too long are cut at the end. Labels of padding are -100.
+    Texts that are too long are cut at the end. Labels of padding are -100. `whole` (rows, 2) says
+    of what is given and of what is to be written whether all of it is there and known; `unknown`
+    (rows,) is the id of the unknown symbol, -1 where there is none.
+
+    Raises:
+        ValueError: the symbols do not know what the texts are made of.
     """
     symbols = symbols_of(config, "seq2seq")
-    inputs, attention, _ = rows_of(symbols, [given for given, _ in pairs], length)
-    wanted, counted, sizes = rows_of(symbols, [target for _, target in pairs], length)
-    labels = torch.where(counted == 1, wanted, -100)
-    return {"inputs": inputs, "attention": attention, "labels": labels, "bytes": sizes}
+    given = rows_of(symbols, [text for text, _ in pairs], length)
+    wanted = rows_of(symbols, [target for _, target in pairs], length)
+    check_known(config.model, [given.coverage, wanted.coverage])
+    return {
+        "inputs": given.ids,
+        "attention": given.attention,
+        "labels": torch.where(wanted.attention == 1, wanted.ids, -100),
+        "bytes": wanted.sizes.int(),
+        "whole": torch.stack([given.whole, wanted.whole], 1),
+        "unknown": unknown_rows(symbols.unknown, len(pairs)),
+    }
 
 
 def cut_in_order(rows: Part) -> Shard:
@@ -112,7 +127,11 @@ EXAM = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
 
 @torch.no_grad()
 def exam(model: nn.Module, part: Part, config: RunConfig) -> Mapping[str, float]:
-    """Write the first `EXAMINED` texts of a part greedily and sum what `EXAM` names."""
+    """Write the first `EXAMINED` texts of a part greedily and sum what `EXAM` names.
+
+    Texts are compared, not ids: a text that was cut off or has unknown symbols is never written
+    exactly, and an unknown symbol is no word that another could be equal to.
+    """
     if not examples(part):
         return dict.fromkeys(EXAM, 0.0)
     tokenizer = symbols_of(config, "seq2seq").tokenizer
@@ -127,17 +146,34 @@ def exam(model: nn.Module, part: Part, config: RunConfig) -> Mapping[str, float]
         use_cache=True,
     )
     labels = rows["labels"].masked_fill(rows["labels"] == -100, tokenizer.pad_token_id)
-    written, wanted, given = (
-        tokenizer.batch_decode(t, skip_special_tokens=True) for t in (ids, labels, rows["inputs"])
-    )
-    texts = list(zip(written, wanted, given, strict=True))
+    unknown = rows["unknown"].tolist()
+    wanted = _texts(tokenizer, labels, unknown, "\ufffe")
+    written, given = (_texts(tokenizer, t, unknown, "\uffff") for t in (ids, rows["inputs"]))
+    whole = [bool(row) for row in rows["whole"][:, 1]]
+    copied = [bool(row) for row in rows["whole"].all(1)]
     return {
-        "exact": float(sum(w == t for w, t, _ in texts)),
-        "rouge_l": sum(rouge_l(w, t) for w, t, _ in texts),
-        "copied_exact": float(sum(g == t for _, t, g in texts)),
-        "copied_rouge_l": sum(rouge_l(g, t) for _, t, g in texts),
-        "examined": float(len(texts)),
+        "exact": float(sum(map(_same, whole, written, wanted))),
+        "rouge_l": sum(map(rouge_l, written, wanted)),
+        "copied_exact": float(sum(map(_same, copied, given, wanted))),
+        "copied_rouge_l": sum(map(rouge_l, given, wanted)),
+        "examined": float(len(wanted)),
     }
+
+
+def _same(whole: bool, text: str, wanted: str) -> bool:
+    return whole and text == wanted
+
+
+def _texts(tokenizer: Any, rows: Tensor, unknown: Sequence[int], mark: str) -> list[str]:
+    """Rows of ids as texts without marks, `mark` where there is an unknown symbol or half a one."""
+
+    def text(ids: list[int], odd: int) -> str:
+        cuts = [-1, *(i for i, one in enumerate(ids) if one == odd), len(ids)]
+        pieces = [ids[a + 1 : b] for a, b in pairwise(cuts)]
+        return mark.join(tokenizer.decode(p, skip_special_tokens=True) for p in pieces)
+
+    both = zip(rows.tolist(), unknown, strict=True)
+    return [text(ids, odd).replace("\ufffd", mark) for ids, odd in both]
 
 
 def one_pair(config: RunConfig) -> Part:

@@ -19,7 +19,7 @@ from fedprune.tasks.language import (
     BY_OWNER,
     FEWEST_WINDOWS,
     Row,
-    cut_stream,
+    cut_streams,
     dealt,
     length_of,
     one_window,
@@ -89,7 +89,7 @@ def roles(config: RunConfig) -> list[list[str]]:
 
 def shards(config: RunConfig) -> Sequence[Shard]:
     """The text of every partition, cut by time into windows."""
-    return [cut_stream("".join(own), config, "causal") for own in roles(config)]
+    return cut_streams(["".join(own) for own in roles(config)], config, "causal")
 
 
 def local_text(folder: Path, fewest: int) -> str:
@@ -113,7 +113,7 @@ def local_shard(folder: Path, config: RunConfig) -> Shard:
         FileNotFoundError: there is too little text.
     """
     text = local_text(folder, FEWEST_WINDOWS * length_of(config))
-    return cut_stream(text, config, "causal")
+    return cut_streams([text], config, "causal")[0]
 
 
 SPLITS_OF_ROLES = {"natural": "role", "iid": "", "dirichlet": "play", "shards": "play"}

@@ -228,10 +228,13 @@ def next_token_loss(model: nn.Module, batch: Part) -> Loss:
 def token_loss(logits: Tensor, batch: Part) -> Loss:
     """Cross-entropy of logits (B, T, V) against the batch's ``labels`` (B, T), -100 left out.
 
-    `each` is summed over a row's labels. Where the batch says how many bytes of text its rows'
-    labels stand for, (B,), they are summed too.
+    `each` is summed over a row's labels. Where the batch says how many bytes of text its labels
+    stand for, (B, T), or each row, (B,), they are summed too. Where it says which id is the
+    unknown symbol, (B,), labels of it are never right, and their own bytes are not summed: what
+    they hide was not foretold.
     """
     labels, where = batch["labels"], counted(batch)
+    known = where & (labels != batch["unknown"].unsqueeze(-1)) if "unknown" in batch else where
     # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.
     logs = nn.functional.log_softmax(logits.flatten(0, 1), -1)
     flat = labels.flatten()
@@ -239,11 +242,15 @@ def token_loss(logits: Tensor, batch: Part) -> Loss:
     return Loss(
         nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="sum"),
         int(where.sum()),
-        int(((logits.argmax(-1) == labels) & where).sum()),
+        int(((logits.argmax(-1) == labels) & known).sum()),
         each.view(labels.shape).sum(-1),
-        {"bytes": float(batch["bytes"].sum())} if "bytes" in batch else {},
+        {"bytes": _bytes_of(batch["bytes"], known)} if "bytes" in batch else {},
         logits,
     )
+
+
+def _bytes_of(sizes: Tensor, known: Tensor) -> float:
+    return float((sizes * known if sizes.shape == known.shape else sizes).sum())
 
 
 def counted(batch: Part) -> Tensor:

@@ -12,19 +12,20 @@ from fedprune.tasks.classes import distinct
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_SYMBOLS,
-    cut_stream,
+    cut_streams,
     length_of,
     one_window,
     text_classes,
     text_model,
+    text_rows,
     text_tokenizer,
 )
 from fedprune.tasks.loading import build
-from fedprune.tasks.masked import masked_shard, masked_token_loss, one_stretch
+from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.symbols import rows_of, symbols_of
+from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import population, remembered, rows_with_text, shares
 from fedprune.tasks.task import (
     Loss,
@@ -74,7 +75,7 @@ def stream_population(config: RunConfig) -> Population:
 
 def stream_shards(config: RunConfig) -> Sequence[Shard]:
     """Windows over every partition's rows in their order, cut by time."""
-    shards = [cut_stream(text, config, "causal") for text in streams(config)]
+    shards = cut_streams(streams(config), config, "causal")
     mute = sum(not label_tokens(shard.train) for shard in shards)
     if mute:
         raise ValueError(
@@ -86,7 +87,7 @@ def stream_shards(config: RunConfig) -> Sequence[Shard]:
 
 def hidden_shards(config: RunConfig) -> Sequence[Shard]:
     """The same with symbols hidden."""
-    return [masked_shard(text, config, p) for p, text in enumerate(streams(config))]
+    return masked_shards(streams(config), config)
 
 
 def pair_shards(config: RunConfig) -> Sequence[Shard]:
@@ -124,10 +125,8 @@ def labelled_shards(config: RunConfig) -> Sequence[Shard]:
             f"class-names={list(index)}: rows have the label {odd[0]!r}; "
             "allowed: a name for every label in the data"
         )
-    symbols = symbols_of(config, "classify")
-    ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
     labels = torch.tensor([index[name] for name in columns["label"]])
-    rows = {"inputs": ids, "attention": attention, "labels": labels}
+    rows = {**text_rows(columns["text"], config, USUAL), "labels": labels}
     return [
         cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
         for p, own in enumerate(shares(config, columns, LABELLED_SPLITS))

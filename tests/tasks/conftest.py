@@ -55,7 +55,7 @@ def asked() -> Asked:
             "width": None,
             "data": "",
             "encoding": None,
-            "text_column": None,
+            "text_column": "text" if "text" in TASKS[task].columns else None,
             "label_column": None,
             "target_column": None,
             "client_column": None,

@@ -11,7 +11,7 @@ from fedprune.tasks.language import (
     FEWEST_WINDOWS,
     WINDOW,
     Row,
-    cut_stream,
+    cut_streams,
     dealt,
     one_window,
     windows,
@@ -56,14 +56,14 @@ def test_padding_fills_only_the_last_window_and_does_not_count(n: int):
 
 def test_the_cut_keeps_time(asked: Any):
     text = "".join(ALPHABET[3 + i % 95] for i in range(1234))
-    shard = cut_stream(text, asked("shakespeare"), "causal")
+    shard = cut_streams([text], asked("shakespeare"), "causal")[0]
     parts = [spoken(part) for part in (shard.train, shard.validation, shard.test)]
     assert "".join(parts) == text
     assert [len(part) for part in parts] == [1234 - 246, 123, 123]
 
 
 def test_the_smallest_role_has_something_in_every_part(asked: Any):
-    shard = cut_stream("x" * (FEWEST_WINDOWS * WINDOW), asked("shakespeare"), "causal")
+    shard = cut_streams(["x" * (FEWEST_WINDOWS * WINDOW)], asked("shakespeare"), "causal")[0]
     assert [label_tokens(p) for p in (shard.train, shard.validation, shard.test)] == [
         1023,
         127,
@@ -76,18 +76,23 @@ def test_bytes_are_those_of_the_labels(sizes: list[int], length: int):
     part = windows(torch.arange(len(sizes)), torch.tensor(sizes), length, pad=99)
     assert int(part["bytes"].sum()) == sum(sizes[1:])
     for row, size in zip(part["labels"].tolist(), part["bytes"].tolist(), strict=True):
-        assert size == sum(sizes[label] for label in row if label != -100)
+        assert size == [sizes[label] if label != -100 else 0 for label in row]
 
 
-def test_bits_per_byte_count_every_byte_of_the_text(asked: Any):
-    text = "Señor — ça va? " * 40
-    shard = cut_stream(text, asked("shakespeare", length=16), "causal")
+@pytest.mark.parametrize("task", ["shakespeare", "language-modelling"])
+def test_bits_per_byte_count_every_byte_that_is_known(task: str, asked: Any):
+    text = "Tell the señor — he waits at the gate, and has a sword! " * 10
+    shard = cut_streams([text], asked(task, length=16), "causal")[0]
     parts = (shard.train, shard.validation, shard.test)
-    ids = encode(text)
-    held = len(ids) // 10
-    firsts = (0, len(text) - 2 * held, len(text) - held)  # the first character is no label
-    expected = len(text.encode()) - sum(len(text[i].encode()) for i in firsts)
-    assert sum(int(p["bytes"].sum()) for p in parts) == expected
+    data = text.encode()
+    if task == "shakespeare":  # an alphabet hides two characters of each line, five bytes
+        data = data.replace("ñ".encode(), b"?").replace("—".encode(), b"?")
+    held = len(data) // 10
+    firsts = (0, len(data) - 2 * held, len(data) - held)  # the first symbol is no label
+    hidden = [i for i, c in enumerate(data) if c == ord("?") and i not in firsts]
+    assert sum(int(p["bytes"].sum()) for p in parts) == len(data) - 3 - len(hidden)
+    with pytest.raises(ValueError, match=r"model='llama': 50.0% of the characters .*; allowed: at"):
+        cut_streams(["añ" * 300], asked("shakespeare"), "causal")
 
 
 ROWS: list[Row] = [

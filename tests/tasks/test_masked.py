@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.randomness import generator
-from fedprune.tasks.masked import HIDDEN, hidden, local_shard, masked_shard, stretches
+from fedprune.tasks.masked import HIDDEN, hidden, local_shard, masked_shards, stretches
 from fedprune.tasks.symbols import ALPHABET, Symbols, characters, encode
 from fedprune.tasks.task import Part, Shard, label_tokens
 
@@ -31,7 +31,7 @@ def test_stretches_are_the_text_padded(n: int, length: int):
 
 def test_what_is_hidden_is_what_stood_there(asked: Any):
     config = asked("shakespeare-masked")
-    shard = masked_shard(TEXT, config, 0)
+    shard = masked_shards([TEXT], config)[0]
     ids = encode(TEXT)
     held = len(ids) // 10
     for part, expected in zip(
@@ -67,25 +67,25 @@ def test_the_seed_the_partition_and_the_part_decide(asked: Any):
     config = asked("shakespeare-masked")
 
     def labels(seed: int, partition: int) -> list[list[int]]:
-        shard = masked_shard(TEXT, asked("shakespeare-masked", seed=seed), partition)
+        shard = masked_shards([TEXT] * 2, asked("shakespeare-masked", seed=seed))[partition]
         return [p["labels"].flatten().tolist() for p in parts_of(shard)]
 
     assert labels(0, 0) == labels(0, 0)
     assert len({str(labels(*key)) for key in [(0, 0), (0, 1), (1, 0)]}) == 3
-    same = masked_shard("x" * 1000, config, 0)
+    same = masked_shards(["x" * 1000], config)[0]
     assert not torch.equal(same.validation["labels"], same.test["labels"])
 
 
 def test_a_tokenizer_without_a_mask_is_refused(asked: Any, monkeypatch: pytest.MonkeyPatch):
-    bare = Symbols(98, 0, characters("causal").tokenizer, True)
+    bare = Symbols(98, 0, characters("causal").tokenizer, "characters")
     monkeypatch.setattr("fedprune.tasks.masked.symbols_of", lambda *_: bare)
     with pytest.raises(ValueError, match="model='bert': its tokenizer has no mask; allowed"):
-        masked_shard(TEXT, asked("shakespeare-masked"), 0)
+        masked_shards([TEXT], asked("shakespeare-masked"))
 
 
 def test_a_device_reads_its_own_folder(tmp_path: Any, asked: Any):
     (tmp_path / "a.txt").write_text(TEXT)
     config = asked("shakespeare-masked")
-    device, here = local_shard(tmp_path, config), masked_shard(TEXT, config, 0)
+    device, here = local_shard(tmp_path, config), masked_shards([TEXT], config)[0]
     for one, two in zip(parts_of(device), parts_of(here), strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)

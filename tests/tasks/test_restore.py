@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fedprune.randomness import seeded
+from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.restore import (
     EXAM,
@@ -23,7 +25,7 @@ from fedprune.tasks.restore import (
     pairs_of,
 )
 from fedprune.tasks.symbols import ALPHABET, characters
-from fedprune.tasks.task import examples
+from fedprune.tasks.task import examples, token_loss
 
 LINES = [
     "Now, is the Winter",
@@ -67,7 +69,8 @@ def test_rows_hold_both_texts_and_an_end(asked: Any):
         assert labels[labels != -100][-1] == END
         assert TOKENIZER.decode(labels[labels != -100], skip_special_tokens=True) == target
         assert TOKENIZER.decode(part["inputs"][i], skip_special_tokens=True) == given_
-        assert part["bytes"][i] == len(target.encode())
+        assert part["bytes"][i].sum() == len(target.encode())
+        assert part["whole"][i].all()
         assert part["attention"][i].sum() == len(given_) + 1
 
 
@@ -141,3 +144,29 @@ def test_a_device_reads_its_own_folder(tmp_path: Path, asked: Any):
     (tmp_path / "a.txt").write_text("\n".join(LINES * 10))
     shard = local_shard(tmp_path, config)
     assert [examples(p) for p in (shard.train, shard.validation, shard.test)] == [32, 4, 4]
+
+
+@pytest.mark.parametrize("task", ["shakespeare-restore", "text-to-text"])
+def test_what_is_unknown_or_cut_off_is_never_written_exactly(
+    task: str, asked: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fedprune.tasks.restore.check_known", lambda *_: None)
+    config = asked(task, length=16)
+    pairs = [("日本語", "中文字"), ("same", "same"), ("a", "a" * 40), ("a" * 40, "a" * 15)]
+    part = pair_rows(pairs, config, 16)
+    tokenizer = TASKS[task].tokenizer(config)  # type: ignore[misc]
+
+    def generate(**_: Any) -> torch.Tensor:
+        """The ids that are wanted, as a model that learned them by heart writes them."""
+        return part["labels"].where(part["labels"] >= 0, tokenizer.pad_token_id)
+
+    found = exam(SimpleNamespace(generate=generate), part, config)  # type: ignore[arg-type]
+    known = task == "text-to-text"
+    assert found["exact"] == 2 + known
+    assert found["rouge_l"] == 3 + known
+    assert found["copied_exact"] == 1
+    part["labels"][:, :3] = part["unknown"][:, None]
+    loss = token_loss(nn.functional.one_hot(part["labels"].clamp(min=0), 300).float(), part)
+    there = (part["labels"] >= 0) & (part["labels"] != part["unknown"][:, None])
+    assert loss.correct == int(there.sum())
+    assert loss.extra["bytes"] == int(part["bytes"][there].sum())
