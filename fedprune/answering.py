@@ -11,7 +11,7 @@ import torch
 from fedprune.candidates import blended, without
 from fedprune.forms import fitting, form_of
 from fedprune.learning.averaging import change
-from fedprune.learning.training import Backward, step_batches, tune
+from fedprune.learning.training import Backward, can_be_alone, step_batches, tune
 from fedprune.messages import COUNTING, Answer, Question
 from fedprune.plugins import scores_of
 from fedprune.privacy.noise import source_for
@@ -86,7 +86,7 @@ def _steps(
     c, part = seat.config, seat.shard.train
     if c.dp != "example":
         gen = generator(c.seed, "batches", question.round, seat.partition)
-        return step_batches(part, c, gen), None
+        return step_batches(part, c, gen, alone=can_be_alone(seat.model)), None
     draws, noise = (source_for(question, c, seat.partition, what) for what in ("examples", "noise"))
     return poisson_steps(part, c, draws), noisy_steps(seat.model, seat.task, masks, c, noise)
 

@@ -77,10 +77,13 @@ def blended(
 ) -> Tensors:
     """The weights after going back as far as the candidate says, float32.
 
-    A tensor that stays is the same object as before, so that going back by 0 is no
-    blending bit for bit. A running variance and its mean have to go equally far.
+    Who goes on instead (a negative part) does so with what is learned; statistics stay: a second
+    moment beyond the mean change is nobody's, and its variance may be negative. A tensor that stays
+    is the same object as before, so that going back by 0 is no blending bit for bit. A running
+    variance and its mean have to go equally far.
     """
     far = {name: candidate.at(name) for name in after}
+    far |= {name: max(0.0, far[name]) for name in layout.statistics & far.keys()}
     start = to_moments({n: w.double() for n, w in after.items()}, layout)
     moved = from_moments({n: start[n] + far[n] * back[n].double() for n in start}, layout)
     return {name: moved[name].float() if far[name] else after[name] for name in after}

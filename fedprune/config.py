@@ -27,6 +27,7 @@ from pydantic import (
 from fedprune.defaults import beside_noise, completed
 from fedprune.given import parsed, replaced
 from fedprune.naming import Refusal
+from fedprune.process import put_back
 from fedprune.rules import check
 
 BY_TASK = "by task"
@@ -528,7 +529,8 @@ class RunConfig(BaseModel):
             from fedprune.privacy.planning import noise_of_budget
 
             # Not known before all else is; the model is frozen for everybody else.
-            self.__dict__["dp_noise"] = noise_of_budget(self)
+            with put_back():  # the accountant's package is told to be quiet
+                self.__dict__["dp_noise"] = noise_of_budget(self)
         self.__dict__.update(beside_noise(self))
         return self
 

@@ -40,7 +40,7 @@ from fedprune.state import Port
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
 from fedprune.teacher import teacher_model
-from fedprune.tensors import digest
+from fedprune.tensors import Tensors, counters_of, digest, reset
 from fedprune.tokens import read_with
 
 Tick = Callable[[int], None]
@@ -63,6 +63,7 @@ class House:
         rebuilt: the same house around the model of the newest other edits.
         teachers: the newest model to learn from, by its digest.
         residuals: what its clients did not send yet, with ``--error-feedback``.
+        counters: the model's buffers that are no state, as it was built.
     """
 
     config: RunConfig
@@ -76,6 +77,7 @@ class House:
     rebuilt: dict[Edits, House] = field(default_factory=dict)
     teachers: dict[str, nn.Module] = field(default_factory=dict)
     residuals: Residuals = field(default_factory=Residuals)
+    counters: Tensors = field(default_factory=dict)
 
 
 def open_house(
@@ -106,6 +108,7 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path 
     return House(
         *(config, task, model, layout, shards, device, prepared(model, config)),
         residuals=Residuals(memory or residual_folder(config)),
+        counters=counters_of(model),
     )
 
 
@@ -130,7 +133,7 @@ def furnished(house: House, edits: Edits) -> House:
         model = model.to(house.device)
         shards = read_with(edits, house.task, house.shards.items())
         whole = replace(house, model=model, layout=layout, edits=edits, shards=shards)
-        fresh = replace(whole, rebuilt={})
+        fresh = replace(whole, rebuilt={}, counters=counters_of(model))
         house.rebuilt.clear()
         house.rebuilt[edits] = replace(fresh, tuned=prepared(model, house.config))
     return house.rebuilt[edits]
@@ -216,7 +219,8 @@ def _keep_back(asked: _Asked, partition: int, meant: Answer, packet: Packet) -> 
     except Refused:
         return
     at = (house.residuals, partition, question.round)
-    keep(*at, meant.values - given.values, question.weights, question.masks)
+    since = question.counted.get(partition, 0)
+    keep(*at, since, meant.values - given.values, question.weights, question.masks)
 
 
 def released(house: House, question: Question, partition: int) -> Packet:
@@ -226,6 +230,7 @@ def released(house: House, question: Question, partition: int) -> Packet:
 
 def answered(house: House, question: Question, partition: int) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that."""
+    reset(house.model, house.counters)
     with one_thread():
         return _answered(house, question, partition)
 
@@ -252,7 +257,7 @@ def _answered(house: House, question: Question, partition: int) -> Answer:
         given = replace(given, totals=noised_means(given.totals, house.config, source))
     if not house.config.error_feedback or question.kind != "tune":
         return given
-    at = (house.residuals, partition, question.round)
+    at = (house.residuals, partition, question.counted.get(partition, 0))
     return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.bounded import Buffer
-from fedprune.compression.wire import Packet
+from fedprune.compression.wire import Packet, counted_of, pack_counted
 from fedprune.messages import Folded, Refused, failure_said, plain
 from fedprune.parts import Part
 from fedprune.tensors import as_bytes, over_bytes
@@ -51,6 +51,8 @@ def question_letter(
         buffers["bits"] = bytes(packet.bits)
     if teacher and packet.teacher:
         buffers["teacher"] = bytes(packet.teacher)
+    if packet.counted:  # nobody is told of others when they took part
+        buffers["counted"] = pack_counted(counted_of(packet.counted), partitions)
     return Letter({"head": bytes(packet.head), "partitions": partitions}, buffers)
 
 
@@ -59,7 +61,8 @@ def packet_of(letter: Letter, bits: Buffer, teacher: Buffer = b"") -> Packet:
     given = letter.buffers
     head, values, more = letter.fields["head"], given["values"], given.get("more", b"")
     taught = given.get("teacher", teacher)
-    return Packet(head, values, given.get("bits", bits), more, taught, given.get("rungs", b""))
+    rungs, counted = given.get("rungs", b""), given.get("counted", b"")
+    return Packet(head, values, given.get("bits", bits), more, taught, rungs, counted)
 
 
 def _types(answered: int) -> dict[str, torch.dtype]:

@@ -47,6 +47,8 @@ class Question:
         candidates: what to compare, the model as it is first; what lies on the way to them is in
             `rungs` or, to blend, in `given`.
         rungs: at which rung of a ladder of masks a weight goes, uint8, 0 where it stays.
+        counted: partition to the round of its newest change that is in an average, for "tune"
+            with ``--error-feedback``.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class Question:
     taught: frozenset[int] = frozenset()
     candidates: tuple[Candidate, ...] = ()
     rungs: Tensors = field(default_factory=dict)
+    counted: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

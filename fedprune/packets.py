@@ -15,12 +15,14 @@ from fedprune.compression.skeleton import bits_of, edits_in, mask_bits, skeleton
 from fedprune.compression.wire import (
     SCORE_TYPES,
     Packet,
+    counted_of,
     digest_of,
     flags_of,
     head_of,
     more_of,
     number,
     pack,
+    pack_counted,
     pack_flags,
     pack_rungs,
     rungs_of,
@@ -60,7 +62,8 @@ def encode_question(question: Question, wire: str) -> Packet:
     rungs = pack_rungs(kept(question.rungs, question.masks)) if question.rungs else b""
     bits = bits_of(question.masks, question.edits)
     packet = pack(head, values, wire, bits, along)
-    return replace(packet, teacher=question.teacher, rungs=rungs)
+    counted = pack_counted(question.counted, sorted(question.counted))
+    return replace(packet, teacher=question.teacher, rungs=rungs, counted=counted)
 
 
 def _fitting(given: Tensors, masks: Masks) -> Masks:
@@ -108,6 +111,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         distil=head.get("distil", 0.0),
         candidates=from_table(head.get("candidates", ()), names),
         rungs=rungs,
+        counted=counted_of(packet.counted),
     )
 
 

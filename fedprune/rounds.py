@@ -178,6 +178,7 @@ def tune_all(
     """
     c = plan.config
     what: dict[str, Any] = {"lr": learning_rate(c, state.round), **teaching(state, plan)}
+    what |= {"counted": {p: state.counted.get(p, 0) for p in cohort}} if c.error_feedback else {}
     if due and not plan.asks_first:
         own = c.masks != "global"
         what |= {"score": c.score, "sparsity": plan.sparsity(state.round) if own else None}

@@ -1,7 +1,8 @@
 """Named tensors and their algebra: the one data type that travels through a round.
 
 A model's *state* here is what learning moves: every parameter that is not frozen, ties once, and
-every floating-point buffer. Integer buffers (BatchNorm's batch counter) stay where they are.
+every floating-point buffer. Integer buffers (BatchNorm's batch counter) are with every client, in
+every round, as the model was built.
 """
 
 from __future__ import annotations
@@ -30,6 +31,20 @@ def state_of(model: nn.Module) -> Tensors:
     state: Tensors = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     buffers = ((n, b) for n, b in model.named_buffers() if n in saved)
     return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
+
+
+def counters_of(model: nn.Module) -> Tensors:
+    """Copies of the buffers that are no state: integers, and what the model does not save."""
+    state = state_of(model)
+    return {n: b.detach().clone() for n, b in model.named_buffers() if n not in state}
+
+
+@torch.no_grad()
+def reset(model: nn.Module, counters: Mapping[str, Tensor]) -> None:
+    """Put back what `counters_of` gave: what one client's batches counted is not the next one's."""
+    for name, buffer in model.named_buffers():
+        if name in counters:
+            buffer.copy_(counters[name])
 
 
 def frozen_of(model: nn.Module) -> Tensors:

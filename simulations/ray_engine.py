@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from fedprune.config import ConfigError, RunConfig
+from fedprune.process import put_back
 from fedprune.report.screen import Screen
 
 
@@ -34,9 +35,19 @@ def require_ray() -> None:
 def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
     """Run to the end; an error in the server's half is raised here.
 
+    Settings of this process, the environment included, are as they were afterwards
+    (`fedprune.process.put_back`). Where Ray is in use in it already, the run takes place there, on
+    all that Ray has, and Ray goes on; else it starts a Ray of its own, and ends it.
+
     Raises:
         SystemExit: no round was completed.
+        ConfigError: `ray_address` names another Ray than the one in use.
     """
+    with put_back():
+        _simulated(config, folder, screen, resume=resume)
+
+
+def _simulated(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
     set_environment()
     # Flower and Ray read the environment when they are imported.
     from flwr.app import Context
@@ -123,13 +134,36 @@ def run_apps(server_app: Any, client_app: Any, config: RunConfig, nodes: int) ->
     if not config.verbose:
         # Flower logs a lost worker with its traceback; our rows name what was lost instead.
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=nodes,
-        backend_config=backend_config(config),
-        verbose_logging=config.verbose,
-    )
+    with _ray_kept(config):
+        run_simulation(
+            server_app,
+            client_app,
+            num_supernodes=nodes,
+            backend_config=backend_config(config),
+            verbose_logging=config.verbose,
+        )
+
+
+@contextmanager
+def _ray_kept(config: RunConfig) -> Iterator[None]:
+    """Within the block Flower ends its workers, and Ray only if it is not in use here already."""
+    import ray
+
+    if not ray.is_initialized():
+        yield
+        return
+    if config.ray_address:
+        raise ConfigError(
+            f"ray-address={config.ray_address!r}: this process uses a Ray already; "
+            "allowed: leave it out, or ray.shutdown() before"
+        )
+
+    end: Any = ray.shutdown
+    vars(ray)["shutdown"] = lambda *_args, **_kwargs: None  # Flower calls it when it is done
+    try:
+        yield
+    finally:
+        vars(ray)["shutdown"] = end
 
 
 def backend_config(config: RunConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs whose clients send few bits: bytes, engines, failures, and going on after a kill."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,15 +83,39 @@ def test_any_process_finds_what_another_one_kept(tiny, tmp_path: Path):
     masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in houses[0].layout.prunable}
 
     def sum_of(house, round_):
-        packet = encode_question(Question("tune", round_, weights, masks, lr=0.1), "fp32")
+        question = Question("tune", round_, weights, masks, lr=0.1, counted={1: round_ - 1})
+        packet = encode_question(question, "fp32")
         return serve(house, packet, [1]).total
 
     sum_of(houses[0], 1)
     assert [p.name for p in (tmp_path / "residuals").iterdir()] == ["1-1.safetensors"]
     here, there = sum_of(houses[0], 2), sum_of(houses[1], 2)
     assert torch.equal(here, there)
-    fresh = sum_of(open_house(placed(config, tmp_path / "other")), 2)
-    assert not torch.equal(here, fresh), "what was kept back is in it"
+    elsewhere = open_house(placed(config, tmp_path / "other"))
+    assert not torch.equal(here, sum_of(elsewhere, 1)), "what was kept back is in it"
+    assert sum_of(elsewhere, 5) is None, "it is missed, not taken for nothing"
+
+
+@pytest.mark.parametrize("lost", [{(1, 1), (1, 2), (1, 3)}, {(p, 2) for p in range(5)}])
+def test_what_was_lost_on_the_way_does_not_count_as_sent(lost, tiny, house_of, spy):
+    """The bits of a run that did not ask: those clients kept something back all the same."""
+    config = tiny(**FEEDBACK, model="mlp", cohort=4)
+
+    def without(question, partition):
+        return question.kind == "tune" and (partition, question.round) in lost
+
+    spared = federate(config, spy(inline_port(house_of(config)), without).port)
+    port = inline_port(house_of(config))
+    eye = spy(port, without)
+
+    def ask(question, partitions):
+        if question.kind == "tune":
+            port.ask(question, partitions)  # everyone answers, but not all of it arrives
+        return eye.port.ask(question, partitions)
+
+    result = federate(config, replace(port, ask=ask))
+    assert result.summary["weights_digest"] == spared.summary["weights_digest"]
+    assert sum(row["answered"] for row in result.rows) < 4 * config.rounds
 
 
 def test_a_client_that_failed_keeps_nothing_back(tiny, tmp_path: Path):

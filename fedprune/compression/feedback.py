@@ -2,9 +2,11 @@
 
 Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2: the client
 sends C(d + e) and keeps e = d + e - C(d + e). So the sum of all it sent and what it keeps is the
-sum of all it meant. The residual is the client's own state and depends on its private data; it
-never leaves. In simulation it lies in the run's folder, where whichever worker serves the partition
-next finds it; on a device in a folder beside its data.
+sum of all it meant. A change that is in no average (the answer was lost or refused, the round was
+void) was never sent: the server says with every question which change of the client counted last,
+and the client goes on from what it kept back of that one. The residual is the client's own state
+and depends on its private data; it never leaves. In simulation it lies in the run's folder, where
+whichever worker serves the partition next finds it; on a device in a folder beside its data.
 """
 
 from __future__ import annotations
@@ -37,23 +39,25 @@ class Residuals:
 
 
 def recalled(
-    residuals: Residuals, partition: int, before: int, weights: Mapping[str, Tensor], masks: Masks
+    residuals: Residuals, partition: int, at: int, weights: Mapping[str, Tensor], masks: Masks
 ) -> Tensor:
-    """The newest residual of a partition from a round earlier than `before`; zeros without one.
-
-    Later rounds are not looked at: after a resume they are another future. What was removed since
-    is left out.
+    """What a partition kept back in round `at`; zeros for round 0. What was removed since is out.
 
     Returns:
         Flat, as `fedprune.tensors.kept` of the weights under the masks.
+
+    Raises:
+        ValueError: nothing of that round is there.
     """
-    found = max((r for r in _rounds(residuals, partition) if r < before), default=None)
-    if found is None:
+    if not at:
         return torch.zeros(kept(weights, masks).numel())
+    if at not in _rounds(residuals, partition):
+        where = residuals.folder or "this process"
+        raise ValueError(f"what was kept back in round {at} is not in {where}")
     tensors = (
-        residuals.held[partition, found]
+        residuals.held[partition, at]
         if residuals.folder is None
-        else load(_path(residuals.folder, partition, found).read_bytes())
+        else load(_path(residuals.folder, partition, at).read_bytes())
     )
     return kept(tensors, masks)
 
@@ -62,13 +66,15 @@ def keep(
     residuals: Residuals,
     partition: int,
     at: int,
+    since: int,
     flat: Tensor,
     weights: Mapping[str, Tensor],
     masks: Masks,
 ) -> None:
-    """Keep what was not sent in round `at`, and forget what no resume can ask for any more.
+    """Keep what was not sent in round `at`, and forget what nobody can ask for any more.
 
-    A run goes on from the end of a round, so the newest from before `at` is all it could need.
+    That is all but this and what was kept in round `since`, from which the partition went on:
+    whether this change counts is not known yet, and after a resume `since` is what counted last.
     """
     tensors = spread(flat, {name: w.shape for name, w in weights.items()}, masks)
     if residuals.folder is None:
@@ -76,8 +82,7 @@ def keep(
     else:
         path = _path(residuals.folder, partition, at)
         write_atomically(path, save({n: t.contiguous() for n, t in tensors.items()}))
-    earlier = sorted(r for r in _rounds(residuals, partition) if r < at)
-    for old in earlier[:-1]:
+    for old in set(_rounds(residuals, partition)) - {at, since}:
         if residuals.folder is None:
             del residuals.held[partition, old]
         else:

@@ -8,7 +8,7 @@ smaller value type costs the quality that it costs, and bytes are counted from t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ nobody's choice, so 16 bits are of values divided by the largest."""
 _LEVELS = 126
 _OCTAVES = 42.0
 
+PAIR = 8
+"""Bytes of one client's pair in `Packet.counted`."""
+
 
 @dataclass(frozen=True)
 class Packet:
@@ -51,6 +54,8 @@ class Packet:
         more: a second flat buffer: what goes along with a question, statistics beside an answer.
         teacher: a question's model to learn from, or nothing.
         rungs: a ladder of nested masks, encoded, to compare candidates on; or nothing.
+        counted: of each client asked, its number and the round of its newest change that is in an
+            average, as pairs of int32; or nothing. Each is sent its own pair.
     """
 
     head: bytes
@@ -59,10 +64,12 @@ class Packet:
     more: Buffer = b""
     teacher: Buffer = b""
     rungs: Buffer = b""
+    counted: Buffer = b""
 
     def size(self, *, bits: bool = True, teacher: bool = True) -> int:
         """Bytes on the wire, with or without the mask and the teacher, which may be there."""
         always = len(self.head) + len(self.values) + len(self.more) + len(self.rungs)
+        always += PAIR if self.counted else 0
         return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
 
 
@@ -212,6 +219,24 @@ def whole_number(head: Mapping[str, Any], name: str) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
         raise ValueError(f"head: {name} is no whole number from 0")
     return found
+
+
+def pack_counted(counted: Mapping[int, int], partitions: Iterable[int]) -> bytes:
+    """The pairs of some clients; of one that is in no average yet, round 0."""
+    pairs = [[p, counted.get(p, 0)] for p in partitions]
+    return bytes(as_bytes(torch.tensor(pairs, dtype=torch.int32))) if pairs else b""
+
+
+def counted_of(data: Buffer) -> dict[int, int]:
+    """The inverse of `pack_counted`.
+
+    Raises:
+        ValueError: bytes that are no whole number of pairs.
+    """
+    if len(data) % PAIR:
+        raise ValueError(f"{len(data)} bytes are no whole number of pairs")
+    pairs = over_bytes(data, torch.int32).reshape(-1, 2).tolist()
+    return {int(p): int(at) for p, at in pairs}
 
 
 def pack_flags(flags: Tensor) -> bytes:

@@ -5,7 +5,8 @@ noise and fixed point can act on what is released; with a server learning rate a
 2021, arXiv 2003.00295 (server SGD).
 
 BatchNorm's running variances do not average: the variance of a mixture also holds the spread of
-its means. They travel as second moments E[x²] = var + mean², which do.
+its means. They travel as second moments E[x²] = var + mean², which do. A server learning rate above
+1 goes beyond the mean change; statistics do not: a moment that is extrapolated is nobody's.
 """
 
 from __future__ import annotations
@@ -29,11 +30,25 @@ def to_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
     return moments
 
 
-def from_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
-    """The inverse of `to_moments`; a variance that rounding made negative becomes 0."""
+ROUNDING = 1e-5
+"""Part of a second moment by which a variance may be negative because of float32."""
+
+
+def from_moments(
+    tensors: Mapping[str, Tensor], layout: Layout, instead: Mapping[str, Tensor] | None = None
+) -> Tensors:
+    """The inverse of `to_moments`; a variance that float32 made negative becomes 0.
+
+    One that is more negative than that, as a change sent in few bits makes some, becomes what it is
+    in `instead`, where that is given.
+    """
     out = dict(tensors)
     for variance, mean in layout.variances.items():
-        out[variance] = (tensors[variance] - tensors[mean] ** 2).clamp(min=0.0)
+        found = tensors[variance] - tensors[mean] ** 2
+        out[variance] = found.clamp(min=0.0)
+        if instead is not None:
+            lost = found < -ROUNDING * tensors[variance].abs()
+            out[variance] = torch.where(lost, instead[variance].to(found.dtype), out[variance])
     return out
 
 
@@ -62,7 +77,7 @@ def averaged(
         weight: Σ n_k.
         masks: the mask that was sent to the clients.
         layout: the model's layout.
-        server_lr: factor on the mean change.
+        server_lr: factor on the mean change; on that of statistics at most 1.
         held: where clients pruned by masks m_k of their own: flat float64 Σ n_k · m_k on the
             prunable kept coordinates; their changes are then of the kept ones only.
         rule: a name in `AVERAGES`; matters with `held` only.
@@ -74,8 +89,9 @@ def averaged(
         mean |= _over_holders(
             spread(total, layout.shapes, masks), before, weight, masks, held, rule
         )
-    after = {name: before[name] + server_lr * mean[name] for name in before}
-    return {name: w.float() for name, w in from_moments(after, layout).items()}
+    rates = dict.fromkeys(layout.statistics, min(server_lr, 1.0))
+    after = {n: w + rates.get(n, server_lr) * mean[n] for n, w in before.items()}
+    return {name: w.float() for name, w in from_moments(after, layout, weights).items()}
 
 
 def _over_holders(

@@ -110,10 +110,13 @@ def _stretch(config: RunConfig, round_: int) -> tuple[int, int]:
     return first, after
 
 
-def step_batches(part: Part, config: RunConfig, gen: torch.Generator) -> Iterator[list[Part]]:
+def step_batches(
+    part: Part, config: RunConfig, gen: torch.Generator, *, alone: bool = True
+) -> Iterator[list[Part]]:
     """The steps of a round, each a list of at most `accumulate` batches.
 
-    `local_epochs` shuffled passes, or `local_steps` steps of such; none over no examples.
+    `local_epochs` shuffled passes, or `local_steps` steps of such; none over no examples. Where a
+    row cannot be `alone` in a batch, a last one that is left over joins the batch before it.
     """
     if not examples(part):
         return
@@ -122,12 +125,19 @@ def step_batches(part: Part, config: RunConfig, gen: torch.Generator) -> Iterato
     while passes < config.local_epochs or steps < config.local_steps:
         order = torch.randperm(examples(part), generator=gen)
         one_pass = list(batches(part, config.batch_size, order))
+        if not alone and len(one_pass) > 1 and examples(one_pass[-1]) == 1:
+            one_pass[-2:] = batches(part, config.batch_size + 1, order[-config.batch_size - 1 :])
         for start in range(0, len(one_pass), config.accumulate):
             if config.local_steps and steps == config.local_steps:
                 return
             yield one_pass[start : start + config.accumulate]
             steps += 1
         passes += 1
+
+
+def can_be_alone(model: nn.Module) -> bool:
+    """Whether the model trains on a batch of one row: BatchNorm1d has no variance of one value."""
+    return not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
 
 
 def prepared(model: nn.Module, config: RunConfig) -> nn.Module:

@@ -67,6 +67,11 @@ class Layout:
             return self.dense
         return sum(self.shapes[name].numel() for name in self.prunable)
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Float buffers of the state, such as BatchNorm's means and variances."""
+        return frozenset(self.shapes) - {*self.prunable, *self.spared}
+
     def in_origin(self, tensors: Tensors) -> Tensors:
         """Tensors in the shapes of the model before it was cut, 0 or False where it was.
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import select
+from fedprune.candidates import Candidate, blended, way_back
 from fedprune.learning.averaging import (
     AVERAGES,
     MASKS,
@@ -305,3 +306,32 @@ def test_equal_votes_are_decided_by_magnitude():
 def test_every_mask_rule_has_an_example_by_hand():
     assert {rule for rule, _ in LEFT} == {n for n, rule in MASKS.items() if rule.rank}
     assert [n for n, rule in MASKS.items() if rule.rank is None] == ["global"]
+
+
+@pytest.mark.parametrize("lr", [0.5, 1.0, 1.5, 4.0])
+def test_a_server_learning_rate_does_not_extrapolate_statistics(lr: float):
+    """Moments up to the mean change, parameters as far as it says: so no variance is negative."""
+    layout, sent = layout_of(Normed()), copied(state_of(Normed()))
+    sent |= {"norm.running_mean": torch.full((4,), 2.0), "norm.running_var": torch.full((4,), 1.0)}
+    tuned = {n: w + 1.0 for n, w in sent.items()}
+    tuned |= {"norm.running_mean": torch.zeros(4), "norm.running_var": torch.full((4,), 0.25)}
+    total = as_sum(Answer(kept(change(tuned, sent, layout), {}), 1.0, {}), 0, 0).total
+    assert total is not None
+    after, reach = averaged(sent, total, 1.0, {}, layout, lr), min(lr, 1.0)
+    mean, moment = 2.0 - 2.0 * reach, 5.0 + (0.25 - 5.0) * reach
+    assert after["norm.running_mean"].tolist() == pytest.approx([mean] * 4)
+    assert after["norm.running_var"].tolist() == pytest.approx([moment - mean**2] * 4)
+    assert (after["norm.running_var"] > 0).all()
+    assert torch.allclose(after["norm.weight"], sent["norm.weight"] + lr)
+    back = way_back(sent, tuned, layout)
+    further = blended(tuned, back, Candidate(1.0 - lr), layout)
+    assert (further["norm.running_var"] > 0).all()
+    assert torch.allclose(further["norm.weight"], sent["norm.weight"] + lr)
+
+
+def test_a_variance_that_few_bits_made_negative_stays_as_it_was():
+    layout = layout_of(Normed())
+    before = copied(state_of(Normed()))
+    tensors = {**before, "norm.running_mean": torch.full((4,), 3.0)}
+    tensors["norm.running_var"] = torch.tensor([8.0, 8.99999, 9.0, 13.0])
+    assert from_moments(tensors, layout, before)["norm.running_var"].tolist() == [1, 0, 0, 4]

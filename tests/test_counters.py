@@ -1,0 +1,89 @@
+"""What a model counts beside its state is every client's own: no bit depends on who came before."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprune import Shard
+from fedprune.hosts import House, inline_port
+from fedprune.learning.training import step_batches
+from fedprune.messages import Folded, Question
+from fedprune.pruning.layout import layout_of
+from fedprune.tensors import copied, counters_of, state_of
+
+
+class Normed(nn.Module):
+    """BatchNorm that averages all batches so far, and a counter of the author's own."""
+
+    def __init__(self, momentum: float | None) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 12)
+        self.norm = nn.BatchNorm1d(12, momentum=momentum)
+        self.head = nn.Linear(12, 10)
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.scale *= 0.5
+        return self.head(self.norm(self.body(images.flatten(1))) * self.scale)
+
+
+def house_with(model: nn.Module, house: House, rows: int) -> House:
+    shards = {
+        p: Shard({k: t[:rows] for k, t in s.train.items()}, s.validation, s.test)
+        for p, s in house.shards.items()
+    }
+    layout, counters = layout_of(model, output=("head",)), counters_of(model)
+    fresh = replace(house, model=model, tuned=model, layout=layout, shards=shards)
+    return replace(fresh, counters=counters)
+
+
+def asked(house: House, partitions: list[int], round_: int = 1) -> Folded:
+    weights = copied(state_of(house.model))
+    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in house.layout.prunable}
+    question = Question("tune", round_, weights, masks, lr=0.1)
+    return inline_port(house).ask(question, partitions)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.1])
+@pytest.mark.parametrize("rows", [16, 17])
+def test_a_change_does_not_depend_on_who_was_served_before(
+    momentum: float | None, rows: int, tiny: Any, house_of: Any
+):
+    torch.manual_seed(0)
+    config = tiny(model="mlp", batch_size=8, local_steps=0, local_epochs=2)
+    house = house_with(Normed(momentum), house_of(config), rows)
+    start = copied(state_of(house.model))
+
+    def total(before: list[int]) -> Tensor:
+        for p in before:
+            asked(house, [p])
+            for name, tensor in state_of(house.model).items():
+                tensor.copy_(start[name])
+        folded = asked(house, [0])
+        for name, tensor in state_of(house.model).items():
+            tensor.copy_(start[name])
+        assert folded.failures == ()
+        assert folded.total is not None
+        return folded.total
+
+    alone = total([])
+    assert torch.equal(alone, total([1, 2])), "as in a worker of its own"
+    assert torch.equal(alone, total([0]))
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2]), (1, [1])])
+def test_a_row_left_over_joins_the_batch_before_it(rows: int, sizes: list[int], tiny: Any):
+    config = tiny(batch_size=8, local_steps=0, local_epochs=1)
+    part = {"row": torch.arange(rows)}
+
+    def steps(**how: bool) -> list[Tensor]:
+        gen = torch.Generator().manual_seed(0)
+        return [batch["row"] for step in step_batches(part, config, gen, **how) for batch in step]
+
+    joined = steps(alone=False)
+    assert [len(batch) for batch in joined] == sizes
+    assert torch.equal(torch.cat(joined), torch.cat(steps())), "the same rows in the same order"
