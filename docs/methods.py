@@ -64,8 +64,24 @@ def document() -> str:
         ),
     ]
     for title, table in _others().items():
-        parts += [f"## {title}\n", table]
+        parts += [
+            f"## {title}\n",
+            table,
+            *([PATTERNS.replace("\n", " ").strip() + "\n"] if "--unit" in title else []),
+        ]
     return "\n".join(parts)
+
+
+PATTERNS = """\
+The groups of `n:m` are those of the hardware: M neighbours along the inputs of a linear layer,
+and of a convolution (1d, 2d, 3d) M neighbouring input channels, for each output channel and place
+of the kernel. Where the inputs are no multiple of M, the last group keeps its share of N, rounded
+up: of 3 channels 2:4 removes one. Of a grouped convolution the channels are those within a group,
+so a depthwise one, like one with a single input channel, has nothing to remove and stays dense:
+the run then ends short of the sparsity asked for, and says so. Transposed convolutions are not
+prunable unless included; then, as other tensors that are no layer's, they are taken as (first
+dimension, rest).
+"""
 
 
 def _score(name: str, score: Score, layout: Layout) -> list[str]:

@@ -21,6 +21,7 @@ from fedprune.forms import form_of
 from fedprune.pruning.cuts import alive_units
 from fedprune.pruning.edits import Edit, Edits
 from fedprune.pruning.factors import Factored, truncated
+from fedprune.pruning.kinds import is_plain_layer
 from fedprune.pruning.layers import groups, layers_of
 from fedprune.pruning.layout import as_rows
 from fedprune.pruning.surgery import ordered
@@ -166,7 +167,7 @@ def _shared(state: State, plan: Plan) -> tuple[State, Plan, list[list[Any]]]:
 def _paths(plan: Plan, names: Sequence[str]) -> dict[str, str]:
     """Paths of the layers that could be replaced, and their weights: of one layer each.
 
-    Factors are left alone, and grouped convolutions.
+    Factors are left alone, grouped convolutions, and subclasses that compute something else.
     """
     assert plan.model is not None  # runs have one
     modules = dict(plan.model.named_modules())
@@ -175,7 +176,8 @@ def _paths(plan: Plan, names: Sequence[str]) -> dict[str, str]:
     for name, layers in layers_of(plan.model, names).items():
         path = path_of[id(layers[0])] if len(layers) == 1 else ""
         parent = modules.get(path.rpartition(".")[0])
-        if path and groups(layers[0]) == 1 and not isinstance(parent, Factored):
+        alone = path and groups(layers[0]) == 1 and not isinstance(parent, Factored)
+        if alone and is_plain_layer(layers[0]):
             found[path] = name
     return found
 

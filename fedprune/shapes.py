@@ -32,6 +32,7 @@ from fedprune.pruning.surgery import reshaped
 from fedprune.pruning.units import removable
 from fedprune.pruning.vocabulary import embedding_path
 from fedprune.randomness import seeded
+from fedprune.tasks.building import built
 from fedprune.tasks.task import output_of
 from fedprune.tensors import frozen_of, full_masks, state_of
 
@@ -40,11 +41,12 @@ def dense_model(config: RunConfig) -> nn.Module:
     """The task's model before round one; the same bits in every process.
 
     Raises:
-        ValueError: as `fedprune.pruning.depgraph.recognise`, where the configuration asks for it.
+        ValueError: as `built`, and as `fedprune.pruning.depgraph.recognise` where the configuration
+            asks for it.
     """
     task = tasks_of(config.plugin)[config.task]
     with seeded(config.seed, "init"):
-        model = task.model(config)
+        model = built(task, config)
     return recognised(model, config, task)
 
 

@@ -1,8 +1,8 @@
 """Named tensors and their algebra: the one data type that travels through a round.
 
 A model's *state* here is what learning moves: every parameter that is not frozen, ties once, and
-every floating-point buffer. Integer buffers (BatchNorm's batch counter) are with every client, in
-every round, as the model was built.
+every floating-point buffer that is not marked as a constant. Other buffers (BatchNorm's batch
+counter) are with every client, in every round, as the model was built.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from torch import Tensor, nn
 Tensors = dict[str, Tensor]
 Masks = dict[str, Tensor]
 
+CONSTANTS = "constant_buffers"
+"""Attribute of a model: the names of its float buffers that training does not move."""
+
 
 def state_of(model: nn.Module) -> Tensors:
     """The model's own tensors by name (views, not copies): parameters, then float buffers.
 
     A tied parameter appears once, under the first name the model gives it. Frozen parameters are
     constants, the same on every side, and so are buffers that the model itself does not save
-    (LLaMA's rotary frequencies).
+    (LLaMA's rotary frequencies) or that are marked as constants (masks, tables of positions).
     """
+    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
     saved = model.state_dict().keys()
     state: Tensors = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    buffers = ((n, b) for n, b in model.named_buffers() if n in saved)
+    buffers = ((n, b) for n, b in model.named_buffers() if n in saved and n not in still)
     return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
 
 
@@ -48,8 +52,10 @@ def reset(model: nn.Module, counters: Mapping[str, Tensor]) -> None:
 
 
 def frozen_of(model: nn.Module) -> Tensors:
-    """The parameters that learning does not move, by name (views)."""
-    return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    """The parameters that learning does not move, and buffers marked as constants (views)."""
+    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    return frozen | {n: b.detach() for n, b in model.named_buffers() if n in still}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -225,8 +225,9 @@ def test_a_unit_goes_as_a_whole(name: str, seen: Watched):
     for tensor, mask in masks.items():
         rows = as_rows(layout, tensor, mask)
         if name == "n:m":
-            whole = rows.shape[1] // 4 * 4
-            groups = rows[:, :whole].reshape(len(rows), -1, 4).sum(-1)
+            inputs = mask.movedim(1, -1)
+            whole = inputs.shape[-1] // 4 * 4
+            groups = inputs[..., :whole].unflatten(-1, (-1, 4)).sum(-1)
             assert (groups == 2).all()
             continue
         labels = as_rows(layout, tensor, unit_labels(layout, name, run.config.unit_shape)[tensor])

@@ -27,6 +27,7 @@ from fedprune.plugins import tasks_of
 from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import Edits, from_json, to_json
 from fedprune.pruning.surgery import reshaped
+from fedprune.tasks.building import built
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import (
@@ -196,7 +197,7 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
     given = {key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin}
     config, task = configure(given), tasks[origin["task"]]
-    return recognised(task.model(config), config, task)
+    return recognised(built(task, config), config, task)
 
 
 def _edited(model: nn.Module, origin: Mapping[str, Any]) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.edits import Edits
+from fedprune.pruning.kinds import family_name
 from fedprune.pruning.structure import Group, Structure, structure_of
 
 
@@ -215,7 +216,7 @@ def _position_tables(model: nn.Module) -> dict[str, Tensor]:
     """T5's tables of positions, of the heads that stay, by their names in the cut model."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        if type(module).__name__ != "T5Stack":
+        if family_name(module) != "T5Stack":
             continue
         selves = [m for n, m in module.named_modules() if n.endswith(".SelfAttention")]
         kept = {tuple(m.kept_heads.tolist()) for m in selves if hasattr(m, "kept_heads")}

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.pruning.kinds import TABLES, is_plain_layer, is_transposed
+from fedprune.pruning.layers import bypassed
+
 KINDS = {
     "int8-dynamic": "8-bit weights, a scale per output, and inputs quantised at every pass: faster",
     "int8": "8-bit weights, a scale per group, restored at every pass",
@@ -170,7 +173,7 @@ def _eight_bits(values: Tensor, scale: Tensor) -> Tensor:
 def matrix_of(layer: nn.Module) -> Tensor:
     """A linear layer's weights as (out, in); GPT-2's Conv1D keeps them the other way round."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    return weight.t() if type(layer).__name__ == "Conv1D" else weight
+    return weight.t() if is_transposed(layer) else weight
 
 
 def quantisable(model: nn.Module, spared: Sequence[str] = ()) -> list[str]:
@@ -180,11 +183,13 @@ def quantisable(model: nn.Module, spared: Sequence[str] = ()) -> list[str]:
     are looked up as well.
     """
     modules = dict(model.named_modules())
-    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    tables = {id(m.weight) for m in modules.values() if isinstance(m, TABLES)}
+    called_for = bypassed(model)
     return [
         path
         for path, m in modules.items()
-        if (type(m) is nn.Linear or type(m).__name__ == "Conv1D")
+        if is_plain_layer(m, convolutions=False)
+        and id(m) not in called_for
         and path not in spared
         and id(m.weight) not in tables
     ]

@@ -14,6 +14,7 @@ from torch import fx
 from fedprune.pruning.channel_flow import Book, Step, Value
 from fedprune.pruning.channel_functions import FUNCTIONS, METHODS, is_shape
 from fedprune.pruning.channel_layers import MODULES
+from fedprune.pruning.kinds import plain_kind
 
 
 def follow(graph: fx.Graph, book: Book) -> None:
@@ -36,7 +37,8 @@ def follow(graph: fx.Graph, book: Book) -> None:
 
 def _step(book: Book, node: fx.Node) -> Step | None:
     if node.op == "call_module":
-        return MODULES.get(type(book.modules[str(node.target)]))
+        kind = plain_kind(book.modules[str(node.target)], MODULES)
+        return None if kind is None else MODULES[kind]
     if node.op == "call_function":
         return FUNCTIONS.get(node.target)
     return METHODS.get(str(node.target)) if node.op == "call_method" else None

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fedprune.pruning.channel_flow import Book, Flow
+from fedprune.pruning.channel_layers import MODULES
 from fedprune.pruning.channel_ops import follow
-from fedprune.pruning.factors import Factored, makes, reads
+from fedprune.pruning.factors import makes, reads
+from fedprune.pruning.kinds import plain_kind
 from fedprune.pruning.structure import Group, Part
 
 STRUCTURES = {
@@ -82,7 +84,8 @@ def _as_written(module: nn.Module) -> bool:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, Factored) or super().is_leaf_module(module, path)
+        inherits = plain_kind(module, MODULES) is not None
+        return inherits or super().is_leaf_module(module, path)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from fedprune.pruning.channel_flow import Book, Flow
 from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.channels import TRACED, Bundle, Role, Roles, bundles_of
 from fedprune.pruning.edits import Edit
+from fedprune.pruning.kinds import family_name
 from fedprune.pruning.structure import FAMILIES
 from fedprune.randomness import generator
 from fedprune.tasks.task import Loss, Part, Task
@@ -68,7 +69,7 @@ def recognise(model: nn.Module, run: Run, dummy: Part) -> nn.Module:
         ValueError: torch-pruning is missing, fails or does not end; a family that this library
             knows; layers that no example reached.
     """
-    known = [type(m).__name__ for m in model.modules() if type(m).__name__ in FAMILIES]
+    known = [name for name in map(family_name, model.modules()) if name in FAMILIES]
     if known:
         raise ValueError(f"structure='depgraph': {known[0]} is known by itself; allowed: auto")
     examples = [_drawn(dummy, i) for i in range(2 * EXAMPLES)]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.edits import Edit
-from fedprune.pruning.layers import CONVOLUTIONS, groups, is_layer
+from fedprune.pruning.kinds import CONVOLUTIONS, is_plain_layer, is_transposed, plain_kind
+from fedprune.pruning.layers import groups
 
 DAMPENING = 1e-9
 """Part of the mean diagonal that is added to second moments: decides where no input ever went."""
@@ -81,8 +82,10 @@ def factor(model: nn.Module, edit: Edit) -> None:
 def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     layer = modules.get(edit.path)
-    if layer is None or not edit.path or not is_layer(layer) or groups(layer) > 1:
-        raise ValueError(f"rank of {edit.path!r}: no ungrouped layer of that path")
+    if layer is None or not edit.path or not is_plain_layer(layer) or groups(layer) > 1:
+        raise ValueError(
+            f"rank of {edit.path!r}: no ungrouped layer of that path that computes as its kind"
+        )
     if len(edit.kept) != 1 or edit.kept[0] < 1:
         raise ValueError(f"rank of {edit.path!r}: {edit.kept} is not one number from 1")
     sharing = [m for m in modules.values() if getattr(m, "weight", None) is layer.weight]
@@ -94,7 +97,7 @@ def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
 def rows_of(layer: nn.Module) -> Tensor:
     """A layer's matrix as (out, in), for a convolution (out, in * kernel)."""
     weight = _weight(layer).detach()
-    return weight.t() if type(layer).__name__ == "Conv1D" else weight.flatten(1)
+    return weight.t() if is_transposed(layer) else weight.flatten(1)
 
 
 def _weight(layer: Any) -> Tensor:
@@ -111,8 +114,10 @@ def _pair(layer: Any, rank: int) -> tuple[Any, Any]:
         sizes = rows_of(layer).shape
         first = nn.utils.skip_init(nn.Linear, sizes[1], rank, **like)
         return first, nn.utils.skip_init(nn.Linear, rank, sizes[0], **like)
+    kind = plain_kind(layer, CONVOLUTIONS)
+    assert kind is not None  # else it has no path here
     first = nn.utils.skip_init(
-        type(layer),
+        kind,
         layer.in_channels,
         rank,
         layer.kernel_size,
@@ -123,7 +128,7 @@ def _pair(layer: Any, rank: int) -> tuple[Any, Any]:
         **like,
     )
     outer = (rank, layer.out_channels, 1)
-    return first, nn.utils.skip_init(type(layer), *outer, **like)
+    return first, nn.utils.skip_init(kind, *outer, **like)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedprune.pruning.kinds import CONVOLUTIONS, TABLES
 from fedprune.pruning.layout import Layout
 from fedprune.tasks.task import Loss, Part, examples
 
@@ -40,7 +41,7 @@ def _counting(model: nn.Module, seen: dict[str, float]) -> Iterator[None]:
     for module in model.modules():
         name = names.get(id(getattr(module, "weight", None)))
         # A table of embeddings may share its tensor with a layer; looking up costs no FLOPs.
-        if name is not None and not isinstance(module, nn.Embedding):
+        if name is not None and not isinstance(module, TABLES):
             hooks.append(module.register_forward_hook(_counter(seen, name)))
     try:
         yield
@@ -52,7 +53,7 @@ def _counting(model: nn.Module, seen: dict[str, float]) -> Iterator[None]:
 def _counter(seen: dict[str, float], name: str) -> Callable[[nn.Module, object, Tensor], None]:
     def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
         # Every row of the input makes one row of the output.
-        spatial = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        spatial = isinstance(layer, CONVOLUTIONS)
         channels = output.shape[-len(layer.kernel_size) - 1 if spatial else -1]  # type: ignore[arg-type]
         seen[name] += output.numel() / channels
 

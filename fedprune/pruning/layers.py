@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from fedprune.pruning.kinds import CONVOLUTIONS, is_layer
 
 Seen = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 """Called with a weight's name, the layer, its input and its output; may return another output."""
@@ -29,7 +29,7 @@ def layers_of(model: nn.Module, names: Sequence[str]) -> dict[str, list[nn.Modul
     None for what is not the weight of a layer, and for the output projection of
     `nn.MultiheadAttention`, whose weight is used without calling the layer.
     """
-    called_for = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    called_for = bypassed(model)
     owners = {id(p): name for name, p in parameters_of(model, names).items()}
     found: dict[str, list[nn.Module]] = {name: [] for name in names}
     for module in model.modules():
@@ -38,10 +38,9 @@ def layers_of(model: nn.Module, names: Sequence[str]) -> dict[str, list[nn.Modul
     return found
 
 
-def is_layer(module: nn.Module) -> bool:
-    """Whether it is a linear layer, a convolution or GPT-2's Conv1D."""
-    # The last by its name: importing transformers would cost every CNN run seconds.
-    return isinstance(module, (nn.Linear, *CONVOLUTIONS)) or type(module).__name__ == "Conv1D"
+def bypassed(model: nn.Module) -> set[int]:
+    """The layers (by id) whose weight another module uses without calling them."""
+    return {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
 
 
 @contextmanager

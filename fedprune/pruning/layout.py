@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.channels import channel_groups
+from fedprune.pruning.kinds import is_layer, is_transposed
+from fedprune.pruning.prunable import prunable_of, staying
 from fedprune.pruning.structure import Structure, structure_of
 from fedprune.tensors import Tensors, frozen_of, state_of
 
@@ -38,10 +39,11 @@ class Layout:
         kinds: how each prunable tensor is laid out, a name in `KINDS`.
         structure: attention, feed-forward layers, blocks and channels, as far as they were
             recognised.
-        frozen: parameters that are no part of the state, and their shapes.
+        frozen: parameters and constant buffers that are no part of the state, and their shapes.
         origin: of a model that was cut: the one before. Sparsities, floors and densities count
             its weights, so that a choice is the same whether what went is still there as zeros.
         dense: how many prunable weights the dense model has, where that is another number.
+        stays: what each of the spared parameters is, in words.
     """
 
     shapes: dict[str, torch.Size]
@@ -53,6 +55,7 @@ class Layout:
     frozen: dict[str, torch.Size] = field(default_factory=dict)
     origin: Origin | None = None
     dense: int | None = None
+    stays: dict[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -116,6 +119,26 @@ def from_rows(layout: Layout, name: str, rows: Tensor) -> Tensor:
     return rows.reshape(layout.shapes[name])
 
 
+def as_inputs(layout: Layout, name: str, tensor: Tensor) -> Tensor:
+    """A tensor shaped like a prunable one as rows of inputs that n:m counts along, (rows, in).
+
+    For a linear layer as `as_rows`. For a convolution a row is the in / groups input channels of
+    one output channel at one place of the kernel: along these the hardware's pattern runs (NVIDIA's
+    ASP, Mishra et al. 2021, arXiv 2104.08378).
+    """
+    if layout.kinds.get(name) != "conv":
+        return as_rows(layout, name, tensor)
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
+def from_inputs(layout: Layout, name: str, rows: Tensor) -> Tensor:
+    """The inverse of `as_inputs`."""
+    if layout.kinds.get(name) != "conv":
+        return from_rows(layout, name, rows)
+    out, inputs, *kernel = layout.shapes[name]
+    return rows.reshape(out, *kernel, inputs).movedim(-1, 1)
+
+
 def layout_of(
     model: nn.Module,
     *,
@@ -135,44 +158,30 @@ def layout_of(
         include: shell patterns of parameter names that are prunable in spite of the rule.
 
     Raises:
-        ValueError: a pattern matches no parameter, an output is no module, or nothing is left to
-            prune.
+        ValueError: a pattern matches no parameter or a frozen one, `output` names no module, a
+            layer's weight is computed from other parameters, or nothing is left to prune.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in (*exclude, *include):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"exclude/include={pattern!r}: matches no parameter; allowed: a shell pattern "
-                f"over names such as {names[0]!r}"
-            )
-    by_kind = _weights_of_layers(model, output)
-    prunable = tuple(
-        name
-        for name in names
-        if (name in by_kind or _any(name, include)) and not _any(name, exclude)
-    )
-    if not prunable:
-        raise ValueError(
-            f"exclude={list(exclude)}: nothing is left to prune; allowed: fewer patterns"
-        )
+    prunable = prunable_of(model, output, exclude, include)
+    stays = staying(model, prunable, output, exclude)
     structure = structure_of(model, prunable)
     groups = (*structure.groups, *channel_groups(model, prunable))
     return Layout(
         shapes={name: t.shape for name, t in state_of(model).items()},
         prunable=prunable,
-        spared=tuple(name for name in names if name not in prunable),
+        spared=tuple(stays),
         variances=_batch_norm_variances(model),
         kinds=_kinds(model, prunable),
         structure=replace(structure, groups=groups),
         frozen={name: t.shape for name, t in frozen_of(model).items()},
+        stays=stays,
     )
 
 
 def _kinds(model: nn.Module, prunable: Sequence[str]) -> dict[str, str]:
     names = {id(p): name for name, p in model.named_parameters()}
     found = dict.fromkeys(prunable, "other")
-    for module in filter(_is_layer, model.modules()):
-        name = names[id(module.weight)]
+    for module in filter(is_layer, model.modules()):
+        name = names.get(id(module.weight), "")
         if name in found:
             found[name] = _kind_of(module)
     return found
@@ -181,33 +190,7 @@ def _kinds(model: nn.Module, prunable: Sequence[str]) -> dict[str, str]:
 def _kind_of(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         return "linear"
-    return "conv1d" if type(layer).__name__ == "Conv1D" else "conv"
-
-
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _weights_of_layers(model: nn.Module, output: Sequence[str]) -> set[str]:
-    """First names (ties once) of the weights of layers, less those a head of output shares."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    modules = dict(model.named_modules())
-    for name in set(output) - modules.keys():
-        raise ValueError(
-            f"task: its output names {name!r}, no module of the model; "
-            f"allowed: {', '.join(filter(None, modules))[:300]}"
-        )
-    heads = {id(p) for name in output for p in modules[name].parameters()}
-    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
-    weights = [m.weight for m in modules.values() if _is_layer(m) and m.weight.requires_grad]
-    return {names[id(w)] for w in weights if id(w) not in heads | tables}
-
-
-def _is_layer(module: nn.Module) -> bool:
-    # transformers' Conv1D is told by its name: importing transformers here would cost every
-    # CNN run seconds.
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return isinstance(module, kinds) or type(module).__name__ == "Conv1D"
+    return "conv1d" if is_transposed(layer) else "conv"
 
 
 def _batch_norm_variances(model: nn.Module) -> dict[str, str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedprune.pruning.kinds import family_name
+
 
 def attend_with(attention: nn.Module, kept: Tensor) -> None:
     """Let a T5 attention, cut to those heads, take their part of the bias and hand on all of it.
@@ -88,5 +90,5 @@ class Positions(nn.Module):
 
 def is_unread(stack: nn.Module) -> bool:
     """Whether no self-attention of a `T5Stack` is left to read a position bias."""
-    selves = [m.SelfAttention for m in stack.modules() if hasattr(m, "SelfAttention")]
-    return not any(type(attention).__name__ == "T5Attention" for attention in selves)
+    selves: list[Any] = [m.SelfAttention for m in stack.modules() if hasattr(m, "SelfAttention")]
+    return not any(family_name(attention) == "T5Attention" for attention in selves)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedprune.pruning.kinds import family_name
 from fedprune.pruning.structure import Family
 
 
@@ -106,7 +107,7 @@ def remove(model: nn.Module, module: nn.Module, family: Family) -> None:
     """
     reader = module.get_submodule(family.column)
     bias: Any = reader.bias
-    frame = FRAMES.get(type(module).__name__)
+    frame = FRAMES.get(family_name(module))
     if frame is not None:
         inner = module.get_submodule(frame.dropout) if frame.dropout else nn.Identity()
         replace(model, module, Gone(family.column, bias, inner, frame.rest), frame.norms)
@@ -135,7 +136,7 @@ def pass_through(model: nn.Module) -> None:
     They stay modules of their kind, so that the model's hidden states are still counted by block.
     """
     for block in model.modules():
-        passes = PASSES.get(type(block).__name__)
+        passes = PASSES.get(family_name(block))
         if passes is not None and next(block.parameters(), None) is None:
             block.forward = passes
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fedprune.pruning.layout import Layout, as_rows, from_rows
+from fedprune.pruning.layout import Layout, as_inputs, as_rows, from_inputs, from_rows
 from fedprune.pruning.ranking import Array, Bools, Layer, drop
 from fedprune.pruning.units import Shape, pattern_counts
 
@@ -96,14 +97,15 @@ def _evenly(gone: Ints, total: int, most: int) -> Ints:
 def patterned(layout: Layout, name: str, layer: Layer, unit_shape: Shape, sparsity: float) -> Bools:
     """What is left of a tensor of which N of every M weights along the input stay.
 
-    Flat, in C order. A row's last group may be shorter, see `fedprune.pruning.units`.
+    Flat, in C order. Rows are those of `fedprune.pruning.layout.as_inputs`; the last group of each
+    may be shorter, see `fedprune.pruning.units`.
 
     Raises:
         ValueError: the pattern keeps fewer weights than the tensor's floor, or some group lost more
             before than the pattern removes.
     """
     n, m = unit_shape
-    table = _table(layout, name, layer)
+    table = _table(layout, name, layer, as_inputs)
     rows, columns = table.scores.shape[:2]
     counts = pattern_counts(columns, n, m, sparsity)
     left = layer.size - rows * int(counts.sum())
@@ -117,7 +119,9 @@ def patterned(layout: Layout, name: str, layer: Layer, unit_shape: Shape, sparsi
     if edge < columns:
         last = table.changed(lambda x: x[:, edge:])
         kept.append(_grouped(last, columns - edge, counts[-1:], name))
-    return _flat(layout, name, np.concatenate(kept, axis=1))
+    masks = from_inputs(layout, name, torch.from_numpy(np.concatenate(kept, axis=1)))
+    flat: Bools = masks.reshape(-1).numpy()
+    return flat
 
 
 def _grouped(table: Table, size: int, counts: Ints, name: str) -> Bools:
@@ -129,12 +133,14 @@ def _grouped(table: Table, size: int, counts: Ints, name: str) -> Bools:
     return leave(groups, lost).reshape(table.scores.shape)
 
 
-def _table(layout: Layout, name: str, layer: Layer) -> Table:
-    """The layer's arrays in the (out, in) view."""
+def _table(
+    layout: Layout, name: str, layer: Layer, of: Callable[[Layout, str, Tensor], Tensor] = as_rows
+) -> Table:
+    """The layer's arrays in the (out, in) view, or another one."""
 
     def view(array: Array) -> Array:
         tensor = torch.from_numpy(array).reshape(layout.shapes[name])
-        rows: Array = as_rows(layout, name, tensor).numpy()
+        rows: Array = of(layout, name, tensor).numpy()
         return rows
 
     return Table(layer.scores, layer.magnitude, layer.alive).changed(view)

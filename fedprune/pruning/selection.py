@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedprune.pruning.densities import Ground, Limits
-from fedprune.pruning.layout import Layout, as_rows
+from fedprune.pruning.layout import Layout, as_inputs
 from fedprune.pruning.overlap import overlapping
 from fedprune.pruning.ranking import Array, Bools, Layer, Unreachable, drop, together
 from fedprune.pruning.row_ranking import patterned, within_rows
@@ -132,7 +132,7 @@ def planned(
     if unit == "n:m":
         unit_kind(unit, unit_shape)
         n, m = unit_shape or (0, 0)
-        rows = [as_rows(layout, x, _meta(layout, x)).shape for x in layout.prunable]
+        rows = [as_inputs(layout, x, _meta(layout, x)).shape for x in layout.prunable]
         return sum(r * int(pattern_counts(c, n, m, sparsity).sum()) for r, c in rows)
     shapes = {name: layout.shapes[name] for name in layout.prunable}
     return total_of(Ground(shapes, sparsity, (), densities or {}, progress), scope)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedprune.pruning.edits import Edit
-from fedprune.pruning.layers import is_layer
+from fedprune.pruning.kinds import is_layer
 
 
 def share_weight(model: nn.Module, edit: Edit) -> None:

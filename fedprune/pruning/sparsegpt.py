@@ -9,13 +9,13 @@ columns in proportion to what is alive in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from fedprune.pruning.inputs import mean_inputs
-from fedprune.pruning.layout import as_rows, from_rows
+from fedprune.pruning.layout import as_inputs, as_rows, from_rows
 from fedprune.pruning.ranking import Layer, drop
 from fedprune.pruning.score import Evidence
 from fedprune.pruning.units import pattern_counts
@@ -30,8 +30,8 @@ DAMPENING = 0.01
 PerGroup = tuple[int, int]
 """N of M: N stay of every M neighbours along the inputs."""
 
-Counts = tuple[int, list[int]]
-"""M, and how many weights of a row are gone in each of its groups of M."""
+Groups = list[tuple[int, int]]
+"""How wide each group of neighbouring columns is, in their order, and how many of it go."""
 
 
 def obs(evidence: Evidence) -> Tensors:
@@ -72,21 +72,39 @@ def step(
         alive = as_rows(layout, name, evidence.masks[name])
         wanted = math.floor(sparsities[name] * w.numel() + 0.5)
         more = max(0, wanted - int((~alive).sum()))
-        counts = _counts(rows.shape[1], per_group, sparsities[name])
-        kept, new = prune_rows(rows, alive, mean_inputs(evidence, name), more, counts)
+        hessian = mean_inputs(evidence, name)
+        if per_group is None:
+            kept, new = prune_rows(rows, alive, hessian, more)
+        else:
+            groups = _groups(as_inputs(layout, name, w).shape[1], per_group, sparsities[name])
+            kept, new = _patterned(rows, alive, hessian, groups)
         masks[name] = from_rows(layout, name, kept).contiguous()
         weights[name] = from_rows(layout, name, new).contiguous().to(w.dtype)
     return masks, weights
 
 
-def _counts(columns: int, per_group: PerGroup | None, sparsity: float) -> Counts | None:
-    if per_group is None:
-        return None
-    return per_group[1], pattern_counts(columns, *per_group, sparsity).tolist()
+def _patterned(
+    rows: Tensor, alive: Tensor, hessian: Tensor, groups: Groups
+) -> tuple[Tensor, Tensor]:
+    """A matrix without what the groups lose, which lie along the inputs at each place of a kernel.
+
+    A convolution's columns are channels times places; here they are taken place by place.
+    """
+    inputs = sum(width for width, _ in groups)
+    order = torch.arange(rows.shape[1]).view(inputs, -1).t().reshape(-1)
+    turned = rows[:, order], alive[:, order], hessian[order][:, order]
+    kept, new = prune_rows(*turned, 0, groups * (len(order) // inputs))
+    return kept[:, order.argsort()], new[:, order.argsort()]
+
+
+def _groups(inputs: int, per_group: PerGroup, sparsity: float) -> Groups:
+    m = per_group[1]
+    gone = pattern_counts(inputs, *per_group, sparsity).tolist()
+    return [(min(m, inputs - i * m), count) for i, count in enumerate(gone)]
 
 
 def prune_rows(
-    w: Tensor, alive: Tensor, hessian: Tensor, more: int, counts: Counts | None = None
+    w: Tensor, alive: Tensor, hessian: Tensor, more: int, groups: Groups | None = None
 ) -> tuple[Tensor, Tensor]:
     """One matrix without `more` further weights (or N of M of them), the rest adapted.
 
@@ -94,8 +112,8 @@ def prune_rows(
         w: (out, columns), float64.
         alive: the same shape, what is there.
         hessian: (columns, columns), Σ or mean of x xᵀ; its scale does not matter.
-        more: how many of the living go; not looked at with `counts`.
-        counts: how many are gone of every row's groups.
+        more: how many of the living go; not looked at with `groups`.
+        groups: how many are gone of every row's groups.
 
     Returns:
         The mask, and the weights, both (out, columns).
@@ -104,18 +122,36 @@ def prune_rows(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True)
     w, mask = w.clone(), alive.clone()
-    # A whole number of groups.
-    width = BLOCK if counts is None else max(1, BLOCK // counts[0]) * counts[0]
+    ends = _ends(groups or [])
     seen, there = 0, int(alive.sum())
-    for start in range(0, w.shape[1], width):
-        block = slice(start, min(start + width, w.shape[1]))
-        if counts is None:
+    for block in _blocks(w.shape[1], ends):
+        if groups is None:
             before, seen = seen, seen + int(alive[:, block].sum())
             share = _share(more, seen, there) - _share(more, before, there)
             saliency = _saliency(w, upper, dead, block)
             mask[:, block] = _without_lowest(saliency, alive[:, block], share)
-        _sweep(w, mask, upper, dead, block, counts)
+        _sweep(w, mask, upper, dead, block, ends)
     return mask, w
+
+
+def _ends(groups: Groups) -> dict[int, tuple[int, int]]:
+    """Of each group by its first column: the column after it, and how many of it go."""
+    ends, start = {}, 0
+    for width, gone in groups:
+        ends[start] = start + width, gone
+        start += width
+    return ends
+
+
+def _blocks(columns: int, ends: Mapping[int, tuple[int, int]]) -> Iterator[slice]:
+    """Blocks of at most `BLOCK` columns, of whole groups where there are any; one at least."""
+    start = stop = 0
+    for end in [end for end, _ in ends.values()] or [*range(BLOCK, columns, BLOCK), columns]:
+        if end - start > BLOCK and stop > start:
+            yield slice(start, stop)
+            start = stop
+        stop = end
+    yield slice(start, stop)
 
 
 def _share(more: int, seen: int, there: int) -> int:
@@ -149,15 +185,15 @@ def _sweep(
     upper: Tensor,
     dead: Tensor,
     block: slice,
-    counts: Counts | None,
+    ends: Mapping[int, tuple[int, int]],
 ) -> None:
     """Removes what the mask says from a block's columns, in place; all later columns adapt."""
     errors = torch.zeros_like(w[:, block])
     for j in range(block.start, block.stop):
-        if counts is not None and j % counts[0] == 0:
-            group = slice(j, min(j + counts[0], w.shape[1]))
+        if j in ends:
+            group = slice(j, ends[j][0])
             saliency = _saliency(w, upper, dead, group)
-            mask[:, group] &= _n_of_m(saliency, mask[:, group], counts[1][j // counts[0]])
+            mask[:, group] &= _n_of_m(saliency, mask[:, group], ends[j][1])
         left = w[:, j] * mask[:, j]
         error = (w[:, j] - left) / upper[j, j]
         w[:, j : block.stop] -= torch.outer(error, upper[j, j : block.stop])

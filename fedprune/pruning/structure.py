@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.factors import makes, reads
-from fedprune.pruning.layers import is_layer
+from fedprune.pruning.kinds import family_name, is_layer, is_transposed
 
 if TYPE_CHECKING:
     from fedprune.pruning.layout import Layout
@@ -103,7 +103,7 @@ def _one(_module: Any) -> int:
 _BERT = ("self.query", "self.key", "self.value")
 _LLAMA = ("q_proj", "k_proj", "v_proj")
 
-# By the module's class: importing transformers here would cost every CNN run seconds.
+# By `family_name`: importing transformers here would cost every CNN run seconds.
 FAMILIES: dict[str, Family] = {
     "BertAttention": Family("head", _BERT, "output.dense", _bert_head),
     "RobertaAttention": Family("head", _BERT, "output.dense", _bert_head),
@@ -130,7 +130,7 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
     names = {key: name for key, name in named.items() if name in set(prunable)}
     found: dict[frozenset[str], Group] = {}
     for path, module in model.named_modules():
-        family = FAMILIES.get(type(module).__name__)
+        family = FAMILIES.get(family_name(module))
         group = None if family is None else _group(path, module, family, names)
         if group is not None:
             found.setdefault(frozenset(part.tensor for part in group.parts), group)
@@ -201,7 +201,7 @@ def _key(layer: nn.Module) -> int:
 def out_in(layer: nn.Module) -> tuple[int, int]:
     """How many outputs and inputs a linear layer has, GPT-2's Conv1D too."""
     first, second = layer.weight.shape  # type: ignore[misc]
-    return (second, first) if type(layer).__name__ == "Conv1D" else (first, second)
+    return (second, first) if is_transposed(layer) else (first, second)
 
 
 def _blocks(model: nn.Module, prunable: Sequence[str]) -> tuple[Block, ...]:

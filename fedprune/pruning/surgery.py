@@ -17,6 +17,7 @@ from fedprune.pruning.caching import attentions_of, renumber
 from fedprune.pruning.channel_surgery import cut_channels
 from fedprune.pruning.edits import Edit, Edits
 from fedprune.pruning.factors import factor, makes, reads
+from fedprune.pruning.kinds import family_name, is_transposed
 from fedprune.pruning.position_bias import Positions, attend_with, is_unread
 from fedprune.pruning.removal import Gone, pass_through, remove, replace
 from fedprune.pruning.sharing import share_weight
@@ -100,7 +101,7 @@ def cut_units(model: nn.Module, edit: Edit) -> None:
 def _mark(module: Any, kept: Tensor) -> None:
     """Say that its units are no longer those of the dense model."""
     module.was_cut = True
-    if type(module).__name__ == "T5Attention":
+    if family_name(module) == "T5Attention":
         attend_with(module, kept)
 
 
@@ -117,7 +118,7 @@ def _twins(model: nn.Module, module: nn.Module, family: Family) -> list[nn.Modul
 
 def _found(model: nn.Module, edit: Edit) -> tuple[nn.Module, Family]:
     module = dict(model.named_modules()).get(edit.path)
-    family = FAMILIES.get(type(module).__name__)
+    family = None if module is None else FAMILIES.get(family_name(module))
     if module is None or family is None or family.kind != edit.kind:
         has = "nothing" if module is None else type(module).__name__
         known = ", ".join(name for name, f in FAMILIES.items() if f.kind == edit.kind)
@@ -140,7 +141,7 @@ def _sliced(lane: Lane, kept: Tensor) -> dict[nn.Parameter, nn.Parameter]:
 
 def _axis(lane: Lane) -> int:
     """The dimension of the weight in which the units lie."""
-    transposed = type(lane.layer).__name__ == "Conv1D"
+    transposed = is_transposed(lane.layer)
     return int((lane.axis == "column") != transposed)
 
 
@@ -171,7 +172,7 @@ def _remove(model: nn.Module, module: nn.Module, family: Family) -> None:
 
 
 def _drop_unread_positions(model: nn.Module) -> None:
-    for stack in [m for m in model.modules() if type(m).__name__ == "T5Stack"]:
+    for stack in [m for m in model.modules() if family_name(m) == "T5Stack"]:
         for positions in [m for m in stack.modules() if isinstance(m, Positions)]:
             if is_unread(stack):
                 replace(model, positions, Gone("o", None, nn.Identity(), ("position_bias", "")))
@@ -179,8 +180,14 @@ def _drop_unread_positions(model: nn.Module) -> None:
 
 def _follow(module: Any) -> None:
     """Let a module's numbers say what its weights' shapes are."""
-    for name, number in FOLLOW.get(type(module).__name__, {}).items():
+    for name, number in _numbers_of(module).items():
         setattr(module, name, number(module))
+
+
+def _numbers_of(module: nn.Module) -> Numbers:
+    if isinstance(module, nn.Linear):
+        return _LINEAR
+    return _CONV1D if is_transposed(module) else FOLLOW.get(family_name(module), {})
 
 
 def _outputs(layer: nn.Module) -> int:
@@ -191,18 +198,21 @@ def _inputs(layer: nn.Module) -> int:
     return out_in(reads(layer))[1]
 
 
-_BERT: dict[str, Callable[[Any], int]] = {
+Numbers = dict[str, Callable[[Any], int]]
+"""A module's own numbers that follow the shapes of its weights."""
+
+_LINEAR: Numbers = {
+    "out_features": lambda m: m.weight.shape[0],
+    "in_features": lambda m: m.weight.shape[1],
+}
+_CONV1D: Numbers = {"nx": lambda m: m.weight.shape[0], "nf": lambda m: m.weight.shape[1]}
+_BERT: Numbers = {
     "num_attention_heads": lambda m: _outputs(m.query) // m.attention_head_size,
     "all_head_size": lambda m: _outputs(m.query),
 }
 
 # In model order a layer comes after what it is in, so these read weights, not numbers.
-FOLLOW: dict[str, dict[str, Callable[[Any], int]]] = {
-    "Linear": {
-        "out_features": lambda m: m.weight.shape[0],
-        "in_features": lambda m: m.weight.shape[1],
-    },
-    "Conv1D": {"nx": lambda m: m.weight.shape[0], "nf": lambda m: m.weight.shape[1]},
+FOLLOW: dict[str, Numbers] = {
     "GPT2Attention": {
         "split_size": lambda m: _inputs(m.c_proj),
         "num_heads": lambda m: _inputs(m.c_proj) // m.head_dim,

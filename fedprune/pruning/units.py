@@ -2,6 +2,7 @@
 
 A unit is a set of weights, of one tensor or of several; every weight carries the number of its
 unit. Rows and columns are those of the (out, in) view of `fedprune.pruning.layout.as_rows`.
+The groups of n:m lie along the inputs of `fedprune.pruning.layout.as_inputs`.
 Structured units are masked here, producers' rows and readers' columns, and stay in the tensors.
 """
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.pruning.layout import Layout, as_rows, from_rows
+from fedprune.pruning.layout import Layout, as_inputs, as_rows, from_inputs, from_rows
 from fedprune.pruning.structure import Part
 
 Shape = tuple[int, int]
@@ -131,7 +132,7 @@ def pattern_sparsity(n: int, m: int) -> float:
 
 
 def pattern_counts(columns: int, n: int, m: int, sparsity: float) -> NDArray[np.int64]:
-    """How many weights of each group of a row of so many columns are gone.
+    """How many weights of each group of a row of so many inputs are gone.
 
     A last group that is shorter keeps its share of N, rounded up. Below the pattern's own sparsity
     groups lose that much less, rounded down: 2:4 goes by way of 3:4 (the decaying of N in Kao et
@@ -152,12 +153,16 @@ def pattern_counts(columns: int, n: int, m: int, sparsity: float) -> NDArray[np.
     return np.array([math.floor(count * way + 1e-9) for count in full], dtype=np.int64)
 
 
-def _counted(layout: Layout, shape_of: Callable[[int, int], Shape]) -> dict[str, Tensor]:
+def _counted(
+    layout: Layout,
+    shape_of: Callable[[int, int], Shape],
+    view: Callable[[Layout, str, Tensor], Tensor] = as_rows,
+) -> dict[str, Tensor]:
     """Numbers of the tiles of each tensor's (out, in) view; tiles at the edges are smaller."""
     labels: dict[str, Tensor] = {}
     start = 0
     for name in layout.prunable:
-        rows, columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape
+        rows, columns = view(layout, name, torch.empty(layout.shapes[name], device="meta")).shape
         high, wide = shape_of(rows, columns)
         across = -(-columns // max(1, wide))
         down = torch.arange(rows, dtype=torch.int32) // max(1, high) * across
@@ -172,7 +177,8 @@ def _weights(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
 
 
 def _groups(layout: Layout, shape: Shape) -> dict[str, Tensor]:
-    return _counted(layout, lambda _rows, _columns: (1, shape[1]))
+    rows = _counted(layout, lambda _rows, _columns: (1, shape[1]), as_inputs)
+    return {n: as_rows(layout, n, from_inputs(layout, n, label)) for n, label in rows.items()}
 
 
 def _blocks(layout: Layout, shape: Shape) -> dict[str, Tensor]:
@@ -258,8 +264,9 @@ _PATTERN = "N,M with 1 <= N < M (N of every M inputs stay)"
 
 UNITS: dict[str, Unit] = {
     "weight": Unit("single weights", _weights),
-    "n:m": Unit("N of every M weights along the input stay (--unit-shape N,M)", _groups, "one",
-                _PATTERN),
+    "n:m": Unit("N of every M weights along the input stay (--unit-shape N,M); of a convolution "
+                "along its input channels, for each output channel and place of the kernel",
+                _groups, "one", _PATTERN),
     "block": Unit("rectangles of weights (--unit-shape rows,columns)", _blocks, "one",
                   "rows,columns, both 1 or more"),
     "row": Unit("all weights of one output (of a convolution: of one output channel)", _rows),

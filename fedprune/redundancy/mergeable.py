@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.factors import rows_of
-from fedprune.pruning.layers import CONVOLUTIONS, is_layer
+from fedprune.pruning.kinds import CONVOLUTIONS, is_layer
 from fedprune.randomness import generator
 
 Run = Callable[[nn.Module], Tensor]
@@ -122,9 +122,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    # RMSNorm has a class of its own in every family.
-    named = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
-    return named and isinstance(getattr(module, "weight", None), nn.Parameter)
+    """Whether it has the shape of one: a leaf with a scale for each feature, and perhaps a shift.
+
+    RMSNorm has a class of its own in every family; whether it is one is tried out by folding it.
+    """
+    own = {name: p.dim() for name, p in module.named_parameters(recurse=False)}
+    leaf = next(module.children(), None) is None and next(module.buffers(), None) is None
+    return leaf and own in ({"weight": 1}, {"weight": 1, "bias": 1})
 
 
 def _readers(

@@ -88,7 +88,7 @@ class Screen:
     def model(self, name: str, layout: Layout) -> None:
         """The model's size."""
         prunable = sum(layout.shapes[n].numel() for n in layout.prunable)
-        still = sum(s.numel() for s in layout.frozen.values())
+        still = sum(s.numel() for n, s in layout.frozen.items() if n in layout.spared)
         frozen = f", {still:,} frozen" if still else ""
         self.line(
             f"  model       {name}, {layout.parameters:,} parameters, {prunable:,} of them "
@@ -275,11 +275,13 @@ def _smaller(summary: Mapping[str, Any]) -> list[str]:
 def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
     idle = summary["reached"] and summary["sparsity"] == 0 and summary["sparsity_asked"]
     text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
+    if str(summary.get("short_why")).startswith("groups"):
+        text = f"NOTHING REMOVED: {summary['short_why']}"
     if summary.get("adaptive"):
         text = "NOTHING REMOVED: nothing that was tried stayed within the tolerance"
     stopped = "stopped" in (summary.get("privacy") or {})
     short = summary.get("short") and summary["sparsity"] and summary["reached"] and not stopped
-    less = "SHORT OF WHAT WAS ASKED: the next unit is larger than what is left to remove"
+    less = f"SHORT OF WHAT WAS ASKED: {summary.get('short_why')}"
     return [text] if idle else [less] if short else []
 
 

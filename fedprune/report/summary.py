@@ -123,6 +123,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "sparsity_asked": config.sparsity,
         "reached": not end.owed if plan is None else plan.done(end),
         "short": _short(config, (prunable - kept) / prunable),
+        "short_why": _why_short(config),
         **_flops(end.masks, plan),
         "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,
         "parameters": parameters,
@@ -147,6 +148,14 @@ def _short(config: RunConfig, sparsity: float) -> float:
     asked = config.sparsity or 0.0
     missed = asked - sparsity if config.schedule != "adaptive" else 0.0
     return missed if missed > LEAST_MISSED else 0.0
+
+
+def _why_short(config: RunConfig) -> str:
+    """Why a run may come short of the sparsity asked for."""
+    if config.unit == "n:m" and config.unit_shape is not None:
+        n, m = config.unit_shape
+        return f"groups of fewer than {m} inputs keep more than {n} of {m}"
+    return "the next unit is larger than what is left to remove"
 
 
 LEAST_MISSED = 1e-3

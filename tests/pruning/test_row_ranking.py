@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from by_hand import gone, random_scores
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedprune.pruning.layout import Layout, as_rows
 from fedprune.pruning.selection import planned, select
-from fedprune.pruning.units import pattern_counts, pattern_sparsity
+from fedprune.pruning.units import pattern_counts, pattern_sparsity, unit_labels
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
@@ -34,16 +35,34 @@ PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 3), (3, 5)]
 
 
 @pytest.mark.parametrize("shape", PATTERNS)
-@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv"])
-def test_n_m_holds_in_every_group_and_keeps_the_best(shape: tuple[int, int], kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("linear", (5, 11)),
+        ("conv1d", (5, 11)),
+        ("conv", (3, 11, 2, 2)),
+        ("conv", (3, 8, 3)),
+        ("conv", (2, 6, 1, 2, 2)),
+        ("conv", (4, 1, 3, 3)),
+    ],
+)
+def test_n_m_holds_in_every_group_and_keeps_the_best(
+    shape: tuple[int, int], kind: str, size: tuple[int, ...]
+) -> None:
+    """Along the inputs: of a convolution its channels, one row for each output and place."""
     n, m = shape
-    size = (5, 3, 2, 2) if kind == "conv" else (5, 11)
     scores = random_scores({"w": size})
     layout = Layout({"w": scores["w"].shape}, ("w",), (), {}, {"w": kind})
     options = {"unit": "n:m", "unit_shape": shape, "layout": layout}
     mask = select(scores, pattern_sparsity(n, m), **options)["w"]
     assert gone(mask) == planned(layout, pattern_sparsity(n, m), unit="n:m", unit_shape=shape)
-    rows, values = as_rows(layout, "w", mask), as_rows(layout, "w", scores["w"])
+    along = 0 if kind == "conv1d" else 1
+    rows, values = (
+        torch.from_numpy(np.moveaxis(t.numpy(), along, -1).reshape(-1, size[along]))
+        for t in (mask, scores["w"])
+    )
+    labels = unit_labels(layout, "n:m", shape)["w"]
+    assert labels.unique().numel() == len(rows) * -(-size[along] // m)
     for row, score in zip(rows, values, strict=True):
         for part, value in zip(row.split(m), score.split(m), strict=True):
             assert int(part.sum()) == -(-len(part) * n // m)

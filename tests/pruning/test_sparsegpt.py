@@ -98,12 +98,34 @@ def test_n_of_m_along_the_inputs(n: int, m: int, block: int, monkeypatch: pytest
     assert error(x, w, weights["w"]) < error(x, w, w * dense)
 
 
-def _evidence(w: Tensor, x: Tensor, alive: Tensor | None = None):
+@pytest.mark.parametrize("block", [4, 128])
+@pytest.mark.parametrize("inputs", [8, 6])
+def test_n_of_m_of_a_convolution_is_that_of_its_columns_turned(
+    inputs: int, block: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Channels in groups at each place of the kernel: place by place it is a linear layer's."""
+    monkeypatch.setattr(sparsegpt, "BLOCK", block)
+    x, w = correlated(200, inputs * 4), matrix(5, inputs * 4).view(5, inputs, 2, 2)
+    masks, weights = step(_evidence(w, x, kind="conv"), {"w": 0.5}, (2, 4))
+    place_by_place = masks["w"].permute(0, 2, 3, 1)
+    for part, left in zip(place_by_place.split(4, -1), (2, 2 if inputs == 8 else 1), strict=True):
+        assert part.sum(-1).unique().tolist() == [left]
+    assert not weights["w"][~masks["w"]].any()
+    if inputs == 8:
+        turned = x.view(200, inputs, 4).transpose(1, 2).reshape(200, -1)
+        matrix_ = w.permute(0, 2, 3, 1).reshape(5, -1)
+        as_linear = step(_evidence(matrix_, turned), {"w": 0.5}, (2, 4))
+        assert torch.equal(place_by_place.reshape(5, -1), as_linear[0]["w"])
+        got = weights["w"].permute(0, 2, 3, 1).reshape(5, -1)
+        assert torch.allclose(got, as_linear[1]["w"], atol=1e-9)
+
+
+def _evidence(w: Tensor, x: Tensor, alive: Tensor | None = None, kind: str = "linear"):
     from fedprune.pruning.inputs import inputs_of, rows_of
     from fedprune.pruning.layout import Layout
     from fedprune.pruning.score import Evidence
 
-    layout = Layout({"w": w.shape}, ("w",), (), {}, {"w": "linear"})
+    layout = Layout({"w": w.shape}, ("w",), (), {}, {"w": kind})
     masks = {"w": torch.ones_like(w, dtype=torch.bool) if alive is None else alive}
     sums = {inputs_of("w"): x.t() @ x, rows_of("w"): torch.tensor([float(len(x))])}
     return Evidence(sums, 1.0, {"w": w}, masks, layout, torch.Generator())
