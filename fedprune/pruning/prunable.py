@@ -56,13 +56,13 @@ def _check_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> 
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Up to three names like this one, the likest first; the first of all where none is like it."""
+    """Up to three names like this one, the likest first; the first few where none is like it."""
     known = list(names)
     plain = name.replace("*", "").replace("?", "").lower()
     spelled = {known_name.lower(): known_name for known_name in reversed(known)}
     like = [spelled[s] for s in get_close_matches(plain, spelled, 3, 0.5)]
     like += [n for n in known if plain and plain in n.lower() and n not in like]
-    return ", ".join(map(repr, (like or known)[:3]))
+    return ", ".join((like or known)[:3])
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

@@ -89,9 +89,9 @@ def test_a_computed_weight_is_refused_by_name_or_left_dense(change, by: str, lay
     [
         ({"include": ("still.weight",)}, "still.weight is frozen"),
         ({"include": ("*ill.w*",)}, "still.weight is frozen"),
-        ({"include": ("layr.weight",)}, r"include='layr.weight': .*such as 'layer.weight'"),
-        ({"exclude": ("*LAYER*",)}, r"exclude='\*LAYER\*': .*such as 'layer.weight'"),
-        ({"output": ("outt",)}, r"its output names 'outt', no module of the model; allowed: 'out'"),
+        ({"include": ("layr.weight",)}, r"include='layr.weight': .*such as layer.weight"),
+        ({"exclude": ("*LAYER*",)}, r"exclude='\*LAYER\*': .*such as layer.weight"),
+        ({"output": ("outt",)}, r"its output names 'outt', no module of the model; allowed: out"),
         ({"exclude": ("normed.*", "layer.*", "out*", "attend*")}, "nothing is left to prune of 3"),
     ],
 )
