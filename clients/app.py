@@ -24,12 +24,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fedprune.compression.wire import Packet, head_of
-from fedprune.config import recorded
+from fedprune.config import all_keys, recorded
 from fedprune.hosts import House, labels_of, open_house, parts_of, serve, sum_of
 from fedprune.letters import Letter, identity, packet_of, parts_letter, size_of, sum_letter
 from fedprune.messages import Folded
 from fedprune.parts import Part, failure_of
-from fedprune.plugins import tasks_of
+from fedprune.plugins import check_of_this_app, tasks_of
 from fedprune.secure.calls import Reply, call_of, reply_letter
 from fedprune.secure.recalling import Memory, recalled
 from fedprune.secure.serving import seeds_from, serve_call
@@ -206,6 +206,7 @@ def _simulated_house(text: str) -> House:
 
 @functools.lru_cache(maxsize=1)
 def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> House:
+    check_of_this_app(str(all_keys(text).get("plugin", "")))
     config = recorded(text)
     local = tasks_of(config.plugin)[config.task].local
     if local is None:

@@ -27,6 +27,7 @@ from pydantic import (
 from fedprune.defaults import beside_noise, completed
 from fedprune.given import parsed, replaced
 from fedprune.naming import Refusal
+from fedprune.plugins import with_code_of
 from fedprune.process import put_back
 from fedprune.rules import check
 
@@ -713,13 +714,28 @@ def all_keys(text: str) -> dict[str, Any]:
     return flat({**followed, **document})
 
 
-def recorded(text: str) -> RunConfig:
+def recorded(text: str, plugin: str | None = None, where: object = "a file") -> RunConfig:
     """The configuration as it was when `to_toml` wrote it: nothing follows again.
 
+    Args:
+        text: of the document.
+        plugin: the caller's plug-in, "" for none, where the text is a file's: that runs no code of
+            its own choice. None: the text is the caller's own.
+        where: the file, for messages.
+
     Raises:
-        ConfigError: it is not TOML, or no configuration.
+        ConfigError: it is not TOML, no configuration, or names a plug-in that was not given.
     """
-    return _remembering(configure(all_keys(text)), flat(from_toml(text)))
+    keys = _of_caller(flat(all_keys(text)), plugin, where)
+    return _remembering(configure(keys), flat(from_toml(text)))
+
+
+def _of_caller(keys: dict[str, Any], plugin: str | None, where: object) -> dict[str, Any]:
+    """The keys with the caller's plug-in, see `recorded`."""
+    try:
+        return keys if plugin is None else with_code_of(plugin, keys, where)
+    except ValueError as error:
+        raise ConfigError(str(error), "plugin") from None
 
 
 def _document(text: str) -> dict[str, Any]:
@@ -732,16 +748,21 @@ def _document(text: str) -> dict[str, Any]:
     return found
 
 
-def given_in(text: str) -> dict[str, Any]:
+def given_in(text: str, plugin: str | None = None, where: object = "a file") -> dict[str, Any]:
     """As `from_toml`; of a document with every key and no word of what followed, those that count.
 
     Earlier versions wrote such: there, what would follow with the same value is taken to have
     followed.
 
+    Args:
+        text: of the document.
+        plugin: as for `recorded`.
+        where: the file, for messages.
+
     Raises:
-        ConfigError: it is not TOML.
+        ConfigError: it is not TOML, or names a plug-in that was not given.
     """
-    given = flat(from_toml(text))
+    given = _of_caller(flat(from_toml(text)), plugin, where)
     if "followed" in _document(text) or not {"task", "clip", "wire", "verbose"} <= given.keys():
         return given
     whole = configure(given)

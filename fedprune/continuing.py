@@ -44,16 +44,17 @@ class Earlier:
     quality: Mapping[str, Any]
 
 
-def earlier(folder: str) -> Earlier:
-    """The run in a folder.
+def earlier(folder: str, plugin: str = "") -> Earlier:
+    """The run in a folder; of a plug-in's task, with the caller's own `plugin`.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        ConfigError: there is none, it is damaged, or it names a plug-in that was not given.
     """
     path = Path(folder)
     try:
         head, weights, masks = from_coded((path / CODED_NAME).read_bytes(), str(path / CODED_NAME))
-        config = recorded((path / CONFIG_NAME).read_text())
+        text = (path / CONFIG_NAME).read_text()
+        config = recorded(text, plugin, path / CONFIG_NAME)
     except (OSError, ValueError) as error:
         raise ConfigError(f"init={folder!r}: {error}; allowed: the folder of a whole run") from None
     summary = path / SUMMARY_NAME

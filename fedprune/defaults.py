@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fedprune.naming import named
-from fedprune.plugins import scores_of, tasks_of
+from fedprune.plugins import scores_of, tasks_of, with_code_of
 from fedprune.pruning.score import Score
 from fedprune.pruning.units import pattern_sparsity
 from fedprune.redundancy.misfits import reduction_defaults, reduction_round
@@ -71,6 +71,7 @@ def _of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     whole = {**document.pop("followed", {}), **document}
     found = {key.replace("-", "_"): value for key, value in whole.items()}
+    found = with_code_of(str(given.get("plugin", "")), found, path)
     gone = {name for key in given for name in _TOGETHER.get(key, ())}
     return {key: found[key] for key in _LEARNED if key in found.keys() - gone}
 

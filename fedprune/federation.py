@@ -144,7 +144,7 @@ def _federated(
         house = open_house(placed(config, folder) if folder else config)
         port = port or inline_port(house)
         del house  # one's own port has its clients elsewhere
-    before = earlier(config.init) if config.init else None
+    before = earlier(config.init, config.plugin) if config.init else None
     fresh, blank = _opening(config, weights, before)
     book = _opened(config, folder, resume, watch)
     path = None if folder is None else folder / LEDGER_NAME
@@ -268,7 +268,7 @@ def _teacher(config: RunConfig, model: nn.Module) -> bytes:
         ConfigError: it cannot be had, or there is nothing to learn from it.
     """
     try:
-        teacher = teacher_in(config.teacher) if config.teacher else b""
+        teacher = teacher_in(config.teacher, config.plugin) if config.teacher else b""
         check_lesson(config, model, teacher)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -315,9 +315,10 @@ def commands(config: RunConfig, folder: Path) -> dict[str, str]:
     """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one."""
     if config.engine == "flower":
         return {"command": f"flwr run . --stream --run-config {shlex.quote(as_run_config(config))}"}
+    code = f" --plugin {config.plugin}" if config.plugin else ""  # a file does not choose code
     return {
-        "command": f"{RUN} --config {folder / CONFIG_NAME} --out {folder}-again",
-        "resume": f"{RUN} --resume {folder}",
+        "command": f"{RUN} --config {folder / CONFIG_NAME}{code} --out {folder}-again",
+        "resume": f"{RUN} --resume {folder}{code}",
     }
 
 

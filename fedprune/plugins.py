@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,36 @@ from fedprune.tasks.task import Task
 
 APP = Path(__file__).resolve().parents[1]
 """Where a device, or ``flwr run``, has the files of this app; a relative path may be from there."""
+
+
+def with_code_of(plugin: str, keys: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Keys that a file holds, with the plug-in that the caller gives: a file never chooses code.
+
+    Args:
+        plugin: the caller's; "" for none.
+        keys: of the file, perhaps with a plug-in.
+        where: the file, for the message.
+
+    Raises:
+        ValueError: the file names a plug-in, and the caller gives none.
+    """
+    named = str(keys.get("plugin") or "")
+    if named and not plugin:
+        raise ValueError(
+            f"plugin={named!r}: named by {where}, and a file does not choose what code runs; "
+            f"allowed: --plugin {named} (plugin=... in Python), if you trust it"
+        )
+    return {**keys, "plugin": plugin} if named or plugin else dict(keys)
+
+
+def check_of_this_app(plugin: str) -> None:
+    """Refuse a plug-in that is no file of the app that Flower shipped: on a device, a server asks.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if plugin and not (APP / plugin).resolve().is_relative_to(APP):
+        raise ValueError(f"plugin={plugin!r}: not in the app; allowed: a path within it")
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from fedprune.config import RunConfig
 from fedprune.learning.distillation import Lesson, eager, taught
 from fedprune.messages import Question
 from fedprune.naming import refuse
-from fedprune.plugins import tasks_of
+from fedprune.plugins import tasks_of, with_code_of
 from fedprune.randomness import seeded
 from fedprune.state import Plan, State
 from fedprune.tensors import frozen_of, load_into, masked
@@ -62,8 +62,8 @@ def factor(config: RunConfig, round_: int) -> float:
     return 1.0 - (round_ - first) / (c.rounds - first + 1)
 
 
-def teacher_in(folder: str) -> bytes:
-    """The model of a finished run, to teach.
+def teacher_in(folder: str, plugin: str = "") -> bytes:
+    """The model of a finished run, to teach; of a plug-in's task, with the caller's own `plugin`.
 
     Frozen parameters that are as its task makes them (a pretrained encoder's) are left out.
 
@@ -74,7 +74,7 @@ def teacher_in(folder: str) -> bytes:
     if not path.is_file():
         refuse("teacher", folder, f"no {CODED_NAME} there", "the folder of a finished run")
     head, weights, masks = from_coded(path.read_bytes(), str(path))
-    frozen = frozen_of(blank(head))
+    frozen = frozen_of(blank(with_code_of(plugin, head, path), plugin))
     if all(torch.equal(w, weights[n]) for n, w in frozen.items()):
         weights = {n: w for n, w in weights.items() if n not in frozen}
     origin = {key: head[key] for key in head if key not in {"mask_bytes", "shapes"}}
@@ -89,7 +89,7 @@ def teacher_model(teacher: Buffer, config: RunConfig) -> nn.Module:
     """
     head, weights, masks = from_coded(bytes(teacher), "teacher")
     with seeded(config.seed, "init"):
-        model = blank(head)
+        model = blank(head, config.plugin)
     weights, frozen = masked(weights, masks), frozen_of(model)
     load_into(model, {n: w for n, w in weights.items() if n not in frozen})
     with torch.no_grad():

@@ -153,7 +153,8 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
     file, resume = given.pop("config", None), given.pop("resume", None)
     if resume is not None:
         return _resumed(Path(resume), file, given), Path(resume)
-    base = given_in(_text(Path(file), "config")) if file is not None else {}
+    plugin = given.get("plugin", "")
+    base = given_in(_text(Path(file), "config"), plugin, file) if file is not None else {}
     config, left_out = overridden(base, given)
     for line in left_out:
         print(f"run.py: {file}: {line}", file=sys.stderr)
@@ -166,13 +167,14 @@ def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig
     Raises:
         ConfigError: another is asked for, or something follows otherwise than when it began.
     """
-    fixed = sorted(given.keys() - RESUMABLE)
+    fixed = sorted(given.keys() - RESUMABLE - {"plugin"})
     if file is not None or fixed:
         key = "config" if file is not None else fixed[0].replace("_", "-")
         allowed = ", ".join(sorted(k.replace("_", "-") for k in RESUMABLE))
         raise ConfigError(f"{key}: cannot change on --resume; allowed: {allowed}")
-    text = _text(folder / CONFIG_NAME, "resume")
-    config, before = configure(from_toml(text)), recorded(text)
+    text, plugin = _text(folder / CONFIG_NAME, "resume"), given.pop("plugin", "")
+    before = recorded(text, plugin, folder / CONFIG_NAME)
+    config = configure({**from_toml(text), **({"plugin": plugin} if plugin else {})})
     for key, value in before:
         if (now := vars(config)[key]) != value:
             raise ConfigError(

@@ -202,7 +202,7 @@ def test_an_own_task_and_score_through_a_plugin_file(tmp_path: Path):
         assert not {"perplexity", "accuracy"} & found.keys()
     assert "test mse" in page
     assert not any(word in page for word in ("perplexity", "accuracy"))
-    back = fedprune.load(tmp_path / "run")
+    back = fedprune.load(tmp_path / "run", plugin=plugin)
     assert torch.equal(state_of(back)["weight"], result.state.weights["weight"])
     assert not back.weight[:2].any()
     assert back.weight[2:].all()
@@ -257,7 +257,7 @@ def test_channels_of_a_model_that_cannot_be_traced_are_pruned_by_depgraph(tmp_pa
     kept = small.first.out_features
     assert 0 < kept < 9
     assert small.left.in_features == small.right.in_features == kept
-    back = fedprune.load(tmp_path / "run")
+    back = fedprune.load(tmp_path / "run", plugin=keys["plugin"])
     seen = torch.linspace(-1, 1, 24).reshape(4, 6)
     assert torch.equal(back(seen), small(seen))
 

@@ -61,6 +61,12 @@ def options(parser: ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
     parser.add_argument(
+        "--plugin",
+        metavar="FILE",
+        default="",
+        help="Python file of the run's task",
+    )
+    parser.add_argument(
         "--shadows",
         type=_shadows,
         default=0,
@@ -90,7 +96,7 @@ def _canaries(text: str) -> int:
 
 def run(arguments: Namespace) -> int:
     """Audit, write both files into the run's folder, and print; 1 where a claim is refuted."""
-    looked = subject(arguments.run_folder)
+    looked = subject(arguments.run_folder, keys={"plugin": arguments.plugin})
     if looked.run is None:
         raise ConfigError(
             f"run={looked.name!r}: a model, not a run; allowed: the folder of a finished run"

@@ -119,7 +119,8 @@ def _at_length(config: RunConfig, tokens: int | None) -> RunConfig:
 
 def _baseline(looked: Subject, path: str | None) -> Subject:
     if path is not None:
-        other, task = subject(path), looked.config.task
+        given = {"plugin": looked.config.plugin} if looked.config.plugin else {}
+        other, task = subject(path, keys=given), looked.config.task
         if other.config.task != task:
             raise ConfigError(
                 f"baseline={path!r}: it is of task {other.config.task}, {looked.name} of {task}; "

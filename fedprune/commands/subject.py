@@ -15,7 +15,7 @@ from fedprune.compression.coded import CODED_NAME, from_coded, origin_of
 from fedprune.compression.folders import load
 from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
 from fedprune.config import ConfigError, RunConfig, configure, recorded
-from fedprune.plugins import tasks_of
+from fedprune.plugins import tasks_of, with_code_of
 from fedprune.pruning.edits import Edits, from_json
 from fedprune.report.folder import CONFIG_NAME
 from fedprune.shapes import dense_model
@@ -73,7 +73,8 @@ def add_subject(parser: ArgumentParser) -> None:
     parser.add_argument("--text-column", metavar="NAME", help="column of the text in --data")
     parser.add_argument("--label-column", metavar="NAME", help="column of the class in --data")
     parser.add_argument("--length", metavar="N", type=int, help="tokens of an example of text")
-    parser.add_argument("--plugin", metavar="FILE", help="Python file with your own TASKS")
+    text = "Python file with the model's task (one that a folder names is not run)"
+    parser.add_argument("--plugin", metavar="FILE", help=text)
 
 
 def chosen_subject(arguments: Namespace) -> Subject:
@@ -107,16 +108,18 @@ def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None =
     folder = Path(path)
     if task is not None:
         return _pretrained(path, {"task": task, "model": path, **(keys or {})})
-    if keys:
-        odd = next(iter(keys)).replace("_", "-")
-        raise ConfigError(f"{odd}={keys[odd.replace('-', '_')]!r}: only beside --task")
+    plugin = str((keys or {}).get("plugin", ""))
+    odd = next((key for key in keys or {} if key != "plugin"), None)
+    if odd is not None:
+        raise ConfigError(f"{odd.replace('_', '-')}={(keys or {})[odd]!r}: only beside --task")
     if (folder / CONFIG_NAME).is_file():
-        return _of_run(path, folder)
+        return _of_run(path, folder, plugin)
     if (folder / MANIFEST_NAME).is_file():
-        return _of_folder(path, folder)
+        return _of_folder(path, folder, plugin)
     if (folder / CODED_NAME).is_file():
         head, _, masks = from_coded((folder / CODED_NAME).read_bytes(), path)
-        return Subject(path, load(folder), _config_of(head), masks, edits=_edits_of(head))
+        config = _config_of(head, plugin, folder / CODED_NAME)
+        return Subject(path, load(folder, plugin=plugin), config, masks, edits=_edits_of(head))
     raise ConfigError(f"model={path!r}: {_reason(folder)}; allowed: {HELP}")
 
 
@@ -128,7 +131,7 @@ def _reason(folder: Path) -> str:
     return f"neither {CONFIG_NAME} nor {MANIFEST_NAME} nor {CODED_NAME} is in it"
 
 
-def _of_run(path: str, folder: Path) -> Subject:
+def _of_run(path: str, folder: Path, plugin: str) -> Subject:
     coded = folder / CODED_NAME
     if not coded.is_file():
         raise ConfigError(
@@ -138,23 +141,26 @@ def _of_run(path: str, folder: Path) -> Subject:
     head, _, masks = from_coded(coded.read_bytes(), path)
     # The classes of the data are the file's to say: the data may be gone.
     names = {key: tuple(head[key]) for key in ("class_names",) if key in head}
-    config = recorded((folder / CONFIG_NAME).read_text()).model_copy(update=names)
-    return Subject(path, load(folder), config, masks, folder, _edits_of(head))
+    text = (folder / CONFIG_NAME).read_text()
+    config = recorded(text, plugin, folder / CONFIG_NAME).model_copy(update=names)
+    model = load(folder, plugin=plugin)
+    return Subject(path, model, config, masks, folder, _edits_of(head))
 
 
-def _of_folder(path: str, folder: Path) -> Subject:
+def _of_folder(path: str, folder: Path, plugin: str) -> Subject:
     about = read_manifest(folder)
     masks = None
     if (folder / CODED_NAME).is_file():
         masks = from_coded((folder / CODED_NAME).read_bytes(), path)[2]
-    return Subject(path, load(folder), _config_of(about), masks, edits=_edits_of(about))
+    config = _config_of(about, plugin, folder / MANIFEST_NAME)
+    return Subject(path, load(folder, plugin=plugin), config, masks, edits=_edits_of(about))
 
 
-def _config_of(about: Mapping[str, Any]) -> RunConfig:
+def _config_of(about: Mapping[str, Any], plugin: str, where: Path) -> RunConfig:
     """An export knows its run's whole configuration, a run's own files what builds the model."""
     keys = set(RunConfig.model_fields)
     own = {k: v for k, v in about.items() if k in keys}
-    return configure({**about.get("config", {}), **own})
+    return configure(with_code_of(plugin, {**about.get("config", {}), **own}, where))
 
 
 def _edits_of(about: Mapping[str, Any]) -> Edits:

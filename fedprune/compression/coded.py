@@ -23,7 +23,7 @@ from fedprune.compression.manifest import MANIFEST_NAME, write_manifest
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.compression.wire import whole_number
 from fedprune.config import RunConfig, configure
-from fedprune.plugins import tasks_of
+from fedprune.plugins import tasks_of, with_code_of
 from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import Edits, from_json, to_json
 from fedprune.pruning.surgery import reshaped
@@ -138,7 +138,7 @@ def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
     return head, spread(values, shapes, masks), masks
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
     """The model of a run folder or of a model folder, in eval mode on the CPU.
 
     A run folder's model is rebuilt from its coded file, a model folder's is read from safetensors;
@@ -148,15 +148,17 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         folder: ``runs/<name>`` or ``runs/<name>/model``.
         model: filled and returned instead of a model built by the task that made the folder;
             needed where that task is not in `fedprune.tasks.catalog.TASKS` any more.
+        plugin: the Python file with its task, where one made the folder: the folder's own word
+            for it runs nothing.
 
     Raises:
         FileNotFoundError: neither kind of folder.
-        ValueError: the file is damaged or does not fit the model.
+        ValueError: the file is damaged or does not fit the model, or names a plug-in.
     """
     coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
     if coded.is_file():
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
-        model = _edited(model or _built(head), head)
+        model = _edited(model or _built(with_code_of(plugin, head, coded)), head)
         _check_shapes(model, weights, coded)
         frozen = frozen_of(model)
         load_into(model, {n: w for n, w in weights.items() if n not in frozen})
@@ -164,7 +166,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             value.copy_(weights[name])
     elif manifest.is_file():
         head = json.loads(manifest.read_text())
-        model = _edited(model or _built(head), head)
+        model = _edited(model or _built(with_code_of(plugin, head, manifest)), head)
         # As it was saved: where transformers reads it too, with heads that are one layer.
         model = model if head.get("edits") else folded(model)
         load_tensors(model, manifest.parent)
@@ -186,13 +188,17 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder}: does not fit the model: {reason}") from None
 
 
-def blank(origin: Mapping[str, Any]) -> nn.Module:
-    """The model that the head of a coded file describes, its values as the task makes them."""
-    return _edited(_built(origin), origin)
+def blank(origin: Mapping[str, Any], plugin: str = "") -> nn.Module:
+    """The model that the head of a coded file describes, its values as the task makes them.
+
+    Raises:
+        ValueError: it is of a plug-in, and none is given.
+    """
+    return _edited(_built(with_code_of(plugin, origin, "a coded file")), origin)
 
 
 def _built(origin: Mapping[str, Any]) -> nn.Module:
-    tasks = tasks_of(origin["plugin"])
+    tasks = tasks_of(origin.get("plugin", ""))
     if origin["task"] not in tasks:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
     given = {key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin}

@@ -173,7 +173,7 @@ def _sparse(cargo: Cargo, folder: Path) -> str:
 
 
 def _same_bits(cargo: Cargo, folder: Path) -> str:
-    back, here = load(folder).state_dict(), cargo.model.state_dict()
+    back, here = load(folder, plugin=cargo.config.plugin).state_dict(), cargo.model.state_dict()
     odd = [name for name in here if name not in back or not torch.equal(back[name], here[name])]
     if odd or back.keys() != here.keys():
         raise ValueError(f"read again, {(odd or ['a tensor'])[0]} is not what was written")

@@ -14,6 +14,7 @@ from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
 from fedprune.compression.quantising import Precision, quantise
 from fedprune.config import configure
 from fedprune.measuring import Forward
+from fedprune.plugins import with_code_of
 from fedprune.pruning.edits import from_json
 from fedprune.pruning.surgery import reshaped
 from fedprune.shapes import dense_model
@@ -22,39 +23,45 @@ from fedprune.tasks.loading import from_pretrained
 About = Mapping[str, Any]
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
     """The model of a run's folder, of its model's folder or of an export, in eval mode on the CPU.
 
     A run's model is rebuilt from its coded file, the others as their manifest says; a model that
-    was cut comes back in its own shape, a quantised one quantised. No file is unpickled.
+    was cut comes back in its own shape, a quantised one quantised. No file is unpickled, and no
+    code runs but the caller's.
 
     Args:
         folder: ``runs/<name>``, ``runs/<name>/model``, or what ``fedprune export`` wrote.
         model: the dense model, filled and returned instead of one built by the task that made the
             folder; needed where that task is not in `fedprune.tasks.catalog.TASKS` any more.
+        plugin: the Python file with that task, where a run with ``--plugin`` made the folder: what
+            the folder itself says of it is shown and not run.
 
     Raises:
         FileNotFoundError: none of these, or a file is gone.
-        ValueError: a file is damaged, foreign, or does not fit the model; it is named.
+        ValueError: a file is damaged, foreign, does not fit the model or names a plug-in that was
+            not given; it is named.
     """
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).is_file():
-        return coded.load(folder, model)
+        return coded.load(folder, model, plugin)
     about = read_manifest(folder)
     if "to" not in about:
-        return coded.load(folder, model)
+        return coded.load(folder, model, plugin)
     if about["to"] not in tuple(READERS):
         raise ValueError(f"{folder / MANIFEST_NAME}: of a form that is not known, {about['to']!r}")
-    return READERS[about["to"]](folder, about, model).eval()
+    return READERS[about["to"]](folder, about, model, plugin).eval()
 
 
-def _written_by_a_run(folder: Path, _: About, model: nn.Module | None) -> nn.Module:
-    return coded.load(folder, model)
+def _written_by_a_run(folder: Path, _: About, model: nn.Module | None, plugin: str) -> nn.Module:
+    return coded.load(folder, model, plugin)
 
 
-def _safetensors(folder: Path, about: About, model: nn.Module | None) -> nn.Module:
-    names = {key: about[key] for key in ("class_names",) if key in about}
-    model = model or dense_model(configure({**about["config"], **names}))
+def _safetensors(folder: Path, about: About, model: nn.Module | None, plugin: str) -> nn.Module:
+    if model is None:
+        names = {key: about[key] for key in ("class_names",) if key in about}
+        keys = with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME)
+        model = dense_model(configure(keys))
     model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
     how = about.get("quantised")
     if how:
@@ -64,23 +71,25 @@ def _safetensors(folder: Path, about: About, model: nn.Module | None) -> nn.Modu
     return model
 
 
-def _hf(folder: Path, about: About, _: nn.Module | None) -> nn.Module:
+def _hf(folder: Path, about: About, _: nn.Module | None, __: str) -> nn.Module:
     import transformers
 
     # transformers is a lazy package: its classes are to be had by name only.
-    kind: Any = getattr(transformers, about["class"])
+    kind: Any = getattr(transformers, str(about.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ValueError(f"{folder / MANIFEST_NAME}: of no class of transformers that is a model")
     model: nn.Module = from_pretrained(kind, str(folder), about["task"])
     return model
 
 
-def _onnx(folder: Path, _: About, __: nn.Module | None) -> nn.Module:
+def _onnx(folder: Path, _: About, __: nn.Module | None, ___: str) -> nn.Module:
     raise ValueError(
         f"{folder}: an ONNX graph, for onnxruntime, which holds no model of ours; allowed: the run "
         "that it is from, or an export of it that is no graph"
     )
 
 
-READERS: dict[str, Callable[[Path, About, nn.Module | None], nn.Module]] = {
+READERS: dict[str, Callable[[Path, About, nn.Module | None, str], nn.Module]] = {
     "safetensors": _safetensors,
     "sparse": _written_by_a_run,
     "hf": _hf,

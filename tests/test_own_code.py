@@ -1,0 +1,141 @@
+"""A file never chooses code: what a folder names as its plug-in runs only if the caller says so."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedprune
+from fedprune import RunConfig, federate
+from fedprune.command import main as command
+from fedprune.compression.manifest import write_manifest
+from fedprune.config import ConfigError, configure, to_toml
+from fedprune.plugins import _loaded, check_of_this_app
+from fedprune.teacher import teacher_in
+from simulations.run import main as run
+
+TASK = """
+from dataclasses import replace
+from pathlib import Path
+from fedprune.tasks.catalog import TASKS as ours
+{more}
+TASKS = {{"own": replace(ours["digits"], summary="ours")}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Path:
+    """A run with a plug-in, and an export of it."""
+    root = tmp_path_factory.mktemp("own")
+    plugin = root / "p.py"
+    plugin.write_text(TASK.format(more=""))
+    config = tiny(task="own", plugin=str(plugin), rounds=2, warmup=0, end=1, model="mlp")
+    federate(config, folder=root / "run")
+    to = ["--to", "safetensors", "--out", str(root / "export")]
+    assert command(["export", str(root / "run"), "--plugin", str(plugin), *to]) == 0
+    return root
+
+
+@pytest.fixture
+def swapped(folder: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """The same folders, their plug-in replaced by one that leaves a trace; the trace's path."""
+    for name in ("run", "export"):
+        shutil.copytree(folder / name, tmp_path / name)
+    trace = tmp_path / "trace"
+    text = TASK.format(more=f"Path({str(trace)!r}).write_text('ran')")
+    (folder / "p.py").write_text(text)
+    _loaded.cache_clear()
+    return tmp_path / "run", tmp_path / "export", trace
+
+
+REFUSED = "a file does not choose what code runs; allowed: --plugin "
+
+CALLS: dict[str, Callable[[Path, Path], Any]] = {
+    "load": lambda run_, _: fedprune.load(run_),
+    "load model/": lambda run_, _: fedprune.load(run_ / "model"),
+    "load an export": lambda _, export: fedprune.load(export),
+    "teacher": lambda run_, _: teacher_in(str(run_)),
+    "init": lambda run_, _: configure({"init": str(run_)}),
+    "init, another task": lambda run_, _: federate(
+        configure({"init": str(run_), "task": "digits", "engine": "inline", "model": "mlp"})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_folder_names_is_shown_and_not_run(name: str, swapped: tuple[Path, Path, Path]):
+    run_, export, trace = swapped
+    with pytest.raises(ValueError, match=r"p\.py'.*a file does not choose what code runs"):
+        CALLS[name](run_, export)
+    assert not trace.exists()
+
+
+LINES = {
+    "measure": ["measure", "{run}"],
+    "measure model/": ["measure", "{run}/model"],
+    "measure an export": ["measure", "{export}"],
+    "export": ["export", "{run}", "--to", "sparse", "--out", "{run}/out"],
+    "analyse": ["analyse", "{run}"],
+    "audit": ["audit", "{run}"],
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_so_do_the_commands(
+    name: str, swapped: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    run_, export, trace = swapped
+    line = [part.format(run=run_, export=export) for part in LINES[name]]
+    assert command(line) == 2
+    assert REFUSED in capsys.readouterr().err
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("option", [["--config", "{run}/config.toml"], ["--resume", "{run}"]])
+@pytest.mark.parametrize("old", [False, True])
+def test_so_does_a_configuration(
+    option: list[str],
+    old: bool,
+    swapped: tuple[Path, Path, Path],
+    capsys: pytest.CaptureFixture[str],
+):
+    run_, _, trace = swapped
+    if old:  # as earlier versions wrote it: every key, no word of what followed
+        text = (run_ / "config.toml").read_text().replace("[followed]\n", "")
+        (run_ / "config.toml").write_text(text)
+    assert run([part.format(run=run_) for part in option]) == 2
+    assert REFUSED in capsys.readouterr().err
+    assert not trace.exists()
+
+
+def test_the_callers_own_plugin_runs(folder: Path, swapped: tuple[Path, Path, Path]):
+    run_, export, trace = swapped
+    plugin = str(folder / "p.py")
+    for path in (run_, run_ / "model", export):
+        assert fedprune.load(path, plugin=plugin) is not None
+    assert trace.exists()
+    assert run(["--resume", str(run_), "--plugin", plugin]) == 0, "it has ended, and says so"
+
+
+def test_an_export_names_no_class_that_is_not_a_model(tmp_path: Path):
+    about = {"task": "shakespeare", "plugin": "", "to": "hf"}
+    write_manifest(tmp_path, {**about, "class": "HfArgumentParser"})
+    with pytest.raises(ValueError, match="of no class of transformers that is a model"):
+        fedprune.load(tmp_path)
+
+
+@pytest.mark.parametrize("plugin", ["/etc/own.py", "../own.py", "tests/../../own.py"])
+def test_a_device_runs_no_file_from_outside_of_the_app(plugin: str):
+    with pytest.raises(ValueError, match="not in the app"):
+        check_of_this_app(plugin)
+    check_of_this_app("tests/failing_task.py")
+    check_of_this_app("")
+
+
+def test_a_configuration_of_the_callers_own_is_not_a_file(folder: Path, tiny: Any):
+    config = tiny(task="own", plugin=str(folder / "p.py"))
+    assert "plugin" in to_toml(config)
+    with pytest.raises(ConfigError, match="no such Python file"):
+        tiny(task="own", plugin="nowhere.py")
