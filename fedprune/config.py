@@ -81,7 +81,11 @@ class RunConfig(BaseModel):
         multiple_of=16,
     )
     length: int | None = _field(
-        "what is learned", "tokens of an example of text (default: by task)", None, ge=8, le=8192
+        "what is learned",
+        "tokens of an example of text, pixels of an image's side (default: by task)",
+        None,
+        ge=8,
+        le=8192,
     )
     data: str = _field("what is learned", "file or folder, for tasks that read one", "")
     encoding: str | None = _field(

@@ -92,6 +92,7 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
         for read in [{f"{column}_column" for column in task.columns}]
         for name in ("text", "label", "target", "client")
     ]
+    sized = task.tokenizer is not None or "length" in task.defaults
     names, known = c.class_names, task.class_names
     count = len(known) if isinstance(known, tuple) else len(names)
     return [
@@ -109,7 +110,7 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
             "names that differ",
         ),
         ("model", unknown, f"task {c.task} has no such model", models),
-        ("length", c.length is not None and task.tokenizer is None, "no text", out),
+        ("length", c.length is not None and not sized, "no text", out),
         ("depth", c.depth is not None and not family, own, out),
         ("width", c.width is not None and not family, own, out),
         ("data", bool(c.data) and not task.folder, f"task {c.task} reads no folder", out),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from fedprune.tasks import (
     encoder,
+    imagefolder,
     images,
     masked,
+    multilabel,
     presidents,
     regression,
     restore,
     shakespeare,
+    tagging,
     userdata,
 )
 from fedprune.tasks.task import Task
@@ -23,9 +26,12 @@ TASKS: dict[str, Task] = {
     "bbc": encoder.BBC,
     "text-classification": userdata.CLASSIFICATION,
     "text-regression": regression.REGRESSION,
+    "multi-label": multilabel.MULTI_LABEL,
+    "token-classification": tagging.TAGGING,
     "language-modelling": userdata.LANGUAGE,
     "masked-language-modelling": userdata.MASKED,
     "text-to-text": userdata.TEXT_TO_TEXT,
+    "image-classification": imagefolder.IMAGE_FOLDER,
     "digits": images.DIGITS,
     "fashion-mnist": images.FASHION_MNIST,
 }

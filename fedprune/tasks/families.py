@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-PURPOSES = ("causal", "masked", "seq2seq", "classify")
+PURPOSES = ("causal", "masked", "seq2seq", "classify", "tag")
 """What a model is for: its head of output, and the AutoModelFor... that loads it."""
 
 
@@ -23,7 +23,7 @@ class Need:
         length: the longest sequence.
         pad: id of the padding.
         end: id that ends a written text, for "seq2seq".
-        classes: how many, for "classify".
+        classes: how many, for "classify" and "tag".
         names: what they are called, in their order.
         depth: blocks of a stack; T5 has two stacks of so many.
         width: of the hidden states; a multiple of `HEAD`, one attention head for each.
@@ -180,20 +180,24 @@ def _t5(need: Need, projection: str = "relu", inner: int | None = None) -> Any:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        "LLaMA: rotary positions, gated feed-forward, head not tied", ("causal", "classify"), _llama
+        "LLaMA: rotary positions, gated feed-forward, head not tied",
+        ("causal", "classify", "tag"),
+        _llama,
     ),
     "llama-gqa": Family(
         "LLaMA with groups of two heads that share keys and values",
-        ("causal", "classify"),
+        ("causal", "classify", "tag"),
         lambda need: _llama(need, share=2),
     ),
     "llama-tied": Family(
         "LLaMA whose head is its embeddings", ("causal",), lambda need: _llama(need, tied=True)
     ),
-    "gpt2": Family("GPT-2: fused q, k, v in Conv1D, head tied", ("causal", "classify"), _gpt2),
-    "bert": Family("BERT: post-norm encoder", ("masked", "classify"), _bert, _waves),
+    "gpt2": Family(
+        "GPT-2: fused q, k, v in Conv1D, head tied", ("causal", "classify", "tag"), _gpt2
+    ),
+    "bert": Family("BERT: post-norm encoder", ("masked", "classify", "tag"), _bert, _waves),
     "roberta": Family(
-        "RoBERTa: BERT with its own positions", ("masked", "classify"), _roberta, _waves
+        "RoBERTa: BERT with its own positions", ("masked", "classify", "tag"), _roberta, _waves
     ),
     "t5": Family("T5: encoder and decoder, ReLU feed-forward, head tied", ("seq2seq",), _t5),
     "t5-gated": Family(

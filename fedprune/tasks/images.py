@@ -158,7 +158,7 @@ def _blank(side: int) -> Callable[[RunConfig], Part]:
     }
 
 
-_IMAGE_DEFAULTS = {"split": "dirichlet", "optimizer": "sgd", "lr": 0.05, "batch_size": 16}
+IMAGE_DEFAULTS = {"split": "dirichlet", "optimizer": "sgd", "lr": 0.05, "batch_size": 16}
 
 DIGITS = Task(
     summary="scikit-learn's 8 x 8 handwritten digits (small convolutional net): seconds",
@@ -174,7 +174,7 @@ DIGITS = Task(
     dummy=_blank(8),
     extra=f1_names(_CLASSES),
     splits=_SPLITS,
-    defaults={**_IMAGE_DEFAULTS, "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 10},
+    defaults={**IMAGE_DEFAULTS, "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 10},
     local=local_images,
 )
 
@@ -193,6 +193,6 @@ FASHION_MNIST = Task(
     extra=f1_names(_CLASSES),
     splits=_SPLITS,
     folder=True,
-    defaults={**_IMAGE_DEFAULTS, "rounds": 24, "warmup": 8, "cohort": 10, "local_steps": 20},
+    defaults={**IMAGE_DEFAULTS, "rounds": 24, "warmup": 8, "cohort": 10, "local_steps": 20},
     local=local_images,
 )

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
 
+CLASSIFYING = ("classify", "tag")
+"""Purposes whose head has an output a class."""
+
+
 def build(config: RunConfig, need: Need) -> nn.Module:
     """The model that a configuration names, in float32 and without a cache.
 
@@ -53,7 +57,7 @@ def of_size(need: Need, config: RunConfig) -> Need:
 
 def loaded(config: RunConfig, need: Need) -> nn.Module:
     """The model in a folder or of a hub id, in float32 whatever it was saved in."""
-    labels = {"num_labels": need.classes} if need.purpose == "classify" else {}
+    labels = {"num_labels": need.classes} if need.purpose in CLASSIFYING else {}
     model: nn.Module = from_pretrained(
         _auto(need.purpose), config.model, config.task, dtype=torch.float32, **labels
     )
@@ -70,14 +74,14 @@ def loaded(config: RunConfig, need: Need) -> nn.Module:
         raise ValueError(
             f"length={need.length}: {config.model} reads {longest} tokens; allowed: 8 to {longest}"
         )
-    if need.purpose == "classify" and settings.pad_token_id is None:
+    if need.purpose in CLASSIFYING and settings.pad_token_id is None:
         settings.pad_token_id = need.pad
     _named(settings, need)
     return model
 
 
 def _sized(settings: Any, need: Need) -> Any:
-    if need.purpose == "classify":
+    if need.purpose in CLASSIFYING:
         settings.num_labels = need.classes
     _named(settings, need)
     return settings
@@ -98,6 +102,7 @@ def _auto(purpose: str) -> Any:
         "masked": transformers.AutoModelForMaskedLM,
         "seq2seq": transformers.AutoModelForSeq2SeqLM,
         "classify": transformers.AutoModelForSequenceClassification,
+        "tag": transformers.AutoModelForTokenClassification,
     }[purpose]
 
 

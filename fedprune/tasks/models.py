@@ -8,14 +8,16 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """Two 3x3 convolutions with BatchNorm and ReLU, each halving the side, then two linear layers.
 
-    Input (B, 1, side, side), output (B, classes).
+    Input (B, inputs, side, side), output (B, classes).
     """
 
-    def __init__(self, side: int, channels: tuple[int, int], hidden: int, classes: int) -> None:
+    def __init__(
+        self, side: int, channels: tuple[int, int], hidden: int, classes: int, inputs: int = 1
+    ) -> None:
         super().__init__()
         first, second = channels
         self.features = nn.Sequential(
-            nn.Conv2d(1, first, 3, padding=1, bias=False),
+            nn.Conv2d(inputs, first, 3, padding=1, bias=False),
             nn.BatchNorm2d(first),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -37,15 +39,15 @@ class ConvNet(nn.Module):
 class Perceptron(nn.Module):
     """Two linear layers with ReLU on the flat image and a linear head: no BatchNorm.
 
-    Input (B, 1, side, side), output (B, classes).
+    Input (B, inputs, side, side), output (B, classes).
     """
 
-    def __init__(self, side: int, hidden: tuple[int, int], classes: int) -> None:
+    def __init__(self, side: int, hidden: tuple[int, int], classes: int, inputs: int = 1) -> None:
         super().__init__()
         first, second = hidden
         self.features = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(side * side, first),
+            nn.Linear(inputs * side * side, first),
             nn.ReLU(),
             nn.Linear(first, second),
             nn.ReLU(),

@@ -325,6 +325,31 @@ def _texts(column: Any) -> list[Any]:
     return texts
 
 
+def read_conll(path: Path, encoding: str | None) -> Columns:
+    """A word and its tag a line, an empty line between sentences.
+
+    They are the first and the last of what white space parts. Lines of ``-DOCSTART-`` are between
+    documents; none is a comment, a word may be "#".
+
+    Returns:
+        tokens and tags, a list a sentence.
+    """
+    tokens: list[list[str]] = [[]]
+    tags: list[list[str]] = [[]]
+    with opened(path, encoding) as file:
+        for n, line in enumerate(file, 1):
+            cells = line.split()
+            if not cells or cells[0] == "-DOCSTART-":
+                for column in (tokens, tags) if tokens[-1] else ():
+                    column.append([])
+                continue
+            if len(cells) < 2:
+                raise NotRows(f"{path.name}: line {n} has one word alone; allowed: a word, a tag")
+            tokens[-1].append(cells[0])
+            tags[-1].append(cells[-1])
+    return {"tokens": [row for row in tokens if row], "tags": [row for row in tags if row]}
+
+
 READERS: dict[str, Callable[[Path, str | None], Columns]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
@@ -332,5 +357,6 @@ READERS: dict[str, Callable[[Path, str | None], Columns]] = {
     ".jsonl": read_json,
     ".parquet": read_parquet,
     ".txt": read_txt,
+    ".conll": read_conll,
 }
 """Suffix to what reads such a file in an encoding (None: what its mark says, or UTF-8)."""

@@ -26,7 +26,7 @@ _UNKNOWN = _IDS["<unk>"]
 FIRST_BYTE = 2
 """The id of byte 0: <pad> and <unk> come before the bytes, so that they are as in `ALPHABET`."""
 
-MARKS = {"causal": (), "masked": ("<mask>",), "seq2seq": ("</s>",), "classify": ("<s>",)}
+MARKS = {"causal": (), "masked": ("<mask>",), "seq2seq": ("</s>",), "classify": ("<s>",), "tag": ()}
 """What a purpose needs beside the symbols of a text; their ids come last."""
 
 

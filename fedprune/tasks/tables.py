@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -199,7 +199,10 @@ Columns = dict[str, list[Any]]
 
 
 def rows_with_text(
-    config: RunConfig, *more: str, read: Mapping[str, Read] | None = None
+    config: RunConfig,
+    *more: str,
+    read: Mapping[str, Read] | None = None,
+    blank: Collection[str] = (),
 ) -> Columns:
     """The columns that a task needs, by what they are for; rows with an empty text are left out.
 
@@ -208,6 +211,7 @@ def rows_with_text(
         more: "label" or "target", where the task needs them.
         read: what a cell of these, or of "text", means where it is not a text: `as_number`,
             `as_list`.
+        blank: those that may be empty.
 
     Raises:
         ValueError: a column is not there, no row has a text, or a row lacks something else.
@@ -234,7 +238,7 @@ def rows_with_text(
         option, name = f"{kind}-column", named[kind] or kind
         cells = _named(table, option, name)
         empty = sum(cells[i] is None or not str(cells[i]).strip() for i in rows)
-        if empty:
+        if empty and kind not in blank:
             raise ValueError(
                 f"{option}={name!r}: {empty} of {len(rows)} rows have none; "
                 "allowed: a value in every row"

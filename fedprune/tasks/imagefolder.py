@@ -1,0 +1,182 @@
+"""Classes of a user's own images: ``class/file.png`` or ``client/class/file.png`` in ``--data``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedprune.tasks.images import IMAGE_DEFAULTS
+from fedprune.tasks.models import ConvNet, Perceptron
+from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.tables import shares
+from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+
+SIDE = 32
+"""Pixels that an image is high and wide, unless ``--length`` says another number."""
+
+_WAYS = "CLASS/FILE or CLIENT/CLASS/FILE, with names that end in " + ", ".join(SUFFIXES)
+
+Place = tuple[str, str, str]
+"""Whose image it is ("": nobody's), its class, the path of its file."""
+
+
+def places(data: str) -> list[Place]:
+    """Every image of a folder, in the order of their paths; hidden files are no images.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        ValueError: some lie deeper than others, or there is one class.
+    """
+    root = Path(data)
+    if not data or not root.is_dir():
+        raise FileNotFoundError(f"data={data!r}: no such folder; allowed: a folder of {_WAYS}")
+    inside = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    shown = [p for p in inside if not any(part.startswith(".") for part in p.parts)]
+    depths = sorted({len(p.parts) for p in shown})
+    if not shown:
+        raise FileNotFoundError(f"data={data!r}: no image in it; allowed: {_WAYS}")
+    if depths not in ([2], [3]):
+        odd = next(p for p in shown if len(p.parts) == depths[-1 if depths[-1] > 3 else 0])
+        raise ValueError(f"data={data!r}: {odd} lies among others; allowed: all as {_WAYS}")
+    return [(*(["", *p.parts[:-1]][-2:]), str(root / p)) for p in shown]  # type: ignore[misc]
+
+
+def names_of_classes(config: RunConfig) -> list[str]:
+    """The configuration's class names, or the names of the classes' folders, sorted.
+
+    Raises:
+        ValueError: there is only one.
+    """
+    if config.class_names:
+        return list(config.class_names)
+    names = sorted({kind for _, kind, _ in places(config.data)})
+    if len(names) < 2:
+        raise ValueError(f"data={config.data!r}: one class, {names[0]!r}; allowed: at least two")
+    return names
+
+
+def pixels(path: str, side: int, *, grey: bool) -> Tensor:
+    """An image as (1 or 3, side, side) bytes, turned as it says, stretched to a square.
+
+    What is transparent is white; of several frames the first is taken.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image: Any = ImageOps.exif_transpose(file)
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"data={path!r}: {reason}; allowed: an image that can be read") from None
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if grey else "RGB").resize((side, side), Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.asarray(image).copy())
+    return values.unsqueeze(0) if grey else values.permute(2, 0, 1)
+
+
+def _images(config: RunConfig) -> tuple[list[Place], Tensor]:
+    found = places(config.data)
+    stamp = tuple((path, Path(path).stat().st_mtime_ns) for _, _, path in found)
+    return found, _read(stamp, side_of(config), config.model in GREY)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(stamp: tuple[tuple[str, int], ...], side: int, grey: bool) -> Tensor:
+    return torch.stack([pixels(path, side, grey=grey) for path, _ in stamp])
+
+
+def side_of(config: RunConfig) -> int:
+    """Pixels that an image is high and wide."""
+    return config.length or SIDE
+
+
+def shards(config: RunConfig) -> Sequence[Shard]:
+    """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random.
+
+    Raises:
+        ValueError: a natural split of images without owners, or an image that cannot be read.
+    """
+    found, values = _images(config)
+    owners, kinds = ([place[i] for place in found] for i in (0, 1))
+    if config.split == "natural" and not owners[0]:
+        raise ValueError(
+            "split='natural': no folder says whose image it is; allowed: CLIENT/CLASS/FILE in "
+            f"--data, or a split of {', '.join(n for n in SPLITS if n != 'natural')}"
+        )
+    index = {name: i for i, name in enumerate(names_of_classes(config))}
+    if odd := sorted(set(kinds) - index.keys()):
+        raise ValueError(
+            f"class-names={list(index)}: there is a folder {odd[0]!r}; "
+            "allowed: a name for every class in the data"
+        )
+    labels = torch.tensor([index[kind] for kind in kinds])
+    dealt = shares(config, {"client": owners, "label": labels.tolist()}, SPLITS)
+    return [
+        cut_at_random({"images": values[own].float() / 255, "labels": labels[own]}, config.seed, p)
+        for p, own in enumerate(dealt)
+    ]
+
+
+def model(config: RunConfig) -> nn.Module:
+    """A small net for images of the side and the colours that the configuration names."""
+    side, classes = side_of(config), len(names_of_classes(config))
+    inputs = 1 if config.model in GREY else 3
+    if config.model.startswith("mlp"):
+        return Perceptron(side, (128, 64), classes, inputs)
+    return ConvNet(side, (16, 32), 64, classes, inputs)
+
+
+def _blank(config: RunConfig) -> Part:
+    inputs = 1 if config.model in GREY else 3
+    images = torch.zeros(1, inputs, side_of(config), side_of(config))
+    return {"images": images, "labels": torch.zeros(1, dtype=torch.long)}
+
+
+SPLITS = {"iid": "", "natural": "client", "dirichlet": "label", "shards": "label"}
+GREY = ("cnn-grey", "mlp-grey")
+
+IMAGE_FOLDER = Task(
+    summary="classes of images, from folders in --data",
+    metric="accuracy",
+    unit="examples",
+    model=model,
+    loss=classification_loss,
+    shards=shards,
+    output=("head",),
+    models={
+        "cnn": "two convolutions with BatchNorm, two linear layers; in colour",
+        "mlp": "three linear layers, no BatchNorm; in colour",
+        "cnn-grey": "as cnn, of grey images",
+        "mlp-grey": "as mlp, of grey images",
+    },
+    classes=lambda config: len(names_of_classes(config)),
+    class_names=names_of_classes,
+    dummy=_blank,
+    extra=lambda config: f1_names(len(names_of_classes(config))),
+    splits=SPLITS,
+    folder=True,
+    defaults={
+        **IMAGE_DEFAULTS,
+        "length": SIDE,
+        **{"split": "iid", "rounds": 20, "warmup": 6, "cohort": 10, "local_steps": 20},
+    },
+)

@@ -1,0 +1,195 @@
+"""Any number of labels for a text (``--data``): one yes or no each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.tasks.families import Need, families_for, heads_of
+from fedprune.tasks.language import length_of, text_tokenizer
+from fedprune.tasks.loading import build
+from fedprune.tasks.measures import f1
+from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.symbols import rows_of, symbols_of
+from fedprune.tasks.tables import as_list, as_text, rows_with_text, shares
+from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
+from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+SEPARATORS = ("|", ";", ",")
+"""What parts the labels of a text column: the first of these that is anywhere in it."""
+
+SUMS = ("hits", "wrong", "missed")
+"""Labels that were guessed and are there, guessed and are not, and not guessed but there."""
+
+
+def read_labels(cell: Any) -> list[str] | str:
+    """A cell of labels: a list (also written as one, ``["a", "b"]``), or a text of some."""
+    listed = isinstance(cell, list) or (isinstance(cell, str) and cell.startswith("["))
+    return as_list(cell) if listed else as_text(cell)
+
+
+def label_sets(cells: Sequence[list[str] | str], option: str) -> list[list[str]]:
+    """The labels of every row, sorted, from what `read_labels` read.
+
+    Raises:
+        ValueError: no row has more or less than one label: these are classes.
+    """
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    separator = next((s for s in SEPARATORS if any(s in text for text in texts)), "|")
+    parts = (cell.split(separator) if isinstance(cell, str) else cell for cell in cells)
+    found = [sorted({label.strip() for label in row} - {""}) for row in parts]
+    if all(len(labels) == 1 for labels in found):
+        raise ValueError(
+            f"{option}: every row has one label; allowed: --task text-classification, lists, or "
+            f"labels parted by {' or '.join(SEPARATORS)}"
+        )
+    return found
+
+
+def _option(config: RunConfig) -> str:
+    return f"label-column={config.label_column or 'label'!r}"
+
+
+def _columns(config: RunConfig) -> dict[str, list[Any]]:
+    columns = rows_with_text(config, "label", read={"label": read_labels}, blank=("label",))
+    return {**columns, "label": label_sets(columns["label"], _option(config))}
+
+
+def names_of_labels(config: RunConfig) -> list[str]:
+    """The configuration's class names, or the distinct labels of the file, sorted as texts.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    if config.class_names:
+        return list(config.class_names)
+    names = sorted({label for labels in _columns(config)["label"] for label in labels})
+    if len(names) < 2:
+        raise ValueError(f"{_option(config)}: {len(names)} labels in all; allowed: at least two")
+    return names
+
+
+def shards(config: RunConfig) -> Sequence[Shard]:
+    """Texts, cut and padded to one length, and a 1 or 0 for every label; cut at random."""
+    columns = _columns(config)
+    index = {name: i for i, name in enumerate(names_of_labels(config))}
+    if odd := sorted({n for labels in columns["label"] for n in labels} - index.keys()):
+        raise ValueError(
+            f"class-names={list(index)}: rows have the label {odd[0]!r}; "
+            "allowed: a name for every label in the data"
+        )
+    symbols = symbols_of(config, "classify")
+    ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
+    there = torch.zeros(len(ids), len(index))
+    for row, labels in zip(there, columns["label"], strict=True):
+        row[[index[name] for name in labels]] = 1.0
+    rows = {"inputs": ids, "attention": attention, "labels": there}
+    return [
+        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        for p, own in enumerate(shares(config, columns, SPLITS))
+    ]
+
+
+def labels_loss(logits: Tensor, labels: Tensor) -> Loss:
+    """Binary cross-entropy of logits (B, labels) against labels of 1 or 0 of the same shape.
+
+    Of an example it is the mean over labels, as in transformers. A label is guessed where its
+    logit is above 0; an example is right where all of its labels are.
+    """
+    each = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+    guess, there = logits > 0, labels > 0
+    counts = [(guess & there).sum(0), (guess & ~there).sum(0), (~guess & there).sum(0)]
+    extra = {name: float(count.sum()) for name, count in zip(SUMS, counts, strict=True)}
+    names = f1_names(labels.shape[-1])
+    extra |= dict(zip(names, torch.cat(counts).tolist(), strict=False)) if names else {}
+    right = int((guess == there).all(-1).sum())
+    return Loss(each.sum(), len(labels), right, each, extra)
+
+
+def text_labels_loss(model: nn.Module, batch: Part) -> Loss:
+    """`labels_loss` of a sequence classifier."""
+    out = model(input_ids=batch["inputs"], attention_mask=batch["attention"])
+    return labels_loss(out.logits, batch["labels"])
+
+
+def classifier(config: RunConfig) -> nn.Module:
+    """A sequence classifier with one output a label."""
+    symbols, names = symbols_of(config, "classify"), tuple(names_of_labels(config))
+    length = length_of(config, USUAL)
+    need = Need("classify", symbols.size, length, symbols.pad, None, len(names), names)
+    model: Any = build(config, need)
+    model.config.problem_type = "multi_label_classification"
+    made: nn.Module = model
+    return made
+
+
+def _blank(config: RunConfig) -> Part:
+    return {**one_text(config), "labels": torch.zeros(1, len(names_of_labels(config)))}
+
+
+def _sums(part: Part, _: RunConfig) -> Tensor:
+    labels = part["labels"].double()
+    return torch.cat([torch.tensor([len(labels)], dtype=torch.float64), labels.sum(0)])
+
+
+def frequent_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
+    """What frequencies reach: the most frequent label, and all that most examples have, always.
+
+    Args:
+        train: the number of examples, then of those with each label, in the training parts.
+        test: the same of the test parts.
+
+    Returns:
+        micro_f1, macro_f1, and the loss of each label's frequency in training (Laplace).
+    """
+    seen, n, there = train[1:], float(test[0]), test[1:]
+    if not n:
+        return {}
+    chosen = (seen == seen.max()) | (seen > train[0] / 2)
+    likely = (seen + 1) / (train[0] + 2)
+    loss = -(there * likely.log() + (n - there) * (1 - likely).log()).mean() / n
+    hits, wrong, missed = there[chosen], n - there[chosen], there[~chosen]
+    micro = f1(float(hits.sum()), float(wrong.sum()), float(missed.sum()))
+    each = [f1(float(h), float(w), 0.0) for h, w in zip(hits, wrong, strict=True)]
+    counted = len(each) + int((missed > 0).sum())
+    macro = sum(each) / counted if counted else math.nan
+    return {"loss": float(loss), "micro_f1": micro, "macro_f1": macro}
+
+
+def extra(config: RunConfig) -> tuple[str, ...]:
+    """The names of the sums that F1 is made from."""
+    return (*SUMS, *f1_names(len(names_of_labels(config))))
+
+
+MULTI_LABEL = Task(
+    summary="any number of labels for a text, from --data",
+    metric="micro_f1",
+    unit="examples",
+    model=classifier,
+    loss=text_labels_loss,
+    shards=shards,
+    output=heads_of,
+    models=families_for("classify", "bert"),
+    paths=True,
+    columns=("text", "label", "client"),
+    class_names=names_of_labels,
+    naive=Naive(
+        lambda config: 1 + len(names_of_labels(config)),
+        _sums,
+        lambda train, test, _: frequent_alone(train, test),
+    ),
+    dummy=_blank,
+    extra=extra,
+    splits=SPLITS,
+    defaults=DEFAULTS,
+    folder=True,
+    tokenizer=text_tokenizer("classify"),
+    tokens=("inputs",),
+)
