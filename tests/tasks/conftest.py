@@ -23,6 +23,9 @@ ROWS: list[dict[str, Any]] = [
         "label": ("good", "bad", "10")[i % 3],
         "value": 1000 + 5 * len(text(i)) - i % 3 / 4,
         "target": text(i).upper(),
+        "topics": [name for k, name in enumerate(("war", "love", "sea")) if i % (k + 2) == 0],
+        "tokens": text(i).split(),
+        "tags": ["B-X" if word[0].isupper() else "O" for word in text(i).split()],
         "client": f"c{i % 4}" if i < 55 else "c9",
     }
     for i in range(60)

@@ -14,6 +14,7 @@ from fedprune.randomness import seeded
 from fedprune.tasks import presidents, shakespeare
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.families import FAMILIES
+from fedprune.tasks.imagefolder import GREY
 from fedprune.tasks.measures import METRICS, measures
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
@@ -28,7 +29,7 @@ SPEECHES = [
 ]
 
 
-LABELS = {"text-regression": "value"}
+LABELS = {"text-regression": "value", "multi-label": "topics"}
 """Tasks whose labels are in another column than the classes."""
 
 
@@ -38,8 +39,14 @@ def config_of(asked: Any, rows_file: Path, tmp_path_factory: pytest.TempPathFact
     for name in "abcd":
         (folder / f"1800_{name}_x.txt").write_text("We are at peace. " * 90)
 
+    pictures = tmp_path_factory.mktemp("pictures")
+    for i in range(60):
+        image = bytes((i * k * k) % 256 for k in range(64))
+        (pictures / "ab"[i % 2]).mkdir(exist_ok=True)
+        (pictures / "ab"[i % 2] / f"{i}.pgm").write_bytes(b"P5 8 8 255 " + image)
+
     def made(task: str, **keys: Any) -> Any:
-        data = {"presidents": str(folder)}.get(task, "")
+        data = {"presidents": str(folder), "image-classification": str(pictures)}.get(task, "")
         if "text" in TASKS[task].columns:
             data = str(rows_file)
         if task in LABELS:
@@ -61,9 +68,10 @@ DEALT: dict[str, Sequence[Shard]] = {}
 
 
 def shards_of(task: str, config: Any) -> Sequence[Shard]:
-    if task not in DEALT:
-        DEALT[task] = TASKS[task].shards(config)
-    return DEALT[task]
+    key = f"{task} {config.model in GREY}"
+    if key not in DEALT:
+        DEALT[key] = TASKS[task].shards(config)
+    return DEALT[key]
 
 
 def first_rows(part: Part, n: int) -> Part:
@@ -160,7 +168,7 @@ def test_a_task_says_what_it_offers(name: str):
     assert task.models
     assert set(task.splits) >= {"iid"}
     assert task.defaults.get("split", "iid") in task.splits
-    assert task.paths == (name not in ("digits", "fashion-mnist"))
+    assert task.paths == (name not in ("digits", "fashion-mnist", "image-classification"))
     assert (task.exam is None) == (not task.exam_names)
     assert set(task.columns) <= {"text", "label", "target", "client"}
     assert not task.columns or task.folder

@@ -1,0 +1,87 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune.tasks import imagefolder
+from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.imagefolder import pixels, places
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def saved(path: Path, values: Any, **keys: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values)).save(path, **keys)
+    return path
+
+
+def test_a_pixel_is_what_it_was_in_every_mode(tmp_path: Path):
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    grey = pixels(str(saved(tmp_path / "grey.png", ramp)), 8, grey=True)
+    assert torch.equal(grey[0], torch.from_numpy(ramp))
+    deep = saved(tmp_path / "deep.png", ramp.astype(np.uint16) * 257)
+    assert torch.equal(pixels(str(deep), 8, grey=True), grey)
+    colour = np.stack([ramp, ramp // 2, 255 - ramp], -1)
+    found = pixels(str(saved(tmp_path / "colour.png", colour)), 8, grey=False)
+    assert torch.equal(found, torch.from_numpy(colour).permute(2, 0, 1))
+    clear = np.concatenate([colour, np.zeros((8, 8, 1), np.uint8)], -1)
+    assert int(pixels(str(saved(tmp_path / "clear.png", clear)), 8, grey=False).min()) == 255
+
+
+def test_an_image_is_turned_and_stretched(tmp_path: Path):
+    values = np.zeros((8, 16, 3), np.uint8)
+    values[:, :8] = 255  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees: the left becomes the top
+    found = pixels(str(saved(tmp_path / "x.png", values, exif=exif)), 8, grey=False)
+    assert found.shape == (3, 8, 8)
+    assert found[:, :3].min() == 255
+    assert found[:, 5:].max() == 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        values = rng.integers(0, 255, (9, 9), np.uint8)
+        saved(tmp_path / "own" / f"w{i % 3}" / "ab"[i % 2] / f"{i}.PNG", values)
+        saved(tmp_path / "flat" / "ab"[i % 2] / f"{i}.png", values)
+    (tmp_path / "own/w0/a/readme.txt").write_text("no image")
+    saved(tmp_path / "own/.cache/a/x.png", np.zeros((9, 9), np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", TASKS["image-classification"].models)
+def test_folders_are_owners_and_classes(folder: Path, asked: Any, model: str):
+    keys = {"length": 8, "clients": 3, "split": "natural", "model": model}
+    config = asked("image-classification", data=str(folder / "own"), **keys)
+    shards = imagefolder.shards(config)
+    sizes = [sum(len(p["labels"]) for p in (s.train, s.validation, s.test)) for s in shards]
+    assert sizes == [20] * 3
+    assert imagefolder.names_of_classes(config) == ["a", "b"]
+    task, batch = TASKS["image-classification"], shards[0].train
+    assert batch["images"].shape[1:] == ((1 if model.endswith("grey") else 3), 8, 8)
+    assert 0 <= float(batch["images"].min()) < float(batch["images"].max()) <= 1
+    assert torch.isfinite(task.loss(task.model(config), batch).total)
+
+
+def test_what_is_no_folder_of_images_is_named(folder: Path, asked: Any):
+    flat = asked("image-classification", data=str(folder / "flat"), split="natural", length=8)
+    with pytest.raises(ValueError, match="no folder says whose image it is"):
+        imagefolder.shards(flat)
+    with pytest.raises(ValueError, match="lies among others; allowed: all as CLASS/FILE"):
+        places(str(folder))
+    only = saved(folder / "one/w0/x.png", np.zeros((9, 9), np.uint8)).parents[1]
+    with pytest.raises(ValueError, match="one class, 'w0'"):
+        imagefolder.names_of_classes(asked("image-classification", data=str(only)))
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image in it"):
+        places(str(folder / "empty"))
+    bad = folder / "flat/a/0.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=re.escape(str(bad))):
+        imagefolder.shards(asked("image-classification", data=str(folder / "flat"), length=8))
