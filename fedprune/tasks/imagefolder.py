@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.models import ConvNet, Perceptron
-from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.tables import shares
+from fedprune.tasks.owners import Population, owned
+from fedprune.tasks.splits import FEWEST, cut_at_random
+from fedprune.tasks.tables import remembered, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ def places(data: str) -> list[Place]:
     return [(*(["", *p.parts[:-1]][-2:]), str(root / p)) for p in shown]  # type: ignore[misc]
 
 
+@remembered
+def _found(config: RunConfig) -> list[Place]:
+    return places(config.data)
+
+
+@remembered
 def names_of_classes(config: RunConfig) -> list[str]:
     """The configuration's class names, or the names of the classes' folders, sorted.
 
@@ -60,7 +67,7 @@ def names_of_classes(config: RunConfig) -> list[str]:
     """
     if config.class_names:
         return list(config.class_names)
-    names = sorted({kind for _, kind, _ in places(config.data)})
+    names = sorted({kind for _, kind, _ in _found(config)})
     if len(names) < 2:
         raise ValueError(f"data={config.data!r}: one class, {names[0]!r}; allowed: at least two")
     return names
@@ -94,7 +101,7 @@ def pixels(path: str, side: int, *, grey: bool) -> Tensor:
 
 
 def _images(config: RunConfig) -> tuple[list[Place], Tensor]:
-    found = places(config.data)
+    found = _found(config)
     stamp = tuple((path, Path(path).stat().st_mtime_ns) for _, _, path in found)
     return found, _read(stamp, side_of(config), config.model in GREY)
 
@@ -102,6 +109,23 @@ def _images(config: RunConfig) -> tuple[list[Place], Tensor]:
 @functools.lru_cache(maxsize=2)
 def _read(stamp: tuple[tuple[str, int], ...], side: int, grey: bool) -> Tensor:
     return torch.stack([pixels(path, side, grey=grey) for path, _ in stamp])
+
+
+def _check_owners(config: RunConfig, owners: Sequence[str]) -> None:
+    if config.split == "natural" and not owners[0]:
+        raise ValueError(
+            "split='natural': no folder says whose image it is; allowed: CLIENT/CLASS/FILE in "
+            f"--data, or a split of {', '.join(n for n in SPLITS if n != 'natural')}"
+        )
+
+
+def population(config: RunConfig) -> Population:
+    """As `fedprune.tasks.tables.population`, of images."""
+    if config.split != "natural":
+        return Population(config.clients, config.clients)
+    owners = [owner for owner, _, _ in _found(config)]
+    _check_owners(config, owners)
+    return owned(config, owners, [1] * len(owners), FEWEST)[1]
 
 
 def side_of(config: RunConfig) -> int:
@@ -117,11 +141,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
     """
     found, values = _images(config)
     owners, kinds = ([place[i] for place in found] for i in (0, 1))
-    if config.split == "natural" and not owners[0]:
-        raise ValueError(
-            "split='natural': no folder says whose image it is; allowed: CLIENT/CLASS/FILE in "
-            f"--data, or a split of {', '.join(n for n in SPLITS if n != 'natural')}"
-        )
+    _check_owners(config, owners)
     index = {name: i for i, name in enumerate(names_of_classes(config))}
     if odd := sorted(set(kinds) - index.keys()):
         raise ValueError(
@@ -172,6 +192,7 @@ IMAGE_FOLDER = Task(
     class_names=names_of_classes,
     dummy=_blank,
     extra=lambda config: f1_names(len(names_of_classes(config))),
+    population=population,
     splits=SPLITS,
     folder=True,
     defaults={

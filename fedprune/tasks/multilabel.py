@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.families import Need, families_for, heads_of
-from fedprune.tasks.language import length_of, text_tokenizer
+from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.measures import f1
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.symbols import rows_of, symbols_of
-from fedprune.tasks.tables import as_list, as_text, rows_with_text, shares
+from fedprune.tasks.symbols import symbols_of
+from fedprune.tasks.tables import (
+    as_list,
+    as_text,
+    population,
+    remembered,
+    rows_with_text,
+    shares,
+)
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
 
@@ -62,6 +69,7 @@ def _columns(config: RunConfig) -> dict[str, list[Any]]:
     return {**columns, "label": label_sets(columns["label"], _option(config))}
 
 
+@remembered
 def names_of_labels(config: RunConfig) -> list[str]:
     """The configuration's class names, or the distinct labels of the file, sorted as texts.
 
@@ -85,12 +93,10 @@ def shards(config: RunConfig) -> Sequence[Shard]:
             f"class-names={list(index)}: rows have the label {odd[0]!r}; "
             "allowed: a name for every label in the data"
         )
-    symbols = symbols_of(config, "classify")
-    ids, attention, _ = rows_of(symbols, columns["text"], length_of(config, USUAL))
-    there = torch.zeros(len(ids), len(index))
+    there = torch.zeros(len(columns["text"]), len(index))
     for row, labels in zip(there, columns["label"], strict=True):
         row[[index[name] for name in labels]] = 1.0
-    rows = {"inputs": ids, "attention": attention, "labels": there}
+    rows = {**text_rows(columns["text"], config, USUAL), "labels": there}
     return [
         cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
         for p, own in enumerate(shares(config, columns, SPLITS))
@@ -187,6 +193,7 @@ MULTI_LABEL = Task(
     ),
     dummy=_blank,
     extra=extra,
+    population=population,
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,

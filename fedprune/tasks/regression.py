@@ -15,7 +15,7 @@ from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled
 from fedprune.tasks.splits import cut_at_random
 from fedprune.tasks.symbols import symbols_of
-from fedprune.tasks.tables import as_number, rows_with_text, shares
+from fedprune.tasks.tables import as_number, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
 
@@ -55,6 +55,7 @@ def scaling_of(labels: Sequence[float]) -> Scaling:
     return Scaling(centre, spread)
 
 
+@remembered
 def scaling(config: RunConfig) -> Scaling:
     """That of all labels in the file: in a simulation all know them.
 
@@ -168,6 +169,7 @@ REGRESSION = Task(
     ),
     dummy=one_value,
     extra=SUMS,
+    population=population,
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,

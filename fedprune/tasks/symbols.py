@@ -202,10 +202,12 @@ class Rows(Reading):
     Attributes:
         attention: (N, length), 1 where there is a symbol, 0 where there is padding.
         whole: (N,), whether a row is all of its text: nothing cut off, nothing unknown.
+        spans: of every row, which characters of the text each id stands for, (0, 0) for none.
     """
 
     attention: Tensor
     whole: Tensor
+    spans: Sequence[Sequence[tuple[int, int]]]
 
 
 def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
@@ -223,11 +225,12 @@ def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     spans = [pair for row in given["offset_mapping"] for pair in row]
     sizes, coverage = covered(texts, spans, ids, symbols.unknown, attention.sum(-1) < length)
     if symbols.kind != "bytes":
-        return Rows(ids, sizes, coverage, attention, coverage.complete)
+        return Rows(ids, sizes, coverage, attention, coverage.complete, given["offset_mapping"])
     first, after = symbols.plain  # a row may end within a character
     sizes = ((ids >= first) & (ids < after)).long()
     whole = torch.tensor([len(text.encode()) for text in texts], dtype=torch.long)
-    return Rows(ids, sizes, coverage, attention, sizes.sum(-1) == whole)
+    complete = sizes.sum(-1) == whole
+    return Rows(ids, sizes, coverage, attention, complete, given["offset_mapping"])
 
 
 def _from_scratch(

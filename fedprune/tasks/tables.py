@@ -309,7 +309,10 @@ def shares(
 
 
 def population(
-    config: RunConfig, size: Callable[[str], int] = lambda _: 1, fewest: int = FEWEST
+    config: RunConfig,
+    size: Callable[[Any], int] = lambda _: 1,
+    fewest: int = FEWEST,
+    read: Read = as_text,
 ) -> Population:
     """Who the clients of the rows are, and what of the rows no client holds.
 
@@ -317,11 +320,12 @@ def population(
         config: resolved but for `clients`, which may be None: as many as there can be.
         size: how much a row with this text is.
         fewest: the least that can be cut in three.
+        read: what a cell of a text means.
 
     Raises:
         ValueError: as `rows_with_text` and `shares`.
     """
-    columns = rows_with_text(config)
+    columns = rows_with_text(config, read={"text": read})
     texts = columns["text"]
     empty = _rows_in(read_table(config.data, config.encoding)) - len(texts)
     if config.split != "natural":

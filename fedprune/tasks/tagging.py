@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.tasks.coverage import check_known
 from fedprune.tasks.entities import entities, parted
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.symbols import Symbols, symbols_of
-from fedprune.tasks.tables import as_list, rows_with_text, shares
+from fedprune.tasks.symbols import Rows, Symbols, rows_of, symbols_of
+from fedprune.tasks.tables import as_list, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, counted, label_tokens, token_loss
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL
 
@@ -48,6 +49,7 @@ def _columns(config: RunConfig) -> dict[str, list[Any]]:
     return columns
 
 
+@remembered
 def names_of_tags(config: RunConfig) -> list[str]:
     """The configuration's class names, or the distinct tags of the file, sorted as texts.
 
@@ -67,32 +69,21 @@ def names_of_tags(config: RunConfig) -> list[str]:
 
 def tagged_rows(
     symbols: Symbols, words: Sequence[Sequence[str]], tags: Sequence[Sequence[int]], length: int
-) -> Part:
-    """One row a sentence: words with single spaces between them, as tokens.
+) -> tuple[Rows, Tensor]:
+    """One row a sentence: words with single spaces between them, as tokens, and labels.
 
     A word's tag is the label of its first token; its other tokens, marks and padding have none
     (-100). Sentences that are too long are cut at the end.
 
     Returns:
-        inputs, attention and labels, (N, length) each.
+        The rows, and labels (N, length).
     """
-    texts = [" ".join(row) for row in words]
-    given = symbols.tokenizer(
-        texts,
-        truncation=True,
-        padding="max_length",
-        max_length=length,
-        return_offsets_mapping=True,
-    )
-    labels = torch.full((len(texts), length), -100)
-    for row, own, its_tags, spans in zip(labels, words, tags, given["offset_mapping"], strict=True):
+    read = rows_of(symbols, [" ".join(row) for row in words], length)
+    labels = torch.full(read.ids.shape, -100)
+    for row, own, its_tags, spans in zip(labels, words, tags, read.spans, strict=True):
         for place, word in _first_tokens(own, spans):
             row[place] = its_tags[word]
-    return {
-        "inputs": torch.tensor(given["input_ids"], dtype=torch.long),
-        "attention": torch.tensor(given["attention_mask"]),
-        "labels": labels,
-    }
+    return read, labels
 
 
 def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -118,7 +109,9 @@ def shards(config: RunConfig) -> Sequence[Shard]:
         )
     tags = [[index[tag] for tag in row] for row in columns["label"]]
     symbols = symbols_of(config, "tag")
-    rows = tagged_rows(symbols, columns["text"], tags, length_of(config, USUAL))
+    read, labels = tagged_rows(symbols, columns["text"], tags, length_of(config, USUAL))
+    check_known(config.model, [read.coverage])
+    rows = {"inputs": read.ids, "attention": read.attention, "labels": labels}
     return [
         cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
         for p, own in enumerate(shares(config, columns, SPLITS))
@@ -189,6 +182,7 @@ TAGGING = Task(
     ),
     dummy=one_sentence,
     extra=SUMS,
+    population=lambda config: population(config, read=as_list),
     splits=SPLITS,
     defaults={**DEFAULTS, "text_column": "tokens", "label_column": "tags"},
     folder=True,

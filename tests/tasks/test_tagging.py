@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedprune.tasks import tagging
 from fedprune.tasks.entities import entities
 from fedprune.tasks.rowfiles import NotRows, read_conll
-from fedprune.tasks.symbols import Symbols, characters
+from fedprune.tasks.symbols import Symbols, characters, utf8_bytes
 from fedprune.tasks.tagging import entity_sums, frequent_alone, tagged_rows
 
 TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b"]), max_size=9)
@@ -60,14 +60,19 @@ WORDS = [["To", "be,", "or"], ["New York", "x"]]
 
 
 def test_a_word_has_its_tag_at_its_first_token():
-    rows = tagged_rows(characters("tag"), WORDS, [[1, 2, 3], [4, 5]], 12)
-    assert rows["labels"].tolist() == [
+    rows, labels = tagged_rows(characters("tag"), WORDS, [[1, 2, 3], [4, 5]], 12)
+    assert labels.tolist() == [
         [1, -100, -100, 2, -100, -100, -100, 3, -100, -100, -100, -100],
         [4, -100, -100, -100, -100, -100, -100, -100, -100, 5, -100, -100],
     ]
-    assert rows["attention"].sum(1).tolist() == [9, 10]
-    cut = tagged_rows(characters("tag"), WORDS, [[1, 2, 3], [4, 5]], 8)
-    assert (cut["labels"] >= 0).sum(1).tolist() == [3, 1]
+    assert rows.attention.sum(1).tolist() == [9, 10]
+    _, cut = tagged_rows(characters("tag"), WORDS, [[1, 2, 3], [4, 5]], 8)
+    assert (cut >= 0).sum(1).tolist() == [3, 1]
+
+
+def test_a_word_of_several_bytes_has_its_tag_at_its_first_byte():
+    _, labels = tagged_rows(utf8_bytes("tag"), [["\u00e9\u4e16", "a"]], [[1, 2]], 8)
+    assert labels.tolist() == [[1, *[-100] * 5, 2, -100]]  # two bytes, three bytes, a space
 
 
 class Spaced:
@@ -82,8 +87,9 @@ class Spaced:
 
 
 def test_a_space_that_a_token_begins_with_does_not_move_its_word():
-    rows = tagged_rows(Symbols(9, 0, Spaced(), False), [["Anna", "Bo!"]], [[3, 4]], 6)
-    assert rows["labels"].tolist() == [[-100, 3, -100, 4, -100, -100]]
+    spaced = Symbols(9, 0, Spaced(), "own", 0)
+    _, labels = tagged_rows(spaced, [["Anna", "Bo!"]], [[3, 4]], 6)
+    assert labels.tolist() == [[-100, 3, -100, 4, -100]]
 
 
 def test_a_conll_file_is_sentences(tmp_path: Path):
