@@ -9,6 +9,7 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.messages import Question
 from fedprune.pruning.layout import Layout
+from fedprune.pruning.ranking import Unreachable
 from fedprune.pruning.score import Evidence
 from fedprune.pruning.selection import above, select
 from fedprune.randomness import derive, generator
@@ -81,22 +82,33 @@ def chosen(
     if c.reduce:  # which may have taken out more than the schedule asks for by now
         gone = sum(int((~alive[name]).sum()) for name in scores)
         sparsity = max(sparsity, gone / sum(score.numel() for score in scores.values()))
-    return select(
-        scores,
-        sparsity,
-        scope=wanted.scope,
-        alive=alive,
-        magnitude=magnitude,
-        floor=c.floor,
-        unit=c.unit,
-        unit_shape=c.unit_shape,
-        pool=c.pool or "mean",
-        layout=layout,
-        min_density=c.min_density,
-        max_density=c.max_density,
-        densities=c.layers or None,
-        progress=wanted.progress,
-    )
+
+    def at(share: float) -> Masks:
+        return select(
+            scores,
+            share,
+            scope=wanted.scope,
+            alive=alive,
+            magnitude=magnitude,
+            floor=c.floor,
+            unit=c.unit,
+            unit_shape=c.unit_shape,
+            pool=c.pool or "mean",
+            layout=layout,
+            min_density=c.min_density,
+            max_density=c.max_density,
+            densities=c.layers or None,
+            progress=wanted.progress,
+        )
+
+    try:
+        return at(sparsity)
+    except Unreachable as error:
+        least = error.nearest / error.size
+        # On the way, and to a target, there is no number to meet: caps may take more than it asks.
+        if least < sparsity or (wanted.progress == 1.0 and c.sparsity is not None):
+            raise
+        return at(least)
 
 
 def _of_what_is_left(sparsity: float, scores: Tensors, layout: Layout) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from fedprune.messages import Folded
 from fedprune.plugins import scores_of
+from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.score import Evidence
 from fedprune.state import Plan
 from fedprune.tensors import Tensors
@@ -21,7 +22,8 @@ class Notes:
     Attributes:
         agreement: how much two clients' own masks share on average.
         overlap: part of a client's own mask that its scores still give after the cast on the wire.
-        standard_error: median over alive weights of the score's standard error / |score|.
+        standard_error: median over alive weights of the score's standard error / |score|, where
+            the score is of pooled sums.
         exchanged: weights that were dropped and as many regrown.
         adaptive: what was tried on validation, how it did, and what was taken.
         blend: which share of the change was kept, and how the others did on validation.
@@ -45,7 +47,9 @@ def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:
     """What the answers to a score's last ask say about it."""
     c = plan.config
     flipped = c.response is not None  # such votes agree less than the masks they are made of
-    own, error = folded.totals.get("own"), scores_of(c.plugin)[c.score].error
+    own = folded.totals.get("own")
+    # It is that of the pooled sums: of scores that clients made of their own there are none.
+    error = scores_of(c.plugin)[c.score].error if COMBINES[c.combine].pooled else None
     return Notes(
         None if flipped else agreement_of(folded),
         folded.totals["overlap"] / own if own else None,

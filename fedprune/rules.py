@@ -38,16 +38,10 @@ BASELINES = {
 }
 
 
-def check(config: RunConfig) -> None:
-    """Refuse names that are in no table and values that do not fit together.
-
-    Raises:
-        ValueError: key=value: what is wrong; allowed: what is.
-    """
-    c = config
-    task, scores = tasks_of(c.plugin)[c.task], scores_of(c.plugin)
-    tables: dict[str, Mapping[str, object]] = {
-        "score": scores,
+def names_of(plugin: str) -> dict[str, Mapping[str, object]]:
+    """The table that an option's names are in, by key, a plug-in's own scores included."""
+    return {
+        "score": scores_of(plugin),
         "scope": SCOPES,
         "schedule": SCHEDULES,
         "unit": UNITS,
@@ -68,7 +62,17 @@ def check(config: RunConfig) -> None:
         "score_wire": SCORE_TYPES,
         "split": SPLITS,
     }
-    for key, table in tables.items():
+
+
+def check(config: RunConfig) -> None:
+    """Refuse names that are in no table and values that do not fit together.
+
+    Raises:
+        ValueError: key=value: what is wrong; allowed: what is.
+    """
+    c = config
+    task, scores = tasks_of(c.plugin)[c.task], scores_of(c.plugin)
+    for key, table in names_of(c.plugin).items():
         if vars(c)[key] is not None:
             named((key.replace("_", "-"), vars(c)[key]), table)
     if c.split not in task.splits:

@@ -21,20 +21,20 @@ from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of, tasks_of
+from fedprune.pruning.amount import sparsest
 from fedprune.pruning.cuts import places
 from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import CUTS, Edits
 from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout, Origin, layout_of
 from fedprune.pruning.ranking import Unreachable
-from fedprune.pruning.selection import select
 from fedprune.pruning.surgery import reshaped
 from fedprune.pruning.units import removable
 from fedprune.pruning.vocabulary import embedding_path
 from fedprune.randomness import seeded
 from fedprune.tasks.building import built
 from fedprune.tasks.task import output_of
-from fedprune.tensors import frozen_of, full_masks, state_of
+from fedprune.tensors import Masks, frozen_of, full_masks, state_of
 
 
 def dense_model(config: RunConfig) -> nn.Module:
@@ -188,15 +188,17 @@ def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> Non
 
 
 def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:
-    """Refuse a target that even the sparsest masks of single weights miss."""
+    """Refuse a target that even the sparsest masks that are allowed miss, by magnitude."""
     c, state = config, state_of(model)
-    if (c.target_bytes is None and c.target_flops is None) or c.unit != "weight":
+    if c.target_bytes is None and c.target_flops is None:
         return
-    weights = {name: state[name].abs() for name in layout.prunable}
-    least = {n: max(c.floor, math.ceil(c.min_density * w.numel())) for n, w in weights.items()}
-    size = sum(w.numel() for w in weights.values())
-    most = 1.0 - sum(min(least[n], w.numel()) for n, w in weights.items()) / size
-    masks = select(weights, most, floor=c.floor, min_density=c.min_density)
+    weights = {name: state[name].cpu() for name in layout.prunable}
+    alive, scores = full_masks(weights, weights), {n: w.abs() for n, w in weights.items()}
+
+    def at(sparsity: float) -> Masks:
+        return chosen(scores, Wanted(sparsity, c.scope), c, layout, alive, weights)
+
+    masks = sparsest(at, layout.whole)
     if c.target_bytes is not None:
         lowest: float = coded_size(c, {**state, **frozen_of(model)}, masks)
         if lowest > c.target_bytes:

@@ -55,6 +55,26 @@ def sparsity_for(
     return found / n
 
 
+def sparsest(choose: Callable[[float], Masks], n: int) -> Masks:
+    """The masks of the largest sparsity, in whole weights, that can be chosen; by bisection.
+
+    Args:
+        choose: as in `sparsity_for`.
+        n: how many prunable weights there are.
+
+    Raises:
+        ValueError: what `choose` raises for 0.
+    """
+    low, high, found = 0, n + 1, choose(0.0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            low, found = middle, choose(middle / n)
+        except ValueError:
+            high = middle
+    return found
+
+
 def _tried(
     cost: Callable[[Masks], float], choose: Callable[[float], Masks], sparsity: float
 ) -> float | None:
