@@ -37,6 +37,7 @@ class Bench:
         question: makes one about a state.
         cohort: the partitions asked.
         everyone: the partitions that could be asked, for choices made on validation.
+        training: the partitions that a cohort can be drawn from.
     """
 
     plan: Plan
@@ -44,6 +45,12 @@ class Bench:
     question: Ask
     cohort: Sequence[int]
     everyone: Callable[[], Sequence[int]] = list
+    training: Callable[[], Sequence[int]] = list
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """The partitions that are asked for scores."""
+        return self.training() if self.plan.config.score_cohort == "all" else self.cohort
 
 
 def bench_for(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
@@ -52,7 +59,7 @@ def bench_for(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
     def put_to(state: State, question: Question, partitions: Sequence[int]) -> tuple[State, Folded]:
         return put(state, port, question, partitions)
 
-    return Bench(plan, put_to, question_about, cohort, port.measuring)
+    return Bench(plan, put_to, question_about, cohort, port.measuring, port.training)
 
 
 def question_about(state: State, kind: str, **what: Any) -> Question:
@@ -93,7 +100,8 @@ def asked(
     c, plan = bench.plan.config, bench.plan
     score = scores_of(c.plugin)[c.score]
     evidence = evidence_of(state, plan, names)
-    folded = Folded(answered=tuple(bench.cohort))
+    who = tuple(bench.scored)
+    folded = Folded(answered=who)
     for i, ask in enumerate(score.asks):
         given = {} if ask.given is None else ask.given(evidence)
         given = {n: t.float() for n, t in given.items()}
@@ -102,7 +110,7 @@ def asked(
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": plan.progress(state.round)}
         question = bench.question(state, "score", **what)
-        state, folded = bench.put(state, question, bench.cohort)
+        state, folded = bench.put(state, question, who)
         if too_few(folded, c) or not (folded.answered or c.sampling == "poisson"):
             return state, folded, None
         evidence = _with_sums(evidence, folded, question, plan)

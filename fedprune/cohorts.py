@@ -33,6 +33,12 @@ def _chance(config: RunConfig, round_: int) -> torch.Generator:
     return generator(config.seed, "cohort", round_)
 
 
+def asked_of(kind: str, config: RunConfig) -> int:
+    """How many clients such a question to a cohort is put to; of a Poisson sample, on average."""
+    whole = kind == "score" and config.score_cohort == "all"
+    return config.clients - config.panel if whole else config.cohort
+
+
 def too_few(folded: Folded, config: RunConfig) -> bool:
     """Whether a round is void for want of answers.
 

@@ -218,8 +218,20 @@ class RunConfig(BaseModel):
     score_during: Literal["pass", "tune"] = _field(
         "pruning", "statistics from a pass of their own, or collected while tuning", "pass"
     )
-    calibration: Literal["dense", "sequential"] = _field(
-        "pruning", "score all layers at once, or block by block behind pruned ones", "dense"
+    calibration: Literal["dense", "sequential", "local"] = _field(
+        "pruning",
+        "dense: score all layers at once; sequential: block by block behind pruned ones; local: "
+        "each client behind what it prunes itself, for votes and for --masks of their own",
+        "dense",
+    )
+    score_cohort: Literal["cohort", "all"] = _field(
+        "pruning", "who is asked for scores: the round's cohort, or everyone who trains", "cohort"
+    )
+    score_examples: int | None = _field(
+        "pruning",
+        "training examples that a client draws to be scored on (default: all it has)",
+        None,
+        ge=1,
     )
     probes: int | None = _field(
         "pruning",
@@ -413,9 +425,10 @@ class RunConfig(BaseModel):
         "fixed: a cohort of --cohort; poisson: each client by itself, --cohort on average",
         "fixed",
     )
-    weighting: Literal["labels", "equal"] = _field(
+    weighting: Literal["labels", "equal", "equal-scores"] = _field(
         "privacy",
-        "weight of a client's change in the mean (default: labels; with --dp equal)",
+        "weight of a client in means of changes and of clients' own scores (equal-scores: by "
+        "labels for changes only; default: labels, with --dp equal)",
         "labels",
     )
     dp_clip: float | None = _field(

@@ -39,6 +39,8 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
         *_when(c, score),
         *_while_tuning(c, score),
         *_in_sequence(c, score),
+        *_behind_its_own(c, score),
+        *_who_is_scored(c, score),
         *_shrunk(c),
         *reduction_misfits(c),
         *_whose(c, score),
@@ -234,17 +236,70 @@ def _while_tuning(c: RunConfig, score: Score) -> list[Misfit]:
 
 
 def _in_sequence(c: RunConfig, score: Score) -> list[Misfit]:
-    if c.calibration != "sequential":
+    if c.calibration == "dense":
         return []
     why = "blocks are pruned one after the other"
     return [
         ("calibration", not score.asks, f"score {c.score} asks nobody", "dense"),
         ("calibration", c.score_during == "tune", "there is no pass to repeat", "dense"),
         ("scope", c.scope not in {"layer", "row"} and c.unit != "n:m", why, "layer, row"),
+        (
+            "vote-scope",
+            c.vote_scope not in {None, "layer", "row"} and c.unit != "n:m",
+            why,
+            "layer, row",
+        ),
         ("unit", c.unit not in _WITHIN, why, ", ".join(_WITHIN)),
         ("sparsity", c.sparsity is None, why, "a number"),
         ("score-steps", c.score_steps > 1, why, "1"),
         ("schedule", c.schedule == "regrow", why, _STEADY),
+    ]
+
+
+def _behind_its_own(c: RunConfig, score: Score) -> list[Misfit]:
+    """Calibration behind what a client prunes itself: only its mask may depend on that."""
+    if c.calibration != "local":
+        return []
+    shared = c.combine != "votes" and c.masks == "global"
+    return [
+        (
+            "calibration",
+            shared,
+            "clients have no masks of their own",
+            "dense, sequential, or --combine votes, or --masks union, intersection",
+        ),
+        ("calibration", len(score.asks) > 1, f"score {c.score} needs two questions", "dense"),
+        ("score-wire", c.score_wire != "fp32", "no statistics travel", "fp32"),
+    ]
+
+
+def _who_is_scored(c: RunConfig, score: Score) -> list[Misfit]:
+    """Whom a score is asked of, and on how many examples."""
+    silent, nothing = f"score {c.score} asks nobody", c.sparsity == 0.0
+    reasons = [
+        (not score.asks, silent),
+        (nothing, "nothing is pruned"),
+        (c.score_during == "tune", "statistics are collected while tuning"),
+    ]
+    everyone, some = c.score_cohort == "all", c.score_examples is not None
+    own = c.masks != "global"
+    return [
+        *[("score-cohort", everyone and wrong, why, "cohort") for wrong, why in reasons],
+        ("score-cohort", everyone and own, "clients prune by themselves, as they tune", "cohort"),
+        *[("score-examples", some and wrong, why, _OUT) for wrong, why in reasons],
+        (
+            "weighting",
+            c.weighting == "equal-scores"
+            and (COMBINES[c.combine].pooled or COMBINES[c.combine].merge is not None),
+            f"combine {c.combine} weights no client's score",
+            "labels, equal",
+        ),
+        (
+            "weighting",
+            c.weighting == "equal-scores" and not COMBINES[c.combine].valued,
+            "every vote counts alike",
+            "labels, equal",
+        ),
     ]
 
 
@@ -331,7 +386,7 @@ def _own_masks(c: RunConfig, score: Score) -> list[Misfit]:
         ("combine", c.combine != "sum", why, "sum"),
         ("normalise", c.normalise != "none", why, "none"),
         ("score-during", c.score_during == "tune", why, "pass"),
-        ("calibration", c.calibration != "dense", why, "dense"),
+        ("calibration", c.calibration == "sequential", why, "dense, local"),
         ("score-steps", c.score_steps > 1, why, "1"),
         ("schedule", c.schedule == "regrow", why, _STEADY),
         ("score-wire", c.score_wire != "fp32", "no statistics travel", "fp32"),

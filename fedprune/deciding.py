@@ -238,20 +238,20 @@ def _cost(state: State, plan: Plan) -> tuple[Callable[[Masks], float], float]:
 def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
     """Prune and regrow at constant density: drop by the score, grow by the pooled gradient."""
     plan, c = bench.plan, bench.plan.config
-    state, folded, evidence = asked(state, bench, (), None)
+    fraction = exchange_fraction(c.regrow or 0.0, *plan.exchange_step(state.round))
+    state, folded, evidence = asked(state, bench, (), _before_growing(state, plan, fraction))
     if evidence is None:
         return replace(state, owed=True), Notes()
     question = bench.question(state, "score", score="gradient", dense=True)
-    state, grown = bench.put(state, question, bench.cohort)
+    state, grown = bench.put(state, question, bench.scored)
     if grown.total is None or too_few(grown, c):
         return replace(state, owed=True), Notes()
     gradient = form_of(question, c, plan.layout).named(grown.total)
-    step, steps = plan.exchange_step(state.round)
     masks = exchange(
         state.masks,
         _combined(folded, evidence, plan),
         {n: g.abs() for n, g in gradient.items()},
-        exchange_fraction(c.regrow or 0.0, step, steps),
+        fraction,
         scope=c.scope,
         magnitude={n: w.abs() for n, w in evidence.weights.items()},
         floor=c.floor,
@@ -259,3 +259,11 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
     moved = sum(int((masks[n] & ~m).sum()) for n, m in state.masks.items())
     notes = replace(noted(folded, evidence, plan), exchanged=moved)
     return pruned(state, masks), notes
+
+
+def _before_growing(state: State, plan: Plan, fraction: float) -> float | None:
+    """The sparsity between dropping and growing, at which clients vote; None where nobody does."""
+    if COMBINES[plan.config.combine].valued:
+        return None
+    now = sparsity_of(state.masks, plan.layout)
+    return now + fraction * (1.0 - now)

@@ -20,9 +20,11 @@ from fedprune.privacy.response import ballot_of, flip_probability, responded
 from fedprune.pruning.combining import COMBINES, NORMALISE, l1_normalised
 from fedprune.pruning.inputs import unseen
 from fedprune.pruning.score import Ask, Evidence, Probe, Score
-from fedprune.randomness import derive
+from fedprune.pruning.structure import stages_of
+from fedprune.randomness import derive, generator
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.seats import Batches, Seat
+from fedprune.tasks.task import Part, batches, examples
 from fedprune.tensors import (
     Masks,
     Tensors,
@@ -41,7 +43,7 @@ def _probe(question: Question, seat: Seat, names: tuple[str, ...], given: Tensor
         seat.model,
         seat.layout,
         names,
-        Batches(seat, seat.shard.train),
+        Batches(seat, _examples(question, seat)),
         seat.task.loss,
         question.masks,
         {n: t.to(seat.device) for n, t in given.items()},
@@ -51,8 +53,22 @@ def _probe(question: Question, seat: Seat, names: tuple[str, ...], given: Tensor
     )
 
 
+def _examples(question: Question, seat: Seat) -> Part:
+    """The training examples that a client is scored on: all, or some drawn for the round."""
+    c, part = seat.config, seat.shard.train
+    if c.score_examples is None or c.score_examples >= examples(part) or question.kind in _FITS:
+        return part
+    gen = generator(c.seed, "calibration", question.round, seat.partition)
+    drawn = torch.randperm(examples(part), generator=gen)[: c.score_examples]
+    return next(batches(part, c.score_examples, drawn.sort().values))
+
+
+_FITS = ("inputs", "outputs")
+"""Questions about second moments, for redundancy and least squares: no scores."""
+
+
 def _evidence(question: Question, seat: Seat, names: tuple[str, ...], **more: Any) -> Evidence:
-    labels = seat.task.labels(seat.shard.train)
+    labels = seat.task.labels(_examples(question, seat))
     return evidence_about(question, names, seat.config, seat.layout, count=labels, **more)
 
 
@@ -61,6 +77,10 @@ def answer_score(question: Question, seat: Seat) -> Answer:
     ask = scores_of(seat.config.plugin)[question.score].asks[question.ask]
     names = question.names or seat.layout.prunable
     seat.model.eval()
+    if seat.config.calibration == "local" and not question.dense:
+        labels = seat.task.labels(_examples(question, seat))
+        votes = _told(_own_mask_in_stages(question, seat), question, seat, names)
+        return Answer(torch.empty(0), 1.0, {"count": float(labels)}, votes)
     probe = _probe(question, seat, names, question.given)
     if seat.config.dp == "example":
         return _statistic(question, seat, names, noised_statistics(question, seat, probe))
@@ -94,7 +114,7 @@ def cleared(sums: Tensors, masks: Masks) -> Tensors:
 
 def _statistic(question: Question, seat: Seat, names: tuple[str, ...], sums: Tensors) -> Answer:
     """What a client releases of its statistics: the sums, its own scores, or votes."""
-    c, labels = seat.config, seat.task.labels(seat.shard.train)
+    c, labels = seat.config, seat.task.labels(_examples(question, seat))
     score = scores_of(c.plugin)[question.score]
     fits = {} if question.dense else fitting(shapes_of(sums), question.masks)
     values, totals = kept(sums, fits), {"count": float(labels)}
@@ -119,7 +139,7 @@ def _statistic(question: Question, seat: Seat, names: tuple[str, ...], sums: Ten
         if votes is None:
             raise Refused("votes", "votes need a sparsity")
         return Answer(torch.empty(0), 1.0, totals, votes)
-    return Answer(flat.float(), float(labels), totals, votes)
+    return Answer(flat.float(), float(seat.task.labels(seat.shard.train)), totals, votes)
 
 
 def _own_scores(
@@ -147,6 +167,26 @@ def _own_mask(
     weights = {n: question.weights[n] for n in names}
     wanted = Wanted(question.sparsity, c.vote_scope or c.scope, question.progress)
     return kept(chosen(scores, wanted, c, seat.layout, alive, weights), alive)
+
+
+def _own_mask_in_stages(question: Question, seat: Seat) -> Tensor:
+    """The client's own mask on the kept coordinates, every block scored behind its pruned ones.
+
+    Leaves the model pruned by it.
+    """
+    alive = question.masks
+    score = scores_of(seat.config.plugin)[question.score]
+    for names in stages_of(seat.layout):
+        sums = score.asks[0].collect(_probe(question, seat, names, {}))
+        sums = cleared(copied(sums), question.masks)
+        own = _own_scores(score, question, seat, names, sums)
+        flags = _own_mask(question, seat, names, own)
+        assert flags is not None  # the question has a sparsity
+        here = {n: question.masks[n] for n in names}
+        masks = {**question.masks, **spread(flags, shapes_of(here), here)}
+        question = replace(question, masks=masks, weights=masked(question.weights, masks))
+        load_into(seat.model, question.weights)
+    return kept({n: question.masks[n] for n in alive}, alive)
 
 
 def _told(
@@ -188,6 +228,9 @@ def own_pruning(question: Question, seat: Seat) -> tuple[Masks, Tensor]:
     names = seat.layout.prunable
     score = scores_of(seat.config.plugin)[question.score]
     seat.model.eval()
+    if seat.config.calibration == "local":
+        votes = _own_mask_in_stages(question, seat)
+        return spread(votes, shapes_of(question.masks), question.masks), votes
     sums: Tensors = {}
     given: Tensors = {}
     for ask in score.asks:
@@ -196,8 +239,8 @@ def own_pruning(question: Question, seat: Seat) -> tuple[Masks, Tensor]:
             given = ask.given(_evidence(question, seat, names, sums=doubles, given=given))
         sums = cleared(copied(ask.collect(_probe(question, seat, names, given))), question.masks)
     own = _own_scores(score, replace(question, given=given), seat, names, sums)
-    votes = _own_mask(question, seat, names, own)
-    assert votes is not None  # the question has a sparsity
-    masks = spread(votes, shapes_of(question.masks), question.masks)
+    flags = _own_mask(question, seat, names, own)
+    assert flags is not None  # the question has a sparsity
+    votes, masks = flags, spread(flags, shapes_of(question.masks), question.masks)
     load_into(seat.model, masked(question.weights, masks))
     return masks, votes

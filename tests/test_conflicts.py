@@ -384,6 +384,42 @@ IN_SEQUENCE = [
         "schedule='regrow'",
         "blocks are pruned one after the other; allowed: one-shot, linear, cubic, exponential",
     ),
+    (
+        {"calibration": "local", "scope": "layer"},
+        "calibration='local'",
+        "clients have no masks of their own; allowed: dense, sequential, or --combine votes, or "
+        "--masks union, intersection",
+    ),
+    (
+        {"calibration": "local", "scope": "global", "combine": "votes"},
+        "scope='global'",
+        "blocks are pruned one after the other; allowed: layer, row",
+    ),
+    (
+        {"calibration": "local", "scope": "layer", "combine": "votes", "score_wire": "fp16"},
+        "score-wire='fp16'",
+        "no statistics travel; allowed: fp32",
+    ),
+    (
+        {"score_cohort": "all", "score": "magnitude"},
+        "score-cohort='all'",
+        "score magnitude asks nobody; allowed: cohort",
+    ),
+    (
+        {"score_cohort": "all", "masks": "union"},
+        "score-cohort='all'",
+        "clients prune by themselves, as they tune; allowed: cohort",
+    ),
+    (
+        {"score_examples": 3, "score_during": "tune"},
+        "score-examples=3",
+        "statistics are collected while tuning; allowed: leave it out",
+    ),
+    (
+        {"weighting": "equal-scores"},
+        "weighting='equal-scores'",
+        "combine sum weights no client's score; allowed: labels, equal",
+    ),
 ]
 WHOSE = [
     (
@@ -494,7 +530,7 @@ OWN_MASKS = [
     (
         {"masks": "union", "calibration": "sequential", "scope": "layer"},
         "calibration='sequential'",
-        "clients prune by themselves, before they tune; allowed: dense",
+        "clients prune by themselves, before they tune; allowed: dense, local",
     ),
     (
         {"masks": "union", "score_steps": 2},

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fedprune.cohorts import asked_of
 from fedprune.compression.skeleton import skeleton_digest
 from fedprune.config import RunConfig
 from fedprune.forms import Form, form_of
 from fedprune.messages import COUNTING, Folded, Question
-from fedprune.privacy.leaving import COHORT, MEASURING
+from fedprune.privacy.leaving import MEASURING, audience
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.noise import Source, gaussian, source_of
 from fedprune.privacy.release import Occasion, Release
@@ -93,13 +94,6 @@ def opened(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
     return guarded(port, config, ledger, arm)
 
 
-def audience(kind: str, config: RunConfig) -> str:
-    """Who such a question goes to: the round's cohort, everyone, or the panel."""
-    if kind in COHORT:
-        return "cohort"
-    return "panel" if config.panel else "everyone"
-
-
 def name_of(question: Question, partitions: Sequence[int], config: RunConfig) -> str:
     """A short name of what is asked and of whom: the same question has the same name and noise."""
     if config.dp == "none":
@@ -143,7 +137,7 @@ def _noised(
         return folded  # of the panel, or nobody is asked
     if question.kind in MEASURING:
         return _measured(folded, config, booked, draw)
-    size = float(config.cohort)
+    size = float(asked_of(question.kind, config))
     noisy = (r for r in booked if r.noised and r.way == "up")
     sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in noisy for f in r.fields}
     here = config.dp == "client" and config.secure == "none"

@@ -24,10 +24,19 @@ if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
 COHORT = frozenset({"score", "tune", "own", "inputs", "outputs"})
-"""Questions to a round's cohort; the others go to everyone who measures."""
+"""Questions to those who train, mostly to a round's cohort; the others go to all who measure."""
 
 MEASURING = frozenset({"evaluate", "compare"})
 """Questions that are answered with totals alone."""
+
+
+def audience(kind: str, config: RunConfig) -> str:
+    """Who such a question goes to: the round's cohort, everyone, or the panel."""
+    if kind == "score" and config.score_cohort == "all":
+        return "everyone"
+    if kind in COHORT:
+        return "cohort"
+    return "panel" if config.panel else "everyone"
 
 
 def hides(config: RunConfig) -> bool:
@@ -61,6 +70,8 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
     """
     if question.kind == "tune":
         answer = _tuned(answer, config)
+    if question.kind == "score" and config.weighting != "labels":
+        answer = replace(answer, weight=1.0)
     if config.dp == "none":
         return answer
     if question.kind in MEASURING:

@@ -35,6 +35,12 @@ def example_misfits(c: RunConfig, score: Score) -> list[Misfit]:
             "sum",
         ),
         ("score-during", here and c.score_during == "tune", "steps are noise on gradients", "pass"),
+        (
+            "score-examples",
+            here and c.score_examples is not None,
+            "which examples are drawn depends on all of them",
+            "leave it out",
+        ),
         ("accumulate", here and c.accumulate > 1, "a step is one draw of examples", "1"),
         ("compile", here and c.compile, single, "false"),
         ("checkpointing", here and c.checkpointing, single, "false"),

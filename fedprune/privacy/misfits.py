@@ -156,7 +156,12 @@ def _by_budget(c: RunConfig) -> list[Misfit]:
     how = "leave it out, or --dp-noise Z"
     return [
         ("schedule", by_budget and c.schedule == "adaptive", answers, "another, or --dp-noise Z"),
-        ("calibration", by_budget and c.calibration != "dense", answers, "dense, or --dp-noise Z"),
+        (
+            "calibration",
+            by_budget and c.calibration == "sequential",
+            answers,
+            "dense, or --dp-noise Z",
+        ),
         *[
             (
                 key.replace("_", "-"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedprune.cohorts import drawn
 from fedprune.plugins import scores_of
 from fedprune.privacy.calibration import calibrated
+from fedprune.privacy.leaving import audience
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.terms import terms_of
 from fedprune.pruning.schedules import prunes_at
@@ -53,7 +54,8 @@ def planned(config: RunConfig) -> Iterator[Planned]:
         kinds = [*(_scoring(config, round_) if due else ()), *_tuning(config, due)]
         order = 0
         for kind in kinds:
-            yield _occasion(config, kind, round_, order, cohort), (_release(config, kind),)
+            asked = everyone if audience(kind, config) == "everyone" else cohort
+            yield _occasion(config, kind, round_, order, asked), (_release(config, kind),)
             order += 1
         tests = (due and round_ == config.warmup + 1) + (round_ == config.rounds)
         for _ in range(measured * (1 + tests + _comparing(config))):
@@ -88,9 +90,8 @@ def _comparing(config: RunConfig) -> int:
 def _occasion(
     config: RunConfig, kind: str, round_: int, order: int, asked: tuple[int, ...]
 ) -> Occasion:
-    audience = "everyone" if kind == "evaluate" else "cohort"
     population = config.clients - config.panel
-    return Occasion("pruned", round_, kind, order, audience, asked, population)
+    return Occasion("pruned", round_, kind, order, audience(kind, config), asked, population)
 
 
 def _release(config: RunConfig, kind: str) -> Release:

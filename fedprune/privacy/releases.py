@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fedprune.cohorts import asked_of
 from fedprune.messages import Question
 from fedprune.plugins import scores_of
 from fedprune.privacy.accounting import skellam_zcdp
@@ -167,7 +168,7 @@ def _array(
         clip=clip,
         sensitivity=sensitivity(clip, signed=signed, sampling=config.sampling),
         z=z,
-        denominator=float(config.cohort),
+        denominator=float(asked_of(kind, config)),
         coordinates=size,
         covered=True,
     )
@@ -234,8 +235,9 @@ def _weighted(question: Question, config: RunConfig) -> bool:
     if config.dp != "none":
         return False
     if question.kind == "tune":
-        return config.weighting == "labels"
-    return question.kind == "score" and COMBINES[config.combine].valued
+        return config.weighting != "equal"
+    alike = config.weighting != "labels"
+    return question.kind == "score" and COMBINES[config.combine].valued and not alike
 
 
 def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:

@@ -1,0 +1,280 @@
+"""Every recipe against its paper's rule, written down again in plain torch: three unequal clients.
+
+What a recipe departs in is in its file; what is computed here is what remains.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprune import RunConfig, federate
+from fedprune.config import configure, from_toml
+from fedprune.federation import Watch
+from fedprune.hosts import House, inline_port
+from fedprune.messages import Folded, Question
+from fedprune.state import State
+
+FOLDER = Path(__file__).parents[2] / "simulations" / "recipes"
+LAYERS = ("features.1.weight", "features.3.weight")
+"""The prunable matrices of the task's perceptron: its head stays."""
+
+SMALL: dict[str, Any] = {
+    **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 3, "cohort": 3},
+    **{"split": "dirichlet", "alpha": 0.5, "rounds": 2, "warmup": 0, "local_epochs": 1},
+    # A step on all that a client has, so that what it learns can be written down.
+    **{"batch_size": 10_000, "optimizer": "sgd", "momentum": 0.0, "clip": 0.0, "lr": 0.1},
+}
+
+
+@dataclass(frozen=True)
+class Played:
+    """A recipe's run: what was asked, and the states after its rounds."""
+
+    config: RunConfig
+    house: House
+    asked: list[tuple[Question, list[int], Folded]]
+    states: list[State]
+
+    def questions(self, kind: str) -> list[tuple[Question, Folded]]:
+        return [(q, folded) for q, _, folded in self.asked if q.kind == kind]
+
+    def data(self, client: int) -> tuple[Tensor, Tensor]:
+        part = self.house.shards[client].train
+        return part["images"].flatten(1).double(), part["labels"]
+
+
+Recipe = Callable[..., Played]
+
+
+@pytest.fixture(scope="module")
+def recipe(house_of: Callable[[RunConfig], House], spy: Any) -> Recipe:
+    def played(name: str, **changes: Any) -> Played:
+        given = {k.replace("-", "_"): v for k, v in from_toml(toml(name)).items()}
+        config = configure({**given, **SMALL, **changes})
+        house, states = house_of(config), list[State]()
+        eye = spy(inline_port(house))
+        federate(config, eye.port, watch=Watch(row=lambda _r, _s, state: states.append(state)))
+        return Played(config, house, eye.asked, states)
+
+    return played
+
+
+def toml(name: str) -> str:
+    return (FOLDER / f"{name}.toml").read_text()
+
+
+def outputs(weights: dict[str, Tensor], x: Tensor, upto: int = 3) -> Tensor:
+    """What goes into layer `upto` of the perceptron; its logits for 2 (its head) and beyond."""
+    for i, name in enumerate(("features.1", "features.3", "head")[:upto]):
+        w, b = weights[f"{name}.weight"].double(), weights[f"{name}.bias"].double()
+        x = x @ w.T + b
+        x = x.relu() if i < 2 else x
+    return x
+
+
+def gradients(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Of the mean cross-entropy."""
+    leaves = {n: w.double().requires_grad_() for n, w in weights.items()}
+    loss = nn.functional.cross_entropy(outputs(leaves, x), y)
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def kept_by(mask: Tensor, score: Tensor, kept: int) -> None:
+    """So many are kept, and none of those that are not scores higher, but for rounding."""
+    assert int(mask.sum()) == kept
+    if 0 < kept < mask.numel():
+        slack = 1e-5 * float(score.abs().max())
+        assert float(score[mask].min()) >= float(score[~mask].max()) - slack
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].flatten() for name in LAYERS])
+
+
+def wanda(
+    weights: dict[str, Tensor], x: Tensor, sparsity: float, rows: bool = True
+) -> dict[str, Tensor]:
+    """Wanda's masks, a layer behind the pruned ones before it: the least |w|·‖x‖ of every row go.
+
+    Or of every layer.
+    """
+    weights, masks = dict(weights), {}
+    for i, name in enumerate(LAYERS):
+        score = weights[name].double().abs() * outputs(weights, x, i).square().sum(0).sqrt()
+        ranked = score if rows else score.reshape(1, -1)
+        lowest = ranked.argsort(dim=1)[:, : math.floor(sparsity * ranked.shape[1] + 0.5)]
+        left = torch.ones_like(ranked, dtype=torch.bool).scatter_(1, lowest, False)
+        masks[name] = left.reshape(score.shape)
+        weights[name] = weights[name] * masks[name]
+    return masks
+
+
+def count(mask: Tensor, sparsity: float) -> int:
+    return mask.numel() - math.floor(sparsity * mask.numel() + 0.5)
+
+
+def test_ssfl(recipe: Recipe):
+    run = recipe("ssfl", cohort=2, score_examples=10_000)
+    (question, folded), *_ = run.questions("score")
+    assert folded.answered == (0, 1, 2), "all are asked, whoever tunes"
+    mean = torch.zeros(len(flat(question.weights)), dtype=torch.float64)
+    for client in range(3):
+        slopes = gradients(question.weights, *run.data(client))
+        mean += (flat(question.weights) * flat(slopes)).abs() / 3
+    mask = flat(run.states[0].masks)
+    kept_by(mask, mean, count(mask, 0.5))
+    weights = [tuned.weight for _, tuned in run.questions("tune")]
+    sizes = [len(run.data(client)[1]) for client in range(3)]
+    assert weights[0] == sum(sizes[c] for c in run.questions("tune")[0][1].answered)
+
+
+def test_ssfl_scores_on_one_batch(recipe: Recipe):
+    run = recipe("ssfl", rounds=1)
+    ((_, folded),) = run.questions("score")
+    assert (folded.totals["count"], folded.weight) == (3 * 16, 3.0)
+
+
+def test_fedprllm(recipe: Recipe):
+    run = recipe("fedprllm", cohort=2)
+    ((question, folded),) = run.questions("score")
+    votes = dict.fromkeys(LAYERS, torch.zeros(()))
+    for client in range(3):
+        masks = wanda(question.weights, run.data(client)[0], 0.5)
+        votes = {name: votes[name] + masks[name] for name in LAYERS}
+    assert folded.votes is not None
+    assert int((folded.votes != flat(votes)).sum()) <= 4, "but for rounding"
+    for name in LAYERS:
+        mask = run.states[0].masks[name]
+        kept_by(mask, votes[name].double(), count(mask, 0.5))
+
+
+def test_fedspallm(recipe: Recipe):
+    """One step of every client from its own pruned weights, averaged over those who kept them."""
+    run = recipe("fedspallm", rounds=1)
+    ((question, _),) = run.questions("tune")
+    kept, sums = dict.fromkeys(LAYERS, 0), dict.fromkeys(question.weights, 0)
+    for client in range(3):
+        masks = wanda(question.weights, run.data(client)[0], 0.5, rows=False)
+        own = {n: w * masks.get(n, 1) for n, w in question.weights.items()}
+        slopes = gradients(own, *run.data(client))
+        sums = {n: sums[n] + (own[n] - 0.1 * slopes[n]) * masks.get(n, 1) for n in sums}
+        kept = {n: kept[n] + masks[n].double() for n in LAYERS}
+    for name, w in run.states[0].weights.items():
+        mask = run.states[0].masks.get(name, torch.ones_like(w, dtype=torch.bool))
+        if name in LAYERS:
+            kept_by(mask, kept[name], count(mask, 0.5))
+        mean = sums[name] / kept[name].clamp(min=1) if name in LAYERS else sums[name] / 3
+        off = (w.double() - mean * mask).abs() > 1e-5
+        assert int(off.sum()) <= 4, "but for weights whose masks rounding decides"
+
+
+def test_rigl(recipe: Recipe):
+    run = recipe("rigl", rounds=4, end=4, optimizer="sgd")
+    before, after = run.states[0], run.states[1]
+    (question, _), *_ = [pair for pair in run.questions("score") if pair[0].dense]
+    slopes = dict.fromkeys(LAYERS, 0)
+    for client in range(3):
+        found = gradients(before.weights, *run.data(client))
+        slopes = {n: slopes[n] + found[n] * len(run.data(client)[1]) for n in LAYERS}
+    assert question.round == 2
+    for name in LAYERS:
+        old, new = before.masks[name], after.masks[name]
+        many = int(old.sum())
+        swapped = math.floor(0.15 * (1 + math.cos(math.pi / 4)) * many + 0.5)
+        kept_by((old & new)[old], before.weights[name].abs()[old], many - swapped)
+        kept_by((new & ~old)[~old], slopes[name].abs()[~old], swapped)
+        grown = next(q.weights[name] for q, _ in run.questions("tune") if q.round == 2)
+        assert not grown[new & ~old].any(), "from 0"
+
+
+def test_lottery_ticket(recipe: Recipe):
+    run = recipe("lottery-ticket", warmup=2, frequency=2, rounds=8)
+    early = run.states[1].weights
+    for i, round_ in enumerate((3, 5), start=1):
+        (now,) = [q for q, _ in run.questions("tune") if q.round == round_]
+        before, mask = run.states[round_ - 2], flat(now.masks)
+        alive = flat(before.masks)
+        wanted = 1 - 0.2 ** (i / 3)
+        kept_by(mask[alive], flat(before.weights).abs()[alive], count(mask, wanted))
+        assert torch.equal(flat(now.weights), flat(early) * mask), "back to round 2"
+        assert now.lr == 0.1, "and the learning rate begins anew"
+
+
+def test_exact_wanda(recipe: Recipe):
+    run = recipe("exact-wanda", cohort=2)
+    first = run.questions("score")[0][0]
+    pooled = torch.cat([run.data(client)[0] for client in range(3)])
+    masks = wanda(first.weights, pooled, 0.5)
+    assert int((flat(run.states[0].masks) != flat(masks)).sum()) <= 4, "but for rounding"
+
+
+def test_sparsegpt(recipe: Recipe):
+    """Algorithm 1 of the paper with 2:4, on the pooled inputs of every layer."""
+    run = recipe("sparsegpt", cohort=2, rounds=1, lr=1e-30)
+    weights = {n: w.double() for n, w in run.questions("score")[0][0].weights.items()}
+    pooled = torch.cat([run.data(client)[0] for client in range(3)])
+    for i, name in enumerate(LAYERS):
+        x, w = outputs(weights, pooled, i), weights[name].clone()
+        hessian = x.T @ x / len(x)
+        dead = hessian.diagonal() == 0
+        hessian[dead, dead] = 1
+        w[:, dead] = 0
+        hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+        upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+        gone = torch.zeros_like(w, dtype=torch.bool)
+        for j in range(w.shape[1]):
+            if j % 4 == 0:
+                cost = w[:, j : j + 4].square() / upper.diagonal()[j : j + 4].square()
+                gone.scatter_(1, j + cost.argsort(dim=1)[:, :2], True)
+            error = torch.where(gone[:, j], w[:, j] / upper[j, j], 0)
+            w[:, j:] -= error[:, None] * upper[j, j:]
+            w[:, j] = torch.where(gone[:, j], 0, w[:, j])
+        weights[name] = w
+    for name in LAYERS:
+        found = run.states[0].weights[name].double()
+        assert int(((found - weights[name]).abs() > 1e-4).sum()) <= 0.01 * found.numel()
+
+
+def test_synflow(recipe: Recipe):
+    run = recipe("synflow", rounds=1)
+    (tuned, _), *_ = run.questions("tune")
+    start = next(q.weights for q, _, _ in run.asked if q.weights)
+    mask = {name: torch.ones_like(start[name], dtype=torch.bool) for name in LAYERS}
+    n = sum(m.numel() for m in mask.values())
+    for step in range(1, 101):
+        leaves = {
+            k: (w.double().abs() * mask.get(k, 1) if "weight" in k else w.double() * 0)
+            for k, w in start.items()
+        }
+        leaves = {k: w.detach().requires_grad_() for k, w in leaves.items()}
+        flow = outputs(leaves, torch.ones(1, 64, dtype=torch.float64)).sum()
+        slopes = torch.autograd.grad(flow, [leaves[name] for name in LAYERS])
+        score = torch.cat([(leaves[k] * s).flatten() for k, s in zip(LAYERS, slopes, strict=True)])
+        kept = n - math.floor((1 - 0.1 ** (step / 100)) * n + 0.5)
+        score = torch.where(flat(mask), score, -1.0)
+        left = torch.zeros(n, dtype=torch.bool)
+        left[score.argsort(descending=True)[:kept]] = True
+        parts = left.split([mask[name].numel() for name in LAYERS])
+        mask = {k: p.reshape(mask[k].shape) for k, p in zip(LAYERS, parts, strict=True)}
+    assert int((flat(tuned.masks) != flat(mask)).sum()) <= 4, "but for rounding"
+
+
+def test_priprune(recipe: Recipe):
+    """A change without its largest 30 %, averaged by labels; while nothing is pruned."""
+    run = recipe("priprune", warmup=1)
+    (question, _), *_ = run.questions("tune")
+    total, labels = 0.0, 0
+    for client in range(3):
+        x, y = run.data(client)
+        change = torch.cat([-0.1 * g.flatten() for g in gradients(question.weights, x, y).values()])
+        change[change.abs().topk(math.ceil(0.3 * change.numel())).indices] = 0
+        total, labels = total + len(y) * change, labels + len(y)
+    after = run.states[0].weights
+    moved = torch.cat([(w - question.weights[n]).flatten() for n, w in after.items()])
+    assert int(((moved.double() - total / labels).abs() > 1e-6).sum()) <= 6, "but for rounding"
