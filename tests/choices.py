@@ -1,0 +1,209 @@
+"""The choices of the schema as factors: every option that is a choice, and numbers that switch."""
+
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from torch import nn
+
+from fedprune import RunConfig, federation
+from fedprune.config import configure
+from fedprune.learning.training import prepared
+from fedprune.plugins import tasks_of
+from fedprune.rules import names_of
+from fedprune.shapes import dense_model
+from fedprune.tasks.families import FAMILIES
+
+BASE = {
+    **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 4, "cohort": 3},
+    **{
+        "hosts": 2,
+        "rounds": 4,
+        "local_steps": 1,
+        "batch_size": 4,
+        "score_batch": 64,
+        "sparsity": 0.25,
+    },
+}
+
+EXCLUDED = {
+    "task": "together with its models, as the factor model",
+    "engine": "the same bits in all of them, which tests/test_engines.py holds",
+    "compile": "a minute a run; tests/learning/test_training.py has it",
+    "verbose": "how much Flower and Ray write",
+    **dict.fromkeys(("plugin", "init", "teacher", "data"), "a file or a folder"),
+    **dict.fromkeys(("out", "ray_address"), "a place"),
+    **dict.fromkeys(
+        ("text_column", "label_column", "target_column", "client_column"), "names in a file"
+    ),
+}
+"""Choices that are no factor, and why."""
+
+_AMOUNTS = ("threshold", "target_bytes", "target_flops")
+
+SWITCHES: dict[str, tuple[Any, ...]] = {
+    "threshold": (1e-4,),
+    "target_bytes": (9_000,),
+    "target_flops": (0.5,),
+    "layers": ({"*": 0.3},),
+    "min_density": (0.05,),
+    "max_density": (0.9,),
+    "warmup": (0,),
+    "frequency": (2,),
+    "floor": (0,),
+    "rewind": (0, 1),
+    "score_steps": (2,),
+    "trim": (0.2,),
+    "accumulate": (2,),
+    "local_epochs": (1,),
+    "proximal": (0.1,),
+    "l1": (1e-4,),
+    "l2": (1e-4,),
+    "group_lasso": (1e-4,),
+    "distil": (0.5,),
+    "distil_hidden": (0.5,),
+    "distil_attention": (0.5,),
+    "server_lr": (0.5,),
+    "reduce_within": (0.1,),
+    "rank_energy": (0.8,),
+    "rank_budget": (0.5,),
+    "rank_tolerance": (0.5,),
+    "dp_score_clip": (1.0,),
+    "panel": (1,),
+    "response": (1.0,),
+    "defence": (0.2,),
+}
+"""Numbers that switch something on, or to another way of doing it."""
+
+BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
+    ("local_epochs", 1): {"local_steps": 0},
+    ("split", "natural"): {"client_column": "client"},
+    ("unit", "n:m"): {"sparsity": 0.5},
+    ("dp", "client"): {"dp_noise": 1.0},
+    ("dp", "example"): {"dp_noise": 1.0},
+    ("unit", "layer"): {"sparsity": 0.5},
+    **{(key, SWITCHES[key][0]): {"sparsity": None} for key in _AMOUNTS},
+}
+"""What of the base does not go with a choice, or what it needs that is no choice."""
+
+
+def factors(data: Path) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """Every choice with its values, as the keys that they set; the first one sets nothing.
+
+    Args:
+        data: a file for the tasks of the user's own data.
+    """
+    blank, names = configure(BASE), names_of("")
+    out = {"model": _models(data)}
+    for key, field in RunConfig.model_fields.items():
+        if key in EXCLUDED or key in out:
+            continue
+        values = [*_choices(field.annotation), *names.get(key, ()), *SWITCHES.get(key, ())]
+        others = [value for value in values if value != vars(blank)[key]]
+        if others:
+            out[key] = ({}, *({key: v, **_beside(key, v)} for v in others))
+    return out
+
+
+def _beside(key: str, value: Any) -> dict[str, Any]:
+    return next((more for (k, v), more in BESIDE.items() if k == key and v == value), {})
+
+
+def chosen_by_name() -> set[str]:
+    """The options whose value is a choice: words of a table, words of the schema, or a flag."""
+    fields = RunConfig.model_fields.items()
+    kinds = {key: (_choices(field.annotation), _kinds(field.annotation)) for key, field in fields}
+    return {key for key, (words, types_) in kinds.items() if words or str in types_}
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _choices(annotation: Any) -> list[Any]:
+    out: list[Any] = []
+    for kind in _kinds(annotation):
+        if kind is bool:
+            out += [False, True]
+        if typing.get_origin(kind) is typing.Literal:
+            out += typing.get_args(kind)
+        if typing.get_origin(kind) is tuple:
+            out += [(value,) for value in _choices(typing.get_args(kind)[0])]
+    return out
+
+
+def _models(data: Path) -> tuple[Mapping[str, Any], ...]:
+    """Every family once, in the first task that has it and reads no package of its own."""
+    found: dict[str, Mapping[str, Any]] = {str(BASE["model"]): {}}
+    for task, its in tasks_of("").items():
+        for model in its.models if task == "digits" or (its.columns and its.folder) else ():
+            keys = {"task": task, "model": model}
+            if model in FAMILIES:
+                keys |= {"data": str(data), "depth": 2, "width": 16, "length": 8}
+            found.setdefault(model, keys)
+    return tuple(found.values())
+
+
+def refusal_of(
+    row: Mapping[str, int], found: Mapping[str, tuple[Mapping[str, Any], ...]]
+) -> str | None:
+    """The key that the refusal of these values names; None where a run of them would begin."""
+    try:
+        config = configure(given(row, found))
+        _begin(config)
+    except ValueError as error:
+        return str(error).partition("=")[0].partition(":")[0].replace("-", "_")
+    return None
+
+
+LOOKED_AT = (
+    *("task", "model", "unit", "unit_shape", "score", "sparsity", "scope", "layers", "pool"),
+    *("structure", "floor", "min_density", "max_density", "reconstruct", "vocabulary", "dp"),
+    *("distil", "distil_hidden", "distil_attention", "reduce", "threshold", "target_bytes"),
+    *("target_flops", "calibration", "checkpointing"),
+)
+"""What the look at a model before a run depends on."""
+
+_SEEN: dict[str, Exception | None] = {}
+
+
+def _begin(config: RunConfig) -> None:
+    """What a run does before it asks anybody; its model and what came out are kept.
+
+    Raises:
+        ValueError: the model and the configuration do not go together.
+    """
+    key = repr([vars(config)[name] for name in LOOKED_AT])
+    if key not in _SEEN:
+        try:
+            with patch.object(federation, "dense_model", _model_of):
+                federation._opening(config, None, None)
+            prepared(_model_of(config), config)
+            _SEEN[key] = None
+        except ValueError as error:
+            _SEEN[key] = error
+    if (error := _SEEN[key]) is not None:
+        raise error
+
+
+_BUILT: dict[str, nn.Module] = {}
+
+
+def _model_of(config: RunConfig) -> nn.Module:
+    key = repr([config.task, config.model, config.structure])
+    if key not in _BUILT:
+        _BUILT[key] = dense_model(config)
+    return _BUILT[key]
+
+
+def given(
+    row: Mapping[str, int], found: Mapping[str, tuple[Mapping[str, Any], ...]]
+) -> dict[str, Any]:
+    """The keys of the base and those that a row sets beside them."""
+    out: dict[str, Any] = dict(BASE)
+    for name, i in row.items():
+        out |= found[name][i]
+    return {key: value for key, value in out.items() if value is not None}

@@ -1,0 +1,150 @@
+"""A pairwise covering array over the choices of a configuration, of which many are refused.
+
+A *choice* is a factor (a key of the schema) and one of its values; a *row* is a set of changes to
+a base configuration. A pair of choices is covered by a row that has both and is accepted, or by a
+refusal that names one of the two.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
+
+Choice = tuple[str, int]
+"""A factor, and which of its values: the first one is that of the base."""
+
+Row = dict[str, int]
+"""Value numbers by factor, of the factors that are not as in the base."""
+
+Refusal = Callable[[Row], str | None]
+"""The factor that a refusal of a row names, or None where it is accepted."""
+
+
+@dataclass
+class Array:
+    """What came out.
+
+    Attributes:
+        rows: accepted, together with every pair that can be had.
+        refused: pairs of choices, and the refusal's factor.
+        had: pairs that rows have.
+        left: pairs that can be had, and are in no row.
+        lost: pairs that were refused naming a third factor, in all settings tried.
+        alone: what has to be set for a choice to be accepted at all; None: nothing was found.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    refused: dict[tuple[Choice, Choice], str] = field(default_factory=dict)
+    had: set[tuple[Choice, Choice]] = field(default_factory=set)
+    left: set[tuple[Choice, Choice]] = field(default_factory=set)
+    lost: dict[tuple[Choice, Choice], str] = field(default_factory=dict)
+    alone: dict[Choice, Row | None] = field(default_factory=dict)
+
+
+def covering(
+    sizes: Mapping[str, int],
+    refusal: Refusal,
+    first: Collection[str] = (),
+    *,
+    most: int = 10**9,
+    seed: int = 0,
+) -> Array:
+    """Rows that cover every pair of choices, greedily; the same for the same seed.
+
+    Args:
+        sizes: how many values each factor has, the base's included.
+        refusal: what says whether a row is accepted.
+        first: factors that are settled before the others in every row.
+        most: rows at most; the pairs that they leave are in `Array.left`.
+        seed: of the order in which pairs and factors are tried.
+    """
+    out, chance = Array(), random.Random(seed)
+    out.alone = {c: _alone(c, sizes, refusal) for c in _choices(sizes)}
+    open_, ways = dict.fromkeys(_pairs(sizes)), dict[tuple[Choice, Choice], Row]()
+    for pair in list(open_):
+        way, named = _settled(pair, out.alone, sizes, refusal)
+        if way is not None:
+            ways[pair] = way
+            continue
+        del open_[pair]
+        (out.refused if named in dict(pair) else out.lost)[pair] = named
+    turns = chance.sample(list(open_), len(open_))
+    while open_ and len(out.rows) < most:
+        row = ways[next(pair for pair in turns if pair in open_)]
+        order = sorted(chance.sample(list(sizes), len(sizes)), key=lambda name: name not in first)
+        row = _grown(row, [n for n in order if n not in row], sizes, open_, refusal)
+        out.rows.append(row)
+        for pair in _pairs_in(row, sizes):
+            if pair in open_:
+                out.had.add(pair)
+                del open_[pair]
+    return replace(out, left=set(open_))
+
+
+def _choices(sizes: Mapping[str, int]) -> list[Choice]:
+    return [(name, i) for name, size in sizes.items() for i in range(size)]
+
+
+def _pairs(sizes: Mapping[str, int]) -> Iterator[tuple[Choice, Choice]]:
+    for a, b in combinations(sizes, 2):
+        yield from (((a, i), (b, j)) for i, j in product(range(sizes[a]), range(sizes[b])))
+
+
+def _pairs_in(row: Row, sizes: Mapping[str, int]) -> Iterator[tuple[Choice, Choice]]:
+    yield from combinations([(name, row.get(name, 0)) for name in sizes], 2)
+
+
+def _alone(choice: Choice, sizes: Mapping[str, int], refusal: Refusal) -> Row | None:
+    """The fewest changes, two at most, beside which a choice is accepted."""
+    others = [c for c in _choices(sizes) if c[0] != choice[0] and c[1]]
+    for n in range(3):
+        for more in combinations(others, n):
+            row = dict([*more, choice])
+            if len(row) == n + 1 and refusal(row) is None:
+                return row
+    return None
+
+
+def _settled(
+    pair: tuple[Choice, Choice],
+    alone: Mapping[Choice, Row | None],
+    sizes: Mapping[str, int],
+    refusal: Refusal,
+) -> tuple[Row | None, str]:
+    """A row with both choices, or the factor that the refusal names."""
+    a, b = pair
+    row = {**(alone[a] or {}), **(alone[b] or {}), a[0]: a[1], b[0]: b[1]}
+    named = refusal(row)
+    if named is None:
+        return row, ""
+    if named not in row or named not in (a[0], b[0]):
+        for i in range(sizes.get(named, 0)):
+            if refusal({**row, named: i}) is None:
+                return {**row, named: i}, ""
+    return None, named
+
+
+def _grown(
+    row: Row,
+    order: Sequence[str],
+    sizes: Mapping[str, int],
+    open_: Mapping[tuple[Choice, Choice], None],
+    refusal: Refusal,
+) -> Row:
+    """The row with a value for every other factor: of those accepted, the one that covers most."""
+    place = {name: i for i, name in enumerate(sizes)}
+    taken = list(row)
+    for name in order:
+
+        def gain(i: int, name: str = name, held: Row = row) -> int:
+            ends = [((t, held.get(t, 0)), (name, i)) for t in taken]
+            return sum(tuple(sorted(two, key=lambda c: place[c[0]])) in open_ for two in ends)
+
+        for i in sorted(range(sizes[name]), key=gain, reverse=True):
+            if refusal({**row, name: i}) is None:
+                row = {**row, name: i}
+                break
+        taken.append(name)
+    return row

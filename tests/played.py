@@ -1,0 +1,113 @@
+"""A run in this process, and the laws that it has to keep whatever was chosen."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from fedprune import Result, RunConfig, federate, federation
+from fedprune.config import configure, from_toml, to_toml
+from fedprune.federation import Watch
+from fedprune.privacy.ledger import Ledger, open_ledger
+from fedprune.privacy.planning import planned as releases
+from fedprune.pruning.selection import planned
+from fedprune.pruning.units import unit_labels
+from fedprune.shapes import dense_model, layout_for
+from fedprune.state import State
+from fedprune.tensors import count_kept
+
+
+def play(config: RunConfig) -> None:
+    """Run a configuration to its end and hold it to the laws.
+
+    Raises:
+        AssertionError: it broke one.
+    """
+    states, ledgers = list[State](), list[Ledger]()
+
+    def opened(*args: Any, **more: Any) -> Ledger:
+        ledgers.append(open_ledger(*args, **more))
+        return ledgers[-1]
+
+    with patch.object(federation, "open_ledger", opened):
+        result = federate(config, watch=Watch(row=lambda _row, _s, state: states.append(state)))
+    assert configure(from_toml(to_toml(config))) == config
+    told = [f for row in result.rows for f in row["failures"]]
+    assert not told, told
+    assert result.summary["failures"] == 0
+    for row in result.rows:
+        assert all(math.isfinite(x) for x in _numbers(row)), row
+    own = states[: config.rounds]  # the other arms come after
+    assert len(own) == config.rounds or "stopped" in result.summary["privacy"]
+    _removed_is_zero(own)
+    _only_shrinks(own, config)
+    _reached(result, config)
+    _as_planned(ledgers[0], config)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def _removed_is_zero(states: list[State]) -> None:
+    for state in states:
+        assert all(torch.isfinite(w).all() for w in state.weights.values())
+        assert not any(state.weights[n][~m].any() for n, m in state.masks.items())
+
+
+def _only_shrinks(states: list[State], c: RunConfig) -> None:
+    kept = [count_kept(state.masks) for state in states]
+    if not c.reduce:  # factors are other weights, and all of them are kept
+        assert kept == sorted(kept, reverse=True), kept
+    if c.schedule == "regrow":
+        return
+    for a, b in pairwise(states):
+        if a.edits == b.edits:
+            assert not any((b.masks[n] & ~m).any() for n, m in a.masks.items())
+
+
+def _reached(result: Result, c: RunConfig) -> None:
+    """Exactly the sparsity asked for; of larger units the last one may be too large to go."""
+    summary = result.summary
+    assert summary["reached"]
+    if c.sparsity is None or c.schedule == "adaptive" or c.reduce:
+        return
+    layout = layout_for(c, dense_model(c))
+    shape = {"unit": c.unit, "unit_shape": c.unit_shape}
+    wanted = planned(layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
+    gone = summary["prunable_parameters"] - summary["kept_parameters"]
+    if c.unit in {"weight", "n:m"}:
+        assert gone == wanted, (gone, wanted)
+        return
+    labels = unit_labels(layout, **shape)
+    flat = torch.cat([t.flatten() for t in labels.values()])
+    largest = int(torch.bincount(flat[flat >= 0]).max())
+    pools = len(layout.prunable) if c.scope != "global" else 1
+    assert wanted - largest * pools < gone <= wanted, (gone, wanted, largest)
+
+
+def _as_planned(ledger: Ledger, c: RunConfig) -> None:
+    """What was booked with noise is what was planned with it."""
+    if c.dp == "none" or c.schedule == "adaptive" or c.calibration != "dense":
+        return
+    booked = Counter(
+        (line["round"], line["quantity"])
+        for line in ledger.lines
+        if line["arm"] == "pruned" and (line["z"] is not None or line["spread"] is not None)
+    )
+    votes = {"votes": "scores"}
+    booked = Counter({(r, votes.get(q, q)): n for (r, q), n in booked.items()})
+    plan = Counter((o.round, r.quantity) for o, (r,) in releases(c))
+    if c.blend == "none":
+        assert booked == plan, (booked - plan, plan - booked)
+    assert not booked - plan, booked - plan
