@@ -274,30 +274,23 @@ def _behind_its_own(c: RunConfig, score: Score) -> list[Misfit]:
 
 
 def _who_is_scored(c: RunConfig, score: Score) -> list[Misfit]:
-    """Whom a score is asked of, and on how many examples."""
-    silent, nothing = f"score {c.score} asks nobody", c.sparsity == 0.0
-    reasons = [
-        (not score.asks, silent),
-        (nothing, "nothing is pruned"),
-        (c.score_during == "tune", "statistics are collected while tuning"),
-    ]
-    everyone, some = c.score_cohort == "all", c.score_examples is not None
-    own = c.masks != "global"
+    """Whom a score is asked of, on how many examples, and how much each client counts."""
+    reasons = {
+        f"score {c.score} asks nobody": not score.asks,
+        "nothing is pruned": c.sparsity == 0.0,
+        "statistics are collected while tuning": c.score_during == "tune",
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), "")
+    own = "" if c.masks == "global" else "clients prune by themselves, as they tune"
+    rule = COMBINES[c.combine]
+    weighted = rule.valued and not rule.pooled and rule.merge is None
     return [
-        *[("score-cohort", everyone and wrong, why, "cohort") for wrong, why in reasons],
-        ("score-cohort", everyone and own, "clients prune by themselves, as they tune", "cohort"),
-        *[("score-examples", some and wrong, why, _OUT) for wrong, why in reasons],
+        ("score-cohort", c.score_cohort == "all" and bool(why or own), why or own, "cohort"),
+        ("score-examples", c.score_examples is not None and bool(why), why, _OUT),
         (
             "weighting",
-            c.weighting == "equal-scores"
-            and (COMBINES[c.combine].pooled or COMBINES[c.combine].merge is not None),
+            c.weighting == "equal-scores" and not weighted,
             f"combine {c.combine} weights no client's score",
-            "labels, equal",
-        ),
-        (
-            "weighting",
-            c.weighting == "equal-scores" and not COMBINES[c.combine].valued,
-            "every vote counts alike",
             "labels, equal",
         ),
     ]

@@ -18,7 +18,7 @@ from fedprune.messages import Folded, Question
 from fedprune.notes import Notes, noted
 from fedprune.plugins import scores_of
 from fedprune.privacy.response import ballot_of, debiased, flip_probability
-from fedprune.pruning.amount import sparsity_for
+from fedprune.pruning.amount import OutOfReach, sparsest, sparsity_for
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.flops import flops
 from fedprune.pruning.inputs import unseen
@@ -216,14 +216,17 @@ def _selected(
     if sparsity is not None or c.threshold is not None:
         return at(sparsity)
     now = sparsity_of(state.masks, plan.layout)
-    cost, target = _cost(state, plan)
+    cost, target = cost_of(state, plan)
     n = plan.layout.whole
     key = "target-bytes" if c.target_bytes is not None else "target-flops"
-    final = sparsity_for(cost, at, target, now, n, key=key)
+    try:
+        final = sparsity_for(cost, at, target, now, n, key=key)
+    except OutOfReach:  # by these scores; by magnitude, before the run, it was not
+        final = (n - count_kept({**state.masks, **sparsest(at, now, n)})) / n
     return at(max(now, progress * final))
 
 
-def _cost(state: State, plan: Plan) -> tuple[Callable[[Masks], float], float]:
+def cost_of(state: State, plan: Plan) -> tuple[Callable[[Masks], float], float]:
     """What a mask costs and what it may cost: bytes of the coded file, or a part of the FLOPs."""
     c = plan.config
     if c.target_bytes is not None:

@@ -198,7 +198,7 @@ def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:
     def at(sparsity: float) -> Masks:
         return chosen(scores, Wanted(sparsity, c.scope), c, layout, alive, weights)
 
-    masks = sparsest(at, layout.whole)
+    masks = sparsest(at, 0.0, layout.whole)
     if c.target_bytes is not None:
         lowest: float = coded_size(c, {**state, **frozen_of(model)}, masks)
         if lowest > c.target_bytes:

@@ -36,6 +36,7 @@ EXCLUDED = {
     "verbose": "how much Flower and Ray write",
     **dict.fromkeys(("plugin", "init", "teacher", "data"), "a file or a folder"),
     **dict.fromkeys(("out", "ray_address"), "a place"),
+    "encoding": "how a file is written",
     **dict.fromkeys(
         ("text_column", "label_column", "target_column", "client_column"), "names in a file"
     ),
@@ -48,7 +49,6 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "threshold": (1e-4,),
     "target_bytes": (9_000,),
     "target_flops": (0.5,),
-    "layers": ({"*": 0.3},),
     "min_density": (0.05,),
     "max_density": (0.9,),
     "warmup": (0,),
@@ -74,12 +74,14 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "dp_score_clip": (1.0,),
     "panel": (1,),
     "response": (1.0,),
+    "score_examples": (3,),
     "defence": (0.2,),
 }
 """Numbers that switch something on, or to another way of doing it."""
 
 BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
     ("local_epochs", 1): {"local_steps": 0},
+    ("scope", "patterns"): {"layers": {"*": 0.3}},
     ("split", "natural"): {"client_column": "client"},
     ("unit", "n:m"): {"sparsity": 0.5},
     ("dp", "client"): {"dp_noise": 1.0},

@@ -81,7 +81,10 @@ CASES: list[Case] = [
     ({"score_examples": 5}, {}),
     ({"weighting": "equal", "combine": "mean"}, {"combine": "mean"}),
     ({"weighting": "equal-scores", "combine": "mean"}, {"combine": "mean"}),
-    ({"score": "perturbation", "combine": "mean"}, {"score": "perturbation"}),
+    (
+        {"score": "perturbation", "probes": 4, "combine": "mean"},
+        {"score": "perturbation", "probes": 4},
+    ),
     ({"max_density": 0.9, "target_flops": 0.3, "sparsity": None}, {}),
     ({"rewind": 0}, {}),
     ({"rewind": 1}, {}),

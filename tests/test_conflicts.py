@@ -401,6 +401,17 @@ IN_SEQUENCE = [
         "no statistics travel; allowed: fp32",
     ),
     (
+        {"calibration": "local", "scope": "layer", "combine": "votes", "score": "grasp"}
+        | {"warmup": 0, "schedule": "one-shot", "end": 1},
+        "calibration='local'",
+        "score grasp needs two questions; allowed: dense",
+    ),
+    (
+        {"calibration": "local", "scope": "layer", "combine": "votes", "vote_scope": "global"},
+        "vote-scope='global'",
+        "blocks are pruned one after the other; allowed: layer, row",
+    ),
+    (
         {"score_cohort": "all", "score": "magnitude"},
         "score-cohort='all'",
         "score magnitude asks nobody; allowed: cohort",
@@ -1063,6 +1074,11 @@ OF_CLIENTS = [
         "unit='weight'",
         "with a bit for every weight each of them is a coin; allowed: block, row, column, head, "
         "neuron, head-neuron, channel, sublayer, layer",
+    ),
+    (
+        {"model": "mlp", "dp": "example", "dp_noise": 1.0, "score_examples": 9},
+        "score-examples=9",
+        "which examples are drawn depends on all of them; allowed: leave it out",
     ),
     (
         {"model": "mlp", "dp": "example", "dp_noise": 1.0, "combine": "votes"},

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from fedprune.tensors import Masks
 
 
+class OutOfReach(ValueError):
+    """No sparsity costs so little."""
+
+
 def sparsity_for(
     cost: Callable[[Masks], float],
     choose: Callable[[float], Masks],
@@ -31,7 +35,8 @@ def sparsity_for(
         key: what the target is called in an error.
 
     Raises:
-        ValueError: no sparsity fits; or what `choose` raises for the lowest.
+        OutOfReach: no sparsity fits.
+        ValueError: what `choose` raises for the lowest.
     """
     best = cost(choose(lowest))
     if best <= target:
@@ -48,24 +53,25 @@ def sparsity_for(
         else:
             low, best = middle, min(best, spent)
     if found is None:
-        raise ValueError(
+        raise OutOfReach(
             f"{key}={target:g}: not even the sparsest masks allowed cost that little; "
             f"allowed: {best:g} or more"
         )
     return found / n
 
 
-def sparsest(choose: Callable[[float], Masks], n: int) -> Masks:
+def sparsest(choose: Callable[[float], Masks], lowest: float, n: int) -> Masks:
     """The masks of the largest sparsity, in whole weights, that can be chosen; by bisection.
 
     Args:
         choose: as in `sparsity_for`.
+        lowest: the sparsity that is reached already.
         n: how many prunable weights there are.
 
     Raises:
-        ValueError: what `choose` raises for 0.
+        ValueError: what `choose` raises for the lowest.
     """
-    low, high, found = 0, n + 1, choose(0.0)
+    low, high, found = int(lowest * n + 0.5), n + 1, choose(lowest)
     while high - low > 1:
         middle = (low + high) // 2
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,16 @@ Row = dict[str, Any]
 
 
 def quality(totals: Totals, config: RunConfig) -> dict[str, float] | None:
-    """Mean loss, what else the task measures, and labels; None where nothing was measured."""
+    """Mean loss, what else the task measures, and labels; None where nothing was measured.
+
+    Without what is no number: of counts that noise brought to 0 there is no F1.
+    """
     if not totals.get("count"):
         return None
     task = tasks_of(config.plugin)[config.task]
     scale = task.scale(config) if task.scale else 1.0
-    return {**measures(totals, task.metric, scale), "count": int(totals["count"])}
+    found = measures(totals, task.metric, scale)
+    return {n: v for n, v in found.items() if math.isfinite(v)} | {"count": int(totals["count"])}
 
 
 def zeros(state: State) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from fedprune.compression.masks import mask_digest
 from fedprune.config import RunConfig
+from fedprune.deciding import cost_of
 from fedprune.plugins import tasks_of
 from fedprune.privacy.leaving import hides
 from fedprune.pruning.cuts import alive_units
@@ -122,7 +123,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
         "reached": not end.owed if plan is None else plan.done(end),
-        "short": _short(config, (prunable - kept) / prunable),
+        "short": _short(config, (prunable - kept) / prunable, end, plan),
         "short_why": _why_short(config),
         **_flops(end.masks, plan),
         "sparsity_of_all": (parameters - now.parameters + zeros) / parameters,
@@ -143,8 +144,14 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
     }
 
 
-def _short(config: RunConfig, sparsity: float) -> float:
-    """By how much the sparsity misses the one asked for, as whole units make it; else 0.0."""
+def _short(config: RunConfig, sparsity: float, end: State, plan: Plan | None) -> float:
+    """By how much the sparsity misses the one asked for, as whole units make it; else 0.0.
+
+    Of a target of bytes or FLOPs, the part of it by which it is missed.
+    """
+    if plan is not None and (config.target_bytes or config.target_flops) and not end.owed:
+        cost, target = cost_of(end, plan)
+        return max(0.0, cost(end.masks) / target - 1.0) if end.edits == plan.edits else 0.0
     asked = config.sparsity or 0.0
     missed = asked - sparsity if config.schedule != "adaptive" else 0.0
     return missed if missed > LEAST_MISSED else 0.0

@@ -1,11 +1,12 @@
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.pruning.amount import sparsity_for
+from fedprune.pruning.amount import sparsest, sparsity_for
 from fedprune.pruning.selection import select
 from fedprune.tensors import Masks
 
@@ -56,3 +57,18 @@ def test_too_little_is_refused_with_what_can_be_had() -> None:
         sparsity_for(kept, at, 1, 0.0, N, key="target-bytes")
     with pytest.raises(ValueError, match=r"^cannot remove"):  # an error that is not about sparsity
         sparsity_for(kept, at, 1, 1.0, N)
+
+
+def test_the_sparsest_masks_are_the_last_that_can_be_chosen():
+    def upto(most: int) -> Callable[[float], Masks]:
+        def choose(sparsity: float) -> Masks:
+            if round(sparsity * N) > most:
+                raise ValueError("floors")
+            return at(sparsity)
+
+        return choose
+
+    for most in (0, 1, N // 3, N - 2):  # a weight of every tensor stays
+        assert N - kept(sparsest(upto(most), 0.0, N)) == most
+    with pytest.raises(ValueError, match="floors"):
+        sparsest(upto(2), 0.5, N)
