@@ -158,7 +158,9 @@ def _short(config: RunConfig, sparsity: float, end: State, plan: Plan | None) ->
 
 
 def _why_short(config: RunConfig) -> str:
-    """Why a run may come short of the sparsity asked for."""
+    """Why a run may come short of what was asked for."""
+    if config.target_bytes or config.target_flops:
+        return "no mask that these scores give costs so little"
     if config.unit == "n:m" and config.unit_shape is not None:
         n, m = config.unit_shape
         return f"groups of fewer than {m} inputs keep more than {n} of {m}"
