@@ -6,13 +6,13 @@ Runs are started by ``python simulations/run.py``, or by ``flwr run``.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 from fedprune.commands import analyse, audit, export, measure
 from fedprune.config import ConfigError
+from fedprune.ending import BAD_INPUT, ended, told
 
 PROGRAM = "fedprune"
 
@@ -71,12 +71,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 where it was done, 1 where a check failed, 2 for bad input."""
+    """Run the command line; see `fedprune.ending` for what it gives back."""
+    return ended(lambda: _main(arguments), PROGRAM)
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         given = parser().parse_args(arguments)
         return COMMANDS[given.command].run(given)
+    except BrokenPipeError:
+        raise
     except (ConfigError, OSError, ImportError, ValueError) as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return told(PROGRAM, error, BAD_INPUT)

@@ -357,7 +357,12 @@ class RunConfig(BaseModel):
         "engine", "GPUs a worker gets (-1: CUDA shared evenly, if there)", -1.0, ge=-1, le=1
     )
     ray_address: str = _field("engine", "address of a running Ray cluster", "")
-    timeout: float = _field("engine", "seconds to wait for the answers of a phase", 3600.0, gt=0)
+    timeout: float = _field(
+        "engine",
+        "seconds a phase may take (a client: half of what is left to its host)",
+        3600.0,
+        gt=0,
+    )
 
     vocabulary: Literal["full", "used"] = _field(
         "pruning",

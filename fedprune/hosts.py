@@ -21,6 +21,7 @@ from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, digest_of
 from fedprune.config import RunConfig, with_values
 from fedprune.forms import Form, form_of
+from fedprune.guarding import allowance, guarded
 from fedprune.learning.training import prepared
 from fedprune.messages import Answer, Folded, Question, Refused, summed
 from fedprune.packets import decode_question, encode_answer, encode_question
@@ -150,8 +151,8 @@ def serve(
     _in_the_open(house)
     asked = _asked(house, packet)
     total = Folded()
-    for partition in partitions:
-        part = _part(asked, partition)
+    for i, partition in enumerate(partitions):
+        part = _part(asked, partition, len(partitions) - i)
         total = added(part, asked.question, asked.form, house.config, total)
         if tick:
             tick(1)
@@ -171,7 +172,7 @@ def parts_of(house: House, packet: Packet, partitions: Sequence[int]) -> list[Pa
     """
     _in_the_open(house)
     asked = _asked(house, packet)
-    return [_part(asked, partition) for partition in partitions]
+    return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
 
 
 def sum_of(house: House, packet: Packet, parts: Sequence[Part]) -> Folded:
@@ -185,23 +186,33 @@ def sum_of(house: House, packet: Packet, parts: Sequence[Part]) -> Folded:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question as a host serves it: the model that it is about, and the form of its answers."""
+    """A question as a host serves it: the model that it is about, and the form of its answers.
+
+    Attributes:
+        house: around that model.
+        question: what is asked.
+        form: of the answers.
+        seconds: how long a partition may take, by how many are still to answer.
+    """
 
     house: House
     question: Question
     form: Form
+    seconds: Callable[[int], float]
 
 
 def _asked(house: House, packet: Packet) -> _Asked:
     house = furnished(house, edits_in(packet.bits))
     question = decode_question(packet, house.layout)
-    return _Asked(house, question, form_of(question, house.config, house.layout))
+    form = form_of(question, house.config, house.layout)
+    return _Asked(house, question, form, allowance(house.config.timeout))
 
 
-def _part(asked: _Asked, partition: int) -> Part:
+def _part(asked: _Asked, partition: int, left: int) -> Part:
+    """What a partition sends, with as many of the host's still to answer, itself included."""
     house, question = asked.house, asked.question
     try:
-        meant = answered(house, question, partition)
+        meant = answered(house, question, partition, asked.seconds(left))
         packet = encoded(house, question, partition, meant)
         if house.config.error_feedback and question.kind == "tune":
             _keep_back(asked, partition, meant, packet)
@@ -228,14 +239,21 @@ def released(house: House, question: Question, partition: int) -> Packet:
     return encoded(house, question, partition, answered(house, question, partition))
 
 
-def answered(house: House, question: Question, partition: int) -> Answer:
-    """One partition's answer; of a change with what it kept back before, where it does that."""
+def answered(
+    house: House, question: Question, partition: int, seconds: float | None = None
+) -> Answer:
+    """One partition's answer; of a change with what it kept back before, where it does that.
+
+    Raises:
+        RuntimeError: it took longer than so many seconds, by default half of the phase's.
+    """
+    limit = house.config.timeout / 2 if seconds is None else seconds
     reset(house.model, house.counters)
     with one_thread():
-        return _answered(house, question, partition)
+        return _answered(house, question, partition, limit)
 
 
-def _answered(house: House, question: Question, partition: int) -> Answer:
+def _answered(house: House, question: Question, partition: int, limit: float) -> Answer:
     seat = Seat(
         partition,
         house.shards[partition],
@@ -249,7 +267,8 @@ def _answered(house: House, question: Question, partition: int) -> Answer:
     )
     form = form_of(question, house.config, house.layout)
     most = most_votes(question, house.config, form, house.layout)
-    given = leaving(answer(question, seat), question, house.config, most)
+    given = guarded(lambda: answer(question, seat), limit)
+    given = leaving(given, question, house.config, most)
     if noises_itself(question.kind, house.config):
         q = question
         what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"

@@ -20,6 +20,10 @@ from fedprune.letters import Letter
 from fedprune.messages import Failure, Refused, failure_said, plain
 from server.mail import Lost, Post, Reply
 
+JOIN = 900.0
+"""Seconds in which a worker of our own simulation must have loaded model and data, whatever
+``--timeout`` says: that is how long a phase may take, and how long devices are waited for."""
+
 GATHER_POLL = 0.2
 """Seconds between looks for newcomers, while a round waits for enough of them."""
 
@@ -82,7 +86,7 @@ class Fleet:
         for in vain is not waited for again until there are enough.
 
         Raises:
-            ConfigError: a worker of a simulation cannot serve: so could none.
+            ConfigError: a worker of a simulation cannot serve, so could none; or none has come.
         """
         self._look()
         if self.gathering:
@@ -92,8 +96,14 @@ class Fleet:
 
     def _wait(self) -> None:
         began = said = time.monotonic()
+        ours = self.config.engine == "ray" and not self._began
         while not self._enough() and not self._gave_up:
-            self._gave_up = time.monotonic() > began + self.config.timeout
+            self._gave_up = time.monotonic() > began + (JOIN if ours else self.config.timeout)
+            if self._gave_up and ours and not self.nodes:
+                raise ConfigError(
+                    f"engine='ray': no worker has joined within {JOIN:g} s; "
+                    "allowed: --engine inline, or fewer --workers"
+                )
             if time.monotonic() > said + PATIENCE_LOG:
                 said = time.monotonic()
                 log.warning("waiting for clients: %d are there", len(self._labels()))

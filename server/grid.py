@@ -64,6 +64,7 @@ def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[
         asking = _Asking(fleet, question, packet, form, seats, hosts)
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)
+        asking.ask_apart(tick)
         return replace(summed(asking.sums()), bytes_down=asking.down)
 
     return put
@@ -109,6 +110,29 @@ class _Asking:
             self.outcomes[k] = outcome = self._understood(reply, group)
             if tick and isinstance(outcome, Folded | list):
                 tick(len(group))
+
+    def ask_apart(self, tick: Tick | None) -> None:
+        """Ask the partitions of a host that broke down twice one by one: one of them may do that.
+
+        Where nothing came in time nobody is asked again: that would take as long once more.
+        """
+        if not self.fleet.simulated():
+            return
+        broken = [
+            k
+            for k, (node, group) in self.seats.items()
+            if node is not None and len(group) > 1 and self._open(k) and not self._late(k)
+        ]
+        for k in broken:
+            node, group = self.seats[k]
+            seats: dict[int, Seat] = {p: (node, [p]) for p in group}
+            alone = replace(self, seats=seats, outcomes={}, down=0)
+            alone.ask(again=True, tick=tick)
+            self.outcomes[k] = summed(alone.sums())
+
+    def _late(self, k: int) -> bool:
+        outcome = self.outcomes.get(k)
+        return isinstance(outcome, Lost) and outcome.late
 
     def _open(self, k: int) -> bool:
         outcome = self.outcomes.get(k)

@@ -41,11 +41,13 @@ class Lost:
         reason: one line.
         sent: whether the question may have reached it.
         left: the node is no longer there, so that asking again is of no use.
+        late: nothing came in the time that there was.
     """
 
     reason: str
     sent: bool = True
     left: bool = False
+    late: bool = False
 
 
 MISSING = Lost("lacks the mask or the configuration")
@@ -118,7 +120,7 @@ def exchange(
         if post.awaited:
             time.sleep(poll)
     for key in list(post.awaited.values()):
-        yield key, Lost(f"no reply within {timeout:g} s")
+        yield key, Lost(f"no reply within {timeout:g} s", late=True)
 
 
 def _left(post: Post, mail: Mapping[int, tuple[int, Letter]]) -> Iterator[tuple[int, Reply]]:

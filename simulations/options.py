@@ -246,9 +246,3 @@ def _models(plugin: str) -> dict[str, str]:
     lines = {m: f"{summary} ({', '.join(names)})" for m, (summary, names) in found.items()}
     paths = ", ".join(name for name, task in tasks_of(plugin).items() if task.paths)
     return lines | {"PATH": f"a folder or hub id that transformers loads ({paths})"}
-
-
-def main_error(error: Exception) -> int:
-    """Print one line and give back the exit code of bad input."""
-    print(f"run.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2

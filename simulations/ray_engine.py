@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import math
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import StringIO
@@ -14,22 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.config import ConfigError, RunConfig
+from fedprune.ending import INTERRUPTED
 from fedprune.process import put_back
 from fedprune.report.screen import Screen
 
-
-def require_ray() -> None:
-    """Refuse to start without Flower's simulation.
-
-    Raises:
-        ConfigError: flwr or ray is not installed.
-    """
-    for package in ("flwr", "ray"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"engine='ray': {package} is not installed; "
-                "allowed: pip install 'fedprune[flower]', or --engine inline"
-            )
+GRACE = 20.0
+"""Seconds for Flower's simulation to end after the run; what hangs then is left behind."""
 
 
 def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
@@ -40,8 +30,8 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
     all that Ray has, and Ray goes on; else it starts a Ray of its own, and ends it.
 
     Raises:
+        ConfigError: Ray did not start, or `ray_address` names another one than that in use.
         SystemExit: no round was completed.
-        ConfigError: `ray_address` names another Ray than the one in use.
     """
     with put_back():
         _simulated(config, folder, screen, resume=resume)
@@ -58,7 +48,7 @@ def _simulated(config: RunConfig, folder: Path, screen: Screen, *, resume: bool)
 
     server_app = ServerApp()
     outcome: list[BaseException] = []
-    quiet = ExitStack()
+    quiet, ended, finished = ExitStack(), threading.Event(), threading.Event()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -67,47 +57,62 @@ def _simulated(config: RunConfig, folder: Path, screen: Screen, *, resume: bool)
             run_on(grid, config, folder, screen, resume=resume)
         except BaseException as error:  # carried to the caller's thread
             outcome.append(error)
+        ended.set()
         if not config.verbose:
             # All has been said; what Ray prints while its workers end would come after it.
             quiet.enter_context(redirect_stdout(StringIO()))
 
-    finished = threading.Event()
-
     def run_all() -> None:
         try:
             run_apps(server_app, client_app, config, config.hosts)
-        except BaseException as error:
+        except ConfigError as error:
             outcome.append(error)
+        except Exception as error:
+            if not ended.is_set():
+                line = f"engine='ray': {_reason(error)}; allowed: {_INSTEAD}"
+                outcome.append(ConfigError(line))
         finally:
             finished.set()
 
     with quiet:
-        _start_and_wait(run_all, finished, screen)
+        _start_and_wait(run_all, (ended, finished), screen)
     screen.stop()
     if outcome:
         raise outcome[0]
 
 
-def _start_and_wait(work: Callable[[], None], finished: threading.Event, screen: Screen) -> None:
+_INSTEAD = "what this machine has, or --engine inline"
+
+
+def _reason(error: BaseException) -> str:
+    """Why Flower's simulation did not start or broke off: the first error of the chain."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _start_and_wait(
+    work: Callable[[], None], ends: tuple[threading.Event, threading.Event], screen: Screen
+) -> None:
     """Do the work in a thread of its own, so that an interrupt reaches ours and not Flower's.
+
+    It is over when Flower is, or a while after the run is: a client that hangs keeps its worker.
 
     Interrupted in the middle, Flower's simulation waits for ever for its server's half. So the
     first interrupt asks that half to stop at the next question, the second one ends at once.
     """
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    ended, finished = ends
     threading.Thread(target=work).start()
-    try:
-        while not finished.is_set():
-            try:
-                finished.wait(0.2)  # an interrupted Thread.join would call a live thread dead
-            except KeyboardInterrupt:
-                if screen.halted:
-                    os._exit(130)
-                screen.halt()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    last = math.inf
+    while not finished.is_set() and time.monotonic() < last:
+        try:
+            finished.wait(0.2)  # an interrupted Thread.join would call a live thread dead
+            if ended.is_set():
+                last = min(last, time.monotonic() + GRACE)
+        except KeyboardInterrupt:
+            if screen.halted:
+                os._exit(INTERRUPTED)
+            screen.halt()
 
 
 def set_environment() -> None:

@@ -10,18 +10,31 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fedprune.config import ConfigError
+from fedprune.ending import BAD_INPUT, FAILED, INTERRUPTED, ended, told
 from fedprune.federation import NoRoundCompleted, federate
-from fedprune.hosts import inline_port, labels_of, open_house, placed
-from fedprune.report.folder import check_resumable, fresh_folder
+from fedprune.hosts import House, inline_port, labels_of, open_house, placed
+from fedprune.report.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
-from simulations.options import chosen, main_error
-from simulations.ray_engine import require_ray, simulate
+from simulations.options import chosen
+from simulations.ray_engine import simulate
+from simulations.starting import leave, require_ray
+
+PROGRAM = "run.py"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 for a run that completed rounds, 2 for bad input."""
+    """Run the command line.
+
+    Returns:
+        0: the run completed rounds. 1: it began and came to nothing, or could not write. 2: bad
+        input, or Ray that cannot start. 130: interrupted.
+    """
+    return ended(lambda: _main(sys.argv[1:] if arguments is None else arguments), PROGRAM)
+
+
+def _main(arguments: list[str]) -> int:
     try:
-        config, resume = chosen(sys.argv[1:] if arguments is None else arguments)
+        config, resume = chosen(arguments)
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
         folder = fresh_folder(config) if resume is None else resume
@@ -29,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         if resume is not None:
             check_resumable(resume)
         if config.engine == "ray":
-            require_ray()
+            require_ray(config)
         screen = Screen()
         screen.opening(config, folder)
         house = open_house(config)
@@ -37,27 +50,44 @@ def main(arguments: list[str] | None = None) -> int:
         screen.response(config, house.layout)
         screen.shards(labels_of(house), house.task.unit)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
-        return main_error(error)
+        return told(PROGRAM, error, BAD_INPUT)
+    go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        if config.engine == "inline":
-            port = inline_port(house, screen.tick)
-            with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
-                watch = screen.watch()
-                federate(config, port, folder=folder, resume=resume is not None, watch=watch)
-            screen.closing(folder)
-        else:
-            simulate(config, folder, screen, resume=resume is not None)
-    except ConfigError as error:  # what only the first pruning could tell
-        screen.stop()
-        return main_error(error)
+        _play(house, folder, screen, resume=resume is not None)
+    except ConfigError as error:  # what only the first pruning, or Ray, could tell
+        return told(PROGRAM, error, BAD_INPUT)
     except KeyboardInterrupt:
         screen.stop()
-        print(
-            f"\ninterrupted; to go on: python simulations/run.py --resume {folder}", file=sys.stderr
-        )
-        return 130
+        with suppress(OSError):
+            print(f"\ninterrupted; {go_on}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        begun = (folder / CONFIG_NAME).is_file()
+        text = f"out={str(folder)!r}: {error}; allowed: a folder on a disk with room to write"
+        return told(PROGRAM, f"{text}; {go_on}" if begun else text, FAILED if begun else BAD_INPUT)
+    finally:
+        screen.stop()
     return 0
 
 
+def _play(house: House, folder: Path, screen: Screen, *, resume: bool) -> None:
+    config = house.config
+    if config.engine == "inline":
+        port = inline_port(house, screen.tick)
+        with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
+            federate(config, port, folder=folder, resume=resume, watch=screen.watch())
+        screen.closing(folder)
+    else:
+        simulate(config, folder, screen, resume=resume)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        CODE = main()
+    except SystemExit as end:  # --help and --list, or a run that came to nothing
+        CODE = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    leave(CODE)

@@ -40,11 +40,17 @@ _DOING = {
 }
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave to the command what to say: rich would end it without a word."""
+        raise
+
+
 class Screen:
     """Lines about a run; `watch` and `tick` are what the engines call."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or _Console(highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description:<34}"),
             BarColumn(24),

@@ -400,3 +400,23 @@ def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(
         without=lambda q, p: p == 1 and (q.round > 3 or (q.round, q.kind) == (3, "tune")),
     )
     assert seen.summary["weights_digest"] == federate(config, never.port).summary["weights_digest"]
+
+
+def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(
+    workers: Made, tiny: Made, spy: Any
+):
+    def breaks(_: int, message: Message, reply: Message) -> Message | None:
+        asked = dict(message.content.config_records["fields"])
+        if message.metadata.message_type == "query.hello" or 1 not in asked["partitions"]:
+            return reply
+        return Message(Error(code=0, reason="the worker died"), reply_to=message)
+
+    config = tiny(cohort=5, hosts=2)
+    grid = workers(2, meddle=breaks)
+    seen = run_on(grid, config)
+    assert {(f["partition"], f["reason"]) for f in failures(seen)} == {(1, "the worker died")}
+    assert [row["answered"] for row in seen.rows] == [4] * 5
+    never = spy(inline_port(open_house(config)), without=lambda _, p: p == 1)
+    right = federate(config, never.port)
+    assert seen.summary["weights_digest"] == right.summary["weights_digest"]
+    assert [row["bytes_up"] for row in seen.rows] == [row["bytes_up"] for row in right.rows]
