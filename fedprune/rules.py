@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -125,8 +126,12 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
 
 
 def _known_encoding(name: str | None) -> bool:
+    """Whether the interpreter itself has the encoding: packages add codecs that take any name."""
     try:
-        return name is None or isinstance(b"a".decode(name), str)
+        return name is None or (
+            encodings.search_function(encodings.normalize_encoding(name.lower())) is not None
+            and isinstance(b"a".decode(name), str)
+        )
     except UnicodeDecodeError:  # half a unit of UTF-16
         return True
     except (LookupError, ValueError):

@@ -101,7 +101,8 @@ def _check(config: RunConfig, owners: int, small: set[str], members: Members) ->
     where = f"client-column={config.client_column!r}"
     few = f"{len(small)} of its {owners} values have too little to be cut in three"
     if members.keys() <= small and all(len(own) == 1 for own in members.values()):
-        raise ValueError(f"{where}: {few}, nobody can be measured on; allowed: values with more")
+        way = "--small-owners group, or " if config.small_owners != "group" else ""
+        raise ValueError(f"{where}: {few}, nobody can be measured on; allowed: {way}more rows each")
     if config.clients is not None and config.clients > len(members):
         seen = f"{where} makes {len(members)}" + (f" ({few})" if small else "")
         raise ValueError(f"clients={config.clients}: {seen}; allowed: 1 to {len(members)}")
@@ -132,7 +133,7 @@ def sentences(population: Mapping[str, int]) -> list[str]:
             f"the {p.clients} largest of {p.possible} possible ones; {p.unasked} owners left out"
         )
     if p.train_only:
-        lines.append(f"{p.train_only} have too little to be measured on and only train")
+        lines.append(f"{p.train_only} of the clients only train: too little to be measured on")
     if p.grouped:
         lines.append(f"{p.grouped} owners with too little share a client with others")
     if p.dropped:

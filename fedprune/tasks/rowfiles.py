@@ -227,7 +227,9 @@ def read_json(path: Path, encoding: str | None) -> Columns:
                 '{"text": "..."}, one a line or in a list'
             )
         for name, cell in row.items():
-            columns.setdefault(name, [None] * done).append(cell)
+            if name not in columns:
+                columns[name] = [None] * done
+            columns[name].append(cell)
         if len(row) < len(columns):
             for cells in columns.values():
                 cells.extend([None] * (done + 1 - len(cells)))
