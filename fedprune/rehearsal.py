@@ -180,8 +180,25 @@ def _check_losses(trial: Trial, declared: Declared) -> None:
             "a causal model (of an encoder's family: with is_decoder true in its config.json), "
             "or a task that hides symbols (masked-language-modelling)",
         )
-    if seat.task.dummy is not None:
-        seat.task.loss(model, next(seat.moved(iter([seat.task.dummy(seat.config)]))))
+    _check_dummy(trial, batch)
+
+
+@torch.no_grad()
+def _check_dummy(trial: Trial, batch: Part) -> None:
+    """The example without data goes through the loss, also as long a text as there can be."""
+    seat, c = trial.seat, trial.seat.config
+    if seat.task.dummy is None:
+        return
+    (dummy,) = seat.moved(iter([seat.task.dummy(c)]))
+    seat.task.loss(seat.model, dummy)
+    texts = [name for name in seat.task.tokens[:1] if name in dummy and c.length is not None]
+    for name in texts:
+        for token in batch[name].unique()[:2]:  # one of them is not the padding
+            full = {**dummy, name: torch.full_like(dummy[name], int(token))}
+            try:
+                seat.task.loss(seat.model, full)
+            except (IndexError, RuntimeError) as error:
+                refuse("length", c.length, f"a text as long fails: {error}", "a smaller one")
 
 
 def _answered(trial: Trial, question: Question) -> Answer:

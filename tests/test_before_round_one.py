@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federat
 from fedprune.config import ConfigError, configure
 from fedprune.hosts import inline_port, open_house
 from fedprune.state import Port
+from fedprune.tasks.symbols import characters
 from fedprune.tasks.task import Part, classification_loss, label_tokens, token_loss
 from fedprune.tensors import digest
 
@@ -524,3 +526,25 @@ def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch: pytest.MonkeyPa
     port = inline_port(open_house(config))
     monkeypatch.setitem(TASKS, "mine", replace(MINE, shards=never))
     assert federate(config, port).summary["failures"] == 0
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family: str, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"embedding_size": 16} if family == "Electra" else {}
+    kind = getattr(transformers, f"{family}Config")
+    (tmp_path / "rows.txt").write_text("to be or not to be that is the question\n" * 30)
+    keys = {"engine": "inline", "task": "language-modelling", "data": str(tmp_path / "rows.txt"),
+            "clients": 2, "length": 16, "model": str(tmp_path / "model")}  # fmt: skip
+    characters("causal").tokenizer.save_pretrained(tmp_path / "model")
+    for decoder in (False, True):
+        config = kind(vocab_size=98, intermediate_size=32, is_decoder=decoder, **sizes)
+        torch.manual_seed(0)
+        auto = transformers.AutoModelForCausalLM
+        auto.from_config(config).save_pretrained(tmp_path / "model")
+        if decoder:
+            assert open_house(configure(keys)).model.config.is_decoder
+        else:
+            with pytest.raises(ConfigError, match=r"^model='.*': a later token moves the logits"):
+                open_house(configure(keys))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedprune.tasks.coverage import check_known
 from fedprune.tasks.language import length_of
-from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.loading import check_length, from_pretrained
 from fedprune.tasks.splits import cut_at_random, partition
 from fedprune.tasks.symbols import own_symbols, rows_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
@@ -172,6 +172,7 @@ def _model(corpus: Corpus, config: RunConfig) -> nn.Module:
     pooler = {"add_pooling_layer": False} if config.model == "minilm" else {}
     encoder = from_pretrained(AutoModel, name, config.task, **plain, **pooler)
     encoder.config.use_cache = False
+    check_length(encoder, config.model, length_of(config, corpus.length))
     width: int = encoder.config.hidden_size
     return MeanPooled(frozen_below(encoder, TRAINED_BLOCKS), width, len(corpus.topics))
 

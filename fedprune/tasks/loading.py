@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fedprune.naming import refuse
 from fedprune.tasks.families import FAMILIES, Need
 
 if TYPE_CHECKING:
@@ -69,15 +70,47 @@ def loaded(config: RunConfig, need: Need) -> nn.Module:
             f"model={config.model!r}: embeddings of {known} tokens for a tokenizer of "
             f"{need.vocabulary}; allowed: a model that belongs to its tokenizer"
         )
-    longest = getattr(settings, "max_position_embeddings", None) or need.length  # T5 has no limit
-    if need.length > longest:
-        raise ValueError(
-            f"length={need.length}: {config.model} reads {longest} tokens; allowed: 8 to {longest}"
-        )
-    if need.purpose in CLASSIFYING and settings.pad_token_id is None:
-        settings.pad_token_id = need.pad
+    check_length(model, config.model, need.length)
+    if need.purpose in CLASSIFYING and _first_position(model) == 0:
+        _pad_with(model, need.pad)
     _named(settings, need)
     return model
+
+
+def check_length(model: nn.Module, name: str, length: int) -> None:
+    """Refuse more tokens than a model of transformers has positions for.
+
+    Raises:
+        ValueError: with the greatest length.
+    """
+    settings: Any = model.config
+    positions = getattr(settings, "max_position_embeddings", None)  # T5 has no limit
+    longest = positions - _first_position(model) if positions else length
+    if length > longest:
+        refuse("length", length, f"{name} reads {longest} tokens", f"8 to {longest}")
+
+
+def _first_position(model: nn.Module) -> int:
+    """The position of the first token: 0, or in RoBERTa and its like the one after the padding's.
+
+    Their table of positions has a row for padding, and as many rows as the configuration says.
+    """
+    asked: Any = model
+    positions = getattr(asked.config, "max_position_embeddings", None)
+    words = asked.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    of_positions = [m.padding_idx for m in tables if m.num_embeddings == positions]
+    return next((pad + 1 for pad in of_positions if pad is not None), 0)
+
+
+def _pad_with(model: nn.Module, pad: int) -> None:
+    """Let a classifier know what its texts are padded with: it reads the position before that."""
+    asked: Any = model
+    words = asked.get_input_embeddings()
+    for settings in {id(s): s for s in (asked.config, asked.config.get_text_config())}.values():
+        settings.pad_token_id = pad
+    if isinstance(words, nn.Embedding) and words.padding_idx is not None:
+        words.padding_idx = pad  # the token that was taken for padding is to learn like others
 
 
 def _sized(settings: Any, need: Need) -> Any:

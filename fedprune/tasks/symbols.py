@@ -217,6 +217,7 @@ def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
         texts,
         truncation=True,
         padding="max_length",
+        padding_side="right",  # positions are counted from the left, and so are those of one text
         max_length=length,
         return_offsets_mapping=True,
     )

@@ -1,3 +1,4 @@
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fedprune.tasks import loading
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.families import Need, heads_of
 from fedprune.tasks.loading import build
-from fedprune.tasks.symbols import characters
+from fedprune.tasks.symbols import characters, own_symbols, rows_of
 from fedprune.tasks.task import output_of
 from fedprune.tensors import state_of
 
@@ -148,3 +149,80 @@ def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch):
     loading.reachable.cache_clear()
     assert loading.reachable() is False
     loading.reachable.cache_clear()
+
+
+def small(kind: str, folder: Path, **changes: Any) -> Path:
+    """A model for sequences saved with a tokenizer of characters that has no padding."""
+    import transformers
+
+    sizes = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "GPT2":
+        sizes = {"vocab_size": 99, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    more = {} if kind == "GPT2" else {"intermediate_size": 32}
+    settings = getattr(transformers, f"{kind}Config")(**sizes, **more, **changes)
+    auto = (
+        transformers.AutoModelForMaskedLM
+        if kind not in ("Llama", "GPT2")
+        else transformers.AutoModelForCausalLM
+    )
+    with seeded(1, "init"):
+        auto.from_config(settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Roberta", {"pad_token_id": 1}),
+        ("Roberta", {"pad_token_id": 0}),
+        ("XLMRoberta", {"pad_token_id": 5}),
+        ("MPNet", {}),
+        ("Bert", {"pad_token_id": 0}),
+        ("GPT2", {}),
+    ],
+    ids=str,
+)
+def test_the_longest_length_is_the_one_that_works(
+    kind: str, changes: dict[str, Any], tmp_path: Path, asked: Any
+):
+    """Found by trying rows without padding, of growing length, on the model itself."""
+    positions = {"n_positions": 24} if kind == "GPT2" else {"max_position_embeddings": 24}
+    folder = small(kind, tmp_path, **positions, **changes)
+    config = asked("text-classification", model=str(folder))
+    model: Any = build(config, Need("classify", 99, 8, 98, None, 2)).eval()
+
+    def works(length: int) -> bool:
+        try:
+            model(input_ids=torch.full((1, length), 7))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    longest = max(length for length in range(8, 30) if works(length))
+    build(config, Need("classify", 99, longest, 98, None, 2))
+    line = f"^length='?{longest + 1}'?: .* reads {longest} tokens; allowed: 8 to {longest}$"
+    with pytest.raises(ValueError, match=line):
+        build(config, Need("classify", 99, longest + 1, 98, None, 2))
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("own", [0, 7, None], ids=str)
+def test_a_padded_batch_classifies_as_single_texts_do(
+    own: int | None, side: str, kind: str, tmp_path: Path, asked: Any
+):
+    """Whatever the model's configuration takes for padding, and the tokenizer's side."""
+    config = asked("text-classification", model=str(small(kind, tmp_path, pad_token_id=own)))
+    tokenizer = copy.deepcopy(characters("seq2seq").tokenizer)
+    tokenizer.pad_token, tokenizer.padding_side = None, side
+    tokenizer.save_pretrained(tmp_path)
+    symbols = own_symbols(str(tmp_path), "text-classification")
+    model: Any = build(config, Need("classify", 99, 12, symbols.pad, None, 3)).eval()
+    ids, attention, _ = rows_of(symbols, ["to be", "or", "not to be that is", "   is"], 12)
+    with torch.no_grad():
+        padded = model(input_ids=ids, attention_mask=attention).logits
+        for row, seen, found in zip(ids, attention.bool(), padded, strict=True):
+            alone = model(input_ids=row[seen][None]).logits[0]
+            assert torch.allclose(found, alone, atol=1e-6, rtol=0)
+    words = model.get_input_embeddings()
+    assert words.padding_idx in (None, symbols.pad), "a token that is no padding learns"
