@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fedprune.asking import Bench
@@ -87,7 +88,9 @@ def _refit(
     alive = as_rows(plan.layout, name, state.masks[name])
     dense = as_rows(plan.layout, name, before.double())
     fit = RECONSTRUCTIONS[plan.config.reconstruct].fit(sums, name, dense)
-    fresh = refit(w, alive, fit)
+    whole = plan.layout if plan.layout.origin is None else plan.layout.origin.layout
+    before_cuts = torch.empty(whole.shapes[name], device="meta")
+    fresh = refit(w, alive, fit, columns=as_rows(whole, name, before_cuts).shape[1])
     error = fit.error(w)
     weights = from_rows(plan.layout, name, fresh).contiguous().float()
     return weights, fit.error(fresh) / error if error else None

@@ -246,3 +246,29 @@ def test_channels_are_chosen_alike_and_leave_the_network(
     final = [r.summary["quality"]["final"]["loss"] for r in (every, never)]
     assert final[0] == pytest.approx(final[1], rel=1e-4)
     assert every.summary["bytes_down"] < never.summary["bytes_down"]
+
+
+CHANNELS = {"unit": "channel", "sparsity": 0.5}
+CUT: dict[str, dict[str, Any]] = {
+    "sparsegpt": {"score": "sparsegpt", "sparsity": 0.996, "schedule": "cubic"},
+    "random": {**CHANNELS, "score": "random"},
+    "perturbation": {**CHANNELS, "score": "perturbation", "probes": 4},
+    "outputs": {**CHANNELS, "score": "magnitude", "reconstruct": "outputs"},
+}
+
+
+@pytest.mark.parametrize("method", CUT)
+def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(
+    method: str, tiny: Tiny, house_of: HouseOf
+):
+    """Law 8: the same choices, whether what went has left the model or is there as zeros."""
+    small = {"clients": 2, "cohort": 2, "hosts": 1, "rounds": 4, "warmup": 0, "end": 3}
+    keys = {**small, "schedule": "linear", "local_steps": 1, "agreement": False, **CUT[method]}
+    cut, whole = (
+        federate(config, inline_port(house_of(config)))
+        for config in (tiny(**keys, shrink=shrink) for shrink in ("every", "never"))
+    )
+    assert len({row["parameters"] for row in cut.rows}) > 1, "cut, and pruned again"
+    for mine, other in zip(cut.rows, whole.rows, strict=True):
+        assert mine["mask_digest"] == other["mask_digest"]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)

@@ -165,7 +165,9 @@ RECONSTRUCTIONS: dict[str, Reconstruction] = {
 }
 
 
-def refit(w: Tensor, alive: Tensor, fit: Fit, ridge: float = RIDGE) -> Tensor:
+def refit(
+    w: Tensor, alive: Tensor, fit: Fit, ridge: float = RIDGE, *, columns: int | None = None
+) -> Tensor:
     """The weights with the least error, 0.0 where they are not alive, float64.
 
     Args:
@@ -174,19 +176,21 @@ def refit(w: Tensor, alive: Tensor, fit: Fit, ridge: float = RIDGE) -> Tensor:
         fit: what they are fitted to.
         ridge: part of the mean of the diagonal of Σ x xᵀ; 0.0 where that is regular on all kept
             columns. A column whose input is always 0 stays as it is.
+        columns: how many there were before any were cut, whose inputs count as 0 in that mean.
     """
     system = fit.inputs.clone()
     dead = system.diagonal() == 0
     system.diagonal()[dead] = 1.0
-    system.diagonal().add_(ridge * fit.inputs.diagonal().mean())
+    left = 1.0 if columns is None else w.shape[1] / columns
+    system.diagonal().add_(ridge * fit.inputs.diagonal().mean() * left)
     wanted = fit.outputs - w @ fit.inputs
     fresh = w.clone()
     patterns, which = alive.unique(dim=0, return_inverse=True)
     for i, pattern in enumerate(patterns):
-        columns = pattern.nonzero().squeeze(1)
+        kept = pattern.nonzero().squeeze(1)
         rows = (which == i).nonzero()
-        if len(columns):
-            factor = torch.linalg.cholesky(system[columns][:, columns])
-            step = torch.cholesky_solve(wanted[rows, columns].t(), factor).t()
-            fresh[rows, columns] += step
+        if len(kept):
+            factor = torch.linalg.cholesky(system[kept][:, kept])
+            step = torch.cholesky_solve(wanted[rows, kept].t(), factor).t()
+            fresh[rows, kept] += step
     return fresh

@@ -29,10 +29,15 @@ CHANGES = "perturbation"
 """The summand: Σ L(with the pattern) - L(without), for every pattern."""
 
 
-def pattern(seed: int, index: int, name: str, shape: torch.Size) -> Tensor:
-    """True where the pattern of this number removes a weight of the tensor."""
+def pattern(seed: int, index: int, name: str, layout: Layout) -> Tensor:
+    """True where the pattern of this number removes a weight of the tensor.
+
+    Of a model that was cut: what is left of the pattern of the one before.
+    """
     gen = generator(seed, f"perturbation of {name}", index)
-    return torch.rand(shape, generator=gen) < REMOVED
+    whole = layout if layout.origin is None else layout.origin.layout
+    gone = torch.rand(whole.shapes[name], generator=gen) < REMOVED
+    return layout.from_origin({name: gone})[name]
 
 
 def _shapes(_layout: Layout, _names: Sequence[str], _unit: str, probes: int) -> Shapes:
@@ -48,7 +53,7 @@ def _collect(probe: Probe) -> Tensors:
     try:
         for index in range(probe.probes):
             for name, p in parameters.items():
-                gone = pattern(probe.seed, index, name, p.shape).to(p.device)
+                gone = pattern(probe.seed, index, name, probe.layout).to(p.device)
                 p.copy_(sent[name].masked_fill(gone, 0.0))
             changes[index] = _loss(probe) - whole
     finally:
@@ -100,7 +105,7 @@ def _parts(evidence: Evidence) -> Iterator[tuple[int, str, Tensor]]:
     changes = evidence.sums[CHANGES] / evidence.count
     centred = (changes - changes.mean()).tolist()
     for index, change in enumerate(centred):
-        for name, w in evidence.weights.items():
-            drawn = pattern(evidence.seed, index, name, w.shape).double() - REMOVED
+        for name in evidence.weights:
+            drawn = pattern(evidence.seed, index, name, evidence.layout).double() - REMOVED
             weight = change / (REMOVED * (1.0 - REMOVED))
             yield index, name, (drawn * weight).masked_fill_(~evidence.masks[name], 0.0)

@@ -77,10 +77,17 @@ def _magnitude(evidence: Evidence) -> Tensors:
 
 
 def _random(evidence: Evidence) -> Tensors:
-    def drawn(w: Tensor) -> Tensor:
-        return torch.rand(w.shape, generator=evidence.generator, dtype=torch.float64)
+    """The same numbers for what is left of a model that was cut as for the whole one."""
+    layout, names = evidence.layout, evidence.weights.keys()
 
-    return {name: drawn(w) for name, w in evidence.weights.items()}
+    def drawn(shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=evidence.generator, dtype=torch.float64)
+
+    if layout.origin is None:
+        return {name: drawn(layout.shapes[name]) for name in names}
+    whole = layout.origin.layout
+    draws = {name: drawn(whole.shapes[name]) for name in whole.prunable}
+    return layout.from_origin({name: draws[name] for name in names})
 
 
 ASK_GRADIENT = Ask(by_batch(gradient), watch=watched(gradient))

@@ -3,18 +3,21 @@
 Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1. The clients' Σ x xᵀ add up, so this is
 the centralised method on the pooled data, behind the same prefix. Departures: what was removed
 before stays removed, and a tensor loses exactly its number of weights, dealt to the blocks of
-columns in proportion to what is alive in them.
+columns in proportion to what is alive in them. An input that no weight of a tensor reads any more
+is no part of its Hessian. Of a model that was cut everything is counted in the shapes before, so
+that the choice is the same whether what went is still there as zeros.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fedprune.pruning.inputs import mean_inputs
+from fedprune.pruning.inputs import inputs_of, mean_inputs
 from fedprune.pruning.layout import as_inputs, as_rows, from_rows
 from fedprune.pruning.ranking import Layer, drop
 from fedprune.pruning.score import Evidence
@@ -40,10 +43,13 @@ def obs(evidence: Evidence) -> Tensors:
     Hassibi and Stork 1993 (OBS), with H the mean of x xᵀ; as in SparseGPT, sect. 3. What
     clients vote with; the step itself ranks by the weights as they are by then.
     """
+    if evidence.layout.origin is not None:
+        return evidence.layout.from_origin(obs(_in_origin(evidence)))
     scores: Tensors = {}
     for name, w in evidence.weights.items():
         rows = as_rows(evidence.layout, name, w.double())
-        hessian, dead = _damped(mean_inputs(evidence, name))
+        alive = as_rows(evidence.layout, name, evidence.masks[name])
+        hessian, dead = _damped(mean_inputs(evidence, name), alive)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
         saliency = (rows.square() / inverse.diagonal()).masked_fill(dead, 0.0)
         scores[name] = from_rows(evidence.layout, name, saliency).contiguous()
@@ -65,6 +71,9 @@ def step(
     Returns:
         Masks that keep nothing the masks before did not, and weights, 0.0 where removed.
     """
+    if evidence.layout.origin is not None:
+        masks, weights = step(_in_origin(evidence), sparsities, per_group)
+        return evidence.layout.from_origin(masks), evidence.layout.from_origin(weights)
     masks, weights = {}, {}
     for name, w in evidence.weights.items():
         layout = evidence.layout
@@ -103,6 +112,25 @@ def _groups(inputs: int, per_group: PerGroup, sparsity: float) -> Groups:
     return [(min(m, inputs - i * m), count) for i, count in enumerate(gone)]
 
 
+def _in_origin(evidence: Evidence) -> Evidence:
+    """The same in the shapes before the model was cut: where it was, nothing is alive."""
+    layout, sums = evidence.layout, dict(evidence.sums)
+    assert layout.origin is not None  # else there is nothing to do
+    there = {n: torch.ones_like(w, dtype=torch.bool) for n, w in evidence.weights.items()}
+    weights, masks, there = (
+        {n: t for n, t in layout.in_origin(part).items() if n in there}
+        for part in (evidence.weights, evidence.masks, there)
+    )
+    for name, was in there.items():
+        columns = as_rows(layout.origin.layout, name, was).any(0).nonzero().squeeze(1)
+        found = sums[inputs_of(name)]
+        size = as_rows(layout.origin.layout, name, was).shape[1]
+        whole = found.new_zeros(size, size)
+        whole[columns[:, None], columns] = found
+        sums[inputs_of(name)] = whole
+    return replace(evidence, weights=weights, masks=masks, sums=sums, layout=layout.origin.layout)
+
+
 def prune_rows(
     w: Tensor, alive: Tensor, hessian: Tensor, more: int, groups: Groups | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -118,7 +146,7 @@ def prune_rows(
     Returns:
         The mask, and the weights, both (out, columns).
     """
-    damped, dead = _damped(hessian)
+    damped, dead = _damped(hessian, alive)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True)
     w, mask = w.clone(), alive.clone()
@@ -159,9 +187,11 @@ def _share(more: int, seen: int, there: int) -> int:
     return (2 * more * seen + there) // (2 * there) if there else 0
 
 
-def _damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """A Hessian that can be inverted, and which inputs are always 0, (columns,)."""
-    damped = hessian.double().clone()
+def _damped(hessian: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """A Hessian that can be inverted, and which inputs are always 0 or not read, (columns,)."""
+    damped, unread = hessian.double().clone(), ~alive.any(0)
+    damped[unread] = 0.0
+    damped[:, unread] = 0.0
     dead = damped.diagonal() == 0
     damped.diagonal()[dead] = 1.0
     damped.diagonal().add_(DAMPENING * damped.diagonal().mean())

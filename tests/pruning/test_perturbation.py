@@ -8,6 +8,7 @@ from specimens import Specimen, built, evidence_of, probe_of, settled, taken
 from torch import Tensor, nn
 
 from fedprune.pruning import perturbation
+from fedprune.pruning.layout import Layout
 from fedprune.pruning.perturbation import CHANGES, REMOVED, effects, pattern, standard_error
 from fedprune.pruning.scores import SCORES
 from fedprune.tasks.task import Loss, Part
@@ -78,16 +79,16 @@ def test_clients_send_how_much_the_loss_changed_under_the_patterns_that_the_serv
     s = pair()
     sums = SCORES["perturbation"].asks[0].collect(probe_of(s, [s.shards[0]], probes=40, seed=3))
     for i, got in enumerate(sums[CHANGES].tolist()):
-        gone = pattern(3, i, "layer.weight", torch.Size([1, 3]))[0]
+        gone = pattern(3, i, "layer.weight", s.layout)[0]
         assert got == pytest.approx(2 * change(tuple(gone.int().tolist())), abs=1e-12)
     assert sums[CHANGES].unique().numel() > 2
 
 
 def test_patterns_depend_on_seed_number_and_tensor_and_remove_a_tenth():
-    shape = torch.Size([100, 100])
-    drawn = [pattern(1, 0, "a", shape), pattern(2, 0, "a", shape)]
-    drawn += [pattern(1, 1, "a", shape), pattern(1, 0, "b", shape)]
-    assert torch.equal(drawn[0], pattern(1, 0, "a", shape))
+    layout = Layout(dict.fromkeys("ab", torch.Size([100, 100])), ("a", "b"), (), {})
+    drawn = [pattern(1, 0, "a", layout), pattern(2, 0, "a", layout)]
+    drawn += [pattern(1, 1, "a", layout), pattern(1, 0, "b", layout)]
+    assert torch.equal(drawn[0], pattern(1, 0, "a", layout))
     for one, other in itertools.combinations(drawn, 2):
         assert not torch.equal(one, other)
     assert all(abs(float(d.double().mean()) - REMOVED) < 0.015 for d in drawn)
