@@ -19,6 +19,9 @@ from torch import Tensor, nn
 Tensors = dict[str, Tensor]
 Masks = dict[str, Tensor]
 
+NOTES = "notes_of_loading"
+"""Attribute of a model: lines that people should read before it runs."""
+
 CONSTANTS = "constant_buffers"
 """Attribute of a model: the names of its float buffers that training does not move."""
 

@@ -47,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
     screen.opening(config, folder)
     model = dense_model(config)
     layout = layout_for(config, model)
-    screen.model(type(model).__name__, layout)
+    screen.model(type(model).__name__, layout, config)
     screen.response(config, layout)
     try:
         run_on(grid, config, folder, screen)

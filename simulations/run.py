@@ -46,7 +46,7 @@ def _main(arguments: list[str]) -> int:
         screen = Screen()
         screen.opening(config, folder)
         house = open_house(config)
-        screen.model(type(house.model).__name__, house.layout)
+        screen.model(type(house.model).__name__, house.layout, config)
         screen.response(config, house.layout)
         screen.shards(labels_of(house), house.task.unit)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:

@@ -13,7 +13,7 @@ from fedprune.pruning.channels import channel_groups
 from fedprune.pruning.kinds import is_layer, is_transposed
 from fedprune.pruning.prunable import prunable_of, staying
 from fedprune.pruning.structure import Structure, structure_of
-from fedprune.tensors import Tensors, frozen_of, state_of
+from fedprune.tensors import NOTES, Tensors, frozen_of, state_of
 
 if TYPE_CHECKING:
     from fedprune.pruning.cuts import Places
@@ -44,6 +44,7 @@ class Layout:
             its weights, so that a choice is the same whether what went is still there as zeros.
         dense: how many prunable weights the dense model has, where that is another number.
         stays: what each of the spared parameters is, in words.
+        notes: what its loading has to say to people.
     """
 
     shapes: dict[str, torch.Size]
@@ -56,6 +57,7 @@ class Layout:
     origin: Origin | None = None
     dense: int | None = None
     stays: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -174,6 +176,7 @@ def layout_of(
         structure=replace(structure, groups=groups),
         frozen={name: t.shape for name, t in frozen_of(model).items()},
         stays=stays,
+        notes=getattr(model, NOTES, ()),
     )
 
 

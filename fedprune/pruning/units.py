@@ -60,11 +60,28 @@ def unit_labels(layout: Layout, unit: str, unit_shape: Shape | None = None) -> d
     kind = unit_kind(unit, unit_shape)
     rows = kind.labels(layout, unit_shape or (1, 1))
     if not any((label >= 0).any() for label in rows.values()):
-        simple = ", ".join(name for name, u in UNITS.items() if u.tensors == "one")
+        able = ", ".join(n for n, u in UNITS.items() if u.tensors == "one" or _has(layout, u))
         raise ValueError(
-            f"unit={unit!r}: no {unit} was recognised in this model; allowed: {simple}"
+            f"unit={unit!r}: no {unit} was recognised in this model, which takes "
+            f"{_NEEDED[unit]}; allowed: {able}"
         )
     return {name: from_rows(layout, name, label).contiguous() for name, label in rows.items()}
+
+
+def _has(layout: Layout, kind: Unit) -> bool:
+    return any(bool((label >= 0).any()) for label in kind.labels(layout, (1, 1)).values())
+
+
+_FAMILIES = "of BERT, RoBERTa, GPT-2, T5 or LLaMA with prunable weights"
+_NEEDED = {
+    "head": f"an attention {_FAMILIES}",
+    "neuron": f"a feed-forward layer {_FAMILIES}",
+    "head-neuron": f"an attention or a feed-forward layer {_FAMILIES}",
+    "channel": "a plain network that torch.fx can trace, with two prunable layers in a row",
+    "sublayer": f"an attention or a feed-forward layer {_FAMILIES}",
+    "layer": "an nn.ModuleList with prunable weights in its elements",
+}
+"""What a model has to have for units of several tensors."""
 
 
 def along_labels(layout: Layout, unit: str) -> dict[str, Tensor] | None:

@@ -29,6 +29,7 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
+from fedprune.report.staying import told_empty
 from fedprune.report.tables import (
     config_table,
     digest_table,
@@ -39,6 +40,7 @@ from fedprune.report.tables import (
     quality_table,
     results,
     round_table,
+    staying_table,
 )
 from fedprune.report.template import PAGE
 from fedprune.tasks.measures import metric_of
@@ -98,6 +100,8 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         svg={name: Markup(svg(picture)) for name, picture in made.items()},
         layers=layer_table(run),
         not_prunable=run.summary.get("not_prunable") or [],
+        stays=staying_table(run),
+        warnings=[*(run.summary.get("notes") or []), told_empty(run.summary)],
         privacy=[*told_privacy(run), *told_sums(run)],
         releases=release_table(run),
         statement=statement_of(run),

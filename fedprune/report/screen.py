@@ -22,6 +22,7 @@ from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
 from fedprune.report.reading import worded
 from fedprune.report.rows import Row
+from fedprune.report.staying import staying, told_empty, told_staying, told_uncut, uncut
 from fedprune.report.summary import population_of
 from fedprune.state import State
 from fedprune.tasks.measures import beside, metric_of
@@ -91,8 +92,8 @@ class Screen:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
         self.line(f"  results     {folder}")
 
-    def model(self, name: str, layout: Layout) -> None:
-        """The model's size."""
+    def model(self, name: str, layout: Layout, config: RunConfig | None = None) -> None:
+        """The model's size, what of it stays dense, and what is worth knowing before it runs."""
         prunable = sum(layout.shapes[n].numel() for n in layout.prunable)
         still = sum(s.numel() for n, s in layout.frozen.items() if n in layout.spared)
         frozen = f", {still:,} frozen" if still else ""
@@ -100,6 +101,11 @@ class Screen:
             f"  model       {name}, {layout.parameters:,} parameters, {prunable:,} of them "
             f"prunable{frozen}"
         )
+        if text := told_staying(staying(layout)):
+            self.line(f"  stays dense {text}")
+        warnings = [*layout.notes, *([] if config is None else [told_uncut(uncut(config, layout))])]
+        for text in filter(None, warnings):
+            self.line(f"  warning     {text}", "yellow")
 
     def response(self, config: RunConfig, layout: Layout) -> None:
         """What randomised response leaves of the votes, before anybody is asked."""
@@ -235,6 +241,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *_not_reached(summary),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
+        *([f"warning   {empty}"] if (empty := told_empty(summary)) else []),
         *_reduced(summary),
         *_smaller(summary),
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",

@@ -21,6 +21,7 @@ from fedprune.pruning.layout import Layout, as_rows
 from fedprune.pruning.structure import Group
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.report.rows import quality
+from fedprune.report.staying import nearly_empty, staying, told_uncut, uncut
 from fedprune.state import Plan, State, Totals
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import Masks, count_kept, digest
@@ -119,6 +120,10 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
     now = layout if plan is None else plan.layout
     masks, prunable, parameters = now.in_origin(end.masks), layout.whole, layout.parameters
     zeros = sum(m.numel() for m in end.masks.values()) - kept
+    layers = [
+        {"name": name, "kept": int(m.sum()), "total": m.numel(), **_rank(name, end, now)}
+        for name, m in masks.items()
+    ]
     return {
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
@@ -135,10 +140,10 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "kept_parameters": kept,
         "not_prunable": list(layout.spared),
         "frozen": list(layout.frozen),
-        "layers": [
-            {"name": name, "kept": int(m.sum()), "total": m.numel(), **_rank(name, end, now)}
-            for name, m in masks.items()
-        ],
+        "stays": staying(layout),
+        "notes": [text for text in (*layout.notes, told_uncut(uncut(config, layout))) if text],
+        "layers": layers,
+        "nearly_empty": nearly_empty(layers, config.unit),
         "mask_digest": mask_digest(masks),
         "weights_digest": digest(end.weights),
     }

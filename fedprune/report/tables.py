@@ -179,6 +179,18 @@ def layer_table(run: Run) -> Table:
     return Table(["tensor", "kept", "of", "density", "effective rank"], rows, ("tensor",))
 
 
+def staying_table(run: Run) -> Table:
+    """What no mask is for, by kind, as a share of all parameters."""
+    kinds: Mapping[str, Any] = run.summary.get("stays") or {}
+    rows = [
+        [kind, whole(entry["parameters"]), percent(entry["share"]), str(len(entry["tensors"]))]
+        for kind, entry in kinds.items()
+    ]
+    return Table(
+        ["what stays dense", "parameters", "of all", "tensors"], rows, ("what stays dense",)
+    )
+
+
 def effective_rank(layer: Row) -> str:
     """The exponential of the entropy of a matrix's singular values, of as many as there are."""
     rank, most = number(layer.get("effective_rank")), layer.get("most")

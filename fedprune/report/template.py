@@ -166,10 +166,16 @@ PAGE = (
 {% endif %}
 {{ figure(pictures["architecture"]) }}
 {{ figure(pictures["layers"]) }}
+{% for text in warnings if text %}
+<p>Warning: {{ text }}.</p>
+{% endfor %}
 {% if layers.rows %}
 <details><summary>All {{ layers.rows | length }} prunable tensors</summary>
 {{ table(layers, "Weights kept in each prunable tensor", "tall") }}
 </details>
+{% endif %}
+{% if stays.rows %}
+{{ table(stays, "What is never pruned, as a share of all parameters") }}
 {% endif %}
 {% if not_prunable %}
 <details><summary>{{ not_prunable | length }} tensors that are never pruned</summary>
