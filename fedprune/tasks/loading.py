@@ -15,6 +15,7 @@ from torch import nn
 
 from fedprune.naming import refuse
 from fedprune.tasks.families import FAMILIES, Need
+from fedprune.tensors import NOTES
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -57,11 +58,11 @@ def of_size(need: Need, config: RunConfig) -> Need:
 
 
 def loaded(config: RunConfig, need: Need) -> nn.Module:
-    """The model in a folder or of a hub id, in float32 whatever it was saved in."""
-    labels = {"num_labels": need.classes} if need.purpose in CLASSIFYING else {}
-    model: nn.Module = from_pretrained(
-        _auto(need.purpose), config.model, config.task, dtype=torch.float32, **labels
-    )
+    """The model in a folder or of a hub id, in float32 whatever it was saved in.
+
+    A classifier's head of another number of classes is replaced by a fresh one, and said.
+    """
+    model: nn.Module = _fetched(config, need)
     settings: Any = model.config
     settings.use_cache = False
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -111,6 +112,37 @@ def _pad_with(model: nn.Module, pad: int) -> None:
         settings.pad_token_id = pad
     if isinstance(words, nn.Embedding) and words.padding_idx is not None:
         words.padding_idx = pad  # the token that was taken for padding is to learn like others
+
+
+def _fetched(config: RunConfig, need: Need) -> Any:
+    """The weights as they were saved, but for a head of output of other classes."""
+    auto = _auto(need.purpose)
+    how: dict[str, Any] = {"dtype": torch.float32}
+    if need.purpose not in CLASSIFYING:
+        return from_pretrained(auto, config.model, config.task, **how)
+    model, about = from_pretrained(
+        *(auto, config.model, config.task),
+        **how,
+        num_labels=need.classes,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    # Of every tensor that does not fit: its name, its shape in the file, its shape in the model.
+    unlike: list[tuple[str, torch.Size, torch.Size]] = sorted(about["mismatched_keys"])
+    for name, saved, wanted in unlike:
+        if wanted[0] != need.classes or saved[1:] != wanted[1:]:
+            raise ValueError(
+                f"model={config.model!r}: {name} is {tuple(saved)} in the file, and "
+                f"{tuple(wanted)} by its config; allowed: a folder whose config fits its weights"
+            )
+    if unlike:
+        classes = unlike[0][1][0]
+        text = (
+            f"the head of {config.model} was saved with {classes} classes, the data has "
+            f"{need.classes}: it begins afresh, and the saved one is not used"
+        )
+        setattr(model, NOTES, (text,))
+    return model
 
 
 def _sized(settings: Any, need: Need) -> Any:
