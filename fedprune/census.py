@@ -14,7 +14,8 @@ from typing import Any
 from fedprune.plugins import tasks_of
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.surgery import ordered
-from fedprune.pruning.vocabulary import embedding_path, used
+from fedprune.pruning.tables import embedding_path
+from fedprune.pruning.vocabulary import used
 from fedprune.rounds import census
 from fedprune.shrinking import cut_to, fitted
 from fedprune.state import Plan, Port, State
@@ -32,9 +33,8 @@ def with_used_tokens(state: State, plan: Plan, port: Port) -> State:
         return state
     plan = fitted(plan, state.edits)
     model = plan.model
-    path = None if model is None else embedding_path(model)
     assert model is not None  # a plan has one
-    assert path is not None  # refused with the layout
+    path = embedding_path(model)
     table: Any = model.get_submodule(path)
     named = (name for name, p in model.named_parameters() if p is table.weight)
     asked, folded = census(state, port, next(named))

@@ -29,8 +29,8 @@ from fedprune.pruning.flops import flops, positions_of
 from fedprune.pruning.layout import Layout, Origin, layout_of
 from fedprune.pruning.ranking import Unreachable
 from fedprune.pruning.surgery import reshaped
+from fedprune.pruning.tables import embedding_path
 from fedprune.pruning.units import removable
-from fedprune.pruning.vocabulary import embedding_path
 from fedprune.randomness import seeded
 from fedprune.tasks.building import built
 from fedprune.tasks.task import output_of
@@ -118,8 +118,8 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
     _check_score(config, model, layout)
     _check_target(config, model, layout)
     _check_noise(config, model)
-    if config.vocabulary == "used" and embedding_path(model) is None:
-        refuse("vocabulary", "used", "the model has no table of tokens to cut", "full")
+    if config.vocabulary == "used":
+        embedding_path(model)  # refused here, before anything starts
     return layout
 
 

@@ -13,7 +13,7 @@ from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.messages import Folded, Question
 from fedprune.pruning.edits import Edit
-from fedprune.pruning.vocabulary import embedding_path
+from fedprune.pruning.tables import embedding_path
 from fedprune.state import State
 from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import masked_shards

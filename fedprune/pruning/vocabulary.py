@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.edits import Edit
+from fedprune.pruning.kinds import is_layer, plain_kind
 
 Fresh = dict[Tensor, nn.Parameter]
 """The new parameters by the old ones."""
@@ -38,25 +39,7 @@ class KeptLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits (..., vocabulary), at their type's least value where a token is gone."""
-        logits = super().forward(input)
-        least = torch.finfo(logits.dtype).min
-        whole = logits.new_full((*logits.shape[:-1], self.vocabulary), least)
-        return whole.index_copy(-1, self.ids, logits)
-
-
-def embedding_path(model: nn.Module) -> str | None:
-    """The path of a model's table of tokens, None where it has none that can be cut."""
-    names = {module: path for path, module in reversed(list(model.named_modules()))}
-    for module in model.modules():
-        asked: Any = getattr(module, "get_input_embeddings", None)
-        try:
-            table: nn.Module | None = None if asked is None else asked()
-        except NotImplementedError:
-            continue
-        if type(table) is nn.Embedding:
-            path: str = names[table]
-            return path
-    return None
+        return _widened(self, (), super().forward(input))
 
 
 def used(counts: Tensor, spared: Iterable[int]) -> tuple[int, ...]:
@@ -86,19 +69,16 @@ def cut_vocabulary(model: nn.Module, edit: Edit) -> None:
     Raises:
         ValueError: no such table, ids that are not ascending ids of it, or a `like` that is gone.
     """
-    table = dict(model.named_modules()).get(edit.path)
-    if type(table) is not nn.Embedding:
+    table: Any = dict(model.named_modules()).get(edit.path)
+    weight = None if table is None else table._parameters.get("weight")
+    if weight is None or weight.dim() != 2 or is_layer(table):
         has = "nothing" if table is None else type(table).__name__
         raise ValueError(f"edit 'vocab' of {edit.path!r}: there is {has}; allowed: Embedding")
-    size = table.num_embeddings
+    size = table.weight.shape[0]
     _check(edit, size)
-    heads = _heads(model, size)
-    fresh = _fresh(model, table.weight, heads, torch.tensor(edit.kept))
-    rows = _rows(edit, size)
-    new: dict[nn.Module, nn.Module] = {head: _kept_linear(head, fresh, edit) for head in heads}
-    for module in model.modules():
-        if type(module) is nn.Embedding and module.weight is table.weight:
-            new[module] = _kept_embedding(module, fresh, rows)
+    heads = _heads(model, table.weight)
+    fresh = _fresh(model, table, heads, torch.tensor(edit.kept))
+    new = _replaced(model, table, heads, fresh, edit)
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
             if child in new:
@@ -106,6 +86,25 @@ def cut_vocabulary(model: nn.Module, edit: Edit) -> None:
         for name, old in list(module._parameters.items()):
             if old is not None and old in fresh:
                 setattr(module, name, fresh[old])
+
+
+def _replaced(
+    model: nn.Module, table: Any, heads: list[nn.Linear], fresh: Fresh, edit: Edit
+) -> dict[nn.Module, nn.Module]:
+    """What comes in the place of tables and heads; those of another class stay and get hooks."""
+    size = table.weight.shape[0]
+    rows, new = _rows(edit, size), dict[nn.Module, nn.Module]()
+    for head in heads:
+        if plain_kind(head, (nn.Linear,)):
+            new[head] = _kept_linear(head, fresh, edit)
+        else:
+            _widen(head, size, edit)
+    for twin in [m for m in model.modules() if _is_twin(m, table)]:
+        if plain_kind(twin, (nn.Embedding,)):
+            new[twin] = _kept_embedding(twin, fresh, rows)
+        else:
+            _read_kept(twin, fresh, rows)
+    return new
 
 
 def _check(edit: Edit, size: int) -> None:
@@ -120,28 +119,67 @@ def _check(edit: Edit, size: int) -> None:
         )
 
 
-def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
-    """The heads of output that have a row for every token."""
+def _heads(model: nn.Module, table: Tensor) -> list[nn.Linear]:
+    """The heads of output that have a row for every token, and linear layers tied to the table."""
     found: dict[int, nn.Linear] = {}
     for module in model.modules():
         asked: Any = getattr(module, "get_output_embeddings", None)
         head = None if asked is None else asked()
-        if type(head) is nn.Linear and head.out_features == size:
+        if isinstance(head, nn.Linear) and head.out_features == table.shape[0]:
             found[id(head)] = head
+        if isinstance(module, nn.Linear) and module._parameters.get("weight") is table:
+            found[id(module)] = module
     return list(found.values())
 
 
-def _fresh(model: nn.Module, table: Tensor, heads: list[nn.Linear], kept: Tensor) -> Fresh:
+def _is_twin(module: nn.Module, table: nn.Module) -> bool:
+    """Whether it looks up in the same table."""
+    same = module._parameters.get("weight") is table.weight
+    return module is table or (same and isinstance(module, nn.Embedding))
+
+
+def _read_kept(table: Any, fresh: Fresh, rows: Tensor) -> None:
+    """Let a table of another class, whose weight is to be cut, go on being asked for old ids."""
+    count = len(fresh[table.weight])
+    table.register_buffer("rows", rows.to(table.weight.device), persistent=False)
+    table.register_forward_pre_hook(_to_rows, with_kwargs=True)
+    if isinstance(table, nn.Embedding):
+        pad = None if table.padding_idx is None else int(rows[table.padding_idx])
+        table.num_embeddings, table.padding_idx = count, None if pad == count else pad
+
+
+def _to_rows(table: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    if args:
+        return (table.rows[args[0]], *args[1:]), given
+    first = next(iter(given))
+    return args, {**given, first: table.rows[given[first]]}
+
+
+def _widen(head: Any, size: int, edit: Edit) -> None:
+    """Let a head of another class, whose weight is to be cut, go on giving all logits."""
+    ids = torch.tensor(edit.kept).to(head.weight.device)
+    head.register_buffer("ids", ids, persistent=False)
+    head.vocabulary, head.out_features = size, len(edit.kept)
+    head.register_forward_hook(_widened)
+
+
+def _widened(head: Any, _args: object, logits: Tensor) -> Tensor:
+    least = torch.finfo(logits.dtype).min
+    whole = logits.new_full((*logits.shape[:-1], head.vocabulary), least)
+    return whole.index_copy(-1, head.ids, logits)
+
+
+def _fresh(model: nn.Module, table: Any, heads: list[nn.Linear], kept: Tensor) -> Fresh:
     """The parameters that stay after the cut.
 
     Raises:
         ValueError: another kind of module shares the table.
     """
     for module in model.modules():
-        shares = any(p is table for p in module._parameters.values())
-        if shares and type(module) is not nn.Embedding and not any(module is h for h in heads):
+        shares = any(p is table.weight for p in module._parameters.values())
+        if shares and not _is_twin(module, table) and not any(module is h for h in heads):
             raise ValueError(f"edit 'vocab': {type(module).__name__} shares the embeddings")
-    old = [table, *(h.weight for h in heads), *(h.bias for h in heads if h.bias is not None)]
+    old = [table.weight, *(h.weight for h in heads), *(h.bias for h in heads if h.bias is not None)]
     return {
         p: nn.Parameter(
             p.detach().index_select(0, kept.to(p.device)), requires_grad=p.requires_grad
@@ -158,7 +196,7 @@ def _rows(edit: Edit, size: int) -> Tensor:
     return rows
 
 
-def _kept_embedding(old: nn.Embedding, fresh: Fresh, rows: Tensor) -> KeptEmbedding:
+def _kept_embedding(old: Any, fresh: Fresh, rows: Tensor) -> KeptEmbedding:
     weight = fresh[old.weight]
     count, width = weight.shape
     pad = None if old.padding_idx is None else int(rows[old.padding_idx])

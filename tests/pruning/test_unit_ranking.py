@@ -141,7 +141,10 @@ def test_ties_of_units_go_by_magnitude_then_position() -> None:
     [
         ({"unit": "rows"}, "unit='rows': no such unit; allowed: weight, n:m, "),
         ({"unit": "row", "pool": "median"}, "pool='median': no such pool; allowed: mean, "),
-        ({"unit": "head"}, "unit='head': no head was recognised in this model; allowed: weight"),
+        (
+            {"unit": "head"},
+            "unit='head': no head was recognised in this model, which takes an attention",
+        ),
         (
             {"unit": "row", "sparsity": 1.0},
             "cannot remove 12 of 12 weights: units and floors allow 9",

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from fedprune.pruning.cuts import places
 from fedprune.pruning.edits import Edit
 from fedprune.pruning.surgery import reshaped
-from fedprune.pruning.vocabulary import cut_vocabulary, embedding_path, translated, used
+from fedprune.pruning.tables import embedding_path
+from fedprune.pruning.vocabulary import cut_vocabulary, translated, used
 from fedprune.tensors import state_of
 
 NAMES = [name for name in FACTS if name != "gpt2-cross"]
@@ -183,3 +185,79 @@ def test_a_table_that_something_else_shares_is_refused() -> None:
     model.extra.bias = model.model.embed_tokens.weight
     with pytest.raises(ValueError, match="Bilinear shares the embeddings"):
         reshaped(model, [edit_for(model)])
+
+
+class Scaled(nn.Embedding):
+    """As Gemma's and BART's: a subclass with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 3.0
+
+
+class Named(nn.Embedding):
+    """A subclass that changes nothing."""
+
+
+class Lookup(nn.Module):
+    """No embedding at all, but it looks rows up."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids].tanh()
+
+
+class Cold(nn.Linear):
+    """A head with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2.0
+
+
+class Speaker(nn.Module):
+    """Reads tokens and says logits; the head may be tied."""
+
+    def __init__(self, table: Any, head: Any, *, tied: bool) -> None:
+        super().__init__()
+        self.table, self.head = table(SYMBOLS, 6), head(6, SYMBOLS)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
+@pytest.mark.parametrize("table", [Scaled, Named, Lookup, nn.Embedding])
+@pytest.mark.parametrize("head", [Cold, nn.Linear])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_and_heads_of_other_classes_are_cut_and_say_the_same(table, head, tied: bool):
+    torch.manual_seed(4)
+    dense = Speaker(table, head, tied=tied).double()
+    edit = edit_for(dense)
+    assert edit.path == "table"
+    rows = places(dense, [edit]).axes["table.weight"][0]
+    assert rows is not None
+    assert rows.tolist() == list(KEPT)
+    small = reshaped(copy.deepcopy(dense), [edit])
+    assert small.table.weight.shape == (len(KEPT), 6)
+    with torch.no_grad():
+        want, got = dense(texts()), small(texts())
+        assert torch.equal(got, copy.deepcopy(small)(texts()))
+    gone = [i for i in range(SYMBOLS) if i not in KEPT]
+    assert torch.allclose(got[..., KEPT], want[..., KEPT], atol=1e-12)
+    if tied:
+        assert small.head.weight is small.table.weight
+        assert (got[..., gone] == torch.finfo(got.dtype).min).all()
+
+
+def test_of_several_tables_the_model_says_which_is_of_tokens():
+    model = nn.ModuleDict({"tokens": Scaled(9, 3), "places": nn.Embedding(9, 3)})
+    with pytest.raises(ValueError, match=r"has 2 tables \(places, tokens\).* which") as caught:
+        embedding_path(model)
+    assert "\n" not in str(caught.value)
+    model.get_input_embeddings = lambda: model["tokens"]  # type: ignore[assignment]
+    assert embedding_path(model) == "tokens"
+    with pytest.raises(ValueError, match="has no table of tokens to cut; allowed: full"):
+        embedding_path(nn.Linear(3, 3))

@@ -226,3 +226,31 @@ def test_a_padded_batch_classifies_as_single_texts_do(
             assert torch.allclose(found, alone, atol=1e-6, rtol=0)
     words = model.get_input_embeddings()
     assert words.padding_idx in (None, symbols.pad), "a token that is no padding learns"
+
+
+def test_a_head_of_other_classes_begins_afresh_and_that_is_said(tmp_path: Path, asked: Any):
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    sizes = {"vocab_size": 99, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    trained = GPT2ForSequenceClassification(GPT2Config(num_labels=5, **sizes))
+    trained.save_pretrained(tmp_path)
+    config = asked("text-classification", model=str(tmp_path))
+    five, two = (build(config, Need("classify", 99, 32, 0, None, n)) for n in (5, 2))
+    assert layout_of(five).notes == ()
+    assert torch.equal(state_of(five)["score.weight"], trained.score.weight)
+    (text,) = layout_of(two).notes
+    assert "was saved with 5 classes, the data has 2: it begins afresh" in text
+    assert state_of(two).pop("score.weight").shape == (2, 16)
+    body = {n: t for n, t in state_of(two).items() if n != "score.weight"}
+    assert all(torch.equal(t, state_of(trained)[n]) for n, t in body.items())
+
+
+def test_a_folder_whose_weights_do_not_fit_its_config_is_one_line(tmp_path: Path, asked: Any):
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    sizes = {"vocab_size": 99, "n_positions": 32, "n_layer": 1, "n_head": 2}
+    GPT2ForSequenceClassification(GPT2Config(n_embd=16, **sizes)).save_pretrained(tmp_path)
+    GPT2Config(n_embd=8, **sizes).save_pretrained(tmp_path)
+    config = asked("text-classification", model=str(tmp_path))
+    with pytest.raises(ValueError, match=r"by its config; allowed: a folder whose config fits"):
+        build(config, Need("classify", 99, 32, 0, None, 2))
