@@ -167,7 +167,8 @@ def _federated(
     model = shaped(config, end.edits)[0].eval()
     load_into(model, end.weights)
     seconds = time.perf_counter() - began
-    about = About(type(model).__name__, dict(port.present()), seconds, naive, plan)
+    sizes = dict(port.present())
+    about = About(type(model).__name__, sizes, seconds, naive, plan, port.own_data())
     summary = summary_of(config, blank.layout, end, tests, about)
     if before is not None and config.engine != "flower":
         ledger.book(*_measured_before(before, end.round, blank.layout))
@@ -180,7 +181,7 @@ def _federated(
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
-        summary |= commands(config, folder)
+        summary |= commands(config, folder, port)
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
         # matplotlib takes a second to import: the workers, who import this module, need not.
         from fedprune.report.page import write_report
@@ -311,10 +312,17 @@ def positions_for(config: RunConfig, model: nn.Module, layout: Layout) -> Mappin
         return {}
 
 
-def commands(config: RunConfig, folder: Path) -> dict[str, str]:
-    """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one."""
+def commands(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
+    """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one.
+
+    For devices SUPERLINK stands for the name that the user's own Flower configuration gives the
+    SuperLink, which nobody else knows.
+    """
     if config.engine == "flower":
-        return {"command": f"flwr run . --stream --run-config {shlex.quote(as_run_config(config))}"}
+        where = ["SUPERLINK"] * port.own_data()
+        where += ["--federation", port.federation] * bool(port.federation)
+        given = ["--stream", "--run-config", as_run_config(config)]
+        return {"command": shlex.join(["flwr", "run", ".", *where, *given])}
     code = f" --plugin {config.plugin}" if config.plugin else ""  # a file does not choose code
     return {
         "command": f"{RUN} --config {folder / CONFIG_NAME}{code} --out {folder}-again",

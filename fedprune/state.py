@@ -31,12 +31,16 @@ class Port:
         panel: partitions that only measure, and no others do; none: everyone trains and measures.
         rehearsed: who serves the partitions tries task, model and data together before it takes
             part (`fedprune.rehearsal`).
+        own_data: whether clients are devices with data of their own, as far as is known by now.
+        federation: Flower's id of the federation that they are in, where there is one.
     """
 
     ask: Callable[[Question, Sequence[int]], Folded]
     present: Callable[[], Mapping[int, int]]
     panel: frozenset[int] = frozenset()
     rehearsed: bool = False
+    own_data: Callable[[], bool] = lambda: False
+    federation: str = ""
 
     def training(self) -> list[int]:
         """The partitions that a cohort can be drawn from now."""

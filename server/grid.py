@@ -48,7 +48,18 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
         news = () if question.kind in {"describe", "tokens"} else fleet.news()
         return replace(folded, failures=folded.failures + news)
 
-    return Port(ask, fleet.present, rehearsed=True)
+    return Port(
+        *(ask, fleet.present),
+        rehearsed=True,
+        own_data=lambda: not fleet.simulated(),
+        federation=_federation(grid),
+    )
+
+
+def _federation(grid: Grid) -> str:
+    """The federation that a run was submitted to; "" for a SuperLink that knows none."""
+    named = str(getattr(getattr(grid, "run", None), "federation_id", "") or "")
+    return "" if named.startswith("@none/") else named
 
 
 def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[int]], Folded]:

@@ -40,8 +40,8 @@ from fedprune.report.reading import (
     worded,
 )
 from fedprune.report.tables import Table
-from fedprune.shapes import dense_model
-from fedprune.tensors import Masks, frozen_of, state_of
+from fedprune.shapes import dense_model, layout_for
+from fedprune.tensors import Masks, frozen_of, full_masks, state_of
 
 Figures = dict[str, Any]
 
@@ -188,7 +188,10 @@ def figures_of_run(
     Without a cut there is nothing to time: both do the same products.
     """
     dense = dense_model(config).eval()
-    pruned, whole_model = figures_of(model, config, masks, edits), figures_of(dense, config)
+    prunable = layout_for(config, dense).prunable
+    pruned = figures_of(model, config, masks, edits)
+    # Kept whole, as the file that it is compared with: a zero of the initialisation is no mask.
+    whole_model = figures_of(dense, config, full_masks(state_of(dense), prunable))
     forward = example_of(model, config, BATCH)
     if pruned["parameters"] < whole_model["parameters"] and forward is not None:
         fast, slow = compare_speed(model, dense, forward, repeats=REPEATS)

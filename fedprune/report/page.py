@@ -30,6 +30,7 @@ from fedprune.report.reading import (
     worded,
 )
 from fedprune.report.staying import told_empty
+from fedprune.report.summary import OWN_DATA
 from fedprune.report.tables import (
     config_table,
     digest_table,
@@ -49,6 +50,7 @@ from fedprune.tasks.owners import sentences
 SENTENCES = (
     "{clients} clients trained {model} of {parameters} parameters on the task {task}.",
     "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
+    "Each is a device with data of its own, {own_shortest} to {own_longest} training {unit} each.",
     "Clients are owners of rows: {owners_told}.",
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
@@ -144,6 +146,9 @@ def what_was_run(run: Run) -> str:
     if reduced:
         known["reduced"] = told_reduced(known["reduced"])
     known["time"] = duration(known.get("seconds"))
+    if known.get("split") == OWN_DATA:
+        del known["split"]
+        known |= {f"own_{name}": known[name] for name in ("shortest", "longest")}
     told = {key: value for key, value in known.items() if value not in ("", NONE)}
     return " ".join(filter(None, (say(sentence, told) for sentence in SENTENCES)))
 

@@ -157,7 +157,7 @@ def traffic(run: Run) -> Picture:
         f"By round {last['round']} clients had sent {size(last['bytes_up'])} up and received "
         f"{size(last['bytes_down'])} down: {size(sent)}, or {percent(ratio(sent, dense))} of the "
         f"{size(dense)} that dense FedAvg takes for the same tuning. Evaluation, counted apart: "
-        f"{size(last.get('bytes_evaluation'))}."
+        f"{size(run.summary.get('bytes_evaluation', last.get('bytes_evaluation')))}."
     )
     return Picture("bytes", title, finding, plots.bytes_figure(run.rows))
 

@@ -20,7 +20,7 @@ from fedprune.privacy.told import after, before
 from fedprune.pruning.layout import Layout
 from fedprune.report.choices import told_reduced
 from fedprune.report.folder import SUMMARY_NAME
-from fedprune.report.reading import worded
+from fedprune.report.reading import SPACE, size, worded
 from fedprune.report.rows import Row
 from fedprune.report.staying import staying, told_empty, told_staying, told_uncut, uncut
 from fedprune.report.summary import population_of
@@ -75,10 +75,16 @@ class Screen:
         task = tasks_of(config.plugin)[config.task]
         self.metric = task.metric
         self.line(f"fedprune  {config.task}: {task.summary}", "bold")
+        # Under flwr run nobody knows yet whether devices come, who have data of their own.
+        outside = config.engine == "flower"
+        split = f"split {config.split}, " if not outside else ""
+        hosts = f"{config.hosts} hosts on " if not outside else ""
         self.line(
-            f"  federation  {config.clients} clients, split {config.split}, {config.cohort} a "
-            f"round, {config.rounds} rounds, {config.hosts} hosts on {config.engine}"
+            f"  federation  {config.clients} clients, {split}{config.cohort} a round, "
+            f"{config.rounds} rounds, {hosts}{config.engine}"
         )
+        if outside:
+            self.line(f"  data        a device's own; split {config.split} in a simulation")
         for text in sentences(population_of(config)):
             self.line(f"              {text}", "yellow")
         self.line(f"  pruning     {_goal(config)}")
@@ -328,11 +334,5 @@ _WIDE = 1e5
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes for people, three significant digits."""
-    if count < 999.5:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-    return f"{count / 1000:.3g} TB"
+    """A number of bytes for people, three significant digits: as the report has it."""
+    return size(count).replace(SPACE, " ")

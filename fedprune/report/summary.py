@@ -28,6 +28,9 @@ from fedprune.tensors import Masks, count_kept, digest
 
 Summary = dict[str, Any]
 
+OWN_DATA = "devices' own"
+"""What a summary says of the split where there was none."""
+
 
 @dataclass(frozen=True)
 class About:
@@ -39,6 +42,7 @@ class About:
         seconds: how long it took.
         naive: what label frequencies alone reach on test, by measure.
         plan: the plan of the last state, with the layout that its model has come to.
+        own_data: whether clients were devices with data of their own: then nothing was split.
     """
 
     model: str
@@ -46,6 +50,7 @@ class About:
     seconds: float
     naive: Mapping[str, float] = field(default_factory=dict)
     plan: Plan | None = None
+    own_data: bool = False
 
 
 def summary_of(
@@ -74,10 +79,10 @@ def summary_of(
         "unit": task.unit,
         "class_names": list(class_names_of(task, config)),
         "seed": config.seed,
-        "split": config.split,
+        "split": OWN_DATA if about.own_data else config.split,
         "clients": len(about.sizes),
         "cohort": config.cohort,
-        "hosts": config.hosts,
+        "hosts": len(about.sizes) if about.own_data else config.hosts,
         "engine": config.engine,
         "population": population_of(config),
         "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],

@@ -136,7 +136,7 @@ def test_the_end_compares_dense_and_pruned() -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12_345, "12.3 kB"), (2.5e12, "2.5 TB")],
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_345, "12.3 kB"), (2.5e12, "2.50 TB")],
 )
 def test_bytes_for_people(count: float, text: str) -> None:
     assert in_bytes(count) == text

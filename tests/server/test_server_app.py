@@ -73,7 +73,11 @@ def test_the_command_that_repeats_it_is_flower_s_own(
     start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     *command, run_config = shlex.split(summary["command"])
-    assert command == ["flwr", "run", ".", "--stream", "--run-config"]
+    assert command == ["flwr", "run", ".", "SUPERLINK", "--stream", "--run-config"]
+    assert summary["split"] == "devices' own"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Each is a device with data of its own" in page
+    assert "data is split" not in page
     base, beside = from_flower(parse_config_args([run_config]))
     given = overridden(base, {**beside, "engine": "flower"})[0]
     assert given == recorded((tmp_path / "run" / "config.toml").read_text())
