@@ -151,7 +151,8 @@ def _federated(
     ledger = open_ledger(path, terms_of(config), resume=resume)
     opening = opened(port, config, ledger, PRUNED)
     fresh, naive = without_model(fresh, config, opening)
-    fresh = with_used_tokens(fresh, blank, opening)
+    # A client that cannot answer now is asked again in every round, and counted there.
+    fresh = replace(with_used_tokens(fresh, blank, opening), failures=(), failed=0)
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():

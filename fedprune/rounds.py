@@ -14,6 +14,7 @@ from typing import Any
 
 from fedprune.adapting import adapted
 from fedprune.asking import Bench, bench_for, put, question_about
+from fedprune.census import with_used_tokens
 from fedprune.cohorts import drawn, too_few
 from fedprune.comparing import blend
 from fedprune.deciding import collected, thin, united
@@ -56,6 +57,8 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     c, whole = plan.config, plan
     before = state = replace(state, round=state.round + 1, failures=(), notices=())
     due, phase = plan.due(state), plan.phase(state)
+    state = with_used_tokens(state, plan, port)
+    plan = fitted(plan, state.edits)
     bench = bench_for(plan, port, drawn(c, port.training(), state.round))
     state, bench, notes = thinned(state, bench, port)
     state, changes = tune_all(state, bench.plan, port, bench.cohort, due=due)
@@ -227,15 +230,3 @@ def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
 def describe(state: State, port: Port) -> tuple[State, Folded]:
     """How often each label occurs in the training and test parts of everyone who is there."""
     return put(state, port, question_about(state, "describe"), port.measuring())
-
-
-def census(state: State, port: Port, table: str) -> tuple[State, Folded]:
-    """How often each token occurs in the training and validation parts of everyone who is there.
-
-    Args:
-        state: the model that is asked about.
-        port: the clients.
-        table: name of the embeddings, with a row for every token.
-    """
-    question = question_about(state, "tokens", names=(table,))
-    return put(state, port, question, list(port.present()))

@@ -223,7 +223,8 @@ class Plan:
         rounds = range(1, self.config.rounds + 1)
         last = max((r for r in rounds if self.prunes(r)), default=0)
         lacks = state.owed or (bool(self.config.reduce) and not state.reduced)
-        return not lacks and state.round >= last
+        uncounted = self.config.vocabulary == "used" and all(e.kind != "vocab" for e in state.edits)
+        return not (lacks or uncounted) and state.round >= last
 
     def exchange_step(self, round_: int) -> tuple[int, int]:
         """Which exchange this is, from 1, and how many there are."""

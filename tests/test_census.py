@@ -127,15 +127,23 @@ def test_counts_add_up_and_test_parts_are_not_looked_at(config: Callable[..., Ru
     assert torch.equal(counted(scribbled, house.task, 98), counted(shards[0], house.task, 98))
 
 
-def test_nobody_s_answer_leaves_the_vocabulary_whole(config: Callable[..., RunConfig]) -> None:
+@pytest.mark.parametrize("lost", [1, 9])
+def test_a_census_that_nobody_answers_is_asked_for_again(
+    lost: int, config: Callable[..., RunConfig]
+) -> None:
     c = config("shakespeare", "llama")
     house = open_house(c, {p: shard_of(t, c) for p, t in enumerate(TEXTS)})
-    port = inline_port(house)
+    port, asked = inline_port(house), []
 
     def ask(question: Question, partitions: Any) -> Folded:
-        return Folded() if question.kind == "tokens" else port.ask(question, partitions)
+        asked.extend([question.round] * (question.kind == "tokens"))
+        kept = question.kind != "tokens" or len(asked) > lost
+        return port.ask(question, partitions) if kept else Folded()
 
-    assert federate(c, replace(port, ask=ask)).state.edits == ()
+    result = federate(c, replace(port, ask=ask))
+    cut = [e.kind for e in result.state.edits]
+    assert (cut, asked) == ((["vocab"], [0, 1]) if lost == 1 else ([], [0, 1, 2]))
+    assert result.summary["reached"] == (lost == 1)
 
 
 @pytest.mark.slow

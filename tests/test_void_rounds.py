@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from fedprune import NoRoundCompleted, RunConfig, federate
+from fedprune.asking import bench_for
 from fedprune.checkpoint import load_state, save_state
 from fedprune.federation import _opening
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.messages import Folded, Question
+from fedprune.notes import Notes
 from fedprune.report.rows import Row
-from fedprune.rounds import one_round, remembered
+from fedprune.rounds import one_round, reduce, remembered
 from fedprune.shrinking import fitted
 from fedprune.state import ASKING, Plan, Port, State
 from fedprune.tensors import count_kept, digest, state_of
@@ -233,3 +235,25 @@ def test_a_void_round_is_the_checkpoint_of_the_one_before(
         assert not changed(state, back)
         assert (back.owed, back.round) == (state.owed, state.round)
     assert [s.owed for s in states] == [False, True, False, False]
+
+
+def test_who_was_in_the_sum_of_a_model_that_is_not_taken_is_remembered(
+    tiny: Tiny, house_of: HouseOf
+):
+    """A sum in which one client less took part than in the one before gives that client away."""
+    config = tiny(**{**BASE, **METHODS["tolerance"], "rank_tolerance": 0.0, "cohort": 3})
+    port, asked = inline_port(house_of(config)), []
+
+    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        measures = kind_of(question) == "evaluate validation" and len(partitions) == 3
+        asked.extend([1] * measures)
+        there = [p for p in partitions if not (measures and len(asked) == 2 and p == 1)]
+        return replace(port.ask(question, there), tries=1)
+
+    state, plan = _opening(config, None, None)
+    bench = bench_for(plan, replace(port, ask=ask), [0, 1, 2])
+    after, _, notes = reduce(replace(state, round=3), bench, Notes())
+    assert notes.undone == "not reduced: too few answered", "others judged than the model before"
+    assert set(after.sums) == {frozenset({0, 1, 2}), frozenset({0, 2})}
+    assert any("differ by one client alone: 1" in text for text in after.notices)
+    assert changed(state, after) == set()
