@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,6 +134,11 @@ def dealt(
     for owner, _, text in rows:
         said[owner] += len(text)
     able = sum(size >= fewest for size in said.values())
+    if not able:
+        raise ValueError(
+            f"clients={config.clients}: no {what} {fewest} characters or more; "
+            "allowed: longer texts, or a smaller --length"
+        )
     if config.clients > able:
         raise ValueError(
             f"clients={config.clients}: {able} {what} {fewest} characters or more; "
@@ -143,6 +149,22 @@ def dealt(
     columns = {"owner": [r[0] for r in chosen], "kind": [r[1] for r in chosen]}
     shares = partition(config, column, columns)
     return [[chosen[i][2] for i in own] for own in shares]
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, without the mark that it may begin with.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"data={str(file)!r}: not utf-8: byte 0x{error.object[error.start]:02x} in line "
+            f"{line}, {error.reason}; allowed: utf-8"
+        ) from None
 
 
 BY_OWNER = {"natural": "owner", "iid": "", "dirichlet": "kind", "shards": "kind"}

@@ -23,6 +23,7 @@ from fedprune.tasks.language import (
     one_window,
     text_classes,
     text_model,
+    text_of,
     text_tokenizer,
 )
 from fedprune.tasks.shakespeare import DEFAULTS
@@ -51,7 +52,7 @@ def paragraphs(folder: Path) -> list[Row]:
         if match is None:
             continue
         _, president, party = match.groups()
-        for line in filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())):
+        for line in filter(None, map(str.strip, text_of(file).splitlines())):
             text = f"{line}\n"[: MOST_CHARACTERS - used[president]]
             used[president] += len(text)
             found += [(president, party, text)] if text else []

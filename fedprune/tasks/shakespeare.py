@@ -25,6 +25,7 @@ from fedprune.tasks.language import (
     one_window,
     text_classes,
     text_model,
+    text_of,
     text_tokenizer,
 )
 from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
@@ -98,7 +99,7 @@ def local_text(folder: Path, fewest: int) -> str:
     Raises:
         FileNotFoundError: there is too little of it.
     """
-    text = "".join(f.read_text(encoding="utf-8") for f in sorted(folder.glob("*.txt")))
+    text = "".join(text_of(f) for f in sorted(folder.glob("*.txt")))
     if len(text) < fewest:
         raise FileNotFoundError(
             f"data={folder}: {len(text)} characters in *.txt files; allowed: at least {fewest}"

@@ -202,16 +202,36 @@ class Rows(Reading):
     Attributes:
         attention: (N, length), 1 where there is a symbol, 0 where there is padding.
         whole: (N,), whether a row is all of its text: nothing cut off, nothing unknown.
-        spans: of every row, which characters of the text each id stands for, (0, 0) for none.
+        spans: (N, length, 2), the first character of the text that an id stands for and the one
+            after its last; 0 and 0 for none.
     """
 
     attention: Tensor
     whole: Tensor
-    spans: Sequence[Sequence[tuple[int, int]]]
+    spans: Tensor
+
+
+AT_ONCE = 10_000
+"""Texts that are rows at once: on the way there each of their symbols is several objects."""
 
 
 def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     """One row a text, ids (N, length)."""
+    starts = range(0, max(1, len(texts)), AT_ONCE)
+    found = [_rows_at_once(symbols, texts[at : at + AT_ONCE], length) for at in starts]
+    counts = [(piece.coverage.characters, piece.coverage.unknown) for piece in found]
+    known = torch.cat([piece.coverage.complete for piece in found])
+    return Rows(
+        torch.cat([piece.ids for piece in found]),
+        torch.cat([piece.sizes for piece in found]),
+        Coverage(sum(n for n, _ in counts), sum(n for _, n in counts), known),
+        torch.cat([piece.attention for piece in found]),
+        torch.cat([piece.whole for piece in found]),
+        torch.cat([piece.spans for piece in found]),
+    )
+
+
+def _rows_at_once(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     texts = [valid(text) for text in texts]
     given = symbols.tokenizer(
         texts,
@@ -225,13 +245,14 @@ def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     attention = torch.tensor(given["attention_mask"], dtype=torch.long).view(ids.shape)
     spans = [pair for row in given["offset_mapping"] for pair in row]
     sizes, coverage = covered(texts, spans, ids, symbols.unknown, attention.sum(-1) < length)
+    places = torch.tensor(given["offset_mapping"], dtype=torch.int32).view(*ids.shape, 2)
     if symbols.kind != "bytes":
-        return Rows(ids, sizes, coverage, attention, coverage.complete, given["offset_mapping"])
+        return Rows(ids, sizes, coverage, attention, coverage.complete, places)
     first, after = symbols.plain  # a row may end within a character
     sizes = ((ids >= first) & (ids < after)).long()
     whole = torch.tensor([len(text.encode()) for text in texts], dtype=torch.long)
     complete = sizes.sum(-1) == whole
-    return Rows(ids, sizes, coverage, attention, complete, given["offset_mapping"])
+    return Rows(ids, sizes, coverage, attention, complete, places)
 
 
 def _from_scratch(

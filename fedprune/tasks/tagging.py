@@ -81,12 +81,12 @@ def tagged_rows(
     read = rows_of(symbols, [" ".join(row) for row in words], length)
     labels = torch.full(read.ids.shape, -100)
     for row, own, its_tags, spans in zip(labels, words, tags, read.spans, strict=True):
-        for place, word in _first_tokens(own, spans):
+        for place, word in _first_tokens(own, spans.tolist()):
             row[place] = its_tags[word]
     return read, labels
 
 
-def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _first_tokens(words: Sequence[str], spans: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """Place of the first token of every word that has one, and which word it is."""
     # Of every character of the text, the word that it is in; of a space none.
     at = [i for n, word in enumerate(words) for i in (*[n] * len(word), -1)]

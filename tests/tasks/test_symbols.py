@@ -94,6 +94,22 @@ def test_rows_are_the_texts_framed_cut_and_padded(purpose: str, texts: list[str]
         assert whole == (len(text.rstrip()) <= room and not lost)
 
 
+def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch):
+    texts = ["one", "", "zwei drei", "四", "a longer text than fits", "\x00"]
+    for symbols in (characters("classify"), utf8_bytes("seq2seq")):
+        whole = rows_of(symbols, texts, 12)
+        with monkeypatch.context() as patch:
+            patch.setattr("fedprune.tasks.symbols.AT_ONCE", 4)
+            pieces = rows_of(symbols, texts, 12)
+        for name in ("ids", "sizes", "attention", "whole", "spans"):
+            assert torch.equal(getattr(whole, name), getattr(pieces, name)), name
+        assert torch.equal(whole.coverage.complete, pieces.coverage.complete)
+        assert (whole.coverage.characters, whole.coverage.unknown) == (
+            pieces.coverage.characters,
+            pieces.coverage.unknown,
+        )
+
+
 @given(ANY)
 def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text: str):
     read = encoded(characters("causal"), text)
