@@ -130,16 +130,16 @@ def sentences(population: Mapping[str, int]) -> list[str]:
     lines = []
     if p.unasked:
         lines.append(
-            f"the {p.clients} largest of {p.possible} possible ones; {p.unasked} owners left out"
+            f"the {p.clients} largest of {p.possible} possible ones; owners left out: {p.unasked}"
         )
     if p.train_only:
-        lines.append(f"{p.train_only} of the clients only train: too little to be measured on")
+        lines.append(f"clients that only train, with too little to be measured on: {p.train_only}")
     if p.grouped:
-        lines.append(f"{p.grouped} owners with too little share a client with others")
+        lines.append(f"owners with too little that share a client with others: {p.grouped}")
     if p.dropped:
-        lines.append(f"{p.dropped} owners with too little are left out")
+        lines.append(f"owners with too little, left out: {p.dropped}")
     if p.rows_dropped:
-        lines.append(f"{p.rows_dropped:,} rows are theirs")
+        lines.append(f"rows of those left out: {p.rows_dropped:,}")
     if p.rows_empty:
-        lines.append(f"{p.rows_empty:,} rows without a text are left out")
+        lines.append(f"rows without a text, left out: {p.rows_empty:,}")
     return lines

@@ -53,8 +53,8 @@ def test_the_largest_are_asked_and_the_rest_is_told(asked: Any):
     assert whose(dealt) == [{"b"}, {"c"}]
     assert (told.unasked, told.rows_dropped, told.possible) == (5, 25, 7)
     assert sentences(vars(told)) == [
-        "the 2 largest of 7 possible ones; 5 owners left out",
-        "25 rows are theirs",
+        "the 2 largest of 7 possible ones; owners left out: 5",
+        "rows of those left out: 25",
     ]
     assert sentences({}) == []
 
