@@ -12,7 +12,7 @@ from fedprune import TASKS, federate
 from fedprune.command import main
 from fedprune.commands.subject import subject
 from fedprune.compression.coded import CODED_NAME, from_coded
-from fedprune.config import ConfigError, configure, from_flower
+from fedprune.config import ConfigError, configure, from_flower, overridden
 from fedprune.tasks.encoder import read_bbc, read_r8
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import state_of
@@ -89,8 +89,8 @@ def test_names_that_do_not_fit_are_refused(keys: dict[str, Any], message: str):
 def test_names_can_be_given(tmp_path: Path):
     data = tmp_path / "rows.csv"
     data.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(20)))
-    flower = from_flower({"class-names": "1, 0, 2"})
-    config = configure({**KEYS, **flower, "data": str(data)})
+    given = {**KEYS, "class_names": "1, 0, 2", "data": str(data)}
+    config = overridden(*from_flower(given))[0]
     assert class_names_of(TASKS[config.task], config) == ("1", "0", "2")
     labels = [part["labels"] for s in TASKS[config.task].shards(config) for part in (s.train,)]
     assert {*torch.cat(labels).tolist()} == {0, 1}

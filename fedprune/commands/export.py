@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fedprune.commands.targets import check_folder
 from fedprune.compression.exporting import FORMS, Cargo, export
 from fedprune.compression.quantising import KINDS, Precision
 from fedprune.config import ConfigError
+from fedprune.report.folder import SUMMARY_NAME
 from fedprune.report.reading import size
 
 SUMMARY = "Writes a model for transformers, safetensors, onnxruntime or as one sparse file."
@@ -48,12 +50,19 @@ def run(arguments: Namespace) -> int:
     looked = chosen_subject(arguments)
     folder = _folder(looked, arguments)
     check_folder("out", str(folder))
-    cargo = Cargo(looked.model, looked.config, looked.edits, looked.masks, precision)
+    command = _command(looked)
+    cargo = Cargo(looked.model, looked.config, looked.edits, looked.masks, precision, command)
     checked = export(cargo, arguments.to, folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         print(f"{path}  {size(path.stat().st_size)}")
     print(checked)
     return 0
+
+
+def _command(looked: Subject) -> str:
+    """What has the run again, as its summary says."""
+    path = None if looked.run is None else looked.run / SUMMARY_NAME
+    return "" if path is None or not path.is_file() else json.loads(path.read_text())["command"]
 
 
 def _precision(arguments: Namespace) -> Precision | None:

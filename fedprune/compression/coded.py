@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from fedprune.compression.bounded import most_weights, read_object
+from fedprune.compression.brought import give_back, save_transformer
+from fedprune.compression.card import write_card
 from fedprune.compression.manifest import MANIFEST_NAME, write_manifest
 from fedprune.compression.masks import decode_mask, encode_mask
 from fedprune.compression.wire import whole_number
@@ -217,24 +219,29 @@ def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
         raise ValueError(f"{path}: does not fit the model: {odd[0]} differs")
 
 
-def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any]) -> None:
+def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text: str = "") -> None:
     """Write safetensors, and the Hugging Face config and tokenizer where there are such.
 
     A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards, unless its
-    shape was edited: a config cannot say that, `load` and ``fedprune export`` can.
+    shape was edited: a config cannot say that, `load` and ``fedprune export`` can. What the user
+    brought comes back as it was, the type of the weights too (`fedprune.compression.brought`).
+
+    Args:
+        model: what is saved.
+        folder: where to.
+        origin: see `origin_of`.
+        text: of its model card; "": none is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    config = configure({k: origin[k] for k in (*_ORIGIN, *_FOUND) if k in origin})
     task = tasks_of(origin["plugin"])[origin["task"]]
     if hasattr(model, "save_pretrained") and not origin.get("edits"):
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # one file of a second: its bar would only break our lines
-        cast(Any, folded(model)).save_pretrained(folder)
+        save_transformer(folded(model), folder, config)
     else:
         save_model(model, str(folder / "model.safetensors"))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
-    if task.tokenizer is not None:
-        tokenizer = task.tokenizer(configure({k: origin[k] for k in _ORIGIN if k in origin}))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    tokenizer = None if task.tokenizer is None else task.tokenizer(config)
+    give_back(config, folder, tokenizer, getattr(model, "config", None))
+    if text:
+        write_card(folder, text)
     write_manifest(folder, origin)

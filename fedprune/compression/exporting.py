@@ -14,6 +14,8 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from fedprune.checkpoint import write_atomically
+from fedprune.compression.brought import dtype_of, give_back, rounded, save_transformer
+from fedprune.compression.card import card, write_card
 from fedprune.compression.coded import CODED_NAME, origin_of, to_coded
 from fedprune.compression.folders import load, said
 from fedprune.compression.manifest import write_manifest
@@ -24,11 +26,11 @@ from fedprune.config import RunConfig
 from fedprune.measuring import Forward, forward_of, zeros_as_masks
 from fedprune.plugins import tasks_of
 from fedprune.pruning.edits import Edits
-from fedprune.shapes import dense_model
+from fedprune.shapes import dense_model, layout_at
 from fedprune.tasks.loading import quiet
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import output_of
-from fedprune.tensors import Masks, frozen_of, masked, shapes_of, state_of
+from fedprune.tensors import Masks, count_kept, frozen_of, masked, shapes_of, state_of
 
 TENSORS_NAME = "model.safetensors"
 
@@ -42,6 +44,7 @@ class Cargo:
         config: of its run; the dense model is rebuilt from it.
         edits: what was done to the dense one's shape.
         masks: True = kept; None: what is not 0.0.
+        command: that has its run again; "": not known.
         precision: how its linear layers are quantised on the way; None: not at all.
     """
 
@@ -50,6 +53,7 @@ class Cargo:
     edits: Edits = ()
     masks: Masks | None = None
     precision: Precision | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,16 @@ def _safetensors(cargo: Cargo, folder: Path) -> str:
         paths = quantisable(cargo.model, output)
         quantise(cargo.model, precision, paths)
         more["quantised"] = {**asdict(precision), "layers": paths}
-    save_model(cargo.model, str(folder / TENSORS_NAME))
+    if precision is None:
+        model = rounded(copy.deepcopy(cargo.model), dtype_of(cargo.config))
+        save_model(model, str(folder / TENSORS_NAME))
+        cargo = replace(cargo, model=model.float())
+    else:
+        save_model(cargo.model, str(folder / TENSORS_NAME))
     (folder / TENSORS_NAME).chmod(0o644)  # safetensors writes it for its owner only
-    _tokenizer(cargo, folder)
+    _give_back(cargo, folder)
     write_manifest(folder, about(cargo, "safetensors", **more))
-    return _same_bits(cargo, folder)
+    return _same_bits(cargo, folder) + ("" if precision else _type_words(cargo))
 
 
 def _sparse(cargo: Cargo, folder: Path) -> str:
@@ -168,6 +177,7 @@ def _sparse(cargo: Cargo, folder: Path) -> str:
         masks = zeros_as_masks(cargo.model, names)
     content = to_coded(origin_of(cargo.config, cargo.edits), masked(weights, masks), masks)
     write_atomically(folder / CODED_NAME, content)
+    _give_back(cargo, folder)
     write_manifest(folder, about(cargo, "sparse"))
     return _same_bits(cargo, folder)
 
@@ -187,22 +197,27 @@ def _hf(cargo: Cargo, folder: Path) -> str:
         )
     except Unplain as error:
         raise ValueError(f"to='hf': {error}; allowed: --to safetensors, sparse, onnx") from None
+    save_transformer(plain, folder, cargo.config)
     with quiet():
-        plain.save_pretrained(folder)
-        back = type(plain).from_pretrained(folder).eval()
+        back = type(plain).from_pretrained(folder, dtype=torch.float32).eval()
+        plain = rounded(plain, dtype_of(cargo.config)).float()
     forward = probe_of(cargo)
-    before, after = said(cargo.model, forward), said(back, forward)
+    before, after = said(plain, forward), said(back, forward)
     off, largest = float((after - before).abs().max()), float(before.abs().max())
     if not off <= 1e-5 * largest:
         raise ValueError(f"to='hf': read again it says {off:.3g} else; allowed: --to safetensors")
-    _tokenizer(cargo, folder)
+    _give_back(cargo, folder)
     write_manifest(folder, about(replace(cargo, model=plain, edits=()), "hf"))
-    return f"read again by from_pretrained: outputs {off:.3g} off, they are up to {largest:.3g}"
+    exact = float((said(cargo.model, forward) - after).abs().max())
+    return (
+        f"read again by from_pretrained: outputs {exact:.3g} off, they are up to {largest:.3g}"
+        + _type_words(cargo)
+    )
 
 
 def _onnx(cargo: Cargo, folder: Path) -> str:
     found = write_onnx(cargo.model, probe_of(cargo), folder / "model.onnx")
-    _tokenizer(cargo, folder)
+    _give_back(cargo, folder)
     write_manifest(folder, about(cargo, "onnx"))
     shapes = ", ".join(f"{n} {s}".replace("'", "") for n, s in found.inputs.items())
     return (
@@ -211,11 +226,31 @@ def _onnx(cargo: Cargo, folder: Path) -> str:
     )
 
 
-def _tokenizer(cargo: Cargo, folder: Path) -> None:
+def _give_back(cargo: Cargo, folder: Path) -> None:
+    """Write the tokenizer, as the user brought it, and the model card."""
     make = tasks_of(cargo.config.plugin)[cargo.config.task].tokenizer
     words = None if make is None else make(cargo.config)
-    if words is not None:
-        words.save_pretrained(folder)
+    settings: Any = getattr(cargo.model, "config", None)
+    plain = settings is not None and not cargo.edits and cargo.precision is None
+    if plain and not (folder / "config.json").is_file():
+        described = copy.deepcopy(settings)
+        described.dtype = dtype_of(cargo.config)
+        described.save_pretrained(folder)
+    give_back(cargo.config, folder, words, settings)
+    text = card(cargo.config, type(cargo.model).__name__, _sparsity(cargo), cargo.command)
+    write_card(folder, text)
+
+
+def _sparsity(cargo: Cargo) -> float:
+    """Part of the dense model's prunable weights that is removed."""
+    layout = layout_at(cargo.config, cargo.edits)
+    masks = cargo.masks or zeros_as_masks(cargo.model, layout.prunable)
+    return 1 - count_kept(masks) / layout.whole
+
+
+def _type_words(cargo: Cargo) -> str:
+    dtype = str(dtype_of(cargo.config)).removeprefix("torch.")
+    return "" if dtype == "float32" else f" (weights rounded to {dtype}, as they were brought)"
 
 
 FORMS: dict[str, Form] = {

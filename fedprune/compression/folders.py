@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedprune.compression import coded
@@ -78,7 +79,7 @@ def _hf(folder: Path, about: About, _: nn.Module | None, __: str) -> nn.Module:
     kind: Any = getattr(transformers, str(about.get("class")), None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"{folder / MANIFEST_NAME}: of no class of transformers that is a model")
-    model: nn.Module = from_pretrained(kind, str(folder), about["task"])
+    model: nn.Module = from_pretrained(kind, str(folder), about["task"], dtype=torch.float32)
     return model
 
 

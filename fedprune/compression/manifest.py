@@ -15,6 +15,7 @@ from typing import Any
 from fedprune.checkpoint import write_atomically
 
 MANIFEST_NAME = "fedprune.json"
+CARD_NAME = "README.md"
 
 _DIGEST = "sha256"
 """The key of the manifest's own digest."""
@@ -24,11 +25,14 @@ _WEIGHTS = (".safetensors", ".fedprune", ".onnx")
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the manifest of a finished folder, with the SHA-256 of all files that are in it now."""
+    """Write the manifest of a finished folder, with the SHA-256 of all files that are in it now.
+
+    But of its model card, which is for people, and theirs to edit.
+    """
     files = {
         str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
+        if path.is_file() and path.name not in (MANIFEST_NAME, CARD_NAME)
     }
     said = {**about, "files": files}
     text = json.dumps({**said, _DIGEST: _digest_of(said)}, indent=1)

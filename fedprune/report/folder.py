@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedprune.checkpoint import load_state, save_state, write_atomically
+from fedprune.compression.card import card
 from fedprune.compression.coded import CODED_NAME, origin_of, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml, with_values
@@ -129,7 +130,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_results(
-    folder: Path, state: State, model: nn.Module, config: RunConfig, layouts: tuple[Layout, Layout]
+    folder: Path,
+    state: State,
+    model: nn.Module,
+    config: RunConfig,
+    layouts: tuple[Layout, Layout],
+    command: str = "",
 ) -> dict[str, dict[str, int]]:
     """Write the model in both forms, the mask, and what there is to say about size and speed.
 
@@ -139,6 +145,7 @@ def write_results(
         model: the model with that state.
         config: what ran.
         layouts: of the dense model, and of this one.
+        command: that has the run again.
 
     Returns:
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
@@ -152,7 +159,9 @@ def write_results(
     write_atomically(folder / CODED_NAME, coded)
     write_atomically(folder / "mask", encode_mask(masks))
     write_atomically(folder / "mask.sha256", f"{mask_digest(masks)}\n".encode())
-    save_folder(model, folder / "model", origin)
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    text = card(config, type(model).__name__, removed / dense.whole, command)
+    save_folder(model, folder / "model", origin, text)
     figures = figures_of_run(model, config, state.masks, state.edits)
     write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())
     return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}

@@ -19,7 +19,8 @@ def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder: Path
     assert same(found.masks, decode_mask((run_folder / "mask").read_bytes()))
     assert not found.model.training
     assert found.task.metric == "accuracy"
-    assert found.origin == {"task": "digits", "plugin": "", "model": "cnn"}
+    names = list("0123456789")
+    assert found.origin == {"task": "digits", "plugin": "", "model": "cnn", "class_names": names}
 
 
 def test_the_model_folder_of_a_run_brings_its_task(run_folder: Path, same):
