@@ -113,7 +113,7 @@ def give_back(config: RunConfig, folder: Path, tokenizer: Any, settings: Any) ->
         return
     before = json.loads(path.read_text())
     pads = getattr(settings, "pad_token_id", None) != before.get("pad_token_id")
-    names = () if tokenizer is None or pads else TOKENIZER
+    names = () if tokenizer is None or (pads and not _has_padding(config.model)) else TOKENIZER
     found = [file for file in (_file(config.model, name) for name in names) if file is not None]
     for file in found:
         shutil.copyfile(file, folder / file.name)
@@ -128,6 +128,12 @@ def give_back(config: RunConfig, folder: Path, tokenizer: Any, settings: Any) ->
     generation = _file(config.model, GENERATION)
     if generation is not None:
         shutil.copyfile(generation, folder / GENERATION)
+
+
+def _has_padding(model: str) -> bool:
+    """Whether the user's tokenizer says itself what pads."""
+    paths = [_file(model, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    return any(json.loads(path.read_text()).get("pad_token") for path in paths if path is not None)
 
 
 def _save(tokenizer: Any, folder: Path) -> None:

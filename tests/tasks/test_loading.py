@@ -218,7 +218,8 @@ def test_a_padded_batch_classifies_as_single_texts_do(
     tokenizer.save_pretrained(tmp_path)
     symbols = own_symbols(str(tmp_path), "text-classification")
     model: Any = build(config, Need("classify", 99, 12, symbols.pad, None, 3)).eval()
-    ids, attention, _ = rows_of(symbols, ["to be", "or", "not to be that is", "   is"], 12)
+    rows = rows_of(symbols, ["to be", "or", "not to be that is", "   is"], 12)
+    ids, attention = rows.ids, rows.attention
     with torch.no_grad():
         padded = model(input_ids=ids, attention_mask=attention).logits
         for row, seen, found in zip(ids, attention.bool(), padded, strict=True):
