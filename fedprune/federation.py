@@ -178,13 +178,12 @@ def _federated(
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
-        again = commands(config, folder, port)
+        summary |= commands(config, folder, port)
         layouts = (blank.layout, plan.layout)
-        summary |= write_results(folder, end, model, config, layouts, again["command"])
+        summary |= write_results(folder, end, model, config, layouts, summary["command"])
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
-        summary |= again
         write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
         # matplotlib takes a second to import: the workers, who import this module, need not.
         from fedprune.report.page import write_report
