@@ -178,9 +178,8 @@ def _federated(
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
-        summary |= commands(config, folder, port)
-        layouts = (blank.layout, plan.layout)
-        summary |= write_results(folder, end, model, config, layouts, summary["command"])
+        again = commands(config, folder, port)
+        summary |= again | _written(folder, end, model, (blank, plan), again["command"])
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
@@ -190,6 +189,16 @@ def _federated(
 
         write_report(folder)
     return Result(model, end, book.rows, summary)
+
+
+def _written(
+    folder: Path, end: State, model: nn.Module, plans: tuple[Plan, Plan], command: str
+) -> Summary:
+    """Write the model of a run and what is said of it; the plans are the first and the last."""
+    first, last = plans
+    return dict(
+        write_results(folder, end, model, first.config, (first.layout, last.layout), command)
+    )
 
 
 def _tested(end: State, port: Port) -> tuple[State, Totals]:
