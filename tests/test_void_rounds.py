@@ -218,6 +218,7 @@ def test_a_run_of_void_rounds_raises_with_all_there_is(
     assert {row["sparsity"] for row in result.rows} == {0.0}
     assert result.summary["failed"] == str(told.value)
     assert json.loads((folder / "summary.json").read_text())["failed"] == str(told.value)
+    assert "No round was completed: too few" in (folder / "report.html").read_text()
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == config.rounds
     assert digest(result.state.weights) == digest(state_of(open_house(config).model))
 

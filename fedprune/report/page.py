@@ -41,6 +41,7 @@ from fedprune.report.tables import (
     quality_table,
     results,
     round_table,
+    shorten,
     staying_table,
 )
 from fedprune.report.template import PAGE
@@ -90,7 +91,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     text = environment.from_string(PAGE).render(
         title=title(run),
         what=what_was_run(run),
-        verdict=verdict(run),
+        verdict=" ".join(filter(None, [unreached(run), verdict(run)])),
         facts=facts(run),
         quality=quality_table(run),
         tested_on=tested_on(run),
@@ -186,6 +187,16 @@ def verdict(run: Run) -> str:
     text = f"{ends}, {relation} {against}."
     others = [f"{name} {read(name)}" for name in names if name not in ("final", "dense_at_pruning")]
     return f"{text} Baselines of the same budget: {', '.join(others)}." if others else text
+
+
+def unreached(run: Run) -> str:
+    """What of the run was not done that it was asked for; "" where all was."""
+    if failed := run.summary.get("failed"):
+        text = shorten(failed)
+        return f"{text[:1].upper()}{text[1:]}."
+    done = run.summary.get("reached", True)
+    why = "too few clients answered, or the privacy budget was spent"
+    return "" if done else f"Not all was done that was asked for: {why}."
 
 
 def tested_on(run: Run) -> str:
