@@ -61,12 +61,14 @@ class Fleet:
         nodes: those that announced themselves, by Flower's (random) node id, in order of arrival.
         gathering: a round is about to begin: for that, but not within a round, it is worth
             waiting until enough partitions are there.
+        breaking: partitions of a simulation whose worker died when they were asked alone.
     """
 
     grid: Grid
     config: RunConfig
     nodes: dict[int, Node] = field(default_factory=dict)
     gathering: bool = True
+    breaking: set[int] = field(default_factory=set)
     _began: bool = False
     _gave_up: bool = False
     _post: Post = field(init=False)

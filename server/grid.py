@@ -111,7 +111,7 @@ class _Asking:
         mail = {
             k: (node, self._letter(group, again))
             for k, (node, group) in self.seats.items()
-            if node is not None and self._open(k)
+            if node is not None and self._open(k) and not self._risky(k)
         }
         poll = POLL[self.fleet.simulated()]
         for k, reply in exchange(self.fleet.grid, mail, TYPES[kind], config.timeout, poll):
@@ -125,7 +125,8 @@ class _Asking:
     def ask_apart(self, tick: Tick | None) -> None:
         """Ask the partitions of a host that broke down twice one by one: one of them may do that.
 
-        Where nothing came in time nobody is asked again: that would take as long once more.
+        Whoever breaks its host when asked alone is kept apart from the others from then on. Where
+        nothing came in time nobody is asked again: that would take as long once more.
         """
         if not self.fleet.simulated():
             return
@@ -134,12 +135,22 @@ class _Asking:
             for k, (node, group) in self.seats.items()
             if node is not None and len(group) > 1 and self._open(k) and not self._late(k)
         ]
+        breaking = self.fleet.breaking
         for k in broken:
             node, group = self.seats[k]
             seats: dict[int, Seat] = {p: (node, [p]) for p in group}
             alone = replace(self, seats=seats, outcomes={}, down=0)
-            alone.ask(again=True, tick=tick)
+            alone.ask(again=k in self.outcomes, tick=tick)
+            self.down += alone.down
             self.outcomes[k] = summed(alone.sums())
+            lost = {p for p, said in alone.outcomes.items() if isinstance(said, Lost)}
+            breaking -= set(group)
+            breaking |= {p for p in lost if not alone._late(p)}
+
+    def _risky(self, k: int) -> bool:
+        """Whether one of the host's partitions is known to break it."""
+        group = self.seats[k][1]
+        return len(group) > 1 and not self.fleet.breaking.isdisjoint(group)
 
     def _late(self, k: int) -> bool:
         outcome = self.outcomes.get(k)

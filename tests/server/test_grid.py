@@ -420,3 +420,6 @@ def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(
     right = federate(config, never.port)
     assert seen.summary["weights_digest"] == right.summary["weights_digest"]
     assert [row["bytes_up"] for row in seen.rows] == [row["bytes_up"] for row in right.rows]
+    groups = [f["partitions"] for _, _, f, _ in grid.asked if 1 in f.get("partitions", [])]
+    assert sum(len(group) > 1 for group in groups) == 2, "then it is kept apart"
+    assert seen.rows[0]["bytes_down"] > right.rows[0]["bytes_down"], "the question reached it"
