@@ -30,7 +30,7 @@ class Array:
         rows: accepted, together with every pair that can be had.
         refused: pairs of choices, and the refusal's factor.
         had: pairs that rows have.
-        left: pairs that can be had, and are in no row.
+        left: pairs that were not looked at, and are in no row.
         lost: pairs that were refused naming a third factor, in all settings tried.
         alone: what has to be set for a choice to be accepted at all; None: nothing was found.
     """
@@ -62,24 +62,21 @@ def covering(
     """
     out, chance = Array(), random.Random(seed)
     out.alone = {c: _alone(c, sizes, refusal) for c in _choices(sizes)}
-    open_, ways = dict.fromkeys(_pairs(sizes)), dict[tuple[Choice, Choice], Row]()
-    for pair in list(open_):
-        way, named = _settled(pair, out.alone, sizes, refusal)
-        if way is not None:
-            ways[pair] = way
+    open_ = dict.fromkeys(_pairs(sizes))
+    for pair in chance.sample(list(open_), len(open_)):
+        if pair not in open_ or len(out.rows) == most:
             continue
-        del open_[pair]
-        (out.refused if named in dict(pair) else out.lost)[pair] = named
-    turns = chance.sample(list(open_), len(open_))
-    while open_ and len(out.rows) < most:
-        row = ways[next(pair for pair in turns if pair in open_)]
+        row, named = _settled(pair, out.alone, sizes, refusal)
+        if row is None:
+            del open_[pair]
+            (out.refused if named in dict(pair) else out.lost)[pair] = named
+            continue
         order = sorted(chance.sample(list(sizes), len(sizes)), key=lambda name: name not in first)
-        row = _grown(row, [n for n in order if n not in row], sizes, open_, refusal)
-        out.rows.append(row)
-        for pair in _pairs_in(row, sizes):
-            if pair in open_:
-                out.had.add(pair)
-                del open_[pair]
+        out.rows.append(_grown(row, [n for n in order if n not in row], sizes, open_, refusal))
+        for one in _pairs_in(out.rows[-1], sizes):
+            if one in open_:
+                out.had.add(one)
+                del open_[one]
     return replace(out, left=set(open_))
 
 
