@@ -24,23 +24,31 @@ def refuse_computed(model: nn.Module, output: Sequence[str], exclude: Sequence[s
         exclude: shell patterns of parameters that stay dense.
 
     Raises:
-        ValueError: one line that names the layer, what its weight comes from, and the ways out.
+        ValueError: one line that names the layer, what its weight comes from, and the ways out. A
+            weight that a hook sets is refused wherever it is.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     modules = dict(model.named_modules(remove_duplicate=False))
     heads = {id(m) for name in output for m in modules[name].modules()}
     for path, layer in model.named_modules():
-        if not is_layer(layer) or id(layer) in heads:
+        made_of = [names[id(p)] for p in _sources(layer)] if is_layer(layer) else []
+        if not made_of:
             continue
-        made_of = [names[id(p)] for p in _sources(layer) if p.requires_grad]
-        if all(any(fnmatchcase(name, pattern) for pattern in exclude) for name in made_of):
-            continue
-        where = path or "the model"
-        raise ValueError(
-            f"model: the weight of {where} is computed ({_by(layer)}) from {', '.join(made_of)}, "
-            f"and no mask of these is one of it; allowed: a plain weight ({_way_out(layer)}), or "
-            f"--exclude {f'{path}.*' if path else '*'!r}, which leaves the layer dense"
-        )
+        dense = id(layer) in heads or all(_any(name, exclude) for name in made_of)
+        # What a hook computes is no leaf of autograd: such a model cannot be copied.
+        hooked = not is_parametrized(layer, "weight")
+        if hooked or not dense:
+            whole = f"--exclude {f'{path}.*' if path else '*'!r}, which leaves the layer dense"
+            other = "torch.nn.utils.parametrizations with --exclude" if hooked else whole
+            raise ValueError(
+                f"model: the weight of {path or 'the model'} is computed ({_by(layer)}) from "
+                f"{', '.join(made_of)}, and no mask of these is one of it; allowed: a plain weight "
+                f"({_way_out(layer)}), or {other}"
+            )
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _sources(layer: nn.Module) -> list[nn.Parameter]:
