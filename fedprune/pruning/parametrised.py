@@ -31,10 +31,12 @@ def refuse_computed(model: nn.Module, output: Sequence[str], exclude: Sequence[s
     modules = dict(model.named_modules(remove_duplicate=False))
     heads = {id(m) for name in output for m in modules[name].modules()}
     for path, layer in model.named_modules():
-        made_of = [names[id(p)] for p in _sources(layer)] if is_layer(layer) else []
-        if not made_of:
+        sources = _sources(layer) if is_layer(layer) else []
+        if not sources:
             continue
-        dense = id(layer) in heads or all(_any(name, exclude) for name in made_of)
+        made_of = [names[id(p)] for p in sources]
+        trained = [names[id(p)] for p in sources if p.requires_grad]
+        dense = id(layer) in heads or all(_any(name, exclude) for name in trained)
         # What a hook computes is no leaf of autograd: such a model cannot be copied.
         hooked = not is_parametrized(layer, "weight")
         if hooked or not dense:

@@ -79,7 +79,8 @@ def test_a_computed_weight_is_refused_by_name_or_left_dense(change, by: str, lay
     model = nn.Sequential(change(body) or body, nn.Linear(4, 2))
     with pytest.raises(ValueError, match=rf"model: the weight of 0 is computed \({by}\).*allowed:"):
         layout_of(model)
-    for spared in ({"exclude": ("0.*",)}, {"output": ("0",)}):
+    for spared in ({"exclude": ("0.*",)}, {"output": ("0",)}, {}):
+        body.requires_grad_(bool(spared))
         if by.startswith("parametrised"):
             assert layout_of(model, **spared).prunable == ("1.weight",)
         else:  # a hook sets it, and such a model cannot be copied

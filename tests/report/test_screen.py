@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from fedprune.config import RunConfig
 from fedprune.messages import Question
-from fedprune.report.screen import Screen, closing_lines, in_bytes
+from fedprune.pruning.layout import layout_of
+from fedprune.report.screen import Screen, _nothing_removed, closing_lines, in_bytes
 from fedprune.state import State
+from fedprune.tensors import NOTES
 
 ROW = {
     "arm": "pruned",
@@ -131,7 +134,8 @@ def test_the_end_compares_dense_and_pruned() -> None:
     assert "200 B to score and tune, dense FedAvg 400 B (50%)" in text
     assert "NOT REACHED" not in text
     short = closing_lines({**summary, "reached": False}, Path("runs/x"))
-    assert "NOT REACHED: too few clients answered when scoring" in short
+    reason = "too few clients answered before all was done that was asked"
+    assert f"NOT REACHED: {reason}" in short
 
 
 @pytest.mark.parametrize(
@@ -154,3 +158,23 @@ def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path: Path) ->
     shown.opening(RunConfig(task="digits", init=str(tmp_path)), Path("runs/x"))
     text = " ".join(out.getvalue().split())
     assert f"its data {tmp_path}/gone is gone: its task cannot be measured" in text
+
+
+def test_a_model_is_shown_with_what_stays_dense_and_with_its_notes() -> None:
+    shown, out = screen(terminal=False)
+    model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4, bias=False))
+    setattr(model, NOTES, ("its head begins afresh",))
+    shown.model("Own", layout_of(model), RunConfig())
+    text = out.getvalue()
+    assert "Own, 16 parameters, 8 of them prunable" in text
+    assert "stays dense 50.0% of all parameters: embeddings 50.0%" in text
+    assert "warning     its head begins afresh" in text
+
+
+@pytest.mark.parametrize(("kept", "word"), [(0.0, "NOTHING REMOVED"), (0.3, "SHORT OF WHAT WAS")])
+def test_a_pattern_that_comes_short_says_why(kept: float, word: str) -> None:
+    why = "groups of fewer than 4 inputs keep more than 2 of 4"
+    what = {"reached": True, "sparsity": kept, "sparsity_asked": 0.5, "short": 0.5 - kept}
+    (line,) = _nothing_removed({**what, "short_why": why})
+    assert line.startswith(word)
+    assert line.endswith(why)
