@@ -34,6 +34,11 @@ def test_a_client_is_a_president(tmp_path: Path, asked: Any):
     )
     with pytest.raises(ValueError, match="clients=3: 2 presidents wrote 1280 characters or more"):
         shards(asked("presidents", clients=3, data=str(tmp_path)))
+    with pytest.raises(ValueError, match="no presidents wrote 20000 characters or more; allowed"):
+        shards(asked("presidents", clients=3, data=str(tmp_path), length=1000))
+    (tmp_path / "1990_x_y.txt").write_bytes("One.\ncaf\u00e9\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"not utf-8: byte 0xe9 in line 2, .*; allowed: utf-8"):
+        paragraphs(tmp_path)
 
 
 def test_no_president_has_more_than_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -104,7 +104,7 @@ def test_a_path_that_is_not_there_is_one_line(data: str):
 
 def test_a_column_that_is_not_there_names_those_that_are(rows_file: Path, asked: Any):
     config = asked("text-classification", data=str(rows_file), label_column="topic")
-    message = "label-column='topic': no such column in the data; allowed: text, label, target"
+    message = "label-column='topic': no such column in the data; allowed: text, label, "
     with pytest.raises(ValueError, match=message):
         rows_with_text(config, "label")
     assert column({"a": [None, 1]}, "text-column", "a") == ["", "1"]
