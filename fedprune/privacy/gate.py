@@ -28,6 +28,7 @@ from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.releases import announced, asks_signed, most_votes, releases_of
 from fedprune.shapes import layout_at
 from fedprune.state import Port
+from fedprune.tasks.measures import PARTS
 from fedprune.tensors import digest
 
 
@@ -177,7 +178,7 @@ def _measured(folded: Folded, config: RunConfig, booked: Sequence[Release], draw
     sd = (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
     noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
     sums = {n: folded.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
-    # A part of a client's labels is between 0 and 1, and a loss not negative.
-    most = {n: math.inf if n.startswith("loss") else size for n in names}
+    # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.
+    most = {n: size if n.startswith(PARTS) else math.inf for n in names}
     totals = {n: min(most[n], max(0.0, value)) for n, value in sums.items()}
     return replace(folded, totals={**totals, "count": size})

@@ -69,6 +69,10 @@ METRICS: dict[str, Metric] = {
 OTHERS = {"rouge_l": Metric(higher=True, form="share")}
 
 
+PARTS = ("correct", "tp_", "fp_", "fn_", "entities")
+"""How the names of sums begin that are at most the number of labels."""
+
+
 def metric_of(name: str) -> Metric:
     """What a measure means; of one that is not known, that lower is better."""
     return METRICS.get(name) or OTHERS.get(name.removesuffix("_of_copying")) or Metric(correct="")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
-from fedprune.tasks.rescaling import Scaling, rescaled
+from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_at_random
 from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import as_number, population, remembered, rows_with_text, shares
@@ -110,13 +110,15 @@ def regressor(config: RunConfig) -> nn.Module:
     length, names = length_of(config, USUAL), (config.label_column or "label",)
     need = Need("classify", symbols.size, length, symbols.pad, None, 1, names)
     model: Any = build(config, need)
+    trained = model.config.problem_type == "regression"  # as a folder says whose head it brings
     model.config.problem_type = "regression"
     try:
         known = scaling(config)
     except FileNotFoundError:
         known = Scaling(0.0, 1.0)
     (head,) = heads_of(model)
-    return rescaled(model, head, known)
+    model = rescaled(model, head, known)
+    return unfolded(model, head) if trained else model
 
 
 def one_value(config: RunConfig) -> Part:

@@ -49,6 +49,17 @@ def rescaled(model: nn.Module, head: str, scaling: Scaling) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def unfolded(model: nn.Module, head: str) -> nn.Module:
+    """The model with the values of its plain head behind what makes labels: it says the same."""
+    pair: Any = model.get_submodule(head)
+    linear, rescale = pair
+    linear.weight /= rescale.spread
+    if linear.bias is not None:
+        linear.bias.sub_(rescale.centre).div_(rescale.spread)
+    return model
+
+
 def folded(model: nn.Module) -> nn.Module:
     """A model that says the same with plain heads; the model itself where it has no `Rescale`."""
     found = [path for path, module in model.named_modules() if _is_rescaled(module)]

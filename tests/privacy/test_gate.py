@@ -13,9 +13,10 @@ from fedprune.config import RunConfig, configure
 from fedprune.forms import form_of
 from fedprune.hosts import House, answered, inline_port, open_house
 from fedprune.messages import Answer, Folded, Question, as_sum
-from fedprune.privacy.gate import guarded, name_of, opened
+from fedprune.privacy.gate import _measured, guarded, name_of, opened
 from fedprune.privacy.leaving import leaving
 from fedprune.privacy.ledger import Spent, open_ledger
+from fedprune.privacy.release import Release
 from fedprune.privacy.releases import metric_spread
 from fedprune.privacy.terms import terms_of
 from fedprune.shapes import layout_at
@@ -142,6 +143,18 @@ def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(house: H
     assert folded.total.min() == 0.0
     (line,) = (x for x in ledger.lines if x["quantity"] == "scores")
     assert line["sensitivity"] == pytest.approx(2**0.5)
+
+
+def test_only_parts_of_the_labels_are_held_to_one_each() -> None:
+    """Bytes of a token, or squares of a value, are more than one: perplexities a byte depend on it.
+
+    Six clients whose means are 4 bytes a label; noise has made 7 of at most 6 right ones.
+    """
+    release = Release("metrics", ("totals.bytes", "totals.correct", "totals.squared"))
+    folded = Folded(totals={"bytes": 24.0, "correct": 7.0, "squared": -1.0})
+    c = config_of(dp="client", dp_noise=0.01, cohort=6, clients=6)
+    found = _measured(folded, c, (release,), lambda count: torch.zeros(count))
+    assert found.totals == {"bytes": 24.0, "correct": 6.0, "squared": 0.0, "count": 6.0}
 
 
 def test_metrics_are_noised_means_over_everyone(house: House) -> None:

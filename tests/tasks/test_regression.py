@@ -12,7 +12,7 @@ from fedprune.config import configure
 from fedprune.tasks import regression
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.regression import mean_alone, scaling_of
-from fedprune.tasks.rescaling import Rescale, folded
+from fedprune.tasks.rescaling import Rescale, folded, rescaled, unfolded
 
 TASK = TASKS["text-regression"]
 TINY = {
@@ -57,13 +57,13 @@ def test_a_model_speaks_in_units_of_the_labels_in_every_form(
     final, guess = result.summary["quality"]["final"], said[0].detach()
     assert final["rmse"] == pytest.approx(sklearn.root_mean_squared_error(labels, guess), rel=1e-4)
     assert final["mae"] == pytest.approx(sklearn.mean_absolute_error(labels, guess), rel=1e-4)
-    assert final["r2"] == pytest.approx(sklearn.r2_score(labels, guess), rel=1e-4, abs=1e-5)
+    assert final["r2"] == pytest.approx(sklearn.r2_score(labels, guess), rel=1e-4, abs=1e-4)
     assert not {"accuracy", "perplexity"} & {*final, *result.rows[0]}
     train = torch.cat([s.train["labels"] for s in pieces]).double() * known.spread + known.centre
     alone = torch.full_like(labels, float(train.mean()))
     naive = result.summary["naive"]
     assert naive["rmse"] == pytest.approx(sklearn.root_mean_squared_error(labels, alone), rel=1e-5)
-    assert naive["r2"] == pytest.approx(sklearn.r2_score(labels, alone), abs=1e-5)
+    assert naive["r2"] == pytest.approx(sklearn.r2_score(labels, alone), abs=1e-4)
 
 
 def test_the_mean_alone_by_hand():
@@ -95,7 +95,9 @@ def test_a_label_that_is_no_number_is_named_with_its_row(tmp_path: Path, asked: 
 def test_heads_are_folded_only_where_there_is_something_to_fold():
     plain = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
     assert folded(plain) is plain
-    wrapped = regression.rescaled(plain, "1", regression.Scaling(7.0, 3.0))
+    wrapped = rescaled(plain, "1", regression.Scaling(7.0, 3.0))
     x = torch.randn(5, 2)
     torch.testing.assert_close(folded(wrapped)(x), wrapped(x))
+    back = rescaled(folded(wrapped), "1", regression.Scaling(-2.0, 0.5))
+    torch.testing.assert_close(unfolded(back, "1")(x), wrapped(x))
     assert not any(isinstance(m, Rescale) for m in folded(wrapped).modules())
