@@ -38,7 +38,8 @@ def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
     logits, total = _logits(model, loss, batch)
     if logits is None:
         return ""
-    rows = {name: t for name, t in batch.items() if _are_ids(t, logits)}
+    # How many bytes a label stands for is no id, whatever its shape (`token_loss`).
+    rows = {n: t for n, t in batch.items() if n != "bytes" and _are_ids(t, logits)}
     for name, tokens in rows.items():
         counted = _foretold(name, rows, logits, total)
         if counted is not None and counted.any():
