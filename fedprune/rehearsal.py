@@ -21,6 +21,7 @@ from fedprune.answering import answer
 from fedprune.choosing import evidence_about
 from fedprune.config import ConfigError, RunConfig
 from fedprune.forms import check, form_of
+from fedprune.guarding import allowance, guarded
 from fedprune.learning.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.messages import Answer, Question
 from fedprune.naming import refuse
@@ -92,11 +93,13 @@ def rehearse(
     """
     with put_back(), seeded(config.seed, "rehearsal"):
         told: list[str] = []
-        for partition in _partitions(shards):
+        partitions, share = _partitions(shards), allowance(config.timeout)
+        for i, partition in enumerate(partitions):
+            trial = _trial(task, config, model, layout, shards, partition)
             try:
-                _tried(_trial(task, config, model, layout, shards, partition))
+                guarded(functools.partial(_tried, trial), share(len(partitions) - i))
                 break
-            except (Exception, SystemExit) as error:  # whatever code of a user's own raises
+            except Exception as error:  # whatever code of a user's own raises
                 told.append(str(error) if isinstance(error, ValueError) else repr(error))
         else:
             raise ConfigError(_line(told[0], config))

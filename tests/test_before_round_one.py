@@ -1,6 +1,7 @@
 """What a task, a model and data say of each other before round one: each kind with an oracle."""
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ SHARDS: dict[str, tuple[Callable[[RunConfig], Any], str]] = {
     "values": (few(lambda p: p | {"labels": p["labels"].tolist()}), "'labels' is a list"),
     "scalar": (few(lambda p: p | {"labels": torch.tensor(1)}), "without dimensions"),
     "empty": (few(lambda p: {n: t[:0] for n, t in p.items()}), "shard 1 has no train examples"),
-    "names": (few(lambda p: p | {"more": p["labels"]}), r"validation has .*its train .*'more'"),
+    "names": (few(lambda p: p | {"more": p["labels"]}), r"1's train has .*'more'\], shard 0's t"),
     "no test": (
         lambda c: [replace(s, test={n: t[:0] for n, t in s.test.items()}) for s in shards(c)],
         "no partition has any test examples",
@@ -201,6 +202,15 @@ def test_a_partition_that_fails_by_itself_costs_itself_only(play: Play):
         return [replace(first, train=first.train | {"images": torch.full((20, 6), 7.0)}), *rest]
 
     assert play(loss=once, shards=spoilt, keys={"cohort": 3}).summary["failures"] > 0
+
+    def asleep(model: nn.Module, batch: Part) -> Loss:
+        if (batch["images"] == 7).any():
+            time.sleep(1e6)
+        return classification_loss(model, batch)
+
+    end = play(loss=asleep, shards=spoilt, keys={"cohort": 3, "timeout": 2.0, "rounds": 1,
+                                                 "warmup": 0, "end": 1})  # fmt: skip
+    assert end.summary["failures"] > 0
 
 
 def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch):

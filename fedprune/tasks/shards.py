@@ -26,7 +26,8 @@ def shards_of(task: Task, config: RunConfig) -> dict[int, Shard]:
     """Every partition's shard, by partition.
 
     Raises:
-        ValueError: there are more or fewer than clients, or one is not what `checked` allows.
+        ValueError: there are more or fewer than clients, nobody has anything to validate or test
+            on, or one is not what `checked` allows.
     """
     given: Any = task.shards(config)
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
@@ -35,20 +36,26 @@ def shards_of(task: Task, config: RunConfig) -> dict[int, Shard]:
     if len(found) != config.clients:
         reason = f"task {config.task} brings {len(found)} shards, one for each partition"
         refuse("clients", config.clients, reason, str(len(found) or "a task with data"))
-    return checked(dict(enumerate(found)), config)
+    shards = checked(dict(enumerate(found)), config)
+    for name in PARTS[1:]:
+        if not any(examples(getattr(shard, name)) for shard in shards.values()):
+            refuse("task", config.task, f"no partition has any {name} examples", "one at least")
+    return shards
 
 
 def checked(shards: Mapping[int, Shard], config: RunConfig) -> dict[int, Shard]:
     """The shards, with the arrays of NumPy in their parts as tensors.
 
     Raises:
-        ValueError: something is no shard or no part, a partition has nothing to train on, nobody
-            has anything to validate or test on, or partitions have tensors of other names.
+        ValueError: something is no shard or no part, a partition has nothing to train on, or parts
+            have tensors of other names.
     """
     found = {p: _shard(shard, p, config) for p, shard in shards.items()}
-    for name in PARTS[1:]:
-        if found and not any(examples(getattr(shard, name)) for shard in found.values()):
-            refuse("task", config.task, f"no partition has any {name} examples", "one at least")
+    parts = [(f"shard {p}'s {name}", getattr(s, name)) for p, s in found.items() for name in PARTS]
+    for where, part in parts:
+        if part.keys() != parts[0][1].keys():
+            reason = f"{where} has {sorted(part)}, {parts[0][0]} {sorted(parts[0][1])}"
+            refuse("task", config.task, reason, "the same names in every part")
     return found
 
 
@@ -59,10 +66,6 @@ def _shard(shard: Any, partition: int, config: RunConfig) -> Shard:
     parts = {name: _part(getattr(shard, name), f"{where}'s {name}", config) for name in PARTS}
     if not examples(parts["train"]):
         refuse("task", config.task, f"{where} has no train examples", "one at least")
-    for name, part in parts.items():
-        if part.keys() != parts["train"].keys():
-            reason = f"{where}'s {name} has {sorted(part)}, its train {sorted(parts['train'])}"
-            refuse("task", config.task, reason, "the same names in every part")
     return Shard(**parts)
 
 

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fedprune import RunConfig
+from fedprune import TASKS, RunConfig
 from fedprune.config import ConfigError
 from server import fleet as module
 from server.fleet import Fleet
+from server.strategy import FedPrune
 
 Made = Callable[..., Any]
 
@@ -169,6 +171,17 @@ def test_a_simulation_that_cannot_serve_ends(workers: Made, tiny: Made):
     config = tiny(task="fashion-mnist", data="/nowhere", split="iid")
     with pytest.raises(ConfigError, match=r"^data=/nowhere: no train-images"):
         Fleet(workers(2), config).present()
+
+
+def test_a_simulation_whose_task_is_none_ends_before_it_is_asked(
+    workers: Made, tiny: Made, monkeypatch: pytest.MonkeyPatch
+):
+    broken = replace(TASKS["digits"], loss=lambda _model, batch: batch["pictures"])
+    monkeypatch.setitem(TASKS, "digits", broken)
+    grid = workers(2)
+    with pytest.raises(ConfigError, match=r"^task='digits': KeyError\('pictures'\); allowed: "):
+        FedPrune(tiny(seed=41)).start(grid)
+    assert set(grid.kinds(next(iter(grid.contexts)))) == {"query.hello"}
 
 
 def test_a_node_without_data_does_not_stand_in_for_devices(
