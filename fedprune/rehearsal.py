@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedprune.config import ConfigError, RunConfig
 from fedprune.forms import check, form_of
 from fedprune.guarding import allowance, guarded
 from fedprune.learning.reconstruction import RECONSTRUCTIONS, before_of
-from fedprune.messages import Answer, Question
+from fedprune.messages import Answer, Question, Refused
 from fedprune.naming import refuse
 from fedprune.plugins import scores_of
 from fedprune.process import put_back
@@ -92,25 +92,26 @@ def rehearse(
             are not to be had of this model.
     """
     with put_back(), seeded(config.seed, "rehearsal"):
-        told: list[str] = []
+        failed: list[Exception] = []
         partitions, share = _partitions(shards), allowance(config.timeout)
         for i, partition in enumerate(partitions):
             trial = _trial(task, config, model, layout, shards, partition)
             try:
                 guarded(functools.partial(_tried, trial), share(len(partitions) - i))
-                break
+                return
             except Exception as error:  # whatever code of a user's own raises
-                told.append(str(error) if isinstance(error, ValueError) else repr(error))
-        else:
-            raise ConfigError(_line(told[0], config))
+                failed.append(error)
+        raise ConfigError(_line(failed[0], "the rehearsal", config)) from failed[0]
 
 
-def _line(text: str, config: RunConfig) -> str:
-    """One line about an error, in the form of all of them."""
-    line = " ".join(text.split())[:400]
+def _line(error: Exception, what: str, config: RunConfig) -> str:
+    """One line about an error in a part of the rehearsal, in the form of all of them."""
+    line = " ".join(str(error).split())[:400]
     if "; allowed: " in line:
         return line
-    return f"task={config.task!r}: {line}; allowed: a model, data and a score that fit together"
+    kind = error.field if isinstance(error, Refused) else type(error).__name__
+    reason = f"{what} of {EXAMPLES} examples fails: {kind}: {line}"
+    return f"task={config.task!r}: {reason}; allowed: a model, data and a score that fit together"
 
 
 def _partitions(shards: Mapping[int, Shard]) -> list[int]:
@@ -149,18 +150,16 @@ def _brief(config: RunConfig) -> RunConfig:
 
 def _tried(trial: Trial) -> None:
     """Everything that a run will ask of a client, once."""
-    declared = Declared(trial.seat.task, trial.seat.config)
-    declared.check_names(trial.seat.shard.train)
-    _check_losses(trial, declared)
-    declared.check_metric(_measured(trial))
-    _check_inputs(trial)
-    _check_score(trial)
-    _check_tuning(trial)
-    _check_sums(trial)
+    for what, step in _STEPS.items():
+        try:
+            step(trial)
+        except Exception as error:
+            raise ConfigError(_line(error, what, trial.seat.config)) from error
 
 
-def _check_losses(trial: Trial, declared: Declared) -> None:
-    seat = trial.seat
+def _check_losses(trial: Trial) -> None:
+    seat, declared = trial.seat, Declared(trial.seat.task, trial.seat.config)
+    declared.check_names(seat.shard.train)
     model, (batch,) = seat.model.eval(), seat.moved(iter([seat.shard.train]))
     with seeded(0, "rehearsal"):
         loss = declared.check_loss(model, batch)
@@ -215,10 +214,11 @@ def _answered(trial: Trial, question: Question) -> Answer:
     return given
 
 
-def _measured(trial: Trial) -> dict[str, float]:
-    """The sums of the held-out parts, the exam's among them."""
+def _check_measuring(trial: Trial) -> None:
+    """The sums of the held-out parts, the exam's among them, and the metric that they give."""
     kinds = [trial.question("evaluate", part=part) for part in ("validation", "test")]
-    return {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
+    totals = {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
+    Declared(trial.seat.task, trial.seat.config).check_metric(totals)
 
 
 def _check_score(trial: Trial) -> None:
@@ -332,3 +332,13 @@ def _summed(trial: Trial) -> dict[str, Sequence[str]]:
     if {"dead", "merge"} & set(c.reduce) or c.rank_by == "activations":
         out["reduce"] = measurable(trial.seat.model, layout)
     return {key: found for key, found in out.items() if found}
+
+
+_STEPS: dict[str, Callable[[Trial], None]] = {
+    "the loss": _check_losses,
+    "measuring": _check_measuring,
+    "watching layers": _check_inputs,
+    "scoring": _check_score,
+    "tuning": _check_tuning,
+    "summing inputs": _check_sums,
+}
