@@ -1,28 +1,39 @@
-"""A state on disk: one safetensors file, replaced atomically, nothing pickled."""
+"""A state on disk: one safetensors file with its SHA-256 behind it, nothing pickled.
+
+It also says how the files that grow beside it began, so that rows or releases that are gone are
+missed.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from fedprune.learning.moving import Moving
 from fedprune.messages import Failure
 from fedprune.pruning.adaptive import Pace
 from fedprune.pruning.edits import from_json, to_json
 from fedprune.state import State, Traffic
-from fedprune.tensors import as_bytes, over_bytes
+from fedprune.tensors import Tensors, as_bytes, over_bytes
+from fedprune.verified import Prefix, check_prefix, prefix_of, read_verified, write_verified
 
 _SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed", "prunings", "reduced")
 
 
-def save_state(state: State, path: Path) -> None:
-    """Write the state so that `path` is at any moment the old file or the new one, whole."""
+def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
+    """Write the state so that `path` is at any moment the old file or the new one, whole.
+
+    Args:
+        state: what to write.
+        path: where.
+        beside: files that only grow, whose content so far belongs to the state.
+    """
     tensors = {f"weights/{n}": t.contiguous() for n, t in state.weights.items()}
     tensors |= {f"masks/{n}": m.contiguous() for n, m in state.masks.items()}
     # Copies: in the round that is kept they are the weights themselves, which safetensors refuses.
@@ -41,6 +52,7 @@ def save_state(state: State, path: Path) -> None:
         "moving": None if state.moving is None else state.moving.rounds,
         "sums": [sorted(members) for members in state.sums],
         "notices": state.notices,
+        "beside": {p.name: asdict(prefix_of(p)) for p in beside},
         "order": {
             "weights": list(state.weights),
             "masks": list(state.masks),
@@ -48,7 +60,7 @@ def save_state(state: State, path: Path) -> None:
             "moving": list(moving),
         },
     }
-    write_atomically(path, save(tensors, {"fedprune": json.dumps(rest)}))
+    write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
 
 
 def load_state(path: Path) -> State:
@@ -56,17 +68,15 @@ def load_state(path: Path) -> State:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: a byte of it is not as it was written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"resume={path}: no checkpoint there; allowed: a run's folder")
-    with safe_open(path, "pt") as file:
-        rest = json.loads(file.metadata()["fedprune"])
-        weights = {n: file.get_tensor(f"weights/{n}") for n in rest["order"]["weights"]}
-        order = rest["order"]["early"]
-        early = None if order is None else {n: file.get_tensor(f"early/{n}") for n in order}
-        teacher = bytes(as_bytes(file.get_tensor("teacher")))
-        masks = {n: file.get_tensor(f"masks/{n}") for n in rest["order"]["masks"]}
-        moving = {n: file.get_tensor(f"moving/{n}") for n in rest["order"]["moving"]}
+    rest, tensors = _read(path)
+    weights = {n: tensors[f"weights/{n}"] for n in rest["order"]["weights"]}
+    order = rest["order"]["early"]
+    early = None if order is None else {n: tensors[f"early/{n}"] for n in order}
+    teacher = bytes(as_bytes(tensors["teacher"]))
+    masks = {n: tensors[f"masks/{n}"] for n in rest["order"]["masks"]}
+    moving = {n: tensors[f"moving/{n}"] for n in rest["order"]["moving"]}
     return State(
         weights=weights,
         masks=masks,
@@ -86,12 +96,27 @@ def load_state(path: Path) -> State:
     )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step, and see it on the disk before that."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(path.suffix + ".new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+def check_beside(path: Path) -> None:
+    """Refuse a checkpoint whose files beside it in the run's folder are not those that it knew.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is damaged, or a file was cut, changed or taken away; it is named.
+    """
+    rest, _ = _read(path)
+    for name, prefix in rest["beside"].items():
+        check_prefix(path.parent.parent / name, Prefix(**prefix))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """What a checkpoint says beside its tensors, and these."""
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={path}: no checkpoint there; allowed: a run's folder")
+    content = read_verified(path)
+    try:
+        length = int.from_bytes(content[:8], "little")
+        head = json.loads(content[8 : 8 + length])
+        rest: dict[str, Any] = json.loads(head["__metadata__"]["fedprune"])
+        return rest, load(content)
+    except Exception as error:  # sound bytes of something else: safetensors raises what it likes
+        raise ValueError(f"{path.name}: no checkpoint of ours: {error!r}"[:300]) from None

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.bound import Going
 from fedprune.census import with_used_tokens
-from fedprune.checkpoint import save_state, write_atomically
+from fedprune.checkpoint import save_state
 from fedprune.config import ConfigError, RunConfig, with_values
 from fedprune.continuing import Earlier, continued, earlier, on_the_earlier_task
 from fedprune.forms import form_of
@@ -36,7 +37,10 @@ from fedprune.report.folder import (
     CONFIG_NAME,
     SUMMARY_NAME,
     begin,
+    check_resumable,
     checkpoint_path,
+    gone_on,
+    growing,
     record,
     rewind,
     write_results,
@@ -51,6 +55,7 @@ from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part
 from fedprune.teacher import check_lesson, teacher_in
 from fedprune.tensors import count_kept, load_into
+from fedprune.verified import write_atomically
 
 RUN = "python simulations/run.py"
 PRUNED = "pruned"
@@ -101,6 +106,7 @@ def federate(
     *,
     folder: Path | None = None,
     resume: bool = False,
+    anyway: bool = False,
     watch: Watch | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Result:
@@ -111,6 +117,8 @@ def federate(
         port: the clients; by default all are served in this process, without Flower or Ray.
         folder: where results go; None keeps nothing on disk.
         resume: go on from the folder's checkpoints, to the same bits as an unbroken run.
+        anyway: go on although configuration, data, plug-in or versions are not those that the run
+            began with; the summary then says so (``resumed_anyway``).
         watch: who looks on.
         weights: the state to begin with instead of the task's seeded initialisation.
 
@@ -125,7 +133,8 @@ def federate(
             does not fit the model; before anything is asked or written.
     """
     with put_back():
-        result = _federated(config, port, folder, resume, watch or Watch(), weights)
+        going = Going(resume, anyway)
+        result = _federated(config, port, folder, going, watch or Watch(), weights)
     if "failed" in result.summary:
         raise NoRoundCompleted(result.summary["failed"], result)
     return result
@@ -135,7 +144,7 @@ def _federated(
     config: RunConfig,
     port: Port | None,
     folder: Path | None,
-    resume: bool,
+    going: Going,
     watch: Watch,
     weights: Mapping[str, Tensor] | None,
 ) -> Result:
@@ -146,9 +155,9 @@ def _federated(
         del house  # one's own port has its clients elsewhere
     before = earlier(config.init, config.plugin) if config.init else None
     fresh, blank = _opening(config, weights, before)
-    book = _opened(config, folder, resume, watch)
+    book = _opened(config, folder, replace(going, data=port.data), watch)
     path = None if folder is None else folder / LEDGER_NAME
-    ledger = open_ledger(path, terms_of(config), resume=resume)
+    ledger = open_ledger(path, terms_of(config), resume=going.resume)
     opening = opened(port, config, ledger, PRUNED)
     fresh, naive = without_model(fresh, config, opening)
     # A client that cannot answer now is asked again in every round, and counted there.
@@ -176,6 +185,7 @@ def _federated(
     summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
     summary |= _failed(end, book.rows, summary["privacy"])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
+    summary |= {"resumed_anyway": book.differences} if book.differences else {}
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
         again = commands(config, folder, port)
@@ -393,6 +403,7 @@ class _Book:
     watch: Watch
     rows: list[Row]
     states: dict[str, State]
+    differences: Sequence[str] = ()
 
     def start(self, arm: str, fresh: State) -> State:
         """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.
@@ -428,7 +439,7 @@ class _Book:
     def _keep_warm(self, state: State) -> None:
         self.states[WARM] = state
         if self.folder is not None:
-            save_state(state, checkpoint_path(self.folder, WARM))
+            save_state(state, checkpoint_path(self.folder, WARM), growing(self.folder))
 
     def shown(self, arm: str, port: Port) -> Port:
         """The port, with every question announced to who looks on."""
@@ -440,11 +451,13 @@ class _Book:
         return replace(port, ask=ask)
 
 
-def _opened(config: RunConfig, folder: Path | None, resume: bool, watch: Watch) -> _Book:
+def _opened(config: RunConfig, folder: Path | None, going: Going, watch: Watch) -> _Book:
     if folder is None:
         return _Book(config, None, watch, [], {})
-    if not resume:
-        begin(folder, config)
+    if not going.resume:
+        begin(folder, config, going.data())
         return _Book(config, folder, watch, [], {})
+    check_resumable(folder)
+    differences = gone_on(folder, config, going.data(), anyway=going.anyway)
     rows, states = rewind(folder, [*arms_of(config), WARM])
-    return _Book(config, folder, watch, rows, states)
+    return _Book(config, folder, watch, rows, states, differences)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fedprune.answering import answer
+from fedprune.bound import data_digest
 from fedprune.compression.feedback import FOLDER_NAME, Residuals, keep, recalled
 from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, digest_of
@@ -321,11 +322,15 @@ def bytes_down(
 
 def inline_port(house: House, tick: Tick | None = None) -> Port:
     """The port that serves every host in this process, one after the other."""
+
+    def data() -> str:
+        return data_digest(house.shards)
+
     if house.config.secure != "none":
         # Secure sums are made of what is above: they come in where they are wanted.
         from fedprune.secure.inline import inline_sums
 
-        return Port(inline_sums(house, tick), lambda: labels_of(house), rehearsed=True)
+        return Port(inline_sums(house, tick), lambda: labels_of(house), rehearsed=True, data=data)
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         packet = encode_question(question, house.config.wire)
@@ -334,7 +339,7 @@ def inline_port(house: House, tick: Tick | None = None) -> Port:
         down = bytes_down(packet, partitions, question.known, question.taught)
         return replace(folded, bytes_down=down)
 
-    return Port(ask, lambda: labels_of(house), rehearsed=True)
+    return Port(ask, lambda: labels_of(house), rehearsed=True, data=data)
 
 
 def labels_of(house: House) -> dict[int, int]:

@@ -52,9 +52,19 @@ def check_of_this_app(plugin: str) -> None:
         raise ValueError(f"plugin={plugin!r}: not in the app; allowed: a path within it")
 
 
+def source_of(plugin: str) -> bytes:
+    """The content of a plug-in's file; nothing where it is gone."""
+    path = _path_of(plugin)
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _path_of(plugin: str) -> Path:
+    return next((p for p in (Path(plugin), APP / plugin) if p.is_file()), Path(plugin))
+
+
 @functools.cache
 def _loaded(plugin: str) -> ModuleType:
-    path = next((p for p in (Path(plugin), APP / plugin) if p.is_file()), Path(plugin))
+    path = _path_of(plugin)
     spec = importlib.util.spec_from_file_location(f"fedprune_plugin_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise FileNotFoundError(

@@ -33,6 +33,7 @@ class Port:
             part (`fedprune.rehearsal`).
         own_data: whether clients are devices with data of their own, as far as is known by now.
         federation: Flower's id of the federation that they are in, where there is one.
+        data: digest of all shards (`fedprune.bound.data_digest`), "" where they are not here.
     """
 
     ask: Callable[[Question, Sequence[int]], Folded]
@@ -41,6 +42,7 @@ class Port:
     rehearsed: bool = False
     own_data: Callable[[], bool] = lambda: False
     federation: str = ""
+    data: Callable[[], str] = lambda: ""
 
     def training(self) -> list[int]:
         """The partitions that a cohort can be drawn from now."""

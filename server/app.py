@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedprune.bound import Going
 from fedprune.config import ConfigError, RunConfig, from_flower, overridden
 from fedprune.federation import NoRoundCompleted
 from fedprune.hosts import placed
@@ -58,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_on(
-    grid: Grid, config: RunConfig, folder: Path, screen: Screen, *, resume: bool = False
+    grid: Grid, config: RunConfig, folder: Path, screen: Screen, going: Going | None = None
 ) -> None:
     """Run a configuration over a grid and show it.
 
@@ -67,11 +68,13 @@ def run_on(
         config: what to run.
         folder: where results go.
         screen: where people look.
-        resume: go on from the folder's checkpoints.
+        going: whether to go on from the folder's checkpoints.
 
     Raises:
         SystemExit: no round was completed.
     """
     with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
-        FedPrune(config, folder, resume, screen.watch(), screen.tick).start(grid)
+        g = going or Going()
+        watch = screen.watch()
+        FedPrune(config, folder, g.resume, watch, screen.tick, g.anyway, g.data).start(grid)
     screen.closing(folder)

@@ -46,6 +46,8 @@ class FedPrune:
         resume: go on from the folder's checkpoints.
         watch: who looks on.
         tick: told how many more partitions have answered.
+        anyway: go on although the run began with something else.
+        data: gives the digest of a simulation's shards.
     """
 
     config: RunConfig
@@ -53,6 +55,8 @@ class FedPrune:
     resume: bool = False
     watch: Watch = field(default_factory=Watch)
     tick: Tick | None = None
+    anyway: bool = False
+    data: Callable[[], str] = lambda: ""
 
     def start(
         self,
@@ -90,7 +94,7 @@ class FedPrune:
         model = dense_model(config)
         layout = layout_for(config, model)
         weights = None if initial_arrays is None else _weights(initial_arrays, layout)
-        port = grid_port(grid, config, self.tick)
+        port = replace(grid_port(grid, config, self.tick), data=self.data)
         result, task = Result(), tasks_of(config.plugin)[config.task]
         if evaluate_fn is not None and not self.resume:
             _evaluate(result, 0, weights or state_of(model), evaluate_fn)
@@ -105,6 +109,7 @@ class FedPrune:
             port,
             folder=self.folder,
             resume=self.resume,
+            anyway=self.anyway,
             watch=replace(self.watch, row=note),
             weights=weights,
         )

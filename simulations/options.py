@@ -73,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
     out._negative_number_matcher = re.compile(r"^-\.?\d")
     out.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins")
     out.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    out.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on although configuration, data, plug-in or versions are not as they were",
+    )
     out.add_argument("--list", action="store_true", help="print every task, score, split and more")
     groups: dict[str, Any] = {}
     for key, field in RunConfig.model_fields.items():
@@ -137,8 +142,8 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     return {"metavar": key.upper() if key in {"task", "score"} else "NAME"}
 
 
-def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
-    """The configuration to run, and the folder to resume or None.
+def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None, bool]:
+    """The configuration to run, the folder to resume or None, and whether to do so anyway.
 
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
@@ -151,17 +156,20 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None]:
     for key in _TABLES.keys() & given.keys():
         given[key] = {pattern: parsed("", value, float) for pattern, value in given[key]}
     file, resume = given.pop("config", None), given.pop("resume", None)
+    anyway = given.pop("resume_anyway", False)
     if resume is not None:
-        return _resumed(Path(resume), file, given), Path(resume)
+        return _resumed(Path(resume), file, given, anyway=anyway), Path(resume), anyway
+    if anyway:
+        raise ConfigError("resume-anyway: nothing is resumed; allowed: beside --resume DIR")
     plugin = given.get("plugin", "")
     base = given_in(_text(Path(file), "config"), plugin, file) if file is not None else {}
     config, left_out = overridden(base, given)
     for line in left_out:
         print(f"run.py: {file}: {line}", file=sys.stderr)
-    return config, None
+    return config, None, False
 
 
-def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig:
+def _resumed(folder: Path, file: str | None, given: dict[str, Any], *, anyway: bool) -> RunConfig:
     """The configuration of the run in a folder, which must be the one that ran.
 
     Raises:
@@ -176,7 +184,7 @@ def _resumed(folder: Path, file: str | None, given: dict[str, Any]) -> RunConfig
     before = recorded(text, plugin, folder / CONFIG_NAME)
     config = configure({**from_toml(text), **({"plugin": plugin} if plugin else {})})
     for key, value in before:
-        if (now := vars(config)[key]) != value:
+        if (now := vars(config)[key]) != value and not anyway:
             raise ConfigError(
                 f"{key.replace('_', '-')}={now!r}: follows from what {folder / CONFIG_NAME} gives, "
                 f"and was {value!r} when the run began; allowed: the file as the run wrote it"

@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from fedprune.bound import Going
 from fedprune.config import ConfigError, RunConfig
 from fedprune.ending import INTERRUPTED
 from fedprune.process import put_back
@@ -22,7 +23,7 @@ GRACE = 20.0
 """Seconds for Flower's simulation to end after the run; what hangs then is left behind."""
 
 
-def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
+def simulate(config: RunConfig, folder: Path, screen: Screen, going: Going) -> None:
     """Run to the end; an error in the server's half is raised here.
 
     Settings of this process, the environment included, are as they were afterwards
@@ -34,10 +35,10 @@ def simulate(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -
         SystemExit: no round was completed.
     """
     with put_back():
-        _simulated(config, folder, screen, resume=resume)
+        _simulated(config, folder, screen, going)
 
 
-def _simulated(config: RunConfig, folder: Path, screen: Screen, *, resume: bool) -> None:
+def _simulated(config: RunConfig, folder: Path, screen: Screen, going: Going) -> None:
     set_environment()
     # Flower and Ray read the environment when they are imported.
     from flwr.app import Context
@@ -54,7 +55,7 @@ def _simulated(config: RunConfig, folder: Path, screen: Screen, *, resume: bool)
     def main(grid: Grid, context: Context) -> None:
         del context  # Flower's run config is empty here; ours came on the command line
         try:
-            run_on(grid, config, folder, screen, resume=resume)
+            run_on(grid, config, folder, screen, going)
         except BaseException as error:  # carried to the caller's thread
             outcome.append(error)
         ended.set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from fedprune.bound import Going, data_digest
 from fedprune.config import ConfigError
 from fedprune.ending import BAD_INPUT, FAILED, INTERRUPTED, ended, told
 from fedprune.federation import NoRoundCompleted, federate
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     try:
-        config, resume = chosen(arguments)
+        config, resume, anyway = chosen(arguments)
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
         folder = fresh_folder(config) if resume is None else resume
@@ -53,7 +55,7 @@ def _main(arguments: list[str]) -> int:
         return told(PROGRAM, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        _play(house, folder, screen, resume=resume is not None)
+        _play(house, folder, screen, Going(resume is not None, anyway))
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
         return told(PROGRAM, error, BAD_INPUT)
     except KeyboardInterrupt:
@@ -72,15 +74,16 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
-def _play(house: House, folder: Path, screen: Screen, *, resume: bool) -> None:
+def _play(house: House, folder: Path, screen: Screen, going: Going) -> None:
     config = house.config
     if config.engine == "inline":
         port = inline_port(house, screen.tick)
         with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
-            federate(config, port, folder=folder, resume=resume, watch=screen.watch())
+            watch, (resume, anyway) = screen.watch(), (going.resume, going.anyway)
+            federate(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)
         screen.closing(folder)
     else:
-        simulate(config, folder, screen, resume=resume)
+        simulate(config, folder, screen, replace(going, data=lambda: data_digest(house.shards)))
 
 
 if __name__ == "__main__":

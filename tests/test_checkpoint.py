@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedprune import ConfigError, Result, RunConfig, federate
-from fedprune.checkpoint import load_state, save_state, write_atomically
+from fedprune.checkpoint import load_state, save_state
 from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.learning.moving import Moving
@@ -20,6 +20,7 @@ from fedprune.pruning.adaptive import Pace
 from fedprune.pruning.edits import Edit
 from fedprune.report.folder import checkpoint_path, fresh_folder, read_rows, rewind
 from fedprune.state import Port, State, Traffic
+from fedprune.verified import write_atomically
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], House]
@@ -44,11 +45,14 @@ FULL = State(
     Moving({"z": torch.tensor([[0.5, -1e-42], [0.0, 7.0]]), "a": torch.tensor(0.1)}, 4),
     (frozenset({3, 0, 7}), frozenset({3, 0})),
     ("tune: again",),
+    3,
+    True,
+    {3: 6, 0: 2},
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 18, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 21, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Screen
 
-from fedprune.checkpoint import write_atomically
 from fedprune.commands.inputs import inputs_of_clients, runner
 from fedprune.commands.subject import Subject, add_subject, chosen_subject
 from fedprune.commands.targets import check_file
@@ -22,6 +21,7 @@ from fedprune.redundancy.analysis import Finding, Known, analysed
 from fedprune.report.figures import example_of
 from fedprune.tasks.task import output_of
 from fedprune.tensors import state_of
+from fedprune.verified import write_atomically
 
 SUMMARY = "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one."
 

@@ -14,7 +14,6 @@ from fedprune.attacks.canary import audit
 from fedprune.attacks.membership_report import COLUMNS, HOW, LIMITS, RATES, cells, curves, told
 from fedprune.attacks.page import Section, Table, png_of, write_page
 from fedprune.attacks.replayed import replayed
-from fedprune.checkpoint import write_atomically
 from fedprune.commands.members import Sides, by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
 from fedprune.config import ConfigError
@@ -23,6 +22,7 @@ from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.terms import terms_of
 from fedprune.report.privacy import release_table, statement_of, told_privacy
 from fedprune.report.reading import NONE, Run, read_run
+from fedprune.verified import write_atomically
 
 SUMMARY = "What a finished run gives away: membership inference, canaries, and its ledger."
 

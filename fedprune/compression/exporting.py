@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from fedprune.checkpoint import write_atomically
 from fedprune.compression.brought import dtype_of, give_back, rounded, save_transformer
 from fedprune.compression.card import card, write_card
 from fedprune.compression.coded import CODED_NAME, origin_of, to_coded
@@ -31,6 +30,7 @@ from fedprune.tasks.loading import quiet
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import output_of
 from fedprune.tensors import Masks, count_kept, frozen_of, masked, shapes_of, state_of
+from fedprune.verified import write_atomically
 
 TENSORS_NAME = "model.safetensors"
 

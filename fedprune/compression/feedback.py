@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedprune.checkpoint import write_atomically
 from fedprune.tensors import Masks, Tensors, kept, spread
+from fedprune.verified import read_verified, write_verified
 
 FOLDER_NAME = "residuals"
 
@@ -47,7 +47,7 @@ def recalled(
         Flat, as `fedprune.tensors.kept` of the weights under the masks.
 
     Raises:
-        ValueError: nothing of that round is there.
+        ValueError: nothing of that round is there, or it is damaged.
     """
     if not at:
         return torch.zeros(kept(weights, masks).numel())
@@ -57,7 +57,7 @@ def recalled(
     tensors = (
         residuals.held[partition, at]
         if residuals.folder is None
-        else load(_path(residuals.folder, partition, at).read_bytes())
+        else load(read_verified(_path(residuals.folder, partition, at)))
     )
     return kept(tensors, masks)
 
@@ -81,7 +81,7 @@ def keep(
         residuals.held[partition, at] = tensors
     else:
         path = _path(residuals.folder, partition, at)
-        write_atomically(path, save({n: t.contiguous() for n, t in tensors.items()}))
+        write_verified(path, save({n: t.contiguous() for n, t in tensors.items()}))
     for old in set(_rounds(residuals, partition)) - {at, since}:
         if residuals.folder is None:
             del residuals.held[partition, old]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedprune.checkpoint import write_atomically
+from fedprune.verified import write_atomically
 
 MANIFEST_NAME = "fedprune.json"
 CARD_NAME = "README.md"

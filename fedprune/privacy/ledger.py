@@ -1,12 +1,15 @@
 """The book of what left a party: a line per release, written before the release, and epsilon.
 
 ``privacy.jsonl`` in the run's folder outlives a kill: what is in it may have been released, what is
-not in it was not. It names who was asked, as ``rounds.jsonl`` does; both belong to the folder, not
-to what is published.
+not in it was not. Each line holds the digest of all before it and of itself (``chain``), and
+``privacy.sha256`` says how far the file had come: lines that are changed or taken away are missed,
+unless whoever did it changed both. It names who was asked, as ``rounds.jsonl`` does; both belong to
+the folder, not to what is published.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,6 +24,7 @@ from fedprune.privacy.closing import INFINITY, closed, told_number, unprotected
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import statement
 from fedprune.privacy.terms import Terms, terms_of
+from fedprune.verified import sync_folder, write_atomically
 
 __all__ = [
     "LEDGER_NAME",
@@ -34,6 +38,7 @@ __all__ = [
 ]
 
 LEDGER_NAME = "privacy.jsonl"
+END_NAME = "privacy.sha256"
 _ROUNDING = 1e-9
 """Noise that was sized to fill the budget does, but for the last digits."""
 
@@ -64,6 +69,7 @@ class Ledger:
     _tally: Tally = field(default_factory=Tally)
     _known: set[tuple[Any, ...]] = field(default_factory=set)
     _reasons: dict[str, None] = field(default_factory=dict)
+    _chain: str = ""
 
     @property
     def uncovered(self) -> tuple[str, ...]:
@@ -143,14 +149,22 @@ class Ledger:
     def _write(self, lines: Sequence[Line]) -> None:
         if self.path is None:
             return
+        new = not self.path.exists()
         with self.path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            for line in lines:
+                self._chain = _linked(self._chain, line)
+                file.write(json.dumps({**line, _LINK: self._chain}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync_folder(self.path.parent)
+        end = json.dumps({"lines": len(self.lines), "chain": self._chain})
+        write_atomically(self.path.with_name(END_NAME), end.encode())
 
     def _replay(self, lines: Sequence[Line]) -> None:
         """Take what a file holds as booked: every line of it, whatever the noise."""
         for line in lines:
+            self._chain = _linked(self._chain, line)
             occasion, release = _from_line(line)
             tally = added(self._tally, self.terms, occasion, [release])
             self._keep(occasion, [release], tally, max(self.epsilon, _value(line["epsilon"])))
@@ -190,36 +204,86 @@ def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Led
             written before its release, which so never came.
 
     Raises:
-        ConfigError: there is a ledger already, of a run that is not resumed.
+        ConfigError: there is a ledger already, of a run that is not resumed; or one that is to be
+            gone on from was changed, cut or taken away.
     """
     ledger = Ledger(terms, path)
-    if path is None or not path.exists():
+    if path is None or not (path.exists() or path.with_name(END_NAME).exists()):
         return ledger
     if not resume:
         raise ConfigError(
             f"out={str(path.parent)!r}: {path.name} holds a run's releases; "
             f"allowed: another folder, or --resume {path.parent}"
         )
-    whole = _whole_lines(path)
+    try:
+        lines = read_ledger(path)
+    except ValueError as error:
+        raise ConfigError(
+            f"resume={str(path.parent)!r}: {error}; allowed: a run's folder as it was left"
+        ) from None
     with path.open("r+") as file:
-        file.truncate(len("".join(whole).encode()))
-    ledger._replay([json.loads(line) for line in whole])
+        file.truncate(len("".join(_whole_lines(path)).encode()))
+    ledger._replay(lines)
     return ledger
 
 
 def read_ledger(path: Path) -> list[Line]:
-    """The lines of a ledger; none where there is no file. A last line cut short is left out."""
-    return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+    """The lines of a ledger; none where there never was one. A last line cut short is left out.
+
+    Raises:
+        ValueError: a line was changed, or lines are gone; the file is named.
+    """
+    lines: list[Line] = []
+    chain, chains = "", [""]
+    for number, text in enumerate(_whole_lines(path), 1):
+        try:
+            line = json.loads(text)
+            said = line.pop(_LINK)
+        except (ValueError, KeyError, AttributeError):
+            raise ValueError(f"{path.name}: line {number} is damaged") from None
+        chain = _linked(chain, line)
+        if said != chain:
+            raise ValueError(f"{path.name}: line {number}, or one before it, was changed")
+        lines.append(line)
+        chains.append(chain)
+    _check_end(path, chains)
+    return lines
+
+
+def _check_end(path: Path, chains: Sequence[str]) -> None:
+    """Refuse a ledger that ends before where it was said to end.
+
+    Lines after that are those that were written just before a kill.
+    """
+    end = path.with_name(END_NAME)
+    if not end.is_file():
+        if len(chains) > 1:
+            raise ValueError(f"{END_NAME} is gone")
+        return
+    try:
+        said = json.loads(end.read_text())
+        found = chains[said["lines"]] == said["chain"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{END_NAME} is damaged") from None
+    except IndexError:
+        found = False
+    if not found:
+        raise ValueError(f"{path.name} was cut, changed or taken away")
+
+
+_LINK = "chain"
+
+
+def _linked(before: str, line: Line) -> str:
+    """The digest of a line and all before it, hex."""
+    return hashlib.sha256(f"{before}{json.dumps(line)}".encode()).hexdigest()
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines with their ends, without a last one that has none or is not JSON."""
-    lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
-    try:
-        json.loads(lines[-1] if lines else "{}")
-    except json.JSONDecodeError:
-        return lines[:-1]
-    return lines
+    """Lines with their ends, without a last one that has none; none without a file."""
+    if not path.is_file():
+        return []
+    return [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
 
 
 def _key(occasion: Occasion, release: Release) -> tuple[Any, ...]:

@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedprune.checkpoint import load_state, save_state, write_atomically
+from fedprune.bound import began_with, gone_on_with, keep_began
+from fedprune.checkpoint import check_beside, load_state, save_state
 from fedprune.compression.card import card
 from fedprune.compression.coded import CODED_NAME, origin_of, save_folder, to_coded
 from fedprune.compression.masks import encode_mask, mask_digest
 from fedprune.config import ConfigError, RunConfig, to_toml, with_values
+from fedprune.privacy.ledger import LEDGER_NAME
 from fedprune.pruning.layout import Layout
 from fedprune.report.figures import figures_of_run
 from fedprune.report.rows import Row
 from fedprune.state import State
 from fedprune.tensors import copied, frozen_of, full_masks
+from fedprune.verified import write_atomically
 
 CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"
@@ -62,29 +65,56 @@ def check_resumable(folder: Path) -> None:
     """Refuse a folder that a run could not go on from to the same bits.
 
     Raises:
-        ConfigError: a checkpoint is damaged, or the rows before it are gone.
+        ConfigError: a checkpoint is damaged, or rows or releases from before it are not as they
+            were written; the file is named.
     """
-    checkpoints = sorted((folder / "checkpoint").glob("*.safetensors"))
-    for path in checkpoints:
+    for path in sorted((folder / "checkpoint").glob("*.safetensors")):
         try:
-            load_state(path)
-        except Exception as error:  # safetensors, json: whatever damage makes of a file
+            check_beside(path)
+        except ValueError as error:
             raise ConfigError(
-                f"resume={str(folder)!r}: {path.name} is damaged ({error}); "
-                "allowed: a run's folder as it was left"
+                f"resume={str(folder)!r}: {error}; allowed: a run's folder as it was left"
             ) from None
-    if checkpoints and not (folder / ROWS_NAME).is_file():
-        raise ConfigError(
-            f"resume={str(folder)!r}: {ROWS_NAME} is gone; allowed: a run's folder as it was left"
-        )
 
 
-def begin(folder: Path, config: RunConfig) -> None:
-    """Make the folder and put the configuration in it: what was given, and what followed."""
+def begin(folder: Path, config: RunConfig, data: str = "") -> None:
+    """Make the folder and put the configuration in it: what was given, and what followed.
+
+    Args:
+        folder: of the run.
+        config: what runs.
+        data: digest of the shards, where they are known.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Without its own folder, which holds this run: so the file runs again as it is.
     text = to_toml(with_values(config, {"out": ""}))
     write_atomically(folder / CONFIG_NAME, text.encode())
+    keep_began(folder, began_with(text.encode(), config.plugin, data))
+
+
+def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:
+    """Check that a run goes on with what it began with.
+
+    Args:
+        folder: of the run.
+        config: what would go on.
+        data: digest of the shards, where they are known.
+        anyway: go on with something else, and write that down.
+
+    Returns:
+        What differs and was gone on with, a line each.
+
+    Raises:
+        ConfigError: something differs; it is named.
+    """
+    text = (folder / CONFIG_NAME).read_bytes()
+    try:
+        return gone_on_with(folder, began_with(text, config.plugin, data), anyway=anyway)
+    except ValueError as error:
+        raise ConfigError(
+            f"resume={str(folder)!r}: {error}; allowed: the same, or --resume-anyway, which the "
+            "report then says"
+        ) from None
 
 
 def record(folder: Path, row: Row, seconds: float, state: State) -> None:
@@ -96,12 +126,19 @@ def record(folder: Path, row: Row, seconds: float, state: State) -> None:
     timing = {"arm": row["arm"], "round": row["round"], "seconds": round(seconds, 3)}
     _append(folder / TIMINGS_NAME, timing)
     if row["round"] == state.round:
-        save_state(state, checkpoint_path(folder, row["arm"]))
+        save_state(state, checkpoint_path(folder, row["arm"]), growing(folder))
+
+
+def growing(folder: Path) -> tuple[Path, ...]:
+    """The files of a run that only grow: what a checkpoint counts on."""
+    return tuple(folder / name for name in (ROWS_NAME, TIMINGS_NAME, LEDGER_NAME))
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # before the checkpoint that counts on it
 
 
 def rewind(folder: Path, arms: Iterable[str]) -> tuple[list[Row], dict[str, State]]:
@@ -119,13 +156,18 @@ def rewind(folder: Path, arms: Iterable[str]) -> tuple[list[Row], dict[str, Stat
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; a last line that a crash cut short is not one."""
+    """The rows of a file; a last line that a crash cut short, without its end, is not one.
+
+    Raises:
+        ValueError: another line is damaged; its number is named.
+    """
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except ValueError:
+            raise ValueError(f"{path}: line {number} is damaged; allowed: rows of JSON") from None
     return rows
 
 

@@ -114,6 +114,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         config=config_table(run.config),
         commands=commands(run),
         digests=digest_table(run),
+        anyway=run.summary.get("resumed_anyway", ()),
     )
     path = folder / "report.html"
     # A client's words may hold half a surrogate pair, which has no UTF-8.

@@ -255,6 +255,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"{in_bytes(summary['bytes_evaluation'])} more to measure",
         f"failures  {summary['failures']}",
         *after(summary),
+        *[f"gone on with something else: {line}" for line in summary.get("resumed_anyway", ())],
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]

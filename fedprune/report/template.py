@@ -234,6 +234,7 @@ PAGE = (
 <p>No command was recorded.</p>
 {% endfor %}
 {% if digests.rows %}
+{% for line in anyway %}<p>The run went on with something else than it began with: {{ line }}.</p>{% endfor %}
 <p>On a CPU with the same versions, a repeated or resumed run ends with the same bits:</p>
 {{ table(digests, "Digests") }}
 {% endif %}

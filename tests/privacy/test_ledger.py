@@ -14,7 +14,15 @@ import pytest
 from fedprune.config import ConfigError, configure
 from fedprune.federation import federate
 from fedprune.hosts import inline_port, open_house, placed
-from fedprune.privacy.ledger import LEDGER_NAME, Ledger, Spent, Terms, open_ledger, read_ledger
+from fedprune.privacy.ledger import (
+    END_NAME,
+    LEDGER_NAME,
+    Ledger,
+    Spent,
+    Terms,
+    open_ledger,
+    read_ledger,
+)
 from fedprune.privacy.release import Occasion, Release
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,14 +118,64 @@ def test_a_last_line_that_was_cut_short_was_never_released(tmp_path, cut):
     path = tmp_path / LEDGER_NAME
     ledger = open_ledger(path, TERMS)
     told = ledger.book(question(1), [noisy()])
-    whole = path.read_bytes()
+    whole, end = path.read_bytes(), (tmp_path / END_NAME).read_bytes()
     ledger.book(question(2), [noisy()])
     path.write_bytes(path.read_bytes()[:-cut])
+    (tmp_path / END_NAME).write_bytes(end)  # it is written after the lines
     resumed = open_ledger(path, TERMS, resume=True)
     assert resumed.epsilon == told
     assert path.read_bytes() == whole
     resumed.book(question(2), [noisy()])
     assert [json.loads(x)["round"] for x in path.read_text().splitlines()] == [1, 2]
+
+
+def test_lines_written_just_before_a_kill_count(tmp_path):
+    path = tmp_path / LEDGER_NAME
+    ledger = open_ledger(path, TERMS)
+    ledger.book(question(1), [noisy()])
+    end = (tmp_path / END_NAME).read_bytes()
+    told = ledger.book(question(2), [noisy()])
+    (tmp_path / END_NAME).write_bytes(end)
+    assert open_ledger(path, TERMS, resume=True).epsilon == told
+
+
+def changed(lines):
+    return [lines[0].replace('"order": 0', '"order": 1'), *lines[1:]]
+
+
+HARM = {
+    "taken away": None,
+    "shortened": lambda lines: lines[:-1],
+    "emptied": lambda _: [],
+    "a line out of the middle": lambda lines: [lines[0], lines[2]],
+    "lines swapped": lambda lines: [lines[1], lines[0], lines[2]],
+    "a number changed": changed,
+    "no json": lambda lines: [lines[0], "{\n", lines[2]],
+}
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_a_ledger_that_was_changed_is_refused(tmp_path, name):
+    path = tmp_path / LEDGER_NAME
+    ledger = open_ledger(path, TERMS)
+    for round_ in (1, 2, 3):
+        ledger.book(question(round_), [noisy()])
+    if HARM[name] is None:
+        path.unlink()
+    else:
+        path.write_text("".join(HARM[name](path.read_text().splitlines(keepends=True))))
+    with pytest.raises(ConfigError, match=r"privacy\.jsonl"):
+        open_ledger(path, TERMS, resume=True)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"lines": 1}', '{"lines": 9, "chain": ""}'])
+def test_a_ledger_whose_end_is_not_known_is_refused(tmp_path, text):
+    path = tmp_path / LEDGER_NAME
+    open_ledger(path, TERMS).book(question(1), [noisy()])
+    end = tmp_path / END_NAME
+    end.unlink() if text is None else end.write_text(text)
+    with pytest.raises(ConfigError, match=r"privacy\."):
+        open_ledger(path, TERMS, resume=True)
 
 
 def test_another_runs_ledger_is_not_written_into(tmp_path):

@@ -34,7 +34,7 @@ def test_every_key_is_an_option_with_a_help_text() -> None:
 
 
 def test_nothing_given_is_the_default_run() -> None:
-    config, resume = chosen([])
+    config, resume, _ = chosen([])
     assert resume is None
     assert config == RunConfig()
     assert (config.task, config.clients, config.sparsity, config.score) == (
@@ -48,7 +48,7 @@ def test_nothing_given_is_the_default_run() -> None:
 def test_the_command_line_wins_over_the_file(tmp_path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('task = "digits"\nsparsity = 0.5\nlocal-steps = 3\nexclude = ["hidden*"]\n')
-    config, _ = chosen(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
+    config, _, _ = chosen(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
     assert (config.task, config.sparsity, config.local_steps) == ("digits", 0.7, 3)
     assert config.exclude == ("hidden*",)
     assert config.agreement is False
@@ -107,7 +107,7 @@ def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp
     free |= {} if base.keys() & {"threshold", "schedule"} else {"end": 12}
     file = tmp_path / "config.toml"
     file.write_text(to_toml(RunConfig(**{**keys, **free, **base})))
-    config, _ = chosen(["--config", str(file), *options])
+    config, _, _ = chosen(["--config", str(file), *options])
     assert {key: vars(config)[key] for key in want} == want
 
 
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
 
 
 def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
-    config, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
+    config, _, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
     assert chosen(["--config", str(file)])[0] == config
@@ -126,7 +126,7 @@ def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
 
 def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_path) -> None:
     (tmp_path / "config.toml").write_text(to_toml(RunConfig(task="digits", seed=7)))
-    config, resume = chosen(["--resume", str(tmp_path), "--engine", "inline"])
+    config, resume, _ = chosen(["--resume", str(tmp_path), "--engine", "inline"])
     assert resume == tmp_path
     assert (config.seed, config.engine) == (7, "inline")
     with pytest.raises(ConfigError, match=r"^seed: cannot change on --resume; allowed: engine"):
@@ -271,7 +271,7 @@ def test_what_filled_itself_in_gives_way_to_the_command_line(
 ):
     file = tmp_path / "config.toml"
     file.write_text(to_toml(configure({"task": "digits", **base})))
-    config, _ = chosen(["--config", str(file), *given])
+    config, _, _ = chosen(["--config", str(file), *given])
     assert {key: getattr(config, key) for key in expected} == expected
 
 

@@ -193,7 +193,7 @@ def test_a_damaged_folder_is_not_resumed(finished: tuple[Path, str], tmp_path: P
     checkpoint.write_bytes(whole[:-100])
     done = command("--resume", str(folder))
     assert done.returncode == 2
-    assert "pruned.safetensors is damaged" in done.stderr
+    assert "pruned.safetensors: damaged" in done.stderr
     assert "Traceback" not in done.stderr
     checkpoint.write_bytes(whole)
     (folder / "rounds.jsonl").unlink()

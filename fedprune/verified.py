@@ -1,0 +1,88 @@
+"""Files that are read again: replaced in one step, and refused where a byte is not as written.
+
+A digest finds damage. It does not say who wrote a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_MARK = b"FPSHA256"
+_END = len(_MARK) + 32
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content in one step, and see it and its name on the disk before that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(path.suffix + ".new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """See a folder's entries on the disk: a file made or renamed there outlives a crash."""
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+def write_verified(path: Path, content: bytes) -> None:
+    """As `write_atomically`, with the SHA-256 of the content behind it."""
+    write_atomically(path, content + _MARK + hashlib.sha256(content).digest())
+
+
+def read_verified(path: Path) -> bytes:
+    """The content that `write_verified` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a byte is not as it was written, or no digest is there; the file is named.
+    """
+    data = path.read_bytes()
+    content, end = data[:-_END], data[-_END:]
+    if end != _MARK + hashlib.sha256(content).digest():
+        raise ValueError(f"{path.name}: damaged or foreign, its SHA-256 is not that of its content")
+    return content
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """How a file that only grows began at some time.
+
+    Attributes:
+        size: bytes it had; 0 where there was none.
+        sha256: of these bytes, hex.
+    """
+
+    size: int
+    sha256: str
+
+
+def prefix_of(path: Path) -> Prefix:
+    """How a file begins now: all of it."""
+    data = path.read_bytes() if path.is_file() else b""
+    return Prefix(len(data), hashlib.sha256(data).hexdigest())
+
+
+def check_prefix(path: Path, prefix: Prefix) -> None:
+    """Refuse a file that does not begin as it did.
+
+    Raises:
+        ValueError: it is gone, shorter, or changed; it is named.
+    """
+    if prefix.size and not path.is_file():
+        raise ValueError(f"{path.name} is gone")
+    data = path.read_bytes()[: prefix.size] if path.is_file() else b""
+    if len(data) < prefix.size:
+        raise ValueError(f"{path.name} was cut: {len(data)} bytes of {prefix.size}")
+    if hashlib.sha256(data).hexdigest() != prefix.sha256:
+        raise ValueError(f"{path.name} was changed or damaged")
