@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from fedprune.checkpoint import write_atomically
 from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
 from fedprune.tasks.families import FAMILIES
 from fedprune.tasks.loading import from_pretrained, quiet, reachable
+from fedprune.verified import write_atomically
 
 GENERATION = "generation_config.json"
 
