@@ -148,11 +148,7 @@ def _federated(
     watch: Watch,
     weights: Mapping[str, Tensor] | None,
 ) -> Result:
-    began = time.perf_counter()
-    if port is None or not port.rehearsed:
-        house = open_house(placed(config, folder) if folder else config)
-        port = port or inline_port(house)
-        del house  # one's own port has its clients elsewhere
+    began, port = time.perf_counter(), _rehearsed(config, port, folder)
     before = earlier(config.init, config.plugin) if config.init else None
     fresh, blank = _opening(config, weights, before)
     book = _opened(config, folder, replace(going, data=port.data), watch)
@@ -193,12 +189,24 @@ def _federated(
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
-        write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
-        # matplotlib takes a second to import: the workers, who import this module, need not.
-        from fedprune.report.page import write_report
-
-        write_report(folder)
+        _reported(folder, summary)
     return Result(model, end, book.rows, summary)
+
+
+def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Port:
+    """A port to clients with which task, model and data were tried."""
+    if port is not None and port.rehearsed:
+        return port
+    house = open_house(placed(config, folder) if folder else config)
+    return port or inline_port(house)  # one's own port has its clients elsewhere
+
+
+def _reported(folder: Path, summary: Summary) -> None:
+    write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
+    # matplotlib takes a second to import: the workers, who import this module, need not.
+    from fedprune.report.page import write_report
+
+    write_report(folder)
 
 
 def _written(
