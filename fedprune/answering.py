@@ -99,7 +99,13 @@ def _answer_own(question: Question, seat: Seat) -> Answer:
 def _units(seat: Seat) -> Tensors:
     """The units of a group lasso, by number; nothing without one."""
     c = seat.config
-    return unit_labels(seat.layout, c.unit, c.unit_shape) if c.group_lasso else {}
+    if not c.group_lasso:
+        return {}
+    origin = seat.layout.origin
+    if origin is None:
+        return unit_labels(seat.layout, c.unit, c.unit_shape)
+    # Of the model before the cut: what was cut out of it may be the last of its kind.
+    return seat.layout.from_origin(unit_labels(origin.layout, c.unit, c.unit_shape))
 
 
 def _watch(question: Question, seat: Seat) -> AbstractContextManager[Watcher] | None:

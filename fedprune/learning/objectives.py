@@ -95,6 +95,8 @@ def shrunk_units(units: Named, weight: float) -> Shrinkage:
 
     @torch.no_grad()
     def shrink(now: Named, lr: float) -> None:
+        if not len(sizes):
+            return  # the last of its kind is cut out
         total = sum_by_unit({n: now[n].square() for n in units}, units, len(sizes))
         norms = total.sqrt()
         less = lr * weight * sizes.to(norms).sqrt()

@@ -243,3 +243,9 @@ def test_the_learning_rate_begins_anew_at_every_pruning(tiny: Tiny):
     expected = [1, 2 / 3, 1 / 3, 1, 1 / 2, 1, 3 / 4, 2 / 4, 1 / 4]
     assert rates(lr_schedule="linear", lr_rewind=True) == [round(x, 6) for x in expected]
     assert rates(lr_rewind=True)[3] == rates(lr_rewind=True)[5] == 1.0
+
+
+def test_where_no_unit_is_left_a_group_lasso_leaves_weights_as_they_are():
+    now = {"w": torch.tensor([1.0, -2.0])}
+    shrunk_units({"w": torch.tensor([-1, -1])}, 0.5)(now, 0.1)
+    assert now["w"].tolist() == [1.0, -2.0]
