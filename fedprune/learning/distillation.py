@@ -181,20 +181,26 @@ def counterparts(
         ValueError: one has no such parts, or another number of stacks of them.
     """
     ours, theirs = _places(student, kind), _places(teacher, kind)
+    if own and theirs and set(ours) <= set(theirs):  # some, or all, may have been cut out since
+        return {path: path for path in ours if _trained(student, path)}
     lower, upper = _stacks(ours), _stacks(theirs)
     if not lower or len(lower) != len(upper):
         what = {"block": "stacks of blocks", "head": "kinds of attention"}[kind]
         key = {"block": "distil-hidden", "head": "distil-attention"}[kind]
         found = f"{len(lower)} {what} for {len(upper)} of the teacher"
         raise ValueError(f"{key}: {found}; allowed: 0, or a teacher of a similar kind")
-    found_by_place = {
+    pairs = {
         path: above[(i + 1) * len(above) // len(below) - 1]
         for below, above in zip(lower, upper, strict=True)
         for i, path in enumerate(below)
     }
-    pairs = {path: path for path in ours} if own and set(ours) <= set(theirs) else found_by_place
-    trained = [n for n, p in student.named_parameters() if p.requires_grad]
-    return {s: t for s, t in pairs.items() if any(n.startswith(f"{s}.") for n in trained)}
+    return {s: t for s, t in pairs.items() if _trained(student, s)}
+
+
+def _trained(model: nn.Module, path: str) -> bool:
+    """Whether anything below a path is trained."""
+    named = model.named_parameters()
+    return any(p.requires_grad and name.startswith(f"{path}.") for name, p in named)
 
 
 def _places(model: nn.Module, kind: str) -> list[str]:

@@ -168,6 +168,8 @@ def test_parts_belong_together_by_how_far_up_they_are(name: str):
         # Blocks that were taken out of the student leave the others with their own.
         own = counterparts(small, large, kind, own=True)
         assert all(s == t for s, t in own.items())
+        # Nor does it matter when all of them are.
+        assert counterparts(nn.Linear(2, 2), large, kind, own=True) == {}
 
 
 def test_families_are_matched_stack_by_stack():
