@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedprune import ConfigError, federate
 from fedprune.config import configure
+from fedprune.federation import NoRoundCompleted
 from fedprune.hosts import inline_port, open_house
 from fedprune.shapes import dense_model
 from fedprune.tensors import state_of
@@ -127,7 +128,6 @@ def test_a_timeout_ends_the_wait(devices: Made, tiny: Made):
     def lose(_: int, question: Any, reply: Any) -> Any:
         return None if question.metadata.message_type == "train.tune" else reply
 
-    result = FedPrune(tiny(clients=2, cohort=2, hosts=2, rounds=1, warmup=0, end=1)).start(
-        devices(2, meddle=lose), timeout=0.1
-    )
-    assert result.train_metrics_clientapp == {}
+    strategy = FedPrune(tiny(clients=2, cohort=2, hosts=2, rounds=1, warmup=0, end=1))
+    with pytest.raises(NoRoundCompleted, match=r"no reply within 0\.1 s"):
+        strategy.start(devices(2, meddle=lose), timeout=0.1)
