@@ -47,6 +47,9 @@ EXAMPLES = 4
 PARTITIONS = 3
 """How many partitions are tried: one that fails by itself is no reason not to run."""
 
+PATIENCE = 60.0
+"""Seconds that the rehearsal has at least: a short ``--timeout`` is about answers alone."""
+
 PASSES = 64
 """How many examples may go through until every layer has been called."""
 
@@ -93,7 +96,7 @@ def rehearse(
     """
     with put_back(), seeded(config.seed, "rehearsal"):
         failed: list[Exception] = []
-        partitions, share = _partitions(shards), allowance(config.timeout)
+        partitions, share = _partitions(shards), allowance(max(config.timeout, PATIENCE))
         for i, partition in enumerate(partitions):
             trial = _trial(task, config, model, layout, shards, partition)
             try:
