@@ -425,9 +425,10 @@ class RunConfig(BaseModel):
     delta: float | None = _field(
         "privacy", "probability with which epsilon may not hold (default 1e-5)", None, gt=0, lt=1
     )
-    sampling: Literal["fixed", "poisson"] = _field(
+    sampling: Literal["fixed", "poisson", "round-robin"] = _field(
         "privacy",
-        "fixed: a cohort of --cohort; poisson: each client by itself, --cohort on average",
+        "fixed: a cohort of --cohort; poisson: each client by itself, --cohort on average; "
+        "round-robin: --cohort clients in turn, in a public order",
         "fixed",
     )
     weighting: Literal["labels", "equal", "equal-scores"] = _field(

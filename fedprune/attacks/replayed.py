@@ -8,36 +8,52 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedprune.attacks.canary import Draw, Mechanism, Noised
+from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.ledger import numbers_in
 from fedprune.privacy.terms import Terms
 
 Line = Mapping[str, Any]
 
 
-def replayed(lines: Sequence[Line], terms: Terms) -> Mechanism | None:
+def replayed(lines: Sequence[Line], terms: Terms, account: str = AMPLIFICATION) -> Mechanism | None:
     """All noised sums of a run, in their draws; None where no sum was noised.
 
-    Clients: what one cohort was asked in one round is one draw, as the ledger counts it. Examples:
-    those of the partition that was asked most; each release is a draw of its own, in steps.
+    Clients: what one cohort was asked in one round is one draw, as the ledger counts it; by
+    participation, those draws that the client was in that was asked most. Examples: those of the
+    partition that was asked most; each release is a draw of its own, in steps.
     Randomised response is not among it: its bits are no sum. Skellam noise is taken for Gaussian
     noise of the same variance, in cohorts that the observer knows, as the ledger takes them.
 
     Args:
         lines: of the ledger.
         terms: of the run.
+        account: the bound that epsilon is by, see `fedprune.privacy.accounting`.
     """
     noised = [x for x in lines if x["covered"] and (x["z"] or x["spread"])]
     if terms.unit == "example":
         draws = _of_examples([x for x in noised if x["unit"] == "example"])
         return Mechanism(_counted(draws), "poisson") if draws else None
+    chance = terms.amplified and account == AMPLIFICATION
     groups: dict[tuple[Any, ...], list[Line]] = {}
-    for line in noised:
+    for line in noised if chance else _of_one(noised):
         groups.setdefault((line["round"], line["audience"], line["partitions"]), []).append(line)
+    sampling = "poisson" if terms.sampling == "poisson" else "fixed"
     draws = [
-        Draw(tuple(_sum(x, terms.sampling) for x in group), _rate(group[0], terms))
+        Draw(tuple(_sum(x, sampling) for x in group), _rate(group[0], terms) if chance else 1.0)
         for group in groups.values()
     ]
-    return Mechanism(_counted(draws), terms.sampling) if draws else None
+    return Mechanism(_counted(draws), sampling) if draws else None
+
+
+def _of_one(lines: Sequence[Line]) -> list[Line]:
+    """What the client was in whose part costs most."""
+    cost: dict[int, float] = {}
+    for line in lines:
+        precision = line["z"] ** -2 if line["z"] else 2.0 * line["spread"][0]
+        for partition in numbers_in(line["partitions"]):
+            cost[partition] = cost.get(partition, 0.0) + precision
+    most = max(cost, key=lambda p: (cost[p], -p), default=-1)
+    return [line for line in lines if most in numbers_in(line["partitions"])]
 
 
 def _of_examples(lines: Sequence[Line]) -> list[Draw]:
@@ -73,7 +89,7 @@ def _sum(line: Line, sampling: str) -> Noised:
 
 
 def _rate(line: Line, terms: Terms) -> float:
-    if not terms.amplified or line["audience"] != "cohort":
+    if line["audience"] != "cohort":
         return 1.0
     if terms.sampling == "poisson":
         return terms.rate

@@ -17,6 +17,7 @@ from fedprune.attacks.replayed import replayed
 from fedprune.commands.members import Sides, by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
 from fedprune.config import ConfigError
+from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.closing import INFINITY
 from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.terms import terms_of
@@ -150,7 +151,7 @@ def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) 
 def _canaries_of(looked: Subject, run_: Run, count: int) -> dict[str, Any]:
     """What is claimed and what canaries prove; no bound where nothing was noised."""
     terms, privacy = terms_of(looked.config), run_.summary.get("privacy") or {}
-    mechanism = replayed(run_.ledger, terms)
+    mechanism = replayed(run_.ledger, terms, privacy.get("account", AMPLIFICATION))
     claim = {"total": privacy.get("total", INFINITY), "covered": INFINITY, "delta": terms.delta}
     if mechanism is None:
         return {**claim, "bound": None}

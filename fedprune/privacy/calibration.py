@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fedprune.privacy.accounting import Tally, added, rdp_epsilon
+from fedprune.privacy.accounting import Tally, added, smallest_epsilon
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.terms import Terms
 
@@ -75,7 +75,7 @@ def _epsilon(
     tally = Tally()
     for occasion, releases in planned:
         tally = added(tally, terms, occasion, [_noisier(r, factor) for r in releases])
-    return rdp_epsilon(tally.profiles(), terms.relation, terms.delta, orders)
+    return smallest_epsilon(tally.accounts(), terms.relation, terms.delta, orders)
 
 
 def _noisier(release: Release, factor: float) -> Release:

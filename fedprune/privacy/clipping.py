@@ -74,7 +74,7 @@ def sensitivity(norm: float, *, signed: bool, sampling: str) -> float:
         norm: the largest norm of one member's vector.
         signed: whether values may be negative. Of two vectors without negative values the inner
             product is not negative either, so that they are at most sqrt(2)·norm apart.
-        sampling: "poisson": a member is added or removed; "fixed": one is replaced by another.
+        sampling: "poisson": a member is added or removed; others: one is replaced by another.
     """
     if sampling == "poisson":
         return norm

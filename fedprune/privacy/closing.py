@@ -6,7 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedprune.privacy.accounting import Profile, engine, native, rdp_epsilon
+from fedprune.privacy.accounting import (
+    PARTICIPATION,
+    Accounts,
+    Profile,
+    engine,
+    native,
+    rdp_epsilon,
+)
 from fedprune.privacy.terms import Terms
 
 INFINITY = "infinity"
@@ -19,14 +26,25 @@ LARGEST = 1000.0
 """Of an epsilon beyond this nothing better is asked: its distribution would fill the memory."""
 
 
-def closed(profiles: Sequence[Profile], terms: Terms, rdp: float) -> dict[str, Any]:
+def closed(accounts: Accounts, terms: Terms, rdp: float) -> dict[str, Any]:
     """Epsilon by both accountants, the curve and mu, in the words of `Ledger.closing`.
 
+    All by one bound, that which gives the smallest epsilon: what is said is then one claim.
+
     Args:
-        profiles: what the units have been through.
+        accounts: what the units have been through.
         terms: of the run.
         rdp: epsilon by Rényi divergences, as it was told while the run went on.
     """
+    told = [_closed(name, profiles, terms) for name, profiles in accounts.items()]
+    best = min(told, key=lambda one: math.inf if one["epsilon"] == INFINITY else one["epsilon"])
+    epsilon = told_number(rdp) if best["pld"] is None else best["epsilon"]
+    return best | {"rdp": told_number(rdp), "epsilon": epsilon}
+
+
+def _closed(name: str, profiles: Sequence[Profile], terms: Terms) -> dict[str, Any]:
+    """The same by one bound."""
+    rdp = rdp_epsilon(profiles, terms.relation, terms.delta)
     why_not = _why_not(profiles, rdp)
     loss = None if why_not else [_loss(p, rdp) for p in filter(None, profiles)]
     pld = None if loss is None else _largest(loss, terms.delta)
@@ -46,6 +64,7 @@ def closed(profiles: Sequence[Profile], terms: Terms, rdp: float) -> dict[str, A
         "curve_by": "rdp" if loss is None else "pld",
         "mu": told_number(mu),
         "mu_by": mu_by,
+        "account": name,
     }
 
 
@@ -60,6 +79,7 @@ def unprotected() -> dict[str, Any]:
         "curve_by": "rdp",
         "mu": INFINITY,
         "mu_by": "exact",
+        "account": PARTICIPATION,
     }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.config import ConfigError
-from fedprune.privacy.accounting import Tally, added, rdp_epsilon
+from fedprune.privacy.accounting import Tally, added, smallest_epsilon
 from fedprune.privacy.closing import INFINITY, closed, told_number, unprotected
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import statement
@@ -120,7 +120,7 @@ class Ledger:
         tally = added(self._tally, self.terms, occasion, releases)
         if tally == self._tally:
             return tally, self.epsilon
-        epsilon = rdp_epsilon(tally.profiles(), self.terms.relation, self.terms.delta)
+        epsilon = smallest_epsilon(tally.accounts(), self.terms.relation, self.terms.delta)
         return tally, max(self.epsilon, epsilon)
 
     def _keep(
@@ -169,8 +169,8 @@ class Ledger:
             tally = added(self._tally, self.terms, occasion, [release])
             self._keep(occasion, [release], tally, max(self.epsilon, _value(line["epsilon"])))
             self.lines[-1] = line
-        profiles = self._tally.profiles()
-        now = rdp_epsilon(profiles, self.terms.relation, self.terms.delta)
+        accounts = self._tally.accounts()
+        now = smallest_epsilon(accounts, self.terms.relation, self.terms.delta)
         self.epsilon = max(self.epsilon, now)
 
     def closing(self) -> dict[str, Any]:
@@ -180,17 +180,18 @@ class Ledger:
             ``rdp``: `epsilon`. ``pld``: the same by privacy loss distributions, smaller, or None,
             and then ``pld_why_not`` says why. ``epsilon``: the smaller of both; ``total``: that, or
             "infinity", for the ``reasons``. ``delta``; ``curve``: pairs of delta and epsilon, by
-            ``curve_by``; ``mu`` of Gaussian DP, and how it was had (``mu_by``); ``unit``,
-            ``relation``; ``statement``, in words. Infinite numbers are "infinity".
+            ``curve_by``; ``mu`` of Gaussian DP, and how it was had (``mu_by``); ``account``, the
+            bound taken ("participation", "amplification": `accounting`); ``unit``, ``relation``;
+            ``statement``, in words. Infinite numbers are "infinity".
         """
-        uncovered, profiles = list(self.uncovered), self._tally.profiles()
-        if uncovered and not any(profiles):
+        uncovered, accounts = list(self.uncovered), self._tally.accounts()
+        if uncovered and not any(map(any, accounts.values())):
             told = unprotected()
         else:
-            told = closed(profiles, self.terms, self.epsilon)
+            told = closed(accounts, self.terms, self.epsilon)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
         told |= {"unit": self.terms.unit, "relation": self.terms.relation}
-        words = statement(self.terms, self.lines, told["epsilon"])
+        words = statement(self.terms, self.lines, told["epsilon"], told["account"])
         return told | {"delta": self.terms.delta, "statement": words}
 
 
@@ -307,6 +308,8 @@ def _sampling(terms: Terms, occasion: Occasion) -> str:
         return "all"
     if terms.sampling == "poisson":
         return f"poisson {terms.cohort / max(1, population):g}"
+    if terms.sampling == "round-robin":
+        return f"round-robin, {terms.cohort} of {population}"
     return f"fixed {asked} of {population}"
 
 

@@ -41,7 +41,7 @@ def _unread(c: RunConfig) -> list[Misfit]:
             for key, wrong, reason in unread
         ],
         ("metrics", without and not metrics, there, "exact"),
-        ("sampling", without and c.sampling != "fixed", there, "fixed"),
+        ("sampling", without and c.sampling == "poisson", there, "fixed, round-robin"),
         ("panel", without and c.panel > 0, there, "0"),
         ("panel", c.panel > 0 and not metrics, "the panel is not protected", "0, or exact metrics"),
         ("allow-uncovered", without and c.allow_uncovered, there, "false"),
@@ -51,7 +51,12 @@ def _unread(c: RunConfig) -> list[Misfit]:
             "there is neither noise nor a secure sum",
             "seeded",
         ),
-        ("sampling", c.dp == "example" and c.sampling == "poisson", _EXAMPLES, "fixed"),
+        (
+            "sampling",
+            c.dp == "example" and c.sampling == "poisson",
+            _EXAMPLES,
+            "fixed, round-robin",
+        ),
         ("dp-score-clip", client and c.dp_score_clip is not None and not _asks(c), _NO_ASK, _OUT),
     ]
 

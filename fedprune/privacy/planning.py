@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fedprune.cohorts import drawn
+from fedprune.cohorts import drawn, secretly
 from fedprune.plugins import scores_of
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.leaving import audience
@@ -49,7 +49,7 @@ def planned(config: RunConfig) -> Iterator[Planned]:
     everyone = tuple(range(config.clients - config.panel))
     measured = config.metrics == "noised"
     for round_ in range(1, config.rounds + 1):
-        cohort = tuple(drawn(config, everyone, round_))
+        cohort = _cohort(config, everyone, round_)
         due = config.sparsity != 0.0 and _prunes(config, round_)
         kinds = [*(_scoring(config, round_) if due else ()), *_tuning(config, due)]
         order = 0
@@ -61,6 +61,17 @@ def planned(config: RunConfig) -> Iterator[Planned]:
         for _ in range(measured * (1 + tests + _comparing(config))):
             yield _occasion(config, "evaluate", round_, order, everyone), (_measure(config),)
             order += 1
+
+
+def _cohort(config: RunConfig, everyone: tuple[int, ...], round_: int) -> tuple[int, ...]:
+    """Who will be asked if everyone is there.
+
+    Of a draw that nobody can tell before: the same clients in every round, the worst that can come
+    of it, so that only its being secret is counted on.
+    """
+    if config.noise_source == "secret" and secretly(config):
+        return everyone[: config.cohort]
+    return tuple(drawn(config, everyone, round_))
 
 
 def _prunes(config: RunConfig, round_: int) -> bool:

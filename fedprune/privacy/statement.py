@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedprune.privacy.accounting import AMPLIFICATION, PARTICIPATION
 from fedprune.privacy.terms import REPLACE, Terms
 
 Line = Mapping[str, Any]
@@ -58,13 +59,19 @@ THREATS: dict[str, tuple[str, str, str]] = {
 NETWORK = "all that is sent, unless the connections are encrypted (TLS)"
 
 
-def statement(terms: Terms, lines: Sequence[Line], epsilon: float | str | None = None) -> str:
+def statement(
+    terms: Terms,
+    lines: Sequence[Line],
+    epsilon: float | str | None = None,
+    account: str = PARTICIPATION,
+) -> str:
     """Who may see what, whose part is hidden, under which assumptions, and what is not hidden.
 
     Args:
         terms: of the run.
         lines: of its ledger.
         epsilon: of all that is covered; None: the last one in the ledger.
+        account: the bound that epsilon is by: "participation" or "amplification".
 
     Returns:
         Paragraphs, with an empty line between them.
@@ -74,7 +81,7 @@ def statement(terms: Terms, lines: Sequence[Line], epsilon: float | str | None =
     parts = (
         _guarantee(terms, lines, epsilon),
         _coverage(lines),
-        _sampling(terms, lines),
+        _sampling(terms, lines, account),
         _views(protection(terms, lines)),
         _trust(protection(terms, lines)),
         "Not hidden, or not hidden from: " + "; ".join(_gaps(terms, lines)) + ".",
@@ -143,7 +150,7 @@ def _names(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def _sampling(terms: Terms, lines: Sequence[Line]) -> str:
+def _sampling(terms: Terms, lines: Sequence[Line], account: str) -> str:
     """How cohorts were drawn, and whether that was counted as protection."""
     used = _names(line["sampling"] for line in lines if _noised(line))
     if not used or used == "all":
@@ -154,10 +161,12 @@ def _sampling(terms: Terms, lines: Sequence[Line]) -> str:
             "drawn by chance is not counted as protection, that examples are (a step draws each "
             "by itself) is."
         )
-    if {line["mechanism"] for line in lines if _noised(line)} == {"randomised-response"}:
-        return f"Cohorts: {used}. The server knows who answers: not counted as protection."
-    if not terms.amplified:
-        return f"Cohorts: {used}. The server of a secure sum knows them: not counted as protection."
+    if account != AMPLIFICATION:
+        return (
+            f"Cohorts: {used}. Epsilon is that of the client that was asked most often, by what it "
+            "was asked for; who was drawn may be known to anybody (the server of a secure sum "
+            "knows it), as cohorts do not depend on anybody's data."
+        )
     return (
         f"Cohorts: {used}, and booked as that: all noisy releases of a cohort in a round are one "
         "event. Epsilon counts on nobody knowing who was drawn, and the run's folder tells it "

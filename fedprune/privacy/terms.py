@@ -16,7 +16,7 @@ class Terms:
 
     Attributes:
         dp: the unit in force: "none", "client", "example".
-        sampling: of cohorts: "fixed" or "poisson".
+        sampling: of cohorts: "fixed", "poisson" or "round-robin".
         cohort: clients in a cohort; on average, if it is a Poisson sample.
         population: clients that can be drawn: the panel is not among them.
         delta: probability with which epsilon may not hold.
@@ -53,9 +53,11 @@ class Terms:
     def amplified(self) -> bool:
         """Being drawn by chance protects: whoever sees the releases does not see the cohort.
 
-        The server of a secure sum, against which such a sum protects, does.
+        The server of a secure sum, against which such a sum protects, does; and whose turn it is
+        (round-robin) is no secret.
         """
-        return self.unit == "client" and self.secure == "none"
+        by_chance = self.sampling != "round-robin"
+        return by_chance and self.unit == "client" and self.secure == "none"
 
     @property
     def rate(self) -> float:

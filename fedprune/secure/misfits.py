@@ -88,7 +88,7 @@ def _of_the_sum(c: RunConfig) -> list[Misfit]:
             "sampling",
             on and c.sampling == "poisson",
             "who is in a secure sum is seen, and too few make none",
-            "fixed",
+            "fixed, round-robin",
         ),
         (
             "noise-source",

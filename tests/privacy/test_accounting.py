@@ -1,12 +1,15 @@
 """Epsilon against numbers from elsewhere, and the laws of composition."""
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprune.privacy.accounting import Tally, added, rdp_epsilon, skellam_zcdp
+from fedprune import RunConfig
+from fedprune.cohorts import drawn
+from fedprune.privacy.accounting import Tally, added, skellam_zcdp, smallest_epsilon
 from fedprune.privacy.closing import closed
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.terms import Terms
@@ -26,11 +29,11 @@ def tallied(terms, questions):
     tally = Tally()
     for occasion, releases in questions:
         tally = added(tally, terms, occasion, releases)
-    return tally.profiles()
+    return tally.accounts()
 
 
 def cost(terms, questions):
-    return rdp_epsilon(tallied(terms, questions), terms.relation, terms.delta)
+    return smallest_epsilon(tallied(terms, questions), terms.relation, terms.delta)
 
 
 def told(terms, questions):
@@ -99,13 +102,75 @@ def test_all_releases_of_a_cohort_in_a_round_are_one_event(sampling):
     assert joined > cost(terms, apart)
 
 
+def booked(sampling, secure="none", rounds=24):
+    """What 20 clients go through, 6 a round, z = 2: the accounts, and the most anybody was in."""
+    terms = Terms(dp="client", sampling=sampling, cohort=6, population=20, secure=secure)
+    keys = {"clients": 20, "cohort": 6, "dp": "client", "dp_noise": 2.0, "secure": secure}
+    config = RunConfig(sampling=sampling, **keys)
+    cohorts = [drawn(config, range(20), r) for r in range(1, rounds + 1)]
+    asked = Counter(p for cohort in cohorts for p in cohort)
+    questions = [(question(r, who, 20), [noisy(2.0)]) for r, who in enumerate(cohorts)]
+    return *told(terms, questions), max(asked.values())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "secure", "most", "account", "rdp", "pld"),
+    [
+        ("fixed", "none", 12, "amplification", 7.9303, None),
+        ("fixed", "secagg", 12, "participation", 9.0100, 8.3854),
+        ("poisson", "none", 13, "amplification", 4.0889, 3.6953),
+        ("round-robin", "none", 8, "participation", 7.0774, 6.5730),
+        ("round-robin", "secagg", 8, "participation", 7.0774, 6.5730),
+    ],
+)
+def test_epsilon_is_that_of_what_a_client_took_part_in(sampling, secure, most, account, rdp, pld):
+    """24 rounds of the whole cost 13.78; dp-accounting says what as many rounds as `most` cost."""
+    import dp_accounting as dp
+
+    spent, closing, asked = booked(sampling, secure)
+    assert asked == most
+    assert spent == closing["rdp"] == pytest.approx(rdp, abs=1e-3)
+    assert closing["account"] == account
+    assert (closing["pld"] or 0.0) == pytest.approx(pld or 0.0, abs=1e-3)
+    oracle = dp.rdp.RdpAccountant()
+    oracle.compose(dp.GaussianDpEvent(2.0), most)
+    if account == "participation":
+        assert spent == pytest.approx(oracle.get_epsilon(1e-5), rel=1e-9)
+    assert spent <= oracle.get_epsilon(1e-5) * (1 + 1e-12)
+
+
+def test_what_each_client_took_part_in_is_composed_with_what_it_shares_with_nobody():
+    """Against one that follows each client by itself, composed by dp-accounting."""
+    import dp_accounting as dp
+
+    terms = Terms(dp="client", cohort=2, population=4, secure="secagg")
+    skellam = Release(
+        *("changes", ("values",), "up", "client", "skellam"), spread=(0.02, 0.001), covered=True
+    )
+    asked = [((0, 1), 2.0), ((1, 2), 3.0), ((0, 3), 1.5), ((2, 3), None), ((0, 2), None)]
+    questions, worst = [], 0.0
+    for r, (who, z) in enumerate(asked):
+        questions.append((question(r, who, 4), [noisy(z) if z else skellam]))
+    for client in range(4):
+        one = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+        whole = [float(a) for a in one.orders if a == round(a)]
+        skellams = sum(client in who for who, z in asked if z is None)
+        one = dp.rdp.RdpAccountant(whole if skellams else list(one.orders))
+        for z in (z for who, z in asked if z and client in who):
+            one.compose(dp.GaussianDpEvent(z))
+        orders = one.orders
+        curve = [x + skellams * (0.02 * a + 0.001) for a, x in zip(orders, one.rdp, strict=True)]
+        worst = max(worst, dp.rdp.compute_epsilon(orders, curve, terms.delta)[0])
+    assert cost(terms, questions) == pytest.approx(worst, rel=1e-9)
+
+
 def test_only_a_cohort_that_is_not_seen_protects_by_chance():
     z, terms = 2.0, Terms(dp="client", cohort=5, population=50)
-    drawn = [(question(1, range(5), 50), [noisy(z)])]
+    chance = [(question(1, range(5), 50), [noisy(z)])]
     everyone = [(question(1, range(50), 50, audience="everyone"), [noisy(z)])]
-    assert cost(terms, drawn) < cost(terms, everyone)
+    assert cost(terms, chance) < cost(terms, everyone)
     seen = Terms(dp="client", cohort=5, population=50, secure="secagg")
-    assert cost(seen, drawn) == cost(terms, everyone)
+    assert cost(seen, chance) == cost(terms, everyone)
     panel = [(question(1, range(5), 50, audience="panel"), [noisy(z)])]
     assert cost(terms, panel) == 0
 
@@ -115,9 +180,9 @@ def test_only_a_cohort_that_is_not_seen_protects_by_chance():
 def test_being_drawn_by_chance_never_costs_more_than_being_there(sampling, z):
     """The bound for samples without replacement, taken alone, does at 10 of 20."""
     terms = Terms(dp="client", sampling=sampling, cohort=10, population=20)
-    drawn = [(question(r, range(10), 20), [noisy(z)]) for r in range(20)]
+    chance = [(question(r, range(10), 20), [noisy(z)]) for r in range(20)]
     there = [(question(r, range(20), 20, audience="everyone"), [noisy(z)]) for r in range(20)]
-    assert 0 <= cost(terms, drawn) <= cost(terms, there) * (1 + 1e-12)
+    assert 0 <= cost(terms, chance) <= cost(terms, there) * (1 + 1e-12)
 
 
 def test_examples_meet_only_what_their_own_client_releases():
@@ -193,7 +258,7 @@ def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, samplin
         asked = range(6) if audience == "cohort" else range(10)
         occasion = question(round_, asked, 10, audience=audience)
         tally = added(tally, terms, occasion, [noisy(round(z, 1), unit=unit)])
-        now = rdp_epsilon(tally.profiles(), terms.relation, terms.delta)
+        now = smallest_epsilon(tally.accounts(), terms.relation, terms.delta)
         assert math.isfinite(now)
         assert now >= before - 1e-9
         before = now

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprune.privacy.accounting import Tally, added, rdp_epsilon, skellam_zcdp
+from fedprune.privacy.accounting import Tally, added, skellam_zcdp, smallest_epsilon
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.terms import Terms
@@ -20,7 +20,7 @@ def epsilon(terms, planned, factor):
     for occasion, (release,) in planned:
         noisier = Release(**{**vars(release), "z": release.z * factor})
         tally = added(tally, terms, occasion, [noisier])
-    return rdp_epsilon(tally.profiles(), terms.relation, terms.delta)
+    return smallest_epsilon(tally.accounts(), terms.relation, terms.delta)
 
 
 GAUSSIAN = Release("changes", ("values",), "up", "client", "gaussian", z=1.0, covered=True)
@@ -74,7 +74,7 @@ def test_skellam_noise_is_made_wider_too():
     for occasion, _ in planned:
         noisier = Release(**{**vars(release), "spread": wider})
         tally = added(tally, terms, occasion, [noisier])
-    assert rdp_epsilon(tally.profiles(), terms.relation, terms.delta) <= 2.0
+    assert smallest_epsilon(tally.accounts(), terms.relation, terms.delta) <= 2.0
 
 
 def test_nothing_noisy_needs_no_noise():

@@ -24,7 +24,7 @@ def test_mu_elsewhere_is_the_gaussian_with_this_epsilon_at_this_delta(epsilon):
 
 
 def test_one_gaussian_has_the_curve_that_is_known_in_closed_form():
-    told = closed([Counter({Event(z=1.5): 1})], Terms(dp="client"), 3.0)
+    told = closed({"participation": [Counter({Event(z=1.5): 1})]}, Terms(dp="client"), 3.0)
     assert len(told["curve"]) == 13
     for delta, epsilon in told["curve"]:
         assert gaussian_delta(1 / 1.5, epsilon) == pytest.approx(delta, rel=0.02)
@@ -45,7 +45,8 @@ def test_what_distributions_cannot_cover_says_why():
         (Event(spread=(0.1, 0.0)), "Skellam"),
         (Event(z=1e-3), "above 1000"),
     ):
-        told = closed([Counter({event: 1})], Terms(dp="client"), 5.0 if event.z > 0.1 else 5e5)
+        accounts = {"participation": [Counter({event: 1})]}
+        told = closed(accounts, Terms(dp="client"), 5.0 if event.z > 0.1 else 5e5)
         assert told["pld"] is None
         assert why in told["pld_why_not"]
         assert told["curve_by"] == "rdp"

@@ -27,7 +27,7 @@ EXAMPLES: list[tuple[Keys, str, str]] = [
     ({"dp_metric_noise": 1.0}, "dp-metric-noise=1.0", "metrics are exact; allowed: leave it out"),
     ({"dp_rate": 0.1}, "dp-rate=0.1", "dp is none; allowed: leave it out"),
     ({"metrics": "noised"}, "metrics='noised'", "dp is none; allowed: exact"),
-    ({"sampling": "poisson"}, "sampling='poisson'", "dp is none; allowed: fixed"),
+    ({"sampling": "poisson"}, "sampling='poisson'", "dp is none; allowed: fixed, round-robin"),
     ({"panel": 2}, "panel=2", "dp is none; allowed: 0"),
     (
         NOISE | {"metrics": "noised"},
@@ -43,7 +43,7 @@ EXAMPLES: list[tuple[Keys, str, str]] = [
     (
         {"dp": "example", "dp_noise": 1.0, "sampling": "poisson"},
         "sampling='poisson'",
-        "examples are protected in every client that is asked, however it was drawn; allowed: fixed",
+        "examples are protected in every client that is asked, however it was drawn; allowed: fixed, round-robin",
     ),
     (
         NOISE | {"score": "random", "dp_score_clip": 1.0},

@@ -101,7 +101,7 @@ def test_before_anything_protected_left_it_does_not_speak_of_infinity():
 def test_a_vote_by_randomised_response_is_not_protected_by_a_draw():
     vote = noisy("randomised-response", z=None, pure=0.5)
     text = said(Terms(cohort=5, population=20), vote)
-    assert "Cohorts: fixed 5 of 20. The server knows who answers: not counted" in text
+    assert "Cohorts: fixed 5 of 20. Epsilon is that of the client that was asked most often" in text
     assert "Epsilon counts on nobody knowing" not in text
 
 
