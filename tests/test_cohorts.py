@@ -49,7 +49,8 @@ def test_a_budget_is_planned_with_what_each_client_takes_part_in():
     in_turn = noise(sampling="round-robin")
     assert noise(sampling="round-robin", secure="secagg") == pytest.approx(in_turn, rel=0.01)
     assert noise(sampling="round-robin", noise_source="secret") == in_turn
-    assert in_turn < noise() and in_turn < noise(secure="secagg")
+    assert in_turn < noise()
+    assert in_turn < noise(secure="secagg")
 
 
 def test_of_a_draw_that_nobody_knows_only_the_secret_is_planned_with():
