@@ -18,6 +18,7 @@ from fedprune.config import configure
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving import MOVING
+from fedprune.learning.robust import ROBUST
 from fedprune.pruning.adaptive import ADAPTIVE
 from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
 from fedprune.pruning.layout import Layout
@@ -128,6 +129,7 @@ def _others() -> dict[str, str]:
         "Combining clients (`--combine`)": COMBINES,
         "Whose masks (`--masks`)": MASKS,
         "Averaging weights (`--average`)": AVERAGES,
+        "Rules that some clients cannot bend (`--robust`)": ROBUST,
     }
     plain: dict[str, Mapping[str, Any]] = {
         "Who competes with whom (`--scope`)": SCOPES,

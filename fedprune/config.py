@@ -129,7 +129,9 @@ class RunConfig(BaseModel):
     cohort: Count = _field(
         "federation", "partitions asked a round, drawn without replacement", BY_TASK
     )
-    min_clients: Count = _field("federation", "answers without which a round is void", 1)
+    min_clients: Count = _field(
+        "federation", "answers without which a round is void (default 1, or what --robust needs)", 1
+    )
     hosts: Count = _field(
         "federation", "groups that fold their clients' sums (default min(clients, 8))", ""
     )
@@ -262,6 +264,19 @@ class RunConfig(BaseModel):
         "combining",
         "denominator of the mean change under --masks union, intersection (default l0-mean)",
         None,
+    )
+    robust: str = _field(
+        "combining",
+        "rule for clients' changes that some of them cannot bend (see --list): one by one, every "
+        "client alike",
+        "none",
+    )
+    byzantine: int | None = _field(
+        "combining",
+        "how many of a cohort may send anything, with --robust trimmed-mean, multi-krum (default "
+        "three of ten)",
+        None,
+        ge=1,
     )
     agreement: bool = _field(
         "combining", "clients also send their own mask as votes, to measure agreement", True

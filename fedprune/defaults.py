@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from fedprune.learning.robust import robust_defaults
 from fedprune.naming import named
 from fedprune.plugins import scores_of, tasks_of, with_code_of
 from fedprune.pruning.score import Score
@@ -48,6 +49,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
         sized = _sized(given, defaults, values["clients"], values["rounds"])
         if values["schedule"] == "one-shot":
             sized["end"] = sized["warmup"] + 1
+        sized |= _of_robust(values, {**sized, **given}["cohort"])
         sized |= reduction_round({**values, **sized, **given})
         return {**values, **sized, **given}
     return {"hosts": 1, "end": 1, **values}
@@ -202,6 +204,10 @@ def _of_terms(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("l1") or values.get("group_lasso"):
         out["shrinkage"] = "proximal"
     return out
+
+
+def _of_robust(values: Mapping[str, Any], cohort: int) -> dict[str, Any]:
+    return robust_defaults(values.get("robust"), values.get("byzantine"), cohort)
 
 
 _AT_START = {"warmup": 0, "schedule": "one-shot"}

@@ -125,6 +125,7 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         sums,
         count_kept(question.masks) if own else 0,
         own,
+        config.robust != "none",
     )
 
 

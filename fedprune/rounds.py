@@ -20,6 +20,7 @@ from fedprune.comparing import blend
 from fedprune.deciding import collected, thin, united
 from fedprune.learning.averaging import averaged
 from fedprune.learning.moving import moved
+from fedprune.learning.robust import robust_change
 from fedprune.learning.training import learning_rate
 from fedprune.messages import Folded
 from fedprune.notes import Notes, agreement_of
@@ -200,10 +201,14 @@ def average(state: State, plan: Plan, changes: Folded) -> State:
     """
     c = plan.config
     assert changes.total is not None  # else the round is void
+    total, weight = changes.total, changes.weight
+    if changes.singles is not None:
+        where = (state.weights, state.masks, plan.layout)
+        total, weight = robust_change(c.robust, changes.singles, c.byzantine or 0, *where), 1.0
     weights = averaged(
         state.weights,
-        changes.total,
-        changes.weight,
+        total,
+        weight,
         state.masks,
         plan.layout,
         c.server_lr,

@@ -14,6 +14,7 @@ from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving import MOVING
 from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.learning.refusals import refusals
+from fedprune.learning.robust import ROBUST
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.naming import Misfit, named, refuse
 from fedprune.plugins import scores_of, tasks_of
@@ -52,6 +53,7 @@ def names_of(plugin: str) -> dict[str, Mapping[str, object]]:
         "normalise": NORMALISE,
         "masks": MASKS,
         "average": AVERAGES,
+        "robust": ROBUST,
         "vote_scope": SCOPES,
         "optimizer": OPTIMIZERS,
         "adaptive": ADAPTIVE,

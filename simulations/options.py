@@ -26,6 +26,7 @@ from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving import MOVING
 from fedprune.learning.reconstruction import RECONSTRUCTIONS
+from fedprune.learning.robust import ROBUST
 from fedprune.learning.training import OPTIMIZERS
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.privacy.matrix import matrix
@@ -217,6 +218,7 @@ def listing(plugin: str) -> str:
         "normalise": NORMALISE_SUMMARIES,
         "masks": {n: f"{m.summary} [{m.source}]" for n, m in MASKS.items()},
         "average": {n: f"{a.summary} [{a.source}]" for n, a in AVERAGES.items()},
+        "robust": {n: f"{r.summary} [{r.source}]" for n, r in ROBUST.items()},
         "scope": {name: scope.summary for name, scope in SCOPES.items()},
         "unit": {name: unit.summary for name, unit in UNITS.items()},
         "structure": STRUCTURES,

@@ -57,6 +57,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "rewind": (0, 1),
     "score_steps": (2,),
     "trim": (0.2,),
+    "byzantine": (1,),
     "accumulate": (2,),
     "local_epochs": (1,),
     "proximal": (0.1,),

@@ -19,6 +19,7 @@ from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
+from fedprune.learning.robust import ROBUST
 from fedprune.messages import Folded, Question
 from fedprune.pruning.combining import COMBINES, NORMALISE
 from fedprune.pruning.layout import as_rows
@@ -69,6 +70,7 @@ CASES: list[Case] = [
     *of_table("unit", ["weight", *SIMPLE]),
     *of_table("pool", POOLS, unit="row"),
     *of_table("schedule", {"cubic": 0, **SCHEDULES}),
+    *of_table("robust", ROBUST, clients=5, cohort=5),
     ({"score_steps": 2}, {}),
     ({"score_steps": 3, "score": "synflow"}, {"score": "synflow"}),
     ({"score_during": "tune"}, {}),

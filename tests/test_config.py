@@ -154,7 +154,7 @@ OPEN |= {"reduce_round", "reduce_within", "rank_by", "rank_energy", "rank_budget
 OPEN |= {"rank_tolerance", "score_examples"}
 OPEN |= {"epsilon", "delta", "dp_clip", "dp_noise", "dp_score_clip", "dp_score_noise", "dp_rate"}
 OPEN |= {"dp_metric_clip", "dp_metric_noise", "response", "secure_neighbours", "secure_dropout"}
-OPEN |= {"secure_bits", "secure_minimum"}
+OPEN |= {"secure_bits", "secure_minimum", "byzantine"}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -176,6 +176,10 @@ BESIDE = [
     ({"schedule": "regrow"}, {"regrow": 0.3, "sparsity": 0.8}),
     ({"combine": "trimmed-mean"}, {"trim": 0.1}),
     ({"masks": "union"}, {"average": "l0-mean"}),
+    ({"robust": "median"}, {"weighting": "equal", "byzantine": None, "min_clients": 1}),
+    ({"robust": "multi-krum", "task": "digits"}, {"byzantine": 3, "min_clients": 9}),
+    ({"robust": "trimmed-mean", "byzantine": 2}, {"byzantine": 2, "min_clients": 5}),
+    ({"robust": "multi-krum", "min_clients": 10, "task": "digits"}, {"min_clients": 10}),
     ({"masks": "intersection", "average": "fedavg"}, {"average": "fedavg"}),
     ({"l1": 0.1}, {"shrinkage": "proximal"}),
     ({"distil": 0.5}, {"temperature": 2.0}),

@@ -1097,9 +1097,56 @@ OF_CLIENTS = [
     ),
 ]
 
+ROBUST = [
+    (
+        {"robust": "median", "masks": "union"},
+        "robust='median'",
+        "clients end under masks of their own, and their changes are of different weights; "
+        "allowed: none, or --masks global",
+    ),
+    (
+        {"robust": "median", "error_feedback": True, "uplink": "int8"},
+        "robust='median'",
+        "what was kept back is made up for in a mean, and no client's change is sure to count; "
+        "allowed: none, or no --error-feedback",
+    ),
+    (
+        {"robust": "median", "weighting": "labels"},
+        "weighting='labels'",
+        "every client counts alike under --robust: how many labels it has is its own word; "
+        "allowed: equal",
+    ),
+    (
+        {"robust": "multi-krum", "clients": 4, "cohort": 4},
+        "robust='multi-krum'",
+        "a cohort of 4 is too small to leave one out; allowed: another rule, or --cohort 5 or more",
+    ),
+    ({"byzantine": 2}, "byzantine=2", "robust is none; allowed: leave it out"),
+    (
+        {"robust": "multi-krum", "byzantine": 4, "clients": 10, "cohort": 10},
+        "byzantine=4",
+        "too many for a cohort of 10; allowed: 1 to 3",
+    ),
+    (
+        {"robust": "trimmed-mean", "byzantine": 2, "min_clients": 4, "clients": 10, "cohort": 10},
+        "min-clients=4",
+        "trimmed-mean with byzantine=2 needs more; allowed: 5 to 10",
+    ),
+    (
+        {"robust": "median", "secure": "secagg"},
+        "robust='median'",
+        "a secure sum shows no client's own change; allowed: none",
+    ),
+    (
+        {"robust": "median", "dp": "client", "dp_noise": 1.0},
+        "robust='median'",
+        "dp is client: it looks at clients one by one; allowed: none",
+    ),
+]
+
 EXAMPLES = [
     *(LATER + HOW_MUCH + WHAT + BY_ITSELF + WHEN + WHILE_TUNING + IN_SEQUENCE + WHOSE + OWN_MASKS),
-    *(SHRUNK + SENT + SECURE + OF_CLIENTS),
+    *(SHRUNK + SENT + SECURE + OF_CLIENTS + ROBUST),
     *(OF_THE_TASK + OUT_OF_BOUNDS + UNUSED + LEARNING + HOW_FOUND + BY_VALIDATION + REDUCED),
 ]
 

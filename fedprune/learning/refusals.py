@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedprune.learning.robust import ROBUST, most_byzantine
 from fedprune.naming import Misfit
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ _OUT = "leave it out"
 
 def refusals(c: RunConfig) -> list[Misfit]:
     """Every possible misfit of a configuration's learning, with whether it is one."""
-    return [*_terms(c), *_rates(c), *_lessons(c), *_kept_change(c), *_fits(c)]
+    return [*_terms(c), *_rates(c), *_lessons(c), *_kept_change(c), *_fits(c), *_robust(c)]
 
 
 def _terms(c: RunConfig) -> list[Misfit]:
@@ -119,5 +120,51 @@ def _fits(c: RunConfig) -> list[Misfit]:
             wanted and c.score_during == "tune",
             late,
             "leave it out, or --score-during pass",
+        ),
+    ]
+
+
+def _robust(c: RunConfig) -> list[Misfit]:
+    """What a rule that looks at changes one by one does not go together with."""
+    on, needs, f = c.robust != "none", ROBUST[c.robust].needs, c.byzantine or 0
+    most, least = (most_byzantine(needs, c.cohort), needs(f)) if needs else (0, 0)
+    small = needs is not None and most < 1
+    return [
+        (
+            "robust",
+            on and c.masks != "global",
+            "clients end under masks of their own, and their changes are of different weights",
+            "none, or --masks global",
+        ),
+        (
+            "robust",
+            on and c.error_feedback,
+            "what was kept back is made up for in a mean, and no client's change is sure to count",
+            "none, or no --error-feedback",
+        ),
+        (
+            "weighting",
+            on and c.weighting != "equal",
+            "every client counts alike under --robust: how many labels it has is its own word",
+            "equal",
+        ),
+        (
+            "robust",
+            small,
+            f"a cohort of {c.cohort} is too small to leave one out",
+            f"another rule, or --cohort {needs(1) if needs else 0} or more",
+        ),
+        ("byzantine", not needs and c.byzantine is not None, f"robust is {c.robust}", _OUT),
+        (
+            "byzantine",
+            needs is not None and f > most,
+            f"too many for a cohort of {c.cohort}",
+            f"1 to {most}",
+        ),
+        (
+            "min-clients",
+            needs is not None and c.min_clients < least,
+            f"{c.robust} with byzantine={f} needs more",
+            f"{least} to {c.cohort}",
         ),
     ]

@@ -81,6 +81,7 @@ def _together(c: RunConfig) -> list[Misfit]:
             "equal",
         ),
         ("combine", dp and robust, f"{name}: it looks at clients one by one", _SUMS),
+        ("robust", dp and c.robust != "none", f"{name}: it looks at clients one by one", "none"),
         ("normalise", dp and c.normalise != "none", f"{name}: norms are bounded already", "none"),
     ]
 

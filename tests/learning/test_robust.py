@@ -1,0 +1,212 @@
+"""Rules for changes: beside numpy and scipy, beside their papers' laws, and beside attackers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from fedprune import RunConfig, federate, hosts
+from fedprune.answering import answer
+from fedprune.learning.averaging import averaged
+from fedprune.learning.robust import ROBUST, robust_change
+from fedprune.letters import folded_of, sum_letter
+from fedprune.messages import Answer, Folded, Question
+from fedprune.pruning.layout import Layout, layout_of
+from fedprune.seats import Seat
+from fedprune.state import Port
+from fedprune.tensors import Tensors, digest, kept, state_of
+
+Tiny = Callable[..., RunConfig]
+RULES = [name for name in ROBUST if name != "none"]
+F = dict.fromkeys(("trimmed-mean", "multi-krum"), 2)
+
+
+def flat_layout(size: int) -> Layout:
+    return Layout({"w": torch.Size([size])}, ("w",), (), {})
+
+
+def one_of(rule: str, changes: Tensor, byzantine: int | None = None) -> np.ndarray:
+    size = changes.shape[1]
+    sent, masks = {"w": torch.zeros(size)}, {"w": torch.ones(size, dtype=torch.bool)}
+    f = F.get(rule, 0) if byzantine is None else byzantine
+    return robust_change(rule, changes, f, sent, masks, flat_layout(size)).numpy()
+
+
+def drawn(clients: int, size: int = 5, seed: int = 0) -> Tensor:
+    return torch.randn(clients, size, generator=torch.Generator().manual_seed(seed)) + 1.0
+
+
+def by_scipy(rows: np.ndarray) -> np.ndarray:
+    def distances(z: np.ndarray) -> float:
+        return float(np.linalg.norm(rows - z, axis=1).sum())
+
+    start = np.median(rows, axis=0)
+    how = {"xatol": 1e-10, "fatol": 1e-14, "maxiter": 20_000, "maxfev": 20_000}
+    return np.asarray(minimize(distances, start, method="Nelder-Mead", options=how).x)
+
+
+def krum_by_hand(rows: np.ndarray, f: int) -> np.ndarray:
+    n = len(rows)
+    near = [
+        sorted(float(((rows[i] - rows[j]) ** 2).sum()) for j in range(n) if j != i)
+        for i in range(n)
+    ]
+    scores = [sum(d[: n - f - 2]) for d in near]
+    best = sorted(range(n), key=lambda i: scores[i])[: n - f]
+    return np.asarray(rows[best].mean(axis=0))
+
+
+def clipped_by_hand(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1)
+    return np.asarray((rows * np.minimum(1.0, np.median(norms) / norms)[:, None]).mean(axis=0))
+
+
+BY_HAND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "median": lambda rows: np.median(rows, axis=0),
+    "trimmed-mean": lambda rows: np.sort(rows, axis=0)[2:-2].mean(axis=0),
+    "clipped-mean": clipped_by_hand,
+    "geometric-median": by_scipy,
+    "multi-krum": lambda rows: krum_by_hand(rows, 2),
+}
+
+
+@pytest.mark.parametrize("clients", [7, 8, 12])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_is_what_its_paper_says(rule: str, clients: int):
+    changes = drawn(clients, size=3, seed=clients)
+    near = 2e-5 if rule == "geometric-median" else 1e-9
+    wanted = BY_HAND[rule](changes.double().numpy())
+    np.testing.assert_allclose(one_of(rule, changes), wanted, atol=near)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_clients_give_what_each_of_them_gave(rule: str):
+    change = drawn(1)
+    np.testing.assert_allclose(one_of(rule, change.repeat(9, 1))[None], change.double(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rule", F)
+def test_without_byzantine_clients_it_is_the_mean(rule: str):
+    changes = drawn(9)
+    np.testing.assert_allclose(one_of(rule, changes, 0), changes.double().mean(0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e1, 1e6, 1e30])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_minority_of_any_size_stays_bounded(rule: str, size: float):
+    """Three of ten, apart or together, in any direction: never farther than the honest ones are."""
+    honest = drawn(7)
+    reach = 4.0 * float((honest - honest.mean(0)).norm(dim=1).max())
+    for seed in range(4):
+        away = size * drawn(3, seed=100 + seed) * (-1) ** seed
+        away = away if seed < 2 else away[:1].repeat(3, 1)
+        f = 3 if rule in F else 0
+        found = torch.from_numpy(one_of(rule, torch.cat([honest, away]), f))
+        if rule == "clipped-mean":  # held in norm, not in direction
+            assert found.norm() <= honest.double().norm(dim=1).max()
+        else:
+            assert (found - honest.double().mean(0)).norm() < reach
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_order_of_values_and_long_changes_do_not_matter(rule: str):
+    """The values are gone through in pieces; permuted, the same comes out permuted."""
+    changes = drawn(8, size=70_001)
+    order = torch.randperm(70_001, generator=torch.Generator().manual_seed(1))
+    there = one_of(rule, changes)
+    np.testing.assert_allclose(one_of(rule, changes[:, order]), there[order.numpy()], atol=1e-9)
+
+
+def normed() -> tuple[nn.Module, Layout, Tensors]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    return model, layout_of(model), state_of(model)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_variances_stay_variances(rule: str):
+    """Means that are far apart: the middle of moments beside the middle of means is below 0."""
+    _, layout, sent = normed()
+    sent = {n: t.clone() for n, t in sent.items()}
+    changes = []
+    shifts, spreads = [-9.0, -8.0, 0.1, 8.0, 9.0, 0.0, 1.0], [0.5, 0.6, 0.4, 0.5, 0.7, 0.3, 1.0]
+    for shift, spread in zip(shifts, spreads, strict=True):
+        one = {n: torch.zeros_like(t) for n, t in sent.items()}
+        one["1.running_mean"] = torch.full((4,), shift)
+        one["1.running_var"] = torch.full((4,), spread + shift**2 - 1.0)  # a second moment's change
+        changes.append(kept(one, {}))
+    singles = torch.stack(changes)
+    total = robust_change(rule, singles, F.get(rule, 0), sent, {}, layout)
+    after = averaged(sent, total, 1.0, {}, layout, 1.0)
+    if ROBUST[rule].middle is not None:
+        middle = BY_HAND[rule](np.array(spreads)[:, None])
+        np.testing.assert_allclose(after["1.running_var"], middle.repeat(4), rtol=1e-4)
+    assert (after["1.running_var"] >= 0.3).all()
+    assert torch.equal(after["0.weight"], sent["0.weight"])
+
+
+def test_statistics_do_not_hide_weights():
+    """A client whose weights are far off goes, however far apart honest statistics are."""
+    _, layout, sent = normed()
+    sent = {n: t.clone() for n, t in sent.items()}
+    changes = []
+    for client in range(7):
+        one = {n: torch.zeros_like(t) for n, t in sent.items()}
+        one["1.running_var"] = torch.full((4,), 1000.0 * client)
+        one["0.weight"] = torch.full((4, 3), 50.0 if client == 3 else 0.01)
+        changes.append(kept(one, {}))
+    total = robust_change("multi-krum", torch.stack(changes), 2, sent, {}, layout)
+    after = averaged(sent, total, 1.0, {}, layout, 1.0)
+    torch.testing.assert_close(after["0.weight"], sent["0.weight"] + 0.01)
+
+
+@pytest.fixture
+def astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client 2 answers every question to tune with its change times -1e6."""
+
+    def lied(question: Question, seat: Seat) -> Answer:
+        given = answer(question, seat)
+        bent = question.kind == "tune" and seat.partition == 2
+        return replace(given, values=given.values * -1e6) if bent else given
+
+    monkeypatch.setattr(hosts, "answer", lied)
+
+
+SHORT = {"clients": 5, "cohort": 5, "rounds": 2, "warmup": 0, "end": 1, "local_steps": 1}
+
+
+@pytest.mark.usefixtures("astray")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_with_one_that_lies_ends_well_whoever_adds_up(
+    rule: str, tiny: Tiny, house_of: Callable[..., hosts.House]
+):
+    """The same bits from one host and three; removed weights are 0; letters carry it all."""
+    f = {"byzantine": 1} if rule in F else {}
+    ends = []
+    for number in (1, 3):
+        config = tiny(**SHORT, **f, hosts=number, robust=rule, score="magnitude")
+        port = hosts.inline_port(house_of(config))
+
+        def ask(question: Question, partitions: Sequence[int], port: Port = port) -> Folded:
+            folded = port.ask(question, partitions)
+            there = folded_of(sum_letter(folded), list(partitions)).singles
+            if question.kind == "tune":
+                assert there is not None
+                assert folded.singles is not None
+                assert torch.equal(there, folded.singles)
+            return folded
+
+        ends.append(federate(config, replace(port, ask=ask)).state)
+    assert digest(ends[0].weights) == digest(ends[1].weights)
+    weights, masks = ends[0].weights, ends[0].masks
+    assert all(bool((weights[n][~m] == 0.0).all()) for n, m in masks.items())
+    assert max(float(t.abs().max()) for t in weights.values()) < 3.0
+
+
+@pytest.mark.usefixtures("astray")
+def test_a_mean_is_what_one_wants_it_to_be(tiny: Tiny):
+    weights = federate(tiny(**SHORT, score="magnitude")).state.weights
+    assert max(float(t.abs().max()) for t in weights.values()) > 100.0
