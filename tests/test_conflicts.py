@@ -571,6 +571,21 @@ OF_THE_TASK = [
     ),
     ({"encoding": "cp1252"}, "encoding='cp1252'", "no table is read; allowed: leave it out"),
     (
+        {"class_names": ("a", "b")},
+        "class-names=('a', 'b')",
+        "task shakespeare has no classes; allowed: leave it out",
+    ),
+    (
+        {"task": "digits", "class_names": ("a", "b")},
+        "class-names=('a', 'b')",
+        "task digits has 10 classes; allowed: 10 names",
+    ),
+    (
+        {"task": "digits", "class_names": tuple("aabcdefghi")},
+        "class-names=('a', 'a'",
+        "a name is empty or there twice; allowed: names that differ",
+    ),
+    (
         {"task": "text-classification", "data": "x", "encoding": "base64"},
         "encoding='base64'",
         "no encoding of text; allowed: utf-8, latin-1, ...",
