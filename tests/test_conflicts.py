@@ -571,7 +571,7 @@ OF_THE_TASK = [
     ),
     ({"encoding": "cp1252"}, "encoding='cp1252'", "no table is read; allowed: leave it out"),
     (
-        {"class_names": ("a", "b")},
+        {"task": "shakespeare", "split": "natural", "class_names": ("a", "b")},
         "class-names=('a', 'b')",
         "task shakespeare has no classes; allowed: leave it out",
     ),
@@ -582,7 +582,7 @@ OF_THE_TASK = [
     ),
     (
         {"task": "digits", "class_names": tuple("aabcdefghi")},
-        "class-names=('a', 'a'",
+        f"class-names={tuple('aabcdefghi')}",
         "a name is empty or there twice; allowed: names that differ",
     ),
     (
