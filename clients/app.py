@@ -27,9 +27,11 @@ from fedprune.compression.wire import Packet, head_of
 from fedprune.config import all_keys, recorded
 from fedprune.hosts import House, labels_of, open_house, parts_of, serve, sum_of
 from fedprune.letters import Letter, identity, packet_of, parts_letter, size_of, sum_letter
-from fedprune.messages import Folded
+from fedprune.messages import Failure, Folded, Refused
 from fedprune.parts import Part, failure_of
 from fedprune.plugins import check_of_this_app, tasks_of
+from fedprune.privacy.leaving import silenced
+from fedprune.privacy.terms import SIMULATED, noised, simulated
 from fedprune.secure.calls import Reply, call_of, reply_letter
 from fedprune.secure.recalling import Memory, recalled
 from fedprune.secure.serving import seeds_from, serve_call
@@ -48,7 +50,7 @@ def hello(message: Message, context: Context) -> Message:
         about["labels"] = labels_of(_house(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         log.exception("this node cannot take part")
-        about["failure"] = asdict(failure_of(_first_partition(context), "hello", error))
+        about["failure"] = asdict(_failed(config, _first_partition(context), "hello", error))
     return _reply(message, Letter({"about": json.dumps(about)}, {}))
 
 
@@ -89,8 +91,9 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
         call = call_of(letter)
         stage, house = call.stage, _house(config, context)
         if not _is_device(context):
-            if house.config.noise_source == "secret":
-                raise ValueError("noise-source='secret': a worker of a simulation keeps no secret")
+            if house.config.noise_source == "secret" and not noised(house.config):
+                what = "noise-source='secret': a worker of a simulation keeps no secret"
+                raise Refused("noise-source", what, told=what)
             return reply_letter(serve_call(house, call, partitions, packet=packet))
 
         def served(seed: bytes) -> Reply:
@@ -102,7 +105,8 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
         return reply
     except Exception as error:  # such as keys of a sum that this device knows nothing of
         log.exception("this node cannot take part in a secure sum")
-        return reply_letter(Reply(failures=tuple(failure_of(p, stage, error) for p in partitions)))
+        failures = tuple(_failed(config, p, stage, error) for p in partitions)
+        return reply_letter(Reply(failures=failures))
 
 
 _MEMORY = "secure"
@@ -128,7 +132,7 @@ def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> 
     except Exception as error:  # such as a folder that is no longer there
         log.exception("this node cannot answer")
         kind = head_of(packet)["kind"]
-        failures = tuple(failure_of(p, kind, error) for p in partitions)
+        failures = tuple(_failed(config, p, kind, error) for p in partitions)
         if not _is_device(context):
             return sum_letter(Folded(failures=failures))
         return parts_letter([Part(f.partition, failure=f) for f in failures])
@@ -137,6 +141,15 @@ def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> 
         return apart
     whole = sum_letter(replace(sum_of(house, packet, parts), bytes_up=0))
     return min(apart, whole, key=size_of)
+
+
+def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:
+    """Why nothing came, as far as it may be told: a configuration that hides data hides that."""
+    failure = failure_of(partition, phase, error)
+    try:
+        return silenced(failure, recorded(text), error)
+    except ValueError:  # what cannot be read says nothing of data
+        return failure
 
 
 def _is_device(context: Context) -> bool:
@@ -208,6 +221,9 @@ def _simulated_house(text: str) -> House:
 def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> House:
     check_of_this_app(str(all_keys(text).get("plugin", "")))
     config = recorded(text)
+    if simulated(config):
+        what = f"noise-source='seeded': {SIMULATED}; allowed on devices: secret"
+        raise Refused("noise-source", what, told=what)
     local = tasks_of(config.plugin)[config.task].local
     if local is None:
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")

@@ -503,7 +503,8 @@ class RunConfig(BaseModel):
     )
     noise_source: Literal["seeded", "secret"] = _field(
         "privacy",
-        "seeded: noise and keys follow from --seed (to study); secret: from the operating system",
+        "secret: noise from the operating system (default wherever there is noise); seeded: noise "
+        "and keys follow from --seed, for simulation only: anyone with the seed can remove it",
         "seeded",
     )
     response: float | None = _field(

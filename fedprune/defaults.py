@@ -186,6 +186,8 @@ def _of_privacy(values: Mapping[str, Any]) -> dict[str, Any]:
             out["dp_metric_clip"] = 10.0
     if values.get("dp") == "example":
         out["dp_rate"] = 0.1
+    if values.get("dp", "none") != "none" or values.get("response") is not None:
+        out["noise_source"] = "secret"
     return out
 
 

@@ -219,7 +219,8 @@ def _part(asked: _Asked, partition: int, left: int) -> Part:
             _keep_back(asked, partition, meant, packet)
         return Part(partition, packet)
     except Exception as error:  # whatever a client's code raises must not stop the others
-        failure = silenced(failure_of(partition, question.kind, error), house.config)
+        failure = failure_of(partition, question.kind, error)
+        failure = silenced(failure, house.config, error)
         return Part(partition, failure=failure)
 
 

@@ -122,11 +122,15 @@ def failure_said(said: Mapping[str, Any], phase: str) -> Failure:
 
 
 class Refused(ValueError):
-    """An answer that came and does not count; carries the field that is wrong."""
+    """An answer that came and does not count; carries the field that is wrong.
 
-    def __init__(self, field_: str, reason: str) -> None:
+    `told` is what may be said of it even where clients keep reasons to themselves: words that the
+    configuration alone decides; "" for none.
+    """
+
+    def __init__(self, field_: str, reason: str, told: str = "") -> None:
         super().__init__(reason)
-        self.field = field_
+        self.field, self.told = field_, told
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fedprune.config import configure
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.ledger import terms_of
 from fedprune.privacy.release import Occasion, Release
+from fedprune.privacy.terms import SIMULATED
 from fedprune.report.plots import canvas, styled
 from fedprune.tensors import Masks
 
@@ -65,6 +66,7 @@ class Setting:
     methods: tuple[str, ...]
 
 
+SEEDED: Keys = {"noise_source": "seeded"}
 OPEN: Keys = {"dp": "client", "dp_noise": 0.0, "dp_clip": 1e9, "allow_uncovered": True}
 
 SCORES_ONLY = Setting(
@@ -133,7 +135,7 @@ READING = (
     "the whole run, whose noise was chosen to spend it.",
     "Overlap is the part of the weights kept without noise that is kept with it, before anything "
     "else differs; by chance it is 20 %. Quality is measured on clients that are not protected and "
-    "take no part (--panel), so that it costs no epsilon.",
+    "take no part (--panel), so that it costs no epsilon. " + SIMULATED.capitalize() + ".",
 )
 
 TALLEST = 40.0
@@ -188,7 +190,7 @@ def _config(
     }[method]
     noise = {} if z is None or method == "random" else {"dp_score_noise": z}
     keys = {"task": task, "engine": "inline", "sparsity": SPARSITY, "seed": seed, **TASKS[task]}
-    return configure({**keys, **setting.keys, **decides, **noise, **(more or {})})
+    return configure({**keys, **SEEDED, **setting.keys, **decides, **noise, **(more or {})})
 
 
 def noise_for_one(epsilon: float, delta: float = 1e-5) -> float:

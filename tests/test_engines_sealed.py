@@ -12,7 +12,7 @@ NEW = [
     "--reduce dead,merge,share,low-rank --rank-budget 0.5 --reduce-round 3",
     "--unit channel --sparsity 0.3 --shrink every --blend layer --moving ema --uplink int8",
     "--secure secagg --masks union --secure-bits 32",
-    "--model mlp --secure secagg --dp client --dp-noise 1 --no-agreement",
+    "--model mlp --secure secagg --dp client --dp-noise 1 --no-agreement --noise-source seeded",
 ]
 
 

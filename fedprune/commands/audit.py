@@ -20,7 +20,7 @@ from fedprune.config import ConfigError
 from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.closing import INFINITY
 from fedprune.privacy.noise import seeded_source
-from fedprune.privacy.terms import terms_of
+from fedprune.privacy.terms import SIMULATED, terms_of
 from fedprune.report.privacy import release_table, statement_of, told_privacy
 from fedprune.report.reading import NONE, Run, read_run
 from fedprune.verified import write_atomically
@@ -166,7 +166,10 @@ def _canaries_of(looked: Subject, run_: Run, count: int) -> dict[str, Any]:
     )
     covered = privacy.get("epsilon", run_.ledger[-1]["epsilon"])
     sums = sum(len(drawn.sums) * drawn.times for drawn in mechanism.draws)
-    return {**claim, "covered": covered, **vars(found), "sums": sums, "unit": terms.unit}
+    noise = SIMULATED if terms.simulated else ""
+    return {**claim, "covered": covered, **vars(found), "sums": sums, "unit": terms.unit} | {
+        "noise": noise
+    }
 
 
 def refuted(canaries: dict[str, Any]) -> bool:
@@ -192,6 +195,7 @@ def _canary(found: dict[str, Any]) -> Section:
         CANARIES,
         f"{found['sums']} noised sums, {found['canaries']} canaries, each one {found['unit']}, at "
         f"delta {found['delta']:g}. {verdict}",
+        *([f"The claim is of {found['noise']}."] if found["noise"] else []),
     )
     return Section("Canaries", text, Table(columns, [row]))
 

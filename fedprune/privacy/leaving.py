@@ -164,6 +164,12 @@ def defended(values: Tensor, part: float) -> Tensor:
     return kept
 
 
-def silenced(failure: Failure, config: RunConfig) -> Failure:
-    """A failure without its reason, which may quote private data; the client's log has it."""
-    return replace(failure, field="", reason="failed") if hides(config) else failure
+def silenced(failure: Failure, config: RunConfig, error: Exception | None = None) -> Failure:
+    """A failure without its reason, which may quote private data; the client's log has it.
+
+    Of an error that has words for everyone (`Refused.told`) these are left.
+    """
+    if not hides(config):
+        return failure
+    told = error.told if isinstance(error, Refused) else ""
+    return replace(failure, field="", reason=told or "failed")

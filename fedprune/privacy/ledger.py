@@ -23,7 +23,7 @@ from fedprune.privacy.accounting import Tally, added, smallest_epsilon
 from fedprune.privacy.closing import INFINITY, closed, told_number, unprotected
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import statement
-from fedprune.privacy.terms import Terms, terms_of
+from fedprune.privacy.terms import SIMULATED, Terms, terms_of
 from fedprune.verified import sync_folder, write_atomically
 
 __all__ = [
@@ -182,7 +182,8 @@ class Ledger:
             "infinity", for the ``reasons``. ``delta``; ``curve``: pairs of delta and epsilon, by
             ``curve_by``; ``mu`` of Gaussian DP, and how it was had (``mu_by``); ``account``, the
             bound taken ("participation", "amplification": `accounting`); ``unit``, ``relation``;
-            ``statement``, in words. Infinite numbers are "infinity".
+            ``noise``: where it came from, "" without any; ``statement``, in words. Infinite numbers
+            are "infinity".
         """
         uncovered, accounts = list(self.uncovered), self._tally.accounts()
         if uncovered and not any(map(any, accounts.values())):
@@ -190,9 +191,15 @@ class Ledger:
         else:
             told = closed(accounts, self.terms, self.epsilon)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
-        told |= {"unit": self.terms.unit, "relation": self.terms.relation}
+        told |= {"noise": self._noise(), "unit": self.terms.unit, "relation": self.terms.relation}
         words = statement(self.terms, self.lines, told["epsilon"], told["account"])
         return told | {"delta": self.terms.delta, "statement": words}
+
+    def _noise(self) -> str:
+        """Where noise came from, if any did."""
+        if not any(line["z"] or line["spread"] or line["pure"] for line in self.lines):
+            return ""
+        return SIMULATED if self.terms.simulated else "of the operating system's generator"
 
 
 def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Ledger:

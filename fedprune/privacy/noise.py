@@ -1,8 +1,8 @@
 """Noise: Gaussian for sums in the clear, Skellam for sums of integers.
 
-It is made from 64-bit words of a source of its own, never from a global generator. A seeded source
-gives the same words again, which is what a study wants and hides nothing from whoever knows the
-seed; a secret one is a ChaCha20 keystream under 32 bytes of the operating system's.
+It is made from 64-bit words of a source of its own, never from a global generator. A secret source,
+the default, is a ChaCha20 keystream under 32 bytes of the operating system's. A seeded one gives
+the same words again, which is what a study wants and hides nothing from whoever knows the seed.
 
 Not guaranteed: a Gaussian in float64 is not one on the real line. Its lowest bits can tell what
 was added to what (Mironov 2012, doi 10.1145/2382196.2382264); Skellam noise is exact on integers.
@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,8 +57,6 @@ def source_of(config: RunConfig, purpose: str, *where: int) -> Source:
 
     Two sources for one purpose and place begin with the same words, if they are seeded.
 
-    Raises:
-        ValueError: a secret source needs the package cryptography.
     """
     if config.noise_source == "secret":
         return secret_source()
@@ -87,12 +86,15 @@ def seeded_source(seed: int, purpose: str, *where: int) -> Source:
 
 
 def secret_source() -> Source:
-    """The keystream under a key of the operating system's.
-
-    Raises:
-        ValueError: the package cryptography is missing.
-    """
+    """The keystream under a key of the operating system's; without cryptography its own words."""
+    if find_spec("cryptography") is None:
+        return Source(_own_words, secret=True)
     return keyed_source(os.urandom(32), secret=True)
+
+
+def _own_words(size: int) -> Words:
+    """Words of the operating system's generator: as secret as the keystream, and slower."""
+    return np.frombuffer(os.urandom(8 * size), dtype="<u8").astype(np.uint64)
 
 
 def keyed_source(key: bytes, *, secret: bool) -> Source:
@@ -106,8 +108,7 @@ def keyed_source(key: bytes, *, secret: bool) -> Source:
         from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
     except ImportError:
         raise ValueError(
-            "noise-source='secret': needs the package cryptography; "
-            "allowed: seeded, or pip install 'fedprune[privacy]'"
+            "a keystream needs the package cryptography; allowed: pip install 'fedprune[privacy]'"
         ) from None
     # A key is used for one stream, so that its nonce may be anything.
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()

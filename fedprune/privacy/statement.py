@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedprune.privacy.accounting import AMPLIFICATION, PARTICIPATION
-from fedprune.privacy.terms import REPLACE, Terms
+from fedprune.privacy.terms import REPLACE, SIMULATED, Terms
 
 Line = Mapping[str, Any]
 
@@ -119,10 +119,11 @@ def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str
     whose = "one example of one client" if terms.unit == "example" else "one client's whole data"
     other = "being another" if terms.relation == REPLACE else "being there or not"
     told = f"{epsilon:.4g}" if isinstance(epsilon, float | int) else epsilon
+    simulated = f" ({SIMULATED})" if terms.simulated else ""
     text = (
         f"What is covered hides {whose}: it makes little difference to what can be seen, epsilon = "
-        f"{told} at delta = {terms.delta:g}, under the relation {terms.relation} (the part {other})"
-        ". All arms of the run count, as they see the same data."
+        f"{told} at delta = {terms.delta:g}{simulated}, under the relation {terms.relation} (the "
+        f"part {other}). All arms of the run count, as they see the same data."
     )
     if terms.unit == "client" and terms.delta * terms.population >= 0.1:
         text += f" Delta is large: it should be far below 1/{terms.population}, one of the clients."
@@ -167,11 +168,11 @@ def _sampling(terms: Terms, lines: Sequence[Line], account: str) -> str:
             "was asked for; who was drawn may be known to anybody (the server of a secure sum "
             "knows it), as cohorts do not depend on anybody's data."
         )
+    seed = ", and the seed, from which it follows" if terms.simulated else ""
     return (
         f"Cohorts: {used}, and booked as that: all noisy releases of a cohort in a round are one "
         "event. Epsilon counts on nobody knowing who was drawn, and the run's folder tells it "
-        "(rounds.jsonl, privacy.jsonl, and the seed, from which it follows): publish the model, "
-        "not the folder."
+        f"(rounds.jsonl, privacy.jsonl{seed}): publish the model, not the folder."
     )
 
 
@@ -205,8 +206,10 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
     ]
     if terms.panel:
         gaps.append(f"the data of the {terms.panel} clients of the panel, which only measure")
-    if used and terms.noise_source == "seeded":
-        gaps.append("somebody who knows the seed: noise that follows from it is for study")
+    if used and terms.simulated:
+        gaps.append(f"somebody who knows the seed ({SIMULATED})")
+    if terms.keys_follow:
+        gaps.append("somebody who knows the seed: in this simulation keys of secure sums follow")
     if used & {"gaussian", "sampled-gaussian"}:
         gaps.append("what rounding tells: Gaussian noise is added in floating point (Mironov 2012)")
     gaps.append("settings that were chosen by looking at results on the same data")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fedprune.config import RunConfig
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+
+SIMULATED = "simulated noise: anyone with the seed can remove it"
+"""Said beside every epsilon of a run whose noise is seeded."""
 
 REPLACE, ADD_OR_REMOVE = "replace-one", "add-or-remove-one"
 """Neighbouring data sets: one unit is another one; one unit is there or is not."""
@@ -25,6 +30,7 @@ class Terms:
         secure: "none" or "secagg".
         allow_uncovered: the run goes on with releases that nothing covers.
         panel: clients that only measure and are not protected.
+        keys_follow: keys of secure sums follow from the seed.
     """
 
     dp: str = "none"
@@ -37,11 +43,17 @@ class Terms:
     secure: str = "none"
     allow_uncovered: bool = False
     panel: int = 0
+    keys_follow: bool = False
 
     @property
     def unit(self) -> str:
         """Whose part epsilon is about; without DP a client's, for votes by randomised response."""
         return "example" if self.dp == "example" else "client"
+
+    @property
+    def simulated(self) -> bool:
+        """Whatever noise there is follows from the seed."""
+        return self.noise_source == "seeded"
 
     @property
     def relation(self) -> str:
@@ -78,4 +90,24 @@ def terms_of(config: RunConfig) -> Terms:
         secure=config.secure,
         allow_uncovered=config.allow_uncovered,
         panel=config.panel,
+        keys_follow=keys_follow(config),
     )
+
+
+def noised(config: RunConfig) -> bool:
+    """Whether anything of a run gets noise."""
+    return config.dp != "none" or config.response is not None
+
+
+def simulated(config: RunConfig) -> bool:
+    """Whether a run's noise follows from its seed."""
+    return noised(config) and config.noise_source == "seeded"
+
+
+def keys_follow(config: RunConfig) -> bool:
+    """Whether keys of secure sums follow from the seed: a worker of Ray's keeps no secret.
+
+    On devices they never do; of ``flwr run`` it is not known here whether it has any.
+    """
+    seeded = config.noise_source == "seeded" and config.engine != "flower"
+    return config.secure != "none" and (seeded or config.engine == "ray")

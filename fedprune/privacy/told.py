@@ -7,6 +7,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.privacy.releases import metric_spread
+from fedprune.privacy.terms import SIMULATED, keys_follow, simulated
 
 _MUCH = 0.05
 """Noise on an accuracy beyond which it says nothing worth reading."""
@@ -24,6 +25,8 @@ def before(c: RunConfig) -> list[str]:
         out.append(
             f"  noise       hides the part {_OF[c.dp]}: {noise}; {budget}, delta {c.delta:g}"
         )
+    if simulated(c):
+        out.append(f"  seeded      {SIMULATED}")
     if spread := metric_spread(c):
         much = ": little but noise; --panel N measures without" if spread > _MUCH else ""
         out.append(f"  measured    every mean with noise of standard deviation {spread:.3g}{much}")
@@ -31,6 +34,7 @@ def before(c: RunConfig) -> list[str]:
         out.append(f"  panel       the last {c.panel} clients measure, and are not protected")
     if c.secure != "none":
         out.append("  sums        secure: the server sees no client's own answer")
+        out += ["  keys        simulated: they follow from the seed"] * keys_follow(c)
     return out
 
 
@@ -42,7 +46,8 @@ def after(summary: Mapping[str, Any]) -> list[str]:
     out = [f"STOPPED   {stopped}"] if (stopped := privacy.get("stopped")) else []
     if spread := privacy.get("metrics_sd"):
         out.append(f"NOISED    every figure measured has noise of standard deviation {spread:.3g}")
-    at = f"at delta {privacy['delta']:g}"
+    said = f"; {SIMULATED}" if privacy.get("noise") == SIMULATED else ""
+    at = f"at delta {privacy['delta']:g}{said}"
     if privacy["total"] == "infinity":
         covered = privacy["epsilon"]
         noised = covered not in (0, "infinity")

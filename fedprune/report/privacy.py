@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from fedprune.privacy.terms import SIMULATED
 from fedprune.report import plots
 from fedprune.report.reading import NONE, Run, number, significant, whole
 from fedprune.report.tables import Table, shorten
@@ -50,6 +51,7 @@ def told_privacy(run: Run) -> list[str]:
             else (f", {_number(told['pld'])} by loss distributions)")
         )
         first += f" at delta {told['delta']:g}{by}, for one {told['unit']}, {told['relation']}"
+    first += _simulated(run)
     if last["total"] != "infinity":
         return [f"{first}. It covers all that left."]
     reasons = dict.fromkeys(
@@ -57,6 +59,11 @@ def told_privacy(run: Run) -> list[str]:
     )
     why = "; ".join(shorten(reason) for reason in reasons)
     return [f"{first}, for what is covered. The total is infinite: {why}."]
+
+
+def _simulated(run: Run) -> str:
+    """What is said beside every epsilon of noise that follows from the seed."""
+    return f" ({SIMULATED})" if run.config.get("noise-source") == "seeded" else ""
 
 
 NOTICES_SHOWN = 5
@@ -132,7 +139,8 @@ def epsilon_finding(run: Run) -> str:
     if not known or not any(map(_noised, known)):
         return ""
     last = known[-1]
-    words = f"{significant(last['epsilon'])} after round {last['round']} of the arm {last['arm']}"
+    words = f"{significant(last['epsilon'])}{_simulated(run)} after round {last['round']} of the "
+    words += f"arm {last['arm']}"
     told = f"Epsilon of all that was covered, by R\u00e9nyi divergences: {words}."
     return f"{told} Arms are booked one after the other, as they see the same data."
 
@@ -159,7 +167,7 @@ def curve_finding(run: Run) -> str:
     how = "for every delta" if told["mu_by"] == "exact" else "at the run's delta alone"
     return (
         f"Epsilon for every delta, by {by}: one pair alone hides how it falls. As Gaussian DP, mu "
-        f"is {_number(told['mu'])}, {how}."
+        f"is {_number(told['mu'])}, {how}{_simulated(run)}."
     )
 
 

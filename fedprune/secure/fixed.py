@@ -75,7 +75,8 @@ def to_ring(values: NDArray[Any], scale: Scale, bits: int, name: str = "values")
         name: the field or tensor, for the error.
 
     Raises:
-        Refused: NaN, infinity, a magnitude above `scale.largest`, or a fraction where the scale
+        Refused: NaN, infinity, a magnitude above `scale.largest` (of which everyone may be told
+            `OUT_OF_RANGE`), or a fraction where the scale
             is for whole numbers. Names `name`; the first such value's place, not the value.
     """
     flat = values.reshape(-1)
@@ -84,7 +85,7 @@ def to_ring(values: NDArray[Any], scale: Scale, bits: int, name: str = "values")
         part = flat[first : first + _BLOCK].astype(np.float64)
         fine = np.abs(part) <= scale.largest  # False for NaN
         if not fine.all():
-            raise Refused(name, _reason(part, fine, first, scale))
+            raise Refused(name, *_reason(part, fine, first, scale))
         units = part / scale.step
         nearest = np.rint(units)
         if scale.whole and (nearest != units).any():
@@ -93,11 +94,17 @@ def to_ring(values: NDArray[Any], scale: Scale, bits: int, name: str = "values")
     return out
 
 
-def _reason(part: NDArray[Any], fine: NDArray[Any], first: int, scale: Scale) -> str:
+OUT_OF_RANGE = "out-of-range"
+"""What is told of a number that a secure sum has no room for: not which, nor how large."""
+
+
+def _reason(part: NDArray[Any], fine: NDArray[Any], first: int, scale: Scale) -> tuple[str, str]:
+    """Why, for the client's log, and what of it is told."""
     place = int(np.argmin(fine))
-    if np.isfinite(part[place]):
-        return f"coordinate {first + place} is beyond {scale.largest:g}, the range of a secure sum"
-    return f"coordinate {first + place} is not finite"
+    if not np.isfinite(part[place]):
+        return f"coordinate {first + place} is not finite", ""
+    what = f"coordinate {first + place} is beyond {scale.largest:g}, the range of a secure sum"
+    return what, OUT_OF_RANGE
 
 
 def from_ring(total: Ring, scale: Scale, bits: int) -> NDArray[np.float64]:

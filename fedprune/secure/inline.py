@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from fedprune.config import RunConfig
 from fedprune.hosts import House, Tick, grouped
 from fedprune.messages import Folded, Question
+from fedprune.privacy.terms import keys_follow
 from fedprune.secure.calls import Call, Parcel, Reply, Transport, merged
 from fedprune.secure.serving import Seeds, seeds_of, serve_call
 from fedprune.secure.summing import secure_ask
@@ -46,7 +47,7 @@ def seeds_for(config: RunConfig) -> Callable[[bytes], Seeds]:
 
     Those of the newest sum alone are kept.
     """
-    if config.noise_source != "secret":
+    if keys_follow(config):
         return lambda session: seeds_of(config, session)
     kept: dict[bytes, dict[int, bytes]] = {}
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fedprune.naming import Misfit
+from fedprune.privacy.terms import noised
 from fedprune.pruning.combining import COMBINES
 from fedprune.secure.ranges import RANGES
 
@@ -93,7 +94,7 @@ def _of_the_sum(c: RunConfig) -> list[Misfit]:
         ),
         (
             "noise-source",
-            on and c.noise_source == "secret" and c.engine == "ray",
+            on and c.noise_source == "secret" and c.engine == "ray" and not noised(c),
             forgetful,
             "seeded, or --engine inline",
         ),

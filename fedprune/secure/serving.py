@@ -24,7 +24,7 @@ from fedprune.packets import decode_question, on_own_mask
 from fedprune.parts import failure_of
 from fedprune.privacy.integers import Noise
 from fedprune.privacy.leaving import silenced
-from fedprune.privacy.noise import Source, keyed_source
+from fedprune.privacy.noise import Source, keyed_source, secret_source
 from fedprune.secure.calls import Call, Reply, merged, reply_letter
 from fedprune.secure.client import masked, revealed, shares_of
 from fedprune.secure.distributed import fewest_left, noises_of, with_share
@@ -61,13 +61,17 @@ def seeds_from(secret: bytes, session: bytes) -> Seeds:
 
 @dataclass(frozen=True)
 class _Sitting:
-    """One stage, as a host serves it: what is asked, under which terms, with whose secrets."""
+    """One stage, as a host serves it: what is asked, under which terms, with whose secrets.
+
+    They are `kept` where they do not follow from the configuration.
+    """
 
     house: House
     call: Call
     terms: Terms
     roster: dict[int, Keys]
     seeds: Seeds
+    kept: bool
 
 
 def serve_call(
@@ -84,7 +88,8 @@ def serve_call(
         house: where they are served.
         call: what is asked.
         partitions: of whom.
-        seeds: their secrets; by default those that follow from the configuration.
+        seeds: their secrets; by default those that follow from the configuration, as a worker of a
+            simulation keeps none. Secret noise is the operating system's even then.
         packet: the question, in the stage "masked".
         tick: told about every partition that was asked for its vector.
 
@@ -93,7 +98,8 @@ def serve_call(
     """
     terms = terms_of(house.config, call.session, call.members)
     roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
-    sitting = _Sitting(house, call, terms, roster, seeds or seeds_of(house.config, call.session))
+    known = seeds_of(house.config, call.session)
+    sitting = _Sitting(house, call, terms, roster, seeds or known, kept=seeds is not None)
     if call.stage == "masked":
         if packet is None:
             raise ValueError("the question is missing")
@@ -140,7 +146,7 @@ def _each(
             reply = replace(reply, bytes_up=size_of(reply_letter(reply)))
         except Exception as error:  # whatever a client raises must not stop the others
             log.warning("partition %d drops out of a secure sum: %s", partition, error)
-            failure = silenced(failure_of(partition, s.call.stage, error), s.house.config)
+            failure = silenced(failure_of(partition, s.call.stage, error), s.house.config, error)
             reply = Reply(failures=(failure,))
         if tick:
             tick(1)
@@ -185,9 +191,16 @@ def _masked(s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick |
 
 
 def _source(s: _Sitting, partition: int) -> Source:
-    """Where a partition's share of noise comes from: as secret as its masks, and the same again."""
+    """Where a partition's share of noise comes from.
+
+    Of secrets that are kept, the same again: under one mask two vectors of different noise would
+    show the difference.
+    """
+    secret = s.house.config.noise_source == "secret"
+    if secret and not s.kept:
+        return secret_source()
     key = derived(s.seeds(partition), "noise", s.terms.binding)
-    return keyed_source(key, secret=s.house.config.noise_source == "secret")
+    return keyed_source(key, secret=secret)
 
 
 def _asked(s: _Sitting, packet: Packet) -> _Asked:

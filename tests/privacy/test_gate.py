@@ -88,7 +88,7 @@ def test_removed_coordinates_get_no_noise(house: House) -> None:
 
 
 def test_the_same_question_has_the_same_noise_and_another_one_has_not(house: House) -> None:
-    c = config_of(**NOISE)
+    c = config_of(**NOISE, noise_source="seeded")
     question, size = tuning(c, house)
 
     def total(asked: Question, arm: str = "pruned", partitions: Sequence[int] = (0, 1)) -> Any:
@@ -283,7 +283,7 @@ def test_the_noise_reaches_the_model() -> None:
 
 
 def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
-    c = config_of(dp="example", dp_noise=2.0, dp_metric_clip=5.0)
+    c = config_of(dp="example", dp_noise=2.0, dp_metric_clip=5.0, noise_source="seeded")
     served = open_house(c)
     state = first_state(served.model, served.layout)
     question = Question("evaluate", 1, state.weights, state.masks, part="test")

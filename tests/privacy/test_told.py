@@ -10,8 +10,9 @@ def test_a_run_says_what_it_will_hide() -> None:
     noise, panel = before(c)
     assert "hides the part of a client: 2 on changes, 2 on scores; no budget, delta 1e-05" in noise
     assert "the last 2 clients measure" in panel
-    (sums,) = before(configure({**MLP, "secure": "secagg"}))
+    sums, keys = before(configure({**MLP, "secure": "secagg"}))
     assert "secure" in sums
+    assert "simulated: they follow from the seed" in keys
 
 
 def test_a_run_says_what_it_came_to() -> None:

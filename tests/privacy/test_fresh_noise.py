@@ -1,0 +1,97 @@
+"""Noise is nobody's to take away again, unless it is simulated, which is said beside epsilon."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import Shard, federate
+from fedprune.command import main
+from fedprune.config import RunConfig, configure
+from fedprune.hosts import inline_port, open_house
+from fedprune.privacy.terms import SIMULATED
+from fedprune.privacy.told import after, before
+from fedprune.state import Port
+from fedprune.tensors import kept
+
+MLP = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 1, "warmup": 0}
+MLP |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5, "seed": 3}
+PRIVATE = {**MLP, "dp": "client", "dp_noise": 4.0}
+
+
+def changed(shard: Shard) -> Shard:
+    """The same client with other labels."""
+    return replace(shard, train={**shard.train, "labels": 9 - shard.train["labels"]})
+
+
+def port_of(config: RunConfig, change: Callable[[Shard], Shard] = changed) -> Port:
+    """All of the task's clients, the first of them with other data."""
+    house = open_house(config)
+    return inline_port(replace(house, shards={**house.shards, 0: change(house.shards[0])}))
+
+
+def scored(config: RunConfig, port: Port | None = None) -> torch.Tensor:
+    """What a run ends with, as one vector."""
+    return kept(federate(config, port).state.weights, {})
+
+
+@pytest.mark.parametrize(
+    ("more", "least"), [({}, 2.0), ({"dp": "example"}, 1e-4), ({"secure": "secagg"}, 2.0)], ids=str
+)
+def test_two_runs_of_one_seed_do_not_share_their_noise(more: dict[str, Any], least: float) -> None:
+    """One client's data changed, or nothing at all: the difference is all noise."""
+    config = configure({**PRIVATE, "score": "random", **more})
+    one, again, other = scored(config), scored(config), scored(config, port_of(config))
+    for difference in (one - again, one - other):
+        free = difference[difference != 0]
+        assert free.numel() > 0.4 * one.numel()
+        assert float(free.std()) > least
+
+
+def test_seeded_noise_is_the_same_twice_and_goes_from_a_difference() -> None:
+    config = configure({**PRIVATE, "noise_source": "seeded"})
+    assert torch.equal(scored(config), scored(config))
+
+
+def test_what_is_simulated_is_called_so_beside_every_epsilon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure({**PRIVATE, "noise_source": "seeded"})
+    summary = federate(config, folder=tmp_path / "run").summary
+    assert any(SIMULATED in line for line in before(config))
+    assert SIMULATED in after(summary)[-1]
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())["privacy"]
+    assert told["noise"] == SIMULATED
+    first, *_, gaps = told["statement"].split("\n\n")
+    assert SIMULATED in first
+    assert SIMULATED in gaps
+    assert (tmp_path / "run" / "report.html").read_text().count(SIMULATED) >= 5
+    assert main(["audit", str(tmp_path / "run"), "--canaries", "10"]) == 0
+    assert SIMULATED in " ".join(capsys.readouterr().out.split())
+    assert SIMULATED in (tmp_path / "run" / "audit.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "source"),
+    [
+        ({}, "seeded"),
+        ({"dp": "client", "dp_noise": 1.0}, "secret"),
+        ({"dp": "example", "dp_noise": 1.0}, "secret"),
+        ({"combine": "votes", "unit": "row", "response": 9.0}, "secret"),
+        ({"dp": "client", "dp_noise": 1.0, "secure": "secagg", "engine": "ray"}, "secret"),
+        ({"secure": "secagg"}, "seeded"),
+    ],
+    ids=str,
+)
+def test_noise_is_secret_unless_it_is_asked_for_otherwise(
+    keys: dict[str, Any], source: str
+) -> None:
+    config = configure({**MLP, **keys})
+    assert config.noise_source == source
+    said = " ".join(before(config))
+    assert SIMULATED not in said
+    assert ("keys        simulated" in said) == ("secure" in keys)
