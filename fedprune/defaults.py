@@ -83,13 +83,14 @@ _TOGETHER = {"split": ("alpha", "client_column"), "model": ("depth", "width")}
 
 
 def _clients_of(task: Task, values: Mapping[str, Any]) -> int:
-    """All that the data has, where a column says whose a row is and the data is here; else 20.
+    """All that the data has, where it says whose a row is and the data is here; else 20.
 
     Raises:
         ValueError: the data cannot be read.
     """
     asked = {**dict.fromkeys(_OF_ROWS), **_of_task(task), **values, "clients": None}
-    texts = [asked.get(key) for key in ("data", "text_column", "client_column")]
+    columns = [f"{name}_column" for name in ("text", "client") if name in task.columns]
+    texts = [asked.get(key) for key in ("data", *columns)]
     natural = values["split"] == "natural" and all(isinstance(text, str) for text in texts)
     if task.population is None or not natural:
         return 20

@@ -121,9 +121,27 @@ def operations(model: nn.Module, forward: Forward) -> int:
     """
     aten = torch.ops.aten
     integers = {aten._int_mm: _int_mm_operations}
-    with eager(model), FlopCounterMode(display=False, custom_mapping=integers) as counter:
+    count = FlopCounterMode(display=False, custom_mapping=integers)
+    with eager(model), _frozen(model), count as counter:
         forward.through(model)
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Within the block no parameter asks for a gradient; as it was afterwards.
+
+    PyTorch's counter asks what goes into a module for its gradient function, which a parameter
+    (DeBERTa's table of distances goes through a norm) has not without gradients.
+    """
+    able = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in able:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in able:
+            p.requires_grad_(True)
 
 
 def _int_mm_operations(a: Any, b: Any, *_: Any, **__: Any) -> int:

@@ -35,7 +35,7 @@ from fedprune.pruning.score import Evidence
 from fedprune.randomness import seeded
 from fedprune.redundancy.moments import measurable
 from fedprune.seats import Seat
-from fedprune.tasks.causality import leak
+from fedprune.tasks.causality import leak, reads_padding
 from fedprune.tasks.declared import Declared
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.teacher import distils
@@ -175,9 +175,13 @@ def _check_losses(trial: Trial) -> None:
     with torch.no_grad():
         declared.check_sum(model, batch, loss)
         found = leak(model, seat.task.loss, batch)
+        padded = reads_padding(model, seat.task.loss, batch)
+    c = seat.config
+    key, value = ("model", c.model) if c.model else ("task", c.task)
+    if padded:
+        what = "padding moves what it says of a text"
+        refuse(key, value, what, "a classifier that leaves out what the attention mask hides")
     if found:
-        c = seat.config
-        key, value = ("model", c.model) if c.model else ("task", c.task)
         refuse(
             key,
             value,
@@ -198,8 +202,9 @@ def _check_dummy(trial: Trial, batch: Part) -> None:
     seat.task.loss(seat.model, dummy)
     texts = [name for name in seat.task.tokens[:1] if name in dummy and c.length is not None]
     for name in texts:
+        marks = batch.get("attention", torch.zeros_like(batch[name]))[:1] == 1
         for token in batch[name].unique()[:2]:  # one of them is not the padding
-            full = {**dummy, name: torch.full_like(dummy[name], int(token))}
+            full = {**dummy, name: torch.where(marks, batch[name][:1], token)}
             try:
                 seat.task.loss(seat.model, full)
             except (IndexError, RuntimeError) as error:

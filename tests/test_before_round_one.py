@@ -1,5 +1,6 @@
 """What a task, a model and data say of each other before round one: each kind with an oracle."""
 
+import copy
 import random
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from fedprune.config import ConfigError, configure
 from fedprune.hosts import inline_port, open_house
 from fedprune.state import Port
 from fedprune.tasks.symbols import characters
-from fedprune.tasks.task import Part, classification_loss, label_tokens, token_loss
+from fedprune.tasks.task import Part, class_loss, classification_loss, label_tokens, token_loss
 from fedprune.tensors import digest
 
 
@@ -72,11 +73,13 @@ def refused(play: Play, line: str, **what: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
-def few(change: Callable[[Part], Any]) -> Callable[[RunConfig], list[Any]]:
-    """Shards whose second train part is changed."""
+def few(change: Callable[[Part], Any], everybody: bool = False) -> Callable[..., list[Any]]:
+    """Shards whose second train part, or all of everybody's, are changed."""
 
     def made(config: RunConfig) -> list[Any]:
         found = shards(config)
+        if everybody:
+            return [Shard(*map(change, (s.train, s.validation, s.test))) for s in found]
         return [found[0], replace(found[1], train=change(found[1].train)), *found[2:]]
 
     return made
@@ -157,6 +160,15 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
     "each sum": ({"loss": fields(each=torch.ones(4))}, "Loss.each sums to 4"),
     "metric": ({"metric": "msr"}, "its metric is 'msr'; allowed: .*accuracy"),
     "sums": ({"metric": "r2"}, "its metric r2 needs sums in Loss.extra"),
+    "squares of classes": ({"metric": "rmse"}, "its metric is rmse, and its loss is of 3 classes"),
+    "likelihood of numbers": (
+        {
+            "metric": "perplexity",
+            "loss": lambda m, b: Loss((m(b["images"])[:, 0] - b["labels"]).square().sum(), 4, 0),
+            "shards": few(lambda p: {**p, "labels": p["labels"].float()}, everybody=True),
+        },
+        "its metric is perplexity, and its labels are numbers",
+    ),
     "unit": ({"unit": ""}, "its unit is ''"),
     "extra": ({"extra": ("bytes",)}, "its extra names 'bytes'"),
     "exam": ({"exam_names": ("exact",)}, "totals|exact"),
@@ -176,6 +188,52 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("kind", LOSSES)
 def test_what_a_task_declares_is_what_its_loss_gives(kind: str, play: Play):
     refused(play, LOSSES[kind][1], **LOSSES[kind][0])
+
+
+def test_a_label_that_does_not_count_is_left_out_everywhere(play: Play):
+    """With examples of -100 in every part it is as without these examples, in bits."""
+
+    def more(p: Part) -> Part:
+        blank = torch.full((3,), -100)
+        images = torch.cat([p["images"], torch.ones(3, 6)])
+        return {"images": images, "labels": torch.cat([p["labels"], blank])}
+
+    keys = {"local_steps": 0, "local_epochs": 1, "lr": 1e-9, "batch_size": 64}
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    task: dict[str, Any] = {"model": lambda _: copy.deepcopy(plain), "output": ("2",)}
+    both = [play(keys=keys, shards=how, **task) for how in (shards, few(more, everybody=True))]
+    (a, b), names = (end.summary["quality"]["final"] for end in both), ("accuracy", "macro_f1")
+    assert {n: a[n] for n in names if n in a} == {n: b[n] for n in names if n in a}
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    assert not both[1].summary["failures"]
+
+
+def test_a_classifier_that_reads_its_padding_is_refused(play: Play):
+    """Pooling over what the mask hides is seen; over what it shows it is not suspected."""
+
+    def texts(p: Part) -> Part:
+        ids = (p["images"] > 0).long() + 1
+        seen = (torch.arange(6) < 3 + torch.arange(len(ids))[:, None] % 4).long()
+        return {"inputs": ids * seen, "attention": seen, "labels": p["labels"]}
+
+    class Pooled(nn.Module):
+        def __init__(self, hidden: bool) -> None:
+            super().__init__()
+            self.words, self.body, self.head = nn.Embedding(3, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.hidden = hidden
+
+        def forward(self, ids: Tensor, seen: Tensor) -> Tensor:
+            counted = torch.ones_like(seen) if self.hidden else seen
+            out = self.body(self.words(ids)) * counted[..., None]
+            found: Tensor = self.head(out.sum(1) / counted.sum(1, keepdim=True))
+            return found
+
+    def its_loss(model: nn.Module, batch: Part) -> Loss:
+        return class_loss(model(batch["inputs"], batch["attention"]), batch["labels"])
+
+    task = {"loss": its_loss, "shards": few(texts, everybody=True), "output": ("head",)}
+    refused(play, "padding moves what it says of a text", model=lambda _: Pooled(True), **task)
+    assert play(model=lambda _: Pooled(False), **task).summary["sparsity"] == 0.5
 
 
 def test_a_metric_of_values_is_had_from_a_loss_of_squares(play: Play):

@@ -129,3 +129,42 @@ def _moves(model: nn.Module, loss: LossOf, batch: Part, before: Tensor) -> bool:
         return False
     moved = (after[:, : before.shape[1]] - before).abs().max()
     return bool(moved > MOVED * before.abs().max())
+
+
+@torch.no_grad()
+def reads_padding(model: nn.Module, loss: LossOf, batch: Part) -> bool:
+    """Whether a text classifier says another thing of a text alone than of it with its padding.
+
+    Of models that pool the last place whatever the attention mask says (XLNet), padded on the
+    right. The shortest text of the batch is compared; batches without ``attention`` or without
+    padding, and outputs that are not (B, values), are not judged.
+
+    Args:
+        model: in eval mode.
+        loss: `Task.loss`.
+        batch: real examples, padded on the right.
+    """
+    attention = batch.get("attention")
+    if attention is None or attention.dim() != 2:
+        return False
+    size, row = (int(x) for x in attention.sum(1).min(0))
+    padded = size < attention.shape[1] and bool(attention[row, :size].all())
+    whole = {name: t[row : row + 1] for name, t in batch.items()}
+    alone = {n: t[:, :size] if t.shape == whole["attention"].shape else t for n, t in whole.items()}
+    both = [_pooled(model, loss, one) for one in (whole, alone)] if padded and size else []
+    if not both or both[0] is None or both[1] is None:
+        return False
+    return bool((both[0] - both[1]).abs().max() > MOVED * both[0].abs().max())
+
+
+def _pooled(model: nn.Module, loss: LossOf, batch: Part) -> Tensor | None:
+    """The outputs (B, values) that the model gave."""
+    made: list[Any] = []
+    hook = model.register_forward_hook(lambda _module, _args, out: made.append(out))
+    try:
+        with seeded(0, "rehearsal"):
+            loss(model, batch)
+    finally:
+        hook.remove()
+    out = getattr(made[-1], "logits", made[-1]) if made else None
+    return out if isinstance(out, Tensor) and out.dim() == 2 else None

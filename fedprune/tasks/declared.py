@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 CLOSE = 1e-3
 """Relative difference up to which two sums of the same losses are equal."""
 
+_OF_NUMBERS = {"mse": ("squared",), "rmse": ("squared",), "mae": ("absolute",)}
+"""Metrics that are read from the loss where no sum of this name is given."""
+
+_OF_SYMBOLS = ("perplexity", "bits_per_byte")
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -130,6 +135,7 @@ class Declared:
             batch: some examples.
         """
         labels, logits = batch.get("labels"), loss.logits
+        self._check_kind(labels, loss)
         if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
             return
         declared = None if self.task.classes is None else self.task.classes(self.config)
@@ -142,6 +148,22 @@ class Declared:
         for where, part in parts.items():
             if able is not None and part["labels"].numel():
                 self._check_range(part["labels"], able, where)
+
+    def _check_kind(self, labels: Tensor | None, loss: Loss) -> None:
+        """Refuse errors of numbers where classes are told apart, and likelihoods of numbers."""
+        metric, logits = self.task.metric, loss.logits
+        if labels is None:
+            return
+        if labels.is_floating_point() and metric in _OF_SYMBOLS:
+            reason = f"its metric is {metric}, and its labels are numbers"
+            self.refuse(reason, "mse, rmse, mae, loss")
+        read = _OF_NUMBERS.get(metric, ())
+        own = set(extra_names(self.task, self.config)).intersection(read)
+        if not read or own or logits is None or logits.shape[:-1] != labels.shape:
+            return
+        if not labels.is_floating_point() and logits.shape[-1] > 1:
+            what = f"its metric is {metric}, and its loss is of {logits.shape[-1]} classes"
+            self.refuse(what, f"accuracy, macro_f1, loss, or Loss.extra[{read[0]!r}]")
 
     def _check_range(self, labels: Tensor, classes: int, where: str) -> None:
         low, high = (int(x) for x in torch.aminmax(labels))

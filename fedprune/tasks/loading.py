@@ -85,8 +85,9 @@ def check_length(model: nn.Module, name: str, length: int) -> None:
         ValueError: with the greatest length.
     """
     settings: Any = model.config
-    positions = getattr(settings, "max_position_embeddings", None)  # T5 has no limit
-    longest = positions - _first_position(model) if positions else length
+    positions = getattr(settings, "max_position_embeddings", None)  # T5 has none
+    limited = positions is not None and positions > 0  # of XLNet, which has none, -1 is said
+    longest = positions - _first_position(model) if limited else length
     if length > longest:
         refuse("length", length, f"{name} reads {longest} tokens", f"8 to {longest}")
 

@@ -98,8 +98,9 @@ def _members(size: Mapping[str, int], small: set[str], fewest: int, what: str) -
 
 
 def _check(config: RunConfig, owners: int, small: set[str], members: Members) -> None:
-    where = f"client-column={config.client_column!r}"
-    few = f"{len(small)} of its {owners} values have too little to be cut in three"
+    column = config.client_column
+    where = f"data={config.data!r}" if column is None else f"client-column={column!r}"
+    few = f"{len(small)} of its {owners} owners have too little to be cut in three"
     if members.keys() <= small and all(len(own) == 1 for own in members.values()):
         way = "--small-owners group, or " if config.small_owners != "group" else ""
         raise ValueError(f"{where}: {few}, nobody can be measured on; allowed: {way}more rows each")

@@ -81,7 +81,7 @@ class Task:
             seeded around the call.
         loss: sums over one batch, under the model's current mode.
         shards: every partition's shard, in partition order, under a resolved configuration.
-        labels: how many labels a part holds, in `unit`.
+        labels: how many labels a part holds, in `unit`; where left out as `labelled` says.
         output: names the modules of a model that are its head of output: not prunable unless
             asked. A tuple, where they do not depend on the model.
         models: what ``--model`` may name, with a line about each; the first one is the default.
@@ -120,7 +120,7 @@ class Task:
     model: Callable[[RunConfig], nn.Module]
     loss: Callable[[nn.Module, Part], Loss]
     shards: Callable[[RunConfig], Sequence[Shard]]
-    labels: Callable[[Part], int] = field(default=lambda part: examples(part))
+    labels: Callable[[Part], int] = field(default=lambda part: labelled(part))
     output: tuple[str, ...] | Callable[[nn.Module], tuple[str, ...]] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     paths: bool = False
@@ -145,6 +145,14 @@ class Task:
 def examples(part: Part) -> int:
     """How many examples a part holds."""
     return next(iter(part.values())).shape[0]
+
+
+def labelled(part: Part) -> int:
+    """How many examples a part holds, but for those whose one label, of ``labels``, is -100."""
+    labels = part.get("labels")
+    if labels is None or labels.dim() != 1:
+        return examples(part)
+    return int((labels != -100).sum())
 
 
 def batches(part: Part, size: int, order: Tensor | None = None) -> Iterator[Part]:
@@ -189,17 +197,20 @@ def f1_names(classes: int) -> tuple[str, ...]:
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Loss:
-    """Cross-entropy of logits (B, classes) against labels (B,), with what macro F1 needs."""
+    """Cross-entropy of logits (B, classes) against labels (B,), with what macro F1 needs.
+
+    Labels of -100 do not count.
+    """
     logs = nn.functional.log_softmax(logits, -1)
     guess = logits.argmax(-1)
     classes = logits.shape[-1]
-    right = guess == labels
+    right, counted = guess == labels, labels != -100
     return Loss(
         nn.functional.nll_loss(logs, labels, reduction="sum"),
-        labels.numel(),
+        int(counted.sum()),
         int(right.sum()),
         nn.functional.nll_loss(logs, labels, reduction="none"),
-        _class_counts(guess, labels, classes) if classes <= MOST_CLASSES else {},
+        _class_counts(guess[counted], labels[counted], classes) if classes <= MOST_CLASSES else {},
         logits,
     )
 

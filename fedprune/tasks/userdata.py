@@ -25,7 +25,7 @@ from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.symbols import symbols_of
+from fedprune.tasks.symbols import rows_of, symbols_of
 from fedprune.tasks.tables import population, remembered, rows_with_text, shares
 from fedprune.tasks.task import (
     Loss,
@@ -149,9 +149,14 @@ def classifier(config: RunConfig) -> nn.Module:
 
 
 def one_text(config: RunConfig) -> Part:
-    """One row of the first id, of the first class."""
-    zeros = torch.zeros(1, length_of(config, USUAL), dtype=torch.long)
-    return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
+    """One row of the first id, of the first class; of a tokenizer of a model's own, no text.
+
+    Some classifiers (T5, BART) pool the end of a text: there must be one.
+    """
+    length, symbols = length_of(config, USUAL), symbols_of(config, "classify")
+    zeros = torch.zeros(1, length, dtype=torch.long)
+    ids = rows_of(symbols, [""], length).ids if symbols.kind == "own" else zeros
+    return {"inputs": ids, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
 
 
 DEFAULTS = {

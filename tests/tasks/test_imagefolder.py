@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedprune.config import configure
 from fedprune.tasks import imagefolder
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.imagefolder import pixels, places
@@ -67,6 +68,14 @@ def test_folders_are_owners_and_classes(folder: Path, asked: Any, model: str):
     assert batch["images"].shape[1:] == ((1 if model.endswith("grey") else 3), 8, 8)
     assert 0 <= float(batch["images"].min()) < float(batch["images"].max()) <= 1
     assert torch.isfinite(task.loss(task.model(config), batch).total)
+
+
+def test_all_owners_of_images_are_clients_unless_fewer_are_asked_for(folder: Path):
+    keys = {"task": "image-classification", "data": str(folder / "own"), "split": "natural"}
+    assert configure(keys).clients == 3
+    more = configure({**keys, "clients": 5})
+    with pytest.raises(ValueError, match=r"clients=5: data='.*own' makes 3; allowed: 1 to 3"):
+        imagefolder.shards(more)
 
 
 def test_what_is_no_folder_of_images_is_named(folder: Path, asked: Any):

@@ -88,13 +88,13 @@ def test_what_nobody_could_measure_is_refused(asked: Any):
             shares(natural(asked, **keys), columns, {})
 
     refused(
-        r"clients=3: client-column='who' makes 2 \(1 of its 2 values have too little", clients=3
+        r"clients=3: client-column='who' makes 2 \(1 of its 2 owners have too little", clients=3
     )
     refused(r"small-owners='train-only': 1 clients have too", clients=2, metrics="noised")
     columns = {"client": ["b"] * 3 + ["a"] * 12}
     refused(r"panel=1: these clients have too little to be measured on", clients=2, panel=1)
     columns = {"client": ["a", "b"] * 5}
-    refused(r"client-column='who': 2 of its 2 values .* nobody can be measured", clients=2)
+    refused(r"client-column='who': 2 of its 2 owners .* nobody can be measured", clients=2)
 
 
 def test_a_part_of_no_rows_has_no_batches_and_few_symbols_hide_one():

@@ -5,12 +5,13 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedprune.tasks.symbols import FIRST_BYTE, utf8_bytes
+from fedprune.tasks.symbols import FIRST_BYTE, characters, own_symbols, utf8_bytes
 from fedprune.tasks.task import Shard, examples, label_tokens
 from fedprune.tasks.userdata import (
     hidden_shards,
     labelled_shards,
     names_of_classes,
+    one_text,
     pair_shards,
     stream_shards,
     streams,
@@ -149,3 +150,17 @@ def test_every_part_of_every_client_has_something(rows_file: Path, asked: Any):
             for part in (shard.train, shard.validation, shard.test):
                 assert examples(part) >= 1
                 assert int((part["labels"] != -100).sum()) >= 0
+
+
+def test_the_example_of_a_text_ends_as_the_model_s_own_tokenizer_ends_texts(
+    tmp_path: Path, asked: Any
+):
+    """T5 and BART pool the end as classifiers; the lengths are those of any example."""
+    characters("seq2seq").tokenizer.save_pretrained(tmp_path)
+    config = asked("text-classification", model=str(tmp_path), length=12)
+    example = one_text(config)
+    assert (example["inputs"] == own_symbols(str(tmp_path), config.task).end).sum() == 1
+    assert {name: tuple(t.shape) for name, t in example.items()} == {
+        name: tuple(t.shape)
+        for name, t in one_text(asked("text-classification", length=12)).items()
+    }
