@@ -86,8 +86,9 @@ def check_length(model: nn.Module, name: str, length: int) -> None:
     """
     settings: Any = model.config
     positions = getattr(settings, "max_position_embeddings", None)  # T5 has none
-    limited = positions is not None and positions > 0  # of XLNet, which has none, -1 is said
-    longest = positions - _first_position(model) if limited else length
+    if positions is None or positions < 0:  # XLNet has none either, and says -1
+        return
+    longest = positions - _first_position(model)
     if length > longest:
         refuse("length", length, f"{name} reads {longest} tokens", f"8 to {longest}")
 
