@@ -30,7 +30,7 @@ from fedprune.letters import Letter, identity, packet_of, parts_letter, size_of,
 from fedprune.messages import Failure, Folded, Refused
 from fedprune.parts import Part, failure_of
 from fedprune.plugins import check_of_this_app, tasks_of
-from fedprune.privacy.leaving import silenced
+from fedprune.privacy.leaving import hides, silenced
 from fedprune.privacy.terms import SIMULATED, noised, simulated
 from fedprune.secure.calls import Reply, call_of, reply_letter
 from fedprune.secure.recalling import Memory, recalled
@@ -139,7 +139,8 @@ def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> 
     apart = parts_letter(parts)
     if not letter.fields.get("sum"):
         return apart
-    whole = sum_letter(replace(sum_of(house, packet, parts), bytes_up=0))
+    total = replace(sum_of(house, packet, parts), bytes_up=0)
+    whole = sum_letter(total, fixed=hides(house.config))
     return min(apart, whole, key=size_of)
 
 

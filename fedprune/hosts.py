@@ -288,7 +288,8 @@ def encoded(house: House, question: Question, partition: int, meant: Answer) -> 
     own = form_of(question, c, house.layout).own
     gen = generator(c.seed, "rounding", question.round, partition)
     wire = c.uplink or c.wire
-    return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen)
+    fixed = hides(c)
+    return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen, fixed=fixed)
 
 
 def _teacher(house: House, question: Question) -> nn.Module | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprune.compression.bounded import Buffer
-from fedprune.compression.wire import Packet, counted_of, pack_counted
+from fedprune.compression.wire import Packet, counted_of, json_of, pack_counted
 from fedprune.messages import Folded, Refused, failure_said, plain
 from fedprune.parts import Part
 from fedprune.tensors import as_bytes, over_bytes
@@ -137,8 +137,11 @@ def _answer_packet(buffers: Mapping[str, bytes], partition: int) -> Packet:
     return Packet(buffers[f"{partition}.head"], held["values"], held["bits"], held["more"])
 
 
-def sum_letter(folded: Folded) -> Letter:
-    """A host's reply as one sum: of the values in float64, of votes, and who answered or failed."""
+def sum_letter(folded: Folded, *, fixed: bool = False) -> Letter:
+    """A host's reply as one sum: of the values in float64, of votes, and who answered or failed.
+
+    With `fixed` it is as long whatever its numbers are.
+    """
     about = {
         "weight": folded.weight,
         "totals": folded.totals,
@@ -149,7 +152,8 @@ def sum_letter(folded: Folded) -> Letter:
     types = _types(len(folded.answered))
     tensors = {name: vars(folded)[name] for name in types}
     buffers = {n: bytes(as_bytes(t.to(types[n]))) for n, t in tensors.items() if t is not None}
-    return Letter({"about": json.dumps(about)}, buffers)
+    text = json_of(about, fixed=True) if fixed else json.dumps(about)
+    return Letter({"about": text}, buffers)
 
 
 def folded_of(letter: Letter, asked: list[int]) -> Folded:

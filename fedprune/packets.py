@@ -25,6 +25,8 @@ from fedprune.compression.wire import (
     pack_counted,
     pack_flags,
     pack_rungs,
+    plain_flags,
+    plain_flags_of,
     rungs_of,
     values_of,
 )
@@ -123,6 +125,7 @@ def encode_answer(
     *,
     own: bool = False,
     gen: torch.Generator | None = None,
+    fixed: bool = False,
 ) -> Packet:
     """The answer as a packet.
 
@@ -133,15 +136,20 @@ def encode_answer(
         score_wire: type of the statistics.
         own: leave out the values that the client's own mask, its votes, removes.
         gen: what a type that rounds at random draws from.
+        fixed: as many bytes whatever the answer says, so that they tell nothing: the numbers of the
+            head are padded, votes are not coded.
     """
-    head = {"weight": answer.weight, "totals": answer.totals}
-    votes = b"" if answer.votes is None else pack_flags(answer.votes)
+    totals = {n: float(x) for n, x in answer.totals.items()} if fixed else answer.totals
+    head: dict[str, Any] = {"weight": float(answer.weight) if fixed else answer.weight}
+    head |= {"totals": totals} | ({"flags": "plain"} if fixed and answer.votes is not None else {})
+    coded = plain_flags if fixed else pack_flags
+    votes = b"" if answer.votes is None else coded(answer.votes)
     values = answer.values
     if own and answer.votes is not None:
         values = values[on_own_mask(answer.votes, question)]
     statistics = SCORE_TYPES[score_wire]
     kind = {"tune": wire, "score": statistics}.get(question.kind, "fp32")
-    return pack(head, values, kind, votes, answer.statistics, statistics, gen)
+    return pack(head, values, kind, votes, answer.statistics, statistics, gen, fixed=fixed)
 
 
 def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:
@@ -159,7 +167,8 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
         ValueError: bits or values do not fit the question.
     """
     head = head_of(packet)
-    votes = flags_of(packet.bits, alive) if packet.bits else None
+    flags = plain_flags_of if head.get("flags") == "plain" else flags_of
+    votes = flags(packet.bits, alive) if packet.bits else None
     values = values_of(packet, shared=True)
     if own:
         if votes is None:

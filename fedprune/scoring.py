@@ -14,6 +14,7 @@ from fedprune.forms import fitting
 from fedprune.learning.reconstruction import OUTPUTS
 from fedprune.messages import Answer, Question, Refused
 from fedprune.plugins import scores_of
+from fedprune.privacy.leaving import finite
 from fedprune.privacy.noise import source_for
 from fedprune.privacy.per_example import noised_statistics
 from fedprune.privacy.response import ballot_of, flip_probability, responded
@@ -116,6 +117,8 @@ def _statistic(question: Question, seat: Seat, names: tuple[str, ...], sums: Ten
     """What a client releases of its statistics: the sums, its own scores, or votes."""
     c, labels = seat.config, seat.task.labels(_examples(question, seat))
     score = scores_of(c.plugin)[question.score]
+    if c.dp == "client":
+        sums = {n: finite(t) for n, t in sums.items()}
     fits = {} if question.dense else fitting(shapes_of(sums), question.masks)
     values, totals = kept(sums, fits), {"count": float(labels)}
     if c.normalise == "l1" and COMBINES[c.combine].pooled:
@@ -148,7 +151,8 @@ def _own_scores(
     given = question.given
     c, lost = seat.config, unseen(sums)
     # Where sums are pooled and the mask is global, votes only measure how far clients agree.
-    if lost and not (COMBINES[c.combine].pooled and c.masks == "global"):
+    shared = COMBINES[c.combine].pooled and c.masks == "global"
+    if lost and not shared and c.dp == "none":  # which failed would tell of its data
         raise Refused(lost[0], "no row went through its layer")
     evidence = _evidence(
         question, seat, names, sums={n: s.double() for n, s in sums.items()}, given=given

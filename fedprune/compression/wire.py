@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,11 +91,14 @@ def pack(
     more: Tensor | None = None,
     more_wire: str = "fp32",
     gen: torch.Generator | None = None,
+    *,
+    fixed: bool = False,
 ) -> Packet:
     """A packet with flat values cast to the wire's type, and perhaps a second buffer.
 
     Scaled types carry their scale in the head. Weights beyond the range of fp16 become infinite
-    there, which the receiver refuses. Types that round at random draw from `gen`.
+    there, which the receiver refuses. Types that round at random draw from `gen`. With `fixed` the
+    head is as long whatever its numbers are.
     """
     about = {**head, "wire": wire}
     if wire in BITS:
@@ -103,12 +107,32 @@ def pack(
         about |= {"count": values.numel()}
     else:
         buffer, scale = _cast(values, wire)
-        about |= {} if scale == 1.0 else {"scale": scale}
+        about |= {} if scale == 1.0 and not fixed else {"scale": scale}
     beside: Buffer = b""
     if more is not None and more.numel():
         beside, scale = _cast(more, more_wire)
         about |= {"more": more_wire, "more_scale": scale}
-    return Packet(json.dumps(about, separators=(",", ":")).encode(), buffer, bits, beside)
+    text = json_of(about, fixed=fixed)
+    return Packet(text.encode(), buffer, bits, beside)
+
+
+_WIDEST = "x" * 22
+"""With its quotes as long as the longest float64 in JSON, -2.2250738585072014e-308."""
+
+
+def json_of(about: Mapping[str, Any], *, fixed: bool = False) -> str:
+    """An object as JSON; with `fixed` padded to what it would be with the longest of numbers."""
+    text = json.dumps(about, separators=(",", ":"))
+    if not fixed:
+        return text
+    widest = json.dumps(_with_widest(about), separators=(",", ":"))
+    return text.ljust(len(widest))
+
+
+def _with_widest(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_widest(inner) for key, inner in value.items()}
+    return _WIDEST if isinstance(value, float) else value
 
 
 def _cast(values: Tensor, wire: str) -> tuple[Buffer, float]:
@@ -242,6 +266,23 @@ def counted_of(data: Buffer) -> dict[int, int]:
 def pack_flags(flags: Tensor) -> bytes:
     """A flat boolean tensor through the mask codec, near its entropy."""
     return encode_mask({"": flags})
+
+
+def plain_flags(flags: Tensor) -> bytes:
+    """A flat boolean tensor as its bits, eight a byte: as long whatever they are."""
+    return np.packbits(flags.numpy()).tobytes()
+
+
+def plain_flags_of(data: Buffer, expected: int) -> Tensor:
+    """The inverse of `plain_flags`.
+
+    Raises:
+        ValueError: not as many bytes as so many flags have.
+    """
+    if len(data) != (expected + 7) // 8:
+        raise ValueError(f"{len(data)} bytes, expected {expected} flags")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=expected)
+    return torch.from_numpy(bits.astype(bool))
 
 
 def flags_of(data: Buffer, expected: int) -> Tensor:

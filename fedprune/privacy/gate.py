@@ -21,11 +21,11 @@ from fedprune.compression.skeleton import skeleton_digest
 from fedprune.config import RunConfig
 from fedprune.forms import Form, form_of
 from fedprune.messages import COUNTING, Folded, Question
-from fedprune.privacy.leaving import MEASURING, audience
+from fedprune.privacy.leaving import MEASURING, asks_signed, audience
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.noise import Source, gaussian, source_of
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.releases import announced, asks_signed, most_votes, releases_of
+from fedprune.privacy.releases import announced, most_votes, releases_of
 from fedprune.shapes import layout_at
 from fedprune.state import Port
 from fedprune.tasks.measures import PARTS

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedprune.messages import Answer, Failure, Question, Refused
+from fedprune.plugins import scores_of
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import Source, gaussian
 
@@ -54,6 +55,14 @@ def noised_metrics(kind: str, config: RunConfig) -> bool:
     return config.dp != "none" and config.metrics == "noised" and kind in MEASURING
 
 
+def asks_signed(question: Question, config: RunConfig) -> bool:
+    """Whether the sums of this question may be below zero."""
+    if question.kind == "score" and not question.dense:
+        ask = scores_of(config.plugin)[question.score].asks[question.ask]
+        return config.combine != "sum" or ask.signed
+    return True
+
+
 def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0) -> Answer:
     """What a client releases of its answer.
 
@@ -65,8 +74,12 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
         config: complete configuration.
         most: the largest number of votes that an honest client has; 0: no limit.
 
+    What is not finite counts as 0.0 where noise hides the client, and in means that are noised as
+    the largest that there may be: to refuse it would tell that it is there. What an ask says is
+    never negative is not, before it is clipped: its noise is sized for that.
+
     Raises:
-        Refused: not finite, or more votes than there may be.
+        Refused: more votes than there may be.
     """
     if question.kind == "tune":
         answer = _tuned(answer, config)
@@ -92,18 +105,25 @@ def _tuned(answer: Answer, config: RunConfig) -> Answer:
 
 
 def _bounded(answer: Answer, question: Question, config: RunConfig, most: int) -> Answer:
+    values = finite(answer.values)
     if question.kind == "tune":
-        values = clipped(answer.values, config.dp_clip or 1.0)
+        values = clipped(values, config.dp_clip or 1.0)
     else:
-        values = bounded_statistics(answer.values, config)
+        values = values if asks_signed(question, config) else values.clamp(min=0.0)
+        values = bounded_statistics(values, config)
     beside = answer.statistics
     if answer.votes is not None and most and int(answer.votes.sum()) > most:
         raise Refused("votes", f"{int(answer.votes.sum())} kept, {most} may be")
     return replace(
         answer,
         values=values,
-        statistics=None if beside is None else bounded_statistics(beside, config),
+        statistics=None if beside is None else bounded_statistics(finite(beside), config),
     )
+
+
+def finite(values: Tensor) -> Tensor:
+    """The values, 0.0 where they are NaN or infinite."""
+    return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def bounded_statistics(values: Tensor, config: RunConfig) -> Tensor:
@@ -121,14 +141,16 @@ def bounded_statistics(values: Tensor, config: RunConfig) -> Tensor:
 def means(totals: Mapping[str, float], config: RunConfig) -> dict[str, float]:
     """A client's totals as means over its own labels, together of bounded norm, without the count.
 
-    So every client has the same say, whatever the size of its shard.
+    So every client has the same say, whatever the size of its shard. A mean that is NaN or infinite
+    is the norm itself: an example that spoils it is not told from one that is predicted badly.
     """
-    count = totals["count"]
+    count, norm = totals["count"], config.dp_metric_clip or 10.0
     names = sorted(name for name in totals if name != "count")
     if not count:
         return dict.fromkeys(names, 0.0)
     flat = torch.tensor([totals[n] / count for n in names], dtype=torch.float64)
-    return dict(zip(names, clipped(flat, config.dp_metric_clip or 10.0).tolist(), strict=True))
+    flat = torch.nan_to_num(flat, nan=norm, posinf=norm, neginf=-norm)
+    return dict(zip(names, clipped(flat, norm).tolist(), strict=True))
 
 
 def noises_itself(kind: str, config: RunConfig) -> bool:

@@ -6,7 +6,6 @@ The fields are those of the form that both sides know, so that nothing can trave
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,10 @@ from fedprune.plugins import scores_of
 from fedprune.privacy.accounting import skellam_zcdp
 from fedprune.privacy.clipping import sensitivity
 from fedprune.privacy.integers import noise_for
-from fedprune.privacy.leaving import MEASURING, hides, noised_metrics
+from fedprune.privacy.leaving import MEASURING, asks_signed, hides, noised_metrics
 from fedprune.privacy.release import Release
 from fedprune.privacy.response import response_release
 from fedprune.pruning.combining import COMBINES
-from fedprune.pruning.score import Ask
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -70,19 +68,6 @@ def announced(config: RunConfig) -> tuple[Release, ...]:
     if hides(config):
         return ()
     return (Release("counts", ("labels",), reason=OPEN),)
-
-
-def asks_signed(question: Question, config: RunConfig) -> bool:
-    """Whether the sums of this question may be below zero."""
-    if question.kind == "score" and not question.dense:
-        score = scores_of(config.plugin)[question.score]
-        pooled = config.combine == "sum"
-        return not pooled or _ask_of(question, score.asks).signed
-    return True
-
-
-def _ask_of(question: Question, asks: Sequence[Ask]) -> Ask:
-    return asks[question.ask]
 
 
 def most_votes(question: Question, config: RunConfig, form: Form, layout: Layout) -> int:

@@ -17,6 +17,7 @@ from fedprune.compression.wire import Packet
 from fedprune.letters import Buffers, Fields, Letter
 from fedprune.messages import Failure, Question, Refused, failure_said, plain
 from fedprune.secure.masking import Keys
+from fedprune.secure.ranges import MOST
 from fedprune.secure.ring import Ring, ring_type
 
 Table = Mapping[int, Mapping[int, bytes]]
@@ -36,6 +37,7 @@ class Call:
         summed: whose vectors came ("unmask").
         sealed: receiver to sender to encrypted share ("unmask").
         open: which coordinates have enough holders, encoded; b"": all ("masked").
+        coarse: field to the steps by which its range was widened (`fedprune.secure.vectors`).
     """
 
     stage: str
@@ -46,6 +48,7 @@ class Call:
     summed: frozenset[int] = frozenset()
     sealed: Table = field(default_factory=dict)
     open: bytes = b""
+    coarse: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,14 @@ def call_for(call: Call, partitions: Collection[int]) -> Call:
 
 def call_letter(call: Call) -> Letter:
     """A call as fields and buffers."""
-    about = {
+    about: dict[str, Any] = {
         "stage": call.stage,
         "session": call.session.hex(),
         "members": call.members,
         "shared": sorted(call.shared),
         "summed": sorted(call.summed),
     }
+    about |= {"coarse": call.coarse} if call.coarse else {}
     tables = {"roster": table_bytes({p: {p: k} for p, k in call.roster.items()})}
     tables |= {"sealed": table_bytes(call.sealed), "open": call.open}
     fields: Fields = {"call": json.dumps(about, separators=(",", ":"))}
@@ -154,6 +158,7 @@ def call_of(letter: Letter) -> Call:
             frozenset(int(p) for p in about["summed"]),
             table_of(letter.buffers.get("sealed", b"")),
             bytes(letter.buffers.get("open", b"")),
+            {str(f): min(MOST, max(0, int(n))) for f, n in about.get("coarse", {}).items()},
         )
     except Exception as error:  # whatever a stranger's letter raises is a refusal of it
         raise Refused("call", plain(f"malformed: {error!r}")) from None

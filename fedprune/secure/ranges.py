@@ -12,3 +12,6 @@ RANGES = {
 With 64 bits and 100 clients a change or a score is rounded to a multiple of 1.5e-11. Votes are
 whole numbers and need no range.
 """
+
+COARSER, MOST = 2.0**10, 3
+"""By how much a range of 32 bits is widened where a client's numbers do not fit, and how often."""

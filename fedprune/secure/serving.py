@@ -208,7 +208,9 @@ def _asked(s: _Sitting, packet: Packet) -> _Asked:
     question = decode_question(packet, house.layout)
     form = form_of(question, house.config, house.layout)
     noises = noises_of(question, form, house.config, house.layout)
-    pieces = pieces_of(question.kind, form, house.config, len(s.terms.members), noises)
+    pieces = pieces_of(
+        question.kind, form, house.config, len(s.terms.members), noises, s.call.coarse
+    )
     open_ = flags_of(s.call.open, form.voters) if form.own else None
     return _Asked(house, question, form, pieces, noises, open_)
 

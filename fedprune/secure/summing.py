@@ -7,7 +7,7 @@ result is the sum over the partitions that it names, or no sum at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedprune.compression.wire import Packet, pack_flags
@@ -25,7 +25,7 @@ from fedprune.secure.masking import Keys
 from fedprune.secure.ring import Ring
 from fedprune.secure.server import Unrecoverable, unmasked
 from fedprune.secure.terms import Terms, terms_of
-from fedprune.secure.vectors import folded_from, length, pieces_of
+from fedprune.secure.vectors import folded_from, length, pieces_of, widened
 
 TRIES = 2
 """How often a sum is tried: with everyone, and with who was left."""
@@ -90,6 +90,7 @@ class _Course:
         config: complete configuration.
         transport: puts a stage to partitions.
         failures: who dropped out, and why.
+        coarse: field to the steps by which its range was widened.
         up: bytes that devices would have sent.
         down: bytes that they would have received.
     """
@@ -99,6 +100,7 @@ class _Course:
     config: RunConfig
     transport: Transport
     failures: dict[int, Failure] = field(default_factory=dict)
+    coarse: Mapping[str, int] = field(default_factory=dict)
     up: int = 0
     down: int = 0
 
@@ -161,18 +163,37 @@ def _sum(
     attempt: int,
     open_: bytes = b"",
 ) -> Folded:
-    """The sum of one question's answers.
+    """The sum of one question's answers, in ranges that all of them fit into.
 
     Raises:
         _Void: too few were left, or what came was no sum.
     """
+    while True:
+        try:
+            return _sum_in_range(course, question, members, attempt, open_)
+        except _Narrow as narrow:
+            course.coarse = narrow.coarse
+
+
+class _Narrow(Exception):
+    """A client's numbers had no room, and nothing was opened: how wide ranges are the next time."""
+
+    def __init__(self, coarse: Mapping[str, int]) -> None:
+        super().__init__("ranges are too narrow")
+        self.coarse = coarse
+
+
+def _sum_in_range(
+    course: _Course, question: Question, members: tuple[int, ...], attempt: int, open_: bytes
+) -> Folded:
     c = course.config
     packet = encode_question(question, c.wire)
     packet = replace(packet, values=bytes(packet.values))  # once, not once a host
-    terms = terms_of(c, session_of(packet, members, attempt, c), members)
+    session = session_of(packet, members, attempt, c, course.coarse)
+    terms = terms_of(c, session, members)
     form = form_of(question, c, course.layout)
     noises = noises_of(question, form, c, course.layout)
-    pieces = pieces_of(question.kind, form, c, len(members), noises)
+    pieces = pieces_of(question.kind, form, c, len(members), noises, course.coarse)
     parcel = Parcel(question, packet, length(pieces) + 1)
     fewest = len(members) if open_ else fewest_left(len(members), c) if noises else 0
     total, summed = _opened(course, terms, parcel, open_, fewest)
@@ -185,9 +206,16 @@ def _sum(
     return folded
 
 
-def session_of(packet: Packet, members: Sequence[int], attempt: int, config: RunConfig) -> bytes:
-    """The name of a sum: a digest of what is asked, whom, how often before, and the seed."""
-    sha = hashlib.sha256(f"{config.seed}|{attempt}|{members}|".encode())
+def session_of(
+    packet: Packet,
+    members: Sequence[int],
+    attempt: int,
+    config: RunConfig,
+    coarse: Mapping[str, int] | None = None,
+) -> bytes:
+    """The name of a sum: a digest of what is asked, whom, how often before, how, and the seed."""
+    wide = f"{sorted(coarse.items())}|" if coarse else ""
+    sha = hashlib.sha256(f"{config.seed}|{attempt}|{members}|{wide}".encode())
     for part in (packet.head, packet.values, packet.more, packet.rungs):
         sha.update(part)
     return sha.digest()
@@ -204,7 +232,7 @@ def _opened(
     Raises:
         _Void: too few were left after one of them.
     """
-    call = Call("keys", terms.session, terms.members)
+    call = Call("keys", terms.session, terms.members, coarse=course.coarse)
     call = replace(call, stage="shares", roster=dict(course.put(call, terms.members).keys))
     roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
     _require("keys", roster, roster, terms)
@@ -215,6 +243,11 @@ def _opened(
 
     came = course.put(replace(call, open=open_), sent, parcel)
     summed = came.summed
+    wider = widened(course.coarse, (f.reason for f in came.failures), terms.bits)
+    if wider is not None:
+        for failure in came.failures:
+            del course.failures[failure.partition]
+        raise _Narrow(wider)
     _require("masked", roster, summed, terms, shared=sent)
     if len(summed) < fewest:
         raise _Void(f"{len(summed)} clients gave their part, {fewest} were counted on", summed)

@@ -8,7 +8,7 @@ clients are asked, never from what they hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -21,8 +21,8 @@ from fedprune.config import ConfigError, RunConfig
 from fedprune.forms import Form, Shapes, fitting
 from fedprune.messages import Answer, Folded, Refused
 from fedprune.privacy.integers import Noise
-from fedprune.secure.fixed import Scale, from_ring, scale_for, to_ring
-from fedprune.secure.ranges import RANGES
+from fedprune.secure.fixed import OUT_OF_RANGE, Scale, from_ring, scale_for, to_ring
+from fedprune.secure.ranges import COARSER, MOST, RANGES
 from fedprune.secure.ring import Ring, ring_type
 from fedprune.tensors import Masks, count_kept
 
@@ -67,6 +67,7 @@ def pieces_of(
     config: RunConfig,
     clients: int,
     noises: Mapping[str, Noise] | None = None,
+    coarse: Mapping[str, int] | None = None,
 ) -> Pieces:
     """The pieces of an answer's vector, in order.
 
@@ -76,6 +77,7 @@ def pieces_of(
         config: complete configuration.
         clients: how many may be added up without an overflow.
         noises: of the fields that clients add noise to, which says how finely they are cut.
+        coarse: by how many steps of `COARSER` the ranges of fields were widened, see `widened`.
     """
     quantity = _QUANTITY.get(kind, "")
     found = [
@@ -88,7 +90,9 @@ def pieces_of(
     ]
     pieces = []
     for field, name, size, quantity in found:
-        piece = Piece(field, name, size, scale_of(quantity, name or field, config, clients))
+        wider = COARSER ** (coarse or {}).get(field, 0)
+        scale = scale_of(quantity, name or field, config, clients, wider)
+        piece = Piece(field, name, size, scale)
         noise = (noises or {}).get(piece.wire)
         if noise is not None and quantity != "votes":
             piece = replace(piece, scale=_noisy(noise, config, clients))
@@ -122,7 +126,31 @@ def _sizes(shapes: Shapes, masks: Masks) -> Iterator[tuple[str, int]]:
         yield name, count_kept({name: given[name]}) if name in given else shapes[name].numel()
 
 
-def scale_of(quantity: str, name: str, config: RunConfig, clients: int) -> Scale:
+def widened(coarse: Mapping[str, int], told: Iterable[str], bits: int) -> dict[str, int] | None:
+    """The steps by which ranges are wider in the next try; None: no wider ones will help.
+
+    Integers of 32 bits are too few for one range that is wide and fine. The first one is fine;
+    who has no room in it says so in public words, and of which field, and nothing else.
+
+    Args:
+        coarse: the steps so far.
+        told: reasons why clients dropped out.
+        bits: width of the integers.
+    """
+    fields = {why.removeprefix(OUT_OF_RANGE).strip() for why in told if OUT_OF_RANGE in why}
+    more = {f for f in fields & _WIDE if coarse.get(f, 0) < MOST}
+    if bits != 32 or not more:
+        return None
+    return {**coarse, **{f: coarse.get(f, 0) + 1 for f in more}}
+
+
+_WIDE = {"values", "statistics", "totals"}
+"""Fields of real numbers; counts stay whole."""
+
+
+def scale_of(
+    quantity: str, name: str, config: RunConfig, clients: int, wider: float = 1.0
+) -> Scale:
     """The scale of a quantity: its range fits as often as there are clients.
 
     A step is a power of two, so that whole numbers are exact wherever it is 1 or less.
@@ -131,6 +159,7 @@ def scale_of(quantity: str, name: str, config: RunConfig, clients: int) -> Scale
     if quantity == "votes":
         return Scale(1.0, 1.0, whole=True)
     largest = RANGES[quantity][0 if bits == 64 else 1]
+    largest *= 1.0 if quantity == "counts" else wider
     for pattern, given in config.ranges.items():
         if fnmatchcase(f"{quantity}/{name}", pattern):
             largest = given
@@ -185,7 +214,12 @@ def _totals(answer: Answer, pieces: Pieces) -> Tensor:
 
 
 def _integers(numbers: np.ndarray, piece: Piece, bits: int) -> Ring:
-    return to_ring(numbers, piece.scale, bits, piece.name or piece.field)
+    try:
+        return to_ring(numbers, piece.scale, bits, piece.name or piece.field)
+    except Refused as refused:
+        if refused.told:
+            refused.told += f" {piece.field}"
+        raise
 
 
 def folded_from(total: Ring, pieces: Pieces, answered: Sequence[int], bits: int) -> Folded:

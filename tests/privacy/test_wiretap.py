@@ -51,7 +51,7 @@ EXAMPLES: list[dict[str, Any]] = [
 ]
 
 ENCODING = {"wire": (), "more": (), "scale": ("values",), "count": ("values",)}
-ENCODING |= {"more_scale": ("statistics",)}
+ENCODING |= {"more_scale": ("statistics",), "flags": ("votes",)}
 """Keys in the head that say how a buffer is encoded, and the field that they belong to."""
 
 

@@ -178,7 +178,9 @@ def test_a_value_out_of_range_is_its_clients_own_affair(
     beyond = {p for p, loss in losses.items() if loss > 45.0}
     assert 0 < len(beyond) < 4, losses
     found, _ = put(house, question, range(10), {})
-    assert {(f.partition, f.reason) for f in found.failures} == {(p, "failed") for p in beyond}
+    assert {(f.partition, f.reason) for f in found.failures} == {
+        (p, "out-of-range totals") for p in beyond
+    }
     assert caplog.text.count("is beyond 45, the range of a secure sum") == len(beyond)
     agrees(found, in_the_open(house, question, set(range(10)) - beyond))
 

@@ -1,0 +1,83 @@
+"""Whether a client answers does not depend on what noise hides, and a bound holds at the client."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import federate
+from fedprune.config import configure
+from fedprune.hosts import inline_port, open_house
+from fedprune.messages import Answer, Question
+from fedprune.privacy.leaving import leaving
+from fedprune.secure.vectors import widened
+
+DIGITS = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
+DIGITS |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5}
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"dp": "client", "dp_noise": 1.0},
+        {"dp": "client", "dp_noise": 1.0, "combine": "votes"},
+        {"dp": "client", "dp_noise": 1.0, "combine": "mean", "score": "wanda"},
+        {"dp": "example", "dp_noise": 1.0},
+        {"dp": "example", "dp_noise": 1.0, "secure": "secagg"},
+    ],
+    ids=str,
+)
+def test_an_example_that_is_not_finite_makes_no_failure(part: str, keys: dict[str, Any]) -> None:
+    config = configure({**DIGITS, **keys})
+    house = open_house(config)
+    images = getattr(house.shards[0], part)["images"].clone()
+    images[0], images[1] = float("nan"), float("inf")
+    spoilt = {**getattr(house.shards[0], part), "images": images}
+    port = inline_port(
+        replace(house, shards={**house.shards, 0: replace(house.shards[0], **{part: spoilt})})
+    )
+    result = federate(config, port)
+    assert result.summary["failures"] == 0
+    assert all(torch.isfinite(w).all() for w in result.state.weights.values())
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_what_is_said_to_be_never_negative_is_not_when_it_leaves(clip: float | None) -> None:
+    """The sensitivity that is booked is that of summands without negative values."""
+    config = configure(
+        {**DIGITS, "dp": "client", "dp_noise": 1.0, "score": "fisher", "dp_score_clip": clip}
+    )
+    lying = Answer(torch.tensor([-9.0, 3.0, -1.0, 4.0]), 1.0, {})
+    left = leaving(lying, Question("score", 1, {}, {}, score="fisher"), config).values
+    assert left.tolist() == pytest.approx([0.0, 0.6 * (clip or 1), 0.0, 0.8 * (clip or 1)])
+    signed = leaving(lying, Question("score", 1, {}, {}, score="taylor_signed"), config).values
+    assert signed.min() < 0
+
+
+@pytest.mark.parametrize("score", ["wanda", "fisher"])
+def test_32_bits_do_at_defaults(score: str) -> None:
+    """Statistics as large as 35,000: the ranges are widened until they fit, the sum is right."""
+    keys = {**DIGITS, "rounds": 1, "score": score, "agreement": False}
+    plain = federate(configure(keys)).state
+    sealed = federate(configure({**keys, "secure": "secagg", "secure_bits": 32}))
+    assert sealed.summary["failures"] == 0
+    same = [(m == sealed.state.masks[n]).float().mean() for n, m in plain.masks.items()]
+    assert min(same) > 0.999
+
+
+def test_a_number_without_room_has_a_public_code() -> None:
+    keys = {**DIGITS, "rounds": 1, "secure": "secagg", "ranges": {"scores/*": 1e-9}}
+    result = federate(configure({**keys, "score": "wanda"}))
+    told = {f["reason"] for row in result.rows for f in row["failures"]}
+    assert told == {"out-of-range values"}
+
+
+def test_ranges_are_widened_in_few_steps_and_for_numbers_alone() -> None:
+    told = ["out-of-range values", "failed"]
+    first = widened({}, told, 32)
+    assert first == {"values": 1}
+    assert widened({"values": 3}, told, 32) is None
+    assert widened({}, told, 64) is None
+    assert widened({}, ["failed", "out-of-range weight"], 32) is None

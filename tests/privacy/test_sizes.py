@@ -1,0 +1,74 @@
+"""Neighbouring data give messages of one length, in every kind of run that hides data."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_wiretap import BASE, EXAMPLES, NOISE
+
+from fedprune import Shard, federate, hosts
+from fedprune.compression.wire import Packet
+from fedprune.config import configure
+from fedprune.hosts import House
+from fedprune.messages import Question
+
+HIDING = [e for e in EXAMPLES if "dp" in e]
+QUICK = [NOISE, next(e for e in HIDING if e.get("combine") == "votes")]
+CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in HIDING]
+
+
+def neighbours(shard: Shard) -> list[Shard]:
+    """The same client with other labels, with one picture that is NaN or infinite."""
+
+    def other(**parts: Any) -> Shard:
+        every = {
+            name: {
+                **getattr(shard, name),
+                **{k: f(getattr(shard, name)[k]) for k, f in parts.items()},
+            }
+            for name in ("train", "validation", "test")
+        }
+        return replace(shard, **every)
+
+    def spoilt(value: float) -> Shard:
+        def put(images: torch.Tensor) -> torch.Tensor:
+            images = images.clone()
+            images[0] = value
+            return images
+
+        return other(images=put)
+
+    flipped, same = (lambda y: 9 - y), (lambda y: y * 0)
+    return [other(labels=flipped), other(labels=same), spoilt(float("nan")), spoilt(float("inf"))]
+
+
+@pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
+def test_the_length_of_an_answer_tells_nothing_of_the_data(
+    keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, released = set[str](), hosts.released
+
+    def heard(house: House, question: Question, partition: int, *rest: Any) -> Packet:
+        packet = encoded(house, question, partition, *rest)
+        if partition or question.kind in seen:
+            return packet
+        seen.add(question.kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(hosts, "encoded", encoded)
+            for shard in neighbours(house.shards[0]):
+                other = replace(house, shards={**house.shards, 0: shard})
+                found = released(other, question, 0)
+                assert [len(x) for x in parts(found)] == [len(x) for x in parts(packet)]
+        return packet
+
+    def parts(packet: Packet) -> list[Any]:
+        return [packet.head, packet.values, packet.bits, packet.more]
+
+    encoded = hosts.encoded
+    monkeypatch.setattr(hosts, "encoded", heard)
+    config = configure({**BASE, **keys, "cohort": 6 - keys.get("panel", 0), "rounds": 2})
+    result = federate(config)
+    assert {"tune", "evaluate"} <= seen | ({"evaluate"} if keys.get("panel") else set())
+    assert result.summary["failures"] == 0
