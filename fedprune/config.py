@@ -278,6 +278,19 @@ class RunConfig(BaseModel):
         None,
         ge=1,
     )
+    max_norm: float | Literal["auto"] | None = _field(
+        "combining",
+        "largest norm of a client's change that counts; auto: five times the running median of "
+        "those that did (default: no limit)",
+        None,
+    )
+    strikes: int | None = _field(
+        "federation",
+        "rounds in a row that a client may fail in before it is left out for as many (default: "
+        "it is always asked)",
+        None,
+        ge=1,
+    )
     agreement: bool = _field(
         "combining", "clients also send their own mask as votes, to measure agreement", True
     )

@@ -27,6 +27,15 @@ from fedprune.tensors import Masks, Tensors, count_kept, spread
 
 Shapes = Mapping[str, torch.Size]
 
+LARGEST = 1e30
+"""Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""
+
+_CAST = 1.001
+"""What rounding on the wire may add to a value."""
+
+MANY = 2**53
+"""More labels than this nobody has; up to here every count is a float64 of its own."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -41,6 +50,8 @@ class Form:
         own: the values come on the client's own mask, which its votes are.
         singly: the server needs the values of each client, not only their sum.
         noisy: the totals come with noise, and any of them may be negative.
+        normed: the server needs the norm of each client's values.
+        within: between which numbers every value lies.
     """
 
     shapes: Shapes
@@ -51,6 +62,8 @@ class Form:
     own: bool = False
     singly: bool = False
     noisy: bool = False
+    normed: bool = False
+    within: tuple[float, float] = (-LARGEST, LARGEST)
 
     @property
     def values(self) -> int:
@@ -108,7 +121,10 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
     if votes and config.score_wire != "fp32":
         totals |= {"overlap", "own"}
     voters = count_kept(masks) if votes else 0
-    return Form(shapes, masks, totals, voters=voters, singly=combine.merge is not None)
+    form = Form(shapes, masks, totals, voters=voters, singly=combine.merge is not None)
+    if combine.pooled or config.dp != "none" or config.secure != "none":
+        return form
+    return replace(form, within=(0.0, 1.0) if config.normalise == "rank" else combine.within)
 
 
 def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
@@ -126,6 +142,7 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         count_kept(question.masks) if own else 0,
         own,
         config.robust != "none",
+        normed=config.max_norm is not None,
     )
 
 
@@ -189,8 +206,18 @@ def check(
     totals: Mapping[str, float],
     form: Form,
     statistics: Tensor | None = None,
+    *,
+    of: int = 0,
 ) -> None:
-    """Refuse a summand that would spoil the sum.
+    """Refuse a summand that would spoil the sum, or what is made of it in float32.
+
+    Args:
+        values: flat, as the form says.
+        weight: their factor in the sum.
+        totals: the named sums beside them.
+        form: what is expected.
+        statistics: flat, those beside the values.
+        of: how many clients' sum this is, their values times their weights; 0: one client's own.
 
     Raises:
         Refused: the field (a tensor's name, "weight", "totals") and the reason.
@@ -200,13 +227,31 @@ def check(
     beside = 0 if statistics is None else statistics.numel()
     if beside != form.statistics:
         raise Refused("statistics", f"wrong shape: {beside} values, expected {form.statistics}")
-    if not (math.isfinite(weight) and weight > 0):
-        raise Refused("weight", f"{weight} is not a positive number")
-    _check_totals(totals, form)
-    if not _finite(values):
-        raise Refused(_not_finite(form.named(values)), "NaN or infinite")
-    if statistics is not None and not _finite(statistics):
-        raise Refused(_not_finite(form.named_sums(statistics)), "NaN or infinite")
+    clients = max(1, of)
+    if not 0 < weight <= MANY * clients:
+        raise Refused("weight", f"{weight} is not a positive number of labels")
+    _check_totals(totals, form, clients)
+    _check_values(values, weight if of else 1.0, form.within, form.named)
+    if statistics is not None:
+        _check_values(statistics, float(clients), (-LARGEST, LARGEST), form.named_sums)
+
+
+def _check_values(
+    values: Tensor, weight: float, within: tuple[float, float], named: Callable[[Tensor], Tensors]
+) -> None:
+    if not values.numel():
+        return
+    # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
+    low, high = map(float, torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise Refused(_not_finite(named(values)), "NaN or infinite")
+    least, most = max(within[0], -LARGEST), min(within[1], LARGEST)
+    if least <= low / weight and high / weight <= most * _CAST:
+        return
+    odd = low if low / weight < least else high
+    extremes = {n: torch.aminmax(t) for n, t in named(values).items() if t.numel()}
+    where = next(n for n, both in extremes.items() if odd in map(float, both))
+    raise Refused(where, f"{odd / weight:.4g} is not within {least:g} to {most:g}")
 
 
 def _finite(values: Tensor) -> bool:
@@ -214,7 +259,7 @@ def _finite(values: Tensor) -> bool:
     return not values.numel() or all(math.isfinite(v) for v in torch.aminmax(values))
 
 
-def _check_totals(totals: Mapping[str, float], form: Form) -> None:
+def _check_totals(totals: Mapping[str, float], form: Form, clients: int) -> None:
     if totals.keys() != form.totals:
         named = f"{sorted(totals)[:9]}, expected {sorted(form.totals)}"
         raise Refused("totals", named[:300])
@@ -223,6 +268,24 @@ def _check_totals(totals: Mapping[str, float], form: Form) -> None:
             raise Refused(name, f"{value} is not finite")
         if not form.noisy and not name.startswith("loss") and value < 0:
             raise Refused(name, f"{value} is negative")
+        counted = name == "count" and not form.noisy
+        if abs(value) > clients * (MANY if counted else LARGEST):
+            raise Refused(name, f"{value:.4g} is larger than it can be")
+    if form.noisy:
+        return
+    for part, whole in [(n, _WHOLE[n.partition("_")[0]]) for n in totals if _part(n)]:
+        if whole in totals and totals[part] > totals[whole]:
+            raise Refused(part, f"{totals[part]:g} of {totals[whole]:g}")
+
+
+_WHOLE = {"correct": "count", "overlap": "own"}
+"""Totals that are a part of others."""
+
+
+def _part(name: str) -> bool:
+    """Whether a total, perhaps of a candidate, is a part of another one."""
+    head, _, number = name.partition("_")
+    return head in _WHOLE and (not number or number.isdigit())
 
 
 def _not_finite(tensors: Tensors) -> str:
@@ -242,7 +305,9 @@ def check_sum(folded: Folded, form: Form) -> None:
             raise Refused("answered", "a sum that nobody answered for")
         return
     total = torch.empty(0) if folded.total is None else folded.total
-    check(total, folded.weight, folded.totals, form, folded.statistics)
+    of = len(folded.answered)
+    check(total, folded.weight, folded.totals, form, folded.statistics, of=of)
+    _check_norms(folded, form)
     _check_votes(folded, form)
     _check_singles(folded, form)
 
@@ -273,3 +338,11 @@ def _check_singles(folded: Folded, form: Form) -> None:
         raise Refused("singles", f"wrong shape: {found}, expected {shape}")
     if singles is not None and not _finite(singles):
         raise Refused("singles", "NaN or infinite")
+
+
+def _check_norms(folded: Folded, form: Form) -> None:
+    wanted = len(folded.answered) if form.normed else 0
+    if len(folded.norms) != wanted:
+        raise Refused("norms", f"{len(folded.norms)}, expected {wanted}")
+    if not all(0 <= norm < math.inf for norm in folded.norms):
+        raise Refused("norms", "negative, NaN or infinite")

@@ -149,6 +149,8 @@ def sum_letter(folded: Folded, *, fixed: bool = False) -> Letter:
         "failures": [asdict(f) for f in folded.failures],
         "bytes_up": folded.bytes_up,
     }
+    if folded.norms:
+        about["norms"] = folded.norms
     types = _types(len(folded.answered))
     tensors = {name: vars(folded)[name] for name in types}
     buffers = {n: bytes(as_bytes(t.to(types[n]))) for n, t in tensors.items() if t is not None}
@@ -178,6 +180,7 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
             answered=answered,
             failures=tuple(failure_said(f, f["phase"]) for f in about["failures"]),
             bytes_up=int(about["bytes_up"]),
+            norms=tuple(float(norm) for norm in about.get("norms", ())),
             **tensors,
         )
     except Exception as error:  # whatever a stranger's reply raises is a refusal of that reply

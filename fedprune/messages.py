@@ -49,6 +49,7 @@ class Question:
         rungs: at which rung of a ladder of masks a weight goes, uint8, 0 where it stays.
         counted: partition to the round of its newest change that is in an average, for "tune"
             with ``--error-feedback``.
+        limit: the largest norm of a change that counts; 0.0: there is none.
     """
 
     kind: str
@@ -72,6 +73,7 @@ class Question:
     candidates: tuple[Candidate, ...] = ()
     rungs: Tensors = field(default_factory=dict)
     counted: Mapping[int, int] = field(default_factory=dict)
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Folded:
         held: flat float64 Σ weight · votes, for means over those who kept a coordinate, or None.
         singles: (clients, values) float32, the values one by one, where a rule needs them, or None.
         tries: how often a secure sum was begun; 0: answers were added in the open.
+        norms: of the values, one by one as `answered`, where a bound is on them; else empty.
     """
 
     total: Tensor | None = None
@@ -164,6 +167,7 @@ class Folded:
     held: Tensor | None = None
     singles: Tensor | None = None
     tries: int = 0
+    norms: tuple[float, ...] = ()
 
 
 _NOBODY = Folded()
@@ -199,6 +203,7 @@ def summed(pieces: Iterable[Folded]) -> Folded:
             plus(out.held, piece.held),
             _stacked(out.singles, piece.singles),
             max(out.tries, piece.tries),
+            out.norms + piece.norms,
         )
     return out
 
@@ -211,6 +216,7 @@ def as_sum(
     *,
     singly: bool = False,
     held: bool = False,
+    normed: bool = False,
 ) -> Folded:
     """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
 
@@ -223,6 +229,7 @@ def as_sum(
         before: the sum so far.
         singly: keep its values beside the sum.
         held: also add its votes, times its weight.
+        normed: note the norm of its values.
     """
     votes, holders = before.votes, before.held
     if answer.votes is not None:
@@ -244,7 +251,13 @@ def as_sum(
         statistics,
         holders,
         _stacked(before.singles, answer.values.clone().unsqueeze(0) if singly else None),
+        norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
     )
+
+
+def norm_of(values: Tensor) -> float:
+    """The L2 norm, in float64."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def _stacked(left: Tensor | None, right: Tensor | None) -> Tensor | None:

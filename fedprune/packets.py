@@ -56,6 +56,8 @@ def encode_question(question: Question, wire: str) -> Packet:
     }
     if question.teacher:
         head |= {"teacher": digest_of(question.teacher), "distil": question.distil}
+    if question.limit:
+        head["limit"] = question.limit
     weights = {} if question.kind in COUNTING else question.weights
     values = kept(weights, question.masks)
     along = kept(question.given, _fitting(question.given, question.masks))
@@ -114,6 +116,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         candidates=from_table(head.get("candidates", ()), names),
         rungs=rungs,
         counted=counted_of(packet.counted),
+        limit=head.get("limit", 0.0),
     )
 
 

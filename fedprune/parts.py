@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.forms import Form, check
-from fedprune.messages import Answer, Failure, Folded, Question, Refused, as_sum, plain, summed
+from fedprune.messages import (
+    Answer,
+    Failure,
+    Folded,
+    Question,
+    Refused,
+    as_sum,
+    norm_of,
+    plain,
+    summed,
+)
 from fedprune.packets import decode_answer
 from fedprune.privacy.leaving import silenced
 
@@ -36,6 +46,8 @@ def understood(packet: Packet, question: Question, form: Form) -> Answer:
     """
     given = decode_answer(packet, question, form.voters, own=form.own)
     check(given.values, given.weight, given.totals, form, given.statistics)
+    if question.limit and (norm := norm_of(given.values)) > question.limit:
+        raise Refused("values", f"a change of norm {norm:.4g}, max-norm is {question.limit:.4g}")
     return given
 
 
@@ -50,7 +62,8 @@ def added(part: Part, question: Question, form: Form, config: RunConfig, before:
     size = part.packet.size()
     try:
         given = understood(part.packet, question, form)
-        return as_sum(given, part.partition, size, before, singly=form.singly, held=form.own)
+        how = {"singly": form.singly, "held": form.own, "normed": form.normed}
+        return as_sum(given, part.partition, size, before, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others
         failure = silenced(failure_of(part.partition, question.kind, error), config)
         return summed([before, Folded(failures=(failure,), bytes_up=size)])

@@ -29,6 +29,7 @@ from fedprune.reducing import reduced
 from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
 from fedprune.shrinking import fitted, kept_small
+from fedprune.standing import all_finite, limit_of, struck, weighed, why_void, without_resting
 from fedprune.state import Plan, Port, State, Totals, undone
 from fedprune.teacher import schooled, teaching
 
@@ -57,6 +58,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     """
     c, whole = plan.config, plan
     before = state = replace(state, round=state.round + 1, failures=(), notices=())
+    port = without_resting(port, state)
     due, phase = plan.due(state), plan.phase(state)
     state = with_used_tokens(state, plan, port)
     plan = fitted(plan, state.edits)
@@ -65,11 +67,14 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     state, changes = tune_all(state, bench.plan, port, bench.cohort, due=due)
     if changes.total is None or too_few(changes, c):
         state, plan = replace(undone(before, state), owed=due), whole
-        came = f"{len(changes.answered)} of {len(bench.cohort)} changes came"
-        notes = Notes(undone=f"void, nothing changes: {came}, min-clients={c.min_clients}")
+        notes = Notes(undone=f"void, nothing changes: {why_void(changes, bench.cohort, c)}")
     else:
         state, plan, notes = learnt(state, bench, changes, notes, due=due)
+    if not all_finite(state.weights):
+        state, plan = replace(undone(before, state), owed=due), whole
+        notes = Notes(undone="void, nothing changes: the new model would not be finite")
     state, totals = measure(state, port, "validation")
+    state = struck(state, c, {*bench.cohort, *port.measuring()})
     return state, plan, row(state, plan, bench.cohort, changes, totals, notes, phase)
 
 
@@ -187,7 +192,9 @@ def tune_all(
         own = c.masks != "global"
         what |= {"score": c.score, "sparsity": plan.sparsity(state.round) if own else None}
         what |= {"progress": plan.progress(state.round)}
+    what |= {"limit": limit_of(c, state.norms)}
     state, changes = put(state, port, question_about(state, "tune", **what), cohort)
+    state, changes = weighed(state, changes, c)
     down, up = plan.dense_packet
     dense = down * len(cohort) + up * len(changes.answered)
     traffic = replace(state.traffic, dense=state.traffic.dense + dense)

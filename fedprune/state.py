@@ -98,6 +98,9 @@ class State:
         moving: running average of the weights, where there is one (``--moving``).
         sums: who was in the secure sums so far, each set of clients once.
         notices: what is worth knowing about those of the current round.
+        norms: the newest norms of changes that counted, with ``--max-norm`` alone.
+        strikes: partition to the rounds in a row in which it failed, with ``--strikes`` alone.
+        resting: partition to the last round in which it is left out.
     """
 
     round: int
@@ -121,9 +124,12 @@ class State:
     prunings: int = 0
     reduced: bool = False
     counted: dict[int, int] = field(default_factory=dict)
+    norms: tuple[float, ...] = ()
+    strikes: dict[int, int] = field(default_factory=dict)
+    resting: dict[int, int] = field(default_factory=dict)
 
 
-ASKING = ("known", "taught", "traffic", "failures", "failed", "sums", "notices")
+ASKING = ("known", "taught", "traffic", "failures", "failed", "sums", "notices", "norms")
 """What asking alone changes in a state, whatever is made of the answers."""
 
 

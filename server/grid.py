@@ -171,7 +171,8 @@ class _Asking:
 
     def _summable(self, group: list[int]) -> bool:
         """Whether a device may answer with one sum: it holds all of a host that are asked."""
-        return len(group) > 1 and not self.form.singly and group in self.hosts
+        alone = self.form.singly or self.form.normed
+        return len(group) > 1 and not alone and group in self.hosts
 
     def _weight(self, letter: Letter, group: list[int], again: bool) -> int:
         """Bytes of a question that was sent; what a simulation resends no device would receive."""

@@ -58,6 +58,8 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "score_steps": (2,),
     "trim": (0.2,),
     "byzantine": (1,),
+    "max_norm": (100.0,),
+    "strikes": (2,),
     "accumulate": (2,),
     "local_epochs": (1,),
     "proximal": (0.1,),

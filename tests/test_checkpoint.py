@@ -48,11 +48,14 @@ FULL = State(
     3,
     True,
     {3: 6, 0: 2},
+    (0.1 + 0.2, 1e-300),
+    {3: 2},
+    {5: 9},
 )
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
-    assert len(fields(State)) == 21, "a new field must be in FULL above and in the file"
+    assert len(fields(State)) == 24, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
     assert same(seen.weights, FULL.weights)

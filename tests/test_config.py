@@ -154,7 +154,7 @@ OPEN |= {"reduce_round", "reduce_within", "rank_by", "rank_energy", "rank_budget
 OPEN |= {"rank_tolerance", "score_examples"}
 OPEN |= {"epsilon", "delta", "dp_clip", "dp_noise", "dp_score_clip", "dp_score_noise", "dp_rate"}
 OPEN |= {"dp_metric_clip", "dp_metric_noise", "response", "secure_neighbours", "secure_dropout"}
-OPEN |= {"secure_bits", "secure_minimum", "byzantine"}
+OPEN |= {"secure_bits", "secure_minimum", "byzantine", "max_norm", "strikes"}
 
 
 @pytest.mark.parametrize("task", TASKS)

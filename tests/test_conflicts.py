@@ -1137,6 +1137,28 @@ ROBUST = [
         "a cohort of 4 is too small to leave one out; allowed: another rule, or --cohort 5 or more",
     ),
     ({"byzantine": 2}, "byzantine=2", "robust is none; allowed: leave it out"),
+    ({"max_norm": 0.0}, "max-norm=0.0", "no change has such a norm; allowed: above 0, or auto"),
+    (
+        {"max_norm": "auto", "lr_rewind": True},
+        "max-norm='auto'",
+        "norms rise again at every pruning; allowed: a number, or no --lr-rewind",
+    ),
+    (
+        {"max_norm": 1.0, "secure": "secagg"},
+        "max-norm=1.0",
+        "a secure sum shows no client's norm; allowed: leave it out",
+    ),
+    (
+        {"max_norm": 1.0, "dp": "client", "dp_noise": 1.0},
+        "max-norm=1.0",
+        "dp is client: norms are bounded already; allowed: leave it out",
+    ),
+    (
+        {"strikes": 1, "dp": "client", "dp_noise": 1.0},
+        "strikes=1",
+        "dp is client: who is left out would depend on the data, and others are drawn more often; "
+        "allowed: leave it out",
+    ),
     (
         {"robust": "multi-krum", "byzantine": 4, "clients": 10, "cohort": 10},
         "byzantine=4",

@@ -189,6 +189,59 @@ def test_a_sum_that_would_spoil_the_servers_is_refused(changes: dict[str, Any], 
     assert e.value.field == field
 
 
+RANKS = replace(FORMS["score"], within=(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "form", "field"),
+    [
+        ({"total": torch.tensor([0.0, 0.0, 0.0, 8e45]).double()}, FORMS["score"], "head"),
+        ({"total": torch.tensor([0.0, -1e60, 0.0, 0.0]).double()}, FORMS["score"], "conv"),
+        ({"weight": 3e16}, FORMS["score"], "weight"),
+        ({"totals": {"count": 1e17}}, FORMS["score"], "count"),
+        ({"total": torch.tensor([0.0, 8.5, 9.0, 1.0]).double()}, RANKS, "conv"),
+        ({"total": torch.tensor([0.0, 8.5, 1.0, -0.1]).double()}, RANKS, "head"),
+        ({"norms": (1.0, 2.0)}, FORMS["score"], "norms"),
+        ({"norms": (1.0,)}, replace(FORMS["score"], normed=True), "norms"),
+        ({"norms": (1.0, NAN)}, replace(FORMS["score"], normed=True), "norms"),
+    ],
+)
+def test_a_sum_is_checked_as_what_it_becomes(changes: dict[str, Any], form: Form, field: str):
+    """A mean beyond float32 is as bad as an infinite one."""
+    with pytest.raises(Refused) as e:
+        check_sum(replace(FOLDED, **changes), form)
+    assert e.value.field == field
+
+
+def test_the_largest_sums_of_honest_ranks_pass():
+    check_sum(replace(FOLDED, total=torch.tensor([0.0, 8.5, 1.0, 8.5]).double()), RANKS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "field"),
+    [
+        ("tune", {"values": torch.tensor([0.0, 0, 0, 0, 0, 2e30])}, "head"),
+        ("tune", {"weight": 1e300}, "weight"),
+        ("tune", {"totals": {"loss": 1e31, "count": 3.0}}, "loss"),
+        ("evaluate", {"totals": {"loss": 2.0, "correct": 4, "count": 3}}, "correct"),
+        ("evaluate", {"totals": {"loss": 2.0, "correct": 1, "count": 1e18}}, "count"),
+    ],
+)
+def test_a_number_that_nobody_can_have_is_refused(kind: str, changes: dict[str, Any], field: str):
+    good = {"values": torch.zeros(SIZES[kind]), "weight": 1.0, "totals": COUNTS[kind]}
+    check(**good, form=FORMS[kind])
+    with pytest.raises(Refused) as e:
+        check(**{**good, **changes}, form=FORMS[kind])
+    assert e.value.field == field
+
+
+def test_of_several_candidates_none_is_right_more_often_than_there_are_labels():
+    totals = {"count": 3.0, "loss_0": 1.0, "loss_1": 1.0, "correct_0": 3.0, "correct_1": 4.0}
+    with pytest.raises(Refused) as e:
+        check(torch.zeros(0), 1.0, totals, Form({}, {}, frozenset(totals)))
+    assert e.value.field == "correct_1"
+
+
 def test_votes_that_nobody_asked_for_are_refused():
     tuned = replace(FOLDED, total=torch.zeros(6), totals=COUNTS["tune"])
     with pytest.raises(Refused) as e:

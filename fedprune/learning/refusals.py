@@ -15,7 +15,15 @@ _OUT = "leave it out"
 
 def refusals(c: RunConfig) -> list[Misfit]:
     """Every possible misfit of a configuration's learning, with whether it is one."""
-    return [*_terms(c), *_rates(c), *_lessons(c), *_kept_change(c), *_fits(c), *_robust(c)]
+    return [
+        *_terms(c),
+        *_rates(c),
+        *_lessons(c),
+        *_kept_change(c),
+        *_fits(c),
+        *_robust(c),
+        *_bounded(c),
+    ]
 
 
 def _terms(c: RunConfig) -> list[Misfit]:
@@ -166,5 +174,22 @@ def _robust(c: RunConfig) -> list[Misfit]:
             needs is not None and c.min_clients < least,
             f"{c.robust} with byzantine={f} needs more",
             f"{least} to {c.cohort}",
+        ),
+    ]
+
+
+def _bounded(c: RunConfig) -> list[Misfit]:
+    return [
+        (
+            "max-norm",
+            isinstance(c.max_norm, float) and not c.max_norm > 0,
+            "no change has such a norm",
+            "above 0, or auto",
+        ),
+        (
+            "max-norm",
+            c.max_norm == "auto" and c.lr_rewind,
+            "norms rise again at every pruning",
+            "a number, or no --lr-rewind",
         ),
     ]

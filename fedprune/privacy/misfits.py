@@ -81,6 +81,13 @@ def _together(c: RunConfig) -> list[Misfit]:
             "equal",
         ),
         ("combine", dp and robust, f"{name}: it looks at clients one by one", _SUMS),
+        ("max-norm", dp and c.max_norm is not None, f"{name}: norms are bounded already", _OUT),
+        (
+            "strikes",
+            dp and c.strikes is not None,
+            f"{name}: who is left out would depend on the data, and others are drawn more often",
+            _OUT,
+        ),
         ("robust", dp and c.robust != "none", f"{name}: it looks at clients one by one", "none"),
         ("normalise", dp and c.normalise != "none", f"{name}: norms are bounded already", "none"),
     ]

@@ -112,7 +112,7 @@ def noise_of(kind: str, config: RunConfig) -> float:
 def _arrays(question: Question, form: Form, config: RunConfig, most: int) -> list[Release]:
     kind, out = question.kind, list[Release]()
     if form.values:
-        fields = ("values", "singles") if form.singly else ("values",)
+        fields = ("values", *["singles"] * form.singly, *["norms"] * form.normed)
         signed = asks_signed(question, config)
         out.append(_array(_QUANTITY.get(kind, kind), fields, kind, config, form.values, signed))
     if form.statistics:

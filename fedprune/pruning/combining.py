@@ -28,6 +28,7 @@ class Combine:
         pooled: statistics are summed and scored afterwards; otherwise each client scores.
         valued: clients send their (transformed) scores; votes alone otherwise.
         transform: what a client does to its own scores before it sends them.
+        within: between which numbers what a client sends lies.
         merge: from the scores one by one; None: their weighted mean, which needs only the sum.
     """
 
@@ -37,6 +38,7 @@ class Combine:
     valued: bool = True
     transform: Callable[[Tensor], Tensor] = lambda flat: flat
     merge: Merge | None = None
+    within: tuple[float, float] = (-math.inf, math.inf)
 
 
 def ranks(flat: Tensor) -> Tensor:
@@ -97,11 +99,13 @@ COMBINES: dict[str, Combine] = {
         "mean of the absolute values of the clients' own scores; as mean, if none is negative",
         "SSFL, Flower baseline (mean of |w·g|)",
         transform=torch.abs,
+        within=(0.0, math.inf),
     ),
     "second-moment": Combine(
         "mean of the squares of the clients' own scores, by labels",
         "PruneFL, Jiang et al. 2022, arXiv 1909.12326 (squares of gradients)",
         transform=torch.square,
+        within=(0.0, math.inf),
     ),
     "votes": Combine(
         "number of clients whose own mask keeps the weight",
@@ -109,7 +113,10 @@ COMBINES: dict[str, Combine] = {
         valued=False,
     ),
     "rank-mean": Combine(
-        "mean of the ranks of the clients' own scores, by labels", "Borda count", transform=ranks
+        "mean of the ranks of the clients' own scores, by labels",
+        "Borda count",
+        transform=ranks,
+        within=(0.0, 1.0),
     ),
     "median": Combine(
         "coordinate-wise median of the clients' own scores (one by one, no secure sum)",

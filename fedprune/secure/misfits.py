@@ -47,6 +47,7 @@ def _seen_singly(c: RunConfig) -> list[Misfit]:
     whole = "a secure sum is of integers, with a step of its own"
     return [
         ("combine", on and robust, "a secure sum shows no client's own scores", _SUMS),
+        ("max-norm", on and c.max_norm is not None, "a secure sum shows no client's norm", _OUT),
         ("robust", on and c.robust != "none", "a secure sum shows no client's own change", "none"),
         ("uplink", on and c.uplink not in (None, "fp32"), whole, "fp32"),
         ("score-wire", on and c.score_wire != "fp32", whole, "fp32"),
