@@ -41,9 +41,18 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
     Raises:
         FileNotFoundError: none of these, or a file is gone.
         ValueError: a file is damaged, foreign, does not fit the model or names a plug-in that was
-            not given; it is named.
+            not given; it is named. Nothing else is raised, whatever the files hold.
     """
-    folder = Path(folder)
+    try:
+        return _loaded(Path(folder), model, plugin)
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # files that hold anything make torch and others raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: cannot be loaded: {type(error).__name__}: {reason}") from None
+
+
+def _loaded(folder: Path, model: nn.Module | None, plugin: str) -> nn.Module:
     if not (folder / MANIFEST_NAME).is_file():
         return coded.load(folder, model, plugin)
     about = read_manifest(folder)

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,4 +74,33 @@ def test_tensors_of_another_model_are_a_line(run_folder: Path, tmp_path: Path):
     shutil.copy(run_folder / "model" / "model.safetensors", tmp_path)
     write_manifest(tmp_path, {"task": "shakespeare", "plugin": "", "model": "llama"})
     with pytest.raises(ValueError, match=r"^[^\n]*does not fit the model[^\n]*$"):
+        load(tmp_path)
+
+
+HEADS = [
+    {"task": [], "plugin": ""},
+    {"task": "digits", "plugin": {}},
+    {"task": "digits", "plugin": "", "edits": 5},
+    {
+        "task": "digits",
+        "plugin": "",
+        "edits": [{"kind": "rank", "path": "hidden", "kept": [10**9]}],
+    },
+    {"task": "digits", "plugin": "", "depth": "x"},
+    {"task": "digits", "plugin": "", "to": "safetensors"},
+    {"task": "digits", "plugin": "", "to": "safetensors", "config": 3},
+    {"task": "digits", "plugin": "", "to": "safetensors", "config": {}, "quantised": {}},
+    {"task": "shakespeare", "plugin": "", "to": "hf"},
+    {"task": "digits", "plugin": "", "class_names": {"a": 1}},
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
+@pytest.mark.parametrize("content", [b"", b"\xff" * 99, b"\x00" * 8 + b"{}"])
+def test_a_folder_that_says_what_it_likes_is_a_value_error(
+    tmp_path: Path, head: dict[str, Any], content: bytes
+):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    write_manifest(tmp_path, head)
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
         load(tmp_path)
