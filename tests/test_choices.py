@@ -84,8 +84,8 @@ CASES: list[Case] = [
     ({"weighting": "equal", "combine": "mean"}, {"combine": "mean"}),
     ({"weighting": "equal-scores", "combine": "mean"}, {"combine": "mean"}),
     (
-        {"score": "perturbation", "probes": 4, "combine": "mean"},
-        {"score": "perturbation", "probes": 4},
+        {"score": "perturbation", "probes": 16, "combine": "median"},
+        {"score": "perturbation", "probes": 16},
     ),
     ({"max_density": 0.9, "target_flops": 0.3, "sparsity": None}, {}),
     ({"rewind": 0}, {}),

@@ -116,7 +116,9 @@ def test_the_callers_own_plugin_runs(folder: Path, swapped: tuple[Path, Path, Pa
     for path in (run_, run_ / "model", export):
         assert fedprune.load(path, plugin=plugin) is not None
     assert trace.exists()
-    assert run(["--resume", str(run_), "--plugin", plugin]) == 0, "it has ended, and says so"
+    line = ["--resume", str(run_), "--plugin", plugin]
+    assert run(line) == 2, "not the plug-in that the run began with"
+    assert run([*line, "--resume-anyway"]) == 0, "it has ended, and says so"
 
 
 def test_an_export_names_no_class_that_is_not_a_model(tmp_path: Path):

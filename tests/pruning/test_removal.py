@@ -39,6 +39,7 @@ def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name: str, purpose:
         "masked": t.AutoModelForMaskedLM,
         "seq2seq": t.AutoModelForSeq2SeqLM,
         "classify": t.AutoModelForSequenceClassification,
+        "tag": t.AutoModelForTokenClassification,
     }[purpose]
     config = FAMILIES[name].config(Need(purpose, vocabulary=11, length=8, end=1, classes=3))
     config.num_labels = 3

@@ -45,5 +45,7 @@ def test_a_recipe_reaches_its_sparsity(path: Path):
     result = federate(config)
     assert result.summary["failures"] == 0
     assert result.summary["reached"]
-    # The pattern n:m leaves the last group of a row that is not a multiple of m a little denser.
-    assert result.summary["sparsity"] == pytest.approx(config.sparsity, abs=1e-3)
+    # The pattern n:m leaves the last group of a row that is not a multiple of m a little denser,
+    # and the convolution of one channel dense.
+    near = 1e-2 if config.unit == "n:m" else 1e-3
+    assert result.summary["sparsity"] == pytest.approx(config.sparsity, abs=near)

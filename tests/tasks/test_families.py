@@ -10,6 +10,7 @@ from fedprune.tasks.families import FAMILIES, PURPOSES, Need, families_for, head
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_token_loss
 from fedprune.tasks.restore import text_to_text_loss
+from fedprune.tasks.tagging import tag_loss
 from fedprune.tasks.task import Part, next_token_loss
 from fedprune.tasks.userdata import text_class_loss
 from fedprune.tensors import state_of
@@ -20,7 +21,9 @@ LOSSES = {
     "masked": masked_token_loss,
     "seq2seq": text_to_text_loss,
     "classify": text_class_loss,
+    "tag": tag_loss,
 }
+CLASSIFYING = ("classify", "tag")
 PAIRS = [(name, purpose) for name, f in FAMILIES.items() for purpose in f.purposes]
 BUILT: dict[tuple[str, str], nn.Module] = {}
 
@@ -35,7 +38,7 @@ class Config:
 
 
 def need(purpose: str) -> Need:
-    return Need(purpose, VOCABULARY, LENGTH, 0, END, CLASSES if purpose == "classify" else 0)
+    return Need(purpose, VOCABULARY, LENGTH, 0, END, CLASSES if purpose in CLASSIFYING else 0)
 
 
 def model_of(name: str, purpose: str) -> nn.Module:
@@ -53,6 +56,8 @@ def batch_for(purpose: str, rows: int = 5) -> Part:
     labels = ids.masked_fill(attention == 0, -100)
     if purpose == "classify":
         labels = torch.arange(rows) % CLASSES
+    if purpose == "tag":
+        labels = torch.where(labels == -100, labels, labels % CLASSES)
     return {"inputs": ids, "attention": attention, "labels": labels}
 
 
@@ -123,11 +128,11 @@ def test_heads_are_spared_ties_counted_once_and_kinds_right(name: str, purpose: 
     (head,) = heads_of(model)
     layer = model.get_submodule(head)
     assert isinstance(layer, nn.Linear)
-    assert layer.out_features == (CLASSES if purpose == "classify" else VOCABULARY)
+    assert layer.out_features == (CLASSES if purpose in CLASSIFYING else VOCABULARY)
     layout = layout_of(model, output=heads_of(model))
     names = tied(model)
     assert not names[id(layer.weight)] & set(layout.prunable)
-    if purpose != "classify":
+    if purpose not in CLASSIFYING:
         assert (len(names[id(layer.weight)]) > 1) == (name in TIED)
     parameters = dict(model.named_parameters())
     assert set(parameters) == {*layout.prunable, *layout.spared}
