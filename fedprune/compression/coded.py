@@ -30,6 +30,7 @@ from fedprune.pruning.depgraph import recognised
 from fedprune.pruning.edits import Edits, from_json, to_json
 from fedprune.pruning.surgery import reshaped
 from fedprune.tasks.building import built
+from fedprune.tasks.families import FAMILIES
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import (
@@ -160,7 +161,9 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
     coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
     if coded.is_file():
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
-        model = _edited(model or _built(with_code_of(plugin, head, coded)), head)
+        saved = Path(folder) / "model"
+        model = model or _built(_at_hand(with_code_of(plugin, head, coded), saved))
+        model = _edited(model, head)
         _check_shapes(model, weights, coded)
         frozen = frozen_of(model)
         load_into(model, {n: w for n, w in weights.items() if n not in frozen})
@@ -168,7 +171,8 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
             value.copy_(weights[name])
     elif manifest.is_file():
         head = json.loads(manifest.read_text())
-        model = _edited(model or _built(with_code_of(plugin, head, manifest)), head)
+        origin = with_code_of(plugin, head, manifest) if model is None else {}
+        model = _edited(model or _built(_at_hand(origin, manifest.parent)), head)
         # As it was saved: where transformers reads it too, with heads that are one layer.
         model = model if head.get("edits") else folded(model)
         load_tensors(model, manifest.parent)
@@ -196,7 +200,7 @@ def blank(origin: Mapping[str, Any], plugin: str = "") -> nn.Module:
     Raises:
         ValueError: it is of a plug-in, and none is given.
     """
-    return _edited(_built(with_code_of(plugin, origin, "a coded file")), origin)
+    return _edited(_built(_at_hand(with_code_of(plugin, origin, "a coded file"))), origin)
 
 
 def _built(origin: Mapping[str, Any]) -> nn.Module:
@@ -206,6 +210,27 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
     given = {key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin}
     config, task = configure(given), tasks[origin["task"]]
     return recognised(built(task, config), config, task)
+
+
+def _at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[str, Any]:
+    """The origin of a model, with the folder it was saved in for one of the user's that is gone.
+
+    A config says nothing of edits: the model they begin with is that of the user's folder only.
+
+    Raises:
+        FileNotFoundError: there is such a folder no more, and the model is a cut one.
+    """
+    name = str(origin.get("model", ""))
+    if not name or Path(name).is_dir() or name in FAMILIES:
+        return origin
+    if saved is not None and not origin.get("edits") and (saved / "config.json").is_file():
+        return {**origin, "model": str(saved)}
+    if Path(name).is_absolute() or name.startswith("."):
+        raise FileNotFoundError(
+            f"model={name!r}: no such folder, and what was cut of its model is put together from "
+            "it; allowed: that folder where it was, or load(folder, model)"
+        )
+    return origin
 
 
 def _edited(model: nn.Module, origin: Mapping[str, Any]) -> nn.Module:

@@ -10,10 +10,11 @@ from safetensors import safe_open
 
 import fedprune
 from fedprune import federate
+from fedprune.compression import coded
 from fedprune.compression.card import card
 from fedprune.compression.exporting import Cargo, export
 from fedprune.config import configure
-from fedprune.tensors import state_of
+from fedprune.tensors import digest, state_of
 
 GENERATION = {
     **{"bos_token_id": 0, "eos_token_id": [2, 1], "temperature": 0.7, "top_p": 0.9},
@@ -98,6 +99,21 @@ def test_every_file_and_the_type_come_back_in_every_form(played: tuple[Path, Pat
             assert torch.equal(value, state_of(result.model)[name].to(kind).float())
     for name, value in state_of(fedprune.load(run)).items():
         assert torch.equal(value, state_of(result.model)[name]), "the coded file is exact"
+
+
+def test_what_was_saved_loads_when_the_user_s_folder_is_gone(played: tuple[Path, Path, Any]):
+    """A cut one needs it, and says so."""
+    own, run, _ = played
+    there = [fedprune.load(folder) for folder in (run, run / "model")]
+    away = own.rename(own.with_name("away"))
+    try:
+        for folder, before in zip((run, run / "model"), there, strict=True):
+            assert digest(state_of(fedprune.load(folder))) == digest(state_of(before))
+        about = json.loads((run / "model/fedprune.json").read_text())
+        with pytest.raises(FileNotFoundError, match="no such folder, and what was cut of its"):
+            coded.blank({**about, "edits": [{"kind": "head"}]})
+    finally:
+        away.rename(own)
 
 
 def result_config(run: Path) -> dict[str, Any]:
