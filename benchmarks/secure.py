@@ -20,14 +20,14 @@ from typing import TypeVar
 import numpy as np
 
 from fedprune.config import RunConfig
-from fedprune.secure.client import masked, revealed, shares_of
+from fedprune.secure.client import confirmed, masked, revealed, shares_of
 from fedprune.secure.fixed import from_ring, scale_for, to_ring
 from fedprune.secure.masking import Keys, keys_of
 from fedprune.secure.ring import Ring, ring_type
 from fedprune.secure.server import unmasked
 from fedprune.secure.terms import Terms, terms_of
 
-ID = 4
+ID, SIGNATURE = 4, 64
 
 T = TypeVar("T")
 
@@ -66,15 +66,17 @@ def opening(
     summed: frozenset[int],
     terms: Terms,
     times: list[float],
+    confirming: list[float],
 ) -> tuple[Ring, float, dict[int, dict[int, bytes]]]:
     """The opened sum, the server's time, and what each revealed; clients' times go to `times`."""
-    shares = {}
+    shares, said = {}, {}
+    told = summed, roster.keys(), terms
+    for m in sorted(summed):
+        said[m] = timed(lambda m=m: confirmed(seed(m), m, roster, *told), confirming)
     for m in sorted(summed):
         received = {one: mine[m] for one, mine in sent.items() if m in mine}
         shares[m] = timed(
-            lambda m=m, received=received: revealed(
-                seed(m), m, roster, received, summed, roster.keys(), terms
-            ),
+            lambda m=m, received=received: revealed(seed(m), m, roster, received, *told, said),
             times,
         )
     server: list[float] = []
@@ -86,7 +88,8 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
     """Print one row."""
     config = RunConfig(task="digits", secure="secagg", secure_bits=bits)
     terms, scale = terms_of(config, b"benchmark", range(clients)), scale_for(4.0, clients, bits)
-    spent: dict[str, list[float]] = {"keys": [], "shares": [], "masked": [], "unmask": []}
+    spent: dict[str, list[float]] = {"keys": [], "shares": [], "masked": []}
+    spent |= {"confirm": [], "unmask": []}
     roster, sent = {}, {}
     for m in terms.members:
         roster[m] = timed(lambda m=m: keys_of(seed(m), terms), spent["keys"])
@@ -107,7 +110,7 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
             if m in who:
                 timed(lambda total=total, hidden=hidden: np.add(total, hidden, out=total), adding)
     results = {
-        who: opening(total, roster, sent, who, terms, spent["unmask"])
+        who: opening(total, roster, sent, who, terms, spent["unmask"], spent["confirm"])
         for who, total in totals.items()
     }
     everyone = frozenset(roster)
@@ -118,7 +121,8 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
     ciphers = sum(ID + len(cipher) for cipher in sent[m].values())
     keys = len(roster[m].as_bytes)
     up = keys + ciphers + hidden.nbytes + sum(ID + len(one) for one in shares[m].values())
-    down = clients * (ID + keys) + ciphers + 2 * clients * ID
+    up += SIGNATURE
+    down = clients * (ID + keys) + ciphers + 2 * clients * ID + clients * (ID + SIGNATURE)
     each = {stage: statistics.median(times) for stage, times in spent.items()}
     ours = statistics.median(adding) * clients
     print(

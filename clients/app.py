@@ -73,6 +73,7 @@ def answer_all(message: Message, context: Context) -> Message:
 
 @app.query("keys")
 @app.query("shares")
+@app.query("confirm")
 @app.query("unmask")
 def secure_stage(message: Message, context: Context) -> Message:
     """A stage of a secure sum that needs no question; the stage "masked" comes with it above."""

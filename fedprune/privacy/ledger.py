@@ -182,8 +182,10 @@ class Ledger:
             "infinity", for the ``reasons``. ``delta``; ``curve``: pairs of delta and epsilon, by
             ``curve_by``; ``mu`` of Gaussian DP, and how it was had (``mu_by``); ``account``, the
             bound taken ("participation", "amplification": `accounting`); ``unit``, ``relation``;
-            ``noise``: where it came from, "" without any; ``statement``, in words. Infinite numbers
-            are "infinity".
+            ``noise``: where it came from, "" without any; ``statement``, in words; ``secure``,
+            where sums are: ``neighbours`` and ``threshold`` in a sum of a whole cohort,
+            ``colluders``, how many neighbours a lying server needs. Infinite numbers are
+            "infinity".
         """
         uncovered, accounts = list(self.uncovered), self._tally.accounts()
         if uncovered and not any(map(any, accounts.values())):
@@ -192,6 +194,12 @@ class Ledger:
             told = closed(accounts, self.terms, self.epsilon)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
         told |= {"noise": self._noise(), "unit": self.terms.unit, "relation": self.terms.relation}
+        if self.terms.neighbours:
+            told["secure"] = {
+                "neighbours": self.terms.neighbours,
+                "threshold": self.terms.threshold,
+                "colluders": self.terms.colluders,
+            }
         words = statement(self.terms, self.lines, told["epsilon"], told["account"])
         return told | {"delta": self.terms.delta, "statement": words}
 

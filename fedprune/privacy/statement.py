@@ -83,7 +83,7 @@ def statement(
         _coverage(lines),
         _sampling(terms, lines, account),
         _views(protection(terms, lines)),
-        _trust(protection(terms, lines)),
+        _trust(protection(terms, lines)) + _colluders(terms),
         "Not hidden, or not hidden from: " + "; ".join(_gaps(terms, lines)) + ".",
     )
     return "\n\n".join(filter(None, parts))
@@ -193,6 +193,18 @@ def _trust(kind: str) -> str:
         "as the noise is sized for, to add their part of it and not to tell it.",
         "randomised response": "Trusted: each client, with its own data and to draw its answers.",
     }[kind]
+
+
+def _colluders(terms: Terms) -> str:
+    """What it takes to open one client's vector, where sums are secure."""
+    if not terms.neighbours:
+        return ""
+    return (
+        f" In a sum of {terms.cohort} clients a server that tells clients different things needs "
+        f"{terms.colluders} of a client's {terms.neighbours} neighbours to open its vector, one "
+        f"that only looks {terms.threshold}. Clients sign who is in the sum with keys made for it, "
+        "so that all open the same one; a server that makes up clients is not stopped by that."
+    )
 
 
 def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:

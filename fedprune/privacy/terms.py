@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedprune.secure.shape import shape_of
+
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
@@ -31,6 +33,8 @@ class Terms:
         allow_uncovered: the run goes on with releases that nothing covers.
         panel: clients that only measure and are not protected.
         keys_follow: keys of secure sums follow from the seed.
+        neighbours: of each client in a secure sum of a whole cohort; 0 without.
+        threshold: how many of them restore a client's secret.
     """
 
     dp: str = "none"
@@ -44,6 +48,8 @@ class Terms:
     allow_uncovered: bool = False
     panel: int = 0
     keys_follow: bool = False
+    neighbours: int = 0
+    threshold: int = 0
 
     @property
     def unit(self) -> str:
@@ -72,6 +78,11 @@ class Terms:
         return by_chance and self.unit == "client" and self.secure == "none"
 
     @property
+    def colluders(self) -> int:
+        """How many neighbours a lying server needs to open a client's vector in a secure sum."""
+        return 2 * self.threshold - self.neighbours
+
+    @property
     def rate(self) -> float:
         """Probability with which a client is drawn in a round."""
         return min(1.0, self.cohort / max(1, self.population))
@@ -79,6 +90,8 @@ class Terms:
 
 def terms_of(config: RunConfig) -> Terms:
     """The terms that a configuration sets."""
+    summed = config.secure != "none"
+    neighbours, threshold = shape_of(config, config.cohort) if summed else (0, 0)
     return Terms(
         dp=config.dp,
         sampling=config.sampling,
@@ -91,6 +104,8 @@ def terms_of(config: RunConfig) -> Terms:
         allow_uncovered=config.allow_uncovered,
         panel=config.panel,
         keys_follow=keys_follow(config),
+        neighbours=neighbours,
+        threshold=threshold,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.privacy.releases import metric_spread
 from fedprune.privacy.terms import SIMULATED, keys_follow, simulated
+from fedprune.secure.shape import colluders_of
 
 _MUCH = 0.05
 """Noise on an accuracy beyond which it says nothing worth reading."""
@@ -33,7 +34,14 @@ def before(c: RunConfig) -> list[str]:
     if c.panel:
         out.append(f"  panel       the last {c.panel} clients measure, and are not protected")
     if c.secure != "none":
-        out.append("  sums        secure: the server sees no client's own answer")
+        lying, k, t = colluders_of(c, c.cohort)
+        out.append(
+            "  sums        secure: the server sees no client's own answer, unless it lies and"
+        )
+        out.append(
+            f"              {lying} of a client's {k} neighbours help it (of a cohort of "
+            f"{c.cohort}, {t} shares open one)"
+        )
         out += ["  keys        simulated: they follow from the seed"] * keys_follow(c)
     return out
 

@@ -29,13 +29,14 @@ class Call:
     """What clients are asked in one stage of a secure sum.
 
     Attributes:
-        stage: keys, shares, masked, unmask.
+        stage: keys, shares, masked, confirm, unmask.
         session: the name of the sum.
         members: everyone who was asked for keys, ascending.
         roster: everyone's public keys, by their owner.
-        shared: whose shares came ("masked", "unmask").
-        summed: whose vectors came ("unmask").
+        shared: whose shares came ("masked", "confirm", "unmask").
+        summed: whose vectors came ("confirm", "unmask").
         sealed: receiver to sender to encrypted share ("unmask").
+        said: signatures of who is in the sum, by who signed ("unmask").
         open: which coordinates have enough holders, encoded; b"": all ("masked").
         coarse: field to the steps by which its range was widened (`fedprune.secure.vectors`).
     """
@@ -49,6 +50,7 @@ class Call:
     sealed: Table = field(default_factory=dict)
     open: bytes = b""
     coarse: Mapping[str, int] = field(default_factory=dict)
+    said: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Reply:
             ("unmask").
         total: the sum of masked vectors ("masked").
         summed: whose they are.
+        said: signatures of who is in the sum, by who signed ("confirm").
         failures: who dropped out, and why.
         bytes_up: what devices have sent, or would have.
         resent: what devices were sent a second time.
@@ -73,11 +76,12 @@ class Reply:
     failures: tuple[Failure, ...] = ()
     bytes_up: int = 0
     resent: int = 0
+    said: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def present(self) -> frozenset[int]:
         """Who got through the stage."""
-        return frozenset((*self.keys, *self.shares, *self.summed))
+        return frozenset((*self.keys, *self.shares, *self.summed, *self.said))
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def merged(replies: Iterable[Reply]) -> Reply:
             out.failures + reply.failures,
             out.bytes_up + reply.bytes_up,
             out.resent + reply.resent,
+            {**out.said, **reply.said},
         )
     return out
 
@@ -134,8 +139,8 @@ def call_letter(call: Call) -> Letter:
         "summed": sorted(call.summed),
     }
     about |= {"coarse": call.coarse} if call.coarse else {}
-    tables = {"roster": table_bytes({p: {p: k} for p, k in call.roster.items()})}
-    tables |= {"sealed": table_bytes(call.sealed), "open": call.open}
+    tables = {"roster": _own(call.roster)}
+    tables |= {"sealed": table_bytes(call.sealed), "open": call.open, "said": _own(call.said)}
     fields: Fields = {"call": json.dumps(about, separators=(",", ":"))}
     return Letter(fields, {name: data for name, data in tables.items() if data})
 
@@ -148,17 +153,17 @@ def call_of(letter: Letter) -> Call:
     """
     try:
         about = json.loads(letter.fields["call"])
-        roster = table_of(letter.buffers.get("roster", b""))
         return Call(
             str(about["stage"]),
             bytes.fromhex(about["session"]),
             tuple(int(p) for p in about["members"]),
-            {p: keys[p] for p, keys in roster.items()},
+            _owned(letter.buffers.get("roster", b"")),
             frozenset(int(p) for p in about["shared"]),
             frozenset(int(p) for p in about["summed"]),
             table_of(letter.buffers.get("sealed", b"")),
             bytes(letter.buffers.get("open", b"")),
             {str(f): min(MOST, max(0, int(n))) for f, n in about.get("coarse", {}).items()},
+            _owned(letter.buffers.get("said", b"")),
         )
     except Exception as error:  # whatever a stranger's letter raises is a refusal of it
         raise Refused("call", plain(f"malformed: {error!r}")) from None
@@ -172,8 +177,9 @@ def reply_letter(reply: Reply) -> Letter:
         "bytes_up": reply.bytes_up,
     }
     buffers: Buffers = {
-        "keys": table_bytes({p: {p: k} for p, k in reply.keys.items()}),
+        "keys": _own(reply.keys),
         "shares": table_bytes(reply.shares),
+        "said": _own(reply.said),
     }
     if reply.total is not None:
         buffers["total"] = vector_bytes(reply.total)
@@ -197,14 +203,15 @@ def reply_of(
     """
     try:
         about: dict[str, Any] = json.loads(letter.fields["about"])
-        keys = table_of(letter.buffers.get("keys", b""))
+        keys = _owned(letter.buffers.get("keys", b""))
         reply = Reply(
-            {p: Keys.from_bytes(given[p]).as_bytes for p, given in keys.items()},
+            {p: Keys.from_bytes(given).as_bytes for p, given in keys.items()},
             table_of(letter.buffers.get("shares", b"")),
             _vector(letter.buffers.get("total"), bits, length),
             tuple(int(p) for p in about["summed"]),
             tuple(failure_said(failure, stage) for failure in about["failures"]),
             int(about["bytes_up"]),
+            said=_owned(letter.buffers.get("said", b"")),
         )
         if bool(reply.summed) != (reply.total is not None) or reply.bytes_up < 0:
             raise ValueError("a sum of nobody, or nobody's, or of less than 0 bytes")
@@ -226,6 +233,16 @@ def table_bytes(table: Table) -> bytes:
         for one, row in sorted(table.items())
         for other, data in sorted(row.items())
     )
+
+
+def _own(of: Mapping[int, bytes]) -> bytes:
+    """The table in which everyone has one entry, about itself."""
+    return table_bytes({p: {p: data} for p, data in of.items()})
+
+
+def _owned(data: bytes) -> dict[int, bytes]:
+    """The inverse of `_own`."""
+    return {p: row[p] for p, row in table_of(data).items()}
 
 
 def table_of(data: bytes) -> dict[int, dict[int, bytes]]:

@@ -21,6 +21,7 @@ from fedprune.secure.masking import (
     KEY,
     Keys,
     Secrets,
+    included,
     keys_of,
     mask_context,
     own_mask,
@@ -29,7 +30,16 @@ from fedprune.secure.masking import (
     secrets_of,
     tag,
 )
-from fedprune.secure.primitives import agreed, derived, mask, opened, sealed, stream
+from fedprune.secure.primitives import (
+    agreed,
+    derived,
+    mask,
+    opened,
+    sealed,
+    signed,
+    stream,
+    verified,
+)
 from fedprune.secure.ring import Ring, ring_type
 from fedprune.secure.shamir import split
 from fedprune.secure.terms import Terms
@@ -109,6 +119,58 @@ def masked(
     return out
 
 
+def confirmed(
+    seed: bytes,
+    me: int,
+    roster: Mapping[int, Keys],
+    summed: Collection[int],
+    shared: Collection[int],
+    terms: Terms,
+) -> bytes:
+    """The stage "confirm": the client's signature, 64 bytes, of who is in the sum.
+
+    Bonawitz et al., figure 4, round 3 ("ConsistencyCheck"): without it a server could say of
+    another set to each client, so that no set that anybody saw, but one of two or three clients, is
+    opened. A client signs one set in a session.
+
+    Args:
+        seed: the client's, 32 bytes.
+        me: the client, one of those summed.
+        roster: as in the stages before.
+        summed: whose masked vectors came.
+        shared: whose shares came.
+        terms: of this sum.
+
+    Raises:
+        Refused: the client or others summed did not share, those summed are fewer than
+            `terms.minimum` or not all connected, or too few neighbours are left.
+    """
+    _present_neighbours(seed, me, roster, shared, terms)
+    adding = frozenset(summed)
+    if me not in adding or not adding <= frozenset(shared):
+        raise Refused(_FIELD, "the sum has clients who shared no keys, or lacks this one")
+    lacking = enough("masked", roster, adding, terms, shared=shared)
+    if lacking:
+        raise Refused(_FIELD, lacking)
+    return signed(secrets_of(seed, terms).signing, included(roster, shared, adding, terms))
+
+
+def confirming(
+    said: Mapping[int, bytes],
+    roster: Mapping[int, Keys],
+    summed: Collection[int],
+    shared: Collection[int],
+    terms: Terms,
+) -> frozenset[int]:
+    """Those of `summed` whose signature of who is in the sum is right."""
+    message = included(roster, shared, summed, terms)
+    return frozenset(
+        member
+        for member in summed
+        if member in roster and verified(roster[member].signing, said.get(member, b""), message)
+    )
+
+
 def revealed(
     seed: bytes,
     me: int,
@@ -117,6 +179,7 @@ def revealed(
     summed: Collection[int],
     shared: Collection[int],
     terms: Terms,
+    said: Mapping[int, bytes],
 ) -> dict[int, bytes]:
     """The stage "unmask": of each neighbour who shared, one share of 32 bytes.
 
@@ -132,19 +195,19 @@ def revealed(
         summed: whose masked vectors came.
         shared: whose shares came.
         terms: of this sum.
+        said: everyone's `confirmed`, this client's among them.
 
     Raises:
-        Refused: the client or others summed did not share, those summed are fewer than
-            `terms.minimum` or not all connected, too few neighbours are left, or what a neighbour
-            sent is missing or does not decrypt under these terms and this roster.
+        Refused: as `confirmed`; fewer than `terms.confirmations` confirm that just these are in
+            the sum, or this client did not; or what a neighbour sent is missing or does not
+            decrypt under these terms and this roster.
     """
     near = _present_neighbours(seed, me, roster, shared, terms)
-    adding = frozenset(summed)
-    if me not in adding or not adding <= frozenset(shared):
-        raise Refused(_FIELD, "the sum has clients who shared no keys, or lacks this one")
-    lacking = enough("masked", roster, adding, terms, shared=shared)
-    if lacking:
-        raise Refused(_FIELD, lacking)
+    own, adding = confirmed(seed, me, roster, summed, shared, terms), frozenset(summed)
+    agreeing = confirming(said, roster, adding, shared, terms)
+    lacking = enough("confirm", roster, agreeing, terms, shared=shared, summed=adding)
+    if lacking or said.get(me) != own:
+        raise Refused(_FIELD, lacking or "this client did not confirm who is in the sum")
     secrets, bound = secrets_of(seed, terms), roster_binding(roster, terms)
     out = {}
     for member in near:
@@ -192,7 +255,7 @@ def _present_neighbours(
         raise Refused(_FIELD, "clients without keys, or not among the members")
     if me not in here or roster[me] != keys_of(seed, terms):
         raise Refused(_FIELD, "this client's own keys are missing or replaced")
-    public = [key for keys in roster.values() for key in (keys.channel, keys.masking, keys.own)]
+    public = [key for keys in roster.values() for key in vars(keys).values()]
     if len(set(public)) < len(public):
         raise Refused(_FIELD, "a key is used twice")
     near = [member for member in neighbours_of(me, terms) if member in here]

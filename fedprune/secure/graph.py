@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from fedprune.secure.terms import Terms
 
-STAGES = ("keys", "shares", "masked", "unmask")
+STAGES = ("keys", "shares", "masked", "confirm", "unmask")
 """What each client sends, in this order."""
 
 
@@ -66,16 +66,19 @@ def enough(
         roster: whose keys came.
         present: who got through the stage.
         terms: of this sum.
-        shared: whose shares came, for "masked" and "unmask" (default: the roster).
-        summed: whose masked vectors came, for "unmask" (default: those who shared).
+        shared: whose shares came, for "masked" and later ones (default: the roster).
+        summed: whose masked vectors came, for later ones (default: those who shared).
 
     A sum opens only if everyone's secret that is needed can be restored: the own masks of those
     who are summed, the keys of those who shared, are not summed and have neighbours who are.
     """
     here = frozenset(present)
     sharing = frozenset(roster if shared is None else shared)
-    adding = here if stage != "unmask" else frozenset(sharing if summed is None else summed)
-    if stage != "unmask":
+    late = stage in ("confirm", "unmask")
+    adding = frozenset(sharing if summed is None else summed) if late else here
+    if stage == "confirm" and len(here) < terms.confirmations:
+        return f"{len(here)} clients confirm who is in the sum, fewer than {terms.confirmations}"
+    if not late:
         if len(here) < terms.minimum:
             return f"{len(here)} clients are left after {stage}, fewer than {terms.minimum}"
         if not connected(here, terms):

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from fedprune.secure.primitives import agreed, derived, public_of
+from fedprune.secure.primitives import agreed, derived, public_of, verifier_of
 from fedprune.secure.terms import Terms
 
 KEY = 32
@@ -23,27 +23,29 @@ class Keys:
         channel: X25519 public key under which shares reach it.
         masking: X25519 public key from which its masks with neighbours come.
         own: commitment to the seed of its own mask, so that a wrong one is noticed.
+        signing: Ed25519 public key of what it confirms.
     """
 
     channel: bytes
     masking: bytes
     own: bytes
+    signing: bytes
 
     @property
     def as_bytes(self) -> bytes:
-        """96 bytes."""
-        return self.channel + self.masking + self.own
+        """128 bytes."""
+        return self.channel + self.masking + self.own + self.signing
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Keys:
         """The reverse.
 
         Raises:
-            ValueError: if they are not 96 bytes.
+            ValueError: if they are not 128 bytes.
         """
-        if len(data) != 3 * KEY:
-            raise ValueError(f"keys of a secure sum have {3 * KEY} bytes, not {len(data)}")
-        return cls(data[:KEY], data[KEY : 2 * KEY], data[2 * KEY :])
+        if len(data) != 4 * KEY:
+            raise ValueError(f"keys of a secure sum have {4 * KEY} bytes, not {len(data)}")
+        return cls(*(data[at : at + KEY] for at in range(0, 4 * KEY, KEY)))
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Secrets:
         channel: X25519 private key.
         masking: X25519 private key; shared among the neighbours in case the client drops out.
         own: seed of its own mask; shared among them in case it does not.
+        signing: Ed25519 private key.
     """
 
     channel: bytes
     masking: bytes
     own: bytes
+    signing: bytes
 
 
 def secrets_of(seed: bytes, terms: Terms) -> Secrets:
@@ -69,7 +73,7 @@ def secrets_of(seed: bytes, terms: Terms) -> Secrets:
     """
     if len(seed) != KEY:
         raise ValueError(f"a client's seed has {KEY} bytes, not {len(seed)}")
-    names = ("channel", "masking", "own")
+    names = ("channel", "masking", "own", "signing")
     return Secrets(*(derived(seed, f"secret {name}", terms.binding) for name in names))
 
 
@@ -77,7 +81,10 @@ def keys_of(seed: bytes, terms: Terms) -> Keys:
     """What a client with this seed shows to everyone: the stage "keys"."""
     secrets = secrets_of(seed, terms)
     return Keys(
-        public_of(secrets.channel), public_of(secrets.masking), commitment(secrets.own, terms)
+        public_of(secrets.channel),
+        public_of(secrets.masking),
+        commitment(secrets.own, terms),
+        verifier_of(secrets.signing),
     )
 
 
@@ -98,6 +105,14 @@ def mask_context(roster: Mapping[int, Keys], shared: Collection[int], terms: Ter
     """What masks are bound to: with other keys or others who share, they are unrelated."""
     text = "|".join(map(str, sorted(shared)))
     return hashlib.sha256(roster_binding(roster, terms) + text.encode()).digest()
+
+
+def included(
+    roster: Mapping[int, Keys], shared: Collection[int], summed: Collection[int], terms: Terms
+) -> bytes:
+    """A digest of who is in the sum, and of all that was said before: what clients confirm."""
+    text = "in the sum|" + "|".join(map(str, sorted(summed)))
+    return hashlib.sha256(mask_context(roster, shared, terms) + text.encode()).digest()
 
 
 def own_mask(own: bytes, context: bytes) -> bytes:

@@ -43,6 +43,32 @@ def agreed(private: bytes, public: bytes, label: str, context: bytes) -> bytes:
     return derived(own.exchange(X25519PublicKey.from_public_bytes(public)), label, context)
 
 
+def verifier_of(private: bytes) -> bytes:
+    """The public key of an Ed25519 private key."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def signed(private: bytes, message: bytes) -> bytes:
+    """A signature of 64 bytes: Ed25519 (RFC 8032)."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(private).sign(message)
+
+
+def verified(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether who has the private key of `public` signed the message."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def sealed(key: bytes, plain: bytes, bound: bytes) -> bytes:
     """`plain` encrypted and, with `bound`, authenticated: ChaCha20-Poly1305 (RFC 8439)."""
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305

@@ -25,6 +25,7 @@ class Memory:
         session: its name.
         seed: 32 secret bytes; b"" once the sum was opened.
         asked: a digest of what was answered with a masked vector; b"" before.
+        confirmed: a digest of the request to confirm who is in the sum; b"" before.
         opened: a digest of the request to unmask; b"" before.
         about: the reply to it, to be repeated.
         shares: what went along with it.
@@ -33,6 +34,7 @@ class Memory:
     session: bytes
     seed: bytes
     asked: bytes = b""
+    confirmed: bytes = b""
     opened: bytes = b""
     about: str = ""
     shares: bytes = b""
@@ -48,7 +50,8 @@ def recalled(
     """A stage served by a device, and what it remembers after it.
 
     What is asked a second time is answered as the first time: the reply was lost. In a session a
-    device masks one vector, and opens one sum; the seed is gone after that.
+    device masks one vector, confirms one set of clients, and opens one sum; the seed is gone after
+    that.
 
     Raises:
         Refused: another session than that of the keys, or a second, different request in it.
@@ -68,6 +71,11 @@ def recalled(
     if call.stage == "masked":
         _same(memory.asked, digest)
         memory = replace(memory, asked=digest)
+    if call.stage == "confirm":
+        if not memory.asked:
+            raise Refused("secure", "a sum that this device gave nothing to")
+        _same(memory.confirmed, digest)
+        memory = replace(memory, confirmed=digest)
     return memory, reply_letter(serve(memory.seed))
 
 
@@ -75,13 +83,13 @@ def _opened(memory: Memory, digest: bytes, serve: Serve) -> tuple[Memory, Letter
     _same(memory.opened, digest)
     if memory.opened:
         return memory, Letter({"about": memory.about}, {"shares": memory.shares})
-    if not memory.asked:
-        raise Refused("secure", "a sum that this device gave nothing to")
+    if not memory.confirmed:
+        raise Refused("secure", "a sum that this device gave nothing to, or did not confirm")
     letter = reply_letter(serve(memory.seed))
     if "shares" not in letter.buffers:  # it refused, and has said nothing
         return memory, letter
     about, shares = str(letter.fields["about"]), letter.buffers["shares"]
-    return Memory(memory.session, b"", memory.asked, digest, about, shares), letter
+    return replace(memory, seed=b"", opened=digest, about=about, shares=shares), letter
 
 
 def _same(earlier: bytes, digest: bytes) -> None:

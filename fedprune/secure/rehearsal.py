@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedprune.secure.client import masked, revealed, shares_of
+from fedprune.secure.client import confirmed, masked, revealed, shares_of
 from fedprune.secure.graph import enough
 from fedprune.secure.masking import keys_of
 from fedprune.secure.ring import Ring
@@ -34,7 +34,7 @@ def rehearse(
     terms: Terms,
     gone: Mapping[str, Collection[int]],
 ) -> Rehearsed:
-    """All four stages among `terms.members`.
+    """All five stages among `terms.members`.
 
     Args:
         seeds: each client's.
@@ -63,11 +63,16 @@ def rehearse(
     _require(enough("masked", roster, left, terms, shared=shared))
     summed = left
 
+    left -= frozenset(gone.get("confirm", ()))
+    told = summed, shared, terms
+    said = {member: confirmed(seeds[member], member, roster, *told) for member in sorted(left)}
+    _require(enough("confirm", roster, left, terms, shared=shared, summed=summed))
+
     left -= frozenset(gone.get("unmask", ()))
     shares = {}
     for member in sorted(left):
         received = {one: sent[one][member] for one in sent if member in sent[one]}
-        shares[member] = revealed(seeds[member], member, roster, received, summed, shared, terms)
+        shares[member] = revealed(seeds[member], member, roster, received, *told, said)
     assert total is not None  # `enough` saw to it
     return Rehearsed(unmasked(total, roster, shared, summed, shares, terms), summed)
 

@@ -26,7 +26,7 @@ from fedprune.privacy.integers import Noise
 from fedprune.privacy.leaving import silenced
 from fedprune.privacy.noise import Source, keyed_source, secret_source
 from fedprune.secure.calls import Call, Reply, merged, reply_letter
-from fedprune.secure.client import masked, revealed, shares_of
+from fedprune.secure.client import confirmed, masked, revealed, shares_of
 from fedprune.secure.distributed import fewest_left, noises_of, with_share
 from fedprune.secure.masking import Keys, keys_of
 from fedprune.secure.primitives import derived
@@ -121,15 +121,23 @@ def _shares(s: _Sitting, partitions: Sequence[int]) -> Reply:
     return _each(s, partitions, one)
 
 
-def _unmask(s: _Sitting, partitions: Sequence[int]) -> Reply:
+def _confirm(s: _Sitting, partitions: Sequence[int]) -> Reply:
     def one(p: int) -> Reply:
-        told = s.call.sealed.get(p, {}), s.call.summed, s.call.shared
-        return Reply(shares={p: revealed(s.seeds(p), p, s.roster, *told, s.terms)})
+        told = s.call.summed, s.call.shared
+        return Reply(said={p: confirmed(s.seeds(p), p, s.roster, *told, s.terms)})
 
     return _each(s, partitions, one)
 
 
-_STAGES = {"keys": _keys, "shares": _shares, "unmask": _unmask}
+def _unmask(s: _Sitting, partitions: Sequence[int]) -> Reply:
+    def one(p: int) -> Reply:
+        told = s.call.sealed.get(p, {}), s.call.summed, s.call.shared
+        return Reply(shares={p: revealed(s.seeds(p), p, s.roster, *told, s.terms, s.call.said)})
+
+    return _each(s, partitions, one)
+
+
+_STAGES = {"keys": _keys, "shares": _shares, "confirm": _confirm, "unmask": _unmask}
 
 
 def _each(

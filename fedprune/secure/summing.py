@@ -1,4 +1,4 @@
-"""The server's half of a secure sum: four stages, and one more try with those who are left.
+"""The server's half of a secure sum: five stages, and one more try with those who are left.
 
 It knows one port, a `Transport`: "put this stage to these partitions". Whoever drops out, the
 result is the sum over the partitions that it names, or no sum at all.
@@ -19,6 +19,7 @@ from fedprune.messages import Failure, Folded, Question, Refused
 from fedprune.packets import encode_question
 from fedprune.pruning.layout import Layout
 from fedprune.secure.calls import Call, Parcel, Reply, Transport, call_for, call_letter
+from fedprune.secure.client import confirming
 from fedprune.secure.distributed import fewest_left, noises_of
 from fedprune.secure.graph import enough
 from fedprune.secure.masking import Keys
@@ -224,7 +225,7 @@ def session_of(
 def _opened(
     course: _Course, terms: Terms, parcel: Parcel, open_: bytes, fewest: int
 ) -> tuple[Ring, tuple[int, ...]]:
-    """The four stages of Bonawitz et al. 2017 (eprint 2017/281, figure 4).
+    """The five stages of Bonawitz et al. 2017 (eprint 2017/281, figure 4).
 
     Fewer than `fewest` are not opened: coordinates were shown for the sake of clients who are not
     in the sum, or noise is missing.
@@ -252,9 +253,15 @@ def _opened(
     if len(summed) < fewest:
         raise _Void(f"{len(summed)} clients gave their part, {fewest} were counted on", summed)
     sealed = {p: {q: given[p] for q, given in sent.items() if p in given} for p in summed}
-    call = replace(call, stage="unmask", summed=frozenset(summed), sealed=sealed)
+    call = replace(call, stage="confirm", summed=frozenset(summed))
+    said = course.put(call, summed).said
+    agreeing = confirming(said, roster, call.summed, call.shared, terms)
+    _require("confirm", roster, agreeing, terms, shared=sent, summed=summed)
+    said = {p: said[p] for p in sorted(agreeing)}
+    sealed = {p: sealed[p] for p in said}
 
-    shown = course.put(call, summed).shares
+    call = replace(call, stage="unmask", sealed=sealed, said=said)
+    shown = course.put(call, said).shares
     assert came.total is not None  # somebody is in it
     try:
         total = unmasked(came.total, roster, call.shared, summed, shown, terms)
@@ -269,7 +276,8 @@ def _require(
     present: Collection[int],
     terms: Terms,
     shared: Collection[int] | None = None,
+    summed: Collection[int] | None = None,
 ) -> None:
-    lacking = enough(stage, roster, present, terms, shared=shared)
+    lacking = enough(stage, roster, present, terms, shared=shared, summed=summed)
     if lacking:
         raise _Void(lacking, present)

@@ -8,20 +8,13 @@ Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overh
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.util import find_spec
 
 from fedprune.config import ConfigError, RunConfig
-
-_FAILING = 1e-4
-"""How likely a sum may be to need a second try when exactly the tolerated part drops out."""
-
-_SPARSE = 32
-"""Fewest neighbours of a default graph that is not complete: half as many must collude to open
-a client's vector."""
+from fedprune.secure.shape import shape_of
 
 
 @dataclass(frozen=True)
@@ -73,6 +66,27 @@ class Terms:
         text = f"fedprune secagg+ 1|{self.session.hex()}|{'|'.join(map(str, numbers))}"
         return hashlib.sha256(text.encode()).digest()
 
+    @property
+    def colluders(self) -> int:
+        """How many of a client's neighbours a server that lies needs to open the client's vector.
+
+        It asks some of the honest ones for shares of the own mask and the others for shares of
+        the masking key, of which each gives one; who colludes gives both. With c of them it has
+        k + c shares for two secrets that take t each: c = 2t - k. (Bonawitz et al., eprint
+        2017/281, section 6.2, for the complete graph, whose threshold of more than two thirds
+        leaves a third; on the sparse one the same holds neighbourhood by neighbourhood.)
+        """
+        return 2 * self.threshold - self.neighbours
+
+    @property
+    def confirmations(self) -> int:
+        """How many members must sign the same set of clients before shares are given.
+
+        The part of the members that the threshold is of the neighbours: above half, so that no two
+        sets find as many unless so many members collude that 2 * this exceeds all and them.
+        """
+        return -(-len(self.members) * self.threshold // self.neighbours)
+
     @cached_property
     def points(self) -> dict[int, int]:
         """Where each member's shares are evaluated: its place among the members, from 1."""
@@ -82,13 +96,14 @@ class Terms:
 def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms:
     """The terms for these members, from the keys `secure_*`.
 
-    With n members, g = floor(secure_dropout * n) of whom may go: k is the smallest even number, 32
-    or more, for which a majority of the neighbours is left to everyone with probability 1 - 10^-4
-    (the number left is hypergeometric, as the graph is random; all n members are counted, by the
-    union bound); n - 1, the complete graph, where there is none. The threshold is the largest for
-    which this still holds, and at least a majority, floor(k / 2) + 1. In a complete graph that is
-    n - 1 - g and nothing is left to chance. `secure_neighbours` sets k (one more if n and k are
-    odd, at most n - 1).
+    With n members, g = floor(secure_dropout * n) of whom may go: k is the smallest multiple of 6,
+    36 or more, for which two thirds of the neighbours are left to everyone with probability
+    1 - 10^-4 (the number left is hypergeometric, as the graph is random; all n members are
+    counted, by the union bound); n - 1, the complete graph, where there is none. The threshold is
+    the largest for which this still holds, and at least a majority, floor(k / 2) + 1. In a complete
+    graph that is n - 1 - g and nothing is left to chance. So `Terms.colluders` is at least a third
+    of k, unless `secure_dropout` is above 0.3 or `secure_neighbours` sets k (one more if n and k
+    are odd, at most n - 1).
 
     Raises:
         ConfigError: the extra `privacy` is not installed.
@@ -101,45 +116,11 @@ def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms
                 "allowed: pip install 'fedprune[privacy]', or --secure none"
             )
     asked = tuple(sorted(members))
-    dropout = 0.3 if config.secure_dropout is None else config.secure_dropout
     minimum = config.secure_minimum or 3
     if len(asked) < minimum:
         raise ValueError(
             f"secure_minimum={minimum}: {len(asked)} clients are too few for a secure sum;"
             f" allowed: a cohort of {minimum} and more"
         )
-    gone = math.floor(dropout * len(asked) + 1e-9)  # 0.29 * 100 is a little less than 29
-    k = _regular(len(asked), config.secure_neighbours or _enough_neighbours(len(asked), gone))
-    threshold = _threshold(len(asked), k, gone)
+    k, threshold = shape_of(config, len(asked))
     return Terms(session, asked, k, threshold, config.secure_bits or 64, minimum)
-
-
-def _regular(n: int, k: int) -> int:
-    """`k`, or the next that a regular graph of `n` has."""
-    return min(k + (k * n) % 2, n - 1)
-
-
-@lru_cache(maxsize=64)
-def _enough_neighbours(n: int, gone: int) -> int:
-    for k in range(_SPARSE, n - 1, 2):
-        if n * _too_few(n, k, gone, k // 2 + 1) <= _FAILING:
-            return k
-    return n - 1
-
-
-@lru_cache(maxsize=64)
-def _threshold(n: int, k: int, gone: int) -> int:
-    allowed = (t for t in range(k, k // 2, -1) if n * _too_few(n, k, gone, t) <= _FAILING)
-    return next(allowed, k // 2 + 1)
-
-
-def _too_few(n: int, k: int, gone: int, threshold: int) -> float:
-    """Probability that fewer than `threshold` of a survivor's k neighbours are left.
-
-    Someone who is gone itself has more left: one fewer of the others is.
-    """
-    ways = sum(
-        math.comb(gone, k - left) * math.comb(n - 1 - gone, left)
-        for left in range(max(0, k - gone), threshold)
-    )
-    return ways / math.comb(n - 1, k)

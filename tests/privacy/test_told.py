@@ -10,8 +10,9 @@ def test_a_run_says_what_it_will_hide() -> None:
     noise, panel = before(c)
     assert "hides the part of a client: 2 on changes, 2 on scores; no budget, delta 1e-05" in noise
     assert "the last 2 clients measure" in panel
-    sums, keys = before(configure({**MLP, "secure": "secagg"}))
+    sums, helped, keys = before(configure({**MLP, "cohort": 4, "secure": "secagg"}))
     assert "secure" in sums
+    assert "1 of a client's 3 neighbours help it (of a cohort of 4, 2 shares open one)" in helped
     assert "simulated: they follow from the seed" in keys
 
 

@@ -24,7 +24,7 @@ from fedprune.secure.calls import (
     table_of,
 )
 
-KEYS = {p: bytes([p]) * 96 for p in (1, 4, 5)}
+KEYS = {p: bytes([p]) * 128 for p in (1, 4, 5)}
 CALL = Call(
     "unmask",
     b"\x00\xff" * 16,
@@ -34,6 +34,7 @@ CALL = Call(
     frozenset({1, 4}),
     {1: {4: b"four", 5: b""}, 4: {1: b"one"}},
     b"open",
+    said={4: bytes(64)},
 )
 REPLY = Reply(
     total=np.array([1, 2**64 - 1, 0], np.uint64),

@@ -12,19 +12,19 @@ from fedprune.secure.masking import (
     secrets_of,
     tag,
 )
-from fedprune.secure.primitives import public_of
+from fedprune.secure.primitives import public_of, verifier_of
 from fedprune.secure.terms import Terms
 
 TERMS = Terms(b"s", (1, 2, 3, 4), 3, 2, 64)
 SEED = b"s" * 32
 
 
-def test_keys_travel_as_96_bytes():
+def test_keys_travel_as_128_bytes():
     keys = keys_of(SEED, TERMS)
-    assert len(keys.as_bytes) == 96
+    assert len(keys.as_bytes) == 128
     assert Keys.from_bytes(keys.as_bytes) == keys
     for wrong in (b"", keys.as_bytes[:-1], keys.as_bytes + b"x"):
-        with pytest.raises(ValueError, match="96 bytes"):
+        with pytest.raises(ValueError, match="128 bytes"):
             Keys.from_bytes(wrong)
 
 
@@ -33,8 +33,8 @@ def test_keys_are_the_public_side_of_the_secrets():
     assert keys.channel == public_of(secrets.channel)
     assert keys.masking == public_of(secrets.masking)
     assert keys.own == commitment(secrets.own, TERMS)
-    shown = {keys.channel, keys.masking, keys.own}
-    assert not shown & {secrets.channel, secrets.masking, secrets.own}
+    assert keys.signing == verifier_of(secrets.signing)
+    assert not {*vars(keys).values()} & {*vars(secrets).values()}
 
 
 def test_each_session_and_seed_has_keys_of_its_own():

@@ -13,7 +13,8 @@ from fedprune.secure.recalling import Memory, recalled
 KEYS = Call("keys", b"first", (1, 2, 3))
 SHARES = replace(KEYS, stage="shares", roster={1: bytes(96)})
 MASKED = replace(SHARES, stage="masked", shared=frozenset({1, 2, 3}))
-UNMASK = replace(MASKED, stage="unmask", summed=frozenset({1, 2, 3}))
+CONFIRM = replace(MASKED, stage="confirm", summed=frozenset({1, 2, 3}))
+UNMASK = replace(CONFIRM, stage="unmask")
 QUESTION = Packet(b"{}", b"1234")
 
 
@@ -39,6 +40,7 @@ class Device:
         self.ask(KEYS)
         self.ask(SHARES)
         self.ask(MASKED, QUESTION)
+        self.ask(CONFIRM)
 
 
 def test_one_seed_a_sum_and_another_one_in_the_next():
@@ -117,5 +119,14 @@ def test_of_another_session_nothing_is_known(call: Call):
 def test_a_sum_that_the_device_gave_nothing_to_is_not_opened():
     device = Device()
     device.ask(KEYS)
-    with pytest.raises(Refused, match="gave nothing"):
-        device.ask(UNMASK)
+    for call in (CONFIRM, UNMASK):
+        with pytest.raises(Refused, match="gave nothing"):
+            device.ask(call)
+
+
+def test_a_second_set_of_clients_is_not_confirmed_in_one_session():
+    device = Device()
+    device.through()
+    assert device.ask(CONFIRM) == device.ask(CONFIRM)
+    with pytest.raises(Refused, match="second, different request"):
+        device.ask(replace(CONFIRM, summed=frozenset({1, 2})))

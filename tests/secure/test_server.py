@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fedprune.secure.client import masked, revealed, shares_of
+from fedprune.secure.client import confirmed, masked, revealed, shares_of
 from fedprune.secure.graph import neighbours_of
 from fedprune.secure.masking import keys_of, mask_context, own_mask, pair_mask, secrets_of
 from fedprune.secure.primitives import mask
@@ -31,6 +31,7 @@ def played(summed=EVERYONE, shared=EVERYONE, terms=TERMS):
     roster = {m: keys_of(seed(m), terms) for m in terms.members}
     sent = {m: shares_of(seed(m), m, roster, terms) for m in shared}
     hidden = {m: masked(seed(m), m, roster, shared, vector(m, terms), terms) for m in summed}
+    said = {m: confirmed(seed(m), m, roster, summed, shared, terms) for m in summed}
     shares = {
         m: revealed(
             seed(m),
@@ -40,6 +41,7 @@ def played(summed=EVERYONE, shared=EVERYONE, terms=TERMS):
             summed,
             shared,
             terms,
+            said,
         )
         for m in summed
     }

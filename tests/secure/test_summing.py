@@ -20,7 +20,7 @@ from fedprune.secure.summing import FEWEST, secure_ask
 from fedprune.shapes import layout_at
 from fedprune.state import first_state
 
-STAGES = ("keys", "shares", "masked", "unmask")
+STAGES = ("keys", "shares", "masked", "confirm", "unmask")
 Made = Callable[..., RunConfig]
 
 
@@ -118,7 +118,7 @@ def test_who_drops_out_is_left_out_and_named(
     question = question_of(house, "score")
     found, _ = put(house, question, range(10), {stage: gone})
     # Once a masked vector has come, it is in the sum, whether or not its sender stays.
-    out = set() if stage == "unmask" else gone
+    out = set() if stage in ("confirm", "unmask") else gone
     agrees(found, in_the_open(house, question, set(range(10)) - out))
     assert {f.partition for f in found.failures} == out
     assert {(f.phase, f.field) for f in found.failures} <= {("score", stage)}
@@ -258,7 +258,7 @@ def test_drop_outs_between_counting_and_adding_start_both_again(
     found, seen = put(house, question, range(10), {(2, "masked"): {6, 7, 8}})
     assert found.tries == 2
     assert set(found.answered) == set(range(10)) - {6, 7, 8}
-    assert len(seen.calls) == 3 + 4 + 8
+    assert len(seen.calls) == 3 + 5 + 10
     assert [f.partition for f in found.failures] == [6, 7, 8]
     right = in_the_open(house, question, found.answered)
     assert found.votes is not None
@@ -276,7 +276,7 @@ def test_who_holds_what_is_not_counted_again_without_one_or_two(
     found, seen = put(house, question, range(10), {(2, "masked"): gone})
     assert found.total is None
     assert found.answered == ()
-    assert len(seen.calls) == 4 + 3  # one count, and an addition that was not opened
+    assert len(seen.calls) == 5 + 3  # one count, and an addition that was not opened
     assert "would show the masks" in found.failures[0].reason
 
 

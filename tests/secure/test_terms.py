@@ -23,14 +23,25 @@ def test_a_small_cohort_is_complete_and_survives_what_is_tolerated(n):
 
 
 def test_a_large_cohort_is_sparse_and_still_survives():
-    terms = terms_of(config(), b"s", range(300))
-    assert 20 < terms.neighbours < 100
-    assert terms.threshold > terms.neighbours / 2
+    terms = terms_of(config(secure_dropout=0.2), b"s", range(300))
+    assert terms.neighbours == 126
     near = [set(neighbours_of(m, terms)) for m in terms.members]
     rng = random.Random(0)
     for _ in range(100):
-        left = set(rng.sample(list(terms.members), 210))
+        left = set(rng.sample(list(terms.members), 240))
         assert min(len(those & left) for those in near) >= terms.threshold
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.2, 0.3])
+def test_a_lying_server_needs_a_third_of_a_clients_neighbours(dropout):
+    """By trying who says what to whom: c collude, each other one gives one of its two shares."""
+    for n in (*range(3, 72), 100, 150, 300, 1000):
+        terms = terms_of(config(secure_dropout=dropout), b"s", range(n))
+        k, t = terms.neighbours, terms.threshold
+        opens = [c for c in range(k + 1) if any(c + h >= t <= k - h for h in range(k - c + 1))]
+        assert min(opens) == terms.colluders >= k / 3, n
+        assert 2 * terms.confirmations - n >= n / 3, n  # as many members for two stories
+        assert terms.confirmations <= n - int(dropout * n + 1e-9), n
 
 
 def test_keys_of_the_configuration_are_followed():
