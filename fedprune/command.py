@@ -6,6 +6,7 @@ Runs are started by ``python simulations/run.py``, or by ``flwr run``.
 from __future__ import annotations
 
 import argparse
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -15,6 +16,9 @@ from fedprune.config import ConfigError
 from fedprune.ending import BAD_INPUT, ended, told
 
 PROGRAM = "fedprune"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a disk says that takes no more."""
 
 
 @dataclass(frozen=True)
@@ -81,5 +85,9 @@ def _main(arguments: list[str] | None) -> int:
         return COMMANDS[given.command].run(given)
     except BrokenPipeError:
         raise
-    except (ConfigError, OSError, ImportError, ValueError) as error:
+    except OSError as error:
+        if error.errno not in FULL:
+            return told(PROGRAM, error, BAD_INPUT)
+        return told(PROGRAM, f"out: {error}; allowed: a folder on a disk with room to write")
+    except (ConfigError, ImportError, ValueError) as error:
         return told(PROGRAM, error, BAD_INPUT)

@@ -62,7 +62,7 @@ def reduced(state: State, bench: Bench) -> Reduced:
     """The state without the redundancy that the configuration names."""
     c, plan = bench.plan.config, bench.plan
     told: Told = {"kept_before": count_kept(state.masks), "parameters": plan.layout.parameters}
-    inputs = None
+    inputs, edits = None, state.edits
     if {"dead", "merge"} & set(c.reduce):
         state, inputs = ask_inputs(state, bench)
         if inputs is None:
@@ -74,7 +74,8 @@ def reduced(state: State, bench: Bench) -> Reduced:
         told |= {"shared": shared}
     if "low-rank" in c.reduce:
         bench = replace(bench, plan=plan)
-        changed = any(told.get(key) for key in ("dead", "merged", "shared"))
+        # Units that pruning had emptied leave as well, and are not told.
+        changed = state.edits != edits or any(told.get(key) for key in ("merged", "shared"))
         if c.rank_by == "activations" and (inputs is None or changed):
             state, inputs = ask_inputs(state, bench)
             if inputs is None:

@@ -5,8 +5,11 @@ A digest finds damage. It does not say who wrote a file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     fresh.replace(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Within it, what safetensors and tokenizers raise where a file cannot be written is `OSError`.
+
+    They are written in Rust, have classes of their own for it, and end the text with the number.
+
+    Args:
+        path: what is written, for the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None or isinstance(error, OSError):
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

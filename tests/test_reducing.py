@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fedprune import RunConfig, Shard, federate, load, rounds
 from fedprune.asking import bench_for
+from fedprune.deciding import pruned
 from fedprune.federation import _opening
 from fedprune.hosts import House, inline_port, open_house
 from fedprune.notes import Notes
 from fedprune.pruning.factors import Factored
 from fedprune.pruning.layers import input_rows, layers_of, watching
 from fedprune.pruning.layout import as_rows
-from fedprune.redundancy.units import producers_of
+from fedprune.redundancy.units import producers_of, without_units
 from fedprune.shapes import shaped
 from fedprune.state import Plan, Port, State
 from fedprune.tasks.language import windows
@@ -131,6 +132,21 @@ def test_a_budget_is_kept(reduces: Reduces):
         assert count_kept(after.masks) <= budget * count_kept(state.masks)
         kinds = [type(m) for m in fits.model.modules()] if fits.model is not None else []
         assert kinds.count(Factored) == len(told["ranks"])
+
+
+@pytest.mark.parametrize("method", ["dead", "merge"])
+def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(
+    reduces: Reduces, method: str
+):
+    state, plan, port = opened(reduces(reduce=(method, "low-rank"), rank_energy=0.9))
+    path = next(g.path for g in plan.layout.structure.groups if "mlp" in g.path)
+    empty = pruned(state, without_units(state.masks, plan.layout, {path: (0, 5)}))
+    after, fits, told = reduce(empty, plan, port, [0, 1])
+    assert told is not None
+    assert path not in told.get("dead", {})
+    (kept,) = (e.kept for e in after.edits if e.path == path)
+    assert not {0, 5} & {*kept}
+    assert fits.layout.shapes == {n: w.shape for n, w in after.weights.items()}
 
 
 def test_validation_decides_how_far_to_go(reduces: Reduces):

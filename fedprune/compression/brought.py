@@ -15,7 +15,7 @@ from fedprune.config import RunConfig
 from fedprune.plugins import tasks_of
 from fedprune.tasks.families import FAMILIES
 from fedprune.tasks.loading import from_pretrained, quiet, reachable
-from fedprune.verified import write_atomically
+from fedprune.verified import os_errors, write_atomically
 
 GENERATION = "generation_config.json"
 
@@ -80,7 +80,7 @@ def save_transformer(model: Any, folder: Path, config: RunConfig) -> None:
     if is_brought(config) and getattr(saved, "generation_config", None) is not None:
         # transformers refuses to write what it reads (a temperature without sampling).
         saved.generation_config = type(saved.generation_config)()
-    with quiet():
+    with quiet(), os_errors(folder):
         saved.save_pretrained(folder)
 
 
@@ -138,7 +138,8 @@ def _has_padding(model: str) -> bool:
 
 def _save(tokenizer: Any, folder: Path) -> None:
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        with os_errors(folder):
+            tokenizer.save_pretrained(folder)
 
 
 def _as_before(before: dict[str, Any], path: Path) -> None:

@@ -45,6 +45,7 @@ from fedprune.tensors import (
     spread,
     state_of,
 )
+from fedprune.verified import os_errors
 
 MAGIC = b"FEDPRUN1"
 CODED_NAME = "model.fedprune"
@@ -263,7 +264,8 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     if hasattr(model, "save_pretrained") and not origin.get("edits"):
         save_transformer(folded(model), folder, config)
     else:
-        save_model(model, str(folder / "model.safetensors"))
+        with os_errors(folder):
+            save_model(model, str(folder / "model.safetensors"))
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     tokenizer = None if task.tokenizer is None else task.tokenizer(config)
     give_back(config, folder, tokenizer, getattr(model, "config", None))

@@ -30,7 +30,7 @@ from fedprune.tasks.loading import quiet
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import output_of
 from fedprune.tensors import Masks, count_kept, frozen_of, masked, shapes_of, state_of
-from fedprune.verified import write_atomically
+from fedprune.verified import os_errors, write_atomically
 
 TENSORS_NAME = "model.safetensors"
 
@@ -96,7 +96,8 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
     fresh = folder.with_name(f"{folder.name}.new")  # so that nothing half done has its name
     fresh.mkdir(parents=True)
     try:
-        checked = FORMS[to].write(cargo, fresh)
+        with os_errors(folder):
+            checked = FORMS[to].write(cargo, fresh)
         fresh.rename(folder)
     except BaseException:
         shutil.rmtree(fresh)

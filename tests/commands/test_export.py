@@ -1,3 +1,6 @@
+import errno
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,25 @@ def test_a_quantised_export_is_measured_like_any_model(run_folder: Path, tmp_pat
     said = capsys.readouterr().out
     assert "test accuracy" in said
     assert "sparse file" in said
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sparse"])
+def test_a_disk_that_takes_no_more_is_one_line(run_folder: Path, tmp_path: Path, capsys, form: str):
+    """A limit on the size of files stands in; safetensors reports it in its own way."""
+    load(run_folder)  # what this compiles is not under the limit
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        code = main(["export", str(run_folder), "--to", form, "--out", str(tmp_path / "x")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 1
+    assert line.startswith(f"fedprune: error: out: [Errno {errno.EFBIG}]")
+    assert line.endswith("allowed: a folder on a disk with room to write")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
