@@ -17,6 +17,7 @@ from fedprune.federation import NoRoundCompleted, federate
 from fedprune.hosts import House, inline_port, labels_of, open_house, placed
 from fedprune.report.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
+from fedprune.tasks.coverage import reading_of
 from simulations.options import chosen
 from simulations.ray_engine import simulate
 from simulations.starting import leave, require_ray
@@ -50,7 +51,7 @@ def _main(arguments: list[str]) -> int:
         house = open_house(config)
         screen.model(type(house.model).__name__, house.layout, config)
         screen.response(config, house.layout)
-        screen.shards(labels_of(house), house.task.unit)
+        screen.shards(labels_of(house), house.task.unit, reading_of(config))
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return told(PROGRAM, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"

@@ -45,6 +45,7 @@ from fedprune.report.tables import (
     staying_table,
 )
 from fedprune.report.template import PAGE
+from fedprune.tasks.coverage import told_reading
 from fedprune.tasks.measures import metric_of
 from fedprune.tasks.owners import sentences
 
@@ -53,6 +54,7 @@ SENTENCES = (
     "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
     "Each is a device with data of its own, {own_shortest} to {own_longest} training {unit} each.",
     "Clients are owners of rows: {owners_told}.",
+    "Of the texts not all was read: {reading_told}.",
     "The server asked {cohort} of them in each round.",
     "It scored weights by {score}, removed {removed} of the prunable ones on a {schedule} schedule "
     "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
@@ -141,6 +143,7 @@ def what_was_run(run: Run) -> str:
     known.setdefault("unit", "examples")
     known["classes"] = listed(known.get("class_names") or [])
     known["owners_told"] = "; ".join(sentences(run.summary.get("population") or {}))
+    known["reading_told"] = "; ".join(told_reading(run.summary.get("reading") or {}))
     known["parameters"] = whole(known.get("parameters"))
     reduced = "reduced" in known  # of which the sparsity at the end says more than what was pruned
     removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))

@@ -25,6 +25,7 @@ from fedprune.report.rows import Row
 from fedprune.report.staying import staying, told_empty, told_staying, told_uncut, uncut
 from fedprune.report.summary import population_of
 from fedprune.state import State
+from fedprune.tasks.coverage import told_reading
 from fedprune.tasks.measures import beside, metric_of
 from fedprune.tasks.owners import sentences
 
@@ -121,8 +122,8 @@ class Screen:
         for text in warning:
             self.line(f"  warning     {text}", "yellow")
 
-    def shards(self, labels: Mapping[int, int], unit: str) -> None:
-        """How much each client trains on, unless that is its own affair."""
+    def shards(self, labels: Mapping[int, int], unit: str, reading: Mapping[str, int]) -> None:
+        """How much each client trains on, and what of texts is left out, unless private."""
         sizes = sorted(labels.values())
         if not any(sizes):
             self.line(f"  shards      {len(sizes)}, how many training {unit} in each is private")
@@ -131,6 +132,8 @@ class Screen:
             f"  shards      {len(sizes)} of {sizes[0]:,} to {sizes[-1]:,} training {unit}, "
             f"median {sizes[len(sizes) // 2]:,}"
         )
+        for text in told_reading(reading):
+            self.line(f"              {text}", "yellow")
 
     def watch(self) -> Watch:
         """What `federate` tells as it goes; the head of the table comes first."""

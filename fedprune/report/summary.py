@@ -23,6 +23,7 @@ from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.report.rows import quality
 from fedprune.report.staying import nearly_empty, staying, told_uncut, uncut
 from fedprune.state import Plan, State, Totals
+from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import Masks, count_kept, digest
 
@@ -85,6 +86,7 @@ def summary_of(
         "hosts": len(about.sizes) if about.own_data else config.hosts,
         "engine": config.engine,
         "population": population_of(config),
+        "reading": {} if hides(config) else reading_of(config),
         "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],
         **_sizes(config, layout, end, about),
         "quality": {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
 
 MOST_UNKNOWN = 0.05
 """With a larger share of unknown characters a run is refused: its figures would be of little."""
@@ -24,11 +28,15 @@ class Coverage:
         unknown: how many of them are read as the unknown symbol, or not at all.
         complete: (N,), which texts are known to their end, but for white space there; of one row
             where left out.
+        texts: how many were made rows of one length; 0: they are streams, which are not cut off.
+        cut: of how many of these the end is left out.
     """
 
     characters: int
     unknown: int
     complete: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
+    texts: int = 0
+    cut: int = 0
 
     @property
     def share(self) -> float:
@@ -86,14 +94,56 @@ def covered(
     return torch.from_numpy(sizes), found
 
 
+def together(found: Iterable[Coverage]) -> Coverage:
+    """Of all texts, what is known of some."""
+    parts = list(found)
+    sums = [sum(getattr(p, n) for p in parts) for n in ("characters", "unknown", "texts", "cut")]
+    known = [p.complete for p in parts] or [torch.ones(0, dtype=torch.bool)]
+    return Coverage(sums[0], sums[1], torch.cat(known), *sums[2:])
+
+
+_READ: dict[tuple[object, ...], Coverage] = {}
+"""What was read of the texts of the newest configurations in this process."""
+
+
+def tell(config: RunConfig, found: Iterable[Coverage]) -> None:
+    """Keep how much of the texts of a configuration was read, for `reading_of`."""
+    _READ.pop(_key(config), None)
+    _READ[_key(config)] = together(found)
+    if len(_READ) > 4:
+        del _READ[next(iter(_READ))]
+
+
+def reading_of(config: RunConfig) -> dict[str, int]:
+    """What of the texts of a run was left out, where this process has read them; else empty."""
+    read = _READ.get(_key(config), Coverage(0, 0))
+    counts = {"characters": read.characters, "unknown": read.unknown}
+    return {**counts, "texts": read.texts, "cut": read.cut} if read.unknown or read.cut else {}
+
+
+def _key(config: RunConfig) -> tuple[object, ...]:
+    c = config
+    return c.task, c.model, c.data, c.length, c.text_column, c.target_column, c.clients, c.split
+
+
+def told_reading(reading: Mapping[str, int]) -> list[str]:
+    """What a reader should know of `reading_of`; nothing where nothing was left out."""
+    if not reading:
+        return []
+    unknown, characters = reading["unknown"], reading["characters"]
+    share = f"{unknown:,} of {characters:,} characters, {unknown / max(1, characters):.2%}"
+    lines = [f"unknown to the model's symbols: {share}"] if unknown else []
+    cut = f"cut at --length: {reading['cut']:,} of {reading['texts']:,} texts"
+    return [*lines, cut] if reading["cut"] else lines
+
+
 def check_known(model: str, found: Iterable[Coverage]) -> None:
     """Refuse texts of which the symbols of a model know too little.
 
     Raises:
         ValueError: more than `MOST_UNKNOWN` of their characters are unknown.
     """
-    parts = list(found)
-    whole = Coverage(sum(p.characters for p in parts), sum(p.unknown for p in parts))
+    whole = together(found)
     if whole.share > MOST_UNKNOWN:
         raise ValueError(
             f"model={model!r}: {whole.share:.1%} of the characters of the texts are unknown "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.coverage import check_known
+from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.families import Need
 from fedprune.tasks.loading import build
 from fedprune.tasks.splits import partition
@@ -103,6 +103,7 @@ def cut_streams(
     symbols, length = symbols_of(config, purpose), length_of(config)
     read = [encoded(symbols, text) for text in texts]
     check_known(config.model, [r.coverage for r in read])
+    tell(config, [r.coverage for r in read])
 
     def shard(reading: Reading) -> Shard:
         held = len(reading.ids) // 10 if len(reading.ids) >= FEWEST_SYMBOLS else 0
@@ -179,6 +180,7 @@ def text_rows(texts: Sequence[str], config: RunConfig, usual: int) -> Part:
     """
     read = rows_of(symbols_of(config, "classify"), texts, length_of(config, usual))
     check_known(config.model, [read.coverage])
+    tell(config, [read.coverage])
     return {"inputs": read.ids, "attention": read.attention}
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.coverage import check_known
+from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
@@ -83,6 +83,8 @@ def pair_rows(pairs: Sequence[Pair], config: RunConfig, length: int) -> Part:
     given = rows_of(symbols, [text for text, _ in pairs], length)
     wanted = rows_of(symbols, [target for _, target in pairs], length)
     check_known(config.model, [given.coverage, wanted.coverage])
+    if config.text_column:  # all rows at once; phrases of plays come by role, and fit
+        tell(config, [given.coverage, wanted.coverage])
     return {
         "inputs": given.ids,
         "attention": given.attention,

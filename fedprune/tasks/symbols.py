@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from fedprune.tasks.coverage import Coverage, covered
+from fedprune.tasks.coverage import Coverage, covered, together
 from fedprune.tasks.families import FAMILIES
 from fedprune.tasks.loading import from_pretrained
 
@@ -219,12 +219,10 @@ def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     """One row a text, ids (N, length)."""
     starts = range(0, max(1, len(texts)), AT_ONCE)
     found = [_rows_at_once(symbols, texts[at : at + AT_ONCE], length) for at in starts]
-    counts = [(piece.coverage.characters, piece.coverage.unknown) for piece in found]
-    known = torch.cat([piece.coverage.complete for piece in found])
     return Rows(
         torch.cat([piece.ids for piece in found]),
         torch.cat([piece.sizes for piece in found]),
-        Coverage(sum(n for n, _ in counts), sum(n for _, n in counts), known),
+        together(piece.coverage for piece in found),
         torch.cat([piece.attention for piece in found]),
         torch.cat([piece.whole for piece in found]),
         torch.cat([piece.spans for piece in found]),
@@ -246,12 +244,17 @@ def _rows_at_once(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     spans = [pair for row in given["offset_mapping"] for pair in row]
     sizes, coverage = covered(texts, spans, ids, symbols.unknown, attention.sum(-1) < length)
     places = torch.tensor(given["offset_mapping"], dtype=torch.int32).view(*ids.shape, 2)
+    ends = torch.tensor([len(text.rstrip()) for text in texts], dtype=torch.long)
+    full = attention.sum(-1) == ids.shape[1]
+    cut = int((full & (places[..., 1].amax(-1) < ends)).sum())
+    coverage = replace(coverage, texts=len(texts), cut=cut)
     if symbols.kind != "bytes":
         return Rows(ids, sizes, coverage, attention, coverage.complete, places)
     first, after = symbols.plain  # a row may end within a character
     sizes = ((ids >= first) & (ids < after)).long()
     whole = torch.tensor([len(text.encode()) for text in texts], dtype=torch.long)
     complete = sizes.sum(-1) == whole
+    coverage = replace(coverage, cut=int((~complete).sum()))
     return Rows(ids, sizes, coverage, attention, complete, places)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.coverage import check_known
+from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.entities import entities, parted
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_tokenizer
@@ -111,6 +111,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
     symbols = symbols_of(config, "tag")
     read, labels = tagged_rows(symbols, columns["text"], tags, length_of(config, USUAL))
     check_known(config.model, [read.coverage])
+    tell(config, [read.coverage])
     rows = {"inputs": read.ids, "attention": read.attention, "labels": labels}
     return [
         cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)

@@ -5,6 +5,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from fedprune import federate
+from fedprune.config import configure
+from fedprune.tasks.coverage import reading_of, told_reading
 from fedprune.tasks.symbols import FIRST_BYTE, characters, own_symbols, utf8_bytes
 from fedprune.tasks.task import Shard, examples, label_tokens
 from fedprune.tasks.userdata import (
@@ -164,3 +167,36 @@ def test_the_example_of_a_text_ends_as_the_model_s_own_tokenizer_ends_texts(
         name: tuple(t.shape)
         for name, t in one_text(asked("text-classification", length=12)).items()
     }
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["bytes", "own tokenizer"])
+def test_what_is_cut_or_unknown_is_counted_as_by_hand(own: bool, tmp_path: Path, asked: Any):
+    """Of texts with the lengths 1 to 40, of which some end in a letter that is not ASCII."""
+    characters("classify").tokenizer.save_pretrained(tmp_path / "own")
+    texts = ["x" * n + ("é" if n % 4 == 0 and n < 16 else "") for n in range(1, 41)]
+    rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
+    Dataset.from_list(rows).to_csv(tmp_path / "rows.csv", index=False)
+    model = {"model": str(tmp_path / "own")} if own else {}
+    config = asked("text-classification", data=str(tmp_path / "rows.csv"), length=24, **model)
+    assert not told_reading(reading_of(config))
+    labelled_shards(config)
+    room = 23  # a mark comes first
+    cut = sum(len(text if own else text.encode()) > room for text in texts)
+    seen = sum(min(len(text), room) for text in texts)
+    found = reading_of(config)
+    assert (found["texts"], found["cut"], found["unknown"]) == (40, cut, 3 if own else 0)
+    assert found["characters"] == seen or not own
+    lines = told_reading(found)
+    assert lines[-1] == f"cut at --length: {cut} of 40 texts"
+    assert (f"unknown to the model's symbols: 3 of {seen}" in lines[0]) == own
+
+
+def test_what_is_left_out_of_texts_is_in_the_summary_and_the_report(tmp_path: Path):
+    rows = [{"text": "x" * 20, "label": "ab"[i % 2]} for i in range(40)]
+    Dataset.from_list(rows).to_csv(tmp_path / "rows.csv", index=False)
+    keys = {"task": "text-classification", "data": str(tmp_path / "rows.csv"), "length": 8}
+    keys |= {"engine": "inline", "clients": 2, "cohort": 2, "rounds": 1, "warmup": 0}
+    end = federate(configure({**keys, "local_steps": 1}), folder=tmp_path / "run")
+    assert end.summary["reading"]["cut"] == 40
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Of the texts not all was read: cut at --length: 40 of 40 texts." in page
