@@ -125,6 +125,13 @@ def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str
         f"{told} at delta = {terms.delta:g}{simulated}, under the relation {terms.relation} (the "
         f"part {other}). All arms of the run count, as they see the same data."
     )
+    if terms.unit == "example":
+        text += (
+            " An example is a row, which part of its client's data it is in follows from its own "
+            "content; of running text it is one window of --length symbols as it was cut, the "
+            "others staying as they are: not a passage that lies in several, and not a shift of "
+            "the text. A copy of an example is another example."
+        )
     if terms.unit == "client" and terms.delta * terms.population >= 0.1:
         text += f" Delta is large: it should be far below 1/{terms.population}, one of the clients."
     return text

@@ -26,6 +26,8 @@ def before(c: RunConfig) -> list[str]:
         out.append(
             f"  noise       hides the part {_OF[c.dp]}: {noise}; {budget}, delta {c.delta:g}"
         )
+    if c.dp == "example":
+        out.append("  example     a row of a client's data; of running text a window of --length")
     if simulated(c):
         out.append(f"  seeded      {SIMULATED}")
     if spread := metric_spread(c):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedprune.tasks.coverage import check_known
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length, from_pretrained
-from fedprune.tasks.splits import cut_at_random, partition
+from fedprune.tasks.splits import cut_rows, partition
 from fedprune.tasks.symbols import own_symbols, rows_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
 
@@ -160,7 +160,7 @@ def _shards(corpus: Corpus, config: RunConfig) -> Sequence[Shard]:
     columns = {"label": rows["labels"].tolist()}
     dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
     return [
-        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
         for p, own in enumerate(dealt)
     ]
 

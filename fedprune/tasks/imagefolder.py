@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.models import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
-from fedprune.tasks.splits import FEWEST, cut_at_random
+from fedprune.tasks.splits import FEWEST, cut_rows
 from fedprune.tasks.tables import remembered, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
@@ -151,7 +151,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
     labels = torch.tensor([index[kind] for kind in kinds])
     dealt = shares(config, {"client": owners, "label": labels.tolist()}, SPLITS)
     return [
-        cut_at_random({"images": values[own].float() / 255, "labels": labels[own]}, config.seed, p)
+        cut_rows({"images": values[own].float() / 255, "labels": labels[own]}, config, p)
         for p, own in enumerate(dealt)
     ]
 

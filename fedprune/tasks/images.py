@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.models import ConvNet, Perceptron
-from fedprune.tasks.splits import FEWEST, cut_at_random, partition
+from fedprune.tasks.splits import FEWEST, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _deal(rows: Part, config: RunConfig) -> Sequence[Shard]:
     columns = {"label": rows["labels"].tolist()}
     dealt = partition(config, _SPLITS[config.split], columns)
     return [
-        cut_at_random({name: t[torch.tensor(own)] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[torch.tensor(own)] for name, t in rows.items()}, config, p)
         for p, own in enumerate(dealt)
     ]
 
@@ -122,7 +122,7 @@ def local_images(folder: Path, config: RunConfig) -> Shard:
             f"data={folder}: {error}; allowed: *.npz files with arrays images and labels"
         ) from None
     rows = _rows(torch.from_numpy(images), torch.from_numpy(labels), folder)
-    return cut_at_random(rows, config.seed, 0)
+    return cut_rows(rows, config, 0)
 
 
 def digits_model(config: RunConfig) -> nn.Module:

@@ -13,7 +13,7 @@ from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.measures import f1
-from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import (
     as_list,
@@ -98,7 +98,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
         row[[index[name] for name in labels]] = 1.0
     rows = {**text_rows(columns["text"], config, USUAL), "labels": there}
     return [
-        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
         for p, own in enumerate(shares(config, columns, SPLITS))
     ]
 

@@ -13,7 +13,7 @@ from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
-from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import as_number, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
@@ -83,7 +83,7 @@ def valued_shards(config: RunConfig) -> Sequence[Shard]:
         "scaling": torch.tensor([known]).repeat(len(values), 1),
     }
     return [
-        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
         for p, own in enumerate(shares(config, columns, SPLITS))
     ]
 

@@ -15,7 +15,7 @@ from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
-from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.symbols import Rows, Symbols, rows_of, symbols_of
 from fedprune.tasks.tables import as_list, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, counted, label_tokens, token_loss
@@ -114,7 +114,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
     tell(config, [read.coverage])
     rows = {"inputs": read.ids, "attention": read.attention, "labels": labels}
     return [
-        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
         for p, own in enumerate(shares(config, columns, SPLITS))
     ]
 

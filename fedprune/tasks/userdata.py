@@ -24,7 +24,7 @@ from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
-from fedprune.tasks.splits import cut_at_random
+from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.symbols import rows_of, symbols_of
 from fedprune.tasks.tables import population, remembered, rows_with_text, shares
 from fedprune.tasks.task import (
@@ -96,7 +96,7 @@ def pair_shards(config: RunConfig) -> Sequence[Shard]:
     pairs = list(zip(columns["text"], columns["target"], strict=True))
     rows = pair_rows(pairs, config, length_of(config))
     return [
-        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
         for p, own in enumerate(shares(config, columns, SPLITS))
     ]
 
@@ -128,7 +128,7 @@ def labelled_shards(config: RunConfig) -> Sequence[Shard]:
     labels = torch.tensor([index[name] for name in columns["label"]])
     rows = {**text_rows(columns["text"], config, USUAL), "labels": labels}
     return [
-        cut_at_random({name: t[own] for name, t in rows.items()}, config.seed, p)
+        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
         for p, own in enumerate(shares(config, columns, LABELLED_SPLITS))
     ]
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from fedprune import RunConfig
-from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, partition
+from fedprune.config import configure
+from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, cut_by_content, partition
+from fedprune.tasks.task import Part
 
 Tiny = Callable[..., RunConfig]
 ROWS, CLASSES = 600, 6
@@ -132,3 +135,55 @@ def test_every_part_holds_a_row(n: int):
     sizes = [len(part["labels"]) for part in (shard.train, shard.validation, shard.test)]
     assert sizes == [n - 2 * (n // 10), n // 10, n // 10]
     assert min(sizes) >= 1
+
+
+CONTENTS = {
+    "images": lambda n, g: {"images": torch.rand(n, 2, 3, generator=g), "labels": torch.arange(n)},
+    "tokens": lambda n, g: {"inputs": torch.randint(0, 9, (n, 7), generator=g)},
+    "half": lambda n, g: {"x": torch.rand(n, 3, generator=g).half(), "flag": torch.arange(n) > 3},
+    "scaled": lambda n, g: {
+        "inputs": torch.randint(0, 9, (n, 7), generator=g),
+        "labels": torch.rand(n, generator=g),
+        "scaling": torch.rand(1, 2, generator=g).repeat(n, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_one_row_more_or_less_moves_no_other_where_noise_hides_examples(name: str):
+    """Whatever the place of the row, and whatever is made from all labels."""
+    g = torch.Generator().manual_seed(1)
+    whole = CONTENTS[name](49, g)
+    key = next(k for k in ("images", "inputs", "x") if k in whole)
+
+    def places(rows: Part, seed: int = 3) -> list[tuple[int, list[float]]]:
+        shard = cut_by_content(rows, seed)
+        parts = enumerate((shard.train, shard.validation, shard.test))
+        return sorted((p, row.flatten().tolist()) for p, part in parts for row in part[key])
+
+    before = places(whole)
+    assert len(before) == 49
+    assert len({p for p, _ in before}) == 3
+    for lost in (0, 17, 48):
+        kept = torch.arange(49) != lost
+        left = places({n: t[kept] for n, t in whole.items()})
+        gone = [x for x in before if x[1] == whole[key][lost].flatten().tolist()]
+        assert len(gone) >= 1
+        assert sorted([*left, gone[0]]) == before
+    if "scaling" in whole:
+        other = {**whole, "labels": whole["labels"] * 2, "scaling": whole["scaling"] + 1}
+        assert places(other) == before
+    assert places({n: t.flip(0) for n, t in whole.items()}) == before
+    twice = places({n: torch.cat([t, t]) for n, t in whole.items()})
+    assert twice == sorted([*before, *before]), "copies go together"
+    assert places(whole, seed=4) != before
+
+
+def test_a_task_whose_noise_hides_examples_is_cut_by_content():
+    keys = {"task": "digits", "model": "mlp", "dp": "example", "dp_noise": 1.0, "clients": 6}
+    config = configure({**keys, "cohort": 3, "panel": 2})
+    for shard in TASKS["digits"].shards(config):
+        parts = (shard.train, shard.validation, shard.test)
+        rows = {n: torch.cat([part[n] for part in parts]) for n in shard.train}
+        again = cut_by_content(rows, config.seed)
+        assert all(torch.equal(again.train[n], t) for n, t in shard.train.items())
