@@ -677,7 +677,8 @@ def overridden(
     """
     given, changes = _read(given), _read(changes)
     new = {k: v for k, v in changes.items() if v is not None and v != given.get(k)}
-    gone = {key: f"not beside {_spelled(new)}" for key in sorted(replaced(given, new))}
+    by = {key: [k for k in new if key in replaced(given, {k: new[k]})] for key in given}
+    gone = {key: f"not beside {_spelled(by[key])}" for key in sorted(replaced(given, new))}
     first: ConfigError | None = None
     while True:
         kept = {key: value for key, value in given.items() if key not in gone}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,14 @@ class RunFailed(Exception):
     """The run came to nothing; Flower shows the one line and marks the run as failed."""
 
 
+def _one_line(record: logging.LogRecord) -> bool:
+    """A filter for Flower's log: of a run that came to nothing its one line, no traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RunFailed):
+        record.msg, record.args, record.exc_info = "%s", (error,), None
+    return True
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what the run config says.
@@ -35,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         RunFailed: the configuration is refused, or no round was completed.
     """
+    logging.getLogger("flwr").addFilter(_one_line)
     try:
         base, beside = from_flower(context.run_config)
         config, left_out = overridden(base, {**beside, "engine": "flower"})

@@ -152,3 +152,9 @@ def test_a_copy_is_checked_and_none_takes_back():
         config.model_copy(update={"optimizer": "adamw"})
     changed = config.model_copy(update={"optimizer": "adamw", "momentum": None})
     assert changed == configure({"task": "digits", "optimizer": "adamw"})
+
+
+def test_what_takes_a_key_s_place_is_named_and_nothing_else():
+    given = {"task": "digits", "model": "mlp"}
+    _, told = overridden(given, {"task": "fashion-mnist", "out": "runs/x", "seed": 3})
+    assert told == ("model='mlp' is left out: not beside task",)

@@ -1,6 +1,7 @@
 """The ServerApp that `flwr run` starts, on a grid without network."""
 
 import json
+import logging
 import shlex
 import tomllib
 from collections.abc import Callable
@@ -126,6 +127,9 @@ def test_bad_values_are_one_line(
     assert "\n" not in str(e.value)
     assert list(tmp_path.iterdir()) == []
     assert grid.looks == 0, "refused before anything starts"
+    record = logging.LogRecord("flwr", 40, "", 0, "%s raised", ("App",), (RunFailed, e.value, None))
+    assert logging.getLogger("flwr").filter(record)  # what Flower's server process logs then
+    assert logging.Formatter().format(record) == str(e.value)
 
 
 def test_a_run_without_enough_answers_fails_and_says_so(
