@@ -87,6 +87,7 @@ BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
     ("scope", "patterns"): {"layers": {"*": 0.3}},
     ("split", "natural"): {"client_column": "client"},
     ("unit", "n:m"): {"sparsity": 0.5},
+    ("robust", "multi-krum"): {"clients": 6, "cohort": 5},
     ("dp", "client"): {"dp_noise": 1.0},
     ("dp", "example"): {"dp_noise": 1.0},
     ("unit", "layer"): {"sparsity": 0.5},

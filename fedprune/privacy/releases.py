@@ -294,7 +294,7 @@ def _down(config: RunConfig) -> Release:
     covered, asks = config.dp != "none", bool(scores_of(config.plugin)[config.score].asks)
     return Release(
         "model",
-        ("head", "values", "bits", "more", "teacher", "rungs"),
+        ("head", "values", "bits", "more", "teacher", "rungs", "counted"),
         way="down",
         mechanism="post-processing" if covered else "none",
         covered=covered,
