@@ -23,7 +23,16 @@ from fedprune.state import State, Traffic
 from fedprune.tensors import Tensors, as_bytes, over_bytes
 from fedprune.verified import Prefix, check_prefix, prefix_of, read_verified, write_verified
 
-_SCALARS = ("round", "completed", "failed", "dense_at_pruning", "owed", "prunings", "reduced")
+_SCALARS = (
+    "round",
+    "completed",
+    "failed",
+    "dense_at_pruning",
+    "owed",
+    "prunings",
+    "reduced",
+    "tested",
+)
 
 
 def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:

@@ -28,6 +28,8 @@ from fedprune.privacy.gate import guarded, opened
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.releases import OPEN, metric_spread
+from fedprune.privacy.stored import FOLDER_NAME as RELEASED_NAME
+from fedprune.privacy.stored import Stored, forget
 from fedprune.privacy.terms import terms_of
 from fedprune.process import put_back
 from fedprune.pruning.flops import flops, positions_of
@@ -50,7 +52,7 @@ from fedprune.report.summary import About, Summary, summary_of
 from fedprune.rounds import describe, measure, outcome, run
 from fedprune.shapes import dense_model, layout_for, shaped
 from fedprune.shrinking import fitted, shrunk
-from fedprune.state import Plan, Port, State, Totals, first_state
+from fedprune.state import Plan, Port, State, Totals, first_state, undone
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part
 from fedprune.teacher import check_lesson, teacher_in
@@ -154,17 +156,20 @@ def _federated(
     book = _opened(config, folder, replace(going, data=port.data), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, terms_of(config), resume=going.resume)
-    opening = opened(port, config, ledger, PRUNED)
+    shelf = Stored(None if folder is None else folder / RELEASED_NAME)
+    opening = opened(port, config, ledger, PRUNED, shelf)
     fresh, naive = without_model(fresh, config, opening)
     # A client that cannot answer now is asked again in every round, and counted there.
     fresh = replace(with_used_tokens(fresh, blank, opening), failures=(), failed=0)
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
-        shown = guarded(book.shown(arm, port), config, ledger, arm)
+        shown = guarded(book.shown(arm, port), config, ledger, arm, shelf)
         end = book.play(arm, book.start(arm, fresh), replace(blank, config=its_config), shown)
+        played = end
         end, plan = _finished(end, replace(blank, config=its_config))
         end, tests[arm] = _tested(end, shown)
+        book.tested(arm, played, end, tests[arm])
         ends[arm] = end, plan
         if not end.completed:
             break  # what kept every client from answering would keep it in the other arms too
@@ -190,6 +195,7 @@ def _federated(
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
         _reported(folder, summary)
+        forget(folder)
     return Result(model, end, book.rows, summary)
 
 
@@ -220,7 +226,12 @@ def _written(
 
 
 def _tested(end: State, port: Port) -> tuple[State, Totals]:
-    """The test totals at the end of an arm; none, if the privacy budget does not allow for them."""
+    """The test totals at the end of an arm; none, if the privacy budget does not allow for them.
+
+    Of a run that had them already they are not asked for again.
+    """
+    if end.tested is not None:
+        return end, end.tested
     try:
         return measure(end, port, "test")
     except Spent:
@@ -443,6 +454,13 @@ class _Book:
         if self.folder is not None:
             record(self.folder, row, seconds, state)
         self.watch.row(row, seconds, state)
+
+    def tested(self, arm: str, played: State, end: State, totals: Totals) -> None:
+        """Keep the test totals with an arm's last checkpoint, and what asking for them changed."""
+        if self.folder is None or played.tested is not None or not totals:
+            return
+        state = replace(undone(played, end), tested=totals)
+        save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
 
     def _keep_warm(self, state: State) -> None:
         self.states[WARM] = state

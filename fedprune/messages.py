@@ -50,6 +50,7 @@ class Question:
         counted: partition to the round of its newest change that is in an average, for "tune"
             with ``--error-feedback``.
         limit: the largest norm of a change that counts; 0.0: there is none.
+        again: how often it was put before by a run that was killed then: seeded noise is another.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Question:
     rungs: Tensors = field(default_factory=dict)
     counted: Mapping[int, int] = field(default_factory=dict)
     limit: float = 0.0
+    again: int = 0
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def encode_question(question: Question, wire: str) -> Packet:
         "progress": question.progress,
         "mask": skeleton_digest(question.masks, question.edits),
     }
+    head |= {"again": question.again} if question.again else {}
     if question.teacher:
         head |= {"teacher": digest_of(question.teacher), "distil": question.distil}
     if question.limit:
@@ -117,6 +118,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         rungs=rungs,
         counted=counted_of(packet.counted),
         limit=head.get("limit", 0.0),
+        again=head.get("again", 0),
     )
 
 

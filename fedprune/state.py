@@ -101,6 +101,7 @@ class State:
         norms: the newest norms of changes that counted, with ``--max-norm`` alone.
         strikes: partition to the rounds in a row in which it failed, with ``--strikes`` alone.
         resting: partition to the last round in which it is left out.
+        tested: test totals at the end of the run; None before.
     """
 
     round: int
@@ -127,6 +128,7 @@ class State:
     norms: tuple[float, ...] = ()
     strikes: dict[int, int] = field(default_factory=dict)
     resting: dict[int, int] = field(default_factory=dict)
+    tested: Totals | None = None
 
 
 ASKING = ("known", "taught", "traffic", "failures", "failed", "sums", "notices", "norms")

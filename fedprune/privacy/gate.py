@@ -26,6 +26,8 @@ from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.noise import Source, gaussian, source_of
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.releases import announced, most_votes, releases_of
+from fedprune.privacy.stored import Stored, store, stored_in
+from fedprune.privacy.terms import noised
 from fedprune.shapes import layout_at
 from fedprune.state import Port
 from fedprune.tasks.measures import PARTS
@@ -45,13 +47,16 @@ class _Seen:
         return n
 
 
-def guarded(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
+def guarded(
+    port: Port, config: RunConfig, ledger: Ledger, arm: str, stored: Stored | None = None
+) -> Port:
     """The port with every question booked and every sum noised as the configuration says.
 
     Its `ask` raises `fedprune.privacy.ledger.Spent` before a question that the budget does not
-    allow for.
+    allow for. What is `stored` of a run that was killed is given again instead of asked for.
     """
     seen = _Seen()
+    shelf = stored or Stored(None)
 
     def ask(question: Question, partitions: Sequence[int]) -> Folded:
         layout = layout_at(config, question.edits)
@@ -70,12 +75,19 @@ def guarded(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
             seen.there or config.clients - config.panel,
             name,
         )
+        place = shelf.place(occasion)
+        before = stored_in(place)
+        if before is not None:
+            return before
+        again = ledger.times(occasion) if name else 0
         ledger.book(occasion, booked)
-        folded = port.ask(question, partitions)
-        if config.dp == "none":
-            return folded
-        draw = source_of(config, f"noise {arm} {name}", question.round)
-        return _noised(folded, question, form, config, booked, draw)
+        folded = port.ask(replace(question, again=again) if again else question, partitions)
+        if config.dp != "none":
+            purpose = f"noise {arm} {name}" + (f" {again}" if again else "")
+            draw = source_of(config, purpose, question.round)
+            folded = _noised(folded, question, form, config, booked, draw)
+        store(place, folded)
+        return folded
 
     panel = frozenset(range(config.clients - config.panel, config.clients))
 
@@ -88,16 +100,18 @@ def guarded(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
     return replace(port, ask=ask, present=present, panel=panel)
 
 
-def opened(port: Port, config: RunConfig, ledger: Ledger, arm: str) -> Port:
+def opened(
+    port: Port, config: RunConfig, ledger: Ledger, arm: str, stored: Stored | None = None
+) -> Port:
     """The guarded port, after what clients tell of themselves has been booked."""
     where = Occasion(arm, 0, "hello", 0, "start", tuple(range(config.clients)), config.clients)
     ledger.book(where, announced(config))
-    return guarded(port, config, ledger, arm)
+    return guarded(port, config, ledger, arm, stored)
 
 
 def name_of(question: Question, partitions: Sequence[int], config: RunConfig) -> str:
-    """A short name of what is asked and of whom: the same question has the same name and noise."""
-    if config.dp == "none":
+    """A short name of what is asked and of whom; "" where nothing gets noise."""
+    if not noised(config):
         return ""
     weights = "" if question.kind in COUNTING else digest(question.weights)
     about = (
@@ -143,17 +157,17 @@ def _noised(
     sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in noisy for f in r.fields}
     here = config.dp == "client" and config.secure == "none"
 
-    def noised(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
+    def with_noise(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
         return _with_noise(sum_, length, sd.get(name, 0.0) if here else 0.0, draw)
 
-    total = noised(folded.total, form.values, "values")
+    total = with_noise(folded.total, form.values, "values")
     if total is not None and not asks_signed(question, config):
         total = total.clamp(min=0.0)  # sums of what is never negative
     return replace(
         folded,
         total=total,
-        votes=noised(folded.votes, form.voters, "votes"),
-        statistics=noised(folded.statistics, form.statistics, "statistics"),
+        votes=with_noise(folded.votes, form.voters, "votes"),
+        statistics=with_noise(folded.statistics, form.statistics, "statistics"),
         weight=size,
         totals={"count": size},
     )

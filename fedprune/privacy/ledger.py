@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -67,7 +68,8 @@ class Ledger:
     epsilon: float = 0.0
     lines: list[Line] = field(default_factory=list)
     _tally: Tally = field(default_factory=Tally)
-    _known: set[tuple[Any, ...]] = field(default_factory=set)
+    _known: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+    _times: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _reasons: dict[str, None] = field(default_factory=dict)
     _chain: str = ""
 
@@ -84,8 +86,9 @@ class Ledger:
     def book(self, occasion: Occasion, releases: Sequence[Release]) -> float:
         """Write down what is about to leave. Call it before the question is put.
 
-        A question that is asked again after a kill and answered with the same seeded noise is the
-        same release: it is in the book already. With secret noise it is another one.
+        A question that is asked again after a kill is another release: others may answer. Only the
+        value that was stored may be sent again without asking, and so without booking. What costs
+        nothing, or is covered by nothing, is booked once.
 
         Args:
             occasion: when, and who is asked.
@@ -114,7 +117,11 @@ class Ledger:
         return self.epsilon
 
     def _has(self, occasion: Occasion, release: Release) -> bool:
-        return self.terms.noise_source == "seeded" and _key(occasion, release) in self._known
+        return not release.noised and _key(occasion, release) in self._known
+
+    def times(self, occasion: Occasion) -> int:
+        """How often a question was booked by now."""
+        return self._times.get(_question(occasion), 0)
 
     def _with(self, occasion: Occasion, releases: Sequence[Release]) -> tuple[Tally, float]:
         tally = added(self._tally, self.terms, occasion, releases)
@@ -130,7 +137,10 @@ class Ledger:
         self._reasons |= {
             r.reason or f"{r.quantity} as they are": None for r in releases if not r.covered
         }
-        self._known |= {_key(occasion, r) for r in releases}
+        self._known.update(_key(occasion, r) for r in releases)
+        most = max((self._known[_key(occasion, r)] for r in releases), default=0)
+        asked = _question(occasion)
+        self._times[asked] = max(self._times.get(asked, 0), most)
         self.lines += [self._line(occasion, r) for r in releases]
 
     def _line(self, occasion: Occasion, release: Release) -> Line:
@@ -303,8 +313,12 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _key(occasion: Occasion, release: Release) -> tuple[Any, ...]:
+    return (*_question(occasion), release)
+
+
+def _question(occasion: Occasion) -> tuple[Any, ...]:
     # A question that has a name is the same wherever a resumed run puts it again.
-    return (occasion.arm, occasion.round, occasion.digest or occasion.order, release)
+    return (occasion.arm, occasion.round, occasion.digest or occasion.order)
 
 
 def _from_line(line: Mapping[str, Any]) -> tuple[Occasion, Release]:

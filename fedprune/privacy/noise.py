@@ -67,12 +67,13 @@ def source_for(question: Question, config: RunConfig, partition: int, purpose: s
     """The source of a client's own noise in its answer to a question.
 
     Seeded, it is another one for every other question: had two of them the same noise, it would
-    drop out of their difference. The same question asked again has the same, and tells no more.
+    drop out of their difference. So has the same question when a resumed run puts it again.
     """
     q = question
     about = (q.kind, q.score, q.ask, q.names, q.dense, q.sparsity, q.lr)
     sent = (skeleton_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
-    return source_of(config, f"{purpose} {about} {sent}", q.round, partition)
+    again = f" {q.again}" if q.again else ""
+    return source_of(config, f"{purpose} {about} {sent}{again}", q.round, partition)
 
 
 def seeded_source(seed: int, purpose: str, *where: int) -> Source:

@@ -18,6 +18,7 @@ from fedprune.privacy.leaving import leaving
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.release import Release
 from fedprune.privacy.releases import metric_spread
+from fedprune.privacy.stored import Stored
 from fedprune.privacy.terms import terms_of
 from fedprune.shapes import layout_at
 from fedprune.state import Port, first_state
@@ -304,3 +305,35 @@ def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
     total = sum(t["loss"] for t in left)
     assert folded.totals["loss"] == pytest.approx(max(0.0, total))
     assert metric_spread(c) == pytest.approx(2.0 * 2 * 5.0 / 6**0.5)
+
+
+@pytest.mark.parametrize("source", ["seeded", "secret"])
+def test_only_what_is_stored_is_released_again_at_no_cost(
+    house: House, tmp_path: Path, source: str
+) -> None:
+    """Client 3 failed before the kill and answers after it: fresh noise, and booked."""
+    c = config_of(**NOISE, noise_source=source)
+    question, size = tuning(c, house)
+    ledger, asked = open_ledger(None, terms_of(c)), list[int]()
+
+    def put(stored: Stored | None, value: float) -> Folded:
+        there = answering(torch.full((size,), value), c)
+
+        def ask(what: Question, partitions: Sequence[int]) -> Folded:
+            asked.append(what.again)
+            return there.ask(what, partitions)
+
+        port = guarded(replace(there, ask=ask), c, ledger, "pruned", stored)
+        return port.ask(question, [0, 1])
+
+    first = put(Stored(tmp_path), 0.0)
+    spent = ledger.epsilon
+    again = put(Stored(tmp_path), 1.0)
+    assert ledger.epsilon == spent
+    assert (len(asked), again.answered, again.totals) == (1, first.answered, first.totals)
+    assert torch.equal(first.total, again.total)
+    other = put(None, 0.0)
+    assert ledger.epsilon > spent
+    assert asked == [0, 1]
+    assert not torch.equal(first.total, other.total)
+    assert float((first.total - other.total).std()) > 1.0
