@@ -28,18 +28,22 @@ from fedprune.naming import refuse
 from fedprune.plugins import scores_of
 from fedprune.process import put_back
 from fedprune.pruning.combining import COMBINES
+from fedprune.pruning.edits import Edit
 from fedprune.pruning.inputs import rows_of
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.reach import unaccounted
 from fedprune.pruning.score import Evidence
+from fedprune.pruning.tables import embedding_path
+from fedprune.pruning.vocabulary import cut_vocabulary
 from fedprune.randomness import seeded
 from fedprune.redundancy.moments import measurable
 from fedprune.seats import Seat
-from fedprune.tasks.causality import leak, reads_padding
+from fedprune.tasks.causality import leak, logits_of, reads_padding
 from fedprune.tasks.declared import Declared
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.teacher import distils
 from fedprune.tensors import Tensors, copied, full_masks, load_into, shapes_of, state_of
+from fedprune.tokens import marks_of
 
 EXAMPLES = 4
 """How many of a partition's examples are tried."""
@@ -190,6 +194,36 @@ def _check_losses(trial: Trial) -> None:
             "or a task that hides symbols (masked-language-modelling)",
         )
     _check_dummy(trial, batch)
+
+
+@torch.no_grad()
+def _check_vocabulary(trial: Trial) -> None:
+    """Refuse a model whose logits are not those of the same tokens once one that is unused is gone.
+
+    Such as one that multiplies by its table by hand: its logits would be of other tokens.
+    """
+    seat, task = trial.seat, trial.seat.task
+    ids = [seat.shard.train[name] for name in task.tokens if name in seat.shard.train]
+    if seat.config.vocabulary != "used" or seat.config.init or not ids:
+        return
+    (batch,), cut = seat.moved(iter([seat.shard.train])), copy.deepcopy(seat.model).eval()
+    path = embedding_path(cut)
+    size = len(cut.get_submodule(path).weight)  # type: ignore[arg-type]
+    marks, unknown = marks_of(task, seat.config, cut)
+    there = {*marks, *torch.cat([t.flatten() for t in ids]).tolist()}
+    gone = next((i for i in range(size) if i not in there), None)
+    if gone is None:
+        return
+    kept = tuple(i for i in range(size) if i != gone)
+    cut_vocabulary(cut, Edit("vocab", path, kept, str(unknown)))
+    before, after = (logits_of(m, task.loss, batch)[0] for m in (seat.model.eval(), cut))
+    if before is None or after is None or before.shape[-1] < size:
+        return
+    same = before.shape == after.shape
+    if not same or not torch.allclose(before[..., kept], after[..., kept], atol=1e-4, rtol=1e-4):
+        what = f"without the rows of {path} that nobody uses its logits are of other tokens"
+        allowed = "full, or a head of output that is an nn.Linear"
+        refuse("vocabulary", "used", what, allowed)
 
 
 @torch.no_grad()
@@ -344,6 +378,7 @@ def _summed(trial: Trial) -> dict[str, Sequence[str]]:
 
 _STEPS: dict[str, Callable[[Trial], None]] = {
     "the loss": _check_losses,
+    "a smaller vocabulary": _check_vocabulary,
     "measuring": _check_measuring,
     "watching layers": _check_inputs,
     "scoring": _check_score,

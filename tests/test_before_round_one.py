@@ -616,3 +616,35 @@ def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family: str, tmp
         else:
             with pytest.raises(ConfigError, match=r"^model='.*': a later token moves the logits"):
                 open_house(configure(keys))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_logits_by_hand_would_be_of_other_tokens_in_a_smaller_vocabulary(by_hand: bool, play: Play):
+    symbols = characters("causal")
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.body = nn.Embedding(symbols.size, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, symbols.size, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            hidden = self.body(self.table(tokens))
+            out: Tensor = hidden @ self.table.weight.T if by_hand else self.head(hidden)
+            return out
+
+    def texts(p: Part) -> Part:
+        return shifted(7 + (p["images"] > 0).long())
+
+    def its_loss(model: nn.Module, batch: Part) -> Loss:
+        return token_loss(model(batch["inputs"]), batch)
+
+    task = {"model": lambda _: Tied(), "loss": its_loss, "shards": few(texts, everybody=True)}
+    task |= {"labels": label_tokens, "metric": "loss", "output": ("head",), "unit": "tokens"}
+    task |= {"tokens": ("inputs", "labels"), "tokenizer": lambda _: symbols.tokenizer}
+    keys = {"vocabulary": "used"}
+    if by_hand:
+        refused(play, "without the rows of table that nobody uses its logits", keys=keys, **task)
+    else:
+        assert play(keys=keys, **task).summary["sparsity"] == 0.5

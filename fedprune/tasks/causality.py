@@ -35,7 +35,7 @@ def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
         later label" where there are labels of the shape of the logits. Other tasks, and losses
         from which no logits (B, T, classes) can be had, are not judged.
     """
-    logits, total = _logits(model, loss, batch)
+    logits, total = logits_of(model, loss, batch)
     if logits is None:
         return ""
     # How many bytes a label stands for is no id, whatever its shape (`token_loss`).
@@ -59,7 +59,7 @@ def _are_ids(t: Tensor, logits: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, loss: LossOf, batch: Part) -> tuple[Tensor | None, float]:
+def logits_of(model: nn.Module, loss: LossOf, batch: Part) -> tuple[Tensor | None, float]:
     """The logits (B, T, classes) that the model gave or the loss names, and the loss."""
     made: list[Any] = []
     hook = model.register_forward_hook(lambda _module, _args, out: made.append(out))
@@ -124,7 +124,7 @@ def _others(ids: Tensor, at: int) -> Tensor:
 
 def _moves(model: nn.Module, loss: LossOf, batch: Part, before: Tensor) -> bool:
     """Whether another batch gives the first positions other logits."""
-    after, _ = _logits(model, loss, batch)
+    after, _ = logits_of(model, loss, batch)
     if after is None or after.shape[1] < before.shape[1]:
         return False
     moved = (after[:, : before.shape[1]] - before).abs().max()
