@@ -723,6 +723,9 @@ def _one_line(error: ValidationError) -> str:
         return f"{key}: no such key; nearest: {near[0].replace('_', '-')} (all are in --help)"
     if first["type"] == "tuple_type":
         message = "Input should be a list"
+    for other in error.errors()[1:]:
+        if other["loc"][:1] == first["loc"][:1] and other["type"] == "literal_error":
+            message += f" or {other['msg'].removeprefix('Input should be ')}"  # a number or a word
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -57,6 +57,7 @@ TYPES = [
     ({"cohort": None}, "cohort=None", "integer"),
     ({"lr": "fast"}, "lr='fast'", "number"),
     ({"sparsity": "0,8"}, "sparsity='0,8'", "number"),
+    ({"max_norm": "large"}, "max-norm='large'", "a valid number or 'auto'"),
     ({"score": 7}, "score=7", "no such score; allowed: taylor"),
     ({"unit_shape": 2}, "unit-shape=2", "should be a list"),
     ({"layers": ["a", 1]}, "layers=['a', 1]", "dictionary"),
