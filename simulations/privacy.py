@@ -22,7 +22,11 @@ from fedprune.attacks.membership_report import membership_study
 from fedprune.attacks.page import Section, write_page
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
+from fedprune.commands.targets import check_file
+from fedprune.ending import BAD_INPUT, ended, told
 from simulations.utility import utility_findings
+
+PROGRAM = "privacy.py"
 
 Tick = Callable[[], None]
 Findings = tuple[list[Section], dict[str, Any]]
@@ -204,21 +208,28 @@ def printed(section: Section) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 when the page is written, 2 for bad input."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run the command line; see `fedprune.ending` for what it gives back."""
+    return ended(lambda: _main(sys.argv[1:] if arguments is None else arguments), PROGRAM)
+
+
+def _main(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
+    folder = Path(given.out)
     try:
         study, parts = study_of(given)
+        folder.mkdir(parents=True, exist_ok=True)  # before an hour of work
+        check_file("out", str(folder / "page.html"))
         sections, figures = made(study, parts)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"privacy.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    folder = Path(given.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        return told(PROGRAM, error, BAD_INPUT)
+    except OSError as error:
+        return told(
+            PROGRAM, f"out={given.out!r}: {error}; allowed: a folder to write in", BAD_INPUT
+        )
     command = shlex.join(["python", "simulations/privacy.py", *arguments])
     write_page(folder / "page.html", "What leaks", INTRODUCTION, sections, command)
-    told = {"command": command, "epsilons": study.epsilons, "parts": figures}
-    (folder / "results.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    results = {"command": command, "epsilons": study.epsilons, "parts": figures}
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     for section in sections:
         print(printed(section))
     print(f"\npage      {folder / 'page.html'}\nfigures   {folder / 'results.json'}")

@@ -38,6 +38,7 @@ def test_a_page_and_figures_are_written(
         (["--epsilon", "one"], "epsilon='one': allowed: numbers from 0.01 to 1e6"),
         (["--epsilon", "nan"], "epsilon='nan': allowed"),
         (["--epsilon", "1,inf"], "epsilon='1,inf': allowed"),
+        (["--out", "/proc/none/x"], "out='/proc/none/x': [Errno 2]"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
