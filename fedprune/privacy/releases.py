@@ -270,7 +270,7 @@ def _sealed() -> Release:
     """What a client sends so that its part of a sum cannot be seen, and that part, masked."""
     return Release(
         "protocol",
-        ("keys", "shares", "masked"),
+        ("keys", "shares", "masked", "signatures"),
         mechanism="public",
         covered=True,
         reason="keys, encrypted shares and masked vectors: each looks random by itself",

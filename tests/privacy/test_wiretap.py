@@ -151,7 +151,7 @@ SEALED: list[dict[str, Any]] = [
     {**NOISE, "secure": "secagg"},
     {**NOISE, "secure": "secagg", "dp": "example"},
 ]
-NAMES = {"total": "masked", "summed": "answered"}
+NAMES = {"total": "masked", "summed": "answered", "said": "signatures"}
 """What a stage of a secure sum calls what the ledger calls otherwise."""
 
 
