@@ -74,7 +74,12 @@ def _how_much(c: RunConfig, task: Task) -> list[Misfit]:
         ("unit", fixed and c.unit != "weight", lonely, "weight"),
         ("min-density", fixed and c.min_density > 0, lonely, "0"),
         ("max-density", fixed and c.max_density < 1, lonely, "1"),
-        ("score-steps", (fixed or sought) and c.score_steps > 1, "steps need a sparsity", "1"),
+        (
+            "score-steps",
+            (fixed or sought or c.scope == "patterns") and c.score_steps > 1,
+            "steps need a sparsity",
+            "1",
+        ),
         (
             "baselines",
             fixed and "random" in c.baselines,

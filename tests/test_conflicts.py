@@ -109,6 +109,11 @@ HOW_MUCH = [
     ({"threshold": 0.1, "score_steps": 2}, "score-steps=2", "steps need a sparsity; allowed: 1"),
     ({"target_bytes": 999, "score_steps": 2}, "score-steps=2", "steps need a sparsity; allowed: 1"),
     (
+        {"scope": "patterns", "layers": {"*": 0.3}, "score_steps": 2},
+        "score-steps=2",
+        "steps need a sparsity; allowed: 1",
+    ),
+    (
         {"threshold": 0.1, "baselines": ("random",)},
         "baselines=('random',)",
         "random scores mean nothing to a threshold; allowed: dense",
@@ -1039,7 +1044,7 @@ SECURE = [
         {"secure": "secagg", "dp": "client", "dp_noise": 1.0, "sampling": "poisson"}
         | {"metrics": "noised", "agreement": False, "model": "mlp"},
         "sampling='poisson'",
-        "who is in a secure sum is seen, and too few make none; allowed: fixed",
+        "who is in a secure sum is seen, and too few make none; allowed: fixed, round-robin",
     ),
     (
         {"secure": "secagg", "noise_source": "secret", "engine": "ray"},

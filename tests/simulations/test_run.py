@@ -206,10 +206,12 @@ def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> Non
     plugin = tmp_path / "broken.py"
     plugin.write_text(
         "from dataclasses import replace\n"
-        "from fedprune import TASKS\n"
+        "from fedprune import TASKS as ours\n"
         "def loss(model, batch):\n"
-        "    raise RuntimeError('out of order')\n"
-        "TASKS = {'broken': replace(TASKS['digits'], loss=loss)}\n"
+        "    if len(batch['labels']) > 4:  # more than are tried before round one\n"
+        "        raise RuntimeError('out of order')\n"
+        "    return ours['digits'].loss(model, batch)\n"
+        "TASKS = {'broken': replace(ours['digits'], loss=loss)}\n"
     )
     folder = tmp_path / "run"
     done = command(*QUICK[2:], "--task", "broken", "--plugin", str(plugin), "--out", str(folder))

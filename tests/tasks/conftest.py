@@ -65,6 +65,7 @@ def asked() -> Asked:
             "class_names": (),
             "small_owners": None,
             "metrics": "exact",
+            "dp": "none",
             "panel": 0,
             "split": "iid",
             "model": next(iter(TASKS[task].models)),
