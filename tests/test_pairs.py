@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path, chance = tmp_path_factory.mktemp("pairs") / "rows.jsonl", random.Random(0)
     texts = [" ".join(chance.choices(WORDS, k=4)) for _ in range(60)]
     rows = [
-        {"text": text, "label": "ab"[i % 2], "target": text[:9], "client": f"c{i % 4}"}
+        {"text": text, "label": "ab"[i % 2], "target": text[:9], "client": f"c{i % 6}"}
         for i, text in enumerate(texts)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

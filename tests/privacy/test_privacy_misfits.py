@@ -66,6 +66,22 @@ EXAMPLES: list[tuple[Keys, str, str]] = [
         "noise is added to sums over examples, before anything is scored; allowed: sum",
     ),
     (
+        NOISE | {"max_norm": 1.0},
+        "max-norm=1.0",
+        "dp is client: norms are bounded already; allowed: leave it out",
+    ),
+    (
+        NOISE | {"strikes": 2},
+        "strikes=2",
+        "dp is client: who is left out would depend on the data, and others are drawn more often; "
+        "allowed: leave it out",
+    ),
+    (
+        NOISE | {"robust": "median"},
+        "robust='median'",
+        "dp is client: it looks at clients one by one; allowed: none",
+    ),
+    (
         NOISE | {"normalise": "l1"},
         "normalise='l1'",
         "dp is client: norms are bounded already; allowed: none",

@@ -93,7 +93,8 @@ def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
     t = seen.state.traffic
     assert close(t.up + t.down + t.evaluation, scale.up + scale.down, 2 * scale.messages)
     assert scale.messages > 10
-    assert seen.rows == simulated(config, folders[:3]).rows
+    if config.dp == "none":  # noise is fresh in both
+        assert seen.rows == simulated(config, folders[:3]).rows
     assert not seen.state.failed
 
 
