@@ -11,7 +11,7 @@ from fedprune.asking import Bench, asked, evidence_of
 from fedprune.choosing import Wanted, chosen
 from fedprune.cohorts import too_few
 from fedprune.compression.coded import coded_size
-from fedprune.config import ConfigError
+from fedprune.config import ConfigError, RunConfig
 from fedprune.forms import form_of
 from fedprune.learning.averaging import decided
 from fedprune.messages import Folded, Question
@@ -93,7 +93,7 @@ def decide(
     c = plan.config
     score = scores_of(c.plugin)[c.score]
     if score.step is not None:
-        _check_seen(evidence, c.score)
+        _check_seen(evidence, c)
         assert sparsity is not None  # such a score has no threshold
         shares = dict.fromkeys(evidence.weights, sparsity)
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
@@ -104,17 +104,19 @@ def decide(
     return pruned(state, {**state.masks, **masks})
 
 
-def _check_seen(evidence: Evidence, name: str) -> None:
+def _check_seen(evidence: Evidence, config: RunConfig) -> None:
     """Refuse to score a layer by inputs that no client had, as if they all were 0.
+
+    With noise the number of rows is noised too, and says nothing about that.
 
     Raises:
         ConfigError: no row went through it.
     """
-    lost = unseen(evidence.sums)
+    lost = unseen(evidence.sums) if config.dp == "none" else []
     if lost:
         raise ConfigError(
-            f"score={name!r}: no row went through the layer of {lost[0]} at any client asked; "
-            f"allowed: --exclude {lost[0]}, a larger cohort, or another score"
+            f"score={config.score!r}: no row went through the layer of {lost[0]} at any client "
+            f"asked; allowed: --exclude {lost[0]}, a larger cohort, or another score"
         )
 
 
@@ -178,7 +180,7 @@ def _combined(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
     """One score for every weight asked about, from the pooled sums or from the clients' own."""
     c = plan.config
     score, combine = scores_of(c.plugin)[c.score], COMBINES[c.combine]
-    _check_seen(evidence, c.score)
+    _check_seen(evidence, c)
     if combine.pooled or not score.asks:
         return score.finalise(evidence)
     form = form_of(

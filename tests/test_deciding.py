@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ from torch import Tensor
 from fedprune import SCORES, Result, RunConfig, federate, select
 from fedprune.compression.coded import CODED_NAME
 from fedprune.config import ConfigError
-from fedprune.deciding import decide, sparsity_of, united
+from fedprune.deciding import _check_seen, decide, sparsity_of, united
 from fedprune.federation import Watch
 from fedprune.hosts import House, inline_port
 from fedprune.messages import Folded, Question
 from fedprune.notes import agreement_of
+from fedprune.pruning.inputs import rows_of
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.regrowth import exchange
 from fedprune.pruning.schedules import exchange_fraction
@@ -414,3 +416,10 @@ def test_what_a_score_makes_must_be_scores(
     monkeypatch.setitem(SCORES, "mine", Score("mine", "here", finalise))
     with pytest.raises(ConfigError, match=rf"^score='mine': .*{line}"):
         run(score="mine")
+
+
+def test_numbers_of_rows_with_noise_say_of_no_layer_that_it_was_not_seen(tiny: Any):
+    evidence: Any = SimpleNamespace(sums={rows_of("w"): torch.zeros(1)})
+    with pytest.raises(ConfigError, match="no row went through the layer of w"):
+        _check_seen(evidence, tiny(model="mlp", score="wanda"))
+    _check_seen(evidence, tiny(model="mlp", score="wanda", dp="example", dp_noise=1.0))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fedprune import ConfigError
+from fedprune.bound import Going
 from fedprune.config import configure
 from fedprune.report.screen import Screen
 from simulations.ray_engine import run_apps, simulate
@@ -29,7 +30,7 @@ def test_a_ray_that_is_in_use_is_used_and_goes_on(tiny: Any, played: Any, tmp_pa
         counter = Counter.remote()
         assert ray.get(counter.up.remote()) == 1
         config = tiny(model="mlp", engine="ray", rounds=2, warmup=0, end=1)
-        simulate(config, tmp_path / "run", Screen(), resume=False)
+        simulate(config, tmp_path / "run", Screen(), Going())
         assert ray.get(counter.up.remote()) == 2
         rows = (tmp_path / "run" / "rounds.jsonl").read_text()
         alone = played(configure({**config.model_dump(exclude_none=True), "engine": "inline"}))
