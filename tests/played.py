@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from fedprune import Result, RunConfig, federate, federation
+from fedprune import Result, RunConfig, federate
 from fedprune.config import configure, from_toml, to_toml
 from fedprune.federation import Watch
 from fedprune.privacy.ledger import Ledger, open_ledger
@@ -17,8 +18,42 @@ from fedprune.privacy.planning import planned as releases
 from fedprune.pruning.selection import planned
 from fedprune.pruning.units import unit_labels
 from fedprune.shapes import dense_model, layout_for
-from fedprune.state import State
+from fedprune.state import Port, State
 from fedprune.tensors import count_kept
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run in this process, with what went by.
+
+    Attributes:
+        config: what was run.
+        result: as `federate` gives it back.
+        states: after every round, arm after arm.
+        lines: of the ledger.
+    """
+
+    config: RunConfig
+    result: Result
+    states: list[State]
+    lines: list[dict[str, Any]]
+
+
+def watched(config: RunConfig, port: Port | None = None, **more: Any) -> Played:
+    """Run a configuration to its end, without its page where it has a folder."""
+    states, ledgers = list[State](), list[Ledger]()
+
+    def opened(*args: Any, **more: Any) -> Ledger:
+        ledgers.append(open_ledger(*args, **more))
+        return ledgers[-1]
+
+    watch = Watch(row=lambda _row, _s, state: states.append(state))
+    with (
+        patch("fedprune.federation.open_ledger", opened),
+        patch("fedprune.report.page.write_report", lambda _folder: None),
+    ):
+        result = federate(config, port, watch=watch, **more)
+    return Played(config, result, states, ledgers[0].lines)
 
 
 def play(config: RunConfig) -> None:
@@ -27,26 +62,31 @@ def play(config: RunConfig) -> None:
     Raises:
         AssertionError: it broke one.
     """
-    states, ledgers = list[State](), list[Ledger]()
-
-    def opened(*args: Any, **more: Any) -> Ledger:
-        ledgers.append(open_ledger(*args, **more))
-        return ledgers[-1]
-
-    with patch.object(federation, "open_ledger", opened):
-        result = federate(config, watch=Watch(row=lambda _row, _s, state: states.append(state)))
-    assert configure(from_toml(to_toml(config))) == config
-    told = [f for row in result.rows for f in row["failures"]]
+    run = watched(config)
+    told = [f for row in run.result.rows for f in row["failures"]]
     assert not told, told
-    assert result.summary["failures"] == 0
+    assert run.result.summary["failures"] == 0
+    assert run.result.summary["reached"]
+    check(run)
+
+
+def check(run: Played) -> None:
+    """Hold a run to the laws that go for all of them, whatever failed in it.
+
+    Raises:
+        AssertionError: it broke one.
+    """
+    config, result = run.config, run.result
+    assert configure(from_toml(to_toml(config))) == config
     for row in result.rows:
         assert all(math.isfinite(x) for x in _numbers(row)), row
-    own = states[: config.rounds]  # the other arms come after
+    own = run.states[: config.rounds]  # the other arms come after
     assert len(own) == config.rounds or "stopped" in result.summary["privacy"]
-    _removed_is_zero(own)
+    _removed_is_zero(run.states)
     _only_shrinks(own, config)
-    _reached(result, config)
-    _as_planned(ledgers[0], config)
+    if result.summary["reached"]:
+        _reached(result, config)
+    _as_planned(run.lines, config)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -79,7 +119,6 @@ def _only_shrinks(states: list[State], c: RunConfig) -> None:
 def _reached(result: Result, c: RunConfig) -> None:
     """Exactly the sparsity asked for; of larger units the last one may be too large to go."""
     summary = result.summary
-    assert summary["reached"]
     if c.sparsity is None or c.schedule == "adaptive" or c.reduce:
         return
     layout = layout_for(c, dense_model(c))
@@ -96,13 +135,13 @@ def _reached(result: Result, c: RunConfig) -> None:
     assert wanted - largest * pools < gone <= wanted, (gone, wanted, largest)
 
 
-def _as_planned(ledger: Ledger, c: RunConfig) -> None:
+def _as_planned(lines: list[dict[str, Any]], c: RunConfig) -> None:
     """What was booked with noise is what was planned with it."""
     if c.dp == "none" or c.schedule == "adaptive" or c.calibration != "dense":
         return
     booked = Counter(
         (line["round"], line["quantity"])
-        for line in ledger.lines
+        for line in lines
         if line["arm"] == "pruned" and (line["z"] is not None or line["spread"] is not None)
     )
     votes = {"votes": "scores"}

@@ -1,0 +1,102 @@
+"""A Flower grid without Flower's network: it calls the ClientApp in this process."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import clients.app
+from clients.app import app
+
+Meddle = Callable[[int, Message, Message], Message | None]
+
+
+def honest(node: int, question: Message, reply: Message) -> Message:
+    del node, question
+    return reply
+
+
+@dataclass
+class FakeGrid:
+    """As much of Flower's Grid as the package uses.
+
+    Attributes:
+        contexts: the nodes that are there, each with what Flower keeps of it.
+        meddle: may change a reply, or lose it (None).
+        before: called with this grid before every look at who is there.
+        asked: (node, message type, fields, names of buffers) of every message that was sent.
+    """
+
+    contexts: dict[int, Context]
+    meddle: Meddle = honest
+    before: Callable[["FakeGrid"], None] = lambda _: None
+    asked: list[tuple[int, str, dict[str, Any], set[str]]] = field(default_factory=list)
+    looks: int = 0
+    _sent: dict[str, Message] = field(default_factory=dict)
+    _count: int = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.looks += 1
+        self.before(self)
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str | None:
+        node = message.metadata.dst_node_id
+        if node not in self.contexts:
+            return None
+        self._count += 1
+        name = f"message-{self._count}"
+        message.metadata.__dict__["_message_id"] = name
+        self._sent[name] = message
+        content = message.content
+        fields = dict(content.config_records["fields"])
+        self.asked.append(
+            (node, message.metadata.message_type, fields, set(content.array_records["buffers"]))
+        )
+        return name
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        # The newest first: whoever adds up in order of arrival would be found out.
+        sent = [self._sent.pop(name) for name in reversed(list(message_ids)) if name in self._sent]
+        return [reply for message in sent if (reply := self._reply(message)) is not None]
+
+    def _reply(self, message: Message) -> Message | None:
+        node = message.metadata.dst_node_id
+        if node not in self.contexts:
+            return None
+        try:
+            reply = app(message, self.contexts[node])
+        except Exception as error:  # as Flower does
+            reply = Message(Error(code=0, reason=str(error)), reply_to=message)
+        return self.meddle(node, message, reply)
+
+    def kinds(self, node: int) -> list[str]:
+        return [kind for i, kind, _, _ in self.asked if i == node]
+
+
+def context(node: int, **node_config: Any) -> Context:
+    return Context(1, node, node_config, RecordDict(), {})
+
+
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """What lets several devices be in one process, each with a house of its own."""
+    # Flower 1.41 makes no Message outside a task of its own.
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    build = clients.app._device_house.__wrapped__
+    with patch.object(clients.app, "_device_house", functools.lru_cache(maxsize=8)(build)):
+        yield
+
+
+def workers(count: int, **rest: Any) -> FakeGrid:
+    """A grid of a simulation's workers."""
+    nodes = {90 - i: context(90 - i, **{"partition-id": i}) for i in range(count)}
+    return FakeGrid(nodes, **rest)
