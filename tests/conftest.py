@@ -3,7 +3,8 @@
 What a session fixture gives back is shared: tests read it and do not write to it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,18 @@ settings.register_profile("fedprune", deadline=None)
 settings.load_profile("fedprune")
 
 LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fault() -> Iterator[None]:
+    """The fault of `tests.faults` that ``FAULT`` names, put into every test."""
+    if "FAULT" not in os.environ:
+        yield
+        return
+    from tests.faults import FAULTS, put_in
+
+    with put_in(FAULTS[os.environ["FAULT"]]):
+        yield
 
 
 @pytest.fixture(scope="session")

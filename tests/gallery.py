@@ -89,8 +89,9 @@ GALLERY: dict[str, Run] = {
     "second-moment": mlp(score="taylor_signed", combine="second-moment", normalise="l1"),
     "ablation-rows": mlp(score="ablation", unit="row", sparsity=0.3, score_examples=20),
     "threshold": mlp(score="magnitude", sparsity=None, threshold=0.02, end=2),
+    "zeros": mlp(score="magnitude", l1=0.1, sparsity=0.3),  # more of them than have to go
     "target-bytes": digits(sparsity=None, target_bytes=9000),
-    "target-flops": mlp(sparsity=None, target_flops=0.5),
+    "target-flops": mlp(sparsity=None, target_flops=0.5, score="taylor_signed"),
     "patterns": mlp(scope="patterns", layers={"*": 0.5}, score="random"),
     "blocks": mlp(unit="block", unit_shape=(2, 4), score="activation", pool="max"),
     "score-steps": mlp(score_steps=3, probes=4, score="perturbation"),
@@ -104,7 +105,7 @@ GALLERY: dict[str, Run] = {
     "heads-end": shakespeare(unit="head", sparsity=0.3, score="contribution", model="llama"),
     "neurons": shakespeare(unit="neuron", model="gpt2", score="taylor_second", shrink="every"),
     "sequential": shakespeare(
-        **{"score": "wanda", "scope": "row", "calibration": "sequential"},
+        **{"score": "wanda", "scope": "row", "calibration": "sequential", "depth": 2},
         **{"schedule": "one-shot", "end": 1, "rounds": 1, "score_cohort": "all"},
     ),
     "sparsegpt": shakespeare(
@@ -130,7 +131,10 @@ GALLERY: dict[str, Run] = {
         **{"rewind": 1, "lr_rewind": True, "warmup": 2, "frequency": 2, "rounds": 5, "end": 4},
         **{"moving": "swa", "score": "magnitude"},
     ),
-    "distil": mlp(distil=0.5, temperature=3.0, distil_schedule="linear", moving="ema"),
+    "distil": mlp(
+        **{"distil": 0.5, "temperature": 3.0, "distil_schedule": "linear"},
+        **{"moving": "ema", "moving_decay": 0.8},
+    ),
     "blend": mlp(blend="layer", blend_grid=(0.5, 1.0), reconstruct="outputs"),
     "low-rank": mlp(reduce=("dead", "merge", "low-rank"), rank_budget=0.5, reduce_round=3),
     "accumulate": mlp(
@@ -154,9 +158,11 @@ GALLERY: dict[str, Run] = {
     "workers": Run({**MLP, "uplink": "int4", "combine": "clipped-mean"}, workers=2),
     "silent": Run(
         {**MLP, "min_clients": 2, "strikes": 1},
-        silent=((0, 1), (1, 1), (2, 1), (3, 1), (1, 3)),
+        silent=((0, 1), (1, 1), (2, 1), (1, 3)),
     ),
-    "raises": digits(task="failing", plugin="tests/failing_task.py", cohort=4, rounds=3),
+    "raises": digits(
+        task="failing", plugin="tests/failing_task.py", cohort=4, rounds=3, scope="erk"
+    ),
     "killed": Run({**MLP, "uplink": "int8", "error_feedback": True}, killed=2),
     "init": Run({**MLP, "rounds": 2, "warmup": 0, "end": 1}, before={**MLP, "sparsity": 0.4}),
     # tasks over rows of a user's own
