@@ -11,7 +11,6 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -24,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedprune.allowed import check_given, refused, unreadable
 from fedprune.defaults import beside_noise, completed
 from fedprune.given import parsed, replaced
 from fedprune.naming import Refusal
@@ -53,7 +53,7 @@ class RunConfig(BaseModel):
     key that may be left out is as if it were not given.
 
     Raises:
-        ConfigError: via `configure`; pydantic's ValidationError when built directly.
+        ConfigError: one line that names the key, the value and what is allowed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
@@ -567,6 +567,21 @@ class RunConfig(BaseModel):
     out: str = _field("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = _field("results", "show Flower's and Ray's own logs", False)
 
+    def __init__(self, /, **given: Any) -> None:
+        """See the class. Values have their types: text that says a number is for `configure`."""
+        try:
+            check_given(type(self), given)  # what completes it relies on the types
+            super().__init__(**given)
+        except ValidationError as error:
+            refusal = refused(error.errors()[0], type(self).model_fields)
+            raise ConfigError(str(refusal), refusal.key, refusal.allowed) from None
+        except Refusal as refusal:
+            raise ConfigError(str(refusal), refusal.key, refusal.allowed) from None
+        except OSError as error:
+            raise ConfigError(unreadable(error, given)) from None
+        except (ValueError, ImportError) as error:  # from a plug-in's file
+            raise ConfigError(str(error)) from None
+
     @model_validator(mode="wrap")
     @classmethod
     def _completed(
@@ -635,19 +650,12 @@ def configure(given: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: one line that names the key, the value and what is allowed.
     """
-    try:
-        return RunConfig(**_read(given))
-    except ValidationError as error:
-        raise _config_error(error) from None
-    except Refusal as refusal:  # from completing, before validation
-        raise ConfigError(str(refusal), refusal.key, refusal.allowed) from None
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(str(error)) from None
+    return RunConfig(**_read(given))
 
 
 def flat(given: Mapping[str, Any]) -> dict[str, Any]:
     """Keys as Python spells them."""
-    return {key.replace("-", "_"): value for key, value in given.items()}
+    return {str(key).replace("-", "_"): value for key, value in given.items()}
 
 
 def _read(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -702,31 +710,6 @@ _WANTED = ("init", "teacher", "reduce", "reconstruct", "rewind")
 
 def _spelled(keys: Iterable[str]) -> str:
     return ", ".join(sorted(key.replace("_", "-") for key in keys))
-
-
-def _config_error(error: ValidationError) -> ConfigError:
-    """The first thing that is wrong, in one line."""
-    told = error.errors()[0].get("ctx", {}).get("error")
-    if isinstance(told, Refusal):
-        return ConfigError(str(told), told.key, told.allowed)
-    return ConfigError(_one_line(error))
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"][:1])).replace("_", "-")
-    message = first["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    if first["type"] == "extra_forbidden":
-        near = get_close_matches(str(first["loc"][0]), list(RunConfig.model_fields), 1, 0.0)
-        return f"{key}: no such key; nearest: {near[0].replace('_', '-')} (all are in --help)"
-    if first["type"] == "tuple_type":
-        message = "Input should be a list"
-    for other in error.errors()[1:]:
-        if other["loc"][:1] == first["loc"][:1] and other["type"] == "literal_error":
-            message += f" or {other['msg'].removeprefix('Input should be ')}"  # a number or a word
-    return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 _HEAD = "# What was given: --config reads these keys, and all others follow from them again."
@@ -797,7 +780,7 @@ def _of_caller(keys: dict[str, Any], plugin: str | None, where: object) -> dict[
 def _document(text: str) -> dict[str, Any]:
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise ConfigError(f"config: not TOML: {error}; allowed: flat keys, as in --help") from None
     if not isinstance(found.get("followed", {}), dict):
         raise ConfigError("followed: no such key; allowed: the table that a run wrote")

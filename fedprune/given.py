@@ -92,7 +92,7 @@ def _listed(value: Any, kind: Any) -> Any:
 def _split(text: str) -> list[str]:
     """The parts of a text between commas; those in the brackets of a shell pattern do not count."""
     parts = re.split(r",(?![^\[\]]*\])", text)
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts] if text.strip() else []
 
 
 def _table(text: str) -> Any:
@@ -100,7 +100,8 @@ def _table(text: str) -> Any:
     if (found := _in_toml(text, dict)) is not None:
         return found
     pairs = [part.rpartition("=") for part in _split(text)]
-    if not all(pattern and equals for pattern, equals, _ in pairs):
+    names = {pattern.strip() for pattern, equals, _ in pairs if equals}
+    if len(names) < len(pairs):  # also where a pattern is there twice
         return text
     return {pattern.strip(): _number(number, float) for pattern, _, number in pairs}
 

@@ -23,6 +23,15 @@ class Refusal(ValueError):
         self.key, self.allowed = key, allowed
 
 
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line, and not the whole of what is very long."""
+    try:
+        text = " ".join(repr(value).split()) if not isinstance(value, str) else repr(value)
+    except Exception:  # an integer of thousands of digits, an object with a repr of its own
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 500 else f"{text[:100]}..."
+
+
 def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     """Refuse a value that is not a name in the table.
 
@@ -32,12 +41,12 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     (key, value), names = item, list(table)
     if value in names:
         return
-    near = get_close_matches(str(value), names, 1)
+    near = get_close_matches(shown(value).strip("'"), names, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     allowed = ", ".join(names)
-    raise Refusal(f"{key}={value!r}: no such {key}{hint}; allowed: {allowed}", key, allowed)
+    raise Refusal(f"{key}={shown(value)}: no such {key}{hint}; allowed: {allowed}", key, allowed)
 
 
 def refuse(key: str, value: Any, reason: str, allowed: str) -> NoReturn:
     """Raise a `Refusal` of the usual form."""
-    raise Refusal(f"{key}={value!r}: {reason}; allowed: {allowed}", key, allowed)
+    raise Refusal(f"{key}={shown(value)}: {reason}; allowed: {allowed}", key, allowed)

@@ -110,12 +110,6 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
             f"task {c.task} has {count} classes",
             f"{count} names",
         ),
-        (
-            "class-names",
-            len(set(names)) < len(names) or not all(names),
-            "a name is empty or there twice",
-            "names that differ",
-        ),
         ("model", unknown, f"task {c.task} has no such model", models),
         ("length", c.length is not None and not sized, "no text", out),
         ("depth", c.depth is not None and not family, own, out),
@@ -170,7 +164,6 @@ def _out_of_bounds(c: RunConfig) -> list[Misfit]:
     once = f"{c.schedule} prunes once, in round {c.warmup + 1}"
     steps = "steps and epochs exclude each other, and one must be above 0"
     last_only = c.schedule == "one-shot" and prunes
-    names = ", ".join(BASELINES)
     return [
         ("cohort", c.cohort > c.clients, "more clients than there are", f"1 to {c.clients}"),
         ("hosts", c.hosts > c.clients, "more hosts than clients", f"1 to {c.clients}"),
@@ -190,7 +183,6 @@ def _out_of_bounds(c: RunConfig) -> list[Misfit]:
         ("end", last_only and c.end != c.warmup + 1, once, f"{c.warmup + 1}, or leave it out"),
         ("frequency", last_only and c.frequency != 1, once, "1, or leave it out"),
         ("local-steps", (c.local_steps > 0) == (c.local_epochs > 0), steps, "one of them"),
-        ("baselines", len(set(c.baselines)) < len(c.baselines), "named twice", names),
     ]
 
 

@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedprune.allowed import allowed, no_such_key
 from fedprune.compression.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
 from fedprune.config import (
     BY_TASK,
@@ -28,6 +29,7 @@ from fedprune.learning.moving import MOVING
 from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.learning.robust import ROBUST
 from fedprune.learning.training import OPTIMIZERS
+from fedprune.naming import shown
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.privacy.matrix import matrix
 from fedprune.pruning.adaptive import ADAPTIVE
@@ -57,7 +59,12 @@ examples:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (all options are in --help)")
+        """One line for what argparse cannot read: an option without its value, or a stray word."""
+        about = re.match(r"argument (?:--no-[\w-]+/)?--([\w-]+)[^:]*: (.*)", message)
+        key, reason = about.groups() if about else ("", message)
+        field = RunConfig.model_fields.get(key.replace("-", "_"))
+        takes = allowed(key.replace("-", "_"), field) if field else "the options in --help"
+        raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,7 +157,10 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None, bool]:
         ConfigError: one line with the key, the value and what is allowed.
         SystemExit: after --help and --list.
     """
-    given = vars(parser().parse_args(arguments))
+    known, rest = parser().parse_known_args(arguments)
+    if rest:
+        raise _stray(rest)
+    given = vars(known)
     if given.pop("list", False):
         print(listing(given.get("plugin", "")))
         raise SystemExit(0)
@@ -168,6 +178,17 @@ def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None, bool]:
     for line in left_out:
         print(f"run.py: {file}: {line}", file=sys.stderr)
     return config, None, False
+
+
+def _stray(rest: list[str]) -> ConfigError:
+    """The refusal of the first word that is no option and no option's value."""
+    name, equals, value = rest[0].removeprefix("--").partition("=")
+    if not rest[0].startswith("--"):
+        takes = "the options in --help"
+        return ConfigError(f"{shown(rest[0])}: not an option; allowed: {takes}", "", takes)
+    value = value if equals else next((word for word in rest[1:] if word[:2] != "--"), "")
+    refusal = no_such_key(name, value, RunConfig.model_fields)
+    return ConfigError(str(refusal), refusal.key, refusal.allowed)
 
 
 def _resumed(folder: Path, file: str | None, given: dict[str, Any], *, anyway: bool) -> RunConfig:

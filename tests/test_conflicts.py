@@ -588,7 +588,7 @@ OF_THE_TASK = [
     (
         {"task": "digits", "class_names": tuple("aabcdefghi")},
         f"class-names={tuple('aabcdefghi')}",
-        "a name is empty or there twice; allowed: names that differ",
+        "an entry is there twice; allowed: names that differ, with commas between",
     ),
     (
         {"task": "text-classification", "data": "x", "encoding": "base64"},
@@ -649,7 +649,7 @@ OUT_OF_BOUNDS = [
     (
         {"baselines": ("dense", "dense")},
         "baselines=('dense', 'dense')",
-        "named twice; allowed: dense, random",
+        "an entry is there twice; allowed: some of dense, random, each once, with commas between",
     ),
 ]
 UNUSED = [
@@ -856,7 +856,7 @@ BY_VALIDATION = [
     (
         {"blend": "layer", "blend_grid": (1.0, 0.5, 0.5)},
         "blend-grid=(1.0, 0.5, 0.5)",
-        "a share is in it twice; allowed: different ones",
+        "an entry is there twice; allowed: numbers that differ, with commas between",
     ),
     (
         {"blend": "layer", "blend_grid": (1.0, 2.5)},
@@ -919,7 +919,8 @@ REDUCED = [
     (
         {"reduce": ["dead", "dead"]},
         "reduce=('dead', 'dead')",
-        "named twice; allowed: dead, merge, share, low-rank",
+        "an entry is there twice; allowed: some of dead, merge, share, low-rank, each once, "
+        "with commas between",
     ),
     ({"reduce_round": 3}, "reduce-round=3", "nothing is reduced; allowed: leave it out"),
     (

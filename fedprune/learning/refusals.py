@@ -90,7 +90,6 @@ def _kept_change(c: RunConfig) -> list[Misfit]:
             "the whole change is not in it",
             "1 and others",
         ),
-        ("blend-grid", len(set(grid)) < len(grid), "a share is in it twice", "different ones"),
         ("blend-grid", not all(0 <= share <= 2 for share in grid), "not shares", "0 to 2"),
         ("blend-grid", not idle and len(grid) == 1, "there is nothing to choose", "1 and others"),
         ("blend", not idle and c.masks != "global", apart, "none"),

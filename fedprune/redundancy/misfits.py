@@ -61,7 +61,6 @@ def _reductions(c: RunConfig) -> list[Misfit]:
     after = f"{c.end + 1} to {c.rounds}" if c.end < c.rounds else "a round after --end"
     cuts = "share" in c.reduce and c.unit in _CUT
     return [
-        ("reduce", len(set(c.reduce)) < len(c.reduce), "named twice", ", ".join(REDUCTIONS)),
         ("reduce", c.error_feedback and bool(c.reduce), kept, _OUT),
         ("reduce-round", at is not None and none, "nothing is reduced", _OUT),
         (
