@@ -16,9 +16,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedprune.checks import check
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
-from fedprune.forms import Form, check, form_of
+from fedprune.forms import Form, form_of
 from fedprune.hosts import House, open_house, released
 from fedprune.messages import Folded, Question, as_sum
 from fedprune.packets import decode_answer, decode_question, encode_question

@@ -85,6 +85,7 @@ def put(
     state = noticed(state, question.kind, folded)
     return replace(
         state,
+        notices=state.notices + folded.notices,
         taught={**state.taught, **taught} if question.teacher else state.taught,
         known={**state.known, **dict.fromkeys(folded.answered, digest)},
         traffic=t,

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedprune.compression.bounded import Buffer
+from fedprune.compression.bounded import LONGEST_TEXT, Buffer, read_object
 from fedprune.compression.wire import Packet, counted_of, json_of, pack_counted
-from fedprune.messages import Folded, Refused, failure_said, plain
+from fedprune.messages import Folded, Refused, failure_said, longest_about, plain
 from fedprune.parts import Part
 from fedprune.tensors import as_bytes, over_bytes
 
@@ -115,21 +115,46 @@ def parts_in(letter: Letter, asked: Sequence[int], phase: str) -> list[Part]:
         Refused: it is malformed, or speaks for partitions that were not asked.
     """
     try:
-        about = json.loads(letter.fields["about"])
-        answered = [int(p) for p in about["answered"]]
+        about = read_object(letter.fields["about"], longest_about(len(asked)))
+        answered = [_index(p) for p in about["answered"]]
         failures = [failure_said(f, phase) for f in about["failures"]]
         parts = [Part(p, _answer_packet(letter.buffers, p)) for p in answered]
         parts += [Part(failure.partition, failure=failure) for failure in failures]
     except Exception as error:  # whatever a stranger's reply raises is a refusal of that reply
         raise Refused("reply", plain(f"malformed: {error!r}")) from None
-    spoken = sorted(part.partition for part in parts)
-    if spoken != sorted(asked):
-        raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
+    check_spoken([part.partition for part in parts], asked)
     known = {f"{p}.{piece}" for p in answered for piece in _PIECES}
     if letter.buffers.keys() - known:
         unknown = sorted(letter.buffers.keys() - known)[0]
         raise Refused("reply", f"a buffer that nobody asked for: {unknown!r}"[:300])
     return sorted(parts, key=lambda part: part.partition)
+
+
+def _index(said: Any) -> int:
+    """A partition as another process wrote it.
+
+    Raises:
+        ValueError: it is no whole number from 0.
+    """
+    if isinstance(said, bool) or not isinstance(said, int) or said < 0:
+        raise ValueError(f"{plain(repr(said)[:50])} is no partition")
+    return said
+
+
+def check_spoken(spoken: Sequence[int], asked: Collection[int]) -> None:
+    """Refuse a reply that does not say of each partition asked, once, that it answers or failed.
+
+    Raises:
+        Refused: with the first few of both.
+    """
+    if sorted(spoken) != sorted(asked):
+        said, wanted = _few(spoken), _few(asked)
+        raise Refused("answered", f"speaks for partitions {said}, asked were {wanted}")
+
+
+def _few(partitions: Collection[int]) -> str:
+    shown = ", ".join(str(p)[:20] for p in sorted(partitions)[:5])
+    return f"[{shown}{', ...' if len(partitions) > 5 else ''}]"
 
 
 def _answer_packet(buffers: Mapping[str, bytes], partition: int) -> Packet:
@@ -142,15 +167,15 @@ def sum_letter(folded: Folded, *, fixed: bool = False) -> Letter:
 
     With `fixed` it is as long whatever its numbers are.
     """
-    about = {
+    about: dict[str, Any] = {
         "weight": folded.weight,
         "totals": folded.totals,
         "answered": folded.answered,
         "failures": [asdict(f) for f in folded.failures],
         "bytes_up": folded.bytes_up,
     }
-    if folded.norms:
-        about["norms"] = folded.norms
+    about |= {"norms": folded.norms} if folded.norms else {}
+    about |= {"loud": folded.loud} if folded.loud else {}
     types = _types(len(folded.answered))
     tensors = {name: vars(folded)[name] for name in types}
     buffers = {n: bytes(as_bytes(t.to(types[n]))) for n, t in tensors.items() if t is not None}
@@ -158,15 +183,23 @@ def sum_letter(folded: Folded, *, fixed: bool = False) -> Letter:
     return Letter({"about": text}, buffers)
 
 
-def folded_of(letter: Letter, asked: list[int]) -> Folded:
+def folded_of(
+    letter: Letter, asked: list[int], phase: str = "", most: int = LONGEST_TEXT
+) -> Folded:
     """The sum that a letter holds, as far as its form can tell.
+
+    Args:
+        letter: what came.
+        asked: the partitions that were asked.
+        phase: what for: failures are of this phase, whatever the letter says; "": as it says.
+        most: bytes that its fields may take.
 
     Raises:
         Refused: it is malformed, or speaks for partitions that were not asked.
     """
     try:
-        about = json.loads(letter.fields["about"])
-        answered = tuple(int(p) for p in about["answered"])
+        about = read_object(letter.fields["about"], most)
+        answered = tuple(_index(p) for p in about["answered"])
         tensors: dict[str, Any] = {
             n: _tensor(letter.buffers, n, dtype) for n, dtype in _types(len(answered)).items()
         }
@@ -178,16 +211,15 @@ def folded_of(letter: Letter, asked: list[int]) -> Folded:
             weight=float(about["weight"]),
             totals={str(k): float(v) for k, v in about["totals"].items()},
             answered=answered,
-            failures=tuple(failure_said(f, f["phase"]) for f in about["failures"]),
+            failures=tuple(failure_said(f, phase or f["phase"]) for f in about["failures"]),
             bytes_up=int(about["bytes_up"]),
             norms=tuple(float(norm) for norm in about.get("norms", ())),
+            loud=tuple((_index(p), float(size)) for p, size in about.get("loud", ())),
             **tensors,
         )
     except Exception as error:  # whatever a stranger's reply raises is a refusal of that reply
         raise Refused("reply", plain(f"malformed: {error!r}")) from None
-    spoken = sorted([*folded.answered, *(f.partition for f in folded.failures)])
-    if spoken != sorted(asked):
-        raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
+    check_spoken([*folded.answered, *(f.partition for f in folded.failures)], asked)
     return folded
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -114,6 +114,14 @@ def plain(text: object) -> str:
     return " ".join(shown.split())[:300]
 
 
+def longest_about(asked: int, totals: Iterable[str] = ()) -> int:
+    """Bytes that the fields of an answer of so many may take, with totals of these names.
+
+    A reason is of 300 characters at most, each of which JSON may write as six, and so is a field.
+    """
+    return 2**12 * (1 + asked) + sum(64 + 6 * len(name) for name in totals)
+
+
 def failure_said(said: Mapping[str, Any], phase: str) -> Failure:
     """The failure that another process described, in a phase that is known here.
 
@@ -122,7 +130,9 @@ def failure_said(said: Mapping[str, Any], phase: str) -> Failure:
     """
     if set(said) != {"partition", "phase", "field", "reason"}:
         raise ValueError("a failure has a partition, a phase, a field and a reason")
-    return Failure(int(said["partition"]), phase, plain(said["field"]), plain(said["reason"]))
+    if isinstance(said["partition"], bool) or not isinstance(said["partition"], int):
+        raise TypeError("a partition is a whole number")
+    return Failure(said["partition"], phase, plain(said["field"]), plain(said["reason"]))
 
 
 class Refused(ValueError):
@@ -135,6 +145,10 @@ class Refused(ValueError):
     def __init__(self, field_: str, reason: str, told: str = "") -> None:
         super().__init__(reason)
         self.field, self.told = field_, told
+
+
+Loud = tuple[tuple[int, float], ...]
+"""Partitions, and the size of the largest value of each one's change."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,8 @@ class Folded:
         singles: (clients, values) float32, the values one by one, where a rule needs them, or None.
         tries: how often a secure sum was begun; 0: answers were added in the open.
         norms: of the values, one by one as `answered`, where a bound is on them; else empty.
+        loud: partition and size of the largest value of changes that hold one beyond `LOUD`.
+        notices: what is worth knowing about who was there to be asked.
     """
 
     total: Tensor | None = None
@@ -170,7 +186,12 @@ class Folded:
     singles: Tensor | None = None
     tries: int = 0
     norms: tuple[float, ...] = ()
+    loud: Loud = ()
+    notices: tuple[str, ...] = ()
 
+
+LOUD = 1e3
+"""Size of a change's largest value from which it is remembered whose it is."""
 
 _NOBODY = Folded()
 
@@ -182,6 +203,7 @@ def summed(pieces: Iterable[Folded]) -> Folded:
     """
     out = Folded()
     ours: list[Tensor] = []  # made here, so that the next piece may be added in place
+    rows: list[Tensor] = []
 
     def plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
         if left is None or right is None:
@@ -192,6 +214,7 @@ def summed(pieces: Iterable[Folded]) -> Folded:
         return ours[-1]
 
     for piece in pieces:
+        rows += [] if piece.singles is None else [piece.singles]
         out = Folded(
             plus(out.total, piece.total),
             out.weight + piece.weight,
@@ -203,11 +226,14 @@ def summed(pieces: Iterable[Folded]) -> Folded:
             out.bytes_down + piece.bytes_down,
             plus(out.statistics, piece.statistics),
             plus(out.held, piece.held),
-            _stacked(out.singles, piece.singles),
+            None,
             max(out.tries, piece.tries),
             out.norms + piece.norms,
+            out.loud + piece.loud,
+            out.notices + piece.notices,
         )
-    return out
+    singles = rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
+    return replace(out, singles=singles)
 
 
 def as_sum(
@@ -219,6 +245,7 @@ def as_sum(
     singly: bool = False,
     held: bool = False,
     normed: bool = False,
+    loud: bool = False,
 ) -> Folded:
     """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
 
@@ -232,6 +259,7 @@ def as_sum(
         singly: keep its values beside the sum.
         held: also add its votes, times its weight.
         normed: note the norm of its values.
+        loud: note its largest value, if that is beyond `LOUD`.
     """
     votes, holders = before.votes, before.held
     if answer.votes is not None:
@@ -252,9 +280,16 @@ def as_sum(
         before.bytes_down,
         statistics,
         holders,
-        _stacked(before.singles, answer.values.clone().unsqueeze(0) if singly else None),
+        _with_row(before.singles, answer.values) if singly else before.singles,
         norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
+        loud=before.loud + (loud_in(answer.values, (partition,)) if loud else ()),
     )
+
+
+def loud_in(values: Tensor, of: Iterable[int], weight: float = 1.0) -> Loud:
+    """Whose values these are and how large, if one is beyond `LOUD`; nothing if not."""
+    size = max(map(abs, map(float, torch.aminmax(values)))) / weight if values.numel() else 0.0
+    return tuple((p, size) for p in of) if size > LOUD else ()
 
 
 def norm_of(values: Tensor) -> float:
@@ -262,10 +297,22 @@ def norm_of(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _stacked(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return torch.cat([left, right])
+def _with_row(rows: Tensor | None, values: Tensor) -> Tensor:
+    """The rows with one more: in their own memory if that has room for it, else in twice as much.
+
+    So n rows cost n copies of a row and not n² / 2.
+    """
+    if rows is None:
+        return values.clone().unsqueeze(0)
+    n, width = rows.shape
+    memory = rows.untyped_storage()
+    if memory.nbytes() < (n + 1) * width * rows.element_size():
+        wider = rows.new_empty(2 * (n + 1), width)
+        wider[:n] = rows
+        memory = wider.untyped_storage()
+    out: Tensor = rows.new_empty(0).set_(memory, 0, (n + 1, width))  # type: ignore[call-overload]
+    out[n] = values
+    return out
 
 
 _CHUNK = 2**17

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedprune.checks import check
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig
-from fedprune.forms import Form, check
+from fedprune.forms import Form
 from fedprune.messages import (
     Answer,
     Failure,
@@ -14,6 +15,7 @@ from fedprune.messages import (
     Question,
     Refused,
     as_sum,
+    longest_about,
     norm_of,
     plain,
     summed,
@@ -44,6 +46,8 @@ def understood(packet: Packet, question: Question, form: Form) -> Answer:
         Refused: it is not of the form, or would spoil a sum.
         ValueError: it cannot be decoded.
     """
+    if len(packet.head) > longest_about(1, form.totals):
+        raise Refused("reply", f"a head of {len(packet.head)} bytes")
     given = decode_answer(packet, question, form.voters, own=form.own)
     check(given.values, given.weight, given.totals, form, given.statistics)
     if question.limit and (norm := norm_of(given.values)) > question.limit:
@@ -63,6 +67,7 @@ def added(part: Part, question: Question, form: Form, config: RunConfig, before:
     try:
         given = understood(part.packet, question, form)
         how = {"singly": form.singly, "held": form.own, "normed": form.normed}
+        how |= {"loud": question.kind == "tune"}
         return as_sum(given, part.partition, size, before, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others
         failure = silenced(failure_of(part.partition, question.kind, error), config)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.answering import answer
+from fedprune.checks import check
 from fedprune.choosing import evidence_about
 from fedprune.config import ConfigError, RunConfig
-from fedprune.forms import check, form_of
+from fedprune.forms import LARGEST, form_of
 from fedprune.guarding import allowance, guarded
 from fedprune.learning.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.messages import Answer, Question, Refused
@@ -249,9 +250,10 @@ def _answered(trial: Trial, question: Question) -> Answer:
     """What the trial answers, if it is what a server would take."""
     c, seat = trial.seat.config, trial.seat
     given = answer(question, seat)
-    form = form_of(question, c, seat.layout)
+    form = replace(form_of(question, c, seat.layout), weighed=True)
     if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
         form = replace(form, totals=frozenset(given.totals), noisy=True)
+        form = replace(form, within=(-LARGEST, LARGEST), positive=False)
     check(given.values, given.weight, given.totals, form, given.statistics)
     return given
 

@@ -29,7 +29,16 @@ from fedprune.reducing import reduced
 from fedprune.refitting import refitted
 from fedprune.report.rows import Row, row
 from fedprune.shrinking import fitted, kept_small
-from fedprune.standing import all_finite, limit_of, struck, weighed, why_void, without_resting
+from fedprune.standing import (
+    all_finite,
+    blamed,
+    limit_of,
+    numberless,
+    struck,
+    weighed,
+    why_void,
+    without_resting,
+)
 from fedprune.state import Plan, Port, State, Totals, undone
 from fedprune.teacher import schooled, teaching
 
@@ -50,8 +59,8 @@ def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
 def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     """The state after a round, the plan that fits it, and the round's row of the report.
 
-    A round of whose changes too few came is void: the model is as it was before, whatever was
-    decided on the way, and what was due in it is due in the next one.
+    A round of whose changes too few came is void, and one whose model is no number: the model is as
+    it was before, whatever was decided on the way, and what was due in it is due in the next one.
 
     Raises:
         Spent: the privacy budget does not allow for the next question.
@@ -65,16 +74,17 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     bench = bench_for(plan, port, drawn(c, port.training(), state.round))
     state, bench, notes = thinned(state, bench, port)
     state, changes = tune_all(state, bench.plan, port, bench.cohort, due=due)
+    old = replace(before, owed=due)
     if changes.total is None or too_few(changes, c):
-        state, plan = replace(undone(before, state), owed=due), whole
-        notes = Notes(undone=f"void, nothing changes: {why_void(changes, bench.cohort, c)}")
+        why = why_void(changes, bench.cohort, c)
+        state, totals = measure(undone(old, state), port, "validation")
     else:
         state, plan, notes = learnt(state, bench, changes, notes, due=due)
-    if not all_finite(state.weights):
-        state, plan = replace(undone(before, state), owed=due), whole
-        notes = Notes(undone="void, nothing changes: the new model would not be finite")
-    state, totals = measure(state, port, "validation")
-    state = struck(state, c, {*bench.cohort, *port.measuring()})
+        state, totals, why = judged(state, old, port)
+        state, changes = blamed(state, changes, why) if why else (state, changes)
+    if why:
+        plan, notes = whole, Notes(undone=f"void, nothing changes: {why}")
+    state = struck(state, c, bench.cohort, port.measuring())
     return state, plan, row(state, plan, bench.cohort, changes, totals, notes, phase)
 
 
@@ -229,14 +239,39 @@ def average(state: State, plan: Plan, changes: Folded) -> State:
     return state if changes.votes is None else united(state, plan, changes.votes)
 
 
+def judged(state: State, old: State, port: Port) -> tuple[State, Totals, str]:
+    """The new model measured, or the old one in its place, and why.
+
+    A new model takes the old one's place unless it holds what is not finite, or most of those who
+    measure it get no number, and more than of the old one. That is no failure of theirs.
+    """
+    if not all_finite(state.weights):
+        why = "the new model would not be finite"
+        return *measure(undone(old, state), port, "validation"), why
+    new, folded = measured(state, port, "validation")
+    lost = len(numberless(folded.failures))
+    if lost <= len(folded.answered):
+        return new, folded.totals, ""
+    back = replace(undone(old, new), failures=state.failures, failed=state.failed)
+    back, before = measured(back, port, "validation")
+    if len(numberless(before.failures)) < lost:
+        return back, before.totals, f"of the new model {lost} clients get no number"
+    return replace(new, traffic=back.traffic), folded.totals, ""
+
+
 def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
     """Loss, correct and count summed over a held-out part of everyone who is there.
 
     Of the running average, where there is one.
     """
-    question = question_about(outcome(state), "evaluate", part=part)
-    state, folded = put(state, port, question, port.measuring())
+    state, folded = measured(state, port, part)
     return state, folded.totals
+
+
+def measured(state: State, port: Port, part: str) -> tuple[State, Folded]:
+    """The same sums, with who answered and who did not."""
+    question = question_about(outcome(state), "evaluate", part=part)
+    return put(state, port, question, port.measuring())
 
 
 def describe(state: State, port: Port) -> tuple[State, Folded]:

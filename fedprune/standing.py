@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from fedprune.checks import NOT_FINITE, NOT_NUMBERS
 from fedprune.config import RunConfig
 from fedprune.messages import Failure, Folded
+from fedprune.privacy.leaving import audience
 from fedprune.state import Port, State
 
 TIMES = 5.0
@@ -72,6 +74,39 @@ def all_finite(weights: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in weights.values())
 
 
+ALIKE = 1e-3
+"""Part of the largest value from which a client's own stands out as well."""
+
+
+def standing_out(changes: Folded) -> dict[int, float]:
+    """Partition to size of whose changes hold the largest values; nobody, if all are as large."""
+    sizes = dict(changes.loud)
+    top = max(sizes.values(), default=0.0)
+    found = {p: size for p, size in sizes.items() if size >= ALIKE * top}
+    return found if len(found) < len(changes.answered) else {}
+
+
+def blamed(state: State, changes: Folded, why: str) -> tuple[State, Folded]:
+    """The state and the changes of a round that is void for its model, with the culprits named.
+
+    A sum holds them for good. Where clients are added up in secret, or all of them sent much the
+    same, there is nobody to name.
+    """
+    out = standing_out(changes)
+    failures = tuple(
+        Failure(p, "tune", "values", f"a change of size {size:.4g}: {why}")
+        for p, size in out.items()
+    )
+    answered = tuple(p for p in changes.answered if p not in out)
+    state = replace(state, failures=state.failures + failures, failed=state.failed + len(failures))
+    return state, replace(changes, answered=answered)
+
+
+def numberless(failures: Iterable[Failure]) -> set[int]:
+    """The partitions whose answer was no number."""
+    return {f.partition for f in failures if f.reason.endswith((NOT_FINITE, NOT_NUMBERS))}
+
+
 def without_resting(port: Port, state: State) -> Port:
     """The port without the clients that are left out in the state's round."""
     resting = {p for p, until in state.resting.items() if until >= state.round}
@@ -84,14 +119,35 @@ def without_resting(port: Port, state: State) -> Port:
     return replace(port, present=present)
 
 
-def struck(state: State, config: RunConfig, asked: Collection[int]) -> State:
+def _own_failures(
+    failures: Sequence[Failure],
+    config: RunConfig,
+    cohort: Collection[int],
+    measuring: Collection[int],
+) -> set[int]:
+    """The partitions that failed, but for failures that are not their own, see `struck`."""
+    found: set[int] = set()
+    for phase in {f.phase for f in failures} - {"hello"}:
+        asked = cohort if audience(phase, config) == "cohort" else measuring
+        those = [f for f in failures if f.phase == phase]
+        if len(asked) < 2 or not numberless(those).issuperset(asked):
+            found |= {f.partition for f in those}
+    return found
+
+
+def struck(
+    state: State, config: RunConfig, cohort: Collection[int], measuring: Collection[int]
+) -> State:
     """The state after a round, with who failed in how many in a row, and who is left out for it.
 
-    A client that comes back has one try: it is left out again unless it answers.
+    A client that comes back has one try: it is left out again unless it answers. It is no failure
+    of a client that another node announces its partition, nor that a model gives no numbers to
+    anybody who was asked.
     """
     if config.strikes is None:
         return state
-    failed = {failure.partition for failure in state.failures}
+    asked = {*cohort, *measuring}
+    failed = _own_failures(state.failures, config, cohort, measuring)
     strikes = {p: n for p, n in state.strikes.items() if p in failed or p not in asked}
     strikes |= {p: state.strikes.get(p, 0) + 1 for p in sorted(failed)}
     until = state.round + config.strikes

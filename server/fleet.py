@@ -6,7 +6,6 @@ simulation, any of which can serve any partition.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
+from fedprune.compression.bounded import read_object
 from fedprune.config import ConfigError, RunConfig, to_toml
 from fedprune.hosts import grouped
 from fedprune.letters import Letter
@@ -26,6 +26,9 @@ JOIN = 900.0
 
 GATHER_POLL = 0.2
 """Seconds between looks for newcomers, while a round waits for enough of them."""
+
+MOST_NOTICES = 10
+"""Nodes that could not join of which a round's row says why."""
 
 PATIENCE_LOG = 30.0
 """Seconds of waiting between lines that say so."""
@@ -75,6 +78,7 @@ class Fleet:
     _greeted: dict[int, int] = field(default_factory=dict)
     _told: set[tuple[int, str]] = field(default_factory=set)
     _news: list[Failure] = field(default_factory=list)
+    _notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._post = Post(self.grid, "query.hello")
@@ -147,7 +151,7 @@ class Fleet:
         elif self._greeted[i] == 1:
             self._greet(i)
         else:
-            log.warning("a node could not join: %s", node.reason)
+            self._notice(i, "", f"a node could not join: {node.reason}")
 
     def _announced(self, reply: Letter | Refused) -> Node:
         """The node that a reply to a greeting describes.
@@ -169,18 +173,33 @@ class Fleet:
             return
         if not node.device:
             raise ConfigError(_refusal(node.failure.reason))
-        self._tell(i, node.failure)
-
-    def _tell(self, i: int, failure: Failure) -> None:
-        if (i, failure.field) not in self._told:
-            self._told.add((i, failure.field))
+        failure, others = node.failure, self._holders()
+        if failure.partition in others or not 0 <= failure.partition < self.config.clients:
+            # Who holds the partition that it names has nothing to do with it.
+            where = f"{failure.field}: " if failure.field else ""
+            self._notice(i, failure.field, f"a node could not join: {where}{failure.reason}")
+        elif self._first(i, failure.field):
             self._news.append(failure)
             log.warning("partition %d could not join: %s", failure.partition, failure.reason)
 
-    def news(self) -> tuple[Failure, ...]:
-        """Who could not join since the last call."""
-        news, self._news = tuple(self._news), []
-        return news
+    def _first(self, i: int, field_: str) -> bool:
+        """Whether nothing was said yet of this field of a node."""
+        known = (i, field_) in self._told
+        self._told.add((i, field_))
+        return not known
+
+    def _notice(self, i: int, field_: str, text: str) -> None:
+        if self._first(i, field_):
+            self._notices.append(text)
+            log.warning("%s", text)
+
+    def news(self) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
+        """Who could not join since the last call, and what there is to say of other nodes."""
+        failures, said = tuple(self._news), self._notices
+        more = len(said) - MOST_NOTICES
+        said = said[:MOST_NOTICES] + ([f"{more} more nodes could not join"] if more > 0 else [])
+        self._news, self._notices = [], []
+        return failures, tuple(said)
 
     def _labels(self) -> dict[int, int]:
         if not self.simulated():
@@ -198,7 +217,7 @@ class Fleet:
         for i, node in devices.items():
             for p in node.labels:
                 if holders.setdefault(p, i) != i:
-                    self._tell(i, Failure(p, "hello", "partition-id", _TWICE))
+                    self._notice(i, "partition-id", _TWICE.format(p))
         return holders
 
     def simulated(self) -> bool:
@@ -230,7 +249,10 @@ def _refusal(reason: str) -> str:
     return line if kind.endswith("Error") and "; allowed: " in line else reason
 
 
-_TWICE = "two nodes announce it; allowed: a partition-id of its own for each node"
+_TWICE = (
+    "a second node announces partition {} and is not asked; "
+    "allowed: a partition-id of its own for each node"
+)
 
 
 def networked(grid: Grid) -> bool:
@@ -254,10 +276,7 @@ def announced(reply: Letter, clients: int) -> Node:
         Refused: it describes none, or partitions that there are not.
     """
     try:
-        text = reply.fields["about"]
-        if len(text) > _LONGEST:
-            raise ValueError(f"{len(text)} bytes; allowed: {_LONGEST}")
-        about = json.loads(text)
+        about = read_object(reply.fields["about"], _LONGEST)
         labels = {int(p): int(n) for p, n in about["labels"].items()}
         failure = about.get("failure")
         told = failure_said(failure, "hello") if failure else None

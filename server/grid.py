@@ -7,12 +7,21 @@ from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
+from fedprune.checks import check_sum
 from fedprune.compression.wire import Packet
 from fedprune.config import RunConfig, to_toml
-from fedprune.forms import Form, check_sum, form_of
+from fedprune.forms import Form, form_of
 from fedprune.hosts import Tick, bytes_down, grouped
 from fedprune.letters import Letter, folded_of, identity, parts_in, question_letter, size_of
-from fedprune.messages import Failure, Folded, Question, Refused, summed
+from fedprune.messages import (
+    Failure,
+    Folded,
+    Question,
+    Refused,
+    longest_about,
+    loud_in,
+    summed,
+)
 from fedprune.packets import encode_question
 from fedprune.parts import Part, added
 from fedprune.shapes import layout_at
@@ -45,8 +54,8 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
         if question.kind == "evaluate":
             fleet.gathering = question.round < config.rounds
         # What comes before the first round has no row to be in: the news wait for one.
-        news = () if question.kind in {"describe", "tokens"} else fleet.news()
-        return replace(folded, failures=folded.failures + news)
+        failed, said = ((), ()) if question.kind in {"describe", "tokens"} else fleet.news()
+        return replace(folded, failures=folded.failures + failed, notices=said)
 
     return Port(
         *(ask, fleet.present),
@@ -195,11 +204,19 @@ class _Asking:
             if self.fleet.simulated():
                 return _checked(folded_of(reply, group), self.form)
             if self._summable(group) and "total" in reply.buffers:
-                size = size_of(reply)
-                return _checked(replace(folded_of(reply, group), bytes_up=size), self.form)
+                return self._sum_of_device(reply, group)
             return parts_in(reply, group, self.question.kind)
         except Refused as refused:
             return refused
+
+    def _sum_of_device(self, reply: Letter, group: list[int]) -> Folded:
+        """One sum of a device's partitions: what it says of bytes and sizes is not read."""
+        kind, most = self.question.kind, longest_about(len(group), self.form.totals)
+        said = replace(folded_of(reply, group, kind, most), bytes_up=size_of(reply), loud=())
+        said = _checked(said, self.form)
+        if said.total is None or kind != "tune":
+            return said
+        return replace(said, loud=loud_in(said.total, said.answered, said.weight))
 
     def sums(self) -> list[Folded]:
         """The sums in the order in which they are added: the same on devices as in a simulation."""

@@ -168,6 +168,6 @@ def test_strikes_without_failures(
 ):
     config = configure({"task": "digits", "strikes": 2})
     state = State(5, {}, {}, {}, strikes=dict(strikes), resting=dict(resting))
-    after = struck(state, config, asked)
+    after = struck(state, config, asked, ())
     assert after.strikes == wanted
     assert after.resting == {}

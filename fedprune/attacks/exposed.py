@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedprune.checks import check
 from fedprune.config import configure
-from fedprune.forms import Form, check, fitting, form_of
+from fedprune.forms import Form, fitting, form_of
 from fedprune.hosts import House, open_house, released
 from fedprune.messages import Question
 from fedprune.packets import decode_answer

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.inputs import inputs_of
+from fedprune.pruning.inputs import factored, inputs_of
 from fedprune.pruning.layers import input_rows, layers_of, output_rows, parameters_of, watching
 from fedprune.pruning.layout import Layout, as_rows
 from fedprune.pruning.score import Ask, Probe, Shapes
@@ -190,7 +190,7 @@ def refit(
         kept = pattern.nonzero().squeeze(1)
         rows = (which == i).nonzero()
         if len(kept):
-            factor = torch.linalg.cholesky(system[kept][:, kept])
+            factor = factored(system[kept][:, kept])
             step = torch.cholesky_solve(wanted[rows, kept].t(), factor).t()
             fresh[rows, kept] += step
     return fresh

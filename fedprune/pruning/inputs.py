@@ -141,6 +141,40 @@ def unseen(sums: Mapping[str, Tensor]) -> list[str]:
     return [n.removesuffix(end) for n, t in sums.items() if n.endswith(end) and not t.any()]
 
 
+def improper(sums: Mapping[str, Tensor]) -> str:
+    """The first of named sums of inputs that no inputs add up to; "" where there is none.
+
+    A number of rows or a square is not below 0, and |Σ x y| is at most sqrt(Σ x² · Σ y²), with room
+    for what the wire rounds.
+    """
+    for name, of in sums.items():
+        if name.endswith(rows_of("")) and bool((of < 0).any()):
+            return name
+        if name.endswith(inputs_of("")) and of.ndim == 2:
+            own = of.diagonal().double()
+            most = own.clamp_min(0.0).sqrt()
+            room = 1e-3 * float(own.abs().max()) if own.numel() else 0.0
+            if bool((own < -room).any()) or bool((of.abs() > 1.5 * most.outer(most) + room).any()):
+                return name
+    return ""
+
+
+def factored(system: Tensor, *, upper: bool = False) -> Tensor:
+    """The Cholesky factor of a damped Σ x xᵀ.
+
+    Of a matrix that is none, as a client's answer may make the sum, the factor of the nearest one
+    whose eigenvalues are a millionth of the largest at least.
+    """
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(system, upper=upper)
+    if not failed:
+        return factor
+    values, vectors = torch.linalg.eigh(system)
+    least = 1e-6 * float(values.abs().max()) or 1.0
+    factor = torch.linalg.cholesky((vectors * values.clamp_min(least)) @ vectors.mT, upper=upper)
+    return factor
+
+
 def mean_inputs(evidence: Evidence, name: str) -> Tensor:
     """Mean over rows of what was summed, float64; 0 where nothing went through the layer."""
     return evidence.sums[inputs_of(name)] / evidence.sums[rows_of(name)].clamp(min=1.0)

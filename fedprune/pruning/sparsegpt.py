@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedprune.pruning.inputs import inputs_of, mean_inputs
+from fedprune.pruning.inputs import factored, inputs_of, mean_inputs
 from fedprune.pruning.layout import as_inputs, as_rows, from_rows
 from fedprune.pruning.ranking import Layer, drop
 from fedprune.pruning.score import Evidence
@@ -147,8 +147,7 @@ def prune_rows(
         The mask, and the weights, both (out, columns).
     """
     damped, dead = _damped(hessian, alive)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = factored(torch.cholesky_inverse(factored(damped)), upper=True)
     w, mask = w.clone(), alive.clone()
     ends = _ends(groups or [])
     seen, there = 0, int(alive.sum())

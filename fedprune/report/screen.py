@@ -69,7 +69,7 @@ class Screen:
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, as it is."""
-        self.console.print(text, style=style, markup=False)
+        self.console.print(text, style=style, markup=False, emoji=False)
 
     def opening(self, config: RunConfig, folder: Path) -> None:
         """What will run, as far as the configuration tells."""

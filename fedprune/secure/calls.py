@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from fedprune.compression.bounded import read_object
 from fedprune.compression.wire import Packet
-from fedprune.letters import Buffers, Fields, Letter
-from fedprune.messages import Failure, Question, Refused, failure_said, plain
+from fedprune.letters import Buffers, Fields, Letter, check_spoken
+from fedprune.messages import Failure, Question, Refused, failure_said, longest_about, plain
 from fedprune.secure.masking import Keys
 from fedprune.secure.ranges import MOST
 from fedprune.secure.ring import Ring, ring_type
@@ -202,7 +204,7 @@ def reply_of(
         Refused: it is malformed, of another size, or speaks for partitions that were not asked.
     """
     try:
-        about: dict[str, Any] = json.loads(letter.fields["about"])
+        about = read_object(letter.fields["about"], longest_about(len(asked)))
         keys = _owned(letter.buffers.get("keys", b""))
         reply = Reply(
             {p: Keys.from_bytes(given).as_bytes for p, given in keys.items()},
@@ -217,9 +219,8 @@ def reply_of(
             raise ValueError("a sum of nobody, or nobody's, or of less than 0 bytes")
     except Exception as error:  # whatever a stranger's letter raises is a refusal of it
         raise Refused("reply", plain(f"malformed: {error!r}")) from None
-    spoken = sorted([*reply.present, *(f.partition for f in reply.failures)])
-    if spoken != sorted(asked) or len(set(reply.summed)) < len(reply.summed):
-        raise Refused("answered", f"speaks for partitions {spoken}, asked were {sorted(asked)}")
+    twice = [p for p, n in Counter(reply.summed).items() if n > 1]
+    check_spoken([*reply.present, *twice, *(f.partition for f in reply.failures)], asked)
     return reply
 
 

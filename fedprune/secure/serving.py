@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fedprune.checks import check
 from fedprune.compression.skeleton import edits_in
 from fedprune.compression.wire import Packet, flags_of
 from fedprune.config import RunConfig
-from fedprune.forms import Form, check, form_of
+from fedprune.forms import Form, form_of
 from fedprune.hosts import House, Tick, answered, furnished
 from fedprune.letters import size_of
 from fedprune.messages import Answer, Question, Refused

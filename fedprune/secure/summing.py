@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fedprune.checks import check_sum
 from fedprune.compression.wire import Packet, pack_flags
 from fedprune.config import RunConfig
-from fedprune.forms import check_sum, form_of
+from fedprune.forms import form_of
 from fedprune.hosts import bytes_down
 from fedprune.letters import size_of
 from fedprune.messages import Failure, Folded, Question, Refused

@@ -55,7 +55,7 @@ def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
 
 
 def test_an_answer_of_another_shape_is_refused(asked) -> None:
-    from fedprune.forms import check
+    from fedprune.checks import check
     from fedprune.messages import Refused
 
     house, question, *_ = asked

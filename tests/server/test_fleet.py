@@ -109,7 +109,7 @@ def test_who_comes_later_joins(devices: Made, config: Made, joined: Made, folder
     grid.contexts[3] = joined(3, 2, folders[2])
     fleet.present()
     assert fleet.present() == {0: 48, 1: 32, 2: 64}
-    assert fleet.news() == ()
+    assert fleet.news() == ((), ())
 
 
 def test_who_left_is_not_there(devices: Made, config: Made):
@@ -133,11 +133,11 @@ def test_of_two_with_one_partition_the_first_holds_it(
     grid.contexts[3] = joined(3, 1, folders[2])
     fleet.present()
     assert fleet.present() == {0: 48, 1: 32}
-    (told,) = fleet.news()
-    assert (told.partition, told.phase, told.field) == (1, "hello", "partition-id")
-    assert told.reason.startswith("two nodes announce it; allowed:")
+    failed, (said,) = fleet.news()
+    assert failed == (), "who holds it did nothing wrong"
+    assert said.startswith("a second node announces partition 1 and is not asked; allowed:")
     fleet.present()
-    assert fleet.news() == (), "it is told once"
+    assert fleet.news() == ((), ()), "it is told once"
     del grid.contexts[78]
     assert fleet.present() == {0: 48, 1: 64}, (
         "started again: it takes over when the old one is gone"
@@ -149,7 +149,7 @@ def test_two_with_one_partition_are_not_waited_for(devices: Made, config: Made, 
     grid.contexts[3] = joined(3, 0, Path(grid.contexts[79].node_config["data"]))
     fleet = Fleet(grid, config())
     assert list(fleet.present()) == [0]
-    assert [told.field for told in fleet.news()] == ["partition-id"]
+    assert ["partition 0" in said for said in fleet.news()[1]] == [True]
 
 
 def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
@@ -159,11 +159,11 @@ def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
     grid.contexts[3] = joined(3, 1, folders[3])
     fleet = Fleet(grid, config())
     assert list(fleet.present()) == [0]
-    (told,) = fleet.news()
-    assert (told.partition, told.phase) == (1, "hello")
+    ((told,), said) = fleet.news()
+    assert (told.partition, told.phase, said) == (1, "hello", ())
     assert f"data={folders[3]}: no *.npz there" in told.reason
     fleet.present()
-    assert fleet.news() == ()
+    assert fleet.news() == ((), ())
     assert grid.kinds(3) == ["query.hello"]
 
 

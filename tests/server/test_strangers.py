@@ -194,5 +194,6 @@ def test_a_node_without_a_partition_is_told_so(
     del grid.contexts[5].node_config["partition-id"]
     fleet = Fleet(grid, three(timeout=0.3))
     assert list(fleet.present()) == [0, 1]
-    (told,) = fleet.news()
-    assert "partition-id=None: no partition; allowed: a number" in told.reason
+    failed, (said,) = fleet.news()
+    assert failed == ()
+    assert "partition-id=None: no partition; allowed: a number" in said
