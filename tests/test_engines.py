@@ -1,76 +1,123 @@
-"""Inline equals Ray, whatever the number of workers: the same bits in every row and weight."""
+"""Inline equals Ray, whatever the number of workers: the same bits in every row and weight.
+
+Ray and its workers start once: one ServerApp plays all the runs, one after the other.
+"""
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fedprune import Result, RunConfig, federate
+from fedprune.process import put_back
+from fedprune.report.screen import Screen
+from simulations.options import chosen
 
 ROOT = Path(__file__).resolve().parents[1]
 # The default task, unequal shards, a partial cohort; pruned from round two on.
 OPTIONS = "--clients 7 --cohort 4 --hosts 3 --rounds 3 --warmup 1 --local-steps 4 --seed 3"
+DIGITS = "--task digits"
+
+CASES = {
+    "plain": "",
+    # two questions with something sent along, values one by one, masks of the clients' own
+    "distil": f"{DIGITS} --distil 0.5 --l1 0.001 --lr-rewind --reconstruct outputs",
+    "grasp": f"{DIGITS} --score grasp --combine median --score-wire log8 --warmup 0",
+    "union": f"{DIGITS} --masks union --score wanda --precision bf16",
+    "adaptive": f"{DIGITS} --schedule adaptive --tolerance 0.5 --blend layer "
+    "--blend-grid 0.5,1,1.5 --moving ema",
+    # models that change their shape on the way, secure sums, shared noise
+    "reduce": f"{DIGITS} --reduce dead,merge,share,low-rank --rank-budget 0.5 --reduce-round 3",
+    "channels": f"{DIGITS} --unit channel --sparsity 0.3 --shrink every --blend layer "
+    "--moving ema --uplink int8",
+    "sums": f"{DIGITS} --secure secagg --masks union --secure-bits 32",
+    "noise": f"{DIGITS} --model mlp --secure secagg --dp client --dp-noise 1 --no-agreement "
+    "--noise-source seeded",
+}
+
+pytestmark = pytest.mark.slow
 
 
-def run(folder: Path, *arguments: str) -> tuple[str, dict[str, object]]:
-    done = subprocess.run(
-        [sys.executable, "simulations/run.py", *OPTIONS.split(), *arguments, "--out", str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return (folder / "rounds.jsonl").read_text(), json.loads((folder / "summary.json").read_text())
+def configured(case: str, engine: str) -> RunConfig:
+    arguments = [*OPTIONS.split(), *shlex.split(CASES[case]), "--engine", engine]
+    return chosen(arguments)[0]
 
 
 @pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object]]:
-    return run(tmp_path_factory.mktemp("inline") / "run", "--engine", "inline")
+def inline() -> Callable[[str], Result]:
+    done: dict[str, Result] = {}
+
+    def made(case: str) -> Result:
+        if case not in done:
+            done[case] = federate(configured(case, "inline"))
+        return done[case]
+
+    return made
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_inline_equals_ray_bit_for_bit(
-    inline: tuple[str, dict[str, object]], workers: str, tmp_path: Path
-) -> None:
-    rows, summary = run(tmp_path / "run", "--workers", workers)
-    assert rows == inline[0]
+@pytest.fixture(scope="module")
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs' folders, all of them played by two workers of one simulation."""
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+
+    from clients.app import app as client_app
+    from server.app import run_on
+    from simulations.ray_engine import run_apps, set_environment
+
+    place, app = tmp_path_factory.mktemp("ray"), ServerApp()
+    configs = {case: configured(case, "ray") for case in CASES}
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        for case, config in configs.items():
+            try:
+                run_on(grid, config, place / case, Screen())
+            except BaseException as error:  # its test fails for want of a summary, and says why
+                (place / f"{case}.error").write_text(repr(error))
+
+    with put_back():
+        set_environment()
+        two = configs["plain"].model_copy(update={"workers": 2})
+        run_apps(app, client_app, two, two.hosts)
+    return place
+
+
+def same(folder: Path, run: Result) -> None:
+    """Whether a folder holds this run, bit for bit."""
+    error = folder.with_suffix(".error")
+    assert not error.exists(), error.read_text()
+    rows: list[dict[str, Any]] = [json.loads(json.dumps(row)) for row in run.rows]
+    assert [json.loads(x) for x in (folder / "rounds.jsonl").read_text().splitlines()] == rows
+    summary = json.loads((folder / "summary.json").read_text())
     for key in ("weights_digest", "mask_digest", "quality", "bytes_up", "bytes_down"):
-        assert summary[key] == inline[1][key]
+        assert summary[key] == json.loads(json.dumps(run.summary[key]))
 
 
-@pytest.mark.slow
-def test_the_run_compared_is_partial_unequal_and_pruned(
-    inline: tuple[str, dict[str, object]],
-) -> None:
-    sizes = inline[1]["shard_sizes"]
-    assert isinstance(sizes, list)
+@pytest.mark.parametrize("case", CASES)
+def test_inline_equals_ray_bit_for_bit(case: str, on_ray: Path, inline: Callable[[str], Result]):
+    same(on_ray / case, inline(case))
+    assert inline(case).rows[-1]["removed"] > 0
+
+
+def test_one_worker_gives_the_bits_of_two(inline: Callable[[str], Result], tmp_path: Path):
+    """As a user types it."""
+    command = [sys.executable, "simulations/run.py", *OPTIONS.split(), "--workers", "1"]
+    subprocess.run([*command, "--out", str(tmp_path / "run")], cwd=ROOT, check=True, timeout=400)
+    same(tmp_path / "run", inline("plain"))
+
+
+def test_the_run_compared_is_partial_unequal_and_pruned(inline: Callable[[str], Result]):
+    run = inline("plain")
+    sizes = run.summary["shard_sizes"]
     assert len(set(sizes)) == len(sizes) == 7
-    rows = [json.loads(line) for line in inline[0].splitlines()]
-    assert all(len(row["cohort"]) == 4 for row in rows)
-    assert rows[-1]["removed"] > rows[0]["removed"] == 0
-
-
-NEW = [
-    "--distil 0.5 --l1 0.001 --lr-rewind --reconstruct outputs",
-    "--score grasp --combine median --score-wire log8",
-    "--masks union --score wanda --precision bf16",
-    "--schedule adaptive --tolerance 0.5 --blend layer --blend-grid 0.5,1,1.5 --moving ema",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", NEW)
-def test_inline_equals_ray_for_answers_of_other_forms(options: str, tmp_path: Path) -> None:
-    """Two questions with something sent along, values one by one, masks of the clients' own."""
-    given = ["--task", "digits", *options.split()]
-    given += ["--warmup", "0"] if "grasp" in options else []
-    rows, summary = run(tmp_path / "here", *given, "--engine", "inline")
-    there, other = run(tmp_path / "there", *given, "--workers", "2")
-    assert rows == there
-    assert summary["weights_digest"] == other["weights_digest"]
-    assert json.loads(rows.splitlines()[-1])["removed"] > 0
+    assert all(len(row["cohort"]) == 4 for row in run.rows)
+    assert run.rows[-1]["removed"] > run.rows[0]["removed"] == 0
