@@ -50,3 +50,14 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
 def refuse(key: str, value: Any, reason: str, allowed: str) -> NoReturn:
     """Raise a `Refusal` of the usual form."""
     raise Refusal(f"{key}={shown(value)}: {reason}; allowed: {allowed}", key, allowed)
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things: 1 client, 2 clients, 1,200 clients.
+
+    Args:
+        count: how many.
+        noun: of one.
+        plural: of others, where it is not the noun and an s.
+    """
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -16,7 +16,7 @@ from fedprune.learning.reconstruction import RECONSTRUCTIONS
 from fedprune.learning.refusals import refusals
 from fedprune.learning.robust import ROBUST
 from fedprune.learning.training import OPTIMIZERS
-from fedprune.naming import Misfit, named, refuse
+from fedprune.naming import Misfit, counted, named, refuse
 from fedprune.plugins import scores_of, tasks_of
 from fedprune.privacy.local_misfits import local_misfits
 from fedprune.privacy.misfits import privacy_misfits
@@ -107,8 +107,8 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
         (
             "class-names",
             bool(names) and len(names) != count,
-            f"task {c.task} has {count} classes",
-            f"{count} names",
+            f"task {c.task} has {counted(count, 'class', 'classes')}",
+            counted(count, "name"),
         ),
         ("model", unknown, f"task {c.task} has no such model", models),
         ("length", c.length is not None and not sized, "no text", out),

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedprune.checks import NOT_FINITE, NOT_NUMBERS
 from fedprune.config import RunConfig
 from fedprune.messages import Failure, Folded
+from fedprune.naming import counted
 from fedprune.privacy.leaving import audience
 from fedprune.state import Port, State
 
@@ -153,7 +154,8 @@ def struck(
     until = state.round + config.strikes
     out = [p for p in sorted(failed) if strikes[p] >= config.strikes]
     said = tuple(
-        f"client {p} failed in {strikes[p]} rounds in a row and is left out up to round {until}"
+        f"client {p} failed in {counted(strikes[p], 'round')} in a row and is left out up to "
+        f"round {until}"
         for p in out
     )
     resting = {p: last for p, last in state.resting.items() if last > state.round}

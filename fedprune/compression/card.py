@@ -10,6 +10,7 @@ from typing import Any
 
 from fedprune.compression.manifest import CARD_NAME
 from fedprune.config import RunConfig
+from fedprune.naming import counted
 from fedprune.plugins import tasks_of
 from fedprune.tasks.task import class_names_of
 
@@ -48,7 +49,7 @@ def card(config: RunConfig, kind: str, sparsity: float, command: str = "") -> st
         "task": f"{config.task}: {task.summary}",
         "data": Path(config.data).name,
         "model": f"{kind}, from {Path(config.model).name or 'the task'}",
-        "clients": f"{config.clients}, split {config.split}, {config.rounds} rounds",
+        "clients": f"{config.clients}, split {config.split}, {counted(config.rounds, 'round')}",
         "pruning": f"score {config.score}, unit {config.unit}, schedule {config.schedule}",
         "sparsity": f"{sparsity:.4f} of the prunable weights are removed (0.0)",
         "classes": ", ".join(f"{i} = {name}" for i, name in enumerate(names)),

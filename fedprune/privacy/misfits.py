@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedprune.naming import Misfit
+from fedprune.naming import Misfit, counted
 from fedprune.plugins import scores_of
 from fedprune.pruning.combining import COMBINES
 from fedprune.pruning.score import Score
@@ -199,7 +199,12 @@ def _how_many(c: RunConfig) -> list[Misfit]:
             "1",
         ),
         ("panel", c.panel >= c.clients, "nobody is left to train", f"0 to {c.clients - 1}"),
-        ("cohort", c.cohort > trains, f"{trains} clients train", f"1 to {trains}"),
+        (
+            "cohort",
+            c.cohort > trains,
+            counted(trains, "client trains", "clients train"),
+            f"1 to {trains}",
+        ),
         ("delta", dp and (c.delta or 0.0) >= 1.0 / trains, rare, f"below {1.0 / trains:.6g}"),
         (
             "dp-noise",

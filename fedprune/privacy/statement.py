@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedprune.naming import counted
 from fedprune.privacy.accounting import AMPLIFICATION, PARTICIPATION
 from fedprune.privacy.terms import REPLACE, SIMULATED, Terms
 
@@ -224,7 +225,7 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
         "the task: its classes and the shape of the model are taken as public",
     ]
     if terms.panel:
-        gaps.append(f"the data of the {terms.panel} clients of the panel, which only measure")
+        gaps.append(f"the data of {counted(terms.panel, 'client')} that only measure (the panel)")
     if used and terms.simulated:
         gaps.append(f"somebody who knows the seed ({SIMULATED})")
     if terms.keys_follow:

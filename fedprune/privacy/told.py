@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.naming import counted
 from fedprune.privacy.releases import metric_spread
 from fedprune.privacy.terms import SIMULATED, keys_follow, simulated
 from fedprune.secure.shape import colluders_of
@@ -34,7 +35,8 @@ def before(c: RunConfig) -> list[str]:
         much = ": little but noise; --panel N measures without" if spread > _MUCH else ""
         out.append(f"  measured    every mean with noise of standard deviation {spread:.3g}{much}")
     if c.panel:
-        out.append(f"  panel       the last {c.panel} clients measure, and are not protected")
+        who = counted(c.panel, "client measures, and is", "clients measure, and are")
+        out.append(f"  panel       the last {who} not protected")
     if c.secure != "none":
         lying, k, t = colluders_of(c, c.cohort)
         out.append(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fedprune.naming import counted
 from fedprune.report.plots import ARMS, FAINT, canvas, styled
 from fedprune.report.reading import Row, Run, short_name, whole
 
@@ -58,7 +59,7 @@ def architecture_finding(run: Run) -> str:
         same = [g for g in groups if g["kind"] == kind]
         left, of = (sum(n) for n in ([len(g["kept"]) for g in same], [g["of"] for g in same]))
         gone = sum(not g["kept"] for g in same)
-        whole_ones = f", {gone} of {len(same)} layers without any" if gone else ""
+        whole_ones = f", {gone} of {counted(len(same), 'layer')} without any" if gone else ""
         said.append(f"{whole(left)} of {whole(of)} {PLURALS.get(kind, kind + 's')}{whole_ones}")
     text = f"Left in use: {'; '.join(said)}."
     left, of = run.summary.get("parameters_left"), run.summary.get("parameters")

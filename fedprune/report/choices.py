@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedprune.naming import counted
 from fedprune.report.reading import Row, percent, significant
 
 
@@ -19,10 +20,13 @@ def tried_finding(history: Sequence[Mapping[str, Any]]) -> str:
     last = history[-1]
     reached = percent(last["tried"][last["took"]][0])
     back = sum(h["action"] == "step back" for h in history)
+    measured = sum(len(h["tried"]) - 1 for h in history)
     said = (
-        f"In {len(history)} rounds the clients measured {sum(len(h['tried']) - 1 for h in history)}"
-        f" masks on their validation parts; {len(cuts)} were taken, up to a sparsity of {reached}, "
-        f"and {back} times none was within the limit and the step was halved. The limit was "
+        f"In {counted(len(history), 'round')} the clients measured {counted(measured, 'mask')}"
+        f" on their validation parts; {counted(len(cuts), 'was', 'were')} taken, up to a "
+        f"sparsity of {reached}, "
+        f"and {counted(back, 'time')} none was within the limit and the step was halved. The "
+        f"limit was "
         f"{significant(history[0]['limit'])} at first and {significant(last['limit'])} at last"
     )
     return f"{said}. Each line is a round; what it took is ringed."
@@ -42,7 +46,8 @@ def sensitivity_finding(found: Mapping[str, Any]) -> str:
     ranked = by_rise(found)
     least, most = ranked[0], ranked[-1]
     return (
-        f"Each line is one of {len(ranked)} layers, pruned alone in round {found['round']} and "
+        f"Each line is one of {counted(len(ranked), 'layer')}, pruned alone in round "
+        f"{found['round']} and "
         f"measured on validation without tuning, where the whole model has a loss of "
         f"{significant(found['loss'])}. Pruning hurts most in {least['name']} (loss "
         f"{significant(least['tried'][-1][1])} at {percent(least['tried'][-1][0])}) and least in "

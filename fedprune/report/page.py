@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedprune.naming import counted
 from fedprune.report.board import write_events
 from fedprune.report.choices import told_reduced
 from fedprune.report.figures import figures_in
@@ -50,7 +51,7 @@ from fedprune.tasks.measures import metric_of
 from fedprune.tasks.owners import sentences
 
 SENTENCES = (
-    "{clients} clients trained {model} of {parameters} parameters on the task {task}.",
+    "{clients_told} trained {model} of {parameters} parameters on the task {task}.",
     "Their data is split as {split}, {shortest} to {longest} training {unit} each.",
     "Each is a device with data of its own, {own_shortest} to {own_longest} training {unit} each.",
     "Clients are owners of rows: {owners_told}.",
@@ -60,8 +61,8 @@ SENTENCES = (
     "with {scope} scope, one mask for all clients, and averaged what the clients then tuned.",
     "Its outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
-    "{rounds_completed} of {rounds} rounds were completed.",
-    "It took {time} on {hosts} hosts of the engine {engine}, with seed {seed}.",
+    "{rounds_completed} of {rounds_told} {was} completed.",
+    "It took {time} on {hosts_told} of the engine {engine}, with seed {seed}.",
     "Baselines of the same budget and seed: {baselines}.",
 )
 
@@ -136,6 +137,10 @@ def title(run: Run) -> str:
 def what_was_run(run: Run) -> str:
     """One paragraph that says what happened, from the configuration and the summary."""
     known = {k: v for k, v in {**run.config, **run.summary}.items() if v is not None}
+    for noun in ("client", "round", "host"):
+        if isinstance(many := known.get(f"{noun}s"), int):
+            known[f"{noun}s_told"] = counted(many, noun)
+    known["was"] = "was" if known.get("rounds") == 1 else "were"
     known["baselines"] = ", ".join(arms(run.rows)[1:])
     known["shortest"], known["longest"] = (
         whole(choose(known.get("shard_sizes") or [], default=None)) for choose in (min, max)

@@ -154,7 +154,7 @@ def traffic(run: Run) -> Picture:
     sent = last["bytes_up"] + last["bytes_down"]
     dense = last["bytes_dense"]
     finding = (
-        f"By round {last['round']} clients had sent {size(last['bytes_up'])} up and received "
+        f"By round {last['round']}, clients had sent {size(last['bytes_up'])} up and received "
         f"{size(last['bytes_down'])} down: {size(sent)}, or {percent(ratio(sent, dense))} of the "
         f"{size(dense)} that dense FedAvg takes for the same tuning. Evaluation, counted apart: "
         f"{size(run.summary.get('bytes_evaluation', last.get('bytes_evaluation')))}."

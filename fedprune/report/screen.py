@@ -14,6 +14,7 @@ from fedprune.config import RunConfig
 from fedprune.continuing import data_gone
 from fedprune.federation import Watch
 from fedprune.messages import Question
+from fedprune.naming import counted
 from fedprune.plugins import tasks_of
 from fedprune.privacy.response import told
 from fedprune.privacy.told import after, before
@@ -79,13 +80,16 @@ class Screen:
         # Under flwr run nobody knows yet whether devices come, who have data of their own.
         outside = config.engine == "flower"
         split = f"split {config.split}, " if not outside else ""
-        hosts = f"{config.hosts} hosts on " if not outside else ""
+        hosts = f"{counted(config.hosts, 'host')} on " if not outside else ""
         self.line(
-            f"  federation  {config.clients} clients, {split}{config.cohort} a round, "
-            f"{config.rounds} rounds, {hosts}{config.engine}"
+            f"  federation  {counted(config.clients, 'client')}, {split}{config.cohort} a round, "
+            f"{counted(config.rounds, 'round')}, {hosts}{config.engine}"
         )
         if outside:
-            self.line(f"  data        a device's own; split {config.split} in a simulation")
+            self.line(
+                f"  data        a device's own, where devices take part; otherwise split "
+                f"{config.split}"
+            )
         for text in sentences(population_of(config)):
             self.line(f"              {text}", "yellow")
         self.line(f"  pruning     {_goal(config)}")

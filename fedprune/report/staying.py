@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.naming import counted
 from fedprune.pruning.layout import Layout
 from fedprune.pruning.units import UNITS
 
@@ -49,8 +50,9 @@ def told_uncut(paths: Sequence[str]) -> str:
     if not paths:
         return ""
     return (
-        f"unit layer: {len(paths)} blocks ({', '.join(paths[:3])}{', ...' * (len(paths) > 3)}) are "
-        "of no family whose parts can be cut: what goes becomes zeros and stays in the model"
+        f"unit layer: {counted(len(paths), 'block')} "
+        f"({', '.join(paths[:3])}{', ...' * (len(paths) > 3)}) "
+        "from no family whose parts can be cut: what goes becomes zeros and stays in the model"
     )
 
 
@@ -80,4 +82,4 @@ def told_empty(summary: Mapping[str, Any]) -> str:
     if not each:
         return ""
     more = f" and {len(each) - 5} more" if len(each) > 5 else ""
-    return f"almost nothing is left of {len(each)} tensors: {', '.join(each[:5])}{more}"
+    return f"almost nothing is left of {counted(len(each), 'tensor')}: {', '.join(each[:5])}{more}"

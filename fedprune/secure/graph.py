@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection
 from functools import lru_cache
 
+from fedprune.naming import counted
 from fedprune.secure.terms import Terms
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -77,10 +78,16 @@ def enough(
     late = stage in ("confirm", "unmask")
     adding = frozenset(sharing if summed is None else summed) if late else here
     if stage == "confirm" and len(here) < terms.confirmations:
-        return f"{len(here)} clients confirm who is in the sum, fewer than {terms.confirmations}"
+        return (
+            f"{counted(len(here), 'client confirms', 'clients confirm')} who is in the "
+            f"sum, fewer than {terms.confirmations}"
+        )
     if not late:
         if len(here) < terms.minimum:
-            return f"{len(here)} clients are left after {stage}, fewer than {terms.minimum}"
+            return (
+                f"{counted(len(here), 'client is', 'clients are')} left after {stage}, "
+                f"fewer than {terms.minimum}"
+            )
         if not connected(here, terms):
             return f"those left after {stage} are not all connected"
     owners = adding if stage in ("keys", "shares") else adding | sharing

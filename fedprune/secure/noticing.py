@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fedprune.messages import Folded
+from fedprune.naming import counted
 from fedprune.state import State
 
 
@@ -19,7 +20,10 @@ def noticed(state: State, kind: str, folded: Folded) -> State:
         return state
     members, notices = frozenset(folded.answered), list(state.notices)
     if folded.tries > 1:
-        notices.append(f"{kind}: the secure sum was tried again, {len(members)} clients are in it")
+        notices.append(
+            f"{kind}: the secure sum was tried again, "
+            f"{counted(len(members), 'client is', 'clients are')} in it"
+        )
     if not members or members in state.sums:
         return replace(state, notices=tuple(notices))
     apart = sorted(set(_apart(members, state.sums)))

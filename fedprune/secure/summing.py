@@ -17,6 +17,7 @@ from fedprune.forms import form_of
 from fedprune.hosts import bytes_down
 from fedprune.letters import size_of
 from fedprune.messages import Failure, Folded, Question, Refused
+from fedprune.naming import counted
 from fedprune.packets import encode_question
 from fedprune.pruning.layout import Layout
 from fedprune.secure.calls import Call, Parcel, Reply, Transport, call_for, call_letter
@@ -73,7 +74,11 @@ def secure_ask(
     for attempt in range(1, TRIES + 1):
         fewest = config.secure_minimum or 3
         if len(left) < fewest:
-            reason = reason or f"{len(left)} clients are fewer than secure-minimum={fewest}"
+            reason = (
+                reason
+                or f"{counted(len(left), 'client is', 'clients are')} fewer than "
+                f"secure-minimum={fewest}"
+            )
             break
         try:
             return course.closed(_tried(course, left, attempt), partitions, attempt)
@@ -153,7 +158,10 @@ def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Folded:
     except _Void as void:
         gone = len(holders.answered) - len(void.left)
         if 0 < gone < FEWEST:  # a second count among those left would differ by what these hold
-            why = f"{void}; counting again who holds what would show the masks of {gone} clients"
+            why = (
+                f"{void}; counting again who holds what would show the masks of "
+                f"{counted(gone, 'client')}"
+            )
             raise _Void(why, ()) from None
         raise
 
@@ -252,7 +260,9 @@ def _opened(
         raise _Narrow(wider)
     _require("masked", roster, summed, terms, shared=sent)
     if len(summed) < fewest:
-        raise _Void(f"{len(summed)} clients gave their part, {fewest} were counted on", summed)
+        raise _Void(
+            f"{counted(len(summed), 'client')} gave their part, {fewest} were counted on", summed
+        )
     sealed = {p: {q: given[p] for q, given in sent.items() if p in given} for p in summed}
     call = replace(call, stage="confirm", summed=frozenset(summed))
     said = course.put(call, summed).said

@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.util import find_spec
 
 from fedprune.config import ConfigError, RunConfig
+from fedprune.naming import counted
 from fedprune.secure.shape import shape_of
 
 
@@ -49,11 +50,14 @@ class Terms:
             raise ValueError(f"secure_bits={self.bits}: unknown; allowed: 32, 64")
         if self.minimum < 2 or n < self.minimum:
             raise ValueError(
-                f"secure_minimum={self.minimum}: {n} clients are too few for a secure sum;"
+                f"secure_minimum={self.minimum}: {counted(n, 'client is', 'clients are')} too "
+                f"few for a secure sum;"
                 " allowed: 2 to the cohort"
             )
         if not 1 <= k < n or n * k % 2:
-            raise ValueError(f"secure_neighbours={k}: {n} clients have no such graph")
+            raise ValueError(
+                f"secure_neighbours={k}: {counted(n, 'client has', 'clients have')} no such graph"
+            )
         if not k < 2 * self.threshold <= 2 * k:
             raise ValueError(
                 f"a threshold of {self.threshold}: not above half of {k} neighbours and up to all"
@@ -119,7 +123,8 @@ def terms_of(config: RunConfig, session: bytes, members: Iterable[int]) -> Terms
     minimum = config.secure_minimum or 3
     if len(asked) < minimum:
         raise ValueError(
-            f"secure_minimum={minimum}: {len(asked)} clients are too few for a secure sum;"
+            f"secure_minimum={minimum}: {counted(len(asked), 'client is', 'clients are')} too "
+            f"few for a secure sum;"
             f" allowed: a cohort of {minimum} and more"
         )
     k, threshold = shape_of(config, len(asked))

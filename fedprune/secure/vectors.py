@@ -20,6 +20,7 @@ from fedprune.answering import LOST
 from fedprune.config import ConfigError, RunConfig
 from fedprune.forms import Form, Shapes, fitting
 from fedprune.messages import Answer, Folded, Refused
+from fedprune.naming import counted
 from fedprune.privacy.integers import Noise
 from fedprune.secure.fixed import OUT_OF_RANGE, Scale, from_ring, scale_for, to_ring
 from fedprune.secure.ranges import COARSER, MOST, RANGES
@@ -114,7 +115,8 @@ def _noisy(noise: Noise, config: RunConfig, clients: int) -> Scale:
     largest = 1.01 * noise.clip  # float32 meets the norm to a millionth
     if clients * largest / noise.step + _TAIL * math.sqrt(noise.mu) >= 2.0 ** (bits - 1):
         raise ConfigError(
-            f"secure-bits={bits}: no room for the noise of {clients} clients; allowed: 64"
+            f"secure-bits={bits}: no room for the noise of {counted(clients, 'client')}; "
+            "allowed: 64"
         )
     return Scale(noise.step, largest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedprune.naming import counted
 from fedprune.tasks.tables import as_number
 
 FEW = 20
@@ -30,7 +31,10 @@ def distinct(labels: Sequence[str], option: str) -> list[str]:
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"{option}: every row has the same label; allowed: at least two")
-    said = f"{option}: {len(names)} distinct {{}} in {len(labels)} rows are no classes; allowed: "
+    said = (
+        f"{option}: {len(names)} distinct {{}} in {counted(len(labels), 'row')} are no "
+        f"classes; allowed: "
+    )
     numbers = _numbers(names)
     rare = len(labels) < OFTEN * len(names)
     if len(names) > FEW and numbers and (rare or any(n != int(n) for n in numbers)):

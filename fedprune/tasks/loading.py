@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fedprune.naming import refuse
+from fedprune.naming import counted, refuse
 from fedprune.tasks.families import FAMILIES, Need
 from fedprune.tensors import NOTES
 
@@ -68,7 +68,7 @@ def loaded(config: RunConfig, need: Need) -> nn.Module:
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if need.vocabulary > known:
         raise ValueError(
-            f"model={config.model!r}: embeddings of {known} tokens for a tokenizer of "
+            f"model={config.model!r}: embeddings of {counted(known, 'token')} for a tokenizer of "
             f"{need.vocabulary}; allowed: a model that belongs to its tokenizer"
         )
     check_length(model, config.model, need.length)
@@ -140,7 +140,8 @@ def _fetched(config: RunConfig, need: Need) -> Any:
     if unlike:
         classes = unlike[0][1][0]
         text = (
-            f"the head of {config.model} was saved with {classes} classes, the data has "
+            f"the head of {config.model} was saved with "
+            f"{counted(classes, 'class', 'classes')}, the data has "
             f"{need.classes}: it begins afresh, and the saved one is not used"
         )
         setattr(model, NOTES, (text,))

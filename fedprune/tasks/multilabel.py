@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.naming import counted
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
@@ -80,7 +81,9 @@ def names_of_labels(config: RunConfig) -> list[str]:
         return list(config.class_names)
     names = sorted({label for labels in _columns(config)["label"] for label in labels})
     if len(names) < 2:
-        raise ValueError(f"{_option(config)}: {len(names)} labels in all; allowed: at least two")
+        raise ValueError(
+            f"{_option(config)}: {counted(len(names), 'label')} in all; allowed: at least two"
+        )
     return names
 
 

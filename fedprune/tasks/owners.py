@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fedprune.naming import counted
+
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
 
@@ -100,7 +102,10 @@ def _members(size: Mapping[str, int], small: set[str], fewest: int, what: str) -
 def _check(config: RunConfig, owners: int, small: set[str], members: Members) -> None:
     column = config.client_column
     where = f"data={config.data!r}" if column is None else f"client-column={column!r}"
-    few = f"{len(small)} of its {owners} owners have too little to be cut in three"
+    few = (
+        f"{len(small)} of its {counted(owners, 'owner')} "
+        f"{'has' if len(small) == 1 else 'have'} too little to be cut in three"
+    )
     if members.keys() <= small and all(len(own) == 1 for own in members.values()):
         way = "--small-owners group, or " if config.small_owners != "group" else ""
         raise ValueError(f"{where}: {few}, nobody can be measured on; allowed: {way}more rows each")

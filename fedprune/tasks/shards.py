@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.naming import refuse
+from fedprune.naming import counted, refuse
 from fedprune.tasks.task import Part, Shard, Task, examples
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def shards_of(task: Task, config: RunConfig) -> dict[int, Shard]:
         refuse("task", config.task, f"its shards are {_kind(given)}", "a list of fedprune.Shard")
     found = list(given)
     if len(found) != config.clients:
-        reason = f"task {config.task} brings {len(found)} shards, one for each partition"
+        reason = f"task {config.task} brings {counted(len(found), 'shard')}, one for each partition"
         refuse("clients", config.clients, reason, str(len(found) or "a task with data"))
     shards = checked(dict(enumerate(found)), config)
     for name in PARTS[1:]:

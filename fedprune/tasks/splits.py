@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedprune.naming import counted
 from fedprune.randomness import derive
 from fedprune.tasks.task import Part, Shard, examples
 
@@ -66,18 +67,19 @@ def partition(
             dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(count)]
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"clients={config.clients}: {config.split} cannot deal {rows} rows so: {error}; "
+            f"clients={config.clients}: {config.split} cannot deal {counted(rows, 'row')} so: "
+            f"{error}; "
             f"allowed: {allowed}"
         ) from None
     small = min(map(len, dealt))
     if config.split != "natural" and small < FEWEST:
         raise ValueError(
-            f"clients={config.clients}: the smallest partition would hold {small} rows; "
+            f"clients={config.clients}: the smallest partition would hold {counted(small, 'row')}; "
             f"allowed: {allowed}"
         )
     if sum(map(len, dealt)) != rows:
         raise ValueError(
-            f"split={config.split!r}: {sum(map(len, dealt))} of {rows} rows were dealt; "
+            f"split={config.split!r}: {sum(map(len, dealt))} of {counted(rows, 'row')} were dealt; "
             "allowed: a split that deals each row once"
         )
     return dealt

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fedprune.naming import counted
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.rowfiles import READERS, NotRows
 from fedprune.tasks.splits import FEWEST, partition
@@ -240,7 +241,8 @@ def rows_with_text(
         empty = sum(cells[i] is None or not str(cells[i]).strip() for i in rows)
         if empty and kind not in blank:
             raise ValueError(
-                f"{option}={name!r}: {empty} of {len(rows)} rows have none; "
+                f"{option}={name!r}: {empty} of {counted(len(rows), 'row')} "
+                f"{'has' if empty == 1 else 'have'} none; "
                 "allowed: a value in every row"
             )
         out[kind] = _cells(option, name, cells, reads.get(kind, as_text), rows)
@@ -296,7 +298,8 @@ def shares(
     dealt, told = owned(config, owners, sizes, fewest)
     if told.train_only and config.metrics == "noised":
         raise ValueError(
-            f"small-owners='train-only': {told.train_only} clients have too little to be measured "
+            f"small-owners='train-only': "
+            f"{counted(told.train_only, 'client has', 'clients have')} too little to be measured "
             "on, and with noise nobody can tell it from a loss of 0; allowed: drop, group, --panel"
         )
     panel = dealt[-config.panel :]  # all of them without one

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.naming import counted as so_many
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.entities import entities, parted
 from fedprune.tasks.families import Need, families_for, heads_of
@@ -39,7 +40,8 @@ def _columns(config: RunConfig) -> dict[str, list[Any]]:
     for i, (words, tags) in enumerate(zip(columns["text"], columns["label"], strict=True), 1):
         if len(words) != len(tags):
             raise ValueError(
-                f"data={config.data!r}: sentence {i} has {len(words)} words and {len(tags)} tags; "
+                f"data={config.data!r}: sentence {i} has {so_many(len(words), 'word')} and "
+                f"{so_many(len(tags), 'tag')}; "
                 "allowed: as many of one as of the other"
             )
         if not all(word.strip() for word in words):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fedprune.naming import counted
 from fedprune.tasks.classes import distinct
 from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import (
@@ -79,7 +80,8 @@ def stream_shards(config: RunConfig) -> Sequence[Shard]:
     mute = sum(not label_tokens(shard.train) for shard in shards)
     if mute:
         raise ValueError(
-            f"model={config.model!r}: {mute} clients have a text of one token: nothing follows it; "
+            f"model={config.model!r}: {counted(mute, 'client has', 'clients have')} a text of "
+            f"one token: nothing follows it; "
             "allowed: --small-owners drop, or group"
         )
     return shards

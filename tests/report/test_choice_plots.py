@@ -61,8 +61,8 @@ def test_the_summary_has_the_history_and_the_first_curves() -> None:
 def test_words_of_a_history() -> None:
     text = tried_finding(choices_in(ROWS)["adaptive"])
     assert "In 2 rounds the clients measured 3 masks" in text
-    assert "1 were taken, up to a sparsity of 20" in text
-    assert "1 times none" in text
+    assert "1 was taken, up to a sparsity of 20" in text
+    assert "1 time none" in text
 
 
 def test_the_layer_that_bears_least_is_named_first() -> None:

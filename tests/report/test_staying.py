@@ -81,5 +81,5 @@ def test_almost_nothing_is_under_a_hundredth_or_a_handful(
     names = nearly_empty(layers, unit)
     assert names == ["a.weight"] * empty
     text = told_empty({"layers": layers, "nearly_empty": names})
-    wanted = f"almost nothing is left of 1 tensors: a.weight {kept} of {total:,}"
+    wanted = f"almost nothing is left of 1 tensor: a.weight {kept} of {total:,}"
     assert text == (wanted if empty else "")

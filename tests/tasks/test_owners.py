@@ -87,10 +87,8 @@ def test_what_nobody_could_measure_is_refused(asked: Any):
         with pytest.raises(ValueError, match=message):
             shares(natural(asked, **keys), columns, {})
 
-    refused(
-        r"clients=3: client-column='who' makes 2 \(1 of its 2 owners have too little", clients=3
-    )
-    refused(r"small-owners='train-only': 1 clients have too", clients=2, metrics="noised")
+    refused(r"clients=3: client-column='who' makes 2 \(1 of its 2 owners has too little", clients=3)
+    refused(r"small-owners='train-only': 1 client has too", clients=2, metrics="noised")
     columns = {"client": ["b"] * 3 + ["a"] * 12}
     refused(r"panel=1: these clients have too little to be measured on", clients=2, panel=1)
     columns = {"client": ["a", "b"] * 5}
