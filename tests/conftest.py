@@ -48,6 +48,22 @@ settings.load_profile("fedprune")
 LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``sampled(n)`` all but n of its cases, at even distances, are slow."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for group in cases.values():
+        mark = group[0].get_closest_marker("sampled")
+        if mark is None:
+            continue
+        kept = {round((i + 0.5) * len(group) / mark.args[0] - 0.5) for i in range(mark.args[0])}
+        for i, item in enumerate(group):
+            if i not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _fault() -> Iterator[None]:
     """The fault of `tests.faults` that ``FAULT`` names, put into every test."""

@@ -197,6 +197,7 @@ UNITS = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("keys", UNITS, ids=str)
 def test_units_and_scopes_go_through_a_ladder_whole(
     keys: dict[str, Any], tiny: Tiny, llama: tuple[House, Question]
@@ -227,6 +228,7 @@ def count_gone(masks: Masks) -> int:
     return sum(m.numel() for m in masks.values()) - count_kept(masks)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("adaptive", "tolerance"), [("global", 2e-4), ("layer", 2e-3)])
 def test_a_model_that_shrinks_is_given_the_same_choices(
     adaptive: str, tolerance: float, tiny: Tiny, llama: tuple[House, Question]

@@ -66,6 +66,7 @@ def edit_of(result: Result) -> Edit:
     return edit
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("task", "model"), FAMILIES)
 def test_a_run_keeps_what_its_clients_train_and_validate_on_and_the_marks(
     task: str, model: str, config: Callable[..., RunConfig], tmp_path: Path

@@ -169,6 +169,7 @@ def assert_as_unbroken(folder: Path, whole: Path) -> None:
 MOMENTS = [(arm, round_) for arm in ("pruned", "dense", "random") for round_ in range(1, 6)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arm", "round_"), MOMENTS)
 def test_a_run_killed_after_any_round_ends_as_an_unbroken_one(
     arm: str, round_: int, unbroken: tuple[RunConfig, House, Path], tmp_path: Path
@@ -213,6 +214,7 @@ def failing_port(house: House, kind: str, round_: int) -> Port:
     return replace(port, ask=ask)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["tune", "score", "evaluate"])
 def test_a_run_killed_within_a_round_plays_that_round_again(
     kind: str, unbroken: tuple[RunConfig, House, Path], tmp_path: Path
@@ -237,6 +239,7 @@ def test_a_run_killed_in_its_first_round_begins_again(
     assert_as_unbroken(folder, whole)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cut", [1, 40, 700])
 @pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl"])
 def test_a_line_half_written_is_cut_off(

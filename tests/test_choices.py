@@ -157,6 +157,7 @@ def sure(case: Case) -> str:
     return ",".join(f"{key}={value}" for key, value in case[0].items())
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("case", CASES, ids=sure)
 def test_a_choice_runs_and_changes_the_run(case: Case, seen: Watched):
     keys, base = case

@@ -260,6 +260,7 @@ def bad_shard(house: House) -> House:
     return replace(house, shards={**house.shards, VICTIM: replace(shard, **parts)})
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("keys", WAYS, ids=str)
 def test_a_failing_client_leaves_the_bits_of_one_never_asked(
     keys: dict[str, Any], run: Run, tiny: Tiny, house_of: HouseOf
@@ -291,6 +292,7 @@ LATE: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("keys", LATE, ids=str)
 def test_a_pruning_that_too_few_answered_is_made_up_for(keys: dict[str, Any], run: Run):
     """Everything at once in round 2, which only one client answers; round 3 does it."""

@@ -76,6 +76,7 @@ def outcome(make: Any) -> Any:
         return str(refusal)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("base", BASES, ids=str)
 def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(
     base: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -104,6 +105,7 @@ def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(
 NOISE = {"task": "digits", "dp": "client", "rounds": 8, "clients": 8, "epsilon": 8.0}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"rounds": 5}, {"cohort": 2}], ids=str)
 def test_the_noise_of_a_budget_follows_from_everywhere(change: Keys, tmp_path: Path):
     base, right = configure(NOISE), configure({**NOISE, **change})

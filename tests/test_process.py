@@ -91,6 +91,7 @@ def test_whatever_happens_within_is_put_back(fails: bool):
     assert seen() == before
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", [{}, {"dp": "client", "dp_noise": 1.0, "panel": 1}])
 def test_a_run_leaves_nothing(keys: dict[str, Any], tiny: Any, tmp_path: Any):
     config = tiny(model="mlp", rounds=2, warmup=0, end=1, **keys)

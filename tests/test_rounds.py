@@ -52,6 +52,7 @@ def column(result: Result, name: str, arm: str = "pruned") -> list[Any]:
 FRACTIONS = {"one-shot": [0, 0, 1, 1, 1], "linear": [0, 0, 0.5, 1, 1], "cubic": [0, 0, 7 / 8, 1, 1]}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("sparsity", [0.33333, 0.9])
 @pytest.mark.parametrize("schedule", FRACTIONS)
@@ -289,6 +290,7 @@ ODD = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("phase", "spoil", "field", "reason"), ODD)
 def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
     phase: str,
@@ -470,6 +472,7 @@ def test_who_did_not_answer_is_sent_the_mask_again(tiny: Tiny, house_of: HouseOf
     assert bytes_down(packet, [0, 2, 4], question.known) == 2 * whole + lean
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wire", ["fp32", "fp16"])
 @pytest.mark.parametrize("score", ["taylor", "magnitude"])
 def test_arms_are_the_runs_they_stand_for_bit_for_bit(

@@ -118,6 +118,7 @@ def test_a_checkpoint_keeps_the_shape(halved: Any, tmp_path: Path):
     assert list(back.weights) == list(small.weights)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("unit", "score"), UNITS)
 def test_shrinking_every_time_chooses_the_same_units(
     plays: Callable[..., RunConfig], played: Played, unit: str, score: str
@@ -132,6 +133,7 @@ def test_shrinking_every_time_chooses_the_same_units(
     assert final[0] == pytest.approx(final[1], rel=1e-4)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("model", "biases"), [("llama", False), ("gpt2", True)])
 def test_later_rounds_send_less(
     plays: Callable[..., RunConfig], played: Played, model: str, biases: bool
@@ -231,6 +233,7 @@ def test_every_family_shrinks_to_what_its_masks_say(
     assert every["bytes_up"] <= never["bytes_up"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("score", "scope"), [("magnitude", "layer"), ("taylor", "global"), ("ablation", "global")]
 )
@@ -257,6 +260,7 @@ CUT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", CUT)
 def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(
     method: str, tiny: Tiny, house_of: HouseOf

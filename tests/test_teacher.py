@@ -154,6 +154,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", KINDS, ids=str)
 def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny: Tiny, spy: Any):
     runs = {}
@@ -171,6 +172,7 @@ def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny:
     assert runs[str(large)].state.teacher == b"", "it is in its own folder already"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("unit", ["neuron", "sublayer", "layer"])
 def test_a_student_that_shrinks_learns_from_what_it_was(unit: str, tiny: Tiny):
     """Also with layers fitted to the model before, which has the shapes of the round."""

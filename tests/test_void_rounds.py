@@ -135,6 +135,7 @@ def done_with(method: str, plan: Plan, state: State) -> None:
     assert state.reduced == bool(c.reduce)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_nobody_answered_is_owed_and_changes_nothing(
     method: str, tiny: Tiny, house_of: HouseOf

@@ -44,6 +44,7 @@ def test_in_a_secure_sum_too(asked: Asked):
     assert torch.allclose(open_.total, sealed.total, atol=1e-3 * float(open_.total.abs().max()))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("combine", ["sum", "votes"])
 def test_noise_is_booked_for_everyone(combine: str, tiny: Callable[..., RunConfig]):
     """As planned, without what being drawn by chance would save."""

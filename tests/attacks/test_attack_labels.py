@@ -42,6 +42,7 @@ def found(s: Scene, seen: Exposed) -> Tensor:
     return shares
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "more", "least"),
     [

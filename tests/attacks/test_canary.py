@@ -32,6 +32,7 @@ def claim(mechanism: Mechanism) -> float:
     return float(accountant.get_epsilon(DELTA))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_a_right_mechanism_passes_and_a_broken_one_does_not(name: str):
     mechanism = MECHANISMS[name]

@@ -79,6 +79,7 @@ def test_broken_runs_of_twenty_seeds_are_caught():
     assert sum(bound > claim for bound, claim in found) >= 19
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "changes",
     [

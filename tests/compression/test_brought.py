@@ -80,6 +80,7 @@ def dtypes(path: Path) -> set[str]:
         return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.sampled(1)
 def test_every_file_and_the_type_come_back_in_every_form(played: tuple[Path, Path, Any]):
     own, run, result = played
     config = configure({**result_config(run)})

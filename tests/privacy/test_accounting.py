@@ -60,6 +60,7 @@ def examples(rate, z, steps):
     return Terms(dp="example"), [(question(1, range(3), 3), [step])]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("unit", "rate", "z", "times", "rdp", "pld"), GOLDEN)
 def test_the_golden_table_of_the_research_notes(unit, rate, z, times, rdp, pld):
     epsilon, closing = told(*(clients if unit == "client" else examples)(rate, z, times))
@@ -114,6 +115,7 @@ def booked(sampling, secure="none", rounds=24):
     return *told(terms, questions), max(asked.values())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("sampling", "secure", "most", "account", "rdp", "pld"),
     [

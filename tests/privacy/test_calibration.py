@@ -36,6 +36,7 @@ STEPS = Release(
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("budget", [0.1, 8.0])
 @pytest.mark.parametrize(
     ("terms", "release"),

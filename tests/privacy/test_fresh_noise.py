@@ -39,6 +39,7 @@ def scored(config: RunConfig, port: Port | None = None) -> torch.Tensor:
     return kept(federate(config, port).state.weights, {})
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("more", "least"), [({}, 2.0), ({"dp": "example"}, 1e-4), ({"secure": "secagg"}, 2.0)], ids=str
 )

@@ -229,6 +229,7 @@ def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end() -> None:
     assert (more.dp_noise or 0.0) > c.dp_noise
 
 
+@pytest.mark.slow
 def test_a_budget_is_spent_where_one_share_is_blended_too() -> None:
     c = config_of(dp="client", epsilon=20.0, blend="global")
     result = federate(c)

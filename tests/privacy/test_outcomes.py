@@ -17,6 +17,7 @@ DIGITS = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds":
 DIGITS |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 @pytest.mark.parametrize(
     "keys",

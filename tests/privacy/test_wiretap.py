@@ -155,6 +155,7 @@ NAMES = {"total": "masked", "summed": "answered", "said": "signatures"}
 """What a stage of a secure sum calls what the ledger calls otherwise."""
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", SEALED, ids=lambda keys: " ".join(map(str, keys.values())))
 def test_of_a_secure_sum_nothing_else_leaves(
     keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

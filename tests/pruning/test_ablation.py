@@ -38,6 +38,7 @@ def silent(s: Specimen) -> Specimen:
     return replace(s, loss=loss)
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("unit", STRUCTURED)
 @pytest.mark.parametrize("family", ["cnn", *BLOCKS])
 def test_removing_units_one_at_a_time_by_hand(family: str, unit: str):

@@ -108,6 +108,7 @@ DRAWN = {"random", "perturbation"}  # by the shapes of the tensors
 ELSEWHERE = {"synflow", "sparsegpt"}  # not for transformers; a step and no score
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_scores_are_the_same_whether_what_went_is_masked_or_gone(name: str) -> None:
     whole = built(name)

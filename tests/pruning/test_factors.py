@@ -146,6 +146,7 @@ def test_what_cannot_be_factored_is_named() -> None:
             factor(model, Edit("rank", path, kept))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", FACTS)
 def test_units_are_cut_from_factors_too(name: str, whole: bool) -> None:

@@ -202,6 +202,7 @@ def test_floors_that_push_others_onto_theirs() -> None:
     assert bits(masks) == {"a": "011", "b": "011", "c": "000011"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scope", list(SCOPES))
 @given(rankings(), st.sampled_from(list(SCHEDULES)))
 def test_masks_of_a_schedule_only_shrink(

@@ -57,6 +57,7 @@ def test_in_float32_it_does_too(name: str, way: str) -> None:
     assert (forward(name, reshaped(silent, edits)) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+@pytest.mark.sampled(22)
 @matrix
 def test_what_stays_are_the_same_numbers_under_the_same_names(name: str, case: str) -> None:
     f = family(name)
@@ -122,6 +123,7 @@ def operations(name: str, model: nn.Module) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.sampled(22)
 @matrix
 def test_operations_fall_by_what_was_counted(name: str, case: str) -> None:
     f = family(name)
@@ -318,6 +320,7 @@ def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name: str, cas
     assert (forward(name, adapted.merge_and_unload()) - trained).abs().max() <= 1e-9
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", ["both", "an attention", "the first block", "all feed-forwards"])
 @pytest.mark.parametrize("name", NAMES)
 def test_units_are_cut_through_factors_too(name: str, case: str) -> None:

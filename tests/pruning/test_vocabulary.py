@@ -76,6 +76,7 @@ def test_only_rows_of_the_vocabulary_go_and_ties_stay(name: str) -> None:
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_training_is_the_same_on_what_stays(name: str) -> None:
     dense, small = cut(name)

@@ -109,6 +109,7 @@ def test_a_secure_sum_is_the_sum_in_the_open(
     assert [call.stage for call, _, _ in seen.calls] == list(STAGES)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("gone", [{4}, {2, 5, 9}])
 def test_who_drops_out_is_left_out_and_named(

@@ -84,6 +84,7 @@ def close(reported: float, sent: float, messages: int) -> bool:
     return abs(reported - sent) <= 0.02 * sent + OVERHEAD * messages
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("keys", CASES, ids=str)
 def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
     devices: Made, config_of: Made, folders: list[Path], keys: dict[str, Any]

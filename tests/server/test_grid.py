@@ -133,6 +133,7 @@ LIES: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("keys", "kind", "changes", "field"), LIES, ids=str)
 def test_a_lie_in_a_new_field_is_refused_at_once(
     devices: Made,
@@ -284,6 +285,7 @@ def test_a_late_reply_to_the_first_letter_does_not_count_twice(devices: Made, de
 MEASURED = {"loss": 1, "correct": 1, "count": 3, **dict.fromkeys(f1_names(10), 0)}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("kind", "changes", "field", "reason"),
     [

@@ -101,6 +101,7 @@ def three(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     return made
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("secure", ["none", "secagg"])
 @pytest.mark.parametrize("about", [b for _, b in BAD], ids=[name for name, _ in BAD])
 def test_no_reply_ends_a_run(devices: Made, three: Made, about: dict[str, Any], secure: str):
@@ -137,6 +138,7 @@ RECORDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("content", RECORDS, ids=range(len(RECORDS)))
 @pytest.mark.parametrize("kind", ["query.hello", "train.tune", "evaluate"])
 def test_records_of_any_kind_are_refused(devices: Made, three: Made, content: Any, kind: str):
@@ -170,6 +172,7 @@ HELLOS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("hello", HELLOS, ids=range(len(HELLOS)))
 def test_a_node_that_announces_what_cannot_be_takes_no_part(
     devices: Made, three: Made, hello: dict[str, Any], caplog: pytest.LogCaptureFixture

@@ -77,6 +77,7 @@ def test_without_an_example_only_what_no_average_could_hold_is_a_constant():
     assert "mask" not in state_of(ready(lambda: Masked(-1e9), dummy=False))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("least", "options"),
     [
