@@ -64,7 +64,7 @@ def partition(
     try:
         with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
             count = partitioner.num_partitions
-            dealt = [sorted(partitioner.load_partition(i)["row"]) for i in range(count)]
+            dealt = [sorted(partitioner.load_partition(i)["row"][:]) for i in range(count)]
     except (ValueError, IndexError) as error:
         raise ValueError(
             f"clients={config.clients}: {config.split} cannot deal {counted(rows, 'row')} so: "
