@@ -1,21 +1,28 @@
-"""What rules make of 6 Byzantine clients of 20: overlap of masks and quality, beside a clean run.
+"""What rules make of 6 Byzantine clients of 20: overlap of masks and quality, beside clean runs.
 
-    python benchmarks/robust.py [--task digits] [--seeds 0 1 2] [--rounds 8] [--clients 20]
+    python benchmarks/robust.py [--settings digits-iid digits shakespeare] [--seeds 0 1 2]
+        [--parts changes scores both] [--rules multi-krum ...] [--results FILE]
 
 Every client is asked in every round, and three of ten send something else than they found, always
-in the form of the question. Overlap is the part of the clean run's kept weights that are kept too,
-quality the test metric less the clean run's, in points; the clean run is that of the same seed
-with `--combine sum --robust none` and nobody Byzantine. Mean over seeds, and smallest to largest.
+in the form of the question. The model is trained for two thirds of the rounds, pruned at once, and
+trained on. Overlap is the part of the clean run's kept weights that are kept too, quality the test
+metric less the clean run's, in points. There are two clean runs of the same seed, nobody Byzantine
+in either: the plain one, with `--combine sum --robust none`, and the rule's own. Mean over seeds,
+and the worst of them. What is in the results' file is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +30,15 @@ from fedprune import federate, hosts
 from fedprune.answering import answer
 from fedprune.config import RunConfig, configure
 from fedprune.federation import NoRoundCompleted, Result
+from fedprune.learning.robust import ROBUST
 from fedprune.messages import Answer, Question
 from fedprune.randomness import generator
 from fedprune.seats import Seat
-from fedprune.tensors import count_kept
+from fedprune.tensors import digest
 
 Keys = dict[str, Any]
 Attack = Callable[[Question, Answer], Answer]
+Respond = Callable[[Question, Seat], Answer]
 
 
 def scaled(factor: float) -> Attack:
@@ -70,37 +79,56 @@ def both(question: Question, given: Answer) -> Answer:
 
 
 NOBODY: Attack = lambda _question, given: given  # noqa: E731
-ON_CHANGES = {"nobody": NOBODY, "x -1": scaled(-1.0), "x -10": scaled(-10.0), "x 1e6": scaled(1e6)}
-ON_SCORES = {"nobody": NOBODY, "inverted": inverted}
-RULES: list[tuple[Keys, dict[str, Attack]]] = [
-    *[
-        ({"robust": rule}, ON_CHANGES)
-        for rule in (
-            *("none", "median", "trimmed-mean", "clipped-mean"),
-            *("geometric-median", "multi-krum"),
-        )
-    ],
-    *[
-        ({"combine": rule}, ON_SCORES)
-        for rule in ("sum", "rank-mean", "median", "trimmed-mean", "clipped-mean", "votes")
-    ],
-    *[
-        ({"combine": combine, "robust": rule}, {"both": both})
-        for combine, rule in (
+ATTACKS: dict[str, Attack] = {
+    "nobody": NOBODY,
+    **{f"x {name}": scaled(float(name)) for name in ("-1", "-10", "1e6")},
+    "inverted": inverted,
+    "both": both,
+}
+COMMON: Keys = {
+    **{"engine": "inline", "clients": 20, "cohort": 20, "rounds": 20, "warmup": 14},
+    **{"schedule": "one-shot", "score": "fisher", "sparsity": 0.8},
+}
+SMALL: Keys = {"depth": 1, "width": 32, "length": 32, "score_examples": 16}
+SETTINGS: dict[str, Keys] = {
+    "digits-iid": {"task": "digits", "model": "mlp", "split": "iid"},
+    "digits": {"task": "digits", "model": "mlp", "split": "dirichlet", "local_steps": 30},
+    "shakespeare": {"task": "shakespeare", **SMALL, "rounds": 12, "warmup": 8, "local_steps": 20},
+}
+"""Clients that hold much the same, clients that hold few classes each, and speaking roles."""
+
+PLAIN = ("sum", "none")
+Rules = tuple[str, str]
+"""How scores are combined, and the rule for changes."""
+
+PARTS: dict[str, tuple[list[Rules], list[str]]] = {
+    "changes": (
+        [("sum", rule) for rule in ROBUST],
+        ["nobody", "x -1", "x -10", "x 1e6"],
+    ),
+    "scores": (
+        [
+            *(("sum", "none"), ("rank-mean", "none"), ("median", "none")),
+            *(("trimmed-mean", "none"), ("clipped-mean", "none"), ("votes", "none")),
+        ],
+        ["nobody", "inverted"],
+    ),
+    "both": (
+        [
             *(("sum", "none"), ("median", "median"), ("clipped-mean", "clipped-mean")),
-            *(("median", "geometric-median"), ("rank-mean", "multi-krum")),
-            ("votes", "multi-krum"),
-        )
-    ],
-]
+            *(("median", "multi-krum"), ("trimmed-mean", "multi-krum"), ("votes", "multi-krum")),
+        ],
+        ["nobody", "both"],
+    ),
+}
 
 
 @contextmanager
-def attacked(attack: Attack, bad: Sequence[int]) -> Iterator[None]:
+def attacked(attack: Attack, bad: Sequence[int], honest: Respond) -> Iterator[None]:
     """Clients of this process answer by an attack, where they are bad."""
 
     def answered(question: Question, seat: Seat) -> Answer:
-        given = answer(question, seat)
+        given = honest(question, seat)
         return attack(question, given) if seat.partition in bad else given
 
     hosts.answer = answered  # type: ignore[attr-defined]
@@ -110,30 +138,50 @@ def attacked(attack: Attack, bad: Sequence[int]) -> Iterator[None]:
         hosts.answer = answer  # type: ignore[attr-defined]
 
 
+def remembering() -> Respond:
+    """The client's half of a round, which gives what it gave to the same model before.
+
+    Of one configuration but for the rules: what a client tunes and measures follows from the
+    question and its shard, and runs in which the same clients count ask the same.
+    """
+    known: dict[tuple[object, ...], Answer] = {}
+    newest: list[tuple[Question, str]] = []
+
+    def respond(question: Question, seat: Seat) -> Answer:
+        if question.kind not in {"tune", "evaluate"}:
+            return answer(question, seat)
+        if not newest or newest[0][0] is not question:
+            newest[:] = [(question, digest(question.weights) + digest(question.masks))]
+        when = (question.round, question.lr) if question.kind == "tune" else (question.part,)
+        key = (newest[0][1], question.kind, when, seat.partition)
+        if key not in known:
+            known[key] = answer(question, seat)
+        return known[key]
+
+    return respond
+
+
 @dataclass(frozen=True)
-class Seen:
-    """Of one run: kept weights that the clean run keeps too, and points of quality less its own."""
+class Ended:
+    """What a run ended with: whether each prunable weight is kept, and the test metric."""
 
-    overlap: float
-    points: float
+    kept: np.ndarray
+    quality: float
 
 
-def played(config: RunConfig, attack: Attack) -> Result:
-    """A run in which three of ten clients attack."""
+def played(config: RunConfig, attack: Attack, honest: Respond = answer) -> Ended:
+    """The end of a run in which three of ten clients attack."""
     order = torch.randperm(config.clients, generator=generator(config.seed, "byzantine"))
     bad = order[: 3 * config.clients // 10].tolist()
     try:
-        with attacked(attack, bad):
-            return federate(config)
+        with attacked(attack, bad, honest):
+            result = federate(config)
     except NoRoundCompleted as failed:
-        return failed.result
-
-
-def seen(result: Result, clean: Result) -> Seen:
-    """A run beside the clean one."""
-    masks, wanted = result.state.masks, clean.state.masks
-    shared = sum(int((m & wanted[n]).sum()) for n, m in masks.items())
-    return Seen(shared / count_kept(wanted), 100.0 * (quality(result) - quality(clean)))
+        result = failed.result
+    masks = result.state.masks
+    return Ended(
+        np.concatenate([masks[n].numpy().reshape(-1) for n in sorted(masks)]), quality(result)
+    )
 
 
 def quality(result: Result) -> float:
@@ -142,32 +190,111 @@ def quality(result: Result) -> float:
     return float(found.get("accuracy", 0.0))
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean, and smallest to largest."""
-    mean = sum(values) / len(values)
-    return f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})"
+Key = tuple[str, int, str, str, str]
+"""Setting, seed, combine, robust, attack."""
+
+
+def read(path: Path) -> dict[Key, Ended]:
+    """What was played before."""
+    out: dict[Key, Ended] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        bits = np.frombuffer(b64decode(row["kept"]), dtype=np.uint8)
+        kept = np.unpackbits(bits)[: row["size"]].astype(bool)
+        setting, seed, *rest = row["key"]
+        out[(setting, seed, *rest)] = Ended(kept, row["quality"])
+    return out
+
+
+def write(path: Path, key: Key, ended: Ended) -> None:
+    """One line more."""
+    bits = b64encode(np.packbits(ended.kept).tobytes()).decode()
+    row = {"key": key, "quality": ended.quality, "size": len(ended.kept), "kept": bits}
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def config_of(setting: str, seed: int, combine: str, robust: str) -> RunConfig:
+    """A run's configuration: of 20 clients, 6 are left out at either end, where any are."""
+    keys = {**COMMON, **SETTINGS[setting], "seed": seed, "combine": combine, "robust": robust}
+    return configure(keys | ({"trim": 0.3} if combine == "trimmed-mean" else {}))
+
+
+def chosen(part: str, only: Sequence[str]) -> list[Rules]:
+    """The pairs of a part in which one of these is, and the plain one; all of them if none."""
+    return [p for p in PARTS[part][0] if not only or p == PLAIN or any(n in only for n in p)]
+
+
+def wanted(given: argparse.Namespace) -> list[Key]:
+    """The runs that are asked for, those of one setting and seed together."""
+    runs = [
+        (*rules, attack)
+        for part in given.parts
+        for rules in chosen(part, given.rules)
+        for attack in PARTS[part][1]
+    ]
+    return [
+        (setting, seed, *run) for setting in given.settings for seed in given.seeds for run in runs
+    ]
+
+
+def play(keys: Sequence[Key], path: Path) -> dict[Key, Ended]:
+    """The runs' ends; what is in the file is taken from it, and what is played goes there."""
+    done = read(path)
+    where, honest = ("", -1), remembering()
+    for key in keys:
+        if key in done:
+            continue
+        setting, seed, combine, robust, attack = key
+        if (setting, seed) != where:
+            where, honest = (setting, seed), remembering()
+        config = config_of(setting, seed, combine, robust)
+        done[key] = played(config, ATTACKS[attack], honest)
+        write(path, key, done[key])
+    return done
+
+
+def cell(ends: Sequence[Ended], clean: Sequence[Ended]) -> str:
+    """Overlap and points beside clean runs: the mean, and the worst."""
+    pairs = list(zip(ends, clean, strict=True))
+    overlap = [float((e.kept & c.kept).sum() / c.kept.sum()) for e, c in pairs]
+    points = [100.0 * (e.quality - c.quality) for e, c in pairs]
+    n = len(pairs)
+    return (
+        f"{sum(overlap) / n:.2f} ({min(overlap):.2f}); {sum(points) / n:+.1f} ({min(points):+.1f})"
+    )
+
+
+def table(done: dict[Key, Ended], given: argparse.Namespace, setting: str, part: str) -> str:
+    """Markdown: a line a pair of rules, an attack two columns, beside the plain run and the own."""
+    attacks = PARTS[part][1]
+
+    def ends(rule: Rules, attack: str) -> list[Ended]:
+        return [done[(setting, seed, *rule, attack)] for seed in given.seeds]
+
+    plain = ends(PLAIN, "nobody")
+    head = [f"{a}, beside {b}" for a in attacks for b in ("plain", "own")]
+    lines = [["combine", "robust", *head], ["---"] * (len(head) + 2)]
+    for rule in chosen(part, given.rules):
+        own = ends(rule, "nobody")
+        row = [cell(ends(rule, a), clean) for a in attacks for clean in (plain, own)]
+        lines.append([*(f"`{name}`" for name in rule), *row])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    """Play all, and print a line of a table for each."""
+    """Play all, and print the tables."""
     out = argparse.ArgumentParser(description=__doc__)
-    out.add_argument("--task", default="digits")
+    out.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     out.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    out.add_argument("--rounds", type=int, default=8)
-    out.add_argument("--clients", type=int, default=20)
+    out.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    out.add_argument("--rules", nargs="*", default=[], help="of --combine or --robust (all)")
+    out.add_argument("--results", type=Path, default=Path("robust.jsonl"))
     given = out.parse_args()
-    base = {"task": given.task, "rounds": given.rounds, "engine": "inline"}
-    base |= {"clients": given.clients, "cohort": given.clients}
-    clean = {s: played(configure({**base, "seed": s}), NOBODY) for s in given.seeds}
-    print("| combine | robust | attack | overlap | points |\n| --- | --- | --- | ---: | ---: |")
-    for keys, attacks in RULES:
-        for name, attack in attacks.items():
-            runs = {s: configure({**base, "seed": s, **keys}) for s in given.seeds}
-            found = [seen(played(c, attack), clean[s]) for s, c in runs.items()]
-            overlap = spread([f.overlap for f in found], ".2f")
-            points = spread([f.points for f in found], "+.1f")
-            rule = f"{keys.get('combine', 'sum')} | {keys.get('robust', 'none')}"
-            print(f"| {rule} | {name} | {overlap} | {points} |", flush=True)
+    done = play(wanted(given), given.results)
+    for setting in given.settings:
+        for part in given.parts:
+            print(f"\n{setting}, {part}\n\n{table(done, given, setting, part)}", flush=True)
 
 
 if __name__ == "__main__":

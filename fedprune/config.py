@@ -273,8 +273,8 @@ class RunConfig(BaseModel):
     )
     byzantine: int | None = _field(
         "combining",
-        "how many of a cohort may send anything, with --robust trimmed-mean, multi-krum (default "
-        "three of ten)",
+        "how many of a cohort may send anything, with --robust trimmed-mean, multi-krum, nearest-* "
+        "(default three of ten)",
         None,
         ge=1,
     )

@@ -183,6 +183,7 @@ BESIDE = [
     ({"masks": "union"}, {"average": "l0-mean"}),
     ({"robust": "median"}, {"weighting": "equal", "byzantine": None, "min_clients": 1}),
     ({"robust": "multi-krum", "task": "digits"}, {"byzantine": 3, "min_clients": 9}),
+    ({"robust": "nearest-geometric-median", "task": "digits"}, {"byzantine": 3, "min_clients": 7}),
     ({"robust": "trimmed-mean", "byzantine": 2}, {"byzantine": 2, "min_clients": 5}),
     ({"robust": "multi-krum", "min_clients": 10, "task": "digits"}, {"min_clients": 10}),
     ({"masks": "intersection", "average": "fedavg"}, {"average": "fedavg"}),

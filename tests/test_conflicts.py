@@ -1171,6 +1171,16 @@ ROBUST = [
         "too many for a cohort of 10; allowed: 1 to 3",
     ),
     (
+        {"robust": "nearest-geometric-median", "byzantine": 5, "clients": 10, "cohort": 10},
+        "byzantine=5",
+        "too many for a cohort of 10; allowed: 1 to 4",
+    ),
+    (
+        {"robust": "nearest-trimmed-mean", "clients": 2, "cohort": 2},
+        "robust='nearest-trimmed-mean'",
+        "a cohort of 2 is too small to leave one out; allowed: another rule, or --cohort 3 or more",
+    ),
+    (
         {"robust": "trimmed-mean", "byzantine": 2, "min_clients": 4, "clients": 10, "cohort": 10},
         "min-clients=4",
         "trimmed-mean with byzantine=2 needs more; allowed: 5 to 10",

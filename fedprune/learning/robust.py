@@ -27,6 +27,9 @@ _CHUNK = 2**15
 Blocks = Callable[[], Iterator[Tensor]]
 """The changes as (clients, some values) float64, from the first value to the last."""
 
+Read = Callable[[Tensor], Tensor]
+"""From positions to the changes there, (clients, positions) float64."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -40,6 +43,7 @@ class Rule:
         factors: from all values and that number to a factor for each client, (clients,) float64:
             the change is the sum of the clients' times their factors. None with `middle`.
         needs: from that number to the fewest answers; None: the rule takes no such number.
+        mixes: the rule is for means: each change with those nearest to it.
     """
 
     summary: str
@@ -47,6 +51,7 @@ class Rule:
     middle: Callable[[Tensor, int], Tensor] | None = None
     factors: Callable[[Blocks, int], Tensor] | None = None
     needs: Callable[[int], int] | None = None
+    mixes: bool = False
 
 
 def robust_change(
@@ -75,15 +80,28 @@ def robust_change(
     out = torch.empty(singles.shape[1], dtype=torch.float64)
     for group in (~numbers, numbers):
         at = group.nonzero().reshape(-1)
-        out[at] = _of_group(its, singles, at, byzantine)
+        read = _reading(its, singles, at, byzantine)
+        out[at] = _of_group(its, read, at, byzantine)
     if its.middle is not None and layout.variances:
-        out = _with_variances(its.middle, singles, byzantine, out, weights, where, layout)
+        out = _with_variances(its.middle, read, byzantine, out, weights, where, layout)
     return out
 
 
-def _of_group(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> Tensor:
+def _reading(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> Read:
+    """What a rule sees at these positions: the changes, or their mixtures."""
+
+    def plain(some: Tensor) -> Tensor:
+        return singles[:, some].double()
+
+    if not rule.mixes or not at.numel():
+        return plain
+    shares = _nearest(lambda: map(plain, at.split(_CHUNK)), byzantine)
+    return lambda some: shares @ plain(some)
+
+
+def _of_group(rule: Rule, read: Read, at: Tensor, byzantine: int) -> Tensor:
     def blocks() -> Iterator[Tensor]:
-        return (singles[:, some].double() for some in at.split(_CHUNK))
+        return map(read, at.split(_CHUNK))
 
     if not at.numel():
         return torch.empty(0, dtype=torch.float64)
@@ -96,7 +114,7 @@ def _of_group(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> Tensor
 
 def _with_variances(
     middle: Callable[[Tensor, int], Tensor],
-    singles: Tensor,
+    read: Read,
     byzantine: int,
     out: Tensor,
     weights: Mapping[str, Tensor],
@@ -112,8 +130,8 @@ def _with_variances(
         at, its = where[variance].reshape(-1), where[mean].reshape(-1)
         old_mean = weights[mean].double().reshape(-1)
         old = weights[variance].double().reshape(-1) + old_mean**2
-        means = old_mean + singles[:, its].double()
-        variances = (old + singles[:, at].double() - means**2).clamp_min(0.0)
+        means = old_mean + read(its)
+        variances = (old + read(at) - means**2).clamp_min(0.0)
         out[at] = middle(variances, byzantine) + (old_mean + out[its]) ** 2 - old
     return out
 
@@ -152,6 +170,24 @@ def _products(blocks: Blocks) -> Tensor:
     return out
 
 
+def _distances(products: Tensor) -> Tensor:
+    """(clients, clients): squared distances."""
+    own = products.diagonal()
+    return (own + own.unsqueeze(1) - 2.0 * products).clamp_min(0.0)
+
+
+def _nearest(blocks: Blocks, byzantine: int) -> Tensor:
+    """(clients, clients): what each client's n - f nearest weigh in its mixture.
+
+    Algorithm 2 of the paper. A client is nearest to itself; of others at equal distances the one
+    that comes first.
+    """
+    distances = _distances(_products(blocks)).fill_diagonal_(-1.0)
+    n = len(distances)
+    nearest = distances.argsort(dim=1, stable=True)[:, : n - byzantine]
+    return torch.zeros_like(distances).scatter_(1, nearest, 1.0 / (n - byzantine))
+
+
 _NEAR = 1e-6
 """Distance below which a client weighs no more: the smoothing (nu) of the paper's experiments."""
 
@@ -188,10 +224,8 @@ def _multi_krum(blocks: Blocks, byzantine: int) -> Tensor:
     A client's score is the sum of its n - f - 2 smallest squared distances to others. Equal scores:
     the client that comes first.
     """
-    products = _products(blocks)
-    n, own = len(products), products.diagonal()
-    distances = (own + own.unsqueeze(1) - 2.0 * products).clamp_min(0.0)
-    distances.fill_diagonal_(float("inf"))
+    distances = _distances(_products(blocks)).fill_diagonal_(float("inf"))
+    n = len(distances)
     scores = distances.sort(dim=1).values[:, : n - byzantine - 2].sum(dim=1)
     chosen = scores.argsort(stable=True)[: n - byzantine]
     factors = torch.zeros(n, dtype=torch.float64)
@@ -230,6 +264,20 @@ ROBUST: dict[str, Rule] = {
         "Blanchard et al. 2017, arXiv 1703.02757, section 5",
         factors=_multi_krum,
         needs=lambda f: 2 * f + 3,
+    ),
+    "nearest-trimmed-mean": Rule(
+        "trimmed-mean of means: each change with the n - f nearest to it, f being --byzantine",
+        "NNM, Allouah et al. 2023, arXiv 2302.01772, algorithm 2",
+        middle=_trimmed_mean,
+        needs=lambda f: 2 * f + 1,
+        mixes=True,
+    ),
+    "nearest-geometric-median": Rule(
+        "geometric-median of means: each change with the n - f nearest to it",
+        "NNM, Allouah et al. 2023, arXiv 2302.01772, algorithm 2",
+        factors=_weiszfeld,
+        needs=lambda f: 2 * f + 1,
+        mixes=True,
     ),
 }
 
