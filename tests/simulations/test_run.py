@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import torch
 import fedprune
 from fedprune.compression.masks import decode_mask, mask_digest
 from fedprune.tensors import digest, state_of
+from simulations.run import main
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +38,20 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     )
 
 
+def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which need not import anything first."""
+    out, errors = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(errors):
+        try:
+            code: object = main(list(arguments))
+        except SystemExit as end:
+            code = end.code
+    if isinstance(code, str):  # Python itself prints it, and ends with 1
+        errors.write(code)
+    status = code if isinstance(code, int) else int(code is not None)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), errors.getvalue())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -48,7 +65,8 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
 def test_bad_input_exits_2_with_one_line_and_no_traceback(
     arguments: list[str], words: list[str], tmp_path: Path
 ) -> None:
-    done = command(*arguments, "--out", str(tmp_path / "run"))
+    start = command if "--score" in arguments else here  # one of them from outside
+    done = start(*arguments, "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1
@@ -62,7 +80,7 @@ def test_where_nothing_can_be_written_is_refused_before_anything_starts(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    done = command("--task", "digits", "--out", str(tmp_path / name))
+    done = here("--task", "digits", "--out", str(tmp_path / name))
     assert done.returncode == 2
     assert done.stderr.startswith(f"run.py: error: out='{tmp_path / name}': {tmp_path / 'file'} is")
     assert done.stdout == ""
@@ -150,7 +168,7 @@ def test_a_written_configuration_repeats_the_run_bit_for_bit(
 def test_a_folder_with_a_run_is_not_overwritten(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = (folder / "rounds.jsonl").read_text()
-    done = command(*QUICK, "--out", str(folder))
+    done = here(*QUICK, "--out", str(folder))
     assert done.returncode == 2
     assert "holds a run already" in done.stderr
     assert (folder / "rounds.jsonl").read_text() == before
@@ -191,13 +209,13 @@ def test_a_damaged_folder_is_not_resumed(finished: tuple[Path, str], tmp_path: P
     checkpoint = folder / "checkpoint/pruned.safetensors"
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:-100])
-    done = command("--resume", str(folder))
+    done = here("--resume", str(folder))
     assert done.returncode == 2
     assert "pruned.safetensors: damaged" in done.stderr
     assert "Traceback" not in done.stderr
     checkpoint.write_bytes(whole)
     (folder / "rounds.jsonl").unlink()
-    done = command("--resume", str(folder))
+    done = here("--resume", str(folder))
     assert done.returncode == 2
     assert "rounds.jsonl is gone" in done.stderr
 
@@ -214,7 +232,7 @@ def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> Non
         "TASKS = {'broken': replace(ours['digits'], loss=loss)}\n"
     )
     folder = tmp_path / "run"
-    done = command(*QUICK[2:], "--task", "broken", "--plugin", str(plugin), "--out", str(folder))
+    done = here(*QUICK[2:], "--task", "broken", "--plugin", str(plugin), "--out", str(folder))
     assert done.returncode == 1
     assert "no round was completed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -225,7 +243,7 @@ def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> Non
 
 def test_the_list_and_the_help_end_well() -> None:
     for option, word in (("--list", "taylor_signed"), ("--help", "what is learned:")):
-        done = command(option)
+        done = here(option)
         assert done.returncode == 0
         assert word in done.stdout
 
