@@ -5,7 +5,8 @@ any host, because what it keeps is built from the configuration alone. A real de
 partition, itself: its node config names it (``partition-id``) and its folder (``data``); one that
 stands for a site hosts several (``partition-id="3,4"``), each in a folder of its number there. What
 a device sends of each is the coded answer, the one whose bytes are counted. It keeps
-the configuration and the newest mask and teacher in Flower's ``Context.state``; in simulation
+the configuration, that it was rehearsed with this device's data (every message is answered by a new
+process), and the newest mask and teacher in Flower's ``Context.state``; in simulation
 nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
 sum are there as well until it is opened, see `fedprune.secure.recalling`. What error feedback
 keeps back lies beside its data, in ``<data>.residuals``: as large as the model, and private.
@@ -23,6 +24,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedprune.bound import data_digest
 from fedprune.compression.wire import Packet, head_of
 from fedprune.config import all_keys, recorded
 from fedprune.hosts import House, labels_of, open_house, parts_of, serve, sum_of
@@ -32,6 +34,7 @@ from fedprune.parts import Part, failure_of
 from fedprune.plugins import check_of_this_app, tasks_of
 from fedprune.privacy.leaving import hides, silenced
 from fedprune.privacy.terms import SIMULATED, noised, simulated
+from fedprune.rehearsal import rehearse
 from fedprune.secure.calls import Reply, call_of, reply_letter
 from fedprune.secure.recalling import Memory, recalled
 from fedprune.secure.serving import seeds_from, serve_call
@@ -211,7 +214,12 @@ def _house(text: str, context: Context) -> House:
     """This process's resident model and shards for a configuration."""
     if not _is_device(context):
         return _simulated_house(text)
-    return _device_house(text, str(context.node_config["data"]), _partitions(context))
+    house, digest = _device_house(text, str(context.node_config["data"]), _partitions(context))
+    record = context.state.config_records.get("rehearsed")
+    if not record or record["digest"] != digest:
+        rehearse(house.task, house.config, house.model, house.layout, house.shards)
+        context.state["rehearsed"] = ConfigRecord({"digest": digest})
+    return house
 
 
 @functools.lru_cache(maxsize=1)
@@ -220,7 +228,8 @@ def _simulated_house(text: str) -> House:
 
 
 @functools.lru_cache(maxsize=1)
-def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> House:
+def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> tuple[House, str]:
+    """The house of a device, not rehearsed yet, and a digest of configuration and data."""
     check_of_this_app(str(all_keys(text).get("plugin", "")))
     config = recorded(text)
     if simulated(config):
@@ -233,7 +242,8 @@ def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> House:
     memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
     alone = len(partitions) == 1
     own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
-    return open_house(config, own, memory)
+    house = open_house(config, own, memory, tried=True)
+    return house, f"{identity(text)} {data_digest(house.shards)}"
 
 
 def _letter(message: Message) -> Letter:

@@ -86,16 +86,21 @@ def open_house(
     config: RunConfig,
     shards: Mapping[int, Shard] | None = None,
     memory: Path | None = None,
+    *,
+    tried: bool = False,
 ) -> House:
     """Build the model and the shards (all of the task's, unless given), and try them together.
 
-    Residuals are kept in `memory`, or in the run's folder.
+    Residuals are kept in `memory`, or in the run's folder. What was `tried` before is not again.
 
     Raises:
         ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.rehearsal.rehearse`.
     """
     with put_back():
-        return _opened(config, shards, memory)
+        house = _opened(config, shards, memory)
+        if not tried:
+            rehearse(house.task, config, house.model, house.layout, house.shards)
+        return house
 
 
 def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> House:
@@ -106,7 +111,6 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path 
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
     model = model.to(device)
-    rehearse(task, config, model, layout, shards)
     return House(
         *(config, task, model, layout, shards, device, prepared(model, config)),
         residuals=Residuals(memory or residual_folder(config)),

@@ -193,3 +193,20 @@ def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[House, Questi
     assert seen.failure is not None
     assert (seen.failure.partition, seen.failure.phase) == (3, "score")
     assert "no *.npz there" in seen.failure.reason
+
+
+def test_a_device_tries_its_data_once_and_other_data_again(
+    cnn: tuple[House, Question], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    house, question = cnn
+    tried: list[Any] = []
+    monkeypatch.setattr("clients.app.rehearse", lambda *given: tried.append(given))
+    context = device(folder)
+    for _ in range(2):
+        _device_house.cache_clear()  # as if another process answered
+        ask(context, house.config, score(question), [2])
+    assert len(tried) == 1
+    np.savez(folder / "b.npz", images=np.ones((30, 8, 8)), labels=np.arange(30) % 10)
+    _device_house.cache_clear()
+    ask(context, house.config, score(question), [2])
+    assert len(tried) == 2
