@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fedprune import Result, RunConfig, federate
 from fedprune.process import put_back
@@ -38,6 +39,9 @@ CASES = {
     "channels": f"{DIGITS} --unit channel --sparsity 0.3 --shrink every --blend layer "
     "--moving ema --uplink int8",
     "sums": f"{DIGITS} --secure secagg --masks union --secure-bits 32",
+    # a client that raises as soon as weights are gone
+    "raises": "--task failing --plugin tests/failing_task.py --split iid --clients 8 --cohort 8 "
+    "--local-steps 2",
     "noise": f"{DIGITS} --model mlp --secure secagg --dp client --dp-noise 1 --no-agreement "
     "--noise-source seeded",
 }
@@ -80,7 +84,8 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
         del context
         for case, config in configs.items():
             try:
-                run_on(grid, config, place / case, Screen())
+                with (place / f"{case}.screen").open("w") as screen:
+                    run_on(grid, config, place / case, Screen(Console(file=screen, width=300)))
             except BaseException as error:  # its test fails for want of a summary, and says why
                 (place / f"{case}.error").write_text(repr(error))
 
@@ -106,6 +111,17 @@ def same(folder: Path, run: Result) -> None:
 def test_inline_equals_ray_bit_for_bit(case: str, on_ray: Path, inline: Callable[[str], Result]):
     same(on_ray / case, inline(case))
     assert inline(case).rows[-1]["removed"] > 0
+
+
+def test_a_client_that_raises_in_a_worker_is_named_and_the_run_goes_on(on_ray: Path):
+    rows = [json.loads(x) for x in (on_ray / "raises" / "rounds.jsonl").read_text().splitlines()]
+    assert [row["answered"] for row in rows] == [8, 7, 7]
+    (failed,) = rows[1]["failures"]
+    assert (failed["partition"], failed["phase"], failed["field"]) == (1, "tune", "")
+    assert failed["reason"] == "MemoryError: no room for this batch"
+    said = (on_ray / "raises.screen").read_text()
+    assert "client 1 failed while tuning: MemoryError: no room for this batch" in said
+    assert "MemoryError" in (on_ray / "raises" / "report.html").read_text()
 
 
 def test_one_worker_gives_the_bits_of_two(inline: Callable[[str], Result], tmp_path: Path):

@@ -108,32 +108,3 @@ def test_the_run_goes_on_to_the_same_bits(
     assert summary["rounds_completed"] == 8
     assert summary["failures"] == 0, "the host that was lost is asked once more"
     assert summary["weights_digest"] == federate(configure(CONFIG)).summary["weights_digest"]
-
-
-def test_a_client_that_raises_in_a_worker_is_named_and_the_run_goes_on(
-    tmp_path: Path, stopped: list[subprocess.Popen[str]]
-) -> None:
-    out = tmp_path / "run"
-    config = {**CONFIG, "task": "failing", "plugin": "tests/failing_task.py", "split": "iid"}
-    config |= {"cohort": 8, "rounds": 4, "warmup": 2, "local-steps": 2}
-    run = started(out, **config)
-    stopped.append(run)
-    printed, _ = run.communicate(timeout=180)
-    assert run.returncode == 0, printed
-    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    assert [row["answered"] for row in rows] == [8, 8, 7, 7]
-    assert rows[2]["failures"] == [
-        {
-            "partition": 1,
-            "phase": "tune",
-            "field": "",
-            "reason": "MemoryError: no room for this batch",
-        }
-    ]
-    assert "client 1 failed while tuning: MemoryError: no room for this batch" in printed
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["weights_digest"] == federate(configure(config)).summary["weights_digest"]
-    assert (
-        "client 1" in (out / "report.html").read_text()
-        or "MemoryError" in (out / "report.html").read_text()
-    )
