@@ -1,14 +1,14 @@
 """What rules make of 6 Byzantine clients of 20: overlap of masks and quality, beside clean runs.
 
     python benchmarks/robust.py [--settings digits-iid digits shakespeare] [--seeds 0 1 2]
-        [--parts changes scores both] [--rules multi-krum ...] [--results FILE]
+        [--parts changes scores both] [--rules multi-krum ...] [--results FILE] [--show]
 
 Every client is asked in every round, and three of ten send something else than they found, always
 in the form of the question. The model is trained for two thirds of the rounds, pruned at once, and
 trained on. Overlap is the part of the clean run's kept weights that are kept too, quality the test
 metric less the clean run's, in points. There are two clean runs of the same seed, nobody Byzantine
 in either: the plain one, with `--combine sum --robust none`, and the rule's own. Mean over seeds,
-and the worst of them. What is in the results' file is not run again.
+and the worst of them in brackets. What is in the results' file is not run again.
 """
 
 from __future__ import annotations
@@ -254,32 +254,40 @@ def play(keys: Sequence[Key], path: Path) -> dict[Key, Ended]:
     return done
 
 
-def cell(ends: Sequence[Ended], clean: Sequence[Ended]) -> str:
-    """Overlap and points beside clean runs: the mean, and the worst."""
+def beside(ends: Sequence[Ended], clean: Sequence[Ended]) -> list[str]:
+    """Overlap and points beside clean runs of the same seeds: the mean, and the worst."""
     pairs = list(zip(ends, clean, strict=True))
-    overlap = [float((e.kept & c.kept).sum() / c.kept.sum()) for e, c in pairs]
+    if not pairs:
+        return ["", ""]
+    overlaps = [float((e.kept & c.kept).sum() / c.kept.sum()) for e, c in pairs]
     points = [100.0 * (e.quality - c.quality) for e, c in pairs]
-    n = len(pairs)
-    return (
-        f"{sum(overlap) / n:.2f} ({min(overlap):.2f}); {sum(points) / n:+.1f} ({min(points):+.1f})"
-    )
+    return [
+        f"{sum(overlaps) / len(pairs):.2f} ({min(overlaps):.2f})",
+        f"{sum(points) / len(pairs):+.1f} ({min(points):+.1f})",
+    ]
 
 
-def table(done: dict[Key, Ended], given: argparse.Namespace, setting: str, part: str) -> str:
-    """Markdown: a line a pair of rules, an attack two columns, beside the plain run and the own."""
-    attacks = PARTS[part][1]
+def line(done: dict[Key, Ended], seeds: Sequence[int], setting: str, run: tuple[str, ...]) -> str:
+    """One line of the table, over those seeds of which the runs are there; none: nothing."""
+    combine, robust, attack = run
 
-    def ends(rule: Rules, attack: str) -> list[Ended]:
-        return [done[(setting, seed, *rule, attack)] for seed in given.seeds]
+    def both_of(clean: Rules) -> list[str]:
+        pairs = [
+            ((setting, s, combine, robust, attack), (setting, s, *clean, "nobody")) for s in seeds
+        ]
+        there = [(done[k], done[c]) for k, c in pairs if k in done and c in done]
+        return beside([k for k, _ in there], [c for _, c in there])
 
-    plain = ends(PLAIN, "nobody")
-    head = [f"{a}, beside {b}" for a in attacks for b in ("plain", "own")]
-    lines = [["combine", "robust", *head], ["---"] * (len(head) + 2)]
-    for rule in chosen(part, given.rules):
-        own = ends(rule, "nobody")
-        row = [cell(ends(rule, a), clean) for a in attacks for clean in (plain, own)]
-        lines.append([*(f"`{name}`" for name in rule), *row])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    number = sum((setting, s, combine, robust, attack) in done for s in seeds)
+    cells = [setting, f"`{combine}`", f"`{robust}`", attack, *both_of(PLAIN)]
+    cells += both_of((combine, robust))
+    return f"| {' | '.join([*cells, str(number)])} |\n" if number else ""
+
+
+HEAD = [
+    *("setting", "`--combine`", "`--robust`", "attack", "overlap, plain", "points, plain"),
+    *("overlap, own", "points, own", "seeds"),
+]
 
 
 def main() -> None:
@@ -290,11 +298,13 @@ def main() -> None:
     out.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     out.add_argument("--rules", nargs="*", default=[], help="of --combine or --robust (all)")
     out.add_argument("--results", type=Path, default=Path("robust.jsonl"))
+    out.add_argument("--show", action="store_true", help="play nothing, show what there is")
     given = out.parse_args()
-    done = play(wanted(given), given.results)
-    for setting in given.settings:
-        for part in given.parts:
-            print(f"\n{setting}, {part}\n\n{table(done, given, setting, part)}", flush=True)
+    keys = wanted(given)
+    done = read(given.results) if given.show else play(keys, given.results)
+    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
+    for setting, *run in dict.fromkeys((setting, *run) for setting, _seed, *run in keys):
+        print(line(done, given.seeds, setting, tuple(run)), end="")
 
 
 if __name__ == "__main__":
