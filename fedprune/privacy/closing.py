@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from fedprune.privacy.accounting import (
     PARTICIPATION,
     Accounts,
+    Event,
     Profile,
     engine,
     native,
@@ -46,13 +48,12 @@ def _closed(name: str, profiles: Sequence[Profile], terms: Terms) -> dict[str, A
     """The same by one bound."""
     rdp = rdp_epsilon(profiles, terms.relation, terms.delta)
     why_not = _why_not(profiles, rdp)
-    loss = None if why_not else [_loss(p, rdp) for p in filter(None, profiles)]
-    pld = None if loss is None else _largest(loss, terms.delta)
+    pld, *curve = [None] * (1 + len(DELTAS)) if why_not else _plds(profiles, rdp, terms.delta)
     epsilon = rdp if pld is None else min(rdp, pld)
 
-    def at(delta: float) -> float:
+    def at(delta: float, by_pld: float | None) -> float:
         by_rdp = rdp_epsilon(profiles, terms.relation, delta)
-        return by_rdp if loss is None else min(by_rdp, _largest(loss, delta))
+        return by_rdp if by_pld is None else min(by_rdp, by_pld)
 
     mu, mu_by = gaussian_mu(profiles, epsilon, terms.delta)
     return {
@@ -60,8 +61,8 @@ def _closed(name: str, profiles: Sequence[Profile], terms: Terms) -> dict[str, A
         "pld": None if pld is None else told_number(pld),
         "pld_why_not": why_not,
         "epsilon": told_number(epsilon),
-        "curve": [[delta, told_number(at(delta))] for delta in DELTAS],
-        "curve_by": "rdp" if loss is None else "pld",
+        "curve": [[d, told_number(at(d, e))] for d, e in zip(DELTAS, curve, strict=True)],
+        "curve_by": "rdp" if pld is None else "pld",
         "mu": told_number(mu),
         "mu_by": mu_by,
         "account": name,
@@ -100,16 +101,27 @@ def _why_not(profiles: Sequence[Profile], rdp: float) -> str:
     return ""
 
 
-def _loss(profile: Profile, rdp: float) -> Any:
-    """The privacy loss distribution of one unit's events.
+def _plds(profiles: Sequence[Profile], rdp: float, delta: float) -> list[float]:
+    """Epsilon at delta, and at each of `DELTAS`: the largest over the profiles."""
+    deltas = (delta, *DELTAS)
+    each = [_epsilons(tuple(p.items()), rdp, deltas) for p in filter(None, profiles)]
+    return [max(at, default=0.0) for at in zip(*each, strict=True)] or [0.0] * len(deltas)
 
-    Composed event by event: dp-accounting 0.6.0 ignores the count of randomised responses.
+
+@lru_cache(maxsize=256)
+def _epsilons(
+    events: tuple[tuple[Event, int], ...], rdp: float, deltas: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Epsilon at each delta by the privacy loss distribution of one unit's events.
+
+    It takes a second, and the arms of a study, the accounts of a run and its resumption want it
+    again. Composed event by event: dp-accounting 0.6.0 ignores the count of randomised responses.
     """
     pld = engine().pld
     # Points every 1e-4, coarser where the distribution is wide; it is rounded up in any case.
     step = max(1e-4, rdp / 2e5)
-    out = None
-    for event, count in profile.items():
+    out: Any = None
+    for event, count in events:
         if event.pure is not None:
             one = pld.privacy_loss_distribution.from_randomized_response(
                 native(event).noise_parameter, 2, value_discretization_interval=step
@@ -120,11 +132,7 @@ def _loss(profile: Profile, rdp: float) -> Any:
             )
         one = one.self_compose(count) if count > 1 else one
         out = one if out is None else out.compose(one)
-    return out
-
-
-def _largest(losses: Sequence[Any], delta: float) -> float:
-    return max((float(loss.get_epsilon_for_delta(delta)) for loss in losses), default=0.0)
+    return tuple(float(out.get_epsilon_for_delta(delta)) for delta in deltas)
 
 
 def gaussian_mu(profiles: Sequence[Profile], epsilon: float, delta: float) -> tuple[float, str]:
