@@ -140,7 +140,9 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
     voters = count_kept(masks) if votes else 0
     form = Form(shapes, masks, totals, voters=voters, singly=combine.merge is not None)
     if combine.pooled:
-        return form if asks_signed(question, config) else replace(form, within=(0.0, LARGEST))
+        # Clients that hide examples have added noise themselves, which makes any sum negative.
+        signed = config.dp == "example" or asks_signed(question, config)
+        return form if signed else replace(form, within=(0.0, LARGEST))
     if config.dp != "none" or config.secure != "none":
         return form
     return replace(form, within=(0.0, 1.0) if config.normalise == "rank" else combine.within)

@@ -154,6 +154,9 @@ GALLERY: dict[str, Run] = {
     "secagg": mlp(**SECAGG, quick=True),
     "secagg-union": mlp(**SECAGG, masks="union", secure_bits=32),
     "secagg-noise": mlp(**SECAGG, dp="client", dp_noise=1.0, metrics="noised", clients=4),
+    "secagg-examples": mlp(
+        **SECAGG, dp="example", dp_noise=1.0, panel=3, score="fisher", clients=6
+    ),
     # engines, failures, going on
     "workers": Run({**MLP, "uplink": "int4", "combine": "clipped-mean"}, workers=2),
     "silent": Run(
