@@ -1,17 +1,22 @@
 """Each fault of `tests.faults` is noticed: a run of the gallery breaks a law, or is another one."""
 
 import functools
+import json
 from typing import Any
 
 import pytest
 
-from tests.digests import kept, played
+from tests.digests import FILE, kept, machine, played
 from tests.faults import FAULTS, put_in
 from tests.played import check
 
 
 @functools.cache
 def sound(name: str) -> dict[str, Any]:
+    """What there is without a fault: as recorded, or where that is another machine as played."""
+    recorded: dict[str, Any] = json.loads(FILE.read_text())
+    if recorded["machine"] == machine():
+        return dict(recorded["runs"][name])
     return kept(played(name))
 
 
