@@ -115,6 +115,12 @@ def poisson_steps(part: Part, config: RunConfig, source: Source) -> Iterator[lis
     """The steps of a round: for each of `local_steps`, every example by itself at `dp_rate`.
 
     A step is a list of one batch, or of none where nothing was drawn: it is noise then.
+
+    Draws go to rows by their place, so that a row more shifts which of them the rows after it get.
+    That moves no example in the sense of the bound: draws are independent of each other and of the
+    data and, with a secret source, new in every answer, so that each example is in a step with
+    probability `dp_rate` whoever else is there, which is all that amplification asks for (Abadi et
+    al. 2016, section 3.1). Seeded draws are of a simulation, as its noise is.
     """
     for _ in range(config.local_steps):
         drawn = uniforms(examples(part), source) < (config.dp_rate or 0.0)

@@ -27,8 +27,9 @@ from fedprune.tasks.language import (
     unknown_rows,
 )
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
+from fedprune.tasks.splits import content_numbers
 from fedprune.tasks.symbols import Symbols, symbols_of
-from fedprune.tasks.task import Loss, Part, Shard, Task, label_tokens, token_loss
+from fedprune.tasks.task import Loss, Part, Shard, Task, batches, label_tokens, token_loss
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -79,8 +80,23 @@ def hidden(part: Part, symbols: Symbols, gen: torch.Generator) -> Part:
     return {**part, "inputs": inputs, "labels": torch.where(chosen, ids, -100)}
 
 
+def hidden_by_content(part: Part, symbols: Symbols, seed: int) -> Part:
+    """As `hidden`, each row by draws that depend on the row alone, so that no other moves them."""
+    numbers = content_numbers(part, seed, "hide by content")
+    rows = [
+        hidden(row, symbols, torch.Generator().manual_seed(number >> 1))
+        for row, number in zip(batches(part, 1), numbers, strict=True)
+    ]
+    if not rows:
+        return hidden(part, symbols, torch.Generator())
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
 def masked_shards(texts: Sequence[str], config: RunConfig) -> list[Shard]:
     """Each text cut by time, its symbols hidden by draws for this seed, partition and part.
+
+    Where noise hides an example (``--dp example``) they are hidden by draws for this seed and for
+    what stands in the example, so that one more or one less does not change the others.
 
     Raises:
         ValueError: the model's tokenizer has no mask, or does not know the texts' characters.
@@ -94,6 +110,8 @@ def masked_shards(texts: Sequence[str], config: RunConfig) -> list[Shard]:
 
     def covered(partition: int, whole: Shard) -> Shard:
         parts = (whole.train, whole.validation, whole.test)
+        if config.dp == "example":
+            return Shard(*(hidden_by_content(part, symbols, config.seed) for part in parts))
         draws = (generator(config.seed, "hide", partition, i) for i in range(3))
         return Shard(*(hidden(p, symbols, gen) for p, gen in zip(parts, draws, strict=True)))
 

@@ -30,6 +30,7 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
+from fedprune.tasks.splits import cut_by_content
 from fedprune.tasks.symbols import rows_of, symbols_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, examples, label_tokens, token_loss
 
@@ -103,6 +104,13 @@ def cut_in_order(rows: Part) -> Shard:
     return Shard(*({name: piece[i] for name, piece in pieces.items()} for i in range(3)))
 
 
+def cut_pairs(rows: Part, config: RunConfig) -> Shard:
+    """The three parts of a client's phrases: in order, or where noise hides examples by content."""
+    if config.dp == "example":
+        return cut_by_content(rows, config.seed)
+    return cut_in_order(rows)
+
+
 def shards(config: RunConfig) -> Sequence[Shard]:
     """The phrases of every partition, in the order they are spoken."""
     return [_shard(own, config) for own in roles(config)]
@@ -110,7 +118,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
 
 def _shard(texts: Sequence[str], config: RunConfig) -> Shard:
     length = length_of(config, PHRASE)
-    return cut_in_order(pair_rows(pairs_of(texts, length), config, length))
+    return cut_pairs(pair_rows(pairs_of(texts, length), config, length), config)
 
 
 def local_shard(folder: Path, config: RunConfig) -> Shard:

@@ -129,20 +129,30 @@ def cut_by_content(rows: Part, seed: int) -> Shard:
     go to the same part, so that no test part has a copy of a training row; near-duplicates are
     different rows and may go apart.
     """
-    key = derive(seed, "rows by content").to_bytes(8, "big")
     # Standardised labels and their scaling are made from all labels, not of the row alone.
     shared = {"labels", "scaling"} if "scaling" in rows else set()
-    table = [rows[name].detach().cpu().contiguous() for name in sorted(rows.keys() - shared)]
+    own = {name: t for name, t in rows.items() if name not in shared}
+    numbers = content_numbers(own, seed, "rows by content")
+    at = torch.tensor([number / 2**64 for number in numbers], dtype=torch.float64)
+    chosen = (at < 0.8, (at >= 0.8) & (at < 0.9), at >= 0.9)
+    return Shard(*({name: t[here.to(t.device)] for name, t in rows.items()} for here in chosen))
 
-    def place(row: int) -> float:
+
+def content_numbers(rows: Part, seed: int, purpose: str) -> list[int]:
+    """A number of 64 bits for each row: a keyed hash of its columns, and of no other row's.
+
+    The key follows from seed and purpose.
+    """
+    key = derive(seed, purpose).to_bytes(8, "big")
+    table = [rows[name].detach().cpu().contiguous() for name in sorted(rows)]
+
+    def number(row: int) -> int:
         sha = hashlib.sha256(key)
         for column in table:
             sha.update(column[row].numpy().tobytes())
-        return int.from_bytes(sha.digest()[:8], "big") / 2**64
+        return int.from_bytes(sha.digest()[:8], "big")
 
-    at = torch.tensor([place(row) for row in range(examples(rows))], dtype=torch.float64)
-    chosen = (at < 0.8, (at >= 0.8) & (at < 0.9), at >= 0.9)
-    return Shard(*({name: t[here.to(t.device)] for name, t in rows.items()} for here in chosen))
+    return [number(row) for row in range(examples(rows))]
 
 
 def cut_at_random(rows: Part, seed: int, partition_: int) -> Shard:

@@ -1,5 +1,7 @@
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,9 +9,14 @@ import torch
 
 from fedprune import RunConfig
 from fedprune.config import configure
+from fedprune.randomness import generator
 from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.language import cut_streams
+from fedprune.tasks.masked import hidden_by_content, masked_shards, stretches
+from fedprune.tasks.restore import cut_pairs, local_shard, pair_rows, pairs_of
 from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, cut_by_content, partition
-from fedprune.tasks.task import Part
+from fedprune.tasks.symbols import characters
+from fedprune.tasks.task import Part, examples
 
 Tiny = Callable[..., RunConfig]
 ROWS, CLASSES = 600, 6
@@ -187,3 +194,55 @@ def test_a_task_whose_noise_hides_examples_is_cut_by_content():
         rows = {n: torch.cat([part[n] for part in parts]) for n in shard.train}
         again = cut_by_content(rows, config.seed)
         assert all(torch.equal(again.train[n], t) for n, t in shard.train.items())
+
+
+def parts_by_example(rows: dict[str, torch.Tensor], cut: Callable[[Part], Any]) -> list[Any]:
+    """Every row of every part, by all its columns."""
+    shard = cut(rows)
+    parts = enumerate((shard.train, shard.validation, shard.test))
+    return sorted(
+        (p, *(part[n][i].flatten().tolist() for n in sorted(part)))
+        for p, part in parts
+        for i in range(examples(part))
+    )
+
+
+@pytest.mark.parametrize("lost", [0, 7, 39])
+def test_a_phrase_or_a_window_more_moves_and_hides_no_other(lost: int, asked: Any):
+    """Pairs of texts by content; of what is masked, the symbols that are hidden."""
+    config = asked("shakespeare-restore", dp="example", dp_noise=1.0)
+    pairs = [(f"word {i} of many", f"Word {i}, of many.") for i in range(40)]
+    left = [pair for i, pair in enumerate(pairs) if i != lost]
+
+    def rows(some: list[tuple[str, str]]) -> list[Any]:
+        return parts_by_example(pair_rows(some, config, 24), lambda r: cut_pairs(r, config))
+
+    whole = rows(pairs)
+    assert {p for p, *_ in whole} == {0, 1, 2}
+    assert len(whole) - 1 == len(rows(left)) == sum(row in whole for row in rows(left))
+
+    symbols, ids = characters("masked"), torch.randint(2, 98, (40, 16), generator=generator(1, "x"))
+    part = {"inputs": ids, "attention": torch.ones_like(ids)}
+    kept = torch.arange(40) != lost
+    every = hidden_by_content(part, symbols, 3)
+    again = hidden_by_content({n: t[kept] for n, t in part.items()}, symbols, 3)
+    assert all(torch.equal(t, every[n][kept]) for n, t in again.items())
+    assert 0.08 < (every["labels"] != -100).float().mean() < 0.22
+    nobody = {n: t[:0] for n, t in part.items()}
+    assert hidden_by_content(nobody, symbols, 3)["labels"].shape == (0, 16)
+
+
+def test_tasks_of_pairs_and_masks_are_made_by_content_where_noise_hides_examples(
+    asked: Any, tmp_path: Path
+):
+    text = "O for a Muse of fire, that would ascend\nThe brightest heaven of invention;\n" * 30
+    config = asked("shakespeare-masked", dp="example", dp_noise=1.0)
+    shard = masked_shards([text], config)[0]
+    plain = cut_streams([text], config, "masked", stretches)[0]
+    again = hidden_by_content(plain.train, characters("masked"), config.seed)
+    assert all(torch.equal(t, again[n]) for n, t in shard.train.items())
+    config = asked("shakespeare-restore", dp="example", dp_noise=1.0)
+    (tmp_path / "a.txt").write_text(text)
+    shard = local_shard(tmp_path, config)
+    again = cut_by_content(pair_rows(pairs_of([text], 24), config, 24), config.seed)
+    assert all(torch.equal(t, again.train[n]) for n, t in shard.train.items())
