@@ -129,7 +129,7 @@ def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str
     if terms.unit == "example":
         text += (
             " An example is a row, which part of its client's data it is in follows from its own "
-            "content; of running text it is one window of --length symbols as it was cut, the "
+            "content (a plug-in's task cuts its rows itself); of running text it is one window of --length symbols as it was cut, the "
             "others staying as they are: not a passage that lies in several, and not a shift of "
             "the text. A copy of an example is another example."
         )
@@ -209,7 +209,7 @@ def _colluders(terms: Terms) -> str:
         return ""
     return (
         f" In a sum of {terms.cohort} clients a server that tells clients different things needs "
-        f"{terms.colluders} of a client's {terms.neighbours} neighbours to open its vector, one "
+        f"at least {terms.colluders} of a client's {terms.neighbours} neighbours to open its vector, one "
         f"that only looks {terms.threshold}. Clients sign who is in the sum with keys made for it, "
         "so that all open the same one; a server that makes up clients is not stopped by that."
     )
@@ -222,7 +222,8 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
         "a server that does not follow the protocol: it can send models that single a client out, "
         "through a secure sum too (Pasquini et al. 2022, arXiv 2111.07380)",
         "who takes part, who fails, and when answers come",
-        "the task: its classes and the shape of the model are taken as public",
+        "the task: its classes, its symbols, the scaling of its labels and the shape of the model "
+        "are taken as public, and so is who holds what",
     ]
     if terms.panel:
         gaps.append(f"the data of {counted(terms.panel, 'client')} that only measure (the panel)")

@@ -9,7 +9,7 @@ from fedprune.config import RunConfig
 from fedprune.naming import counted
 from fedprune.privacy.releases import metric_spread
 from fedprune.privacy.terms import SIMULATED, keys_follow, simulated
-from fedprune.secure.shape import colluders_of
+from fedprune.secure.shape import colluders_of, others_of
 
 _MUCH = 0.05
 """Noise on an accuracy beyond which it says nothing worth reading."""
@@ -43,9 +43,15 @@ def before(c: RunConfig) -> list[str]:
             "  sums        secure: the server sees no client's own answer, unless it lies and"
         )
         out.append(
-            f"              {lying} of a client's {k} neighbours help it (of a cohort of "
+            f"              at least {lying} of a client's {k} neighbours help it (of a cohort of "
             f"{c.cohort}, {t} shares open one)"
         )
+        out += [
+            "              in a sum of {}, {} clients, at least {} of {} (of {} shares)".format(
+                who, n, *colluders_of(c, n)
+            )
+            for who, n in others_of(c).items()
+        ]
         out += ["  keys        simulated: they follow from the seed"] * keys_follow(c)
     return out
 

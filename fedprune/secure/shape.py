@@ -26,6 +26,14 @@ def colluders_of(config: RunConfig, n: int) -> tuple[int, int, int]:
     return 2 * threshold - k, k, threshold
 
 
+def others_of(config: RunConfig) -> dict[str, int]:
+    """How many clients are in the sums that are not a cohort's, by who they are."""
+    trains = config.clients - config.panel
+    out = {"all": trains} if config.score_cohort == "all" or not config.panel else {}
+    out |= {"the panel": config.panel} if config.panel else {}
+    return {who: n for who, n in out.items() if n != config.cohort}
+
+
 def shape_of(config: RunConfig, n: int) -> tuple[int, int]:
     """How many neighbours each of n members has, and how many of them restore a secret."""
     dropout = 0.3 if config.secure_dropout is None else config.secure_dropout

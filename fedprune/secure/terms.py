@@ -72,13 +72,17 @@ class Terms:
 
     @property
     def colluders(self) -> int:
-        """How many of a client's neighbours a server that lies needs to open the client's vector.
+        """With fewer clients than this colluding, a server that lies opens no client's vector.
 
-        It asks some of the honest ones for shares of the own mask and the others for shares of
-        the masking key, of which each gives one; who colludes gives both. With c of them it has
+        It asks some of the honest neighbours for shares of the own mask and the others for shares
+        of the masking key, of which each gives one; who colludes gives both. With c of them it has
         k + c shares for two secrets that take t each: c = 2t - k. (Bonawitz et al., eprint
         2017/281, section 6.2, for the complete graph, whose threshold of more than two thirds
-        leaves a third; on the sparse one the same holds neighbourhood by neighbourhood.)
+        leaves a third.)
+
+        That is what shares alone ask for, and a lower bound: as honest clients want `confirmations`
+        signatures, two stories need 2 * confirmations - n colluding members, more than this, and t
+        colluding neighbours need no story.
         """
         return 2 * self.threshold - self.neighbours
 

@@ -10,10 +10,15 @@ def test_a_run_says_what_it_will_hide() -> None:
     noise, panel = before(c)
     assert "hides the part of a client: 2 on changes, 2 on scores; no budget, delta 1e-05" in noise
     assert "the last 2 clients measure" in panel
-    sums, helped, keys = before(configure({**MLP, "cohort": 4, "secure": "secagg"}))
+    sums, helped, all_, keys = before(configure({**MLP, "cohort": 4, "secure": "secagg"}))
     assert "secure" in sums
     assert "1 of a client's 3 neighbours help it (of a cohort of 4, 2 shares open one)" in helped
+    assert all_.strip() == "in a sum of all, 6 clients, at least 3 of 5 (of 4 shares)"
     assert "simulated: they follow from the seed" in keys
+    noised = {**MLP, "dp": "client", "dp_noise": 2.0, "secure": "secagg", "panel": 3, "cohort": 3}
+    said = "\n".join(before(configure(noised)))
+    assert "of a cohort of 3" in said
+    assert "in a sum of" not in said, "the panel is as large as the cohort, and all measure nothing"
 
 
 def test_a_run_says_what_it_came_to() -> None:
