@@ -209,8 +209,8 @@ def _colluders(terms: Terms) -> str:
         return ""
     return (
         f" In a sum of {terms.cohort} clients a server that tells clients different things needs "
-        f"at least {terms.colluders} of a client's {terms.neighbours} neighbours to open its vector, one "
-        f"that only looks {terms.threshold}. Clients sign who is in the sum with keys made for it, "
+        f"at least {terms.colluders} of a client's {terms.neighbours} neighbours to open its "
+        f"vector, one that only looks {terms.threshold}. Clients sign who is in the sum with keys made for it, "
         "so that all open the same one; a server that makes up clients is not stopped by that."
     )
 
