@@ -129,8 +129,8 @@ def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str
     if terms.unit == "example":
         text += (
             " An example is a row, which part of its client's data it is in follows from its own "
-            "content (a plug-in's task cuts its rows itself); of running text it is one window of --length symbols as it was cut, the "
-            "others staying as they are: not a passage that lies in several, and not a shift of "
+            "content (a plug-in's task cuts its rows itself); of running text it is one window of "
+            "--length symbols as it was cut, the others staying as they are: not a passage that lies in several, and not a shift of "
             "the text. A copy of an example is another example."
         )
     if terms.unit == "client" and terms.delta * terms.population >= 0.1:
@@ -210,8 +210,8 @@ def _colluders(terms: Terms) -> str:
     return (
         f" In a sum of {terms.cohort} clients a server that tells clients different things needs "
         f"at least {terms.colluders} of a client's {terms.neighbours} neighbours to open its "
-        f"vector, one that only looks {terms.threshold}. Clients sign who is in the sum with keys made for it, "
-        "so that all open the same one; a server that makes up clients is not stopped by that."
+        f"vector, one that only looks {terms.threshold}. Clients sign who is in the sum with keys "
+        "made for it, so that all open the same one; a server that makes up clients is not stopped by that."
     )
 
 
