@@ -130,8 +130,8 @@ def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str
         text += (
             " An example is a row, which part of its client's data it is in follows from its own "
             "content (a plug-in's task cuts its rows itself); of running text it is one window of "
-            "--length symbols as it was cut, the others staying as they are: not a passage that lies in several, and not a shift of "
-            "the text. A copy of an example is another example."
+            "--length symbols as it was cut, the others staying as they are: not a passage that "
+            "lies in several, and not a shift of the text. A copy of an example is another example."
         )
     if terms.unit == "client" and terms.delta * terms.population >= 0.1:
         text += f" Delta is large: it should be far below 1/{terms.population}, one of the clients."
@@ -211,7 +211,8 @@ def _colluders(terms: Terms) -> str:
         f" In a sum of {terms.cohort} clients a server that tells clients different things needs "
         f"at least {terms.colluders} of a client's {terms.neighbours} neighbours to open its "
         f"vector, one that only looks {terms.threshold}. Clients sign who is in the sum with keys "
-        "made for it, so that all open the same one; a server that makes up clients is not stopped by that."
+        "made for it, so that all open the same one; a server that makes up clients is not stopped "
+        "by that."
     )
 
 
