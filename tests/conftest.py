@@ -4,6 +4,7 @@ What a session fixture gives back is shared: tests read it and do not write to i
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,10 @@ LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, wi
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``sampled(n)`` all but n of its cases, at even distances, are slow."""
+    """Of a test marked ``sampled(n)`` all but n of its cases, at even distances, are slow.
+
+    Files of mostly slow tests come first, so that no process is left alone with one at the end.
+    """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
@@ -62,6 +66,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for i, item in enumerate(group):
             if i not in kept:
                 item.add_marker(pytest.mark.slow)
+    balance = Counter[Path]()
+    for item in items:
+        balance[item.path] += 1 if item.get_closest_marker("slow") is None else -1
+    items.sort(key=lambda item: balance[item.path] > 0)
 
 
 @pytest.fixture(scope="session", autouse=True)
