@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.compression.masks import decode_mask, encode_mask
+from fedprune.codec.masks import decode_mask, encode_mask
 
 SPARSITIES = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 0.95, 0.98, 0.99]
 UNEVEN = [0.2, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99]

@@ -4,11 +4,12 @@
 
 A phase is from a question to the sum of every client's answers. Both sides are Flower's simulation
 on Ray with the same resources and the same work per client; ours sends one message per host
-(`server/grid.py`, `clients/app.py`), the other one per client (`benchmarks/stock.py`). They take
-turns, each time in a fresh process. The first phase starts workers and is shown apart; seconds are
-the median of the others. Processor seconds are the mean of the others, over the server's process
-and all of Ray's: other work on the machine disturbs them less. Server memory is how far the phases
-raised what the server's process had resident, the shared memory that it touched included.
+(`fedprune/engines/flower/grid.py`, `fedprune/engines/flower/client_app.py`), the other one per
+client (`benchmarks/stock.py`). They take turns, each time in a fresh process. The first phase
+starts workers and is shown apart; seconds are the median of the others. Processor seconds are the
+mean of the others, over the server's process and all of Ray's: other work on the machine disturbs
+them less. Server memory is how far the phases raised what the server's process had resident, the
+shared memory that it touched included.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ sys.path.insert(0, str(HERE.parent))
 from still_task import SIZES
 
 from fedprune.config import RunConfig, configure
-from fedprune.messages import Folded, Question
-from fedprune.shapes import dense_model, layout_for
-from fedprune.state import first_state
-from simulations.ray_engine import run_apps, set_environment
+from fedprune.engines.ray.engine import run_apps, set_environment
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.server.state import first_state
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -105,7 +106,7 @@ def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Fold
     """How a side puts a question to every client."""
     import stock
 
-    from server.grid import grid_port
+    from fedprune.engines.flower.grid import grid_port
 
     layout = layout_for(config, dense_model(config))
     if side == "stock":
@@ -146,7 +147,7 @@ def measure(side: str, config: RunConfig) -> Measured:
     from flwr.app import Context
     from flwr.serverapp import ServerApp
 
-    from clients.app import app as hosts_app
+    from fedprune.engines.flower.client_app import app as hosts_app
 
     server_app = ServerApp()
     seen: list[Measured] = []

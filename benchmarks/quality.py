@@ -21,14 +21,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedprune.asking import bench_for
+from fedprune.client.host import House, open_house
 from fedprune.config import configure
-from fedprune.federation import dense_packet
-from fedprune.hosts import House, inline_port, open_house
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.port import Port
 from fedprune.randomness import draw, generator
-from fedprune.report.rows import quality
 from fedprune.rounds import average, measure, run, score_and_prune, tune_all
-from fedprune.state import Plan, Port, State, first_state
+from fedprune.run import dense_packet
+from fedprune.server.ask import bench_for
+from fedprune.server.rows import quality
+from fedprune.server.state import Plan, State, first_state
 
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"score": "random"},

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune import federate, hosts
-from fedprune.answering import answer
+from fedprune import federate
+from fedprune.client import host as hosts
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
 from fedprune.config import RunConfig, configure
-from fedprune.federation import NoRoundCompleted, Result
 from fedprune.learning.robust import ROBUST
-from fedprune.messages import Answer, Question
+from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import generator
-from fedprune.seats import Seat
+from fedprune.run import NoRoundCompleted, Result
 from fedprune.tensors import digest
 
 Keys = dict[str, Any]

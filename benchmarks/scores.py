@@ -29,10 +29,10 @@ import torch
 from torch import nn
 
 from fedprune.config import configure
-from fedprune.pruning.layout import Layout, layout_of
-from fedprune.pruning.score import Evidence, Probe
-from fedprune.pruning.scores import SCORES
 from fedprune.randomness import generator
+from fedprune.scores.catalog import SCORES
+from fedprune.scores.score import Evidence, Probe
+from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part
 from fedprune.tensors import full_masks, state_of

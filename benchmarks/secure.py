@@ -20,12 +20,17 @@ from typing import TypeVar
 import numpy as np
 
 from fedprune.config import RunConfig
-from fedprune.secure.client import confirmed, masked, revealed, shares_of
-from fedprune.secure.fixed import from_ring, scale_for, to_ring
-from fedprune.secure.masking import Keys, keys_of
-from fedprune.secure.ring import Ring, ring_type
-from fedprune.secure.server import unmasked
-from fedprune.secure.terms import Terms, terms_of
+from fedprune.secagg.client import (
+    confirmed,
+    masked,
+    revealed,
+    shares_of,
+)
+from fedprune.secagg.fixed_point import from_ring, scale_for, to_ring
+from fedprune.secagg.keys import Keys, keys_of
+from fedprune.secagg.ring import Ring, ring_type
+from fedprune.secagg.server import unmasked
+from fedprune.secagg.terms import Terms, terms_of
 
 ID, SIGNATURE = 4, 64
 

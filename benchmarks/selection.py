@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from fedprune.pruning.selection import select
+from fedprune.selection.select import select
 
 SPARSITY = 0.8
 LAYERS = 8

@@ -1,8 +1,8 @@
 """The other side of `engine.py`: Flower's simulation as it is meant to be used.
 
 One SuperNode per client, one message to each and one reply from each; all replies arrive at the
-server, which adds them up in float64. What a client does is `fedprune.hosts.released`, what the
-server does with a reply are the functions that our hosts call: only the way between differs.
+server, which adds them up in float64. What a client does is `fedprune.client.host.released`, what
+the server does with a reply are the functions that our hosts call: only the way between differs.
 Kind to Flower: a message holds one buffer, not a state dict, built once for everyone.
 """
 
@@ -16,14 +16,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedprune.checks import check
-from fedprune.compression.wire import Packet
+from fedprune.client.host import House, open_house, released
+from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
-from fedprune.forms import Form, form_of
-from fedprune.hosts import House, open_house, released
-from fedprune.messages import Folded, Question, as_sum
-from fedprune.packets import decode_answer, decode_question, encode_question
-from fedprune.pruning.layout import Layout
+from fedprune.protocol.checks import check
+from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.messages import Folded, Question, as_sum
+from fedprune.protocol.packets import decode_answer, decode_question, encode_question
+from fedprune.structure.layout import Layout
 
 app = ClientApp()
 

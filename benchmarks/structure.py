@@ -17,11 +17,18 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fedprune.measuring import Forward, operations, size_of, speedup, spread_of, timed
-from fedprune.pruning.cuts import edits_of
-from fedprune.pruning.edits import Edit, Edits
-from fedprune.pruning.layout import layout_of
-from fedprune.pruning.surgery import reshaped
+from fedprune.export.measure import (
+    Forward,
+    operations,
+    size_of,
+    speedup,
+    spread_of,
+    timed,
+)
+from fedprune.structure.cuts import edits_of
+from fedprune.structure.edits import Edit, Edits
+from fedprune.structure.layout import layout_of
+from fedprune.structure.surgery import reshaped
 from fedprune.tensors import Masks, full_masks, load_into, masked, state_of
 
 

@@ -13,22 +13,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fedprune.compression.wire import SCORE_TYPES, UPLINK_TYPES
+from fedprune.codec.wire import SCORE_TYPES, UPLINK_TYPES
 from fedprune.config import configure
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
-from fedprune.learning.moving import MOVING
+from fedprune.learning.moving_average import MOVING
 from fedprune.learning.robust import ROBUST
-from fedprune.pruning.adaptive import ADAPTIVE
-from fedprune.pruning.combining import COMBINES, NORMALISE_SUMMARIES
-from fedprune.pruning.layout import Layout
-from fedprune.pruning.pools import POOLS
-from fedprune.pruning.schedules import SCHEDULES
-from fedprune.pruning.score import Score
-from fedprune.pruning.scores import SCORES
-from fedprune.pruning.selection import SCOPES
-from fedprune.pruning.units import UNITS
-from fedprune.shapes import dense_model, layout_for
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.scores.catalog import SCORES
+from fedprune.scores.combine import COMBINES, NORMALISE_SUMMARIES
+from fedprune.scores.score import Score
+from fedprune.selection.ladder import ADAPTIVE
+from fedprune.selection.pools import POOLS
+from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.select import SCOPES
+from fedprune.selection.units import UNITS
+from fedprune.structure.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 

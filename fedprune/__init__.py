@@ -32,12 +32,13 @@ arm         one of the runs that share a seed and a budget: pruned, and its base
 quality     loss and what the task measures on test, over all partitions
 """
 
-from fedprune.compression.folders import load
-from fedprune.compression.masks import decode_mask, encode_mask
-from fedprune.config import ConfigError, RunConfig
-from fedprune.federation import NoRoundCompleted, Result, federate
-from fedprune.pruning.scores import SCORES, Score
-from fedprune.pruning.selection import select
+from fedprune.codec.masks import decode_mask, encode_mask
+from fedprune.config import RunConfig
+from fedprune.export.folders import load
+from fedprune.options.refusal import ConfigError
+from fedprune.run import NoRoundCompleted, Result, federate
+from fedprune.scores.catalog import SCORES, Score
+from fedprune.selection.select import select
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Shard, Task
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fedprune.command import main
+from fedprune.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,35 +12,47 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedprune.adapting import adapted
-from fedprune.asking import Bench, bench_for, put, question_about
-from fedprune.census import with_used_tokens
-from fedprune.cohorts import drawn, too_few
-from fedprune.comparing import blend
-from fedprune.deciding import collected, thin, united
+from fedprune.config.cohort import drawn
+from fedprune.config.rates import learning_rate
 from fedprune.learning.averaging import averaged
-from fedprune.learning.moving import moved
+from fedprune.learning.moving_average import moved
 from fedprune.learning.robust import robust_change
-from fedprune.learning.training import learning_rate
-from fedprune.messages import Folded
-from fedprune.notes import Notes, agreement_of
+from fedprune.methods.adaptive import adapted
+from fedprune.methods.distil import schooled, teaching
+from fedprune.methods.global_mask import collected, thin, united
+from fedprune.methods.reconstruct import refitted
+from fedprune.methods.reduce import reduced
+from fedprune.methods.vocabulary import with_used_tokens
 from fedprune.privacy.ledger import Spent
-from fedprune.reducing import reduced
-from fedprune.refitting import refitted
-from fedprune.report.rows import Row, row
-from fedprune.shrinking import fitted, kept_small
-from fedprune.standing import (
+from fedprune.protocol.messages import Folded
+from fedprune.protocol.port import Port
+from fedprune.server.ask import (
+    Bench,
+    bench_for,
+    put,
+    question_about,
+)
+from fedprune.server.compare import blend
+from fedprune.server.diagnostics import Notes, agreement_of
+from fedprune.server.rows import Row, row
+from fedprune.server.shrink import fitted, kept_small
+from fedprune.server.standing import (
     all_finite,
     blamed,
     limit_of,
     numberless,
     struck,
+    too_few,
     weighed,
     why_void,
     without_resting,
 )
-from fedprune.state import Plan, Port, State, Totals, undone
-from fedprune.teacher import schooled, teaching
+from fedprune.server.state import (
+    Plan,
+    State,
+    Totals,
+    undone,
+)
 
 
 def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:

@@ -23,7 +23,7 @@ from fedprune.attacks.page import Section, write_page
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
 from fedprune.commands.targets import check_file
-from fedprune.ending import BAD_INPUT, ended, told
+from fedprune.runtime.ending import BAD_INPUT, ended, told
 from simulations.utility import utility_findings
 
 PROGRAM = "privacy.py"
@@ -208,7 +208,7 @@ def printed(section: Section) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; see `fedprune.ending` for what it gives back."""
+    """Run the command line; see `fedprune.runtime.ending` for what it gives back."""
     return ended(lambda: _main(sys.argv[1:] if arguments is None else arguments), PROGRAM)
 
 

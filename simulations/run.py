@@ -10,17 +10,30 @@ from pathlib import Path
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fedprune.bound import Going, data_digest
-from fedprune.config import ConfigError
-from fedprune.ending import BAD_INPUT, FAILED, INTERRUPTED, ended, told
-from fedprune.federation import NoRoundCompleted, federate
-from fedprune.hosts import House, inline_port, labels_of, open_house, placed
-from fedprune.report.folder import CONFIG_NAME, check_resumable, fresh_folder
+from fedprune.client.host import (
+    House,
+    labels_of,
+    open_house,
+    placed,
+)
+from fedprune.commands.arguments import chosen
+from fedprune.engines.inline import inline_port
+from fedprune.engines.ray.engine import simulate
+from fedprune.engines.ray.starting import leave, require_ray
+from fedprune.options.refusal import ConfigError
+from fedprune.records.bound import Going
+from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
+from fedprune.run import NoRoundCompleted, federate
+from fedprune.runtime.ending import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    ended,
+    told,
+)
 from fedprune.tasks.coverage import reading_of
-from simulations.options import chosen
-from simulations.ray_engine import simulate
-from simulations.starting import leave, require_ray
+from fedprune.tasks.shards import data_digest
 
 PROGRAM = "run.py"
 

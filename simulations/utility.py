@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from fedprune import RunConfig, federate
 from fedprune.attacks.page import Section, Table, png_of
 from fedprune.config import configure
+from fedprune.config.terms import terms_of
+from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.calibration import calibrated
-from fedprune.privacy.ledger import terms_of
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import SIMULATED
 from fedprune.report.plots import canvas, styled
 from fedprune.tensors import Masks
 

@@ -9,13 +9,14 @@ from unittest.mock import patch
 
 from torch import nn
 
-from fedprune import RunConfig, federation
+from fedprune import RunConfig
+from fedprune import run as federation
 from fedprune.config import configure
-from fedprune.learning.training import prepared
-from fedprune.plugins import tasks_of
-from fedprune.rules import names_of
-from fedprune.shapes import dense_model
-from fedprune.tasks.families import FAMILIES
+from fedprune.config.rules import names_of
+from fedprune.learning.local_training import prepared
+from fedprune.protocol.models import dense_model
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.zoo import FAMILIES
 
 BASE = {
     **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 4, "cohort": 3},
@@ -32,7 +33,7 @@ BASE = {
 EXCLUDED = {
     "task": "together with its models, as the factor model",
     "engine": "the same bits in all of them, which tests/test_engines.py holds",
-    "compile": "a minute a run; tests/learning/test_training.py has it",
+    "compile": "a minute a run; tests/learning/test_local_training.py has it",
     "verbose": "how much Flower and Ray write",
     **dict.fromkeys(("plugin", "init", "teacher", "data"), "a file or a folder"),
     **dict.fromkeys(("out", "ray_address"), "a place"),

@@ -16,12 +16,13 @@ from hypothesis import settings
 from torch import Tensor
 
 from fedprune import Result, RunConfig, Shard, federate, select
+from fedprune.client.host import House, open_house
 from fedprune.config import configure, to_toml
-from fedprune.hosts import House, inline_port, open_house
-from fedprune.messages import Folded, Question
-from fedprune.state import Port
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.port import Port
 from fedprune.tasks.language import windows
-from fedprune.tasks.symbols import encode
+from fedprune.tasks.tokenization import encode
 from fedprune.tensors import Masks, copied, masked, state_of
 
 TINY = {

@@ -26,11 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig, federate
+from fedprune.client.host import open_house
 from fedprune.config import configure, from_toml
-from fedprune.federation import Watch
-from fedprune.hosts import inline_port, open_house
-from fedprune.messages import Folded, Question
-from fedprune.state import Port, State
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.port import Port
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
 from fedprune.tensors import digest
 from tests.gallery import GALLERY, Keys, Run
 from tests.played import Played, watched
@@ -72,7 +74,7 @@ def _played(run: Run, place: Path, stack: ExitStack) -> Played:
         return _resumed(config, run.killed, place / "run")
     if run.workers:
         # Flower is imported where it is wanted only.
-        from server.grid import grid_port
+        from fedprune.engines.flower.grid import grid_port
         from tests.server.grids import in_one_process, workers
 
         stack.enter_context(in_one_process())

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from fedprune.pruning.densities import er
-from fedprune.pruning.pools import _mean
+from fedprune.selection.densities import er
+from fedprune.selection.pools import _mean
 
 
 @dataclass(frozen=True)
@@ -48,102 +48,102 @@ def _negative(scores: Any) -> Any:
 FAULTS: dict[str, Fault] = {
     # scores
     "sign of a score": Fault(
-        "fedprune.pruning.scores._negative_mean", lambda f, e: _negative(f(e)), "target-flops"
+        "fedprune.scores.catalog._negative_mean", lambda f, e: _negative(f(e)), "target-flops"
     ),
     "factor of a score dropped": Fault(
-        "fedprune.pruning.scores._fisher",
+        "fedprune.scores.catalog._fisher",
         lambda f, e: f(replace(e, weights={n: torch.ones_like(w) for n, w in e.weights.items()})),
         "fisher-votes",
     ),
     "root of a mean dropped": Fault(
-        "fedprune.pruning.inputs.wanda",
+        "fedprune.scores.inputs.wanda",
         lambda f, e: {n: s.square() / (e.weights[n].abs() + 1e-30) for n, s in f(e).items()},
         "wanda-rows",
     ),
     "squares of gradients not squared": Fault(
-        "fedprune.pruning.gradients.square", lambda _f, _w, g, _n: g.abs(), "multi-label"
+        "fedprune.scores.gradients.square", lambda _f, _w, g, _n: g.abs(), "multi-label"
     ),
     "scores not normalised": Fault(
-        "fedprune.pruning.combining.l1_normalised", lambda _f, flat: flat.double(), "second-moment"
+        "fedprune.scores.combine.l1_normalised", lambda _f, flat: flat.double(), "second-moment"
     ),
     "ranks the wrong way round": Fault(
-        "fedprune.pruning.combining.ranks", lambda f, flat: 1 - f(flat), "rank-mean"
+        "fedprune.scores.combine.ranks", lambda f, flat: 1 - f(flat), "rank-mean"
     ),
     "mean in place of the median": Fault(
-        "fedprune.pruning.combining._median",
+        "fedprune.scores.combine._median",
         lambda _f, x, _trim: x.double().mean(0),
         "grasp-median",
     ),
     "nothing trimmed": Fault(
-        "fedprune.pruning.combining._trimmed_mean",
+        "fedprune.scores.combine._trimmed_mean",
         lambda _f, x, _trim: x.double().mean(0),
         "trimmed-mean",
     ),
     "blocks not behind pruned ones": Fault(
-        "fedprune.deciding._stages", lambda _f, _plan: [()], "sequential"
+        "fedprune.methods.global_mask._stages", lambda _f, _plan: [()], "sequential"
     ),
     # which weights go, and when
     "ties by the larger magnitude": Fault(
-        "fedprune.pruning.selection.layers_of",
+        "fedprune.selection.select.layers_of",
         lambda f, s, alive, size, *rest: f(
             s, alive, size and {n: 1 / (w.abs() + 1e-30) for n, w in size.items()}, *rest
         ),
         "fisher-votes",
     ),
     "ties by the later place": Fault(
-        "fedprune.pruning.ranking._without_first",
+        "fedprune.selection.ranking._without_first",
         lambda f, tied, out: [t[::-1] for t in f([t[::-1] for t in tied[::-1]], out)[::-1]],
         "zeros",
     ),
     "floors not held": Fault(
-        "fedprune.pruning.selection.layers_of",
+        "fedprune.selection.select.layers_of",
         lambda f, s, alive, size, _floor, *_part: f(s, alive, size, 0),
         "magnitude",
     ),
     "one weight too many": Fault(
-        "fedprune.pruning.scopes.total_of", lambda f, *args: f(*args) + 1, "int8"
+        "fedprune.selection.scopes.total_of", lambda f, *args: f(*args) + 1, "int8"
     ),
     "kernels left out of densities": Fault(
-        "fedprune.pruning.densities.erk", lambda _f, ground: er(ground), "raises"
+        "fedprune.selection.densities.erk", lambda _f, ground: er(ground), "raises"
     ),
     "mean in place of the largest": Fault(
-        "fedprune.pruning.pools._max", lambda _f, *args: _mean(*args), "blocks"
+        "fedprune.selection.pools._max", lambda _f, *args: _mean(*args), "blocks"
     ),
     "one too few of a pattern": Fault(
-        "fedprune.pruning.units.pattern_counts",
+        "fedprune.selection.units.pattern_counts",
         lambda f, columns, n, m, s: f(columns, n, m, s * 0.5),
         "sparsegpt",
     ),
     "a schedule one step behind": Fault(
-        "fedprune.pruning.schedules._cubic",
+        "fedprune.selection.schedules._cubic",
         lambda f, i, n, final: f(i, n, final) if i == n else f(i - 1, n, final),
         "int8",
     ),
     "the first pruning a round late": Fault(
-        "fedprune.pruning.schedules._steps",
+        "fedprune.selection.schedules._steps",
         lambda f, start, end, frequency: f(min(start + 1, end), end, frequency),
         "int8",
     ),
     "as much exchanged to the end": Fault(
-        "fedprune.pruning.schedules.exchange_fraction",
+        "fedprune.selection.schedules.exchange_fraction",
         lambda _f, initial, _step, _steps: initial,
         "regrow",
     ),
     "survivors not put back": Fault(
-        "fedprune.deciding.rewound", lambda _f, state, _plan: state, "rewind"
+        "fedprune.methods.global_mask.rewound", lambda _f, state, _plan: state, "rewind"
     ),
     "nothing leaves the model": Fault(
-        "fedprune.shrinking.kept_small", lambda _f, state, plan: (state, plan), "channels-every"
+        "fedprune.server.shrink.kept_small", lambda _f, state, plan: (state, plan), "channels-every"
     ),
     # how weights move
     "mask not applied while tuning": Fault(
-        "fedprune.learning.training._shape_gradients", _unpruned, "movement"
+        "fedprune.learning.local_training._shape_gradients", _unpruned, "movement"
     ),
     "learning rate of the next round": Fault(
-        "fedprune.learning.training.learning_rate", lambda f, c, r: f(c, r + 1), "int8"
+        "fedprune.config.rates.learning_rate", lambda f, c, r: f(c, r + 1), "int8"
     ),
     "one local step too few": Fault(
-        "fedprune.learning.training.step_batches",
+        "fedprune.learning.local_training.step_batches",
         lambda f, *args, **more: iter(list(f(*args, **more))[:-1]),
         "int8",
     ),
@@ -156,7 +156,7 @@ FAULTS: dict[str, Fault] = {
         "distil",
     ),
     "clients not weighed": Fault(
-        "fedprune.messages.as_sum",
+        "fedprune.protocol.messages.as_sum",
         lambda f, answer, *args, **more: f(replace(answer, weight=1.0), *args, **more),
         "int8",
     ),
@@ -171,7 +171,7 @@ FAULTS: dict[str, Fault] = {
         "union",
     ),
     "what stays and what comes exchanged": Fault(
-        "fedprune.learning.moving.moved",
+        "fedprune.learning.moving_average.moved",
         lambda f, *args: f(*args[:4], None if args[4] is None else 1 - args[4]),
         "distil",
     ),
@@ -183,17 +183,17 @@ FAULTS: dict[str, Fault] = {
     ),
     # bytes
     "scale of a codec": Fault(
-        "fedprune.compression.rounding.decode_rounded",
+        "fedprune.codec.stochastic_rounding.decode_rounded",
         lambda f, *args: f(*args) * (127 / 128),
         "int8",
     ),
     "what was kept back is lost": Fault(
-        "fedprune.compression.feedback.recalled",
+        "fedprune.client.memory.recalled",
         lambda f, *args: torch.zeros_like(f(*args)),
         "int8",
     ),
     "masks sent free of charge": Fault(
-        "fedprune.hosts.bytes_down",
+        "fedprune.client.host.bytes_down",
         lambda f, packet, asked, _known, *rest: f(packet, asked, frozenset(asked), *rest),
         "int8",
     ),
@@ -204,7 +204,7 @@ FAULTS: dict[str, Fault] = {
         "dp-client",
     ),
     "the same noise every round": Fault(
-        "fedprune.privacy.noise.source_of", lambda f, c, purpose, *_at: f(c, purpose), "dp-client"
+        "fedprune.protocol.noise.source_of", lambda f, c, purpose, *_at: f(c, purpose), "dp-client"
     ),
     "norms not bounded": Fault(
         "fedprune.privacy.clipping.clipped", lambda _f, values, _norm: values.float(), "dp-client"
@@ -218,29 +218,33 @@ FAULTS: dict[str, Fault] = {
         "fedprune.privacy.ledger.Ledger.book", _less_privacy, "dp-client"
     ),
     "votes not flipped": Fault(
-        "fedprune.privacy.response.flip_probability", lambda _f, *_args: 0.0, "response"
+        "fedprune.privacy.randomised_response.flip_probability", lambda _f, *_args: 0.0, "response"
     ),
     "shares of noise skipped": Fault(
-        "fedprune.secure.distributed.with_share", lambda _f, *_args: None, "secagg-noise"
+        "fedprune.secagg.shared_noise.with_share", lambda _f, *_args: None, "secagg-noise"
     ),
     "scale of a secure sum": Fault(
-        "fedprune.secure.fixed.from_ring", lambda f, *args: f(*args) / 2, "secagg"
+        "fedprune.secagg.fixed_point.from_ring", lambda f, *args: f(*args) / 2, "secagg"
     ),
     "masks that do not cancel": Fault(
-        "fedprune.secure.masking.pair_mask",
+        "fedprune.secagg.keys.pair_mask",
         lambda f, private, public, one, _other, context: f(private, public, one, one, context),
         "secagg",
     ),
     # rounds
     "the cohort of the next round": Fault(
-        "fedprune.cohorts.drawn", lambda f, c, there, r: f(c, there, r + 1), "int8"
+        "fedprune.config.cohort.drawn", lambda f, c, there, r: f(c, there, r + 1), "int8"
     ),
-    "no round is void": Fault("fedprune.cohorts.too_few", lambda _f, *_args: False, "silent"),
+    "no round is void": Fault(
+        "fedprune.server.standing.too_few", lambda _f, *_args: False, "silent"
+    ),
     "measured on test": Fault(
         "fedprune.rounds.measure", lambda f, state, port, _part: f(state, port, "test"), "int8"
     ),
     "forgotten in a checkpoint": Fault(
-        "fedprune.checkpoint.load_state", lambda f, path: replace(f(path), counted={}), "killed"
+        "fedprune.records.checkpoint.load_state",
+        lambda f, path: replace(f(path), counted={}),
+        "killed",
     ),
 }
 

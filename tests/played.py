@@ -12,13 +12,14 @@ import torch
 
 from fedprune import Result, RunConfig, federate
 from fedprune.config import configure, from_toml, to_toml
-from fedprune.federation import Watch
+from fedprune.config.planned import planned as releases
 from fedprune.privacy.ledger import Ledger, open_ledger
-from fedprune.privacy.planning import planned as releases
-from fedprune.pruning.selection import planned
-from fedprune.pruning.units import unit_labels
-from fedprune.shapes import dense_model, layout_for
-from fedprune.state import Port, State
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.protocol.port import Port
+from fedprune.selection.select import planned
+from fedprune.selection.units import unit_labels
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
 from fedprune.tensors import count_kept
 
 
@@ -49,7 +50,7 @@ def watched(config: RunConfig, port: Port | None = None, **more: Any) -> Played:
 
     watch = Watch(row=lambda _row, _s, state: states.append(state))
     with (
-        patch("fedprune.federation.open_ledger", opened),
+        patch("fedprune.run.open_ledger", opened),
         patch("fedprune.report.page.write_report", lambda _folder: None),
     ):
         result = federate(config, port, watch=watch, **more)

@@ -25,6 +25,9 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULE_NAMES = {name_of(p) for p in CORE}
+
+
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -50,6 +53,8 @@ def roots(path: Path) -> set[str]:
 
 
 FORBIDDEN = {
+    "fedprune.engines.flower": {"ray", "clients", "server", "simulations"},
+    "fedprune.engines.ray": {"clients", "server", "simulations"},
     "fedprune": {"flwr", "ray", "clients", "server", "simulations"},
     "clients": {"ray", "server", "simulations"},
     "server": {"ray", "clients", "simulations"},
@@ -59,8 +64,8 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path: Path):
-    assert not roots(path) & FORBIDDEN[path.relative_to(ROOT).parts[0]]
-    assert not roots(path) & {"tests", "benchmarks"}
+    place = next(p for p in FORBIDDEN if f"{name_of(path)}.".startswith(f"{p}."))
+    assert not roots(path) & (FORBIDDEN[place] | {"tests", "benchmarks"})
 
 
 def test_the_core_loads_neither_flower_nor_ray_nor_what_takes_seconds():
@@ -72,13 +77,57 @@ def test_the_core_loads_neither_flower_nor_ray_nor_what_takes_seconds():
     assert not slow & set(done.stdout.split())
 
 
-def test_modules_of_the_core_import_each_other_in_no_circle():
-    names = {name_of(p) for p in CORE}
+ORDER = [
+    *("runtime", "tensors", "randomness", "options", "tasks", "structure", "selection", "scores"),
+    *("learning", "redundancy", "codec", "privacy", "config", "protocol", "client", "secagg"),
+    *(
+        "server",
+        "methods",
+        "rounds",
+        "engines.inline_sums",
+        "engines.inline",
+        "export",
+        "records",
+        "report",
+        "run",
+    ),
+    *("attacks", "engines.flower", "engines.ray", "commands"),
+]
+"""The packages of the core, each of which may import those before it, and itself."""
+
+
+def package_of(module: str) -> str:
+    name = module.removeprefix("fedprune.")
+    return next(p for p in sorted(ORDER, key=len, reverse=True) if f"{name}.".startswith(f"{p}."))
+
+
+def whole(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """As `imports`, with those that are for types only."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.ImportFrom):
+            yield from ((str(child.module), alias.name) for alias in child.names)
+        elif isinstance(child, ast.Import):
+            yield from ((alias.name, "") for alias in child.names)
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_imports_of_the_core_go_down_the_list_of_packages(path: Path):
+    """Those for types, and those within functions, too."""
+    here = name_of(path)
+    if here in {"fedprune", "fedprune.__main__", "fedprune.engines"}:
+        return  # the front doors
+    for module, name in whole(tree(path)):
+        if module.split(".")[0] == "fedprune":
+            there = f"{module}.{name}" if f"{module}.{name}" in MODULE_NAMES else module
+            assert ORDER.index(package_of(there)) <= ORDER.index(package_of(here)), there
+
+
+def test_modules_of_a_package_import_each_other_in_no_circle():
     needs = {
         name_of(p): {
-            f"{module}.{name}" if f"{module}.{name}" in names else module
+            f"{module}.{name}" if f"{module}.{name}" in MODULE_NAMES else module
             for module, name in imports(tree(p), top_level=True)
-            if module in names
+            if module in MODULE_NAMES
         }
         for p in CORE
     }
@@ -103,10 +152,10 @@ def test_of_flower_only_what_is_public_but_for_one_function():
         for module, name in imports(tree(path)):
             if module.split(".")[0] == "flwr" and module not in PUBLIC_FLWR:
                 strange.setdefault(name_of(path), set()).add(f"{module}.{name}")
-    assert strange == {"simulations.ray_engine": {"flwr.simulation.run_simulation"}}
+    assert strange == {"fedprune.engines.ray.engine": {"flwr.simulation.run_simulation"}}
     users = [
         node.name
-        for node in ast.walk(tree(ROOT / "simulations" / "ray_engine.py"))
+        for node in ast.walk(tree(ROOT / "fedprune" / "engines" / "ray" / "engine.py"))
         if isinstance(node, ast.FunctionDef)
         and any(module == "flwr.simulation" for module, _ in imports(node))
     ]
@@ -118,10 +167,12 @@ def test_no_clock_and_no_global_random_in_the_core(path: Path):
     name = name_of(path)
     # A run's log has times, and latency is what `measuring` is asked for; no bit of a result is.
     # What `process` keeps of the global generators it puts back.
-    spared = {"fedprune.federation", "fedprune.measuring", "fedprune.process"}
-    # A client that hangs is found out by a clock.
-    spared |= {"fedprune.guarding"}
-    if name in spared or name.startswith("fedprune.report"):
+    spared = {"fedprune.run", "fedprune.export.measure", "fedprune.runtime.process"}
+    # A client that hangs is found out by a clock, and so is a device that does not answer.
+    spared |= {"fedprune.runtime.guarding"}
+    if name in spared or name.startswith(
+        ("fedprune.report", "fedprune.records", "fedprune.engines", "fedprune.commands")
+    ):
         return
     modules = {module.split(".")[0] for module, _ in imports(tree(path))}
     assert not modules & {"time", "datetime", "random", "secrets", "uuid"}
@@ -203,6 +254,7 @@ def test_tests_mirror_the_tree():
     """A test file of a folder of the core names a module there; names are unique among tests."""
     files = list((ROOT / "tests").rglob("test_*.py"))
     assert len({p.name for p in files}) == len(files)
-    for folder in ("tasks", "pruning", "learning", "compression", "commands", "secure"):
-        for path in (ROOT / "tests" / folder).glob("test_*.py"):
-            assert (ROOT / "fedprune" / folder / path.name.removeprefix("test_")).is_file(), path
+    for folder in ("tasks", "selection", "scores", "structure", "learning", "codec", "secagg"):
+        for path in (ROOT / "tests" / folder).rglob("test_*.py"):
+            names = path.stem.removeprefix("test_"), path.stem.removeprefix(f"test_{folder}_")
+            assert any((ROOT / "fedprune" / folder).rglob(f"{n}.py") for n in names), path

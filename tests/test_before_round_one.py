@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
-from fedprune.config import ConfigError, configure
-from fedprune.hosts import inline_port, open_house
-from fedprune.state import Port
-from fedprune.tasks.symbols import characters
+from fedprune.client.host import open_house
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.port import Port
 from fedprune.tasks.task import Part, class_loss, classification_loss, label_tokens, token_loss
+from fedprune.tasks.tokenization import characters
 from fedprune.tensors import digest
 
 
@@ -252,7 +254,7 @@ def test_a_metric_of_values_is_had_from_a_loss_of_squares(play: Play):
 def test_a_partition_that_fails_by_itself_costs_itself_only(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fedprune.rehearsal.PATIENCE", 2.0)  # a minute is long here
+    monkeypatch.setattr("fedprune.client.rehearsal.PATIENCE", 2.0)  # a minute is long here
 
     def once(model: nn.Module, batch: Part) -> Loss:
         if (batch["images"] == 7).any():

@@ -12,23 +12,24 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate
-from fedprune.compression.coded import coded_size
-from fedprune.compression.wire import SCORE_TYPES
+from fedprune.client.host import House
+from fedprune.codec.wire import SCORE_TYPES
 from fedprune.config import configure, from_toml, to_toml
-from fedprune.federation import Watch
-from fedprune.hosts import House, inline_port
+from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.robust import ROBUST
-from fedprune.messages import Folded, Question
-from fedprune.pruning.combining import COMBINES, NORMALISE
-from fedprune.pruning.layout import as_rows
-from fedprune.pruning.pools import POOLS
-from fedprune.pruning.schedules import SCHEDULES
-from fedprune.pruning.scopes import SCOPES
-from fedprune.pruning.selection import planned
-from fedprune.pruning.units import UNITS, unit_labels
-from fedprune.state import State
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.origin import coded_size
+from fedprune.scores.combine import COMBINES, NORMALISE
+from fedprune.selection.pools import POOLS
+from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.scopes import SCOPES
+from fedprune.selection.select import planned
+from fedprune.selection.units import UNITS, unit_labels
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.structure.layout import as_rows
 from fedprune.tensors import Masks, count_kept
 
 Keys = dict[str, Any]

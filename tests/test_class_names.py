@@ -9,10 +9,11 @@ import torch
 
 import fedprune
 from fedprune import TASKS, federate
-from fedprune.command import main
+from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.commands.main import main
 from fedprune.commands.subject import subject
-from fedprune.compression.coded import CODED_NAME, from_coded
-from fedprune.config import ConfigError, configure, from_flower, overridden
+from fedprune.config import configure, from_flower, overridden
+from fedprune.options.refusal import ConfigError
 from fedprune.tasks.encoder import read_bbc, read_r8
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import state_of

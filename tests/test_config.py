@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from fedprune import TASKS, ConfigError, RunConfig
 from fedprune.config import configure, from_flower, from_toml, overridden, to_toml
-from fedprune.learning.training import OPTIMIZERS
-from fedprune.plugins import scores_of, tasks_of
-from fedprune.pruning.combining import COMBINES, NORMALISE
-from fedprune.pruning.schedules import SCHEDULES
-from fedprune.pruning.scores import SCORES
-from fedprune.pruning.selection import SCOPES
-from fedprune.pruning.units import UNITS
+from fedprune.learning.local_training import OPTIMIZERS
+from fedprune.scores.catalog import SCORES, scores_of
+from fedprune.scores.combine import COMBINES, NORMALISE
+from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.select import SCOPES
+from fedprune.selection.units import UNITS
+from fedprune.tasks.catalog import tasks_of
 
 Tiny = Callable[..., RunConfig]
 DIGITS = {"task": "digits"}

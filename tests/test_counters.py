@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import Shard
-from fedprune.hosts import House, inline_port
-from fedprune.learning.training import step_batches
-from fedprune.messages import Folded, Question
-from fedprune.pruning.layout import layout_of
+from fedprune.client.host import House
+from fedprune.engines.inline import inline_port
+from fedprune.learning.local_training import step_batches
+from fedprune.protocol.messages import Folded, Question
+from fedprune.structure.layout import layout_of
 from fedprune.tensors import copied, counters_of, state_of
 
 

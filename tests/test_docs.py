@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 
 from fedprune import SCORES, TASKS
-from fedprune.command import COMMANDS
-from fedprune.command import parser as commands
-from simulations.options import parser
+from fedprune.commands.arguments import parser
+from fedprune.commands.main import COMMANDS
+from fedprune.commands.main import parser as commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

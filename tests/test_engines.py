@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 
 from fedprune import Result, RunConfig, federate
-from fedprune.process import put_back
+from fedprune.commands.arguments import chosen
 from fedprune.report.screen import Screen
-from simulations.options import chosen
+from fedprune.runtime.process import put_back
 
 ROOT = Path(__file__).resolve().parents[1]
 # The default task, unequal shards, a partial cohort; pruned from round two on.
@@ -72,9 +72,9 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
 
-    from clients.app import app as client_app
-    from server.app import run_on
-    from simulations.ray_engine import run_apps, set_environment
+    from fedprune.engines.flower.client_app import app as client_app
+    from fedprune.engines.flower.server_app import run_on
+    from fedprune.engines.ray.engine import run_apps, set_environment
 
     place, app = tmp_path_factory.mktemp("ray"), ServerApp()
     configs = {case: configured(case, "ray") for case in CASES}

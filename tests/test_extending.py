@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import fedprune
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
+from fedprune.client.rehearsal import EXAMPLES
 from fedprune.config import configure
-from fedprune.pruning.score import Ask, Evidence, Probe
-from fedprune.rehearsal import EXAMPLES
-from fedprune.shapes import dense_model
+from fedprune.protocol.models import dense_model
+from fedprune.scores.score import Ask, Evidence, Probe
 from fedprune.tasks.task import Part
 from fedprune.tensors import state_of
 

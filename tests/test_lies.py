@@ -7,15 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import RunConfig, federate, hosts
-from fedprune.answering import answer
-from fedprune.checks import check, check_sum
-from fedprune.forms import Form
-from fedprune.messages import LOUD, Answer, Folded, Question, Refused, as_sum, summed
-from fedprune.packets import encode_answer
-from fedprune.parts import understood
-from fedprune.pruning.inputs import factored, improper
-from fedprune.seats import Seat
+from fedprune import RunConfig, federate
+from fedprune.client import host as hosts
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.options.refusal import Refused
+from fedprune.protocol.checks import check, check_sum
+from fedprune.protocol.kinds import Form
+from fedprune.protocol.messages import (
+    LOUD,
+    Answer,
+    Folded,
+    Question,
+    as_sum,
+    summed,
+)
+from fedprune.protocol.packets import encode_answer
+from fedprune.protocol.parts import understood
+from fedprune.scores.inputs import factored, improper
 from fedprune.tensors import digest
 
 Tiny = Callable[..., RunConfig]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fedprune.commands.arguments import chosen
 from fedprune.config import (
-    ConfigError,
     RunConfig,
     configure,
     from_flower,
@@ -21,9 +21,9 @@ from fedprune.config import (
     recorded,
     to_toml,
 )
-from fedprune.given import as_text, replaced
-from server.strategy import _changed
-from simulations.options import chosen
+from fedprune.engines.flower.strategy import _changed
+from fedprune.options.refusal import ConfigError
+from fedprune.options.values import as_text, replaced
 
 Keys = dict[str, Any]
 

@@ -9,11 +9,12 @@ import pytest
 
 import fedprune
 from fedprune import RunConfig, federate
-from fedprune.command import main as command
-from fedprune.compression.manifest import write_manifest
-from fedprune.config import ConfigError, configure, to_toml
-from fedprune.plugins import _loaded, check_of_this_app
-from fedprune.teacher import teacher_in
+from fedprune.client.teacher import teacher_in
+from fedprune.commands.main import main as command
+from fedprune.config import configure, to_toml
+from fedprune.export.manifest import write_manifest
+from fedprune.options.plugins import _loaded, check_of_this_app
+from fedprune.options.refusal import ConfigError
 from simulations.run import main as run
 
 TASK = """

@@ -9,18 +9,29 @@ import torch
 from torch import Tensor
 
 from fedprune import SCORES, NoRoundCompleted, Result, RunConfig, Shard, federate, select
-from fedprune.answering import answer
-from fedprune.compression.masks import encode_mask, mask_digest
-from fedprune.federation import Watch
-from fedprune.forms import form_of
-from fedprune.hosts import House, bytes_down, grouped, inline_port, labels_of
-from fedprune.messages import COUNTING, Answer, Folded, Question
-from fedprune.notes import agreement_of
-from fedprune.packets import decode_question, encode_question
-from fedprune.pruning.layout import Layout, layout_of
-from fedprune.pruning.score import Probe
-from fedprune.seats import Seat
-from fedprune.state import State
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.client.host import (
+    House,
+    bytes_down,
+    grouped,
+    labels_of,
+)
+from fedprune.codec.masks import encode_mask, mask_digest
+from fedprune.config.kinds import KINDS
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.messages import (
+    Answer,
+    Folded,
+    Question,
+)
+from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.scores.score import Probe
+from fedprune.server.diagnostics import agreement_of
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
 
@@ -114,7 +125,7 @@ def test_a_removed_weight_is_zero_in_every_payload(
         seen.append(question.kind)
         return out
 
-    monkeypatch.setattr("fedprune.hosts.answer", checked)
+    monkeypatch.setattr("fedprune.client.host.answer", checked)
     result, asked, states = watched(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
     assert result.summary["failures"] == 0
     assert {"score", "tune", "evaluate", "describe"} == set(seen)
@@ -122,7 +133,7 @@ def test_a_removed_weight_is_zero_in_every_payload(
     layout = inline_layout(result)
     for question, _, _ in asked:
         decoded = decode_question(encode_question(question, "fp32"), layout)
-        if question.kind in COUNTING:
+        if not KINDS[question.kind].weights:
             assert decoded.weights == {}, "what only counts needs no weights"
             continue
         for weights in (question.weights, decoded.weights):
@@ -309,7 +320,7 @@ def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
         out = answer(question, seat)
         return spoil(out) if (question.kind, seat.partition) == (phase, VICTIM) else out
 
-    monkeypatch.setattr("fedprune.hosts.answer", spoilt)
+    monkeypatch.setattr("fedprune.client.host.answer", spoilt)
     failed = federate(config, inline_port(house_of(config)))
     named = [f for row in failed.rows for f in row["failures"]]
     assert named
@@ -323,7 +334,7 @@ def test_a_failure_is_one_short_line(tiny: Tiny, house_of: HouseOf, monkeypatch:
     def loud(_question: Question, _seat: Seat) -> Answer:
         raise RuntimeError("first line\nsecond line " + "x" * 1000)
 
-    monkeypatch.setattr("fedprune.hosts.answer", loud)
+    monkeypatch.setattr("fedprune.client.host.answer", loud)
     question = Question("evaluate", 1, *first(house_of(tiny())), part="test")
     folded = inline_port(house_of(tiny())).ask(question, [0, 3])
     assert [f.partition for f in folded.failures] == [0, 3]
@@ -363,7 +374,7 @@ def test_a_run_that_nobody_answers_completes_no_round(
             raise RuntimeError("no")
         return answer(question, seat)
 
-    monkeypatch.setattr("fedprune.hosts.answer", fails)
+    monkeypatch.setattr("fedprune.client.host.answer", fails)
     config = tiny()
     house = house_of(config)
     start = digest(state_of(house.model))

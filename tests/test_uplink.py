@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fedprune import federate
+from fedprune.client.host import open_house, placed, serve
 from fedprune.config import from_toml
-from fedprune.federation import Watch
-from fedprune.hosts import inline_port, open_house, placed, serve
-from fedprune.messages import Question
-from fedprune.packets import encode_question
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Question
+from fedprune.protocol.packets import encode_question
+from fedprune.server.watch import Watch
 from fedprune.tensors import copied, count_kept, state_of
 
 FEEDBACK = {"uplink": "int4", "error_feedback": True}

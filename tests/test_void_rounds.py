@@ -13,16 +13,18 @@ import pytest
 import torch
 
 from fedprune import NoRoundCompleted, RunConfig, federate
-from fedprune.asking import bench_for
-from fedprune.checkpoint import load_state, save_state
-from fedprune.federation import _opening
-from fedprune.hosts import House, inline_port, open_house
-from fedprune.messages import Folded, Question
-from fedprune.notes import Notes
-from fedprune.report.rows import Row
+from fedprune.client.host import House, open_house
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.port import Port
+from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import one_round, reduce, remembered
-from fedprune.shrinking import fitted
-from fedprune.state import ASKING, Plan, Port, State
+from fedprune.run import _opening
+from fedprune.server.ask import bench_for
+from fedprune.server.diagnostics import Notes
+from fedprune.server.rows import Row
+from fedprune.server.shrink import fitted
+from fedprune.server.state import ASKING, Plan, State
 from fedprune.tensors import count_kept, digest, state_of
 
 Tiny = Callable[..., RunConfig]

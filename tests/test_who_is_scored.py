@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fedprune import RunConfig, federate
-from fedprune.hosts import House, inline_port
-from fedprune.messages import Folded, Question
-from fedprune.privacy.planning import planned
+from fedprune.client.host import House
+from fedprune.config.planned import planned
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Folded, Question
 from tests.played import play
 
 Asked = Callable[..., list[tuple[Question, list[int], Folded]]]

@@ -1,1 +1,1 @@
-"""What a release gives away: attacks on what an observer of a run really sees."""
+"""What the releases of a run give away, measured by attacks."""

@@ -10,8 +10,8 @@ from typing import Any
 from fedprune.attacks.canary import Audit, Draw, Mechanism, Noised, audit
 from fedprune.attacks.page import Section, Table
 from fedprune.privacy.accounting import Event, rdp_epsilon
+from fedprune.privacy.accounting_terms import ADD_OR_REMOVE
 from fedprune.privacy.noise import seeded_source
-from fedprune.privacy.terms import ADD_OR_REMOVE
 
 CANARIES = 1000
 NOISES = (0.3, 1.0, 2.2, 4.0)

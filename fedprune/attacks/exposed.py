@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.checks import check
+from fedprune.client.host import House, open_house, released
 from fedprune.config import configure
-from fedprune.forms import Form, fitting, form_of
-from fedprune.hosts import House, open_house, released
-from fedprune.messages import Question
-from fedprune.packets import decode_answer
 from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import gaussian, seeded_source
-from fedprune.pruning.gradients import gradient, square, taylor
+from fedprune.protocol.checks import check
+from fedprune.protocol.kinds import Form, fitting, form_of
+from fedprune.protocol.messages import Question
+from fedprune.protocol.packets import decode_answer
 from fedprune.randomness import generator
-from fedprune.state import first_state
+from fedprune.scores.gradients import gradient, square, taylor
+from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
 from fedprune.tensors import Masks, Tensors, masked, spread
 

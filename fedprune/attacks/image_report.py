@@ -25,7 +25,7 @@ from fedprune.attacks.matching import Search, matched
 from fedprune.attacks.page import Section
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.tabling import CHANCE, Figure, error_cell, pivot, share_cell
-from fedprune.pruning.selection import select
+from fedprune.selection.select import select
 from fedprune.tasks.task import Part
 from fedprune.tensors import Masks, Tensors
 

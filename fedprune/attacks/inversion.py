@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.attacks.exposed import Exposed, Scene
-from fedprune.pruning.inputs import inputs_of, rows_of
-from fedprune.pruning.layers import layers_of
 from fedprune.randomness import generator
+from fedprune.scores.inputs import inputs_of, rows_of
+from fedprune.structure.layers import layers_of
 from fedprune.tasks.task import Part
 from fedprune.tensors import load_into
 

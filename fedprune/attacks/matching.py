@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedprune.attacks.exposed import Exposed, Scene
-from fedprune.pruning.layers import parameters_of
 from fedprune.randomness import generator
+from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Part
 from fedprune.tensors import load_into
 

@@ -14,8 +14,8 @@ from fedprune.attacks.pictures import tiles
 from fedprune.attacks.portraits import class_means, portraits, resemblance
 from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
 from fedprune.config import configure
-from fedprune.federation import federate
-from fedprune.shapes import dense_model
+from fedprune.protocol.models import dense_model
+from fedprune.run import federate
 
 MODELS: dict[str, dict[str, Any] | None] = {
     "untrained": None,

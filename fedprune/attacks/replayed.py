@@ -9,8 +9,8 @@ from typing import Any
 
 from fedprune.attacks.canary import Draw, Mechanism, Noised
 from fedprune.privacy.accounting import AMPLIFICATION
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import numbers_in
-from fedprune.privacy.terms import Terms
 
 Line = Mapping[str, Any]
 

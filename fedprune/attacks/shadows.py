@@ -16,12 +16,12 @@ from torch import nn
 from fedprune.attacks.membership import Flags, confidences
 from fedprune.attacks.roc import Floats
 from fedprune.config import RunConfig, with_values
-from fedprune.learning.training import step_batches, tune
-from fedprune.plugins import tasks_of
-from fedprune.pruning.layout import Layout
-from fedprune.pruning.selection import select
+from fedprune.learning.local_training import step_batches, tune
+from fedprune.protocol.models import dense_model, layout_for
 from fedprune.randomness import generator, seeded
-from fedprune.shapes import dense_model, layout_for
+from fedprune.selection.select import select
+from fedprune.structure.layout import Layout
+from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors import Masks, Tensors, copied, full_masks, load_into, masked, state_of
 

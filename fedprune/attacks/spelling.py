@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.attacks.exposed import Exposed, Scene
-from fedprune.pruning.layers import parameters_of
 from fedprune.randomness import generator
+from fedprune.structure.layers import parameters_of
 from fedprune.tensors import load_into
 
 

@@ -22,8 +22,8 @@ from fedprune.attacks.tabling import CHANCE, Figure, pivot, share_cell
 from fedprune.attacks.words import evidence, found_tokens
 from fedprune.config import configure
 from fedprune.tasks.catalog import TASKS
-from fedprune.tasks.symbols import ALPHABET
 from fedprune.tasks.task import Part
+from fedprune.tasks.tokenization import ALPHABET
 
 CLIENTS, LENGTH = 10, 16
 EMBEDDINGS = "model.embed_tokens.weight"

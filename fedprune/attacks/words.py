@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.attacks.exposed import Exposed, Scene
-from fedprune.pruning.inputs import inputs_of
-from fedprune.pruning.layers import layers_of
+from fedprune.scores.inputs import inputs_of
+from fedprune.structure.layers import layers_of
 from fedprune.tensors import load_into
 
 

@@ -1,1 +1,1 @@
-"""The sub-commands of the `fedprune` command, one module each."""
+"""The commands."""

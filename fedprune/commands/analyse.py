@@ -14,14 +14,14 @@ from rich.table import Table as Screen
 from fedprune.commands.inputs import inputs_of_clients, runner
 from fedprune.commands.subject import Subject, add_subject, chosen_subject
 from fedprune.commands.targets import check_file
-from fedprune.compression.quantising import is_quantised
-from fedprune.config import ConfigError
-from fedprune.pruning.layout import layout_of
+from fedprune.export.quantise import is_quantised
+from fedprune.options.refusal import ConfigError
+from fedprune.records.figures import example_of
 from fedprune.redundancy.analysis import Finding, Known, analysed
-from fedprune.report.figures import example_of
+from fedprune.runtime.files import write_atomically
+from fedprune.structure.layout import layout_of
 from fedprune.tasks.task import output_of
 from fedprune.tensors import state_of
-from fedprune.verified import write_atomically
 
 SUMMARY = "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one."
 

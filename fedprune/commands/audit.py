@@ -16,14 +16,15 @@ from fedprune.attacks.page import Section, Table, png_of, write_page
 from fedprune.attacks.replayed import replayed
 from fedprune.commands.members import Sides, by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
-from fedprune.config import ConfigError
+from fedprune.config.terms import terms_of
+from fedprune.options.refusal import ConfigError
 from fedprune.privacy.accounting import AMPLIFICATION
-from fedprune.privacy.closing import INFINITY
+from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.noise import seeded_source
-from fedprune.privacy.terms import SIMULATED, terms_of
+from fedprune.privacy.totals import INFINITY
 from fedprune.report.privacy import release_table, statement_of, told_privacy
 from fedprune.report.reading import NONE, Run, read_run
-from fedprune.verified import write_atomically
+from fedprune.runtime.files import write_atomically
 
 SUMMARY = "What a finished run gives away: membership inference, canaries, and its ledger."
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fedprune.commands.subject import Subject, add_subject, chosen_subject
 from fedprune.commands.targets import check_folder
-from fedprune.compression.exporting import FORMS, Cargo, export
-from fedprune.compression.quantising import KINDS, Precision
-from fedprune.config import ConfigError
-from fedprune.report.folder import SUMMARY_NAME
+from fedprune.export.exporting import FORMS, Cargo, export
+from fedprune.export.quantise import KINDS, Precision
+from fedprune.options.refusal import ConfigError
+from fedprune.records.folder import SUMMARY_NAME
 from fedprune.report.reading import size
 
 SUMMARY = "Writes a model for transformers, safetensors, onnxruntime or as one sparse file."

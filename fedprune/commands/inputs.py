@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.answering import answer
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
 from fedprune.commands.subject import Subject
-from fedprune.forms import form_of
-from fedprune.measuring import Forward
-from fedprune.messages import Question
-from fedprune.pruning.layout import Layout
+from fedprune.export.measure import Forward
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import Inputs, inputs_from, measurable, questions, together
-from fedprune.seats import Seat
+from fedprune.structure.layout import Layout
 from fedprune.tensors import state_of
 
 

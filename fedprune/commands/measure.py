@@ -10,22 +10,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Screen
 
+from fedprune.codec.coded_file import CODED_NAME
 from fedprune.commands.memory import peak_of
 from fedprune.commands.quality import quality_of
 from fedprune.commands.subject import Subject, add_subject, chosen_subject, given_keys, subject
-from fedprune.compression.coded import CODED_NAME
-from fedprune.config import ConfigError, RunConfig, configure
-from fedprune.report.figures import (
+from fedprune.config import RunConfig, configure
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.models import dense_model
+from fedprune.records.figures import (
     Figures,
     compare_speed,
     example_of,
-    figure_table,
     figures_of,
-    notes_on,
 )
-from fedprune.report.folder import SUMMARY_NAME
+from fedprune.records.folder import SUMMARY_NAME
+from fedprune.report.figures import figure_table, notes_on
 from fedprune.report.tables import Table
-from fedprune.shapes import dense_model
 
 SUMMARY = "Parameters, bytes, FLOPs, latency, memory and quality of a model, beside the dense one."
 

@@ -20,8 +20,8 @@ import torch
 
 from fedprune.commands.subject import Subject, subject
 from fedprune.config import with_values
-from fedprune.measuring import forward_of, size_of
-from fedprune.shapes import dense_model
+from fedprune.export.measure import forward_of, size_of
+from fedprune.protocol.models import dense_model
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

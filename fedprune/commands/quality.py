@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from fedprune.answering import answer
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.client.tokens import read_with
 from fedprune.commands.subject import Subject
-from fedprune.messages import Question
-from fedprune.pruning.layout import Layout
-from fedprune.report.rows import quality
-from fedprune.seats import Seat
+from fedprune.protocol.messages import Question
+from fedprune.server.rows import quality
+from fedprune.structure.layout import Layout
 from fedprune.tensors import state_of
-from fedprune.tokens import read_with
 
 
 def quality_of(looked: Subject) -> dict[str, Any] | None:

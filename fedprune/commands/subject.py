@@ -11,14 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from fedprune.compression.coded import CODED_NAME, from_coded, origin_of
-from fedprune.compression.folders import load
-from fedprune.compression.manifest import MANIFEST_NAME, read_manifest
-from fedprune.config import ConfigError, RunConfig, configure, recorded
-from fedprune.plugins import tasks_of, with_code_of
-from fedprune.pruning.edits import Edits, from_json
-from fedprune.report.folder import CONFIG_NAME
-from fedprune.shapes import dense_model
+from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.config import RunConfig, configure, recorded
+from fedprune.export.folders import load
+from fedprune.export.manifest import MANIFEST_NAME, read_manifest
+from fedprune.options.plugins import with_code_of
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.models import dense_model
+from fedprune.protocol.origin import origin_of
+from fedprune.records.folder import CONFIG_NAME
+from fedprune.structure.edits import Edits, from_json
+from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Task
 from fedprune.tensors import Masks
 

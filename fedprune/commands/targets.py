@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from fedprune.naming import refuse
+from fedprune.options.refusal import refuse
 
 
 def check_file(key: str, value: str) -> None:

@@ -1,1 +1,1 @@
-"""How weights move: masked training and averaging."""
+"""How weights move: local training, distillation, averaging."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedprune.pruning.layout import Layout
+from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors, masked, spread
 
 

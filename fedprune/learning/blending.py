@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedprune.candidates import HERE, Candidate
+from fedprune.learning.candidates import HERE, Candidate
 
 BLENDS = {
     "none": "the average as it is",

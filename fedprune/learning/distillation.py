@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.structure import structure_of
 from fedprune.randomness import generator
+from fedprune.structure.groups import structure_of
 from fedprune.tasks.task import Loss, Part, counted
 
 LEAST = 1e-6

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.units import unit_count
+from fedprune.selection.units import unit_count
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.learning.options import Tuning
 
 Named = Mapping[str, Tensor]
 
@@ -51,7 +51,7 @@ def unit_norms(units: Named, weight: float) -> Term:
 
     Args:
         units: number of the unit that every weight is in, by tensor; unique over the model, -1
-            where a weight is in none (as `fedprune.pruning.units.unit_labels`).
+            where a weight is in none (as `fedprune.selection.units.unit_labels`).
         weight: factor of the sum.
 
     Returns:
@@ -129,7 +129,7 @@ def sum_by_unit(values: Named, units: Named, count: int) -> Tensor:
     return total
 
 
-def terms_of(config: RunConfig, now: Named, names: Sequence[str], units: Named) -> tuple[Term, ...]:
+def terms_of(config: Tuning, now: Named, names: Sequence[str], units: Named) -> tuple[Term, ...]:
     """The terms that a configuration asks for, of a client that is about to train.
 
     Args:
@@ -150,7 +150,7 @@ def terms_of(config: RunConfig, now: Named, names: Sequence[str], units: Named) 
     return tuple(terms)
 
 
-def shrinkages_of(config: RunConfig, names: Sequence[str], units: Named) -> tuple[Shrinkage, ...]:
+def shrinkages_of(config: Tuning, names: Sequence[str], units: Named) -> tuple[Shrinkage, ...]:
     """The proximal steps that a configuration asks for; arguments as in `terms_of`."""
     c, steps = config, list[Shrinkage]()
     if c.l1 and c.shrinkage == "proximal":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.pruning.layout import Layout
+from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors, spread
 
 _CHUNK = 2**15

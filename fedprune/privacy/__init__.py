@@ -1,1 +1,1 @@
-"""Privacy: what leaves a party, how noise hides it, and what that amounts to."""
+"""What noise is worth: mechanisms, accounting, the ledger."""

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.privacy.accounting_terms import REPLACE, Terms
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import REPLACE, Terms
 
 Curve = NDArray[np.float64]
 """Rényi divergence at each of the accountant's orders."""

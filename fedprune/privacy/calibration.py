@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fedprune.privacy.accounting import Tally, added, smallest_epsilon
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import Terms
 
 Planned = Sequence[tuple[Occasion, Sequence[Release]]]
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedprune.messages import Refused
+from fedprune.options.refusal import Refused
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Norms within which float32 keeps its relative precision, however many values share them."""

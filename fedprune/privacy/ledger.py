@@ -19,13 +19,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fedprune.config import ConfigError
+from fedprune.options.refusal import ConfigError
 from fedprune.privacy.accounting import Tally, added, smallest_epsilon
-from fedprune.privacy.closing import INFINITY, closed, told_number, unprotected
+from fedprune.privacy.accounting_terms import SIMULATED, Terms
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import statement
-from fedprune.privacy.terms import SIMULATED, Terms, terms_of
-from fedprune.verified import sync_folder, write_atomically
+from fedprune.privacy.totals import (
+    INFINITY,
+    closed,
+    told_number,
+    unprotected,
+)
+from fedprune.runtime.files import sync_folder, write_atomically
 
 __all__ = [
     "LEDGER_NAME",
@@ -35,7 +40,6 @@ __all__ = [
     "numbers_in",
     "open_ledger",
     "read_ledger",
-    "terms_of",
 ]
 
 LEDGER_NAME = "privacy.jsonl"

@@ -23,13 +23,10 @@ import torch
 from numpy.random import Philox
 from torch import Tensor
 
-from fedprune.compression.skeleton import skeleton_digest
 from fedprune.randomness import derive
-from fedprune.tensors import digest
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
-    from fedprune.messages import Question
+    pass
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
@@ -50,30 +47,6 @@ class Source:
 
     words: Callable[[int], Words]
     secret: bool
-
-
-def source_of(config: RunConfig, purpose: str, *where: int) -> Source:
-    """The source that `noise_source` names, for one purpose at one place.
-
-    Two sources for one purpose and place begin with the same words, if they are seeded.
-
-    """
-    if config.noise_source == "secret":
-        return secret_source()
-    return seeded_source(config.seed, purpose, *where)
-
-
-def source_for(question: Question, config: RunConfig, partition: int, purpose: str) -> Source:
-    """The source of a client's own noise in its answer to a question.
-
-    Seeded, it is another one for every other question: had two of them the same noise, it would
-    drop out of their difference. So has the same question when a resumed run puts it again.
-    """
-    q = question
-    about = (q.kind, q.score, q.ask, q.names, q.dense, q.sparsity, q.lr)
-    sent = (skeleton_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
-    again = f" {q.again}" if q.again else ""
-    return source_of(config, f"{purpose} {about} {sent}{again}", q.round, partition)
 
 
 def seeded_source(seed: int, purpose: str, *where: int) -> Source:

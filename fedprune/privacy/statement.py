@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.privacy.accounting import AMPLIFICATION, PARTICIPATION
-from fedprune.privacy.terms import REPLACE, SIMULATED, Terms
+from fedprune.privacy.accounting_terms import REPLACE, SIMULATED, Terms
 
 Line = Mapping[str, Any]
 

@@ -1,1 +1,1 @@
-"""What a model says twice: spectra, duplicates, dead units, paths that merge; and taking it out."""
+"""What a model has twice or not at all: dead units, duplicates, low rank; least squares."""

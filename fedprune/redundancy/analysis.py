@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.pruning.layout import Layout, as_rows
 from fedprune.redundancy.dead import Units, never_active, never_read
 from fedprune.redundancy.duplicates import equal_matrices, similar_layers, similar_units
 from fedprune.redundancy.lowrank import Matrix
@@ -16,6 +15,7 @@ from fedprune.redundancy.mergeable import Run, chains, foldable_norms
 from fedprune.redundancy.merging import mergeable_heads
 from fedprune.redundancy.moments import Inputs
 from fedprune.redundancy.spectrum import spectrum_of
+from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors import Masks
 
 Finding = dict[str, Any]

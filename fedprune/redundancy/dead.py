@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedprune.pruning.layout import Layout, as_rows
 from fedprune.redundancy.moments import Inputs
+from fedprune.structure.layout import Layout, as_rows
 
 Units = dict[str, tuple[int, ...]]
 """Numbers of units by the path of their group."""

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedprune.pruning.factors import root_of
-from fedprune.pruning.layout import Layout, as_rows
-from fedprune.pruning.structure import Group
 from fedprune.redundancy.moments import Inputs
-from fedprune.redundancy.units import Attention, attention_of, incoming, outgoing, reader_of
+from fedprune.redundancy.unit_weights import (
+    Attention,
+    attention_of,
+    incoming,
+    outgoing,
+    reader_of,
+)
+from fedprune.structure.groups import Group
+from fedprune.structure.layout import Layout, as_rows
+from fedprune.structure.low_rank_layers import root_of
 
 
 @dataclass(frozen=True)

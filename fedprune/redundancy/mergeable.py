@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.factors import rows_of
-from fedprune.pruning.kinds import CONVOLUTIONS, is_layer
 from fedprune.randomness import generator
+from fedprune.structure.kinds import CONVOLUTIONS, is_layer
+from fedprune.structure.low_rank_layers import rows_of
 
 Run = Callable[[nn.Module], Tensor]
 """Runs a model on one example and gives back what depends on all of it."""

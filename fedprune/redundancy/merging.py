@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedprune.pruning.layout import Layout, as_rows
-from fedprune.pruning.structure import Group
 from fedprune.redundancy.dead import Units
 from fedprune.redundancy.moments import Inputs
-from fedprune.redundancy.units import (
+from fedprune.redundancy.unit_weights import (
     Attention,
     attention_of,
     bias_of,
@@ -25,6 +23,8 @@ from fedprune.redundancy.units import (
     producers_of,
     reader_of,
 )
+from fedprune.structure.groups import Group
+from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors import Tensors
 
 EXACT = 1e-6

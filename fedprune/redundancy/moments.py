@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.inputs import ask_inputs, inputs_of, products, rows_of
-from fedprune.pruning.layers import groups, layers_of
-from fedprune.pruning.layout import Layout, as_rows
+from fedprune.scores.inputs import (
+    ask_inputs,
+    inputs_of,
+    products,
+    rows_of,
+)
+from fedprune.structure.layers import groups, layers_of
+from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors import Tensors
 
 MOMENTS = ask_inputs(products, square=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedprune.pruning.factors import root_of
+from fedprune.structure.low_rank_layers import root_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Spectrum:
 def spectrum_of(matrix: Tensor, moments: Tensor | None = None) -> Spectrum:
     """The spectrum of a matrix W, or of W X for the inputs X whose X Xᵀ are given.
 
-    The second one is what `fedprune.pruning.factors.truncated` cuts off: the squares of the values
-    left out add up to ‖(W - W')X‖²_F.
+    The second one is what `fedprune.structure.low_rank_layers.truncated` cuts off: the squares of
+    the values left out add up to ‖(W - W')X‖²_F.
 
     Args:
         matrix: (out, in).

@@ -1,1 +1,1 @@
-"""What a person reads of a run: rows, plots, the page."""
+"""What people read about a run."""

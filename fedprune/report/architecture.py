@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.report.plots import ARMS, FAINT, canvas, styled
 from fedprune.report.reading import Row, Run, short_name, whole
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.report.reading import Row, percent, significant
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
+from fedprune.records.staying import told_empty
+from fedprune.records.summary import OWN_DATA
 from fedprune.report.board import write_events
 from fedprune.report.choices import told_reduced
 from fedprune.report.figures import figures_in
@@ -30,8 +32,6 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
-from fedprune.report.staying import told_empty
-from fedprune.report.summary import OWN_DATA
 from fedprune.report.tables import (
     config_table,
     digest_table,

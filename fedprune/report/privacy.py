@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from fedprune.privacy.terms import SIMULATED
+from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.report import plots
 from fedprune.report.reading import NONE, Run, number, significant, whole
 from fedprune.report.tables import Table, shorten

@@ -11,36 +11,39 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedprune.config import RunConfig
-from fedprune.continuing import data_gone
-from fedprune.federation import Watch
-from fedprune.messages import Question
-from fedprune.naming import counted
-from fedprune.plugins import tasks_of
-from fedprune.privacy.response import told
-from fedprune.privacy.told import after, before
-from fedprune.pruning.layout import Layout
+from fedprune.config.kinds import KINDS
+from fedprune.options.refusal import counted
+from fedprune.protocol.messages import Question
+from fedprune.protocol.votes import told
+from fedprune.records.folder import SUMMARY_NAME
+from fedprune.records.previous import data_gone
+from fedprune.records.staying import (
+    staying,
+    told_empty,
+    told_staying,
+    told_uncut,
+    uncut,
+)
+from fedprune.records.summary import population_of
 from fedprune.report.choices import told_reduced
-from fedprune.report.folder import SUMMARY_NAME
+from fedprune.report.privacy_lines import after, before
 from fedprune.report.reading import SPACE, size, worded
-from fedprune.report.rows import Row
-from fedprune.report.staying import staying, told_empty, told_staying, told_uncut, uncut
-from fedprune.report.summary import population_of
-from fedprune.state import State
+from fedprune.server.rows import Row
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.structure.layout import Layout
+from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.coverage import told_reading
 from fedprune.tasks.measures import beside, metric_of
 from fedprune.tasks.owners import sentences
 
-_DOING = {
-    "hello": "joining",
-    "describe": "counting labels",
-    "inputs": "summing inputs",
-    "outputs": "summing outputs",
-    "tokens": "counting tokens",
-    "score": "scoring",
-    "tune": "tuning",
-    "evaluate": "measuring",
-    "compare": "comparing",
-}
+
+def _doing(phase: str) -> str:
+    return (
+        KINDS[phase].doing
+        if phase in KINDS
+        else {"hello": "joining"}.get(phase, f"in phase {phase}")
+    )
 
 
 class _Console(Console):
@@ -160,7 +163,7 @@ class Screen:
     def _phase(self, arm: str, question: Question, partitions: int) -> None:
         if self.halted:
             raise KeyboardInterrupt
-        text = f"{arm}  round {question.round}  {_DOING[question.kind]}"
+        text = f"{arm}  round {question.round}  {KINDS[question.kind].doing}"
         self.bar.reset(self.task, total=partitions, description=text, visible=True)
 
     def _row(self, row: Row, seconds: float, state: State) -> None:
@@ -173,7 +176,7 @@ class Screen:
         for failure in row["failures"]:
             where = f" {failure['field']}:" if failure["field"] else ""
             self.line(
-                f"        client {failure['partition']} failed while {_DOING[failure['phase']]}:"
+                f"        client {failure['partition']} failed while {_doing(failure['phase'])}:"
                 f"{where} {failure['reason']}",
                 "yellow",
             )

@@ -1,1 +1,1 @@
-"""What is learned: model, data, split over clients, loss, metric."""
+"""What is learned: data, split, model, loss, metric."""

@@ -16,13 +16,13 @@ from fedprune.tasks.task import Part, Task
 from fedprune.tensors import CONSTANTS, as_bytes
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 FP16_MOST = 65504.0
 """The largest number that every value type of the wire can hold."""
 
 
-def built(task: Task, config: RunConfig) -> nn.Module:
+def built(task: Task, config: Data) -> nn.Module:
     """The task's dense model, under whatever state torch's global generator has.
 
     Of a model inside `nn.DataParallel` or `torch.compile` it is the model itself. Lazy layers get
@@ -44,7 +44,7 @@ def built(task: Task, config: RunConfig) -> nn.Module:
     return model
 
 
-def _made(task: Task, config: RunConfig) -> nn.Module:
+def _made(task: Task, config: Data) -> nn.Module:
     try:
         model = task.model(config)
     except (ValueError, OSError, ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedprune.options.plugins import table_in
 from fedprune.tasks import (
     encoder,
     imagefolder,
@@ -35,3 +36,8 @@ TASKS: dict[str, Task] = {
     "digits": images.DIGITS,
     "fashion-mnist": images.FASHION_MNIST,
 }
+
+
+def tasks_of(plugin: str) -> dict[str, Task]:
+    """Every task by name; a plug-in's come last and may replace a built-in one."""
+    return {**TASKS, **table_in(plugin, "TASKS", Task)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.tasks.tables import as_number
 
 FEW = 20

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 MOST_UNKNOWN = 0.05
 """With a larger share of unknown characters a run is refused: its figures would be of little."""
@@ -106,7 +106,7 @@ _READ: dict[tuple[object, ...], Coverage] = {}
 """What was read of the texts of the newest configurations in this process."""
 
 
-def tell(config: RunConfig, found: Iterable[Coverage]) -> None:
+def tell(config: Data, found: Iterable[Coverage]) -> None:
     """Keep how much of the texts of a configuration was read, for `reading_of`."""
     _READ.pop(_key(config), None)
     _READ[_key(config)] = together(found)
@@ -114,14 +114,14 @@ def tell(config: RunConfig, found: Iterable[Coverage]) -> None:
         del _READ[next(iter(_READ))]
 
 
-def reading_of(config: RunConfig) -> dict[str, int]:
+def reading_of(config: Data) -> dict[str, int]:
     """What of the texts of a run was left out, where this process has read them; else empty."""
     read = _READ.get(_key(config), Coverage(0, 0))
     counts = {"characters": read.characters, "unknown": read.unknown}
     return {**counts, "texts": read.texts, "cut": read.cut} if read.unknown or read.cut else {}
 
 
-def _key(config: RunConfig) -> tuple[object, ...]:
+def _key(config: Data) -> tuple[object, ...]:
     c = config
     return c.task, c.model, c.data, c.length, c.text_column, c.target_column, c.clients, c.split
 

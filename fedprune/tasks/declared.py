@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fedprune.naming import refuse
+from fedprune.options.refusal import refuse
 from fedprune.tasks.measures import METRICS, measures
 from fedprune.tasks.task import Loss, Part, Task, batches, examples, extra_names
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 CLOSE = 1e-3
 """Relative difference up to which two sums of the same losses are equal."""
@@ -31,7 +31,7 @@ class Declared:
     """A task under a configuration, and how it is refused."""
 
     task: Task
-    config: RunConfig
+    config: Data
 
     def refuse(self, what: str, allowed: str) -> NoReturn:
         """Raise a ValueError of the usual form about the task."""

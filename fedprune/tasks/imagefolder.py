@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.images import IMAGE_DEFAULTS
-from fedprune.tasks.models import ConvNet, Perceptron
+from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST, cut_rows
 from fedprune.tasks.tables import remembered, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
@@ -54,12 +54,12 @@ def places(data: str) -> list[Place]:
 
 
 @remembered
-def _found(config: RunConfig) -> list[Place]:
+def _found(config: Data) -> list[Place]:
     return places(config.data)
 
 
 @remembered
-def names_of_classes(config: RunConfig) -> list[str]:
+def names_of_classes(config: Data) -> list[str]:
     """The configuration's class names, or the names of the classes' folders, sorted.
 
     Raises:
@@ -100,7 +100,7 @@ def pixels(path: str, side: int, *, grey: bool) -> Tensor:
     return values.unsqueeze(0) if grey else values.permute(2, 0, 1)
 
 
-def _images(config: RunConfig) -> tuple[list[Place], Tensor]:
+def _images(config: Data) -> tuple[list[Place], Tensor]:
     found = _found(config)
     stamp = tuple((path, Path(path).stat().st_mtime_ns) for _, _, path in found)
     return found, _read(stamp, side_of(config), config.model in GREY)
@@ -111,7 +111,7 @@ def _read(stamp: tuple[tuple[str, int], ...], side: int, grey: bool) -> Tensor:
     return torch.stack([pixels(path, side, grey=grey) for path, _ in stamp])
 
 
-def _check_owners(config: RunConfig, owners: Sequence[str]) -> None:
+def _check_owners(config: Data, owners: Sequence[str]) -> None:
     if config.split == "natural" and not owners[0]:
         raise ValueError(
             "split='natural': no folder says whose image it is; allowed: CLIENT/CLASS/FILE in "
@@ -119,7 +119,7 @@ def _check_owners(config: RunConfig, owners: Sequence[str]) -> None:
         )
 
 
-def population(config: RunConfig) -> Population:
+def population(config: Data) -> Population:
     """As `fedprune.tasks.tables.population`, of images."""
     if config.split != "natural":
         return Population(config.clients, config.clients)
@@ -128,12 +128,12 @@ def population(config: RunConfig) -> Population:
     return owned(config, owners, [1] * len(owners), FEWEST)[1]
 
 
-def side_of(config: RunConfig) -> int:
+def side_of(config: Data) -> int:
     """Pixels that an image is high and wide."""
     return config.length or SIDE
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random.
 
     Raises:
@@ -156,7 +156,7 @@ def shards(config: RunConfig) -> Sequence[Shard]:
     ]
 
 
-def model(config: RunConfig) -> nn.Module:
+def model(config: Data) -> nn.Module:
     """A small net for images of the side and the colours that the configuration names."""
     side, classes = side_of(config), len(names_of_classes(config))
     inputs = 1 if config.model in GREY else 3
@@ -165,7 +165,7 @@ def model(config: RunConfig) -> nn.Module:
     return ConvNet(side, (16, 32), 64, classes, inputs)
 
 
-def _blank(config: RunConfig) -> Part:
+def _blank(config: Data) -> Part:
     inputs = 1 if config.model in GREY else 3
     images = torch.zeros(1, inputs, side_of(config), side_of(config))
     return {"images": images, "labels": torch.zeros(1, dtype=torch.long)}

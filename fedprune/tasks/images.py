@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.models import ConvNet, Perceptron
+from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.splits import FEWEST, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the files."""
@@ -26,7 +26,7 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _SPLITS = {"iid": "", "dirichlet": "label", "shards": "label"}
 
 
-def _deal(rows: Part, config: RunConfig) -> Sequence[Shard]:
+def _deal(rows: Part, config: Data) -> Sequence[Shard]:
     columns = {"label": rows["labels"].tolist()}
     dealt = partition(config, _SPLITS[config.split], columns)
     return [
@@ -35,7 +35,7 @@ def _deal(rows: Part, config: RunConfig) -> Sequence[Shard]:
     ]
 
 
-def digits(config: RunConfig) -> Sequence[Shard]:
+def digits(config: Data) -> Sequence[Shard]:
     """1,797 images of 8 x 8 (UCI optical recognition of handwritten digits), in 0..1.
 
     Raises:
@@ -52,7 +52,7 @@ def digits(config: RunConfig) -> Sequence[Shard]:
     return _deal({"images": images, "labels": torch.from_numpy(data.target).long()}, config)
 
 
-def fashion_mnist(config: RunConfig) -> Sequence[Shard]:
+def fashion_mnist(config: Data) -> Sequence[Shard]:
     """The 60,000 training images of 28 x 28 (Xiao et al. 2017), in 0..1, dealt to the clients.
 
     Each client's test part is cut from its own shard; the official 10,000 are not used.
@@ -104,7 +104,7 @@ def _read_idx(path: Path) -> Tensor:
     return torch.from_numpy(values.copy())
 
 
-def local_images(folder: Path, config: RunConfig) -> Shard:
+def local_images(folder: Path, config: Data) -> Shard:
     """A device's own shard: every ``*.npz`` in its folder, each with `images` and `labels`.
 
     `images` (N, H, W) of numbers in 0..1, `labels` (N,) of integers.
@@ -125,14 +125,14 @@ def local_images(folder: Path, config: RunConfig) -> Shard:
     return cut_rows(rows, config, 0)
 
 
-def digits_model(config: RunConfig) -> nn.Module:
+def digits_model(config: Data) -> nn.Module:
     """A small net for 8 x 8 images."""
     if config.model == "mlp":
         return Perceptron(side=8, hidden=(128, 64), classes=_CLASSES)
     return ConvNet(side=8, channels=(16, 32), hidden=64, classes=_CLASSES)
 
 
-def fashion_model(config: RunConfig) -> nn.Module:
+def fashion_model(config: Data) -> nn.Module:
     """A small net for 28 x 28 images."""
     if config.model == "mlp":
         return Perceptron(side=28, hidden=(128, 64), classes=_CLASSES)
@@ -151,7 +151,7 @@ _MODELS = {
 }
 
 
-def _blank(side: int) -> Callable[[RunConfig], Part]:
+def _blank(side: int) -> Callable[[Data], Part]:
     return lambda _: {
         "images": torch.zeros(1, 1, side, side),
         "labels": torch.zeros(1, dtype=torch.long),

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.coverage import check_known, tell
-from fedprune.tasks.families import Need
 from fedprune.tasks.loading import build
 from fedprune.tasks.splits import partition
-from fedprune.tasks.symbols import Reading, Symbols, encoded, rows_of, symbols_of
 from fedprune.tasks.task import Part, Shard
+from fedprune.tasks.tokenization import (
+    Reading,
+    Symbols,
+    encoded,
+    rows_of,
+    symbols_of,
+)
+from fedprune.tasks.zoo import Need
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 WINDOW = 64
 """Symbols of an example, unless the configuration says another number."""
@@ -36,7 +42,7 @@ Cut = Callable[[Tensor, Tensor, Symbols, int], Part]
 """Examples of a stream: ids, bytes, the symbols, symbols of an example."""
 
 
-def length_of(config: RunConfig, usual: int = WINDOW) -> int:
+def length_of(config: Data, usual: int = WINDOW) -> int:
     """Symbols of an example."""
     return config.length or usual
 
@@ -91,7 +97,7 @@ def following(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
 
 
 def cut_streams(
-    texts: Sequence[str], config: RunConfig, purpose: str, cut: Cut = following
+    texts: Sequence[str], config: Data, purpose: str, cut: Cut = following
 ) -> list[Shard]:
     """Of each text the first 80 % of the symbols to train on, 10 % validation, the last 10 % test.
 
@@ -115,7 +121,7 @@ def cut_streams(
 
 
 def dealt(
-    rows: Sequence[Row], config: RunConfig, column: str, what: str, fewest: int
+    rows: Sequence[Row], config: Data, column: str, what: str, fewest: int
 ) -> list[list[str]]:
     """The texts of every partition, in the order they were written.
 
@@ -172,7 +178,7 @@ BY_OWNER = {"natural": "owner", "iid": "", "dirichlet": "kind", "shards": "kind"
 """Splits of texts that have an owner and a kind."""
 
 
-def text_rows(texts: Sequence[str], config: RunConfig, usual: int) -> Part:
+def text_rows(texts: Sequence[str], config: Data, usual: int) -> Part:
     """Texts to classify, cut and padded to one length: inputs and attention (N, length).
 
     Raises:
@@ -184,10 +190,10 @@ def text_rows(texts: Sequence[str], config: RunConfig, usual: int) -> Part:
     return {"inputs": read.ids, "attention": read.attention}
 
 
-def text_model(purpose: str, usual: int = WINDOW) -> Callable[[RunConfig], nn.Module]:
+def text_model(purpose: str, usual: int = WINDOW) -> Callable[[Data], nn.Module]:
     """`Task.model` of a task over symbols."""
 
-    def model(config: RunConfig) -> nn.Module:
+    def model(config: Data) -> nn.Module:
         symbols = symbols_of(config, purpose)
         length = length_of(config, usual)
         return build(config, Need(purpose, symbols.size, length, symbols.pad, symbols.end))
@@ -195,17 +201,17 @@ def text_model(purpose: str, usual: int = WINDOW) -> Callable[[RunConfig], nn.Mo
     return model
 
 
-def text_classes(purpose: str) -> Callable[[RunConfig], int]:
+def text_classes(purpose: str) -> Callable[[Data], int]:
     """`Task.classes` of a task whose labels are symbols."""
     return lambda config: symbols_of(config, purpose).size
 
 
-def text_tokenizer(purpose: str) -> Callable[[RunConfig], Any]:
+def text_tokenizer(purpose: str) -> Callable[[Data], Any]:
     """`Task.tokenizer` of a task over symbols."""
     return lambda config: symbols_of(config, purpose).tokenizer
 
 
-def one_window(config: RunConfig) -> Part:
+def one_window(config: Data) -> Part:
     """`Task.dummy` of a stream: one row of the first id."""
     zeros = torch.zeros(1, length_of(config), dtype=torch.long)
     return {"inputs": zeros, "labels": zeros}

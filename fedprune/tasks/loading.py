@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fedprune.naming import counted, refuse
-from fedprune.tasks.families import FAMILIES, Need
+from fedprune.options.refusal import counted, refuse
+from fedprune.tasks.zoo import FAMILIES, Need
 from fedprune.tensors import NOTES
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 
 CLASSIFYING = ("classify", "tag")
 """Purposes whose head has an output a class."""
 
 
-def build(config: RunConfig, need: Need) -> nn.Module:
+def build(config: Data, need: Need) -> nn.Module:
     """The model that a configuration names, in float32 and without a cache.
 
     A family is initialised from scratch; a folder or hub id brings its weights, and a head of
@@ -51,13 +51,13 @@ def build(config: RunConfig, need: Need) -> nn.Module:
     return loaded(config, need)
 
 
-def of_size(need: Need, config: RunConfig) -> Need:
+def of_size(need: Need, config: Data) -> Need:
     """The need with the depth and the width that a configuration gives a family, if it does."""
     depth, width = config.depth or need.depth, config.width or need.width
     return replace(need, depth=depth, width=width)
 
 
-def loaded(config: RunConfig, need: Need) -> nn.Module:
+def loaded(config: Data, need: Need) -> nn.Module:
     """The model in a folder or of a hub id, in float32 whatever it was saved in.
 
     A classifier's head of another number of classes is replaced by a fresh one, and said.
@@ -116,7 +116,7 @@ def _pad_with(model: nn.Module, pad: int) -> None:
         words.padding_idx = pad  # the token that was taken for padding is to learn like others
 
 
-def _fetched(config: RunConfig, need: Need) -> Any:
+def _fetched(config: Data, need: Need) -> Any:
     """The weights as they were saved, but for a head of output of other classes."""
     auto = _auto(need.purpose)
     how: dict[str, Any] = {"dtype": torch.float32}

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.randomness import generator
-from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
     cut_streams,
@@ -28,11 +27,12 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import content_numbers
-from fedprune.tasks.symbols import Symbols, symbols_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, batches, label_tokens, token_loss
+from fedprune.tasks.tokenization import Symbols, symbols_of
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 HIDDEN = 0.15
 """Part of the symbols that are labels."""
@@ -92,7 +92,7 @@ def hidden_by_content(part: Part, symbols: Symbols, seed: int) -> Part:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def masked_shards(texts: Sequence[str], config: RunConfig) -> list[Shard]:
+def masked_shards(texts: Sequence[str], config: Data) -> list[Shard]:
     """Each text cut by time, its symbols hidden by draws for this seed, partition and part.
 
     Where noise hides an example (``--dp example``) they are hidden by draws for this seed and for
@@ -118,18 +118,18 @@ def masked_shards(texts: Sequence[str], config: RunConfig) -> list[Shard]:
     return [covered(p, s) for p, s in enumerate(cut_streams(texts, config, "masked", stretches))]
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """The text of every partition, cut by time, with symbols hidden."""
     return masked_shards(["".join(own) for own in roles(config)], config)
 
 
-def local_shard(folder: Path, config: RunConfig) -> Shard:
+def local_shard(folder: Path, config: Data) -> Shard:
     """A device's own shard: the text of its ``*.txt`` files, cut by time."""
     text = local_text(folder, FEWEST_WINDOWS * length_of(config))
     return masked_shards([text], config)[0]
 
 
-def one_stretch(config: RunConfig) -> Part:
+def one_stretch(config: Data) -> Part:
     """One row of the first id, all of it hidden."""
     zeros = torch.zeros(1, length_of(config), dtype=torch.long)
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.naming import counted
-from fedprune.tasks.families import Need, families_for, heads_of
+from fedprune.options.refusal import counted
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.measures import f1
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import (
     as_list,
     as_text,
@@ -25,10 +23,12 @@ from fedprune.tasks.tables import (
     shares,
 )
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
+from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
+from fedprune.tasks.zoo import Need, families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 SEPARATORS = ("|", ";", ",")
 """What parts the labels of a text column: the first of these that is anywhere in it."""
@@ -61,17 +61,17 @@ def label_sets(cells: Sequence[list[str] | str], option: str) -> list[list[str]]
     return found
 
 
-def _option(config: RunConfig) -> str:
+def _option(config: Data) -> str:
     return f"label-column={config.label_column or 'label'!r}"
 
 
-def _columns(config: RunConfig) -> dict[str, list[Any]]:
+def _columns(config: Data) -> dict[str, list[Any]]:
     columns = rows_with_text(config, "label", read={"label": read_labels}, blank=("label",))
     return {**columns, "label": label_sets(columns["label"], _option(config))}
 
 
 @remembered
-def names_of_labels(config: RunConfig) -> list[str]:
+def names_of_labels(config: Data) -> list[str]:
     """The configuration's class names, or the distinct labels of the file, sorted as texts.
 
     Raises:
@@ -87,7 +87,7 @@ def names_of_labels(config: RunConfig) -> list[str]:
     return names
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and a 1 or 0 for every label; cut at random."""
     columns = _columns(config)
     index = {name: i for i, name in enumerate(names_of_labels(config))}
@@ -128,7 +128,7 @@ def text_labels_loss(model: nn.Module, batch: Part) -> Loss:
     return labels_loss(out.logits, batch["labels"])
 
 
-def classifier(config: RunConfig) -> nn.Module:
+def classifier(config: Data) -> nn.Module:
     """A sequence classifier with one output a label."""
     symbols, names = symbols_of(config, "classify"), tuple(names_of_labels(config))
     length = length_of(config, USUAL)
@@ -139,11 +139,11 @@ def classifier(config: RunConfig) -> nn.Module:
     return made
 
 
-def _blank(config: RunConfig) -> Part:
+def _blank(config: Data) -> Part:
     return {**one_text(config), "labels": torch.zeros(1, len(names_of_labels(config)))}
 
 
-def _sums(part: Part, _: RunConfig) -> Tensor:
+def _sums(part: Part, _: Data) -> Tensor:
     labels = part["labels"].double()
     return torch.cat([torch.tensor([len(labels)], dtype=torch.float64), labels.sum(0)])
 
@@ -172,7 +172,7 @@ def frequent_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
     return {"loss": float(loss), "micro_f1": micro, "macro_f1": macro}
 
 
-def extra(config: RunConfig) -> tuple[str, ...]:
+def extra(config: Data) -> tuple[str, ...]:
     """The names of the sums that F1 is made from."""
     return (*SUMS, *f1_names(len(names_of_labels(config))))
 

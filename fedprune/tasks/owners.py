@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 SMALL_OWNERS = {
     "train-only": "they are clients and train on all they have; others measure",
@@ -51,7 +51,7 @@ class Population:
 
 
 def owned(
-    config: RunConfig, owners: Sequence[str], sizes: Sequence[int], fewest: int
+    config: Data, owners: Sequence[str], sizes: Sequence[int], fewest: int
 ) -> tuple[list[list[int]], Population]:
     """The row numbers of every client, each list ascending, in the order of the owners' names.
 
@@ -99,7 +99,7 @@ def _members(size: Mapping[str, int], small: set[str], fewest: int, what: str) -
     return alone | {group[0]: group for group in together}
 
 
-def _check(config: RunConfig, owners: int, small: set[str], members: Members) -> None:
+def _check(config: Data, owners: int, small: set[str], members: Members) -> None:
     column = config.client_column
     where = f"data={config.data!r}" if column is None else f"client-column={column!r}"
     few = (

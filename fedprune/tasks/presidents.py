@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     BY_OWNER,
     FEWEST_WINDOWS,
@@ -28,9 +27,10 @@ from fedprune.tasks.language import (
 )
 from fedprune.tasks.shakespeare import DEFAULTS
 from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 MOST_CHARACTERS = 60_000
 """Of each president the first so many are used: what the roles of Shakespeare have, or measuring
@@ -64,7 +64,7 @@ def paragraphs(folder: Path) -> list[Row]:
     return found
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """The text of every partition, cut by time into windows."""
     rows = paragraphs(Path(config.data))
     fewest = FEWEST_WINDOWS * length_of(config)

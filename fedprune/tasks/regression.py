@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.symbols import symbols_of
 from fedprune.tasks.tables import as_number, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
+from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
+from fedprune.tasks.zoo import Need, families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 SUMS = (
     "squared",
@@ -56,7 +56,7 @@ def scaling_of(labels: Sequence[float]) -> Scaling:
 
 
 @remembered
-def scaling(config: RunConfig) -> Scaling:
+def scaling(config: Data) -> Scaling:
     """That of all labels in the file: in a simulation all know them.
 
     Raises:
@@ -69,11 +69,11 @@ def scaling(config: RunConfig) -> Scaling:
         raise ValueError(f"label-column={config.label_column or 'label'!r}: {error}") from None
 
 
-def _columns(config: RunConfig) -> dict[str, list[Any]]:
+def _columns(config: Data) -> dict[str, list[Any]]:
     return rows_with_text(config, "label", read={"label": as_number})
 
 
-def valued_shards(config: RunConfig) -> Sequence[Shard]:
+def valued_shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and their standardised labels; cut at random."""
     columns, known = _columns(config), scaling(config)
     values = torch.tensor(columns["label"], dtype=torch.float64)
@@ -100,7 +100,7 @@ def value_loss(model: nn.Module, batch: Part) -> Loss:
     return Loss(each.sum(), len(each), 0, each, value_sums(guess, batch["labels"]))
 
 
-def regressor(config: RunConfig) -> nn.Module:
+def regressor(config: Data) -> nn.Module:
     """A sequence classifier with one output, in units of the labels.
 
     Where the data is not there, as when a finished model is loaded, it is built for labels that
@@ -121,14 +121,14 @@ def regressor(config: RunConfig) -> nn.Module:
     return unfolded(model, head) if trained else model
 
 
-def one_value(config: RunConfig) -> Part:
+def one_value(config: Data) -> Part:
     """One row of the first id, of the mean label."""
     text = one_text(config)
     labels, unit = torch.zeros(1), torch.tensor([[0.0, 1.0]])
     return {**text, "labels": labels, "scaling": unit}
 
 
-def _sums(part: Part, _: RunConfig) -> Tensor:
+def _sums(part: Part, _: Data) -> Tensor:
     labels = part["labels"].double()
     return torch.stack([torch.ones_like(labels).sum(), labels.sum(), (labels**2).sum()])
 

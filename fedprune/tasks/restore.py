@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.coverage import check_known, tell
-from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_WINDOWS,
     length_of,
@@ -31,11 +30,12 @@ from fedprune.tasks.language import (
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
-from fedprune.tasks.symbols import rows_of, symbols_of
 from fedprune.tasks.task import Loss, Part, Shard, Task, examples, label_tokens, token_loss
+from fedprune.tasks.tokenization import rows_of, symbols_of
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 PHRASE = 24
 """Characters of a phrase and its end, unless the configuration says another number."""
@@ -70,7 +70,7 @@ def pairs_of(texts: Sequence[str], length: int) -> list[Pair]:
     return [(bare(phrase), phrase) for phrase in phrases if bare(phrase)]
 
 
-def pair_rows(pairs: Sequence[Pair], config: RunConfig, length: int) -> Part:
+def pair_rows(pairs: Sequence[Pair], config: Data, length: int) -> Part:
     """One example a pair: inputs, attention, labels and their bytes, (rows, length).
 
     Texts that are too long are cut at the end. Labels of padding are -100. `whole` (rows, 2) says
@@ -104,24 +104,24 @@ def cut_in_order(rows: Part) -> Shard:
     return Shard(*({name: piece[i] for name, piece in pieces.items()} for i in range(3)))
 
 
-def cut_pairs(rows: Part, config: RunConfig) -> Shard:
+def cut_pairs(rows: Part, config: Data) -> Shard:
     """The three parts of a client's phrases: in order, or where noise hides examples by content."""
     if config.dp == "example":
         return cut_by_content(rows, config.seed)
     return cut_in_order(rows)
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """The phrases of every partition, in the order they are spoken."""
     return [_shard(own, config) for own in roles(config)]
 
 
-def _shard(texts: Sequence[str], config: RunConfig) -> Shard:
+def _shard(texts: Sequence[str], config: Data) -> Shard:
     length = length_of(config, PHRASE)
     return cut_pairs(pair_rows(pairs_of(texts, length), config, length), config)
 
 
-def local_shard(folder: Path, config: RunConfig) -> Shard:
+def local_shard(folder: Path, config: Data) -> Shard:
     """A device's own shard: the phrases of its ``*.txt`` files.
 
     Raises:
@@ -136,7 +136,7 @@ EXAM = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
 
 
 @torch.no_grad()
-def exam(model: nn.Module, part: Part, config: RunConfig) -> Mapping[str, float]:
+def exam(model: nn.Module, part: Part, config: Data) -> Mapping[str, float]:
     """Write the first `EXAMINED` texts of a part greedily and sum what `EXAM` names.
 
     Texts are compared, not ids: a text that was cut off or has unknown symbols is never written
@@ -186,7 +186,7 @@ def _texts(tokenizer: Any, rows: Tensor, unknown: Sequence[int], mark: str) -> l
     return [text(ids, odd).replace("\ufffd", mark) for ids, odd in both]
 
 
-def one_pair(config: RunConfig) -> Part:
+def one_pair(config: Data) -> Part:
     """One row of the first id, on either side."""
     return blank_pair(length_of(config, PHRASE))
 

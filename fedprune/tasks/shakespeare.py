@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedprune.tasks.families import families_for, heads_of
 from fedprune.tasks.language import (
     BY_OWNER,
     FEWEST_WINDOWS,
@@ -29,9 +28,10 @@ from fedprune.tasks.language import (
     text_tokenizer,
 )
 from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 # An underscore of some directions is missing: what one opens ends at an empty line at the latest,
 # or the speeches that follow would be taken for directions to the end of the play.
@@ -77,7 +77,7 @@ def _speeches_of(play: str, markdown: str) -> list[Row]:
     return [(f"{play}/{name}", play, "\n".join(said) + "\n") for name, said in lines if said]
 
 
-def roles(config: RunConfig) -> list[list[str]]:
+def roles(config: Data) -> list[list[str]]:
     """The speeches of every partition: the `clients` roles that speak most, or another split.
 
     Raises:
@@ -88,7 +88,7 @@ def roles(config: RunConfig) -> list[list[str]]:
     return dealt(speeches(), config, BY_OWNER[config.split], "roles speak", fewest)
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """The text of every partition, cut by time into windows."""
     return cut_streams(["".join(own) for own in roles(config)], config, "causal")
 
@@ -107,7 +107,7 @@ def local_text(folder: Path, fewest: int) -> str:
     return text
 
 
-def local_shard(folder: Path, config: RunConfig) -> Shard:
+def local_shard(folder: Path, config: Data) -> Shard:
     """A device's own shard: the text of its ``*.txt`` files, cut by time.
 
     Raises:

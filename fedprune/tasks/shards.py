@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.naming import counted, refuse
+from fedprune.options.refusal import counted, refuse
 from fedprune.tasks.task import Part, Shard, Task, examples
+from fedprune.tensors import digest
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 ALLOWED = (
     "a dictionary of tensors that share their first dimension, one row an example, such as "
@@ -22,7 +24,7 @@ ALLOWED = (
 PARTS = ("train", "validation", "test")
 
 
-def shards_of(task: Task, config: RunConfig) -> dict[int, Shard]:
+def shards_of(task: Task, config: Data) -> dict[int, Shard]:
     """Every partition's shard, by partition.
 
     Raises:
@@ -43,7 +45,7 @@ def shards_of(task: Task, config: RunConfig) -> dict[int, Shard]:
     return shards
 
 
-def checked(shards: Mapping[int, Shard], config: RunConfig) -> dict[int, Shard]:
+def checked(shards: Mapping[int, Shard], config: Data) -> dict[int, Shard]:
     """The shards, with the arrays of NumPy in their parts as tensors.
 
     Raises:
@@ -59,7 +61,7 @@ def checked(shards: Mapping[int, Shard], config: RunConfig) -> dict[int, Shard]:
     return found
 
 
-def _shard(shard: Any, partition: int, config: RunConfig) -> Shard:
+def _shard(shard: Any, partition: int, config: Data) -> Shard:
     where = f"shard {partition}"
     if not isinstance(shard, Shard):
         refuse("task", config.task, f"{where} is {_kind(shard)}", "fedprune.Shard")
@@ -69,7 +71,7 @@ def _shard(shard: Any, partition: int, config: RunConfig) -> Shard:
     return Shard(**parts)
 
 
-def _part(given: Any, where: str, config: RunConfig) -> Part:
+def _part(given: Any, where: str, config: Data) -> Part:
     if not isinstance(given, Mapping):
         refuse("task", config.task, f"{where} is {_kind(given)}", ALLOWED)
     if not given:
@@ -82,7 +84,7 @@ def _part(given: Any, where: str, config: RunConfig) -> Part:
     return part
 
 
-def _tensor(value: Any, where: str, config: RunConfig) -> Tensor:
+def _tensor(value: Any, where: str, config: Data) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim:
         return torch.as_tensor(value)
     if not isinstance(value, Tensor):
@@ -95,3 +97,12 @@ def _tensor(value: Any, where: str, config: RunConfig) -> Tensor:
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
+
+
+def data_digest(shards: Mapping[int, Shard]) -> str:
+    """SHA-256 (hex) over every partition's parts."""
+    sha = hashlib.sha256()
+    for partition, shard in sorted(shards.items()):
+        for name, part in sorted(vars(shard).items()):
+            sha.update(f"{partition}|{name}|{digest(part)}".encode())
+    return sha.hexdigest()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.randomness import derive
 from fedprune.tasks.task import Part, Shard, examples
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 SPLITS = {
     "natural": "one client per natural owner of the data (a speaking role)",
@@ -35,9 +35,7 @@ Partitioner = Any
 """One of flwr-datasets' partitioners, which has no types to import."""
 
 
-def partition(
-    config: RunConfig, column: str, columns: Mapping[str, Sequence[Any]]
-) -> list[list[int]]:
+def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -> list[list[int]]:
     """The row numbers of every partition, each list ascending.
 
     Args:
@@ -85,7 +83,7 @@ def partition(
     return dealt
 
 
-def _partitioner(config: RunConfig, column: str, rows: int, seed: int) -> Partitioner:
+def _partitioner(config: Data, column: str, rows: int, seed: int) -> Partitioner:
     from flwr_datasets import partitioner
 
     clients = {"num_partitions": config.clients}
@@ -109,7 +107,7 @@ def _partitioner(config: RunConfig, column: str, rows: int, seed: int) -> Partit
     return makers[config.split]()
 
 
-def cut_rows(rows: Part, config: RunConfig, partition_: int) -> Shard:
+def cut_rows(rows: Part, config: Data, partition_: int) -> Shard:
     """The three parts of a client's independent examples: at random, or with noise by content.
 
     Where noise hides an example (``--dp example``), one more or one less must not move the others.

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.rowfiles import READERS, NotRows
 from fedprune.tasks.splits import FEWEST, partition
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 Table = Mapping[str, Sequence[Any]]
 """Columns by name, all of one length; see `fedprune.tasks.rowfiles.Columns` for what is in them."""
@@ -200,7 +200,7 @@ Columns = dict[str, list[Any]]
 
 
 def rows_with_text(
-    config: RunConfig,
+    config: Data,
     *more: str,
     read: Mapping[str, Read] | None = None,
     blank: Collection[str] = (),
@@ -252,16 +252,16 @@ def rows_with_text(
 Said = TypeVar("Said")
 
 
-def remembered(ask: Callable[[RunConfig], Said]) -> Callable[[RunConfig], Said]:
+def remembered(ask: Callable[[Data], Said]) -> Callable[[Data], Said]:
     """The same function, which keeps what it said of the newest configurations.
 
     Of these very objects, not of equal ones: a run has one, and thousands of clients that ask for
     the names of classes must not read the rows each.
     """
-    known: list[tuple[RunConfig, Said]] = []
+    known: list[tuple[Data, Said]] = []
 
     @functools.wraps(ask)
-    def answer(config: RunConfig) -> Said:
+    def answer(config: Data) -> Said:
         for asked, said in known:
             if asked is config:
                 return said
@@ -273,7 +273,7 @@ def remembered(ask: Callable[[RunConfig], Said]) -> Callable[[RunConfig], Said]:
 
 
 def shares(
-    config: RunConfig,
+    config: Data,
     columns: Columns,
     splits: Mapping[str, str],
     sizes: Sequence[int] | None = None,
@@ -312,7 +312,7 @@ def shares(
 
 
 def population(
-    config: RunConfig,
+    config: Data,
     size: Callable[[Any], int] = lambda _: 1,
     fewest: int = FEWEST,
     read: Read = as_text,

@@ -9,27 +9,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.naming import counted as so_many
+from fedprune.options.refusal import counted as so_many
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.entities import entities, parted
-from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.symbols import Rows, Symbols, rows_of, symbols_of
 from fedprune.tasks.tables import as_list, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, counted, label_tokens, token_loss
+from fedprune.tasks.tokenization import (
+    Rows,
+    Symbols,
+    rows_of,
+    symbols_of,
+)
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL
+from fedprune.tasks.zoo import Need, families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 SUMS = ("entities_right", "entities_found", "entities")
 """Entities that were found as they are, that were found, and that are there."""
 
 
-def _columns(config: RunConfig) -> dict[str, list[Any]]:
+def _columns(config: Data) -> dict[str, list[Any]]:
     """Words and tags of every row, as many of one as of the other.
 
     Raises:
@@ -52,7 +57,7 @@ def _columns(config: RunConfig) -> dict[str, list[Any]]:
 
 
 @remembered
-def names_of_tags(config: RunConfig) -> list[str]:
+def names_of_tags(config: Data) -> list[str]:
     """The configuration's class names, or the distinct tags of the file, sorted as texts.
 
     Raises:
@@ -100,7 +105,7 @@ def _first_tokens(words: Sequence[str], spans: Sequence[Sequence[int]]) -> list[
     return [(place, word) for word, place in found.items()]
 
 
-def shards(config: RunConfig) -> Sequence[Shard]:
+def shards(config: Data) -> Sequence[Shard]:
     """Sentences and the tags of their words; cut at random."""
     columns = _columns(config)
     index = {name: i for i, name in enumerate(names_of_tags(config))}
@@ -141,7 +146,7 @@ def entity_sums(guess: Tensor, batch: Part, names: Mapping[int, str]) -> dict[st
     return dict(zip(SUMS, map(float, (right, found, there)), strict=True))
 
 
-def tagger(config: RunConfig) -> nn.Module:
+def tagger(config: Data) -> nn.Module:
     """A token classifier for the tags of the data."""
     symbols, names = symbols_of(config, "tag"), tuple(names_of_tags(config))
     length = length_of(config, USUAL)
@@ -149,7 +154,7 @@ def tagger(config: RunConfig) -> nn.Module:
     return build(config, need)
 
 
-def one_sentence(config: RunConfig) -> Part:
+def one_sentence(config: Data) -> Part:
     """One row of the first id, of the first tag."""
     zeros = torch.zeros(1, length_of(config, USUAL), dtype=torch.long)
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}

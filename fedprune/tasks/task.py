@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
     from fedprune.tasks.owners import Population
 
 Part = dict[str, Tensor]
@@ -64,9 +64,9 @@ class Naive:
             float64 each.
     """
 
-    size: Callable[[RunConfig], int]
-    sums: Callable[[Part, RunConfig], Tensor]
-    reached: Callable[[Tensor, Tensor, RunConfig], Mapping[str, float]]
+    size: Callable[[Data], int]
+    sums: Callable[[Part, Data], Tensor]
+    reached: Callable[[Tensor, Tensor, Data], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -117,29 +117,29 @@ class Task:
     summary: str
     metric: str
     unit: str
-    model: Callable[[RunConfig], nn.Module]
+    model: Callable[[Data], nn.Module]
     loss: Callable[[nn.Module, Part], Loss]
-    shards: Callable[[RunConfig], Sequence[Shard]]
+    shards: Callable[[Data], Sequence[Shard]]
     labels: Callable[[Part], int] = field(default=lambda part: labelled(part))
     output: tuple[str, ...] | Callable[[nn.Module], tuple[str, ...]] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     paths: bool = False
     columns: tuple[str, ...] = ()
-    classes: Callable[[RunConfig], int] | None = None
-    class_names: tuple[str, ...] | Callable[[RunConfig], Sequence[str]] | None = None
+    classes: Callable[[Data], int] | None = None
+    class_names: tuple[str, ...] | Callable[[Data], Sequence[str]] | None = None
     naive: Naive | None = None
-    dummy: Callable[[RunConfig], Part] | None = None
-    extra: tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]] = ()
-    exam: Callable[[nn.Module, Part, RunConfig], Mapping[str, float]] | None = None
+    dummy: Callable[[Data], Part] | None = None
+    extra: tuple[str, ...] | Callable[[Data], tuple[str, ...]] = ()
+    exam: Callable[[nn.Module, Part, Data], Mapping[str, float]] | None = None
     exam_names: tuple[str, ...] = ()
-    population: Callable[[RunConfig], Population] | None = None
+    population: Callable[[Data], Population] | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: {"iid": ""})
     defaults: Mapping[str, Any] = field(default_factory=dict)
     folder: bool = False
-    local: Callable[[Path, RunConfig], Shard] | None = None
-    tokenizer: Callable[[RunConfig], Any] | None = None
+    local: Callable[[Path, Data], Shard] | None = None
+    tokenizer: Callable[[Data], Any] | None = None
     tokens: tuple[str, ...] = ()
-    scale: Callable[[RunConfig], float] | None = None
+    scale: Callable[[Data], float] | None = None
 
 
 def examples(part: Part) -> int:
@@ -169,12 +169,12 @@ def output_of(task: Task, model: nn.Module) -> tuple[str, ...]:
     return task.output(model) if callable(task.output) else task.output
 
 
-def extra_names(task: Task, config: RunConfig) -> tuple[str, ...]:
+def extra_names(task: Task, config: Data) -> tuple[str, ...]:
     """The names of the further sums that measuring adds up, in a fixed order."""
     return task.extra(config) if callable(task.extra) else task.extra
 
 
-def class_names_of(task: Task, config: RunConfig) -> tuple[str, ...]:
+def class_names_of(task: Task, config: Data) -> tuple[str, ...]:
     """The names of a task's classes, in the order of its outputs; none, where it has no classes.
 
     Those of the configuration, where it gives some: then no data is read.

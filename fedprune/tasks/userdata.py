@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedprune.naming import counted
+from fedprune.options.refusal import counted
 from fedprune.tasks.classes import distinct
-from fedprune.tasks.families import Need, families_for, heads_of
 from fedprune.tasks.language import (
     FEWEST_SYMBOLS,
     cut_streams,
@@ -26,7 +25,6 @@ from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.symbols import rows_of, symbols_of
 from fedprune.tasks.tables import population, remembered, rows_with_text, shares
 from fedprune.tasks.task import (
     Loss,
@@ -38,9 +36,11 @@ from fedprune.tasks.task import (
     label_tokens,
     next_token_loss,
 )
+from fedprune.tasks.tokenization import rows_of, symbols_of
+from fedprune.tasks.zoo import Need, families_for, heads_of
 
 if TYPE_CHECKING:
-    from fedprune.config import RunConfig
+    from fedprune.tasks.options import Data
 
 USUAL = 128
 """Symbols of a text to classify, unless the configuration says another number."""
@@ -49,7 +49,7 @@ SPLITS = {"iid": "", "natural": "client"}
 LABELLED_SPLITS = {**SPLITS, "dirichlet": "label", "shards": "label"}
 
 
-def streams(config: RunConfig) -> list[str]:
+def streams(config: Data) -> list[str]:
     """The texts of every partition, a line each, as one stream."""
     columns = rows_with_text(config)
     sizes = list(map(_symbols, columns["text"]))
@@ -69,12 +69,12 @@ def _symbols(text: str) -> int:
     return len(text) + 1
 
 
-def stream_population(config: RunConfig) -> Population:
+def stream_population(config: Data) -> Population:
     """Who the clients are where their rows are one stream."""
     return population(config, _symbols, FEWEST_SYMBOLS)
 
 
-def stream_shards(config: RunConfig) -> Sequence[Shard]:
+def stream_shards(config: Data) -> Sequence[Shard]:
     """Windows over every partition's rows in their order, cut by time."""
     shards = cut_streams(streams(config), config, "causal")
     mute = sum(not label_tokens(shard.train) for shard in shards)
@@ -87,12 +87,12 @@ def stream_shards(config: RunConfig) -> Sequence[Shard]:
     return shards
 
 
-def hidden_shards(config: RunConfig) -> Sequence[Shard]:
+def hidden_shards(config: Data) -> Sequence[Shard]:
     """The same with symbols hidden."""
     return masked_shards(streams(config), config)
 
 
-def pair_shards(config: RunConfig) -> Sequence[Shard]:
+def pair_shards(config: Data) -> Sequence[Shard]:
     """Pairs of texts, cut at random."""
     columns = rows_with_text(config, "target")
     pairs = list(zip(columns["text"], columns["target"], strict=True))
@@ -104,7 +104,7 @@ def pair_shards(config: RunConfig) -> Sequence[Shard]:
 
 
 @remembered
-def names_of_classes(config: RunConfig) -> list[str]:
+def names_of_classes(config: Data) -> list[str]:
     """The configuration's class names, or else the distinct labels of the file, sorted as texts.
 
     In a simulation all know the labels of the whole file.
@@ -118,7 +118,7 @@ def names_of_classes(config: RunConfig) -> list[str]:
     return distinct(labels, f"label-column={config.label_column or 'label'!r}")
 
 
-def labelled_shards(config: RunConfig) -> Sequence[Shard]:
+def labelled_shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and their classes; cut at random."""
     columns = rows_with_text(config, "label")
     index = {name: i for i, name in enumerate(names_of_classes(config))}
@@ -141,7 +141,7 @@ def text_class_loss(model: nn.Module, batch: Part) -> Loss:
     return class_loss(out.logits, batch["labels"])
 
 
-def classifier(config: RunConfig) -> nn.Module:
+def classifier(config: Data) -> nn.Module:
     """A sequence classifier for the classes of the data."""
     symbols = symbols_of(config, "classify")
     names = tuple(names_of_classes(config))
@@ -150,7 +150,7 @@ def classifier(config: RunConfig) -> nn.Module:
     return build(config, need)
 
 
-def one_text(config: RunConfig) -> Part:
+def one_text(config: Data) -> Part:
     """One row of the first id, of the first class; of a tokenizer of a model's own, no text.
 
     Some classifiers (T5, BART) pool the end of a text: there must be one.

@@ -10,7 +10,7 @@ TEXTS = ("to be or not ", "now is the wi", "what a piece ")
 
 
 def as_part(text: str) -> Part:
-    from fedprune.tasks.symbols import ALPHABET
+    from fedprune.tasks.tokenization import ALPHABET
 
     ids = torch.tensor([[ALPHABET.index(c) for c in text]])
     return {"inputs": ids[:, :-1], "labels": ids[:, 1:], "bytes": torch.tensor([LENGTH])}

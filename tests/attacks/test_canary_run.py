@@ -50,9 +50,11 @@ def audited(config: RunConfig) -> tuple[float, float]:
 def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "noise":
         silence = torch.zeros(canary_task.OWN * CLIENTS, dtype=torch.float64)
-        monkeypatch.setattr("fedprune.privacy.gate.gaussian", lambda size, *_: silence[:size])
+        monkeypatch.setattr(
+            "fedprune.protocol.server_privacy.gaussian", lambda size, *_: silence[:size]
+        )
     else:
-        monkeypatch.setattr("fedprune.privacy.leaving.clipped", lambda values, _: values)
+        monkeypatch.setattr("fedprune.protocol.client_privacy.clipped", lambda values, _: values)
 
 
 def test_a_run_keeps_its_promise():

@@ -15,7 +15,7 @@ from fedprune.attacks.exposed import (
     protections,
     scene,
 )
-from fedprune.hosts import inline_port
+from fedprune.engines.inline import inline_port
 from fedprune.tasks.task import Part
 from fedprune.tensors import kept, load_into
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from fedprune import RunConfig
 from fedprune.attacks.canary import Draw, Mechanism, Noised
 from fedprune.attacks.replayed import replayed
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import Terms
 
 FREE = Release("model", ("values",), "down", mechanism="post-processing", covered=True, reason="x")
 OPEN = Release("counts", ("labels",), reason="as it is")
@@ -105,8 +105,8 @@ def test_a_real_ledger_is_replayed_with_all_its_sums(
     tmp_path: Path, tiny: Callable[..., RunConfig]
 ):
     from fedprune import federate
+    from fedprune.config.terms import terms_of
     from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
-    from fedprune.privacy.terms import terms_of
 
     config = tiny(model="mlp", dp="client", dp_noise=2.0, rounds=3, warmup=1, end=3)
     federate(config, folder=tmp_path)

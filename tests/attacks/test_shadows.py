@@ -8,8 +8,8 @@ from fedprune import RunConfig
 from fedprune.attacks.membership import each_in_turn
 from fedprune.attacks.roc import auc
 from fedprune.attacks.shadows import bench, dense_and_pruned, everything, halves, pooled, trained
-from fedprune.plugins import tasks_of
-from fedprune.pruning.selection import select
+from fedprune.selection.select import select
+from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import examples
 from fedprune.tensors import copied, load_into, masked, state_of
 

@@ -7,7 +7,7 @@ import torch
 
 from fedprune.attacks.exposed import Protection, Scene, exposed, message, noise_like, scene
 from fedprune.attacks.words import evidence, found_tokens, token_vectors
-from fedprune.pruning.inputs import inputs_of
+from fedprune.scores.inputs import inputs_of
 from fedprune.tasks.task import Part
 
 TABLE = "model.embed_tokens.weight"

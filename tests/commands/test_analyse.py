@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune.command import main
 from fedprune.commands.analyse import known_of
+from fedprune.commands.main import main
 from fedprune.commands.subject import Subject, subject
-from fedprune.compression.exporting import Cargo, export
-from fedprune.compression.quantising import Precision
+from fedprune.export.exporting import Cargo, export
+from fedprune.export.quantise import Precision
 from fedprune.redundancy.analysis import analysed
 from fedprune.tensors import state_of
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedprune import RunConfig, federate
-from fedprune.command import main
+from fedprune.commands.main import main
 from fedprune.commands.subject import subject
-from fedprune.hosts import inline_port
+from fedprune.engines.inline import inline_port
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedprune import load
-from fedprune.command import main
+from fedprune.commands.main import main
 from fedprune.tensors import state_of
 
 

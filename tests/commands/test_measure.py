@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.command import main
+from fedprune.commands.main import main
 from fedprune.commands.measure import on_disk
 from fedprune.commands.subject import subject
-from fedprune.compression.exporting import Cargo, export
-from fedprune.compression.manifest import write_manifest
+from fedprune.export.exporting import Cargo, export
+from fedprune.export.manifest import write_manifest
 
 QUICK = ["--no-memory", "--repeats", "2", "--warmup", "1", "--batch", "2"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedprune import load
+from fedprune.codec.masks import decode_mask
 from fedprune.commands.subject import add_subject, chosen_subject, subject
-from fedprune.compression.masks import decode_mask
-from fedprune.config import ConfigError
+from fedprune.options.refusal import ConfigError
 from fedprune.tensors import state_of
 
 

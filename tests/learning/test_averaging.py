@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import select
-from fedprune.candidates import Candidate, blended, way_back
 from fedprune.learning.averaging import (
     AVERAGES,
     MASKS,
@@ -14,8 +13,14 @@ from fedprune.learning.averaging import (
     from_moments,
     to_moments,
 )
-from fedprune.messages import Answer, Folded, as_sum, summed
-from fedprune.pruning.layout import Layout, layout_of
+from fedprune.learning.candidates import Candidate, blended, way_back
+from fedprune.protocol.messages import (
+    Answer,
+    Folded,
+    as_sum,
+    summed,
+)
+from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors import Tensors, copied, digest, kept, load_into, state_of
 
 PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})

@@ -1,6 +1,5 @@
 import pytest
 
-from fedprune.candidates import HERE, Candidate
 from fedprune.learning.blending import (
     block_by_block,
     blocks_of,
@@ -9,6 +8,7 @@ from fedprune.learning.blending import (
     shares_of,
     together,
 )
+from fedprune.learning.candidates import HERE, Candidate
 
 
 def test_blocks_are_numbered_parts_or_modules():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, RunConfig
-from fedprune.hosts import House
+from fedprune.client.host import House
 from fedprune.learning.distillation import (
     Lesson,
     attention_apart,
@@ -19,14 +19,14 @@ from fedprune.learning.distillation import (
     states_apart,
     taught,
 )
-from fedprune.learning.training import OPTIMIZERS, tune
-from fedprune.messages import Question
-from fedprune.shapes import dense_model
-from fedprune.tasks.families import Need, families_for
+from fedprune.learning.local_training import OPTIMIZERS, tune
+from fedprune.protocol.messages import Question
+from fedprune.protocol.models import dense_model
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_token_loss
 from fedprune.tasks.restore import text_to_text_loss
 from fedprune.tasks.task import Part, next_token_loss
+from fedprune.tasks.zoo import Need, families_for
 from fedprune.tensors import load_into, masked, state_of
 
 Tiny = Callable[..., RunConfig]

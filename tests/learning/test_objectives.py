@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, Result, RunConfig
-from fedprune.hosts import House
+from fedprune.client.host import House
+from fedprune.config.rates import learning_rate
+from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.learning.objectives import (
     Term,
     absolutes,
@@ -19,9 +21,8 @@ from fedprune.learning.objectives import (
     unit_norms,
     unit_sizes,
 )
-from fedprune.learning.training import OPTIMIZERS, learning_rate, tune
-from fedprune.messages import Question
-from fedprune.pruning.units import unit_labels
+from fedprune.protocol.messages import Question
+from fedprune.selection.units import unit_labels
 from fedprune.tasks.task import Part
 from fedprune.tensors import load_into, masked, state_of
 

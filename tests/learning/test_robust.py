@@ -9,15 +9,17 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from fedprune import RunConfig, federate, hosts
-from fedprune.answering import answer
+from fedprune import RunConfig, federate
+from fedprune.client import host as hosts
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
 from fedprune.learning.robust import ROBUST, robust_change
-from fedprune.letters import folded_of, sum_letter
-from fedprune.messages import Answer, Folded, Question
-from fedprune.pruning.layout import Layout, layout_of
-from fedprune.seats import Seat
-from fedprune.state import Port
+from fedprune.protocol.letters import folded_of, sum_letter
+from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.protocol.port import Port
+from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors import Tensors, digest, kept, state_of
 
 Tiny = Callable[..., RunConfig]
@@ -226,7 +228,7 @@ def test_a_run_with_one_that_lies_ends_well_whoever_adds_up(
     ends = []
     for number in (1, 3):
         config = tiny(**SHORT, **f, hosts=number, robust=rule, score="magnitude")
-        port = hosts.inline_port(house_of(config))
+        port = inline_port(house_of(config))
 
         def ask(question: Question, partitions: Sequence[int], port: Port = port) -> Folded:
             folded = port.ask(question, partitions)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune import RunConfig
-from fedprune.cohorts import drawn
+from fedprune.config.cohort import drawn
 from fedprune.privacy.accounting import Tally, added, skellam_zcdp, smallest_epsilon
-from fedprune.privacy.closing import closed
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import Terms
+from fedprune.privacy.totals import closed
 
 GOLDEN = [
     # unit, population, cohort, noise multiplier, rounds or steps, RDP, PLD (None: not supported)

@@ -3,9 +3,9 @@
 import pytest
 
 from fedprune.privacy.accounting import Tally, added, skellam_zcdp, smallest_epsilon
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import Terms
 
 
 def plan(release, rounds, audience="cohort"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedprune.messages import Refused
+from fedprune.options.refusal import Refused
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 
 TYPES = [

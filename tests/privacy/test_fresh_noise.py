@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fedprune import Shard, federate
-from fedprune.command import main
+from fedprune.client.host import open_house
+from fedprune.commands.main import main
 from fedprune.config import RunConfig, configure
-from fedprune.hosts import inline_port, open_house
-from fedprune.privacy.terms import SIMULATED
-from fedprune.privacy.told import after, before
-from fedprune.state import Port
+from fedprune.engines.inline import inline_port
+from fedprune.privacy.accounting_terms import SIMULATED
+from fedprune.protocol.port import Port
+from fedprune.report.privacy_lines import after, before
 from fedprune.tensors import kept
 
 MLP = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 1, "warmup": 0}

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.config import ConfigError, configure
-from fedprune.federation import federate
-from fedprune.hosts import inline_port, open_house, placed
+from fedprune.client.host import open_house, placed
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger import (
     END_NAME,
     LEDGER_NAME,
@@ -24,6 +25,7 @@ from fedprune.privacy.ledger import (
     read_ledger,
 )
 from fedprune.privacy.release import Occasion, Release
+from fedprune.run import federate
 
 ROOT = Path(__file__).resolve().parents[2]
 TERMS = Terms(dp="client", cohort=10, population=10)

@@ -15,9 +15,9 @@ from fedprune.privacy.noise import (
     secret_source,
     seeded_source,
     skellam,
-    source_of,
     uniforms,
 )
+from fedprune.protocol.noise import source_of
 
 
 def sources() -> list[Source]:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fedprune import federate
+from fedprune.client.host import open_house
 from fedprune.config import configure
-from fedprune.hosts import inline_port, open_house
-from fedprune.messages import Answer, Question
-from fedprune.privacy.leaving import leaving
-from fedprune.secure.vectors import widened
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.client_privacy import leaving
+from fedprune.protocol.messages import Answer, Question
+from fedprune.secagg.vectors import widened
 
 DIGITS = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
 DIGITS |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5}

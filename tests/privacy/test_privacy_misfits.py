@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fedprune.config import ConfigError, RunConfig, configure
-from fedprune.defaults import completed
-from fedprune.naming import Misfit
-from fedprune.plugins import scores_of
-from fedprune.privacy import misfits
+from fedprune.config import RunConfig, configure
+from fedprune.config import privacy_conflicts as misfits
+from fedprune.config.defaults import completed
+from fedprune.options.refusal import ConfigError, Misfit
+from fedprune.scores.catalog import scores_of
 
 Keys = dict[str, Any]
 MLP: Keys = {"task": "digits", "model": "mlp", "clients": 10}

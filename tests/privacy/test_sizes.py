@@ -8,11 +8,12 @@ import pytest
 import torch
 from test_wiretap import BASE, EXAMPLES, NOISE
 
-from fedprune import Shard, federate, hosts
-from fedprune.compression.wire import Packet
+from fedprune import Shard, federate
+from fedprune.client import host as hosts
+from fedprune.client.host import House
+from fedprune.codec.wire import Packet
 from fedprune.config import configure
-from fedprune.hosts import House
-from fedprune.messages import Question
+from fedprune.protocol.messages import Question
 
 HIDING = [e for e in EXAMPLES if "dp" in e]
 QUICK = [NOISE, next(e for e in HIDING if e.get("combine") == "votes")]

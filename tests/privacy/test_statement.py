@@ -2,10 +2,10 @@
 
 import pytest
 
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import PARTIES, THREATS, protection, threat_table
-from fedprune.privacy.terms import Terms
 
 RAW = Release("counts", ("weight",), reason="weights are sent as they are")
 MODEL = Release("model", ("weights",), "down", mechanism="post-processing", covered=True)

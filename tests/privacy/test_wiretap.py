@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from fedprune import federate, hosts
-from fedprune.compression.wire import Packet, head_of
+from fedprune import federate
+from fedprune.client import host as hosts
+from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure
-from fedprune.letters import sum_letter
-from fedprune.messages import Folded
-from fedprune.secure import inline
-from fedprune.secure.calls import Reply
+from fedprune.engines import inline as this_process
+from fedprune.engines import inline_sums as inline
+from fedprune.protocol.letters import sum_letter
+from fedprune.protocol.messages import Folded
+from fedprune.secagg.messages import Reply
 
 BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
 BASE |= {"engine": "inline", "local_steps": 2, "batch_size": 8, "sparsity": 0.6}
@@ -78,7 +80,7 @@ class Tap:
         self.sums: list[tuple[str, int, set[str]]] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answer, question, serve = hosts.encode_answer, hosts.encode_question, hosts.serve
+        answer, question, serve = hosts.encode_answer, this_process.encode_question, hosts.serve
 
         def heard(given: Any, asked: Any, *rest: Any, **more: Any) -> Packet:
             packet = answer(given, asked, *rest, **more)
@@ -98,8 +100,9 @@ class Tap:
             return folded
 
         monkeypatch.setattr(hosts, "encode_answer", heard)
-        monkeypatch.setattr(hosts, "encode_question", said)
+        monkeypatch.setattr(this_process, "encode_question", said)
         monkeypatch.setattr(hosts, "serve", served)
+        monkeypatch.setattr(this_process, "serve", served)
 
 
 def summed_fields(folded: Folded) -> set[str]:

@@ -2,9 +2,14 @@ import pytest
 import torch
 from twins import built, fed, groups, said
 
-from fedprune.pruning.layout import as_rows
 from fedprune.redundancy.dead import never_active, never_read
-from fedprune.redundancy.units import bias_of, producers_of, reader_of, without_units
+from fedprune.redundancy.unit_weights import (
+    bias_of,
+    producers_of,
+    reader_of,
+    without_units,
+)
+from fedprune.structure.layout import as_rows
 from fedprune.tensors import full_masks, masked
 
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 from twins import built, copy_unit, fed, groups
 
-from fedprune.pruning.layout import as_rows
 from fedprune.redundancy.duplicates import (
     cosines,
     distance,
@@ -10,8 +9,9 @@ from fedprune.redundancy.duplicates import (
     similar_layers,
     similar_units,
 )
-from fedprune.redundancy.units import attention_of, outgoing, reader_of
-from tests.pruning.families import FACTS
+from fedprune.redundancy.unit_weights import attention_of, outgoing, reader_of
+from fedprune.structure.layout import as_rows
+from tests.families import FACTS
 
 
 @pytest.mark.parametrize("name", FACTS)

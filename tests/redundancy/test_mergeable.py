@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.pruning.edits import Edit
-from fedprune.pruning.factors import factor
 from fedprune.redundancy.mergeable import chains, fold_norm, foldable_norms
-from tests.pruning.families import family, forward
+from fedprune.structure.edits import Edit
+from fedprune.structure.low_rank_layers import factor
+from tests.families import family, forward
 
 
 def run_of(x: torch.Tensor):

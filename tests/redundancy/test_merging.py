@@ -3,11 +3,17 @@ import torch
 from torch import Tensor
 from twins import built, copy_unit, fed, groups, said
 
-from fedprune.pruning.layout import as_rows
 from fedprune.redundancy.merging import Merged, mergeable_heads, merged, representatives
-from fedprune.redundancy.units import attention_of, bias_of, producers_of, reader_of, without_units
+from fedprune.redundancy.unit_weights import (
+    attention_of,
+    bias_of,
+    producers_of,
+    reader_of,
+    without_units,
+)
+from fedprune.structure.layout import as_rows
 from fedprune.tensors import Tensors, full_masks, masked
-from tests.pruning.families import FACTS
+from tests.families import FACTS
 
 
 def after(weights: Tensors, layout, out: Merged) -> Tensors:

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from fedprune.forms import form_of
-from fedprune.hosts import inline_port, open_house
-from fedprune.messages import Question
-from fedprune.pruning.layers import input_rows, layers_of, watching
+from fedprune.client.host import open_house
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import inputs_from, questions, together
+from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.tensors import copied, full_masks, masked, state_of
 
 
@@ -55,8 +56,8 @@ def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
 
 
 def test_an_answer_of_another_shape_is_refused(asked) -> None:
-    from fedprune.checks import check
-    from fedprune.messages import Refused
+    from fedprune.options.refusal import Refused
+    from fedprune.protocol.checks import check
 
     house, question, *_ = asked
     form = form_of(question, house.config, house.layout)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.pruning.factors import truncated
 from fedprune.redundancy.spectrum import Spectrum, spectrum_of
+from fedprune.structure.low_rank_layers import truncated
 
 GEN = torch.Generator().manual_seed(5)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.inputs import inputs_of, products, rows_of
-from fedprune.pruning.layers import input_rows, layers_of, watching
-from fedprune.pruning.layout import Layout, as_rows, layout_of
-from fedprune.pruning.structure import Group
 from fedprune.redundancy.moments import Inputs, inputs_from
-from fedprune.redundancy.units import bias_of, producers_of
+from fedprune.redundancy.unit_weights import bias_of, producers_of
+from fedprune.scores.inputs import inputs_of, products, rows_of
+from fedprune.structure.groups import Group
+from fedprune.structure.layers import input_rows, layers_of, watching
+from fedprune.structure.layout import Layout, as_rows, layout_of
 from fedprune.tensors import Tensors, copied, load_into, state_of
-from tests.pruning.families import OUTPUT, family, forward
+from tests.families import OUTPUT, family, forward
 
 
 def built(name: str) -> tuple[nn.Module, Layout, Tensors]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fedprune import RunConfig, federate
-from fedprune.hosts import House, inline_port
+from fedprune.client.host import House
+from fedprune.engines.inline import inline_port
 from fedprune.report.choice_plots import NAMED, sensitivity_figure, tried_figure
 from fedprune.report.choices import (
     choices_in,

@@ -6,16 +6,14 @@ import torch
 from torch import nn
 
 from fedprune import load
-from fedprune.compression.masks import decode_mask
+from fedprune.codec.masks import decode_mask
 from fedprune.config import configure, from_toml
-from fedprune.measuring import Forward
+from fedprune.export.measure import Forward
+from fedprune.records.figures import compare_speed, figures_of, figures_of_run
 from fedprune.report.figures import (
     UNCHANGED,
-    compare_speed,
     figure_table,
     figures_in,
-    figures_of,
-    figures_of_run,
     notes_on,
 )
 from fedprune.report.page import write_page
@@ -55,7 +53,7 @@ def test_a_model_that_was_cut_is_timed(tiny):
 
 
 def load_small() -> nn.Module:
-    from fedprune.tasks.models import ConvNet
+    from fedprune.tasks.networks import ConvNet
 
     return ConvNet(side=8, channels=(2, 2), hidden=4, classes=10).eval()
 

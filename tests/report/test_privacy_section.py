@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import LEDGER_NAME, open_ledger
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.terms import Terms
 from fedprune.report.page import write_page
 from fedprune.report.pictures import pictures
 from fedprune.report.privacy import release_table, told_privacy

@@ -10,10 +10,10 @@ from rich.console import Console
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.messages import Question
-from fedprune.pruning.layout import layout_of
+from fedprune.protocol.messages import Question
 from fedprune.report.screen import Screen, _nothing_removed, closing_lines, in_bytes
-from fedprune.state import State
+from fedprune.server.state import State
+from fedprune.structure.layout import layout_of
 from fedprune.tensors import NOTES
 
 ROW = {

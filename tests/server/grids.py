@@ -10,8 +10,8 @@ from unittest.mock import patch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-import clients.app
-from clients.app import app
+import fedprune.engines.flower.client_app
+from fedprune.engines.flower.client_app import app
 
 Meddle = Callable[[int, Message, Message], Message | None]
 
@@ -91,8 +91,10 @@ def in_one_process() -> Iterator[None]:
     """What lets several devices be in one process, each with a house of its own."""
     # Flower 1.41 makes no Message outside a task of its own.
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    build = clients.app._device_house.__wrapped__
-    with patch.object(clients.app, "_device_house", functools.lru_cache(maxsize=8)(build)):
+    build = fedprune.engines.flower.client_app._device_house.__wrapped__
+    with patch.object(
+        fedprune.engines.flower.client_app, "_device_house", functools.lru_cache(maxsize=8)(build)
+    ):
         yield
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from fedprune import ConfigError
-from fedprune.bound import Going
 from fedprune.config import configure
+from fedprune.engines.ray.engine import run_apps, simulate
+from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
-from simulations.ray_engine import run_apps, simulate
 
 
 @pytest.mark.slow

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig, federate
+from fedprune.client.host import House
 from fedprune.config import configure, from_toml
-from fedprune.federation import Watch
-from fedprune.hosts import House, inline_port
-from fedprune.messages import Folded, Question
-from fedprune.state import State
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Folded, Question
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "recipes"
 LAYERS = ("features.1.weight", "features.3.weight")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import fedprune
-from fedprune.compression.masks import decode_mask, mask_digest
+from fedprune.codec.masks import decode_mask, mask_digest
 from fedprune.tensors import digest, state_of
 from simulations.run import main
 

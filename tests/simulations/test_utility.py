@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedprune.privacy.accounting import Event, rdp_epsilon
-from fedprune.privacy.terms import REPLACE
+from fedprune.privacy.accounting_terms import REPLACE
 from simulations import utility
 from simulations.utility import Cell, noise_for_one, utility_findings
 

@@ -9,15 +9,15 @@ import torch
 
 from fedprune import federate
 from fedprune.config import configure
-from fedprune.pruning.layout import layout_of
 from fedprune.randomness import seeded
+from fedprune.structure.layout import layout_of
 from fedprune.tasks import presidents, shakespeare
 from fedprune.tasks.catalog import TASKS
-from fedprune.tasks.families import FAMILIES
 from fedprune.tasks.imagefolder import GREY
 from fedprune.tasks.measures import METRICS, measures
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
+from fedprune.tasks.zoo import FAMILIES
 
 SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist")]
 """Tasks whose model and data are quick to have; the others have tests of their own."""

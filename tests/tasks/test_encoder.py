@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.pruning.layout import layout_of
 from fedprune.randomness import seeded
+from fedprune.structure.layout import layout_of
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.encoder import SPEED, MeanPooled, frozen_below, pooled_loss, read_bbc, read_r8
 from fedprune.tasks.task import examples

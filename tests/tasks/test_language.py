@@ -16,8 +16,8 @@ from fedprune.tasks.language import (
     one_window,
     windows,
 )
-from fedprune.tasks.symbols import ALPHABET, encode
 from fedprune.tasks.task import Part, label_tokens
+from fedprune.tasks.tokenization import ALPHABET, encode
 
 PAD = 0
 TEXT = st.text(alphabet=[*ALPHABET[2:], "é", "—", "\t"], min_size=1, max_size=3 * WINDOW + 5)

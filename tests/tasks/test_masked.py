@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 
 from fedprune.randomness import generator
 from fedprune.tasks.masked import HIDDEN, hidden, local_shard, masked_shards, stretches
-from fedprune.tasks.symbols import ALPHABET, Symbols, characters, encode
 from fedprune.tasks.task import Part, Shard, label_tokens
+from fedprune.tasks.tokenization import (
+    ALPHABET,
+    Symbols,
+    characters,
+    encode,
+)
 
 TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 60
 SYMBOLS = characters("masked")

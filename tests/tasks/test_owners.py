@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune import federate
-from fedprune.config import ConfigError, RunConfig, configure
-from fedprune.hosts import open_house
-from fedprune.report.summary import population_of
+from fedprune.client.host import open_house
+from fedprune.config import RunConfig, configure
+from fedprune.options.refusal import ConfigError
+from fedprune.records.summary import population_of
 from fedprune.tasks.masked import hidden
 from fedprune.tasks.owners import SMALL_OWNERS, owned, sentences
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.symbols import characters
 from fedprune.tasks.tables import shares
 from fedprune.tasks.task import batches, examples
+from fedprune.tasks.tokenization import characters
 
 OWNERS = ["b"] * 12 + ["a"] * 10 + ["few"] * 9 + ["c"] * 11 + ["one"] + ["d"] * 3 + ["e"] * 2
 

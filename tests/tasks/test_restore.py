@@ -24,8 +24,8 @@ from fedprune.tasks.restore import (
     pair_rows,
     pairs_of,
 )
-from fedprune.tasks.symbols import ALPHABET, characters
 from fedprune.tasks.task import examples, token_loss
+from fedprune.tasks.tokenization import ALPHABET, characters
 
 LINES = [
     "Now, is the Winter",

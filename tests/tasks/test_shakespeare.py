@@ -9,8 +9,8 @@ from torch import Tensor
 from fedprune.tasks import shakespeare
 from fedprune.tasks.language import FEWEST_WINDOWS, WINDOW, Row
 from fedprune.tasks.shakespeare import local_shard, speeches
-from fedprune.tasks.symbols import ALPHABET, encode
 from fedprune.tasks.task import Part, Shard
+from fedprune.tasks.tokenization import ALPHABET, encode
 
 UNKNOWN = 1
 FEWEST_CHARACTERS = FEWEST_WINDOWS * WINDOW

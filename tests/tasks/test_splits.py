@@ -15,8 +15,8 @@ from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import hidden_by_content, masked_shards, stretches
 from fedprune.tasks.restore import cut_pairs, local_shard, pair_rows, pairs_of
 from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, cut_by_content, partition
-from fedprune.tasks.symbols import characters
 from fedprune.tasks.task import Part, examples
+from fedprune.tasks.tokenization import characters
 
 Tiny = Callable[..., RunConfig]
 ROWS, CLASSES = 600, 6

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fedprune.tasks import tagging
 from fedprune.tasks.entities import entities
 from fedprune.tasks.rowfiles import NotRows, read_conll
-from fedprune.tasks.symbols import Symbols, characters, utf8_bytes
 from fedprune.tasks.tagging import entity_sums, frequent_alone, tagged_rows
+from fedprune.tasks.tokenization import Symbols, characters, utf8_bytes
 
 TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b"]), max_size=9)
 

@@ -8,8 +8,13 @@ from datasets import Dataset
 from fedprune import federate
 from fedprune.config import configure
 from fedprune.tasks.coverage import reading_of, told_reading
-from fedprune.tasks.symbols import FIRST_BYTE, characters, own_symbols, utf8_bytes
 from fedprune.tasks.task import Shard, examples, label_tokens
+from fedprune.tasks.tokenization import (
+    FIRST_BYTE,
+    characters,
+    own_symbols,
+    utf8_bytes,
+)
 from fedprune.tasks.userdata import (
     hidden_shards,
     labelled_shards,

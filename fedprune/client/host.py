@@ -1,0 +1,355 @@
+"""Hosts: where partitions are served and their answers added up.
+
+A host holds one resident model and the shards of its partitions. It answers a question for each
+of them in order; every answer is cast, encoded, counted, decoded and checked as if it had come
+from a device of its own, and what leaves the host is one sum. Partition p of n always belongs to
+host p * hosts // n, so the order of every sum is fixed whoever is sampled, fails or works where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.client.memory import (
+    FOLDER_NAME,
+    Residuals,
+    keep,
+    recalled,
+)
+from fedprune.client.rehearsal import rehearse
+from fedprune.client.teacher import teacher_model
+from fedprune.client.tokens import read_with
+from fedprune.codec.model_digest import edits_in
+from fedprune.codec.wire import Packet, digest_of
+from fedprune.config import RunConfig, with_values
+from fedprune.learning.local_training import prepared
+from fedprune.options.refusal import Refused
+from fedprune.protocol.client_privacy import (
+    hides,
+    leaving,
+    noised_means,
+    noises_itself,
+    silenced,
+)
+from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.messages import (
+    Answer,
+    Folded,
+    Question,
+)
+from fedprune.protocol.models import dense_model, layout_after, layout_for
+from fedprune.protocol.noise import source_for
+from fedprune.protocol.packets import decode_question, encode_answer
+from fedprune.protocol.parts import (
+    Part,
+    added,
+    failure_of,
+    understood,
+)
+from fedprune.protocol.releases import most_votes
+from fedprune.randomness import generator
+from fedprune.runtime.guarding import allowance, guarded
+from fedprune.runtime.process import one_thread, put_back
+from fedprune.structure.edits import Edits
+from fedprune.structure.layout import Layout
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.shards import checked, shards_of
+from fedprune.tasks.task import Shard, Task
+from fedprune.tensors import Tensors, counters_of, digest, reset
+
+Tick = Callable[[int], None]
+"""Told how many more partitions have answered, or failed."""
+
+
+@dataclass(frozen=True)
+class House:
+    """What a process that serves partitions keeps: built once, used for every question.
+
+    Attributes:
+        config: complete configuration.
+        task: what is learned.
+        model: the resident model; its values are overwritten.
+        layout: its layout.
+        shards: the partitions that are served.
+        device: where the model is.
+        tuned: the same model, compiled where that was asked for.
+        edits: what was cut out of the dense model.
+        rebuilt: the same house around the model of the newest other edits.
+        teachers: the newest model to learn from, by its digest.
+        residuals: what its clients did not send yet, with ``--error-feedback``.
+        counters: the model's buffers that are no state, as it was built.
+    """
+
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    layout: Layout
+    shards: Mapping[int, Shard]
+    device: torch.device
+    tuned: nn.Module
+    edits: Edits = ()
+    rebuilt: dict[Edits, House] = field(default_factory=dict)
+    teachers: dict[str, nn.Module] = field(default_factory=dict)
+    residuals: Residuals = field(default_factory=Residuals)
+    counters: Tensors = field(default_factory=dict)
+
+
+def open_house(
+    config: RunConfig,
+    shards: Mapping[int, Shard] | None = None,
+    memory: Path | None = None,
+    *,
+    tried: bool = False,
+) -> House:
+    """Build the model and the shards (all of the task's, unless given), and try them together.
+
+    Residuals are kept in `memory`, or in the run's folder. What was `tried` before is not again.
+
+    Raises:
+        ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.rehearse`.
+    """
+    with put_back():
+        house = _opened(config, shards, memory)
+        if not tried:
+            rehearse(house.task, config, house.model, house.layout, house.shards)
+        return house
+
+
+def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> House:
+    task = tasks_of(config.plugin)[config.task]
+    shards = shards_of(task, config) if shards is None else checked(shards, config)
+    model = dense_model(config)
+    cuda = torch.cuda.is_available() and config.gpus != 0
+    device = torch.device("cuda" if cuda else "cpu")
+    layout = layout_for(config, model)
+    model = model.to(device)
+    return House(
+        *(config, task, model, layout, shards, device, prepared(model, config)),
+        residuals=Residuals(memory or residual_folder(config)),
+        counters=counters_of(model),
+    )
+
+
+def residual_folder(config: RunConfig) -> Path | None:
+    """Where clients of a run on this machine keep their residuals; None without a folder."""
+    return Path(config.out) / FOLDER_NAME if config.error_feedback and config.out else None
+
+
+def placed(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration as those who serve partitions get it: it says where they keep residuals."""
+    out = str(folder.resolve())
+    return with_values(config, {"out": out}) if config.error_feedback else config
+
+
+def furnished(house: House, edits: Edits) -> House:
+    """The house around the model with these edits; the one before is let go of."""
+    if edits == house.edits:
+        return house
+    if edits not in house.rebuilt:
+        model = dense_model(house.config)
+        layout = layout_after(house.config, model, edits)
+        model = model.to(house.device)
+        shards = read_with(edits, house.task, house.shards.items())
+        whole = replace(house, model=model, layout=layout, edits=edits, shards=shards)
+        fresh = replace(whole, rebuilt={}, counters=counters_of(model))
+        house.rebuilt.clear()
+        house.rebuilt[edits] = replace(fresh, tuned=prepared(model, house.config))
+    return house.rebuilt[edits]
+
+
+def serve(
+    house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
+) -> Folded:
+    """The sum of the partitions' answers; a partition that fails is left out and named.
+
+    Raises:
+        ValueError: the configuration promises secure sums, and this one would be in the open.
+    """
+    _in_the_open(house)
+    asked = _asked(house, packet)
+    total = Folded()
+    for i, partition in enumerate(partitions):
+        part = _part(asked, partition, len(partitions) - i)
+        total = added(part, asked.question, asked.form, house.config, total)
+        if tick:
+            tick(1)
+    return total
+
+
+def _in_the_open(house: House) -> None:
+    if house.config.secure != "none":
+        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
+
+
+def parts_of(house: House, packet: Packet, partitions: Sequence[int]) -> list[Part]:
+    """What each of the partitions sends, in their order: what a device answers.
+
+    Raises:
+        ValueError: as for `serve`.
+    """
+    _in_the_open(house)
+    asked = _asked(house, packet)
+    return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
+
+
+def sum_of(house: House, packet: Packet, parts: Sequence[Part]) -> Folded:
+    """The sum that `serve` gives, of parts that are there already."""
+    asked = _asked(house, packet)
+    total = Folded()
+    for part in parts:
+        total = added(part, asked.question, asked.form, house.config, total)
+    return total
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as a host serves it: the model that it is about, and the form of its answers.
+
+    Attributes:
+        house: around that model.
+        question: what is asked.
+        form: of the answers.
+        seconds: how long a partition may take, by how many are still to answer.
+    """
+
+    house: House
+    question: Question
+    form: Form
+    seconds: Callable[[int], float]
+
+
+def _asked(house: House, packet: Packet) -> _Asked:
+    house = furnished(house, edits_in(packet.bits))
+    question = decode_question(packet, house.layout)
+    form = form_of(question, house.config, house.layout)
+    return _Asked(house, question, form, allowance(house.config.timeout))
+
+
+def _part(asked: _Asked, partition: int, left: int) -> Part:
+    """What a partition sends, with as many of the host's still to answer, itself included."""
+    house, question = asked.house, asked.question
+    try:
+        meant = answered(house, question, partition, asked.seconds(left))
+        packet = encoded(house, question, partition, meant)
+        if house.config.error_feedback and question.kind == "tune":
+            _keep_back(asked, partition, meant, packet)
+        return Part(partition, packet)
+    except Exception as error:  # whatever a client's code raises must not stop the others
+        failure = failure_of(partition, question.kind, error)
+        failure = silenced(failure, house.config, error)
+        return Part(partition, failure=failure)
+
+
+def _keep_back(asked: _Asked, partition: int, meant: Answer, packet: Packet) -> None:
+    """Keep what the packet does not say of the change; of one that will be refused, nothing."""
+    house, question = asked.house, asked.question
+    try:
+        given = understood(packet, question, asked.form)
+    except Refused:
+        return
+    at = (house.residuals, partition, question.round)
+    since = question.counted.get(partition, 0)
+    keep(*at, since, meant.values - given.values, question.weights, question.masks)
+
+
+def released(house: House, question: Question, partition: int) -> Packet:
+    """What one partition sends: its answer, encoded."""
+    return encoded(house, question, partition, answered(house, question, partition))
+
+
+def answered(
+    house: House, question: Question, partition: int, seconds: float | None = None
+) -> Answer:
+    """One partition's answer; of a change with what it kept back before, where it does that.
+
+    Raises:
+        RuntimeError: it took longer than so many seconds, by default half of the phase's.
+    """
+    limit = house.config.timeout / 2 if seconds is None else seconds
+    reset(house.model, house.counters)
+    with one_thread():
+        return _answered(house, question, partition, limit)
+
+
+def _answered(house: House, question: Question, partition: int, limit: float) -> Answer:
+    seat = Seat(
+        partition,
+        house.shards[partition],
+        house.model,
+        house.task,
+        house.config,
+        house.layout,
+        house.device,
+        house.tuned,
+        _teacher(house, question),
+    )
+    form = form_of(question, house.config, house.layout)
+    most = most_votes(question, house.config, form, house.layout)
+    given = guarded(lambda: answer(question, seat), limit)
+    given = leaving(given, question, house.config, most)
+    if noises_itself(question.kind, house.config):
+        q = question
+        what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
+        source = source_for(question, house.config, partition, what)
+        given = replace(given, totals=noised_means(given.totals, house.config, source))
+    if not house.config.error_feedback or question.kind != "tune":
+        return given
+    at = (house.residuals, partition, question.counted.get(partition, 0))
+    return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
+
+
+def encoded(house: House, question: Question, partition: int, meant: Answer) -> Packet:
+    """An answer in the types of the wire; the same bits whoever encodes it, and when."""
+    c = house.config
+    own = form_of(question, c, house.layout).own
+    gen = generator(c.seed, "rounding", question.round, partition)
+    wire = c.uplink or c.wire
+    fixed = hides(c)
+    return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen, fixed=fixed)
+
+
+def _teacher(house: House, question: Question) -> nn.Module | None:
+    """The model to learn from, built once; the one before is let go of."""
+    if not question.teacher:
+        return None
+    name = digest_of(question.teacher)
+    if name not in house.teachers:
+        house.teachers.clear()
+        model = teacher_model(question.teacher, house.config)
+        house.teachers[name] = model.to(house.device)
+    return house.teachers[name]
+
+
+def grouped(partitions: Sequence[int], config: RunConfig) -> dict[int, list[int]]:
+    """Host to the partitions of it that are asked, both ascending."""
+    groups: dict[int, list[int]] = {}
+    for partition in sorted(partitions):
+        groups.setdefault(partition * config.hosts // config.clients, []).append(partition)
+    return groups
+
+
+def bytes_down(
+    packet: Packet,
+    partitions: Sequence[int],
+    known: frozenset[int],
+    taught: frozenset[int] = frozenset(),
+) -> int:
+    """What a question weighs for those asked: mask and teacher only for those who lack them."""
+    return sum(packet.size(bits=p not in known, teacher=p not in taught) for p in partitions)
+
+
+def labels_of(house: House) -> dict[int, int]:
+    """The partitions a house can serve and the labels in their training parts.
+
+    How many labels a client has is its own affair where its answers are: then 0 stands for it.
+    """
+    if hides(house.config):
+        return dict.fromkeys(sorted(house.shards), 0)
+    return {p: house.task.labels(shard.train) for p, shard in sorted(house.shards.items())}

@@ -1,0 +1,389 @@
+"""Before round one: a small batch goes through all that clients will be asked, and is checked.
+
+Where model and data meet (`fedprune.client.host.open_house`) a copy of the model answers for a few
+examples of one partition as a client would: loss, measuring, scoring, tuning. What a task says of
+itself is held against what came out. Nothing is kept: weights, buffers and generators of the model
+that a run uses are as they were. Nothing leaves the process but the one line of a refusal.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.client.teacher import distils
+from fedprune.client.tokens import marks_of
+from fedprune.config import RunConfig
+from fedprune.options.refusal import ConfigError, Refused, refuse
+from fedprune.protocol.checks import check
+from fedprune.protocol.choice import evidence_about
+from fedprune.protocol.kinds import LARGEST, form_of
+from fedprune.protocol.messages import Answer, Question
+from fedprune.randomness import seeded
+from fedprune.redundancy.moments import measurable
+from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of
+from fedprune.runtime.guarding import allowance, guarded
+from fedprune.runtime.process import put_back
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import COMBINES
+from fedprune.scores.inputs import rows_of
+from fedprune.scores.score import Evidence
+from fedprune.structure.edits import Edit
+from fedprune.structure.layout import Layout
+from fedprune.structure.reach import unaccounted
+from fedprune.structure.tables import embedding_path
+from fedprune.structure.vocabulary import cut_vocabulary
+from fedprune.tasks.causality import leak, logits_of, reads_padding
+from fedprune.tasks.declared import Declared
+from fedprune.tasks.task import Part, Shard, Task, examples
+from fedprune.tensors import Tensors, copied, full_masks, load_into, shapes_of, state_of
+
+EXAMPLES = 4
+"""How many of a partition's examples are tried."""
+
+PARTITIONS = 3
+"""How many partitions are tried: one that fails by itself is no reason not to run."""
+
+PATIENCE = 60.0
+"""Seconds that the rehearsal has at least: a short ``--timeout`` is about answers alone."""
+
+PASSES = 64
+"""How many examples may go through until every layer has been called."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A throw-away client.
+
+    Attributes:
+        seat: a copy of the model and a few examples.
+        weights: of the model as it is before round one.
+        others: shards of other partitions, for layers that few examples reach.
+    """
+
+    seat: Seat
+    weights: Tensors
+    others: Mapping[int, Shard]
+
+    def question(self, kind: str, **what: Any) -> Question:
+        """A question about the model as it is."""
+        masks = full_masks(self.weights, self.seat.layout.prunable)
+        return Question(kind, 1, self.weights, masks, **what)
+
+
+def rehearse(
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    layout: Layout,
+    shards: Mapping[int, Shard],
+) -> None:
+    """Try everything that a run will ask on a few examples.
+
+    Args:
+        task: what is learned.
+        config: complete configuration.
+        model: before round one, where it will compute; left as it is.
+        layout: its layout.
+        shards: of the partitions that are served here.
+
+    Raises:
+        ConfigError: the task, the model and the data do not fit together, or a score's statistics
+            are not to be had of this model.
+    """
+    with put_back(), seeded(config.seed, "rehearsal"):
+        failed: list[Exception] = []
+        partitions, share = _partitions(shards), allowance(max(config.timeout, PATIENCE))
+        for i, partition in enumerate(partitions):
+            trial = _trial(task, config, model, layout, shards, partition)
+            try:
+                guarded(functools.partial(_tried, trial), share(len(partitions) - i))
+                return
+            except Exception as error:  # whatever code of a user's own raises
+                failed.append(error)
+        raise ConfigError(_line(failed[0], "the rehearsal", config)) from failed[0]
+
+
+def _line(error: Exception, what: str, config: RunConfig) -> str:
+    """One line about an error in a part of the rehearsal, in the form of all of them."""
+    line = " ".join(str(error).split())[:400]
+    if "; allowed: " in line:
+        return line
+    kind = error.field if isinstance(error, Refused) else type(error).__name__
+    reason = f"{what} of {EXAMPLES} examples fails: {kind}: {line}"
+    return f"task={config.task!r}: {reason}; allowed: a model, data and a score that fit together"
+
+
+def _partitions(shards: Mapping[int, Shard]) -> list[int]:
+    """Partitions to try: those with more than one example first, as BatchNorm needs two."""
+    by_size = sorted(shards, key=lambda p: (examples(shards[p].train) < 2, p))
+    return by_size[:PARTITIONS]
+
+
+def _trial(
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    layout: Layout,
+    shards: Mapping[int, Shard],
+    partition: int,
+) -> Trial:
+    shard = shards[partition]
+    few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
+    own = copy.deepcopy(model)
+    device = next(own.parameters()).device
+    seat = Seat(partition, few, own, task, _brief(config), layout, device, own)
+    return Trial(seat, copied(state_of(model)), shards)
+
+
+def _first(part: Part) -> Part:
+    return {name: t[:EXAMPLES] for name, t in part.items()}
+
+
+def _brief(config: RunConfig) -> RunConfig:
+    """The configuration with one step of a few examples, and as few probes as there can be."""
+    changes: dict[str, Any] = {"local_steps": 1, "local_epochs": 0, "accumulate": 1}
+    changes |= {"batch_size": EXAMPLES, "compile": False}
+    changes |= {"probes": None if config.probes is None else 2}
+    return config.model_copy(update=changes)
+
+
+def _tried(trial: Trial) -> None:
+    """Everything that a run will ask of a client, once."""
+    for what, step in _STEPS.items():
+        try:
+            step(trial)
+        except Exception as error:
+            raise ConfigError(_line(error, what, trial.seat.config)) from error
+
+
+def _check_losses(trial: Trial) -> None:
+    seat, declared = trial.seat, Declared(trial.seat.task, trial.seat.config)
+    declared.check_names(seat.shard.train)
+    model, (batch,) = seat.model.eval(), seat.moved(iter([seat.shard.train]))
+    with seeded(0, "rehearsal"):
+        loss = declared.check_loss(model, batch)
+    parts = {
+        f"shard {p}'s {name}": getattr(shard, name)
+        for p, shard in trial.others.items()
+        for name in ("train", "validation", "test")
+    }
+    declared.check_labels(parts, loss, batch)
+    with torch.no_grad():
+        declared.check_sum(model, batch, loss)
+        found = leak(model, seat.task.loss, batch)
+        padded = reads_padding(model, seat.task.loss, batch)
+    c = seat.config
+    key, value = ("model", c.model) if c.model else ("task", c.task)
+    if padded:
+        what = "padding moves what it says of a text"
+        refuse(key, value, what, "a classifier that leaves out what the attention mask hides")
+    if found:
+        refuse(
+            key,
+            value,
+            f"{found} moves the logits before it: the model reads what it is to foretell",
+            "a causal model (of an encoder's family: with is_decoder true in its config.json), "
+            "or a task that hides symbols (masked-language-modelling)",
+        )
+    _check_dummy(trial, batch)
+
+
+@torch.no_grad()
+def _check_vocabulary(trial: Trial) -> None:
+    """Refuse a model whose logits are not those of the same tokens once one that is unused is gone.
+
+    Such as one that multiplies by its table by hand: its logits would be of other tokens.
+    """
+    seat, task = trial.seat, trial.seat.task
+    ids = [seat.shard.train[name] for name in task.tokens if name in seat.shard.train]
+    if seat.config.vocabulary != "used" or seat.config.init or not ids:
+        return
+    (batch,), cut = seat.moved(iter([seat.shard.train])), copy.deepcopy(seat.model).eval()
+    path = embedding_path(cut)
+    size = len(cut.get_submodule(path).weight)  # type: ignore[arg-type]
+    marks, unknown = marks_of(task, seat.config, cut)
+    there = {*marks, *torch.cat([t.flatten() for t in ids]).tolist()}
+    gone = next((i for i in range(size) if i not in there), None)
+    if gone is None:
+        return
+    kept = tuple(i for i in range(size) if i != gone)
+    cut_vocabulary(cut, Edit("vocab", path, kept, str(unknown)))
+    before, after = (logits_of(m, task.loss, batch)[0] for m in (seat.model.eval(), cut))
+    if before is None or after is None or before.shape[-1] < size:
+        return
+    same = before.shape == after.shape
+    if not same or not torch.allclose(before[..., kept], after[..., kept], atol=1e-4, rtol=1e-4):
+        what = f"without the rows of {path} that nobody uses its logits are of other tokens"
+        allowed = "full, or a head of output that is an nn.Linear"
+        refuse("vocabulary", "used", what, allowed)
+
+
+@torch.no_grad()
+def _check_dummy(trial: Trial, batch: Part) -> None:
+    """The example without data goes through the loss, also as long a text as there can be."""
+    seat, c = trial.seat, trial.seat.config
+    if seat.task.dummy is None:
+        return
+    (dummy,) = seat.moved(iter([seat.task.dummy(c)]))
+    seat.task.loss(seat.model, dummy)
+    texts = [name for name in seat.task.tokens[:1] if name in dummy and c.length is not None]
+    for name in texts:
+        marks = batch.get("attention", torch.zeros_like(batch[name]))[:1] == 1
+        for token in batch[name].unique()[:2]:  # one of them is not the padding
+            full = {**dummy, name: torch.where(marks, batch[name][:1], token)}
+            try:
+                seat.task.loss(seat.model, full)
+            except (IndexError, RuntimeError) as error:
+                refuse("length", c.length, f"a text as long fails: {error}", "a smaller one")
+
+
+def _answered(trial: Trial, question: Question) -> Answer:
+    """What the trial answers, if it is what a server would take."""
+    c, seat = trial.seat.config, trial.seat
+    given = answer(question, seat)
+    form = replace(form_of(question, c, seat.layout), weighed=True)
+    if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
+        form = replace(form, totals=frozenset(given.totals), noisy=True)
+        form = replace(form, within=(-LARGEST, LARGEST), positive=False)
+    check(given.values, given.weight, given.totals, form, given.statistics)
+    return given
+
+
+def _check_measuring(trial: Trial) -> None:
+    """The sums of the held-out parts, the exam's among them, and the metric that they give."""
+    kinds = [trial.question("evaluate", part=part) for part in ("validation", "test")]
+    totals = {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
+    Declared(trial.seat.task, trial.seat.config).check_metric(totals)
+
+
+def _check_score(trial: Trial) -> None:
+    """Put the asks of the score one after the other, and score by what came back."""
+    c, seat = trial.seat.config, trial.seat
+    score, names = scores_of(c.plugin)[c.score], seat.layout.prunable
+    collected = c.score_during == "tune" or c.masks != "global"
+    if c.sparsity == 0.0 or score.most or collected:  # with `most`: a pass for every unit
+        return
+    evidence = _evidence(trial)
+    for i, ask in enumerate(score.asks):
+        given = {} if ask.given is None else ask.given(evidence)
+        given = {n: t.float() for n, t in given.items()}
+        own = i == len(score.asks) - 1 and not COMBINES[c.combine].pooled
+        what: dict[str, Any] = {"score": c.score, "ask": i, "given": given}
+        question = trial.question("score", **what, sparsity=c.sparsity if own else None)
+        values = _answered(trial, question).values
+        if own:
+            return
+        sums = form_of(question, c, seat.layout).named(values.double())
+        evidence = replace(evidence, sums=sums, given=given)
+    if score.step is None:
+        _check_scored(score.finalise(evidence), names, trial)
+
+
+def _evidence(trial: Trial) -> Evidence:
+    c, seat = trial.seat.config, trial.seat
+    question = trial.question("score")
+    load_into(seat.model, question.weights)
+    count = float(seat.task.labels(seat.shard.train))
+    dummy = None if seat.task.dummy is None else seat.task.dummy(c)
+    about = {"sums": {}, "count": count, "model": seat.model, "dummy": dummy}
+    return evidence_about(question, seat.layout.prunable, c, seat.layout, **about)
+
+
+def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:
+    wanted = {n: trial.weights[n].shape for n in names}
+    if not isinstance(scores, dict) or shapes_of(scores) != wanted:
+        c = trial.seat.config
+        found = shapes_of(scores) if isinstance(scores, dict) else type(scores).__name__
+        reason = f"its finalise gives {str(found)[:100]}"
+        each = f"one tensor of the same name and shape for each of {len(wanted)} tensors"
+        refuse("score", c.score, reason, each)
+
+
+def _check_tuning(trial: Trial) -> None:
+    """One step of training, with what goes along: statistics, a mask of its own, a teacher."""
+    c, seat, what = trial.seat.config, trial.seat, dict[str, Any]()
+    if c.sparsity != 0.0 and (c.score_during == "tune" or c.masks != "global"):
+        what |= {"score": c.score, "sparsity": None if c.masks == "global" else c.sparsity}
+    question = trial.question("tune", lr=c.lr, **what)
+    if distils(c):
+        question = replace(question, teacher=b"its own", distil=1.0)
+        own = copy.deepcopy(seat.model).eval()
+        load_into(own, trial.weights)
+        trial = replace(trial, seat=replace(seat, teacher=own.requires_grad_(False)))
+    _answered(trial, question)
+
+
+def _check_sums(trial: Trial) -> None:
+    """The sums of inputs that least squares and redundancy are computed from."""
+    c, seat = trial.seat.config, trial.seat
+    if c.reconstruct is not None and c.sparsity != 0.0:
+        names, given = seat.layout.prunable, dict[str, Tensor]()
+        if RECONSTRUCTIONS[c.reconstruct].needs_before:
+            given = {before_of(n): trial.weights[n] for n in names}
+        _answered(trial, trial.question(c.reconstruct, names=names, given=given))
+
+
+def _check_inputs(trial: Trial) -> None:
+    """Refuse weights whose inputs would be summed and cannot all be seen, by name."""
+    seat, model = trial.seat, trial.seat.model.eval()
+    load_into(model, trial.weights)
+
+    @torch.no_grad()
+    def passed(batch: Part) -> None:
+        seat.task.loss(model, batch)
+
+    for key, names in _summed(trial).items():
+        passes = (functools.partial(passed, batch) for batch in seat.moved(_some(trial)))
+        lost = unaccounted(model, names, passes)
+        if lost:
+            name, why = next(iter(lost.items()))
+            more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+            value = vars(seat.config)[key]
+            allowed = f"--exclude {name}, or another {key}"
+            refuse(key, value, f"the inputs of {name} cannot be summed: {why}{more}", allowed)
+
+
+def _some(trial: Trial) -> Iterator[Part]:
+    """The trial's batch, then single examples of one partition after the other."""
+    yield trial.seat.shard.train
+    parts = [shard.train for shard in trial.others.values()]
+    for i in range(PASSES):
+        part, at = parts[i % len(parts)], i // len(parts)
+        if at < examples(part):
+            yield {name: t[at : at + 1] for name, t in part.items()}
+
+
+def _summed(trial: Trial) -> dict[str, Sequence[str]]:
+    """By option, the weights whose inputs it has summed."""
+    c, layout = trial.seat.config, trial.seat.layout
+    names, out = layout.prunable, dict[str, Sequence[str]]()
+    shapes: set[str] = set()
+    for ask in scores_of(c.plugin)[c.score].asks:
+        shapes |= ask.shapes(layout, names, c.unit, c.probes or 0).keys()
+    if c.sparsity != 0.0:
+        out["score"] = [n for n in names if rows_of(n) in shapes]
+    if c.sparsity != 0.0 and c.reconstruct is not None:
+        out["reconstruct"] = names
+    if {"dead", "merge"} & set(c.reduce) or c.rank_by == "activations":
+        out["reduce"] = measurable(trial.seat.model, layout)
+    return {key: found for key, found in out.items() if found}
+
+
+_STEPS: dict[str, Callable[[Trial], None]] = {
+    "the loss": _check_losses,
+    "a smaller vocabulary": _check_vocabulary,
+    "measuring": _check_measuring,
+    "watching layers": _check_inputs,
+    "scoring": _check_score,
+    "tuning": _check_tuning,
+    "summing inputs": _check_sums,
+}

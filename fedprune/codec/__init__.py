@@ -1,0 +1,1 @@
+"""Bytes: masks, values on the wire, the coded file."""

@@ -1,0 +1,93 @@
+"""The coded file: a pruned model as its mask and its kept values, and how to get it back.
+
+Layout: 8 bytes of magic, a 4-byte length, a JSON head, the encoded mask, the kept values (float32,
+little-endian), and the SHA-256 of all before it. "Bytes on disk" is the size of this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.codec.bounded import most_weights, read_object
+from fedprune.codec.masks import decode_mask, encode_mask
+from fedprune.codec.wire import whole_number
+from fedprune.tensors import (
+    Masks,
+    Tensors,
+    as_bytes,
+    kept,
+    spread,
+)
+
+MAGIC = b"FEDPRUN1"
+CODED_NAME = "model.fedprune"
+
+
+def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Masks) -> bytes:
+    """The file's content.
+
+    Args:
+        origin: how to build the dense model, see `origin_of`.
+        weights: the model's state and its frozen parameters, float32, 0.0 where a mask is False.
+        masks: True = kept.
+    """
+    mask = encode_mask(masks)
+    head = {
+        **origin,
+        "mask_bytes": len(mask),
+        "shapes": {n: list(t.shape) for n, t in weights.items()},
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    values = as_bytes(kept(weights, masks).float())
+    body = MAGIC + len(text).to_bytes(4, "little") + text + mask + values
+    return body + hashlib.sha256(body).digest()
+
+
+def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], Tensors, Masks]:
+    """Head, weights and masks of a coded file's content.
+
+    Memory is bounded by the size of the content (`fedprune.codec.bounded.most_weights`).
+
+    Raises:
+        ValueError: it is no coded file, damaged or malformed; `name` is in the message. Nothing
+            else is raised, whatever the bytes are.
+    """
+    if sys.byteorder != "little":
+        raise ValueError(f"{name}: coded files are little-endian, this machine is not")
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"{name}: not a fedprune coded file")
+    body, checksum = data[:-32], data[-32:]
+    if hashlib.sha256(body).digest() != checksum:
+        raise ValueError(f"{name}: damaged, its checksum does not fit its content")
+    try:
+        return _content(body)
+    except Exception as error:  # sound bytes of another writer: what they raise is not known
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{name}: malformed: {reason}") from None
+
+
+def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
+    start, most = len(MAGIC) + 4, most_weights(len(body))
+    end = start + int.from_bytes(body[len(MAGIC) : start], "little")
+    head = read_object(body[start:end])
+    values_at = end + whole_number(head, "mask_bytes")
+    if values_at > len(body):
+        raise ValueError("it is cut short")
+    shapes = {n: torch.Size(s) for n, s in head["shapes"].items()}
+    if any(min(s, default=0) < 0 for s in shapes.values()):
+        raise ValueError("a tensor of less than nothing")
+    if sum(s.numel() for s in shapes.values()) > most:
+        raise ValueError(f"it claims more than {most} values")
+    masks = decode_mask(body[end:values_at], most)
+    if any(shapes.get(n) != mask.shape for n, mask in masks.items()):
+        raise ValueError("a mask of another shape than its tensor")
+    values = torch.from_numpy(np.frombuffer(body[values_at:], np.float32).copy())
+    return head, spread(values, shapes, masks), masks

@@ -1,0 +1,325 @@
+"""What travels: a question to a client and its answer, as bytes.
+
+Both sides know the model's layout and, by digest, the mask; so only kept values travel, as one
+flat buffer without indices. Everything here is really encoded and decoded in every engine: a
+smaller value type costs the quality that it costs, and bytes are counted from the buffers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.codec.bounded import Buffer, read_object
+from fedprune.codec.masks import decode_mask, encode_mask
+from fedprune.codec.stochastic_rounding import BITS, decode_rounded, encode_rounded
+from fedprune.tensors import as_bytes, over_bytes
+
+VALUE_TYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+UPLINK_TYPES = {
+    **{name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
+    **{name: f"{bits} bits, rounded at random without bias" for name, bits in BITS.items()},
+}
+"""Types of what clients send when they tuned, with a line about each."""
+
+SCORE_TYPES = {"fp32": "fp32", "fp16": "fp16-scaled", "log8": "log8"}
+"""Types of statistics, and what they are on the wire. Their range is wide and their scale is
+nobody's choice, so 16 bits are of values divided by the largest."""
+
+_LEVELS = 126
+_OCTAVES = 42.0
+
+PAIR = 8
+"""Bytes of one client's pair in `Packet.counted`."""
+
+
+@dataclass(frozen=True)
+class Packet:
+    """One message on the wire.
+
+    Attributes:
+        head: what it is, as JSON.
+        values: kept values, one flat buffer of one type.
+        bits: an encoded mask (a question's mask, an answer's votes), or nothing.
+        more: a second flat buffer: what goes along with a question, statistics beside an answer.
+        teacher: a question's model to learn from, or nothing.
+        rungs: a ladder of nested masks, encoded, to compare candidates on; or nothing.
+        counted: of each client asked, its number and the round of its newest change that is in an
+            average, as pairs of int32; or nothing. Each is sent its own pair.
+    """
+
+    head: bytes
+    values: Buffer = b""
+    bits: Buffer = b""
+    more: Buffer = b""
+    teacher: Buffer = b""
+    rungs: Buffer = b""
+    counted: Buffer = b""
+
+    def size(self, *, bits: bool = True, teacher: bool = True) -> int:
+        """Bytes on the wire, with or without the mask and the teacher, which may be there."""
+        always = len(self.head) + len(self.values) + len(self.more) + len(self.rungs)
+        always += PAIR if self.counted else 0
+        return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
+
+
+LONGEST_HEAD = 2**24
+"""Bytes of a head: questions name the tensors they are about."""
+
+
+def digest_of(coded: Buffer) -> str:
+    """The name of a coded file's content, "" of nothing: the SHA-256 (hex) that it ends with."""
+    return bytes(coded[-32:]).hex()
+
+
+def pack(
+    head: dict[str, Any],
+    values: Tensor,
+    wire: str,
+    bits: Buffer = b"",
+    more: Tensor | None = None,
+    more_wire: str = "fp32",
+    gen: torch.Generator | None = None,
+    *,
+    fixed: bool = False,
+) -> Packet:
+    """A packet with flat values cast to the wire's type, and perhaps a second buffer.
+
+    Scaled types carry their scale in the head. Weights beyond the range of fp16 become infinite
+    there, which the receiver refuses. Types that round at random draw from `gen`. With `fixed` the
+    head is as long whatever its numbers are.
+    """
+    about = {**head, "wire": wire}
+    if wire in BITS:
+        assert gen is not None  # only answers to tuning have such a type, and a generator
+        buffer: Buffer = encode_rounded(values, BITS[wire], gen)
+        about |= {"count": values.numel()}
+    else:
+        buffer, scale = _cast(values, wire)
+        about |= {} if scale == 1.0 and not fixed else {"scale": scale}
+    beside: Buffer = b""
+    if more is not None and more.numel():
+        beside, scale = _cast(more, more_wire)
+        about |= {"more": more_wire, "more_scale": scale}
+    text = json_of(about, fixed=fixed)
+    return Packet(text.encode(), buffer, bits, beside)
+
+
+_WIDEST = "x" * 22
+"""With its quotes as long as the longest float64 in JSON, -2.2250738585072014e-308."""
+
+
+def json_of(about: Mapping[str, Any], *, fixed: bool = False) -> str:
+    """An object as JSON; with `fixed` padded to what it would be with the longest of numbers."""
+    text = json.dumps(about, separators=(",", ":"))
+    if not fixed:
+        return text
+    widest = json.dumps(_with_widest(about), separators=(",", ":"))
+    return text.ljust(len(widest))
+
+
+def _with_widest(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_widest(inner) for key, inner in value.items()}
+    return _WIDEST if isinstance(value, float) else value
+
+
+def _cast(values: Tensor, wire: str) -> tuple[Buffer, float]:
+    """The bytes and the scale that they are to be multiplied with."""
+    if wire in VALUE_TYPES:
+        return as_bytes(values.to(VALUE_TYPES[wire])), 1.0
+    # A value that is not finite makes the scale so, and then every value: the receiver refuses.
+    scale = float(values.abs().max()) if values.numel() else 1.0
+    unit = values.float() / (scale or 1.0)
+    if wire == "fp16-scaled":
+        return as_bytes(unit.to(torch.float16)), scale
+    return as_bytes(_to_log8(unit)), scale
+
+
+def _uncast(data: Buffer, wire: str, scale: float, *, shared: bool) -> Tensor:
+    dtype = {**VALUE_TYPES, "fp16-scaled": torch.float16, "log8": torch.uint8}.get(wire)
+    if dtype is None:
+        raise ValueError(f"values of type {wire!r}, expected one of {', '.join(VALUE_TYPES)}")
+    if len(data) % dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes of values are no whole number of {wire}")
+    raw = over_bytes(data, dtype)
+    if wire in VALUE_TYPES:
+        return raw.to(torch.float32, copy=not shared)
+    return (_from_log8(raw) if wire == "log8" else raw.float()) * scale
+
+
+def _to_log8(unit: Tensor) -> Tensor:
+    """Values in [-1, 1] as sign bit and 7 bits: 0 is zero, 1 .. 127 a power of two up to 1.
+
+    The levels are a third of an octave apart, so that a value is at most 12.3 % off; what lies
+    below 2^-42 of the largest becomes zero.
+    """
+    level = 127 + torch.round(torch.log2(unit.abs()) * (_LEVELS / _OCTAVES))
+    level = torch.nan_to_num(level, nan=0.0, neginf=0.0).clamp(0, 127)
+    return (level + 128 * (unit < 0)).to(torch.uint8)
+
+
+def _from_log8(codes: Tensor) -> Tensor:
+    level = (codes & 127).float()
+    size = torch.exp2((level - 127) * (_OCTAVES / _LEVELS))
+    return torch.where(level > 0, size, 0.0) * torch.where(codes > 127, -1.0, 1.0)
+
+
+def head_of(packet: Packet) -> dict[str, Any]:
+    """The head as a dictionary.
+
+    Raises:
+        ValueError: it is not a JSON object, or too long for one.
+    """
+    try:
+        return read_object(packet.head, LONGEST_HEAD)
+    except ValueError as error:
+        raise ValueError(f"head: {error}") from None
+
+
+def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
+    """The values as a flat fp32 tensor (cast back from the wire's type).
+
+    Args:
+        packet: what came.
+        shared: spare a copy; the tensor may then be the packet's memory, not to be written to.
+
+    Raises:
+        ValueError: unknown type, or bytes that are no whole number of values.
+    """
+    head = head_of(packet)
+    wire = str(head.get("wire"))
+    if wire in BITS:
+        return decode_rounded(packet.values, BITS[wire], whole_number(head, "count"))
+    return _uncast(packet.values, wire, number(head, "scale", 1.0), shared=shared)
+
+
+def more_of(packet: Packet) -> Tensor:
+    """The second buffer as a flat fp32 tensor, empty where there is none.
+
+    Raises:
+        ValueError: as for `values_of`.
+    """
+    head = head_of(packet)
+    if not packet.more:
+        return torch.empty(0)
+    scale = number(head, "more_scale", 1.0)
+    return _uncast(packet.more, str(head.get("more")), scale, shared=True)
+
+
+def number(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number of a head; NaN and infinity are numbers here.
+
+    Raises:
+        ValueError: it is something else, or a whole number that no float holds.
+    """
+    found = head.get(name, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"head: {name} is no number")
+    try:
+        return float(found)
+    except OverflowError:
+        raise ValueError(f"head: {name} is larger than any float") from None
+
+
+def whole_number(head: Mapping[str, Any], name: str) -> int:
+    """A whole number of a head, from 0.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = head.get(name)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise ValueError(f"head: {name} is no whole number from 0")
+    return found
+
+
+def pack_counted(counted: Mapping[int, int], partitions: Iterable[int]) -> bytes:
+    """The pairs of some clients; of one that is in no average yet, round 0."""
+    pairs = [[p, counted.get(p, 0)] for p in partitions]
+    return bytes(as_bytes(torch.tensor(pairs, dtype=torch.int32))) if pairs else b""
+
+
+def counted_of(data: Buffer) -> dict[int, int]:
+    """The inverse of `pack_counted`.
+
+    Raises:
+        ValueError: bytes that are no whole number of pairs.
+    """
+    if len(data) % PAIR:
+        raise ValueError(f"{len(data)} bytes are no whole number of pairs")
+    pairs = over_bytes(data, torch.int32).reshape(-1, 2).tolist()
+    return {int(p): int(at) for p, at in pairs}
+
+
+def pack_flags(flags: Tensor) -> bytes:
+    """A flat boolean tensor through the mask codec, near its entropy."""
+    return encode_mask({"": flags})
+
+
+def plain_flags(flags: Tensor) -> bytes:
+    """A flat boolean tensor as its bits, eight a byte: as long whatever they are."""
+    return np.packbits(flags.numpy()).tobytes()
+
+
+def plain_flags_of(data: Buffer, expected: int) -> Tensor:
+    """The inverse of `plain_flags`.
+
+    Raises:
+        ValueError: not as many bytes as so many flags have.
+    """
+    if len(data) != (expected + 7) // 8:
+        raise ValueError(f"{len(data)} bytes, expected {expected} flags")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=expected)
+    return torch.from_numpy(bits.astype(bool))
+
+
+def flags_of(data: Buffer, expected: int) -> Tensor:
+    """The inverse of `pack_flags`.
+
+    Raises:
+        ValueError: not an encoded flat mask of the expected length.
+    """
+    try:
+        decoded = decode_mask(bytes(data), expected)
+    except ValueError as error:
+        raise ValueError(f"expected {expected} flags: {error}") from None
+    if set(decoded) != {""} or decoded[""].shape != (expected,):
+        raise ValueError(f"expected {expected} flags")
+    return decoded[""]
+
+
+def pack_rungs(rungs: Tensor) -> bytes:
+    """A flat tensor of rungs (0: stays) as one mask a rung, over what the rungs before left."""
+    flags: dict[str, Tensor] = {}
+    left = rungs
+    for rung in range(1, int(rungs.max()) + 1 if rungs.numel() else 1):
+        flags[str(rung)] = left == rung
+        left = left[left != rung]
+    return encode_mask(flags)
+
+
+def rungs_of(data: Buffer, expected: int) -> Tensor:
+    """The inverse of `pack_rungs`, uint8.
+
+    Raises:
+        ValueError: not an encoded ladder over so many weights.
+    """
+    rungs, left = torch.zeros(expected, dtype=torch.uint8), torch.arange(expected)
+    for rung, flags in enumerate(decode_mask(bytes(data), 255 * expected).values(), 1):
+        if rung > 255 or flags.shape != left.shape:
+            raise ValueError(f"rung {rung} is of {flags.numel()} weights, {left.numel()} are left")
+        rungs[left[flags]] = rung
+        left = left[~flags]
+    return rungs

@@ -1,0 +1,93 @@
+"""The `fedprune` command: what is done to a model outside of a run.
+
+Runs are started by ``python simulations/run.py``, or by ``flwr run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from fedprune.commands import analyse, audit, export, measure
+from fedprune.options.refusal import ConfigError
+from fedprune.runtime.ending import BAD_INPUT, ended, told
+
+PROGRAM = "fedprune"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a disk says that takes no more."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        summary: one line about it.
+        examples: lines of a shell that show what it is for.
+        options: puts its arguments on a parser.
+        run: does it and gives back the exit code; bad input is raised as an error of one line.
+    """
+
+    summary: str
+    examples: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS: dict[str, Command] = {
+    "analyse": Command(analyse.SUMMARY, analyse.EXAMPLES, analyse.options, analyse.run),
+    "measure": Command(measure.SUMMARY, measure.EXAMPLES, measure.options, measure.run),
+    "audit": Command(audit.SUMMARY, audit.EXAMPLES, audit.options, audit.run),
+    "export": Command(export.SUMMARY, export.EXAMPLES, export.options, export.run),
+}
+"""A new sub-command is a module in `fedprune.commands` and a line here."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (all options are in {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, with one sub-parser for each command."""
+    out = _Parser(
+        prog=PROGRAM,
+        description="Looks at models, and gets them out of a run. A command's own --help has more.",
+        epilog="Runs: python simulations/run.py --help",
+        allow_abbrev=False,
+    )
+    commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"examples:\n{command.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.options(own)
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; see `fedprune.runtime.ending` for what it gives back."""
+    return ended(lambda: _main(arguments), PROGRAM)
+
+
+def _main(arguments: list[str] | None) -> int:
+    try:
+        given = parser().parse_args(arguments)
+        return COMMANDS[given.command].run(given)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            return told(PROGRAM, error, BAD_INPUT)
+        return told(PROGRAM, f"out: {error}; allowed: a folder on a disk with room to write")
+    except (ConfigError, ImportError, ValueError) as error:
+        return told(PROGRAM, error, BAD_INPUT)

@@ -1,1 +1,0 @@
-"""Fewer bytes for what stays: mask codec, wire, coded file."""

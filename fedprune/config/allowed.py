@@ -1,0 +1,215 @@
+"""What a key of the schema takes, in words, and what is wrong with a value that it refuses."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from fedprune.config.rules import names_of
+from fedprune.options.refusal import Refusal, refuse, shown
+from fedprune.tasks.catalog import tasks_of
+
+LARGEST = 2**63 - 1
+"""The largest integer that TOML and Flower's run config can hold."""
+
+LONGEST = 4096
+"""Characters of the longest text: of the longest path, on most systems."""
+
+_KEYS = "the options in --help"
+
+_WRONG = {
+    "int_type": "not a whole number",
+    "int_parsing": "not a whole number",
+    "int_from_float": "not a whole number",
+    "float_type": "not a number",
+    "float_parsing": "not a number",
+    "finite_number": "not a finite number",
+    "string_type": "not text",
+    "bool_type": "neither true nor false",
+    "tuple_type": "not a list",
+    "dict_type": "not a table",
+    "missing": "too few entries",
+    "too_short": "too few entries",
+    "too_long": "too many entries",
+    "greater_than": "not above {gt}",
+    "greater_than_equal": "below {ge}",
+    "less_than": "not below {lt}",
+    "less_than_equal": "above {le}",
+    "multiple_of": "not a multiple of {multiple_of}",
+}
+"""What is wrong, by the type of pydantic's error and its context."""
+
+
+def allowed(key: str, field: FieldInfo) -> str:
+    """What the key takes, in words, from the schema and the tables of names."""
+    kinds = [kind for kind in _kinds(field.annotation) if kind is not types.NoneType]
+    return ", or ".join(_in_words(key, kind, _limits(field)) for kind in kinds)
+
+
+@cache
+def types_of(schema: type[BaseModel]) -> type[BaseModel]:
+    """The keys and types of a schema alone: without what it fills in and what it checks."""
+    fields: dict[str, Any] = {k: (f.annotation, f) for k, f in schema.model_fields.items()}
+    return create_model("Types", __config__=schema.model_config, **fields)
+
+
+def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Refusal:
+    """The refusal that an error of pydantic's is: one line.
+
+    Args:
+        error: one of ``ValidationError.errors()``.
+        fields: of the schema, by key.
+    """
+    told = error.get("ctx", {}).get("error")
+    if isinstance(told, Refusal):
+        return told
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if not name:
+        return Refusal(error["msg"].removeprefix("Value error, "))
+    if name not in fields:
+        return no_such_key(name, error["input"], fields)
+    field, key = fields[name], name.replace("_", "-")
+    takes = allowed(name, field)
+    line = f"{key}={shown(error['input'])}: {_wrong(key, field, error)}; allowed: {takes}"
+    return Refusal(line, key, takes)
+
+
+def no_such_key(name: str, value: Any, fields: Mapping[str, FieldInfo]) -> Refusal:
+    """The refusal of a key that is not in the schema, with the nearest that is."""
+    key, near = name.replace("_", "-"), get_close_matches(name.replace("-", "_"), fields, 1, 0.0)
+    text = f"no such key; nearest: {near[0].replace('_', '-')}"
+    return Refusal(f"{key}={shown(value)}: {text}; allowed: {_KEYS}", key, _KEYS)
+
+
+def unreadable(error: OSError, given: Mapping[str, Any]) -> str:
+    """The line about a path that could not be looked at: the key that names it, and why."""
+    path = str(error.filename or "")
+    named = [key for key, value in given.items() if isinstance(value, str) and value in path]
+    if not (path and error.strerror and named):
+        return str(error)  # a message of ours
+    key = max(named, key=lambda name: len(given[name]))
+    reason = error.strerror[0].lower() + error.strerror[1:]
+    return (
+        f"{key.replace('_', '-')}={shown(given[key])}: {reason}; allowed: a path that can be read"
+    )
+
+
+def check_given(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
+    """Refuse keys that are none, values of other types, and what no type says.
+
+    That is: entries of a list that are empty or there twice, text that no file can hold, integers
+    of more than 64 bits. What the schema fills in is not looked at.
+
+    Raises:
+        ValidationError: of the types.
+        Refusal: one line.
+    """
+    typed = types_of(schema).model_validate(given)
+    for key in typed.model_fields_set:
+        value, field = vars(typed)[key], schema.model_fields[key]
+        if wrong := _beyond_types(value, field):
+            refuse(key.replace("_", "-"), value, wrong, allowed(key, field))
+
+
+def _beyond_types(value: Any, field: FieldInfo) -> str:
+    """What is wrong with a value of the right type; "" where nothing is."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"above {LARGEST} in magnitude"
+    for text in [value] if isinstance(value, str) else value if isinstance(value, tuple) else ():
+        if isinstance(text, str) and (wrong := _unwritable(text)):
+            return wrong
+    if isinstance(value, tuple) and Ellipsis in _entries(field.annotation):
+        if any(isinstance(entry, str) and not entry.strip() for entry in value):
+            return "an entry is empty"
+        return "an entry is there twice" if len(set(value)) < len(value) else ""
+    blank = isinstance(value, dict) and not all(map(str.strip, value))
+    return "a pattern is empty" if blank else ""
+
+
+def _unwritable(text: str) -> str:
+    """Why no path and no file can hold a text; "" where they can."""
+    if len(text) > LONGEST:
+        return f"longer than {LONGEST} characters"
+    unpaired = any("\ud800" <= character <= "\udfff" for character in text)
+    return "not text of Unicode" if unpaired or "\0" in text else ""
+
+
+def _wrong(key: str, field: FieldInfo, error: ErrorDetails) -> str:
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind == "literal_error":
+        names = [str(n) for group in _literals(field.annotation) for n in group]
+        near = get_close_matches(shown(error["input"]).strip("'"), names, 1)
+        return f"no such {key}{f' (did you mean {near[0]}?)' if near else ''}"
+    if kind in _WRONG:
+        return _WRONG[kind].format(**{k: _plain(v) for k, v in limits.items()})
+    return error["msg"][0].lower() + error["msg"][1:]
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _entries(annotation: Any) -> tuple[Any, ...]:
+    """The types of a tuple's entries; () for what is none."""
+    tuples = [kind for kind in _kinds(annotation) if typing.get_origin(kind) is tuple]
+    return typing.get_args(tuples[0]) if tuples else ()
+
+
+def _literals(annotation: Any) -> list[tuple[Any, ...]]:
+    kinds = [*_kinds(annotation), *_entries(annotation)]
+    return [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal]
+
+
+def _plain(bound: Any) -> str:
+    """A bound without the fraction that it does not have."""
+    return str(int(bound)) if isinstance(bound, float) and bound.is_integer() else str(bound)
+
+
+def _limits(field: FieldInfo) -> dict[str, Any]:
+    """Bounds of a number by name: ge, gt, le, lt, multiple_of."""
+    names = ("ge", "gt", "le", "lt", "multiple_of")
+    return {n: getattr(m, n) for m in field.metadata for n in names if hasattr(m, n)}
+
+
+def _in_words(key: str, kind: Any, limits: Mapping[str, Any]) -> str:
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return ", ".join(map(str, typing.get_args(kind)))
+    if origin is dict:
+        return "PATTERN=NUMBER,..., each pattern once"
+    if origin is tuple:
+        return _listed(typing.get_args(kind))
+    if kind is bool:
+        return "true, false"
+    if kind in (int, float):
+        return _number(kind, limits)
+    names = tasks_of("") if key == "task" else names_of("").get(key)
+    return ", ".join(names) if names is not None else "text, see --help and --list"
+
+
+def _listed(kinds: tuple[Any, ...]) -> str:
+    if Ellipsis not in kinds:
+        return f"{len(kinds)} whole numbers with commas between"
+    if typing.get_origin(kinds[0]) is typing.Literal:
+        return f"some of {', '.join(typing.get_args(kinds[0]))}, each once, with commas between"
+    what = "names" if kinds[0] is str else "numbers"
+    return f"{what} that differ, with commas between"
+
+
+def _number(kind: type, limits: Mapping[str, Any]) -> str:
+    words = "a whole number" if kind is int else "a number"
+    if "multiple_of" in limits:
+        words += f", a multiple of {limits['multiple_of']},"
+    lower = [("from", "ge"), ("above", "gt")]
+    upper = [("to" if "ge" in limits else "up to", "le"), ("below", "lt")]
+    parts = [f"{word} {_plain(limits[name])}" for word, name in lower + upper if name in limits]
+    return " ".join([words, " and ".join(parts) if "lt" in limits else " ".join(parts)]).strip()

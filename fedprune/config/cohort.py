@@ -1,0 +1,73 @@
+"""Who is asked in a round, and whether enough of them answered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedprune.config.kinds import KINDS
+from fedprune.randomness import draw, draw_each, generator
+
+if TYPE_CHECKING:
+    from fedprune.config.schema import RunConfig
+
+
+def drawn(config: RunConfig, there: Sequence[int], round_: int) -> list[int]:
+    """The cohort of a round, sorted: a function of the seed, the round and who is there.
+
+    With `noise_source` secret it is a function of nothing, where not to know it protects.
+
+    `fixed`: so many without replacement. `poisson`: each by itself, so many on average of those
+    that could ever be there; perhaps nobody, and then the round has noise alone. `round-robin`:
+    everyone in turn, in an order that follows from the seed and that anybody may know; of n clients
+    any n turns in a row are one of each. Who is absent misses its turn: nobody takes it, and the
+    cohort is smaller.
+    """
+    if config.sampling == "round-robin":
+        return sorted(set(_in_turn(config, round_)).intersection(there))
+    gen = _chance(config, round_)
+    if config.sampling == "poisson":
+        return draw_each(list(there), config.cohort / (config.clients - config.panel), gen)
+    return draw(list(there), config.cohort, gen)
+
+
+def _in_turn(config: RunConfig, round_: int) -> list[int]:
+    """Whose turn it is: in the same order in every cycle, so that nobody has two at once."""
+    n = config.clients - config.panel
+    order = torch.randperm(n, generator=generator(config.seed, "turns")).tolist()
+    first = (round_ - 1) * config.cohort
+    return [order[(first + i) % n] for i in range(min(config.cohort, n))]
+
+
+def _chance(config: RunConfig, round_: int) -> torch.Generator:
+    """What the draw comes from: with a secret source nobody can tell afterwards who was drawn.
+
+    Where that is not counted as protection it follows from the seed, so that a budget can be
+    planned by who takes part.
+    """
+    if config.noise_source == "secret" and secretly(config):
+        return torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    return generator(config.seed, "cohort", round_)
+
+
+def secretly(config: RunConfig) -> bool:
+    """Whether epsilon may count on nobody knowing who is drawn."""
+    return config.dp == "client" and config.secure == "none" and config.sampling != "round-robin"
+
+
+def asked_of(kind: str, config: RunConfig) -> int:
+    """How many clients such a question to a cohort is put to; of a Poisson sample, on average."""
+    whole = kind == "score" and config.score_cohort == "all"
+    return config.clients - config.panel if whole else config.cohort
+
+
+def audience(kind: str, config: RunConfig) -> str:
+    """Who such a question goes to: the round's cohort, everyone, or the panel."""
+    if kind == "score" and config.score_cohort == "all":
+        return "everyone"
+    if KINDS[kind].asks == "cohort":
+        return "cohort"
+    return "panel" if config.panel else "everyone"

@@ -1,0 +1,64 @@
+"""Kinds of question: what each is to the wire, the ledger, the fleet and the screen.
+
+What a client answers to one is in `fedprune.client.answers.ANSWERS`, what its answer consists of in
+`fedprune.protocol.kinds`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of question.
+
+    Attributes:
+        doing: what a client does, for the screen.
+        quantity: what its values are, for the ledger and the ranges of a secure sum; "" for none.
+        asks: the round's cohort (or everyone who trains), or everyone who measures.
+        counts: which of the round's bytes it costs.
+        weights: whether the model travels with it; else it is about data alone.
+        totals_only: whether it is answered with named sums alone.
+        values: the type of the values on the wire: that of changes, of statistics, or float32.
+        flower: type of its message in Flower.
+    """
+
+    doing: str
+    quantity: str = ""
+    asks: Literal["cohort", "measurers"] = "cohort"
+    counts: Literal["training", "evaluation"] = "training"
+    weights: bool = True
+    totals_only: bool = False
+    values: Literal["changes", "statistics", "float32"] = "float32"
+    flower: str = "train.score"
+
+
+_MEASURED: Literal["measurers"] = "measurers"
+
+KINDS = {
+    "score": Kind("scoring", "scores", values="statistics"),
+    "tune": Kind("tuning", "changes", values="changes", flower="train.tune"),
+    "own": Kind("choosing its own mask", "own"),
+    "inputs": Kind("summing inputs", "moments"),
+    "outputs": Kind("summing outputs", "moments"),
+    "evaluate": Kind(
+        "measuring",
+        "metrics",
+        _MEASURED,
+        counts="evaluation",
+        totals_only=True,
+        flower="evaluate",
+    ),
+    "compare": Kind("comparing", "metrics", _MEASURED, totals_only=True, flower="evaluate"),
+    "describe": Kind(
+        "counting labels",
+        "counts",
+        _MEASURED,
+        counts="evaluation",
+        weights=False,
+        flower="evaluate",
+    ),
+    "tokens": Kind("counting tokens", "counts", _MEASURED, weights=False, flower="evaluate"),
+}

@@ -1,0 +1,63 @@
+"""Options of the federation, the engine and the results."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedprune.options.section import BY_TASK, Count, Section, option
+
+
+class Federation(Section):
+    """Who is asked in a round."""
+
+    rounds: Count = option("federation", "rounds in all", BY_TASK)
+    cohort: Count = option(
+        "federation", "partitions asked a round, drawn without replacement", BY_TASK
+    )
+    min_clients: Count = option(
+        "federation", "answers without which a round is void (default 1, or what --robust needs)", 1
+    )
+    hosts: Count = option(
+        "federation", "groups that fold their clients' sums (default min(clients, 8))", ""
+    )
+    strikes: int | None = option(
+        "federation",
+        "rounds in a row that a client may fail in before it is left out for as many (default: "
+        "it is always asked)",
+        None,
+        ge=1,
+    )
+
+
+class Engine(Section):
+    """Who serves the clients."""
+
+    engine: Literal["ray", "inline", "flower"] = option(
+        "engine",
+        "ray: Flower's simulation; inline: this process, no Ray; flower: set by `flwr run`",
+        "ray",
+    )
+    workers: int = option("engine", "client processes (0: one a processor)", 0, ge=0)
+    gpus: float = option(
+        "engine", "GPUs a worker gets (-1: CUDA shared evenly, if there)", -1.0, ge=-1, le=1
+    )
+    ray_address: str = option("engine", "address of a running Ray cluster", "")
+    timeout: float = option(
+        "engine",
+        "seconds a phase may take (a client: half of what is left to its host)",
+        3600.0,
+        gt=0,
+    )
+
+
+class Results(Section):
+    """What is kept."""
+
+    baselines: tuple[Literal["dense", "random"], ...] = option(
+        "results",
+        "arms to run beside: dense, random (after --init: random among the weights that are left)",
+        (),
+        strict=False,
+    )
+    out: str = option("results", "folder of the results (default runs/<task>-<time>)", "")
+    verbose: bool = option("results", "show Flower's and Ray's own logs", False)

@@ -1,0 +1,57 @@
+"""What goes with privacy and what does not, as a table to read: the refusals themselves, in words.
+
+Nothing is decided here. `fedprune.config.rules.check` raises the same misfits before anything
+starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fedprune.config import RunConfig
+from fedprune.config.defaults import completed
+from fedprune.config.local_privacy_conflicts import example_misfits, response_misfits
+from fedprune.config.privacy_conflicts import noise_misfits
+from fedprune.config.secure_conflicts import secure_misfits
+from fedprune.options.refusal import Misfit
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.score import Score
+
+Misfits = Callable[[RunConfig, Score], list[Misfit]]
+
+
+def _for_examples(c: RunConfig, score: Score) -> list[Misfit]:
+    return [*noise_misfits(c, score), *example_misfits(c, score)]
+
+
+_CASES: dict[str, tuple[dict[str, Any], Misfits]] = {
+    "dp client": ({"dp": "client", "dp_noise": 1.0}, noise_misfits),
+    "dp example": ({"dp": "example", "dp_noise": 1.0}, _for_examples),
+    "response": (
+        {"response": 1.0, "combine": "votes", "unit": "row"},
+        lambda c, _: response_misfits(c),
+    ),
+    "secure secagg": ({"secure": "secagg"}, lambda c, _: secure_misfits(c)),
+}
+"""A configuration that protects something, and what lists what does not go with it."""
+
+
+def matrix() -> dict[str, list[str]]:
+    """By the option that protects: what is refused beside it, why, and what is allowed."""
+    table = {name: _lines(*case) for name, case in _CASES.items()}
+    return {n: [*lines, _BATCHNORM] if n.startswith("dp") else lines for n, lines in table.items()}
+
+
+_BATCHNORM = f"{'model':<16} BatchNorm; allowed: a model without it (seen when it is built)"
+
+
+def _lines(keys: dict[str, Any], misfits: Misfits) -> list[str]:
+    config = RunConfig.model_construct(**completed({"task": "digits", "model": "mlp", **keys}))
+    found = misfits(config, scores_of("")[config.score])
+    lines = [
+        f"{key:<16} {reason}; allowed: {allowed}"
+        for key, _, reason, allowed in found
+        if not reason.endswith(" is none")  # about the option itself, not about what is beside it
+    ]
+    return list(dict.fromkeys(lines))

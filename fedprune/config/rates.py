@@ -1,0 +1,41 @@
+"""The learning rate of a round."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fedprune.selection.schedules import prunes_at
+
+if TYPE_CHECKING:
+    from fedprune.config.schema import RunConfig
+
+
+def learning_rate(config: RunConfig, round_: int) -> float:
+    """The clients' learning rate in a round (1 to `rounds`), falling towards 0 after the last.
+
+    With `lr_rewind` it does so from one pruning to the next, and begins anew at each: learning
+    rate rewinding, Renda et al. 2020, arXiv 2003.02389, sect. 2, to the beginning of the schedule.
+    There each retraining is as long as one wishes; here they share the rounds there are. A pruning
+    that is made up for later, because too few answered, does not count.
+    """
+    first, after = _stretch(config, round_) if config.lr_rewind else (1, config.rounds + 1)
+    done = (round_ - first) / (after - first)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }
+    return config.lr * factor[config.lr_schedule]
+
+
+def _stretch(config: RunConfig, round_: int) -> tuple[int, int]:
+    """The first round of the stretch between prunings that a round is in, and the one after."""
+    c = config
+
+    def prunes(r: int) -> bool:
+        return prunes_at(c.schedule, r, start=c.warmup + 1, end=c.end, frequency=c.frequency)
+
+    first = max((r for r in range(1, round_ + 1) if prunes(r)), default=1)
+    after = min((r for r in range(round_ + 1, c.rounds + 1) if prunes(r)), default=c.rounds + 1)
+    return first, after

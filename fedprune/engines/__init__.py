@@ -1,0 +1,1 @@
+"""Who serves the partitions: this process, Ray, or devices."""

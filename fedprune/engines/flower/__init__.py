@@ -1,0 +1,1 @@
+"""Flower's apps: the grid, the fleet of devices, their messages."""

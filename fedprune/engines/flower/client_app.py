@@ -1,0 +1,278 @@
+"""Flower ClientApp: unpack, answer for every hosted partition, fold, pack.
+
+In simulation a node hosts the partitions that a message names, and any worker process can serve
+any host, because what it keeps is built from the configuration alone. A real device hosts one
+partition, itself: its node config names it (``partition-id``) and its folder (``data``); one that
+stands for a site hosts several (``partition-id="3,4"``), each in a folder of its number there. What
+a device sends of each is the coded answer, the one whose bytes are counted. It keeps
+the configuration, that it was rehearsed with this device's data (every message is answered by a new
+process), and the newest mask and teacher in Flower's ``Context.state``; in simulation
+nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
+sum are there as well until it is opened, see `fedprune.secagg.device_memory`. What error feedback
+keeps back lies beside its data, in ``<data>.residuals``: as large as the model, and private.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedprune.client.host import (
+    House,
+    labels_of,
+    open_house,
+    parts_of,
+    serve,
+    sum_of,
+)
+from fedprune.client.rehearsal import rehearse
+from fedprune.codec.wire import Packet, head_of
+from fedprune.config import all_keys, recorded
+from fedprune.config.terms import noised, simulated
+from fedprune.options.plugins import check_of_this_app
+from fedprune.options.refusal import Refused
+from fedprune.privacy.accounting_terms import SIMULATED
+from fedprune.protocol.client_privacy import hides, silenced
+from fedprune.protocol.letters import (
+    Letter,
+    identity,
+    packet_of,
+    parts_letter,
+    size_of,
+    sum_letter,
+)
+from fedprune.protocol.messages import Failure, Folded
+from fedprune.protocol.parts import Part, failure_of
+from fedprune.secagg.client_stages import seeds_from, serve_call
+from fedprune.secagg.device_memory import Memory, recalled
+from fedprune.secagg.messages import Reply, call_of, reply_letter
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.shards import data_digest
+
+app = ClientApp()
+
+log = logging.getLogger("fedprune")
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Who this node is: whether a device, and the labels each of its partitions trains on."""
+    config = _config_text(_letter(message), context)
+    about: dict[str, Any] = {"device": _is_device(context), "labels": {}}
+    try:
+        about["labels"] = labels_of(_house(config, context))
+    except Exception as error:  # such as a folder without data: the server is told which and why
+        log.exception("this node cannot take part")
+        about["failure"] = asdict(_failed(config, _first_partition(context), "hello", error))
+    return _reply(message, Letter({"about": json.dumps(about)}, {}))
+
+
+@app.train("score")
+@app.train("tune")
+@app.evaluate()
+def answer_all(message: Message, context: Context) -> Message:
+    """One sum over the partitions asked, or ``missing`` where a device lacks what it needs."""
+    letter = _letter(message)
+    config, bits = _config_text(letter, context), _kept(letter, context, "bits", "mask")
+    teacher = _kept(letter, context, "teacher", "teacher")
+    wanted = "teacher" in json.loads(letter.fields["head"])
+    if not config or not bits or (wanted and not teacher):
+        return _reply(message, Letter({"missing": True}, {}))
+    packet = packet_of(letter, bits, teacher)
+    if "call" in letter.fields:
+        return _reply(message, _stage(letter, config, packet, context))
+    return _reply(message, _answered(letter, config, packet, context))
+
+
+@app.query("keys")
+@app.query("shares")
+@app.query("confirm")
+@app.query("unmask")
+def secure_stage(message: Message, context: Context) -> Message:
+    """A stage of a secure sum that needs no question; the stage "masked" comes with it above."""
+    letter = _letter(message)
+    config = _config_text(letter, context)
+    if not config:
+        return _reply(message, Letter({"missing": True}, {}))
+    return _reply(message, _stage(letter, config, None, context))
+
+
+def _stage(letter: Letter, config: str, packet: Packet | None, context: Context) -> Letter:
+    """What the partitions asked say in a stage of a secure sum."""
+    partitions = letter.fields["partitions"]
+    stage = "secure"
+    try:
+        call = call_of(letter)
+        stage, house = call.stage, _house(config, context)
+        if not _is_device(context):
+            if house.config.noise_source == "secret" and not noised(house.config):
+                what = "noise-source='secret': a worker of a simulation keeps no secret"
+                raise Refused("noise-source", what, told=what)
+            return reply_letter(serve_call(house, call, partitions, packet=packet))
+
+        def served(seed: bytes) -> Reply:
+            own = seeds_from(seed, call.session)
+            return replace(serve_call(house, call, partitions, own, packet), bytes_up=0)
+
+        memory, reply = recalled(_memory(context), call, packet, served)
+        context.state[_MEMORY] = ConfigRecord(vars(memory))
+        return reply
+    except Exception as error:  # such as keys of a sum that this device knows nothing of
+        log.exception("this node cannot take part in a secure sum")
+        failures = tuple(_failed(config, p, stage, error) for p in partitions)
+        return reply_letter(Reply(failures=failures))
+
+
+_MEMORY = "secure"
+
+
+def _memory(context: Context) -> Memory | None:
+    """What this device remembers of the newest secure sum, in Flower's state."""
+    record: Any = context.state.config_records.get(_MEMORY)
+    return Memory(**record) if record else None
+
+
+def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> Letter:
+    """The reply to a question: of a worker one sum, of a device its coded parts.
+
+    A device of several partitions sends their sum where that is smaller and the server takes it.
+    """
+    partitions = letter.fields["partitions"]
+    try:
+        house = _house(config, context)
+        if not _is_device(context):
+            return sum_letter(serve(house, packet, partitions))
+        parts = parts_of(house, packet, partitions)
+    except Exception as error:  # such as a folder that is no longer there
+        log.exception("this node cannot answer")
+        kind = head_of(packet)["kind"]
+        failures = tuple(_failed(config, p, kind, error) for p in partitions)
+        if not _is_device(context):
+            return sum_letter(Folded(failures=failures))
+        return parts_letter([Part(f.partition, failure=f) for f in failures])
+    apart = parts_letter(parts)
+    if not letter.fields.get("sum"):
+        return apart
+    total = replace(sum_of(house, packet, parts), bytes_up=0)
+    whole = sum_letter(total, fixed=hides(house.config))
+    return min(apart, whole, key=size_of)
+
+
+def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:
+    """Why nothing came, as far as it may be told: a configuration that hides data hides that."""
+    failure = failure_of(partition, phase, error)
+    try:
+        return silenced(failure, recorded(text), error)
+    except ValueError:  # what cannot be read says nothing of data
+        return failure
+
+
+def _is_device(context: Context) -> bool:
+    return "data" in context.node_config
+
+
+def _first_partition(context: Context) -> int:
+    """The partition that a device without data is named by; -1 where it does not say."""
+    try:
+        return _partitions(context)[0]
+    except ValueError:
+        return -1
+
+
+def _partitions(context: Context) -> tuple[int, ...]:
+    """The partitions that a device holds: its ``partition-id``, a number or several as "3,4,7"."""
+    given = context.node_config.get("partition-id")
+    try:
+        return tuple(int(p) for p in str(given).split(","))
+    except ValueError:
+        allowed = 'a number, or several as "3,4", in --node-config'
+        raise ValueError(f"partition-id={given!r}: no partition; allowed: {allowed}") from None
+
+
+def _config_text(letter: Letter, context: Context) -> str:
+    """The run's configuration as TOML: as it came, or as this device keeps it; "" if neither."""
+    text = str(letter.fields["config"])
+    if not _is_device(context):
+        return text
+    if text:
+        context.state["config"] = ConfigRecord({"toml": text})
+        return text
+    record = context.state.config_records.get("config")
+    kept = str(record["toml"]) if record else ""
+    return kept if identity(kept) == letter.fields["config_id"] else ""
+
+
+def _kept(letter: Letter, context: Context, buffer: str, name: str) -> bytes:
+    """The mask or teacher that the question names: as it came, or as this device keeps it.
+
+    Empty if neither. The newest of each is kept, by its digest.
+    """
+    came = letter.buffers.get(buffer, b"")
+    if not _is_device(context):
+        return came
+    digest = json.loads(letter.fields["head"]).get(name)
+    if came:
+        context.state[name] = ConfigRecord({"digest": digest, "bits": came})
+        return came
+    record = context.state.config_records.get(name)
+    kept = record["bits"] if record and record["digest"] == digest else b""
+    assert isinstance(kept, bytes)  # Flower's records hold many types, this one was put there above
+    return kept
+
+
+def _house(text: str, context: Context) -> House:
+    """This process's resident model and shards for a configuration."""
+    if not _is_device(context):
+        return _simulated_house(text)
+    house, digest = _device_house(text, str(context.node_config["data"]), _partitions(context))
+    record = context.state.config_records.get("rehearsed")
+    if not record or record["digest"] != digest:
+        rehearse(house.task, house.config, house.model, house.layout, house.shards)
+        context.state["rehearsed"] = ConfigRecord({"digest": digest})
+    return house
+
+
+@functools.lru_cache(maxsize=1)
+def _simulated_house(text: str) -> House:
+    return open_house(recorded(text))
+
+
+@functools.lru_cache(maxsize=1)
+def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> tuple[House, str]:
+    """The house of a device, not rehearsed yet, and a digest of configuration and data."""
+    check_of_this_app(str(all_keys(text).get("plugin", "")))
+    config = recorded(text)
+    if simulated(config):
+        what = f"noise-source='seeded': {SIMULATED}; allowed on devices: secret"
+        raise Refused("noise-source", what, told=what)
+    local = tasks_of(config.plugin)[config.task].local
+    if local is None:
+        raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
+    folder = Path(data)
+    memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
+    alone = len(partitions) == 1
+    own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
+    house = open_house(config, own, memory, tried=True)
+    return house, f"{identity(text)} {data_digest(house.shards)}"
+
+
+def _letter(message: Message) -> Letter:
+    content = message.content
+    buffers = {name: array.data for name, array in content.array_records["buffers"].items()}
+    return Letter(dict(content.config_records["fields"]), buffers)
+
+
+def _reply(message: Message, letter: Letter) -> Message:
+    arrays = {
+        name: Array("uint8", (len(data),), "fedprune.bytes", data)
+        for name, data in letter.buffers.items()
+    }
+    content = RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
+    return Message(content, reply_to=message)

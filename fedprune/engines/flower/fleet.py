@@ -1,0 +1,293 @@
+"""Who is there: nodes announce themselves, and partitions are asked where they live.
+
+A fleet is either devices, each with a partition and data of its own, or the workers of a
+simulation, any of which can serve any partition.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from fedprune.client.host import grouped
+from fedprune.codec.bounded import read_object
+from fedprune.config import RunConfig, to_toml
+from fedprune.engines.flower.mail import Lost, Post, Reply
+from fedprune.options.refusal import ConfigError, Refused
+from fedprune.protocol.letters import Letter
+from fedprune.protocol.messages import Failure, failure_said, plain
+
+JOIN = 900.0
+"""Seconds in which a worker of our own simulation must have loaded model and data, whatever
+``--timeout`` says: that is how long a phase may take, and how long devices are waited for."""
+
+GATHER_POLL = 0.2
+"""Seconds between looks for newcomers, while a round waits for enough of them."""
+
+MOST_NOTICES = 10
+"""Nodes that could not join of which a round's row says why."""
+
+PATIENCE_LOG = 30.0
+"""Seconds of waiting between lines that say so."""
+
+log = logging.getLogger("fedprune")
+
+Seat = tuple[int | None, list[int]]
+"""A node, or None where nobody is there any more, and the partitions it is asked for."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as it announced itself.
+
+    Attributes:
+        device: it has data of its own; if not, it is a worker of a simulation.
+        labels: the partitions it can serve, and the labels each trains on.
+        failure: why it cannot take part.
+    """
+
+    device: bool
+    labels: Mapping[int, int]
+    failure: Failure | None = None
+
+
+@dataclass
+class Fleet:
+    """Which nodes are there, and what each can serve.
+
+    Attributes:
+        grid: Flower's grid.
+        config: what runs.
+        nodes: those that announced themselves, by Flower's (random) node id, in order of arrival.
+        gathering: a round is about to begin: for that, but not within a round, it is worth
+            waiting until enough partitions are there.
+        breaking: partitions of a simulation whose worker died when they were asked alone.
+    """
+
+    grid: Grid
+    config: RunConfig
+    nodes: dict[int, Node] = field(default_factory=dict)
+    gathering: bool = True
+    breaking: set[int] = field(default_factory=set)
+    _began: bool = False
+    _gave_up: bool = False
+    _post: Post = field(init=False)
+    _greeted: dict[int, int] = field(default_factory=dict)
+    _told: set[tuple[int, str]] = field(default_factory=set)
+    _news: list[Failure] = field(default_factory=list)
+    _notices: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._post = Post(self.grid, "query.hello")
+
+    def present(self) -> Mapping[int, int]:
+        """The partitions that can be asked now, ascending, and their training labels.
+
+        Before the first round this waits for a cohort's worth of them (those that announced that
+        they cannot take part count as come), before a later one for `min_clients`; no longer than
+        the configuration's `timeout`, then the round goes on with who is there. What was waited
+        for in vain is not waited for again until there are enough.
+
+        Raises:
+            ConfigError: a worker of a simulation cannot serve, so could none; or none has come.
+        """
+        self._look()
+        if self.gathering:
+            self._wait()
+        self._began, self.gathering = True, False
+        return dict(sorted(self._labels().items()))
+
+    def _wait(self) -> None:
+        began = said = time.monotonic()
+        ours = self.config.engine == "ray" and not self._began
+        while not self._enough() and not self._gave_up:
+            self._gave_up = time.monotonic() > began + (JOIN if ours else self.config.timeout)
+            if self._gave_up and ours and not self.nodes:
+                raise ConfigError(
+                    f"engine='ray': no worker has joined within {JOIN:g} s; "
+                    "allowed: --engine inline, or fewer --workers"
+                )
+            if time.monotonic() > said + PATIENCE_LOG:
+                said = time.monotonic()
+                log.warning("waiting for clients: %d are there", len(self._labels()))
+            time.sleep(GATHER_POLL)
+            self._look()
+        self._gave_up = self._gave_up and len(self._labels()) < self.config.min_clients
+
+    def _enough(self) -> bool:
+        there = len(self._labels())
+        if there < self.config.min_clients:
+            return False
+        out = 0 if self.simulated() else len(self.nodes) - len(set(self._holders().values()))
+        return self._began or there + out >= self.config.cohort
+
+    def _look(self) -> None:
+        """Greet who has come, hear who has answered, forget who has left."""
+        there = set(self.grid.get_node_ids())
+        for i in self._greeted.keys() - there:
+            del self._greeted[i]
+            self._post.forget(i)
+            self.nodes.pop(i, None)
+        for i in sorted(there - self._greeted.keys()):
+            self._greet(i)
+        for i, reply in list(self._post.replies()):
+            self._hear(i, reply)
+
+    def _greet(self, node: int) -> None:
+        if self._post.send(node, node, Letter({"config": to_toml(self.config)}, {})):
+            self._greeted[node] = self._greeted.get(node, 0) + 1
+
+    def _hear(self, i: int, reply: Reply) -> None:
+        try:
+            node = reply if isinstance(reply, Lost) else self._announced(reply)
+        except Refused as refused:
+            node = Lost(f"{refused.field}: {refused}")
+        if isinstance(node, Node):
+            self.nodes[i] = node
+            self._judge(i, node)
+        elif self._greeted[i] == 1:
+            self._greet(i)
+        else:
+            self._notice(i, "", f"a node could not join: {node.reason}")
+
+    def _announced(self, reply: Letter | Refused) -> Node:
+        """The node that a reply to a greeting describes.
+
+        Raises:
+            Refused: it describes none, or one that cannot be.
+        """
+        if isinstance(reply, Refused):
+            raise reply
+        node = announced(reply, self.config.clients)
+        if not node.device and networked(self.grid):
+            # Any node of a network could say that it is a worker and holds everybody's data.
+            raise Refused("data", "no device; allowed: --node-config 'partition-id=0 data=\"...\"'")
+        return node
+
+    def _judge(self, i: int, node: Node) -> None:
+        """Make known why a node does not take part, once; a simulation's must."""
+        if node.failure is None:
+            return
+        if not node.device:
+            raise ConfigError(_refusal(node.failure.reason))
+        failure, others = node.failure, self._holders()
+        if failure.partition in others or not 0 <= failure.partition < self.config.clients:
+            # Who holds the partition that it names has nothing to do with it.
+            where = f"{failure.field}: " if failure.field else ""
+            self._notice(i, failure.field, f"a node could not join: {where}{failure.reason}")
+        elif self._first(i, failure.field):
+            self._news.append(failure)
+            log.warning("partition %d could not join: %s", failure.partition, failure.reason)
+
+    def _first(self, i: int, field_: str) -> bool:
+        """Whether nothing was said yet of this field of a node."""
+        known = (i, field_) in self._told
+        self._told.add((i, field_))
+        return not known
+
+    def _notice(self, i: int, field_: str, text: str) -> None:
+        if self._first(i, field_):
+            self._notices.append(text)
+            log.warning("%s", text)
+
+    def news(self) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
+        """Who could not join since the last call, and what there is to say of other nodes."""
+        failures, said = tuple(self._news), self._notices
+        more = len(said) - MOST_NOTICES
+        said = said[:MOST_NOTICES] + ([f"{more} more nodes could not join"] if more > 0 else [])
+        self._news, self._notices = [], []
+        return failures, tuple(said)
+
+    def _labels(self) -> dict[int, int]:
+        if not self.simulated():
+            return {p: self.nodes[i].labels[p] for p, i in self._holders().items()}
+        return next((dict(n.labels) for n in self.nodes.values()), {})
+
+    def _holders(self) -> dict[int, int]:
+        """Partition to the device that holds it: the one that announced it first.
+
+        A device that was started again may be there under a new node id before Flower has noticed
+        that the old one is gone; until then the newcomer waits.
+        """
+        holders: dict[int, int] = {}
+        devices = {i: n for i, n in self.nodes.items() if n.device and n.failure is None}
+        for i, node in devices.items():
+            for p in node.labels:
+                if holders.setdefault(p, i) != i:
+                    self._notice(i, "partition-id", _TWICE.format(p))
+        return holders
+
+    def simulated(self) -> bool:
+        """Whether the nodes are workers of a simulation, which keep nothing between messages."""
+        return not any(node.device for node in self.nodes.values())
+
+    def seats(self, partitions: Sequence[int]) -> list[Seat]:
+        """Who is asked for what, in the order in which sums are added."""
+        if not self.simulated():
+            return _by_device(sorted(partitions), self._holders())
+        workers: list[int | None] = [*sorted(self._greeted)] or [None]
+        hosts = grouped(partitions, self.config)
+        return [(workers[host % len(workers)], group) for host, group in hosts.items()]
+
+
+def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Seat]:
+    """One seat a device that holds any of the partitions, and one for each that nobody holds."""
+    seats: dict[int, Seat] = {}
+    for p in partitions:
+        node = holders.get(p)
+        # A partition that nobody holds is a seat by itself; keys below 0 are no node ids.
+        seats.setdefault(-1 - p if node is None else node, (node, []))[1].append(p)
+    return list(seats.values())
+
+
+def _refusal(reason: str) -> str:
+    """What a node said, without the kind of its error where it is a refusal."""
+    kind, _, line = reason.partition(": ")
+    return line if kind.endswith("Error") and "; allowed: " in line else reason
+
+
+_TWICE = (
+    "a second node announces partition {} and is not asked; "
+    "allowed: a partition-id of its own for each node"
+)
+
+
+def networked(grid: Grid) -> bool:
+    """Whether a grid's nodes are programs on a network: they may say what they like.
+
+    By the name of Flower's class: its module is not public, and moves.
+    """
+    return any(kind.__name__ == "HttpGrid" for kind in type(grid).__mro__)
+
+
+_LONGEST = 2**20
+"""Bytes that a node may announce itself with: 30 for each of 30,000 partitions."""
+
+_MOST_LABELS = 10**12
+
+
+def announced(reply: Letter, clients: int) -> Node:
+    """The node that a reply to a greeting describes, of a run with so many clients.
+
+    Raises:
+        Refused: it describes none, or partitions that there are not.
+    """
+    try:
+        about = read_object(reply.fields["about"], _LONGEST)
+        labels = {int(p): int(n) for p, n in about["labels"].items()}
+        failure = about.get("failure")
+        told = failure_said(failure, "hello") if failure else None
+        node = Node(bool(about["device"]), labels, told)
+    except Exception as error:  # whatever a malformed announcement raises must not stop the run
+        raise Refused("hello", plain(f"malformed: {error!r}")) from None
+    wrong = next((p for p in labels if not 0 <= p < clients), None)
+    if wrong is not None:
+        allowed = f"0 to {clients - 1}"
+        raise Refused("partition-id", f"{plain(wrong)}: no such client; allowed: {allowed}")
+    if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
+        raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
+    return node

@@ -1,0 +1,139 @@
+"""Letters over a Flower grid: send each to its node, and see what comes back as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedprune.options.refusal import Refused
+from fedprune.protocol.letters import Letter
+from fedprune.protocol.messages import plain
+
+POLL = {True: 0.05, False: 0.25}
+"""Seconds between looks for replies: in a simulation, and on devices, where a look is a request."""
+
+ROLL_CALL = 5.0
+"""Seconds between looks at which nodes are still there, while replies are awaited."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Why nothing came back from a node.
+
+    Attributes:
+        reason: one line.
+        sent: whether the question may have reached it.
+        left: the node is no longer there, so that asking again is of no use.
+        late: nothing came in the time that there was.
+    """
+
+    reason: str
+    sent: bool = True
+    left: bool = False
+    late: bool = False
+
+
+MISSING = Lost("lacks the mask or the configuration")
+
+Reply = Letter | Refused | Lost
+"""What came back: a letter, something that is none, or nothing."""
+
+
+@dataclass
+class Post:
+    """Letters on their way: sent to nodes, each under a key, and not answered yet."""
+
+    grid: Grid
+    message_type: str
+    awaited: dict[str, int] = field(default_factory=dict)
+
+    def send(self, key: int, node: int, letter: Letter) -> bool:
+        """Send a letter; False where Flower does not take it: no such node."""
+        message = Message(records(letter), node, self.message_type)
+        sent = list(self.grid.push_messages([message]))
+        if not sent or not sent[0]:
+            return False
+        self.awaited[sent[0]] = key
+        return True
+
+    def replies(self) -> Iterator[tuple[int, Reply]]:
+        """What has come since the last look."""
+        if not self.awaited:
+            return
+        for message in self.grid.pull_messages(list(self.awaited)):
+            key = self.awaited.pop(message.metadata.reply_to_message_id, None)
+            if key is not None:
+                yield key, opened(message)
+
+    def forget(self, key: int) -> None:
+        """Await no reply for this key any longer."""
+        self.awaited = {sent: k for sent, k in self.awaited.items() if k != key}
+
+
+def exchange(
+    grid: Grid,
+    mail: Mapping[int, tuple[int, Letter]],
+    message_type: str,
+    timeout: float,
+    poll: float,
+) -> Iterator[tuple[int, Reply]]:
+    """Send every letter and yield what comes back, in order of arrival.
+
+    Args:
+        grid: Flower's grid.
+        mail: key to (node id, letter).
+        message_type: Flower's, which names the client's function.
+        timeout: seconds to wait; what has not come by then is lost.
+        poll: seconds between looks for replies.
+
+    Yields:
+        Every key once, with its reply.
+    """
+    post = Post(grid, message_type)
+    for key, (node, letter) in mail.items():
+        if not post.send(key, node, letter):
+            yield key, Lost("could not be reached", sent=False)
+    began = time.monotonic()
+    called = began
+    while post.awaited and time.monotonic() < began + timeout:
+        yield from post.replies()
+        if post.awaited and time.monotonic() > called + ROLL_CALL:
+            called = time.monotonic()
+            yield from _left(post, mail)
+        if post.awaited:
+            time.sleep(poll)
+    for key in list(post.awaited.values()):
+        yield key, Lost(f"no reply within {timeout:g} s", late=True)
+
+
+def _left(post: Post, mail: Mapping[int, tuple[int, Letter]]) -> Iterator[tuple[int, Reply]]:
+    """Those awaited whose node is no longer there."""
+    there = set(post.grid.get_node_ids())
+    for key in [k for k in post.awaited.values() if mail[k][0] not in there]:
+        post.forget(key)
+        yield key, Lost("left", left=True)
+
+
+def records(letter: Letter) -> RecordDict:
+    """A letter as Flower's records: one Array of bytes for each buffer."""
+    arrays = {
+        name: Array("uint8", (len(data),), "fedprune.bytes", data)
+        for name, data in letter.buffers.items()
+    }
+    return RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
+
+
+def opened(message: Message) -> Reply:
+    """The letter in a message, or why there is none."""
+    if message.has_error():
+        return Lost(plain(message.error.reason))
+    try:
+        content = message.content
+        buffers = {name: a.data for name, a in content.array_records["buffers"].items()}
+        return Letter(dict(content.config_records["fields"]), buffers)
+    except Exception as error:  # whatever a stranger's message raises is a refusal of it
+        return Refused("reply", plain(f"malformed: {error!r}"))

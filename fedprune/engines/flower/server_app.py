@@ -1,0 +1,91 @@
+"""Flower ServerApp: ``flwr run .`` lands here, in simulation and on devices alike."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedprune.client.host import placed
+from fedprune.config import RunConfig, from_flower, overridden
+from fedprune.engines.flower.strategy import FedPrune
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.records.bound import Going
+from fedprune.records.folder import fresh_folder
+from fedprune.report.screen import Screen
+from fedprune.run import NoRoundCompleted
+
+app = ServerApp()
+
+
+class RunFailed(Exception):
+    """The run came to nothing; Flower shows the one line and marks the run as failed."""
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """A filter for Flower's log: of a run that came to nothing its one line, no traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RunFailed):
+        record.msg, record.args, record.exc_info = "%s", (error,), None
+    return True
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what the run config says.
+
+    Results go to ``out`` or to ``runs/<task>-<time>``. A relative path is relative to the folder
+    in which the SuperLink was started: this process is its child, and the user's own folder is
+    not known here. So the absolute path is shown.
+
+    Raises:
+        RunFailed: the configuration is refused, or no round was completed.
+    """
+    logging.getLogger("flwr").addFilter(_one_line)
+    try:
+        base, beside = from_flower(context.run_config)
+        config, left_out = overridden(base, {**beside, "engine": "flower"})
+        folder = fresh_folder(config).resolve()
+        config = placed(config, folder)
+    except ConfigError as error:
+        raise RunFailed(f"fedprune: {error}") from None
+    screen = Screen()
+    for line in left_out:
+        screen.line(f"toml: {line}")
+    screen.opening(config, folder)
+    model = dense_model(config)
+    layout = layout_for(config, model)
+    screen.model(type(model).__name__, layout, config)
+    screen.response(config, layout)
+    try:
+        run_on(grid, config, folder, screen)
+    except ConfigError as error:
+        raise RunFailed(f"fedprune: {error}") from None
+    except SystemExit as end:  # Flower would take the end of its thread for success
+        raise RunFailed(str(end)) from None
+
+
+def run_on(
+    grid: Grid, config: RunConfig, folder: Path, screen: Screen, going: Going | None = None
+) -> None:
+    """Run a configuration over a grid and show it.
+
+    Args:
+        grid: Flower's grid.
+        config: what to run.
+        folder: where results go.
+        screen: where people look.
+        going: whether to go on from the folder's checkpoints.
+
+    Raises:
+        SystemExit: no round was completed.
+    """
+    with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
+        g = going or Going()
+        watch = screen.watch()
+        FedPrune(config, folder, g.resume, watch, screen.tick, g.anyway, g.data).start(grid)
+    screen.closing(folder)

@@ -1,0 +1,172 @@
+"""`FedPrune`: what a Flower user puts where a strategy goes.
+
+It has `start`, like every Flower strategy, and is no subclass: Flower's `Strategy` is one train
+and one evaluate exchange a round, while a round here asks up to three times and decides a mask in
+between. The rounds are those of `fedprune.rounds.run`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from torch import Tensor
+
+from fedprune.client.host import Tick
+from fedprune.config import RunConfig, overridden
+from fedprune.engines.flower.grid import grid_port
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.run import PRUNED, federate
+from fedprune.server.rows import Row
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.structure.layout import Layout
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.measures import shown
+from fedprune.tensors import state_of
+
+log = logging.getLogger("fedprune")
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True)
+class FedPrune:
+    """Federated pruning as a Flower strategy.
+
+    Attributes:
+        config: what to run.
+        folder: where results go; None keeps nothing on disk.
+        resume: go on from the folder's checkpoints.
+        watch: who looks on.
+        tick: told how many more partitions have answered.
+        anyway: go on although the run began with something else.
+        data: gives the digest of a simulation's shards.
+    """
+
+    config: RunConfig
+    folder: Path | None = None
+    resume: bool = False
+    watch: Watch = field(default_factory=Watch)
+    tick: Tick | None = None
+    anyway: bool = False
+    data: Callable[[], str] = lambda: ""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run to the end.
+
+        Args:
+            grid: Flower's grid.
+            initial_arrays: weights to begin with, as ``ArrayRecord(model.state_dict())``; by
+                default the task's seeded initialisation.
+            num_rounds: instead of the configuration's; what follows from it (warm-up, end of
+                pruning, noise of a budget) follows again, unless the configuration was given it.
+            timeout: seconds a phase may take, instead of the configuration's.
+            train_config: keys of the configuration to change, such as ``{"lr": 0.01}``.
+            evaluate_config: the same; one configuration serves both.
+            evaluate_fn: called with the round and the global weights: with round 0 before the
+                first round, then after every round.
+
+        Returns:
+            Flower's result: the pruned weights (float32, 0.0 where removed), and by round the
+            clients' training loss, their validation sums, and what `evaluate_fn` returned.
+
+        Raises:
+            ConfigError: a change, or a tensor of `initial_arrays`, does not fit.
+        """
+        changes = {**(train_config or {}), **(evaluate_config or {})}
+        config = _changed(self.config, num_rounds, timeout, changes)
+        model = dense_model(config)
+        layout = layout_for(config, model)
+        weights = None if initial_arrays is None else _weights(initial_arrays, layout)
+        port = replace(grid_port(grid, config, self.tick), data=self.data)
+        result, task = Result(), tasks_of(config.plugin)[config.task]
+        if evaluate_fn is not None and not self.resume:
+            _evaluate(result, 0, weights or state_of(model), evaluate_fn)
+
+        def note(row: Row, seconds: float, state: State) -> None:
+            self.watch.row(row, seconds, state)
+            if row["arm"] == PRUNED:
+                _note(result, row, task.metric, state, evaluate_fn)
+
+        done = federate(
+            config,
+            port,
+            folder=self.folder,
+            resume=self.resume,
+            anyway=self.anyway,
+            watch=replace(self.watch, row=note),
+            weights=weights,
+        )
+        result.arrays = _arrays(done.state.weights)
+        return result
+
+
+def _changed(
+    config: RunConfig, rounds: int | None, timeout: float | None, changes: Mapping[str, Any]
+) -> RunConfig:
+    """The configuration with what `start` was given over it; what follows, follows again."""
+    told = {"rounds": rounds, "timeout": timeout}
+    over = {key: value for key, value in told.items() if value is not None} | dict(changes)
+    changed, left_out = overridden(config.given, over)
+    for line in left_out:
+        log.warning(line)
+    return changed
+
+
+def _weights(arrays: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
+    """The model's state in an ArrayRecord: tied weights once, buffers that are not state left out.
+
+    Raises:
+        ConfigError: a tensor is missing or of another shape.
+    """
+    given = arrays.to_torch_state_dict()
+    for name, shape in layout.shapes.items():
+        if name not in given or given[name].shape != shape:
+            found = tuple(given[name].shape) if name in given else "nothing"
+            raise ConfigError(f"initial_arrays: {name}: {found}; allowed: {tuple(shape)}")
+    return {name: given[name].float() for name in layout.shapes}
+
+
+def _arrays(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: w.to(torch.float32) for name, w in weights.items()})
+
+
+def _note(
+    result: Result, row: Row, metric: str, state: State, evaluate_fn: EvaluateFn | None
+) -> None:
+    round_ = row["round"]
+    if row["train_loss"] is not None:
+        train = {"train_loss": row["train_loss"], "sparsity": row["sparsity"]}
+        result.train_metrics_clientapp[round_] = MetricRecord(train)
+    if row["loss"] is not None:
+        names = shown(metric)
+        measured = {n: row[n] for n in names if row[n] is not None}
+        result.evaluate_metrics_clientapp[round_] = MetricRecord(measured)
+    if evaluate_fn is not None:
+        _evaluate(result, round_, state.weights, evaluate_fn)
+
+
+def _evaluate(
+    result: Result, round_: int, weights: Mapping[str, Tensor], evaluate_fn: EvaluateFn
+) -> None:
+    given = evaluate_fn(round_, _arrays(weights))
+    if given is not None:
+        result.evaluate_metrics_serverapp[round_] = given

@@ -1,0 +1,66 @@
+"""Secure sums in this process: every host is served here, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from fedprune.client.host import House, Tick, grouped
+from fedprune.config import RunConfig
+from fedprune.config.terms import keys_follow
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.models import layout_at
+from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
+from fedprune.secagg.messages import (
+    Call,
+    Parcel,
+    Reply,
+    Transport,
+    merged,
+)
+from fedprune.secagg.server_stages import secure_ask
+
+
+def inline_sums(
+    house: House, tick: Tick | None = None
+) -> Callable[[Question, Sequence[int]], Folded]:
+    """What puts a question to this process's partitions and gives back their secure sum."""
+    config, transport = house.config, inline_transport(house, tick)
+
+    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        layout = layout_at(config, question.edits)
+        return secure_ask(question, partitions, layout, config, transport)
+
+    return ask
+
+
+def inline_transport(house: House, tick: Tick | None = None) -> Transport:
+    """Puts every stage to the hosts of this process."""
+    seeds_in = seeds_for(house.config)
+
+    def put(call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
+        packet = None if parcel is None else parcel.packet
+        seeds, hosts = seeds_in(call.session), grouped(partitions, house.config)
+        return merged(
+            serve_call(house, call, group, seeds, packet, tick) for group in hosts.values()
+        )
+
+    return put
+
+
+def seeds_for(config: RunConfig) -> Callable[[bytes], Seeds]:
+    """The partitions' secrets by sum: from the run's seed, or the operating system's.
+
+    Those of the newest sum alone are kept.
+    """
+    if keys_follow(config):
+        return lambda session: seeds_of(config, session)
+    kept: dict[bytes, dict[int, bytes]] = {}
+
+    def secret(session: bytes) -> Seeds:
+        if session not in kept:
+            kept.clear()
+        drawn = kept.setdefault(session, {})
+        return lambda partition: drawn.setdefault(partition, os.urandom(32))
+
+    return secret

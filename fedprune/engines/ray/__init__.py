@@ -1,0 +1,1 @@
+"""Simulation on Ray."""

@@ -1,0 +1,114 @@
+"""A model from whatever folder fedprune wrote it to: a run, its model, an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.config import configure
+from fedprune.export import saved
+from fedprune.export.manifest import MANIFEST_NAME, read_manifest
+from fedprune.export.measure import Forward
+from fedprune.export.quantise import Precision, quantise
+from fedprune.options.plugins import with_code_of
+from fedprune.protocol.models import dense_model
+from fedprune.structure.edits import from_json
+from fedprune.structure.surgery import reshaped
+from fedprune.tasks.loading import from_pretrained
+
+About = Mapping[str, Any]
+
+
+def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
+    """The model of a run's folder, of its model's folder or of an export, in eval mode on the CPU.
+
+    A run's model is rebuilt from its coded file, the others as their manifest says; a model that
+    was cut comes back in its own shape, a quantised one quantised. No file is unpickled, and no
+    code runs but the caller's.
+
+    Args:
+        folder: ``runs/<name>``, ``runs/<name>/model``, or what ``fedprune export`` wrote.
+        model: the dense model, filled and returned instead of one built by the task that made the
+            folder; needed where that task is not in `fedprune.tasks.catalog.TASKS` any more.
+        plugin: the Python file with that task, where a run with ``--plugin`` made the folder: what
+            the folder itself says of it is shown and not run.
+
+    Raises:
+        FileNotFoundError: none of these, or a file is gone.
+        ValueError: a file is damaged, foreign, does not fit the model or names a plug-in that was
+            not given; it is named. Nothing else is raised, whatever the files hold.
+    """
+    try:
+        return _loaded(Path(folder), model, plugin)
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # files that hold anything make torch and others raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: cannot be loaded: {type(error).__name__}: {reason}") from None
+
+
+def _loaded(folder: Path, model: nn.Module | None, plugin: str) -> nn.Module:
+    if not (folder / MANIFEST_NAME).is_file():
+        return saved.load(folder, model, plugin)
+    about = read_manifest(folder)
+    if "to" not in about:
+        return saved.load(folder, model, plugin)
+    if about["to"] not in tuple(READERS):
+        raise ValueError(f"{folder / MANIFEST_NAME}: of a form that is not known, {about['to']!r}")
+    return READERS[about["to"]](folder, about, model, plugin).eval()
+
+
+def _written_by_a_run(folder: Path, _: About, model: nn.Module | None, plugin: str) -> nn.Module:
+    return saved.load(folder, model, plugin)
+
+
+def _safetensors(folder: Path, about: About, model: nn.Module | None, plugin: str) -> nn.Module:
+    if model is None:
+        names = {key: about[key] for key in ("class_names",) if key in about}
+        keys = with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME)
+        model = dense_model(configure(keys))
+    model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
+    how = about.get("quantised")
+    if how:
+        precision = Precision(how["kind"], how["group"], how["symmetric"])
+        quantise(model.eval(), precision, how["layers"])
+    saved.load_tensors(model, folder)
+    return model
+
+
+def _hf(folder: Path, about: About, _: nn.Module | None, __: str) -> nn.Module:
+    import transformers
+
+    # transformers is a lazy package: its classes are to be had by name only.
+    kind: Any = getattr(transformers, str(about.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ValueError(f"{folder / MANIFEST_NAME}: of no class of transformers that is a model")
+    model: nn.Module = from_pretrained(kind, str(folder), about["task"], dtype=torch.float32)
+    return model
+
+
+def _onnx(folder: Path, _: About, __: nn.Module | None, ___: str) -> nn.Module:
+    raise ValueError(
+        f"{folder}: an ONNX graph, for onnxruntime, which holds no model of ours; allowed: the run "
+        "that it is from, or an export of it that is no graph"
+    )
+
+
+READERS: dict[str, Callable[[Path, About, nn.Module | None, str], nn.Module]] = {
+    "safetensors": _safetensors,
+    "sparse": _written_by_a_run,
+    "hf": _hf,
+    "onnx": _onnx,
+}
+
+
+def said(model: nn.Module, forward: Forward) -> Tensor:
+    """What a model says: its output, or the logits in it."""
+    output = forward.through(model)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits

@@ -1,0 +1,232 @@
+"""A cut transformer as one that a plain config describes, where there is such a config.
+
+transformers builds a model from its config alone: every block alike. So heads and neurons must be
+equally many in every block, heads must be something that the family's config counts apart from
+its width (LLaMA and T5 do, BERT, RoBERTa and GPT-2 do not), and of a block that is gone nothing
+may stay, no bias and no norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.structure.edits import Edits
+from fedprune.structure.groups import Group, Structure, structure_of
+from fedprune.structure.kinds import family_name
+
+
+class Unplain(ValueError):
+    """No plain config describes the model; the message says why."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family's config can say.
+
+    Attributes:
+        neurons: the key of the number of feed-forward neurons.
+        layers: the key of the number of blocks of a stack, by the stack's path without the prefix
+            of a head of output.
+        heads: from the config and the heads (KV groups) kept in each attention to the keys that
+            say so; None: it cannot say that.
+    """
+
+    neurons: str
+    layers: Mapping[str, str]
+    heads: Callable[[Any, int], dict[str, int]] | None = None
+
+
+_UNSAID = {
+    "channel": "no config counts single channels of single layers",
+    "vocab": "a config counts tokens, but its tokenizer gives the dense model's ids, which are not "
+    "those of the rows that stay",
+    "rank": "no config says that two layers are in the place of one",
+    "share": "no config says that two layers hold one matrix",
+}
+"""Why a plain config has no word for an edit, by its kind."""
+
+
+def _llama_heads(config: Any, kept: int) -> dict[str, int]:
+    shared = config.num_attention_heads // config.num_key_value_heads
+    heads = {"num_key_value_heads": kept, "num_attention_heads": kept * shared}
+    return {**heads, "head_dim": config.head_dim}
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family("intermediate_size", {"encoder.layer": "num_hidden_layers"}),
+    "roberta": Family("intermediate_size", {"encoder.layer": "num_hidden_layers"}),
+    "gpt2": Family("n_inner", {"h": "n_layer"}),
+    "llama": Family("intermediate_size", {"layers": "num_hidden_layers"}, _llama_heads),
+    "t5": Family(
+        "d_ff",
+        {"encoder.block": "num_layers", "decoder.block": "num_decoder_layers"},
+        lambda _, kept: {"num_heads": kept},
+    ),
+}
+
+
+def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
+    """A model of the same class built from a plain config, with the same values.
+
+    Args:
+        model: what `fedprune.structure.surgery.reshaped` made of the dense one.
+        dense: the model before the edits.
+        edits: what was done.
+
+    Raises:
+        Unplain: there is no such config.
+    """
+    settings: Any = getattr(dense, "config", None)
+    family = FAMILIES.get(getattr(settings, "model_type", ""))
+    if not hasattr(dense, "save_pretrained") or (edits and family is None):
+        raise Unplain(f"{type(dense).__name__} is no model whose config fedprune knows")
+    for kind in sorted({edit.kind for edit in edits} - {"head", "neuron"}):
+        raise Unplain(f"edits of kind {kind}: {_UNSAID[kind]}")
+    changes, blocks = ({}, {}) if family is None else _changes(dense, family, edits)
+    config = _config_with(settings, changes)
+    made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)
+    _fill(made, model, blocks)
+    return made.eval()
+
+
+def _changes(
+    dense: nn.Module, family: Family, edits: Edits
+) -> tuple[dict[str, int], dict[str, str]]:
+    """The keys of the config that change, and each block's path in the new model to its old one."""
+    names = [n for n, p in dense.named_parameters() if p.dim() > 1]
+    structure = structure_of(dense, names)
+    kept = _kept(structure, edits)
+    gone = {
+        block.path
+        for block in structure.blocks
+        if not any(units for path, (_, units) in kept.items() if _inside(path, block.path))
+    }
+    there = {p: v for p, v in kept.items() if not any(_inside(p, g) for g in gone)}
+    changes: dict[str, int] = {}
+    neurons = _same("neuron", there)
+    if neurons is not None:
+        changes[family.neurons] = neurons
+    groups = [g for g in structure.groups if g.kind == "head"]
+    changes |= _head_keys(dense.config, family, there, groups)
+    blocks, counts = _renumbered([b.path for b in structure.blocks], gone)
+    blocks |= {f"gone.{path}": path for path in gone}
+    if gone:
+        changes |= {_layer_key(family, stack): count for stack, count in counts.items()}
+    return changes, blocks
+
+
+def _inside(path: str, block: str) -> bool:
+    return path == block or path.startswith(f"{block}.")
+
+
+def _kept(structure: Structure, edits: Edits) -> dict[str, tuple[str, int]]:
+    """Kind and number of units of each group after the edits, by path."""
+    cut = {edit.path: len(edit.kept) for edit in edits}
+    return {g.path: (g.kind, cut.get(g.path, len(g.parts[-1].index))) for g in structure.groups}
+
+
+def _same(kind: str, kept: Mapping[str, tuple[str, int]]) -> int | None:
+    counts = sorted({units for k, units in kept.values() if k == kind})
+    if len(counts) > 1:
+        raise Unplain(f"its blocks keep {', '.join(map(str, counts))} {kind}s, a config has one")
+    if counts == [0]:
+        raise Unplain(f"no {kind} is left in blocks that are not gone as a whole")
+    return counts[0] if counts else None
+
+
+def _head_keys(
+    settings: Any, family: Family, there: Mapping[str, tuple[str, int]], groups: Sequence[Group]
+) -> dict[str, int]:
+    heads = _same("head", there)
+    if heads is None or {len(g.parts[-1].index) for g in groups if g.path in there} == {heads}:
+        return {}
+    if family.heads is None:
+        raise Unplain(f"a {settings.model_type} config has as many heads as fill its width")
+    return family.heads(settings, heads)
+
+
+def _renumbered(paths: Sequence[str], gone: set[str]) -> tuple[dict[str, str], dict[str, int]]:
+    """New paths of the blocks that stay to their old ones, and how many each stack has."""
+    counts: dict[str, int] = {}
+    blocks: dict[str, str] = {}
+    for path in paths:
+        stack = path.rpartition(".")[0]
+        counts.setdefault(stack, 0)
+        if path not in gone:
+            blocks[f"{stack}.{counts[stack]}"] = path
+            counts[stack] += 1
+    return blocks, counts
+
+
+def _layer_key(family: Family, stack: str) -> str:
+    return next(key for end, key in family.layers.items() if f".{stack}".endswith(f".{end}"))
+
+
+def _config_with(settings: Any, changes: Mapping[str, int]) -> Any:
+    values = settings.to_dict() | dict(changes)
+    try:
+        return type(settings).from_dict(values)
+    except Exception as error:  # transformers' own checks, of several classes
+        reason = " ".join(str(error).split())[-200:]
+        raise Unplain(f"transformers refuses the config: {reason}") from None
+
+
+@torch.no_grad()
+def _fill(made: nn.Module, model: nn.Module, blocks: Mapping[str, str]) -> None:
+    """Copy every value of the cut model to its place in the plain one.
+
+    Raises:
+        Unplain: one has no place and is not 0, or a place stays empty.
+    """
+    values = _values(model, blocks)
+    for name, place in made.state_dict().items():
+        value = values.pop(name, None)
+        if value is None or value.shape != place.shape:
+            found = "nothing" if value is None else f"shape {tuple(value.shape)}"
+            raise Unplain(f"{name} would be of shape {tuple(place.shape)}, the model has {found}")
+        place.copy_(value)
+    stays = [name for name, value in values.items() if bool(value.any())]
+    if stays:
+        name = stays[0].removeprefix("gone.")
+        raise Unplain(f"{name} stays of a part that is gone, and a config keeps none of it")
+
+
+def _values(model: nn.Module, blocks: Mapping[str, str]) -> dict[str, Tensor]:
+    """The cut model's tensors under the names of the plain one."""
+    new = {old: fresh for fresh, old in blocks.items()}
+    tables = _position_tables(model)
+    values: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        value = tables.get(name, value)
+        block = next((b for b in new if name.startswith(f"{b}.")), None)
+        known = name if block is None else new[block] + name[len(block) :]
+        if name in tables:  # the first block that stays makes the positions
+            stack = name.split(".block.")[0]
+            known = f"{stack}.block.0{name[len(f'{stack}.block.0') :]}"
+        values[known] = value
+    return values
+
+
+def _position_tables(model: nn.Module) -> dict[str, Tensor]:
+    """T5's tables of positions, of the heads that stay, by their names in the cut model."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if family_name(module) != "T5Stack":
+            continue
+        selves = [m for n, m in module.named_modules() if n.endswith(".SelfAttention")]
+        kept = {tuple(m.kept_heads.tolist()) for m in selves if hasattr(m, "kept_heads")}
+        for name, table in module.named_parameters():
+            if name.endswith("relative_attention_bias.weight"):
+                found[f"{path}.{name}"] = _of_heads(table.detach(), kept)
+    return found
+
+
+def _of_heads(table: Tensor, kept: set[tuple[int, ...]]) -> Tensor:
+    if len(kept) > 1:
+        raise Unplain("its blocks keep different heads of one shared table of positions")
+    return table[:, list(next(iter(kept)))] if kept else table

@@ -1,0 +1,125 @@
+"""A model as an ONNX graph, held against onnxruntime before anybody is told that it is one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.export.measure import Forward, eager
+
+TOLERANCE = 1e-4
+"""Largest difference, as a part of the largest output."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a graph compares.
+
+    Attributes:
+        difference: largest difference between an output and the model's.
+        largest: the model's largest output.
+        inputs: each input's shape; names stand for lengths that are free.
+    """
+
+    difference: float
+    largest: float
+    inputs: Mapping[str, list[int | str]]
+
+
+class Logits(nn.Module):
+    """The model as a function of tensors in a fixed order that gives back one tensor."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The logits."""
+        unnamed = len(tensors) - len(self.names)
+        named = dict(zip(self.names, tensors[unnamed:], strict=True))
+        said: Any = self.model(*tensors[:unnamed], **named)
+        logits: Tensor = said if isinstance(said, Tensor) else said.logits
+        return logits
+
+
+def write_onnx(model: nn.Module, forward: Forward, path: Path) -> Agreement:
+    """Write the graph of a model and compare it with onnxruntime.
+
+    Batch and length are free where torch finds that nothing depends on them. Attention is written
+    out: torch's exporter stumbles over the fused one of T5.
+
+    Args:
+        model: in eval mode, float32.
+        forward: how its task calls it, for two examples or more.
+        path: of the file.
+
+    Raises:
+        ImportError: the extra ``onnx`` is not installed.
+        ValueError: onnxruntime says something else than the model; there is no file then.
+    """
+    runtime = _runtime()
+    names = [name for name, value in forward.kwargs.items() if isinstance(value, Tensor)]
+    tensors = (*forward.args, *(forward.kwargs[name] for name in names))
+    called = [*(f"input_{i}" for i in range(len(forward.args))), *names]
+    logits = Logits(model, names).eval()
+    with _silent(), eager(model), torch.no_grad():
+        program = torch.onnx.export(
+            logits,
+            tensors,
+            input_names=called,
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=(tuple(_free(t) for t in tensors),),
+            verbose=False,
+        )
+        assert program is not None  # what the dynamo exporter gives back
+        program.save(str(path))
+        expected = logits(*tensors)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
+    said = torch.from_numpy(session.run(None, given)[0])
+    difference, largest = float((said - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * max(largest, 1e-6):
+        path.unlink()
+        raise ValueError(
+            f"to='onnx': onnxruntime is {difference:.3g} off, outputs are up to {largest:.3g}"
+        )
+    return Agreement(difference, largest, {i.name: i.shape for i in session.get_inputs()})
+
+
+def _free(tensor: Tensor) -> dict[int, Any]:
+    """Batch, and of ids the length too, as far as the graph allows."""
+    auto = torch.export.Dim.AUTO
+    return {0: auto, 1: auto} if tensor.dim() == 2 and not tensor.is_floating_point() else {0: auto}
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter asks for it, with a longer complaint)
+    except ImportError as error:
+        raise ImportError(
+            f"to='onnx': {error.name} is not installed; allowed: pip install 'fedprune[onnx]'"
+        ) from None
+    return onnxruntime
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the exporter's notes, such as that torchvision's operators are not to be had."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

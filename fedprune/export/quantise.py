@@ -1,0 +1,240 @@
+"""Fewer bits for a linear layer's weights, after training, on the CPU.
+
+Two ways. *Weight-only*: codes of 8 or 4 bits, a scale for every group of inputs of an output, and
+the weights restored while a pass needs them; smaller, not faster. *Dynamic*: weights and, at every
+pass anew, inputs are 8-bit integers, their products are summed as integers (Jacob et al. 2018,
+arXiv 1712.05877, sect. 2; here without offsets); smaller and faster. A weight of 0.0 is 0.0 again
+in all of them. PyTorch's own ``torch.ao.quantization`` is deprecated and knows no Conv1D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.structure.kinds import TABLES, is_plain_layer, is_transposed
+from fedprune.structure.layers import bypassed
+
+KINDS = {
+    "int8-dynamic": "8-bit weights, a scale per output, and inputs quantised at every pass: faster",
+    "int8": "8-bit weights, a scale per group, restored at every pass",
+    "int4": "4-bit weights, a scale per group, restored at every pass",
+}
+
+_BITS = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are quantised.
+
+    Attributes:
+        kind: a name in `KINDS`.
+        group: inputs that share a scale; of no meaning for "int8-dynamic".
+        symmetric: zero in the middle of the codes; else a zero point for every group, which suits
+            groups whose weights lie on one side.
+    """
+
+    kind: str
+    group: int = 64
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantised matrix (out, in).
+
+    Attributes:
+        packed: unsigned codes as int8 memory, (out, inputs in whole groups * bits / 8).
+        scale: bfloat16, (out, groups).
+        zero: the code of 0.0, uint8 (out, groups).
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def grouped_codes(matrix: Tensor, bits: int, group: int, *, symmetric: bool) -> Codes:
+    """A matrix in codes of 4 or 8 bits.
+
+    What `restored` makes of them is at most half a scale away from the matrix, a whole one where
+    codes are not symmetric; 0.0 is exactly 0.0. The scales are rounded up to bfloat16 first, so
+    that nothing is cut off at the ends.
+
+    Args:
+        matrix: (out, in), finite.
+        bits: 4 or 8.
+        group: inputs that share a scale, even.
+        symmetric: see `Precision`.
+    """
+    rows, columns = matrix.shape
+    padded = nn.functional.pad(matrix.float(), (0, -columns % group))
+    values = padded.view(rows, -1, group)
+    top = 2**bits - 1
+    low, high = values.amin(-1).clamp(max=0.0), values.amax(-1).clamp(min=0.0)
+    if symmetric:
+        scale = _upwards(torch.maximum(-low, high) / (top // 2))
+        zero = torch.full(scale.shape, top // 2 + 1, dtype=torch.uint8)
+    else:
+        scale = _upwards((high - low) / top)
+        zero = torch.round(-low / scale.float()).clamp(0, top).to(torch.uint8)
+    codes = torch.round(values / scale.float().unsqueeze(-1)) + zero.unsqueeze(-1)
+    flat = codes.clamp(0, top).to(torch.uint8).view(rows, -1)
+    packed = flat if bits == 8 else flat[:, ::2] | (flat[:, 1::2] << 4)
+    return Codes(packed.contiguous().view(torch.int8), scale, zero)
+
+
+def _upwards(scale: Tensor) -> Tensor:
+    """Positive numbers as bfloat16 that are not smaller; 1 for 0."""
+    near = scale.bfloat16()
+    above = (near.view(torch.int16) + 1).view(torch.bfloat16)
+    return torch.where(scale == 0, 1.0, torch.where(near.float() < scale, above, near))
+
+
+def restored(codes: Codes, bits: int, columns: int) -> Tensor:
+    """The matrix (out, columns), float32, that codes stand for."""
+    rows, groups = codes.scale.shape
+    flat = codes.packed.view(torch.uint8)
+    if bits == 4:
+        flat = torch.stack((flat & 15, flat >> 4), -1)
+    values = flat.reshape(rows, groups, -1).float() - codes.zero.unsqueeze(-1)
+    return (values * codes.scale.float().unsqueeze(-1)).view(rows, -1)[:, :columns]
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer whose weights are codes; `weight` holds them, `dense` restores them."""
+
+    def __init__(self, layer: nn.Module, bits: int, group: int, *, symmetric: bool) -> None:
+        super().__init__()
+        matrix = matrix_of(layer)
+        self.bits, self.in_features, self.out_features = bits, matrix.shape[1], matrix.shape[0]
+        size = min(group, matrix.shape[1] + matrix.shape[1] % 2)
+        codes = grouped_codes(matrix, bits, size, symmetric=symmetric)
+        self.register_buffer("weight", codes.packed)
+        self.register_buffer("scale", codes.scale)
+        # A zero point that every group has alike is the middle; it needs no memory.
+        self.register_buffer("zero", None if symmetric else codes.zero)
+        self.bias = layer.bias
+
+    def dense(self) -> Tensor:
+        """The weights (out, in) that it computes with, float32."""
+        held: Any = self
+        zero = torch.tensor([[2 ** (self.bits - 1)]]) if held.zero is None else held.zero
+        codes = Codes(held.weight, held.scale, zero)
+        return restored(codes, self.bits, self.in_features)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        weight = self.dense().to(inputs.dtype)
+        return nn.functional.linear(inputs, weight, self.bias)  # type: ignore[arg-type]
+
+
+class IntegerLinear(nn.Module):
+    """A linear layer that multiplies 8-bit integers; its output is float32 again."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        matrix = matrix_of(layer).float()
+        self.in_features, self.out_features = matrix.shape[1], matrix.shape[0]
+        largest = matrix.abs().amax(1)
+        scale = torch.where(largest == 0, 1.0, largest / 127)
+        self.register_buffer("weight", _eight_bits(matrix, scale.unsqueeze(1)))
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+
+    def dense(self) -> Tensor:
+        """The weights (out, in) that it computes with, float32."""
+        held: Any = self
+        weight: Tensor = held.weight.float() * held.scale.unsqueeze(1)
+        return weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) to (..., out); every row of the inputs has a scale of its own."""
+        held: Any = self
+        rows = inputs.reshape(-1, self.in_features).float()
+        largest = rows.abs().amax(1, keepdim=True)
+        step = torch.where(largest == 0, 1.0, largest / 127)
+        sums = torch._int_mm(_eight_bits(rows, step), held.weight.t())
+        out = sums.float().mul_(step).mul_(held.scale)
+        if held.bias is not None:
+            out += held.bias
+        return out.view(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+
+def _eight_bits(values: Tensor, scale: Tensor) -> Tensor:
+    return (values / scale).round_().clamp_(-127, 127).to(torch.int8)
+
+
+def matrix_of(layer: nn.Module) -> Tensor:
+    """A linear layer's weights as (out, in); GPT-2's Conv1D keeps them the other way round."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    return weight.t() if is_transposed(layer) else weight
+
+
+def quantisable(model: nn.Module, spared: Sequence[str] = ()) -> list[str]:
+    """Paths of the linear layers that can be quantised, in model order.
+
+    Not those in `spared`, and not those that share their weights with embeddings: there the rows
+    are looked up as well.
+    """
+    modules = dict(model.named_modules())
+    tables = {id(m.weight) for m in modules.values() if isinstance(m, TABLES)}
+    called_for = bypassed(model)
+    return [
+        path
+        for path, m in modules.items()
+        if is_plain_layer(m, convolutions=False)
+        and id(m) not in called_for
+        and path not in spared
+        and id(m.weight) not in tables
+    ]
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether any of its layers is."""
+    return any(isinstance(m, GroupedLinear | IntegerLinear) for m in model.modules())
+
+
+def quantise(model: nn.Module, precision: Precision, paths: Sequence[str]) -> None:
+    """Quantise linear layers of a model in place; what else it has stays in float32.
+
+    Layers that share their weights share the codes.
+
+    Args:
+        model: in eval mode, on the CPU.
+        precision: how.
+        paths: of `quantisable` layers.
+
+    Raises:
+        ValueError: there is none, or the group is odd.
+    """
+    if not paths:
+        raise ValueError(
+            f"quantise={precision.kind!r}: no linear layer to quantise in {type(model).__name__}; "
+            "allowed: models with nn.Linear or Conv1D beside their head of output"
+        )
+    if precision.group < 2 or precision.group % 2:
+        raise ValueError(f"group={precision.group}: two codes make a byte; allowed: 2, 4, 6, ...")
+    done: dict[int, nn.Module] = {}
+    for path in paths:
+        layer: Any = model.get_submodule(path)
+        small = _quantised(layer, precision)
+        twin: Any = done.setdefault(id(layer.weight), small)
+        if twin is not small:
+            for name, buffer in twin.named_buffers():
+                setattr(small, name, buffer)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, small)
+
+
+def _quantised(layer: nn.Module, precision: Precision) -> nn.Module:
+    if precision.kind == "int8-dynamic":
+        return IntegerLinear(layer).train(layer.training)
+    bits = _BITS[precision.kind]
+    made = GroupedLinear(layer, bits, precision.group, symmetric=precision.symmetric)
+    return made.train(layer.training)

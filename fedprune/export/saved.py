@@ -1,0 +1,105 @@
+"""A run's model from its coded file or its folder, and the folder written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.config import configure
+from fedprune.export.brought import give_back, save_transformer
+from fedprune.export.card import write_card
+from fedprune.export.manifest import MANIFEST_NAME, write_manifest
+from fedprune.options.plugins import with_code_of
+from fedprune.protocol.origin import _FOUND, _ORIGIN, _at_hand, _built, _check_shapes, _edited
+from fedprune.runtime.files import os_errors
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.rescaling import folded
+from fedprune.tensors import frozen_of, load_into
+
+
+def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
+    """The model of a run folder or of a model folder, in eval mode on the CPU.
+
+    A run folder's model is rebuilt from its coded file, a model folder's is read from safetensors;
+    both give the same bits.
+
+    Args:
+        folder: ``runs/<name>`` or ``runs/<name>/model``.
+        model: filled and returned instead of a model built by the task that made the folder;
+            needed where that task is not in `fedprune.tasks.catalog.TASKS` any more.
+        plugin: the Python file with its task, where one made the folder: the folder's own word
+            for it runs nothing.
+
+    Raises:
+        FileNotFoundError: neither kind of folder.
+        ValueError: the file is damaged or does not fit the model, or names a plug-in.
+    """
+    coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
+    if coded.is_file():
+        head, weights, _ = from_coded(coded.read_bytes(), str(coded))
+        saved = Path(folder) / "model"
+        model = model or _built(_at_hand(with_code_of(plugin, head, coded), saved))
+        model = _edited(model, head)
+        _check_shapes(model, weights, coded)
+        frozen = frozen_of(model)
+        load_into(model, {n: w for n, w in weights.items() if n not in frozen})
+        for name, value in frozen.items():
+            value.copy_(weights[name])
+    elif manifest.is_file():
+        head = json.loads(manifest.read_text())
+        origin = with_code_of(plugin, head, manifest) if model is None else {}
+        model = _edited(model or _built(_at_hand(origin, manifest.parent)), head)
+        # As it was saved: where transformers reads it too, with heads that are one layer.
+        model = model if head.get("edits") else folded(model)
+        load_tensors(model, manifest.parent)
+    else:
+        raise FileNotFoundError(f"{folder}: neither {CODED_NAME} nor {MANIFEST_NAME} is there")
+    return model.eval()
+
+
+def load_tensors(model: nn.Module, folder: Path) -> None:
+    """Fill a model from a folder's ``model.safetensors``.
+
+    Raises:
+        ValueError: names or shapes differ; the folder is named.
+    """
+    try:
+        load_model(model, folder / "model.safetensors")
+    except RuntimeError as error:  # torch's way to say that
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: does not fit the model: {reason}") from None
+
+
+def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text: str = "") -> None:
+    """Write safetensors, and the Hugging Face config and tokenizer where there are such.
+
+    A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards, unless its
+    shape was edited: a config cannot say that, `load` and ``fedprune export`` can. What the user
+    brought comes back as it was, the type of the weights too (`fedprune.export.brought`).
+
+    Args:
+        model: what is saved.
+        folder: where to.
+        origin: see `origin_of`.
+        text: of its model card; "": none is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = configure({k: origin[k] for k in (*_ORIGIN, *_FOUND) if k in origin})
+    task = tasks_of(origin["plugin"])[origin["task"]]
+    if hasattr(model, "save_pretrained") and not origin.get("edits"):
+        save_transformer(folded(model), folder, config)
+    else:
+        with os_errors(folder):
+            save_model(model, str(folder / "model.safetensors"))
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+    tokenizer = None if task.tokenizer is None else task.tokenizer(config)
+    give_back(config, folder, tokenizer, getattr(model, "config", None))
+    if text:
+        write_card(folder, text)
+    write_manifest(folder, origin)

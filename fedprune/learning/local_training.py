@@ -1,0 +1,250 @@
+"""Masked fine-tuning on one client: a removed weight is exactly 0.0 after every step.
+
+The optimizers are torch's own. A weight stays zero because its gradient is set to zero before
+each step and everything the optimizer keeps of it starts at zero: momentum, Adam's moments and
+weight decay of a zero weight are then zero too. (Masking the gradient without starting from fresh
+state lets Adam move a pruned weight by several learning rates.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.learning.distillation import Lesson, Taught, eager, taught
+from fedprune.learning.objectives import Term, add_gradients, shrinkages_of, terms_of
+from fedprune.tasks.task import Part, Task, batches, examples
+from fedprune.tensors import Tensors
+
+if TYPE_CHECKING:
+    from fedprune.learning.options import Tuning
+    from fedprune.scores.score import Watcher
+
+Parameters = list[nn.Parameter]
+
+
+def _sgd(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, lr, momentum=config.momentum or 0.0, weight_decay=config.weight_decay
+    )
+
+
+def _adam(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr, weight_decay=config.weight_decay)
+
+
+def _adamw(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr, weight_decay=config.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, float, Tuning], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamw": _adamw,
+}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Sums over every step that was taken.
+
+    Attributes:
+        loss: the task's own, before the step.
+        count: the labels it is over.
+        statistics: those that were watched.
+        divergence: of the teacher's answers from the model's; None without a teacher.
+    """
+
+    loss: float
+    count: int
+    statistics: Tensors | None = None
+    divergence: float | None = None
+
+
+class Done(NamedTuple):
+    """One step's sums: the loss, the labels it is over, and the divergence from a teacher."""
+
+    loss: float
+    labels: int
+    divergence: float = 0.0
+
+
+Backward = Callable[[list[Part]], Done]
+"""Leaves the gradients of a step's batches in the parameters' `grad`."""
+
+
+def step_batches(
+    part: Part, config: Tuning, gen: torch.Generator, *, alone: bool = True
+) -> Iterator[list[Part]]:
+    """The steps of a round, each a list of at most `accumulate` batches.
+
+    `local_epochs` shuffled passes, or `local_steps` steps of such; none over no examples. Where a
+    row cannot be `alone` in a batch, a last one that is left over joins the batch before it.
+    """
+    if not examples(part):
+        return
+    passes = 0
+    steps = 0
+    while passes < config.local_epochs or steps < config.local_steps:
+        order = torch.randperm(examples(part), generator=gen)
+        one_pass = list(batches(part, config.batch_size, order))
+        if not alone and len(one_pass) > 1 and examples(one_pass[-1]) == 1:
+            one_pass[-2:] = batches(part, config.batch_size + 1, order[-config.batch_size - 1 :])
+        for start in range(0, len(one_pass), config.accumulate):
+            if config.local_steps and steps == config.local_steps:
+                return
+            yield one_pass[start : start + config.accumulate]
+            steps += 1
+        passes += 1
+
+
+def can_be_alone(model: nn.Module) -> bool:
+    """Whether the model trains on a batch of one row: BatchNorm1d has no variance of one value."""
+    return not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+
+
+def prepared(model: nn.Module, config: Tuning) -> nn.Module:
+    """What is called while tuning: the model, or a compiled view of the same parameters.
+
+    Raises:
+        ValueError: the model cannot recompute its activations.
+    """
+    if config.checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise ValueError(
+                f"checkpointing=True: {type(model).__name__} keeps its activations; "
+                "allowed: false, or a model of transformers"
+            )
+        _recompute(cast(Any, model))
+    return cast(nn.Module, torch.compile(model)) if config.compile else model
+
+
+def _recompute(model: Any) -> None:
+    how = {"use_reentrant": False}
+    # The name that transformers 5.23 warns about in favour of the first one.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(how)
+    else:
+        model.gradient_checkpointing_enable(how)
+
+
+def tune(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    steps: Iterator[list[Part]],
+    task: Task,
+    lr: float,
+    config: Tuning,
+    *,
+    watch: AbstractContextManager[Watcher] | None = None,
+    called: nn.Module | None = None,
+    units: Mapping[str, Tensor] | None = None,
+    lesson: Lesson | None = None,
+    backward: Backward | None = None,
+) -> Tuned:
+    """Train the model in place on mean losses of steps; its removed weights stay 0.0.
+
+    Args:
+        model: holds the weights that were sent, zero where a mask is False.
+        masks: True = kept, by parameter name, on the model's device.
+        steps: the batches of each step, in order, on the model's device.
+        task: sums over a batch, and the labels in it.
+        lr: this round's learning rate.
+        config: optimizer, momentum, weight decay, clip, further terms, precision.
+        watch: collects statistics on the way.
+        called: what is called in the model's place, with the same parameters (compiled).
+        units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
+        lesson: a teacher to learn from beside the labels.
+        backward: takes the gradients of a step in another way.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    removed = [(p, ~masks[name]) for name, p in named.items() if name in masks]
+    terms = terms_of(config, named, tuple(masks), units or {})
+    shrinkages = shrinkages_of(config, tuple(masks), units or {})
+    optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
+    own = backward or _of_mean_loss(model, called, task, lesson, config)
+    sums, counts, apart = 0.0, 0, 0.0
+    model.train()
+    with watch or nullcontext() as watcher, _attention_of(model, lesson):
+        for step in steps:
+            optimizer.zero_grad()
+            done = own(step)
+            sums, counts = sums + done.loss, counts + done.labels
+            apart += done.divergence
+            if watcher is not None:
+                watcher.after_backward(sum(task.labels(batch) for batch in step))
+            _shape_gradients(named, removed, terms, config)
+            optimizer.step()
+            for shrink in shrinkages:
+                shrink(named, lr)
+    optimizer.zero_grad()
+    statistics = None if watcher is None else watcher.sums
+    return Tuned(sums, counts, statistics, None if lesson is None else apart)
+
+
+def _of_mean_loss(
+    model: nn.Module,
+    called: nn.Module | None,
+    task: Task,
+    lesson: Lesson | None,
+    config: Tuning,
+) -> Backward:
+    """The gradients of the mean loss over a step's labels."""
+    device = next(model.parameters()).device.type
+
+    def backward(step: list[Part]) -> Done:
+        labels = sum(task.labels(batch) for batch in step)
+        loss, count, apart = 0.0, 0, 0.0
+        for batch in step:
+            with _precision(config, device):
+                result = _learnt(model, called, batch, task, lesson)
+            (result.total / max(1, labels)).backward()
+            loss += result.own.total.item()
+            count += result.own.count
+            apart += result.divergence
+        return Done(loss, count, apart)
+
+    return backward
+
+
+def _learnt(
+    model: nn.Module, called: nn.Module | None, batch: Part, task: Task, lesson: Lesson | None
+) -> Taught:
+    if lesson is not None:
+        return taught(lesson, model, batch, called)
+    own = task.loss(model if called is None else called, batch)
+    return Taught(own, own.total, 0.0)
+
+
+def _attention_of(model: nn.Module, lesson: Lesson | None) -> AbstractContextManager[None]:
+    """Attention that gives its weights, where a lesson looks at them."""
+    if lesson is None or not lesson.attention:
+        return nullcontext()
+    return eager(model, lesson.teacher)
+
+
+def _precision(config: Tuning, device: str) -> AbstractContextManager[Any]:
+    # Parameters and optimizer state stay float32; matrix products are taken in bfloat16.
+    half = config.precision == "bf16"
+    return torch.autocast(device, torch.bfloat16) if half else nullcontext()
+
+
+def _shape_gradients(
+    named: Mapping[str, nn.Parameter],
+    removed: list[tuple[nn.Parameter, Tensor]],
+    terms: Sequence[Term],
+    config: Tuning,
+) -> None:
+    if terms:
+        add_gradients(terms, named)
+    for p, gone in removed:
+        if p.grad is not None:
+            p.grad.masked_fill_(gone, 0.0)
+    if config.clip:
+        nn.utils.clip_grad_norm_(named.values(), config.clip)

@@ -1,0 +1,1 @@
+"""How the server decides on masks and weights, one file for each way."""

@@ -1,0 +1,210 @@
+"""What an answer or a sum must be to count: numbers are checked as what they will become.
+
+A server cannot trust a device: whatever does not pass is refused by name, and the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fedprune.options.refusal import Refused
+from fedprune.protocol.kinds import (
+    LARGEST,
+    MANY,
+    Form,
+    Shapes,
+)
+from fedprune.protocol.messages import Folded
+from fedprune.scores.inputs import improper, inputs_of
+from fedprune.tasks.measures import PARTS
+from fedprune.tensors import Tensors
+
+SQUARES = 1e90
+"""Size beyond which no total counts: totals stay float64, and hold squares of float32."""
+
+_CAST = 1.001
+"""What rounding on the wire may add to a value."""
+
+
+def check(
+    values: Tensor,
+    weight: float,
+    totals: Mapping[str, float],
+    form: Form,
+    statistics: Tensor | None = None,
+    *,
+    of: int = 0,
+) -> None:
+    """Refuse a summand that would spoil the sum, or what is made of it in float32.
+
+    Args:
+        values: flat, as the form says.
+        weight: their factor in the sum.
+        totals: the named sums beside them.
+        form: what is expected.
+        statistics: flat, those beside the values.
+        of: how many clients' sum this is, their values times their weights; 0: one client's own.
+
+    Raises:
+        Refused: the field (a tensor's name, "weight", "totals") and the reason.
+    """
+    if values.numel() != form.values:
+        raise Refused("values", f"wrong shape: {values.numel()} values, expected {form.values}")
+    beside = 0 if statistics is None else statistics.numel()
+    if beside != form.statistics:
+        raise Refused("statistics", f"wrong shape: {beside} values, expected {form.statistics}")
+    clients = max(1, of)
+    if not clients <= weight <= MANY * clients:
+        raise Refused("weight", f"{weight} is not a positive number of labels")
+    if not form.weighed and weight != clients:
+        raise Refused("weight", f"{weight}, expected {clients}: every client counts alike")
+    _check_totals(totals, form, clients)
+    _check_values(values, weight if of else 1.0, form.within, form.shapes, form.named)
+    if statistics is not None:
+        within = (0.0 if form.positive else -LARGEST, LARGEST)
+        _check_values(statistics, float(clients), within, form.sums, form.named_sums)
+
+
+def _check_values(
+    values: Tensor,
+    weight: float,
+    within: tuple[float, float],
+    shapes: Shapes,
+    named: Callable[[Tensor], Tensors],
+) -> None:
+    if not values.numel():
+        return
+    # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
+    low, high = map(float, torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise Refused(_not_finite(named(values)), NOT_NUMBERS)
+    least, most = max(within[0], -LARGEST), min(within[1], LARGEST)
+    if least <= low / weight and high / weight <= most * _CAST:
+        _check_inputs(values, shapes, named)
+        return
+    odd = low if low / weight < least else high
+    extremes = {n: torch.aminmax(t) for n, t in named(values).items() if t.numel()}
+    where = next(n for n, both in extremes.items() if odd in map(float, both))
+    raise Refused(where, f"{odd / weight:.4g} is not within {least:g} to {most:g}")
+
+
+def _check_inputs(values: Tensor, shapes: Shapes, named: Callable[[Tensor], Tensors]) -> None:
+    if any(name.endswith(inputs_of("")) for name in shapes) and (where := improper(named(values))):
+        raise Refused(where, "no inputs add up to this")
+
+
+def _finite(values: Tensor) -> bool:
+    # The extremes are NaN if any value is; unlike torch.isfinite this reads the values once.
+    return not values.numel() or all(math.isfinite(v) for v in torch.aminmax(values))
+
+
+def _check_totals(totals: Mapping[str, float], form: Form, clients: int) -> None:
+    if totals.keys() != form.totals:
+        named = f"{sorted(totals)[:9]}, expected {sorted(form.totals)}"
+        raise Refused("totals", named[:300])
+    for name, value in totals.items():
+        if not math.isfinite(value):
+            raise Refused(name, f"{value} {NOT_FINITE}")
+        if not form.noisy and not name.startswith("loss") and value < 0:
+            raise Refused(name, f"{value} is negative")
+        counted = name == "count" and not form.noisy
+        if abs(value) > clients * (MANY if counted else SQUARES):
+            raise Refused(name, f"{value:.4g} is larger than it can be")
+        if counted and value != round(value):
+            raise Refused(name, f"{value:.4g} is no whole number")
+    if form.noisy:
+        return
+    for part in totals:
+        whole = next((w for w in _wholes(part) if w in totals and totals[part] > totals[w]), None)
+        if whole is not None:
+            raise Refused(part, f"{totals[part]:g} of {totals[whole]:g}")
+
+
+NOT_FINITE, NOT_NUMBERS = "is not finite", "NaN or infinite"
+"""What is said of a total, and of values, that are NaN or infinite."""
+
+_WHOLES = {
+    "overlap": ("own",),
+    "entities_right": ("entities_found", "entities"),
+    **dict.fromkeys(("exact", "rouge_l", "copied_exact", "copied_rouge_l"), ("examined",)),
+}
+"""Totals that are a part of others, beside those that are one of the labels."""
+
+
+def _wholes(name: str) -> tuple[str, ...]:
+    """The totals that this one, perhaps of a candidate, is at most as large as."""
+    return _WHOLES.get(name, ("count",) if name.startswith(PARTS) else ())
+
+
+def _not_finite(tensors: Tensors) -> str:
+    return next(n for n, t in tensors.items() if not torch.isfinite(t).all())
+
+
+def check_sum(folded: Folded, form: Form) -> None:
+    """Refuse a host's sum that would spoil the server's: a server cannot trust a device.
+
+    Raises:
+        Refused: with the field and the reason.
+    """
+    if folded.bytes_up < 0:
+        raise Refused("bytes_up", f"{folded.bytes_up} is below 0")
+    if not folded.answered:
+        if folded != Folded(failures=folded.failures, bytes_up=folded.bytes_up):
+            raise Refused("answered", "a sum that nobody answered for")
+        return
+    total = torch.empty(0) if folded.total is None else folded.total
+    of = len(folded.answered)
+    check(total, folded.weight, folded.totals, form, folded.statistics, of=of)
+    _check_norms(folded, form)
+    _check_votes(folded, form)
+    _check_singles(folded, form)
+
+
+def _check_votes(folded: Folded, form: Form) -> None:
+    votes, held, most = folded.votes, folded.held, len(folded.answered)
+    if held is not None and not form.own:
+        raise Refused("held", f"{held.numel()} values that nobody asked for")
+    if votes is None:
+        if form.own:
+            raise Refused("votes", f"none, expected {form.voters}")
+        return
+    if votes.numel() != form.voters:
+        raise Refused("votes", f"{votes.numel()} votes, expected {form.voters}")
+    if votes.numel() and not 0 <= int(votes.min()) <= int(votes.max()) <= most:
+        raise Refused("votes", "counts outside 0 to the number of clients")
+    if form.own and (held is None or held.numel() != form.voters):
+        raise Refused("held", f"wrong shape, expected {form.voters}")
+    if held is not None:
+        _check_held(held, votes, folded.weight)
+
+
+def _check_held(held: Tensor, votes: Tensor, weight: float) -> None:
+    """Refuse weights of those who hold each coordinate that are not those of so many clients."""
+    if not (_finite(held) and bool((held >= 0).all())):
+        raise Refused("held", "negative, NaN or infinite")
+    # Of coordinates that a secure sum did not open nothing is held, whoever voted.
+    fewer = (held > 0) & ((held * _CAST < votes) | (votes == 0))
+    if bool((held > weight * _CAST).any()) or bool(fewer.any()):
+        raise Refused("held", "more than all clients weigh, or less than those who voted")
+
+
+def _check_singles(folded: Folded, form: Form) -> None:
+    singles = folded.singles
+    shape = (len(folded.answered), form.values) if form.singly else None
+    found = None if singles is None else tuple(singles.shape)
+    if found != shape:
+        raise Refused("singles", f"wrong shape: {found}, expected {shape}")
+    if singles is not None and not _finite(singles):
+        raise Refused("singles", NOT_NUMBERS)
+
+
+def _check_norms(folded: Folded, form: Form) -> None:
+    wanted = len(folded.answered) if form.normed else 0
+    if len(folded.norms) != wanted:
+        raise Refused("norms", f"{len(folded.norms)}, expected {wanted}")
+    if not all(0 <= norm < math.inf for norm in folded.norms):
+        raise Refused("norms", "negative, NaN or infinite")

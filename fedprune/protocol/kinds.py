@@ -1,0 +1,233 @@
+"""What an answer to a question consists of: both sides know it before anything is sent.
+
+A client fills the form in, a server checks what came against it, and either side can turn a flat
+buffer into named tensors with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedprune.config import RunConfig
+from fedprune.protocol.client_privacy import (
+    asks_signed,
+    noised_metrics,
+    noises_itself,
+    spared_totals,
+)
+from fedprune.protocol.messages import Question
+from fedprune.redundancy.moments import MOMENTS
+from fedprune.redundancy.reconstruction import OUTPUTS
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import COMBINES
+from fedprune.structure.layout import Layout
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.metrics import naive_of
+from fedprune.tasks.task import extra_names
+from fedprune.tensors import Masks, Tensors, count_kept, spread
+
+Shapes = Mapping[str, torch.Size]
+
+LARGEST = 1e30
+"""Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""
+
+
+CHANGE = 1e15
+"""Size beyond which no change of a weight counts: float32 still holds squares of twice as much."""
+
+
+MANY = 2**53
+"""More labels than this nobody has; up to here every count is a float64 of its own."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer consists of.
+
+    Attributes:
+        shapes: of the values, by name.
+        masks: where they are kept; names without a mask come whole.
+        totals: the named sums that come along.
+        sums: shapes of the statistics that come beside the values.
+        voters: how many flags the votes hold; 0: no votes are expected.
+        own: the values come on the client's own mask, which its votes are.
+        singly: the server needs the values of each client, not only their sum.
+        noisy: the totals come with noise, and any of them may be negative.
+        normed: the server needs the norm of each client's values.
+        within: between which numbers every value lies.
+        positive: no statistic beside the values is negative.
+        weighed: the values' factor in the sum is the client's number of labels; else it is 1.
+    """
+
+    shapes: Shapes
+    masks: Masks = field(default_factory=dict)
+    totals: frozenset[str] = frozenset()
+    sums: Shapes = field(default_factory=dict)
+    voters: int = 0
+    own: bool = False
+    singly: bool = False
+    noisy: bool = False
+    normed: bool = False
+    within: tuple[float, float] = (-LARGEST, LARGEST)
+    positive: bool = False
+    weighed: bool = True
+
+    @property
+    def values(self) -> int:
+        """How many values an answer carries."""
+        return _numbers(self.shapes, self.masks)
+
+    @property
+    def statistics(self) -> int:
+        """How many statistics come beside them."""
+        return _numbers(self.sums, self.masks)
+
+    def named(self, flat: Tensor) -> Tensors:
+        """Values by name, 0.0 where a mask is False."""
+        return spread(flat, self.shapes, fitting(self.shapes, self.masks))
+
+    def named_sums(self, flat: Tensor) -> Tensors:
+        """Statistics by name."""
+        return spread(flat, self.sums, fitting(self.sums, self.masks))
+
+
+def fitting(shapes: Shapes, masks: Masks) -> Masks:
+    """The masks that apply: those of the same name and shape."""
+    return {n: masks[n] for n, s in shapes.items() if n in masks and masks[n].shape == s}
+
+
+def _numbers(shapes: Shapes, masks: Masks) -> int:
+    given = fitting(shapes, masks)
+    return count_kept(given) + sum(s.numel() for n, s in shapes.items() if n not in given)
+
+
+def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
+    """The form of an answer to this question, without the totals that stay with the client."""
+    form = FORMS[question.kind](question, config, layout)
+    form = replace(form, weighed=_weighed(question, config))
+    if spared_totals(question.kind, config):
+        return replace(form, totals=frozenset())
+    if noised_metrics(question.kind, config):
+        own = noises_itself(question.kind, config)
+        return replace(form, totals=form.totals - {"count"}, noisy=own)
+    return form
+
+
+def _weighed(question: Question, config: RunConfig) -> bool:
+    """Whether the answers are weighted by labels in the sum: changes, and clients' own scores."""
+    if config.dp != "none":
+        return False
+    if question.kind == "tune":
+        return config.weighting != "equal"
+    combine = COMBINES[config.combine]
+    own = combine.valued and not combine.pooled and not question.dense
+    return question.kind == "score" and own and config.weighting == "labels"
+
+
+def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
+    names = question.names or layout.prunable
+    totals = frozenset({"count"})
+    if question.dense:
+        return Form({n: layout.shapes[n] for n in names}, {}, totals)
+    asks = scores_of(config.plugin)[question.score].asks
+    last = question.ask == len(asks) - 1
+    masks = {n: question.masks[n] for n in names}
+    combine = COMBINES[config.combine] if last else COMBINES["sum"]
+    shapes: Shapes = asks[question.ask].shapes(layout, names, config.unit, config.probes or 0)
+    if not combine.pooled:
+        shapes = {n: layout.shapes[n] for n in names} if combine.valued else {}
+    votes = last and question.sparsity is not None
+    if votes and config.score_wire != "fp32":
+        totals |= {"overlap", "own"}
+    voters = count_kept(masks) if votes else 0
+    form = Form(shapes, masks, totals, voters=voters, singly=combine.merge is not None)
+    if combine.pooled:
+        # Clients that hide examples have added noise themselves, which makes any sum negative.
+        signed = config.dp == "example" or asks_signed(question, config)
+        return form if signed else replace(form, within=(0.0, LARGEST))
+    if config.dp != "none" or config.secure != "none":
+        return form
+    return replace(form, within=(0.0, 1.0) if config.normalise == "rank" else combine.within)
+
+
+def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
+    sums: Shapes = {}
+    positive = False
+    if question.score and config.score_during == "tune":
+        ask = scores_of(config.plugin)[question.score].asks[0]
+        sums = ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
+        positive = not ask.signed
+    own = bool(question.score) and config.masks != "global"
+    beside = {"divergence"} if question.teacher else set()
+    return Form(
+        layout.shapes,
+        question.masks,
+        frozenset({"loss", "count", *beside}),
+        sums,
+        count_kept(question.masks) if own else 0,
+        own,
+        config.robust != "none",
+        normed=config.max_norm is not None,
+        within=(-CHANGE, CHANGE),
+        positive=positive,
+    )
+
+
+def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config, layout
+    return Form({}, question.masks, voters=count_kept(question.masks))
+
+
+def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del layout
+    task = tasks_of(config.plugin)[config.task]
+    exam = task.exam_names if question.part == "test" else ()
+    return Form({}, {}, frozenset({"loss", "correct", "count", *extra_names(task, config), *exam}))
+
+
+def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del question, layout
+    task = tasks_of(config.plugin)[config.task]
+    naive = naive_of(task)
+    each = torch.Size([naive.size(config) if naive else 0])
+    within = (-LARGEST, LARGEST) if task.naive else (0.0, float(MANY))
+    return Form({"test": each, "train": each}, within=within)
+
+
+def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config
+    ask = {"inputs": MOMENTS, "outputs": OUTPUTS}[question.kind]
+    shapes = ask.shapes(layout, question.names or layout.prunable, "weight", 0)
+    return Form(shapes, {}, frozenset({"count"}))
+
+
+def _compare(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config, layout
+    each = range(len(question.candidates))
+    return Form(
+        {}, {}, frozenset({"count", *(f"{n}_{i}" for n in ("loss", "correct") for i in each)})
+    )
+
+
+def _tokens(question: Question, config: RunConfig, layout: Layout) -> Form:
+    del config
+    (table,) = question.names
+    shape = {**layout.frozen, **layout.shapes}[table]
+    return Form({table: shape[:1]}, within=(0.0, float(MANY)))
+
+
+FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
+    "score": _score,
+    "tune": _tune,
+    "own": _own,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "describe": _describe,
+    "inputs": _inputs,
+    "outputs": _inputs,
+    "tokens": _tokens,
+}

@@ -1,0 +1,316 @@
+"""Questions, answers, and how answers become one sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedprune.learning.candidates import Candidate
+from fedprune.structure.edits import Edits
+from fedprune.tensors import Masks, Tensors
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the server asks: the model as it is, its mask, and what to do.
+
+    Attributes:
+        kind: "score", "tune", "evaluate", "compare" (evaluate candidates), "describe" (count
+            labels), "tokens" (count them), "inputs" (second moments), "outputs" (those, and with
+            what a layer made before it was pruned), or "own" (what a client that prunes by itself
+            before it tunes would keep: votes alone).
+        round: from 1.
+        weights: the global model's state, zero where a mask is False.
+        masks: True = kept, for every prunable tensor.
+        score: which statistics, for "score"; for "tune", those to collect on the way, or those
+            that the client prunes by before it tunes; "" for none.
+        ask: which of the score's asks.
+        names: the tensors asked about; none: all that are prunable.
+        given: what goes along with the ask, by name.
+        dense: asks about removed weights as well (to regrow some).
+        sparsity: clients make their own mask of this sparsity (votes); None: they do not.
+        progress: part of the schedule's way that is behind, for densities and caps on the way.
+        lr: learning rate, for "tune".
+        part: "validation" or "test", for "evaluate" and "compare".
+        known: partitions that hold this mask and these edits already.
+        edits: what makes of the dense model the one with these weights.
+        teacher: a model to learn from, see `fedprune.client.teacher`; empty: none.
+        distil: factor of the weights of distillation.
+        taught: partitions that hold this teacher already.
+        candidates: what to compare, the model as it is first; what lies on the way to them is in
+            `rungs` or, to blend, in `given`.
+        rungs: at which rung of a ladder of masks a weight goes, uint8, 0 where it stays.
+        counted: partition to the round of its newest change that is in an average, for "tune"
+            with ``--error-feedback``.
+        limit: the largest norm of a change that counts; 0.0: there is none.
+        again: how often it was put before by a run that was killed then: seeded noise is another.
+    """
+
+    kind: str
+    round: int
+    weights: Tensors
+    masks: Masks
+    score: str = ""
+    ask: int = 0
+    names: tuple[str, ...] = ()
+    given: Tensors = field(default_factory=dict)
+    dense: bool = False
+    sparsity: float | None = None
+    lr: float = 0.0
+    part: str = ""
+    progress: float = 1.0
+    known: frozenset[int] = frozenset()
+    edits: Edits = ()
+    teacher: bytes = b""
+    distil: float = 0.0
+    taught: frozenset[int] = frozenset()
+    candidates: tuple[Candidate, ...] = ()
+    rungs: Tensors = field(default_factory=dict)
+    counted: Mapping[int, int] = field(default_factory=dict)
+    limit: float = 0.0
+    again: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One client's release.
+
+    Attributes:
+        values: flat float32 summand on kept coordinates ("score": of the prunable tensors,
+            "tune": the change of the whole state); empty for "evaluate".
+        weight: factor of `values` in the sum (labels, when a mean is weighted by them).
+        totals: named sums that simply add up: loss, correct, count.
+        votes: the client's own mask on the kept coordinates, flat, or None.
+        statistics: those collected while tuning, flat, or None.
+    """
+
+    values: Tensor
+    weight: float
+    totals: dict[str, float]
+    votes: Tensor | None = None
+    statistics: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A partition whose answer does not count, and why."""
+
+    partition: int
+    phase: str
+    field: str
+    reason: str
+
+
+def plain(text: object) -> str:
+    """One line of at most 300 characters, without control characters: what others may print."""
+    shown = "".join(c if c.isprintable() else " " for c in str(text)[:3000])
+    return " ".join(shown.split())[:300]
+
+
+def longest_about(asked: int, totals: Iterable[str] = ()) -> int:
+    """Bytes that the fields of an answer of so many may take, with totals of these names.
+
+    A reason is of 300 characters at most, each of which JSON may write as six, and so is a field.
+    """
+    return 2**12 * (1 + asked) + sum(64 + 6 * len(name) for name in totals)
+
+
+def failure_said(said: Mapping[str, Any], phase: str) -> Failure:
+    """The failure that another process described, in a phase that is known here.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes none.
+    """
+    if set(said) != {"partition", "phase", "field", "reason"}:
+        raise ValueError("a failure has a partition, a phase, a field and a reason")
+    if isinstance(said["partition"], bool) or not isinstance(said["partition"], int):
+        raise TypeError("a partition is a whole number")
+    return Failure(said["partition"], phase, plain(said["field"]), plain(said["reason"]))
+
+
+Loud = tuple[tuple[int, float], ...]
+"""Partitions, and the size of the largest value of each one's change."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Answers added up, in the order of partitions and then of hosts.
+
+    Attributes:
+        total: flat float64 Σ weight · values; None if nobody answered.
+        weight: Σ weight.
+        totals: summed totals.
+        votes: flat int64 counts of votes per kept coordinate, or None.
+        answered: the partitions that count.
+        failures: those that do not.
+        bytes_up: what the answers that came weighed on the wire.
+        bytes_down: what the question weighed for everyone who was asked.
+        statistics: flat float64 sum of those collected while tuning, or None.
+        held: flat float64 Σ weight · votes, for means over those who kept a coordinate, or None.
+        singles: (clients, values) float32, the values one by one, where a rule needs them, or None.
+        tries: how often a secure sum was begun; 0: answers were added in the open.
+        norms: of the values, one by one as `answered`, where a bound is on them; else empty.
+        loud: partition and size of the largest value of changes that hold one beyond `LOUD`.
+        notices: what is worth knowing about who was there to be asked.
+    """
+
+    total: Tensor | None = None
+    weight: float = 0.0
+    totals: dict[str, float] = field(default_factory=dict)
+    votes: Tensor | None = None
+    answered: tuple[int, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    bytes_up: int = 0
+    bytes_down: int = 0
+    statistics: Tensor | None = None
+    held: Tensor | None = None
+    singles: Tensor | None = None
+    tries: int = 0
+    norms: tuple[float, ...] = ()
+    loud: Loud = ()
+    notices: tuple[str, ...] = ()
+
+
+LOUD = 1e3
+"""Size of a change's largest value from which it is remembered whose it is."""
+
+_NOBODY = Folded()
+
+
+def summed(pieces: Iterable[Folded]) -> Folded:
+    """Several sums as one, added in the order given: pass them in the order of hosts.
+
+    The pieces are left as they are.
+    """
+    out = Folded()
+    ours: list[Tensor] = []  # made here, so that the next piece may be added in place
+    rows: list[Tensor] = []
+
+    def plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+        if left is None or right is None:
+            return right if left is None else left
+        if any(left is tensor for tensor in ours):
+            return left.add_(right)
+        ours.append(left + right)
+        return ours[-1]
+
+    for piece in pieces:
+        rows += [] if piece.singles is None else [piece.singles]
+        out = Folded(
+            plus(out.total, piece.total),
+            out.weight + piece.weight,
+            _added(out.totals, piece.totals),
+            plus(out.votes, piece.votes),
+            out.answered + piece.answered,
+            out.failures + piece.failures,
+            out.bytes_up + piece.bytes_up,
+            out.bytes_down + piece.bytes_down,
+            plus(out.statistics, piece.statistics),
+            plus(out.held, piece.held),
+            None,
+            max(out.tries, piece.tries),
+            out.norms + piece.norms,
+            out.loud + piece.loud,
+            out.notices + piece.notices,
+        )
+    singles = rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
+    return replace(out, singles=singles)
+
+
+def as_sum(
+    answer: Answer,
+    partition: int,
+    size: int,
+    before: Folded = _NOBODY,
+    *,
+    singly: bool = False,
+    held: bool = False,
+    normed: bool = False,
+    loud: bool = False,
+) -> Folded:
+    """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
+
+    The tensors of `before` are added to in place.
+
+    Args:
+        answer: what the client released.
+        partition: whose it is.
+        size: bytes of it on the wire.
+        before: the sum so far.
+        singly: keep its values beside the sum.
+        held: also add its votes, times its weight.
+        normed: note the norm of its values.
+        loud: note its largest value, if that is beyond `LOUD`.
+    """
+    votes, holders = before.votes, before.held
+    if answer.votes is not None:
+        votes = _with(before.votes, answer.votes, 1, torch.int64)
+        if held:
+            holders = _with(before.held, answer.votes, answer.weight, torch.float64)
+    statistics = before.statistics
+    if answer.statistics is not None:
+        statistics = _with(before.statistics, answer.statistics, 1.0, torch.float64)
+    return Folded(
+        _with(before.total, answer.values, answer.weight, torch.float64),
+        before.weight + answer.weight,
+        _added(before.totals, answer.totals),
+        votes,
+        (*before.answered, partition),
+        before.failures,
+        before.bytes_up + size,
+        before.bytes_down,
+        statistics,
+        holders,
+        _with_row(before.singles, answer.values) if singly else before.singles,
+        norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
+        loud=before.loud + (loud_in(answer.values, (partition,)) if loud else ()),
+    )
+
+
+def loud_in(values: Tensor, of: Iterable[int], weight: float = 1.0) -> Loud:
+    """Whose values these are and how large, if one is beyond `LOUD`; nothing if not."""
+    size = max(map(abs, map(float, torch.aminmax(values)))) / weight if values.numel() else 0.0
+    return tuple((p, size) for p in of) if size > LOUD else ()
+
+
+def norm_of(values: Tensor) -> float:
+    """The L2 norm, in float64."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+
+
+def _with_row(rows: Tensor | None, values: Tensor) -> Tensor:
+    """The rows with one more: in their own memory if that has room for it, else in twice as much.
+
+    So n rows cost n copies of a row and not n² / 2.
+    """
+    if rows is None:
+        return values.clone().unsqueeze(0)
+    n, width = rows.shape
+    memory = rows.untyped_storage()
+    if memory.nbytes() < (n + 1) * width * rows.element_size():
+        wider = rows.new_empty(2 * (n + 1), width)
+        wider[:n] = rows
+        memory = wider.untyped_storage()
+    out: Tensor = rows.new_empty(0).set_(memory, 0, (n + 1, width))  # type: ignore[call-overload]
+    out[n] = values
+    return out
+
+
+_CHUNK = 2**17
+"""Values that are widened at a time: what stays in the processor's cache is added much faster."""
+
+
+def _with(total: Tensor | None, values: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    if total is None:
+        return values.to(dtype, copy=True).mul_(factor)
+    for part, more in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
+        part.add_(more.to(dtype, copy=True).mul_(factor))
+    return total
+
+
+def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    return {k: left.get(k, 0.0) + right.get(k, 0.0) for k in {**left, **right}}

@@ -1,0 +1,81 @@
+"""What one partition sends, coded; and how the server, or a host for it, adds it to a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedprune.codec.wire import Packet
+from fedprune.config import RunConfig
+from fedprune.options.refusal import Refused
+from fedprune.protocol.checks import check
+from fedprune.protocol.client_privacy import silenced
+from fedprune.protocol.kinds import Form
+from fedprune.protocol.messages import (
+    Answer,
+    Failure,
+    Folded,
+    Question,
+    as_sum,
+    longest_about,
+    norm_of,
+    plain,
+    summed,
+)
+from fedprune.protocol.packets import decode_answer
+
+
+@dataclass(frozen=True)
+class Part:
+    """One partition's coded answer, or why there is none.
+
+    Attributes:
+        partition: whose it is.
+        packet: the answer, as it is sent.
+        failure: why there is no packet.
+    """
+
+    partition: int
+    packet: Packet | None = None
+    failure: Failure | None = None
+
+
+def understood(packet: Packet, question: Question, form: Form) -> Answer:
+    """The answer in a packet, its values cast back from the wire's type.
+
+    Raises:
+        Refused: it is not of the form, or would spoil a sum.
+        ValueError: it cannot be decoded.
+    """
+    if len(packet.head) > longest_about(1, form.totals):
+        raise Refused("reply", f"a head of {len(packet.head)} bytes")
+    given = decode_answer(packet, question, form.voters, own=form.own)
+    check(given.values, given.weight, given.totals, form, given.statistics)
+    if question.limit and (norm := norm_of(given.values)) > question.limit:
+        raise Refused("values", f"a change of norm {norm:.4g}, max-norm is {question.limit:.4g}")
+    return given
+
+
+def added(part: Part, question: Question, form: Form, config: RunConfig, before: Folded) -> Folded:
+    """The sum `before`, added to in place, with one more part.
+
+    A part that does not count is left out and named; its bytes count, they were sent.
+    """
+    if part.packet is None:
+        assert part.failure is not None  # one or the other
+        return summed([before, Folded(failures=(part.failure,))])
+    size = part.packet.size()
+    try:
+        given = understood(part.packet, question, form)
+        how = {"singly": form.singly, "held": form.own, "normed": form.normed}
+        how |= {"loud": question.kind == "tune"}
+        return as_sum(given, part.partition, size, before, **how)
+    except Exception as error:  # whatever a malformed packet raises must not stop the others
+        failure = silenced(failure_of(part.partition, question.kind, error), config)
+        return summed([before, Folded(failures=(failure,), bytes_up=size)])
+
+
+def failure_of(partition: int, phase: str, error: Exception) -> Failure:
+    """One line about what went wrong with one partition."""
+    where = error.field if isinstance(error, Refused) else ""
+    text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+    return Failure(partition, phase, plain(where), plain(text))

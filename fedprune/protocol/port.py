@@ -1,0 +1,41 @@
+"""The port: how a question is put to clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedprune.protocol.messages import Folded, Question
+
+
+@dataclass(frozen=True)
+class Port:
+    """What the loop knows of the world.
+
+    Attributes:
+        ask: puts a question to partitions, gives back the folded answers.
+        present: the partitions that can be asked now, ascending, and their training labels.
+        panel: partitions that only measure, and no others do; none: everyone trains and measures.
+        rehearsed: who serves the partitions tries task, model and data together before it takes
+            part (`fedprune.client.rehearsal`).
+        own_data: whether clients are devices with data of their own, as far as is known by now.
+        federation: Flower's id of the federation that they are in, where there is one.
+        data: digest of all shards (`fedprune.tasks.shards.data_digest`), "" where they are not
+        here.
+    """
+
+    ask: Callable[[Question, Sequence[int]], Folded]
+    present: Callable[[], Mapping[int, int]]
+    panel: frozenset[int] = frozenset()
+    rehearsed: bool = False
+    own_data: Callable[[], bool] = lambda: False
+    federation: str = ""
+    data: Callable[[], str] = lambda: ""
+
+    def training(self) -> list[int]:
+        """The partitions that a cohort can be drawn from now."""
+        return [p for p in self.present() if p not in self.panel]
+
+    def measuring(self) -> list[int]:
+        """The partitions whose held-out parts are measured on now."""
+        return [p for p in self.present() if not self.panel or p in self.panel]

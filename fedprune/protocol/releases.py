@@ -1,0 +1,298 @@
+"""What a question makes leave its clients and its server, quantity by quantity, for the ledger.
+
+The fields are those of the form that both sides know, so that nothing can travel that is not here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fedprune.config.cohort import asked_of
+from fedprune.config.kinds import KINDS
+from fedprune.privacy.accounting import skellam_zcdp
+from fedprune.privacy.clipping import sensitivity
+from fedprune.privacy.discretise import noise_for
+from fedprune.privacy.release import Release
+from fedprune.protocol.client_privacy import (
+    asks_signed,
+    hides,
+    noised_metrics,
+)
+from fedprune.protocol.messages import Question
+from fedprune.protocol.votes import response_release
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import COMBINES
+
+if TYPE_CHECKING:
+    from fedprune.config import RunConfig
+    from fedprune.protocol.kinds import Form
+    from fedprune.structure.layout import Layout
+
+OPEN = "released as it is"
+_SUMMED = "only sums over clients are seen, without noise: not differentially private"
+_CONSTANT = "the same number for every client"
+_PUBLIC = "of clients that are not protected (--panel)"
+_DERIVED = {
+    True: "weights and a mask from noised scores: made of what was released before",
+    False: "weights, and a mask made of them alone: made of what was released before",
+}
+"""Whether the score asks clients."""
+
+
+def releases_of(
+    question: Question, form: Form, config: RunConfig, most: int = 0
+) -> tuple[Release, ...]:
+    """What leaves each client that is asked, and then what leaves the server.
+
+    Args:
+        question: what is asked.
+        form: what an answer to it consists of.
+        config: complete configuration.
+        most: the largest number of votes that a client may have, see `most_votes`.
+    """
+    up = (*_arrays(question, form, config, most), *_numbers(question, form, config))
+    up = tuple(_shared_out(release, config) for release in up)
+    told = () if hides(config) else (_told(),)
+    sealed = () if config.secure == "none" else (_sealed(),)
+    return (*up, *sealed, *told, _there(config), _down(config))
+
+
+def announced(config: RunConfig) -> tuple[Release, ...]:
+    """What clients tell of themselves before they are asked anything: how many labels they have."""
+    if hides(config):
+        return ()
+    return (Release("counts", ("labels",), reason=OPEN),)
+
+
+def most_votes(question: Question, config: RunConfig, form: Form, layout: Layout) -> int:
+    """The largest number of weights that a client's own mask may keep; 0 without votes.
+
+    A selection of weights keeps so many exactly; one more a tensor is for scopes that round each by
+    itself. Of larger units a client may keep more than was asked for: there the limit is all.
+    """
+    if not form.voters or question.sparsity is None or config.unit != "weight":
+        return form.voters
+    kept = math.ceil((1.0 - question.sparsity) * layout.whole)
+    return min(form.voters, kept + len(question.masks))
+
+
+def votes_norm(most: int, voters: int, sampling: str) -> float:
+    """The L2 sensitivity of a sum of masks that keep at most so many of the weights voted on.
+
+    Add or remove one: sqrt(most). Replace one: two masks differ in at most 2·most places, and in no
+    more than there are.
+    """
+    return math.sqrt(most if sampling == "poisson" else min(2 * most, voters))
+
+
+def clip_of(kind: str, config: RunConfig) -> float:
+    """The L2 norm that bounds what a client sends in answer to such a question."""
+    if kind == "tune":
+        return config.dp_clip or 1.0
+    if KINDS[kind].totals_only:
+        return config.dp_metric_clip or 10.0
+    return config.dp_score_clip or 1.0
+
+
+def noise_of(kind: str, config: RunConfig) -> float:
+    """The noise multiplier of such a question's sums; 0.0: none."""
+    if kind == "tune":
+        return config.dp_noise or 0.0
+    if KINDS[kind].totals_only:
+        return (config.dp_metric_noise or 0.0) if config.metrics == "noised" else 0.0
+    return config.dp_score_noise or 0.0
+
+
+def _arrays(question: Question, form: Form, config: RunConfig, most: int) -> list[Release]:
+    kind, out = question.kind, list[Release]()
+    if form.values:
+        fields = ("values", *["singles"] * form.singly, *["norms"] * form.normed)
+        signed = asks_signed(question, config)
+        out.append(_array(KINDS[kind].quantity, fields, kind, config, form.values, signed))
+    if form.statistics:
+        out.append(_array("scores", ("statistics",), "score", config, form.statistics, True))
+    if form.voters:
+        out.append(_votes(form, question, config, most))
+    return out
+
+
+def _votes(form: Form, question: Question, config: RunConfig, most: int) -> Release:
+    fields = ("votes", "held") if form.own else ("votes",)
+    if config.response is not None:
+        return response_release(fields, question, config)
+    release = _array("votes", fields, "score", config, form.voters, False)
+    if not release.covered:
+        return release
+    norm = votes_norm(most, form.voters, config.sampling)
+    return replace(release, clip=math.sqrt(most), sensitivity=norm)
+
+
+def _array(
+    quantity: str, fields: tuple[str, ...], kind: str, config: RunConfig, size: int, signed: bool
+) -> Release:
+    z = noise_of(kind, config)
+    if quantity == "counts" and config.panel:
+        return _of_the_panel(quantity, fields)
+    if config.dp == "none" or not z or quantity == "counts":
+        reason = _SUMMED if config.secure != "none" else OPEN
+        return Release(quantity, fields, coordinates=size, reason=reason)
+    clip = clip_of(kind, config)
+    if config.dp == "example":
+        return _of_examples(quantity, fields, kind, config, size)
+    return Release(
+        quantity,
+        fields,
+        unit="client",
+        mechanism="gaussian",
+        clip=clip,
+        sensitivity=sensitivity(clip, signed=signed, sampling=config.sampling),
+        z=z,
+        denominator=float(asked_of(kind, config)),
+        coordinates=size,
+        covered=True,
+    )
+
+
+def _shared_out(release: Release, config: RunConfig) -> Release:
+    """The release with the noise that clients add together, under a secure sum.
+
+    What hides an example of a client is added by that client alone, but for metrics.
+    """
+    alone = release.unit == "example" and release.quantity != "metrics"
+    if config.secure == "none" or release.mechanism != "gaussian" or alone:
+        return release
+    noise = noise_for(release)
+    return replace(release, mechanism="skellam", spread=skellam_zcdp(noise.mu, noise.l1, noise.l2))
+
+
+def _of_the_panel(quantity: str, fields: tuple[str, ...]) -> Release:
+    return Release(quantity, fields, mechanism="public", covered=True, reason=_PUBLIC)
+
+
+def _of_examples(
+    quantity: str, fields: tuple[str, ...], kind: str, config: RunConfig, size: int
+) -> Release:
+    tuning = kind == "tune"
+    clip = clip_of(kind, config)
+    return Release(
+        quantity,
+        fields,
+        unit="example",
+        mechanism="sampled-gaussian" if tuning else "gaussian",
+        clip=clip,
+        sensitivity=clip,
+        z=noise_of(kind, config),
+        denominator=float(config.batch_size) if tuning else None,
+        steps=config.local_steps if tuning else 1,
+        rate=(config.dp_rate or 1.0) if tuning else 1.0,
+        coordinates=size,
+        covered=True,
+    )
+
+
+def _numbers(question: Question, form: Form, config: RunConfig) -> list[Release]:
+    kind, out = question.kind, list[Release]()
+    named = {n: f"totals.{n}" for n in sorted(form.totals)}
+    counts = tuple(f for n, f in named.items() if n == "count")
+    rest = tuple(f for n, f in named.items() if n != "count")
+    weight = ("weight",)
+    if not _weighted(question, config):
+        out.append(Release("counts", weight, mechanism="public", covered=True, reason=_CONSTANT))
+    else:
+        counts = (*weight, *counts)
+    if KINDS[kind].totals_only and config.panel:
+        return [*out, _of_the_panel("metrics", (*rest, *counts))]
+    if counts:
+        out.append(Release("counts", counts, reason=_why(config)))
+    if rest:
+        out.append(_metrics(rest, kind, config))
+    return out
+
+
+def _weighted(question: Question, config: RunConfig) -> bool:
+    """Whether the answer carries its number of labels as a weight."""
+    if config.dp != "none":
+        return False
+    if question.kind == "tune":
+        return config.weighting != "equal"
+    alike = config.weighting != "labels"
+    return question.kind == "score" and COMBINES[config.combine].valued and not alike
+
+
+def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:
+    z = noise_of(kind, config) if KINDS[kind].totals_only else 0.0
+    if config.dp == "none" or not z:
+        return Release("metrics", fields, reason=_why(config))
+    clip = clip_of(kind, config)
+    # What one example can do to its client's clipped means is less than what replacing it can.
+    replacing = "fixed" if config.dp == "example" else config.sampling
+    return Release(
+        "metrics",
+        fields,
+        unit=config.dp,
+        mechanism="gaussian",
+        clip=clip,
+        sensitivity=sensitivity(clip, signed=True, sampling=replacing),
+        z=z,
+        denominator=float(config.clients),
+        coordinates=len(fields),
+        covered=True,
+    )
+
+
+def metric_spread(config: RunConfig) -> float:
+    """Standard deviation of the noise on every mean that is measured; 0.0 where there is none."""
+    if not noised_metrics("evaluate", config):
+        return 0.0
+    z, clip = noise_of("evaluate", config), clip_of("evaluate", config)
+    if config.dp == "example":
+        alone = z * sensitivity(clip, signed=True, sampling="fixed")
+        # Each client adds its own, unless they share it out under a secure sum.
+        return alone / (config.clients**0.5 if config.secure == "none" else config.clients)
+    return z * sensitivity(clip, signed=True, sampling=config.sampling) / config.clients
+
+
+def _why(config: RunConfig) -> str:
+    return _SUMMED if config.secure != "none" else OPEN
+
+
+def _told() -> Release:
+    return Release("failures", ("failures",), reason="a failed client says why")
+
+
+def _sealed() -> Release:
+    """What a client sends so that its part of a sum cannot be seen, and that part, masked."""
+    return Release(
+        "protocol",
+        ("keys", "shares", "masked", "signatures"),
+        mechanism="public",
+        covered=True,
+        reason="keys, encrypted shares and masked vectors: each looks random by itself",
+    )
+
+
+def _there(config: RunConfig) -> Release:
+    # Of a failure whose reason stays with the client it is only known that it was one.
+    failed = ("failures",) if hides(config) else ()
+    return Release(
+        "participation",
+        ("answered", "bytes_up", *failed),
+        mechanism="public",
+        covered=True,
+        reason="who was asked and who answered: taken not to depend on anybody's data",
+    )
+
+
+def _down(config: RunConfig) -> Release:
+    """What the server sends along: the model, its mask, what it made of earlier answers."""
+    covered, asks = config.dp != "none", bool(scores_of(config.plugin)[config.score].asks)
+    return Release(
+        "model",
+        ("head", "values", "bits", "more", "teacher", "rungs", "counted"),
+        way="down",
+        mechanism="post-processing" if covered else "none",
+        covered=covered,
+        reason=_DERIVED[asks] if covered else "made of what is not protected",
+    )

@@ -1,0 +1,200 @@
+"""The one seam, the server's side: every question is booked before it is put, every sum gets noise.
+
+`guarded` wraps a port. What is asked is first written into the ledger, which stops the run where
+the budget would be exceeded; what comes back is a sum of bounded summands
+(`fedprune.protocol.client_privacy`), to which the server adds the noise that was booked. All that
+is alive is flat and without gaps here, so removed coordinates get no noise and stay exactly 0.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedprune.codec.model_digest import skeleton_digest
+from fedprune.config import RunConfig
+from fedprune.config.cohort import asked_of, audience
+from fedprune.config.kinds import KINDS
+from fedprune.config.terms import noised
+from fedprune.privacy.ledger import Ledger
+from fedprune.privacy.noise import Source, gaussian
+from fedprune.privacy.release import Occasion, Release
+from fedprune.protocol.client_privacy import asks_signed
+from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.models import layout_at
+from fedprune.protocol.noise import source_of
+from fedprune.protocol.port import Port
+from fedprune.protocol.releases import announced, most_votes, releases_of
+from fedprune.protocol.stored import Stored, store, stored_in
+from fedprune.tasks.measures import PARTS
+from fedprune.tensors import digest
+
+
+@dataclass
+class _Seen:
+    """How many questions there were in a round of an arm, and how many clients could be drawn."""
+
+    count: dict[tuple[str, int], int] = field(default_factory=dict)
+    there: int = 0
+
+    def order(self, arm: str, round_: int) -> int:
+        n = self.count.get((arm, round_), 0)
+        self.count[arm, round_] = n + 1
+        return n
+
+
+def guarded(
+    port: Port, config: RunConfig, ledger: Ledger, arm: str, stored: Stored | None = None
+) -> Port:
+    """The port with every question booked and every sum noised as the configuration says.
+
+    Its `ask` raises `fedprune.privacy.ledger.Spent` before a question that the budget does not
+    allow for. What is `stored` of a run that was killed is given again instead of asked for.
+    """
+    seen = _Seen()
+    shelf = stored or Stored(None)
+
+    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        layout = layout_at(config, question.edits)
+        form = form_of(question, config, layout)
+        most = most_votes(question, config, form, layout)
+        booked = releases_of(question, form, config, most)
+        name = name_of(question, partitions, config)
+        order = seen.order(arm, question.round)
+        occasion = Occasion(
+            arm,
+            question.round,
+            question.kind,
+            order,
+            audience(question.kind, config),
+            tuple(partitions),
+            seen.there or config.clients - config.panel,
+            name,
+        )
+        place = shelf.place(occasion)
+        before = stored_in(place)
+        if before is not None:
+            return before
+        again = ledger.times(occasion) if name else 0
+        ledger.book(occasion, booked)
+        folded = port.ask(replace(question, again=again) if again else question, partitions)
+        if config.dp != "none":
+            purpose = f"noise {arm} {name}" + (f" {again}" if again else "")
+            draw = source_of(config, purpose, question.round)
+            folded = _noised(folded, question, form, config, booked, draw)
+        store(place, folded)
+        return folded
+
+    panel = frozenset(range(config.clients - config.panel, config.clients))
+
+    def present() -> Mapping[int, int]:
+        there = port.present()
+        # Drawn from fewer, each is drawn more often than the configuration would have it.
+        seen.there = len(there.keys() - panel)
+        return there
+
+    return replace(port, ask=ask, present=present, panel=panel)
+
+
+def opened(
+    port: Port, config: RunConfig, ledger: Ledger, arm: str, stored: Stored | None = None
+) -> Port:
+    """The guarded port, after what clients tell of themselves has been booked."""
+    where = Occasion(arm, 0, "hello", 0, "start", tuple(range(config.clients)), config.clients)
+    ledger.book(where, announced(config))
+    return guarded(port, config, ledger, arm, stored)
+
+
+def name_of(question: Question, partitions: Sequence[int], config: RunConfig) -> str:
+    """A short name of what is asked and of whom; "" where nothing gets noise."""
+    if not noised(config):
+        return ""
+    weights = digest(question.weights) if KINDS[question.kind].weights else ""
+    about = (
+        question.kind,
+        question.round,
+        question.score,
+        question.ask,
+        question.names,
+        question.dense,
+        question.sparsity,
+        question.part,
+        _tried(question),
+        skeleton_digest(question.masks, question.edits),
+        weights,
+        tuple(partitions),
+    )
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def _tried(question: Question) -> object:
+    """The candidates of a question and what lies on the way to them; 0 without any."""
+    if not question.candidates:
+        return 0
+    places = [(c.far, sorted(c.apart.items())) for c in question.candidates]
+    return places, digest(question.given), digest(question.rungs)
+
+
+def _noised(
+    folded: Folded,
+    question: Question,
+    form: Form,
+    config: RunConfig,
+    booked: Sequence[Release],
+    draw: Source,
+) -> Folded:
+    """The sum with its noise, over denominators that do not depend on who answered."""
+    if not KINDS[question.kind].weights:
+        return folded  # of the panel, or nobody is asked
+    if KINDS[question.kind].totals_only:
+        return _measured(folded, config, booked, draw)
+    size = float(asked_of(question.kind, config))
+    noisy = (r for r in booked if r.noised and r.way == "up")
+    sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in noisy for f in r.fields}
+    here = config.dp == "client" and config.secure == "none"
+
+    def with_noise(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
+        return _with_noise(sum_, length, sd.get(name, 0.0) if here else 0.0, draw)
+
+    total = with_noise(folded.total, form.values, "values")
+    if total is not None and not asks_signed(question, config):
+        total = total.clamp(min=0.0)  # sums of what is never negative
+    return replace(
+        folded,
+        total=total,
+        votes=with_noise(folded.votes, form.voters, "votes"),
+        statistics=with_noise(folded.statistics, form.statistics, "statistics"),
+        weight=size,
+        totals={"count": size},
+    )
+
+
+def _with_noise(total: Tensor | None, size: int, sd: float, draw: Source) -> Tensor | None:
+    """A sum with noise on every coordinate; of nobody's answers, noise alone."""
+    if not size:
+        return total
+    flat = torch.zeros(size, dtype=torch.float64) if total is None else total.double()
+    return flat + gaussian(size, sd, draw) if sd else flat
+
+
+def _measured(folded: Folded, config: RunConfig, booked: Sequence[Release], draw: Source) -> Folded:
+    """Totals of clients' means, noised, over everyone who could have answered."""
+    if config.metrics == "exact":
+        return folded
+    (release,) = (r for r in booked if r.quantity == "metrics")
+    size = float(config.clients)
+    names = [f.removeprefix("totals.") for f in release.fields]
+    here = config.dp == "client" and config.secure == "none"
+    sd = (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
+    noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
+    sums = {n: folded.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
+    # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.
+    most = {n: size if n.startswith(PARTS) else math.inf for n in names}
+    totals = {n: min(most[n], max(0.0, value)) for n, value in sums.items()}
+    return replace(folded, totals={**totals, "count": size})

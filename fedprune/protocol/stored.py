@@ -1,0 +1,80 @@
+"""What was released in the rounds that no checkpoint has yet, so that a resumed run sends it again.
+
+The identical value tells no more the second time. Asked again, a question has other answers, other
+drop-outs or fresh noise: that is another release, and is booked as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+
+from fedprune.privacy.release import Occasion
+from fedprune.protocol.messages import Failure, Folded
+from fedprune.runtime.files import read_verified, write_verified
+
+FOLDER_NAME = "released"
+_TENSORS = ("total", "votes", "statistics", "held", "singles")
+
+
+@dataclass
+class Stored:
+    """Sums with their noise, a file each.
+
+    Attributes:
+        folder: where; None keeps nothing.
+    """
+
+    folder: Path | None
+    _seen: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+
+    def place(self, occasion: Occasion) -> Path | None:
+        """Where the answer to a question is, which this process puts for the n-th time."""
+        key = (occasion.arm, occasion.round, occasion.digest)
+        n, self._seen[key] = self._seen[key], self._seen[key] + 1
+        if self.folder is None or not occasion.digest:
+            return None
+        arm = hashlib.sha256(occasion.arm.encode()).hexdigest()[:8]
+        return self.folder / f"{arm}-{occasion.round}-{occasion.digest}-{n}"
+
+
+def stored_in(path: Path | None) -> Folded | None:
+    """What was put at a place, bit for bit; None: nothing, or it is damaged, and so never used."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        content = read_verified(path)
+    except ValueError:
+        return None
+    length = int.from_bytes(content[:8], "little")
+    rest = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fedprune"])
+    rest |= {"failures": tuple(Failure(**f) for f in rest["failures"])}
+    tensors: dict[str, Any] = load(content)
+    lists = {n: tuple(v) for n, v in rest.items() if isinstance(v, list)}
+    return Folded(**rest | lists | tensors)
+
+
+def store(path: Path | None, folded: Folded) -> None:
+    """Put a sum at a place, and take away those of the rounds before, which checkpoints have."""
+    if path is None:
+        return
+    arm, round_, *_ = path.name.split("-")
+    for older in path.parent.glob(f"{arm}-*"):
+        if int(older.name.split("-")[1]) < int(round_):
+            older.unlink()
+    tensors = {n: t.contiguous() for n in _TENSORS if (t := getattr(folded, n)) is not None}
+    rest = {n: v for n, v in vars(folded).items() if n not in _TENSORS}
+    rest |= {"failures": [asdict(f) for f in folded.failures]}
+    write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
+
+
+def forget(folder: Path) -> None:
+    """Take away what a finished run has stored in its folder."""
+    shutil.rmtree(folder / FOLDER_NAME, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""Which weights go: scores, selection, schedules, what is prunable."""

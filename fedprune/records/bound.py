@@ -1,0 +1,107 @@
+"""What a run began with, so that ``--resume`` goes on with the same: else it is another run.
+
+Kept beside the checkpoints. Digests find differences; they do not say who made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fedprune.options.plugins import source_of
+from fedprune.runtime.files import read_verified, write_verified
+
+NAME = "began.json"
+
+_PACKAGES = ("fedprune", "torch", "numpy", "transformers")
+"""Those that bits depend on."""
+
+_ANYWAY = "anyway"
+
+
+@dataclass(frozen=True)
+class Going:
+    """How a run goes on.
+
+    Attributes:
+        resume: from its checkpoints; False: it begins.
+        anyway: although it is not with what it began with.
+        data: gives the digest of the shards, where this process has them.
+    """
+
+    resume: bool = False
+    anyway: bool = False
+    data: Callable[[], str] = lambda: ""
+
+
+Began = dict[str, str]
+"""What a run began with: the digests of its configuration, data and plug-in, and versions."""
+
+
+def began_with(config_text: bytes, plugin: str, data: str) -> Began:
+    """What a run that begins now begins with.
+
+    Args:
+        config_text: of ``config.toml``.
+        plugin: path of the plug-in; "": none.
+        data: digest of the shards, "" where they are not here.
+    """
+    own = hashlib.sha256(source_of(plugin)).hexdigest() if plugin else ""
+    found = {"config.toml": hashlib.sha256(config_text).hexdigest(), "data": data, "plugin": own}
+    return found | {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def keep_began(folder: Path, began: Began) -> None:
+    """Write what a run began with into its folder of checkpoints."""
+    write_verified(folder / "checkpoint" / NAME, json.dumps(began).encode())
+
+
+def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
+    """What differs from what the run began with, this time and the times before.
+
+    Args:
+        folder: the run's.
+        now: what it would go on with.
+        anyway: go on all the same, and write the differences down.
+
+    Returns:
+        A line for each difference that was gone on with.
+
+    Raises:
+        ValueError: something differs, or nothing says what the run began with.
+    """
+    path = folder / "checkpoint" / NAME
+    if not path.is_file():
+        raise ValueError(f"{NAME} is gone")
+    before = json.loads(read_verified(path))
+    told: list[str] = before.pop(_ANYWAY, [])
+    fresh = [line for line in _differences(before, now) if line not in told]
+    if fresh and not anyway:
+        raise ValueError("; ".join(fresh))
+    if fresh:
+        content = {**before, _ANYWAY: [*told, *fresh]}
+        write_verified(path, json.dumps(content).encode())
+    return [*told, *fresh]
+
+
+def _differences(before: Mapping[str, str], now: Began) -> list[str]:
+    names = {"data": "the data", "plugin": "the plug-in"}
+    return [
+        f"{names.get(key, key)} is not as it was when the run began"
+        if len(value) == len(now[key]) == 64  # digests say nothing to who reads them
+        else f"{key} is {now[key] or 'none'}, was {value or 'none'} when the run began"
+        for key, value in before.items()
+        if value != now[key] and not (key == "data" and "" in (value, now[key]))
+    ]

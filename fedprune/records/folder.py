@@ -1,0 +1,212 @@
+"""The files of a run: what is written when, and read again to resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedprune.codec.coded_file import CODED_NAME, to_coded
+from fedprune.codec.masks import encode_mask, mask_digest
+from fedprune.config import RunConfig, to_toml, with_values
+from fedprune.export.card import card
+from fedprune.export.saved import save_folder
+from fedprune.options.refusal import ConfigError
+from fedprune.privacy.ledger import LEDGER_NAME
+from fedprune.protocol.origin import origin_of
+from fedprune.records.bound import began_with, gone_on_with, keep_began
+from fedprune.records.checkpoint import check_beside, load_state, save_state
+from fedprune.records.figures import figures_of_run
+from fedprune.runtime.files import write_atomically
+from fedprune.server.rows import Row
+from fedprune.server.state import State
+from fedprune.structure.layout import Layout
+from fedprune.tensors import copied, frozen_of, full_masks
+
+CONFIG_NAME = "config.toml"
+ROWS_NAME = "rounds.jsonl"
+TIMINGS_NAME = "timings.jsonl"
+SUMMARY_NAME = "summary.json"
+FIGURES_NAME = "figures.json"
+"""Apart from the summary, because it may hold times, which differ from run to run."""
+
+
+def checkpoint_path(folder: Path, arm: str) -> Path:
+    """Where an arm's newest state is."""
+    return folder / "checkpoint" / f"{arm}.safetensors"
+
+
+def fresh_folder(config: RunConfig) -> Path:
+    """Where a new run's results go: `out`, or ``runs/<task>-<time>``.
+
+    Raises:
+        ConfigError: there is a run already, or nothing can be written there.
+    """
+    name = f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config.out) if config.out else Path("runs") / name
+    if (folder / CONFIG_NAME).exists():
+        raise ConfigError(
+            f"out={str(folder)!r}: holds a run already; "
+            f"allowed: another folder, or --resume {folder}"
+        )
+    home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise ConfigError(
+            f"out={str(folder)!r}: {home} is no folder that can be written to; "
+            "allowed: another folder"
+        )
+    return folder
+
+
+def check_resumable(folder: Path) -> None:
+    """Refuse a folder that a run could not go on from to the same bits.
+
+    Raises:
+        ConfigError: a checkpoint is damaged, or rows or releases from before it are not as they
+            were written; the file is named.
+    """
+    for path in sorted((folder / "checkpoint").glob("*.safetensors")):
+        try:
+            check_beside(path)
+        except ValueError as error:
+            raise ConfigError(
+                f"resume={str(folder)!r}: {error}; allowed: a run's folder as it was left"
+            ) from None
+
+
+def begin(folder: Path, config: RunConfig, data: str = "") -> None:
+    """Make the folder and put the configuration in it: what was given, and what followed.
+
+    Args:
+        folder: of the run.
+        config: what runs.
+        data: digest of the shards, where they are known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without its own folder, which holds this run: so the file runs again as it is.
+    text = to_toml(with_values(config, {"out": ""}))
+    write_atomically(folder / CONFIG_NAME, text.encode())
+    keep_began(folder, began_with(text.encode(), config.plugin, data))
+
+
+def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:
+    """Check that a run goes on with what it began with.
+
+    Args:
+        folder: of the run.
+        config: what would go on.
+        data: digest of the shards, where they are known.
+        anyway: go on with something else, and write that down.
+
+    Returns:
+        What differs and was gone on with, a line each.
+
+    Raises:
+        ConfigError: something differs; it is named.
+    """
+    text = (folder / CONFIG_NAME).read_bytes()
+    try:
+        return gone_on_with(folder, began_with(text, config.plugin, data), anyway=anyway)
+    except ValueError as error:
+        raise ConfigError(
+            f"resume={str(folder)!r}: {error}; allowed: the same, or --resume-anyway, which the "
+            "report then says"
+        ) from None
+
+
+def record(folder: Path, row: Row, seconds: float, state: State) -> None:
+    """A round is over: its row, its time, then the checkpoint that makes it count.
+
+    Of rows copied from a warm-up that arms share only the last is as far as `state`, and counts.
+    """
+    _append(folder / ROWS_NAME, row)
+    timing = {"arm": row["arm"], "round": row["round"], "seconds": round(seconds, 3)}
+    _append(folder / TIMINGS_NAME, timing)
+    if row["round"] == state.round:
+        save_state(state, checkpoint_path(folder, row["arm"]), growing(folder))
+
+
+def growing(folder: Path) -> tuple[Path, ...]:
+    """The files of a run that only grow: what a checkpoint counts on."""
+    return tuple(folder / name for name in (ROWS_NAME, TIMINGS_NAME, LEDGER_NAME))
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # before the checkpoint that counts on it
+
+
+def rewind(folder: Path, arms: Iterable[str]) -> tuple[list[Row], dict[str, State]]:
+    """The rows so far and the states to go on from; rows past a checkpoint are cut off."""
+    found = {a: load_state(p) for a in arms if (p := checkpoint_path(folder, a)).is_file()}
+
+    def within(name: str) -> list[Row]:
+        rows = read_rows(folder / name)
+        fit = [r for r in rows if r["arm"] in found and r["round"] <= found[r["arm"]].round]
+        write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in fit).encode())
+        return fit
+
+    within(TIMINGS_NAME)
+    return within(ROWS_NAME), found
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; a last line that a crash cut short, without its end, is not one.
+
+    Raises:
+        ValueError: another line is damaged; its number is named.
+    """
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}: line {number} is damaged; allowed: rows of JSON") from None
+    return rows
+
+
+def write_results(
+    folder: Path,
+    state: State,
+    model: nn.Module,
+    config: RunConfig,
+    layouts: tuple[Layout, Layout],
+    command: str = "",
+) -> dict[str, dict[str, int]]:
+    """Write the model in both forms, the mask, and what there is to say about size and speed.
+
+    Args:
+        folder: the run's.
+        state: the pruned arm's last one.
+        model: the model with that state.
+        config: what ran.
+        layouts: of the dense model, and of this one.
+        command: that has the run again.
+
+    Returns:
+        ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
+    """
+    origin, (dense, now) = origin_of(config, state.edits), layouts
+    weights = {**state.weights, **copied(frozen_of(model))}
+    coded = to_coded(origin, weights, state.masks)
+    full = {n: torch.zeros(s) for n, s in {**dense.shapes, **dense.frozen}.items()}
+    whole = to_coded(origin_of(config), full, full_masks(full, dense.prunable))
+    masks = now.in_origin(state.masks)
+    write_atomically(folder / CODED_NAME, coded)
+    write_atomically(folder / "mask", encode_mask(masks))
+    write_atomically(folder / "mask.sha256", f"{mask_digest(masks)}\n".encode())
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    text = card(config, type(model).__name__, removed / dense.whole, command)
+    save_folder(model, folder / "model", origin, text)
+    figures = figures_of_run(model, config, state.masks, state.edits)
+    write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())
+    return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}

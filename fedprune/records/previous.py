@@ -1,0 +1,148 @@
+"""Update and maintain: a run that begins where another one ended, on new data or a new task.
+
+Structure and masks are kept; density never rises, unless ``--schedule regrow`` exchanges weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedprune.client.host import furnished, open_house
+from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.config import RunConfig, all_keys, recorded
+from fedprune.engines.inline import inline_port
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.models import shaped
+from fedprune.records.folder import CONFIG_NAME, SUMMARY_NAME
+from fedprune.rounds import measure
+from fedprune.server.rows import quality
+from fedprune.server.state import State, Totals
+from fedprune.structure.edits import Edits, from_json
+from fedprune.tensors import Masks, Tensors, copied, full_masks, masked, state_of
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run that another one continues.
+
+    Attributes:
+        folder: where it is.
+        config: what ran.
+        weights: its last state, and its frozen parameters.
+        masks: its masks.
+        edits: what was edited in its model.
+        quality: what it measured on its own test split; empty where it kept no summary.
+    """
+
+    folder: Path
+    config: RunConfig
+    weights: Tensors
+    masks: Masks
+    edits: Edits
+    quality: Mapping[str, Any]
+
+
+def earlier(folder: str, plugin: str = "") -> Earlier:
+    """The run in a folder; of a plug-in's task, with the caller's own `plugin`.
+
+    Raises:
+        ConfigError: there is none, it is damaged, or it names a plug-in that was not given.
+    """
+    path = Path(folder)
+    try:
+        head, weights, masks = from_coded((path / CODED_NAME).read_bytes(), str(path / CODED_NAME))
+        text = (path / CONFIG_NAME).read_text()
+        config = recorded(text, plugin, path / CONFIG_NAME)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"init={folder!r}: {error}; allowed: the folder of a whole run") from None
+    summary = path / SUMMARY_NAME
+    measured = json.loads(summary.read_text())["quality"] if summary.is_file() else {}
+    edits = from_json(json.dumps(head.get("edits", [])))
+    return Earlier(path, config, weights, masks, edits, measured)
+
+
+def data_gone(folder: str) -> str:
+    """Where the data of the run in a folder was and is no more; "" where that is not known.
+
+    Cheap: nothing is opened.
+    """
+    path = Path(folder) / CONFIG_NAME
+    data = str(all_keys(path.read_text()).get("data") or "") if path.is_file() else ""
+    return data if data and not Path(data).exists() else ""
+
+
+def continued(config: RunConfig, before: Earlier) -> State:
+    """The state to go on from; tensors that the earlier ones do not fit are as the task makes them.
+
+    Raises:
+        ConfigError: nothing of the earlier model fits, or what was cut out of it is not there.
+    """
+    try:
+        model, layout = shaped(config, before.edits)
+    except ValueError as error:
+        why, _, _ = str(error).partition("; allowed: ")
+        raise ConfigError(
+            f"init={str(before.folder)!r}: its model was cut where model={config.model!r} of task "
+            f"{config.task} cannot be ({why}); allowed: a run of the same model"
+        ) from None
+    fresh = copied(state_of(model))
+    found = before.weights
+    fits = {n for n, w in fresh.items() if n in found and found[n].shape == w.shape}
+    if not fits & set(layout.prunable):
+        raise ConfigError(
+            f"init={str(before.folder)!r}: its model has no prunable tensor in common with "
+            f"model={config.model!r}; allowed: a run of the same model"
+        )
+    weights = {n: found[n] if n in fits else w for n, w in fresh.items()}
+    masks = full_masks(weights, layout.prunable)
+    masks |= {n: m for n, m in before.masks.items() if n in masks and n in fits}
+    return State(0, masked(weights, masks), masks, {}, edits=before.edits)
+
+
+def on_the_earlier_task(before: Earlier, end: State) -> dict[str, Any]:
+    """Quality on the earlier run's own test split: of its model, and of the one that it became.
+
+    Its partitions are served in this process. Where they cannot be, as when its data is gone,
+    "now" is None and "why" says so: the new run's results do not depend on it.
+    """
+    told = {
+        "run": str(before.folder),
+        "task": before.config.task,
+        "then": before.quality.get("final"),
+    }
+    try:
+        measured, totals = _measured_again(before, end)
+    except Exception as error:  # a plugin's code may raise anything, and the new run is over
+        return {**told, "now": None, "why": _one_line(f"{type(error).__name__}: {error}")}
+    now = quality(totals, before.config)
+    if now is not None:
+        return {**told, "now": now}
+    reasons = [failure.reason for failure in measured.failures]
+    return {**told, "now": None, "why": reasons[0] if reasons else "no example to measure on"}
+
+
+def _measured_again(before: Earlier, end: State) -> tuple[State, Totals]:
+    """The state in the earlier run's model, and its sums over that run's test split.
+
+    What the new model does not share with the earlier one (a head for other classes) is the
+    earlier one's.
+    """
+    house = furnished(open_house(before.config), end.edits)
+    shapes = house.layout.shapes
+    weights = {
+        n: end.weights[n] if n in end.weights and end.weights[n].shape == s else before.weights[n]
+        for n, s in shapes.items()
+    }
+    masks = {n: end.masks.get(n, before.masks.get(n)) for n in house.layout.prunable}
+    kept = {n: m for n, m in masks.items() if m is not None}
+    masks_now = full_masks(weights, house.layout.prunable) | kept
+    state = replace(end, weights=weights, masks=masks_now, known={}, failures=())
+    return measure(state, inline_port(house), "test")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

@@ -1,0 +1,1 @@
+"""How important a weight is, and how the evidence of clients becomes one score."""

@@ -1,0 +1,263 @@
+"""How important a weight is: the catalogue. Sums on the clients, a score on the server.
+
+A score is a `Score` value and a line in `SCORES`; higher = keep. Every statistic is taken in eval
+mode at the weights that were sent and leaves the model bit-identical. An *additive* one is a sum
+over examples (label tokens, for a language model), so that its federated score equals the score of
+the pooled data of the partitions that answered. One that is not (per batch, per client, collected
+while tuning) says so in its name or by `Score.additive`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedprune.options.plugins import table_in
+from fedprune.scores.ablation import ASK as ASK_ABLATION
+from fedprune.scores.ablation import ablation
+from fedprune.scores.block_influence import ASK as ASK_INFLUENCE
+from fedprune.scores.block_influence import block_influence
+from fedprune.scores.contribution import ASK as ASK_CONTRIBUTION
+from fedprune.scores.contribution import contribution
+from fedprune.scores.examples import by_example
+from fedprune.scores.gradients import (
+    by_batch,
+    by_client,
+    gradient,
+    mean_square,
+    square,
+    taylor,
+    taylor_second,
+    watched,
+)
+from fedprune.scores.grasp import ASKS as ASKS_GRASP
+from fedprune.scores.grasp import grasp
+from fedprune.scores.inputs import (
+    absolutes,
+    ask_inputs,
+    by_input,
+    nonzeros,
+    products,
+    squares,
+    wanda,
+)
+from fedprune.scores.perturbation import ASK as ASK_PERTURBATION
+from fedprune.scores.perturbation import perturbation, standard_error
+from fedprune.scores.score import (
+    Ask,
+    Evidence,
+    Probe,
+    Score,
+)
+from fedprune.scores.sparsegpt import obs, step
+from fedprune.scores.synflow import refuse, synflow
+from fedprune.tensors import Tensors
+
+__all__ = ["SCORES", "Ask", "Evidence", "Probe", "Score", "summed_gradient"]
+
+summed_gradient = by_batch(gradient)
+"""Σ g over a client's labels: one forward and one backward pass, nothing left behind."""
+
+
+def _mean(evidence: Evidence) -> Tensors:
+    return {name: s / evidence.count for name, s in evidence.sums.items()}
+
+
+def _mean_magnitude(evidence: Evidence) -> Tensors:
+    return {name: m.abs() for name, m in _mean(evidence).items()}
+
+
+def _negative_mean(evidence: Evidence) -> Tensors:
+    return {name: -m for name, m in _mean(evidence).items()}
+
+
+def _fisher(evidence: Evidence) -> Tensors:
+    # Theis et al. 2018: the loss grows by 1/(2N) w² Σ g² when w goes.
+    means = _mean(evidence)
+    return {n: 0.5 * evidence.weights[n].double().square() * m for n, m in means.items()}
+
+
+def _magnitude(evidence: Evidence) -> Tensors:
+    """|w|. Over larger units the pool makes it a norm: sum is L1, l2 is L2."""
+    return {name: w.abs() for name, w in evidence.weights.items()}
+
+
+def _random(evidence: Evidence) -> Tensors:
+    """The same numbers for what is left of a model that was cut as for the whole one."""
+    layout, names = evidence.layout, evidence.weights.keys()
+
+    def drawn(shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=evidence.generator, dtype=torch.float64)
+
+    if layout.origin is None:
+        return {name: drawn(layout.shapes[name]) for name in names}
+    whole = layout.origin.layout
+    draws = {name: drawn(whole.shapes[name]) for name in whole.prunable}
+    return layout.from_origin({name: draws[name] for name in names})
+
+
+ASK_GRADIENT = Ask(by_batch(gradient), watch=watched(gradient))
+ASK_TAYLOR = Ask(by_batch(taylor), watch=watched(taylor))
+ASK_SQUARES = Ask(
+    by_example(square), passes="1 forward, 1 backward, squares of every example", signed=False
+)
+
+SCORES: dict[str, Score] = {
+    "taylor": Score(
+        "|Σ w·g|: first-order change of the pooled loss if the weight went",
+        "Molchanov et al. 2017, arXiv 1611.06440, eq. 7, on single weights, clients summed first",
+        _mean_magnitude,
+        (ASK_TAYLOR,),
+    ),
+    "taylor_signed": Score(
+        "-Σ w·g: the same with its sign; a weight whose removal lowers the loss goes first",
+        "Mozer and Smolensky 1989 (skeletonization), on single weights",
+        _negative_mean,
+        (ASK_TAYLOR,),
+    ),
+    "taylor_second": Score(
+        "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
+        "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
+        _mean_magnitude,
+        (Ask(by_example(taylor_second), passes=ASK_SQUARES.passes),),
+    ),
+    "gradient": Score(
+        "|Σ g|: size of the pooled gradient",
+        "the quantity regrown by Evci et al. 2020 (RigL), arXiv 1911.11134, here to keep",
+        _mean_magnitude,
+        (ASK_GRADIENT,),
+    ),
+    "second_moment_per_example": Score(
+        "Σ_i g_i² over single examples: the diagonal of the empirical Fisher matrix",
+        "Liu et al. 2021 (group Fisher), arXiv 2108.00708, eq. 5, on single weights",
+        _mean,
+        (ASK_SQUARES,),
+    ),
+    "second_moment_per_batch": Score(
+        "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
+        "mean of squared step gradients, as frameworks implement PruneFL",
+        _mean,
+        (Ask(by_batch(mean_square), watch=watched(mean_square), signed=False),),
+        additive=False,
+    ),
+    "second_moment_per_client": Score(
+        "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
+        "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
+        _mean,
+        (Ask(by_client(mean_square), signed=False),),
+        additive=False,
+    ),
+    "fisher": Score(
+        "½w²·Σ_i g_i²/N: second-order change at a minimum, where the first order is 0",
+        "Theis et al. 2018, arXiv 1801.05787, on single weights",
+        _fisher,
+        (ASK_SQUARES,),
+    ),
+    "snip": Score(
+        "|Σ w·g| at initialisation: only before any training",
+        "Lee et al. 2019, arXiv 1810.02340, pooled over clients instead of one batch",
+        _mean_magnitude,
+        (ASK_TAYLOR,),
+        at_start=True,
+    ),
+    "grasp": Score(
+        "w·(H·mean g): what |g|² loses if the weight went; only before any training, two questions",
+        "Wang et al. 2020, arXiv 2002.07376, sect. 4, H·g of all clients, without temperature",
+        grasp,
+        ASKS_GRASP,
+        at_start=True,
+    ),
+    "synflow": Score(
+        "|w|·dR/d|w|, R the sum of outputs for ones through |w|: no data, asks nobody",
+        "Tanaka et al. 2020, arXiv 2006.05467, sect. 6; homogeneous networks only",
+        synflow,
+        refuses=refuse,
+    ),
+    "perturbation": Score(
+        "|mean of L(θ with random removals) - L(θ), with minus without w among the removed|",
+        "covariance with random masks; Horvitz and Thompson 1952; unbiased before the absolute",
+        perturbation,
+        (ASK_PERTURBATION,),
+        error=standard_error,
+    ),
+    "contribution": Score(
+        "|Σ w·g| over what reads a unit, the gradient of its gate: one number a unit is sent",
+        "Molchanov et al. 2019, arXiv 1906.10771, eq. 8; gates: Michel et al. 2019, 1905.10650",
+        contribution,
+        (ASK_CONTRIBUTION,),
+        units=("head", "neuron", "head-neuron", "channel", "sublayer", "layer"),
+    ),
+    "ablation": Score(
+        "|L(without the unit) - L(θ)|: exact, one unit at a time",
+        "Mozer and Smolensky 1989, relevance before its approximation",
+        ablation,
+        (ASK_ABLATION,),
+        units=(
+            "weight",
+            "row",
+            "column",
+            "head",
+            "neuron",
+            "head-neuron",
+            "channel",
+            "sublayer",
+            "layer",
+        ),
+        most=50_000,
+    ),
+    "wanda": Score(
+        "|w|·sqrt(mean x²) of its input: one number an input channel is sent",
+        "Sun et al. 2023, arXiv 2306.11695, eq. 1, with the clients' Σ x² added up",
+        wanda,
+        (ask_inputs(squares),),
+    ),
+    "sparsegpt": Score(
+        "w²/[H⁻¹]_jj, H = Σ x·xᵀ; removed column by column, the rest of the row makes up for it",
+        "Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1; clients' H added up",
+        obs,
+        (ask_inputs(products, square=True),),
+        units=("weight", "n:m"),
+        step=step,
+    ),
+    "movement": Score(
+        "-Σ_t w_t·g_t while tuning: keeps what moves away from 0; starts again every round",
+        "Sanh et al. 2020, arXiv 2005.07683, without the straight-through mask",
+        _negative_mean,
+        (ASK_TAYLOR,),
+        additive=False,
+        tuning=True,
+    ),
+    "activation": Score(
+        "mean |x| of its input channel",
+        "Molchanov et al. 2017, arXiv 1611.06440, sect. 2.2 (activation), of inputs",
+        by_input,
+        (ask_inputs(absolutes),),
+    ),
+    "activity": Score(
+        "part of the rows in which its input is not 0: 1 - dead fraction",
+        "Hu et al. 2016 (APoZ), arXiv 1607.03250, eq. 1, of inputs",
+        by_input,
+        (ask_inputs(nonzeros),),
+    ),
+    "block_influence": Score(
+        "mean over tokens of 1 - cos(x_in, x_out) of its block",
+        "Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1",
+        block_influence,
+        (ASK_INFLUENCE,),
+        units=("layer",),
+    ),
+    "magnitude": Score(
+        "|w| of the global model: asks nobody",
+        "Han et al. 2015, arXiv 1506.02626",
+        _magnitude,
+        rescored=False,
+    ),
+    "random": Score(
+        "uniform noise, new each round: asks nobody", "the control", _random, rescored=False
+    ),
+}
+
+
+def scores_of(plugin: str) -> dict[str, Score]:
+    """Every score by name; a plug-in's come last and may replace a built-in one."""
+    return {**SCORES, **table_in(plugin, "SCORES", Score)}

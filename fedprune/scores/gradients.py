@@ -1,0 +1,133 @@
+"""Statistics of gradients: one function of a weight and a gradient, summed in four ways.
+
+Over batches and in passing while a client tunes (`by_batch`, `watched`), over the whole shard at
+once (`by_client`) or over single examples (`fedprune.scores.examples`). What is linear in the
+gradient is the same in all but the second of these, where the weights move from step to step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.scores.score import Probe, Watch
+from fedprune.structure.layers import parameters_of
+from fedprune.structure.layout import Layout
+from fedprune.tensors import Tensors
+
+Each = Callable[[Tensor, Tensor, int], Tensor]
+"""From a weight, the gradient of a loss summed over labels, and their number, to the summand.
+
+Elementwise: all of the weight's shape, or the gradient with further dimensions in front.
+"""
+
+
+def gradient(_w: Tensor, g: Tensor, _n: int) -> Tensor:
+    """The gradient itself."""
+    return g
+
+
+def taylor(w: Tensor, g: Tensor, _n: int) -> Tensor:
+    """w·g: minus the first-order change of the loss when w goes to 0."""
+    return w * g
+
+
+def square(_w: Tensor, g: Tensor, _n: int) -> Tensor:
+    """g²: of one example."""
+    return g.square()
+
+
+def mean_square(_w: Tensor, g: Tensor, n: int) -> Tensor:
+    """n·(g/n)²: the squared mean gradient of n labels, counted once for each."""
+    return g.square() / max(1, n)
+
+
+def taylor_second(w: Tensor, g: Tensor, _n: int) -> Tensor:
+    """-w·g + ½w²g²: change of one example's loss when w goes, with g² for the curvature.
+
+    Linear in what the examples sum (Σ g and Σ g²), so that one number a weight is sent, not two.
+    """
+    return 0.5 * (w * g).square() - w * g
+
+
+def by_batch(each: Each) -> Callable[[Probe], Tensors]:
+    """Σ over batches of `each`."""
+
+    def collect(probe: Probe) -> Tensors:
+        parameters = parameters_of(probe.model, probe.prunable)
+        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for gradients, count in _gradients(probe, parameters):
+            for name, g in gradients.items():
+                sums[name] += each(parameters[name].detach(), g, count)
+        return _plain(sums)
+
+    return collect
+
+
+def by_client(each: Each) -> Callable[[Probe], Tensors]:
+    """`each` of the whole shard's gradient."""
+
+    def collect(probe: Probe) -> Tensors:
+        parameters = parameters_of(probe.model, probe.prunable)
+        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        labels = 0
+        for gradients, count in _gradients(probe, parameters):
+            labels += count
+            for name, g in gradients.items():
+                sums[name] += g
+        return _plain({n: each(parameters[n].detach(), g, labels) for n, g in sums.items()})
+
+    return collect
+
+
+def _plain(sums: Tensors) -> Tensors:
+    return {name: s.detach() for name, s in sums.items()}
+
+
+def _gradients(probe: Probe, parameters: dict[str, nn.Parameter]) -> Iterator[tuple[Tensors, int]]:
+    """The gradient of every batch's summed loss, and the labels it is over.
+
+    A tensor that the loss does not reach has none. Nothing is left in the parameters' `grad`.
+    """
+    for batch in probe.batches:
+        loss = probe.loss(probe.model, batch)
+        found = torch.autograd.grad(loss.total, list(parameters.values()), allow_unused=True)
+        pairs = zip(parameters, found, strict=True)
+        yield {name: g for name, g in pairs if g is not None}, loss.count
+
+
+@dataclass
+class GradientWatcher:
+    """Adds `each` up over the steps that somebody else takes.
+
+    Attributes:
+        sums: the statistic so far.
+        parameters: what is watched.
+        each: one step's part.
+    """
+
+    sums: Tensors
+    parameters: dict[str, nn.Parameter]
+    each: Each
+
+    def after_backward(self, count: int) -> None:
+        """Adds a step whose gradients of the *mean* loss over `count` labels are in `grad`."""
+        for name, p in self.parameters.items():
+            if p.grad is not None:
+                self.sums[name] += self.each(p.detach(), p.grad * count, count)
+
+
+def watched(each: Each) -> Watch:
+    """The sums of `each` over steps, at the weights of each step."""
+
+    @contextmanager
+    def watch(model: nn.Module, _layout: Layout, names: Sequence[str]) -> Iterator[GradientWatcher]:
+        parameters = parameters_of(model, names)
+        zeros = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+        yield GradientWatcher(zeros, parameters, each)
+
+    return watch

@@ -1,0 +1,213 @@
+"""Statistics of what goes into a layer: one function of input rows, added up by hooks.
+
+For a convolution a row is what its window covers at one place, so that every weight of the
+(out, columns) view has a column of inputs. Whatever goes through the layer is a row: padding and
+unlabelled tokens too. What is sent of a tensor are the sums of its columns and the number of rows,
+under names of their own (`inputs_of`, `rows_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.scores.score import (
+    Ask,
+    Evidence,
+    Probe,
+    Shapes,
+)
+from fedprune.structure.layers import (
+    groups,
+    input_rows,
+    layers_of,
+    watching,
+)
+from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.tensors import Tensors
+
+Each = Callable[[Tensor], Tensor]
+"""From input rows (rows, columns) to what is added up: (columns,), or (columns, columns)."""
+
+
+def squares(x: Tensor) -> Tensor:
+    """Σ x² of every column."""
+    return x.square().sum(0)
+
+
+def absolutes(x: Tensor) -> Tensor:
+    """Σ |x| of every column."""
+    return x.abs().sum(0)
+
+
+def nonzeros(x: Tensor) -> Tensor:
+    """How many rows are not 0, of every column."""
+    return (x != 0).sum(0)
+
+
+def products(x: Tensor) -> Tensor:
+    """Σ x xᵀ over rows."""
+    return x.t() @ x
+
+
+def inputs_of(name: str) -> str:
+    """What the sums of a weight's inputs are called."""
+    return f"{name}/inputs"
+
+
+def rows_of(name: str) -> str:
+    """What the number of rows that a weight was multiplied by is called."""
+    return f"{name}/rows"
+
+
+def ask_inputs(each: Each, *, square: bool = False) -> Ask:
+    """The question for such sums, in a pass of their own (1 forward) or while tuning.
+
+    Args:
+        each: what is added up.
+        square: whether that is (columns, columns) instead of (columns,).
+    """
+
+    def shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> Shapes:
+        return _shapes(layout, names, square)
+
+    @torch.no_grad()
+    def collect(probe: Probe) -> Tensors:
+        with watch(probe.model, probe.layout, probe.prunable) as watcher:
+            for batch in probe.batches:
+                probe.loss(probe.model, batch)
+        return watcher.sums
+
+    def watch(
+        model: nn.Module, layout: Layout, names: Sequence[str]
+    ) -> AbstractContextManager[InputWatcher]:
+        return _watched(model, names, _shapes(layout, names, square), each)
+
+    return Ask(collect, shapes, watch=watch, passes="1 forward", signed=square)
+
+
+@dataclass
+class InputWatcher:
+    """Adds up what goes into layers.
+
+    Attributes:
+        sums: the statistics so far, float64.
+    """
+
+    sums: Tensors
+
+    def after_backward(self, count: int) -> None:
+        """Nothing: inputs are seen on the way forward."""
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, names: Sequence[str], shapes: Shapes, each: Each
+) -> Iterator[InputWatcher]:
+    layers = layers_of(model, names)
+    for name, found in layers.items():
+        if not found or any(groups(layer) > 1 for layer in found):
+            raise _no_inputs(name)
+    device = next(model.parameters()).device
+    sums = {
+        n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()
+    }
+
+    def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
+        wide = torch.promote_types(x.dtype, torch.float32)  # sums of half precision are too coarse
+        rows = input_rows(layer, x.detach().to(wide)).flatten(0, 2)
+        sums[inputs_of(name)] += each(rows)
+        sums[rows_of(name)] += rows.shape[0]
+
+    with watching(layers, seen):
+        yield InputWatcher(sums)
+
+
+def _shapes(layout: Layout, names: Sequence[str], square: bool) -> Shapes:
+    shapes: Shapes = {}
+    for name in names:
+        if layout.kinds.get(name) == "other":
+            raise _no_inputs(name)
+        columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1:]
+        shapes[inputs_of(name)] = columns + columns if square else columns
+        shapes[rows_of(name)] = torch.Size([1])
+    return shapes
+
+
+def _no_inputs(name: str) -> ValueError:
+    return ValueError(
+        f"score: {name} has no inputs to measure; allowed: weights of linear layers and ungrouped "
+        f"convolutions that are called as layers (--exclude {name}), or another score"
+    )
+
+
+def unseen(sums: Mapping[str, Tensor]) -> list[str]:
+    """The weights whose layers no row went through, among those that sums of inputs are of."""
+    end = rows_of("")
+    return [n.removesuffix(end) for n, t in sums.items() if n.endswith(end) and not t.any()]
+
+
+def improper(sums: Mapping[str, Tensor]) -> str:
+    """The first of named sums of inputs that no inputs add up to; "" where there is none.
+
+    A number of rows or a square is not below 0, and |Σ x y| is at most sqrt(Σ x² · Σ y²), with room
+    for what the wire rounds.
+    """
+    for name, of in sums.items():
+        if name.endswith(rows_of("")) and bool((of < 0).any()):
+            return name
+        if name.endswith(inputs_of("")) and of.ndim == 2:
+            own = of.diagonal().double()
+            most = own.clamp_min(0.0).sqrt()
+            room = 1e-3 * float(own.abs().max()) if own.numel() else 0.0
+            if bool((own < -room).any()) or bool((of.abs() > 1.5 * most.outer(most) + room).any()):
+                return name
+    return ""
+
+
+def factored(system: Tensor, *, upper: bool = False) -> Tensor:
+    """The Cholesky factor of a damped Σ x xᵀ.
+
+    Of a matrix that is none, as a client's answer may make the sum, the factor of the nearest one
+    whose eigenvalues are a millionth of the largest at least.
+    """
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(system, upper=upper)
+    if not failed:
+        return factor
+    values, vectors = torch.linalg.eigh(system)
+    least = 1e-6 * float(values.abs().max()) or 1.0
+    factor = torch.linalg.cholesky((vectors * values.clamp_min(least)) @ vectors.mT, upper=upper)
+    return factor
+
+
+def mean_inputs(evidence: Evidence, name: str) -> Tensor:
+    """Mean over rows of what was summed, float64; 0 where nothing went through the layer."""
+    return evidence.sums[inputs_of(name)] / evidence.sums[rows_of(name)].clamp(min=1.0)
+
+
+def wanda(evidence: Evidence) -> Tensors:
+    """|w_ij|·sqrt(mean x_j²), Sun et al. 2023, arXiv 2306.11695, eq. 1.
+
+    There the norm of x_j over all rows stands for the root of the mean: the same in every
+    comparison within a tensor.
+    """
+    return _by_column(evidence, lambda w, mean: w.abs() * mean.sqrt())
+
+
+def by_input(evidence: Evidence) -> Tensors:
+    """The mean of its input channel, for every weight."""
+    return _by_column(evidence, lambda w, mean: mean.expand_as(w))
+
+
+def _by_column(evidence: Evidence, score: Callable[[Tensor, Tensor], Tensor]) -> Tensors:
+    scores: Tensors = {}
+    for name, w in evidence.weights.items():
+        rows = as_rows(evidence.layout, name, w.double())
+        scored = score(rows, mean_inputs(evidence, name))
+        scores[name] = from_rows(evidence.layout, name, scored).contiguous()
+    return scores

@@ -1,0 +1,63 @@
+"""Options of scores, and of combining them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedprune.options.section import Count, Section, option
+
+
+class Scoring(Section):
+    """How important a weight is, and who is asked."""
+
+    score: str = option("pruning", "importance of a weight (see --list)", "taylor")
+    score_steps: Count = option(
+        "pruning", "times a pruning scores and removes, a little each time", 1
+    )
+    score_during: Literal["pass", "tune"] = option(
+        "pruning", "statistics from a pass of their own, or collected while tuning", "pass"
+    )
+    calibration: Literal["dense", "sequential", "local"] = option(
+        "pruning",
+        "dense: score all layers at once; sequential: block by block behind pruned ones; local: "
+        "each client behind what it prunes itself, for votes and for --masks of their own",
+        "dense",
+    )
+    score_cohort: Literal["cohort", "all"] = option(
+        "pruning", "who is asked for scores: the round's cohort, or everyone who trains", "cohort"
+    )
+    score_examples: int | None = option(
+        "pruning",
+        "training examples that a client draws to be scored on (default: all it has)",
+        None,
+        ge=1,
+    )
+    probes: int | None = option(
+        "pruning",
+        "random perturbations of a score that takes some (default 64)",
+        None,
+        ge=2,
+        le=100_000,
+    )
+
+
+class Combining(Section):
+    """How the clients' scores become one."""
+
+    combine: str = option("combining", "how clients' scores become one (see --list)", "sum")
+    trim: float | None = option(
+        "combining",
+        "part that trimmed-mean leaves out at either end (default 0.1)",
+        None,
+        gt=0,
+        lt=0.5,
+    )
+    vote_scope: str | None = option(
+        "combining", "scope of the clients' own masks when they vote (default: --scope)", None
+    )
+    normalise: str = option(
+        "combining", "what each client does to its scores first (see --list)", "none"
+    )
+    agreement: bool = option(
+        "combining", "clients also send their own mask as votes, to measure agreement", True
+    )

@@ -1,0 +1,166 @@
+"""What a score is: which sums clients are asked for, and what the server makes of them.
+
+The catalogue is in `fedprune.scores.catalog`. Everything here is data; who asks and who answers
+is in `fedprune.rounds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from fedprune.structure.layout import Layout
+from fedprune.tasks.task import Loss, Part
+from fedprune.tensors import Masks, Tensors
+
+Shapes = dict[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a statistic is taken from: a model in eval mode and one client's training part.
+
+    Attributes:
+        model: holds the weights that were sent; must be left bit-identical.
+        layout: the model's layout.
+        prunable: names of the tensors asked about: all of the layout's, or some of them.
+        batches: the client's training part, on the model's device; may be gone through again.
+        loss: sums over a batch.
+        masks: True = alive.
+        given: what the server sent along, by the names of `Ask.given`; empty for most scores.
+        unit: the kind of unit that is scored (a name in `fedprune.selection.units.UNITS`).
+        probes: how many random perturbations to take, for the scores that take some.
+        seed: the same on the server and all clients in this round: for numbers that both draw.
+    """
+
+    model: nn.Module
+    layout: Layout
+    prunable: Sequence[str]
+    batches: Iterable[Part]
+    loss: Callable[[nn.Module, Part], Loss]
+    masks: Masks
+    given: Tensors = field(default_factory=dict)
+    unit: str = "weight"
+    probes: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the server scores with.
+
+    Attributes:
+        sums: the clients' statistics added up, float64; empty for a score that asks nobody.
+        count: labels that the statistics were summed over.
+        weights: the current weights of the tensors to score, 0.0 where removed.
+        masks: True = alive, of the same tensors.
+        layout: the model's layout.
+        generator: seeded for this round.
+        seed: as in `Probe`.
+        probes: as in `Probe`.
+        unit: as in `Probe`.
+        model: a model to compute with (its values are overwritten), holding the current weights;
+            None where there is none.
+        dummy: one example without data in it, where the task has one.
+        given: what was sent along with the last ask.
+    """
+
+    sums: Tensors
+    count: float
+    weights: Tensors
+    masks: Masks
+    layout: Layout
+    generator: torch.Generator
+    seed: int = 0
+    probes: int = 0
+    unit: str = "weight"
+    model: nn.Module | None = None
+    dummy: Part | None = None
+    given: Tensors = field(default_factory=dict)
+
+
+class Watcher(Protocol):
+    """Adds a statistic up while somebody else runs batches through the model."""
+
+    sums: Tensors
+
+    def after_backward(self, count: int) -> None:
+        """Called when the parameters hold the gradient of a batch's *mean* loss over `count`."""
+
+
+Watch = Callable[[nn.Module, Layout, Sequence[str]], AbstractContextManager[Watcher]]
+"""Puts a watcher on a model for a while."""
+
+
+def weight_shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> Shapes:
+    """One number for every weight of the tensors asked about."""
+    return {name: layout.shapes[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to the clients: what each of them sums over its shard.
+
+    Attributes:
+        collect: the client's summand, by the names and shapes of `shapes`, float32 or float64.
+        shapes: what it consists of, from the layout, the tensors asked about, the kind of unit and
+            the number of probes. A summand with a tensor's name and shape is sent only where that
+            tensor is alive; any other is sent whole.
+        given: what is sent along with the question, computed from the evidence of the ask before
+            (for the first ask, evidence without sums); same rule for names and shapes.
+        watch: the same sums collected while a client tunes; None: only a pass of its own will do.
+        passes: what it costs a client, in words: "1 forward, 1 backward".
+        signed: the sums may be below 0; those that cannot need less noise to hide a client.
+    """
+
+    collect: Callable[[Probe], Tensors]
+    shapes: Callable[[Layout, Sequence[str], str, int], Shapes] = weight_shapes
+    given: Callable[[Evidence], Tensors] | None = None
+    watch: Watch | None = None
+    passes: str = "1 forward, 1 backward"
+    signed: bool = True
+
+
+Step = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]
+"""From evidence, the sparsity of each tensor and N:M (or None) to masks and new weights."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One way to say how important a weight is. Higher = keep.
+
+    Attributes:
+        summary: one line for ``--list``, with the formula.
+        source: where it is from.
+        finalise: the score of every weight asked about, from the evidence of the last ask. A score
+            of larger units gives every weight the score of its unit.
+        asks: what the clients are asked, in this order; none: the score asks nobody.
+        additive: the statistics are sums over examples, so federated equals pooled.
+        units: the kinds of unit it scores; empty: all of them.
+        step: prunes by itself, instead of by selection on `finalise`'s scores.
+        at_start: only meaningful before any training: warm-up must be 0.
+        tuning: only collected while clients tune (``--score-during tune``).
+        error: the standard error of the scores, where they are estimates.
+        rescored: depends on what was removed before, so that scoring again tells something new.
+        most: with unit weight, refuses models with more prunable weights than this; 0: no limit.
+        refuses: raises a ValueError for a model that the score is not for, before anything starts.
+    """
+
+    summary: str
+    source: str
+    finalise: Callable[[Evidence], Tensors]
+    asks: tuple[Ask, ...] = ()
+    additive: bool = True
+    units: tuple[str, ...] = ()
+    step: Step | None = None
+    at_start: bool = False
+    tuning: bool = False
+    error: Callable[[Evidence], Tensors] | None = None
+    rescored: bool = True
+    most: int = 0
+    refuses: Callable[[nn.Module, Part | None], None] | None = None

@@ -1,0 +1,290 @@
+"""What server and hosts send each other in the stages of a secure sum, and its form on the way.
+
+The question itself travels beside the call of the stage "masked", as in the open.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedprune.codec.bounded import read_object
+from fedprune.codec.wire import Packet
+from fedprune.options.refusal import Refused
+from fedprune.privacy.ranges import MOST
+from fedprune.protocol.letters import (
+    Buffers,
+    Fields,
+    Letter,
+    check_spoken,
+)
+from fedprune.protocol.messages import (
+    Failure,
+    Question,
+    failure_said,
+    longest_about,
+    plain,
+)
+from fedprune.secagg.keys import Keys
+from fedprune.secagg.ring import Ring, ring_type
+
+Table = Mapping[int, Mapping[int, bytes]]
+"""From one client to others, or of one from others: a few bytes each."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What clients are asked in one stage of a secure sum.
+
+    Attributes:
+        stage: keys, shares, masked, confirm, unmask.
+        session: the name of the sum.
+        members: everyone who was asked for keys, ascending.
+        roster: everyone's public keys, by their owner.
+        shared: whose shares came ("masked", "confirm", "unmask").
+        summed: whose vectors came ("confirm", "unmask").
+        sealed: receiver to sender to encrypted share ("unmask").
+        said: signatures of who is in the sum, by who signed ("unmask").
+        open: which coordinates have enough holders, encoded; b"": all ("masked").
+        coarse: field to the steps by which its range was widened (`fedprune.secagg.vectors`).
+    """
+
+    stage: str
+    session: bytes
+    members: tuple[int, ...]
+    roster: Mapping[int, bytes] = field(default_factory=dict)
+    shared: frozenset[int] = frozenset()
+    summed: frozenset[int] = frozenset()
+    sealed: Table = field(default_factory=dict)
+    open: bytes = b""
+    coarse: Mapping[str, int] = field(default_factory=dict)
+    said: Mapping[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What clients say in one stage, for one host or for all.
+
+    Attributes:
+        keys: public keys, by their owner ("keys").
+        shares: sender to receiver to encrypted share ("shares"), or sender to owner to share
+            ("unmask").
+        total: the sum of masked vectors ("masked").
+        summed: whose they are.
+        said: signatures of who is in the sum, by who signed ("confirm").
+        failures: who dropped out, and why.
+        bytes_up: what devices have sent, or would have.
+        resent: what devices were sent a second time.
+    """
+
+    keys: Mapping[int, bytes] = field(default_factory=dict)
+    shares: Table = field(default_factory=dict)
+    total: Ring | None = None
+    summed: tuple[int, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    bytes_up: int = 0
+    resent: int = 0
+    said: Mapping[int, bytes] = field(default_factory=dict)
+
+    @property
+    def present(self) -> frozenset[int]:
+        """Who got through the stage."""
+        return frozenset((*self.keys, *self.shares, *self.summed, *self.said))
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What goes along with the stage "masked".
+
+    Attributes:
+        question: what is asked.
+        packet: the same, encoded.
+        length: how many integers a masked vector has.
+    """
+
+    question: Question
+    packet: Packet
+    length: int
+
+
+Transport = Callable[[Call, Sequence[int], Parcel | None], Reply]
+"""Puts a stage to partitions, wherever they are, and gives back what they said."""
+
+
+def merged(replies: Iterable[Reply]) -> Reply:
+    """What several hosts said, as one; their masked sums are added, the first one in place."""
+    out = Reply()
+    for reply in replies:
+        total = reply.total if out.total is None else out.total
+        if reply.total is not None and out.total is not None:
+            np.add(out.total, reply.total, out=out.total)
+        out = Reply(
+            {**out.keys, **reply.keys},
+            {**out.shares, **reply.shares},
+            total,
+            out.summed + reply.summed,
+            out.failures + reply.failures,
+            out.bytes_up + reply.bytes_up,
+            out.resent + reply.resent,
+            {**out.said, **reply.said},
+        )
+    return out
+
+
+def call_for(call: Call, partitions: Collection[int]) -> Call:
+    """The part of a call that concerns some partitions: of the shares, those that are for them."""
+    mine = {p: given for p, given in call.sealed.items() if p in partitions}
+    return replace(call, sealed=mine)
+
+
+def call_letter(call: Call) -> Letter:
+    """A call as fields and buffers."""
+    about: dict[str, Any] = {
+        "stage": call.stage,
+        "session": call.session.hex(),
+        "members": call.members,
+        "shared": sorted(call.shared),
+        "summed": sorted(call.summed),
+    }
+    about |= {"coarse": call.coarse} if call.coarse else {}
+    tables = {"roster": _own(call.roster)}
+    tables |= {"sealed": table_bytes(call.sealed), "open": call.open, "said": _own(call.said)}
+    fields: Fields = {"call": json.dumps(about, separators=(",", ":"))}
+    return Letter(fields, {name: data for name, data in tables.items() if data})
+
+
+def call_of(letter: Letter) -> Call:
+    """The call that a letter holds.
+
+    Raises:
+        Refused: it is malformed.
+    """
+    try:
+        about = json.loads(letter.fields["call"])
+        return Call(
+            str(about["stage"]),
+            bytes.fromhex(about["session"]),
+            tuple(int(p) for p in about["members"]),
+            _owned(letter.buffers.get("roster", b"")),
+            frozenset(int(p) for p in about["shared"]),
+            frozenset(int(p) for p in about["summed"]),
+            table_of(letter.buffers.get("sealed", b"")),
+            bytes(letter.buffers.get("open", b"")),
+            {str(f): min(MOST, max(0, int(n))) for f, n in about.get("coarse", {}).items()},
+            _owned(letter.buffers.get("said", b"")),
+        )
+    except Exception as error:  # whatever a stranger's letter raises is a refusal of it
+        raise Refused("call", plain(f"malformed: {error!r}")) from None
+
+
+def reply_letter(reply: Reply) -> Letter:
+    """A reply as fields and buffers."""
+    about = {
+        "summed": reply.summed,
+        "failures": [asdict(failure) for failure in reply.failures],
+        "bytes_up": reply.bytes_up,
+    }
+    buffers: Buffers = {
+        "keys": _own(reply.keys),
+        "shares": table_bytes(reply.shares),
+        "said": _own(reply.said),
+    }
+    if reply.total is not None:
+        buffers["total"] = vector_bytes(reply.total)
+    return Letter({"about": json.dumps(about)}, {n: b for n, b in buffers.items() if b})
+
+
+def reply_of(
+    letter: Letter, asked: Collection[int], stage: str, bits: int, length: int = 0
+) -> Reply:
+    """The reply that a letter holds, as far as its form can tell.
+
+    Args:
+        letter: what came.
+        asked: the partitions that were asked.
+        stage: of which stage: failures are of it, whatever the reply says.
+        bits: width of the sum's integers.
+        length: how many integers a masked vector has.
+
+    Raises:
+        Refused: it is malformed, of another size, or speaks for partitions that were not asked.
+    """
+    try:
+        about = read_object(letter.fields["about"], longest_about(len(asked)))
+        keys = _owned(letter.buffers.get("keys", b""))
+        reply = Reply(
+            {p: Keys.from_bytes(given).as_bytes for p, given in keys.items()},
+            table_of(letter.buffers.get("shares", b"")),
+            _vector(letter.buffers.get("total"), bits, length),
+            tuple(int(p) for p in about["summed"]),
+            tuple(failure_said(failure, stage) for failure in about["failures"]),
+            int(about["bytes_up"]),
+            said=_owned(letter.buffers.get("said", b"")),
+        )
+        if bool(reply.summed) != (reply.total is not None) or reply.bytes_up < 0:
+            raise ValueError("a sum of nobody, or nobody's, or of less than 0 bytes")
+    except Exception as error:  # whatever a stranger's letter raises is a refusal of it
+        raise Refused("reply", plain(f"malformed: {error!r}")) from None
+    twice = [p for p, n in Counter(reply.summed).items() if n > 1]
+    check_spoken([*reply.present, *twice, *(f.partition for f in reply.failures)], asked)
+    return reply
+
+
+_ENTRY = struct.Struct("<III")
+
+
+def table_bytes(table: Table) -> bytes:
+    """A table as bytes: of every entry both clients, its length, itself; b"" if empty."""
+    return b"".join(
+        _ENTRY.pack(one, other, len(data)) + data
+        for one, row in sorted(table.items())
+        for other, data in sorted(row.items())
+    )
+
+
+def _own(of: Mapping[int, bytes]) -> bytes:
+    """The table in which everyone has one entry, about itself."""
+    return table_bytes({p: {p: data} for p, data in of.items()})
+
+
+def _owned(data: bytes) -> dict[int, bytes]:
+    """The inverse of `_own`."""
+    return {p: row[p] for p, row in table_of(data).items()}
+
+
+def table_of(data: bytes) -> dict[int, dict[int, bytes]]:
+    """The inverse of `table_bytes`; a client with an empty row is not in it.
+
+    Raises:
+        ValueError: not a whole number of entries.
+    """
+    table: dict[int, dict[int, bytes]] = {}
+    at = 0
+    while at < len(data):
+        one, other, size = _ENTRY.unpack(data[at : at + _ENTRY.size].ljust(_ENTRY.size, b"\xff"))
+        at += _ENTRY.size + size
+        if at > len(data):
+            raise ValueError("a table that ends within an entry")
+        table.setdefault(one, {})[other] = bytes(data[at - size : at])
+    return table
+
+
+def vector_bytes(vector: Ring) -> bytes:
+    """A vector's integers, little endian."""
+    return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _vector(data: bytes | None, bits: int, length: int) -> Ring | None:
+    if data is None:
+        return None
+    kind = ring_type(bits)
+    vector = np.frombuffer(data, kind.newbyteorder("<")).astype(kind)
+    if len(vector) != length:
+        raise ValueError(f"{len(vector)} integers, expected {length}")
+    return vector

@@ -1,0 +1,306 @@
+"""The server's half of a secure sum: five stages, and one more try with those who are left.
+
+It knows one port, a `Transport`: "put this stage to these partitions". Whoever drops out, the
+result is the sum over the partitions that it names, or no sum at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedprune.client.host import bytes_down
+from fedprune.codec.wire import Packet, pack_flags
+from fedprune.config import RunConfig
+from fedprune.options.refusal import Refused, counted
+from fedprune.protocol.checks import check_sum
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.letters import size_of
+from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.packets import encode_question
+from fedprune.secagg.client import confirming
+from fedprune.secagg.graph import enough
+from fedprune.secagg.keys import Keys
+from fedprune.secagg.messages import (
+    Call,
+    Parcel,
+    Reply,
+    Transport,
+    call_for,
+    call_letter,
+)
+from fedprune.secagg.ring import Ring
+from fedprune.secagg.server import Unrecoverable, unmasked
+from fedprune.secagg.shared_noise import fewest_left, noises_of
+from fedprune.secagg.terms import Terms, terms_of
+from fedprune.secagg.vectors import (
+    folded_from,
+    length,
+    pieces_of,
+    widened,
+)
+from fedprune.structure.layout import Layout
+
+TRIES = 2
+"""How often a sum is tried: with everyone, and with who was left."""
+
+FEWEST = 3
+"""Clients that must hold a coordinate for its sum to be taken, where their masks differ."""
+
+HOLDERS = "own"
+"""Kind of the question that only counts who holds what."""
+
+
+class _Void(Exception):
+    """A try that came to nothing: why, and who could take part in the next one."""
+
+    def __init__(self, reason: str, left: Collection[int]) -> None:
+        super().__init__(reason)
+        self.left = tuple(sorted(left))
+
+
+def secure_ask(
+    question: Question,
+    partitions: Sequence[int],
+    layout: Layout,
+    config: RunConfig,
+    transport: Transport,
+) -> Folded:
+    """The sum of the partitions' answers, which nobody has seen one by one.
+
+    Partitions that drop out before their masked vector came are named in the failures. One that
+    drops out later is in the sum. If too few are left at a stage, the sum is tried once more among
+    them, in a session of its own; what the first try revealed opens nothing. If that fails too,
+    or fewer than `secure_minimum` are asked, everyone has failed.
+
+    Args:
+        question: what is asked.
+        partitions: of whom.
+        layout: of the model that is asked about.
+        config: complete configuration.
+        transport: puts a stage to partitions.
+    """
+    course = _Course(question, layout, config, transport)
+    left, reason = tuple(sorted(partitions)), ""
+    for attempt in range(1, TRIES + 1):
+        fewest = config.secure_minimum or 3
+        if len(left) < fewest:
+            reason = (
+                reason
+                or f"{counted(len(left), 'client is', 'clients are')} fewer than "
+                f"secure-minimum={fewest}"
+            )
+            break
+        try:
+            return course.closed(_tried(course, left, attempt), partitions, attempt)
+        except _Void as void:
+            left, reason = void.left, str(void)
+    return course.closed(None, partitions, attempt, reason)
+
+
+@dataclass
+class _Course:
+    """A question on its way to a sum, and what has come of it so far.
+
+    Attributes:
+        question: what is asked.
+        layout: of the model that is asked about.
+        config: complete configuration.
+        transport: puts a stage to partitions.
+        failures: who dropped out, and why.
+        coarse: field to the steps by which its range was widened.
+        up: bytes that devices would have sent.
+        down: bytes that they would have received.
+    """
+
+    question: Question
+    layout: Layout
+    config: RunConfig
+    transport: Transport
+    failures: dict[int, Failure] = field(default_factory=dict)
+    coarse: Mapping[str, int] = field(default_factory=dict)
+    up: int = 0
+    down: int = 0
+
+    def put(self, call: Call, partitions: Collection[int], parcel: Parcel | None = None) -> Reply:
+        """Put a stage to partitions."""
+        asked = sorted(partitions)
+        self.down += sum(size_of(call_letter(call_for(call, [p]))) for p in asked)
+        if parcel is not None:
+            question = parcel.question
+            self.down += bytes_down(parcel.packet, asked, question.known, question.taught)
+        reply = self.transport(call, asked, parcel)
+        self.up += reply.bytes_up
+        self.down += reply.resent
+        for failure in reply.failures:
+            where = failure.field or call.stage
+            self.failures[failure.partition] = replace(
+                failure, phase=self.question.kind, field=where
+            )
+        return reply
+
+    def closed(
+        self, folded: Folded | None, partitions: Sequence[int], tries: int, reason: str = ""
+    ) -> Folded:
+        """The sum with who is not in it and what it cost; without one, everyone has failed."""
+        found = folded or Folded()
+        missing = [p for p in sorted(partitions) if p not in found.answered]
+        why = reason or "dropped out"
+        kind = self.question.kind
+        return replace(
+            found,
+            failures=tuple(self.failures.get(p, Failure(p, kind, "secure", why)) for p in missing),
+            bytes_up=self.up,
+            bytes_down=self.down,
+            tries=tries,
+        )
+
+
+def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Folded:
+    """One try, of one sum or, where clients' masks differ, of two: who holds what comes first."""
+    question = course.question
+    if not form_of(question, course.config, course.layout).own:
+        return _sum(course, question, members, attempt)
+    holders = _sum(course, replace(question, kind=HOLDERS), members, attempt)
+    assert holders.votes is not None  # the form wants them
+    open_ = pack_flags(holders.votes >= FEWEST)
+    try:
+        return _sum(course, question, holders.answered, attempt, open_)
+    except _Void as void:
+        gone = len(holders.answered) - len(void.left)
+        if 0 < gone < FEWEST:  # a second count among those left would differ by what these hold
+            why = (
+                f"{void}; counting again who holds what would show the masks of "
+                f"{counted(gone, 'client')}"
+            )
+            raise _Void(why, ()) from None
+        raise
+
+
+def _sum(
+    course: _Course,
+    question: Question,
+    members: tuple[int, ...],
+    attempt: int,
+    open_: bytes = b"",
+) -> Folded:
+    """The sum of one question's answers, in ranges that all of them fit into.
+
+    Raises:
+        _Void: too few were left, or what came was no sum.
+    """
+    while True:
+        try:
+            return _sum_in_range(course, question, members, attempt, open_)
+        except _Narrow as narrow:
+            course.coarse = narrow.coarse
+
+
+class _Narrow(Exception):
+    """A client's numbers had no room, and nothing was opened: how wide ranges are the next time."""
+
+    def __init__(self, coarse: Mapping[str, int]) -> None:
+        super().__init__("ranges are too narrow")
+        self.coarse = coarse
+
+
+def _sum_in_range(
+    course: _Course, question: Question, members: tuple[int, ...], attempt: int, open_: bytes
+) -> Folded:
+    c = course.config
+    packet = encode_question(question, c.wire)
+    packet = replace(packet, values=bytes(packet.values))  # once, not once a host
+    session = session_of(packet, members, attempt, c, course.coarse)
+    terms = terms_of(c, session, members)
+    form = form_of(question, c, course.layout)
+    noises = noises_of(question, form, c, course.layout)
+    pieces = pieces_of(question.kind, form, c, len(members), noises, course.coarse)
+    parcel = Parcel(question, packet, length(pieces) + 1)
+    fewest = len(members) if open_ else fewest_left(len(members), c) if noises else 0
+    total, summed = _opened(course, terms, parcel, open_, fewest)
+    folded = folded_from(total, pieces, summed, terms.bits)
+    try:
+        if not noises:  # with noise, votes may well be negative
+            check_sum(folded, form)
+    except Refused as refused:
+        raise _Void(f"the sum does not count: {refused.field}: {refused}", ()) from None
+    return folded
+
+
+def session_of(
+    packet: Packet,
+    members: Sequence[int],
+    attempt: int,
+    config: RunConfig,
+    coarse: Mapping[str, int] | None = None,
+) -> bytes:
+    """The name of a sum: a digest of what is asked, whom, how often before, how, and the seed."""
+    wide = f"{sorted(coarse.items())}|" if coarse else ""
+    sha = hashlib.sha256(f"{config.seed}|{attempt}|{members}|{wide}".encode())
+    for part in (packet.head, packet.values, packet.more, packet.rungs):
+        sha.update(part)
+    return sha.digest()
+
+
+def _opened(
+    course: _Course, terms: Terms, parcel: Parcel, open_: bytes, fewest: int
+) -> tuple[Ring, tuple[int, ...]]:
+    """The five stages of Bonawitz et al. 2017 (eprint 2017/281, figure 4).
+
+    Fewer than `fewest` are not opened: coordinates were shown for the sake of clients who are not
+    in the sum, or noise is missing.
+
+    Raises:
+        _Void: too few were left after one of them.
+    """
+    call = Call("keys", terms.session, terms.members, coarse=course.coarse)
+    call = replace(call, stage="shares", roster=dict(course.put(call, terms.members).keys))
+    roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
+    _require("keys", roster, roster, terms)
+
+    sent = course.put(call, roster).shares
+    _require("shares", roster, sent, terms)
+    call = replace(call, stage="masked", shared=frozenset(sent))
+
+    came = course.put(replace(call, open=open_), sent, parcel)
+    summed = came.summed
+    wider = widened(course.coarse, (f.reason for f in came.failures), terms.bits)
+    if wider is not None:
+        for failure in came.failures:
+            del course.failures[failure.partition]
+        raise _Narrow(wider)
+    _require("masked", roster, summed, terms, shared=sent)
+    if len(summed) < fewest:
+        raise _Void(
+            f"{counted(len(summed), 'client')} gave their part, {fewest} were counted on", summed
+        )
+    sealed = {p: {q: given[p] for q, given in sent.items() if p in given} for p in summed}
+    call = replace(call, stage="confirm", summed=frozenset(summed))
+    said = course.put(call, summed).said
+    agreeing = confirming(said, roster, call.summed, call.shared, terms)
+    _require("confirm", roster, agreeing, terms, shared=sent, summed=summed)
+    said = {p: said[p] for p in sorted(agreeing)}
+    sealed = {p: sealed[p] for p in said}
+
+    call = replace(call, stage="unmask", sealed=sealed, said=said)
+    shown = course.put(call, said).shares
+    assert came.total is not None  # somebody is in it
+    try:
+        total = unmasked(came.total, roster, call.shared, summed, shown, terms)
+    except Unrecoverable as error:
+        raise _Void(str(error), shown) from None
+    return total, tuple(sorted(summed))
+
+
+def _require(
+    stage: str,
+    roster: Collection[int],
+    present: Collection[int],
+    terms: Terms,
+    shared: Collection[int] | None = None,
+    summed: Collection[int] | None = None,
+) -> None:
+    lacking = enough(stage, roster, present, terms, shared=shared, summed=summed)
+    if lacking:
+        raise _Void(lacking, present)

@@ -1,0 +1,1 @@
+"""Which weights go: units, scopes, schedules, exact ranking, budgets, regrowth."""

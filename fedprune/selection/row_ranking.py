@@ -1,0 +1,162 @@
+"""Rankings side by side: the output rows of a tensor, or groups of N:M along its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.selection.ranking import (
+    Array,
+    Bools,
+    Layer,
+    drop,
+)
+from fedprune.selection.units import Shape, pattern_counts
+from fedprune.structure.layout import (
+    Layout,
+    as_inputs,
+    as_rows,
+    from_inputs,
+    from_rows,
+)
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rankings side by side, one a row: arrays (rows, columns), as those of a `Layer`."""
+
+    scores: Array
+    magnitude: Array | None
+    alive: Bools | None
+
+    def changed(self, change: Callable[[Array], Array]) -> Table:
+        """The same change made to every array."""
+        magnitude = None if self.magnitude is None else change(self.magnitude)
+        alive = None if self.alive is None else change(self.alive)
+        return Table(change(self.scores), magnitude, alive)
+
+    @property
+    def gone(self) -> Ints:
+        """How many of each row were removed before, (rows,)."""
+        rows, columns = self.scores.shape[:2]
+        if self.alive is None:
+            return np.zeros(rows, np.int64)
+        gone: Ints = columns - np.count_nonzero(self.alive, axis=1).astype(np.int64)
+        return gone
+
+
+def leave(table: Table, counts: Ints) -> Bools:
+    """What is left of every row when so many of it are gone, the lowest ranked first.
+
+    Args:
+        table: the rankings.
+        counts: (rows,), weights gone in the end, at least those gone before.
+
+    Returns:
+        (rows, columns), True = kept.
+    """
+    rows, columns = table.scores.shape[:2]
+    kept = np.empty((rows, columns), bool)
+    # Sorting takes an index of 8 bytes for every weight, so not of all weights at once.
+    step = max(1, 2**20 // max(1, columns))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        keys = [table.scores[part]]
+        if table.magnitude is not None:
+            keys.insert(0, np.abs(table.magnitude[part]))
+        if table.alive is not None:
+            keys.append(table.alive[part])  # the last key decides first: what is gone leads
+        order = np.lexsort(keys, axis=-1)
+        np.put_along_axis(kept[part], order, np.arange(columns) >= counts[part, None], axis=-1)
+    return kept
+
+
+def within_rows(layout: Layout, name: str, layer: Layer, count: int) -> Bools:
+    """What is left of a tensor that loses `count` weights in all, as many in every output row.
+
+    Where the count is no multiple of the rows, earlier ones lose one more; rows that lost more
+    before keep the rest. A tensor without rows is one ranking. Flat, in C order.
+    """
+    if len(layout.shapes[name]) < 2:
+        return drop([layer], count - layer.gone)[0]
+    table = _table(layout, name, layer)
+    return _flat(layout, name, leave(table, _evenly(table.gone, count, table.scores.shape[1])))
+
+
+def _evenly(gone: Ints, total: int, most: int) -> Ints:
+    """Counts as equal as what is gone allows, `total` in all."""
+    low, high = 0, most
+    while low < high:  # the highest level that does not remove too much
+        middle = (low + high + 1) // 2
+        if int(np.maximum(gone, middle).sum()) <= total:
+            low = middle
+        else:
+            high = middle - 1
+    counts = np.maximum(gone, low)
+    one_more = np.flatnonzero(gone <= low)[: total - int(counts.sum())]
+    counts[one_more] += 1
+    return counts
+
+
+def patterned(layout: Layout, name: str, layer: Layer, unit_shape: Shape, sparsity: float) -> Bools:
+    """What is left of a tensor of which N of every M weights along the input stay.
+
+    Flat, in C order. Rows are those of `fedprune.structure.layout.as_inputs`; the last group of
+    each may be shorter, see `fedprune.selection.units`.
+
+    Raises:
+        ValueError: the pattern keeps fewer weights than the tensor's floor, or some group lost more
+            before than the pattern removes.
+    """
+    n, m = unit_shape
+    table = _table(layout, name, layer, as_inputs)
+    rows, columns = table.scores.shape[:2]
+    counts = pattern_counts(columns, n, m, sparsity)
+    left = layer.size - rows * int(counts.sum())
+    if left < layer.least:
+        raise ValueError(
+            f"cannot keep {n}:{m} of {name!r}: {left} of {layer.size} weights stay, "
+            f"its floor is {layer.least}"
+        )
+    edge = columns // m * m
+    kept = [_grouped(table.changed(lambda x: x[:, :edge]), m, counts[: edge // m], name)]
+    if edge < columns:
+        last = table.changed(lambda x: x[:, edge:])
+        kept.append(_grouped(last, columns - edge, counts[-1:], name))
+    masks = from_inputs(layout, name, torch.from_numpy(np.concatenate(kept, axis=1)))
+    flat: Bools = masks.reshape(-1).numpy()
+    return flat
+
+
+def _grouped(table: Table, size: int, counts: Ints, name: str) -> Bools:
+    """What is left of rows whose groups of `size` neighbours lose so many each, (rows, columns)."""
+    groups = table.changed(lambda x: x.reshape(-1, size))
+    lost = np.tile(counts, len(table.scores))
+    if (groups.gone > lost).any():
+        raise ValueError(f"alive of {name!r}: a group has lost more than its pattern removes")
+    return leave(groups, lost).reshape(table.scores.shape)
+
+
+def _table(
+    layout: Layout, name: str, layer: Layer, of: Callable[[Layout, str, Tensor], Tensor] = as_rows
+) -> Table:
+    """The layer's arrays in the (out, in) view, or another one."""
+
+    def view(array: Array) -> Array:
+        tensor = torch.from_numpy(array).reshape(layout.shapes[name])
+        rows: Array = of(layout, name, tensor).numpy()
+        return rows
+
+    return Table(layer.scores, layer.magnitude, layer.alive).changed(view)
+
+
+def _flat(layout: Layout, name: str, rows: Bools) -> Bools:
+    flat: Bools = from_rows(layout, name, torch.from_numpy(rows)).reshape(-1).numpy()
+    return flat

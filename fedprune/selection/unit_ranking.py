@@ -1,0 +1,179 @@
+"""Which units go: whole units in rank order, as many as fit.
+
+Unlike single weights, units have sizes, so an asked count is reached only as nearly as whole units
+allow, and never exceeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.selection.densities import Limits
+from fedprune.selection.pools import (
+    Numbers,
+    counts_of,
+    pieces_of,
+    pooled,
+)
+from fedprune.selection.ranking import (
+    Array,
+    Bools,
+    Layer,
+    Unreachable,
+)
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units in a ranking.
+
+    Attributes:
+        labels: each tensor's unit numbers, flat.
+        size: weights alive, (units,).
+        group: who competes together, (units,): the first tensor that a unit is in, -1 for none.
+        rank: place in the order of removal, (units,): by score, magnitude, number.
+    """
+
+    labels: Sequence[Numbers]
+    size: Ints
+    group: Ints
+    rank: Ints
+
+
+def ranked(layers: Sequence[Layer], labels: Sequence[Numbers], pool: str) -> Units:
+    """The units of the layers, scored by what of them is alive.
+
+    Raises:
+        ValueError: as `fedprune.selection.units.pooled`.
+    """
+    units = 1 + max((int(x.max()) for x in labels if len(x)), default=-1)
+    alive = [layer.alive for layer in layers]
+    pieces = pieces_of(labels, [layer.scores for layer in layers], alive)
+    keys = [pooled(pool, pieces, units)]
+    size = counts_of(pieces, units)
+    del pieces
+    magnitudes = [np.abs(layer.magnitude) for layer in layers if layer.magnitude is not None]
+    if magnitudes:
+        keys.insert(0, pooled(pool, pieces_of(labels, magnitudes, alive), units))
+    rank = np.empty(units, dtype=np.int64)
+    rank[np.lexsort(keys)] = np.arange(units)
+    group = np.full(units, -1, dtype=np.int64)
+    for i in reversed(range(len(labels))):
+        group[labels[i][labels[i] >= 0]] = i
+    return Units(labels, size, group, rank)
+
+
+def drop_units(
+    layers: Sequence[Layer],
+    units: Units,
+    total: int,
+    counts: Callable[[Sequence[Limits], int], list[int]] | None,
+    *,
+    floors: bool,
+) -> list[Bools]:
+    """What is left of the layers without the lowest ranked units that fit into `total`.
+
+    Units go in rank order until the next one does not fit; a smaller one behind it stays, so that
+    masks of a rising sparsity are nested. Once a unit would take one of its tensors below its
+    floor, that tensor loses no more.
+
+    Args:
+        layers: what is ranked.
+        units: of the same tensors.
+        total: weights gone in the end, at most, those gone before included.
+        counts: how many go from every group of units, from its limits and the total; None: all
+            units compete with each other.
+        floors: whether the layers' floors hold; units that are whole tensors know none.
+
+    Raises:
+        ValueError: more is asked than the units hold.
+    """
+    pinned = _pinned(layers, units) if floors else np.zeros(len(units.size), bool)
+    free = np.flatnonzero((units.size > 0) & ~pinned)
+    group = units.group if counts is not None else np.zeros_like(units.group)
+    budgets = _budgets(layers, units, total, counts)
+    free = free[np.lexsort((units.rank[free], group[free]))]
+    spent = _running(units.size[free], group[free])
+    gone = np.zeros(len(units.size) + 1, bool)  # the last one is for weights in no unit: -1
+    gone[free[spent <= budgets[group[free]]]] = True
+    _check_reached(layers, units, total, gone[:-1], free)
+    return [
+        ~gone[label] if layer.alive is None else layer.alive & ~gone[label]
+        for layer, label in zip(layers, units.labels, strict=True)
+    ]
+
+
+def _pinned(layers: Sequence[Layer], units: Units) -> Bools:
+    """Units that have to stay for the sake of a tensor's floor."""
+    pinned = np.zeros(len(units.size), bool)
+    for layer, label in zip(layers, units.labels, strict=True):
+        inside = label >= 0 if layer.alive is None else layer.alive & (label >= 0)
+        there, sizes = np.unique(label[inside], return_counts=True)
+        order = np.argsort(units.rank[there])
+        over = np.cumsum(sizes[order]) > layer.most - layer.gone
+        pinned[there[order][over]] = True
+    return pinned
+
+
+def _budgets(
+    layers: Sequence[Layer],
+    units: Units,
+    total: int,
+    counts: Callable[[Sequence[Limits], int], list[int]] | None,
+) -> Ints:
+    """How many more weights may go, by group; of one group if all units compete."""
+    gone = sum(layer.gone for layer in layers)
+    if counts is None:
+        return np.array([total - gone])
+    size = _by_group(layers, units, [label >= 0 for label in units.labels])
+    now = _by_group(layers, units, [_dead(*x) for x in zip(layers, units.labels, strict=True)])
+    outside = gone - sum(now)
+    limits = [Limits(n, lost, n) for n, lost in zip(size, now, strict=True)]
+    if total - outside > sum(size):
+        raise _too_much(layers, total, sum(size) + outside)
+    wanted = counts(limits, total - outside)
+    return np.array([w - g for w, g in zip(wanted, now, strict=True)], dtype=np.int64)
+
+
+def _dead(layer: Layer, label: Numbers) -> Bools:
+    return np.zeros(len(label), bool) if layer.alive is None else ~layer.alive & (label >= 0)
+
+
+def _by_group(layers: Sequence[Layer], units: Units, which: Sequence[Bools]) -> list[int]:
+    """Weights that are chosen, by the group of their unit."""
+    total = np.zeros(len(layers), dtype=np.int64)
+    for label, chosen in zip(units.labels, which, strict=True):
+        total += np.bincount(units.group[label[chosen]], minlength=len(layers))
+    return [int(n) for n in total]
+
+
+def _running(sizes: Ints, group: Ints) -> Ints:
+    """Running sums that start anew in every group; equal groups stand side by side."""
+    sums: Ints = np.cumsum(sizes)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    before = np.concatenate([[0], sums])[starts]
+    runs = np.diff(np.concatenate([starts, [len(group)]]))
+    since: Ints = sums - np.repeat(before, runs)
+    return since
+
+
+def _check_reached(
+    layers: Sequence[Layer], units: Units, total: int, gone: Bools, free: Array
+) -> None:
+    """Refuse a total that is missed by a whole unit, since there is none left to remove."""
+    reached = sum(layer.gone for layer in layers) + int(units.size[gone].sum())
+    largest = int(units.size.max(initial=0))
+    if gone[free].all() and total - reached >= max(1, largest):
+        raise _too_much(layers, total, reached)
+
+
+def _too_much(layers: Sequence[Layer], total: int, most: int) -> Unreachable:
+    n = sum(layer.size for layer in layers)
+    reason = f"cannot remove {total} of {n} weights: units and floors allow {most}"
+    return Unreachable(reason, most, n)

@@ -1,0 +1,81 @@
+"""What a pruning says about itself, beside its mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedprune.protocol.messages import Folded
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import COMBINES
+from fedprune.scores.score import Evidence
+from fedprune.server.state import Plan
+from fedprune.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a pruning leaves in the row of its round beside its result; None: not measured.
+
+    Attributes:
+        agreement: how much two clients' own masks share on average.
+        overlap: part of a client's own mask that its scores still give after the cast on the wire.
+        standard_error: median over alive weights of the score's standard error / |score|, where
+            the score is of pooled sums.
+        exchanged: weights that were dropped and as many regrown.
+        adaptive: what was tried on validation, how it did, and what was taken.
+        blend: which share of the change was kept, and how the others did on validation.
+        refit: part of a layer's squared error that reconstruction leaves, mean over layers.
+        reduced: what ``--reduce`` took out, and the errors that it made.
+        undone: what was due in the round and did not happen, for want of answers.
+    """
+
+    agreement: float | None = None
+    overlap: float | None = None
+    standard_error: float | None = None
+    exchanged: int | None = None
+    adaptive: dict[str, Any] | None = None
+    blend: dict[str, Any] | None = None
+    refit: float | None = None
+    reduced: dict[str, Any] | None = None
+    undone: str | None = None
+
+
+def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:
+    """What the answers to a score's last ask say about it."""
+    c = plan.config
+    flipped = c.response is not None  # such votes agree less than the masks they are made of
+    own = folded.totals.get("own")
+    # It is that of the pooled sums: of scores that clients made of their own there are none.
+    error = scores_of(c.plugin)[c.score].error if COMBINES[c.combine].pooled else None
+    return Notes(
+        None if flipped else agreement_of(folded),
+        folded.totals["overlap"] / own if own else None,
+        None if error is None else _relative(error(evidence), evidence, plan),
+    )
+
+
+def _relative(errors: Tensors, evidence: Evidence, plan: Plan) -> float | None:
+    """The median over alive weights of |standard error / score|; None where no score is not 0."""
+    c = plan.config
+    scores = scores_of(c.plugin)[c.score].finalise(evidence)
+    parts = [(errors[n] / s.abs())[evidence.masks[n] & (s != 0)] for n, s in scores.items()]
+    flat = torch.cat(parts)
+    return float(flat.median()) if flat.numel() else None
+
+
+def agreement_of(evidence: Folded) -> float | None:
+    """How much two clients' own masks share on average: Σ c_j (c_j - 1) / (K (K-1) k).
+
+    c_j counts the clients that vote to keep weight j, K clients voted, each for k weights. None
+    where fewer than two voted. Unlike a mean over pairs it needs only the sum of the votes.
+    """
+    votes, voters = evidence.votes, len(evidence.answered)
+    if votes is None or voters < 2:
+        return None
+    each = int(votes.sum()) / voters
+    if not each:
+        return None
+    return int((votes * (votes - 1)).sum()) / (voters * (voters - 1) * each)

@@ -1,0 +1,83 @@
+"""One row per round: what `rounds.jsonl` holds, all of it deterministic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fedprune.codec.masks import mask_digest
+from fedprune.config import RunConfig
+from fedprune.config.rates import learning_rate
+from fedprune.protocol.messages import Folded
+from fedprune.server.diagnostics import Notes
+from fedprune.server.state import Plan, State, Totals
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.measures import measures, shown
+from fedprune.tensors import count_kept, digest
+
+Row = dict[str, Any]
+
+
+def quality(totals: Totals, config: RunConfig) -> dict[str, float] | None:
+    """Mean loss, what else the task measures, and labels; None where nothing was measured.
+
+    Without what is no number: of counts that noise brought to 0 there is no F1.
+    """
+    if not totals.get("count"):
+        return None
+    task = tasks_of(config.plugin)[config.task]
+    scale = task.scale(config) if task.scale else 1.0
+    found = measures(totals, task.metric, scale)
+    return {n: v for n, v in found.items() if math.isfinite(v)} | {"count": int(totals["count"])}
+
+
+def zeros(state: State) -> int:
+    """How many kept weights are exactly 0.0, as proximal steps make some; they are not pruned."""
+    return sum(int(((state.weights[n] == 0) & m).sum()) for n, m in state.masks.items())
+
+
+def row(
+    state: State,
+    plan: Plan,
+    cohort: Sequence[int],
+    changes: Folded,
+    totals: Totals,
+    notes: Notes,
+    phase: str,
+) -> Row:
+    """One row of the report: deterministic, no times. Bytes are cumulative."""
+    measured = quality(totals, plan.config) or {}
+    columns = shown(tasks_of(plan.config.plugin)[plan.config.task].metric)
+    layout = plan.layout
+    removed = layout.whole - count_kept(state.masks)
+    steps = changes.totals.get("count")
+    over = state.pace is not None and state.pace.done and notes.adaptive is None
+    return {
+        "round": state.round,
+        "phase": "recover" if over else phase,
+        "sparsity": removed / layout.whole,
+        "removed": removed,
+        "zeros": zeros(state) if plan.config.shrinkage == "proximal" else None,
+        "parameters": layout.parameters,
+        **{name: measured.get(name) for name in columns},
+        "measures": {n: v for n, v in measured.items() if n not in (*columns, "count")} or None,
+        "train_loss": changes.totals["loss"] / steps
+        if steps and "loss" in changes.totals
+        else None,
+        "divergence": changes.totals["divergence"] / steps
+        if steps and "divergence" in changes.totals
+        else None,
+        "lr": learning_rate(plan.config, state.round),
+        "cohort": list(cohort),
+        "answered": len(changes.answered),
+        "failures": [vars(failure) for failure in state.failures],
+        "notices": list(state.notices) or None,
+        "bytes_up": state.traffic.up,
+        "bytes_down": state.traffic.down,
+        "bytes_evaluation": state.traffic.evaluation,
+        "bytes_dense": state.traffic.dense,
+        **vars(notes),
+        "mask_digest": mask_digest(layout.in_origin(state.masks)),
+        "weights_digest": digest(state.weights),
+    }

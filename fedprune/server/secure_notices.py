@@ -1,0 +1,40 @@
+"""What is worth knowing about secure sums: second tries, and sums that differ by one client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fedprune.options.refusal import counted
+from fedprune.protocol.messages import Folded
+from fedprune.server.state import State
+
+
+def noticed(state: State, kind: str, folded: Folded) -> State:
+    """The state after one more secure sum: who was in it, and what to say about it.
+
+    Two sums over sets that differ by one client can be taken from each other. What is left is that
+    client's part, as far as both were of the same question. It is said once for every two sets.
+    """
+    if not folded.tries:
+        return state
+    members, notices = frozenset(folded.answered), list(state.notices)
+    if folded.tries > 1:
+        notices.append(
+            f"{kind}: the secure sum was tried again, "
+            f"{counted(len(members), 'client is', 'clients are')} in it"
+        )
+    if not members or members in state.sums:
+        return replace(state, notices=tuple(notices))
+    apart = sorted(set(_apart(members, state.sums)))
+    if apart:
+        who = ", ".join(map(str, apart))
+        notices.append(f"{kind}: this sum and an earlier one differ by one client alone: {who}")
+    return replace(state, notices=tuple(notices), sums=(*state.sums, members))
+
+
+def _apart(members: frozenset[int], earlier: Iterable[frozenset[int]]) -> Iterable[int]:
+    """The clients that alone tell these members from those of an earlier sum."""
+    for others in earlier:
+        if len(odd := members ^ others) == 1:
+            yield from odd

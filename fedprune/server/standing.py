@@ -1,0 +1,176 @@
+"""Which clients' changes count, by what they and others sent before: bounds on norms, strikes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from fedprune.config import RunConfig
+from fedprune.config.cohort import audience
+from fedprune.options.refusal import counted
+from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS
+from fedprune.protocol.messages import Failure, Folded
+from fedprune.protocol.port import Port
+from fedprune.server.state import State
+
+TIMES = 5.0
+"""So many times the running median may a norm be under ``--max-norm auto``."""
+
+REMEMBERED = 100
+"""Norms that the running median is of."""
+
+
+def limit_of(config: RunConfig, norms: Sequence[float]) -> float:
+    """The largest norm that counts; 0.0: none, and under auto none yet.
+
+    Args:
+        config: complete configuration.
+        norms: the newest that counted.
+    """
+    if config.max_norm != "auto":
+        return config.max_norm or 0.0
+    return TIMES * median(norms) if norms else 0.0
+
+
+def weighed(state: State, changes: Folded, config: RunConfig) -> tuple[State, Folded]:
+    """The state with the norms that counted, and the changes: none, if they cannot be told apart.
+
+    In the first round that ``auto`` has no limit for, the round's own median takes its place. Whose
+    norm is beyond is named and the round is void: its sum holds them.
+    """
+    norms = dict(zip(changes.answered, changes.norms, strict=False))
+    limit = TIMES * median(norms.values()) if norms and not state.norms else math.inf
+    beyond = {p: norm for p, norm in norms.items() if norm > limit and config.max_norm == "auto"}
+    failures = tuple(
+        Failure(p, "tune", "values", f"a change of norm {norm:.4g}, max-norm is {limit:.4g}")
+        for p, norm in beyond.items()
+    )
+    kept = [norm for p, norm in norms.items() if p not in beyond]
+    state = replace(
+        state,
+        norms=(*state.norms, *kept)[-REMEMBERED:],
+        failures=state.failures + failures,
+        failed=state.failed + len(failures),
+    )
+    if not beyond:
+        return state, changes
+    answered = tuple(p for p in changes.answered if p not in beyond)
+    return state, Folded(answered=answered, failures=changes.failures + failures)
+
+
+def why_void(changes: Folded, cohort: Sequence[int], config: RunConfig) -> str:
+    """Why a round changes nothing."""
+    came = f"{len(changes.answered)} of {len(cohort)} changes came"
+    if len(changes.answered) >= max(1, config.min_clients):
+        return f"{came}, and the others, beyond max-norm, are in the first sum"
+    return f"{came}, min-clients={config.min_clients}"
+
+
+def all_finite(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a model can take the place of the one before."""
+    return all(bool(torch.isfinite(t).all()) for t in weights.values())
+
+
+ALIKE = 1e-3
+"""Part of the largest value from which a client's own stands out as well."""
+
+
+def standing_out(changes: Folded) -> dict[int, float]:
+    """Partition to size of whose changes hold the largest values; nobody, if all are as large."""
+    sizes = dict(changes.loud)
+    top = max(sizes.values(), default=0.0)
+    found = {p: size for p, size in sizes.items() if size >= ALIKE * top}
+    return found if len(found) < len(changes.answered) else {}
+
+
+def blamed(state: State, changes: Folded, why: str) -> tuple[State, Folded]:
+    """The state and the changes of a round that is void for its model, with the culprits named.
+
+    A sum holds them for good. Where clients are added up in secret, or all of them sent much the
+    same, there is nobody to name.
+    """
+    out = standing_out(changes)
+    failures = tuple(
+        Failure(p, "tune", "values", f"a change of size {size:.4g}: {why}")
+        for p, size in out.items()
+    )
+    answered = tuple(p for p in changes.answered if p not in out)
+    state = replace(state, failures=state.failures + failures, failed=state.failed + len(failures))
+    return state, replace(changes, answered=answered)
+
+
+def numberless(failures: Iterable[Failure]) -> set[int]:
+    """The partitions whose answer was no number."""
+    return {f.partition for f in failures if f.reason.endswith((NOT_FINITE, NOT_NUMBERS))}
+
+
+def without_resting(port: Port, state: State) -> Port:
+    """The port without the clients that are left out in the state's round."""
+    resting = {p for p, until in state.resting.items() if until >= state.round}
+    if not resting:
+        return port
+
+    def present() -> Mapping[int, int]:
+        return {p: labels for p, labels in port.present().items() if p not in resting}
+
+    return replace(port, present=present)
+
+
+def _own_failures(
+    failures: Sequence[Failure],
+    config: RunConfig,
+    cohort: Collection[int],
+    measuring: Collection[int],
+) -> set[int]:
+    """The partitions that failed, but for failures that are not their own, see `struck`."""
+    found: set[int] = set()
+    for phase in {f.phase for f in failures} - {"hello"}:
+        asked = cohort if audience(phase, config) == "cohort" else measuring
+        those = [f for f in failures if f.phase == phase]
+        if len(asked) < 2 or not numberless(those).issuperset(asked):
+            found |= {f.partition for f in those}
+    return found
+
+
+def struck(
+    state: State, config: RunConfig, cohort: Collection[int], measuring: Collection[int]
+) -> State:
+    """The state after a round, with who failed in how many in a row, and who is left out for it.
+
+    A client that comes back has one try: it is left out again unless it answers. It is no failure
+    of a client that another node announces its partition, nor that a model gives no numbers to
+    anybody who was asked.
+    """
+    if config.strikes is None:
+        return state
+    asked = {*cohort, *measuring}
+    failed = _own_failures(state.failures, config, cohort, measuring)
+    strikes = {p: n for p, n in state.strikes.items() if p in failed or p not in asked}
+    strikes |= {p: state.strikes.get(p, 0) + 1 for p in sorted(failed)}
+    until = state.round + config.strikes
+    out = [p for p in sorted(failed) if strikes[p] >= config.strikes]
+    said = tuple(
+        f"client {p} failed in {counted(strikes[p], 'round')} in a row and is left out up to "
+        f"round {until}"
+        for p in out
+    )
+    resting = {p: last for p, last in state.resting.items() if last > state.round}
+    return replace(
+        state,
+        strikes=strikes,
+        resting={**resting, **dict.fromkeys(out, until)},
+        notices=state.notices + said,
+    )
+
+
+def too_few(folded: Folded, config: RunConfig) -> bool:
+    """Whether a round is void for want of answers.
+
+    With Poisson sampling the number of those drawn is part of what is hidden, and voids nothing.
+    """
+    return config.sampling != "poisson" and len(folded.answered) < config.min_clients

@@ -1,0 +1,1 @@
+"""What a network is made of, and how a part of it is taken out."""

@@ -1,0 +1,1 @@
+"""Channels of convolutions: which of them go together, and how they are cut."""

@@ -1,0 +1,58 @@
+"""What a model's shape has become: a list of edits that any client replays on the dense model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of shape. Values do not travel with it: they are the state of the new model.
+
+    Attributes:
+        kind: what is cut or replaced, a name in `fedprune.structure.surgery.EDITS`.
+        path: the module's path in the dense model.
+        kept: original indices of the units that stay, ascending; () = the whole part is gone. Of
+            "rank" the one number is the rank.
+        like: the path of the module whose weight it shares, for "share"; the id as which those
+            are read that are gone, for "vocab".
+    """
+
+    kind: str
+    path: str
+    kept: tuple[int, ...] = ()
+    like: str = ""
+
+
+Edits = tuple[Edit, ...]
+
+CUTS = frozenset({"head", "neuron", "channel", "vocab"})
+"""Kinds that only take away: what they leave are numbers of the dense model, in its order."""
+
+
+def to_json(edits: Iterable[Edit]) -> str:
+    """The edits as one line."""
+    return json.dumps([asdict(edit) for edit in edits], separators=(",", ":"))
+
+
+def from_json(text: str) -> Edits:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: it is no list of edits.
+    """
+    try:
+        return tuple(_edit(**e) for e in json.loads(text))
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"no list of edits: {error!r}") from None
+
+
+def _edit(kind: str, path: str, kept: Iterable[int], like: str) -> Edit:
+    if not all(isinstance(text, str) for text in (kind, path, like)):
+        raise ValueError("no list of edits: kind, path and like are texts")
+    numbers = tuple(kept)
+    if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+        raise ValueError("no list of edits: what is kept are whole numbers from 0")
+    return Edit(kind, path, numbers, like)

@@ -1,0 +1,72 @@
+"""Floating-point operations of the prunable layers, as if every zero were skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedprune.structure.kinds import CONVOLUTIONS, TABLES
+from fedprune.structure.layout import Layout
+from fedprune.tasks.task import Loss, Part, examples
+
+
+def positions_of(
+    model: nn.Module, layout: Layout, dummy: Part, loss: Callable[[nn.Module, Part], Loss]
+) -> dict[str, float]:
+    """How many input rows the layers of each prunable tensor see for one example.
+
+    Counted in one forward pass in eval mode: tokens for a transformer's layers, output pixels for a
+    convolution. A layer used twice and layers that share a tensor are summed up; a tensor that
+    belongs to no layer (kind "other") has 0. The model and its mode are left as they were.
+    """
+    seen = dict.fromkeys(layout.prunable, 0.0)
+    training = {module: module.training for module in model.modules()}
+    with _counting(model, seen), torch.no_grad():
+        model.eval()
+        loss(model, dummy)
+    for module, mode in training.items():
+        module.training = mode
+    return {name: rows / examples(dummy) for name, rows in seen.items()}
+
+
+@contextmanager
+def _counting(model: nn.Module, seen: dict[str, float]) -> Iterator[None]:
+    """Add up in `seen` what goes through the layers of its tensors."""
+    names = {id(p): name for name, p in model.named_parameters() if name in seen}
+    hooks = []
+    for module in model.modules():
+        name = names.get(id(getattr(module, "weight", None)))
+        # A table of embeddings may share its tensor with a layer; looking up costs no FLOPs.
+        if name is not None and not isinstance(module, TABLES):
+            hooks.append(module.register_forward_hook(_counter(seen, name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _counter(seen: dict[str, float], name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        # Every row of the input makes one row of the output.
+        spatial = isinstance(layer, CONVOLUTIONS)
+        channels = output.shape[-len(layer.kernel_size) - 1 if spatial else -1]  # type: ignore[arg-type]
+        seen[name] += output.numel() / channels
+
+    return count
+
+
+def flops(masks: Mapping[str, Tensor], positions: Mapping[str, float]) -> float:
+    """2 * kept weights * positions, summed: a multiplication and an addition for each weight.
+
+    Only of the prunable layers, of one example's forward pass; biases, norms and the products of
+    activations with each other (attention) are not in it.
+    """
+    return sum(
+        2.0 * int(np.count_nonzero(mask.cpu().numpy())) * positions[name]
+        for name, mask in masks.items()
+    )

@@ -1,0 +1,228 @@
+"""The transformers that are recognised: heads, feed-forward neurons, sub-layers and blocks.
+
+Found by the kind of module, never by patterns over names; one line per family.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.structure.kinds import family_name, is_layer, is_transposed
+from fedprune.structure.low_rank_layers import makes, reads
+
+if TYPE_CHECKING:
+    from fedprune.structure.layout import Layout
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of one tensor belongs to each unit of a group.
+
+    Attributes:
+        tensor: name of a prunable tensor.
+        axis: "row" (the units' outputs) or "column" (what reads them), in the (out, in) view.
+        index: (units, width) long: rows or columns of each unit, in that view.
+    """
+
+    tensor: str
+    axis: str
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one kind in one module: the heads of an attention, the neurons of a feed-forward.
+
+    Attributes:
+        path: the module's path.
+        kind: "head" or "neuron"; of plain networks "channel"
+        (`fedprune.structure.channels.groups`). parts: the tensors they run through.
+    """
+
+    path: str
+    kind: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a stack: path and the prunable tensors inside, in model order."""
+
+    path: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What was recognised; empty for models of other kinds."""
+
+    groups: tuple[Group, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a kind of module is built: who makes its units' outputs and who reads them.
+
+    Attributes:
+        kind: "head" or "neuron".
+        rows: paths of the layers whose outputs are the units', from the module. Those it does not
+            have are skipped.
+        column: path of the one layer that reads them.
+        width: how many rows of a producer belong to a unit; for attention the size of a head.
+    """
+
+    kind: str
+    rows: tuple[str, ...]
+    column: str
+    width: Callable[[Any], int]
+
+
+def _bert_head(module: Any) -> int:
+    return int(module.self.attention_head_size)
+
+
+def _head_dim(module: Any) -> int:
+    return int(module.head_dim)
+
+
+def _t5_head(module: Any) -> int:
+    return int(module.key_value_proj_dim)
+
+
+def _one(_module: Any) -> int:
+    return 1
+
+
+_BERT = ("self.query", "self.key", "self.value")
+_LLAMA = ("q_proj", "k_proj", "v_proj")
+
+# By `family_name`: importing transformers here would cost every CNN run seconds.
+FAMILIES: dict[str, Family] = {
+    "BertAttention": Family("head", _BERT, "output.dense", _bert_head),
+    "RobertaAttention": Family("head", _BERT, "output.dense", _bert_head),
+    "GPT2Attention": Family("head", ("c_attn", "q_attn"), "c_proj", _head_dim),
+    "T5Attention": Family("head", ("q", "k", "v"), "o", _t5_head),
+    "LlamaAttention": Family("head", _LLAMA, "o_proj", _head_dim),
+    "BertLayer": Family("neuron", ("intermediate.dense",), "output.dense", _one),
+    "RobertaLayer": Family("neuron", ("intermediate.dense",), "output.dense", _one),
+    "GPT2MLP": Family("neuron", ("c_fc",), "c_proj", _one),
+    "T5DenseActDense": Family("neuron", ("wi",), "wo", _one),
+    "T5DenseGatedActDense": Family("neuron", ("wi_0", "wi_1"), "wo", _one),
+    "LlamaMLP": Family("neuron", ("gate_proj", "up_proj"), "down_proj", _one),
+}
+
+
+def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
+    """The structure of a model, of its prunable tensors only, in model order.
+
+    A group whose reading layer is not prunable is left out: its units could not be silenced. Of
+    modules that share all their weights the first one counts; groups that share some of them are
+    left out, for what is cut from one would be missing in the other.
+    """
+    named = {id(p): name for name, p in model.named_parameters()}
+    names = {key: name for key, name in named.items() if name in set(prunable)}
+    found: dict[frozenset[str], Group] = {}
+    for path, module in model.named_modules():
+        family = FAMILIES.get(family_name(module))
+        group = None if family is None else _group(path, module, family, names)
+        if group is not None:
+            found.setdefault(frozenset(part.tensor for part in group.parts), group)
+    uses = Counter(tensor for tensors in found for tensor in tensors)
+    alone = [g for tensors, g in found.items() if all(uses[t] == 1 for t in tensors)]
+    return Structure(tuple(alone), _blocks(model, prunable))
+
+
+def _group(path: str, module: nn.Module, family: Family, names: dict[int, str]) -> Group | None:
+    found = lanes(module, family)
+    if not found or names.get(_key(found[-1].layer)) is None:
+        return None
+    parts = (
+        Part(names[_key(lane.layer)], lane.axis, lane.index)
+        for lane in found
+        if _key(lane.layer) in names
+    )
+    return Group(path, family.kind, tuple(parts))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A layer that the units of a module run through; as `Part`, prunable or not.
+
+    Of layers that make the units also the bias, which factors share.
+    """
+
+    layer: nn.Module
+    axis: str
+    index: Tensor
+    bias: nn.Parameter | None = None
+
+
+def lanes(module: nn.Module, family: Family) -> tuple[Lane, ...]:
+    """The layers that make the units of a module, then the one that reads them.
+
+    Counted by the shapes of the weights, so that a module which lost units has those that stayed;
+    empty if the layers are not there (a removed sub-layer).
+    """
+    inner = dict(module.named_modules())
+    column = reads(inner[family.column]) if family.column in inner else module
+    outer: list[Any] = [inner[p] for p in family.rows if p in inner]
+    rows = [makes(layer) for layer in outer]
+    if not all(map(is_layer, (column, *rows))) or not rows:
+        return ()
+    read = out_in(column)[1]
+    # GPT-2 makes queries, keys and values in one layer, three times as many rows as are read.
+    fused = [max(1, out_in(layer)[0] // read) for layer in rows]
+    made = [out_in(layer)[0] // f for layer, f in zip(rows, fused, strict=True)]
+    # With grouped queries (GQA) fewer keys are made than outputs are read: a unit is a KV group.
+    units = min(made) // family.width(module)
+    making = (
+        Lane(layer, "row", _index(units, out_in(layer)[0], f), whole.bias)
+        for layer, f, whole in zip(rows, fused, outer, strict=True)
+    )
+    return (*making, Lane(column, "column", _index(units, read, 1)))
+
+
+def _index(units: int, size: int, fused: int) -> Tensor:
+    """Which of `size` rows belong to each unit, (units, size / units), if `fused` times in turn."""
+    return torch.arange(size).view(fused, units, -1).transpose(0, 1).reshape(units, -1)
+
+
+def _key(layer: nn.Module) -> int:
+    return id(layer.weight)
+
+
+def out_in(layer: nn.Module) -> tuple[int, int]:
+    """How many outputs and inputs a linear layer has, GPT-2's Conv1D too."""
+    first, second = layer.weight.shape  # type: ignore[misc]
+    return (second, first) if is_transposed(layer) else (first, second)
+
+
+def _blocks(model: nn.Module, prunable: Sequence[str]) -> tuple[Block, ...]:
+    """The elements of the outermost module lists, as far as something in them is prunable."""
+    found: list[Block] = []
+    for path, stack in model.named_modules():
+        within = any(path.startswith(f"{block.path}.") for block in found)
+        if not isinstance(stack, nn.ModuleList) or within:
+            continue
+        for name, _ in stack.named_children():
+            inside = f"{path}.{name}" if path else name
+            tensors = tuple(t for t in prunable if t.startswith(f"{inside}."))
+            if tensors:
+                found.append(Block(inside, tensors))
+    return tuple(found)
+
+
+def stages_of(layout: Layout) -> list[tuple[str, ...]]:
+    """The prunable tensors in model order, cut up for a calibration one stage after the other.
+
+    The tensors of a block are one stage, every tensor outside of blocks is one by itself.
+    """
+    block_of = {t: block.tensors for block in layout.structure.blocks for t in block.tensors}
+    return list(dict.fromkeys(block_of.get(name, (name,)) for name in layout.prunable))

@@ -1,0 +1,94 @@
+"""T5's position bias: made in the first block for all heads, read by blocks with fewer heads.
+
+Every self-attention of a stack adds one bias (1, heads, queries, keys), a table's lookup that the
+first one makes and hands on (Raffel et al. 2020, arXiv 1910.10683, section 2.1). So the table
+keeps all heads, and an attention that lost some takes its own from what it is handed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedprune.structure.kinds import family_name
+
+
+def attend_with(attention: nn.Module, kept: Tensor) -> None:
+    """Let a T5 attention, cut to those heads, take their part of the bias and hand on all of it.
+
+    Args:
+        attention: a `T5Attention` whose layers have been cut already.
+        kept: original indices of the heads that stayed, ascending.
+    """
+    device = next(attention.parameters()).device
+    attention.register_buffer("kept_heads", kept.to(device), persistent=False)
+    attention.register_forward_pre_hook(_take, with_kwargs=True)
+    attention.register_forward_hook(_hand_on, with_kwargs=True)
+
+
+def _take(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    attention: Any = module
+    whole = given.get("position_bias")
+    if given.get("key_value_states") is not None:
+        whole = None  # across stacks it is 0, and the attention makes its own
+    elif whole is None and attention.has_relative_attention_bias:
+        whole = _bias(attention, args[0], given.get("past_key_values"), attention.layer_idx)
+    part = None if whole is None else whole[:, attention.kept_heads]
+    # The attention ignores what it does not know: so the whole bias comes to `_hand_on`.
+    return args, {**given, "position_bias": part, "whole_bias": whole}
+
+
+def _hand_on(
+    _module: nn.Module, _args: tuple[Any, ...], given: dict[str, Any], output: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    return (output[0], given["whole_bias"], *output[2:])
+
+
+def _bias(attention: Any, states: Tensor, cache: Any, layer: int) -> Tensor:
+    """The bias of all heads, (1, heads, queries, keys)."""
+    queries = states.shape[1]
+    seen, keys = 0, queries
+    if cache is not None:
+        seen, keys = cache.get_seq_length(layer), cache.get_mask_sizes(queries, layer)[0]
+    bias: Tensor = attention.compute_bias(
+        queries, keys, device=states.device, past_seen_tokens=seen
+    )
+    return bias
+
+
+class Positions(nn.Module):
+    """In place of a first block's self-attention without heads: it makes the bias and adds nothing.
+
+    Args:
+        attention: the `T5Attention` that was there; its table stays under its name.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.relative_attention_bias = attention.relative_attention_bias
+        self.is_decoder = attention.is_decoder
+        self.relative_attention_num_buckets = attention.relative_attention_num_buckets
+        self.relative_attention_max_distance = attention.relative_attention_max_distance
+        self._relative_position_bucket = attention._relative_position_bucket
+
+    def compute_bias(self, *args: Any, **given: Any) -> Tensor:
+        """As of `T5Attention`, which reads only what is copied here."""
+        from transformers.models.t5.modeling_t5 import T5Attention
+
+        bias: Tensor = T5Attention.compute_bias(self, *args, **given)  # type: ignore[arg-type]
+        return bias
+
+    def forward(
+        self, hidden_states: Tensor, *_args: object, **given: Any
+    ) -> tuple[Tensor, Tensor, None]:
+        """No change of the states, the bias of all heads, no attention."""
+        # The first attention that is left has the number 0 and has not yet seen these tokens.
+        bias = _bias(self, hidden_states, given.get("past_key_values"), 0)
+        return hidden_states.new_zeros(()), bias, None
+
+
+def is_unread(stack: nn.Module) -> bool:
+    """Whether no self-attention of a `T5Stack` is left to read a position bias."""
+    selves: list[Any] = [m.SelfAttention for m in stack.modules() if hasattr(m, "SelfAttention")]
+    return not any(family_name(attention) == "T5Attention" for attention in selves)

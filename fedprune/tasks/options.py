@@ -1,0 +1,90 @@
+"""Options of what is learned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedprune.options.section import BY_TASK, Count, Section, option
+
+
+class Data(Section):
+    """What is learned, on whose data."""
+
+    task: str = option("what is learned", "task (see --list)", "shakespeare")
+    clients: Count = option(
+        "what is learned",
+        "partitions that the data is split over (default 20; with --client-column all there are)",
+        20,
+    )
+    split: str = option("what is learned", "who holds which rows (see --list)", BY_TASK)
+    alpha: float | None = option(
+        "what is learned", "concentration of --split dirichlet (default 0.5)", None, gt=0
+    )
+    model: str = option("what is learned", "family, folder or hub id (see --list)", BY_TASK)
+    depth: int | None = option(
+        "what is learned", "blocks of a family built from scratch (default 2)", None, ge=1, le=64
+    )
+    width: int | None = option(
+        "what is learned",
+        "width of such a family, a multiple of 16, with a head for each 16 (default 64)",
+        None,
+        ge=16,
+        le=4096,
+        multiple_of=16,
+    )
+    length: int | None = option(
+        "what is learned",
+        "tokens of an example of text, pixels of an image's side (default: by task)",
+        None,
+        ge=8,
+        le=8192,
+    )
+    data: str = option("what is learned", "file or folder, for tasks that read one", "")
+    encoding: str | None = option(
+        "what is learned",
+        "encoding of --data's files of text without a byte order mark (default utf-8)",
+        None,
+    )
+    text_column: str | None = option(
+        "what is learned", "column of the text in --data (default text)", None
+    )
+    label_column: str | None = option(
+        "what is learned", "column of the class in --data (default label)", None
+    )
+    target_column: str | None = option(
+        "what is learned", "column of the text to write, for text-to-text (default target)", None
+    )
+    class_names: tuple[str, ...] = option(
+        "what is learned",
+        "names of the classes, in their order (default: the task's, or the labels in --data)",
+        (),
+        strict=False,
+    )
+    client_column: str | None = option(
+        "what is learned", "column of --data that says whose row it is, for --split natural", None
+    )
+    small_owners: Literal["train-only", "group", "drop"] | None = option(
+        "what is learned",
+        "owners in --client-column with too little to be cut in train, validation and test: "
+        "(see --list; default train-only)",
+        None,
+    )
+    plugin: str = option("what is learned", "Python file with your own SCORES or TASKS", "")
+    init: str = option(
+        "what is learned",
+        "folder of a run to go on from: its masks and structure stay, on this data and task",
+        "",
+    )
+    seed: int = option("what is learned", "every random number derives from it", 0, ge=0)
+    dp: Literal["none", "client", "example"] = option(
+        "privacy", "whose part in what is released noise hides: a client's, an example's", "none"
+    )
+    metrics: Literal["exact", "noised"] = option(
+        "privacy",
+        "losses and counts that measure: as they are, or with noise (default with --dp, unless "
+        "there is a --panel)",
+        "exact",
+    )
+    panel: int = option(
+        "privacy", "clients, the last ones, that only measure: their data is not protected", 0, ge=0
+    )

@@ -1,0 +1,287 @@
+"""What texts are made of: UTF-8 bytes, characters of an alphabet, or tokens of a model's own."""
+
+from __future__ import annotations
+
+import functools
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedprune.tasks.coverage import Coverage, covered, together
+from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.zoo import FAMILIES
+
+if TYPE_CHECKING:
+    from fedprune.tasks.options import Data
+
+# Fixed and public: a vocabulary gathered from the shards would itself be a release.
+ALPHABET = ("<pad>", "<unk>", "\n", *(c for c in string.printable[:95]))
+_IDS = {character: i for i, character in enumerate(ALPHABET)}
+_UNKNOWN = _IDS["<unk>"]
+
+FIRST_BYTE = 2
+"""The id of byte 0: <pad> and <unk> come before the bytes, so that they are as in `ALPHABET`."""
+
+MARKS = {"causal": (), "masked": ("<mask>",), "seq2seq": ("</s>",), "classify": ("<s>",), "tag": ()}
+"""What a purpose needs beside the symbols of a text; their ids come last."""
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The symbols of a task.
+
+    Attributes:
+        size: how many ids there are.
+        pad: id that fills a row up.
+        tokenizer: the Hugging Face tokenizer with these ids.
+        kind: "bytes" of UTF-8, "characters" of `ALPHABET`, or tokens of a model's "own".
+        unknown: id of all that has none of its own; None: there is none.
+        mask: id that hides a symbol; None: there is none.
+        end: id that ends a written text; None: there is none.
+    """
+
+    size: int
+    pad: int
+    tokenizer: Any
+    kind: Literal["bytes", "characters", "own"]
+    unknown: int | None = None
+    mask: int | None = None
+    end: int | None = None
+
+    @property
+    def plain(self) -> tuple[int, int]:
+        """The ids that a text can have: the first one, and the one after the last."""
+        if self.kind == "own":
+            return 0, self.size
+        return FIRST_BYTE, FIRST_BYTE + 256 if self.kind == "bytes" else len(ALPHABET)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of texts.
+
+    Attributes:
+        ids: (..., T).
+        sizes: how many bytes of UTF-8 each id stands for, of the same shape; 0 for the unknown
+            symbol and for marks.
+        coverage: how much of the texts no symbol stands for.
+    """
+
+    ids: Tensor
+    sizes: Tensor
+    coverage: Coverage
+
+
+def symbols_of(config: Data, purpose: str) -> Symbols:
+    """The symbols of a configuration.
+
+    A path brings its own tokenizer. A family reads the bytes of a user's own rows, which may be
+    in any language, and the characters of `ALPHABET` in the tasks over English texts.
+
+    Raises:
+        FileNotFoundError: there is no such model, or it has no tokenizer.
+    """
+    if config.model not in FAMILIES:
+        return own_symbols(config.model, config.task)
+    return utf8_bytes(purpose) if config.text_column else characters(purpose)
+
+
+@functools.cache
+def characters(purpose: str) -> Symbols:
+    """The fixed alphabet, and the marks that the purpose needs."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+
+    vocabulary = _with_marks(_IDS, purpose)
+    return _from_scratch(
+        "characters",
+        models.WordLevel(vocab=vocabulary, unk_token="<unk>"),
+        pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated"),
+        decoders.Fuse(),
+        purpose,
+    )
+
+
+@functools.cache
+def utf8_bytes(purpose: str) -> Symbols:
+    """The 256 bytes of UTF-8, and the marks that the purpose needs: no text is unknown.
+
+    <unk> is never written; it is what a byte is read as that ``--vocabulary used`` took out.
+    """
+    from tokenizers import decoders, models, pre_tokenizers
+
+    names = {name: FIRST_BYTE + byte for byte, name in enumerate(_byte_names())}
+    vocabulary = _with_marks({"<pad>": 0, "<unk>": 1, **names}, purpose)
+    return _from_scratch(
+        "bytes",
+        models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+        purpose,
+    )
+
+
+def _with_marks(vocabulary: dict[str, int], purpose: str) -> dict[str, int]:
+    marks = {mark: len(vocabulary) + i for i, mark in enumerate(MARKS[purpose])}
+    return {**vocabulary, **marks}
+
+
+def _byte_names() -> list[str]:
+    """What `tokenizers` calls each byte (Radford et al. 2019, GPT-2): a character one can see.
+
+    Printable Latin-1 is called as it is, the rest by the characters from 256 on, in order.
+    """
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    rest = iter(range(256, 512))
+    return [chr(byte if byte in seen else next(rest)) for byte in range(256)]
+
+
+@functools.cache
+def own_symbols(model: str, task: str) -> Symbols:
+    """The symbols of the tokenizer that is saved beside a model.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    own = from_pretrained(AutoTokenizer, model, task)
+    if not own.is_fast:
+        raise ValueError(
+            f"model={model!r}: its tokenizer ({type(own).__name__}) does not say which characters "
+            "a token covers; allowed: models with a fast tokenizer"
+        )
+    if own.pad_token_id is None:  # GPT-2: what pads is neither attended to nor counted
+        own.pad_token = own.convert_ids_to_tokens(own.eos_token_id or 0)
+    size = max(len(own), own.vocab_size)
+    # GPT-2 calls its end the unknown too, and knows every byte.
+    unknown = None if own.unk_token_id == own.eos_token_id else own.unk_token_id
+    return Symbols(size, own.pad_token_id, own, "own", unknown, own.mask_token_id, own.eos_token_id)
+
+
+def encode(text: str) -> Tensor:
+    """Ids of characters of `ALPHABET`, (len(text),)."""
+    return torch.tensor([_IDS.get(c, _UNKNOWN) for c in text], dtype=torch.long)
+
+
+def encoded(symbols: Symbols, text: str) -> Reading:
+    """A whole text without marks, ids (n,).
+
+    Bytes that no token covers, such as spaces that a tokenizer drops, go to the token that
+    follows, so that sizes sum to the bytes of what is known up to the last token's end.
+    """
+    text = valid(text)
+    if symbols.kind == "bytes":
+        raw = bytearray(text.encode())
+        ids = torch.frombuffer(raw, dtype=torch.uint8).long() if raw else encode("")
+        return Reading(ids + FIRST_BYTE, torch.ones_like(ids), Coverage(len(text), 0))
+    if symbols.kind == "characters":
+        ids = encode(text)
+        known = ids != _UNKNOWN  # all of them are ASCII, of one byte
+        return Reading(ids, known.long(), Coverage(len(text), int((~known).sum())))
+    given = symbols.tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    ids = torch.tensor([given["input_ids"]], dtype=torch.long)
+    sizes, coverage = covered([text], given["offset_mapping"], ids, symbols.unknown)
+    return Reading(ids[0], sizes[0], coverage)
+
+
+def valid(text: str) -> str:
+    """The text with "?" for every half of a surrogate pair, which has no UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+@dataclass(frozen=True)
+class Rows(Reading):
+    """Texts as rows of one length, with the tokenizer's marks, cut and padded.
+
+    Attributes:
+        attention: (N, length), 1 where there is a symbol, 0 where there is padding.
+        whole: (N,), whether a row is all of its text: nothing cut off, nothing unknown.
+        spans: (N, length, 2), the first character of the text that an id stands for and the one
+            after its last; 0 and 0 for none.
+    """
+
+    attention: Tensor
+    whole: Tensor
+    spans: Tensor
+
+
+AT_ONCE = 10_000
+"""Texts that are rows at once: on the way there each of their symbols is several objects."""
+
+
+def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
+    """One row a text, ids (N, length)."""
+    starts = range(0, max(1, len(texts)), AT_ONCE)
+    found = [_rows_at_once(symbols, texts[at : at + AT_ONCE], length) for at in starts]
+    return Rows(
+        torch.cat([piece.ids for piece in found]),
+        torch.cat([piece.sizes for piece in found]),
+        together(piece.coverage for piece in found),
+        torch.cat([piece.attention for piece in found]),
+        torch.cat([piece.whole for piece in found]),
+        torch.cat([piece.spans for piece in found]),
+    )
+
+
+def _rows_at_once(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
+    texts = [valid(text) for text in texts]
+    given = symbols.tokenizer(
+        texts,
+        truncation=True,
+        padding="max_length",
+        padding_side="right",  # positions are counted from the left, and so are those of one text
+        max_length=length,
+        return_offsets_mapping=True,
+    )
+    ids = torch.tensor(given["input_ids"], dtype=torch.long).view(len(texts), -1)
+    attention = torch.tensor(given["attention_mask"], dtype=torch.long).view(ids.shape)
+    spans = [pair for row in given["offset_mapping"] for pair in row]
+    sizes, coverage = covered(texts, spans, ids, symbols.unknown, attention.sum(-1) < length)
+    places = torch.tensor(given["offset_mapping"], dtype=torch.int32).view(*ids.shape, 2)
+    ends = torch.tensor([len(text.rstrip()) for text in texts], dtype=torch.long)
+    full = attention.sum(-1) == ids.shape[1]
+    cut = int((full & (places[..., 1].amax(-1) < ends)).sum())
+    coverage = replace(coverage, texts=len(texts), cut=cut)
+    if symbols.kind != "bytes":
+        return Rows(ids, sizes, coverage, attention, coverage.complete, places)
+    first, after = symbols.plain  # a row may end within a character
+    sizes = ((ids >= first) & (ids < after)).long()
+    whole = torch.tensor([len(text.encode()) for text in texts], dtype=torch.long)
+    complete = sizes.sum(-1) == whole
+    coverage = replace(coverage, cut=int((~complete).sum()))
+    return Rows(ids, sizes, coverage, attention, complete, places)
+
+
+def _from_scratch(
+    kind: Literal["bytes", "characters"], model: Any, cutter: Any, decoder: Any, purpose: str
+) -> Symbols:
+    """The symbols of a vocabulary of ours, with a Hugging Face tokenizer of the ids of training."""
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(model)
+    core.pre_tokenizer, core.decoder = cutter, decoder
+    marks = {mark: core.token_to_id(mark) for mark in MARKS[purpose]}
+    framed = {"<s>": "<s> $A", "</s>": "$A </s>"}
+    for mark in framed.keys() & marks.keys():
+        core.post_processor = processors.TemplateProcessing(
+            framed[mark], None, [(mark, marks[mark])]
+        )
+    named = {"<mask>": "mask_token", "</s>": "eos_token", "<s>": "cls_token"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # in a text "<unk>" is five characters
+        **({"model_max_length": 256} if kind == "characters" else {}),
+        **{named[mark]: mark for mark in marks},
+    )
+    size = core.get_vocab_size()
+    return Symbols(size, 0, tokenizer, kind, _UNKNOWN, marks.get("<mask>"), marks.get("</s>"))

@@ -1,0 +1,349 @@
+"""Noise that hides examples: sums of bounded statistics and steps of DP-SGD, checked by loops."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprune import SCORES, RunConfig, Task
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.client.dp_sgd import (
+    BY_GRADIENT,
+    noised_statistics,
+    noisy_steps,
+    poisson_steps,
+    values_in,
+)
+from fedprune.client.host import House
+from fedprune.client.scoring import _probe
+from fedprune.config import with_values
+from fedprune.learning.local_training import OPTIMIZERS, tune
+from fedprune.privacy.clipping import clipped, scaled
+from fedprune.privacy.noise import seeded_source
+from fedprune.protocol.kinds import fitting
+from fedprune.protocol.messages import Question
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.protocol.noise import source_for
+from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.task import Loss, Part, batches, examples
+from fedprune.tensors import Tensors, copied, full_masks, kept, load_into, masked, state_of
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+TASK = TASKS["digits"]
+
+
+def noised(config: RunConfig, **keys: Any) -> RunConfig:
+    """With noise by example; what else its rules ask for is not what is tested here."""
+    given = {"dp": "example", "dp_noise": 0.0, "dp_score_noise": 0.0, "dp_rate": 0.5, **keys}
+    return with_values(config, given)
+
+
+def rows(n: int, seed: int = 0) -> Part:
+    gen = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (n,), generator=gen)
+    return {"images": torch.randn(n, 1, 8, 8, generator=gen), "labels": labels}
+
+
+def seat_of(house: House, config: RunConfig, part: Part) -> Seat:
+    shard = replace(house.shards[0], train=part)
+    cpu = torch.device("cpu")
+    return Seat(0, shard, house.model, house.task, config, house.layout, cpu, house.model)
+
+
+def some_masks(weights: Tensors, names: tuple[str, ...]) -> Tensors:
+    gen = torch.Generator().manual_seed(1)
+    return {n: torch.rand(weights[n].shape, generator=gen) < 0.6 for n in names}
+
+
+def asked(house: House, score: str, **more: Any) -> Question:
+    weights = copied(state_of(house.model))
+    masks = some_masks(weights, house.layout.prunable)
+    return Question("score", 3, masked(weights, masks), masks, score, **more)
+
+
+# What prunes whole heads or blocks needs models that have some, and is asked in the same way.
+PLAIN = [n for n, s in SCORES.items() if s.asks and s.additive and not s.units and n != "grasp"]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("score", PLAIN)
+def test_statistics_are_the_sum_of_bounded_ones_of_single_examples(
+    score: str, exact: bool, tiny: Tiny, house_of: HouseOf
+):
+    keys = {"probes": 4} if score == "perturbation" else {}
+    house = house_of(tiny(model="mlp"))
+    config = noised(tiny(model="mlp"), dp_score_clip=None if exact else 0.05, **keys)
+    question, part = asked(house, score), rows(7)
+    load_into(house.model, question.weights)
+    seat = seat_of(house, config, part)
+    house.model.eval()
+    probe = _probe(question, seat, house.layout.prunable, {})
+    found = noised_statistics(question, seat, probe)
+    ask = SCORES[score].asks[0]
+    shapes = ask.shapes(house.layout, house.layout.prunable, "weight", config.probes or 0)
+    assert {n: t.shape for n, t in found.items()} == shapes
+    fits = fitting(shapes, question.masks)
+    right = torch.zeros(values_in(shapes, fits), dtype=torch.float64)
+    for row in batches(part, 1):
+        flat = kept(copied(ask.collect(replace(probe, batches=[row]))), fits)
+        right += scaled(flat, 1.0) if exact else clipped(flat, 0.05)
+    assert torch.allclose(kept(found, fits), right, rtol=0, atol=1e-6)
+
+
+def test_the_fast_way_knows_only_scores_of_gradients():
+    assert set(BY_GRADIENT) <= {n for n, s in SCORES.items() if len(s.asks) == 1 and s.additive}
+
+
+def test_a_users_own_score_is_asked_example_by_example(
+    tiny: Tiny, house_of: HouseOf, monkeypatch: pytest.MonkeyPatch
+):
+    house = house_of(tiny(model="mlp"))
+    question = asked(house, "taylor")
+    sizes: list[int] = []
+
+    def collect(probe: Any) -> Tensors:
+        sizes.extend(examples(batch) for batch in probe.batches)
+        return {n: torch.ones(house.layout.shapes[n]) for n in probe.prunable}
+
+    ask = replace(SCORES["taylor"].asks[0], collect=collect)
+    own = {**SCORES, "taylor": replace(SCORES["taylor"], asks=(ask,))}
+    monkeypatch.setattr("fedprune.client.dp_sgd.scores_of", lambda _: own)
+    seat = seat_of(house, noised(tiny(model="mlp")), rows(5))
+    noised_statistics(question, seat, _probe(question, seat, house.layout.prunable, {}))
+    assert sizes == [1] * 5
+
+
+@pytest.mark.parametrize("score", ["taylor", "fisher", "wanda"])
+def test_one_example_more_moves_statistics_by_the_norm_at_most(
+    score: str, tiny: Tiny, house_of: HouseOf
+):
+    house = house_of(tiny(model="mlp"))
+    config = noised(tiny(model="mlp"), dp_score_clip=0.3)
+    question = asked(house, score)
+    load_into(house.model, question.weights)
+    house.model.eval()
+
+    def flat(part: Part) -> Tensor:
+        seat = seat_of(house, config, part)
+        probe = _probe(question, seat, house.layout.prunable, {})
+        return kept(noised_statistics(question, seat, probe), {})
+
+    part = rows(8)
+    part["images"][0] *= 1e4
+    whole = flat(part)
+    for i in (0, 1, 7):
+        others = [j for j in range(8) if j != i]
+        apart = float((whole - flat({n: t[others] for n, t in part.items()})).norm())
+        assert 0.0 < apart <= 0.3 * (1 + 1e-5)
+
+
+def test_scores_get_noise_where_alive_and_nowhere_else(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny(model="mlp"))
+    question = asked(house, "taylor")
+    quiet = noised(tiny(model="mlp"), dp_score_clip=0.25)
+    loud = noised(tiny(model="mlp"), dp_score_clip=0.25, dp_score_noise=8.0)
+    load_into(house.model, question.weights)
+    given = []
+    for config in (quiet, loud):
+        given.append(answer(question, seat_of(house, config, rows(6))).values.double())
+    noise = given[1] - given[0]
+    assert noise.numel() == sum(int(m.sum()) for m in question.masks.values())
+    assert float(noise.std()) == pytest.approx(2.0, rel=0.03)
+    again = answer(question, seat_of(house, loud, rows(6))).values.double()
+    assert torch.equal(again, given[1])
+
+
+def test_two_questions_never_share_their_noise(tiny: Tiny, house_of: HouseOf):
+    house, config = house_of(tiny(model="mlp")), tiny(model="mlp")
+    one = asked(house, "taylor")
+    name = house.layout.prunable[0]
+    others = [
+        replace(one, round=4),
+        replace(one, kind="tune"),
+        replace(one, score="fisher"),
+        replace(one, dense=True),
+        replace(one, names=(name,)),
+        replace(one, sparsity=0.5),
+        replace(one, weights={**one.weights, name: one.weights[name] + 1e-6}),
+        replace(one, masks={**one.masks, name: ~one.masks[name]}),
+        replace(one, given={name: one.weights[name]}),
+    ]
+    words = {
+        source_for(q, config, p, what).words(4).tobytes()
+        for q in (one, *others)
+        for p in (0, 1)
+        for what in ("noise", "examples")
+    }
+    assert len(words) == 4 * (1 + len(others))
+
+
+def tuned(config: RunConfig, model: nn.Module, masks: Tensors, part: Part, **more: Any) -> Tensors:
+    """The model's state after the configuration's private steps."""
+    source = seeded_source(5, "noise")
+    steps = poisson_steps(part, config, seeded_source(5, "examples"))
+    backward = noisy_steps(model, more.get("task", TASK), masks, config, source)
+    tune(model, masks, steps, more.get("task", TASK), config.lr, config, backward=backward)
+    return copied(state_of(model))
+
+
+def mlp(tiny: Tiny, **keys: Any) -> nn.Module:
+    return dense_model(tiny(model="mlp", **keys))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_without_clip_and_noise_it_is_ordinary_training(optimizer: str, tiny: Tiny):
+    part = rows(12)
+    config = tiny(model="mlp", optimizer=optimizer, batch_size=12, local_steps=3, clip=0.0)
+    one, other = mlp(tiny), mlp(tiny)
+    masks = some_masks(state_of(one), ("hidden.weight",) if hasattr(one, "hidden") else ())
+    masks = masks or some_masks(state_of(one), layout_for(config, one).prunable[:1])
+    for model in (one, other):
+        load_into(model, masked(state_of(model), masks))
+    private = noised(config, dp_rate=1.0, dp_clip=1e6)
+    found = tuned(private, one, masks, part)
+    tune(other, masks, iter([[part]] * 3), TASK, config.lr, config)
+    for name, right in state_of(other).items():
+        # Adam divides by the root of squares: near 0 it makes much of the last bit.
+        assert torch.allclose(found[name], right, atol=1e-4 if optimizer != "sgd" else 1e-6), name
+
+
+def test_a_step_is_the_clipped_sum_over_the_batch_size_of_the_configuration(tiny: Tiny):
+    part, model = rows(9), mlp(tiny)
+    start = copied(state_of(model))
+    keys = {"optimizer": "sgd", "momentum": 0.0, "batch_size": 4, "local_steps": 1, "clip": 0.0}
+    config = noised(tiny(model="mlp", lr=0.5, **keys), dp_rate=1.0, dp_clip=0.2)
+    names = [n for n, _ in model.named_parameters()]
+    total = torch.zeros(sum(t.numel() for t in start.values()), dtype=torch.float64)
+    for row in batches(part, 1):
+        found = torch.autograd.grad(TASK.loss(model, row).total, list(model.parameters()))
+        total += clipped(kept(dict(zip(names, found, strict=True)), {}), 0.2)
+    found_ = tuned(config, model, {}, part)
+    moved = kept({n: found_[n] - start[n] for n in start}, {})
+    assert torch.allclose(moved.double(), -0.5 * total / 4, atol=1e-6)
+
+
+def test_an_example_of_many_labels_counts_by_its_mean(llama: tuple[House, Question]):
+    house, question = llama
+    load_into(house.model, question.weights)
+    config = noised(house.config, dp_rate=1.0, dp_clip=1e6, batch_size=2, clip=0.0, local_steps=1)
+    part = {n: t[:2] for n, t in house.shards[0].train.items()}
+    backward = noisy_steps(
+        house.model, house.task, question.masks, config, seeded_source(1, "noise")
+    )
+    done = backward([part])
+    loss = house.task.loss(house.model, part)
+    assert done.labels == loss.count
+    assert done.loss == pytest.approx(loss.total.item(), rel=1e-5)
+    found = copied({n: p.grad for n, p in house.model.named_parameters() if p.grad is not None})
+    house.model.zero_grad()
+    # All windows are of one length, so that the mean over labels is the mean over examples.
+    (loss.total / loss.count).backward()
+    for name, p in house.model.named_parameters():
+        assert p.grad is not None
+        right = masked({name: p.grad}, question.masks)[name]
+        assert torch.allclose(found[name], right, rtol=1e-3, atol=1e-5), name
+    house.model.zero_grad()
+
+
+class One(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.w
+
+
+def linear_loss(model: nn.Module, batch: Part) -> Loss:
+    """Its gradient in the one weight is the sum of x."""
+    out = model(batch["x"])
+    return Loss(out.sum(), len(out), 0)
+
+
+def test_examples_are_drawn_each_by_itself(tiny: Tiny):
+    n, rate, steps = 30, 0.2, 4000
+    config = noised(tiny(model="mlp", local_steps=steps), dp_rate=rate)
+    part = {"x": torch.arange(n)}
+    drawn = list(poisson_steps(part, config, seeded_source(2, "examples")))
+    sizes = np.array([sum(examples(b) for b in step) for step in drawn])
+    assert sizes.mean() == pytest.approx(n * rate, rel=0.02)
+    assert sizes.var() == pytest.approx(n * rate * (1 - rate), rel=0.1)
+    assert (sizes == 0).sum() == pytest.approx(steps * (1 - rate) ** n, abs=15)
+    each = torch.cat([batch["x"] for step in drawn for batch in step]).bincount(minlength=n)
+    assert (each / steps - rate).abs().max() < 5 * math.sqrt(rate * (1 - rate) / steps)
+
+
+def test_noise_on_a_step_has_the_deviation_it_says(tiny: Tiny):
+    """Of one weight: z times the clip over the batch size, whatever was drawn."""
+    task: Task = replace(TASK, loss=linear_loss, labels=examples)
+    z, clip, part = 3.0, 0.5, {"x": torch.full((4, 1), 0.4)}
+
+    def gradients(step: list[Part], count: int, noise: float) -> np.ndarray:
+        model = One()
+        config = noised(tiny(model="mlp", batch_size=10), dp_clip=clip, dp_noise=noise)
+        backward = noisy_steps(model, task, {}, config, seeded_source(2, "noise"))
+        out = []
+        for _ in range(count):
+            backward(step)
+            assert model.w.grad is not None
+            out.append(float(model.w.grad))
+        return np.array(out)
+
+    quiet, loud = gradients([], 5000, z), gradients([part], 50, z)
+    assert quiet.std() == pytest.approx(z * clip / 10, rel=0.03)
+    assert abs(quiet.mean()) < 5 * z * clip / 10 / math.sqrt(5000)
+    # The same noise comes on top of the examples' sum.
+    assert np.allclose(loud - quiet[:50], 4 * 0.4 / 10, atol=1e-6)
+    assert np.allclose(gradients([part], 2, 0.0), 4 * 0.4 / 10, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_removed_weights_stay_zero_under_noise(optimizer: str, tiny: Tiny):
+    keys = {"weight_decay": 0.1, "proximal": 0.3, "l1": 0.01, "l2": 0.01, "shrinkage": "gradient"}
+    config = tiny(model="mlp", optimizer=optimizer, local_steps=6, clip=0.5, **keys)
+    model = mlp(tiny)
+    masks = some_masks(state_of(model), layout_for(config, model).prunable)
+    load_into(model, masked(state_of(model), masks))
+    start = copied(state_of(model))
+    found = tuned(noised(config, dp_noise=5.0, dp_clip=1.0), model, masks, rows(20))
+    for name, mask in masks.items():
+        assert (found[name][~mask] == 0.0).all()
+        assert (found[name][mask] != start[name][mask]).float().mean() > 0.99
+
+
+def test_a_step_without_examples_is_noise(tiny: Tiny):
+    config = noised(tiny(model="mlp", local_steps=3), dp_rate=1e-9, dp_noise=1.0)
+    steps = list(poisson_steps(rows(5), config, seeded_source(1, "examples")))
+    assert steps == [[], [], []]
+    model = mlp(tiny)
+    start = copied(state_of(model))
+    found = tuned(config, model, {}, rows(5))
+    assert all((found[n] != start[n]).any() for n in start)
+
+
+def test_what_a_client_sends_repeats_and_depends_on_its_partition(tiny: Tiny, house_of: HouseOf):
+    house = house_of(tiny(model="mlp"))
+    weights = copied(state_of(house.model))
+    masks = full_masks(weights, house.layout.prunable)
+    question = Question("tune", 2, weights, masks, lr=0.1)
+    config = noised(tiny(model="mlp"), dp_noise=1.0)
+    seat = seat_of(house, config, rows(10))
+    first, again = (answer(question, seat).values for _ in range(2))
+    other = answer(question, replace(seat, partition=1)).values
+    secret = answer(question, replace(seat, config=noised(config, noise_source="secret"))).values
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, secret)
+
+
+def test_a_model_with_batchnorm_is_refused(tiny: Tiny):
+    config = noised(tiny())
+    with pytest.raises(ValueError, match=r"^dp='example': BatchNorm \(features\.1\) mixes the"):
+        layout_for(config, dense_model(config))

@@ -1,0 +1,244 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from fedprune import TASKS, ConfigError, Result, RunConfig, Shard, federate
+from fedprune.client.host import House, dense_model, open_house
+from fedprune.client.teacher import check_lesson, teacher_in, teacher_model
+from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.codec.wire import digest_of
+from fedprune.engines.inline import inline_port
+from fedprune.export.saved import load
+from fedprune.methods.distil import factor
+from fedprune.protocol.messages import Question
+from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.tasks.language import windows
+from fedprune.tasks.task import classification_loss
+from fedprune.tasks.tokenization import encode
+from fedprune.tensors import state_of
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+Same = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
+LEARNS = {"distil": 0.9}
+
+
+@pytest.fixture(scope="module")
+def watched(house_of: HouseOf, spy: Any) -> Callable[[RunConfig], tuple[Result, Any, list[State]]]:
+    def run(config: RunConfig) -> tuple[Result, Any, list[State]]:
+        eye, states = spy(inline_port(house_of(config))), []
+        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
+        return federate(config, eye.port, watch=watch), eye.asked, states
+
+    return run
+
+
+def test_the_teacher_is_the_model_before_it_is_pruned(tiny: Tiny, watched: Any, same: Same):
+    result, asked, states = watched(tiny(**LEARNS))
+    assert [bool(s.teacher) for s in states] == [False, False, True, True, True]
+    _, weights, masks = from_coded(states[2].teacher)
+    assert all(m.all() for m in masks.values())
+    assert same(weights, states[1].weights), "those at the end of the warm-up"
+    taught = state_of(teacher_model(states[-1].teacher, tiny()).requires_grad_(True))
+    assert same(taught, states[1].weights)
+    tuning = [q for q, _, _ in asked if q.kind == "tune"]
+    assert [(bool(q.teacher), q.distil) for q in tuning] == [(False, 0.0)] * 2 + [(True, 1.0)] * 3
+    assert [row["divergence"] is None for row in result.rows] == [True, True, False, False, False]
+    assert all(row["divergence"] > 0 for row in result.rows[2:])
+
+
+def test_a_teacher_changes_the_result_and_nothing_before_it(tiny: Tiny, watched: Any):
+    plain, taught = watched(tiny())[0], watched(tiny(**LEARNS))[0]
+    digests = [[row["weights_digest"] for row in r.rows] for r in (plain, taught)]
+    assert digests[0][:2] == digests[1][:2]
+    assert all(a != b for a, b in zip(digests[0][2:], digests[1][2:], strict=True))
+    masks = [result.rows[2]["mask_digest"] for result in (plain, taught)]
+    assert masks[0] == masks[1], "it is learned from after the pruning"
+
+
+def test_a_partition_receives_a_teacher_once(tiny: Tiny, watched: Any):
+    _, asked, states = watched(tiny(**LEARNS))
+    taught: set[int] = set()
+    for question, partitions, folded in asked:
+        packet = encode_question(question, "fp32")
+        known = [packet.size(bits=p not in question.known, teacher=False) for p in partitions]
+        new = set(partitions) - taught if question.teacher else set()
+        assert folded.bytes_down == sum(known) + len(new) * len(packet.teacher)
+        if question.teacher:
+            assert question.taught == taught
+            taught |= set(folded.answered)
+    assert taught == set(states[-1].taught)
+    assert set(states[-1].taught.values()) == {digest_of(states[-1].teacher)}
+
+
+def test_a_question_with_another_teacher_is_refused(cnn: tuple[House, Question], tiny: Tiny):
+    house, question = cnn
+    packet = encode_question(replace(question, kind="tune", teacher=b"a" * 40, distil=0.5), "fp32")
+    assert decode_question(packet, house.layout).teacher == b"a" * 40
+    assert decode_question(packet, house.layout).distil == 0.5
+    with pytest.raises(ValueError, match="the teacher is not the one"):
+        decode_question(replace(packet, teacher=b"b" * 40), house.layout)
+    damaged = encode_question(replace(question, kind="tune", teacher=b"FEDPRUN1" * 9), "fp32")
+    folded = inline_port(open_house(tiny(), dict(house.shards))).ask(
+        decode_question(damaged, house.layout), [0]
+    )
+    assert "teacher: damaged" in folded.failures[0].reason
+
+
+def test_weights_may_fall_over_rounds(tiny: Tiny):
+    config = tiny(**LEARNS, distil_schedule="linear")  # pruning begins in round 3 of 5
+    assert [factor(config, r) for r in (3, 4, 5)] == pytest.approx([1, 2 / 3, 1 / 3])
+    keys = {"sparsity": 0.0, "reduce": ("dead",), "reduce_round": 4}
+    reducing = tiny(**LEARNS, **keys, distil_schedule="linear")
+    assert [factor(reducing, r) for r in (4, 5)] == pytest.approx([1, 1 / 2])
+    other = tiny(**LEARNS, distil_schedule="linear", teacher="somewhere")
+    assert [factor(other, r) for r in (1, 5)] == pytest.approx([1, 1 / 5])
+    assert factor(tiny(**LEARNS), 5) == 1.0
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_resumed_run_has_the_same_teacher(tiny: Tiny, house_of: HouseOf, tmp_path: Path):
+    config = tiny(**LEARNS, baselines=("dense",))
+    whole = federate(config, inline_port(house_of(config)), folder=tmp_path / "whole")
+
+    def stop(row: Any, *_: Any) -> None:
+        if row["round"] == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        federate(
+            config, inline_port(house_of(config)), folder=tmp_path / "cut", watch=Watch(row=stop)
+        )
+    again = federate(config, inline_port(house_of(config)), folder=tmp_path / "cut", resume=True)
+    assert again.rows == whole.rows
+    dense = [row for row in whole.rows if row["arm"] == "dense"]
+    assert [row["divergence"] for row in dense] == [None] * 5, "nothing is pruned there"
+
+
+LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
+
+
+def shards() -> dict[int, Shard]:
+    text = [LINES[0] * 8, LINES[1] * 7, LINES[2] * 6]
+    return {
+        p: Shard(windows(encode(t)), windows(encode(t[:40])), windows(encode(t[-50:])))
+        for p, t in enumerate(text)
+    }
+
+
+@pytest.fixture(scope="module")
+def large(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a LLaMA with two blocks of width 32, pruned."""
+    folder = tmp_path_factory.mktemp("runs") / "large"
+    config = tiny(task="shakespeare", clients=3, cohort=3, rounds=2, warmup=1, end=2, width=32)
+    federate(config, inline_port(open_house(config, shards())), folder=folder)
+    return folder
+
+
+SMALL = {
+    "task": "shakespeare", "clients": 3, "cohort": 3, "rounds": 2, "warmup": 0, "end": 1,
+    "sparsity": 0.0, "depth": 1, "width": 16, "optimizer": "adamw", "lr": 1e-2,
+}  # fmt: skip
+KINDS = [
+    {"distil": 1.0},
+    {"distil_hidden": 1.0},
+    {"distil_attention": 1.0},
+    {"distil": 0.5, "distil_hidden": 0.5, "distil_attention": 0.5, "model": "gpt2"},
+]
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("keys", KINDS, ids=str)
+def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny: Tiny, spy: Any):
+    runs = {}
+    for teacher in ("", str(large)):
+        given = {**SMALL, **keys} if teacher else {**SMALL, "model": keys.get("model", "llama")}
+        config = tiny(**given, teacher=teacher)
+        eye = spy(inline_port(open_house(config, shards())))
+        runs[teacher] = federate(config, eye.port)
+    rows = [r.rows for r in runs.values()]
+    assert rows[0][0]["divergence"] is None
+    assert rows[1][0]["divergence"] > 0
+    assert rows[0][-1]["weights_digest"] != rows[1][-1]["weights_digest"]
+    sent = {digest_of(q.teacher) for q, _, _ in eye.asked if q.kind == "tune"}
+    assert sent == {digest_of(teacher_in(str(large)))}
+    assert runs[str(large)].state.teacher == b"", "it is in its own folder already"
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("unit", ["neuron", "sublayer", "layer"])
+def test_a_student_that_shrinks_learns_from_what_it_was(unit: str, tiny: Tiny):
+    """Also with layers fitted to the model before, which has the shapes of the round."""
+    keys = {"distil": 0.5, "distil_hidden": 0.5, "distil_attention": 0.5, "reconstruct": "outputs"}
+    config = tiny(
+        **{**SMALL, "depth": 3, "sparsity": 0.4, "rounds": 4, "warmup": 1, "end": 3},
+        **keys,
+        unit=unit,
+        shrink="every",
+    )
+    result = federate(config, inline_port(open_house(config, shards())))
+    assert result.state.edits
+    assert not any(row["failures"] for row in result.rows)
+    assert result.rows[-1]["divergence"] > 0
+    assert any(0 < (row["refit"] or 0) < 1 for row in result.rows)
+    _, weights, _ = from_coded(result.state.teacher)
+    dense = state_of(dense_model(config))
+    assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in dense.items()}
+
+
+def test_what_teaches_is_the_model_of_that_run(large: Path, tiny: Tiny, same: Same):
+    model = teacher_model(teacher_in(str(large)), tiny())
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    own = load(large)
+    assert same(dict(model.named_parameters()), dict(own.named_parameters()))
+
+
+def test_a_teacher_that_is_none_is_refused(large: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^teacher='.*none': no model.fedprune there; allowed: t"):
+        teacher_in(str(tmp_path / "none"))
+    (tmp_path / CODED_NAME).write_bytes((large / CODED_NAME).read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged"):
+        teacher_in(str(tmp_path))
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_starts(
+    large: Path, tiny: Tiny, house_of: HouseOf, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny(distil_hidden=0.5)
+    with pytest.raises(ConfigError, match=r"^distil-hidden: 0 stacks of blocks"):
+        federate(config, inline_port(house_of(config)))
+    digits = tiny(**LEARNS, teacher=str(large))
+    with pytest.raises(ValueError, match=r"^teacher='.*large': it is of task shakespeare; allowed"):
+        check_lesson(digits, dense_model(digits), teacher_in(str(large)))
+
+    def loss(model: Any, batch: Any) -> Any:
+        return replace(classification_loss(model, batch), logits=None)
+
+    config = tiny(**LEARNS)
+    student = dense_model(config)
+    monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], loss=loss))
+    with pytest.raises(ValueError, match="does not give its logits; allowed: 0"):
+        check_lesson(config, student, b"")
+
+
+def test_a_model_is_in_the_mode_it_was(tiny: Tiny):
+    config = tiny(**LEARNS)
+    student = dense_model(config).train()
+    check_lesson(config, student, b"")
+    assert student.training
+
+
+def test_questions_without_a_teacher_say_nothing_of_one(cnn: tuple[House, Question]):
+    head = json.loads(encode_question(cnn[1], "fp32").head)
+    assert not {"teacher", "distil"} & head.keys()

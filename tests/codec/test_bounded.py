@@ -1,0 +1,220 @@
+"""Decoders, given anything: a value or ValueError, in bounded memory.
+
+Other numbers of inputs: HOSTILE=100000 python -m pytest tests/codec/test_bounded.py
+"""
+
+import json
+import os
+import random
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from pcodec import ChunkConfig, standalone
+
+from fedprune.codec.coded_file import from_coded, to_coded
+from fedprune.codec.masks import (
+    KEPT_GAPS,
+    MAGIC,
+    PLAIN,
+    VERSION,
+    ZSTD,
+    _block,
+    _checksum,
+    _number,
+    decode_mask,
+    encode_mask,
+)
+from fedprune.codec.model_digest import bits_of, edits_in, mask_bits
+from fedprune.codec.wire import (
+    Packet,
+    flags_of,
+    head_of,
+    more_of,
+    pack,
+    pack_flags,
+    pack_rungs,
+    rungs_of,
+    values_of,
+)
+from fedprune.learning.candidates import from_table
+from fedprune.structure.edits import Edit, from_json
+
+INPUTS = int(os.environ.get("HOSTILE", "5000"))
+
+GEN = torch.Generator().manual_seed(1)
+FLAGS = torch.rand(300, generator=GEN) < 0.3
+VALUES = torch.randn(300, generator=GEN)
+EDITS = (Edit("head", "a.b", (0, 2)), Edit("rank", "c", (4,)))
+PACKED = pack({"weight": 2.0, "totals": {"loss": 1.5}}, VALUES, "int4", more=VALUES, gen=GEN)
+
+
+def packet_from(data: bytes) -> Packet:
+    """Four buffers out of one, so that bytes may be moved from one to another."""
+    cut = [int.from_bytes(data[i : i + 2], "little") for i in (0, 2)]
+    rest = data[4:]
+    return Packet(rest[: cut[0]], rest[cut[0] : cut[0] + cut[1]], b"", rest[cut[0] + cut[1] :])
+
+
+def packet_bytes(packet: Packet) -> bytes:
+    sizes = b"".join(len(part).to_bytes(2, "little") for part in (packet.head, packet.values))
+    return sizes + bytes(packet.head) + bytes(packet.values) + bytes(packet.more)
+
+
+Decoder = Callable[[bytes], Any]
+
+DECODERS: dict[str, tuple[Decoder, bytes]] = {
+    "mask": (decode_mask, encode_mask({"a": FLAGS.view(10, 30), "b": ~FLAGS[:7]})),
+    "mask of rare weights": (decode_mask, encode_mask({"a": torch.arange(9000) % 997 == 0})),
+    "flags": (lambda data: flags_of(data, 300), pack_flags(FLAGS)),
+    "rungs": (lambda data: rungs_of(data, 300), pack_rungs(torch.arange(300).byte() % 4)),
+    "edits": (edits_in, bits_of({"a": FLAGS}, EDITS)),
+    "mask behind edits": (lambda d: decode_mask(mask_bits(d)), bits_of({"a": FLAGS}, EDITS)),
+    "values": (lambda data: values_of(packet_from(data)), packet_bytes(PACKED)),
+    "more": (lambda data: more_of(packet_from(data)), packet_bytes(PACKED)),
+    "head": (lambda data: head_of(Packet(data)), bytes(PACKED.head)),
+    "coded file": (
+        from_coded,
+        to_coded({"task": "digits", "plugin": ""}, {"a": VALUES * FLAGS}, {"a": FLAGS}),
+    ),
+}
+
+
+def mutated(data: bytes, random_: random.Random) -> bytes:
+    """The data with bytes changed, cut out, doubled or swapped for another kind's."""
+    out = bytearray(data)
+    for _ in range(random_.randint(1, 4)):
+        at = random_.randrange(len(out) + 1)
+        match random_.randrange(5):
+            case 0 if out:
+                out[at % len(out)] = random_.choice(
+                    [0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)]
+                )
+            case 1:
+                del out[at : at + random_.randint(1, 9)]
+            case 2:
+                out[at:at] = out[at : at + random_.randint(1, 40)]
+            case 3:
+                out[at:at] = random_.randbytes(random_.randint(1, 9))
+            case _:
+                out = out[:at]
+    return bytes(out)
+
+
+def repaired(name: str, data: bytes) -> bytes:
+    """With a checksum that fits: what a checksum catches says nothing about what is behind it."""
+    import hashlib
+
+    if name in {"mask", "mask of rare weights", "flags", "rungs"} and len(data) > 13:
+        return MAGIC + bytes([VERSION]) + _checksum(data[13:]) + data[13:]
+    if name == "coded file" and len(data) > 40:
+        return data[:-32] + hashlib.sha256(data[:-32]).digest()
+    return data
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_any_bytes_give_a_value_or_a_value_error(name: str):
+    decode, right = DECODERS[name]
+    random_, refused = random.Random(name), 0
+    decode(right)
+    for _ in range(INPUTS // len(DECODERS)):
+        data = mutated(right, random_)
+        for given in (data, repaired(name, data)):
+            try:
+                decode(given)
+            except ValueError:
+                refused += 1
+    assert refused > INPUTS // len(DECODERS) // 10, "much of what is changed is noticed"
+
+
+def mask_file(signatures: bytes, *blocks: tuple[int, bytes]) -> bytes:
+    body = _block(PLAIN, signatures) + b"".join(_block(*block) for block in blocks)
+    return MAGIC + bytes([VERSION]) + _checksum(body) + body
+
+
+def signature(name: bytes, *shape: int) -> bytes:
+    return _number(len(name)) + name + b"".join(map(_number, [len(shape), *shape]))
+
+
+def claims() -> Iterator[tuple[str, Decoder, bytes]]:
+    """Small inputs that claim to be large, or are written as nothing here writes."""
+    large = signature(b"a", 2**32)
+    yield "4e9 weights", decode_mask, mask_file(large, (KEPT_GAPS, b""))
+    yield "many dimensions", decode_mask, mask_file(signature(b"a", *[1] * 99), (PLAIN, b"\x01"))
+    yield "a shape past 64 bits", decode_mask, mask_file(signature(b"a", 2**40, 2**40), (1, b""))
+    twice = mask_file(signature(b"a", 8) * 2, (PLAIN, b"\x01\x01"))
+    yield "two of one name", decode_mask, twice
+    yield "bits beyond the last", decode_mask, mask_file(signature(b"a", 3), (PLAIN, b"\xff"))
+    long = b"\x01a\x01" + b"\x83\x00"
+    yield "a number written long", decode_mask, mask_file(long, (PLAIN, b"\x01"))
+    zeros = zstandard.compress(bytes(2**30), 19)
+    yield "zstd of a gigabyte", decode_mask, mask_file(signature(b"a", 80), (ZSTD, zeros))
+    header = MAGIC + bytes([VERSION])
+    names = _block(ZSTD, zeros)
+    yield "names of a gigabyte", decode_mask, header + _checksum(names) + names
+    ones = standalone.simple_compress(np.ones(10**8, np.uint32), ChunkConfig())
+    yield "gaps beyond", decode_mask, mask_file(signature(b"a", 80), (KEPT_GAPS, bytes(ones)))
+    same = standalone.simple_compress(np.array([1, 0], np.uint32), ChunkConfig())
+    yield "a position twice", decode_mask, mask_file(signature(b"a", 80), (KEPT_GAPS, bytes(same)))
+    first = standalone.simple_compress(np.array([0], np.uint32), ChunkConfig())
+    yield "a position before", decode_mask, mask_file(signature(b"a", 8), (KEPT_GAPS, bytes(first)))
+    flags = mask_file(signature(b"", 2**24), (KEPT_GAPS, b""))
+    yield "more flags than asked", lambda d: flags_of(d, 300), flags
+    yield "more rungs than asked", lambda d: rungs_of(d, 30), flags
+    packed = zstandard.compress(b"[" + b"1," * 2**27 + b"1]", 3)
+    edits = b"EDIT" + len(packed).to_bytes(4, "little") + packed
+    yield "edits of a quarter gigabyte", edits_in, edits
+    yield "deep json", from_json_bytes, b"[" * 10**6
+    yield "a deep head", lambda d: head_of(Packet(d)), b'{"a":' * 10**5
+    head = {"task": "x", "plugin": "", "mask_bytes": 0, "shapes": {"a": [2**40]}}
+    yield "a coded file of a tera", from_coded, coded(head)
+    head["shapes"] = {"a": [-1]}
+    yield "a coded file of less than nothing", from_coded, coded(head)
+    text = b'{"a":1,"a":2}'
+    yield "one name twice", lambda d: head_of(Packet(d)), text
+
+
+def from_json_bytes(data: bytes) -> Any:
+    return from_json(data.decode())
+
+
+def coded(head: dict[str, Any]) -> bytes:
+    import hashlib
+
+    text = json.dumps(head).encode()
+    body = b"FEDPRUN1" + len(text).to_bytes(4, "little") + text
+    return body + hashlib.sha256(body).digest()
+
+
+CLAIMS = list(claims())
+
+
+@pytest.mark.parametrize(("decode", "data"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
+def test_what_claims_to_be_large_is_refused_in_a_few_megabytes(decode: Decoder, data: bytes):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError):  # noqa: PT011  which words is each decoder's own affair
+            decode(data)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 8e6 + 4 * len(data)
+
+
+@pytest.mark.parametrize(
+    "table", [None, 3, [[1]], [[1, [[10**30, 1]]]], [["x", []]], {"a": 1}, [[[], []]]], ids=repr
+)
+def test_a_table_of_candidates_is_one_or_a_value_error(table: Any):
+    with pytest.raises(ValueError):  # noqa: PT011
+        from_table(table, ["w"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 2**16, 10**7])
+def test_a_mask_that_keeps_all_or_nothing_is_not_mistaken_for_a_claim(size: int):
+    for mask in (torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)):
+        assert torch.equal(decode_mask(encode_mask({"a": mask}))["a"], mask)
+        assert torch.equal(decode_mask(encode_mask({"a": mask}), size)["a"], mask)

@@ -1,0 +1,293 @@
+"""The command line against the schema, without running anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune.codec.wire import SCORE_TYPES
+from fedprune.commands.arguments import (
+    RESUMABLE,
+    chosen,
+    listing,
+    parser,
+)
+from fedprune.config import RunConfig, configure, to_toml
+from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
+from fedprune.learning.moving_average import MOVING
+from fedprune.options.refusal import ConfigError
+from fedprune.scores.catalog import SCORES
+from fedprune.scores.combine import COMBINES, NORMALISE
+from fedprune.selection.ladder import ADAPTIVE
+from fedprune.selection.pools import POOLS
+from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.scopes import SCOPES
+from fedprune.selection.units import UNITS
+from fedprune.structure.channels.groups import STRUCTURES
+from fedprune.tasks.catalog import TASKS
+
+
+def test_every_key_is_an_option_with_a_help_text() -> None:
+    text = " ".join(parser().format_help().split())
+    for key, field in RunConfig.model_fields.items():
+        assert f"--{key.replace('_', '-')}" in text
+        assert str(field.description).split("(")[0].strip() in text
+
+
+def test_nothing_given_is_the_default_run() -> None:
+    config, resume, _ = chosen([])
+    assert resume is None
+    assert config == RunConfig()
+    assert (config.task, config.clients, config.sparsity, config.score) == (
+        "shakespeare",
+        20,
+        0.8,
+        "taylor",
+    )
+
+
+def test_the_command_line_wins_over_the_file(tmp_path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text('task = "digits"\nsparsity = 0.5\nlocal-steps = 3\nexclude = ["hidden*"]\n')
+    config, _, _ = chosen(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
+    assert (config.task, config.sparsity, config.local_steps) == ("digits", 0.7, 3)
+    assert config.exclude == ("hidden*",)
+    assert config.agreement is False
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "want"),
+    [
+        ({}, ["--split", "iid"], {"split": "iid", "alpha": None}),
+        ({}, ["--split", "dirichlet"], {"alpha": 0.2}),
+        ({}, ["--optimizer", "adam"], {"optimizer": "adam", "momentum": None}),
+        ({}, ["--optimizer", "sgd"], {"momentum": 0.8}),
+        ({}, ["--local-epochs", "1"], {"local_epochs": 1, "local_steps": 0}),
+        ({}, ["--local-epochs", "0"], {"local_epochs": 0, "local_steps": 7}),
+        ({}, ["--threshold", "0.1"], {"threshold": 0.1, "sparsity": None, "schedule": "one-shot"}),
+        ({}, ["--schedule", "one-shot"], {"schedule": "one-shot", "end": 6}),
+        ({}, ["--schedule", "linear"], {"schedule": "linear", "end": 12}),
+        ({"threshold": 0.1}, ["--sparsity", "0.5"], {"threshold": None, "schedule": "cubic"}),
+        ({"local_epochs": 2}, ["--local-steps", "3"], {"local_epochs": 0, "local_steps": 3}),
+        ({"schedule": "one-shot"}, ["--schedule", "cubic"], {"schedule": "cubic", "end": 15}),
+        ({}, ["--target-bytes", "9000"], {"target_bytes": 9000, "sparsity": None}),
+        ({"threshold": 0.1}, ["--target-flops", "0.5"], {"target_flops": 0.5, "threshold": None}),
+        ({"target_bytes": 9000}, ["--sparsity", "0.5"], {"sparsity": 0.5, "target_bytes": None}),
+        ({}, ["--unit", "n:m"], {"unit_shape": (2, 4), "sparsity": 0.5, "pool": None}),
+        ({"unit": "n:m"}, ["--unit-shape", "1,4"], {"unit_shape": (1, 4), "sparsity": 0.75}),
+        ({"unit": "n:m"}, ["--unit", "row"], {"unit_shape": None, "sparsity": 0.8, "pool": "mean"}),
+        (
+            {"unit": "block", "pool": "max"},
+            ["--unit", "weight"],
+            {"unit_shape": None, "pool": None},
+        ),
+        ({"schedule": "regrow"}, ["--schedule", "linear"], {"regrow": None}),
+        ({"schedule": "linear"}, ["--schedule", "regrow"], {"regrow": 0.3}),
+        ({"combine": "trimmed-mean"}, ["--combine", "sum"], {"trim": None}),
+        ({"combine": "trimmed-mean"}, ["--trim", "0.2"], {"trim": 0.2}),
+        (
+            {"combine": "votes", "scope": "layer", "vote_scope": "row"},
+            ["--combine", "mean"],
+            {"vote_scope": None, "scope": "layer"},
+        ),
+        ({"masks": "union"}, ["--masks", "global"], {"average": None}),
+        ({"masks": "union"}, ["--average", "fedavg"], {"masks": "union", "average": "fedavg"}),
+        ({"score": "perturbation"}, ["--score", "taylor"], {"probes": None}),
+        ({"scope": "patterns", "layers": {"*": 0.5}}, ["--scope", "erk"], {"layers": {}}),
+        (
+            {"scope": "patterns", "layers": {"*": 0.5}},
+            ["--layers", "h*", "0.1", "--layers", "*", "0.9"],
+            {"layers": {"h*": 0.1, "*": 0.9}},
+        ),
+        ({"score": "movement"}, ["--score", "taylor"], {"score": "taylor"}),
+    ],
+)
+def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp_path) -> None:
+    keys = {"task": "digits", "rounds": 20, "warmup": 5, "alpha": 0.2, "momentum": 0.8}
+    free = {} if "local_epochs" in base else {"local_steps": 7}
+    free |= {} if base.keys() & {"threshold", "schedule"} else {"end": 12}
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(RunConfig(**{**keys, **free, **base})))
+    config, _, _ = chosen(["--config", str(file), *options])
+    assert {key: vars(config)[key] for key in want} == want
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
+    (tmp_path / "one.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config='.*one\.toml': .*; allowed: UTF-8"):
+        chosen(["--config", str(tmp_path / "one.toml")])
+
+
+def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
+    config, _, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert chosen(["--config", str(file)])[0] == config
+
+
+def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_path) -> None:
+    (tmp_path / "config.toml").write_text(to_toml(RunConfig(task="digits", seed=7)))
+    config, resume, _ = chosen(["--resume", str(tmp_path), "--engine", "inline"])
+    assert resume == tmp_path
+    assert (config.seed, config.engine) == (7, "inline")
+    with pytest.raises(ConfigError, match=r"^seed: cannot change on --resume; allowed: engine"):
+        chosen(["--resume", str(tmp_path), "--seed", "8"])
+    assert set(RunConfig.model_fields) >= RESUMABLE
+
+
+def test_the_list_names_everything_in_the_tables() -> None:
+    names = re.findall(r"^  (\S+)", listing(""), re.MULTILINE)
+    assert {*TASKS, *SCORES, "natural", "dirichlet", "layer", "cubic", "adamw"} <= set(names)
+
+
+def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
+    text = listing("")
+    tables: dict[str, Iterable[str]] = {
+        "combine": COMBINES,
+        "normalise": NORMALISE,
+        "masks": MASKS,
+        "average": AVERAGES,
+        "scope": SCOPES,
+        "unit": UNITS,
+        "structure": STRUCTURES,
+        "pool": POOLS,
+        "schedule": SCHEDULES,
+        "adaptive": ADAPTIVE,
+        "blend": BLENDS,
+        "moving": MOVING,
+        "score-wire": SCORE_TYPES,
+        "score": SCORES,
+        "task": TASKS,
+    }
+    blocks = dict(block.split("\n", 1) for block in text.split("\n\n"))
+    for option, names in tables.items():
+        lines = blocks[f"--{option}"].splitlines()
+        assert [line.split()[0] for line in lines] == list(names)
+        assert all(len(line.split()) > 1 for line in lines), option
+
+
+def test_options_of_several_values() -> None:
+    given = ["--task", "digits", "--unit", "block", "--unit-shape", "2,3"]
+    assert chosen(given)[0].unit_shape == (2, 3)
+    given = ["--task", "digits", "--scope", "patterns", "--layers", "hidden*", "0.25"]
+    assert chosen(given)[0].layers == {"hidden*": 0.25}
+    given = ["--task", "digits", "--blend", "layer", "--blend-grid", "0.5,1,1.25"]
+    assert chosen(given)[0].blend_grid == (0.5, 1.0, 1.25)
+    given = ["--task", "digits", "--compile", "--no-agreement", "--checkpointing"]
+    config = chosen(given)[0]
+    assert (config.compile, config.agreement, config.checkpointing) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--unit block --unit-shape 2", "unit-shape="),
+        ("--unit block --unit-shape 2,x", "unit-shape='x': not a whole number; allowed: "),
+        ("--unit n:m --unit-shape 4,2", "unit-shape=(4, 2): cannot be; allowed: N,M with"),
+        ("--scope patterns --layers * lots", "layers='lots': not a number; allowed: "),
+        ("--combine vote", "combine='vote': no such combine (did you mean votes?); allowed: sum"),
+        ("--masks unions", "masks='unions': no such masks (did you mean union?); allowed: global"),
+        ("--score-wire int8", "score-wire='int8': no such score-wire; allowed: fp32, fp16, log8"),
+        ("--trim 0.5", "trim=0.5: not below 0.5; allowed: a number "),
+        ("--probes 1", "probes=1: below 2; allowed: a whole number from 2"),
+        ("--rewind 9", "rewind=9: pruning begins before; allowed: 0 to 8"),
+        ("--score-during later", "score-during='later': no such score-during; allowed: pass, tune"),
+        ("--precision fp8", "precision='fp8': no such precision"),
+        ("--accumulate 0", "accumulate=0: below 1; allowed: a whole number from 1"),
+        ("--score tailor", "score='tailor': no such score (did you mean taylor?); allowed: taylor"),
+        ("--task moby-dick", "task='moby-dick': no such task; allowed: shakespeare, "),
+        ("--sparsity 1.5", "sparsity=1.5: not below 1; allowed: a number "),
+        ("--sparsity lots", "sparsity='lots': not a number; allowed: "),
+        ("--clients 0", "clients=0: below 1; allowed: a whole number from 1"),
+        ("--clients many", "clients='many': not a whole number; allowed: "),
+        ("--cohort 21", "cohort=21: more clients than there are; allowed: 1 to 20"),
+        ("--hosts 21", "hosts=21: more hosts than clients; allowed: 1 to 20"),
+        ("--min-clients 7", "min-clients=7: more than the cohort; allowed: 1 to 6"),
+        ("--warmup 24", "warmup=24: no round is left to prune in; allowed: 0 to 23"),
+        ("--end 3", "end=3: the last pruning is not between warm-up and the last round"),
+        (
+            "--threshold 1 --sparsity 0.5",
+            "threshold=1.0: sparsity and threshold exclude each other",
+        ),
+        ("--threshold 1 --schedule cubic", "schedule='cubic': a threshold prunes once"),
+        ("--local-steps 0", "local-steps=0: steps and epochs exclude each other"),
+        ("--task digits --split natural", "split='natural': task digits has no such split"),
+        ("--engine spark", "engine='spark': no such engine; allowed: ray, inline, flower"),
+        ("--engine inline --workers 4", "workers=4: inline runs in this process"),
+        ("--engine ray --ray-address x --workers 2", "workers=2: a cluster's own processors"),
+        ("--baselines dense,dense", "baselines=('dense', 'dense'): an entry is there twice"),
+        ("--baselines sparse", "baselines='sparse': no such baselines; allowed: some of"),
+        ("--threshold 1 --baselines random", "baselines=('random',): random scores mean nothing"),
+        ("--wire fp8", "wire='fp8': no such wire; allowed: fp32, fp16, bf16"),
+        ("--alpha 0", "alpha=0: not above 0; allowed: a number above 0"),
+        ("--alpha 1", "alpha=1.0: split is natural; allowed: leave it out"),
+        ("--momentum 0.5", "momentum=0.5: adamw has none; allowed: leave it out"),
+        ("--schedule one-shot --frequency 2", "frequency=2: one-shot prunes once, in round 9"),
+        ("--schedule one-shot --end 12", "end=12: one-shot prunes once, in round 9; allowed: 9"),
+        ("--threshold 1 --scope layer", "scope='layer': a threshold looks at every weight"),
+        ("--engine inline --gpus 0.5", "gpus=0.5: inline runs in this process"),
+        ("--data somewhere", "data='somewhere': task shakespeare reads no folder"),
+        ("--plugin nowhere.py", "plugin='nowhere.py': no such Python file"),
+        ("--config nowhere.toml", "config='nowhere.toml': no such file"),
+        ("--resume nowhere", "resume='nowhere/config.toml': no such file"),
+        ("--roundz 3", "roundz='3': no such key; nearest: rounds; allowed: the options in --help"),
+        ("--rounds", "rounds: expected one argument; allowed: a whole number from 1"),
+        ("stray --rounds 3", "'stray': not an option; allowed: the options in --help"),
+        ("--colour", "colour='': no such key; nearest: "),
+    ],
+)
+def test_bad_input_is_one_line_that_names_key_value_and_what_is_allowed(
+    arguments: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        chosen(arguments.split())
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text("sparcity = 0.5\n")
+    with pytest.raises(
+        ConfigError, match=r"^sparcity=0.5: no such key; nearest: sparsity; allowed: "
+    ):
+        chosen(["--config", str(file)])
+    file.write_text("sparsity = \n")
+    with pytest.raises(ConfigError, match=r"^config: not TOML"):
+        chosen(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "expected"),
+    [
+        ({"score": "movement"}, ["--score", "magnitude"], {"score_during": "pass"}),
+        ({"score": "grasp"}, ["--score", "taylor"], {"warmup": 6, "schedule": "cubic"}),
+        ({}, ["--score", "snip"], {"warmup": 0, "schedule": "one-shot"}),
+        ({}, ["--score", "sparsegpt"], {"scope": "layer"}),
+        ({}, ["--clients", "3"], {"cohort": 3, "hosts": 3}),
+        ({}, ["--rounds", "4"], {"warmup": 1, "end": 3}),
+        ({"cohort": 4, "warmup": 3}, ["--seed", "4"], {"cohort": 4, "warmup": 3}),
+        ({"unit": "block", "unit_shape": (8, 8)}, ["--unit", "weight"], {"unit_shape": None}),
+        ({"unit": "n:m"}, ["--unit-shape", "1,4"], {"sparsity": 0.75}),
+        ({"sparsity": 0.5}, ["--task", "shakespeare"], {"sparsity": 0.5, "cohort": 6}),
+    ],
+)
+def test_what_filled_itself_in_gives_way_to_the_command_line(
+    base: dict[str, Any], given: list[str], expected: dict[str, Any], tmp_path: Path
+):
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(configure({"task": "digits", **base})))
+    config, _, _ = chosen(["--config", str(file), *given])
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+def test_a_resolved_file_by_itself_is_the_same_configuration(tmp_path: Path):
+    config = configure({"task": "digits", "unit": "block", "cohort": 4, "combine": "trimmed-mean"})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert chosen(["--config", str(file)])[0] == config

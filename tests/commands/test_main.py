@@ -1,0 +1,65 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedprune.commands import main as command
+from fedprune.commands.main import COMMANDS, Command, main
+from fedprune.commands.subject import add_subject, chosen_subject
+
+
+def _look(arguments) -> int:
+    print(type(chosen_subject(arguments).model).__name__)
+    return 0
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"look": Command("Prints the model's class.", "  fedprune look X", add_subject, _look)}
+    monkeypatch.setattr(command, "COMMANDS", table)
+
+
+@pytest.mark.usefixtures("look")
+def test_a_command_is_run_and_its_exit_code_given_back(run_folder: Path, capsys):
+    assert main(["look", str(run_folder)]) == 0
+    assert capsys.readouterr().out == "ConvNet\n"
+
+
+@pytest.mark.usefixtures("look")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: COMMAND"),
+        (["lok", "x"], "invalid choice: 'lok'"),
+        (["look"], "required: MODEL (all options are in fedprune look --help)"),
+        (["look", "nowhere"], "model='nowhere': nothing is there"),
+        (["look", "x", "--tsk", "digits"], "unrecognized arguments: --tsk"),
+        (["look", "llama", "--task", "digits"], "llama"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(arguments: list[str], words: str, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("fedprune: error: ")
+    assert words in said.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches_itself(name: str, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert done.value.code == 0
+    assert COMMANDS[name].examples in said
+    assert f"fedprune {name} " in COMMANDS[name].examples
+
+
+def test_it_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "fedprune", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: fedprune")
+    assert all(name in done.stdout for name in COMMANDS)

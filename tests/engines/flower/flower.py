@@ -1,0 +1,155 @@
+"""Flower's own programs on 127.0.0.1, in a home of their own, stopped by their ids."""
+
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Flower:
+    """Starts Flower's programs; `stop` ends them and what they started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        self.started: list[subprocess.Popen[bytes]] = []
+        scripts = sysconfig.get_path("scripts")
+        self.environment = {
+            **os.environ,
+            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+        }
+
+    def start(self, log: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start a program in a group of its own; what it prints is in `log`."""
+        with (self.folder / log).open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=self.environment,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def superlink(self) -> str:
+        """Start a SuperLink for devices and give back its address, once it answers."""
+        port = free_port()
+        self.start(
+            "superlink.log",
+            "flower-superlink",
+            "--insecure",
+            "--disable-runtime-dependency-installation",
+            *("--host", "127.0.0.1", "--port", str(port)),
+        )
+        address = f"127.0.0.1:{port}"
+        wait_until(lambda: answers(f"http://{address}/health"), 60, "the SuperLink")
+        (self.home / "config.toml").write_text(
+            '[superlink]\ndefault = "devices"\n\n[superlink.devices]\n'
+            f'address = "{address}"\ninsecure = true\n'
+        )
+        return address
+
+    def supernode(self, address: str, partition: int, data: Path) -> subprocess.Popen[bytes]:
+        """Start a device that has its own data."""
+        return self.start(
+            f"device-{partition}.log",
+            "flower-supernode",
+            "--insecure",
+            *("--superlink", address, "--host", "127.0.0.1", "--port", str(free_port())),
+            *("--node-config", f'partition-id={partition} data="{data}"'),
+        )
+
+    def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Flower's command line to its end."""
+        return subprocess.run(
+            ["flwr", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+            check=False,
+            timeout=400,
+        )
+
+    def log(self, name: str) -> str:
+        return (self.folder / name).read_text(errors="replace")
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End a program and what it started, without a chance to say goodbye."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        self.started.remove(process)
+
+    def stop(self) -> None:
+        """End everything that runs with this home: nobody else's does."""
+        for process in self.started:
+            process.terminate()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + 10
+            while (left := self.running()) and time.monotonic() < deadline:
+                for pid in left:
+                    send(pid, number)
+                time.sleep(0.5)
+        for process in self.started:
+            process.wait(10)
+
+    def running(self) -> list[int]:
+        """Processes that have this home in their environment."""
+        mark = f"FLWR_HOME={self.home}".encode()
+        return [pid for pid in pids() if mark in environment_of(pid) and pid != os.getpid()]
+
+
+def send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def environment_of(pid: int) -> list[bytes]:
+    """A process's environment; nothing for one that is gone, is not ours or is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=1) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.2)

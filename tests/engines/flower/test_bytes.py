@@ -1,0 +1,165 @@
+"""What is counted is what is sent: on devices, both ways, whatever is asked."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from fedprune import Result, RunConfig, federate
+from fedprune.client.host import open_house
+from fedprune.engines.flower.grid import grid_port
+from fedprune.engines.inline import inline_port
+from fedprune.tasks.images import DIGITS
+
+Made = Callable[..., Any]
+
+OVERHEAD = 200
+"""Bytes a message that rows leave out: names of fields, whom it is for, who answered."""
+
+CASES: list[dict[str, Any]] = [
+    {},
+    {"wire": "bf16"},
+    {"uplink": "int8", "score_wire": "log8"},
+    {"uplink": "int4", "error_feedback": True},
+    {"combine": "median"},
+    {"combine": "votes", "score_wire": "fp16"},
+    {"masks": "union"},
+    {"score_during": "tune"},
+    {"schedule": "regrow", "warmup": 0},
+    {"schedule": "adaptive"},
+    {"blend": "global"},
+    {"distil": 0.5},
+    {"reduce": ("low-rank",), "model": "mlp"},
+    {"unit": "channel", "shrink": "every", "sparsity": 0.4},
+    {"dp": "client", "model": "mlp", "dp_noise": 1.0, "metrics": "noised"},
+    {"secure": "secagg"},
+    {"secure": "secagg", "masks": "union"},
+]
+
+
+def sizes(record: RecordDict) -> int:
+    """Bytes of the values in a message's records, as Flower's own records count them."""
+    arrays = sum(len(a.data) for r in record.array_records.values() for a in r.values())
+    fields = [v for r in record.config_records.values() for v in r.values()]
+    return arrays + sum(len(v) if isinstance(v, bytes) else len(str(v)) for v in fields)
+
+
+class Scale:
+    """Weighs the messages of a grid, but for the greetings: those are not in a row."""
+
+    def __init__(self) -> None:
+        self.up = self.down = self.messages = 0
+
+    def __call__(self, node: int, question: Message, reply: Message) -> Message:
+        del node
+        if question.metadata.message_type != "query.hello":
+            self.down += sizes(question.content)
+            self.up += sizes(reply.content)
+            self.messages += 1
+        return reply
+
+
+@pytest.fixture
+def config_of(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    def made(**changes: Any) -> RunConfig:
+        few = {"clients": 3, "cohort": 3, "rounds": 3, "warmup": 1, "end": 2, "local_steps": 1}
+        return tiny(**{**few, "timeout": 5.0, **changes})
+
+    return made
+
+
+def on_devices(grid: Any, config: RunConfig) -> Result:
+    return federate(config, grid_port(grid, config))
+
+
+def simulated(config: RunConfig, folders: Iterable[Path]) -> Result:
+    """The same run in one process, on the devices' data."""
+    assert DIGITS.local is not None
+    own = {p: DIGITS.local(folder, config) for p, folder in enumerate(folders)}
+    return federate(config, inline_port(open_house(config, own)))
+
+
+def close(reported: float, sent: float, messages: int) -> bool:
+    return abs(reported - sent) <= 0.02 * sent + OVERHEAD * messages
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("keys", CASES, ids=str)
+def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
+    devices: Made, config_of: Made, folders: list[Path], keys: dict[str, Any]
+):
+    config, scale = config_of(**keys), Scale()
+    seen = on_devices(devices(3, meddle=scale), config)
+    t = seen.state.traffic
+    assert close(t.up + t.down + t.evaluation, scale.up + scale.down, 2 * scale.messages)
+    assert scale.messages > 10
+    if config.dp == "none":  # noise is fresh in both
+        assert seen.rows == simulated(config, folders[:3]).rows
+    assert not seen.state.failed
+
+
+@pytest.mark.parametrize("keys", CASES[:3], ids=str)
+def test_each_way_for_itself(devices: Made, config_of: Made, keys: dict[str, Any]):
+    """Without what is measured, which rows do not tell apart."""
+    config, scale = config_of(**keys), Scale()
+
+    def train(node: int, question: Message, reply: Message) -> Message:
+        kind = question.metadata.message_type
+        return scale(node, question, reply) if kind.startswith("train") else reply
+
+    row = on_devices(devices(3, meddle=train), config).rows[-1]
+    assert close(row["bytes_up"], scale.up, scale.messages)
+    assert close(row["bytes_down"], scale.down, scale.messages)
+
+
+@pytest.mark.parametrize(
+    ("keys", "summed"),
+    [
+        ({}, True),
+        ({"uplink": "int4", "score_wire": "log8"}, False),
+        ({"combine": "median", "uplink": "int4"}, False),
+    ],
+    ids=str,
+)
+def test_a_site_of_several_partitions_sends_what_is_smaller(
+    devices: Made,
+    joined: Made,
+    config_of: Made,
+    folders: list[Path],
+    tmp_path: Path,
+    keys: dict[str, Any],
+    summed: bool,
+):
+    config = config_of(hosts=1, **keys)
+    for p in range(3):
+        (tmp_path / str(p)).symlink_to(folders[p])
+    scale, totals = Scale(), set[bool]()
+
+    def look(node: int, question: Message, reply: Message) -> Message:
+        if question.metadata.message_type.startswith("train"):
+            totals.add("total" in reply.content.array_records["buffers"])
+        return scale(node, question, reply)
+
+    grid = devices(0, meddle=look)
+    grid.contexts[7] = joined(7, "0,1,2", tmp_path)
+    seen, right = on_devices(grid, config), simulated(config, folders[:3])
+    assert totals == {summed}
+    digests = [[row["weights_digest"] for row in result.rows] for result in (seen, right)]
+    assert digests[0] == digests[1]
+    t = seen.state.traffic
+    assert close(t.up + t.down + t.evaluation, scale.up + scale.down, 2 * scale.messages)
+    assert t.down < right.state.traffic.down / 2, "the question came once, not three times"
+
+
+def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(
+    devices: Made, joined: Made, config_of: Made, folders: list[Path], tmp_path: Path
+):
+    config = config_of(hosts=2)  # partitions 0 and 1, and 2
+    for p in (1, 2):
+        (tmp_path / str(p)).symlink_to(folders[p])
+    grid = devices(1)
+    grid.contexts[7] = joined(7, "2,1", tmp_path)
+    seen, right = on_devices(grid, config), simulated(config, folders[:3])
+    assert [r["weights_digest"] for r in seen.rows] == [r["weights_digest"] for r in right.rows]

@@ -1,0 +1,222 @@
+"""The ClientApp, called as Flower calls it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedprune import RunConfig
+from fedprune.client.host import House, bytes_down
+from fedprune.codec.coded_file import to_coded
+from fedprune.codec.wire import head_of
+from fedprune.config import to_toml
+from fedprune.engines.flower.client_app import _device_house, app
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.letters import (
+    Letter,
+    folded_of,
+    identity,
+    parts_in,
+    question_letter,
+)
+from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.origin import origin_of
+from fedprune.protocol.packets import encode_question
+from fedprune.protocol.parts import Part
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    """Flower 1.41 makes no Message outside a task of its own."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A device's data: sixty images that are nowhere else."""
+    numbers = np.random.default_rng(5)
+    np.savez(tmp_path / "a.npz", images=numbers.random((60, 8, 8)), labels=np.arange(60) % 10)
+    return tmp_path
+
+
+def node(**node_config: Any) -> Context:
+    return Context(1, 7, node_config, RecordDict(), {})
+
+
+def device(folder: Path, partition: int = 2) -> Context:
+    return node(**{"data": str(folder), "partition-id": partition})
+
+
+def call(context: Context, kind: str, letter: Letter) -> Letter:
+    arrays = {n: Array("uint8", (len(b),), "bytes", b) for n, b in letter.buffers.items()}
+    content = RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
+    reply = app(Message(content, 7, kind), context).content
+    buffers = {n: a.data for n, a in reply.array_records["buffers"].items()}
+    return Letter(dict(reply.config_records["fields"]), buffers)
+
+
+def hello(context: Context, config: RunConfig) -> dict[str, Any]:
+    letter = call(context, "query.hello", Letter({"config": to_toml(config)}, {}))
+    about: dict[str, Any] = json.loads(letter.fields["about"])
+    return about
+
+
+def ask(
+    context: Context,
+    config: RunConfig,
+    question: Question,
+    partitions: list[int],
+    *,
+    whole: bool = True,
+    teacher: bool = True,
+) -> Letter:
+    kind = {"score": "train.score", "tune": "train.tune", "evaluate": "evaluate"}[question.kind]
+    packet = encode_question(question, config.wire)
+    letter = question_letter(packet, partitions, bits=whole, teacher=teacher)
+    text = to_toml(config)
+    fields = {"config": text if whole else "", "config_id": identity(text)}
+    return call(context, kind, Letter({**letter.fields, **fields}, letter.buffers))
+
+
+def folded(letter: Letter, partitions: list[int]) -> Folded:
+    return folded_of(letter, partitions)
+
+
+def parts(letter: Letter, partitions: list[int]) -> list[Part]:
+    """A device's parts, every packet of them to be decoded."""
+    found = parts_in(letter, partitions, "score")
+    assert all((part.packet is None) != (part.failure is None) for part in found)
+    return found
+
+
+def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[House, Question]):
+    house, _ = cnn
+    context = node(**{"partition-id": 1, "num-partitions": 4})
+    about = hello(context, house.config)
+    assert about == {
+        "device": False,
+        "labels": {str(p): house.task.labels(s.train) for p, s in house.shards.items()},
+    }
+    assert not context.state
+
+
+def test_a_device_announces_its_own(cnn: tuple[House, Question], folder: Path):
+    assert hello(device(folder), cnn[0].config) == {"device": True, "labels": {"2": 48}}
+
+
+def test_a_device_without_data_says_so(cnn: tuple[House, Question], tmp_path: Path):
+    about = hello(device(tmp_path / "none", 4), cnn[0].config)
+    assert about["device"]
+    assert about["labels"] == {}
+    assert about["failure"]["partition"] == 4
+    assert (
+        "no *.npz there; allowed: files with arrays images and labels"
+        in (about["failure"]["reason"])
+    )
+
+
+@pytest.mark.parametrize("kind", ["score", "tune", "evaluate"])
+def test_a_worker_answers_as_this_process_does(cnn: tuple[House, Question], kind: str):
+    house, about = cnn
+    question = Question(
+        kind, 4, about.weights, about.masks, score="taylor", lr=0.1, part="validation"
+    )
+    seen = folded(ask(node(), house.config, question, [0, 1]), [0, 1])
+    right = inline_port(house).ask(question, [0, 1])
+    assert seen.totals == right.totals
+    assert seen.weight == right.weight
+    assert (seen.total is None) == (right.total is None) or kind == "evaluate"
+    if right.total is not None and seen.total is not None:
+        assert seen.total.equal(right.total)
+
+
+def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    context = device(folder)
+    first = parts(ask(context, house.config, score(question), [2]), [2])
+    again = parts(ask(context, house.config, score(question), [2], whole=False), [2])
+    assert first == again
+    assert first[0].packet is not None
+    packet = encode_question(question, "fp32")
+    assert bytes_down(packet, [2], frozenset({2})) < bytes_down(packet, [2], frozenset())
+
+
+def score(question: Question) -> Question:
+    return Question("score", 4, question.weights, question.masks, score="taylor")
+
+
+def is_missing(letter: Letter) -> bool:
+    return bool(letter.fields.get("missing"))
+
+
+def test_a_device_that_lacks_either_says_missing(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    context = device(folder)
+    assert is_missing(ask(context, house.config, score(question), [2], whole=False))
+    ask(context, house.config, score(question), [2])
+    other = house.config.model_copy(update={"lr": 0.7})
+    assert is_missing(ask(context, other, score(question), [2], whole=False)), "another run's"
+    dense = Question("tune", 1, question.weights, {n: m | True for n, m in question.masks.items()})
+    assert is_missing(ask(context, house.config, dense, [2], whole=False)), "another mask"
+    assert not is_missing(ask(context, house.config, score(question), [2], whole=False))
+
+
+def test_a_device_keeps_the_teacher(cnn: tuple[House, Question], folder: Path, tiny: Any):
+    house, question = cnn
+    config, context = tiny(distil=0.5), device(folder)
+    coded = to_coded(origin_of(config), question.weights, question.masks)
+    taught = replace(question, kind="tune", lr=0.1, teacher=coded, distil=1.0)
+    assert is_missing(ask(context, config, taught, [2], teacher=False)), "it never came"
+    first = parts(ask(context, config, taught, [2]), [2])
+    again = parts(ask(context, config, taught, [2], whole=False, teacher=False), [2])
+    assert first == again
+    assert first[0].packet is not None
+    assert head_of(first[0].packet)["totals"]["divergence"] > 0
+    other = replace(taught, teacher=to_coded(origin_of(config), question.weights, {}))
+    assert is_missing(ask(context, config, other, [2], teacher=False)), "another teacher"
+    plain = replace(taught, teacher=b"", distil=0.0)
+    assert parts(ask(context, config, plain, [2], teacher=False), [2])[0].packet is not None
+    assert house.teachers == {}
+
+
+def test_a_device_answers_for_nobody_else(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    first, second = parts(ask(device(folder), house.config, score(question), [1, 2]), [1, 2])
+    assert first.failure == Failure(1, "score", "", "KeyError: 1")
+    assert second.packet is not None
+
+
+def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[House, Question], folder: Path):
+    house, question = cnn
+    context = device(folder, 3)
+    hello(context, house.config)
+    (folder / "a.npz").unlink()
+    _device_house.cache_clear()  # on a device every message is answered in a process of its own
+    (seen,) = parts(ask(context, house.config, score(question), [3]), [3])
+    assert seen.failure is not None
+    assert (seen.failure.partition, seen.failure.phase) == (3, "score")
+    assert "no *.npz there" in seen.failure.reason
+
+
+def test_a_device_tries_its_data_once_and_other_data_again(
+    cnn: tuple[House, Question], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    house, question = cnn
+    tried: list[Any] = []
+    monkeypatch.setattr(
+        "fedprune.engines.flower.client_app.rehearse", lambda *given: tried.append(given)
+    )
+    context = device(folder)
+    for _ in range(2):
+        _device_house.cache_clear()  # as if another process answered
+        ask(context, house.config, score(question), [2])
+    assert len(tried) == 1
+    np.savez(folder / "b.npz", images=np.ones((30, 8, 8)), labels=np.arange(30) % 10)
+    _device_house.cache_clear()
+    ask(context, house.config, score(question), [2])
+    assert len(tried) == 2

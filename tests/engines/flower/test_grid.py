@@ -1,0 +1,428 @@
+"""The port over a grid: what is folded, what is refused, what is asked again."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedprune import Result, RunConfig, federate
+from fedprune.client.host import open_house
+from fedprune.codec.wire import pack_flags
+from fedprune.config import to_toml
+from fedprune.engines.flower import mail
+from fedprune.engines.flower.grid import grid_port
+from fedprune.engines.inline import inline_port
+from fedprune.tasks.task import f1_names
+from fedprune.tensors import as_bytes
+
+Made = Callable[..., Any]
+
+
+@pytest.fixture
+def device_config(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """Three rounds on two devices: one dense, one that prunes, one that recovers."""
+
+    def made(**changes: Any) -> RunConfig:
+        sizes = {"clients": 2, "cohort": 2, "rounds": 3, "warmup": 1, "end": 2}
+        return tiny(**{**sizes, "timeout": 1.0, **changes})
+
+    return made
+
+
+def run_on(grid: Any, config: RunConfig, **rest: Any) -> Result:
+    return federate(config, grid_port(grid, config, **rest))
+
+
+def failures(result: Result) -> list[dict[str, Any]]:
+    return [failure for row in result.rows for failure in row["failures"]]
+
+
+def alone(devices: Made, config: RunConfig) -> str:
+    """The digest of the same rounds without the second device."""
+    return str(run_on(devices(1), config).summary["weights_digest"])
+
+
+def weights_of(result: Result, round_: int) -> int:
+    """Bytes of the weights in a question of that round to one device, before it prunes."""
+    summary = result.summary
+    gone = result.rows[round_ - 2]["removed"]
+    return 4 * (int(summary["parameters"]) - int(gone))
+
+
+def tampered(
+    kind: str,
+    node: int,
+    about: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
+    **buffers: bytes,
+) -> Callable[..., Message]:
+    """The second device lies: in what it says about its answer, its head or its buffers."""
+
+    def meddle(asked: int, question: Message, reply: Message) -> Message:
+        if asked != node or question.metadata.message_type != kind:
+            return reply
+        fields, arrays = (
+            reply.content.config_records["fields"],
+            reply.content.array_records["buffers"],
+        )
+        was = json.loads(arrays["1.head"].data)
+        lies = {"1.head": json.dumps({**was, **(head or {})}).encode()}
+        lies |= {f"1.{name}": data for name, data in buffers.items()}
+        for name, data in lies.items():
+            arrays[name] = Array("uint8", (len(data),), "b", data)
+        fields["about"] = json.dumps({**json.loads(str(fields["about"])), **(about or {})})
+        return reply
+
+    return meddle
+
+
+def floats(*values: float, count: int = 1) -> bytes:
+    return bytes(as_bytes(torch.tensor(values).float().repeat(count)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_workers_give_the_bits_of_one_process(
+    workers: Made, tiny: Made, played: Callable[[RunConfig], Result], count: int
+):
+    ticks: list[int] = []
+    seen = run_on(workers(count), tiny(), tick=ticks.append)
+    assert seen.rows == played(tiny()).rows
+    asked = played(tiny()).rows
+    assert sum(ticks) >= sum(len(row["cohort"]) for row in asked)
+
+
+FORMS = [
+    {"combine": "median"},
+    {"combine": "votes", "score_wire": "fp16"},
+    {"masks": "union", "wire": "bf16"},
+    {"uplink": "int4"},
+    {"score_during": "tune"},
+    {"schedule": "regrow"},
+    {"score": "grasp", "warmup": 0, "schedule": "one-shot", "end": 1},
+    {"calibration": "sequential", "scope": "layer", "score": "wanda"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", FORMS, ids=str)
+def test_workers_give_the_bits_of_one_process_in_every_form(
+    workers: Made, tiny: Made, played: Callable[[RunConfig], Result], keys: dict[str, Any]
+):
+    config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, "local_steps": 1, **keys})
+    seen = run_on(workers(2), config)
+    assert seen.rows == played(config).rows
+    assert not failures(seen)
+
+
+NAN, FLAGS = float("nan"), pack_flags(torch.ones(7, dtype=torch.bool))
+LIES: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
+    ({"combine": "median"}, "train.score", {"values": floats(*range(7))}, "values"),
+    ({"combine": "median"}, "train.score", {"values": floats(NAN, count=12944)},
+     "features.0.weight"),
+    ({"masks": "union"}, "train.tune", {"bits": b""}, "votes"),
+    ({"masks": "union"}, "train.tune", {"bits": FLAGS}, ""),
+    ({"score_during": "tune"}, "train.tune", {"more": floats(0, 0, 0),
+     "head": {"more": "fp32"}}, "statistics"),
+    ({"score_wire": "fp16"}, "train.score", {"head": {"totals": {"count": 3}}}, "totals"),
+    ({"uplink": "int8"}, "train.tune", {"values": floats(1, 2)}, ""),
+    ({}, "train.score", {"bits": FLAGS}, ""),
+    ({}, "train.score", {"bits": b"no mask"}, ""),
+    ({}, "train.score", {"head": {"wire": "none"}}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(("keys", "kind", "changes", "field"), LIES, ids=str)
+def test_a_lie_in_a_new_field_is_refused_at_once(
+    devices: Made,
+    device_config: Made,
+    keys: dict[str, Any],
+    kind: str,
+    changes: dict[str, Any],
+    field: str,
+):
+    config = device_config(**keys)
+    seen = run_on(devices(2, meddle=tampered(kind, 78, **changes)), config)
+    bad = failures(seen)
+    assert {f["partition"] for f in bad} == {1}
+    assert {f["field"] for f in bad} == {field}
+    assert seen.summary["rounds_completed"] == 3
+    assert seen.summary["sparsity"] == pytest.approx(0.7, abs=1e-4)
+
+
+def test_a_simulations_workers_keep_nothing(workers: Made, tiny: Made):
+    grid = workers(2)
+    run_on(grid, tiny(rounds=3, end=3))
+    assert all(not context.state for context in grid.contexts.values())
+    assert all("config" in fields for _, _, fields, _ in grid.asked)
+
+
+def test_devices_prune_to_the_exact_sparsity(devices: Made, device_config: Made):
+    grid = devices(2)
+    result = run_on(grid, device_config())
+    n = result.summary["prunable_parameters"]
+    assert n - result.summary["kept_parameters"] == int(0.7 * n + 0.5)
+    assert [row["cohort"] for row in result.rows] == [[0, 1]] * 3
+    assert [row["answered"] for row in result.rows] == [2] * 3
+    assert not failures(result)
+
+
+def test_a_device_gets_a_mask_and_the_configuration_once(devices: Made, device_config: Made):
+    grid = devices(2)
+    run_on(grid, device_config())
+    asked = [(kind, bool(f["config"]), "bits" in b) for i, kind, f, b in grid.asked if i == 79]
+    assert asked == [
+        ("query.hello", True, False),
+        ("evaluate", False, True),
+        ("train.tune", False, False),
+        ("evaluate", False, False),
+        ("evaluate", False, False),
+        ("train.score", False, False),
+        ("train.tune", False, True),
+        ("evaluate", False, False),
+        ("train.tune", False, False),
+        ("evaluate", False, False),
+        ("evaluate", False, False),
+    ]
+
+
+def test_the_order_in_which_devices_came_does_not_matter(
+    devices: Made, device_config: Made, joined: Made, folders: Any
+):
+    grid = devices(0)
+    grid.contexts.update({5: joined(5, 1, folders[1]), 6: joined(6, 0, folders[0])})
+    assert run_on(grid, device_config()).rows == run_on(devices(2), device_config()).rows
+
+
+def test_a_device_that_forgot_is_asked_again_and_weighed(devices: Made, device_config: Made):
+    def forget(node: int, question: Message, reply: Message) -> Message:
+        head = question.content.config_records["fields"].get("head", b"")
+        if node == 78 and b'"kind":"evaluate"' in bytes(head):
+            grid.contexts[78].state = RecordDict()
+        return reply
+
+    grid = devices(2, meddle=forget)
+    seen, right = run_on(grid, device_config()), run_on(devices(2), device_config())
+    assert seen.summary["weights_digest"] == right.summary["weights_digest"]
+    assert not failures(seen)
+    # Two questions, to score and to tune, were put under a mask that it should have had; each came
+    # again, with the mask.
+    assert [grid.kinds(78).count(kind) for kind in ("train.score", "train.tune")] == [2, 4]
+    more = [s["bytes_down"] - r["bytes_down"] for s, r in zip(seen.rows, right.rows, strict=True)]
+    sizes = weights_of(right, 2) + weights_of(right, 3)
+    assert more[0] == 0 < more[1] < more[2]
+    text = 2 * len(to_toml(device_config()))
+    assert sizes + text < more[2] < sizes + text + 6000, "values, the mask and the configuration"
+
+
+def test_a_device_that_never_remembers_fails(devices: Made, device_config: Made):
+    def missing(node: int, question: Message, reply: Message) -> Message:
+        if node != 78 or question.metadata.message_type == "query.hello":
+            return reply
+        fields = {"fields": ConfigRecord({"missing": True}), "buffers": ArrayRecord({})}
+        return Message(RecordDict(fields), reply_to=question)
+
+    seen = run_on(devices(2, meddle=missing), device_config())
+    assert seen.summary["weights_digest"] == alone(devices, device_config())
+    assert {f["partition"] for f in failures(seen)} == {1}
+    assert {f["reason"] for f in failures(seen)} == {"lacks the mask or the configuration"}
+
+
+@pytest.mark.parametrize("engine", ["devices", "workers"])
+def test_a_reply_lost_once_is_asked_for_again(
+    request: pytest.FixtureRequest, device_config: Made, engine: str
+):
+    made = request.getfixturevalue(engine)
+    lost: list[str] = []
+
+    def lose(_: int, question: Message, reply: Message) -> Message | None:
+        kind = question.metadata.message_type
+        if kind == "query.hello" or kind in lost:
+            return reply
+        lost.append(kind)
+        return None
+
+    config = device_config(timeout=0.4)
+    seen, right = run_on(made(2, meddle=lose), config), run_on(made(2), config)
+    assert len(lost) == 3
+    assert seen.summary["weights_digest"] == right.summary["weights_digest"]
+    assert not failures(seen)
+    more = seen.rows[-1]["bytes_down"] - right.rows[-1]["bytes_down"]
+    assert (more > 0) == (engine == "devices"), "what a simulation resends no device receives"
+
+
+def test_a_reply_lost_twice_is_a_failure(devices: Made, device_config: Made):
+    def lose(node: int, question: Message, reply: Message) -> Message | None:
+        return None if (node, question.metadata.message_type) == (78, "train.tune") else reply
+
+    config = device_config(timeout=0.2)
+    grid = devices(2, meddle=lose)
+    seen = run_on(grid, config)
+    assert grid.kinds(78).count("train.tune") == 6
+    assert [row["answered"] for row in seen.rows] == [1, 1, 1]
+    assert (
+        failures(seen)
+        == [{"partition": 1, "phase": "tune", "field": "", "reason": "no reply within 0.2 s"}] * 3
+    )
+
+
+def test_a_late_reply_to_the_first_letter_does_not_count_twice(devices: Made, device_config: Made):
+    held: list[Message] = []
+
+    def late(node: int, question: Message, reply: Message) -> Message | None:
+        if (node, question.metadata.message_type) != (78, "train.tune"):
+            return reply
+        held.append(reply)
+        return held[-2] if len(held) == 2 else reply if len(held) > 2 else None
+
+    config = device_config(timeout=0.2)
+    seen = run_on(devices(2, meddle=late), config)
+    assert [row["answered"] for row in seen.rows] == [1, 2, 2]
+
+
+MEASURED = {"loss": 1, "correct": 1, "count": 3, **dict.fromkeys(f1_names(10), 0)}
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize(
+    ("kind", "changes", "field", "reason"),
+    [
+        ("tune", {"values": floats(NAN, count=13850)}, "features.0.weight", "NaN or infinite"),
+        ("tune", {"values": floats(0, count=7)}, "values", "wrong shape: 7 values"),
+        ("tune", {"head": {"weight": 0}}, "weight", "0.0 is not a positive number"),
+        ("tune", {"head": {"weight": float("inf")}}, "weight", "inf is not"),
+        ("tune", {"head": {"totals": {"loss": 1, "count": NAN}}}, "count", "nan is not"),
+        ("tune", {"head": {"totals": {"count": 3}}}, "totals", "expected ['count', 'loss']"),
+        ("tune", {"head": {"totals": "many"}}, "totals", "no sums by name"),
+        ("tune", {"about": {"answered": [0]}}, "reply", "malformed"),
+        ("tune", {"about": {"answered": []}}, "answered", "speaks for partitions []"),
+        ("tune", {"about": {"answered": [1, 1]}}, "answered", "speaks for partitions [1, 1]"),
+        ("tune", {"about": {"failures": "x"}}, "reply", "malformed"),
+        ("tune", {"teacher": b"x"}, "reply", "a buffer that nobody asked for: '1.teacher'"),
+        ("evaluate", {"head": {"totals": {"loss": 1, "count": 3}}}, "totals", "expected ['cor"),
+        ("evaluate", {"head": {"totals": {**MEASURED, "count": -3}}}, "count", "-3.0 is negative"),
+        ("evaluate", {"head": {"totals": {**MEASURED, "fp_7": -1}}}, "fp_7", "negative"),
+    ],
+    ids=str,
+)
+def test_a_lying_devices_sum_is_refused_at_once(
+    devices: Made, device_config: Made, kind: str, changes: Any, field: str, reason: str
+):
+    config = device_config(rounds=2, sparsity=0.0)
+    message = kind if kind == "evaluate" else f"train.{kind}"
+    grid = devices(2, meddle=tampered(message, 78, **changes))
+    seen = run_on(grid, config)
+    bad = failures(seen)
+    assert {(f["partition"], f["phase"]) for f in bad} == {(1, kind)}
+    assert {f["field"] for f in bad} == {field}
+    assert reason in bad[0]["reason"]
+    assert grid.kinds(78).count("train.tune") == 2, "a lie is not asked for again"
+    right = alone(devices, config) if kind == "tune" else run_on(devices(2), config).summary
+    assert seen.summary["weights_digest"] == (
+        right if isinstance(right, str) else right["weights_digest"]
+    )
+
+
+def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
+    def meddle(node: int, question: Message, reply: Message) -> Message:
+        if node != 78 or question.metadata.message_type == "query.hello":
+            return reply
+        return Message(content, reply_to=question)
+
+    return meddle
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "reason"),
+    [
+        (RecordDict(), "reply", "malformed"),
+        (RecordDict({"fields": MetricRecord({"about": 1})}), "reply", "malformed"),
+        (
+            RecordDict({"fields": ConfigRecord({"about": "{"}), "buffers": ArrayRecord({})}),
+            "reply",
+            "malformed",
+        ),
+        (
+            RecordDict(
+                {"fields": ConfigRecord({"about": "[" * 99999}), "buffers": ArrayRecord({})}
+            ),
+            "reply",
+            "malformed",
+        ),
+        (Error(code=0, reason="out of\nmemory " * 99), "", "out of memory out of"),
+    ],
+    ids=["nothing", "other records", "no json", "deep json", "an error"],
+)
+def test_a_malformed_reply_is_a_failure(
+    devices: Made, device_config: Made, content: Any, field: str, reason: str
+):
+    config = device_config(rounds=2, end=2)
+    seen = run_on(devices(2, meddle=answer_with(content)), config)
+    assert failures(seen)[0]["field"] == field
+    assert failures(seen)[0]["reason"].startswith(reason)
+    assert len(failures(seen)[0]["reason"]) <= 300
+    assert seen.summary["weights_digest"] == alone(devices, config)
+
+
+def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
+    devices: Made, device_config: Made, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mail, "ROLL_CALL", 0.0)
+
+    def leave(node: int, question: Message, reply: Message) -> Message | None:
+        if (node, question.metadata.message_type) == (78, "train.score"):
+            del grid.contexts[78]
+            return None
+        return reply
+
+    grid = devices(2, meddle=leave)
+    seen = run_on(grid, device_config(timeout=60.0))
+    assert failures(seen) == [
+        {"partition": 1, "phase": "score", "field": "", "reason": "left"},
+        {"partition": 1, "phase": "tune", "field": "", "reason": "could not be reached"},
+    ]
+    assert grid.kinds(78).count("train.score") == 1
+    assert [row["cohort"] for row in seen.rows] == [[0, 1], [0, 1], [0]]
+
+
+def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(
+    workers: Made, tiny: Made, spy: Any
+):
+    config = tiny(task="failing", plugin="tests/failing_task.py", cohort=5, split="iid")
+    seen = run_on(workers(2), config)
+    assert [row["answered"] for row in seen.rows] == [5, 5, 4, 4, 4]
+    bad = failures(seen)
+    assert {(f["partition"], f["reason"]) for f in bad} == {
+        (1, "MemoryError: no room for this batch")
+    }
+    never = spy(
+        inline_port(open_house(config)),
+        without=lambda q, p: p == 1 and (q.round > 3 or (q.round, q.kind) == (3, "tune")),
+    )
+    assert seen.summary["weights_digest"] == federate(config, never.port).summary["weights_digest"]
+
+
+def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(
+    workers: Made, tiny: Made, spy: Any
+):
+    def breaks(_: int, message: Message, reply: Message) -> Message | None:
+        asked = dict(message.content.config_records["fields"])
+        if message.metadata.message_type == "query.hello" or 1 not in asked["partitions"]:
+            return reply
+        return Message(Error(code=0, reason="the worker died"), reply_to=message)
+
+    config = tiny(cohort=5, hosts=2)
+    grid = workers(2, meddle=breaks)
+    seen = run_on(grid, config)
+    assert {(f["partition"], f["reason"]) for f in failures(seen)} == {(1, "the worker died")}
+    assert [row["answered"] for row in seen.rows] == [4] * 5
+    never = spy(inline_port(open_house(config)), without=lambda _, p: p == 1)
+    right = federate(config, never.port)
+    assert seen.summary["weights_digest"] == right.summary["weights_digest"]
+    assert [row["bytes_up"] for row in seen.rows] == [row["bytes_up"] for row in right.rows]
+    groups = [f["partitions"] for _, _, f, _ in grid.asked if 1 in f.get("partitions", [])]
+    assert sum(len(group) > 1 for group in groups) == 2, "then it is kept apart"
+    assert seen.rows[0]["bytes_down"] > right.rows[0]["bytes_down"], "the question reached it"

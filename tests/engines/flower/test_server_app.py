@@ -1,0 +1,157 @@
+"""The ServerApp that `flwr run` starts, on a grid without network."""
+
+import json
+import logging
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.common.config import parse_config_args
+
+import fedprune
+from fedprune import RunConfig
+from fedprune.config import from_flower, overridden, recorded, to_toml
+from fedprune.engines.flower.server_app import RunFailed, app
+
+Made = Callable[..., Any]
+
+PYPROJECT = tomllib.loads(Path("pyproject.toml").read_text())
+FLAT = PYPROJECT["tool"]["flwr"]["app"]["config"]
+
+
+def start(grid: Any, **changes: Any) -> None:
+    """As Flower starts it: every key is there, "" where the user gave none."""
+    assert changes.keys() <= FLAT.keys(), "Flower would refuse a key that is not in pyproject.toml"
+    app(grid=grid, context=Context(1, 1, {}, RecordDict(), {**FLAT, **changes}))
+
+
+@pytest.fixture
+def quick() -> dict[str, Any]:
+    return {
+        "task": "digits", "clients": 2, "rounds": 2, "warmup": 1, "local-steps": 2, "timeout": 60
+    }  # fmt: skip
+
+
+def test_flowers_keys_are_those_of_the_configuration():
+    keys = {key.replace("_", "-") for key in RunConfig.model_fields}
+    assert FLAT.keys() == {"toml", *keys}
+    assert set(FLAT.values()) == {""}
+
+
+def test_its_parts_are_where_pyproject_says():
+    assert PYPROJECT["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "server.app:app",
+        "clientapp": "clients.app:app",
+    }
+
+
+def test_a_run_on_devices(
+    devices: Made,
+    quick: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    start(devices(2), **quick, sparsity=0.6, score="magnitude", out="here", agreement=False)
+    printed = capsys.readouterr().out
+    assert f"results     {tmp_path / 'here'}" in printed
+    assert "13,754 parameters, 12,944 of them prunable" in printed
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert summary["sparsity"] == int(0.6 * 12944 + 0.5) / 12944
+    assert summary["clients"] == 2
+    model = fedprune.load(tmp_path / "here")
+    assert sum(p.numel() for p in model.parameters()) == 13754
+
+
+def test_the_command_that_repeats_it_is_flower_s_own(
+    devices: Made, quick: dict[str, Any], tmp_path: Path
+):
+    start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    *command, run_config = shlex.split(summary["command"])
+    assert command == ["flwr", "run", ".", "SUPERLINK", "--stream", "--run-config"]
+    assert summary["split"] == "devices' own"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Each is a device with data of its own" in page
+    assert "data is split" not in page
+    base, beside = from_flower(parse_config_args([run_config]))
+    given = overridden(base, {**beside, "engine": "flower"})[0]
+    assert given == recorded((tmp_path / "run" / "config.toml").read_text())
+    assert summary["engine"] == "flower"
+    assert "resume" not in summary
+
+
+def test_results_go_to_runs_by_default(
+    devices: Made, quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    start(devices(2), **quick)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-")
+    assert (folder / "report.html").is_file()
+
+
+def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(
+    workers: Made, tiny: Made, played: Made, tmp_path: Path
+):
+    text = to_toml(tiny(rounds=4, engine="ray"))
+    start(workers(2), toml=text, rounds=5, out=str(tmp_path / "run"))
+    digest = json.loads((tmp_path / "run" / "summary.json").read_text())["weights_digest"]
+    assert digest == played(tiny()).summary["weights_digest"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparsity": 1.5}, "sparsity=1.5: "),
+        ({"score": "tailor"}, "score='tailor': no such score (did you mean taylor?); allowed: "),
+        ({"clients": 2, "cohort": 3}, "cohort=3: more clients than there are"),
+        ({"toml": "sparsity ="}, "config: not TOML"),
+        ({"toml": "sparsities = 1"}, "sparsities: no such key"),
+        ({"agreement": "perhaps"}, "agreement='perhaps': "),
+    ],
+)
+def test_bad_values_are_one_line(
+    devices: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, words: str
+):
+    monkeypatch.chdir(tmp_path)
+    grid = devices(1)
+    with pytest.raises(RunFailed) as e:
+        start(grid, **changes)
+    assert str(e.value).startswith(f"fedprune: {words}")
+    assert "\n" not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+    assert grid.looks == 0, "refused before anything starts"
+    record = logging.LogRecord("flwr", 40, "", 0, "%s raised", ("App",), (RunFailed, e.value, None))
+    assert logging.getLogger("flwr").filter(record)  # what Flower's server process logs then
+    assert logging.Formatter().format(record) == str(e.value)
+
+
+def test_a_run_without_enough_answers_fails_and_says_so(
+    devices: Made, quick: dict[str, Any], joined: Made, folders: list[Path], tmp_path: Path
+):
+    grid = devices(1)
+    grid.contexts[3] = joined(3, 1, folders[3])
+    out = tmp_path / "void"
+    with pytest.raises(RunFailed, match="no round was completed"):
+        start(grid, **{**quick, "timeout": 0.2}, out=str(out), **{"min-clients": 2})
+    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert [row["answered"] for row in rows] == [1, 1]
+    assert [row["sparsity"] for row in rows] == [0.0, 0.0]
+    assert len({row["weights_digest"] for row in rows}) == 1
+    (failure,) = rows[0]["failures"]
+    assert (failure["partition"], failure["phase"]) == (1, "hello")
+    assert "no *.npz there" in failure["reason"]
+    assert json.loads((out / "summary.json").read_text())["rounds_completed"] == 0
+    assert (out / "report.html").is_file()
+
+
+def test_a_run_that_nobody_came_to_fails(devices: Made, quick: dict[str, Any], tmp_path: Path):
+    with pytest.raises(RunFailed, match="no round was completed"):
+        start(devices(0), **{**quick, "timeout": 0.1}, out=str(tmp_path / "void"))
+    assert (tmp_path / "void" / "report.html").is_file()

@@ -1,0 +1,202 @@
+"""What a device says is data from a stranger: a reply is understood or refused, and ends no run."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune import RunConfig, federate
+from fedprune.engines.flower.fleet import Fleet, announced
+from fedprune.engines.flower.grid import grid_port
+from fedprune.options.refusal import Refused
+from fedprune.protocol.letters import Letter, folded_of, parts_in
+from fedprune.secagg.messages import reply_of
+
+Made = Callable[..., Any]
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([0, 1, -5, 200_000, 10**400, "1", "\x1b[31m", [], {}]),
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=8,
+)
+FAILURE = st.fixed_dictionaries(
+    {"partition": SCALARS, "phase": SCALARS, "field": SCALARS, "reason": SCALARS}
+)
+ABOUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "answered": st.lists(SCALARS, max_size=3) | JSON,
+        "summed": st.lists(SCALARS, max_size=3) | JSON,
+        "failures": st.lists(FAILURE, max_size=3) | JSON,
+        "failure": FAILURE | JSON,
+        "labels": st.dictionaries(st.text(max_size=9), SCALARS, max_size=3) | JSON,
+        "device": JSON,
+        "bytes_up": JSON,
+        "weight": JSON,
+        "totals": JSON,
+    },
+)
+BUFFERS = st.dictionaries(
+    st.sampled_from(
+        ["1.head", "1.values", "1.bits", "0.head", "total", "votes", "keys", "shares", "x"]
+    ),
+    st.binary(max_size=20),
+)
+TEXTS = st.one_of(
+    ABOUT.map(json.dumps), st.text(max_size=30), st.integers(), st.just("[" * 99_999), st.none()
+)
+LETTERS = st.builds(
+    lambda about, buffers: Letter({"about": about}, buffers), TEXTS, BUFFERS
+) | st.builds(Letter, st.just({}), BUFFERS)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda letter: parts_in(letter, [0, 1], "tune"),
+        lambda letter: folded_of(letter, [0, 1]),
+        lambda letter: reply_of(letter, [0, 1], "masked", 64, 5),
+        lambda letter: announced(letter, 20),
+    ],
+    ids=["parts", "a sum", "a stage of a secure sum", "hello"],
+)
+@given(letter=LETTERS)
+def test_any_letter_is_understood_or_refused(read: Callable[[Letter], Any], letter: Letter):
+    refusal = None
+    try:
+        read(letter)
+    except Refused as refused:
+        refusal = str(refused)
+    assert refusal is None or (refusal.isprintable() and len(refusal) < 500)
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("an unknown phase", {"answered": [], "failures": [
+        {"partition": 1, "phase": "\x07dance", "field": "\x1b[2J", "reason": "no\n\x1b[31mway"}]}),
+    ("bytes that no number holds", {"bytes_up": 10**400}),
+    ("a failure of another", {"answered": [], "failures": [
+        {"partition": 0, "phase": "tune", "field": "", "reason": ""}]}),
+    ("a list", {"answered": [[1]], "summed": [[1]]}),
+]  # fmt: skip
+
+
+@pytest.fixture
+def three(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    def made(**changes: Any) -> RunConfig:
+        few = {"clients": 3, "cohort": 3, "rounds": 2, "warmup": 0, "end": 1, "local_steps": 1}
+        return tiny(**{**few, "timeout": 2.0, **changes})
+
+    return made
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("secure", ["none", "secagg"])
+@pytest.mark.parametrize("about", [b for _, b in BAD], ids=[name for name, _ in BAD])
+def test_no_reply_ends_a_run(devices: Made, three: Made, about: dict[str, Any], secure: str):
+    """The second of three devices lies in every reply; the others' round goes on."""
+
+    def meddle(node: int, question: Message, reply: Message) -> Message:
+        if node == 78 and question.metadata.message_type != "query.hello":
+            fields = reply.content.config_records["fields"]
+            said = json.loads(str(fields["about"]))
+            fields["about"] = json.dumps({**said, **about})
+            if "answered" in about and not about["answered"]:
+                for name in list(reply.content.array_records["buffers"]):
+                    del reply.content.array_records["buffers"][name]
+        return reply
+
+    fewest = {"secure_minimum": 2} if secure == "secagg" else {}
+    config = three(secure=secure, **fewest)
+    result = federate(config, grid_port(devices(3, meddle=meddle), config))
+    assert result.summary["rounds_completed"] == 2
+    told = [f for row in result.rows for f in row["failures"]]
+    lied = "bytes_up" not in about
+    assert bool(told) == lied, "what a device says of its own bytes is not read"
+    for failure in told:
+        assert failure["phase"] in {"score", "tune", "evaluate", "describe"}
+        assert (failure["field"] + failure["reason"]).isprintable()
+
+
+RECORDS = [
+    RecordDict({"fields": ConfigRecord({"about": b"\xff"}), "buffers": ArrayRecord({})}),
+    RecordDict({"fields": MetricRecord({"about": 1})}),
+    RecordDict({"fields": ConfigRecord({"about": "{}"}), "buffers": MetricRecord({"x": 1})}),
+    RecordDict({"fields": ConfigRecord({"missing": [1, 2]}),
+                "buffers": ArrayRecord({"1.head": Array("f", (1,), "s", b"")})}),
+]  # fmt: skip
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("content", RECORDS, ids=range(len(RECORDS)))
+@pytest.mark.parametrize("kind", ["query.hello", "train.tune", "evaluate"])
+def test_records_of_any_kind_are_refused(devices: Made, three: Made, content: Any, kind: str):
+    def meddle(node: int, question: Message, reply: Message) -> Message:
+        lies = node == 78 and question.metadata.message_type == kind
+        return Message(content, reply_to=question) if lies else reply
+
+    config = three(rounds=1, timeout=0.5)
+    result = federate(config, grid_port(devices(3, meddle=meddle), config))
+    assert result.summary["rounds_completed"] == 1
+
+
+class HttpGrid:
+    """Flower's name for a grid over a network, around a grid of the tests."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+HELLOS = [
+    {"device": False, "labels": {}, "failure": {
+        "partition": 0, "phase": "hello", "field": "", "reason": "no room"}},
+    {"device": False, "labels": {str(p): 5 for p in range(3)}},
+    {"device": True, "labels": {str(p): 1 for p in range(200_000)}},
+    {"device": True, "labels": {"-5": 1}},
+    {"device": True, "labels": {"3": 1}},
+    {"device": True, "labels": {"0": 10**400}},
+]  # fmt: skip
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("hello", HELLOS, ids=range(len(HELLOS)))
+def test_a_node_that_announces_what_cannot_be_takes_no_part(
+    devices: Made, three: Made, hello: dict[str, Any], caplog: pytest.LogCaptureFixture
+):
+    def meddle(node: int, question: Message, reply: Message) -> Message:
+        if node == 77 and question.metadata.message_type == "query.hello":
+            reply.content.config_records["fields"]["about"] = json.dumps(hello)
+        return reply
+
+    config = three(min_clients=3, timeout=0.5)
+    fleet = Fleet(HttpGrid(devices(3, meddle=meddle)), config)  # type: ignore[arg-type]
+    assert list(fleet.present()) == [0, 1]
+    assert "a node could not join" in caplog.text
+    assert len(caplog.text) < 3000
+
+
+def test_a_node_without_a_partition_is_told_so(
+    devices: Made, three: Made, folders: Any, joined: Made
+):
+    grid = devices(2)
+    grid.contexts[5] = joined(5, 0, folders[2])
+    del grid.contexts[5].node_config["partition-id"]
+    fleet = Fleet(grid, three(timeout=0.3))
+    assert list(fleet.present()) == [0, 1]
+    failed, (said,) = fleet.news()
+    assert failed == ()
+    assert "partition-id=None: no partition; allowed: a number" in said

@@ -1,0 +1,75 @@
+"""Ray that cannot start is refused in seconds."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from fedprune.config import configure
+from fedprune.engines.ray import starting
+from fedprune.engines.ray.engine import _reason
+from fedprune.engines.ray.starting import require_ray
+from fedprune.options.refusal import ConfigError
+
+
+def refused(**keys: object) -> str:
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        require_ray(configure({"task": "digits", "engine": "ray", **keys}))
+    assert time.monotonic() - began < 15
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found: int = free.getsockname()[1]
+    return found
+
+
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert refused(gpus=1.0) == "gpus=1: this machine has 0; allowed: 0, or -1"
+
+
+def test_a_dead_address(port: int):
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        line = refused(ray_address=address)
+        assert line.startswith(f"ray-address='{address}': nothing answers at 127.0.0.1:{port} (")
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:99999", "no-such-host.invalid:6379"])
+def test_what_is_no_address(address: str):
+    assert refused(ray_address=address).startswith(f"ray-address='{address}': no")
+
+
+def test_a_note_that_a_dead_cluster_left(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "note").write_text(f"127.0.0.1:{port}")
+    monkeypatch.setattr(starting, "_NOTE", tmp_path / "note")
+    assert refused(ray_address="auto").startswith("ray-address='auto': nothing answers at")
+
+
+def test_something_else_at_the_address(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(starting, "ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert "no Ray answers there within 0.5 s" in refused(ray_address=address)
+
+
+def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert refused().startswith("engine='ray': flwr is not installed; allowed: pip install")
+
+
+def test_the_first_error_of_a_chain_is_the_reason():
+    crashed = RuntimeError("crashed")
+    crashed.__cause__ = ValueError("no\nGPU")
+    assert _reason(crashed) == "ValueError: no GPU"

@@ -1,0 +1,117 @@
+"""Tiny transformers of every family that is recognised, built once in a process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.structure.layout import Layout, layout_of
+from fedprune.tensors import state_of
+
+SYMBOLS = 19
+# Family: heads in an attention, size of a head, attentions, feed-forwards, neurons, blocks.
+FACTS: dict[str, tuple[int, int, int, int, int, int]] = {
+    "bert": (3, 4, 2, 2, 10, 2),
+    "roberta": (3, 4, 2, 2, 10, 2),
+    "gpt2": (3, 4, 2, 2, 10, 2),
+    "gpt2-cross": (3, 4, 4, 2, 10, 2),
+    "t5": (3, 5, 6, 4, 10, 4),
+    "t5-gated": (3, 5, 6, 4, 10, 4),
+    "llama": (3, 4, 2, 2, 10, 2),
+    "llama-gqa": (2, 4, 2, 2, 10, 2),  # six query heads, three to a unit
+}
+OUTPUT = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model in eval mode and float64, whose masks a test sets and takes back."""
+
+    name: str
+    model: nn.Module
+    layout: Layout
+
+    def logits(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """What it says with the masked weights at 0.0; the weights are as before afterwards."""
+        state = state_of(self.model)
+        before = {name: state[name].clone() for name in masks}
+        try:
+            for name, mask in masks.items():
+                state[name].mul_(mask)
+            return forward(self.name, self.model)
+        finally:
+            for name, value in before.items():
+                state[name].copy_(value)
+
+
+def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Two texts for a model of the family."""
+    ids = torch.arange(14).reshape(2, 7) % SYMBOLS
+    given: dict[str, Tensor] = {"input_ids": ids}
+    if name.startswith("t5"):
+        given["decoder_input_ids"] = ids.flip(1)
+    if name == "gpt2-cross":
+        states = torch.linspace(-1, 1, 2 * 5 * 12).reshape(2, 5, 12)
+        given["encoder_hidden_states"] = states.to(model.dtype)
+    return given
+
+
+def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
+    """The logits of a model of the family, whole or cut."""
+    with torch.set_grad_enabled(grad):
+        return model(**inputs(name, model)).logits
+
+
+@functools.cache
+def family(name: str) -> Family:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = _built(name).double().eval()
+        for p in model.parameters():  # biases and norms too: none may be 0 by chance of its start
+            p.data.add_(torch.randn_like(p) * 0.3)
+    model.requires_grad_(True)
+    output = OUTPUT.get(name, "lm_head")
+    return Family(name, model, layout_of(model, output=(output,)))
+
+
+def _built(name: str) -> nn.Module:
+    import transformers as t
+
+    heads = FACTS[name][0]
+    bert = {
+        "vocab_size": SYMBOLS, "hidden_size": 12, "num_hidden_layers": 2, "intermediate_size": 10,
+        "num_attention_heads": heads, "max_position_embeddings": 16,
+    }  # fmt: skip
+    gpt2 = {
+        "vocab_size": SYMBOLS, "n_positions": 16, "n_embd": 12, "n_layer": 2, "n_head": heads,
+        "n_inner": 10, "bos_token_id": None, "eos_token_id": None, "use_cache": False,
+    }  # fmt: skip
+    t5 = {
+        "vocab_size": SYMBOLS, "d_model": 12, "d_kv": 5, "d_ff": 10, "num_layers": 2,
+        "num_heads": heads, "use_cache": False, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    llama = {
+        "vocab_size": SYMBOLS, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
+        "head_dim": 4, "use_cache": False, "max_position_embeddings": 16,
+    }  # fmt: skip
+    made = {
+        "bert": lambda: t.BertForMaskedLM(t.BertConfig(**bert)),
+        "roberta": lambda: t.RobertaForMaskedLM(t.RobertaConfig(**bert)),
+        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**gpt2)),
+        "gpt2-cross": lambda: t.GPT2LMHeadModel(t.GPT2Config(**gpt2, add_cross_attention=True)),
+        "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**t5)),
+        "t5-gated": lambda: t.T5ForConditionalGeneration(
+            t.T5Config(**t5, feed_forward_proj="gated-gelu")
+        ),
+        "llama": lambda: t.LlamaForCausalLM(
+            t.LlamaConfig(**llama, num_attention_heads=3, num_key_value_heads=3)
+        ),
+        "llama-gqa": lambda: t.LlamaForCausalLM(
+            t.LlamaConfig(**llama, num_attention_heads=6, num_key_value_heads=2)
+        ),
+    }
+    return made[name]()

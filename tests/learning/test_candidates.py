@@ -1,0 +1,135 @@
+"""Many models near one: what lies on the way to them, and that all of it survives the wire."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune.client.host import House
+from fedprune.learning.candidates import (
+    HERE,
+    Candidate,
+    as_table,
+    blended,
+    climbed,
+    from_table,
+    way_back,
+    without,
+)
+from fedprune.protocol.letters import packet_of, question_letter
+from fedprune.protocol.messages import Question
+from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.structure.layout import Layout
+from fedprune.tensors import Tensors, masked
+
+NORM = Layout(
+    {n: torch.Size([4]) for n in ("w", "bn.mean", "bn.var")}, ("w",), (), {"bn.var": "bn.mean"}
+)
+AFTER = {
+    "w": torch.tensor([1.0, -2.0, 0.5, 3.0]),
+    "bn.mean": torch.tensor([0.0, 1.0, -1.0, 5.0]),
+    "bn.var": torch.tensor([1.0, 0.25, 4.0, 1e-3]),
+}
+BEFORE = {
+    "w": torch.tensor([2.0, 2.0, 0.25, 3.0]),
+    "bn.mean": torch.tensor([0.5, 1.0, 3.0, 5.0]),
+    "bn.var": torch.tensor([2.0, 0.5, 1.0, 2e-3]),
+}
+Same = Callable[[Any, Any], bool]
+
+
+def test_the_whole_change_is_the_same_bits(same: Same):
+    out = blended(AFTER, way_back(BEFORE, AFTER, NORM), HERE, NORM)
+    assert same(out, AFTER)
+    assert all(out[n] is AFTER[n] for n in AFTER)
+
+
+def test_none_of_the_change_is_what_was_before():
+    out = blended(AFTER, way_back(BEFORE, AFTER, NORM), Candidate(1.0), NORM)
+    for name in BEFORE:
+        torch.testing.assert_close(out[name], BEFORE[name], rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.25])
+def test_weights_and_moments_are_blended_in_proportion(share: float):
+    out = blended(AFTER, way_back(BEFORE, AFTER, NORM), Candidate(1.0 - share), NORM)
+    whole = dict.fromkeys(("bn.mean", "bn.var"), min(share, 1.0))  # no statistic is extrapolated
+    for name in ("w", "bn.mean"):
+        part = whole.get(name, share)
+        torch.testing.assert_close(out[name], part * AFTER[name] + (1 - part) * BEFORE[name])
+    share = whole["bn.var"]
+    second = [t["bn.var"].double() + t["bn.mean"].double() ** 2 for t in (AFTER, BEFORE)]
+    moment = share * second[0] + (1 - share) * second[1]
+    variance = (moment - out["bn.mean"].double() ** 2).clamp(min=0.0)
+    torch.testing.assert_close(out["bn.var"].double(), variance, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tensor_can_go_its_own_way():
+    back = way_back(BEFORE, AFTER, NORM)
+    out = blended(AFTER, back, Candidate(apart={"w": 1.0}), NORM)
+    assert torch.equal(out["w"], BEFORE["w"])
+    assert out["bn.var"] is AFTER["bn.var"]
+
+
+def test_what_was_removed_stays_zero_on_the_way():
+    masks = {"w": torch.tensor([True, False, True, False])}
+    before, after = masked(BEFORE, masks), masked(AFTER, masks)
+    out = blended(after, way_back(before, after, NORM), Candidate(-0.25), NORM)
+    assert not out["w"][~masks["w"]].any()
+    assert out["w"][masks["w"]].all()
+
+
+RUNGS = {"w": torch.tensor([0, 2, 1, 3], dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("rung", "kept"),
+    [(0, [1, -2, 0.5, 3]), (1, [1, -2, 0, 3]), (2, [1, 0, 0, 3]), (3, [1, 0, 0, 0])],
+)
+def test_a_rung_lacks_what_the_rungs_before_it_lack(rung: int, kept: list[float]):
+    out = without(AFTER, RUNGS, Candidate(float(rung)))
+    assert out["w"].tolist() == kept
+    assert out["bn.var"] is AFTER["bn.var"]
+    assert climbed(RUNGS["w"], rung).tolist() == [k == 0 for k in kept]
+
+
+def test_candidates_as_a_table_come_back():
+    names = ["bn.mean", "bn.var", "w"]
+    given = (HERE, Candidate(2.0), Candidate(0.1, {"w": 0.3, "bn.var": -0.25}))
+    assert from_table(as_table(given, names), names) == given
+
+
+@pytest.mark.parametrize("table", [[[1.0, [[3, 1.0]]]], [[1.0]], [["x", []]], 5])
+def test_a_malformed_table_is_refused(table: Any):
+    with pytest.raises(ValueError):  # noqa: PT011 (which one does not matter: all are refusals)
+        from_table(table, ["a", "b"])
+
+
+def question(about: Question, **what: Any) -> Question:
+    candidates = (HERE, Candidate(1.0), Candidate(apart={"hidden.weight": 2.0}))
+    return Question(
+        "compare", 4, about.weights, about.masks, part="validation", candidates=candidates, **what
+    )
+
+
+def ladder_of(masks: dict[str, Tensor]) -> Tensors:
+    gen = torch.Generator().manual_seed(0)
+    drawn = {n: torch.randint(0, 4, m.shape, generator=gen) for n, m in masks.items()}
+    return {n: (r * masks[n]).to(torch.uint8) for n, r in drawn.items()}
+
+
+def test_a_comparison_survives_the_wire(cnn: tuple[House, Question], same: Same):
+    house, about = cnn
+    rungs = ladder_of(about.masks)
+    asked = question(about, rungs=rungs)
+    packet = encode_question(asked, "fp32")
+    assert packet.size() > encode_question(question(about), "fp32").size()
+    letter = question_letter(packet, [0, 1], bits=True)
+    seen = decode_question(packet_of(letter, b""), house.layout)
+    assert seen.candidates == asked.candidates
+    assert same(seen.rungs, rungs)
+    back = way_back(BEFORE, AFTER, NORM)
+    assert same(decode_question(encode_question(question(about, given=back), "fp32"),
+                                house.layout).given, back)  # fmt: skip

@@ -1,0 +1,428 @@
+import copy
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprune import TASKS, Loss, RunConfig, Shard, Task, federate
+from fedprune.client.host import House, open_house
+from fedprune.config.rates import learning_rate
+from fedprune.engines.inline import inline_port
+from fedprune.learning.averaging import averaged
+from fedprune.learning.local_training import (
+    OPTIMIZERS,
+    prepared,
+    step_batches,
+    tune,
+)
+from fedprune.protocol.messages import Question
+from fedprune.protocol.models import dense_model
+from fedprune.tasks.networks import ConvNet
+from fedprune.tasks.task import Part, batches, classification_loss
+from fedprune.tensors import copied, load_into, masked, state_of
+
+Tiny = Callable[..., RunConfig]
+Steps = list[tuple[nn.Module, torch.optim.Optimizer]]
+
+HARSH = {"weight_decay": 0.1, "clip": 0.5, "proximal": 0.3, "lr": 0.05}
+ALONE = [{}, {"weight_decay": 0.1}, {"clip": 0.01}, {"proximal": 1.0}, HARSH]
+
+
+def rows(n: int, seed: int = 0) -> Part:
+    gen = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (n,), generator=gen)
+    return {"images": torch.randn(n, 1, 8, 8, generator=gen), "labels": labels}
+
+
+TASK = TASKS["digits"]
+
+
+def steps_of(part: Part, size: int) -> Iterator[list[Part]]:
+    """The part's batches in order, each a step."""
+    yield from ([batch] for batch in batches(part, size))
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ConvNet(side=8, channels=(4, 6), hidden=8, classes=10)
+
+
+def half(model: nn.Module) -> dict[str, Tensor]:
+    """Masks over half of every weight, a convolution of one filter emptied, the head too."""
+    gen = torch.Generator().manual_seed(1)
+    named = {n: p for n, p in model.named_parameters() if p.dim() > 1}
+    masks = {n: torch.rand(p.shape, generator=gen) < 0.5 for n, p in named.items()}
+    masks["features.0.weight"][0] = False
+    return masks
+
+
+@pytest.mark.parametrize("changes", ALONE, ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_removed_weights_are_zero_after_every_step(
+    optimizer: str, changes: dict[str, float], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny(optimizer=optimizer, **changes)
+    model = net()
+    masks = half(model)
+    load_into(model, masked(state_of(model), masks))
+    start = copied(state_of(model))
+    seen: list[int] = []
+
+    def watched(parameters: Any, lr: float, config: RunConfig) -> torch.optim.Optimizer:
+        made = original(parameters, lr, config)
+        made.register_step_post_hook(lambda *_: seen.append(check(made)))
+        return made
+
+    def check(made: torch.optim.Optimizer) -> int:
+        states = 0
+        for name, p in model.named_parameters():
+            if name not in masks:
+                continue
+            gone = ~masks[name]
+            assert p.grad is not None
+            assert not p.detach()[gone].any(), f"weights of {name}"
+            assert not p.grad[gone].any(), f"gradients of {name}"
+            for key, value in made.state[p].items():
+                if isinstance(value, Tensor) and value.shape == p.shape:
+                    states += 1
+                    assert not value[gone].any(), f"{key} of {name}"
+        return states
+
+    original = OPTIMIZERS[optimizer]
+    monkeypatch.setitem(OPTIMIZERS, optimizer, watched)
+    tune(model, masks, steps_of(rows(32), 8), TASK, config.lr, config)
+    assert len(seen) == 4
+    assert all(states >= len(masks) for states in seen), "the optimizer does keep state"
+    moved = {
+        n: (p.detach() != start[n])[masks[n]] for n, p in model.named_parameters() if n in masks
+    }
+    assert all(m.float().mean() > 0.5 for n, m in moved.items()), "what is kept does move"
+
+
+def test_the_zeros_come_from_the_masks(tiny: Tiny):
+    model = net()
+    masks = half(model)
+    load_into(model, masked(state_of(model), masks))
+    tune(model, {}, steps_of(rows(8), 8), TASK, 0.1, tiny())
+    assert all(p.detach()[~masks[n]].any() for n, p in model.named_parameters() if n in masks)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [
+        ({"local_steps": 2}, [8, 8]),
+        ({"local_steps": 5}, [8, 8, 4, 8, 8]),
+        ({"local_epochs": 1}, [8, 8, 4]),
+        ({"local_epochs": 2}, [8, 8, 4, 8, 8, 4]),
+        ({"local_epochs": 2, "batch_size": 50}, [20, 20]),
+        ({"local_steps": 3, "batch_size": 20}, [20, 20, 20]),
+    ],
+    ids=str,
+)
+def test_steps_and_epochs_count(keys: dict[str, int], sizes: list[int], tiny: Tiny):
+    if "local_epochs" in keys:
+        keys = {**keys, "local_steps": 0}
+    config = tiny(**keys)
+    part = {"images": torch.arange(20.0), "labels": torch.arange(20)}
+    taken = list(step_batches(part, config, torch.Generator().manual_seed(0)))
+    assert [len(step) for step in taken] == [1] * len(sizes)
+    taken = [batch for (batch,) in taken]
+    assert [len(batch["labels"]) for batch in taken] == sizes
+    assert all(torch.equal(b["images"], b["labels"].float()) for b in taken), "rows stay together"
+    once = torch.cat([b["labels"] for b in taken])[:20]
+    assert once.sort().values.tolist()[: len(once)] == sorted(set(once.tolist()))
+
+
+def test_every_epoch_is_every_row_once_in_another_order(tiny: Tiny):
+    config = tiny(local_epochs=3, local_steps=0)
+    part = {"images": torch.zeros(20), "labels": torch.arange(20)}
+    taken = [b["labels"] for (b,) in step_batches(part, config, torch.Generator().manual_seed(0))]
+    epochs = torch.cat(taken).view(3, 20)
+    assert all(epoch.sort().values.tolist() == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
+    again = [b["labels"] for (b,) in step_batches(part, config, torch.Generator().manual_seed(0))]
+    assert torch.equal(torch.cat(again), torch.cat(taken))
+
+
+def test_the_sums_are_over_every_step_before_it_is_taken(tiny: Tiny):
+    config = tiny(clip=0.0, momentum=0.0)
+    model = net()
+    twin = copy.deepcopy(model)
+    tuned = tune(model, {}, steps_of(rows(20), 8), TASK, 0.1, config)
+    loss, sgd = 0.0, torch.optim.SGD(twin.parameters(), 0.1)
+    for batch in batches(rows(20), 8):
+        sgd.zero_grad()
+        logits = twin(batch["images"])
+        mean = nn.functional.cross_entropy(logits, batch["labels"])
+        mean.backward()
+        sgd.step()
+        loss += mean.item() * len(batch["labels"])
+    assert tuned.count == 20
+    assert tuned.loss == pytest.approx(loss, rel=1e-5)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_no_gradient_is_left_behind(tiny: Tiny):
+    model = net()
+    tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_a_frozen_parameter_stays(tiny: Tiny):
+    model = net()
+    model.get_parameter("hidden.weight").requires_grad_(False)
+    start = copied(dict(model.named_parameters()))
+    tune(model, {}, steps_of(rows(8), 4), TASK, 0.1, tiny(proximal=0.1))
+    assert torch.equal(model.get_parameter("hidden.weight"), start["hidden.weight"])
+    assert not torch.equal(model.get_parameter("head.weight"), start["head.weight"])
+
+
+def test_a_longer_gradient_than_the_clip_is_scaled_down(tiny: Tiny):
+    def moved(clip: float) -> Tensor:
+        model = net()
+        start = copied(state_of(model))
+        config = tiny(clip=clip, momentum=0.0)
+        tune(model, {}, steps_of(rows(8), 8), TASK, 1.0, config)
+        names = [n for n, _ in model.named_parameters()]
+        return torch.cat([(state_of(model)[n] - start[n]).flatten() for n in names])
+
+    free = moved(0.0)
+    assert free.norm() > 0.5
+    assert moved(0.1).norm() == pytest.approx(0.1, rel=1e-3)
+    assert torch.allclose(moved(0.1) / 0.1, free / free.norm(), atol=1e-4)
+    assert torch.allclose(moved(100.0), free)
+
+
+def test_the_proximal_term_pulls_towards_what_was_sent(tiny: Tiny):
+    def away(mu: float) -> float:
+        model = net()
+        start = copied(state_of(model))
+        config = tiny(proximal=mu, momentum=0.0, clip=0.0)
+        tune(model, {}, steps_of(rows(64), 8), TASK, 0.1, config)
+        names = [n for n, _ in model.named_parameters()]
+        return sum(float((state_of(model)[n] - start[n]).square().sum()) for n in names)
+
+    assert away(0.0) > 1.2 * away(1.0) > 1.44 * away(5.0)
+
+
+def test_the_proximal_term_is_mu_times_the_distance(tiny: Tiny):
+    """Two steps of plain descent on (w - 3)²/2 with w_sent = 1, mu = 0.5, by hand."""
+
+    def loss(model: nn.Module, _batch: Part) -> Loss:
+        return Loss((model.weight.squeeze() - 3.0).square() / 2, 1, 0)
+
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    config = tiny(proximal=0.5, momentum=0.0, clip=0.0)
+    tune(model, {}, steps_of({"x": torch.zeros(2)}, 1), replace(TASK, loss=loss), 0.1, config)
+    one = 1.0 - 0.1 * (1.0 - 3.0)
+    assert model.weight.item() == pytest.approx(one - 0.1 * (one - 3.0 + 0.5 * (one - 1.0)))
+
+
+SCHEDULES = [
+    ("constant", [0.4] * 4),
+    ("linear", [0.4, 0.3, 0.2, 0.1]),
+    ("cosine", [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5))]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), SCHEDULES)
+def test_learning_rates_over_rounds(schedule: str, expected: list[float], tiny: Tiny):
+    config = tiny(rounds=4, lr=0.4, lr_schedule=schedule)
+    assert [learning_rate(config, r) for r in (1, 2, 3, 4)] == pytest.approx(expected)
+
+
+class Slope(nn.Module):
+    """No norm, so that a sum over examples is a sum over examples while training too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(images)))
+
+
+def unequal() -> Iterator[Part]:
+    gen = torch.Generator().manual_seed(2)
+    for p, n in enumerate((5, 40, 17)):
+        labels = torch.randint(0, p + 1, (n,), generator=gen)
+        yield {"images": torch.randn(n, 6, generator=gen) + p, "labels": labels}
+
+
+@pytest.fixture
+def slope(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> House:
+    task = Task(
+        "a slope",
+        "accuracy",
+        "examples",
+        lambda _config: Slope(),
+        classification_loss,
+        lambda _config: [Shard(part, part, part) for part in unequal()],
+    )
+    monkeypatch.setitem(TASKS, "slope", task)
+    keys = {"momentum": 0.0, "clip": 0.0, "local_epochs": 1, "local_steps": 0, "batch_size": 100}
+    config = tiny(task="slope", clients=3, rounds=1, warmup=0, end=1, sparsity=0.0, **keys)
+    return open_house(config)
+
+
+def pooled_step(weights: dict[str, Tensor], masks: dict[str, Tensor], lr: float) -> Slope:
+    parts = list(unequal())
+    everyone = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    model = Slope()
+    load_into(model, weights)
+    loss = nn.functional.cross_entropy(model(everyone["images"]), everyone["labels"])
+    loss.backward()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            assert p.grad is not None
+            p -= lr * p.grad * masks.get(name, torch.ones_like(p))
+    return model
+
+
+def test_one_federated_step_on_all_data_is_one_pooled_step(slope: House):
+    start = copied(state_of(slope.model))
+    end = federate(slope.config, inline_port(slope)).state
+    expected = pooled_step(start, {}, slope.config.lr)
+    for name, p in expected.named_parameters():
+        assert torch.allclose(end.weights[name], p, atol=1e-6), name
+        assert (end.weights[name] - start[name]).abs().max() > 1e-4, "and it is a step"
+
+
+def test_one_masked_federated_step_is_one_masked_pooled_step(slope: House):
+    masks = {"inner.weight": torch.rand(5, 6) < 0.4}
+    house = replace(slope, layout=replace(slope.layout, prunable=("inner.weight",)))
+    start = masked(state_of(slope.model), masks)
+    question = Question("tune", 1, start, masks, lr=0.3)
+    folded = inline_port(house).ask(question, [0, 1, 2])
+    assert folded.weight == 62.0
+    assert folded.total is not None
+    after = averaged(start, folded.total, folded.weight, masks, house.layout, 1.0)
+    for name, p in pooled_step(start, masks, 0.3).named_parameters():
+        assert torch.allclose(after[name], p, atol=1e-6), name
+
+
+def slope_after(step_sizes: int, optimizer: str, tiny: Tiny) -> Slope:
+    """Three steps of 16 rows, each in batches of at most so many rows."""
+    torch.manual_seed(0)
+    model = Slope()
+    gen = torch.Generator().manual_seed(3)
+    part = {"images": torch.randn(48, 6, generator=gen), "labels": torch.arange(48) % 3}
+    config = tiny(optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else None)
+    steps = (list(batches(step, step_sizes)) for (step,) in steps_of(part, 16))
+    assert tune(model, {}, steps, TASK, 0.1, config).count == 48
+    return model
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("size", [8, 6, 1])
+def test_a_step_of_several_batches_is_a_step_of_one(size: int, optimizer: str, tiny: Tiny):
+    """Of 6, 6 and 4 rows, too: the mean is over the labels of the step."""
+    whole, parts = slope_after(16, optimizer, tiny), slope_after(size, optimizer, tiny)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        # Adam divides by the gradient's size, which makes a small one's rounding large.
+        assert torch.allclose(p, q, atol=1e-6 if optimizer == "sgd" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({"accumulate": 2, "local_steps": 2}, [[8, 8], [4]]),
+        ({"accumulate": 2, "local_steps": 3}, [[8, 8], [4], [8, 8]]),
+        ({"accumulate": 3, "local_steps": 2}, [[8, 8, 4], [8, 8, 4]]),
+        ({"accumulate": 9, "local_steps": 1}, [[8, 8, 4]]),
+        ({"accumulate": 2, "local_epochs": 2, "local_steps": 0}, [[8, 8], [4], [8, 8], [4]]),
+    ],
+    ids=str,
+)
+def test_steps_of_several_batches_count(keys: dict[str, int], steps: list[list[int]], tiny: Tiny):
+    part = {"images": torch.zeros(20), "labels": torch.arange(20)}
+    taken = list(step_batches(part, tiny(**keys), torch.Generator().manual_seed(0)))
+    assert [[len(b["labels"]) for b in step] for step in taken] == steps
+
+
+def test_bf16_computes_in_bf16_and_leaves_float32(tiny: Tiny):
+    seen: set[torch.dtype] = set()
+
+    def loss(model: nn.Module, batch: Part) -> Loss:
+        seen.add(model(batch["images"]).dtype)
+        return TASK.loss(model, batch)
+
+    moved = {}
+    for precision in ("fp32", "bf16"):
+        model = net()
+        masks = half(model)
+        load_into(model, masked(state_of(model), masks))
+        config = tiny(precision=precision)
+        tune(model, masks, steps_of(rows(32), 8), replace(TASK, loss=loss), 0.1, config)
+        assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        seen.clear()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert not any(model.get_parameter(n).detach()[~m].any() for n, m in masks.items())
+        moved[precision] = copied(state_of(model))
+    for name, w in moved["fp32"].items():
+        assert torch.allclose(w, moved["bf16"][name], atol=0.05), name
+    assert any(not torch.equal(w, moved["bf16"][n]) for n, w in moved["fp32"].items())
+
+
+@pytest.fixture
+def small_llama(tiny: Tiny) -> nn.Module:
+    return dense_model(tiny(task="shakespeare"))
+
+
+def token_steps() -> Iterator[list[Part]]:
+    ids = torch.randint(3, 60, (4, 33), generator=torch.Generator().manual_seed(0))
+    yield [{"inputs": ids[:, :-1], "labels": ids[:, 1:]}]
+
+
+def test_recomputed_activations_give_the_same_step(tiny: Tiny, small_llama: nn.Module):
+    keys = {"task": "shakespeare", "optimizer": "sgd", "clip": 0.0}
+    layer = next(m for m in small_llama.modules() if type(m).__name__ == "LlamaMLP")
+    calls: list[int] = []
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    steps = {}
+    for checkpointing in (False, True):
+        config = tiny(**keys, checkpointing=checkpointing)
+        model = copy.deepcopy(small_llama)
+        calls.clear()
+        called = prepared(model, config)
+        assert called is model
+        tune(model, {}, token_steps(), TASKS["shakespeare"], 0.1, config, called=called)
+        assert len(calls) == (2 if checkpointing else 1), "forward, and again while going back"
+        steps[checkpointing] = copied(state_of(model))
+    start = state_of(small_llama)
+    for name, w in steps[False].items():
+        assert torch.allclose(w, steps[True][name], atol=1e-6), name
+    assert any(not torch.equal(w, start[n]) for n, w in steps[True].items())
+
+
+def test_a_model_that_keeps_its_activations_is_refused(tiny: Tiny):
+    with pytest.raises(ValueError, match=r"^checkpointing=True: ConvNet .*; allowed: false") as e:
+        prepared(net(), tiny(checkpointing=True))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_takes_the_same_steps(tiny: Tiny):
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    keys = {"momentum": 0.0, "clip": 0.0}
+    ends = []
+    for compiled in (False, True):
+        model, config = net(), tiny(**keys, compile=compiled)
+        masks = half(model)
+        load_into(model, masked(state_of(model), masks))
+        called = prepared(model, config)
+        assert (called is model) == (not compiled)
+        tune(model, masks, steps_of(rows(32), 8), TASK, 0.1, config, called=called)
+        assert not any(model.get_parameter(n).detach()[~m].any() for n, m in masks.items())
+        ends.append(copied(state_of(model)))
+    for name, w in ends[0].items():
+        assert torch.allclose(w, ends[1][name], atol=1e-4), name

@@ -1,0 +1,324 @@
+"""Redundancy taken out in the middle of a run: the same function where exact, less of it always."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune import RunConfig, Shard, federate, load, rounds
+from fedprune.client.host import House, open_house
+from fedprune.engines.inline import inline_port
+from fedprune.methods.global_mask import pruned
+from fedprune.protocol.models import shaped
+from fedprune.protocol.port import Port
+from fedprune.redundancy.unit_weights import producers_of, without_units
+from fedprune.run import _opening
+from fedprune.server.ask import bench_for
+from fedprune.server.diagnostics import Notes
+from fedprune.server.state import Plan, State
+from fedprune.structure.layers import input_rows, layers_of, watching
+from fedprune.structure.layout import as_rows
+from fedprune.structure.low_rank_layers import Factored
+from fedprune.tasks.language import windows
+from fedprune.tasks.tokenization import encode
+from fedprune.tensors import count_kept, load_into, masked, state_of
+
+Tiny = Callable[..., RunConfig]
+Reduces = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def reduces(tiny: Tiny) -> Reduces:
+    """Three rounds on Shakespeare's LLaMA: one dense, one that prunes, one that reduces."""
+
+    def made(**keys: Any) -> RunConfig:
+        sizes = {"clients": 2, "cohort": 2, "rounds": 3, "warmup": 1, "end": 2, "local_steps": 1}
+        about = {"task": "shakespeare", "sparsity": 0.2, "length": 16}
+        return tiny(**{**about, **sizes, "reduce": ("low-rank",), **keys})
+
+    return made
+
+
+def house_of(config: RunConfig) -> House:
+    texts = ["To be, or not to be: that is the question.\n" * 20, "O Romeo! O, O, exit.\n" * 9]
+    shards = {}
+    for partition, text in enumerate(texts):
+        part = windows(encode(text), length=16)
+        shards[partition] = Shard(part, part, part)
+    return open_house(config, shards)
+
+
+def opened(config: RunConfig) -> tuple[State, Plan, Port]:
+    state, plan = _opening(config, None, None)
+    return replace(state, round=3), plan, inline_port(house_of(config))
+
+
+def logits(config: RunConfig, state: State) -> Tensor:
+    model, _ = shaped(config, state.edits)
+    load_into(model, state.weights)
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(12).reshape(2, 6)).logits
+
+
+def reduce(
+    state: State, plan: Plan, port: Port, cohort: list[int]
+) -> tuple[State, Plan, dict[str, Any] | None]:
+    after, plan, notes = rounds.reduce(state, bench_for(plan, port, cohort), Notes())
+    return after, plan, notes.reduced
+
+
+def changed(state: State, weights: dict[str, Tensor]) -> State:
+    return replace(state, weights={**state.weights, **weights})
+
+
+def close(left: Tensor, right: Tensor) -> bool:
+    return torch.allclose(left, right, atol=1e-5 * float(right.abs().max()))
+
+
+def test_a_matrix_of_low_rank_becomes_factors_that_do_the_same(reduces: Reduces):
+    config = reduces(rank_energy=0.999999)
+    state, plan, port = opened(config)
+    name = "model.layers.1.mlp.down_proj.weight"
+    gen = torch.Generator().manual_seed(1)
+    rows, columns = state.weights[name].shape
+    thin = torch.randn(rows, 3, generator=gen) @ torch.randn(3, columns, generator=gen) / 20
+    state = changed(state, {name: thin})
+    after, fits, told = reduce(state, plan, port, [0, 1])
+    assert told is not None
+    assert told["ranks"] == {name: 3}
+    assert told["rank_errors"][name] < 1e-3
+    assert [(e.kind, e.path, e.kept) for e in after.edits] == [("rank", name[:-7], (3,))]
+    assert close(logits(config, after), logits(config, state))
+    less = rows * columns - 3 * (rows + columns)
+    assert told["parameters"] - told["parameters_after"] == less
+    assert count_kept(state.masks) - count_kept(after.masks) == less
+    assert fits.layout.shapes == {n: w.shape for n, w in after.weights.items()}
+    assert after.masks.keys() == set(fits.layout.prunable)
+    assert after.traffic.up > 0
+
+
+def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces: Reduces):
+    config = reduces(rank_budget=0.5)
+    state, plan, port = opened(config)
+    after, _, told = reduce(state, plan, port, [1])
+    assert told is not None
+    name = max(told["rank_errors"], key=told["rank_errors"].get)  # others are rounding
+    path = name.removesuffix(".weight")
+    house = house_of(config)
+    load_into(house.model, state.weights)
+    seen: list[Tensor] = []
+
+    def see(_name: str, layer: Any, x: Tensor, _y: Tensor) -> None:
+        seen.append(input_rows(layer, x).flatten(0, 2).double())
+
+    with watching(layers_of(house.model.eval(), [name]), see), torch.no_grad():
+        house.task.loss(house.model, house.shards[1].train)
+    x, w = torch.cat(seen).t(), state.weights[name].double()
+    product = after.weights[f"{path}.1.weight"] @ after.weights[f"{path}.0.weight"]
+    error = ((w - product.double()) @ x).norm() / (w @ x).norm()
+    assert told["rank_errors"][name] == pytest.approx(float(error), rel=1e-2)
+    plain = replace(plan, config=reduces(rank_budget=0.5, rank_by="weights"))
+    other, _, _ = reduce(state, plain, port, [1])
+    assert other.traffic.up == 0
+
+
+def test_a_budget_is_kept(reduces: Reduces):
+    for budget in (0.7, 0.4):
+        state, plan, port = opened(reduces(rank_budget=budget))
+        after, fits, told = reduce(state, plan, port, [0, 1])
+        assert told is not None
+        assert count_kept(after.masks) <= budget * count_kept(state.masks)
+        kinds = [type(m) for m in fits.model.modules()] if fits.model is not None else []
+        assert kinds.count(Factored) == len(told["ranks"])
+
+
+@pytest.mark.parametrize("method", ["dead", "merge"])
+def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(
+    reduces: Reduces, method: str
+):
+    state, plan, port = opened(reduces(reduce=(method, "low-rank"), rank_energy=0.9))
+    path = next(g.path for g in plan.layout.structure.groups if "mlp" in g.path)
+    empty = pruned(state, without_units(state.masks, plan.layout, {path: (0, 5)}))
+    after, fits, told = reduce(empty, plan, port, [0, 1])
+    assert told is not None
+    assert path not in told.get("dead", {})
+    (kept,) = (e.kept for e in after.edits if e.path == path)
+    assert not {0, 5} & {*kept}
+    assert fits.layout.shapes == {n: w.shape for n, w in after.weights.items()}
+
+
+def test_validation_decides_how_far_to_go(reduces: Reduces):
+    far, near = (reduces(rank_tolerance=t) for t in (10.0, 0.0))
+    state, plan, port = opened(far)
+    after, _, told = reduce(state, plan, port, [0, 1])
+    assert told is not None
+    assert [budget for budget, _ in told["tried"]] == [0.125]
+    assert after.edits
+    after, fits, told = reduce(state, replace(plan, config=near), port, [0, 1])
+    assert told is not None
+    losses = [loss for _, loss in told["tried"]]
+    within = [loss <= told["loss_before"] for loss in losses]
+    assert within[:-1] == [False] * (len(losses) - 1)
+    if not within[-1]:
+        assert (after.edits, told["ranks"], fits.edits) == ((), {}, ())
+        assert len(losses) == 7
+    assert after.traffic.evaluation > 0
+
+
+def test_dead_and_duplicate_neurons_leave_the_model_without_a_trace(reduces: Reduces):
+    config = reduces(reduce=("dead", "merge"), shrink="never")
+    state, plan, port = opened(config)
+    group = next(g for g in plan.layout.structure.groups if g.path == "model.layers.1.mlp")
+    gate, up, down = (
+        state.weights[f"{group.path}.{name}_proj.weight"].clone() for name in ("gate", "up", "down")
+    )
+    gate[3] = 0.0  # silu(0) is 0
+    gate[7], up[7] = gate[5], up[5]
+    down[:, 9] = 0.0
+    names = [f"{group.path}.{name}_proj.weight" for name in ("gate", "up", "down")]
+    state = changed(state, dict(zip(names, (gate, up, down), strict=True)))
+    after, fits, told = reduce(state, plan, port, [0, 1])
+    assert told is not None
+    assert told["dead"] == {group.path: 2}
+    assert told["merged"] == {group.path: 1}
+    assert told["merge_errors"] == {group.path: 0.0}
+    (edit,) = after.edits
+    assert set(range(len(gate))) - set(edit.kept) == {3, 7, 9}
+    small = next(g for g in fits.layout.structure.groups if g.path == group.path)
+    assert len(producers_of(small)[0].index) == len(edit.kept)
+    assert close(logits(config, after), logits(config, state))
+
+
+def test_merging_alone_keeps_the_function(reduces: Reduces):
+    config = reduces(reduce=("merge",))
+    state, plan, port = opened(config)
+    group = next(g for g in plan.layout.structure.groups if g.kind == "neuron")
+    weights = {p.tensor: state.weights[p.tensor].clone() for p in producers_of(group)}
+    for part in producers_of(group):
+        rows = as_rows(plan.layout, part.tensor, weights[part.tensor])
+        rows[4] = rows[2]
+    masks = {n: m.clone() for n, m in state.masks.items()}
+    reader = group.parts[-1].tensor
+    masks[reader][:, 2] = False  # what is added to a removed weight brings it back
+    state = replace(changed(state, weights), masks=masks)
+    state = replace(state, weights=masked(state.weights, masks))
+    after, _, told = reduce(state, plan, port, [0, 1])
+    assert told is not None
+    assert told["merged"] == {group.path: 1}
+    assert close(logits(config, after), logits(config, state))
+    assert count_kept(after.masks) < count_kept(state.masks)
+    assert after.masks[reader][:, 2].all()
+
+
+def test_equal_matrices_become_one_and_stay_one(reduces: Reduces):
+    config = reduces(reduce=("share",), sparsity=0.0)
+    state, plan, port = opened(config)
+    first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
+    state = changed(state, {second: state.weights[first].clone()})
+    after, fits, told = reduce(state, plan, port, [0, 1])
+    assert told is not None
+    assert told["shared"] == [[second, first, 0.0]]
+    assert second not in after.weights
+    assert second not in after.masks
+    assert after.traffic == state.traffic
+    assert torch.equal(logits(config, after), logits(config, state))
+    assert fits.layout.parameters == plan.layout.parameters - state.weights[first].numel()
+
+
+def test_near_ones_are_shared_as_their_mean_only_where_that_is_asked(reduces: Reduces):
+    first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
+    for within, count in ((None, 0), (0.2, 1)):
+        config = reduces(reduce=("share",), sparsity=0.0, reduce_within=within)
+        state, plan, port = opened(config)
+        near = state.weights[first] * 1.1
+        after, _, told = reduce(changed(state, {second: near}), plan, port, [0, 1])
+        assert told is not None
+        assert len(told["shared"]) == count
+        if count:
+            assert torch.allclose(after.weights[first], 1.05 * state.weights[first])
+
+
+def test_nothing_is_reduced_where_too_few_answer(reduces: Reduces):
+    config = reduces()
+    state, plan, port = opened(config)
+
+    def nobody(question: Any, partitions: Any) -> Any:
+        return replace(port.ask(question, partitions), total=None, answered=())
+
+    after, fits, told = reduce(state, plan, replace(port, ask=nobody), [0, 1])
+    assert (told, after.edits, fits) == (None, (), plan)
+    assert after.weights is state.weights
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path, Any]:
+    config = tiny(
+        rounds=5, warmup=1, end=4, reduce_round=3, rank_budget=0.9, baselines=["dense"],
+        reduce=["dead", "merge", "share", "low-rank"], sparsity=0.9,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("reduced") / "run"
+    return config, folder, federate(config, folder=folder)
+
+
+def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(
+    whole_run: tuple[RunConfig, Path, Any], same: Callable[..., bool]
+):
+    _, folder, result = whole_run
+    rows = [row for row in result.rows if row["arm"] == "pruned"]
+    assert not any(row["failures"] for row in rows)
+    assert rows[4]["sparsity"] > rows[2]["sparsity"]
+    assert [row["reduced"] is not None for row in rows] == [False, False, True, False, False]
+    told = rows[2]["reduced"]
+    assert told["ranks"]
+    assert rows[2]["parameters"] < rows[1]["parameters"]
+    assert rows[4]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    factors = [f"{n.removesuffix('.weight')}.{i}.weight" for n in told["ranks"] for i in (0, 1)]
+    assert set(factors) <= result.state.masks.keys()
+    dense = [row for row in result.rows if row["arm"] == "dense"]
+    assert all(row["reduced"] is None for row in dense)
+    assert {row["parameters"] for row in dense} == {rows[0]["parameters"]}
+    for path in (folder, folder / "model"):
+        assert same(state_of(load(path)), result.state.weights)
+
+
+def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(
+    whole_run: tuple[RunConfig, Path, Any], tmp_path: Path
+):
+    config, _, result = whole_run
+    stopped = config.model_copy(update={"baselines": ()})
+    broken = federate_until(stopped, tmp_path, 3)
+    assert broken
+    again = federate(stopped, folder=tmp_path, resume=True)
+    ends = [r["weights_digest"] for r in result.rows if r["arm"] == "pruned"]
+    assert [r["weights_digest"] for r in again.rows] == ends
+
+
+def test_a_schedule_that_asks_for_less_than_is_gone_already_takes_nothing(tiny: Tiny):
+    keys = {"reduce": ["low-rank"], "rank_budget": 0.3, "score_steps": 2, "reduce_round": 3}
+    result = federate(tiny(rounds=4, warmup=1, end=4, sparsity=0.2, **keys))
+    rows = result.rows
+    assert not any(row["failures"] for row in rows)
+    assert rows[1]["sparsity"] < 0.2 < rows[2]["sparsity"] == rows[3]["sparsity"]
+    assert result.summary["reached"]
+
+
+class Stop(Exception):
+    """What breaks a run off."""
+
+
+def federate_until(config: RunConfig, folder: Path, round_: int) -> bool:
+    from fedprune.server.watch import Watch
+
+    def row(seen: Any, _seconds: float, _state: State) -> None:
+        if seen["round"] == round_:
+            raise Stop
+
+    try:
+        federate(config, folder=folder, watch=Watch(row=row))
+    except Stop:
+        return True
+    return False

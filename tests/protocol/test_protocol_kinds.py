@@ -1,0 +1,348 @@
+"""What an answer consists of, and what of it is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import SCORES, RunConfig
+from fedprune.client.host import House
+from fedprune.options.refusal import Refused
+from fedprune.protocol.checks import check, check_sum
+from fedprune.protocol.kinds import Form, fitting, form_of
+from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.scores.combine import COMBINES
+from fedprune.tensors import count_kept
+
+Tiny = Callable[..., RunConfig]
+Cnn = tuple[House, Question]
+NAN, INF = float("nan"), float("inf")
+SHAPES = {n: torch.Size(s) for n, s in {"conv": (2, 3), "bias": (2,), "head": (4,)}.items()}
+PRUNABLE = {n: SHAPES[n] for n in ("conv", "head")}
+MASKS = {
+    "conv": torch.tensor([[True, False, True], [False, False, True]]),
+    "head": torch.tensor([False, True, False, False]),
+}
+COUNTS = {
+    "score": {"count": 3.0},
+    "tune": {"loss": 2.0, "count": 3.0},
+    "evaluate": {"loss": 2.0, "correct": 1, "count": 3},
+}
+FORMS = {
+    "score": Form(PRUNABLE, MASKS, frozenset(COUNTS["score"]), voters=4),
+    "tune": Form(SHAPES, MASKS, frozenset(COUNTS["tune"])),
+    "evaluate": Form({}, {}, frozenset(COUNTS["evaluate"])),
+}
+SIZES = {"score": 4, "tune": 6, "evaluate": 0}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_how_many_values_an_answer_carries(kind: str):
+    assert FORMS[kind].values == SIZES[kind]
+    check(torch.zeros(SIZES[kind]), 1.0, COUNTS[kind], FORMS[kind])
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("off", [-1, 1, 100])
+def test_another_number_of_values_is_refused(kind: str, off: int):
+    size = SIZES[kind]
+    values = torch.zeros(size + off if size else abs(off))
+    reason = f"wrong shape: {values.numel()} values, expected {size}"
+    with pytest.raises(Refused, match=reason) as e:
+        check(values, 1.0, COUNTS[kind], FORMS[kind])
+    assert e.value.field == "values"
+
+
+# What travels, by sorted name: the flat position of a value, and whose tensor it is.
+SPOTS = [
+    ("tune", 0, "bias"),
+    ("tune", 1, "bias"),
+    ("tune", 2, "conv"),
+    ("tune", 4, "conv"),
+    ("tune", 5, "head"),
+    ("score", 0, "conv"),
+    ("score", 2, "conv"),
+    ("score", 3, "head"),
+]
+
+
+@pytest.mark.parametrize(("kind", "spot", "name"), SPOTS)
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_the_tensor_with_the_nan_is_named(kind: str, spot: int, name: str, bad: float):
+    values = torch.zeros(SIZES[kind])
+    values[spot] = bad
+    with pytest.raises(Refused, match="NaN or infinite") as e:
+        check(values, 1.0, COUNTS[kind], FORMS[kind])
+    assert e.value.field == name
+
+
+def test_a_position_is_named_as_it_is_spread():
+    named = FORMS["tune"].named(torch.arange(1.0, 7.0))
+    assert named["bias"].tolist() == [1.0, 2.0]
+    assert named["conv"].tolist() == [[3.0, 0.0, 4.0], [0.0, 0.0, 5.0]]
+    assert named["head"].tolist() == [0.0, 6.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, NAN, INF])
+def test_a_weight_that_is_no_positive_number_is_refused(weight: float):
+    with pytest.raises(Refused, match=f"{weight} is not a positive number") as e:
+        check(torch.zeros(6), weight, COUNTS["tune"], FORMS["tune"])
+    assert e.value.field == "weight"
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_total_that_is_not_finite_is_refused_by_its_name(bad: float):
+    totals = {"loss": bad, "correct": 1.0, "count": 3.0}
+    with pytest.raises(Refused, match="is not finite") as e:
+        check(torch.zeros(0), 1.0, totals, FORMS["evaluate"])
+    assert e.value.field == "loss"
+
+
+@pytest.mark.parametrize(
+    ("kind", "totals"),
+    [
+        ("tune", {}),
+        ("tune", {"count": 3.0}),
+        ("evaluate", {"loss": 1.0, "count": 3.0}),
+        ("score", {"count": 3.0, "smuggled": 1.0}),
+        ("score", {"count": -1.0}),
+        ("evaluate", {"loss": 1.0, "correct": -1.0, "count": 3.0}),
+    ],
+)
+def test_totals_that_the_server_could_not_use_are_refused(kind: str, totals: dict[str, float]):
+    with pytest.raises(Refused):
+        check(torch.zeros(SIZES[kind]), 1.0, totals, FORMS[kind])
+
+
+SUMS = {"head": torch.Size([4]), "inputs": torch.Size([3])}
+
+
+def test_statistics_are_checked_like_values():
+    form = replace(FORMS["tune"], sums=SUMS)
+    assert form.statistics == 1 + 3, "the head's where it is alive, the others whole"
+    what = (torch.zeros(6), 1.0, COUNTS["tune"], form)
+    check(*what, torch.zeros(4))
+    for odd in (None, torch.zeros(3), torch.zeros(5)):
+        with pytest.raises(Refused, match=r"wrong shape: \d values, expected 4") as e:
+            check(*what, odd)
+        assert e.value.field == "statistics"
+    for spot, name in [(0, "head"), (1, "inputs"), (3, "inputs")]:
+        bad = torch.zeros(4)
+        bad[spot] = NAN
+        with pytest.raises(Refused, match="NaN or infinite") as e:
+            check(*what, bad)
+        assert e.value.field == name
+    with pytest.raises(Refused, match="4 values, expected 0"):
+        check(torch.zeros(6), 1.0, COUNTS["tune"], FORMS["tune"], torch.zeros(4))
+
+
+def test_a_mask_fits_what_has_its_name_and_its_shape():
+    shapes = {"conv": torch.Size([3]), "head": torch.Size([4]), "other": torch.Size([4])}
+    assert fitting(shapes, MASKS).keys() == {"head"}
+
+
+FOLDED = Folded(
+    torch.tensor([1.0, 1e-300, -3.25, 0.0], dtype=torch.float64),
+    8.5,
+    {"count": 11.0},
+    torch.tensor([2, 0, 1, 2]),
+    (4, 7),
+    (Failure(5, "score", "w", "NaN or infinite"),),
+    321,
+)
+
+
+def test_a_good_sum_passes():
+    check_sum(FOLDED, FORMS["score"])
+    check_sum(replace(FOLDED, votes=None), FORMS["score"])
+    check_sum(Folded(failures=FOLDED.failures), FORMS["score"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"total": None}, "values"),
+        ({"total": torch.zeros(5, dtype=torch.float64)}, "values"),
+        ({"total": torch.tensor([0.0, NAN, 0.0, 0.0])}, "conv"),
+        ({"weight": 0.0}, "weight"),
+        ({"weight": INF}, "weight"),
+        ({"totals": {"count": NAN}}, "count"),
+        ({"bytes_up": -1}, "bytes_up"),
+        ({"votes": torch.tensor([1, 1])}, "votes"),
+        ({"votes": torch.tensor([1, 1, 1, 1, 1])}, "votes"),
+        ({"votes": torch.tensor([3, 1, 1, 1])}, "votes"),
+        ({"votes": torch.tensor([0, -1, 1, 1])}, "votes"),
+        ({"held": torch.ones(4)}, "held"),
+        ({"held": torch.ones(4), "votes": None}, "held"),
+        ({"statistics": torch.zeros(1)}, "statistics"),
+        ({"singles": torch.zeros(2, 4)}, "singles"),
+        ({"answered": ()}, "answered"),
+        ({"answered": (), "weight": 0.0, "totals": {}, "votes": None}, "answered"),
+        ({"answered": (), "weight": 0.0, "totals": {}, "total": None}, "answered"),
+        ({"answered": (), "weight": 0.0, "votes": None, "total": None}, "answered"),
+    ],
+    ids=str,
+)
+def test_a_sum_that_would_spoil_the_servers_is_refused(changes: dict[str, Any], field: str):
+    with pytest.raises(Refused) as e:
+        check_sum(replace(FOLDED, **changes), FORMS["score"])
+    assert e.value.field == field
+
+
+RANKS = replace(FORMS["score"], within=(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "form", "field"),
+    [
+        ({"total": torch.tensor([0.0, 0.0, 0.0, 8e45]).double()}, FORMS["score"], "head"),
+        ({"total": torch.tensor([0.0, -1e60, 0.0, 0.0]).double()}, FORMS["score"], "conv"),
+        ({"weight": 3e16}, FORMS["score"], "weight"),
+        ({"totals": {"count": 1e17}}, FORMS["score"], "count"),
+        ({"total": torch.tensor([0.0, 8.5, 9.0, 1.0]).double()}, RANKS, "conv"),
+        ({"total": torch.tensor([0.0, 8.5, 1.0, -0.1]).double()}, RANKS, "head"),
+        ({"norms": (1.0, 2.0)}, FORMS["score"], "norms"),
+        ({"norms": (1.0,)}, replace(FORMS["score"], normed=True), "norms"),
+        ({"norms": (1.0, NAN)}, replace(FORMS["score"], normed=True), "norms"),
+    ],
+)
+def test_a_sum_is_checked_as_what_it_becomes(changes: dict[str, Any], form: Form, field: str):
+    """A mean beyond float32 is as bad as an infinite one."""
+    with pytest.raises(Refused) as e:
+        check_sum(replace(FOLDED, **changes), form)
+    assert e.value.field == field
+
+
+def test_the_largest_sums_of_honest_ranks_pass():
+    check_sum(replace(FOLDED, total=torch.tensor([0.0, 8.5, 1.0, 8.5]).double()), RANKS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "field"),
+    [
+        ("tune", {"values": torch.tensor([0.0, 0, 0, 0, 0, 2e30])}, "head"),
+        ("tune", {"weight": 1e300}, "weight"),
+        ("tune", {"totals": {"loss": 1e91, "count": 3.0}}, "loss"),
+        ("evaluate", {"totals": {"loss": 2.0, "correct": 4, "count": 3}}, "correct"),
+        ("evaluate", {"totals": {"loss": 2.0, "correct": 1, "count": 1e18}}, "count"),
+    ],
+)
+def test_a_number_that_nobody_can_have_is_refused(kind: str, changes: dict[str, Any], field: str):
+    good = {"values": torch.zeros(SIZES[kind]), "weight": 1.0, "totals": COUNTS[kind]}
+    check(**good, form=FORMS[kind])
+    with pytest.raises(Refused) as e:
+        check(**{**good, **changes}, form=FORMS[kind])
+    assert e.value.field == field
+
+
+def test_of_several_candidates_none_is_right_more_often_than_there_are_labels():
+    totals = {"count": 3.0, "loss_0": 1.0, "loss_1": 1.0, "correct_0": 3.0, "correct_1": 4.0}
+    with pytest.raises(Refused) as e:
+        check(torch.zeros(0), 1.0, totals, Form({}, {}, frozenset(totals)))
+    assert e.value.field == "correct_1"
+
+
+def test_votes_that_nobody_asked_for_are_refused():
+    tuned = replace(FOLDED, total=torch.zeros(6), totals=COUNTS["tune"])
+    with pytest.raises(Refused) as e:
+        check_sum(tuned, FORMS["tune"])
+    assert e.value.field == "votes"
+
+
+OWN = replace(FORMS["tune"], voters=4, own=True)
+OWN_SUM = replace(
+    FOLDED, total=torch.zeros(6), totals=COUNTS["tune"], held=torch.tensor([8.5, 0.0, 3.0, 8.5])
+)
+
+
+def test_under_masks_of_their_own_clients_owe_votes_and_who_held_what():
+    check_sum(OWN_SUM, OWN)
+    with pytest.raises(Refused, match="none, expected 4") as e:
+        check_sum(replace(OWN_SUM, votes=None), OWN)
+    assert e.value.field == "votes"
+    for bad in (None, torch.ones(3), torch.tensor([0, -1.0, 1, 1]), torch.tensor([0, NAN, 1, 1])):
+        with pytest.raises(Refused) as e:
+            check_sum(replace(OWN_SUM, held=bad), OWN)
+        assert e.value.field == "held"
+
+
+@pytest.mark.parametrize(
+    "singles", [None, torch.zeros(2, 3), torch.zeros(3, 4), torch.full((2, 4), NAN)], ids=str
+)
+def test_a_rule_that_looks_at_clients_one_by_one_needs_one_row_each(singles: Any):
+    form = replace(FORMS["score"], singly=True)
+    check_sum(replace(FOLDED, singles=torch.ones(2, 4)), form)
+    with pytest.raises(Refused) as e:
+        check_sum(replace(FOLDED, singles=singles), form)
+    assert e.value.field == "singles"
+
+
+def form(cnn: Cnn, kind: str, *, config: RunConfig | None = None, **what: Any) -> Form:
+    house, about = cnn
+    return form_of(replace(about, kind=kind, **what), config or house.config, house.layout)
+
+
+def test_forms_of_the_default_run(cnn: Cnn):
+    house, about = cnn
+    alive = count_kept(about.masks)
+    scored = form(cnn, "score", score="taylor", sparsity=0.7)
+    assert (scored.values, scored.voters, scored.totals) == (alive, alive, {"count"})
+    assert form(cnn, "score", score="taylor").voters == 0
+    tuned = form(cnn, "tune")
+    everything = sum(s.numel() for s in house.layout.shapes.values())
+    removed = sum(m.numel() for m in about.masks.values()) - alive
+    assert (tuned.values, tuned.voters, tuned.own) == (everything - removed, 0, False)
+    assert tuned.totals == {"loss", "count"}
+    measured = form(cnn, "evaluate", part="validation")
+    assert measured.values == 0
+    assert measured.totals >= {"loss", "correct", "count"}
+    assert form(cnn, "describe").shapes == {"test": (10,), "train": (10,)}
+
+
+def test_asking_about_everything_or_a_part(cnn: Cnn):
+    house, about = cnn
+    dense = form(cnn, "score", score="gradient", dense=True)
+    assert dense.values == sum(m.numel() for m in about.masks.values())
+    first = house.layout.prunable[0]
+    one = form(cnn, "score", score="taylor", names=(first,), sparsity=0.7)
+    assert one.values == one.voters == int(about.masks[first].sum())
+
+
+@pytest.mark.parametrize("name", COMBINES)
+def test_a_form_says_what_a_combination_needs(name: str, cnn: Cnn, tiny: Tiny):
+    rule = COMBINES[name]
+    alive = count_kept(cnn[1].masks)
+    sent = form(cnn, "score", config=tiny(combine=name), score="taylor", sparsity=0.7)
+    assert sent.values == (alive if rule.valued else 0)
+    assert sent.singly == (rule.merge is not None)
+    assert sent.voters == alive
+
+
+def test_of_wanda_one_number_an_input_travels(cnn: Cnn, tiny: Tiny):
+    """Unless the clients finish their scores themselves."""
+    house, about = cnn
+    asked: dict[str, Any] = {"score": "wanda"}
+    pooled = form(cnn, "score", config=tiny(score="wanda"), **asked)
+    kinds = SCORES["wanda"].asks[0].shapes(house.layout, house.layout.prunable, "weight", 0)
+    assert pooled.shapes == kinds
+    assert pooled.values == sum(s.numel() for s in kinds.values()) < count_kept(about.masks) / 5
+    own = form(cnn, "score", config=tiny(score="wanda", combine="mean"), **asked)
+    assert own.values == count_kept(about.masks)
+
+
+@pytest.mark.parametrize("wire", ["fp32", "fp16", "log8"])
+def test_what_a_cast_costs_is_told_only_where_there_is_one(wire: str, cnn: Cnn, tiny: Tiny):
+    sent = form(cnn, "score", config=tiny(score_wire=wire), score="taylor", sparsity=0.7)
+    assert sent.totals == ({"count"} if wire == "fp32" else {"count", "overlap", "own"})
+
+
+def test_forms_of_tuning_with_more_than_the_change(cnn: Cnn, tiny: Tiny):
+    alive = count_kept(cnn[1].masks)
+    watched = form(cnn, "tune", config=tiny(score_during="tune"), score="taylor")
+    assert (watched.statistics, watched.own) == (alive, False)
+    own = form(cnn, "tune", config=tiny(masks="union"), score="taylor", sparsity=0.7)
+    assert (own.statistics, own.voters, own.own) == (0, alive, True)
+    plain = form(cnn, "tune", config=tiny(masks="union"))
+    assert (plain.voters, plain.own) == (0, False), "in a round that does not prune"

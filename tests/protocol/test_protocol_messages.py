@@ -1,0 +1,254 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune.codec.masks import encode_mask
+from fedprune.options.refusal import Refused
+from fedprune.protocol.messages import (
+    Answer,
+    Failure,
+    Folded,
+    Question,
+    as_sum,
+    summed,
+)
+from fedprune.protocol.packets import (
+    decode_answer,
+    decode_question,
+    encode_answer,
+    encode_question,
+)
+from fedprune.structure.layout import Layout
+
+SHAPES = {"conv": (2, 3), "bias": (2,), "head": (4,)}
+LAYOUT = Layout({n: torch.Size(s) for n, s in SHAPES.items()}, ("conv", "head"), ("bias",), {})
+MASKS = {
+    "conv": torch.tensor([[True, False, True], [False, False, True]]),
+    "head": torch.tensor([False, True, False, False]),
+}
+
+
+def question(**changes: Any) -> Question:
+    weights = {n: torch.randn(s) for n, s in SHAPES.items()}
+    weights = {n: w * MASKS[n] if n in MASKS else w for n, w in weights.items()}
+    return Question(**{"kind": "tune", "round": 3, "weights": weights, "masks": MASKS} | changes)
+
+
+def answer(values: list[float], weight: float, votes: list[bool] | None = None) -> Answer:
+    flags = None if votes is None else torch.tensor(votes)
+    return Answer(torch.tensor(values), weight, {"count": weight}, flags)
+
+
+def test_two_clients_and_three_numbers():
+    answers = [
+        answer([1.0, 2.0, 3.0], 2.0, [True] * 3),
+        answer([10.0, 0.5, -3.0], 6.0, [False] * 3),
+    ]
+    folded = summed(as_sum(a, p, 100 + p) for p, a in enumerate(answers))
+    assert folded.total is not None
+    assert folded.total.tolist() == [62.0, 7.0, -12.0]
+    assert (folded.weight, folded.totals, folded.answered) == (8.0, {"count": 8.0}, (0, 1))
+    assert folded.votes is not None
+    assert folded.votes.tolist() == [1, 1, 1]
+    assert folded.bytes_up == 201
+
+
+def test_a_sum_is_float64_whatever_came():
+    folded = as_sum(Answer(torch.tensor([0.1]), 3.0, {}), 0, 1)
+    assert folded.total is not None
+    assert folded.total.dtype == torch.float64
+    assert folded.total.item() == float(torch.tensor(0.1)) * 3.0
+
+
+@pytest.mark.parametrize("size", [5, 2**17, 2**18 + 3])
+def test_an_answer_added_to_a_sum_is_the_sum_of_both(size: int):
+    gen = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(size, generator=gen) for _ in range(3)]
+    each = [Answer(v, 1.0 + p, {"count": p}, v > 0) for p, v in enumerate(drawn)]
+    expected, folded = summed(as_sum(a, p, 10) for p, a in enumerate(each)), Folded()
+    for p, a in enumerate(each):
+        folded = as_sum(a, p, 10, folded)
+    assert torch.equal(folded.total, expected.total)
+    assert torch.equal(folded.votes, expected.votes)
+    assert torch.equal(drawn[0], torch.randn(size, generator=torch.Generator().manual_seed(0)))
+    rest = {"total": None, "votes": None}
+    assert dataclasses.replace(folded, **rest) == dataclasses.replace(expected, **rest)
+
+
+def test_answers_are_added_in_the_order_given():
+    big, small = 1e17, [3.0] * 10  # 1e17 + 3 rounds to 1e17, 1e17 + 30 does not
+    pieces = [Folded(torch.tensor([v], dtype=torch.float64)) for v in [big, *small]]
+    turned = [Folded(torch.tensor([v], dtype=torch.float64)) for v in [*small, big]]
+    first, last = summed(pieces).total, summed(turned).total
+    assert first is not None
+    assert last is not None
+    assert (first.item(), last.item()) == (sum([big, *small]), sum([*small, big]))
+    assert first.item() != last.item()
+
+
+def test_failures_and_silence_add_nothing_but_themselves():
+    failure = Failure(1, "tune", "conv", "NaN or infinite")
+    pieces = [Folded(failures=(failure,), bytes_up=7), as_sum(answer([1.0], 1.0), 2, 5), Folded()]
+    folded = summed(pieces)
+    assert folded.total is not None
+    assert folded.total.tolist() == [1.0]
+    assert (folded.answered, folded.failures, folded.bytes_up) == ((2,), (failure,), 12)
+    assert summed([]) == Folded()
+
+
+def test_totals_add_up_by_name():
+    pieces = [Folded(totals={"loss": 1.5, "count": 2}), Folded(totals={"count": 3, "correct": 1})]
+    assert summed(pieces).totals == {"loss": 1.5, "count": 5, "correct": 1}
+
+
+def test_a_question_comes_back_as_it_went():
+    asked = question(
+        kind="score",
+        score="taylor",
+        ask=1,
+        names=("head",),
+        given={"head": torch.tensor([9.0, 2.0, 9.0, 9.0]), "basis": torch.randn(3, 2)},
+        dense=True,
+        sparsity=0.25,
+        lr=0.125,
+        part="test",
+    )
+    seen = decode_question(encode_question(asked, "fp32"), LAYOUT)
+    for field in dataclasses.fields(Question):
+        if field.name not in {"weights", "masks", "given", "known"}:
+            assert getattr(seen, field.name) == getattr(asked, field.name)
+    assert list(seen.given) == ["head", "basis"]
+    assert seen.given["head"].tolist() == [0.0, 2.0, 0.0, 0.0], "what was removed does not travel"
+    assert torch.equal(seen.given["basis"], asked.given["basis"])
+    assert list(seen.weights) == list(SHAPES)
+    assert all(torch.equal(seen.weights[n], asked.weights[n]) for n in SHAPES)
+    assert all(torch.equal(seen.masks[n], MASKS[n]) for n in MASKS)
+
+
+@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+def test_a_question_carries_kept_values_only(wire: str, width: int):
+    assert len(encode_question(question(), wire).values) == 6 * width
+
+
+def test_a_question_under_another_mask_than_it_names_is_refused():
+    packet = encode_question(question(), "fp32")
+    other = {n: torch.roll(m, 1) for n, m in MASKS.items()}
+    with pytest.raises(ValueError, match="mask is not the one"):
+        decode_question(dataclasses.replace(packet, bits=encode_mask(other)), LAYOUT)
+
+
+def test_a_question_with_too_few_values_is_refused():
+    packet = encode_question(question(), "fp32")
+    with pytest.raises(ValueError, match="expected 6 values, got 5"):
+        decode_question(dataclasses.replace(packet, values=bytes(packet.values)[:-4]), LAYOUT)
+
+
+@pytest.mark.parametrize("votes", [None, [True, False, True, True], [False] * 4])
+def test_an_answer_comes_back_as_it_went(votes: list[bool] | None):
+    given = answer([0.1, -2.0, 3e-39, 4.0], 17.0, votes)
+    asked = question(kind="score")
+    seen = decode_answer(encode_answer(given, asked, "bf16"), asked, 4)
+    assert torch.equal(seen.values, given.values), "statistics travel as fp32 on any wire"
+    assert (seen.weight, seen.totals) == (given.weight, given.totals)
+    assert votes == (None if seen.votes is None else seen.votes.tolist())
+
+
+@pytest.mark.parametrize(("wire", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_change_is_cast_to_the_type_of_the_wire(wire: str, dtype: torch.dtype):
+    values: Tensor = torch.randn(9)
+    packet = encode_answer(Answer(values, 1.0, {}), question(), wire)
+    assert len(packet.values) == 18
+    assert torch.equal(decode_answer(packet, question(), 9).values, values.to(dtype).float())
+
+
+def test_votes_of_another_length_are_refused():
+    asked = question(kind="score")
+    packet = encode_answer(answer([1.0] * 3, 1.0, [True] * 3), asked, "fp32")
+    with pytest.raises(ValueError, match="expected 4 flags"):
+        decode_answer(packet, asked, 4)
+
+
+# Kept values by sorted name: two of the bias, three of the convolution, one of the head.
+OWN = [
+    ([True, True, True, True], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    ([True, False, True, False], [1.0, 2.0, 3.0, 0.0, 5.0, 0.0]),
+    ([False] * 4, [1.0, 2.0, 0.0, 0.0, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+@pytest.mark.parametrize(("votes", "expected"), OWN)
+def test_under_a_mask_of_its_own_a_client_sends_what_it_keeps(
+    votes: list[bool], expected: list[float], wire: str, width: int
+):
+    given = Answer(torch.tensor(expected), 3.0, {"count": 3.0}, torch.tensor(votes))
+    packet = encode_answer(given, question(), wire, own=True)
+    assert len(packet.values) == width * (2 + sum(votes))
+    seen = decode_answer(packet, question(), 4, own=True)
+    assert seen.values.tolist() == expected
+    assert seen.votes is not None
+    assert seen.votes.tolist() == votes
+    assert (seen.weight, seen.totals) == (given.weight, given.totals)
+
+
+def test_a_change_outside_of_the_own_mask_does_not_travel():
+    values = torch.tensor([1.0, 2.0, 3.0, 99.0, 5.0, 99.0])
+    given = Answer(values, 1.0, {}, torch.tensor([True, False, True, False]))
+    packet = encode_answer(given, question(), "fp32", own=True)
+    seen = decode_answer(packet, question(), 4, own=True)
+    assert seen.values.tolist() == [1.0, 2.0, 3.0, 0.0, 5.0, 0.0]
+
+
+def test_values_that_do_not_fit_the_own_mask_are_refused():
+    packet = encode_answer(answer([1.0] * 6, 1.0, [True] * 4), question(), "fp32", own=True)
+    with pytest.raises(Refused, match="own mask") as bare:
+        decode_answer(dataclasses.replace(packet, bits=b""), question(), 4, own=True)
+    assert bare.value.field == "votes"
+    short = dataclasses.replace(packet, values=bytes(packet.values)[:-4])
+    with pytest.raises(Refused, match="5 values on 6 coordinates") as fewer:
+        decode_answer(short, question(), 4, own=True)
+    assert fewer.value.field == "values"
+
+
+@pytest.mark.parametrize("kind", ["score", "tune"])
+@pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("log8", 1)])
+def test_statistics_travel_in_their_own_type(kind: str, wire: str, width: int):
+    """Those of a scoring answer are its values, those of a tuning answer come beside them."""
+    sums = torch.tensor([0.5, -1024.0, 0.0, 2.0**20])
+    tuned = kind == "tune"
+    given = Answer(torch.ones(6) if tuned else sums, 1.0, {}, None, sums if tuned else None)
+    packet = encode_answer(given, question(kind=kind), "bf16", wire)
+    assert (len(packet.values), len(packet.more)) == ((12, 4 * width) if tuned else (4 * width, 0))
+    assert packet.size() == len(packet.head) + len(packet.values) + len(packet.more)
+    seen = decode_answer(packet, question(kind=kind), 4)
+    back = seen.statistics if tuned else seen.values
+    assert back is not None
+    assert back.tolist() == pytest.approx(sums.tolist(), rel=0.13)
+    assert (seen.statistics is None) == (not tuned)
+
+
+def test_one_by_one_and_held_are_kept_beside_the_sum():
+    answers = [answer([1.0, 2.0], 2.0, [True, False]), answer([5.0, 7.0], 6.0, [True, True])]
+    folded = Folded()
+    for p, a in enumerate(answers):
+        folded = as_sum(a, p, 1, folded, singly=True, held=True)
+    assert folded.singles is not None
+    assert folded.held is not None
+    assert folded.singles.tolist() == [[1.0, 2.0], [5.0, 7.0]]
+    assert folded.held.tolist() == [8.0, 6.0]
+    hosts = [as_sum(a, p, 1, singly=True, held=True) for p, a in enumerate(answers)]
+    both = summed(hosts)
+    assert torch.equal(both.singles, folded.singles)
+    assert torch.equal(both.held, folded.held)
+    assert torch.equal(both.total, folded.total)
+
+
+def test_statistics_are_added_up_without_a_weight():
+    answers = [Answer(torch.zeros(1), w, {}, None, torch.tensor([0.5, w])) for w in (2.0, 6.0)]
+    folded = summed(as_sum(a, p, 1) for p, a in enumerate(answers))
+    assert folded.statistics is not None
+    assert folded.statistics.tolist() == [1.0, 8.0]
+    assert folded.statistics.dtype == torch.float64

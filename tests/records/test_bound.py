@@ -1,0 +1,165 @@
+"""What a run goes on with is what it began with, and every file that it counts on is as written."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune import ConfigError, RunConfig, federate
+from fedprune.client.host import House, open_house
+from fedprune.engines.inline import inline_port
+from fedprune.records.folder import check_resumable, checkpoint_path, read_rows
+from fedprune.runtime.files import read_verified, write_verified
+from fedprune.server.watch import Watch
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+@pytest.fixture(scope="module")
+def half(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, house_of: HouseOf
+) -> tuple[RunConfig, Path]:
+    """A run that was killed after round three of five."""
+    config, folder = tiny(model="mlp", local_steps=1), tmp_path_factory.mktemp("bound") / "run"
+
+    def kill(row: Any, *_: Any) -> None:
+        if row["round"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        federate(config, inline_port(house_of(config)), folder=folder, watch=Watch(row=kill))
+    return config, folder
+
+
+@pytest.fixture
+def copied(half: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Path]:
+    return half[0], shutil.copytree(half[1], tmp_path / "run")
+
+
+def test_every_corruption_of_a_checkpoint_is_refused_by_its_name(half: tuple[RunConfig, Path]):
+    path, chance = checkpoint_path(half[1], "pruned"), random.Random(0)
+    whole = path.read_bytes()
+    try:
+        for _ in range(300):
+            data, at = bytearray(whole), chance.randrange(len(whole))
+            match chance.randrange(3):
+                case 0:
+                    data[at] ^= 1 << chance.randrange(8)
+                case 1:
+                    del data[at : at + chance.randint(1, 8)]
+                case _:
+                    data[at:at] = chance.randbytes(chance.randint(1, 8))
+            path.write_bytes(data)
+            with pytest.raises(ConfigError, match=r"pruned\.safetensors"):
+                check_resumable(half[1])
+    finally:
+        path.write_bytes(whole)
+    check_resumable(half[1])
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True)
+
+
+HARM: dict[str, Callable[[Path], Any]] = {
+    "gone": lambda path: path.unlink(),
+    "a line less": lambda path: path.write_text("".join(lines_of(path)[:-1])),
+    "another digit": lambda path: path.write_text(path.read_text().replace("1", "2", 1)),
+    "no json in the middle": lambda path: path.write_text(
+        "".join([lines_of(path)[0], "{\n", *lines_of(path)[2:]])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl", "privacy.jsonl"])
+@pytest.mark.parametrize("harm", HARM)
+def test_what_a_checkpoint_counts_on_is_as_it_was(
+    copied: tuple[RunConfig, Path], name: str, harm: str
+):
+    config, folder = copied
+    HARM[harm](folder / name)
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        federate(config, folder=folder, resume=True)
+
+
+def test_a_damaged_row_is_an_error_not_fewer_rows(tmp_path: Path):
+    path = tmp_path / "rounds.jsonl"
+    path.write_text('{"round": 1}\n{"rou\n{"round": 3}\n{"round": 4')
+    with pytest.raises(ValueError, match=r"rounds\.jsonl: line 2 is damaged"):
+        read_rows(path)
+    path.write_text('{"round": 1}\n{"round": 2')
+    assert read_rows(path) == [{"round": 1}], "a crash cut the last one short"
+
+
+def test_a_verified_file_comes_back_or_is_named(tmp_path: Path):
+    path = tmp_path / "a.bin"
+    for content in (b"", b"x", bytes(100)):
+        write_verified(path, content)
+        assert read_verified(path) == content
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"a\.bin: damaged"):
+        read_verified(path)
+
+
+def edited(folder: Path) -> None:
+    path = folder / "config.toml"
+    path.write_text(path.read_text().replace("seed = 3", "seed = 4"))
+
+
+def test_another_configuration_is_refused_or_written_down(copied: tuple[RunConfig, Path]):
+    config, folder = copied
+    edited(folder)
+    with pytest.raises(ConfigError, match=r"config\.toml is not as it was when the run began"):
+        federate(config, folder=folder, resume=True)
+    result = federate(config, folder=folder, resume=True, anyway=True)
+    (line,) = result.summary["resumed_anyway"]
+    assert line.startswith("config.toml is not as it was")
+    assert line in (folder / "report.html").read_text()
+    again = federate(config, folder=folder, resume=True)
+    assert again.summary["resumed_anyway"] == [line], "once told, it stays"
+
+
+def test_other_data_is_refused(copied: tuple[RunConfig, Path]):
+    config, folder = copied
+    shards = open_house(config).shards
+    other = dict(shards)
+    other[0], other[1] = other[1], other[0]
+    with pytest.raises(ConfigError, match="the data is not as it was"):
+        federate(config, inline_port(open_house(config, other)), folder=folder, resume=True)
+
+
+@pytest.mark.parametrize("package", ["torch", "numpy", "transformers", "fedprune"])
+def test_other_versions_are_refused_by_name(
+    copied: tuple[RunConfig, Path], package: str, monkeypatch: pytest.MonkeyPatch
+):
+    config, folder = copied
+    from fedprune.records import bound
+
+    was = bound._version
+    monkeypatch.setattr(bound, "_version", lambda p: "0.0.1" if p == package else was(p))
+    with pytest.raises(ConfigError, match=rf"{package} is 0\.0\.1, was .* when the run began"):
+        federate(config, folder=folder, resume=True)
+
+
+def test_another_plugin_under_the_same_name_is_refused(tmp_path: Path, tiny: Tiny):
+    plugin = tmp_path / "own.py"
+    text = "from fedprune.tasks.catalog import TASKS as ours\nTASKS = {'own': ours['digits']}\n"
+    plugin.write_text(text)
+    config = tiny(task="own", plugin=str(plugin), model="mlp", rounds=2, warmup=0, end=1)
+    federate(config, folder=tmp_path / "run")
+    plugin.write_text(text + "# another\n")
+    with pytest.raises(ConfigError, match="the plug-in is not as it was"):
+        federate(config, folder=tmp_path / "run", resume=True)
+
+
+def test_nothing_differs_and_nothing_is_said(copied: tuple[RunConfig, Path]):
+    config, folder = copied
+    assert "resumed_anyway" not in federate(config, folder=folder, resume=True).summary

@@ -1,0 +1,155 @@
+"""A run that begins where another one ended: structure and masks stay, density never rises."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import ConfigError, Result, RunConfig, federate
+from fedprune.client.host import open_house
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.records.previous import (
+    continued,
+    data_gone,
+    earlier,
+    on_the_earlier_task,
+)
+from fedprune.report.screen import closing_lines
+from fedprune.structure.edits import Edit
+from fedprune.tensors import count_kept
+
+Tiny = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def before(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    config = tiny(rounds=3, warmup=1, end=3, sparsity=0.6)
+    folder = tmp_path_factory.mktemp("earlier") / "run"
+    return folder, federate(config, inline_port(open_house(config)), folder=folder)
+
+
+def again(folder: Path, **keys: Any) -> Result:
+    given = {"init": str(folder), "engine": "inline", "rounds": 2, "warmup": 0, "local_steps": 1}
+    config = configure({**given, **keys})
+    return federate(config, inline_port(open_house(config)))
+
+
+def test_without_more_it_goes_on_from_the_same_weights_and_masks(before: tuple[Path, Result]):
+    folder, result = before
+    found = earlier(str(folder))
+    config = configure({"init": str(folder), "engine": "inline"})
+    assert (config.task, config.clients) == ("digits", 5)
+    state = continued(config, found)
+    assert all(torch.equal(state.weights[n], w) for n, w in result.state.weights.items())
+    assert all(torch.equal(state.masks[n], m) for n, m in result.state.masks.items())
+    assert state.round == 0
+
+
+def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(
+    before: tuple[Path, Result], tmp_path: Path
+):
+    folder, _ = before
+    config = configure({"init": str(folder), "engine": "inline", "rounds": 1, "warmup": 0})
+    federate(config, folder=tmp_path / "run")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
+    (line,) = (x for x in lines if x["arm"] == "before")
+    assert {"totals.loss", "totals.correct", "totals.count"} <= set(line["fields"])
+    assert (line["asked"], line["covered"]) == (5, False)
+
+
+def test_masks_stay_and_quality_on_the_earlier_task_is_told(before: tuple[Path, Result]):
+    folder, result = before
+    new = again(folder)
+    assert new.summary["mask_digest"] == result.summary["mask_digest"]
+    assert new.summary["weights_digest"] != result.summary["weights_digest"]
+    assert {row["phase"] for row in new.rows} == {"update"}
+    told = new.summary["before"]
+    assert told["then"] == result.summary["quality"]["final"]
+    # The same data: what it says now is the new run's own quality.
+    assert told["now"]["loss"] == pytest.approx(new.summary["quality"]["final"]["loss"])
+
+
+def test_pruning_goes_on_from_the_earlier_sparsity(before: tuple[Path, Result]):
+    folder, result = before
+    new = again(folder, sparsity=0.8, score="magnitude")
+    assert new.summary["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert all(not (m & ~result.state.masks[n]).any() for n, m in new.state.masks.items())
+    assert [r["sparsity"] >= 0.6 for r in new.rows] == [True, True]
+
+
+def test_less_sparsity_than_there_is_is_refused(before: tuple[Path, Result]):
+    with pytest.raises(ConfigError, match=r"sparsity=0\.3.*has 0\.599.*allowed: 0"):
+        again(before[0], sparsity=0.3)
+
+
+def test_the_earlier_task_is_measured_with_its_own_weights(before: tuple[Path, Result]):
+    folder, result = before
+    found = earlier(str(folder))
+    told = on_the_earlier_task(found, result.state)
+    assert told["now"] == result.summary["quality"]["final"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"init=.*allowed: the folder of a whole run"):
+        earlier(str(tmp_path))
+    with pytest.raises(ConfigError, match="init="):
+        configure({"init": str(tmp_path)})
+
+
+def test_a_run_of_another_model_is_refused(before: tuple[Path, Result]):
+    config = configure({"task": "shakespeare", "init": str(before[0]), "clients": 2})
+    with pytest.raises(ConfigError, match="no prunable tensor in common"):
+        continued(config, earlier(str(before[0])))
+
+
+def test_what_was_cut_where_the_new_model_has_nothing_is_refused(before: tuple[Path, Result]):
+    cut = replace(earlier(str(before[0])), edits=(Edit("neuron", "bert.layer.0", (0, 1)),))
+    with pytest.raises(ConfigError, match=r"init=.*'bert\.layer\.0'.*allowed: a run of the same"):
+        continued(configure({"init": str(before[0])}), cut)
+
+
+def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path: Path):
+    old, new, one, two = (tmp_path / name for name in ("old.txt", "new.txt", "one", "two"))
+    for file in (old, new):
+        file.write_text("\n".join(f"{file.stem} line {i} of some text" for i in range(60)))
+    keys = {"task": "language-modelling", "clients": 2, "depth": 1, "width": 16, "length": 16}
+    keys |= {"engine": "inline", "rounds": 1, "warmup": 0, "local_steps": 1, "end": 1}
+    config = configure({**keys, "data": str(old), "sparsity": 0.5, "score": "magnitude"})
+    federate(config, inline_port(open_house(config)), folder=one)
+    assert data_gone(str(one)) == ""
+    old.unlink()
+    assert data_gone(str(one)) == str(old)
+    config = configure({**keys, "init": str(one), "data": str(new)})
+    summary = federate(config, inline_port(open_house(config)), folder=two).summary
+    told = json.loads((two / "summary.json").read_text())["before"]
+    assert told == summary["before"]
+    assert told["now"] is None
+    assert told["then"] is not None
+    assert str(old) in told["why"]
+    assert f"not measured: {told['why']}" in "\n".join(closing_lines(summary, two))
+    assert "this model was not measured: " in (two / "report.html").read_text()
+    assert (two / "model.fedprune").is_file()
+
+
+def test_an_earlier_task_that_nobody_can_measure_says_why(
+    before: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object) -> None:
+        raise RuntimeError("no\nroom")
+
+    monkeypatch.setattr("fedprune.client.host.answer", fails)
+    told = on_the_earlier_task(earlier(str(before[0])), before[1].state)
+    assert (told["now"], told["why"]) == (None, "RuntimeError: no room")
+
+
+def test_what_is_kept_is_counted_against_the_dense_model(before: tuple[Path, Result]):
+    new = again(before[0])
+    kept = count_kept(new.state.masks)
+    assert new.summary["kept_parameters"] == kept
+    whole = new.summary["prunable_parameters"]
+    assert new.summary["sparsity"] == (whole - kept) / whole

@@ -1,0 +1,240 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune import Result, RunConfig, federate
+from fedprune.client.host import House, open_house
+from fedprune.engines.inline import inline_port
+from fedprune.methods.reconstruct import in_order, refitted
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.messages import Question
+from fedprune.redundancy.reconstruction import (
+    RECONSTRUCTIONS,
+    Fit,
+    before_of,
+    outputs_of,
+    refit,
+    sizes_of,
+)
+from fedprune.scores.inputs import inputs_of
+from fedprune.server.ask import Bench, bench_for
+from fedprune.server.state import Plan, State
+from fedprune.structure.layers import (
+    input_rows,
+    layers_of,
+    output_rows,
+    watching,
+)
+from fedprune.structure.layout import as_rows
+from fedprune.tasks.task import Part
+from fedprune.tensors import copied, load_into, masked
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moments(x: Tensor, y: Tensor) -> Fit:
+    return Fit(x.t() @ x, y.t() @ x, float(y.square().sum()))
+
+
+def test_the_fit_is_numpys_least_squares_row_by_row():
+    x, y = random(0, 200, 7), random(1, 200, 5)
+    alive = random(2, 5, 7) > -0.3
+    alive[3] = alive[1]  # solved for together
+    alive[4] = False
+    w = random(3, 5, 7).masked_fill(~alive, 0.0)
+    fresh = refit(w, alive, moments(x, y), ridge=0.0)
+    for i in range(5):
+        kept = alive[i].numpy()
+        best = np.zeros(7)
+        best[kept] = np.linalg.lstsq(x.numpy()[:, kept], y.numpy()[:, i], rcond=None)[0]
+        assert np.allclose(fresh[i].numpy(), best, atol=1e-10)
+    residual = float((y - x @ fresh.t()).square().sum())
+    assert moments(x, y).error(fresh) == pytest.approx(residual)
+
+
+def test_the_ridge_is_towards_what_was_there():
+    x, y, w = random(0, 50, 4), random(1, 50, 3), random(2, 3, 4)
+    alive = torch.ones(3, 4, dtype=torch.bool)
+    fit = moments(x, y)
+    fresh = refit(w, alive, fit, ridge=0.5)
+    damp = 0.5 * float(fit.inputs.diagonal().mean())
+    slope = (fresh @ fit.inputs - fit.outputs) + damp * (fresh - w)
+    assert slope.abs().max() < 1e-9
+    far = refit(w, alive, fit, ridge=1e9)
+    assert torch.allclose(far, w, atol=1e-6)
+
+
+def test_inputs_that_are_always_zero_leave_their_weights():
+    x, y, w = random(0, 50, 4), random(1, 50, 3), random(2, 3, 4)
+    x[:, 2] = 0.0
+    alive = torch.ones(3, 4, dtype=torch.bool)
+    fresh = refit(w, alive, moments(x, y), ridge=0.0)
+    assert torch.equal(fresh[:, 2], w[:, 2])
+    assert torch.isfinite(fresh).all()
+    nothing = refit(w, alive, moments(torch.zeros(50, 4).double(), y))
+    assert torch.equal(nothing, w)
+
+
+def test_what_nothing_was_taken_from_stays():
+    x, w = random(0, 50, 4), random(2, 3, 4)
+    fresh = refit(w, torch.ones(3, 4, dtype=torch.bool), moments(x, x @ w.t()))
+    assert torch.allclose(fresh, w, atol=1e-10)
+
+
+def pair(house: House, question: Question) -> tuple[Any, Any, dict[str, Tensor]]:
+    """The pruned model and the one before, in float32, and the weights before."""
+    gen = torch.Generator().manual_seed(0)
+    dense = copied(question.weights)
+    for n, mask in question.masks.items():
+        small = question.weights[n][mask].abs().quantile(0.3)
+        dense[n] += ~mask * small * torch.randn(mask.shape, generator=gen)
+    before, pruned = copy.deepcopy(house.model), copy.deepcopy(house.model)
+    load_into(before, dense)
+    load_into(pruned, masked(dense, question.masks))
+    return before.eval(), pruned.eval(), dense
+
+
+def rows_through(model: Any, names: list[str], house: House, part: Part) -> dict[str, Any]:
+    found: dict[str, Any] = {n: [] for n in names}
+
+    def seen(name: str, layer: Any, x: Tensor, y: Tensor) -> None:
+        made = output_rows(layer, y).flatten(0, 1)
+        bias = 0 if layer.bias is None else layer.bias
+        found[name].append((input_rows(layer, x).flatten(0, 2), made - bias))
+
+    with torch.no_grad(), watching(layers_of(model, names), seen):
+        house.task.loss(model, part)
+    return {n: tuple(torch.cat(t).double() for t in zip(*v, strict=True)) for n, v in found.items()}
+
+
+@pytest.mark.parametrize("model", ["cnn", "llama"])
+@pytest.mark.parametrize("kind", RECONSTRUCTIONS)
+def test_clients_sums_are_those_of_pooled_data(
+    kind: str, model: str, request: pytest.FixtureRequest
+):
+    house, question = request.getfixturevalue(model)
+    before, pruned, dense = pair(house, question)
+    names = list(house.layout.prunable)
+    given = {before_of(n): dense[n] for n in names} if kind == "outputs" else {}
+    asked = Question(kind, 4, masked(dense, question.masks), question.masks, given=given)
+    folded = inline_port(house).ask(asked, sorted(house.shards))
+    assert not folded.failures
+    sums = form_of(asked, house.config, house.layout).named(folded.total)
+    parts = [s.train for s in house.shards.values()]
+    pooled = {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+    x = rows_through(pruned, names, house, pooled)
+    y = rows_through(before, names, house, pooled)
+    for n in names:
+        w = as_rows(house.layout, n, dense[n].double())
+        fit = RECONSTRUCTIONS[kind].fit(sums, n, w)
+        rows = x[n][0]
+        wanted = rows @ w.t() if kind == "inputs" else y[n][1]
+        right = moments(rows, wanted)
+        for found, true in ((fit.inputs, right.inputs), (fit.outputs, right.outputs)):
+            assert (found - true).abs().max() <= 1e-5 * true.abs().max(), n
+        assert fit.size == pytest.approx(right.size, rel=1e-4)
+    if kind == "outputs":
+        assert {outputs_of(names[0]), sizes_of(names[0]), inputs_of(names[0])} <= sums.keys()
+
+
+def bench_of(house: House, config: RunConfig, cohort: list[int]) -> Bench:
+    port = inline_port(house)
+    plan = Plan(config, house.layout, (1, 1))
+    return bench_for(plan, port, cohort)
+
+
+@pytest.mark.parametrize("calibration", ["dense", "sequential"])
+@pytest.mark.parametrize("kind", RECONSTRUCTIONS)
+def test_a_pruned_model_comes_closer_to_what_it_was(
+    kind: str, calibration: str, llama: tuple[House, Question], tiny: Tiny
+):
+    house, question = llama
+    before, pruned, dense = pair(house, question)
+    full = {n: torch.ones_like(m) for n, m in question.masks.items()}
+    first = State(4, dense, full, {})
+    then = State(4, masked(dense, question.masks), question.masks, {})
+    keys = {"task": "shakespeare", "clients": 3, "cohort": 3, "scope": "layer"}
+    config = tiny(**keys, reconstruct=kind, calibration=calibration)
+    bench = bench_of(house, config, [0, 1, 2])
+    state, left = refitted(then, first, bench)
+    assert left is not None
+    assert 0.0 < left < 1.0
+    part = house.shards[0].train
+    fitted = copy.deepcopy(pruned)
+    load_into(fitted, state.weights)
+    with torch.no_grad():
+        logits = [house.task.loss(m, part).logits for m in (before, pruned, fitted)]
+    assert all(z is not None for z in logits)
+    apart = [float((z - logits[0]).square().mean()) for z in logits[1:]]  # type: ignore[operator]
+    most = {"inputs": {"dense": 0.9, "sequential": 0.3}, "outputs": {}}[kind].get(calibration, 0.1)
+    assert apart[1] < most * apart[0]
+    for n, m in question.masks.items():
+        assert not state.weights[n][~m].any()
+        assert state.weights[n].dtype == torch.float32
+    spared = [n for n in dense if n not in question.masks]
+    assert all(torch.equal(state.weights[n], dense[n]) for n in spared)
+
+
+def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[House, Question]):
+    layer = "model.layers.0."
+    assert in_order(llama[0].layout)[:4] == [
+        tuple(f"{layer}self_attn.{n}_proj.weight" for n in "qkv"),
+        (f"{layer}self_attn.o_proj.weight",),
+        tuple(f"{layer}mlp.{n}_proj.weight" for n in ("gate", "up")),
+        (f"{layer}mlp.down_proj.weight",),
+    ]
+
+
+def test_without_enough_answers_weights_stay(llama: tuple[House, Question], tiny: Tiny):
+    house, question = llama
+    config = tiny(task="shakespeare", clients=3, cohort=3, min_clients=3, reconstruct="inputs")
+    first = State(4, question.weights, {n: m | True for n, m in question.masks.items()}, {})
+    then = State(4, question.weights, question.masks, {})
+    state, left = refitted(then, first, bench_of(house, config, [0, 1]))
+    assert left is None
+    assert state.weights is then.weights
+    assert state.owed, "a pruning with all that belongs to it is made up for"
+    assert state.traffic.up > 0
+
+
+def test_a_round_without_a_pruning_asks_nothing(llama: tuple[House, Question], tiny: Tiny):
+    house, question = llama
+    config = tiny(task="shakespeare", clients=3, cohort=3, reconstruct="inputs")
+    state = State(4, question.weights, question.masks, {})
+    assert refitted(state, state, bench_of(house, config, [0]))[0] is state
+
+
+@pytest.mark.parametrize("kind", RECONSTRUCTIONS)
+def test_a_run_reconstructs_after_each_pruning(
+    kind: str, tiny: Tiny, house_of: HouseOf, spy: Any, played: Callable[[RunConfig], Result]
+):
+    config = tiny(reconstruct=kind)
+    eye = spy(inline_port(house_of(config)))
+    result = federate(config, eye.port)
+    fits = [q for q, _, _ in eye.asked if q.kind == kind]
+    layers = 1 if kind == "inputs" else 3
+    assert [q.round for q in fits] == [3] * layers + [4] * layers
+    left = [row["refit"] for row in result.rows]
+    assert [part is None for part in left] == [True, True, False, False, True]
+    assert all(0 < part < 1 for part in left if part is not None)
+    plain = played(tiny())
+    assert result.rows[1]["weights_digest"] == plain.rows[1]["weights_digest"]
+    assert result.rows[2]["mask_digest"] == plain.rows[2]["mask_digest"]
+    assert result.rows[2]["weights_digest"] != plain.rows[2]["weights_digest"]
+    assert result.rows[2]["bytes_up"] > plain.rows[2]["bytes_up"]
+
+
+def test_a_layer_without_inputs_is_refused_before_anything_starts(tiny: Tiny):
+    config = tiny(reconstruct="inputs", include=("features.1.weight",), score="magnitude")
+    with pytest.raises(ValueError, match=r"features.1.weight has no inputs to measure"):
+        open_house(config, {})

@@ -1,0 +1,100 @@
+"""One line and a code for whatever ends a command."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune.records import folder as files
+from fedprune.report.screen import Screen
+from fedprune.runtime.ending import ended, interruptible
+from simulations.run import main
+
+QUICK = ["--task", "digits", "--model", "mlp", "--engine", "inline", "--clients", "2"]
+QUICK += ["--rounds", "2", "--local-steps", "1", "--agreement", "false"]
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.strip().splitlines()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG])
+def test_a_disk_that_takes_no_more_is_one_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "save_state", full)
+    assert main([*QUICK, "--out", str(tmp_path / "run")]) == 1
+    (line,) = lines(capsys)
+    assert line.startswith(f"run.py: error: out='{tmp_path / 'run'}': [Errno {number}]")
+    assert line.endswith(f"--resume {tmp_path / 'run'}")
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(capsys: Any):
+    assert main([*QUICK, "--out", "/proc/none/run"]) == 2
+    (line,) = lines(capsys)
+    assert line.startswith("run.py: error: out='/proc/none/run': ")
+
+
+def test_sigterm_interrupts_as_ctrl_c_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    kept = files.save_state
+
+    def killed(*given: Any) -> None:
+        kept(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(files, "save_state", killed)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    try:
+        assert main([*QUICK, "--out", str(tmp_path / "run")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert lines(capsys)[-1].endswith(f"simulations/run.py --resume {tmp_path / 'run'}")
+    assert (tmp_path / "run" / "checkpoint" / "pruned.safetensors").is_file()
+
+
+def test_a_closed_pipe_is_one_line(capsys: Any):
+    def closed() -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert ended(closed, "fedprune") == 1
+    assert lines(capsys) == ["fedprune: error: the output was closed by what read it"]
+
+
+def test_a_closed_pipe_reaches_the_command_through_the_screen():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        screen = Screen()
+        screen.console.file = closed
+        with pytest.raises(BrokenPipeError):
+            screen.line("x" * 10**6)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())
+
+
+def test_signals_are_as_they_were_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_console_of_another_encoding_shows_escapes():
+    # Without the package around it, which takes seconds to import.
+    code = "import runpy; f = runpy.run_path('fedprune/runtime/ending.py'); "
+    code += "f['ended'](lambda: print('\\u00b2') or 0, 'x')"
+    run = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "\\xb2\n"

@@ -1,0 +1,100 @@
+"""Whatever a client's code does to the process costs that client only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fedprune.runtime.guarding import allowance, guarded
+
+
+def loops() -> None:
+    while True:
+        pass
+
+
+def endures() -> None:
+    """As code with a bare ``except`` does."""
+    try:
+        loops()
+    except BaseException:
+        loops()
+
+
+def interrupts_itself() -> None:
+    raise KeyboardInterrupt
+
+
+def generator_exits() -> None:
+    raise GeneratorExit
+
+
+def in_a_thread(work: Any) -> Any:
+    said: list[Any] = []
+
+    def run() -> None:
+        try:
+            said.append(work())
+        except BaseException as error:
+            said.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (lambda: sys.exit(3), "SystemExit: 3"),
+        (interrupts_itself, "KeyboardInterrupt"),
+        (generator_exits, "GeneratorExit"),
+        (loops, "took longer than its part of --timeout"),
+        (lambda: time.sleep(1e6), "took longer than its part of --timeout"),
+    ],
+)
+def test_what_would_end_the_process_is_an_error(work: Any, reason: str):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    with pytest.raises(RuntimeError, match=f"^{reason}$"):
+        guarded(work, 0.2)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert guarded(lambda: 7, 0.2) == 7
+
+
+def test_who_catches_everything_is_interrupted_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedprune.runtime.guarding.AGAIN", 0.1)
+    with pytest.raises(RuntimeError, match="took longer"):
+        guarded(endures, 0.1)
+
+
+def test_a_loop_in_another_thread_ends_too():
+    assert "took longer" in str(in_a_thread(lambda: guarded(loops, 0.2)))
+    assert in_a_thread(lambda: guarded(lambda: 7, 0.2)) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_users_own_interrupt_is_no_clients_failure(number: int):
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            guarded(lambda: os.kill(os.getpid(), number) or time.sleep(5), 9.0)
+    finally:
+        signal.signal(number, before)
+
+
+def test_however_many_hang_the_phase_ends_in_its_time():
+    share, began = allowance(4.0), time.monotonic()
+    for left in (3, 2):
+        with pytest.raises(RuntimeError):
+            guarded(loops, share(left) / 8)
+        assert share(left) < 2.0
+    assert 2.0 < share(1) < 4.0
+    assert time.monotonic() - began < 4.0

@@ -1,0 +1,65 @@
+import torch
+from specimens import built, furthest, probe_of
+
+from fedprune.scores.gradients import (
+    by_batch,
+    by_client,
+    gradient,
+    mean_square,
+    taylor,
+    watched,
+)
+from fedprune.tasks.task import batches
+from fedprune.tensors import Tensors
+
+
+def gradients(s, part) -> Tensors:
+    parameters = [s.model.get_parameter(n) for n in s.layout.prunable]
+    found = torch.autograd.grad(s.loss(s.model, part).total, parameters)
+    return dict(zip(s.layout.prunable, found, strict=True))
+
+
+def test_squares_per_batch_and_per_client_by_hand():
+    s = built("cnn")
+    part = s.shards[1]
+    cut = list(batches(part, 8))
+    assert [len(b["labels"]) for b in cut] == [8, 3]
+    each = [gradients(s, b) for b in cut]
+    per_batch = {n: each[0][n] ** 2 / 8 + each[1][n] ** 2 / 3 for n in each[0]}
+    assert furthest(by_batch(mean_square)(probe_of(s, cut)), per_batch) < 1e-12
+    per_client = {n: g**2 / 11 for n, g in gradients(s, part).items()}
+    assert furthest(by_client(mean_square)(probe_of(s, cut)), per_client) < 1e-12
+
+
+def test_what_is_watched_is_taken_at_the_weights_of_each_step():
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    with watched(taylor)(model, None, ["weight"]) as watcher:
+        for g, w, count in [(0.5, 2.0, 4), (-1.0, 3.0, 2)]:
+            model.weight.data.fill_(w)
+            model.weight.grad = torch.full((1, 1), g)
+            watcher.after_backward(count)
+        model.weight.grad = None
+        watcher.after_backward(5)  # nothing reached it
+    assert watcher.sums["weight"].item() == 4 * 0.5 * 2.0 + 2 * -1.0 * 3.0
+
+
+def test_a_gradient_is_the_sum_over_all_uses_of_a_tied_weight():
+    from specimens import settled
+    from torch import nn
+
+    from fedprune.tasks.task import Loss
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+        model[1].weight = model[0].weight
+        part = {"x": torch.randn(5, 3).double(), "labels": torch.zeros(5)}
+        s = settled(model, lambda m, b: Loss(m(b["x"]).square().sum(), len(b["x"]), 0), (part,), 1)
+    assert s.layout.prunable == ("0.weight",)
+    w = model[0].weight.detach().clone().requires_grad_()
+    (part["x"] @ w.t() @ w.t()).square().sum().backward()
+    got = by_batch(gradient)(probe_of(s, [part]))["0.weight"]
+    assert w.grad is not None
+    assert torch.allclose(got, w.grad)

@@ -1,0 +1,126 @@
+import itertools
+
+import pytest
+import torch
+from specimens import BLOCKS, Specimen, built, evidence_of, probe_of, settled
+from torch import Tensor, nn
+
+from fedprune.scores.catalog import SCORES
+from fedprune.scores.inputs import (
+    ask_inputs,
+    inputs_of,
+    products,
+    rows_of,
+    squares,
+)
+from fedprune.structure.layout import as_rows, layout_of
+from fedprune.tasks.task import Loss, Part, batches
+
+
+def given_to(s: Specimen, part: Part) -> dict[str, Tensor]:
+    """What every prunable layer is called with, (rows, columns), noted down call by call."""
+    seen: dict[str, list[Tensor]] = {n: [] for n in s.layout.prunable}
+    hooks = []
+    for name in s.layout.prunable:
+        layer = s.model.get_submodule(name.rpartition(".")[0])
+
+        def note(_m: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            seen[name].append(args[0].flatten(0, -2))
+
+        hooks.append(layer.register_forward_pre_hook(note))
+    s.loss(s.model, part)
+    for hook in hooks:
+        hook.remove()
+    return {n: torch.cat(xs).detach() for n, xs in seen.items()}
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_wanda_is_magnitude_times_the_norm_of_the_input(family: str):
+    s = built(family)
+    part = s.shards[1]
+    sums = SCORES["wanda"].asks[0].collect(probe_of(s, batches(part, 4)))
+    scores = SCORES["wanda"].finalise(evidence_of(s, sums, 1.0))
+    for name, x in given_to(s, part).items():
+        w = as_rows(s.layout, name, s.weights[name])
+        expected = w.abs() * (x.norm(dim=0) / len(x) ** 0.5)
+        assert torch.allclose(as_rows(s.layout, name, scores[name]), expected, rtol=1e-6)
+        assert sums[inputs_of(name)].shape == (w.shape[1],), "one number an input channel"
+
+
+def windows(x: Tensor, padding: int) -> Tensor:
+    """What a 3x3 convolution covers at each place of each image, by loops."""
+    x = nn.functional.pad(x, (padding,) * 4)
+    places = itertools.product(range(x.shape[2] - 2), range(x.shape[3] - 2))
+    return torch.cat([x[:, :, i : i + 3, j : j + 3].flatten(1) for i, j in places])
+
+
+def test_a_convolution_has_an_input_for_every_place_in_its_kernel():
+    s = built("cnn")
+    part = s.shards[0]
+    ask = ask_inputs(products, square=True)
+    sums = ask.collect(probe_of(s, batches(part, 3)))
+    name = "features.0.weight"
+    rows = windows(part["images"], 1)
+    assert sums[rows_of(name)].item() == len(rows) == 4 * 64
+    assert torch.allclose(sums[inputs_of(name)], rows.t() @ rows)
+    alone = ask_inputs(squares).collect(probe_of(s, [part]))
+    assert torch.allclose(alone[inputs_of(name)], rows.square().sum(0))
+
+
+class Twice(nn.Module):
+    """A layer used twice, another that nothing reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2, bias=False)
+        self.idle = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[0.0, 1.0], [0.0, -2.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x))
+
+
+def summed(model: nn.Module, batch: Part) -> Loss:
+    return Loss(model(batch["x"]).sum(), len(batch["x"]), 0)
+
+
+# The layer sees (1, 3), then (3, -6); and (0, 0) twice.
+BY_HAND = {
+    "wanda": [1 * (45 / 4) ** 0.5, 2 * (45 / 4) ** 0.5],
+    "activation": [9 / 4, 9 / 4],
+    "activity": [0.5, 0.5],
+}
+
+
+@pytest.mark.parametrize(("name", "second"), BY_HAND.items())
+def test_uses_add_up_and_what_nothing_goes_through_scores_zero(name: str, second: list[float]):
+    part = {"x": torch.tensor([[1.0, 3.0], [0.0, 0.0]]).double(), "labels": torch.zeros(2)}
+    s = settled(Twice(), summed, (part,), 1)
+    with torch.no_grad():
+        s.model.layer.weight.copy_(torch.tensor([[0.0, 1.0], [0.0, -2.0]]))
+    sums = SCORES[name].asks[0].collect(probe_of(s, [part]))
+    scores = SCORES[name].finalise(evidence_of(s, sums, 1.0))
+    assert scores["layer.weight"][:, 1].tolist() == pytest.approx(second)
+    assert scores["idle.weight"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("model", "include", "name"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ("1.weight",), "1.weight"),
+        (nn.Sequential(nn.Conv1d(4, 4, 1, groups=2)), (), "0.weight"),
+        (nn.MultiheadAttention(2, 1), (), "out_proj.weight"),
+    ],
+    ids=["no layer", "grouped", "used without its layer"],
+)
+def test_what_has_no_inputs_to_measure_is_refused(
+    model: nn.Module, include: tuple[str, ...], name: str
+):
+    layout = layout_of(model, include=include)
+    ask = SCORES["wanda"].asks[0]
+    assert ask.watch is not None
+    with pytest.raises(ValueError, match=rf"^score: {name} has no inputs.*allowed: .*$"):  # noqa: PT012
+        ask.shapes(layout, layout.prunable, "weight", 0)
+        with ask.watch(model, layout, layout.prunable):
+            pass

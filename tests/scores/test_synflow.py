@@ -1,0 +1,122 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from specimens import Specimen, built, evidence_of, settled
+from torch import Tensor, nn
+
+from fedprune.scores.synflow import synflow
+from fedprune.tasks.task import Loss
+from fedprune.tensors import Tensors, digest
+
+
+def flow_of(s: Specimen) -> float:
+    """R, by a copy of the model made positive by hand."""
+    model = copy.deepcopy(s.model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.zeros_like(p) if name.endswith("bias") else p.abs())
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.zero_()
+        return float(model(torch.ones(1, 1, 8, 8).double()).sum())
+
+
+def test_what_flows_through_every_layer_is_the_same():
+    """Conservation (Tanaka et al. 2020, theorem 2 for layers): the cut of every layer is R."""
+    s = built("cnn")
+    before = digest(s.model.state_dict())
+    scores = synflow(evidence_of(s, {}, 1.0))
+    assert all(float(t.min()) >= 0.0 and t.dtype == torch.float64 for t in scores.values())
+    for name, score in scores.items():
+        assert float(score.sum()) == pytest.approx(flow_of(s), rel=1e-12), name
+        assert not score[~s.masks[name]].any(), "nothing flows through what is removed"
+    assert digest(s.model.state_dict()) == before
+
+
+def chain(*modules: nn.Module) -> Specimen:
+    part = {"x": torch.zeros(2, 3), "labels": torch.zeros(2).long()}
+    s = settled(
+        nn.Sequential(*modules), lambda m, b: Loss(m(b["x"]).sum(), len(b["x"]), 0), (part,), 1
+    )
+    return replace(s, dummy={"x": torch.zeros(1, 3), "labels": torch.zeros(1).long()})
+
+
+def test_two_linear_layers_by_hand():
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        s = chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    a, b = (w.abs() for w in s.weights.values())
+    scores: Tensors = synflow(evidence_of(s, {}, 1.0))
+    assert torch.allclose(scores["0.weight"], a * b.sum(0)[:, None])
+    assert torch.allclose(scores["2.weight"], b * a.sum(1)[None, :])
+
+
+def test_a_product_too_small_for_float32_still_ranks():
+    layers = [nn.Linear(3, 3, bias=False) for _ in range(20)]
+    s = chain(*layers)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.tensor([[1e-4, 2e-4, 3e-4]] * 3))
+    scores = synflow(evidence_of(s, {}, 1.0))
+    assert torch.allclose(
+        scores["0.weight"][0] / scores["0.weight"][0, 0], torch.tensor([1.0, 2.0, 3.0]).double()
+    )
+    assert 0.0 < float(scores["0.weight"].max()) < 1e-60
+
+
+class Gelu(nn.Linear):
+    """What no list of kinds shows: a function inside of an allowed kind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(super().forward(x))
+
+
+class Shifted(nn.Linear):
+    """The same, with a constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-9
+
+
+class Bare(nn.Module):
+    """A weight that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3))
+        self.inner = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * self.w)
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [
+        (nn.LayerNorm(3), "1 is a LayerNorm, not homogeneous"),
+        (nn.RMSNorm(3), "1 is a RMSNorm, not homogeneous"),
+        (nn.GELU(), "1 is a GELU, not homogeneous"),
+        (nn.Softmax(-1), "1 is a Softmax, not homogeneous"),
+        (Bare(), "1 is a Bare, not homogeneous"),
+        (Gelu(3, 3), "Sequential does not scale with its input"),
+        (Shifted(3, 3), "Sequential does not scale with its input"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)
+def test_networks_that_are_not_homogeneous_are_refused(module: nn.Module, named: str):
+    s = chain(nn.Linear(3, 3), module)
+    with pytest.raises(ValueError, match=f"^score='synflow': {named}; allowed: networks of .*$"):
+        synflow(evidence_of(s, {}, 1.0))
+
+
+def test_without_an_example_there_is_no_shape():
+    s = chain(nn.Linear(3, 3))
+    missing = [
+        replace(evidence_of(s, {}, 1.0), dummy=None),
+        replace(evidence_of(s, {}, 1.0), dummy={"tokens": torch.zeros(1, 3).long()}),
+    ]
+    for evidence in missing:
+        with pytest.raises(ValueError, match=r"^score='synflow': .*allowed: .*$"):
+            synflow(evidence)

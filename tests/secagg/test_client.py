@@ -1,0 +1,260 @@
+"""A client helps to open sums and nothing else, whatever it is told."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedprune.options.refusal import Refused
+from fedprune.secagg.client import (
+    confirmed,
+    masked,
+    once,
+    revealed,
+    shares_of,
+)
+from fedprune.secagg.graph import neighbours_of
+from fedprune.secagg.keys import keys_of, secrets_of
+from fedprune.secagg.shamir import combine
+from fedprune.secagg.terms import Terms
+
+TERMS = Terms(b"session", tuple(range(6)), 5, 4, 64)
+EVERYONE = frozenset(range(6))
+
+
+def seed(member):
+    return hashlib.sha256(b"seed" + bytes([member])).digest()
+
+
+def roster_of(terms=TERMS):
+    return {m: keys_of(seed(m), terms) for m in terms.members}
+
+
+def received_by(me, terms=TERMS, roster=None):
+    roster = roster or roster_of(terms)
+    return {m: shares_of(seed(m), m, roster, terms)[me] for m in neighbours_of(me, terms)}
+
+
+def said_by(members, summed=EVERYONE, shared=EVERYONE, terms=TERMS):
+    """What the members confirm; all of them were told the same."""
+    return {m: confirmed(seed(m), m, roster_of(terms), summed, shared, terms) for m in members}
+
+
+SAID = said_by(EVERYONE)
+
+
+def test_shares_go_to_each_neighbour_and_are_small_and_different():
+    sent = shares_of(seed(0), 0, roster_of(), TERMS)
+    assert sorted(sent) == [1, 2, 3, 4, 5]
+    assert {len(cipher) for cipher in sent.values()} == {80}
+    assert len(set(sent.values())) == 5
+    assert sent == shares_of(seed(0), 0, roster_of(), TERMS)
+
+
+@pytest.mark.parametrize("summed", [EVERYONE, EVERYONE - {3}])
+def test_one_share_of_each_neighbour_is_revealed_and_never_both(summed):
+    own, masking, said = {}, {}, said_by(summed, summed)
+    for me in sorted(summed):
+        shown = revealed(seed(me), me, roster_of(), received_by(me), summed, EVERYONE, TERMS, said)
+        assert sorted(shown) == sorted(EVERYONE - {me})
+        assert {len(share) for share in shown.values()} == {32}
+        for owner, share in shown.items():
+            (own if owner in summed else masking).setdefault(owner, {})[me + 1] = share
+    for owner in EVERYONE:
+        secrets = secrets_of(seed(owner), TERMS)
+        shares = (own if owner in summed else masking)[owner]
+        first = combine({x: shares[x] for x in sorted(shares)[:4]})
+        assert first == (secrets.own if owner in summed else secrets.masking)
+        assert owner not in (masking if owner in summed else own)
+
+
+def test_a_second_different_request_to_unmask_is_refused():
+    roster = roster_of()
+    kept = once(b"", roster, EVERYONE, EVERYONE, TERMS)
+    assert once(kept, roster, EVERYONE, EVERYONE, TERMS) == kept
+    for shared, summed in [(EVERYONE, EVERYONE - {1}), (EVERYONE - {1}, EVERYONE - {1})]:
+        with pytest.raises(Refused, match="second"):
+            once(kept, roster, shared, summed, TERMS)
+    with pytest.raises(Refused, match="second"):
+        once(kept, roster | {2: keys_of(b"x" * 32, TERMS)}, EVERYONE, EVERYONE, TERMS)
+
+
+def refused(words, call, *arguments):
+    with pytest.raises(Refused, match=words) as error:
+        call(*arguments)
+    assert error.value.field == "secure"
+
+
+def test_a_changed_share_is_refused():
+    received = received_by(0)
+    for place in (0, 79):
+        changed = bytearray(received[2])
+        changed[place] ^= 1
+        bad = received | {2: bytes(changed)}
+        refused("client 2", revealed, seed(0), 0, roster_of(), bad, EVERYONE, EVERYONE, TERMS, SAID)
+    swapped = received | {2: received[3], 3: received[2]}
+    refused(
+        "does not decrypt",
+        revealed,
+        seed(0),
+        0,
+        roster_of(),
+        swapped,
+        EVERYONE,
+        EVERYONE,
+        TERMS,
+        SAID,
+    )
+    del received[4]
+    refused("missing", revealed, seed(0), 0, roster_of(), received, EVERYONE, EVERYONE, TERMS, SAID)
+
+
+def test_shares_of_another_session_are_refused():
+    before = Terms(b"before", tuple(range(6)), 5, 4, 64)
+    replayed = received_by(0, before)
+    refused("decrypt", revealed, seed(0), 0, roster_of(), replayed, EVERYONE, EVERYONE, TERMS, SAID)
+    # even if the server shows the keys of that session again
+    old = roster_of(before)
+    refused("own keys", revealed, seed(0), 0, old, replayed, EVERYONE, EVERYONE, TERMS, SAID)
+
+
+@pytest.mark.parametrize("part", ["channel", "masking", "own", "signing"])
+def test_whoever_was_shown_other_keys_of_somebody_can_open_nothing(part):
+    stranger = keys_of(b"x" * 32, TERMS)
+    honest = roster_of()
+    shown = honest | {5: replace(honest[5], **{part: getattr(stranger, part)})}
+    theirs = received_by(0, roster=honest) | {1: shares_of(seed(1), 1, shown, TERMS)[0]}
+    refused("client 1", revealed, seed(0), 0, honest, theirs, EVERYONE, EVERYONE, TERMS, SAID)
+
+
+def test_own_keys_must_be_there_and_nobody_else_may_have_them():
+    roster = roster_of()
+    without = {m: keys for m, keys in roster.items() if m != 0}
+    mine = roster[0]
+    for bad, words in [
+        (without, "missing or replaced"),
+        (roster | {0: keys_of(b"x" * 32, TERMS)}, "missing or replaced"),
+        (roster | {1: mine}, "used twice"),
+        (roster | {1: roster[2]}, "used twice"),
+        (roster | {1: replace(roster[1], masking=mine.channel)}, "used twice"),
+        (roster | {1: replace(roster[1], signing=mine.signing)}, "used twice"),
+        (roster | {1: replace(roster[1], channel=bytes(32))}, "worthless"),
+        (roster | {99: keys_of(b"x" * 32, TERMS)}, "not among the members"),
+    ]:
+        refused(words, shares_of, seed(0), 0, bad, TERMS)
+
+
+def test_a_worthless_masking_key_is_refused_before_a_vector_is_sent():
+    roster = roster_of()
+    bad = roster | {1: replace(roster[1], masking=bytes(32))}
+    refused("worthless", masked, seed(0), 0, bad, EVERYONE, np.zeros(2, np.uint64), TERMS)
+
+
+def test_too_few_neighbours_are_refused_at_each_stage():
+    roster, few = roster_of(), frozenset({0, 1, 2, 3})
+    shown = {m: roster[m] for m in few}
+    refused("3 neighbours", shares_of, seed(0), 0, shown, TERMS)
+    vector = np.zeros(3, np.uint64)
+    refused("3 neighbours", masked, seed(0), 0, roster, few, vector, TERMS)
+    refused("neighbours", revealed, seed(0), 0, roster, received_by(0), few, EVERYONE, TERMS, SAID)
+
+
+def test_a_sum_of_fewer_than_the_minimum_stays_closed():
+    terms = Terms(b"few", tuple(range(6)), 5, 3, 64, minimum=5)
+    few = frozenset({0, 1, 2, 3})
+    arguments = (seed(0), 0, roster_of(terms), received_by(0, terms), few, EVERYONE, terms, {})
+    refused("fewer than 5", revealed, *arguments)
+
+
+def test_parts_of_a_sum_are_not_opened_apart():
+    terms = Terms(b"ring", tuple(range(12)), 2, 2, 64)
+    me = 0
+    near = neighbours_of(me, terms)
+    part = frozenset({me, *near})  # nobody with two neighbours but `me`
+    shared = frozenset(terms.members)
+    roster = roster_of(terms)
+    refused(
+        "neighbours", revealed, seed(0), 0, roster, received_by(0, terms), part, shared, terms, SAID
+    )
+    far = next(
+        m for m in terms.members if not set(neighbours_of(m, terms)) & part and m not in part
+    )
+    apart = part | {far}
+    refused(
+        "connected", revealed, seed(0), 0, roster, received_by(0, terms), apart, shared, terms, SAID
+    )
+
+
+def test_only_who_is_in_the_sum_opens_it():
+    received, roster = received_by(0), roster_of()
+    refused(
+        "lacks this one",
+        revealed,
+        seed(0),
+        0,
+        roster,
+        received,
+        EVERYONE - {0},
+        EVERYONE,
+        TERMS,
+        SAID,
+    )
+    refused(
+        "own keys",
+        revealed,
+        seed(0),
+        0,
+        roster,
+        received,
+        EVERYONE - {0},
+        EVERYONE - {0},
+        TERMS,
+        SAID,
+    )
+    refused(
+        "shared no keys",
+        revealed,
+        seed(0),
+        0,
+        roster,
+        received,
+        EVERYONE,
+        EVERYONE - {1},
+        TERMS,
+        SAID,
+    )
+
+
+@pytest.mark.parametrize(
+    "vector", [np.zeros(3, np.uint32), np.zeros((3, 1), np.uint64), np.zeros(3)]
+)
+def test_only_flat_vectors_of_the_ring_are_masked(vector):
+    with pytest.raises(ValueError, match="flat vectors of uint64"):
+        masked(seed(0), 0, roster_of(), EVERYONE, vector, TERMS)
+
+
+def test_of_two_stories_about_who_is_in_the_sum_at_most_one_is_opened():
+    """A server tells some of everyone, the others of all but one: nobody has enough signatures."""
+    one, other = EVERYONE, EVERYONE - {5}
+    for told in range(1, 6):
+        first, second = range(told), range(told, 5)
+        said = said_by(first, one) | said_by(second, other)
+        for story, some in ((one, first), (other, second)):
+            if TERMS.confirmations <= len(some):
+                continue
+            for me in some:
+                arguments = (roster_of(), received_by(me), story, EVERYONE, TERMS, said)
+                refused("confirm who is in the sum", revealed, seed(me), me, *arguments)
+    assert 2 * TERMS.confirmations > len(EVERYONE)
+
+
+def test_signatures_that_are_wrong_or_made_for_another_sum_do_not_count():
+    told = (roster_of(), received_by(0), EVERYONE, EVERYONE, TERMS)
+    few = {m: SAID[m] for m in range(TERMS.confirmations)}
+    assert revealed(seed(0), 0, *told, few)
+    other = Terms(b"other", tuple(range(6)), 5, 4, 64)
+    for wrong in (bytes(64), b"", SAID[2], said_by([1], terms=other)[1]):
+        refused("confirm who", revealed, seed(0), 0, *told, few | {1: wrong})
+    lacking = {m: s for m, s in SAID.items() if m}
+    refused("this client did not confirm", revealed, seed(0), 0, *told, lacking)

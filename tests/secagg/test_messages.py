@@ -1,0 +1,130 @@
+"""Calls and replies on their way between server and hosts: as they went, or refused."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune.options.refusal import Refused
+from fedprune.protocol.letters import Letter, size_of
+from fedprune.protocol.messages import Failure
+from fedprune.secagg.messages import (
+    Call,
+    Reply,
+    call_for,
+    call_letter,
+    call_of,
+    merged,
+    reply_letter,
+    reply_of,
+    table_bytes,
+    table_of,
+)
+
+KEYS = {p: bytes([p]) * 128 for p in (1, 4, 5)}
+CALL = Call(
+    "unmask",
+    b"\x00\xff" * 16,
+    (1, 4, 5),
+    KEYS,
+    frozenset({1, 4, 5}),
+    frozenset({1, 4}),
+    {1: {4: b"four", 5: b""}, 4: {1: b"one"}},
+    b"open",
+    said={4: bytes(64)},
+)
+REPLY = Reply(
+    total=np.array([1, 2**64 - 1, 0], np.uint64),
+    summed=(4, 1),
+    failures=(Failure(5, "masked", "w", "left"),),
+    bytes_up=77,
+)
+
+
+def test_a_call_comes_back_as_it_went():
+    assert call_of(call_letter(CALL)) == CALL
+    bare = Call("keys", b"s", (2, 3))
+    assert call_of(call_letter(bare)) == bare
+    assert call_letter(bare).buffers == {}
+
+
+def test_a_host_is_told_its_own_shares_and_everyones_keys():
+    mine = call_for(CALL, [4])
+    assert mine.sealed == {4: {1: b"one"}}
+    assert mine.roster == KEYS
+    assert size_of(call_letter(mine)) < size_of(call_letter(CALL))
+
+
+@given(
+    st.dictionaries(
+        st.integers(0, 2**32 - 1),
+        st.dictionaries(st.integers(0, 2**32 - 1), st.binary(max_size=9), min_size=1, max_size=3),
+        max_size=4,
+    )
+)
+def test_any_table_comes_back_and_a_cut_one_does_not(table: dict[int, dict[int, bytes]]):
+    data = table_bytes(table)
+    assert table_of(data) == table
+    if data:
+        for cut in (data[:-1], data[:5]):
+            with pytest.raises(ValueError, match="within an entry"):
+                table_of(cut)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_reply_comes_back_as_it_went(bits: int):
+    kind = np.uint32 if bits == 32 else np.uint64
+    reply = replace(REPLY, total=np.array([1, 2**bits - 1, 0], kind))
+    seen = reply_of(reply_letter(reply), [5, 4, 1], "masked", bits, 3)
+    assert seen.total is not None
+    assert seen.total.dtype == kind
+    assert seen.total.tolist() == [1, 2**bits - 1, 0]
+    assert replace(seen, total=None) == replace(reply, total=None)
+    keys = Reply(keys=KEYS, bytes_up=3)
+    assert reply_of(reply_letter(keys), list(KEYS), "keys", bits) == keys
+
+
+def about(**changes: Any) -> Letter:
+    letter = reply_letter(REPLY)
+    fields = {**json.loads(letter.fields["about"]), **changes}
+    return replace(letter, fields={"about": json.dumps(fields)})
+
+
+@pytest.mark.parametrize(
+    "letter",
+    [
+        about(summed=[4]),
+        about(summed=[4, 1, 1]),
+        about(summed=[4, 1, 9]),
+        about(summed="all"),
+        about(bytes_up=-1),
+        about(bytes_up=None),
+        about(failures=[]),
+        about(failures=[{"partition": 5}]),
+        Letter({}, {}),
+        Letter({"about": "["}, {}),
+        Letter({"about": "{}"}, {"total": b""}),
+        replace(reply_letter(REPLY), buffers={}),
+        replace(reply_letter(REPLY), buffers={"total": bytes(16)}),
+        replace(reply_letter(REPLY), buffers={"total": bytes(25)}),
+        replace(reply_letter(REPLY), buffers={"total": bytes(24), "shares": b"\x01"}),
+        replace(reply_letter(Reply(keys={1: b"short"})), fields=reply_letter(REPLY).fields),
+    ],
+)
+def test_a_reply_that_is_not_what_was_asked_is_refused(letter: Letter):
+    with pytest.raises(Refused):
+        reply_of(letter, [1, 4, 5], "keys", 64, 3)
+
+
+def test_replies_of_hosts_are_added_in_the_ring():
+    other = Reply(total=np.array([2**64 - 1, 2, 0], np.uint64), summed=(7,), bytes_up=3)
+    both = merged([replace(REPLY, total=np.array([1, 2**64 - 1, 0], np.uint64)), other])
+    assert both.total is not None
+    assert both.total.tolist() == [0, 1, 0]
+    assert both.summed == (4, 1, 7)
+    assert both.bytes_up == 80
+    assert both.present == {1, 4, 7}

@@ -1,0 +1,311 @@
+"""Secure sums over an engine's hosts: equal to sums in the open, whoever drops out and when."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune import ConfigError, Result, RunConfig, federate
+from fedprune.client.host import House, serve
+from fedprune.engines.inline import inline_port
+from fedprune.engines.inline_sums import inline_transport
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.models import layout_at
+from fedprune.protocol.packets import encode_question
+from fedprune.secagg.fixed_point import scale_for
+from fedprune.secagg.messages import (
+    Call,
+    Parcel,
+    Reply,
+    Transport,
+)
+from fedprune.secagg.server_stages import FEWEST, secure_ask
+from fedprune.server.state import first_state
+
+STAGES = ("keys", "shares", "masked", "confirm", "unmask")
+Made = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def sealed(tiny: Made) -> Made:
+    def made(**changes: Any) -> RunConfig:
+        return tiny(**{"secure": "secagg", "clients": 12, "cohort": 10, "hosts": 4, **changes})
+
+    return made
+
+
+@dataclass
+class Unreliable:
+    """A transport under which partitions leave before they send in a stage, and stay away.
+
+    Attributes:
+        inner: what reaches them.
+        gone: who leaves, by the number of the try and the stage; stages by name are of the first.
+        calls: what was asked of whom.
+    """
+
+    inner: Transport
+    gone: Mapping[Any, Collection[int]]
+    calls: list[tuple[Call, list[int], Reply]] = field(default_factory=list)
+    away: set[int] = field(default_factory=set)
+    tries: int = 0
+
+    def __call__(self, call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
+        self.tries += call.stage == "keys"
+        self.away.update(self.gone.get((self.tries, call.stage), ()))
+        if self.tries == 1:
+            self.away.update(self.gone.get(call.stage, ()))
+        left = [p for p in partitions if p not in self.away]
+        reply = self.inner(call, left, parcel)
+        failures = tuple(Failure(p, call.stage, "", "left") for p in partitions if p in self.away)
+        self.calls.append((call, list(partitions), reply))
+        return replace(reply, failures=reply.failures + failures)
+
+
+def question_of(house: House, kind: str = "tune", **what: Any) -> Question:
+    state = first_state(house.model, house.layout)
+    given: dict[str, Any] = {"score": "taylor", "lr": 0.1, "sparsity": 0.5, "part": "validation"}
+    return Question(kind, 3, state.weights, state.masks, **{**given, **what})
+
+
+def put(
+    house: House, question: Question, asked: Sequence[int], gone: Mapping[Any, Collection[int]]
+) -> tuple[Folded, Unreliable]:
+    transport = Unreliable(inline_transport(house), gone)
+    layout = layout_at(house.config, question.edits)
+    return secure_ask(question, asked, layout, house.config, transport), transport
+
+
+def in_the_open(house: House, question: Question, asked: Collection[int]) -> Folded:
+    bare = house.config.model_copy(update={"secure": "none", "ranges": {}})
+    return inline_port(replace(house, config=bare)).ask(question, sorted(asked))
+
+
+def agrees(found: Folded, right: Folded, step: float = 2.0**-36) -> None:
+    assert found.answered == right.answered
+    assert found.weight == right.weight
+    assert found.total is not None
+    assert right.total is not None
+    worst = len(found.answered) * step / 2
+    assert torch.allclose(found.total, right.total, rtol=1e-12, atol=worst)
+    assert (found.votes is None) == (right.votes is None)
+    if found.votes is not None and right.votes is not None:
+        assert found.votes.equal(right.votes)
+    assert found.totals == pytest.approx(right.totals, rel=1e-9)
+    assert found.totals.get("count") == right.totals.get("count")
+
+
+@pytest.mark.parametrize("kind", ["score", "tune", "evaluate", "describe", "inputs"])
+def test_a_secure_sum_is_the_sum_in_the_open(
+    sealed: Made, house_of: Callable[[RunConfig], House], kind: str
+):
+    house = house_of(sealed())
+    question = question_of(house, kind)
+    found, seen = put(house, question, range(12), {})
+    largest = {"inputs": 1e9, "describe": 1e12}.get(kind, 1e6)
+    step = scale_for(largest, 12, 64).step
+    agrees(found, in_the_open(house, question, range(12)), step)
+    assert found.tries == 1
+    assert found.failures == ()
+    assert found.singles is None
+    assert [call.stage for call, _, _ in seen.calls] == list(STAGES)
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("gone", [{4}, {2, 5, 9}])
+def test_who_drops_out_is_left_out_and_named(
+    sealed: Made, house_of: Callable[[RunConfig], House], stage: str, gone: set[int]
+):
+    house = house_of(sealed())
+    question = question_of(house, "score")
+    found, _ = put(house, question, range(10), {stage: gone})
+    # Once a masked vector has come, it is in the sum, whether or not its sender stays.
+    out = set() if stage in ("confirm", "unmask") else gone
+    agrees(found, in_the_open(house, question, set(range(10)) - out))
+    assert {f.partition for f in found.failures} == out
+    assert {(f.phase, f.field) for f in found.failures} <= {("score", stage)}
+    assert all(f.reason == "left" for f in found.failures)
+    assert found.tries == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_with_too_few_left_the_sum_is_tried_again_among_them(
+    sealed: Made, house_of: Callable[[RunConfig], House], stage: str
+):
+    house = house_of(sealed())
+    question = question_of(house, "score")
+    gone = {0, 2, 3, 5, 8, 9}
+    found, seen = put(house, question, range(10), {stage: gone})
+    agrees(found, in_the_open(house, question, set(range(10)) - gone))
+    assert {f.partition for f in found.failures} == gone
+    assert found.tries == 2
+    sessions = {call.session for call, _, _ in seen.calls}
+    assert len(sessions) == 2
+    first = next(r.keys for c, _, r in seen.calls if c.stage == "keys")
+    again = [r.keys for c, _, r in seen.calls if c.stage == "keys"][1]
+    assert not {*first.values()} & {*again.values()}, "new masks"
+    alone, _ = put(house, question, sorted(set(range(10)) - gone), {})
+    assert found.bytes_up > alone.bytes_up
+    assert found.bytes_down > alone.bytes_down
+
+
+def test_a_sum_that_fails_twice_is_no_sum(sealed: Made, house_of: Callable[[RunConfig], House]):
+    house = house_of(sealed())
+    question = question_of(house, "evaluate")
+    gone = {(1, "masked"): {0, 1, 2, 3, 4, 5}, (2, "unmask"): {6, 7}}
+    found, _ = put(house, question, range(10), gone)
+    assert found.total is None
+    assert found.answered == ()
+    assert [f.partition for f in found.failures] == list(range(10))
+    assert {f.reason for f in found.failures if f.partition in {0, 7}} == {"left"}
+    assert "fewer than" in next(f.reason for f in found.failures if f.partition == 8)
+    assert found.bytes_up > 0
+
+
+def test_fewer_than_the_minimum_are_not_asked(sealed: Made, house_of: Callable[[RunConfig], House]):
+    house = house_of(sealed(secure_minimum=4))
+    found, seen = put(house, question_of(house, "evaluate"), [1, 5, 7], {})
+    assert seen.calls == []
+    assert found.total is None
+    assert {f.reason for f in found.failures} == {"3 clients are fewer than secure-minimum=4"}
+
+
+def test_a_value_out_of_range_is_its_clients_own_affair(
+    sealed: Made, house_of: Callable[[RunConfig], House], caplog: pytest.LogCaptureFixture
+):
+    """Too large, as NaN is: refused before it is masked, and the others' sum is right."""
+    house = house_of(sealed(ranges={"metrics/loss": 45.0}))
+    question = question_of(house, "evaluate")
+    losses = {p: in_the_open(house, question, [p]).totals["loss"] for p in range(10)}
+    beyond = {p for p, loss in losses.items() if loss > 45.0}
+    assert 0 < len(beyond) < 4, losses
+    found, _ = put(house, question, range(10), {})
+    assert {(f.partition, f.reason) for f in found.failures} == {
+        (p, "out-of-range totals") for p in beyond
+    }
+    assert caplog.text.count("is beyond 45, the range of a secure sum") == len(beyond)
+    agrees(found, in_the_open(house, question, set(range(10)) - beyond))
+
+
+def test_what_leaves_a_host_is_masked(sealed: Made, house_of: Callable[[RunConfig], House]):
+    """One host's masked vector is no sum of its partitions', nor near it."""
+    house = house_of(sealed())
+    question = question_of(house, "describe")
+    _, seen = put(house, question, range(12), {})
+    total = next(r.total for c, _, r in seen.calls if c.stage == "masked")
+    assert total is not None
+    high = (total >> np.uint64(63)).astype(float).mean()
+    assert 0.2 < high < 0.8
+    counts = in_the_open(house, question, range(12)).total
+    assert counts is not None
+    assert not np.isin(total, counts.numpy().astype(np.uint64)).any()
+
+
+def test_the_number_of_hosts_does_not_show(sealed: Made, house_of: Callable[[RunConfig], House]):
+    question = question_of(house_of(sealed()), "tune")
+    one, many = (put(house_of(sealed(hosts=n)), question, range(10), {})[0] for n in (1, 10))
+    assert one.total is not None
+    assert many.total is not None
+    assert one.total.equal(many.total)
+    assert (one.bytes_up, one.bytes_down) == (many.bytes_up, many.bytes_down)
+
+
+def test_a_host_that_seals_answers_nothing_in_the_open(
+    sealed: Made, house_of: Callable[[RunConfig], House]
+):
+    house = house_of(sealed())
+    with pytest.raises(ValueError, match="secagg: asked for an answer in the open"):
+        serve(house, encode_question(question_of(house), "fp32"), [0, 1, 2])
+
+
+@pytest.mark.parametrize("masks", ["union", "intersection"])
+def test_own_masks_are_counted_before_anything_is_added(
+    sealed: Made, house_of: Callable[[RunConfig], House], masks: str
+):
+    """What fewer than three clients hold is zero in every client's vector, not only in the sum."""
+    house = house_of(sealed(masks=masks))
+    question = question_of(house, "tune", sparsity=0.9)
+    found, seen = put(house, question, range(10), {})
+    right = in_the_open(house, question, range(10))
+    assert [c.stage for c, _, _ in seen.calls] == [*STAGES, *STAGES]
+    assert found.votes is not None
+    assert found.held is not None
+    assert found.total is not None
+    assert right.votes is not None
+    assert right.held is not None
+    assert right.total is not None
+    assert found.votes.equal(right.votes)
+    rare = right.votes < FEWEST
+    assert rare.any()
+    assert not rare.all()
+    assert (found.held[rare] == 0).all()
+    assert torch.allclose(found.held[~rare], right.held[~rare])
+    form = form_of(question, house.config, house.layout)
+    few = form.masks.keys()
+    counts = replace(form, shapes={n: m.shape for n, m in form.masks.items()}).named(found.votes)
+    ours, theirs = form.named(found.total), form.named(right.total)
+    for name in ours:
+        hidden = (counts[name] < FEWEST) if name in few else torch.zeros_like(ours[name]) > 0
+        assert (ours[name][hidden] == 0).all()
+        assert torch.allclose(ours[name][~hidden], theirs[name][~hidden], atol=1e-9)
+
+
+def test_drop_outs_between_counting_and_adding_start_both_again(
+    sealed: Made, house_of: Callable[[RunConfig], House]
+):
+    """Else a coordinate of three holders would be opened for those of them that are left."""
+    house = house_of(sealed(masks="union"))
+    question = question_of(house, "tune", sparsity=0.9)
+    # The second session is that of the first try's values.
+    found, seen = put(house, question, range(10), {(2, "masked"): {6, 7, 8}})
+    assert found.tries == 2
+    assert set(found.answered) == set(range(10)) - {6, 7, 8}
+    assert len(seen.calls) == 3 + 5 + 10
+    assert [f.partition for f in found.failures] == [6, 7, 8]
+    right = in_the_open(house, question, found.answered)
+    assert found.votes is not None
+    assert right.votes is not None
+    assert found.votes.equal(right.votes)
+
+
+@pytest.mark.parametrize("gone", [{6}, {6, 7}])
+def test_who_holds_what_is_not_counted_again_without_one_or_two(
+    sealed: Made, house_of: Callable[[RunConfig], House], gone: set[int]
+):
+    """The difference of two counts would be what those few hold."""
+    house = house_of(sealed(masks="union"))
+    question = question_of(house, "tune", sparsity=0.9)
+    found, seen = put(house, question, range(10), {(2, "masked"): gone})
+    assert found.total is None
+    assert found.answered == ()
+    assert len(seen.calls) == 5 + 3  # one count, and an addition that was not opened
+    assert "would show the masks" in found.failures[0].reason
+
+
+def test_a_whole_run_ends_as_it_does_in_the_open(tiny: Made, played: Callable[[RunConfig], Result]):
+    sizes = {"clients": 6, "cohort": 5, "hosts": 3, "rounds": 3, "warmup": 1, "end": 2}
+    ours, theirs = played(tiny(**sizes, secure="secagg")), played(tiny(**sizes))
+    assert ours.summary["mask_digest"] == theirs.summary["mask_digest"]
+    assert ours.rows[-1]["loss"] == pytest.approx(theirs.rows[-1]["loss"], rel=1e-6)
+    assert ours.summary["failures"] == 0
+    assert ours.summary["bytes_up"] > theirs.summary["bytes_up"]
+    for name, weight in ours.state.weights.items():
+        assert torch.allclose(weight, theirs.state.weights[name], atol=1e-6)
+
+
+def test_without_the_packages_that_encrypt_one_line_says_what_to_install(
+    sealed: Made, house_of: Callable[[RunConfig], House], monkeypatch: pytest.MonkeyPatch
+):
+    house = house_of(sealed())
+    monkeypatch.setattr("fedprune.secagg.terms.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError) as refused:
+        federate(house.config, inline_port(house))
+    assert str(refused.value) == (
+        "secure='secagg': cryptography is not installed; allowed: pip install 'fedprune[privacy]', "
+        "or --secure none"
+    )

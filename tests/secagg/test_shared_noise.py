@@ -1,0 +1,158 @@
+"""Noise that clients share out: as much as is booked, whoever of those who may drops out."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedprune import Result, RunConfig
+from fedprune.client.host import House
+from fedprune.engines.inline_sums import inline_transport
+from fedprune.privacy.discretise import noise_for
+from fedprune.privacy.noise import seeded_source
+from fedprune.privacy.release import Release
+from fedprune.protocol.kinds import form_of
+from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.models import layout_at
+from fedprune.secagg.messages import (
+    Call,
+    Parcel,
+    Reply,
+    Transport,
+)
+from fedprune.secagg.server_stages import secure_ask
+from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
+from fedprune.secagg.vectors import Piece
+from fedprune.server.state import first_state
+
+Made = Callable[..., RunConfig]
+HOUSEHOLD = {"clients": 10, "cohort": 10, "hosts": 4, "model": "mlp"}
+
+
+@pytest.fixture
+def hidden(tiny: Made) -> Made:
+    def made(**changes: Any) -> RunConfig:
+        noisy = {"dp": "client", "dp_noise": 2.0, "secure": "secagg", "agreement": False}
+        return tiny(**{**HOUSEHOLD, **noisy, **changes})
+
+    return made
+
+
+def changes_of(size: int, **rest: Any) -> Release:
+    about = {"clip": 1.0, "sensitivity": 2.0, "z": 3.0, "coordinates": size}
+    return Release("changes", ("values",), **{**about, **rest})
+
+
+@pytest.mark.parametrize("size", [1, 100, 10**6, 10**9])
+def test_rounding_adds_less_than_a_hundredth_to_the_sensitivity(size: int):
+    for clip in (1e-6, 0.7, 1.0, 300.0):
+        noise = noise_for(changes_of(size, clip=clip, sensitivity=2 * clip))
+        exact = 2 * clip / noise.step
+        assert exact < noise.l2 < 1.01 * exact
+        assert math.log2(noise.step).is_integer()
+        assert noise.mu == pytest.approx((3 * noise.l2) ** 2)
+        assert noise.l1 <= noise.l2**2
+        assert noise.l1 <= math.sqrt(size) * noise.l2 * (1 + 1e-12)
+
+
+def test_votes_are_whole_already():
+    votes = replace(changes_of(100), quantity="votes", clip=3.0, sensitivity=math.sqrt(9))
+    noise = noise_for(votes)
+    assert (noise.step, noise.l2) == (1.0, 3.0)
+
+
+def test_shares_add_up_to_the_noise_that_is_booked(hidden: Made):
+    """Of those who stay when as many drop out as may: the variance is mu, and no less."""
+    noise, clients = noise_for(changes_of(1)), 10
+    fewest = fewest_left(clients, hidden())
+    assert fewest == 7
+    piece = Piece("values", "a", 40000, scale=None)  # type: ignore[arg-type]
+    total = np.zeros(40000, np.uint64)
+    for client in range(fewest):
+        with_share(total, (piece,), {"values": noise}, fewest, seeded_source(1, "test", client))
+    found = total.view(np.int64).astype(float)
+    assert np.std(found) == pytest.approx(math.sqrt(noise.mu), rel=0.02)
+    assert abs(np.mean(found)) < 0.03 * math.sqrt(noise.mu)
+
+
+def asked(
+    house: House, kind: str, partitions: range, transport: Transport | None = None
+) -> tuple[Folded, Question]:
+    state = first_state(house.model, house.layout)
+    question = Question(kind, 3, state.weights, state.masks, score="taylor", lr=0.1)
+    layout = layout_at(house.config, ())
+    reached = transport or inline_transport(house)
+    return secure_ask(question, partitions, layout, house.config, reached), question
+
+
+@pytest.mark.parametrize("kind", ["tune", "score"])
+def test_the_noise_on_a_secure_sum_is_what_is_booked(
+    hidden: Made, house_of: Callable[[RunConfig], House], kind: str
+):
+    """The sum with almost no noise is taken away: what is left has the deviation in the ledger."""
+    noisy, question = asked(house_of(hidden()), kind, range(10))
+    quiet, _ = asked(house_of(hidden(dp_noise=1e-4, dp_score_noise=1e-4)), kind, range(10))
+    config = hidden()
+    layout = layout_at(config, ())
+    noise = noises_of(question, form_of(question, config, layout), config, layout)["values"]
+    assert noisy.total is not None
+    assert quiet.total is not None
+    left = noisy.total - quiet.total
+    # Ten shares of noise for seven: nobody dropped out.
+    booked = math.sqrt(noise.mu * 10 / 7) * noise.step
+    assert float(left.std()) == pytest.approx(booked, rel=0.03)
+    assert noisy.weight == 10.0
+    assert noisy.totals == {}
+    assert noisy.votes is None
+
+
+def test_a_run_books_what_its_clients_add(hidden: Made, played: Callable[[RunConfig], Result]):
+    config = hidden(rounds=3, warmup=1, end=2, metrics="noised")
+    result = played(config)
+    assert result.summary["rounds_completed"] == 3
+    assert result.summary["failures"] == 0
+    privacy = result.summary["privacy"]
+    assert math.isfinite(privacy["epsilon"]), privacy
+    central = played(hidden(rounds=3, warmup=1, end=2, metrics="noised", secure="none"))
+    # All are asked, so that no draw protects; the bound for Skellam noise is of whole orders only.
+    plain = central.summary["privacy"]["epsilon"]
+    assert plain < privacy["epsilon"] < 1.1 * plain
+
+
+def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(
+    hidden: Made, house_of: Callable[[RunConfig], House]
+):
+    house, lost = house_of(hidden(secure_dropout=0.1)), {2, 5}
+    reached = inline_transport(house)
+
+    def unreliable(call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
+        away = lost if call.stage == "masked" else set()
+        reply = reached(call, [p for p in partitions if p not in away], parcel)
+        missing = tuple(Failure(p, "masked", "", "left") for p in partitions if p in away)
+        return replace(reply, failures=reply.failures + missing)
+
+    found, _ = asked(house, "tune", range(10), unreliable)
+    assert found.tries == 2
+    assert set(found.answered) == set(range(10)) - lost
+    assert found.weight == 8.0
+
+
+def test_narrow_integers_have_no_room_for_much_noise(
+    hidden: Made, house_of: Callable[[RunConfig], House]
+):
+    house = house_of(hidden(secure_bits=32, dp_noise=5000.0))
+    with pytest.raises(ValueError, match="secure-bits=32: no room for the noise of 10 clients"):
+        asked(house, "tune", range(10))
+
+
+def test_small_noise_fits_into_narrow_integers(
+    hidden: Made, house_of: Callable[[RunConfig], House]
+):
+    found, _ = asked(house_of(hidden(secure_bits=32)), "tune", range(10))
+    wide, _ = asked(house_of(hidden()), "tune", range(10))
+    assert found.total is not None
+    assert wide.total is not None
+    assert float(found.total.std()) == pytest.approx(float(wide.total.std()), rel=0.05)

@@ -1,0 +1,61 @@
+import itertools
+
+import pytest
+import torch
+from convnets import net_of
+from families import family
+
+from fedprune.selection.combinations import misfit, scope_fits, scopes_of
+from fedprune.selection.scopes import SCOPES
+from fedprune.selection.select import select
+from fedprune.selection.units import UNITS
+from fedprune.structure.layout import layout_of
+
+
+@pytest.mark.parametrize(("unit", "scope"), [*itertools.product(UNITS, SCOPES)])
+def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(
+    unit: str, scope: str
+) -> None:
+    net, _, head = net_of("residual")
+    layout = layout_of(net, output=[head]) if unit == "channel" else family("bert").layout
+    scores = {n: torch.rand(layout.shapes[n]) for n in layout.prunable}
+    told = misfit(unit, scope)
+    assert (told == "") == (scope in scopes_of(unit))
+    if told:
+        assert told == f"unit {unit} cannot be ranked so"
+        return
+    masks = select(
+        scores,
+        {"sublayer": 0.5, "layer": 0.5, "neuron": 0.2}.get(unit, 0.3),
+        scope=scope,
+        unit=unit,
+        unit_shape={"n:m": (2, 4), "block": (2, 2)}.get(unit),
+        layout=layout,
+        densities={"*query*": 0.5} if scope == "patterns" else None,
+    )
+    assert any(not m.all() for m in masks.values())
+
+
+@pytest.mark.parametrize(
+    ("unit", "scope", "limits", "word"),
+    [
+        ("weight", "global", {"min_density": 0.1, "max_density": 0.5}, ""),
+        ("row", "layer", {"min_density": 0.1}, ""),
+        ("head", "layer", {"min_density": 0.1}, ""),
+        ("n:m", "global", {"min_density": 0.1}, "n:m fixes the density"),
+        ("weight", "patterns", {"max_density": 0.9}, "patterns fix the density"),
+        ("layer", "global", {"min_density": 0.1}, "unit layer removes whole tensors"),
+        ("row", "global", {"max_density": 0.9}, "unit row has sizes"),
+    ],
+)
+def test_limits_of_density(unit: str, scope: str, limits: dict[str, float], word: str) -> None:
+    told = misfit(unit, scope, **limits)
+    assert told.startswith(word)
+    assert bool(told) == bool(word)
+
+
+@pytest.mark.parametrize(("vote", "server"), [*itertools.product(SCOPES, SCOPES)])
+def test_votes_count_only_among_those_that_competed(vote: str, server: str) -> None:
+    told = scope_fits(vote, server)
+    assert (told == "") == (vote == server or (vote, server) == ("row", "layer"))
+    assert "\n" not in told

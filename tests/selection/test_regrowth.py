@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedprune.selection.regrowth import exchange
+
+VALUES = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
+Named = dict[str, Tensor]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Named, Named, Named, Named]:
+    sizes = draw(st.lists(st.integers(0, 7), min_size=1, max_size=3))
+
+    def tensors(values: st.SearchStrategy, dtype: torch.dtype) -> Named:
+        drawn = [draw(st.lists(values, min_size=n, max_size=n)) for n in sizes]
+        return {str(i): torch.tensor(row, dtype=dtype) for i, row in enumerate(drawn)}
+
+    masks = tensors(st.booleans(), torch.bool)
+    floats = [tensors(VALUES, torch.float32) for _ in range(3)]
+    return masks, floats[0], floats[1], floats[2]
+
+
+def slow(case: tuple[Named, ...], names: list[str], fraction: float, floor: int) -> set[tuple]:
+    """What is kept of these tensors, as (name, place), by plain sorting."""
+    masks, lows, highs, sizes = case
+    places = [(n, i) for n in names for i in range(len(masks[n]))]
+    rank = {p: k for k, p in enumerate(places)}
+
+    def order(scores: Named) -> list[tuple[str, int]]:
+        return sorted(places, key=lambda p: (scores[p[0]][p[1]], abs(sizes[p[0]][p[1]]), rank[p]))
+
+    old = {p for p in places if masks[p[0]][p[1]]}
+    loose = []
+    for n in names:
+        own = [p for p in order(lows) if p in old and p[0] == n]
+        loose += own[: max(0, len(own) - floor)]
+    free = [p for p in order(highs) if p not in old]
+    count = min(math.floor(fraction * len(old) + 0.5), len(loose), len(free))
+    dropped = [p for p in order(lows) if p in loose][:count]
+    return (old - set(dropped)) | set(free[len(free) - count :])
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@given(cases(), st.floats(0, 1), st.integers(0, 2))
+def test_equals_plain_sorting(
+    scope: str, case: tuple[Named, ...], fraction: float, floor: int
+) -> None:
+    masks, lows, highs, sizes = case
+    new = exchange(masks, lows, highs, fraction, scope=scope, magnitude=sizes, floor=floor)
+    groups = [list(masks)] if scope == "global" else [[n] for n in masks]
+    expected = set().union(*(slow(case, names, fraction, floor) for names in groups))
+    assert {(n, i) for n, m in new.items() for i in range(len(m)) if m[i]} == expected
+
+
+def test_weights_that_go_do_not_come_back_at_once_and_the_count_stays() -> None:
+    gen = torch.Generator().manual_seed(1)
+    masks = {"w": torch.rand(20, 10, generator=gen) < 0.5}
+    low = {"w": torch.rand(20, 10, generator=gen)}
+    new = exchange(masks, low, {"w": -low["w"] * 0 + 9}, 0.3)
+    gone, come = masks["w"] & ~new["w"], new["w"] & ~masks["w"]
+    count = math.floor(0.3 * int(masks["w"].sum()) + 0.5)
+    assert int(gone.sum()) == int(come.sum()) == count
+    assert low["w"][gone].max() <= low["w"][masks["w"] & new["w"]].min()
+
+
+def test_global_moves_weights_between_tensors_and_layer_does_not() -> None:
+    masks = {n: torch.tensor([True, True, False, False]) for n in "ab"}
+    low = {"a": torch.zeros(4), "b": torch.ones(4)}
+    high = {"a": torch.zeros(4), "b": torch.ones(4)}
+    moved = exchange(masks, low, high, 0.5, floor=0)
+    assert [m.tolist() for m in moved.values()] == [[False] * 4, [True] * 4]
+    held = exchange(masks, low, high, 0.5, floor=1)
+    assert [int(m.sum()) for m in held.values()] == [1, 3]
+    apart = exchange(masks, low, high, 0.5, scope="layer")
+    assert [int(m.sum()) for m in apart.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 1.5}, r"^fraction must be in \[0, 1\], got 1.5$"),
+        ({"scope": "row"}, "^scope='row': regrowth needs global or layer; allowed: global, layer$"),
+        ({"drop_scores": {"w": torch.tensor([math.nan])}}, "^scores of 'w': NaN in 1 places$"),
+    ],
+)
+def test_errors(options: dict[str, object], message: str) -> None:
+    one = {"w": torch.ones(1)}
+    given = {"drop_scores": one, "grow_scores": one, "fraction": 0.5, **options}
+    with pytest.raises(ValueError, match=message):
+        exchange({"w": torch.ones(1) > 0}, **given)

@@ -1,0 +1,89 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from by_hand import gone, random_scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprune.selection.select import planned, select
+from fedprune.selection.units import pattern_counts, pattern_sparsity, unit_labels
+from fedprune.structure.layout import Layout, as_rows
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@settings(max_examples=40)
+@given(st.floats(0, 0.95), st.integers(0, 9))
+def test_every_row_loses_the_same(kind: str, sparsity: float, seed: int) -> None:
+    scores = random_scores({"w": (6, 8)}, seed)
+    layout = Layout({"w": scores["w"].shape}, ("w",), (), {}, {"w": kind})
+    mask = select(scores, sparsity, scope="row", layout=layout, floor=0)["w"]
+    lost = [gone(row) for row in as_rows(layout, "w", mask)]
+    assert max(lost) - min(lost) <= 1
+    assert sum(lost) == math.floor(sparsity * 48 + 0.5)
+
+
+def test_rows_that_lost_more_before_keep_the_rest() -> None:
+    alive = {"w": torch.ones(4, 5, dtype=torch.bool)}
+    alive["w"][2, :4] = False
+    mask = select({"w": torch.arange(20.0).reshape(4, 5)}, 0.5, scope="row", alive=alive)["w"]
+    assert [gone(row) for row in mask] == [2, 2, 4, 2]
+
+
+PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 3), (3, 5)]
+
+
+@pytest.mark.parametrize("shape", PATTERNS)
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("linear", (5, 11)),
+        ("conv1d", (5, 11)),
+        ("conv", (3, 11, 2, 2)),
+        ("conv", (3, 8, 3)),
+        ("conv", (2, 6, 1, 2, 2)),
+        ("conv", (4, 1, 3, 3)),
+    ],
+)
+def test_n_m_holds_in_every_group_and_keeps_the_best(
+    shape: tuple[int, int], kind: str, size: tuple[int, ...]
+) -> None:
+    """Along the inputs: of a convolution its channels, one row for each output and place."""
+    n, m = shape
+    scores = random_scores({"w": size})
+    layout = Layout({"w": scores["w"].shape}, ("w",), (), {}, {"w": kind})
+    options = {"unit": "n:m", "unit_shape": shape, "layout": layout}
+    mask = select(scores, pattern_sparsity(n, m), **options)["w"]
+    assert gone(mask) == planned(layout, pattern_sparsity(n, m), unit="n:m", unit_shape=shape)
+    along = 0 if kind == "conv1d" else 1
+    rows, values = (
+        torch.from_numpy(np.moveaxis(t.numpy(), along, -1).reshape(-1, size[along]))
+        for t in (mask, scores["w"])
+    )
+    labels = unit_labels(layout, "n:m", shape)["w"]
+    assert labels.unique().numel() == len(rows) * -(-size[along] // m)
+    for row, score in zip(rows, values, strict=True):
+        for part, value in zip(row.split(m), score.split(m), strict=True):
+            assert int(part.sum()) == -(-len(part) * n // m)
+            order = sorted(range(len(part)), key=lambda i: (value[i], i))
+            assert part.tolist() == [i in order[-int(part.sum()) :] for i in range(len(part))]
+
+
+def test_n_m_comes_in_steps_that_only_shrink() -> None:
+    masks = {"w": torch.ones(4, 10, dtype=torch.bool)}
+    for step in range(1, 6):
+        sparsity = step / 5 * 0.5
+        before, scores = masks, random_scores({"w": (4, 10)}, step)
+        masks = select(
+            scores, sparsity, unit="n:m", unit_shape=(2, 4), alive=before, magnitude=scores
+        )
+        assert not (masks["w"] & ~before["w"]).any()
+        assert gone(masks["w"]) == 4 * int(pattern_counts(10, 2, 4, sparsity).sum())
+    with pytest.raises(ValueError, match="a group has lost more than its pattern removes"):
+        select(W4, 0.25, unit="n:m", unit_shape=(3, 4), alive={"w": torch.zeros(1, 4) > 0})
+    with pytest.raises(ValueError, match="cannot keep 1:4 of 'w': 1 of 4 weights stay, its floor"):
+        select(W4, 0.75, unit="n:m", unit_shape=(1, 4), floor=2)
+
+
+W4 = {"w": torch.arange(4.0).reshape(1, 4)}

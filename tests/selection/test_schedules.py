@@ -1,0 +1,135 @@
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune.selection.schedules import (
+    SCHEDULES,
+    exchange_fraction,
+    progress_at,
+    prunes_at,
+    sparsity_at,
+    step_at,
+    steps_within,
+)
+
+NAMES = st.sampled_from(list(SCHEDULES))
+SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 7)).map(
+    lambda t: {"start": t[0], "end": t[0] + t[1], "frequency": t[2]}
+)
+
+
+def test_the_table() -> None:
+    assert list(SCHEDULES) == ["one-shot", "linear", "cubic", "exponential", "regrow", "adaptive"]
+    assert all(schedule.summary for schedule in SCHEDULES.values())
+
+
+def test_cubic_has_the_values_of_the_paper() -> None:
+    cubic = SCHEDULES["cubic"].fraction
+    values = [0.8 * cubic(i, 10, 0.8) for i in (2, 4, 6, 8, 10)]
+    assert values == pytest.approx([0.39, 0.627, 0.749, 0.794, 0.8], abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # Rounds 0 to 9; steps at 2, 4, 6 and, because it is the end, 7.
+        ("one-shot", [0, 0, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]),
+        ("linear", [0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.8, 0.8, 0.8]),
+        ("cubic", [0, 0, 0.4625, 0.4625, 0.7, 0.7, 0.7875, 0.8, 0.8, 0.8]),
+        ("regrow", [0, 0, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]),
+        # 0.2 ** (1 / 4), its square, its cube.
+        ("exponential", [0, 0, 0.33126, 0.33126, 0.55279, 0.55279, 0.70093, 0.8, 0.8, 0.8]),
+    ],
+)
+def test_sparsity_by_round(schedule: str, expected: list[float]) -> None:
+    span = {"start": 2, "end": 7, "frequency": 2}
+    values = [sparsity_at(schedule, r, **span, final=0.8) for r in range(10)]
+    assert values == pytest.approx(expected, abs=1e-5)
+    steps = [r for r in range(10) if prunes_at(schedule, r, **span)]
+    assert steps == ([2] if schedule == "one-shot" else [2, 4, 6, 7])
+
+
+@pytest.mark.parametrize(
+    ("span", "steps"),
+    [
+        ({"start": 3, "end": 3, "frequency": 5}, [3]),
+        ({"start": 3, "end": 5, "frequency": 5}, [3, 5]),
+        ({"start": 1, "end": 5, "frequency": 2}, [1, 3, 5]),
+        ({"start": 0, "end": 3, "frequency": 1}, [0, 1, 2, 3]),
+    ],
+)
+def test_steps(span: dict[str, int], steps: list[int]) -> None:
+    assert [r for r in range(20) if prunes_at("linear", r, **span)] == steps
+
+
+@given(NAMES, SPANS, st.floats(0, 1))
+def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(
+    schedule: str, span: dict[str, int], final: float
+) -> None:
+    rounds = range(-1, span["end"] + 3)
+    values = [sparsity_at(schedule, r, **span, final=final) for r in rounds]
+    assert values == sorted(values)
+    for round_, value, before in zip(rounds[1:], values[1:], values, strict=False):
+        if round_ < span["start"]:
+            assert value == 0.0
+        if round_ >= span["end"]:
+            assert value == final
+        if not prunes_at(schedule, round_, **span):
+            assert value == before
+        assert value == final * progress_at(schedule, round_, **span, final=final)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "span", "message"),
+    [
+        ("cosine", (1, 2, 1), "unknown schedule 'cosine': allowed are " + ", ".join(SCHEDULES)),
+        ("linear", (3, 2, 1), "end must be at or after start 3, got 2"),
+        ("linear", (1, 2, 0), "frequency must be 1 or more, got 0"),
+    ],
+)
+def test_errors_say_what_is_allowed(
+    schedule: str, span: tuple[int, int, int], message: str
+) -> None:
+    start, end, frequency = span
+    options = {"start": start, "end": end, "frequency": frequency}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sparsity_at(schedule, 1, **options, final=0.5)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        prunes_at(schedule, 1, **options)
+
+
+def test_steps_are_counted_to_the_last() -> None:
+    span = {"start": 2, "end": 7, "frequency": 2}
+    assert [step_at(r, **span) for r in (1, 2, 3, 4, 7, 9)] == [
+        (0, 4), (1, 4), (1, 4), (2, 4), (4, 4), (4, 4),
+    ]  # fmt: skip
+
+
+def test_what_is_exchanged_falls_along_a_cosine() -> None:
+    values = [exchange_fraction(0.3, t, 4) for t in range(5)]
+    assert values == pytest.approx([0.3, 0.2560660, 0.15, 0.0439340, 0.0])
+    for step, steps in ((5, 4), (-1, 4), (0, 0)):
+        with pytest.raises(ValueError, match=r"^step must be in 0 to"):
+            exchange_fraction(0.3, step, steps)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 9))
+def test_density_falls_by_one_factor_within_a_round(one: float, other: float, n: int) -> None:
+    before, after = sorted([one, other])
+    values = steps_within(before, after, n)
+    assert len(values) == n
+    assert values[-1] == after
+    assert [before, *values] == sorted([before, *values])
+    densities = [1 - s for s in (before, *values)]
+    if densities[-1] > 1e-3:
+        factors = [b / a for a, b in pairwise(densities)]
+        assert factors == pytest.approx([factors[0]] * n, rel=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after", "n"), [(0.5, 0.4, 2), (-0.1, 0.4, 2), (0.1, 0.4, 0)])
+def test_steps_that_cannot_be(before: float, after: float, n: int) -> None:
+    with pytest.raises(ValueError, match=r"must (rise within \[0, 1\]|be 1 or more), got"):
+        steps_within(before, after, n)

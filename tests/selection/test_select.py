@@ -1,0 +1,468 @@
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from by_hand import bits, gone, kept, random_scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from fedprune.selection.schedules import SCHEDULES, sparsity_at
+from fedprune.selection.select import (
+    SCOPES,
+    above,
+    plain,
+    planned,
+    select,
+)
+
+INF = math.inf
+# Few different values, so that most drawn weights are tied with others.
+VALUES = st.sampled_from([-INF, -1.0, -0.0, 0.0, 0.1, 1.0, INF])
+SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=4)
+
+
+def slow_global(
+    scores: dict[str, Tensor],
+    sparsity: float,
+    alive: dict[str, Tensor],
+    magnitude: dict[str, Tensor],
+    floor: int,
+) -> dict[str, Tensor] | None:
+    """The rule said plainly with one sort; None where the count cannot be had."""
+    everyone = []
+    for name, score in scores.items():
+        rows = zip(
+            score.reshape(-1).tolist(),
+            magnitude[name].abs().reshape(-1).tolist(),
+            alive[name].reshape(-1).tolist(),
+            strict=True,
+        )
+        for place, (value, size, lives) in enumerate(rows):
+            everyone.append((value, size, len(everyone), name, place, lives))
+    living = sorted(w for w in everyone if w[-1])
+    free = []
+    for name in scores:
+        own = [w for w in living if w[3] == name]
+        free += own[: max(len(own) - floor, 0)]
+    count = math.floor(sparsity * len(everyone) + 0.5) - (len(everyone) - len(living))
+    if not 0 <= count <= len(free):
+        return None
+    masks = {name: mask.clone() for name, mask in alive.items()}
+    for _, _, _, name, place, _ in sorted(free)[:count]:
+        masks[name].view(-1)[place] = False
+    return masks
+
+
+@st.composite
+def rankings(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Scores, magnitudes and alive masks of a few small tensors."""
+    sizes = draw(SIZES)
+    names = [f"layer{i}" for i in range(len(sizes))]
+
+    def tensors(values: st.SearchStrategy, dtype: torch.dtype) -> dict[str, Tensor]:
+        rows = [draw(st.lists(values, min_size=n, max_size=n)) for n in sizes]
+        return {k: torch.tensor(r, dtype=dtype) for k, r in zip(names, rows, strict=True)}
+
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    scores = tensors(VALUES, dtype)
+    magnitude = tensors(st.sampled_from([-2.0, -1.0, 0.0, 1.0]), torch.float32)
+    return scores, magnitude, tensors(st.booleans(), torch.bool)
+
+
+@given(rankings(), st.floats(0, 1), st.integers(0, 3))
+def test_global_equals_a_plain_sort(
+    drawn: tuple[dict[str, Tensor], ...], sparsity: float, floor: int
+) -> None:
+    scores, magnitude, alive = drawn
+    expected = slow_global(scores, sparsity, alive, magnitude, floor)
+    options = {"alive": alive, "magnitude": magnitude, "floor": floor}
+    if expected is None:
+        with pytest.raises(ValueError, match="cannot remove"):
+            select(scores, sparsity, **options)
+    else:
+        assert bits(select(scores, sparsity, **options)) == bits(expected)
+
+
+@given(rankings(), st.floats(0, 1))
+def test_without_options_ties_go_by_position(
+    drawn: tuple[dict[str, Tensor], ...], sparsity: float
+) -> None:
+    scores = drawn[0]
+    ones = {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+    same = {name: torch.zeros_like(s) for name, s in scores.items()}
+    expected = slow_global(scores, sparsity, ones, same, 0)
+    assert expected is not None
+    assert bits(select(scores, sparsity, floor=0)) == bits(expected)
+
+
+@given(rankings(), st.floats(0, 1), st.integers(0, 3))
+def test_layer_scope_ranks_each_tensor_alone_and_counts_exactly(
+    drawn: tuple[dict[str, Tensor], ...], sparsity: float, floor: int
+) -> None:
+    scores, magnitude, alive = drawn
+    options = {"alive": alive, "magnitude": magnitude, "floor": floor}
+    n = sum(s.numel() for s in scores.values())
+    total = math.floor(sparsity * n + 0.5)
+    gone = n - kept(alive)
+    most = n - sum(min(floor, int(mask.sum())) for mask in alive.values())
+    if not gone <= total <= most:
+        with pytest.raises(ValueError, match="cannot remove"):
+            select(scores, sparsity, scope="layer", **options)
+        return
+    masks = select(scores, sparsity, scope="layer", **options)
+    assert n - kept(masks) == total
+    for name, mask in masks.items():
+        own = {k: {name: v[name]} for k, v in options.items() if k != "floor"}
+        alone = (int((~mask).sum()) / mask.numel()) if mask.numel() else 0.0
+        expected = slow_global({name: scores[name]}, alone, floor=floor, **own)
+        assert expected is not None
+        assert bits({name: mask}) == bits(expected)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.floats(0, 1))
+def test_layer_scope_rounds_every_tensor_to_a_neighbour_of_its_share(
+    sizes: list[int], sparsity: float
+) -> None:
+    scores = {str(i): torch.zeros(n) for i, n in enumerate(sizes)}
+    masks = select(scores, sparsity, scope="layer", floor=0)
+    for mask in masks.values():
+        share = sparsity * mask.numel()
+        assert math.floor(share) <= int((~mask).sum()) <= math.ceil(share)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sparsity", "floor", "living", "expected"),
+    [
+        ([4, 4], 0.5, 1, [4, 4], [2, 2]),
+        ([3, 3, 3], 0.5, 0, [3, 3, 3], [2, 2, 1]),  # 1.5 each, 5 in all: earlier tensors first
+        ([1, 10], 0.5, 0, [1, 10], [1, 5]),  # 0.5 and 5, 6 in all
+        ([10, 2, 3], 0.3, 0, [10, 2, 3], [3, 1, 1]),  # 3, 0.6, 0.9
+        ([1, 1, 18], 0.8, 1, [1, 1, 18], [0, 0, 16]),  # the small ones stay, the large one pays
+        ([2, 8, 8], 2 / 3, 2, [2, 8, 8], [0, 6, 6]),  # as many as floors of two allow
+        ([4, 4, 4], 0.5, 0, [0, 4, 4], [4, 1, 1]),  # the first lost all of its weights before
+        ([4, 4, 4], 0.5, 2, [4, 0, 4], [1, 4, 1]),
+        ([4, 4, 2, 10], 0.5, 4, [0, 4, 2, 10], [4, 0, 0, 6]),  # both kinds of limit
+    ],
+)
+def test_layer_counts(
+    sizes: list[int], sparsity: float, floor: int, living: list[int], expected: list[int]
+) -> None:
+    scores = {str(i): torch.zeros(n) for i, n in enumerate(sizes)}
+    alive = {k: torch.arange(len(s)) < a for (k, s), a in zip(scores.items(), living, strict=True)}
+    masks = select(scores, sparsity, scope="layer", floor=floor, alive=alive)
+    assert [int((~m).sum()) for m in masks.values()] == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "magnitude", "sparsity", "expected"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], None, 0.2, "0011111111"),
+        ([0] * 10, None, 0.2, "0011111111"),
+        ([7] * 10, None, 0.9, "0000000001"),
+        ([1, 0, 1, 0, 1], None, 0.6, "00101"),  # both zeros, then the first one
+        ([1, 0, 1, 0, 1], [3, 9, -1, 9, 2], 0.6, "10001"),  # both zeros, then the smallest weight
+        ([1, 1, 1, 1], [2, 1, 1, 1], 0.5, "1001"),  # equal weights: by position
+        ([-INF, 5, INF, -INF], None, 0.25, "0111"),
+        ([INF, INF, INF, 0], None, 0.5, "0110"),
+        ([0.0, -0.0, 0.0], None, 1 / 3, "011"),  # zeros are equal whatever their sign
+        ([3, 1, 2], None, 0.0, "111"),
+        ([3, 1, 2], None, 1.0, "000"),
+        ([3, 1, 2, 4], None, 0.375, "1001"),  # 1.5 + 0.5 is 2
+        ([3, 1, 2, 4], None, 0.374, "1011"),
+    ],
+)
+def test_literal_masks(
+    scores: list[float], magnitude: list[float] | None, sparsity: float, expected: str
+) -> None:
+    sizes = None if magnitude is None else {"w": torch.tensor(magnitude)}
+    for scope in SCOPES:
+        masks = select({"w": torch.tensor(scores)}, sparsity, scope=scope, magnitude=sizes, floor=0)
+        assert bits(masks) == {"w": expected}
+
+
+@pytest.mark.parametrize(
+    ("floor", "expected"),
+    [
+        (0, {"low": "0000", "high": "01111111"}),
+        (1, {"low": "0010", "high": "00111111"}),
+        (2, {"low": "1010", "high": "00011111"}),
+        (9, None),
+    ],
+)
+def test_floor_keeps_the_highest_ranked(floor: int, expected: dict[str, str] | None) -> None:
+    scores = {"low": torch.tensor([3.0, 1, 4, 2]), "high": torch.arange(10.0, 18.0)}
+    if expected is None:
+        with pytest.raises(ValueError, match="floor 9 allows 0"):
+            select(scores, 5 / 12, floor=floor)
+    else:
+        assert bits(select(scores, 5 / 12, floor=floor)) == expected
+
+
+def test_floors_that_push_others_onto_theirs() -> None:
+    scores = {"a": torch.arange(3.0), "b": torch.arange(3.0) + 3, "c": torch.arange(6.0) + 6}
+    masks = select(scores, 0.5, floor=2)  # a and b can lose one each, c loses four
+    assert bits(masks) == {"a": "011", "b": "011", "c": "000011"}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("scope", list(SCOPES))
+@given(rankings(), st.sampled_from(list(SCHEDULES)))
+def test_masks_of_a_schedule_only_shrink(
+    scope: str, drawn: tuple[dict[str, Tensor], ...], schedule: str
+) -> None:
+    scores, magnitude, _ = drawn
+    alive = {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+    n = sum(s.numel() for s in scores.values())
+    for round_ in range(1, 7):
+        sparsity = sparsity_at(schedule, round_, start=2, end=6, frequency=2, final=0.9)
+        before = alive
+        alive = select(
+            {k: s.roll(round_) for k, s in scores.items()},
+            sparsity,
+            scope=scope,
+            alive=before,
+            magnitude=magnitude,
+            floor=0,
+        )
+        assert kept(alive) == n - math.floor(sparsity * n + 0.5)
+        assert not any((alive[name] & ~before[name]).any() for name in alive)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.8, 0.99])
+def test_equals_torch_where_there_are_no_ties(sparsity: float) -> None:
+    gen = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(17, 23), nn.Conv2d(3, 5, 3), nn.Linear(23, 11))
+    order = torch.randperm(sum(m.weight.numel() for m in model), generator=gen).float() + 1
+    for module, values in zip(model, order.split([m.weight.numel() for m in model]), strict=True):
+        module.weight.data = values.reshape(module.weight.shape) * (-1) ** values.reshape(
+            module.weight.shape
+        )
+    masks = select(
+        {str(i): m.weight.detach().abs() for i, m in enumerate(model)}, sparsity, floor=0
+    )
+    prune.global_unstructured(
+        [(m, "weight") for m in model],
+        pruning_method=prune.L1Unstructured,
+        amount=math.floor(sparsity * len(order) + 0.5),
+    )
+    assert all(torch.equal(m.weight_mask.bool(), masks[str(i)]) for i, m in enumerate(model))
+
+
+def test_shapes_strides_dtypes_and_arguments_are_left_alone() -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    scores = {
+        "transposed": base.t(),
+        "scalar": torch.tensor(100.0, dtype=torch.float64, requires_grad=True),
+        "none": torch.empty(2, 0, 3),
+        "votes": torch.tensor([[40, 2], [50, 1]]),
+    }
+    alive = {name: torch.ones(s.shape, dtype=torch.bool) for name, s in scores.items()}
+    masks = select(scores, 6 / 17, alive=alive)
+    assert {n: (m.shape, m.dtype) for n, m in masks.items()} == {
+        n: (s.shape, torch.bool) for n, s in scores.items()
+    }
+    # The lowest are 0, 1, 1, 2, 2, 3; `transposed` counts its own order, not its memory's.
+    assert torch.equal(masks["transposed"], base.t() > 3)
+    assert bits(masks) | {"transposed": ""} == {
+        "transposed": "",
+        "scalar": "1",
+        "none": "",
+        "votes": "1010",
+    }
+    assert torch.equal(base, torch.arange(12.0).reshape(3, 4))
+    assert all(mask.all() for mask in alive.values())
+    assert masks["votes"].data_ptr() != select(scores, 0.0, alive=alive)["votes"].data_ptr()
+
+
+def test_mixed_types_compare_by_value() -> None:
+    near = torch.tensor([0.1], dtype=torch.float32)  # 0.100000001
+    scores = {"a": near, "b": torch.tensor([0.1, 0.100000002], dtype=torch.float64)}
+    assert bits(select(scores, 1 / 3, floor=0)) == {"a": "1", "b": "01"}
+    assert bits(select(scores, 2 / 3, floor=0)) == {"a": "0", "b": "01"}
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert select({}, 0.5) == {}
+    assert select({}, 0.5, scope="layer") == {}
+    assert above({}, 0.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"threshold": 2.0}, {"a": "001", "b": "01"}),
+        ({"threshold": 9.0}, {"a": "001", "b": "01"}),  # the floor
+        ({"threshold": 9.0, "floor": 0}, {"a": "000", "b": "00"}),
+        ({"threshold": 9.0, "floor": 2}, {"a": "101", "b": "11"}),
+        ({"threshold": -INF}, {"a": "111", "b": "11"}),
+        ({"threshold": INF, "floor": 0}, {"a": "000", "b": "00"}),
+    ],
+)
+def test_above_keeps_what_exceeds_the_threshold(
+    options: dict[str, float], expected: dict[str, str]
+) -> None:
+    scores = {"a": torch.tensor([2.0, 1.0, 3.0]), "b": torch.tensor([2.0, 4.0])}
+    assert bits(above(scores, **options)) == expected
+
+
+def test_above_revives_nothing_and_breaks_ties_at_the_floor() -> None:
+    scores = {"a": torch.tensor([9.0, 1, 1, 1])}
+    alive = {"a": torch.tensor([False, True, True, True])}
+    magnitude = {"a": torch.tensor([9.0, 1, -3, 2])}
+    assert bits(above(scores, 5.0, alive=alive)) == {"a": "0001"}
+    assert bits(above(scores, 5.0, alive=alive, magnitude=magnitude)) == {"a": "0010"}
+    assert bits(above(scores, 0.5, alive=alive)) == {"a": "0111"}
+
+
+W = {"w": torch.arange(4.0)}
+TRUE4 = torch.ones(4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: select(W, 1.5), "sparsity must be in [0, 1], got 1.5"),
+        (lambda: select(W, -0.1), "sparsity must be in [0, 1], got -0.1"),
+        (lambda: select(W, math.nan), "sparsity must be in [0, 1], got nan"),
+        (
+            lambda: select(W, 0.5, scope="rows"),
+            "unknown scope 'rows': allowed are " + ", ".join(SCOPES),
+        ),
+        (lambda: select(W, 0.5, floor=-1), "floor must be 0 or more, got -1"),
+        (lambda: select(W, 1.0), "cannot remove 4 of 4 weights: floor 1 allows 3"),
+        (
+            lambda: select(W, 1.0, scope="layer", floor=2),
+            "cannot remove 4 of 4 weights: floor 2 allows 2",
+        ),
+        (
+            lambda: select(W, 0.25, alive={"w": W["w"] > 1}),
+            "cannot remove 1 of 4 weights: 2 are removed already",
+        ),
+        (
+            lambda: select({"a": W["w"], "b": torch.tensor([[0.0, math.nan]])}, 0.5),
+            "scores of 'b': NaN in 1 places",
+        ),
+        (
+            lambda: select(W, 0.5, magnitude={"w": torch.full((4,), math.nan)}),
+            "magnitude of 'w': NaN in 4 places",
+        ),
+        (
+            lambda: select(W, 0.5, alive={"v": TRUE4}),
+            "alive and scores differ in names: ['v', 'w'] are on one side only",
+        ),
+        (
+            lambda: select(W, 0.5, magnitude={}),
+            "magnitude and scores differ in names: ['w'] are on one side only",
+        ),
+        (
+            lambda: select(W, 0.5, alive={"w": TRUE4.reshape(2, 2)}),
+            "alive of 'w' has shape (2, 2), its scores (4,)",
+        ),
+        (
+            lambda: select(W, 0.5, alive={"w": torch.ones(4)}),
+            "alive of 'w' must be boolean, got torch.float32",
+        ),
+        (lambda: above(W, math.nan), "threshold is NaN"),
+        (lambda: above({"w": torch.tensor([math.nan])}, 1.0), "scores of 'w': NaN in 1 places"),
+    ],
+)
+def test_errors_say_what_is_wrong(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call()
+
+
+def test_scopes_have_summaries() -> None:
+    assert list(SCOPES) == ["global", "layer", "row", "er", "erk", "owl", "patterns"]
+    assert all(scope.summary for scope in SCOPES.values())
+
+
+SHAPES = {"a": (6, 8), "b": (5, 7), "kernel": (4, 3, 2, 2), "bias": (9,)}
+
+
+@pytest.mark.parametrize("scope", [name for name in SCOPES if name != "patterns"])
+@settings(max_examples=25)
+@given(sparsity=st.floats(0, 1), seed=st.integers(0, 9))
+def test_every_scope_counts_exactly_whatever_the_floors(
+    scope: str, sparsity: float, seed: int
+) -> None:
+    scores = random_scores(SHAPES, seed)
+    n = sum(s.numel() for s in scores.values())
+    sparsity *= (n - 2 * len(scores)) / n
+    masks = select(scores, sparsity, scope=scope, floor=2)
+    assert n - kept(masks) == math.floor(sparsity * n + 0.5) == planned(plain(scores), sparsity)
+    assert all(int(m.sum()) >= 2 for m in masks.values())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_scope_ranks_by_score_within_what_it_compares(scope: str) -> None:
+    scores = random_scores(SHAPES)
+    masks = select(scores, 0.6, scope=scope)
+    for name, mask in masks.items():
+        rows = scope == "row" and mask.dim() > 1
+        for i, row in enumerate(mask.flatten(1) if rows else mask.reshape(1, -1)):
+            values = scores[name].flatten(1)[i] if rows else scores[name].reshape(-1)
+            assert row.all() or not row.any() or values[~row].max() <= values[row].min()
+
+
+@given(rankings(), st.floats(0, 1), st.floats(0.2, 1), st.integers(0, 2))
+def test_caps_and_floors_against_a_water_level(
+    drawn: tuple[dict[str, Tensor], ...], sparsity: float, cap: float, floor: int
+) -> None:
+    """The oracle tries every cut of the plain order and clamps each tensor's loss to its limits."""
+    scores, magnitude, alive = drawn
+    sizes = {n: s.numel() for n, s in scores.items()}
+    total = math.floor(sparsity * sum(sizes.values()) + 0.5)
+    living = {n: int(m.sum()) for n, m in alive.items()}
+    least = {n: min(floor, living[n]) for n in sizes}
+    most = {n: sizes[n] - least[n] for n in sizes}
+    caps = {n: max(least[n], math.floor(cap * sizes[n] + 1e-9)) for n in sizes}
+    must = {n: max(sizes[n] - living[n], sizes[n] - caps[n]) for n in sizes}
+    options = {"alive": alive, "magnitude": magnitude, "floor": floor, "max_density": cap}
+    if not max(sum(must.values()), 0) <= total <= sum(most.values()):
+        with pytest.raises(ValueError, match="cannot remove"):
+            select(scores, sparsity, **options)
+        return
+    everyone = []
+    for name, score in scores.items():
+        for place, value in enumerate(score.reshape(-1).tolist()):
+            if alive[name].reshape(-1)[place]:
+                size = abs(float(magnitude[name].reshape(-1)[place]))
+                everyone.append((value, size, len(everyone), name))
+    everyone.sort()
+    start = {n: sizes[n] - living[n] for n in sizes}
+    for cut in range(len(everyone) + 1):
+        below = {n: start[n] + sum(w[3] == n for w in everyone[:cut]) for n in sizes}
+        level = {n: min(max(below[n], must[n]), most[n]) for n in sizes}
+        if sum(level.values()) == total:
+            break
+    masks = select(scores, sparsity, **options)
+    assert {n: gone(m) for n, m in masks.items()} == level
+
+
+def test_caps_take_from_where_the_ranking_would_not() -> None:
+    scores = {"low": torch.arange(10.0), "high": torch.arange(10.0) + 10}
+    masks = select(scores, 0.5, max_density=0.8)
+    assert bits(masks) == {"low": "0000000011", "high": "0011111111"}
+    half_way = select(scores, 0.25, max_density=0.8, progress=0.5)
+    assert bits(half_way) == {"low": "0000111111", "high": "0111111111"}
+    assert bits(select(scores, 0.5, min_density=0.3)) == {"low": "0000000111", "high": "0001111111"}
+    with pytest.raises(ValueError, match="max_density takes 4"):
+        select(scores, 0.1, max_density=0.8)
+
+
+def test_patterns_say_what_goes_and_the_last_that_matches_counts() -> None:
+    scores = random_scores({"a.w": (4, 5), "b.w": (4, 5), "c.w": (4, 5)})
+    options = {"scope": "patterns", "densities": {"*": 0.5, "b*": 0.25}}
+    masks = select(scores, 0.9, **options)
+    assert [gone(m) for m in masks.values()] == [10, 15, 10]
+    assert planned(plain(scores), 0.9, **options) == 35
+    half = select(scores, 0.0, **options, progress=0.5)
+    assert [gone(m) for m in half.values()] == [5, 8, 5]  # 7.5 of 17.5 + 0.5 in all
+    some = select(scores, 0.9, scope="patterns", densities={"a*": 1.0})
+    assert [gone(m) for m in some.values()] == [0, 18, 18]
+    with pytest.raises(ValueError, match=r"^layers='d': matches no prunable tensor; allowed: "):
+        select(scores, 0.9, scope="patterns", densities={"d": 0.5})

@@ -1,0 +1,189 @@
+"""Many candidates in one question, and how much of a change is kept: chosen on validation only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import Result, RunConfig, Shard, federate
+from fedprune.client.answers import LOST, answer
+from fedprune.client.context import Seat
+from fedprune.client.host import House
+from fedprune.engines.inline import inline_port
+from fedprune.learning.candidates import (
+    HERE,
+    Candidate,
+    blended,
+    without,
+)
+from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.tensors import Tensors, load_into
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+Cnn = tuple[House, Question]
+EVERYONE = range(5)
+CANDIDATES = (HERE, Candidate(1.0), Candidate(2.0), Candidate(apart={"hidden.weight": 1.0}))
+
+
+def ladder_of(about: Question) -> Tensors:
+    gen = torch.Generator().manual_seed(0)
+    drawn = {n: torch.randint(0, 3, m.shape, generator=gen) for n, m in about.masks.items()}
+    return {n: (r * about.masks[n]).to(torch.uint8) for n, r in drawn.items()}
+
+
+def noise_on(about: Question) -> Tensors:
+    gen = torch.Generator().manual_seed(1)
+    back = {n: 0.01 * torch.randn(w.shape, generator=gen) for n, w in about.weights.items()}
+    return {n: b * about.masks[n] if n in about.masks else b.abs() for n, b in back.items()}
+
+
+def asked(about: Question, **way: Any) -> Question:
+    shared = {"part": "validation", "candidates": CANDIDATES}
+    return Question("compare", 4, about.weights, about.masks, **shared, **way)
+
+
+@torch.no_grad()
+def by_hand(house: House, weights: Tensors) -> tuple[float, int, int]:
+    """Loss and correct of a model on the validation parts of everyone, at once."""
+    load_into(house.model, weights)
+    house.model.eval()
+    parts = [house.shards[p].validation for p in EVERYONE]
+    pooled = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    loss = house.task.loss(house.model, pooled)
+    return loss.total.item(), loss.correct, loss.count
+
+
+@pytest.mark.parametrize("way", ["rungs", "given"])
+def test_the_loss_of_a_candidate_is_the_pooled_one(way: str, cnn: Cnn):
+    house, about = cnn
+    lies = {"rungs": ladder_of(about), "given": noise_on(about)}[way]
+    folded = inline_port(house).ask(asked(about, **{way: lies}), EVERYONE)
+    assert folded.failures == ()
+    for i, candidate in enumerate(CANDIDATES):
+        if way == "rungs":
+            weights = without(about.weights, lies, candidate)
+        else:
+            weights = blended(about.weights, lies, candidate, house.layout)
+        loss, correct, count = by_hand(house, weights)
+        assert folded.totals[f"loss_{i}"] == pytest.approx(loss, rel=1e-5)
+        assert (folded.totals[f"correct_{i}"], folded.totals["count"]) == (correct, count)
+    losses = {folded.totals[f"loss_{i}"] for i in range(len(CANDIDATES))}
+    assert len(losses) == len(CANDIDATES)
+
+
+def test_the_order_of_clients_does_not_matter(cnn: Cnn):
+    house, about = cnn
+    question = asked(about, rungs=ladder_of(about))
+    ask = inline_port(house).ask
+    assert ask(question, EVERYONE).totals == ask(question, EVERYONE[::-1]).totals
+
+
+def test_a_candidate_whose_loss_is_no_number_loses_and_spoils_nothing(cnn: Cnn):
+    house, about = cnn
+    far = {n: torch.full_like(w, 3e38) for n, w in noise_on(about).items()}
+    folded = inline_port(house).ask(asked(about, given=far), EVERYONE)
+    assert folded.failures == ()
+    assert folded.totals["loss_1"] == pytest.approx(len(EVERYONE) * LOST)
+    assert folded.totals["loss_0"] < 1e6
+
+
+def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn: Cnn):
+    house, about = cnn
+    weights = {n: torch.full_like(w, float("nan")) for n, w in about.weights.items()}
+    question = replace(asked(about, rungs=ladder_of(about)), weights=weights)
+    folded = inline_port(house).ask(question, [0])
+    assert [(f.phase, f.field) for f in folded.failures] == [("compare", "loss_0")]
+
+
+@pytest.fixture
+def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Any:
+    """Three rounds, the last two prune: the result, every exchange, every state."""
+
+    def made(
+        without: Callable[[Question, int], bool] | None = None, **keys: Any
+    ) -> tuple[Result, list[tuple[Question, Sequence[int], Folded]], list[State]]:
+        config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys})
+        eye, states = spy(inline_port(house_of(config)), without), list[State]()
+        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
+        return federate(config, eye.port, watch=watch), eye.asked, states
+
+    return made
+
+
+GRIDS = [("global", (0.5, 1.0, 1.5)), ("layer", (0.5, 1.0, 1.5)), ("layer", (0.9, 1.0))]
+
+
+@pytest.mark.parametrize(("blend", "grid"), GRIDS)
+def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(
+    blend: str, grid: tuple[float, ...], run: Any
+):
+    result, exchanges, states = run(blend=blend, blend_grid=grid)
+    assert {q.part for q, _, _ in exchanges if q.kind == "compare"} == {"validation"}
+    for row, state in zip(result.rows, states, strict=True):
+        told = row["blend"]
+        assert row["loss"] == told["loss"] <= told["plain"], "the same model, bit for bit"
+        assert set(told["shares"].values()) <= set(grid)
+        assert told["tried"][0] == [1.0, told["plain"]] or blend == "layer"
+        assert all(not state.weights[n][~m].any() for n, m in state.masks.items())
+    assert any(row["blend"]["loss"] < row["blend"]["plain"] for row in result.rows)
+
+
+def test_the_whole_change_is_no_blending_bit_for_bit(run: Any):
+    kept, _, _ = run(blend="global", blend_grid=(1.0, 0.0))
+    plain, _, _ = run()
+    assert all(set(row["blend"]["shares"].values()) == {1.0} for row in kept.rows)
+    for name in ("weights_digest", "mask_digest", "loss"):
+        assert [r[name] for r in kept.rows] == [r[name] for r in plain.rows]
+    assert kept.summary["bytes_up"] > plain.summary["bytes_up"], "what it costs is counted"
+
+
+def test_with_too_few_answers_the_whole_change_is_kept_and_said(run: Any):
+    few = {"min_clients": 3, "cohort": 3}
+    kept, _, _ = run(
+        lambda q, p: q.kind == "compare" and p > 1, blend="layer", blend_grid=(1.0, 1.5), **few
+    )
+    plain, _, _ = run(**few)
+    assert [r["blend"] for r in kept.rows] == [{"action": "too few answered"}] * 3
+    assert kept.summary["weights_digest"] == plain.summary["weights_digest"]
+
+
+def test_a_void_round_has_no_change_to_blend(run: Any):
+    result, exchanges, _ = run(
+        lambda q, _: q.kind == "tune" and q.round == 2, blend="global", blend_grid=(1.0, 1.5)
+    )
+    assert [r["blend"] is None for r in result.rows] == [False, True, False]
+    assert [q.round for q, _, _ in exchanges if q.kind == "compare"] == [1, 3]
+
+
+def test_a_client_that_fails_to_compare_is_as_one_never_asked(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+):
+    keys = {"blend": "layer", "blend_grid": (1.0, 1.5)}
+    spared, _, _ = run(lambda q, p: q.kind == "compare" and p == 1, **keys)
+
+    def broken(question: Question, seat: Seat) -> Answer:
+        if question.kind == "compare" and seat.partition == 1:
+            raise RuntimeError("no")
+        return answer(question, seat)
+
+    monkeypatch.setattr("fedprune.client.host.answer", broken)
+    failed, _, _ = run(**keys)
+    assert {f["phase"] for r in failed.rows for f in r["failures"]} == {"compare"}
+    for name in ("weights_digest", "loss", "blend"):
+        assert [r[name] for r in failed.rows] == [r[name] for r in spared.rows]
+
+
+def test_candidates_are_measured_under_any_split_alike(cnn: Cnn):
+    """The same examples on one client: the same sums."""
+    house, about = cnn
+    parts = [house.shards[p].validation for p in EVERYONE]
+    pooled = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    one = replace(house, shards={0: Shard(pooled, pooled, pooled)})
+    question = asked(about, rungs=ladder_of(about))
+    here, there = inline_port(house).ask(question, EVERYONE), inline_port(one).ask(question, [0])
+    assert here.totals == pytest.approx(there.totals, rel=1e-6)

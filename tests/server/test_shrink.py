@@ -1,0 +1,280 @@
+"""What a mask has emptied leaves the model: same choices, same numbers, fewer bytes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import Result, RunConfig, federate, load
+from fedprune.client.host import House, furnished, open_house
+from fedprune.config import to_toml
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.models import layout_at, shaped
+from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.records.checkpoint import load_state, save_state
+from fedprune.rounds import run
+from fedprune.run import _opening
+from fedprune.server.ask import question_about
+from fedprune.server.shrink import fitted, shrunk
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.tensors import count_kept, load_into, masked, shapes_of, state_of
+
+Tiny = Callable[..., RunConfig]
+HouseOf = Callable[[RunConfig], House]
+Played = Callable[[RunConfig], Result]
+UNITS = [
+    ("head", "magnitude"),
+    ("neuron", "magnitude"),
+    pytest.param("neuron", "taylor", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture
+def plays(tiny: Tiny) -> Callable[..., RunConfig]:
+    """A run of three rounds on Shakespeare's LLaMA, the second and the third prune."""
+
+    def made(**keys: Any) -> RunConfig:
+        sizes = {"clients": 2, "cohort": 2, "rounds": 3, "warmup": 1, "end": 3, "local_steps": 1}
+        about = {"task": "shakespeare", "sparsity": 0.4, "unit": "neuron", "length": 16}
+        return tiny(**{**about, **sizes, **keys})
+
+    return made
+
+
+@pytest.fixture
+def halved(plays: Callable[..., RunConfig]) -> tuple[RunConfig, State, State, Any, Any]:
+    """A model half of whose neurons and one whole sub-layer are masked, before and after."""
+    config = plays()
+    state, plan = _opening(config, None, None)
+    masks = {n: m.clone() for n, m in state.masks.items()}
+    for group in plan.layout.structure.groups:
+        gone = slice(0, None) if group.path.endswith("layers.1.mlp") else slice(0, None, 2)
+        for part in group.parts:
+            lines = part.index[gone].reshape(-1)
+            if part.axis == "row":
+                masks[part.tensor][lines] = False
+            else:
+                masks[part.tensor][:, lines] = False
+    state = replace(state, masks=masks, weights=masked(state.weights, masks))
+    small, smaller = shrunk(state, plan)
+    return config, state, small, plan, smaller
+
+
+def test_a_shrunk_state_is_the_same_function_with_fewer_numbers(halved: Any):
+    config, state, small, plan, smaller = halved
+    assert smaller.layout.parameters < plan.layout.parameters
+    assert count_kept(small.masks) == count_kept(state.masks)
+    assert all(m.all() for m in small.masks.values())
+    logits = []
+    for at, edits in ((state, ()), (small, small.edits)):
+        model, _ = shaped(config, edits)
+        load_into(model, at.weights)
+        with torch.no_grad():
+            logits.append(model.eval()(torch.arange(12)[None]).logits)
+    assert torch.allclose(*logits, atol=1e-5 * float(logits[0].abs().max()))
+
+
+def test_a_shrunk_state_goes_back_to_where_it_was(halved: Any):
+    _, state, small, _, smaller = halved
+    masks = smaller.layout.in_origin(small.masks)
+    assert masks.keys() == state.masks.keys()
+    assert all(torch.equal(masks[n], m) for n, m in state.masks.items())
+    weights = smaller.layout.in_origin(small.weights)
+    assert all(torch.equal(weights[n], state.weights[n]) for n in state.masks)
+
+
+def test_shrinking_again_changes_nothing(halved: Any):
+    _, _, small, _, smaller = halved
+    again, plan = shrunk(small, smaller)
+    assert again is small
+    assert plan is smaller
+
+
+def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
+    config, _, small, _, smaller = halved
+    house = furnished(house_of(config), small.edits)
+    assert shapes_of(state_of(house.model)) == dict(smaller.layout.shapes)
+    assert layout_at(config, small.edits).shapes == smaller.layout.shapes
+    assert furnished(house, small.edits) is house
+
+
+def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
+    _, state, small, _, smaller = halved
+    packet = encode_question(question_about(small, "tune", lr=0.1), "fp32")
+    back = decode_question(packet, smaller.layout)
+    assert back.edits == small.edits
+    assert all(torch.equal(back.weights[n], w) for n, w in small.weights.items())
+    whole = encode_question(question_about(state, "tune", lr=0.1), "fp32")
+    assert packet.size(bits=False) < whole.size(bits=False)
+
+
+def test_a_checkpoint_keeps_the_shape(halved: Any, tmp_path: Path):
+    _, _, small, _, _ = halved
+    save_state(small, tmp_path / "state.safetensors")
+    back = load_state(tmp_path / "state.safetensors")
+    assert back.edits == small.edits
+    assert list(back.weights) == list(small.weights)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(("unit", "score"), UNITS)
+def test_shrinking_every_time_chooses_the_same_units(
+    plays: Callable[..., RunConfig], played: Played, unit: str, score: str
+):
+    keys = {"unit": unit, "score": score, "sparsity": 0.2}
+    every, never = (played(plays(shrink=s, **keys)) for s in ("every", "never"))
+    assert every.summary["mask_digest"] == never.summary["mask_digest"]
+    assert every.summary["sparsity"] == never.summary["sparsity"]
+    assert every.summary["flops_kept"] == never.summary["flops_kept"]
+    assert every.summary["parameters_left"] < never.summary["parameters_left"]
+    final = [r.summary["quality"]["final"]["loss"] for r in (every, never)]
+    assert final[0] == pytest.approx(final[1], rel=1e-4)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(("model", "biases"), [("llama", False), ("gpt2", True)])
+def test_later_rounds_send_less(
+    plays: Callable[..., RunConfig], played: Played, model: str, biases: bool
+):
+    keys = {"model": model, "sparsity": 0.3, "score": "magnitude"}
+    every, never = (played(plays(shrink=s, **keys)).summary for s in ("every", "never"))
+    # Values of removed weights travel in neither; without biases the answers weigh the same.
+    assert every["bytes_down"] < never["bytes_down"]
+    assert (every["bytes_up"] < never["bytes_up"]) == biases
+    assert every["bytes_up"] <= never["bytes_up"]
+
+
+@pytest.mark.slow
+def test_shrinking_at_the_end_is_the_run_without_it(
+    plays: Callable[..., RunConfig], played: Played
+):
+    end, never = (played(plays(shrink=s)) for s in ("end", "never"))
+    assert [{**r, "arm": ""} for r in end.rows] == [{**r, "arm": ""} for r in never.rows]
+    assert end.summary["parameters_left"] < never.summary["parameters_left"]
+
+
+@pytest.mark.slow
+def test_a_folder_is_loaded_in_its_shape(plays: Callable[..., RunConfig], tmp_path: Path):
+    config = plays(shrink="every", rounds=2, end=2)
+    result = federate(config, inline_port(open_house(config)), folder=tmp_path / "run")
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        here = result.model(ids).logits
+        for folder in ("run", "run/model"):
+            model = load(tmp_path / folder)
+            assert shapes_of(state_of(model)) == shapes_of(state_of(result.model))
+            assert torch.equal(model(ids).logits, here)
+
+
+@pytest.mark.slow
+def test_resuming_a_shrunk_run_gives_the_same_bits(
+    plays: Callable[..., RunConfig], played: Played, house_of: HouseOf, tmp_path: Path
+):
+    class Cut(Exception):
+        pass
+
+    def stop(_row: Any, _seconds: float, state: State) -> None:
+        if state.round == 2:
+            raise Cut
+
+    config = plays(shrink="every")
+    with pytest.raises(Cut):
+        federate(
+            config, inline_port(house_of(config)), folder=tmp_path / "run", watch=Watch(row=stop)
+        )
+    assert load_state(tmp_path / "run" / "checkpoint" / "pruned.safetensors").edits
+    again = federate(config, inline_port(house_of(config)), folder=tmp_path / "run", resume=True)
+    whole = played(config)
+    assert again.summary["weights_digest"] == whole.summary["weights_digest"]
+    assert again.rows[-1] == whole.rows[-1]
+
+
+def test_the_plan_follows_a_state(halved: Any, house_of: HouseOf):
+    config, _, small, plan, smaller = halved
+    assert fitted(smaller, small.edits) is smaller
+    port = inline_port(house_of(config))
+    end, row = list(run(replace(small, round=2), plan, port))[-1]
+    assert end.edits
+    assert row["parameters"] <= smaller.layout.parameters
+    assert "shrink" in to_toml(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "model", "unit", "score", "sparsity"),
+    [
+        ("shakespeare", "llama-gqa", "head", "taylor", 0.15),
+        ("shakespeare", "llama-tied", "layer", "block_influence", 0.5),
+        ("shakespeare", "gpt2", "sublayer", "wanda", 0.4),
+        ("shakespeare-masked", "bert", "layer", "block_influence", 0.5),
+        ("shakespeare-masked", "roberta", "head", "magnitude", 0.15),
+        ("shakespeare-restore", "t5", "layer", "block_influence", 0.3),
+        ("shakespeare-restore", "t5-gated", "sublayer", "magnitude", 0.3),
+    ],
+)
+def test_every_family_shrinks_to_what_its_masks_say(
+    plays: Callable[..., RunConfig],
+    played: Played,
+    task: str,
+    model: str,
+    unit: str,
+    score: str,
+    sparsity: float,
+):
+    keys = {"task": task, "model": model, "unit": unit, "score": score, "sparsity": sparsity}
+    every, never = (played(plays(shrink=s, **keys)).summary for s in ("every", "never"))
+    assert every["mask_digest"] == never["mask_digest"]
+    assert every["parameters_left"] < 0.95 * never["parameters_left"]
+    final = [summary["quality"]["final"]["loss"] for summary in (every, never)]
+    assert final[0] == pytest.approx(final[1], rel=1e-5)
+    assert every["bytes_down"] < never["bytes_down"]
+    assert every["bytes_up"] <= never["bytes_up"]
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    ("score", "scope"), [("magnitude", "layer"), ("taylor", "global"), ("ablation", "global")]
+)
+def test_channels_are_chosen_alike_and_leave_the_network(
+    tiny: Tiny, played: Played, score: str, scope: str
+):
+    keys = {"task": "digits", "unit": "channel", "score": score, "scope": scope, "sparsity": 0.4}
+    every, never = (played(tiny(shrink=s, **keys)) for s in ("every", "never"))
+    assert every.summary["mask_digest"] == never.summary["mask_digest"]
+    assert every.summary["parameters_left"] < never.summary["parameters_left"]
+    assert every.summary["kept_parameters"] == never.summary["kept_parameters"]
+    assert all(m.all() for m in every.state.masks.values()), "nothing masked is left"
+    final = [r.summary["quality"]["final"]["loss"] for r in (every, never)]
+    assert final[0] == pytest.approx(final[1], rel=1e-4)
+    assert every.summary["bytes_down"] < never.summary["bytes_down"]
+
+
+CHANNELS = {"unit": "channel", "sparsity": 0.5}
+CUT: dict[str, dict[str, Any]] = {
+    "sparsegpt": {"score": "sparsegpt", "sparsity": 0.996, "schedule": "cubic"},
+    "random": {**CHANNELS, "score": "random"},
+    "perturbation": {**CHANNELS, "score": "perturbation", "probes": 4},
+    "outputs": {**CHANNELS, "score": "magnitude", "reconstruct": "outputs"},
+}
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("method", CUT)
+def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(
+    method: str, tiny: Tiny, house_of: HouseOf
+):
+    """Law 8: the same choices, whether what went has left the model or is there as zeros."""
+    small = {"clients": 2, "cohort": 2, "hosts": 1, "rounds": 4, "warmup": 0, "end": 3}
+    keys = {**small, "schedule": "linear", "local_steps": 1, "agreement": False, **CUT[method]}
+    cut, whole = (
+        federate(config, inline_port(house_of(config)))
+        for config in (tiny(**keys, shrink=shrink) for shrink in ("every", "never"))
+    )
+    assert len({row["parameters"] for row in cut.rows}) > 1, "cut, and pruned again"
+    for mine, other in zip(cut.rows, whole.rows, strict=True):
+        assert mine["mask_digest"] == other["mask_digest"]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)

@@ -1,0 +1,176 @@
+"""Whose changes count: bounds on norms, models that are not finite, strikes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune import Result, RunConfig, federate
+from fedprune.client import host as hosts
+from fedprune.client.answers import answer
+from fedprune.client.context import Seat
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.options.refusal import Refused
+from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.server.rows import Row
+from fedprune.server.standing import limit_of, struck
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.tensors import digest
+
+Tiny = Callable[..., RunConfig]
+Lie = Callable[[Question, Answer], Answer]
+KEYS: dict[str, Any] = {"clients": 5, "cohort": 5, "hosts": 2, "rounds": 4, "local_steps": 1}
+KEYS |= {"warmup": 0, "end": 1, "score": "magnitude"}
+
+
+@pytest.fixture
+def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has a client bend its answers to some questions in some rounds."""
+
+    def by(partition: int, lie: Lie, rounds: range = range(1, 99), kind: str = "tune") -> None:
+        def bent(question: Question, seat: Seat) -> Answer:
+            given = answer(question, seat)
+            here = seat.partition == partition and question.kind == kind
+            return lie(question, given) if here and question.round in rounds else given
+
+        monkeypatch.setattr(hosts, "answer", bent)
+
+    return by
+
+
+def times(factor: float) -> Lie:
+    return lambda _, given: replace(given, values=given.values * factor)
+
+
+def fails(_question: Question, _given: Answer) -> Answer:
+    raise Refused("battery", "empty")
+
+
+def named(row: Row) -> list[tuple[int, str]]:
+    return [(f["partition"], f["reason"]) for f in row["failures"]]
+
+
+@pytest.mark.parametrize("limit", [5.0, "auto"])
+def test_a_change_beyond_the_bound_is_refused_by_name(limit: Any, tiny: Tiny, lied: Any):
+    """The others' changes are those of a run in which it never answered."""
+    lied(2, times(1e4), range(2, 4))
+    seen = federate(tiny(**KEYS, max_norm=limit))
+    told = [named(row) for row in seen.rows]
+    assert [[p for p, _ in each] for each in told] == [[], [2], [2], []]
+    assert "max-norm is " in told[1][0][1]
+    lied(2, fails, range(2, 4))
+    assert digest(federate(tiny(**KEYS)).state.weights) == digest(seen.state.weights)
+
+
+def test_in_a_first_round_the_bound_is_the_rounds_own(tiny: Tiny, lied: Any):
+    lied(2, times(1e4))
+    seen = federate(tiny(**KEYS, max_norm="auto"))
+    assert [[p for p, _ in named(row)] for row in seen.rows] == [[2]] * 4
+    assert [row["answered"] for row in seen.rows] == [4] * 4
+    assert ["max-norm" in (row["undone"] or "") for row in seen.rows] == [True, False, False, False]
+    assert len(seen.state.norms) == 16
+    assert max(seen.state.norms) < 10.0
+
+
+@pytest.mark.parametrize("limit", [1e6, "auto", None])
+def test_a_bound_that_all_keep_changes_nothing(limit: Any, tiny: Tiny):
+    there, plain = federate(tiny(**KEYS, max_norm=limit)), federate(tiny(**KEYS))
+    assert digest(there.state.weights) == digest(plain.state.weights)
+
+
+def test_the_running_median_is_of_what_counted():
+    config = configure({"task": "digits", "max_norm": "auto"})
+    assert limit_of(config, ()) == 0.0
+    assert limit_of(config, (3.0, 1.0, 100.0)) == 15.0
+    assert limit_of(configure({"task": "digits", "max_norm": 7}), (1.0,)) == 7.0
+
+
+@pytest.mark.parametrize("size", [1e31, 3e38])
+def test_who_would_make_the_model_infinite_is_refused_alone(size: float, tiny: Tiny, lied: Any):
+    lied(1, lambda _, given: replace(given, values=torch.full_like(given.values, -size)))
+    seen = federate(tiny(**KEYS, server_lr=2.0))
+    assert [[p for p, _ in named(row)] for row in seen.rows] == [[1]] * 4
+    assert seen.state.completed == 4
+    lied(1, fails)
+    assert digest(federate(tiny(**KEYS, server_lr=2.0)).state.weights) == digest(seen.state.weights)
+
+
+def test_a_model_that_is_not_finite_takes_nobodys_place(tiny: Tiny):
+    config = tiny(**KEYS)
+    port = inline_port(hosts.open_house(config))
+
+    def ask(question: Question, partitions: list[int]) -> Folded:
+        folded = port.ask(question, partitions)
+        bad = question.kind == "tune" and question.round == 2
+        return replace(folded, total=torch.full_like(folded.total, 1e60)) if bad else folded
+
+    seen = federate(config, replace(port, ask=ask))
+    assert [row["undone"] for row in seen.rows][1].endswith("the new model would not be finite")
+    assert seen.rows[1]["weights_digest"] == seen.rows[0]["weights_digest"]
+    assert all(bool(torch.isfinite(t).all()) for t in seen.state.weights.values())
+
+
+def cohorts(result: Result) -> list[list[int]]:
+    return [row["cohort"] for row in result.rows]
+
+
+def test_who_fails_again_and_again_is_left_out_for_a_while(tiny: Tiny, lied: Any):
+    """Twice in a row: out for two rounds; back, it has one try."""
+    lied(3, fails)
+    seen = federate(tiny(**{**KEYS, "rounds": 9}, strikes=2))
+    assert [3 in cohort for cohort in cohorts(seen)] == [1, 1, 0, 0, 1, 0, 0, 1, 0]
+    said = [row["notices"] for row in seen.rows]
+    assert said[1] == ["client 3 failed in 2 rounds in a row and is left out up to round 4"]
+    assert [i for i, each in enumerate(said) if each] == [1, 4, 7]
+    assert all(len(cohort) >= 4 for cohort in cohorts(seen))
+
+
+def test_who_answers_again_begins_anew(tiny: Tiny, lied: Any):
+    lied(3, fails, range(2, 3))
+    seen = federate(tiny(**KEYS, strikes=2))
+    assert all(3 in cohort for cohort in cohorts(seen))
+    assert seen.state.strikes == {}
+    plain = federate(tiny(**KEYS))
+    assert seen.rows[3]["weights_digest"] == plain.rows[3]["weights_digest"]
+
+
+def test_strikes_and_norms_come_back_after_a_kill(tiny: Tiny, lied: Any, tmp_path: Path):
+    keys = {**KEYS, "rounds": 6, "strikes": 2, "max_norm": "auto"}
+    lied(3, fails)
+    whole = federate(tiny(**keys, out=str(tmp_path / "a")), folder=tmp_path / "a")
+
+    def stop(row: Row, _seconds: float, _state: State) -> None:
+        if row["round"] == 4:
+            raise KeyboardInterrupt
+
+    config = tiny(**keys, out=str(tmp_path / "b"))
+    with pytest.raises(KeyboardInterrupt):
+        federate(config, folder=tmp_path / "b", watch=Watch(row=stop))
+    again = federate(config, folder=tmp_path / "b", resume=True)
+    assert again.state.strikes == whole.state.strikes
+    assert again.state.norms == whole.state.norms
+    assert again.rows[-1]["weights_digest"] == whole.rows[-1]["weights_digest"]
+    assert cohorts(again) == cohorts(whole)
+
+
+@pytest.mark.parametrize(
+    ("strikes", "resting", "asked", "wanted"),
+    [
+        ({}, {}, {1, 2}, {}),
+        ({1: 1, 2: 2, 9: 1}, {}, {1, 2}, {9: 1}),  # who was not asked keeps its strikes
+        ({}, {7: 5}, {1}, {}),
+    ],
+)
+def test_strikes_without_failures(
+    strikes: Mapping[int, int], resting: Mapping[int, int], asked: set[int], wanted: Any
+):
+    config = configure({"task": "digits", "strikes": 2})
+    state = State(5, {}, {}, {}, strikes=dict(strikes), resting=dict(resting))
+    after = struck(state, config, asked, ())
+    assert after.strikes == wanted
+    assert after.resting == {}

@@ -1,0 +1,98 @@
+import copy
+
+import pytest
+import torch
+from cutting import CASES, masked_model, masks_of
+from families import FACTS, family
+from torch import Tensor, nn
+
+from fedprune.structure.cuts import edits_of
+from fedprune.structure.surgery import reshaped
+
+WRITERS = ["gpt2", "llama", "llama-gqa", "t5", "t5-gated"]
+PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 2, 8]])
+
+
+def small_and_masked(name: str, case: str) -> tuple[nn.Module, nn.Module]:
+    f = family(name)
+    masks = masks_of(f.layout, CASES[case](f.layout))
+    silent = masked_model(f.model, masks)
+    return reshaped(copy.deepcopy(silent), edits_of(masks, f.layout)), silent
+
+
+def written(model: nn.Module, **how: object) -> tuple[Tensor, Tensor]:
+    """The tokens a model writes, one at a time, and the logits it chose them by."""
+    said = model.generate(
+        PROMPT, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0,
+        return_dict_in_generate=True, output_logits=True, **how,
+    )  # fmt: skip
+    return said.sequences, torch.stack(said.logits)
+
+
+CUT = ["both", "an attention", "the last block", "the first block", "the first block alone"]
+
+
+@pytest.mark.parametrize("case", CUT)
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_cut_model_writes_the_same_with_a_cache_as_without(name: str, case: str) -> None:
+    small, silent = small_and_masked(name, case)
+    words, logits = written(small, use_cache=True)
+    for model in (small, silent):
+        again, others = written(model, use_cache=False)
+        assert torch.equal(words, again)
+        assert (logits - others).abs().max() <= 1e-9
+    _, whole = written(family(name).model, use_cache=False)
+    assert (logits - whole).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_static_cache_serves_a_cut_model_too(name: str) -> None:
+    for case in ("both", "the first block"):
+        small, _ = small_and_masked(name, case)
+        _, want = written(small, use_cache=False)
+        _, got = written(small, cache_implementation="static")
+        assert (got - want).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_without_any_attention_there_is_no_cache(name: str) -> None:
+    f = family(name)
+    model = copy.deepcopy(f.model)
+    model.config.use_cache = model.generation_config.use_cache = True
+    masks = masks_of(f.layout, CASES["all attentions"](f.layout))
+    want = written(masked_model(model, masks), use_cache=False)
+    small = reshaped(model, edits_of(masks, f.layout))
+    assert small.config.use_cache is False
+    assert small.generation_config.use_cache is False
+    words, logits = written(small)
+    assert torch.equal(words, want[0])
+    assert (logits - want[1]).abs().max() <= 1e-9
+
+
+def test_an_encoder_without_attention_leaves_the_decoder_its_cache() -> None:
+    f = family("t5")
+    model = copy.deepcopy(f.model)
+    model.config.use_cache = model.generation_config.use_cache = True
+    gone = {k: v for k, v in CASES["all attentions"](f.layout).items() if "encoder." in k[1]}
+    masks = masks_of(f.layout, gone)
+    small = reshaped(masked_model(model, masks), edits_of(masks, f.layout))
+    assert small.config.use_cache is small.generation_config.use_cache is True
+    _, got = written(small, use_cache=True)
+    _, want = written(masked_model(model, masks), use_cache=False)
+    assert (got - want).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("name", list(FACTS))
+def test_attentions_that_are_left_are_numbered_from_0_by_stack_and_role(name: str) -> None:
+    f = family(name)
+    numbers = {}
+    for case in ("both", "the first block"):
+        small = reshaped(
+            copy.deepcopy(f.model), edits_of(masks_of(f.layout, CASES[case](f.layout)), f.layout)
+        )
+        numbers[case] = sorted(m.layer_idx for m in small.modules() if hasattr(m, "layer_idx"))
+    attentions = FACTS[name][2]
+    assert numbers["both"] == sorted([0, 1] * (attentions // 2))
+    blocks = 1 if name.startswith("t5") else attentions // 2  # t5: of the encoder only
+    left = [0, 1] * (attentions // 2 - blocks) + [0] * blocks
+    assert numbers["the first block"] == sorted(left)

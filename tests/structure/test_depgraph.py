@@ -1,0 +1,149 @@
+import importlib.util
+import threading
+
+import pytest
+import torch
+from convnets import NETS, conv, images, net_of
+from families import family
+from torch import Tensor, nn
+
+from fedprune.structure import depgraph
+from fedprune.structure.channels.groups import (
+    TRACED,
+    bundles_of,
+    channel_groups,
+    roles_of,
+)
+from fedprune.structure.edits import Edit
+from fedprune.structure.layout import layout_of
+from fedprune.structure.surgery import reshaped
+from fedprune.tasks.task import Loss, Part, classification_loss
+
+needs = pytest.mark.skipif(
+    importlib.util.find_spec("torch_pruning") is None, reason="torch-pruning is not installed"
+)
+
+
+def like(seen: Tensor) -> Part:
+    return {"images": torch.zeros_like(seen[:1]), "labels": torch.zeros(1, dtype=torch.long)}
+
+
+@needs
+@pytest.mark.parametrize("name", NETS)
+def test_both_ways_find_the_same_channels_where_both_can(name: str) -> None:
+    net, seen, head = net_of(name)
+    groups = channel_groups(net, layout_of(net, output=[head]).prunable)
+    depgraph.recognise(net, classification_loss, like(seen))
+    others = channel_groups(net, layout_of(net, output=[head]).prunable)
+    assert [g.path for g in others] == [g.path for g in groups]
+    for group, other in zip(groups, others, strict=True):
+        assert len(group.parts) == len(other.parts)
+        for part, same in zip(group.parts, other.parts, strict=True):
+            assert (part.tensor, part.axis) == (same.tensor, same.axis)
+            assert torch.equal(part.index, same.index)
+
+
+class Branching(nn.Module):
+    """What it does with its maps depends on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = conv(2, 6), nn.BatchNorm2d(6)
+        self.bright, self.dark = conv(6, 4), conv(6, 4, 1)
+        self.hidden, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.first(x)).relu()
+        maps = self.bright(maps) if float(x.mean()) > 0 else self.dark(maps)
+        return self.head(self.hidden(maps.mean((2, 3))))
+
+
+def branching() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return Branching()
+
+
+@needs
+def test_a_net_that_branches_on_its_data_is_cut_on_both_branches() -> None:
+    net = branching()
+    assert dict(roles_of(net)) == {}
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    depgraph.recognise(net, classification_loss, like(images()))
+    assert all(torch.equal(before[n], p) for n, p in net.named_parameters())
+    groups = channel_groups(net, layout_of(net, output=["head"]).prunable)
+    assert [g.path for g in groups] == ["first", "bright"]
+    tensors = [[p.tensor.split(".")[0] for p in g.parts] for g in groups]
+    assert tensors == [["first", "bright", "dark"], ["bright", "dark", "hidden"]]
+    with torch.no_grad():
+        net = net.double().eval()
+        for layer in (net.bright, net.dark):
+            layer.weight[:, [1, 4]] = 0.0
+        net.hidden.weight[:, 2] = 0.0
+        want = [net(sign * images().abs()) for sign in (1, -1)]
+        edits = [Edit("channel", "first", (0, 2, 3, 5)), Edit("channel", "bright", (0, 1, 3))]
+        small = reshaped(net, edits)
+        got = [small(sign * images().abs()) for sign in (1, -1)]
+    assert small.dark.weight.shape == (3, 4, 1, 1)
+    assert all((g - w).abs().max() <= 1e-9 for g, w in zip(got, want, strict=True))
+    assert len(bundles_of(roles_of(small))[0].channels) == 4
+
+
+@needs
+def test_what_is_followed_wrongly_is_not_believed() -> None:
+    class Flipped(nn.Module):
+        """Torch-pruning takes a flip of the channels for an operation on each by itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.head = conv(2, 4), conv(4, 4), conv(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.c(self.b(self.a(x)).flip(1))
+            return self.head(x.mean((2, 3)))
+
+    net = Flipped()
+    depgraph.recognise(net, classification_loss, like(images()))
+    paths = [bundle.path for bundle in bundles_of(roles_of(net))]
+    assert "a" in paths
+    assert "b" not in paths
+
+
+@needs
+def test_a_layer_that_no_example_reaches_is_an_error() -> None:
+    class Never(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.abs() + 1)
+
+    with pytest.raises(ValueError, match="no random example reached dark; allowed: auto"):
+        depgraph.recognise(Never(), classification_loss, like(images()))
+
+
+def test_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="LlamaAttention is known by itself; allowed: auto"):
+        depgraph.recognise(family("llama").model, classification_loss, {})
+
+
+def test_what_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def endless(*_: object) -> dict[str, object]:
+        over.wait()
+        return {}
+
+    monkeypatch.setattr(depgraph, "traced", endless)
+    monkeypatch.setattr(depgraph, "SECONDS", 0.01)
+    net = branching()
+    with pytest.raises(ValueError, match=r"did not end in 0\.01 s"):
+        depgraph.recognise(net, classification_loss, like(images()))
+    over.set()
+    assert not hasattr(net, TRACED)
+
+
+@needs
+def test_an_error_of_the_user_s_own_is_told() -> None:
+    def broken(_model: nn.Module, _batch: Part) -> Loss:
+        raise RuntimeError("no such column")
+
+    with pytest.raises(ValueError, match="RuntimeError: no such column; allowed: auto"):
+        depgraph.recognise(branching(), broken, like(images()))

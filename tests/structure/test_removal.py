@@ -1,0 +1,159 @@
+import copy
+
+import pytest
+import torch
+from cutting import every, masked_model, masks_of, some
+from torch import nn
+
+from fedprune.structure import groups as structure
+from fedprune.structure.cuts import edits_of
+from fedprune.structure.layout import Layout, layout_of
+from fedprune.structure.removal import FRAMES
+from fedprune.structure.surgery import reshaped
+from fedprune.tasks.zoo import FAMILIES, Need, heads_of
+
+IDS = torch.tensor([[3, 5, 2, 6, 4, 7], [2, 2, 9, 3, 1, 1]])
+SEEN = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+
+
+def dressed(model: nn.Module) -> tuple[nn.Module, Layout]:
+    """In float64, no bias or norm as it starts."""
+    model = model.double().eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(3)
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    output = heads_of(model) if hasattr(model, "get_output_embeddings") else ()
+    return model, layout_of(model, output=output)
+
+
+PURPOSES = [(name, purpose) for name, f in FAMILIES.items() for purpose in f.purposes]
+
+
+@pytest.mark.parametrize(("name", "purpose"), PURPOSES)
+def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name: str, purpose: str) -> None:
+    import transformers as t
+
+    auto = {
+        "causal": t.AutoModelForCausalLM,
+        "masked": t.AutoModelForMaskedLM,
+        "seq2seq": t.AutoModelForSeq2SeqLM,
+        "classify": t.AutoModelForSequenceClassification,
+        "tag": t.AutoModelForTokenClassification,
+    }[purpose]
+    config = FAMILIES[name].config(Need(purpose, vocabulary=11, length=8, end=1, classes=3))
+    config.num_labels = 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, layout = dressed(auto.from_config(config))
+    first = layout.structure.blocks[0].path
+    gone = some(layout, "head", "neuron") | every(layout, f"{first}.", "head")
+    masks = masks_of(layout, gone)
+    silent = masked_model(model, masks)
+    given = {"input_ids": IDS, "attention_mask": SEEN}
+    if purpose == "seq2seq":
+        given["decoder_input_ids"] = IDS.flip(1)
+    with torch.no_grad():
+        want, whole = silent(**given).logits, model(**given).logits
+        got = reshaped(silent, edits_of(masks, layout))(**given).logits
+    assert (got - want).abs().max() <= 1e-9
+    assert (whole - want).abs().max() > 1e-2
+
+
+def bert_decoder() -> nn.Module:
+    import transformers as t
+
+    return t.BertLMHeadModel(t.BertConfig(
+        vocab_size=11, hidden_size=12, num_hidden_layers=3, num_attention_heads=3,
+        intermediate_size=10, max_position_embeddings=16, is_decoder=True,
+        add_cross_attention=True,
+    ))  # fmt: skip
+
+
+def llama_with_biases() -> nn.Module:
+    import transformers as t
+
+    return t.LlamaForCausalLM(t.LlamaConfig(
+        vocab_size=11, hidden_size=12, intermediate_size=10, num_hidden_layers=3, head_dim=4,
+        num_attention_heads=3, num_key_value_heads=3, attention_bias=True, mlp_bias=True,
+        max_position_embeddings=16,
+    ))  # fmt: skip
+
+
+def t5_encoder() -> nn.Module:
+    import transformers as t
+
+    return t.T5EncoderModel(
+        t.T5Config(vocab_size=11, d_model=12, d_kv=4, d_ff=10, num_layers=3, num_heads=3)
+    )
+
+
+@pytest.mark.parametrize("build", [bert_decoder, llama_with_biases, t5_encoder])
+@pytest.mark.parametrize("kind", ["head", "neuron", ""])
+def test_whole_sublayers_leave_what_the_masked_ones_say(build, kind: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, layout = dressed(build())
+    first = layout.structure.blocks[0].path
+    gone = some(layout, "head", "neuron") | every(layout, f"{first}.", kind)
+    masks = masks_of(layout, gone)
+    silent = masked_model(model, masks)
+    given = {"input_ids": IDS, "attention_mask": SEEN}
+    if build is bert_decoder:
+        given["encoder_hidden_states"] = torch.linspace(-1, 1, 120).double().reshape(2, 5, 12)
+    with torch.no_grad():
+        want, whole = silent(**given)[0], model(**given)[0]
+        small = reshaped(silent, edits_of(masks, layout))
+        got = small(**given)[0]
+    assert (got - want).abs().max() <= 1e-9
+    assert (whole - want).abs().max() > 1e-2
+    if build is not t5_encoder:
+        with torch.no_grad():
+            past = small(**{**given, "input_ids": IDS[:, :4], "attention_mask": SEEN[:, :4]},
+                         use_cache=True).past_key_values  # fmt: skip
+            rest = small(
+                **{**given, "input_ids": IDS[:, 4:]}, past_key_values=past, use_cache=True
+            )[0]
+        assert (rest - want[:, 4:]).abs().max() <= 1e-9
+
+
+def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position() -> None:
+    import transformers as t
+
+    config = t.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=3, resid_pdrop=0.5
+    )
+    model = t.GPT2LMHeadModel(config).double()
+    layout = layout_of(model, output=("lm_head",))
+    masks = masks_of(layout, every(layout, "transformer.h.0.attn."))
+    small = reshaped(model, edits_of(masks, layout)).transformer.h[0].attn.train()
+    with torch.no_grad():
+        small.c_proj.bias.fill_(1.0)
+        said, _ = small(torch.zeros(2, 6, 12).double())
+    assert said.shape == (2, 6, 12)
+    assert set(said.unique().tolist()) == {0.0, 2.0}
+    assert len({tuple(row) for row in said.reshape(12, 12).tolist()}) > 6
+
+
+def test_a_block_of_which_nothing_is_left_hands_its_input_on() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, layout = dressed(t5_encoder())
+    masks = masks_of(layout, every(layout, "encoder.block.1."))
+    small = reshaped(copy.deepcopy(model), edits_of(masks, layout))
+    block = small.encoder.block[1]
+    states, bias = torch.zeros(1, 2, 12), torch.ones(1)
+    assert sum(p.numel() for p in block.parameters()) == 0
+    assert block(states, None, bias)[0] is states
+    assert block(states, None, bias)[1] is bias
+    names = [n for n, _ in small.named_parameters()]
+    assert any(n.startswith("encoder.block.2.") for n in names)
+    assert not any(n.startswith("encoder.block.1.") for n in names)
+
+
+def test_the_tables_are_about_families_that_are_recognised() -> None:
+    known = set(structure.FAMILIES)
+    assert set(FRAMES) <= known
+    after = known - set(FRAMES)  # norms after what was added up
+    assert after == {name for name in known if name.startswith(("Bert", "Roberta"))}
+    assert all(structure.FAMILIES[name].column == "output.dense" for name in after)

@@ -1,0 +1,175 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from cutting import CASES, masks_of
+from families import FACTS, family, forward
+from torch import nn
+
+from fedprune.structure.cuts import edits_of
+from fedprune.structure.groups import FAMILIES, stages_of, structure_of
+from fedprune.structure.layout import as_rows, layout_of
+from fedprune.structure.surgery import reshaped
+
+NAMES = list(FACTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_and_blocks_are_counted_right(name: str) -> None:
+    heads, size, attentions, feeds, neurons, blocks = FACTS[name]
+    layout = family(name).layout
+    by_kind = {k: [g for g in layout.structure.groups if g.kind == k] for k in ("head", "neuron")}
+    assert [len(by_kind["head"]), len(by_kind["neuron"])] == [attentions, feeds]
+    assert len(layout.structure.blocks) == blocks
+    for group in by_kind["head"]:
+        assert {len(p.index) for p in group.parts} == {heads}
+        reader = group.parts[-1]
+        assert reader.axis == "column"
+        queries = 3 if name == "llama-gqa" else 1
+        assert reader.index.shape[1] == size * queries
+    for group in by_kind["neuron"]:
+        assert {len(p.index) for p in group.parts} == {neurons}
+        assert group.parts[-1].index.tolist() == [[i] for i in range(neurons)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_index_is_a_row_or_column_of_its_tensor_once(name: str) -> None:
+    layout = family(name).layout
+    tensors = [p.tensor for g in layout.structure.groups for p in g.parts]
+    assert len(tensors) == len(set(tensors))
+    assert set(tensors) <= set(layout.prunable)
+    for group in layout.structure.groups:
+        for part in group.parts:
+            rows, columns = as_rows(
+                layout, part.tensor, torch.empty(layout.shapes[part.tensor])
+            ).shape
+            size = rows if part.axis == "row" else columns
+            assert sorted(part.index.reshape(-1).tolist()) == list(range(size))
+
+
+def test_gpt2_s_fused_rows_are_of_query_key_and_value() -> None:
+    layout = family("gpt2").layout
+    part = layout.structure.groups[0].parts[0]
+    assert part.tensor == "transformer.h.0.attn.c_attn.weight"
+    head = list(range(4, 8))
+    assert part.index[1].tolist() == [*head, *(i + 12 for i in head), *(i + 24 for i in head)]
+
+
+def test_a_kv_group_has_the_rows_of_its_queries() -> None:
+    parts = {
+        p.tensor.split(".")[-2]: p for p in family("llama-gqa").layout.structure.groups[0].parts
+    }
+    assert parts["k_proj"].index.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert parts["q_proj"].index[1].tolist() == list(range(12, 24))
+    assert parts["o_proj"].index[1].tolist() == list(range(12, 24))
+
+
+def test_frozen_tensors_drop_out_and_a_group_without_its_reader_too() -> None:
+    f = family("bert")
+    full = structure_of(f.model, f.layout.prunable)
+    first = full.groups[0]
+    query, reader = first.parts[0].tensor, first.parts[-1].tensor
+    without = structure_of(f.model, [n for n in f.layout.prunable if n != query])
+    assert [p.tensor for p in without.groups[0].parts] == [p.tensor for p in first.parts[1:]]
+    blind = structure_of(f.model, [n for n in f.layout.prunable if n != reader])
+    assert [g.path for g in blind.groups] == [g.path for g in full.groups[1:]]
+    only = structure_of(f.model, [n for n in f.layout.prunable if ".layer.1." in n])
+    assert [b.path for b in only.blocks] == ["bert.encoder.layer.1"]
+
+
+def test_the_table_names_classes_that_exist_and_all_of_them_are_met() -> None:
+    met = {type(m).__name__ for name in NAMES for m in family(name).model.modules()}
+    assert set(FAMILIES) <= met
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stages_are_the_prunable_tensors_in_order_blocks_together(name: str) -> None:
+    layout = family(name).layout
+    stages = stages_of(layout)
+    assert list(itertools.chain(*stages)) == list(layout.prunable)
+    blocks = [s for s in stages if s in {b.tensors for b in layout.structure.blocks}]
+    assert len(blocks) == FACTS[name][5]
+    assert all(len(stage) == 1 for stage in stages if stage not in blocks)
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])})
+        self.first = nn.Linear(3, 3)
+        self.blocks = nn.ModuleList([inner, nn.Linear(3, 3), nn.Identity()])
+        self.last = nn.Linear(3, 3)
+
+
+def test_only_outermost_lists_are_stacks_and_tensors_outside_are_stages() -> None:
+    layout = layout_of(Stack())
+    assert [b.path for b in layout.structure.blocks] == ["blocks.0", "blocks.1"]
+    assert layout.structure.groups == ()
+    assert stages_of(layout) == [
+        ("first.weight",),
+        ("blocks.0.experts.0.weight", "blocks.0.experts.1.weight"),
+        ("blocks.1.weight",),
+        ("last.weight",),
+    ]
+
+
+def test_modules_that_share_weights_are_one_group() -> None:
+    shared = family("bert").model.bert.encoder.layer
+    tied = nn.ModuleList([shared[0], shared[0], shared[1]])
+    names = [n for n, p in tied.named_parameters() if p.dim() == 2]
+    assert len(structure_of(tied, names).groups) == 4
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_model_has_the_structure_of_what_is_left(name: str, case: str) -> None:
+    f = family(name)
+    masks = masks_of(f.layout, CASES[case](f.layout))
+    edits = {(e.kind, e.path): e.kept for e in edits_of(masks, f.layout)}
+    small = reshaped(copy.deepcopy(f.model), edits_of(masks, f.layout))
+    left = [n for n in f.layout.prunable if n in dict(small.named_parameters())]
+    found = structure_of(small, left)
+    for group in f.layout.structure.groups:
+        units = len(edits.get((group.kind, group.path), range(len(group.parts[0].index))))
+        same = [g for g in found.groups if (g.kind, g.path) == (group.kind, group.path)]
+        assert [len(p.index) for g in same for p in g.parts] == [units] * len(group.parts) * bool(
+            units
+        )
+        for one in same:
+            widths = [p.index.shape[1] for p in group.parts]
+            assert [p.index.shape[1] for p in one.parts] == widths
+            assert [p.tensor for p in one.parts] == [p.tensor for p in group.parts]
+    assert [b.path for b in found.blocks] == [
+        b.path for b in f.layout.structure.blocks if set(b.tensors) & set(left)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gate_on_a_unit_has_the_gradient_of_the_columns_that_read_it(name: str) -> None:
+    """Michel et al. 2019, arXiv 1905.10650, eq. 2: so a unit's score needs no gate."""
+    f = family(name)
+    model = copy.deepcopy(f.model)
+    modules = dict(model.named_modules())
+    gates, hooks = {}, []
+
+    def gated(gate: torch.Tensor, index: torch.Tensor):
+        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            spread = torch.ones(index.numel(), dtype=torch.float64)
+            return (args[0] * spread.index_put((index,), gate[:, None].expand(index.shape)),)
+
+        return hook
+
+    for group in f.layout.structure.groups:
+        reader = group.parts[-1]
+        gate = torch.ones(len(reader.index), dtype=torch.float64, requires_grad=True)
+        layer = modules[reader.tensor.removesuffix(".weight")]
+        hooks.append(layer.register_forward_pre_hook(gated(gate, reader.index)))
+        gates[reader.tensor] = gate, reader.index
+    forward(name, model, grad=True).square().mean().backward()
+    for tensor, (gate, index) in gates.items():
+        weight = model.get_parameter(tensor)
+        product = as_rows(f.layout, tensor, (weight * weight.grad).detach())
+        want = product.sum(0)[index].sum(1)
+        assert torch.allclose(gate.grad, want, rtol=1e-9, atol=1e-12)
+        assert gate.grad.abs().max() > 1e-9

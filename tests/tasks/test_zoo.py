@@ -1,0 +1,242 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedprune.randomness import seeded
+from fedprune.structure.layout import layout_of
+from fedprune.tasks.loading import build
+from fedprune.tasks.masked import masked_token_loss
+from fedprune.tasks.restore import text_to_text_loss
+from fedprune.tasks.tagging import tag_loss
+from fedprune.tasks.task import Part, next_token_loss
+from fedprune.tasks.userdata import text_class_loss
+from fedprune.tasks.zoo import (
+    FAMILIES,
+    PURPOSES,
+    Need,
+    families_for,
+    heads_of,
+)
+from fedprune.tensors import state_of
+
+LENGTH, VOCABULARY, CLASSES, END = 16, 40, 3, 39
+LOSSES = {
+    "causal": next_token_loss,
+    "masked": masked_token_loss,
+    "seq2seq": text_to_text_loss,
+    "classify": text_class_loss,
+    "tag": tag_loss,
+}
+CLASSIFYING = ("classify", "tag")
+PAIRS = [(name, purpose) for name, f in FAMILIES.items() for purpose in f.purposes]
+BUILT: dict[tuple[str, str], nn.Module] = {}
+
+
+class Config:
+    task = "some"
+
+    def __init__(self, model: str, depth: int | None = None, width: int | None = None) -> None:
+        self.model = model
+        self.depth = depth
+        self.width = width
+
+
+def need(purpose: str) -> Need:
+    return Need(purpose, VOCABULARY, LENGTH, 0, END, CLASSES if purpose in CLASSIFYING else 0)
+
+
+def model_of(name: str, purpose: str) -> nn.Module:
+    if (name, purpose) not in BUILT:
+        with seeded(0, "init"):
+            BUILT[name, purpose] = build(Config(name), need(purpose))  # type: ignore[arg-type]
+    return BUILT[name, purpose]
+
+
+def batch_for(purpose: str, rows: int = 5) -> Part:
+    gen = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, VOCABULARY, (rows, LENGTH), generator=gen)
+    attention = torch.ones_like(ids)
+    ids[-1, 10:], attention[-1, 10:] = 0, 0  # the last row is short
+    labels = ids.masked_fill(attention == 0, -100)
+    if purpose == "classify":
+        labels = torch.arange(rows) % CLASSES
+    if purpose == "tag":
+        labels = torch.where(labels == -100, labels, labels % CLASSES)
+    return {"inputs": ids, "attention": attention, "labels": labels}
+
+
+@pytest.mark.parametrize(("name", "purpose"), PAIRS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loss_runs_and_every_gradient_is_finite(
+    name: str, purpose: str, training: bool, recwarn: pytest.WarningsRecorder, capfd: Any
+):
+    model = model_of(name, purpose).train(training)
+    model.zero_grad()
+    loss = LOSSES[purpose](model, batch_for(purpose))
+    loss.total.backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    reached = [g for g in grads.values() if g is not None]
+    assert len(reached) >= len(grads) - 1
+    assert all(torch.isfinite(g).all() for g in reached)
+    assert any(g.abs().max() > 0 for g in reached)
+    model.zero_grad()
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("name", "purpose"), PAIRS)
+def test_sums_add_up_over_batches(name: str, purpose: str):
+    model = model_of(name, purpose).eval()
+    batch = batch_for(purpose)
+    with torch.no_grad():
+        whole = LOSSES[purpose](model, batch)
+        pieces = [
+            LOSSES[purpose](model, {k: t[rows] for k, t in batch.items()})
+            for rows in ([0, 1], [2], [3, 4])
+        ]
+        assert whole.each is not None
+        each = torch.cat([p.each for p in pieces if p.each is not None])
+        torch.testing.assert_close(each, whole.each, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(each.sum(), whole.total, rtol=1e-5, atol=1e-4)
+        assert sum(p.count for p in pieces) == whole.count
+        assert sum(p.correct for p in pieces) == whole.correct
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose"),
+    [("bert", "masked"), ("bert", "classify"), ("t5", "seq2seq"), ("t5-gated", "seq2seq")],
+)
+def test_what_is_not_attended_to_changes_nothing(name: str, purpose: str):
+    """The other families tell padding by its id."""
+    model, batch = model_of(name, purpose).eval(), batch_for(purpose)
+    scribbled = dict(batch, inputs=batch["inputs"].clone())
+    scribbled["inputs"][-1, 10:] = 7
+    with torch.no_grad():
+        losses = [LOSSES[purpose](model, b).total for b in (batch, scribbled)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-4)
+
+
+def tied(model: nn.Module) -> dict[int, set[str]]:
+    names: dict[int, set[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), set()).add(name)
+    return names
+
+
+TIED = {"llama-tied", "gpt2", "bert", "roberta", "t5", "t5-gated"}
+
+
+@pytest.mark.parametrize(("name", "purpose"), PAIRS)
+def test_heads_are_spared_ties_counted_once_and_kinds_right(name: str, purpose: str):
+    model = model_of(name, purpose)
+    (head,) = heads_of(model)
+    layer = model.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    assert layer.out_features == (CLASSES if purpose in CLASSIFYING else VOCABULARY)
+    layout = layout_of(model, output=heads_of(model))
+    names = tied(model)
+    assert not names[id(layer.weight)] & set(layout.prunable)
+    if purpose not in CLASSIFYING:
+        assert (len(names[id(layer.weight)]) > 1) == (name in TIED)
+    parameters = dict(model.named_parameters())
+    assert set(parameters) == {*layout.prunable, *layout.spared}
+    assert sum(t.numel() for n, t in state_of(model).items() if n in parameters) == sum(
+        p.numel() for p in model.parameters()
+    )
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    assert not {n for t in tables for n in names[id(t)]} & set(layout.prunable)
+    assert set(layout.kinds) == set(layout.prunable)
+    conv1d = {n for n, kind in layout.kinds.items() if kind == "conv1d"}
+    assert conv1d == (set(layout.prunable) if name == "gpt2" else set())
+    assert set(layout.kinds.values()) <= {"linear", "conv1d"}
+
+
+@pytest.mark.parametrize(("name", "purpose"), PAIRS)
+def test_a_family_is_small_and_made_of_what_it_says(name: str, purpose: str):
+    model = model_of(name, purpose)
+    size = sum(p.numel() for p in model.parameters())
+    assert 80_000 < size < 310_000
+    assert next(model.parameters()).dtype == torch.float32
+    settings: Any = model.config
+    assert settings.use_cache is False
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert ("Conv1D" in kinds) == (name == "gpt2")
+    gated = any(n.endswith(("gate_proj.weight", "wi_0.weight")) for n in state_of(model))
+    assert gated == (name.startswith("llama") or name == "t5-gated")
+    if name == "llama-gqa":
+        shapes = {n: t.shape for n, t in state_of(model).items()}
+        assert shapes["model.layers.0.self_attn.k_proj.weight"] == (32, 64)
+
+
+def test_the_default_model_is_the_one_it_always_was():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=98,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with seeded(0, "init"):
+        before = state_of(LlamaForCausalLM(config))
+    with seeded(0, "init"):
+        now = state_of(build(Config("llama"), Need("causal", 98, 64)))  # type: ignore[arg-type]
+    assert before.keys() == now.keys()
+    assert all(torch.equal(before[n], now[n]) for n in before)
+
+
+def test_every_purpose_has_a_family_and_the_default_comes_first():
+    assert {p for f in FAMILIES.values() for p in f.purposes} == set(PURPOSES)
+    names = list(families_for("masked", "roberta"))
+    assert names == ["roberta", "bert"]
+    with pytest.raises(KeyError):
+        families_for("masked", "gpt2")
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-gated"])
+def test_what_can_write_writes_from_the_padding_on(name: str):
+    model: Any = model_of(name, "seq2seq").eval()
+    ids = batch_for("seq2seq")["inputs"]
+    fast = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=True)
+    slow = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False)
+    assert torch.equal(fast, slow)
+    assert fast[:, 0].tolist() == [0] * len(ids)
+
+
+SIZES = [(1, 16), (3, 48), (2, 80)]
+
+
+@pytest.mark.parametrize(("depth", "width"), SIZES)
+@pytest.mark.parametrize(("name", "purpose"), PAIRS)
+def test_a_family_has_the_depth_and_width_that_are_asked(
+    name: str, purpose: str, depth: int, width: int
+):
+    config: Any = Config(name, depth, width)
+    model: Any = build(config, need(purpose))
+    assert model.get_input_embeddings().weight.shape[1] == width
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    assert stacks
+    assert torch.isfinite(LOSSES[purpose](model, batch_for(purpose)).total)
+    layout = layout_of(model, output=heads_of(model))
+    heads = [g for g in layout.structure.groups if g.kind == "head"]
+    units = {len(g.parts[0].index) for g in heads}
+    assert units <= {1, width // 16, width // 32}
+
+
+def test_the_usual_size_is_the_one_that_nobody_asks_for():
+    plain, asked = (
+        {n: t.shape for n, t in state_of(build(c, need("causal"))).items()}  # type: ignore[arg-type]
+        for c in (Config("llama"), Config("llama", 2, 64))
+    )
+    assert plain == asked
