@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from fedprune.commands.main import main
+from fedprune.commands.main import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

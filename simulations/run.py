@@ -1,110 +1,19 @@
-"""Federated pruning on simulated clients: ``python simulations/run.py --clients 20``."""
+"""Federated pruning on simulated clients: ``python simulations/run.py --clients 20``.
+
+The same as ``fedprune run``, for who has the repository.
+"""
 
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fedprune.client.host import (
-    House,
-    labels_of,
-    open_house,
-    placed,
-)
-from fedprune.commands.arguments import chosen
-from fedprune.engines.inline import inline_port
-from fedprune.engines.ray.engine import simulate
-from fedprune.engines.ray.starting import leave, require_ray
-from fedprune.options.refusal import ConfigError
-from fedprune.records.bound import Going
-from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
-from fedprune.report.screen import Screen
-from fedprune.run import NoRoundCompleted, federate
-from fedprune.runtime.ending import (
-    BAD_INPUT,
-    FAILED,
-    INTERRUPTED,
-    ended,
-    told,
-)
-from fedprune.tasks.coverage import reading_of
-from fedprune.tasks.shards import data_digest
+from fedprune.commands.run import main, script
 
-PROGRAM = "run.py"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        0: the run completed rounds. 1: it began and came to nothing, or could not write. 2: bad
-        input, or Ray that cannot start. 130: interrupted.
-    """
-    return ended(lambda: _main(sys.argv[1:] if arguments is None else arguments), PROGRAM)
-
-
-def _main(arguments: list[str]) -> int:
-    try:
-        config, resume, anyway = chosen(arguments)
-        if config.engine == "flower":
-            raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
-        folder = fresh_folder(config) if resume is None else resume
-        config = placed(config, folder)
-        if resume is not None:
-            check_resumable(resume)
-        if config.engine == "ray":
-            require_ray(config)
-        screen = Screen()
-        screen.opening(config, folder)
-        house = open_house(config)
-        screen.model(type(house.model).__name__, house.layout, config)
-        screen.response(config, house.layout)
-        screen.shards(labels_of(house), house.task.unit, reading_of(config))
-    except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
-        return told(PROGRAM, error, BAD_INPUT)
-    go_on = f"to go on: python simulations/run.py --resume {folder}"
-    try:
-        _play(house, folder, screen, Going(resume is not None, anyway))
-    except ConfigError as error:  # what only the first pruning, or Ray, could tell
-        return told(PROGRAM, error, BAD_INPUT)
-    except KeyboardInterrupt:
-        screen.stop()
-        with suppress(OSError):
-            print(f"\ninterrupted; {go_on}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        begun = (folder / CONFIG_NAME).is_file()
-        text = f"out={str(folder)!r}: {error}; allowed: a folder on a disk with room to write"
-        return told(PROGRAM, f"{text}; {go_on}" if begun else text, FAILED if begun else BAD_INPUT)
-    finally:
-        screen.stop()
-    return 0
-
-
-def _play(house: House, folder: Path, screen: Screen, going: Going) -> None:
-    config = house.config
-    if config.engine == "inline":
-        port = inline_port(house, screen.tick)
-        with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
-            watch, (resume, anyway) = screen.watch(), (going.resume, going.anyway)
-            federate(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)
-        screen.closing(folder)
-    else:
-        simulate(config, folder, screen, replace(going, data=lambda: data_digest(house.shards)))
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    try:
-        CODE = main()
-    except SystemExit as end:  # --help and --list, or a run that came to nothing
-        CODE = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    leave(CODE)
+    script()

@@ -67,10 +67,10 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(program: str = "run.py") -> argparse.ArgumentParser:
     """Options in the groups of the schema; only those given are in the result."""
     out = _Parser(
-        prog="run.py",
+        prog=program,
         description="Federated pruning of a model on clients simulated by Flower and Ray.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -150,14 +150,14 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     return {"metavar": key.upper() if key in {"task", "score"} else "NAME"}
 
 
-def chosen(arguments: list[str]) -> tuple[RunConfig, Path | None, bool]:
+def chosen(arguments: list[str], program: str = "run.py") -> tuple[RunConfig, Path | None, bool]:
     """The configuration to run, the folder to resume or None, and whether to do so anyway.
 
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
         SystemExit: after --help and --list.
     """
-    known, rest = parser().parse_known_args(arguments)
+    known, rest = parser(program).parse_known_args(arguments)
     if rest:
         raise _stray(rest)
     given = vars(known)

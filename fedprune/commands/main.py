@@ -1,21 +1,20 @@
-"""The `fedprune` command: what is done to a model outside of a run.
-
-Runs are started by ``python simulations/run.py``, or by ``flwr run``.
-"""
+"""The `fedprune` command: runs on simulated clients, and what is done to a model outside of one."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from fedprune.commands import analyse, audit, export, measure
+from fedprune.commands import analyse, audit, export, measure, run
 from fedprune.options.refusal import ConfigError
 from fedprune.runtime.ending import BAD_INPUT, ended, told
 
 PROGRAM = "fedprune"
+RUN = "run"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a disk says that takes no more."""
@@ -56,11 +55,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line, with one sub-parser for each command."""
     out = _Parser(
         prog=PROGRAM,
-        description="Looks at models, and gets them out of a run. A command's own --help has more.",
-        epilog="Runs: python simulations/run.py --help",
+        description="Prunes models on simulated clients, measures and exports them. "
+        "A command's own --help has more.",
         allow_abbrev=False,
     )
     commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser(RUN, help=run.SUMMARY, add_help=False)  # it reads its own options
     for name, command in COMMANDS.items():
         own = commands.add_parser(
             name,
@@ -76,10 +76,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; see `fedprune.runtime.ending` for what it gives back."""
-    return ended(lambda: _main(arguments), PROGRAM)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [RUN]:
+        return run.main(given[1:], f"{PROGRAM} {RUN}")
+    return ended(lambda: _main(given), PROGRAM)
 
 
-def _main(arguments: list[str] | None) -> int:
+def script() -> None:
+    """Run the command line of this process, and end it with its code."""
+    if sys.argv[1:2] == [RUN]:
+        run.script(sys.argv[2:], f"{PROGRAM} {RUN}")
+    else:
+        sys.exit(main())
+
+
+def _main(arguments: list[str]) -> int:
     try:
         given = parser().parse_args(arguments)
         return COMMANDS[given.command].run(given)
