@@ -41,6 +41,7 @@ from fedprune.server.standing import (
     blamed,
     limit_of,
     numberless,
+    resting_in,
     struck,
     too_few,
     weighed,
@@ -96,6 +97,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
         state, changes = blamed(state, changes, why) if why else (state, changes)
     if why:
         plan, notes = whole, Notes(undone=f"void, nothing changes: {why}")
+    notes = replace(notes, left_out=resting_in(before) or None)
     state = struck(state, c, bench.cohort, port.measuring())
     return state, plan, row(state, plan, bench.cohort, changes, totals, notes, phase)
 

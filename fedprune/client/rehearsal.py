@@ -253,6 +253,7 @@ def _answered(trial: Trial, question: Question) -> Answer:
     form = replace(form_of(question, c, seat.layout), weighed=True)
     if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
         form = replace(form, totals=frozenset(given.totals), noisy=True)
+    if c.dp != "none" or question.kind == "tune":  # a rate that is too high fails in its rounds
         form = replace(form, within=(-LARGEST, LARGEST), positive=False)
     check(given.values, given.weight, given.totals, form, given.statistics)
     return given

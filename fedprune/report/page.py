@@ -17,7 +17,13 @@ from fedprune.report.board import write_events
 from fedprune.report.choices import told_reduced
 from fedprune.report.figures import figures_in
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
-from fedprune.report.privacy import release_table, statement_of, told_privacy, told_sums
+from fedprune.report.privacy import (
+    release_table,
+    statement_of,
+    told_others,
+    told_privacy,
+    told_sums,
+)
 from fedprune.report.reading import (
     NONE,
     Run,
@@ -113,6 +119,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         statement=statement_of(run),
         failures=failure_table(run),
         failure_count=len(failures(run)),
+        noticed=told_others(run),
         rounds={arm: round_table(run, arm) for arm in arms(run.rows)},
         config=config_table(run.config),
         commands=commands(run),

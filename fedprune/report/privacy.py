@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,10 +73,24 @@ NOTICES_SHOWN = 5
 
 def told_sums(run: Run) -> list[str]:
     """What is worth knowing about secure sums, a sentence each; nothing without any."""
+    return _told_notices(run, sums=True)
+
+
+def told_others(run: Run) -> list[str]:
+    """What is worth knowing about who was asked: strikes, nodes that could not join."""
+    return _told_notices(run, sums=False)
+
+
+_OF_A_SUM = re.compile(r"\w+: (the secure|this) sum ")
+"""How a notice about a secure sum begins."""
+
+
+def _told_notices(run: Run, *, sums: bool) -> list[str]:
     told = [
         f"Round {whole(row.get('round'))}: {shorten(text)}."
         for row in run.rows
         for text in row.get("notices") or ()
+        if bool(_OF_A_SUM.match(text)) == sums
     ]
     more = len(told) - NOTICES_SHOWN
     rest = [f"{whole(more)} more are in rounds.jsonl."] if more > 0 else []

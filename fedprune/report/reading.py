@@ -213,6 +213,13 @@ def worded(measure: str) -> str:
     return measure.replace("_", " ")
 
 
+def told_left_out(partitions: Sequence[int] | None, most: int = 10) -> str:
+    """Clients that were not asked, the first ones by their numbers; "" for none."""
+    some = list(partitions or ())
+    more = f" and {len(some) - most} more" if len(some) > most else ""
+    return f"client {', '.join(map(str, some[:most]))}{more}" if some else ""
+
+
 def ratio(part: Any, total: Any) -> float:
     """Part over total; NaN where either is missing or the total is nothing."""
     part, total = number(part), number(total)

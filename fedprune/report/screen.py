@@ -27,7 +27,7 @@ from fedprune.records.staying import (
 from fedprune.records.summary import population_of
 from fedprune.report.choices import told_reduced
 from fedprune.report.privacy_lines import after, before
-from fedprune.report.reading import SPACE, size, worded
+from fedprune.report.reading import SPACE, size, told_left_out, worded
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -181,8 +181,9 @@ class Screen:
                 "yellow",
             )
 
-        undone = row.get("undone")
-        for notice in (*([undone] if undone else []), *(row.get("notices") or ())):
+        undone, out = row.get("undone"), told_left_out(row.get("left_out"))
+        said = [undone, out and f"left out for their strikes: {out}", *(row.get("notices") or ())]
+        for notice in filter(None, said):
             self.line(f"        {notice}", "yellow")
 
     def stop(self) -> None:

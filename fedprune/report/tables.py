@@ -19,6 +19,7 @@ from fedprune.report.reading import (
     percent,
     significant,
     size,
+    told_left_out,
     whole,
     worded,
 )
@@ -155,6 +156,7 @@ _SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
     "zeros": ("kept, and exactly 0", whole),
     "divergence": ("from the teacher, nats", significant),
     "refit": ("error after the fit", percent),
+    "left_out": ("left out", told_left_out),
 }
 """Columns that only some configurations fill."""
 

@@ -210,6 +210,9 @@ PAGE = (
 {% else %}
 <p>None.</p>
 {% endif %}
+{% for text in noticed %}
+<p>{{ text }}</p>
+{% endfor %}
 
 <h2>Rounds</h2>
 <p class="quiet">Loss and quality are on validation. Bytes are sums since the first round, counted as devices would send and receive them.</p>

@@ -30,6 +30,7 @@ class Notes:
         refit: part of a layer's squared error that reconstruction leaves, mean over layers.
         reduced: what ``--reduce`` took out, and the errors that it made.
         undone: what was due in the round and did not happen, for want of answers.
+        left_out: the clients that were not asked for their strikes.
     """
 
     agreement: float | None = None
@@ -41,6 +42,7 @@ class Notes:
     refit: float | None = None
     reduced: dict[str, Any] | None = None
     undone: str | None = None
+    left_out: tuple[int, ...] | None = None
 
 
 def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:

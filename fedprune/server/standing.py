@@ -109,9 +109,14 @@ def numberless(failures: Iterable[Failure]) -> set[int]:
     return {f.partition for f in failures if f.reason.endswith((NOT_FINITE, NOT_NUMBERS))}
 
 
+def resting_in(state: State) -> tuple[int, ...]:
+    """The clients that are left out in the state's round, ascending."""
+    return tuple(sorted(p for p, until in state.resting.items() if until >= state.round))
+
+
 def without_resting(port: Port, state: State) -> Port:
     """The port without the clients that are left out in the state's round."""
-    resting = {p for p, until in state.resting.items() if until >= state.round}
+    resting = resting_in(state)
     if not resting:
         return port
 

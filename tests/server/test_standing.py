@@ -15,7 +15,8 @@ from fedprune.client.context import Seat
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.protocol.messages import Answer, Failure, Folded, Question
+from fedprune.report.screen import Screen
 from fedprune.server.rows import Row
 from fedprune.server.standing import limit_of, struck
 from fedprune.server.state import State
@@ -119,10 +120,23 @@ def cohorts(result: Result) -> list[list[int]]:
     return [row["cohort"] for row in result.rows]
 
 
-def test_who_fails_again_and_again_is_left_out_for_a_while(tiny: Tiny, lied: Any):
-    """Twice in a row: out for two rounds; back, it has one try."""
+def test_who_fails_again_and_again_is_left_out_for_a_while(
+    tiny: Tiny, lied: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Twice in a row: out for two rounds; back, it has one try. Screen, rows and page say so."""
     lied(3, fails)
-    seen = federate(tiny(**{**KEYS, "rounds": 9}, strikes=2))
+    keys = {**KEYS, "rounds": 9, "strikes": 2, "out": str(tmp_path)}
+    seen = federate(tiny(**keys), folder=tmp_path, watch=Screen().watch())
+    printed = capsys.readouterr().out
+    assert printed.count("left out for their strikes: client 3") == 5
+    page = (tmp_path / "report.html").read_text()
+    failures = page[page.index("<h2>Failures") : page.index("<h2>Rounds")]
+    assert "Round 2: client 3 failed in 2 rounds in a row and is left out up to" in failures
+    assert page.count("in a row") == 3, "and nowhere else"
+    assert page.count("<td>client 3</td>") + page.count(">client 3<") >= 5
+    assert [row["left_out"] for row in seen.rows] == [
+        (3,) if i in (2, 3, 5, 6, 8) else None for i in range(9)
+    ]
     assert [3 in cohort for cohort in cohorts(seen)] == [1, 1, 0, 0, 1, 0, 0, 1, 0]
     said = [row["notices"] for row in seen.rows]
     assert said[1] == ["client 3 failed in 2 rounds in a row and is left out up to round 4"]
@@ -174,3 +188,20 @@ def test_strikes_without_failures(
     after = struck(state, config, asked, ())
     assert after.strikes == wanted
     assert after.resting == {}
+
+
+def test_what_is_not_a_clients_own_failure_is_no_strike():
+    """That another node announced its partition, and that a model gives nobody numbers."""
+    config = configure({"task": "digits", "strikes": 1})
+    nan = [Failure(p, "tune", "w", "NaN or infinite") for p in (1, 2)]
+    lost = [Failure(p, "evaluate", "loss", "nan is not finite") for p in (1, 2, 3)]
+    own = Failure(2, "score", "", "no reply within 2 s")
+    joined = Failure(3, "hello", "data", "no *.npz there")
+
+    def out(*failures: Failure) -> set[int]:
+        state = State(5, {}, {}, {}, failures=failures)
+        return set(struck(state, config, {1, 2}, {1, 2, 3}).resting)
+
+    assert out(*nan, *lost, joined) == set()
+    assert out(*nan, *lost, joined, own) == {2}
+    assert out(nan[0], lost[2], joined) == {1, 3}, "where the others have numbers"
