@@ -21,6 +21,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import blank
 from fedprune.randomness import seeded
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.claims import filled_by
 from fedprune.tensors import frozen_of, load_into, masked
 
 
@@ -41,7 +42,9 @@ def teacher_in(folder: str, plugin: str = "") -> bytes:
     if not path.is_file():
         refuse("teacher", folder, f"no {CODED_NAME} there", "the folder of a finished run")
     head, weights, masks = from_coded(path.read_bytes(), str(path))
-    frozen = frozen_of(blank(with_code_of(plugin, head, path), plugin))
+    with filled_by(sum(w.numel() for w in weights.values()), str(path)):
+        model = blank(with_code_of(plugin, head, path), plugin)
+    frozen = frozen_of(model)
     if all(torch.equal(w, weights[n]) for n, w in frozen.items()):
         weights = {n: w for n, w in weights.items() if n not in frozen}
     origin = {key: head[key] for key in head if key not in {"mask_bytes", "shapes"}}
@@ -55,7 +58,8 @@ def teacher_model(teacher: Buffer, config: RunConfig) -> nn.Module:
         ValueError: it is damaged, or does not fit the model that it says it is.
     """
     head, weights, masks = from_coded(bytes(teacher), "teacher")
-    with seeded(config.seed, "init"):
+    claimed = sum(w.numel() for w in weights.values())
+    with seeded(config.seed, "init"), filled_by(claimed, "teacher"):
         model = blank(head, config.plugin)
     weights, frozen = masked(weights, masks), frozen_of(model)
     load_into(model, {n: w for n, w in weights.items() if n not in frozen})

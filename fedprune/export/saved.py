@@ -19,6 +19,7 @@ from fedprune.options.plugins import with_code_of
 from fedprune.protocol.origin import _FOUND, _ORIGIN, _at_hand, _built, _check_shapes, _edited
 from fedprune.runtime.files import os_errors
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.claims import filled_by, values_in
 from fedprune.tasks.rescaling import folded
 from fedprune.tensors import frozen_of, load_into
 
@@ -44,8 +45,9 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
     if coded.is_file():
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
         saved = Path(folder) / "model"
-        model = model or _built(_at_hand(with_code_of(plugin, head, coded), saved))
-        model = _edited(model, head)
+        with filled_by(sum(w.numel() for w in weights.values()), str(coded)):
+            model = model or _built(_at_hand(with_code_of(plugin, head, coded), saved))
+            model = _edited(model, head)
         _check_shapes(model, weights, coded)
         frozen = frozen_of(model)
         load_into(model, {n: w for n, w in weights.items() if n not in frozen})
@@ -54,7 +56,8 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
     elif manifest.is_file():
         head = json.loads(manifest.read_text())
         origin = with_code_of(plugin, head, manifest) if model is None else {}
-        model = _edited(model or _built(_at_hand(origin, manifest.parent)), head)
+        with filled_by(values_in(manifest.parent), str(manifest)):
+            model = _edited(model or _built(_at_hand(origin, manifest.parent)), head)
         # As it was saved: where transformers reads it too, with heads that are one layer.
         model = model if head.get("edits") else folded(model)
         load_tensors(model, manifest.parent)

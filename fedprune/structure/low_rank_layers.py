@@ -69,7 +69,8 @@ def factor(model: nn.Module, edit: Edit) -> None:
     leaves zeros. GPT-2's Conv1D becomes two linear layers.
 
     Raises:
-        ValueError: there is no such layer, it cannot be factored, or the rank is below 1.
+        ValueError: there is no such layer, it cannot be factored, or the rank is below 1
+            or beyond both of the matrix's sizes.
     """
     layer: Any = _layer_at(model, edit)
     left, right = truncated(rows_of(layer), edit.kept[0])
@@ -91,8 +92,9 @@ def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
         raise ValueError(
             f"rank of {edit.path!r}: no ungrouped layer of that path that computes as its kind"
         )
-    if len(edit.kept) != 1 or edit.kept[0] < 1:
-        raise ValueError(f"rank of {edit.path!r}: {edit.kept} is not one number from 1")
+    most = max(rows_of(layer).shape)
+    if len(edit.kept) != 1 or not 1 <= edit.kept[0] <= most:
+        raise ValueError(f"rank of {edit.path!r}: {edit.kept} is not one number from 1 to {most}")
     sharing = [m for m in modules.values() if getattr(m, "weight", None) is layer.weight]
     if len(sharing) > 1:
         raise ValueError(f"rank of {edit.path!r}: its weight is another module's too")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedprune.options.refusal import counted, refuse
+from fedprune.tasks.claims import filled_by, values_in
 from fedprune.tasks.zoo import FAMILIES, Need
 from fedprune.tensors import NOTES
 
@@ -182,7 +183,8 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
     """
     folder = Path(name).is_dir()
     here = {} if folder or reachable() else {"local_files_only": True}
-    with quiet(), _offline() if here else nullcontext():
+    bounded = filled_by(values_in(Path(name)), f"model={name!r}") if folder else nullcontext()
+    with quiet(), _offline() if here else nullcontext(), bounded:
         try:
             return auto.from_pretrained(name, **options, **here)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
