@@ -1,5 +1,6 @@
 """Flower's own programs on 127.0.0.1, in a home of their own, stopped by their ids."""
 
+import json
 import os
 import signal
 import socket
@@ -65,14 +66,14 @@ class Flower:
         )
         return address
 
-    def supernode(self, address: str, partition: int, data: Path) -> subprocess.Popen[bytes]:
-        """Start a device that has its own data."""
+    def supernode(self, address: str, partition: int | str, data: Path) -> subprocess.Popen[bytes]:
+        """Start a device that has its own data, or a site of several: "0,1"."""
         return self.start(
             f"device-{partition}.log",
             "flower-supernode",
             "--insecure",
             *("--superlink", address, "--host", "127.0.0.1", "--port", str(free_port())),
-            *("--node-config", f'partition-id={partition} data="{data}"'),
+            *("--node-config", f'partition-id={json.dumps(partition)} data="{data}"'),
         )
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
