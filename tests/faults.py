@@ -239,7 +239,7 @@ FAULTS: dict[str, Fault] = {
         "fedprune.server.standing.too_few", lambda _f, *_args: False, "silent"
     ),
     "measured on test": Fault(
-        "fedprune.rounds.measure", lambda f, state, port, _part: f(state, port, "test"), "int8"
+        "fedprune.rounds.measured", lambda f, state, port, _part: f(state, port, "test"), "int8"
     ),
     "forgotten in a checkpoint": Fault(
         "fedprune.records.checkpoint.load_state",
