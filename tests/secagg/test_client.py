@@ -245,7 +245,7 @@ def test_of_two_stories_about_who_is_in_the_sum_at_most_one_is_opened():
                 continue
             for me in some:
                 arguments = (roster_of(), received_by(me), story, EVERYONE, TERMS, said)
-                refused("confirm who is in the sum", revealed, seed(me), me, *arguments)
+                refused("confirms? who is in the sum", revealed, seed(me), me, *arguments)
     assert 2 * TERMS.confirmations > len(EVERYONE)
 
 
