@@ -12,8 +12,10 @@ without dropout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ from fedprune.scores.score import Ask, Probe
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Masks, Tensors, shapes_of, spread
+
+log = logging.getLogger("fedprune")
 
 BY_GRADIENT: dict[str, Each] = {
     "taylor": taylor,
@@ -69,12 +73,40 @@ def noised_statistics(question: Question, seat: Seat, probe: Probe) -> Tensors:
     fits = {} if question.dense else fitting(shapes, question.masks)
     norm, size = c.dp_score_clip or 1.0, values_in(shapes, fits)
     total = torch.zeros(size, dtype=torch.float64)
-    for rows in _rows(question, seat, probe):
-        flat = bounded_sum(flat_rows(rows, fits), norm, exactly=c.dp_score_clip is None)
-        total += flat.cpu()
+
+    def of(batch: Part) -> tuple[Tensor]:
+        total = torch.zeros(size, dtype=torch.float64)
+        for rows in _rows(question, seat, replace(probe, batches=[batch])):
+            flat = bounded_sum(flat_rows(rows, fits), norm, exactly=c.dp_score_clip is None)
+            total += flat.cpu()
+        return (total,)
+
+    for batch in probe.batches:
+        for (part,) in whatever_fails(of, batch):
+            total += part
     source = source_for(question, c, seat.partition, "noise")
     total += gaussian(size, (c.dp_score_noise or 0.0) * norm, source)
     return spread(total, shapes, fits)
+
+
+Sums = TypeVar("Sums", bound=tuple[Any, ...])
+
+
+def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
+    """What is had of a batch, or, where that fails, of those of its examples that do not fail.
+
+    An example on which a client's code raises counts as 0, as one that is not finite does: what
+    the others are in the sum must not depend on it, and a failure would tell that it is there.
+    """
+    try:
+        yield of(batch)
+    except Exception as error:
+        if examples(batch) > 1:
+            for example in batches(batch, 1):
+                yield from whatever_fails(of, example)
+            return
+        name = type(error).__name__
+        log.warning("an example counts as 0: the client's code raised %s on it", name)
 
 
 def _rows(question: Question, seat: Seat, probe: Probe) -> Iterator[Tensors]:
@@ -150,14 +182,21 @@ def noisy_steps(
     taken = ExampleGradients(model, task.loss, tuple(named))
     norm, size = config.dp_clip or 1.0, values_in(shapes, alive)
 
-    def backward(step: list[Part]) -> Done:
-        model.eval()
+    def of(batch: Part) -> tuple[Tensor, float, int]:
         total, loss, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
-        for some in (some for batch in step for some in taken.of(batch)):
+        for some in taken.of(batch):
             labels = torch.tensor([max(1, task.labels(row)) for row in batches(some.rows, 1)])
             rows = flat_rows(some.gradients, alive)
             total += bounded_sum(rows.div_(labels[:, None].to(rows)), norm).cpu()
             loss, count = loss + some.loss, count + some.labels
+        return total, loss, count
+
+    def backward(step: list[Part]) -> Done:
+        model.eval()
+        total, loss, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
+        for part, its_loss, its_count in (s for b in step for s in whatever_fails(of, b)):
+            total += part
+            loss, count = loss + its_loss, count + its_count
         total += gaussian(size, (config.dp_noise or 0.0) * norm, source)
         for name, g in spread(total / config.batch_size, shapes, alive).items():
             named[name].grad = g.to(named[name])

@@ -8,6 +8,7 @@ host p * hosts // n, so the order of every sum is fixed whoever is sampled, fail
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,12 +30,14 @@ from fedprune.client.tokens import read_with
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, digest_of
 from fedprune.config import RunConfig, with_values
+from fedprune.config.kinds import KINDS
 from fedprune.learning.local_training import prepared
 from fedprune.options.refusal import Refused
 from fedprune.protocol.client_privacy import (
     hides,
     leaving,
     noised_means,
+    noised_metrics,
     noises_itself,
     silenced,
 )
@@ -63,6 +66,8 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
 from fedprune.tensors import Tensors, counters_of, digest, reset
+
+log = logging.getLogger("fedprune")
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
@@ -292,7 +297,7 @@ def _answered(house: House, question: Question, partition: int, limit: float) ->
     )
     form = form_of(question, house.config, house.layout)
     most = most_votes(question, house.config, form, house.layout)
-    given = guarded(lambda: answer(question, seat), limit)
+    given = _given(seat, question, form, limit)
     given = leaving(given, question, house.config, most)
     if noises_itself(question.kind, house.config):
         q = question
@@ -303,6 +308,35 @@ def _answered(house: House, question: Question, partition: int, limit: float) ->
         return given
     at = (house.residuals, partition, question.counted.get(partition, 0))
     return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
+
+
+def _given(seat: Seat, question: Question, form: Form, limit: float) -> Answer:
+    """What a client answers; zeros, if its code fails and noise is to hide what it would say.
+
+    A failure would tell. Of --dp example these are means alone: each example that fails counts as 0
+    by itself (`fedprune.client.dp_sgd`), as the noise that the client adds is not to be left out.
+
+    Raises:
+        Exception: whatever the client's code raises, if nothing hides it; Refused, which is about
+            the question and is public, in any case.
+    """
+    try:
+        return guarded(lambda: answer(question, seat), limit)
+    except Exception as error:
+        c = seat.config
+        bounded = c.dp == "client" and KINDS[question.kind].asks == "cohort"
+        if isinstance(error, Refused) or not (bounded or noised_metrics(question.kind, c)):
+            raise
+        name = type(error).__name__
+        log.warning("client %s: zeros leave it, as its code raised %s", seat.partition, name)
+        return _zeros(form)
+
+
+def _zeros(form: Form) -> Answer:
+    votes = torch.zeros(form.voters, dtype=torch.bool) if form.voters else None
+    beside = torch.zeros(form.statistics) if form.statistics else None
+    totals = dict.fromkeys(form.totals, 0.0)
+    return Answer(torch.zeros(form.values), 1.0, {**totals, "count": 0.0}, votes, beside)
 
 
 def encoded(house: House, question: Question, partition: int, meant: Answer) -> Packet:

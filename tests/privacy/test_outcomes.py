@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fedprune import federate
+from fedprune.client.dp_sgd import whatever_fails
 from fedprune.client.host import open_house
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.messages import Answer, Question
 from fedprune.secagg.vectors import widened
+from fedprune.tasks.task import Loss, Part
 
 DIGITS = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
 DIGITS |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5}
@@ -43,6 +46,54 @@ def test_an_example_that_is_not_finite_makes_no_failure(part: str, keys: dict[st
     result = federate(config, port)
     assert result.summary["failures"] == 0
     assert all(torch.isfinite(w).all() for w in result.state.weights.values())
+
+
+HIDING = [
+    {"dp": "client", "dp_noise": 1.0},
+    {"dp": "client", "dp_noise": 1.0, "combine": "votes", "score": "wanda"},
+    {"dp": "client", "dp_noise": 1.0, "score": "movement"},
+    {"dp": "example", "dp_noise": 1.0},
+    {"dp": "example", "dp_noise": 1.0, "secure": "secagg", "score": "wanda"},
+]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("keys", HIDING, ids=str)
+def test_an_example_that_a_clients_code_raises_on_makes_no_failure(
+    part: str, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure({**DIGITS, **keys})
+    house = open_house(config)
+
+    def loss(model: nn.Module, batch: Part) -> Loss:
+        if bool((batch["images"] > 900).any()):
+            raise RuntimeError("it is private that this is here")
+        return house.task.loss(model, batch)
+
+    images = getattr(house.shards[0], part)["images"].clone()
+    images[0] = 1000.0
+    marked = replace(
+        house.shards[0], **{part: {**getattr(house.shards[0], part), "images": images}}
+    )
+    task = replace(house.task, loss=loss)
+    ends = federate(
+        config, inline_port(replace(house, task=task, shards={**house.shards, 0: marked}))
+    )
+    assert ends.summary["failures"] == 0
+    assert "private" not in caplog.text
+    assert "zeros leave it" in caplog.text or "counts as 0" in caplog.text
+
+
+def test_what_raises_moves_no_other_example_of_a_sum() -> None:
+    rows = {"x": torch.arange(6.0)}
+
+    def of(batch: Part) -> tuple[float]:
+        if 2.0 in batch["x"].tolist():
+            raise ValueError
+        return (float(batch["x"].sum()),)
+
+    assert sum(s for (s,) in whatever_fails(of, rows)) == 0 + 1 + 3 + 4 + 5
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
