@@ -240,6 +240,28 @@ def test_every_module_of_the_core_can_be_imported():
         importlib.import_module(name)
 
 
+@pytest.mark.slow
+def test_a_package_can_be_imported_alone():
+    """Each package, whichever is imported first; none but the engines loads Flower or Ray."""
+    code = """
+import importlib, os, pkgutil, sys
+for name in sys.argv[1:]:
+    if os.fork():
+        assert os.wait()[1] == 0, name
+    else:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__, name + "."):
+            importlib.import_module(module.name)
+        engine = name.startswith("fedprune.engines.")
+        os._exit(0 if engine or not {"flwr", "ray"} & set(sys.modules) else 3)
+"""
+    packages = [name_of(p) for p in CORE if p.name == "__init__.py" and p.parent.name != "fedprune"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *packages], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_front_door_is_complete_and_documented():
     assert len(fedprune.__all__) == len(set(fedprune.__all__))
     for name in fedprune.__all__:
