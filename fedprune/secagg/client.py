@@ -45,6 +45,7 @@ from fedprune.secagg.shamir import split
 from fedprune.secagg.terms import Terms
 
 _FIELD = "secure"
+UNREADABLE = "what client {} sent is missing or does not decrypt"
 _WORTHLESS = "a neighbour's public key is worthless: every secret with it would be the same"
 
 
@@ -214,7 +215,8 @@ def revealed(
         key = _channel(secrets, roster[member], member, me, bound)
         plain = opened(key, received.get(member, b""), bound)
         if plain is None or len(plain) != 2 * KEY:
-            raise Refused(_FIELD, f"what client {member} sent is missing or does not decrypt")
+            why = UNREADABLE.format(member)  # of messages of the sum alone, so it may be told
+            raise Refused(_FIELD, why, told=why)
         out[member] = plain[:KEY] if member in adding else plain[KEY:]
     return out
 

@@ -12,6 +12,9 @@ from fedprune.secagg.ring import Ring
 _NO_NONCE = bytes(12)
 """Each key below serves one message or one stream, so the nonce need not differ."""
 
+TAG = 16
+"""Bytes by which what is sealed is longer."""
+
 _BLOCK = 2**16
 """Coordinates that are masked at a time: they stay in the processor's cache."""
 

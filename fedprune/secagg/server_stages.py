@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from fedprune.client.host import bytes_down
 from fedprune.codec.wire import Packet, pack_flags
@@ -33,6 +34,7 @@ from fedprune.secagg.messages import (
 from fedprune.secagg.ring import Ring
 from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.shared_noise import fewest_left, noises_of
+from fedprune.secagg.strangers import unreadable, wrong_keys, wrong_shares
 from fedprune.secagg.terms import Terms, terms_of
 from fedprune.secagg.vectors import (
     folded_from,
@@ -50,6 +52,9 @@ FEWEST = 3
 
 HOLDERS = "own"
 """Kind of the question that only counts who holds what."""
+
+
+Said = TypeVar("Said")
 
 
 class _Void(Exception):
@@ -139,6 +144,14 @@ class _Course:
                 failure, phase=self.question.kind, field=where
             )
         return reply
+
+    def without(
+        self, wrong: Mapping[int, str], said: Mapping[int, Said], stage: str
+    ) -> dict[int, Said]:
+        """What was said in a stage but for what is wrong of it, whose clients have failed."""
+        kind = self.question.kind
+        self.failures |= {p: Failure(p, kind, stage, why) for p, why in wrong.items()}
+        return {p: each for p, each in said.items() if p not in wrong}
 
     def closed(
         self, folded: Folded | None, partitions: Sequence[int], tries: int, reason: str = ""
@@ -255,11 +268,14 @@ def _opened(
         _Void: too few were left after one of them.
     """
     call = Call("keys", terms.session, terms.members, coarse=course.coarse)
-    call = replace(call, stage="shares", roster=dict(course.put(call, terms.members).keys))
-    roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
+    said_keys = course.put(call, terms.members).keys
+    roster = {p: Keys.from_bytes(keys) for p, keys in said_keys.items()}
+    roster = course.without(wrong_keys(roster), roster, "keys")
+    call = replace(call, stage="shares", roster={p: said_keys[p] for p in roster})
     _require("keys", roster, roster, terms)
 
     sent = course.put(call, roster).shares
+    sent = course.without(wrong_shares(sent, roster, terms), sent, "shares")
     _require("shares", roster, sent, terms)
     call = replace(call, stage="masked", shared=frozenset(sent))
 
@@ -284,12 +300,15 @@ def _opened(
     sealed = {p: sealed[p] for p in said}
 
     call = replace(call, stage="unmask", sealed=sealed, said=said)
-    shown = course.put(call, said).shares
+    last = course.put(call, said)
+    shown = last.shares
     assert came.total is not None  # somebody is in it
     try:
         total = unmasked(came.total, roster, call.shared, summed, shown, terms)
     except Unrecoverable as error:
-        raise _Void(str(error), shown) from None
+        unread, by = unreadable(last.failures, summed, terms)
+        left = course.without(unread, dict.fromkeys({*shown, *by}), "shares")
+        raise _Void(str(error), left) from None
     return total, tuple(sorted(summed))
 
 

@@ -71,7 +71,7 @@ def test_devices_prune_a_model_together_although_one_is_killed_and_one_has_no_da
     flower: Flower, empty: Popen[bytes], two: list[Popen[bytes]], folders: list[Path]
 ):
     del empty
-    config = keys(rounds=3, end=2, min_clients=1, out="runs/churn")
+    config = keys(rounds=3, end=2, min_clients=1, out="runs/churn", robust="geometric-median")
     out = flower.folder / "runs" / "churn"
     run = flower.start("run.log", "flwr", "run", str(ROOT), "--stream", "--run-config", config)
     wait_until(lambda: len(rows_of(out)) == 2, 300, "the second round, which prunes")
