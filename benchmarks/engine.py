@@ -36,7 +36,7 @@ from still_task import SIZES
 
 from fedprune.config import RunConfig, configure
 from fedprune.engines.ray.engine import run_apps, set_environment
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.server.state import first_state
 
@@ -102,7 +102,7 @@ def processor_seconds() -> float:
     return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
 
 
-def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Folded]:
+def asker(side: str, grid: Grid, config: RunConfig) -> Callable[[Question], Aggregate]:
     """How a side puts a question to every client."""
     import stock
 
@@ -125,12 +125,12 @@ def play(side: str, grid: Grid, config: RunConfig, began: float) -> Measured:
     forget_peak()
     ends = [began]
     for round_ in range(1, config.rounds + 1):
-        folded = ask(Question("tune", round_, state.weights, state.masks, lr=config.lr))
+        aggregate = ask(Question("tune", round_, state.weights, state.masks, lr=config.lr))
         ends.append(time.perf_counter())
-        assert folded.total is not None, folded.failures
-        assert len(folded.answered) == config.clients, folded.failures
-        sums = (folded.weight, float(folded.total.sum()))
-        del folded
+        assert aggregate.total is not None, aggregate.failures
+        assert len(aggregate.answered) == config.clients, aggregate.failures
+        sums = (aggregate.weight, float(aggregate.total.sum()))
+        del aggregate
         if round_ == 1:
             used = processor_seconds()
     busy = (processor_seconds() - used) / (config.rounds - 1)

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.port import Port
@@ -70,12 +70,12 @@ def tuned(state: State, plan: Plan, port: Port) -> State:
     return average(state, plan, changes)
 
 
-def line(house: House, warm: State, name: str, sparsity: float) -> Line:
+def line(host: Host, warm: State, name: str, sparsity: float) -> Line:
     """Perplexity before and after fine-tuning for one method at one sparsity."""
     changes = METHODS.get(name, {"score": "magnitude"})
-    config = configure(options(house.config.seed, sparsity=sparsity, **changes))
-    port = inline_port(replace(house, config=config))
-    plan = Plan(config, house.layout, (0, 0), house.model)
+    config = configure(options(host.config.seed, sparsity=sparsity, **changes))
+    port = inline_port(replace(host, config=config))
+    plan = Plan(config, host.layout, (0, 0), host.model)
     state = replace(warm, round=WARMUP + 1)
     cohort = draw(list(port.present()), config.cohort, generator(config.seed, "cohort", WARMUP + 1))
     if name != DENSE:
@@ -97,14 +97,14 @@ def line(house: House, warm: State, name: str, sparsity: float) -> Line:
 def lines_of(work: tuple[int, list[float], Path]) -> list[Line]:
     """Every line of one seed, appended to the file as they come."""
     seed, sparsities, out = work
-    house = open_house(configure(options(seed)))
-    fresh = first_state(house.model, house.layout)
-    plan = Plan(house.config, house.layout, dense_packet(fresh, house.layout))
-    warm = next(s for s, _ in run(fresh, plan, inline_port(house)) if s.round == WARMUP)
+    host = build_host(configure(options(seed)))
+    fresh = first_state(host.model, host.layout)
+    plan = Plan(host.config, host.layout, dense_packet(fresh, host.layout))
+    warm = next(s for s, _ in run(fresh, plan, inline_port(host)) if s.round == WARMUP)
     jobs = [(DENSE, 0.0), *((name, s) for s in sparsities for name in METHODS)]
     found = []
     for name, sparsity in jobs:
-        found.append(line(house, warm, name, sparsity))
+        found.append(line(host, warm, name, sparsity))
         with out.open("a") as file:
             file.write(json.dumps(found[-1]) + "\n")
         print(found[-1], flush=True)

@@ -29,7 +29,7 @@ from torch import Tensor
 from fedprune import federate
 from fedprune.client import host as hosts
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig, configure
 from fedprune.learning.robust import ROBUST
 from fedprune.protocol.messages import Answer, Question
@@ -39,7 +39,7 @@ from fedprune.tensors import digest
 
 Keys = dict[str, Any]
 Attack = Callable[[Question, Answer], Answer]
-Respond = Callable[[Question, Seat], Answer]
+Respond = Callable[[Question, ClientContext], Answer]
 
 
 def scaled(factor: float) -> Attack:
@@ -128,9 +128,9 @@ PARTS: dict[str, tuple[list[Rules], list[str]]] = {
 def attacked(attack: Attack, bad: Sequence[int], honest: Respond) -> Iterator[None]:
     """Clients of this process answer by an attack, where they are bad."""
 
-    def answered(question: Question, seat: Seat) -> Answer:
-        given = honest(question, seat)
-        return attack(question, given) if seat.partition in bad else given
+    def answered(question: Question, client: ClientContext) -> Answer:
+        given = honest(question, client)
+        return attack(question, given) if client.partition in bad else given
 
     hosts.answer = answered  # type: ignore[attr-defined]
     try:
@@ -148,15 +148,15 @@ def remembering() -> Respond:
     known: dict[tuple[object, ...], Answer] = {}
     newest: list[tuple[Question, str]] = []
 
-    def respond(question: Question, seat: Seat) -> Answer:
+    def respond(question: Question, client: ClientContext) -> Answer:
         if question.kind not in {"tune", "evaluate"}:
-            return answer(question, seat)
+            return answer(question, client)
         if not newest or newest[0][0] is not question:
             newest[:] = [(question, digest(question.weights) + digest(question.masks))]
         when = (question.round, question.lr) if question.kind == "tune" else (question.part,)
-        key = (newest[0][1], question.kind, when, seat.partition)
+        key = (newest[0][1], question.kind, when, client.partition)
         if key not in known:
-            known[key] = answer(question, seat)
+            known[key] = answer(question, client)
         return known[key]
 
     return respond

@@ -16,12 +16,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedprune.client.host import House, open_house, released
+from fedprune.client.host import Host, build_host, released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.protocol.checks import check
 from fedprune.protocol.kinds import Form, form_of
-from fedprune.protocol.messages import Folded, Question, as_sum
+from fedprune.protocol.messages import Aggregate, Question, as_sum
 from fedprune.protocol.packets import decode_answer, decode_question, encode_question
 from fedprune.structure.layout import Layout
 
@@ -32,31 +32,31 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Decode the question, answer it for this node's partition, encode the answer."""
     config, packet = _opened(message)
-    house = _house(str(config["toml"]))
+    host = _house(str(config["toml"]))
     partition = int(context.node_config["partition-id"])
-    answer = released(house, decode_question(packet, house.layout), partition)
+    answer = released(host, decode_question(packet, host.layout), partition)
     return Message(_content(answer, {"partition": partition}), reply_to=message)
 
 
 @functools.lru_cache(maxsize=1)
-def _house(toml: str) -> House:
-    return open_house(recorded(toml))
+def _house(toml: str) -> Host:
+    return build_host(recorded(toml))
 
 
-def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question], Folded]:
+def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question], Aggregate]:
     """A function that puts a question to every client and adds up their answers."""
     while len(list(grid.get_node_ids())) < config.clients:
         time.sleep(0.1)
     nodes = list(grid.get_node_ids())
 
-    def ask(question: Question) -> Folded:
+    def ask(question: Question) -> Aggregate:
         content = _content(encode_question(question, config.wire), {"toml": to_toml(config)})
         messages = [Message(content, node, "train") for node in nodes]
         replies = {}
         for reply in grid.send_and_receive(messages):
             about, packet = _opened(reply)
             replies[int(str(about["partition"]))] = packet
-        total, form = Folded(), form_of(question, config, layout)
+        total, form = Aggregate(), form_of(question, config, layout)
         for partition in sorted(replies):
             total = _added(total, replies.pop(partition), partition, question, form)
         return total
@@ -64,7 +64,9 @@ def asker(grid: Grid, config: RunConfig, layout: Layout) -> Callable[[Question],
     return ask
 
 
-def _added(total: Folded, packet: Packet, partition: int, question: Question, form: Form) -> Folded:
+def _added(
+    total: Aggregate, packet: Packet, partition: int, question: Question, form: Form
+) -> Aggregate:
     given = decode_answer(packet, question, form.voters)
     check(given.values, given.weight, given.totals, form)
     return as_sum(given, partition, packet.size(), total)

@@ -18,13 +18,13 @@ from fedprune.learning.averaging import averaged
 from fedprune.learning.moving_average import moved
 from fedprune.learning.robust import robust_change
 from fedprune.methods.adaptive import adapted
-from fedprune.methods.distil import schooled, teaching
-from fedprune.methods.global_mask import collected, thin, united
-from fedprune.methods.reconstruct import refitted
+from fedprune.methods.distil import teaching, with_teacher_kept
+from fedprune.methods.global_mask import collected, merged_client_masks, thin
+from fedprune.methods.reconstruct import reconstructed
 from fedprune.methods.reduce import reduced
 from fedprune.methods.vocabulary import with_used_tokens
 from fedprune.privacy.ledger import Spent
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.protocol.port import Port
 from fedprune.server.ask import (
     Bench,
@@ -122,7 +122,7 @@ def before_pruning(state: State, plan: Plan, port: Port) -> State:
     if not state.prunings:
         state, totals = measure(state, port, "test")
         state = remembered(replace(state, dense_at_pruning=totals), plan)
-    return schooled(state, plan)
+    return with_teacher_kept(state, plan)
 
 
 def score_and_prune(state: State, ready: State, bench: Bench) -> tuple[State, Notes]:
@@ -136,7 +136,7 @@ def score_and_prune(state: State, ready: State, bench: Bench) -> tuple[State, No
     thinner, notes = (adapted if bench.plan.adapts else thin)(replace(ready, owed=False), bench)
     left = None
     if not thinner.owed:
-        thinner, left = refitted(thinner, ready, bench)
+        thinner, left = reconstructed(thinner, ready, bench)
     if thinner.owed:
         why = "not pruned: too few answered"
         return replace(undone(state, thinner), owed=True), Notes(undone=why)
@@ -148,7 +148,7 @@ def reduce(state: State, bench: Bench, notes: Notes) -> tuple[State, Plan, Notes
 
     All of it or, if too few answer, none: then it is due in the next round.
     """
-    out = reduced(schooled(state, bench.plan), bench)
+    out = reduced(with_teacher_kept(state, bench.plan), bench)
     if out.told is None:
         why = "not reduced: too few answered"
         why = f"{notes.undone}; {why}" if notes.undone else why
@@ -157,7 +157,7 @@ def reduce(state: State, bench: Bench, notes: Notes) -> tuple[State, Plan, Notes
 
 
 def learnt(
-    state: State, bench: Bench, changes: Folded, notes: Notes, *, due: bool
+    state: State, bench: Bench, changes: Aggregate, notes: Notes, *, due: bool
 ) -> tuple[State, Plan, Notes]:
     """The state with the cohort's mean change, and with what follows from a round that counts."""
     plan, before = bench.plan, state
@@ -203,7 +203,7 @@ def outcome(state: State) -> State:
 
 def tune_all(
     state: State, plan: Plan, port: Port, cohort: Sequence[int], *, due: bool = False
-) -> tuple[State, Folded]:
+) -> tuple[State, Aggregate]:
     """The cohort's summed changes after training under the current mask.
 
     Where a pruning is `due`, the clients may collect statistics on the way, or prune by a mask of
@@ -225,7 +225,7 @@ def tune_all(
     return replace(state, traffic=traffic), changes
 
 
-def average(state: State, plan: Plan, changes: Folded) -> State:
+def average(state: State, plan: Plan, changes: Aggregate) -> State:
     """The state with the mean change applied.
 
     Where the clients trained under masks of their own, the global mask is decided here too.
@@ -250,7 +250,7 @@ def average(state: State, plan: Plan, changes: Folded) -> State:
     if c.error_feedback:
         newest = dict.fromkeys(changes.answered, state.round)
         state = replace(state, counted={**state.counted, **newest})
-    return state if changes.votes is None else united(state, plan, changes.votes)
+    return state if changes.votes is None else merged_client_masks(state, plan, changes.votes)
 
 
 def judged(state: State, old: State, port: Port) -> tuple[State, Totals, str]:
@@ -262,15 +262,15 @@ def judged(state: State, old: State, port: Port) -> tuple[State, Totals, str]:
     if not all_finite(state.weights):
         why = "the new model would not be finite"
         return *measure(undone(old, state), port, "validation"), why
-    new, folded = measured(state, port, "validation")
-    lost = len(numberless(folded.failures))
-    if lost <= len(folded.answered):
-        return new, folded.totals, ""
+    new, aggregate = measured(state, port, "validation")
+    lost = len(numberless(aggregate.failures))
+    if lost <= len(aggregate.answered):
+        return new, aggregate.totals, ""
     back = replace(undone(old, new), failures=state.failures, failed=state.failed)
     back, before = measured(back, port, "validation")
     if len(numberless(before.failures)) < lost:
         return back, before.totals, f"of the new model {lost} clients get no number"
-    return replace(new, traffic=back.traffic), folded.totals, ""
+    return replace(new, traffic=back.traffic), aggregate.totals, ""
 
 
 def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
@@ -278,16 +278,16 @@ def measure(state: State, port: Port, part: str) -> tuple[State, Totals]:
 
     Of the running average, where there is one.
     """
-    state, folded = measured(state, port, part)
-    return state, folded.totals
+    state, aggregate = measured(state, port, part)
+    return state, aggregate.totals
 
 
-def measured(state: State, port: Port, part: str) -> tuple[State, Folded]:
+def measured(state: State, port: Port, part: str) -> tuple[State, Aggregate]:
     """The same sums, with who answered and who did not."""
     question = question_about(outcome(state), "evaluate", part=part)
     return put(state, port, question, port.measuring())
 
 
-def describe(state: State, port: Port) -> tuple[State, Folded]:
+def describe(state: State, port: Port) -> tuple[State, Aggregate]:
     """How often each label occurs in the training and test parts of everyone who is there."""
     return put(state, port, question_about(state, "describe"), port.measuring())

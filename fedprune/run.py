@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.client.host import open_house, placed
-from fedprune.client.teacher import check_lesson, teacher_in
+from fedprune.client.host import build_host, placed
+from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig, with_values
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port
@@ -24,7 +24,7 @@ from fedprune.options.values import for_flower
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.protocol.models import dense_model, layout_for, shaped
 from fedprune.protocol.packets import encode_answer, encode_question
 from fedprune.protocol.port import Port
@@ -47,10 +47,10 @@ from fedprune.records.folder import (
     write_results,
 )
 from fedprune.records.previous import (
-    Earlier,
+    PreviousRun,
     continued,
-    earlier,
     on_the_earlier_task,
+    previous_run,
 )
 from fedprune.records.summary import About, Summary, summary_of
 from fedprune.report.choices import choices_in
@@ -158,7 +158,7 @@ def _federated(
     weights: Mapping[str, Tensor] | None,
 ) -> Result:
     began, port = time.perf_counter(), _rehearsed(config, port, folder)
-    before = earlier(config.init, config.plugin) if config.init else None
+    before = previous_run(config.init, config.plugin) if config.init else None
     fresh, blank = _opening(config, weights, before)
     book = _opened(config, folder, replace(going, data=port.data), watch)
     path = None if folder is None else folder / LEDGER_NAME
@@ -210,8 +210,8 @@ def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Por
     """A port to clients with which task, model and data were tried."""
     if port is not None and port.rehearsed:
         return port
-    house = open_house(placed(config, folder) if folder else config)
-    return port or inline_port(house)  # one's own port has its clients elsewhere
+    host = build_host(placed(config, folder) if folder else config)
+    return port or inline_port(host)  # one's own port has its clients elsewhere
 
 
 def _reported(folder: Path, summary: Summary) -> None:
@@ -246,7 +246,7 @@ def _tested(end: State, port: Port) -> tuple[State, Totals]:
 
 
 def _measured_before(
-    before: Earlier, round_: int, layout: Layout
+    before: PreviousRun, round_: int, layout: Layout
 ) -> tuple[Occasion, tuple[Release, ...]]:
     """What leaves the earlier run's clients when the new model is measured on their data."""
     everyone = tuple(range(before.config.clients))
@@ -278,7 +278,7 @@ def _failed(end: State, rows: Sequence[Row], privacy: Mapping[str, Any]) -> dict
 
 
 def _opening(
-    config: RunConfig, weights: Mapping[str, Tensor] | None, before: Earlier | None
+    config: RunConfig, weights: Mapping[str, Tensor] | None, before: PreviousRun | None
 ) -> tuple[State, Plan]:
     """The state before round one, and the plan of the dense model."""
     model = dense_model(config)
@@ -317,7 +317,7 @@ def _teacher(config: RunConfig, model: nn.Module) -> bytes:
     """
     try:
         teacher = teacher_in(config.teacher, config.plugin) if config.teacher else b""
-        check_lesson(config, model, teacher)
+        check_distillation(config, model, teacher)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return teacher
@@ -332,10 +332,10 @@ def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, d
     naive = naive_of(tasks_of(config.plugin)[config.task])
     if naive is None or (config.dp != "none" and not config.panel):
         return state, {}
-    asked, folded = describe(state, port)
-    if folded.total is None:
+    asked, aggregate = describe(state, port)
+    if aggregate.total is None:
         return state, {}
-    test, train = folded.total.split(folded.total.numel() // 2)
+    test, train = aggregate.total.split(aggregate.total.numel() // 2)
     # A client that cannot answer now is asked again in every round, and counted there.
     return replace(asked, failures=(), failed=0), dict(naive.reached(train, test, config))
 
@@ -477,7 +477,7 @@ class _Book:
     def shown(self, arm: str, port: Port) -> Port:
         """The port, with every question announced to who looks on."""
 
-        def ask(question: Question, partitions: Sequence[int]) -> Folded:
+        def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
             self.watch.phase(arm, question, len(partitions))
             return port.ask(question, partitions)
 

@@ -90,7 +90,7 @@ def masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor
     }
 
 
-def kept(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
     """All values that a mask keeps (all values where there is no mask) as one flat tensor.
 
     Order: names sorted, each tensor in C order. The tensors must share one dtype.
@@ -106,8 +106,10 @@ def _kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return tensor[mask]
 
 
-def spread(flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> Tensors:
-    """The inverse of `kept`: tensors of the given shapes, 0.0 where a mask is False.
+def scattered(
+    flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]
+) -> Tensors:
+    """The inverse of `gathered`: tensors of the given shapes, 0.0 where a mask is False.
 
     Raises:
         ValueError: `flat` holds more or fewer values than the masks keep.

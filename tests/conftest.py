@@ -16,10 +16,10 @@ from hypothesis import settings
 from torch import Tensor
 
 from fedprune import Result, RunConfig, Shard, federate, select
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.config import configure, to_toml
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
@@ -99,21 +99,21 @@ def tiny() -> Callable[..., RunConfig]:
 
 
 @pytest.fixture(scope="session")
-def house_of() -> Callable[[RunConfig], House]:
-    """A house for a configuration; shards are dealt once per way of dealing them."""
+def house_of() -> Callable[[RunConfig], Host]:
+    """A host for a configuration; shards are dealt once per way of dealing them."""
     dealt: dict[tuple[Any, ...], Mapping[int, Shard]] = {}
 
-    def made(config: RunConfig) -> House:
+    def made(config: RunConfig) -> Host:
         key = (config.task, config.plugin, config.clients, config.split, config.alpha, config.seed)
-        house = open_house(config, dealt.get(key))
-        dealt[key] = house.shards
-        return house
+        host = build_host(config, dealt.get(key))
+        dealt[key] = host.shards
+        return host
 
     return made
 
 
 @pytest.fixture(scope="session")
-def played(house_of: Callable[[RunConfig], House]) -> Callable[[RunConfig], Result]:
+def played(house_of: Callable[[RunConfig], Host]) -> Callable[[RunConfig], Result]:
     """The result of a run in this process, kept nowhere; each configuration is played once."""
     done: dict[str, Result] = {}
 
@@ -129,16 +129,16 @@ def played(house_of: Callable[[RunConfig], House]) -> Callable[[RunConfig], Resu
 @pytest.fixture(scope="session")
 def cnn(
     tiny: Callable[..., RunConfig],
-    house_of: Callable[[RunConfig], House],
+    house_of: Callable[[RunConfig], Host],
     played: Callable[[RunConfig], Result],
-) -> tuple[House, Question]:
+) -> tuple[Host, Question]:
     """Digits' convolutional net, trained and pruned a little, and a question about it."""
     state = played(tiny()).state
     return house_of(tiny()), Question("score", 4, state.weights, state.masks)
 
 
 @pytest.fixture(scope="session")
-def llama(tiny: Callable[..., RunConfig]) -> tuple[House, Question]:
+def llama(tiny: Callable[..., RunConfig]) -> tuple[Host, Question]:
     """The small LLaMA on unequal texts of different letters, half pruned, and a question."""
     text = dict(enumerate([LINES[0] * 30, LINES[1] * 7, LINES[2] * 12]))
     shards = {
@@ -146,21 +146,21 @@ def llama(tiny: Callable[..., RunConfig]) -> tuple[House, Question]:
         for p, t in text.items()
     }
     config = tiny(task="shakespeare", clients=3, cohort=3)
-    house = open_house(config, shards)
-    weights = copied(state_of(house.model))
-    masks = half(house, weights)
-    return house, Question("score", 4, masked(weights, masks), masks)
+    host = build_host(config, shards)
+    weights = copied(state_of(host.model))
+    masks = half(host, weights)
+    return host, Question("score", 4, masked(weights, masks), masks)
 
 
-def half(house: House, weights: Mapping[str, Tensor]) -> Masks:
-    return select({name: weights[name].abs() for name in house.layout.prunable}, 0.5)
+def half(host: Host, weights: Mapping[str, Tensor]) -> Masks:
+    return select({name: weights[name].abs() for name in host.layout.prunable}, 0.5)
 
 
 @pytest.fixture(scope="session")
 def run_folder(
     tmp_path_factory: pytest.TempPathFactory,
     tiny: Callable[..., RunConfig],
-    house_of: Callable[[RunConfig], House],
+    house_of: Callable[[RunConfig], Host],
 ) -> Path:
     """A finished run with both baselines, with all its files."""
     folder = tmp_path_factory.mktemp("runs") / "done"
@@ -175,15 +175,17 @@ class Spy:
     def __init__(self, port: Port, without: Callable[[Question, int], bool] | None = None) -> None:
         self.inner = port
         self.without = without or (lambda *_: False)
-        self.asked: list[tuple[Question, list[int], Folded]] = []
+        self.asked: list[tuple[Question, list[int], Aggregate]] = []
         self.port = replace(port, ask=self._ask)
 
-    def _ask(self, question: Question, partitions: Sequence[int]) -> Folded:
+    def _ask(self, question: Question, partitions: Sequence[int]) -> Aggregate:
         there = [p for p in partitions if not self.without(question, p)]
-        folded = self.inner.ask(question, there)
-        kept = replace(folded, total=None if folded.total is None else folded.total.clone())
+        aggregate = self.inner.ask(question, there)
+        kept = replace(
+            aggregate, total=None if aggregate.total is None else aggregate.total.clone()
+        )
         self.asked.append((question, list(partitions), kept))
-        return folded
+        return aggregate
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.config import configure, from_toml
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -80,7 +80,7 @@ def _played(run: Run, place: Path, stack: ExitStack) -> Played:
         stack.enter_context(in_one_process())
         return watched(config, grid_port(workers(run.workers), config))
     if run.silent:
-        return watched(config, _without(inline_port(open_house(config)), run.silent))
+        return watched(config, _without(inline_port(build_host(config)), run.silent))
     return watched(config)
 
 
@@ -108,7 +108,7 @@ def _resumed(config: RunConfig, after: int, folder: Path) -> Played:
 def _without(port: Port, silent: Iterable[tuple[int, int]]) -> Port:
     gone = set(silent)
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         tunes = question.kind == "tune"
         there = [p for p in partitions if not (tunes and (p, question.round) in gone)]
         return port.ask(question, there)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
@@ -67,7 +67,7 @@ def never(*_: object) -> Any:
 
 
 def refused(play: Play, line: str, **what: Any) -> None:
-    """In the library, with the port of the house and with one's own, nothing was asked."""
+    """In the library, with the port of the host and with one's own, nothing was asked."""
     for port in (False, True):
         with pytest.raises(ValueError, match=line) as caught:
             play(port=port, **what)
@@ -289,15 +289,15 @@ def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     random.seed(5)
     np.random.seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    house = open_house(configure(KEYS))
+    host = build_host(configure(KEYS))
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     with torch.random.fork_rng():
-        fresh = open_house(configure({**KEYS, "score": "magnitude"}))
-    assert digest(dict(house.model.state_dict())) == digest(dict(fresh.model.state_dict()))
-    assert int(house.model.state_dict()["1.num_batches_tracked"]) == 0
-    assert house.model.training
+        fresh = build_host(configure({**KEYS, "score": "magnitude"}))
+    assert digest(dict(host.model.state_dict())) == digest(dict(fresh.model.state_dict()))
+    assert int(host.model.state_dict()["1.num_batches_tracked"]) == 0
+    assert host.model.training
 
 
 def test_one_s_own_score_is_tried_from_its_asks_to_what_it_makes(play: Play):
@@ -597,7 +597,7 @@ def test_a_layer_that_a_cohort_did_not_reach_is_named_when_it_is_scored(play: Pl
 def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(TASKS, "mine", MINE)
     config = configure(KEYS)
-    port = inline_port(open_house(config))
+    port = inline_port(build_host(config))
     monkeypatch.setitem(TASKS, "mine", replace(MINE, shards=never))
     assert federate(config, port).summary["failures"] == 0
 
@@ -618,10 +618,10 @@ def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family: str, tmp
         auto = transformers.AutoModelForCausalLM
         auto.from_config(config).save_pretrained(tmp_path / "model")
         if decoder:
-            assert open_house(configure(keys)).model.config.is_decoder
+            assert build_host(configure(keys)).model.config.is_decoder
         else:
             with pytest.raises(ConfigError, match=r"^model='.*': a later token moves the logits"):
-                open_house(configure(keys))
+                build_host(configure(keys))
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.config import configure, from_toml, to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.robust import ROBUST
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.origin import coded_size
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.pools import POOLS
@@ -118,9 +118,9 @@ class Seen:
     """A run and what went on in it."""
 
     config: RunConfig
-    house: House
+    host: Host
     result: Result
-    asked: list[tuple[Question, list[int], Folded]]
+    asked: list[tuple[Question, list[int], Aggregate]]
     states: list[State]
 
     @property
@@ -132,7 +132,7 @@ Watched = Callable[[Keys], Seen]
 
 
 @pytest.fixture(scope="module")
-def seen(tiny: Callable[..., RunConfig], house_of: Callable[..., House], spy: Any) -> Watched:
+def seen(tiny: Callable[..., RunConfig], house_of: Callable[..., Host], spy: Any) -> Watched:
     """A small run with these keys; each is played once."""
     done: dict[str, Seen] = {}
 
@@ -143,11 +143,11 @@ def seen(tiny: Callable[..., RunConfig], house_of: Callable[..., House], spy: An
         config = tiny(**given)
         text = to_toml(config)
         if text not in done:
-            house, states = house_of(config), list[State]()
-            eye = spy(inline_port(house))
+            host, states = house_of(config), list[State]()
+            eye = spy(inline_port(host))
             watch = Watch(row=lambda _row, _seconds, state: states.append(state))
             done[text] = Seen(
-                config, house, federate(config, eye.port, watch=watch), eye.asked, states
+                config, host, federate(config, eye.port, watch=watch), eye.asked, states
             )
         return done[text]
 
@@ -184,11 +184,11 @@ def test_what_a_choice_removes(case: Case, seen: Watched):
         return
     assert c.sparsity is not None
     shape = {"unit": c.unit, "unit_shape": c.unit_shape}
-    wanted = planned(run.house.layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
+    wanted = planned(run.host.layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
     if c.unit in {"weight", "n:m"}:
         assert gone == wanted
         return
-    labels = unit_labels(run.house.layout, **shape)
+    labels = unit_labels(run.host.layout, **shape)
     flat = torch.cat([labels[name].flatten() for name in masks])
     assert wanted - int(torch.bincount(flat).max()) < gone <= wanted
 
@@ -237,7 +237,7 @@ def test_its_written_configuration_is_the_same(case: Case, seen: Watched):
 def test_a_unit_goes_as_a_whole(name: str, seen: Watched):
     """But for the n:m, of which exactly N of M inputs stay."""
     run = seen({"unit": name, **WITH.get(("unit", name), {})})
-    layout, masks = run.house.layout, run.result.state.masks
+    layout, masks = run.host.layout, run.result.state.masks
     for tensor, mask in masks.items():
         rows = as_rows(layout, tensor, mask)
         if name == "n:m":
@@ -281,7 +281,7 @@ def test_a_pruning_in_steps_asks_in_every_step(steps: int, seen: Watched):
 def test_sequential_calibration_asks_for_one_tensor_after_the_other(seen: Watched):
     run = seen({"calibration": "sequential", "scope": "layer"})
     scored = [q for q, _, _ in run.asked if q.kind == "score"]
-    names = run.house.layout.prunable
+    names = run.host.layout.prunable
     assert [q.names for q in scored] == [(name,) for name in names] * 2
     for question in scored[: len(names)]:
         before = names[: names.index(question.names[0])]
@@ -293,8 +293,8 @@ def test_what_is_collected_while_tuning_costs_no_question(seen: Watched):
     run, usual = seen({"score_during": "tune"}), seen({})
     assert "score" not in {q.kind for q, _, _ in run.asked}
     assert "score" in {q.kind for q, _, _ in usual.asked}
-    tuned = [folded for q, _, folded in run.asked if q.kind == "tune"]
-    assert [folded.statistics is not None for folded in tuned] == [False, True, True]
+    tuned = [aggregate for q, _, aggregate in run.asked if q.kind == "tune"]
+    assert [aggregate.statistics is not None for aggregate in tuned] == [False, True, True]
 
 
 def test_survivors_go_back_to_where_they_were(seen: Watched):
@@ -312,14 +312,14 @@ def test_survivors_go_back_to_where_they_were(seen: Watched):
 def test_a_bf16_run_computes_in_bf16_and_keeps_float32(seen: Watched):
     run = seen({"precision": "bf16"})
     types: set[torch.dtype] = set()
-    layer = run.house.model.get_submodule("hidden")
+    layer = run.host.model.get_submodule("hidden")
     hook = layer.register_forward_hook(lambda _layer, _inputs, out: types.add(out.dtype))
     for question, _, _ in run.asked[1:4]:
-        inline_port(run.house).ask(question, [0])
+        inline_port(run.host).ask(question, [0])
         assert types == {torch.bfloat16 if question.kind == "tune" else torch.float32}
         types.clear()
     hook.remove()
-    assert {p.dtype for p in run.house.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in run.host.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("wire", [name for name in SCORE_TYPES if name != "fp32"])
@@ -339,23 +339,23 @@ def test_a_client_sends_what_its_own_mask_keeps(seen: Watched):
     run = seen({"masks": "union"})
     pruned = [(q, f) for q, _, f in run.asked if q.kind == "tune" and q.sparsity is not None]
     assert len(pruned) == 2
-    for question, folded in pruned:
-        assert folded.votes is not None
-        kept = int(folded.votes.sum())
+    for question, aggregate in pruned:
+        assert aggregate.votes is not None
+        kept = int(aggregate.votes.sum())
         free = sum(t.numel() for n, t in question.weights.items() if n not in question.masks)
         values = 4 * (kept + 3 * free)
         flags = 3 * count_kept(question.masks) / 8
-        assert values < folded.bytes_up < values + flags + 3 * 200
+        assert values < aggregate.bytes_up < values + flags + 3 * 200
 
 
 def test_labels_are_counted_over_everybody(seen: Watched):
     run = seen({})
-    question, cohort, folded = run.asked[0]
+    question, cohort, aggregate = run.asked[0]
     assert (question.kind, cohort) == ("describe", [0, 1, 2])
-    assert folded.total is not None
-    test, train = folded.total.split(10)
+    assert aggregate.total is not None
+    test, train = aggregate.total.split(10)
     for part, counts in [("test", test), ("train", train)]:
-        labels = torch.cat([getattr(s, part)["labels"] for s in run.house.shards.values()])
+        labels = torch.cat([getattr(s, part)["labels"] for s in run.host.shards.values()])
         assert torch.equal(counts.long(), torch.bincount(labels, minlength=10))
     naive: Mapping[str, float] = run.result.summary["naive"]
     assert naive["accuracy"] == float(test[train.argmax()] / test.sum())

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import Shard
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import step_batches
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.structure.layout import layout_of
 from fedprune.tensors import copied, counters_of, state_of
 
@@ -32,21 +32,21 @@ class Normed(nn.Module):
         return self.head(self.norm(self.body(images.flatten(1))) * self.scale)
 
 
-def house_with(model: nn.Module, house: House, rows: int) -> House:
+def house_with(model: nn.Module, host: Host, rows: int) -> Host:
     shards = {
         p: Shard({k: t[:rows] for k, t in s.train.items()}, s.validation, s.test)
-        for p, s in house.shards.items()
+        for p, s in host.shards.items()
     }
     layout, counters = layout_of(model, output=("head",)), counters_of(model)
-    fresh = replace(house, model=model, tuned=model, layout=layout, shards=shards)
+    fresh = replace(host, model=model, tuned=model, layout=layout, shards=shards)
     return replace(fresh, counters=counters)
 
 
-def asked(house: House, partitions: list[int], round_: int = 1) -> Folded:
-    weights = copied(state_of(house.model))
-    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in house.layout.prunable}
+def asked(host: Host, partitions: list[int], round_: int = 1) -> Aggregate:
+    weights = copied(state_of(host.model))
+    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in host.layout.prunable}
     question = Question("tune", round_, weights, masks, lr=0.1)
-    return inline_port(house).ask(question, partitions)
+    return inline_port(host).ask(question, partitions)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.1])
@@ -56,20 +56,20 @@ def test_a_change_does_not_depend_on_who_was_served_before(
 ):
     torch.manual_seed(0)
     config = tiny(model="mlp", batch_size=8, local_steps=0, local_epochs=2)
-    house = house_with(Normed(momentum), house_of(config), rows)
-    start = copied(state_of(house.model))
+    host = house_with(Normed(momentum), house_of(config), rows)
+    start = copied(state_of(host.model))
 
     def total(before: list[int]) -> Tensor:
         for p in before:
-            asked(house, [p])
-            for name, tensor in state_of(house.model).items():
+            asked(host, [p])
+            for name, tensor in state_of(host.model).items():
                 tensor.copy_(start[name])
-        folded = asked(house, [0])
-        for name, tensor in state_of(house.model).items():
+        aggregate = asked(host, [0])
+        for name, tensor in state_of(host.model).items():
             tensor.copy_(start[name])
-        assert folded.failures == ()
-        assert folded.total is not None
-        return folded.total
+        assert aggregate.failures == ()
+        assert aggregate.total is not None
+        return aggregate.total
 
     alone = total([])
     assert torch.equal(alone, total([1, 2])), "as in a worker of its own"

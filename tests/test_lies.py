@@ -10,14 +10,14 @@ import torch
 from fedprune import RunConfig, federate
 from fedprune.client import host as hosts
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
 from fedprune.protocol.kinds import Form
 from fedprune.protocol.messages import (
     LOUD,
+    Aggregate,
     Answer,
-    Folded,
     Question,
     as_sum,
     summed,
@@ -39,9 +39,9 @@ def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     encoded = hosts.encoded
 
     def by(lie: Lie, kinds: set[str], rounds: range = range(1, 99)) -> None:
-        def bent(house: Any, question: Question, partition: int, meant: Answer) -> Any:
+        def bent(host: Any, question: Question, partition: int, meant: Answer) -> Any:
             lies = partition == 1 and question.kind in kinds and question.round in rounds
-            return encoded(house, question, partition, lie(meant) if lies else meant)
+            return encoded(host, question, partition, lie(meant) if lies else meant)
 
         monkeypatch.setattr(hosts, "encoded", bent)
 
@@ -119,9 +119,9 @@ def test_clients_whose_own_data_give_no_number_spoil_no_round(
 ):
     """Of the old model they get none either: it is not the new one's fault."""
 
-    def nan(question: Question, seat: Seat) -> Answer:
-        given = answer(question, seat)
-        lost = question.part == "validation" and seat.partition != 0
+    def nan(question: Question, client: ClientContext) -> Answer:
+        given = answer(question, client)
+        lost = question.part == "validation" and client.partition != 0
         return told(loss=float("nan"))(given) if lost else given
 
     plain = federate(tiny(**KEYS))
@@ -131,7 +131,7 @@ def test_clients_whose_own_data_give_no_number_spoil_no_round(
     assert [len(row["failures"]) for row in seen.rows] == [3] * 3
 
 
-HELD = Folded(
+HELD = Aggregate(
     *(torch.ones(2).double(), 8.0, {}, torch.tensor([2, 1]), (0, 1)),
     held=torch.tensor([8.0, 3.0]).double(),
 )
@@ -192,21 +192,21 @@ def test_rows_one_by_one_are_written_once(monkeypatch: pytest.MonkeyPatch):
         return empty(self, *shape)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", counted)
-    folded, rows = Folded(), [torch.tensor([float(p), -p]) for p in range(50)]
+    aggregate, rows = Aggregate(), [torch.tensor([float(p), -p]) for p in range(50)]
     for p, row in enumerate(rows):
-        folded = as_sum(Answer(row, 1.0, {}), p, 1, folded, singly=True)
-    assert folded.singles is not None
-    assert torch.equal(folded.singles, torch.stack(rows))
+        aggregate = as_sum(Answer(row, 1.0, {}), p, 1, aggregate, singly=True)
+    assert aggregate.singles is not None
+    assert torch.equal(aggregate.singles, torch.stack(rows))
     assert grown == [4, 10, 22, 46, 94]
-    both = summed([folded, folded])
+    both = summed([aggregate, aggregate])
     assert both.singles is not None
     assert both.singles.shape == (100, 2)
 
 
 def test_of_large_changes_it_is_known_whose_they_are():
     sums = [Answer(torch.tensor([1.0, -size]), 2.0, {}) for size in (LOUD, 2 * LOUD, 0.0)]
-    folded = summed(as_sum(a, p, 1, loud=True) for p, a in enumerate(sums))
-    assert folded.loud == ((1, 2 * LOUD),)
+    aggregate = summed(as_sum(a, p, 1, loud=True) for p, a in enumerate(sums))
+    assert aggregate.loud == ((1, 2 * LOUD),)
 
 
 def test_an_answer_has_no_head_of_megabytes():

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedprune import SCORES, NoRoundCompleted, Result, RunConfig, Shard, federate, select
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.client.host import (
-    House,
+    Host,
     bytes_down,
     grouped,
     labels_of,
@@ -22,8 +22,8 @@ from fedprune.config.kinds import KINDS
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.kinds import form_of
 from fedprune.protocol.messages import (
+    Aggregate,
     Answer,
-    Folded,
     Question,
 )
 from fedprune.protocol.packets import decode_question, encode_question
@@ -36,9 +36,9 @@ from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 Played = Callable[[RunConfig], Result]
-Asked = list[tuple[Question, list[int], Folded]]
+Asked = list[tuple[Question, list[int], Aggregate]]
 PRUNABLE = 12_944
 DIGESTS = ("weights_digest", "mask_digest")
 
@@ -117,11 +117,11 @@ def test_a_removed_weight_is_zero_in_every_payload(
 ):
     seen: list[str] = []
 
-    def checked(question: Question, seat: Seat) -> Answer:
-        out = answer(question, seat)
+    def checked(question: Question, client: ClientContext) -> Answer:
+        out = answer(question, client)
         for name, mask in question.masks.items():
-            assert not seat.model.get_parameter(name).detach()[~mask].any()
-        assert out.values.numel() == form_of(question, seat.config, seat.layout).values
+            assert not client.model.get_parameter(name).detach()[~mask].any()
+        assert out.values.numel() == form_of(question, client.config, client.layout).values
         seen.append(question.kind)
         return out
 
@@ -146,16 +146,16 @@ def inline_layout(result: Result) -> Layout:
     return layout_of(result.model, output=("head",))
 
 
-def own_masks(house: House, question: Question, cohort: Sequence[int]) -> list[Masks]:
+def own_masks(host: Host, question: Question, cohort: Sequence[int]) -> list[Masks]:
     """Each client's own mask: its own score, the selection it would make alone."""
     masks = []
     for p in cohort:
-        load_into(house.model, question.weights)
-        house.model.eval()
-        names = house.layout.prunable
-        given = list(batches(house.shards[p].train, 10_000))
-        loss = house.task.loss
-        probe = Probe(house.model, house.layout, names, given, loss, question.masks)
+        load_into(host.model, question.weights)
+        host.model.eval()
+        names = host.layout.prunable
+        given = list(batches(host.shards[p].train, 10_000))
+        loss = host.task.loss
+        probe = Probe(host.model, host.layout, names, given, loss, question.masks)
         sums = SCORES["taylor"].asks[0].collect(probe)
         scores = {n: s.abs() for n, s in sums.items()}
         sizes = {n: question.weights[n].abs() for n in names}
@@ -197,9 +197,9 @@ def test_agreement_is_the_mean_overlap_of_the_clients_own_masks(
 )
 def test_the_formula_of_agreement(masks: list[str], expected: float | None):
     votes = torch.tensor([[int(b) for b in mask] for mask in masks]).sum(0)
-    folded = Folded(votes=votes, answered=tuple(range(len(masks))))
-    assert agreement_of(folded) == (None if expected is None else pytest.approx(expected))
-    assert agreement_of(replace(folded, votes=None)) is None
+    aggregate = Aggregate(votes=votes, answered=tuple(range(len(masks))))
+    assert agreement_of(aggregate) == (None if expected is None else pytest.approx(expected))
+    assert agreement_of(replace(aggregate, votes=None)) is None
 
 
 def test_without_agreement_nobody_votes_and_nothing_else_changes(tiny: Tiny, played: Played):
@@ -228,9 +228,9 @@ def test_floors_that_are_just_reachable_are_kept(tiny: Tiny, played: Played):
 VICTIM = 1
 
 
-def bad_shard(house: House, how: str) -> House:
-    """A house where one partition's own data make its answers fail."""
-    shard = house.shards[VICTIM]
+def bad_shard(host: Host, how: str) -> Host:
+    """A host where one partition's own data make its answers fail."""
+    shard = host.shards[VICTIM]
 
     def spoilt(part: dict[str, Tensor]) -> dict[str, Tensor]:
         if how == "raises":
@@ -238,7 +238,7 @@ def bad_shard(house: House, how: str) -> House:
         return {**part, "images": torch.full_like(part["images"], float("nan"))}
 
     parts = {key: spoilt(getattr(shard, key)) for key in ("train", "validation", "test")}
-    return replace(house, shards={**house.shards, VICTIM: replace(shard, **parts)})
+    return replace(host, shards={**host.shards, VICTIM: replace(shard, **parts)})
 
 
 FAILURES = {
@@ -316,9 +316,9 @@ def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
     config = tiny(cohort=4)
     spared, _, _ = watched(config, lambda q, p: q.kind == phase and p == VICTIM)
 
-    def spoilt(question: Question, seat: Seat) -> Answer:
-        out = answer(question, seat)
-        return spoil(out) if (question.kind, seat.partition) == (phase, VICTIM) else out
+    def spoilt(question: Question, client: ClientContext) -> Answer:
+        out = answer(question, client)
+        return spoil(out) if (question.kind, client.partition) == (phase, VICTIM) else out
 
     monkeypatch.setattr("fedprune.client.host.answer", spoilt)
     failed = federate(config, inline_port(house_of(config)))
@@ -331,21 +331,21 @@ def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
 
 
 def test_a_failure_is_one_short_line(tiny: Tiny, house_of: HouseOf, monkeypatch: Any):
-    def loud(_question: Question, _seat: Seat) -> Answer:
+    def loud(_question: Question, _seat: ClientContext) -> Answer:
         raise RuntimeError("first line\nsecond line " + "x" * 1000)
 
     monkeypatch.setattr("fedprune.client.host.answer", loud)
     question = Question("evaluate", 1, *first(house_of(tiny())), part="test")
-    folded = inline_port(house_of(tiny())).ask(question, [0, 3])
-    assert [f.partition for f in folded.failures] == [0, 3]
-    reason = folded.failures[0].reason
+    aggregate = inline_port(house_of(tiny())).ask(question, [0, 3])
+    assert [f.partition for f in aggregate.failures] == [0, 3]
+    reason = aggregate.failures[0].reason
     assert reason.startswith("RuntimeError: first line second line x")
     assert len(reason) == 300
 
 
-def first(house: House) -> tuple[dict[str, Tensor], Masks]:
-    weights = {n: t.clone() for n, t in state_of(house.model).items()}
-    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in house.layout.prunable}
+def first(host: Host) -> tuple[dict[str, Tensor], Masks]:
+    weights = {n: t.clone() for n, t in state_of(host.model).items()}
+    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in host.layout.prunable}
     return weights, masks
 
 
@@ -369,17 +369,17 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(tiny: Tiny, watched: Any
 def test_a_run_that_nobody_answers_completes_no_round(
     tiny: Tiny, house_of: HouseOf, monkeypatch: Any
 ):
-    def fails(question: Question, seat: Seat) -> Answer:
+    def fails(question: Question, client: ClientContext) -> Answer:
         if question.kind != "evaluate":
             raise RuntimeError("no")
-        return answer(question, seat)
+        return answer(question, client)
 
     monkeypatch.setattr("fedprune.client.host.answer", fails)
     config = tiny()
-    house = house_of(config)
-    start = digest(state_of(house.model))
+    host = house_of(config)
+    start = digest(state_of(host.model))
     with pytest.raises(NoRoundCompleted, match=r"client ., phase tune: RuntimeError: no") as told:
-        federate(config, inline_port(house))
+        federate(config, inline_port(host))
     result = told.value.result
     assert result.summary["rounds_completed"] == 0
     assert result.summary["sparsity"] == 0.0
@@ -424,11 +424,11 @@ def test_every_type_of_the_wire(wire: str, width: int, tiny: Tiny, watched: Any,
     assert result.summary["rounds_completed"] == 5
     assert result.summary["failures"] == 0
     free = sum(t.numel() for t in result.state.weights.values()) - PRUNABLE
-    for question, cohort, folded in asked:
+    for question, cohort, aggregate in asked:
         if question.kind != "tune":
             continue
         values = width * (count_kept(question.masks) + free)
-        assert 0 < folded.bytes_up / len(cohort) - values < 120
+        assert 0 < aggregate.bytes_up / len(cohort) - values < 120
         packet = encode_question(question, wire)
         assert len(packet.values) == values
         assert packet.size(bits=False) - values < 250
@@ -437,9 +437,9 @@ def test_every_type_of_the_wire(wire: str, width: int, tiny: Tiny, watched: Any,
 
 
 def test_a_smaller_type_changes_what_the_clients_see(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny(wire="bf16"))
-    question = Question("evaluate", 1, *first(house), part="test")
-    seen = decode_question(encode_question(question, "bf16"), house.layout)
+    host = house_of(tiny(wire="bf16"))
+    question = Question("evaluate", 1, *first(host), part="test")
+    seen = decode_question(encode_question(question, "bf16"), host.layout)
     for name, w in question.weights.items():
         assert torch.equal(seen.weights[name], w.bfloat16().float())
 
@@ -449,29 +449,29 @@ def test_a_mask_is_sent_only_to_those_who_lack_it(
     failing: bool, tiny: Tiny, house_of: HouseOf, spy: Any
 ):
     config = tiny(wire="bf16", cohort=4)
-    house = bad_shard(house_of(config), "raises") if failing else house_of(config)
-    eye = spy(inline_port(house))
+    host = bad_shard(house_of(config), "raises") if failing else house_of(config)
+    eye = spy(inline_port(host))
     result = federate(config, eye.port)
     held: dict[int, str] = {}
     down = evaluation = resent = 0
-    for question, partitions, folded in eye.asked:
+    for question, partitions, aggregate in eye.asked:
         packet = encode_question(question, "bf16")
         mask = mask_digest(question.masks)
         lacking = [p for p in partitions if held.get(p) != mask]
         assert not failing or VICTIM in lacking or VICTIM not in partitions
         values = (len(packet.head) + len(packet.values)) * len(partitions)
         expected = values + len(encode_mask(question.masks)) * len(lacking)
-        assert folded.bytes_down == expected
+        assert aggregate.bytes_down == expected
         resent += len(partitions) - len(lacking)
-        held |= dict.fromkeys(folded.answered, mask)
+        held |= dict.fromkeys(aggregate.answered, mask)
         measures = question.kind in {"evaluate", "describe"}
         down += 0 if measures else expected
-        evaluation += folded.bytes_down + folded.bytes_up if measures else 0
+        evaluation += aggregate.bytes_down + aggregate.bytes_up if measures else 0
     assert resent > 20
     assert result.summary["bytes_down"] == down == column(result, "bytes_down")[-1]
     assert result.summary["bytes_evaluation"] == evaluation
-    paid = [folded for question, _, folded in eye.asked if question.kind in {"score", "tune"}]
-    up = sum(folded.bytes_up for folded in paid)
+    paid = [aggregate for question, _, aggregate in eye.asked if question.kind in {"score", "tune"}]
+    up = sum(aggregate.bytes_up for aggregate in paid)
     assert result.summary["bytes_up"] == up == column(result, "bytes_up")[-1]
 
 
@@ -522,9 +522,9 @@ def test_dense_bytes_are_those_of_dense_fedavg(tiny: Tiny, watched: Any):
 
 
 def test_the_order_of_asking_does_not_matter(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny())
-    question = Question("tune", 1, *first(house), lr=0.05)
-    port = inline_port(house)
+    host = house_of(tiny())
+    question = Question("tune", 1, *first(host), lr=0.05)
+    port = inline_port(host)
     there, back = port.ask(question, [0, 1, 3, 4]), port.ask(question, [4, 1, 3, 0])
     assert there.total is not None
     assert back.total is not None
@@ -533,9 +533,9 @@ def test_the_order_of_asking_does_not_matter(tiny: Tiny, house_of: HouseOf):
 
 
 def test_a_sum_does_not_depend_on_who_was_asked_before(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny(optimizer="adamw"))
-    question = Question("tune", 1, *first(house), lr=0.05)
-    port = inline_port(house)
+    host = house_of(tiny(optimizer="adamw"))
+    question = Question("tune", 1, *first(host), lr=0.05)
+    port = inline_port(host)
     alone = port.ask(question, [2]).total
     port.ask(replace(question, kind="score", score="gradient", sparsity=0.5), [0, 1])
     port.ask(question, [4])
@@ -563,9 +563,9 @@ def test_partitions_belong_to_hosts_in_order(
 
 
 def test_labels_are_told_by_partition(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny())
-    assert labels_of(house) == {p: len(s.train["labels"]) for p, s in house.shards.items()}
-    assert sum(labels_of(house).values()) == pytest.approx(0.8 * 1797, abs=5)
+    host = house_of(tiny())
+    assert labels_of(host) == {p: len(s.train["labels"]) for p, s in host.shards.items()}
+    assert sum(labels_of(host).values()) == pytest.approx(0.8 * 1797, abs=5)
 
 
 def test_a_run_may_begin_with_given_weights(tiny: Tiny, house_of: HouseOf, played: Played):
@@ -590,11 +590,11 @@ def test_watching_changes_nothing(tiny: Tiny, watched: Any, played: Played):
     assert watched(tiny())[0].rows == played(tiny()).rows
 
 
-def totals_at(house: House, *places: tuple[int, int]) -> list[str]:
+def totals_at(host: Host, *places: tuple[int, int]) -> list[str]:
     """Digests of the changes at (round, partition), with everything else the same."""
-    question = Question("tune", 1, {n: t.clone() for n, t in state_of(house.model).items()}, {})
+    question = Question("tune", 1, {n: t.clone() for n, t in state_of(host.model).items()}, {})
     question = replace(question, lr=0.1)
-    port = inline_port(house)
+    port = inline_port(host)
     before = torch.random.get_rng_state()
     totals = [port.ask(replace(question, round=r), [p]).total for r, p in places]
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -602,22 +602,22 @@ def totals_at(house: House, *places: tuple[int, int]) -> list[str]:
 
 
 def test_batches_are_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny())
-    house = replace(house, shards=dict.fromkeys(range(5), house.shards[0]))
-    totals = totals_at(house, (1, 0), (1, 0), (2, 0), (1, 3))
+    host = house_of(tiny())
+    host = replace(host, shards=dict.fromkeys(range(5), host.shards[0]))
+    totals = totals_at(host, (1, 0), (1, 0), (2, 0), (1, 3))
     assert totals[0] == totals[1]
     assert len(set(totals)) == 3
 
 
 def test_dropout_is_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
     """All rows are the same, so that the order of rows changes nothing and dropout alone does."""
-    house = house_of(tiny())
-    part = {k: t[:1].expand(20, *t.shape[1:]) for k, t in house.shards[0].train.items()}
-    house = replace(house, shards=dict.fromkeys(range(5), Shard(part, part, part)))
-    assert len(set(totals_at(house, (1, 0), (2, 0), (1, 3)))) == 1
-    house.model.add_module("hidden", torch.nn.Sequential(torch.nn.Dropout(), house.model.hidden))
-    shapes = {n: t.shape for n, t in state_of(house.model).items()}
-    house = replace(house, layout=replace(house.layout, shapes=shapes))
-    totals = totals_at(house, (1, 0), (1, 0), (2, 0), (1, 3))
+    host = house_of(tiny())
+    part = {k: t[:1].expand(20, *t.shape[1:]) for k, t in host.shards[0].train.items()}
+    host = replace(host, shards=dict.fromkeys(range(5), Shard(part, part, part)))
+    assert len(set(totals_at(host, (1, 0), (2, 0), (1, 3)))) == 1
+    host.model.add_module("hidden", torch.nn.Sequential(torch.nn.Dropout(), host.model.hidden))
+    shapes = {n: t.shape for n, t in state_of(host.model).items()}
+    host = replace(host, layout=replace(host.layout, shapes=shapes))
+    totals = totals_at(host, (1, 0), (1, 0), (2, 0), (1, 3))
     assert totals[0] == totals[1]
     assert len(set(totals)) == 3

@@ -13,11 +13,11 @@ from fedprune.tensors import (
     count_kept,
     digest,
     full_masks,
-    kept,
+    gathered,
     load_into,
     masked,
+    scattered,
     shapes_of,
-    spread,
     state_of,
 )
 
@@ -86,13 +86,13 @@ def test_masked_is_exactly_zero_whatever_stood_there():
 
 
 def test_kept_goes_by_sorted_names_in_c_order():
-    assert kept(NAMED, MASKS).tolist() == [5.0, 6.0, 1.0, 4.0]
-    assert kept(NAMED, {}).tolist() == [5.0, 6.0, 1.0, 2.0, 3.0, 4.0]
-    assert kept({}, {}).tolist() == []
+    assert gathered(NAMED, MASKS).tolist() == [5.0, 6.0, 1.0, 4.0]
+    assert gathered(NAMED, {}).tolist() == [5.0, 6.0, 1.0, 2.0, 3.0, 4.0]
+    assert gathered({}, {}).tolist() == []
 
 
 def test_spread_puts_values_back_under_zeros_in_the_order_of_the_shapes():
-    out = spread(torch.tensor([5.0, 6.0, 1.0, 4.0]), shapes_of(NAMED), MASKS)
+    out = scattered(torch.tensor([5.0, 6.0, 1.0, 4.0]), shapes_of(NAMED), MASKS)
     assert list(out) == ["b", "a"]
     assert out["b"].tolist() == [[1.0, 0.0], [0.0, 4.0]]
     assert out["a"].tolist() == [5.0, 6.0]
@@ -101,7 +101,7 @@ def test_spread_puts_values_back_under_zeros_in_the_order_of_the_shapes():
 @pytest.mark.parametrize("length", [0, 3, 5])
 def test_spread_refuses_another_length(length: int):
     with pytest.raises(ValueError, match=f"expected 4 values, got {length}"):
-        spread(torch.zeros(length), shapes_of(NAMED), MASKS)
+        scattered(torch.zeros(length), shapes_of(NAMED), MASKS)
 
 
 @st.composite
@@ -119,8 +119,8 @@ def masked_tensors(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor
 @given(masked_tensors())
 def test_spread_inverts_kept(given_: tuple[dict[str, Tensor], dict[str, Tensor]]):
     tensors, masks = given_
-    flat = kept(tensors, masks)
-    back, expected = spread(flat, shapes_of(tensors), masks), masked(tensors, masks)
+    flat = gathered(tensors, masks)
+    back, expected = scattered(flat, shapes_of(tensors), masks), masked(tensors, masks)
     assert list(back) == list(tensors)
     assert all(torch.equal(back[name], expected[name]) for name in tensors)
     assert flat.numel() == count(tensors) - sum(int((~m).sum()) for m in masks.values())
@@ -128,7 +128,7 @@ def test_spread_inverts_kept(given_: tuple[dict[str, Tensor], dict[str, Tensor]]
 
 def test_what_is_spread_shares_no_memory_with_the_buffer():
     flat = torch.tensor([5.0, 6.0, 1.0, 4.0])
-    spread(flat, shapes_of(NAMED), MASKS)["a"].zero_()
+    scattered(flat, shapes_of(NAMED), MASKS)["a"].zero_()
     assert flat.tolist() == [5.0, 6.0, 1.0, 4.0]
 
 

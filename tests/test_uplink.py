@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client.host import open_house, placed, serve
+from fedprune.client.host import build_host, placed, serve
 from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
@@ -30,10 +30,10 @@ def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits, tiny,
     result = federate(config, eye.port)
     assert result.summary["failures"] == 0
     free = sum(t.numel() for n, t in result.state.weights.items() if n not in result.state.masks)
-    for question, cohort, folded in eye.asked:
+    for question, cohort, aggregate in eye.asked:
         if question.kind == "tune":
             count = count_kept(question.masks) + free
-            assert 0 < folded.bytes_up / len(cohort) - count * bits / 8 < 120 + 4 * count / 512
+            assert 0 < aggregate.bytes_up / len(cohort) - count * bits / 8 < 120 + 4 * count / 512
             assert len(encode_question(question, config.wire).values) == 4 * count
     assert all(not result.state.weights[n][~m].any() for n, m in result.state.masks.items())
 
@@ -48,7 +48,7 @@ def test_quality_is_not_lost_to_eight_bits(tiny, played):
 
 def test_a_repeated_run_draws_the_same(tiny):
     config = tiny(**FEEDBACK)
-    first, again = (federate(config, inline_port(open_house(config))) for _ in range(2))
+    first, again = (federate(config, inline_port(build_host(config))) for _ in range(2))
     assert first.summary["weights_digest"] == again.summary["weights_digest"]
     plain = federate(config.model_copy(update={"error_feedback": False}))
     assert plain.summary["weights_digest"] != first.summary["weights_digest"]
@@ -79,20 +79,20 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tiny, tmp_path: Path):
 
 def test_any_process_finds_what_another_one_kept(tiny, tmp_path: Path):
     config = placed(tiny(**FEEDBACK, hosts=5), tmp_path)
-    houses = [open_house(config) for _ in range(2)]
-    weights = copied(state_of(houses[0].model))
-    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in houses[0].layout.prunable}
+    hosts = [build_host(config) for _ in range(2)]
+    weights = copied(state_of(hosts[0].model))
+    masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in hosts[0].layout.prunable}
 
-    def sum_of(house, round_):
+    def sum_of(host, round_):
         question = Question("tune", round_, weights, masks, lr=0.1, counted={1: round_ - 1})
         packet = encode_question(question, "fp32")
-        return serve(house, packet, [1]).total
+        return serve(host, packet, [1]).total
 
-    sum_of(houses[0], 1)
+    sum_of(hosts[0], 1)
     assert [p.name for p in (tmp_path / "residuals").iterdir()] == ["1-1.safetensors"]
-    here, there = sum_of(houses[0], 2), sum_of(houses[1], 2)
+    here, there = sum_of(hosts[0], 2), sum_of(hosts[1], 2)
     assert torch.equal(here, there)
-    elsewhere = open_house(placed(config, tmp_path / "other"))
+    elsewhere = build_host(placed(config, tmp_path / "other"))
     assert not torch.equal(here, sum_of(elsewhere, 1)), "what was kept back is in it"
     assert sum_of(elsewhere, 5) is None, "it is missed, not taken for nothing"
 
@@ -121,11 +121,11 @@ def test_what_was_lost_on_the_way_does_not_count_as_sent(lost, tiny, house_of, s
 
 def test_a_client_that_failed_keeps_nothing_back(tiny, tmp_path: Path):
     config = placed(tiny(**FEEDBACK), tmp_path)
-    house = open_house(config)
-    weights = {n: torch.full_like(t, torch.nan) for n, t in copied(state_of(house.model)).items()}
+    host = build_host(config)
+    weights = {n: torch.full_like(t, torch.nan) for n, t in copied(state_of(host.model)).items()}
     question = Question("tune", 1, weights, {}, lr=0.1)
-    folded = serve(house, encode_question(question, "fp32"), [0])
-    assert [f.partition for f in folded.failures] == [0]
+    aggregate = serve(host, encode_question(question, "fp32"), [0])
+    assert [f.partition for f in aggregate.failures] == [0]
     assert not (tmp_path / "residuals").exists()
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fedprune import NoRoundCompleted, RunConfig, federate
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import one_round, reduce, remembered
@@ -28,7 +28,7 @@ from fedprune.server.state import ASKING, Plan, State
 from fedprune.tensors import count_kept, digest, state_of
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 BASE: dict[str, Any] = {
     **{"model": "mlp", "clients": 3, "cohort": 2, "hosts": 1, "rounds": 4, "warmup": 1, "end": 3},
     **{"local_steps": 1, "agreement": False},
@@ -80,7 +80,7 @@ class Losing:
         self._ask, self._lost = port.ask, lost
         self.port = replace(port, ask=self.ask)
 
-    def ask(self, question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(self, question: Question, partitions: Sequence[int]) -> Aggregate:
         self.asked.append(question)
         return self._ask(question, [] if self._lost(question) else partitions)
 
@@ -196,8 +196,8 @@ def lost(kind: str, n: int, at: tuple[State, Plan], whole: State, port: Port) ->
     done_with(kind, last, end)
 
 
-def federated(config: RunConfig, house: House, lost: Lost) -> Any:
-    return federate(config, Losing(inline_port(house), lost).port)
+def federated(config: RunConfig, host: Host, lost: Lost) -> Any:
+    return federate(config, Losing(inline_port(host), lost).port)
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "cubic", "regrow", "adaptive"])
@@ -214,16 +214,16 @@ def test_a_run_of_void_rounds_raises_with_all_there_is(
     tiny: Tiny, house_of: HouseOf, tmp_path: Path
 ):
     config = tiny(**{**BASE, "lr": 1e30, "local_steps": 3, "baselines": ("dense",)})
-    house, folder = house_of(config), tmp_path / "run"
+    host, folder = house_of(config), tmp_path / "run"
     with pytest.raises(NoRoundCompleted, match=r"phase tune: .*(finite|NaN)") as told:
-        federate(config, inline_port(house), folder=folder)
+        federate(config, inline_port(host), folder=folder)
     result = told.value.result
     assert {row["sparsity"] for row in result.rows} == {0.0}
     assert result.summary["failed"] == str(told.value)
     assert json.loads((folder / "summary.json").read_text())["failed"] == str(told.value)
     assert "No round was completed: too few" in (folder / "report.html").read_text()
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == config.rounds
-    assert digest(result.state.weights) == digest(state_of(open_house(config).model))
+    assert digest(result.state.weights) == digest(state_of(build_host(config).model))
 
 
 def test_a_void_round_is_the_checkpoint_of_the_one_before(
@@ -248,7 +248,7 @@ def test_who_was_in_the_sum_of_a_model_that_is_not_taken_is_remembered(
     config = tiny(**{**BASE, **METHODS["tolerance"], "rank_tolerance": 0.0, "cohort": 3})
     port, asked = inline_port(house_of(config)), []
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         measures = kind_of(question) == "evaluate validation" and len(partitions) == 3
         asked.extend([1] * measures)
         there = [p for p in partitions if not (measures and len(asked) == 2 and p == 1)]

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from fedprune import RunConfig, federate
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.config.planned import planned
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from tests.played import play
 
-Asked = Callable[..., list[tuple[Question, list[int], Folded]]]
+Asked = Callable[..., list[tuple[Question, list[int], Aggregate]]]
 
 
 @pytest.fixture(scope="module")
-def asked(tiny: Callable[..., RunConfig], house_of: Callable[..., House], spy: Any) -> Asked:
+def asked(tiny: Callable[..., RunConfig], house_of: Callable[..., Host], spy: Any) -> Asked:
     """The score questions of a run of two rounds that prunes in both."""
 
-    def run(**keys: Any) -> list[tuple[Question, list[int], Folded]]:
+    def run(**keys: Any) -> list[tuple[Question, list[int], Aggregate]]:
         config = tiny(**{"rounds": 2, "warmup": 0, "end": 2, **keys})
         eye = spy(inline_port(house_of(config)))
         federate(config, eye.port)
@@ -70,8 +70,8 @@ def test_examples_are_drawn_anew_in_every_round_and_are_those_that_count(asked: 
     ("weighting", "scores"), [("labels", None), ("equal", 3.0), ("equal-scores", 3.0)]
 )
 def test_a_mean_of_scores_weighs_clients(weighting: str, scores: float | None, asked: Asked):
-    folded = asked(combine="mean", weighting=weighting)[0][2]
-    assert folded.weight == (scores or folded.totals["count"])
+    aggregate = asked(combine="mean", weighting=weighting)[0][2]
+    assert aggregate.weight == (scores or aggregate.totals["count"])
 
 
 def test_what_a_client_drew_counts_as_much_as_all_it_has(asked: Asked):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.client.host import House, open_house, released
+from fedprune.client.host import Host, build_host, released
 from fedprune.config import configure
 from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
@@ -27,7 +27,7 @@ from fedprune.randomness import generator
 from fedprune.scores.gradients import gradient, square, taylor
 from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
-from fedprune.tensors import Masks, Tensors, masked, spread
+from fedprune.tensors import Masks, Tensors, masked, scattered
 
 Each = Callable[[Tensor, Tensor], Tensor]
 """From a weight and a client's gradient to what is released of it, up to a factor."""
@@ -110,18 +110,18 @@ class Scene:
 
     Attributes:
         quantity: what they release.
-        house: serves them; partition p holds the p-th part.
+        host: serves them; partition p holds the p-th part.
         question: with the weights and the mask that everyone knows.
     """
 
     quantity: Quantity
-    house: House
+    host: Host
     question: Question
 
     @property
     def form(self) -> Form:
         """What an answer consists of."""
-        return form_of(self.question, self.house.config, self.house.layout)
+        return form_of(self.question, self.host.config, self.host.layout)
 
     @property
     def masks(self) -> Masks:
@@ -133,7 +133,7 @@ class Scene:
         """Shapes of what is released, by name."""
         if not self.quantity.votes:
             return dict(self.form.shapes)
-        return {n: self.house.layout.shapes[n] for n in self.house.layout.prunable}
+        return {n: self.host.layout.shapes[n] for n in self.host.layout.prunable}
 
 
 def scene(
@@ -159,8 +159,8 @@ def scene(
     examples = max(next(iter(part.values())).shape[0] for part in parts)
     few = {"clients": len(parts), "cohort": len(parts), "hosts": 1, "batch_size": examples}
     config = configure({**few, **keys, **quantity.keys})
-    house = open_house(config, {p: Shard(part, part, part) for p, part in enumerate(parts)})
-    state = first_state(house.model, house.layout)
+    host = build_host(config, {p: Shard(part, part, part) for p, part in enumerate(parts)})
+    state = first_state(host.model, host.layout)
     masks = state.masks if masks is None else masks
     question = Question(
         quantity.kind,
@@ -171,13 +171,13 @@ def scene(
         sparsity=sparsity if quantity.votes else None,
         lr=config.lr,
     )
-    return Scene(quantity, house, question)
+    return Scene(quantity, host, question)
 
 
 def message(scene: Scene, partition: int) -> Tensor:
     """What one client's packet holds once a server has read and checked it, flat float64."""
     form, question = scene.form, scene.question
-    packet = released(scene.house, question, partition)
+    packet = released(scene.host, question, partition)
     given = decode_answer(packet, question, form.voters, own=form.own)
     check(given.values, given.weight, given.totals, form, given.statistics)
     if not scene.quantity.votes:
@@ -266,7 +266,7 @@ def noise_like(scene: Scene, like: Tensor, seed: int, clients: int = 1) -> Expos
 
 
 def _named(scene: Scene, flat: Tensor, clients: int, unknown: bool, signed: bool) -> Exposed:
-    values = spread(flat, scene.shapes, scene.masks)
+    values = scattered(flat, scene.shapes, scene.masks)
     return Exposed(values, clients, unknown, signed, scene.masks)
 
 

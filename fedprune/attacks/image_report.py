@@ -94,7 +94,7 @@ def scene_of(case: tuple[str, float], parts: Sequence[Part], model: str, seed: i
     made = scene(name, parts, keys)
     if not sparsity:
         return made
-    masks = _masks(made.question.weights, made.house.layout.prunable, sparsity)
+    masks = _masks(made.question.weights, made.host.layout.prunable, sparsity)
     return scene(name, parts, keys, masks=masks)
 
 

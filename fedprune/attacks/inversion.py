@@ -64,7 +64,7 @@ def _statistic(scene: Scene, seen: Exposed, name: str) -> tuple[Tensor, Tensor] 
         return None
     w = scene.question.weights[name].double()
     kept = seen.masks[name].double() if name in seen.masks else torch.ones_like(w)
-    if scene.house.config.defence and seen.clients == 1:
+    if scene.host.config.defence and seen.clients == 1:
         # A zero beside other values of its input was kept back, and is not what it was.
         sent = seen.values[name] != 0
         kept = kept * (sent | ~sent.any(0)).double()
@@ -187,19 +187,19 @@ def _deltas_of(
     scene: Scene, name: str, shape: torch.Size, flat: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """From brightnesses (s,) to δ (s, labels, rows) of the layer, in float64."""
-    house = scene.house
-    model = copy.deepcopy(house.model)
+    host = scene.host
+    model = copy.deepcopy(host.model)
     load_into(model, scene.question.weights)
     model.double().eval()
     (layer,) = layers_of(model, [name])[name]
-    assert house.task.classes is not None  # a classifier
-    classes = house.task.classes(house.config)
+    assert host.task.classes is not None  # a classifier
+    classes = host.task.classes(host.config)
     labels = torch.arange(classes)
 
     def answers(sizes: Tensor) -> Tensor:
         images = (sizes.view(-1, 1) * flat).repeat_interleave(classes, 0).view(-1, *shape)
         batch = {"images": images, "labels": labels.repeat(len(sizes))}
-        found = _gradient_before(model, layer, lambda m: house.task.loss(m, batch).total)
+        found = _gradient_before(model, layer, lambda m: host.task.loss(m, batch).total)
         return found.view(len(sizes), classes, -1)
 
     return answers

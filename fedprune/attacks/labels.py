@@ -115,20 +115,20 @@ def templates_of(scene: Scene, shape: torch.Size, seed: int = 0) -> Templates:
         shape: of one image.
         seed: of the noise.
     """
-    house, gen = scene.house, generator(seed, "noise images")
-    model = copy.deepcopy(house.model)
+    host, gen = scene.host, generator(seed, "noise images")
+    model = copy.deepcopy(host.model)
     load_into(model, scene.question.weights)
     model.double().eval()
-    sent = house.layout.shapes if scene.quantity.kind == "tune" else house.layout.prunable
+    sent = host.layout.shapes if scene.quantity.kind == "tune" else host.layout.prunable
     found = {n: p for n, p in model.named_parameters() if n in sent and p.dim() > 1}
     name, weight = list(found.items())[-1]
     rows = weight.flatten(1)
     columns = torch.randperm(rows.shape[1], generator=gen)[:COLUMNS]
     images = torch.rand(NOISE_IMAGES, *shape, generator=gen, dtype=torch.float64)
-    assert house.task.classes is not None  # a classifier
-    classes = house.task.classes(house.config)
+    assert host.task.classes is not None  # a classifier
+    classes = host.task.classes(host.config)
     each = [_template(scene, model, weight, images, c)[:, columns] for c in range(classes)]
-    head = name.rpartition(".")[0] in output_of(house.task, house.model)
+    head = name.rpartition(".")[0] in output_of(host.task, host.model)
     return Templates(name, columns, rows.detach()[:, columns], torch.stack(each), head)
 
 
@@ -138,7 +138,7 @@ def _template(scene: Scene, model: nn.Module, weight: Tensor, images: Tensor, la
     total = torch.zeros_like(weight)
     for piece in pieces:
         batch = {"images": piece, "labels": torch.full((len(piece),), label)}
-        (g,) = torch.autograd.grad(scene.house.task.loss(model, batch).total, [weight])
+        (g,) = torch.autograd.grad(scene.host.task.loss(model, batch).total, [weight])
         total += g.square() if scene.quantity.root else g
     return (total / len(images)).flatten(1).detach()
 

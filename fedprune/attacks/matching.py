@@ -82,7 +82,7 @@ def _searched(
 
 def _known(scene: Scene) -> nn.Module:
     """The model as it was sent, in the mode in which clients use it."""
-    model = copy.deepcopy(scene.house.model)
+    model = copy.deepcopy(scene.host.model)
     load_into(model, scene.question.weights)
     return model.train(scene.quantity.kind == "tune")
 
@@ -110,7 +110,7 @@ def _gradients(
     # The running statistics of a BatchNorm in training would otherwise move with every look.
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     called = _Called(model, buffers)
-    loss = scene.house.task.loss(called, batch).total
+    loss = scene.host.task.loss(called, batch).total
     return torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
 
 

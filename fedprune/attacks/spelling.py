@@ -45,7 +45,7 @@ def spelled(
     """
     if scene.quantity.each is None:
         raise ValueError("quantity=Σx²: is not of gradients; allowed: those that are")
-    model = copy.deepcopy(scene.house.model)
+    model = copy.deepcopy(scene.host.model)
     load_into(model, scene.question.weights)
     model.eval()
     names = [n for n, _ in model.named_parameters() if n in seen.values]

@@ -36,7 +36,7 @@ def evidence(scene: Scene, seen: Exposed, table: str, readers: Sequence[str]) ->
     vectors = token_vectors(scene, table, readers[0])
     if scene.quantity.signed:
         rows = torch.cat([_of_size_one(seen.values[r]) for r in readers])
-        return -_outside(rows, vectors, scene.house.config.length or 64)
+        return -_outside(rows, vectors, scene.host.config.length or 64)
     energies = sum(_of_size_one(_energies(scene, seen, r)) for r in readers)
     assert isinstance(energies, Tensor)
     return _in_columns(energies, vectors.square())
@@ -49,13 +49,13 @@ def found_tokens(likely: Tensor, count: int) -> list[int]:
 
 def token_vectors(scene: Scene, table: str, reader: str) -> Tensor:
     """What goes into the layer for each token by itself, (V, width) float64."""
-    model = copy.deepcopy(scene.house.model)
+    model = copy.deepcopy(scene.host.model)
     load_into(model, scene.question.weights)
     model.double().eval()
     (layer,) = layers_of(model, [reader])[reader]
     inputs: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _m, x, _y: inputs.append(x[0].detach()))
-    size = scene.house.layout.shapes[table][0]
+    size = scene.host.layout.shapes[table][0]
     try:
         with torch.no_grad():
             model(input_ids=torch.arange(size).unsqueeze(1))

@@ -14,7 +14,7 @@ from fedprune.tasks.task import Part, Shard, Task, batches
 
 
 @dataclass(frozen=True)
-class Seat:
+class ClientContext:
     """Where one client sits: everything its answer depends on beside the question.
 
     Attributes:
@@ -49,8 +49,8 @@ class Seat:
 class Batches:
     """A part in batches on the model's device, as often as one likes."""
 
-    seat: Seat
+    client: ClientContext
     part: Part
 
     def __iter__(self) -> Iterator[Part]:
-        return self.seat.moved(batches(self.part, self.seat.config.score_batch))
+        return self.client.moved(batches(self.part, self.client.config.score_batch))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Backward, Done
 from fedprune.privacy.noise import Source, gaussian, uniforms
@@ -39,7 +39,7 @@ from fedprune.scores.gradients import (
 from fedprune.scores.score import Ask, Probe
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Part, Task, batches, examples
-from fedprune.tensors import Masks, Tensors, shapes_of, spread
+from fedprune.tensors import Masks, Tensors, scattered, shapes_of
 
 log = logging.getLogger("fedprune")
 
@@ -59,7 +59,7 @@ of the same name, collects from batches of one example.
 """
 
 
-def noised_statistics(question: Question, seat: Seat, probe: Probe) -> Tensors:
+def noised_statistics(question: Question, client: ClientContext, probe: Probe) -> Tensors:
     """The client's statistics for one ask as a noisy sum over its examples, float64.
 
     By the names and shapes of the ask, 0.0 where a mask is False. Each example's statistic, all
@@ -67,16 +67,16 @@ def noised_statistics(question: Question, seat: Seat, probe: Probe) -> Tensors:
     without one; the noise has `dp_score_noise` times that as its standard deviation. The number
     of examples, and which were not finite, is not released.
     """
-    c = seat.config
+    c = client.config
     ask = scores_of(c.plugin)[question.score].asks[question.ask]
-    shapes = ask.shapes(seat.layout, probe.prunable, c.unit, c.probes or 0)
+    shapes = ask.shapes(client.layout, probe.prunable, c.unit, c.probes or 0)
     fits = {} if question.dense else fitting(shapes, question.masks)
     norm, size = c.dp_score_clip or 1.0, values_in(shapes, fits)
     total = torch.zeros(size, dtype=torch.float64)
 
     def of(batch: Part) -> tuple[Tensor]:
         total = torch.zeros(size, dtype=torch.float64)
-        for rows in _rows(question, seat, replace(probe, batches=[batch])):
+        for rows in _rows(question, client, replace(probe, batches=[batch])):
             flat = bounded_sum(flat_rows(rows, fits), norm, exactly=c.dp_score_clip is None)
             total += flat.cpu()
         return (total,)
@@ -84,9 +84,9 @@ def noised_statistics(question: Question, seat: Seat, probe: Probe) -> Tensors:
     for batch in probe.batches:
         for (part,) in whatever_fails(of, batch):
             total += part
-    source = source_for(question, c, seat.partition, "noise")
+    source = source_for(question, c, client.partition, "noise")
     total += gaussian(size, (c.dp_score_noise or 0.0) * norm, source)
-    return spread(total, shapes, fits)
+    return scattered(total, shapes, fits)
 
 
 Sums = TypeVar("Sums", bound=tuple[Any, ...])
@@ -109,9 +109,9 @@ def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
         log.warning("an example counts as 0: the client's code raised %s on it", name)
 
 
-def _rows(question: Question, seat: Seat, probe: Probe) -> Iterator[Tensors]:
+def _rows(question: Question, client: ClientContext, probe: Probe) -> Iterator[Tensors]:
     """Statistics of some examples at a time, (examples, *shape), by name."""
-    name, scores = question.score, scores_of(seat.config.plugin)
+    name, scores = question.score, scores_of(client.config.plugin)
     if name in BY_GRADIENT and scores[name] is SCORES[name]:
         return _of_gradients(BY_GRADIENT[name], probe)
     return _one_by_one(scores[name].asks[question.ask], probe)
@@ -198,7 +198,7 @@ def noisy_steps(
             total += part
             loss, count = loss + its_loss, count + its_count
         total += gaussian(size, (config.dp_noise or 0.0) * norm, source)
-        for name, g in spread(total / config.batch_size, shapes, alive).items():
+        for name, g in scattered(total / config.batch_size, shapes, alive).items():
             named[name].grad = g.to(named[name])
         return Done(loss, count)
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.client.memory import (
     FOLDER_NAME,
     Residuals,
@@ -43,8 +43,8 @@ from fedprune.protocol.client_privacy import (
 )
 from fedprune.protocol.kinds import Form, form_of
 from fedprune.protocol.messages import (
+    Aggregate,
     Answer,
-    Folded,
     Question,
 )
 from fedprune.protocol.models import dense_model, layout_after, layout_for
@@ -74,7 +74,7 @@ Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class House:
+class Host:
     """What a process that serves partitions keeps: built once, used for every question.
 
     Attributes:
@@ -86,7 +86,7 @@ class House:
         device: where the model is.
         tuned: the same model, compiled where that was asked for.
         edits: what was cut out of the dense model.
-        rebuilt: the same house around the model of the newest other edits.
+        rebuilt: the same host around the model of the newest other edits.
         teachers: the newest model to learn from, by its digest.
         residuals: what its clients did not send yet, with ``--error-feedback``.
         counters: the model's buffers that are no state, as it was built.
@@ -100,19 +100,19 @@ class House:
     device: torch.device
     tuned: nn.Module
     edits: Edits = ()
-    rebuilt: dict[Edits, House] = field(default_factory=dict)
+    rebuilt: dict[Edits, Host] = field(default_factory=dict)
     teachers: dict[str, nn.Module] = field(default_factory=dict)
     residuals: Residuals = field(default_factory=Residuals)
     counters: Tensors = field(default_factory=dict)
 
 
-def open_house(
+def build_host(
     config: RunConfig,
     shards: Mapping[int, Shard] | None = None,
     memory: Path | None = None,
     *,
     tried: bool = False,
-) -> House:
+) -> Host:
     """Build the model and the shards (all of the task's, unless given), and try them together.
 
     Residuals are kept in `memory`, or in the run's folder. What was `tried` before is not again.
@@ -121,13 +121,13 @@ def open_house(
         ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.rehearse`.
     """
     with put_back():
-        house = _opened(config, shards, memory)
+        host = _opened(config, shards, memory)
         if not tried:
-            rehearse(house.task, config, house.model, house.layout, house.shards)
-        return house
+            rehearse(host.task, config, host.model, host.layout, host.shards)
+        return host
 
 
-def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> House:
+def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> Host:
     task = tasks_of(config.plugin)[config.task]
     shards = shards_of(task, config) if shards is None else checked(shards, config)
     model = dense_model(config)
@@ -135,7 +135,7 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path 
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
     model = model.to(device)
-    return House(
+    return Host(
         *(config, task, model, layout, shards, device, prepared(model, config)),
         residuals=Residuals(memory or residual_folder(config)),
         counters=counters_of(model),
@@ -153,63 +153,63 @@ def placed(config: RunConfig, folder: Path) -> RunConfig:
     return with_values(config, {"out": out}) if config.error_feedback else config
 
 
-def furnished(house: House, edits: Edits) -> House:
-    """The house around the model with these edits; the one before is let go of."""
-    if edits == house.edits:
-        return house
-    if edits not in house.rebuilt:
-        model = dense_model(house.config)
-        layout = layout_after(house.config, model, edits)
-        model = model.to(house.device)
-        shards = read_with(edits, house.task, house.shards.items())
-        whole = replace(house, model=model, layout=layout, edits=edits, shards=shards)
+def with_edits(host: Host, edits: Edits) -> Host:
+    """The host around the model with these edits; the one before is let go of."""
+    if edits == host.edits:
+        return host
+    if edits not in host.rebuilt:
+        model = dense_model(host.config)
+        layout = layout_after(host.config, model, edits)
+        model = model.to(host.device)
+        shards = read_with(edits, host.task, host.shards.items())
+        whole = replace(host, model=model, layout=layout, edits=edits, shards=shards)
         fresh = replace(whole, rebuilt={}, counters=counters_of(model))
-        house.rebuilt.clear()
-        house.rebuilt[edits] = replace(fresh, tuned=prepared(model, house.config))
-    return house.rebuilt[edits]
+        host.rebuilt.clear()
+        host.rebuilt[edits] = replace(fresh, tuned=prepared(model, host.config))
+    return host.rebuilt[edits]
 
 
 def serve(
-    house: House, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
-) -> Folded:
+    host: Host, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
+) -> Aggregate:
     """The sum of the partitions' answers; a partition that fails is left out and named.
 
     Raises:
         ValueError: the configuration promises secure sums, and this one would be in the open.
     """
-    _in_the_open(house)
-    asked = _asked(house, packet)
-    total = Folded()
+    _in_the_open(host)
+    asked = _asked(host, packet)
+    total = Aggregate()
     for i, partition in enumerate(partitions):
         part = _part(asked, partition, len(partitions) - i)
-        total = added(part, asked.question, asked.form, house.config, total)
+        total = added(part, asked.question, asked.form, host.config, total)
         if tick:
             tick(1)
     return total
 
 
-def _in_the_open(house: House) -> None:
-    if house.config.secure != "none":
-        raise ValueError(f"secure={house.config.secure}: asked for an answer in the open")
+def _in_the_open(host: Host) -> None:
+    if host.config.secure != "none":
+        raise ValueError(f"secure={host.config.secure}: asked for an answer in the open")
 
 
-def parts_of(house: House, packet: Packet, partitions: Sequence[int]) -> list[Part]:
+def parts_of(host: Host, packet: Packet, partitions: Sequence[int]) -> list[Part]:
     """What each of the partitions sends, in their order: what a device answers.
 
     Raises:
         ValueError: as for `serve`.
     """
-    _in_the_open(house)
-    asked = _asked(house, packet)
+    _in_the_open(host)
+    asked = _asked(host, packet)
     return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
 
 
-def sum_of(house: House, packet: Packet, parts: Sequence[Part]) -> Folded:
+def sum_of(host: Host, packet: Packet, parts: Sequence[Part]) -> Aggregate:
     """The sum that `serve` gives, of parts that are there already."""
-    asked = _asked(house, packet)
-    total = Folded()
+    asked = _asked(host, packet)
+    total = Aggregate()
     for part in parts:
-        total = added(part, asked.question, asked.form, house.config, total)
+        total = added(part, asked.question, asked.form, host.config, total)
     return total
 
 
@@ -218,99 +218,99 @@ class _Asked:
     """A question as a host serves it: the model that it is about, and the form of its answers.
 
     Attributes:
-        house: around that model.
+        host: around that model.
         question: what is asked.
         form: of the answers.
         seconds: how long a partition may take, by how many are still to answer.
     """
 
-    house: House
+    host: Host
     question: Question
     form: Form
     seconds: Callable[[int], float]
 
 
-def _asked(house: House, packet: Packet) -> _Asked:
-    house = furnished(house, edits_in(packet.bits))
-    question = decode_question(packet, house.layout)
-    form = form_of(question, house.config, house.layout)
-    return _Asked(house, question, form, allowance(house.config.timeout))
+def _asked(host: Host, packet: Packet) -> _Asked:
+    host = with_edits(host, edits_in(packet.bits))
+    question = decode_question(packet, host.layout)
+    form = form_of(question, host.config, host.layout)
+    return _Asked(host, question, form, allowance(host.config.timeout))
 
 
 def _part(asked: _Asked, partition: int, left: int) -> Part:
     """What a partition sends, with as many of the host's still to answer, itself included."""
-    house, question = asked.house, asked.question
+    host, question = asked.host, asked.question
     try:
-        meant = answered(house, question, partition, asked.seconds(left))
-        packet = encoded(house, question, partition, meant)
-        if house.config.error_feedback and question.kind == "tune":
+        meant = answered(host, question, partition, asked.seconds(left))
+        packet = encoded(host, question, partition, meant)
+        if host.config.error_feedback and question.kind == "tune":
             _keep_back(asked, partition, meant, packet)
         return Part(partition, packet)
     except Exception as error:  # whatever a client's code raises must not stop the others
         failure = failure_of(partition, question.kind, error)
-        failure = silenced(failure, house.config, error)
+        failure = silenced(failure, host.config, error)
         return Part(partition, failure=failure)
 
 
 def _keep_back(asked: _Asked, partition: int, meant: Answer, packet: Packet) -> None:
     """Keep what the packet does not say of the change; of one that will be refused, nothing."""
-    house, question = asked.house, asked.question
+    host, question = asked.host, asked.question
     try:
         given = understood(packet, question, asked.form)
     except Refused:
         return
-    at = (house.residuals, partition, question.round)
+    at = (host.residuals, partition, question.round)
     since = question.counted.get(partition, 0)
     keep(*at, since, meant.values - given.values, question.weights, question.masks)
 
 
-def released(house: House, question: Question, partition: int) -> Packet:
+def released(host: Host, question: Question, partition: int) -> Packet:
     """What one partition sends: its answer, encoded."""
-    return encoded(house, question, partition, answered(house, question, partition))
+    return encoded(host, question, partition, answered(host, question, partition))
 
 
 def answered(
-    house: House, question: Question, partition: int, seconds: float | None = None
+    host: Host, question: Question, partition: int, seconds: float | None = None
 ) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that.
 
     Raises:
         RuntimeError: it took longer than so many seconds, by default half of the phase's.
     """
-    limit = house.config.timeout / 2 if seconds is None else seconds
-    reset(house.model, house.counters)
+    limit = host.config.timeout / 2 if seconds is None else seconds
+    reset(host.model, host.counters)
     with one_thread():
-        return _answered(house, question, partition, limit)
+        return _answered(host, question, partition, limit)
 
 
-def _answered(house: House, question: Question, partition: int, limit: float) -> Answer:
-    seat = Seat(
+def _answered(host: Host, question: Question, partition: int, limit: float) -> Answer:
+    client = ClientContext(
         partition,
-        house.shards[partition],
-        house.model,
-        house.task,
-        house.config,
-        house.layout,
-        house.device,
-        house.tuned,
-        _teacher(house, question),
+        host.shards[partition],
+        host.model,
+        host.task,
+        host.config,
+        host.layout,
+        host.device,
+        host.tuned,
+        _teacher(host, question),
     )
-    form = form_of(question, house.config, house.layout)
-    most = most_votes(question, house.config, form, house.layout)
-    given = _given(seat, question, form, limit)
-    given = leaving(given, question, house.config, most)
-    if noises_itself(question.kind, house.config):
+    form = form_of(question, host.config, host.layout)
+    most = most_votes(question, host.config, form, host.layout)
+    given = _given(client, question, form, limit)
+    given = leaving(given, question, host.config, most)
+    if noises_itself(question.kind, host.config):
         q = question
         what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
-        source = source_for(question, house.config, partition, what)
-        given = replace(given, totals=noised_means(given.totals, house.config, source))
-    if not house.config.error_feedback or question.kind != "tune":
+        source = source_for(question, host.config, partition, what)
+        given = replace(given, totals=noised_means(given.totals, host.config, source))
+    if not host.config.error_feedback or question.kind != "tune":
         return given
-    at = (house.residuals, partition, question.counted.get(partition, 0))
+    at = (host.residuals, partition, question.counted.get(partition, 0))
     return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
 
 
-def _given(seat: Seat, question: Question, form: Form, limit: float) -> Answer:
+def _given(client: ClientContext, question: Question, form: Form, limit: float) -> Answer:
     """What a client answers; zeros, if its code fails and noise is to hide what it would say.
 
     A failure would tell. Of --dp example these are means alone: each example that fails counts as 0
@@ -321,14 +321,14 @@ def _given(seat: Seat, question: Question, form: Form, limit: float) -> Answer:
             the question and is public, in any case.
     """
     try:
-        return guarded(lambda: answer(question, seat), limit)
+        return guarded(lambda: answer(question, client), limit)
     except Exception as error:
-        c = seat.config
+        c = client.config
         bounded = c.dp == "client" and KINDS[question.kind].asks == "cohort"
         if isinstance(error, Refused) or not (bounded or noised_metrics(question.kind, c)):
             raise
         name = type(error).__name__
-        log.warning("client %s: zeros leave it, as its code raised %s", seat.partition, name)
+        log.warning("client %s: zeros leave it, as its code raised %s", client.partition, name)
         return _zeros(form)
 
 
@@ -339,26 +339,26 @@ def _zeros(form: Form) -> Answer:
     return Answer(torch.zeros(form.values), 1.0, {**totals, "count": 0.0}, votes, beside)
 
 
-def encoded(house: House, question: Question, partition: int, meant: Answer) -> Packet:
+def encoded(host: Host, question: Question, partition: int, meant: Answer) -> Packet:
     """An answer in the types of the wire; the same bits whoever encodes it, and when."""
-    c = house.config
-    own = form_of(question, c, house.layout).own
+    c = host.config
+    own = form_of(question, c, host.layout).own
     gen = generator(c.seed, "rounding", question.round, partition)
     wire = c.uplink or c.wire
     fixed = hides(c)
     return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen, fixed=fixed)
 
 
-def _teacher(house: House, question: Question) -> nn.Module | None:
+def _teacher(host: Host, question: Question) -> nn.Module | None:
     """The model to learn from, built once; the one before is let go of."""
     if not question.teacher:
         return None
     name = digest_of(question.teacher)
-    if name not in house.teachers:
-        house.teachers.clear()
-        model = teacher_model(question.teacher, house.config)
-        house.teachers[name] = model.to(house.device)
-    return house.teachers[name]
+    if name not in host.teachers:
+        host.teachers.clear()
+        model = teacher_model(question.teacher, host.config)
+        host.teachers[name] = model.to(host.device)
+    return host.teachers[name]
 
 
 def grouped(partitions: Sequence[int], config: RunConfig) -> dict[int, list[int]]:
@@ -379,11 +379,11 @@ def bytes_down(
     return sum(packet.size(bits=p not in known, teacher=p not in taught) for p in partitions)
 
 
-def labels_of(house: House) -> dict[int, int]:
-    """The partitions a house can serve and the labels in their training parts.
+def labels_of(host: Host) -> dict[int, int]:
+    """The partitions a host can serve and the labels in their training parts.
 
     How many labels a client has is its own affair where its answers are: then 0 stands for it.
     """
-    if hides(house.config):
-        return dict.fromkeys(sorted(house.shards), 0)
-    return {p: house.task.labels(shard.train) for p, shard in sorted(house.shards.items())}
+    if hides(host.config):
+        return dict.fromkeys(sorted(host.shards), 0)
+    return {p: host.task.labels(shard.train) for p, shard in sorted(host.shards.items())}

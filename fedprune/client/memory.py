@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedprune.runtime.files import read_verified, write_verified
-from fedprune.tensors import Masks, Tensors, kept, spread
+from fedprune.tensors import Masks, Tensors, gathered, scattered
 
 FOLDER_NAME = "residuals"
 
@@ -44,13 +44,13 @@ def recalled(
     """What a partition kept back in round `at`; zeros for round 0. What was removed since is out.
 
     Returns:
-        Flat, as `fedprune.tensors.kept` of the weights under the masks.
+        Flat, as `fedprune.tensors.gathered` of the weights under the masks.
 
     Raises:
         ValueError: nothing of that round is there, or it is damaged.
     """
     if not at:
-        return torch.zeros(kept(weights, masks).numel())
+        return torch.zeros(gathered(weights, masks).numel())
     if at not in _rounds(residuals, partition):
         where = residuals.folder or "this process"
         raise ValueError(f"what was kept back in round {at} is not in {where}")
@@ -59,7 +59,7 @@ def recalled(
         if residuals.folder is None
         else load(read_verified(_path(residuals.folder, partition, at)))
     )
-    return kept(tensors, masks)
+    return gathered(tensors, masks)
 
 
 def keep(
@@ -76,7 +76,7 @@ def keep(
     That is all but this and what was kept in round `since`, from which the partition went on:
     whether this change counts is not known yet, and after a resume `since` is what counted last.
     """
-    tensors = spread(flat, {name: w.shape for name, w in weights.items()}, masks)
+    tensors = scattered(flat, {name: w.shape for name, w in weights.items()}, masks)
     if residuals.folder is None:
         residuals.held[partition, at] = tensors
     else:

@@ -1,6 +1,6 @@
 """Before round one: a small batch goes through all that clients will be asked, and is checked.
 
-Where model and data meet (`fedprune.client.host.open_house`) a copy of the model answers for a few
+Where model and data meet (`fedprune.client.host.build_host`) a copy of the model answers for a few
 examples of one partition as a client would: loss, measuring, scoring, tuning. What a task says of
 itself is held against what came out. Nothing is kept: weights, buffers and generators of the model
 that a run uses are as they were. Nothing leaves the process but the one line of a refusal.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.client.teacher import distils
-from fedprune.client.tokens import marks_of
+from fedprune.client.tokens import special_tokens_of
 from fedprune.config import RunConfig
 from fedprune.options.refusal import ConfigError, Refused, refuse
 from fedprune.protocol.checks import check
@@ -64,18 +64,18 @@ class Trial:
     """A throw-away client.
 
     Attributes:
-        seat: a copy of the model and a few examples.
+        client: a copy of the model and a few examples.
         weights: of the model as it is before round one.
         others: shards of other partitions, for layers that few examples reach.
     """
 
-    seat: Seat
+    client: ClientContext
     weights: Tensors
     others: Mapping[int, Shard]
 
     def question(self, kind: str, **what: Any) -> Question:
         """A question about the model as it is."""
-        masks = full_masks(self.weights, self.seat.layout.prunable)
+        masks = full_masks(self.weights, self.client.layout.prunable)
         return Question(kind, 1, self.weights, masks, **what)
 
 
@@ -140,8 +140,8 @@ def _trial(
     few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
     own = copy.deepcopy(model)
     device = next(own.parameters()).device
-    seat = Seat(partition, few, own, task, _brief(config), layout, device, own)
-    return Trial(seat, copied(state_of(model)), shards)
+    client = ClientContext(partition, few, own, task, _brief(config), layout, device, own)
+    return Trial(client, copied(state_of(model)), shards)
 
 
 def _first(part: Part) -> Part:
@@ -162,13 +162,13 @@ def _tried(trial: Trial) -> None:
         try:
             step(trial)
         except Exception as error:
-            raise ConfigError(_line(error, what, trial.seat.config)) from error
+            raise ConfigError(_line(error, what, trial.client.config)) from error
 
 
 def _check_losses(trial: Trial) -> None:
-    seat, declared = trial.seat, Declared(trial.seat.task, trial.seat.config)
-    declared.check_names(seat.shard.train)
-    model, (batch,) = seat.model.eval(), seat.moved(iter([seat.shard.train]))
+    client, declared = trial.client, Declared(trial.client.task, trial.client.config)
+    declared.check_names(client.shard.train)
+    model, (batch,) = client.model.eval(), client.moved(iter([client.shard.train]))
     with seeded(0, "rehearsal"):
         loss = declared.check_loss(model, batch)
     parts = {
@@ -179,9 +179,9 @@ def _check_losses(trial: Trial) -> None:
     declared.check_labels(parts, loss, batch)
     with torch.no_grad():
         declared.check_sum(model, batch, loss)
-        found = leak(model, seat.task.loss, batch)
-        padded = reads_padding(model, seat.task.loss, batch)
-    c = seat.config
+        found = leak(model, client.task.loss, batch)
+        padded = reads_padding(model, client.task.loss, batch)
+    c = client.config
     key, value = ("model", c.model) if c.model else ("task", c.task)
     if padded:
         what = "padding moves what it says of a text"
@@ -203,21 +203,21 @@ def _check_vocabulary(trial: Trial) -> None:
 
     Such as one that multiplies by its table by hand: its logits would be of other tokens.
     """
-    seat, task = trial.seat, trial.seat.task
-    ids = [seat.shard.train[name] for name in task.tokens if name in seat.shard.train]
-    if seat.config.vocabulary != "used" or seat.config.init or not ids:
+    client, task = trial.client, trial.client.task
+    ids = [client.shard.train[name] for name in task.tokens if name in client.shard.train]
+    if client.config.vocabulary != "used" or client.config.init or not ids:
         return
-    (batch,), cut = seat.moved(iter([seat.shard.train])), copy.deepcopy(seat.model).eval()
+    (batch,), cut = client.moved(iter([client.shard.train])), copy.deepcopy(client.model).eval()
     path = embedding_path(cut)
     size = len(cut.get_submodule(path).weight)  # type: ignore[arg-type]
-    marks, unknown = marks_of(task, seat.config, cut)
+    marks, unknown = special_tokens_of(task, client.config, cut)
     there = {*marks, *torch.cat([t.flatten() for t in ids]).tolist()}
     gone = next((i for i in range(size) if i not in there), None)
     if gone is None:
         return
     kept = tuple(i for i in range(size) if i != gone)
     cut_vocabulary(cut, Edit("vocab", path, kept, str(unknown)))
-    before, after = (logits_of(m, task.loss, batch)[0] for m in (seat.model.eval(), cut))
+    before, after = (logits_of(m, task.loss, batch)[0] for m in (client.model.eval(), cut))
     if before is None or after is None or before.shape[-1] < size:
         return
     same = before.shape == after.shape
@@ -230,27 +230,27 @@ def _check_vocabulary(trial: Trial) -> None:
 @torch.no_grad()
 def _check_dummy(trial: Trial, batch: Part) -> None:
     """The example without data goes through the loss, also as long a text as there can be."""
-    seat, c = trial.seat, trial.seat.config
-    if seat.task.dummy is None:
+    client, c = trial.client, trial.client.config
+    if client.task.dummy is None:
         return
-    (dummy,) = seat.moved(iter([seat.task.dummy(c)]))
-    seat.task.loss(seat.model, dummy)
-    texts = [name for name in seat.task.tokens[:1] if name in dummy and c.length is not None]
+    (dummy,) = client.moved(iter([client.task.dummy(c)]))
+    client.task.loss(client.model, dummy)
+    texts = [name for name in client.task.tokens[:1] if name in dummy and c.length is not None]
     for name in texts:
         marks = batch.get("attention", torch.zeros_like(batch[name]))[:1] == 1
         for token in batch[name].unique()[:2]:  # one of them is not the padding
             full = {**dummy, name: torch.where(marks, batch[name][:1], token)}
             try:
-                seat.task.loss(seat.model, full)
+                client.task.loss(client.model, full)
             except (IndexError, RuntimeError) as error:
                 refuse("length", c.length, f"a text as long fails: {error}", "a smaller one")
 
 
 def _answered(trial: Trial, question: Question) -> Answer:
     """What the trial answers, if it is what a server would take."""
-    c, seat = trial.seat.config, trial.seat
-    given = answer(question, seat)
-    form = replace(form_of(question, c, seat.layout), weighed=True)
+    c, client = trial.client.config, trial.client
+    given = answer(question, client)
+    form = replace(form_of(question, c, client.layout), weighed=True)
     if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
         form = replace(form, totals=frozenset(given.totals), noisy=True)
     if c.dp != "none" or question.kind == "tune":  # a rate that is too high fails in its rounds
@@ -263,13 +263,13 @@ def _check_measuring(trial: Trial) -> None:
     """The sums of the held-out parts, the exam's among them, and the metric that they give."""
     kinds = [trial.question("evaluate", part=part) for part in ("validation", "test")]
     totals = {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
-    Declared(trial.seat.task, trial.seat.config).check_metric(totals)
+    Declared(trial.client.task, trial.client.config).check_metric(totals)
 
 
 def _check_score(trial: Trial) -> None:
     """Put the asks of the score one after the other, and score by what came back."""
-    c, seat = trial.seat.config, trial.seat
-    score, names = scores_of(c.plugin)[c.score], seat.layout.prunable
+    c, client = trial.client.config, trial.client
+    score, names = scores_of(c.plugin)[c.score], client.layout.prunable
     collected = c.score_during == "tune" or c.masks != "global"
     if c.sparsity == 0.0 or score.most or collected:  # with `most`: a pass for every unit
         return
@@ -283,26 +283,26 @@ def _check_score(trial: Trial) -> None:
         values = _answered(trial, question).values
         if own:
             return
-        sums = form_of(question, c, seat.layout).named(values.double())
+        sums = form_of(question, c, client.layout).named(values.double())
         evidence = replace(evidence, sums=sums, given=given)
     if score.step is None:
         _check_scored(score.finalise(evidence), names, trial)
 
 
 def _evidence(trial: Trial) -> Evidence:
-    c, seat = trial.seat.config, trial.seat
+    c, client = trial.client.config, trial.client
     question = trial.question("score")
-    load_into(seat.model, question.weights)
-    count = float(seat.task.labels(seat.shard.train))
-    dummy = None if seat.task.dummy is None else seat.task.dummy(c)
-    about = {"sums": {}, "count": count, "model": seat.model, "dummy": dummy}
-    return evidence_about(question, seat.layout.prunable, c, seat.layout, **about)
+    load_into(client.model, question.weights)
+    count = float(client.task.labels(client.shard.train))
+    dummy = None if client.task.dummy is None else client.task.dummy(c)
+    about = {"sums": {}, "count": count, "model": client.model, "dummy": dummy}
+    return evidence_about(question, client.layout.prunable, c, client.layout, **about)
 
 
 def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:
     wanted = {n: trial.weights[n].shape for n in names}
     if not isinstance(scores, dict) or shapes_of(scores) != wanted:
-        c = trial.seat.config
+        c = trial.client.config
         found = shapes_of(scores) if isinstance(scores, dict) else type(scores).__name__
         reason = f"its finalise gives {str(found)[:100]}"
         each = f"one tensor of the same name and shape for each of {len(wanted)} tensors"
@@ -311,23 +311,23 @@ def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:
 
 def _check_tuning(trial: Trial) -> None:
     """One step of training, with what goes along: statistics, a mask of its own, a teacher."""
-    c, seat, what = trial.seat.config, trial.seat, dict[str, Any]()
+    c, client, what = trial.client.config, trial.client, dict[str, Any]()
     if c.sparsity != 0.0 and (c.score_during == "tune" or c.masks != "global"):
         what |= {"score": c.score, "sparsity": None if c.masks == "global" else c.sparsity}
     question = trial.question("tune", lr=c.lr, **what)
     if distils(c):
         question = replace(question, teacher=b"its own", distil=1.0)
-        own = copy.deepcopy(seat.model).eval()
+        own = copy.deepcopy(client.model).eval()
         load_into(own, trial.weights)
-        trial = replace(trial, seat=replace(seat, teacher=own.requires_grad_(False)))
+        trial = replace(trial, client=replace(client, teacher=own.requires_grad_(False)))
     _answered(trial, question)
 
 
 def _check_sums(trial: Trial) -> None:
     """The sums of inputs that least squares and redundancy are computed from."""
-    c, seat = trial.seat.config, trial.seat
+    c, client = trial.client.config, trial.client
     if c.reconstruct is not None and c.sparsity != 0.0:
-        names, given = seat.layout.prunable, dict[str, Tensor]()
+        names, given = client.layout.prunable, dict[str, Tensor]()
         if RECONSTRUCTIONS[c.reconstruct].needs_before:
             given = {before_of(n): trial.weights[n] for n in names}
         _answered(trial, trial.question(c.reconstruct, names=names, given=given))
@@ -335,27 +335,27 @@ def _check_sums(trial: Trial) -> None:
 
 def _check_inputs(trial: Trial) -> None:
     """Refuse weights whose inputs would be summed and cannot all be seen, by name."""
-    seat, model = trial.seat, trial.seat.model.eval()
+    client, model = trial.client, trial.client.model.eval()
     load_into(model, trial.weights)
 
     @torch.no_grad()
     def passed(batch: Part) -> None:
-        seat.task.loss(model, batch)
+        client.task.loss(model, batch)
 
     for key, names in _summed(trial).items():
-        passes = (functools.partial(passed, batch) for batch in seat.moved(_some(trial)))
+        passes = (functools.partial(passed, batch) for batch in client.moved(_some(trial)))
         lost = unaccounted(model, names, passes)
         if lost:
             name, why = next(iter(lost.items()))
             more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-            value = vars(seat.config)[key]
+            value = vars(client.config)[key]
             allowed = f"--exclude {name}, or another {key}"
             refuse(key, value, f"the inputs of {name} cannot be summed: {why}{more}", allowed)
 
 
 def _some(trial: Trial) -> Iterator[Part]:
     """The trial's batch, then single examples of one partition after the other."""
-    yield trial.seat.shard.train
+    yield trial.client.shard.train
     parts = [shard.train for shard in trial.others.values()]
     for i in range(PASSES):
         part, at = parts[i % len(parts)], i // len(parts)
@@ -365,7 +365,7 @@ def _some(trial: Trial) -> Iterator[Part]:
 
 def _summed(trial: Trial) -> dict[str, Sequence[str]]:
     """By option, the weights whose inputs it has summed."""
-    c, layout = trial.seat.config, trial.seat.layout
+    c, layout = trial.client.config, trial.client.layout
     names, out = layout.prunable, dict[str, Sequence[str]]()
     shapes: set[str] = set()
     for ask in scores_of(c.plugin)[c.score].asks:
@@ -375,7 +375,7 @@ def _summed(trial: Trial) -> dict[str, Sequence[str]]:
     if c.sparsity != 0.0 and c.reconstruct is not None:
         out["reconstruct"] = names
     if {"dead", "merge"} & set(c.reduce) or c.rank_by == "activations":
-        out["reduce"] = measurable(trial.seat.model, layout)
+        out["reduce"] = measurable(trial.client.model, layout)
     return {key: found for key, found in out.items() if found}
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
 from fedprune.config import RunConfig
-from fedprune.learning.distillation import Lesson, eager, taught
+from fedprune.learning.distillation import Distillation, eager, taught
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import refuse
 from fedprune.protocol.messages import Question
@@ -69,12 +69,14 @@ def teacher_model(teacher: Buffer, config: RunConfig) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def lesson_of(question: Question, config: RunConfig, model: nn.Module | None) -> Lesson | None:
+def distillation_of(
+    question: Question, config: RunConfig, model: nn.Module | None
+) -> Distillation | None:
     """What a client learns from the teacher in the round of a question; None without one."""
     if model is None:
         return None
     c, share = config, question.distil
-    return Lesson(
+    return Distillation(
         model,
         tasks_of(c.plugin)[c.task].loss,
         share * c.distil,
@@ -86,7 +88,7 @@ def lesson_of(question: Question, config: RunConfig, model: nn.Module | None) ->
     )
 
 
-def check_lesson(config: RunConfig, student: nn.Module, teacher: bytes) -> None:
+def check_distillation(config: RunConfig, student: nn.Module, teacher: bytes) -> None:
     """Refuse a teacher that the student has nothing to learn from, by one example without data.
 
     Args:
@@ -105,10 +107,10 @@ def check_lesson(config: RunConfig, student: nn.Module, teacher: bytes) -> None:
         refuse("teacher", config.teacher, f"it is of task {theirs}", config.task)
     model = teacher_model(teacher, config) if teacher else student
     question = Question("tune", 1, {}, {}, distil=1.0)
-    lesson = lesson_of(question, config, model)
-    assert lesson is not None  # there is a model
+    distillation = distillation_of(question, config, model)
+    assert distillation is not None  # there is a model
     was_training = student.training
     student.eval()
     with torch.no_grad(), eager(student, model):
-        taught(lesson, student, dummy)
+        taught(distillation, student, dummy)
     student.train(was_training)

@@ -14,7 +14,9 @@ from fedprune.structure.vocabulary import translated
 from fedprune.tasks.task import Part, Shard, Task
 
 
-def marks_of(task: Task, config: RunConfig, model: nn.Module) -> tuple[frozenset[int], int]:
+def special_tokens_of(
+    task: Task, config: RunConfig, model: nn.Module
+) -> tuple[frozenset[int], int]:
     """The ids that always stay, and the one that stands for those that are gone.
 
     The tokenizer's special tokens, and those that the model's configuration names: padding, begin

@@ -23,8 +23,8 @@ from fedprune.tensors import (
     Masks,
     Tensors,
     as_bytes,
-    kept,
-    spread,
+    gathered,
+    scattered,
 )
 
 MAGIC = b"FEDPRUN1"
@@ -46,7 +46,7 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
         "shapes": {n: list(t.shape) for n, t in weights.items()},
     }
     text = json.dumps(head, separators=(",", ":")).encode()
-    values = as_bytes(kept(weights, masks).float())
+    values = as_bytes(gathered(weights, masks).float())
     body = MAGIC + len(text).to_bytes(4, "little") + text + mask + values
     return body + hashlib.sha256(body).digest()
 
@@ -90,4 +90,4 @@ def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
     if any(shapes.get(n) != mask.shape for n, mask in masks.items()):
         raise ValueError("a mask of another shape than its tensor")
     values = torch.from_numpy(np.frombuffer(body[values_at:], np.float32).copy())
-    return head, spread(values, shapes, masks), masks
+    return head, scattered(values, shapes, masks), masks

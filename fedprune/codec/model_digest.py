@@ -21,7 +21,7 @@ _RATIO = 200
 """How many times smaller zstd may have made a list of edits: ascending numbers it makes a fifth."""
 
 
-def skeleton_digest(masks: Masks, edits: Edits) -> str:
+def model_digest(masks: Masks, edits: Edits) -> str:
     """SHA-256 (hex) over mask and edits."""
     digest = mask_digest(masks)
     if not edits:

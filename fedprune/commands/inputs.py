@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.commands.subject import Subject
 from fedprune.export.measure import Forward
 from fedprune.protocol.kinds import form_of
@@ -30,13 +30,13 @@ def inputs_of_clients(looked: Subject, layout: Layout) -> Inputs:
     """
     model, config, task = looked.model, looked.config, looked.task
     shards = task.shards(config)
-    seat = Seat(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
+    client = ClientContext(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
     pieces = []
     for names in questions(layout, measurable(model, layout)):
         question = Question("inputs", 0, state_of(model), {}, names=names)
         total = torch.zeros(form_of(question, config, layout).values, dtype=torch.float64)
         for partition, shard in enumerate(shards):
-            total += answer(question, replace(seat, partition=partition, shard=shard)).values
+            total += answer(question, replace(client, partition=partition, shard=shard)).values
         pieces.append(inputs_from(form_of(question, config, layout).named(total), names))
     return together(pieces)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.client.tokens import read_with
 from fedprune.commands.subject import Subject
 from fedprune.protocol.messages import Question
@@ -30,9 +30,9 @@ def quality_of(looked: Subject) -> dict[str, Any] | None:
     shards = list(read_with(looked.edits, task, enumerate(task.shards(config))).values())
     # Nothing of it is read where only a loss is asked for.
     layout = Layout(shapes={}, prunable=(), spared=(), variances={}, kinds={})
-    seat = Seat(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
+    client = ClientContext(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
     totals: dict[str, float] = {}
     for partition, shard in enumerate(shards):
-        given = answer(question, replace(seat, partition=partition, shard=shard)).totals
+        given = answer(question, replace(client, partition=partition, shard=shard)).totals
         totals = {name: totals.get(name, 0.0) + value for name, value in given.items()}
     return quality(totals, config)

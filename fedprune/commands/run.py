@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedprune.client.host import (
-    House,
+    Host,
+    build_host,
     labels_of,
-    open_house,
     placed,
 )
 from fedprune.commands.arguments import chosen
@@ -64,15 +64,15 @@ def _main(arguments: list[str], program: str) -> int:
             require_ray(config)
         screen = Screen()
         screen.opening(config, folder)
-        house = open_house(config)
-        screen.model(type(house.model).__name__, house.layout, config)
-        screen.response(config, house.layout)
-        screen.shards(labels_of(house), house.task.unit, reading_of(config))
+        host = build_host(config)
+        screen.model(type(host.model).__name__, host.layout, config)
+        screen.response(config, host.layout)
+        screen.shards(labels_of(host), host.task.unit, reading_of(config))
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return told(program, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        _play(house, folder, screen, Going(resume is not None, anyway))
+        _play(host, folder, screen, Going(resume is not None, anyway))
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
         return told(program, error, BAD_INPUT)
     except KeyboardInterrupt:
@@ -91,16 +91,16 @@ def _main(arguments: list[str], program: str) -> int:
     return 0
 
 
-def _play(house: House, folder: Path, screen: Screen, going: Going) -> None:
-    config = house.config
+def _play(host: Host, folder: Path, screen: Screen, going: Going) -> None:
+    config = host.config
     if config.engine == "inline":
-        port = inline_port(house, screen.tick)
+        port = inline_port(host, screen.tick)
         with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
             watch, (resume, anyway) = screen.watch(), (going.resume, going.anyway)
             federate(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)
         screen.closing(folder)
     else:
-        simulate(config, folder, screen, replace(going, data=lambda: data_digest(house.shards)))
+        simulate(config, folder, screen, replace(going, data=lambda: data_digest(host.shards)))
 
 
 def script(arguments: list[str] | None = None, program: str = PROGRAM) -> None:

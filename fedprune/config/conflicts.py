@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedprune.config.reduction_conflicts import reduction_misfits
-from fedprune.config.secure_conflicts import secure_misfits
+from fedprune.config.reduction_conflicts import reduction_conflicts
+from fedprune.config.secure_conflicts import secure_conflicts
 from fedprune.learning.averaging import MASKS
-from fedprune.options.refusal import Misfit
+from fedprune.options.refusal import Conflict
 from fedprune.scores.combine import COMBINES
 from fedprune.scores.score import Score, weight_shapes
-from fedprune.selection.combinations import misfit, scope_fits, scopes_of
+from fedprune.selection.combinations import conflict, scope_fits, scopes_of
 from fedprune.selection.regrowth import EXCHANGING
 from fedprune.selection.units import pattern_sparsity, shape_misfit
 from fedprune.tasks.task import Task
@@ -28,8 +28,8 @@ _STEADY = "one-shot, linear, cubic, exponential"
 """Schedules that say how much goes, once and for all."""
 
 
-def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
-    """Every possible misfit of a configuration's pruning, with whether it is one."""
+def conflicts(c: RunConfig, score: Score, task: Task) -> list[Conflict]:
+    """Every possible conflict of a configuration's pruning, with whether it is one."""
     return [
         *_how_much(c, task),
         *_what(c),
@@ -42,15 +42,15 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Misfit]:
         *_behind_its_own(c, score),
         *_who_is_scored(c, score),
         *_shrunk(c),
-        *reduction_misfits(c),
+        *reduction_conflicts(c),
         *_whose(c, score),
         *_own_masks(c, score),
         *_adaptive(c, score),
-        *secure_misfits(c),
+        *secure_conflicts(c),
     ]
 
 
-def _how_much(c: RunConfig, task: Task) -> list[Misfit]:
+def _how_much(c: RunConfig, task: Task) -> list[Conflict]:
     ways = {
         "sparsity": c.sparsity,
         "threshold": c.threshold,
@@ -97,9 +97,9 @@ def _how_much(c: RunConfig, task: Task) -> list[Misfit]:
     ]
 
 
-def _what(c: RunConfig) -> list[Misfit]:
+def _what(c: RunConfig) -> list[Conflict]:
     shape = shape_misfit(c.unit, c.unit_shape)
-    told = misfit(c.unit, c.scope, min_density=c.min_density, max_density=c.max_density)
+    told = conflict(c.unit, c.scope, min_density=c.min_density, max_density=c.max_density)
     limit = ("min-density", "0") if c.min_density > 0 else ("max-density", "1")
     allowed = scopes_of(c.unit)
     key, fit = limit if c.scope in allowed else ("scope", ", ".join(allowed))
@@ -146,7 +146,7 @@ def _what(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _how_found(c: RunConfig, task: Task) -> list[Misfit]:
+def _how_found(c: RunConfig, task: Task) -> list[Conflict]:
     followed, counts = c.structure == "depgraph", c.vocabulary == "used"
     tokens = bool(task.tokens) and task.tokenizer is not None
     taught = "a teacher of another run gives tokens that are gone some probability"
@@ -163,12 +163,12 @@ def _how_found(c: RunConfig, task: Task) -> list[Misfit]:
     ]
 
 
-def _of_the_score(c: RunConfig, score: Score) -> list[Misfit]:
+def _of_the_score(c: RunConfig, score: Score) -> list[Conflict]:
     others = bool(score.units) and c.unit not in score.units
     return [("unit", others, f"score {c.score} is of others", ", ".join(score.units))]
 
 
-def _by_itself(c: RunConfig, score: Score) -> list[Misfit]:
+def _by_itself(c: RunConfig, score: Score) -> list[Conflict]:
     """A score that prunes by a step of its own leaves no choice to the selection."""
     if score.step is None:
         return []
@@ -187,7 +187,7 @@ def _by_itself(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _when(c: RunConfig, score: Score) -> list[Misfit]:
+def _when(c: RunConfig, score: Score) -> list[Conflict]:
     regrows = c.schedule == "regrow"
     start = f"score {c.score} is taken before any training"
     constant = "regrow exchanges single weights at constant sparsity"
@@ -224,7 +224,7 @@ def _when(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _while_tuning(c: RunConfig, score: Score) -> list[Misfit]:
+def _while_tuning(c: RunConfig, score: Score) -> list[Conflict]:
     if c.score_during != "tune":
         return [("score-during", score.tuning, f"score {c.score} is collected by tuning", "tune")]
     able = len(score.asks) == 1 and score.asks[0].watch is not None
@@ -240,7 +240,7 @@ def _while_tuning(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _in_sequence(c: RunConfig, score: Score) -> list[Misfit]:
+def _in_sequence(c: RunConfig, score: Score) -> list[Conflict]:
     if c.calibration == "dense":
         return []
     why = "blocks are pruned one after the other"
@@ -261,7 +261,7 @@ def _in_sequence(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _behind_its_own(c: RunConfig, score: Score) -> list[Misfit]:
+def _behind_its_own(c: RunConfig, score: Score) -> list[Conflict]:
     """Calibration behind what a client prunes itself: only its mask may depend on that."""
     if c.calibration != "local":
         return []
@@ -278,7 +278,7 @@ def _behind_its_own(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _who_is_scored(c: RunConfig, score: Score) -> list[Misfit]:
+def _who_is_scored(c: RunConfig, score: Score) -> list[Conflict]:
     """Whom a score is asked of, on how many examples, and how much each client counts."""
     reasons = {
         f"score {c.score} asks nobody": not score.asks,
@@ -301,7 +301,7 @@ def _who_is_scored(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _shrunk(c: RunConfig) -> list[Misfit]:
+def _shrunk(c: RunConfig) -> list[Conflict]:
     idle = c.sparsity == 0.0 and not c.init
     same = bool(c.init) and bool(c.baselines) and c.sparsity == 0.0
     back = "what is cut out cannot grow back"
@@ -319,7 +319,7 @@ def _shrunk(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _whose(c: RunConfig, score: Score) -> list[Misfit]:
+def _whose(c: RunConfig, score: Score) -> list[Conflict]:
     nobody = f"score {c.score} asks nobody"
     silent, votes = not score.asks, c.combine == "votes"
     pooled = COMBINES[c.combine].pooled
@@ -366,7 +366,7 @@ def _whose(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _own_masks(c: RunConfig, score: Score) -> list[Misfit]:
+def _own_masks(c: RunConfig, score: Score) -> list[Conflict]:
     names = ", ".join(name for name in MASKS if name != "global")
     if c.masks == "global":
         return [
@@ -391,7 +391,7 @@ def _own_masks(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _adaptive(c: RunConfig, score: Score) -> list[Misfit]:
+def _adaptive(c: RunConfig, score: Score) -> list[Conflict]:
     if c.schedule != "adaptive":
         why = f"schedule is {c.schedule}"
         keys = ("tolerance", "candidates", "adaptive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedprune.learning.robust import ROBUST, most_byzantine
-from fedprune.options.refusal import Misfit
+from fedprune.options.refusal import Conflict
 
 if TYPE_CHECKING:
     from fedprune.config.schema import RunConfig
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _OUT = "leave it out"
 
 
-def refusals(c: RunConfig) -> list[Misfit]:
-    """Every possible misfit of a configuration's learning, with whether it is one."""
+def refusals(c: RunConfig) -> list[Conflict]:
+    """Every possible conflict of a configuration's learning, with whether it is one."""
     return [
         *_terms(c),
         *_rates(c),
@@ -26,7 +26,7 @@ def refusals(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _terms(c: RunConfig) -> list[Misfit]:
+def _terms(c: RunConfig) -> list[Conflict]:
     single = c.unit in {"weight", "n:m"}
     shrunk = c.l1 > 0 or c.group_lasso > 0
     return [
@@ -45,7 +45,7 @@ def _terms(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _rates(c: RunConfig) -> list[Misfit]:
+def _rates(c: RunConfig) -> list[Conflict]:
     level = c.lr_schedule == "constant"
     return [
         ("lr-rewind", c.lr_rewind and level, "the learning rate is constant", "false"),
@@ -53,7 +53,7 @@ def _rates(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _lessons(c: RunConfig) -> list[Misfit]:
+def _lessons(c: RunConfig) -> list[Conflict]:
     inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
     heaviest = max(["distil", *inside], key=lambda key: {"distil": c.distil, **inside}[key])
     none = not c.distil and not any(inside.values())
@@ -79,7 +79,7 @@ def _lessons(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _kept_change(c: RunConfig) -> list[Misfit]:
+def _kept_change(c: RunConfig) -> list[Conflict]:
     grid, idle = c.blend_grid or (), c.blend == "none"
     apart = "clients end under masks of their own"
     return [
@@ -108,7 +108,7 @@ def _kept_change(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _fits(c: RunConfig) -> list[Misfit]:
+def _fits(c: RunConfig) -> list[Conflict]:
     wanted, late = c.reconstruct is not None, "the mask is decided after tuning"
     whole = c.unit not in {"weight", "n:m", "block", "column"}
     return [
@@ -131,7 +131,7 @@ def _fits(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _robust(c: RunConfig) -> list[Misfit]:
+def _robust(c: RunConfig) -> list[Conflict]:
     """What a rule that looks at changes one by one does not go together with."""
     on, needs, f = c.robust != "none", ROBUST[c.robust].needs, c.byzantine or 0
     most, least = (most_byzantine(needs, c.cohort), needs(f)) if needs else (0, 0)
@@ -177,7 +177,7 @@ def _robust(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _bounded(c: RunConfig) -> list[Misfit]:
+def _bounded(c: RunConfig) -> list[Conflict]:
     return [
         (
             "max-norm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedprune.options.refusal import Misfit
+from fedprune.options.refusal import Conflict
 from fedprune.scores.score import Score
 from fedprune.selection.units import UNITS
 
@@ -15,12 +15,12 @@ _WHOLE = tuple(name for name in UNITS if name not in {"weight", "n:m"})
 """Units that go or stay as one: a bit says which."""
 
 
-def local_misfits(c: RunConfig, score: Score) -> list[Misfit]:
-    """Every possible misfit of noise that clients add themselves, with whether it is one."""
-    return [*example_misfits(c, score), *response_misfits(c)]
+def local_conflicts(c: RunConfig, score: Score) -> list[Conflict]:
+    """Every possible conflict of noise that clients add themselves, with whether it is one."""
+    return [*example_conflicts(c, score), *response_conflicts(c)]
 
 
-def example_misfits(c: RunConfig, score: Score) -> list[Misfit]:
+def example_conflicts(c: RunConfig, score: Score) -> list[Conflict]:
     """What steps of DP-SGD, and statistics of single examples, do not go together with."""
     here, single = c.dp == "example", "gradients are taken of single examples"
     inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
@@ -50,7 +50,7 @@ def example_misfits(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def response_misfits(c: RunConfig) -> list[Misfit]:
+def response_conflicts(c: RunConfig) -> list[Conflict]:
     """What randomised response does not go together with."""
     responds, units = c.response is not None, ", ".join(_WHOLE)
     coins = "with a bit for every weight each of them is a coin"

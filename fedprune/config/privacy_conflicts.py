@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedprune.options.refusal import Misfit, counted
+from fedprune.options.refusal import Conflict, counted
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES
 from fedprune.scores.score import Score
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 _OUT = "leave it out"
 
 
-def privacy_misfits(c: RunConfig) -> list[Misfit]:
-    """Every misfit of the keys of privacy with each other and with the rest."""
+def privacy_conflicts(c: RunConfig) -> list[Conflict]:
+    """Every conflict of the keys of privacy with each other and with the rest."""
     score = scores_of(c.plugin)[c.score]
-    return [*_unread(c), *noise_misfits(c, score), *_how_many(c)]
+    return [*_unread(c), *noise_conflicts(c, score), *_how_many(c)]
 
 
-def noise_misfits(c: RunConfig, score: Score) -> list[Misfit]:
+def noise_conflicts(c: RunConfig, score: Score) -> list[Conflict]:
     """What noise does not go together with, and what it has to cover."""
     return [*_together(c), *_with_noise(c, score), *_uncovered(c, score)]
 
 
-def _unread(c: RunConfig) -> list[Misfit]:
+def _unread(c: RunConfig) -> list[Conflict]:
     """Keys that nothing would read."""
     without, client = c.dp == "none", c.dp == "client"
     there = "dp is none"
@@ -69,7 +69,7 @@ def _asks(c: RunConfig) -> bool:
     return bool(scores_of(c.plugin)[c.score].asks) and c.sparsity != 0.0
 
 
-def _together(c: RunConfig) -> list[Misfit]:
+def _together(c: RunConfig) -> list[Conflict]:
     """What cannot be had together with noise."""
     dp, name = c.dp != "none", f"dp is {c.dp}"
     robust = COMBINES[c.combine].merge is not None
@@ -93,7 +93,7 @@ def _together(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _with_noise(c: RunConfig, score: Score) -> list[Misfit]:
+def _with_noise(c: RunConfig, score: Score) -> list[Conflict]:
     """What noise, or the bound that it needs, would make nonsense of."""
     dp, name = c.dp != "none", f"dp is {c.dp}"
     moments = "second moments with noise are no longer those of any inputs"
@@ -142,7 +142,7 @@ def _with_noise(c: RunConfig, score: Score) -> list[Misfit]:
 _SUMS = "sum, mean, mean-absolute, second-moment, rank-mean, votes"
 
 
-def _uncovered(c: RunConfig, score: Score) -> list[Misfit]:
+def _uncovered(c: RunConfig, score: Score) -> list[Conflict]:
     """What would be released without any noise beside what has some."""
     dp, open_ = c.dp != "none", not c.allow_uncovered
     raw = "the mask would come from raw scores, and nothing would be protected"
@@ -162,7 +162,7 @@ def _uncovered(c: RunConfig, score: Score) -> list[Misfit]:
     ]
 
 
-def _by_budget(c: RunConfig) -> list[Misfit]:
+def _by_budget(c: RunConfig) -> list[Conflict]:
     """What stands in the way of choosing the noise by the budget."""
     by_budget = c.dp != "none" and c.dp_noise is None
     answers = "clients' answers decide how often they are asked, so that no budget says the noise"
@@ -187,7 +187,7 @@ def _by_budget(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _how_many(c: RunConfig) -> list[Misfit]:
+def _how_many(c: RunConfig) -> list[Conflict]:
     trains = max(1, c.clients - c.panel)
     dp = c.dp != "none"
     rare = f"more than one in the {trains} clients"

@@ -1,6 +1,6 @@
 """What goes with privacy and what does not, as a table to read: the refusals themselves, in words.
 
-Nothing is decided here. `fedprune.config.rules.check` raises the same misfits before anything
+Nothing is decided here. `fedprune.config.rules.check` raises the same conflicts before anything
 starts.
 """
 
@@ -11,28 +11,28 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.config.defaults import completed
-from fedprune.config.local_privacy_conflicts import example_misfits, response_misfits
-from fedprune.config.privacy_conflicts import noise_misfits
-from fedprune.config.secure_conflicts import secure_misfits
-from fedprune.options.refusal import Misfit
+from fedprune.config.local_privacy_conflicts import example_conflicts, response_conflicts
+from fedprune.config.privacy_conflicts import noise_conflicts
+from fedprune.config.secure_conflicts import secure_conflicts
+from fedprune.options.refusal import Conflict
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 
-Misfits = Callable[[RunConfig, Score], list[Misfit]]
+Conflicts = Callable[[RunConfig, Score], list[Conflict]]
 
 
-def _for_examples(c: RunConfig, score: Score) -> list[Misfit]:
-    return [*noise_misfits(c, score), *example_misfits(c, score)]
+def _for_examples(c: RunConfig, score: Score) -> list[Conflict]:
+    return [*noise_conflicts(c, score), *example_conflicts(c, score)]
 
 
-_CASES: dict[str, tuple[dict[str, Any], Misfits]] = {
-    "dp client": ({"dp": "client", "dp_noise": 1.0}, noise_misfits),
+_CASES: dict[str, tuple[dict[str, Any], Conflicts]] = {
+    "dp client": ({"dp": "client", "dp_noise": 1.0}, noise_conflicts),
     "dp example": ({"dp": "example", "dp_noise": 1.0}, _for_examples),
     "response": (
         {"response": 1.0, "combine": "votes", "unit": "row"},
-        lambda c, _: response_misfits(c),
+        lambda c, _: response_conflicts(c),
     ),
-    "secure secagg": ({"secure": "secagg"}, lambda c, _: secure_misfits(c)),
+    "secure secagg": ({"secure": "secagg"}, lambda c, _: secure_conflicts(c)),
 }
 """A configuration that protects something, and what lists what does not go with it."""
 
@@ -46,9 +46,9 @@ def matrix() -> dict[str, list[str]]:
 _BATCHNORM = f"{'model':<16} BatchNorm; allowed: a model without it (seen when it is built)"
 
 
-def _lines(keys: dict[str, Any], misfits: Misfits) -> list[str]:
+def _lines(keys: dict[str, Any], conflicts: Conflicts) -> list[str]:
     config = RunConfig.model_construct(**completed({"task": "digits", "model": "mlp", **keys}))
-    found = misfits(config, scores_of("")[config.score])
+    found = conflicts(config, scores_of("")[config.score])
     lines = [
         f"{key:<16} {reason}; allowed: {allowed}"
         for key, _, reason, allowed in found

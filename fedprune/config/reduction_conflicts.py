@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedprune.options.refusal import Misfit
+from fedprune.options.refusal import Conflict
 
 if TYPE_CHECKING:
     from fedprune.config.schema import RunConfig
@@ -49,12 +49,12 @@ def reduction_round(values: Mapping[str, Any]) -> dict[str, int]:
     return {"reduce_round": min(values["end"] + 1, values["rounds"])}
 
 
-def reduction_misfits(c: RunConfig) -> list[Misfit]:
-    """Every possible misfit of a configuration's reductions, with whether it is one."""
+def reduction_conflicts(c: RunConfig) -> list[Conflict]:
+    """Every possible conflict of a configuration's reductions, with whether it is one."""
     return [*_reductions(c), *_ranks(c)]
 
 
-def _reductions(c: RunConfig) -> list[Misfit]:
+def _reductions(c: RunConfig) -> list[Conflict]:
     at, none = c.reduce_round, not c.reduce
     kept = "residuals of --error-feedback are of one shape"
     prunes_later = at is not None and at <= c.end and c.sparsity != 0.0
@@ -97,7 +97,7 @@ def _reductions(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _ranks(c: RunConfig) -> list[Misfit]:
+def _ranks(c: RunConfig) -> list[Conflict]:
     given = [key.replace("_", "-") for key in _RANKS if vars(c)[key] is not None]
     idle, both = "low-rank" not in c.reduce, f"{' and '.join(given)} exclude each other"
     energy, budget, tolerance = (vars(c)[key] is not None for key in _RANKS)

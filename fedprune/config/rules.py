@@ -10,15 +10,15 @@ from fedprune.codec.stochastic_rounding import BITS
 from fedprune.codec.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
 from fedprune.config.conflicts import conflicts
 from fedprune.config.learning_conflicts import refusals
-from fedprune.config.local_privacy_conflicts import local_misfits
-from fedprune.config.privacy_conflicts import privacy_misfits
+from fedprune.config.local_privacy_conflicts import local_conflicts
+from fedprune.config.privacy_conflicts import privacy_conflicts
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.local_training import OPTIMIZERS
 from fedprune.learning.moving_average import MOVING
 from fedprune.learning.robust import ROBUST
 from fedprune.options.refusal import (
-    Misfit,
+    Conflict,
     counted,
     named,
     refuse,
@@ -86,15 +86,15 @@ def check(config: RunConfig) -> None:
             named((key.replace("_", "-"), vars(c)[key]), table)
     if c.split not in task.splits:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
-    misfits = [*_out_of_bounds(c), *_of_the_task(c, task), *_unused(c), *_sent(c)]
-    misfits += [*conflicts(c, scores[c.score], task), *refusals(c)]
-    misfits += [*privacy_misfits(c), *local_misfits(c, scores[c.score])]
-    for key, wrong, reason, allowed in misfits:
+    found = [*_out_of_bounds(c), *_of_the_task(c, task), *_unused(c), *_sent(c)]
+    found += [*conflicts(c, scores[c.score], task), *refusals(c)]
+    found += [*privacy_conflicts(c), *local_conflicts(c, scores[c.score])]
+    for key, wrong, reason, allowed in found:
         if wrong:
             refuse(key, vars(c)[key.replace("-", "_")], reason, allowed)
 
 
-def _of_the_task(c: RunConfig, task: Task) -> list[Misfit]:
+def _of_the_task(c: RunConfig, task: Task) -> list[Conflict]:
     """Values that the task has no use for."""
     models = ", ".join(task.models) or "leave it out"
     unknown = bool(c.model) and c.model not in task.models and not task.paths
@@ -140,7 +140,7 @@ def _known_encoding(name: str | None) -> bool:
         return False
 
 
-def _sent(c: RunConfig) -> list[Misfit]:
+def _sent(c: RunConfig) -> list[Conflict]:
     """What clients send, and what they keep back of it."""
     keeps, rounds = c.error_feedback, (c.uplink or c.wire) in BITS
     kept = "residuals of --error-feedback"
@@ -163,7 +163,7 @@ def _sent(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _out_of_bounds(c: RunConfig) -> list[Misfit]:
+def _out_of_bounds(c: RunConfig) -> list[Conflict]:
     """Values that contradict others."""
     prunes = c.sparsity != 0.0
     late = "the last pruning is not between warm-up and the last round"
@@ -192,7 +192,7 @@ def _out_of_bounds(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _unused(c: RunConfig) -> list[Misfit]:
+def _unused(c: RunConfig) -> list[Conflict]:
     """Values that nothing would read: better refused than ignored."""
     inline, cluster = c.engine == "inline", bool(c.ray_address)
     here = "inline runs in this process"

@@ -287,7 +287,7 @@ def _document(text: str) -> dict[str, Any]:
 def given_in(text: str, plugin: str | None = None, where: object = "a file") -> dict[str, Any]:
     """As `from_toml`; of a document with every key and no word of what followed, those that count.
 
-    Earlier versions wrote such: there, what would follow with the same value is taken to have
+    PreviousRun versions wrote such: there, what would follow with the same value is taken to have
     followed.
 
     Args:

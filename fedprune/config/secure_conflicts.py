@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fedprune.config.terms import noised
-from fedprune.options.refusal import Misfit
+from fedprune.options.refusal import Conflict
 from fedprune.privacy.ranges import RANGES
 from fedprune.scores.combine import COMBINES
 
@@ -26,12 +26,12 @@ def secure_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"secure_dropout": 0.3, "secure_bits": 64, "secure_minimum": 3}
 
 
-def secure_misfits(c: RunConfig) -> list[Misfit]:
-    """Every possible misfit of a configuration's secure sums, with whether it is one."""
+def secure_conflicts(c: RunConfig) -> list[Conflict]:
+    """Every possible conflict of a configuration's secure sums, with whether it is one."""
     return [*_unread(c), *_seen_singly(c), *_of_the_sum(c)]
 
 
-def _unread(c: RunConfig) -> list[Misfit]:
+def _unread(c: RunConfig) -> list[Conflict]:
     without = c.secure == "none"
     keys = [(key.replace("_", "-"), vars(c)[key] is not None) for key in _KEYS]
     return [
@@ -40,7 +40,7 @@ def _unread(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _seen_singly(c: RunConfig) -> list[Misfit]:
+def _seen_singly(c: RunConfig) -> list[Conflict]:
     """What looks at one client's answer, or at how it was cast."""
     on = c.secure != "none"
     robust = COMBINES[c.combine].merge is not None
@@ -54,7 +54,7 @@ def _seen_singly(c: RunConfig) -> list[Misfit]:
     ]
 
 
-def _of_the_sum(c: RunConfig) -> list[Misfit]:
+def _of_the_sum(c: RunConfig) -> list[Conflict]:
     on, fewest, others = c.secure != "none", c.secure_minimum or 3, c.cohort - 1
     strange = [p for p in c.ranges if not _fits(p)]
     wrong = [p for p, largest in c.ranges.items() if not largest > 0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from fedprune.client.host import House, Tick, grouped
+from fedprune.client.host import Host, Tick, grouped
 from fedprune.config import RunConfig
 from fedprune.config.terms import keys_follow
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import layout_at
 from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
 from fedprune.secagg.messages import (
@@ -22,27 +22,27 @@ from fedprune.secagg.server_stages import secure_ask
 
 
 def inline_sums(
-    house: House, tick: Tick | None = None
-) -> Callable[[Question, Sequence[int]], Folded]:
+    host: Host, tick: Tick | None = None
+) -> Callable[[Question, Sequence[int]], Aggregate]:
     """What puts a question to this process's partitions and gives back their secure sum."""
-    config, transport = house.config, inline_transport(house, tick)
+    config, transport = host.config, inline_transport(host, tick)
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         layout = layout_at(config, question.edits)
         return secure_ask(question, partitions, layout, config, transport)
 
     return ask
 
 
-def inline_transport(house: House, tick: Tick | None = None) -> Transport:
+def inline_transport(host: Host, tick: Tick | None = None) -> Transport:
     """Puts every stage to the hosts of this process."""
-    seeds_in = seeds_for(house.config)
+    seeds_in = seeds_for(host.config)
 
     def put(call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
         packet = None if parcel is None else parcel.packet
-        seeds, hosts = seeds_in(call.session), grouped(partitions, house.config)
+        seeds, hosts = seeds_in(call.session), grouped(partitions, host.config)
         return merged(
-            serve_call(house, call, group, seeds, packet, tick) for group in hosts.values()
+            serve_call(host, call, group, seeds, packet, tick) for group in hosts.values()
         )
 
     return put

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, masked, spread
+from fedprune.tensors import Masks, Tensors, masked, scattered
 
 
 def to_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
@@ -84,10 +84,10 @@ def averaged(
     """
     double = {name: w.double() for name, w in masked(weights, masks).items()}
     before = to_moments(double, layout)
-    mean = spread(total / weight, layout.shapes, masks)
+    mean = scattered(total / weight, layout.shapes, masks)
     if held is not None:
         mean |= _over_holders(
-            spread(total, layout.shapes, masks), before, weight, masks, held, rule
+            scattered(total, layout.shapes, masks), before, weight, masks, held, rule
         )
     rates = dict.fromkeys(layout.statistics, min(server_lr, 1.0))
     after = {n: w + rates.get(n, server_lr) * mean[n] for n, w in before.items()}
@@ -104,7 +104,7 @@ def _over_holders(
 ) -> Tensors:
     """The mean change of the prunable tensors, of which clients kept different parts."""
     shapes = {name: m.shape for name, m in masks.items()}
-    holders = spread(held, shapes, masks)
+    holders = scattered(held, shapes, masks)
     after = {
         n: AVERAGES[rule].mean(before[n] * h + total[n], h, weight) for n, h in holders.items()
     }
@@ -202,5 +202,5 @@ def decided(
     """
     rank = MASKS[rule].rank
     assert rank is not None  # else it was decided before
-    counts = spread(votes, {n: m.shape for n, m in masks.items()}, masks)
+    counts = scattered(votes, {n: m.shape for n, m in masks.items()}, masks)
     return choose({n: rank(c, weights[n]) for n, c in counts.items()})

@@ -28,7 +28,7 @@ LEAST = 1e-6
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Distillation:
     """What a client learns from a teacher in a round.
 
     Attributes:
@@ -68,12 +68,12 @@ class Taught:
 
 
 def taught(
-    lesson: Lesson, student: nn.Module, batch: Part, called: nn.Module | None = None
+    distillation: Distillation, student: nn.Module, batch: Part, called: nn.Module | None = None
 ) -> Taught:
     """(1 - a)·loss + a·T²·KL + labels·(hidden·distance of states + attention·distance of weights).
 
     Args:
-        lesson: teacher and weights.
+        distillation: teacher and weights.
         student: the model, in training mode.
         batch: on the device of both.
         called: what is called in the student's place, with the same parameters (compiled).
@@ -81,21 +81,29 @@ def taught(
     Raises:
         ValueError: the two have nothing to compare.
     """
-    teacher = lesson.teacher
-    pairs = counterparts(student, teacher, own=lesson.own) if lesson.hidden else {}
-    looks = counterparts(student, teacher, "head", own=lesson.own) if lesson.attention else {}
+    teacher = distillation.teacher
+    pairs = counterparts(student, teacher, own=distillation.own) if distillation.hidden else {}
+    looks = (
+        counterparts(student, teacher, "head", own=distillation.own)
+        if distillation.attention
+        else {}
+    )
     with torch.no_grad(), recorded(teacher, [*pairs.values(), *looks.values()]) as wanted:
-        right = lesson.loss(teacher, batch)
+        right = distillation.loss(teacher, batch)
     with recorded(student, [*pairs, *looks]) as found:
-        own = lesson.loss(student if called is None else called, batch)
-    distance = divergence(_logits(own), _logits(right), batch, lesson.temperature)
-    total = (1 - lesson.answers) * own.total + lesson.answers * lesson.temperature**2 * distance
+        own = distillation.loss(student if called is None else called, batch)
+    distance = divergence(_logits(own), _logits(right), batch, distillation.temperature)
+    total = (
+        1 - distillation.answers
+    ) * own.total + distillation.answers * distillation.temperature**2 * distance
     if pairs:
-        apart = [states_apart(found[s][0], wanted[t][0], lesson.seed) for s, t in pairs.items()]
-        total = total + lesson.hidden * own.count * torch.stack(apart).mean()
+        apart = [
+            states_apart(found[s][0], wanted[t][0], distillation.seed) for s, t in pairs.items()
+        ]
+        total = total + distillation.hidden * own.count * torch.stack(apart).mean()
     if looks:
         apart = [attention_apart(found[s][-1], wanted[t][-1]) for s, t in looks.items()]
-        total = total + lesson.attention * own.count * torch.stack(apart).mean()
+        total = total + distillation.attention * own.count * torch.stack(apart).mean()
     return Taught(own, total, max(0.0, distance.item()))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fedprune.learning.distillation import Lesson, Taught, eager, taught
+from fedprune.learning.distillation import Distillation, Taught, eager, taught
 from fedprune.learning.objectives import Term, add_gradients, shrinkages_of, terms_of
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Tensors
@@ -144,7 +144,7 @@ def tune(
     watch: AbstractContextManager[Watcher] | None = None,
     called: nn.Module | None = None,
     units: Mapping[str, Tensor] | None = None,
-    lesson: Lesson | None = None,
+    distillation: Distillation | None = None,
     backward: Backward | None = None,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
@@ -159,7 +159,7 @@ def tune(
         watch: collects statistics on the way.
         called: what is called in the model's place, with the same parameters (compiled).
         units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
-        lesson: a teacher to learn from beside the labels.
+        distillation: a teacher to learn from beside the labels.
         backward: takes the gradients of a step in another way.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -168,10 +168,10 @@ def tune(
     terms = terms_of(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
-    own = backward or _of_mean_loss(model, called, task, lesson, config)
+    own = backward or _of_mean_loss(model, called, task, distillation, config)
     sums, counts, apart = 0.0, 0, 0.0
     model.train()
-    with watch or nullcontext() as watcher, _attention_of(model, lesson):
+    with watch or nullcontext() as watcher, _attention_of(model, distillation):
         for step in steps:
             optimizer.zero_grad()
             done = own(step)
@@ -185,14 +185,14 @@ def tune(
                 shrink(named, lr)
     optimizer.zero_grad()
     statistics = None if watcher is None else watcher.sums
-    return Tuned(sums, counts, statistics, None if lesson is None else apart)
+    return Tuned(sums, counts, statistics, None if distillation is None else apart)
 
 
 def _of_mean_loss(
     model: nn.Module,
     called: nn.Module | None,
     task: Task,
-    lesson: Lesson | None,
+    distillation: Distillation | None,
     config: Tuning,
 ) -> Backward:
     """The gradients of the mean loss over a step's labels."""
@@ -203,7 +203,7 @@ def _of_mean_loss(
         loss, count, apart = 0.0, 0, 0.0
         for batch in step:
             with _precision(config, device):
-                result = _learnt(model, called, batch, task, lesson)
+                result = _learnt(model, called, batch, task, distillation)
             (result.total / max(1, labels)).backward()
             loss += result.own.total.item()
             count += result.own.count
@@ -214,19 +214,25 @@ def _of_mean_loss(
 
 
 def _learnt(
-    model: nn.Module, called: nn.Module | None, batch: Part, task: Task, lesson: Lesson | None
+    model: nn.Module,
+    called: nn.Module | None,
+    batch: Part,
+    task: Task,
+    distillation: Distillation | None,
 ) -> Taught:
-    if lesson is not None:
-        return taught(lesson, model, batch, called)
+    if distillation is not None:
+        return taught(distillation, model, batch, called)
     own = task.loss(model if called is None else called, batch)
     return Taught(own, own.total, 0.0)
 
 
-def _attention_of(model: nn.Module, lesson: Lesson | None) -> AbstractContextManager[None]:
+def _attention_of(
+    model: nn.Module, distillation: Distillation | None
+) -> AbstractContextManager[None]:
     """Attention that gives its weights, where a lesson looks at them."""
-    if lesson is None or not lesson.attention:
+    if distillation is None or not distillation.attention:
         return nullcontext()
-    return eager(model, lesson.teacher)
+    return eager(model, distillation.teacher)
 
 
 def _precision(config: Tuning, device: str) -> AbstractContextManager[Any]:

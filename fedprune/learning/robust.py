@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, spread
+from fedprune.tensors import Tensors, scattered
 
 _CHUNK = 2**15
 """Values that are widened to float64 at a time, for all clients."""
@@ -73,7 +73,7 @@ def robust_change(
         layout: the model's layout.
     """
     its = ROBUST[rule]
-    where = spread(torch.arange(singles.shape[1]), layout.shapes, masks)
+    where = scattered(torch.arange(singles.shape[1]), layout.shapes, masks)
     numbers = torch.zeros(singles.shape[1], dtype=torch.bool)
     for name in layout.statistics:
         numbers[where[name].reshape(-1)] = True

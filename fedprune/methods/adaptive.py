@@ -19,7 +19,7 @@ from fedprune.methods.global_mask import (
 )
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.selection.ladder import (
-    Pace,
+    AdaptiveState,
     Point,
     along,
     as_rungs,
@@ -78,14 +78,14 @@ def adapted(state: State, bench: Bench) -> tuple[State, Notes]:
     """
     plan, c, now = bench.plan, bench.plan.config, sparsity_of(state.masks, bench.plan.layout)
     final = c.sparsity or 0.0  # the configuration has one
-    pace = state.pace or Pace(final - now)
+    pace = state.pace or AdaptiveState(final - now)
     if pace.done:
         return state, Notes()
     sparsities = tries(now, final, pace.step, c.candidates or 1)
-    state, folded, evidence = asked(state, bench, (), sparsities[-1])
+    state, aggregate, evidence = asked(state, bench, (), sparsities[-1])
     if evidence is None:
         return replace(state, owed=True), Notes()
-    scores = scored(folded, evidence, plan)
+    scores = scored(aggregate, evidence, plan)
 
     def choose(sparsity: float, alive: Masks) -> Masks:
         wanted = Wanted(sparsity, c.scope, min(1.0, sparsity / final))
@@ -97,7 +97,7 @@ def adapted(state: State, bench: Bench) -> tuple[State, Notes]:
     return _settled(state, plan, trial, pace)
 
 
-def _settled(state: State, plan: Plan, trial: Trial, pace: Pace) -> tuple[State, Notes]:
+def _settled(state: State, plan: Plan, trial: Trial, pace: AdaptiveState) -> tuple[State, Notes]:
     """The state under the sparsest masks that were within the limit, and what to say of it."""
     c = plan.config
     if trial.losses is None:

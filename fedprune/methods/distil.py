@@ -13,7 +13,7 @@ from fedprune.protocol.origin import origin_of
 from fedprune.server.state import Plan, State
 
 
-def schooled(state: State, plan: Plan) -> State:
+def with_teacher_kept(state: State, plan: Plan) -> State:
     """The state with its model kept as the teacher, before it is pruned or reduced at first."""
     c = plan.config
     if state.teacher or plan.teacher or not distils(c):

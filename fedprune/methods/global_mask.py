@@ -13,9 +13,9 @@ from fedprune.options.refusal import ConfigError
 from fedprune.privacy.randomised_response import debiased, flip_probability
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.origin import coded_size
-from fedprune.protocol.votes import ballot_of
+from fedprune.protocol.votes import vote_units_of
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES
 from fedprune.scores.inputs import unseen
@@ -43,11 +43,11 @@ def thin(state: State, bench: Bench) -> tuple[State, Notes]:
         return _exchanged(state, bench)
     for sparsity in _steps(state, plan):
         for names in _stages(plan):
-            state, folded, evidence = asked(state, bench, names, sparsity)
+            state, aggregate, evidence = asked(state, bench, names, sparsity)
             if evidence is None:
                 return replace(state, owed=True), notes
-            state = decide(state, plan, folded, evidence, sparsity)
-            notes = noted(folded, evidence, plan)
+            state = decide(state, plan, aggregate, evidence, sparsity)
+            notes = noted(aggregate, evidence, plan)
     return rewound(state, plan), notes
 
 
@@ -68,7 +68,7 @@ def sparsity_of(masks: Masks, layout: Layout) -> float:
     return (layout.whole - count_kept(masks)) / layout.whole
 
 
-def collected(state: State, plan: Plan, changes: Folded) -> State:
+def collected(state: State, plan: Plan, changes: Aggregate) -> State:
     """The state pruned by what the clients collected while they tuned."""
     question = Question("tune", state.round, state.weights, state.masks, score=plan.config.score)
     form = form_of(question, plan.config, plan.layout)
@@ -84,7 +84,7 @@ def collected(state: State, plan: Plan, changes: Folded) -> State:
 
 
 def decide(
-    state: State, plan: Plan, folded: Folded, evidence: Evidence, sparsity: float | None
+    state: State, plan: Plan, aggregate: Aggregate, evidence: Evidence, sparsity: float | None
 ) -> State:
     """The state under the mask that the evidence gives; weights too, where the score sets them.
 
@@ -101,7 +101,7 @@ def decide(
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
         state = replace(state, weights={**state.weights, **weights})
     else:
-        scores = scored(folded, evidence, plan)
+        scores = scored(aggregate, evidence, plan)
         masks = _selected(scores, sparsity, state, plan, evidence)
     return pruned(state, {**state.masks, **masks})
 
@@ -122,13 +122,13 @@ def _check_seen(evidence: Evidence, config: RunConfig) -> None:
         )
 
 
-def scored(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
+def scored(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Tensors:
     """One score for every weight asked about.
 
     Raises:
         ConfigError: a score of the user's own gives other names or shapes, or NaN.
     """
-    scores = _combined(folded, evidence, plan)
+    scores = _combined(aggregate, evidence, plan)
     _check_scores(scores, evidence, plan.config.score)
     return scores
 
@@ -151,7 +151,7 @@ def _check_scores(scores: Tensors, evidence: Evidence, name: str) -> None:
         raise ConfigError(f"score={name!r}: its finalise gives NaN for {bad[0]}; allowed: numbers")
 
 
-def united(state: State, plan: Plan, votes: Tensor) -> State:
+def merged_client_masks(state: State, plan: Plan, votes: Tensor) -> State:
     """The state under one mask again, after the clients tuned under masks of their own."""
     c, sparsity = plan.config, plan.sparsity(state.round)
     weights = {n: state.weights[n] for n in state.masks}
@@ -178,7 +178,7 @@ def rewound(state: State, plan: Plan) -> State:
     return replace(state, weights=masked(state.early, state.masks))
 
 
-def _combined(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
+def _combined(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Tensors:
     """One score for every weight asked about, from the pooled sums or from the clients' own."""
     c = plan.config
     score, combine = scores_of(c.plugin)[c.score], COMBINES[c.combine]
@@ -193,18 +193,18 @@ def _combined(folded: Folded, evidence: Evidence, plan: Plan) -> Tensors:
         plan.layout,
     )
     if not combine.valued:
-        assert folded.votes is not None  # the form wants them
-        shapes, counts = shapes_of(evidence.weights), folded.votes.double()
+        assert aggregate.votes is not None  # the form wants them
+        shapes, counts = shapes_of(evidence.weights), aggregate.votes.double()
         if c.response is not None:
-            units = ballot_of(c, plan.layout, evidence.masks).units
+            units = vote_units_of(c, plan.layout, evidence.masks).units
             p = flip_probability(c.response, units)
-            counts = debiased(counts, len(folded.answered), p)
+            counts = debiased(counts, len(aggregate.answered), p)
         return replace(form, shapes=shapes).named(counts)
-    assert folded.total is not None
+    assert aggregate.total is not None
     if combine.merge is None:
-        return form.named(folded.total / folded.weight)
-    assert folded.singles is not None
-    return form.named(combine.merge(folded.singles, c.trim or 0.0))
+        return form.named(aggregate.total / aggregate.weight)
+    assert aggregate.singles is not None
+    return form.named(combine.merge(aggregate.singles, c.trim or 0.0))
 
 
 def _selected(
@@ -246,7 +246,7 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
     """Prune and regrow at constant density: drop by the score, grow by the pooled gradient."""
     plan, c = bench.plan, bench.plan.config
     fraction = exchange_fraction(c.regrow or 0.0, *plan.exchange_step(state.round))
-    state, folded, evidence = asked(state, bench, (), _before_growing(state, plan, fraction))
+    state, aggregate, evidence = asked(state, bench, (), _before_growing(state, plan, fraction))
     if evidence is None:
         return replace(state, owed=True), Notes()
     question = bench.question(state, "score", score="gradient", dense=True)
@@ -256,7 +256,7 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
     gradient = form_of(question, c, plan.layout).named(grown.total)
     masks = exchange(
         state.masks,
-        _combined(folded, evidence, plan),
+        _combined(aggregate, evidence, plan),
         {n: g.abs() for n, g in gradient.items()},
         fraction,
         scope=c.scope,
@@ -264,7 +264,7 @@ def _exchanged(state: State, bench: Bench) -> tuple[State, Notes]:
         floor=c.floor,
     )
     moved = sum(int((masks[n] & ~m).sum()) for n, m in state.masks.items())
-    notes = replace(noted(folded, evidence, plan), exchanged=moved)
+    notes = replace(noted(aggregate, evidence, plan), exchanged=moved)
     return pruned(state, masks), notes
 
 

@@ -15,7 +15,7 @@ from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors import Tensors
 
 
-def refitted(state: State, before: State, bench: Bench) -> tuple[State, float | None]:
+def reconstructed(state: State, before: State, bench: Bench) -> tuple[State, float | None]:
     """The state with its prunable weights fitted to what they were, where that is wanted.
 
     Under ``--calibration sequential``, and always to the outputs of the model before, layer by
@@ -67,10 +67,10 @@ def _fitted(
     whole = plan.layout.prunable if kind.needs_before else ()
     given = {before_of(n): before.weights[n] for n in whole}
     question = bench.question(state, c.reconstruct, names=names, given=given)
-    state, folded = bench.put(state, question, bench.cohort)
-    if folded.total is None or len(folded.answered) < c.min_clients:
+    state, aggregate = bench.put(state, question, bench.cohort)
+    if aggregate.total is None or len(aggregate.answered) < c.min_clients:
         return replace(state, owed=True), []
-    sums = form_of(question, c, plan.layout).named(folded.total)
+    sums = form_of(question, c, plan.layout).named(aggregate.total)
     fresh: Tensors = {}
     left: list[float] = []
     for n in names:

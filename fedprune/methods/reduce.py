@@ -95,10 +95,10 @@ def ask_inputs(state: State, bench: Bench) -> tuple[State, Inputs | None]:
     assert plan.model is not None  # runs have one
     for names in questions(plan.layout, measurable(plan.model, plan.layout)):
         question = bench.question(state, "inputs", names=names)
-        state, folded = bench.put(state, question, bench.cohort)
-        if folded.total is None or len(folded.answered) < plan.config.min_clients:
+        state, aggregate = bench.put(state, question, bench.cohort)
+        if aggregate.total is None or len(aggregate.answered) < plan.config.min_clients:
             return state, None
-        sums = form_of(question, plan.config, plan.layout).named(folded.total)
+        sums = form_of(question, plan.config, plan.layout).named(aggregate.total)
         pieces.append(inputs_from(sums, names))
     return state, together(pieces)
 
@@ -266,11 +266,11 @@ def _by_validation(
 def _loss(state: State, bench: Bench) -> tuple[State, float, tuple[int, ...]]:
     """The mean loss on validation, and whose; nobody's if too few answered or have no labels."""
     question = bench.question(state, "evaluate", part="validation")
-    state, folded = bench.put(state, question, bench.cohort)
-    count, judges = folded.totals.get("count", 0.0), tuple(sorted(folded.answered))
+    state, aggregate = bench.put(state, question, bench.cohort)
+    count, judges = aggregate.totals.get("count", 0.0), tuple(sorted(aggregate.answered))
     if not count or len(judges) < bench.plan.config.min_clients:
         return state, 0.0, ()
-    return state, folded.totals["loss"] / count, judges
+    return state, aggregate.totals["loss"] / count, judges
 
 
 def _with_factors(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprune.client.tokens import marks_of
+from fedprune.client.tokens import special_tokens_of
 from fedprune.protocol.port import Port
 from fedprune.server.ask import put, question_about
 from fedprune.server.shrink import cut_to, fitted
@@ -41,11 +41,11 @@ def with_used_tokens(state: State, plan: Plan, port: Port) -> State:
     table: Any = model.get_submodule(path)
     named = (name for name, p in model.named_parameters() if p is table.weight)
     question = question_about(state, "tokens", names=(next(named),))
-    state, folded = put(state, port, question, list(port.present()))
-    if folded.total is None:
+    state, aggregate = put(state, port, question, list(port.present()))
+    if aggregate.total is None:
         return state
     task = tasks_of(plan.config.plugin)[plan.config.task]
-    marks, unknown = marks_of(task, plan.config, model)
-    kept = used(folded.total, (i for i in marks if i < len(folded.total)))
+    marks, unknown = special_tokens_of(task, plan.config, model)
+    kept = used(aggregate.total, (i for i in marks if i < len(aggregate.total)))
     edit = Edit("vocab", path, kept, str(unknown))
     return cut_to(state, plan, ordered((*state.edits, edit)))[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-Misfit = tuple[str, bool, str, str]
+Conflict = tuple[str, bool, str, str]
 """Key, whether it is wrong, why, and what is allowed."""
 
 

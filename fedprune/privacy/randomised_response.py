@@ -31,7 +31,7 @@ MOST = 36.0
 
 
 @dataclass(frozen=True)
-class Ballot:
+class VoteUnits:
     """The units that a client votes on.
 
     Attributes:
@@ -53,7 +53,7 @@ def flip_probability(epsilon: float, units: int) -> float:
     return 1.0 / (1.0 + math.exp(epsilon_of_a_bit(epsilon, units)))
 
 
-def responded(votes: Tensor, ballot: Ballot, p: float, source: Source) -> Tensor:
+def responded(votes: Tensor, units_voted: VoteUnits, p: float, source: Source) -> Tensor:
     """A client's votes after randomised response: of every unit all or none, flipped by chance.
 
     Coordinates in no unit always stay, for every client, and are told so. A unit counts as kept,
@@ -61,16 +61,16 @@ def responded(votes: Tensor, ballot: Ballot, p: float, source: Source) -> Tensor
 
     Args:
         votes: the client's own mask, flat flags on the kept coordinates.
-        ballot: the units of these.
+        units_voted: the units of these.
         p: probability of a flip.
         source: where the draws come from.
     """
-    inside = ballot.places >= 0
-    bits = torch.zeros(ballot.units, dtype=torch.bool)
-    bits[ballot.places[inside & votes]] = True
-    flips = torch.from_numpy(uniforms(ballot.units, source) < p)
+    inside = units_voted.places >= 0
+    bits = torch.zeros(units_voted.units, dtype=torch.bool)
+    bits[units_voted.places[inside & votes]] = True
+    flips = torch.from_numpy(uniforms(units_voted.units, source) < p)
     out = torch.ones_like(votes)
-    out[inside] = (bits ^ flips)[ballot.places[inside]]
+    out[inside] = (bits ^ flips)[units_voted.places[inside]]
     return out
 
 

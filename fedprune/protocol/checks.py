@@ -18,7 +18,7 @@ from fedprune.protocol.kinds import (
     Form,
     Shapes,
 )
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.scores.inputs import improper, inputs_of
 from fedprune.tasks.measures import PARTS
 from fedprune.tensors import Tensors
@@ -144,28 +144,28 @@ def _not_finite(tensors: Tensors) -> str:
     return next(n for n, t in tensors.items() if not torch.isfinite(t).all())
 
 
-def check_sum(folded: Folded, form: Form) -> None:
+def check_sum(aggregate: Aggregate, form: Form) -> None:
     """Refuse a host's sum that would spoil the server's: a server cannot trust a device.
 
     Raises:
         Refused: with the field and the reason.
     """
-    if folded.bytes_up < 0:
-        raise Refused("bytes_up", f"{folded.bytes_up} is below 0")
-    if not folded.answered:
-        if folded != Folded(failures=folded.failures, bytes_up=folded.bytes_up):
+    if aggregate.bytes_up < 0:
+        raise Refused("bytes_up", f"{aggregate.bytes_up} is below 0")
+    if not aggregate.answered:
+        if aggregate != Aggregate(failures=aggregate.failures, bytes_up=aggregate.bytes_up):
             raise Refused("answered", "a sum that nobody answered for")
         return
-    total = torch.empty(0) if folded.total is None else folded.total
-    of = len(folded.answered)
-    check(total, folded.weight, folded.totals, form, folded.statistics, of=of)
-    _check_norms(folded, form)
-    _check_votes(folded, form)
-    _check_singles(folded, form)
+    total = torch.empty(0) if aggregate.total is None else aggregate.total
+    of = len(aggregate.answered)
+    check(total, aggregate.weight, aggregate.totals, form, aggregate.statistics, of=of)
+    _check_norms(aggregate, form)
+    _check_votes(aggregate, form)
+    _check_singles(aggregate, form)
 
 
-def _check_votes(folded: Folded, form: Form) -> None:
-    votes, held, most = folded.votes, folded.held, len(folded.answered)
+def _check_votes(aggregate: Aggregate, form: Form) -> None:
+    votes, held, most = aggregate.votes, aggregate.held, len(aggregate.answered)
     if held is not None and not form.own:
         raise Refused("held", f"{held.numel()} values that nobody asked for")
     if votes is None:
@@ -179,7 +179,7 @@ def _check_votes(folded: Folded, form: Form) -> None:
     if form.own and (held is None or held.numel() != form.voters):
         raise Refused("held", f"wrong shape, expected {form.voters}")
     if held is not None:
-        _check_held(held, votes, folded.weight)
+        _check_held(held, votes, aggregate.weight)
 
 
 def _check_held(held: Tensor, votes: Tensor, weight: float) -> None:
@@ -192,9 +192,9 @@ def _check_held(held: Tensor, votes: Tensor, weight: float) -> None:
         raise Refused("held", "more than all clients weigh, or less than those who voted")
 
 
-def _check_singles(folded: Folded, form: Form) -> None:
-    singles = folded.singles
-    shape = (len(folded.answered), form.values) if form.singly else None
+def _check_singles(aggregate: Aggregate, form: Form) -> None:
+    singles = aggregate.singles
+    shape = (len(aggregate.answered), form.values) if form.singly else None
     found = None if singles is None else tuple(singles.shape)
     if found != shape:
         raise Refused("singles", f"wrong shape: {found}, expected {shape}")
@@ -202,9 +202,9 @@ def _check_singles(folded: Folded, form: Form) -> None:
         raise Refused("singles", NOT_NUMBERS)
 
 
-def _check_norms(folded: Folded, form: Form) -> None:
-    wanted = len(folded.answered) if form.normed else 0
-    if len(folded.norms) != wanted:
-        raise Refused("norms", f"{len(folded.norms)}, expected {wanted}")
-    if not all(0 <= norm < math.inf for norm in folded.norms):
+def _check_norms(aggregate: Aggregate, form: Form) -> None:
+    wanted = len(aggregate.answered) if form.normed else 0
+    if len(aggregate.norms) != wanted:
+        raise Refused("norms", f"{len(aggregate.norms)}, expected {wanted}")
+    if not all(0 <= norm < math.inf for norm in aggregate.norms):
         raise Refused("norms", "negative, NaN or infinite")

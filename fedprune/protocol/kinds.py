@@ -28,7 +28,7 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
-from fedprune.tensors import Masks, Tensors, count_kept, spread
+from fedprune.tensors import Masks, Tensors, count_kept, scattered
 
 Shapes = Mapping[str, torch.Size]
 
@@ -88,11 +88,11 @@ class Form:
 
     def named(self, flat: Tensor) -> Tensors:
         """Values by name, 0.0 where a mask is False."""
-        return spread(flat, self.shapes, fitting(self.shapes, self.masks))
+        return scattered(flat, self.shapes, fitting(self.shapes, self.masks))
 
     def named_sums(self, flat: Tensor) -> Tensors:
         """Statistics by name."""
-        return spread(flat, self.sums, fitting(self.sums, self.masks))
+        return scattered(flat, self.sums, fitting(self.sums, self.masks))
 
 
 def fitting(shapes: Shapes, masks: Masks) -> Masks:

@@ -24,7 +24,7 @@ from fedprune.codec.wire import (
 )
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import (
-    Folded,
+    Aggregate,
     failure_said,
     longest_about,
     plain,
@@ -173,7 +173,7 @@ def _answer_packet(buffers: Mapping[str, bytes], partition: int) -> Packet:
     return Packet(buffers[f"{partition}.head"], held["values"], held["bits"], held["more"])
 
 
-def sum_letter(folded: Folded, *, fixed: bool = False) -> Letter:
+def sum_letter(folded: Aggregate, *, fixed: bool = False) -> Letter:
     """A host's reply as one sum: of the values in float64, of votes, and who answered or failed.
 
     With `fixed` it is as long whatever its numbers are.
@@ -196,7 +196,7 @@ def sum_letter(folded: Folded, *, fixed: bool = False) -> Letter:
 
 def folded_of(
     letter: Letter, asked: list[int], phase: str = "", most: int = LONGEST_TEXT
-) -> Folded:
+) -> Aggregate:
     """The sum that a letter holds, as far as its form can tell.
 
     Args:
@@ -218,7 +218,7 @@ def folded_of(
             tensors["votes"] = tensors["votes"].long()
         if tensors["singles"] is not None:
             tensors["singles"] = tensors["singles"].reshape(len(answered), -1)
-        folded = Folded(
+        folded = Aggregate(
             weight=float(about["weight"]),
             totals={str(k): float(v) for k, v in about["totals"].items()},
             answered=answered,

@@ -137,7 +137,7 @@ Loud = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Folded:
+class Aggregate:
     """Answers added up, in the order of partitions and then of hosts.
 
     Attributes:
@@ -178,15 +178,15 @@ class Folded:
 LOUD = 1e3
 """Size of a change's largest value from which it is remembered whose it is."""
 
-_NOBODY = Folded()
+_NOBODY = Aggregate()
 
 
-def summed(pieces: Iterable[Folded]) -> Folded:
+def summed(pieces: Iterable[Aggregate]) -> Aggregate:
     """Several sums as one, added in the order given: pass them in the order of hosts.
 
     The pieces are left as they are.
     """
-    out = Folded()
+    out = Aggregate()
     ours: list[Tensor] = []  # made here, so that the next piece may be added in place
     rows: list[Tensor] = []
 
@@ -200,7 +200,7 @@ def summed(pieces: Iterable[Folded]) -> Folded:
 
     for piece in pieces:
         rows += [] if piece.singles is None else [piece.singles]
-        out = Folded(
+        out = Aggregate(
             plus(out.total, piece.total),
             out.weight + piece.weight,
             _added(out.totals, piece.totals),
@@ -225,13 +225,13 @@ def as_sum(
     answer: Answer,
     partition: int,
     size: int,
-    before: Folded = _NOBODY,
+    before: Aggregate = _NOBODY,
     *,
     singly: bool = False,
     held: bool = False,
     normed: bool = False,
     loud: bool = False,
-) -> Folded:
+) -> Aggregate:
     """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
 
     The tensors of `before` are added to in place.
@@ -254,7 +254,7 @@ def as_sum(
     statistics = before.statistics
     if answer.statistics is not None:
         statistics = _with(before.statistics, answer.statistics, 1.0, torch.float64)
-    return Folded(
+    return Aggregate(
         _with(before.total, answer.values, answer.weight, torch.float64),
         before.weight + answer.weight,
         _added(before.totals, answer.totals),

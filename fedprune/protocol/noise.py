@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprune.codec.model_digest import skeleton_digest
+from fedprune.codec.model_digest import model_digest
 from fedprune.config import RunConfig
 from fedprune.privacy.noise import Source, secret_source, seeded_source
 from fedprune.protocol.messages import Question
@@ -28,6 +28,6 @@ def source_for(question: Question, config: RunConfig, partition: int, purpose: s
     """
     q = question
     about = (q.kind, q.score, q.ask, q.names, q.dense, q.sparsity, q.lr)
-    sent = (skeleton_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
+    sent = (model_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
     again = f" {q.again}" if q.again else ""
     return source_of(config, f"{purpose} {about} {sent}{again}", q.round, partition)

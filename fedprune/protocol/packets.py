@@ -14,7 +14,7 @@ from fedprune.codec.model_digest import (
     bits_of,
     edits_in,
     mask_bits,
-    skeleton_digest,
+    model_digest,
 )
 from fedprune.codec.wire import (
     SCORE_TYPES,
@@ -39,7 +39,7 @@ from fedprune.learning.candidates import as_table, from_table
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Answer, Question
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept, kept, shapes_of, spread
+from fedprune.tensors import Masks, Tensors, count_kept, gathered, scattered, shapes_of
 
 
 def encode_question(question: Question, wire: str) -> Packet:
@@ -59,7 +59,7 @@ def encode_question(question: Question, wire: str) -> Packet:
         "lr": question.lr,
         "part": question.part,
         "progress": question.progress,
-        "mask": skeleton_digest(question.masks, question.edits),
+        "mask": model_digest(question.masks, question.edits),
     }
     head |= {"again": question.again} if question.again else {}
     if question.teacher:
@@ -67,11 +67,11 @@ def encode_question(question: Question, wire: str) -> Packet:
     if question.limit:
         head["limit"] = question.limit
     weights = question.weights if KINDS[question.kind].weights else {}
-    values = kept(weights, question.masks)
-    along = kept(question.given, _fitting(question.given, question.masks))
+    values = gathered(weights, question.masks)
+    along = gathered(question.given, _fitting(question.given, question.masks))
     if question.candidates:
         head["candidates"] = as_table(question.candidates, sorted(question.weights))
-    rungs = pack_rungs(kept(question.rungs, question.masks)) if question.rungs else b""
+    rungs = pack_rungs(gathered(question.rungs, question.masks)) if question.rungs else b""
     bits = bits_of(question.masks, question.edits)
     packet = pack(head, values, wire, bits, along)
     counted = pack_counted(question.counted, sorted(question.counted))
@@ -91,7 +91,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     head = head_of(packet)
     most = sum(shape.numel() for shape in layout.shapes.values())
     masks, edits = decode_mask(mask_bits(packet.bits), most), edits_in(packet.bits)
-    if skeleton_digest(masks, edits) != head["mask"]:
+    if model_digest(masks, edits) != head["mask"]:
         raise ValueError("the mask is not the one that the question names")
     if digest_of(packet.teacher) != head.get("teacher", ""):
         raise ValueError("the teacher is not the one that the question names")
@@ -99,11 +99,11 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
     names, rungs = sorted(layout.shapes), Tensors()
     if packet.rungs:
-        rungs = spread(rungs_of(packet.rungs, count_kept(masks)), shapes_of(masks), masks)
+        rungs = scattered(rungs_of(packet.rungs, count_kept(masks)), shapes_of(masks), masks)
     return Question(
         head["kind"],
         head["round"],
-        spread(
+        scattered(
             values_of(packet, shared=True),
             layout.shapes if KINDS[head["kind"]].weights else {},
             masks,
@@ -112,7 +112,7 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
         head["score"],
         head["ask"],
         tuple(head["names"]),
-        spread(more_of(packet), shapes, along),
+        scattered(more_of(packet), shapes, along),
         head["dense"],
         head["sparsity"],
         head["lr"],
@@ -203,8 +203,8 @@ def _totals(head: Mapping[str, Any]) -> dict[str, float]:
 
 def on_own_mask(votes: Tensor, question: Question) -> Tensor:
     """Which of a tuning answer's values lie on the client's own mask: what is free always does."""
-    own = spread(votes, shapes_of(question.masks), question.masks)
+    own = scattered(votes, shapes_of(question.masks), question.masks)
     flags = {
         n: own.get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in question.weights.items()
     }
-    return kept(flags, question.masks)
+    return gathered(flags, question.masks)

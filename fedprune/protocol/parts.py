@@ -11,9 +11,9 @@ from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.kinds import Form
 from fedprune.protocol.messages import (
+    Aggregate,
     Answer,
     Failure,
-    Folded,
     Question,
     as_sum,
     longest_about,
@@ -55,14 +55,16 @@ def understood(packet: Packet, question: Question, form: Form) -> Answer:
     return given
 
 
-def added(part: Part, question: Question, form: Form, config: RunConfig, before: Folded) -> Folded:
+def added(
+    part: Part, question: Question, form: Form, config: RunConfig, before: Aggregate
+) -> Aggregate:
     """The sum `before`, added to in place, with one more part.
 
     A part that does not count is left out and named; its bytes count, they were sent.
     """
     if part.packet is None:
         assert part.failure is not None  # one or the other
-        return summed([before, Folded(failures=(part.failure,))])
+        return summed([before, Aggregate(failures=(part.failure,))])
     size = part.packet.size()
     try:
         given = understood(part.packet, question, form)
@@ -71,7 +73,7 @@ def added(part: Part, question: Question, form: Form, config: RunConfig, before:
         return as_sum(given, part.partition, size, before, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others
         failure = silenced(failure_of(part.partition, question.kind, error), config)
-        return summed([before, Folded(failures=(failure,), bytes_up=size)])
+        return summed([before, Aggregate(failures=(failure,), bytes_up=size)])
 
 
 def failure_of(partition: int, phase: str, error: Exception) -> Failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Port:
         here.
     """
 
-    ask: Callable[[Question, Sequence[int]], Folded]
+    ask: Callable[[Question, Sequence[int]], Aggregate]
     present: Callable[[], Mapping[int, int]]
     panel: frozenset[int] = frozenset()
     rehearsed: bool = False

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedprune.codec.model_digest import skeleton_digest
+from fedprune.codec.model_digest import model_digest
 from fedprune.config import RunConfig
 from fedprune.config.cohort import asked_of, audience
 from fedprune.config.kinds import KINDS
@@ -26,7 +26,7 @@ from fedprune.privacy.noise import Source, gaussian
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.client_privacy import asks_signed
 from fedprune.protocol.kinds import Form, form_of
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.noise import source_of
 from fedprune.protocol.port import Port
@@ -60,7 +60,7 @@ def guarded(
     seen = _Seen()
     shelf = stored or Stored(None)
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         layout = layout_at(config, question.edits)
         form = form_of(question, config, layout)
         most = most_votes(question, config, form, layout)
@@ -83,13 +83,13 @@ def guarded(
             return before
         again = ledger.times(occasion) if name else 0
         ledger.book(occasion, booked)
-        folded = port.ask(replace(question, again=again) if again else question, partitions)
+        aggregate = port.ask(replace(question, again=again) if again else question, partitions)
         if config.dp != "none":
             purpose = f"noise {arm} {name}" + (f" {again}" if again else "")
             draw = source_of(config, purpose, question.round)
-            folded = _noised(folded, question, form, config, booked, draw)
-        store(place, folded)
-        return folded
+            aggregate = _noised(aggregate, question, form, config, booked, draw)
+        store(place, aggregate)
+        return aggregate
 
     panel = frozenset(range(config.clients - config.panel, config.clients))
 
@@ -126,7 +126,7 @@ def name_of(question: Question, partitions: Sequence[int], config: RunConfig) ->
         question.sparsity,
         question.part,
         _tried(question),
-        skeleton_digest(question.masks, question.edits),
+        model_digest(question.masks, question.edits),
         weights,
         tuple(partitions),
     )
@@ -142,18 +142,18 @@ def _tried(question: Question) -> object:
 
 
 def _noised(
-    folded: Folded,
+    aggregate: Aggregate,
     question: Question,
     form: Form,
     config: RunConfig,
     booked: Sequence[Release],
     draw: Source,
-) -> Folded:
+) -> Aggregate:
     """The sum with its noise, over denominators that do not depend on who answered."""
     if not KINDS[question.kind].weights:
-        return folded  # of the panel, or nobody is asked
+        return aggregate  # of the panel, or nobody is asked
     if KINDS[question.kind].totals_only:
-        return _measured(folded, config, booked, draw)
+        return _measured(aggregate, config, booked, draw)
     size = float(asked_of(question.kind, config))
     noisy = (r for r in booked if r.noised and r.way == "up")
     sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in noisy for f in r.fields}
@@ -162,14 +162,14 @@ def _noised(
     def with_noise(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
         return _with_noise(sum_, length, sd.get(name, 0.0) if here else 0.0, draw)
 
-    total = with_noise(folded.total, form.values, "values")
+    total = with_noise(aggregate.total, form.values, "values")
     if total is not None and not asks_signed(question, config):
         total = total.clamp(min=0.0)  # sums of what is never negative
     return replace(
-        folded,
+        aggregate,
         total=total,
-        votes=with_noise(folded.votes, form.voters, "votes"),
-        statistics=with_noise(folded.statistics, form.statistics, "statistics"),
+        votes=with_noise(aggregate.votes, form.voters, "votes"),
+        statistics=with_noise(aggregate.statistics, form.statistics, "statistics"),
         weight=size,
         totals={"count": size},
     )
@@ -183,18 +183,20 @@ def _with_noise(total: Tensor | None, size: int, sd: float, draw: Source) -> Ten
     return flat + gaussian(size, sd, draw) if sd else flat
 
 
-def _measured(folded: Folded, config: RunConfig, booked: Sequence[Release], draw: Source) -> Folded:
+def _measured(
+    aggregate: Aggregate, config: RunConfig, booked: Sequence[Release], draw: Source
+) -> Aggregate:
     """Totals of clients' means, noised, over everyone who could have answered."""
     if config.metrics == "exact":
-        return folded
+        return aggregate
     (release,) = (r for r in booked if r.quantity == "metrics")
     size = float(config.clients)
     names = [f.removeprefix("totals.") for f in release.fields]
     here = config.dp == "client" and config.secure == "none"
     sd = (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
     noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
-    sums = {n: folded.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
+    sums = {n: aggregate.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
     # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.
     most = {n: size if n.startswith(PARTS) else math.inf for n in names}
     totals = {n: min(most[n], max(0.0, value)) for n, value in sums.items()}
-    return replace(folded, totals={**totals, "count": size})
+    return replace(aggregate, totals={**totals, "count": size})

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load, save
 
 from fedprune.privacy.release import Occasion
-from fedprune.protocol.messages import Failure, Folded
+from fedprune.protocol.messages import Aggregate, Failure
 from fedprune.runtime.files import read_verified, write_verified
 
 FOLDER_NAME = "released"
@@ -45,7 +45,7 @@ class Stored:
         return self.folder / f"{arm}-{occasion.round}-{occasion.digest}-{n}"
 
 
-def stored_in(path: Path | None) -> Folded | None:
+def stored_in(path: Path | None) -> Aggregate | None:
     """What was put at a place, bit for bit; None: nothing, or it is damaged, and so never used."""
     if path is None or not path.is_file():
         return None
@@ -58,10 +58,10 @@ def stored_in(path: Path | None) -> Folded | None:
     rest |= {"failures": tuple(Failure(**f) for f in rest["failures"])}
     tensors: dict[str, Any] = load(content)
     lists = {n: tuple(v) for n, v in rest.items() if isinstance(v, list)}
-    return Folded(**rest | lists | tensors)
+    return Aggregate(**rest | lists | tensors)
 
 
-def store(path: Path | None, folded: Folded) -> None:
+def store(path: Path | None, aggregate: Aggregate) -> None:
     """Put a sum at a place, and take away those of the rounds before, which checkpoints have."""
     if path is None:
         return
@@ -69,9 +69,9 @@ def store(path: Path | None, folded: Folded) -> None:
     for older in path.parent.glob(f"{arm}-*"):
         if int(older.name.split("-")[1]) < int(round_):
             older.unlink()
-    tensors = {n: t.contiguous() for n in _TENSORS if (t := getattr(folded, n)) is not None}
-    rest = {n: v for n, v in vars(folded).items() if n not in _TENSORS}
-    rest |= {"failures": [asdict(f) for f in folded.failures]}
+    tensors = {n: t.contiguous() for n in _TENSORS if (t := getattr(aggregate, n)) is not None}
+    rest = {n: v for n, v in vars(aggregate).items() if n not in _TENSORS}
+    rest |= {"failures": [asdict(f) for f in aggregate.failures]}
     write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
 
 

@@ -10,7 +10,7 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.privacy.randomised_response import (
     COIN,
-    Ballot,
+    VoteUnits,
     epsilon_of_a_bit,
     expected_overlap,
     flip_probability,
@@ -20,18 +20,18 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, full_masks, kept
+from fedprune.tensors import Masks, full_masks, gathered
 
 
-def ballot_of(config: RunConfig, layout: Layout, masks: Masks) -> Ballot:
+def vote_units_of(config: RunConfig, layout: Layout, masks: Masks) -> VoteUnits:
     """The units of `--unit` that are alive under the masks of the tensors asked about."""
     labels = unit_labels(layout, config.unit, config.unit_shape)
-    flat = kept({n: labels[n] for n in masks}, masks).long()
+    flat = gathered({n: labels[n] for n in masks}, masks).long()
     inside = flat >= 0
     numbers, where = torch.unique(flat[inside], return_inverse=True)
     places = torch.full_like(flat, -1)
     places[inside] = where
-    return Ballot(places, len(numbers))
+    return VoteUnits(places, len(numbers))
 
 
 def told(config: RunConfig, layout: Layout) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def told(config: RunConfig, layout: Layout) -> tuple[str, ...]:
     if config.response is None:
         return ()
     shapes = {n: torch.empty(layout.shapes[n], device="meta") for n in layout.prunable}
-    units = ballot_of(config, layout, full_masks(shapes, layout.prunable)).units
+    units = vote_units_of(config, layout, full_masks(shapes, layout.prunable)).units
     p = flip_probability(config.response, units)
     lines = (
         f"epsilon {config.response:g} over {units:,} {config.unit}s: {_expected(config, units)}",
@@ -66,7 +66,7 @@ def response_release(fields: Sequence[str], question: Question, config: RunConfi
     """The release of a client's votes: local, so that it hides the client from the server too."""
     layout = layout_at(config, question.edits)
     names = question.names or tuple(question.masks)
-    units = ballot_of(config, layout, {n: question.masks[n] for n in names}).units
+    units = vote_units_of(config, layout, {n: question.masks[n] for n in names}).units
     assert config.response is not None  # else nobody responds
     return Release(
         "votes",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedprune.client.host import furnished, open_house
+from fedprune.client.host import build_host, with_edits
 from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.config import RunConfig, all_keys, recorded
 from fedprune.engines.inline import inline_port
@@ -26,7 +26,7 @@ from fedprune.tensors import Masks, Tensors, copied, full_masks, masked, state_o
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousRun:
     """A run that another one continues.
 
     Attributes:
@@ -46,7 +46,7 @@ class Earlier:
     quality: Mapping[str, Any]
 
 
-def earlier(folder: str, plugin: str = "") -> Earlier:
+def previous_run(folder: str, plugin: str = "") -> PreviousRun:
     """The run in a folder; of a plug-in's task, with the caller's own `plugin`.
 
     Raises:
@@ -62,7 +62,7 @@ def earlier(folder: str, plugin: str = "") -> Earlier:
     summary = path / SUMMARY_NAME
     measured = json.loads(summary.read_text())["quality"] if summary.is_file() else {}
     edits = from_json(json.dumps(head.get("edits", [])))
-    return Earlier(path, config, weights, masks, edits, measured)
+    return PreviousRun(path, config, weights, masks, edits, measured)
 
 
 def data_gone(folder: str) -> str:
@@ -75,7 +75,7 @@ def data_gone(folder: str) -> str:
     return data if data and not Path(data).exists() else ""
 
 
-def continued(config: RunConfig, before: Earlier) -> State:
+def continued(config: RunConfig, before: PreviousRun) -> State:
     """The state to go on from; tensors that the earlier ones do not fit are as the task makes them.
 
     Raises:
@@ -103,7 +103,7 @@ def continued(config: RunConfig, before: Earlier) -> State:
     return State(0, masked(weights, masks), masks, {}, edits=before.edits)
 
 
-def on_the_earlier_task(before: Earlier, end: State) -> dict[str, Any]:
+def on_the_earlier_task(before: PreviousRun, end: State) -> dict[str, Any]:
     """Quality on the earlier run's own test split: of its model, and of the one that it became.
 
     Its partitions are served in this process. Where they cannot be, as when its data is gone,
@@ -125,23 +125,23 @@ def on_the_earlier_task(before: Earlier, end: State) -> dict[str, Any]:
     return {**told, "now": None, "why": reasons[0] if reasons else "no example to measure on"}
 
 
-def _measured_again(before: Earlier, end: State) -> tuple[State, Totals]:
+def _measured_again(before: PreviousRun, end: State) -> tuple[State, Totals]:
     """The state in the earlier run's model, and its sums over that run's test split.
 
     What the new model does not share with the earlier one (a head for other classes) is the
     earlier one's.
     """
-    house = furnished(open_house(before.config), end.edits)
-    shapes = house.layout.shapes
+    host = with_edits(build_host(before.config), end.edits)
+    shapes = host.layout.shapes
     weights = {
         n: end.weights[n] if n in end.weights and end.weights[n].shape == s else before.weights[n]
         for n, s in shapes.items()
     }
-    masks = {n: end.masks.get(n, before.masks.get(n)) for n in house.layout.prunable}
+    masks = {n: end.masks.get(n, before.masks.get(n)) for n in host.layout.prunable}
     kept = {n: m for n, m in masks.items() if m is not None}
-    masks_now = full_masks(weights, house.layout.prunable) | kept
+    masks_now = full_masks(weights, host.layout.prunable) | kept
     state = replace(end, weights=weights, masks=masks_now, known={}, failures=())
-    return measure(state, inline_port(house), "test")
+    return measure(state, inline_port(host), "test")
 
 
 def _one_line(text: str) -> str:

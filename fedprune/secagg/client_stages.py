@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedprune.client.host import (
-    House,
+    Host,
     Tick,
     answered,
-    furnished,
+    with_edits,
 )
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, flags_of
@@ -83,7 +83,7 @@ class _Sitting:
     They are `kept` where they do not follow from the configuration.
     """
 
-    house: House
+    host: Host
     call: Call
     terms: Terms
     roster: dict[int, Keys]
@@ -92,7 +92,7 @@ class _Sitting:
 
 
 def serve_call(
-    house: House,
+    host: Host,
     call: Call,
     partitions: Sequence[int],
     seeds: Seeds | None = None,
@@ -102,7 +102,7 @@ def serve_call(
     """What a host's partitions say in one stage; one that fails is left out and named.
 
     Args:
-        house: where they are served.
+        host: where they are served.
         call: what is asked.
         partitions: of whom.
         seeds: their secrets; by default those that follow from the configuration, as a worker of a
@@ -113,10 +113,10 @@ def serve_call(
     Raises:
         ValueError: terms that nobody should agree to.
     """
-    terms = terms_of(house.config, call.session, call.members)
+    terms = terms_of(host.config, call.session, call.members)
     roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
-    known = seeds_of(house.config, call.session)
-    sitting = _Sitting(house, call, terms, roster, seeds or known, kept=seeds is not None)
+    known = seeds_of(host.config, call.session)
+    sitting = _Sitting(host, call, terms, roster, seeds or known, kept=seeds is not None)
     if call.stage == "masked":
         if packet is None:
             raise ValueError("the question is missing")
@@ -171,7 +171,7 @@ def _each(
             reply = replace(reply, bytes_up=size_of(reply_letter(reply)))
         except Exception as error:  # whatever a client raises must not stop the others
             log.warning("partition %d drops out of a secure sum: %s", partition, error)
-            failure = silenced(failure_of(partition, s.call.stage, error), s.house.config, error)
+            failure = silenced(failure_of(partition, s.call.stage, error), s.host.config, error)
             reply = Reply(failures=(failure,))
         if tick:
             tick(1)
@@ -185,7 +185,7 @@ class _Asked:
     """The question of a sum, and what its answers are made into.
 
     Attributes:
-        house: where it is answered.
+        host: where it is answered.
         question: what is asked.
         form: of the answers.
         pieces: of their vectors.
@@ -193,7 +193,7 @@ class _Asked:
         open: which of the coordinates that are voted on have enough holders, or None: all.
     """
 
-    house: House
+    host: Host
     question: Question
     form: Form
     pieces: Pieces
@@ -207,7 +207,7 @@ def _masked(s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick |
     def one(p: int) -> Reply:
         vector = vector_for(asked, p, s.terms.bits)
         if asked.noises:
-            enough = fewest_left(len(s.terms.members), s.house.config)
+            enough = fewest_left(len(s.terms.members), s.host.config)
             with_share(vector, asked.pieces, asked.noises, enough, _source(s, p))
         total = masked(s.seeds(p), p, s.roster, s.call.shared, vector, s.terms)
         return Reply(total=total, summed=(p,))
@@ -221,7 +221,7 @@ def _source(s: _Sitting, partition: int) -> Source:
     Of secrets that are kept, the same again: under one mask two vectors of different noise would
     show the difference.
     """
-    secret = s.house.config.noise_source == "secret"
+    secret = s.host.config.noise_source == "secret"
     if secret and not s.kept:
         return secret_source()
     key = derived(s.seeds(partition), "noise", s.terms.binding)
@@ -229,20 +229,20 @@ def _source(s: _Sitting, partition: int) -> Source:
 
 
 def _asked(s: _Sitting, packet: Packet) -> _Asked:
-    house = furnished(s.house, edits_in(packet.bits))
-    question = decode_question(packet, house.layout)
-    form = form_of(question, house.config, house.layout)
-    noises = noises_of(question, form, house.config, house.layout)
+    host = with_edits(s.host, edits_in(packet.bits))
+    question = decode_question(packet, host.layout)
+    form = form_of(question, host.config, host.layout)
+    noises = noises_of(question, form, host.config, host.layout)
     pieces = pieces_of(
-        question.kind, form, house.config, len(s.terms.members), noises, s.call.coarse
+        question.kind, form, host.config, len(s.terms.members), noises, s.call.coarse
     )
     open_ = flags_of(s.call.open, form.voters) if form.own else None
-    return _Asked(house, question, form, pieces, noises, open_)
+    return _Asked(host, question, form, pieces, noises, open_)
 
 
 def vector_for(asked: _Asked, partition: int, bits: int) -> Ring:
     """A partition's answer as a vector, refused before it is masked if it would spoil the sum."""
-    given = answered(asked.house, asked.question, partition)
+    given = answered(asked.host, asked.question, partition)
     check(given.values, given.weight, given.totals, asked.form, given.statistics)
     held = None
     if asked.open is not None:

@@ -18,7 +18,7 @@ from fedprune.options.refusal import Refused, counted
 from fedprune.protocol.checks import check_sum
 from fedprune.protocol.kinds import form_of
 from fedprune.protocol.letters import size_of
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.packets import encode_question
 from fedprune.secagg.client import confirming
 from fedprune.secagg.graph import enough
@@ -71,7 +71,7 @@ def secure_ask(
     layout: Layout,
     config: RunConfig,
     transport: Transport,
-) -> Folded:
+) -> Aggregate:
     """The sum of the partitions' answers, which nobody has seen one by one.
 
     Partitions that drop out before their masked vector came are named in the failures. One that
@@ -154,10 +154,10 @@ class _Course:
         return {p: each for p, each in said.items() if p not in wrong}
 
     def closed(
-        self, folded: Folded | None, partitions: Sequence[int], tries: int, reason: str = ""
-    ) -> Folded:
+        self, aggregate: Aggregate | None, partitions: Sequence[int], tries: int, reason: str = ""
+    ) -> Aggregate:
         """The sum with who is not in it and what it cost; without one, everyone has failed."""
-        found = folded or Folded()
+        found = aggregate or Aggregate()
         missing = [p for p in sorted(partitions) if p not in found.answered]
         why = reason or "dropped out"
         kind = self.question.kind
@@ -170,7 +170,7 @@ class _Course:
         )
 
 
-def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Folded:
+def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Aggregate:
     """One try, of one sum or, where clients' masks differ, of two: who holds what comes first."""
     question = course.question
     if not form_of(question, course.config, course.layout).own:
@@ -197,7 +197,7 @@ def _sum(
     members: tuple[int, ...],
     attempt: int,
     open_: bytes = b"",
-) -> Folded:
+) -> Aggregate:
     """The sum of one question's answers, in ranges that all of them fit into.
 
     Raises:
@@ -220,7 +220,7 @@ class _Narrow(Exception):
 
 def _sum_in_range(
     course: _Course, question: Question, members: tuple[int, ...], attempt: int, open_: bytes
-) -> Folded:
+) -> Aggregate:
     c = course.config
     packet = encode_question(question, c.wire)
     packet = replace(packet, values=bytes(packet.values))  # once, not once a host
@@ -232,13 +232,13 @@ def _sum_in_range(
     parcel = Parcel(question, packet, length(pieces) + 1)
     fewest = len(members) if open_ else fewest_left(len(members), c) if noises else 0
     total, summed = _opened(course, terms, parcel, open_, fewest)
-    folded = folded_from(total, pieces, summed, terms.bits)
+    aggregate = folded_from(total, pieces, summed, terms.bits)
     try:
         if not noises:  # with noise, votes may well be negative
-            check_sum(folded, form)
+            check_sum(aggregate, form)
     except Refused as refused:
         raise _Void(f"the sum does not count: {refused.field}: {refused}", ()) from None
-    return folded
+    return aggregate
 
 
 def session_of(

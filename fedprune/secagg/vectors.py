@@ -23,7 +23,7 @@ from fedprune.options.refusal import ConfigError, Refused, counted
 from fedprune.privacy.discretise import Noise
 from fedprune.privacy.ranges import COARSER, MOST, RANGES
 from fedprune.protocol.kinds import Form, Shapes, fitting
-from fedprune.protocol.messages import Answer, Folded
+from fedprune.protocol.messages import Aggregate, Answer
 from fedprune.secagg.fixed_point import (
     OUT_OF_RANGE,
     Scale,
@@ -222,7 +222,7 @@ def _integers(numbers: np.ndarray, piece: Piece, bits: int) -> Ring:
         raise
 
 
-def folded_from(total: Ring, pieces: Pieces, answered: Sequence[int], bits: int) -> Folded:
+def folded_from(total: Ring, pieces: Pieces, answered: Sequence[int], bits: int) -> Aggregate:
     """The sum of the clients' answers, from the sum of their vectors.
 
     It has no `singles`: nobody saw one.
@@ -238,7 +238,7 @@ def folded_from(total: Ring, pieces: Pieces, answered: Sequence[int], bits: int)
             parts.setdefault(piece.field, []).append(numbers)
     flat = {field: torch.from_numpy(np.concatenate(found)) for field, found in parts.items()}
     votes = flat.get("votes")
-    return Folded(
+    return Aggregate(
         total=flat.get("values", torch.empty(0, dtype=torch.float64)),
         weight=float(flat["weight"]),
         totals=totals,

@@ -21,7 +21,7 @@ def scopes_of(unit: str) -> tuple[str, ...]:
     return tuple(name for name, scope in SCOPES.items() if not scope.rows)
 
 
-def misfit(unit: str, scope: str, *, min_density: float = 0.0, max_density: float = 1.0) -> str:
+def conflict(unit: str, scope: str, *, min_density: float = 0.0, max_density: float = 1.0) -> str:
     """Why units cannot be selected under a scope and these limits, "" if they can.
 
     Args:

@@ -40,7 +40,7 @@ ADAPTIVE = {
 
 
 @dataclass(frozen=True)
-class Pace:
+class AdaptiveState:
     """Where an adaptive schedule stands between two rounds.
 
     Attributes:
@@ -84,7 +84,7 @@ def verdict(losses: Sequence[float], most: float, took: int) -> str:
     return "wait" if losses[0] > most else "step back"
 
 
-def paced(pace: Pace, said: str, n: int) -> Pace:
+def paced(pace: AdaptiveState, said: str, n: int) -> AdaptiveState:
     """How to go on after a verdict, with `n` tries at a time."""
     step = pace.step * {"widen": 2.0, "step back": 0.5}.get(said, 1.0)
     return replace(pace, step=step, done=step < FINEST * n)

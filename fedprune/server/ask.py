@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedprune.codec.model_digest import skeleton_digest
+from fedprune.codec.model_digest import model_digest
 from fedprune.codec.wire import digest_of
 from fedprune.config.kinds import KINDS
 from fedprune.protocol.choice import evidence_about
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES
@@ -21,7 +21,7 @@ from fedprune.server.standing import too_few
 from fedprune.server.state import Plan, State
 from fedprune.tensors import load_into
 
-Put = Callable[[State, Question, Sequence[int]], tuple[State, Folded]]
+Put = Callable[[State, Question, Sequence[int]], tuple[State, Aggregate]]
 """Puts a question to partitions; the state has the traffic and the failures in it."""
 
 
@@ -58,7 +58,9 @@ class Bench:
 def bench_for(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
     """Where the server decides in a round with this cohort."""
 
-    def put_to(state: State, question: Question, partitions: Sequence[int]) -> tuple[State, Folded]:
+    def put_to(
+        state: State, question: Question, partitions: Sequence[int]
+    ) -> tuple[State, Aggregate]:
         return put(state, port, question, partitions)
 
     return Bench(plan, put_to, question_about, cohort, port.measuring, port.training)
@@ -66,7 +68,7 @@ def bench_for(plan: Plan, port: Port, cohort: Sequence[int]) -> Bench:
 
 def question_about(state: State, kind: str, **what: Any) -> Question:
     """A question about a state, which says who has its mask and edits already."""
-    digest = skeleton_digest(state.masks, state.edits)
+    digest = model_digest(state.masks, state.edits)
     known = frozenset(p for p, held in state.known.items() if held == digest)
     what |= {"known": known, "edits": state.edits}
     return Question(kind, state.round, state.weights, state.masks, **what)
@@ -74,37 +76,37 @@ def question_about(state: State, kind: str, **what: Any) -> Question:
 
 def put(
     state: State, port: Port, question: Question, partitions: Sequence[int]
-) -> tuple[State, Folded]:
+) -> tuple[State, Aggregate]:
     """Put a question: the state with what asking changes in it, and the sum of the answers."""
-    folded = port.ask(question, partitions)
-    digest = skeleton_digest(question.masks, question.edits)
+    aggregate = port.ask(question, partitions)
+    digest = model_digest(question.masks, question.edits)
     t = state.traffic
     if KINDS[question.kind].counts == "evaluation":
-        t = replace(t, evaluation=t.evaluation + folded.bytes_up + folded.bytes_down)
+        t = replace(t, evaluation=t.evaluation + aggregate.bytes_up + aggregate.bytes_down)
     else:
-        t = replace(t, up=t.up + folded.bytes_up, down=t.down + folded.bytes_down)
-    taught = dict.fromkeys(folded.answered, digest_of(question.teacher))
-    state = noticed(state, question.kind, folded)
+        t = replace(t, up=t.up + aggregate.bytes_up, down=t.down + aggregate.bytes_down)
+    taught = dict.fromkeys(aggregate.answered, digest_of(question.teacher))
+    state = noticed(state, question.kind, aggregate)
     return replace(
         state,
-        notices=state.notices + folded.notices,
+        notices=state.notices + aggregate.notices,
         taught={**state.taught, **taught} if question.teacher else state.taught,
-        known={**state.known, **dict.fromkeys(folded.answered, digest)},
+        known={**state.known, **dict.fromkeys(aggregate.answered, digest)},
         traffic=t,
-        failures=state.failures + folded.failures,
-        failed=state.failed + len(folded.failures),
-    ), folded
+        failures=state.failures + aggregate.failures,
+        failed=state.failed + len(aggregate.failures),
+    ), aggregate
 
 
 def asked(
     state: State, bench: Bench, names: tuple[str, ...], sparsity: float | None
-) -> tuple[State, Folded, Evidence | None]:
+) -> tuple[State, Aggregate, Evidence | None]:
     """All asks of the score, and the evidence of the last; none, if too few answered."""
     c, plan = bench.plan.config, bench.plan
     score = scores_of(c.plugin)[c.score]
     evidence = evidence_of(state, plan, names)
     who = tuple(bench.scored)
-    folded = Folded(answered=who)
+    aggregate = Aggregate(answered=who)
     for i, ask in enumerate(score.asks):
         given = {} if ask.given is None else ask.given(evidence)
         given = {n: t.float() for n, t in given.items()}
@@ -113,11 +115,11 @@ def asked(
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": plan.progress(state.round)}
         question = bench.question(state, "score", **what)
-        state, folded = bench.put(state, question, who)
-        if too_few(folded, c) or not (folded.answered or c.sampling == "poisson"):
-            return state, folded, None
-        evidence = _with_sums(evidence, folded, question, plan)
-    return state, folded, evidence
+        state, aggregate = bench.put(state, question, who)
+        if too_few(aggregate, c) or not (aggregate.answered or c.sampling == "poisson"):
+            return state, aggregate, None
+        evidence = _with_sums(evidence, aggregate, question, plan)
+    return state, aggregate, evidence
 
 
 def _voting(score: Score, plan: Plan) -> bool:
@@ -125,10 +127,12 @@ def _voting(score: Score, plan: Plan) -> bool:
     return score.step is None and (c.agreement or not COMBINES[c.combine].valued)
 
 
-def _with_sums(evidence: Evidence, folded: Folded, question: Question, plan: Plan) -> Evidence:
+def _with_sums(
+    evidence: Evidence, aggregate: Aggregate, question: Question, plan: Plan
+) -> Evidence:
     form = form_of(question, plan.config, plan.layout)
-    sums = {} if folded.total is None else form.named(folded.total)
-    count = folded.totals["count"]
+    sums = {} if aggregate.total is None else form.named(aggregate.total)
+    count = aggregate.totals["count"]
     return replace(evidence, sums=sums, count=count, given=question.given)
 
 

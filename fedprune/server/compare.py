@@ -46,11 +46,11 @@ def compared(
     """
     what: dict[str, Any] = {"part": "validation", "candidates": tuple(candidates), **way}
     question = bench.question(state, "compare", **what)
-    state, folded = bench.put(state, question, bench.everyone())
-    labels = folded.totals.get("count", 0.0)
-    if len(folded.answered) < bench.plan.config.min_clients or not labels:
+    state, aggregate = bench.put(state, question, bench.everyone())
+    labels = aggregate.totals.get("count", 0.0)
+    if len(aggregate.answered) < bench.plan.config.min_clients or not labels:
         return state, None
-    return state, [folded.totals[f"loss_{i}"] / labels for i in range(len(candidates))]
+    return state, [aggregate.totals[f"loss_{i}"] / labels for i in range(len(candidates))]
 
 
 def blend(before: State, after: State, bench: Bench) -> tuple[State, dict[str, Any] | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES
 from fedprune.scores.score import Evidence
@@ -45,16 +45,16 @@ class Notes:
     left_out: tuple[int, ...] | None = None
 
 
-def noted(folded: Folded, evidence: Evidence, plan: Plan) -> Notes:
+def noted(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Notes:
     """What the answers to a score's last ask say about it."""
     c = plan.config
     flipped = c.response is not None  # such votes agree less than the masks they are made of
-    own = folded.totals.get("own")
+    own = aggregate.totals.get("own")
     # It is that of the pooled sums: of scores that clients made of their own there are none.
     error = scores_of(c.plugin)[c.score].error if COMBINES[c.combine].pooled else None
     return Notes(
-        None if flipped else agreement_of(folded),
-        folded.totals["overlap"] / own if own else None,
+        None if flipped else agreement_of(aggregate),
+        aggregate.totals["overlap"] / own if own else None,
         None if error is None else _relative(error(evidence), evidence, plan),
     )
 
@@ -68,7 +68,7 @@ def _relative(errors: Tensors, evidence: Evidence, plan: Plan) -> float | None:
     return float(flat.median()) if flat.numel() else None
 
 
-def agreement_of(evidence: Folded) -> float | None:
+def agreement_of(evidence: Aggregate) -> float | None:
     """How much two clients' own masks share on average: Σ c_j (c_j - 1) / (K (K-1) k).
 
     c_j counts the clients that vote to keep weight j, K clients voted, each for k weights. None

@@ -9,7 +9,7 @@ from typing import Any
 from fedprune.codec.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.config.rates import learning_rate
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.server.diagnostics import Notes
 from fedprune.server.state import Plan, State, Totals
 from fedprune.tasks.catalog import tasks_of
@@ -41,7 +41,7 @@ def row(
     state: State,
     plan: Plan,
     cohort: Sequence[int],
-    changes: Folded,
+    changes: Aggregate,
     totals: Totals,
     notes: Notes,
     phase: str,

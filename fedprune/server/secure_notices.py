@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fedprune.options.refusal import counted
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.server.state import State
 
 
-def noticed(state: State, kind: str, folded: Folded) -> State:
+def noticed(state: State, kind: str, aggregate: Aggregate) -> State:
     """The state after one more secure sum: who was in it, and what to say about it.
 
     Two sums over sets that differ by one client can be taken from each other. What is left is that
     client's part, as far as both were of the same question. It is said once for every two sets.
     """
-    if not folded.tries:
+    if not aggregate.tries:
         return state
-    members, notices = frozenset(folded.answered), list(state.notices)
-    if folded.tries > 1:
+    members, notices = frozenset(aggregate.answered), list(state.notices)
+    if aggregate.tries > 1:
         notices.append(
             f"{kind}: the secure sum was tried again, "
             f"{counted(len(members), 'client is', 'clients are')} in it"

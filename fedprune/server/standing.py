@@ -14,7 +14,7 @@ from fedprune.config import RunConfig
 from fedprune.config.cohort import audience
 from fedprune.options.refusal import counted
 from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS
-from fedprune.protocol.messages import Failure, Folded
+from fedprune.protocol.messages import Aggregate, Failure
 from fedprune.protocol.port import Port
 from fedprune.server.state import State
 
@@ -37,7 +37,7 @@ def limit_of(config: RunConfig, norms: Sequence[float]) -> float:
     return TIMES * median(norms) if norms else 0.0
 
 
-def weighed(state: State, changes: Folded, config: RunConfig) -> tuple[State, Folded]:
+def weighed(state: State, changes: Aggregate, config: RunConfig) -> tuple[State, Aggregate]:
     """The state with the norms that counted, and the changes: none, if they cannot be told apart.
 
     In the first round that ``auto`` has no limit for, the round's own median takes its place. Whose
@@ -60,10 +60,10 @@ def weighed(state: State, changes: Folded, config: RunConfig) -> tuple[State, Fo
     if not beyond:
         return state, changes
     answered = tuple(p for p in changes.answered if p not in beyond)
-    return state, Folded(answered=answered, failures=changes.failures + failures)
+    return state, Aggregate(answered=answered, failures=changes.failures + failures)
 
 
-def why_void(changes: Folded, cohort: Sequence[int], config: RunConfig) -> str:
+def why_void(changes: Aggregate, cohort: Sequence[int], config: RunConfig) -> str:
     """Why a round changes nothing."""
     came = f"{len(changes.answered)} of {len(cohort)} changes came"
     if len(changes.answered) >= max(1, config.min_clients):
@@ -80,7 +80,7 @@ ALIKE = 1e-3
 """Part of the largest value from which a client's own stands out as well."""
 
 
-def standing_out(changes: Folded) -> dict[int, float]:
+def standing_out(changes: Aggregate) -> dict[int, float]:
     """Partition to size of whose changes hold the largest values; nobody, if all are as large."""
     sizes = dict(changes.loud)
     top = max(sizes.values(), default=0.0)
@@ -88,7 +88,7 @@ def standing_out(changes: Folded) -> dict[int, float]:
     return found if len(found) < len(changes.answered) else {}
 
 
-def blamed(state: State, changes: Folded, why: str) -> tuple[State, Folded]:
+def blamed(state: State, changes: Aggregate, why: str) -> tuple[State, Aggregate]:
     """The state and the changes of a round that is void for its model, with the culprits named.
 
     A sum holds them for good. Where clients are added up in secret, or all of them sent much the
@@ -173,9 +173,9 @@ def struck(
     )
 
 
-def too_few(folded: Folded, config: RunConfig) -> bool:
+def too_few(aggregate: Aggregate, config: RunConfig) -> bool:
     """Whether a round is void for want of answers.
 
     With Poisson sampling the number of those drawn is part of what is hidden, and voids nothing.
     """
-    return config.sampling != "poisson" and len(folded.answered) < config.min_clients
+    return config.sampling != "poisson" and len(aggregate.answered) < config.min_clients

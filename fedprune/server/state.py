@@ -10,7 +10,7 @@ from torch import nn
 from fedprune.config import RunConfig
 from fedprune.learning.moving_average import Moving
 from fedprune.protocol.messages import Failure
-from fedprune.selection.ladder import Pace
+from fedprune.selection.ladder import AdaptiveState
 from fedprune.selection.schedules import (
     SCHEDULES,
     prunes_at,
@@ -90,7 +90,7 @@ class State:
     edits: Edits = ()
     teacher: bytes = b""
     taught: dict[int, str] = field(default_factory=dict)
-    pace: Pace | None = None
+    pace: AdaptiveState | None = None
     moving: Moving | None = None
     sums: tuple[frozenset[int], ...] = ()
     notices: tuple[str, ...] = ()

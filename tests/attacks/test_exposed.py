@@ -17,7 +17,7 @@ from fedprune.attacks.exposed import (
 )
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.task import Part
-from fedprune.tensors import kept, load_into
+from fedprune.tensors import gathered, load_into
 
 KEYS = {"task": "digits", "model": "mlp", "seed": 3}
 
@@ -37,12 +37,12 @@ def parts(n: int = 3, size: int = 1) -> list[Part]:
 def test_a_sum_of_messages_is_what_the_server_gets(name: str) -> None:
     made = scene(name, parts(), KEYS)
     messages = [message(made, p) for p in range(3)]
-    folded = inline_port(made.house).ask(made.question, [0, 1, 2])
-    assert not folded.failures
-    got = folded.votes if made.quantity.votes else folded.total
+    aggregate = inline_port(made.host).ask(made.question, [0, 1, 2])
+    assert not aggregate.failures
+    got = aggregate.votes if made.quantity.votes else aggregate.total
     assert got is not None
     seen = exposed(made, messages, Protection("", clients=3))
-    torch.testing.assert_close(kept(seen.values, made.masks), got.double())
+    torch.testing.assert_close(gathered(seen.values, made.masks), got.double())
 
 
 @pytest.mark.parametrize("name", [n for n, q in QUANTITIES.items() if q.each is not None])
@@ -50,9 +50,9 @@ def test_a_quantity_is_what_its_function_of_the_gradient_says(name: str) -> None
     """Up to a factor; votes keep what is largest."""
     made = scene(name, parts(1), KEYS)
     (seen,) = [exposed(made, [message(made, 0)], Protection(""))]
-    model, task = made.house.model, made.house.task
+    model, task = made.host.model, made.host.task
     load_into(model, made.question.weights)
-    loss = task.loss(model.eval(), made.house.shards[0].train).total
+    loss = task.loss(model.eval(), made.host.shards[0].train).total
     w = model.get_parameter("features.1.weight")
     (g,) = torch.autograd.grad(loss, w)
     each = made.quantity.each
@@ -79,9 +79,9 @@ def test_clipped_messages_have_norm_one_and_noise_its_deviation() -> None:
     made = scene("|g|", parts(), KEYS)
     messages = [message(made, p) for p in range(3)]
     one = exposed(made, messages, Protection("", clip=True))
-    assert float(kept(one.values, {}).norm()) == pytest.approx(1.0)
+    assert float(gathered(one.values, {}).norm()) == pytest.approx(1.0)
     loud = exposed(made, messages, Protection("", clip=True, noise=2.0))
-    noise = kept(loud.values, {}) - kept(one.values, {})
+    noise = gathered(loud.values, {}) - gathered(one.values, {})
     assert float(noise.std()) == pytest.approx(2.0 * math.sqrt(2.0), rel=0.03)
 
 
@@ -95,7 +95,7 @@ def test_noise_is_what_dp_accounting_asks_for() -> None:
 def test_a_random_message_has_nothing_of_the_client() -> None:
     made = scene("votes", parts(), KEYS)
     like = message(made, 0)
-    drawn = kept(noise_like(made, like, 0, clients=2).values, {})
+    drawn = gathered(noise_like(made, like, 0, clients=2).values, {})
     assert drawn.sum() == like.sum()
     assert abs(float(torch.corrcoef(torch.stack([drawn, like]))[0, 1])) < 0.05
 

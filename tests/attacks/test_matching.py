@@ -44,9 +44,9 @@ def test_the_image_itself_is_not_looked_at() -> None:
 def test_a_search_through_batchnorm_in_training_leaves_the_model_alone() -> None:
     made = scene("change", [square()], KEYS)
     seen = exposed(made, [message(made, 0)], Protection(""))
-    before = {n: t.clone() for n, t in made.house.model.state_dict().items()}
+    before = {n: t.clone() for n, t in made.host.model.state_dict().items()}
     matched(made, seen, square(), Search(steps=3, restarts=1))
-    after = made.house.model.state_dict()
+    after = made.host.model.state_dict()
     assert all(torch.equal(t, after[n]) for n, t in before.items())
 
 

@@ -34,14 +34,14 @@ def test_a_model_that_is_sure_to_the_last_bit_still_has_an_order():
 
 
 def test_the_confidence_of_a_text_is_its_mean_log_probability(llama):
-    house, _ = llama
-    part = {n: t[:5].clone() for n, t in house.shards[0].train.items()}
+    host, _ = llama
+    part = {n: t[:5].clone() for n, t in host.shards[0].train.items()}
     part["labels"][0, 3:] = -100  # fewer labels count
-    found = confidences(house.model, house.task, part, size=2)
+    found = confidences(host.model, host.task, part, size=2)
     for i in range(5):
         row = {n: t[i : i + 1] for n, t in part.items()}
         with torch.no_grad():
-            loss = house.task.loss(house.model, row)
+            loss = host.task.loss(host.model, row)
         assert found[i] == pytest.approx(-float(loss.total) / loss.count, rel=1e-5)
 
 

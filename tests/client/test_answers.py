@@ -12,51 +12,51 @@ from torch import Tensor, nn
 
 from fedprune import SCORES, Loss, RunConfig, select
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
-from fedprune.client.host import House, released
+from fedprune.client.context import ClientContext
+from fedprune.client.host import Host, released
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import MASKS
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.packets import decode_answer
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.scores.score import Probe
 from fedprune.tasks.task import Part, Shard, batches
-from fedprune.tensors import Tensors, count_kept, kept, load_into, masked, spread, state_of
+from fedprune.tensors import Tensors, count_kept, gathered, load_into, masked, scattered, state_of
 
 Tiny = Callable[..., RunConfig]
-Cnn = tuple[House, Question]
+Cnn = tuple[Host, Question]
 EVERYONE = [0, 1, 2, 3, 4]
 OWNER = [name for name, rule in COMBINES.items() if rule.valued and not rule.pooled]
 
 
-def with_keys(house: House, tiny: Tiny, **keys: Any) -> House:
-    return replace(house, config=tiny(**keys))
+def with_keys(host: Host, tiny: Tiny, **keys: Any) -> Host:
+    return replace(host, config=tiny(**keys))
 
 
 def asked(about: Question, **what: Any) -> Question:
     return replace(about, **{"kind": "score", "score": "taylor", **what})
 
 
-def sums_of(house: House, about: Question, partition: int, score: str = "taylor") -> Tensors:
-    load_into(house.model, about.weights)
-    house.model.eval()
-    part = house.shards[partition].train
-    names = house.layout.prunable
+def sums_of(host: Host, about: Question, partition: int, score: str = "taylor") -> Tensors:
+    load_into(host.model, about.weights)
+    host.model.eval()
+    part = host.shards[partition].train
+    names = host.layout.prunable
     given = list(batches(part, 64))
-    probe = Probe(house.model, house.layout, names, given, house.task.loss, about.masks)
+    probe = Probe(host.model, host.layout, names, given, host.task.loss, about.masks)
     return {n: t.clone() for n, t in SCORES[score].asks[0].collect(probe).items()}
 
 
-def own_scores(house: House, about: Question, partition: int) -> np.ndarray:
+def own_scores(host: Host, about: Question, partition: int) -> np.ndarray:
     """|Σ w·g| / labels on the kept coordinates, by the definition of the score."""
-    sums = kept(sums_of(house, about, partition), about.masks).double()
-    return (sums.abs() / len(house.shards[partition].train["labels"])).numpy()
+    sums = gathered(sums_of(host, about, partition), about.masks).double()
+    return (sums.abs() / len(host.shards[partition].train["labels"])).numpy()
 
 
-def labels_of(house: House) -> list[int]:
-    return [len(house.shards[p].train["labels"]) for p in EVERYONE]
+def labels_of(host: Host) -> list[int]:
+    return [len(host.shards[p].train["labels"]) for p in EVERYONE]
 
 
 def clipped(rows: np.ndarray, _labels: list[int]) -> np.ndarray:
@@ -77,47 +77,45 @@ ORACLES: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {
 }
 
 
-def combined(folded: Folded, name: str) -> np.ndarray:
+def combined(aggregate: Aggregate, name: str) -> np.ndarray:
     """What the server makes of the sum, as `deciding` does."""
     merge = COMBINES[name].merge
-    assert folded.total is not None
+    assert aggregate.total is not None
     if merge is None:
-        return (folded.total / folded.weight).numpy()
-    assert folded.singles is not None
-    return merge(folded.singles, 0.2).numpy()
+        return (aggregate.total / aggregate.weight).numpy()
+    assert aggregate.singles is not None
+    return merge(aggregate.singles, 0.2).numpy()
 
 
 @pytest.mark.parametrize("name", OWNER)
 def test_clients_own_scores_become_one(name: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     keys = {"combine": name} | ({"trim": 0.2} if name == "trimmed-mean" else {})
-    folded = inline_port(with_keys(house, tiny, **keys)).ask(asked(about), EVERYONE)
-    rows = np.stack([own_scores(house, about, p) for p in EVERYONE])
-    expected = ORACLES[name](rows, labels_of(house))
-    seen = combined(folded, name)
-    assert folded.weight == sum(labels_of(house)) != 5
+    aggregate = inline_port(with_keys(host, tiny, **keys)).ask(asked(about), EVERYONE)
+    rows = np.stack([own_scores(host, about, p) for p in EVERYONE])
+    expected = ORACLES[name](rows, labels_of(host))
+    seen = combined(aggregate, name)
+    assert aggregate.weight == sum(labels_of(host)) != 5
     np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
     assert expected.std() > 0
 
 
 def test_the_sum_is_the_score_of_everybodys_data(cnn: Cnn):
-    house, about = cnn
-    folded = inline_port(house).ask(asked(about), EVERYONE)
-    parts = [house.shards[p].train for p in EVERYONE]
+    host, about = cnn
+    aggregate = inline_port(host).ask(asked(about), EVERYONE)
+    parts = [host.shards[p].train for p in EVERYONE]
     pooled = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    one = replace(house, shards={0: Shard(pooled, pooled, pooled)})
-    expected = kept(sums_of(one, about, 0), about.masks).double()
-    assert folded.total is not None
-    assert (folded.total - expected).abs().max() < 1e-5 * expected.abs().max()
+    one = replace(host, shards={0: Shard(pooled, pooled, pooled)})
+    expected = gathered(sums_of(one, about, 0), about.masks).double()
+    assert aggregate.total is not None
+    assert (aggregate.total - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_mean_of_absolutes_is_not_the_absolute_of_the_mean(cnn: Cnn, tiny: Tiny):
     """Where clients disagree about a weight, one of them cancels the other."""
-    house, about = cnn
-    pooled = inline_port(house).ask(asked(about), EVERYONE)
-    single = inline_port(with_keys(house, tiny, combine="mean-absolute")).ask(
-        asked(about), EVERYONE
-    )
+    host, about = cnn
+    pooled = inline_port(host).ask(asked(about), EVERYONE)
+    single = inline_port(with_keys(host, tiny, combine="mean-absolute")).ask(asked(about), EVERYONE)
     assert pooled.total is not None
     one = pooled.total.abs().numpy() / pooled.totals["count"]
     other = combined(single, "mean-absolute")
@@ -127,15 +125,15 @@ def test_the_mean_of_absolutes_is_not_the_absolute_of_the_mean(cnn: Cnn, tiny: T
 
 @pytest.mark.parametrize("name", COMBINES)
 def test_the_order_of_clients_and_their_hosts_do_not_matter(name: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     question = asked(about, sparsity=0.7)
-    port = inline_port(with_keys(house, tiny, combine=name))
+    port = inline_port(with_keys(host, tiny, combine=name))
     there, back = port.ask(question, EVERYONE), port.ask(question, EVERYONE[::-1])
     for key in ("total", "votes", "singles"):
         first, second = getattr(there, key), getattr(back, key)
         assert (first is None) == (second is None)
         assert first is None or torch.equal(first, second), key
-    other = inline_port(with_keys(house, tiny, combine=name, hosts=5)).ask(question, EVERYONE)
+    other = inline_port(with_keys(host, tiny, combine=name, hosts=5)).ask(question, EVERYONE)
     assert torch.equal(other.votes, there.votes)
     if COMBINES[name].valued and not COMBINES[name].pooled:
         np.testing.assert_allclose(combined(other, name), combined(there, name), rtol=1e-12)
@@ -145,19 +143,19 @@ MARK = 2.0**-20
 LOUD = 1024.0
 
 
-def loud(house: House, partition: int) -> House:
-    """A house where one client's loss, and so its gradient, is 1024 times as large."""
-    shard = house.shards[partition]
+def loud(host: Host, partition: int) -> Host:
+    """A host where one client's loss, and so its gradient, is 1024 times as large."""
+    shard = host.shards[partition]
     images = shard.train["images"].clone()
     images[..., 0, 0] = MARK
-    plain, task = replace(shard, train={**shard.train, "images": images}), house.task
+    plain, task = replace(shard, train={**shard.train, "images": images}), host.task
 
     def loss(model: nn.Module, batch: Part) -> Loss:
         found = task.loss(model, batch)
         marked = bool((batch["images"][..., 0, 0] == MARK).all())
         return replace(found, total=found.total * LOUD) if marked else found
 
-    return replace(house, shards={**house.shards, partition: plain}, task=replace(task, loss=loss))
+    return replace(host, shards={**host.shards, partition: plain}, task=replace(task, loss=loss))
 
 
 SCALELESS = [
@@ -173,14 +171,14 @@ SCALELESS = [
 def test_one_loud_client_owns_the_mask_unless_its_scale_is_taken_away(
     keys: Mapping[str, Any], cnn: Cnn, tiny: Tiny
 ):
-    house, about = cnn
-    voices = loud(house, 2)
-    quiet = replace(voices, task=house.task)
+    host, about = cnn
+    voices = loud(host, 2)
+    quiet = replace(voices, task=host.task)
     question = asked(about, sparsity=0.7 if "votes" in keys.values() else None)
 
-    def heard(where: House, **what: Any) -> Tensor:
-        folded = inline_port(with_keys(where, tiny, **what)).ask(question, EVERYONE)
-        found = folded.votes if folded.votes is not None else folded.total
+    def heard(where: Host, **what: Any) -> Tensor:
+        aggregate = inline_port(with_keys(where, tiny, **what)).ask(question, EVERYONE)
+        found = aggregate.votes if aggregate.votes is not None else aggregate.total
         assert found is not None
         return found
 
@@ -192,33 +190,33 @@ def test_one_loud_client_owns_the_mask_unless_its_scale_is_taken_away(
 
 @pytest.mark.parametrize("name", NORMALISE)
 def test_what_is_normalised_is_the_clients_own_score(name: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
-    port = inline_port(with_keys(house, tiny, combine="mean", normalise=name))
-    folded = port.ask(asked(about), [3])
-    assert folded.total is not None
-    own = torch.tensor(own_scores(house, about, 3))
-    seen = folded.total / folded.weight
+    host, about = cnn
+    port = inline_port(with_keys(host, tiny, combine="mean", normalise=name))
+    aggregate = port.ask(asked(about), [3])
+    assert aggregate.total is not None
+    own = torch.tensor(own_scores(host, about, 3))
+    seen = aggregate.total / aggregate.weight
     assert torch.allclose(seen, NORMALISE[name](own).double(), rtol=1e-4, atol=1e-9)
     if name == "l1":
         assert float(seen.sum()) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_under_l1_every_label_has_the_same_say(cnn: Cnn, tiny: Tiny):
-    house, about = cnn
-    port = inline_port(with_keys(house, tiny, normalise="l1"))
-    for p, labels in zip(EVERYONE, labels_of(house), strict=True):
+    host, about = cnn
+    port = inline_port(with_keys(host, tiny, normalise="l1"))
+    for p, labels in zip(EVERYONE, labels_of(host), strict=True):
         total = port.ask(asked(about), [p]).total
         assert total is not None
         assert float(total.abs().sum()) == pytest.approx(labels, rel=1e-5)
 
 
-def own_mask(house: House, about: Question, partition: int, scope: str) -> Tensor:
-    scores = {n: s.abs() for n, s in sums_of(house, about, partition).items()}
+def own_mask(host: Host, about: Question, partition: int, scope: str) -> Tensor:
+    scores = {n: s.abs() for n, s in sums_of(host, about, partition).items()}
     sizes = {n: about.weights[n].abs() for n in scores}
     chosen = select(
-        scores, 0.7, scope=scope, alive=about.masks, magnitude=sizes, layout=house.layout
+        scores, 0.7, scope=scope, alive=about.masks, magnitude=sizes, layout=host.layout
     )
-    return kept(chosen, about.masks)
+    return gathered(chosen, about.masks)
 
 
 VOTING = [
@@ -233,95 +231,95 @@ VOTING = [
 def test_votes_count_the_clients_own_masks(
     keys: Mapping[str, Any], scope: str, cnn: Cnn, tiny: Tiny
 ):
-    house, about = cnn
+    host, about = cnn
     about = replace(about, masks={n: torch.ones_like(m) for n, m in about.masks.items()})
     question = asked(about, sparsity=0.7)
-    folded = inline_port(with_keys(house, tiny, **keys)).ask(question, EVERYONE)
-    assert folded.votes is not None
-    each = torch.stack([own_mask(house, about, p, scope) for p in EVERYONE])
+    aggregate = inline_port(with_keys(host, tiny, **keys)).ask(question, EVERYONE)
+    assert aggregate.votes is not None
+    each = torch.stack([own_mask(host, about, p, scope) for p in EVERYONE])
     # The clients' scores are |Σ w·g| / labels in float64, which may turn ties of float32 around.
-    assert int((folded.votes != each.sum(0)).sum()) <= 10
-    assert int(folded.votes.sum()) == int(each.sum())
+    assert int((aggregate.votes != each.sum(0)).sum()) <= 10
+    assert int(aggregate.votes.sum()) == int(each.sum())
 
 
 def test_a_client_whose_scores_are_all_equal_votes_by_magnitude_then_position(cnn: Cnn, tiny: Tiny):
     """All images black: most of the first layer's scores are 0."""
-    house, about = cnn
-    shard = house.shards[0]
+    host, about = cnn
+    shard = host.shards[0]
     black = {**shard.train, "images": torch.zeros_like(shard.train["images"])}
-    dark = replace(house, shards={0: replace(shard, train=black)})
-    first = house.layout.prunable[0]
+    dark = replace(host, shards={0: replace(shard, train=black)})
+    first = host.layout.prunable[0]
     question = asked(about, names=(first,), sparsity=0.7)
-    folded = inline_port(with_keys(dark, tiny, combine="votes")).ask(question, [0])
+    aggregate = inline_port(with_keys(dark, tiny, combine="votes")).ask(question, [0])
     mask, size = about.masks[first], about.weights[first].abs()
     zeros = {first: torch.zeros_like(size)}
     assert not sums_of(dark, about, 0)[first].any()
     expected = select(zeros, 0.7, alive={first: mask}, magnitude={first: size})[first]
-    assert folded.votes is not None
-    assert torch.equal(folded.votes.bool(), expected[mask])
-    gone = size[mask][folded.votes == 0]
-    assert gone.max() <= size[mask][folded.votes == 1].min()
+    assert aggregate.votes is not None
+    assert torch.equal(aggregate.votes.bool(), expected[mask])
+    gone = size[mask][aggregate.votes == 0]
+    assert gone.max() <= size[mask][aggregate.votes == 1].min()
 
 
 def test_a_client_without_finite_statistics_has_no_vote(cnn: Cnn, tiny: Tiny):
-    house, about = cnn
-    shard = house.shards[1]
+    host, about = cnn
+    shard = host.shards[1]
     bad = {**shard.train, "images": torch.full_like(shard.train["images"], float("nan"))}
-    ill = replace(house, shards={**house.shards, 1: replace(shard, train=bad)})
+    ill = replace(host, shards={**host.shards, 1: replace(shard, train=bad)})
     for name in COMBINES:
         port = inline_port(with_keys(ill, tiny, combine=name))
-        folded = port.ask(asked(about, sparsity=0.7), EVERYONE)
-        assert folded.answered == (0, 2, 3, 4)
-        assert [f.partition for f in folded.failures] == [1]
+        aggregate = port.ask(asked(about, sparsity=0.7), EVERYONE)
+        assert aggregate.answered == (0, 2, 3, 4)
+        assert [f.partition for f in aggregate.failures] == [1]
         right = port.ask(asked(about, sparsity=0.7), [0, 2, 3, 4])
         for key in ("total", "votes", "singles"):
-            one, other = getattr(folded, key), getattr(right, key)
+            one, other = getattr(aggregate, key), getattr(right, key)
             assert one is other is None or torch.equal(one, other), (name, key)
 
 
 @pytest.mark.parametrize("wire", SCORE_TYPES)
 def test_what_scores_cost_when_they_are_cast(wire: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
-    cast = with_keys(house, tiny, score_wire=wire)
-    folded = inline_port(cast).ask(asked(about, sparsity=0.7), EVERYONE)
+    host, about = cnn
+    cast = with_keys(host, tiny, score_wire=wire)
+    aggregate = inline_port(cast).ask(asked(about, sparsity=0.7), EVERYONE)
     if wire == "fp32":
-        assert "overlap" not in folded.totals
+        assert "overlap" not in aggregate.totals
         return
     own = 5 * (12944 - int(0.7 * 12944 + 0.5))
-    assert folded.totals["own"] == own
-    assert 0.8 * own < folded.totals["overlap"] <= own
-    exact = inline_port(house).ask(asked(about, sparsity=0.7), EVERYONE)
-    assert torch.equal(folded.votes, exact.votes), "votes are of what was not cast"
-    assert folded.total is not None
+    assert aggregate.totals["own"] == own
+    assert 0.8 * own < aggregate.totals["overlap"] <= own
+    exact = inline_port(host).ask(asked(about, sparsity=0.7), EVERYONE)
+    assert torch.equal(aggregate.votes, exact.votes), "votes are of what was not cast"
+    assert aggregate.total is not None
     assert exact.total is not None
-    assert not torch.equal(folded.total, exact.total)
+    assert not torch.equal(aggregate.total, exact.total)
 
 
-def seat_of(house: House, partition: int = 2) -> Seat:
-    shard = house.shards[partition]
-    return Seat(partition, shard, house.model, house.task, house.config, house.layout,
-                house.device, house.tuned)  # fmt: skip
+def seat_of(host: Host, partition: int = 2) -> ClientContext:
+    shard = host.shards[partition]
+    return ClientContext(partition, shard, host.model, host.task, host.config, host.layout,
+                host.device, host.tuned)  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", [name for name in MASKS if name != "global"])
 def test_a_client_prunes_by_itself_and_tunes_what_it_kept(rule: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
-    own = with_keys(house, tiny, masks=rule)
+    host, about = cnn
+    own = with_keys(host, tiny, masks=rule)
     full = {n: torch.ones_like(m) for n, m in about.masks.items()}
     question = replace(about, kind="tune", masks=full, score="taylor", sparsity=0.7, lr=0.1)
     given = answer(question, seat_of(own))
-    after = {n: t.clone() for n, t in state_of(house.model).items()}
+    after = {n: t.clone() for n, t in state_of(host.model).items()}
     assert given.votes is not None
-    expected = own_mask(house, question, 2, "global")
+    expected = own_mask(host, question, 2, "global")
     assert int((given.votes != expected).sum()) <= 4
-    own_masks = spread(given.votes, {n: m.shape for n, m in full.items()}, full)
+    own_masks = scattered(given.votes, {n: m.shape for n, m in full.items()}, full)
     sent = masked(question.weights, own_masks)
     for name, mask in own_masks.items():
         assert not after[name][~mask].any(), "removed weights are 0 while tuning, too"
         assert (after[name] != sent[name])[mask].float().mean() > 0.5, "and the others move"
     seen = decode_answer(released(own, question, 2), question, count_kept(full), own=True)
     assert torch.equal(seen.votes, given.votes)
-    change = spread(seen.values, house.layout.shapes, full)
+    change = scattered(seen.values, host.layout.shapes, full)
     for name, mask in own_masks.items():
         assert torch.equal(change[name], (after[name] - question.weights[name]) * mask)
 
@@ -333,12 +331,12 @@ WATCHED = [n for n, s in SCORES.items() if len(s.asks) == 1 and s.asks[0].watch 
 def test_statistics_collected_while_tuning_change_nothing_of_the_tuning(
     score: str, cnn: Cnn, tiny: Tiny
 ):
-    house, about = cnn
+    host, about = cnn
     question = replace(about, kind="tune", lr=0.1)
-    plain = answer(question, seat_of(house))
-    watching = with_keys(house, tiny, score=score, score_during="tune")
+    plain = answer(question, seat_of(host))
+    watching = with_keys(host, tiny, score=score, score_during="tune")
     both = answer(replace(question, score=score), seat_of(watching))
-    expected = form_of(replace(question, score=score), watching.config, house.layout)
+    expected = form_of(replace(question, score=score), watching.config, host.layout)
     assert torch.equal(plain.values, both.values)
     assert plain.statistics is None
     assert both.statistics is not None
@@ -349,27 +347,27 @@ def test_statistics_collected_while_tuning_change_nothing_of_the_tuning(
 
 def test_statistics_of_one_step_are_those_at_the_weights_that_were_sent(cnn: Cnn, tiny: Tiny):
     """Σ w·g of the one batch that was trained on, in training mode, by autograd."""
-    house, about = cnn
-    size = len(house.shards[2].train["labels"])
+    host, about = cnn
+    size = len(host.shards[2].train["labels"])
     keys = {"score_during": "tune", "local_steps": 1, "batch_size": size}
-    watching = with_keys(house, tiny, **keys)
+    watching = with_keys(host, tiny, **keys)
     given = answer(replace(about, kind="tune", score="taylor", lr=0.1), seat_of(watching))
-    load_into(house.model, about.weights)
-    house.model.train()
-    house.model.zero_grad()
-    house.task.loss(house.model, house.shards[2].train).total.backward()
-    grads = {n: house.model.get_parameter(n) for n in about.masks}
-    expected = kept({n: (p * p.grad).detach() for n, p in grads.items()}, about.masks)
-    house.model.zero_grad()
+    load_into(host.model, about.weights)
+    host.model.train()
+    host.model.zero_grad()
+    host.task.loss(host.model, host.shards[2].train).total.backward()
+    grads = {n: host.model.get_parameter(n) for n in about.masks}
+    expected = gathered({n: (p * p.grad).detach() for n, p in grads.items()}, about.masks)
+    host.model.zero_grad()
     assert given.statistics is not None
     scale = float(expected.abs().max())
     assert torch.allclose(given.statistics, expected, atol=1e-4 * scale)
 
 
 def test_an_answer_to_describe_counts_labels(cnn: Cnn):
-    house, about = cnn
-    given = answer(replace(about, kind="describe"), seat_of(house))
-    shard = house.shards[2]
+    host, about = cnn
+    given = answer(replace(about, kind="describe"), seat_of(host))
+    shard = host.shards[2]
     counts = [np.bincount(part["labels"], minlength=10) for part in (shard.test, shard.train)]
     assert given.values.tolist() == np.concatenate(counts).tolist()
     assert given.totals == {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedprune import SCORES, RunConfig, Task
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import (
     BY_GRADIENT,
     noised_statistics,
@@ -20,7 +20,7 @@ from fedprune.client.dp_sgd import (
     poisson_steps,
     values_in,
 )
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.client.scoring import _probe
 from fedprune.config import with_values
 from fedprune.learning.local_training import OPTIMIZERS, tune
@@ -32,10 +32,10 @@ from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.noise import source_for
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part, batches, examples
-from fedprune.tensors import Tensors, copied, full_masks, kept, load_into, masked, state_of
+from fedprune.tensors import Tensors, copied, full_masks, gathered, load_into, masked, state_of
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 TASK = TASKS["digits"]
 
 
@@ -51,10 +51,10 @@ def rows(n: int, seed: int = 0) -> Part:
     return {"images": torch.randn(n, 1, 8, 8, generator=gen), "labels": labels}
 
 
-def seat_of(house: House, config: RunConfig, part: Part) -> Seat:
-    shard = replace(house.shards[0], train=part)
+def seat_of(host: Host, config: RunConfig, part: Part) -> ClientContext:
+    shard = replace(host.shards[0], train=part)
     cpu = torch.device("cpu")
-    return Seat(0, shard, house.model, house.task, config, house.layout, cpu, house.model)
+    return ClientContext(0, shard, host.model, host.task, config, host.layout, cpu, host.model)
 
 
 def some_masks(weights: Tensors, names: tuple[str, ...]) -> Tensors:
@@ -62,9 +62,9 @@ def some_masks(weights: Tensors, names: tuple[str, ...]) -> Tensors:
     return {n: torch.rand(weights[n].shape, generator=gen) < 0.6 for n in names}
 
 
-def asked(house: House, score: str, **more: Any) -> Question:
-    weights = copied(state_of(house.model))
-    masks = some_masks(weights, house.layout.prunable)
+def asked(host: Host, score: str, **more: Any) -> Question:
+    weights = copied(state_of(host.model))
+    masks = some_masks(weights, host.layout.prunable)
     return Question("score", 3, masked(weights, masks), masks, score, **more)
 
 
@@ -78,23 +78,23 @@ def test_statistics_are_the_sum_of_bounded_ones_of_single_examples(
     score: str, exact: bool, tiny: Tiny, house_of: HouseOf
 ):
     keys = {"probes": 4} if score == "perturbation" else {}
-    house = house_of(tiny(model="mlp"))
+    host = house_of(tiny(model="mlp"))
     config = noised(tiny(model="mlp"), dp_score_clip=None if exact else 0.05, **keys)
-    question, part = asked(house, score), rows(7)
-    load_into(house.model, question.weights)
-    seat = seat_of(house, config, part)
-    house.model.eval()
-    probe = _probe(question, seat, house.layout.prunable, {})
-    found = noised_statistics(question, seat, probe)
+    question, part = asked(host, score), rows(7)
+    load_into(host.model, question.weights)
+    client = seat_of(host, config, part)
+    host.model.eval()
+    probe = _probe(question, client, host.layout.prunable, {})
+    found = noised_statistics(question, client, probe)
     ask = SCORES[score].asks[0]
-    shapes = ask.shapes(house.layout, house.layout.prunable, "weight", config.probes or 0)
+    shapes = ask.shapes(host.layout, host.layout.prunable, "weight", config.probes or 0)
     assert {n: t.shape for n, t in found.items()} == shapes
     fits = fitting(shapes, question.masks)
     right = torch.zeros(values_in(shapes, fits), dtype=torch.float64)
     for row in batches(part, 1):
-        flat = kept(copied(ask.collect(replace(probe, batches=[row]))), fits)
+        flat = gathered(copied(ask.collect(replace(probe, batches=[row]))), fits)
         right += scaled(flat, 1.0) if exact else clipped(flat, 0.05)
-    assert torch.allclose(kept(found, fits), right, rtol=0, atol=1e-6)
+    assert torch.allclose(gathered(found, fits), right, rtol=0, atol=1e-6)
 
 
 def test_the_fast_way_knows_only_scores_of_gradients():
@@ -104,19 +104,19 @@ def test_the_fast_way_knows_only_scores_of_gradients():
 def test_a_users_own_score_is_asked_example_by_example(
     tiny: Tiny, house_of: HouseOf, monkeypatch: pytest.MonkeyPatch
 ):
-    house = house_of(tiny(model="mlp"))
-    question = asked(house, "taylor")
+    host = house_of(tiny(model="mlp"))
+    question = asked(host, "taylor")
     sizes: list[int] = []
 
     def collect(probe: Any) -> Tensors:
         sizes.extend(examples(batch) for batch in probe.batches)
-        return {n: torch.ones(house.layout.shapes[n]) for n in probe.prunable}
+        return {n: torch.ones(host.layout.shapes[n]) for n in probe.prunable}
 
     ask = replace(SCORES["taylor"].asks[0], collect=collect)
     own = {**SCORES, "taylor": replace(SCORES["taylor"], asks=(ask,))}
     monkeypatch.setattr("fedprune.client.dp_sgd.scores_of", lambda _: own)
-    seat = seat_of(house, noised(tiny(model="mlp")), rows(5))
-    noised_statistics(question, seat, _probe(question, seat, house.layout.prunable, {}))
+    client = seat_of(host, noised(tiny(model="mlp")), rows(5))
+    noised_statistics(question, client, _probe(question, client, host.layout.prunable, {}))
     assert sizes == [1] * 5
 
 
@@ -124,16 +124,16 @@ def test_a_users_own_score_is_asked_example_by_example(
 def test_one_example_more_moves_statistics_by_the_norm_at_most(
     score: str, tiny: Tiny, house_of: HouseOf
 ):
-    house = house_of(tiny(model="mlp"))
+    host = house_of(tiny(model="mlp"))
     config = noised(tiny(model="mlp"), dp_score_clip=0.3)
-    question = asked(house, score)
-    load_into(house.model, question.weights)
-    house.model.eval()
+    question = asked(host, score)
+    load_into(host.model, question.weights)
+    host.model.eval()
 
     def flat(part: Part) -> Tensor:
-        seat = seat_of(house, config, part)
-        probe = _probe(question, seat, house.layout.prunable, {})
-        return kept(noised_statistics(question, seat, probe), {})
+        client = seat_of(host, config, part)
+        probe = _probe(question, client, host.layout.prunable, {})
+        return gathered(noised_statistics(question, client, probe), {})
 
     part = rows(8)
     part["images"][0] *= 1e4
@@ -145,25 +145,25 @@ def test_one_example_more_moves_statistics_by_the_norm_at_most(
 
 
 def test_scores_get_noise_where_alive_and_nowhere_else(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny(model="mlp"))
-    question = asked(house, "taylor")
+    host = house_of(tiny(model="mlp"))
+    question = asked(host, "taylor")
     quiet = noised(tiny(model="mlp"), dp_score_clip=0.25)
     loud = noised(tiny(model="mlp"), dp_score_clip=0.25, dp_score_noise=8.0)
-    load_into(house.model, question.weights)
+    load_into(host.model, question.weights)
     given = []
     for config in (quiet, loud):
-        given.append(answer(question, seat_of(house, config, rows(6))).values.double())
+        given.append(answer(question, seat_of(host, config, rows(6))).values.double())
     noise = given[1] - given[0]
     assert noise.numel() == sum(int(m.sum()) for m in question.masks.values())
     assert float(noise.std()) == pytest.approx(2.0, rel=0.03)
-    again = answer(question, seat_of(house, loud, rows(6))).values.double()
+    again = answer(question, seat_of(host, loud, rows(6))).values.double()
     assert torch.equal(again, given[1])
 
 
 def test_two_questions_never_share_their_noise(tiny: Tiny, house_of: HouseOf):
-    house, config = house_of(tiny(model="mlp")), tiny(model="mlp")
-    one = asked(house, "taylor")
-    name = house.layout.prunable[0]
+    host, config = house_of(tiny(model="mlp")), tiny(model="mlp")
+    one = asked(host, "taylor")
+    name = host.layout.prunable[0]
     others = [
         replace(one, round=4),
         replace(one, kind="tune"),
@@ -223,33 +223,31 @@ def test_a_step_is_the_clipped_sum_over_the_batch_size_of_the_configuration(tiny
     total = torch.zeros(sum(t.numel() for t in start.values()), dtype=torch.float64)
     for row in batches(part, 1):
         found = torch.autograd.grad(TASK.loss(model, row).total, list(model.parameters()))
-        total += clipped(kept(dict(zip(names, found, strict=True)), {}), 0.2)
+        total += clipped(gathered(dict(zip(names, found, strict=True)), {}), 0.2)
     found_ = tuned(config, model, {}, part)
-    moved = kept({n: found_[n] - start[n] for n in start}, {})
+    moved = gathered({n: found_[n] - start[n] for n in start}, {})
     assert torch.allclose(moved.double(), -0.5 * total / 4, atol=1e-6)
 
 
-def test_an_example_of_many_labels_counts_by_its_mean(llama: tuple[House, Question]):
-    house, question = llama
-    load_into(house.model, question.weights)
-    config = noised(house.config, dp_rate=1.0, dp_clip=1e6, batch_size=2, clip=0.0, local_steps=1)
-    part = {n: t[:2] for n, t in house.shards[0].train.items()}
-    backward = noisy_steps(
-        house.model, house.task, question.masks, config, seeded_source(1, "noise")
-    )
+def test_an_example_of_many_labels_counts_by_its_mean(llama: tuple[Host, Question]):
+    host, question = llama
+    load_into(host.model, question.weights)
+    config = noised(host.config, dp_rate=1.0, dp_clip=1e6, batch_size=2, clip=0.0, local_steps=1)
+    part = {n: t[:2] for n, t in host.shards[0].train.items()}
+    backward = noisy_steps(host.model, host.task, question.masks, config, seeded_source(1, "noise"))
     done = backward([part])
-    loss = house.task.loss(house.model, part)
+    loss = host.task.loss(host.model, part)
     assert done.labels == loss.count
     assert done.loss == pytest.approx(loss.total.item(), rel=1e-5)
-    found = copied({n: p.grad for n, p in house.model.named_parameters() if p.grad is not None})
-    house.model.zero_grad()
+    found = copied({n: p.grad for n, p in host.model.named_parameters() if p.grad is not None})
+    host.model.zero_grad()
     # All windows are of one length, so that the mean over labels is the mean over examples.
     (loss.total / loss.count).backward()
-    for name, p in house.model.named_parameters():
+    for name, p in host.model.named_parameters():
         assert p.grad is not None
         right = masked({name: p.grad}, question.masks)[name]
         assert torch.allclose(found[name], right, rtol=1e-3, atol=1e-5), name
-    house.model.zero_grad()
+    host.model.zero_grad()
 
 
 class One(nn.Module):
@@ -329,15 +327,15 @@ def test_a_step_without_examples_is_noise(tiny: Tiny):
 
 
 def test_what_a_client_sends_repeats_and_depends_on_its_partition(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny(model="mlp"))
-    weights = copied(state_of(house.model))
-    masks = full_masks(weights, house.layout.prunable)
+    host = house_of(tiny(model="mlp"))
+    weights = copied(state_of(host.model))
+    masks = full_masks(weights, host.layout.prunable)
     question = Question("tune", 2, weights, masks, lr=0.1)
     config = noised(tiny(model="mlp"), dp_noise=1.0)
-    seat = seat_of(house, config, rows(10))
-    first, again = (answer(question, seat).values for _ in range(2))
-    other = answer(question, replace(seat, partition=1)).values
-    secret = answer(question, replace(seat, config=noised(config, noise_source="secret"))).values
+    client = seat_of(host, config, rows(10))
+    first, again = (answer(question, client).values for _ in range(2))
+    other = answer(question, replace(client, partition=1)).values
+    secret = answer(question, replace(client, config=noised(config, noise_source="secret"))).values
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, secret)

@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor
 
 from fedprune import TASKS, ConfigError, Result, RunConfig, Shard, federate
-from fedprune.client.host import House, dense_model, open_house
-from fedprune.client.teacher import check_lesson, teacher_in, teacher_model
+from fedprune.client.host import Host, build_host, dense_model
+from fedprune.client.teacher import check_distillation, teacher_in, teacher_model
 from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.codec.wire import digest_of
 from fedprune.engines.inline import inline_port
@@ -25,7 +25,7 @@ from fedprune.tasks.tokenization import encode
 from fedprune.tensors import state_of
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 Same = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
 LEARNS = {"distil": 0.9}
 
@@ -66,30 +66,30 @@ def test_a_teacher_changes_the_result_and_nothing_before_it(tiny: Tiny, watched:
 def test_a_partition_receives_a_teacher_once(tiny: Tiny, watched: Any):
     _, asked, states = watched(tiny(**LEARNS))
     taught: set[int] = set()
-    for question, partitions, folded in asked:
+    for question, partitions, aggregate in asked:
         packet = encode_question(question, "fp32")
         known = [packet.size(bits=p not in question.known, teacher=False) for p in partitions]
         new = set(partitions) - taught if question.teacher else set()
-        assert folded.bytes_down == sum(known) + len(new) * len(packet.teacher)
+        assert aggregate.bytes_down == sum(known) + len(new) * len(packet.teacher)
         if question.teacher:
             assert question.taught == taught
-            taught |= set(folded.answered)
+            taught |= set(aggregate.answered)
     assert taught == set(states[-1].taught)
     assert set(states[-1].taught.values()) == {digest_of(states[-1].teacher)}
 
 
-def test_a_question_with_another_teacher_is_refused(cnn: tuple[House, Question], tiny: Tiny):
-    house, question = cnn
+def test_a_question_with_another_teacher_is_refused(cnn: tuple[Host, Question], tiny: Tiny):
+    host, question = cnn
     packet = encode_question(replace(question, kind="tune", teacher=b"a" * 40, distil=0.5), "fp32")
-    assert decode_question(packet, house.layout).teacher == b"a" * 40
-    assert decode_question(packet, house.layout).distil == 0.5
+    assert decode_question(packet, host.layout).teacher == b"a" * 40
+    assert decode_question(packet, host.layout).distil == 0.5
     with pytest.raises(ValueError, match="the teacher is not the one"):
-        decode_question(replace(packet, teacher=b"b" * 40), house.layout)
+        decode_question(replace(packet, teacher=b"b" * 40), host.layout)
     damaged = encode_question(replace(question, kind="tune", teacher=b"FEDPRUN1" * 9), "fp32")
-    folded = inline_port(open_house(tiny(), dict(house.shards))).ask(
-        decode_question(damaged, house.layout), [0]
+    aggregate = inline_port(build_host(tiny(), dict(host.shards))).ask(
+        decode_question(damaged, host.layout), [0]
     )
-    assert "teacher: damaged" in folded.failures[0].reason
+    assert "teacher: damaged" in aggregate.failures[0].reason
 
 
 def test_weights_may_fall_over_rounds(tiny: Tiny):
@@ -141,7 +141,7 @@ def large(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a LLaMA with two blocks of width 32, pruned."""
     folder = tmp_path_factory.mktemp("runs") / "large"
     config = tiny(task="shakespeare", clients=3, cohort=3, rounds=2, warmup=1, end=2, width=32)
-    federate(config, inline_port(open_house(config, shards())), folder=folder)
+    federate(config, inline_port(build_host(config, shards())), folder=folder)
     return folder
 
 
@@ -164,7 +164,7 @@ def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny:
     for teacher in ("", str(large)):
         given = {**SMALL, **keys} if teacher else {**SMALL, "model": keys.get("model", "llama")}
         config = tiny(**given, teacher=teacher)
-        eye = spy(inline_port(open_house(config, shards())))
+        eye = spy(inline_port(build_host(config, shards())))
         runs[teacher] = federate(config, eye.port)
     rows = [r.rows for r in runs.values()]
     assert rows[0][0]["divergence"] is None
@@ -186,7 +186,7 @@ def test_a_student_that_shrinks_learns_from_what_it_was(unit: str, tiny: Tiny):
         unit=unit,
         shrink="every",
     )
-    result = federate(config, inline_port(open_house(config, shards())))
+    result = federate(config, inline_port(build_host(config, shards())))
     assert result.state.edits
     assert not any(row["failures"] for row in result.rows)
     assert result.rows[-1]["divergence"] > 0
@@ -220,7 +220,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(
         federate(config, inline_port(house_of(config)))
     digits = tiny(**LEARNS, teacher=str(large))
     with pytest.raises(ValueError, match=r"^teacher='.*large': it is of task shakespeare; allowed"):
-        check_lesson(digits, dense_model(digits), teacher_in(str(large)))
+        check_distillation(digits, dense_model(digits), teacher_in(str(large)))
 
     def loss(model: Any, batch: Any) -> Any:
         return replace(classification_loss(model, batch), logits=None)
@@ -229,16 +229,16 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(
     student = dense_model(config)
     monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], loss=loss))
     with pytest.raises(ValueError, match="does not give its logits; allowed: 0"):
-        check_lesson(config, student, b"")
+        check_distillation(config, student, b"")
 
 
 def test_a_model_is_in_the_mode_it_was(tiny: Tiny):
     config = tiny(**LEARNS)
     student = dense_model(config).train()
-    check_lesson(config, student, b"")
+    check_distillation(config, student, b"")
     assert student.training
 
 
-def test_questions_without_a_teacher_say_nothing_of_one(cnn: tuple[House, Question]):
+def test_questions_without_a_teacher_say_nothing_of_one(cnn: tuple[Host, Question]):
     head = json.loads(encode_question(cnn[1], "fp32").head)
     assert not {"teacher", "distil"} & head.keys()

@@ -6,7 +6,7 @@ from fedprune.codec.model_digest import (
     bits_of,
     edits_in,
     mask_bits,
-    skeleton_digest,
+    model_digest,
 )
 from fedprune.structure.edits import Edit
 
@@ -16,7 +16,7 @@ EDITS = (Edit("head", "h.0.attn", (0, 2)), Edit("rank", "h.0.mlp.c_fc", (3,)))
 
 def test_without_edits_bits_and_digest_are_the_masks_own():
     assert bits_of(MASKS, ()) == encode_mask(MASKS)
-    assert skeleton_digest(MASKS, ()) == mask_digest(MASKS)
+    assert model_digest(MASKS, ()) == mask_digest(MASKS)
     assert edits_in(encode_mask(MASKS)) == ()
     assert edits_in(b"") == ()
 
@@ -30,7 +30,7 @@ def test_mask_and_edits_come_back():
 
 
 def test_the_digest_tells_edits_apart():
-    digests = {skeleton_digest(MASKS, edits) for edits in [(), EDITS, EDITS[:1], EDITS[1:]]}
+    digests = {model_digest(MASKS, edits) for edits in [(), EDITS, EDITS[:1], EDITS[1:]]}
     assert len(digests) == 4
 
 

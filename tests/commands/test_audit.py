@@ -111,7 +111,7 @@ def test_a_model_is_not_a_run(plain: Path, capsys: pytest.CaptureFixture):
 
 @pytest.mark.slow
 def test_a_language_model_is_audited_by_mean_losses(tmp_path: Path, llama):
-    house, _ = llama
-    federate(house.config, inline_port(house), folder=tmp_path / "text")
+    host, _ = llama
+    federate(host.config, inline_port(host), folder=tmp_path / "text")
     assert main(["audit", str(tmp_path / "text")]) == 0
     assert told(tmp_path / "text")["membership"]["threshold"]["auc"] > 0.0

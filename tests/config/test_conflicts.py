@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from fedprune import TASKS
-from fedprune.config import RunConfig, configure, conflicts, rules
+from fedprune.config import RunConfig, configure, conflicts, reduction_conflicts, rules
 from fedprune.config import learning_conflicts as refusals
-from fedprune.config import local_privacy_conflicts as local_misfits
-from fedprune.config import reduction_conflicts as misfits
-from fedprune.config import secure_conflicts as secure_misfits
+from fedprune.config import local_privacy_conflicts as local_conflicts
+from fedprune.config import secure_conflicts as secure_conflicts
 from fedprune.config.defaults import completed
-from fedprune.options.refusal import ConfigError, Misfit, named
+from fedprune.options.refusal import ConfigError, Conflict, named
 from fedprune.scores.catalog import scores_of
 from fedprune.tasks.catalog import tasks_of
 
@@ -1219,8 +1218,8 @@ def test_a_refusal_says_once_what_is_allowed(line: str):
     assert not line.endswith("allowed: ")
 
 
-def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
-    """The misfits of a configuration that was not checked, by the function that makes them.
+def lists_of(keys: Keys) -> dict[tuple[str, int], list[Conflict]]:
+    """The conflicts of a configuration that was not checked, by the function that makes them.
 
     A function may have several lists: they are told apart by their length.
     """
@@ -1228,10 +1227,17 @@ def lists_of(keys: Keys) -> dict[tuple[str, int], list[Misfit]]:
     score, task = scores_of("")[config.score], tasks_of("")[config.task]
     given = {"c": config, "score": score, "task": task}
     found = {}
-    for module in (conflicts, rules, refusals, misfits, secure_misfits, local_misfits):
+    for module in (
+        conflicts,
+        rules,
+        refusals,
+        reduction_conflicts,
+        secure_conflicts,
+        local_conflicts,
+    ):
         for name, function in inspect.getmembers(module, inspect.isfunction):
-            part = name.startswith("_") or module is local_misfits
-            if part and function.__annotations__.get("return") == "list[Misfit]":
+            part = name.startswith("_") or module is local_conflicts
+            if part and function.__annotations__.get("return") == "list[Conflict]":
                 arguments = [given[p] for p in inspect.signature(function).parameters]
                 listed = function(*arguments)
                 found[name, len(listed)] = listed

@@ -15,22 +15,24 @@ from fedprune.learning.averaging import (
 )
 from fedprune.learning.candidates import Candidate, blended, way_back
 from fedprune.protocol.messages import (
+    Aggregate,
     Answer,
-    Folded,
     as_sum,
     summed,
 )
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tensors import Tensors, copied, digest, kept, load_into, state_of
+from fedprune.tensors import Tensors, copied, digest, gathered, load_into, state_of
 
 PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})
 ALL = {"w": torch.ones(3, dtype=torch.bool)}
 
 
-def released(sent: Tensors, tuned: list[Tensors], weights: list[float], masks: Tensors) -> Folded:
+def released(
+    sent: Tensors, tuned: list[Tensors], weights: list[float], masks: Tensors
+) -> Aggregate:
     """What the server has after the clients answered: changes times weights, added up."""
     layout, pairs = PLAIN, zip(tuned, weights, strict=True)
-    answers = [Answer(kept(change(t, sent, layout), masks), w, {}) for t, w in pairs]
+    answers = [Answer(gathered(change(t, sent, layout), masks), w, {}) for t, w in pairs]
     return summed(as_sum(a, p, 0) for p, a in enumerate(answers))
 
 
@@ -93,11 +95,11 @@ def test_running_statistics_merge_to_those_of_the_pooled_mixture():
     gen = np.random.default_rng(5)
     parts = [gen.normal(m, s, size=(n, 4)) for m, s, n in [(0, 1, 20), (4, 0.5, 70), (-3, 2, 11)]]
     sent = copied(state_of(model))
-    total = Folded()
+    total = Aggregate()
     for p, rows in enumerate(parts):
         tuned = {**sent, "norm.running_mean": torch.tensor(rows.mean(0)).float()}
         tuned["norm.running_var"] = torch.tensor(rows.var(0)).float()
-        answer = Answer(kept(change(tuned, sent, layout), {}), float(len(rows)), {})
+        answer = Answer(gathered(change(tuned, sent, layout), {}), float(len(rows)), {})
         total = summed([total, as_sum(answer, p, 0)])
     assert total.total is not None
     after = averaged(sent, total.total, total.weight, {}, layout, 1.0)
@@ -115,7 +117,7 @@ def test_a_small_variance_beside_a_large_mean_survives():
     sent |= {"norm.running_mean": torch.full((4,), 100.0)}
     sent |= {"norm.running_var": torch.full((4,), 0.01)}
     tuned = {**sent, "norm.running_var": torch.full((4,), 0.03)}
-    answers = [Answer(kept(change(t, sent, layout), {}), 1.0, {}) for t in (sent, tuned)]
+    answers = [Answer(gathered(change(t, sent, layout), {}), 1.0, {}) for t in (sent, tuned)]
     assert answers[1].values.dtype == torch.float32
     total = summed(as_sum(a, p, 0) for p, a in enumerate(answers)).total
     assert total is not None
@@ -154,7 +156,7 @@ def test_integer_buffers_do_not_travel_and_stay_as_they_are():
     model.norm.num_batches_tracked.fill_(41)
     layout, sent = layout_of(model), copied(state_of(model))
     assert "norm.num_batches_tracked" not in layout.shapes
-    total = kept(sent, {}).double()
+    total = gathered(sent, {}).double()
     load_into(model, averaged(sent, total, 1.0, {}, layout, 1.0))
     assert model.norm.num_batches_tracked.item() == 41
 
@@ -192,9 +194,9 @@ BY_HAND = {
 }
 
 
-def own_answers(masks: Tensors) -> Folded:
+def own_answers(masks: Tensors) -> Aggregate:
     sent, layout = {"w": torch.tensor(SENT)}, Layout({"w": torch.Size([4])}, ("w",), (), {})
-    total = Folded()
+    total = Aggregate()
     for p, (own, w, tuned) in enumerate(zip(OWN, LABELS, TUNED, strict=True)):
         moved = change({"w": torch.tensor(tuned)}, sent, layout)["w"] * torch.tensor(own)
         flags = torch.tensor(own)[masks["w"]]
@@ -204,16 +206,16 @@ def own_answers(masks: Tensors) -> Folded:
 
 
 def after_own(rule: str, masks: Tensors, server_lr: float = 1.0) -> list[float]:
-    folded, layout = own_answers(masks), Layout({"w": torch.Size([4])}, ("w",), (), {})
-    assert folded.total is not None
+    aggregate, layout = own_answers(masks), Layout({"w": torch.Size([4])}, ("w",), (), {})
+    assert aggregate.total is not None
     weights = averaged(
         {"w": torch.tensor(SENT)},
-        folded.total,
-        folded.weight,
+        aggregate.total,
+        aggregate.weight,
         masks,
         layout,
         server_lr,
-        held=folded.held,
+        held=aggregate.held,
         rule=rule,
     )
     return weights["w"].tolist()
@@ -248,10 +250,10 @@ def test_where_all_kept_the_same_it_is_the_plain_average(rule: str):
     sent = {"w": torch.randn(3)}
     tuned = [{"w": torch.randn(3)} for _ in LABELS]
     answers = [
-        Answer(kept(change(t, sent, PLAIN), ALL), w, {}, torch.ones(3, dtype=torch.bool))
+        Answer(gathered(change(t, sent, PLAIN), ALL), w, {}, torch.ones(3, dtype=torch.bool))
         for t, w in zip(tuned, LABELS, strict=True)
     ]
-    total = Folded()
+    total = Aggregate()
     for p, given in enumerate(answers):
         total = as_sum(given, p, 0, total, held=True)
     assert total.total is not None
@@ -320,7 +322,7 @@ def test_a_server_learning_rate_does_not_extrapolate_statistics(lr: float):
     sent |= {"norm.running_mean": torch.full((4,), 2.0), "norm.running_var": torch.full((4,), 1.0)}
     tuned = {n: w + 1.0 for n, w in sent.items()}
     tuned |= {"norm.running_mean": torch.zeros(4), "norm.running_var": torch.full((4,), 0.25)}
-    total = as_sum(Answer(kept(change(tuned, sent, layout), {}), 1.0, {}), 0, 0).total
+    total = as_sum(Answer(gathered(change(tuned, sent, layout), {}), 1.0, {}), 0, 0).total
     assert total is not None
     after, reach = averaged(sent, total, 1.0, {}, layout, lr), min(lr, 1.0)
     mean, moment = 2.0 - 2.0 * reach, 5.0 + (0.25 - 5.0) * reach

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.learning.candidates import (
     HERE,
     Candidate,
@@ -120,16 +120,16 @@ def ladder_of(masks: dict[str, Tensor]) -> Tensors:
     return {n: (r * masks[n]).to(torch.uint8) for n, r in drawn.items()}
 
 
-def test_a_comparison_survives_the_wire(cnn: tuple[House, Question], same: Same):
-    house, about = cnn
+def test_a_comparison_survives_the_wire(cnn: tuple[Host, Question], same: Same):
+    host, about = cnn
     rungs = ladder_of(about.masks)
     asked = question(about, rungs=rungs)
     packet = encode_question(asked, "fp32")
     assert packet.size() > encode_question(question(about), "fp32").size()
     letter = question_letter(packet, [0, 1], bits=True)
-    seen = decode_question(packet_of(letter, b""), house.layout)
+    seen = decode_question(packet_of(letter, b""), host.layout)
     assert seen.candidates == asked.candidates
     assert same(seen.rungs, rungs)
     back = way_back(BEFORE, AFTER, NORM)
     assert same(decode_question(encode_question(question(about, given=back), "fp32"),
-                                house.layout).given, back)  # fmt: skip
+                                host.layout).given, back)  # fmt: skip

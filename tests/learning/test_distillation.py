@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, RunConfig
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.learning.distillation import (
-    Lesson,
+    Distillation,
     attention_apart,
     counterparts,
     divergence,
@@ -98,9 +98,9 @@ def test_a_loss_without_logits_is_refused():
         return Loss(model(part["x"]).sum(), 1, 0)
 
     model = nn.Linear(2, 2)
-    lesson = Lesson(model, loss, 0.5, 1.0)
+    distillation = Distillation(model, loss, 0.5, 1.0)
     with pytest.raises(ValueError, match="does not give its logits"):
-        taught(lesson, model, {"x": torch.ones(1, 2), "labels": torch.zeros(1)})
+        taught(distillation, model, {"x": torch.ones(1, 2), "labels": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_what_is_frozen_is_not_compared():
     assert list(counterparts(model, model_of("bert"))) == ["bert.encoder.layer.1"]
 
 
-def test_a_net_without_blocks_is_refused(cnn: tuple[House, Question]):
+def test_a_net_without_blocks_is_refused(cnn: tuple[Host, Question]):
     model = cnn[0].model
     with pytest.raises(ValueError, match=r"^distil-hidden: 0 stacks of blocks .*; allowed: 0"):
         counterparts(model, model)
@@ -195,10 +195,10 @@ def test_a_net_without_blocks_is_refused(cnn: tuple[House, Question]):
         counterparts(model, model, "head")
 
 
-def lesson_for(name: str, teacher: nn.Module, **keys: float) -> Lesson:
+def lesson_for(name: str, teacher: nn.Module, **keys: float) -> Distillation:
     teacher = teacher.eval().requires_grad_(False)
     weights = {"answers": 0.0, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, **keys}
-    return Lesson(teacher, LOSSES[PURPOSES[name]], **weights)
+    return Distillation(teacher, LOSSES[PURPOSES[name]], **weights)
 
 
 @pytest.mark.parametrize("name", PURPOSES)
@@ -208,7 +208,9 @@ def test_each_term_is_zero_against_oneself_and_draws_towards_another(name: str):
         itself = lesson_for(name, copy.deepcopy(student), **{key: 1.0})
         other = lesson_for(name, model_of(name, seed=1), **{key: 1.0})
         with eager(student, itself.teacher, other.teacher):
-            same, apart = (taught(lesson, student, batch()) for lesson in (itself, other))
+            same, apart = (
+                taught(distillation, student, batch()) for distillation in (itself, other)
+            )
             nothing = same.total - (0 if key == "answers" else same.own.total)
             far = apart.total - (0 if key == "answers" else apart.own.total)
             assert float(nothing.detach()) == pytest.approx(0.0, abs=1e-4)
@@ -225,8 +227,8 @@ def test_the_terms_add_up_by_labels():
     found = {}
     with eager(student, teacher), torch.no_grad():
         for key, weight in keys.items():
-            lesson = lesson_for("llama", teacher, **{key: weight})
-            found[key] = taught(lesson, student, batch())
+            distillation = lesson_for("llama", teacher, **{key: weight})
+            found[key] = taught(distillation, student, batch())
         whole = taught(lesson_for("llama", teacher, **keys), student, batch())
     own = whole.own.total
     parts = sum(t.total - own for t in found.values())
@@ -246,17 +248,19 @@ def test_eager_attention_is_for_the_time_being():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_removed_weights_stay_zero_under_a_teacher(
-    optimizer: str, tiny: Tiny, cnn: tuple[House, Question]
+    optimizer: str, tiny: Tiny, cnn: tuple[Host, Question]
 ):
-    house, question = cnn
-    model, teacher = copy.deepcopy(house.model), copy.deepcopy(house.model)
+    host, question = cnn
+    model, teacher = copy.deepcopy(host.model), copy.deepcopy(host.model)
     load_into(model, masked(question.weights, question.masks))
     task = TASKS["digits"]
-    lesson = Lesson(teacher.eval().requires_grad_(False), task.loss, 0.9, 2.0)
-    rows = {n: t[:8] for n, t in house.shards[0].train.items()}
+    distillation = Distillation(teacher.eval().requires_grad_(False), task.loss, 0.9, 2.0)
+    rows = {n: t[:8] for n, t in host.shards[0].train.items()}
     before = copy.deepcopy(teacher.state_dict())
     config = tiny(optimizer=optimizer, weight_decay=0.1)
-    tuned = tune(model, question.masks, iter([[rows]] * 3), task, 0.05, config, lesson=lesson)
+    tuned = tune(
+        model, question.masks, iter([[rows]] * 3), task, 0.05, config, distillation=distillation
+    )
     for name, mask in question.masks.items():
         assert not state_of(model)[name][~mask].any()
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
@@ -264,29 +268,29 @@ def test_removed_weights_stay_zero_under_a_teacher(
     assert tuned.divergence > 0
 
 
-def test_a_lesson_of_weight_zero_changes_no_bit(tiny: Tiny, cnn: tuple[House, Question]):
-    house, _ = cnn
+def test_a_lesson_of_weight_zero_changes_no_bit(tiny: Tiny, cnn: tuple[Host, Question]):
+    host, _ = cnn
     task = TASKS["digits"]
-    rows = {n: t[:8] for n, t in house.shards[0].train.items()}
+    rows = {n: t[:8] for n, t in host.shards[0].train.items()}
     ends = []
-    for lesson in (None, Lesson(copy.deepcopy(house.model).eval(), task.loss, 0.0, 2.0)):
-        model = copy.deepcopy(house.model)
-        tune(model, {}, iter([[rows]] * 2), task, 0.05, tiny(), lesson=lesson)
+    for distillation in (None, Distillation(copy.deepcopy(host.model).eval(), task.loss, 0.0, 2.0)):
+        model = copy.deepcopy(host.model)
+        tune(model, {}, iter([[rows]] * 2), task, 0.05, tiny(), distillation=distillation)
         ends.append(model.state_dict())
     assert all(torch.equal(t, ends[1][n]) for n, t in ends[0].items())
 
 
-def test_the_student_comes_closer_to_its_teacher(tiny: Tiny, cnn: tuple[House, Question]):
-    house, question = cnn
+def test_the_student_comes_closer_to_its_teacher(tiny: Tiny, cnn: tuple[Host, Question]):
+    host, question = cnn
     task = TASKS["digits"]
-    rows = {n: t[:32] for n, t in house.shards[0].train.items()}
-    teacher = copy.deepcopy(house.model).eval()
+    rows = {n: t[:32] for n, t in host.shards[0].train.items()}
+    teacher = copy.deepcopy(host.model).eval()
     load_into(teacher, question.weights)
     apart = []
     for answers in (0.0, 1.0):
-        model = copy.deepcopy(house.model)
+        model = copy.deepcopy(host.model)
         load_into(model, {n: w * 0.9 for n, w in question.weights.items()})
-        lesson = Lesson(teacher, task.loss, answers, 2.0)
-        tune(model, {}, iter([[rows]] * 8), task, 0.05, tiny(), lesson=lesson)
-        apart.append(taught(lesson, model.eval(), rows).divergence)
+        distillation = Distillation(teacher, task.loss, answers, 2.0)
+        tune(model, {}, iter([[rows]] * 8), task, 0.05, tiny(), distillation=distillation)
+        apart.append(taught(distillation, model.eval(), rows).divergence)
     assert apart[1] < apart[0]

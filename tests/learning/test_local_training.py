@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, RunConfig, Shard, Task, federate
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.config.rates import learning_rate
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
@@ -258,7 +258,7 @@ def unequal() -> Iterator[Part]:
 
 
 @pytest.fixture
-def slope(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> House:
+def slope(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Host:
     task = Task(
         "a slope",
         "accuracy",
@@ -270,7 +270,7 @@ def slope(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> House:
     monkeypatch.setitem(TASKS, "slope", task)
     keys = {"momentum": 0.0, "clip": 0.0, "local_epochs": 1, "local_steps": 0, "batch_size": 100}
     config = tiny(task="slope", clients=3, rounds=1, warmup=0, end=1, sparsity=0.0, **keys)
-    return open_house(config)
+    return build_host(config)
 
 
 def pooled_step(weights: dict[str, Tensor], masks: dict[str, Tensor], lr: float) -> Slope:
@@ -287,7 +287,7 @@ def pooled_step(weights: dict[str, Tensor], masks: dict[str, Tensor], lr: float)
     return model
 
 
-def test_one_federated_step_on_all_data_is_one_pooled_step(slope: House):
+def test_one_federated_step_on_all_data_is_one_pooled_step(slope: Host):
     start = copied(state_of(slope.model))
     end = federate(slope.config, inline_port(slope)).state
     expected = pooled_step(start, {}, slope.config.lr)
@@ -296,15 +296,15 @@ def test_one_federated_step_on_all_data_is_one_pooled_step(slope: House):
         assert (end.weights[name] - start[name]).abs().max() > 1e-4, "and it is a step"
 
 
-def test_one_masked_federated_step_is_one_masked_pooled_step(slope: House):
+def test_one_masked_federated_step_is_one_masked_pooled_step(slope: Host):
     masks = {"inner.weight": torch.rand(5, 6) < 0.4}
-    house = replace(slope, layout=replace(slope.layout, prunable=("inner.weight",)))
+    host = replace(slope, layout=replace(slope.layout, prunable=("inner.weight",)))
     start = masked(state_of(slope.model), masks)
     question = Question("tune", 1, start, masks, lr=0.3)
-    folded = inline_port(house).ask(question, [0, 1, 2])
-    assert folded.weight == 62.0
-    assert folded.total is not None
-    after = averaged(start, folded.total, folded.weight, masks, house.layout, 1.0)
+    aggregate = inline_port(host).ask(question, [0, 1, 2])
+    assert aggregate.weight == 62.0
+    assert aggregate.total is not None
+    after = averaged(start, aggregate.total, aggregate.weight, masks, host.layout, 1.0)
     for name, p in pooled_step(start, masks, 0.3).named_parameters():
         assert torch.allclose(after[name], p, atol=1e-6), name
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import TASKS, Loss, Result, RunConfig
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.config.rates import learning_rate
 from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.learning.objectives import (
@@ -159,14 +159,14 @@ ALL = {"l1": 0.01, "l2": 0.01, "group_lasso": 0.01, "unit": "row", "proximal": 0
 @pytest.mark.parametrize("shrinkage", ["gradient", "proximal"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_removed_weights_stay_zero_under_every_term(
-    optimizer: str, shrinkage: str, tiny: Tiny, cnn: tuple[House, Question]
+    optimizer: str, shrinkage: str, tiny: Tiny, cnn: tuple[Host, Question]
 ):
-    house, question = cnn
+    host, question = cnn
     config = tiny(optimizer=optimizer, shrinkage=shrinkage, **ALL)
-    model = copy.deepcopy(house.model)
+    model = copy.deepcopy(host.model)
     load_into(model, masked(question.weights, question.masks))
-    units = unit_labels(house.layout, "row")
-    part = house.shards[0].train
+    units = unit_labels(host.layout, "row")
+    part = host.shards[0].train
     batch = {n: t[:8] for n, t in part.items()}
     tune(
         model,

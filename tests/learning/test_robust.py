@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from fedprune import RunConfig, federate
 from fedprune.client import host as hosts
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
 from fedprune.learning.robust import ROBUST, robust_change
 from fedprune.protocol.letters import folded_of, sum_letter
-from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.protocol.port import Port
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tensors import Tensors, digest, kept, state_of
+from fedprune.tensors import Tensors, digest, gathered, state_of
 
 Tiny = Callable[..., RunConfig]
 RULES = [name for name in ROBUST if name != "none"]
@@ -174,7 +174,7 @@ def test_variances_stay_variances(rule: str):
         one = {n: torch.zeros_like(t) for n, t in sent.items()}
         one["1.running_mean"] = torch.full((4,), shift)
         one["1.running_var"] = torch.full((4,), spread + shift**2 - 1.0)  # a second moment's change
-        changes.append(kept(one, {}))
+        changes.append(gathered(one, {}))
     singles = torch.stack(changes)
     total = robust_change(rule, singles, F.get(rule, 0), sent, {}, layout)
     after = averaged(sent, total, 1.0, {}, layout, 1.0)
@@ -197,7 +197,7 @@ def test_statistics_do_not_hide_weights():
         one = {n: torch.zeros_like(t) for n, t in sent.items()}
         one["1.running_var"] = torch.full((4,), 1000.0 * client)
         one["0.weight"] = torch.full((4, 3), 50.0 if client == 3 else 0.01)
-        changes.append(kept(one, {}))
+        changes.append(gathered(one, {}))
     total = robust_change("multi-krum", torch.stack(changes), 2, sent, {}, layout)
     after = averaged(sent, total, 1.0, {}, layout, 1.0)
     torch.testing.assert_close(after["0.weight"], sent["0.weight"] + 0.01)
@@ -207,9 +207,9 @@ def test_statistics_do_not_hide_weights():
 def astray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Client 2 answers every question to tune with its change times -1e6."""
 
-    def lied(question: Question, seat: Seat) -> Answer:
-        given = answer(question, seat)
-        bent = question.kind == "tune" and seat.partition == 2
+    def lied(question: Question, client: ClientContext) -> Answer:
+        given = answer(question, client)
+        bent = question.kind == "tune" and client.partition == 2
         return replace(given, values=given.values * -1e6) if bent else given
 
     monkeypatch.setattr(hosts, "answer", lied)
@@ -221,7 +221,7 @@ SHORT = {"clients": 5, "cohort": 5, "rounds": 2, "warmup": 0, "end": 1, "local_s
 @pytest.mark.usefixtures("astray")
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_with_one_that_lies_ends_well_whoever_adds_up(
-    rule: str, tiny: Tiny, house_of: Callable[..., hosts.House]
+    rule: str, tiny: Tiny, house_of: Callable[..., hosts.Host]
 ):
     """The same bits from one host and three; removed weights are 0; letters carry it all."""
     f = {"byzantine": 1} if rule in F else {}
@@ -230,14 +230,14 @@ def test_a_run_with_one_that_lies_ends_well_whoever_adds_up(
         config = tiny(**SHORT, **f, hosts=number, robust=rule, score="magnitude")
         port = inline_port(house_of(config))
 
-        def ask(question: Question, partitions: Sequence[int], port: Port = port) -> Folded:
-            folded = port.ask(question, partitions)
-            there = folded_of(sum_letter(folded), list(partitions)).singles
+        def ask(question: Question, partitions: Sequence[int], port: Port = port) -> Aggregate:
+            aggregate = port.ask(question, partitions)
+            there = folded_of(sum_letter(aggregate), list(partitions)).singles
             if question.kind == "tune":
                 assert there is not None
-                assert folded.singles is not None
-                assert torch.equal(there, folded.singles)
-            return folded
+                assert aggregate.singles is not None
+                assert torch.equal(there, aggregate.singles)
+            return aggregate
 
         ends.append(federate(config, replace(port, ask=ask)).state)
     assert digest(ends[0].weights) == digest(ends[1].weights)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
@@ -19,7 +19,7 @@ from fedprune.server.watch import Watch
 from fedprune.tensors import Masks, count_kept
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 Losses = Callable[[Question], list[float]]
 PRUNABLE = 12_944
 ADAPTIVE = {"schedule": "adaptive", "warmup": 0, "rounds": 5, "end": 5, "local_steps": 1}
@@ -29,23 +29,23 @@ def scripted(port: Port, losses: Losses) -> tuple[Port, list[Question]]:
     """A port whose clients find these mean losses for the candidates; and what was asked."""
     asked: list[Question] = []
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         asked.append(question)
         if question.kind != "compare":
             return port.ask(question, partitions)
         found = losses(question)
         totals = {f"loss_{i}": 10.0 * x for i, x in enumerate(found)}
         totals |= {f"correct_{i}": 0.0 for i in range(len(found))} | {"count": 10.0}
-        return Folded(torch.empty(0), 1.0, totals, answered=tuple(partitions))
+        return Aggregate(torch.empty(0), 1.0, totals, answered=tuple(partitions))
 
     return replace(port, ask=ask), asked
 
 
-def played(house: House, losses: Losses) -> tuple[Result, list[Question], list[State]]:
+def played(host: Host, losses: Losses) -> tuple[Result, list[Question], list[State]]:
     states: list[State] = []
-    port, asked = scripted(inline_port(house), losses)
+    port, asked = scripted(inline_port(host), losses)
     watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-    return federate(house.config, port, watch=watch), asked, states
+    return federate(host.config, port, watch=watch), asked, states
 
 
 def by_round(script: Mapping[int, list[float]]) -> Losses:
@@ -94,13 +94,13 @@ def test_tried_sparsities_are_exact_and_the_first_step_is_plain_selection(
             "score": "magnitude",
         }
     )
-    house = house_of(config)
-    result, asked, _ = played(house, by_round({1: [1.0, 1.0, 9.0], 2: [1.0, 9.0, 9.0]}))
+    host = house_of(config)
+    result, asked, _ = played(host, by_round({1: [1.0, 1.0, 9.0], 2: [1.0, 9.0, 9.0]}))
     tried = [[round(s * PRUNABLE) for s, _ in r["adaptive"]["tried"]] for r in result.rows]
     assert tried[0] == [0, 3883, 7766]
     assert tried[1] == [3883, 5825, 7766]
     once = {"schedule": "one-shot", "end": 1, "rounds": 1, "sparsity": 0.3, "score": "magnitude"}
-    plain = federate(tiny(**{**ADAPTIVE, **once}), inline_port(house))
+    plain = federate(tiny(**{**ADAPTIVE, **once}), inline_port(host))
     assert result.rows[0]["mask_digest"] == plain.rows[0]["mask_digest"]
     assert {q.part for q in asked if q.kind == "compare"} == {"validation"}
 
@@ -154,16 +154,16 @@ def test_layer_by_layer_the_dear_layer_is_spared(tiny: Tiny, house_of: HouseOf):
     config = tiny(
         **{**ADAPTIVE, "adaptive": "layer", "sparsity": 0.6, "candidates": 3, "tolerance": 0.05}
     )
-    house = house_of(config)
+    host = house_of(config)
     costs = {"features.0.weight": 1.0, "features.4.weight": 1e-3, "hidden.weight": 1e-6}
-    result, asked, states = played(house, additive(costs))
+    result, asked, states = played(host, additive(costs))
     kept = {n: float(m.float().mean()) for n, m in states[-1].masks.items()}
     assert kept["features.0.weight"] == kept["features.4.weight"] == 1.0
     assert kept["hidden.weight"] < 0.2
     assert 0.5 < result.rows[-1]["sparsity"] <= 0.6
     told = result.rows[0]["adaptive"]
-    assert [layer["name"] for layer in told["layers"]] == list(house.layout.prunable)
-    sizes = {n: house.layout.shapes[n].numel() for n in house.layout.prunable}
+    assert [layer["name"] for layer in told["layers"]] == list(host.layout.prunable)
+    sizes = {n: host.layout.shapes[n].numel() for n in host.layout.prunable}
     for layer in told["layers"]:
         for sparsity, loss in layer["tried"]:
             rise = costs[layer["name"]] * sparsity * sizes[layer["name"]]
@@ -202,15 +202,15 @@ UNITS = [
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("keys", UNITS, ids=str)
 def test_units_and_scopes_go_through_a_ladder_whole(
-    keys: dict[str, Any], tiny: Tiny, llama: tuple[House, Question]
+    keys: dict[str, Any], tiny: Tiny, llama: tuple[Host, Question]
 ):
     sizes = {"clients": 3, "cohort": 3, "rounds": 2, "end": 2, "candidates": 2}
     shared = {"task": "shakespeare", "sparsity": 0.45, "tolerance": 10.0, "shrink": "never"}
     config = tiny(**{**ADAPTIVE, **sizes, **shared, **keys})
-    house = open_house(config, llama[0].shards)
+    host = build_host(config, llama[0].shards)
     states: list[State] = []
     watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-    result = federate(config, inline_port(house), watch=watch)
+    result = federate(config, inline_port(host), watch=watch)
     assert result.summary["failures"] == 0
     assert config.sparsity is not None
     tried = [s for s, _ in result.rows[0]["adaptive"]["tried"]]
@@ -220,7 +220,7 @@ def test_units_and_scopes_go_through_a_ladder_whole(
     for before, after in pairwise(states):
         assert all(not (after.masks[n] & ~m).any() for n, m in before.masks.items())
     if config.unit in {"head", "neuron", "sublayer"}:
-        for tensor, label in unit_labels(house.layout, config.unit).items():
+        for tensor, label in unit_labels(host.layout, config.unit).items():
             mask = result.state.masks[tensor]
             halved = [mask[label == i] for i in label.unique().tolist() if i >= 0]
             assert all(m.all() or not m.any() for m in halved)
@@ -233,7 +233,7 @@ def count_gone(masks: Masks) -> int:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("adaptive", "tolerance"), [("global", 2e-4), ("layer", 2e-3)])
 def test_a_model_that_shrinks_is_given_the_same_choices(
-    adaptive: str, tolerance: float, tiny: Tiny, llama: tuple[House, Question]
+    adaptive: str, tolerance: float, tiny: Tiny, llama: tuple[Host, Question]
 ):
     sizes = {"clients": 3, "cohort": 3, "rounds": 3, "end": 2, "candidates": 2, "hosts": 2}
     shared = {"task": "shakespeare", "sparsity": 0.45, "tolerance": tolerance, "unit": "neuron"}
@@ -241,7 +241,7 @@ def test_a_model_that_shrinks_is_given_the_same_choices(
     rows = {}
     for shrink in ("never", "every"):
         config = tiny(**{**ADAPTIVE, **sizes, **shared, **more, "shrink": shrink})
-        result = federate(config, inline_port(open_house(config, llama[0].shards)))
+        result = federate(config, inline_port(build_host(config, llama[0].shards)))
         assert result.summary["failures"] == 0
         rows[shrink] = result.rows
     for masked, small in zip(*rows.values(), strict=True):

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from fedprune import SCORES, Result, RunConfig, federate, select
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
 from fedprune.methods.global_mask import (
     _check_seen,
     decide,
+    merged_client_masks,
     sparsity_of,
-    united,
 )
 from fedprune.options.refusal import ConfigError
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.scores.inputs import rows_of
 from fedprune.scores.score import Evidence, Score
 from fedprune.selection.regrowth import exchange
@@ -32,12 +32,12 @@ from fedprune.server.state import Plan, State
 from fedprune.server.watch import Watch
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, count_kept, kept, masked
+from fedprune.tensors import Tensors, count_kept, gathered, masked
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
-Cnn = tuple[House, Question]
-Asked = list[tuple[Question, list[int], Folded]]
+HouseOf = Callable[[RunConfig], Host]
+Cnn = tuple[Host, Question]
+Asked = list[tuple[Question, list[int], Aggregate]]
 PRUNABLE = 12_944
 GONE = math.floor(0.7 * PRUNABLE + 0.5)
 Run = Callable[..., tuple[Result, Asked, list[State]]]
@@ -59,8 +59,8 @@ def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Run:
     return made
 
 
-def plan_of(house: House, config: RunConfig) -> Plan:
-    return Plan(config, house.layout, (0, 0))
+def plan_of(host: Host, config: RunConfig) -> Plan:
+    return Plan(config, host.layout, (0, 0))
 
 
 def state_at(about: Question, round_: int) -> State:
@@ -76,15 +76,15 @@ def noise(about: Question, seed: int, clients: int = 1) -> Tensor:
     return flat
 
 
-def evidence_of(house: House, state: State, sums: dict[str, Tensor], count: float) -> Evidence:
+def evidence_of(host: Host, state: State, sums: dict[str, Tensor], count: float) -> Evidence:
     weights = {n: state.weights[n] for n in state.masks}
     gen = torch.Generator().manual_seed(0)
-    return Evidence(sums, count, weights, state.masks, house.layout, gen)
+    return Evidence(sums, count, weights, state.masks, host.layout, gen)
 
 
 def spread_like(state: State, flat: Tensor) -> dict[str, Tensor]:
     """Flat values by name: in the order of names, as all flat buffers are."""
-    assert torch.equal(kept(state.masks, state.masks), torch.ones(PRUNABLE, dtype=torch.bool))
+    assert torch.equal(gathered(state.masks, state.masks), torch.ones(PRUNABLE, dtype=torch.bool))
     names = sorted(state.masks)
     pieces = flat.split([state.masks[n].numel() for n in names])
     return {n: p.reshape(state.masks[n].shape) for n, p in zip(names, pieces, strict=True)}
@@ -103,13 +103,13 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_pooled_score_decides(scope: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     state = state_at(about, 5)
     flat = noise(about, 1)[0].double()
     sums = spread_like(state, flat)
-    plan = plan_of(house, tiny(scope=scope))
-    evidence = evidence_of(house, state, sums, 7.0)
-    after = decide(state, plan, Folded(answered=(0,)), evidence, 0.7)
+    plan = plan_of(host, tiny(scope=scope))
+    evidence = evidence_of(host, state, sums, 7.0)
+    after = decide(state, plan, Aggregate(answered=(0,)), evidence, 0.7)
     assert equal(after.masks, chosen(state, flat.abs() / 7.0, scope=scope))
     assert all(not after.weights[n][~m].any() for n, m in after.masks.items())
     assert equal({n: w for n, w in after.weights.items() if n not in after.masks},
@@ -124,61 +124,65 @@ ONE_BY_ONE = {
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_clients_scores_one_by_one_decide(name: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     state = state_at(about, 5)
     rows = noise(about, 2, clients=5)
     keys = {"trim": 0.2} if name == "trimmed-mean" else {}
-    plan = plan_of(house, tiny(combine=name, **keys))
-    folded = Folded(rows.sum(0).double(), 5.0, {"count": 5.0}, answered=tuple(range(5)))
-    evidence = evidence_of(house, state, {}, 5.0)
-    after = decide(state, plan, replace(folded, singles=rows), evidence, 0.7)
+    plan = plan_of(host, tiny(combine=name, **keys))
+    aggregate = Aggregate(rows.sum(0).double(), 5.0, {"count": 5.0}, answered=tuple(range(5)))
+    evidence = evidence_of(host, state, {}, 5.0)
+    after = decide(state, plan, replace(aggregate, singles=rows), evidence, 0.7)
     assert equal(after.masks, chosen(state, ONE_BY_ONE[name](rows)))
 
 
 def test_the_mean_of_clients_scores_decides(cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     state = state_at(about, 5)
     flat = noise(about, 3)[0].double()
-    folded = Folded(flat * 12.0, 12.0, {"count": 12.0}, answered=(0, 1))
-    evidence = evidence_of(house, state, {}, 12.0)
-    after = decide(state, plan_of(house, tiny(combine="mean")), folded, evidence, 0.7)
+    aggregate = Aggregate(flat * 12.0, 12.0, {"count": 12.0}, answered=(0, 1))
+    evidence = evidence_of(host, state, {}, 12.0)
+    after = decide(state, plan_of(host, tiny(combine="mean")), aggregate, evidence, 0.7)
     assert equal(after.masks, chosen(state, flat))
 
 
 def test_votes_decide_and_magnitude_breaks_their_ties(cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     state = state_at(about, 5)
     votes = torch.randint(0, 4, (PRUNABLE,), generator=torch.Generator().manual_seed(4))
-    folded = Folded(torch.empty(0), 3.0, {"count": 3.0}, votes, answered=(0, 1, 2))
-    evidence = evidence_of(house, state, {}, 3.0)
-    after = decide(state, plan_of(house, tiny(combine="votes")), folded, evidence, 0.7)
+    aggregate = Aggregate(torch.empty(0), 3.0, {"count": 3.0}, votes, answered=(0, 1, 2))
+    evidence = evidence_of(host, state, {}, 3.0)
+    after = decide(state, plan_of(host, tiny(combine="votes")), aggregate, evidence, 0.7)
     assert equal(after.masks, chosen(state, votes.double()))
-    stay = kept(after.masks, state.masks)
+    stay = gathered(after.masks, state.masks)
     assert int(votes[~stay].max()) == int(votes[stay].min()) == 2, "some of the tied go"
-    size = kept({n: w.abs() for n, w in state.weights.items() if n in state.masks}, state.masks)
+    size = gathered({n: w.abs() for n, w in state.weights.items() if n in state.masks}, state.masks)
     assert size[(votes == 2) & stay].min() >= size[(votes == 2) & ~stay].max()
 
 
 @pytest.mark.parametrize("rule", ["union", "intersection"])
 def test_clients_masks_become_one_mask_of_the_same_size(rule: str, cnn: Cnn, tiny: Tiny):
-    house, about = cnn
+    host, about = cnn
     state = state_at(about, 5)
-    each = [kept(chosen(state, noise(about, seed)[0].double()), state.masks) for seed in range(3)]
+    each = [
+        gathered(chosen(state, noise(about, seed)[0].double()), state.masks) for seed in range(3)
+    ]
     votes = torch.stack(each).sum(0)
-    after = united(state, plan_of(house, tiny(masks=rule)), votes)
+    after = merged_client_masks(state, plan_of(host, tiny(masks=rule)), votes)
     assert count_kept(after.masks) == PRUNABLE - GONE
-    size = kept({n: w.abs() for n, w in state.weights.items() if n in state.masks}, state.masks)
+    size = gathered({n: w.abs() for n, w in state.weights.items() if n in state.masks}, state.masks)
     key = votes.double() if rule == "intersection" else torch.where(votes > 0, size, -1.0)
     assert equal(after.masks, chosen(state, key))
     if rule == "intersection":
-        assert int(votes[kept(after.masks, state.masks)].min()) >= 1
-        assert (votes[~kept(after.masks, state.masks)] < 3).all(), "what all kept stays"
+        assert int(votes[gathered(after.masks, state.masks)].min()) >= 1
+        assert (votes[~gathered(after.masks, state.masks)] < 3).all(), "what all kept stays"
 
 
 def test_agreement_by_hand():
     """Three clients with two votes each on four weights: pairs share 1, 1 and 0 of 2."""
     votes = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]).sum(0)
-    assert agreement_of(Folded(votes=votes, answered=(0, 1, 2))) == pytest.approx((1 + 1 + 0) / 6)
+    assert agreement_of(Aggregate(votes=votes, answered=(0, 1, 2))) == pytest.approx(
+        (1 + 1 + 0) / 6
+    )
 
 
 def test_sparsity_is_of_all_that_is_prunable():
@@ -190,8 +194,8 @@ def test_sparsity_is_of_all_that_is_prunable():
 
 
 def test_stages_are_the_tensors_in_model_order(cnn: Cnn):
-    house, _ = cnn
-    assert stages_of(house.layout) == [(name,) for name in house.layout.prunable]
+    host, _ = cnn
+    assert stages_of(host.layout) == [(name,) for name in host.layout.prunable]
 
 
 def test_an_exchange_drops_by_score_and_grows_by_gradient(run: Run):
@@ -256,14 +260,14 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-def bad_shard(house: House) -> House:
-    """A house where one client's own data make its answers fail: there are no such labels."""
-    shard = house.shards[VICTIM]
+def bad_shard(host: Host) -> Host:
+    """A host where one client's own data make its answers fail: there are no such labels."""
+    shard = host.shards[VICTIM]
     parts = {
         key: {**part, "labels": torch.full_like(part["labels"], 99)}
         for key, part in vars(shard).items()
     }
-    return replace(house, shards={**house.shards, VICTIM: replace(shard, **parts)})
+    return replace(host, shards={**host.shards, VICTIM: replace(shard, **parts)})
 
 
 @pytest.mark.sampled(5)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, Shard, federate, load
-from fedprune.client.host import House, open_house
-from fedprune.client.tokens import counted, marks_of
+from fedprune.client.host import Host, build_host
+from fedprune.client.tokens import counted, special_tokens_of
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edit
@@ -56,10 +56,10 @@ def config(tiny: Tiny) -> Callable[..., RunConfig]:
     return made
 
 
-def played(config: RunConfig, folder: Path | None = None) -> tuple[Result, House]:
+def played(config: RunConfig, folder: Path | None = None) -> tuple[Result, Host]:
     shards = {p: shard_of(text, config) for p, text in enumerate(TEXTS)}
-    house = open_house(config, shards)
-    return federate(config, inline_port(house), folder=folder), house
+    host = build_host(config, shards)
+    return federate(config, inline_port(host), folder=folder), host
 
 
 def edit_of(result: Result) -> Edit:
@@ -73,22 +73,22 @@ def test_a_run_keeps_what_its_clients_train_and_validate_on_and_the_marks(
     task: str, model: str, config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     c = config(task, model)
-    result, house = played(c, tmp_path / "run")
+    result, host = played(c, tmp_path / "run")
     size = symbols_of(c, PURPOSES[task]).size
     seen = {
         int(i)
-        for shard in house.shards.values()
+        for shard in host.shards.values()
         for part in (shard.train, shard.validation)
         for name in ("inputs", "labels")
         for i in part[name].flatten()
         if i >= 0
     }
-    marks, unknown = marks_of(house.task, c, house.model)
+    marks, unknown = special_tokens_of(host.task, c, host.model)
     assert edit_of(result).kept == tuple(sorted(seen | marks))
     assert edit_of(result).like == str(unknown) == "1"
     if task != "shakespeare-masked":  # which draws other characters to hide some behind
         assert set(encode("Zq?Y").tolist()).isdisjoint(edit_of(result).kept)
-    path = embedding_path(house.model)
+    path = embedding_path(host.model)
     assert path == edit_of(result).path
     table = result.model.get_submodule(path)
     assert table.weight.shape[0] == len(edit_of(result).kept) < size
@@ -105,10 +105,10 @@ def test_without_asking_nothing_is_cut_and_no_client_is_asked(
     asked = []
     for vocabulary in ("full", "used"):
         c = config("shakespeare", "llama", vocabulary=vocabulary, length=16)
-        house = open_house(c, {p: shard_of(t, c) for p, t in enumerate(TEXTS)})
-        port = inline_port(house)
+        host = build_host(c, {p: shard_of(t, c) for p, t in enumerate(TEXTS)})
+        port = inline_port(host)
 
-        def ask(question: Question, partitions: Any, port: Any = port) -> Folded:
+        def ask(question: Question, partitions: Any, port: Any = port) -> Aggregate:
             asked.append(question.kind)
             return port.ask(question, partitions)
 
@@ -120,13 +120,13 @@ def test_without_asking_nothing_is_cut_and_no_client_is_asked(
 def test_counts_add_up_and_test_parts_are_not_looked_at(config: Callable[..., RunConfig]) -> None:
     c = config("shakespeare", "llama")
     shards = [shard_of(text, c) for text in TEXTS]
-    house = open_house(c, dict(enumerate(shards)))
-    total = sum(counted(s, house.task, 98) for s in shards)
+    host = build_host(c, dict(enumerate(shards)))
+    total = sum(counted(s, host.task, 98) for s in shards)
     pooled = torch.cat([p[n].flatten() for s in shards for p in (s.train, s.validation)
                         for n in ("inputs", "labels")])  # fmt: skip
     assert torch.equal(total, torch.bincount(pooled[pooled >= 0], minlength=98).float())
     scribbled = replace(shards[0], test={n: t * 0 + 97 for n, t in shards[0].test.items()})
-    assert torch.equal(counted(scribbled, house.task, 98), counted(shards[0], house.task, 98))
+    assert torch.equal(counted(scribbled, host.task, 98), counted(shards[0], host.task, 98))
 
 
 @pytest.mark.parametrize("lost", [1, 9])
@@ -134,13 +134,13 @@ def test_a_census_that_nobody_answers_is_asked_for_again(
     lost: int, config: Callable[..., RunConfig]
 ) -> None:
     c = config("shakespeare", "llama")
-    house = open_house(c, {p: shard_of(t, c) for p, t in enumerate(TEXTS)})
-    port, asked = inline_port(house), []
+    host = build_host(c, {p: shard_of(t, c) for p, t in enumerate(TEXTS)})
+    port, asked = inline_port(host), []
 
-    def ask(question: Question, partitions: Any) -> Folded:
+    def ask(question: Question, partitions: Any) -> Aggregate:
         asked.extend([question.round] * (question.kind == "tokens"))
         kept = question.kind != "tokens" or len(asked) > lost
-        return port.ask(question, partitions) if kept else Folded()
+        return port.ask(question, partitions) if kept else Aggregate()
 
     result = federate(c, replace(port, ask=ask))
     cut = [e.kind for e in result.state.edits]
@@ -171,10 +171,10 @@ def test_a_run_that_is_resumed_gives_the_same_bits(
             raise Cut
 
     c = config("shakespeare", "llama")
-    whole, house = played(c)
+    whole, host = played(c)
     with pytest.raises(Cut):
-        federate(c, inline_port(house), folder=tmp_path / "run", watch=Watch(row=stop))
-    again = federate(c, inline_port(house), folder=tmp_path / "run", resume=True)
+        federate(c, inline_port(host), folder=tmp_path / "run", watch=Watch(row=stop))
+    again = federate(c, inline_port(host), folder=tmp_path / "run", resume=True)
     assert again.summary["weights_digest"] == whole.summary["weights_digest"]
     assert again.state.edits == whole.state.edits
     assert again.rows[-1] == whole.rows[-1]
@@ -187,4 +187,4 @@ def test_a_model_without_a_table_is_refused(monkeypatch: pytest.MonkeyPatch, tin
     odd = replace(task, tokens=("labels",), tokenizer=lambda _: None)
     monkeypatch.setitem(TASKS, "odd", odd)
     with pytest.raises(ValueError, match="vocabulary='used': the model has no table of tokens"):
-        open_house(tiny(task="odd", vocabulary="used"))
+        build_host(tiny(task="odd", vocabulary="used"))

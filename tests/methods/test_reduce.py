@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedprune import RunConfig, Shard, federate, load, rounds
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.methods.global_mask import pruned
 from fedprune.protocol.models import shaped
@@ -43,13 +43,13 @@ def reduces(tiny: Tiny) -> Reduces:
     return made
 
 
-def house_of(config: RunConfig) -> House:
+def house_of(config: RunConfig) -> Host:
     texts = ["To be, or not to be: that is the question.\n" * 20, "O Romeo! O, O, exit.\n" * 9]
     shards = {}
     for partition, text in enumerate(texts):
         part = windows(encode(text), length=16)
         shards[partition] = Shard(part, part, part)
-    return open_house(config, shards)
+    return build_host(config, shards)
 
 
 def opened(config: RunConfig) -> tuple[State, Plan, Port]:
@@ -108,15 +108,15 @@ def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces: Reduces
     assert told is not None
     name = max(told["rank_errors"], key=told["rank_errors"].get)  # others are rounding
     path = name.removesuffix(".weight")
-    house = house_of(config)
-    load_into(house.model, state.weights)
+    host = house_of(config)
+    load_into(host.model, state.weights)
     seen: list[Tensor] = []
 
     def see(_name: str, layer: Any, x: Tensor, _y: Tensor) -> None:
         seen.append(input_rows(layer, x).flatten(0, 2).double())
 
-    with watching(layers_of(house.model.eval(), [name]), see), torch.no_grad():
-        house.task.loss(house.model, house.shards[1].train)
+    with watching(layers_of(host.model.eval(), [name]), see), torch.no_grad():
+        host.task.loss(host.model, host.shards[1].train)
     x, w = torch.cat(seen).t(), state.weights[name].double()
     product = after.weights[f"{path}.1.weight"] @ after.weights[f"{path}.0.weight"]
     error = ((w - product.double()) @ x).norm() / (w @ x).norm()

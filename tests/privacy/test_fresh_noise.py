@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fedprune import Shard, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.commands.main import main
 from fedprune.config import RunConfig, configure
 from fedprune.engines.inline import inline_port
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.port import Port
 from fedprune.report.privacy_lines import after, before
-from fedprune.tensors import kept
+from fedprune.tensors import gathered
 
 MLP = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 1, "warmup": 0}
 MLP |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5, "seed": 3}
@@ -31,13 +31,13 @@ def changed(shard: Shard) -> Shard:
 
 def port_of(config: RunConfig, change: Callable[[Shard], Shard] = changed) -> Port:
     """All of the task's clients, the first of them with other data."""
-    house = open_house(config)
-    return inline_port(replace(house, shards={**house.shards, 0: change(house.shards[0])}))
+    host = build_host(config)
+    return inline_port(replace(host, shards={**host.shards, 0: change(host.shards[0])}))
 
 
 def scored(config: RunConfig, port: Port | None = None) -> torch.Tensor:
     """What a run ends with, as one vector."""
-    return kept(federate(config, port).state.weights, {})
+    return gathered(federate(config, port).state.weights, {})
 
 
 @pytest.mark.sampled(1)

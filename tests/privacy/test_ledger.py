@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.client.host import open_house, placed
+from fedprune.client.host import build_host, placed
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
@@ -213,7 +213,7 @@ def federated(folder, *, dies=0, resume=False, **keys):
     """A small private run; before the n-th question is answered, it dies."""
     small = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 3, "rounds": 2, "warmup": 1}
     config = configure({**small, "sparsity": 0.5, "local_steps": 1, "hosts": 1, **keys})
-    port, asked = inline_port(open_house(placed(config, folder))), itertools.count(1)
+    port, asked = inline_port(build_host(placed(config, folder))), itertools.count(1)
 
     def ask(what, partitions):
         if next(asked) == dies:

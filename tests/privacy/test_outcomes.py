@@ -9,7 +9,7 @@ from torch import nn
 
 from fedprune import federate
 from fedprune.client.dp_sgd import whatever_fails
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.client_privacy import leaving
@@ -36,12 +36,12 @@ DIGITS |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5}
 )
 def test_an_example_that_is_not_finite_makes_no_failure(part: str, keys: dict[str, Any]) -> None:
     config = configure({**DIGITS, **keys})
-    house = open_house(config)
-    images = getattr(house.shards[0], part)["images"].clone()
+    host = build_host(config)
+    images = getattr(host.shards[0], part)["images"].clone()
     images[0], images[1] = float("nan"), float("inf")
-    spoilt = {**getattr(house.shards[0], part), "images": images}
+    spoilt = {**getattr(host.shards[0], part), "images": images}
     port = inline_port(
-        replace(house, shards={**house.shards, 0: replace(house.shards[0], **{part: spoilt})})
+        replace(host, shards={**host.shards, 0: replace(host.shards[0], **{part: spoilt})})
     )
     result = federate(config, port)
     assert result.summary["failures"] == 0
@@ -64,21 +64,19 @@ def test_an_example_that_a_clients_code_raises_on_makes_no_failure(
     part: str, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configure({**DIGITS, **keys})
-    house = open_house(config)
+    host = build_host(config)
 
     def loss(model: nn.Module, batch: Part) -> Loss:
         if bool((batch["images"] > 900).any()):
             raise RuntimeError("it is private that this is here")
-        return house.task.loss(model, batch)
+        return host.task.loss(model, batch)
 
-    images = getattr(house.shards[0], part)["images"].clone()
+    images = getattr(host.shards[0], part)["images"].clone()
     images[: 1 if config.dp == "example" else None] = 1000.0
-    marked = replace(
-        house.shards[0], **{part: {**getattr(house.shards[0], part), "images": images}}
-    )
-    task = replace(house.task, loss=loss)
+    marked = replace(host.shards[0], **{part: {**getattr(host.shards[0], part), "images": images}})
+    task = replace(host.task, loss=loss)
     ends = federate(
-        config, inline_port(replace(house, task=task, shards={**house.shards, 0: marked}))
+        config, inline_port(replace(host, task=task, shards={**host.shards, 0: marked}))
     )
     assert ends.summary["failures"] == 0
     assert "private" not in caplog.text

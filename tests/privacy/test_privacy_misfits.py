@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from fedprune.config import RunConfig, configure
-from fedprune.config import privacy_conflicts as misfits
+from fedprune.config import privacy_conflicts as conflicts
 from fedprune.config.defaults import completed
-from fedprune.options.refusal import ConfigError, Misfit
+from fedprune.options.refusal import ConfigError, Conflict
 from fedprune.scores.catalog import scores_of
 
 Keys = dict[str, Any]
@@ -227,12 +227,12 @@ def test_a_contradiction_is_refused(keys: Keys, named: str, rest: str) -> None:
     assert str(refused.value) == f"{named}: {rest}"
 
 
-def lists_of(keys: Keys) -> dict[str, list[Misfit]]:
+def lists_of(keys: Keys) -> dict[str, list[Conflict]]:
     config = RunConfig.model_construct(**completed({**MLP, **keys}))
     given = {"c": config, "score": scores_of("")[config.score]}
     found = {}
-    for name, function in inspect.getmembers(misfits, inspect.isfunction):
-        if name.startswith("_") and function.__annotations__.get("return") == "list[Misfit]":
+    for name, function in inspect.getmembers(conflicts, inspect.isfunction):
+        if name.startswith("_") and function.__annotations__.get("return") == "list[Conflict]":
             found[name] = function(*[given[p] for p in inspect.signature(function).parameters])
     return found
 

@@ -10,26 +10,26 @@ from torch import Tensor
 
 from fedprune import Result, RunConfig
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
-from fedprune.client.host import House
+from fedprune.client.context import ClientContext
+from fedprune.client.host import Host
 from fedprune.methods.global_mask import scored
 from fedprune.privacy.noise import Source, seeded_source, uniforms
 from fedprune.privacy.randomised_response import (
-    Ballot,
+    VoteUnits,
     debiased,
     expected_overlap,
     flip_probability,
     responded,
 )
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Folded, Question
-from fedprune.protocol.votes import ballot_of, response_release, told
+from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.votes import response_release, told, vote_units_of
 from fedprune.server.ask import evidence_of
 from fedprune.server.state import Plan, first_state
-from fedprune.tensors import copied, full_masks, kept, state_of
+from fedprune.tensors import copied, full_masks, gathered, state_of
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 VOTES = {"combine": "votes", "unit": "row", "model": "mlp", "floor": 0}
 
 
@@ -45,12 +45,12 @@ def test_the_probability_is_that_of_an_even_share_of_epsilon():
 
 
 def test_bits_flip_at_the_rate_and_units_stay_whole():
-    ballot = Ballot(torch.arange(50_000).repeat_interleave(2), 50_000)
-    ballot.places[-6:] = -1
+    units_voted = VoteUnits(torch.arange(50_000).repeat_interleave(2), 50_000)
+    units_voted.places[-6:] = -1
     votes = torch.rand(50_000, generator=torch.Generator().manual_seed(1)) < 0.3
     flat = votes.repeat_interleave(2)
-    out = responded(flat, ballot, 0.2, seeded_source(1, "response"))
-    inside = ballot.places >= 0
+    out = responded(flat, units_voted, 0.2, seeded_source(1, "response"))
+    inside = units_voted.places >= 0
     assert out[~inside].all()
     pairs = out[inside].view(-1, 2)
     assert torch.equal(pairs[:, 0], pairs[:, 1])
@@ -63,10 +63,10 @@ def test_bits_flip_at_the_rate_and_units_stay_whole():
 def test_counts_are_unbiased():
     clients, p, units = 40, 0.35, 3000
     true = torch.arange(units) % (clients + 1)
-    ballot = Ballot(torch.arange(units), units)
+    units_voted = VoteUnits(torch.arange(units), units)
     counts = torch.zeros(units)
     for c in range(clients):
-        counts += responded(true > c, ballot, p, seeded_source(c, "response"))
+        counts += responded(true > c, units_voted, p, seeded_source(c, "response"))
     found = debiased(counts, clients, p)
     sd = math.sqrt(clients * p * (1 - p)) / (1 - 2 * p)
     error = found - true
@@ -107,31 +107,33 @@ def test_the_expected_overlap_goes_from_chance_to_all():
     assert expected_overlap(0.3, 10, 100, 100) == expected_overlap(0.3, 10, 100, 0) == 1.0
 
 
-def asked(house: House, sparsity: float = 0.5) -> Question:
-    weights = copied(state_of(house.model))
-    masks = full_masks(weights, house.layout.prunable)
+def asked(host: Host, sparsity: float = 0.5) -> Question:
+    weights = copied(state_of(host.model))
+    masks = full_masks(weights, host.layout.prunable)
     return Question("score", 3, weights, masks, "taylor", sparsity=sparsity)
 
 
-def votes_of(house: House, config: RunConfig, question: Question, partition: int = 0) -> Tensor:
+def votes_of(host: Host, config: RunConfig, question: Question, partition: int = 0) -> Tensor:
     cpu = torch.device("cpu")
-    shard = house.shards[partition]
-    seat = Seat(partition, shard, house.model, house.task, config, house.layout, cpu, house.model)
-    votes = answer(question, seat).votes
+    shard = host.shards[partition]
+    client = ClientContext(
+        partition, shard, host.model, host.task, config, host.layout, cpu, host.model
+    )
+    votes = answer(question, client).votes
     assert votes is not None
     return votes
 
 
 def test_a_client_flips_whole_units_of_its_own_mask(tiny: Tiny, house_of: HouseOf):
     plain = tiny(**VOTES)
-    house, question = house_of(plain), asked(house_of(plain))
-    own = votes_of(house, plain, question)
-    ballot = ballot_of(plain, house.layout, question.masks)
-    rows = sum(house.layout.shapes[n][0] for n in house.layout.prunable)
-    assert ballot.units == rows
-    loud = votes_of(house, tiny(**VOTES, response=float(rows)), question)
+    host, question = house_of(plain), asked(house_of(plain))
+    own = votes_of(host, plain, question)
+    units_voted = vote_units_of(plain, host.layout, question.masks)
+    rows = sum(host.layout.shapes[n][0] for n in host.layout.prunable)
+    assert units_voted.units == rows
+    loud = votes_of(host, tiny(**VOTES, response=float(rows)), question)
     changed = own != loud
-    by_unit = [changed[ballot.places == u].float().mean() for u in range(rows)]
+    by_unit = [changed[units_voted.places == u].float().mean() for u in range(rows)]
     assert set(map(float, by_unit)) == {0.0, 1.0}
     p = flip_probability(float(rows), rows)
     assert sum(map(float, by_unit)) / rows == pytest.approx(p, abs=4 * math.sqrt(0.2 / rows))
@@ -159,23 +161,25 @@ def test_a_weak_epsilon_gives_another_mask_of_the_same_size(
 
 def test_the_server_ranks_by_debiased_counts(tiny: Tiny, house_of: HouseOf):
     config = tiny(**VOTES, response=20.0)
-    house = house_of(config)
-    question = asked(house)
-    state = first_state(house.model, house.layout)
-    plan = Plan(config, house.layout, (0, 0))
-    form = form_of(question, config, house.layout)
-    folded = Folded(votes=torch.arange(form.voters) % 4, answered=(0, 1, 2), totals={"count": 1.0})
-    scores = scored(folded, evidence_of(state, plan, ()), plan)
-    units = ballot_of(config, house.layout, state.masks).units
-    assert folded.votes is not None
-    right = debiased(folded.votes, 3, flip_probability(20.0, units))
-    assert torch.allclose(kept(scores, {}), right)
+    host = house_of(config)
+    question = asked(host)
+    state = first_state(host.model, host.layout)
+    plan = Plan(config, host.layout, (0, 0))
+    form = form_of(question, config, host.layout)
+    aggregate = Aggregate(
+        votes=torch.arange(form.voters) % 4, answered=(0, 1, 2), totals={"count": 1.0}
+    )
+    scores = scored(aggregate, evidence_of(state, plan, ()), plan)
+    units = vote_units_of(config, host.layout, state.masks).units
+    assert aggregate.votes is not None
+    right = debiased(aggregate.votes, 3, flip_probability(20.0, units))
+    assert torch.allclose(gathered(scores, {}), right)
 
 
 def test_what_is_booked_is_the_budget_of_one_vote(tiny: Tiny, house_of: HouseOf):
     config = tiny(**VOTES, response=20.0)
-    house = house_of(config)
-    question = asked(house)
+    host = house_of(config)
+    question = asked(host)
     release = response_release(("votes",), question, config)
     assert release.mechanism == "randomised-response"
     assert release.unit == "client"
@@ -185,10 +189,10 @@ def test_what_is_booked_is_the_budget_of_one_vote(tiny: Tiny, house_of: HouseOf)
 
 
 def test_what_is_told_first_warns_of_coins(tiny: Tiny, house_of: HouseOf):
-    house = house_of(tiny(**VOTES))
-    assert told(tiny(**VOTES), house.layout) == ()
-    (line,) = told(tiny(**VOTES, response=500.0), house.layout)
+    host = house_of(tiny(**VOTES))
+    assert told(tiny(**VOTES), host.layout) == ()
+    (line,) = told(tiny(**VOTES, response=500.0), host.layout)
     assert line.startswith("epsilon 500 over ")
-    first, warning = told(tiny(**VOTES, response=1.0), house.layout)
+    first, warning = told(tiny(**VOTES, response=1.0), host.layout)
     assert "(chance 3" in first
     assert warning.startswith("votes are close to coins (p > 0.45)")

@@ -10,7 +10,7 @@ from test_wiretap import BASE, EXAMPLES, NOISE
 
 from fedprune import Shard, federate
 from fedprune.client import host as hosts
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.codec.wire import Packet
 from fedprune.config import configure
 from fedprune.protocol.messages import Question
@@ -51,15 +51,15 @@ def test_the_length_of_an_answer_tells_nothing_of_the_data(
 ) -> None:
     seen, released = set[str](), hosts.released
 
-    def heard(house: House, question: Question, partition: int, *rest: Any) -> Packet:
-        packet = encoded(house, question, partition, *rest)
+    def heard(host: Host, question: Question, partition: int, *rest: Any) -> Packet:
+        packet = encoded(host, question, partition, *rest)
         if partition or question.kind in seen:
             return packet
         seen.add(question.kind)
         with monkeypatch.context() as patch:
             patch.setattr(hosts, "encoded", encoded)
-            for shard in neighbours(house.shards[0]):
-                other = replace(house, shards={**house.shards, 0: shard})
+            for shard in neighbours(host.shards[0]):
+                other = replace(host, shards={**host.shards, 0: shard})
                 found = released(other, question, 0)
                 assert [len(x) for x in parts(found)] == [len(x) for x in parts(packet)]
         return packet

@@ -15,7 +15,7 @@ from fedprune.config import configure
 from fedprune.engines import inline as this_process
 from fedprune.engines import inline_sums as inline
 from fedprune.protocol.letters import sum_letter
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.secagg.messages import Reply
 
 BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
@@ -93,11 +93,11 @@ class Tap:
             self.down.append((asked.kind, asked.round, sent))
             return packet
 
-        def served(house: Any, packet: Packet, *rest: Any) -> Folded:
-            folded = serve(house, packet, *rest)
+        def served(host: Any, packet: Packet, *rest: Any) -> Aggregate:
+            aggregate = serve(host, packet, *rest)
             head = head_of(packet)
-            self.sums.append((head["kind"], head["round"], summed_fields(folded)))
-            return folded
+            self.sums.append((head["kind"], head["round"], summed_fields(aggregate)))
+            return aggregate
 
         monkeypatch.setattr(hosts, "encode_answer", heard)
         monkeypatch.setattr(this_process, "encode_question", said)
@@ -105,9 +105,9 @@ class Tap:
         monkeypatch.setattr(this_process, "serve", served)
 
 
-def summed_fields(folded: Folded) -> set[str]:
+def summed_fields(aggregate: Aggregate) -> set[str]:
     """The fields of a host's letter, by the ledger's names."""
-    letter = sum_letter(folded)
+    letter = sum_letter(aggregate)
     found = {"values" if name == "total" else name for name, data in letter.buffers.items() if data}
     about = json.loads(letter.fields["about"])
     found |= {f"totals.{name}" for name in about.pop("totals")}

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.client_privacy import defended, leaving, silenced
@@ -20,8 +20,8 @@ def config_of(**keys: Any) -> Any:
     return configure({**DIGITS, **keys})
 
 
-def house_of(**keys: Any) -> House:
-    return open_house(config_of(**keys))
+def house_of(**keys: Any) -> Host:
+    return build_host(config_of(**keys))
 
 
 def question(kind: str, **what: Any) -> Question:
@@ -112,13 +112,13 @@ def test_a_failure_says_nothing_of_private_data() -> None:
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate"])
 def test_both_sides_know_which_totals_stay_away(kind: str) -> None:
     for keys in ({}, PRIVATE, {**PRIVATE, "panel": 1, "cohort": 3}):
-        house = house_of(**keys)
-        state = first_state(house.model, house.layout)
+        host = house_of(**keys)
+        state = first_state(host.model, host.layout)
         what = {"score": "taylor"} if kind == "score" else {"part": "test"}
         asked = Question(kind, 1, state.weights, state.masks, **what)
         totals = {"loss": 1.0, "correct": 1.0, "count": 1.0}
-        form = form_of(asked, house.config, house.layout)
-        left = leaving(Answer(torch.ones(2), 1.0, totals), asked, house.config)
+        form = form_of(asked, host.config, host.layout)
+        left = leaving(Answer(torch.ones(2), 1.0, totals), asked, host.config)
         assert set(left.totals) <= form.totals | {"loss", "correct", "count"}
         if keys and not keys.get("panel") and kind == "evaluate":
             assert "count" not in form.totals

@@ -14,9 +14,9 @@ from fedprune.protocol.letters import (
     question_letter,
     sum_letter,
 )
-from fedprune.protocol.messages import Failure, Folded
+from fedprune.protocol.messages import Aggregate, Failure
 
-FOLDED = Folded(
+FOLDED = Aggregate(
     torch.tensor([1.0, 1e-300, -3.25], dtype=torch.float64),
     8.5,
     {"count": 11.0},
@@ -37,7 +37,7 @@ def about(**changes: Any) -> Letter:
     return replace(letter, fields={"about": json.dumps(fields)})
 
 
-TENSORS = [f.name for f in fields(Folded) if isinstance(getattr(FOLDED, f.name), torch.Tensor)]
+TENSORS = [f.name for f in fields(Aggregate) if isinstance(getattr(FOLDED, f.name), torch.Tensor)]
 
 
 def test_a_sum_comes_back_as_it_went():
@@ -69,7 +69,7 @@ def test_values_one_by_one_that_cannot_be_of_those_who_answered_are_refused(
 
 
 def test_a_sum_of_nobody_comes_back_as_it_went():
-    nobody = Folded(failures=(Failure(4, "tune", "", "KeyError: 4"),), bytes_up=3)
+    nobody = Aggregate(failures=(Failure(4, "tune", "", "KeyError: 4"),), bytes_up=3)
     assert folded_of(sum_letter(nobody), [4]) == nobody
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from fedprune import SCORES, RunConfig
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
 from fedprune.protocol.kinds import Form, fitting, form_of
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.scores.combine import COMBINES
 from fedprune.tensors import count_kept
 
 Tiny = Callable[..., RunConfig]
-Cnn = tuple[House, Question]
+Cnn = tuple[Host, Question]
 NAN, INF = float("nan"), float("inf")
 SHAPES = {n: torch.Size(s) for n, s in {"conv": (2, 3), "bias": (2,), "head": (4,)}.items()}
 PRUNABLE = {n: SHAPES[n] for n in ("conv", "head")}
@@ -143,7 +143,7 @@ def test_a_mask_fits_what_has_its_name_and_its_shape():
     assert fitting(shapes, MASKS).keys() == {"head"}
 
 
-FOLDED = Folded(
+FOLDED = Aggregate(
     torch.tensor([1.0, 1e-300, -3.25, 0.0], dtype=torch.float64),
     8.5,
     {"count": 11.0},
@@ -157,7 +157,7 @@ FOLDED = Folded(
 def test_a_good_sum_passes():
     check_sum(FOLDED, FORMS["score"])
     check_sum(replace(FOLDED, votes=None), FORMS["score"])
-    check_sum(Folded(failures=FOLDED.failures), FORMS["score"])
+    check_sum(Aggregate(failures=FOLDED.failures), FORMS["score"])
 
 
 @pytest.mark.parametrize(
@@ -280,18 +280,18 @@ def test_a_rule_that_looks_at_clients_one_by_one_needs_one_row_each(singles: Any
 
 
 def form(cnn: Cnn, kind: str, *, config: RunConfig | None = None, **what: Any) -> Form:
-    house, about = cnn
-    return form_of(replace(about, kind=kind, **what), config or house.config, house.layout)
+    host, about = cnn
+    return form_of(replace(about, kind=kind, **what), config or host.config, host.layout)
 
 
 def test_forms_of_the_default_run(cnn: Cnn):
-    house, about = cnn
+    host, about = cnn
     alive = count_kept(about.masks)
     scored = form(cnn, "score", score="taylor", sparsity=0.7)
     assert (scored.values, scored.voters, scored.totals) == (alive, alive, {"count"})
     assert form(cnn, "score", score="taylor").voters == 0
     tuned = form(cnn, "tune")
-    everything = sum(s.numel() for s in house.layout.shapes.values())
+    everything = sum(s.numel() for s in host.layout.shapes.values())
     removed = sum(m.numel() for m in about.masks.values()) - alive
     assert (tuned.values, tuned.voters, tuned.own) == (everything - removed, 0, False)
     assert tuned.totals == {"loss", "count"}
@@ -302,10 +302,10 @@ def test_forms_of_the_default_run(cnn: Cnn):
 
 
 def test_asking_about_everything_or_a_part(cnn: Cnn):
-    house, about = cnn
+    host, about = cnn
     dense = form(cnn, "score", score="gradient", dense=True)
     assert dense.values == sum(m.numel() for m in about.masks.values())
-    first = house.layout.prunable[0]
+    first = host.layout.prunable[0]
     one = form(cnn, "score", score="taylor", names=(first,), sparsity=0.7)
     assert one.values == one.voters == int(about.masks[first].sum())
 
@@ -322,10 +322,10 @@ def test_a_form_says_what_a_combination_needs(name: str, cnn: Cnn, tiny: Tiny):
 
 def test_of_wanda_one_number_an_input_travels(cnn: Cnn, tiny: Tiny):
     """Unless the clients finish their scores themselves."""
-    house, about = cnn
+    host, about = cnn
     asked: dict[str, Any] = {"score": "wanda"}
     pooled = form(cnn, "score", config=tiny(score="wanda"), **asked)
-    kinds = SCORES["wanda"].asks[0].shapes(house.layout, house.layout.prunable, "weight", 0)
+    kinds = SCORES["wanda"].asks[0].shapes(host.layout, host.layout.prunable, "weight", 0)
     assert pooled.shapes == kinds
     assert pooled.values == sum(s.numel() for s in kinds.values()) < count_kept(about.masks) / 5
     own = form(cnn, "score", config=tiny(score="wanda", combine="mean"), **asked)

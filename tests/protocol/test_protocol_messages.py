@@ -8,9 +8,9 @@ from torch import Tensor
 from fedprune.codec.masks import encode_mask
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import (
+    Aggregate,
     Answer,
     Failure,
-    Folded,
     Question,
     as_sum,
     summed,
@@ -47,20 +47,20 @@ def test_two_clients_and_three_numbers():
         answer([1.0, 2.0, 3.0], 2.0, [True] * 3),
         answer([10.0, 0.5, -3.0], 6.0, [False] * 3),
     ]
-    folded = summed(as_sum(a, p, 100 + p) for p, a in enumerate(answers))
-    assert folded.total is not None
-    assert folded.total.tolist() == [62.0, 7.0, -12.0]
-    assert (folded.weight, folded.totals, folded.answered) == (8.0, {"count": 8.0}, (0, 1))
-    assert folded.votes is not None
-    assert folded.votes.tolist() == [1, 1, 1]
-    assert folded.bytes_up == 201
+    aggregate = summed(as_sum(a, p, 100 + p) for p, a in enumerate(answers))
+    assert aggregate.total is not None
+    assert aggregate.total.tolist() == [62.0, 7.0, -12.0]
+    assert (aggregate.weight, aggregate.totals, aggregate.answered) == (8.0, {"count": 8.0}, (0, 1))
+    assert aggregate.votes is not None
+    assert aggregate.votes.tolist() == [1, 1, 1]
+    assert aggregate.bytes_up == 201
 
 
 def test_a_sum_is_float64_whatever_came():
-    folded = as_sum(Answer(torch.tensor([0.1]), 3.0, {}), 0, 1)
-    assert folded.total is not None
-    assert folded.total.dtype == torch.float64
-    assert folded.total.item() == float(torch.tensor(0.1)) * 3.0
+    aggregate = as_sum(Answer(torch.tensor([0.1]), 3.0, {}), 0, 1)
+    assert aggregate.total is not None
+    assert aggregate.total.dtype == torch.float64
+    assert aggregate.total.item() == float(torch.tensor(0.1)) * 3.0
 
 
 @pytest.mark.parametrize("size", [5, 2**17, 2**18 + 3])
@@ -68,20 +68,20 @@ def test_an_answer_added_to_a_sum_is_the_sum_of_both(size: int):
     gen = torch.Generator().manual_seed(0)
     drawn = [torch.randn(size, generator=gen) for _ in range(3)]
     each = [Answer(v, 1.0 + p, {"count": p}, v > 0) for p, v in enumerate(drawn)]
-    expected, folded = summed(as_sum(a, p, 10) for p, a in enumerate(each)), Folded()
+    expected, aggregate = summed(as_sum(a, p, 10) for p, a in enumerate(each)), Aggregate()
     for p, a in enumerate(each):
-        folded = as_sum(a, p, 10, folded)
-    assert torch.equal(folded.total, expected.total)
-    assert torch.equal(folded.votes, expected.votes)
+        aggregate = as_sum(a, p, 10, aggregate)
+    assert torch.equal(aggregate.total, expected.total)
+    assert torch.equal(aggregate.votes, expected.votes)
     assert torch.equal(drawn[0], torch.randn(size, generator=torch.Generator().manual_seed(0)))
     rest = {"total": None, "votes": None}
-    assert dataclasses.replace(folded, **rest) == dataclasses.replace(expected, **rest)
+    assert dataclasses.replace(aggregate, **rest) == dataclasses.replace(expected, **rest)
 
 
 def test_answers_are_added_in_the_order_given():
     big, small = 1e17, [3.0] * 10  # 1e17 + 3 rounds to 1e17, 1e17 + 30 does not
-    pieces = [Folded(torch.tensor([v], dtype=torch.float64)) for v in [big, *small]]
-    turned = [Folded(torch.tensor([v], dtype=torch.float64)) for v in [*small, big]]
+    pieces = [Aggregate(torch.tensor([v], dtype=torch.float64)) for v in [big, *small]]
+    turned = [Aggregate(torch.tensor([v], dtype=torch.float64)) for v in [*small, big]]
     first, last = summed(pieces).total, summed(turned).total
     assert first is not None
     assert last is not None
@@ -91,16 +91,23 @@ def test_answers_are_added_in_the_order_given():
 
 def test_failures_and_silence_add_nothing_but_themselves():
     failure = Failure(1, "tune", "conv", "NaN or infinite")
-    pieces = [Folded(failures=(failure,), bytes_up=7), as_sum(answer([1.0], 1.0), 2, 5), Folded()]
-    folded = summed(pieces)
-    assert folded.total is not None
-    assert folded.total.tolist() == [1.0]
-    assert (folded.answered, folded.failures, folded.bytes_up) == ((2,), (failure,), 12)
-    assert summed([]) == Folded()
+    pieces = [
+        Aggregate(failures=(failure,), bytes_up=7),
+        as_sum(answer([1.0], 1.0), 2, 5),
+        Aggregate(),
+    ]
+    aggregate = summed(pieces)
+    assert aggregate.total is not None
+    assert aggregate.total.tolist() == [1.0]
+    assert (aggregate.answered, aggregate.failures, aggregate.bytes_up) == ((2,), (failure,), 12)
+    assert summed([]) == Aggregate()
 
 
 def test_totals_add_up_by_name():
-    pieces = [Folded(totals={"loss": 1.5, "count": 2}), Folded(totals={"count": 3, "correct": 1})]
+    pieces = [
+        Aggregate(totals={"loss": 1.5, "count": 2}),
+        Aggregate(totals={"count": 3, "correct": 1}),
+    ]
     assert summed(pieces).totals == {"loss": 1.5, "count": 5, "correct": 1}
 
 
@@ -232,23 +239,23 @@ def test_statistics_travel_in_their_own_type(kind: str, wire: str, width: int):
 
 def test_one_by_one_and_held_are_kept_beside_the_sum():
     answers = [answer([1.0, 2.0], 2.0, [True, False]), answer([5.0, 7.0], 6.0, [True, True])]
-    folded = Folded()
+    aggregate = Aggregate()
     for p, a in enumerate(answers):
-        folded = as_sum(a, p, 1, folded, singly=True, held=True)
-    assert folded.singles is not None
-    assert folded.held is not None
-    assert folded.singles.tolist() == [[1.0, 2.0], [5.0, 7.0]]
-    assert folded.held.tolist() == [8.0, 6.0]
+        aggregate = as_sum(a, p, 1, aggregate, singly=True, held=True)
+    assert aggregate.singles is not None
+    assert aggregate.held is not None
+    assert aggregate.singles.tolist() == [[1.0, 2.0], [5.0, 7.0]]
+    assert aggregate.held.tolist() == [8.0, 6.0]
     hosts = [as_sum(a, p, 1, singly=True, held=True) for p, a in enumerate(answers)]
     both = summed(hosts)
-    assert torch.equal(both.singles, folded.singles)
-    assert torch.equal(both.held, folded.held)
-    assert torch.equal(both.total, folded.total)
+    assert torch.equal(both.singles, aggregate.singles)
+    assert torch.equal(both.held, aggregate.held)
+    assert torch.equal(both.total, aggregate.total)
 
 
 def test_statistics_are_added_up_without_a_weight():
     answers = [Answer(torch.zeros(1), w, {}, None, torch.tensor([0.5, w])) for w in (2.0, 6.0)]
-    folded = summed(as_sum(a, p, 1) for p, a in enumerate(answers))
-    assert folded.statistics is not None
-    assert folded.statistics.tolist() == [1.0, 8.0]
-    assert folded.statistics.dtype == torch.float64
+    aggregate = summed(as_sum(a, p, 1) for p, a in enumerate(answers))
+    assert aggregate.statistics is not None
+    assert aggregate.statistics.tolist() == [1.0, 8.0]
+    assert aggregate.statistics.dtype == torch.float64

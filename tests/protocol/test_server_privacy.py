@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client.host import House, answered, open_house
+from fedprune.client.host import Host, answered, build_host
 from fedprune.config import RunConfig, configure
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port
@@ -18,8 +18,8 @@ from fedprune.privacy.release import Release
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.kinds import form_of
 from fedprune.protocol.messages import (
+    Aggregate,
     Answer,
-    Folded,
     Question,
     as_sum,
 )
@@ -46,15 +46,15 @@ def config_of(**keys: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def house() -> House:
-    return open_house(config_of(**NOISE))
+def host() -> Host:
+    return build_host(config_of(**NOISE))
 
 
 def answering(values: torch.Tensor, config: RunConfig) -> Port:
     """A port whose clients all have the same values to release."""
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
-        total = Folded()
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
+        total = Aggregate()
         for p in partitions:
             answer = Answer(values.clone(), 3.0, {"loss": 1.0, "count": 3.0})
             total = as_sum(leaving(answer, question, config), p, 0, total)
@@ -63,8 +63,8 @@ def answering(values: torch.Tensor, config: RunConfig) -> Port:
     return Port(ask, lambda: dict.fromkeys(range(config.clients), 1))
 
 
-def tuning(config: RunConfig, house: House, masked: float = 0.0) -> tuple[Question, int]:
-    state = first_state(house.model, house.layout)
+def tuning(config: RunConfig, host: Host, masked: float = 0.0) -> tuple[Question, int]:
+    state = first_state(host.model, host.layout)
     masks = {n: m.clone() for n, m in state.masks.items()}
     for m in masks.values():
         m.view(-1)[: int(masked * m.numel())] = False
@@ -72,37 +72,37 @@ def tuning(config: RunConfig, house: House, masked: float = 0.0) -> tuple[Questi
     return question, form_of(question, config, layout_at(config, ())).values
 
 
-def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(house: House) -> None:
+def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(host: Host) -> None:
     c = config_of(**NOISE, dp_clip=0.5)
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
     ledger = open_ledger(None, terms_of(c))
     port = guarded(answering(torch.ones(size), c), c, ledger, "pruned")
-    folded = port.ask(question, [0, 1, 3])
-    assert folded.total is not None
-    noise = folded.total - 3 * 0.5 / size**0.5
+    aggregate = port.ask(question, [0, 1, 3])
+    assert aggregate.total is not None
+    noise = aggregate.total - 3 * 0.5 / size**0.5
     (line,) = (x for x in ledger.lines if x["quantity"] == "changes")
     booked = line["z"] * line["sensitivity"]
     assert booked == 2.0 * 2 * 0.5  # replace one: two norms
     assert noise.std().item() == pytest.approx(booked, rel=0.05)
     assert abs(noise.mean().item()) < 5 * booked / size**0.5
-    assert folded.weight == 4.0 == line["denominator"]  # of the cohort, not of who answered
-    assert folded.totals == {"count": 4.0}
+    assert aggregate.weight == 4.0 == line["denominator"]  # of the cohort, not of who answered
+    assert aggregate.totals == {"count": 4.0}
 
 
-def test_removed_coordinates_get_no_noise(house: House) -> None:
+def test_removed_coordinates_get_no_noise(host: Host) -> None:
     c = config_of(**NOISE)
-    question, size = tuning(c, house, masked=0.5)
+    question, size = tuning(c, host, masked=0.5)
     whole = sum(t.numel() for t in question.weights.values())
     assert size < whole - 0.4 * count_kept({n: m | True for n, m in question.masks.items()})
     port = guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "pruned")
-    folded = port.ask(question, [0])
-    assert folded.total is not None
-    assert folded.total.numel() == size
+    aggregate = port.ask(question, [0])
+    assert aggregate.total is not None
+    assert aggregate.total.numel() == size
 
 
-def test_the_same_question_has_the_same_noise_and_another_one_has_not(house: House) -> None:
+def test_the_same_question_has_the_same_noise_and_another_one_has_not(host: Host) -> None:
     c = config_of(**NOISE, noise_source="seeded")
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
 
     def total(asked: Question, arm: str = "pruned", partitions: Sequence[int] = (0, 1)) -> Any:
         ledger = open_ledger(None, terms_of(c))
@@ -118,10 +118,10 @@ def test_the_same_question_has_the_same_noise_and_another_one_has_not(house: Hou
     assert not torch.equal(first, total(replace(question, weights=moved)))
 
 
-def test_other_candidates_of_the_same_model_are_another_release(house: House) -> None:
+def test_other_candidates_of_the_same_model_are_another_release(host: Host) -> None:
     c = config_of(dp="client", dp_noise=2.0)
-    state = first_state(house.model, house.layout)
-    name = house.layout.prunable[0]
+    state = first_state(host.model, host.layout)
+    name = host.layout.prunable[0]
     compares = Question("compare", 1, state.weights, state.masks, part="validation")
     first = replace(compares, candidates=(HERE, Candidate(1.0)))
     others = (
@@ -135,25 +135,25 @@ def test_other_candidates_of_the_same_model_are_another_release(house: House) ->
         assert name_of(first, [0], c) != name_of(other, [0], c)
 
 
-def test_nobody_drawn_is_noise_alone(house: House) -> None:
+def test_nobody_drawn_is_noise_alone(host: Host) -> None:
     c = config_of(dp="client", dp_noise=2.0, sampling="poisson")
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
     port = guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "pruned")
-    folded = port.ask(question, [])
-    assert folded.total is not None
-    assert folded.total.numel() == size
-    assert folded.total.std().item() == pytest.approx(2.0, rel=0.05)  # add or remove: one norm
+    aggregate = port.ask(question, [])
+    assert aggregate.total is not None
+    assert aggregate.total.numel() == size
+    assert aggregate.total.std().item() == pytest.approx(2.0, rel=0.05)  # add or remove: one norm
 
 
-def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(house: House) -> None:
+def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(host: Host) -> None:
     c = config_of(**NOISE, score="fisher")
-    state = first_state(house.model, house.layout)
+    state = first_state(host.model, host.layout)
     question = Question("score", 2, state.weights, state.masks, score="fisher", sparsity=None)
     ledger = open_ledger(None, terms_of(c))
-    port = guarded(inline_port(open_house(c)), c, ledger, "pruned")
-    folded = port.ask(question, [0, 1, 2, 3])
-    assert folded.total is not None
-    assert folded.total.min() == 0.0
+    port = guarded(inline_port(build_host(c)), c, ledger, "pruned")
+    aggregate = port.ask(question, [0, 1, 2, 3])
+    assert aggregate.total is not None
+    assert aggregate.total.min() == 0.0
     (line,) = (x for x in ledger.lines if x["quantity"] == "scores")
     assert line["sensitivity"] == pytest.approx(2**0.5)
 
@@ -164,20 +164,20 @@ def test_only_parts_of_the_labels_are_held_to_one_each() -> None:
     Six clients whose means are 4 bytes a label; noise has made 7 of at most 6 right ones.
     """
     release = Release("metrics", ("totals.bytes", "totals.correct", "totals.squared"))
-    folded = Folded(totals={"bytes": 24.0, "correct": 7.0, "squared": -1.0})
+    aggregate = Aggregate(totals={"bytes": 24.0, "correct": 7.0, "squared": -1.0})
     c = config_of(dp="client", dp_noise=0.01, cohort=6, clients=6)
-    found = _measured(folded, c, (release,), lambda count: torch.zeros(count))
+    found = _measured(aggregate, c, (release,), lambda count: torch.zeros(count))
     assert found.totals == {"bytes": 24.0, "correct": 6.0, "squared": 0.0, "count": 6.0}
 
 
-def test_metrics_are_noised_means_over_everyone(house: House) -> None:
+def test_metrics_are_noised_means_over_everyone(host: Host) -> None:
     c = config_of(dp="client", dp_noise=0.01, cohort=6)
-    state = first_state(house.model, house.layout)
+    state = first_state(host.model, host.layout)
     ask = Question("evaluate", 1, state.weights, state.masks, part="test")
     ledger = open_ledger(None, terms_of(c))
-    noised = guarded(inline_port(open_house(c)), c, ledger, "pruned").ask(ask, range(6))
+    noised = guarded(inline_port(build_host(c)), c, ledger, "pruned").ask(ask, range(6))
     exact = config_of(cohort=6)
-    plain = inline_port(open_house(exact))
+    plain = inline_port(build_host(exact))
     alone = [plain.ask(ask, [p]).totals for p in range(6)]
     mean = sum(t["loss"] / t["count"] for t in alone) / 6
     assert noised.totals["count"] == 6.0
@@ -191,13 +191,13 @@ def test_metrics_are_noised_means_over_everyone(house: House) -> None:
     )
 
 
-def test_what_the_budget_does_not_allow_is_not_asked(house: House) -> None:
+def test_what_the_budget_does_not_allow_is_not_asked(host: Host) -> None:
     c = config_of(**NOISE, epsilon=4.0)
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
     asked: list[int] = []
     port = answering(torch.ones(size), c)
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         asked.append(question.round)
         return port.ask(question, partitions)
 
@@ -253,14 +253,14 @@ def test_what_clients_tell_before_they_are_asked_is_booked() -> None:
     for keys, told in (({}, True), (NOISE, False)):
         c = config_of(**keys)
         ledger = open_ledger(None, terms_of(c))
-        opened(inline_port(open_house(c)), c, ledger, "pruned")
+        opened(inline_port(build_host(c)), c, ledger, "pruned")
         assert bool(ledger.lines) is told
-        assert set(inline_port(open_house(c)).present().values()) == {0} or told
+        assert set(inline_port(build_host(c)).present().values()) == {0} or told
 
 
-def test_clients_drawn_from_fewer_are_booked_as_what_they_are(house: House) -> None:
+def test_clients_drawn_from_fewer_are_booked_as_what_they_are(host: Host) -> None:
     c = config_of(**{**NOISE, "cohort": 2})
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
 
     def epsilon(there: int) -> float:
         base = answering(torch.zeros(size), c)
@@ -274,14 +274,14 @@ def test_clients_drawn_from_fewer_are_booked_as_what_they_are(house: House) -> N
     assert epsilon(4) < epsilon(3) < epsilon(2)
 
 
-def test_the_model_of_the_house_is_not_touched(house: House) -> None:
-    before = {n: t.clone() for n, t in state_of(house.model).items()}
+def test_the_model_of_the_house_is_not_touched(host: Host) -> None:
+    before = {n: t.clone() for n, t in state_of(host.model).items()}
     c = config_of(**NOISE)
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
     guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "x").ask(
         question, [1]
     )
-    assert all(torch.equal(before[n], t) for n, t in state_of(house.model).items())
+    assert all(torch.equal(before[n], t) for n, t in state_of(host.model).items())
 
 
 def test_the_noise_reaches_the_model() -> None:
@@ -298,7 +298,7 @@ def test_the_noise_reaches_the_model() -> None:
 
 def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
     c = config_of(dp="example", dp_noise=2.0, dp_metric_clip=5.0, noise_source="seeded")
-    served = open_house(c)
+    served = build_host(c)
     state = first_state(served.model, served.layout)
     question = Question("evaluate", 1, state.weights, state.masks, part="test")
     other = replace(question, part="validation")
@@ -311,28 +311,28 @@ def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
     assert extra.std().item() == pytest.approx(2.0 * 2 * 5.0, rel=0.25)
     assert answered(served, question, 0).totals == left[0]
     assert answered(served, other, 0).totals != left[0]
-    folded = guarded(inline_port(served), c, open_ledger(None, terms_of(c)), "pruned").ask(
+    aggregate = guarded(inline_port(served), c, open_ledger(None, terms_of(c)), "pruned").ask(
         question, range(6)
     )
     # Nothing is added to the sum of what was noised already, but for the ends of what can be.
     total = sum(t["loss"] for t in left)
-    assert folded.totals["loss"] == pytest.approx(max(0.0, total))
+    assert aggregate.totals["loss"] == pytest.approx(max(0.0, total))
     assert metric_spread(c) == pytest.approx(2.0 * 2 * 5.0 / 6**0.5)
 
 
 @pytest.mark.parametrize("source", ["seeded", "secret"])
 def test_only_what_is_stored_is_released_again_at_no_cost(
-    house: House, tmp_path: Path, source: str
+    host: Host, tmp_path: Path, source: str
 ) -> None:
     """Client 3 failed before the kill and answers after it: fresh noise, and booked."""
     c = config_of(**NOISE, noise_source=source)
-    question, size = tuning(c, house)
+    question, size = tuning(c, host)
     ledger, asked = open_ledger(None, terms_of(c)), list[int]()
 
-    def put(stored: Stored | None, value: float) -> Folded:
+    def put(stored: Stored | None, value: float) -> Aggregate:
         there = answering(torch.full((size,), value), c)
 
-        def ask(what: Question, partitions: Sequence[int]) -> Folded:
+        def ask(what: Question, partitions: Sequence[int]) -> Aggregate:
             asked.append(what.again)
             return there.ask(what, partitions)
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fedprune import ConfigError, RunConfig, federate
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.records.folder import check_resumable, checkpoint_path, read_rows
 from fedprune.runtime.files import read_verified, write_verified
 from fedprune.server.watch import Watch
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 
 
 class Killed(Exception):
@@ -129,11 +129,11 @@ def test_another_configuration_is_refused_or_written_down(copied: tuple[RunConfi
 
 def test_other_data_is_refused(copied: tuple[RunConfig, Path]):
     config, folder = copied
-    shards = open_house(config).shards
+    shards = build_host(config).shards
     other = dict(shards)
     other[0], other[1] = other[1], other[0]
     with pytest.raises(ConfigError, match="the data is not as it was"):
-        federate(config, inline_port(open_house(config, other)), folder=folder, resume=True)
+        federate(config, inline_port(build_host(config, other)), folder=folder, resume=True)
 
 
 @pytest.mark.parametrize("package", ["torch", "numpy", "transformers", "fedprune"])

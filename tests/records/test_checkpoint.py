@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fedprune import ConfigError, Result, RunConfig, federate
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
 from fedprune.learning.moving_average import Moving
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.records.folder import (
@@ -24,13 +24,13 @@ from fedprune.records.folder import (
     rewind,
 )
 from fedprune.runtime.files import write_atomically
-from fedprune.selection.ladder import Pace
+from fedprune.selection.ladder import AdaptiveState
 from fedprune.server.state import State, Traffic
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edit
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 Same = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
 
 FULL = State(
@@ -48,7 +48,7 @@ FULL = State(
     (Edit("head", "h.0", (0, 2)),),
     b"\x00a model\xff",
     {11: "ghi"},
-    Pace(0.1 + 0.2, 1e-300, done=True),
+    AdaptiveState(0.1 + 0.2, 1e-300, done=True),
     Moving({"z": torch.tensor([[0.5, -1e-42], [0.0, 7.0]]), "a": torch.tensor(0.1)}, 4),
     (frozenset({3, 0, 7}), frozenset({3, 0})),
     ("tune: again",),
@@ -132,13 +132,13 @@ def rows_in(folder: Path) -> str:
     return (folder / "rounds.jsonl").read_text()
 
 
-def broken(config: RunConfig, house: House, folder: Path, watch: Watch) -> None:
+def broken(config: RunConfig, host: Host, folder: Path, watch: Watch) -> None:
     with pytest.raises(Killed):
-        federate(config, inline_port(house), folder=folder, watch=watch)
+        federate(config, inline_port(host), folder=folder, watch=watch)
 
 
-def resumed(config: RunConfig, house: House, folder: Path) -> Result:
-    return federate(config, inline_port(house), folder=folder, resume=True)
+def resumed(config: RunConfig, host: Host, folder: Path) -> Result:
+    return federate(config, inline_port(host), folder=folder, resume=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,7 +152,7 @@ def without_pages() -> Any:
 @pytest.fixture(scope="module")
 def unbroken(
     tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, house_of: HouseOf
-) -> tuple[RunConfig, House, Path]:
+) -> tuple[RunConfig, Host, Path]:
     """A run with baselines that nothing disturbed."""
     config = tiny(baselines=("dense", "random"))
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -179,41 +179,41 @@ MOMENTS = [(arm, round_) for arm in ("pruned", "dense", "random") for round_ in 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arm", "round_"), MOMENTS)
 def test_a_run_killed_after_any_round_ends_as_an_unbroken_one(
-    arm: str, round_: int, unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    arm: str, round_: int, unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
-    broken(config, house, folder, killed_after(round_, arm))
+    broken(config, host, folder, killed_after(round_, arm))
     assert rows_in(whole).startswith(rows_in(folder))
     assert len(rows_in(folder)) < len(rows_in(whole)) or (arm, round_) == ("random", 5)
-    resumed(config, house, folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
 def test_a_run_killed_many_times_ends_as_an_unbroken_one(
-    unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
-    broken(config, house, folder, killed_after(2, "pruned"))
+    broken(config, host, folder, killed_after(2, "pruned"))
     for arm, round_ in [("pruned", 3), ("dense", 2), ("dense", 5), ("random", 1), ("random", 4)]:
         with pytest.raises(Killed):
             federate(
                 config,
-                inline_port(house),
+                inline_port(host),
                 folder=folder,
                 resume=True,
                 watch=killed_after(round_, arm),
             )
-    resumed(config, house, folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
-def failing_port(house: House, kind: str, round_: int) -> Port:
+def failing_port(host: Host, kind: str, round_: int) -> Port:
     """Kills the run in the middle of a round."""
-    port = inline_port(house)
+    port = inline_port(host)
 
-    def ask(question: Question, partitions: Any) -> Folded:
+    def ask(question: Question, partitions: Any) -> Aggregate:
         if (question.kind, question.round) == (kind, round_):
             raise Killed
         return port.ask(question, partitions)
@@ -224,25 +224,25 @@ def failing_port(house: House, kind: str, round_: int) -> Port:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["tune", "score", "evaluate"])
 def test_a_run_killed_within_a_round_plays_that_round_again(
-    kind: str, unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    kind: str, unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
     with pytest.raises(Killed):
-        federate(config, failing_port(house, kind, 3), folder=folder)
+        federate(config, failing_port(host, kind, 3), folder=folder)
     assert len(read_rows(folder / "rounds.jsonl")) == 2
-    resumed(config, house, folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
 def test_a_run_killed_in_its_first_round_begins_again(
-    unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
     with pytest.raises(Killed):
-        federate(config, failing_port(house, "tune", 1), folder=folder)
-    resumed(config, house, folder)
+        federate(config, failing_port(host, "tune", 1), folder=folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
@@ -250,53 +250,53 @@ def test_a_run_killed_in_its_first_round_begins_again(
 @pytest.mark.parametrize("cut", [1, 40, 700])
 @pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl"])
 def test_a_line_half_written_is_cut_off(
-    name: str, cut: int, unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    name: str, cut: int, unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
-    broken(config, house, folder, killed_after(3, "pruned"))
+    broken(config, host, folder, killed_after(3, "pruned"))
     lines = rows_in(whole).splitlines(keepends=True)
     with (folder / name).open("a") as file:
         file.write(lines[3][:cut])
-    resumed(config, house, folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
 def test_rows_past_the_checkpoint_are_cut_off(
-    unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
     """The row of round 4 was written, its checkpoint was not."""
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
-    broken(config, house, folder, killed_after(3, "pruned"))
+    broken(config, host, folder, killed_after(3, "pruned"))
     ahead = rows_in(whole).splitlines(keepends=True)[3]
     with (folder / "rounds.jsonl").open("a") as file:
         file.write(ahead)
-    resumed(config, house, folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
 def test_a_checkpoint_half_written_is_no_checkpoint(
-    unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = tmp_path / "run"
-    broken(config, house, folder, killed_after(3, "pruned"))
+    broken(config, host, folder, killed_after(3, "pruned"))
     path = checkpoint_path(folder, "pruned")
     path.with_suffix(path.suffix + ".new").write_bytes(path.read_bytes()[:500])
-    resumed(config, house, folder)
+    resumed(config, host, folder)
     assert_as_unbroken(folder, whole)
 
 
 def test_a_finished_run_resumed_is_as_it_was(
-    unbroken: tuple[RunConfig, House, Path], tmp_path: Path
+    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
 ):
-    config, house, whole = unbroken
+    config, host, whole = unbroken
     folder = shutil.copytree(whole, tmp_path / "run")
     asked: list[str] = []
-    port = inline_port(house)
+    port = inline_port(host)
 
-    def ask(question: Question, partitions: Any) -> Folded:
+    def ask(question: Question, partitions: Any) -> Aggregate:
         asked.append(question.kind)
         return port.ask(question, partitions)
 
@@ -309,13 +309,13 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(
     tiny: Tiny, house_of: HouseOf, spy: Any, tmp_path: Path
 ):
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
-    house = house_of(config)
+    host = house_of(config)
 
     def absent(question: Question, partition: int) -> bool:
         return question.kind == "score" and question.round == 3 and partition > 1
 
     def port() -> Port:
-        made: Port = spy(inline_port(house), absent).port
+        made: Port = spy(inline_port(host), absent).port
         return made
 
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -328,7 +328,7 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(
     assert read_rows(folder / "rounds.jsonl")[3]["removed"] > 0
 
 
-def test_rewinding_gives_the_rows_and_the_states(unbroken: tuple[RunConfig, House, Path]):
+def test_rewinding_gives_the_rows_and_the_states(unbroken: tuple[RunConfig, Host, Path]):
     _, _, whole = unbroken
     rows, states = rewind(whole, ["pruned", "dense", "random", "warm", "never"])
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5] * 3
@@ -364,14 +364,14 @@ def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(
     keys: dict[str, Any], tiny: Tiny, house_of: HouseOf, tmp_path: Path
 ):
     config = tiny(**keys, local_steps=1, clients=3, hosts=2)
-    house = house_of(config)
-    federate(config, inline_port(house), folder=tmp_path / "whole")
+    host = house_of(config)
+    federate(config, inline_port(host), folder=tmp_path / "whole")
     for round_ in (1, 2, 3, 4):
         folder = tmp_path / str(round_)
-        broken(config, house, folder, killed_after(round_, "pruned"))
+        broken(config, host, folder, killed_after(round_, "pruned"))
         early = load_state(checkpoint_path(folder, "pruned")).early
         assert (early is None) == ("rewind" not in keys)
-        resumed(config, house, folder)
+        resumed(config, host, folder)
         assert_as_unbroken(folder, tmp_path / "whole")
 
 

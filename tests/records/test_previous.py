@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fedprune import ConfigError, Result, RunConfig, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.records.previous import (
     continued,
     data_gone,
-    earlier,
     on_the_earlier_task,
+    previous_run,
 )
 from fedprune.report.screen import closing_lines
 from fedprune.structure.edits import Edit
@@ -30,18 +30,18 @@ Tiny = Callable[..., RunConfig]
 def before(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     config = tiny(rounds=3, warmup=1, end=3, sparsity=0.6)
     folder = tmp_path_factory.mktemp("earlier") / "run"
-    return folder, federate(config, inline_port(open_house(config)), folder=folder)
+    return folder, federate(config, inline_port(build_host(config)), folder=folder)
 
 
 def again(folder: Path, **keys: Any) -> Result:
     given = {"init": str(folder), "engine": "inline", "rounds": 2, "warmup": 0, "local_steps": 1}
     config = configure({**given, **keys})
-    return federate(config, inline_port(open_house(config)))
+    return federate(config, inline_port(build_host(config)))
 
 
 def test_without_more_it_goes_on_from_the_same_weights_and_masks(before: tuple[Path, Result]):
     folder, result = before
-    found = earlier(str(folder))
+    found = previous_run(str(folder))
     config = configure({"init": str(folder), "engine": "inline"})
     assert (config.task, config.clients) == ("digits", 5)
     state = continued(config, found)
@@ -89,14 +89,14 @@ def test_less_sparsity_than_there_is_is_refused(before: tuple[Path, Result]):
 
 def test_the_earlier_task_is_measured_with_its_own_weights(before: tuple[Path, Result]):
     folder, result = before
-    found = earlier(str(folder))
+    found = previous_run(str(folder))
     told = on_the_earlier_task(found, result.state)
     assert told["now"] == result.summary["quality"]["final"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"init=.*allowed: the folder of a whole run"):
-        earlier(str(tmp_path))
+        previous_run(str(tmp_path))
     with pytest.raises(ConfigError, match="init="):
         configure({"init": str(tmp_path)})
 
@@ -104,11 +104,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 def test_a_run_of_another_model_is_refused(before: tuple[Path, Result]):
     config = configure({"task": "shakespeare", "init": str(before[0]), "clients": 2})
     with pytest.raises(ConfigError, match="no prunable tensor in common"):
-        continued(config, earlier(str(before[0])))
+        continued(config, previous_run(str(before[0])))
 
 
 def test_what_was_cut_where_the_new_model_has_nothing_is_refused(before: tuple[Path, Result]):
-    cut = replace(earlier(str(before[0])), edits=(Edit("neuron", "bert.layer.0", (0, 1)),))
+    cut = replace(previous_run(str(before[0])), edits=(Edit("neuron", "bert.layer.0", (0, 1)),))
     with pytest.raises(ConfigError, match=r"init=.*'bert\.layer\.0'.*allowed: a run of the same"):
         continued(configure({"init": str(before[0])}), cut)
 
@@ -120,12 +120,12 @@ def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path: Path):
     keys = {"task": "language-modelling", "clients": 2, "depth": 1, "width": 16, "length": 16}
     keys |= {"engine": "inline", "rounds": 1, "warmup": 0, "local_steps": 1, "end": 1}
     config = configure({**keys, "data": str(old), "sparsity": 0.5, "score": "magnitude"})
-    federate(config, inline_port(open_house(config)), folder=one)
+    federate(config, inline_port(build_host(config)), folder=one)
     assert data_gone(str(one)) == ""
     old.unlink()
     assert data_gone(str(one)) == str(old)
     config = configure({**keys, "init": str(one), "data": str(new)})
-    summary = federate(config, inline_port(open_house(config)), folder=two).summary
+    summary = federate(config, inline_port(build_host(config)), folder=two).summary
     told = json.loads((two / "summary.json").read_text())["before"]
     assert told == summary["before"]
     assert told["now"] is None
@@ -143,7 +143,7 @@ def test_an_earlier_task_that_nobody_can_measure_says_why(
         raise RuntimeError("no\nroom")
 
     monkeypatch.setattr("fedprune.client.host.answer", fails)
-    told = on_the_earlier_task(earlier(str(before[0])), before[1].state)
+    told = on_the_earlier_task(previous_run(str(before[0])), before[1].state)
     assert (told["now"], told["why"]) == (None, "RuntimeError: no room")
 
 

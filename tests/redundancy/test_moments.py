@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.kinds import form_of
 from fedprune.protocol.messages import Question
@@ -12,29 +12,29 @@ from fedprune.tensors import copied, full_masks, masked, state_of
 
 @pytest.fixture(scope="module")
 def asked(tiny):
-    house = open_house(tiny())
-    weights = copied(state_of(house.model))
-    masks = full_masks(weights, house.layout.prunable)
+    host = build_host(tiny())
+    weights = copied(state_of(host.model))
+    masks = full_masks(weights, host.layout.prunable)
     masks["features.0.weight"][0] = False
     question = Question("inputs", 1, masked(weights, masks), masks)
-    form = form_of(question, house.config, house.layout)
-    folded = inline_port(house).ask(question, [0, 2, 4])
-    assert folded.total is not None
-    found = inputs_from(form.named(folded.total), house.layout.prunable)
-    return house, question, folded, found
+    form = form_of(question, host.config, host.layout)
+    aggregate = inline_port(host).ask(question, [0, 2, 4])
+    assert aggregate.total is not None
+    found = inputs_from(form.named(aggregate.total), host.layout.prunable)
+    return host, question, aggregate, found
 
 
 def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked) -> None:
-    house, _, folded, found = asked
-    rows: dict[str, list[torch.Tensor]] = {n: [] for n in house.layout.prunable}
+    host, _, aggregate, found = asked
+    rows: dict[str, list[torch.Tensor]] = {n: [] for n in host.layout.prunable}
 
     def see(name: str, layer, x: torch.Tensor, _y: torch.Tensor) -> None:
         rows[name].append(input_rows(layer, x).flatten(0, 2).double())
 
-    with watching(layers_of(house.model, house.layout.prunable), see), torch.no_grad():
+    with watching(layers_of(host.model, host.layout.prunable), see), torch.no_grad():
         for partition in (0, 2, 4):
-            house.task.loss(house.model, house.shards[partition].train)
-    assert folded.answered == (0, 2, 4)
+            host.task.loss(host.model, host.shards[partition].train)
+    assert aggregate.answered == (0, 2, 4)
     for name, seen in rows.items():
         x = torch.cat(seen)
         assert found.rows[name] == len(x)
@@ -42,14 +42,14 @@ def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked) -> 
 
 
 def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
-    house, question, _, found = asked
-    names = list(questions(house.layout, house.layout.prunable, most=9**2 + 144**2))
+    host, question, _, found = asked
+    names = list(questions(host.layout, host.layout.prunable, most=9**2 + 144**2))
     assert names == [("features.0.weight", "features.4.weight"), ("hidden.weight",)]
     pieces = []
     for some in names:
         part = Question("inputs", 1, question.weights, question.masks, names=some)
-        total = inline_port(house).ask(part, [0, 2, 4]).total
-        pieces.append(inputs_from(form_of(part, house.config, house.layout).named(total), some))
+        total = inline_port(host).ask(part, [0, 2, 4]).total
+        pieces.append(inputs_from(form_of(part, host.config, host.layout).named(total), some))
     whole = together(pieces)
     assert whole.rows == found.rows
     assert all(torch.equal(whole.products[n], found.products[n]) for n in found.products)
@@ -59,8 +59,8 @@ def test_an_answer_of_another_shape_is_refused(asked) -> None:
     from fedprune.options.refusal import Refused
     from fedprune.protocol.checks import check
 
-    house, question, *_ = asked
-    form = form_of(question, house.config, house.layout)
+    host, question, *_ = asked
+    form = form_of(question, host.config, host.layout)
     with pytest.raises(Refused, match="wrong shape"):
         check(torch.zeros(form.values - 1), 1.0, {"count": 1.0}, form)
 

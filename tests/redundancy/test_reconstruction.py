@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fedprune import Result, RunConfig, federate
-from fedprune.client.host import House, open_house
+from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
-from fedprune.methods.reconstruct import in_order, refitted
+from fedprune.methods.reconstruct import in_order, reconstructed
 from fedprune.protocol.kinds import form_of
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.reconstruction import (
@@ -35,7 +35,7 @@ from fedprune.tasks.task import Part
 from fedprune.tensors import copied, load_into, masked
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -91,20 +91,20 @@ def test_what_nothing_was_taken_from_stays():
     assert torch.allclose(fresh, w, atol=1e-10)
 
 
-def pair(house: House, question: Question) -> tuple[Any, Any, dict[str, Tensor]]:
+def pair(host: Host, question: Question) -> tuple[Any, Any, dict[str, Tensor]]:
     """The pruned model and the one before, in float32, and the weights before."""
     gen = torch.Generator().manual_seed(0)
     dense = copied(question.weights)
     for n, mask in question.masks.items():
         small = question.weights[n][mask].abs().quantile(0.3)
         dense[n] += ~mask * small * torch.randn(mask.shape, generator=gen)
-    before, pruned = copy.deepcopy(house.model), copy.deepcopy(house.model)
+    before, pruned = copy.deepcopy(host.model), copy.deepcopy(host.model)
     load_into(before, dense)
     load_into(pruned, masked(dense, question.masks))
     return before.eval(), pruned.eval(), dense
 
 
-def rows_through(model: Any, names: list[str], house: House, part: Part) -> dict[str, Any]:
+def rows_through(model: Any, names: list[str], host: Host, part: Part) -> dict[str, Any]:
     found: dict[str, Any] = {n: [] for n in names}
 
     def seen(name: str, layer: Any, x: Tensor, y: Tensor) -> None:
@@ -113,7 +113,7 @@ def rows_through(model: Any, names: list[str], house: House, part: Part) -> dict
         found[name].append((input_rows(layer, x).flatten(0, 2), made - bias))
 
     with torch.no_grad(), watching(layers_of(model, names), seen):
-        house.task.loss(model, part)
+        host.task.loss(model, part)
     return {n: tuple(torch.cat(t).double() for t in zip(*v, strict=True)) for n, v in found.items()}
 
 
@@ -122,20 +122,20 @@ def rows_through(model: Any, names: list[str], house: House, part: Part) -> dict
 def test_clients_sums_are_those_of_pooled_data(
     kind: str, model: str, request: pytest.FixtureRequest
 ):
-    house, question = request.getfixturevalue(model)
-    before, pruned, dense = pair(house, question)
-    names = list(house.layout.prunable)
+    host, question = request.getfixturevalue(model)
+    before, pruned, dense = pair(host, question)
+    names = list(host.layout.prunable)
     given = {before_of(n): dense[n] for n in names} if kind == "outputs" else {}
     asked = Question(kind, 4, masked(dense, question.masks), question.masks, given=given)
-    folded = inline_port(house).ask(asked, sorted(house.shards))
-    assert not folded.failures
-    sums = form_of(asked, house.config, house.layout).named(folded.total)
-    parts = [s.train for s in house.shards.values()]
+    aggregate = inline_port(host).ask(asked, sorted(host.shards))
+    assert not aggregate.failures
+    sums = form_of(asked, host.config, host.layout).named(aggregate.total)
+    parts = [s.train for s in host.shards.values()]
     pooled = {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
-    x = rows_through(pruned, names, house, pooled)
-    y = rows_through(before, names, house, pooled)
+    x = rows_through(pruned, names, host, pooled)
+    y = rows_through(before, names, host, pooled)
     for n in names:
-        w = as_rows(house.layout, n, dense[n].double())
+        w = as_rows(host.layout, n, dense[n].double())
         fit = RECONSTRUCTIONS[kind].fit(sums, n, w)
         rows = x[n][0]
         wanted = rows @ w.t() if kind == "inputs" else y[n][1]
@@ -147,33 +147,33 @@ def test_clients_sums_are_those_of_pooled_data(
         assert {outputs_of(names[0]), sizes_of(names[0]), inputs_of(names[0])} <= sums.keys()
 
 
-def bench_of(house: House, config: RunConfig, cohort: list[int]) -> Bench:
-    port = inline_port(house)
-    plan = Plan(config, house.layout, (1, 1))
+def bench_of(host: Host, config: RunConfig, cohort: list[int]) -> Bench:
+    port = inline_port(host)
+    plan = Plan(config, host.layout, (1, 1))
     return bench_for(plan, port, cohort)
 
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
 def test_a_pruned_model_comes_closer_to_what_it_was(
-    kind: str, calibration: str, llama: tuple[House, Question], tiny: Tiny
+    kind: str, calibration: str, llama: tuple[Host, Question], tiny: Tiny
 ):
-    house, question = llama
-    before, pruned, dense = pair(house, question)
+    host, question = llama
+    before, pruned, dense = pair(host, question)
     full = {n: torch.ones_like(m) for n, m in question.masks.items()}
     first = State(4, dense, full, {})
     then = State(4, masked(dense, question.masks), question.masks, {})
     keys = {"task": "shakespeare", "clients": 3, "cohort": 3, "scope": "layer"}
     config = tiny(**keys, reconstruct=kind, calibration=calibration)
-    bench = bench_of(house, config, [0, 1, 2])
-    state, left = refitted(then, first, bench)
+    bench = bench_of(host, config, [0, 1, 2])
+    state, left = reconstructed(then, first, bench)
     assert left is not None
     assert 0.0 < left < 1.0
-    part = house.shards[0].train
+    part = host.shards[0].train
     fitted = copy.deepcopy(pruned)
     load_into(fitted, state.weights)
     with torch.no_grad():
-        logits = [house.task.loss(m, part).logits for m in (before, pruned, fitted)]
+        logits = [host.task.loss(m, part).logits for m in (before, pruned, fitted)]
     assert all(z is not None for z in logits)
     apart = [float((z - logits[0]).square().mean()) for z in logits[1:]]  # type: ignore[operator]
     most = {"inputs": {"dense": 0.9, "sequential": 0.3}, "outputs": {}}[kind].get(calibration, 0.1)
@@ -185,7 +185,7 @@ def test_a_pruned_model_comes_closer_to_what_it_was(
     assert all(torch.equal(state.weights[n], dense[n]) for n in spared)
 
 
-def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[House, Question]):
+def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[Host, Question]):
     layer = "model.layers.0."
     assert in_order(llama[0].layout)[:4] == [
         tuple(f"{layer}self_attn.{n}_proj.weight" for n in "qkv"),
@@ -195,23 +195,23 @@ def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[H
     ]
 
 
-def test_without_enough_answers_weights_stay(llama: tuple[House, Question], tiny: Tiny):
-    house, question = llama
+def test_without_enough_answers_weights_stay(llama: tuple[Host, Question], tiny: Tiny):
+    host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, min_clients=3, reconstruct="inputs")
     first = State(4, question.weights, {n: m | True for n, m in question.masks.items()}, {})
     then = State(4, question.weights, question.masks, {})
-    state, left = refitted(then, first, bench_of(house, config, [0, 1]))
+    state, left = reconstructed(then, first, bench_of(host, config, [0, 1]))
     assert left is None
     assert state.weights is then.weights
     assert state.owed, "a pruning with all that belongs to it is made up for"
     assert state.traffic.up > 0
 
 
-def test_a_round_without_a_pruning_asks_nothing(llama: tuple[House, Question], tiny: Tiny):
-    house, question = llama
+def test_a_round_without_a_pruning_asks_nothing(llama: tuple[Host, Question], tiny: Tiny):
+    host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, reconstruct="inputs")
     state = State(4, question.weights, question.masks, {})
-    assert refitted(state, state, bench_of(house, config, [0]))[0] is state
+    assert reconstructed(state, state, bench_of(host, config, [0]))[0] is state
 
 
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
@@ -237,4 +237,4 @@ def test_a_run_reconstructs_after_each_pruning(
 def test_a_layer_without_inputs_is_refused_before_anything_starts(tiny: Tiny):
     config = tiny(reconstruct="inputs", include=("features.1.weight",), score="magnitude")
     with pytest.raises(ValueError, match=r"features.1.weight has no inputs to measure"):
-        open_house(config, {})
+        build_host(config, {})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedprune import RunConfig, federate
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
 from fedprune.report.choice_plots import NAMED, sensitivity_figure, tried_figure
 from fedprune.report.choices import (
@@ -101,7 +101,7 @@ def test_any_number_of_layers_has_curves(count: int) -> None:
 
 
 def test_a_run_shows_what_was_chosen(
-    tmp_path: Path, tiny: Callable[..., RunConfig], house_of: Callable[[RunConfig], House]
+    tmp_path: Path, tiny: Callable[..., RunConfig], house_of: Callable[[RunConfig], Host]
 ) -> None:
     keys = {"schedule": "adaptive", "adaptive": "layer", "tolerance": 0.01, "rounds": 4}
     config = tiny(**keys, end=4, candidates=2, blend="layer", blend_grid=(1.0, 1.5))

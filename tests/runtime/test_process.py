@@ -15,7 +15,7 @@ import torch
 from transformers.utils import logging as transformers
 
 from fedprune import NoRoundCompleted, Task, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
 from fedprune.runtime.process import put_back
 from fedprune.tasks.catalog import TASKS
@@ -99,7 +99,7 @@ def test_a_run_leaves_nothing(keys: dict[str, Any], tiny: Any, tmp_path: Any):
     before = seen()
     federate(config, folder=tmp_path / "run")
     assert seen() == before
-    port = inline_port(open_house(config))
+    port = inline_port(build_host(config))
     assert seen() == before
     federate(config, port)
     assert seen() == before

@@ -40,9 +40,9 @@ def weighted(name: str, scores: Tensor) -> np.ndarray:
     rule = COMBINES[name]
     sent = [rule.transform(s).float() for s in scores]
     answers = [Answer(s, w, {}) for s, w in zip(sent, LABELS, strict=False)]
-    folded = summed(as_sum(a, p, 0) for p, a in enumerate(answers))
-    assert folded.total is not None
-    return (folded.total / folded.weight).numpy()
+    aggregate = summed(as_sum(a, p, 0) for p, a in enumerate(answers))
+    assert aggregate.total is not None
+    return (aggregate.total / aggregate.weight).numpy()
 
 
 ORACLES = {

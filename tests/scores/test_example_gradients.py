@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.privacy.clipping import clipped, scaled
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
@@ -85,7 +85,7 @@ def test_text_is_taken_at_once_or_one_by_one(task: str, model: str, at_once: boo
     assert taken.at_once == {3: at_once}
 
 
-def test_the_model_stays_as_it_is(cnn: tuple[House, Question], same: Callable[..., bool]):
+def test_the_model_stays_as_it_is(cnn: tuple[Host, Question], same: Callable[..., bool]):
     model = cnn[0].model.eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     for _ in ExampleGradients(model, classification_loss, trainable(model)).of(images(4)):

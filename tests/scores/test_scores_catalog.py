@@ -22,7 +22,7 @@ from specimens import (
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.config import with_values
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.kinds import form_of
@@ -106,34 +106,34 @@ def test_what_is_no_sum_over_examples_differs_from_pooled_and_says_so_in_its_nam
     assert name.endswith(("_per_batch", "_per_client"))
 
 
-Served = tuple[House, Question]
+Served = tuple[Host, Question]
 
 
 def over_the_wire(name: str, served: Served, partitions: Sequence[int], **changes: Any) -> Tensors:
     """The score as a run takes it: asked, encoded, decoded, folded by host, finalised."""
-    house, question = served
-    house = replace(house, config=with_values(house.config, changes))
-    evidence = evidence_for(house, question)
+    host, question = served
+    host = replace(host, config=with_values(host.config, changes))
+    evidence = evidence_for(host, question)
     for i, ask in enumerate(SCORES[name].asks):
         given = {} if ask.given is None else ask.given(evidence)
         asked = replace(question, score=name, ask=i, given={n: g.float() for n, g in given.items()})
-        folded = inline_port(house).ask(asked, partitions)
-        assert (folded.failures, folded.answered) == ((), tuple(sorted(partitions)))
-        assert folded.total is not None
-        sums = form_of(asked, house.config, house.layout).named(folded.total)
-        evidence = replace(evidence, sums=sums, count=folded.totals["count"], given=asked.given)
+        aggregate = inline_port(host).ask(asked, partitions)
+        assert (aggregate.failures, aggregate.answered) == ((), tuple(sorted(partitions)))
+        assert aggregate.total is not None
+        sums = form_of(asked, host.config, host.layout).named(aggregate.total)
+        evidence = replace(evidence, sums=sums, count=aggregate.totals["count"], given=asked.given)
     return SCORES[name].finalise(evidence)
 
 
-def evidence_for(house: House, question: Question) -> Evidence:
+def evidence_for(host: Host, question: Question) -> Evidence:
     """What the server has before it asks, seeded as the clients are."""
-    c = house.config
+    c = host.config
     return Evidence(
         sums={},
         count=1.0,
         weights={n: question.weights[n] for n in question.masks},
         masks=question.masks,
-        layout=house.layout,
+        layout=host.layout,
         generator=generator(c.seed, "score", question.round),
         seed=derive(c.seed, "score", question.round),
         probes=c.probes or 0,
@@ -143,21 +143,21 @@ def evidence_for(house: House, question: Question) -> Evidence:
 
 def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes: Any) -> Tensors:
     """The score of one big client that has everything in one batch."""
-    house, question = served
-    house = replace(house, config=with_values(house.config, changes))
-    load_into(house.model, question.weights)
-    house.model.eval()
-    parts = [house.shards[p].train for p in partitions]
+    host, question = served
+    host = replace(host, config=with_values(host.config, changes))
+    load_into(host.model, question.weights)
+    host.model.eval()
+    parts = [host.shards[p].train for p in partitions]
     everything = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    evidence = evidence_for(house, question)
+    evidence = evidence_for(host, question)
     for ask in SCORES[name].asks:
         given = {} if ask.given is None else masked(ask.given(evidence), question.masks)
         probe = Probe(
-            house.model,
-            house.layout,
-            house.layout.prunable,
+            host.model,
+            host.layout,
+            host.layout.prunable,
             [everything],
-            house.task.loss,
+            host.task.loss,
             question.masks,
             given,
             evidence.unit,
@@ -166,7 +166,7 @@ def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes
         )
         sums = {n: t.double() for n, t in ask.collect(probe).items()}
         sums = masked(sums, {n: m for n, m in question.masks.items() if n in sums})
-        evidence = replace(evidence, sums=sums, count=house.task.labels(everything), given=given)
+        evidence = replace(evidence, sums=sums, count=host.task.labels(everything), given=given)
     return SCORES[name].finalise(evidence)
 
 

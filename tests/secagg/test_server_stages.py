@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fedprune import ConfigError, Result, RunConfig, federate
-from fedprune.client.host import House, serve
+from fedprune.client.host import Host, serve
 from fedprune.engines.inline import inline_port
 from fedprune.engines.inline_sums import inline_transport
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.packets import encode_question
 from fedprune.secagg.fixed_point import scale_for
@@ -66,26 +66,26 @@ class Unreliable:
         return replace(reply, failures=reply.failures + failures)
 
 
-def question_of(house: House, kind: str = "tune", **what: Any) -> Question:
-    state = first_state(house.model, house.layout)
+def question_of(host: Host, kind: str = "tune", **what: Any) -> Question:
+    state = first_state(host.model, host.layout)
     given: dict[str, Any] = {"score": "taylor", "lr": 0.1, "sparsity": 0.5, "part": "validation"}
     return Question(kind, 3, state.weights, state.masks, **{**given, **what})
 
 
 def put(
-    house: House, question: Question, asked: Sequence[int], gone: Mapping[Any, Collection[int]]
-) -> tuple[Folded, Unreliable]:
-    transport = Unreliable(inline_transport(house), gone)
-    layout = layout_at(house.config, question.edits)
-    return secure_ask(question, asked, layout, house.config, transport), transport
+    host: Host, question: Question, asked: Sequence[int], gone: Mapping[Any, Collection[int]]
+) -> tuple[Aggregate, Unreliable]:
+    transport = Unreliable(inline_transport(host), gone)
+    layout = layout_at(host.config, question.edits)
+    return secure_ask(question, asked, layout, host.config, transport), transport
 
 
-def in_the_open(house: House, question: Question, asked: Collection[int]) -> Folded:
-    bare = house.config.model_copy(update={"secure": "none", "ranges": {}})
-    return inline_port(replace(house, config=bare)).ask(question, sorted(asked))
+def in_the_open(host: Host, question: Question, asked: Collection[int]) -> Aggregate:
+    bare = host.config.model_copy(update={"secure": "none", "ranges": {}})
+    return inline_port(replace(host, config=bare)).ask(question, sorted(asked))
 
 
-def agrees(found: Folded, right: Folded, step: float = 2.0**-36) -> None:
+def agrees(found: Aggregate, right: Aggregate, step: float = 2.0**-36) -> None:
     assert found.answered == right.answered
     assert found.weight == right.weight
     assert found.total is not None
@@ -101,14 +101,14 @@ def agrees(found: Folded, right: Folded, step: float = 2.0**-36) -> None:
 
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate", "describe", "inputs"])
 def test_a_secure_sum_is_the_sum_in_the_open(
-    sealed: Made, house_of: Callable[[RunConfig], House], kind: str
+    sealed: Made, house_of: Callable[[RunConfig], Host], kind: str
 ):
-    house = house_of(sealed())
-    question = question_of(house, kind)
-    found, seen = put(house, question, range(12), {})
+    host = house_of(sealed())
+    question = question_of(host, kind)
+    found, seen = put(host, question, range(12), {})
     largest = {"inputs": 1e9, "describe": 1e12}.get(kind, 1e6)
     step = scale_for(largest, 12, 64).step
-    agrees(found, in_the_open(house, question, range(12)), step)
+    agrees(found, in_the_open(host, question, range(12)), step)
     assert found.tries == 1
     assert found.failures == ()
     assert found.singles is None
@@ -119,14 +119,14 @@ def test_a_secure_sum_is_the_sum_in_the_open(
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("gone", [{4}, {2, 5, 9}])
 def test_who_drops_out_is_left_out_and_named(
-    sealed: Made, house_of: Callable[[RunConfig], House], stage: str, gone: set[int]
+    sealed: Made, house_of: Callable[[RunConfig], Host], stage: str, gone: set[int]
 ):
-    house = house_of(sealed())
-    question = question_of(house, "score")
-    found, _ = put(house, question, range(10), {stage: gone})
+    host = house_of(sealed())
+    question = question_of(host, "score")
+    found, _ = put(host, question, range(10), {stage: gone})
     # Once a masked vector has come, it is in the sum, whether or not its sender stays.
     out = set() if stage in ("confirm", "unmask") else gone
-    agrees(found, in_the_open(house, question, set(range(10)) - out))
+    agrees(found, in_the_open(host, question, set(range(10)) - out))
     assert {f.partition for f in found.failures} == out
     assert {(f.phase, f.field) for f in found.failures} <= {("score", stage)}
     assert all(f.reason == "left" for f in found.failures)
@@ -135,13 +135,13 @@ def test_who_drops_out_is_left_out_and_named(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_with_too_few_left_the_sum_is_tried_again_among_them(
-    sealed: Made, house_of: Callable[[RunConfig], House], stage: str
+    sealed: Made, house_of: Callable[[RunConfig], Host], stage: str
 ):
-    house = house_of(sealed())
-    question = question_of(house, "score")
+    host = house_of(sealed())
+    question = question_of(host, "score")
     gone = {0, 2, 3, 5, 8, 9}
-    found, seen = put(house, question, range(10), {stage: gone})
-    agrees(found, in_the_open(house, question, set(range(10)) - gone))
+    found, seen = put(host, question, range(10), {stage: gone})
+    agrees(found, in_the_open(host, question, set(range(10)) - gone))
     assert {f.partition for f in found.failures} == gone
     assert found.tries == 2
     sessions = {call.session for call, _, _ in seen.calls}
@@ -149,16 +149,16 @@ def test_with_too_few_left_the_sum_is_tried_again_among_them(
     first = next(r.keys for c, _, r in seen.calls if c.stage == "keys")
     again = [r.keys for c, _, r in seen.calls if c.stage == "keys"][1]
     assert not {*first.values()} & {*again.values()}, "new masks"
-    alone, _ = put(house, question, sorted(set(range(10)) - gone), {})
+    alone, _ = put(host, question, sorted(set(range(10)) - gone), {})
     assert found.bytes_up > alone.bytes_up
     assert found.bytes_down > alone.bytes_down
 
 
-def test_a_sum_that_fails_twice_is_no_sum(sealed: Made, house_of: Callable[[RunConfig], House]):
-    house = house_of(sealed())
-    question = question_of(house, "evaluate")
+def test_a_sum_that_fails_twice_is_no_sum(sealed: Made, house_of: Callable[[RunConfig], Host]):
+    host = house_of(sealed())
+    question = question_of(host, "evaluate")
     gone = {(1, "masked"): {0, 1, 2, 3, 4, 5}, (2, "unmask"): {6, 7}}
-    found, _ = put(house, question, range(10), gone)
+    found, _ = put(host, question, range(10), gone)
     assert found.total is None
     assert found.answered == ()
     assert [f.partition for f in found.failures] == list(range(10))
@@ -167,46 +167,46 @@ def test_a_sum_that_fails_twice_is_no_sum(sealed: Made, house_of: Callable[[RunC
     assert found.bytes_up > 0
 
 
-def test_fewer_than_the_minimum_are_not_asked(sealed: Made, house_of: Callable[[RunConfig], House]):
-    house = house_of(sealed(secure_minimum=4))
-    found, seen = put(house, question_of(house, "evaluate"), [1, 5, 7], {})
+def test_fewer_than_the_minimum_are_not_asked(sealed: Made, house_of: Callable[[RunConfig], Host]):
+    host = house_of(sealed(secure_minimum=4))
+    found, seen = put(host, question_of(host, "evaluate"), [1, 5, 7], {})
     assert seen.calls == []
     assert found.total is None
     assert {f.reason for f in found.failures} == {"3 clients are fewer than secure-minimum=4"}
 
 
 def test_a_value_out_of_range_is_its_clients_own_affair(
-    sealed: Made, house_of: Callable[[RunConfig], House], caplog: pytest.LogCaptureFixture
+    sealed: Made, house_of: Callable[[RunConfig], Host], caplog: pytest.LogCaptureFixture
 ):
     """Too large, as NaN is: refused before it is masked, and the others' sum is right."""
-    house = house_of(sealed(ranges={"metrics/loss": 45.0}))
-    question = question_of(house, "evaluate")
-    losses = {p: in_the_open(house, question, [p]).totals["loss"] for p in range(10)}
+    host = house_of(sealed(ranges={"metrics/loss": 45.0}))
+    question = question_of(host, "evaluate")
+    losses = {p: in_the_open(host, question, [p]).totals["loss"] for p in range(10)}
     beyond = {p for p, loss in losses.items() if loss > 45.0}
     assert 0 < len(beyond) < 4, losses
-    found, _ = put(house, question, range(10), {})
+    found, _ = put(host, question, range(10), {})
     assert {(f.partition, f.reason) for f in found.failures} == {
         (p, "out-of-range totals") for p in beyond
     }
     assert caplog.text.count("is beyond 45, the range of a secure sum") == len(beyond)
-    agrees(found, in_the_open(house, question, set(range(10)) - beyond))
+    agrees(found, in_the_open(host, question, set(range(10)) - beyond))
 
 
-def test_what_leaves_a_host_is_masked(sealed: Made, house_of: Callable[[RunConfig], House]):
+def test_what_leaves_a_host_is_masked(sealed: Made, house_of: Callable[[RunConfig], Host]):
     """One host's masked vector is no sum of its partitions', nor near it."""
-    house = house_of(sealed())
-    question = question_of(house, "describe")
-    _, seen = put(house, question, range(12), {})
+    host = house_of(sealed())
+    question = question_of(host, "describe")
+    _, seen = put(host, question, range(12), {})
     total = next(r.total for c, _, r in seen.calls if c.stage == "masked")
     assert total is not None
     high = (total >> np.uint64(63)).astype(float).mean()
     assert 0.2 < high < 0.8
-    counts = in_the_open(house, question, range(12)).total
+    counts = in_the_open(host, question, range(12)).total
     assert counts is not None
     assert not np.isin(total, counts.numpy().astype(np.uint64)).any()
 
 
-def test_the_number_of_hosts_does_not_show(sealed: Made, house_of: Callable[[RunConfig], House]):
+def test_the_number_of_hosts_does_not_show(sealed: Made, house_of: Callable[[RunConfig], Host]):
     question = question_of(house_of(sealed()), "tune")
     one, many = (put(house_of(sealed(hosts=n)), question, range(10), {})[0] for n in (1, 10))
     assert one.total is not None
@@ -216,22 +216,22 @@ def test_the_number_of_hosts_does_not_show(sealed: Made, house_of: Callable[[Run
 
 
 def test_a_host_that_seals_answers_nothing_in_the_open(
-    sealed: Made, house_of: Callable[[RunConfig], House]
+    sealed: Made, house_of: Callable[[RunConfig], Host]
 ):
-    house = house_of(sealed())
+    host = house_of(sealed())
     with pytest.raises(ValueError, match="secagg: asked for an answer in the open"):
-        serve(house, encode_question(question_of(house), "fp32"), [0, 1, 2])
+        serve(host, encode_question(question_of(host), "fp32"), [0, 1, 2])
 
 
 @pytest.mark.parametrize("masks", ["union", "intersection"])
 def test_own_masks_are_counted_before_anything_is_added(
-    sealed: Made, house_of: Callable[[RunConfig], House], masks: str
+    sealed: Made, house_of: Callable[[RunConfig], Host], masks: str
 ):
     """What fewer than three clients hold is zero in every client's vector, not only in the sum."""
-    house = house_of(sealed(masks=masks))
-    question = question_of(house, "tune", sparsity=0.9)
-    found, seen = put(house, question, range(10), {})
-    right = in_the_open(house, question, range(10))
+    host = house_of(sealed(masks=masks))
+    question = question_of(host, "tune", sparsity=0.9)
+    found, seen = put(host, question, range(10), {})
+    right = in_the_open(host, question, range(10))
     assert [c.stage for c, _, _ in seen.calls] == [*STAGES, *STAGES]
     assert found.votes is not None
     assert found.held is not None
@@ -245,7 +245,7 @@ def test_own_masks_are_counted_before_anything_is_added(
     assert not rare.all()
     assert (found.held[rare] == 0).all()
     assert torch.allclose(found.held[~rare], right.held[~rare])
-    form = form_of(question, house.config, house.layout)
+    form = form_of(question, host.config, host.layout)
     few = form.masks.keys()
     counts = replace(form, shapes={n: m.shape for n, m in form.masks.items()}).named(found.votes)
     ours, theirs = form.named(found.total), form.named(right.total)
@@ -256,18 +256,18 @@ def test_own_masks_are_counted_before_anything_is_added(
 
 
 def test_drop_outs_between_counting_and_adding_start_both_again(
-    sealed: Made, house_of: Callable[[RunConfig], House]
+    sealed: Made, house_of: Callable[[RunConfig], Host]
 ):
     """Else a coordinate of three holders would be opened for those of them that are left."""
-    house = house_of(sealed(masks="union"))
-    question = question_of(house, "tune", sparsity=0.9)
+    host = house_of(sealed(masks="union"))
+    question = question_of(host, "tune", sparsity=0.9)
     # The second session is that of the first try's values.
-    found, seen = put(house, question, range(10), {(2, "masked"): {6, 7, 8}})
+    found, seen = put(host, question, range(10), {(2, "masked"): {6, 7, 8}})
     assert found.tries == 2
     assert set(found.answered) == set(range(10)) - {6, 7, 8}
     assert len(seen.calls) == 3 + 5 + 10
     assert [f.partition for f in found.failures] == [6, 7, 8]
-    right = in_the_open(house, question, found.answered)
+    right = in_the_open(host, question, found.answered)
     assert found.votes is not None
     assert right.votes is not None
     assert found.votes.equal(right.votes)
@@ -275,12 +275,12 @@ def test_drop_outs_between_counting_and_adding_start_both_again(
 
 @pytest.mark.parametrize("gone", [{6}, {6, 7}])
 def test_who_holds_what_is_not_counted_again_without_one_or_two(
-    sealed: Made, house_of: Callable[[RunConfig], House], gone: set[int]
+    sealed: Made, house_of: Callable[[RunConfig], Host], gone: set[int]
 ):
     """The difference of two counts would be what those few hold."""
-    house = house_of(sealed(masks="union"))
-    question = question_of(house, "tune", sparsity=0.9)
-    found, seen = put(house, question, range(10), {(2, "masked"): gone})
+    host = house_of(sealed(masks="union"))
+    question = question_of(host, "tune", sparsity=0.9)
+    found, seen = put(host, question, range(10), {(2, "masked"): gone})
     assert found.total is None
     assert found.answered == ()
     assert len(seen.calls) == 5 + 3  # one count, and an addition that was not opened
@@ -299,12 +299,12 @@ def test_a_whole_run_ends_as_it_does_in_the_open(tiny: Made, played: Callable[[R
 
 
 def test_without_the_packages_that_encrypt_one_line_says_what_to_install(
-    sealed: Made, house_of: Callable[[RunConfig], House], monkeypatch: pytest.MonkeyPatch
+    sealed: Made, house_of: Callable[[RunConfig], Host], monkeypatch: pytest.MonkeyPatch
 ):
-    house = house_of(sealed())
+    host = house_of(sealed())
     monkeypatch.setattr("fedprune.secagg.terms.find_spec", lambda _name: None)
     with pytest.raises(ConfigError) as refused:
-        federate(house.config, inline_port(house))
+        federate(host.config, inline_port(host))
     assert str(refused.value) == (
         "secure='secagg': cryptography is not installed; allowed: pip install 'fedprune[privacy]', "
         "or --secure none"

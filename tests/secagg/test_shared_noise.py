@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from fedprune import Result, RunConfig
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.engines.inline_sums import inline_transport
 from fedprune.privacy.discretise import noise_for
 from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.release import Release
 from fedprune.protocol.kinds import form_of
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.models import layout_at
 from fedprune.secagg.messages import (
     Call,
@@ -79,18 +79,18 @@ def test_shares_add_up_to_the_noise_that_is_booked(hidden: Made):
 
 
 def asked(
-    house: House, kind: str, partitions: range, transport: Transport | None = None
-) -> tuple[Folded, Question]:
-    state = first_state(house.model, house.layout)
+    host: Host, kind: str, partitions: range, transport: Transport | None = None
+) -> tuple[Aggregate, Question]:
+    state = first_state(host.model, host.layout)
     question = Question(kind, 3, state.weights, state.masks, score="taylor", lr=0.1)
-    layout = layout_at(house.config, ())
-    reached = transport or inline_transport(house)
-    return secure_ask(question, partitions, layout, house.config, reached), question
+    layout = layout_at(host.config, ())
+    reached = transport or inline_transport(host)
+    return secure_ask(question, partitions, layout, host.config, reached), question
 
 
 @pytest.mark.parametrize("kind", ["tune", "score"])
 def test_the_noise_on_a_secure_sum_is_what_is_booked(
-    hidden: Made, house_of: Callable[[RunConfig], House], kind: str
+    hidden: Made, house_of: Callable[[RunConfig], Host], kind: str
 ):
     """The sum with almost no noise is taken away: what is left has the deviation in the ledger."""
     noisy, question = asked(house_of(hidden()), kind, range(10))
@@ -123,10 +123,10 @@ def test_a_run_books_what_its_clients_add(hidden: Made, played: Callable[[RunCon
 
 
 def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(
-    hidden: Made, house_of: Callable[[RunConfig], House]
+    hidden: Made, house_of: Callable[[RunConfig], Host]
 ):
-    house, lost = house_of(hidden(secure_dropout=0.1)), {2, 5}
-    reached = inline_transport(house)
+    host, lost = house_of(hidden(secure_dropout=0.1)), {2, 5}
+    reached = inline_transport(host)
 
     def unreliable(call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
         away = lost if call.stage == "masked" else set()
@@ -134,23 +134,21 @@ def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(
         missing = tuple(Failure(p, "masked", "", "left") for p in partitions if p in away)
         return replace(reply, failures=reply.failures + missing)
 
-    found, _ = asked(house, "tune", range(10), unreliable)
+    found, _ = asked(host, "tune", range(10), unreliable)
     assert found.tries == 2
     assert set(found.answered) == set(range(10)) - lost
     assert found.weight == 8.0
 
 
 def test_narrow_integers_have_no_room_for_much_noise(
-    hidden: Made, house_of: Callable[[RunConfig], House]
+    hidden: Made, house_of: Callable[[RunConfig], Host]
 ):
-    house = house_of(hidden(secure_bits=32, dp_noise=5000.0))
+    host = house_of(hidden(secure_bits=32, dp_noise=5000.0))
     with pytest.raises(ValueError, match="secure-bits=32: no room for the noise of 10 clients"):
-        asked(house, "tune", range(10))
+        asked(host, "tune", range(10))
 
 
-def test_small_noise_fits_into_narrow_integers(
-    hidden: Made, house_of: Callable[[RunConfig], House]
-):
+def test_small_noise_fits_into_narrow_integers(hidden: Made, house_of: Callable[[RunConfig], Host]):
     found, _ = asked(house_of(hidden(secure_bits=32)), "tune", range(10))
     wide, _ = asked(house_of(hidden()), "tune", range(10))
     assert found.total is not None

@@ -13,7 +13,7 @@ from fedprune import RunConfig
 from fedprune.client.answers import LOST
 from fedprune.options.refusal import Refused
 from fedprune.protocol.kinds import Form
-from fedprune.protocol.messages import Answer, Folded, as_sum
+from fedprune.protocol.messages import Aggregate, Answer, as_sum
 from fedprune.secagg.vectors import (
     folded_from,
     length,
@@ -45,8 +45,8 @@ def answers(count: int, seed: int = 0) -> list[Answer]:
     ]
 
 
-def plain(given: list[Answer]) -> Folded:
-    total = Folded()
+def plain(given: list[Answer]) -> Aggregate:
+    total = Aggregate()
     for i, answer in enumerate(given):
         total = as_sum(answer, i, 0, total)
     return total

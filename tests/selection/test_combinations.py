@@ -5,7 +5,7 @@ import torch
 from convnets import net_of
 from families import family
 
-from fedprune.selection.combinations import misfit, scope_fits, scopes_of
+from fedprune.selection.combinations import conflict, scope_fits, scopes_of
 from fedprune.selection.scopes import SCOPES
 from fedprune.selection.select import select
 from fedprune.selection.units import UNITS
@@ -19,7 +19,7 @@ def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(
     net, _, head = net_of("residual")
     layout = layout_of(net, output=[head]) if unit == "channel" else family("bert").layout
     scores = {n: torch.rand(layout.shapes[n]) for n in layout.prunable}
-    told = misfit(unit, scope)
+    told = conflict(unit, scope)
     assert (told == "") == (scope in scopes_of(unit))
     if told:
         assert told == f"unit {unit} cannot be ranked so"
@@ -49,7 +49,7 @@ def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(
     ],
 )
 def test_limits_of_density(unit: str, scope: str, limits: dict[str, float], word: str) -> None:
-    told = misfit(unit, scope, **limits)
+    told = conflict(unit, scope, **limits)
     assert told.startswith(word)
     assert bool(told) == bool(word)
 

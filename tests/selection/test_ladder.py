@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedprune import select
 from fedprune.selection.ladder import (
     FINEST,
-    Pace,
+    AdaptiveState,
     Point,
     along,
     as_rungs,
@@ -64,7 +64,7 @@ def test_a_limit_lies_above_a_loss_of_any_sign():
 
 
 def test_the_width_halves_doubles_or_stays_and_ends():
-    pace = Pace(0.4)
+    pace = AdaptiveState(0.4)
     assert [paced(pace, s, 4).step for s in ("step back", "widen", "prune", "wait")] == [
         0.2,
         0.8,

@@ -88,7 +88,7 @@ def context(node: int, **node_config: Any) -> Context:
 
 @contextmanager
 def in_one_process() -> Iterator[None]:
-    """What lets several devices be in one process, each with a house of its own."""
+    """What lets several devices be in one process, each with a host of its own."""
     # Flower 1.41 makes no Message outside a task of its own.
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     build = fedprune.engines.flower.client_app._device_house.__wrapped__

@@ -9,8 +9,8 @@ import torch
 
 from fedprune import Result, RunConfig, Shard, federate
 from fedprune.client.answers import LOST, answer
-from fedprune.client.context import Seat
-from fedprune.client.host import House
+from fedprune.client.context import ClientContext
+from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import (
     HERE,
@@ -18,14 +18,14 @@ from fedprune.learning.candidates import (
     blended,
     without,
 )
-from fedprune.protocol.messages import Answer, Folded, Question
+from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.tensors import Tensors, load_into
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
-Cnn = tuple[House, Question]
+HouseOf = Callable[[RunConfig], Host]
+Cnn = tuple[Host, Question]
 EVERYONE = range(5)
 CANDIDATES = (HERE, Candidate(1.0), Candidate(2.0), Candidate(apart={"hidden.weight": 1.0}))
 
@@ -48,56 +48,56 @@ def asked(about: Question, **way: Any) -> Question:
 
 
 @torch.no_grad()
-def by_hand(house: House, weights: Tensors) -> tuple[float, int, int]:
+def by_hand(host: Host, weights: Tensors) -> tuple[float, int, int]:
     """Loss and correct of a model on the validation parts of everyone, at once."""
-    load_into(house.model, weights)
-    house.model.eval()
-    parts = [house.shards[p].validation for p in EVERYONE]
+    load_into(host.model, weights)
+    host.model.eval()
+    parts = [host.shards[p].validation for p in EVERYONE]
     pooled = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
-    loss = house.task.loss(house.model, pooled)
+    loss = host.task.loss(host.model, pooled)
     return loss.total.item(), loss.correct, loss.count
 
 
 @pytest.mark.parametrize("way", ["rungs", "given"])
 def test_the_loss_of_a_candidate_is_the_pooled_one(way: str, cnn: Cnn):
-    house, about = cnn
+    host, about = cnn
     lies = {"rungs": ladder_of(about), "given": noise_on(about)}[way]
-    folded = inline_port(house).ask(asked(about, **{way: lies}), EVERYONE)
-    assert folded.failures == ()
+    aggregate = inline_port(host).ask(asked(about, **{way: lies}), EVERYONE)
+    assert aggregate.failures == ()
     for i, candidate in enumerate(CANDIDATES):
         if way == "rungs":
             weights = without(about.weights, lies, candidate)
         else:
-            weights = blended(about.weights, lies, candidate, house.layout)
-        loss, correct, count = by_hand(house, weights)
-        assert folded.totals[f"loss_{i}"] == pytest.approx(loss, rel=1e-5)
-        assert (folded.totals[f"correct_{i}"], folded.totals["count"]) == (correct, count)
-    losses = {folded.totals[f"loss_{i}"] for i in range(len(CANDIDATES))}
+            weights = blended(about.weights, lies, candidate, host.layout)
+        loss, correct, count = by_hand(host, weights)
+        assert aggregate.totals[f"loss_{i}"] == pytest.approx(loss, rel=1e-5)
+        assert (aggregate.totals[f"correct_{i}"], aggregate.totals["count"]) == (correct, count)
+    losses = {aggregate.totals[f"loss_{i}"] for i in range(len(CANDIDATES))}
     assert len(losses) == len(CANDIDATES)
 
 
 def test_the_order_of_clients_does_not_matter(cnn: Cnn):
-    house, about = cnn
+    host, about = cnn
     question = asked(about, rungs=ladder_of(about))
-    ask = inline_port(house).ask
+    ask = inline_port(host).ask
     assert ask(question, EVERYONE).totals == ask(question, EVERYONE[::-1]).totals
 
 
 def test_a_candidate_whose_loss_is_no_number_loses_and_spoils_nothing(cnn: Cnn):
-    house, about = cnn
+    host, about = cnn
     far = {n: torch.full_like(w, 3e38) for n, w in noise_on(about).items()}
-    folded = inline_port(house).ask(asked(about, given=far), EVERYONE)
-    assert folded.failures == ()
-    assert folded.totals["loss_1"] == pytest.approx(len(EVERYONE) * LOST)
-    assert folded.totals["loss_0"] < 1e6
+    aggregate = inline_port(host).ask(asked(about, given=far), EVERYONE)
+    assert aggregate.failures == ()
+    assert aggregate.totals["loss_1"] == pytest.approx(len(EVERYONE) * LOST)
+    assert aggregate.totals["loss_0"] < 1e6
 
 
 def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn: Cnn):
-    house, about = cnn
+    host, about = cnn
     weights = {n: torch.full_like(w, float("nan")) for n, w in about.weights.items()}
     question = replace(asked(about, rungs=ladder_of(about)), weights=weights)
-    folded = inline_port(house).ask(question, [0])
-    assert [(f.phase, f.field) for f in folded.failures] == [("compare", "loss_0")]
+    aggregate = inline_port(host).ask(question, [0])
+    assert [(f.phase, f.field) for f in aggregate.failures] == [("compare", "loss_0")]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Any:
 
     def made(
         without: Callable[[Question, int], bool] | None = None, **keys: Any
-    ) -> tuple[Result, list[tuple[Question, Sequence[int], Folded]], list[State]]:
+    ) -> tuple[Result, list[tuple[Question, Sequence[int], Aggregate]], list[State]]:
         config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys})
         eye, states = spy(inline_port(house_of(config)), without), list[State]()
         watch = Watch(row=lambda _row, _seconds, state: states.append(state))
@@ -166,10 +166,10 @@ def test_a_client_that_fails_to_compare_is_as_one_never_asked(
     keys = {"blend": "layer", "blend_grid": (1.0, 1.5)}
     spared, _, _ = run(lambda q, p: q.kind == "compare" and p == 1, **keys)
 
-    def broken(question: Question, seat: Seat) -> Answer:
-        if question.kind == "compare" and seat.partition == 1:
+    def broken(question: Question, client: ClientContext) -> Answer:
+        if question.kind == "compare" and client.partition == 1:
             raise RuntimeError("no")
-        return answer(question, seat)
+        return answer(question, client)
 
     monkeypatch.setattr("fedprune.client.host.answer", broken)
     failed, _, _ = run(**keys)
@@ -180,10 +180,10 @@ def test_a_client_that_fails_to_compare_is_as_one_never_asked(
 
 def test_candidates_are_measured_under_any_split_alike(cnn: Cnn):
     """The same examples on one client: the same sums."""
-    house, about = cnn
-    parts = [house.shards[p].validation for p in EVERYONE]
+    host, about = cnn
+    parts = [host.shards[p].validation for p in EVERYONE]
     pooled = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
-    one = replace(house, shards={0: Shard(pooled, pooled, pooled)})
+    one = replace(host, shards={0: Shard(pooled, pooled, pooled)})
     question = asked(about, rungs=ladder_of(about))
-    here, there = inline_port(house).ask(question, EVERYONE), inline_port(one).ask(question, [0])
+    here, there = inline_port(host).ask(question, EVERYONE), inline_port(one).ask(question, [0])
     assert here.totals == pytest.approx(there.totals, rel=1e-6)

@@ -2,19 +2,19 @@
 
 import torch
 
-from fedprune.protocol.messages import Folded
+from fedprune.protocol.messages import Aggregate
 from fedprune.server.secure_notices import noticed
 from fedprune.server.state import State
 
 
-def summed(*clients: int, tries: int = 1) -> Folded:
-    return Folded(torch.zeros(1), 1.0, answered=clients, tries=tries)
+def summed(*clients: int, tries: int = 1) -> Aggregate:
+    return Aggregate(torch.zeros(1), 1.0, answered=clients, tries=tries)
 
 
-def after(*sums: Folded) -> State:
+def after(*sums: Aggregate) -> State:
     state = State(1, {}, {}, {})
-    for folded in sums:
-        state = noticed(state, "tune", folded)
+    for aggregate in sums:
+        state = noticed(state, "tune", aggregate)
     return state
 
 
@@ -44,6 +44,6 @@ def test_a_second_try_is_told_with_how_many_are_in_it():
 
 
 def test_of_no_sum_nobody_is_remembered():
-    state = noticed(State(1, {}, {}, {}), "score", Folded(tries=2))
+    state = noticed(State(1, {}, {}, {}), "score", Aggregate(tries=2))
     assert state.sums == ()
     assert state.notices == ("score: the secure sum was tried again, 0 clients are in it",)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate, load
-from fedprune.client.host import House, furnished, open_house
+from fedprune.client.host import Host, build_host, with_edits
 from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.models import layout_at, shaped
@@ -24,7 +24,7 @@ from fedprune.server.watch import Watch
 from fedprune.tensors import count_kept, load_into, masked, shapes_of, state_of
 
 Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], House]
+HouseOf = Callable[[RunConfig], Host]
 Played = Callable[[RunConfig], Result]
 UNITS = [
     ("head", "magnitude"),
@@ -96,10 +96,10 @@ def test_shrinking_again_changes_nothing(halved: Any):
 
 def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
     config, _, small, _, smaller = halved
-    house = furnished(house_of(config), small.edits)
-    assert shapes_of(state_of(house.model)) == dict(smaller.layout.shapes)
+    host = with_edits(house_of(config), small.edits)
+    assert shapes_of(state_of(host.model)) == dict(smaller.layout.shapes)
     assert layout_at(config, small.edits).shapes == smaller.layout.shapes
-    assert furnished(house, small.edits) is house
+    assert with_edits(host, small.edits) is host
 
 
 def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
@@ -160,7 +160,7 @@ def test_shrinking_at_the_end_is_the_run_without_it(
 @pytest.mark.slow
 def test_a_folder_is_loaded_in_its_shape(plays: Callable[..., RunConfig], tmp_path: Path):
     config = plays(shrink="every", rounds=2, end=2)
-    result = federate(config, inline_port(open_house(config)), folder=tmp_path / "run")
+    result = federate(config, inline_port(build_host(config)), folder=tmp_path / "run")
     ids = torch.arange(9)[None]
     with torch.no_grad():
         here = result.model(ids).logits

@@ -11,11 +11,11 @@ import torch
 from fedprune import Result, RunConfig, federate
 from fedprune.client import host as hosts
 from fedprune.client.answers import answer
-from fedprune.client.context import Seat
+from fedprune.client.context import ClientContext
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import Answer, Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
 from fedprune.report.screen import Screen
 from fedprune.server.rows import Row
 from fedprune.server.standing import limit_of, struck
@@ -34,9 +34,9 @@ def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has a client bend its answers to some questions in some rounds."""
 
     def by(partition: int, lie: Lie, rounds: range = range(1, 99), kind: str = "tune") -> None:
-        def bent(question: Question, seat: Seat) -> Answer:
-            given = answer(question, seat)
-            here = seat.partition == partition and question.kind == kind
+        def bent(question: Question, client: ClientContext) -> Answer:
+            given = answer(question, client)
+            here = client.partition == partition and question.kind == kind
             return lie(question, given) if here and question.round in rounds else given
 
         monkeypatch.setattr(hosts, "answer", bent)
@@ -103,12 +103,14 @@ def test_who_would_make_the_model_infinite_is_refused_alone(size: float, tiny: T
 
 def test_a_model_that_is_not_finite_takes_nobodys_place(tiny: Tiny):
     config = tiny(**KEYS)
-    port = inline_port(hosts.open_house(config))
+    port = inline_port(hosts.build_host(config))
 
-    def ask(question: Question, partitions: list[int]) -> Folded:
-        folded = port.ask(question, partitions)
+    def ask(question: Question, partitions: list[int]) -> Aggregate:
+        aggregate = port.ask(question, partitions)
         bad = question.kind == "tune" and question.round == 2
-        return replace(folded, total=torch.full_like(folded.total, 1e60)) if bad else folded
+        return (
+            replace(aggregate, total=torch.full_like(aggregate.total, 1e60)) if bad else aggregate
+        )
 
     seen = federate(config, replace(port, ask=ask))
     assert [row["undone"] for row in seen.rows][1].endswith("the new model would not be finite")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig, federate
-from fedprune.client.host import House
+from fedprune.client.host import Host
 from fedprune.config import configure, from_toml
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Folded, Question
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 
@@ -38,15 +38,15 @@ class Played:
     """A recipe's run: what was asked, and the states after its rounds."""
 
     config: RunConfig
-    house: House
-    asked: list[tuple[Question, list[int], Folded]]
+    host: Host
+    asked: list[tuple[Question, list[int], Aggregate]]
     states: list[State]
 
-    def questions(self, kind: str) -> list[tuple[Question, Folded]]:
-        return [(q, folded) for q, _, folded in self.asked if q.kind == kind]
+    def questions(self, kind: str) -> list[tuple[Question, Aggregate]]:
+        return [(q, aggregate) for q, _, aggregate in self.asked if q.kind == kind]
 
     def data(self, client: int) -> tuple[Tensor, Tensor]:
-        part = self.house.shards[client].train
+        part = self.host.shards[client].train
         return part["images"].flatten(1).double(), part["labels"]
 
 
@@ -54,14 +54,14 @@ Recipe = Callable[..., Played]
 
 
 @pytest.fixture(scope="module")
-def recipe(house_of: Callable[[RunConfig], House], spy: Any) -> Recipe:
+def recipe(house_of: Callable[[RunConfig], Host], spy: Any) -> Recipe:
     def played(name: str, **changes: Any) -> Played:
         given = {k.replace("-", "_"): v for k, v in from_toml(toml(name)).items()}
         config = configure({**given, **SMALL, **changes})
-        house, states = house_of(config), list[State]()
-        eye = spy(inline_port(house))
+        host, states = house_of(config), list[State]()
+        eye = spy(inline_port(host))
         federate(config, eye.port, watch=Watch(row=lambda _r, _s, state: states.append(state)))
-        return Played(config, house, eye.asked, states)
+        return Played(config, host, eye.asked, states)
 
     return played
 
@@ -122,8 +122,8 @@ def count(mask: Tensor, sparsity: float) -> int:
 
 def test_ssfl(recipe: Recipe):
     run = recipe("ssfl", cohort=2, score_examples=10_000)
-    (question, folded), *_ = run.questions("score")
-    assert folded.answered == (0, 1, 2), "all are asked, whoever tunes"
+    (question, aggregate), *_ = run.questions("score")
+    assert aggregate.answered == (0, 1, 2), "all are asked, whoever tunes"
     mean = torch.zeros(len(flat(question.weights)), dtype=torch.float64)
     for client in range(3):
         slopes = gradients(question.weights, *run.data(client))
@@ -137,19 +137,19 @@ def test_ssfl(recipe: Recipe):
 
 def test_ssfl_scores_on_one_batch(recipe: Recipe):
     run = recipe("ssfl", rounds=1)
-    ((_, folded),) = run.questions("score")
-    assert (folded.totals["count"], folded.weight) == (3 * 16, 3.0)
+    ((_, aggregate),) = run.questions("score")
+    assert (aggregate.totals["count"], aggregate.weight) == (3 * 16, 3.0)
 
 
 def test_fedprllm(recipe: Recipe):
     run = recipe("fedprllm", cohort=2)
-    ((question, folded),) = run.questions("score")
+    ((question, aggregate),) = run.questions("score")
     votes = dict.fromkeys(LAYERS, torch.zeros(()))
     for client in range(3):
         masks = wanda(question.weights, run.data(client)[0], 0.5)
         votes = {name: votes[name] + masks[name] for name in LAYERS}
-    assert folded.votes is not None
-    assert int((folded.votes != flat(votes)).sum()) <= 4, "but for rounding"
+    assert aggregate.votes is not None
+    assert int((aggregate.votes != flat(votes)).sum()) <= 4, "but for rounding"
     for name in LAYERS:
         mask = run.states[0].masks[name]
         kept_by(mask, votes[name].double(), count(mask, 0.5))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune import federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.config import RunConfig, configure
 from fedprune.options.refusal import ConfigError
 from fedprune.records.summary import population_of
@@ -142,7 +142,7 @@ def test_a_run_with_clients_that_only_train_measures_on_the_others(task: str, ro
     assert told == population_of(config)
     streams = "language" in task
     assert (told["train_only"], told["rows_empty"]) == (1 if streams else 2, 1)
-    shards = open_house(config).shards
+    shards = build_host(config).shards
     alone = [shard for shard in shards.values() if not examples(shard.test)]
     assert len(alone) == told["train_only"]
     assert all(examples(shard.train) for shard in alone)

@@ -25,9 +25,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fedprune.client.host import (
-    House,
+    Host,
+    build_host,
     labels_of,
-    open_house,
     parts_of,
     serve,
     sum_of,
@@ -48,7 +48,7 @@ from fedprune.protocol.letters import (
     size_of,
     sum_letter,
 )
-from fedprune.protocol.messages import Failure, Folded
+from fedprune.protocol.messages import Aggregate, Failure
 from fedprune.protocol.parts import Part, failure_of
 from fedprune.secagg.client_stages import seeds_from, serve_call
 from fedprune.secagg.device_memory import Memory, recalled
@@ -110,16 +110,16 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
     stage = "secure"
     try:
         call = call_of(letter)
-        stage, house = call.stage, _house(config, context)
+        stage, host = call.stage, _house(config, context)
         if not _is_device(context):
-            if house.config.noise_source == "secret" and not noised(house.config):
+            if host.config.noise_source == "secret" and not noised(host.config):
                 what = "noise-source='secret': a worker of a simulation keeps no secret"
                 raise Refused("noise-source", what, told=what)
-            return reply_letter(serve_call(house, call, partitions, packet=packet))
+            return reply_letter(serve_call(host, call, partitions, packet=packet))
 
         def served(seed: bytes) -> Reply:
             own = seeds_from(seed, call.session)
-            return replace(serve_call(house, call, partitions, own, packet), bytes_up=0)
+            return replace(serve_call(host, call, partitions, own, packet), bytes_up=0)
 
         memory, reply = recalled(_memory(context), call, packet, served)
         context.state[_MEMORY] = ConfigRecord(vars(memory))
@@ -146,22 +146,22 @@ def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> 
     """
     partitions = letter.fields["partitions"]
     try:
-        house = _house(config, context)
+        host = _house(config, context)
         if not _is_device(context):
-            return sum_letter(serve(house, packet, partitions))
-        parts = parts_of(house, packet, partitions)
+            return sum_letter(serve(host, packet, partitions))
+        parts = parts_of(host, packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
         log.exception("this node cannot answer")
         kind = head_of(packet)["kind"]
         failures = tuple(_failed(config, p, kind, error) for p in partitions)
         if not _is_device(context):
-            return sum_letter(Folded(failures=failures))
+            return sum_letter(Aggregate(failures=failures))
         return parts_letter([Part(f.partition, failure=f) for f in failures])
     apart = parts_letter(parts)
     if not letter.fields.get("sum"):
         return apart
-    total = replace(sum_of(house, packet, parts), bytes_up=0)
-    whole = sum_letter(total, fixed=hides(house.config))
+    total = replace(sum_of(host, packet, parts), bytes_up=0)
+    whole = sum_letter(total, fixed=hides(host.config))
     return min(apart, whole, key=size_of)
 
 
@@ -227,26 +227,26 @@ def _kept(letter: Letter, context: Context, buffer: str, name: str) -> bytes:
     return kept
 
 
-def _house(text: str, context: Context) -> House:
+def _house(text: str, context: Context) -> Host:
     """This process's resident model and shards for a configuration."""
     if not _is_device(context):
         return _simulated_house(text)
-    house, digest = _device_house(text, str(context.node_config["data"]), _partitions(context))
+    host, digest = _device_house(text, str(context.node_config["data"]), _partitions(context))
     record = context.state.config_records.get("rehearsed")
     if not record or record["digest"] != digest:
-        rehearse(house.task, house.config, house.model, house.layout, house.shards)
+        rehearse(host.task, host.config, host.model, host.layout, host.shards)
         context.state["rehearsed"] = ConfigRecord({"digest": digest})
-    return house
+    return host
 
 
 @functools.lru_cache(maxsize=1)
-def _simulated_house(text: str) -> House:
-    return open_house(recorded(text))
+def _simulated_house(text: str) -> Host:
+    return build_host(recorded(text))
 
 
 @functools.lru_cache(maxsize=1)
-def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> tuple[House, str]:
-    """The house of a device, not rehearsed yet, and a digest of configuration and data."""
+def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Host, str]:
+    """The host of a device, not rehearsed yet, and a digest of configuration and data."""
     check_of_this_app(str(all_keys(text).get("plugin", "")))
     config = recorded(text)
     if simulated(config):
@@ -259,8 +259,8 @@ def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Ho
     memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
     alone = len(partitions) == 1
     own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
-    house = open_house(config, own, memory, tried=True)
-    return house, f"{identity(text)} {data_digest(house.shards)}"
+    host = build_host(config, own, memory, tried=True)
+    return host, f"{identity(text)} {data_digest(host.shards)}"
 
 
 def _letter(message: Message) -> Letter:

@@ -36,7 +36,7 @@ PATIENCE_LOG = 30.0
 
 log = logging.getLogger("fedprune")
 
-Seat = tuple[int | None, list[int]]
+Assignment = tuple[int | None, list[int]]
 """A node, or None where nobody is there any more, and the partitions it is asked for."""
 
 
@@ -225,7 +225,7 @@ class Fleet:
         """Whether the nodes are workers of a simulation, which keep nothing between messages."""
         return not any(node.device for node in self.nodes.values())
 
-    def seats(self, partitions: Sequence[int]) -> list[Seat]:
+    def seats(self, partitions: Sequence[int]) -> list[Assignment]:
         """Who is asked for what, in the order in which sums are added."""
         if not self.simulated():
             return _by_device(sorted(partitions), self._holders())
@@ -234,9 +234,9 @@ class Fleet:
         return [(workers[host % len(workers)], group) for host, group in hosts.items()]
 
 
-def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Seat]:
+def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Assignment]:
     """One seat a device that holds any of the partitions, and one for each that nobody holds."""
-    seats: dict[int, Seat] = {}
+    seats: dict[int, Assignment] = {}
     for p in partitions:
         node = holders.get(p)
         # A partition that nobody holds is a seat by itself; keys below 0 are no node ids.

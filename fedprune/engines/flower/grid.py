@@ -11,7 +11,7 @@ from fedprune.client.host import Tick, bytes_down, grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.fleet import Fleet, Seat
+from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.engines.flower.mail import (
     MISSING,
     POLL,
@@ -32,8 +32,8 @@ from fedprune.protocol.letters import (
     size_of,
 )
 from fedprune.protocol.messages import (
+    Aggregate,
     Failure,
-    Folded,
     Question,
     longest_about,
     loud_in,
@@ -44,7 +44,7 @@ from fedprune.protocol.packets import encode_question
 from fedprune.protocol.parts import Part, added
 from fedprune.protocol.port import Port
 
-Outcome = Folded | list[Part] | Refused | Lost
+Outcome = Aggregate | list[Part] | Refused | Lost
 """A host's sum, a device's parts, a reply that does not count, or none."""
 
 
@@ -63,13 +63,13 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
     fleet = Fleet(grid, config)
     put = sealed_sums(fleet, tick) if config.secure != "none" else _open_sums(fleet, tick)
 
-    def ask(question: Question, partitions: Sequence[int]) -> Folded:
-        folded = put(question, partitions)
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
+        aggregate = put(question, partitions)
         if question.kind == "evaluate":
             fleet.gathering = question.round < config.rounds
         # What comes before the first round has no row to be in: the news wait for one.
         failed, said = fleet.news() if KINDS[question.kind].weights else ((), ())
-        return replace(folded, failures=folded.failures + failed, notices=said)
+        return replace(aggregate, failures=aggregate.failures + failed, notices=said)
 
     return Port(
         *(ask, fleet.present),
@@ -85,11 +85,11 @@ def _federation(grid: Grid) -> str:
     return "" if named.startswith("@none/") else named
 
 
-def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[int]], Folded]:
+def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[int]], Aggregate]:
     """What asks every host for its sum, and adds up the sums."""
     config = fleet.config
 
-    def put(question: Question, partitions: Sequence[int]) -> Folded:
+    def put(question: Question, partitions: Sequence[int]) -> Aggregate:
         packet = encode_question(question, config.wire)
         packet = replace(packet, values=bytes(packet.values))  # once, not once a host
         form = form_of(question, config, layout_at(config, question.edits))
@@ -123,7 +123,7 @@ class _Asking:
     question: Question
     packet: Packet
     form: Form
-    seats: dict[int, Seat]
+    seats: dict[int, Assignment]
     hosts: list[list[int]]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     down: int = 0
@@ -142,7 +142,7 @@ class _Asking:
             if not isinstance(reply, Lost) or reply.sent:
                 self.down += self._weight(mail[k][1], group, again)
             self.outcomes[k] = outcome = self._understood(reply, group)
-            if tick and isinstance(outcome, Folded | list):
+            if tick and isinstance(outcome, Aggregate | list):
                 tick(len(group))
 
     def ask_apart(self, tick: Tick | None) -> None:
@@ -161,7 +161,7 @@ class _Asking:
         breaking = self.fleet.breaking
         for k in broken:
             node, group = self.seats[k]
-            seats: dict[int, Seat] = {p: (node, [p]) for p in group}
+            seats: dict[int, Assignment] = {p: (node, [p]) for p in group}
             alone = replace(self, seats=seats, outcomes={}, down=0)
             alone.ask(again=k in self.outcomes, tick=tick)
             self.down += alone.down
@@ -223,7 +223,7 @@ class _Asking:
         except Refused as refused:
             return refused
 
-    def _sum_of_device(self, reply: Letter, group: list[int]) -> Folded:
+    def _sum_of_device(self, reply: Letter, group: list[int]) -> Aggregate:
         """One sum of a device's partitions: what it says of bytes and sizes is not read."""
         kind, most = self.question.kind, longest_about(len(group), self.form.totals)
         said = replace(folded_of(reply, group, kind, most), bytes_up=size_of(reply), loud=())
@@ -232,12 +232,12 @@ class _Asking:
             return said
         return replace(said, loud=loud_in(said.total, said.answered, said.weight))
 
-    def sums(self) -> list[Folded]:
+    def sums(self) -> list[Aggregate]:
         """The sums in the order in which they are added: the same on devices as in a simulation."""
         if self.fleet.simulated():
             return [self._of_seat(k) for k in self.seats]
         said: dict[int, Part] = {}
-        whole: dict[int, Folded] = {}
+        whole: dict[int, Aggregate] = {}
         for k, (_, group) in self.seats.items():
             outcome = self.outcomes.get(k)
             if isinstance(outcome, list):
@@ -247,10 +247,10 @@ class _Asking:
         return [self._of_host(group, said, whole) for group in self.hosts]
 
     def _of_host(
-        self, group: list[int], said: Mapping[int, Part], whole: Mapping[int, Folded]
-    ) -> Folded:
+        self, group: list[int], said: Mapping[int, Part], whole: Mapping[int, Aggregate]
+    ) -> Aggregate:
         """The partitions of one host of a simulation, added in their order."""
-        total = Folded()
+        total = Aggregate()
         for p in group:
             if p in said:
                 total = added(said[p], self.question, self.form, self.fleet.config, total)
@@ -258,17 +258,19 @@ class _Asking:
                 total = summed([total, whole[p]])
         return total
 
-    def _of_seat(self, k: int) -> Folded:
+    def _of_seat(self, k: int) -> Aggregate:
         outcome, group = self.outcomes.get(k, Lost("left")), self.seats[k][1]
         assert not isinstance(outcome, list)  # parts are added one by one
-        if isinstance(outcome, Folded):
+        if isinstance(outcome, Aggregate):
             return outcome
         name, reason = (
             (outcome.field, str(outcome)) if isinstance(outcome, Refused) else ("", outcome.reason)
         )
-        return Folded(failures=tuple(Failure(p, self.question.kind, name, reason) for p in group))
+        return Aggregate(
+            failures=tuple(Failure(p, self.question.kind, name, reason) for p in group)
+        )
 
 
-def _checked(folded: Folded, form: Form) -> Folded:
-    check_sum(folded, form)
-    return folded
+def _checked(aggregate: Aggregate, form: Form) -> Aggregate:
+    check_sum(aggregate, form)
+    return aggregate

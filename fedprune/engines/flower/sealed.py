@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fedprune.client.host import Tick
 from fedprune.config import to_toml
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.fleet import Fleet, Seat
+from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.engines.flower.mail import (
     MISSING,
     POLL,
@@ -23,7 +23,7 @@ from fedprune.protocol.letters import (
     question_letter,
     size_of,
 )
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.models import layout_at
 from fedprune.secagg import messages as calls
 from fedprune.secagg.messages import (
@@ -42,7 +42,7 @@ Outcome = calls.Reply | Refused | Lost
 
 def sealed_sums(
     fleet: Fleet, tick: Tick | None = None
-) -> Callable[[Question, Sequence[int]], Folded]:
+) -> Callable[[Question, Sequence[int]], Aggregate]:
     """What puts a question to a fleet and gives back the secure sum of the answers.
 
     A host that does not reply in a stage is asked once more; a device that lacks the mask or the
@@ -61,7 +61,7 @@ def sealed_sums(
         stage.ask(again=True, tick=tick)
         return replace(merged(stage.replies()), resent=stage.resent)
 
-    def put(question: Question, partitions: Sequence[int]) -> Folded:
+    def put(question: Question, partitions: Sequence[int]) -> Aggregate:
         layout = layout_at(config, question.edits)
         return secure_ask(question, partitions, layout, config, transport)
 
@@ -84,7 +84,7 @@ class _Stage:
     fleet: Fleet
     call: Call
     parcel: Parcel | None
-    seats: dict[int, Seat]
+    seats: dict[int, Assignment]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     resent: int = 0
 

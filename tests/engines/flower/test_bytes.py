@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from fedprune import Result, RunConfig, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.images import DIGITS
@@ -78,7 +78,7 @@ def simulated(config: RunConfig, folders: Iterable[Path]) -> Result:
     """The same run in one process, on the devices' data."""
     assert DIGITS.local is not None
     own = {p: DIGITS.local(folder, config) for p, folder in enumerate(folders)}
-    return federate(config, inline_port(open_house(config, own)))
+    return federate(config, inline_port(build_host(config, own)))
 
 
 def close(reported: float, sent: float, messages: int) -> bool:

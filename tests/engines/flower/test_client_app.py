@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune import RunConfig
-from fedprune.client.host import House, bytes_down
+from fedprune.client.host import Host, bytes_down
 from fedprune.codec.coded_file import to_coded
 from fedprune.codec.wire import head_of
 from fedprune.config import to_toml
@@ -24,7 +24,7 @@ from fedprune.protocol.letters import (
     parts_in,
     question_letter,
 )
-from fedprune.protocol.messages import Failure, Folded, Question
+from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.origin import origin_of
 from fedprune.protocol.packets import encode_question
 from fedprune.protocol.parts import Part
@@ -83,7 +83,7 @@ def ask(
     return call(context, kind, Letter({**letter.fields, **fields}, letter.buffers))
 
 
-def folded(letter: Letter, partitions: list[int]) -> Folded:
+def folded(letter: Letter, partitions: list[int]) -> Aggregate:
     return folded_of(letter, partitions)
 
 
@@ -94,22 +94,22 @@ def parts(letter: Letter, partitions: list[int]) -> list[Part]:
     return found
 
 
-def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[House, Question]):
-    house, _ = cnn
+def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[Host, Question]):
+    host, _ = cnn
     context = node(**{"partition-id": 1, "num-partitions": 4})
-    about = hello(context, house.config)
+    about = hello(context, host.config)
     assert about == {
         "device": False,
-        "labels": {str(p): house.task.labels(s.train) for p, s in house.shards.items()},
+        "labels": {str(p): host.task.labels(s.train) for p, s in host.shards.items()},
     }
     assert not context.state
 
 
-def test_a_device_announces_its_own(cnn: tuple[House, Question], folder: Path):
+def test_a_device_announces_its_own(cnn: tuple[Host, Question], folder: Path):
     assert hello(device(folder), cnn[0].config) == {"device": True, "labels": {"2": 48}}
 
 
-def test_a_device_without_data_says_so(cnn: tuple[House, Question], tmp_path: Path):
+def test_a_device_without_data_says_so(cnn: tuple[Host, Question], tmp_path: Path):
     about = hello(device(tmp_path / "none", 4), cnn[0].config)
     assert about["device"]
     assert about["labels"] == {}
@@ -121,13 +121,13 @@ def test_a_device_without_data_says_so(cnn: tuple[House, Question], tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate"])
-def test_a_worker_answers_as_this_process_does(cnn: tuple[House, Question], kind: str):
-    house, about = cnn
+def test_a_worker_answers_as_this_process_does(cnn: tuple[Host, Question], kind: str):
+    host, about = cnn
     question = Question(
         kind, 4, about.weights, about.masks, score="taylor", lr=0.1, part="validation"
     )
-    seen = folded(ask(node(), house.config, question, [0, 1]), [0, 1])
-    right = inline_port(house).ask(question, [0, 1])
+    seen = folded(ask(node(), host.config, question, [0, 1]), [0, 1])
+    right = inline_port(host).ask(question, [0, 1])
     assert seen.totals == right.totals
     assert seen.weight == right.weight
     assert (seen.total is None) == (right.total is None) or kind == "evaluate"
@@ -135,11 +135,11 @@ def test_a_worker_answers_as_this_process_does(cnn: tuple[House, Question], kind
         assert seen.total.equal(right.total)
 
 
-def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[House, Question], folder: Path):
-    house, question = cnn
+def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[Host, Question], folder: Path):
+    host, question = cnn
     context = device(folder)
-    first = parts(ask(context, house.config, score(question), [2]), [2])
-    again = parts(ask(context, house.config, score(question), [2], whole=False), [2])
+    first = parts(ask(context, host.config, score(question), [2]), [2])
+    again = parts(ask(context, host.config, score(question), [2], whole=False), [2])
     assert first == again
     assert first[0].packet is not None
     packet = encode_question(question, "fp32")
@@ -154,20 +154,20 @@ def is_missing(letter: Letter) -> bool:
     return bool(letter.fields.get("missing"))
 
 
-def test_a_device_that_lacks_either_says_missing(cnn: tuple[House, Question], folder: Path):
-    house, question = cnn
+def test_a_device_that_lacks_either_says_missing(cnn: tuple[Host, Question], folder: Path):
+    host, question = cnn
     context = device(folder)
-    assert is_missing(ask(context, house.config, score(question), [2], whole=False))
-    ask(context, house.config, score(question), [2])
-    other = house.config.model_copy(update={"lr": 0.7})
+    assert is_missing(ask(context, host.config, score(question), [2], whole=False))
+    ask(context, host.config, score(question), [2])
+    other = host.config.model_copy(update={"lr": 0.7})
     assert is_missing(ask(context, other, score(question), [2], whole=False)), "another run's"
     dense = Question("tune", 1, question.weights, {n: m | True for n, m in question.masks.items()})
-    assert is_missing(ask(context, house.config, dense, [2], whole=False)), "another mask"
-    assert not is_missing(ask(context, house.config, score(question), [2], whole=False))
+    assert is_missing(ask(context, host.config, dense, [2], whole=False)), "another mask"
+    assert not is_missing(ask(context, host.config, score(question), [2], whole=False))
 
 
-def test_a_device_keeps_the_teacher(cnn: tuple[House, Question], folder: Path, tiny: Any):
-    house, question = cnn
+def test_a_device_keeps_the_teacher(cnn: tuple[Host, Question], folder: Path, tiny: Any):
+    host, question = cnn
     config, context = tiny(distil=0.5), device(folder)
     coded = to_coded(origin_of(config), question.weights, question.masks)
     taught = replace(question, kind="tune", lr=0.1, teacher=coded, distil=1.0)
@@ -181,32 +181,32 @@ def test_a_device_keeps_the_teacher(cnn: tuple[House, Question], folder: Path, t
     assert is_missing(ask(context, config, other, [2], teacher=False)), "another teacher"
     plain = replace(taught, teacher=b"", distil=0.0)
     assert parts(ask(context, config, plain, [2], teacher=False), [2])[0].packet is not None
-    assert house.teachers == {}
+    assert host.teachers == {}
 
 
-def test_a_device_answers_for_nobody_else(cnn: tuple[House, Question], folder: Path):
-    house, question = cnn
-    first, second = parts(ask(device(folder), house.config, score(question), [1, 2]), [1, 2])
+def test_a_device_answers_for_nobody_else(cnn: tuple[Host, Question], folder: Path):
+    host, question = cnn
+    first, second = parts(ask(device(folder), host.config, score(question), [1, 2]), [1, 2])
     assert first.failure == Failure(1, "score", "", "KeyError: 1")
     assert second.packet is not None
 
 
-def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[House, Question], folder: Path):
-    house, question = cnn
+def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[Host, Question], folder: Path):
+    host, question = cnn
     context = device(folder, 3)
-    hello(context, house.config)
+    hello(context, host.config)
     (folder / "a.npz").unlink()
     _device_house.cache_clear()  # on a device every message is answered in a process of its own
-    (seen,) = parts(ask(context, house.config, score(question), [3]), [3])
+    (seen,) = parts(ask(context, host.config, score(question), [3]), [3])
     assert seen.failure is not None
     assert (seen.failure.partition, seen.failure.phase) == (3, "score")
     assert "no *.npz there" in seen.failure.reason
 
 
 def test_a_device_tries_its_data_once_and_other_data_again(
-    cnn: tuple[House, Question], folder: Path, monkeypatch: pytest.MonkeyPatch
+    cnn: tuple[Host, Question], folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    house, question = cnn
+    host, question = cnn
     tried: list[Any] = []
     monkeypatch.setattr(
         "fedprune.engines.flower.client_app.rehearse", lambda *given: tried.append(given)
@@ -214,9 +214,9 @@ def test_a_device_tries_its_data_once_and_other_data_again(
     context = device(folder)
     for _ in range(2):
         _device_house.cache_clear()  # as if another process answered
-        ask(context, house.config, score(question), [2])
+        ask(context, host.config, score(question), [2])
     assert len(tried) == 1
     np.savez(folder / "b.npz", images=np.ones((30, 8, 8)), labels=np.arange(30) % 10)
     _device_house.cache_clear()
-    ask(context, house.config, score(question), [2])
+    ask(context, host.config, score(question), [2])
     assert len(tried) == 2

@@ -9,7 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedprune import Result, RunConfig, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.codec.wire import pack_flags
 from fedprune.config import to_toml
 from fedprune.engines.flower import mail
@@ -399,7 +399,7 @@ def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(
         (1, "MemoryError: no room for this batch")
     }
     never = spy(
-        inline_port(open_house(config)),
+        inline_port(build_host(config)),
         without=lambda q, p: p == 1 and (q.round > 3 or (q.round, q.kind) == (3, "tune")),
     )
     assert seen.summary["weights_digest"] == federate(config, never.port).summary["weights_digest"]
@@ -419,7 +419,7 @@ def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(
     seen = run_on(grid, config)
     assert {(f["partition"], f["reason"]) for f in failures(seen)} == {(1, "the worker died")}
     assert [row["answered"] for row in seen.rows] == [4] * 5
-    never = spy(inline_port(open_house(config)), without=lambda _, p: p == 1)
+    never = spy(inline_port(build_host(config)), without=lambda _, p: p == 1)
     right = federate(config, never.port)
     assert seen.summary["weights_digest"] == right.summary["weights_digest"]
     assert [row["bytes_up"] for row in seen.rows] == [row["bytes_up"] for row in right.rows]

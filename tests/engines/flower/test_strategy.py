@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune import ConfigError, federate
-from fedprune.client.host import open_house
+from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.flower.strategy import FedPrune
 from fedprune.engines.inline import inline_port
@@ -73,7 +73,7 @@ def test_it_begins_with_the_arrays_given(workers: Made, tiny: Made, same: Made):
         evaluate_fn=lambda r, arrays: seen.update({r: arrays.to_torch_state_dict()}),
     )
     assert same(seen[0], {**given, "head.weight": given["head.weight"].half().float()})
-    begun = federate(config, inline_port(open_house(config)), weights=seen[0])
+    begun = federate(config, inline_port(build_host(config)), weights=seen[0])
     assert same(result.arrays.to_torch_state_dict(), begun.state.weights)
     assert same(seen[1], begun.state.weights)
 
