@@ -79,7 +79,7 @@ def test_topics_are_those_of_the_corpus(task: str, read: Any):
     [
         ({"task": "shakespeare", "class_names": ["a", "b"]}, "task shakespeare has no classes"),
         ({"task": "digits", "class_names": ["a", "b"]}, "task digits has 10 classes"),
-        ({**KEYS, "data": "x", "class_names": ["a", "a"]}, "a name is empty or there twice"),
+        ({**KEYS, "data": "x", "class_names": ["a", "a"]}, "an entry is there twice"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(keys: dict[str, Any], message: str):

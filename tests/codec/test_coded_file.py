@@ -14,11 +14,11 @@ from fedprune import TASKS, RunConfig, select
 from fedprune.codec.coded_file import (
     CODED_NAME,
     MAGIC,
-    MANIFEST_NAME,
     from_coded,
     to_coded,
 )
 from fedprune.codec.masks import mask_digest
+from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import load, save_folder
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.folder import write_results

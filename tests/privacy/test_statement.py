@@ -108,7 +108,7 @@ def test_a_vote_by_randomised_response_is_not_protected_by_a_draw():
 def test_secret_noise_and_the_panel_are_told_as_they_are():
     secret = said(Terms(dp="client", noise_source="secret", panel=2), noisy())
     assert "knows the seed" not in secret
-    assert "2 clients of the panel" in secret
+    assert "2 clients that only measure (the panel)" in secret
 
 
 def test_the_threat_table_has_a_row_for_each_protection_and_a_column_for_each_party():

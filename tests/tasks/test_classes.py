@@ -22,7 +22,7 @@ def test_classes_are_the_distinct_labels(labels: list[str]):
     ("labels", "what"),
     [
         ([f"{i / 7:.4f}" for i in range(300)], "300 distinct numbers in 300 rows"),
-        ([f"{i % 21}.5" for i in range(6000)], "21 distinct numbers in 6000 rows"),
+        ([f"{i % 21}.5" for i in range(6000)], "21 distinct numbers in 6,000 rows"),
         ([str(1900 + i % 90) for i in range(300)], "90 distinct numbers in 300 rows"),
         ([f"{i}e-3" for i in range(50)], "50 distinct numbers in 50 rows"),
         ([f"user {i}" for i in range(50)], "50 distinct labels in 50 rows"),

@@ -107,7 +107,7 @@ def test_a_conll_file_is_sentences(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ('{"tokens": ["a", "b"], "tags": ["O"]}', "sentence 21 has 2 words and 1 tags"),
+        ('{"tokens": ["a", "b"], "tags": ["O"]}', "sentence 21 has 2 words and 1 tag;"),
         ('{"tokens": ["a", " "], "tags": ["O", "O"]}', "sentence 21 has an empty word"),
         ('{"tokens": "a b", "tags": ["O", "O"]}', "row 21: 'a b' is not a list"),
     ],

@@ -112,7 +112,7 @@ def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(
         ({"score": "tailor"}, "score='tailor': no such score (did you mean taylor?); allowed: "),
         ({"clients": 2, "cohort": 3}, "cohort=3: more clients than there are"),
         ({"toml": "sparsity ="}, "config: not TOML"),
-        ({"toml": "sparsities = 1"}, "sparsities: no such key"),
+        ({"toml": "sparsities = 1"}, "sparsities=1: no such key"),
         ({"agreement": "perhaps"}, "agreement='perhaps': "),
     ],
 )

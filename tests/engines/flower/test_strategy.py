@@ -106,7 +106,7 @@ def test_warm_up_and_end_follow_the_rounds_unless_they_were_given(
 
 def test_changes_are_checked_and_named(workers: Made, tiny: Made):
     start = FedPrune(tiny()).start
-    with pytest.raises(ConfigError, match=r"rate: no such key"):
+    with pytest.raises(ConfigError, match=r"rate=0.1: no such key"):
         start(workers(1), train_config=ConfigRecord({"rate": 0.1}))
     with pytest.raises(ConfigError, match="timeout=-1"):
         start(workers(1), timeout=-1)
