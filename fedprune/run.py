@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,6 @@ from fedprune.records.bound import Going
 from fedprune.records.checkpoint import save_state
 from fedprune.records.folder import (
     CONFIG_NAME,
-    SUMMARY_NAME,
     begin,
     check_resumable,
     checkpoint_path,
@@ -45,6 +43,7 @@ from fedprune.records.folder import (
     record,
     rewind,
     write_results,
+    write_summary,
 )
 from fedprune.records.previous import (
     PreviousRun,
@@ -55,7 +54,6 @@ from fedprune.records.previous import (
 from fedprune.records.summary import About, Summary, summary_of
 from fedprune.report.choices import choices_in
 from fedprune.rounds import describe, measure, outcome, run
-from fedprune.runtime.files import write_atomically
 from fedprune.runtime.process import put_back
 from fedprune.server.rows import Row
 from fedprune.server.shrink import fitted, shrunk
@@ -215,7 +213,7 @@ def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Por
 
 
 def _reported(folder: Path, summary: Summary) -> None:
-    write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
+    write_summary(folder, summary)
     # matplotlib takes a second to import: the workers, who import this module, need not.
     from fedprune.report.page import write_report
 

@@ -1,11 +1,13 @@
 """A file never chooses code: what a folder names as its plug-in runs only if the caller says so."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedprune
 from fedprune import RunConfig, federate
@@ -15,6 +17,7 @@ from fedprune.config import configure, to_toml
 from fedprune.export.manifest import write_manifest
 from fedprune.options.plugins import _loaded, check_of_this_app
 from fedprune.options.refusal import ConfigError
+from fedprune.tasks.loading import from_pretrained
 from simulations.run import main as run
 
 TASK = """
@@ -142,3 +145,20 @@ def test_a_configuration_of_the_callers_own_is_not_a_file(folder: Path, tiny: An
     assert "plugin" in to_toml(config)
     with pytest.raises(ConfigError, match="no such Python file"):
         tiny(task="own", plugin="nowhere.py")
+
+
+@pytest.mark.parametrize("at", ["config.json", "tokenizer_config.json"])
+def test_the_code_of_a_folder_of_transformers_is_refused_without_a_question(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trace = tmp_path / "trace"
+    (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).touch()\n")
+    names = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    said = {"auto_map": {n: ["own.A", "own.A"] if "Tok" in n else "own.A" for n in names}}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / at).write_text(json.dumps({**said, "model_type": "own"}))
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    kind = AutoModelForCausalLM if at == "config.json" else AutoTokenizer
+    with pytest.raises((ValueError, FileNotFoundError), match="cannot load it"):
+        from_pretrained(kind, str(tmp_path), "bbc")
+    assert not trace.exists()

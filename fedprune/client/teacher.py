@@ -20,6 +20,7 @@ from fedprune.options.refusal import refuse
 from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import blank
 from fedprune.randomness import seeded
+from fedprune.runtime.sums import check_sums
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by
 from fedprune.tensors import frozen_of, load_into, masked
@@ -41,6 +42,7 @@ def teacher_in(folder: str, plugin: str = "") -> bytes:
     path = Path(folder) / CODED_NAME
     if not path.is_file():
         refuse("teacher", folder, f"no {CODED_NAME} there", "the folder of a finished run")
+    check_sums(path.parent)
     head, weights, masks = from_coded(path.read_bytes(), str(path))
     with filled_by(sum(w.numel() for w in weights.values()), str(path)):
         model = blank(with_code_of(plugin, head, path), plugin)

@@ -11,8 +11,8 @@ from fedprune.commands.targets import check_folder
 from fedprune.export.exporting import FORMS, Cargo, export
 from fedprune.export.quantise import KINDS, Precision
 from fedprune.options.refusal import ConfigError
-from fedprune.records.folder import SUMMARY_NAME
 from fedprune.report.reading import size
+from fedprune.runtime.sums import SUMMARY_NAME
 
 SUMMARY = "Writes a model for transformers, safetensors, onnxruntime or as one sparse file."
 

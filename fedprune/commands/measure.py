@@ -23,9 +23,9 @@ from fedprune.records.figures import (
     example_of,
     figures_of,
 )
-from fedprune.records.folder import SUMMARY_NAME
 from fedprune.report.figures import figure_table, notes_on
 from fedprune.report.tables import Table
+from fedprune.runtime.sums import SUMMARY_NAME
 
 SUMMARY = "Parameters, bytes, FLOPs, latency, memory and quality of a model, beside the dense one."
 

@@ -20,6 +20,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model
 from fedprune.protocol.origin import origin_of
 from fedprune.records.folder import CONFIG_NAME
+from fedprune.runtime.sums import check_sums
 from fedprune.structure.edits import Edits, from_json
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Task
@@ -141,6 +142,7 @@ def _of_run(path: str, folder: Path, plugin: str) -> Subject:
             f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "
             f"python simulations/run.py --resume {path} first"
         )
+    check_sums(folder)
     head, _, masks = from_coded(coded.read_bytes(), path)
     # The classes of the data are the file's to say: the data may be gone.
     names = {key: tuple(head[key]) for key in ("class_names",) if key in head}

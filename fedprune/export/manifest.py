@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.runtime.files import write_atomically
+from fedprune.runtime.sums import is_inside, sha256_of
 
 MANIFEST_NAME = "fedprune.json"
 CARD_NAME = "README.md"
@@ -80,10 +81,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged or changed, its SHA-256 is not that of what it says")
     if not isinstance(about.get("files"), dict):
         raise ValueError(f"{path}: damaged, it names no files")
+    if not all(is_inside(name) for name in about["files"]):
+        raise ValueError(f"{path}: foreign, it names a file of another folder")
     return about
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

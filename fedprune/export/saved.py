@@ -18,6 +18,7 @@ from fedprune.export.manifest import MANIFEST_NAME, write_manifest
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.origin import _FOUND, _ORIGIN, _at_hand, _built, _check_shapes, _edited
 from fedprune.runtime.files import os_errors
+from fedprune.runtime.sums import check_sums
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, values_in
 from fedprune.tasks.rescaling import folded
@@ -43,6 +44,7 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
     """
     coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
     if coded.is_file():
+        check_sums(Path(folder))
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
         saved = Path(folder) / "model"
         with filled_by(sum(w.numel() for w in weights.values()), str(coded)):

@@ -16,14 +16,16 @@ from fedprune.codec.coded_file import CODED_NAME, to_coded
 from fedprune.codec.masks import encode_mask, mask_digest
 from fedprune.config import RunConfig, to_toml, with_values
 from fedprune.export.card import card
+from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import save_folder
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.ledger import LEDGER_NAME
+from fedprune.privacy.ledger import END_NAME, LEDGER_NAME
 from fedprune.protocol.origin import origin_of
 from fedprune.records.bound import began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state
 from fedprune.records.figures import figures_of_run
 from fedprune.runtime.files import write_atomically
+from fedprune.runtime.sums import SUMMARY_NAME, write_sums
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.structure.layout import Layout
@@ -32,7 +34,6 @@ from fedprune.tensors import copied, frozen_of, full_masks
 CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"
 TIMINGS_NAME = "timings.jsonl"
-SUMMARY_NAME = "summary.json"
 FIGURES_NAME = "figures.json"
 """Apart from the summary, because it may hold times, which differ from run to run."""
 
@@ -210,3 +211,16 @@ def write_results(
     figures = figures_of_run(model, config, state.masks, state.edits)
     write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())
     return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write the summary, and the digests of all files that are read again: the run has ended."""
+    write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
+    write_sums(folder, READ_AGAIN)
+
+
+READ_AGAIN = (
+    *(CONFIG_NAME, ROWS_NAME, TIMINGS_NAME, LEDGER_NAME, END_NAME, SUMMARY_NAME, FIGURES_NAME),
+    *(CODED_NAME, "mask", "mask.sha256", f"model/{MANIFEST_NAME}"),
+)
+"""Files of a finished run; the manifest of its model names the rest."""

@@ -17,8 +17,9 @@ from fedprune.config import RunConfig, all_keys, recorded
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import shaped
-from fedprune.records.folder import CONFIG_NAME, SUMMARY_NAME
+from fedprune.records.folder import CONFIG_NAME
 from fedprune.rounds import measure
+from fedprune.runtime.sums import SUMMARY_NAME, check_sums
 from fedprune.server.rows import quality
 from fedprune.server.state import State, Totals
 from fedprune.structure.edits import Edits, from_json
@@ -54,6 +55,7 @@ def previous_run(folder: str, plugin: str = "") -> PreviousRun:
     """
     path = Path(folder)
     try:
+        check_sums(path)
         head, weights, masks = from_coded((path / CODED_NAME).read_bytes(), str(path / CODED_NAME))
         text = (path / CONFIG_NAME).read_text()
         config = recorded(text, plugin, path / CONFIG_NAME)

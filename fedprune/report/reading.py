@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
+from fedprune.runtime.sums import SUMS_NAME, check_sums
 from fedprune.tasks.measures import metric_of
 
 Row = Mapping[str, Any]
@@ -49,7 +50,13 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder; a file that is not there counts as empty."""
+    """Read a run's folder; a file that is not there counts as empty.
+
+    Raises:
+        ValueError: the run has ended, and a file is not as it was written; it is named.
+    """
+    if (folder / SUMS_NAME).exists():
+        check_sums(folder)
     config, summary = folder / "config.toml", folder / "summary.json"
     figures = folder / "figures.json"
     return Run(

@@ -15,7 +15,6 @@ from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import counted
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import told
-from fedprune.records.folder import SUMMARY_NAME
 from fedprune.records.previous import data_gone
 from fedprune.records.staying import (
     staying,
@@ -28,6 +27,7 @@ from fedprune.records.summary import population_of
 from fedprune.report.choices import told_reduced
 from fedprune.report.privacy_lines import after, before
 from fedprune.report.reading import SPACE, size, told_left_out, worded
+from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch

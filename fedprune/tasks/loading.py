@@ -178,11 +178,14 @@ def _auto(purpose: str) -> Any:
 def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
     """``auto.from_pretrained`` of a folder, or of a hub id that is cached or can be reached.
 
+    Code that its config names (``auto_map``) is refused, and nobody is asked whether to run it.
+
     Raises:
         FileNotFoundError: one line that says why it is not to be had.
     """
     folder = Path(name).is_dir()
     here = {} if folder or reachable() else {"local_files_only": True}
+    options["trust_remote_code"] = False  # left out, it is a question to who sits at the terminal
     bounded = filled_by(values_in(Path(name)), f"model={name!r}") if folder else nullcontext()
     with quiet(), _offline() if here else nullcontext(), bounded:
         try:

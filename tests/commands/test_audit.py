@@ -9,6 +9,7 @@ from fedprune import RunConfig, federate
 from fedprune.commands.main import main
 from fedprune.commands.subject import subject
 from fedprune.engines.inline import inline_port
+from fedprune.records.folder import write_summary
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_claim_that_canaries_refute_is_an_error(private: Path, tmp_path: Path)
     folder = Path(shutil.copytree(private, tmp_path / "lying"))
     summary = json.loads((folder / "summary.json").read_text())
     summary["privacy"]["epsilon"] = 0.001
-    (folder / "summary.json").write_text(json.dumps(summary))
+    write_summary(folder, summary)
     assert main(["audit", str(folder)]) == 1
     assert "the promise is not kept" in (folder / "audit.html").read_text()
 

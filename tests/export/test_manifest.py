@@ -3,12 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.export.manifest import (
-    MANIFEST_NAME,
-    read_manifest,
-    sha256_of,
-    write_manifest,
-)
+from fedprune.export.manifest import MANIFEST_NAME, _digest_of, read_manifest, write_manifest
+from fedprune.runtime.sums import sha256_of
 
 ABOUT = {"task": "digits", "plugin": ""}
 
@@ -100,6 +96,14 @@ def test_its_white_space_and_order_say_nothing(folder: Path):
     said = read_manifest(folder)
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items())), indent=4))
     assert read_manifest(folder) == said
+
+
+@pytest.mark.parametrize("name", ["../b.bin", "inside/../../b.bin", "/dev/zero"])
+def test_a_file_of_another_folder_is_not_even_read(tmp_path: Path, name: str):
+    said = {**ABOUT, "files": {name: "0" * 64}}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({**said, "sha256": _digest_of(said)}))
+    with pytest.raises(ValueError, match=r"fedprune\.json: foreign, it names a file of another"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.fedprune", "model.onnx"])

@@ -1,0 +1,114 @@
+"""What is read of a finished run is as it was written, or refused with the file's name."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedprune
+from fedprune.client.teacher import teacher_in
+from fedprune.commands.main import main
+from fedprune.commands.subject import subject
+from fedprune.records.folder import READ_AGAIN
+from fedprune.records.previous import earlier
+from fedprune.report.reading import read_run
+from fedprune.runtime.sums import SUMS_NAME, check_sums
+
+
+@pytest.fixture
+def folder(run_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def harmed(data: bytes, chance: random.Random) -> bytes:
+    """One bit, some bytes less or more, the end cut off, a line twice, or nothing left."""
+    hurt, at = bytearray(data), chance.randrange(len(data))
+    match chance.randrange(6):
+        case 0:
+            hurt[at] ^= 1 << chance.randrange(8)
+        case 1:
+            del hurt[at : at + chance.randint(1, 8)]
+        case 2:
+            hurt[at:at] = chance.randbytes(chance.randint(1, 8))
+        case 3:
+            del hurt[at:]
+        case 4:
+            line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at) + 1 or None]
+            hurt[at:at] = line or b"\n"
+        case _:
+            hurt.clear()
+    return bytes(hurt)
+
+
+@pytest.mark.parametrize("name", [*READ_AGAIN, SUMS_NAME])
+def test_every_corruption_of_every_kind_of_file_is_refused_by_its_name(folder: Path, name: str):
+    path, chance = folder / name, random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(300):
+        hurt = harmed(whole, chance)
+        if hurt != whole:
+            path.write_bytes(hurt)
+            with pytest.raises(ValueError, match=name):
+                check_sums(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=name):
+        check_sums(folder)
+    path.mkdir()
+    with pytest.raises(ValueError, match=name):
+        check_sums(folder)
+    path.rmdir()
+    path.write_bytes(whole)
+    check_sums(folder)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "load": fedprune.load,
+    "teacher": lambda folder: teacher_in(str(folder)),
+    "init": lambda folder: earlier(str(folder)),
+    "measure, export, audit, analyse": lambda folder: subject(str(folder)),
+    "report": read_run,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", ["summary.json", "config.toml", "model.fedprune"])
+def test_every_reader_looks(folder: Path, name: str, reader: str):
+    READERS[reader](folder)
+    path = folder / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=name):
+        READERS[reader](folder)
+
+
+def test_a_file_of_another_run_is_refused_though_it_is_sound(
+    folder: Path, tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
+    other = tmp_path / "other"
+    fedprune.federate(tiny(model="mlp", rounds=2, warmup=0, end=1, local_steps=1), folder=other)
+    for name in ("summary.json", "config.toml", "model.fedprune", "figures.json", "rounds.jsonl"):
+        was = (folder / name).read_bytes()
+        shutil.copyfile(other / name, folder / name)
+        with pytest.raises(ValueError, match=f"{name}: damaged or changed"):
+            check_sums(folder)
+        (folder / name).write_bytes(was)
+
+
+def test_a_command_says_it_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]):
+    path = folder / "summary.json"
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    assert main(["measure", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "summary.json: damaged or changed" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_coreutils_agree(folder: Path):
+    line = ["sha256sum", "--strict", "-c", SUMS_NAME]
+    assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode == 0
+    (folder / "summary.json").write_text("{}")
+    assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode != 0
