@@ -174,6 +174,8 @@ def test_only_a_cohort_that_is_not_seen_protects_by_chance():
     assert cost(terms, chance) < cost(terms, everyone)
     seen = Terms(dp="client", cohort=5, population=50, secure="secagg")
     assert cost(seen, chance) == cost(terms, everyone)
+    in_turn = Terms(dp="client", sampling="round-robin", cohort=5, population=50)
+    assert cost(in_turn, chance) == cost(in_turn, everyone) == cost(terms, everyone)
     panel = [(question(1, range(5), 50, audience="panel"), [noisy(z)])]
     assert cost(terms, panel) == 0
 
