@@ -91,6 +91,9 @@ def noised_statistics(question: Question, client: ClientContext, probe: Probe) -
 
 Sums = TypeVar("Sums", bound=tuple[Any, ...])
 
+RAISED = (Exception, SystemExit, GeneratorExit)
+"""What a client's code may raise on an example; Ctrl-C and the end of its time are others'."""
+
 
 def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
     """What is had of a batch, or, where that fails, of those of its examples that do not fail.
@@ -99,14 +102,16 @@ def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
     the others are in the sum must not depend on it, and a failure would tell that it is there.
     """
     try:
-        yield of(batch)
-    except Exception as error:
+        found = of(batch)
+    except RAISED as error:
         if examples(batch) > 1:
             for example in batches(batch, 1):
                 yield from whatever_fails(of, example)
-            return
-        name = type(error).__name__
-        log.warning("an example counts as 0: the client's code raised %s on it", name)
+        else:
+            name = type(error).__name__
+            log.warning("an example counts as 0: the client's code raised %s on it", name)
+        return
+    yield found  # beyond the try: who closes this generator raises GeneratorExit here
 
 
 def _rows(question: Question, client: ClientContext, probe: Probe) -> Iterator[Tensors]:

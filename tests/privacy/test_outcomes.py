@@ -1,5 +1,6 @@
 """Whether a client answers does not depend on what noise hides, and a bound holds at the client."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,11 @@ from torch import nn
 
 from fedprune import federate
 from fedprune.client.dp_sgd import whatever_fails
-from fedprune.client.host import build_host
+from fedprune.client.host import Host, answered, build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.client_privacy import leaving
-from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.secagg.vectors import widened
 from fedprune.tasks.task import Loss, Part
 
@@ -92,6 +93,64 @@ def test_what_raises_moves_no_other_example_of_a_sum() -> None:
         return (float(batch["x"].sum()),)
 
     assert sum(s for (s,) in whatever_fails(of, rows)) == 0 + 1 + 3 + 4 + 5
+
+
+MARK = 2.0**-20
+
+
+def with_marked(host: Host, error: type[BaseException], part: str) -> Host:
+    """The same host, where the loss raises on the first picture of a part of client 0."""
+
+    def loss(model: nn.Module, batch: Part) -> Loss:
+        if bool((batch["images"][..., 0, 0] == MARK).any()):
+            raise error("it is private that this is here")
+        return host.task.loss(model, batch)
+
+    images = getattr(host.shards[0], part)["images"].clone()
+    images[0, ..., 0, 0] = MARK
+    marked = {**getattr(host.shards[0], part), "images": images}
+    shards = {**host.shards, 0: replace(host.shards[0], **{part: marked})}
+    return replace(host, shards=shards, task=replace(host.task, loss=loss))
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("keys", HIDING, ids=str)
+def test_a_loss_that_ends_the_process_on_an_example_makes_no_failure(
+    part: str, keys: dict[str, Any]
+) -> None:
+    """As `sys.exit` does, which is no `Exception`."""
+    config = configure({**DIGITS, **keys})
+    result = federate(config, inline_port(with_marked(build_host(config), SystemExit, part)))
+    assert [f for row in result.rows for f in row["failures"]] == []
+    assert result.summary["failures"] == 0
+
+
+@pytest.mark.parametrize("error", [KeyError, SystemExit])
+@pytest.mark.parametrize("keys", [{}, {"score": "random"}, {"score": "wanda"}], ids=str)
+def test_an_example_whose_loss_raises_moves_no_other(
+    keys: dict[str, Any], error: type[BaseException]
+) -> None:
+    """All but without noise, what leaves is what leaves a client that lacks the example."""
+    given = {**DIGITS, **keys, "dp": "example", "dp_noise": 1.0, "batch_size": 32, "rounds": 1}
+    config = configure({**given, "noise_source": "seeded", "dp_rate": 1.0})
+    quiet = {"dp_noise": 1e-9, "dp_score_noise": 1e-9 if config.dp_score_noise else None}
+    host = replace(build_host(config), config=config.model_copy(update=quiet))
+    raises, asked = with_marked(host, error, "train"), list[Question]()
+    train = {name: rows[1:] for name, rows in raises.shards[0].train.items()}
+    fewer = replace(host, shards={0: replace(host.shards[0], train=train)})
+    port = inline_port(host)
+
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
+        asked.append(question)
+        return port.ask(question, partitions)
+
+    federate(config, replace(port, ask=ask))
+    questions = [q for q in asked if q.kind in {"score", "tune"}]
+    assert questions
+    for question in questions:
+        one, other = (answered(h, question, 0).values for h in (raises, fewer))
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
