@@ -6,9 +6,9 @@ drop-outs or fresh noise: that is another release, and is booked as one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,12 +62,15 @@ def stored_in(path: Path | None) -> Aggregate | None:
 
 
 def store(path: Path | None, aggregate: Aggregate) -> None:
-    """Put a sum at a place, and take away those of the rounds before, which checkpoints have."""
+    """Put a sum at a place, and take away those of the rounds before, which checkpoints have.
+
+    What was told before round one stays: no checkpoint has it, and every resumption asks for it.
+    """
     if path is None:
         return
     arm, round_, *_ = path.name.split("-")
     for older in path.parent.glob(f"{arm}-*"):
-        if int(older.name.split("-")[1]) < int(round_):
+        if 0 < int(older.name.split("-")[1]) < int(round_):
             older.unlink()
     tensors = {n: t.contiguous() for n in _TENSORS if (t := getattr(aggregate, n)) is not None}
     rest = {n: v for n, v in vars(aggregate).items() if n not in _TENSORS}
@@ -76,5 +79,9 @@ def store(path: Path | None, aggregate: Aggregate) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Take away what a finished run has stored in its folder."""
-    shutil.rmtree(folder / FOLDER_NAME, ignore_errors=True)
+    """Take away what a finished run has stored in its folder, but of before round one."""
+    for path in (folder / FOLDER_NAME).glob("*-*"):
+        if int(path.name.split("-")[1]) > 0:
+            path.unlink()
+    with contextlib.suppress(OSError):  # some are left, or it never was
+        (folder / FOLDER_NAME).rmdir()

@@ -1,0 +1,30 @@
+"""A finished run that is resumed tells nothing a second time."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedprune import RunConfig, federate
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"dp": "client", "dp_noise": 1.0, "panel": 2}, {"dp": "client", "dp_noise": 1.0}],
+    ids=str,
+)
+def test_a_finished_run_is_resumed_without_a_release(
+    keys: dict[str, object],
+    tiny: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
+    config = tiny(model="mlp", rounds=2, warmup=0, end=1, local_steps=1, **keys)
+    whole = federate(config, folder=tmp_path / "run")
+    books = [tmp_path / "run" / name for name in ("privacy.jsonl", "privacy.sha256")]
+    before = [path.read_bytes() for path in books]
+    again = federate(config, folder=tmp_path / "run", resume=True)
+    assert [path.read_bytes() for path in books] == before
+    for key in ("privacy", "naive", "weights_digest"):
+        assert again.summary[key] == whole.summary[key], key
