@@ -5,11 +5,12 @@ Everything here raises ValueError, whatever the bytes are.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import zstandard
 from numpy.typing import NDArray
 from pcodec import standalone
@@ -17,71 +18,55 @@ from pcodec import standalone
 Buffer = bytes | memoryview
 
 FREE = 2**24
-"""Weights that a file may speak of whatever its size."""
+"""Weights that a mask may be of whatever its size: one that keeps everything is a few bytes."""
 
-EACH = 2**16
-"""Further weights for each byte of it: a mask that keeps everything is a few bytes a tensor."""
+EACH = 2**13
+"""Further weights for each byte of its bits: a mask keeps one of 6,000 and is not refused."""
 
-LONGEST_TEXT = 2**26
-"""Bytes of a text of JSON: heads name every tensor of a model, edits every unit of it."""
+MOST_TENSORS = 2**15
+"""Masks in a file where no layout is known; PyTorch takes a kilobyte for an empty one."""
+
+_MOST_DIMENSIONS = 64  # as many as torch takes
 
 
 def most_weights(size: int) -> int:
-    """How many weights a file of `size` bytes may speak of where no layout is known."""
+    """How many weights a mask whose bits take `size` bytes may be of where no layout is known."""
     return FREE + EACH * size
 
 
-def read_json(data: Buffer | str, most: int = LONGEST_TEXT) -> Any:
-    """What a text of JSON says.
+def shapes_in(said: Mapping[str, Any], key: str) -> dict[str, torch.Size]:
+    """The shapes by name that an object holds under a key.
 
     Raises:
-        ValueError: it is too long or too deep, no JSON, or it names something twice.
+        ValueError: they are none, or of more numbers than can be counted in 63 bits.
     """
-    if len(data) > most:
-        raise ValueError(f"a text of {len(data)} bytes; allowed: {most}")
-    try:
-        text = data if isinstance(data, str) else bytes(data).decode()
-        return json.loads(text, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("a text that is nested too deeply") from None
-
-
-def read_object(data: Buffer | str, most: int = LONGEST_TEXT) -> dict[str, Any]:
-    """The same, of a text that is an object.
-
-    Raises:
-        ValueError: as for `read_json`, or it is something else.
-    """
-    found = read_json(data, most)
-    if not isinstance(found, dict):
-        raise ValueError(f"{type(found).__name__}, expected an object")
-    return found
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name that occurs twice")
-    return found
+    found = said.get(key)
+    if not isinstance(found, dict) or len(found) > MOST_TENSORS:
+        raise ValueError(f"{key}: no shapes by name, or more than {MOST_TENSORS}")
+    for name, shape in found.items():
+        if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"{key}: {name[:100]!r} has no shape")
+        if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+            raise ValueError(f"{key}: {name[:100]!r} has a size that is no whole number from 0")
+        if math.prod(size or 1 for size in shape) >= 2**63:
+            raise ValueError(f"{key}: {name[:100]!r} is too large to be counted")
+    return {name: torch.Size(shape) for name, shape in found.items()}
 
 
 def unzipped(data: Buffer, most: int) -> bytes:
-    """What zstd packed, of at most `most` bytes; memory is bounded by that, not by what is claimed.
+    """What zstd packed as one frame that says its size, of at most `most` bytes.
 
     Raises:
-        ValueError: it is damaged, or more.
+        ValueError: it is damaged, more, or more than that frame.
     """
     try:
-        window = zstandard.get_frame_parameters(bytes(data)).window_size
-        if window > max(most, 1024):
-            raise ValueError(f"claims {window} bytes; allowed: {most}")
-        reader = zstandard.ZstdDecompressor().stream_reader(bytes(data))
-        out = bytes(reader.read(most + 1))
+        size = zstandard.frame_content_size(bytes(data))
+        if not 0 <= size <= most:
+            raise ValueError(f"claims {size} bytes; allowed: {most}")
+        unpacker = zstandard.ZstdDecompressor()
+        return unpacker.decompress(bytes(data), allow_extra_data=False)
     except (zstandard.ZstdError, MemoryError, OverflowError) as error:
         raise ValueError(f"zstd: {error}") from None
-    if len(out) > most:
-        raise ValueError(f"more than {most} bytes")
-    return out
 
 
 def numbers_in(data: Buffer, most: int) -> NDArray[np.uint32]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from torch import Tensor
 
-from fedprune.codec.bounded import most_weights, numbers_in, unzipped
+from fedprune.codec.bounded import MOST_TENSORS, most_weights, numbers_in, unzipped
 from fedprune.tensors import Masks
 
 MAGIC = b"FPMK"
@@ -54,18 +54,22 @@ def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
     return MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
-def decode_mask(data: bytes, most: int | None = None) -> Masks:
+def decode_mask(
+    data: bytes, most: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Masks:
     """What `encode_mask` was given: equal masks under the same names in the same order.
 
     Args:
         data: the bytes.
         most: how many weights the masks may be of, all together; time and memory are bounded by
             it, whatever the bytes claim. None: `fedprune.codec.bounded.most_weights` of
-            their size.
+            the bytes of their bits.
+        shapes: of the tensors that masks may be of; None: any.
 
     Raises:
         ValueError: the bytes are not an encoded mask, not of this version, cut short, damaged, of
-            more weights, or not as `encode_mask` writes them. Nothing else is raised.
+            more weights or of other tensors, or not as `encode_mask` writes them. Nothing else is
+            raised, whatever the bytes are.
     """
     start = len(MAGIC) + 1 + CHECKSUM_BYTES
     if data[: len(MAGIC)] != MAGIC:
@@ -78,7 +82,7 @@ def decode_mask(data: bytes, most: int | None = None) -> Masks:
     if data[len(MAGIC) + 1 : start] != _checksum(body):
         raise ValueError("encoded mask is cut short or damaged: its checksum does not match")
     try:
-        return _decode_body(BytesIO(body), most_weights(len(data)) if most is None else most)
+        return _decode_body(BytesIO(body), most, shapes)
     except Exception as error:  # sound bytes of some other writer: the codecs raise what they like
         raise ValueError(f"encoded mask is malformed: {error}") from error
 
@@ -107,20 +111,32 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
 
 
+_AT_ONCE = 2**18
+"""Positions that are worked out together: they take eight bytes each."""
+
 _RATIO = 200
 """How many times smaller zstd may have made names and shapes: those of our models it makes 30."""
 
 
-def _decode_body(stream: BytesIO, most: int) -> Masks:
+def _decode_body(
+    stream: BytesIO, most: int | None, known: Mapping[str, Sequence[int]] | None
+) -> Masks:
     code, payload = _read_block(stream)
     signatures = _decode_bytes(code, payload, 2**16 + _RATIO * len(payload))
-    shapes = _read_signatures(BytesIO(signatures))
+    shapes = _read_signatures(BytesIO(signatures), MOST_TENSORS if known is None else len(known))
+    for name, shape in shapes.items():
+        if known is not None and (name not in known or tuple(known[name]) != shape):
+            raise ValueError(f"a mask of {name[:100]!r}, {shape}; there is no such tensor")
     sizes = [math.prod(shape) for shape in shapes.values()]
+    blocks: list[tuple[int, bytes]] = []
+    while not _at_end(stream):
+        if len(blocks) > len(sizes):
+            raise ValueError("more blocks than masks")
+        blocks.append(_read_block(stream))
+    if most is None:
+        most = most_weights(sum(len(bits) for _, bits in blocks))
     if sum(sizes) > most:
         raise ValueError(f"it is of {sum(sizes)} weights; allowed: {most}")
-    blocks = []
-    while not _at_end(stream):
-        blocks.append(_read_block(stream))
     if len(blocks) == 1:
         bits = _decode_bits(*blocks[0], sum(sizes))
         flats = np.split(bits, np.cumsum(sizes, dtype=np.int64))[:-1]
@@ -151,12 +167,15 @@ def _decode_bits(code: int, payload: bytes, size: int) -> Bools:
         return np.unpackbits(packed, count=size).view(np.bool_)
     if code not in (KEPT_GAPS, REMOVED_GAPS):
         raise ValueError(f"unknown code {code}")
-    bits = np.full(size, code == REMOVED_GAPS)
-    if payload:
-        gaps = numbers_in(payload, size)
-        positions = np.cumsum(gaps, dtype=np.int64) - 1
-        if not gaps.all() or (positions.size and positions[-1] >= size):
-            raise ValueError(f"a position twice, or beyond {size} bits")
+    bits, before = np.full(size, code == REMOVED_GAPS), -1
+    gaps = numbers_in(payload, size // 2) if payload else np.empty(0, np.uint32)  # the rarer ones
+    if not gaps.all():
+        raise ValueError("a position twice")
+    for some in np.array_split(gaps, len(gaps) // _AT_ONCE + 1):
+        positions = before + np.cumsum(some, dtype=np.int64)
+        before = int(positions[-1]) if len(positions) else before
+        if before >= size:
+            raise ValueError(f"a position beyond {size} bits")
         bits[positions] = code == KEPT_GAPS
     return bits
 
@@ -186,9 +205,11 @@ def _signature(name: str, mask: Tensor) -> bytes:
     return _number(len(text)) + text + b"".join(map(_number, [mask.dim(), *mask.shape]))
 
 
-def _read_signatures(stream: BytesIO) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+def _read_signatures(stream: BytesIO, most: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
     while not _at_end(stream):
+        if len(shapes) == most:
+            raise ValueError(f"more than {most} masks")
         name = _read(stream, _read_number(stream)).decode("utf-8", "surrogatepass")
         if name in shapes:
             raise ValueError(f"two masks of one name, {name[:100]!r}")

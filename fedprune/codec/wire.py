@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.codec.bounded import Buffer, read_object
+from fedprune.codec.bounded import Buffer
 from fedprune.codec.masks import decode_mask, encode_mask
 from fedprune.codec.stochastic_rounding import BITS, decode_rounded, encode_rounded
+from fedprune.runtime.json_text import read_object
 from fedprune.tensors import as_bytes, over_bytes
 
 VALUE_TYPES: dict[str, torch.dtype] = {
@@ -74,7 +75,7 @@ class Packet:
         return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
 
 
-LONGEST_HEAD = 2**24
+LONGEST_HEAD = 2**22
 """Bytes of a head: questions name the tensors they are about."""
 
 
@@ -219,7 +220,7 @@ def more_of(packet: Packet) -> Tensor:
 
 
 def number(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """A number of a head; NaN and infinity are numbers here.
+    """A number of a head, also NaN and infinity.
 
     Raises:
         ValueError: it is something else, or a whole number that no float holds.
@@ -317,8 +318,9 @@ def rungs_of(data: Buffer, expected: int) -> Tensor:
         ValueError: not an encoded ladder over so many weights.
     """
     rungs, left = torch.zeros(expected, dtype=torch.uint8), torch.arange(expected)
-    for rung, flags in enumerate(decode_mask(bytes(data), 255 * expected).values(), 1):
-        if rung > 255 or flags.shape != left.shape:
+    decoded = decode_mask(bytes(data), 255 * expected)
+    for rung, (name, flags) in enumerate(decoded.items(), 1):
+        if name != str(rung) or rung > 255 or flags.shape != left.shape:
             raise ValueError(f"rung {rung} is of {flags.numel()} weights, {left.numel()} are left")
         rungs[left[flags]] = rung
         left = left[~flags]

@@ -40,6 +40,8 @@ class Candidate:
         return self.apart.get(name, self.far)
 
 
+_FARTHEST = 1e9  # rungs are 255 at most, and parts of the way a few times it
+
 HERE = Candidate()
 """The model as it is: the first candidate of every comparison."""
 
@@ -99,12 +101,32 @@ def from_table(table: Any, names: Sequence[str]) -> tuple[Candidate, ...]:
     """The inverse of `as_table`.
 
     Raises:
-        ValueError: it is no such table.
+        ValueError: it is no such table. Nothing else is raised, whatever it is.
     """
-    try:
-        return tuple(
-            Candidate(float(far), {names[int(i)]: float(x) for i, x in apart})
-            for far, apart in table
-        )
-    except (TypeError, IndexError) as error:
-        raise ValueError(f"candidates are malformed: {error}") from None
+    if not isinstance(table, list | tuple):
+        raise ValueError("candidates are malformed: no list")
+    return tuple(_candidate(one, names) for one in table)
+
+
+def _candidate(said: Any, names: Sequence[str]) -> Candidate:
+    far, apart = _pair(said)
+    if not isinstance(apart, list | tuple):
+        raise ValueError("candidates are malformed: no list of what goes apart")
+    found: dict[str, float] = {}
+    for place, x in map(_pair, apart):
+        if type(place) is not int or not 0 <= place < len(names) or names[place] in found:
+            raise ValueError("candidates are malformed: a tensor that there is not, or twice")
+        found[names[place]] = _far(x)
+    return Candidate(_far(far), found)
+
+
+def _pair(said: Any) -> tuple[Any, Any]:
+    if not isinstance(said, list | tuple) or len(said) != 2:
+        raise ValueError("candidates are malformed: no pair")
+    return said[0], said[1]
+
+
+def _far(said: Any) -> float:
+    if type(said) not in (int, float) or not abs(said) <= _FARTHEST:
+        raise ValueError("candidates are malformed: how far is no number of that size")
+    return float(said)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.codec.bounded import LONGEST_TEXT, Buffer, read_object
+from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import (
     Packet,
     counted_of,
@@ -30,6 +30,7 @@ from fedprune.protocol.messages import (
     plain,
 )
 from fedprune.protocol.parts import Part
+from fedprune.runtime.json_text import LONGEST_TEXT, read_object
 from fedprune.tensors import as_bytes, over_bytes
 
 Fields = dict[str, Any]

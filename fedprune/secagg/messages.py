@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.codec.bounded import read_object
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.privacy.ranges import MOST
@@ -31,6 +30,7 @@ from fedprune.protocol.messages import (
     longest_about,
     plain,
 )
+from fedprune.runtime.json_text import read_object
 from fedprune.secagg.keys import Keys
 from fedprune.secagg.ring import Ring, ring_type
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from fedprune.runtime.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,30 @@ def from_json(text: str) -> Edits:
     """The inverse of `to_json`.
 
     Raises:
-        ValueError: it is no list of edits.
+        ValueError: it is no list of edits. Nothing else is raised, whatever the text is.
     """
-    try:
-        return tuple(_edit(**e) for e in json.loads(text))
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"no list of edits: {error!r}") from None
+    return edits_of_list(read_json(text))
 
 
-def _edit(kind: str, path: str, kept: Iterable[int], like: str) -> Edit:
+def edits_of_list(said: Any) -> Edits:
+    """Edits as JSON has them.
+
+    Raises:
+        ValueError: they are no list of edits.
+    """
+    if not isinstance(said, list):
+        raise ValueError(f"no list of edits: {type(said).__name__}")
+    return tuple(_edit(one) for one in said)
+
+
+def _edit(said: Any) -> Edit:
+    if not isinstance(said, dict) or set(said) != {"kind", "path", "kept", "like"}:
+        raise ValueError("no list of edits: each has kind, path, kept and like")
+    kind, path, kept, like = (said[key] for key in ("kind", "path", "kept", "like"))
     if not all(isinstance(text, str) for text in (kind, path, like)):
         raise ValueError("no list of edits: kind, path and like are texts")
-    numbers = tuple(kept)
-    if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+    if not isinstance(kept, list) or not all(type(n) is int and 0 <= n < 2**31 for n in kept):
         raise ValueError("no list of edits: what is kept are whole numbers from 0")
-    return Edit(kind, path, numbers, like)
+    if any(a >= b for a, b in pairwise(kept)):
+        raise ValueError("no list of edits: what is kept is not ascending")
+    return Edit(kind, path, tuple(kept), like)

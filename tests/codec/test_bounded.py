@@ -176,17 +176,46 @@ def claims() -> Iterator[tuple[str, Decoder, bytes]]:
     yield "a coded file of less than nothing", from_coded, coded(head)
     text = b'{"a":1,"a":2}'
     yield "one name twice", lambda d: head_of(Packet(d)), text
+    names = b"".join(signature(str(i).encode(), 0) for i in range(40_000))
+    yield "40,000 empty masks", decode_mask, mask_file(names, (PLAIN, b""))
+    many = [(PLAIN, b"")] * 1000
+    yield "more blocks than masks", decode_mask, mask_file(signature(b"a", 8), *many)
+    wide = mask_file(signature(b"a" * 9000, 2**29), (KEPT_GAPS, b""))
+    yield "a long name, many weights", decode_mask, wide
+    yield "another tensor", lambda d: decode_mask(d, shapes={"b": (2**24,)}), flags
+    yield "another shape", lambda d: decode_mask(d, shapes={"": (2**23, 2)}), flags
+    often = standalone.simple_compress(np.ones(5, np.uint32), ChunkConfig())
+    yield (
+        "gaps of the common",
+        decode_mask,
+        mask_file(signature(b"a", 8), (KEPT_GAPS, bytes(often))),
+    )
+    frame = zstandard.compress(bytes(10))
+    for what, payload in ("two frames", frame * 2), ("a frame and more", frame + b"x"):
+        yield what, decode_mask, mask_file(signature(b"a", 80), (ZSTD, payload))
+    held = mask_file(signature(b"a", 2**28), (KEPT_GAPS, b""))
+    head = {"mask_bytes": len(held), "shapes": {"a": [2**28]}, "junk": "x" * 9000}
+    yield "a coded file of mostly nothing", from_coded, coded(head, held)
+    for shape in ([2**62, 2**62, 0], [1] * 99, [10**400], [1.0], [True], "12", None):
+        head = {"mask_bytes": 0, "shapes": {"a": shape}}
+        yield f"a shape of {shape!r}"[:40], from_coded, coded(head)
+    yield "a million values", lambda d: head_of(Packet(d)), b'{"a":[' + b"[]," * 1_050_000 + b"1]}"
+    one = b'{"kind":"head","path":"a","like":"","kept":'
+    for kept in (b"[2,1]", b"[1,1]", b"[-1]", b"[1.0]", b"[true]", b'"12"', b"{}", b"[1e999]"):
+        yield f"edits that keep {kept!r}", from_json_bytes, b"[" + one + kept + b"}]"
+    for said in (b"{}", b"null", b"[1]", b"[" + one + b'[],"kept":[]}]', one + b"[]}"):
+        yield f"edits {said!r}"[:40], from_json_bytes, said
 
 
 def from_json_bytes(data: bytes) -> Any:
     return from_json(data.decode())
 
 
-def coded(head: dict[str, Any]) -> bytes:
+def coded(head: dict[str, Any], mask: bytes = b"") -> bytes:
     import hashlib
 
     text = json.dumps(head).encode()
-    body = b"FEDPRUN1" + len(text).to_bytes(4, "little") + text
+    body = b"FEDPRUN1" + len(text).to_bytes(4, "little") + text + mask
     return body + hashlib.sha256(body).digest()
 
 
@@ -206,7 +235,29 @@ def test_what_claims_to_be_large_is_refused_in_a_few_megabytes(decode: Decoder, 
 
 
 @pytest.mark.parametrize(
-    "table", [None, 3, [[1]], [[1, [[10**30, 1]]]], [["x", []]], {"a": 1}, [[[], []]]], ids=repr
+    "table",
+    [
+        *(
+            None,
+            3,
+            [[1]],
+            [[1, [[10**30, 1]]]],
+            [["x", []]],
+            {"a": 1},
+            [[[], []]],
+            "ab",
+            [["1", []]],
+        ),
+        *(
+            [[float("nan"), []]],
+            [[10**400, []]],
+            [[True, []]],
+            [[0, {"a": 1}]],
+            [[0, [[0, 1]] * 2]],
+        ),
+        *([[0, [[place, 1]]] for place in (-1, 0.0, 0.5, float("inf"), "0", True, None, 1)]),
+    ],
+    ids=lambda table: repr(table)[:40],
 )
 def test_a_table_of_candidates_is_one_or_a_value_error(table: Any):
     with pytest.raises(ValueError):  # noqa: PT011

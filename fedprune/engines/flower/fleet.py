@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedprune.client.host import grouped
-from fedprune.codec.bounded import read_object
 from fedprune.config import RunConfig, to_toml
 from fedprune.engines.flower.mail import Lost, Post, Reply
 from fedprune.options.refusal import ConfigError, Refused
 from fedprune.protocol.letters import Letter
 from fedprune.protocol.messages import Failure, failure_said, plain
+from fedprune.runtime.json_text import read_object
 
 JOIN = 900.0
 """Seconds in which a worker of our own simulation must have loaded model and data, whatever
