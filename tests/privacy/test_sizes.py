@@ -6,16 +6,26 @@ from typing import Any
 
 import pytest
 import torch
-from test_wiretap import BASE, EXAMPLES, NOISE
+from test_wiretap import BASE, EXAMPLES, MLP, NOISE
 
 from fedprune import Shard, federate
 from fedprune.client import host as hosts
-from fedprune.client.host import Host
+from fedprune.client.host import Host, build_host
 from fedprune.codec.wire import Packet
 from fedprune.config import configure
+from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
 
 HIDING = [e for e in EXAMPLES if "dp" in e]
+SECURE = {**MLP, "secure": "secagg"}
+SUMMED: list[dict[str, Any]] = [
+    SECURE,
+    {**SECURE, "secure_bits": 32},
+    {**SECURE, "dp": "client", "dp_noise": 1.0, "dp_metric_clip": 5.0},
+    {**SECURE, "dp": "example", "dp_noise": 1.0},
+    {**SECURE, "blend": "global"},
+    {**SECURE, "dp": "client", "dp_noise": 1.0, "panel": 2},
+]
 QUICK = [NOISE, next(e for e in HIDING if e.get("combine") == "votes")]
 CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in HIDING]
 
@@ -73,3 +83,18 @@ def test_the_length_of_an_answer_tells_nothing_of_the_data(
     result = federate(config)
     assert {"tune", "evaluate"} <= seen | ({"evaluate"} if keys.get("panel") else set())
     assert result.summary["failures"] == 0
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("keys", SUMMED, ids=lambda keys: " ".join(map(str, keys.values())))
+def test_what_a_secure_round_weighs_tells_nothing_of_the_data(keys: Mapping[str, Any]) -> None:
+    """All stages, both ways, until the first sum of a mask that follows from the data."""
+    config = configure({**BASE, **keys, "rounds": 1, "warmup": 0, "end": 1, "sparsity": 0.0})
+    host = build_host(config)
+    weighed = set()
+    for shard in [host.shards[0], *neighbours(host.shards[0])[:2]]:
+        found = federate(config, inline_port(replace(host, shards={**host.shards, 0: shard})))
+        assert found.summary["failures"] == 0
+        (row,) = found.rows
+        weighed.add((row["bytes_up"], row["bytes_down"], row["bytes_evaluation"]))
+    assert len(weighed) == 1
