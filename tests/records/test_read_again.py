@@ -14,7 +14,7 @@ from fedprune.client.teacher import teacher_in
 from fedprune.commands.main import main
 from fedprune.commands.subject import subject
 from fedprune.records.folder import READ_AGAIN
-from fedprune.records.previous import earlier
+from fedprune.records.previous import previous_run
 from fedprune.report.reading import read_run
 from fedprune.runtime.sums import SUMS_NAME, check_sums
 
@@ -68,7 +68,7 @@ def test_every_corruption_of_every_kind_of_file_is_refused_by_its_name(folder: P
 READERS: dict[str, Callable[[Path], Any]] = {
     "load": fedprune.load,
     "teacher": lambda folder: teacher_in(str(folder)),
-    "init": lambda folder: earlier(str(folder)),
+    "init": lambda folder: previous_run(str(folder)),
     "measure, export, audit, analyse": lambda folder: subject(str(folder)),
     "report": read_run,
 }
