@@ -24,7 +24,7 @@ SUMMED: list[dict[str, Any]] = [
     {**SECURE, "dp": "client", "dp_noise": 1.0, "dp_metric_clip": 5.0},
     {**SECURE, "dp": "example", "dp_noise": 1.0},
     {**SECURE, "blend": "global"},
-    {**SECURE, "dp": "client", "dp_noise": 1.0, "panel": 2},
+    {**SECURE, "dp": "client", "dp_noise": 1.0, "panel": 3, "cohort": 3},
 ]
 QUICK = [NOISE, next(e for e in HIDING if e.get("combine") == "votes")]
 CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in HIDING]
