@@ -6,6 +6,7 @@ clients both load it: on devices it is part of the app that Flower ships.
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import sys
@@ -49,9 +50,39 @@ def check_of_this_app(plugin: str) -> None:
 
 
 def source_of(plugin: str) -> bytes:
-    """The content of a plug-in's file; nothing where it is gone."""
+    """The content of a plug-in's file, and of the files beside it that it imports; "" if gone.
+
+    Beside it is in its folder, or in packages there; what these import counts too.
+    """
     path = _path_of(plugin)
-    return path.read_bytes() if path.is_file() else b""
+    return b"".join(p.read_bytes() for p in _with_imports(path)) if path.is_file() else b""
+
+
+def _with_imports(plugin: Path) -> list[Path]:
+    found, new = [plugin], [plugin]
+    while new:
+        for module in sorted(_imported(new.pop().read_bytes())):
+            at = plugin.parent.joinpath(*module.split("."))
+            for file in (at.with_suffix(".py"), at / "__init__.py"):
+                if file.is_file() and file not in found:
+                    found.append(file)
+                    new.append(file)
+    return found
+
+
+def _imported(source: bytes) -> set[str]:
+    """Every module that may be meant: of ``from a.b import c`` a, a.b and a.b.c."""
+    out: set[str] = set()
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # beside a plug-in lies what is imported nowhere
+        return out
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            out |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            out |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return out | {name[:i] for name in out for i, c in enumerate(name) if c == "."}
 
 
 def _path_of(plugin: str) -> Path:

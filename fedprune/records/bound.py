@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fedprune.codec.coded_file import CODED_NAME
 from fedprune.options.plugins import source_of
 from fedprune.runtime.files import read_verified, write_verified
 
@@ -43,17 +44,27 @@ Began = dict[str, str]
 """What a run began with: the digests of its configuration, data and plug-in, and versions."""
 
 
-def began_with(config_text: bytes, plugin: str, data: str) -> Began:
+def began_with(
+    config_text: bytes, plugin: str, data: str, models: Mapping[str, str] | None = None
+) -> Began:
     """What a run that begins now begins with.
 
     Args:
         config_text: of ``config.toml``.
         plugin: path of the plug-in; "": none.
         data: digest of the shards, "" where they are not here.
+        models: folders of runs that this one begins with or learns from, by option; "": none.
     """
     own = hashlib.sha256(source_of(plugin)).hexdigest() if plugin else ""
     found = {"config.toml": hashlib.sha256(config_text).hexdigest(), "data": data, "plugin": own}
+    found |= {key: _model_digest(folder) for key, folder in (models or {}).items()}
     return found | {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
+
+
+def _model_digest(folder: str) -> str:
+    """Of the model that a run left in its folder; "" without one."""
+    path = Path(folder) / CODED_NAME
+    return hashlib.sha256(path.read_bytes()).hexdigest() if folder and path.is_file() else ""
 
 
 def _version(package: str) -> str:
@@ -97,11 +108,12 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
 
 
 def _differences(before: Mapping[str, str], now: Began) -> list[str]:
-    names = {"data": "the data", "plugin": "the plug-in"}
+    names = {"data": "the data", "plugin": "the plug-in, or what it imports,"}
+    names |= {key: f"the model of --{key}" for key in ("init", "teacher")}
     return [
         f"{names.get(key, key)} is not as it was when the run began"
         if len(value) == len(now[key]) == 64  # digests say nothing to who reads them
         else f"{key} is {now[key] or 'none'}, was {value or 'none'} when the run began"
         for key, value in before.items()
-        if value != now[key] and not (key == "data" and "" in (value, now[key]))
+        if value != now.get(key, value) and not (key == "data" and "" in (value, now[key]))
     ]

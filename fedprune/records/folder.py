@@ -93,7 +93,11 @@ def begin(folder: Path, config: RunConfig, data: str = "") -> None:
     # Without its own folder, which holds this run: so the file runs again as it is.
     text = to_toml(with_values(config, {"out": ""}))
     write_atomically(folder / CONFIG_NAME, text.encode())
-    keep_began(folder, began_with(text.encode(), config.plugin, data))
+    keep_began(folder, began_with(text.encode(), config.plugin, data, _models(config)))
+
+
+def _models(config: RunConfig) -> dict[str, str]:
+    return {"init": config.init, "teacher": config.teacher}
 
 
 def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:
@@ -113,7 +117,9 @@ def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = F
     """
     text = (folder / CONFIG_NAME).read_bytes()
     try:
-        return gone_on_with(folder, began_with(text, config.plugin, data), anyway=anyway)
+        return gone_on_with(
+            folder, began_with(text, config.plugin, data, _models(config)), anyway=anyway
+        )
     except ValueError as error:
         raise ConfigError(
             f"resume={str(folder)!r}: {error}; allowed: the same, or --resume-anyway, which the "

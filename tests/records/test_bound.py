@@ -10,7 +10,9 @@ import pytest
 
 from fedprune import ConfigError, RunConfig, federate
 from fedprune.client.host import Host, build_host
+from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
+from fedprune.records.bound import began_with, gone_on_with, keep_began
 from fedprune.records.folder import check_resumable, checkpoint_path, read_rows
 from fedprune.runtime.files import read_verified, write_verified
 from fedprune.server.watch import Watch
@@ -156,10 +158,44 @@ def test_another_plugin_under_the_same_name_is_refused(tmp_path: Path, tiny: Tin
     config = tiny(task="own", plugin=str(plugin), model="mlp", rounds=2, warmup=0, end=1)
     federate(config, folder=tmp_path / "run")
     plugin.write_text(text + "# another\n")
-    with pytest.raises(ConfigError, match="the plug-in is not as it was"):
+    with pytest.raises(ConfigError, match="the plug-in, or what it imports, is not as it was"):
         federate(config, folder=tmp_path / "run", resume=True)
 
 
 def test_nothing_differs_and_nothing_is_said(copied: tuple[RunConfig, Path]):
     config, folder = copied
     assert "resumed_anyway" not in federate(config, folder=folder, resume=True).summary
+
+
+def test_a_plug_in_is_what_it_imports_too(tmp_path: Path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import json\nfrom parts.inner import f\nimport beside\n")
+    (tmp_path / "parts").mkdir()
+    files = [tmp_path / "parts" / "__init__.py", tmp_path / "parts" / "inner.py"]
+    files += [tmp_path / "beside.py", tmp_path / "deeper.py"]
+    for file in files:
+        file.write_text("")
+    files[1].write_text("import deeper\n")
+    (tmp_path / "other.py").write_text("imported nowhere")
+    seen = [began_with(b"", str(plugin), "")["plugin"]]
+    for file in [*files, plugin]:
+        file.write_text(file.read_text() + "# changed\n")
+        seen.append(began_with(b"", str(plugin), "")["plugin"])
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "other.py").write_text("this is no Python (")
+    assert began_with(b"", str(plugin), "")["plugin"] == seen[-1]
+
+
+@pytest.mark.parametrize("key", ["init", "teacher"])
+def test_a_run_goes_on_with_the_models_that_it_began_with(key: str, tmp_path: Path):
+    folder, run = tmp_path / "other", tmp_path / "run"
+    folder.mkdir()
+    (folder / CODED_NAME).write_bytes(b"one")
+    began = began_with(b"", "", "", {key: str(folder)})
+    keep_began(run, began)
+    assert gone_on_with(run, began, anyway=False) == []
+    (folder / CODED_NAME).write_bytes(b"two")
+    now = began_with(b"", "", "", {key: str(folder)})
+    with pytest.raises(ValueError, match=f"the model of --{key} is not as it was"):
+        gone_on_with(run, now, anyway=False)
+    assert gone_on_with(run, now, anyway=True)
