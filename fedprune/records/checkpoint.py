@@ -58,16 +58,21 @@ def load_state(path: Path) -> State:
     return state
 
 
-def check_beside(path: Path) -> None:
+def check_beside(path: Path) -> dict[str, int]:
     """Refuse a checkpoint whose files beside it in the run's folder are not those that it knew.
+
+    Returns:
+        How many bytes of each it knew, by name.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: it is damaged, or a file was cut, changed or taken away; it is named.
     """
     rest, _ = _read(path)
-    for name, prefix in rest["beside"].items():
-        check_prefix(path.parent.parent / name, Prefix(**prefix))
+    known = {name: Prefix(**prefix) for name, prefix in rest["beside"].items()}
+    for name, prefix in known.items():
+        check_prefix(path.parent.parent / name, prefix)
+    return {name: prefix.size for name, prefix in known.items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Tensors]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,20 +65,48 @@ def fresh_folder(config: RunConfig) -> Path:
     return folder
 
 
-def check_resumable(folder: Path) -> None:
+def check_resumable(folder: Path) -> dict[str, int]:
     """Refuse a folder that a run could not go on from to the same bits.
 
+    Returns:
+        How many bytes its checkpoints know of the files that only grow, by name.
+
     Raises:
-        ConfigError: a checkpoint is damaged, or rows or releases from before it are not as they
-            were written; the file is named.
+        ConfigError: a checkpoint is damaged or gone, rows or releases from before it are not as
+            they were written, or a link leads out of the folder; the file is named.
     """
-    for path in sorted((folder / "checkpoint").glob("*.safetensors")):
-        try:
-            check_beside(path)
-        except ValueError as error:
-            raise ConfigError(
-                f"resume={str(folder)!r}: {error}; allowed: a run's folder as it was left"
-            ) from None
+    paths = sorted((folder / "checkpoint").glob("*.safetensors"))
+    known: dict[str, int] = {}
+    try:
+        _check_links(folder)
+        for path in paths:
+            known |= {n: max(size, known.get(n, 0)) for n, size in check_beside(path).items()}
+        _check_none_gone(folder, [path.stem for path in paths], known.get(ROWS_NAME, 0))
+    except ValueError as error:
+        raise ConfigError(
+            f"resume={str(folder)!r}: {error}; allowed: a run's folder as it was left"
+        ) from None
+    return known
+
+
+def _check_links(folder: Path) -> None:
+    """A run that goes on writes into its folder, and nowhere that somebody's link leads to."""
+    home = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ValueError(f"{path.relative_to(folder)} is a link out of the folder")
+
+
+def _check_none_gone(folder: Path, arms: Sequence[str], known: int) -> None:
+    """Refuse rows without the checkpoint that was written after them.
+
+    Before a run's first checkpoint there may be a row already, which a kill left.
+    """
+    if not arms and len(_lines_in(folder / ROWS_NAME)) > 1:
+        raise ValueError(f"{checkpoint_path(folder, 'pruned').name} is gone")
+    for row in read_rows(folder / ROWS_NAME, known):
+        if row["arm"] not in arms:
+            raise ValueError(f"{checkpoint_path(folder, row['arm']).name} is gone")
 
 
 def begin(folder: Path, config: RunConfig, data: str = "") -> None:
@@ -115,12 +143,12 @@ def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = F
     Raises:
         ConfigError: something differs; it is named.
     """
-    text = (folder / CONFIG_NAME).read_bytes()
     try:
+        text = (folder / CONFIG_NAME).read_bytes()
         return gone_on_with(
             folder, began_with(text, config.plugin, data, _models(config)), anyway=anyway
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"resume={str(folder)!r}: {error}; allowed: the same, or --resume-anyway, which the "
             "report then says"
@@ -151,12 +179,20 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())  # before the checkpoint that counts on it
 
 
-def rewind(folder: Path, arms: Iterable[str]) -> tuple[list[Row], dict[str, State]]:
-    """The rows so far and the states to go on from; rows past a checkpoint are cut off."""
+def rewind(
+    folder: Path, arms: Iterable[str], known: Mapping[str, int]
+) -> tuple[list[Row], dict[str, State]]:
+    """The rows so far and the states to go on from; rows past a checkpoint are cut off.
+
+    Args:
+        folder: of the run.
+        arms: whose.
+        known: from `check_resumable`; nothing vouches for what comes after so many bytes.
+    """
     found = {a: load_state(p) for a in arms if (p := checkpoint_path(folder, a)).is_file()}
 
     def within(name: str) -> list[Row]:
-        rows = read_rows(folder / name)
+        rows = read_rows(folder / name, known.get(name, 0))
         fit = [r for r in rows if r["arm"] in found and r["round"] <= found[r["arm"]].round]
         write_atomically(folder / name, "".join(json.dumps(r) + "\n" for r in fit).encode())
         return fit
@@ -165,20 +201,27 @@ def rewind(folder: Path, arms: Iterable[str]) -> tuple[list[Row], dict[str, Stat
     return within(ROWS_NAME), found
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, size: int | None = None) -> list[Row]:
     """The rows of a file; a last line that a crash cut short, without its end, is not one.
+
+    Args:
+        path: of the file.
+        size: how many of its bytes are read; None: all.
 
     Raises:
         ValueError: another line is damaged; its number is named.
     """
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines_in(path, size), 1):
         try:
             rows.append(json.loads(line))
         except ValueError:
             raise ValueError(f"{path}: line {number} is damaged; allowed: rows of JSON") from None
     return rows
+
+
+def _lines_in(path: Path, size: int | None = None) -> list[bytes]:
+    return path.read_bytes()[:size].split(b"\n")[:-1] if path.is_file() else []
 
 
 def write_results(

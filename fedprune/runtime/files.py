@@ -21,7 +21,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file's content in one step, and see it and its name on the disk before that."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(path.suffix + ".new")
-    with fresh.open("wb") as file:
+    fresh.unlink(missing_ok=True)  # a link there would have its target written over
+    with fresh.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -58,8 +59,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_verified(path: Path, content: bytes) -> None:
-    """As `write_atomically`, with the SHA-256 of the content behind it."""
-    write_atomically(path, content + _MARK + hashlib.sha256(content).digest())
+    """As `write_atomically`, with the SHA-256 of the file's name and content behind it."""
+    write_atomically(path, content + _MARK + _digest_of(path, content))
+
+
+def _digest_of(path: Path, content: bytes) -> bytes:
+    """With the name: another arm's state, or another client's residual, is sound and foreign."""
+    return hashlib.sha256(path.name.encode() + b"\0" + content).digest()
 
 
 def read_verified(path: Path) -> bytes:
@@ -67,12 +73,15 @@ def read_verified(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: a byte is not as it was written, or no digest is there; the file is named.
+        ValueError: a byte is not as it was written, no digest is there, or the file had another
+            name; it is named.
     """
     data = path.read_bytes()
     content, end = data[:-_END], data[-_END:]
-    if end != _MARK + hashlib.sha256(content).digest():
-        raise ValueError(f"{path.name}: damaged or foreign, its SHA-256 is not that of its content")
+    if end != _MARK + _digest_of(path, content):
+        raise ValueError(
+            f"{path.name}: damaged or foreign, its SHA-256 is not that of its name and content"
+        )
     return content
 
 

@@ -13,8 +13,16 @@ from fedprune.client.host import Host, build_host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
 from fedprune.records.bound import began_with, gone_on_with, keep_began
-from fedprune.records.folder import check_resumable, checkpoint_path, read_rows
-from fedprune.runtime.files import read_verified, write_verified
+from fedprune.records.checkpoint import save_state
+from fedprune.records.folder import (
+    check_resumable,
+    checkpoint_path,
+    growing,
+    read_rows,
+    rewind,
+)
+from fedprune.runtime.files import read_verified, write_atomically, write_verified
+from fedprune.server.state import State
 from fedprune.server.watch import Watch
 
 Tiny = Callable[..., RunConfig]
@@ -101,11 +109,68 @@ def test_a_damaged_row_is_an_error_not_fewer_rows(tmp_path: Path):
     assert read_rows(path) == [{"round": 1}], "a crash cut the last one short"
 
 
+def foreign_arm(folder: Path) -> None:
+    shutil.copyfile(checkpoint_path(folder, "pruned"), checkpoint_path(folder, "warm"))
+
+
+def newest_gone(folder: Path) -> None:
+    save_state(State(0, {}, {}, {}), checkpoint_path(folder, "warm"), growing(folder))
+    checkpoint_path(folder, "pruned").unlink()
+
+
+def link_out(folder: Path) -> None:
+    (folder / "model").symlink_to(folder.parent)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another arm's checkpoint": (foreign_arm, r"warm\.safetensors: damaged or foreign"),
+    "no checkpoint": (lambda f: checkpoint_path(f, "pruned").unlink(), r"pruned\.s\w+ is gone"),
+    "not the newest checkpoint": (newest_gone, r"pruned\.safetensors is gone"),
+    "a link": (link_out, "model is a link out of the folder"),
+    "no configuration": (lambda f: (f / "config.toml").unlink(), r"config\.toml"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_folder_that_is_not_as_it_was_left_is_refused(copied: tuple[RunConfig, Path], name: str):
+    config, folder = copied
+    harm, said = REFUSED[name]
+    harm(folder)
+    with pytest.raises(ConfigError, match=said):
+        federate(config, folder=folder, resume=True)
+
+
+@pytest.mark.parametrize("harm", ["a row twice", "no text"])
+@pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl"])
+def test_rows_that_no_checkpoint_vouches_for_do_not_count(
+    copied: tuple[RunConfig, Path], name: str, harm: str
+):
+    path = copied[1] / name
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(whole.splitlines(keepends=True)[-1] if harm == "a row twice" else b"\xff{}\n")
+    rows, _ = rewind(copied[1], ["pruned"], check_resumable(copied[1]))
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert path.read_bytes() == whole
+
+
+def test_what_a_link_leads_to_is_not_written_over(tmp_path: Path):
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "file.new").symlink_to(tmp_path / "other")
+    write_atomically(tmp_path / "file", b"ours")
+    assert (tmp_path / "other").read_text() == "mine"
+    assert (tmp_path / "file").read_bytes() == b"ours"
+
+
 def test_a_verified_file_comes_back_or_is_named(tmp_path: Path):
     path = tmp_path / "a.bin"
     for content in (b"", b"x", bytes(100)):
         write_verified(path, content)
         assert read_verified(path) == content
+    path.rename(tmp_path / "b.bin")
+    with pytest.raises(ValueError, match=r"b\.bin: damaged or foreign"):
+        read_verified(tmp_path / "b.bin")
+    write_verified(path, b"x")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"a\.bin: damaged"):
         read_verified(path)

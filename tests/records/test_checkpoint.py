@@ -18,6 +18,7 @@ from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.records.folder import (
+    check_resumable,
     checkpoint_path,
     fresh_folder,
     read_rows,
@@ -330,7 +331,8 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(
 
 def test_rewinding_gives_the_rows_and_the_states(unbroken: tuple[RunConfig, Host, Path]):
     _, _, whole = unbroken
-    rows, states = rewind(whole, ["pruned", "dense", "random", "warm", "never"])
+    known = check_resumable(whole)
+    rows, states = rewind(whole, ["pruned", "dense", "random", "warm", "never"], known)
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5] * 3
     assert {arm: state.round for arm, state in states.items()} == {
         "pruned": 5,
