@@ -10,7 +10,7 @@ from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.flops import positions_of
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Tensors
+from fedprune.tensors import Tensors, count_kept
 
 
 def kept_small(state: State, plan: Plan) -> tuple[State, Plan]:
@@ -22,9 +22,10 @@ def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
     """The state of the model without the units that are wholly masked, and the plan that fits it.
 
     Nothing that is left changes: the new tensors hold the same numbers. Once matrices are shared
-    nothing more is cut: a unit of one would be one of another.
+    nothing more is cut: a unit of one would be one of another. A model whose mask keeps nothing at
+    all (a threshold above every score, with ``--floor 0``) is not cut: no layer would be left.
     """
-    if any(edit.kind == "share" for edit in state.edits):
+    if any(edit.kind == "share" for edit in state.edits) or not count_kept(state.masks):
         return state, plan
     edits = edits_of(state.masks, plan.layout, state.edits)
     return (state, plan) if edits == state.edits else cut_to(state, plan, edits)

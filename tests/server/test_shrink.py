@@ -278,3 +278,10 @@ def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(
     for mine, other in zip(cut.rows, whole.rows, strict=True):
         assert mine["mask_digest"] == other["mask_digest"]
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_a_model_of_which_nothing_is_left_is_not_cut(plays: Callable[..., RunConfig]):
+    config = plays(sparsity=None, threshold=1e9, floor=0, shrink="every", unit="weight", end=2)
+    state = federate(config).state
+    assert not any(m.any() for m in state.masks.values())
+    assert not state.edits
