@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedprune
@@ -145,6 +146,42 @@ def test_a_configuration_of_the_callers_own_is_not_a_file(folder: Path, tiny: An
     assert "plugin" in to_toml(config)
     with pytest.raises(ConfigError, match="no such Python file"):
         tiny(task="own", plugin="nowhere.py")
+
+
+class Touches:
+    """As a pickle it makes a file."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+TINY |= {"num_attention_heads": 1, "model_type": "llama"}
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "a pickle of anything": ({}, "a pickle of more than tensors, which could run code"),
+    "a kernel": ({"_attn_implementation": "somebody/attn"}, "a file does not choose what code"),
+    "a kernel of a part": (
+        {"text_config": {"experts_implementation": "somebody/e"}},
+        "a file does not choose what code",
+    ),
+    "no config at all": ({"text_config": {"model_type": "own"}}, "cannot load it"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whatever_a_folder_of_transformers_holds_is_one_line(name: str, tmp_path: Path):
+    more, said = CONFIGS[name]
+    trace = tmp_path / "trace"
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, **more}))
+    torch.save({"a": Touches(trace)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=said) as caught:
+        from_pretrained(AutoModelForCausalLM, str(tmp_path), "bbc")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("at", ["config.json", "tokenizer_config.json"])

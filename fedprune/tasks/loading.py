@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from logging import ERROR
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -178,7 +179,8 @@ def _auto(purpose: str) -> Any:
 def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
     """``auto.from_pretrained`` of a folder, or of a hub id that is cached or can be reached.
 
-    Code that its config names (``auto_map``) is refused, and nobody is asked whether to run it.
+    Code that its config names (``auto_map``, kernels of the hub) is refused, and nobody is asked
+    whether to run it. Of a pickle only tensors are read.
 
     Raises:
         FileNotFoundError: one line that says why it is not to be had.
@@ -189,9 +191,12 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
     bounded = filled_by(values_in(Path(name)), f"model={name!r}") if folder else nullcontext()
     with quiet(), _offline() if here else nullcontext(), bounded:
         try:
+            _check_kernels(name, here)
             return auto.from_pretrained(name, **options, **here)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except UnpicklingError:  # torch's words for it end in how to run what is in there
+            reason = "its weights are a pickle of more than tensors, which could run code"
+        except Exception as error:  # files that hold anything make transformers raise anything
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
     allowed = "a folder that transformers saved a model and its tokenizer in"
     if folder:
         raise FileNotFoundError(
@@ -201,6 +206,33 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
         f"model={name!r}: neither a family of task {task} nor a folder, and the hub is not "
         f"reachable or has no such model; allowed: a name of --list, {allowed}, a hub id"
     )
+
+
+def _check_kernels(name: str, here: dict[str, Any]) -> None:
+    """Refuse a config with kernels by a hub id: transformers would fetch that code and run it.
+
+    Raises:
+        ValueError: it names some.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        said, _ = PreTrainedConfig.get_config_dict(name, **here)
+    except Exception:  # whoever loads it says why
+        return
+    for key, value in _entries(said):
+        if key.endswith("_implementation") and "/" in str(value):
+            raise ValueError(
+                f"{key} of its config is {value!r}, code of the hub, and a file does not choose "
+                "what code runs"
+            )
+
+
+def _entries(said: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a configuration and of those within it."""
+    for key, value in said.items() if isinstance(said, dict) else ():
+        yield str(key), value
+        yield from _entries(value)
 
 
 @functools.cache
