@@ -136,13 +136,13 @@ def _reason(folder: Path) -> str:
 
 
 def _of_run(path: str, folder: Path, plugin: str) -> Subject:
+    check_sums(folder)
     coded = folder / CODED_NAME
     if not coded.is_file():
         raise ConfigError(
             f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "
             f"python simulations/run.py --resume {path} first"
         )
-    check_sums(folder)
     head, _, masks = from_coded(coded.read_bytes(), path)
     # The classes of the data are the file's to say: the data may be gone.
     names = {key: tuple(head[key]) for key in ("class_names",) if key in head}

@@ -42,9 +42,9 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
         FileNotFoundError: neither kind of folder.
         ValueError: the file is damaged or does not fit the model, or names a plug-in.
     """
+    check_sums(Path(folder))
     coded, manifest = Path(folder) / CODED_NAME, Path(folder) / MANIFEST_NAME
     if coded.is_file():
-        check_sums(Path(folder))
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
         saved = Path(folder) / "model"
         with filled_by(sum(w.numel() for w in weights.values()), str(coded)):

@@ -112,3 +112,10 @@ def test_coreutils_agree(folder: Path):
     assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode == 0
     (folder / "summary.json").write_text("{}")
     assert subprocess.run(line, cwd=folder, capture_output=True, check=False).returncode != 0
+
+
+def test_a_model_that_is_gone_is_missed_not_called_unfinished(folder: Path):
+    (folder / "model.fedprune").unlink()
+    for read in (fedprune.load, lambda path: subject(str(path))):
+        with pytest.raises(ValueError, match=r"model\.fedprune: gone, though"):
+            read(folder)
