@@ -50,9 +50,10 @@ def check_of_this_app(plugin: str) -> None:
 
 
 def source_of(plugin: str) -> bytes:
-    """The content of a plug-in's file, and of the files beside it that it imports; "" if gone.
+    """The content of a plug-in's file, and of the user's files that it imports; "" if gone.
 
-    Beside it is in its folder, or in packages there; what these import counts too.
+    These are in its folder or where Python looks (``PYTHONPATH``), but for what is installed; what
+    they import counts too.
     """
     path = _path_of(plugin)
     return b"".join(p.read_bytes() for p in _with_imports(path)) if path.is_file() else b""
@@ -60,14 +61,22 @@ def source_of(plugin: str) -> bytes:
 
 def _with_imports(plugin: Path) -> list[Path]:
     found, new = [plugin], [plugin]
+    roots = [plugin.parent, *_own_places()]
     while new:
         for module in sorted(_imported(new.pop().read_bytes())):
-            at = plugin.parent.joinpath(*module.split("."))
-            for file in (at.with_suffix(".py"), at / "__init__.py"):
+            ats = [root.joinpath(*module.split(".")) for root in roots]
+            for file in (f for at in ats for f in (at.with_suffix(".py"), at / "__init__.py")):
                 if file.is_file() and file not in found:
                     found.append(file)
                     new.append(file)
     return found
+
+
+def _own_places() -> list[Path]:
+    """Where Python looks for modules, but for its own and for what is installed, or this app."""
+    installed = [Path(sys.prefix), Path(sys.base_prefix), APP]
+    places = [Path(place).resolve() for place in sys.path]
+    return [p for p in places if not any(p.is_relative_to(i) for i in installed)]
 
 
 def _imported(source: bytes) -> set[str]:

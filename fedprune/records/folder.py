@@ -21,7 +21,7 @@ from fedprune.export.saved import save_folder
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger import END_NAME, LEDGER_NAME
 from fedprune.protocol.origin import origin_of
-from fedprune.records.bound import began_with, gone_on_with, keep_began
+from fedprune.records.bound import ENGINE, Began, began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state
 from fedprune.records.figures import figures_of_run
 from fedprune.runtime.files import write_atomically
@@ -121,11 +121,12 @@ def begin(folder: Path, config: RunConfig, data: str = "") -> None:
     # Without its own folder, which holds this run: so the file runs again as it is.
     text = to_toml(with_values(config, {"out": ""}))
     write_atomically(folder / CONFIG_NAME, text.encode())
-    keep_began(folder, began_with(text.encode(), config.plugin, data, _models(config)))
+    keep_began(folder, _began(text.encode(), config, data))
 
 
-def _models(config: RunConfig) -> dict[str, str]:
-    return {"init": config.init, "teacher": config.teacher}
+def _began(text: bytes, config: RunConfig, data: str) -> Began:
+    models = {"init": config.init, "teacher": config.teacher}
+    return began_with(text, config.plugin, data, models) | {ENGINE: config.engine}
 
 
 def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:
@@ -145,9 +146,7 @@ def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = F
     """
     try:
         text = (folder / CONFIG_NAME).read_bytes()
-        return gone_on_with(
-            folder, began_with(text, config.plugin, data, _models(config)), anyway=anyway
-        )
+        return gone_on_with(folder, _began(text, config, data), anyway=anyway)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"resume={str(folder)!r}: {error}; allowed: the same, or --resume-anyway, which the "

@@ -232,12 +232,27 @@ def test_nothing_differs_and_nothing_is_said(copied: tuple[RunConfig, Path]):
     assert "resumed_anyway" not in federate(config, folder=folder, resume=True).summary
 
 
-def test_a_plug_in_is_what_it_imports_too(tmp_path: Path):
-    plugin = tmp_path / "mine.py"
-    plugin.write_text("import json\nfrom parts.inner import f\nimport beside\n")
+def test_another_engine_is_written_down_and_the_configuration_stays(
+    copied: tuple[RunConfig, Path],
+):
+    config, folder = copied
+    before = (folder / "config.toml").read_bytes()
+    other = config.model_copy(update={"engine": "ray"})  # the port serves it in this process
+    port = inline_port(build_host(config))
+    summary = federate(other, port, folder=folder, resume=True).summary
+    assert summary["engine"] == "ray"
+    assert summary["resumed_anyway"] == [f"engine is ray, was {config.engine} when the run began"]
+    assert (folder / "config.toml").read_bytes() == before
+
+
+def test_a_plug_in_is_what_it_imports_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plugin, elsewhere = tmp_path / "mine.py", tmp_path / "lib" / "far.py"
+    elsewhere.parent.mkdir()
+    monkeypatch.syspath_prepend(str(elsewhere.parent))
+    plugin.write_text("import json\nfrom parts.inner import f\nimport beside, far\n")
     (tmp_path / "parts").mkdir()
     files = [tmp_path / "parts" / "__init__.py", tmp_path / "parts" / "inner.py"]
-    files += [tmp_path / "beside.py", tmp_path / "deeper.py"]
+    files += [tmp_path / "beside.py", tmp_path / "deeper.py", elsewhere]
     for file in files:
         file.write_text("")
     files[1].write_text("import deeper\n")
