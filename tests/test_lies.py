@@ -11,6 +11,7 @@ from fedprune import RunConfig, federate
 from fedprune.client import host as hosts
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
+from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
 from fedprune.protocol.kinds import Form
@@ -216,3 +217,13 @@ def test_an_answer_has_no_head_of_megabytes():
     form = Form({}, {}, frozenset({"loss", "correct", "count"}))
     with pytest.raises(Refused, match="a head of"):
         understood(packet, question, form)
+
+
+def test_noise_on_examples_makes_no_lie_of_inputs() -> None:
+    """Numbers of rows and squares with noise may be below 0, and need not fit each other."""
+    keys = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
+    keys |= {"engine": "inline", "local_steps": 1, "dp": "example", "score": "wanda"}
+    for noise in (20.0, 50.0, 100.0):
+        result = federate(configure({**keys, "dp_noise": noise}))
+        assert result.summary["failures"] == 0
+        assert any(not m.all() for m in result.state.masks.values())

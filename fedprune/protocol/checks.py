@@ -63,17 +63,19 @@ def check(
     if not form.weighed and weight != clients:
         raise Refused("weight", f"{weight}, expected {clients}: every client counts alike")
     _check_totals(totals, form, clients)
-    _check_values(values, weight if of else 1.0, form.within, form.shapes, form.named)
+    _check_values(values, weight if of else 1.0, form.within, form.named)
+    if form.exact:
+        _check_inputs(values, form.shapes, form.named)
     if statistics is not None:
         within = (0.0 if form.positive else -LARGEST, LARGEST)
-        _check_values(statistics, float(clients), within, form.sums, form.named_sums)
+        _check_values(statistics, float(clients), within, form.named_sums)
+        _check_inputs(statistics, form.sums, form.named_sums)
 
 
 def _check_values(
     values: Tensor,
     weight: float,
     within: tuple[float, float],
-    shapes: Shapes,
     named: Callable[[Tensor], Tensors],
 ) -> None:
     if not values.numel():
@@ -84,7 +86,6 @@ def _check_values(
         raise Refused(_not_finite(named(values)), NOT_NUMBERS)
     least, most = max(within[0], -LARGEST), min(within[1], LARGEST)
     if least <= low / weight and high / weight <= most * _CAST:
-        _check_inputs(values, shapes, named)
         return
     odd = low if low / weight < least else high
     extremes = {n: torch.aminmax(t) for n, t in named(values).items() if t.numel()}

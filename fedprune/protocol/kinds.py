@@ -60,6 +60,8 @@ class Form:
         normed: the server needs the norm of each client's values.
         within: between which numbers every value lies.
         positive: no statistic beside the values is negative.
+        exact: the values are as they were computed; else the client has added noise, and nothing
+            need hold between them.
         weighed: the values' factor in the sum is the client's number of labels; else it is 1.
     """
 
@@ -75,6 +77,7 @@ class Form:
     within: tuple[float, float] = (-LARGEST, LARGEST)
     positive: bool = False
     weighed: bool = True
+    exact: bool = True
 
     @property
     def values(self) -> int:
@@ -147,8 +150,9 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
     form = Form(shapes, masks, totals, voters=voters, singly=combine.merge is not None)
     if combine.pooled:
         # Clients that hide examples have added noise themselves, which makes any sum negative.
-        signed = config.dp == "example" or asks_signed(question, config)
-        return form if signed else replace(form, within=(0.0, LARGEST))
+        if config.dp == "example":
+            return replace(form, exact=False)
+        return form if asks_signed(question, config) else replace(form, within=(0.0, LARGEST))
     if config.dp != "none" or config.secure != "none":
         return form
     return replace(form, within=(0.0, 1.0) if config.normalise == "rank" else combine.within)
