@@ -150,6 +150,8 @@ def test_nothing_is_pickled_anywhere():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {a.name for a in node.names} | {getattr(node, "module", None)}
+                if names == {"pickle", "UnpicklingError"}:  # to say that a foreign file is one
+                    continue
                 assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve"}, path
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in {"torch.load", "torch.save"}, path
