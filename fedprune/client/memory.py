@@ -57,9 +57,17 @@ def recalled(
     tensors = (
         residuals.held[partition, at]
         if residuals.folder is None
-        else load(read_verified(_path(residuals.folder, partition, at)))
+        else _loaded(_path(residuals.folder, partition, at))
     )
     return gathered(tensors, masks)
+
+
+def _loaded(path: Path) -> Tensors:
+    content = read_verified(path)
+    try:
+        return load(content)
+    except Exception as error:  # sound bytes of something else: safetensors raises what it likes
+        raise ValueError(f"{path.name}: nothing that was kept back: {error!r}"[:300]) from None
 
 
 def keep(

@@ -15,6 +15,8 @@ import zstandard
 from numpy.typing import NDArray
 from pcodec import standalone
 
+from fedprune.runtime.json_text import MOST_TENSORS
+
 Buffer = bytes | memoryview
 
 FREE = 2**24
@@ -22,9 +24,6 @@ FREE = 2**24
 
 EACH = 2**13
 """Further weights for each byte of its bits: a mask keeps one of 6,000 and is not refused."""
-
-MOST_TENSORS = 2**15
-"""Masks in a file where no layout is known; PyTorch takes a kilobyte for an empty one."""
 
 _MOST_DIMENSIONS = 64  # as many as torch takes
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from fedprune.codec.bounded import shapes_in
 from fedprune.codec.masks import decode_mask, encode_mask
-from fedprune.codec.wire import whole_number
-from fedprune.runtime.json_text import read_object
+from fedprune.runtime.json_text import read_object, whole_number
 from fedprune.tensors import (
     Masks,
     Tensors,

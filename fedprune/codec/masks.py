@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from torch import Tensor
 
-from fedprune.codec.bounded import MOST_TENSORS, most_weights, numbers_in, unzipped
+from fedprune.codec.bounded import most_weights, numbers_in, unzipped
+from fedprune.runtime.json_text import MOST_TENSORS
 from fedprune.tensors import Masks
 
 MAGIC = b"FPMK"

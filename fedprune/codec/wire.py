@@ -19,7 +19,7 @@ from torch import Tensor
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.masks import decode_mask, encode_mask
 from fedprune.codec.stochastic_rounding import BITS, decode_rounded, encode_rounded
-from fedprune.runtime.json_text import read_object
+from fedprune.runtime.json_text import number, read_object, whole_number
 from fedprune.tensors import as_bytes, over_bytes
 
 VALUE_TYPES: dict[str, torch.dtype] = {
@@ -217,33 +217,6 @@ def more_of(packet: Packet) -> Tensor:
         return torch.empty(0)
     scale = number(head, "more_scale", 1.0)
     return _uncast(packet.more, str(head.get("more")), scale, shared=True)
-
-
-def number(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """A number of a head, also NaN and infinity.
-
-    Raises:
-        ValueError: it is something else, or a whole number that no float holds.
-    """
-    found = head.get(name, default)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"head: {name} is no number")
-    try:
-        return float(found)
-    except OverflowError:
-        raise ValueError(f"head: {name} is larger than any float") from None
-
-
-def whole_number(head: Mapping[str, Any], name: str) -> int:
-    """A whole number of a head, from 0.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    found = head.get(name)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise ValueError(f"head: {name} is no whole number from 0")
-    return found
 
 
 def pack_counted(counted: Mapping[int, int], partitions: Iterable[int]) -> bytes:

@@ -274,7 +274,16 @@ def _of_caller(keys: dict[str, Any], plugin: str | None, where: object) -> dict[
         raise ConfigError(str(error), "plugin") from None
 
 
+_LONGEST = 2**20
+"""Characters of a configuration: some thousands, and the names of classes."""
+
+_DOTS = 2**26
+"""The sum over lines of their dots, squared: so much work are the parts of a key to tomllib."""
+
+
 def _document(text: str) -> dict[str, Any]:
+    if len(text) > _LONGEST or sum(line.count(".") ** 2 for line in text.split("\n")) > _DOTS:
+        raise ConfigError("config: too long to be one; allowed: flat keys, as in --help")
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedprune.codec.bounded import shapes_in
 from fedprune.codec.masks import decode_mask
 from fedprune.codec.model_digest import (
     bits_of,
@@ -24,7 +26,6 @@ from fedprune.codec.wire import (
     flags_of,
     head_of,
     more_of,
-    number,
     pack,
     pack_counted,
     pack_flags,
@@ -38,6 +39,14 @@ from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import as_table, from_table
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Answer, Question
+from fedprune.runtime.json_text import (
+    number,
+    number_within,
+    text_of,
+    texts_of,
+    whole_number,
+)
+from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors, count_kept, gathered, scattered, shapes_of
 
@@ -86,47 +95,76 @@ def decode_question(packet: Packet, layout: Layout) -> Question:
     """The question as the client sees it.
 
     Raises:
-        ValueError: bits or values do not fit the head or the layout.
+        ValueError: it is malformed, or bits or values do not fit the head or the layout. Nothing
+            else is raised, whatever the packet holds.
     """
     head = head_of(packet)
-    most = sum(shape.numel() for shape in layout.shapes.values())
-    masks, edits = decode_mask(mask_bits(packet.bits), most), edits_in(packet.bits)
-    if model_digest(masks, edits) != head["mask"]:
-        raise ValueError("the mask is not the one that the question names")
-    if digest_of(packet.teacher) != head.get("teacher", ""):
+    kind = text_of(head, "kind")
+    if kind not in KINDS:
+        raise ValueError(f"kind: no such question, {kind[:100]!r}")
+    masks, edits = _skeleton(packet, head, layout)
+    if digest_of(packet.teacher) != text_of(head, "teacher", ""):
         raise ValueError("the teacher is not the one that the question names")
-    shapes = {n: torch.Size(s) for n, s in head["given"].items()}
+    shapes = shapes_in(head, "given")
     along = {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
-    names, rungs = sorted(layout.shapes), Tensors()
-    if packet.rungs:
-        rungs = scattered(rungs_of(packet.rungs, count_kept(masks)), shapes_of(masks), masks)
     return Question(
-        head["kind"],
-        head["round"],
+        kind,
+        whole_number(head, "round", _LATEST),
         scattered(
-            values_of(packet, shared=True),
-            layout.shapes if KINDS[head["kind"]].weights else {},
-            masks,
+            values_of(packet, shared=True), layout.shapes if KINDS[kind].weights else {}, masks
         ),
         masks,
-        head["score"],
-        head["ask"],
-        tuple(head["names"]),
+        text_of(head, "score"),
+        whole_number(head, "ask", _LATEST),
+        texts_of(head, "names"),
         scattered(more_of(packet), shapes, along),
-        head["dense"],
-        head["sparsity"],
-        head["lr"],
-        head["part"],
-        head["progress"],
+        _flag(head, "dense"),
+        None if head.get("sparsity", "") is None else number_within(head, "sparsity", 1.0),
+        number_within(head, "lr", _HIGHEST),
+        _part(head),
+        number_within(head, "progress", 1.0),
         edits=edits,
         teacher=bytes(packet.teacher),
-        distil=head.get("distil", 0.0),
-        candidates=from_table(head.get("candidates", ()), names),
-        rungs=rungs,
+        distil=number_within(head, "distil", _HIGHEST, 0.0),
+        candidates=from_table(head.get("candidates", ()), sorted(layout.shapes)),
+        rungs=_rungs(packet, masks),
         counted=counted_of(packet.counted),
-        limit=head.get("limit", 0.0),
-        again=head.get("again", 0),
+        limit=number_within(head, "limit", _HIGHEST, 0.0),
+        again=whole_number(head, "again", _LATEST, 0),
     )
+
+
+_LATEST = 2**31 - 1  # rounds are counted in int32 elsewhere
+_HIGHEST = sys.float_info.max
+
+
+def _skeleton(packet: Packet, head: Mapping[str, Any], layout: Layout) -> tuple[Masks, Edits]:
+    """Mask and edits of a question; nothing is unpacked that the layout has no tensor for."""
+    prunable = {name: layout.shapes[name] for name in layout.prunable}
+    masks = decode_mask(mask_bits(packet.bits), sum(s.numel() for s in prunable.values()), prunable)
+    edits = edits_in(packet.bits)
+    if model_digest(masks, edits) != text_of(head, "mask"):
+        raise ValueError("the mask is not the one that the question names")
+    return masks, edits
+
+
+def _rungs(packet: Packet, masks: Masks) -> Tensors:
+    if not packet.rungs:
+        return {}
+    return scattered(rungs_of(packet.rungs, count_kept(masks)), shapes_of(masks), masks)
+
+
+def _flag(head: Mapping[str, Any], name: str) -> bool:
+    if not isinstance(head.get(name), bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return bool(head[name])
+
+
+def _part(head: Mapping[str, Any]) -> str:
+    part = text_of(head, "part")
+    if part not in ("", "validation", "test"):
+        raise ValueError("part: neither validation nor test")
+    return part
 
 
 def encode_answer(

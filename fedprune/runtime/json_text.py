@@ -6,7 +6,7 @@ Everything here raises ValueError, whatever the text is.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST_TEXT = 2**24
@@ -14,6 +14,9 @@ LONGEST_TEXT = 2**24
 
 MOST_ITEMS = 2**20
 """Values in a text of JSON; as Python's objects they are twenty times what they are as text."""
+
+MOST_TENSORS = 2**15
+"""Tensors of a file; PyTorch takes a kilobyte for an empty one."""
 
 
 def read_json(data: bytes | memoryview | str, most: int = LONGEST_TEXT) -> Any:
@@ -52,3 +55,72 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name that occurs twice")
     return found
+
+
+def number(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number of an object, also NaN and infinity.
+
+    Raises:
+        ValueError: it is something else, or a whole number that no float holds.
+    """
+    found = head.get(name, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"{name} is no number")
+    try:
+        return float(found)
+    except OverflowError:
+        raise ValueError(f"{name} is larger than any float") from None
+
+
+def number_within(
+    head: Mapping[str, Any], name: str, most: float, default: float | None = None
+) -> float:
+    """A number of an object, from 0 to `most`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = number(head, name, default)
+    if not 0 <= found <= most:
+        raise ValueError(f"{name} is not from 0 to {most:g}")
+    return found
+
+
+def whole_number(
+    head: Mapping[str, Any], name: str, most: int = 2**63 - 1, default: int | None = None
+) -> int:
+    """A whole number of an object, from 0 to `most`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = head.get(name, default)
+    if type(found) is not int or not 0 <= found <= most:
+        raise ValueError(f"{name} is no whole number from 0 to {most}")
+    return found
+
+
+def text_of(head: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    """A text of an object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = head.get(name, default)
+    if not isinstance(found, str):
+        raise ValueError(f"{name} is no text")
+    return found
+
+
+def texts_of(head: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A list of texts of an object, none of which is there twice.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = head.get(name)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{name} is no list of texts")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name} has a text twice")
+    return tuple(found)

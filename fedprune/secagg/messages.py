@@ -113,6 +113,9 @@ class Parcel:
     length: int
 
 
+LONGEST_CALL = 2**22
+"""Bytes of what a call says in JSON: it names everyone who is in a sum three times."""
+
 Transport = Callable[[Call, Sequence[int], Parcel | None], Reply]
 """Puts a stage to partitions, wherever they are, and gives back what they said."""
 
@@ -166,7 +169,7 @@ def call_of(letter: Letter) -> Call:
         Refused: it is malformed.
     """
     try:
-        about = json.loads(letter.fields["call"])
+        about = read_object(letter.fields["call"], LONGEST_CALL)
         return Call(
             str(about["stage"]),
             bytes.fromhex(about["session"]),

@@ -61,12 +61,17 @@ def edits_of_list(said: Any) -> Edits:
     return tuple(_edit(one) for one in said)
 
 
+_LONGEST = 1000  # characters of a module's path
+
+
 def _edit(said: Any) -> Edit:
     if not isinstance(said, dict) or set(said) != {"kind", "path", "kept", "like"}:
         raise ValueError("no list of edits: each has kind, path, kept and like")
     kind, path, kept, like = (said[key] for key in ("kind", "path", "kept", "like"))
     if not all(isinstance(text, str) for text in (kind, path, like)):
         raise ValueError("no list of edits: kind, path and like are texts")
+    if max(map(len, (kind, path, like))) > _LONGEST:
+        raise ValueError(f"no list of edits: a text of more than {_LONGEST} characters")
     if not isinstance(kept, list) or not all(type(n) is int and 0 <= n < 2**31 for n in kept):
         raise ValueError("no list of edits: what is kept are whole numbers from 0")
     if any(a >= b for a, b in pairwise(kept)):

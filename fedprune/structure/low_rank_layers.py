@@ -92,6 +92,8 @@ def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
         raise ValueError(
             f"rank of {edit.path!r}: no ungrouped layer of that path that computes as its kind"
         )
+    if isinstance(modules.get(edit.path.rpartition(".")[0]), Factored):  # it would grow for ever
+        raise ValueError(f"rank of {edit.path!r}: a factor, no layer of the dense model")
     most = max(rows_of(layer).shape)
     if len(edit.kept) != 1 or not 1 <= edit.kept[0] <= most:
         raise ValueError(f"rank of {edit.path!r}: {edit.kept} is not one number from 1 to {most}")

@@ -152,6 +152,13 @@ def test_what_cannot_be_factored_is_named() -> None:
             factor(model, Edit("rank", path, kept))
 
 
+def test_a_factor_is_not_factored_again_and_again() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    edits = [Edit("rank", "0" + ".0" * depth, (4,)) for depth in range(30)]
+    with pytest.raises(ValueError, match="a factor, no layer of the dense model"):
+        reshaped(model, edits)
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", FACTS)

@@ -33,7 +33,7 @@ from fedprune.client.host import (
     sum_of,
 )
 from fedprune.client.rehearsal import rehearse
-from fedprune.codec.wire import Packet, head_of
+from fedprune.codec.wire import LONGEST_HEAD, Packet, head_of
 from fedprune.config import all_keys, recorded
 from fedprune.config.terms import noised, simulated
 from fedprune.options.plugins import check_of_this_app
@@ -48,8 +48,9 @@ from fedprune.protocol.letters import (
     size_of,
     sum_letter,
 )
-from fedprune.protocol.messages import Aggregate, Failure
+from fedprune.protocol.messages import Aggregate, Failure, plain
 from fedprune.protocol.parts import Part, failure_of
+from fedprune.runtime.json_text import read_object, text_of
 from fedprune.secagg.client_stages import seeds_from, serve_call
 from fedprune.secagg.device_memory import Memory, recalled
 from fedprune.secagg.messages import Reply, call_of, reply_letter
@@ -82,7 +83,7 @@ def answer_all(message: Message, context: Context) -> Message:
     letter = _letter(message)
     config, bits = _config_text(letter, context), _kept(letter, context, "bits", "mask")
     teacher = _kept(letter, context, "teacher", "teacher")
-    wanted = "teacher" in json.loads(letter.fields["head"])
+    wanted = bool(_named(letter, "teacher"))
     if not config or not bits or (wanted and not teacher):
         return _reply(message, Letter({"missing": True}, {}))
     packet = packet_of(letter, bits, teacher)
@@ -152,7 +153,7 @@ def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> 
         parts = parts_of(host, packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
         log.exception("this node cannot answer")
-        kind = head_of(packet)["kind"]
+        kind = plain(head_of(packet).get("kind"))
         failures = tuple(_failed(config, p, kind, error) for p in partitions)
         if not _is_device(context):
             return sum_letter(Aggregate(failures=failures))
@@ -217,7 +218,7 @@ def _kept(letter: Letter, context: Context, buffer: str, name: str) -> bytes:
     came = letter.buffers.get(buffer, b"")
     if not _is_device(context):
         return came
-    digest = json.loads(letter.fields["head"]).get(name)
+    digest = _named(letter, name)
     if came:
         context.state[name] = ConfigRecord({"digest": digest, "bits": came})
         return came
@@ -225,6 +226,11 @@ def _kept(letter: Letter, context: Context, buffer: str, name: str) -> bytes:
     kept = record["bits"] if record and record["digest"] == digest else b""
     assert isinstance(kept, bytes)  # Flower's records hold many types, this one was put there above
     return kept
+
+
+def _named(letter: Letter, name: str) -> str:
+    """The digest of a mask or teacher that the question names; "": it names none."""
+    return text_of(read_object(letter.fields["head"], LONGEST_HEAD), name, "")
 
 
 def _house(text: str, context: Context) -> Host:
