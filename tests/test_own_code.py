@@ -178,7 +178,7 @@ def test_whatever_a_folder_of_transformers_holds_is_one_line(name: str, tmp_path
     trace = tmp_path / "trace"
     (tmp_path / "config.json").write_text(json.dumps({**TINY, **more}))
     torch.save({"a": Touches(trace)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=said) as caught:
+    with pytest.raises(ValueError, match=said) as caught:
         from_pretrained(AutoModelForCausalLM, str(tmp_path), "bbc")
     assert len(str(caught.value).splitlines()) == 1
     assert not trace.exists()

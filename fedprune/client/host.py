@@ -63,6 +63,7 @@ from fedprune.runtime.process import one_thread, put_back
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.claims import TooLarge, within_memory
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
 from fedprune.tensors import Tensors, counters_of, digest, reset
@@ -129,8 +130,9 @@ def build_host(
 
 def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> Host:
     task = tasks_of(config.plugin)[config.task]
+    everyone = shards is None
     shards = shards_of(task, config) if shards is None else checked(shards, config)
-    model = dense_model(config)
+    model = dense_model(config) if everyone else _no_larger_than_memory(config)
     cuda = torch.cuda.is_available() and config.gpus != 0
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
@@ -140,6 +142,26 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path 
         residuals=Residuals(memory or residual_folder(config)),
         counters=counters_of(model),
     )
+
+
+def _no_larger_than_memory(config: RunConfig) -> nn.Module:
+    """The dense model of a device, whose size is a server's word.
+
+    Raises:
+        ValueError: it is larger than this machine could train; found without allocating it, where
+            the task can build it on PyTorch's meta device.
+    """
+    name = f"model={config.model!r}"
+    if not Path(config.model).is_dir():  # what is in a folder is held against its own files
+        try:
+            with within_memory(name), torch.device("meta"):
+                tasks_of(config.plugin)[config.task].model(config)
+        except TooLarge:
+            raise
+        except Exception as error:  # such as a model that reads its weights from elsewhere
+            log.debug("not to be built on the meta device: %s", error)
+    with within_memory(name):
+        return dense_model(config)
 
 
 def residual_folder(config: RunConfig) -> Path | None:

@@ -22,7 +22,7 @@ from fedprune.protocol.origin import blank
 from fedprune.randomness import seeded
 from fedprune.runtime.sums import check_sums
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.claims import filled_by
+from fedprune.tasks.claims import filled_by, held_in
 from fedprune.tensors import frozen_of, load_into, masked
 
 
@@ -44,7 +44,7 @@ def teacher_in(folder: str, plugin: str = "") -> bytes:
         refuse("teacher", folder, f"no {CODED_NAME} there", "the folder of a finished run")
     check_sums(path.parent)
     head, weights, masks = from_coded(path.read_bytes(), str(path))
-    with filled_by(sum(w.numel() for w in weights.values()), str(path)):
+    with filled_by(held_in(weights), str(path)):
         model = blank(with_code_of(plugin, head, path), plugin)
     frozen = frozen_of(model)
     if all(torch.equal(w, weights[n]) for n, w in frozen.items()):
@@ -60,8 +60,7 @@ def teacher_model(teacher: Buffer, config: RunConfig) -> nn.Module:
         ValueError: it is damaged, or does not fit the model that it says it is.
     """
     head, weights, masks = from_coded(bytes(teacher), "teacher")
-    claimed = sum(w.numel() for w in weights.values())
-    with seeded(config.seed, "init"), filled_by(claimed, "teacher"):
+    with seeded(config.seed, "init"), filled_by(held_in(weights), "teacher"):
         model = blank(head, config.plugin)
     weights, frozen = masked(weights, masks), frozen_of(model)
     load_into(model, {n: w for n, w in weights.items() if n not in frozen})

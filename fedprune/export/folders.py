@@ -19,7 +19,7 @@ from fedprune.options.plugins import with_code_of
 from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import from_json
 from fedprune.structure.surgery import reshaped
-from fedprune.tasks.claims import filled_by, values_in
+from fedprune.tasks.claims import filled_by, held_by
 from fedprune.tasks.loading import from_pretrained
 
 About = Mapping[str, Any]
@@ -72,9 +72,9 @@ def _safetensors(folder: Path, about: About, model: nn.Module | None, plugin: st
     if model is None:
         names = {key: about[key] for key in ("class_names",) if key in about}
         keys = with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME)
-        with filled_by(values_in(folder), str(folder / MANIFEST_NAME)):
+        with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
             model = dense_model(configure(keys))
-    with filled_by(values_in(folder), str(folder / MANIFEST_NAME)):
+    with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
         model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
     how = about.get("quantised")
     if how:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.runtime.files import write_atomically
+from fedprune.runtime.json_text import read_json
 from fedprune.runtime.sums import is_inside, sha256_of
 
 MANIFEST_NAME = "fedprune.json"
@@ -71,8 +72,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        about = read_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: damaged, it is not JSON ({error})") from None
     if not isinstance(about, dict) or "task" not in about or "plugin" not in about:
         raise ValueError(f"{path}: not a fedprune manifest, it names no task")

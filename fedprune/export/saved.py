@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from fedprune.export.manifest import MANIFEST_NAME, write_manifest
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.origin import _FOUND, _ORIGIN, _at_hand, _built, _check_shapes, _edited
 from fedprune.runtime.files import os_errors
+from fedprune.runtime.json_text import read_object
 from fedprune.runtime.sums import check_sums
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.claims import filled_by, values_in
+from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.rescaling import folded
 from fedprune.tensors import frozen_of, load_into
 
@@ -47,7 +47,7 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
     if coded.is_file():
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
         saved = Path(folder) / "model"
-        with filled_by(sum(w.numel() for w in weights.values()), str(coded)):
+        with filled_by(held_in(weights), str(coded)):
             model = model or _built(_at_hand(with_code_of(plugin, head, coded), saved))
             model = _edited(model, head)
         _check_shapes(model, weights, coded)
@@ -56,9 +56,9 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
         for name, value in frozen.items():
             value.copy_(weights[name])
     elif manifest.is_file():
-        head = json.loads(manifest.read_text())
+        head = read_object(manifest.read_bytes())
         origin = with_code_of(plugin, head, manifest) if model is None else {}
-        with filled_by(values_in(manifest.parent), str(manifest)):
+        with filled_by(held_by(manifest.parent), str(manifest)):
             model = _edited(model or _built(_at_hand(origin, manifest.parent)), head)
         # As it was saved: where transformers reads it too, with heads that are one layer.
         model = model if head.get("edits") else folded(model)

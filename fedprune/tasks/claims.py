@@ -8,13 +8,18 @@ before it is allocated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from fedprune.runtime.json_text import LONGEST_TEXT, MOST_TENSORS, read_object
 
 FREE = 2**24
 """Values that a model may hold whatever its file: positions, causal masks, fresh heads."""
@@ -22,31 +27,49 @@ FREE = 2**24
 TIMES = 8
 """So many values may be allocated for each that the file holds: buffers, draws, copies."""
 
-CALLS = 200_000
-"""Allocations of any size, so that a billion empty layers end too."""
+CALLS = 2_000
+"""Allocations, of any size, whatever the file holds: layers of nothing cost memory and time too."""
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-"""Files of a folder that hold values."""
+CALLS_EACH = 16
+"""Further ones for each tensor of the file."""
+
+OTHERS = (".bin", ".pt", ".pth")
+"""Files of a folder that hold values and do not say how many: at most one a byte."""
+
+LONGEST_CONFIG = 2**22
+"""Bytes of a ``config.json``."""
+
+MOST_COUNTED = 2**14
+"""The largest number that a config may say of what it makes lists of."""
+
+_COUNTED = ("layer", "label", "blocks", "stage", "expert", "depth")
+_NOT_COUNTED = ("size", "dim")
 
 _LIKE = (torch.empty_like, torch.zeros_like, torch.ones_like, torch.rand_like, torch.randn_like)
 _SIZED = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.randint)
 
 
+class TooLarge(ValueError):
+    """A model that cannot be filled, or not be trained."""
+
+
 class _Counting(TorchFunctionMode):
     """Counts what is allocated by size, and refuses what goes beyond."""
 
-    def __init__(self, most: int, name: str) -> None:
+    def __init__(self, most: int, calls: int, name: str, why: str) -> None:
         super().__init__()
-        self.most, self.name, self.values, self.calls = most, name, 0, 0
+        self.most, self.most_calls, self.name, self.why = most, calls, name, why
+        self.values, self.calls = 0, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.values += _asked_for(func, args, kwargs)
         self.calls += func in _SIZED
-        if self.values > self.most or self.calls > CALLS:
-            raise ValueError(
-                f"{self.name}: claims a model of more than {self.most} values, which its file "
-                "cannot fill; allowed: a model and the weights that belong to it"
+        if self.values > self.most or self.calls > self.most_calls:
+            what = f"{self.most} values" if self.values > self.most else f"{self.most_calls} parts"
+            raise TooLarge(
+                f"{self.name}: claims a model of more than {what}, {self.why}; allowed: "
+                "a smaller one, or the weights that belong to it"
             )
         return func(*args, **kwargs)
 
@@ -76,18 +99,119 @@ def _whole(sizes: Iterable[Any]) -> list[int]:
     return out
 
 
+@dataclass(frozen=True)
+class Held:
+    """How much of a model files hold.
+
+    Attributes:
+        values: numbers of any type.
+        tensors: what they are arranged in.
+    """
+
+    values: int
+    tensors: int
+
+
 @contextmanager
-def filled_by(values: int, name: str) -> Iterator[None]:
-    """Within the block no model is built that a file of so many values could not fill.
+def filled_by(held: Held, name: str) -> Iterator[None]:
+    """Within the block no model is built that files which hold so much could not fill.
 
     Raises:
-        ValueError: one begins to be; nothing of the layer that would be too large is allocated.
+        TooLarge: one begins to be; nothing of the layer that would be too large is allocated.
     """
-    with _Counting(FREE + TIMES * values, name):
+    most, calls = FREE + TIMES * held.values, CALLS + CALLS_EACH * held.tensors
+    with _Counting(most, calls, name, "which its files cannot fill"):
         yield
 
 
-def values_in(folder: Path) -> int:
-    """How many values the weights in a folder can be at most: one a byte."""
-    files = (p for p in folder.iterdir() if p.suffix in WEIGHTS)
-    return sum(p.stat().st_size for p in files if p.is_file())
+TRAINING = 16
+"""Bytes of memory for each value of a model that is trained: itself, its gradient, Adam's two."""
+
+
+@contextmanager
+def within_memory(name: str) -> Iterator[None]:
+    """Within the block no model is built that this machine has not the memory to train.
+
+    Raises:
+        TooLarge: as `filled_by`.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most, calls = max(FREE, memory // TRAINING), CALLS + CALLS_EACH * MOST_TENSORS
+    with _Counting(most, calls, name, "which this machine has not the memory to train"):
+        yield
+
+
+def held_in(tensors: Mapping[str, Tensor]) -> Held:
+    """How much tensors that were read hold."""
+    return Held(sum(t.numel() for t in tensors.values()), len(tensors))
+
+
+def held_by(folder: Path) -> Held:
+    """How much the files of weights in a folder hold at most; only their headers are read.
+
+    Raises:
+        ValueError: the header of one is damaged, or too long.
+    """
+    values = tensors = 0
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            shapes = shapes_in_file(path).values()
+            values += sum(map(math.prod, shapes))
+            tensors += len(shapes)
+        elif path.suffix in OTHERS:
+            values += path.stat().st_size
+            tensors += path.stat().st_size // 2**8
+    return Held(values, tensors)
+
+
+def shapes_in_file(path: Path) -> dict[str, list[int]]:
+    """The shapes by name in the header of a safetensors file.
+
+    Raises:
+        ValueError: the header is damaged, or too long, or says more than the file is long.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LONGEST_TEXT:
+                raise ValueError(f"a header of {length} bytes; allowed: {LONGEST_TEXT}")
+            head = read_object(file.read(length))
+        head.pop("__metadata__", None)
+        shapes = {name: _whole(about["shape"]) for name, about in head.items()}
+        if len(shapes) > MOST_TENSORS or sum(map(math.prod, shapes.values())) > path.stat().st_size:
+            raise ValueError("more than there is room for")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, its header cannot be read ({error})") from None
+    return shapes
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a ``config.json`` that asks for lists of a length that no model has.
+
+    Raises:
+        ValueError: it cannot be read, or a number of layers, labels or the like is too large.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    if path.stat().st_size > LONGEST_CONFIG:
+        raise ValueError(f"{path}: longer than {LONGEST_CONFIG} bytes")
+    try:
+        numbers = list(_numbers(read_object(path.read_bytes())))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, it cannot be read ({error})") from None
+    for key, value in numbers:
+        counted = any(x in key for x in _COUNTED) and not any(x in key for x in _NOT_COUNTED)
+        if counted and abs(value) > MOST_COUNTED:
+            raise ValueError(f"{path}: {key} is {str(value)[:20]}; allowed: up to {MOST_COUNTED}")
+
+
+def _numbers(said: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers in a config, under the keys that they are of; of a table its length."""
+    if isinstance(said, dict | list):
+        yield key, len(said)
+        inner = said.items() if isinstance(said, dict) else ((key, value) for value in said)
+        for name, value in inner:
+            yield from _numbers(value, name)
+    elif isinstance(said, int):
+        yield key, said

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fedprune.options.refusal import counted, refuse
-from fedprune.tasks.claims import filled_by, values_in
+from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.zoo import FAMILIES, Need
 from fedprune.tensors import NOTES
 
@@ -34,8 +34,8 @@ def build(config: Data, need: Need) -> nn.Module:
     output that it does not bring is initialised.
 
     Raises:
-        FileNotFoundError: it is none of these, or cannot be loaded.
-        ValueError: it is a family for another purpose.
+        FileNotFoundError: it is none of these.
+        ValueError: it is a family for another purpose, or a folder that cannot be loaded.
     """
     if config.model in FAMILIES:
         family = FAMILIES[config.model]
@@ -121,16 +121,17 @@ def _pad_with(model: nn.Module, pad: int) -> None:
 def _fetched(config: Data, need: Need) -> Any:
     """The weights as they were saved, but for a head of output of other classes."""
     auto = _auto(need.purpose)
-    how: dict[str, Any] = {"dtype": torch.float32}
+    how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    if need.purpose in CLASSIFYING:
+        how |= {"num_labels": need.classes, "ignore_mismatched_sizes": True}
+    model, about = from_pretrained(auto, config.model, config.task, **how)
+    if {name for name, _ in model.named_parameters()} <= set(about["missing_keys"]):
+        raise ValueError(
+            f"model={config.model!r}: its files hold none of its weights; allowed: a folder whose "
+            "config fits its weights"
+        )
     if need.purpose not in CLASSIFYING:
-        return from_pretrained(auto, config.model, config.task, **how)
-    model, about = from_pretrained(
-        *(auto, config.model, config.task),
-        **how,
-        num_labels=need.classes,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+        return model
     # Of every tensor that does not fit: its name, its shape in the file, its shape in the model.
     unlike: list[tuple[str, torch.Size, torch.Size]] = sorted(about["mismatched_keys"])
     for name, saved, wanted in unlike:
@@ -183,23 +184,24 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
     whether to run it. Of a pickle only tensors are read.
 
     Raises:
-        FileNotFoundError: one line that says why it is not to be had.
+        FileNotFoundError: there is no such folder, and no such hub id is to be had.
+        ValueError: one line that says why a folder cannot be loaded, whatever lies in it.
     """
     folder = Path(name).is_dir()
     here = {} if folder or reachable() else {"local_files_only": True}
     options["trust_remote_code"] = False  # left out, it is a question to who sits at the terminal
-    bounded = filled_by(values_in(Path(name)), f"model={name!r}") if folder else nullcontext()
-    with quiet(), _offline() if here else nullcontext(), bounded:
+    with quiet(), _offline() if here else nullcontext():
         try:
-            _check_kernels(name, here)
-            return auto.from_pretrained(name, **options, **here)
+            with _bounded(Path(name)) if folder else nullcontext():
+                _check_kernels(name, here)
+                return auto.from_pretrained(name, **options, **here)
         except UnpicklingError:  # torch's words for it end in how to run what is in there
             reason = "its weights are a pickle of more than tensors, which could run code"
         except Exception as error:  # files that hold anything make transformers raise anything
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
     allowed = "a folder that transformers saved a model and its tokenizer in"
     if folder:
-        raise FileNotFoundError(
+        raise ValueError(
             f"model={name!r}: {auto.__name__} cannot load it: {reason}; allowed: {allowed}"
         )
     raise FileNotFoundError(
@@ -233,6 +235,19 @@ def _entries(said: Any) -> Iterator[tuple[str, Any]]:
     for key, value in said.items() if isinstance(said, dict) else ():
         yield str(key), value
         yield from _entries(value)
+
+
+@contextmanager
+def _bounded(folder: Path) -> Iterator[None]:
+    """Within the block nothing is built that the files of a folder could not fill.
+
+    Raises:
+        ValueError: its config or a header asks for what no model has, or a model begins to be
+            built that is larger than they are.
+    """
+    check_config(folder)
+    with filled_by(held_by(folder), f"{folder}"):
+        yield
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import resource
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,15 @@ import torch
 from torch import nn
 
 from fedprune import RunConfig, federate, load
+from fedprune.client.host import build_host
 from fedprune.client.teacher import teacher_in
 from fedprune.codec.coded_file import CODED_NAME, MAGIC
-from fedprune.tasks.claims import CALLS, FREE, filled_by
-from fedprune.tasks.loading import from_pretrained
+from fedprune.config import configure
+from fedprune.tasks import claims
+from fedprune.tasks.claims import CALLS, FREE, Held, filled_by
+from fedprune.tasks.loading import build, from_pretrained
+from fedprune.tasks.task import Shard
+from fedprune.tasks.zoo import Need
 
 MB = 2**20
 
@@ -64,19 +71,111 @@ def test_what_a_file_cannot_fill_is_not_built(
     assert (after - before) * 1024 < 200 * MB
 
 
-def test_a_config_beside_few_weights_claims_no_large_model(tmp_path: Path):
-    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    small = GPT2Config(n_embd=16, n_layer=1, n_head=1, vocab_size=300, n_positions=16)
-    GPT2LMHeadModel(small).save_pretrained(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(about | {"n_embd": 2**16, "n_layer": 10**6}))
-    with pytest.raises(FileNotFoundError, match="claims a model of more than"):
-        from_pretrained(AutoModelForCausalLM, str(tmp_path), "shakespeare")
+    folder = tmp_path_factory.mktemp("small")
+    about = GPT2Config(n_embd=16, n_layer=1, n_head=1, vocab_size=300, n_positions=16)
+    GPT2LMHeadModel(about).save_pretrained(folder)
+    return folder
+
+
+def refused(folder: Path, said: str) -> None:
+    """Loading a folder of transformers is refused, in little memory."""
+    from transformers import AutoModelForCausalLM
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=said) as caught:
+            from_pretrained(AutoModelForCausalLM, str(folder), "shakespeare")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value).splitlines()) == 1
+    assert most < 30 * MB
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("about", "said"),
+    [
+        ({"n_embd": 2**16}, "claims a model of more than .* values"),
+        ({"vocab_size": 10**12}, "claims a model of more than .* values"),
+        ({"n_positions": 10**12}, "claims a model of more than .* values"),
+        ({"n_layer": 10**4}, "claims a model of more than .* parts"),
+        ({"n_layer": 10**6}, "n_layer is 1000000; allowed: up to 16384"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000; allowed"),
+        ({"id2label": {str(i): "x" for i in range(20_000)}}, "id2label is 20000; allowed"),
+        ({"text_config": {"num_hidden_layers": -(10**400)}}, "num_hidden_layers is -1000"),
+        ({"n_layer": "x"}, "n_layer"),
+        ({"n_head": 0}, "division"),
+        ({"pad": "x" * 2**22}, "longer than 4194304 bytes"),
+    ],
+    ids=lambda about: str(about)[:40],
+)
+def test_a_config_beside_few_weights_claims_no_large_model(
+    about: dict[str, Any], said: str, small: Path, tmp_path: Path
+):
+    foreign = shutil.copytree(small, tmp_path / "foreign")
+    before = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(before | about))
+    refused(foreign, said)
+
+
+def header(said: bytes) -> bytes:
+    return len(said).to_bytes(8, "little") + said
+
+
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "its header cannot be read"),
+        (b"\xff" * 8, "a header of 18446744073709551615 bytes"),
+        (header(b'{"a":' * 10**5), "nested too deeply"),
+        (header(b'{"a":1}'), "its header cannot be read"),
+        (header(json.dumps({str(i): EMPTY for i in range(40_000)}).encode()), "room"),
+        (header(json.dumps({"a": EMPTY | {"shape": [2**62, 4]}}).encode()), "room"),
+        (header(b"\xff\xff"), "its header cannot be read"),
+    ],
+)
+def test_a_header_of_a_file_of_weights_is_bounded(
+    content: bytes, said: str, small: Path, tmp_path: Path
+):
+    foreign = shutil.copytree(small, tmp_path / "foreign")
+    (foreign / "model.safetensors").write_bytes(content)
+    refused(foreign, said)
+
+
+def test_a_folder_without_any_of_its_weights_is_no_pretrained_model(small: Path, tmp_path: Path):
+    foreign = shutil.copytree(small, tmp_path / "foreign")
+    (foreign / "model.safetensors").write_bytes(header(b"{}"))
+    config = RunConfig(task="shakespeare", model=str(foreign), engine="inline")
+    with pytest.raises(ValueError, match="hold none of its weights"):
+        build(config, Need("causal", 98, 16))
+
+
+def test_a_server_has_no_device_build_more_than_fits_its_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(claims.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.get)
+    config = configure({"task": "shakespeare", "width": 4096, "depth": 64})
+    shards = {0: tiny_shard()}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="not the memory to train"):
+        build_host(config, shards, tried=True)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 30 * MB
+
+
+def tiny_shard() -> Shard:
+    rows = {"input_ids": torch.zeros(4, 128, dtype=torch.long)}
+    return Shard(rows, rows, rows)
+
+
+@pytest.mark.parametrize(
+    "made",
     [
         lambda: nn.Linear(2**20, 2**20),
         lambda: torch.zeros(2**16, 2**16),
@@ -90,11 +189,11 @@ def test_a_config_beside_few_weights_claims_no_large_model(tmp_path: Path):
         lambda: [nn.Linear(1000, 1000) for _ in range(30)],
     ],
 )
-def test_what_layers_allocate_is_counted(build: Callable[[], Any]):
-    with pytest.raises(ValueError, match="claims a model"), filled_by(0, "x"):
-        build()
+def test_what_layers_allocate_is_counted(made: Callable[[], Any]):
+    with pytest.raises(ValueError, match="claims a model"), filled_by(Held(0, 0), "x"):
+        made()
 
 
 def test_what_fits_is_built():
-    with filled_by(FREE // 4, "x"):
+    with filled_by(Held(FREE // 4, 2), "x"):
         assert sum(p.numel() for p in nn.Linear(4000, 4000).parameters()) == 16_004_000

@@ -1,0 +1,424 @@
+"""Whatever reads bytes of others gives a value or ValueError, whatever the bytes are.
+
+What is right is mutated part by part: bytes, and where a part is JSON the values in it; checksums
+are made to fit, as what one catches says nothing about what is behind it. What claims to be large
+is in `tests/codec/test_bounded.py` and `tests/tasks/test_claims.py`. Other numbers of inputs:
+
+    HOSTILE=100000 python -m pytest tests/test_fuzz.py
+"""
+
+import copy
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from fedprune.client.memory import Residuals, recalled
+from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
+from fedprune.codec.masks import MAGIC, VERSION, _checksum, decode_mask, encode_mask
+from fedprune.codec.model_digest import bits_of, edits_in, mask_bits
+from fedprune.codec.wire import (
+    Packet,
+    counted_of,
+    flags_of,
+    head_of,
+    more_of,
+    pack,
+    pack_flags,
+    pack_rungs,
+    plain_flags_of,
+    rungs_of,
+    values_of,
+)
+from fedprune.config import configure, recorded, to_toml
+from fedprune.export.folders import load
+from fedprune.export.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from fedprune.learning.candidates import Candidate, as_table, from_table
+from fedprune.privacy.ledger import read_ledger
+from fedprune.protocol.letters import Letter, folded_of, parts_in, sum_letter
+from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.protocol.origin import origin_of
+from fedprune.protocol.packets import (
+    decode_answer,
+    decode_question,
+    encode_answer,
+    encode_question,
+)
+from fedprune.records.checkpoint import load_state, save_state
+from fedprune.runtime.files import write_verified
+from fedprune.runtime.json_text import read_json
+from fedprune.secagg.keys import Keys
+from fedprune.secagg.messages import (
+    Call,
+    Reply,
+    call_letter,
+    call_of,
+    reply_letter,
+    reply_of,
+    table_bytes,
+    table_of,
+)
+from fedprune.server.state import State
+from fedprune.structure.edits import Edit, from_json, to_json
+from fedprune.tasks.claims import check_config, shapes_in_file
+from fedprune.tasks.rowfiles import READERS
+from fedprune.tensors import full_masks, state_of
+
+INPUTS = int(os.environ.get("HOSTILE", "5000"))
+
+GEN = torch.Generator().manual_seed(1)
+FLAGS = torch.rand(300, generator=GEN) < 0.3
+VALUES = torch.randn(300, generator=GEN)
+EDITS = (Edit("head", "a.b", (0, 2)), Edit("rank", "c", (4,)))
+PACKED = pack({"weight": 2.0, "totals": {"loss": 1.5}}, VALUES, "int4", more=VALUES, gen=GEN)
+
+CONFIG = configure({"task": "digits", "model": "mlp", "clients": 2, "cohort": 2, "rounds": 2})
+MODEL = dense_model(CONFIG)
+LAYOUT = layout_for(CONFIG, MODEL)
+WEIGHTS = state_of(MODEL)
+MASKS = full_masks(WEIGHTS, LAYOUT.prunable)
+FIRST = LAYOUT.prunable[0]
+QUESTION = Question(
+    *("tune", 3, WEIGHTS, MASKS, "wanda", 0, LAYOUT.prunable, {FIRST: WEIGHTS[FIRST]}),
+    *(False, 0.5, 0.01, "validation", 0.5),
+    candidates=(Candidate(), Candidate(0.5, {FIRST: 0.25})),
+    rungs={n: m.byte() for n, m in MASKS.items()},
+    counted={0: 1, 1: 2},
+    limit=1.0,
+)
+ALL = sum(w.numel() for w in WEIGHTS.values())
+ANSWER = encode_answer(
+    Answer(torch.randn(ALL, generator=GEN), 5.0, {"loss": 1.0, "count": 5.0}), QUESTION, "fp32"
+)
+FAILURE = Failure(1, "tune", "values", "why")
+SUM = sum_letter(
+    Aggregate(
+        VALUES.double(), 5.0, {"loss": 1.0}, FLAGS.long(), (0,), (FAILURE,), 700, norms=(1.0,)
+    )
+)
+PEERS = {3: b"k" * 128, 4: b"l" * 128}
+CALL = call_letter(
+    Call(
+        "unmask",
+        b"s" * 16,
+        (3, 4),
+        PEERS,
+        frozenset({3}),
+        frozenset({3}),
+        {3: PEERS},
+        b"",
+        {"v": 1},
+    )
+)
+REPLY = reply_letter(Reply(PEERS, {3: {4: b"x" * 40}}, failures=(), bytes_up=7))
+
+Decoder = Callable[..., Any]
+Parts = tuple[bytes, ...]
+
+
+def packet(*parts: bytes) -> Packet:
+    return Packet(*parts)
+
+
+def parts_of(whole: Packet) -> Parts:
+    return tuple(bytes(part) for part in vars(whole).values())
+
+
+def letter(names: tuple[str, ...], field: str, about: bytes, *buffers: bytes) -> Letter:
+    return Letter({field: about.decode(errors="replace")}, dict(zip(names, buffers, strict=True)))
+
+
+def lettered(read: Decoder, field: str, sent: Letter) -> tuple[Decoder, Parts]:
+    names = tuple(sent.buffers)
+    parts = (str(sent.fields[field]).encode(), *sent.buffers.values())
+    return (lambda *given: read(letter(names, field, *given))), parts
+
+
+DECODERS: dict[str, tuple[Decoder, Parts]] = {
+    "mask": (decode_mask, (encode_mask({"a": FLAGS.view(10, 30), "b": ~FLAGS[:7]}),)),
+    "mask of rare weights": (decode_mask, (encode_mask({"a": torch.arange(9000) % 997 == 0}),)),
+    "mask of known tensors": (
+        partial(decode_mask, most=300, shapes={"a": (10, 30)}),
+        (encode_mask({"a": FLAGS.view(10, 30)}),),
+    ),
+    "flags": (lambda data: flags_of(data, 300), (pack_flags(FLAGS),)),
+    "plain flags": (lambda data: plain_flags_of(data, 300), (bytes(38),)),
+    "rungs": (lambda data: rungs_of(data, 300), (pack_rungs(torch.arange(300).byte() % 4),)),
+    "edits": (edits_in, (bits_of({"a": FLAGS}, EDITS),)),
+    "edits as text": (lambda data: from_json(data.decode()), (to_json(EDITS).encode(),)),
+    "mask behind edits": (lambda d: decode_mask(mask_bits(d)), (bits_of({"a": FLAGS}, EDITS),)),
+    "values": (lambda *parts: values_of(packet(*parts)), parts_of(PACKED)),
+    "more": (lambda *parts: more_of(packet(*parts)), parts_of(PACKED)),
+    "head": (lambda data: head_of(Packet(data)), (bytes(PACKED.head),)),
+    "pairs": (counted_of, (bytes(range(16)),)),
+    "candidates": (
+        lambda data: from_table(read_json(data), ["a", "b"]),
+        (json.dumps(as_table((Candidate(), Candidate(0.5, {"b": 1.0})), ["a", "b"])).encode(),),
+    ),
+    "question": (
+        lambda *parts: decode_question(packet(*parts), LAYOUT),
+        parts_of(encode_question(QUESTION, "fp32")),
+    ),
+    "answer": (
+        lambda *parts: decode_answer(packet(*parts), QUESTION, 300),
+        parts_of(ANSWER),
+    ),
+    "coded file": (
+        from_coded,
+        (to_coded({"task": "digits", "plugin": ""}, {"a": VALUES * FLAGS}, {"a": FLAGS}),),
+    ),
+    "a device's parts": lettered(
+        lambda sent: parts_in(sent, [0, 1], "tune"),
+        "about",
+        Letter(
+            {"about": json.dumps({"answered": [0], "failures": [vars(FAILURE)]})},
+            {"0.head": bytes(ANSWER.head), "0.values": bytes(ANSWER.values)},
+        ),
+    ),
+    "a sum": lettered(lambda sent: folded_of(sent, [0, 1], "tune"), "about", SUM),
+    "a call of a secure sum": lettered(call_of, "call", CALL),
+    "a reply in it": lettered(lambda sent: reply_of(sent, [3, 4], "keys", 32), "about", REPLY),
+    "a table in it": (table_of, (table_bytes({3: PEERS}),)),
+    "keys in it": (Keys.from_bytes, (b"k" * 128,)),
+    "a configuration": (lambda data: recorded(data.decode()), (to_toml(CONFIG).encode(),)),
+}
+
+
+def odd(found: Any, random_: random.Random) -> Any:
+    """Something else in the place of a value of JSON."""
+    others = [None, True, -1, 0, 10**400, -(10**30), 1.5, -0.0, float("nan"), float("inf"), 2**63]
+    others += ["", "x", "\ud800", "\u202e\x1b[31m", "é" * 3000, [], {}, [[]], [found, found]]
+    return random_.choice([*others, {"a": found}, [found] * 3, str(found)[:50]])
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Containers within a value of JSON, and the keys in them."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in list(keys):
+        yield value, key
+        yield from places(value[key])
+
+
+def said_otherwise(data: bytes, random_: random.Random) -> bytes:
+    """JSON with a few of its values, or names, other ones."""
+    said = json.loads(data)
+    for _ in range(random_.randint(1, 3)):
+        found = list(places(said))
+        if not found:
+            break
+        within, key = random_.choice(found)
+        if random_.random() < 0.15:
+            del within[key]
+        elif isinstance(within, dict) and random_.random() < 0.1:
+            within[random_.choice(["x", "\ud800", key + key])] = within.pop(key)
+        else:
+            within[key] = copy.deepcopy(odd(within[key], random_))
+    text = json.dumps(said)
+    if text.startswith("{") and random_.random() < 0.1:
+        text = text[:-1] + "," + text[1:]  # every name twice
+    return text.encode()
+
+
+def cut_and_pasted(data: bytes, random_: random.Random) -> bytes:
+    """The data with bytes changed, cut out, doubled or swapped for another kind's."""
+    out = bytearray(data)
+    for _ in range(random_.randint(1, 4)):
+        at = random_.randrange(len(out) + 1)
+        match random_.randrange(5):
+            case 0 if out:
+                byte = random_.choice([0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)])
+                out[at % len(out)] = byte
+            case 1:
+                del out[at : at + random_.randint(1, 9)]
+            case 2:
+                out[at:at] = out[at : at + random_.randint(1, 40)]
+            case 3:
+                out[at:at] = random_.randbytes(random_.randint(1, 9))
+            case _:
+                out = out[:at]
+    return bytes(out)
+
+
+def mutated(data: bytes, random_: random.Random) -> bytes:
+    if data[:1] in (b"{", b"[") and random_.random() < 0.7:
+        try:
+            return said_otherwise(data, random_)
+        except ValueError:  # several values, or what is no JSON any more
+            pass
+    return cut_and_pasted(data, random_)
+
+
+def repaired(name: str, data: bytes) -> bytes:
+    """With a checksum that fits."""
+    if data[:4] == MAGIC and len(data) > 13:
+        return MAGIC + bytes([VERSION]) + _checksum(data[13:]) + data[13:]
+    if name == "coded file" and len(data) > 40:
+        return with_head(data, lambda head: head)
+    return data
+
+
+def with_head(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A coded file with another head, and a checksum that fits."""
+    end = 12 + int.from_bytes(data[8:12], "little")
+    head = change(data[12:end])
+    body = data[:8] + len(head).to_bytes(4, "little") + head + data[end:-32]
+    return body + hashlib.sha256(body).digest()
+
+
+def refusals(name: str, decode: Decoder, right: Parts, inputs: int) -> int:
+    """How many of so many mutated inputs are refused, each by a ValueError."""
+    random_, refused = random.Random(name), 0
+    decode(*right)
+    full = [i for i, part in enumerate(right) if part]
+    for _ in range(inputs):
+        parts = list(right)
+        for at in random_.sample(full, random_.randint(1, min(2, len(full)))):
+            if name == "coded file" and random_.random() < 0.5:
+                parts[at] = with_head(parts[at], lambda head: said_otherwise(head, random_))
+            else:
+                parts[at] = repaired(name, mutated(parts[at], random_))
+        try:
+            decode(*parts)
+        except ValueError:
+            refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_any_bytes_give_a_value_or_a_value_error(name: str):
+    inputs = INPUTS // (len(DECODERS) + len(FILES))
+    refused = refusals(name, *DECODERS[name], inputs)
+    assert refused > inputs // 20, "much of what is changed is noticed"
+
+
+def coded(folder: Path) -> tuple[Path, Decoder]:
+    path = folder / CODED_NAME
+    path.write_bytes(to_coded(origin_of(CONFIG), WEIGHTS, MASKS))
+    return path, lambda: load(folder)
+
+
+def manifest(folder: Path) -> tuple[Path, Decoder]:
+    write_manifest(folder, {"task": "digits", "plugin": "", "config": {}, "edits": []})
+    return folder / MANIFEST_NAME, lambda: read_manifest(folder)
+
+
+def checkpoint(folder: Path) -> tuple[Path, Decoder]:
+    path = folder / "pruned.safetensors"
+    save_state(State(1, WEIGHTS, MASKS, {}), path)
+    return path, lambda: load_state(path)
+
+
+def residual(folder: Path) -> tuple[Path, Decoder]:
+    path = folder / "0-2.safetensors"
+    write_verified(path, save({n: w.contiguous() for n, w in WEIGHTS.items()}))
+    return path, lambda: recalled(Residuals(folder), 0, 2, WEIGHTS, MASKS)
+
+
+def ledger(folder: Path) -> tuple[Path, Decoder]:
+    path = folder / "privacy.jsonl"
+    path.write_text('{"round": 1, "chain": "x"}\n')
+    return path, lambda: None if path.read_bytes() == b"" else read_ledger(path)
+
+
+def header(folder: Path) -> tuple[Path, Decoder]:
+    path = folder / "model.safetensors"
+    path.write_bytes(save({"a": torch.zeros(3, 4), "b": torch.zeros(2)}))
+    return path, lambda: shapes_in_file(path)
+
+
+def settings(folder: Path) -> tuple[Path, Decoder]:
+    path = folder / "config.json"
+    path.write_text(json.dumps({"n_layer": 2, "id2label": {"0": "a"}, "text_config": {"x": [1]}}))
+    return path, lambda: check_config(folder)
+
+
+FILES: dict[str, Callable[[Path], tuple[Path, Decoder]]] = {
+    "model.fedprune": coded,
+    "fedprune.json": manifest,
+    "a checkpoint": checkpoint,
+    "a residual": residual,
+    "a ledger": ledger,
+    "a header of safetensors": header,
+    "a config of transformers": settings,
+}
+
+
+ROWS = {
+    ".csv": b'client,text,label\n1,a b,0.10\n2,"c, d",1\n3,e,0\n',
+    ".tsv": b"client\ttext\n1\ta\n2\tb\n",
+    ".jsonl": b'{"text": "a", "n": [1, 2]}\n{"text": "b", "n": null}\n',
+    ".json": b'[{"text": "a", "n": 1e400}, {"text": "b"}]',
+    ".txt": b"a\nb\n\xc3\xa9\n",
+    ".conll": b"a O\nb B-x\n\nc O\n",
+}
+
+for _suffix in ROWS:
+    FILES[f"rows of {_suffix}"] = lambda folder, suffix=_suffix: (
+        folder / f"a{suffix}",
+        lambda: READERS[suffix](folder / f"a{suffix}", None),
+    )
+
+
+def made_sound(path: Path, content: bytes) -> None:
+    """Write what was mutated with a digest that fits it."""
+    if path.suffix == ".safetensors" and path.name != "model.safetensors":
+        write_verified(path, content)
+    elif path.name == MANIFEST_NAME:
+        said = read_json(content)
+        files = said.pop("files", None) if isinstance(said, dict) else None
+        said = {**said, "files": files} if files is not None else said
+        del said["sha256"]
+        text = json.dumps(said, sort_keys=True)
+        path.write_text(json.dumps({**said, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_gives_a_value_or_a_value_error(name: str, tmp_path: Path):
+    if name.startswith("rows"):
+        (tmp_path / f"a{name[8:]}").write_bytes(ROWS[name[8:]])
+    path, decode = FILES[name](tmp_path)
+    right, random_ = path.read_bytes(), random.Random(name)
+    inputs = INPUTS // (len(DECODERS) + len(FILES))
+    for _ in range(inputs):
+        if path.name == CODED_NAME:
+            said = partial(said_otherwise, random_=random_)
+            content = with_head(right, said)
+        elif path.suffix == ".safetensors" and path.name != "model.safetensors":
+            content = mutated_tensors(right[:-40], random_)
+        else:
+            content = mutated(right, random_)
+        try:
+            made_sound(path, content)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            path.write_bytes(content)
+        with suppress(ValueError, FileNotFoundError):  # a file that a manifest names may be gone
+            decode()
+
+
+def mutated_tensors(data: bytes, random_: random.Random) -> bytes:
+    """A safetensors file with another header, or other bytes."""
+    if random_.random() < 0.3:
+        return cut_and_pasted(data, random_)
+    end = 8 + int.from_bytes(data[:8], "little")
+    head = said_otherwise(data[8:end], random_)
+    if random_.random() < 0.7:
+        said = json.loads(data[8:end])
+        rest = said.get("__metadata__", {}).get("fedprune")
+        if rest:
+            said["__metadata__"]["fedprune"] = said_otherwise(rest.encode(), random_).decode()
+            head = json.dumps(said).encode()
+    return len(head).to_bytes(8, "little") + head + data[end:]
