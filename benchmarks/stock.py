@@ -20,7 +20,7 @@ from fedprune.client.host import Host, build_host, released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.protocol.checks import check
-from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Question, as_sum
 from fedprune.protocol.packets import decode_answer, decode_question, encode_question
 from fedprune.structure.layout import Layout
@@ -32,14 +32,14 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Decode the question, answer it for this node's partition, encode the answer."""
     config, packet = _opened(message)
-    host = _house(str(config["toml"]))
+    host = _host(str(config["toml"]))
     partition = int(context.node_config["partition-id"])
     answer = released(host, decode_question(packet, host.layout), partition)
     return Message(_content(answer, {"partition": partition}), reply_to=message)
 
 
 @functools.lru_cache(maxsize=1)
-def _house(toml: str) -> Host:
+def _host(toml: str) -> Host:
     return build_host(recorded(toml))
 
 

@@ -3,7 +3,7 @@
 `run` is the loop. It knows one port, *ask*: "put this question to these partitions and give me
 their answers, folded into one sum". Engines implement it (inline, a Flower grid); nothing here
 knows Flower, Ray, a clock or a global random number. This is the server's half; how it decides a
-mask is in `deciding`, the client's half is in `answering`.
+mask is in `fedprune.methods`, the client's half is in `fedprune.client.answers`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.options.values import for_flower
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.protocol.models import dense_model, layout_for, shaped
 from fedprune.protocol.packets import encode_answer, encode_question

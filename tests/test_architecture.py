@@ -165,7 +165,7 @@ def test_of_flower_only_what_is_public_but_for_one_function():
 @pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_no_clock_and_no_global_random_in_the_core(path: Path):
     name = name_of(path)
-    # A run's log has times, and latency is what `measuring` is asked for; no bit of a result is.
+    # A run's log has times, and latency is what `measure` is asked for; no bit of a result is.
     # What `process` keeps of the global generators it puts back.
     spared = {"fedprune.run", "fedprune.export.measure", "fedprune.runtime.process"}
     # A client that hangs is found out by a clock, and so is a device that does not answer.

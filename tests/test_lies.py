@@ -14,7 +14,7 @@ from fedprune.client.context import ClientContext
 from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
-from fedprune.protocol.kinds import Form
+from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import (
     LOUD,
     Aggregate,

@@ -20,7 +20,7 @@ from fedprune.client.host import (
 from fedprune.codec.masks import encode_mask, mask_digest
 from fedprune.config.kinds import KINDS
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import (
     Aggregate,
     Answer,

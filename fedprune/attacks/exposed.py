@@ -20,7 +20,7 @@ from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import gaussian, seeded_source
 from fedprune.protocol.checks import check
-from fedprune.protocol.kinds import Form, fitting, form_of
+from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.packets import decode_answer
 from fedprune.randomness import generator

@@ -28,7 +28,7 @@ from fedprune.learning.local_training import (
     step_batches,
     tune,
 )
-from fedprune.protocol.kinds import fitting, form_of
+from fedprune.protocol.forms import fitting, form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.randomness import generator, seeded

@@ -24,7 +24,7 @@ from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Backward, Done
 from fedprune.privacy.noise import Source, gaussian, uniforms
-from fedprune.protocol.kinds import fitting
+from fedprune.protocol.forms import fitting
 from fedprune.protocol.messages import Question
 from fedprune.protocol.noise import source_for
 from fedprune.scores.catalog import SCORES, scores_of

@@ -41,7 +41,7 @@ from fedprune.protocol.client_privacy import (
     noises_itself,
     silenced,
 )
-from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import (
     Aggregate,
     Answer,

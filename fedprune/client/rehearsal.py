@@ -25,7 +25,7 @@ from fedprune.config import RunConfig
 from fedprune.options.refusal import ConfigError, Refused, refuse
 from fedprune.protocol.checks import check
 from fedprune.protocol.choice import evidence_about
-from fedprune.protocol.kinds import LARGEST, form_of
+from fedprune.protocol.forms import LARGEST, form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import seeded
 from fedprune.redundancy.moments import measurable
@@ -296,7 +296,8 @@ def _evidence(trial: Trial) -> Evidence:
     count = float(client.task.labels(client.shard.train))
     dummy = None if client.task.dummy is None else client.task.dummy(c)
     about = {"sums": {}, "count": count, "model": client.model, "dummy": dummy}
-    return evidence_about(question, client.layout.prunable, c, client.layout, **about)
+    held = (question.weights, question.masks, question.round)
+    return evidence_about(held, client.layout.prunable, c, client.layout, **about)
 
 
 def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:

@@ -15,7 +15,7 @@ from fedprune.options.refusal import Refused
 from fedprune.privacy.randomised_response import flip_probability, responded
 from fedprune.protocol.choice import Wanted, chosen, evidence_about
 from fedprune.protocol.client_privacy import finite
-from fedprune.protocol.kinds import fitting
+from fedprune.protocol.forms import fitting
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.protocol.votes import vote_units_of
@@ -81,7 +81,8 @@ def _evidence(
     question: Question, client: ClientContext, names: tuple[str, ...], **more: Any
 ) -> Evidence:
     labels = client.task.labels(_examples(question, client))
-    return evidence_about(question, names, client.config, client.layout, count=labels, **more)
+    held = (question.weights, question.masks, question.round)
+    return evidence_about(held, names, client.config, client.layout, count=labels, **more)
 
 
 def answer_score(question: Question, client: ClientContext) -> Answer:

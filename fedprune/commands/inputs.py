@@ -13,7 +13,7 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.commands.subject import Subject
 from fedprune.export.measure import Forward
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import Inputs, inputs_from, measurable, questions, together
 from fedprune.structure.layout import Layout

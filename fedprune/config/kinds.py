@@ -1,7 +1,7 @@
 """Kinds of question: what each is to the wire, the ledger, the fleet and the screen.
 
 What a client answers to one is in `fedprune.client.answers.ANSWERS`, what its answer consists of in
-`fedprune.protocol.kinds`.
+`fedprune.protocol.forms`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.edits import Edits
 from fedprune.structure.groups import Group, Structure, structure_of
-from fedprune.structure.kinds import family_name
+from fedprune.structure.layer_kinds import family_name
 
 
 class Unplain(ValueError):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.kinds import TABLES, is_plain_layer, is_transposed
+from fedprune.structure.layer_kinds import TABLES, is_plain_layer, is_transposed
 from fedprune.structure.layers import bypassed
 
 KINDS = {

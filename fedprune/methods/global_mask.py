@@ -12,7 +12,7 @@ from fedprune.learning.averaging import decided
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.randomised_response import debiased, flip_probability
 from fedprune.protocol.choice import Wanted, chosen
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.origin import coded_size
 from fedprune.protocol.votes import vote_units_of

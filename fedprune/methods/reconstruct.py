@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of, refit
 from fedprune.server.ask import Bench
 from fedprune.server.state import Plan, State

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedprune.methods.global_mask import pruned
 from fedprune.options.refusal import ConfigError
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.redundancy.dead import Units, never_active, never_read
 from fedprune.redundancy.duplicates import equal_matrices
 from fedprune.redundancy.lowrank import Matrix, Ranks, ranks_for_budget, ranks_for_energy
@@ -29,7 +29,7 @@ from fedprune.server.shrink import fitted, shrunk
 from fedprune.server.state import Plan, State, undone
 from fedprune.structure.cuts import alive_units
 from fedprune.structure.edits import Edit, Edits
-from fedprune.structure.kinds import is_plain_layer
+from fedprune.structure.layer_kinds import is_plain_layer
 from fedprune.structure.layers import groups, layers_of
 from fedprune.structure.layout import as_rows
 from fedprune.structure.low_rank_layers import Factored, truncated

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedprune.options.refusal import Refused
-from fedprune.protocol.kinds import (
+from fedprune.protocol.forms import (
     LARGEST,
     MANY,
     Form,

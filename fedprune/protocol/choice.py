@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.randomness import derive, generator
@@ -13,22 +13,6 @@ from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import above, select
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors
-
-
-class Held(Protocol):
-    """What has weights and masks in a round: the server's state, or a question."""
-
-    @property
-    def round(self) -> int:
-        """The round."""
-
-    @property
-    def weights(self) -> Tensors:
-        """By name."""
-
-    @property
-    def masks(self) -> Masks:
-        """By name."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +31,28 @@ class Wanted:
 
 
 def evidence_about(
-    held: Held, names: Sequence[str], config: RunConfig, layout: Layout, **seen: Any
+    held: tuple[Tensors, Masks, int],
+    names: Sequence[str],
+    config: RunConfig,
+    layout: Layout,
+    **seen: Any,
 ) -> Evidence:
     """What is scored with, server or client: the weights held, and numbers that both draw.
 
     Args:
-        held: whose weights and masks, in which round.
+        held: weights and masks, and the round they are of.
         names: the tensors to score.
         config: complete configuration.
         layout: the model's layout.
         seen: the further attributes of `Evidence`.
     """
+    weights, masks, round_ = held
     return Evidence(
-        weights={n: held.weights[n] for n in names},
-        masks={n: held.masks[n] for n in names},
+        weights={n: weights[n] for n in names},
+        masks={n: masks[n] for n in names},
         layout=layout,
-        generator=generator(config.seed, "score", held.round),
-        seed=derive(config.seed, "score", held.round),
+        generator=generator(config.seed, "score", round_),
+        seed=derive(config.seed, "score", round_),
         probes=config.probes or 0,
         unit=config.unit,
         **seen,

@@ -9,7 +9,7 @@ from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
-from fedprune.protocol.kinds import Form
+from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import (
     Aggregate,
     Answer,

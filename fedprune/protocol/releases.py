@@ -27,7 +27,7 @@ from fedprune.scores.combine import COMBINES
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
-    from fedprune.protocol.kinds import Form
+    from fedprune.protocol.forms import Form
     from fedprune.structure.layout import Layout
 
 OPEN = "released as it is"

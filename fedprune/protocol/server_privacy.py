@@ -25,7 +25,7 @@ from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.noise import Source, gaussian
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.client_privacy import asks_signed
-from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.noise import source_of

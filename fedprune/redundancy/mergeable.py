@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.randomness import generator
-from fedprune.structure.kinds import CONVOLUTIONS, is_layer
+from fedprune.structure.layer_kinds import CONVOLUTIONS, is_layer
 from fedprune.structure.low_rank_layers import rows_of
 
 Run = Callable[[nn.Module], Tensor]

@@ -27,7 +27,7 @@ from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
 from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
-from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.letters import size_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.packets import decode_question, on_own_mask

@@ -16,7 +16,7 @@ from fedprune.codec.wire import Packet, pack_flags
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused, counted
 from fedprune.protocol.checks import check_sum
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.letters import size_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.packets import encode_question

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fedprune.config import RunConfig
 from fedprune.privacy.discretise import Noise, noise_for
 from fedprune.privacy.noise import Source, skellam
-from fedprune.protocol.kinds import Form
+from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import Question
 from fedprune.protocol.releases import most_votes, releases_of
 from fedprune.secagg.ring import Ring

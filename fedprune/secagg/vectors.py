@@ -22,7 +22,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import ConfigError, Refused, counted
 from fedprune.privacy.discretise import Noise
 from fedprune.privacy.ranges import COARSER, MOST, RANGES
-from fedprune.protocol.kinds import Form, Shapes, fitting
+from fedprune.protocol.forms import Form, Shapes, fitting
 from fedprune.protocol.messages import Aggregate, Answer
 from fedprune.secagg.fixed_point import (
     OUT_OF_RANGE,

@@ -10,7 +10,7 @@ from fedprune.codec.model_digest import model_digest
 from fedprune.codec.wire import digest_of
 from fedprune.config.kinds import KINDS
 from fedprune.protocol.choice import evidence_about
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.scores.catalog import scores_of
@@ -143,4 +143,5 @@ def evidence_of(state: State, plan: Plan, names: tuple[str, ...]) -> Evidence:
         plan.model.eval()
     wanted = names or plan.layout.prunable
     seen = {"sums": {}, "count": 1.0, "model": plan.model, "dummy": plan.dummy}
-    return evidence_about(state, wanted, plan.config, plan.layout, **seen)
+    held = (state.weights, state.masks, state.round)
+    return evidence_about(held, wanted, plan.config, plan.layout, **seen)

@@ -28,7 +28,7 @@ from fedprune.structure.channels.groups import (
 )
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import FAMILIES
-from fedprune.structure.kinds import family_name
+from fedprune.structure.layer_kinds import family_name
 from fedprune.tasks.task import Loss, Part, Task
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def recognised(model: nn.Module, structure: str, config: Data, task: Task) -> nn
 
 
 def recognise(model: nn.Module, run: Run, dummy: Part) -> nn.Module:
-    """The model with its channels kept on it, where `channels.roles_of` finds them.
+    """The model with its channels kept on it, where `channels.groups.roles_of` finds them.
 
     Only channels that can be cut without a difference are kept: with half of a group gone, cut and
     masked copies gave the same losses on random examples, in float64. What happens on branches that

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.kinds import CONVOLUTIONS, TABLES
+from fedprune.structure.layer_kinds import CONVOLUTIONS, TABLES
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Loss, Part, examples
 

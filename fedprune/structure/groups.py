@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.kinds import family_name, is_layer, is_transposed
+from fedprune.structure.layer_kinds import family_name, is_layer, is_transposed
 from fedprune.structure.low_rank_layers import makes, reads
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from fedprune.structure.kinds import CONVOLUTIONS, is_layer
+from fedprune.structure.layer_kinds import CONVOLUTIONS, is_layer
 
 Seen = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 """Called with a weight's name, the layer, its input and its output; may return another output."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.channels.groups import channel_groups
 from fedprune.structure.groups import Structure, structure_of
-from fedprune.structure.kinds import is_layer, is_transposed
+from fedprune.structure.layer_kinds import is_layer, is_transposed
 from fedprune.structure.prunable import prunable_of, staying
 from fedprune.tensors import NOTES, Tensors, frozen_of, state_of
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.structure.edits import Edit
-from fedprune.structure.kinds import (
+from fedprune.structure.layer_kinds import (
     CONVOLUTIONS,
     is_plain_layer,
     is_transposed,

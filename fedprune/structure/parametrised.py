@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from fedprune.structure.kinds import is_layer
+from fedprune.structure.layer_kinds import is_layer
 
 
 def refuse_computed(model: nn.Module, output: Sequence[str], exclude: Sequence[str]) -> None:

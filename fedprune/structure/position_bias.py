@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.structure.kinds import family_name
+from fedprune.structure.layer_kinds import family_name
 
 
 def attend_with(attention: nn.Module, kept: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from fedprune.structure.kinds import TABLES, is_layer
+from fedprune.structure.layer_kinds import TABLES, is_layer
 from fedprune.structure.parametrised import refuse_computed
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedprune.structure.groups import Family
-from fedprune.structure.kinds import family_name
+from fedprune.structure.layer_kinds import family_name
 
 
 class Bias(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedprune.structure.edits import Edit
-from fedprune.structure.kinds import is_layer
+from fedprune.structure.layer_kinds import is_layer
 
 
 def share_weight(model: nn.Module, edit: Edit) -> None:

@@ -23,7 +23,7 @@ from fedprune.structure.groups import (
     lanes,
     out_in,
 )
-from fedprune.structure.kinds import family_name, is_transposed
+from fedprune.structure.layer_kinds import family_name, is_transposed
 from fedprune.structure.low_rank_layers import factor, makes, reads
 from fedprune.structure.position_bias import Positions, attend_with, is_unread
 from fedprune.structure.removal import (

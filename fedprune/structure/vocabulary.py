@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.structure.edits import Edit
-from fedprune.structure.kinds import is_layer, plain_kind
+from fedprune.structure.layer_kinds import is_layer, plain_kind
 
 Fresh = dict[Tensor, nn.Parameter]
 """The new parameters by the old ones."""

@@ -17,7 +17,7 @@ from fedprune.client.host import Host, released
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import MASKS
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.packets import decode_answer
 from fedprune.scores.combine import COMBINES, NORMALISE
@@ -78,7 +78,7 @@ ORACLES: dict[str, Callable[[np.ndarray, list[int]], np.ndarray]] = {
 
 
 def combined(aggregate: Aggregate, name: str) -> np.ndarray:
-    """What the server makes of the sum, as `deciding` does."""
+    """What the server makes of the sum, as `methods.global_mask` does."""
     merge = COMBINES[name].merge
     assert aggregate.total is not None
     if merge is None:

@@ -26,7 +26,7 @@ from fedprune.config import with_values
 from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.privacy.clipping import clipped, scaled
 from fedprune.privacy.noise import seeded_source
-from fedprune.protocol.kinds import fitting
+from fedprune.protocol.forms import fitting
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.noise import source_for

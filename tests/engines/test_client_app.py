@@ -15,7 +15,7 @@ from fedprune.client.host import Host, bytes_down
 from fedprune.codec.coded_file import to_coded
 from fedprune.codec.wire import head_of
 from fedprune.config import to_toml
-from fedprune.engines.flower.client_app import _device_house, app
+from fedprune.engines.flower.client_app import _device_host, app
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.letters import (
     Letter,
@@ -196,7 +196,7 @@ def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[Host, Questio
     context = device(folder, 3)
     hello(context, host.config)
     (folder / "a.npz").unlink()
-    _device_house.cache_clear()  # on a device every message is answered in a process of its own
+    _device_host.cache_clear()  # on a device every message is answered in a process of its own
     (seen,) = parts(ask(context, host.config, score(question), [3]), [3])
     assert seen.failure is not None
     assert (seen.failure.partition, seen.failure.phase) == (3, "score")
@@ -213,10 +213,10 @@ def test_a_device_tries_its_data_once_and_other_data_again(
     )
     context = device(folder)
     for _ in range(2):
-        _device_house.cache_clear()  # as if another process answered
+        _device_host.cache_clear()  # as if another process answered
         ask(context, host.config, score(question), [2])
     assert len(tried) == 1
     np.savez(folder / "b.npz", images=np.ones((30, 8, 8)), labels=np.arange(30) % 10)
-    _device_house.cache_clear()
+    _device_host.cache_clear()
     ask(context, host.config, score(question), [2])
     assert len(tried) == 2

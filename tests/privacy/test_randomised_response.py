@@ -21,7 +21,7 @@ from fedprune.privacy.randomised_response import (
     flip_probability,
     responded,
 )
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.votes import response_release, told, vote_units_of
 from fedprune.server.ask import evidence_of

@@ -8,7 +8,7 @@ from fedprune.client.host import Host, build_host
 from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.client_privacy import defended, leaving, silenced
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Failure, Question
 from fedprune.server.state import first_state
 

@@ -16,7 +16,7 @@ from fedprune.learning.candidates import HERE, Candidate
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.release import Release
 from fedprune.protocol.client_privacy import leaving
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import (
     Aggregate,
     Answer,

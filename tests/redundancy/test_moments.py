@@ -3,7 +3,7 @@ import torch
 
 from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import inputs_from, questions, together
 from fedprune.structure.layers import input_rows, layers_of, watching

@@ -11,7 +11,7 @@ from fedprune import Result, RunConfig, federate
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.methods.reconstruct import in_order, reconstructed
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.reconstruction import (
     RECONSTRUCTIONS,

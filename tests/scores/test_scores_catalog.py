@@ -25,7 +25,7 @@ from torch.nn.utils import prune
 from fedprune.client.host import Host
 from fedprune.config import with_values
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.randomness import derive, generator
 from fedprune.scores.catalog import SCORES

@@ -12,7 +12,7 @@ from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.client.host import Host, serve
 from fedprune.engines.inline import inline_port
 from fedprune.engines.inline_sums import inline_transport
-from fedprune.protocol.kinds import form_of
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.packets import encode_question

@@ -91,9 +91,9 @@ def in_one_process() -> Iterator[None]:
     """What lets several devices be in one process, each with a host of its own."""
     # Flower 1.41 makes no Message outside a task of its own.
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    build = fedprune.engines.flower.client_app._device_house.__wrapped__
+    build = fedprune.engines.flower.client_app._device_host.__wrapped__
     with patch.object(
-        fedprune.engines.flower.client_app, "_device_house", functools.lru_cache(maxsize=8)(build)
+        fedprune.engines.flower.client_app, "_device_host", functools.lru_cache(maxsize=8)(build)
     ):
         yield
 

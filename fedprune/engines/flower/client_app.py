@@ -68,7 +68,7 @@ def hello(message: Message, context: Context) -> Message:
     config = _config_text(_letter(message), context)
     about: dict[str, Any] = {"device": _is_device(context), "labels": {}}
     try:
-        about["labels"] = labels_of(_house(config, context))
+        about["labels"] = labels_of(_host(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         log.exception("this node cannot take part")
         about["failure"] = asdict(_failed(config, _first_partition(context), "hello", error))
@@ -111,7 +111,7 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
     stage = "secure"
     try:
         call = call_of(letter)
-        stage, host = call.stage, _house(config, context)
+        stage, host = call.stage, _host(config, context)
         if not _is_device(context):
             if host.config.noise_source == "secret" and not noised(host.config):
                 what = "noise-source='secret': a worker of a simulation keeps no secret"
@@ -147,7 +147,7 @@ def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> 
     """
     partitions = letter.fields["partitions"]
     try:
-        host = _house(config, context)
+        host = _host(config, context)
         if not _is_device(context):
             return sum_letter(serve(host, packet, partitions))
         parts = parts_of(host, packet, partitions)
@@ -233,11 +233,11 @@ def _named(letter: Letter, name: str) -> str:
     return text_of(read_object(letter.fields["head"], LONGEST_HEAD), name, "")
 
 
-def _house(text: str, context: Context) -> Host:
+def _host(text: str, context: Context) -> Host:
     """This process's resident model and shards for a configuration."""
     if not _is_device(context):
-        return _simulated_house(text)
-    host, digest = _device_house(text, str(context.node_config["data"]), _partitions(context))
+        return _simulated_host(text)
+    host, digest = _device_host(text, str(context.node_config["data"]), _partitions(context))
     record = context.state.config_records.get("rehearsed")
     if not record or record["digest"] != digest:
         rehearse(host.task, host.config, host.model, host.layout, host.shards)
@@ -246,12 +246,12 @@ def _house(text: str, context: Context) -> Host:
 
 
 @functools.lru_cache(maxsize=1)
-def _simulated_house(text: str) -> Host:
+def _simulated_host(text: str) -> Host:
     return build_host(recorded(text))
 
 
 @functools.lru_cache(maxsize=1)
-def _device_house(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Host, str]:
+def _device_host(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Host, str]:
     """The host of a device, not rehearsed yet, and a digest of configuration and data."""
     check_of_this_app(str(all_keys(text).get("plugin", "")))
     config = recorded(text)

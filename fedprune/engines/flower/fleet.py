@@ -225,7 +225,7 @@ class Fleet:
         """Whether the nodes are workers of a simulation, which keep nothing between messages."""
         return not any(node.device for node in self.nodes.values())
 
-    def seats(self, partitions: Sequence[int]) -> list[Assignment]:
+    def assignments(self, partitions: Sequence[int]) -> list[Assignment]:
         """Who is asked for what, in the order in which sums are added."""
         if not self.simulated():
             return _by_device(sorted(partitions), self._holders())
@@ -235,13 +235,13 @@ class Fleet:
 
 
 def _by_device(partitions: Sequence[int], holders: Mapping[int, int]) -> list[Assignment]:
-    """One seat a device that holds any of the partitions, and one for each that nobody holds."""
-    seats: dict[int, Assignment] = {}
+    """One for each device that holds any of the partitions, and one for each that nobody holds."""
+    assignments: dict[int, Assignment] = {}
     for p in partitions:
         node = holders.get(p)
-        # A partition that nobody holds is a seat by itself; keys below 0 are no node ids.
-        seats.setdefault(-1 - p if node is None else node, (node, []))[1].append(p)
-    return list(seats.values())
+        # A partition that nobody holds has one by itself; keys below 0 are no node ids.
+        assignments.setdefault(-1 - p if node is None else node, (node, []))[1].append(p)
+    return list(assignments.values())
 
 
 def _refusal(reason: str) -> str:

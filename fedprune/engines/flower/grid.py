@@ -22,7 +22,7 @@ from fedprune.engines.flower.mail import (
 from fedprune.engines.flower.sealed import sealed_sums
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check_sum
-from fedprune.protocol.kinds import Form, form_of
+from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.letters import (
     Letter,
     folded_of,
@@ -93,9 +93,9 @@ def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[
         packet = encode_question(question, config.wire)
         packet = replace(packet, values=bytes(packet.values))  # once, not once a host
         form = form_of(question, config, layout_at(config, question.edits))
-        seats = dict(enumerate(fleet.seats(partitions)))
+        assignments = dict(enumerate(fleet.assignments(partitions)))
         hosts = list(grouped(partitions, config).values())
-        asking = _Asking(fleet, question, packet, form, seats, hosts)
+        asking = _Asking(fleet, question, packet, form, assignments, hosts)
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)
         asking.ask_apart(tick)
@@ -113,7 +113,7 @@ class _Asking:
         question: what is asked.
         packet: the same, encoded.
         form: what an answer consists of.
-        seats: who is asked for what, by the host's place in the sum.
+        assignments: who is asked for what, by the host's place in the sum.
         hosts: the partitions that a simulation's hosts would serve, in the order of their sums.
         outcomes: what has come, by the same place.
         down: bytes that devices have received.
@@ -123,7 +123,7 @@ class _Asking:
     question: Question
     packet: Packet
     form: Form
-    seats: dict[int, Assignment]
+    assignments: dict[int, Assignment]
     hosts: list[list[int]]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     down: int = 0
@@ -133,12 +133,12 @@ class _Asking:
         config, kind = self.fleet.config, self.question.kind
         mail = {
             k: (node, self._letter(group, again))
-            for k, (node, group) in self.seats.items()
+            for k, (node, group) in self.assignments.items()
             if node is not None and self._open(k) and not self._risky(k)
         }
         poll = POLL[self.fleet.simulated()]
         for k, reply in exchange(self.fleet.grid, mail, KINDS[kind].flower, config.timeout, poll):
-            group = self.seats[k][1]
+            group = self.assignments[k][1]
             if not isinstance(reply, Lost) or reply.sent:
                 self.down += self._weight(mail[k][1], group, again)
             self.outcomes[k] = outcome = self._understood(reply, group)
@@ -155,14 +155,14 @@ class _Asking:
             return
         broken = [
             k
-            for k, (node, group) in self.seats.items()
+            for k, (node, group) in self.assignments.items()
             if node is not None and len(group) > 1 and self._open(k) and not self._late(k)
         ]
         breaking = self.fleet.breaking
         for k in broken:
-            node, group = self.seats[k]
-            seats: dict[int, Assignment] = {p: (node, [p]) for p in group}
-            alone = replace(self, seats=seats, outcomes={}, down=0)
+            node, group = self.assignments[k]
+            assignments: dict[int, Assignment] = {p: (node, [p]) for p in group}
+            alone = replace(self, assignments=assignments, outcomes={}, down=0)
             alone.ask(again=k in self.outcomes, tick=tick)
             self.down += alone.down
             self.outcomes[k] = summed(alone.sums())
@@ -172,7 +172,7 @@ class _Asking:
 
     def _risky(self, k: int) -> bool:
         """Whether one of the host's partitions is known to break it."""
-        group = self.seats[k][1]
+        group = self.assignments[k][1]
         return len(group) > 1 and not self.fleet.breaking.isdisjoint(group)
 
     def _late(self, k: int) -> bool:
@@ -235,15 +235,15 @@ class _Asking:
     def sums(self) -> list[Aggregate]:
         """The sums in the order in which they are added: the same on devices as in a simulation."""
         if self.fleet.simulated():
-            return [self._of_seat(k) for k in self.seats]
+            return [self._of_assignment(k) for k in self.assignments]
         said: dict[int, Part] = {}
         whole: dict[int, Aggregate] = {}
-        for k, (_, group) in self.seats.items():
+        for k, (_, group) in self.assignments.items():
             outcome = self.outcomes.get(k)
             if isinstance(outcome, list):
                 said |= {part.partition: part for part in outcome}
             else:
-                whole[group[0]] = self._of_seat(k)
+                whole[group[0]] = self._of_assignment(k)
         return [self._of_host(group, said, whole) for group in self.hosts]
 
     def _of_host(
@@ -258,8 +258,8 @@ class _Asking:
                 total = summed([total, whole[p]])
         return total
 
-    def _of_seat(self, k: int) -> Aggregate:
-        outcome, group = self.outcomes.get(k, Lost("left")), self.seats[k][1]
+    def _of_assignment(self, k: int) -> Aggregate:
+        outcome, group = self.outcomes.get(k, Lost("left")), self.assignments[k][1]
         assert not isinstance(outcome, list)  # parts are added one by one
         if isinstance(outcome, Aggregate):
             return outcome

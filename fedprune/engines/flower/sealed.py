@@ -55,8 +55,8 @@ def sealed_sums(
     config = fleet.config
 
     def transport(call: Call, partitions: Sequence[int], parcel: Parcel | None) -> calls.Reply:
-        seats = dict(enumerate(fleet.seats(partitions)))
-        stage = _Stage(fleet, call, parcel, seats)
+        assignments = dict(enumerate(fleet.assignments(partitions)))
+        stage = _Stage(fleet, call, parcel, assignments)
         stage.ask(again=False, tick=tick)
         stage.ask(again=True, tick=tick)
         return replace(merged(stage.replies()), resent=stage.resent)
@@ -76,15 +76,15 @@ class _Stage:
         fleet: who is there.
         call: what is asked.
         parcel: the question that goes along, if one does.
-        seats: who is asked for which partitions.
-        outcomes: what has come, by the place among the seats.
+        assignments: who is asked for which partitions.
+        outcomes: what has come, by the place among the assignments.
         resent: bytes that devices were sent a second time.
     """
 
     fleet: Fleet
     call: Call
     parcel: Parcel | None
-    seats: dict[int, Assignment]
+    assignments: dict[int, Assignment]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     resent: int = 0
 
@@ -93,13 +93,13 @@ class _Stage:
         config, parcel = self.fleet.config, self.parcel
         mail = {
             k: (node, self._letter(group, again))
-            for k, (node, group) in self.seats.items()
+            for k, (node, group) in self.assignments.items()
             if node is not None and self._open(k)
         }
         kind = f"query.{self.call.stage}" if parcel is None else KINDS[parcel.question.kind].flower
         poll = POLL[self.fleet.simulated()]
         for k, reply in exchange(self.fleet.grid, mail, kind, config.timeout, poll):
-            group = self.seats[k][1]
+            group = self.assignments[k][1]
             if again and not self.fleet.simulated():
                 self.resent += size_of(mail[k][1])
             self.outcomes[k] = outcome = self._understood(reply, group)
@@ -141,7 +141,7 @@ class _Stage:
 
     def replies(self) -> list[calls.Reply]:
         """One reply a host; of a host that gave none, its partitions as failed."""
-        return [self._reply(k, group) for k, (_, group) in self.seats.items()]
+        return [self._reply(k, group) for k, (_, group) in self.assignments.items()]
 
     def _reply(self, k: int, group: list[int]) -> calls.Reply:
         outcome = self.outcomes.get(k, Lost("left"))

@@ -20,7 +20,7 @@ from fedprune.structure.channels.flow import Book, Flow
 from fedprune.structure.channels.layers import MODULES
 from fedprune.structure.channels.operations import follow
 from fedprune.structure.groups import Group, Part
-from fedprune.structure.kinds import plain_kind
+from fedprune.structure.layer_kinds import plain_kind
 from fedprune.structure.low_rank_layers import makes, reads
 
 STRUCTURES = {

@@ -1,6 +1,6 @@
 """Follows a traced graph: which channels meet in which layers.
 
-Whatever operation is in no table (`channel_layers`, `channel_functions`) fixes the channels it
+Whatever operation is in no table (`layers`, `functions`) fixes the channels it
 meets, so that they are never cut; so do the network's inputs and outputs.
 """
 
@@ -14,7 +14,7 @@ from torch import fx
 from fedprune.structure.channels.flow import Book, Step, Value
 from fedprune.structure.channels.functions import FUNCTIONS, METHODS, is_shape
 from fedprune.structure.channels.layers import MODULES
-from fedprune.structure.kinds import plain_kind
+from fedprune.structure.layer_kinds import plain_kind
 
 
 def follow(graph: fx.Graph, book: Book) -> None:

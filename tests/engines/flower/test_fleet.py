@@ -35,7 +35,7 @@ def test_a_worker_can_serve_every_partition(workers: Made, config: Made):
     fleet = Fleet(workers(2), config())
     assert list(fleet.present()) == [0, 1, 2]
     assert fleet.simulated()
-    assert fleet.seats([0, 1, 2]) == [(89, [0, 1]), (90, [2])]
+    assert fleet.assignments([0, 1, 2]) == [(89, [0, 1]), (90, [2])]
 
 
 def test_any_worker_will_do(workers: Made, config: Made):
@@ -46,14 +46,14 @@ def test_any_worker_will_do(workers: Made, config: Made):
 
     fleet = Fleet(workers(2, meddle=first_only), config())
     assert list(fleet.present()) == [0, 1, 2]
-    assert [node for node, _ in fleet.seats([0, 1, 2])] == [89, 90]
+    assert [node for node, _ in fleet.assignments([0, 1, 2])] == [89, 90]
 
 
 def test_a_device_is_asked_for_its_own_partition(devices: Made, config: Made):
     fleet = Fleet(devices(2), config())
     assert fleet.present() == {0: 48, 1: 32}
     assert not fleet.simulated()
-    assert fleet.seats([0, 1]) == [(79, [0]), (78, [1])]
+    assert fleet.assignments([0, 1]) == [(79, [0]), (78, [1])]
 
 
 def test_the_first_round_waits_for_a_cohort(
@@ -118,10 +118,10 @@ def test_who_left_is_not_there(devices: Made, config: Made):
     fleet.present()
     del grid.contexts[79]
     assert list(fleet.present()) == [1]
-    assert fleet.seats([0, 1]) == [(None, [0]), (78, [1])]
+    assert fleet.assignments([0, 1]) == [(None, [0]), (78, [1])]
     grid.contexts.clear()
     fleet.present()
-    assert [node for node, _ in fleet.seats([0, 1, 2])] == [None] * 2
+    assert [node for node, _ in fleet.assignments([0, 1, 2])] == [None] * 2
 
 
 def test_of_two_with_one_partition_the_first_holds_it(

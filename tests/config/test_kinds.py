@@ -7,7 +7,7 @@ import pytest
 from fedprune.client.answers import ANSWERS
 from fedprune.config.kinds import KINDS
 from fedprune.engines.flower import client_app
-from fedprune.protocol.kinds import FORMS
+from fedprune.protocol.forms import FORMS
 
 
 def test_every_kind_has_a_form_and_an_answer():

@@ -11,7 +11,7 @@ from fedprune import SCORES, RunConfig
 from fedprune.client.host import Host
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
-from fedprune.protocol.kinds import Form, fitting, form_of
+from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.scores.combine import COMBINES
 from fedprune.tensors import count_kept

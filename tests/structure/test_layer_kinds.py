@@ -12,7 +12,7 @@ from fedprune.export.quantise import quantisable
 from fedprune.redundancy.mergeable import foldable_norms
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
-from fedprune.structure.kinds import (
+from fedprune.structure.layer_kinds import (
     LAYERS,
     family_name,
     is_layer,
