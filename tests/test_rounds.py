@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout
 
 from fedprune import SCORES, NoRoundCompleted, Result, RunConfig, Shard, federate, select
 from fedprune.client.answers import answer
@@ -615,9 +616,8 @@ def test_dropout_is_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
     part = {k: t[:1].expand(20, *t.shape[1:]) for k, t in host.shards[0].train.items()}
     host = replace(host, shards=dict.fromkeys(range(5), Shard(part, part, part)))
     assert len(set(totals_at(host, (1, 0), (2, 0), (1, 3)))) == 1
-    host.model.add_module("hidden", torch.nn.Sequential(torch.nn.Dropout(), host.model.hidden))
-    shapes = {n: t.shape for n, t in state_of(host.model).items()}
-    host = replace(host, layout=replace(host.layout, shapes=shapes))
+    hidden = host.model.get_submodule("hidden")
+    hidden.register_forward_pre_hook(lambda m, x: (dropout(x[0], training=m.training),))
     totals = totals_at(host, (1, 0), (1, 0), (2, 0), (1, 3))
     assert totals[0] == totals[1]
     assert len(set(totals)) == 3
