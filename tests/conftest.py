@@ -5,10 +5,8 @@ What a session fixture gives back is shared: tests read it and do not write to i
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,29 +15,12 @@ from torch import Tensor
 
 from fedprune import Result, RunConfig, Shard, federate, select
 from fedprune.client.host import Host, build_host
-from fedprune.config import configure, to_toml
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.port import Port
+from fedprune.protocol.messages import Question
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import Masks, copied, masked, state_of
-
-TINY = {
-    "task": "digits",
-    "engine": "inline",
-    "clients": 5,
-    "cohort": 3,
-    "hosts": 2,
-    "alpha": 0.3,
-    "rounds": 5,
-    "warmup": 2,
-    "end": 4,
-    "local_steps": 2,
-    "batch_size": 8,
-    "sparsity": 0.7,
-    "seed": 3,
-}
+from tests.runs import Spy, house_of, played, same, tiny
 
 # With more threads than one, results depend on the machine; the library sets this for itself.
 torch.set_num_threads(1)
@@ -85,60 +66,41 @@ def _fault() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Callable[..., RunConfig]:
-    """A run of five rounds on five clients: two dense, two that prune, one that recovers."""
-
-    def made(**changes: Any) -> RunConfig:
-        keys = {**TINY, **changes}
-        if keys["task"] != "digits" and "alpha" not in changes:
-            del keys["alpha"]  # only its own default split has one
-        return configure(keys)
-
-    return made
+# For who takes them as fixtures.
+@pytest.fixture(scope="session", name="tiny")
+def _tiny() -> Callable[..., RunConfig]:
+    return tiny
 
 
-@pytest.fixture(scope="session")
-def house_of() -> Callable[[RunConfig], Host]:
-    """A host for a configuration; shards are dealt once per way of dealing them."""
-    dealt: dict[tuple[Any, ...], Mapping[int, Shard]] = {}
-
-    def made(config: RunConfig) -> Host:
-        key = (config.task, config.plugin, config.clients, config.split, config.alpha, config.seed)
-        host = build_host(config, dealt.get(key))
-        dealt[key] = host.shards
-        return host
-
-    return made
+@pytest.fixture(scope="session", name="house_of")
+def _house_of() -> Callable[[RunConfig], Host]:
+    return house_of
 
 
-@pytest.fixture(scope="session")
-def played(house_of: Callable[[RunConfig], Host]) -> Callable[[RunConfig], Result]:
-    """The result of a run in this process, kept nowhere; each configuration is played once."""
-    done: dict[str, Result] = {}
+@pytest.fixture(scope="session", name="played")
+def _played() -> Callable[[RunConfig], Result]:
+    return played
 
-    def result(config: RunConfig) -> Result:
-        key = to_toml(config)
-        if key not in done:
-            done[key] = federate(config, inline_port(house_of(config)))
-        return done[key]
 
-    return result
+@pytest.fixture(scope="session", name="spy")
+def _spy() -> type[Spy]:
+    return Spy
+
+
+@pytest.fixture(scope="session", name="same")
+def _same() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]:
+    return same
 
 
 @pytest.fixture(scope="session")
-def cnn(
-    tiny: Callable[..., RunConfig],
-    house_of: Callable[[RunConfig], Host],
-    played: Callable[[RunConfig], Result],
-) -> tuple[Host, Question]:
+def cnn() -> tuple[Host, Question]:
     """Digits' convolutional net, trained and pruned a little, and a question about it."""
     state = played(tiny()).state
     return house_of(tiny()), Question("score", 4, state.weights, state.masks)
 
 
 @pytest.fixture(scope="session")
-def llama(tiny: Callable[..., RunConfig]) -> tuple[Host, Question]:
+def llama() -> tuple[Host, Question]:
     """The small LLaMA on unequal texts of different letters, half pruned, and a question."""
     text = dict(enumerate([LINES[0] * 30, LINES[1] * 7, LINES[2] * 12]))
     shards = {
@@ -157,49 +119,9 @@ def half(host: Host, weights: Mapping[str, Tensor]) -> Masks:
 
 
 @pytest.fixture(scope="session")
-def run_folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny: Callable[..., RunConfig],
-    house_of: Callable[[RunConfig], Host],
-) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with both baselines, with all its files."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     config = tiny(baselines=("dense", "random"))
     federate(config, inline_port(house_of(config)), folder=folder)
     return folder
-
-
-class Spy:
-    """A port that writes down every question, who was asked and what came back."""
-
-    def __init__(self, port: Port, without: Callable[[Question, int], bool] | None = None) -> None:
-        self.inner = port
-        self.without = without or (lambda *_: False)
-        self.asked: list[tuple[Question, list[int], Aggregate]] = []
-        self.port = replace(port, ask=self._ask)
-
-    def _ask(self, question: Question, partitions: Sequence[int]) -> Aggregate:
-        there = [p for p in partitions if not self.without(question, p)]
-        aggregate = self.inner.ask(question, there)
-        kept = replace(
-            aggregate, total=None if aggregate.total is None else aggregate.total.clone()
-        )
-        self.asked.append((question, list(partitions), kept))
-        return aggregate
-
-
-@pytest.fixture(scope="session")
-def spy() -> type[Spy]:
-    return Spy
-
-
-@pytest.fixture(scope="session")
-def same() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]:
-    """Whether two sets of named tensors are equal bit for bit, types included."""
-
-    def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-        return left.keys() == right.keys() and all(
-            left[n].dtype == right[n].dtype and torch.equal(left[n], right[n]) for n in left
-        )
-
-    return equal

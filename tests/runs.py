@@ -1,0 +1,84 @@
+"""Tiny configurations, the hosts that serve them, and runs that are played once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedprune import Result, RunConfig, Shard, federate
+from fedprune.client.host import Host, build_host
+from fedprune.config import configure, to_toml
+from fedprune.engines.inline import inline_port
+from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.port import Port
+
+TINY = {
+    "task": "digits",
+    "engine": "inline",
+    "clients": 5,
+    "cohort": 3,
+    "hosts": 2,
+    "alpha": 0.3,
+    "rounds": 5,
+    "warmup": 2,
+    "end": 4,
+    "local_steps": 2,
+    "batch_size": 8,
+    "sparsity": 0.7,
+    "seed": 3,
+}
+
+_dealt: dict[tuple[Any, ...], Mapping[int, Shard]] = {}
+_done: dict[str, Result] = {}
+
+
+def tiny(**changes: Any) -> RunConfig:
+    """A run of five rounds on five clients: two dense, two that prune, one that recovers."""
+    keys = {**TINY, **changes}
+    if keys["task"] != "digits" and "alpha" not in changes:
+        del keys["alpha"]  # only its own default split has one
+    return configure(keys)
+
+
+def house_of(config: RunConfig) -> Host:
+    """A host for a configuration; shards are dealt once per way of dealing them."""
+    key = (config.task, config.plugin, config.clients, config.split, config.alpha, config.seed)
+    host = build_host(config, _dealt.get(key))
+    _dealt[key] = host.shards
+    return host
+
+
+def played(config: RunConfig) -> Result:
+    """The result of a run in this process, kept nowhere; each configuration is played once."""
+    key = to_toml(config)
+    if key not in _done:
+        _done[key] = federate(config, inline_port(house_of(config)))
+    return _done[key]
+
+
+class Spy:
+    """A port that writes down every question, who was asked and what came back."""
+
+    def __init__(self, port: Port, without: Callable[[Question, int], bool] | None = None) -> None:
+        self.inner = port
+        self.without = without or (lambda *_: False)
+        self.asked: list[tuple[Question, list[int], Aggregate]] = []
+        self.port = replace(port, ask=self._ask)
+
+    def _ask(self, question: Question, partitions: Sequence[int]) -> Aggregate:
+        there = [p for p in partitions if not self.without(question, p)]
+        aggregate = self.inner.ask(question, there)
+        kept = replace(
+            aggregate, total=None if aggregate.total is None else aggregate.total.clone()
+        )
+        self.asked.append((question, list(partitions), kept))
+        return aggregate
+
+
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of named tensors are equal bit for bit, types included."""
+    return left.keys() == right.keys() and all(
+        left[n].dtype == right[n].dtype and torch.equal(left[n], right[n]) for n in left
+    )
