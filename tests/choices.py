@@ -15,8 +15,8 @@ from fedprune.config import configure
 from fedprune.config.rules import names_of
 from fedprune.learning.local_training import prepared
 from fedprune.protocol.models import dense_model
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.zoo import FAMILIES
 
 BASE = {
     **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 4, "cohort": 3},
@@ -148,7 +148,7 @@ def _models(data: Path) -> tuple[Mapping[str, Any], ...]:
     for task, its in tasks_of("").items():
         for model in its.models if task == "digits" or (its.columns and its.folder) else ():
             keys = {"task": task, "model": model}
-            if model in FAMILIES:
+            if model in SMALL_MODELS:
                 keys |= {"data": str(data), "depth": 2, "width": 16, "length": 8}
             found.setdefault(model, keys)
     return tuple(found.values())

@@ -78,7 +78,7 @@ def test_the_core_loads_neither_flower_nor_ray_nor_what_takes_seconds():
 
 
 ORDER = [
-    *("runtime", "tensors", "randomness", "options", "tasks", "structure", "selection", "scores"),
+    *("runtime", "tensors", "randomness", "options", "structure", "tasks", "selection", "scores"),
     *("learning", "redundancy", "codec", "privacy", "config", "protocol", "client", "secagg"),
     *(
         "server",
@@ -185,6 +185,16 @@ def test_no_clock_and_no_global_random_in_the_core(path: Path):
             assert "generator" in {keyword.arg for keyword in node.keywords}, called
         if called == "torch.manual_seed":
             assert name == "fedprune.randomness"
+
+
+def test_one_module_knows_that_a_layer_of_gpt2_is_transposed():
+    """Beside the one that knows the class; all others ask for a matrix, or a family."""
+    knowing = {"fedprune.structure.layer_kinds", "fedprune.structure.matrices"}
+    for path in CORE:
+        if name_of(path) not in knowing:
+            words = path.read_text(encoding="utf-8")
+            assert "is_transposed" not in words, path
+            assert '"conv1d"' not in words, path
 
 
 VAGUE = {"util", "utils", "helper", "helpers", "base", "common", "misc", "core", "tools"}

@@ -32,10 +32,10 @@ from fedprune.selection.schedules import SCHEDULES
 from fedprune.selection.select import SCOPES
 from fedprune.selection.units import UNITS
 from fedprune.structure.channels.groups import STRUCTURES
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.splits import SPLITS
 from fedprune.tasks.task import Task
-from fedprune.tasks.zoo import FAMILIES
 
 if TYPE_CHECKING:
     from fedprune.config.schema import RunConfig
@@ -98,7 +98,7 @@ def _of_the_task(c: RunConfig, task: Task) -> list[Conflict]:
     """Values that the task has no use for."""
     models = ", ".join(task.models) or "leave it out"
     unknown = bool(c.model) and c.model not in task.models and not task.paths
-    out, family = "leave it out", c.model in FAMILIES
+    out, family = "leave it out", c.model in SMALL_MODELS
     own = f"{c.model or 'its model'} has its own"
     text = [
         (f"{name}-column", vars(c)[f"{name}_column"] is not None and f"{name}_column" not in read)

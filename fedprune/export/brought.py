@@ -13,9 +13,9 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.runtime.files import os_errors, write_atomically
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.loading import from_pretrained, quiet, reachable
-from fedprune.tasks.zoo import FAMILIES
 
 GENERATION = "generation_config.json"
 
@@ -30,7 +30,7 @@ TOKENIZER = (
 def is_brought(config: RunConfig) -> bool:
     """Whether the model comes from a folder or a hub id of the user's."""
     task = tasks_of(config.plugin)[config.task]
-    return task.paths and config.model not in FAMILIES and config.model not in task.models
+    return task.paths and config.model not in SMALL_MODELS and config.model not in task.models
 
 
 @functools.lru_cache(maxsize=8)

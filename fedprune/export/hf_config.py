@@ -8,37 +8,20 @@ may stay, no bias and no norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.structure.edits import Edits
+from fedprune.structure.families.catalog import FAMILIES
+from fedprune.structure.families.family import Family
 from fedprune.structure.groups import Group, Structure, structure_of
-from fedprune.structure.layer_kinds import family_name
 
 
 class Unplain(ValueError):
     """No plain config describes the model; the message says why."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a family's config can say.
-
-    Attributes:
-        neurons: the key of the number of feed-forward neurons.
-        layers: the key of the number of blocks of a stack, by the stack's path without the prefix
-            of a head of output.
-        heads: from the config and the heads (KV groups) kept in each attention to the keys that
-            say so; None: it cannot say that.
-    """
-
-    neurons: str
-    layers: Mapping[str, str]
-    heads: Callable[[Any, int], dict[str, int]] | None = None
 
 
 _UNSAID = {
@@ -49,25 +32,6 @@ _UNSAID = {
     "share": "no config says that two layers hold one matrix",
 }
 """Why a plain config has no word for an edit, by its kind."""
-
-
-def _llama_heads(config: Any, kept: int) -> dict[str, int]:
-    shared = config.num_attention_heads // config.num_key_value_heads
-    heads = {"num_key_value_heads": kept, "num_attention_heads": kept * shared}
-    return {**heads, "head_dim": config.head_dim}
-
-
-FAMILIES: dict[str, Family] = {
-    "bert": Family("intermediate_size", {"encoder.layer": "num_hidden_layers"}),
-    "roberta": Family("intermediate_size", {"encoder.layer": "num_hidden_layers"}),
-    "gpt2": Family("n_inner", {"h": "n_layer"}),
-    "llama": Family("intermediate_size", {"layers": "num_hidden_layers"}, _llama_heads),
-    "t5": Family(
-        "d_ff",
-        {"encoder.block": "num_layers", "decoder.block": "num_decoder_layers"},
-        lambda _, kept: {"num_heads": kept},
-    ),
-}
 
 
 def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
@@ -90,7 +54,7 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     changes, blocks = ({}, {}) if family is None else _changes(dense, family, edits)
     config = _config_with(settings, changes)
     made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)
-    _fill(made, model, blocks)
+    _fill(made, _values(model, blocks, family))
     return made.eval()
 
 
@@ -110,7 +74,7 @@ def _changes(
     changes: dict[str, int] = {}
     neurons = _same("neuron", there)
     if neurons is not None:
-        changes[family.neurons] = neurons
+        changes[family.config.neurons] = neurons
     groups = [g for g in structure.groups if g.kind == "head"]
     changes |= _head_keys(dense.config, family, there, groups)
     blocks, counts = _renumbered([b.path for b in structure.blocks], gone)
@@ -145,9 +109,9 @@ def _head_keys(
     heads = _same("head", there)
     if heads is None or {len(g.parts[-1].index) for g in groups if g.path in there} == {heads}:
         return {}
-    if family.heads is None:
+    if family.config.heads is None:
         raise Unplain(f"a {settings.model_type} config has as many heads as fill its width")
-    return family.heads(settings, heads)
+    return family.config.heads(settings, heads)
 
 
 def _renumbered(paths: Sequence[str], gone: set[str]) -> tuple[dict[str, str], dict[str, int]]:
@@ -164,7 +128,7 @@ def _renumbered(paths: Sequence[str], gone: set[str]) -> tuple[dict[str, str], d
 
 
 def _layer_key(family: Family, stack: str) -> str:
-    return next(key for end, key in family.layers.items() if f".{stack}".endswith(f".{end}"))
+    return next(key for end, key in family.config.layers.items() if f".{stack}".endswith(f".{end}"))
 
 
 def _config_with(settings: Any, changes: Mapping[str, int]) -> Any:
@@ -177,13 +141,12 @@ def _config_with(settings: Any, changes: Mapping[str, int]) -> Any:
 
 
 @torch.no_grad()
-def _fill(made: nn.Module, model: nn.Module, blocks: Mapping[str, str]) -> None:
+def _fill(made: nn.Module, values: dict[str, Tensor]) -> None:
     """Copy every value of the cut model to its place in the plain one.
 
     Raises:
         Unplain: one has no place and is not 0, or a place stays empty.
     """
-    values = _values(model, blocks)
     for name, place in made.state_dict().items():
         value = values.pop(name, None)
         if value is None or value.shape != place.shape:
@@ -196,37 +159,19 @@ def _fill(made: nn.Module, model: nn.Module, blocks: Mapping[str, str]) -> None:
         raise Unplain(f"{name} stays of a part that is gone, and a config keeps none of it")
 
 
-def _values(model: nn.Module, blocks: Mapping[str, str]) -> dict[str, Tensor]:
+def _values(
+    model: nn.Module, blocks: Mapping[str, str], family: Family | None
+) -> dict[str, Tensor]:
     """The cut model's tensors under the names of the plain one."""
     new = {old: fresh for fresh, old in blocks.items()}
-    tables = _position_tables(model)
+    try:
+        tables = {} if family is None else family.kept_tables(model)
+    except ValueError as error:
+        raise Unplain(str(error)) from None
     values: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        value = tables.get(name, value)
         block = next((b for b in new if name.startswith(f"{b}.")), None)
         known = name if block is None else new[block] + name[len(block) :]
-        if name in tables:  # the first block that stays makes the positions
-            stack = name.split(".block.")[0]
-            known = f"{stack}.block.0{name[len(f'{stack}.block.0') :]}"
+        known, value = tables.get(name, (known, value))
         values[known] = value
     return values
-
-
-def _position_tables(model: nn.Module) -> dict[str, Tensor]:
-    """T5's tables of positions, of the heads that stay, by their names in the cut model."""
-    found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        if family_name(module) != "T5Stack":
-            continue
-        selves = [m for n, m in module.named_modules() if n.endswith(".SelfAttention")]
-        kept = {tuple(m.kept_heads.tolist()) for m in selves if hasattr(m, "kept_heads")}
-        for name, table in module.named_parameters():
-            if name.endswith("relative_attention_bias.weight"):
-                found[f"{path}.{name}"] = _of_heads(table.detach(), kept)
-    return found
-
-
-def _of_heads(table: Tensor, kept: set[tuple[int, ...]]) -> Tensor:
-    if len(kept) > 1:
-        raise Unplain("its blocks keep different heads of one shared table of positions")
-    return table[:, list(next(iter(kept)))] if kept else table

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.layer_kinds import TABLES, is_plain_layer, is_transposed
+from fedprune.structure.layer_kinds import TABLES, is_plain_layer
 from fedprune.structure.layers import bypassed
+from fedprune.structure.matrices import matrix_of
 
 KINDS = {
     "int8-dynamic": "8-bit weights, a scale per output, and inputs quantised at every pass: faster",
@@ -168,12 +169,6 @@ class IntegerLinear(nn.Module):
 
 def _eight_bits(values: Tensor, scale: Tensor) -> Tensor:
     return (values / scale).round_().clamp_(-127, 127).to(torch.int8)
-
-
-def matrix_of(layer: nn.Module) -> Tensor:
-    """A linear layer's weights as (out, in); GPT-2's Conv1D keeps them the other way round."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    return weight.t() if is_transposed(layer) else weight
 
 
 def quantisable(model: nn.Module, spared: Sequence[str] = ()) -> list[str]:

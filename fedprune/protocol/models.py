@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.options.refusal import refuse
 from fedprune.protocol.choice import Wanted, chosen
-from fedprune.protocol.origin import coded_size
+from fedprune.protocol.origin import coded_size, with_channels
 from fedprune.randomness import seeded
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
 from fedprune.scores.catalog import scores_of
@@ -26,7 +26,6 @@ from fedprune.selection.budget import sparsest
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.units import removable
 from fedprune.structure.cuts import places
-from fedprune.structure.depgraph import recognised
 from fedprune.structure.edits import CUTS, Edits
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout, Origin, layout_of
@@ -48,7 +47,7 @@ def dense_model(config: RunConfig) -> nn.Module:
     task = tasks_of(config.plugin)[config.task]
     with seeded(config.seed, "init"):
         model = built(task, config)
-    return recognised(model, config.structure, config, task)
+    return with_channels(model, config, task)
 
 
 def shaped(config: RunConfig, edits: Edits) -> tuple[nn.Module, Layout]:

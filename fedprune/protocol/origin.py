@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from fedprune.codec.coded_file import to_coded
 from fedprune.config import RunConfig, configure
 from fedprune.options.plugins import with_code_of
-from fedprune.structure.depgraph import recognised
+from fedprune.structure.depgraph import recognise
 from fedprune.structure.edits import Edits, from_json, to_json
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.surgery import reshaped
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.task import class_names_of
-from fedprune.tasks.zoo import FAMILIES
+from fedprune.tasks.task import Task, class_names_of
 from fedprune.tensors import Masks, Tensors, frozen_of, masked, shapes_of, state_of
 
 _ORIGIN = (
@@ -67,7 +67,18 @@ def _built(origin: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
     given = {key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin}
     config, task = configure(given), tasks[origin["task"]]
-    return recognised(built(task, config), config.structure, config, task)
+    return with_channels(built(task, config), config, task)
+
+
+def with_channels(model: nn.Module, config: RunConfig, task: Task) -> nn.Module:
+    """The model, with its channels kept on it where ``--structure depgraph`` asks for that.
+
+    Raises:
+        ValueError: as `fedprune.structure.depgraph.recognise`.
+    """
+    if config.structure == "depgraph" and task.dummy is not None:
+        return recognise(model, lambda m, part: task.loss(m, part).total, task.dummy(config))
+    return model
 
 
 def _at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[str, Any]:
@@ -79,7 +90,7 @@ def _at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[st
         FileNotFoundError: there is such a folder no more, and the model is a cut one.
     """
     name = str(origin.get("model", ""))
-    if not name or Path(name).is_dir() or name in FAMILIES:
+    if not name or Path(name).is_dir() or name in SMALL_MODELS:
         return origin
     if saved is not None and not origin.get("edits") and (saved / "config.json").is_file():
         return {**origin, "model": str(saved)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.randomness import generator
 from fedprune.structure.layer_kinds import CONVOLUTIONS, is_layer
-from fedprune.structure.low_rank_layers import rows_of
+from fedprune.structure.matrices import matrix_of
 
 Run = Callable[[nn.Module], Tensor]
 """Runs a model on one example and gives back what depends on all of it."""
@@ -68,7 +68,7 @@ def chains(model: nn.Module, run: Run) -> list[Chain]:
     layers = dict(model.named_modules())
     for first, seconds in readers.items():
         if len(seconds) == 1 and _is_linear(layers[first]):
-            a, b = rows_of(layers[first]), rows_of(layers[seconds[0]])
+            a, b = matrix_of(layers[first]), matrix_of(layers[seconds[0]])
             pair = Chain(first, seconds[0], a.numel() + b.numel(), b.shape[0] * a.shape[1])
             if _nothing_else_reads(model, run, first, seconds):
                 found.append(pair)
@@ -106,8 +106,8 @@ def fold_norm(norm: nn.Module, readers: Sequence[nn.Module]) -> None:
     for reader in readers:
         layer = reader
         if shift is not None and layer.bias is not None:
-            layer.bias.add_(rows_of(layer) @ shift)
-        rows_of(layer).mul_(module.weight)
+            layer.bias.add_(matrix_of(layer) @ shift)
+        matrix_of(layer).mul_(module.weight)
     module.weight.fill_(1.0)
     if shift is not None:
         shift.zero_()
@@ -176,11 +176,11 @@ def _nothing_else_reads(model: nn.Module, run: Run, first: str, seconds: Sequenc
     modules: dict[str, Any] = dict(copied.named_modules())
     with torch.no_grad():
         said = run(copied)
-        rows_of(modules[first]).mul_(2.0)
+        matrix_of(modules[first]).mul_(2.0)
         if modules[first].bias is not None:
             modules[first].bias.mul_(2.0)
         for path in seconds:
-            rows_of(modules[path]).mul_(0.5)
+            matrix_of(modules[path]).mul_(0.5)
         return _equal(run(copied), said)
 
 

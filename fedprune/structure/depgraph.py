@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,9 @@ from fedprune.structure.channels.groups import (
     bundles_of,
 )
 from fedprune.structure.edits import Edit
-from fedprune.structure.groups import FAMILIES
+from fedprune.structure.families.catalog import SUBLAYERS
 from fedprune.structure.layer_kinds import family_name
-from fedprune.tasks.task import Loss, Part, Task
-
-if TYPE_CHECKING:
-    from fedprune.tasks.options import Data
+from fedprune.tensors import Tensors
 
 EXAMPLES = 4
 """Examples that are followed; as many others are the proof."""
@@ -45,21 +42,11 @@ CUTTABLE = (
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.PReLU,
 )  # fmt: skip
 
-Run = Callable[[nn.Module, Part], Loss]
+Run = Callable[[nn.Module, Tensors], Tensor]
+"""The loss of examples under a model, summed."""
 
 
-def recognised(model: nn.Module, structure: str, config: Data, task: Task) -> nn.Module:
-    """The model, with its channels kept on it where `structure` (``--structure``) asks for that.
-
-    Raises:
-        ValueError: as `recognise`.
-    """
-    if structure == "depgraph" and task.dummy is not None:
-        return recognise(model, task.loss, task.dummy(config))
-    return model
-
-
-def recognise(model: nn.Module, run: Run, dummy: Part) -> nn.Module:
+def recognise(model: nn.Module, run: Run, dummy: Tensors) -> nn.Module:
     """The model with its channels kept on it, where `channels.groups.roles_of` finds them.
 
     Only channels that can be cut without a difference are kept: with half of a group gone, cut and
@@ -68,14 +55,14 @@ def recognise(model: nn.Module, run: Run, dummy: Part) -> nn.Module:
 
     Args:
         model: no transformer; changed in nothing else.
-        run: the task's loss.
+        run: the task's loss, summed.
         dummy: one example; where it holds numbers, random ones are put in their place.
 
     Raises:
         ValueError: torch-pruning is missing, fails or does not end; a family that this library
             knows; layers that no example reached.
     """
-    known = [name for name in map(family_name, model.modules()) if name in FAMILIES]
+    known = [name for name in map(family_name, model.modules()) if name in SUBLAYERS]
     if known:
         raise ValueError(f"structure='depgraph': {known[0]} is known by itself; allowed: auto")
     examples = [_drawn(dummy, i) for i in range(2 * EXAMPLES)]
@@ -84,7 +71,7 @@ def recognise(model: nn.Module, run: Run, dummy: Part) -> nn.Module:
     return model
 
 
-def _drawn(dummy: Part, index: int) -> Part:
+def _drawn(dummy: Tensors, index: int) -> Tensors:
     """A random example like this one, float64; integers stay."""
     gen = generator(index, "depgraph")
     return {
@@ -121,7 +108,7 @@ def _within(seconds: float, work: Callable[[], Roles]) -> Roles:
     return done[0]
 
 
-def traced(model: nn.Module, run: Run, examples: Sequence[Part]) -> Roles:
+def traced(model: nn.Module, run: Run, examples: Sequence[Tensors]) -> Roles:
     """The roles of layers as torch-pruning sees them, not proven yet.
 
     Raises:
@@ -143,7 +130,7 @@ def traced(model: nn.Module, run: Run, examples: Sequence[Part]) -> Roles:
     reached: set[str] = set()
     for example in examples:
         graph = torch_pruning.DependencyGraph()
-        graph.build_dependency(model, example, _total_of(run), verbose=False)
+        graph.build_dependency(model, example, run, verbose=False)
         found = [m for m in graph.module2node if m in layers and _makes(m)]
         reached |= {layers[m] for m in found}
         for layer in found:
@@ -157,10 +144,6 @@ def traced(model: nn.Module, run: Run, examples: Sequence[Part]) -> Roles:
         )
         for layer, path in layers.items()
     }
-
-
-def _total_of(run: Run) -> Callable[[nn.Module, Part], Tensor]:
-    return lambda model, example: run(model, example).total
 
 
 def _makes(layer: Any) -> bool:
@@ -212,7 +195,7 @@ def _join(book: Book, roots: Flow, flow: Flow, places: Sequence[int]) -> None:
     book.unite(roots, [flow[i] for i in places])
 
 
-def _proven(model: nn.Module, roles: Roles, run: Run, examples: Sequence[Part]) -> Roles:
+def _proven(model: nn.Module, roles: Roles, run: Run, examples: Sequence[Tensors]) -> Roles:
     """The roles with what cannot be cut without a difference fixed."""
     wrong = {
         number
@@ -232,7 +215,7 @@ def _fixed(numbers: Sequence[int], wrong: set[int]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _equivalent(
-    model: nn.Module, roles: Roles, bundle: Bundle, run: Run, examples: Sequence[Part]
+    model: nn.Module, roles: Roles, bundle: Bundle, run: Run, examples: Sequence[Tensors]
 ) -> bool:
     """Whether the model without every other channel of a bundle is the one with them masked."""
     masked = copy.deepcopy(model).double().eval()
@@ -246,7 +229,7 @@ def _equivalent(
     kept = tuple(range(0, len(bundle.channels), 2))
     try:
         cut_channels(cut, Edit("channel", bundle.path, kept))
-        return all(_same(run(masked, e).total, run(cut, e).total) for e in examples)
+        return all(_same(run(masked, e), run(cut, e)) for e in examples)
     except (RuntimeError, IndexError, ValueError):  # shapes that do not fit any more
         return False
 

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import CONVOLUTIONS, TABLES
 from fedprune.structure.layout import Layout
-from fedprune.tasks.task import Loss, Part, examples
+from fedprune.tensors import Tensors
 
 
 def positions_of(
-    model: nn.Module, layout: Layout, dummy: Part, loss: Callable[[nn.Module, Part], Loss]
+    model: nn.Module,
+    layout: Layout,
+    dummy: Tensors,
+    loss: Callable[[nn.Module, Tensors], object],
 ) -> dict[str, float]:
     """How many input rows the layers of each prunable tensor see for one example.
 
@@ -30,7 +33,8 @@ def positions_of(
         loss(model, dummy)
     for module, mode in training.items():
         module.training = mode
-    return {name: rows / examples(dummy) for name, rows in seen.items()}
+    examples = len(next(iter(dummy.values())))
+    return {name: rows / examples for name, rows in seen.items()}
 
 
 @contextmanager

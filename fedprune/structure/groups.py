@@ -1,20 +1,23 @@
 """The transformers that are recognised: heads, feed-forward neurons, sub-layers and blocks.
 
-Found by the kind of module, never by patterns over names; one line per family.
+Found by the kind of module, never by patterns over names; one line per sublayer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.layer_kinds import family_name, is_layer, is_transposed
+from fedprune.structure.families.catalog import SUBLAYERS
+from fedprune.structure.families.family import SubLayer
+from fedprune.structure.layer_kinds import family_name, is_layer
 from fedprune.structure.low_rank_layers import makes, reads
+from fedprune.structure.matrices import out_in
 
 if TYPE_CHECKING:
     from fedprune.structure.layout import Layout
@@ -66,59 +69,6 @@ class Structure:
     blocks: tuple[Block, ...] = ()
 
 
-@dataclass(frozen=True)
-class Family:
-    """How a kind of module is built: who makes its units' outputs and who reads them.
-
-    Attributes:
-        kind: "head" or "neuron".
-        rows: paths of the layers whose outputs are the units', from the module. Those it does not
-            have are skipped.
-        column: path of the one layer that reads them.
-        width: how many rows of a producer belong to a unit; for attention the size of a head.
-    """
-
-    kind: str
-    rows: tuple[str, ...]
-    column: str
-    width: Callable[[Any], int]
-
-
-def _bert_head(module: Any) -> int:
-    return int(module.self.attention_head_size)
-
-
-def _head_dim(module: Any) -> int:
-    return int(module.head_dim)
-
-
-def _t5_head(module: Any) -> int:
-    return int(module.key_value_proj_dim)
-
-
-def _one(_module: Any) -> int:
-    return 1
-
-
-_BERT = ("self.query", "self.key", "self.value")
-_LLAMA = ("q_proj", "k_proj", "v_proj")
-
-# By `family_name`: importing transformers here would cost every CNN run seconds.
-FAMILIES: dict[str, Family] = {
-    "BertAttention": Family("head", _BERT, "output.dense", _bert_head),
-    "RobertaAttention": Family("head", _BERT, "output.dense", _bert_head),
-    "GPT2Attention": Family("head", ("c_attn", "q_attn"), "c_proj", _head_dim),
-    "T5Attention": Family("head", ("q", "k", "v"), "o", _t5_head),
-    "LlamaAttention": Family("head", _LLAMA, "o_proj", _head_dim),
-    "BertLayer": Family("neuron", ("intermediate.dense",), "output.dense", _one),
-    "RobertaLayer": Family("neuron", ("intermediate.dense",), "output.dense", _one),
-    "GPT2MLP": Family("neuron", ("c_fc",), "c_proj", _one),
-    "T5DenseActDense": Family("neuron", ("wi",), "wo", _one),
-    "T5DenseGatedActDense": Family("neuron", ("wi_0", "wi_1"), "wo", _one),
-    "LlamaMLP": Family("neuron", ("gate_proj", "up_proj"), "down_proj", _one),
-}
-
-
 def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
     """The structure of a model, of its prunable tensors only, in model order.
 
@@ -130,8 +80,8 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
     names = {key: name for key, name in named.items() if name in set(prunable)}
     found: dict[frozenset[str], Group] = {}
     for path, module in model.named_modules():
-        family = FAMILIES.get(family_name(module))
-        group = None if family is None else _group(path, module, family, names)
+        sublayer = SUBLAYERS.get(family_name(module))
+        group = None if sublayer is None else _group(path, module, sublayer, names)
         if group is not None:
             found.setdefault(frozenset(part.tensor for part in group.parts), group)
     uses = Counter(tensor for tensors in found for tensor in tensors)
@@ -139,21 +89,17 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
     return Structure(tuple(alone), _blocks(model, prunable))
 
 
-def _group(path: str, module: nn.Module, family: Family, names: dict[int, str]) -> Group | None:
-    found = lanes(module, family)
+def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, str]) -> Group | None:
+    found = projections(module, sublayer)
     if not found or names.get(_key(found[-1].layer)) is None:
         return None
-    parts = (
-        Part(names[_key(lane.layer)], lane.axis, lane.index)
-        for lane in found
-        if _key(lane.layer) in names
-    )
-    return Group(path, family.kind, tuple(parts))
+    parts = (Part(names[_key(p.layer)], p.axis, p.index) for p in found if _key(p.layer) in names)
+    return Group(path, sublayer.kind, tuple(parts))
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A layer that the units of a module run through; as `Part`, prunable or not.
+class Projection:
+    """A layer that makes the units of a sub-layer or reads them; as `Part`, prunable or not.
 
     Of layers that make the units also the bias, which factors share.
     """
@@ -164,15 +110,15 @@ class Lane:
     bias: nn.Parameter | None = None
 
 
-def lanes(module: nn.Module, family: Family) -> tuple[Lane, ...]:
+def projections(module: nn.Module, sublayer: SubLayer) -> tuple[Projection, ...]:
     """The layers that make the units of a module, then the one that reads them.
 
     Counted by the shapes of the weights, so that a module which lost units has those that stayed;
     empty if the layers are not there (a removed sub-layer).
     """
     inner = dict(module.named_modules())
-    column = reads(inner[family.column]) if family.column in inner else module
-    outer: list[Any] = [inner[p] for p in family.rows if p in inner]
+    column = reads(inner[sublayer.column]) if sublayer.column in inner else module
+    outer: list[Any] = [inner[p] for p in sublayer.rows if p in inner]
     rows = [makes(layer) for layer in outer]
     if not all(map(is_layer, (column, *rows))) or not rows:
         return ()
@@ -181,12 +127,12 @@ def lanes(module: nn.Module, family: Family) -> tuple[Lane, ...]:
     fused = [max(1, out_in(layer)[0] // read) for layer in rows]
     made = [out_in(layer)[0] // f for layer, f in zip(rows, fused, strict=True)]
     # With grouped queries (GQA) fewer keys are made than outputs are read: a unit is a KV group.
-    units = min(made) // family.width(module)
+    units = min(made) // sublayer.width(module)
     making = (
-        Lane(layer, "row", _index(units, out_in(layer)[0], f), whole.bias)
+        Projection(layer, "row", _index(units, out_in(layer)[0], f), whole.bias)
         for layer, f, whole in zip(rows, fused, outer, strict=True)
     )
-    return (*making, Lane(column, "column", _index(units, read, 1)))
+    return (*making, Projection(column, "column", _index(units, read, 1)))
 
 
 def _index(units: int, size: int, fused: int) -> Tensor:
@@ -196,12 +142,6 @@ def _index(units: int, size: int, fused: int) -> Tensor:
 
 def _key(layer: nn.Module) -> int:
     return id(layer.weight)
-
-
-def out_in(layer: nn.Module) -> tuple[int, int]:
-    """How many outputs and inputs a linear layer has, GPT-2's Conv1D too."""
-    first, second = layer.weight.shape  # type: ignore[misc]
-    return (second, first) if is_transposed(layer) else (first, second)
 
 
 def _blocks(model: nn.Module, prunable: Sequence[str]) -> tuple[Block, ...]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fedprune.structure.channels.groups import channel_groups
 from fedprune.structure.groups import Structure, structure_of
-from fedprune.structure.layer_kinds import is_layer, is_transposed
+from fedprune.structure.layer_kinds import is_layer
+from fedprune.structure.matrices import from_matrix, kind_of, matrix
 from fedprune.structure.prunable import prunable_of, staying
 from fedprune.tensors import NOTES, Tensors, frozen_of, state_of
 
@@ -36,7 +37,8 @@ class Layout:
         prunable: names of the tensors that masks are for, in model order.
         spared: names of the other parameters (embeddings, norms, biases, heads of output).
         variances: BatchNorm's running variance to its running mean, by name.
-        kinds: how each prunable tensor is laid out, a name in `KINDS`.
+        kinds: how each prunable tensor is laid out, a name in
+            `fedprune.structure.matrices.KINDS`.
         structure: attention, feed-forward layers, blocks and channels, as far as they were
             recognised.
         frozen: parameters and constant buffers that are no part of the state, and their shapes.
@@ -95,30 +97,14 @@ class Layout:
         return self.origin.places.restrict(tensors)
 
 
-KINDS = {
-    "linear": "(out, in), nn.Linear",
-    "conv1d": "(in, out), GPT-2's Conv1D",
-    "conv": "(out, in / groups, ...), nn.Conv1d, nn.Conv2d, nn.Conv3d",
-    "other": "anything that is not the weight of such a layer, taken as (first dimension, rest)",
-}
-
-
 def as_rows(layout: Layout, name: str, tensor: Tensor) -> Tensor:
-    """A tensor shaped like a prunable one as (out, in), a view where possible.
-
-    The one place that knows that GPT-2's weights are transposed. For convolutions a row is an
-    output channel, (in / groups) * kernel long.
-    """
-    if layout.kinds.get(name) == "conv1d":
-        return tensor.t()
-    return tensor.reshape(tensor.shape[0], -1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
+    """A tensor shaped like a prunable one as (out, in), as `fedprune.structure.matrices.matrix`."""
+    return matrix(layout.kinds.get(name, "other"), tensor)
 
 
 def from_rows(layout: Layout, name: str, rows: Tensor) -> Tensor:
     """The inverse of `as_rows`."""
-    if layout.kinds.get(name) == "conv1d":
-        return rows.t()
-    return rows.reshape(layout.shapes[name])
+    return from_matrix(layout.kinds.get(name, "other"), rows, layout.shapes[name])
 
 
 def as_inputs(layout: Layout, name: str, tensor: Tensor) -> Tensor:
@@ -186,14 +172,8 @@ def _kinds(model: nn.Module, prunable: Sequence[str]) -> dict[str, str]:
     for module in filter(is_layer, model.modules()):
         name = names.get(id(module.weight), "")
         if name in found:
-            found[name] = _kind_of(module)
+            found[name] = kind_of(module)
     return found
-
-
-def _kind_of(layer: nn.Module) -> str:
-    if isinstance(layer, nn.Linear):
-        return "linear"
-    return "conv1d" if is_transposed(layer) else "conv"
 
 
 def _batch_norm_variances(model: nn.Module) -> dict[str, str]:

@@ -15,10 +15,10 @@ from fedprune.structure.edits import Edit
 from fedprune.structure.layer_kinds import (
     CONVOLUTIONS,
     is_plain_layer,
-    is_transposed,
     plain_kind,
 )
 from fedprune.structure.layers import groups
+from fedprune.structure.matrices import matrix_of, out_in
 
 DAMPENING = 1e-9
 """Part of the mean diagonal that is added to second moments: decides where no input ever went."""
@@ -62,6 +62,16 @@ def reads(layer: nn.Module) -> nn.Module:
     return layer[0] if isinstance(layer, Factored) else layer
 
 
+def outputs(layer: nn.Module) -> int:
+    """How many outputs a linear layer has, or two factors in its place."""
+    return out_in(makes(layer))[0]
+
+
+def inputs(layer: nn.Module) -> int:
+    """How many inputs a linear layer has, or two factors in its place."""
+    return out_in(reads(layer))[1]
+
+
 def factor(model: nn.Module, edit: Edit) -> None:
     """Replace the layer at ``edit.path`` by two of rank ``edit.kept[0]``, in place.
 
@@ -73,7 +83,7 @@ def factor(model: nn.Module, edit: Edit) -> None:
             or beyond both of the matrix's sizes.
     """
     layer: Any = _layer_at(model, edit)
-    left, right = truncated(rows_of(layer), edit.kept[0])
+    left, right = truncated(matrix_of(layer), edit.kept[0])
     first, second = _pair(layer, edit.kept[0])
     with torch.no_grad():
         first.weight.copy_(right.reshape(first.weight.shape))
@@ -94,7 +104,7 @@ def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
         )
     if isinstance(modules.get(edit.path.rpartition(".")[0]), Factored):  # it would grow for ever
         raise ValueError(f"rank of {edit.path!r}: a factor, no layer of the dense model")
-    most = max(rows_of(layer).shape)
+    most = max(matrix_of(layer).shape)
     if len(edit.kept) != 1 or not 1 <= edit.kept[0] <= most:
         raise ValueError(f"rank of {edit.path!r}: {edit.kept} is not one number from 1 to {most}")
     sharing = [m for m in modules.values() if getattr(m, "weight", None) is layer.weight]
@@ -103,24 +113,13 @@ def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
     return layer
 
 
-def rows_of(layer: nn.Module) -> Tensor:
-    """A layer's matrix as (out, in), for a convolution (out, in * kernel)."""
-    weight = _weight(layer).detach()
-    return weight.t() if is_transposed(layer) else weight.flatten(1)
-
-
-def _weight(layer: Any) -> Tensor:
-    weight: Tensor = layer.weight
-    return weight
-
-
 def _pair(layer: Any, rank: int) -> tuple[Any, Any]:
     """Layers of the right sizes, their values still to be set."""
     weight = layer.weight
     # Without their random start, which would be drawn from torch's global generator for nothing.
     like = {"device": weight.device, "dtype": weight.dtype, "bias": False}
     if not isinstance(layer, CONVOLUTIONS):
-        sizes = rows_of(layer).shape
+        sizes = matrix_of(layer).shape
         first = nn.utils.skip_init(nn.Linear, sizes[1], rank, **like)
         return first, nn.utils.skip_init(nn.Linear, rank, sizes[0], **like)
     kind = plain_kind(layer, CONVOLUTIONS)

@@ -6,14 +6,12 @@ nothing. The norm before it is dead then and goes too; the norm after it (BERT, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.structure.groups import Family
-from fedprune.structure.layer_kinds import family_name
+from fedprune.structure.families.family import SubLayer
 
 
 class Bias(nn.Module):
@@ -66,54 +64,24 @@ class Through(nn.Module):
         return hidden_states, None
 
 
-@dataclass(frozen=True)
-class Frame:
-    """How a sub-layer sits in a block with norms before its sub-layers.
-
-    Attributes:
-        norms: the norm before it, by the name that the block gives the sub-layer.
-        dropout: its own dropout after the reading layer, "" if the block has it.
-        rest: as of `Gone`.
-    """
-
-    norms: Mapping[str, str]
-    dropout: str = ""
-    rest: tuple[str, ...] = ()
-
-
-_T5_NORMS = dict.fromkeys(("SelfAttention", "EncDecAttention", "DenseReluDense"), "layer_norm")
-
-FRAMES: dict[str, Frame] = {
-    "LlamaAttention": Frame({"self_attn": "input_layernorm"}, rest=("",)),
-    "LlamaMLP": Frame({"mlp": "post_attention_layernorm"}),
-    "GPT2Attention": Frame(
-        {"attn": "ln_1", "crossattention": "ln_cross_attn"}, "resid_dropout", ("",)
-    ),
-    "GPT2MLP": Frame({"mlp": "ln_2"}, "dropout"),
-    "T5Attention": Frame(_T5_NORMS, rest=("position_bias", "")),
-    "T5DenseActDense": Frame(_T5_NORMS),
-    "T5DenseGatedActDense": Frame(_T5_NORMS),
-}
-
-
-def remove(model: nn.Module, module: nn.Module, family: Family) -> None:
+def remove(model: nn.Module, module: nn.Module, sublayer: SubLayer) -> None:
     """Take a sub-layer out of the model, wherever it is used.
 
     Args:
         model: changed in place.
-        module: the attention or feed-forward layer, of a kind in
-            `fedprune.structure.groups.FAMILIES`.
-        family: its line there.
+        module: the attention or feed-forward layer.
+        sublayer: what is known of its kind.
     """
-    reader = module.get_submodule(family.column)
+    reader = module.get_submodule(sublayer.column)
     bias: Any = reader.bias
-    frame = FRAMES.get(family_name(module))
+    frame = sublayer.frame
     if frame is not None:
         inner = module.get_submodule(frame.dropout) if frame.dropout else nn.Identity()
-        replace(model, module, Gone(family.column, bias, inner, frame.rest), frame.norms)
+        gone = Gone(sublayer.column, bias, inner, frame.rest)
+        replace(model, module, sublayer.stand_in(module) or gone, frame.norms)
         return
     replace(module, reader, Bias(bias))
-    head = family.kind == "head"
+    head = sublayer.kind == "head"
     silent = module.get_submodule("self" if head else "intermediate")
     replace(module, silent, Through() if head else nn.Identity())
 
@@ -128,36 +96,3 @@ def replace(
                 setattr(parent, name, new)
                 if norms and name in norms:
                     setattr(parent, norms[name], nn.Identity())
-
-
-def pass_through(model: nn.Module) -> None:
-    """Let blocks of which nothing is left hand on what they are given.
-
-    They stay modules of their kind, so that the model's hidden states are still counted by block.
-    """
-    for block in model.modules():
-        passes = PASSES.get(family_name(block))
-        if passes is not None and next(block.parameters(), None) is None:
-            block.forward = passes
-
-
-def _states(hidden_states: Tensor, *_args: object, **_given: object) -> Tensor:
-    return hidden_states
-
-
-def _states_and_biases(
-    hidden_states: Tensor,
-    attention_mask: object = None,  # noqa: ARG001
-    position_bias: Tensor | None = None,
-    encoder_hidden_states: object = None,  # noqa: ARG001
-    encoder_attention_mask: object = None,  # noqa: ARG001
-    encoder_decoder_position_bias: Tensor | None = None,
-    **_given: object,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return hidden_states, position_bias, encoder_decoder_position_bias
-
-
-PASSES: dict[str, Callable[..., Any]] = {
-    "LlamaDecoderLayer": _states,
-    "T5Block": _states_and_biases,
-}

@@ -16,22 +16,13 @@ from torch import Tensor, nn
 from fedprune.structure.caching import attentions_of, renumber
 from fedprune.structure.channels.cut import cut_channels
 from fedprune.structure.edits import Edit, Edits
-from fedprune.structure.groups import (
-    FAMILIES,
-    Family,
-    Lane,
-    lanes,
-    out_in,
-)
-from fedprune.structure.layer_kinds import family_name, is_transposed
-from fedprune.structure.low_rank_layers import factor, makes, reads
-from fedprune.structure.position_bias import Positions, attend_with, is_unread
-from fedprune.structure.removal import (
-    Gone,
-    pass_through,
-    remove,
-    replace,
-)
+from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
+from fedprune.structure.families.family import Sizes, SubLayer
+from fedprune.structure.groups import Projection, projections
+from fedprune.structure.layer_kinds import family_name
+from fedprune.structure.low_rank_layers import factor
+from fedprune.structure.matrices import dimension_of, sizes_of
+from fedprune.structure.removal import remove
 from fedprune.structure.sharing import share_weight
 from fedprune.structure.vocabulary import cut_vocabulary
 
@@ -57,8 +48,9 @@ def reshaped(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
         EDITS[edit.kind](model, edit)
     if todo:
         renumber(model, before)
-        _drop_unread_positions(model)
-        pass_through(model)
+        for family in FAMILIES.values():
+            family.tidy(model)
+        _pass_through(model)
     return model
 
 
@@ -88,72 +80,61 @@ def cut_units(model: nn.Module, edit: Edit) -> None:
     Raises:
         ValueError: as `reshaped`.
     """
-    module, family = _found(model, edit)
-    through = lanes(module, family)
+    module, sublayer = _found(model, edit)
+    through = projections(module, sublayer)
     units = len(through[0].index) if through else 0
     if list(edit.kept) != sorted(set(edit.kept) & set(range(units))):
         raise ValueError(
             f"edit {edit.kind!r} of {edit.path!r}: keeps {list(edit.kept)[:8]}; "
             f"allowed: ascending numbers below {units}"
         )
-    twins = _twins(model, module, family)
+    twins = _twins(model, module, sublayer)
     if not edit.kept:
         for twin in twins:
-            _remove(model, twin, family)
+            remove(model, twin, sublayer)
     elif len(edit.kept) < units:
         kept = torch.tensor(edit.kept)
-        fresh = {old: new for lane in through for old, new in _sliced(lane, kept).items()}
+        fresh = {old: new for each in through for old, new in _sliced(each, kept).items()}
         for changed in _swapped(model, fresh):
             _follow(changed)
         for twin in twins:
-            _mark(twin, kept)
+            setattr(twin, CUT, True)
+            sublayer.after_cut(twin, kept)
 
 
-def _mark(module: Any, kept: Tensor) -> None:
-    """Say that its units are no longer those of the dense model."""
-    module.was_cut = True
-    if family_name(module) == "T5Attention":
-        attend_with(module, kept)
-
-
-def _twins(model: nn.Module, module: nn.Module, family: Family) -> list[nn.Module]:
+def _twins(model: nn.Module, module: nn.Module, sublayer: SubLayer) -> list[nn.Module]:
     """The modules whose units run through the same weights, itself included."""
 
     def weights(other: nn.Module) -> list[int]:
-        return [id(lane.layer.weight) for lane in lanes(other, family)]
+        return [id(p.layer.weight) for p in projections(other, sublayer)]
 
     mine = weights(module)
     alike = (m for m in model.modules() if type(m) is type(module))
     return [m for m in alike if m is module or weights(m) == mine]
 
 
-def _found(model: nn.Module, edit: Edit) -> tuple[nn.Module, Family]:
+def _found(model: nn.Module, edit: Edit) -> tuple[nn.Module, SubLayer]:
     module = dict(model.named_modules()).get(edit.path)
-    family = None if module is None else FAMILIES.get(family_name(module))
-    if module is None or family is None or family.kind != edit.kind:
+    sublayer = None if module is None else SUBLAYERS.get(family_name(module))
+    if module is None or sublayer is None or sublayer.kind != edit.kind:
         has = "nothing" if module is None else type(module).__name__
-        known = ", ".join(name for name, f in FAMILIES.items() if f.kind == edit.kind)
+        known = ", ".join(name for name, s in SUBLAYERS.items() if s.kind == edit.kind)
         raise ValueError(f"edit {edit.kind!r} of {edit.path!r}: there is {has}; allowed: {known}")
-    if hasattr(module, "was_cut"):
+    if hasattr(module, CUT):
         raise ValueError(f"edit {edit.kind!r} of {edit.path!r}: cut already; allowed: a dense one")
-    return module, family
+    return module, sublayer
 
 
-def _sliced(lane: Lane, kept: Tensor) -> dict[nn.Parameter, nn.Parameter]:
+def _sliced(projection: Projection, kept: Tensor) -> dict[nn.Parameter, nn.Parameter]:
     """The layer's new parameters by the old ones."""
-    layer: Any = lane.layer
+    layer: Any = projection.layer
     # GPT-2's rows lie as q, k, v in turn, so a unit's are not together: sorted, they stay so.
-    index = lane.index[kept].reshape(-1).sort().values
-    fresh = {layer.weight: _selected(layer.weight, _axis(lane), index)}
-    if lane.bias is not None:
-        fresh[lane.bias] = _selected(lane.bias, 0, index)
+    index = projection.index[kept].reshape(-1).sort().values
+    along = dimension_of(layer, projection.axis)
+    fresh = {layer.weight: _selected(layer.weight, along, index)}
+    if projection.bias is not None:
+        fresh[projection.bias] = _selected(projection.bias, 0, index)
     return fresh
-
-
-def _axis(lane: Lane) -> int:
-    """The dimension of the weight in which the units lie."""
-    transposed = is_transposed(lane.layer)
-    return int((lane.axis == "column") != transposed)
 
 
 def _selected(old: nn.Parameter, axis: int, index: Tensor) -> nn.Parameter:
@@ -175,69 +156,35 @@ def _swapped(model: nn.Module, fresh: dict[nn.Parameter, nn.Parameter]) -> list[
     return [m for m in model.modules() if owners & set(m.modules())]
 
 
-def _remove(model: nn.Module, module: nn.Module, family: Family) -> None:
-    if getattr(module, "has_relative_attention_bias", False):
-        replace(model, module, Positions(module), {"SelfAttention": "layer_norm"})
-    else:
-        remove(model, module, family)
-
-
-def _drop_unread_positions(model: nn.Module) -> None:
-    for stack in [m for m in model.modules() if family_name(m) == "T5Stack"]:
-        for positions in [m for m in stack.modules() if isinstance(m, Positions)]:
-            if is_unread(stack):
-                replace(model, positions, Gone("o", None, nn.Identity(), ("position_bias", "")))
-
-
 def _follow(module: Any) -> None:
     """Let a module's numbers say what its weights' shapes are."""
-    for name, number in _numbers_of(module).items():
+    for name, number in _sizes_of(module).items():
         setattr(module, name, number(module))
 
 
-def _numbers_of(module: nn.Module) -> Numbers:
-    if isinstance(module, nn.Linear):
-        return _LINEAR
-    return _CONV1D if is_transposed(module) else FOLLOW.get(family_name(module), {})
+def _sizes_of(module: nn.Module) -> Sizes:
+    return sizes_of(module) or SIZES.get(family_name(module), {})
 
 
-def _outputs(layer: nn.Module) -> int:
-    return out_in(makes(layer))[0]
+def _pass_through(model: nn.Module) -> None:
+    """Let blocks of which nothing is left hand on what they are given.
 
+    They stay modules of their kind, so that the model's hidden states are still counted by block.
+    """
+    passes = {name: forward for f in FAMILIES.values() for name, forward in f.passes.items()}
+    for block in model.modules():
+        forward = passes.get(family_name(block))
+        if forward is not None and next(block.parameters(), None) is None:
+            block.forward = forward
 
-def _inputs(layer: nn.Module) -> int:
-    return out_in(reads(layer))[1]
-
-
-Numbers = dict[str, Callable[[Any], int]]
-"""A module's own numbers that follow the shapes of its weights."""
-
-_LINEAR: Numbers = {
-    "out_features": lambda m: m.weight.shape[0],
-    "in_features": lambda m: m.weight.shape[1],
-}
-_CONV1D: Numbers = {"nx": lambda m: m.weight.shape[0], "nf": lambda m: m.weight.shape[1]}
-_BERT: Numbers = {
-    "num_attention_heads": lambda m: _outputs(m.query) // m.attention_head_size,
-    "all_head_size": lambda m: _outputs(m.query),
-}
 
 # In model order a layer comes after what it is in, so these read weights, not numbers.
-FOLLOW: dict[str, Numbers] = {
-    "GPT2Attention": {
-        "split_size": lambda m: _inputs(m.c_proj),
-        "num_heads": lambda m: _inputs(m.c_proj) // m.head_dim,
-    },
-    "T5Attention": {
-        "inner_dim": lambda m: _inputs(m.o),
-        "n_heads": lambda m: _inputs(m.o) // m.key_value_proj_dim,
-    },
-    "LlamaMLP": {"intermediate_size": lambda m: _inputs(m.down_proj)},
-    "BertSelfAttention": _BERT,
-    "BertCrossAttention": _BERT,
-    "RobertaSelfAttention": _BERT,
-    "RobertaCrossAttention": _BERT,
+SIZES: dict[str, Sizes] = {
+    name: sizes for f in FAMILIES.values() for name, sizes in f.sizes.items()
 }
+
+CUT = "was_cut"
+"""Attribute of a module whose units are no longer those of the dense model."""
 
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "rank": factor,

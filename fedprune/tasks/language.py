@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.structure.families.family import Need
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.loading import build
 from fedprune.tasks.splits import partition
@@ -21,7 +22,6 @@ from fedprune.tasks.tokenization import (
     rows_of,
     symbols_of,
 )
-from fedprune.tasks.zoo import Need
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

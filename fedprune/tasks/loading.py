@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from fedprune.options.refusal import counted, refuse
+from fedprune.structure.families.catalog import SMALL_MODELS
+from fedprune.structure.families.family import Need
 from fedprune.tasks.claims import check_config, filled_by, held_by
-from fedprune.tasks.zoo import FAMILIES, Need
 from fedprune.tensors import NOTES
 
 if TYPE_CHECKING:
@@ -37,18 +38,18 @@ def build(config: Data, need: Need) -> nn.Module:
         FileNotFoundError: it is none of these.
         ValueError: it is a family for another purpose, or a folder that cannot be loaded.
     """
-    if config.model in FAMILIES:
-        family = FAMILIES[config.model]
-        if need.purpose not in family.purposes:
-            allowed = ", ".join(n for n, f in FAMILIES.items() if need.purpose in f.purposes)
+    if config.model in SMALL_MODELS:
+        small = SMALL_MODELS[config.model]
+        if need.purpose not in small.purposes:
+            allowed = ", ".join(n for n, f in SMALL_MODELS.items() if need.purpose in f.purposes)
             raise ValueError(
                 f"model={config.model!r}: no model for task {config.task}; "
                 f"allowed: {allowed}, a folder, a hub id"
             )
         need = of_size(need, config)
         with quiet():
-            model: nn.Module = _auto(need.purpose).from_config(_sized(family.config(need), need))
-        family.prepare(model)
+            model: nn.Module = _auto(need.purpose).from_config(_sized(small.config(need), need))
+        small.prepare(model)
         return model
     return loaded(config, need)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.options.refusal import counted
+from fedprune.structure.families.family import Need
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.measures import f1
@@ -25,7 +26,7 @@ from fedprune.tasks.tables import (
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
-from fedprune.tasks.zoo import Need, families_for, heads_of
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

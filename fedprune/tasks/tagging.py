@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.options.refusal import counted as so_many
+from fedprune.structure.families.family import Need
 from fedprune.tasks.coverage import check_known, tell
 from fedprune.tasks.entities import entities, parted
 from fedprune.tasks.language import length_of, text_tokenizer
@@ -25,7 +26,7 @@ from fedprune.tasks.tokenization import (
     symbols_of,
 )
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL
-from fedprune.tasks.zoo import Need, families_for, heads_of
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.coverage import Coverage, covered, together
 from fedprune.tasks.loading import from_pretrained
-from fedprune.tasks.zoo import FAMILIES
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -85,7 +85,7 @@ def symbols_of(config: Data, purpose: str) -> Symbols:
     Raises:
         FileNotFoundError: there is no such model, or it has no tokenizer.
     """
-    if config.model not in FAMILIES:
+    if config.model not in SMALL_MODELS:
         return own_symbols(config.model, config.task)
     return utf8_bytes(purpose) if config.text_column else characters(purpose)
 

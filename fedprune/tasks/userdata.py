@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedprune.options.refusal import counted
+from fedprune.structure.families.family import Need
 from fedprune.tasks.classes import distinct
 from fedprune.tasks.language import (
     FEWEST_SYMBOLS,
@@ -37,7 +38,7 @@ from fedprune.tasks.task import (
     next_token_loss,
 )
 from fedprune.tasks.tokenization import rows_of, symbols_of
-from fedprune.tasks.zoo import Need, families_for, heads_of
+from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

@@ -22,11 +22,12 @@ from fedprune.learning.distillation import (
 from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
+from fedprune.structure.families.family import Need
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_token_loss
 from fedprune.tasks.restore import text_to_text_loss
 from fedprune.tasks.task import Part, next_token_loss
-from fedprune.tasks.zoo import Need, families_for
+from fedprune.tasks.zoo import families_for
 from fedprune.tensors import load_into, masked, state_of
 
 Tiny = Callable[..., RunConfig]

@@ -24,6 +24,10 @@ needs = pytest.mark.skipif(
 )
 
 
+def loss(model: nn.Module, part: Part) -> Tensor:
+    return classification_loss(model, part).total
+
+
 def like(seen: Tensor) -> Part:
     return {"images": torch.zeros_like(seen[:1]), "labels": torch.zeros(1, dtype=torch.long)}
 
@@ -33,7 +37,7 @@ def like(seen: Tensor) -> Part:
 def test_both_ways_find_the_same_channels_where_both_can(name: str) -> None:
     net, seen, head = net_of(name)
     groups = channel_groups(net, layout_of(net, output=[head]).prunable)
-    depgraph.recognise(net, classification_loss, like(seen))
+    depgraph.recognise(net, loss, like(seen))
     others = channel_groups(net, layout_of(net, output=[head]).prunable)
     assert [g.path for g in others] == [g.path for g in groups]
     for group, other in zip(groups, others, strict=True):
@@ -69,7 +73,7 @@ def test_a_net_that_branches_on_its_data_is_cut_on_both_branches() -> None:
     net = branching()
     assert dict(roles_of(net)) == {}
     before = {n: p.clone() for n, p in net.named_parameters()}
-    depgraph.recognise(net, classification_loss, like(images()))
+    depgraph.recognise(net, loss, like(images()))
     assert all(torch.equal(before[n], p) for n, p in net.named_parameters())
     groups = channel_groups(net, layout_of(net, output=["head"]).prunable)
     assert [g.path for g in groups] == ["first", "bright"]
@@ -103,7 +107,7 @@ def test_what_is_followed_wrongly_is_not_believed() -> None:
             return self.head(x.mean((2, 3)))
 
     net = Flipped()
-    depgraph.recognise(net, classification_loss, like(images()))
+    depgraph.recognise(net, loss, like(images()))
     paths = [bundle.path for bundle in bundles_of(roles_of(net))]
     assert "a" in paths
     assert "b" not in paths
@@ -116,12 +120,12 @@ def test_a_layer_that_no_example_reaches_is_an_error() -> None:
             return super().forward(x.abs() + 1)
 
     with pytest.raises(ValueError, match="no random example reached dark; allowed: auto"):
-        depgraph.recognise(Never(), classification_loss, like(images()))
+        depgraph.recognise(Never(), loss, like(images()))
 
 
 def test_families_are_refused() -> None:
     with pytest.raises(ValueError, match="LlamaAttention is known by itself; allowed: auto"):
-        depgraph.recognise(family("llama").model, classification_loss, {})
+        depgraph.recognise(family("llama").model, loss, {})
 
 
 def test_what_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +139,7 @@ def test_what_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depgraph, "SECONDS", 0.01)
     net = branching()
     with pytest.raises(ValueError, match=r"did not end in 0\.01 s"):
-        depgraph.recognise(net, classification_loss, like(images()))
+        depgraph.recognise(net, loss, like(images()))
     over.set()
     assert not hasattr(net, TRACED)
 

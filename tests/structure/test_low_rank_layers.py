@@ -13,9 +13,9 @@ from fedprune.structure.low_rank_layers import (
     Factored,
     factor,
     root_of,
-    rows_of,
     truncated,
 )
+from fedprune.structure.matrices import matrix_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tensors import full_masks, load_into, state_of
 
@@ -74,7 +74,7 @@ def test_at_full_rank_every_family_says_the_same_and_has_its_structure(name: str
     model = copy.deepcopy(before.model)
     paths = [tensor.removesuffix(".weight") for tensor in before.layout.prunable]
     for path in paths:
-        factor(model, Edit("rank", path, (min(rows_of(model.get_submodule(path)).shape),)))
+        factor(model, Edit("rank", path, (min(matrix_of(model.get_submodule(path)).shape),)))
     assert torch.allclose(forward(name, model), before.logits({}), atol=1e-9)
     output = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}
     layout = layout_of(model, output=(output.get(name, "lm_head"),))

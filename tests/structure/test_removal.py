@@ -5,12 +5,12 @@ import torch
 from cutting import every, masked_model, masks_of, some
 from torch import nn
 
-from fedprune.structure import groups as structure
 from fedprune.structure.cuts import edits_of
+from fedprune.structure.families.catalog import SMALL_MODELS, SUBLAYERS
+from fedprune.structure.families.family import Need
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.structure.removal import FRAMES
 from fedprune.structure.surgery import reshaped
-from fedprune.tasks.zoo import FAMILIES, Need, heads_of
+from fedprune.tasks.zoo import heads_of
 
 IDS = torch.tensor([[3, 5, 2, 6, 4, 7], [2, 2, 9, 3, 1, 1]])
 SEEN = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
@@ -27,7 +27,7 @@ def dressed(model: nn.Module) -> tuple[nn.Module, Layout]:
     return model, layout_of(model, output=output)
 
 
-PURPOSES = [(name, purpose) for name, f in FAMILIES.items() for purpose in f.purposes]
+PURPOSES = [(name, purpose) for name, f in SMALL_MODELS.items() for purpose in f.purposes]
 
 
 @pytest.mark.parametrize(("name", "purpose"), PURPOSES)
@@ -41,7 +41,7 @@ def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name: str, purpose:
         "classify": t.AutoModelForSequenceClassification,
         "tag": t.AutoModelForTokenClassification,
     }[purpose]
-    config = FAMILIES[name].config(Need(purpose, vocabulary=11, length=8, end=1, classes=3))
+    config = SMALL_MODELS[name].config(Need(purpose, vocabulary=11, length=8, end=1, classes=3))
     config.num_labels = 3
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -151,9 +151,7 @@ def test_a_block_of_which_nothing_is_left_hands_its_input_on() -> None:
     assert not any(n.startswith("encoder.block.1.") for n in names)
 
 
-def test_the_tables_are_about_families_that_are_recognised() -> None:
-    known = set(structure.FAMILIES)
-    assert set(FRAMES) <= known
-    after = known - set(FRAMES)  # norms after what was added up
-    assert after == {name for name in known if name.startswith(("Bert", "Roberta"))}
-    assert all(structure.FAMILIES[name].column == "output.dense" for name in after)
+def test_a_norm_before_a_sublayer_is_known_unless_norms_come_after_what_was_added_up() -> None:
+    after = {name for name, sublayer in SUBLAYERS.items() if sublayer.frame is None}
+    assert after == {name for name in SUBLAYERS if name.startswith(("Bert", "Roberta"))}
+    assert all(SUBLAYERS[name].column == "output.dense" for name in after)

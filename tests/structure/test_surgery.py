@@ -241,8 +241,8 @@ def test_checkpointing_of_activations_gives_the_same_gradients(name: str) -> Non
     [
         (Edit("shape", "model"), "no such kind; allowed: "),
         (Edit("head", "model.layers.7.self_attn"), "there is nothing"),
-        (Edit("head", "model.layers.0.mlp"), "there is LlamaMLP; allowed: BertAttention"),
-        (Edit("neuron", "model.layers.0.self_attn"), "allowed: BertLayer"),
+        (Edit("head", "model.layers.0.mlp"), "there is LlamaMLP; allowed: LlamaAttention"),
+        (Edit("neuron", "model.layers.0.self_attn"), "allowed: LlamaMLP"),
         (Edit("head", "model.layers.0.self_attn", (0, 3)), "ascending numbers below 3"),
         (Edit("neuron", "model.layers.0.mlp", (-1,)), "ascending numbers below 10"),
         (Edit("neuron", "model.layers.0.mlp", (4, 2)), "ascending"),

@@ -10,6 +10,7 @@ import torch
 from fedprune import federate
 from fedprune.config import configure
 from fedprune.randomness import seeded
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.layout import layout_of
 from fedprune.tasks import presidents, shakespeare
 from fedprune.tasks.catalog import TASKS
@@ -17,7 +18,6 @@ from fedprune.tasks.imagefolder import GREY
 from fedprune.tasks.measures import METRICS, measures
 from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
-from fedprune.tasks.zoo import FAMILIES
 
 SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist")]
 """Tasks whose model and data are quick to have; the others have tests of their own."""
@@ -51,7 +51,7 @@ def config_of(asked: Any, rows_file: Path, tmp_path_factory: pytest.TempPathFact
             data = str(rows_file)
         if task in LABELS:
             keys = {"label_column": LABELS[task], **keys}
-        length = 16 if TASKS[task].models.keys() & FAMILIES.keys() else None
+        length = 16 if TASKS[task].models.keys() & SMALL_MODELS.keys() else None
         return asked(task, data=data, length=length, **keys)
 
     return made

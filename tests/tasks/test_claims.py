@@ -18,11 +18,11 @@ from fedprune.client.host import build_host
 from fedprune.client.teacher import teacher_in
 from fedprune.codec.coded_file import CODED_NAME, MAGIC
 from fedprune.config import configure
+from fedprune.structure.families.family import Need
 from fedprune.tasks import claims
 from fedprune.tasks.claims import CALLS, FREE, Held, filled_by
 from fedprune.tasks.loading import build, from_pretrained
 from fedprune.tasks.task import Shard
-from fedprune.tasks.zoo import Need
 
 MB = 2**20
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from fedprune.randomness import seeded
+from fedprune.structure.families.family import Need
 from fedprune.structure.layout import layout_of
 from fedprune.tasks import loading
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.loading import build
 from fedprune.tasks.task import output_of
 from fedprune.tasks.tokenization import characters, own_symbols, rows_of
-from fedprune.tasks.zoo import Need, heads_of
+from fedprune.tasks.zoo import heads_of
 from fedprune.tensors import state_of
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from fedprune.randomness import seeded
+from fedprune.structure.families.catalog import SMALL_MODELS
+from fedprune.structure.families.family import PURPOSES, Need
 from fedprune.structure.layout import layout_of
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_token_loss
@@ -12,13 +14,7 @@ from fedprune.tasks.restore import text_to_text_loss
 from fedprune.tasks.tagging import tag_loss
 from fedprune.tasks.task import Part, next_token_loss
 from fedprune.tasks.userdata import text_class_loss
-from fedprune.tasks.zoo import (
-    FAMILIES,
-    PURPOSES,
-    Need,
-    families_for,
-    heads_of,
-)
+from fedprune.tasks.zoo import families_for, heads_of
 from fedprune.tensors import state_of
 
 LENGTH, VOCABULARY, CLASSES, END = 16, 40, 3, 39
@@ -30,7 +26,7 @@ LOSSES = {
     "tag": tag_loss,
 }
 CLASSIFYING = ("classify", "tag")
-PAIRS = [(name, purpose) for name, f in FAMILIES.items() for purpose in f.purposes]
+PAIRS = [(name, purpose) for name, f in SMALL_MODELS.items() for purpose in f.purposes]
 BUILT: dict[tuple[str, str], nn.Module] = {}
 
 
@@ -197,7 +193,7 @@ def test_the_default_model_is_the_one_it_always_was():
 
 
 def test_every_purpose_has_a_family_and_the_default_comes_first():
-    assert {p for f in FAMILIES.values() for p in f.purposes} == set(PURPOSES)
+    assert {p for f in SMALL_MODELS.values() for p in f.purposes} == set(PURPOSES)
     names = list(families_for("masked", "roberta"))
     assert names == ["roberta", "bert"]
     with pytest.raises(KeyError):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import family_name
+from fedprune.structure.removal import Gone, replace
 
 
 def attend_with(attention: nn.Module, kept: Tensor) -> None:
@@ -88,7 +89,47 @@ class Positions(nn.Module):
         return hidden_states.new_zeros(()), bias, None
 
 
-def is_unread(stack: nn.Module) -> bool:
-    """Whether no self-attention of a `T5Stack` is left to read a position bias."""
+def positions_in_place_of(attention: nn.Module) -> Positions | None:
+    """What makes the bias in the place of an attention without heads, if it was that one."""
+    makes = getattr(attention, "has_relative_attention_bias", False)
+    return Positions(attention) if makes else None
+
+
+def drop_unread(model: nn.Module) -> None:
+    """Take out what makes a bias in stacks where no self-attention is left to read it."""
+    for stack in _stacks(model).values():
+        for positions in [m for m in stack.modules() if isinstance(m, Positions)]:
+            if not _selves(stack):
+                replace(model, positions, Gone("o", None, nn.Identity(), ("position_bias", "")))
+
+
+def kept_tables(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
+    """The tables of positions of a cut model: their names in a plain one, and their values there.
+
+    By their names in the cut model; of the values those of the heads that stayed.
+
+    Raises:
+        ValueError: blocks of a stack keep different heads.
+    """
+    found: dict[str, tuple[str, Tensor]] = {}
+    for path, stack in _stacks(model).items():
+        kept = {tuple(m.kept_heads.tolist()) for m in _selves(stack) if hasattr(m, "kept_heads")}
+        if len(kept) > 1:
+            raise ValueError("its blocks keep different heads of one shared table of positions")
+        for name, table in stack.named_parameters():
+            if name.endswith("relative_attention_bias.weight"):
+                values = table.detach()[:, list(next(iter(kept)))] if kept else table.detach()
+                # The first block that stays makes the positions.
+                _, _, inner = name.partition("block.0.")
+                found[f"{path}.{name}"] = f"{path}.block.0.{inner}", values
+    return found
+
+
+def _stacks(model: nn.Module) -> dict[str, nn.Module]:
+    return {path: m for path, m in model.named_modules() if family_name(m) == "T5Stack"}
+
+
+def _selves(stack: nn.Module) -> list[Any]:
+    """The self-attentions that are left, in order."""
     selves: list[Any] = [m.SelfAttention for m in stack.modules() if hasattr(m, "SelfAttention")]
-    return not any(family_name(attention) == "T5Attention" for attention in selves)
+    return [m for m in selves if family_name(m) == "T5Attention"]

@@ -1,0 +1,1 @@
+"""The transformers that are known, one value for each architecture: `catalog.FAMILIES`."""

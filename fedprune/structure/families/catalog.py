@@ -1,0 +1,24 @@
+"""All families, and what is looked up over them: sub-layers by class, small models by name."""
+
+from __future__ import annotations
+
+from fedprune.structure.families.bert import BERT, ROBERTA
+from fedprune.structure.families.family import Family, SmallModel, SubLayer
+from fedprune.structure.families.gpt2 import GPT2
+from fedprune.structure.families.llama import LLAMA
+from fedprune.structure.families.t5 import T5
+
+FAMILIES: dict[str, Family] = {f.model_type: f for f in (LLAMA, GPT2, BERT, ROBERTA, T5)}
+"""By `model_type`, the name in a config of transformers. A new family is a value and its name here.
+"""
+
+# By `family_name`: importing transformers here would cost every CNN run seconds.
+SUBLAYERS: dict[str, SubLayer] = {
+    name: sublayer for f in FAMILIES.values() for name, sublayer in f.sublayers.items()
+}
+
+SMALL_MODELS: dict[str, SmallModel] = {
+    name: small for f in FAMILIES.values() for name, small in f.small.items()
+}
+"""Two layers (T5: two and two) of width 64 with four heads, unless ``--depth`` and ``--width`` say
+otherwise: 0.1 to 0.3 million parameters."""

@@ -1,0 +1,160 @@
+"""What this library knows of an architecture of `transformers`: one `Family` value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+PURPOSES = ("causal", "masked", "seq2seq", "classify", "tag")
+"""What a model is for: its head of output, and the AutoModelFor... that loads it."""
+
+HEAD = 16
+"""Width of an attention head of the small models."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a task asks of a model.
+
+    Attributes:
+        purpose: a name in `PURPOSES`.
+        vocabulary: how many symbols there are.
+        length: the longest sequence.
+        pad: id of the padding.
+        end: id that ends a written text, for "seq2seq".
+        classes: how many, for "classify" and "tag".
+        names: what they are called, in their order.
+        depth: blocks of a stack; T5 has two stacks of so many.
+        width: of the hidden states; a multiple of `HEAD`, one attention head for each.
+    """
+
+    purpose: str
+    vocabulary: int
+    length: int
+    pad: int = 0
+    end: int | None = None
+    classes: int = 0
+    names: tuple[str, ...] = ()
+    depth: int = 2
+    width: int = 64
+
+    @property
+    def heads(self) -> int:
+        """How many attention heads."""
+        return self.width // HEAD
+
+    @property
+    def gated(self) -> int:
+        """Neurons of a gated feed-forward layer: three matrices about as large as two of 4."""
+        return self.width * 11 // 4
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A small model of a family, to be trained from scratch.
+
+    Attributes:
+        summary: one line about it.
+        purposes: what it can be for, names in `PURPOSES`.
+        config: its configuration.
+        prepare: what is done to a model that was just initialised.
+    """
+
+    summary: str
+    purposes: tuple[str, ...]
+    config: Callable[[Need], Any]
+    prepare: Callable[[nn.Module], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a sub-layer sits in a block with norms before its sub-layers.
+
+    Attributes:
+        norms: the norm before it, by the name that the block gives the sub-layer.
+        dropout: its own dropout after the reading layer, "" if the block has it.
+        rest: the other values that it returns: names of arguments handed on, "" for None.
+    """
+
+    norms: Mapping[str, str]
+    dropout: str = ""
+    rest: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """An attention or a feed-forward layer: who makes its units' outputs and who reads them.
+
+    Attributes:
+        kind: of its units, "head" or "neuron".
+        rows: paths of the layers whose outputs are the units', from the module. Those it does not
+            have are skipped.
+        column: path of the one layer that reads them.
+        width: how many rows of a producer belong to a unit; for attention the size of a head.
+        frame: how it sits in its block; None where the norm comes after it (BERT, RoBERTa).
+        after_cut: called with the module and the original indices of the units that stayed.
+        stand_in: what takes the place of the module when all units are gone, where others read
+            more of it than its output; None: nothing does.
+    """
+
+    kind: str
+    rows: tuple[str, ...]
+    column: str
+    width: Callable[[Any], int] = lambda _: 1
+    frame: Frame | None = None
+    after_cut: Callable[[nn.Module, Tensor], None] = lambda _module, _kept: None
+    stand_in: Callable[[nn.Module], nn.Module | None] = lambda _: None
+
+
+Sizes = Mapping[str, Callable[[Any], int]]
+"""A module's own numbers, by attribute, as its weights' shapes say them."""
+
+
+@dataclass(frozen=True)
+class ConfigKeys:
+    """What a family's config can say of a smaller model.
+
+    Attributes:
+        neurons: the key of the number of feed-forward neurons.
+        layers: the key of the number of blocks of a stack, by the stack's path without the prefix
+            of a head of output.
+        heads: from the config and the heads (KV groups) kept in each attention to the keys that
+            say so; None: it cannot say that.
+    """
+
+    neurons: str
+    layers: Mapping[str, str]
+    heads: Callable[[Any, int], dict[str, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: how its units are cut, removed and exported, and small models of it.
+
+    Modules are known by the class of `transformers` whose forward they run
+    (`fedprune.structure.layer_kinds.family_name`).
+
+    Attributes:
+        model_type: its name in a config of transformers.
+        sublayers: its attentions and feed-forward layers, by class.
+        config: what its config can say of a smaller model.
+        small: small models to be trained from scratch, by their name for ``--model``.
+        sizes: the numbers of modules that follow their weights' shapes, by class.
+        passes: the forward of a block of which nothing is left, by class of block; classes that
+            are not here pass their input on by themselves.
+        tidy: called with a model after all edits.
+        kept_tables: tables that a cut model keeps whole, as a plain model has them: by their name
+            in the cut model the name in the plain one and the values.
+    """
+
+    model_type: str
+    sublayers: Mapping[str, SubLayer]
+    config: ConfigKeys
+    small: Mapping[str, SmallModel]
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    passes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    tidy: Callable[[nn.Module], None] = lambda _: None
+    kept_tables: Callable[[nn.Module], Mapping[str, tuple[str, Tensor]]] = lambda _: {}
