@@ -20,9 +20,10 @@ from fedprune.client.host import Host, build_host, released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.protocol.checks import check
+from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Question, as_sum
-from fedprune.protocol.packets import decode_answer, decode_question, encode_question
+from fedprune.protocol.questions import decode_question, encode_question
 from fedprune.structure.layout import Layout
 
 app = ClientApp()
@@ -73,14 +74,14 @@ def _added(
 
 
 def _content(packet: Packet, about: dict[str, str | int]) -> RecordDict:
-    buffers = {"values": bytes(packet.values), "bits": bytes(packet.bits)}
+    buffers = {name: bytes(data) for name, data in packet.buffers.items()}
     arrays = {name: Array("uint8", (len(b),), "bytes", b) for name, b in buffers.items()}
-    config = ConfigRecord({**about, "head": packet.head.decode()})
+    config = ConfigRecord({**about, "head": bytes(packet.head).decode()})
     return RecordDict({"config": config, "arrays": ArrayRecord(arrays)})
 
 
 def _opened(message: Message) -> tuple[ConfigRecord, Packet]:
     config = message.content.config_records["config"]
     arrays = message.content.array_records["arrays"]
-    head = str(config["head"]).encode()
-    return config, Packet(head, arrays["values"].data, arrays["bits"].data)
+    buffers = {name: array.data for name, array in arrays.items()}
+    return config, Packet({"head": config["head"]}, buffers)

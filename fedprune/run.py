@@ -22,11 +22,12 @@ from fedprune.options.refusal import ConfigError
 from fedprune.options.values import for_flower
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
+from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.protocol.models import dense_model, layout_for, shaped
-from fedprune.protocol.packets import encode_answer, encode_question
 from fedprune.protocol.port import Port
+from fedprune.protocol.questions import broadcast
 from fedprune.protocol.releases import OPEN, metric_spread
 from fedprune.protocol.server_privacy import guarded, opened
 from fedprune.protocol.stored import FOLDER_NAME as RELEASED_NAME
@@ -411,11 +412,10 @@ def arms_of(config: RunConfig) -> dict[str, RunConfig]:
 
 def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
     """Bytes of one dense fp32 tuning question and of its answer, encoded to be weighed."""
-    question = Question("tune", 1, state.weights, {}, lr=1.0)
-    packet = encode_question(question, "fp32")
+    question = Question("tune", 1, state.weights, {}, lr=1.0, known=frozenset([0]))
     values = torch.zeros(sum(s.numel() for s in layout.shapes.values()))
     answer = Answer(values, 1.0, {"loss": 1.0, "count": 1.0})
-    return packet.size(bits=False), encode_answer(answer, question, "fp32").size()
+    return broadcast(question, "fp32").size([0]), encode_answer(answer, question, "fp32").size()
 
 
 @dataclass

@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from fedprune.codec.wire import (
     counted_of,
     flags_of,
     head_of,
-    more_of,
     pack,
     pack_flags,
     pack_rungs,
@@ -44,16 +44,12 @@ from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.privacy.ledger import read_ledger
-from fedprune.protocol.letters import Letter, folded_of, parts_in, sum_letter
+from fedprune.protocol.coded_answers import decode_answer, encode_answer
 from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.origin import origin_of
-from fedprune.protocol.packets import (
-    decode_answer,
-    decode_question,
-    encode_answer,
-    encode_question,
-)
+from fedprune.protocol.questions import decode_question, encode_question
+from fedprune.protocol.replies import folded_of, parts_in, sum_packet
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.runtime.files import write_verified
 from fedprune.runtime.json_text import read_json
@@ -61,10 +57,10 @@ from fedprune.secagg.keys import Keys
 from fedprune.secagg.messages import (
     Call,
     Reply,
-    call_letter,
     call_of,
-    reply_letter,
+    call_packet,
     reply_of,
+    reply_packet,
     table_bytes,
     table_of,
 )
@@ -80,7 +76,11 @@ GEN = torch.Generator().manual_seed(1)
 FLAGS = torch.rand(300, generator=GEN) < 0.3
 VALUES = torch.randn(300, generator=GEN)
 EDITS = (Edit("head", "a.b", (0, 2)), Edit("rank", "c", (4,)))
-PACKED = pack({"weight": 2.0, "totals": {"loss": 1.5}}, VALUES, "int4", more=VALUES, gen=GEN)
+PACKED = pack(
+    {"weight": 2.0, "totals": {"loss": 1.5}},
+    {"values": (VALUES, "int4"), "more": (VALUES, "fp32")},
+    gen=GEN,
+)
 
 CONFIG = configure({"task": "digits", "model": "mlp", "clients": 2, "cohort": 2, "rounds": 2})
 MODEL = dense_model(CONFIG)
@@ -96,18 +96,19 @@ QUESTION = Question(
     counted={0: 1, 1: 2},
     limit=1.0,
 )
+TAUGHT = encode_question(QUESTION, "fp32")
 ALL = sum(w.numel() for w in WEIGHTS.values())
 ANSWER = encode_answer(
     Answer(torch.randn(ALL, generator=GEN), 5.0, {"loss": 1.0, "count": 5.0}), QUESTION, "fp32"
 )
 FAILURE = Failure(1, "tune", "values", "why")
-SUM = sum_letter(
+SUM = sum_packet(
     Aggregate(
         VALUES.double(), 5.0, {"loss": 1.0}, FLAGS.long(), (0,), (FAILURE,), 700, norms=(1.0,)
     )
 )
 PEERS = {3: b"k" * 128, 4: b"l" * 128}
-CALL = call_letter(
+CALL = call_packet(
     Call(
         "unmask",
         b"s" * 16,
@@ -120,28 +121,22 @@ CALL = call_letter(
         {"v": 1},
     )
 )
-REPLY = reply_letter(Reply(PEERS, {3: {4: b"x" * 40}}, failures=(), bytes_up=7))
+REPLY = reply_packet(Reply(PEERS, {3: {4: b"x" * 40}}, failures=(), bytes_up=7))
 
 Decoder = Callable[..., Any]
 Parts = tuple[bytes, ...]
 
 
-def packet(*parts: bytes) -> Packet:
-    return Packet(*parts)
+def packet(read: Decoder, field: str, sent: Packet) -> tuple[Decoder, Parts]:
+    """What reads a packet of one field and some buffers, and those of one that is well formed."""
+    text = isinstance(sent.fields[field], str)
 
+    def given(about: bytes, *buffers: bytes) -> Any:
+        said = about.decode(errors="replace") if text else about
+        return read(Packet({field: said}, dict(zip(sent.buffers, buffers, strict=True))))
 
-def parts_of(whole: Packet) -> Parts:
-    return tuple(bytes(part) for part in vars(whole).values())
-
-
-def letter(names: tuple[str, ...], field: str, about: bytes, *buffers: bytes) -> Letter:
-    return Letter({field: about.decode(errors="replace")}, dict(zip(names, buffers, strict=True)))
-
-
-def lettered(read: Decoder, field: str, sent: Letter) -> tuple[Decoder, Parts]:
-    names = tuple(sent.buffers)
-    parts = (str(sent.fields[field]).encode(), *sent.buffers.values())
-    return (lambda *given: read(letter(names, field, *given))), parts
+    said = str(sent.fields[field]).encode() if text else bytes(sent.fields[field])
+    return given, (said, *map(bytes, sent.buffers.values()))
 
 
 DECODERS: dict[str, tuple[Decoder, Parts]] = {
@@ -157,37 +152,35 @@ DECODERS: dict[str, tuple[Decoder, Parts]] = {
     "edits": (edits_in, (bits_of({"a": FLAGS}, EDITS),)),
     "edits as text": (lambda data: from_json(data.decode()), (to_json(EDITS).encode(),)),
     "mask behind edits": (lambda d: decode_mask(mask_bits(d)), (bits_of({"a": FLAGS}, EDITS),)),
-    "values": (lambda *parts: values_of(packet(*parts)), parts_of(PACKED)),
-    "more": (lambda *parts: more_of(packet(*parts)), parts_of(PACKED)),
-    "head": (lambda data: head_of(Packet(data)), (bytes(PACKED.head),)),
+    "values": packet(values_of, "head", PACKED),
+    "more": packet(partial(values_of, name="more"), "head", PACKED),
+    "head": (lambda data: head_of(Packet({"head": data})), (bytes(PACKED.head),)),
     "pairs": (counted_of, (bytes(range(16)),)),
     "candidates": (
         lambda data: from_table(read_json(data), ["a", "b"]),
         (json.dumps(as_table((Candidate(), Candidate(0.5, {"b": 1.0})), ["a", "b"])).encode(),),
     ),
-    "question": (
-        lambda *parts: decode_question(packet(*parts), LAYOUT),
-        parts_of(encode_question(QUESTION, "fp32")),
+    "question": packet(
+        lambda sent: decode_question(sent, LAYOUT),
+        "head",
+        replace(TAUGHT, buffers={**TAUGHT.buffers, "teacher": b""}),
     ),
-    "answer": (
-        lambda *parts: decode_answer(packet(*parts), QUESTION, 300),
-        parts_of(ANSWER),
-    ),
+    "answer": packet(lambda sent: decode_answer(sent, QUESTION, 300), "head", ANSWER),
     "coded file": (
         from_coded,
         (to_coded({"task": "digits", "plugin": ""}, {"a": VALUES * FLAGS}, {"a": FLAGS}),),
     ),
-    "a device's parts": lettered(
+    "a device's parts": packet(
         lambda sent: parts_in(sent, [0, 1], "tune"),
         "about",
-        Letter(
+        Packet(
             {"about": json.dumps({"answered": [0], "failures": [vars(FAILURE)]})},
-            {"0.head": bytes(ANSWER.head), "0.values": bytes(ANSWER.values)},
+            {"0.head": bytes(ANSWER.head), "0.values": bytes(ANSWER["values"])},
         ),
     ),
-    "a sum": lettered(lambda sent: folded_of(sent, [0, 1], "tune"), "about", SUM),
-    "a call of a secure sum": lettered(call_of, "call", CALL),
-    "a reply in it": lettered(lambda sent: reply_of(sent, [3, 4], "keys", 32), "about", REPLY),
+    "a sum": packet(lambda sent: folded_of(sent, [0, 1], "tune"), "about", SUM),
+    "a call of a secure sum": packet(call_of, "call", CALL),
+    "a reply in it": packet(lambda sent: reply_of(sent, [3, 4], "keys", 32), "about", REPLY),
     "a table in it": (table_of, (table_bytes({3: PEERS}),)),
     "keys in it": (Keys.from_bytes, (b"k" * 128,)),
     "a configuration": (lambda data: recorded(data.decode()), (to_toml(CONFIG).encode(),)),

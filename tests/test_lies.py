@@ -14,6 +14,7 @@ from fedprune.client.context import ClientContext
 from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
+from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import (
     LOUD,
@@ -23,7 +24,6 @@ from fedprune.protocol.messages import (
     as_sum,
     summed,
 )
-from fedprune.protocol.packets import encode_answer
 from fedprune.protocol.parts import understood
 from fedprune.scores.inputs import factored, improper
 from fedprune.tensors import digest

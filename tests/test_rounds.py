@@ -14,7 +14,6 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import (
     Host,
-    bytes_down,
     grouped,
     labels_of,
 )
@@ -27,7 +26,7 @@ from fedprune.protocol.messages import (
     Answer,
     Question,
 )
-from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.protocol.questions import broadcast, decode_question, encode_question
 from fedprune.scores.score import Probe
 from fedprune.server.diagnostics import agreement_of
 from fedprune.server.state import State
@@ -431,8 +430,8 @@ def test_every_type_of_the_wire(wire: str, width: int, tiny: Tiny, watched: Any,
         values = width * (count_kept(question.masks) + free)
         assert 0 < aggregate.bytes_up / len(cohort) - values < 120
         packet = encode_question(question, wire)
-        assert len(packet.values) == values
-        assert packet.size(bits=False) - values < 250
+        assert len(packet["values"]) == values
+        assert len(packet.head) < 250
     same = result.summary["weights_digest"] == played(tiny()).summary["weights_digest"]
     assert same == (wire == "fp32"), "a smaller type costs bits of the result"
 
@@ -460,7 +459,7 @@ def test_a_mask_is_sent_only_to_those_who_lack_it(
         mask = mask_digest(question.masks)
         lacking = [p for p in partitions if held.get(p) != mask]
         assert not failing or VICTIM in lacking or VICTIM not in partitions
-        values = (len(packet.head) + len(packet.values)) * len(partitions)
+        values = (len(packet.head) + len(packet["values"])) * len(partitions)
         expected = values + len(encode_mask(question.masks)) * len(lacking)
         assert aggregate.bytes_down == expected
         resent += len(partitions) - len(lacking)
@@ -478,10 +477,10 @@ def test_a_mask_is_sent_only_to_those_who_lack_it(
 
 def test_who_did_not_answer_is_sent_the_mask_again(tiny: Tiny, house_of: HouseOf):
     question = Question("tune", 1, *first(house_of(tiny())), known=frozenset([2]))
-    packet = encode_question(question, "fp32")
-    whole, lean = packet.size(), packet.size(bits=False)
+    sent = broadcast(question, "fp32")
+    whole, lean = sent.size([0]), sent.size([2])
     assert whole - lean == len(encode_mask(question.masks))
-    assert bytes_down(packet, [0, 2, 4], question.known) == 2 * whole + lean
+    assert sent.size([0, 2, 4]) == 2 * whole + lean
 
 
 @pytest.mark.sampled(1)

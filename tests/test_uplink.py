@@ -11,7 +11,7 @@ from fedprune.client.host import build_host, placed, serve
 from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
-from fedprune.protocol.packets import encode_question
+from fedprune.protocol.questions import encode_question
 from fedprune.server.watch import Watch
 from fedprune.tensors import copied, count_kept, state_of
 
@@ -34,7 +34,7 @@ def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits, tiny,
         if question.kind == "tune":
             count = count_kept(question.masks) + free
             assert 0 < aggregate.bytes_up / len(cohort) - count * bits / 8 < 120 + 4 * count / 512
-            assert len(encode_question(question, config.wire).values) == 4 * count
+            assert len(encode_question(question, config.wire)["values"]) == 4 * count
     assert all(not result.state.weights[n][~m].any() for n, m in result.state.masks.items())
 
 

@@ -20,9 +20,9 @@ from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import gaussian, seeded_source
 from fedprune.protocol.checks import check
+from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Question
-from fedprune.protocol.packets import decode_answer
 from fedprune.randomness import generator
 from fedprune.scores.gradients import gradient, square, taylor
 from fedprune.server.state import first_state

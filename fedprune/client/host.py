@@ -41,6 +41,7 @@ from fedprune.protocol.client_privacy import (
     noises_itself,
     silenced,
 )
+from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import (
     Aggregate,
@@ -49,13 +50,13 @@ from fedprune.protocol.messages import (
 )
 from fedprune.protocol.models import dense_model, layout_after, layout_for
 from fedprune.protocol.noise import source_for
-from fedprune.protocol.packets import decode_question, encode_answer
 from fedprune.protocol.parts import (
     Part,
     added,
     failure_of,
     understood,
 )
+from fedprune.protocol.questions import decode_question
 from fedprune.protocol.releases import most_votes
 from fedprune.randomness import generator
 from fedprune.runtime.guarding import allowance, guarded
@@ -253,7 +254,7 @@ class _Asked:
 
 
 def _asked(host: Host, packet: Packet) -> _Asked:
-    host = with_edits(host, edits_in(packet.bits))
+    host = with_edits(host, edits_in(packet["bits"]))
     question = decode_question(packet, host.layout)
     form = form_of(question, host.config, host.layout)
     return _Asked(host, question, form, allowance(host.config.timeout))
@@ -389,16 +390,6 @@ def grouped(partitions: Sequence[int], config: RunConfig) -> dict[int, list[int]
     for partition in sorted(partitions):
         groups.setdefault(partition * config.hosts // config.clients, []).append(partition)
     return groups
-
-
-def bytes_down(
-    packet: Packet,
-    partitions: Sequence[int],
-    known: frozenset[int],
-    taught: frozenset[int] = frozenset(),
-) -> int:
-    """What a question weighs for those asked: mask and teacher only for those who lack them."""
-    return sum(packet.size(bits=p not in known, teacher=p not in taught) for p in partitions)
 
 
 def labels_of(host: Host) -> dict[int, int]:

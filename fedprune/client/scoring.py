@@ -235,7 +235,8 @@ def _overlap(
         return {}
     shapes = shapes_of(scores)
     masks = fitting(shapes, {n: question.masks[n] for n in names})
-    cast = values_of(pack({}, gathered(scores, masks).float(), SCORE_TYPES[c.score_wire]))
+    flat = gathered(scores, masks).float()
+    cast = values_of(pack({}, {"values": (flat, SCORE_TYPES[c.score_wire])}))
     rounded = _own_mask(question, client, names, scattered(cast, shapes, masks))
     assert rounded is not None
     return {"overlap": float((votes & rounded).sum()), "own": float(votes.sum())}

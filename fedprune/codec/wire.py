@@ -1,4 +1,4 @@
-"""What travels: a question to a client and its answer, as bytes.
+"""What travels: fields and buffers, values cast to a type of the wire, flags near their entropy.
 
 Both sides know the model's layout and, by digest, the mask; so only kept values travel, as one
 flat buffer without indices. Everything here is really encoded and decoded in every engine: a
@@ -8,8 +8,9 @@ smaller value type costs the quality that it costs, and bytes are counted from t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,38 +42,39 @@ nobody's choice, so 16 bits are of values divided by the largest."""
 _LEVELS = 126
 _OCTAVES = 42.0
 
-PAIR = 8
-"""Bytes of one client's pair in `Packet.counted`."""
+_PAIR = struct.Struct("<ii")
 
 
 @dataclass(frozen=True)
 class Packet:
-    """One message on the wire.
+    """One message on the wire: small fields, of which most have a head, and large buffers.
 
     Attributes:
-        head: what it is, as JSON.
-        values: kept values, one flat buffer of one type.
-        bits: an encoded mask (a question's mask, an answer's votes), or nothing.
-        more: a second flat buffer: what goes along with a question, statistics beside an answer.
-        teacher: a question's model to learn from, or nothing.
-        rungs: a ladder of nested masks, encoded, to compare candidates on; or nothing.
-        counted: of each client asked, its number and the round of its newest change that is in an
-            average, as pairs of int32; or nothing. Each is sent its own pair.
+        fields: by name; of a question or an answer its "head", what it is, as JSON.
+        buffers: by name; an empty one need not be there. "values" and "more" are flat values of one
+            type, which the head names; "bits" is an encoded mask.
     """
 
-    head: bytes
-    values: Buffer = b""
-    bits: Buffer = b""
-    more: Buffer = b""
-    teacher: Buffer = b""
-    rungs: Buffer = b""
-    counted: Buffer = b""
+    fields: Mapping[str, Any]
+    buffers: Mapping[str, Buffer] = field(default_factory=dict)
 
-    def size(self, *, bits: bool = True, teacher: bool = True) -> int:
-        """Bytes on the wire, with or without the mask and the teacher, which may be there."""
-        always = len(self.head) + len(self.values) + len(self.more) + len(self.rungs)
-        always += PAIR if self.counted else 0
-        return always + (len(self.bits) if bits else 0) + (len(self.teacher) if teacher else 0)
+    def __getitem__(self, name: str) -> Buffer:
+        """The buffer of this name, empty where there is none."""
+        return self.buffers.get(name, b"")
+
+    @property
+    def head(self) -> Buffer:
+        """What it is, as JSON."""
+        head = self.fields.get("head", b"")
+        return head if isinstance(head, bytes | memoryview) else str(head).encode()
+
+    def size(self) -> int:
+        """Bytes of all fields and buffers."""
+        data = (
+            f if isinstance(f, bytes | memoryview) else str(f).encode()
+            for f in self.fields.values()
+        )
+        return sum(map(len, data)) + sum(map(len, self.buffers.values()))
 
 
 LONGEST_HEAD = 2**22
@@ -85,36 +87,47 @@ def digest_of(coded: Buffer) -> str:
 
 
 def pack(
-    head: dict[str, Any],
-    values: Tensor,
-    wire: str,
+    head: Mapping[str, Any],
+    flats: Mapping[str, tuple[Tensor, str]],
     bits: Buffer = b"",
-    more: Tensor | None = None,
-    more_wire: str = "fp32",
     gen: torch.Generator | None = None,
     *,
     fixed: bool = False,
 ) -> Packet:
-    """A packet with flat values cast to the wire's type, and perhaps a second buffer.
+    """A packet of flat values by the name of their buffer, each cast to a type of the wire.
 
-    Scaled types carry their scale in the head. Weights beyond the range of fp16 become infinite
-    there, which the receiver refuses. Types that round at random draw from `gen`. With `fixed` the
-    head is as long whatever its numbers are.
+    The head says the types ("wire" is that of "values", others are by their buffer's name) and the
+    scale of scaled ones. Weights beyond the range of fp16 become infinite there, which the receiver
+    refuses. Types that round at random draw from `gen`. With `fixed` the head is as long whatever
+    its numbers are.
     """
-    about = {**head, "wire": wire}
+    about, buffers = dict(head), dict[str, Buffer]()
+    for name, (values, wire) in flats.items():
+        if name == "values" or values.numel():
+            buffers[name], said = _typed(name, values, wire, gen, fixed=fixed)
+            about |= said
+    if len(bits):
+        buffers["bits"] = bits
+    return Packet({"head": json_of(about, fixed=fixed).encode()}, buffers)
+
+
+def _typed(
+    name: str, values: Tensor, wire: str, gen: torch.Generator | None, *, fixed: bool
+) -> tuple[Buffer, dict[str, Any]]:
+    """The bytes of a buffer, and what the head says of them."""
+    kind, scaled = _keys(name)
     if wire in BITS:
         assert gen is not None  # only answers to tuning have such a type, and a generator
-        buffer: Buffer = encode_rounded(values, BITS[wire], gen)
-        about |= {"count": values.numel()}
-    else:
-        buffer, scale = _cast(values, wire)
-        about |= {} if scale == 1.0 and not fixed else {"scale": scale}
-    beside: Buffer = b""
-    if more is not None and more.numel():
-        beside, scale = _cast(more, more_wire)
-        about |= {"more": more_wire, "more_scale": scale}
-    text = json_of(about, fixed=fixed)
-    return Packet(text.encode(), buffer, bits, beside)
+        data = encode_rounded(values, BITS[wire], gen)
+        return data, {kind: wire, "count": values.numel()}
+    cast, scale = _cast(values, wire)
+    implied = name == "values" and scale == 1.0 and not fixed
+    return cast, {kind: wire} | ({} if implied else {scaled: scale})
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Under which words the head says type and scale of a buffer."""
+    return ("wire", "scale") if name == "values" else (name, f"{name}_scale")
 
 
 _WIDEST = "x" * 22
@@ -189,52 +202,41 @@ def head_of(packet: Packet) -> dict[str, Any]:
         raise ValueError(f"head: {error}") from None
 
 
-def values_of(packet: Packet, *, shared: bool = False) -> Tensor:
-    """The values as a flat fp32 tensor (cast back from the wire's type).
+def values_of(packet: Packet, name: str = "values", *, shared: bool = False) -> Tensor:
+    """A buffer's values as a flat fp32 tensor (cast back from the wire's type).
 
     Args:
         packet: what came.
+        name: of the buffer; empty where there is none, unless it is "values".
         shared: spare a copy; the tensor may then be the packet's memory, not to be written to.
 
     Raises:
         ValueError: unknown type, or bytes that are no whole number of values.
     """
     head = head_of(packet)
-    wire = str(head.get("wire"))
-    if wire in BITS:
-        return decode_rounded(packet.values, BITS[wire], whole_number(head, "count"))
-    return _uncast(packet.values, wire, number(head, "scale", 1.0), shared=shared)
-
-
-def more_of(packet: Packet) -> Tensor:
-    """The second buffer as a flat fp32 tensor, empty where there is none.
-
-    Raises:
-        ValueError: as for `values_of`.
-    """
-    head = head_of(packet)
-    if not packet.more:
+    if name != "values" and not packet[name]:
         return torch.empty(0)
-    scale = number(head, "more_scale", 1.0)
-    return _uncast(packet.more, str(head.get("more")), scale, shared=True)
+    kind, scaled = _keys(name)
+    wire = str(head.get(kind))
+    if name == "values" and wire in BITS:
+        return decode_rounded(packet[name], BITS[wire], whole_number(head, "count"))
+    return _uncast(packet[name], wire, number(head, scaled, 1.0), shared=shared)
 
 
-def pack_counted(counted: Mapping[int, int], partitions: Iterable[int]) -> bytes:
-    """The pairs of some clients; of one that is in no average yet, round 0."""
-    pairs = [[p, counted.get(p, 0)] for p in partitions]
-    return bytes(as_bytes(torch.tensor(pairs, dtype=torch.int32))) if pairs else b""
+def pair(partition: int, round: int) -> bytes:
+    """A client's number and the round of its newest change that is in an average, 0: in none."""
+    return _PAIR.pack(partition, round)
 
 
 def counted_of(data: Buffer) -> dict[int, int]:
-    """The inverse of `pack_counted`.
+    """The rounds by client of pairs that stand one behind the other.
 
     Raises:
         ValueError: bytes that are no whole number of pairs.
     """
-    if len(data) % PAIR:
+    if len(data) % _PAIR.size:
         raise ValueError(f"{len(data)} bytes are no whole number of pairs")
-    pairs = over_bytes(data, torch.int32).reshape(-1, 2).tolist()
-    return {int(p): int(at) for p, at in pairs}
+    return dict(_PAIR.iter_unpack(data))
 
 
 def pack_flags(flags: Tensor) -> bytes:

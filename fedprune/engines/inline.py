@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedprune.client.host import Host, Tick, bytes_down, grouped, labels_of, serve
+from fedprune.client.host import Host, Tick, grouped, labels_of, serve
 from fedprune.protocol.messages import Aggregate, Question, summed
-from fedprune.protocol.packets import encode_question
 from fedprune.protocol.port import Port
+from fedprune.protocol.questions import broadcast
 from fedprune.tasks.shards import data_digest
 
 
@@ -25,10 +25,9 @@ def inline_port(host: Host, tick: Tick | None = None) -> Port:
         return Port(inline_sums(host, tick), lambda: labels_of(host), rehearsed=True, data=data)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-        packet = encode_question(question, host.config.wire)
-        hosts = grouped(partitions, host.config)
-        aggregate = summed(serve(host, packet, group, tick) for group in hosts.values())
-        down = bytes_down(packet, partitions, question.known, question.taught)
-        return replace(aggregate, bytes_down=down)
+        sent = broadcast(question, host.config.wire)
+        hosts = grouped(partitions, host.config).values()
+        aggregate = summed(serve(host, sent.packet(group), group, tick) for group in hosts)
+        return replace(aggregate, bytes_down=sent.size(partitions))
 
     return Port(ask, lambda: labels_of(host), rehearsed=True, data=data)

@@ -13,7 +13,7 @@ from fedprune.protocol.models import layout_at
 from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
 from fedprune.secagg.messages import (
     Call,
-    Parcel,
+    Enclosure,
     Reply,
     Transport,
     merged,
@@ -38,12 +38,14 @@ def inline_transport(host: Host, tick: Tick | None = None) -> Transport:
     """Puts every stage to the hosts of this process."""
     seeds_in = seeds_for(host.config)
 
-    def put(call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
-        packet = None if parcel is None else parcel.packet
-        seeds, hosts = seeds_in(call.session), grouped(partitions, host.config)
-        return merged(
-            serve_call(host, call, group, seeds, packet, tick) for group in hosts.values()
-        )
+    def put(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+        seeds, hosts = seeds_in(call.session), grouped(partitions, host.config).values()
+
+        def served(group: list[int]) -> Reply:
+            packet = None if enclosed is None else enclosed.sent.packet(group)
+            return serve_call(host, call, group, seeds, packet, tick)
+
+        return merged(served(group) for group in hosts)
 
     return put
 

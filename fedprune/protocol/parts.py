@@ -9,6 +9,7 @@ from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
+from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import (
     Aggregate,
@@ -21,7 +22,6 @@ from fedprune.protocol.messages import (
     plain,
     summed,
 )
-from fedprune.protocol.packets import decode_answer
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
 from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
+from fedprune.protocol.coded_answers import on_own_mask
 from fedprune.protocol.forms import Form, form_of
-from fedprune.protocol.letters import size_of
 from fedprune.protocol.messages import Answer, Question
-from fedprune.protocol.packets import decode_question, on_own_mask
 from fedprune.protocol.parts import failure_of
+from fedprune.protocol.questions import decode_question
 from fedprune.secagg.client import (
     confirmed,
     masked,
@@ -43,7 +43,7 @@ from fedprune.secagg.messages import (
     Call,
     Reply,
     merged,
-    reply_letter,
+    reply_packet,
 )
 from fedprune.secagg.primitives import derived
 from fedprune.secagg.ring import Ring
@@ -168,7 +168,7 @@ def _each(
     def said(partition: int) -> Reply:
         try:
             reply = one(partition)
-            reply = replace(reply, bytes_up=size_of(reply_letter(reply)))
+            reply = replace(reply, bytes_up=reply_packet(reply).size())
         except Exception as error:  # whatever a client raises must not stop the others
             log.warning("partition %d drops out of a secure sum: %s", partition, error)
             failure = silenced(failure_of(partition, s.call.stage, error), s.host.config, error)
@@ -229,7 +229,7 @@ def _source(s: _Sitting, partition: int) -> Source:
 
 
 def _asked(s: _Sitting, packet: Packet) -> _Asked:
-    host = with_edits(s.host, edits_in(packet.bits))
+    host = with_edits(s.host, edits_in(packet["bits"]))
     question = decode_question(packet, host.layout)
     form = form_of(question, host.config, host.layout)
     noises = noises_of(question, form, host.config, host.layout)

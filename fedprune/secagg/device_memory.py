@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.letters import Letter
+from fedprune.protocol.questions import HELD
 from fedprune.secagg.messages import (
     Call,
     Reply,
-    call_letter,
-    reply_letter,
+    call_packet,
+    reply_packet,
 )
 
 
@@ -51,7 +51,7 @@ Serve = Callable[[bytes], Reply]
 
 def recalled(
     memory: Memory | None, call: Call, packet: Packet | None, serve: Serve
-) -> tuple[Memory, Letter]:
+) -> tuple[Memory, Packet]:
     """A stage served by a device, and what it remembers after it.
 
     What is asked a second time is answered as the first time: the reply was lost. In a session a
@@ -65,7 +65,7 @@ def recalled(
         known = memory is not None and memory.session == call.session and memory.seed
         memory = memory if known else Memory(call.session, os.urandom(32))
         assert memory is not None
-        return memory, reply_letter(serve(memory.seed))
+        return memory, reply_packet(serve(memory.seed))
     if memory is None or memory.session != call.session:
         raise Refused("secure", "a sum that this device showed no keys for, or an earlier one")
     digest = _digest(call, packet)
@@ -81,20 +81,20 @@ def recalled(
             raise Refused("secure", "a sum that this device gave nothing to")
         _same(memory.confirmed, digest)
         memory = replace(memory, confirmed=digest)
-    return memory, reply_letter(serve(memory.seed))
+    return memory, reply_packet(serve(memory.seed))
 
 
-def _opened(memory: Memory, digest: bytes, serve: Serve) -> tuple[Memory, Letter]:
+def _opened(memory: Memory, digest: bytes, serve: Serve) -> tuple[Memory, Packet]:
     _same(memory.opened, digest)
     if memory.opened:
-        return memory, Letter({"about": memory.about}, {"shares": memory.shares})
+        return memory, Packet({"about": memory.about}, {"shares": memory.shares})
     if not memory.confirmed:
         raise Refused("secure", "a sum that this device gave nothing to, or did not confirm")
-    letter = reply_letter(serve(memory.seed))
-    if "shares" not in letter.buffers:  # it refused, and has said nothing
-        return memory, letter
-    about, shares = str(letter.fields["about"]), letter.buffers["shares"]
-    return replace(memory, seed=b"", opened=digest, about=about, shares=shares), letter
+    reply = reply_packet(serve(memory.seed))
+    if "shares" not in reply.buffers:  # it refused, and has said nothing
+        return memory, reply
+    about, shares = str(reply.fields["about"]), bytes(reply["shares"])
+    return replace(memory, seed=b"", opened=digest, about=about, shares=shares), reply
 
 
 def _same(earlier: bytes, digest: bytes) -> None:
@@ -104,11 +104,11 @@ def _same(earlier: bytes, digest: bytes) -> None:
 
 def _digest(call: Call, packet: Packet | None) -> bytes:
     sha = hashlib.sha256()
-    letter = call_letter(call)
-    parts = [*map(str, letter.fields.values()), *letter.buffers]
-    data: list[Buffer] = [*letter.buffers.values()]
+    said = call_packet(call)
+    parts = [*map(str, said.fields.values()), *said.buffers]
+    data: list[Buffer] = [*said.buffers.values()]
     if packet is not None:
-        data += [packet.head, packet.values, packet.more, packet.rungs]
+        data += [packet.head, *(packet[n] for n in sorted(packet.buffers) if n not in HELD)]
     for part in [*(text.encode() for text in parts), *data]:
         sha.update(f"{len(part)}|".encode())
         sha.update(part)

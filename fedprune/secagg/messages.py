@@ -14,15 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.privacy.ranges import MOST
-from fedprune.protocol.letters import (
-    Buffers,
-    Fields,
-    Letter,
-    check_spoken,
-)
 from fedprune.protocol.messages import (
     Failure,
     Question,
@@ -30,6 +25,8 @@ from fedprune.protocol.messages import (
     longest_about,
     plain,
 )
+from fedprune.protocol.questions import Broadcast
+from fedprune.protocol.replies import check_spoken
 from fedprune.runtime.json_text import read_object
 from fedprune.secagg.keys import Keys
 from fedprune.secagg.ring import Ring, ring_type
@@ -99,24 +96,24 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Enclosure:
     """What goes along with the stage "masked".
 
     Attributes:
         question: what is asked.
-        packet: the same, encoded.
+        sent: the same, encoded.
         length: how many integers a masked vector has.
     """
 
     question: Question
-    packet: Packet
+    sent: Broadcast
     length: int
 
 
 LONGEST_CALL = 2**22
 """Bytes of what a call says in JSON: it names everyone who is in a sum three times."""
 
-Transport = Callable[[Call, Sequence[int], Parcel | None], Reply]
+Transport = Callable[[Call, Sequence[int], Enclosure | None], Reply]
 """Puts a stage to partitions, wherever they are, and gives back what they said."""
 
 
@@ -146,7 +143,7 @@ def call_for(call: Call, partitions: Collection[int]) -> Call:
     return replace(call, sealed=mine)
 
 
-def call_letter(call: Call) -> Letter:
+def call_packet(call: Call) -> Packet:
     """A call as fields and buffers."""
     about: dict[str, Any] = {
         "stage": call.stage,
@@ -158,58 +155,58 @@ def call_letter(call: Call) -> Letter:
     about |= {"coarse": call.coarse} if call.coarse else {}
     tables = {"roster": _own(call.roster)}
     tables |= {"sealed": table_bytes(call.sealed), "open": call.open, "said": _own(call.said)}
-    fields: Fields = {"call": json.dumps(about, separators=(",", ":"))}
-    return Letter(fields, {name: data for name, data in tables.items() if data})
+    fields = {"call": json.dumps(about, separators=(",", ":"))}
+    return Packet(fields, {name: data for name, data in tables.items() if data})
 
 
-def call_of(letter: Letter) -> Call:
-    """The call that a letter holds.
+def call_of(packet: Packet) -> Call:
+    """The call that a packet holds.
 
     Raises:
         Refused: it is malformed.
     """
     try:
-        about = read_object(letter.fields["call"], LONGEST_CALL)
+        about = read_object(packet.fields["call"], LONGEST_CALL)
         return Call(
             str(about["stage"]),
             bytes.fromhex(about["session"]),
             tuple(int(p) for p in about["members"]),
-            _owned(letter.buffers.get("roster", b"")),
+            _owned(packet.buffers.get("roster", b"")),
             frozenset(int(p) for p in about["shared"]),
             frozenset(int(p) for p in about["summed"]),
-            table_of(letter.buffers.get("sealed", b"")),
-            bytes(letter.buffers.get("open", b"")),
+            table_of(packet.buffers.get("sealed", b"")),
+            bytes(packet.buffers.get("open", b"")),
             {str(f): min(MOST, max(0, int(n))) for f, n in about.get("coarse", {}).items()},
-            _owned(letter.buffers.get("said", b"")),
+            _owned(packet.buffers.get("said", b"")),
         )
-    except Exception as error:  # whatever a stranger's letter raises is a refusal of it
+    except Exception as error:  # whatever a stranger's packet raises is a refusal of it
         raise Refused("call", plain(f"malformed: {error!r}")) from None
 
 
-def reply_letter(reply: Reply) -> Letter:
+def reply_packet(reply: Reply) -> Packet:
     """A reply as fields and buffers."""
     about = {
         "summed": reply.summed,
         "failures": [asdict(failure) for failure in reply.failures],
         "bytes_up": reply.bytes_up,
     }
-    buffers: Buffers = {
+    buffers = {
         "keys": _own(reply.keys),
         "shares": table_bytes(reply.shares),
         "said": _own(reply.said),
     }
     if reply.total is not None:
         buffers["total"] = vector_bytes(reply.total)
-    return Letter({"about": json.dumps(about)}, {n: b for n, b in buffers.items() if b})
+    return Packet({"about": json.dumps(about)}, {n: b for n, b in buffers.items() if b})
 
 
 def reply_of(
-    letter: Letter, asked: Collection[int], stage: str, bits: int, length: int = 0
+    packet: Packet, asked: Collection[int], stage: str, bits: int, length: int = 0
 ) -> Reply:
-    """The reply that a letter holds, as far as its form can tell.
+    """The reply that a packet holds, as far as its form can tell.
 
     Args:
-        letter: what came.
+        packet: what came.
         asked: the partitions that were asked.
         stage: of which stage: failures are of it, whatever the reply says.
         bits: width of the sum's integers.
@@ -219,20 +216,20 @@ def reply_of(
         Refused: it is malformed, of another size, or speaks for partitions that were not asked.
     """
     try:
-        about = read_object(letter.fields["about"], longest_about(len(asked)))
-        keys = _owned(letter.buffers.get("keys", b""))
+        about = read_object(packet.fields["about"], longest_about(len(asked)))
+        keys = _owned(packet.buffers.get("keys", b""))
         reply = Reply(
             {p: Keys.from_bytes(given).as_bytes for p, given in keys.items()},
-            table_of(letter.buffers.get("shares", b"")),
-            _vector(letter.buffers.get("total"), bits, length),
+            table_of(packet.buffers.get("shares", b"")),
+            _vector(packet.buffers.get("total"), bits, length),
             tuple(int(p) for p in about["summed"]),
             tuple(failure_said(failure, stage) for failure in about["failures"]),
             int(about["bytes_up"]),
-            said=_owned(letter.buffers.get("said", b"")),
+            said=_owned(packet.buffers.get("said", b"")),
         )
         if bool(reply.summed) != (reply.total is not None) or reply.bytes_up < 0:
             raise ValueError("a sum of nobody, or nobody's, or of less than 0 bytes")
-    except Exception as error:  # whatever a stranger's letter raises is a refusal of it
+    except Exception as error:  # whatever a stranger's packet raises is a refusal of it
         raise Refused("reply", plain(f"malformed: {error!r}")) from None
     twice = [p for p, n in Counter(reply.summed).items() if n > 1]
     check_spoken([*reply.present, *twice, *(f.partition for f in reply.failures)], asked)
@@ -256,12 +253,12 @@ def _own(of: Mapping[int, bytes]) -> bytes:
     return table_bytes({p: {p: data} for p, data in of.items()})
 
 
-def _owned(data: bytes) -> dict[int, bytes]:
+def _owned(data: Buffer) -> dict[int, bytes]:
     """The inverse of `_own`."""
     return {p: row[p] for p, row in table_of(data).items()}
 
 
-def table_of(data: bytes) -> dict[int, dict[int, bytes]]:
+def table_of(data: Buffer) -> dict[int, dict[int, bytes]]:
     """The inverse of `table_bytes`; a client with an empty row is not in it.
 
     Raises:
@@ -270,7 +267,9 @@ def table_of(data: bytes) -> dict[int, dict[int, bytes]]:
     table: dict[int, dict[int, bytes]] = {}
     at = 0
     while at < len(data):
-        one, other, size = _ENTRY.unpack(data[at : at + _ENTRY.size].ljust(_ENTRY.size, b"\xff"))
+        one, other, size = _ENTRY.unpack(
+            bytes(data[at : at + _ENTRY.size]).ljust(_ENTRY.size, b"\xff")
+        )
         at += _ENTRY.size + size
         if at > len(data):
             raise ValueError("a table that ends within an entry")
@@ -283,7 +282,7 @@ def vector_bytes(vector: Ring) -> bytes:
     return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _vector(data: bytes | None, bits: int, length: int) -> Ring | None:
+def _vector(data: Buffer | None, bits: int, length: int) -> Ring | None:
     if data is None:
         return None
     kind = ring_type(bits)

@@ -11,25 +11,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from fedprune.client.host import bytes_down
-from fedprune.codec.wire import Packet, pack_flags
+from fedprune.codec.wire import pack_flags
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused, counted
 from fedprune.protocol.checks import check_sum
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.letters import size_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
-from fedprune.protocol.packets import encode_question
+from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.secagg.client import confirming
 from fedprune.secagg.graph import enough
 from fedprune.secagg.keys import Keys
 from fedprune.secagg.messages import (
     Call,
-    Parcel,
+    Enclosure,
     Reply,
     Transport,
     call_for,
-    call_letter,
+    call_packet,
 )
 from fedprune.secagg.ring import Ring
 from fedprune.secagg.server import Unrecoverable, unmasked
@@ -128,14 +126,15 @@ class _Course:
     up: int = 0
     down: int = 0
 
-    def put(self, call: Call, partitions: Collection[int], parcel: Parcel | None = None) -> Reply:
+    def put(
+        self, call: Call, partitions: Collection[int], enclosed: Enclosure | None = None
+    ) -> Reply:
         """Put a stage to partitions."""
         asked = sorted(partitions)
-        self.down += sum(size_of(call_letter(call_for(call, [p]))) for p in asked)
-        if parcel is not None:
-            question = parcel.question
-            self.down += bytes_down(parcel.packet, asked, question.known, question.taught)
-        reply = self.transport(call, asked, parcel)
+        self.down += sum(call_packet(call_for(call, [p])).size() for p in asked)
+        if enclosed is not None:
+            self.down += enclosed.sent.size(asked)
+        reply = self.transport(call, asked, enclosed)
         self.up += reply.bytes_up
         self.down += reply.resent
         for failure in reply.failures:
@@ -222,16 +221,15 @@ def _sum_in_range(
     course: _Course, question: Question, members: tuple[int, ...], attempt: int, open_: bytes
 ) -> Aggregate:
     c = course.config
-    packet = encode_question(question, c.wire)
-    packet = replace(packet, values=bytes(packet.values))  # once, not once a host
-    session = session_of(packet, members, attempt, c, course.coarse)
+    sent = broadcast(question, c.wire)
+    session = session_of(sent, members, attempt, c, course.coarse)
     terms = terms_of(c, session, members)
     form = form_of(question, c, course.layout)
     noises = noises_of(question, form, c, course.layout)
     pieces = pieces_of(question.kind, form, c, len(members), noises, course.coarse)
-    parcel = Parcel(question, packet, length(pieces) + 1)
+    enclosed = Enclosure(question, sent, length(pieces) + 1)
     fewest = len(members) if open_ else fewest_left(len(members), c) if noises else 0
-    total, summed = _opened(course, terms, parcel, open_, fewest)
+    total, summed = _opened(course, terms, enclosed, open_, fewest)
     aggregate = folded_from(total, pieces, summed, terms.bits)
     try:
         if not noises:  # with noise, votes may well be negative
@@ -242,7 +240,7 @@ def _sum_in_range(
 
 
 def session_of(
-    packet: Packet,
+    sent: Broadcast,
     members: Sequence[int],
     attempt: int,
     config: RunConfig,
@@ -251,13 +249,14 @@ def session_of(
     """The name of a sum: a digest of what is asked, whom, how often before, how, and the seed."""
     wide = f"{sorted(coarse.items())}|" if coarse else ""
     sha = hashlib.sha256(f"{config.seed}|{attempt}|{members}|{wide}".encode())
-    for part in (packet.head, packet.values, packet.more, packet.rungs):
-        sha.update(part)
+    sha.update(sent.common.head)
+    for name, data in sent.common.buffers.items():
+        sha.update(b"" if name in sent.held else data)
     return sha.digest()
 
 
 def _opened(
-    course: _Course, terms: Terms, parcel: Parcel, open_: bytes, fewest: int
+    course: _Course, terms: Terms, enclosed: Enclosure, open_: bytes, fewest: int
 ) -> tuple[Ring, tuple[int, ...]]:
     """The five stages of Bonawitz et al. 2017 (eprint 2017/281, figure 4).
 
@@ -279,7 +278,7 @@ def _opened(
     _require("shares", roster, sent, terms)
     call = replace(call, stage="masked", shared=frozenset(sent))
 
-    came = course.put(replace(call, open=open_), sent, parcel)
+    came = course.put(replace(call, open=open_), sent, enclosed)
     summed = came.summed
     wider = widened(course.coarse, (f.reason for f in came.failures), terms.bits)
     if wider is not None:

@@ -17,9 +17,9 @@ from fedprune.client.host import Host, released
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import MASKS
+from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.packets import decode_answer
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.scores.score import Probe
 from fedprune.tasks.task import Part, Shard, batches

@@ -16,7 +16,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.export.saved import load
 from fedprune.methods.distil import factor
 from fedprune.protocol.messages import Question
-from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.protocol.questions import broadcast, decode_question, encode_question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.tasks.language import windows
@@ -67,10 +67,9 @@ def test_a_partition_receives_a_teacher_once(tiny: Tiny, watched: Any):
     _, asked, states = watched(tiny(**LEARNS))
     taught: set[int] = set()
     for question, partitions, aggregate in asked:
-        packet = encode_question(question, "fp32")
-        known = [packet.size(bits=p not in question.known, teacher=False) for p in partitions]
+        sent = broadcast(replace(question, taught=frozenset(partitions)), "fp32")
         new = set(partitions) - taught if question.teacher else set()
-        assert aggregate.bytes_down == sum(known) + len(new) * len(packet.teacher)
+        assert aggregate.bytes_down == sent.size(partitions) + len(new) * len(question.teacher)
         if question.teacher:
             assert question.taught == taught
             taught |= set(aggregate.answered)
@@ -84,7 +83,9 @@ def test_a_question_with_another_teacher_is_refused(cnn: tuple[Host, Question], 
     assert decode_question(packet, host.layout).teacher == b"a" * 40
     assert decode_question(packet, host.layout).distil == 0.5
     with pytest.raises(ValueError, match="the teacher is not the one"):
-        decode_question(replace(packet, teacher=b"b" * 40), host.layout)
+        decode_question(
+            replace(packet, buffers={**packet.buffers, "teacher": b"b" * 40}), host.layout
+        )
     damaged = encode_question(replace(question, kind="tune", teacher=b"FEDPRUN1" * 9), "fp32")
     aggregate = inline_port(build_host(tiny(), dict(host.shards))).ask(
         decode_question(damaged, host.layout), [0]

@@ -78,13 +78,13 @@ def claims() -> Iterator[tuple[str, Decoder, bytes]]:
     edits = b"EDIT" + len(packed).to_bytes(4, "little") + packed
     yield "edits of a quarter gigabyte", edits_in, edits
     yield "deep json", from_json_bytes, b"[" * 10**6
-    yield "a deep head", lambda d: head_of(Packet(d)), b'{"a":' * 10**5
+    yield "a deep head", lambda d: head_of(Packet({"head": d})), b'{"a":' * 10**5
     head = {"task": "x", "plugin": "", "mask_bytes": 0, "shapes": {"a": [2**40]}}
     yield "a coded file of a tera", from_coded, coded(head)
     head["shapes"] = {"a": [-1]}
     yield "a coded file of less than nothing", from_coded, coded(head)
     text = b'{"a":1,"a":2}'
-    yield "one name twice", lambda d: head_of(Packet(d)), text
+    yield "one name twice", lambda d: head_of(Packet({"head": d})), text
     names = b"".join(signature(str(i).encode(), 0) for i in range(40_000))
     yield "40,000 empty masks", decode_mask, mask_file(names, (PLAIN, b""))
     many = [(PLAIN, b"")] * 1000
@@ -108,7 +108,11 @@ def claims() -> Iterator[tuple[str, Decoder, bytes]]:
     for shape in ([2**62, 2**62, 0], [1] * 99, [10**400], [1.0], [True], "12", None):
         head = {"mask_bytes": 0, "shapes": {"a": shape}}
         yield f"a shape of {shape!r}"[:40], from_coded, coded(head)
-    yield "a million values", lambda d: head_of(Packet(d)), b'{"a":[' + b"[]," * 1_050_000 + b"1]}"
+    yield (
+        "a million values",
+        lambda d: head_of(Packet({"head": d})),
+        b'{"a":[' + b"[]," * 1_050_000 + b"1]}",
+    )
     one = b'{"kind":"head","path":"a","like":"","kept":'
     for kept in (b"[2,1]", b"[1,1]", b"[-1]", b"[1.0]", b"[true]", b'"12"', b"{}", b"[1e999]"):
         yield f"edits that keep {kept!r}", from_json_bytes, b"[" + one + kept + b"}]"

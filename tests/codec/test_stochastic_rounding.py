@@ -92,7 +92,9 @@ def test_bytes_that_are_not_so_many_values_are_refused():
 @pytest.mark.parametrize("wire", BITS)
 def test_a_packet_carries_them(wire: str):
     values = drawn(1001)
-    packet = pack({"kind": "tune"}, values, wire, gen=torch.Generator().manual_seed(0))
+    packet = pack(
+        {"kind": "tune"}, {"values": (values, wire)}, gen=torch.Generator().manual_seed(0)
+    )
     assert head_of(packet) == {"kind": "tune", "wire": wire, "count": 1001}
     assert torch.equal(values_of(packet), arrived(values, BITS[wire]))
     assert packet.size() < 1001 * BITS[wire] / 8 + 70

@@ -11,23 +11,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune import RunConfig
-from fedprune.client.host import Host, bytes_down
+from fedprune.client.host import Host
 from fedprune.codec.coded_file import to_coded
-from fedprune.codec.wire import head_of
+from fedprune.codec.wire import Packet, head_of
 from fedprune.config import to_toml
 from fedprune.engines.flower.client_app import _device_host, app
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.letters import (
-    Letter,
+from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.origin import origin_of
+from fedprune.protocol.parts import Part
+from fedprune.protocol.questions import broadcast, encode_question
+from fedprune.protocol.replies import (
     folded_of,
     identity,
     parts_in,
-    question_letter,
 )
-from fedprune.protocol.messages import Aggregate, Failure, Question
-from fedprune.protocol.origin import origin_of
-from fedprune.protocol.packets import encode_question
-from fedprune.protocol.parts import Part
 
 
 @pytest.fixture(autouse=True)
@@ -52,17 +50,17 @@ def device(folder: Path, partition: int = 2) -> Context:
     return node(**{"data": str(folder), "partition-id": partition})
 
 
-def call(context: Context, kind: str, letter: Letter) -> Letter:
-    arrays = {n: Array("uint8", (len(b),), "bytes", b) for n, b in letter.buffers.items()}
-    content = RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
+def call(context: Context, kind: str, packet: Packet) -> Packet:
+    arrays = {n: Array("uint8", (len(b),), "bytes", b) for n, b in packet.buffers.items()}
+    content = RecordDict({"fields": ConfigRecord(packet.fields), "buffers": ArrayRecord(arrays)})
     reply = app(Message(content, 7, kind), context).content
     buffers = {n: a.data for n, a in reply.array_records["buffers"].items()}
-    return Letter(dict(reply.config_records["fields"]), buffers)
+    return Packet(dict(reply.config_records["fields"]), buffers)
 
 
 def hello(context: Context, config: RunConfig) -> dict[str, Any]:
-    letter = call(context, "query.hello", Letter({"config": to_toml(config)}, {}))
-    about: dict[str, Any] = json.loads(letter.fields["about"])
+    packet = call(context, "query.hello", Packet({"config": to_toml(config)}, {}))
+    about: dict[str, Any] = json.loads(packet.fields["about"])
     return about
 
 
@@ -74,22 +72,24 @@ def ask(
     *,
     whole: bool = True,
     teacher: bool = True,
-) -> Letter:
+) -> Packet:
     kind = {"score": "train.score", "tune": "train.tune", "evaluate": "evaluate"}[question.kind]
     packet = encode_question(question, config.wire)
-    letter = question_letter(packet, partitions, bits=whole, teacher=teacher)
+    lacking = [] if whole and teacher else ["teacher"] if whole else ["teacher", "bits"]
+    buffers = {n: data for n, data in packet.buffers.items() if n not in lacking}
     text = to_toml(config)
     fields = {"config": text if whole else "", "config_id": identity(text)}
-    return call(context, kind, Letter({**letter.fields, **fields}, letter.buffers))
+    fields |= {"partitions": partitions}
+    return call(context, kind, Packet({**packet.fields, **fields}, buffers))
 
 
-def folded(letter: Letter, partitions: list[int]) -> Aggregate:
-    return folded_of(letter, partitions)
+def folded(packet: Packet, partitions: list[int]) -> Aggregate:
+    return folded_of(packet, partitions)
 
 
-def parts(letter: Letter, partitions: list[int]) -> list[Part]:
+def parts(packet: Packet, partitions: list[int]) -> list[Part]:
     """A device's parts, every packet of them to be decoded."""
-    found = parts_in(letter, partitions, "score")
+    found = parts_in(packet, partitions, "score")
     assert all((part.packet is None) != (part.failure is None) for part in found)
     return found
 
@@ -142,16 +142,16 @@ def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[Host, Question
     again = parts(ask(context, host.config, score(question), [2], whole=False), [2])
     assert first == again
     assert first[0].packet is not None
-    packet = encode_question(question, "fp32")
-    assert bytes_down(packet, [2], frozenset({2})) < bytes_down(packet, [2], frozenset())
+    known = replace(question, known=frozenset({2}))
+    assert broadcast(known, "fp32").size([2]) < broadcast(question, "fp32").size([2])
 
 
 def score(question: Question) -> Question:
     return Question("score", 4, question.weights, question.masks, score="taylor")
 
 
-def is_missing(letter: Letter) -> bool:
-    return bool(letter.fields.get("missing"))
+def is_missing(packet: Packet) -> bool:
+    return bool(packet.fields.get("missing"))
 
 
 def test_a_device_that_lacks_either_says_missing(cnn: tuple[Host, Question], folder: Path):

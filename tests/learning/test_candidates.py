@@ -18,9 +18,8 @@ from fedprune.learning.candidates import (
     way_back,
     without,
 )
-from fedprune.protocol.letters import packet_of, question_letter
 from fedprune.protocol.messages import Question
-from fedprune.protocol.packets import decode_question, encode_question
+from fedprune.protocol.questions import decode_question, encode_question
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors, masked
 
@@ -126,8 +125,7 @@ def test_a_comparison_survives_the_wire(cnn: tuple[Host, Question], same: Same):
     asked = question(about, rungs=rungs)
     packet = encode_question(asked, "fp32")
     assert packet.size() > encode_question(question(about), "fp32").size()
-    letter = question_letter(packet, [0, 1], bits=True)
-    seen = decode_question(packet_of(letter, b""), host.layout)
+    seen = decode_question(packet, host.layout)
     assert seen.candidates == asked.candidates
     assert same(seen.rungs, rungs)
     back = way_back(BEFORE, AFTER, NORM)

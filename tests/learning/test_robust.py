@@ -16,9 +16,9 @@ from fedprune.client.context import ClientContext
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
 from fedprune.learning.robust import ROBUST, robust_change
-from fedprune.protocol.letters import folded_of, sum_letter
 from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.protocol.port import Port
+from fedprune.protocol.replies import folded_of, sum_packet
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors import Tensors, digest, gathered, state_of
 
@@ -232,7 +232,7 @@ def test_a_run_with_one_that_lies_ends_well_whoever_adds_up(
 
         def ask(question: Question, partitions: Sequence[int], port: Port = port) -> Aggregate:
             aggregate = port.ask(question, partitions)
-            there = folded_of(sum_letter(aggregate), list(partitions)).singles
+            there = folded_of(sum_packet(aggregate), list(partitions)).singles
             if question.kind == "tune":
                 assert there is not None
                 assert aggregate.singles is not None

@@ -75,7 +75,7 @@ def test_the_length_of_an_answer_tells_nothing_of_the_data(
         return packet
 
     def parts(packet: Packet) -> list[Any]:
-        return [packet.head, packet.values, packet.bits, packet.more]
+        return [packet.head, *(packet[name] for name in ("values", "bits", "more"))]
 
     encoded = hosts.encoded
     monkeypatch.setattr(hosts, "encoded", heard)

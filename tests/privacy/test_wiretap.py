@@ -14,8 +14,9 @@ from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure
 from fedprune.engines import inline as this_process
 from fedprune.engines import inline_sums as inline
-from fedprune.protocol.letters import sum_letter
 from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.questions import Broadcast
+from fedprune.protocol.replies import sum_packet
 from fedprune.secagg.messages import Reply
 
 BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
@@ -60,14 +61,13 @@ ENCODING |= {"more_scale": ("statistics",), "flags": ("votes",)}
 def fields_in(packet: Packet) -> set[str]:
     """The fields that an answer's packet carries, by the ledger's names."""
     head = head_of(packet)
-    buffers = {"values": packet.values, "votes": packet.bits, "statistics": packet.more}
+    buffers = {"values": packet["values"], "votes": packet["bits"], "statistics": packet["more"]}
     found = {name for name, data in buffers.items() if len(data)}
     found |= {f"totals.{name}" for name in head.pop("totals")} | {"weight"}
     head.pop("weight")
     for key in head:
         found |= {name for name in ENCODING[key] if name in found}
-    assert not packet.teacher
-    assert not packet.rungs
+    assert packet.buffers.keys() <= {"values", "bits", "more"}
     return found
 
 
@@ -80,18 +80,17 @@ class Tap:
         self.sums: list[tuple[str, int, set[str]]] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answer, question, serve = hosts.encode_answer, this_process.encode_question, hosts.serve
+        answer, question, serve = hosts.encode_answer, this_process.broadcast, hosts.serve
 
         def heard(given: Any, asked: Any, *rest: Any, **more: Any) -> Packet:
             packet = answer(given, asked, *rest, **more)
             self.up.append((asked.kind, asked.round, fields_in(packet)))
             return packet
 
-        def said(asked: Any, wire: str) -> Packet:
-            packet = question(asked, wire)
-            sent = {f.name for f in fields(packet) if len(getattr(packet, f.name))}
-            self.down.append((asked.kind, asked.round, sent))
-            return packet
+        def said(asked: Any, wire: str) -> Broadcast:
+            sent = question(asked, wire)
+            self.down.append((asked.kind, asked.round, {"head", *sent.common.buffers, *sent.own}))
+            return sent
 
         def served(host: Any, packet: Packet, *rest: Any) -> Aggregate:
             aggregate = serve(host, packet, *rest)
@@ -100,16 +99,16 @@ class Tap:
             return aggregate
 
         monkeypatch.setattr(hosts, "encode_answer", heard)
-        monkeypatch.setattr(this_process, "encode_question", said)
+        monkeypatch.setattr(this_process, "broadcast", said)
         monkeypatch.setattr(hosts, "serve", served)
         monkeypatch.setattr(this_process, "serve", served)
 
 
 def summed_fields(aggregate: Aggregate) -> set[str]:
-    """The fields of a host's letter, by the ledger's names."""
-    letter = sum_letter(aggregate)
-    found = {"values" if name == "total" else name for name, data in letter.buffers.items() if data}
-    about = json.loads(letter.fields["about"])
+    """The fields of a host's sum, by the ledger's names."""
+    packet = sum_packet(aggregate)
+    found = {"values" if name == "total" else name for name, data in packet.buffers.items() if data}
+    about = json.loads(packet.fields["about"])
     found |= {f"totals.{name}" for name in about.pop("totals")}
     return found | {name for name, value in about.items() if value}
 
@@ -184,7 +183,8 @@ def test_of_a_secure_sum_nothing_else_leaves(
 
 
 def test_a_field_that_is_not_booked_is_noticed() -> None:
-    packet = Packet(b'{"weight":1.0,"totals":{"loss":1.0,"secret":2.0},"wire":"fp32"}', b"1234")
+    head = '{"weight":1.0,"totals":{"loss":1.0,"secret":2.0},"wire":"fp32"}'
+    packet = Packet({"head": head}, {"values": b"1234"})
     assert fields_in(packet) == {"weight", "totals.loss", "totals.secret", "values"}
     with pytest.raises(KeyError):
-        fields_in(Packet(b'{"weight":1.0,"totals":{},"wire":"fp32","name":"Alice"}'))
+        fields_in(Packet({"head": '{"weight":1.0,"totals":{},"wire":"fp32","name":"Alice"}'}))

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from fedprune.codec.masks import encode_mask
+from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
+from fedprune.protocol.coded_answers import decode_answer, encode_answer
 from fedprune.protocol.messages import (
     Aggregate,
     Answer,
@@ -15,12 +17,7 @@ from fedprune.protocol.messages import (
     as_sum,
     summed,
 )
-from fedprune.protocol.packets import (
-    decode_answer,
-    decode_question,
-    encode_answer,
-    encode_question,
-)
+from fedprune.protocol.questions import FIELDS, broadcast, decode_question, encode_question
 from fedprune.structure.layout import Layout
 
 SHAPES = {"conv": (2, 3), "bias": (2,), "head": (4,)}
@@ -35,6 +32,10 @@ def question(**changes: Any) -> Question:
     weights = {n: torch.randn(s) for n, s in SHAPES.items()}
     weights = {n: w * MASKS[n] if n in MASKS else w for n, w in weights.items()}
     return Question(**{"kind": "tune", "round": 3, "weights": weights, "masks": MASKS} | changes)
+
+
+def other_buffers(packet: Packet, **buffers: bytes) -> Packet:
+    return dataclasses.replace(packet, buffers={**packet.buffers, **buffers})
 
 
 def answer(values: list[float], weight: float, votes: list[bool] | None = None) -> Answer:
@@ -135,22 +136,41 @@ def test_a_question_comes_back_as_it_went():
     assert all(torch.equal(seen.masks[n], MASKS[n]) for n in MASKS)
 
 
+def test_every_field_of_a_question_has_a_row_or_says_who_has_what():
+    assert FIELDS.keys() | {"known", "taught"} == {f.name for f in dataclasses.fields(Question)}
+
+
+@pytest.mark.parametrize("having", [{}, {3}, {3, 4}])
+def test_a_host_is_sent_what_it_lacks_and_nothing_of_others(having: set[int]):
+    asked = question(teacher=b"t" * 40, distil=0.5, counted={3: 1, 4: 2, 7: 5})
+    asked = dataclasses.replace(asked, known=frozenset(having), taught=frozenset({4}))
+    sent = broadcast(asked, "bf16")
+    lean, whole = sent.packet([3, 4], lean=True), sent.packet([3, 4])
+    assert ("bits" in lean.buffers) == (having != {3, 4})
+    assert "teacher" in lean.buffers, "3 lacks it"
+    assert "teacher" not in sent.packet([4], lean=True).buffers
+    seen = decode_question(whole, LAYOUT)
+    assert (seen.counted, seen.teacher) == ({3: 1, 4: 2}, asked.teacher)
+    alone = [sent.packet([p], lean=True).size() for p in (3, 4, 7)]
+    assert sent.size([3, 4, 7]) == sum(alone)
+
+
 @pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
 def test_a_question_carries_kept_values_only(wire: str, width: int):
-    assert len(encode_question(question(), wire).values) == 6 * width
+    assert len(encode_question(question(), wire)["values"]) == 6 * width
 
 
 def test_a_question_under_another_mask_than_it_names_is_refused():
     packet = encode_question(question(), "fp32")
     other = {n: torch.roll(m, 1) for n, m in MASKS.items()}
     with pytest.raises(ValueError, match="mask is not the one"):
-        decode_question(dataclasses.replace(packet, bits=encode_mask(other)), LAYOUT)
+        decode_question(other_buffers(packet, bits=encode_mask(other)), LAYOUT)
 
 
 def test_a_question_with_too_few_values_is_refused():
     packet = encode_question(question(), "fp32")
     with pytest.raises(ValueError, match="expected 6 values, got 5"):
-        decode_question(dataclasses.replace(packet, values=bytes(packet.values)[:-4]), LAYOUT)
+        decode_question(other_buffers(packet, values=bytes(packet["values"])[:-4]), LAYOUT)
 
 
 @pytest.mark.parametrize("votes", [None, [True, False, True, True], [False] * 4])
@@ -167,7 +187,7 @@ def test_an_answer_comes_back_as_it_went(votes: list[bool] | None):
 def test_a_change_is_cast_to_the_type_of_the_wire(wire: str, dtype: torch.dtype):
     values: Tensor = torch.randn(9)
     packet = encode_answer(Answer(values, 1.0, {}), question(), wire)
-    assert len(packet.values) == 18
+    assert len(packet["values"]) == 18
     assert torch.equal(decode_answer(packet, question(), 9).values, values.to(dtype).float())
 
 
@@ -193,7 +213,7 @@ def test_under_a_mask_of_its_own_a_client_sends_what_it_keeps(
 ):
     given = Answer(torch.tensor(expected), 3.0, {"count": 3.0}, torch.tensor(votes))
     packet = encode_answer(given, question(), wire, own=True)
-    assert len(packet.values) == width * (2 + sum(votes))
+    assert len(packet["values"]) == width * (2 + sum(votes))
     seen = decode_answer(packet, question(), 4, own=True)
     assert seen.values.tolist() == expected
     assert seen.votes is not None
@@ -212,9 +232,9 @@ def test_a_change_outside_of_the_own_mask_does_not_travel():
 def test_values_that_do_not_fit_the_own_mask_are_refused():
     packet = encode_answer(answer([1.0] * 6, 1.0, [True] * 4), question(), "fp32", own=True)
     with pytest.raises(Refused, match="own mask") as bare:
-        decode_answer(dataclasses.replace(packet, bits=b""), question(), 4, own=True)
+        decode_answer(other_buffers(packet, bits=b""), question(), 4, own=True)
     assert bare.value.field == "votes"
-    short = dataclasses.replace(packet, values=bytes(packet.values)[:-4])
+    short = other_buffers(packet, values=bytes(packet["values"])[:-4])
     with pytest.raises(Refused, match="5 values on 6 coordinates") as fewer:
         decode_answer(short, question(), 4, own=True)
     assert fewer.value.field == "values"
@@ -228,8 +248,10 @@ def test_statistics_travel_in_their_own_type(kind: str, wire: str, width: int):
     tuned = kind == "tune"
     given = Answer(torch.ones(6) if tuned else sums, 1.0, {}, None, sums if tuned else None)
     packet = encode_answer(given, question(kind=kind), "bf16", wire)
-    assert (len(packet.values), len(packet.more)) == ((12, 4 * width) if tuned else (4 * width, 0))
-    assert packet.size() == len(packet.head) + len(packet.values) + len(packet.more)
+    assert (len(packet["values"]), len(packet["more"])) == (
+        (12, 4 * width) if tuned else (4 * width, 0)
+    )
+    assert packet.size() == len(packet.head) + len(packet["values"]) + len(packet["more"])
     seen = decode_answer(packet, question(kind=kind), 4)
     back = seen.statistics if tuned else seen.values
     assert back is not None

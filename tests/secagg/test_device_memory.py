@@ -6,17 +6,16 @@ import pytest
 
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.letters import Letter
 from fedprune.protocol.messages import Failure
 from fedprune.secagg.device_memory import Memory, recalled
-from fedprune.secagg.messages import Call, Reply, reply_letter
+from fedprune.secagg.messages import Call, Reply, reply_packet
 
 KEYS = Call("keys", b"first", (1, 2, 3))
 SHARES = replace(KEYS, stage="shares", roster={1: bytes(96)})
 MASKED = replace(SHARES, stage="masked", shared=frozenset({1, 2, 3}))
 CONFIRM = replace(MASKED, stage="confirm", summed=frozenset({1, 2, 3}))
 UNMASK = replace(CONFIRM, stage="unmask")
-QUESTION = Packet(b"{}", b"1234")
+QUESTION = Packet({"head": b"{}"}, {"values": b"1234"})
 
 
 class Device:
@@ -27,9 +26,9 @@ class Device:
         self.seeds: list[bytes] = []
         self.refuses = False
 
-    def ask(self, call: Call, packet: Packet | None = None) -> Letter:
-        self.memory, letter = recalled(self.memory, call, packet, self._serve)
-        return letter
+    def ask(self, call: Call, packet: Packet | None = None) -> Packet:
+        self.memory, reply = recalled(self.memory, call, packet, self._serve)
+        return reply
 
     def _serve(self, seed: bytes) -> Reply:
         self.seeds.append(seed)
@@ -72,8 +71,8 @@ def test_the_seed_is_gone_once_the_sum_is_open_and_the_reply_can_be_had_again():
 @pytest.mark.parametrize(
     ("call", "packet"),
     [
-        (MASKED, replace(QUESTION, values=b"1235")),
-        (MASKED, replace(QUESTION, head=b"{ }")),
+        (MASKED, replace(QUESTION, buffers={"values": b"1235"})),
+        (MASKED, replace(QUESTION, fields={"head": b"{ }"})),
         (replace(MASKED, shared=frozenset({1, 2})), QUESTION),
         (replace(MASKED, open=b"x"), QUESTION),
         (replace(MASKED, roster={1: bytes(95) + b"1"}), QUESTION),
@@ -104,7 +103,7 @@ def test_who_refused_to_open_has_said_nothing_and_keeps_its_seed():
     device.ask(replace(UNMASK, summed=frozenset({1})))
     device.refuses = False
     opened = device.ask(UNMASK)
-    assert opened.buffers == reply_letter(Reply(shares={1: {2: device.seeds[0]}})).buffers
+    assert opened.buffers == reply_packet(Reply(shares={1: {2: device.seeds[0]}})).buffers
 
 
 @pytest.mark.parametrize("call", [SHARES, MASKED, UNMASK])

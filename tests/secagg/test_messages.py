@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.options.refusal import Refused
-from fedprune.protocol.letters import Letter, size_of
 from fedprune.protocol.messages import Failure
+from fedprune.protocol.replies import Packet
 from fedprune.secagg.messages import (
     Call,
     Reply,
     call_for,
-    call_letter,
     call_of,
+    call_packet,
     merged,
-    reply_letter,
     reply_of,
+    reply_packet,
     table_bytes,
     table_of,
 )
@@ -46,17 +46,17 @@ REPLY = Reply(
 
 
 def test_a_call_comes_back_as_it_went():
-    assert call_of(call_letter(CALL)) == CALL
+    assert call_of(call_packet(CALL)) == CALL
     bare = Call("keys", b"s", (2, 3))
-    assert call_of(call_letter(bare)) == bare
-    assert call_letter(bare).buffers == {}
+    assert call_of(call_packet(bare)) == bare
+    assert call_packet(bare).buffers == {}
 
 
 def test_a_host_is_told_its_own_shares_and_everyones_keys():
     mine = call_for(CALL, [4])
     assert mine.sealed == {4: {1: b"one"}}
     assert mine.roster == KEYS
-    assert size_of(call_letter(mine)) < size_of(call_letter(CALL))
+    assert call_packet(mine).size() < call_packet(CALL).size()
 
 
 @given(
@@ -79,23 +79,23 @@ def test_any_table_comes_back_and_a_cut_one_does_not(table: dict[int, dict[int, 
 def test_a_reply_comes_back_as_it_went(bits: int):
     kind = np.uint32 if bits == 32 else np.uint64
     reply = replace(REPLY, total=np.array([1, 2**bits - 1, 0], kind))
-    seen = reply_of(reply_letter(reply), [5, 4, 1], "masked", bits, 3)
+    seen = reply_of(reply_packet(reply), [5, 4, 1], "masked", bits, 3)
     assert seen.total is not None
     assert seen.total.dtype == kind
     assert seen.total.tolist() == [1, 2**bits - 1, 0]
     assert replace(seen, total=None) == replace(reply, total=None)
     keys = Reply(keys=KEYS, bytes_up=3)
-    assert reply_of(reply_letter(keys), list(KEYS), "keys", bits) == keys
+    assert reply_of(reply_packet(keys), list(KEYS), "keys", bits) == keys
 
 
-def about(**changes: Any) -> Letter:
-    letter = reply_letter(REPLY)
-    fields = {**json.loads(letter.fields["about"]), **changes}
-    return replace(letter, fields={"about": json.dumps(fields)})
+def about(**changes: Any) -> Packet:
+    packet = reply_packet(REPLY)
+    fields = {**json.loads(packet.fields["about"]), **changes}
+    return replace(packet, fields={"about": json.dumps(fields)})
 
 
 @pytest.mark.parametrize(
-    "letter",
+    "packet",
     [
         about(summed=[4]),
         about(summed=[4, 1, 1]),
@@ -105,19 +105,19 @@ def about(**changes: Any) -> Letter:
         about(bytes_up=None),
         about(failures=[]),
         about(failures=[{"partition": 5}]),
-        Letter({}, {}),
-        Letter({"about": "["}, {}),
-        Letter({"about": "{}"}, {"total": b""}),
-        replace(reply_letter(REPLY), buffers={}),
-        replace(reply_letter(REPLY), buffers={"total": bytes(16)}),
-        replace(reply_letter(REPLY), buffers={"total": bytes(25)}),
-        replace(reply_letter(REPLY), buffers={"total": bytes(24), "shares": b"\x01"}),
-        replace(reply_letter(Reply(keys={1: b"short"})), fields=reply_letter(REPLY).fields),
+        Packet({}, {}),
+        Packet({"about": "["}, {}),
+        Packet({"about": "{}"}, {"total": b""}),
+        replace(reply_packet(REPLY), buffers={}),
+        replace(reply_packet(REPLY), buffers={"total": bytes(16)}),
+        replace(reply_packet(REPLY), buffers={"total": bytes(25)}),
+        replace(reply_packet(REPLY), buffers={"total": bytes(24), "shares": b"\x01"}),
+        replace(reply_packet(Reply(keys={1: b"short"})), fields=reply_packet(REPLY).fields),
     ],
 )
-def test_a_reply_that_is_not_what_was_asked_is_refused(letter: Letter):
+def test_a_reply_that_is_not_what_was_asked_is_refused(packet: Packet):
     with pytest.raises(Refused):
-        reply_of(letter, [1, 4, 5], "keys", 64, 3)
+        reply_of(packet, [1, 4, 5], "keys", 64, 3)
 
 
 def test_replies_of_hosts_are_added_in_the_ring():

@@ -15,11 +15,11 @@ from fedprune.engines.inline_sums import inline_transport
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.packets import encode_question
+from fedprune.protocol.questions import encode_question
 from fedprune.secagg.fixed_point import scale_for
 from fedprune.secagg.messages import (
     Call,
-    Parcel,
+    Enclosure,
     Reply,
     Transport,
 )
@@ -54,13 +54,13 @@ class Unreliable:
     away: set[int] = field(default_factory=set)
     tries: int = 0
 
-    def __call__(self, call: Call, partitions: Sequence[int], parcel: Parcel | None) -> Reply:
+    def __call__(self, call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
         self.tries += call.stage == "keys"
         self.away.update(self.gone.get((self.tries, call.stage), ()))
         if self.tries == 1:
             self.away.update(self.gone.get(call.stage, ()))
         left = [p for p in partitions if p not in self.away]
-        reply = self.inner(call, left, parcel)
+        reply = self.inner(call, left, enclosed)
         failures = tuple(Failure(p, call.stage, "", "left") for p in partitions if p in self.away)
         self.calls.append((call, list(partitions), reply))
         return replace(reply, failures=reply.failures + failures)

@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedprune.client.host import (
@@ -33,27 +33,23 @@ from fedprune.client.host import (
     sum_of,
 )
 from fedprune.client.rehearsal import rehearse
-from fedprune.codec.wire import LONGEST_HEAD, Packet, head_of
+from fedprune.codec.bounded import Buffer
+from fedprune.codec.wire import Packet, head_of
 from fedprune.config import all_keys, recorded
 from fedprune.config.terms import noised, simulated
+from fedprune.engines.flower.messages import packet_in, records
 from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refused
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.client_privacy import hides, silenced
-from fedprune.protocol.letters import (
-    Letter,
-    identity,
-    packet_of,
-    parts_letter,
-    size_of,
-    sum_letter,
-)
 from fedprune.protocol.messages import Aggregate, Failure, plain
 from fedprune.protocol.parts import Part, failure_of
-from fedprune.runtime.json_text import read_object, text_of
+from fedprune.protocol.questions import HELD
+from fedprune.protocol.replies import identity, parts_packet, sum_packet
+from fedprune.runtime.json_text import text_of
 from fedprune.secagg.client_stages import seeds_from, serve_call
 from fedprune.secagg.device_memory import Memory, recalled
-from fedprune.secagg.messages import Reply, call_of, reply_letter
+from fedprune.secagg.messages import Reply, call_of, reply_packet
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import data_digest
 
@@ -65,14 +61,14 @@ log = logging.getLogger("fedprune")
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
-    config = _config_text(_letter(message), context)
+    config = _config_text(packet_in(message), context)
     about: dict[str, Any] = {"device": _is_device(context), "labels": {}}
     try:
         about["labels"] = labels_of(_host(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         log.exception("this node cannot take part")
         about["failure"] = asdict(_failed(config, _first_partition(context), "hello", error))
-    return _reply(message, Letter({"about": json.dumps(about)}, {}))
+    return _reply(message, Packet({"about": json.dumps(about)}))
 
 
 @app.train("score")
@@ -80,16 +76,13 @@ def hello(message: Message, context: Context) -> Message:
 @app.evaluate()
 def answer_all(message: Message, context: Context) -> Message:
     """One sum over the partitions asked, or ``missing`` where a device lacks what it needs."""
-    letter = _letter(message)
-    config, bits = _config_text(letter, context), _kept(letter, context, "bits", "mask")
-    teacher = _kept(letter, context, "teacher", "teacher")
-    wanted = bool(_named(letter, "teacher"))
-    if not config or not bits or (wanted and not teacher):
-        return _reply(message, Letter({"missing": True}, {}))
-    packet = packet_of(letter, bits, teacher)
-    if "call" in letter.fields:
-        return _reply(message, _stage(letter, config, packet, context))
-    return _reply(message, _answered(letter, config, packet, context))
+    came = packet_in(message)
+    config, packet = _config_text(came, context), _whole(came, context)
+    if not config or packet is None:
+        return _reply(message, Packet({"missing": True}))
+    if "call" in came.fields:
+        return _reply(message, _stage(came, config, packet, context))
+    return _reply(message, _answered(packet, config, context))
 
 
 @app.query("keys")
@@ -98,25 +91,25 @@ def answer_all(message: Message, context: Context) -> Message:
 @app.query("unmask")
 def secure_stage(message: Message, context: Context) -> Message:
     """A stage of a secure sum that needs no question; the stage "masked" comes with it above."""
-    letter = _letter(message)
-    config = _config_text(letter, context)
+    came = packet_in(message)
+    config = _config_text(came, context)
     if not config:
-        return _reply(message, Letter({"missing": True}, {}))
-    return _reply(message, _stage(letter, config, None, context))
+        return _reply(message, Packet({"missing": True}))
+    return _reply(message, _stage(came, config, None, context))
 
 
-def _stage(letter: Letter, config: str, packet: Packet | None, context: Context) -> Letter:
+def _stage(came: Packet, config: str, packet: Packet | None, context: Context) -> Packet:
     """What the partitions asked say in a stage of a secure sum."""
-    partitions = letter.fields["partitions"]
+    partitions = came.fields["partitions"]
     stage = "secure"
     try:
-        call = call_of(letter)
+        call = call_of(came)
         stage, host = call.stage, _host(config, context)
         if not _is_device(context):
             if host.config.noise_source == "secret" and not noised(host.config):
                 what = "noise-source='secret': a worker of a simulation keeps no secret"
                 raise Refused("noise-source", what, told=what)
-            return reply_letter(serve_call(host, call, partitions, packet=packet))
+            return reply_packet(serve_call(host, call, partitions, packet=packet))
 
         def served(seed: bytes) -> Reply:
             own = seeds_from(seed, call.session)
@@ -128,7 +121,7 @@ def _stage(letter: Letter, config: str, packet: Packet | None, context: Context)
     except Exception as error:  # such as keys of a sum that this device knows nothing of
         log.exception("this node cannot take part in a secure sum")
         failures = tuple(_failed(config, p, stage, error) for p in partitions)
-        return reply_letter(Reply(failures=failures))
+        return reply_packet(Reply(failures=failures))
 
 
 _MEMORY = "secure"
@@ -140,30 +133,30 @@ def _memory(context: Context) -> Memory | None:
     return Memory(**record) if record else None
 
 
-def _answered(letter: Letter, config: str, packet: Packet, context: Context) -> Letter:
+def _answered(packet: Packet, config: str, context: Context) -> Packet:
     """The reply to a question: of a worker one sum, of a device its coded parts.
 
     A device of several partitions sends their sum where that is smaller and the server takes it.
     """
-    partitions = letter.fields["partitions"]
+    partitions = packet.fields["partitions"]
     try:
         host = _host(config, context)
         if not _is_device(context):
-            return sum_letter(serve(host, packet, partitions))
+            return sum_packet(serve(host, packet, partitions))
         parts = parts_of(host, packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
         log.exception("this node cannot answer")
         kind = plain(head_of(packet).get("kind"))
         failures = tuple(_failed(config, p, kind, error) for p in partitions)
         if not _is_device(context):
-            return sum_letter(Aggregate(failures=failures))
-        return parts_letter([Part(f.partition, failure=f) for f in failures])
-    apart = parts_letter(parts)
-    if not letter.fields.get("sum"):
+            return sum_packet(Aggregate(failures=failures))
+        return parts_packet([Part(f.partition, failure=f) for f in failures])
+    apart = parts_packet(parts)
+    if not packet.fields.get("sum"):
         return apart
     total = replace(sum_of(host, packet, parts), bytes_up=0)
-    whole = sum_letter(total, fixed=hides(host.config))
-    return min(apart, whole, key=size_of)
+    whole = sum_packet(total, fixed=hides(host.config))
+    return min(apart, whole, key=Packet.size)
 
 
 def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:
@@ -197,9 +190,9 @@ def _partitions(context: Context) -> tuple[int, ...]:
         raise ValueError(f"partition-id={given!r}: no partition; allowed: {allowed}") from None
 
 
-def _config_text(letter: Letter, context: Context) -> str:
+def _config_text(came: Packet, context: Context) -> str:
     """The run's configuration as TOML: as it came, or as this device keeps it; "" if neither."""
-    text = str(letter.fields["config"])
+    text = str(came.fields["config"])
     if not _is_device(context):
         return text
     if text:
@@ -207,30 +200,33 @@ def _config_text(letter: Letter, context: Context) -> str:
         return text
     record = context.state.config_records.get("config")
     kept = str(record["toml"]) if record else ""
-    return kept if identity(kept) == letter.fields["config_id"] else ""
+    return kept if identity(kept) == came.fields["config_id"] else ""
 
 
-def _kept(letter: Letter, context: Context, buffer: str, name: str) -> bytes:
-    """The mask or teacher that the question names: as it came, or as this device keeps it.
+def _whole(came: Packet, context: Context) -> Packet | None:
+    """The question with what it names: as it came, or as this device keeps it; None if neither."""
+    head = head_of(came)
+    named = {buffer: text_of(head, key, "") for buffer, key in HELD.items()}
+    found = {buffer: _kept(came[buffer], context, HELD[buffer], named[buffer]) for buffer in named}
+    if any(named[buffer] and not found[buffer] for buffer in named):
+        return None
+    return replace(came, buffers={**came.buffers, **found})
 
-    Empty if neither. The newest of each is kept, by its digest.
+
+def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
+    """A mask or a teacher as it came, or as this device keeps it; empty if neither.
+
+    The newest of each is kept, by its digest.
     """
-    came = letter.buffers.get(buffer, b"")
     if not _is_device(context):
         return came
-    digest = _named(letter, name)
     if came:
-        context.state[name] = ConfigRecord({"digest": digest, "bits": came})
+        context.state[name] = ConfigRecord({"digest": digest, "bits": bytes(came)})
         return came
     record = context.state.config_records.get(name)
     kept = record["bits"] if record and record["digest"] == digest else b""
     assert isinstance(kept, bytes)  # Flower's records hold many types, this one was put there above
     return kept
-
-
-def _named(letter: Letter, name: str) -> str:
-    """The digest of a mask or teacher that the question names; "": it names none."""
-    return text_of(read_object(letter.fields["head"], LONGEST_HEAD), name, "")
 
 
 def _host(text: str, context: Context) -> Host:
@@ -269,16 +265,5 @@ def _device_host(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Hos
     return host, f"{identity(text)} {data_digest(host.shards)}"
 
 
-def _letter(message: Message) -> Letter:
-    content = message.content
-    buffers = {name: array.data for name, array in content.array_records["buffers"].items()}
-    return Letter(dict(content.config_records["fields"]), buffers)
-
-
-def _reply(message: Message, letter: Letter) -> Message:
-    arrays = {
-        name: Array("uint8", (len(data),), "fedprune.bytes", data)
-        for name, data in letter.buffers.items()
-    }
-    content = RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
-    return Message(content, reply_to=message)
+def _reply(message: Message, packet: Packet) -> Message:
+    return Message(records(packet), reply_to=message)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from fedprune.client.host import grouped
+from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
-from fedprune.engines.flower.mail import Lost, Post, Reply
+from fedprune.engines.flower.exchange import Lost, Pending, Reply
 from fedprune.options.refusal import ConfigError, Refused
-from fedprune.protocol.letters import Letter
 from fedprune.protocol.messages import Failure, failure_said, plain
 from fedprune.runtime.json_text import read_object
 
@@ -75,14 +75,14 @@ class Fleet:
     breaking: set[int] = field(default_factory=set)
     _began: bool = False
     _gave_up: bool = False
-    _post: Post = field(init=False)
+    _pending: Pending = field(init=False)
     _greeted: dict[int, int] = field(default_factory=dict)
     _told: set[tuple[int, str]] = field(default_factory=set)
     _news: list[Failure] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._post = Post(self.grid, "query.hello")
+        self._pending = Pending(self.grid, "query.hello")
 
     def present(self) -> Mapping[int, int]:
         """The partitions that can be asked now, ascending, and their training labels.
@@ -130,15 +130,15 @@ class Fleet:
         there = set(self.grid.get_node_ids())
         for i in self._greeted.keys() - there:
             del self._greeted[i]
-            self._post.forget(i)
+            self._pending.forget(i)
             self.nodes.pop(i, None)
         for i in sorted(there - self._greeted.keys()):
             self._greet(i)
-        for i, reply in list(self._post.replies()):
+        for i, reply in list(self._pending.replies()):
             self._hear(i, reply)
 
     def _greet(self, node: int) -> None:
-        if self._post.send(node, node, Letter({"config": to_toml(self.config)}, {})):
+        if self._pending.send(node, node, Packet({"config": to_toml(self.config)}, {})):
             self._greeted[node] = self._greeted.get(node, 0) + 1
 
     def _hear(self, i: int, reply: Reply) -> None:
@@ -154,7 +154,7 @@ class Fleet:
         else:
             self._notice(i, "", f"a node could not join: {node.reason}")
 
-    def _announced(self, reply: Letter | Refused) -> Node:
+    def _announced(self, reply: Packet | Refused) -> Node:
         """The node that a reply to a greeting describes.
 
         Raises:
@@ -270,7 +270,7 @@ _LONGEST = 2**20
 _MOST_LABELS = 10**12
 
 
-def announced(reply: Letter, clients: int) -> Node:
+def announced(reply: Packet, clients: int) -> Node:
     """The node that a reply to a greeting describes, of a run with so many clients.
 
     Raises:

@@ -12,7 +12,7 @@ from fedprune import Result, RunConfig, federate
 from fedprune.client.host import build_host
 from fedprune.codec.wire import pack_flags
 from fedprune.config import to_toml
-from fedprune.engines.flower import mail
+from fedprune.engines.flower import exchange
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.task import f1_names
@@ -370,7 +370,7 @@ def test_a_malformed_reply_is_a_failure(
 def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
     devices: Made, device_config: Made, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(mail, "ROLL_CALL", 0.0)
+    monkeypatch.setattr(exchange, "ROLL_CALL", 0.0)
 
     def leave(node: int, question: Message, reply: Message) -> Message | None:
         if (node, question.metadata.message_type) == (78, "train.score"):

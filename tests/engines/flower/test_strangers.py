@@ -13,7 +13,7 @@ from fedprune import RunConfig, federate
 from fedprune.engines.flower.fleet import Fleet, announced
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import Refused
-from fedprune.protocol.letters import Letter, folded_of, parts_in
+from fedprune.protocol.replies import Packet, folded_of, parts_in
 from fedprune.secagg.messages import reply_of
 
 Made = Callable[..., Any]
@@ -58,25 +58,25 @@ TEXTS = st.one_of(
     ABOUT.map(json.dumps), st.text(max_size=30), st.integers(), st.just("[" * 99_999), st.none()
 )
 LETTERS = st.builds(
-    lambda about, buffers: Letter({"about": about}, buffers), TEXTS, BUFFERS
-) | st.builds(Letter, st.just({}), BUFFERS)
+    lambda about, buffers: Packet({"about": about}, buffers), TEXTS, BUFFERS
+) | st.builds(Packet, st.just({}), BUFFERS)
 
 
 @pytest.mark.parametrize(
     "read",
     [
-        lambda letter: parts_in(letter, [0, 1], "tune"),
-        lambda letter: folded_of(letter, [0, 1]),
-        lambda letter: reply_of(letter, [0, 1], "masked", 64, 5),
-        lambda letter: announced(letter, 20),
+        lambda packet: parts_in(packet, [0, 1], "tune"),
+        lambda packet: folded_of(packet, [0, 1]),
+        lambda packet: reply_of(packet, [0, 1], "masked", 64, 5),
+        lambda packet: announced(packet, 20),
     ],
     ids=["parts", "a sum", "a stage of a secure sum", "hello"],
 )
-@given(letter=LETTERS)
-def test_any_letter_is_understood_or_refused(read: Callable[[Letter], Any], letter: Letter):
+@given(packet=LETTERS)
+def test_any_packet_is_understood_or_refused(read: Callable[[Packet], Any], packet: Packet):
     refusal = None
     try:
-        read(letter)
+        read(packet)
     except Refused as refused:
         refusal = str(refused)
     assert refusal is None or (refusal.isprintable() and len(refusal) < 500)

@@ -7,14 +7,11 @@ import torch
 
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.letters import (
-    Letter,
-    folded_of,
-    packet_of,
-    question_letter,
-    sum_letter,
-)
 from fedprune.protocol.messages import Aggregate, Failure
+from fedprune.protocol.replies import (
+    folded_of,
+    sum_packet,
+)
 
 FOLDED = Aggregate(
     torch.tensor([1.0, 1e-300, -3.25], dtype=torch.float64),
@@ -31,17 +28,17 @@ FOLDED = Aggregate(
 ASKED = [4, 5, 7]
 
 
-def about(**changes: Any) -> Letter:
-    letter = sum_letter(FOLDED)
-    fields = {**json.loads(letter.fields["about"]), **changes}
-    return replace(letter, fields={"about": json.dumps(fields)})
+def about(**changes: Any) -> Packet:
+    packet = sum_packet(FOLDED)
+    fields = {**json.loads(packet.fields["about"]), **changes}
+    return replace(packet, fields={"about": json.dumps(fields)})
 
 
 TENSORS = [f.name for f in fields(Aggregate) if isinstance(getattr(FOLDED, f.name), torch.Tensor)]
 
 
 def test_a_sum_comes_back_as_it_went():
-    seen = folded_of(sum_letter(FOLDED), ASKED)
+    seen = folded_of(sum_packet(FOLDED), ASKED)
     assert set(TENSORS) == {"total", "votes", "statistics", "held", "singles"}
     for name in TENSORS:
         there, here = getattr(FOLDED, name), getattr(seen, name)
@@ -52,29 +49,29 @@ def test_a_sum_comes_back_as_it_went():
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_what_is_not_in_a_sum_is_not_in_its_letter(name: str):
-    letter = sum_letter(replace(FOLDED, **{name: None}))
-    assert letter.buffers.keys() == set(TENSORS) - {name}
-    assert getattr(folded_of(letter, ASKED), name) is None
+def test_what_is_not_in_a_sum_is_not_in_its_packet(name: str):
+    packet = sum_packet(replace(FOLDED, **{name: None}))
+    assert packet.buffers.keys() == set(TENSORS) - {name}
+    assert getattr(folded_of(packet, ASKED), name) is None
 
 
 @pytest.mark.parametrize(("answered", "size"), [([4, 5, 7], 8), ([], 4), ([], 0)])
 def test_values_one_by_one_that_cannot_be_of_those_who_answered_are_refused(
     answered: list[int], size: int
 ):
-    letter = about(answered=answered, failures=[])
-    torn = replace(letter, buffers={**letter.buffers, "singles": bytes(4 * size)})
+    packet = about(answered=answered, failures=[])
+    torn = replace(packet, buffers={**packet.buffers, "singles": bytes(4 * size)})
     with pytest.raises(Refused, match="malformed"):
         folded_of(torn, answered)
 
 
 def test_a_sum_of_nobody_comes_back_as_it_went():
     nobody = Aggregate(failures=(Failure(4, "tune", "", "KeyError: 4"),), bytes_up=3)
-    assert folded_of(sum_letter(nobody), [4]) == nobody
+    assert folded_of(sum_packet(nobody), [4]) == nobody
 
 
 def test_what_came_can_be_added_to():
-    seen = folded_of(sum_letter(FOLDED), ASKED)
+    seen = folded_of(sum_packet(FOLDED), ASKED)
     assert seen.total is not None
     seen.total.add_(1.0)
     assert FOLDED.total is not None
@@ -84,7 +81,7 @@ def test_what_came_can_be_added_to():
 @pytest.mark.parametrize("asked", [[4, 5], [4, 5, 7, 8], [4, 5, 8], []])
 def test_who_speaks_for_others_is_refused(asked: list[int]):
     with pytest.raises(Refused, match="speaks for partitions") as e:
-        folded_of(sum_letter(FOLDED), asked)
+        folded_of(sum_packet(FOLDED), asked)
     assert e.value.field == "answered"
 
 
@@ -124,30 +121,17 @@ def test_a_field_of_a_wrong_kind_is_refused(changes: dict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    "letter",
+    "packet",
     [
-        Letter({}, {}),
-        Letter({"about": "{"}, {}),
-        Letter({"about": "[]"}, {}),
-        Letter({"about": 7}, {}),
-        Letter(sum_letter(FOLDED).fields, {"total": b"123456789"}),
-        Letter(sum_letter(FOLDED).fields, {"held": b"1"}),
+        Packet({}, {}),
+        Packet({"about": "{"}, {}),
+        Packet({"about": "[]"}, {}),
+        Packet({"about": 7}, {}),
+        Packet(sum_packet(FOLDED).fields, {"total": b"123456789"}),
+        Packet(sum_packet(FOLDED).fields, {"held": b"1"}),
     ],
     ids=["empty", "no json", "a list", "a number", "nine bytes", "one byte"],
 )
-def test_a_malformed_letter_is_refused(letter: Letter):
+def test_a_malformed_packet_is_refused(packet: Packet):
     with pytest.raises(Refused, match="malformed"):
-        folded_of(letter, ASKED)
-
-
-@pytest.mark.parametrize("bits", [True, False])
-def test_a_question_travels_with_its_mask_or_without(bits: bool):
-    packet = Packet(b'{"kind":"tune"}', memoryview(b"values"), b"mask")
-    letter = question_letter(packet, [3, 4], bits=bits)
-    assert letter.fields["partitions"] == [3, 4]
-    assert letter.buffers == {"values": b"values"} | ({"bits": b"mask"} if bits else {})
-    held = b"mask" if bits else b"held"
-    assert packet_of(letter, b"held") == Packet(packet.head, b"values", held)
-    more = question_letter(replace(packet, more=memoryview(b"along")), [3, 4], bits=bits)
-    assert more.buffers == {**letter.buffers, "more": b"along"}
-    assert packet_of(more, b"held") == Packet(packet.head, b"values", held, b"along")
+        folded_of(packet, ASKED)

@@ -1,4 +1,4 @@
-"""Letters over a Flower grid: send each to its node, and see what comes back as it comes."""
+"""Packets over a Flower grid: send each to its node, and see what comes back as it comes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedprune.codec.wire import Packet
+from fedprune.engines.flower.messages import packet_in, records
 from fedprune.options.refusal import Refused
-from fedprune.protocol.letters import Letter
 from fedprune.protocol.messages import plain
 
 POLL = {True: 0.05, False: 0.25}
@@ -39,21 +40,21 @@ class Lost:
 
 MISSING = Lost("lacks the mask or the configuration")
 
-Reply = Letter | Refused | Lost
-"""What came back: a letter, something that is none, or nothing."""
+Reply = Packet | Refused | Lost
+"""What came back: a packet, something that is none, or nothing."""
 
 
 @dataclass
-class Post:
-    """Letters on their way: sent to nodes, each under a key, and not answered yet."""
+class Pending:
+    """Packets that were sent: sent to nodes, each under a key, and not answered yet."""
 
     grid: Grid
     message_type: str
     awaited: dict[str, int] = field(default_factory=dict)
 
-    def send(self, key: int, node: int, letter: Letter) -> bool:
-        """Send a letter; False where Flower does not take it: no such node."""
-        message = Message(records(letter), node, self.message_type)
+    def send(self, key: int, node: int, packet: Packet) -> bool:
+        """Send a packet; False where Flower does not take it: no such node."""
+        message = Message(records(packet), node, self.message_type)
         sent = list(self.grid.push_messages([message]))
         if not sent or not sent[0]:
             return False
@@ -76,16 +77,16 @@ class Post:
 
 def exchange(
     grid: Grid,
-    mail: Mapping[int, tuple[int, Letter]],
+    mail: Mapping[int, tuple[int, Packet]],
     message_type: str,
     timeout: float,
     poll: float,
 ) -> Iterator[tuple[int, Reply]]:
-    """Send every letter and yield what comes back, in order of arrival.
+    """Send every packet and yield what comes back, in order of arrival.
 
     Args:
         grid: Flower's grid.
-        mail: key to (node id, letter).
+        mail: key to (node id, packet).
         message_type: Flower's, which names the client's function.
         timeout: seconds to wait; what has not come by then is lost.
         poll: seconds between looks for replies.
@@ -93,47 +94,36 @@ def exchange(
     Yields:
         Every key once, with its reply.
     """
-    post = Post(grid, message_type)
-    for key, (node, letter) in mail.items():
-        if not post.send(key, node, letter):
+    pending = Pending(grid, message_type)
+    for key, (node, packet) in mail.items():
+        if not pending.send(key, node, packet):
             yield key, Lost("could not be reached", sent=False)
     began = time.monotonic()
     called = began
-    while post.awaited and time.monotonic() < began + timeout:
-        yield from post.replies()
-        if post.awaited and time.monotonic() > called + ROLL_CALL:
+    while pending.awaited and time.monotonic() < began + timeout:
+        yield from pending.replies()
+        if pending.awaited and time.monotonic() > called + ROLL_CALL:
             called = time.monotonic()
-            yield from _left(post, mail)
-        if post.awaited:
+            yield from _left(pending, mail)
+        if pending.awaited:
             time.sleep(poll)
-    for key in list(post.awaited.values()):
+    for key in list(pending.awaited.values()):
         yield key, Lost(f"no reply within {timeout:g} s", late=True)
 
 
-def _left(post: Post, mail: Mapping[int, tuple[int, Letter]]) -> Iterator[tuple[int, Reply]]:
+def _left(pending: Pending, mail: Mapping[int, tuple[int, Packet]]) -> Iterator[tuple[int, Reply]]:
     """Those awaited whose node is no longer there."""
-    there = set(post.grid.get_node_ids())
-    for key in [k for k in post.awaited.values() if mail[k][0] not in there]:
-        post.forget(key)
+    there = set(pending.grid.get_node_ids())
+    for key in [k for k in pending.awaited.values() if mail[k][0] not in there]:
+        pending.forget(key)
         yield key, Lost("left", left=True)
 
 
-def records(letter: Letter) -> RecordDict:
-    """A letter as Flower's records: one Array of bytes for each buffer."""
-    arrays = {
-        name: Array("uint8", (len(data),), "fedprune.bytes", data)
-        for name, data in letter.buffers.items()
-    }
-    return RecordDict({"fields": ConfigRecord(letter.fields), "buffers": ArrayRecord(arrays)})
-
-
 def opened(message: Message) -> Reply:
-    """The letter in a message, or why there is none."""
+    """The packet in a message, or why there is none."""
     if message.has_error():
         return Lost(plain(message.error.reason))
     try:
-        content = message.content
-        buffers = {name: a.data for name, a in content.array_records["buffers"].items()}
-        return Letter(dict(content.config_records["fields"]), buffers)
+        return packet_in(message)
     except Exception as error:  # whatever a stranger's message raises is a refusal of it
         return Refused("reply", plain(f"malformed: {error!r}"))

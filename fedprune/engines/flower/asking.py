@@ -1,0 +1,118 @@
+"""A request to every host of a fleet, once more where nothing came, and what was said to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from fedprune.client.host import Tick
+from fedprune.codec.wire import Packet
+from fedprune.config import to_toml
+from fedprune.engines.flower.exchange import MISSING, POLL, Lost, Reply, exchange
+from fedprune.engines.flower.fleet import Assignment, Fleet
+from fedprune.options.refusal import Refused
+from fedprune.protocol.messages import Failure
+from fedprune.protocol.replies import identity
+
+Said = TypeVar("Said")
+
+
+@dataclass(frozen=True)
+class Request(Generic[Said]):
+    """What every host is asked, and how its reply is read.
+
+    Attributes:
+        message_type: Flower's, which names the client's function.
+        phase: what a host that fails has failed at.
+        packet: what the host of some partitions is sent, with or without what a device has already.
+        read: what a reply of the host of some partitions says; raises Refused.
+        weight: bytes of a packet that was sent to the host of some partitions, maybe once more.
+    """
+
+    message_type: str
+    phase: str
+    packet: Callable[[list[int], bool], Packet]
+    read: Callable[[Packet, list[int]], Said]
+    weight: Callable[[Packet, list[int], bool], int]
+
+
+@dataclass
+class Asking(Generic[Said]):
+    """One request to every host, and what has come of it so far.
+
+    Attributes:
+        fleet: who is there.
+        request: what is asked.
+        assignments: who is asked for what, by the host's place in the sum.
+        outcomes: what was said, a reply that does not count, or why there is none; by that place.
+        down: bytes that were sent, as the request weighs them.
+    """
+
+    fleet: Fleet
+    request: Request[Said]
+    assignments: dict[int, Assignment]
+    outcomes: dict[int, Said | Refused | Lost] = field(default_factory=dict)
+    down: int = 0
+
+    def ask(self, *, again: bool, tick: Tick | None = None) -> None:
+        """Ask those that have not replied yet: a device without what it has, unless it is `again`.
+
+        Args:
+            again: it is the second time.
+            tick: told how many more partitions have replied.
+        """
+        fleet, lean = self.fleet, not self.fleet.simulated() and not again
+        text = to_toml(fleet.config)
+        named = {"config": "" if lean else text, "config_id": identity(text)}
+        mail = {
+            k: (node, self._packet(group, lean, named))
+            for k, (node, group) in self.assignments.items()
+            if node is not None and self.unanswered(k) and not self._risky(group)
+        }
+        sent = (mail, self.request.message_type, fleet.config.timeout, POLL[fleet.simulated()])
+        for k, reply in exchange(fleet.grid, *sent):
+            group = self.assignments[k][1]
+            if not isinstance(reply, Lost) or reply.sent:
+                self.down += self.request.weight(mail[k][1], group, again)
+            self.outcomes[k] = outcome = self._understood(reply, group)
+            if tick and not isinstance(outcome, Refused | Lost):
+                tick(len(group))
+
+    def _packet(self, group: list[int], lean: bool, named: dict[str, str]) -> Packet:
+        packet = self.request.packet(group, lean)
+        return replace(packet, fields={**packet.fields, "partitions": group, **named})
+
+    def _risky(self, group: list[int]) -> bool:
+        """Whether one of a host's partitions is known to break it."""
+        return len(group) > 1 and not self.fleet.breaking.isdisjoint(group)
+
+    def _understood(self, reply: Reply, group: list[int]) -> Said | Refused | Lost:
+        if not isinstance(reply, Packet):
+            return reply
+        if reply.fields.get("missing"):
+            return MISSING
+        try:
+            return self.request.read(reply, group)
+        except Refused as refused:
+            return refused
+
+    def unanswered(self, k: int) -> bool:
+        """Whether nothing came from a host that is still there."""
+        outcome = self.outcomes.get(k)
+        return outcome is None or (isinstance(outcome, Lost) and not outcome.left)
+
+    def late(self, k: int) -> bool:
+        """Whether nothing came in time."""
+        outcome = self.outcomes.get(k)
+        return isinstance(outcome, Lost) and outcome.late
+
+    def said(self, k: int) -> Said | tuple[Failure, ...]:
+        """What a host said; of one that said nothing that counts, its partitions as failed."""
+        outcome = self.outcomes.get(k, Lost("left"))
+        if not isinstance(outcome, Refused | Lost):
+            return outcome
+        name = outcome.field if isinstance(outcome, Refused) else ""
+        reason = str(outcome) if isinstance(outcome, Refused) else outcome.reason
+        group = self.assignments[k][1]
+        return tuple(Failure(p, self.request.phase, name, reason) for p in group)

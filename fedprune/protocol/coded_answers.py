@@ -1,0 +1,109 @@
+"""Answers as packets, and back: what a device sends of one partition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedprune.codec.wire import (
+    SCORE_TYPES,
+    Packet,
+    flags_of,
+    head_of,
+    pack,
+    pack_flags,
+    plain_flags,
+    plain_flags_of,
+    values_of,
+)
+from fedprune.config.kinds import KINDS
+from fedprune.options.refusal import Refused
+from fedprune.protocol.messages import Answer, Question
+from fedprune.runtime.json_text import number
+from fedprune.tensors import gathered, scattered, shapes_of
+
+
+def encode_answer(
+    answer: Answer,
+    question: Question,
+    wire: str,
+    score_wire: str = "fp32",
+    *,
+    own: bool = False,
+    gen: torch.Generator | None = None,
+    fixed: bool = False,
+) -> Packet:
+    """The answer as a packet.
+
+    Args:
+        answer: what the client releases.
+        question: what it answers.
+        wire: type of the changes.
+        score_wire: type of the statistics.
+        own: leave out the values that the client's own mask, its votes, removes.
+        gen: what a type that rounds at random draws from.
+        fixed: as many bytes whatever the answer says, so that they tell nothing: the numbers of the
+            head are padded, votes are not coded.
+    """
+    totals = {n: float(x) for n, x in answer.totals.items()} if fixed else answer.totals
+    head: dict[str, Any] = {"weight": float(answer.weight) if fixed else answer.weight}
+    head |= {"totals": totals} | ({"flags": "plain"} if fixed and answer.votes is not None else {})
+    coded = plain_flags if fixed else pack_flags
+    votes = b"" if answer.votes is None else coded(answer.votes)
+    values = answer.values
+    if own and answer.votes is not None:
+        values = values[on_own_mask(answer.votes, question)]
+    statistics = SCORE_TYPES[score_wire]
+    types = {"changes": wire, "statistics": statistics, "float32": "fp32"}
+    flats = {"values": (values, types[KINDS[question.kind].values])}
+    if answer.statistics is not None:
+        flats["more"] = (answer.statistics, statistics)
+    return pack(head, flats, votes, gen, fixed=fixed)
+
+
+def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:
+    """The answer as the server would see it, its values cast back from the wire's type.
+
+    They may be the packet's memory, and are not to be written to.
+
+    Args:
+        packet: what came.
+        question: what it answers.
+        alive: the length of the votes, if there are any.
+        own: the values come on the client's own mask.
+
+    Raises:
+        ValueError: bits or values do not fit the question.
+    """
+    head = head_of(packet)
+    flags = plain_flags_of if head.get("flags") == "plain" else flags_of
+    votes = flags(packet["bits"], alive) if packet["bits"] else None
+    values = values_of(packet, shared=True)
+    if own:
+        if votes is None:
+            raise Refused("votes", "none, while the values come on the client's own mask")
+        where = on_own_mask(votes, question)
+        if values.numel() != int(where.sum()):
+            raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
+        values = torch.zeros(where.numel()).masked_scatter_(where, values)
+    more = values_of(packet, "more", shared=True) if packet["more"] else None
+    return Answer(values, number(head, "weight"), _totals(head), votes, more)
+
+
+def _totals(head: Mapping[str, Any]) -> dict[str, float]:
+    totals = head.get("totals")
+    if not isinstance(totals, dict):
+        raise Refused("totals", "no sums by name")
+    return {name: number(totals, name) for name in totals}
+
+
+def on_own_mask(votes: Tensor, question: Question) -> Tensor:
+    """Which of a tuning answer's values lie on the client's own mask: what is free always does."""
+    own = scattered(votes, shapes_of(question.masks), question.masks)
+    flags = {
+        n: own.get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in question.weights.items()
+    }
+    return gathered(flags, question.masks)

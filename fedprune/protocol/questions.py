@@ -1,0 +1,329 @@
+"""Questions as packets, and back: every field of a question is one row of one table.
+
+A question is encoded once, for everyone; who is sent which of its buffers is `Broadcast.packet`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from fedprune.codec.bounded import Buffer, shapes_in
+from fedprune.codec.masks import decode_mask
+from fedprune.codec.model_digest import bits_of, edits_in, mask_bits, model_digest
+from fedprune.codec.wire import (
+    Packet,
+    counted_of,
+    digest_of,
+    head_of,
+    pack,
+    pack_rungs,
+    pair,
+    rungs_of,
+    values_of,
+)
+from fedprune.config.kinds import KINDS
+from fedprune.learning.candidates import Candidate, as_table, from_table
+from fedprune.protocol.messages import Question
+from fedprune.runtime.json_text import number_within, text_of, texts_of, whole_number
+from fedprune.structure.edits import Edits
+from fedprune.structure.layout import Layout
+from fedprune.tensors import Masks, Tensors, count_kept, gathered, scattered, shapes_of
+
+Data = Tensor | Buffer | Mapping[int, bytes]
+"""What fills a buffer: flat values, to be cast; bytes; or each client's own bytes."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """A question's packet as it came, and what is read first, for all that is read with it."""
+
+    packet: Packet
+    head: Mapping[str, Any]
+    layout: Layout
+    masks: Masks
+    edits: Edits
+
+
+def _always(question: Question) -> bool:
+    del question
+    return True
+
+
+@dataclass(frozen=True)
+class Field:
+    """How one field of a question travels: in the head, in a buffer, or with a part in both.
+
+    Attributes:
+        read: its value, of what came and the field's name; raises ValueError.
+        said: what the head says of it.
+        when: whether the head says so.
+        key: where in the head; "": under the field's name.
+        buffer: the buffer that it fills; "": none.
+        data: with what.
+        held: the question's field that names the partitions that have this buffer already.
+    """
+
+    read: Callable[[Received, str], Any]
+    said: Callable[[Question, str], Any] | None = getattr
+    when: Callable[[Question], Any] = _always
+    key: str = ""
+    buffer: str = ""
+    data: Callable[[Question], Data] = lambda _: b""
+    held: str = ""
+
+
+def _in_head(
+    read: Callable[[Mapping[str, Any], str], Any],
+    when: Callable[[Question], Any] | None = None,
+) -> Field:
+    """A field that the head says as it is: always, or else it is as by default."""
+
+    def found(came: Received, name: str) -> Any:
+        said = when is None or name in came.head
+        return read(came.head, name) if said else _DEFAULTS[name]
+
+    return Field(found, when=when or _always)
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Question)}
+_LATEST = 2**31 - 1  # rounds are counted in int32 elsewhere
+_HIGHEST = sys.float_info.max
+
+
+def _kind(head: Mapping[str, Any], name: str) -> str:
+    kind = text_of(head, name)
+    if kind not in KINDS:
+        raise ValueError(f"kind: no such question, {kind[:100]!r}")
+    return kind
+
+
+def _part(head: Mapping[str, Any], name: str) -> str:
+    part = text_of(head, name)
+    if part not in ("", "validation", "test"):
+        raise ValueError("part: neither validation nor test")
+    return part
+
+
+def _flag(head: Mapping[str, Any], name: str) -> bool:
+    if not isinstance(head.get(name), bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return bool(head[name])
+
+
+def _whole(head: Mapping[str, Any], name: str) -> int:
+    return whole_number(head, name, _LATEST)
+
+
+def _amount(head: Mapping[str, Any], name: str) -> float:
+    return number_within(head, name, _HIGHEST)
+
+
+def _share(head: Mapping[str, Any], name: str) -> float:
+    return number_within(head, name, 1.0)
+
+
+def _share_or_none(head: Mapping[str, Any], name: str) -> float | None:
+    return None if head.get(name, "") is None else _share(head, name)
+
+
+def _kept_weights(question: Question) -> Tensor:
+    return gathered(question.weights if KINDS[question.kind].weights else {}, question.masks)
+
+
+def _weights(came: Received, name: str) -> Tensors:
+    del name
+    shapes = came.layout.shapes if KINDS[_kind(came.head, "kind")].weights else {}
+    return scattered(values_of(came.packet, shared=True), shapes, came.masks)
+
+
+def _masks_named(question: Question, name: str) -> str:
+    del name
+    return model_digest(question.masks, question.edits)
+
+
+def _shapes_given(question: Question, name: str) -> dict[str, list[int]]:
+    return {n: list(t.shape) for n, t in getattr(question, name).items()}
+
+
+def _kept_given(question: Question) -> Tensor:
+    shapes = shapes_of(question.given)
+    return gathered(question.given, _fitting(shapes, question.masks))
+
+
+def _given(came: Received, name: str) -> Tensors:
+    shapes, flat = shapes_in(came.head, name), values_of(came.packet, "more", shared=True)
+    return scattered(flat, shapes, _fitting(shapes, came.masks))
+
+
+def _fitting(shapes: Mapping[str, Any], masks: Masks) -> Masks:
+    return {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
+
+
+def _teacher(came: Received, name: str) -> bytes:
+    teacher = bytes(came.packet[name])
+    if digest_of(teacher) != text_of(came.head, name, ""):
+        raise ValueError("the teacher is not the one that the question names")
+    return teacher
+
+
+def _candidates(came: Received, name: str) -> tuple[Candidate, ...]:
+    return from_table(came.head.get(name, ()), sorted(came.layout.shapes))
+
+
+def _rungs(came: Received, name: str) -> Tensors:
+    if not came.packet[name]:
+        return {}
+    flat = rungs_of(came.packet[name], count_kept(came.masks))
+    return scattered(flat, shapes_of(came.masks), came.masks)
+
+
+FIELDS: dict[str, Field] = {
+    "kind": _in_head(_kind),
+    "round": _in_head(_whole),
+    "weights": Field(_weights, None, buffer="values", data=_kept_weights),
+    "score": _in_head(text_of),
+    "ask": _in_head(_whole),
+    "names": _in_head(texts_of),
+    "given": Field(_given, _shapes_given, buffer="more", data=_kept_given),
+    "dense": _in_head(_flag),
+    "sparsity": _in_head(_share_or_none),
+    "lr": _in_head(_amount),
+    "part": _in_head(_part),
+    "progress": _in_head(_share),
+    "masks": Field(
+        lambda came, _: came.masks,
+        _masks_named,
+        key="mask",
+        buffer="bits",
+        data=lambda q: bits_of(q.masks, q.edits),
+        held="known",
+    ),
+    "edits": Field(lambda came, _: came.edits, None),  # its bits are with those of the masks
+    "again": _in_head(_whole, lambda q: q.again),
+    "teacher": Field(
+        _teacher,
+        lambda q, _: digest_of(q.teacher),
+        lambda q: q.teacher,
+        buffer="teacher",
+        data=lambda q: q.teacher,
+        held="taught",
+    ),
+    "distil": _in_head(_amount, lambda q: q.teacher),
+    "limit": _in_head(_amount, lambda q: q.limit),
+    "candidates": Field(
+        _candidates,
+        lambda q, _: as_table(q.candidates, sorted(q.weights)),
+        lambda q: q.candidates,
+    ),
+    "rungs": Field(
+        _rungs,
+        None,
+        buffer="rungs",
+        data=lambda q: pack_rungs(gathered(q.rungs, q.masks)) if q.rungs else b"",
+    ),
+    "counted": Field(
+        lambda came, name: counted_of(came.packet[name]),
+        None,
+        buffer="counted",  # nobody is told of others when they took part
+        data=lambda q: {p: pair(p, at) for p, at in sorted(q.counted.items())},
+    ),
+}
+"""The fields of a question in the order in which the head says them, and how each travels. What
+partitions have already, `known` and `taught`, does not."""
+
+
+HELD = {row.buffer: row.key or name for name, row in FIELDS.items() if row.held}
+"""Buffers that are kept by who is sent them, and where the head says which one is meant."""
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """A question, encoded once for everyone who is asked.
+
+    Attributes:
+        common: what everyone is sent.
+        own: by buffer, what of it each partition is sent.
+        held: by buffer, the partitions that have it already.
+    """
+
+    common: Packet
+    own: Mapping[str, Mapping[int, bytes]]
+    held: Mapping[str, frozenset[int]]
+
+    def packet(self, partitions: Sequence[int], *, lean: bool = False) -> Packet:
+        """What the host of these partitions is sent.
+
+        Args:
+            partitions: those that it is to answer for.
+            lean: without what all of them have already.
+        """
+        spared = {n for n, those in self.held.items() if lean and those.issuperset(partitions)}
+        buffers = {n: data for n, data in self.common.buffers.items() if n not in spared}
+        for name, parts in self.own.items():
+            buffers[name] = b"".join(parts[p] for p in partitions if p in parts)
+        return Packet(self.common.fields, buffers)
+
+    def size(self, partitions: Iterable[int]) -> int:
+        """Bytes for these partitions if each were a device, which is not sent what it has."""
+        sizes = {name: len(data) for name, data in self.common.buffers.items()}
+        asked, whole = list(partitions), self.common.size()
+        spared = sum(len(had.intersection(asked)) * sizes[n] for n, had in self.held.items())
+        own = sum(len(parts.get(p, b"")) for parts in self.own.values() for p in asked)
+        return whole * len(asked) - spared + own
+
+
+def broadcast(question: Question, wire: str) -> Broadcast:
+    """The question as it is sent, its weights in a type of the wire."""
+    head: dict[str, Any] = {}
+    flats: dict[str, tuple[Tensor, str]] = {}
+    coded: dict[str, Buffer] = {}
+    own: dict[str, Mapping[int, bytes]] = {}
+    held: dict[str, frozenset[int]] = {}
+    for name, row in FIELDS.items():
+        if row.said is not None and row.when(question):
+            head[row.key or name] = row.said(question, name)
+        data = row.data(question) if row.buffer else b""
+        if isinstance(data, Tensor):
+            flats[row.buffer] = (data, wire if row.buffer == "values" else "fp32")
+        elif isinstance(data, Mapping):
+            own |= {row.buffer: data} if data else {}
+        elif data:
+            coded[row.buffer] = data
+            held |= {row.buffer: getattr(question, row.held)} if row.held else {}
+    packed = pack(head, flats)
+    buffers = {name: bytes(data) for name, data in {**packed.buffers, **coded}.items()}
+    return Broadcast(Packet(packed.fields, buffers), own, held)
+
+
+def encode_question(question: Question, wire: str) -> Packet:
+    """The whole question, for everyone whom it knows of."""
+    sent = broadcast(question, wire)
+    return sent.packet(sorted({p for parts in sent.own.values() for p in parts}))
+
+
+def decode_question(packet: Packet, layout: Layout) -> Question:
+    """The question as the client sees it.
+
+    Raises:
+        ValueError: it is malformed, or bits or values do not fit the head or the layout. Nothing
+            else is raised, whatever the packet holds.
+    """
+    head = head_of(packet)
+    _kind(head, "kind")  # first of all, as it says how to read the rest
+    came = Received(packet, head, layout, *_skeleton(packet, head, layout))
+    return Question(**{name: row.read(came, name) for name, row in FIELDS.items()})
+
+
+def _skeleton(packet: Packet, head: Mapping[str, Any], layout: Layout) -> tuple[Masks, Edits]:
+    """Mask and edits of a question; nothing is unpacked that the layout has no tensor for."""
+    bits, prunable = packet["bits"], {name: layout.shapes[name] for name in layout.prunable}
+    masks = decode_mask(mask_bits(bits), sum(s.numel() for s in prunable.values()), prunable)
+    edits = edits_in(bits)
+    if model_digest(masks, edits) != text_of(head, "mask"):
+        raise ValueError("the mask is not the one that the question names")
+    return masks, edits
