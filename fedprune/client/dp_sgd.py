@@ -23,40 +23,18 @@ from torch import Tensor, nn
 from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Backward, Done
+from fedprune.privacy.clipping import bounded_sum
 from fedprune.privacy.noise import Source, gaussian, uniforms
 from fedprune.protocol.forms import fitting
 from fedprune.protocol.messages import Question
 from fedprune.protocol.noise import source_for
-from fedprune.scores.catalog import SCORES, scores_of
-from fedprune.scores.example_gradients import ExampleGradients, bounded_sum
-from fedprune.scores.gradients import (
-    Each,
-    gradient,
-    square,
-    taylor,
-    taylor_second,
-)
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.example_gradients import ExampleGradients, SumOverExamples, of_examples
 from fedprune.scores.score import Ask, Probe
-from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Masks, Tensors, scattered, shapes_of
 
 log = logging.getLogger("fedprune")
-
-BY_GRADIENT: dict[str, Each] = {
-    "taylor": taylor,
-    "taylor_signed": taylor,
-    "taylor_second": taylor_second,
-    "gradient": gradient,
-    "second_moment_per_example": square,
-    "fisher": square,
-    "snip": taylor,
-}
-"""Scores whose statistic is a function of a weight and one example's gradient.
-
-They are taken from `ExampleGradients`, whole batches at a time; every other score, and a user's own
-of the same name, collects from batches of one example.
-"""
 
 
 def noised_statistics(question: Question, client: ClientContext, probe: Probe) -> Tensors:
@@ -76,7 +54,7 @@ def noised_statistics(question: Question, client: ClientContext, probe: Probe) -
 
     def of(batch: Part) -> tuple[Tensor]:
         total = torch.zeros(size, dtype=torch.float64)
-        for rows in _rows(question, client, replace(probe, batches=[batch])):
+        for rows in _rows(ask, replace(probe, batches=[batch])):
             flat = bounded_sum(flat_rows(rows, fits), norm, exactly=c.dp_score_clip is None)
             total += flat.cpu()
         return (total,)
@@ -114,20 +92,11 @@ def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
     yield found  # beyond the try: who closes this generator raises GeneratorExit here
 
 
-def _rows(question: Question, client: ClientContext, probe: Probe) -> Iterator[Tensors]:
+def _rows(ask: Ask, probe: Probe) -> Iterator[Tensors]:
     """Statistics of some examples at a time, (examples, *shape), by name."""
-    name, scores = question.score, scores_of(client.config.plugin)
-    if name in BY_GRADIENT and scores[name] is SCORES[name]:
-        return _of_gradients(BY_GRADIENT[name], probe)
-    return _one_by_one(scores[name].asks[question.ask], probe)
-
-
-def _of_gradients(each: Each, probe: Probe) -> Iterator[Tensors]:
-    taken = ExampleGradients(probe.model, probe.loss, tuple(probe.prunable))
-    weights = parameters_of(probe.model, probe.prunable)
-    for batch in probe.batches:
-        for some in taken.of(batch):
-            yield {n: each(weights[n].detach(), g, 1) for n, g in some.gradients.items()}
+    if isinstance(ask.collect, SumOverExamples):
+        return of_examples(ask.collect.each, probe)
+    return _one_by_one(ask, probe)
 
 
 def _one_by_one(ask: Ask, probe: Probe) -> Iterator[Tensors]:

@@ -79,3 +79,38 @@ def sensitivity(norm: float, *, signed: bool, sampling: str) -> float:
     if sampling == "poisson":
         return norm
     return norm * (2.0 if signed else math.sqrt(2.0))
+
+
+def bounded_sum(rows: Tensor, norm: float, *, exactly: bool = False) -> Tensor:
+    """The sum of rows (examples, values), each held to an L2 norm; (values,) float64.
+
+    Adding or removing a row moves it by `norm` at most. A row that is not finite counts as 0.0:
+    to refuse it would tell that it is there.
+
+    Args:
+        rows: of a floating-point type.
+        norm: the largest norm of a row.
+        exactly: rows are also scaled up to it; zeros stay zeros.
+    """
+    if not rows.numel():
+        return rows.double().sum(0)
+    if rows.dtype == torch.float64:
+        return _careful(rows, norm, exactly=exactly)
+    # Squares of narrower types neither overflow nor vanish in float64.
+    sizes = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    fine = torch.isfinite(sizes)
+    if not fine.all():
+        rows = torch.where(fine[:, None], rows, 0.0)
+    full = torch.where(fine & (sizes > 0), norm / sizes, 0.0)
+    return (full if exactly else torch.where(sizes > norm, full, 1.0)) @ rows.double()
+
+
+def _careful(rows: Tensor, norm: float, *, exactly: bool) -> Tensor:
+    """The same where a double may not hold the squares: the largest is taken out first."""
+    largest = rows.abs().amax(1)
+    fine = torch.isfinite(largest) & (largest > 0)
+    directions = torch.where(fine[:, None], rows / largest[:, None], 0.0)
+    sizes = torch.linalg.vector_norm(directions, dim=1).clamp_min(1.0)
+    full = norm / sizes
+    factors = full if exactly else torch.minimum(full, torch.where(fine, largest, 0.0))
+    return factors @ directions

@@ -19,7 +19,7 @@ from fedprune.scores.block_influence import ASK as ASK_INFLUENCE
 from fedprune.scores.block_influence import block_influence
 from fedprune.scores.contribution import ASK as ASK_CONTRIBUTION
 from fedprune.scores.contribution import contribution
-from fedprune.scores.examples import by_example
+from fedprune.scores.example_gradients import SumOverExamples, by_example
 from fedprune.scores.gradients import (
     by_batch,
     by_client,
@@ -96,11 +96,10 @@ def _random(evidence: Evidence) -> Tensors:
     return layout.from_origin({name: draws[name] for name in names})
 
 
-ASK_GRADIENT = Ask(by_batch(gradient), watch=watched(gradient))
-ASK_TAYLOR = Ask(by_batch(taylor), watch=watched(taylor))
-ASK_SQUARES = Ask(
-    by_example(square), passes="1 forward, 1 backward, squares of every example", signed=False
-)
+ASK_GRADIENT = Ask(SumOverExamples(gradient, by_batch(gradient)), watch=watched(gradient))
+ASK_TAYLOR = Ask(SumOverExamples(taylor, by_batch(taylor)), watch=watched(taylor))
+_SQUARES = "1 forward, 1 backward, squares of every example"
+ASK_SQUARES = Ask(by_example(square), passes=_SQUARES, signed=False)
 
 SCORES: dict[str, Score] = {
     "taylor": Score(
@@ -119,7 +118,7 @@ SCORES: dict[str, Score] = {
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
         _mean_magnitude,
-        (Ask(by_example(taylor_second), passes=ASK_SQUARES.passes),),
+        (Ask(by_example(taylor_second), passes=_SQUARES),),
     ),
     "gradient": Score(
         "|Σ g|: size of the pooled gradient",

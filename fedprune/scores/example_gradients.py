@@ -1,4 +1,4 @@
-"""Gradients of single examples, and their sum with every one of them held to a norm.
+"""Gradients of single examples, and statistics of them.
 
 `torch.func` takes the gradients of a batch at once: the loss is differentiated with respect to
 what the model gives, and the rest of the way down each example goes by itself under `vmap`. That
@@ -20,12 +20,54 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fedprune.scores.gradients import Each
+from fedprune.scores.score import Probe
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
 from fedprune.tensors import Tensors
 
 AT_ONCE = 2**22
 """How many numbers the gradients of some examples may be that are held at once."""
+
+
+@dataclass(frozen=True)
+class SumOverExamples:
+    """A statistic that is Σ over examples of a function of a weight and an example's gradient.
+
+    Attributes:
+        each: that function; an example is one row of a batch.
+        collect: how the sum is taken where single examples do not matter.
+    """
+
+    each: Each
+    collect: Callable[[Probe], Tensors]
+
+    def __call__(self, probe: Probe) -> Tensors:
+        """The sum over the probe's batches, as `fedprune.scores.score.Ask.collect`."""
+        return self.collect(probe)
+
+
+def by_example(each: Each) -> SumOverExamples:
+    """Σ over examples of `each`, from their own gradients: for what is not linear in them."""
+
+    def collect(probe: Probe) -> Tensors:
+        parameters = parameters_of(probe.model, probe.prunable)
+        sums = {name: torch.zeros_like(p.detach()) for name, p in parameters.items()}
+        for rows in of_examples(each, probe):
+            for name, row in rows.items():
+                sums[name] += row.sum(0)
+        return sums
+
+    return SumOverExamples(each, collect)
+
+
+def of_examples(each: Each, probe: Probe) -> Iterator[Tensors]:
+    """`each` of single examples, some at a time: (examples, *shape of the weight), by name."""
+    taken = ExampleGradients(probe.model, probe.loss, tuple(probe.prunable))
+    weights = parameters_of(probe.model, probe.prunable)
+    for batch in probe.batches:
+        for some in taken.of(batch):
+            yield {n: each(weights[n].detach(), g, 1) for n, g in some.gradients.items()}
 
 
 class Some(NamedTuple):
@@ -173,38 +215,3 @@ def _down(
         warnings.filterwarnings("ignore", message="There is a performance drop")
         gradients: Tensors = vmap(one)(list(call.inputs), list(slopes))
     return {n: g.detach() for n, g in gradients.items()}
-
-
-def bounded_sum(rows: Tensor, norm: float, *, exactly: bool = False) -> Tensor:
-    """The sum of rows (examples, values), each held to an L2 norm; (values,) float64.
-
-    Adding or removing a row moves it by `norm` at most. A row that is not finite counts as 0.0:
-    to refuse it would tell that it is there.
-
-    Args:
-        rows: of a floating-point type.
-        norm: the largest norm of a row.
-        exactly: rows are also scaled up to it; zeros stay zeros.
-    """
-    if not rows.numel():
-        return rows.double().sum(0)
-    if rows.dtype == torch.float64:
-        return _careful(rows, norm, exactly=exactly)
-    # Squares of narrower types neither overflow nor vanish in float64.
-    sizes = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    fine = torch.isfinite(sizes)
-    if not fine.all():
-        rows = torch.where(fine[:, None], rows, 0.0)
-    full = torch.where(fine & (sizes > 0), norm / sizes, 0.0)
-    return (full if exactly else torch.where(sizes > norm, full, 1.0)) @ rows.double()
-
-
-def _careful(rows: Tensor, norm: float, *, exactly: bool) -> Tensor:
-    """The same where a double may not hold the squares: the largest is taken out first."""
-    largest = rows.abs().amax(1)
-    fine = torch.isfinite(largest) & (largest > 0)
-    directions = torch.where(fine[:, None], rows / largest[:, None], 0.0)
-    sizes = torch.linalg.vector_norm(directions, dim=1).clamp_min(1.0)
-    full = norm / sizes
-    factors = full if exactly else torch.minimum(full, torch.where(fine, largest, 0.0))
-    return factors @ directions

@@ -1,7 +1,8 @@
 """Statistics of gradients: one function of a weight and a gradient, summed in four ways.
 
 Over batches and in passing while a client tunes (`by_batch`, `watched`), over the whole shard at
-once (`by_client`) or over single examples (`fedprune.scores.examples`). What is linear in the
+once (`by_client`) or over single examples
+(`fedprune.scores.example_gradients`). What is linear in the
 gradient is the same in all but the second of these, where the weights move from step to step.
 """
 

@@ -14,7 +14,6 @@ from fedprune import SCORES, RunConfig, Task
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import (
-    BY_GRADIENT,
     noised_statistics,
     noisy_steps,
     poisson_steps,
@@ -95,10 +94,6 @@ def test_statistics_are_the_sum_of_bounded_ones_of_single_examples(
         flat = gathered(copied(ask.collect(replace(probe, batches=[row]))), fits)
         right += scaled(flat, 1.0) if exact else clipped(flat, 0.05)
     assert torch.allclose(gathered(found, fits), right, rtol=0, atol=1e-6)
-
-
-def test_the_fast_way_knows_only_scores_of_gradients():
-    assert set(BY_GRADIENT) <= {n for n, s in SCORES.items() if len(s.asks) == 1 and s.additive}
 
 
 def test_a_users_own_score_is_asked_example_by_example(

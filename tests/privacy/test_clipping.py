@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedprune.options.refusal import Refused
-from fedprune.privacy.clipping import clipped, scaled, sensitivity
+from fedprune.privacy.clipping import bounded_sum, clipped, scaled, sensitivity
 
 TYPES = [
     torch.float64,
@@ -125,3 +125,37 @@ def test_no_pair_of_clipped_vectors_is_further_apart_than_the_sensitivity(
         apart = left if sampling == "poisson" else left - right
         most = max(most, float(apart.norm()))
     assert most == pytest.approx(bound, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("exactly", [True, False])
+def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool, dtype: torch.dtype):
+    gen = torch.Generator().manual_seed(2)
+    rows = (torch.randn(50, 7, generator=gen) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
+    rows[3] = 0.0
+    bound = scaled if exactly else clipped
+    right = sum(bound(row, 0.7).double() for row in rows)
+    assert isinstance(right, Tensor)
+    assert torch.allclose(bounded_sum(rows, 0.7, exactly=exactly), right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exactly", [True, False])
+def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly: bool, dtype: torch.dtype):
+    gen = torch.Generator().manual_seed(3)
+    odd = [math.nan, math.inf, -math.inf, 1e308, -1e300, 1e38, 5e-324, 1e-45, 0.0]
+    rows = torch.randn(60, 5, generator=gen, dtype=torch.float64) * 10.0
+    for i, value in enumerate(odd * 4):
+        rows[i, i % 5] = value
+    for i, scale in enumerate([1e-160, 1e-200, 1e-42, 1e-38, 1e38, 1e200]):
+        rows[40 + i] *= scale
+    rows = rows.to(dtype)
+    whole = bounded_sum(rows, 0.3, exactly=exactly)
+    assert torch.isfinite(whole).all()
+    for i in range(60):
+        without = bounded_sum(torch.cat([rows[:i], rows[i + 1 :]]), 0.3, exactly=exactly)
+        assert float((whole - without).norm()) <= 0.3 * (1 + 1e-6)
+
+
+def test_a_bounded_sum_of_nothing_is_zero():
+    assert torch.equal(bounded_sum(torch.empty(0, 4), 1.0), torch.zeros(4, dtype=torch.float64))

@@ -1,20 +1,21 @@
-"""Gradients of single examples are those of autograd, and their bounded sum moves by a norm."""
+"""Gradients of single examples are those of autograd, and so are statistics of them."""
 
-import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from specimens import FAMILIES, Specimen, built, furthest, probe_of, settled
 from torch import Tensor, nn
 
 from fedprune import RunConfig
 from fedprune.client.host import Host
-from fedprune.privacy.clipping import clipped, scaled
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
-from fedprune.scores.example_gradients import ExampleGradients, bounded_sum
+from fedprune.scores.example_gradients import ExampleGradients, by_example
+from fedprune.scores.gradients import square
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part, batches, classification_loss
+from fedprune.tensors import Tensors
 
 Tiny = Callable[..., RunConfig]
 
@@ -138,35 +139,75 @@ def test_examples_that_do_not_fit_in_memory_come_in_pieces(
     assert worst(taken, images(5)) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("exactly", [True, False])
-def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool, dtype: torch.dtype):
-    gen = torch.Generator().manual_seed(2)
-    rows = (torch.randn(50, 7, generator=gen) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
-    rows[3] = 0.0
-    bound = scaled if exactly else clipped
-    right = sum(bound(row, 0.7).double() for row in rows)
-    assert isinstance(right, Tensor)
-    assert torch.allclose(bounded_sum(rows, 0.7, exactly=exactly), right, rtol=1e-6, atol=1e-6)
+def one_by_one(s: Specimen, part: Part) -> Tensors:
+    """The oracle: Σ g² of single examples by autograd."""
+    parameters = [s.model.get_parameter(n) for n in s.layout.prunable]
+    sums = [torch.zeros_like(p) for p in parameters]
+    for row in batches(part, 1):
+        found = torch.autograd.grad(s.loss(s.model, row).total, parameters, allow_unused=True)
+        sums = [a + (0.0 if g is None else g.square()) for a, g in zip(sums, found, strict=True)]
+    return {n: t.detach() for n, t in zip(s.layout.prunable, sums, strict=True)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("exactly", [True, False])
-def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly: bool, dtype: torch.dtype):
-    gen = torch.Generator().manual_seed(3)
-    odd = [math.nan, math.inf, -math.inf, 1e308, -1e300, 1e38, 5e-324, 1e-45, 0.0]
-    rows = torch.randn(60, 5, generator=gen, dtype=torch.float64) * 10.0
-    for i, value in enumerate(odd * 4):
-        rows[i, i % 5] = value
-    for i, scale in enumerate([1e-160, 1e-200, 1e-42, 1e-38, 1e38, 1e200]):
-        rows[40 + i] *= scale
-    rows = rows.to(dtype)
-    whole = bounded_sum(rows, 0.3, exactly=exactly)
-    assert torch.isfinite(whole).all()
-    for i in range(60):
-        without = bounded_sum(torch.cat([rows[:i], rows[i + 1 :]]), 0.3, exactly=exactly)
-        assert float((whole - without).norm()) <= 0.3 * (1 + 1e-6)
+@pytest.mark.parametrize("at_once", [1, 10**9], ids=["in parts", "at once"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_squares_are_those_of_single_examples(
+    family: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fedprune.scores.example_gradients.AT_ONCE", at_once)
+    s = built(family)
+    part = s.shards[1]
+    sums = by_example(square)(probe_of(s, batches(part, 4)))
+    assert furthest(sums, one_by_one(s, part)) < 1e-9
 
 
-def test_a_bounded_sum_of_nothing_is_zero():
-    assert torch.equal(bounded_sum(torch.empty(0, 4), 1.0), torch.zeros(4, dtype=torch.float64))
+class Odd(nn.Module):
+    """Layers twice, tied, grouped, flattened, turned, by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(6, 6)
+        self.tied = nn.Linear(6, 6, bias=False)
+        self.first = nn.Linear(6, 6)
+        self.first.weight = self.tied.weight
+        self.grouped = nn.Conv1d(4, 6, 3, groups=2, padding=1)
+        self.flat = nn.Linear(6, 5)
+        self.turned = nn.Linear(5, 4)
+        self.by_hand = nn.Linear(4, 4)
+        self.both = nn.Linear(4, 4)
+        self.inplace = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.tied(torch.tanh(self.twice(torch.tanh(self.twice(x))))))
+        x = self.grouped(x.transpose(1, 2).reshape(len(x), 4, -1)).flatten(1).unflatten(1, (-1, 6))
+        x = self.flat(x.reshape(-1, 6)).reshape(len(x), -1, 5)
+        x = self.turned(x.transpose(0, 1)).transpose(0, 1)
+        x = nn.functional.linear(x, self.by_hand.weight).tanh()
+        x = self.both(x) + nn.functional.linear(x, self.both.weight)
+        return nn.functional.relu_(self.inplace(x)).sum(1)
+
+
+def crossed(model: nn.Module, batch: Part) -> Loss:
+    logits = model(batch["x"])
+    total = nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
+    return Loss(total, len(logits), 0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6, 9])
+def test_layers_used_in_odd_ways_count_every_use(rows: int):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        part = {"x": torch.randn(13, 4, 6).double(), "labels": torch.randint(0, 3, (13,))}
+        s = settled(Odd(), crossed, (part,), 1)
+    calls = []
+
+    def counted(model: nn.Module, batch: Part) -> Loss:
+        calls.append(len(batch["x"]))
+        return crossed(model, batch)
+
+    probe = probe_of(s, list(batches(part, rows)))
+    sums = by_example(square)(type(probe)(**{**vars(probe), "loss": counted}))
+    expected = one_by_one(s, part)
+    assert set(expected) > {"twice.weight", "tied.weight", "by_hand.weight", "both.weight"}
+    assert furthest(sums, expected) < 1e-9
+    assert max(calls) == rows
