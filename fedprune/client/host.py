@@ -266,7 +266,7 @@ def _part(asked: _Asked, partition: int, left: int) -> Part:
     try:
         meant = answered(host, question, partition, asked.seconds(left))
         packet = encoded(host, question, partition, meant)
-        if host.config.error_feedback and question.kind == "tune":
+        if host.config.error_feedback and KINDS[question.kind].changes:
             _keep_back(asked, partition, meant, packet)
         return Part(partition, packet)
     except Exception as error:  # whatever a client's code raises must not stop the others
@@ -327,7 +327,7 @@ def _answered(host: Host, question: Question, partition: int, limit: float) -> A
         what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
         source = source_for(question, host.config, partition, what)
         given = replace(given, totals=noised_means(given.totals, host.config, source))
-    if not host.config.error_feedback or question.kind != "tune":
+    if not host.config.error_feedback or not KINDS[question.kind].changes:
         return given
     at = (host.residuals, partition, question.counted.get(partition, 0))
     return replace(given, values=given.values + recalled(*at, question.weights, question.masks))

@@ -22,6 +22,8 @@ class Kind:
         weights: whether the model travels with it; else it is about data alone.
         totals_only: whether it is answered with named sums alone.
         values: the type of the values on the wire: that of changes, of statistics, or float32.
+            Changes of the weights are also what is clipped and noised as such, what error feedback
+            keeps the rest of, and whose size is remembered.
         flower: type of its message in Flower.
     """
 
@@ -33,6 +35,16 @@ class Kind:
     totals_only: bool = False
     values: Literal["changes", "statistics", "float32"] = "float32"
     flower: str = "train.score"
+
+    @property
+    def changes(self) -> bool:
+        """Its answers change the weights."""
+        return self.values == "changes"
+
+    @property
+    def own_options(self) -> Literal["changes", "metrics", "scores"]:
+        """Whose clip norm and noise are those of its sums."""
+        return "changes" if self.changes else "metrics" if self.totals_only else "scores"
 
 
 _MEASURED: Literal["measurers"] = "measurers"

@@ -107,7 +107,7 @@ def _occasion(
 
 def _release(config: RunConfig, kind: str) -> Release:
     name = KINDS[kind].quantity
-    if config.dp == "example" and kind == "tune":
+    if config.dp == "example" and KINDS[kind].changes:
         return Release(
             name,
             (),

@@ -68,7 +68,7 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
     Raises:
         Refused: more votes than there may be.
     """
-    if question.kind == "tune":
+    if KINDS[question.kind].changes:
         answer = _tuned(answer, config)
     if question.kind == "score" and config.weighting != "labels":
         answer = replace(answer, weight=1.0)
@@ -93,7 +93,7 @@ def _tuned(answer: Answer, config: RunConfig) -> Answer:
 
 def _bounded(answer: Answer, question: Question, config: RunConfig, most: int) -> Answer:
     values = finite(answer.values)
-    if question.kind == "tune":
+    if KINDS[question.kind].changes:
         values = clipped(values, config.dp_clip or 1.0)
     else:
         values = values if asks_signed(question, config) else values.clamp(min=0.0)

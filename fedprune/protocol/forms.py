@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedprune.config import RunConfig
+from fedprune.config.kinds import KINDS
 from fedprune.protocol.client_privacy import (
     asks_signed,
     noised_metrics,
@@ -124,7 +125,7 @@ def _weighed(question: Question, config: RunConfig) -> bool:
     """Whether the answers are weighted by labels in the sum: changes, and clients' own scores."""
     if config.dp != "none":
         return False
-    if question.kind == "tune":
+    if KINDS[question.kind].changes:
         return config.weighting != "equal"
     combine = COMBINES[config.combine]
     own = combine.valued and not combine.pooled and not question.dense

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
+from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
@@ -69,7 +70,7 @@ def added(
     try:
         given = understood(part.packet, question, form)
         how = {"singly": form.singly, "held": form.own, "normed": form.normed}
-        how |= {"loud": question.kind == "tune"}
+        how |= {"loud": KINDS[question.kind].changes}
         return as_sum(given, part.partition, size, before, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others
         failure = silenced(failure_of(part.partition, question.kind, error), config)

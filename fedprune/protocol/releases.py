@@ -89,20 +89,22 @@ def votes_norm(most: int, voters: int, sampling: str) -> float:
 
 def clip_of(kind: str, config: RunConfig) -> float:
     """The L2 norm that bounds what a client sends in answer to such a question."""
-    if kind == "tune":
-        return config.dp_clip or 1.0
-    if KINDS[kind].totals_only:
-        return config.dp_metric_clip or 10.0
-    return config.dp_score_clip or 1.0
+    clips = {
+        "changes": config.dp_clip or 1.0,
+        "metrics": config.dp_metric_clip or 10.0,
+        "scores": config.dp_score_clip or 1.0,
+    }
+    return clips[KINDS[kind].own_options]
 
 
 def noise_of(kind: str, config: RunConfig) -> float:
     """The noise multiplier of such a question's sums; 0.0: none."""
-    if kind == "tune":
-        return config.dp_noise or 0.0
-    if KINDS[kind].totals_only:
-        return (config.dp_metric_noise or 0.0) if config.metrics == "noised" else 0.0
-    return config.dp_score_noise or 0.0
+    noises = {
+        "changes": config.dp_noise,
+        "metrics": config.dp_metric_noise if config.metrics == "noised" else 0.0,
+        "scores": config.dp_score_noise,
+    }
+    return noises[KINDS[kind].own_options] or 0.0
 
 
 def _arrays(question: Question, form: Form, config: RunConfig, most: int) -> list[Release]:
@@ -174,7 +176,7 @@ def _of_the_panel(quantity: str, fields: tuple[str, ...]) -> Release:
 def _of_examples(
     quantity: str, fields: tuple[str, ...], kind: str, config: RunConfig, size: int
 ) -> Release:
-    tuning = kind == "tune"
+    tuning = KINDS[kind].changes
     clip = clip_of(kind, config)
     return Release(
         quantity,
@@ -215,7 +217,7 @@ def _weighted(question: Question, config: RunConfig) -> bool:
     """Whether the answer carries its number of labels as a weight."""
     if config.dp != "none":
         return False
-    if question.kind == "tune":
+    if KINDS[question.kind].changes:
         return config.weighting != "equal"
     alike = config.weighting != "labels"
     return question.kind == "score" and COMBINES[config.combine].valued and not alike

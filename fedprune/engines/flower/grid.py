@@ -142,7 +142,7 @@ class _Asked:
         kind, most = self.question.kind, longest_about(len(group), self.form.totals)
         said = replace(folded_of(reply, group, kind, most), bytes_up=reply.size(), loud=())
         said = _checked(said, self.form)
-        if said.total is None or kind != "tune":
+        if said.total is None or not KINDS[kind].changes:
             return said
         return replace(said, loud=loud_in(said.total, said.answered, said.weight))
 
