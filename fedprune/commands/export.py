@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fedprune.export.exporting import FORMS, Cargo, export
 from fedprune.export.quantise import KINDS, Precision
 from fedprune.options.refusal import ConfigError
 from fedprune.report.reading import size
-from fedprune.runtime.sums import SUMMARY_NAME
+from fedprune.runtime.sums import summary_in
 
 SUMMARY = "Writes a model for transformers, safetensors, onnxruntime or as one sparse file."
 
@@ -61,8 +60,7 @@ def run(arguments: Namespace) -> int:
 
 def _command(looked: Subject) -> str:
     """What has the run again, as its summary says."""
-    path = None if looked.run is None else looked.run / SUMMARY_NAME
-    return "" if path is None or not path.is_file() else json.loads(path.read_text())["command"]
+    return "" if looked.run is None else str(summary_in(looked.run).get("command", ""))
 
 
 def _precision(arguments: Namespace) -> Precision | None:

@@ -25,7 +25,7 @@ from fedprune.records.figures import (
 )
 from fedprune.report.figures import figure_table, notes_on
 from fedprune.report.tables import Table
-from fedprune.runtime.sums import SUMMARY_NAME
+from fedprune.runtime.sums import summary_in
 
 SUMMARY = "Parameters, bytes, FLOPs, latency, memory and quality of a model, beside the dense one."
 
@@ -164,20 +164,17 @@ def on_disk(folder: Path) -> int | None:
 
 
 def _dense_quality(arguments: Namespace) -> list[str]:
-    file = Path(arguments.model) / SUMMARY_NAME
-    if arguments.baseline is not None or not file.is_file():
+    said = summary_in(Path(arguments.model))
+    if arguments.baseline is not None or not said:
         return []
-    if json.loads(file.read_text())["quality"].get(DENSE):
+    if said["quality"].get(DENSE):
         return ["The dense model's quality is that of the run's dense baseline, at its end."]
     return ["The dense model's quality is what it was when pruning began."]
 
 
 def _from_summary(path: str, *, dense: bool) -> dict[str, Any] | None:
     """What a run measured on its test split: of its result, or of its dense model."""
-    file = Path(path) / SUMMARY_NAME
-    if not file.is_file():
-        return None
-    told: dict[str, dict[str, Any] | None] = json.loads(file.read_text())["quality"]
+    told: dict[str, dict[str, Any] | None] = summary_in(Path(path)).get("quality", {})
     if dense:
         return told.get(DENSE) or told.get("dense_at_pruning")
     return told.get("final")

@@ -136,8 +136,8 @@ def _reason(folder: Path) -> str:
 
 
 def _of_run(path: str, folder: Path, plugin: str) -> Subject:
-    check_sums(folder)
     coded = folder / CODED_NAME
+    check_sums(folder, ended=coded.is_file())
     if not coded.is_file():
         raise ConfigError(
             f"model={path!r}: a run that has not ended, it has no {CODED_NAME}; allowed: "

@@ -13,12 +13,14 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedprune.codec.frozen import put_together
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.accounting import Tally, added, smallest_epsilon
 from fedprune.privacy.accounting_terms import SIMULATED, Terms
@@ -31,6 +33,7 @@ from fedprune.privacy.totals import (
     unprotected,
 )
 from fedprune.runtime.files import sync_folder, write_atomically
+from fedprune.runtime.json_text import read_object, text_of, whole_number
 
 __all__ = [
     "LEDGER_NAME",
@@ -177,9 +180,12 @@ class Ledger:
 
     def _replay(self, lines: Sequence[Line]) -> None:
         """Take what a file holds as booked: every line of it, whatever the noise."""
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             self._chain = _linked(self._chain, line)
-            occasion, release = _from_line(line)
+            try:
+                occasion, release = _from_line(line)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{LEDGER_NAME}: line {number} is no release: {error}") from None
             tally = added(self._tally, self.terms, occasion, [release])
             self._keep(occasion, [release], tally, max(self.epsilon, _value(line["epsilon"])))
             self.lines[-1] = line
@@ -246,14 +252,13 @@ def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Led
             f"allowed: another folder, or --resume {path.parent}"
         )
     try:
-        lines = read_ledger(path)
+        ledger._replay(read_ledger(path))
     except ValueError as error:
         raise ConfigError(
             f"resume={str(path.parent)!r}: {error}; allowed: a run's folder as it was left"
         ) from None
     with path.open("r+") as file:
         file.truncate(len("".join(_whole_lines(path)).encode()))
-    ledger._replay(lines)
     return ledger
 
 
@@ -269,7 +274,7 @@ def read_ledger(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
             said = line.pop(_LINK)
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{path.name}: line {number} is damaged") from None
         chain = _linked(chain, line)
         if said != chain:
@@ -291,9 +296,9 @@ def _check_end(path: Path, chains: Sequence[str]) -> None:
             raise ValueError(f"{END_NAME} is gone")
         return
     try:
-        said = json.loads(end.read_text())
-        found = chains[said["lines"]] == said["chain"]
-    except (ValueError, KeyError, TypeError):
+        said = read_object(end.read_bytes())
+        found = chains[whole_number(said, "lines")] == text_of(said, "chain")
+    except ValueError:
         raise ValueError(f"{END_NAME} is damaged") from None
     except IndexError:
         found = False
@@ -327,11 +332,32 @@ def _question(occasion: Occasion) -> tuple[Any, ...]:
 
 def _from_line(line: Mapping[str, Any]) -> tuple[Occasion, Release]:
     """The occasion and the release that a line was written from."""
-    what = {f.name: line[f.name] for f in fields(Release)}
-    what |= {key: tuple(what[key]) for key in ("fields", "spread") if what[key] is not None}
-    when = {f.name: line[f.name] for f in fields(Occasion)}
-    when["partitions"] = tuple(numbers_in(when["partitions"]))
-    return Occasion(**when), Release(**what)
+    asked, text = line["asked"], line["partitions"]
+    if type(asked) is not int or not isinstance(text, str) or _counted(text) != asked:
+        raise ValueError("partitions: not as many as were asked")
+    whole = {**line, "partitions": list(numbers_in(text))}
+    occasion: Occasion = put_together(Occasion, _told(Occasion, whole), {})
+    release: Release = put_together(Release, _told(Release, whole), {})
+    for name in ("epsilon", "total"):
+        put_together(str if line[name] == INFINITY else float, line[name], {}, name)
+    for name in ("sampling", "relation"):
+        put_together(str, line[name], {}, name)
+    return occasion, release
+
+
+def _told(kind: type, line: Line) -> Line:
+    """The fields of a dataclass in a line, in the form of `fedprune.codec.frozen`."""
+    maybe = {f.name for f in fields(kind) if "None" in str(f.type)}
+    told = {f.name: line[f.name] for f in fields(kind)}
+    return {n: [v] if n in maybe and v is not None else v for n, v in told.items()}
+
+
+def _counted(text: str) -> int:
+    """How many numbers a text of ranges names; -1: it is none of `_ranges`."""
+    if re.fullmatch(r"([0-9]{1,15}(-[0-9]{1,15})?(,(?=[0-9])|$))*", text) is None:
+        return -1
+    ends = (part.partition("-") for part in filter(None, text.split(",")))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
 def _sampling(terms: Terms, occasion: Occasion) -> str:

@@ -10,18 +10,18 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load, save
 
+from fedprune.codec.frozen import put_together, taken_apart
 from fedprune.privacy.release import Occasion
-from fedprune.protocol.messages import Aggregate, Failure
+from fedprune.protocol.messages import Aggregate
 from fedprune.runtime.files import read_verified, write_verified
+from fedprune.tensors import Tensors
 
 FOLDER_NAME = "released"
-_TENSORS = ("total", "votes", "statistics", "held", "singles")
 
 
 @dataclass
@@ -51,14 +51,12 @@ def stored_in(path: Path | None) -> Aggregate | None:
         return None
     try:
         content = read_verified(path)
-    except ValueError:
+        length = int.from_bytes(content[:8], "little")
+        rest = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fedprune"])
+        found: Aggregate = put_together(Aggregate, rest, load(content))
+    except Exception:  # what is sound and foreign raises what it likes
         return None
-    length = int.from_bytes(content[:8], "little")
-    rest = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fedprune"])
-    rest |= {"failures": tuple(Failure(**f) for f in rest["failures"])}
-    tensors: dict[str, Any] = load(content)
-    lists = {n: tuple(v) for n, v in rest.items() if isinstance(v, list)}
-    return Aggregate(**rest | lists | tensors)
+    return found
 
 
 def store(path: Path | None, aggregate: Aggregate) -> None:
@@ -72,9 +70,8 @@ def store(path: Path | None, aggregate: Aggregate) -> None:
     for older in path.parent.glob(f"{arm}-*"):
         if 0 < int(older.name.split("-")[1]) < int(round_):
             older.unlink()
-    tensors = {n: t.contiguous() for n in _TENSORS if (t := getattr(aggregate, n)) is not None}
-    rest = {n: v for n, v in vars(aggregate).items() if n not in _TENSORS}
-    rest |= {"failures": [asdict(f) for f in aggregate.failures]}
+    tensors: Tensors = {}
+    rest = taken_apart(aggregate, Aggregate, tensors)
     write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
 
 

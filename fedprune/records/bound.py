@@ -14,8 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fedprune.codec.coded_file import CODED_NAME
+from fedprune.codec.frozen import put_together
 from fedprune.options.plugins import source_of
 from fedprune.runtime.files import read_verified, write_verified
+from fedprune.runtime.json_text import read_object
 
 NAME = "began.json"
 
@@ -99,8 +101,7 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
     path = folder / "checkpoint" / NAME
     if not path.is_file():
         raise ValueError(f"{NAME} is gone")
-    before = json.loads(read_verified(path))
-    told: list[str] = before.pop(_ANYWAY, [])
+    before, told = _read(path)
     fresh = [line for line in _differences(before, now) if line not in told]
     refused = [line for line in fresh if not line.startswith(f"{ENGINE} is ")]
     if refused and not anyway:
@@ -109,6 +110,18 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
         content = {**before, _ANYWAY: [*told, *fresh]}
         write_verified(path, json.dumps(content).encode())
     return [*told, *fresh]
+
+
+def _read(path: Path) -> tuple[Began, list[str]]:
+    """What a run began with, and the lines that were gone on with."""
+    content = read_verified(path)
+    try:
+        said = read_object(content)
+        told: tuple[str, ...] = put_together(tuple[str, ...], said.pop(_ANYWAY, []), {})
+        before: Began = put_together(Began, [list(pair) for pair in said.items()], {})
+    except ValueError as error:  # sound bytes of something else
+        raise ValueError(f"{path.name}: of another version of fedprune: {error}"[:300]) from None
+    return before, list(told)
 
 
 def _differences(before: Mapping[str, str], now: Began) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 
 from fedprune.codec.frozen import put_together, taken_apart
@@ -51,11 +52,20 @@ def load_state(path: Path) -> State:
     """
     rest, tensors = _read(path)
     try:
-        state = put_together(State, rest["state"], tensors)
-    except Exception as error:  # sound bytes of something else
-        raise ValueError(f"{path.name}: of another version of fedprune: {error!r}") from None
-    assert isinstance(state, State)
+        state: State = put_together(State, rest["state"], tensors)
+        _check(state)
+    except ValueError as error:  # sound bytes of something else
+        raise ValueError(f"{path.name}: of another version of fedprune: {error}"[:300]) from None
     return state
+
+
+def _check(state: State) -> None:
+    """Refuse masks that are none, or no weights' of the state."""
+    for name, mask in state.masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"the mask of {name} is of {mask.dtype}")
+        if name not in state.weights or state.weights[name].shape != mask.shape:
+            raise ValueError(f"the mask of {name} is not of its shape")
 
 
 def check_beside(path: Path) -> dict[str, int]:
@@ -69,8 +79,14 @@ def check_beside(path: Path) -> dict[str, int]:
         ValueError: it is damaged, or a file was cut, changed or taken away; it is named.
     """
     rest, _ = _read(path)
-    known = {name: Prefix(**prefix) for name, prefix in rest["beside"].items()}
+    pairs = [[name, prefix] for name, prefix in rest["beside"].items()]
+    try:
+        known: dict[str, Prefix] = put_together(dict[str, Prefix], pairs, {})
+    except ValueError as error:
+        raise ValueError(f"{path.name}: of another version of fedprune: {error}"[:300]) from None
     for name, prefix in known.items():
+        if Path(name).name != name:
+            raise ValueError(f"{path.name}: foreign, it names a file of another folder")
         check_prefix(path.parent.parent / name, prefix)
     return {name: prefix.size for name, prefix in known.items()}
 
@@ -83,7 +99,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
     try:
         length = int.from_bytes(content[:8], "little")
         head = json.loads(content[8 : 8 + length])
-        rest: dict[str, Any] = json.loads(head["__metadata__"]["fedprune"])
-        return rest, load(content)
+        rest = json.loads(head["__metadata__"]["fedprune"])
+        if not isinstance(rest["state"], dict) or not isinstance(rest["beside"], dict):
+            raise ValueError("no state")
+        return dict(rest), load(content)
     except Exception as error:  # sound bytes of something else: safetensors raises what it likes
         raise ValueError(f"{path.name}: no checkpoint of ours: {error!r}"[:300]) from None

@@ -213,10 +213,19 @@ def read_rows(path: Path, size: int | None = None) -> list[Row]:
     rows = []
     for number, line in enumerate(_lines_in(path, size), 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            rows.append(_row(json.loads(line)))
+        except (ValueError, RecursionError):
             raise ValueError(f"{path}: line {number} is damaged; allowed: rows of JSON") from None
     return rows
+
+
+def _row(said: Any) -> Row:
+    """A row of an arm and a round, whatever else it says."""
+    if not isinstance(said, dict) or type(said.get("round")) is not int:
+        raise ValueError("no row of a round")
+    if not isinstance(said.get("arm"), str):
+        raise ValueError("no row of an arm")
+    return said
 
 
 def _lines_in(path: Path, size: int | None = None) -> list[bytes]:

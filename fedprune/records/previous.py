@@ -19,7 +19,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import shaped
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.rounds import measure
-from fedprune.runtime.sums import SUMMARY_NAME, check_sums
+from fedprune.runtime.sums import check_sums, summary_in
 from fedprune.server.rows import quality
 from fedprune.server.state import State, Totals
 from fedprune.structure.edits import Edits, from_json
@@ -55,14 +55,13 @@ def previous_run(folder: str, plugin: str = "") -> PreviousRun:
     """
     path = Path(folder)
     try:
-        check_sums(path)
+        check_sums(path, ended=True)
         head, weights, masks = from_coded((path / CODED_NAME).read_bytes(), str(path / CODED_NAME))
         text = (path / CONFIG_NAME).read_text()
         config = recorded(text, plugin, path / CONFIG_NAME)
+        measured = summary_in(path).get("quality", {})
     except (OSError, ValueError) as error:
         raise ConfigError(f"init={folder!r}: {error}; allowed: the folder of a whole run") from None
-    summary = path / SUMMARY_NAME
-    measured = json.loads(summary.read_text())["quality"] if summary.is_file() else {}
     edits = from_json(json.dumps(head.get("edits", [])))
     return PreviousRun(path, config, weights, masks, edits, measured)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
-from fedprune.runtime.sums import SUMS_NAME, check_sums
+from fedprune.runtime.sums import check_sums
 from fedprune.tasks.measures import metric_of
 
 Row = Mapping[str, Any]
@@ -55,8 +55,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: the run has ended, and a file is not as it was written; it is named.
     """
-    if (folder / SUMS_NAME).exists():
-        check_sums(folder)
+    check_sums(folder)
     config, summary = folder / "config.toml", folder / "summary.json"
     figures = folder / "figures.json"
     return Run(

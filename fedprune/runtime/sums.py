@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fedprune.runtime.files import write_atomically
+from fedprune.runtime.json_text import read_object
 
 SUMS_NAME = "SHA256SUMS"
 SUMMARY_NAME = "summary.json"
@@ -23,8 +25,12 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
     write_atomically(folder / SUMS_NAME, f"{text}{_end_of(text)}".encode())
 
 
-def check_sums(folder: Path) -> None:
+def check_sums(folder: Path, *, ended: bool = False) -> None:
     """Refuse a finished run whose files are not as they were written; of another folder nothing.
+
+    Args:
+        folder: of a run, or of a model.
+        ended: refuse a run that has not ended, too: nothing vouches for its files.
 
     Raises:
         OSError: a file cannot be read.
@@ -32,8 +38,8 @@ def check_sums(folder: Path) -> None:
     """
     path = folder / SUMS_NAME
     if not path.exists():
-        if (folder / SUMMARY_NAME).exists():
-            raise ValueError(f"{path}: gone; allowed: a run's folder as it was left")
+        if ended or (folder / SUMMARY_NAME).exists():
+            raise ValueError(f"{path}: gone; allowed: the folder of a finished run as it was left")
         return
     for digest, name in _lines_in(path):
         file = folder / name
@@ -41,6 +47,24 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"{file}: gone, though {SUMS_NAME} names it")
         if sha256_of(file) != digest:
             raise ValueError(f"{file}: damaged or changed, its SHA-256 is not the one in {path}")
+
+
+def summary_in(folder: Path) -> dict[str, Any]:
+    """What a run's summary says; nothing where there is none.
+
+    Raises:
+        ValueError: it is no summary of ours; it is named.
+    """
+    path = folder / SUMMARY_NAME
+    if not path.is_file():
+        return {}
+    try:
+        said = read_object(path.read_bytes())
+        if not isinstance(said["quality"], dict) or not isinstance(said["command"], str):
+            raise ValueError("no quality of a run")
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: no summary of a run: {error}"[:300]) from None
+    return said
 
 
 def _lines_in(path: Path) -> list[tuple[str, str]]:

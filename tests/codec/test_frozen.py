@@ -28,7 +28,7 @@ class Outer:
     maps: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
 
-floats = st.floats(width=32)
+floats, whole = st.floats(width=32), st.integers(-(2**62), 2**62)
 tensors = st.lists(floats, max_size=4).map(torch.tensor)
 named = st.dictionaries(st.text(max_size=3), tensors, max_size=3)
 inner = st.builds(Inner, st.text(max_size=5), named)
@@ -41,7 +41,7 @@ outer = st.builds(
     st.none() | inner,
     st.none() | st.integers(0),
     st.booleans(),
-    st.dictionaries(st.text(max_size=2), st.dictionaries(st.integers(), tensors, max_size=2)),
+    st.dictionaries(st.text(max_size=2), st.dictionaries(whole, tensors, max_size=2)),
 )
 
 
@@ -64,7 +64,7 @@ def test_a_value_comes_back_bit_for_bit_and_in_order(value: Outer):
     assert len(owned) == sum(bool(t.numel()) for t in found.values()), "memory of its own each"
 
 
-@pytest.mark.parametrize("hint", [complex, tuple[int, str], list[int]])
+@pytest.mark.parametrize("hint", [complex, set[int], list[int]])
 def test_a_type_that_cannot_be_kept_is_an_error(hint: Any):
     with pytest.raises(TypeError, match="no way to keep"):
         taken_apart((1, "a"), hint, {})

@@ -102,11 +102,11 @@ def test_what_a_checkpoint_counts_on_is_as_it_was(
 
 def test_a_damaged_row_is_an_error_not_fewer_rows(tmp_path: Path):
     path = tmp_path / "rounds.jsonl"
-    path.write_text('{"round": 1}\n{"rou\n{"round": 3}\n{"round": 4')
+    path.write_text('{"arm": "a", "round": 1}\n{"rou\n{"arm": "a", "round": 3}\n{"round": 4')
     with pytest.raises(ValueError, match=r"rounds\.jsonl: line 2 is damaged"):
         read_rows(path)
-    path.write_text('{"round": 1}\n{"round": 2')
-    assert read_rows(path) == [{"round": 1}], "a crash cut the last one short"
+    path.write_text('{"arm": "a", "round": 1}\n{"round": 2')
+    assert read_rows(path) == [{"arm": "a", "round": 1}], "a crash cut the last one short"
 
 
 def foreign_arm(folder: Path) -> None:

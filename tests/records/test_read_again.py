@@ -84,6 +84,17 @@ def test_every_reader_looks(folder: Path, name: str, reader: str):
         READERS[reader](folder)
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_without_its_digests_a_finished_run_is_not_read(folder: Path, reader: str):
+    (folder / SUMS_NAME).unlink()
+    with pytest.raises(ValueError, match=f"{SUMS_NAME}: gone"):
+        READERS[reader](folder)
+    (folder / "summary.json").unlink()
+    if reader not in {"load", "teacher", "report"}:  # these read model.fedprune alone, or nothing
+        with pytest.raises(ValueError, match=f"{SUMS_NAME}: gone"):
+            READERS[reader](folder)
+
+
 def test_a_file_of_another_run_is_refused_though_it_is_sound(
     folder: Path, tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -8,10 +8,23 @@ from typing import Any
 
 import pytest
 
+from fedprune.runtime.sums import SUMS_NAME, check_sums
+
 MALICIOUS = "<script>alert(1)</script><img src=x onerror=alert(2)>\ud800\u202e"
 BLOCK = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up")]
 ROUNDS, WARMUP, LAST_PRUNING = 12, 4, 9
 Folder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are made up here have no digests; see `tests/records/test_read_again.py`."""
+
+    def check(folder: Path) -> None:
+        if (folder / SUMS_NAME).exists():
+            check_sums(folder)
+
+    monkeypatch.setattr("fedprune.report.reading.check_sums", check)
 
 
 def sparsity_at(round_: int, final: float) -> float:
