@@ -9,20 +9,19 @@ from fedprune.tasks import (
     images,
     masked,
     multilabel,
-    presidents,
     regression,
     restore,
-    shakespeare,
+    speeches,
     tagging,
     userdata,
 )
 from fedprune.tasks.task import Task
 
 TASKS: dict[str, Task] = {
-    "shakespeare": shakespeare.TASK,
+    "shakespeare": speeches.SHAKESPEARE,
     "shakespeare-masked": masked.TASK,
     "shakespeare-restore": restore.TASK,
-    "presidents": presidents.TASK,
+    "presidents": speeches.PRESIDENTS,
     "r8": encoder.R8,
     "bbc": encoder.BBC,
     "text-classification": userdata.CLASSIFICATION,

