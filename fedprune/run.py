@@ -34,6 +34,7 @@ from fedprune.protocol.stored import FOLDER_NAME as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
 from fedprune.records.bound import Going
 from fedprune.records.checkpoint import save_state
+from fedprune.records.choices import choices_in
 from fedprune.records.folder import (
     CONFIG_NAME,
     begin,
@@ -53,7 +54,6 @@ from fedprune.records.previous import (
     previous_run,
 )
 from fedprune.records.summary import About, Summary, summary_of
-from fedprune.report.choices import choices_in
 from fedprune.rounds import describe, measure, outcome, run
 from fedprune.runtime.process import put_back
 from fedprune.server.rows import Row

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedprune.report.plots import PAPER, STYLE
 from fedprune.report.tables import Table
-from fedprune.report.template import STYLE as LOOK
-from fedprune.report.template import TABLE
+from fedprune.report.template import framed, rendered
 
 __all__ = ["Section", "Table", "png_of", "write_page"]
 
@@ -42,35 +39,14 @@ class Section:
     pictures: tuple[tuple[str, bytes], ...] = ()
 
 
-PAGE = (
-    TABLE
-    + """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<title>{{ title }} - fedprune</title>
-<style>
-{{ look }}
-figure.shown { display: block; margin: 2rem 0 0; }
-figure.shown img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-figure.shown figcaption { margin-top: 0.6rem; max-width: 42rem; color: var(--quiet); \
-font-size: 0.9375rem; }
-</style>
-</head>
-<body>
-<header>
-<p class="kicker">fedprune attacks</p>
-<h1>{{ title }}</h1>
+PAGE = framed(
+    "fedprune attacks",
+    """\
 {% for paragraph in text %}
 <p>{{ paragraph }}</p>
 {% endfor %}
-</header>
-<main>
+""",
+    """\
 {% for section in sections %}
 <h2>{{ section.title }}</h2>
 {% for paragraph in section.text %}
@@ -90,10 +66,14 @@ font-size: 0.9375rem; }
 <h2>Repeat</h2>
 <pre tabindex="0"><code>{{ command }}</code></pre>
 {% endif %}
-</main>
-</body>
-</html>
-"""
+""",
+    style="""\
+figure.shown { display: block; margin: 2rem 0 0; }
+figure.shown img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+figure.shown figcaption { margin-top: 0.6rem; max-width: 42rem; color: var(--quiet); \
+font-size: 0.9375rem; }
+""",
+    images=True,
 )
 
 
@@ -113,18 +93,14 @@ def write_page(
         sections: in order.
         command: what to type to have the page again; "" says nothing.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    # Not escaped: our own style. All that sections say is.
-    words = environment.from_string(PAGE).render(
+    page = rendered(
+        PAGE,
         title=title,
-        look=Markup(LOOK),
         text=text,
         sections=[_shown(section) for section in sections],
         command=command,
     )
-    path.write_bytes(words.encode("utf-8", "replace"))
+    path.write_bytes(page)
     return path
 
 

@@ -1,17 +1,63 @@
-"""What was chosen on validation: what an adaptive schedule tried, and how layers bear pruning."""
+"""What was chosen on validation, in figures and in words about them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from fedprune.options.refusal import counted
-from fedprune.report.reading import Row, percent, significant
+from fedprune.report import plots
+from fedprune.report.reading import percent, short_name, significant
+
+NAMED = 4
+"""So many curves have a name in the figure: those of the layers that bear least."""
 
 
-def tried_in(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For every round that tried something: what, and what came of it."""
-    return [{"round": row["round"], **row["adaptive"]} for row in rows if row.get("adaptive")]
+@plots.styled
+def tried_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Validation loss over the sparsities tried, a line a round, before tuning."""
+    figure, axes = plots.canvas("validation loss before tuning")
+    color = plots.ARMS["pruned"][0]
+    for i, tried in enumerate(history):
+        sparsities, losses = zip(*tried["tried"], strict=True)
+        shade = 0.3 + 0.7 * (i + 1) / len(history)
+        axes.plot(sparsities, losses, "-", marker="o", color=color, alpha=shade)
+        if tried["took"]:
+            at = tried["tried"][tried["took"]]
+            axes.plot(*at, "o", ms=7, mfc="none", mec=plots.INK)
+    most = max(tried["limit"] for tried in history)
+    low = min(loss for tried in history for _, loss in tried["tried"])
+    high = max(loss for tried in history for _, loss in tried["tried"])
+    axes.axhline(history[-1]["limit"], ls=":", color=plots.INK, label="limit, at last")
+    # A mask that ruins the model would flatten everything of interest.
+    axes.set_ylim(low - 0.1 * (most - low), min(high, low + 4 * (most - low)) + 0.1 * (most - low))
+    axes.set_xlabel("weights removed, of prunable")
+    axes.xaxis.set_major_formatter(plots.percentages())
+    plots.legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@plots.styled
+def sensitivity_figure(found: Mapping[str, Any]) -> Figure:
+    """The rise of the loss over the sparsity of one layer alone, a line a layer."""
+    figure, axes = plots.canvas("rise of the validation loss")
+    styles = [*plots.ARMS.values(), plots.OTHER_ARM]
+    for i, layer in enumerate(by_rise(found)):
+        start = [layer["sparsity"], found["loss"]]
+        sparsities, losses = zip(start, *layer["tried"], strict=True)
+        rises = [loss - found["loss"] for loss in losses]
+        if i < NAMED:
+            color, dashes, marker = styles[i]
+            name = short_name(layer["name"], 24)
+            axes.plot(sparsities, rises, dashes, marker=marker, color=color, label=name)
+        else:
+            axes.plot(sparsities, rises, "-", color=plots.INK, alpha=0.25, lw=0.8)
+    axes.set_xlabel("weights removed, of the layer")
+    axes.xaxis.set_major_formatter(plots.percentages())
+    figure.legend(loc="outside upper left", ncols=2, handlelength=2, columnspacing=1.3)
+    return figure
 
 
 def tried_finding(history: Sequence[Mapping[str, Any]]) -> str:
@@ -32,15 +78,6 @@ def tried_finding(history: Sequence[Mapping[str, Any]]) -> str:
     return f"{said}. Each line is a round; what it took is ringed."
 
 
-def sensitivity_in(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The loss curves of the first round that took them layer by layer, while all was dense."""
-    for told in tried_in(rows):
-        if told["layers"]:
-            loss = told["tried"][0][1]
-            return {"round": told["round"], "loss": loss, "layers": told["layers"]}
-    return None
-
-
 def sensitivity_finding(found: Mapping[str, Any]) -> str:
     """Which layers bear least and most."""
     ranked = by_rise(found)
@@ -59,49 +96,3 @@ def sensitivity_finding(found: Mapping[str, Any]) -> str:
 def by_rise(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The layers, those first that the same part costs most."""
     return sorted(found["layers"], key=lambda layer: -layer["tried"][-1][1])
-
-
-def told_adaptive(told: Mapping[str, Any]) -> str:
-    """What a round's tries came to, in a cell."""
-    losses = [loss for _, loss in told["tried"]]
-    if not told["took"]:
-        return str(told["action"])
-    return f"{told['action']}: loss {significant(losses[0])} to {significant(losses[told['took']])}"
-
-
-def told_blend(told: Mapping[str, Any]) -> str:
-    """Which share of the change was kept, in a cell."""
-    shares = sorted(set(told.get("shares", {}).values()))
-    if not shares:
-        return str(told["action"])
-    return f"{shares[0]:g}" if len(shares) == 1 else f"{shares[0]:g} to {shares[-1]:g}"
-
-
-def told_reduced(told: Mapping[str, Any]) -> str:
-    """What ``--reduce`` took out in a round, and the largest error that it made, in a cell."""
-    ranks, errors = told.get("ranks", {}), [*told.get("rank_errors", {}).values()]
-    errors += [error for error in told.get("merge_errors", {}).values() if error is not None]
-    parts = [
-        f"{sum(told.get('dead', {}).values())} dead units" if told.get("dead") else "",
-        f"{sum(told.get('merged', {}).values())} merged" if told.get("merged") else "",
-        f"{len(told.get('shared', []))} matrices shared" if told.get("shared") else "",
-        f"{len(ranks)} factored, rank {min(ranks.values())} to {max(ranks.values())}"
-        if ranks
-        else "",
-        f"error up to {max(errors):.2g}" if errors else "",
-        f"{told['parameters']:,} to {told['parameters_after']:,} parameters",
-    ]
-    return "; ".join(part for part in parts if part)
-
-
-def choices_in(rows: Sequence[Row]) -> dict[str, Any]:
-    """What ``summary.json`` says of them: an adaptive schedule's history, sensitivity, reductions.
-
-    Empty where nothing was chosen or reduced.
-    """
-    history = [
-        {key: value for key, value in told.items() if key != "layers"} for told in tried_in(rows)
-    ]
-    reduced = next((row["reduced"] for row in rows if row.get("reduced")), None)
-    found = {"adaptive": history, "sensitivity": sensitivity_in(rows), "reduced": reduced}
-    return {key: value for key, value in found.items() if value}

@@ -7,14 +7,12 @@ Words that clients wrote (reasons of failures) are escaped by the template and c
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedprune.options.refusal import counted
 from fedprune.records.staying import told_empty
 from fedprune.records.summary import OWN_DATA
 from fedprune.report.board import write_events
-from fedprune.report.choices import told_reduced
 from fedprune.report.figures import figures_in
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
 from fedprune.report.privacy import (
@@ -38,6 +36,7 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
+from fedprune.report.round_table import reduced_cell, round_table
 from fedprune.report.tables import (
     config_table,
     digest_table,
@@ -47,11 +46,10 @@ from fedprune.report.tables import (
     outcome,
     quality_table,
     results,
-    round_table,
     shorten,
     staying_table,
 )
-from fedprune.report.template import PAGE
+from fedprune.report.template import RUN, rendered
 from fedprune.tasks.coverage import told_reading
 from fedprune.tasks.measures import metric_of
 from fedprune.tasks.owners import sentences
@@ -91,13 +89,8 @@ def write_page(folder: Path) -> Path:
 def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     """Render the page; the same folder gives the same bytes."""
     figures, notes = figures_in(run)
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.from_string(PAGE).render(
+    text = rendered(
+        RUN,
         title=title(run),
         what=what_was_run(run),
         verdict=" ".join(filter(None, [unreached(run), verdict(run)])),
@@ -127,8 +120,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         anyway=run.summary.get("resumed_anyway", ()),
     )
     path = folder / "report.html"
-    # A client's words may hold half a surrogate pair, which has no UTF-8.
-    path.write_bytes(text.encode("utf-8", "replace"))
+    path.write_bytes(text)
     return path
 
 
@@ -161,7 +153,7 @@ def what_was_run(run: Run) -> str:
     removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))
     known["removed"] = percent(removed) if removed > 0 else NONE
     if reduced:
-        known["reduced"] = told_reduced(known["reduced"])
+        known["reduced"] = reduced_cell(known["reduced"])
     known["time"] = duration(known.get("seconds"))
     if known.get("split") == OWN_DATA:
         del known["split"]

@@ -9,14 +9,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from fedprune.records.choices import sensitivity_in, tried_in
 from fedprune.report import plots
 from fedprune.report.architecture import architecture_figure, architecture_finding
-from fedprune.report.choice_plots import sensitivity_figure, tried_figure
 from fedprune.report.choices import (
+    sensitivity_figure,
     sensitivity_finding,
-    sensitivity_in,
+    tried_figure,
     tried_finding,
-    tried_in,
 )
 from fedprune.report.privacy import (
     curve_figure,

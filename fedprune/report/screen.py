@@ -24,9 +24,9 @@ from fedprune.records.staying import (
     uncut,
 )
 from fedprune.records.summary import population_of
-from fedprune.report.choices import told_reduced
 from fedprune.report.privacy_lines import after, before
 from fedprune.report.reading import SPACE, size, told_left_out, worded
+from fedprune.report.round_table import reduced_cell
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.server.rows import Row
 from fedprune.server.state import State
@@ -292,7 +292,7 @@ def _first_of(quality: Mapping[str, float | None]) -> dict[str, float]:
 def _reduced(summary: Mapping[str, Any]) -> list[str]:
     """What was taken out because it was redundant, not because a score said so."""
     told = summary.get("reduced")
-    return [f"reduced   {told_reduced(told)}"] if told else []
+    return [f"reduced   {reduced_cell(told)}"] if told else []
 
 
 def _smaller(summary: Mapping[str, Any]) -> list[str]:

@@ -1,25 +1,20 @@
 """The tables of a run: cells as words, ready for the page."""
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedprune.report.choices import told_adaptive, told_blend, told_reduced
 from fedprune.report.reading import (
     NONE,
     SPACE,
     Row,
     Run,
     density,
-    duration,
     measure,
     number,
     percent,
     significant,
-    size,
-    told_left_out,
     whole,
     worded,
 )
@@ -116,54 +111,6 @@ def shorten(value: Any) -> str:
     """A value as text of bounded length; a dash for nothing."""
     text = NONE if value is None else str(value)
     return text if len(text) <= REASON_SHOWN else f"{text[:REASON_SHOWN]}\u2026"
-
-
-def round_table(run: Run, arm: str) -> Table:
-    """Every round of one arm."""
-    columns: dict[str, Callable[[Row], str]] = {
-        "round": lambda row: str(row["round"]),
-        "phase": lambda row: str(row.get("phase", NONE)),
-        "sparsity": lambda row: percent(row.get("sparsity")),
-        "removed": lambda row: whole(row.get("removed")),
-        "loss": lambda row: significant(row.get("loss")),
-        worded(run.metric): lambda row: measure(run.metric, row.get(run.metric)),
-        "train loss": lambda row: significant(row.get("train_loss")),
-        "lr": lambda row: significant(row.get("lr")),
-        "answered": lambda row: f"{whole(row.get('answered'))} of {len(row.get('cohort') or [])}",
-        "failures": lambda row: str(len(row.get("failures") or [])),
-        "up": lambda row: size(row.get("bytes_up")),
-        "down": lambda row: size(row.get("bytes_down")),
-        "dense FedAvg": lambda row: size(row.get("bytes_dense")),
-        "evaluation": lambda row: size(row.get("bytes_evaluation")),
-        "agreement": lambda row: percent(row.get("agreement")),
-        "seconds": lambda row: duration(run.seconds.get((arm, row["round"]))),
-        "mask": lambda row: str(row.get("mask_digest") or NONE)[:8],
-    }
-    own = [row for row in run.rows if row["arm"] == arm]
-    said = [key for key in _SELDOM if any(row.get(key) is not None for row in own)]
-    columns |= {_SELDOM[key][0]: functools.partial(_told, key) for key in said}
-    rows = [[say(row) for say in columns.values()] for row in own]
-    return Table(list(columns), rows, ("phase", "mask"))
-
-
-_SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "overlap": ("mask overlap after the wire", percent),
-    "standard_error": ("standard error / score", significant),
-    "exchanged": ("exchanged", whole),
-    "adaptive": ("tried", told_adaptive),
-    "blend": ("share of the change kept", told_blend),
-    "reduced": ("redundancy taken out", told_reduced),
-    "zeros": ("kept, and exactly 0", whole),
-    "divergence": ("from the teacher, nats", significant),
-    "refit": ("error after the fit", percent),
-    "left_out": ("left out", told_left_out),
-}
-"""Columns that only some configurations fill."""
-
-
-def _told(key: str, row: Row) -> str:
-    value = row.get(key)
-    return NONE if value is None else _SELDOM[key][1](value)
 
 
 def layer_table(run: Run) -> Table:

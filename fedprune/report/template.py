@@ -1,8 +1,14 @@
-"""The report page's jinja2 template.
+"""The jinja2 templates of pages that stand alone: their frame, and a run's report.
 
 In a Python file, because the bundle that Flower makes of an app carries no other kind that fits:
 `flwr run` would leave a template file at home.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 TABLE = """\
 {% macro table(data, label, class="") %}
@@ -90,12 +96,53 @@ pre { margin: 0.5rem 0 1.5rem; padding: 0.8rem 1rem; overflow-x: auto; backgroun
 """
 """The look of every page, light and dark."""
 
-PAGE = (
-    """\
-{# One run as a page that stands alone. Everything here is escaped but the figures. #}
+
+def framed(kicker: str, header: str, main: str, style: str = "", images: bool = False) -> str:
+    """The template of a whole page: no script, no request; everything that is put in is escaped.
+
+    Args:
+        kicker: the line above its title.
+        header: what is below its `title`.
+        main: the rest; may use the macro `table`.
+        style: CSS beside `STYLE`.
+        images: it shows some that are in the page itself.
+    """
+    allowed = "img-src data:; " if images else ""
+    return f"""\
+{TABLE}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; {allowed}style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<title>{{{{ title }}}} – fedprune</title>
+<style>
+{STYLE}{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">{kicker}</p>
+<h1>{{{{ title }}}}</h1>
+{header}</header>
+<main>
+{main}</main>
+</body>
+</html>
 """
-    + TABLE
-    + """\
+
+
+def rendered(template: str, **values: Any) -> bytes:
+    """The page; the same values give the same bytes."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # A client's words may hold half a surrogate pair, which has no UTF-8.
+    return environment.from_string(template).render(values).encode("utf-8", "replace")
+
+
+FIGURE = """\
 {% macro figure(picture) %}
 {% if picture.figure %}
 <figure id="{{ picture.name }}">
@@ -106,27 +153,14 @@ PAGE = (
 <section class="absent" id="{{ picture.name }}"><h3>{{ picture.title }}</h3><p>{{ picture.finding }}</p></section>
 {% endif %}
 {% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<title>{{ title }} – fedprune</title>
-<style>
 """
-    + STYLE
+"""The macro that draws a `fedprune.report.pictures.Picture`, whose `svg` is not escaped."""
+
+RUN = framed(
+    "fedprune run",
+    "<p>{{ what }}</p>\n",
+    FIGURE
     + """\
-</style>
-</head>
-<body>
-<header>
-<p class="kicker">fedprune run</p>
-<h1>{{ title }}</h1>
-<p>{{ what }}</p>
-</header>
-<main>
 
 <h2>Result</h2>
 <p class="verdict">{{ verdict }}</p>
@@ -241,8 +275,6 @@ PAGE = (
 <p>On a CPU with the same versions, a repeated or resumed run ends with the same bits:</p>
 {{ table(digests, "Digests") }}
 {% endif %}
-</main>
-</body>
-</html>
-"""
+""",
 )
+"""One run's report."""

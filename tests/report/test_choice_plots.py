@@ -9,18 +9,17 @@ import pytest
 from fedprune import RunConfig, federate
 from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
-from fedprune.report.choice_plots import NAMED, sensitivity_figure, tried_figure
+from fedprune.records.choices import choices_in
 from fedprune.report.choices import (
-    choices_in,
+    NAMED,
+    sensitivity_figure,
     sensitivity_finding,
-    told_adaptive,
-    told_blend,
-    told_reduced,
+    tried_figure,
     tried_finding,
 )
 from fedprune.report.pictures import pictures
 from fedprune.report.reading import read_run
-from fedprune.report.tables import round_table
+from fedprune.report.round_table import adaptive_cell, blend_cell, reduced_cell, round_table
 
 TRIED = [[0.0, 2.0], [0.2, 2.01], [0.4, 9.0]]
 LAYERS = [
@@ -83,7 +82,7 @@ def test_the_layer_that_bears_least_is_named_first() -> None:
     ],
 )
 def test_cells_of_a_round(given: dict[str, Any], cell: str) -> None:
-    assert (told_blend if "tried" not in given else told_adaptive)(given) == cell
+    assert (blend_cell if "tried" not in given else adaptive_cell)(given) == cell
 
 
 def test_a_ruined_model_does_not_flatten_the_figure() -> None:
@@ -125,8 +124,8 @@ def test_other_runs_have_no_such_pictures(run_folder: Path) -> None:
 
 def test_what_was_reduced_is_told_in_a_cell():
     told = {"parameters": 2000, "parameters_after": 1500, "dead": {}, "shared": []}
-    assert told_reduced(told) == "2,000 to 1,500 parameters"
+    assert reduced_cell(told) == "2,000 to 1,500 parameters"
     told |= {"dead": {"a": 2, "b": 1}, "merged": {"a": 4}, "merge_errors": {"a": None}}
     told |= {"ranks": {"u": 3, "v": 7}, "rank_errors": {"u": 0.1, "v": 0.25}}
     cell = "3 dead units; 4 merged; 2 factored, rank 3 to 7; error up to 0.25; "
-    assert told_reduced(told) == f"{cell}2,000 to 1,500 parameters"
+    assert reduced_cell(told) == f"{cell}2,000 to 1,500 parameters"

@@ -12,7 +12,7 @@ from fedprune.config import configure
 from fedprune.randomness import seeded
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.layout import layout_of
-from fedprune.tasks import presidents, shakespeare
+from fedprune.tasks import speeches
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.imagefolder import GREY
 from fedprune.tasks.measures import METRICS, measures
@@ -60,8 +60,8 @@ def config_of(asked: Any, rows_file: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def few_speeches(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test here needs 38 plays."""
-    monkeypatch.setattr(shakespeare, "speeches", lambda: SPEECHES)
-    assert presidents.MOST_CHARACTERS
+    monkeypatch.setattr(speeches, "speeches", lambda: SPEECHES)
+    assert speeches.MOST_CHARACTERS
 
 
 DEALT: dict[str, Sequence[Shard]] = {}
