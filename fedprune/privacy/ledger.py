@@ -167,6 +167,8 @@ class Ledger:
         if self.path is None:
             return
         new = not self.path.exists()
+        if new:  # so that a kill after the first lines leaves what says that they count
+            self._write_end(0, "")
         with self.path.open("a") as file:
             for line in lines:
                 self._chain = _linked(self._chain, line)
@@ -175,7 +177,11 @@ class Ledger:
             os.fsync(file.fileno())
         if new:
             sync_folder(self.path.parent)
-        end = json.dumps({"lines": len(self.lines), "chain": self._chain})
+        self._write_end(len(self.lines), self._chain)
+
+    def _write_end(self, lines: int, chain: str) -> None:
+        assert self.path is not None
+        end = json.dumps({"lines": lines, "chain": chain})
         write_atomically(self.path.with_name(END_NAME), end.encode())
 
     def _replay(self, lines: Sequence[Line]) -> None:
@@ -257,8 +263,9 @@ def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Led
         raise ConfigError(
             f"resume={str(path.parent)!r}: {error}; allowed: a run's folder as it was left"
         ) from None
-    with path.open("r+") as file:
-        file.truncate(len("".join(_whole_lines(path)).encode()))
+    if path.exists():
+        with path.open("r+") as file:
+            file.truncate(len("".join(_whole_lines(path)).encode()))
     return ledger
 
 

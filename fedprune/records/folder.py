@@ -120,8 +120,9 @@ def begin(folder: Path, config: RunConfig, data: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Without its own folder, which holds this run: so the file runs again as it is.
     text = to_toml(with_values(config, {"out": ""}))
-    write_atomically(folder / CONFIG_NAME, text.encode())
     keep_began(folder, _began(text.encode(), config, data))
+    # Last: with it the folder holds a run that can be gone on with.
+    write_atomically(folder / CONFIG_NAME, text.encode())
 
 
 def _began(text: bytes, config: RunConfig, data: str) -> Began:

@@ -26,6 +26,7 @@ from fedprune.privacy.ledger import (
 )
 from fedprune.privacy.release import Occasion, Release
 from fedprune.run import federate
+from fedprune.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 TERMS = Terms(dp="client", cohort=10, population=10)
@@ -237,3 +238,21 @@ def test_a_run_killed_while_it_asks_goes_on_with_the_same_book(tmp_path, source)
     assert lines[: len(told)] == told
     assert resumed["rdp"] > unbroken["rdp"]
     assert not (tmp_path / "killed" / "released").exists()
+
+
+def test_a_kill_at_the_first_line_leaves_a_ledger_to_go_on_from(tmp_path, monkeypatch):
+    path, name = tmp_path / LEDGER_NAME, "fedprune.privacy.ledger.write_atomically"
+    for written in (1, 0):  # of the two times that the end is written with the first lines
+        calls = itertools.count()
+
+        def until(target, content, after=written, calls=calls):
+            if next(calls) == after:
+                raise KeyboardInterrupt
+            write_atomically(target, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(name, until)
+            with pytest.raises(KeyboardInterrupt):
+                open_ledger(path, TERMS, resume=True).book(question(1), [noisy()])
+        ledger = open_ledger(path, TERMS, resume=True)
+        assert [line["quantity"] for line in ledger.lines] == ["changes"] * (2 - written)

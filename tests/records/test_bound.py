@@ -15,8 +15,11 @@ from fedprune.engines.inline import inline_port
 from fedprune.records.bound import began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import save_state
 from fedprune.records.folder import (
+    begin,
     check_resumable,
     checkpoint_path,
+    fresh_folder,
+    gone_on,
     growing,
     read_rows,
     rewind,
@@ -279,3 +282,17 @@ def test_a_run_goes_on_with_the_models_that_it_began_with(key: str, tmp_path: Pa
     with pytest.raises(ValueError, match=f"the model of --{key} is not as it was"):
         gone_on_with(run, now, anyway=False)
     assert gone_on_with(run, now, anyway=True)
+
+
+def test_a_run_that_was_killed_as_it_began_begins_again(tiny: Tiny, tmp_path: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedprune.records.folder.write_atomically", killed)
+        with pytest.raises(Killed):
+            begin(tmp_path / "run", tiny(model="mlp"))
+    assert fresh_folder(tiny(out=str(tmp_path / "run"))) == tmp_path / "run"
+    begin(tmp_path / "run", tiny(model="mlp"))
+    assert gone_on(tmp_path / "run", tiny(model="mlp")) == []
+
+
+def killed(*_: Any) -> None:
+    raise Killed
