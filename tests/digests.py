@@ -36,6 +36,7 @@ from fedprune.server.watch import Watch
 from fedprune.tensors import digest
 from tests.gallery import GALLERY, Keys, Run
 from tests.played import Played, watched
+from tests.runs import Killed
 from tests.tasks.rows import write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,10 +48,6 @@ PLACES = 256
 
 Kept = dict[str, Any]
 """Digests by what they are of, and ``about``: coarse values."""
-
-
-class Killed(Exception):
-    """Stands for the power cut."""
 
 
 def played(name: str) -> Played:

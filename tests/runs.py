@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from fedprune.config import configure, to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
+from fedprune.server.watch import Watch
 
 TINY = {
     "task": "digits",
@@ -56,6 +59,26 @@ def played(config: RunConfig) -> Result:
     if key not in _done:
         _done[key] = federate(config, inline_port(house_of(config)))
     return _done[key]
+
+
+class Killed(Exception):
+    """Stands for the power cut."""
+
+
+def killed_after(round_: int, arm: str = "pruned") -> Watch:
+    """Ends a run right after the row of a round was kept."""
+
+    def row(row: dict[str, Any], *_: Any) -> None:
+        if (row["arm"], row["round"]) == (arm, round_):
+            raise Killed
+
+    return Watch(row=row)
+
+
+def cut_short(config: RunConfig, folder: Path, round_: int) -> None:
+    """The folder of a run that was killed after a round."""
+    with pytest.raises(Killed):
+        federate(config, inline_port(house_of(config)), folder=folder, watch=killed_after(round_))
 
 
 class Spy:

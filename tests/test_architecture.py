@@ -63,7 +63,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_one_way(path: Path):
+def test_imports_point_one_way(path):
     place = next(p for p in FORBIDDEN if f"{name_of(path)}.".startswith(f"{p}."))
     assert not roots(path) & (FORBIDDEN[place] | {"tests", "benchmarks"})
 
@@ -111,7 +111,7 @@ def whole(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_imports_of_the_core_go_down_the_list_of_packages(path: Path):
+def test_imports_of_the_core_go_down_the_list_of_packages(path):
     """Those for types, and those within functions, too."""
     here = name_of(path)
     if here in {"fedprune", "fedprune.__main__", "fedprune.engines"}:
@@ -141,7 +141,7 @@ def test_modules_of_a_package_import_each_other_in_no_circle():
 
 
 @pytest.mark.parametrize("name", ["fedprune.tensors", "fedprune.randomness"])
-def test_the_ground_floor_stands_on_nothing(name: str):
+def test_the_ground_floor_stands_on_nothing(name):
     path = ROOT / f"{name.replace('.', '/')}.py"
     assert not any(module.startswith("fedprune") for module, _ in imports(tree(path)))
 
@@ -163,7 +163,7 @@ def test_of_flower_only_what_is_public_but_for_one_function():
 
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_no_clock_and_no_global_random_in_the_core(path: Path):
+def test_no_clock_and_no_global_random_in_the_core(path):
     name = name_of(path)
     # A run's log has times, and latency is what `measure` is asked for; no bit of a result is.
     # What `process` keeps of the global generators it puts back.
@@ -201,7 +201,7 @@ VAGUE = {"util", "utils", "helper", "helpers", "base", "common", "misc", "core",
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_is_called_by_what_it_holds(path: Path):
+def test_a_module_is_called_by_what_it_holds(path):
     words = set(path.stem.split("_"))
     assert not words & (VAGUE | {"manager", "managers", "handler", "handlers"})
     classes = [n.name for n in ast.walk(tree(path)) if isinstance(n, ast.ClassDef)]
@@ -217,7 +217,7 @@ def publics(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_what_is_public_is_documented_and_annotated(path: Path):
+def test_what_is_public_is_documented_and_annotated(path):
     module = tree(path)
     assert ast.get_docstring(module)
     for public in publics(module):
@@ -234,12 +234,11 @@ def test_what_is_public_is_documented_and_annotated(path: Path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_function_is_longer_than_a_screen(path: Path):
+def test_no_function_is_longer_than_a_screen(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
             first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
             last = node.body[-1].end_lineno
-            assert last is not None
             assert last - first.lineno < 50, f"{name_of(path)}.{node.name}"
 
 

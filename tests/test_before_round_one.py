@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ Play = Callable[..., Any]
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+def play(monkeypatch) -> Play:
     """A run of a task with these attributes; further keys are of the configuration."""
 
     def made(port: bool = False, score: Score | None = None, keys: Any = (), **task: Any) -> Any:
@@ -114,11 +113,11 @@ SHARDS: dict[str, tuple[Callable[[RunConfig], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", SHARDS)
-def test_shards_are_a_list_of_dictionaries_of_tensors_of_one_length(kind: str, play: Play):
+def test_shards_are_a_list_of_dictionaries_of_tensors_of_one_length(kind, play):
     refused(play, SHARDS[kind][1], shards=SHARDS[kind][0])
 
 
-def test_arrays_are_tensors_and_one_partition_may_lack_held_out_examples(play: Play):
+def test_arrays_are_tensors_and_one_partition_may_lack_held_out_examples(play):
     plain = play(shards=shards)
 
     def arrays(config: RunConfig) -> list[Any]:
@@ -188,11 +187,11 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_what_a_task_declares_is_what_its_loss_gives(kind: str, play: Play):
+def test_what_a_task_declares_is_what_its_loss_gives(kind, play):
     refused(play, LOSSES[kind][1], **LOSSES[kind][0])
 
 
-def test_a_label_that_does_not_count_is_left_out_everywhere(play: Play):
+def test_a_label_that_does_not_count_is_left_out_everywhere(play):
     """With examples of -100 in every part it is as without these examples, in bits."""
 
     def more(p: Part) -> Part:
@@ -210,7 +209,7 @@ def test_a_label_that_does_not_count_is_left_out_everywhere(play: Play):
     assert not both[1].summary["failures"]
 
 
-def test_a_classifier_that_reads_its_padding_is_refused(play: Play):
+def test_a_classifier_that_reads_its_padding_is_refused(play):
     """Pooling over what the mask hides is seen; over what it shows it is not suspected."""
 
     def texts(p: Part) -> Part:
@@ -238,7 +237,7 @@ def test_a_classifier_that_reads_its_padding_is_refused(play: Play):
     assert play(model=lambda _: Pooled(False), **task).summary["sparsity"] == 0.5
 
 
-def test_a_metric_of_values_is_had_from_a_loss_of_squares(play: Play):
+def test_a_metric_of_values_is_had_from_a_loss_of_squares(play):
     def squares(model: nn.Module, batch: Part) -> Loss:
         error = model(batch["images"])[:, 0] - batch["images"][:, 0]
         return Loss(error.square().sum(), len(error), 0)
@@ -251,9 +250,7 @@ def test_a_metric_of_values_is_had_from_a_loss_of_squares(play: Play):
     )
 
 
-def test_a_partition_that_fails_by_itself_costs_itself_only(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_partition_that_fails_by_itself_costs_itself_only(play, monkeypatch):
     monkeypatch.setattr("fedprune.client.rehearsal.PATIENCE", 2.0)  # a minute is long here
 
     def once(model: nn.Module, batch: Part) -> Loss:
@@ -277,7 +274,7 @@ def test_a_partition_that_fails_by_itself_costs_itself_only(
     assert end.summary["failures"] > 0
 
 
-def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_a_rehearsal_changes_nothing(monkeypatch):
     """Model, statistics of BatchNorm and the generators of torch, NumPy and Python."""
 
     def drawing(model: nn.Module, batch: Part) -> Loss:
@@ -300,7 +297,7 @@ def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     assert host.model.training
 
 
-def test_one_s_own_score_is_tried_from_its_asks_to_what_it_makes(play: Play):
+def test_one_s_own_score_is_tried_from_its_asks_to_what_it_makes(play):
     flat = Score("flat", "here", lambda e: {n: w.flatten() for n, w in e.weights.items()})
     refused(play, r"^score='own': its finalise gives .*3.*; allowed", score=flat,
             keys={"score": "own"})  # fmt: skip
@@ -401,22 +398,22 @@ def next_token(
 
 @pytest.mark.parametrize("ahead", [1, 2, LENGTH])
 @pytest.mark.parametrize("kind", NEXT)
-def test_a_model_that_sees_later_tokens_cannot_foretell_the_next(kind: str, ahead: int, play: Play):
+def test_a_model_that_sees_later_tokens_cannot_foretell_the_next(kind, ahead, play):
     refused(play, "a later token moves the logits", **next_token(*NEXT[kind], ahead))
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
 @pytest.mark.parametrize("kind", NEXT)
-def test_a_causal_model_is_not_suspected(kind: str, drop: float, play: Play):
+def test_a_causal_model_is_not_suspected(kind, drop, play):
     assert play(**next_token(*NEXT[kind], 0, drop)).summary["failures"] == 0
 
 
-def test_hidden_tokens_may_be_foretold_from_both_sides(play: Play):
+def test_hidden_tokens_may_be_foretold_from_both_sides(play):
     task = next_token(hidden, of_shifted, LENGTH)
     assert play(**task).summary["failures"] == 0
 
 
-def test_labels_that_go_into_the_model_must_not_reach_their_own_logits(play: Play):
+def test_labels_that_go_into_the_model_must_not_reach_their_own_logits(play):
     """A decoder that is fed the labels themselves, and one that is fed those before."""
 
     def fed(lag: int) -> Callable[..., Loss]:
@@ -543,58 +540,56 @@ def refused_inputs(play: Play, key: str, keys: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", UNSEEN)
 @pytest.mark.parametrize(("key", "keys"), [*ALL_USES[:1], *ALL_USES[-1:]], ids=str)
-def test_a_weight_whose_inputs_cannot_be_seen_is_refused(
-    key: str, keys: Any, kind: str, play: Play
-):
+def test_a_weight_whose_inputs_cannot_be_seen_is_refused(key, keys, kind, play):
     refused_inputs(play, key, keys, kind)
 
 
 @pytest.mark.parametrize(("key", "keys"), ALL_USES[1:-1], ids=str)
-def test_whatever_sums_inputs_refuses_alike(key: str, keys: Any, play: Play):
+def test_whatever_sums_inputs_refuses_alike(key, keys, play):
     refused_inputs(play, key, keys, "by hand")
 
 
 @pytest.mark.parametrize("keys", REDUCES, ids=str)
-def test_redundancy_is_not_measured_on_inputs_that_were_not_seen(keys: Any, play: Play):
+def test_redundancy_is_not_measured_on_inputs_that_were_not_seen(keys, play):
     for kind in ("by hand", "both", "never"):
         refused_inputs(play, "reduce", {**keys, "rounds": 4, "warmup": 1}, kind)
 
 
 @pytest.mark.parametrize("how", ["called", "typed"])
 @pytest.mark.parametrize("score", ["wanda", "sparsegpt"])
-def test_a_layer_that_is_called_keeps_the_pooled_choice(how: str, score: str, play: Play):
+def test_a_layer_that_is_called_keeps_the_pooled_choice(how, score, play):
     end = play(model=lambda _: Bypassed(how), output=("head",), keys={"score": score})
     assert end.summary["failures"] == 0
     assert end.summary["sparsity"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_excluded_or_scored_by_gradients_it_may_be_used_by_hand(play: Play):
+def test_excluded_or_scored_by_gradients_it_may_be_used_by_hand(play):
     task = {"model": lambda _: Bypassed("by hand"), "output": ("head",)}
     for keys in ({"score": "wanda", "exclude": ("b.weight",)}, {"score": "taylor"}):
         assert play(**task, keys=keys).summary["failures"] == 0
 
 
-def test_weights_of_an_lstm_have_no_inputs_to_sum(play: Play):
+def test_weights_of_an_lstm_have_no_inputs_to_sum(play):
     task = {"model": lambda _: Recurrent(), "output": ("head",)}
     assert play(**task, keys={"score": "wanda"}).summary["failures"] == 0
     with pytest.raises(ValueError, match=r"b\.weight_ih_l0 has no inputs"):
         play(**task, keys={"score": "wanda", "include": ("b.weight*",)})
 
 
-def test_layers_that_few_examples_reach_are_waited_for(play: Play):
+def test_layers_that_few_examples_reach_are_waited_for(play):
     end = play(
         model=lambda _: Routed(False), output=("head",), keys={"score": "wanda", "cohort": 3}
     )
     assert end.summary["failures"] == 0
 
 
-def test_a_layer_that_a_cohort_did_not_reach_is_named_when_it_is_scored(play: Play):
+def test_a_layer_that_a_cohort_did_not_reach_is_named_when_it_is_scored(play):
     line = r"^score='wanda': no row went through the layer of [ab]\..*; allowed: --exclude"
     with pytest.raises(ConfigError, match=line):
         play(model=lambda _: Routed(True), output=("head",), keys={"score": "wanda", "cohort": 1})
 
 
-def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch: pytest.MonkeyPatch):
+def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch):
     monkeypatch.setitem(TASKS, "mine", MINE)
     config = configure(KEYS)
     port = inline_port(build_host(config))
@@ -603,7 +598,7 @@ def test_the_port_of_a_house_is_not_rehearsed_twice(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
-def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family: str, tmp_path: Path):
+def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family, tmp_path):
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"embedding_size": 16} if family == "Electra" else {}
@@ -625,7 +620,7 @@ def test_an_encoder_is_no_language_model_unless_it_is_a_decoder(family: str, tmp
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_logits_by_hand_would_be_of_other_tokens_in_a_smaller_vocabulary(by_hand: bool, play: Play):
+def test_logits_by_hand_would_be_of_other_tokens_in_a_smaller_vocabulary(by_hand, play):
     symbols = characters("causal")
 
     class Tied(nn.Module):

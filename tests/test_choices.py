@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import Result, RunConfig, federate
 from fedprune.client.host import Host
 from fedprune.codec.wire import SCORE_TYPES
-from fedprune.config import configure, from_toml, to_toml
+from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
@@ -25,12 +24,11 @@ from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.pools import POOLS
 from fedprune.selection.schedules import SCHEDULES
 from fedprune.selection.scopes import SCOPES
-from fedprune.selection.select import planned
 from fedprune.selection.units import UNITS, unit_labels
-from fedprune.server.state import State
-from fedprune.server.watch import Watch
 from fedprune.structure.layout import as_rows
 from fedprune.tensors import Masks, count_kept
+from tests.played import Played, check, watched
+from tests.runs import Spy, house_of, tiny
 
 Keys = dict[str, Any]
 Case = tuple[Keys, Keys]
@@ -117,22 +115,20 @@ CASES: list[Case] = [
 class Seen:
     """A run and what went on in it."""
 
-    config: RunConfig
+    played: Played
     host: Host
-    result: Result
     asked: list[tuple[Question, list[int], Aggregate]]
-    states: list[State]
 
     @property
-    def digest(self) -> str:
-        return str(self.result.summary["weights_digest"])
+    def masks(self) -> Masks:
+        return self.played.result.state.masks
 
-
-Watched = Callable[[Keys], Seen]
+    def scored(self) -> list[Question]:
+        return [q for q, _, _ in self.asked if q.kind == "score"]
 
 
 @pytest.fixture(scope="module")
-def seen(tiny: Callable[..., RunConfig], house_of: Callable[..., Host], spy: Any) -> Watched:
+def seen() -> Callable[[Keys], Seen]:
     """A small run with these keys; each is played once."""
     done: dict[str, Seen] = {}
 
@@ -143,12 +139,9 @@ def seen(tiny: Callable[..., RunConfig], house_of: Callable[..., Host], spy: Any
         config = tiny(**given)
         text = to_toml(config)
         if text not in done:
-            host, states = house_of(config), list[State]()
-            eye = spy(inline_port(host))
-            watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-            done[text] = Seen(
-                config, host, federate(config, eye.port, watch=watch), eye.asked, states
-            )
+            host = house_of(config)
+            eye = Spy(inline_port(host))
+            done[text] = Seen(watched(config, eye.port), host, eye.asked)
         return done[text]
 
     return run
@@ -160,84 +153,53 @@ def sure(case: Case) -> str:
 
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("case", CASES, ids=sure)
-def test_a_choice_runs_and_changes_the_run(case: Case, seen: Watched):
+def test_a_choice_runs_keeps_the_laws_and_changes_the_run(case, seen):
     keys, base = case
-    run, other = seen(keys), seen(base)
-    summary = run.result.summary
+    found, other = seen(keys), seen(base)
+    summary = found.played.result.summary
     assert (summary["failures"], summary["rounds_completed"]) == (0, 3)
     assert summary["reached"]
-    assert run.digest != other.digest
-    assert all(row["loss"] < 10 for row in run.result.rows), "finite, and no worse than at random"
+    assert summary["weights_digest"] != other.played.result.summary["weights_digest"]
+    assert all(row["loss"] < 10 for row in found.played.result.rows), "no worse than at random"
+    check(found.played)
+    for question, _, _ in found.asked:
+        assert not any(question.weights[n][~m].any() for n, m in question.masks.items())
+    if found.played.config.threshold is not None:
+        assert 0 < count_kept(found.masks) < sum(m.numel() for m in found.masks.values())
+    if found.played.config.target_bytes or found.played.config.target_flops:
+        assert_target(found)
 
 
-@pytest.mark.parametrize("case", CASES, ids=sure)
-def test_what_a_choice_removes(case: Case, seen: Watched):
-    run = seen(case[0])
-    masks, c = run.result.state.masks, run.config
-    n = sum(m.numel() for m in masks.values())
-    gone = n - count_kept(masks)
-    if c.threshold is not None:
-        assert 0 < gone < n
-        return
-    if c.target_bytes is not None or c.target_flops is not None:
-        assert_target(run, masks)
-        return
-    assert c.sparsity is not None
-    shape = {"unit": c.unit, "unit_shape": c.unit_shape}
-    wanted = planned(run.host.layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
-    if c.unit in {"weight", "n:m"}:
-        assert gone == wanted
-        return
-    labels = unit_labels(run.host.layout, **shape)
-    flat = torch.cat([labels[name].flatten() for name in masks])
-    assert wanted - int(torch.bincount(flat).max()) < gone <= wanted
-
-
-def assert_target(run: Seen, masks: Masks) -> None:
+def assert_target(seen: Seen) -> None:
     """The target is met, and with a hundred weights more it would not have been."""
-    c, summary = run.config, run.result.summary
+    c, result = seen.played.config, seen.played.result
+    summary = result.summary
     if c.target_flops is not None:
         share = summary["flops_kept"] / summary["flops_dense"]
         assert c.target_flops * 0.99 < share <= c.target_flops
         return
-    size = coded_size(c, run.result.state.weights, masks)
-    assert c.target_bytes is not None
+    size = coded_size(c, result.state.weights, seen.masks)
     assert c.target_bytes - 400 < size <= c.target_bytes
 
 
-@pytest.mark.parametrize("case", CASES, ids=sure)
-def test_masks_shrink_and_what_is_removed_is_zero(case: Case, seen: Watched):
-    run = seen(case[0])
-    for state in run.states:
-        for name, mask in state.masks.items():
-            assert not state.weights[name][~mask].any()
-            assert state.weights[name].dtype == torch.float32
-    for question, _, _ in run.asked:
-        assert all(not question.weights[n][~m].any() for n, m in question.masks.items())
+@pytest.mark.parametrize("keys", [{}, {"regrow": 0.6}], ids=str)
+def test_as_many_weights_come_back_as_go(keys, seen):
+    played = seen({"schedule": "regrow", **keys}).played
+    kept = [count_kept(state.masks) for state in played.states]
     came = [
         sum(int((b.masks[n] & ~m).sum()) for n, m in a.masks.items())
-        for a, b in pairwise(run.states)
+        for a, b in pairwise(played.states)
     ]
-    if run.config.schedule != "regrow":
-        assert came == [0, 0]
-        return
-    kept = [count_kept(state.masks) for state in run.states]
     assert kept[1] == kept[2] < kept[0]
-    assert came[0] == 0 < came[1] == run.result.rows[2]["exchanged"]
-    assert came[1] < kept[1] * (run.config.regrow or 0.0)
-
-
-@pytest.mark.parametrize("case", CASES, ids=sure)
-def test_its_written_configuration_is_the_same(case: Case, seen: Watched):
-    config = seen(case[0]).config
-    assert configure(from_toml(to_toml(config))) == config
+    assert came[0] == 0 < came[1] == played.result.rows[2]["exchanged"]
+    assert came[1] < kept[1] * (played.config.regrow or 0.0)
 
 
 @pytest.mark.parametrize("name", SIMPLE)
-def test_a_unit_goes_as_a_whole(name: str, seen: Watched):
+def test_a_unit_goes_as_a_whole(name, seen):
     """But for the n:m, of which exactly N of M inputs stay."""
     run = seen({"unit": name, **WITH.get(("unit", name), {})})
-    layout, masks = run.host.layout, run.result.state.masks
+    layout, masks = run.host.layout, run.masks
     for tensor, mask in masks.items():
         rows = as_rows(layout, tensor, mask)
         if name == "n:m":
@@ -246,31 +208,33 @@ def test_a_unit_goes_as_a_whole(name: str, seen: Watched):
             groups = inputs[..., :whole].unflatten(-1, (-1, 4)).sum(-1)
             assert (groups == 2).all()
             continue
-        labels = as_rows(layout, tensor, unit_labels(layout, name, run.config.unit_shape)[tensor])
+        labels = as_rows(
+            layout, tensor, unit_labels(layout, name, run.played.config.unit_shape)[tensor]
+        )
         for number in labels.unique().tolist():
             alive = rows[labels == number]
-            assert alive.all() or not alive.any() or int(alive.sum()) <= run.config.floor
+            assert alive.all() or not alive.any() or int(alive.sum()) <= run.played.config.floor
 
 
-def test_densities_are_those_of_the_patterns(seen: Watched):
-    masks = seen({"scope": "patterns", "layers": PATTERNS}).result.state.masks
+def test_densities_are_those_of_the_patterns(seen):
+    masks = seen({"scope": "patterns", "layers": PATTERNS}).masks
     for name, mask in masks.items():
         density = 0.6 if name.startswith("features") else 0.25
         assert abs(int(mask.sum()) - density * mask.numel()) <= 1
 
 
 @pytest.mark.parametrize(("keys", "sign"), [({"min_density": 0.28}, 1), ({"max_density": 0.4}, -1)])
-def test_densities_have_limits(keys: Keys, sign: int, seen: Watched):
-    free, bound = seen({}).result.state.masks, seen(keys).result.state.masks
+def test_densities_have_limits(keys, sign, seen):
+    free, bound = seen({}).masks, seen(keys).masks
     limit = next(iter(keys.values()))
     assert any(sign * (float(m.float().mean()) - limit) < 0 for m in free.values())
     assert all(sign * (int(m.sum()) - limit * m.numel()) > -1 for m in bound.values())
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_a_pruning_in_steps_asks_in_every_step(steps: int, seen: Watched):
+def test_a_pruning_in_steps_asks_in_every_step(steps, seen):
     run = seen({"score_steps": steps})
-    scored = [q for q, _, _ in run.asked if q.kind == "score"]
+    scored = run.scored()
     assert len(scored) == 2 * steps, "two rounds prune"
     kept = [count_kept(q.masks) for q in scored]
     assert all(a > b for a, b in pairwise(kept))
@@ -278,9 +242,9 @@ def test_a_pruning_in_steps_asks_in_every_step(steps: int, seen: Watched):
     assert all(r == pytest.approx(ratios[0], rel=1e-3) for r in ratios), "by the same factor"
 
 
-def test_sequential_calibration_asks_for_one_tensor_after_the_other(seen: Watched):
+def test_sequential_calibration_asks_for_one_tensor_after_the_other(seen):
     run = seen({"calibration": "sequential", "scope": "layer"})
-    scored = [q for q, _, _ in run.asked if q.kind == "score"]
+    scored = run.scored()
     names = run.host.layout.prunable
     assert [q.names for q in scored] == [(name,) for name in names] * 2
     for question in scored[: len(names)]:
@@ -289,7 +253,7 @@ def test_sequential_calibration_asks_for_one_tensor_after_the_other(seen: Watche
             assert bool(mask.all()) == (name not in before), "behind pruned ones"
 
 
-def test_what_is_collected_while_tuning_costs_no_question(seen: Watched):
+def test_what_is_collected_while_tuning_costs_no_question(seen):
     run, usual = seen({"score_during": "tune"}), seen({})
     assert "score" not in {q.kind for q, _, _ in run.asked}
     assert "score" in {q.kind for q, _, _ in usual.asked}
@@ -297,11 +261,11 @@ def test_what_is_collected_while_tuning_costs_no_question(seen: Watched):
     assert [aggregate.statistics is not None for aggregate in tuned] == [False, True, True]
 
 
-def test_survivors_go_back_to_where_they_were(seen: Watched):
+def test_survivors_go_back_to_where_they_were(seen):
     """Pruned in rounds 2 and 3: right after that they have the weights of before round 1."""
     for rewind in (0, 1):
         run = seen({"rewind": rewind})
-        early = run.states[0].weights if rewind else run.asked[0][0].weights
+        early = run.played.states[0].weights if rewind else run.asked[0][0].weights
         tuned = [q for q, _, _ in run.asked if q.kind == "tune"][1:]
         for question in tuned:
             for name, w in early.items():
@@ -309,7 +273,7 @@ def test_survivors_go_back_to_where_they_were(seen: Watched):
                 assert torch.equal(question.weights[name][mask], w[mask]), name
 
 
-def test_a_bf16_run_computes_in_bf16_and_keeps_float32(seen: Watched):
+def test_a_bf16_run_computes_in_bf16_and_keeps_float32(seen):
     run = seen({"precision": "bf16"})
     types: set[torch.dtype] = set()
     layer = run.host.model.get_submodule("hidden")
@@ -323,24 +287,23 @@ def test_a_bf16_run_computes_in_bf16_and_keeps_float32(seen: Watched):
 
 
 @pytest.mark.parametrize("wire", [name for name in SCORE_TYPES if name != "fp32"])
-def test_a_smaller_type_of_scores_tells_what_it_costs(wire: str, seen: Watched):
+def test_a_smaller_type_of_scores_tells_what_it_costs(wire, seen):
     run, whole = seen({"score_wire": wire}), seen({})
-    overlaps = [row["overlap"] for row in run.result.rows]
+    overlaps = [row["overlap"] for row in run.played.result.rows]
     assert overlaps[0] is None
     assert all(0.7 < overlap <= 1 for overlap in overlaps[1:])
-    assert [row["overlap"] for row in whole.result.rows] == [None] * 3
+    assert [row["overlap"] for row in whole.played.result.rows] == [None] * 3
     scored = [f.bytes_up for q, _, f in run.asked if q.kind == "score"]
     usual = [f.bytes_up for q, _, f in whole.asked if q.kind == "score"]
     assert all(a < b * 0.6 for a, b in zip(scored, usual, strict=True))
 
 
-def test_a_client_sends_what_its_own_mask_keeps(seen: Watched):
+def test_a_client_sends_what_its_own_mask_keeps(seen):
     """So in a round that prunes its change is about as small as the sparsity says."""
     run = seen({"masks": "union"})
     pruned = [(q, f) for q, _, f in run.asked if q.kind == "tune" and q.sparsity is not None]
     assert len(pruned) == 2
     for question, aggregate in pruned:
-        assert aggregate.votes is not None
         kept = int(aggregate.votes.sum())
         free = sum(t.numel() for n, t in question.weights.items() if n not in question.masks)
         values = 4 * (kept + 3 * free)
@@ -348,14 +311,13 @@ def test_a_client_sends_what_its_own_mask_keeps(seen: Watched):
         assert values < aggregate.bytes_up < values + flags + 3 * 200
 
 
-def test_labels_are_counted_over_everybody(seen: Watched):
+def test_labels_are_counted_over_everybody(seen):
     run = seen({})
     question, cohort, aggregate = run.asked[0]
     assert (question.kind, cohort) == ("describe", [0, 1, 2])
-    assert aggregate.total is not None
     test, train = aggregate.total.split(10)
     for part, counts in [("test", test), ("train", train)]:
         labels = torch.cat([getattr(s, part)["labels"] for s in run.host.shards.values()])
         assert torch.equal(counts.long(), torch.bincount(labels, minlength=10))
-    naive: Mapping[str, float] = run.result.summary["naive"]
+    naive: Mapping[str, float] = run.played.result.summary["naive"]
     assert naive["accuracy"] == float(test[train.argmax()] / test.sum())

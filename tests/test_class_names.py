@@ -26,7 +26,7 @@ KEYS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory) -> Path:
     """The folder of a run whose data is gone."""
     folder = tmp_path_factory.mktemp("classes")
     data = folder / "rows.jsonl"
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_names_are_in_every_file_in_the_order_of_the_outputs(run: Path):
+def test_names_are_in_every_file_in_the_order_of_the_outputs(run):
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["id2label"] == {str(i): name for i, name in enumerate(NAMES)}
     assert config["label2id"] == {name: i for i, name in enumerate(NAMES)}
@@ -48,7 +48,7 @@ def test_names_are_in_every_file_in_the_order_of_the_outputs(run: Path):
     assert "classes 0.10, a, b, x, in this order" in (run / "report.html").read_text()
 
 
-def test_a_classifier_is_loaded_without_its_data(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_classifier_is_loaded_without_its_data(run, capsys):
     whole = state_of(fedprune.load(run))
     for path in ("", "model"):
         model: Any = fedprune.load(run / path)
@@ -66,7 +66,7 @@ def test_a_classifier_is_loaded_without_its_data(run: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(("task", "read"), [("r8", read_r8), ("bbc", read_bbc)])
-def test_topics_are_those_of_the_corpus(task: str, read: Any):
+def test_topics_are_those_of_the_corpus(task, read):
     try:
         topics = {topic for topic, _ in read(task)}
     except FileNotFoundError as error:
@@ -82,12 +82,12 @@ def test_topics_are_those_of_the_corpus(task: str, read: Any):
         ({**KEYS, "data": "x", "class_names": ["a", "a"]}, "an entry is there twice"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(keys: dict[str, Any], message: str):
+def test_names_that_do_not_fit_are_refused(keys, message):
     with pytest.raises(ConfigError, match=f"class-names=.*: {message}; allowed: "):
         configure(keys)
 
 
-def test_names_can_be_given(tmp_path: Path):
+def test_names_can_be_given(tmp_path):
     data = tmp_path / "rows.csv"
     data.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(20)))
     given = {**KEYS, "class_names": "1, 0, 2", "data": str(data)}

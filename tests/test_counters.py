@@ -1,7 +1,6 @@
 """What a model counts beside its state is every client's own: no bit depends on who came before."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from fedprune.learning.local_training import step_batches
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.structure.layout import layout_of
 from fedprune.tensors import copied, counters_of, state_of
+from tests.runs import house_of, tiny
 
 
 class Normed(nn.Module):
@@ -51,9 +51,7 @@ def asked(host: Host, partitions: list[int], round_: int = 1) -> Aggregate:
 
 @pytest.mark.parametrize("momentum", [None, 0.1])
 @pytest.mark.parametrize("rows", [16, 17])
-def test_a_change_does_not_depend_on_who_was_served_before(
-    momentum: float | None, rows: int, tiny: Any, house_of: Any
-):
+def test_a_change_does_not_depend_on_who_was_served_before(momentum, rows):
     torch.manual_seed(0)
     config = tiny(model="mlp", batch_size=8, local_steps=0, local_epochs=2)
     host = house_with(Normed(momentum), house_of(config), rows)
@@ -77,7 +75,7 @@ def test_a_change_does_not_depend_on_who_was_served_before(
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2]), (1, [1])])
-def test_a_row_left_over_joins_the_batch_before_it(rows: int, sizes: list[int], tiny: Any):
+def test_a_row_left_over_joins_the_batch_before_it(rows, sizes):
     config = tiny(batch_size=8, local_steps=0, local_epochs=1)
     part = {"row": torch.arange(rows)}
 

@@ -20,20 +20,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.fixture(scope="module")
 def methods() -> ModuleType:
     spec = importlib.util.spec_from_file_location("methods", ROOT / "docs" / "methods.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_catalogue_is_what_its_script_writes(methods: ModuleType):
+def test_the_catalogue_is_what_its_script_writes(methods):
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert written == methods.document(), "run: python docs/methods.py"
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_in_the_catalogue_and_its_code_is_where_it_says(name: str):
+def test_every_score_is_in_the_catalogue_and_its_code_is_where_it_says(name):
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     places = re.findall(rf"^\| `{name}` \|.*\[`([^:]+):(\d+)`\]", text, re.MULTILINE)
     assert len(places) == 1
@@ -42,7 +40,7 @@ def test_every_score_is_in_the_catalogue_and_its_code_is_where_it_says(name: str
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_option_on_a_page_is_one(page: Path):
+def test_every_option_on_a_page_is_one(page):
     options = set(parser()._option_string_actions)
     found = re.findall(r"run\.py ((?:[^`\n\\])*)", page.read_text(encoding="utf-8"))
     used = {word for line in found for word in re.findall(r"(?<!\S)--[a-z][a-z-]*", line)}
@@ -50,12 +48,12 @@ def test_every_option_on_a_page_is_one(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_on_a_page_can_be_typed(page: Path):
+def test_every_command_on_a_page_can_be_typed(page):
     lines = re.findall(r"^fedprune (?! )(.*?)(?:  #.*)?$", page.read_text(encoding="utf-8"), re.M)
     for line in lines:
         assert vars(commands().parse_args(shlex.split(line)))["command"] in COMMANDS
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_is_described(name: str):
+def test_every_task_is_described(name):
     assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,5 @@
 """A task, a model and a score of one's own, through the tables and through a plug-in file."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,7 +81,7 @@ WANDA = Score("|w| times the norm of its input", "Sun et al. 2023", wanda, (Ask(
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def tables(monkeypatch) -> None:
     monkeypatch.setitem(TASKS, "line", LINE)
     monkeypatch.setitem(SCORES, "inputs", WANDA)
 
@@ -129,7 +127,7 @@ def test_an_own_score_decides_the_mask_by_the_pooled_statistic():
 
 @pytest.mark.usefixtures("tables")
 def test_a_score_that_breaks_on_later_examples_is_a_failure_of_the_clients_not_of_the_run(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch,
 ):
     def broken(probe: Probe) -> dict[str, Tensor]:
         if sum(len(batch["x"]) for batch in probe.batches) > EXAMPLES:
@@ -144,7 +142,7 @@ def test_a_score_that_breaks_on_later_examples_is_a_failure_of_the_clients_not_o
 
 
 @pytest.mark.usefixtures("tables")
-def test_an_own_model_comes_back_from_its_folder(tmp_path: Path):
+def test_an_own_model_comes_back_from_its_folder(tmp_path):
     result = federate(config_of(score="inputs"), folder=tmp_path / "run")
     for folder in (tmp_path / "run", tmp_path / "run" / "model"):
         back = fedprune.load(folder)
@@ -188,7 +186,7 @@ SCORES = {"position": Score("where it stands", "nowhere", last_rows)}
 """
 
 
-def test_an_own_task_and_score_through_a_plugin_file(tmp_path: Path):
+def test_an_own_task_and_score_through_a_plugin_file(tmp_path):
     (tmp_path / "ones.py").write_text(PLUGIN)
     plugin = str(tmp_path / "ones.py")
     config = config_of(task="ones", clients=3, score="position", plugin=plugin, sparsity=0.5)
@@ -245,7 +243,7 @@ TASKS = {
 """
 
 
-def test_channels_of_a_model_that_cannot_be_traced_are_pruned_by_depgraph(tmp_path: Path):
+def test_channels_of_a_model_that_cannot_be_traced_are_pruned_by_depgraph(tmp_path):
     pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
     (tmp_path / "branches.py").write_text(BRANCHES)
     keys = {"task": "branches", "plugin": str(tmp_path / "branches.py"), "clients": 3}

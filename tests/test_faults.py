@@ -35,7 +35,7 @@ def noticed(name: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_noticed(name: str):
+def test_a_fault_is_noticed(name):
     assert noticed(name)
 
 

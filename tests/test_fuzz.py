@@ -290,7 +290,7 @@ def refusals(name: str, decode: Decoder, right: Parts, inputs: int) -> int:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_any_bytes_give_a_value_or_a_value_error(name: str):
+def test_any_bytes_give_a_value_or_a_value_error(name):
     inputs = INPUTS // (len(DECODERS) + len(FILES))
     refused = refusals(name, *DECODERS[name], inputs)
     assert refused > inputs // 20, "much of what is changed is noticed"
@@ -380,7 +380,7 @@ def made_sound(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_file_gives_a_value_or_a_value_error(name: str, tmp_path: Path):
+def test_any_file_gives_a_value_or_a_value_error(name, tmp_path):
     if name.startswith("rows"):
         (tmp_path / f"a{name[8:]}").write_bytes(ROWS[name[8:]])
     path, decode = FILES[name](tmp_path)

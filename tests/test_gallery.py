@@ -30,7 +30,7 @@ def exact() -> bool:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_keeps_the_laws_and_is_what_it_was(name: str, exact: bool):
+def test_a_run_keeps_the_laws_and_is_what_it_was(name, exact):
     run = played(name)
     check(run)
     assert run.result.summary["reached"] or name not in {f"recipe {recipe}" for recipe in RECIPES}

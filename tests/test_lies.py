@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import RunConfig, federate
+from fedprune import federate
 from fedprune.client import host as hosts
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
@@ -16,26 +16,19 @@ from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check, check_sum
 from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form
-from fedprune.protocol.messages import (
-    LOUD,
-    Aggregate,
-    Answer,
-    Question,
-    as_sum,
-    summed,
-)
+from fedprune.protocol.messages import LOUD, Aggregate, Answer, Question, as_sum, summed
 from fedprune.protocol.parts import understood
 from fedprune.scores.inputs import factored, improper
 from fedprune.tensors import digest
+from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 Lie = Callable[[Answer], Answer]
 KEYS: dict[str, Any] = {"model": "mlp", "clients": 4, "cohort": 4, "rounds": 3, "local_steps": 1}
 KEYS |= {"warmup": 0, "end": 1}
 
 
 @pytest.fixture
-def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def lied(monkeypatch) -> Callable[..., None]:
     """Has client 1 send something else than it was to, in some kinds of answer and some rounds."""
     encoded = hosts.encoded
 
@@ -81,9 +74,7 @@ SPOILT: list[tuple[Mapping[str, Any], str, Lie, str]] = [
 
 
 @pytest.mark.parametrize(("keys", "kind", "lie", "field"), SPOILT)
-def test_what_cannot_be_is_refused_by_name_and_the_others_go_on(
-    keys: Mapping[str, Any], kind: str, lie: Lie, field: str, tiny: Tiny, lied: Any
-):
+def test_what_cannot_be_is_refused_by_name_and_the_others_go_on(keys, kind, lie, field, lied):
     lied(lie, {kind})
     seen = federate(tiny(**{**KEYS, "rounds": 1, "warmup": 0, **keys}))
     assert seen.summary["rounds_completed"] == 1
@@ -98,7 +89,7 @@ BROKEN: list[Lie] = [filled(9e14), filled(-1e12)]
 
 
 @pytest.mark.parametrize("lie", BROKEN, ids=["9e14", "-1e12"])
-def test_a_model_that_gives_nobody_a_number_takes_nobodys_place(lie: Lie, tiny: Tiny, lied: Any):
+def test_a_model_that_gives_nobody_a_number_takes_nobodys_place(lie, lied):
     """It is finite, and so is each change. The liar is named; those who measured it are not."""
     lied(lie, {"tune"}, range(2, 3))
     keys = {**KEYS, "model": "cnn", "strikes": 1}
@@ -115,9 +106,7 @@ def test_a_model_that_gives_nobody_a_number_takes_nobodys_place(lie: Lie, tiny: 
     assert seen.summary["rounds_completed"] == 2
 
 
-def test_clients_whose_own_data_give_no_number_spoil_no_round(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-):
+def test_clients_whose_own_data_give_no_number_spoil_no_round(monkeypatch):
     """Of the old model they get none either: it is not the new one's fault."""
 
     def nan(question: Question, client: ClientContext) -> Answer:
@@ -139,7 +128,7 @@ HELD = Aggregate(
 
 
 @pytest.mark.parametrize("held", [[9.0, 3.0], [8.0, 0.5], [8.0, 1e-290], [-1.0, 3.0]])
-def test_who_holds_what_weighs_no_more_than_all_and_no_less_than_the_votes(held: list[float]):
+def test_who_holds_what_weighs_no_more_than_all_and_no_less_than_the_votes(held):
     form = Form({"w": torch.Size([2])}, {"w": torch.ones(2).bool()}, voters=2, own=True)
     check_sum(HELD, form)
     with pytest.raises(Refused) as e:
@@ -148,7 +137,7 @@ def test_who_holds_what_weighs_no_more_than_all_and_no_less_than_the_votes(held:
 
 
 @pytest.mark.parametrize("size", [1e16, 1e38])
-def test_honest_sums_of_squares_of_large_values_count(size: float):
+def test_honest_sums_of_squares_of_large_values_count(size):
     """Of a regression whose labels are not rescaled: float32 values, their squares in float64."""
     totals = {"loss": size**2, "squared": size**2, "y_squares": 3 * size**2, "count": 3.0}
     form = Form({}, {}, frozenset(totals))
@@ -159,7 +148,7 @@ def test_honest_sums_of_squares_of_large_values_count(size: float):
 
 
 @pytest.mark.parametrize("size", [3, 8])
-def test_sums_of_inputs_pass_and_what_is_none_does_not(size: int):
+def test_sums_of_inputs_pass_and_what_is_none_does_not(size):
     x = torch.randn(5, size, generator=torch.Generator().manual_seed(size))
     good = {"w/inputs": x.T @ x, "w/rows": torch.tensor([5.0])}
     assert improper(good) == ""
@@ -169,7 +158,7 @@ def test_sums_of_inputs_pass_and_what_is_none_does_not(size: int):
 
 
 @pytest.mark.parametrize("upper", [False, True])
-def test_of_a_matrix_that_is_no_sum_of_squares_the_nearest_is_factored(upper: bool):
+def test_of_a_matrix_that_is_no_sum_of_squares_the_nearest_is_factored(upper):
     """By the eigenvalues of numpy; of one that is, torch's own factor, bit for bit."""
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)).double()
     good = x.T @ x
@@ -183,7 +172,7 @@ def test_of_a_matrix_that_is_no_sum_of_squares_the_nearest_is_factored(upper: bo
     assert bool(torch.isfinite(factored(torch.zeros(3, 3).double())).all())
 
 
-def test_rows_one_by_one_are_written_once(monkeypatch: pytest.MonkeyPatch):
+def test_rows_one_by_one_are_written_once(monkeypatch):
     """Memory is asked for as often as it doubles, not once a client."""
     grown: list[int] = []
     empty = torch.Tensor.new_empty
@@ -196,11 +185,9 @@ def test_rows_one_by_one_are_written_once(monkeypatch: pytest.MonkeyPatch):
     aggregate, rows = Aggregate(), [torch.tensor([float(p), -p]) for p in range(50)]
     for p, row in enumerate(rows):
         aggregate = as_sum(Answer(row, 1.0, {}), p, 1, aggregate, singly=True)
-    assert aggregate.singles is not None
     assert torch.equal(aggregate.singles, torch.stack(rows))
     assert grown == [4, 10, 22, 46, 94]
     both = summed([aggregate, aggregate])
-    assert both.singles is not None
     assert both.singles.shape == (100, 2)
 
 
@@ -219,7 +206,7 @@ def test_an_answer_has_no_head_of_megabytes():
         understood(packet, question, form)
 
 
-def test_noise_on_examples_makes_no_lie_of_inputs() -> None:
+def test_noise_on_examples_makes_no_lie_of_inputs():
     """Numbers of rows and squares with noise may be below 0, and need not fit each other."""
     keys = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 2, "warmup": 0}
     keys |= {"engine": "inline", "local_steps": 1, "dp": "example", "score": "wanda"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,9 +77,7 @@ def outcome(make: Any) -> Any:
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("base", BASES, ids=str)
-def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(
-    base: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(base, tmp_path, capsys):
     file = tmp_path / "config.toml"
     file.write_text(to_toml(configure(base)))
     for key in RunConfig.model_fields:
@@ -107,7 +104,7 @@ NOISE = {"task": "digits", "dp": "client", "rounds": 8, "clients": 8, "epsilon":
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"rounds": 5}, {"cohort": 2}], ids=str)
-def test_the_noise_of_a_budget_follows_from_everywhere(change: Keys, tmp_path: Path):
+def test_the_noise_of_a_budget_follows_from_everywhere(change, tmp_path):
     base, right = configure(NOISE), configure({**NOISE, **change})
     assert right.dp_noise != base.dp_noise
     ((key, value),) = change.items()
@@ -131,7 +128,7 @@ def test_a_file_keeps_what_was_given_apart():
     assert given_in(text) == config.given
 
 
-def test_resume_refuses_what_would_follow_otherwise(tmp_path: Path):
+def test_resume_refuses_what_would_follow_otherwise(tmp_path):
     file, text = tmp_path / "config.toml", to_toml(configure({"task": "digits"}))
     file.write_text(text)
     assert chosen(["--resume", str(tmp_path), "--timeout", "9"])[0].timeout == 9
@@ -140,7 +137,7 @@ def test_resume_refuses_what_would_follow_otherwise(tmp_path: Path):
         chosen(["--resume", str(tmp_path)])
 
 
-def test_an_earlier_run_s_task_gives_way_to_what_is_given(tmp_path: Path):
+def test_an_earlier_run_s_task_gives_way_to_what_is_given(tmp_path):
     (tmp_path / "config.toml").write_text(to_toml(configure({**BASES[2], "clients": 6})))
     config = configure({"init": str(tmp_path), "split": "iid"})
     assert (config.task, config.clients, config.split, config.alpha) == ("digits", 6, "iid", None)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedprune
-from fedprune import RunConfig, federate
+from fedprune import federate
 from fedprune.client.teacher import teacher_in
 from fedprune.commands.main import main as command
 from fedprune.config import configure, to_toml
@@ -20,6 +20,7 @@ from fedprune.options.plugins import _loaded, check_of_this_app
 from fedprune.options.refusal import ConfigError
 from fedprune.tasks.loading import from_pretrained
 from simulations.run import main as run
+from tests.runs import tiny
 
 TASK = """
 from dataclasses import replace
@@ -31,7 +32,7 @@ TASKS = {{"own": replace(ours["digits"], summary="ours")}}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Path:
+def folder(tmp_path_factory) -> Path:
     """A run with a plug-in, and an export of it."""
     root = tmp_path_factory.mktemp("own")
     plugin = root / "p.py"
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConf
 
 
 @pytest.fixture
-def swapped(folder: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
+def swapped(folder, tmp_path) -> tuple[Path, Path, Path]:
     """The same folders, their plug-in replaced by one that leaves a trace; the trace's path."""
     for name in ("run", "export"):
         shutil.copytree(folder / name, tmp_path / name)
@@ -70,7 +71,7 @@ CALLS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_a_folder_names_is_shown_and_not_run(name: str, swapped: tuple[Path, Path, Path]):
+def test_what_a_folder_names_is_shown_and_not_run(name, swapped):
     run_, export, trace = swapped
     with pytest.raises(ValueError, match=r"p\.py'.*a file does not choose what code runs"):
         CALLS[name](run_, export)
@@ -88,9 +89,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_so_do_the_commands(
-    name: str, swapped: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
-):
+def test_so_do_the_commands(name, swapped, capsys):
     run_, export, trace = swapped
     line = [part.format(run=run_, export=export) for part in LINES[name]]
     assert command(line) == 2
@@ -100,12 +99,7 @@ def test_so_do_the_commands(
 
 @pytest.mark.parametrize("option", [["--config", "{run}/config.toml"], ["--resume", "{run}"]])
 @pytest.mark.parametrize("old", [False, True])
-def test_so_does_a_configuration(
-    option: list[str],
-    old: bool,
-    swapped: tuple[Path, Path, Path],
-    capsys: pytest.CaptureFixture[str],
-):
+def test_so_does_a_configuration(option, old, swapped, capsys):
     run_, _, trace = swapped
     if old:  # as earlier versions wrote it: every key, no word of what followed
         text = (run_ / "config.toml").read_text().replace("[followed]\n", "")
@@ -115,7 +109,7 @@ def test_so_does_a_configuration(
     assert not trace.exists()
 
 
-def test_the_callers_own_plugin_runs(folder: Path, swapped: tuple[Path, Path, Path]):
+def test_the_callers_own_plugin_runs(folder, swapped):
     run_, export, trace = swapped
     plugin = str(folder / "p.py")
     for path in (run_, run_ / "model", export):
@@ -126,7 +120,7 @@ def test_the_callers_own_plugin_runs(folder: Path, swapped: tuple[Path, Path, Pa
     assert run([*line, "--resume-anyway"]) == 0, "it has ended, and says so"
 
 
-def test_an_export_names_no_class_that_is_not_a_model(tmp_path: Path):
+def test_an_export_names_no_class_that_is_not_a_model(tmp_path):
     about = {"task": "shakespeare", "plugin": "", "to": "hf"}
     write_manifest(tmp_path, {**about, "class": "HfArgumentParser"})
     with pytest.raises(ValueError, match="of no class of transformers that is a model"):
@@ -134,14 +128,14 @@ def test_an_export_names_no_class_that_is_not_a_model(tmp_path: Path):
 
 
 @pytest.mark.parametrize("plugin", ["/etc/own.py", "../own.py", "tests/../../own.py"])
-def test_a_device_runs_no_file_from_outside_of_the_app(plugin: str):
+def test_a_device_runs_no_file_from_outside_of_the_app(plugin):
     with pytest.raises(ValueError, match="not in the app"):
         check_of_this_app(plugin)
     check_of_this_app("tests/failing_task.py")
     check_of_this_app("")
 
 
-def test_a_configuration_of_the_callers_own_is_not_a_file(folder: Path, tiny: Any):
+def test_a_configuration_of_the_callers_own_is_not_a_file(folder):
     config = tiny(task="own", plugin=str(folder / "p.py"))
     assert "plugin" in to_toml(config)
     with pytest.raises(ConfigError, match="no such Python file"):
@@ -173,7 +167,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_whatever_a_folder_of_transformers_holds_is_one_line(name: str, tmp_path: Path):
+def test_whatever_a_folder_of_transformers_holds_is_one_line(name, tmp_path):
     more, said = CONFIGS[name]
     trace = tmp_path / "trace"
     (tmp_path / "config.json").write_text(json.dumps({**TINY, **more}))
@@ -186,7 +180,7 @@ def test_whatever_a_folder_of_transformers_holds_is_one_line(name: str, tmp_path
 
 @pytest.mark.parametrize("at", ["config.json", "tokenizer_config.json"])
 def test_the_code_of_a_folder_of_transformers_is_refused_without_a_question(
-    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at, tmp_path, monkeypatch
 ):
     trace = tmp_path / "trace"
     (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).touch()\n")

@@ -22,7 +22,7 @@ WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "far
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(tmp_path_factory) -> dict[str, Any]:
     """The factors, with a file for the tasks that read one."""
     path, chance = tmp_path_factory.mktemp("pairs") / "rows.jsonl", random.Random(0)
     texts = [" ".join(chance.choices(WORDS, k=4)) for _ in range(60)]
@@ -35,7 +35,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def array(found: dict[str, Any]) -> Array:
+def array(found) -> Array:
     sizes = {name: len(values) for name, values in found.items()}
     return covering(sizes, lambda row: refusal_of(row, found), LOOKED_AT, most=ROWS, seed=SEED)
 
@@ -48,19 +48,19 @@ def test_every_choice_of_the_schema_is_a_factor_or_named_with_its_reason():
 
 
 @pytest.mark.slow
-def test_every_choice_can_be_made(array: Array, found: dict[str, Any]):
+def test_every_choice_can_be_made(array, found):
     nowhere = [(name, found[name][i]) for (name, i), row in array.alone.items() if row is None]
     assert not nowhere
 
 
 @pytest.mark.slow
-def test_the_rows_have_most_pairs(array: Array):
+def test_the_rows_have_most_pairs(array):
     """Of those that are left many cannot be had."""
     assert len(array.had) > 2 * len(array.left)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(ROWS))
-def test_a_combination_keeps_the_laws(number: int, array: Array, found: dict[str, Any]):
+def test_a_combination_keeps_the_laws(number, array, found):
     if number < len(array.rows):
         play(configure(given(array.rows[number], found)))

@@ -59,7 +59,7 @@ def test_every_member_is_drawn_about_equally_often():
 
 
 @pytest.mark.parametrize("size", [3, 4, 100])
-def test_a_draw_of_no_fewer_than_there_are_is_everyone(size: int):
+def test_a_draw_of_no_fewer_than_there_are_is_everyone(size):
     assert draw([9, 4, 6], size, generator(0, "cohort", 1)) == [4, 6, 9]
 
 

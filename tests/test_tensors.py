@@ -64,7 +64,7 @@ def test_loading_keeps_ties_and_leaves_integer_buffers():
 
 
 @pytest.mark.parametrize("odd", ["missing", "extra"])
-def test_loading_names_what_does_not_fit(odd: str):
+def test_loading_names_what_does_not_fit(odd):
     model = Tied()
     state = copied(state_of(model))
     name = "norm.bias" if odd == "missing" else "head.bias"
@@ -99,7 +99,7 @@ def test_spread_puts_values_back_under_zeros_in_the_order_of_the_shapes():
 
 
 @pytest.mark.parametrize("length", [0, 3, 5])
-def test_spread_refuses_another_length(length: int):
+def test_spread_refuses_another_length(length):
     with pytest.raises(ValueError, match=f"expected 4 values, got {length}"):
         scattered(torch.zeros(length), shapes_of(NAMED), MASKS)
 
@@ -117,7 +117,7 @@ def masked_tensors(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor
 
 
 @given(masked_tensors())
-def test_spread_inverts_kept(given_: tuple[dict[str, Tensor], dict[str, Tensor]]):
+def test_spread_inverts_kept(given_):
     tensors, masks = given_
     flat = gathered(tensors, masks)
     back, expected = scattered(flat, shapes_of(tensors), masks), masked(tensors, masks)
@@ -158,7 +158,7 @@ def test_the_digest_is_sha256_over_names_shapes_types_and_bytes():
     ],
     ids=["fewer", "shape", "order", "type", "last bit", "name"],
 )
-def test_the_digest_sees_every_difference(other: dict[str, Tensor]):
+def test_the_digest_sees_every_difference(other):
     assert digest(other) != digest(NAMED)
 
 
@@ -167,7 +167,7 @@ def test_the_digest_does_not_see_strides():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.bool])
-def test_raw_bytes_of_any_type_without_a_copy(dtype: torch.dtype):
+def test_raw_bytes_of_any_type_without_a_copy(dtype):
     tensor = torch.tensor([0, 1, 1]).to(dtype)
     raw = as_bytes(tensor)
     assert len(raw) == 3 * dtype.itemsize

@@ -1,7 +1,6 @@
 """Runs whose clients send few bits: bytes, engines, failures, and going on after a kill."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +11,21 @@ from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import encode_question
-from fedprune.server.watch import Watch
 from fedprune.tensors import copied, count_kept, state_of
+from tests.runs import Killed, Spy, house_of, killed_after, played, tiny
 
 FEEDBACK = {"uplink": "int4", "error_feedback": True}
 
 
 @pytest.fixture(autouse=True)
-def without_pages(monkeypatch: pytest.MonkeyPatch):
+def without_pages(monkeypatch):
     monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
 
 
 @pytest.mark.parametrize(("uplink", "bits"), [("int8", 8), ("int4", 4), ("bf16", 16)])
-def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits, tiny, house_of, spy):
+def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits):
     config = tiny(uplink=uplink)
-    eye = spy(inline_port(house_of(config)))
+    eye = Spy(inline_port(house_of(config)))
     result = federate(config, eye.port)
     assert result.summary["failures"] == 0
     free = sum(t.numel() for n, t in result.state.weights.items() if n not in result.state.masks)
@@ -38,7 +37,7 @@ def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits, tiny,
     assert all(not result.state.weights[n][~m].any() for n, m in result.state.masks.items())
 
 
-def test_quality_is_not_lost_to_eight_bits(tiny, played):
+def test_quality_is_not_lost_to_eight_bits():
     whole, few = played(tiny()).summary, played(tiny(uplink="int8")).summary
     assert few["quality"]["final"]["loss"] == pytest.approx(
         whole["quality"]["final"]["loss"], rel=0.05
@@ -46,7 +45,7 @@ def test_quality_is_not_lost_to_eight_bits(tiny, played):
     assert few["weights_digest"] != whole["weights_digest"]
 
 
-def test_a_repeated_run_draws_the_same(tiny):
+def test_a_repeated_run_draws_the_same():
     config = tiny(**FEEDBACK)
     first, again = (federate(config, inline_port(build_host(config))) for _ in range(2))
     assert first.summary["weights_digest"] == again.summary["weights_digest"]
@@ -54,20 +53,12 @@ def test_a_repeated_run_draws_the_same(tiny):
     assert plain.summary["weights_digest"] != first.summary["weights_digest"]
 
 
-class Killed(Exception):
-    """Stands for the power cut."""
-
-
-def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tiny, tmp_path: Path):
+def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tmp_path):
     config = tiny(**FEEDBACK)
     whole = federate(config, folder=tmp_path / "whole")
 
-    def stop(row, _seconds, _state) -> None:
-        if row["round"] == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        federate(config, folder=tmp_path / "cut", watch=Watch(row=stop))
+        federate(config, folder=tmp_path / "cut", watch=killed_after(3))
     # Files of a round that does not count any more must not be read.
     for file in (tmp_path / "cut" / "residuals").glob("*-3.safetensors"):
         (file.parent / file.name.replace("-3.", "-4.")).write_bytes(file.read_bytes())
@@ -77,7 +68,7 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tiny, tmp_path: Path):
     assert "out" not in told, "the file runs again as it is, elsewhere"
 
 
-def test_any_process_finds_what_another_one_kept(tiny, tmp_path: Path):
+def test_any_process_finds_what_another_one_kept(tmp_path):
     config = placed(tiny(**FEEDBACK, hosts=5), tmp_path)
     hosts = [build_host(config) for _ in range(2)]
     weights = copied(state_of(hosts[0].model))
@@ -98,16 +89,16 @@ def test_any_process_finds_what_another_one_kept(tiny, tmp_path: Path):
 
 
 @pytest.mark.parametrize("lost", [{(1, 1), (1, 2), (1, 3)}, {(p, 2) for p in range(5)}])
-def test_what_was_lost_on_the_way_does_not_count_as_sent(lost, tiny, house_of, spy):
+def test_what_was_lost_on_the_way_does_not_count_as_sent(lost):
     """The bits of a run that did not ask: those clients kept something back all the same."""
     config = tiny(**FEEDBACK, model="mlp", cohort=4)
 
     def without(question, partition):
         return question.kind == "tune" and (partition, question.round) in lost
 
-    spared = federate(config, spy(inline_port(house_of(config)), without).port)
+    spared = federate(config, Spy(inline_port(house_of(config)), without).port)
     port = inline_port(house_of(config))
-    eye = spy(port, without)
+    eye = Spy(port, without)
 
     def ask(question, partitions):
         if question.kind == "tune":
@@ -119,7 +110,7 @@ def test_what_was_lost_on_the_way_does_not_count_as_sent(lost, tiny, house_of, s
     assert sum(row["answered"] for row in result.rows) < 4 * config.rounds
 
 
-def test_a_client_that_failed_keeps_nothing_back(tiny, tmp_path: Path):
+def test_a_client_that_failed_keeps_nothing_back(tmp_path):
     config = placed(tiny(**FEEDBACK), tmp_path)
     host = build_host(config)
     weights = {n: torch.full_like(t, torch.nan) for n, t in copied(state_of(host.model)).items()}
@@ -129,7 +120,7 @@ def test_a_client_that_failed_keeps_nothing_back(tiny, tmp_path: Path):
     assert not (tmp_path / "residuals").exists()
 
 
-def test_the_summary_counts_what_was_sent(tiny, played):
+def test_the_summary_counts_what_was_sent():
     whole, few = played(tiny()), played(tiny(uplink="int4"))
     assert few.summary["bytes_up"] < 0.6 * whole.summary["bytes_up"]  # statistics travel too
     down = whole.summary["bytes_down"]  # but for masks, which are others now

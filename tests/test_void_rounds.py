@@ -6,7 +6,6 @@ Every method is played whole once, then again and again with one of its question
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +25,8 @@ from fedprune.server.rows import Row
 from fedprune.server.shrink import fitted
 from fedprune.server.state import ASKING, Plan, State
 from fedprune.tensors import count_kept, digest, state_of
+from tests.runs import house_of, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
 BASE: dict[str, Any] = {
     **{"model": "mlp", "clients": 3, "cohort": 2, "hosts": 1, "rounds": 4, "warmup": 1, "end": 3},
     **{"local_steps": 1, "agreement": False},
@@ -139,9 +137,7 @@ def done_with(method: str, plan: Plan, state: State) -> None:
 
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_nobody_answered_is_owed_and_changes_nothing(
-    method: str, tiny: Tiny, house_of: HouseOf
-):
+def test_what_nobody_answered_is_owed_and_changes_nothing(method):
     config = tiny(**{**BASE, **METHODS[method]})
     port = inline_port(house_of(config))
     state, plan = _opening(config, None, None)
@@ -201,7 +197,7 @@ def federated(config: RunConfig, host: Host, lost: Lost) -> Any:
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "cubic", "regrow", "adaptive"])
-def test_a_run_that_was_never_pruned_says_so(schedule: str, tiny: Tiny, house_of: HouseOf):
+def test_a_run_that_was_never_pruned_says_so(schedule):
     config = tiny(**{**BASE, **(ONCE if schedule == "one-shot" else {}), "schedule": schedule})
     result = federated(config, house_of(config), lambda q: q.kind == "score")
     told = result.summary
@@ -210,9 +206,7 @@ def test_a_run_that_was_never_pruned_says_so(schedule: str, tiny: Tiny, house_of
     assert told["quality"]["dense_at_pruning"] is None, "pruning never began"
 
 
-def test_a_run_of_void_rounds_raises_with_all_there_is(
-    tiny: Tiny, house_of: HouseOf, tmp_path: Path
-):
+def test_a_run_of_void_rounds_raises_with_all_there_is(tmp_path):
     config = tiny(**{**BASE, "lr": 1e30, "local_steps": 3, "baselines": ("dense",)})
     host, folder = house_of(config), tmp_path / "run"
     with pytest.raises(NoRoundCompleted, match=r"phase tune: .*(finite|NaN)") as told:
@@ -226,9 +220,7 @@ def test_a_run_of_void_rounds_raises_with_all_there_is(
     assert digest(result.state.weights) == digest(state_of(build_host(config).model))
 
 
-def test_a_void_round_is_the_checkpoint_of_the_one_before(
-    tiny: Tiny, house_of: HouseOf, tmp_path: Path
-):
+def test_a_void_round_is_the_checkpoint_of_the_one_before(tmp_path):
     """What a state says of owing and counting comes back, so that a resumed run owes the same."""
     config = tiny(**{**BASE, "uplink": "int8", "error_feedback": True})
     port = Losing(inline_port(house_of(config)), lambda q: q.round == 2 and q.kind == "tune").port
@@ -241,9 +233,7 @@ def test_a_void_round_is_the_checkpoint_of_the_one_before(
     assert [s.owed for s in states] == [False, True, False, False]
 
 
-def test_who_was_in_the_sum_of_a_model_that_is_not_taken_is_remembered(
-    tiny: Tiny, house_of: HouseOf
-):
+def test_who_was_in_the_sum_of_a_model_that_is_not_taken_is_remembered():
     """A sum in which one client less took part than in the one before gives that client away."""
     config = tiny(**{**BASE, **METHODS["tolerance"], "rank_tolerance": 0.0, "cohort": 3})
     port, asked = inline_port(house_of(config)), []

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ MASKS = {"w": torch.tensor([[True, False, True], [True, True, True]])}
 
 
 @pytest.fixture(params=["memory", "folder"])
-def residuals(request, tmp_path: Path) -> Residuals:
+def residuals(request, tmp_path) -> Residuals:
     return Residuals(tmp_path / "residuals" if request.param == "folder" else None)
 
 
@@ -19,7 +17,7 @@ def flat(*values: float) -> torch.Tensor:
     return torch.tensor(values)
 
 
-def test_what_was_kept_is_recalled_by_the_same_partition(residuals: Residuals):
+def test_what_was_kept_is_recalled_by_the_same_partition(residuals):
     kept_back = flat(1, 2, 3, 4, 5, 6, 7)  # two that are free, five that the mask keeps
     keep(residuals, 4, 2, 0, kept_back, WEIGHTS, MASKS)
     assert torch.equal(recalled(residuals, 4, 2, WEIGHTS, MASKS), kept_back)
@@ -29,13 +27,13 @@ def test_what_was_kept_is_recalled_by_the_same_partition(residuals: Residuals):
             recalled(residuals, partition, at, WEIGHTS, MASKS)
 
 
-def test_what_was_removed_since_is_left_out(residuals: Residuals):
+def test_what_was_removed_since_is_left_out(residuals):
     keep(residuals, 0, 1, 0, flat(1, 2, 3, 4, 5, 6, 7), WEIGHTS, MASKS)
     fewer = {"w": torch.tensor([[False, False, True], [True, False, True]])}
     assert recalled(residuals, 0, 1, WEIGHTS, fewer).tolist() == [1, 2, 4, 5, 7]
 
 
-def test_what_counted_last_stays_whatever_is_lost_after_it(tmp_path: Path):
+def test_what_counted_last_stays_whatever_is_lost_after_it(tmp_path):
     residuals = Residuals(tmp_path)
     for partition in (1, 12):
         for at, since in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 2)):  # 3, 4 and 5 were lost
@@ -46,7 +44,7 @@ def test_what_counted_last_stays_whatever_is_lost_after_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_all_that_was_sent_and_what_is_left_is_all_that_was_meant(residuals, bits: int):
+def test_all_that_was_sent_and_what_is_left_is_all_that_was_meant(residuals, bits):
     gen = torch.Generator().manual_seed(3)
     meant = sent = torch.zeros(7, dtype=torch.float64)
     for at in range(1, 30):

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from fedprune import TASKS, ConfigError, Result, RunConfig, Shard, federate
-from fedprune.client.host import Host, build_host, dense_model
+from fedprune.client.host import build_host, dense_model
 from fedprune.client.teacher import check_distillation, teacher_in, teacher_model
 from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.codec.wire import digest_of
 from fedprune.engines.inline import inline_port
 from fedprune.export.saved import load
 from fedprune.methods.distil import factor
-from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import broadcast, decode_question, encode_question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -23,24 +21,22 @@ from fedprune.tasks.language import windows
 from fedprune.tasks.task import classification_loss
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import state_of
+from tests.runs import Spy, cut_short, house_of, same, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-Same = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
 LEARNS = {"distil": 0.9}
 
 
 @pytest.fixture(scope="module")
-def watched(house_of: HouseOf, spy: Any) -> Callable[[RunConfig], tuple[Result, Any, list[State]]]:
+def watched() -> Callable[[RunConfig], tuple[Result, Any, list[State]]]:
     def run(config: RunConfig) -> tuple[Result, Any, list[State]]:
-        eye, states = spy(inline_port(house_of(config))), []
+        eye, states = Spy(inline_port(house_of(config))), []
         watch = Watch(row=lambda _row, _seconds, state: states.append(state))
         return federate(config, eye.port, watch=watch), eye.asked, states
 
     return run
 
 
-def test_the_teacher_is_the_model_before_it_is_pruned(tiny: Tiny, watched: Any, same: Same):
+def test_the_teacher_is_the_model_before_it_is_pruned(watched):
     result, asked, states = watched(tiny(**LEARNS))
     assert [bool(s.teacher) for s in states] == [False, False, True, True, True]
     _, weights, masks = from_coded(states[2].teacher)
@@ -54,7 +50,7 @@ def test_the_teacher_is_the_model_before_it_is_pruned(tiny: Tiny, watched: Any, 
     assert all(row["divergence"] > 0 for row in result.rows[2:])
 
 
-def test_a_teacher_changes_the_result_and_nothing_before_it(tiny: Tiny, watched: Any):
+def test_a_teacher_changes_the_result_and_nothing_before_it(watched):
     plain, taught = watched(tiny())[0], watched(tiny(**LEARNS))[0]
     digests = [[row["weights_digest"] for row in r.rows] for r in (plain, taught)]
     assert digests[0][:2] == digests[1][:2]
@@ -63,7 +59,7 @@ def test_a_teacher_changes_the_result_and_nothing_before_it(tiny: Tiny, watched:
     assert masks[0] == masks[1], "it is learned from after the pruning"
 
 
-def test_a_partition_receives_a_teacher_once(tiny: Tiny, watched: Any):
+def test_a_partition_receives_a_teacher_once(watched):
     _, asked, states = watched(tiny(**LEARNS))
     taught: set[int] = set()
     for question, partitions, aggregate in asked:
@@ -77,7 +73,7 @@ def test_a_partition_receives_a_teacher_once(tiny: Tiny, watched: Any):
     assert set(states[-1].taught.values()) == {digest_of(states[-1].teacher)}
 
 
-def test_a_question_with_another_teacher_is_refused(cnn: tuple[Host, Question], tiny: Tiny):
+def test_a_question_with_another_teacher_is_refused(cnn):
     host, question = cnn
     packet = encode_question(replace(question, kind="tune", teacher=b"a" * 40, distil=0.5), "fp32")
     assert decode_question(packet, host.layout).teacher == b"a" * 40
@@ -93,7 +89,7 @@ def test_a_question_with_another_teacher_is_refused(cnn: tuple[Host, Question], 
     assert "teacher: damaged" in aggregate.failures[0].reason
 
 
-def test_weights_may_fall_over_rounds(tiny: Tiny):
+def test_weights_may_fall_over_rounds():
     config = tiny(**LEARNS, distil_schedule="linear")  # pruning begins in round 3 of 5
     assert [factor(config, r) for r in (3, 4, 5)] == pytest.approx([1, 2 / 3, 1 / 3])
     keys = {"sparsity": 0.0, "reduce": ("dead",), "reduce_round": 4}
@@ -104,22 +100,10 @@ def test_weights_may_fall_over_rounds(tiny: Tiny):
     assert factor(tiny(**LEARNS), 5) == 1.0
 
 
-class Stop(Exception):
-    pass
-
-
-def test_a_resumed_run_has_the_same_teacher(tiny: Tiny, house_of: HouseOf, tmp_path: Path):
+def test_a_resumed_run_has_the_same_teacher(tmp_path):
     config = tiny(**LEARNS, baselines=("dense",))
     whole = federate(config, inline_port(house_of(config)), folder=tmp_path / "whole")
-
-    def stop(row: Any, *_: Any) -> None:
-        if row["round"] == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        federate(
-            config, inline_port(house_of(config)), folder=tmp_path / "cut", watch=Watch(row=stop)
-        )
+    cut_short(config, tmp_path / "cut", 4)
     again = federate(config, inline_port(house_of(config)), folder=tmp_path / "cut", resume=True)
     assert again.rows == whole.rows
     dense = [row for row in whole.rows if row["arm"] == "dense"]
@@ -138,7 +122,7 @@ def shards() -> dict[int, Shard]:
 
 
 @pytest.fixture(scope="module")
-def large(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(tmp_path_factory) -> Path:
     """A finished run of a LLaMA with two blocks of width 32, pruned."""
     folder = tmp_path_factory.mktemp("runs") / "large"
     config = tiny(task="shakespeare", clients=3, cohort=3, rounds=2, warmup=1, end=2, width=32)
@@ -160,12 +144,12 @@ KINDS = [
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", KINDS, ids=str)
-def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny: Tiny, spy: Any):
+def test_a_smaller_student_learns_from_another_run(keys, large):
     runs = {}
     for teacher in ("", str(large)):
         given = {**SMALL, **keys} if teacher else {**SMALL, "model": keys.get("model", "llama")}
         config = tiny(**given, teacher=teacher)
-        eye = spy(inline_port(build_host(config, shards())))
+        eye = Spy(inline_port(build_host(config, shards())))
         runs[teacher] = federate(config, eye.port)
     rows = [r.rows for r in runs.values()]
     assert rows[0][0]["divergence"] is None
@@ -178,7 +162,7 @@ def test_a_smaller_student_learns_from_another_run(keys: Any, large: Path, tiny:
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("unit", ["neuron", "sublayer", "layer"])
-def test_a_student_that_shrinks_learns_from_what_it_was(unit: str, tiny: Tiny):
+def test_a_student_that_shrinks_learns_from_what_it_was(unit):
     """Also with layers fitted to the model before, which has the shapes of the round."""
     keys = {"distil": 0.5, "distil_hidden": 0.5, "distil_attention": 0.5, "reconstruct": "outputs"}
     config = tiny(
@@ -197,7 +181,7 @@ def test_a_student_that_shrinks_learns_from_what_it_was(unit: str, tiny: Tiny):
     assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in dense.items()}
 
 
-def test_what_teaches_is_the_model_of_that_run(large: Path, tiny: Tiny, same: Same):
+def test_what_teaches_is_the_model_of_that_run(large):
     model = teacher_model(teacher_in(str(large)), tiny())
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -205,7 +189,7 @@ def test_what_teaches_is_the_model_of_that_run(large: Path, tiny: Tiny, same: Sa
     assert same(dict(model.named_parameters()), dict(own.named_parameters()))
 
 
-def test_a_teacher_that_is_none_is_refused(large: Path, tmp_path: Path):
+def test_a_teacher_that_is_none_is_refused(large, tmp_path):
     with pytest.raises(ValueError, match=r"^teacher='.*none': no model.fedprune there; allowed: t"):
         teacher_in(str(tmp_path / "none"))
     (tmp_path / CODED_NAME).write_bytes((large / CODED_NAME).read_bytes()[:-40])
@@ -213,9 +197,7 @@ def test_a_teacher_that_is_none_is_refused(large: Path, tmp_path: Path):
         teacher_in(str(tmp_path))
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_starts(
-    large: Path, tiny: Tiny, house_of: HouseOf, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_cannot_be_compared_is_refused_before_anything_starts(large, monkeypatch):
     config = tiny(distil_hidden=0.5)
     with pytest.raises(ConfigError, match=r"^distil-hidden: 0 stacks of blocks"):
         federate(config, inline_port(house_of(config)))
@@ -233,13 +215,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(
         check_distillation(config, student, b"")
 
 
-def test_a_model_is_in_the_mode_it_was(tiny: Tiny):
+def test_a_model_is_in_the_mode_it_was():
     config = tiny(**LEARNS)
     student = dense_model(config).train()
     check_distillation(config, student, b"")
     assert student.training
 
 
-def test_questions_without_a_teacher_say_nothing_of_one(cnn: tuple[Host, Question]):
+def test_questions_without_a_teacher_say_nothing_of_one(cnn):
     head = json.loads(encode_question(cnn[1], "fp32").head)
     assert not {"teacher", "distil"} & head.keys()

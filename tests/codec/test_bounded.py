@@ -28,12 +28,7 @@ from fedprune.codec.masks import (
     encode_mask,
 )
 from fedprune.codec.model_digest import edits_in
-from fedprune.codec.wire import (
-    Packet,
-    flags_of,
-    head_of,
-    rungs_of,
-)
+from fedprune.codec.wire import Packet, flags_of, head_of, rungs_of
 from fedprune.learning.candidates import from_table
 from fedprune.structure.edits import from_json
 
@@ -136,7 +131,7 @@ CLAIMS = list(claims())
 
 
 @pytest.mark.parametrize(("decode", "data"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
-def test_what_claims_to_be_large_is_refused_in_a_few_megabytes(decode: Decoder, data: bytes):
+def test_what_claims_to_be_large_is_refused_in_a_few_megabytes(decode, data):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError):  # noqa: PT011  which words is each decoder's own affair
@@ -172,13 +167,13 @@ def test_what_claims_to_be_large_is_refused_in_a_few_megabytes(decode: Decoder, 
     ],
     ids=lambda table: repr(table)[:40],
 )
-def test_a_table_of_candidates_is_one_or_a_value_error(table: Any):
+def test_a_table_of_candidates_is_one_or_a_value_error(table):
     with pytest.raises(ValueError):  # noqa: PT011
         from_table(table, ["w"])
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 2**16, 10**7])
-def test_a_mask_that_keeps_all_or_nothing_is_not_mistaken_for_a_claim(size: int):
+def test_a_mask_that_keeps_all_or_nothing_is_not_mistaken_for_a_claim(size):
     for mask in (torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)):
         assert torch.equal(decode_mask(encode_mask({"a": mask}))["a"], mask)
         assert torch.equal(decode_mask(encode_mask({"a": mask}), size)["a"], mask)

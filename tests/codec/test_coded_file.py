@@ -1,22 +1,16 @@
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fedprune
-from fedprune import TASKS, RunConfig, select
-from fedprune.codec.coded_file import (
-    CODED_NAME,
-    MAGIC,
-    from_coded,
-    to_coded,
-)
+from fedprune import TASKS, select
+from fedprune.codec.coded_file import CODED_NAME, MAGIC, from_coded, to_coded
 from fedprune.codec.masks import mask_digest
 from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import load, save_folder
@@ -25,8 +19,8 @@ from fedprune.records.folder import write_results
 from fedprune.server.state import State
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import digest, load_into, masked, state_of
+from tests.runs import same, tiny
 
-Same = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
 ORIGIN = {"task": "digits", "plugin": ""}
 WEIGHTS = {
     "z": torch.tensor([[1.5, 0.0], [0.0, -3e-42]]),
@@ -37,7 +31,7 @@ WEIGHTS = {
 MASKS = {"z": torch.tensor([[True, False], [False, True]])}
 
 
-def test_a_coded_file_comes_back_bit_for_bit(same: Same):
+def test_a_coded_file_comes_back_bit_for_bit():
     head, weights, masks = from_coded(to_coded(ORIGIN, WEIGHTS, MASKS))
     assert same(weights, WEIGHTS)
     assert same(masks, MASKS)
@@ -72,12 +66,12 @@ def test_a_file_cut_short_anywhere_is_found():
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + bytes(90), MAGIC[:-1], b"{}"])
-def test_a_foreign_file_is_named_so(data: bytes):
+def test_a_foreign_file_is_named_so(data):
     with pytest.raises(ValueError, match="not a fedprune coded file"):
         from_coded(data)
 
 
-def test_both_forms_of_a_finished_run_give_the_same_bits(run_folder: Path, same: Same):
+def test_both_forms_of_a_finished_run_give_the_same_bits(run_folder):
     whole, coded = load(run_folder / "model"), load(run_folder)
     assert same(state_of(whole), state_of(coded))
     assert same(whole.state_dict(), coded.state_dict())
@@ -86,7 +80,7 @@ def test_both_forms_of_a_finished_run_give_the_same_bits(run_folder: Path, same:
     assert digest(state_of(coded)) == summary["weights_digest"]
 
 
-def test_what_a_run_writes_fits_together(run_folder: Path):
+def test_what_a_run_writes_fits_together(run_folder):
     summary = json.loads((run_folder / "summary.json").read_text())
     _, weights, masks = from_coded((run_folder / CODED_NAME).read_bytes())
     bits = (run_folder / "mask").read_bytes()
@@ -100,7 +94,7 @@ def test_what_a_run_writes_fits_together(run_folder: Path):
     assert on_disk["pruned"] < on_disk["dense"] * 0.7
 
 
-def test_a_model_of_ones_own_is_filled(run_folder: Path, same: Same):
+def test_a_model_of_ones_own_is_filled(run_folder):
     own = load(run_folder)
     for p in own.parameters():
         p.data.fill_(1.0)
@@ -108,12 +102,12 @@ def test_a_model_of_ones_own_is_filled(run_folder: Path, same: Same):
     assert same(state_of(own), state_of(load(run_folder)))
 
 
-def test_a_model_that_does_not_fit_is_named(run_folder: Path):
+def test_a_model_that_does_not_fit_is_named(run_folder):
     with pytest.raises(ValueError, match=r"does not fit the model: .*differs"):
         load(run_folder, nn.Linear(3, 2))
 
 
-def test_a_task_that_is_gone_is_named(run_folder: Path, tmp_path: Path, same: Same):
+def test_a_task_that_is_gone_is_named(run_folder, tmp_path):
     _, weights, masks = from_coded((run_folder / CODED_NAME).read_bytes())
     (tmp_path / CODED_NAME).write_bytes(to_coded({"task": "gone", "plugin": ""}, weights, masks))
     with pytest.raises(ValueError, match=r"task 'gone' is not known here; pass the model"):
@@ -121,12 +115,12 @@ def test_a_task_that_is_gone_is_named(run_folder: Path, tmp_path: Path, same: Sa
     assert same(state_of(load(tmp_path, load(run_folder))), weights)
 
 
-def test_an_empty_folder_is_named(tmp_path: Path):
+def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"neither {CODED_NAME} nor {MANIFEST_NAME}"):
         load(tmp_path)
 
 
-def test_a_damaged_file_is_named(run_folder: Path, tmp_path: Path):
+def test_a_damaged_file_is_named(run_folder, tmp_path):
     data = bytearray((run_folder / CODED_NAME).read_bytes())
     data[-100] ^= 1
     (tmp_path / CODED_NAME).write_bytes(data)
@@ -134,15 +128,13 @@ def test_a_damaged_file_is_named(run_folder: Path, tmp_path: Path):
         load(tmp_path)
 
 
-def test_a_model_folder_can_be_moved(run_folder: Path, tmp_path: Path, same: Same):
+def test_a_model_folder_can_be_moved(run_folder, tmp_path):
     moved = shutil.copytree(run_folder / "model", tmp_path / "elsewhere")
     assert same(state_of(load(moved)), state_of(load(run_folder)))
 
 
 @pytest.fixture(scope="module")
-def language_folder(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]
-) -> Path:
+def language_folder(tmp_path_factory) -> Path:
     """What a run of the default task writes of its model: a LLaMA, 80 % pruned by magnitude."""
     folder = tmp_path_factory.mktemp("llama")
     config = tiny(task="shakespeare")
@@ -156,7 +148,7 @@ def language_folder(
     return folder
 
 
-def test_transformers_loads_the_model_folder(language_folder: Path, same: Same):
+def test_transformers_loads_the_model_folder(language_folder):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(language_folder / "model")
@@ -169,7 +161,7 @@ def test_transformers_loads_the_model_folder(language_folder: Path, same: Same):
     assert sum(zeros) == round(0.8 * (2 * (4 * 64 * 64 + 3 * 64 * 176)))
 
 
-def test_transformers_loads_the_tokenizer_and_writes_text(language_folder: Path):
+def test_transformers_loads_the_tokenizer_and_writes_text(language_folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(language_folder / "model")
@@ -182,9 +174,7 @@ def test_transformers_loads_the_tokenizer_and_writes_text(language_folder: Path)
     assert said.shape[1] == len(text) + 5
 
 
-def test_tied_weights_are_saved_once_and_loaded_tied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: Same
-):
+def test_tied_weights_are_saved_once_and_loaded_tied(tmp_path, monkeypatch):
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()

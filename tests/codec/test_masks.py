@@ -54,20 +54,20 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @given(masks_())
-def test_decoding_gives_back_what_was_encoded(masks: dict[str, Tensor]) -> None:
+def test_decoding_gives_back_what_was_encoded(masks):
     data = encode_mask(masks)
     assert same(masks, decode_mask(data))
     assert encode_mask(decode_mask(data)) == data
 
 
 @given(masks_())
-def test_never_more_than_a_bit_a_weight(masks: dict[str, Tensor]) -> None:
+def test_never_more_than_a_bit_a_weight(masks):
     n = sum(m.numel() for m in masks.values())
     assert len(encode_mask(masks)) <= math.ceil(n / 8) + 64 + described(masks)
 
 
 @pytest.mark.parametrize("percent", range(1, 100))
-def test_random_masks_are_within_two_percent_of_their_entropy(percent: int) -> None:
+def test_random_masks_are_within_two_percent_of_their_entropy(percent):
     masks = {"w": spread_out(MILLION, MILLION * percent // 100, percent)}
     data = encode_mask(masks)
     assert len(data) <= 1.02 * entropy(masks["w"]) + 64 + described(masks)
@@ -77,14 +77,14 @@ def test_random_masks_are_within_two_percent_of_their_entropy(percent: int) -> N
 
 @pytest.mark.parametrize("kept", [0, 1, 10, 100, 200, 300, 500, 700, 1000, 3000])
 @pytest.mark.parametrize("flipped", [False, True])
-def test_nearly_empty_and_nearly_full_masks_too(kept: int, flipped: bool) -> None:
+def test_nearly_empty_and_nearly_full_masks_too(kept, flipped):
     masks = {"w": spread_out(MILLION, kept, kept) ^ flipped}
     data = encode_mask(masks)
     assert len(data) <= 1.02 * entropy(masks["w"]) + 64 + described(masks)
     assert same(masks, decode_mask(data))
 
 
-def test_tensors_of_uneven_density_are_coded_for_themselves() -> None:
+def test_tensors_of_uneven_density_are_coded_for_themselves():
     kept = [5_000, 100_000, 250_000, 490_000]
     masks = {f"layer{i}": spread_out(500_000, k, i).reshape(500, -1) for i, k in enumerate(kept)}
     data = encode_mask(masks)
@@ -101,13 +101,13 @@ def test_tensors_of_uneven_density_are_coded_for_themselves() -> None:
         (torch.ones(MILLION, dtype=torch.bool), 40),
     ],
 )
-def test_patterns_cost_far_less_than_their_entropy(mask: Tensor, at_most: int) -> None:
+def test_patterns_cost_far_less_than_their_entropy(mask, at_most):
     data = encode_mask({"w": mask})
     assert len(data) <= at_most
     assert same({"w": mask}, decode_mask(data))
 
 
-def test_many_names_alike_cost_little() -> None:
+def test_many_names_alike_cost_little():
     masks = {
         f"model.layers.{i}.self_attn.q_proj.weight": torch.ones(8, 8, dtype=torch.bool)
         for i in range(100)
@@ -116,7 +116,7 @@ def test_many_names_alike_cost_little() -> None:
     assert same(masks, decode_mask(encode_mask(masks)))
 
 
-def test_views_that_are_not_contiguous() -> None:
+def test_views_that_are_not_contiguous():
     mask = spread_out(120, 40).reshape(10, 12)
     assert same({"t": mask.t().contiguous()}, decode_mask(encode_mask({"t": mask.t()})))
 
@@ -129,7 +129,7 @@ SAMPLE = {
 }
 
 
-def test_every_damaged_byte_is_noticed() -> None:
+def test_every_damaged_byte_is_noticed():
     data = encode_mask(SAMPLE)
     for i in range(len(data)):
         for flip in (1, 0x80, 0xFF):
@@ -137,7 +137,7 @@ def test_every_damaged_byte_is_noticed() -> None:
                 decode_mask(data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :])
 
 
-def test_bytes_cut_short_or_added_are_noticed() -> None:
+def test_bytes_cut_short_or_added_are_noticed():
     data = encode_mask(SAMPLE)
     for i in range(len(data)):
         with pytest.raises(ValueError, match=r"encoded mask"):
@@ -147,24 +147,24 @@ def test_bytes_cut_short_or_added_are_noticed() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_foreign_bytes_are_refused(data: bytes) -> None:
+def test_foreign_bytes_are_refused(data):
     with pytest.raises(ValueError, match="encoded mask"):
         decode_mask(data)
 
 
-def test_bytes_of_another_format_are_called_so() -> None:
+def test_bytes_of_another_format_are_called_so():
     with pytest.raises(ValueError, match="not an encoded mask: it does not start with b'FPMK'"):
         decode_mask(b"\x93NUMPY" + bytes(100))
 
 
-def test_another_version_is_refused() -> None:
+def test_another_version_is_refused():
     data = bytearray(encode_mask(SAMPLE))
     data[4] = 9
     with pytest.raises(ValueError, match="has version 9, expected 1"):
         decode_mask(bytes(data))
 
 
-def test_nonsense_under_a_right_checksum_ends_in_masks_or_a_value_error() -> None:
+def test_nonsense_under_a_right_checksum_ends_in_masks_or_a_value_error():
     rng = random.Random(0)
     good = encode_mask(SAMPLE)[13:]
     refused = set()
@@ -179,13 +179,13 @@ def test_nonsense_under_a_right_checksum_ends_in_masks_or_a_value_error() -> Non
     assert len(refused) > 1000
 
 
-def test_only_boolean_tensors_are_masks() -> None:
+def test_only_boolean_tensors_are_masks():
     for function in (encode_mask, mask_digest):
         with pytest.raises(ValueError, match=r"mask of 'w' must be boolean, got torch\.float32"):
             function({"w": torch.ones(3)})
 
 
-def test_the_digest_ignores_the_order_and_nothing_else() -> None:
+def test_the_digest_ignores_the_order_and_nothing_else():
     digest = mask_digest(SAMPLE)
     assert digest == mask_digest(dict(reversed(SAMPLE.items())))
     assert digest == mask_digest(decode_mask(encode_mask(SAMPLE)))
@@ -199,7 +199,7 @@ def test_the_digest_ignores_the_order_and_nothing_else() -> None:
     assert len({digest, *map(mask_digest, others)}) == 1 + len(others)
 
 
-def test_the_digest_of_a_known_mask() -> None:
+def test_the_digest_of_a_known_mask():
     masks = {"b": torch.tensor([True, False, True]), "a": torch.ones(2, 8, dtype=torch.bool)}
     # By name: its length, the name, number of axes, axes; then the bits, first one on top.
     plain = b"\x01a\x02\x02\x08\xff\xff" + b"\x01b\x01\x03\xa0"

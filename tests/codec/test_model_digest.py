@@ -2,12 +2,7 @@ import pytest
 import torch
 
 from fedprune.codec.masks import decode_mask, encode_mask, mask_digest
-from fedprune.codec.model_digest import (
-    bits_of,
-    edits_in,
-    mask_bits,
-    model_digest,
-)
+from fedprune.codec.model_digest import bits_of, edits_in, mask_bits, model_digest
 from fedprune.structure.edits import Edit
 
 MASKS = {"a": torch.tensor([[True, False], [False, True]]), "b": torch.ones(3, dtype=torch.bool)}

@@ -3,12 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.codec.stochastic_rounding import (
-    BITS,
-    CHUNK,
-    decode_rounded,
-    encode_rounded,
-)
+from fedprune.codec.stochastic_rounding import BITS, CHUNK, decode_rounded, encode_rounded
 from fedprune.codec.wire import head_of, pack, values_of
 
 
@@ -29,7 +24,7 @@ def steps(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bits", BITS.values())
-def test_on_average_nothing_is_lost(bits: int):
+def test_on_average_nothing_is_lost(bits):
     values, times = drawn(700), 4000
     off = sum(arrived(values, bits, seed).double() for seed in range(times)) / times - values
     step = steps(values, bits)
@@ -46,7 +41,7 @@ def test_on_average_nothing_is_lost(bits: int):
     scale=st.sampled_from([1e-30, 1.0, 1e30]),
     seed=st.integers(0, 9),
 )
-def test_what_arrives_is_a_neighbouring_level(size: int, bits: int, scale: float, seed: int):
+def test_what_arrives_is_a_neighbouring_level(size, bits, scale, seed):
     values = drawn(size, seed) * scale
     values[::3] = 0.0
     back = arrived(values, bits, seed)
@@ -74,7 +69,7 @@ def test_the_same_generator_gives_the_same_bytes_and_another_one_others():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("bits", BITS.values())
-def test_what_is_not_finite_arrives_so(bad: float, bits: int):
+def test_what_is_not_finite_arrives_so(bad, bits):
     values = drawn(2 * CHUNK)
     values[5] = bad
     back = arrived(values, bits)
@@ -90,7 +85,7 @@ def test_bytes_that_are_not_so_many_values_are_refused():
 
 
 @pytest.mark.parametrize("wire", BITS)
-def test_a_packet_carries_them(wire: str):
+def test_a_packet_carries_them(wire):
     values = drawn(1001)
     packet = pack(
         {"kind": "tune"}, {"values": (values, wire)}, gen=torch.Generator().manual_seed(0)

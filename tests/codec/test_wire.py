@@ -27,7 +27,7 @@ def bits_of(values: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("wire", VALUE_TYPES)
 @given(numbers=st.lists(FLOATS, max_size=20))
-def test_what_comes_back_is_what_was_cast_bit_for_bit(wire: str, numbers: list[float]):
+def test_what_comes_back_is_what_was_cast_bit_for_bit(wire, numbers):
     values = torch.tensor(numbers, dtype=torch.float32)
     packet = pack({"kind": "tune"}, {"values": (values, wire)})
     cast = values if wire == "fp32" else values.to(VALUE_TYPES[wire]).float()
@@ -66,7 +66,7 @@ def test_values_may_be_a_read_only_view():
 
 
 @pytest.mark.parametrize("wire", ["fp8", "", None, 32, "FP32"])
-def test_values_of_a_foreign_type_are_refused(wire: object):
+def test_values_of_a_foreign_type_are_refused(wire):
     packet = Packet({"head": json.dumps({"wire": wire})}, {"values": b"1234"})
     with pytest.raises(ValueError, match="expected one of fp32, fp16, bf16"):
         values_of(packet)
@@ -80,20 +80,20 @@ def test_a_head_without_a_type_is_refused():
 @pytest.mark.parametrize(
     ("wire", "size"), [("fp32", 1), ("fp32", 6), ("fp32", 7), ("fp16", 3), ("bf16", 1)]
 )
-def test_bytes_that_are_no_whole_number_of_values_are_refused(wire: str, size: int):
+def test_bytes_that_are_no_whole_number_of_values_are_refused(wire, size):
     packet = Packet({"head": json.dumps({"wire": wire})}, {"values": bytes(size)})
     with pytest.raises(ValueError, match=f"{size} bytes of values are no whole number of {wire}"):
         values_of(packet)
 
 
 @pytest.mark.parametrize("head", [b"", b"{", b"[]", b"7", b"null", b"\xff\xfe", b'"text"'])
-def test_a_head_that_is_no_json_object_is_refused(head: bytes):
+def test_a_head_that_is_no_json_object_is_refused(head):
     with pytest.raises(ValueError):  # noqa: PT011 (json's own message, or ours)
         head_of(Packet({"head": head}))
 
 
 @given(st.lists(st.booleans(), max_size=70))
-def test_flags_come_back_as_they_went(flags: list[bool]):
+def test_flags_come_back_as_they_went(flags):
     flat = torch.tensor(flags, dtype=torch.bool)
     data = pack_flags(flat)
     assert flags_of(data, len(flags)).tolist() == flags
@@ -109,7 +109,7 @@ def test_a_mask_of_named_tensors_is_no_flags():
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", bytes(40)])
-def test_foreign_bytes_are_no_flags(data: bytes):
+def test_foreign_bytes_are_no_flags(data):
     with pytest.raises(ValueError):  # noqa: PT011 (the mask codec's own message)
         flags_of(data, 2)
 
@@ -133,7 +133,7 @@ def test_every_scaled_type_has_its_bound_here():
     numbers=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30),
     exponent=st.integers(-60, 60),
 )
-def test_a_scaled_value_is_nearly_what_it_was(wire: str, numbers: list[float], exponent: int):
+def test_a_scaled_value_is_nearly_what_it_was(wire, numbers, exponent):
     values = torch.tensor(numbers) * 2.0**exponent
     largest = float(values.abs().max())
     if largest < 1e-30:  # subnormal results have fewer bits of their own
@@ -153,7 +153,7 @@ def test_a_scaled_value_is_nearly_what_it_was(wire: str, numbers: list[float], e
 
 
 @pytest.mark.parametrize(("wire", "width"), [("fp16-scaled", 2), ("log8", 1)])
-def test_scaled_values_are_that_small(wire: str, width: int):
+def test_scaled_values_are_that_small(wire, width):
     packet = pack({"kind": "score"}, {"values": (torch.randn(1000), wire)})
     assert len(packet["values"]) == 1000 * width
     assert head_of(packet)["scale"] > 1
@@ -161,13 +161,13 @@ def test_scaled_values_are_that_small(wire: str, width: int):
 
 @pytest.mark.parametrize("wire", SCALED)
 @pytest.mark.parametrize("values", [[], [0.0], [0.0, -0.0]])
-def test_nothing_and_nought_come_back(wire: str, values: list[float]):
+def test_nothing_and_nought_come_back(wire, values):
     assert back(torch.tensor(values), wire).tolist() == values
 
 
 @pytest.mark.parametrize("wire", SCALED)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_does_not_become_finite(wire: str, bad: float):
+def test_what_is_not_finite_does_not_become_finite(wire, bad):
     """The receiver's check refuses the answer then."""
     assert not torch.isfinite(back(torch.tensor([1.0, bad, 2.0]), wire)).all()
 
@@ -181,7 +181,7 @@ def test_log8_keeps_the_order_and_two_decades_apart():
 
 
 @pytest.mark.parametrize("wire", ["fp32", "fp16-scaled", "log8"])
-def test_a_second_buffer_has_a_type_of_its_own(wire: str):
+def test_a_second_buffer_has_a_type_of_its_own(wire):
     more = torch.tensor([3.0, -0.5, 0.0])
     packet = pack({}, {"values": (torch.ones(4), "bf16"), "more": (more, wire)}, b"bits")
     assert values_of(packet).tolist() == [1.0] * 4

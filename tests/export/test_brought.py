@@ -53,7 +53,7 @@ def llama(folder: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32])
-def played(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+def played(request, tmp_path_factory) -> tuple[Path, Path, Any]:
     """The user's folder, and a run that began with it."""
     folder = tmp_path_factory.mktemp("brought")
     llama(folder / "own", request.param)
@@ -81,7 +81,7 @@ def dtypes(path: Path) -> set[str]:
 
 
 @pytest.mark.sampled(1)
-def test_every_file_and_the_type_come_back_in_every_form(played: tuple[Path, Path, Any]):
+def test_every_file_and_the_type_come_back_in_every_form(played):
     own, run, result = played
     config = configure({**result_config(run)})
     removed = result.summary["sparsity"]
@@ -102,7 +102,7 @@ def test_every_file_and_the_type_come_back_in_every_form(played: tuple[Path, Pat
         assert torch.equal(value, state_of(result.model)[name]), "the coded file is exact"
 
 
-def test_what_was_saved_loads_when_the_user_s_folder_is_gone(played: tuple[Path, Path, Any]):
+def test_what_was_saved_loads_when_the_user_s_folder_is_gone(played):
     """A cut one needs it, and says so."""
     own, run, _ = played
     there = [fedprune.load(folder) for folder in (run, run / "model")]
@@ -127,7 +127,7 @@ def torch_type(own: Path) -> torch.dtype:
     return {"BF16": torch.bfloat16, "F32": torch.float32}[dtypes(own / "model.safetensors").pop()]
 
 
-def test_a_card_is_read_by_the_hub(played: tuple[Path, Path, Any]):
+def test_a_card_is_read_by_the_hub(played):
     from huggingface_hub import ModelCard
 
     _, run, _ = played

@@ -17,6 +17,7 @@ from fedprune.export.measure import (
 )
 from fedprune.protocol.models import dense_model
 from tests.families import FACTS, family
+from tests.runs import tiny
 
 
 def test_parameters_are_counted_once_and_zeros_apart():
@@ -53,7 +54,7 @@ def by_hand(name: str, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
-def test_operations_are_those_of_the_layers_and_of_attention(name: str):
+def test_operations_are_those_of_the_layers_and_of_attention(name):
     ids = torch.arange(14).reshape(2, 7) % 19
     kwargs = {"input_ids": ids} | ({"decoder_input_ids": ids} if name.startswith("t5") else {})
     extra = 2 * 14 * 2 * 2 if name.startswith("llama") else 0  # rotary angles: a product of its own
@@ -90,7 +91,7 @@ def test_the_attention_is_as_before_afterwards():
 
 
 @pytest.mark.parametrize("task", ["digits", "shakespeare", "shakespeare-restore"])
-def test_the_call_of_a_task_is_caught_and_can_be_repeated(task: str, tiny):
+def test_the_call_of_a_task_is_caught_and_can_be_repeated(task):
     config = tiny(task=task)
     model = dense_model(config).eval()
     forward = forward_of(TASKS[task], model, config, batch=3)

@@ -6,15 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune import RunConfig, load, select
+from fedprune import load, select
 from fedprune.client.host import layout_for
-from fedprune.export.exporting import (
-    FORMS,
-    Cargo,
-    export,
-    probe_of,
-    ties_of,
-)
+from fedprune.export.exporting import FORMS, Cargo, export, probe_of, ties_of
 from fedprune.export.folders import said
 from fedprune.export.manifest import read_manifest
 from fedprune.export.measure import size_of
@@ -24,6 +18,7 @@ from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tensors import state_of
+from tests.runs import same, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {
@@ -36,7 +31,7 @@ TASKS = {
 
 
 @pytest.fixture
-def cargo(tiny: Callable[..., RunConfig]) -> Callable[..., Cargo]:
+def cargo() -> Callable[..., Cargo]:
     """A family that lost heads and neurons (none, if not cut), and 60 % of the weights left."""
 
     def made(family: str, *, heads: bool = True, uneven: bool = True, cut: bool = True) -> Cargo:
@@ -60,7 +55,7 @@ def cargo(tiny: Callable[..., RunConfig]) -> Callable[..., Cargo]:
 
 
 @pytest.mark.parametrize("family", TASKS)
-def test_any_shape_comes_back_bit_for_bit(family: str, cargo, tmp_path: Path, same):
+def test_any_shape_comes_back_bit_for_bit(family, cargo, tmp_path):
     goods = cargo(family, heads=family != "llama-gqa")  # it has the two groups that are kept
     checked = export(goods, "safetensors", tmp_path / "out")
     assert "bit for bit" in checked
@@ -75,7 +70,7 @@ def test_any_shape_comes_back_bit_for_bit(family: str, cargo, tmp_path: Path, sa
     assert set(about["files"]) >= {"model.safetensors", "tokenizer.json"}
 
 
-def test_ties_are_told_and_come_back_tied(cargo, tmp_path: Path):
+def test_ties_are_told_and_come_back_tied(cargo, tmp_path):
     goods = cargo("gpt2", cut=False)
     assert ties_of(goods.model) == {"lm_head.weight": "transformer.wte.weight"}
     export(goods, "safetensors", tmp_path / "out")
@@ -84,7 +79,7 @@ def test_ties_are_told_and_come_back_tied(cargo, tmp_path: Path):
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "bert"])
-def test_what_a_plain_config_says_is_loaded_by_transformers(family: str, cargo, tmp_path: Path):
+def test_what_a_plain_config_says_is_loaded_by_transformers(family, cargo, tmp_path):
     import transformers
 
     goods = cargo(family, uneven=False, heads=family != "bert")
@@ -96,13 +91,13 @@ def test_what_a_plain_config_says_is_loaded_by_transformers(family: str, cargo, 
     assert torch.equal(said(load(tmp_path / "out"), probe), said(theirs.eval(), probe))
 
 
-def test_what_it_does_not_say_is_refused_with_what_works(cargo, tmp_path: Path):
+def test_what_it_does_not_say_is_refused_with_what_works(cargo, tmp_path):
     with pytest.raises(ValueError, match=r"to='hf': its blocks keep .*allowed: --to safetensors"):
         export(cargo("llama"), "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == [], "nothing half done stays"
 
 
-def test_the_sparse_file_comes_back_bit_for_bit(cargo, tmp_path: Path, same):
+def test_the_sparse_file_comes_back_bit_for_bit(cargo, tmp_path):
     goods = cargo("llama", cut=False)
     export(goods, "sparse", tmp_path / "out")
     assert same(load(tmp_path / "out").state_dict(), goods.model.state_dict())
@@ -115,7 +110,7 @@ def test_the_sparse_file_comes_back_bit_for_bit(cargo, tmp_path: Path, same):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_model_comes_back_quantised(kind: str, cargo, tmp_path: Path):
+def test_a_quantised_model_comes_back_quantised(kind, cargo, tmp_path):
     goods = replace(cargo("gpt2", heads=False), precision=Precision(kind, 16))
     export(goods, "safetensors", tmp_path / "out")
     back = load(tmp_path / "out")
@@ -127,19 +122,19 @@ def test_a_quantised_model_comes_back_quantised(kind: str, cargo, tmp_path: Path
         export(replace(goods, model=back, precision=None), "sparse", tmp_path / "again")
 
 
-def test_bits_are_for_safetensors_only(cargo, tmp_path: Path):
+def test_bits_are_for_safetensors_only(cargo, tmp_path):
     goods = replace(cargo("llama", cut=False), precision=Precision("int8"))
     for to in FORMS.keys() - {"safetensors"}:
         with pytest.raises(ValueError, match=f"not with --to {to}; allowed: --to safetensors"):
             export(goods, to, tmp_path / "out")
 
 
-def test_a_folder_that_is_there_is_not_written_to(cargo, tmp_path: Path):
+def test_a_folder_that_is_there_is_not_written_to(cargo, tmp_path):
     with pytest.raises(FileExistsError, match="is there already"):
         export(cargo("llama", cut=False), "sparse", tmp_path)
 
 
-def test_a_model_without_a_config_is_refused(tiny, tmp_path: Path):
+def test_a_model_without_a_config_is_refused(tmp_path):
     config = tiny()
     with pytest.raises(ValueError, match="ConvNet is no model whose config"):
         export(Cargo(dense_model(config).eval(), config), "hf", tmp_path / "out")
@@ -159,7 +154,7 @@ def test_nothing_is_pickled_anywhere():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_onnxruntime_says_the_same(family: str, cargo, tmp_path: Path):
+def test_onnxruntime_says_the_same(family, cargo, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     goods = cargo(family)

@@ -1,7 +1,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,28 +9,29 @@ from fedprune.commands.subject import subject
 from fedprune.export.exporting import Cargo, export
 from fedprune.export.manifest import write_manifest
 from fedprune.tensors import state_of
+from tests.runs import same
 
 
 @pytest.fixture(scope="module")
-def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(run_folder, tmp_path_factory) -> Path:
     looked = subject(str(run_folder))
     folder = tmp_path_factory.mktemp("exports") / "one"
     export(Cargo(looked.model, looked.config, looked.edits, looked.masks), "safetensors", folder)
     return folder
 
 
-def test_runs_models_and_exports_are_the_same_model(run_folder: Path, exported: Path, same):
+def test_runs_models_and_exports_are_the_same_model(run_folder, exported):
     models = [load(f) for f in (run_folder, run_folder / "model", exported)]
     assert all(same(state_of(m), state_of(models[0])) for m in models)
     assert not any(m.training for m in models)
 
 
-def test_an_export_knows_its_run_s_configuration(run_folder: Path, exported: Path):
+def test_an_export_knows_its_run_s_configuration(run_folder, exported):
     assert subject(str(exported)).config == subject(str(run_folder)).config
 
 
 @pytest.mark.parametrize("name", ["model.safetensors"])
-def test_a_damaged_file_is_refused_by_name(exported: Path, tmp_path: Path, name: str):
+def test_a_damaged_file_is_refused_by_name(exported, tmp_path, name):
     copy = shutil.copytree(exported, tmp_path / "copy")
     data = bytearray((copy / name).read_bytes())
     data[-1] ^= 1
@@ -40,14 +40,14 @@ def test_a_damaged_file_is_refused_by_name(exported: Path, tmp_path: Path, name:
         load(copy)
 
 
-def test_a_model_that_does_not_fit_is_named(exported: Path):
+def test_a_model_that_does_not_fit_is_named(exported):
     from torch import nn
 
     with pytest.raises(ValueError, match="does not fit the model"):
         load(exported, nn.Linear(3, 2))
 
 
-def test_a_folder_with_nothing_is_named(tmp_path: Path):
+def test_a_folder_with_nothing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither"):
         load(tmp_path)
 
@@ -55,7 +55,7 @@ def test_a_folder_with_nothing_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     "change", [{"shapes": {}}, {"ties": {"a": "b"}}, {"class": "X"}, {"config": 3}, {"files": {}}]
 )
-def test_a_changed_manifest_loads_nothing(exported: Path, tmp_path: Path, change):
+def test_a_changed_manifest_loads_nothing(exported, tmp_path, change):
     copy = shutil.copytree(exported, tmp_path / "copy")
     about = json.loads((copy / "fedprune.json").read_text())
     (copy / "fedprune.json").write_text(json.dumps(about | change))
@@ -64,13 +64,13 @@ def test_a_changed_manifest_loads_nothing(exported: Path, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("to", [[], {}, "pickle"])
-def test_a_form_of_later_days_is_named(tmp_path: Path, to):
+def test_a_form_of_later_days_is_named(tmp_path, to):
     write_manifest(tmp_path, {"task": "digits", "plugin": "", "to": to})
     with pytest.raises(ValueError, match=r"fedprune\.json: of a form that is not known"):
         load(tmp_path)
 
 
-def test_tensors_of_another_model_are_a_line(run_folder: Path, tmp_path: Path):
+def test_tensors_of_another_model_are_a_line(run_folder, tmp_path):
     shutil.copy(run_folder / "model" / "model.safetensors", tmp_path)
     write_manifest(tmp_path, {"task": "shakespeare", "plugin": "", "model": "llama"})
     with pytest.raises(ValueError, match=r"^[^\n]*does not fit the model[^\n]*$"):
@@ -97,9 +97,7 @@ HEADS = [
 
 @pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
 @pytest.mark.parametrize("content", [b"", b"\xff" * 99, b"\x00" * 8 + b"{}"])
-def test_a_folder_that_says_what_it_likes_is_a_value_error(
-    tmp_path: Path, head: dict[str, Any], content: bytes
-):
+def test_a_folder_that_says_what_it_likes_is_a_value_error(tmp_path, head, content):
     (tmp_path / "model.safetensors").write_bytes(content)
     write_manifest(tmp_path, head)
     with pytest.raises(ValueError, match=r"^[^\n]+$"):

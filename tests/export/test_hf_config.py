@@ -49,7 +49,7 @@ def agrees(name: str, edits) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NEURONS)
-def test_equally_many_neurons_in_every_block_are_a_plain_config(name: str):
+def test_equally_many_neurons_in_every_block_are_a_plain_config(name):
     edits = tuple(
         Edit("neuron", g.path, tuple(range(i % 3, i % 3 + 6)))  # not the same ones
         for i, g in enumerate(groups_of(name, "neuron"))
@@ -59,12 +59,12 @@ def test_equally_many_neurons_in_every_block_are_a_plain_config(name: str):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_equally_many_heads_are_one_where_heads_have_a_size_of_their_own(name: str):
+def test_equally_many_heads_are_one_where_heads_have_a_size_of_their_own(name):
     agrees(name, every(name, "head", HEADS[name]) + every(name, "neuron", (0, 5)))
 
 
 @pytest.mark.parametrize(("name", "block"), [(n, b) for n, all_ in BLOCKS.items() for b in all_])
-def test_blocks_that_are_gone_are_numbered_anew(name: str, block: str):
+def test_blocks_that_are_gone_are_numbered_anew(name, block):
     agrees(name, without(name, block))
 
 
@@ -98,7 +98,7 @@ def different_t5_heads():
         ("t5", different_t5_heads, "different heads of one shared table"),
     ],
 )
-def test_what_a_config_cannot_say_is_refused_with_the_reason(name: str, edits, words: str):
+def test_what_a_config_cannot_say_is_refused_with_the_reason(name, edits, words):
     done = edits()
     small = cut(name, done)
     with pytest.raises(Unplain, match=words):
@@ -108,7 +108,7 @@ def test_what_a_config_cannot_say_is_refused_with_the_reason(name: str, edits, w
 @pytest.mark.parametrize(
     ("kind", "words"), [("vocab", "its tokenizer gives"), ("share", "one matrix"), ("channel", "")]
 )
-def test_what_no_config_has_a_word_for_is_refused_by_its_kind(kind: str, words: str):
+def test_what_no_config_has_a_word_for_is_refused_by_its_kind(kind, words):
     model = family("llama").model
     with pytest.raises(Unplain, match=f"edits of kind {kind}: .*{words}"):
         plain_model(model, model, (Edit(kind, "model.embed_tokens", (0, 1)),))

@@ -10,7 +10,7 @@ ABOUT = {"task": "digits", "plugin": ""}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "a.bin").write_bytes(b"abc")
     (tmp_path / "b.bin").write_bytes(bytes(range(256)))
@@ -18,14 +18,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_file_has_its_digest(folder: Path):
+def test_every_file_has_its_digest(folder):
     about = read_manifest(folder)
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # NIST's for "abc"
     assert about["files"] == {"b.bin": sha256_of(folder / "b.bin"), "inside/a.bin": known}
     assert about == {**ABOUT, "files": about["files"]}
 
 
-def test_any_flipped_bit_of_any_file_is_found_and_the_file_named(folder: Path):
+def test_any_flipped_bit_of_any_file_is_found_and_the_file_named(folder):
     for name in ("inside/a.bin", "b.bin"):
         whole = (folder / name).read_bytes()
         for place in range(len(whole)):
@@ -38,7 +38,7 @@ def test_any_flipped_bit_of_any_file_is_found_and_the_file_named(folder: Path):
     read_manifest(folder)
 
 
-def test_a_file_that_is_gone_is_named_and_one_that_came_is_not_looked_at(folder: Path):
+def test_a_file_that_is_gone_is_named_and_one_that_came_is_not_looked_at(folder):
     (folder / "README").write_text("mine")
     read_manifest(folder)
     (folder / "b.bin").unlink()
@@ -47,19 +47,19 @@ def test_a_file_that_is_gone_is_named_and_one_that_came_is_not_looked_at(folder:
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", json.dumps({"task": "digits"})])
-def test_a_foreign_manifest_is_named_so(tmp_path: Path, text: str):
+def test_a_foreign_manifest_is_named_so(tmp_path, text):
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(ValueError, match=r"fedprune\.json: not a fedprune manifest"):
         read_manifest(tmp_path)
 
 
-def test_a_damaged_manifest_is_named_so(tmp_path: Path):
+def test_a_damaged_manifest_is_named_so(tmp_path):
     (tmp_path / MANIFEST_NAME).write_text('{"task": ')
     with pytest.raises(ValueError, match=r"fedprune\.json: damaged, it is not JSON"):
         read_manifest(tmp_path)
 
 
-def test_any_changed_character_of_the_manifest_itself_is_found_and_it_is_named(folder: Path):
+def test_any_changed_character_of_the_manifest_itself_is_found_and_it_is_named(folder):
     path = folder / MANIFEST_NAME
     text = path.read_text()
     for place, character in enumerate(text):
@@ -84,14 +84,14 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_whatever_is_changed_in_a_manifest_is_a_line_that_names_it(folder: Path, change):
+def test_whatever_is_changed_in_a_manifest_is_a_line_that_names_it(folder, change):
     path = folder / MANIFEST_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=r"^[^\n]*fedprune\.json: damaged or changed[^\n]*$"):
         read_manifest(folder)
 
 
-def test_its_white_space_and_order_say_nothing(folder: Path):
+def test_its_white_space_and_order_say_nothing(folder):
     path = folder / MANIFEST_NAME
     said = read_manifest(folder)
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items())), indent=4))
@@ -99,7 +99,7 @@ def test_its_white_space_and_order_say_nothing(folder: Path):
 
 
 @pytest.mark.parametrize("name", ["../b.bin", "inside/../../b.bin", "/dev/zero"])
-def test_a_file_of_another_folder_is_not_even_read(tmp_path: Path, name: str):
+def test_a_file_of_another_folder_is_not_even_read(tmp_path, name):
     said = {**ABOUT, "files": {name: "0" * 64}}
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({**said, "sha256": _digest_of(said)}))
     with pytest.raises(ValueError, match=r"fedprune\.json: foreign, it names a file of another"):
@@ -107,7 +107,7 @@ def test_a_file_of_another_folder_is_not_even_read(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.fedprune", "model.onnx"])
-def test_weights_that_it_does_not_name_are_refused(folder: Path, name: str):
+def test_weights_that_it_does_not_name_are_refused(folder, name):
     (folder / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=f"{name}: foreign"):
         read_manifest(folder)

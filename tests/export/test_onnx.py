@@ -1,5 +1,4 @@
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ def test_logits_are_called_by_position_and_by_name():
 
 
 @pytest.mark.slow
-def test_a_graph_that_says_something_else_is_refused_and_removed(tmp_path: Path, monkeypatch):
+def test_a_graph_that_says_something_else_is_refused_and_removed(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
@@ -30,7 +29,7 @@ def test_a_graph_that_says_something_else_is_refused_and_removed(tmp_path: Path,
     assert not path.exists()
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch):
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'fedprune\[onnx\]'"):
         write_onnx(nn.Linear(3, 2), Forward((torch.ones(2, 3),), {}), tmp_path / "x.onnx")

@@ -108,7 +108,7 @@ def quantised(name: str, kind: str, **more):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
-def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name: str, kind: str):
+def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name, kind):
     before, model, paths = quantised(name, kind, group=4)
     layout = family(name).layout
     assert {f"{path}.weight" for path in paths} >= set(layout.prunable)
@@ -125,7 +125,7 @@ def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name: str, k
 
 
 @pytest.mark.parametrize(("kind", "bytes_each"), [("int8", 1.03125), ("int4", 0.53125)])
-def test_memory_really_shrinks(kind: str, bytes_each: float):
+def test_memory_really_shrinks(kind, bytes_each):
     model = nn.Sequential(nn.Linear(512, 256, bias=False))
     quantise(model, Precision(kind, group=64), ["0"])
     assert size_of(model).bytes_held == 512 * 256 * bytes_each

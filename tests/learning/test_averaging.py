@@ -14,12 +14,7 @@ from fedprune.learning.averaging import (
     to_moments,
 )
 from fedprune.learning.candidates import Candidate, blended, way_back
-from fedprune.protocol.messages import (
-    Aggregate,
-    Answer,
-    as_sum,
-    summed,
-)
+from fedprune.protocol.messages import Aggregate, Answer, as_sum, summed
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors import Tensors, copied, digest, gathered, load_into, state_of
 
@@ -40,7 +35,6 @@ def mean(sent: Tensors, tuned: list[Tensors], weights: list[float], **how: objec
     masks = how.get("masks", ALL)
     assert isinstance(masks, dict)
     total = released(sent, tuned, weights, masks)
-    assert total.total is not None
     lr = how.get("server_lr", 1.0)
     assert isinstance(lr, float)
     return averaged(sent, total.total, total.weight, masks, PLAIN, lr)["w"].tolist()
@@ -54,7 +48,7 @@ def test_two_clients_and_three_numbers():
 
 
 @pytest.mark.parametrize(("lr", "expected"), [(0.5, [1.25, -1.0]), (2.0, [2.0, 2.0])])
-def test_the_server_learning_rate_scales_the_change(lr: float, expected: list[float]):
+def test_the_server_learning_rate_scales_the_change(lr, expected):
     sent = {"w": torch.tensor([1.0, -2.0, 0.0])}
     tuned = [{"w": torch.tensor([2.0, -2.0, 0.0])}, {"w": torch.tensor([0.0, 6.0, 0.0])}]
     assert mean(sent, tuned, [3.0, 1.0], server_lr=lr) == [*expected, 0.0]
@@ -101,7 +95,6 @@ def test_running_statistics_merge_to_those_of_the_pooled_mixture():
         tuned["norm.running_var"] = torch.tensor(rows.var(0)).float()
         answer = Answer(gathered(change(tuned, sent, layout), {}), float(len(rows)), {})
         total = summed([total, as_sum(answer, p, 0)])
-    assert total.total is not None
     after = averaged(sent, total.total, total.weight, {}, layout, 1.0)
     pooled = np.concatenate(parts)
     np.testing.assert_allclose(after["norm.running_mean"], pooled.mean(0), rtol=1e-5)
@@ -120,7 +113,6 @@ def test_a_small_variance_beside_a_large_mean_survives():
     answers = [Answer(gathered(change(t, sent, layout), {}), 1.0, {}) for t in (sent, tuned)]
     assert answers[1].values.dtype == torch.float32
     total = summed(as_sum(a, p, 0) for p, a in enumerate(answers)).total
-    assert total is not None
     after = averaged(sent, total, 2.0, {}, layout, 1.0)
     assert after["norm.running_var"].tolist() == pytest.approx([0.02] * 4, rel=1e-4)
     assert torch.equal(after["norm.running_mean"], sent["norm.running_mean"])
@@ -207,7 +199,6 @@ def own_answers(masks: Tensors) -> Aggregate:
 
 def after_own(rule: str, masks: Tensors, server_lr: float = 1.0) -> list[float]:
     aggregate, layout = own_answers(masks), Layout({"w": torch.Size([4])}, ("w",), (), {})
-    assert aggregate.total is not None
     weights = averaged(
         {"w": torch.tensor(SENT)},
         aggregate.total,
@@ -227,26 +218,26 @@ def test_every_average_has_an_example_by_hand():
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
-def test_clients_with_different_masks_by_hand(rule: str):
+def test_clients_with_different_masks_by_hand(rule):
     every = {"w": torch.ones(4, dtype=torch.bool)}
     assert after_own(rule, every) == pytest.approx(BY_HAND[rule], rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
-def test_what_was_gone_before_stays_gone(rule: str):
+def test_what_was_gone_before_stays_gone(rule):
     some = {"w": torch.tensor([True, False, True, True])}
     assert after_own(rule, some) == pytest.approx([BY_HAND[rule][0], 0.0, BY_HAND[rule][2], 0.0])
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
-def test_half_a_step_to_the_mean_of_different_masks(rule: str):
+def test_half_a_step_to_the_mean_of_different_masks(rule):
     every = {"w": torch.ones(4, dtype=torch.bool)}
     half = [(old + new) / 2 for old, new in zip(SENT, BY_HAND[rule], strict=True)]
     assert after_own(rule, every, 0.5) == pytest.approx(half, rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", BY_HAND)
-def test_where_all_kept_the_same_it_is_the_plain_average(rule: str):
+def test_where_all_kept_the_same_it_is_the_plain_average(rule):
     sent = {"w": torch.randn(3)}
     tuned = [{"w": torch.randn(3)} for _ in LABELS]
     answers = [
@@ -256,7 +247,6 @@ def test_where_all_kept_the_same_it_is_the_plain_average(rule: str):
     total = Aggregate()
     for p, given in enumerate(answers):
         total = as_sum(given, p, 0, total, held=True)
-    assert total.total is not None
     where = (sent, total.total, total.weight, ALL, PLAIN, 1.0)
     seen = averaged(*where, held=total.held, rule=rule)["w"]
     assert torch.allclose(seen, averaged(*where)["w"], atol=1e-6)
@@ -292,7 +282,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize(("rule", "stay"), LEFT)
-def test_union_and_intersection_by_hand(rule: str, stay: int):
+def test_union_and_intersection_by_hand(rule, stay):
     sizes = {"w": WEIGHTS["w"].abs()}
 
     def choose(scores: Tensors) -> dict[str, Tensor]:
@@ -316,14 +306,13 @@ def test_every_mask_rule_has_an_example_by_hand():
 
 
 @pytest.mark.parametrize("lr", [0.5, 1.0, 1.5, 4.0])
-def test_a_server_learning_rate_does_not_extrapolate_statistics(lr: float):
+def test_a_server_learning_rate_does_not_extrapolate_statistics(lr):
     """Moments up to the mean change, parameters as far as it says: so no variance is negative."""
     layout, sent = layout_of(Normed()), copied(state_of(Normed()))
     sent |= {"norm.running_mean": torch.full((4,), 2.0), "norm.running_var": torch.full((4,), 1.0)}
     tuned = {n: w + 1.0 for n, w in sent.items()}
     tuned |= {"norm.running_mean": torch.zeros(4), "norm.running_var": torch.full((4,), 0.25)}
     total = as_sum(Answer(gathered(change(tuned, sent, layout), {}), 1.0, {}), 0, 0).total
-    assert total is not None
     after, reach = averaged(sent, total, 1.0, {}, layout, lr), min(lr, 1.0)
     mean, moment = 2.0 - 2.0 * reach, 5.0 + (0.25 - 5.0) * reach
     assert after["norm.running_mean"].tolist() == pytest.approx([mean] * 4)

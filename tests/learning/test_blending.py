@@ -46,7 +46,7 @@ def test_the_whole_change_comes_first_and_then_what_is_near_it():
 @pytest.mark.parametrize(
     ("losses", "place"), [([3, 2, 1], 2), ([1, 1, 1], 0), ([2, 1, 1], 1), ([1, 2, 3], 0)]
 )
-def test_of_equal_losses_the_first_counts(losses: list[float], place: int):
+def test_of_equal_losses_the_first_counts(losses, place):
     assert lowest(losses) == place
 
 

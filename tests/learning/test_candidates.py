@@ -1,13 +1,11 @@
 """Many models near one: what lies on the way to them, and that all of it survives the wire."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedprune.client.host import Host
 from fedprune.learning.candidates import (
     HERE,
     Candidate,
@@ -22,6 +20,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import decode_question, encode_question
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors, masked
+from tests.runs import same
 
 NORM = Layout(
     {n: torch.Size([4]) for n in ("w", "bn.mean", "bn.var")}, ("w",), (), {"bn.var": "bn.mean"}
@@ -36,10 +35,9 @@ BEFORE = {
     "bn.mean": torch.tensor([0.5, 1.0, 3.0, 5.0]),
     "bn.var": torch.tensor([2.0, 0.5, 1.0, 2e-3]),
 }
-Same = Callable[[Any, Any], bool]
 
 
-def test_the_whole_change_is_the_same_bits(same: Same):
+def test_the_whole_change_is_the_same_bits():
     out = blended(AFTER, way_back(BEFORE, AFTER, NORM), HERE, NORM)
     assert same(out, AFTER)
     assert all(out[n] is AFTER[n] for n in AFTER)
@@ -52,7 +50,7 @@ def test_none_of_the_change_is_what_was_before():
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.25])
-def test_weights_and_moments_are_blended_in_proportion(share: float):
+def test_weights_and_moments_are_blended_in_proportion(share):
     out = blended(AFTER, way_back(BEFORE, AFTER, NORM), Candidate(1.0 - share), NORM)
     whole = dict.fromkeys(("bn.mean", "bn.var"), min(share, 1.0))  # no statistic is extrapolated
     for name in ("w", "bn.mean"):
@@ -87,7 +85,7 @@ RUNGS = {"w": torch.tensor([0, 2, 1, 3], dtype=torch.uint8)}
     ("rung", "kept"),
     [(0, [1, -2, 0.5, 3]), (1, [1, -2, 0, 3]), (2, [1, 0, 0, 3]), (3, [1, 0, 0, 0])],
 )
-def test_a_rung_lacks_what_the_rungs_before_it_lack(rung: int, kept: list[float]):
+def test_a_rung_lacks_what_the_rungs_before_it_lack(rung, kept):
     out = without(AFTER, RUNGS, Candidate(float(rung)))
     assert out["w"].tolist() == kept
     assert out["bn.var"] is AFTER["bn.var"]
@@ -101,7 +99,7 @@ def test_candidates_as_a_table_come_back():
 
 
 @pytest.mark.parametrize("table", [[[1.0, [[3, 1.0]]]], [[1.0]], [["x", []]], 5])
-def test_a_malformed_table_is_refused(table: Any):
+def test_a_malformed_table_is_refused(table):
     with pytest.raises(ValueError):  # noqa: PT011 (which one does not matter: all are refusals)
         from_table(table, ["a", "b"])
 
@@ -119,7 +117,7 @@ def ladder_of(masks: dict[str, Tensor]) -> Tensors:
     return {n: (r * masks[n]).to(torch.uint8) for n, r in drawn.items()}
 
 
-def test_a_comparison_survives_the_wire(cnn: tuple[Host, Question], same: Same):
+def test_a_comparison_survives_the_wire(cnn):
     host, about = cnn
     rungs = ladder_of(about.masks)
     asked = question(about, rungs=rungs)

@@ -28,7 +28,7 @@ def test_without_a_decay_all_rounds_count_alike():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
-def test_a_decay_forgets_exponentially(decay: float):
+def test_a_decay_forgets_exponentially(decay):
     expected = ROUNDS[0]["w"].double()
     for weights in ROUNDS[1:]:
         expected = decay * expected + (1 - decay) * weights["w"].double()

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedprune import TASKS, Loss, Result, RunConfig
-from fedprune.client.host import Host
+from fedprune import TASKS, Loss
 from fedprune.config.rates import learning_rate
 from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.learning.objectives import (
@@ -21,12 +20,10 @@ from fedprune.learning.objectives import (
     unit_norms,
     unit_sizes,
 )
-from fedprune.protocol.messages import Question
 from fedprune.selection.units import unit_labels
 from fedprune.tasks.task import Part
 from fedprune.tensors import load_into, masked, state_of
-
-Tiny = Callable[..., RunConfig]
+from tests.runs import played, tiny
 
 
 def weights(seed: int = 0) -> dict[str, Tensor]:
@@ -62,20 +59,19 @@ TERMS: dict[str, tuple[Term, Callable[[dict[str, Tensor]], float]]] = {
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_term_is_its_formula(name: str):
+def test_a_term_is_its_formula(name):
     term, formula = TERMS[name]
     assert float(term(weights())) == pytest.approx(formula(weights()), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_gradients_of_terms_are_differences(name: str):
+def test_gradients_of_terms_are_differences(name):
     term = TERMS[name][0]
     model = {n: nn.Parameter(w) for n, w in weights().items()}
     for p in model.values():
         p.grad = torch.ones_like(p)
     add_gradients([term, term], model)
     for n, p in model.items():
-        assert p.grad is not None
         for at in range(p.numel()):
             ends = []
             for step in (1e-6, -1e-6):
@@ -93,7 +89,6 @@ def test_a_unit_of_zeros_has_no_slope_and_no_nan():
         p.grad = torch.zeros_like(p)
     add_gradients([unit_norms(UNITS, 1.0), absolutes(["a"], 1.0)], model)
     grad = model["a"].grad
-    assert grad is not None
     assert not grad[:2].any()
     assert grad[2].all()
 
@@ -111,7 +106,7 @@ def test_sizes_of_units_count_over_tensors():
 
 
 @pytest.mark.parametrize("which", ["l1", "group lasso", "both"])
-def test_a_proximal_step_is_the_minimum_that_defines_it(which: str):
+def test_a_proximal_step_is_the_minimum_that_defines_it(which):
     """Nothing near it has less of |u - w|²/2 + lr·term(u)."""
     lr, start = 0.1, weights()
     start["a"][2] *= 0.1
@@ -158,9 +153,7 @@ ALL = {"l1": 0.01, "l2": 0.01, "group_lasso": 0.01, "unit": "row", "proximal": 0
 
 @pytest.mark.parametrize("shrinkage", ["gradient", "proximal"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_removed_weights_stay_zero_under_every_term(
-    optimizer: str, shrinkage: str, tiny: Tiny, cnn: tuple[Host, Question]
-):
+def test_removed_weights_stay_zero_under_every_term(optimizer, shrinkage, cnn):
     host, question = cnn
     config = tiny(optimizer=optimizer, shrinkage=shrinkage, **ALL)
     model = copy.deepcopy(host.model)
@@ -168,21 +161,13 @@ def test_removed_weights_stay_zero_under_every_term(
     units = unit_labels(host.layout, "row")
     part = host.shards[0].train
     batch = {n: t[:8] for n, t in part.items()}
-    tune(
-        model,
-        question.masks,
-        iter([[batch]] * 3),
-        TASKS["digits"],
-        0.05,
-        config,
-        units=units,
-    )
+    tune(model, question.masks, iter([[batch]] * 3), TASKS["digits"], 0.05, config, units=units)
     for name, mask in question.masks.items():
         assert not state_of(model)[name][~mask].any()
         assert not torch.equal(state_of(model)[name], question.weights[name])
 
 
-def pulled(tiny: Tiny, **keys: object) -> float:
+def pulled(**keys: object) -> float:
     """One plain step of 0.1 on (w - 3)²/2 from w = 1, with a term on w."""
 
     def loss(model: nn.Module, _batch: Part) -> Loss:
@@ -197,18 +182,16 @@ def pulled(tiny: Tiny, **keys: object) -> float:
     return model.weight.item()
 
 
-def test_terms_act_in_the_gradient_or_after_the_step(tiny: Tiny):
-    assert pulled(tiny) == pytest.approx(1.2)
-    assert pulled(tiny, l2=0.5) == pytest.approx(1.2 - 0.1 * 0.5)
-    assert pulled(tiny, l1=0.5, shrinkage="gradient") == pytest.approx(1.2 - 0.1 * 0.5)
-    assert pulled(tiny, l1=0.5) == pytest.approx(1.2 - 0.1 * 0.5)
-    assert pulled(tiny, l1=50.0, shrinkage="gradient") == pytest.approx(1.2 - 5.0)
-    assert pulled(tiny, l1=50.0) == 0.0
+def test_terms_act_in_the_gradient_or_after_the_step():
+    assert pulled() == pytest.approx(1.2)
+    assert pulled(l2=0.5) == pytest.approx(1.2 - 0.1 * 0.5)
+    assert pulled(l1=0.5, shrinkage="gradient") == pytest.approx(1.2 - 0.1 * 0.5)
+    assert pulled(l1=0.5) == pytest.approx(1.2 - 0.1 * 0.5)
+    assert pulled(l1=50.0, shrinkage="gradient") == pytest.approx(1.2 - 5.0)
+    assert pulled(l1=50.0) == 0.0
 
 
-def test_zeros_of_proximal_steps_survive_the_average_and_are_not_pruned(
-    tiny: Tiny, played: Callable[[RunConfig], Result]
-):
+def test_zeros_of_proximal_steps_survive_the_average_and_are_not_pruned():
     plain, gradient = played(tiny()), played(tiny(l1=0.02, shrinkage="gradient"))
     proximal = played(tiny(l1=0.02))
     assert plain.rows[1]["zeros"] is gradient.rows[1]["zeros"] is None
@@ -221,7 +204,7 @@ def test_zeros_of_proximal_steps_survive_the_average_and_are_not_pruned(
     assert last["zeros"] == alive - nonzero
 
 
-def test_group_lasso_empties_whole_units(tiny: Tiny, played: Callable[[RunConfig], Result]):
+def test_group_lasso_empties_whole_units():
     # The smallest row has 9 weights: its threshold a step is 0.05 * 0.5 * 3.
     result = played(tiny(group_lasso=0.5, unit="row", sparsity=0.5))
     state = result.state
@@ -231,7 +214,7 @@ def test_group_lasso_empties_whole_units(tiny: Tiny, played: Callable[[RunConfig
     assert result.rows[-1]["zeros"] >= empty
 
 
-def test_the_learning_rate_begins_anew_at_every_pruning(tiny: Tiny):
+def test_the_learning_rate_begins_anew_at_every_pruning():
     keys = {"rounds": 9, "warmup": 3, "end": 6, "frequency": 2, "schedule": "linear", "lr": 1.0}
 
     def rates(**more: object) -> list[float]:

@@ -16,7 +16,7 @@ CODE = Path(__file__).resolve().parents[1]
     ("count", "said"),
     [(0, "0 clients"), (1, "1 client"), (2, "2 clients"), (1200, "1,200 clients")],
 )
-def test_one_thing_is_not_many(count: int, said: str):
+def test_one_thing_is_not_many(count, said):
     assert counted(count, "client") == said
     has = counted(count, "class has", "classes have")
     assert has == said.replace("clients", "classes have").replace("client", "class has")

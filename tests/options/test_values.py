@@ -11,12 +11,7 @@ import tomli_w
 from flwr.common.config import parse_config_args
 
 from fedprune.commands.arguments import chosen, listing
-from fedprune.config import (
-    RunConfig,
-    configure,
-    from_flower,
-    overridden,
-)
+from fedprune.config import RunConfig, configure, from_flower, overridden
 from fedprune.options.refusal import ConfigError
 from fedprune.options.values import COLUMNS, for_flower, parsed
 from fedprune.run import as_run_config
@@ -62,7 +57,7 @@ TEXTS = ["007", "1e3", "1e9", "1.5", "-2", "nan", "False", "none", "a,b"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_key_is_read_the_same_from_all_three(text: str, tmp_path: Path):
+def test_every_key_is_read_the_same_from_all_three(text, tmp_path):
     # A plug-in that a file names is refused, whatever it says.
     for key in KEYS.keys() - {"layers", "ranges", "out", "plugin"}:
         line, file, flower = three_ways({"task": "digits", key: text}, tmp_path)
@@ -86,14 +81,14 @@ def test_every_key_is_read_the_same_from_all_three(text: str, tmp_path: Path):
         ({"baselines": "dense, random"}, {"baselines": ("dense", "random")}),
     ],
 )
-def test_values_mean_what_they_say(keys: dict[str, str], want: dict[str, Any], tmp_path: Path):
+def test_values_mean_what_they_say(keys, want, tmp_path):
     made = three_ways({"task": "digits", **keys}, tmp_path)
     empty = [made[0], made[1]] if "" in keys.values() else made  # to Flower "" is: not given
     for config in empty:
         assert {key: vars(config)[key] for key in want} == want
 
 
-def test_names_of_columns_stay_text(tmp_path: Path):
+def test_names_of_columns_stay_text(tmp_path):
     keys = {"task": "text-classification", "data": "x.csv", "model": "llama-char"}
     for text in ("007", "none", "true", "a,b", "[1]"):
         for column in ("text_column", "label_column"):

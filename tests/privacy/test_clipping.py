@@ -77,7 +77,7 @@ def test_ten_thousand_updates_fit_or_are_refused():
     st.lists(st.floats(allow_nan=True, allow_infinity=True, width=64), max_size=8),
     st.floats(1e-30, 1e30),
 )
-def test_what_hypothesis_finds_fits_or_is_refused(values: list[float], norm: float):
+def test_what_hypothesis_finds_fits_or_is_refused(values, norm):
     tensor = torch.tensor(values, dtype=torch.float64)
     if not all(map(math.isfinite, values)):
         with pytest.raises(Refused, match="NaN or infinite") as refused:
@@ -113,9 +113,7 @@ def test_complex_numbers_and_norms_out_of_range_are_refused():
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
-def test_no_pair_of_clipped_vectors_is_further_apart_than_the_sensitivity(
-    signed: bool, sampling: str
-):
+def test_no_pair_of_clipped_vectors_is_further_apart_than_the_sensitivity(signed, sampling):
     rng, most = np.random.default_rng(1), 0.0
     bound = sensitivity(2.0, signed=signed, sampling=sampling)
     # One coordinate each, in which two vectors are furthest apart, is among them.
@@ -129,7 +127,7 @@ def test_no_pair_of_clipped_vectors_is_further_apart_than_the_sensitivity(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("exactly", [True, False])
-def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool, dtype: torch.dtype):
+def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly, dtype):
     gen = torch.Generator().manual_seed(2)
     rows = (torch.randn(50, 7, generator=gen) * torch.logspace(-3, 3, 50)[:, None]).to(dtype)
     rows[3] = 0.0
@@ -141,7 +139,7 @@ def test_a_bounded_sum_is_the_sum_of_bounded_rows(exactly: bool, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exactly", [True, False])
-def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly: bool, dtype: torch.dtype):
+def test_no_row_moves_a_bounded_sum_by_more_than_its_norm(exactly, dtype):
     gen = torch.Generator().manual_seed(3)
     odd = [math.nan, math.inf, -math.inf, 1e308, -1e300, 1e38, 5e-324, 1e-45, 0.0]
     rows = torch.randn(60, 5, generator=gen, dtype=torch.float64) * 10.0

@@ -3,8 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -44,7 +42,7 @@ def scored(config: RunConfig, port: Port | None = None) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("more", "least"), [({}, 2.0), ({"dp": "example"}, 1e-4), ({"secure": "secagg"}, 2.0)], ids=str
 )
-def test_two_runs_of_one_seed_do_not_share_their_noise(more: dict[str, Any], least: float) -> None:
+def test_two_runs_of_one_seed_do_not_share_their_noise(more, least):
     """One client's data changed, or nothing at all: the difference is all noise."""
     config = configure({**PRIVATE, "score": "random", **more})
     one, again, other = scored(config), scored(config), scored(config, port_of(config))
@@ -54,14 +52,12 @@ def test_two_runs_of_one_seed_do_not_share_their_noise(more: dict[str, Any], lea
         assert float(free.std()) > least
 
 
-def test_seeded_noise_is_the_same_twice_and_goes_from_a_difference() -> None:
+def test_seeded_noise_is_the_same_twice_and_goes_from_a_difference():
     config = configure({**PRIVATE, "noise_source": "seeded"})
     assert torch.equal(scored(config), scored(config))
 
 
-def test_what_is_simulated_is_called_so_beside_every_epsilon(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_simulated_is_called_so_beside_every_epsilon(tmp_path, capsys):
     config = configure({**PRIVATE, "noise_source": "seeded"})
     summary = federate(config, folder=tmp_path / "run").summary
     assert any(SIMULATED in line for line in before(config))
@@ -89,9 +85,7 @@ def test_what_is_simulated_is_called_so_beside_every_epsilon(
     ],
     ids=str,
 )
-def test_noise_is_secret_unless_it_is_asked_for_otherwise(
-    keys: dict[str, Any], source: str
-) -> None:
+def test_noise_is_secret_unless_it_is_asked_for_otherwise(keys, source):
     config = configure({**MLP, **keys})
     assert config.noise_source == source
     said = " ".join(before(config))

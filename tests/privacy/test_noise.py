@@ -25,18 +25,18 @@ def sources() -> list[Source]:
 
 
 @pytest.fixture(params=[0, 1], ids=["seeded", "secret"])
-def source(request: pytest.FixtureRequest) -> Source:
+def source(request) -> Source:
     return sources()[request.param]
 
 
-def test_a_million_gaussians_have_the_mean_and_deviation(source: Source):
+def test_a_million_gaussians_have_the_mean_and_deviation(source):
     drawn = gaussian(1_000_000, 3.0, source)
     assert drawn.dtype == torch.float64
     assert float(drawn.std()) == pytest.approx(3.0, rel=0.02)
     assert abs(float(drawn.mean())) < 6 * 3.0 / 1000
 
 
-def test_gaussians_are_normal_and_independent(source: Source):
+def test_gaussians_are_normal_and_independent(source):
     drawn = gaussian(100_001, 1.0, source).numpy()
     assert stats.kstest(drawn, "norm").pvalue > 1e-6
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
@@ -53,7 +53,7 @@ def test_uniforms_never_reach_0_or_1():
 
 
 @pytest.mark.parametrize("variance", [0.01, 0.5, 4.0, 19.9, 20.0, 21.0, 60.0, 1000.0, 12345.6])
-def test_skellam_is_skellam(variance: float, source: Source):
+def test_skellam_is_skellam(variance, source):
     size = 100_000
     drawn = skellam(size, variance, source)
     assert drawn.dtype == np.int64
@@ -70,14 +70,14 @@ def test_skellam_is_skellam(variance: float, source: Source):
     assert stats.chi2.sf(statistic, len(seen_)) > 1e-6
 
 
-def test_skellam_has_the_variance_it_says(source: Source):
+def test_skellam_has_the_variance_it_says(source):
     for variance in (3.0, 300.0, 3e6, 3e18, LARGEST):
         drawn = skellam(200_000, variance, source).astype(np.float64)
         assert drawn.std() == pytest.approx(math.sqrt(variance), rel=0.02)
         assert abs(drawn.mean()) < 6 * math.sqrt(variance / 200_000)
 
 
-def test_large_skellam_noise_is_normal_down_to_its_last_bit(source: Source):
+def test_large_skellam_noise_is_normal_down_to_its_last_bit(source):
     variance = 4e16
     drawn = skellam(100_000, variance, source)
     assert stats.kstest(drawn / math.sqrt(variance), "norm").pvalue > 1e-6

@@ -1,14 +1,13 @@
 """Randomised response: bits flip at the rate that is said, and counts are right in the mean."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fedprune import Result, RunConfig
+from fedprune import RunConfig
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
@@ -27,9 +26,8 @@ from fedprune.protocol.votes import response_release, told, vote_units_of
 from fedprune.server.ask import evidence_of
 from fedprune.server.state import Plan, first_state
 from fedprune.tensors import copied, full_masks, gathered, state_of
+from tests.runs import house_of, played, same, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
 VOTES = {"combine": "votes", "unit": "row", "model": "mlp", "floor": 0}
 
 
@@ -92,9 +90,7 @@ def simulated(p: float, clients: int, units: int, kept_units: int) -> float:
     ("p", "clients", "units", "kept_units"),
     [(0.3, 10, 200, 100), (0.45, 10, 500, 100), (0.45, 200, 500, 100), (0.1, 1, 300, 30)],
 )
-def test_the_expected_overlap_is_that_of_a_simulation(
-    p: float, clients: int, units: int, kept_units: int
-):
+def test_the_expected_overlap_is_that_of_a_simulation(p, clients, units, kept_units):
     said = expected_overlap(p, clients, units, kept_units)
     assert said == pytest.approx(simulated(p, clients, units, kept_units), abs=0.03)
 
@@ -124,7 +120,7 @@ def votes_of(host: Host, config: RunConfig, question: Question, partition: int =
     return votes
 
 
-def test_a_client_flips_whole_units_of_its_own_mask(tiny: Tiny, house_of: HouseOf):
+def test_a_client_flips_whole_units_of_its_own_mask():
     plain = tiny(**VOTES)
     host, question = house_of(plain), asked(house_of(plain))
     own = votes_of(host, plain, question)
@@ -139,9 +135,7 @@ def test_a_client_flips_whole_units_of_its_own_mask(tiny: Tiny, house_of: HouseO
     assert sum(map(float, by_unit)) / rows == pytest.approx(p, abs=4 * math.sqrt(0.2 / rows))
 
 
-def test_a_strong_epsilon_gives_the_mask_without_response(
-    tiny: Tiny, played: Callable[[RunConfig], Result], same: Callable[..., bool]
-):
+def test_a_strong_epsilon_gives_the_mask_without_response():
     plain, strong = (
         played(tiny(**VOTES, **more)) for more in ({}, {"response": 1e9, "noise_source": "seeded"})
     )
@@ -149,9 +143,7 @@ def test_a_strong_epsilon_gives_the_mask_without_response(
     assert same(plain.state.weights, strong.state.weights)
 
 
-def test_a_weak_epsilon_gives_another_mask_of_the_same_size(
-    tiny: Tiny, played: Callable[[RunConfig], Result]
-):
+def test_a_weak_epsilon_gives_another_mask_of_the_same_size():
     plain, weak = (played(tiny(**VOTES, **more)) for more in ({}, {"response": 0.5}))
     sizes = [sum(int(m.sum()) for m in r.state.masks.values()) for r in (plain, weak)]
     assert abs(sizes[0] - sizes[1]) <= 64  # of the last row to go
@@ -159,7 +151,7 @@ def test_a_weak_epsilon_gives_another_mask_of_the_same_size(
     assert all("agreement" not in r or r["agreement"] is None for r in weak.rows)
 
 
-def test_the_server_ranks_by_debiased_counts(tiny: Tiny, house_of: HouseOf):
+def test_the_server_ranks_by_debiased_counts():
     config = tiny(**VOTES, response=20.0)
     host = house_of(config)
     question = asked(host)
@@ -171,24 +163,22 @@ def test_the_server_ranks_by_debiased_counts(tiny: Tiny, house_of: HouseOf):
     )
     scores = scored(aggregate, evidence_of(state, plan, ()), plan)
     units = vote_units_of(config, host.layout, state.masks).units
-    assert aggregate.votes is not None
     right = debiased(aggregate.votes, 3, flip_probability(20.0, units))
     assert torch.allclose(gathered(scores, {}), right)
 
 
-def test_what_is_booked_is_the_budget_of_one_vote(tiny: Tiny, house_of: HouseOf):
+def test_what_is_booked_is_the_budget_of_one_vote():
     config = tiny(**VOTES, response=20.0)
     host = house_of(config)
     question = asked(host)
     release = response_release(("votes",), question, config)
     assert release.mechanism == "randomised-response"
     assert release.unit == "client"
-    assert release.pure is not None
     assert release.pure * release.coordinates == pytest.approx(20.0)
     assert release.reason.startswith("a vote is told wrongly with p=")
 
 
-def test_what_is_told_first_warns_of_coins(tiny: Tiny, house_of: HouseOf):
+def test_what_is_told_first_warns_of_coins():
     host = house_of(tiny(**VOTES))
     assert told(tiny(**VOTES), host.layout) == ()
     (line,) = told(tiny(**VOTES, response=500.0), host.layout)

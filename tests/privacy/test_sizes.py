@@ -1,6 +1,5 @@
 """Neighbouring data give messages of one length, in every kind of run that hides data."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,9 +55,7 @@ def neighbours(shard: Shard) -> list[Shard]:
 
 
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
-def test_the_length_of_an_answer_tells_nothing_of_the_data(
-    keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_length_of_an_answer_tells_nothing_of_the_data(keys, monkeypatch):
     seen, released = set[str](), hosts.released
 
     def heard(host: Host, question: Question, partition: int, *rest: Any) -> Packet:
@@ -87,7 +84,7 @@ def test_the_length_of_an_answer_tells_nothing_of_the_data(
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("keys", SUMMED, ids=lambda keys: " ".join(map(str, keys.values())))
-def test_what_a_secure_round_weighs_tells_nothing_of_the_data(keys: Mapping[str, Any]) -> None:
+def test_what_a_secure_round_weighs_tells_nothing_of_the_data(keys):
     """All stages, both ways, until the first sum of a mask that follows from the data."""
     config = configure({**BASE, **keys, "rounds": 1, "warmup": 0, "end": 1, "sparsity": 0.0})
     host = build_host(config)

@@ -72,11 +72,7 @@ KINDS = [
         {"dp": "client", "secure": "secagg"},
         noisy("skellam", spread=(0.01, 0.0)),
     ),
-    (
-        "randomised response",
-        {},
-        noisy("randomised-response", pure=1.0, coordinates=8),
-    ),
+    ("randomised response", {}, noisy("randomised-response", pure=1.0, coordinates=8)),
 ]
 
 

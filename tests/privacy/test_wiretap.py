@@ -1,9 +1,7 @@
 """Law 11: whatever leaves a party is in the ledger, in every kind of run, field by field."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,9 +116,7 @@ CASES = [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in E
 
 
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
-def test_whatever_left_is_in_the_ledger(
-    keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_whatever_left_is_in_the_ledger(keys, monkeypatch, tmp_path):
     tap = Tap()
     tap.install(monkeypatch)
     config = configure({**BASE, **keys})
@@ -159,9 +155,7 @@ NAMES = {"total": "masked", "summed": "answered", "said": "signatures"}
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", SEALED, ids=lambda keys: " ".join(map(str, keys.values())))
-def test_of_a_secure_sum_nothing_else_leaves(
-    keys: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_of_a_secure_sum_nothing_else_leaves(keys, monkeypatch, tmp_path):
     seen, serve_call = set[str](), inline.serve_call
 
     def served(*given: Any) -> Reply:
@@ -182,7 +176,7 @@ def test_of_a_secure_sum_nothing_else_leaves(
     assert all(line["covered"] for line in lines) == (config.dp != "none")
 
 
-def test_a_field_that_is_not_booked_is_noticed() -> None:
+def test_a_field_that_is_not_booked_is_noticed():
     head = '{"weight":1.0,"totals":{"loss":1.0,"secret":2.0},"wire":"fp32"}'
     packet = Packet({"head": head}, {"values": b"1234"})
     assert fields_in(packet) == {"weight", "totals.loss", "totals.secret", "values"}

@@ -32,14 +32,14 @@ def given(*values: float, **more: Any) -> Answer:
     return Answer(torch.tensor(values), 7.0, {"loss": 14.0, "count": 7.0}, **more)
 
 
-def test_without_privacy_the_answer_is_the_same_object_but_for_nothing() -> None:
+def test_without_privacy_the_answer_is_the_same_object_but_for_nothing():
     answer = given(3.0, 4.0)
     left = leaving(answer, question("tune"), config_of())
     assert left == answer
     assert left.values is answer.values
 
 
-def test_a_change_is_clipped_and_tells_neither_size_nor_loss() -> None:
+def test_a_change_is_clipped_and_tells_neither_size_nor_loss():
     left = leaving(given(3.0, 4.0), question("tune"), config_of(**PRIVATE, dp_clip=1.0))
     assert torch.allclose(left.values, torch.tensor([0.6, 0.8]))
     assert (left.weight, left.totals) == (1.0, {})
@@ -48,7 +48,7 @@ def test_a_change_is_clipped_and_tells_neither_size_nor_loss() -> None:
 
 
 @pytest.mark.parametrize("kind", ["score", "inputs"])
-def test_statistics_have_norm_one_or_at_most_the_clip(kind: str) -> None:
+def test_statistics_have_norm_one_or_at_most_the_clip(kind):
     asked = question(kind, score="taylor")
     by_default = leaving(given(3e-9, 4e-9), asked, config_of(**PRIVATE))
     assert torch.allclose(by_default.values, torch.tensor([0.6, 0.8]))
@@ -58,7 +58,7 @@ def test_statistics_have_norm_one_or_at_most_the_clip(kind: str) -> None:
     assert torch.equal(less.values, torch.tensor([0.3, 0.4]))
 
 
-def test_metrics_become_bounded_means_without_a_count() -> None:
+def test_metrics_become_bounded_means_without_a_count():
     answer = Answer(torch.empty(0), 1.0, {"loss": 30.0, "correct": 4.0, "count": 10.0})
     left = leaving(answer, question("evaluate"), config_of(**PRIVATE))
     assert left.totals == pytest.approx({"correct": 0.4, "loss": 3.0})
@@ -71,7 +71,7 @@ def test_metrics_become_bounded_means_without_a_count() -> None:
     assert leaving(answer, question("evaluate"), panel) == answer
 
 
-def test_a_client_cannot_vote_for_more_than_a_mask_may_keep() -> None:
+def test_a_client_cannot_vote_for_more_than_a_mask_may_keep():
     c = config_of(**PRIVATE, combine="votes")
     votes = torch.tensor([True, True, False])
     answer = Answer(torch.empty(0), 7.0, {"count": 7.0}, votes)
@@ -80,19 +80,19 @@ def test_a_client_cannot_vote_for_more_than_a_mask_may_keep() -> None:
         leaving(answer, question("score", score="taylor"), c, most=1)
 
 
-def test_what_is_not_finite_counts_as_nothing() -> None:
+def test_what_is_not_finite_counts_as_nothing():
     """To refuse it would tell that it is there."""
     for value in (float("nan"), float("inf")):
         left = leaving(given(0.5, value), question("tune"), config_of(**PRIVATE))
         assert torch.equal(left.values, torch.tensor([0.5, 0.0]))
 
 
-def test_equal_weights_are_an_option_of_their_own() -> None:
+def test_equal_weights_are_an_option_of_their_own():
     assert leaving(given(1.0), question("tune"), config_of(weighting="equal")).weight == 1.0
     assert leaving(given(1.0), question("tune"), config_of()).weight == 7.0
 
 
-def test_a_defence_keeps_the_largest_changes_back() -> None:
+def test_a_defence_keeps_the_largest_changes_back():
     values = torch.tensor([0.1, -9.0, 0.2, 3.0])
     assert torch.equal(defended(values, 0.5), torch.tensor([0.1, 0.0, 0.2, 0.0]))
     assert torch.equal(defended(values, 0.01), torch.tensor([0.1, 0.0, 0.2, 3.0]))
@@ -103,14 +103,14 @@ def test_a_defence_keeps_the_largest_changes_back() -> None:
     assert torch.equal(scored.values, torch.tensor([0.1, -9.0]))
 
 
-def test_a_failure_says_nothing_of_private_data() -> None:
+def test_a_failure_says_nothing_of_private_data():
     failure = Failure(3, "tune", "layer", "ValueError: row 17 says 'HIV'")
     assert silenced(failure, config_of()) == failure
     assert silenced(failure, config_of(**PRIVATE)) == Failure(3, "tune", "", "failed")
 
 
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate"])
-def test_both_sides_know_which_totals_stay_away(kind: str) -> None:
+def test_both_sides_know_which_totals_stay_away(kind):
     for keys in ({}, PRIVATE, {**PRIVATE, "panel": 1, "cohort": 3}):
         host = house_of(**keys)
         state = first_state(host.model, host.layout)

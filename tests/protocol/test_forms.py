@@ -1,6 +1,5 @@
 """What an answer consists of, and what of it is refused."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +14,8 @@ from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.scores.combine import COMBINES
 from fedprune.tensors import count_kept
+from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 Cnn = tuple[Host, Question]
 NAN, INF = float("nan"), float("inf")
 SHAPES = {n: torch.Size(s) for n, s in {"conv": (2, 3), "bias": (2,), "head": (4,)}.items()}
@@ -39,14 +38,14 @@ SIZES = {"score": 4, "tune": 6, "evaluate": 0}
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_how_many_values_an_answer_carries(kind: str):
+def test_how_many_values_an_answer_carries(kind):
     assert FORMS[kind].values == SIZES[kind]
     check(torch.zeros(SIZES[kind]), 1.0, COUNTS[kind], FORMS[kind])
 
 
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("off", [-1, 1, 100])
-def test_another_number_of_values_is_refused(kind: str, off: int):
+def test_another_number_of_values_is_refused(kind, off):
     size = SIZES[kind]
     values = torch.zeros(size + off if size else abs(off))
     reason = f"wrong shape: {values.numel()} values, expected {size}"
@@ -70,7 +69,7 @@ SPOTS = [
 
 @pytest.mark.parametrize(("kind", "spot", "name"), SPOTS)
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_the_tensor_with_the_nan_is_named(kind: str, spot: int, name: str, bad: float):
+def test_the_tensor_with_the_nan_is_named(kind, spot, name, bad):
     values = torch.zeros(SIZES[kind])
     values[spot] = bad
     with pytest.raises(Refused, match="NaN or infinite") as e:
@@ -86,14 +85,14 @@ def test_a_position_is_named_as_it_is_spread():
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, NAN, INF])
-def test_a_weight_that_is_no_positive_number_is_refused(weight: float):
+def test_a_weight_that_is_no_positive_number_is_refused(weight):
     with pytest.raises(Refused, match=f"{weight} is not a positive number") as e:
         check(torch.zeros(6), weight, COUNTS["tune"], FORMS["tune"])
     assert e.value.field == "weight"
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
-def test_a_total_that_is_not_finite_is_refused_by_its_name(bad: float):
+def test_a_total_that_is_not_finite_is_refused_by_its_name(bad):
     totals = {"loss": bad, "correct": 1.0, "count": 3.0}
     with pytest.raises(Refused, match="is not finite") as e:
         check(torch.zeros(0), 1.0, totals, FORMS["evaluate"])
@@ -111,7 +110,7 @@ def test_a_total_that_is_not_finite_is_refused_by_its_name(bad: float):
         ("evaluate", {"loss": 1.0, "correct": -1.0, "count": 3.0}),
     ],
 )
-def test_totals_that_the_server_could_not_use_are_refused(kind: str, totals: dict[str, float]):
+def test_totals_that_the_server_could_not_use_are_refused(kind, totals):
     with pytest.raises(Refused):
         check(torch.zeros(SIZES[kind]), 1.0, totals, FORMS[kind])
 
@@ -185,7 +184,7 @@ def test_a_good_sum_passes():
     ],
     ids=str,
 )
-def test_a_sum_that_would_spoil_the_servers_is_refused(changes: dict[str, Any], field: str):
+def test_a_sum_that_would_spoil_the_servers_is_refused(changes, field):
     with pytest.raises(Refused) as e:
         check_sum(replace(FOLDED, **changes), FORMS["score"])
     assert e.value.field == field
@@ -208,7 +207,7 @@ RANKS = replace(FORMS["score"], within=(0.0, 1.0))
         ({"norms": (1.0, NAN)}, replace(FORMS["score"], normed=True), "norms"),
     ],
 )
-def test_a_sum_is_checked_as_what_it_becomes(changes: dict[str, Any], form: Form, field: str):
+def test_a_sum_is_checked_as_what_it_becomes(changes, form, field):
     """A mean beyond float32 is as bad as an infinite one."""
     with pytest.raises(Refused) as e:
         check_sum(replace(FOLDED, **changes), form)
@@ -229,7 +228,7 @@ def test_the_largest_sums_of_honest_ranks_pass():
         ("evaluate", {"totals": {"loss": 2.0, "correct": 1, "count": 1e18}}, "count"),
     ],
 )
-def test_a_number_that_nobody_can_have_is_refused(kind: str, changes: dict[str, Any], field: str):
+def test_a_number_that_nobody_can_have_is_refused(kind, changes, field):
     good = {"values": torch.zeros(SIZES[kind]), "weight": 1.0, "totals": COUNTS[kind]}
     check(**good, form=FORMS[kind])
     with pytest.raises(Refused) as e:
@@ -271,7 +270,7 @@ def test_under_masks_of_their_own_clients_owe_votes_and_who_held_what():
 @pytest.mark.parametrize(
     "singles", [None, torch.zeros(2, 3), torch.zeros(3, 4), torch.full((2, 4), NAN)], ids=str
 )
-def test_a_rule_that_looks_at_clients_one_by_one_needs_one_row_each(singles: Any):
+def test_a_rule_that_looks_at_clients_one_by_one_needs_one_row_each(singles):
     form = replace(FORMS["score"], singly=True)
     check_sum(replace(FOLDED, singles=torch.ones(2, 4)), form)
     with pytest.raises(Refused) as e:
@@ -284,7 +283,7 @@ def form(cnn: Cnn, kind: str, *, config: RunConfig | None = None, **what: Any) -
     return form_of(replace(about, kind=kind, **what), config or host.config, host.layout)
 
 
-def test_forms_of_the_default_run(cnn: Cnn):
+def test_forms_of_the_default_run(cnn):
     host, about = cnn
     alive = count_kept(about.masks)
     scored = form(cnn, "score", score="taylor", sparsity=0.7)
@@ -301,7 +300,7 @@ def test_forms_of_the_default_run(cnn: Cnn):
     assert form(cnn, "describe").shapes == {"test": (10,), "train": (10,)}
 
 
-def test_asking_about_everything_or_a_part(cnn: Cnn):
+def test_asking_about_everything_or_a_part(cnn):
     host, about = cnn
     dense = form(cnn, "score", score="gradient", dense=True)
     assert dense.values == sum(m.numel() for m in about.masks.values())
@@ -311,7 +310,7 @@ def test_asking_about_everything_or_a_part(cnn: Cnn):
 
 
 @pytest.mark.parametrize("name", COMBINES)
-def test_a_form_says_what_a_combination_needs(name: str, cnn: Cnn, tiny: Tiny):
+def test_a_form_says_what_a_combination_needs(name, cnn):
     rule = COMBINES[name]
     alive = count_kept(cnn[1].masks)
     sent = form(cnn, "score", config=tiny(combine=name), score="taylor", sparsity=0.7)
@@ -320,7 +319,7 @@ def test_a_form_says_what_a_combination_needs(name: str, cnn: Cnn, tiny: Tiny):
     assert sent.voters == alive
 
 
-def test_of_wanda_one_number_an_input_travels(cnn: Cnn, tiny: Tiny):
+def test_of_wanda_one_number_an_input_travels(cnn):
     """Unless the clients finish their scores themselves."""
     host, about = cnn
     asked: dict[str, Any] = {"score": "wanda"}
@@ -333,12 +332,12 @@ def test_of_wanda_one_number_an_input_travels(cnn: Cnn, tiny: Tiny):
 
 
 @pytest.mark.parametrize("wire", ["fp32", "fp16", "log8"])
-def test_what_a_cast_costs_is_told_only_where_there_is_one(wire: str, cnn: Cnn, tiny: Tiny):
+def test_what_a_cast_costs_is_told_only_where_there_is_one(wire, cnn):
     sent = form(cnn, "score", config=tiny(score_wire=wire), score="taylor", sparsity=0.7)
     assert sent.totals == ({"count"} if wire == "fp32" else {"count", "overlap", "own"})
 
 
-def test_forms_of_tuning_with_more_than_the_change(cnn: Cnn, tiny: Tiny):
+def test_forms_of_tuning_with_more_than_the_change(cnn):
     alive = count_kept(cnn[1].masks)
     watched = form(cnn, "tune", config=tiny(score_during="tune"), score="taylor")
     assert (watched.statistics, watched.own) == (alive, False)

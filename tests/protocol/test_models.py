@@ -1,33 +1,26 @@
 """The model that edits describe: its shape, its layout, and what its choices count."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from fedprune import RunConfig
 from fedprune.protocol.choice import Wanted, chosen
-from fedprune.protocol.models import (
-    dense_model,
-    layout_after,
-    layout_for,
-    shaped,
-)
+from fedprune.protocol.models import dense_model, layout_after, layout_for, shaped
 from fedprune.structure.edits import Edit
 from fedprune.tensors import count_kept, full_masks, state_of
+from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 FACTOR = Edit("rank", "model.layers.0.mlp.down_proj", (8,))
 CUT = Edit("neuron", "model.layers.0.mlp", tuple(range(0, 176, 2)))
 SHARED = Edit("share", "model.layers.1.mlp.up_proj", (), "model.layers.0.mlp.up_proj")
 
 
 @pytest.fixture(scope="module")
-def config(tiny: Tiny) -> RunConfig:
+def config() -> RunConfig:
     return tiny(task="shakespeare", clients=2, cohort=2, length=16)
 
 
-def test_without_edits_it_is_the_dense_model(config: RunConfig):
+def test_without_edits_it_is_the_dense_model(config):
     model, layout = shaped(config, ())
     assert layout.shapes == layout_for(config, dense_model(config)).shapes
     assert layout.origin is None
@@ -36,9 +29,7 @@ def test_without_edits_it_is_the_dense_model(config: RunConfig):
 
 
 @pytest.mark.parametrize("edits", [(FACTOR,), (FACTOR, CUT), (CUT,), (SHARED,)], ids=str)
-def test_the_layout_says_what_is_there_and_counts_the_dense_weights(
-    config: RunConfig, edits: tuple[Edit, ...]
-):
+def test_the_layout_says_what_is_there_and_counts_the_dense_weights(config, edits):
     dense = layout_for(config, dense_model(config))
     model, layout = shaped(config, edits)
     assert sum(p.numel() for p in model.parameters()) == layout.parameters < dense.parameters
@@ -48,7 +39,7 @@ def test_the_layout_says_what_is_there_and_counts_the_dense_weights(
 
 
 @pytest.mark.parametrize("edits", [(FACTOR,), (FACTOR, CUT), (CUT,), (SHARED,)], ids=str)
-def test_a_sparsity_is_of_the_dense_models_weights(config: RunConfig, edits: tuple[Edit, ...]):
+def test_a_sparsity_is_of_the_dense_models_weights(config, edits):
     config = config.model_copy(update={"unit": "weight", "pool": None})
     model, layout = shaped(config, edits)
     weights = {n: state_of(model)[n].clone() for n in layout.prunable}
@@ -59,7 +50,7 @@ def test_a_sparsity_is_of_the_dense_models_weights(config: RunConfig, edits: tup
     assert all(masks[n].shape == layout.shapes[n] for n in layout.prunable)
 
 
-def test_what_is_left_of_a_cut_is_what_was_there_before(config: RunConfig):
+def test_what_is_left_of_a_cut_is_what_was_there_before(config):
     dense = dense_model(config)
     before = {n: t.clone() for n, t in state_of(dense).items()}
     layout = layout_after(config, dense, (CUT,))
@@ -69,7 +60,7 @@ def test_what_is_left_of_a_cut_is_what_was_there_before(config: RunConfig):
     assert all(torch.equal(t, again[n]) for n, t in left.items())
 
 
-def test_patterns_may_name_what_is_gone(tiny: Tiny):
+def test_patterns_may_name_what_is_gone():
     pattern = "model.layers.0.mlp.*"
     config = tiny(task="shakespeare", clients=2, cohort=2, exclude=(pattern,))
     model, layout = shaped(config, (Edit("head", "model.layers.1.self_attn", ()),))
@@ -77,13 +68,13 @@ def test_patterns_may_name_what_is_gone(tiny: Tiny):
     assert not any("layers.1.self_attn" in name for name, _ in model.named_parameters())
 
 
-def test_an_edit_that_does_not_fit_is_named(config: RunConfig):
+def test_an_edit_that_does_not_fit_is_named(config):
     with pytest.raises(ValueError, match=r"model\.layers\.7"):
         shaped(config, (Edit("head", "model.layers.7.self_attn", (0,)),))
 
 
 @pytest.mark.parametrize("schedule", ["adaptive", "cubic"])
-def test_a_sparsity_that_units_do_not_reach_is_refused_with_what_they_do(tiny: Tiny, schedule: str):
+def test_a_sparsity_that_units_do_not_reach_is_refused_with_what_they_do(schedule):
     keys = {"unit": "channel", "schedule": schedule}
     config = tiny(**keys, sparsity=0.9)
     words = r"^sparsity=0\.9: by magnitude, .*units and floors allow \d+; allowed: 0 to 0\.\d+$"

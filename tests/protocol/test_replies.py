@@ -8,10 +8,7 @@ import torch
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Aggregate, Failure
-from fedprune.protocol.replies import (
-    folded_of,
-    sum_packet,
-)
+from fedprune.protocol.replies import folded_of, sum_packet
 
 FOLDED = Aggregate(
     torch.tensor([1.0, 1e-300, -3.25], dtype=torch.float64),
@@ -49,16 +46,14 @@ def test_a_sum_comes_back_as_it_went():
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_what_is_not_in_a_sum_is_not_in_its_packet(name: str):
+def test_what_is_not_in_a_sum_is_not_in_its_packet(name):
     packet = sum_packet(replace(FOLDED, **{name: None}))
     assert packet.buffers.keys() == set(TENSORS) - {name}
     assert getattr(folded_of(packet, ASKED), name) is None
 
 
 @pytest.mark.parametrize(("answered", "size"), [([4, 5, 7], 8), ([], 4), ([], 0)])
-def test_values_one_by_one_that_cannot_be_of_those_who_answered_are_refused(
-    answered: list[int], size: int
-):
+def test_values_one_by_one_that_cannot_be_of_those_who_answered_are_refused(answered, size):
     packet = about(answered=answered, failures=[])
     torn = replace(packet, buffers={**packet.buffers, "singles": bytes(4 * size)})
     with pytest.raises(Refused, match="malformed"):
@@ -72,21 +67,19 @@ def test_a_sum_of_nobody_comes_back_as_it_went():
 
 def test_what_came_can_be_added_to():
     seen = folded_of(sum_packet(FOLDED), ASKED)
-    assert seen.total is not None
     seen.total.add_(1.0)
-    assert FOLDED.total is not None
     assert FOLDED.total[0] == 1.0
 
 
 @pytest.mark.parametrize("asked", [[4, 5], [4, 5, 7, 8], [4, 5, 8], []])
-def test_who_speaks_for_others_is_refused(asked: list[int]):
+def test_who_speaks_for_others_is_refused(asked):
     with pytest.raises(Refused, match="speaks for partitions") as e:
         folded_of(sum_packet(FOLDED), asked)
     assert e.value.field == "answered"
 
 
 @pytest.mark.parametrize("answered", [[4, 4, 7], [4, 5, 7], [7]])
-def test_nobody_speaks_twice_or_is_left_out(answered: list[int]):
+def test_nobody_speaks_twice_or_is_left_out(answered):
     with pytest.raises(Refused, match="speaks for partitions"):
         folded_of(about(answered=answered), ASKED)
 
@@ -114,7 +107,7 @@ FAILED = {"partition": 5, "phase": "score", "field": "", "reason": ""}
     ],
     ids=str,
 )
-def test_a_field_of_a_wrong_kind_is_refused(changes: dict[str, Any]):
+def test_a_field_of_a_wrong_kind_is_refused(changes):
     with pytest.raises(Refused, match="malformed") as e:
         folded_of(about(**changes), ASKED)
     assert e.value.field == "reply"
@@ -132,6 +125,6 @@ def test_a_field_of_a_wrong_kind_is_refused(changes: dict[str, Any]):
     ],
     ids=["empty", "no json", "a list", "a number", "nine bytes", "one byte"],
 )
-def test_a_malformed_packet_is_refused(packet: Packet):
+def test_a_malformed_packet_is_refused(packet):
     with pytest.raises(Refused, match="malformed"):
         folded_of(packet, ASKED)

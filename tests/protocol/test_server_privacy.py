@@ -1,7 +1,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,24 +16,14 @@ from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.release import Release
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import (
-    Aggregate,
-    Answer,
-    Question,
-    as_sum,
-)
+from fedprune.protocol.messages import Aggregate, Answer, Question, as_sum
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
 from fedprune.protocol.releases import metric_spread
-from fedprune.protocol.server_privacy import (
-    _measured,
-    guarded,
-    name_of,
-    opened,
-)
+from fedprune.protocol.server_privacy import _measured, guarded, name_of, opened
 from fedprune.protocol.stored import Stored
 from fedprune.server.state import first_state
-from fedprune.tensors import count_kept, state_of
+from fedprune.tensors import count_kept
 
 DIGITS = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 4, "engine": "inline"}
 DIGITS |= {"rounds": 3, "warmup": 1, "local_steps": 2, "batch_size": 8, "sparsity": 0.5}
@@ -72,13 +61,12 @@ def tuning(config: RunConfig, host: Host, masked: float = 0.0) -> tuple[Question
     return question, form_of(question, config, layout_at(config, ())).values
 
 
-def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(host: Host) -> None:
+def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(host):
     c = config_of(**NOISE, dp_clip=0.5)
     question, size = tuning(c, host)
     ledger = open_ledger(None, terms_of(c))
     port = guarded(answering(torch.ones(size), c), c, ledger, "pruned")
     aggregate = port.ask(question, [0, 1, 3])
-    assert aggregate.total is not None
     noise = aggregate.total - 3 * 0.5 / size**0.5
     (line,) = (x for x in ledger.lines if x["quantity"] == "changes")
     booked = line["z"] * line["sensitivity"]
@@ -89,18 +77,17 @@ def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(host: Hos
     assert aggregate.totals == {"count": 4.0}
 
 
-def test_removed_coordinates_get_no_noise(host: Host) -> None:
+def test_removed_coordinates_get_no_noise(host):
     c = config_of(**NOISE)
     question, size = tuning(c, host, masked=0.5)
     whole = sum(t.numel() for t in question.weights.values())
     assert size < whole - 0.4 * count_kept({n: m | True for n, m in question.masks.items()})
     port = guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "pruned")
     aggregate = port.ask(question, [0])
-    assert aggregate.total is not None
     assert aggregate.total.numel() == size
 
 
-def test_the_same_question_has_the_same_noise_and_another_one_has_not(host: Host) -> None:
+def test_the_same_question_has_the_same_noise_and_another_one_has_not(host):
     c = config_of(**NOISE, noise_source="seeded")
     question, size = tuning(c, host)
 
@@ -118,7 +105,7 @@ def test_the_same_question_has_the_same_noise_and_another_one_has_not(host: Host
     assert not torch.equal(first, total(replace(question, weights=moved)))
 
 
-def test_other_candidates_of_the_same_model_are_another_release(host: Host) -> None:
+def test_other_candidates_of_the_same_model_are_another_release(host):
     c = config_of(dp="client", dp_noise=2.0)
     state = first_state(host.model, host.layout)
     name = host.layout.prunable[0]
@@ -135,30 +122,28 @@ def test_other_candidates_of_the_same_model_are_another_release(host: Host) -> N
         assert name_of(first, [0], c) != name_of(other, [0], c)
 
 
-def test_nobody_drawn_is_noise_alone(host: Host) -> None:
+def test_nobody_drawn_is_noise_alone(host):
     c = config_of(dp="client", dp_noise=2.0, sampling="poisson")
     question, size = tuning(c, host)
     port = guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "pruned")
     aggregate = port.ask(question, [])
-    assert aggregate.total is not None
     assert aggregate.total.numel() == size
     assert aggregate.total.std().item() == pytest.approx(2.0, rel=0.05)  # add or remove: one norm
 
 
-def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(host: Host) -> None:
+def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(host):
     c = config_of(**NOISE, score="fisher")
     state = first_state(host.model, host.layout)
     question = Question("score", 2, state.weights, state.masks, score="fisher", sparsity=None)
     ledger = open_ledger(None, terms_of(c))
     port = guarded(inline_port(build_host(c)), c, ledger, "pruned")
     aggregate = port.ask(question, [0, 1, 2, 3])
-    assert aggregate.total is not None
     assert aggregate.total.min() == 0.0
     (line,) = (x for x in ledger.lines if x["quantity"] == "scores")
     assert line["sensitivity"] == pytest.approx(2**0.5)
 
 
-def test_only_parts_of_the_labels_are_held_to_one_each() -> None:
+def test_only_parts_of_the_labels_are_held_to_one_each():
     """Bytes of a token, or squares of a value, are more than one: perplexities a byte depend on it.
 
     Six clients whose means are 4 bytes a label; noise has made 7 of at most 6 right ones.
@@ -170,7 +155,7 @@ def test_only_parts_of_the_labels_are_held_to_one_each() -> None:
     assert found.totals == {"bytes": 24.0, "correct": 6.0, "squared": 0.0, "count": 6.0}
 
 
-def test_metrics_are_noised_means_over_everyone(host: Host) -> None:
+def test_metrics_are_noised_means_over_everyone(host):
     c = config_of(dp="client", dp_noise=0.01, cohort=6)
     state = first_state(host.model, host.layout)
     ask = Question("evaluate", 1, state.weights, state.masks, part="test")
@@ -191,7 +176,7 @@ def test_metrics_are_noised_means_over_everyone(host: Host) -> None:
     )
 
 
-def test_what_the_budget_does_not_allow_is_not_asked(host: Host) -> None:
+def test_what_the_budget_does_not_allow_is_not_asked(host):
     c = config_of(**NOISE, epsilon=4.0)
     question, size = tuning(c, host)
     asked: list[int] = []
@@ -215,7 +200,7 @@ def test_what_the_budget_does_not_allow_is_not_asked(host: Host) -> None:
     assert {line["round"] for line in ledger.lines} == set(asked)
 
 
-def test_a_run_stops_before_the_round_that_the_budget_does_not_allow(tmp_path: Path) -> None:
+def test_a_run_stops_before_the_round_that_the_budget_does_not_allow(tmp_path):
     c = config_of(**NOISE, epsilon=4.0, rounds=12)
     result = federate(c, folder=tmp_path / "run")
     played = [row["round"] for row in result.rows]
@@ -229,7 +214,7 @@ def test_a_run_stops_before_the_round_that_the_budget_does_not_allow(tmp_path: P
     assert spent == sorted(spent)
 
 
-def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end() -> None:
+def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end():
     c = config_of(dp="client", panel=2, epsilon=20.0)
     assert c.dp_noise is not None
     assert c.dp_score_noise == c.dp_noise
@@ -242,14 +227,14 @@ def test_a_budget_alone_says_how_much_noise_and_is_spent_at_the_end() -> None:
 
 
 @pytest.mark.slow
-def test_a_budget_is_spent_where_one_share_is_blended_too() -> None:
+def test_a_budget_is_spent_where_one_share_is_blended_too():
     c = config_of(dp="client", epsilon=20.0, blend="global")
     result = federate(c)
     assert "stopped" not in result.summary["privacy"]
     assert 19.9 < result.summary["privacy"]["rdp"] <= 20.0
 
 
-def test_what_clients_tell_before_they_are_asked_is_booked() -> None:
+def test_what_clients_tell_before_they_are_asked_is_booked():
     for keys, told in (({}, True), (NOISE, False)):
         c = config_of(**keys)
         ledger = open_ledger(None, terms_of(c))
@@ -258,7 +243,7 @@ def test_what_clients_tell_before_they_are_asked_is_booked() -> None:
         assert set(inline_port(build_host(c)).present().values()) == {0} or told
 
 
-def test_clients_drawn_from_fewer_are_booked_as_what_they_are(host: Host) -> None:
+def test_clients_drawn_from_fewer_are_booked_as_what_they_are(host):
     c = config_of(**{**NOISE, "cohort": 2})
     question, size = tuning(c, host)
 
@@ -274,17 +259,7 @@ def test_clients_drawn_from_fewer_are_booked_as_what_they_are(host: Host) -> Non
     assert epsilon(4) < epsilon(3) < epsilon(2)
 
 
-def test_the_model_of_the_house_is_not_touched(host: Host) -> None:
-    before = {n: t.clone() for n, t in state_of(host.model).items()}
-    c = config_of(**NOISE)
-    question, size = tuning(c, host)
-    guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "x").ask(
-        question, [1]
-    )
-    assert all(torch.equal(before[n], t) for n, t in state_of(host.model).items())
-
-
-def test_the_noise_reaches_the_model() -> None:
+def test_the_noise_reaches_the_model():
     quiet = {"dp_noise": 0.0, "dp_score_noise": 0.0, "allow_uncovered": True}
     once = {"rounds": 1, "warmup": 0, "sparsity": 0.0, "schedule": "cubic"}
     ends = [
@@ -296,7 +271,7 @@ def test_the_noise_reaches_the_model() -> None:
     assert moved.std().item() == pytest.approx(3.0 * 2.0 / 4.0, rel=0.05)
 
 
-def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
+def test_what_hides_examples_leaves_its_client_noised_metrics_and_all():
     c = config_of(dp="example", dp_noise=2.0, dp_metric_clip=5.0, noise_source="seeded")
     served = build_host(c)
     state = first_state(served.model, served.layout)
@@ -321,9 +296,7 @@ def test_what_hides_examples_leaves_its_client_noised_metrics_and_all() -> None:
 
 
 @pytest.mark.parametrize("source", ["seeded", "secret"])
-def test_only_what_is_stored_is_released_again_at_no_cost(
-    host: Host, tmp_path: Path, source: str
-) -> None:
+def test_only_what_is_stored_is_released_again_at_no_cost(host, tmp_path, source):
     """Client 3 failed before the kill and answers after it: fresh noise, and booked."""
     c = config_of(**NOISE, noise_source=source)
     question, size = tuning(c, host)

@@ -1,6 +1,5 @@
 """What a run goes on with is what it began with, and every file that it counts on is as written."""
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedprune import ConfigError, RunConfig, federate
-from fedprune.client.host import Host, build_host
+from fedprune.client.host import build_host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
 from fedprune.records.bound import began_with, gone_on_with, keep_began
@@ -26,56 +25,26 @@ from fedprune.records.folder import (
 )
 from fedprune.runtime.files import read_verified, write_atomically, write_verified
 from fedprune.server.state import State
-from fedprune.server.watch import Watch
-
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-
-
-class Killed(Exception):
-    """The process ended here."""
+from tests.records.harm import all_refused
+from tests.runs import cut_short, tiny
 
 
 @pytest.fixture(scope="module")
-def half(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, house_of: HouseOf
-) -> tuple[RunConfig, Path]:
+def half(tmp_path_factory) -> tuple[RunConfig, Path]:
     """A run that was killed after round three of five."""
     config, folder = tiny(model="mlp", local_steps=1), tmp_path_factory.mktemp("bound") / "run"
-
-    def kill(row: Any, *_: Any) -> None:
-        if row["round"] == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        federate(config, inline_port(house_of(config)), folder=folder, watch=Watch(row=kill))
+    cut_short(config, folder, 3)
     return config, folder
 
 
 @pytest.fixture
-def copied(half: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Path]:
+def copied(half, tmp_path) -> tuple[RunConfig, Path]:
     return half[0], shutil.copytree(half[1], tmp_path / "run")
 
 
-def test_every_corruption_of_a_checkpoint_is_refused_by_its_name(half: tuple[RunConfig, Path]):
-    path, chance = checkpoint_path(half[1], "pruned"), random.Random(0)
-    whole = path.read_bytes()
-    try:
-        for _ in range(300):
-            data, at = bytearray(whole), chance.randrange(len(whole))
-            match chance.randrange(3):
-                case 0:
-                    data[at] ^= 1 << chance.randrange(8)
-                case 1:
-                    del data[at : at + chance.randint(1, 8)]
-                case _:
-                    data[at:at] = chance.randbytes(chance.randint(1, 8))
-            path.write_bytes(data)
-            with pytest.raises(ConfigError, match=r"pruned\.safetensors"):
-                check_resumable(half[1])
-    finally:
-        path.write_bytes(whole)
-    check_resumable(half[1])
+def test_every_corruption_of_a_checkpoint_is_refused_by_its_name(half):
+    path = checkpoint_path(half[1], "pruned")
+    all_refused(path, lambda: check_resumable(half[1]))
 
 
 def lines_of(path: Path) -> list[str]:
@@ -94,16 +63,14 @@ HARM: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl", "privacy.jsonl"])
 @pytest.mark.parametrize("harm", HARM)
-def test_what_a_checkpoint_counts_on_is_as_it_was(
-    copied: tuple[RunConfig, Path], name: str, harm: str
-):
+def test_what_a_checkpoint_counts_on_is_as_it_was(copied, name, harm):
     config, folder = copied
     HARM[harm](folder / name)
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         federate(config, folder=folder, resume=True)
 
 
-def test_a_damaged_row_is_an_error_not_fewer_rows(tmp_path: Path):
+def test_a_damaged_row_is_an_error_not_fewer_rows(tmp_path):
     path = tmp_path / "rounds.jsonl"
     path.write_text('{"arm": "a", "round": 1}\n{"rou\n{"arm": "a", "round": 3}\n{"round": 4')
     with pytest.raises(ValueError, match=r"rounds\.jsonl: line 2 is damaged"):
@@ -135,7 +102,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_folder_that_is_not_as_it_was_left_is_refused(copied: tuple[RunConfig, Path], name: str):
+def test_a_folder_that_is_not_as_it_was_left_is_refused(copied, name):
     config, folder = copied
     harm, said = REFUSED[name]
     harm(folder)
@@ -145,9 +112,7 @@ def test_a_folder_that_is_not_as_it_was_left_is_refused(copied: tuple[RunConfig,
 
 @pytest.mark.parametrize("harm", ["a row twice", "no text"])
 @pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl"])
-def test_rows_that_no_checkpoint_vouches_for_do_not_count(
-    copied: tuple[RunConfig, Path], name: str, harm: str
-):
+def test_rows_that_no_checkpoint_vouches_for_do_not_count(copied, name, harm):
     path = copied[1] / name
     whole = path.read_bytes()
     with path.open("ab") as file:
@@ -157,7 +122,7 @@ def test_rows_that_no_checkpoint_vouches_for_do_not_count(
     assert path.read_bytes() == whole
 
 
-def test_what_a_link_leads_to_is_not_written_over(tmp_path: Path):
+def test_what_a_link_leads_to_is_not_written_over(tmp_path):
     (tmp_path / "other").write_text("mine")
     (tmp_path / "file.new").symlink_to(tmp_path / "other")
     write_atomically(tmp_path / "file", b"ours")
@@ -165,7 +130,7 @@ def test_what_a_link_leads_to_is_not_written_over(tmp_path: Path):
     assert (tmp_path / "file").read_bytes() == b"ours"
 
 
-def test_a_verified_file_comes_back_or_is_named(tmp_path: Path):
+def test_a_verified_file_comes_back_or_is_named(tmp_path):
     path = tmp_path / "a.bin"
     for content in (b"", b"x", bytes(100)):
         write_verified(path, content)
@@ -184,7 +149,7 @@ def edited(folder: Path) -> None:
     path.write_text(path.read_text().replace("seed = 3", "seed = 4"))
 
 
-def test_another_configuration_is_refused_or_written_down(copied: tuple[RunConfig, Path]):
+def test_another_configuration_is_refused_or_written_down(copied):
     config, folder = copied
     edited(folder)
     with pytest.raises(ConfigError, match=r"config\.toml is not as it was when the run began"):
@@ -197,7 +162,7 @@ def test_another_configuration_is_refused_or_written_down(copied: tuple[RunConfi
     assert again.summary["resumed_anyway"] == [line], "once told, it stays"
 
 
-def test_other_data_is_refused(copied: tuple[RunConfig, Path]):
+def test_other_data_is_refused(copied):
     config, folder = copied
     shards = build_host(config).shards
     other = dict(shards)
@@ -207,9 +172,7 @@ def test_other_data_is_refused(copied: tuple[RunConfig, Path]):
 
 
 @pytest.mark.parametrize("package", ["torch", "numpy", "transformers", "fedprune"])
-def test_other_versions_are_refused_by_name(
-    copied: tuple[RunConfig, Path], package: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_other_versions_are_refused_by_name(copied, package, monkeypatch):
     config, folder = copied
     from fedprune.records import bound
 
@@ -219,7 +182,7 @@ def test_other_versions_are_refused_by_name(
         federate(config, folder=folder, resume=True)
 
 
-def test_another_plugin_under_the_same_name_is_refused(tmp_path: Path, tiny: Tiny):
+def test_another_plugin_under_the_same_name_is_refused(tmp_path):
     plugin = tmp_path / "own.py"
     text = "from fedprune.tasks.catalog import TASKS as ours\nTASKS = {'own': ours['digits']}\n"
     plugin.write_text(text)
@@ -230,14 +193,12 @@ def test_another_plugin_under_the_same_name_is_refused(tmp_path: Path, tiny: Tin
         federate(config, folder=tmp_path / "run", resume=True)
 
 
-def test_nothing_differs_and_nothing_is_said(copied: tuple[RunConfig, Path]):
+def test_nothing_differs_and_nothing_is_said(copied):
     config, folder = copied
     assert "resumed_anyway" not in federate(config, folder=folder, resume=True).summary
 
 
-def test_another_engine_is_written_down_and_the_configuration_stays(
-    copied: tuple[RunConfig, Path],
-):
+def test_another_engine_is_written_down_and_the_configuration_stays(copied):
     config, folder = copied
     before = (folder / "config.toml").read_bytes()
     other = config.model_copy(update={"engine": "ray"})  # the port serves it in this process
@@ -248,7 +209,7 @@ def test_another_engine_is_written_down_and_the_configuration_stays(
     assert (folder / "config.toml").read_bytes() == before
 
 
-def test_a_plug_in_is_what_it_imports_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_plug_in_is_what_it_imports_too(tmp_path, monkeypatch):
     plugin, elsewhere = tmp_path / "mine.py", tmp_path / "lib" / "far.py"
     elsewhere.parent.mkdir()
     monkeypatch.syspath_prepend(str(elsewhere.parent))
@@ -270,7 +231,7 @@ def test_a_plug_in_is_what_it_imports_too(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("key", ["init", "teacher"])
-def test_a_run_goes_on_with_the_models_that_it_began_with(key: str, tmp_path: Path):
+def test_a_run_goes_on_with_the_models_that_it_began_with(key, tmp_path):
     folder, run = tmp_path / "other", tmp_path / "run"
     folder.mkdir()
     (folder / CODED_NAME).write_bytes(b"one")
@@ -284,7 +245,7 @@ def test_a_run_goes_on_with_the_models_that_it_began_with(key: str, tmp_path: Pa
     assert gone_on_with(run, now, anyway=True)
 
 
-def test_a_run_that_was_killed_as_it_began_begins_again(tiny: Tiny, tmp_path: Path):
+def test_a_run_that_was_killed_as_it_began_begins_again(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedprune.records.folder.write_atomically", killed)
         with pytest.raises(Killed):

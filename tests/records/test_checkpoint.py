@@ -2,13 +2,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.client.host import Host
@@ -29,10 +28,7 @@ from fedprune.selection.ladder import AdaptiveState
 from fedprune.server.state import State, Traffic
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edit
-
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-Same = Callable[[dict[str, Tensor], dict[str, Tensor]], bool]
+from tests.runs import Killed, Spy, house_of, killed_after, same, tiny
 
 FULL = State(
     7,
@@ -63,7 +59,7 @@ FULL = State(
 )
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
+def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert len(fields(State)) == 25, "a new field must be in FULL above and in the file"
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
     seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
@@ -71,19 +67,15 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path, same: Same):
     assert same(seen.masks, FULL.masks)
     assert torch.signbit(seen.weights["z"][0, 1])
     assert (list(seen.weights), list(seen.masks)) == (["z", "a"], ["z"]), "in the same order"
-    assert seen.early is not None
-    assert FULL.early is not None
     assert same(seen.early, FULL.early)
     assert list(seen.early) == ["a", "z"]
-    assert seen.moving is not None
-    assert FULL.moving is not None
     assert same(seen.moving.weights, FULL.moving.weights)
     assert (list(seen.moving.weights), seen.moving.rounds) == (["z", "a"], 4)
     empty: dict[str, Any] = {"weights": {}, "masks": {}, "early": None, "moving": None}
     assert replace(seen, **empty) == replace(FULL, **empty)
 
 
-def test_a_first_state_comes_back_too(tmp_path: Path):
+def test_a_first_state_comes_back_too(tmp_path):
     first = State(0, {"a": torch.zeros(2)}, {}, {})
     save_state(first, tmp_path / "state")
     seen = load_state(tmp_path / "state")
@@ -91,14 +83,12 @@ def test_a_first_state_comes_back_too(tmp_path: Path):
     assert (seen.early, seen.pace, seen.moving) == (None, None, None)
 
 
-def test_a_missing_checkpoint_is_named(tmp_path: Path):
+def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"resume={tmp_path / 'none'}: no checkpoint"):
         load_state(tmp_path / "none")
 
 
-def test_a_file_is_the_old_one_or_the_new_one_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_file_is_the_old_one_or_the_new_one_whole(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
@@ -115,31 +105,16 @@ def test_a_file_is_the_old_one_or_the_new_one_whole(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
-class Killed(Exception):
-    """Stands for the power cut."""
+def killed_within(host: Host, kind: str, round_: int) -> Port:
+    """Ends a run in the middle of a round."""
+    port = inline_port(host)
 
-
-def killed_after(round_: int, arm: str) -> Watch:
-    """Ends a run right after the row of a round was kept."""
-
-    def row(row: dict[str, Any], _seconds: float, _state: State) -> None:
-        if (row["arm"], row["round"]) == (arm, round_):
+    def ask(question: Question, partitions: Any) -> Aggregate:
+        if (question.kind, question.round) == (kind, round_):
             raise Killed
+        return port.ask(question, partitions)
 
-    return Watch(row=row)
-
-
-def rows_in(folder: Path) -> str:
-    return (folder / "rounds.jsonl").read_text()
-
-
-def broken(config: RunConfig, host: Host, folder: Path, watch: Watch) -> None:
-    with pytest.raises(Killed):
-        federate(config, inline_port(host), folder=folder, watch=watch)
-
-
-def resumed(config: RunConfig, host: Host, folder: Path) -> Result:
-    return federate(config, inline_port(host), folder=folder, resume=True)
+    return replace(port, ask=ask)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,15 +125,46 @@ def without_pages() -> Any:
         yield
 
 
-@pytest.fixture(scope="module")
-def unbroken(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, house_of: HouseOf
-) -> tuple[RunConfig, Host, Path]:
-    """A run with baselines that nothing disturbed."""
-    config = tiny(baselines=("dense", "random"))
-    folder = tmp_path_factory.mktemp("whole") / "run"
+@dataclass(frozen=True)
+class Runs:
+    """A run that nothing disturbed, and the folder of one that is."""
+
+    config: RunConfig
+    host: Host
+    whole: Path
+    folder: Path
+
+    def play(self, watch: Watch | None = None, port: Port | None = None, **more: Any) -> Result:
+        port = port or inline_port(self.host)
+        more |= {} if watch is None else {"watch": watch}
+        return federate(self.config, port, folder=self.folder, **more)
+
+    def killed(self, watch: Watch | None = None, port: Port | None = None, **more: Any) -> None:
+        with pytest.raises(Killed):
+            self.play(watch, port, **more)
+
+    def ends_as_unbroken(self) -> None:
+        self.play(resume=True)
+        assert_as_unbroken(self.folder, self.whole)
+
+    def rows(self) -> str:
+        return (self.folder / "rounds.jsonl").read_text()
+
+
+def undisturbed(config: RunConfig, folder: Path) -> Runs:
     federate(config, inline_port(house_of(config)), folder=folder)
-    return config, house_of(config), folder
+    return Runs(config, house_of(config), folder, folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Runs:
+    config = tiny(baselines=("dense", "random"))
+    return undisturbed(config, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture
+def runs(unbroken, tmp_path) -> Runs:
+    return replace(unbroken, folder=tmp_path / "run")
 
 
 SAME_FILES = ["rounds.jsonl", "config.toml", "mask", "mask.sha256", "model.fedprune"]
@@ -179,136 +185,72 @@ MOMENTS = [(arm, round_) for arm in ("pruned", "dense", "random") for round_ in 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arm", "round_"), MOMENTS)
-def test_a_run_killed_after_any_round_ends_as_an_unbroken_one(
-    arm: str, round_: int, unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    broken(config, host, folder, killed_after(round_, arm))
-    assert rows_in(whole).startswith(rows_in(folder))
-    assert len(rows_in(folder)) < len(rows_in(whole)) or (arm, round_) == ("random", 5)
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
+def test_a_run_killed_after_any_round_ends_as_an_unbroken_one(arm, round_, runs):
+    runs.killed(killed_after(round_, arm))
+    whole = (runs.whole / "rounds.jsonl").read_text()
+    assert whole.startswith(runs.rows())
+    assert len(runs.rows()) < len(whole) or (arm, round_) == ("random", 5)
+    runs.ends_as_unbroken()
 
 
-def test_a_run_killed_many_times_ends_as_an_unbroken_one(
-    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    broken(config, host, folder, killed_after(2, "pruned"))
+def test_a_run_killed_many_times_ends_as_an_unbroken_one(runs):
+    runs.killed(killed_after(2))
     for arm, round_ in [("pruned", 3), ("dense", 2), ("dense", 5), ("random", 1), ("random", 4)]:
-        with pytest.raises(Killed):
-            federate(
-                config,
-                inline_port(host),
-                folder=folder,
-                resume=True,
-                watch=killed_after(round_, arm),
-            )
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
-
-
-def failing_port(host: Host, kind: str, round_: int) -> Port:
-    """Kills the run in the middle of a round."""
-    port = inline_port(host)
-
-    def ask(question: Question, partitions: Any) -> Aggregate:
-        if (question.kind, question.round) == (kind, round_):
-            raise Killed
-        return port.ask(question, partitions)
-
-    return replace(port, ask=ask)
-
-
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("kind", ["tune", "score", "evaluate"])
-def test_a_run_killed_within_a_round_plays_that_round_again(
-    kind: str, unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    with pytest.raises(Killed):
-        federate(config, failing_port(host, kind, 3), folder=folder)
-    assert len(read_rows(folder / "rounds.jsonl")) == 2
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
-
-
-def test_a_run_killed_in_its_first_round_begins_again(
-    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    with pytest.raises(Killed):
-        federate(config, failing_port(host, "tune", 1), folder=folder)
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
+        runs.killed(killed_after(round_, arm), resume=True)
+    runs.ends_as_unbroken()
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("cut", [1, 40, 700])
-@pytest.mark.parametrize("name", ["rounds.jsonl", "timings.jsonl"])
-def test_a_line_half_written_is_cut_off(
-    name: str, cut: int, unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    broken(config, host, folder, killed_after(3, "pruned"))
-    lines = rows_in(whole).splitlines(keepends=True)
-    with (folder / name).open("a") as file:
-        file.write(lines[3][:cut])
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
+@pytest.mark.parametrize(
+    ("kind", "round_"), [("tune", 1), ("tune", 3), ("score", 3), ("evaluate", 3)]
+)
+def test_a_run_killed_within_a_round_plays_that_round_again(kind, round_, runs):
+    runs.killed(port=killed_within(runs.host, kind, round_))
+    assert round_ == 1 or len(runs.rows().splitlines()) == 2
+    runs.ends_as_unbroken()
 
 
-def test_rows_past_the_checkpoint_are_cut_off(
-    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    """The row of round 4 was written, its checkpoint was not."""
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    broken(config, host, folder, killed_after(3, "pruned"))
-    ahead = rows_in(whole).splitlines(keepends=True)[3]
-    with (folder / "rounds.jsonl").open("a") as file:
-        file.write(ahead)
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
-
-
-def test_a_checkpoint_half_written_is_no_checkpoint(
-    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = tmp_path / "run"
-    broken(config, host, folder, killed_after(3, "pruned"))
+def half_a_checkpoint(folder: Path, _row: str) -> None:
     path = checkpoint_path(folder, "pruned")
     path.with_suffix(path.suffix + ".new").write_bytes(path.read_bytes()[:500])
-    resumed(config, host, folder)
-    assert_as_unbroken(folder, whole)
 
 
-def test_a_finished_run_resumed_is_as_it_was(
-    unbroken: tuple[RunConfig, Host, Path], tmp_path: Path
-):
-    config, host, whole = unbroken
-    folder = shutil.copytree(whole, tmp_path / "run")
-    asked: list[str] = []
-    port = inline_port(host)
+def appended(name: str, cut: int | None) -> Callable[[Path, str], None]:
+    def harm(folder: Path, row: str) -> None:
+        with (folder / name).open("a") as file:
+            file.write(row[:cut])
 
-    def ask(question: Question, partitions: Any) -> Aggregate:
-        asked.append(question.kind)
-        return port.ask(question, partitions)
-
-    federate(config, replace(port, ask=ask), folder=folder, resume=True)
-    assert asked == ["describe"], "nothing is trained or measured again"
-    assert_as_unbroken(folder, whole)
+    return harm
 
 
-def test_a_failure_and_an_owed_pruning_survive_a_kill(
-    tiny: Tiny, house_of: HouseOf, spy: Any, tmp_path: Path
-):
+HARMS = {
+    "half a checkpoint": half_a_checkpoint,
+    "a row past the checkpoint": appended("rounds.jsonl", None),
+    **{
+        f"{cut} characters of {name}": appended(name, cut)
+        for name in ("rounds.jsonl", "timings.jsonl")
+        for cut in (1, 40, 700)
+    },
+}
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_was_half_written_when_a_run_was_killed_is_cut_off(harm, runs):
+    runs.killed(killed_after(3))
+    HARMS[harm](runs.folder, (runs.whole / "rounds.jsonl").read_text().splitlines(True)[3])
+    runs.ends_as_unbroken()
+
+
+def test_a_finished_run_resumed_is_as_it_was(runs):
+    shutil.copytree(runs.whole, runs.folder)
+    eye = Spy(inline_port(runs.host))
+    runs.play(port=eye.port, resume=True)
+    assert [q.kind for q, _, _ in eye.asked] == ["describe"], "nothing is trained or measured again"
+    assert_as_unbroken(runs.folder, runs.whole)
+
+
+def test_a_failure_and_an_owed_pruning_survive_a_kill(tmp_path):
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
     host = house_of(config)
 
@@ -316,7 +258,7 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(
         return question.kind == "score" and question.round == 3 and partition > 1
 
     def port() -> Port:
-        made: Port = spy(inline_port(host), absent).port
+        made: Port = Spy(inline_port(host), absent).port
         return made
 
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -329,20 +271,15 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(
     assert read_rows(folder / "rounds.jsonl")[3]["removed"] > 0
 
 
-def test_rewinding_gives_the_rows_and_the_states(unbroken: tuple[RunConfig, Host, Path]):
-    _, _, whole = unbroken
-    known = check_resumable(whole)
-    rows, states = rewind(whole, ["pruned", "dense", "random", "warm", "never"], known)
+def test_rewinding_gives_the_rows_and_the_states(unbroken):
+    known = check_resumable(unbroken.whole)
+    rows, states = rewind(unbroken.whole, ["pruned", "dense", "random", "warm", "never"], known)
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5] * 3
-    assert {arm: state.round for arm, state in states.items()} == {
-        "pruned": 5,
-        "dense": 5,
-        "random": 5,
-        "warm": 2,
-    }
+    ends = {"pruned": 5, "dense": 5, "random": 5, "warm": 2}
+    assert {arm: state.round for arm, state in states.items()} == ends
 
 
-def test_a_folder_with_a_run_is_not_written_over(run_folder: Path, tiny: Tiny, tmp_path: Path):
+def test_a_folder_with_a_run_is_not_written_over(run_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"out='{run_folder}': holds a run already; allowed: "):
         fresh_folder(tiny(out=str(run_folder)))
     assert fresh_folder(tiny(out=str(tmp_path / "new"))) == tmp_path / "new"
@@ -362,28 +299,20 @@ PATHS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", PATHS, ids=str)
-def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(
-    keys: dict[str, Any], tiny: Tiny, house_of: HouseOf, tmp_path: Path
-):
-    config = tiny(**keys, local_steps=1, clients=3, hosts=2)
-    host = house_of(config)
-    federate(config, inline_port(host), folder=tmp_path / "whole")
+def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(keys, tmp_path):
+    whole = undisturbed(tiny(**keys, local_steps=1, clients=3, hosts=2), tmp_path / "whole")
     for round_ in (1, 2, 3, 4):
-        folder = tmp_path / str(round_)
-        broken(config, host, folder, killed_after(round_, "pruned"))
-        early = load_state(checkpoint_path(folder, "pruned")).early
+        runs = replace(whole, folder=tmp_path / str(round_))
+        runs.killed(killed_after(round_))
+        early = load_state(checkpoint_path(runs.folder, "pruned")).early
         assert (early is None) == ("rewind" not in keys)
-        resumed(config, host, folder)
-        assert_as_unbroken(folder, tmp_path / "whole")
+        runs.ends_as_unbroken()
 
 
-def test_weights_to_go_back_to_are_those_of_the_first_run(
-    tiny: Tiny, house_of: HouseOf, same: Same, tmp_path: Path
-):
+def test_weights_to_go_back_to_are_those_of_the_first_run(tmp_path):
     config = tiny(rewind=1, local_steps=1)
     states: dict[int, State] = {}
     watch = Watch(row=lambda row, _seconds, state: states.update({row["round"]: state}))
     federate(config, inline_port(house_of(config)), folder=tmp_path, watch=watch)
     saved = load_state(checkpoint_path(tmp_path, "pruned")).early
-    assert saved is not None
     assert same(saved, states[1].weights)

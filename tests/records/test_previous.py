@@ -1,7 +1,6 @@
 """A run that begins where another one ended: structure and masks stay, density never rises."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import ConfigError, Result, RunConfig, federate
+from fedprune import ConfigError, Result, federate
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
-from fedprune.records.previous import (
-    continued,
-    data_gone,
-    on_the_earlier_task,
-    previous_run,
-)
+from fedprune.records.previous import continued, data_gone, on_the_earlier_task, previous_run
 from fedprune.report.screen import closing_lines
 from fedprune.structure.edits import Edit
 from fedprune.tensors import count_kept
-
-Tiny = Callable[..., RunConfig]
+from tests.runs import tiny
 
 
 @pytest.fixture(scope="module")
-def before(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def before(tmp_path_factory) -> tuple[Path, Result]:
     config = tiny(rounds=3, warmup=1, end=3, sparsity=0.6)
     folder = tmp_path_factory.mktemp("earlier") / "run"
     return folder, federate(config, inline_port(build_host(config)), folder=folder)
@@ -39,7 +32,7 @@ def again(folder: Path, **keys: Any) -> Result:
     return federate(config, inline_port(build_host(config)))
 
 
-def test_without_more_it_goes_on_from_the_same_weights_and_masks(before: tuple[Path, Result]):
+def test_without_more_it_goes_on_from_the_same_weights_and_masks(before):
     folder, result = before
     found = previous_run(str(folder))
     config = configure({"init": str(folder), "engine": "inline"})
@@ -50,9 +43,7 @@ def test_without_more_it_goes_on_from_the_same_weights_and_masks(before: tuple[P
     assert state.round == 0
 
 
-def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(
-    before: tuple[Path, Result], tmp_path: Path
-):
+def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(before, tmp_path):
     folder, _ = before
     config = configure({"init": str(folder), "engine": "inline", "rounds": 1, "warmup": 0})
     federate(config, folder=tmp_path / "run")
@@ -62,7 +53,7 @@ def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(
     assert (line["asked"], line["covered"]) == (5, False)
 
 
-def test_masks_stay_and_quality_on_the_earlier_task_is_told(before: tuple[Path, Result]):
+def test_masks_stay_and_quality_on_the_earlier_task_is_told(before):
     folder, result = before
     new = again(folder)
     assert new.summary["mask_digest"] == result.summary["mask_digest"]
@@ -74,7 +65,7 @@ def test_masks_stay_and_quality_on_the_earlier_task_is_told(before: tuple[Path, 
     assert told["now"]["loss"] == pytest.approx(new.summary["quality"]["final"]["loss"])
 
 
-def test_pruning_goes_on_from_the_earlier_sparsity(before: tuple[Path, Result]):
+def test_pruning_goes_on_from_the_earlier_sparsity(before):
     folder, result = before
     new = again(folder, sparsity=0.8, score="magnitude")
     assert new.summary["sparsity"] == pytest.approx(0.8, abs=1e-4)
@@ -82,38 +73,38 @@ def test_pruning_goes_on_from_the_earlier_sparsity(before: tuple[Path, Result]):
     assert [r["sparsity"] >= 0.6 for r in new.rows] == [True, True]
 
 
-def test_less_sparsity_than_there_is_is_refused(before: tuple[Path, Result]):
+def test_less_sparsity_than_there_is_is_refused(before):
     with pytest.raises(ConfigError, match=r"sparsity=0\.3.*has 0\.599.*allowed: 0"):
         again(before[0], sparsity=0.3)
 
 
-def test_the_earlier_task_is_measured_with_its_own_weights(before: tuple[Path, Result]):
+def test_the_earlier_task_is_measured_with_its_own_weights(before):
     folder, result = before
     found = previous_run(str(folder))
     told = on_the_earlier_task(found, result.state)
     assert told["now"] == result.summary["quality"]["final"]
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"init=.*allowed: the folder of a whole run"):
         previous_run(str(tmp_path))
     with pytest.raises(ConfigError, match="init="):
         configure({"init": str(tmp_path)})
 
 
-def test_a_run_of_another_model_is_refused(before: tuple[Path, Result]):
+def test_a_run_of_another_model_is_refused(before):
     config = configure({"task": "shakespeare", "init": str(before[0]), "clients": 2})
     with pytest.raises(ConfigError, match="no prunable tensor in common"):
         continued(config, previous_run(str(before[0])))
 
 
-def test_what_was_cut_where_the_new_model_has_nothing_is_refused(before: tuple[Path, Result]):
+def test_what_was_cut_where_the_new_model_has_nothing_is_refused(before):
     cut = replace(previous_run(str(before[0])), edits=(Edit("neuron", "bert.layer.0", (0, 1)),))
     with pytest.raises(ConfigError, match=r"init=.*'bert\.layer\.0'.*allowed: a run of the same"):
         continued(configure({"init": str(before[0])}), cut)
 
 
-def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path: Path):
+def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path):
     old, new, one, two = (tmp_path / name for name in ("old.txt", "new.txt", "one", "two"))
     for file in (old, new):
         file.write_text("\n".join(f"{file.stem} line {i} of some text" for i in range(60)))
@@ -136,9 +127,7 @@ def test_results_are_kept_where_the_earlier_data_is_gone(tmp_path: Path):
     assert (two / "model.fedprune").is_file()
 
 
-def test_an_earlier_task_that_nobody_can_measure_says_why(
-    before: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
-):
+def test_an_earlier_task_that_nobody_can_measure_says_why(before, monkeypatch):
     def fails(*_: object) -> None:
         raise RuntimeError("no\nroom")
 
@@ -147,7 +136,7 @@ def test_an_earlier_task_that_nobody_can_measure_says_why(
     assert (told["now"], told["why"]) == (None, "RuntimeError: no room")
 
 
-def test_what_is_kept_is_counted_against_the_dense_model(before: tuple[Path, Result]):
+def test_what_is_kept_is_counted_against_the_dense_model(before):
     new = again(before[0])
     kept = count_kept(new.state.masks)
     assert new.summary["kept_parameters"] == kept

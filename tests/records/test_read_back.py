@@ -30,7 +30,7 @@ from fedprune.runtime.sums import summary_in
 
 
 @pytest.fixture(autouse=True)
-def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_disk(monkeypatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -84,7 +84,7 @@ def with_head(path: Path, change: Callable[[Any], Iterator[Any]]) -> Iterator[No
     write_verified(path, content)
 
 
-def test_a_state_is_of_its_types_or_refused_by_name(tmp_path: Path):
+def test_a_state_is_of_its_types_or_refused_by_name(tmp_path):
     path = tmp_path / "run" / "checkpoint" / "pruned.safetensors"
     save_state(replace(FULL, dense_at_pruning={"loss": 0.5}), path)
     count = 0
@@ -100,7 +100,7 @@ def test_a_state_is_of_its_types_or_refused_by_name(tmp_path: Path):
     ("name", "tensor"),
     [("masks/z", torch.ones(2, 2)), ("masks/z", torch.ones(4).bool()), ("teacher", torch.ones(3))],
 )
-def test_a_tensor_is_what_it_is_for(name: str, tensor: torch.Tensor, tmp_path: Path):
+def test_a_tensor_is_what_it_is_for(name, tensor, tmp_path):
     path = tmp_path / "pruned.safetensors"
     save_state(FULL, path)
     content = read_verified(path)
@@ -111,7 +111,7 @@ def test_a_tensor_is_what_it_is_for(name: str, tensor: torch.Tensor, tmp_path: P
         load_state(path)
 
 
-def test_what_lies_beside_a_checkpoint_is_told_in_its_types(tmp_path: Path):
+def test_what_lies_beside_a_checkpoint_is_told_in_its_types(tmp_path):
     path = tmp_path / "checkpoint" / "pruned.safetensors"
     (tmp_path / "rounds.jsonl").write_text("{}\n")
     save_state(FULL, path, [tmp_path / "rounds.jsonl"])
@@ -140,18 +140,17 @@ WHOLE = Aggregate(
 )
 
 
-def test_a_stored_sum_is_of_its_types_or_not_used(tmp_path: Path):
+def test_a_stored_sum_is_of_its_types_or_not_used(tmp_path):
     """It is asked for again, and booked."""
     path = tmp_path / "arm-1-name-0"
     store(path, WHOLE)
     back = stored_in(path)
-    assert back is not None
     assert (back.loud, back.failures, back.norms) == (WHOLE.loud, WHOLE.failures, WHOLE.norms)
     for _ in with_head(path, changed):
         assert stored_in(path) is None
 
 
-def test_a_line_of_a_ledger_is_of_its_types_or_refused(tmp_path: Path):
+def test_a_line_of_a_ledger_is_of_its_types_or_refused(tmp_path):
     path = tmp_path / LEDGER_NAME
     terms = Terms(dp="client", cohort=4, population=4, noise_source="secret")
     ledger = open_ledger(path, terms)
@@ -177,7 +176,7 @@ def test_a_line_of_a_ledger_is_of_its_types_or_refused(tmp_path: Path):
             open_ledger(path, terms, resume=True)
 
 
-def test_what_a_run_began_with_is_of_its_types(tmp_path: Path):
+def test_what_a_run_began_with_is_of_its_types(tmp_path):
     began = {"config.toml": "a", "data": "", "plugin": ""}
     path = tmp_path / "checkpoint" / "began.json"
     keep_began(tmp_path, began)
@@ -190,7 +189,7 @@ def test_what_a_run_began_with_is_of_its_types(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"round": true, "arm": "a"}'])
-def test_a_row_is_one_of_a_round_and_an_arm(text: str, tmp_path: Path):
+def test_a_row_is_one_of_a_round_and_an_arm(text, tmp_path):
     path = tmp_path / "rounds.jsonl"
     for line in (text, "[" * 10**5, '{"round": 1.0, "arm": "a"}', '{"round": 1, "arm": 3}'):
         path.write_text(f"{line}\n")
@@ -201,7 +200,7 @@ def test_a_row_is_one_of_a_round_and_an_arm(text: str, tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["[]", "{}", '{"quality": 3, "command": ""}', '{"quality": {}}', "[" * 10**5]
 )
-def test_a_summary_is_one_of_a_run(text: str, tmp_path: Path):
+def test_a_summary_is_one_of_a_run(text, tmp_path):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(ValueError, match=r"summary\.json: no summary of a run"):
         summary_in(tmp_path)

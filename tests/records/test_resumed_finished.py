@@ -1,15 +1,14 @@
 """A finished run that is resumed tells nothing a second time."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedprune import RunConfig, federate
+from fedprune import federate
 from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
+from tests.runs import tiny
 
 
 @pytest.mark.parametrize(
@@ -17,12 +16,7 @@ from fedprune.engines.inline import inline_port
     [{}, {"dp": "client", "dp_noise": 1.0, "panel": 2}, {"dp": "client", "dp_noise": 1.0}],
     ids=str,
 )
-def test_a_finished_run_is_resumed_without_a_release(
-    keys: dict[str, object],
-    tiny: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_a_finished_run_is_resumed_without_a_release(keys, tmp_path, monkeypatch):
     monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
     config = tiny(model="mlp", rounds=2, warmup=0, end=1, local_steps=1, **keys)
     whole = federate(config, folder=tmp_path / "run")

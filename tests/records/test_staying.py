@@ -7,13 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig
-from fedprune.records.staying import (
-    nearly_empty,
-    staying,
-    told_empty,
-    told_staying,
-    uncut,
-)
+from fedprune.records.staying import nearly_empty, staying, told_empty, told_staying, uncut
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import layout_of
 
@@ -60,7 +54,7 @@ def test_blocks_that_unit_layer_cannot_take_out_are_named():
 
 
 @pytest.mark.parametrize("unit", ["head", "neuron", "channel", "sublayer"])
-def test_a_unit_that_a_model_does_not_have_says_what_it_takes_and_what_there_is(unit: str):
+def test_a_unit_that_a_model_does_not_have_says_what_it_takes_and_what_there_is(unit):
     layout = layout_of(nn.ModuleList([Depends(), Depends()]))
     with pytest.raises(ValueError, match=rf"no {unit} was recognised .* takes a.*; allowed:") as no:
         unit_labels(layout, unit)
@@ -80,9 +74,7 @@ def test_a_unit_that_a_model_does_not_have_says_what_it_takes_and_what_there_is(
         (0, 512, "layer", False),
     ],
 )
-def test_almost_nothing_is_under_a_hundredth_or_a_handful(
-    kept: int, total: int, unit: str, empty: bool
-):
+def test_almost_nothing_is_under_a_hundredth_or_a_handful(kept, total, unit, empty):
     layers = [{"name": "a.weight", "kept": kept, "total": total}]
     names = nearly_empty(layers, unit)
     assert names == ["a.weight"] * empty

@@ -1,16 +1,12 @@
 """What a run came to, in numbers that other libraries can check."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from fedprune import Result, RunConfig
-
-Played = Callable[[RunConfig], Result]
+from tests.runs import played, tiny
 
 
-def test_effective_ranks_are_numpys(tiny: Callable[..., RunConfig], played: Played):
+def test_effective_ranks_are_numpys():
     result = played(tiny())
     layers = result.summary["layers"]
     assert len(layers) == len(result.state.masks)
@@ -22,7 +18,7 @@ def test_effective_ranks_are_numpys(tiny: Callable[..., RunConfig], played: Play
         assert layer["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def test_what_is_left_adds_up(tiny: Callable[..., RunConfig], played: Played):
+def test_what_is_left_adds_up():
     told = played(tiny()).summary
     assert sum(layer["kept"] for layer in told["layers"]) == told["kept_parameters"]
     assert sum(layer["total"] for layer in told["layers"]) == told["prunable_parameters"]

@@ -3,17 +3,12 @@ import torch
 from twins import built, fed, groups, said
 
 from fedprune.redundancy.dead import never_active, never_read
-from fedprune.redundancy.unit_weights import (
-    bias_of,
-    producers_of,
-    reader_of,
-    without_units,
-)
+from fedprune.redundancy.unit_weights import bias_of, producers_of, reader_of, without_units
 from fedprune.structure.layout import as_rows
 from fedprune.tensors import full_masks, masked
 
 
-def test_a_neuron_that_never_fires_is_found_and_goes_without_a_trace() -> None:
+def test_a_neuron_that_never_fires_is_found_and_goes_without_a_trace():
     model, layout, weights = built("t5")
     group = groups(layout, "neuron")[0]
     (producer,) = producers_of(group)
@@ -28,7 +23,7 @@ def test_a_neuron_that_never_fires_is_found_and_goes_without_a_trace() -> None:
     assert torch.allclose(said("t5", model, masked(weights, masks)), before, atol=1e-12)
 
 
-def test_a_unit_with_a_bias_fires() -> None:
+def test_a_unit_with_a_bias_fires():
     model, layout, weights = built("gpt2")
     group = groups(layout, "neuron")[0]
     (producer,) = producers_of(group)
@@ -38,7 +33,7 @@ def test_a_unit_with_a_bias_fires() -> None:
 
 
 @pytest.mark.parametrize("kind", ["head", "neuron"])
-def test_what_nobody_reads_is_dead_by_its_weights(kind: str) -> None:
+def test_what_nobody_reads_is_dead_by_its_weights(kind):
     _, layout, weights = built("bert")
     group = groups(layout, kind)[1]
     reader = reader_of(group)

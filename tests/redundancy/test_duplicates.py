@@ -15,7 +15,7 @@ from tests.families import FACTS
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_a_copied_unit_is_found_by_its_weights_and_by_what_it_does(name: str) -> None:
+def test_a_copied_unit_is_found_by_its_weights_and_by_what_it_does(name):
     model, layout, weights = built(name)
     group = groups(layout, "neuron")[0]
     copy_unit(weights, layout, group, 1, 6)
@@ -26,7 +26,7 @@ def test_a_copied_unit_is_found_by_its_weights_and_by_what_it_does(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama-gqa", "gpt2-cross"])
-def test_a_head_that_is_turned_inside_is_still_the_same(name: str) -> None:
+def test_a_head_that_is_turned_inside_is_still_the_same(name):
     _, layout, weights = built(name)
     group = groups(layout, "head")[0]
     copy_unit(weights, layout, group, 0, 1)
@@ -37,11 +37,10 @@ def test_a_head_that_is_turned_inside_is_still_the_same(name: str) -> None:
     assert [(p.path, p.left, p.right, p.by) for p in pairs] == [(group.path, 0, 1, "weights")]
 
 
-def test_products_of_heads_are_those_of_their_matrices() -> None:
+def test_products_of_heads_are_those_of_their_matrices():
     _, layout, weights = built("llama-gqa")
     group = groups(layout, "head")[0]
     a = attention_of(group, layout, weights)
-    assert a is not None
     patterns = torch.einsum("hgdi,hdj->hgij", a.query, a.key).flatten(1)
     contents = torch.einsum("hgod,hdi->hgoi", a.output, a.value).flatten(1)
     oracle = sum(cosines(x @ x.t()) for x in (patterns, contents)) / 2
@@ -53,7 +52,7 @@ def test_products_of_heads_are_those_of_their_matrices() -> None:
     assert pair.cosine == pytest.approx(float(oracle[0, 1]))
 
 
-def test_heads_are_compared_by_what_they_add_to_the_output() -> None:
+def test_heads_are_compared_by_what_they_add_to_the_output():
     model, layout, weights = built("bert")
     group = groups(layout, "head")[0]
     inputs = fed("bert", model, layout, weights)
@@ -67,7 +66,7 @@ def test_heads_are_compared_by_what_they_add_to_the_output() -> None:
             assert pair.cosine == pytest.approx(float(oracle[pair.left, pair.right]), abs=1e-9)
 
 
-def test_a_repeated_layer_is_found_and_can_be_shared() -> None:
+def test_a_repeated_layer_is_found_and_can_be_shared():
     model, layout, weights = built("llama")
     first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
     weights[second] = weights[first].clone()
@@ -81,7 +80,7 @@ def test_a_repeated_layer_is_found_and_can_be_shared() -> None:
     assert 0 < apart < 1e-5
 
 
-def test_second_moments_of_outputs_are_compared_as_matrices() -> None:
+def test_second_moments_of_outputs_are_compared_as_matrices():
     model, layout, weights = built("gpt2")
     inputs = fed("gpt2", model, layout, weights)
     names = [n for n in layout.prunable if n.endswith("c_fc.weight")]
@@ -96,7 +95,7 @@ def test_second_moments_of_outputs_are_compared_as_matrices() -> None:
     assert pair.cosine == pytest.approx(oracle, abs=1e-6)
 
 
-def test_distance_and_cosine_of_nothing() -> None:
+def test_distance_and_cosine_of_nothing():
     zero = torch.zeros(3)
     assert distance(zero, zero) == float("inf")
     assert distance(zero, zero + 1) == 1.0

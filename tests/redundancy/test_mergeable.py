@@ -26,7 +26,7 @@ class Skipping(nn.Module):
         return y + self.second(y)
 
 
-def test_linear_maps_in_a_row_are_a_chain_whatever_does_nothing_between_them() -> None:
+def test_linear_maps_in_a_row_are_a_chain_whatever_does_nothing_between_them():
     model = nn.Sequential(
         nn.Linear(6, 3), nn.Dropout(), nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)
     ).eval()
@@ -34,13 +34,13 @@ def test_linear_maps_in_a_row_are_a_chain_whatever_does_nothing_between_them() -
     assert [(c.first, c.second, c.now, c.product) for c in found] == [("0", "2", 36, 36)]
 
 
-def test_what_something_else_reads_too_is_no_chain() -> None:
+def test_what_something_else_reads_too_is_no_chain():
     model = Skipping()
     assert chains(model, run_of(torch.randn(2, 4, generator=torch.Generator()))) == []
     assert [f.norm for f in foldable_norms(model, run_of(torch.ones(2, 4)))] == ["norm"]
 
 
-def test_factors_are_a_chain() -> None:
+def test_factors_are_a_chain():
     model = copy.deepcopy(family("gpt2").model)
     path = "transformer.h.1.mlp.c_fc"
     factor(model, Edit("rank", path, (3,)))
@@ -57,9 +57,7 @@ def test_factors_are_a_chain() -> None:
         ("bert", {"LayerNorm": ["dense"]}),  # behind the last block, where no residual begins
     ],
 )
-def test_norms_before_layers_fold_and_those_on_the_way_of_residuals_do_not(
-    name: str, norms: dict[str, list[str]]
-) -> None:
+def test_norms_before_layers_fold_and_those_on_the_way_of_residuals_do_not(name, norms):
     found = foldable_norms(family(name).model, lambda m: forward(name, m))
     blocks = [f for f in found if ".1." in f.norm]
     ends = {
@@ -72,7 +70,7 @@ def test_norms_before_layers_fold_and_those_on_the_way_of_residuals_do_not(
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
-def test_folding_changes_nothing_that_is_said(name: str) -> None:
+def test_folding_changes_nothing_that_is_said(name):
     model = copy.deepcopy(family(name).model)
     said = forward(name, model)
     found = foldable_norms(model, lambda m: forward(name, m))
@@ -84,7 +82,7 @@ def test_folding_changes_nothing_that_is_said(name: str) -> None:
     assert torch.allclose(forward(name, model), said, atol=1e-9)
 
 
-def test_a_shift_needs_a_bias_to_go_into() -> None:
+def test_a_shift_needs_a_bias_to_go_into():
     norm, linear = nn.LayerNorm(3), nn.Linear(3, 3, bias=False)
     fold_norm(norm, [linear])
     norm.bias.data.fill_(0.5)

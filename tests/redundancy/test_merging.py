@@ -23,7 +23,7 @@ def after(weights: Tensors, layout, out: Merged) -> Tensors:
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_neurons_made_by_the_same_weights_merge_without_a_trace(name: str) -> None:
+def test_neurons_made_by_the_same_weights_merge_without_a_trace(name):
     model, layout, weights = built(name)
     group = groups(layout, "neuron")[1]
     copy_unit(weights, layout, group, 2, 5)
@@ -39,13 +39,13 @@ def test_neurons_made_by_the_same_weights_merge_without_a_trace(name: str) -> No
     assert not torch.allclose(said(name, model, without), expected, atol=1e-4)
 
 
-def test_without_duplicates_nothing_merges() -> None:
+def test_without_duplicates_nothing_merges():
     for name in FACTS:
         _, layout, weights = built(name)
         assert merged(layout, weights, None) == Merged()
 
 
-def test_near_duplicates_merge_within_a_distance_and_say_what_it_costs() -> None:
+def test_near_duplicates_merge_within_a_distance_and_say_what_it_costs():
     model, layout, weights = built("bert")
     group = groups(layout, "neuron")[0]
     copy_unit(weights, layout, group, 1, 7)
@@ -56,7 +56,6 @@ def test_near_duplicates_merge_within_a_distance_and_say_what_it_costs() -> None
     out = merged(layout, weights, inputs, 0.1)
     assert out.gone == {group.path: (7,)}
     error = out.errors[group.path]
-    assert error is not None
     assert 0 < error < 0.05
     assert merged(layout, weights, None, 0.1).errors == {group.path: None}
     # The error is that of the layer's output on these very inputs.
@@ -67,7 +66,7 @@ def test_near_duplicates_merge_within_a_distance_and_say_what_it_costs() -> None
     assert error == pytest.approx(float(oracle), rel=1e-6)
 
 
-def test_a_near_duplicate_counts_as_the_nearest_multiple() -> None:
+def test_a_near_duplicate_counts_as_the_nearest_multiple():
     """relu(2w) = 2 relu(w): not made by the same weights, and yet merged without an error."""
     model, layout, weights = built("t5")
     group = groups(layout, "neuron")[0]
@@ -91,7 +90,7 @@ def test_a_near_duplicate_counts_as_the_nearest_multiple() -> None:
         ([[1.0], [-1.0]], 0.5, [0, 1]),
     ],
 )
-def test_representatives(rows: list[list[float]], within: float, expected: list[int]) -> None:
+def test_representatives(rows, within, expected):
     assert representatives(torch.tensor(rows).double(), within) == expected
 
 
@@ -101,7 +100,6 @@ HEADS = ["bert", "roberta", "gpt2", "gpt2-cross", "llama", "llama-gqa"]
 def alike(weights: Tensors, layout, group, name: str) -> None:
     """Heads 0 and 1 look alike, the second turned inside where it may be; one holds both."""
     attention = attention_of(group, layout, weights)
-    assert attention is not None
     size = attention.value.shape[1]
     copy_unit(weights, layout, group, 0, 1)
     producers = producers_of(group)
@@ -135,7 +133,7 @@ def _turn(weights: Tensors, layout, group, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_that_look_alike_and_fit_into_one_merge_without_a_trace(name: str) -> None:
+def test_heads_that_look_alike_and_fit_into_one_merge_without_a_trace(name):
     model, layout, weights = built(name)
     group = groups(layout, "head")[1]
     alike(weights, layout, group, name)
@@ -147,7 +145,7 @@ def test_heads_that_look_alike_and_fit_into_one_merge_without_a_trace(name: str)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_whose_values_need_more_than_one_do_not_merge(name: str) -> None:
+def test_heads_whose_values_need_more_than_one_do_not_merge(name):
     _, layout, weights = built(name)
     group = groups(layout, "head")[1]
     producers = producers_of(group)
@@ -162,7 +160,7 @@ def test_heads_whose_values_need_more_than_one_do_not_merge(name: str) -> None:
     assert mergeable_heads(group, layout, weights) == []
 
 
-def test_queries_and_keys_that_are_turned_by_positions_must_be_equal() -> None:
+def test_queries_and_keys_that_are_turned_by_positions_must_be_equal():
     _, layout, weights = built("llama")
     group = groups(layout, "head")[0]
     alike(weights, layout, group, "llama")
@@ -171,7 +169,7 @@ def test_queries_and_keys_that_are_turned_by_positions_must_be_equal() -> None:
     assert mergeable_heads(group, layout, weights) == []
 
 
-def test_of_t5_only_cross_attention_has_heads_to_merge() -> None:
+def test_of_t5_only_cross_attention_has_heads_to_merge():
     model, layout, weights = built("t5")
     cross = [g for g in groups(layout, "head") if g.path.endswith("EncDecAttention")]
     own = [g for g in groups(layout, "head") if g.path.endswith("SelfAttention")]

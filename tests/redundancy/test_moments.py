@@ -8,10 +8,11 @@ from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import inputs_from, questions, together
 from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.tensors import copied, full_masks, masked, state_of
+from tests.runs import tiny
 
 
 @pytest.fixture(scope="module")
-def asked(tiny):
+def asked():
     host = build_host(tiny())
     weights = copied(state_of(host.model))
     masks = full_masks(weights, host.layout.prunable)
@@ -19,12 +20,11 @@ def asked(tiny):
     question = Question("inputs", 1, masked(weights, masks), masks)
     form = form_of(question, host.config, host.layout)
     aggregate = inline_port(host).ask(question, [0, 2, 4])
-    assert aggregate.total is not None
     found = inputs_from(form.named(aggregate.total), host.layout.prunable)
     return host, question, aggregate, found
 
 
-def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked) -> None:
+def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked):
     host, _, aggregate, found = asked
     rows: dict[str, list[torch.Tensor]] = {n: [] for n in host.layout.prunable}
 
@@ -41,7 +41,7 @@ def test_what_clients_sum_is_the_second_moment_of_their_pooled_inputs(asked) -> 
         assert torch.allclose(found.moments(name), x.t() @ x / len(x), rtol=1e-4, atol=1e-5)
 
 
-def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
+def test_layers_may_be_asked_for_one_after_the_other(asked):
     host, question, _, found = asked
     names = list(questions(host.layout, host.layout.prunable, most=9**2 + 144**2))
     assert names == [("features.0.weight", "features.4.weight"), ("hidden.weight",)]
@@ -55,7 +55,7 @@ def test_layers_may_be_asked_for_one_after_the_other(asked) -> None:
     assert all(torch.equal(whole.products[n], found.products[n]) for n in found.products)
 
 
-def test_an_answer_of_another_shape_is_refused(asked) -> None:
+def test_an_answer_of_another_shape_is_refused(asked):
     from fedprune.options.refusal import Refused
     from fedprune.protocol.checks import check
 
@@ -65,6 +65,6 @@ def test_an_answer_of_another_shape_is_refused(asked) -> None:
         check(torch.zeros(form.values - 1), 1.0, {"count": 1.0}, form)
 
 
-def test_where_nothing_went_the_moments_are_zero() -> None:
+def test_where_nothing_went_the_moments_are_zero():
     sums = {"w/inputs": torch.zeros(2, 2), "w/rows": torch.zeros(1)}
     assert not inputs_from(sums, ["w"]).moments("w").any()

@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import Result, RunConfig, federate
+from fedprune import RunConfig, federate
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.methods.reconstruct import in_order, reconstructed
@@ -24,18 +23,11 @@ from fedprune.redundancy.reconstruction import (
 from fedprune.scores.inputs import inputs_of
 from fedprune.server.ask import Bench, bench_for
 from fedprune.server.state import Plan, State
-from fedprune.structure.layers import (
-    input_rows,
-    layers_of,
-    output_rows,
-    watching,
-)
+from fedprune.structure.layers import input_rows, layers_of, output_rows, watching
 from fedprune.structure.layout import as_rows
 from fedprune.tasks.task import Part
 from fedprune.tensors import copied, load_into, masked
-
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
+from tests.runs import Spy, house_of, played, tiny
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -119,9 +111,7 @@ def rows_through(model: Any, names: list[str], host: Host, part: Part) -> dict[s
 
 @pytest.mark.parametrize("model", ["cnn", "llama"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_clients_sums_are_those_of_pooled_data(
-    kind: str, model: str, request: pytest.FixtureRequest
-):
+def test_clients_sums_are_those_of_pooled_data(kind, model, request):
     host, question = request.getfixturevalue(model)
     before, pruned, dense = pair(host, question)
     names = list(host.layout.prunable)
@@ -155,9 +145,7 @@ def bench_of(host: Host, config: RunConfig, cohort: list[int]) -> Bench:
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_a_pruned_model_comes_closer_to_what_it_was(
-    kind: str, calibration: str, llama: tuple[Host, Question], tiny: Tiny
-):
+def test_a_pruned_model_comes_closer_to_what_it_was(kind, calibration, llama):
     host, question = llama
     before, pruned, dense = pair(host, question)
     full = {n: torch.ones_like(m) for n, m in question.masks.items()}
@@ -167,7 +155,6 @@ def test_a_pruned_model_comes_closer_to_what_it_was(
     config = tiny(**keys, reconstruct=kind, calibration=calibration)
     bench = bench_of(host, config, [0, 1, 2])
     state, left = reconstructed(then, first, bench)
-    assert left is not None
     assert 0.0 < left < 1.0
     part = host.shards[0].train
     fitted = copy.deepcopy(pruned)
@@ -185,7 +172,7 @@ def test_a_pruned_model_comes_closer_to_what_it_was(
     assert all(torch.equal(state.weights[n], dense[n]) for n in spared)
 
 
-def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[Host, Question]):
+def test_layers_are_fitted_in_order_those_with_one_input_together(llama):
     layer = "model.layers.0."
     assert in_order(llama[0].layout)[:4] == [
         tuple(f"{layer}self_attn.{n}_proj.weight" for n in "qkv"),
@@ -195,7 +182,7 @@ def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[H
     ]
 
 
-def test_without_enough_answers_weights_stay(llama: tuple[Host, Question], tiny: Tiny):
+def test_without_enough_answers_weights_stay(llama):
     host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, min_clients=3, reconstruct="inputs")
     first = State(4, question.weights, {n: m | True for n, m in question.masks.items()}, {})
@@ -207,7 +194,7 @@ def test_without_enough_answers_weights_stay(llama: tuple[Host, Question], tiny:
     assert state.traffic.up > 0
 
 
-def test_a_round_without_a_pruning_asks_nothing(llama: tuple[Host, Question], tiny: Tiny):
+def test_a_round_without_a_pruning_asks_nothing(llama):
     host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, reconstruct="inputs")
     state = State(4, question.weights, question.masks, {})
@@ -215,11 +202,9 @@ def test_a_round_without_a_pruning_asks_nothing(llama: tuple[Host, Question], ti
 
 
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_a_run_reconstructs_after_each_pruning(
-    kind: str, tiny: Tiny, house_of: HouseOf, spy: Any, played: Callable[[RunConfig], Result]
-):
+def test_a_run_reconstructs_after_each_pruning(kind):
     config = tiny(reconstruct=kind)
-    eye = spy(inline_port(house_of(config)))
+    eye = Spy(inline_port(house_of(config)))
     result = federate(config, eye.port)
     fits = [q for q, _, _ in eye.asked if q.kind == kind]
     layers = 1 if kind == "inputs" else 3
@@ -234,7 +219,7 @@ def test_a_run_reconstructs_after_each_pruning(
     assert result.rows[2]["bytes_up"] > plain.rows[2]["bytes_up"]
 
 
-def test_a_layer_without_inputs_is_refused_before_anything_starts(tiny: Tiny):
+def test_a_layer_without_inputs_is_refused_before_anything_starts():
     config = tiny(reconstruct="inputs", include=("features.1.weight",), score="magnitude")
     with pytest.raises(ValueError, match=r"features.1.weight has no inputs to measure"):
         build_host(config, {})

@@ -1,7 +1,5 @@
 import itertools
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,7 +18,7 @@ GROUPS = [
 
 
 @given(st.sets(st.integers(0, 40)))
-def test_spans_are_the_runs_of_what_is_kept(kept: set[int]):
+def test_spans_are_the_runs_of_what_is_kept(kept):
     found = spans(sorted(kept))
     assert [u for first, length in found for u in range(first, first + length)] == sorted(kept)
     assert all(a + n < b for (a, n), (b, _) in itertools.pairwise(found))
@@ -46,7 +44,7 @@ def test_the_finding_counts():
     assert "Nothing was taken out" in same
 
 
-def test_the_page_draws_it(make_run: Callable[..., Path]):
+def test_the_page_draws_it(make_run):
     folder = make_run()
     path = folder / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"structure": GROUPS}))

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,15 +6,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedprune.report.board import scalars, write_events
 from fedprune.report.reading import read_run
 
-Folder = Callable[..., Path]
-
 
 def load(folder: Path, arm: str) -> EventAccumulator:
     events = EventAccumulator(str(folder / "tensorboard" / arm))
     return events.Reload()
 
 
-def test_every_arm_has_its_scalars(make_run: Folder) -> None:
+def test_every_arm_has_its_scalars(make_run):
     folder = make_run()
     rows = read_run(folder).rows
     write_events(folder, rows)
@@ -29,7 +26,7 @@ def test_every_arm_has_its_scalars(make_run: Folder) -> None:
     assert "agreement" not in load(folder, "dense").Tags()["scalars"]
 
 
-def test_written_again_each_step_is_there_once(make_run: Folder) -> None:
+def test_written_again_each_step_is_there_once(make_run):
     folder = make_run(arms=("pruned",))
     rows = read_run(folder).rows
     write_events(folder, rows[:7])
@@ -39,11 +36,11 @@ def test_written_again_each_step_is_there_once(make_run: Folder) -> None:
     assert len(list((folder / "tensorboard" / "pruned").iterdir())) == 1
 
 
-def test_an_arm_cannot_leave_the_folder(tmp_path: Path) -> None:
+def test_an_arm_cannot_leave_the_folder(tmp_path):
     write_events(tmp_path / "run", [{"arm": "../../out", "round": 1, "loss": 1.0}])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_only_finite_numbers_are_scalars() -> None:
+def test_only_finite_numbers_are_scalars():
     row = {"arm": "a", "round": 3, "loss": float("nan"), "lr": 0.5, "removed": 2, "done": True}
     assert scalars({**row, "agreement": None, "cohort": [1]}) == {"lr": 0.5, "removed": 2.0}

@@ -1,13 +1,10 @@
 """What was chosen on validation, in the summary, in words and in figures."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedprune import RunConfig, federate
-from fedprune.client.host import Host
+from fedprune import federate
 from fedprune.engines.inline import inline_port
 from fedprune.records.choices import choices_in
 from fedprune.report.choices import (
@@ -20,6 +17,7 @@ from fedprune.report.choices import (
 from fedprune.report.pictures import pictures
 from fedprune.report.reading import read_run
 from fedprune.report.round_table import adaptive_cell, blend_cell, reduced_cell, round_table
+from tests.runs import house_of, tiny
 
 TRIED = [[0.0, 2.0], [0.2, 2.01], [0.4, 9.0]]
 LAYERS = [
@@ -47,7 +45,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def test_the_summary_has_the_history_and_the_first_curves() -> None:
+def test_the_summary_has_the_history_and_the_first_curves():
     found = choices_in(ROWS)
     assert [(h["round"], h["action"]) for h in found["adaptive"]] == [
         (2, "prune"),
@@ -58,14 +56,14 @@ def test_the_summary_has_the_history_and_the_first_curves() -> None:
     assert choices_in([{"round": 1, "adaptive": None}, {"round": 2}]) == {}
 
 
-def test_words_of_a_history() -> None:
+def test_words_of_a_history():
     text = tried_finding(choices_in(ROWS)["adaptive"])
     assert "In 2 rounds the clients measured 3 masks" in text
     assert "1 was taken, up to a sparsity of 20" in text
     assert "1 time none" in text
 
 
-def test_the_layer_that_bears_least_is_named_first() -> None:
+def test_the_layer_that_bears_least_is_named_first():
     text = sensitivity_finding(choices_in(ROWS)["sensitivity"])
     assert text.index("a.0") < text.index("a.1")
     assert "2.5" in text
@@ -81,27 +79,25 @@ def test_the_layer_that_bears_least_is_named_first() -> None:
         ({"action": "too few answered"}, "too few answered"),
     ],
 )
-def test_cells_of_a_round(given: dict[str, Any], cell: str) -> None:
+def test_cells_of_a_round(given, cell):
     assert (blend_cell if "tried" not in given else adaptive_cell)(given) == cell
 
 
-def test_a_ruined_model_does_not_flatten_the_figure() -> None:
+def test_a_ruined_model_does_not_flatten_the_figure():
     axes = tried_figure(choices_in(ROWS)["adaptive"]).axes[0]
     low, high = axes.get_ylim()
     assert low < 2.0 < 2.04 < high < 3.0
 
 
 @pytest.mark.parametrize("count", [1, NAMED, 50])
-def test_any_number_of_layers_has_curves(count: int) -> None:
+def test_any_number_of_layers_has_curves(count):
     layers = [{**LAYERS[0], "name": f"blocks.{i}.w"} for i in range(count)]
     axes = sensitivity_figure({"round": 1, "loss": 2.0, "layers": layers}).axes[0]
     assert len(axes.lines) == count
     assert axes.lines[0].get_ydata()[0] == 0.0
 
 
-def test_a_run_shows_what_was_chosen(
-    tmp_path: Path, tiny: Callable[..., RunConfig], house_of: Callable[[RunConfig], Host]
-) -> None:
+def test_a_run_shows_what_was_chosen(tmp_path):
     keys = {"schedule": "adaptive", "adaptive": "layer", "tolerance": 0.01, "rounds": 4}
     config = tiny(**keys, end=4, candidates=2, blend="layer", blend_grid=(1.0, 1.5))
     result = federate(config, inline_port(house_of(config)), folder=tmp_path)
@@ -118,7 +114,7 @@ def test_a_run_shows_what_was_chosen(
     assert (tmp_path / "plots" / "sensitivity.png").is_file()
 
 
-def test_other_runs_have_no_such_pictures(run_folder: Path) -> None:
+def test_other_runs_have_no_such_pictures(run_folder):
     assert not {"tried", "sensitivity"} & pictures(read_run(run_folder)).keys()
 
 

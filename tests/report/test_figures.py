@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +9,13 @@ from fedprune.codec.masks import decode_mask
 from fedprune.config import configure, from_toml
 from fedprune.export.measure import Forward
 from fedprune.records.figures import compare_speed, figures_of, figures_of_run
-from fedprune.report.figures import (
-    UNCHANGED,
-    figure_table,
-    figures_in,
-    notes_on,
-)
+from fedprune.report.figures import UNCHANGED, figure_table, figures_in, notes_on
 from fedprune.report.page import write_page
 from fedprune.report.reading import read_run
+from tests.runs import tiny
 
 
-def test_figures_of_a_run_are_those_of_its_files(run_folder: Path):
+def test_figures_of_a_run_are_those_of_its_files(run_folder):
     told = json.loads((run_folder / "figures.json").read_text())
     summary = json.loads((run_folder / "summary.json").read_text())
     assert told["pruned"]["bytes_sparse"] == (run_folder / "model.fedprune").stat().st_size
@@ -32,14 +27,14 @@ def test_figures_of_a_run_are_those_of_its_files(run_folder: Path):
     assert "latency" not in told["pruned"], "nothing was cut: there is nothing to time"
 
 
-def test_masks_that_nobody_kept_are_read_off_the_zeros(run_folder: Path):
+def test_masks_that_nobody_kept_are_read_off_the_zeros(run_folder):
     config = configure(from_toml((run_folder / "config.toml").read_text()))
     model, masks = load(run_folder), decode_mask((run_folder / "mask").read_bytes())
     known, guessed = figures_of(model, config, masks), figures_of(model, config)
     assert abs(known["bytes_sparse"] - guessed["bytes_sparse"]) < 100
 
 
-def test_a_model_that_was_cut_is_timed(tiny):
+def test_a_model_that_was_cut_is_timed():
     config = tiny()
     small = load_small()
     told = figures_of_run(small, config, {})
@@ -76,7 +71,7 @@ def test_zeros_alone_are_not_sold_as_speed(sparse, parameters, notes):
     assert notes_on(model, {"parameters": 100}) == notes
 
 
-def test_the_table_is_in_the_report(run_folder: Path):
+def test_the_table_is_in_the_report(run_folder):
     page = write_page(run_folder).read_text()
     assert "Size and speed" in page
     assert UNCHANGED in page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,20 +16,18 @@ from fedprune.report.screen import closing_lines, in_bytes
 
 
 @pytest.fixture(scope="module")
-def summary(run_folder: Path) -> dict[str, Any]:
+def summary(run_folder) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     return told
 
 
 @pytest.fixture(scope="module")
-def page(run_folder: Path) -> str:
+def page(run_folder) -> str:
     text = (run_folder / "report.html").read_text("utf-8")
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).replace(SPACE, " ").split())
 
 
-def test_screen_and_page_say_the_sizes_of_the_summary(
-    summary: dict[str, Any], page: str, run_folder: Path
-):
+def test_screen_and_page_say_the_sizes_of_the_summary(summary, page, run_folder):
     screen = "\n".join(closing_lines(summary, run_folder))
     disk, sent = summary["bytes_on_disk"], summary["bytes_up"] + summary["bytes_down"]
     assert f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}" in screen
@@ -44,9 +41,7 @@ def test_screen_and_page_say_the_sizes_of_the_summary(
     assert summary["command"] in page
 
 
-def test_the_table_of_figures_has_the_sizes_of_the_summary(
-    summary: dict[str, Any], run_folder: Path
-):
+def test_the_table_of_figures_has_the_sizes_of_the_summary(summary, run_folder):
     figures = json.loads((run_folder / "figures.json").read_text())
     for name, bytes_ in summary["bytes_on_disk"].items():
         assert figures[name]["bytes_sparse"] == bytes_
@@ -55,7 +50,7 @@ def test_the_table_of_figures_has_the_sizes_of_the_summary(
     assert figures["pruned"]["parameters"] == summary["parameters_left"]
 
 
-def test_the_last_row_is_what_the_summary_says(summary: dict[str, Any], run_folder: Path):
+def test_the_last_row_is_what_the_summary_says(summary, run_folder):
     run = read_run(run_folder)
     last = [row for row in run.rows if row["arm"] == run.main][-1]
     same = ("bytes_up", "bytes_down", "bytes_dense", "sparsity", "mask_digest", "weights_digest")
@@ -67,7 +62,7 @@ def test_the_last_row_is_what_the_summary_says(summary: dict[str, Any], run_fold
         assert events.Scalars(key)[-1].value == pytest.approx(last[key], rel=1e-6)
 
 
-def test_the_configuration_is_the_summary_s(summary: dict[str, Any], run_folder: Path, page: str):
+def test_the_configuration_is_the_summary_s(summary, run_folder, page):
     config = recorded((run_folder / "config.toml").read_text())
     for key in ("task", "clients", "cohort", "hosts", "engine", "seed", "split", "rounds"):
         assert summary[key] == vars(config)[key]
@@ -76,11 +71,11 @@ def test_the_configuration_is_the_summary_s(summary: dict[str, Any], run_folder:
 
 
 @pytest.mark.parametrize("count", [0, 7, 999, 999.6, 1000, 56_011, 999_499, 999_500, 3.2e9])
-def test_bytes_are_the_same_words_on_screen_and_page(count: float):
+def test_bytes_are_the_same_words_on_screen_and_page(count):
     assert in_bytes(count) == size(count).replace(SPACE, " ")
 
 
-def test_the_kept_weights_are_one_number(summary: dict[str, Any], page: str, run_folder: Path):
+def test_the_kept_weights_are_one_number(summary, page, run_folder):
     screen = "\n".join(closing_lines(summary, run_folder))
     kept, all_ = whole(summary["kept_parameters"]), whole(summary["prunable_parameters"])
     assert f"kept      {kept} of {all_} prunable weights" in screen

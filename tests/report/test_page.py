@@ -1,6 +1,5 @@
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,8 +8,6 @@ import pytest
 from fedprune.report.page import write_page, write_report
 from fedprune.report.reading import read_run
 from fedprune.report.tables import FAILURES_SHOWN, change, failure_table, flat, quality_table
-
-Folder = Callable[..., Path]
 
 
 class Reader(HTMLParser):
@@ -33,7 +30,7 @@ def read(folder: Path) -> Reader:
     return Reader(write_page(folder).read_text("utf-8"))
 
 
-def test_the_page_tells_the_run(make_run: Folder) -> None:
+def test_the_page_tells_the_run(make_run):
     words = read(make_run()).words
     for told in (
         "shakespeare, 80.0 % pruned",
@@ -49,7 +46,7 @@ def test_the_page_tells_the_run(make_run: Folder) -> None:
         assert told in words, told
 
 
-def test_the_page_tells_the_earlier_task_before_and_after(make_run: Folder) -> None:
+def test_the_page_tells_the_earlier_task_before_and_after(make_run):
     folder = make_run()
     assert "The earlier task" not in read(folder).words
     path = folder / "summary.json"
@@ -65,7 +62,7 @@ def test_the_page_tells_the_earlier_task_before_and_after(make_run: Folder) -> N
         assert said in words
 
 
-def test_the_page_shows_every_key_and_every_round(make_run: Folder) -> None:
+def test_the_page_shows_every_key_and_every_round(make_run):
     folder = make_run()
     page = read(folder)
     assert all(key in page.words for key in read_run(folder).config)
@@ -73,7 +70,7 @@ def test_the_page_shows_every_key_and_every_round(make_run: Folder) -> None:
     assert page.words.count("4.25 s") == 36
 
 
-def test_the_page_asks_for_nothing(make_run: Folder) -> None:
+def test_the_page_asks_for_nothing(make_run):
     text = write_page(make_run()).read_text("utf-8")
     tags = {tag for tag, _ in Reader(text).tags}
     assert not tags & {"script", "link", "img", "iframe", "object", "audio", "video", "a", "image"}
@@ -81,7 +78,7 @@ def test_the_page_asks_for_nothing(make_run: Folder) -> None:
     assert "default-src 'none'" in text
 
 
-def test_ids_are_unique_and_figures_have_words(make_run: Folder) -> None:
+def test_ids_are_unique_and_figures_have_words(make_run):
     tags = read(make_run()).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -90,14 +87,14 @@ def test_ids_are_unique_and_figures_have_words(make_run: Folder) -> None:
     assert all(label and re.search(r"\d", label) for label in labels)
 
 
-def test_what_clients_wrote_is_only_ever_text(failed_run: Path) -> None:
+def test_what_clients_wrote_is_only_ever_text(failed_run):
     page = read(failed_run)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert "<script>alert(1)</script><img src=x onerror=alert(2)>?" in page.words
     assert "2 answers were refused or missing" in page.words
 
 
-def test_failures_are_bounded_in_number_and_length(make_run: Folder) -> None:
+def test_failures_are_bounded_in_number_and_length(make_run):
     failure = {"partition": 1, "phase": "tune", "field": None, "reason": "x" * 5000}
     folder = make_run(failures=(failure,) * (FAILURES_SHOWN + 5))
     table = failure_table(read_run(folder))
@@ -106,11 +103,11 @@ def test_failures_are_bounded_in_number_and_length(make_run: Folder) -> None:
     assert f"The first {FAILURES_SHOWN} are shown" in read(folder).words
 
 
-def test_no_failure_is_said(make_run: Folder) -> None:
+def test_no_failure_is_said(make_run):
     assert re.search(r"Failures\s+None\.", read(make_run()).words)
 
 
-def test_a_run_that_completed_nothing_has_a_page(empty_run: Path) -> None:
+def test_a_run_that_completed_nothing_has_a_page(empty_run):
     words = read(empty_run).words
     assert "nothing pruned" in words
     assert "No model was measured on the test split." in words
@@ -118,13 +115,13 @@ def test_a_run_that_completed_nothing_has_a_page(empty_run: Path) -> None:
     assert "None of" not in words
 
 
-def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
+def test_an_empty_folder_has_a_page(tmp_path):
     write_report(tmp_path)
     assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "accuracy"])
-def test_without_a_dense_model_nothing_is_compared(make_run: Folder, metric: str) -> None:
+def test_without_a_dense_model_nothing_is_compared(make_run, metric):
     folder = make_run(arms=("pruned",), metric=metric)
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     summary["quality"]["dense_at_pruning"] = None
@@ -135,25 +132,25 @@ def test_without_a_dense_model_nothing_is_compared(make_run: Folder, metric: str
     assert [row[2] for row in rows] == ["\u2013"] * 2
 
 
-def test_higher_accuracy_is_better(make_run: Folder) -> None:
+def test_higher_accuracy_is_better(make_run):
     words = read(make_run(metric="accuracy")).words
     assert "ends at a test accuracy of 57.0 %, better than" in words
     assert "Higher is better." in words
 
 
-def test_change_has_its_sign() -> None:
+def test_change_has_its_sign():
     told = [change("perplexity", 8.0, 10.0), change("perplexity", 11.0, 10.0)]
     told += [change("accuracy", 0.9, 0.95), change("loss", 1.0, float("nan"))]
     flat_told = [text.replace("\u00a0", " ") for text in told]
     assert flat_told == ["\u221220.0 %", "+10.0 %", "\u22125.00 points", "\u2013"]
 
 
-def test_nested_configuration_has_dotted_keys() -> None:
+def test_nested_configuration_has_dotted_keys():
     config = {"a": 1, "b": {"c": [1, 2], "d": {"e": ""}}}
     assert flat(config) == [["a", "1"], ["b.c", "1, 2"], ["b.d.e", "(empty)"]]
 
 
-def test_the_report_is_all_of_it_and_the_same_again(failed_run: Path) -> None:
+def test_the_report_is_all_of_it_and_the_same_again(failed_run):
     write_report(failed_run)
     first = (failed_run / "report.html").read_bytes()
     write_report(failed_run)

@@ -1,6 +1,6 @@
 """The page in headless Chromium: wide and narrow, light and dark."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import pytest
 
 from fedprune.report.page import write_page
 
-Folder = Callable[..., Path]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 FLAGS += ["--disable-component-update", "--no-first-run", "--disable-quic"]
@@ -51,12 +50,12 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(params=["light", "dark"])
-def scheme(request: pytest.FixtureRequest) -> str:
+def scheme(request) -> str:
     return str(request.param)
 
 
 @pytest.fixture(params=[1280, 390], ids=["desktop", "phone"])
-def width(request: pytest.FixtureRequest) -> int:
+def width(request) -> int:
     return int(request.param)
 
 
@@ -91,9 +90,7 @@ def check(view: View, path: Path, figures: int) -> None:
     assert page.locator("script").count() == 0
 
 
-def test_the_page_at_any_width_in_any_light(
-    browser: Any, failed_run: Path, width: int, scheme: str
-) -> None:
+def test_the_page_at_any_width_in_any_light(browser, failed_run, width, scheme):
     path = write_page(failed_run)
     view = look(browser, path, width, scheme)
     check(view, path, figures=5)
@@ -101,14 +98,14 @@ def test_the_page_at_any_width_in_any_light(
     view.page.close()
 
 
-def test_a_deep_model_on_a_phone(browser: Any, make_run: Folder) -> None:
+def test_a_deep_model_on_a_phone(browser, make_run):
     path = write_page(make_run(arms=("pruned",), metric="accuracy", blocks=33))
     view = look(browser, path, 390, "light")
     check(view, path, figures=5)
     view.page.close()
 
 
-def test_an_empty_run_on_a_phone(browser: Any, empty_run: Path) -> None:
+def test_an_empty_run_on_a_phone(browser, empty_run):
     path = write_page(empty_run)
     view = look(browser, path, 390, "dark")
     check(view, path, figures=0)

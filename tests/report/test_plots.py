@@ -1,7 +1,5 @@
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib
 import pytest
@@ -21,8 +19,6 @@ from fedprune.report.reading import (
     significant,
     size,
 )
-
-Folder = Callable[..., Path]
 
 ROWS = [
     {"arm": "pruned", "round": 1, "sparsity": 0.0, "loss": 3.0},
@@ -48,7 +44,7 @@ ROWS = [
         (math.nan, "\u2013"),
     ],
 )
-def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
+def test_numbers_have_three_significant_digits(value, text):
     assert significant(value) == text
 
 
@@ -64,38 +60,38 @@ def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
         (None, "\u2013"),
     ],
 )
-def test_sizes_have_decimal_units(count: float, text: str) -> None:
+def test_sizes_have_decimal_units(count, text):
     assert size(count).replace("\u00a0", " ") == text
 
 
-def test_durations_and_shares() -> None:
+def test_durations_and_shares():
     told = [duration(4.25), duration(187.4), duration(7261), percent(0.8), percent(1)]
     words = ["4.25 s", "3 min 7 s", "2 h 1 min", "80.0 %", "100 %"]
     assert [text.replace("\u00a0", " ") for text in told] == words
 
 
-def test_what_was_not_measured_is_a_gap() -> None:
+def test_what_was_not_measured_is_a_gap():
     rounds, values = series(ROWS, "pruned", "loss")
     assert rounds == [1, 2, 3]
     assert values[0] == 3.0
     assert all(map(math.isnan, values[1:]))
 
 
-def test_chance_is_the_density_among_the_weights_alive_before() -> None:
+def test_chance_is_the_density_among_the_weights_alive_before():
     assert chance_levels(ROWS, "pruned") == [1.0, 0.5, 0.5]
 
 
-def test_pruning_rounds_are_those_that_changed_the_sparsity() -> None:
+def test_pruning_rounds_are_those_that_changed_the_sparsity():
     assert pruning_rounds(ROWS, "pruned") == [2, 3]
     assert pruning_rounds([*ROWS, {**ROWS[2], "round": 4}], "pruned") == [2, 3]
 
 
-def test_equal_curves_are_drawn_once() -> None:
+def test_equal_curves_are_drawn_once():
     assert distinct_arms(ROWS, "sparsity") == ["pruned"]
     assert distinct_arms(ROWS, "loss") == ["pruned", "random"]
 
 
-def test_layers_are_placed_by_kind_and_block() -> None:
+def test_layers_are_placed_by_kind_and_block():
     assert grid(["a.0.q.weight", "a.1.q.weight", "head.weight"]) == [
         ("a.*.q.weight", 0),
         ("a.*.q.weight", 1),
@@ -104,20 +100,20 @@ def test_layers_are_placed_by_kind_and_block() -> None:
     assert grid([f"layer{i}" for i in range(45)])[44] == ("tensors 40 to 59", 4)
 
 
-def test_long_names_lose_their_middle() -> None:
+def test_long_names_lose_their_middle():
     assert short_name("model.layers.0.mlp.up_proj.weight") == "layers.0.mlp.up_proj"
     assert len(short_name("x" * 90)) == 30
 
 
 @pytest.mark.parametrize("count", [1, 4, 24, 25, 200])
-def test_any_number_of_layers_can_be_drawn(count: int) -> None:
+def test_any_number_of_layers_can_be_drawn(count):
     layers = [{"name": f"blocks.{i}.$w$", "kept": i, "total": 200} for i in range(count)]
     figure = plots.layers_figure(layers)
     text = svg(Picture("layers", "Density", "so and so", figure))
     assert ElementTree.fromstring(text.replace("xlink:href", "href")).tag == "svg"
 
 
-def test_a_single_round_without_baselines_can_be_drawn() -> None:
+def test_a_single_round_without_baselines_can_be_drawn():
     row = {"arm": "pruned", "round": 1, "sparsity": 0.0, "loss": 3.0, "agreement": 0.5}
     row |= {"bytes_up": 0, "bytes_down": 0, "bytes_dense": 0}
     figures = [plots.quality_figure([row], "loss"), plots.sparsity_figure([row])]
@@ -125,7 +121,7 @@ def test_a_single_round_without_baselines_can_be_drawn() -> None:
     assert all(svg(Picture(str(i), "t", "f", figure)) for i, figure in enumerate(figures))
 
 
-def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run: Folder) -> None:
+def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run):
     run = read_run(make_run())
     first, second = ([svg(p) for p in pictures(run).values()] for _ in range(2))
     assert first == second
@@ -137,14 +133,14 @@ def test_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(make_run:
     assert len(ids) == len(set(ids))
 
 
-def test_labels_are_escaped() -> None:
+def test_labels_are_escaped():
     layers = [{"name": "<script>&.$a$", "kept": 1, "total": 2}]
     text = svg(Picture("layers", '"><script>', "x", plots.layers_figure(layers)))
     assert "<script>" not in text
     assert "&lt;script&gt;&amp;.$a$" in text
 
 
-def test_plots_are_written_and_stale_ones_go(make_run: Folder) -> None:
+def test_plots_are_written_and_stale_ones_go(make_run):
     folder = make_run()
     style = dict(matplotlib.rcParams)
     write_plots(folder, pictures(read_run(folder)))
@@ -156,7 +152,7 @@ def test_plots_are_written_and_stale_ones_go(make_run: Folder) -> None:
     assert not (folder / "plots" / "quality.png").exists()
 
 
-def test_findings_state_their_numbers(make_run: Folder) -> None:
+def test_findings_state_their_numbers(make_run):
     findings = {name: p.finding for name, p in pictures(read_run(make_run())).items()}
     flat = {name: finding.replace("\u00a0", " ") for name, finding in findings.items()}
     assert "pruned 35.3 after round 1, 8.56 after round 12" in flat["quality"]
@@ -168,6 +164,6 @@ def test_findings_state_their_numbers(make_run: Folder) -> None:
     assert "20.0 % of the weights of 12 prunable tensors" in flat["layers"]
 
 
-def test_a_run_with_nothing_measured_has_words_and_no_figure(empty_run: Path) -> None:
+def test_a_run_with_nothing_measured_has_words_and_no_figure(empty_run):
     made = pictures(read_run(empty_run))
     assert all(picture.figure is None and picture.finding for picture in made.values())

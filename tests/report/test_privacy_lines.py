@@ -4,7 +4,7 @@ from fedprune.report.privacy_lines import after, before
 MLP = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 4}
 
 
-def test_a_run_says_what_it_will_hide() -> None:
+def test_a_run_says_what_it_will_hide():
     assert before(configure({"task": "digits"})) == []
     c = configure({**MLP, "dp": "client", "dp_noise": 2.0, "panel": 2})
     noise, panel = before(c)
@@ -21,7 +21,7 @@ def test_a_run_says_what_it_will_hide() -> None:
     assert "in a sum of" not in said, "the panel is as large as the cohort, and all measure nothing"
 
 
-def test_a_run_says_what_it_came_to() -> None:
+def test_a_run_says_what_it_came_to():
     told = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}
     told |= {"relation": "replace-one"}
     assert after({}) == []
@@ -36,7 +36,7 @@ def test_a_run_says_what_it_came_to() -> None:
     assert first == "STOPPED   round 3 of 9 would exceed epsilon=4"
 
 
-def test_noise_on_what_is_measured_is_said_before_and_after() -> None:
+def test_noise_on_what_is_measured_is_said_before_and_after():
     noise, measured = before(configure({**MLP, "dp": "client", "dp_noise": 2.0}))
     assert "standard deviation 6.67: little but noise; --panel N" in measured  # 2 x 20 / 6
     told = {"delta": 1e-5, "epsilon": 3.2, "total": 3.2, "reasons": [], "unit": "client"}

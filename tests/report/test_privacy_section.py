@@ -23,7 +23,7 @@ NOISY = Release(
 
 
 @pytest.fixture
-def make_booked(make_run: Folder) -> Folder:
+def make_booked(make_run) -> Folder:
     def make(terms: Terms, *releases: Release) -> Path:
         folder = make_run()
         ledger = open_ledger(folder / LEDGER_NAME, terms)
@@ -39,7 +39,7 @@ def make_booked(make_run: Folder) -> Folder:
     return make
 
 
-def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(make_booked: Folder):
+def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(make_booked):
     folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
     run = read_run(folder)
     assert "It covers all that left." in told_privacy(run)[0]
@@ -56,7 +56,7 @@ def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(ma
     assert "one client&#39;s whole data" in html
 
 
-def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(make_booked: Folder):
+def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(make_booked):
     folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY, RAW)
     assert "The total is infinite: weights are" in told_privacy(read_run(folder))[0]
     html = write_page(folder).read_text("utf-8")
@@ -64,7 +64,7 @@ def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(mak
     assert "&lt;b&gt;as they are" in html
 
 
-def test_without_noise_the_section_is_short(make_booked: Folder):
+def test_without_noise_the_section_is_short(make_booked):
     folder = make_booked(Terms(), RAW)
     run = read_run(folder)
     assert told_privacy(run) == ["Epsilon is infinite: nothing that left a client was noised."]
@@ -73,12 +73,12 @@ def test_without_noise_the_section_is_short(make_booked: Folder):
     assert "<details><summary>All that left, 1 kinds" in write_page(folder).read_text("utf-8")
 
 
-def test_a_run_without_a_ledger_says_so(make_run: Folder):
+def test_a_run_without_a_ledger_says_so(make_run):
     folder = make_run()
     assert "This run kept no ledger" in write_page(folder).read_text("utf-8")
 
 
-def test_a_run_that_ended_before_its_summary_has_a_section(make_booked: Folder):
+def test_a_run_that_ended_before_its_summary_has_a_section(make_booked):
     folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
     path = folder / "summary.json"
     summary = json.loads(path.read_text("utf-8"))

@@ -36,7 +36,7 @@ def screen(*, terminal: bool) -> tuple[Screen, StringIO]:
     return Screen(console), out
 
 
-def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only() -> None:
+def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(), Path("runs/x"))
     watch = shown.watch()
@@ -65,7 +65,7 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only() -> None:
     ]
 
 
-def test_on_a_terminal_a_line_lives_while_clients_answer() -> None:
+def test_on_a_terminal_a_line_lives_while_clients_answer():
     shown, out = screen(terminal=True)
     shown.opening(RunConfig(), Path("runs/x"))
     watch = shown.watch()
@@ -78,7 +78,7 @@ def test_on_a_terminal_a_line_lives_while_clients_answer() -> None:
     assert "2/6" in text
 
 
-def test_a_failure_is_shown_with_its_reason_as_it_came() -> None:
+def test_a_failure_is_shown_with_its_reason_as_it_came():
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(), Path("runs/x"))
     shown.watch().row(ROW, 1.0, STATE)
@@ -86,7 +86,7 @@ def test_a_failure_is_shown_with_its_reason_as_it_came() -> None:
     assert "client 4 failed while tuning: values: [red]NaN[/red]" in out.getvalue()
 
 
-def test_a_round_that_measured_nothing_has_dashes() -> None:
+def test_a_round_that_measured_nothing_has_dashes():
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(), Path("runs/x"))
     shown.watch().row({**ROW, "loss": None, "perplexity": None}, 1.0, STATE)
@@ -95,7 +95,7 @@ def test_a_round_that_measured_nothing_has_dashes() -> None:
     assert row.split()[4:6] == ["-", "-"]
 
 
-def test_halted_it_stops_at_the_next_question() -> None:
+def test_halted_it_stops_at_the_next_question():
     shown, _ = screen(terminal=False)
     watch = shown.watch()
     watch.phase("pruned", Question("tune", 3, {}, {}), 6)
@@ -105,7 +105,7 @@ def test_halted_it_stops_at_the_next_question() -> None:
     shown.stop()
 
 
-def test_the_end_compares_dense_and_pruned() -> None:
+def test_the_end_compares_dense_and_pruned():
     quality = {"loss": 1.0, "perplexity": 2.718, "accuracy": 0.5, "count": 10}
     summary = {
         "metric": "perplexity",
@@ -142,17 +142,17 @@ def test_the_end_compares_dense_and_pruned() -> None:
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_345, "12.3 kB"), (2.5e12, "2.50 TB")],
 )
-def test_bytes_for_people(count: float, text: str) -> None:
+def test_bytes_for_people(count, text):
     assert in_bytes(count) == text
 
 
-def test_a_dense_run_says_that_nothing_is_pruned() -> None:
+def test_a_dense_run_says_that_nothing_is_pruned():
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(sparsity=0.0), Path("runs/x"))
     assert "pruning     none" in out.getvalue()
 
 
-def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
+def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path):
     (tmp_path / "config.toml").write_text(f'task = "digits"\ndata = "{tmp_path}/gone"\n')
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(task="digits", init=str(tmp_path)), Path("runs/x"))
@@ -160,7 +160,7 @@ def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path: Path) ->
     assert f"its data {tmp_path}/gone is gone: its task cannot be measured" in text
 
 
-def test_a_model_is_shown_with_what_stays_dense_and_with_its_notes() -> None:
+def test_a_model_is_shown_with_what_stays_dense_and_with_its_notes():
     shown, out = screen(terminal=False)
     model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4, bias=False))
     setattr(model, NOTES, ("its head begins afresh",))
@@ -172,7 +172,7 @@ def test_a_model_is_shown_with_what_stays_dense_and_with_its_notes() -> None:
 
 
 @pytest.mark.parametrize(("kept", "word"), [(0.0, "NOTHING REMOVED"), (0.3, "SHORT OF WHAT WAS")])
-def test_a_pattern_that_comes_short_says_why(kept: float, word: str) -> None:
+def test_a_pattern_that_comes_short_says_why(kept, word):
     why = "groups of fewer than 4 inputs keep more than 2 of 4"
     what = {"reached": True, "sparsity": kept, "sparsity_asked": 0.5, "short": 0.5 - kept}
     (line,) = _nothing_removed({**what, "short_why": why})

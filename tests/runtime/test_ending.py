@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +25,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EFBIG])
-def test_a_disk_that_takes_no_more_is_one_line(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-):
+def test_a_disk_that_takes_no_more_is_one_line(number, tmp_path, monkeypatch, capsys):
     def full(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -39,15 +36,13 @@ def test_a_disk_that_takes_no_more_is_one_line(
     assert line.endswith(f"--resume {tmp_path / 'run'}")
 
 
-def test_a_folder_that_cannot_be_made_is_bad_input(capsys: Any):
+def test_a_folder_that_cannot_be_made_is_bad_input(capsys):
     assert main([*QUICK, "--out", "/proc/none/run"]) == 2
     (line,) = lines(capsys)
     assert line.startswith("run.py: error: out='/proc/none/run': ")
 
 
-def test_sigterm_interrupts_as_ctrl_c_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-):
+def test_sigterm_interrupts_as_ctrl_c_does(tmp_path, monkeypatch, capsys):
     kept = files.save_state
 
     def killed(*given: Any) -> None:
@@ -64,7 +59,7 @@ def test_sigterm_interrupts_as_ctrl_c_does(
     assert (tmp_path / "run" / "checkpoint" / "pruned.safetensors").is_file()
 
 
-def test_a_closed_pipe_is_one_line(capsys: Any):
+def test_a_closed_pipe_is_one_line(capsys):
     def closed() -> int:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 

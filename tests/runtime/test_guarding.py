@@ -60,7 +60,7 @@ def in_a_thread(work: Any) -> Any:
         (lambda: time.sleep(1e6), "took longer than its part of --timeout"),
     ],
 )
-def test_what_would_end_the_process_is_an_error(work: Any, reason: str):
+def test_what_would_end_the_process_is_an_error(work, reason):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
     with pytest.raises(RuntimeError, match=f"^{reason}$"):
         guarded(work, 0.2)
@@ -69,7 +69,7 @@ def test_what_would_end_the_process_is_an_error(work: Any, reason: str):
     assert guarded(lambda: 7, 0.2) == 7
 
 
-def test_who_catches_everything_is_interrupted_again(monkeypatch: pytest.MonkeyPatch):
+def test_who_catches_everything_is_interrupted_again(monkeypatch):
     monkeypatch.setattr("fedprune.runtime.guarding.AGAIN", 0.1)
     with pytest.raises(RuntimeError, match="took longer"):
         guarded(endures, 0.1)
@@ -81,7 +81,7 @@ def test_a_loop_in_another_thread_ends_too():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_users_own_interrupt_is_no_clients_failure(number: int):
+def test_the_users_own_interrupt_is_no_clients_failure(number):
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -19,6 +19,7 @@ from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
 from fedprune.runtime.process import put_back
 from fedprune.tasks.catalog import TASKS
+from tests.runs import tiny
 
 
 def seen() -> dict[str, Any]:
@@ -78,7 +79,7 @@ def as_a_user_has_it() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_whatever_happens_within_is_put_back(fails: bool):
+def test_whatever_happens_within_is_put_back(fails):
     before = seen()
     try:
         with put_back():
@@ -94,7 +95,7 @@ def test_whatever_happens_within_is_put_back(fails: bool):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("keys", [{}, {"dp": "client", "dp_noise": 1.0, "panel": 1}])
-def test_a_run_leaves_nothing(keys: dict[str, Any], tiny: Any, tmp_path: Any):
+def test_a_run_leaves_nothing(keys, tmp_path):
     config = tiny(model="mlp", rounds=2, warmup=0, end=1, **keys)
     before = seen()
     federate(config, folder=tmp_path / "run")
@@ -105,7 +106,7 @@ def test_a_run_leaves_nothing(keys: dict[str, Any], tiny: Any, tmp_path: Any):
     assert seen() == before
 
 
-def test_nor_does_a_run_whose_task_disturbs_and_fails(tiny: Any, monkeypatch: Any):
+def test_nor_does_a_run_whose_task_disturbs_and_fails(monkeypatch):
     digits = TASKS["digits"]
 
     def loss(_model: Any, _batch: Any) -> Any:

@@ -41,7 +41,7 @@ def silent(s: Specimen) -> Specimen:
 @pytest.mark.sampled(9)
 @pytest.mark.parametrize("unit", STRUCTURED)
 @pytest.mark.parametrize("family", ["cnn", *BLOCKS])
-def test_removing_units_one_at_a_time_by_hand(family: str, unit: str):
+def test_removing_units_one_at_a_time_by_hand(family, unit):
     s = built(family)
     if family == "cnn" and unit not in ("row", "column"):
         pytest.skip("it has none")
@@ -59,7 +59,7 @@ def test_removing_units_one_at_a_time_by_hand(family: str, unit: str):
 
 
 @pytest.mark.parametrize("family", ["cnn", "llama", "gpt2"])
-def test_removing_weights_one_at_a_time_by_hand(family: str):
+def test_removing_weights_one_at_a_time_by_hand(family):
     s = built(family)
     s = replace(s, layout=replace(s.layout, prunable=s.layout.prunable[:1]))
     name, part = s.layout.prunable[0], s.shards[0]
@@ -80,9 +80,7 @@ def test_removing_weights_one_at_a_time_by_hand(family: str):
 @pytest.mark.parametrize(
     ("family", "unit"), [("cnn", "weight"), ("llama", "head"), ("t5", "neuron")]
 )
-def test_many_at_once_is_one_at_a_time(
-    family: str, unit: str, at_once: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_many_at_once_is_one_at_a_time(family, unit, at_once, monkeypatch):
     monkeypatch.setattr(ablation, "AT_ONCE", at_once)
     s = built(family)
     batched = taken(ABLATION, s, [s.shards[0]], size=3, unit=unit)
@@ -117,7 +115,7 @@ def turned(model: nn.Module, batch: Part) -> Loss:
     ],
     ids=["batch not first", "grouped convolution"],
 )
-def test_where_units_cannot_share_a_pass_they_go_one_by_one(model: nn.Module):
+def test_where_units_cannot_share_a_pass_they_go_one_by_one(model):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         part = {"x": torch.randn(4, 5, 3).double(), "labels": torch.zeros(4)}

@@ -62,7 +62,7 @@ def test_a_block_scores_the_angle_it_turns_by():
 
 
 @pytest.mark.parametrize("family", BLOCKS)
-def test_every_family_has_blocks_that_turn_what_flows_through(family: str):
+def test_every_family_has_blocks_that_turn_what_flows_through(family):
     s = built(family)
     sums = ASK.collect(probe_of(s, [s.shards[0]]))[INFLUENCE]
     assert len(sums) == {"t5": 4}.get(family, 2)

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -6,10 +5,10 @@ import torch
 from specimens import BLOCKS, built, probe_of, taken
 from torch import Tensor, nn
 
-from fedprune import Result, RunConfig
 from fedprune.scores.catalog import SCORES
 from fedprune.selection.units import unit_labels
 from fedprune.structure.low_rank_layers import reads
+from tests.runs import played, tiny
 
 CONTRIBUTION = SCORES["contribution"]
 
@@ -43,7 +42,7 @@ def gate_gradients(s: Any, part: Any, kind: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["head", "neuron"])
 @pytest.mark.parametrize("family", BLOCKS)
-def test_it_is_the_gradient_of_a_gate(family: str, kind: str):
+def test_it_is_the_gradient_of_a_gate(family, kind):
     s = built(family)
     part = s.shards[2]
     scores = CONTRIBUTION.finalise(taken(CONTRIBUTION, s, [part], size=4, unit=kind))
@@ -65,12 +64,7 @@ def test_a_client_sends_one_number_a_unit():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("unit", "sparsity"), [("head-neuron", 0.3), ("sublayer", 0.6)])
-def test_it_decides_a_run(
-    tiny: Callable[..., RunConfig],
-    played: Callable[[RunConfig], Result],
-    unit: str,
-    sparsity: float,
-):
+def test_it_decides_a_run(unit, sparsity):
     keys = {"task": "shakespeare", "clients": 2, "cohort": 2, "length": 16, "rounds": 3}
     keys |= {"warmup": 1, "end": 3, "unit": unit, "sparsity": sparsity, "local_steps": 1}
     runs = [played(tiny(score=score, **keys)).summary for score in ("contribution", "taylor")]

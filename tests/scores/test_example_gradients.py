@@ -1,23 +1,17 @@
 """Gradients of single examples are those of autograd, and so are statistics of them."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from specimens import FAMILIES, Specimen, built, furthest, probe_of, settled
 from torch import Tensor, nn
 
-from fedprune import RunConfig
-from fedprune.client.host import Host
-from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
 from fedprune.scores.example_gradients import ExampleGradients, by_example
 from fedprune.scores.gradients import square
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part, batches, classification_loss
 from fedprune.tensors import Tensors
-
-Tiny = Callable[..., RunConfig]
+from tests.runs import same, tiny
 
 
 def images(n: int) -> Part:
@@ -55,7 +49,7 @@ def worst(taken: ExampleGradients, part: Part) -> float:
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_images_are_taken_at_once(model: str, tiny: Tiny):
+def test_images_are_taken_at_once(model):
     net = dense_model(tiny(model=model)).eval()
     taken = ExampleGradients(net, classification_loss, trainable(net))
     assert worst(taken, images(9)) < 1e-5
@@ -72,11 +66,10 @@ def test_images_are_taken_at_once(model: str, tiny: Tiny):
         ("shakespeare-restore", "t5", False),
     ],
 )
-def test_text_is_taken_at_once_or_one_by_one(task: str, model: str, at_once: bool, tiny: Tiny):
+def test_text_is_taken_at_once_or_one_by_one(task, model, at_once):
     config = tiny(task=task, model=model, length=8, width=16)
     net = dense_model(config).eval()
     dummy = TASKS[task].dummy
-    assert dummy is not None
     one, gen = dummy(config), torch.Generator().manual_seed(1)
     ids = {n: t.repeat(3, 1) for n, t in one.items()}
     for name in ("inputs", "labels"):
@@ -86,7 +79,7 @@ def test_text_is_taken_at_once_or_one_by_one(task: str, model: str, at_once: boo
     assert taken.at_once == {3: at_once}
 
 
-def test_the_model_stays_as_it_is(cnn: tuple[Host, Question], same: Callable[..., bool]):
+def test_the_model_stays_as_it_is(cnn):
     model = cnn[0].model.eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     for _ in ExampleGradients(model, classification_loss, trainable(model)).of(images(4)):
@@ -115,7 +108,7 @@ def test_a_model_whose_rows_depend_on_each_other_goes_one_by_one():
     assert len(found) == 5
 
 
-def test_a_loss_that_calls_its_model_twice_goes_one_by_one(tiny: Tiny):
+def test_a_loss_that_calls_its_model_twice_goes_one_by_one():
     def twice(model: nn.Module, batch: Part) -> Loss:
         first = classification_loss(model, batch)
         flipped = {**batch, "images": batch["images"].flip(-1)}
@@ -128,9 +121,7 @@ def test_a_loss_that_calls_its_model_twice_goes_one_by_one(tiny: Tiny):
     assert taken.at_once == {3: False}
 
 
-def test_examples_that_do_not_fit_in_memory_come_in_pieces(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-):
+def test_examples_that_do_not_fit_in_memory_come_in_pieces(monkeypatch):
     net = dense_model(tiny(model="mlp")).eval()
     size = sum(p.numel() for p in net.parameters())
     monkeypatch.setattr("fedprune.scores.example_gradients.AT_ONCE", 2 * size)
@@ -151,9 +142,7 @@ def one_by_one(s: Specimen, part: Part) -> Tensors:
 
 @pytest.mark.parametrize("at_once", [1, 10**9], ids=["in parts", "at once"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_squares_are_those_of_single_examples(
-    family: str, at_once: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_squares_are_those_of_single_examples(family, at_once, monkeypatch):
     monkeypatch.setattr("fedprune.scores.example_gradients.AT_ONCE", at_once)
     s = built(family)
     part = s.shards[1]
@@ -194,7 +183,7 @@ def crossed(model: nn.Module, batch: Part) -> Loss:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 6, 9])
-def test_layers_used_in_odd_ways_count_every_use(rows: int):
+def test_layers_used_in_odd_ways_count_every_use(rows):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         part = {"x": torch.randn(13, 4, 6).double(), "labels": torch.randint(0, 3, (13,))}

@@ -1,14 +1,7 @@
 import torch
 from specimens import built, furthest, probe_of
 
-from fedprune.scores.gradients import (
-    by_batch,
-    by_client,
-    gradient,
-    mean_square,
-    taylor,
-    watched,
-)
+from fedprune.scores.gradients import by_batch, by_client, gradient, mean_square, taylor, watched
 from fedprune.tasks.task import batches
 from fedprune.tensors import Tensors
 
@@ -61,5 +54,4 @@ def test_a_gradient_is_the_sum_over_all_uses_of_a_tied_weight():
     w = model[0].weight.detach().clone().requires_grad_()
     (part["x"] @ w.t() @ w.t()).square().sum().backward()
     got = by_batch(gradient)(probe_of(s, [part]))["0.weight"]
-    assert w.grad is not None
     assert torch.allclose(got, w.grad)

@@ -6,13 +6,7 @@ from specimens import BLOCKS, Specimen, built, evidence_of, probe_of, settled
 from torch import Tensor, nn
 
 from fedprune.scores.catalog import SCORES
-from fedprune.scores.inputs import (
-    ask_inputs,
-    inputs_of,
-    products,
-    rows_of,
-    squares,
-)
+from fedprune.scores.inputs import ask_inputs, inputs_of, products, rows_of, squares
 from fedprune.structure.layout import as_rows, layout_of
 from fedprune.tasks.task import Loss, Part, batches
 
@@ -35,7 +29,7 @@ def given_to(s: Specimen, part: Part) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", BLOCKS)
-def test_wanda_is_magnitude_times_the_norm_of_the_input(family: str):
+def test_wanda_is_magnitude_times_the_norm_of_the_input(family):
     s = built(family)
     part = s.shards[1]
     sums = SCORES["wanda"].asks[0].collect(probe_of(s, batches(part, 4)))
@@ -94,7 +88,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize(("name", "second"), BY_HAND.items())
-def test_uses_add_up_and_what_nothing_goes_through_scores_zero(name: str, second: list[float]):
+def test_uses_add_up_and_what_nothing_goes_through_scores_zero(name, second):
     part = {"x": torch.tensor([[1.0, 3.0], [0.0, 0.0]]).double(), "labels": torch.zeros(2)}
     s = settled(Twice(), summed, (part,), 1)
     with torch.no_grad():
@@ -114,9 +108,7 @@ def test_uses_add_up_and_what_nothing_goes_through_scores_zero(name: str, second
     ],
     ids=["no layer", "grouped", "used without its layer"],
 )
-def test_what_has_no_inputs_to_measure_is_refused(
-    model: nn.Module, include: tuple[str, ...], name: str
-):
+def test_what_has_no_inputs_to_measure_is_refused(model, include, name):
     layout = layout_of(model, include=include)
     ask = SCORES["wanda"].asks[0]
     assert ask.watch is not None

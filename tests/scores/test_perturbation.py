@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from fedprune.scores import perturbation
 from fedprune.scores.catalog import SCORES
-from fedprune.scores.perturbation import (
-    CHANGES,
-    REMOVED,
-    effects,
-    pattern,
-    standard_error,
-)
+from fedprune.scores.perturbation import CHANGES, REMOVED, effects, pattern, standard_error
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Loss, Part
 from fedprune.tensors import copied, masked
@@ -57,7 +51,7 @@ def chance(gone: tuple[int, ...]) -> float:
 PATTERNS = list(itertools.product([0, 1], repeat=3))
 
 
-def test_the_estimate_is_unbiased_for_the_signed_difference(monkeypatch: pytest.MonkeyPatch):
+def test_the_estimate_is_unbiased_for_the_signed_difference(monkeypatch):
     """Over all triples of patterns, each with its probability, the mean is the true difference."""
     s = pair()
     true = []

@@ -39,7 +39,6 @@ from fedprune.tensors import Masks, Tensors, digest, load_into, masked
 
 ASKING = [name for name, score in SCORES.items() if score.asks]
 ADDITIVE = [name for name in ASKING if SCORES[name].additive]
-SILENT = [name for name in SCORES if name not in ASKING]
 # Taken at the weights that were sent, what is collected while tuning is a sum over examples too.
 UNEQUAL = [name for name in ASKING if not SCORES[name].additive and not SCORES[name].tuning]
 WATCHED = [name for name in ASKING if SCORES[name].asks[0].watch]
@@ -72,34 +71,24 @@ def scored(name: str, s: Specimen, parts: list[Part], unit: str, size: int = 10*
 @pytest.mark.parametrize("absent", [(), (1,), (0, 2)], ids=str)
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_federated_equals_pooled(name: str, family: str, absent: tuple[int, ...]):
+def test_federated_equals_pooled(name, family, absent):
     s, unit = on(name, family)
     there = [i for i in range(3) if i not in absent]
     apart = scored(name, s, [s.shards[i] for i in there], unit)
     assert furthest(apart, scored(name, s, [s.pooled(there)], unit)) < 1e-9
 
 
-@pytest.mark.parametrize("family", LAWFUL)
-@pytest.mark.parametrize("name", ADDITIVE)
-def test_who_is_absent_does_matter(name: str, family: str):
-    s, unit = on(name, family)
-    few, all_ = scored(name, s, [s.pooled([0])], unit), scored(name, s, list(s.shards), unit)
-    assert furthest(few, all_) > 1e-3
-
-
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_an_additive_score_does_not_depend_on_the_cut_into_batches(
-    name: str, family: str, size: int
-):
+def test_an_additive_score_does_not_depend_on_the_cut_into_batches(name, family, size):
     s, unit = on(name, family)
     parts = list(s.shards[:2])
     assert furthest(scored(name, s, parts, unit, size), scored(name, s, parts, unit)) < 1e-9
 
 
 @pytest.mark.parametrize("name", UNEQUAL)
-def test_what_is_no_sum_over_examples_differs_from_pooled_and_says_so_in_its_name(name: str):
+def test_what_is_no_sum_over_examples_differs_from_pooled_and_says_so_in_its_name(name):
     s, unit = on(name, "llama")
     apart = scored(name, s, list(s.shards), unit)
     assert furthest(apart, scored(name, s, [s.pooled([0, 1, 2])], unit)) > 0.02
@@ -119,7 +108,6 @@ def over_the_wire(name: str, served: Served, partitions: Sequence[int], **change
         asked = replace(question, score=name, ask=i, given={n: g.float() for n, g in given.items()})
         aggregate = inline_port(host).ask(asked, partitions)
         assert (aggregate.failures, aggregate.answered) == ((), tuple(sorted(partitions)))
-        assert aggregate.total is not None
         sums = form_of(asked, host.config, host.layout).named(aggregate.total)
         evidence = replace(evidence, sums=sums, count=aggregate.totals["count"], given=asked.given)
     return SCORES[name].finalise(evidence)
@@ -174,9 +162,7 @@ def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes
 @pytest.mark.parametrize("absent", [(), (1,)], ids=str)
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_over_the_wire_federated_equals_pooled(
-    name: str, family: str, absent: tuple[int, ...], request: pytest.FixtureRequest
-):
+def test_over_the_wire_federated_equals_pooled(name, family, absent, request):
     """In float32, on trained weights and texts, with all that a run puts in between."""
     on(name, family)  # skips what cannot be
     served: Served = request.getfixturevalue(family)
@@ -199,7 +185,7 @@ def hooks_of(model: nn.Module) -> list[int]:
 @pytest.mark.parametrize("breaks", [False, True], ids=["finished", "broken off"])
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ASKING)
-def test_a_score_leaves_the_model_bit_identical(name: str, family: str, breaks: bool):
+def test_a_score_leaves_the_model_bit_identical(name, family, breaks):
     s, unit = on(name, family)
     before, hooks = digest(s.model.state_dict()), hooks_of(s.model)
     left = [3 if breaks else 10**9]
@@ -231,7 +217,7 @@ def test_a_score_leaves_the_model_bit_identical(name: str, family: str, breaks: 
 
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ASKING)
-def test_what_is_collected_has_the_names_and_shapes_that_were_announced(name: str, family: str):
+def test_what_is_collected_has_the_names_and_shapes_that_were_announced(name, family):
     s, unit = on(name, family)
     for ask in SCORES[name].asks:
         probe = probe_of(s, [s.shards[0]], given=s.weights, unit=unit)
@@ -244,7 +230,7 @@ def test_what_is_collected_has_the_names_and_shapes_that_were_announced(name: st
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_scores_every_weight_of_every_family(name: str, family: str):
+def test_every_score_scores_every_weight_of_every_family(name, family):
     s, unit = on(name, family)
     if name == "synflow" and family in BLOCKS:
         with pytest.raises(ValueError, match=r"score='synflow': .* is a [A-Z].*; allowed: "):
@@ -258,7 +244,7 @@ def test_every_score_scores_every_weight_of_every_family(name: str, family: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_a_score_of_some_tensors_is_that_of_all(name: str, family: str):
+def test_a_score_of_some_tensors_is_that_of_all(name, family):
     """What a sequential calibration asks for: one block's tensors."""
     s, unit = on(name, family)
     some = s.layout.prunable[:2]
@@ -275,7 +261,7 @@ def test_a_score_of_some_tensors_is_that_of_all(name: str, family: str):
 
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", WATCHED)
-def test_watched_at_weights_that_stay_a_statistic_is_that_of_a_pass(name: str, family: str):
+def test_watched_at_weights_that_stay_a_statistic_is_that_of_a_pass(name, family):
     s, unit = on(name, family)
     ask, cut = SCORES[name].asks[0], list(batches(s.shards[1], 3))
     assert ask.watch is not None
@@ -296,7 +282,7 @@ def test_watched_at_weights_that_stay_a_statistic_is_that_of_a_pass(name: str, f
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_told_of(name: str):
+def test_every_score_is_told_of(name):
     score = SCORES[name]
     assert len(score.summary) > 5
     assert "\n" not in score.summary + score.source
@@ -354,12 +340,12 @@ def by_hand(name: str, model: nn.Module, names: tuple[str, ...], clients: list[P
 
 
 @pytest.mark.parametrize(("name", "expected"), LITERAL.items())
-def test_two_clients_and_three_weights(name: str, expected: list[float]):
+def test_two_clients_and_three_weights(name, expected):
     assert by_hand(name, Weight(), ("w",), CLIENTS)["w"].tolist() == expected
 
 
 @pytest.mark.parametrize("name", [n for n in LITERAL if SCORES[n].asks])
-def test_a_layer_that_the_loss_does_not_reach_has_gradient_zero(name: str):
+def test_a_layer_that_the_loss_does_not_reach_has_gradient_zero(name):
     model = Weight()
     model.register_parameter("idle", nn.Parameter(torch.ones(2)))
     scores = by_hand(name, model, ("w", "idle"), CLIENTS[:1])
@@ -393,7 +379,7 @@ def net() -> Iterator[nn.Module]:
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.77, 0.98])
-def test_magnitude_is_global_unstructured(sparsity: float, net: nn.Module):
+def test_magnitude_is_global_unstructured(sparsity, net):
     model = copy.deepcopy(net)
     layout = layout_of(model, output=("head",))
     names = layout.prunable
@@ -423,7 +409,7 @@ def slope(model: nn.Module, part: Part, w: Tensor, step: float) -> float:
 
 
 @pytest.mark.parametrize("name", ["taylor", "taylor_signed", "gradient", "fisher"])
-def test_gradients_and_taylor_against_finite_differences(name: str):
+def test_gradients_and_taylor_against_finite_differences(name):
     s = built("cnn")
     model, part = copy.deepcopy(s.model), s.shards[0]
     scores, rows = scored(name, s, [part], "weight"), list(batches(part, 1))

@@ -38,9 +38,7 @@ def best(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("block", [8, 128])
-def test_the_error_is_below_that_of_magnitude_and_above_the_optimum(
-    sparsity: float, block: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_error_is_below_that_of_magnitude_and_above_the_optimum(sparsity, block, monkeypatch):
     monkeypatch.setattr(sparsegpt, "BLOCK", block)
     x, w = correlated(300, 40), matrix(24, 40)
     alive, more = torch.ones_like(w, dtype=torch.bool), round(sparsity * w.numel())
@@ -81,7 +79,7 @@ def test_one_weight_goes_and_the_later_ones_make_up_for_it_as_in_optimal_brain_s
 
 @pytest.mark.parametrize("block", [4, 6, 128])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 5), (4, 8)])
-def test_n_of_m_along_the_inputs(n: int, m: int, block: int, monkeypatch: pytest.MonkeyPatch):
+def test_n_of_m_along_the_inputs(n, m, block, monkeypatch):
     monkeypatch.setattr(sparsegpt, "BLOCK", block)
     x, w = correlated(200, 42), matrix(9, 42)
     evidence = _evidence(w, x)
@@ -100,9 +98,7 @@ def test_n_of_m_along_the_inputs(n: int, m: int, block: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("block", [4, 128])
 @pytest.mark.parametrize("inputs", [8, 6])
-def test_n_of_m_of_a_convolution_is_that_of_its_columns_turned(
-    inputs: int, block: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_n_of_m_of_a_convolution_is_that_of_its_columns_turned(inputs, block, monkeypatch):
     """Channels in groups at each place of the kernel: place by place it is a linear layer's."""
     monkeypatch.setattr(sparsegpt, "BLOCK", block)
     x, w = correlated(200, inputs * 4), matrix(5, inputs * 4).view(5, inputs, 2, 2)
@@ -156,7 +152,7 @@ def test_inputs_that_are_always_zero_lose_their_weights_first_and_break_nothing(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_layers_of_every_family(family: str):
+def test_the_layers_of_every_family(family):
     """In the shapes, the type and the orientation of the model, from federated statistics."""
     s = built(family)
     score = SCORES["sparsegpt"]

@@ -105,7 +105,7 @@ class Bare(nn.Module):
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
 )
-def test_networks_that_are_not_homogeneous_are_refused(module: nn.Module, named: str):
+def test_networks_that_are_not_homogeneous_are_refused(module, named):
     s = chain(nn.Linear(3, 3), module)
     with pytest.raises(ValueError, match=f"^score='synflow': {named}; allowed: networks of .*$"):
         synflow(evidence_of(s, {}, 1.0))

@@ -23,14 +23,14 @@ def at(sparsity: float) -> Masks:
 
 
 @given(st.floats(2, 140), st.integers(0, 130))
-def test_it_is_the_smallest_in_whole_weights(target: float, before: int) -> None:
+def test_it_is_the_smallest_in_whole_weights(target, before):
     found = sparsity_for(kept, at, target, before / N, N)
     assert kept(at(found)) <= target
     enough = [k for k in range(before, N - 1) if N - k <= target]
     assert found == enough[0] / N
 
 
-def test_it_asks_about_as_often_as_halving_needs() -> None:
+def test_it_asks_about_as_often_as_halving_needs():
     asked = []
 
     def cost(masks: Masks) -> float:
@@ -41,7 +41,7 @@ def test_it_asks_about_as_often_as_halving_needs() -> None:
     assert len(asked) <= 10
 
 
-def test_what_wiggles_still_fits() -> None:
+def test_what_wiggles_still_fits():
     def cost(masks: Masks) -> float:
         left = kept(masks)
         return left + 4 * (left % 3)
@@ -49,7 +49,7 @@ def test_what_wiggles_still_fits() -> None:
     assert all(cost(at(sparsity_for(cost, at, t, 0.0, N))) <= t for t in range(11, 140))
 
 
-def test_too_little_is_refused_with_what_can_be_had() -> None:
+def test_too_little_is_refused_with_what_can_be_had():
     message = (
         "target-bytes=1: not even the sparsest masks allowed cost that little; allowed: 2 or more"
     )

@@ -13,9 +13,7 @@ from fedprune.structure.layout import layout_of
 
 
 @pytest.mark.parametrize(("unit", "scope"), [*itertools.product(UNITS, SCOPES)])
-def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(
-    unit: str, scope: str
-) -> None:
+def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(unit, scope):
     net, _, head = net_of("residual")
     layout = layout_of(net, output=[head]) if unit == "channel" else family("bert").layout
     scores = {n: torch.rand(layout.shapes[n]) for n in layout.prunable}
@@ -48,14 +46,14 @@ def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(
         ("row", "global", {"max_density": 0.9}, "unit row has sizes"),
     ],
 )
-def test_limits_of_density(unit: str, scope: str, limits: dict[str, float], word: str) -> None:
+def test_limits_of_density(unit, scope, limits, word):
     told = conflict(unit, scope, **limits)
     assert told.startswith(word)
     assert bool(told) == bool(word)
 
 
 @pytest.mark.parametrize(("vote", "server"), [*itertools.product(SCOPES, SCOPES)])
-def test_votes_count_only_among_those_that_competed(vote: str, server: str) -> None:
+def test_votes_count_only_among_those_that_competed(vote, server):
     told = scope_fits(vote, server)
     assert (told == "") == (vote == server or (vote, server) == ("row", "layer"))
     assert "\n" not in told

@@ -7,16 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.selection.densities import (
-    Ground,
-    Limits,
-    er,
-    erk,
-    exactly,
-    owl,
-    uniform,
-    whole,
-)
+from fedprune.selection.densities import Ground, Limits, er, erk, exactly, owl, uniform, whole
 
 SHAPES = {"conv": (8, 4, 3, 3), "wide": (64, 128), "narrow": (10, 16), "vector": (12,)}
 
@@ -29,7 +20,7 @@ def density(shares: list[Fraction]) -> list[float]:
     return [1 - float(x) / math.prod(s) for x, s in zip(shares, SHAPES.values(), strict=True)]
 
 
-def test_erk_by_hand() -> None:
+def test_erk_by_hand():
     """At 80 %: the vector and the small matrix are full, the others in proportion."""
     n = sum(math.prod(s) for s in SHAPES.values())
     conv, wide = (8 + 4 + 3 + 3) / (8 * 4 * 9), (64 + 128) / (64 * 128)
@@ -39,7 +30,7 @@ def test_erk_by_hand() -> None:
     assert density(erk(ground(0.8))) == pytest.approx([conv * epsilon, wide * epsilon, 1, 1])
 
 
-def test_er_leaves_the_kernel_out() -> None:
+def test_er_leaves_the_kernel_out():
     shapes = {"a": torch.Size((8, 40, 3, 3)), "b": torch.Size((80, 40, 3, 3))}
     lost = [float(x) for x in er(Ground(shapes, 0.9))]
     raw = {"a": 48 / 320, "b": 120 / 3200}
@@ -53,9 +44,7 @@ def test_er_leaves_the_kernel_out() -> None:
 
 @pytest.mark.parametrize("rule", [er, erk])
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_densities_fall_with_the_sparsity_and_keep_the_total(
-    rule: object, one: float, other: float
-) -> None:
+def test_densities_fall_with_the_sparsity_and_keep_the_total(rule, one, other):
     low, high = sorted([one, other])
     assert callable(rule)
     n = sum(math.prod(s) for s in SHAPES.values())
@@ -73,7 +62,7 @@ def scored(shares: dict[str, int]) -> list[np.ndarray]:
     return flats
 
 
-def test_owl_moves_densities_with_the_outliers_by_at_most_eight_hundredths() -> None:
+def test_owl_moves_densities_with_the_outliers_by_at_most_eight_hundredths():
     counts = {"conv": 6, "wide": 82, "narrow": 0, "vector": 0}
     shares = owl(ground(0.7, scores=scored(counts)))
     n = sum(math.prod(s) for s in SHAPES.values())
@@ -86,7 +75,7 @@ def test_owl_moves_densities_with_the_outliers_by_at_most_eight_hundredths() -> 
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.03, 0.99, 1.0])
-def test_owl_stays_within_zero_and_one_and_is_uniform_without_outliers(sparsity: float) -> None:
+def test_owl_stays_within_zero_and_one_and_is_uniform_without_outliers(sparsity):
     some = scored({"conv": 6, "wide": 82, "narrow": 0, "vector": 0})
     assert all(-1e-9 <= d <= 1 + 1e-9 for d in density(owl(ground(sparsity, scores=some))))
     none = scored(dict.fromkeys(SHAPES, 0))
@@ -102,9 +91,7 @@ def test_owl_stays_within_zero_and_one_and_is_uniform_without_outliers(sparsity:
     ),
     st.data(),
 )
-def test_whole_numbers_keep_limits_and_sum_up(
-    drawn: list[tuple[int, int, int]], data: st.DataObject
-) -> None:
+def test_whole_numbers_keep_limits_and_sum_up(drawn, data):
     limits = [Limits(max(t), min(t), sorted(t)[1]) for t in drawn]
     total = data.draw(st.integers(sum(x.must for x in limits), sum(x.most for x in limits)))
     ways = [Fraction(data.draw(st.integers(0, 5))) for _ in limits]

@@ -28,9 +28,7 @@ from fedprune.tensors import Masks, count_kept, full_masks
 
 
 @given(st.floats(0, 0.9), st.floats(0.001, 1), st.integers(2, 20), st.floats(0.9, 0.99))
-def test_tries_rise_evenly_and_end_at_the_step_or_the_bound(
-    now: float, step: float, n: int, final: float
-):
+def test_tries_rise_evenly_and_end_at_the_step_or_the_bound(now, step, n, final):
     given_ = tries(now, final, step, n)
     assert len(given_) == n
     assert given_[-1] == min(final, now + step)
@@ -50,9 +48,7 @@ def test_tries_rise_evenly_and_end_at_the_step_or_the_bound(
         ([1.0], 1.02, 0, "step back"),
     ],
 )
-def test_the_sparsest_within_the_limit_is_taken(
-    losses: list[float], most: float, took: int, said: str
-):
+def test_the_sparsest_within_the_limit_is_taken(losses, most, took, said):
     assert furthest(losses, most) == took
     assert verdict(losses, most, took) == said
 
@@ -128,7 +124,7 @@ def test_places_on_the_way_are_ascending_and_within_parts_of_the_allowance():
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert"])
 @pytest.mark.parametrize("unit", ["weight", "row", "head", "neuron"])
-def test_every_part_has_tensors_of_its_own_and_whole_units(name: str, unit: str):
+def test_every_part_has_tensors_of_its_own_and_whole_units(name, unit):
     layout = family(name).layout
     parts = parts_of(layout, unit)
     names = [n for group in parts.values() for n in group]

@@ -47,37 +47,12 @@ def slow(case: tuple[Named, ...], names: list[str], fraction: float, floor: int)
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @given(cases(), st.floats(0, 1), st.integers(0, 2))
-def test_equals_plain_sorting(
-    scope: str, case: tuple[Named, ...], fraction: float, floor: int
-) -> None:
+def test_equals_plain_sorting(scope, case, fraction, floor):
     masks, lows, highs, sizes = case
     new = exchange(masks, lows, highs, fraction, scope=scope, magnitude=sizes, floor=floor)
     groups = [list(masks)] if scope == "global" else [[n] for n in masks]
     expected = set().union(*(slow(case, names, fraction, floor) for names in groups))
     assert {(n, i) for n, m in new.items() for i in range(len(m)) if m[i]} == expected
-
-
-def test_weights_that_go_do_not_come_back_at_once_and_the_count_stays() -> None:
-    gen = torch.Generator().manual_seed(1)
-    masks = {"w": torch.rand(20, 10, generator=gen) < 0.5}
-    low = {"w": torch.rand(20, 10, generator=gen)}
-    new = exchange(masks, low, {"w": -low["w"] * 0 + 9}, 0.3)
-    gone, come = masks["w"] & ~new["w"], new["w"] & ~masks["w"]
-    count = math.floor(0.3 * int(masks["w"].sum()) + 0.5)
-    assert int(gone.sum()) == int(come.sum()) == count
-    assert low["w"][gone].max() <= low["w"][masks["w"] & new["w"]].min()
-
-
-def test_global_moves_weights_between_tensors_and_layer_does_not() -> None:
-    masks = {n: torch.tensor([True, True, False, False]) for n in "ab"}
-    low = {"a": torch.zeros(4), "b": torch.ones(4)}
-    high = {"a": torch.zeros(4), "b": torch.ones(4)}
-    moved = exchange(masks, low, high, 0.5, floor=0)
-    assert [m.tolist() for m in moved.values()] == [[False] * 4, [True] * 4]
-    held = exchange(masks, low, high, 0.5, floor=1)
-    assert [int(m.sum()) for m in held.values()] == [1, 3]
-    apart = exchange(masks, low, high, 0.5, scope="layer")
-    assert [int(m.sum()) for m in apart.values()] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +63,7 @@ def test_global_moves_weights_between_tensors_and_layer_does_not() -> None:
         ({"drop_scores": {"w": torch.tensor([math.nan])}}, "^scores of 'w': NaN in 1 places$"),
     ],
 )
-def test_errors(options: dict[str, object], message: str) -> None:
+def test_errors(options, message):
     one = {"w": torch.ones(1)}
     given = {"drop_scores": one, "grow_scores": one, "fraction": 0.5, **options}
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ from fedprune.structure.layout import Layout, as_rows
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @settings(max_examples=40)
 @given(st.floats(0, 0.95), st.integers(0, 9))
-def test_every_row_loses_the_same(kind: str, sparsity: float, seed: int) -> None:
+def test_every_row_loses_the_same(kind, sparsity, seed):
     scores = random_scores({"w": (6, 8)}, seed)
     layout = Layout({"w": scores["w"].shape}, ("w",), (), {}, {"w": kind})
     mask = select(scores, sparsity, scope="row", layout=layout, floor=0)["w"]
@@ -24,7 +24,7 @@ def test_every_row_loses_the_same(kind: str, sparsity: float, seed: int) -> None
     assert sum(lost) == math.floor(sparsity * 48 + 0.5)
 
 
-def test_rows_that_lost_more_before_keep_the_rest() -> None:
+def test_rows_that_lost_more_before_keep_the_rest():
     alive = {"w": torch.ones(4, 5, dtype=torch.bool)}
     alive["w"][2, :4] = False
     mask = select({"w": torch.arange(20.0).reshape(4, 5)}, 0.5, scope="row", alive=alive)["w"]
@@ -46,9 +46,7 @@ PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 3), (3, 5)]
         ("conv", (4, 1, 3, 3)),
     ],
 )
-def test_n_m_holds_in_every_group_and_keeps_the_best(
-    shape: tuple[int, int], kind: str, size: tuple[int, ...]
-) -> None:
+def test_n_m_holds_in_every_group_and_keeps_the_best(shape, kind, size):
     """Along the inputs: of a convolution its channels, one row for each output and place."""
     n, m = shape
     scores = random_scores({"w": size})
@@ -70,7 +68,7 @@ def test_n_m_holds_in_every_group_and_keeps_the_best(
             assert part.tolist() == [i in order[-int(part.sum()) :] for i in range(len(part))]
 
 
-def test_n_m_comes_in_steps_that_only_shrink() -> None:
+def test_n_m_comes_in_steps_that_only_shrink():
     masks = {"w": torch.ones(4, 10, dtype=torch.bool)}
     for step in range(1, 6):
         sparsity = step / 5 * 0.5

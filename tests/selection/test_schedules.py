@@ -21,12 +21,7 @@ SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 7)).map
 )
 
 
-def test_the_table() -> None:
-    assert list(SCHEDULES) == ["one-shot", "linear", "cubic", "exponential", "regrow", "adaptive"]
-    assert all(schedule.summary for schedule in SCHEDULES.values())
-
-
-def test_cubic_has_the_values_of_the_paper() -> None:
+def test_cubic_has_the_values_of_the_paper():
     cubic = SCHEDULES["cubic"].fraction
     values = [0.8 * cubic(i, 10, 0.8) for i in (2, 4, 6, 8, 10)]
     assert values == pytest.approx([0.39, 0.627, 0.749, 0.794, 0.8], abs=5e-4)
@@ -44,7 +39,7 @@ def test_cubic_has_the_values_of_the_paper() -> None:
         ("exponential", [0, 0, 0.33126, 0.33126, 0.55279, 0.55279, 0.70093, 0.8, 0.8, 0.8]),
     ],
 )
-def test_sparsity_by_round(schedule: str, expected: list[float]) -> None:
+def test_sparsity_by_round(schedule, expected):
     span = {"start": 2, "end": 7, "frequency": 2}
     values = [sparsity_at(schedule, r, **span, final=0.8) for r in range(10)]
     assert values == pytest.approx(expected, abs=1e-5)
@@ -61,14 +56,12 @@ def test_sparsity_by_round(schedule: str, expected: list[float]) -> None:
         ({"start": 0, "end": 3, "frequency": 1}, [0, 1, 2, 3]),
     ],
 )
-def test_steps(span: dict[str, int], steps: list[int]) -> None:
+def test_steps(span, steps):
     assert [r for r in range(20) if prunes_at("linear", r, **span)] == steps
 
 
 @given(NAMES, SPANS, st.floats(0, 1))
-def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(
-    schedule: str, span: dict[str, int], final: float
-) -> None:
+def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(schedule, span, final):
     rounds = range(-1, span["end"] + 3)
     values = [sparsity_at(schedule, r, **span, final=final) for r in rounds]
     assert values == sorted(values)
@@ -90,9 +83,7 @@ def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(
         ("linear", (1, 2, 0), "frequency must be 1 or more, got 0"),
     ],
 )
-def test_errors_say_what_is_allowed(
-    schedule: str, span: tuple[int, int, int], message: str
-) -> None:
+def test_errors_say_what_is_allowed(schedule, span, message):
     start, end, frequency = span
     options = {"start": start, "end": end, "frequency": frequency}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -101,14 +92,14 @@ def test_errors_say_what_is_allowed(
         prunes_at(schedule, 1, **options)
 
 
-def test_steps_are_counted_to_the_last() -> None:
+def test_steps_are_counted_to_the_last():
     span = {"start": 2, "end": 7, "frequency": 2}
     assert [step_at(r, **span) for r in (1, 2, 3, 4, 7, 9)] == [
         (0, 4), (1, 4), (1, 4), (2, 4), (4, 4), (4, 4),
     ]  # fmt: skip
 
 
-def test_what_is_exchanged_falls_along_a_cosine() -> None:
+def test_what_is_exchanged_falls_along_a_cosine():
     values = [exchange_fraction(0.3, t, 4) for t in range(5)]
     assert values == pytest.approx([0.3, 0.2560660, 0.15, 0.0439340, 0.0])
     for step, steps in ((5, 4), (-1, 4), (0, 0)):
@@ -117,7 +108,7 @@ def test_what_is_exchanged_falls_along_a_cosine() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 9))
-def test_density_falls_by_one_factor_within_a_round(one: float, other: float, n: int) -> None:
+def test_density_falls_by_one_factor_within_a_round(one, other, n):
     before, after = sorted([one, other])
     values = steps_within(before, after, n)
     assert len(values) == n
@@ -130,6 +121,6 @@ def test_density_falls_by_one_factor_within_a_round(one: float, other: float, n:
 
 
 @pytest.mark.parametrize(("before", "after", "n"), [(0.5, 0.4, 2), (-0.1, 0.4, 2), (0.1, 0.4, 0)])
-def test_steps_that_cannot_be(before: float, after: float, n: int) -> None:
+def test_steps_that_cannot_be(before, after, n):
     with pytest.raises(ValueError, match=r"must (rise within \[0, 1\]|be 1 or more), got"):
         steps_within(before, after, n)

@@ -53,9 +53,7 @@ def slow_units(
 @pytest.mark.parametrize(
     ("unit", "shape"), [("block", (2, 3)), ("block", (1, 4)), ("row", None), ("column", None)]
 )
-def test_units_of_one_tensor_against_a_plain_loop(
-    pool: str, unit: str, shape: tuple[int, int] | None
-) -> None:
+def test_units_of_one_tensor_against_a_plain_loop(pool, unit, shape):
     shapes = {"a": (6, 8), "b": (5, 7), "kernel": (4, 3, 2, 2)}
     for seed, sparsity in itertools.product(range(2), (0.0, 0.35, 0.7)):
         scores = random_scores(shapes, seed)
@@ -69,7 +67,7 @@ def test_units_of_one_tensor_against_a_plain_loop(
 
 @pytest.mark.parametrize("unit", ["head", "neuron", "sublayer", "layer"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5-gated", "llama-gqa"])
-def test_units_of_several_tensors_against_a_plain_loop(name: str, unit: str) -> None:
+def test_units_of_several_tensors_against_a_plain_loop(name, unit):
     layout = family(name).layout
     scores = random_scores({n: tuple(layout.shapes[n]) for n in layout.prunable})
     labels = unit_labels(layout, unit)
@@ -85,7 +83,7 @@ def test_units_of_several_tensors_against_a_plain_loop(name: str, unit: str) -> 
 
 
 @pytest.mark.parametrize("unit", [u for u in UNITS if u not in ("weight", "n:m", "channel")])
-def test_units_go_whole_and_never_come_back(unit: str) -> None:
+def test_units_go_whole_and_never_come_back(unit):
     layout = family("llama-gqa").layout
     shapes = {n: tuple(layout.shapes[n]) for n in layout.prunable}
     labels = unit_labels(layout, unit, (2, 3) if unit == "block" else None)
@@ -115,7 +113,7 @@ def test_units_go_whole_and_never_come_back(unit: str) -> None:
         assert any(gone(m) for m in alive.values())
 
 
-def test_layer_scope_takes_heads_from_every_attention_alike() -> None:
+def test_layer_scope_takes_heads_from_every_attention_alike():
     layout = family("t5").layout
     scores = random_scores({n: tuple(layout.shapes[n]) for n in layout.prunable})
     scores = {n: s + (100 if "encoder" in n else 0) for n, s in scores.items()}
@@ -127,7 +125,7 @@ def test_layer_scope_takes_heads_from_every_attention_alike() -> None:
         assert lost == {group.kind == "head"}
 
 
-def test_ties_of_units_go_by_magnitude_then_position() -> None:
+def test_ties_of_units_go_by_magnitude_then_position():
     same = {"w": torch.ones(4, 3)}
     size = {"w": torch.tensor([[2.0] * 3, [1] * 3, [2] * 3, [3] * 3])}
     assert bits(select(same, 0.5, unit="row")) == {"w": "000000111111"}
@@ -155,13 +153,13 @@ def test_ties_of_units_go_by_magnitude_then_position() -> None:
         ),
     ],
 )
-def test_errors_of_units(options: dict[str, object], message: str) -> None:
+def test_errors_of_units(options, message):
     given = {"sparsity": 0.5, **options}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         select({"w": torch.arange(12.0).reshape(4, 3)}, **given)
 
 
-def test_infinities_of_both_signs_have_no_mean_but_a_maximum() -> None:
+def test_infinities_of_both_signs_have_no_mean_but_a_maximum():
     scores = {"w": torch.tensor([[INF, -INF], [1.0, 2.0]])}
     with pytest.raises(ValueError, match=r"^pool='mean': a unit has scores inf and -inf"):
         select(scores, 0.5, unit="row")

@@ -34,7 +34,7 @@ CUT = ["both", "an attention", "the last block", "the first block", "the first b
 
 @pytest.mark.parametrize("case", CUT)
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_cut_model_writes_the_same_with_a_cache_as_without(name: str, case: str) -> None:
+def test_a_cut_model_writes_the_same_with_a_cache_as_without(name, case):
     small, silent = small_and_masked(name, case)
     words, logits = written(small, use_cache=True)
     for model in (small, silent):
@@ -46,7 +46,7 @@ def test_a_cut_model_writes_the_same_with_a_cache_as_without(name: str, case: st
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
-def test_a_static_cache_serves_a_cut_model_too(name: str) -> None:
+def test_a_static_cache_serves_a_cut_model_too(name):
     for case in ("both", "the first block"):
         small, _ = small_and_masked(name, case)
         _, want = written(small, use_cache=False)
@@ -55,7 +55,7 @@ def test_a_static_cache_serves_a_cut_model_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_without_any_attention_there_is_no_cache(name: str) -> None:
+def test_without_any_attention_there_is_no_cache(name):
     f = family(name)
     model = copy.deepcopy(f.model)
     model.config.use_cache = model.generation_config.use_cache = True
@@ -69,7 +69,7 @@ def test_without_any_attention_there_is_no_cache(name: str) -> None:
     assert (logits - want[1]).abs().max() <= 1e-9
 
 
-def test_an_encoder_without_attention_leaves_the_decoder_its_cache() -> None:
+def test_an_encoder_without_attention_leaves_the_decoder_its_cache():
     f = family("t5")
     model = copy.deepcopy(f.model)
     model.config.use_cache = model.generation_config.use_cache = True
@@ -83,7 +83,7 @@ def test_an_encoder_without_attention_leaves_the_decoder_its_cache() -> None:
 
 
 @pytest.mark.parametrize("name", list(FACTS))
-def test_attentions_that_are_left_are_numbered_from_0_by_stack_and_role(name: str) -> None:
+def test_attentions_that_are_left_are_numbered_from_0_by_stack_and_role(name):
     f = family(name)
     numbers = {}
     for case in ("both", "the first block"):

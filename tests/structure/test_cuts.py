@@ -23,7 +23,7 @@ def small_layout(name: str, edits: tuple[Edit, ...]):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_masks_become_the_edits_of_the_units_they_silence_and_of_no_others(name: str) -> None:
+def test_masks_become_the_edits_of_the_units_they_silence_and_of_no_others(name):
     layout = family(name).layout
     gone = some(layout, "head", "neuron")
     masks = masks_of(layout, gone)
@@ -37,7 +37,7 @@ def test_masks_become_the_edits_of_the_units_they_silence_and_of_no_others(name:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_second_cut_is_in_original_indices_and_the_same_as_one_cut(name: str) -> None:
+def test_a_second_cut_is_in_original_indices_and_the_same_as_one_cut(name):
     f = family(name)
     once = masks_of(f.layout, some(f.layout, "head", "neuron"))
     first = edits_of(once, f.layout)
@@ -54,7 +54,7 @@ def test_a_second_cut_is_in_original_indices_and_the_same_as_one_cut(name: str) 
     assert edits_of(whole, f.layout) == second
 
 
-def test_a_unit_lives_as_long_as_any_of_its_weights() -> None:
+def test_a_unit_lives_as_long_as_any_of_its_weights():
     layout = family("llama-gqa").layout
     group = next(g for g in layout.structure.groups if g.kind == "head")
     for part in group.parts:
@@ -67,7 +67,7 @@ def test_a_unit_lives_as_long_as_any_of_its_weights() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", ["both", "the first block", "everything"])
-def test_restrict_undoes_expand_bit_for_bit(name: str, case: str) -> None:
+def test_restrict_undoes_expand_bit_for_bit(name, case):
     f = family(name)
     there = places(f.model, edits_of(masks_of(f.layout, CASES[case](f.layout)), f.layout))
     state = state_of(f.model)
@@ -83,7 +83,7 @@ def test_restrict_undoes_expand_bit_for_bit(name: str, case: str) -> None:
                for n in whole)  # fmt: skip
 
 
-def test_places_have_no_indices_of_what_is_whole_and_leave_the_model_alone() -> None:
+def test_places_have_no_indices_of_what_is_whole_and_leave_the_model_alone():
     f = family("gpt2")
     before = {n: t.clone() for n, t in state_of(f.model).items()}
     there = places(f.model, [Edit("neuron", "transformer.h.1.mlp", (1, 4, 5))])
@@ -110,7 +110,7 @@ ELSEWHERE = {"synflow", "sparsegpt"}  # not for transformers; a step and no scor
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", BLOCKS)
-def test_scores_are_the_same_whether_what_went_is_masked_or_gone(name: str) -> None:
+def test_scores_are_the_same_whether_what_went_is_masked_or_gone(name):
     whole = built(name)
     gone = masks_of(whole.layout, CASES["the first block"](whole.layout))
     masks = {n: mask & gone[n] for n, mask in whole.masks.items()}

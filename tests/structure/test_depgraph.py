@@ -8,12 +8,7 @@ from families import family
 from torch import Tensor, nn
 
 from fedprune.structure import depgraph
-from fedprune.structure.channels.groups import (
-    TRACED,
-    bundles_of,
-    channel_groups,
-    roles_of,
-)
+from fedprune.structure.channels.groups import TRACED, bundles_of, channel_groups, roles_of
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import reshaped
@@ -34,7 +29,7 @@ def like(seen: Tensor) -> Part:
 
 @needs
 @pytest.mark.parametrize("name", NETS)
-def test_both_ways_find_the_same_channels_where_both_can(name: str) -> None:
+def test_both_ways_find_the_same_channels_where_both_can(name):
     net, seen, head = net_of(name)
     groups = channel_groups(net, layout_of(net, output=[head]).prunable)
     depgraph.recognise(net, loss, like(seen))
@@ -69,7 +64,7 @@ def branching() -> nn.Module:
 
 
 @needs
-def test_a_net_that_branches_on_its_data_is_cut_on_both_branches() -> None:
+def test_a_net_that_branches_on_its_data_is_cut_on_both_branches():
     net = branching()
     assert dict(roles_of(net)) == {}
     before = {n: p.clone() for n, p in net.named_parameters()}
@@ -94,7 +89,7 @@ def test_a_net_that_branches_on_its_data_is_cut_on_both_branches() -> None:
 
 
 @needs
-def test_what_is_followed_wrongly_is_not_believed() -> None:
+def test_what_is_followed_wrongly_is_not_believed():
     class Flipped(nn.Module):
         """Torch-pruning takes a flip of the channels for an operation on each by itself."""
 
@@ -114,7 +109,7 @@ def test_what_is_followed_wrongly_is_not_believed() -> None:
 
 
 @needs
-def test_a_layer_that_no_example_reaches_is_an_error() -> None:
+def test_a_layer_that_no_example_reaches_is_an_error():
     class Never(Branching):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.abs() + 1)
@@ -123,12 +118,12 @@ def test_a_layer_that_no_example_reaches_is_an_error() -> None:
         depgraph.recognise(Never(), loss, like(images()))
 
 
-def test_families_are_refused() -> None:
+def test_families_are_refused():
     with pytest.raises(ValueError, match="LlamaAttention is known by itself; allowed: auto"):
         depgraph.recognise(family("llama").model, loss, {})
 
 
-def test_what_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_end_is_refused(monkeypatch):
     over = threading.Event()
 
     def endless(*_: object) -> dict[str, object]:
@@ -145,7 +140,7 @@ def test_what_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs
-def test_an_error_of_the_user_s_own_is_told() -> None:
+def test_an_error_of_the_user_s_own_is_told():
     def broken(_model: nn.Module, _batch: Part) -> Loss:
         raise RuntimeError("no such column")
 

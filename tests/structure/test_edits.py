@@ -10,6 +10,6 @@ def test_edits_come_back_from_their_line():
 
 
 @pytest.mark.parametrize("text", ['[{"kind": "head"}]', '[{"kind": "a", "kept": 3}]', "[1]"])
-def test_what_is_no_list_of_edits_is_refused(text: str):
+def test_what_is_no_list_of_edits_is_refused(text):
     with pytest.raises(ValueError, match="no list of edits"):
         from_json(text)

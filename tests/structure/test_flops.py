@@ -42,7 +42,7 @@ def counted(model: nn.Module, layout: Layout, batch: Part, loss: object) -> floa
 
 
 @pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
-def test_transformers_as_torch_counts_them(name: str) -> None:
+def test_transformers_as_torch_counts_them(name):
     f: Family = family(name)
     dummy = {"inputs": torch.ones(1, TOKENS, dtype=torch.long)}
     positions = positions_of(f.model, f.layout, dummy, said)
@@ -69,7 +69,7 @@ class Twice(nn.Module):
         return self.again(self.again(x))
 
 
-def test_convolutions_groups_reuse_and_a_model_left_alone() -> None:
+def test_convolutions_groups_reuse_and_a_model_left_alone():
     model = Twice()
     model.norm.eval()
     layout = layout_of(model)

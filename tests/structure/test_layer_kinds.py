@@ -12,13 +12,7 @@ from fedprune.export.quantise import quantisable
 from fedprune.redundancy.mergeable import foldable_norms
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
-from fedprune.structure.layer_kinds import (
-    LAYERS,
-    family_name,
-    is_layer,
-    is_transposed,
-    plain_kind,
-)
+from fedprune.structure.layer_kinds import LAYERS, family_name, is_layer, is_transposed, plain_kind
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.structure.low_rank_layers import factor
 
@@ -52,7 +46,7 @@ def _plainly(layout: Layout) -> str:
         {"Linear": named("BertAttention", nn.Linear), "Conv2d": named("T5Stack", nn.Conv2d)},
     ],
 )
-def test_a_subclass_is_laid_out_as_what_it_is_a_subclass_of(kinds: dict[str, Any]):
+def test_a_subclass_is_laid_out_as_what_it_is_a_subclass_of(kinds):
     torch.manual_seed(0)
     own = layout_of(_net(kinds), output=("7",))
     assert _plainly(own) == _plainly(layout_of(_net({}), output=("7",)))

@@ -27,7 +27,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_rows_times_the_matrix_are_what_a_convolution_gives(kind: str):
+def test_rows_times_the_matrix_are_what_a_convolution_gives(kind):
     layer, shape = CONVOLUTIONS[kind]
     gen = torch.Generator().manual_seed(0)
     x, layer = torch.randn(shape, generator=gen).double(), layer.double()
@@ -47,7 +47,7 @@ def test_rows_times_the_matrix_are_what_a_linear_layer_gives():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_prunable_weight_has_its_layer(family: str):
+def test_every_prunable_weight_has_its_layer(family):
     s = built(family)
     found = layers_of(s.model, s.layout.prunable)
     assert list(found) == list(s.layout.prunable)

@@ -10,7 +10,7 @@ BLOCK = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("ga
 
 
 @pytest.mark.parametrize("task", ["digits", "fashion-mnist"])
-def test_of_a_convolutional_net_the_weights_of_its_layers_but_the_head(task: str):
+def test_of_a_convolutional_net_the_weights_of_its_layers_but_the_head(task):
     model = TASKS[task].model(configure({"task": task}))
     layout = layout_of(model, output=output_of(TASKS[task], model))
     assert layout.prunable == ("features.0.weight", "features.4.weight", "hidden.weight")
@@ -33,7 +33,7 @@ def test_of_a_llama_the_projections_but_not_embedding_norms_and_head():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_of_a_gpt2_its_conv1d_but_not_what_is_tied_to_the_embedding(tied: bool):
+def test_of_a_gpt2_its_conv1d_but_not_what_is_tied_to_the_embedding(tied):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -100,7 +100,7 @@ def test_a_model_without_blocks_is_its_own_layer():
 
 
 @pytest.mark.parametrize("key", ["exclude", "include"])
-def test_a_pattern_that_matches_nothing_is_refused(key: str):
+def test_a_pattern_that_matches_nothing_is_refused(key):
     with pytest.raises(ValueError, match=r"'hidden\.\*': matches no parameter; allowed: .*loose"):
         layout_of(Own(), **{key: ("hidden.*",)})
 
@@ -108,7 +108,7 @@ def test_a_pattern_that_matches_nothing_is_refused(key: str):
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Embedding(3, 2), nn.LayerNorm(2)), nn.Linear(2, 2)]
 )
-def test_nothing_left_to_prune_is_refused(model: nn.Module):
+def test_nothing_left_to_prune_is_refused(model):
     exclude = ("weight",) if isinstance(model, nn.Linear) else ()
     with pytest.raises(ValueError, match="nothing is left to prune"):
         layout_of(model, exclude=exclude)
@@ -119,7 +119,7 @@ def test_patterns_know_upper_from_lower_case():
         layout_of(Own(), exclude=("HEAD.weight",))
 
 
-def test_frozen_weights_are_spared() -> None:
+def test_frozen_weights_are_spared():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
     layout = layout_of(model)

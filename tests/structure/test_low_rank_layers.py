@@ -9,12 +9,7 @@ from torch import nn
 from fedprune.structure.cuts import edits_of, places
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
-from fedprune.structure.low_rank_layers import (
-    Factored,
-    factor,
-    root_of,
-    truncated,
-)
+from fedprune.structure.low_rank_layers import Factored, factor, root_of, truncated
 from fedprune.structure.matrices import matrix_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tensors import full_masks, load_into, state_of
@@ -27,7 +22,7 @@ def drawn(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
-def test_without_moments_it_is_the_truncated_svd(shape: tuple[int, int]) -> None:
+def test_without_moments_it_is_the_truncated_svd(shape):
     w = drawn(*shape)
     u, s, v = np.linalg.svd(w.numpy(), full_matrices=False)
     for rank in (1, 3, 5):
@@ -39,7 +34,7 @@ def test_without_moments_it_is_the_truncated_svd(shape: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
-def test_with_moments_no_matrix_of_the_rank_is_nearer_on_the_inputs(shape: tuple[int, int]) -> None:
+def test_with_moments_no_matrix_of_the_rank_is_nearer_on_the_inputs(shape):
     w, x = drawn(*shape), drawn(shape[1], 40) * torch.logspace(-2, 1, shape[1]).double()[:, None]
     s = np.linalg.svd((w @ x).numpy(), compute_uv=False)
     for rank in (1, 2, 4):
@@ -51,7 +46,7 @@ def test_with_moments_no_matrix_of_the_rank_is_nearer_on_the_inputs(shape: tuple
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
-def test_the_full_rank_is_the_matrix_even_where_no_input_went(shape: tuple[int, int]) -> None:
+def test_the_full_rank_is_the_matrix_even_where_no_input_went(shape):
     w, x = drawn(*shape), drawn(shape[1], 3)
     x[0] = 0.0
     for moments in (None, x @ x.t(), torch.zeros(shape[1], shape[1])):
@@ -62,14 +57,14 @@ def test_the_full_rank_is_the_matrix_even_where_no_input_went(shape: tuple[int, 
     assert torch.allclose(left @ right, w, atol=1e-12)
 
 
-def test_a_matrix_of_zeros_has_factors_of_zeros() -> None:
+def test_a_matrix_of_zeros_has_factors_of_zeros():
     left, right = truncated(torch.zeros(3, 4), 2, torch.eye(4))
     assert not (left @ right).any()
     assert torch.isfinite(left).all()
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_at_full_rank_every_family_says_the_same_and_has_its_structure(name: str) -> None:
+def test_at_full_rank_every_family_says_the_same_and_has_its_structure(name):
     before = family(name)
     model = copy.deepcopy(before.model)
     paths = [tensor.removesuffix(".weight") for tensor in before.layout.prunable]
@@ -95,7 +90,7 @@ def _same_units(before: tuple, after: tuple) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama-gqa"])
-def test_units_of_factored_layers_are_silent_under_their_masks(name: str) -> None:
+def test_units_of_factored_layers_are_silent_under_their_masks(name):
     """The reader's columns decide: what a masked unit makes does not matter any more."""
     model = copy.deepcopy(family(name).model)
     for path in [t.removesuffix(".weight") for t in family(name).layout.prunable]:
@@ -114,7 +109,7 @@ def test_units_of_factored_layers_are_silent_under_their_masks(name: str) -> Non
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-def test_a_convolution_becomes_one_with_fewer_channels_and_one_of_points(padding_mode: str) -> None:
+def test_a_convolution_becomes_one_with_fewer_channels_and_one_of_points(padding_mode):
     conv = nn.Conv2d(3, 8, (3, 2), stride=2, padding=1, padding_mode=padding_mode).double()
     model, x = nn.Sequential(conv, nn.ReLU()), drawn(2, 3, 9, 8)
     expected = model(x)
@@ -124,7 +119,7 @@ def test_a_convolution_becomes_one_with_fewer_channels_and_one_of_points(padding
     assert set(layout_of(model).kinds.values()) == {"conv"}
 
 
-def test_bias_mode_type_and_what_is_frozen_stay() -> None:
+def test_bias_mode_type_and_what_is_frozen_stay():
     model = nn.Sequential(nn.Linear(4, 5)).bfloat16().eval().requires_grad_(False)
     bias = model[0].bias
     factor(model, Edit("rank", "0", (2,)))
@@ -136,7 +131,7 @@ def test_bias_mode_type_and_what_is_frozen_stay() -> None:
     assert list(model.state_dict()) == ["0.bias", "0.0.weight", "0.1.weight"]
 
 
-def test_factoring_draws_no_global_random_number() -> None:
+def test_factoring_draws_no_global_random_number():
     model = nn.Sequential(nn.Linear(4, 5), nn.Conv2d(2, 4, 3))
     before = torch.get_rng_state()
     factor(model, Edit("rank", "0", (2,)))
@@ -144,7 +139,7 @@ def test_factoring_draws_no_global_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_cannot_be_factored_is_named() -> None:
+def test_what_cannot_be_factored_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Conv2d(4, 4, 3, groups=2))
     model[2].weight = model[0].weight
     for path, kept in [("9", (2,)), ("1", (2,)), ("", (2,)), ("3", (2,)), ("0", (2,)), ("0", (0,))]:
@@ -152,7 +147,7 @@ def test_what_cannot_be_factored_is_named() -> None:
             factor(model, Edit("rank", path, kept))
 
 
-def test_a_factor_is_not_factored_again_and_again() -> None:
+def test_a_factor_is_not_factored_again_and_again():
     model = nn.Sequential(nn.Linear(4, 4))
     edits = [Edit("rank", "0" + ".0" * depth, (4,)) for depth in range(30)]
     with pytest.raises(ValueError, match="a factor, no layer of the dense model"):
@@ -162,7 +157,7 @@ def test_a_factor_is_not_factored_again_and_again() -> None:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", FACTS)
-def test_units_are_cut_from_factors_too(name: str, whole: bool) -> None:
+def test_units_are_cut_from_factors_too(name, whole):
     """Law 8 behind low rank: cut equals masked, whatever the order the edits are given in."""
     output = (OUTPUT.get(name, "lm_head"),)
     paths = [tensor.removesuffix(".weight") for tensor in family(name).layout.prunable]
@@ -186,7 +181,7 @@ def test_units_are_cut_from_factors_too(name: str, whole: bool) -> None:
     assert layout_of(small, output=output).parameters < layout.parameters
 
 
-def test_moments_that_are_singular_but_for_rounding_have_a_root() -> None:
+def test_moments_that_are_singular_but_for_rounding_have_a_root():
     x = drawn(6, 2)
     moments = (x @ x.t()).float()
     moments -= 1e-6 * torch.eye(6)

@@ -73,7 +73,7 @@ def test_every_parameter_that_stays_says_what_it_is():
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("layer", [nn.Linear, lambda i, o: nn.Conv1d(i, o, 1)])
-def test_a_computed_weight_is_refused_by_name_or_left_dense(change, by: str, layer):
+def test_a_computed_weight_is_refused_by_name_or_left_dense(change, by, layer):
 
     body = layer(3, 4)
     model = nn.Sequential(change(body) or body, nn.Linear(4, 2))
@@ -99,7 +99,7 @@ def test_a_computed_weight_is_refused_by_name_or_left_dense(change, by: str, lay
         ({"exclude": ("normed.*", "layer.*", "out*", "attend*")}, "nothing is left to prune of 3"),
     ],
 )
-def test_what_cannot_be_is_one_line_with_what_can(options, said: str):
+def test_what_cannot_be_is_one_line_with_what_can(options, said):
     rest = {"exclude": ("normed.*",), **options}
     with pytest.raises(ValueError, match=said) as caught:
         layout_of(_parts(), **rest)

@@ -31,7 +31,7 @@ PURPOSES = [(name, purpose) for name, f in SMALL_MODELS.items() for purpose in f
 
 
 @pytest.mark.parametrize(("name", "purpose"), PURPOSES)
-def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name: str, purpose: str) -> None:
+def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name, purpose):
     import transformers as t
 
     auto = {
@@ -90,7 +90,7 @@ def t5_encoder() -> nn.Module:
 
 @pytest.mark.parametrize("build", [bert_decoder, llama_with_biases, t5_encoder])
 @pytest.mark.parametrize("kind", ["head", "neuron", ""])
-def test_whole_sublayers_leave_what_the_masked_ones_say(build, kind: str) -> None:
+def test_whole_sublayers_leave_what_the_masked_ones_say(build, kind):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model, layout = dressed(build())
@@ -117,7 +117,7 @@ def test_whole_sublayers_leave_what_the_masked_ones_say(build, kind: str) -> Non
         assert (rest - want[:, 4:]).abs().max() <= 1e-9
 
 
-def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position() -> None:
+def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position():
     import transformers as t
 
     config = t.GPT2Config(
@@ -135,7 +135,7 @@ def test_dropout_of_a_removed_layer_s_bias_is_still_drawn_for_every_position() -
     assert len({tuple(row) for row in said.reshape(12, 12).tolist()}) > 6
 
 
-def test_a_block_of_which_nothing_is_left_hands_its_input_on() -> None:
+def test_a_block_of_which_nothing_is_left_hands_its_input_on():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model, layout = dressed(t5_encoder())
@@ -151,7 +151,7 @@ def test_a_block_of_which_nothing_is_left_hands_its_input_on() -> None:
     assert not any(n.startswith("encoder.block.1.") for n in names)
 
 
-def test_a_norm_before_a_sublayer_is_known_unless_norms_come_after_what_was_added_up() -> None:
+def test_a_norm_before_a_sublayer_is_known_unless_norms_come_after_what_was_added_up():
     after = {name for name, sublayer in SUBLAYERS.items() if sublayer.frame is None}
     assert after == {name for name in SUBLAYERS if name.startswith(("Bert", "Roberta"))}
     assert all(SUBLAYERS[name].column == "output.dense" for name in after)

@@ -11,7 +11,7 @@ from fedprune.structure.sharing import share_weight
 from fedprune.tensors import state_of
 
 
-def test_a_shared_weight_is_one_tensor_under_its_first_name() -> None:
+def test_a_shared_weight_is_one_tensor_under_its_first_name():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     first = model[0].weight
     share_weight(model, Edit("share", "2", like="0"))
@@ -22,14 +22,14 @@ def test_a_shared_weight_is_one_tensor_under_its_first_name() -> None:
     assert first.grad is not None
 
 
-def test_layers_of_other_kinds_or_shapes_do_not_share() -> None:
+def test_layers_of_other_kinds_or_shapes_do_not_share():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 4))
     for path, like in [("0", "1"), ("2", "9"), ("2", "0")]:
         with pytest.raises(ValueError, match=f"share '{path}' with '{like}'"):
             share_weight(model, Edit("share", path, like=like))
 
 
-def test_what_is_cut_from_one_would_be_missing_in_the_other_so_there_are_no_units() -> None:
+def test_what_is_cut_from_one_would_be_missing_in_the_other_so_there_are_no_units():
     model = copy.deepcopy(family("llama").model)
     paths = [f"model.layers.{i}.mlp.up_proj" for i in (0, 1)]
     share_weight(model, Edit("share", paths[1], like=paths[0]))

@@ -17,7 +17,7 @@ NAMES = list(FACTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_groups_and_blocks_are_counted_right(name: str) -> None:
+def test_groups_and_blocks_are_counted_right(name):
     heads, size, attentions, feeds, neurons, blocks = FACTS[name]
     layout = family(name).layout
     by_kind = {k: [g for g in layout.structure.groups if g.kind == k] for k in ("head", "neuron")}
@@ -35,7 +35,7 @@ def test_groups_and_blocks_are_counted_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_index_is_a_row_or_column_of_its_tensor_once(name: str) -> None:
+def test_every_index_is_a_row_or_column_of_its_tensor_once(name):
     layout = family(name).layout
     tensors = [p.tensor for g in layout.structure.groups for p in g.parts]
     assert len(tensors) == len(set(tensors))
@@ -49,7 +49,7 @@ def test_every_index_is_a_row_or_column_of_its_tensor_once(name: str) -> None:
             assert sorted(part.index.reshape(-1).tolist()) == list(range(size))
 
 
-def test_gpt2_s_fused_rows_are_of_query_key_and_value() -> None:
+def test_gpt2_s_fused_rows_are_of_query_key_and_value():
     layout = family("gpt2").layout
     part = layout.structure.groups[0].parts[0]
     assert part.tensor == "transformer.h.0.attn.c_attn.weight"
@@ -57,7 +57,7 @@ def test_gpt2_s_fused_rows_are_of_query_key_and_value() -> None:
     assert part.index[1].tolist() == [*head, *(i + 12 for i in head), *(i + 24 for i in head)]
 
 
-def test_a_kv_group_has_the_rows_of_its_queries() -> None:
+def test_a_kv_group_has_the_rows_of_its_queries():
     parts = {
         p.tensor.split(".")[-2]: p for p in family("llama-gqa").layout.structure.groups[0].parts
     }
@@ -66,7 +66,7 @@ def test_a_kv_group_has_the_rows_of_its_queries() -> None:
     assert parts["o_proj"].index[1].tolist() == list(range(12, 24))
 
 
-def test_frozen_tensors_drop_out_and_a_group_without_its_reader_too() -> None:
+def test_frozen_tensors_drop_out_and_a_group_without_its_reader_too():
     f = family("bert")
     full = structure_of(f.model, f.layout.prunable)
     first = full.groups[0]
@@ -79,13 +79,13 @@ def test_frozen_tensors_drop_out_and_a_group_without_its_reader_too() -> None:
     assert [b.path for b in only.blocks] == ["bert.encoder.layer.1"]
 
 
-def test_the_table_names_classes_that_exist_and_all_of_them_are_met() -> None:
+def test_the_table_names_classes_that_exist_and_all_of_them_are_met():
     met = {type(m).__name__ for name in NAMES for m in family(name).model.modules()}
     assert set(SUBLAYERS) <= met
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stages_are_the_prunable_tensors_in_order_blocks_together(name: str) -> None:
+def test_stages_are_the_prunable_tensors_in_order_blocks_together(name):
     layout = family(name).layout
     stages = stages_of(layout)
     assert list(itertools.chain(*stages)) == list(layout.prunable)
@@ -103,7 +103,7 @@ class Stack(nn.Module):
         self.last = nn.Linear(3, 3)
 
 
-def test_only_outermost_lists_are_stacks_and_tensors_outside_are_stages() -> None:
+def test_only_outermost_lists_are_stacks_and_tensors_outside_are_stages():
     layout = layout_of(Stack())
     assert [b.path for b in layout.structure.blocks] == ["blocks.0", "blocks.1"]
     assert layout.structure.groups == ()
@@ -115,7 +115,7 @@ def test_only_outermost_lists_are_stacks_and_tensors_outside_are_stages() -> Non
     ]
 
 
-def test_modules_that_share_weights_are_one_group() -> None:
+def test_modules_that_share_weights_are_one_group():
     shared = family("bert").model.bert.encoder.layer
     tied = nn.ModuleList([shared[0], shared[0], shared[1]])
     names = [n for n, p in tied.named_parameters() if p.dim() == 2]
@@ -124,7 +124,7 @@ def test_modules_that_share_weights_are_one_group() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cut_model_has_the_structure_of_what_is_left(name: str, case: str) -> None:
+def test_a_cut_model_has_the_structure_of_what_is_left(name, case):
     f = family(name)
     masks = masks_of(f.layout, CASES[case](f.layout))
     edits = {(e.kind, e.path): e.kept for e in edits_of(masks, f.layout)}
@@ -147,7 +147,7 @@ def test_a_cut_model_has_the_structure_of_what_is_left(name: str, case: str) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gate_on_a_unit_has_the_gradient_of_the_columns_that_read_it(name: str) -> None:
+def test_a_gate_on_a_unit_has_the_gradient_of_the_columns_that_read_it(name):
     """Michel et al. 2019, arXiv 1905.10650, eq. 2: so a unit's score needs no gate."""
     f = family(name)
     model = copy.deepcopy(f.model)

@@ -36,7 +36,7 @@ def attending(model: nn.Module, way: str) -> nn.Module:
 
 @pytest.mark.parametrize("way", WAYS)
 @matrix
-def test_a_cut_model_says_what_the_masked_one_says(name: str, case: str, way: str) -> None:
+def test_a_cut_model_says_what_the_masked_one_says(name, case, way):
     f = family(name)
     masks, edits = cut(f, case)
     model = attending(f.model, way)
@@ -49,7 +49,7 @@ def test_a_cut_model_says_what_the_masked_one_says(name: str, case: str, way: st
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_in_float32_it_does_too(name: str, way: str) -> None:
+def test_in_float32_it_does_too(name, way):
     f = family(name)
     masks, edits = cut(f, "both")
     silent = masked_model(attending(f.model, way), masks).float()
@@ -59,7 +59,7 @@ def test_in_float32_it_does_too(name: str, way: str) -> None:
 
 @pytest.mark.sampled(22)
 @matrix
-def test_what_stays_are_the_same_numbers_under_the_same_names(name: str, case: str) -> None:
+def test_what_stays_are_the_same_numbers_under_the_same_names(name, case):
     f = family(name)
     edits = cut(f, case)[1]
     small = reshaped(copy.deepcopy(f.model), edits)
@@ -71,7 +71,7 @@ def test_what_stays_are_the_same_numbers_under_the_same_names(name: str, case: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_step_on_the_cut_model_is_one_on_the_masked_model(name: str) -> None:
+def test_a_training_step_on_the_cut_model_is_one_on_the_masked_model(name):
     f = family(name)
     masks, edits = cut(f, "both")
     there = places(f.model, edits)
@@ -109,7 +109,7 @@ def lost(f: Family, case: str, masks: Masks) -> int:
 
 
 @matrix
-def test_parameters_fall_by_what_was_counted(name: str, case: str) -> None:
+def test_parameters_fall_by_what_was_counted(name, case):
     f = family(name)
     masks, edits = cut(f, case)
     small = reshaped(copy.deepcopy(f.model), edits)
@@ -125,7 +125,7 @@ def operations(name: str, model: nn.Module) -> int:
 
 @pytest.mark.sampled(22)
 @matrix
-def test_operations_fall_by_what_was_counted(name: str, case: str) -> None:
+def test_operations_fall_by_what_was_counted(name, case):
     f = family(name)
     masks, edits = cut(f, case)
     model = attending(f.model, "eager")
@@ -151,7 +151,7 @@ def run(name: str, model: nn.Module) -> Loss:
 
 @pytest.mark.parametrize("case", ["both", "the first block", "everything"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cut_model_can_be_copied_pickled_and_filled_by_name(name: str, case: str) -> None:
+def test_a_cut_model_can_be_copied_pickled_and_filled_by_name(name, case):
     f = family(name)
     edits = cut(f, case)[1]
     small = reshaped(copy.deepcopy(f.model), edits)
@@ -168,7 +168,7 @@ def test_a_cut_model_can_be_copied_pickled_and_filled_by_name(name: str, case: s
     assert torch.equal(forward(name, other), want)
 
 
-def test_ties_are_intact_and_frozen_parameters_stay_frozen() -> None:
+def test_ties_are_intact_and_frozen_parameters_stay_frozen():
     for name in NAMES:
         f = family(name)
         model = copy.deepcopy(f.model)
@@ -185,7 +185,7 @@ def test_ties_are_intact_and_frozen_parameters_stay_frozen() -> None:
         assert torch.equal(forward(name, small), before)
 
 
-def test_modules_that_share_their_weights_are_cut_together() -> None:
+def test_modules_that_share_their_weights_are_cut_together():
     for name, inner in [("llama", "mlp"), ("llama-gqa", "self_attn"), ("llama", "self_attn")]:
         model = copy.deepcopy(family(name).model)
         first, second = (getattr(layer, inner) for layer in model.model.layers)
@@ -205,7 +205,7 @@ def test_modules_that_share_their_weights_are_cut_together() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "gpt2"])
-def test_hidden_states_are_still_counted_by_block(name: str) -> None:
+def test_hidden_states_are_still_counted_by_block(name):
     f = family(name)
     small = reshaped(copy.deepcopy(f.model), cut(f, "the first block")[1])
     ids = torch.arange(6).reshape(1, 6)
@@ -218,7 +218,7 @@ def test_hidden_states_are_still_counted_by_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_checkpointing_of_activations_gives_the_same_gradients(name: str) -> None:
+def test_checkpointing_of_activations_gives_the_same_gradients(name):
     f = family(name)
     grads = []
     for checkpointing in (False, True):
@@ -249,12 +249,12 @@ def test_checkpointing_of_activations_gives_the_same_gradients(name: str) -> Non
         (Edit("neuron", "model.layers.0.mlp", (2, 2)), "ascending"),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(edit: Edit, says: str) -> None:
+def test_edits_that_do_not_fit_are_refused(edit, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         reshaped(copy.deepcopy(family("llama").model), [edit])
 
 
-def test_what_was_cut_is_not_cut_again_and_no_edit_is_given_twice() -> None:
+def test_what_was_cut_is_not_cut_again_and_no_edit_is_given_twice():
     edit = Edit("neuron", "model.layers.0.mlp", (0, 1, 2))
     small = reshaped(copy.deepcopy(family("llama").model), [edit])
     with pytest.raises(ValueError, match="cut already"):
@@ -263,7 +263,7 @@ def test_what_was_cut_is_not_cut_again_and_no_edit_is_given_twice() -> None:
         ordered([edit, Edit("neuron", "model.layers.0.mlp", (0, 1))])
 
 
-def test_edits_have_one_order() -> None:
+def test_edits_have_one_order():
     edits = [
         Edit("share", "a", like="b"),
         Edit("neuron", "b", (0,)),
@@ -274,7 +274,7 @@ def test_edits_have_one_order() -> None:
     assert list(ordered(edits)) == edits[::-1]
 
 
-def test_without_edits_nothing_happens() -> None:
+def test_without_edits_nothing_happens():
     model = copy.deepcopy(family("t5").model)
     before = {n: id(p) for n, p in model.named_parameters()}
     assert reshaped(model, []) is model
@@ -298,7 +298,7 @@ ADAPTED = {
 
 @pytest.mark.parametrize("case", ["both", "the first block"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name: str, case: str) -> None:
+def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name, case):
     peft = pytest.importorskip("peft")
     f = family(name)
     small = reshaped(copy.deepcopy(f.model), cut(f, case)[1])
@@ -323,7 +323,7 @@ def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name: str, cas
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", ["both", "an attention", "the first block", "all feed-forwards"])
 @pytest.mark.parametrize("name", NAMES)
-def test_units_are_cut_through_factors_too(name: str, case: str) -> None:
+def test_units_are_cut_through_factors_too(name, case):
     f = family(name)
     first = [f.layout.structure.groups[0], f.layout.structure.groups[-1]]
     layers = {part.tensor.removesuffix(".weight") for group in first for part in group.parts}
@@ -347,7 +347,7 @@ def test_units_are_cut_through_factors_too(name: str, case: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama-gqa"])
-def test_torch_can_export_a_cut_model(name: str) -> None:
+def test_torch_can_export_a_cut_model(name):
     f = family(name)
     for case in ("both", "the first block"):
         small = reshaped(copy.deepcopy(f.model), cut(f, case)[1])

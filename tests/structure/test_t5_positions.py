@@ -19,7 +19,7 @@ def cut(gone: dict[str, set[int]]):
     return reshaped(copy.deepcopy(silent), edits_of(masks, f.layout)), silent
 
 
-def test_the_table_keeps_all_heads_and_gets_the_gradient_of_the_masked_model() -> None:
+def test_the_table_keeps_all_heads_and_gets_the_gradient_of_the_masked_model():
     later = FIRST.replace("block.0", "block.1")
     for gone in ({FIRST: {0, 2}, later: {1}}, {FIRST: {0, 1, 2}, later: {1}}, {FIRST: {1}}):
         models = cut(gone)
@@ -33,7 +33,7 @@ def test_the_table_keeps_all_heads_and_gets_the_gradient_of_the_masked_model() -
         assert torch.allclose(grads[0], grads[1], atol=1e-12)
 
 
-def test_a_first_attention_without_heads_goes_on_making_the_bias() -> None:
+def test_a_first_attention_without_heads_goes_on_making_the_bias():
     small, silent = cut({FIRST: {0, 1, 2}})
     assert TABLE in state_of(small)
     assert f"{FIRST}.q.weight" not in state_of(small)
@@ -45,7 +45,7 @@ def test_a_first_attention_without_heads_goes_on_making_the_bias() -> None:
     assert (moved - forward("t5", cut({FIRST: {0, 1, 2}})[0])).abs().max() > 1e-3
 
 
-def test_a_table_that_nobody_reads_goes_and_only_then() -> None:
+def test_a_table_that_nobody_reads_goes_and_only_then():
     stack = (FIRST, FIRST.replace("block.0", "block.1"))
     small, silent = cut({path: {0, 1, 2} for path in stack})
     assert TABLE not in state_of(small)

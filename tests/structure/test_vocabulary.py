@@ -38,7 +38,7 @@ def cut(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_texts_of_kept_tokens_have_the_same_logits_and_gone_tokens_the_least(name: str) -> None:
+def test_texts_of_kept_tokens_have_the_same_logits_and_gone_tokens_the_least(name):
     dense, small = cut(name)
     with torch.no_grad():
         want, got = logits(name, dense, texts()), logits(name, small, texts())
@@ -52,7 +52,7 @@ def test_texts_of_kept_tokens_have_the_same_logits_and_gone_tokens_the_least(nam
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_rows_of_the_vocabulary_go_and_ties_stay(name: str) -> None:
+def test_only_rows_of_the_vocabulary_go_and_ties_stay(name):
     dense, small = cut(name)
     before, after = dict(dense.named_parameters()), dict(small.named_parameters())
     assert list(after) == list(before)
@@ -78,7 +78,7 @@ def test_only_rows_of_the_vocabulary_go_and_ties_stay(name: str) -> None:
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_of_training_is_the_same_on_what_stays(name: str) -> None:
+def test_a_step_of_training_is_the_same_on_what_stays(name):
     dense, small = cut(name)
     for model in (dense, small):
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -97,9 +97,7 @@ def test_a_step_of_training_is_the_same_on_what_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cutting_heads_and_tokens_goes_together_and_a_cut_model_is_an_ordinary_one(
-    name: str,
-) -> None:
+def test_cutting_heads_and_tokens_goes_together_and_a_cut_model_is_an_ordinary_one(name):
     # A model of its own: transformers leaves hooks that nobody can pickle in one that another test
     # has asked for its hidden states.
     dense = family.__wrapped__(name).model
@@ -115,7 +113,7 @@ def test_cutting_heads_and_tokens_goes_together_and_a_cut_model_is_an_ordinary_o
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
-def test_only_kept_tokens_are_written_and_they_are_the_likeliest(name: str) -> None:
+def test_only_kept_tokens_are_written_and_they_are_the_likeliest(name):
     dense, small = cut(name)
     gone = [[i] for i in range(SYMBOLS) if i not in KEPT]
     more = {"max_new_tokens": 5, "do_sample": False, "use_cache": True, "pad_token_id": 0}
@@ -126,7 +124,7 @@ def test_only_kept_tokens_are_written_and_they_are_the_likeliest(name: str) -> N
     assert set(beams.flatten().tolist()) <= set(KEPT)
 
 
-def test_gone_tokens_are_read_as_the_one_that_stands_for_them() -> None:
+def test_gone_tokens_are_read_as_the_one_that_stands_for_them():
     dense, small = cut("llama")
     strange = torch.tensor([[0, 2, 5, 18, 7, -100]])
     edit = edit_for(dense)
@@ -139,7 +137,7 @@ def test_gone_tokens_are_read_as_the_one_that_stands_for_them() -> None:
         logits("llama", bare, seen)
 
 
-def test_a_frozen_table_stays_frozen_and_padding_keeps_its_row() -> None:
+def test_a_frozen_table_stays_frozen_and_padding_keeps_its_row():
     table = nn.Embedding(9, 3, padding_idx=4)
     table.weight.requires_grad_(False)
 
@@ -159,7 +157,7 @@ def test_a_frozen_table_stays_frozen_and_padding_keeps_its_row() -> None:
     assert reader.out.weight.shape == (9, 3)  # no head of output: a classifier of nine classes
 
 
-def test_used_is_what_occurs_and_what_is_spared() -> None:
+def test_used_is_what_occurs_and_what_is_spared():
     counts = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.0, 0.0])
     assert used(counts, {5, 0}) == (0, 1, 4, 5)
 
@@ -175,12 +173,12 @@ def test_used_is_what_occurs_and_what_is_spared() -> None:
         (Edit("vocab", "model.embed_tokens", (0, 1), "2"), "like='2' is gone; allowed: an id"),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(edit: Edit, message: str) -> None:
+def test_edits_that_do_not_fit_are_refused(edit, message):
     with pytest.raises(ValueError, match=message):
         reshaped(copy.deepcopy(family("llama").model), [edit])
 
 
-def test_a_table_that_something_else_shares_is_refused() -> None:
+def test_a_table_that_something_else_shares_is_refused():
     model = copy.deepcopy(family("llama").model)
     model.extra = nn.Bilinear(1, 1, 1)
     model.extra.bias = model.model.embed_tokens.weight
@@ -233,13 +231,12 @@ class Speaker(nn.Module):
 @pytest.mark.parametrize("table", [Scaled, Named, Lookup, nn.Embedding])
 @pytest.mark.parametrize("head", [Cold, nn.Linear])
 @pytest.mark.parametrize("tied", [True, False])
-def test_tables_and_heads_of_other_classes_are_cut_and_say_the_same(table, head, tied: bool):
+def test_tables_and_heads_of_other_classes_are_cut_and_say_the_same(table, head, tied):
     torch.manual_seed(4)
     dense = Speaker(table, head, tied=tied).double()
     edit = edit_for(dense)
     assert edit.path == "table"
     rows = places(dense, [edit]).axes["table.weight"][0]
-    assert rows is not None
     assert rows.tolist() == list(KEPT)
     small = reshaped(copy.deepcopy(dense), [edit])
     assert small.table.weight.shape == (len(KEPT), 6)

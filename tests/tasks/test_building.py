@@ -87,7 +87,7 @@ def test_without_an_example_only_what_no_average_could_hold_is_a_constant():
     ],
 )
 def test_a_run_leaves_constants_bit_for_bit_and_averages_what_moves(
-    least: float, options: dict[str, Any], tmp_path, monkeypatch
+    least, options, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(TASKS, "own", task_of(lambda: Masked(least), output=("head",)))
     config = RunConfig(task="own", clients=3, rounds=3, warmup=1, engine="inline", **options)
@@ -169,7 +169,7 @@ def _raises() -> nn.Module:
         (lambda: None, "gives back a NoneType"),
     ],
 )
-def test_what_cannot_be_averaged_or_is_no_part_of_the_model_is_one_line(model, said: str):
+def test_what_cannot_be_averaged_or_is_no_part_of_the_model_is_one_line(model, said):
     with pytest.raises(ValueError, match=said) as caught:
         ready(model)
     assert "allowed:" in str(caught.value)
@@ -177,7 +177,7 @@ def test_what_cannot_be_averaged_or_is_no_part_of_the_model_is_one_line(model, s
 
 
 @pytest.mark.parametrize("dummy", [False, True])
-def test_a_lazy_layer_that_no_example_reaches_is_one_line(dummy: bool):
+def test_a_lazy_layer_that_no_example_reaches_is_one_line(dummy):
     def model() -> nn.Module:
         net = nn.Sequential(nn.Linear(6, 2))
         object.__setattr__(net, "forward", lambda x: net[0](x))

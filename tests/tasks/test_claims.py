@@ -5,7 +5,6 @@ import json
 import resource
 import shutil
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ MB = 2**20
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("claims") / "run"
     keys: dict[str, Any] = {"rounds": 1, "warmup": 0, "end": 1, "cohort": 2, "local_steps": 1}
     config = RunConfig(
@@ -60,9 +59,7 @@ LARGE = [
 
 @pytest.mark.parametrize("head", LARGE, ids=str)
 @pytest.mark.parametrize("read", [load, teacher_in])
-def test_what_a_file_cannot_fill_is_not_built(
-    read: Callable[[Any], Any], head: dict[str, Any], run: Path, tmp_path: Path
-):
+def test_what_a_file_cannot_fill_is_not_built(read, head, run, tmp_path):
     foreign = claiming(run, tmp_path / "foreign", **head)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=r"claims a model of more than|rank|does not fit"):
@@ -72,7 +69,7 @@ def test_what_a_file_cannot_fill_is_not_built(
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("small")
@@ -113,9 +110,7 @@ def refused(folder: Path, said: str) -> None:
     ],
     ids=lambda about: str(about)[:40],
 )
-def test_a_config_beside_few_weights_claims_no_large_model(
-    about: dict[str, Any], said: str, small: Path, tmp_path: Path
-):
+def test_a_config_beside_few_weights_claims_no_large_model(about, said, small, tmp_path):
     foreign = shutil.copytree(small, tmp_path / "foreign")
     before = json.loads((foreign / "config.json").read_text())
     (foreign / "config.json").write_text(json.dumps(before | about))
@@ -141,15 +136,13 @@ EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
         (header(b"\xff\xff"), "its header cannot be read"),
     ],
 )
-def test_a_header_of_a_file_of_weights_is_bounded(
-    content: bytes, said: str, small: Path, tmp_path: Path
-):
+def test_a_header_of_a_file_of_weights_is_bounded(content, said, small, tmp_path):
     foreign = shutil.copytree(small, tmp_path / "foreign")
     (foreign / "model.safetensors").write_bytes(content)
     refused(foreign, said)
 
 
-def test_a_folder_without_any_of_its_weights_is_no_pretrained_model(small: Path, tmp_path: Path):
+def test_a_folder_without_any_of_its_weights_is_no_pretrained_model(small, tmp_path):
     foreign = shutil.copytree(small, tmp_path / "foreign")
     (foreign / "model.safetensors").write_bytes(header(b"{}"))
     config = RunConfig(task="shakespeare", model=str(foreign), engine="inline")
@@ -157,7 +150,7 @@ def test_a_folder_without_any_of_its_weights_is_no_pretrained_model(small: Path,
         build(config, Need("causal", 98, 16))
 
 
-def test_a_server_has_no_device_build_more_than_fits_its_memory(monkeypatch: pytest.MonkeyPatch):
+def test_a_server_has_no_device_build_more_than_fits_its_memory(monkeypatch):
     monkeypatch.setattr(claims.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.get)
     config = configure({"task": "shakespeare", "width": 4096, "depth": 64})
     shards = {0: tiny_shard()}
@@ -189,7 +182,7 @@ def tiny_shard() -> Shard:
         lambda: [nn.Linear(1000, 1000) for _ in range(30)],
     ],
 )
-def test_what_layers_allocate_is_counted(made: Callable[[], Any]):
+def test_what_layers_allocate_is_counted(made):
     with pytest.raises(ValueError, match="claims a model"), filled_by(Held(0, 0), "x"):
         made()
 

@@ -14,7 +14,7 @@ from fedprune.tasks.classes import distinct
         ["seen once", *["often"] * 30],
     ],
 )
-def test_classes_are_the_distinct_labels(labels: list[str]):
+def test_classes_are_the_distinct_labels(labels):
     assert distinct(labels, "label-column='y'") == sorted(set(labels))
 
 
@@ -28,7 +28,7 @@ def test_classes_are_the_distinct_labels(labels: list[str]):
         ([f"user {i}" for i in range(50)], "50 distinct labels in 50 rows"),
     ],
 )
-def test_a_column_of_numbers_or_of_names_is_refused(labels: list[str], what: str):
+def test_a_column_of_numbers_or_of_names_is_refused(labels, what):
     with pytest.raises(ValueError, match="are no classes; allowed: ") as caught:
         distinct(labels, "label-column='y'")
     assert str(caught.value).startswith(f"label-column='y': {what} are")

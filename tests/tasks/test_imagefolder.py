@@ -20,7 +20,7 @@ def saved(path: Path, values: Any, **keys: Any) -> Path:
     return path
 
 
-def test_a_pixel_is_what_it_was_in_every_mode(tmp_path: Path):
+def test_a_pixel_is_what_it_was_in_every_mode(tmp_path):
     ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     grey = pixels(str(saved(tmp_path / "grey.png", ramp)), 8, grey=True)
     assert torch.equal(grey[0], torch.from_numpy(ramp))
@@ -33,7 +33,7 @@ def test_a_pixel_is_what_it_was_in_every_mode(tmp_path: Path):
     assert int(pixels(str(saved(tmp_path / "clear.png", clear)), 8, grey=False).min()) == 255
 
 
-def test_an_image_is_turned_and_stretched(tmp_path: Path):
+def test_an_image_is_turned_and_stretched(tmp_path):
     values = np.zeros((8, 16, 3), np.uint8)
     values[:, :8] = 255  # white on the left
     exif = Image.Exif()
@@ -45,7 +45,7 @@ def test_an_image_is_turned_and_stretched(tmp_path: Path):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     rng = np.random.default_rng(0)
     for i in range(60):
         values = rng.integers(0, 255, (9, 9), np.uint8)
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("model", TASKS["image-classification"].models)
-def test_folders_are_owners_and_classes(folder: Path, asked: Any, model: str):
+def test_folders_are_owners_and_classes(folder, asked, model):
     keys = {"length": 8, "clients": 3, "split": "natural", "model": model}
     config = asked("image-classification", data=str(folder / "own"), **keys)
     shards = imagefolder.shards(config)
@@ -70,7 +70,7 @@ def test_folders_are_owners_and_classes(folder: Path, asked: Any, model: str):
     assert torch.isfinite(task.loss(task.model(config), batch).total)
 
 
-def test_all_owners_of_images_are_clients_unless_fewer_are_asked_for(folder: Path):
+def test_all_owners_of_images_are_clients_unless_fewer_are_asked_for(folder):
     keys = {"task": "image-classification", "data": str(folder / "own"), "split": "natural"}
     assert configure(keys).clients == 3
     more = configure({**keys, "clients": 5})
@@ -78,7 +78,7 @@ def test_all_owners_of_images_are_clients_unless_fewer_are_asked_for(folder: Pat
         imagefolder.shards(more)
 
 
-def test_what_is_no_folder_of_images_is_named(folder: Path, asked: Any):
+def test_what_is_no_folder_of_images_is_named(folder, asked):
     flat = asked("image-classification", data=str(folder / "flat"), split="natural", length=8)
     with pytest.raises(ValueError, match="no folder says whose image it is"):
         imagefolder.shards(flat)

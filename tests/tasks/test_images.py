@@ -1,20 +1,17 @@
 import gzip
 import struct
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedprune import RunConfig
 from fedprune.tasks import images
 from fedprune.tasks.images import fashion_mnist, local_images, read_idx_folder
 from fedprune.tasks.task import examples
+from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 GEN = np.random.default_rng(0)
 
@@ -36,7 +33,7 @@ def folder(path: Path, n: int, *, packed: bool = False) -> tuple[Path, np.ndarra
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_idx_files_gzipped_or_not(packed: bool, tmp_path: Path):
+def test_idx_files_gzipped_or_not(packed, tmp_path):
     path, pictures, labels = folder(tmp_path, 12, packed=packed)
     part = read_idx_folder(path)
     assert part["images"].shape == (12, 1, 28, 28)
@@ -47,7 +44,7 @@ def test_idx_files_gzipped_or_not(packed: bool, tmp_path: Path):
 
 
 @pytest.mark.parametrize("missing", [IMAGES, LABELS])
-def test_a_missing_file_says_how_to_get_it(missing: str, tmp_path: Path):
+def test_a_missing_file_says_how_to_get_it(missing, tmp_path):
     folder(tmp_path, 12)
     (tmp_path / missing).unlink()
     message = rf"data={tmp_path}: no {missing}\[\.gz\] there; .*apt-get install dataset-fashion"
@@ -71,7 +68,7 @@ BAD = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_idx_file_is_named(kind: str, packed: bool, tmp_path: Path):
+def test_a_bad_idx_file_is_named(kind, packed, tmp_path):
     name = f"{IMAGES}.gz" if packed else IMAGES
     (tmp_path / name).write_bytes(gzip.compress(BAD[kind], mtime=0) if packed else BAD[kind])
     with pytest.raises(FileNotFoundError, match=f"data={tmp_path / name}: .*IDX"):
@@ -80,13 +77,13 @@ def test_a_bad_idx_file_is_named(kind: str, packed: bool, tmp_path: Path):
 
 # Without the time in it: the two processes of a test run have to find cases of the same name.
 @pytest.mark.parametrize("data", [b"not gzip at all", gzip.compress(GOOD, mtime=0)[:-9]])
-def test_a_bad_gzip_file_is_named(data: bytes, tmp_path: Path):
+def test_a_bad_gzip_file_is_named(data, tmp_path):
     (tmp_path / f"{IMAGES}.gz").write_bytes(data)
     with pytest.raises(FileNotFoundError, match=f"data={tmp_path}.*IDX"):
         read_idx_folder(tmp_path)
 
 
-def test_images_and_labels_of_different_numbers_are_refused(tmp_path: Path):
+def test_images_and_labels_of_different_numbers_are_refused(tmp_path):
     folder(tmp_path, 15)
     (tmp_path / LABELS).write_bytes(idx(np.zeros(14, np.uint8)))
     with pytest.raises(
@@ -95,22 +92,20 @@ def test_images_and_labels_of_different_numbers_are_refused(tmp_path: Path):
         read_idx_folder(tmp_path)
 
 
-def test_fashion_mnist_reads_the_folder_it_is_given(tmp_path: Path, tiny: Tiny):
+def test_fashion_mnist_reads_the_folder_it_is_given(tmp_path):
     folder(tmp_path, 200)
     shards = fashion_mnist(tiny(task="fashion-mnist", split="iid", data=str(tmp_path)))
     counts = [[examples(p) for p in (s.train, s.validation, s.test)] for s in shards]
     assert counts == [[32, 4, 4]] * 5
 
 
-def test_fashion_mnist_that_is_not_there_says_how_to_get_it(
-    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-):
+def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FASHION_FOLDER", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"nowhere: .*apt-get install"):
         fashion_mnist(tiny(task="fashion-mnist"))
 
 
-def test_digits_are_1797_pictures_in_0_to_1(tiny: Tiny):
+def test_digits_are_1797_pictures_in_0_to_1():
     shards = images.digits(tiny(split="iid", alpha=None))
     parts = [p for s in shards for p in (s.train, s.validation, s.test)]
     everything = torch.cat([p["images"] for p in parts])
@@ -121,20 +116,20 @@ def test_digits_are_1797_pictures_in_0_to_1(tiny: Tiny):
     assert [examples(s.train) for s in shards] == [288, 288, 289, 289, 289]
 
 
-def test_digits_are_dealt_by_labels_under_dirichlet(tiny: Tiny):
+def test_digits_are_dealt_by_labels_under_dirichlet():
     shards = images.digits(tiny(alpha=0.1))
     most = [s.train["labels"].bincount().max().item() / examples(s.train) for s in shards]
     assert max(most) > 0.3
     assert sum(examples(p) for s in shards for p in (s.train, s.validation, s.test)) == 1797
 
 
-def test_without_scikit_learn_digits_say_how_to_get_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+def test_without_scikit_learn_digits_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(FileNotFoundError, match=r"task=digits: .*pip install scikit-learn"):
         images.digits(tiny())
 
 
-def test_a_device_reads_every_npz_in_its_folder(tmp_path: Path, asked: Any):
+def test_a_device_reads_every_npz_in_its_folder(tmp_path, asked):
     for name, n in (("b", 30), ("a", 20)):
         pictures = np.full((n, 8, 8), n / 100)
         np.savez(tmp_path / f"{name}.npz", images=pictures, labels=np.full(n, n % 7))
@@ -149,7 +144,7 @@ def test_a_device_reads_every_npz_in_its_folder(tmp_path: Path, asked: Any):
     assert torch.equal(values, torch.where(labels == 2, 0.3, 0.2)), "rows stay together"
 
 
-def test_a_device_without_files_is_refused(tmp_path: Path, asked: Any):
+def test_a_device_without_files_is_refused(tmp_path, asked):
     with pytest.raises(FileNotFoundError, match=rf"data={tmp_path}: no \*\.npz there"):
         local_images(tmp_path, asked("digits"))
 
@@ -164,9 +159,7 @@ def test_a_device_without_files_is_refused(tmp_path: Path, asked: Any):
     ],
     ids=["no labels", "fewer labels", "no pictures", "too few"],
 )
-def test_a_device_with_odd_arrays_is_refused(
-    arrays: dict[str, np.ndarray], tmp_path: Path, asked: Any
-):
+def test_a_device_with_odd_arrays_is_refused(arrays, tmp_path, asked):
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(FileNotFoundError, match=f"data={tmp_path}"):
         local_images(tmp_path, asked("digits"))

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +32,7 @@ def spoken(part: Part) -> str:
 
 
 @given(TEXT)
-def test_every_character_but_the_first_is_a_label_exactly_once(text: str):
+def test_every_character_but_the_first_is_a_label_exactly_once(text):
     ids = encode(text)
     part = windows(ids)
     inputs, labels = part["inputs"], part["labels"]
@@ -47,14 +45,14 @@ def test_every_character_but_the_first_is_a_label_exactly_once(text: str):
 
 
 @pytest.mark.parametrize("n", [1, 2, WINDOW, WINDOW + 1, WINDOW + 2, 2 * WINDOW + 1])
-def test_padding_fills_only_the_last_window_and_does_not_count(n: int):
+def test_padding_fills_only_the_last_window_and_does_not_count(n):
     part = windows(torch.full((n,), 7))
     padded = (part["labels"] == -100).sum(1).tolist()
     assert padded[:-1] == [0] * (len(padded) - 1)
     assert padded[-1] == len(padded) * WINDOW - (n - 1)
 
 
-def test_the_cut_keeps_time(asked: Any):
+def test_the_cut_keeps_time(asked):
     text = "".join(ALPHABET[3 + i % 95] for i in range(1234))
     shard = cut_streams([text], asked("shakespeare"), "causal")[0]
     parts = [spoken(part) for part in (shard.train, shard.validation, shard.test)]
@@ -62,7 +60,7 @@ def test_the_cut_keeps_time(asked: Any):
     assert [len(part) for part in parts] == [1234 - 246, 123, 123]
 
 
-def test_the_smallest_role_has_something_in_every_part(asked: Any):
+def test_the_smallest_role_has_something_in_every_part(asked):
     shard = cut_streams(["x" * (FEWEST_WINDOWS * WINDOW)], asked("shakespeare"), "causal")[0]
     assert [label_tokens(p) for p in (shard.train, shard.validation, shard.test)] == [
         1023,
@@ -72,7 +70,7 @@ def test_the_smallest_role_has_something_in_every_part(asked: Any):
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=70), st.integers(8, 30))
-def test_bytes_are_those_of_the_labels(sizes: list[int], length: int):
+def test_bytes_are_those_of_the_labels(sizes, length):
     part = windows(torch.arange(len(sizes)), torch.tensor(sizes), length, pad=99)
     assert int(part["bytes"].sum()) == sum(sizes[1:])
     for row, size in zip(part["labels"].tolist(), part["bytes"].tolist(), strict=True):
@@ -80,7 +78,7 @@ def test_bytes_are_those_of_the_labels(sizes: list[int], length: int):
 
 
 @pytest.mark.parametrize("task", ["shakespeare", "language-modelling"])
-def test_bits_per_byte_count_every_byte_that_is_known(task: str, asked: Any):
+def test_bits_per_byte_count_every_byte_that_is_known(task, asked):
     text = "Tell the señor — he waits at the gate, and has a sword! " * 10
     shard = cut_streams([text], asked(task, length=16), "causal")[0]
     parts = (shard.train, shard.validation, shard.test)
@@ -101,7 +99,7 @@ ROWS: list[Row] = [
 
 
 @pytest.mark.parametrize("split", BY_OWNER)
-def test_every_split_deals_the_texts_of_those_who_write_most(split: str, asked: Any):
+def test_every_split_deals_the_texts_of_those_who_write_most(split, asked):
     config = asked("shakespeare", clients=3, split=split)
     shares = dealt(ROWS, config, BY_OWNER[split], "owners have", 10)
     assert len(shares) == 3
@@ -112,16 +110,13 @@ def test_every_split_deals_the_texts_of_those_who_write_most(split: str, asked: 
         assert all(len({int(t[:3]) % 5 for t in own}) == 1 for own in shares)
 
 
-def test_owners_that_write_too_little_are_no_clients(asked: Any):
+def test_owners_that_write_too_little_are_no_clients(asked):
     most = sum(len(text) for owner, _, text in ROWS if owner == "owner 4")
     config = asked("shakespeare", clients=2, split="natural")
     with pytest.raises(ValueError, match=f"clients=2: 1 owners have {most} char.*: 1 to 1"):
         dealt(ROWS, config, "owner", "owners have", most)
 
 
-def test_the_dummy_has_the_shape_of_an_example(asked: Any):
+def test_the_dummy_has_the_shape_of_an_example(asked):
     part = one_window(asked("shakespeare", length=32))
-    assert {name: t.shape for name, t in part.items()} == {
-        "inputs": (1, 32),
-        "labels": (1, 32),
-    }
+    assert {name: t.shape for name, t in part.items()} == {"inputs": (1, 32), "labels": (1, 32)}

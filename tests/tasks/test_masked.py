@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -8,12 +6,7 @@ from hypothesis import strategies as st
 from fedprune.randomness import generator
 from fedprune.tasks.masked import HIDDEN, hidden, local_shard, masked_shards, stretches
 from fedprune.tasks.task import Part, Shard, label_tokens
-from fedprune.tasks.tokenization import (
-    ALPHABET,
-    Symbols,
-    characters,
-    encode,
-)
+from fedprune.tasks.tokenization import ALPHABET, Symbols, characters, encode
 
 TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 60
 SYMBOLS = characters("masked")
@@ -25,7 +18,7 @@ def parts_of(shard: Shard) -> list[Part]:
 
 
 @given(st.integers(2, 200), st.integers(8, 40))
-def test_stretches_are_the_text_padded(n: int, length: int):
+def test_stretches_are_the_text_padded(n, length):
     ids = torch.arange(n) % 90 + 2
     part = stretches(ids, torch.ones(n), SYMBOLS, length)
     there = part["attention"] == 1
@@ -34,7 +27,7 @@ def test_stretches_are_the_text_padded(n: int, length: int):
     assert part["inputs"].shape == (-(-n // length), length)
 
 
-def test_what_is_hidden_is_what_stood_there(asked: Any):
+def test_what_is_hidden_is_what_stood_there(asked):
     config = asked("shakespeare-masked")
     shard = masked_shards([TEXT], config)[0]
     ids = encode(TEXT)
@@ -68,7 +61,7 @@ def test_of_fifteen_in_a_hundred_most_are_masked():
     assert torch.equal(part["inputs"], ids), "what was given is left alone"
 
 
-def test_the_seed_the_partition_and_the_part_decide(asked: Any):
+def test_the_seed_the_partition_and_the_part_decide(asked):
     config = asked("shakespeare-masked")
 
     def labels(seed: int, partition: int) -> list[list[int]]:
@@ -81,14 +74,14 @@ def test_the_seed_the_partition_and_the_part_decide(asked: Any):
     assert not torch.equal(same.validation["labels"], same.test["labels"])
 
 
-def test_a_tokenizer_without_a_mask_is_refused(asked: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_tokenizer_without_a_mask_is_refused(asked, monkeypatch):
     bare = Symbols(98, 0, characters("causal").tokenizer, "characters")
     monkeypatch.setattr("fedprune.tasks.masked.symbols_of", lambda *_: bare)
     with pytest.raises(ValueError, match="model='bert': its tokenizer has no mask; allowed"):
         masked_shards([TEXT], asked("shakespeare-masked"))
 
 
-def test_a_device_reads_its_own_folder(tmp_path: Any, asked: Any):
+def test_a_device_reads_its_own_folder(tmp_path, asked):
     (tmp_path / "a.txt").write_text(TEXT)
     config = asked("shakespeare-masked")
     device, here = local_shard(tmp_path, config), masked_shards([TEXT], config)[0]

@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.tasks.measures import METRICS, beside, macro_f1, measures, metric_of, shown
-from fedprune.tasks.metrics import (
-    baseline_of,
-    label_counts,
-    longest_common,
-    rouge_l,
-)
+from fedprune.tasks.metrics import baseline_of, label_counts, longest_common, rouge_l
 from fedprune.tasks.regression import value_sums
 from fedprune.tasks.task import class_loss
 
@@ -21,7 +16,7 @@ LABELS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, m
 
 
 @given(LABELS, st.integers(1, 39))
-def test_macro_f1_of_added_sums_is_scikit_learns(pairs: list[tuple[int, int]], cut: int):
+def test_macro_f1_of_added_sums_is_scikit_learns(pairs, cut):
     sklearn = pytest.importorskip("sklearn.metrics")
     labels, guesses = (list(x) for x in zip(*pairs, strict=True))
     totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
@@ -63,7 +58,7 @@ def test_measures_are_quotients_of_sums():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_perplexity_is_of_likelihoods_only_an_accuracy_where_labels_are_right(metric: str):
+def test_a_perplexity_is_of_likelihoods_only_an_accuracy_where_labels_are_right(metric):
     found = measures({"loss": 1.0, "count": 2.0, "correct": 1.0}, metric)
     about = METRICS[metric]
     assert ("perplexity" in found) == (metric in ("perplexity", "bits_per_byte"))
@@ -84,9 +79,7 @@ VALUES = st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=3,
 
 
 @given(VALUES, st.integers(1, 29), st.floats(0.01, 1e5))
-def test_errors_of_values_are_scikit_learns(
-    pairs: list[tuple[float, float]], cut: int, scale: float
-):
+def test_errors_of_values_are_scikit_learns(pairs, cut, scale):
     sklearn = pytest.importorskip("sklearn.metrics")
     totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     for piece in filter(None, (pairs[:cut], pairs[cut:])):  # two clients
@@ -136,7 +129,7 @@ COUNTS = st.lists(st.integers(0, 9), min_size=2, max_size=6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=6))
-def test_the_majority_class_is_scored_as_scikit_learn_would(counts: list[tuple[int, int]]):
+def test_the_majority_class_is_scored_as_scikit_learn_would(counts):
     sklearn = pytest.importorskip("sklearn.metrics")
     train, test = (torch.tensor(x, dtype=torch.float64) for x in zip(*counts, strict=True))
     labels = [c for c, n in enumerate(test.tolist()) for _ in range(int(n))]
@@ -181,13 +174,13 @@ def common_by_force(left: list[str], right: list[str]) -> int:
 
 
 @given(WORDS, WORDS)
-def test_the_longest_common_subsequence_is_the_longest(left: list[str], right: list[str]):
+def test_the_longest_common_subsequence_is_the_longest(left, right):
     expected = common_by_force(left, right)
     assert longest_common(left, right) == longest_common(right, left) == expected
 
 
 @given(WORDS, WORDS)
-def test_rouge_l_is_the_f1_of_precision_and_recall(left: list[str], right: list[str]):
+def test_rouge_l_is_the_f1_of_precision_and_recall(left, right):
     common = common_by_force(left, right)
     found = rouge_l(" ".join(left), "  ".join(right))
     if not common:

@@ -1,6 +1,3 @@
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +11,7 @@ BITS = st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=20)
 
 
 @given(BITS, st.integers(1, 19))
-def test_f1_and_exact_match_of_added_sums_are_scikit_learns(rows: list[tuple[bool, ...]], cut: int):
+def test_f1_and_exact_match_of_added_sums_are_scikit_learns(rows, cut):
     metrics = pytest.importorskip("sklearn.metrics")
     labels, guesses = (torch.tensor([row[at] for row in rows]) for at in (slice(3), slice(3, 6)))
     totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
@@ -58,7 +55,7 @@ def test_frequencies_alone_by_scikit_learn():
         ([None, ["1", "01"]], [[], ["01", "1"]]),
     ],
 )
-def test_labels_are_read_from_lists_and_texts(cells: list[Any], sets: list[list[str]]):
+def test_labels_are_read_from_lists_and_texts(cells, sets):
     assert label_sets([read_labels(cell) for cell in cells], "label-column='y'") == sets
 
 
@@ -67,7 +64,7 @@ def test_one_label_a_row_is_another_task():
         label_sets(["a", "b/c"], "label-column='y'")
 
 
-def test_rows_without_a_label_stay(tmp_path: Path, asked: Any):
+def test_rows_without_a_label_stay(tmp_path, asked):
     path = tmp_path / "x.csv"
     path.write_text("text,label\n" + "a b,x|y\nb c,\nc d,y\n" * 8)
     config = asked("multi-label", data=str(path), length=8, clients=2)

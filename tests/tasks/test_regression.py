@@ -1,7 +1,5 @@
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,9 +20,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
-def test_a_model_speaks_in_units_of_the_labels_in_every_form(
-    model: str, rows_file: Path, tmp_path: Path
-):
+def test_a_model_speaks_in_units_of_the_labels_in_every_form(model, rows_file, tmp_path):
     transformers = pytest.importorskip("transformers")
     keys = {
         "data": str(rows_file),
@@ -73,7 +69,7 @@ def test_the_mean_alone_by_hand():
 
 
 @pytest.mark.parametrize("labels", [[1.0, 1.0], [1e9] * 5])
-def test_labels_that_do_not_differ_are_refused(labels: list[float]):
+def test_labels_that_do_not_differ_are_refused(labels):
     with pytest.raises(ValueError, match="every row has the same label"):
         scaling_of(labels)
 
@@ -85,7 +81,7 @@ def test_any_size_of_label_is_standardised():
         assert known.spread == pytest.approx(math.sqrt(2 / 3) * factor)
 
 
-def test_a_label_that_is_no_number_is_named_with_its_row(tmp_path: Path, asked: Any):
+def test_a_label_that_is_no_number_is_named_with_its_row(tmp_path, asked):
     path = tmp_path / "x.csv"
     path.write_text("text,label\n" + "a,1.5\n" * 20 + "b,many\n")
     with pytest.raises(ValueError, match="label-column='label': row 21: 'many' is not a number"):

@@ -1,5 +1,4 @@
 import string
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +50,7 @@ def test_pairs_are_phrases_and_what_is_left_of_them():
 
 
 @given(st.text(alphabet=string.printable, max_size=60))
-def test_bare_is_small_letters_and_single_spaces(line: str):
+def test_bare_is_small_letters_and_single_spaces(line):
     left = bare(line)
     assert not set(left) & set(string.punctuation + string.ascii_uppercase + "\n\t")
     assert "  " not in left
@@ -59,7 +58,7 @@ def test_bare_is_small_letters_and_single_spaces(line: str):
     assert [c for c in line.lower() if c.isalnum()] == [c for c in left if c.isalnum()]
 
 
-def test_rows_hold_both_texts_and_an_end(asked: Any):
+def test_rows_hold_both_texts_and_an_end(asked):
     config = asked("shakespeare-restore")
     pairs = pairs_of(LINES, PHRASE)
     part = pair_rows(pairs, config, PHRASE)
@@ -75,7 +74,7 @@ def test_rows_hold_both_texts_and_an_end(asked: Any):
 
 
 @pytest.mark.parametrize("n", [3, 10, 25, 101])
-def test_the_cut_keeps_the_order(n: int):
+def test_the_cut_keeps_the_order(n):
     shard = cut_in_order({"labels": torch.arange(n).view(n, 1)})
     sizes = [examples(p) for p in (shard.train, shard.validation, shard.test)]
     held = max(1, n // 10)
@@ -95,7 +94,7 @@ def written(texts: list[str]) -> Any:
     return SimpleNamespace(generate=generate)
 
 
-def test_an_exam_adds_up_what_was_written(asked: Any):
+def test_an_exam_adds_up_what_was_written(asked):
     config = asked("shakespeare-restore")
     part = pair_rows(pairs_of(LINES, PHRASE), config, PHRASE)
     found = exam(written(["Now, is the Winter", "of our discontent", "O who", "x"]), part, config)
@@ -110,7 +109,7 @@ def test_an_exam_adds_up_what_was_written(asked: Any):
     assert dict(found) == pytest.approx({**expected, **copied})
 
 
-def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked: Any):
+def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked):
     config = asked("shakespeare-restore")
     part = pair_rows(pairs_of(LINES * 12, PHRASE), config, PHRASE)
     with seeded(0, "init"):
@@ -123,7 +122,7 @@ def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked: An
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
-def test_a_small_model_learns_to_copy_one_batch(asked: Any):
+def test_a_small_model_learns_to_copy_one_batch(asked):
     config = asked("shakespeare-restore")
     part = pair_rows(pairs_of(LINES, PHRASE), config, PHRASE)
     with seeded(0, "init"):
@@ -137,7 +136,7 @@ def test_a_small_model_learns_to_copy_one_batch(asked: Any):
     assert exam(model.eval(), part, config)["exact"] == len(part["labels"])
 
 
-def test_a_device_reads_its_own_folder(tmp_path: Path, asked: Any):
+def test_a_device_reads_its_own_folder(tmp_path, asked):
     config = asked("shakespeare-restore")
     with pytest.raises(FileNotFoundError, match=r"data=.*: 0 characters"):
         local_shard(tmp_path, config)
@@ -147,9 +146,7 @@ def test_a_device_reads_its_own_folder(tmp_path: Path, asked: Any):
 
 
 @pytest.mark.parametrize("task", ["shakespeare-restore", "text-to-text"])
-def test_what_is_unknown_or_cut_off_is_never_written_exactly(
-    task: str, asked: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_is_unknown_or_cut_off_is_never_written_exactly(task, asked, monkeypatch):
     monkeypatch.setattr("fedprune.tasks.restore.check_known", lambda *_: None)
     config = asked(task, length=16)
     pairs = [("日本語", "中文字"), ("same", "same"), ("a", "a" * 40), ("a" * 40, "a" * 15)]

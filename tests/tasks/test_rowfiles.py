@@ -53,12 +53,12 @@ def written(folder: Path, kind: str, cells: list[str], columns: int = 2) -> Path
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_cell_is_the_text_that_was_written(kind: str, tmp_path: Path):
+def test_a_cell_is_the_text_that_was_written(kind, tmp_path):
     table = read_table(str(written(tmp_path, kind, CELLS)))
     assert column(table, "text-column", "c0") == column(table, "text-column", "c1") == CELLS
 
 
-def test_a_number_of_json_is_the_text_of_its_digits(tmp_path: Path):
+def test_a_number_of_json_is_the_text_of_its_digits(tmp_path):
     path = tmp_path / "a.jsonl"
     raw = ["0.10", "0.1", "7", "1e5", "12345678901234567890123", "true", "null", "NaN", '"007"']
     path.write_text("".join(f'{{"a": {cell}}}\n\n' for cell in raw) + '{"b": ["x", 0.10]}')
@@ -70,7 +70,7 @@ def test_a_number_of_json_is_the_text_of_its_digits(tmp_path: Path):
         column(read_table(str(tmp_path / "a.json")), "label-column", "a")
 
 
-def test_nothing_depends_on_where_a_row_stands_or_on_the_order_of_files_and_columns(tmp_path: Path):
+def test_nothing_depends_on_where_a_row_stands_or_on_the_order_of_files_and_columns(tmp_path):
     first, second = ["007", "u1"] * 10_000, ["007", "008"] * 10_000
     (tmp_path / "one.csv").write_text("\n".join(["id,t", *(f"{i},x" for i in first + second)]))
     assert column(read_table(str(tmp_path / "one.csv")), "o", "id") == first + second
@@ -106,7 +106,7 @@ STYLES: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("style", STYLES)
-def test_a_style_is_seen(style: str, encoding: str, tmp_path: Path):
+def test_a_style_is_seen(style, encoding, tmp_path):
     name, content = STYLES[style]
     (tmp_path / name).write_bytes(content.encode(encoding))
     table = read_table(str(tmp_path))
@@ -116,7 +116,7 @@ def test_a_style_is_seen(style: str, encoding: str, tmp_path: Path):
 @pytest.mark.parametrize(
     "encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16", "shift_jis", None]
 )
-def test_a_file_is_read_in_the_encoding_that_is_asked(encoding: str | None, tmp_path: Path):
+def test_a_file_is_read_in_the_encoding_that_is_asked(encoding, tmp_path):
     text = "テキスト" if encoding == "shift_jis" else "naïve café"
     (tmp_path / "a.csv").write_bytes(f"text\n{text}\n".encode(encoding or "utf-8"))
     assert read_table(str(tmp_path), encoding)["text"] == [text]
@@ -131,13 +131,13 @@ def test_a_file_is_read_in_the_encoding_that_is_asked(encoding: str | None, tmp_
         ("utf-16-le", "latin-1", r"has bytes of zero and is not iso8859-1; allowed: --encoding"),
     ],
 )
-def test_another_encoding_is_one_line(written_in: str, asked: str, message: str, tmp_path: Path):
+def test_another_encoding_is_one_line(written_in, asked, message, tmp_path):
     (tmp_path / "a.txt").write_bytes("one\nnaïve\n".encode(written_in))
     with pytest.raises(ValueError, match=rf"data='.*': a.txt {message}"):
         read_table(str(tmp_path), asked)
 
 
-def test_the_limit_of_the_csv_module_is_as_it_was(tmp_path: Path):
+def test_the_limit_of_the_csv_module_is_as_it_was(tmp_path):
     before = csv.field_size_limit()
     read_table(str(written(tmp_path, "csv", CELLS)))
     assert csv.field_size_limit() == before
@@ -146,14 +146,14 @@ def test_the_limit_of_the_csv_module_is_as_it_was(tmp_path: Path):
 @pytest.mark.parametrize(
     ("cell", "number"), [("3", 3.0), (" -0.50 ", -0.5), ("1e-3", 0.001), (".5", 0.5)]
 )
-def test_a_number_is_read_from_its_text(cell: str, number: float):
+def test_a_number_is_read_from_its_text(cell, number):
     assert as_number(cell) == number
 
 
 @pytest.mark.parametrize(
     "cell", ["1,5", "nan", "inf", "1_000", "", "x", "1e999", "٣", ["1"], True, None]
 )
-def test_what_is_no_number_is_named_with_its_row(cell: object):
+def test_what_is_no_number_is_named_with_its_row(cell):
     with pytest.raises(ValueError, match=r"label-column='y': row 2: .*; allowed: "):
         column({"y": ["1", cell]}, "label-column", "y", as_number)
 

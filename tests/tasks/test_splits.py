@@ -1,13 +1,11 @@
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedprune import RunConfig
 from fedprune.config import configure
 from fedprune.randomness import generator
 from fedprune.tasks.catalog import TASKS
@@ -17,8 +15,8 @@ from fedprune.tasks.restore import cut_pairs, local_shard, pair_rows, pairs_of
 from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, cut_by_content, partition
 from fedprune.tasks.task import Part, examples
 from fedprune.tasks.tokenization import characters
+from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 ROWS, CLASSES = 600, 6
 LABELS = [int(x) for x in np.random.default_rng(0).integers(0, CLASSES, ROWS)]
 ROLES = [
@@ -28,7 +26,7 @@ COLUMNS = {"label": LABELS, "role": ROLES}
 COLUMN = {"natural": "role", "iid": "", "dirichlet": "label", "shards": "label"}
 
 
-def dealt(tiny: Tiny, split: str, clients: int = 5, **keys: object) -> list[list[int]]:
+def dealt(split: str, clients: int = 5, **keys: object) -> list[list[int]]:
     # One task has every split.
     keys = {"alpha": 0.5, **keys} if split == "dirichlet" else keys
     config = tiny(task="shakespeare", split=split, clients=clients, **keys)
@@ -37,8 +35,8 @@ def dealt(tiny: Tiny, split: str, clients: int = 5, **keys: object) -> list[list
 
 @pytest.mark.parametrize("clients", [3, 5, 7])
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_row_is_dealt_exactly_once(split: str, clients: int, tiny: Tiny):
-    parts = dealt(tiny, split, clients)
+def test_every_row_is_dealt_exactly_once(split, clients):
+    parts = dealt(split, clients)
     assert sorted(row for part in parts for row in part) == list(range(ROWS))
     assert all(part == sorted(part) for part in parts)
     assert len(parts) == (5 if split == "natural" else clients)
@@ -46,31 +44,31 @@ def test_every_row_is_dealt_exactly_once(split: str, clients: int, tiny: Tiny):
 
 
 @pytest.mark.parametrize("split", ["iid", "dirichlet", "shards"])
-def test_the_seed_decides(split: str, tiny: Tiny):
-    assert dealt(tiny, split) == dealt(tiny, split)
-    assert dealt(tiny, split) != dealt(tiny, split, seed=4)
+def test_the_seed_decides(split):
+    assert dealt(split) == dealt(split)
+    assert dealt(split) != dealt(split, seed=4)
 
 
-def test_dealing_leaves_the_global_random_states_alone(tiny: Tiny):
+def test_dealing_leaves_the_global_random_states_alone():
     def states() -> list[object]:
         return [torch.random.get_rng_state().tolist(), np.random.get_state()[1].tolist()]
 
     before = states()
     for split in SPLITS:
-        dealt(tiny, split)
+        dealt(split)
     assert states() == before
 
 
-def test_natural_is_one_owner_each(tiny: Tiny):
-    parts = dealt(tiny, "natural")
+def test_natural_is_one_owner_each():
+    parts = dealt("natural")
     owners = [{ROLES[row] for row in part} for part in parts]
     assert all(len(owner) == 1 for owner in owners)
     assert Counter(map(len, parts)) == Counter(Counter(ROLES).values())
 
 
 @pytest.mark.parametrize("clients", [5, 7])
-def test_iid_is_equal_numbers_in_no_order(clients: int, tiny: Tiny):
-    parts = dealt(tiny, "iid", clients)
+def test_iid_is_equal_numbers_in_no_order(clients):
+    parts = dealt("iid", clients)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all(np.mean(part) == pytest.approx(ROWS / 2, rel=0.2) for part in parts)
     assert skew(parts) < 0.15
@@ -83,9 +81,9 @@ def skew(parts: list[list[int]]) -> float:
     return float(np.mean([np.abs(share - whole).sum() / 2 for share in shares]))
 
 
-def test_a_smaller_alpha_is_more_skew(tiny: Tiny):
+def test_a_smaller_alpha_is_more_skew():
     skews = [
-        np.mean([skew(dealt(tiny, "dirichlet", alpha=alpha, seed=seed)) for seed in range(3)])
+        np.mean([skew(dealt("dirichlet", alpha=alpha, seed=seed)) for seed in range(3)])
         for alpha in (0.1, 1.0, 10.0, 1000.0)
     ]
     assert skews == sorted(skews, reverse=True)
@@ -93,8 +91,8 @@ def test_a_smaller_alpha_is_more_skew(tiny: Tiny):
     assert skews[-1] < 0.05
 
 
-def test_shards_give_a_client_two_runs_of_the_sorted_labels(tiny: Tiny):
-    parts = dealt(tiny, "shards", 6)
+def test_shards_give_a_client_two_runs_of_the_sorted_labels():
+    parts = dealt("shards", 6)
     size = ROWS / 12
     per_label = Counter(LABELS)
     # A run of sorted labels as long as a shard touches at most two labels here.
@@ -105,16 +103,16 @@ def test_shards_give_a_client_two_runs_of_the_sorted_labels(tiny: Tiny):
 
 
 @pytest.mark.parametrize("split", ["iid", "shards"])
-def test_a_partition_too_small_to_cut_in_three_is_refused(split: str, tiny: Tiny):
+def test_a_partition_too_small_to_cut_in_three_is_refused(split):
     message = r"clients=80: the smallest partition would hold \d rows; allowed: at least 10"
     with pytest.raises(ValueError, match=message):
-        dealt(tiny, split, 80)
+        dealt(split, 80)
 
 
 @pytest.mark.filterwarnings("ignore:The specified min_partition_size")
-def test_a_dirichlet_split_that_cannot_be_had_is_refused(tiny: Tiny):
+def test_a_dirichlet_split_that_cannot_be_had_is_refused():
     with pytest.raises(ValueError, match=r"(alpha|clients)=.*allowed: "):
-        dealt(tiny, "dirichlet", 55, alpha=0.01)
+        dealt("dirichlet", 55, alpha=0.01)
 
 
 def test_a_shard_is_cut_in_three_without_overlap():
@@ -137,7 +135,7 @@ def test_the_cut_depends_on_seed_and_partition_alone():
 
 
 @pytest.mark.parametrize("n", range(FEWEST, 31))
-def test_every_part_holds_a_row(n: int):
+def test_every_part_holds_a_row(n):
     shard = cut_at_random({"labels": torch.arange(n)}, 0, 0)
     sizes = [len(part["labels"]) for part in (shard.train, shard.validation, shard.test)]
     assert sizes == [n - 2 * (n // 10), n // 10, n // 10]
@@ -157,7 +155,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_one_row_more_or_less_moves_no_other_where_noise_hides_examples(name: str):
+def test_one_row_more_or_less_moves_no_other_where_noise_hides_examples(name):
     """Whatever the place of the row, and whatever is made from all labels."""
     g = torch.Generator().manual_seed(1)
     whole = CONTENTS[name](49, g)
@@ -208,7 +206,7 @@ def parts_by_example(rows: dict[str, torch.Tensor], cut: Callable[[Part], Any]) 
 
 
 @pytest.mark.parametrize("lost", [0, 7, 39])
-def test_a_phrase_or_a_window_more_moves_and_hides_no_other(lost: int, asked: Any):
+def test_a_phrase_or_a_window_more_moves_and_hides_no_other(lost, asked):
     """Pairs of texts by content; of what is masked, the symbols that are hidden."""
     config = asked("shakespeare-restore", dp="example", dp_noise=1.0)
     pairs = [(f"word {i} of many", f"Word {i}, of many.") for i in range(40)]
@@ -232,9 +230,7 @@ def test_a_phrase_or_a_window_more_moves_and_hides_no_other(lost: int, asked: An
     assert hidden_by_content(nobody, symbols, 3)["labels"].shape == (0, 16)
 
 
-def test_tasks_of_pairs_and_masks_are_made_by_content_where_noise_hides_examples(
-    asked: Any, tmp_path: Path
-):
+def test_tasks_of_pairs_and_masks_are_made_by_content_where_noise_hides_examples(asked, tmp_path):
     text = "O for a Muse of fire, that would ascend\nThe brightest heaven of invention;\n" * 30
     config = asked("shakespeare-masked", dp="example", dp_noise=1.0)
     shard = masked_shards([text], config)[0]

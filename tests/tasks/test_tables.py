@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -30,19 +29,19 @@ def write(folder: Path, suffix: str) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
-def test_every_kind_of_file_gives_the_same_rows(suffix: str, tmp_path: Path):
+def test_every_kind_of_file_gives_the_same_rows(suffix, tmp_path):
     table = read_table(str(write(tmp_path, suffix)))
     assert set(table) == set(COLUMNS)
     for name, values in COLUMNS.items():
         assert column(table, "text-column", name) == [str(v) for v in values]
 
 
-def test_a_txt_file_has_a_row_a_line(tmp_path: Path):
+def test_a_txt_file_has_a_row_a_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo, three\n")
     assert dict(read_table(str(tmp_path / "a.txt"))) == {"text": ["one", "", "two, three"]}
 
 
-def test_a_folder_is_its_files_in_order_and_a_change_is_seen(tmp_path: Path):
+def test_a_folder_is_its_files_in_order_and_a_change_is_seen(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
     (tmp_path / "README.md").write_text("not rows")
@@ -85,7 +84,7 @@ WRONG: dict[str, tuple[dict[str, str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_read_is_one_line(case: str, tmp_path: Path):
+def test_what_cannot_be_read_is_one_line(case, tmp_path):
     files, message = WRONG[case]
     for name, content in files.items():
         raw = content if isinstance(content, bytes) else content.encode()
@@ -97,12 +96,12 @@ def test_what_cannot_be_read_is_one_line(case: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("data", ["", "nowhere.csv"])
-def test_a_path_that_is_not_there_is_one_line(data: str):
+def test_a_path_that_is_not_there_is_one_line(data):
     with pytest.raises(FileNotFoundError, match=f"data='{data}': no such file or folder"):
         read_table(data)
 
 
-def test_a_column_that_is_not_there_names_those_that_are(rows_file: Path, asked: Any):
+def test_a_column_that_is_not_there_names_those_that_are(rows_file, asked):
     config = asked("text-classification", data=str(rows_file), label_column="topic")
     message = "label-column='topic': no such column in the data; allowed: text, label, "
     with pytest.raises(ValueError, match=message):
@@ -110,7 +109,7 @@ def test_a_column_that_is_not_there_names_those_that_are(rows_file: Path, asked:
     assert column({"a": [None, 1]}, "text-column", "a") == ["", "1"]
 
 
-def test_rows_without_a_text_are_left_out_of_every_column(tmp_path: Path, asked: Any):
+def test_rows_without_a_text_are_left_out_of_every_column(tmp_path, asked):
     path = tmp_path / "a.csv"
     path.write_text("text,label\none,1\n  ,2\nthree,3\n,4\n")
     config = asked("text-classification", data=str(path))
@@ -120,7 +119,7 @@ def test_rows_without_a_text_are_left_out_of_every_column(tmp_path: Path, asked:
         rows_with_text(config, "label")
 
 
-def test_natural_without_a_column_is_refused(rows_file: Path, asked: Any):
+def test_natural_without_a_column_is_refused(rows_file, asked):
     config = asked("language-modelling", split="natural", data=str(rows_file))
     with pytest.raises(ValueError, match=r"split='natural': .*allowed: --client-column COLUMN"):
         rows_with_text(config)

@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b"])
 
 
 @given(TAGS)
-def test_entities_are_runs_of_one_kind_that_no_beginning_or_end_cuts(tags: list[str]):
+def test_entities_are_runs_of_one_kind_that_no_beginning_or_end_cuts(tags):
     """As a pattern over two letters a word: E and S close, B and S open, kinds do not mix."""
     text = "".join(tag.replace("-", "") if tag != "O" else "O_" for tag in tags)
     pattern = re.compile(r"S[ab]|(?:[BI](?P<k>[ab]))(?:I(?P=k))*(?:E(?P=k))?|E[ab]")
@@ -41,7 +40,7 @@ def test_entities_are_runs_of_one_kind_that_no_beginning_or_end_cuts(tags: list[
         (["U-a", "B-a", "L-a", "L-a"], {("a", 0, 1), ("a", 1, 3), ("a", 3, 4)}),
     ],
 )
-def test_other_ways_to_write_tags(tags: list[str], found: set[Any]):
+def test_other_ways_to_write_tags(tags, found):
     assert entities(tags) == found
 
 
@@ -92,7 +91,7 @@ def test_a_space_that_a_token_begins_with_does_not_move_its_word():
     assert labels.tolist() == [[-100, 3, -100, 4, -100]]
 
 
-def test_a_conll_file_is_sentences(tmp_path: Path):
+def test_a_conll_file_is_sentences(tmp_path):
     path = tmp_path / "x.conll"
     path.write_text("-DOCSTART- -X- O\n\nAnna NNP B-PER\n# SYM O\n\n\nBo\tNNP\tB-PER\n")
     assert read_conll(path, None) == {
@@ -112,7 +111,7 @@ def test_a_conll_file_is_sentences(tmp_path: Path):
         ('{"tokens": "a b", "tags": ["O", "O"]}', "row 21: 'a b' is not a list"),
     ],
 )
-def test_words_and_tags_that_do_not_fit_are_named(tmp_path: Path, asked: Any, row: str, what: str):
+def test_words_and_tags_that_do_not_fit_are_named(tmp_path, asked, row, what):
     path = tmp_path / "x.jsonl"
     path.write_text('{"tokens": ["a", "b"], "tags": ["O", "B-x"]}\n' * 20 + row + "\n")
     with pytest.raises(ValueError, match=re.escape(what)):

@@ -41,16 +41,16 @@ def test_the_alphabet_is_fixed_and_without_doubles():
 
 @example("<unk> or not <unk>, <pad>")
 @given(TEXT)
-def test_the_tokenizer_has_the_ids_of_training(text: str):
+def test_the_tokenizer_has_the_ids_of_training(text):
     assert words()(text)["input_ids"] == encode(text).tolist()
 
 
 @given(st.text(alphabet=ALPHABET[2:], max_size=80))
-def test_the_tokenizer_gives_the_text_back(text: str):
+def test_the_tokenizer_gives_the_text_back(text):
     assert words().decode(words()(text)["input_ids"]) == text
 
 
-def test_the_tokenizer_is_the_same_after_a_trip_to_disk(tmp_path: Path):
+def test_the_tokenizer_is_the_same_after_a_trip_to_disk(tmp_path):
     from transformers import AutoTokenizer
 
     text = "O, for a muse of fire!\n\n  <pad> é"
@@ -63,7 +63,7 @@ def test_the_tokenizer_is_the_same_after_a_trip_to_disk(tmp_path: Path):
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_marks_come_after_the_characters_and_never_from_a_text(purpose: str):
+def test_marks_come_after_the_characters_and_never_from_a_text(purpose):
     symbols = characters(purpose)
     assert symbols.size == len(ALPHABET) + len(MARKS[purpose])
     assert len(symbols.tokenizer) == symbols.size
@@ -77,7 +77,7 @@ def test_marks_come_after_the_characters_and_never_from_a_text(purpose: str):
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 @given(st.lists(TEXT, min_size=1, max_size=3))
-def test_rows_are_the_texts_framed_cut_and_padded(purpose: str, texts: list[str]):
+def test_rows_are_the_texts_framed_cut_and_padded(purpose, texts):
     symbols, length = characters(purpose), 20
     rows = rows_of(symbols, texts, length)
     read = zip(rows.ids, rows.attention, rows.sizes, rows.whole, texts, strict=True)
@@ -94,7 +94,7 @@ def test_rows_are_the_texts_framed_cut_and_padded(purpose: str, texts: list[str]
         assert whole == (len(text.rstrip()) <= room and not lost)
 
 
-def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch):
     texts = ["one", "", "zwei drei", "四", "a longer text than fits", "\x00"]
     for symbols in (characters("classify"), utf8_bytes("seq2seq")):
         whole = rows_of(symbols, texts, 12)
@@ -111,7 +111,7 @@ def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch: pytest.Mon
 
 
 @given(ANY)
-def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text: str):
+def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text):
     read = encoded(characters("causal"), text)
     assert read.sizes.tolist() == [int(c in ALPHABET) for c in text]
     assert (read.coverage.characters, read.coverage.unknown) == (
@@ -122,7 +122,7 @@ def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text: str):
 
 @example("<pad></s><unk> \ufffd \x00\r\n")
 @given(ANY)
-def test_bytes_know_every_text_and_give_it_back(text: str):
+def test_bytes_know_every_text_and_give_it_back(text):
     for purpose in PURPOSES:
         symbols = utf8_bytes(purpose)
         read = encoded(symbols, text)
@@ -136,7 +136,7 @@ def test_bytes_know_every_text_and_give_it_back(text: str):
 
 
 @given(st.lists(st.integers(0, 258), max_size=20))
-def test_any_bytes_decode_to_a_text(ids: list[int]):
+def test_any_bytes_decode_to_a_text(ids):
     symbols = utf8_bytes("seq2seq")
     text = symbols.tokenizer.decode(ids, skip_special_tokens=True)
     data = bytes(i - FIRST_BYTE for i in ids if FIRST_BYTE <= i < FIRST_BYTE + 256)
@@ -145,7 +145,7 @@ def test_any_bytes_decode_to_a_text(ids: list[int]):
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_the_tokenizer_of_bytes_is_the_same_after_a_trip_to_disk(purpose: str, tmp_path: Path):
+def test_the_tokenizer_of_bytes_is_the_same_after_a_trip_to_disk(purpose, tmp_path):
     from transformers import AutoTokenizer
 
     symbols, texts = utf8_bytes(purpose), ["日本 ñ <s> 👩‍👩‍👧\n", "x", ""]
@@ -203,12 +203,12 @@ def pieces(folder: Path, kind: str) -> Symbols:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Symbols]:
+def made(tmp_path_factory) -> dict[str, Symbols]:
     return {kind: pieces(tmp_path_factory.mktemp(kind), kind) for kind in ("bytes", "words")}
 
 
 @given(text=st.text(alphabet="the north—élñ日 \n,", max_size=60))
-def test_tokens_of_bytes_stand_for_all_bytes_once(text: str, made: dict[str, Symbols]):
+def test_tokens_of_bytes_stand_for_all_bytes_once(text, made):
     read = encoded(made["bytes"], text)
     assert len(read.ids) == len(read.sizes)
     assert int(read.sizes.sum()) == len(text.encode())
@@ -216,7 +216,7 @@ def test_tokens_of_bytes_stand_for_all_bytes_once(text: str, made: dict[str, Sym
     assert read.coverage.unknown == 0
 
 
-def test_spaces_that_a_tokenizer_drops_go_to_the_token_that_follows(made: dict[str, Symbols]):
+def test_spaces_that_a_tokenizer_drops_go_to_the_token_that_follows(made):
     read = encoded(made["words"], "the  the thane ")
     ids, sizes = read.ids, read.sizes
     assert sizes.tolist()[:2] == [3, 5]
@@ -224,7 +224,7 @@ def test_spaces_that_a_tokenizer_drops_go_to_the_token_that_follows(made: dict[s
     assert ids[0] == ids[1]
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(made: dict[str, Symbols]):
+def test_a_tokenizer_without_padding_pads_with_its_end(made):
     assert made["bytes"].pad == made["bytes"].end
     assert made["words"].pad == 0
     assert made["words"].mask is None
@@ -234,9 +234,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(made: dict[str, Symbols])
     assert (ids[0][attention[0] == 0] == made["bytes"].pad).all()
 
 
-def test_a_text_longer_than_the_model_reads_is_no_warning(
-    made: dict[str, Symbols], capfd: pytest.CaptureFixture[str]
-):
+def test_a_text_longer_than_the_model_reads_is_no_warning(made, capfd):
     ids = encoded(made["bytes"], "日本 " * 50).ids
     assert len(ids) > 32
     assert capfd.readouterr() == ("", "")
@@ -244,7 +242,7 @@ def test_a_text_longer_than_the_model_reads_is_no_warning(
 
 
 @pytest.mark.parametrize("text", ["the thane", "the 中文字 thane", "😀", "  the\tñorth 😀😀 the"])
-def test_what_a_tokenizer_does_not_know_is_counted(text: str, made: dict[str, Symbols]):
+def test_what_a_tokenizer_does_not_know_is_counted(text, made):
     symbols = made["words"]
     given_ = symbols.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     known = {
@@ -264,6 +262,6 @@ def test_what_a_tokenizer_does_not_know_is_counted(text: str, made: dict[str, Sy
             assert int(read.sizes.sum()) == len(text.encode()) + extra
 
 
-def test_families_read_bytes_of_own_texts_and_characters_of_plays(asked: Any):
+def test_families_read_bytes_of_own_texts_and_characters_of_plays(asked):
     assert symbols_of(asked("text-to-text"), "seq2seq").kind == "bytes"
     assert symbols_of(asked("shakespeare-restore"), "seq2seq").kind == "characters"

@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -9,12 +8,7 @@ from fedprune import federate
 from fedprune.config import configure
 from fedprune.tasks.coverage import reading_of, told_reading
 from fedprune.tasks.task import Shard, examples, label_tokens
-from fedprune.tasks.tokenization import (
-    FIRST_BYTE,
-    characters,
-    own_symbols,
-    utf8_bytes,
-)
+from fedprune.tasks.tokenization import FIRST_BYTE, characters, own_symbols, utf8_bytes
 from fedprune.tasks.userdata import (
     hidden_shards,
     labelled_shards,
@@ -46,7 +40,7 @@ def equal(left: Shard, right: Shard) -> bool:
 
 
 @pytest.fixture(scope="module")
-def files(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(rows_file, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
     table = Dataset.from_json(str(rows_file), cache_dir=str(folder / "cache"))
     table.to_csv(folder / "rows.csv")
@@ -57,9 +51,7 @@ def files(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.mark.parametrize("task", MAKERS)
 @pytest.mark.parametrize("kind", ["csv", "parquet", "txt"])
-def test_every_kind_of_file_gives_the_same_shards(
-    task: str, kind: str, files: dict[str, Path], asked: Any
-):
+def test_every_kind_of_file_gives_the_same_shards(task, kind, files, asked):
     if kind == "txt" and "language" not in task:
         pytest.skip("a txt file has no second column")
     one, two = (
@@ -69,12 +61,12 @@ def test_every_kind_of_file_gives_the_same_shards(
     assert all(map(equal, one, two))
 
 
-def test_a_txt_file_has_no_label(files: dict[str, Path], asked: Any):
+def test_a_txt_file_has_no_label(files, asked):
     with pytest.raises(ValueError, match=r"label-column='label': no such column .*allowed: text"):
         labelled_shards(asked("text-classification", data=str(files["txt"])))
 
 
-def test_classes_are_the_sorted_labels_of_the_file(rows_file: Path, asked: Any, tmp_path: Path):
+def test_classes_are_the_sorted_labels_of_the_file(rows_file, asked, tmp_path):
     config = asked("text-classification", data=str(rows_file))
     assert names_of_classes(config) == ["10", "bad", "good"]
     shards = labelled_shards(config)
@@ -87,7 +79,7 @@ def test_classes_are_the_sorted_labels_of_the_file(rows_file: Path, asked: Any, 
         names_of_classes(config)
 
 
-def test_a_row_keeps_its_text_and_its_label(rows_file: Path, asked: Any):
+def test_a_row_keeps_its_text_and_its_label(rows_file, asked):
     import json
 
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
@@ -101,7 +93,7 @@ def test_a_row_keeps_its_text_and_its_label(rows_file: Path, asked: Any):
 
 
 @pytest.mark.parametrize("split", ["iid", "natural"])
-def test_a_stream_is_the_rows_of_a_client_in_their_order(split: str, rows_file: Path, asked: Any):
+def test_a_stream_is_the_rows_of_a_client_in_their_order(split, rows_file, asked):
     import json
 
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
@@ -125,7 +117,7 @@ def test_a_stream_is_the_rows_of_a_client_in_their_order(split: str, rows_file: 
         assert labels[labels != -100].tolist() == [FIRST_BYTE + b for b in text.encode()[1:train]]
 
 
-def test_pairs_keep_together(rows_file: Path, asked: Any):
+def test_pairs_keep_together(rows_file, asked):
     tokenizer = utf8_bytes("seq2seq").tokenizer
     config = asked("text-to-text", data=str(rows_file), length=64)
     for shard in pair_shards(config):
@@ -136,12 +128,12 @@ def test_pairs_keep_together(rows_file: Path, asked: Any):
 
 
 @pytest.mark.parametrize("task", MAKERS)
-def test_more_clients_than_rows_are_refused(task: str, rows_file: Path, asked: Any):
+def test_more_clients_than_rows_are_refused(task, rows_file, asked):
     with pytest.raises(ValueError, match=r"clients=30: .*; allowed: at least 10 rows"):
         MAKERS[task](asked(task, data=str(rows_file), clients=30))
 
 
-def test_a_stream_too_short_to_cut_is_refused(tmp_path: Path, asked: Any):
+def test_a_stream_too_short_to_cut_is_refused(tmp_path, asked):
     (tmp_path / "a.txt").write_text("a\n" * 9)
     (tmp_path / "b.txt").write_text("\n" * 9)
     config = asked("language-modelling", data=str(tmp_path), clients=1)
@@ -152,7 +144,7 @@ def test_a_stream_too_short_to_cut_is_refused(tmp_path: Path, asked: Any):
     assert [label_tokens(p) for p in (shards[0].train, shards[0].test)] == [29, 2]
 
 
-def test_every_part_of_every_client_has_something(rows_file: Path, asked: Any):
+def test_every_part_of_every_client_has_something(rows_file, asked):
     for task, make in MAKERS.items():
         for shard in make(asked(task, data=str(rows_file))):
             for part in (shard.train, shard.validation, shard.test):
@@ -160,9 +152,7 @@ def test_every_part_of_every_client_has_something(rows_file: Path, asked: Any):
                 assert int((part["labels"] != -100).sum()) >= 0
 
 
-def test_the_example_of_a_text_ends_as_the_model_s_own_tokenizer_ends_texts(
-    tmp_path: Path, asked: Any
-):
+def test_the_example_of_a_text_ends_as_the_model_s_own_tokenizer_ends_texts(tmp_path, asked):
     """T5 and BART pool the end as classifiers; the lengths are those of any example."""
     characters("seq2seq").tokenizer.save_pretrained(tmp_path)
     config = asked("text-classification", model=str(tmp_path), length=12)
@@ -175,7 +165,7 @@ def test_the_example_of_a_text_ends_as_the_model_s_own_tokenizer_ends_texts(
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["bytes", "own tokenizer"])
-def test_what_is_cut_or_unknown_is_counted_as_by_hand(own: bool, tmp_path: Path, asked: Any):
+def test_what_is_cut_or_unknown_is_counted_as_by_hand(own, tmp_path, asked):
     """Of texts with the lengths 1 to 40, of which some end in a letter that is not ASCII."""
     characters("classify").tokenizer.save_pretrained(tmp_path / "own")
     texts = ["x" * n + ("é" if n % 4 == 0 and n < 16 else "") for n in range(1, 41)]
@@ -196,7 +186,7 @@ def test_what_is_cut_or_unknown_is_counted_as_by_hand(own: bool, tmp_path: Path,
     assert (f"unknown to the model's symbols: 3 of {seen}" in lines[0]) == own
 
 
-def test_what_is_left_out_of_texts_is_in_the_summary_and_the_report(tmp_path: Path):
+def test_what_is_left_out_of_texts_is_in_the_summary_and_the_report(tmp_path):
     rows = [{"text": "x" * 20, "label": "ab"[i % 2]} for i in range(40)]
     Dataset.from_list(rows).to_csv(tmp_path / "rows.csv", index=False)
     keys = {"task": "text-classification", "data": str(tmp_path / "rows.csv"), "length": 8}

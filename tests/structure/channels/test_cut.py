@@ -65,7 +65,7 @@ def pair(name: str, sparsity: float) -> tuple[nn.Module, nn.Module, Masks, list[
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("name", NETS)
-def test_cut_equals_masked(name: str, sparsity: float, training: bool) -> None:
+def test_cut_equals_masked(name, sparsity, training):
     net, cut, _, edits, seen = pair(name, sparsity)
     whole, _, _ = net_of(name)
     assert edits
@@ -83,7 +83,7 @@ def test_cut_equals_masked(name: str, sparsity: float, training: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_what_is_masked_is_what_is_cut(name: str) -> None:
+def test_what_is_masked_is_what_is_cut(name):
     net, cut, masks, _, _ = pair(name, 0.45)
     small = state_of(cut)
     assert small.keys() == state_of(net).keys()
@@ -100,7 +100,7 @@ def flops(net: nn.Module, seen: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def test_flops_fall_with_every_layer_that_was_cut() -> None:
+def test_flops_fall_with_every_layer_that_was_cut():
     net, cut, masks, _, seen = pair("residual", 0.45)
     pixels = {"stem": 36, "one": 36, "two": 36, "three": 9, "side": 9, "hidden": 1, "head": 1}
     counted = {n: net.get_parameter(f"{n}.weight").numel() for n in pixels}
@@ -110,7 +110,7 @@ def test_flops_fall_with_every_layer_that_was_cut() -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_step_of_training_is_the_same_one(name: str) -> None:
+def test_a_step_of_training_is_the_same_one(name):
     net, cut, masks, edits, seen = pair(name, 0.45)
     gen = torch.Generator().manual_seed(3)
     target = torch.randn(len(seen), 3, generator=gen, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_a_step_of_training_is_the_same_one(name: str) -> None:
         assert (state_of(cut)[n] - value).abs().max() <= 1e-9, n
 
 
-def test_a_cut_net_is_an_ordinary_one() -> None:
+def test_a_cut_net_is_an_ordinary_one():
     net, cut, _, edits, seen = pair("depthwise", 0.45)
     again = pickle.loads(pickle.dumps(copy.deepcopy(cut)))
     assert torch.equal(again(seen), cut(seen))
@@ -142,7 +142,7 @@ def test_a_cut_net_is_an_ordinary_one() -> None:
     assert cut.hidden.in_features == 9 * kept.get("down", 4)
 
 
-def test_frozen_stays_frozen_and_other_parameters_stay_the_same_objects() -> None:
+def test_frozen_stays_frozen_and_other_parameters_stay_the_same_objects():
     net, _, _ = net_of("residual")
     net.norm1.weight.requires_grad_(False)
     head = net.head.weight
@@ -162,13 +162,13 @@ def test_frozen_stays_frozen_and_other_parameters_stay_the_same_objects() -> Non
         (Edit("channel", "one", (1, 4)), r"kept \[1, 4\]; allowed: some of 0 to 3"),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(edit: Edit, message: str) -> None:
+def test_edits_that_do_not_fit_are_refused(edit, message):
     net, _, _ = net_of("residual")
     with pytest.raises(ValueError, match=message):
         cut_channels(net, edit)
 
 
-def test_edits_of_several_groups_commute() -> None:
+def test_edits_of_several_groups_commute():
     net, again = net_of("concat")[0], net_of("concat")[0]
     groups = channel_groups(net, layout_of(net, output=["head"]).prunable)
     edits = [Edit("channel", g.path, (0, len(g.parts[0].index) - 1)) for g in groups]
@@ -177,7 +177,7 @@ def test_edits_of_several_groups_commute() -> None:
 
 
 @pytest.mark.parametrize("name", ["residual", "concat"])
-def test_the_score_of_removing_a_channel_is_what_cutting_it_does_to_the_loss(name: str) -> None:
+def test_the_score_of_removing_a_channel_is_what_cutting_it_does_to_the_loss(name):
     net, seen, head = net_of(name)
     layout = layout_of(net, output=[head])
     part = {"images": seen, "labels": torch.arange(len(seen)) % 3}
@@ -199,7 +199,7 @@ def test_the_score_of_removing_a_channel_is_what_cutting_it_does_to_the_loss(nam
             number += 1
 
 
-def test_a_channel_s_gradient_times_weights_is_that_of_a_gate_behind_it() -> None:
+def test_a_channel_s_gradient_times_weights_is_that_of_a_gate_behind_it():
     """Seed 001's contribution |sum of w dL/dw|: the reader's columns hold all of it."""
     net, seen, head = net_of("plain")
     gate = torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
@@ -217,7 +217,7 @@ def test_a_channel_s_gradient_times_weights_is_that_of_a_gate_behind_it() -> Non
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_cuts_follow_on_cuts_in_original_indices(name: str) -> None:
+def test_cuts_follow_on_cuts_in_original_indices(name):
     dense, seen, head = net_of(name)
     layout = layout_of(dense, output=[head])
     first = edits_of(masks_of(dense, layout, 0.3), layout)
@@ -234,7 +234,7 @@ def test_cuts_follow_on_cuts_in_original_indices(name: str) -> None:
     assert twice(seen).shape == dense(seen).shape
 
 
-def test_a_group_without_any_channel_left_keeps_one_that_stays_masked() -> None:
+def test_a_group_without_any_channel_left_keeps_one_that_stays_masked():
     net, seen, head = net_of("plain")
     layout = layout_of(net, output=[head])
     labels = unit_labels(layout, "channel")
@@ -249,7 +249,7 @@ def test_a_group_without_any_channel_left_keeps_one_that_stays_masked() -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), [("plain", "hidden"), ("residual", "two")])
-def test_channels_are_cut_from_factors_like_from_any_layer(name: str, path: str) -> None:
+def test_channels_are_cut_from_factors_like_from_any_layer(name, path):
     net, seen, head = net_of(name)
     cuts = [Edit("channel", g.path, (0, 2)) for g in layout_of(net, output=[head]).structure.groups]
     rank = Edit("rank", path, (4,))

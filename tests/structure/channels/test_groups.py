@@ -14,7 +14,7 @@ def found(net: nn.Module, head: str = "head") -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_groups_are_counted_right(name: str) -> None:
+def test_groups_are_counted_right(name):
     net, _, head = net_of(name)
     assert found(net, head) == CHANNELS[name]
 
@@ -73,9 +73,7 @@ class Norm(nn.Module):
         (lambda x: x + x.mean(1, keepdim=True), 4, False),
     ],
 )
-def test_an_operation_that_is_not_known_fixes_what_it_meets(
-    between: object, width: int, safe: bool
-) -> None:
+def test_an_operation_that_is_not_known_fixes_what_it_meets(between, width, safe):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Odd(between, width).eval()
@@ -93,7 +91,7 @@ class Untraceable(nn.Module):
         return self.second(self.first(x)) if x.sum() > 0 else self.second(-self.first(x))
 
 
-def test_what_cannot_be_traced_has_no_channels_and_keeps_its_modes() -> None:
+def test_what_cannot_be_traced_has_no_channels_and_keeps_its_modes():
     net = Untraceable()
     net.first.eval()
     assert found(net, "second") == {}
@@ -113,11 +111,11 @@ class Train(nn.Module):
         return out + x.cumsum(1).sum() if self.training else out
 
 
-def test_both_modes_are_looked_at() -> None:
+def test_both_modes_are_looked_at():
     assert found(Train()) == {}
 
 
-def test_a_layer_that_is_called_twice_couples_what_it_reads() -> None:
+def test_a_layer_that_is_called_twice_couples_what_it_reads():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -136,7 +134,7 @@ def test_a_layer_that_is_called_twice_couples_what_it_reads() -> None:
     assert found(net) == {}
 
 
-def test_a_reader_that_is_spared_keeps_its_channels() -> None:
+def test_a_reader_that_is_spared_keeps_its_channels():
     net, _, _ = net_of("plain")
     layout = layout_of(net, output=["head"], exclude=["hidden.*"])
     assert [g.path for g in layout.structure.groups] == ["features.0"]
@@ -144,7 +142,7 @@ def test_a_reader_that_is_spared_keeps_its_channels() -> None:
     assert [(p.tensor, p.axis) for p in producer.parts] == [("features.4.weight", "column")]
 
 
-def test_columns_are_a_kernel_or_a_picture_wide() -> None:
+def test_columns_are_a_kernel_or_a_picture_wide():
     net, _, _ = net_of("plain")
     first, second = channel_groups(net, layout_of(net, output=["head"]).prunable)
     assert [(p.tensor, p.axis, list(p.index.shape)) for p in (*first.parts, *second.parts)] == [
@@ -171,14 +169,14 @@ class Functional(nn.Module):
         return self.head(f.elu(self.fc(x.reshape(x.shape[0], -1))))
 
 
-def test_functions_are_followed_as_layers_are() -> None:
+def test_functions_are_followed_as_layers_are():
     net = Functional()
     assert found(net) == {"one": 6, "two": 5}
     net.forward = lambda x: Functional.forward(net, x) + net.one(x).mean()
     assert found(net) == {}, "not what tracing looks at"
 
 
-def test_hooks_are_not_seen_by_tracing() -> None:
+def test_hooks_are_not_seen_by_tracing():
     net = Functional()
     net.two.register_forward_hook(lambda _layer, _args, out: out.flip(1))
     assert found(net) == {}
@@ -192,10 +190,10 @@ class Reading(Functional):
         return super().forward(x + nn.functional.conv2d(x, self.one.weight[:2], padding=1))
 
 
-def test_a_layer_whose_weight_another_reads_is_not_cut() -> None:
+def test_a_layer_whose_weight_another_reads_is_not_cut():
     assert found(Reading()) == {"two": 5}
 
 
-def test_instances_are_normalised_channel_by_channel_in_maps_only() -> None:
+def test_instances_are_normalised_channel_by_channel_in_maps_only():
     rows = nn.Sequential(nn.Linear(3, 4), nn.InstanceNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
     assert found(rows, "3") == {}
