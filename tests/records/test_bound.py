@@ -26,7 +26,7 @@ from fedprune.records.folder import (
 from fedprune.runtime.files import read_verified, write_atomically, write_verified
 from fedprune.server.state import State
 from tests.records.harm import all_refused
-from tests.runs import cut_short, tiny
+from tests.runs import Killed, cut_short, tiny
 
 
 @pytest.fixture(scope="module")
