@@ -210,9 +210,10 @@ def _colluders(terms: Terms) -> str:
     return (
         f" In a sum of {terms.cohort} clients a server that tells clients different things needs "
         f"at least {terms.colluders} of a client's {terms.neighbours} neighbours to open its "
-        f"vector, one that only looks {terms.threshold}. Clients sign who is in the sum with keys "
-        "made for it, so that all open the same one; a server that makes up clients is not stopped "
-        "by that."
+        f"vector, one that only looks {terms.threshold}. Clients sign who is in the sum, so that "
+        "all open the same one. That is of clients whose keys are genuine: devices that know the "
+        "keys of all others (signing-key and signers in their node config) compute with nobody "
+        "else, whatever the server shows them; the others take the server's word."
     )
 
 

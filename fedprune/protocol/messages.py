@@ -155,7 +155,7 @@ class Aggregate:
         tries: how often a secure sum was begun; 0: answers were added in the open.
         norms: of the values, one by one as `answered`, where a bound is on them; else empty.
         loud: partition and size of the largest value of changes that hold one beyond `LOUD`.
-        notices: what is worth knowing about who was there to be asked.
+        notices: what is worth knowing about who was asked, or could not be.
     """
 
     total: Tensor | None = None

@@ -54,6 +54,11 @@ def before(c: RunConfig) -> list[str]:
             for who, n in others_of(c).items()
         ]
         out += ["  keys        simulated: they follow from the seed"] * keys_follow(c)
+        if c.engine == "flower":
+            out += [
+                "  keys        genuine to devices with signing-key and signers; to others as the",
+                "              server says",
+            ]
     return out
 
 

@@ -38,7 +38,7 @@ from fedprune.secagg.client import (
     revealed,
     shares_of,
 )
-from fedprune.secagg.keys import Keys, keys_of
+from fedprune.secagg.keys import Keys, keys_of, parted
 from fedprune.secagg.messages import (
     Call,
     Reply,
@@ -46,6 +46,7 @@ from fedprune.secagg.messages import (
     reply_packet,
 )
 from fedprune.secagg.primitives import derived
+from fedprune.secagg.register import Register, check_vouched, vouched
 from fedprune.secagg.ring import Ring
 from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
 from fedprune.secagg.terms import Terms, terms_of
@@ -80,7 +81,8 @@ def seeds_from(secret: bytes, session: bytes) -> Seeds:
 class _Sitting:
     """One stage, as a host serves it: what is asked, under which terms, with whose secrets.
 
-    They are `kept` where they do not follow from the configuration.
+    They are `kept` where they do not follow from the configuration, and shown with a signature
+    where there is a `register`.
     """
 
     host: Host
@@ -89,6 +91,7 @@ class _Sitting:
     roster: dict[int, Keys]
     seeds: Seeds
     kept: bool
+    register: Register | None
 
 
 def serve_call(
@@ -98,6 +101,7 @@ def serve_call(
     seeds: Seeds | None = None,
     packet: Packet | None = None,
     tick: Tick | None = None,
+    register: Register | None = None,
 ) -> Reply:
     """What a host's partitions say in one stage; one that fails is left out and named.
 
@@ -109,14 +113,17 @@ def serve_call(
             simulation keeps none. Secret noise is the operating system's even then.
         packet: the question, in the stage "masked".
         tick: told about every partition that was asked for its vector.
+        register: who is who, on a device that knows: keys of others count only with a signature.
 
     Raises:
-        ValueError: terms that nobody should agree to.
+        ValueError: terms that nobody should agree to, or keys that somebody else may have made.
     """
     terms = terms_of(host.config, call.session, call.members)
-    roster = {p: Keys.from_bytes(keys) for p, keys in call.roster.items()}
-    known = seeds_of(host.config, call.session)
-    sitting = _Sitting(host, call, terms, roster, seeds or known, kept=seeds is not None)
+    if register is not None:
+        check_vouched(register, call.roster, terms)
+    roster = {p: parted(shown)[0] for p, shown in call.roster.items()}
+    known, kept = seeds_of(host.config, call.session), seeds is not None
+    sitting = _Sitting(host, call, terms, roster, seeds or known, kept, register)
     if call.stage == "masked":
         if packet is None:
             raise ValueError("the question is missing")
@@ -126,7 +133,9 @@ def serve_call(
 
 def _keys(s: _Sitting, partitions: Sequence[int]) -> Reply:
     def one(p: int) -> Reply:
-        return Reply(keys={p: keys_of(s.seeds(p), s.terms).as_bytes})
+        keys = keys_of(s.seeds(p), s.terms)
+        shown = vouched(s.register, p, keys, s.terms) if s.register else keys.as_bytes
+        return Reply(keys={p: shown})
 
     return _each(s, partitions, one)
 

@@ -19,6 +19,9 @@ from fedprune.secagg.terms import Terms
 
 KEY = 32
 
+_SIGNATURES = (0, 64, 96, 132)
+"""Bytes of a signature beside keys: none, or by the kind of key (`fedprune.secagg.register`)."""
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -51,6 +54,18 @@ class Keys:
         if len(data) != 4 * KEY:
             raise ValueError(f"keys of a secure sum have {4 * KEY} bytes, not {len(data)}")
         return cls(*(data[at : at + KEY] for at in range(0, 4 * KEY, KEY)))
+
+
+def parted(shown: bytes) -> tuple[Keys, bytes]:
+    """The keys that a client shows, and the signature that follows them; b"" where there is none.
+
+    Raises:
+        ValueError: they have another size.
+    """
+    keys, signature = shown[: 4 * KEY], shown[4 * KEY :]
+    if len(signature) not in _SIGNATURES:
+        raise ValueError(f"a signature beside keys has no {len(signature)} bytes")
+    return Keys.from_bytes(keys), signature
 
 
 @dataclass(frozen=True)

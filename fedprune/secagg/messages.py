@@ -28,7 +28,7 @@ from fedprune.protocol.messages import (
 from fedprune.protocol.questions import Broadcast
 from fedprune.protocol.replies import check_spoken
 from fedprune.runtime.json_text import read_object
-from fedprune.secagg.keys import Keys
+from fedprune.secagg.keys import parted
 from fedprune.secagg.ring import Ring, ring_type
 
 Table = Mapping[int, Mapping[int, bytes]]
@@ -43,7 +43,7 @@ class Call:
         stage: keys, shares, masked, confirm, unmask.
         session: the name of the sum.
         members: everyone who was asked for keys, ascending.
-        roster: everyone's public keys, by their owner.
+        roster: everyone's public keys, and the signature that came with them, by their owner.
         shared: whose shares came ("masked", "confirm", "unmask").
         summed: whose vectors came ("confirm", "unmask").
         sealed: receiver to sender to encrypted share ("unmask").
@@ -69,7 +69,7 @@ class Reply:
     """What clients say in one stage, for one host or for all.
 
     Attributes:
-        keys: public keys, by their owner ("keys").
+        keys: public keys, and a device's signature of them, by their owner ("keys").
         shares: sender to receiver to encrypted share ("shares"), or sender to owner to share
             ("unmask").
         total: the sum of masked vectors ("masked").
@@ -219,7 +219,7 @@ def reply_of(
         about = read_object(packet.fields["about"], longest_about(len(asked)))
         keys = _owned(packet.buffers.get("keys", b""))
         reply = Reply(
-            {p: Keys.from_bytes(given).as_bytes for p, given in keys.items()},
+            {p: given for p, given in keys.items() if parted(given)},
             table_of(packet.buffers.get("shares", b"")),
             _vector(packet.buffers.get("total"), bits, length),
             tuple(int(p) for p in about["summed"]),

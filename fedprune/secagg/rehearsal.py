@@ -79,7 +79,7 @@ def rehearse(
         received = {one: sent[one][member] for one in sent if member in sent[one]}
         shares[member] = revealed(seeds[member], member, roster, received, *told, said)
     assert total is not None  # `enough` saw to it
-    return Rehearsed(unmasked(total, roster, shared, summed, shares, terms), summed)
+    return Rehearsed(unmasked(total, roster, shared, summed, shares, terms).total, summed)
 
 
 def _require(lacking: str) -> None:

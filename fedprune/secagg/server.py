@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
+from fedprune.secagg.decoding import astray
 from fedprune.secagg.graph import enough, neighbours_of
 from fedprune.secagg.keys import (
     KEY,
@@ -21,7 +23,29 @@ from fedprune.secagg.terms import Terms
 
 
 class Unrecoverable(ValueError):
-    """The sum cannot be opened; nothing has been learned but that. Says why."""
+    """The sum cannot be opened; nothing has been learned but that. Says why.
+
+    Attributes:
+        dealer: the client whose own fault it is; -1 where nobody can tell.
+    """
+
+    def __init__(self, text: str, dealer: int = -1) -> None:
+        super().__init__(text)
+        self.dealer = dealer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sum that could be opened.
+
+    Attributes:
+        total: the sum of the vectors, in the ring.
+        wrong: client to the clients of whose secret it showed another share than most did; either
+            of the two may have lied. Looked for only where a secret was not right at once.
+    """
+
+    total: Ring
+    wrong: Mapping[int, Collection[int]]
 
 
 def unmasked(
@@ -31,12 +55,14 @@ def unmasked(
     summed: Collection[int],
     shares: Mapping[int, Mapping[int, bytes]],
     terms: Terms,
-) -> Ring:
+) -> Opened:
     """The sum of the vectors of `summed`, in the ring.
 
     Restores the own masks of those summed and the masking keys of those who shared and then
     dropped out (Bonawitz et al., eprint 2017/281, figure 4, round 4), compares each with what its
-    client showed, takes the masks away and compares the sum of tags.
+    client showed, takes the masks away and compares the sum of tags. Wrong shares are found and
+    left out as long as they are at most half of those beyond the threshold, or the only one where
+    one more came (`fedprune.secagg.decoding`).
 
     Args:
         total: the sum of the masked vectors of `summed`; left as it is.
@@ -47,8 +73,8 @@ def unmasked(
         terms: of this sum.
 
     Raises:
-        Unrecoverable: too few shares, a share is wrong, or `total` is not the sum it should be. A
-            wrong sum passes with probability 2^-bits if by accident; a client that lies about its
+        Unrecoverable: too few shares, too many wrong ones, or `total` is not the sum it should be.
+            A wrong sum passes with probability 2^-bits if by accident; a client that lies about its
             own vector or its masks is not found out.
     """
     adding, sharing = frozenset(summed), frozenset(shared)
@@ -59,50 +85,95 @@ def unmasked(
         raise Unrecoverable(lacking)
     if total.dtype != ring_type(terms.bits) or total.ndim != 1 or not len(total):
         raise Unrecoverable(f"the sum of masked vectors is not a flat one of uint{terms.bits}")
+    secrets = {
+        owner: _restored(owner, roster, adding, shares, terms)
+        for owner in sorted(sharing)
+        if owner in adding or adding.intersection(neighbours_of(owner, terms))
+    }
     context, out = mask_context(roster, sharing, terms), total.copy()
-    for key, add in _to_cancel(roster, sharing, adding, shares, terms, context):
-        mask(out, key, add=add)
+    for owner, found in secrets.items():
+        for key, add in _to_cancel(owner, found.secret, roster, adding, terms, context):
+            mask(out, key, add=add)
     if int(out[-1]) != sum(tag(member, terms) for member in adding) % 2**terms.bits:
         raise Unrecoverable("the masks do not cancel: other vectors are in the sum than was said")
-    return out[:-1]
+    return Opened(out[:-1], _wrong(secrets, shares, terms))
 
 
 def _to_cancel(
+    owner: int,
+    secret: bytes,
     roster: Mapping[int, Keys],
-    sharing: frozenset[int],
     adding: frozenset[int],
-    shares: Mapping[int, Mapping[int, bytes]],
     terms: Terms,
     context: bytes,
 ) -> Iterator[tuple[bytes, bool]]:
-    """The keys of the masks that are still in the sum, and whether to add them."""
-    for owner in sorted(sharing):
-        near = adding.intersection(neighbours_of(owner, terms))
+    """The keys of the masks of one client that are still in the sum, and whether to add them."""
+    if owner in adding:
+        yield own_mask(secret, context), False
+        return
+    for member in sorted(adding.intersection(neighbours_of(owner, terms))):
+        # The lower one of a pair added, the other took away.
+        yield pair_mask(secret, roster[member].masking, owner, member, context), owner < member
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """A secret, and the members whose shares of it were found to be wrong."""
+
+    secret: bytes
+    wrong: frozenset[int] = frozenset()
+
+
+def _restored(
+    owner: int,
+    roster: Mapping[int, Keys],
+    adding: Collection[int],
+    shares: Mapping[int, Mapping[int, bytes]],
+    terms: Terms,
+) -> _Restored:
+    """The secret of `owner`, from shares of as many neighbours as it takes."""
+    held, t = _held(owner, shares, terms), terms.threshold
+    if len(held) < t:
+        raise Unrecoverable(f"{len(held)} shares of client {owner} came, fewer than {t}")
+
+    def without(wrong: Collection[int]) -> bytes:
+        return combine({x: held[x] for x in [x for x in sorted(held) if x not in wrong][:t]})
+
+    def right(secret: bytes) -> bool:
         if owner in adding:
-            own = _restored(owner, shares, terms)
-            if commitment(own, terms) != roster[owner].own:
-                raise Unrecoverable(f"the shares of client {owner}'s own mask are wrong")
-            yield own_mask(own, context), False
-        elif near:
-            private = _restored(owner, shares, terms)
-            if public_of(private) != roster[owner].masking:
-                raise Unrecoverable(f"the shares of client {owner}'s masking key are wrong")
-            for member in sorted(near):  # the lower one of a pair added, the other took away
-                key = pair_mask(private, roster[member].masking, owner, member, context)
-                yield key, owner < member
+            return commitment(secret, terms) == roster[owner].own
+        return public_of(secret) == roster[owner].masking
+
+    if right(first := without(())):
+        return _Restored(first)
+    found = astray(held, t) if len(held) > t else None
+    single = [frozenset({x}) for x in held] if len(held) == t + 1 else []
+    for wrong in [found] if found is not None else single:
+        if right(secret := without(wrong)):
+            return _Restored(secret, frozenset(terms.members[x - 1] for x in wrong))
+    what = "own mask" if owner in adding else "masking key"
+    dealer = -1 if found is None else owner  # most shares agree, and on another secret
+    raise Unrecoverable(f"the shares of client {owner}'s {what} are wrong", dealer)
 
 
-def _restored(owner: int, shares: Mapping[int, Mapping[int, bytes]], terms: Terms) -> bytes:
-    """The secret of `owner`, from the first shares of as many neighbours as it takes."""
-    held = {
-        terms.points[holder]: shares[holder][owner]
-        for holder in neighbours_of(owner, terms)
-        if owner in shares.get(holder, {})
-    }
-    if len(held) < terms.threshold:
-        raise Unrecoverable(
-            f"{len(held)} shares of client {owner} came, fewer than {terms.threshold}"
-        )
-    if any(len(share) != KEY for share in held.values()):
-        raise Unrecoverable(f"a share of client {owner} has another size")
-    return combine({point: held[point] for point in sorted(held)[: terms.threshold]})
+def _held(owner: int, shares: Mapping[int, Mapping[int, bytes]], terms: Terms) -> dict[int, bytes]:
+    """The shares of `owner` that came, by the point; of another size they are none."""
+    came = {m: shares[m].get(owner, b"") for m in neighbours_of(owner, terms) if m in shares}
+    return {terms.points[m]: share for m, share in came.items() if len(share) == KEY}
+
+
+def _wrong(
+    secrets: Mapping[int, _Restored], shares: Mapping[int, Mapping[int, bytes]], terms: Terms
+) -> dict[int, frozenset[int]]:
+    """Of everyone who showed a wrong share, of whose secrets all of its shares are wrong."""
+    suspects = frozenset().union(*(found.wrong for found in secrets.values()))
+
+    def lies(holder: int, owner: int) -> bool:
+        if owner not in secrets or len(shares[holder][owner]) != KEY:
+            return True
+        held, at = _held(owner, shares, terms), terms.points[holder]
+        others = [x for x in sorted(held) if terms.members[x - 1] not in suspects]
+        some = {x: held[x] for x in [at, *others[: terms.threshold - 1]]}
+        return len(some) == terms.threshold and combine(some) != secrets[owner].secret
+
+    return {h: frozenset(o for o in shares[h] if lies(h, o)) for h in sorted(suspects)}

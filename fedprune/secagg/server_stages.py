@@ -20,7 +20,7 @@ from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.secagg.client import confirming
 from fedprune.secagg.graph import enough
-from fedprune.secagg.keys import Keys
+from fedprune.secagg.keys import KEY, Keys, parted
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
@@ -29,10 +29,17 @@ from fedprune.secagg.messages import (
     call_for,
     call_packet,
 )
+from fedprune.secagg.primitives import TAG
 from fedprune.secagg.ring import Ring
 from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.shared_noise import fewest_left, noises_of
-from fedprune.secagg.strangers import unreadable, wrong_keys, wrong_shares
+from fedprune.secagg.strangers import (
+    unreadable,
+    unsigned,
+    wrong_keys,
+    wrong_shares,
+    wrong_shown,
+)
 from fedprune.secagg.terms import Terms, terms_of
 from fedprune.secagg.vectors import (
     folded_from,
@@ -41,6 +48,8 @@ from fedprune.secagg.vectors import (
     widened,
 )
 from fedprune.structure.layout import Layout
+
+_DEALT = "shares of another secret than it showed"
 
 TRIES = 2
 """How often a sum is tried: with everyone, and with who was left."""
@@ -113,6 +122,7 @@ class _Course:
         transport: puts a stage to partitions.
         failures: who dropped out, and why.
         coarse: field to the steps by which its range was widened.
+        notices: who lied in a way that changed no sum.
         up: bytes that devices would have sent.
         down: bytes that they would have received.
     """
@@ -123,6 +133,7 @@ class _Course:
     transport: Transport
     failures: dict[int, Failure] = field(default_factory=dict)
     coarse: Mapping[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
     up: int = 0
     down: int = 0
 
@@ -166,6 +177,7 @@ class _Course:
             bytes_up=self.up,
             bytes_down=self.down,
             tries=tries,
+            notices=tuple(self.notices),
         )
 
 
@@ -268,14 +280,12 @@ def _opened(
     """
     call = Call("keys", terms.session, terms.members, coarse=course.coarse)
     said_keys = course.put(call, terms.members).keys
-    roster = {p: Keys.from_bytes(keys) for p, keys in said_keys.items()}
+    roster = {p: parted(shown)[0] for p, shown in said_keys.items()}
     roster = course.without(wrong_keys(roster), roster, "keys")
     call = replace(call, stage="shares", roster={p: said_keys[p] for p in roster})
     _require("keys", roster, roster, terms)
 
-    sent = course.put(call, roster).shares
-    sent = course.without(wrong_shares(sent, roster, terms), sent, "shares")
-    _require("shares", roster, sent, terms)
+    sent = _shares(course, call, roster, terms)
     call = replace(call, stage="masked", shared=frozenset(sent))
 
     came = course.put(replace(call, open=open_), sent, enclosed)
@@ -299,16 +309,50 @@ def _opened(
     sealed = {p: sealed[p] for p in said}
 
     call = replace(call, stage="unmask", sealed=sealed, said=said)
-    last = course.put(call, said)
-    shown = last.shares
     assert came.total is not None  # somebody is in it
+    return _unmasked(course, call, roster, came.total, terms), tuple(sorted(summed))
+
+
+def _unmasked(
+    course: _Course, call: Call, roster: Mapping[int, Keys], total: Ring, terms: Terms
+) -> Ring:
+    """The stage "unmask", of those who confirmed, and the sum.
+
+    Raises:
+        _Void: it cannot be opened.
+    """
+    reply = course.put(call, call.said)
+    odd = wrong_shares(reply.shares, call.shared, terms, KEY)
+    shown = course.without(odd, reply.shares, "unmask")
     try:
-        total = unmasked(came.total, roster, call.shared, summed, shown, terms)
+        opened = unmasked(total, roster, call.shared, call.summed, shown, terms)
     except Unrecoverable as error:
-        unread, by = unreadable(last.failures, summed, terms)
-        left = course.without(unread, dict.fromkeys({*shown, *by}), "shares")
+        unread, by = unreadable(reply.failures, call.summed, terms)
+        wrong = unread | ({error.dealer: _DEALT} if error.dealer in terms.members else {})
+        left = course.without(wrong, dict.fromkeys({*shown, *by}), "shares")
         raise _Void(str(error), left) from None
-    return total, tuple(sorted(summed))
+    course.notices += wrong_shown(odd, opened.wrong, shown)
+    return opened.total
+
+
+def _shares(
+    course: _Course, call: Call, roster: Mapping[int, Keys], terms: Terms
+) -> dict[int, Mapping[int, bytes]]:
+    """The stage "shares".
+
+    Raises:
+        _Void: too few were left, or devices do not take keys of others for theirs.
+    """
+    reply = course.put(call, roster)
+    sent = course.without(
+        wrong_shares(reply.shares, roster, terms, 2 * KEY + TAG), reply.shares, "shares"
+    )
+    stray, by = unsigned(reply.failures, roster)
+    if stray:
+        left = course.without(stray, dict.fromkeys({*sent, *by}), "keys")
+        raise _Void("devices do not take the keys of others for theirs", left)
+    _require("shares", roster, sent, terms)
+    return sent
 
 
 def _require(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from fedprune.protocol.messages import Failure
 from fedprune.secagg.client import UNREADABLE
 from fedprune.secagg.graph import neighbours_of
 from fedprune.secagg.keys import KEY, Keys
-from fedprune.secagg.primitives import TAG, agreed
+from fedprune.secagg.primitives import agreed
+from fedprune.secagg.register import UNSIGNED
 from fedprune.secagg.terms import Terms
 
 _ANY_KEY = bytes(range(KEY))
@@ -41,15 +42,15 @@ def _useful(public: bytes) -> bool:
 
 
 def wrong_shares(
-    sent: Mapping[int, Mapping[int, bytes]], roster: Mapping[int, Keys], terms: Terms
+    sent: Mapping[int, Mapping[int, bytes]], there: Collection[int], terms: Terms, size: int
 ) -> dict[int, str]:
-    """The clients whose shares are not one for each neighbour in the roster, of the right size."""
+    """The clients whose shares are not one for each neighbour there, of `size` bytes."""
     wrong = {}
     for member, shares in sent.items():
-        near = {p for p in neighbours_of(member, terms) if p in roster}
+        near = {p for p in neighbours_of(member, terms) if p in there}
         if shares.keys() != near:
             wrong[member] = "shares are not one for each neighbour"
-        elif any(len(share) != 2 * KEY + TAG for share in shares.values()):
+        elif any(len(share) != size for share in shares.values()):
             wrong[member] = "shares of another size"
     return wrong
 
@@ -61,11 +62,61 @@ def unreadable(
 
     One neighbour alone that says so may lie.
     """
+
+    def judges(culprit: int) -> set[int]:
+        near = neighbours_of(culprit, terms) if culprit in terms.members else ()
+        return set(near).intersection(summed)
+
+    wrong, told = _blamed(failures, UNREADABLE.format(r"(\d{1,18})"), judges)
+    return dict.fromkeys(wrong, "shares that its neighbours could not read"), told
+
+
+def wrong_shown(
+    odd: Mapping[int, str],
+    wrong: Mapping[int, Collection[int]],
+    shown: Mapping[int, Mapping[int, bytes]],
+) -> list[str]:
+    """What there is to say of clients who showed wrong shares at the end of a sum that is right.
+
+    Args:
+        odd: what is wrong of clients' shares at a glance (`wrong_shares`).
+        wrong: client to the clients of whose secret its share was wrong (`Opened.wrong`).
+        shown: what each client revealed.
+
+    Who is wrong about more than half of its neighbours has lied; else that neighbour may have, who
+    dealt the share.
+    """
+    ends = "the secure sum is right without them"
+    out = [f"client {member} showed {why}; {ends}" for member, why in sorted(odd.items())]
+    for member, owners in sorted(wrong.items()):
+        if 2 * len(owners) > len(shown[member]):
+            out.append(f"client {member} showed wrong shares; {ends}")
+        elif owners:
+            dealt = ", ".join(map(str, sorted(owners)))
+            out.append(f"client {member} showed, or client {dealt} dealt, wrong shares; {ends}")
+    return out
+
+
+def unsigned(
+    failures: Iterable[Failure], roster: Collection[int]
+) -> tuple[dict[int, str], set[int]]:
+    """Whose keys more than half of the others say are not its SuperNode's, and who said so."""
+
+    def judges(culprit: int) -> set[int]:
+        return set(roster) - {culprit} if culprit in roster else set()
+
+    signed = [f for f in failures if UNSIGNED in f.reason]
+    wrong, told = _blamed(signed, r"client (\d{1,18}) \(", judges)
+    return dict.fromkeys(wrong, "keys that others do not know as its SuperNode's"), told
+
+
+def _blamed(
+    failures: Iterable[Failure], pattern: str, judges: Callable[[int], set[int]]
+) -> tuple[set[int], set[int]]:
+    """Whom more than half of its judges blame by their reasons, and those who did."""
     by: dict[int, set[int]] = {}
     for failure in failures:
-        if found := re.search(UNREADABLE.format(r"(\d{1,18})"), failure.reason):
-            by.setdefault(int(found[1]), set()).add(failure.partition)
-    near = {p: set(neighbours_of(p, terms)).intersection(summed) for p in by if p in terms.members}
-    wrong = {p for p, there in near.items() if 2 * len(by[p] & there) > len(there)}
-    told = {p for culprit in wrong for p in by[culprit]}
-    return dict.fromkeys(wrong, "shares that its neighbours could not read"), told
+        for found in re.findall(pattern, failure.reason):
+            by.setdefault(int(found), set()).add(failure.partition)
+    wrong = {p for p in by if 2 * len(by[p] & judges(p)) > len(judges(p))}
+    return wrong, {p for culprit in wrong for p in by[culprit]} - wrong

@@ -23,6 +23,8 @@ from fedprune.secagg.keys import (
 from fedprune.secagg.primitives import mask
 from fedprune.secagg.ring import ring_type
 from fedprune.secagg.server import Unrecoverable, unmasked
+from fedprune.secagg.shamir import split
+from fedprune.secagg.strangers import wrong_shown
 from fedprune.secagg.terms import Terms
 
 TERMS = Terms(b"session", tuple(range(6)), 5, 4, 64)
@@ -71,7 +73,7 @@ def test_the_sum_is_opened(bits):
     roster, hidden, shares = played(summed, shared, terms)
     total = added(hidden.values())
     before = total.copy()
-    opened = unmasked(total, roster, shared, summed, shares, terms)
+    opened = unmasked(total, roster, shared, summed, shares, terms).total
     assert opened.dtype == ring_type(bits)
     np.testing.assert_array_equal(opened, added(vector(m, terms) for m in summed))
     np.testing.assert_array_equal(total, before)
@@ -82,7 +84,7 @@ def test_any_four_of_five_holders_are_enough_and_any_three_are_not():
     total = added(hidden.values())
     for kept in itertools.combinations(range(6), 5):
         some = {m: shares[m] for m in kept}
-        opened = unmasked(total, roster, EVERYONE, EVERYONE, some, TERMS)
+        opened = unmasked(total, roster, EVERYONE, EVERYONE, some, TERMS).total
         np.testing.assert_array_equal(opened, added(map(vector, EVERYONE)))
     for kept in itertools.combinations(range(6), 4):
         some = {m: shares[m] for m in kept}
@@ -95,16 +97,65 @@ def test_wrong_shares_give_no_sum():
     total = added(hidden.values())
     for owner, words in [(0, "own mask"), (5, "masking key")]:
         one = {m: dict(shown) for m, shown in shares.items()}
+        one[4].pop(5, None)  # of either four shares came, which is what it takes
         one[3][owner] = bytes([one[3][owner][0] ^ 1]) + one[3][owner][1:]
         with pytest.raises(Unrecoverable, match=f"client {owner}'s {words} are wrong"):
             unmasked(total, roster, EVERYONE, EVERYONE - {5}, one, TERMS)
         one[3][owner] = b"short"
-        with pytest.raises(Unrecoverable, match="another size"):
+        with pytest.raises(Unrecoverable, match=f"3 shares of client {owner} came, fewer than 4"):
             unmasked(total, roster, EVERYONE, EVERYONE - {5}, one, TERMS)
         for m in (1, 2, 3):
             one[m].pop(owner, None)
         with pytest.raises(Unrecoverable, match=f"shares of client {owner} came"):
             unmasked(total, roster, EVERYONE, EVERYONE - {5}, one, TERMS)
+
+
+def bent(shares, lies):
+    """The shares with one byte of those that `lies(holder, owner)` changed."""
+    return {
+        h: {o: s[:9] + bytes([s[9] ^ lies(h, o)]) + s[10:] for o, s in shown.items()}
+        for h, shown in shares.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("threshold", "lies", "wrong"),
+    [
+        (4, lambda h, _: h == 3, {3: {0, 1, 2, 4, 5}}),
+        (3, lambda h, _: h == 0, {0: {1, 2, 3, 4, 5}}),
+        (4, lambda h, o: (h, o) == (3, 2), {3: {2}}),
+        (4, lambda h, o: h == 3 and o != 5, {3: {0, 1, 2, 4}}),
+        (3, lambda h, o: (h, o) in {(1, 2), (3, 0)}, {1: {2}, 3: {0}}),
+    ],
+)
+def test_who_shows_wrong_shares_is_found_and_the_sum_is_right_without_them(threshold, lies, wrong):
+    """Five shares of each came, so one of them may be wrong whether it takes three or four."""
+    terms = Terms(b"liars", tuple(range(6)), 5, threshold, 64)
+    roster, hidden, shares = played(terms=terms)
+    some = bent(shares, lies)
+    opened = unmasked(added(hidden.values()), roster, EVERYONE, EVERYONE, some, terms)
+    np.testing.assert_array_equal(opened.total, added(vector(m, terms) for m in EVERYONE))
+    assert opened.wrong == wrong
+    said = wrong_shown({}, opened.wrong, some)
+    blamed = [h for h, owners in wrong.items() if len(owners) > 2]
+    assert [text.split(";")[0] for text in said if "or client" not in text] == [
+        f"client {h} showed wrong shares" for h in blamed
+    ]
+    assert len(said) == len(wrong)
+
+
+def test_who_dealt_shares_of_another_secret_is_found():
+    roster, hidden, shares = played()
+    other = split(b"o" * 32, b"c" * 96, [m + 1 for m in EVERYONE])
+    some = {h: shown | ({2: other[h + 1]} if h != 2 else {}) for h, shown in shares.items()}
+    total = added(hidden.values())
+    with pytest.raises(Unrecoverable, match="client 2's own mask are wrong") as error:
+        unmasked(total, roster, EVERYONE, EVERYONE, some, TERMS)
+    assert error.value.dealer == 2
+    two = bent(shares, lambda h, _: h in {1, 3})
+    with pytest.raises(Unrecoverable, match="own mask are wrong") as error:
+        unmasked(total, roster, EVERYONE, EVERYONE, two, TERMS)
+    assert error.value.dealer == -1, "two of five, where one may be: nobody can tell"
 
 
 def test_a_total_of_other_vectors_gives_no_sum():

@@ -309,3 +309,38 @@ def test_without_the_packages_that_encrypt_one_line_says_what_to_install(
         "secure='secagg': cryptography is not installed; allowed: pip install 'fedprune[privacy]', "
         "or --secure none"
     )
+
+
+@dataclass
+class Lying(Unreliable):
+    """Partition 4 says something else in a stage than it should."""
+
+    stage: str = ""
+    bend: Callable[[Mapping[int, bytes]], Mapping[int, bytes]] = dict
+
+    def __call__(self, call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+        reply = super().__call__(call, partitions, enclosed)
+        if call.stage != self.stage or 4 not in reply.shares:
+            return reply
+        return replace(reply, shares={**reply.shares, 4: self.bend(reply.shares[4])})
+
+
+SHOWN: dict[str, Callable[[Mapping[int, bytes]], Mapping[int, bytes]]] = {
+    "showed wrong shares": lambda shares: {p: bytes(32) for p in shares},
+    "showed shares of another size": lambda shares: dict.fromkeys(shares, b""),
+    "showed shares are not": lambda shares: {p: shares[p] for p in sorted(shares)[1:]},
+}
+
+
+@pytest.mark.parametrize("lie", SHOWN)
+def test_who_shows_wrong_shares_is_named_and_voids_nothing(
+    sealed: Made, house_of: Callable[[RunConfig], Host], lie: str
+):
+    host = house_of(sealed(clients=6, cohort=6))
+    question, layout = question_of(host), host.layout
+    transport = Lying(inline_transport(host), {}, stage="unmask", bend=SHOWN[lie])
+    found = secure_ask(question, range(6), layout, host.config, transport)
+    agrees(found, in_the_open(host, question, range(6)), scale_for(1e6, 6, 64).step)
+    assert (found.answered, found.tries, found.failures) == (tuple(range(6)), 1, ())
+    (said,) = found.notices
+    assert said.startswith(f"client 4 {lie}")

@@ -3,7 +3,9 @@
 In simulation a node hosts the partitions that a message names, and any worker process can serve
 any host, because what it keeps is built from the configuration alone. A real device hosts one
 partition, itself: its node config names it (``partition-id``) and its folder (``data``); one that
-stands for a site hosts several (``partition-id="3,4"``), each in a folder of its number there. What
+stands for a site hosts several (``partition-id="3,4"``), each in a folder of its number there. With
+``signing-key`` and ``signers`` it signs what it shows for secure sums, and takes part in them with
+nobody whose signature it does not know. What
 a device sends of each is the coded answer, the one whose bytes are counted. It keeps
 the configuration, that it was rehearsed with this device's data (every message is answered by a new
 process), and the newest mask and teacher in Flower's ``Context.state``; in simulation
@@ -38,6 +40,12 @@ from fedprune.codec.wire import Packet, head_of
 from fedprune.config import all_keys, recorded
 from fedprune.config.terms import noised, simulated
 from fedprune.engines.flower.messages import packet_in, records
+from fedprune.engines.flower.node_config import (
+    check_allowed,
+    device_of,
+    first_partition,
+    is_device,
+)
 from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refused
 from fedprune.privacy.accounting_terms import SIMULATED
@@ -62,12 +70,13 @@ log = logging.getLogger("fedprune")
 def hello(message: Message, context: Context) -> Message:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
     config = _config_text(packet_in(message), context)
-    about: dict[str, Any] = {"device": _is_device(context), "labels": {}}
+    about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}}
     try:
         about["labels"] = labels_of(_host(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         log.exception("this node cannot take part")
-        about["failure"] = asdict(_failed(config, _first_partition(context), "hello", error))
+        first = first_partition(context.node_config)
+        about["failure"] = asdict(_failed(config, first, "hello", error))
     return _reply(message, Packet({"about": json.dumps(about)}))
 
 
@@ -105,15 +114,18 @@ def _stage(came: Packet, config: str, packet: Packet | None, context: Context) -
     try:
         call = call_of(came)
         stage, host = call.stage, _host(config, context)
-        if not _is_device(context):
+        if not is_device(context.node_config):
             if host.config.noise_source == "secret" and not noised(host.config):
                 what = "noise-source='secret': a worker of a simulation keeps no secret"
                 raise Refused("noise-source", what, told=what)
             return reply_packet(serve_call(host, call, partitions, packet=packet))
 
+        known = device_of(context.node_config).register
+
         def served(seed: bytes) -> Reply:
             own = seeds_from(seed, call.session)
-            return replace(serve_call(host, call, partitions, own, packet), bytes_up=0)
+            said = serve_call(host, call, partitions, own, packet, register=known)
+            return replace(said, bytes_up=0)
 
         memory, reply = recalled(_memory(context), call, packet, served)
         context.state[_MEMORY] = ConfigRecord(vars(memory))
@@ -141,14 +153,14 @@ def _answered(packet: Packet, config: str, context: Context) -> Packet:
     partitions = packet.fields["partitions"]
     try:
         host = _host(config, context)
-        if not _is_device(context):
+        if not is_device(context.node_config):
             return sum_packet(serve(host, packet, partitions))
         parts = parts_of(host, packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
         log.exception("this node cannot answer")
         kind = plain(head_of(packet).get("kind"))
         failures = tuple(_failed(config, p, kind, error) for p in partitions)
-        if not _is_device(context):
+        if not is_device(context.node_config):
             return sum_packet(Aggregate(failures=failures))
         return parts_packet([Part(f.partition, failure=f) for f in failures])
     apart = parts_packet(parts)
@@ -168,32 +180,10 @@ def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:
         return failure
 
 
-def _is_device(context: Context) -> bool:
-    return "data" in context.node_config
-
-
-def _first_partition(context: Context) -> int:
-    """The partition that a device without data is named by; -1 where it does not say."""
-    try:
-        return _partitions(context)[0]
-    except ValueError:
-        return -1
-
-
-def _partitions(context: Context) -> tuple[int, ...]:
-    """The partitions that a device holds: its ``partition-id``, a number or several as "3,4,7"."""
-    given = context.node_config.get("partition-id")
-    try:
-        return tuple(int(p) for p in str(given).split(","))
-    except ValueError:
-        allowed = 'a number, or several as "3,4", in --node-config'
-        raise ValueError(f"partition-id={given!r}: no partition; allowed: {allowed}") from None
-
-
 def _config_text(came: Packet, context: Context) -> str:
     """The run's configuration as TOML: as it came, or as this device keeps it; "" if neither."""
     text = str(came.fields["config"])
-    if not _is_device(context):
+    if not is_device(context.node_config):
         return text
     if text:
         context.state["config"] = ConfigRecord({"toml": text})
@@ -218,7 +208,7 @@ def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
 
     The newest of each is kept, by its digest.
     """
-    if not _is_device(context):
+    if not is_device(context.node_config):
         return came
     if came:
         context.state[name] = ConfigRecord({"digest": digest, "bits": bytes(came)})
@@ -231,9 +221,11 @@ def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
 
 def _host(text: str, context: Context) -> Host:
     """This process's resident model and shards for a configuration."""
-    if not _is_device(context):
+    if not is_device(context.node_config):
         return _simulated_host(text)
-    host, digest = _device_host(text, str(context.node_config["data"]), _partitions(context))
+    here = device_of(context.node_config)
+    host, digest = _device_host(text, here.data, here.partitions)
+    check_allowed(host.config, here)
     record = context.state.config_records.get("rehearsed")
     if not record or record["digest"] != digest:
         rehearse(host.task, host.config, host.model, host.layout, host.shards)

@@ -52,7 +52,8 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
             fleet.gathering = question.round < config.rounds
         # What comes before the first round has no row to be in: the news wait for one.
         failed, said = fleet.news() if KINDS[question.kind].weights else ((), ())
-        return replace(aggregate, failures=aggregate.failures + failed, notices=said)
+        told = aggregate.notices + said
+        return replace(aggregate, failures=aggregate.failures + failed, notices=told)
 
     return Port(
         *(ask, fleet.present),
