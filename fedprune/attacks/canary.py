@@ -61,7 +61,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Mechanism:
+class Audited:
     """What is audited.
 
     Attributes:
@@ -99,7 +99,7 @@ class Audit:
 
 
 def audit(
-    mechanism: Mechanism, delta: float, source: Source, *, canaries: int, size: int, seed: int
+    mechanism: Audited, delta: float, source: Source, *, canaries: int, size: int, seed: int
 ) -> Audit:
     """Release the sums with canaries in them, guess their coins, and say what that refutes.
 
@@ -152,7 +152,7 @@ class _Sides:
     sent_tails: Tensor
 
 
-def _sides(noised: Noised, mechanism: Mechanism, canaries: int, own: int, seed: int) -> _Sides:
+def _sides(noised: Noised, mechanism: Audited, canaries: int, own: int, seed: int) -> _Sides:
     gen = generator(seed, "canary directions")
     values = torch.randn(canaries, own, generator=gen, dtype=torch.float64)
     if noised.signed:
@@ -187,7 +187,7 @@ def _there(rate: float, sampling: str, canaries: int, gen: torch.Generator) -> T
 
 def _released(
     noised: Noised,
-    mechanism: Mechanism,
+    mechanism: Audited,
     sides: _Sides,
     heads: Tensor,
     tails: Tensor,
@@ -201,11 +201,11 @@ def _released(
     return total + gaussian(total.numel(), sd, source).view_as(total) if sd else total
 
 
-def _reach(noised: Noised, mechanism: Mechanism) -> float:
+def _reach(noised: Noised, mechanism: Audited) -> float:
     return sensitivity(noised.clip, signed=noised.signed, sampling=mechanism.sampling)
 
 
-def _likelihoods(noised: Noised, mechanism: Mechanism, sides: _Sides, total: Tensor) -> Floats:
+def _likelihoods(noised: Noised, mechanism: Audited, sides: _Sides, total: Tensor) -> Floats:
     """Log-likelihoods of both sides of each canary against its absence, (2, canaries).
 
     Under the mechanism as it was booked, whatever it does; of what is booked without noise, under

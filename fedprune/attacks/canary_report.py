@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedprune.attacks.canary import Audit, Draw, Mechanism, Noised, audit
+from fedprune.attacks.canary import Audit, Audited, Draw, Noised, audit
 from fedprune.attacks.page import Section, Table
-from fedprune.privacy.accounting import Event, rdp_epsilon
+from fedprune.privacy.accounting import rdp_epsilon
 from fedprune.privacy.accounting_terms import ADD_OR_REMOVE
+from fedprune.privacy.events import Event
 from fedprune.privacy.noise import seeded_source
 
 CANARIES = 1000
@@ -48,7 +49,7 @@ def canary_findings(
     for z in NOISES:
         claim = rdp_epsilon([Counter({Event(z=z): 1})], ADD_OR_REMOVE, delta)
         for name, change in BROKEN.items():
-            mechanism = replace(Mechanism((Draw((Noised(1.0, z),)),)), **change)
+            mechanism = replace(Audited((Draw((Noised(1.0, z),)),)), **change)
             found = [_audited(mechanism, delta, seed) for seed in seeds]
             figures.append({"z": z, "claim": claim, "mechanism": name, **_summed(found, claim)})
             rows.append(_row(figures[-1]))
@@ -69,7 +70,7 @@ def canary_findings(
     return Section("Canary clients", text, table), {"rows": figures}
 
 
-def _audited(mechanism: Mechanism, delta: float, seed: int) -> Audit:
+def _audited(mechanism: Audited, delta: float, seed: int) -> Audit:
     source = seeded_source(seed, "canary noise")
     return audit(mechanism, delta, source, canaries=CANARIES, size=4 * CANARIES, seed=seed)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedprune.attacks.canary import Draw, Mechanism, Noised
+from fedprune.attacks.canary import Audited, Draw, Noised
 from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import numbers_in
@@ -15,7 +15,7 @@ from fedprune.privacy.ledger import numbers_in
 Line = Mapping[str, Any]
 
 
-def replayed(lines: Sequence[Line], terms: Terms, account: str = AMPLIFICATION) -> Mechanism | None:
+def replayed(lines: Sequence[Line], terms: Terms, account: str = AMPLIFICATION) -> Audited | None:
     """All noised sums of a run, in their draws; None where no sum was noised.
 
     Clients: what one cohort was asked in one round is one draw, as the ledger counts it; by
@@ -32,7 +32,7 @@ def replayed(lines: Sequence[Line], terms: Terms, account: str = AMPLIFICATION) 
     noised = [x for x in lines if x["covered"] and (x["z"] or x["spread"])]
     if terms.unit == "example":
         draws = _of_examples([x for x in noised if x["unit"] == "example"])
-        return Mechanism(_counted(draws), "poisson") if draws else None
+        return Audited(_counted(draws), "poisson") if draws else None
     chance = terms.amplified and account == AMPLIFICATION
     groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in noised if chance else _of_one(noised):
@@ -42,7 +42,7 @@ def replayed(lines: Sequence[Line], terms: Terms, account: str = AMPLIFICATION) 
         Draw(tuple(_sum(x, sampling) for x in group), _rate(group[0], terms) if chance else 1.0)
         for group in groups.values()
     ]
-    return Mechanism(_counted(draws), sampling) if draws else None
+    return Audited(_counted(draws), sampling) if draws else None
 
 
 def _of_one(lines: Sequence[Line]) -> list[Line]:

@@ -15,6 +15,7 @@ from fedprune.config.cohort import audience, drawn, secretly
 from fedprune.config.kinds import KINDS
 from fedprune.config.terms import terms_of
 from fedprune.privacy.calibration import calibrated
+from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
 from fedprune.privacy.release import Occasion, Release
 from fedprune.scores.catalog import scores_of
 from fedprune.selection.schedules import prunes_at
@@ -112,7 +113,7 @@ def _release(config: RunConfig, kind: str) -> Release:
             name,
             (),
             unit="example",
-            mechanism="sampled-gaussian",
+            mechanism=SAMPLED_GAUSSIAN.name,
             z=1.0,
             steps=config.local_steps,
             rate=config.dp_rate or 1.0,
@@ -127,7 +128,7 @@ def _measure(config: RunConfig) -> Release:
 
 def _noisy(config: RunConfig, name: str) -> Release:
     """A release with noise of multiplier 1; under a secure sum its second term is negligible."""
-    release = Release(name, (), unit=config.dp, mechanism="gaussian", z=1.0, covered=True)
+    release = Release(name, (), unit=config.dp, mechanism=GAUSSIAN.name, z=1.0, covered=True)
     if config.secure == "none" or (config.dp == "example" and name != "metrics"):
         return release
-    return replace(release, mechanism="skellam", spread=(0.5, 0.0))
+    return replace(release, mechanism=SKELLAM.name, spread=(0.5, 0.0))

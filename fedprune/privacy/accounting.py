@@ -32,38 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.privacy.accounting_terms import REPLACE, Terms
+from fedprune.privacy.events import UNHIDDEN, Event, Profile
+from fedprune.privacy.mechanisms import mechanism_of
 from fedprune.privacy.release import Occasion, Release
 
 Curve = NDArray[np.float64]
 """Rényi divergence at each of the accountant's orders."""
 
-
-@dataclass(frozen=True)
-class Event:
-    """What an accountant composes: one noisy release, or several that share a draw.
-
-    Attributes:
-        z: noise multiplier of a Gaussian mechanism; infinite: not one.
-        rate: its part of the units is drawn, each by itself.
-        sample: (population, drawn) without replacement, or None.
-        spread: (rho, xi) of a mechanism that is concentrated (zCDP), or None.
-        pure: epsilon of one bit of randomised response, or None.
-    """
-
-    z: float = math.inf
-    rate: float = 1.0
-    sample: tuple[int, int] | None = None
-    spread: tuple[float, float] | None = None
-    pure: float | None = None
-
-    @property
-    def unsampled(self) -> bool:
-        """It is a Gaussian mechanism on all units, and only that."""
-        return self.rate >= 1 and not (self.sample or self.spread) and self.pure is None
-
-
-Profile = Counter[Event]
-"""What one unit has been through: events, and how often."""
 
 Accounts = Mapping[str, Sequence[Profile]]
 """By the name of a bound, what the units have been through under it; each bound holds."""
@@ -135,7 +110,7 @@ def added(tally: Tally, terms: Terms, occasion: Occasion, releases: Iterable[Rel
     for release in releases:
         if not release.noised or occasion.audience == "panel":
             continue
-        if terms.unit == "client" and release.mechanism == "gaussian":
+        if terms.unit == "client" and mechanism_of(release.mechanism).joint:
             draw = (occasion.round, occasion.audience, asked)
             event, precision = shared.get(draw, (_drawn(terms, occasion), 0.0))
             shared[draw] = event, precision + _precision(release.z)
@@ -157,16 +132,8 @@ def _drawn(terms: Terms, occasion: Occasion) -> Event:
 def _events(terms: Terms, release: Release) -> Profile:
     """The events of a release that shares no draw with others."""
     if release.unit == "example" and terms.unit == "client":
-        return Counter({Event(z=0.0): 1})  # a client's other examples are not hidden
-    if release.mechanism == "skellam":
-        return Counter({Event(spread=release.spread): 1})
-    if release.mechanism == "randomised-response":
-        if terms.unit == "client" and terms.relation != REPLACE:
-            return Counter({Event(z=0.0): 1})  # who answers is seen: that it is there is not hidden
-        return Counter({Event(pure=release.pure): max(1, release.coordinates)})
-    z = 0.0 if release.z is None else release.z
-    rate = release.rate if release.mechanism == "sampled-gaussian" else 1.0
-    return Counter({Event(z=z, rate=rate): release.steps})
+        return Counter({UNHIDDEN: 1})  # a client's other examples are not hidden
+    return mechanism_of(release.mechanism).events(release, terms)
 
 
 def _precision(z: float | None) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from fedprune.privacy.accounting import Tally, added, smallest_epsilon
 from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.mechanisms import mechanism_of
 from fedprune.privacy.release import Occasion, Release
 
 Planned = Sequence[tuple[Occasion, Sequence[Release]]]
@@ -74,16 +74,7 @@ def _epsilon(
 ) -> float:
     tally = Tally()
     for occasion, releases in planned:
-        tally = added(tally, terms, occasion, [_noisier(r, factor) for r in releases])
+        tally = added(
+            tally, terms, occasion, [mechanism_of(r.mechanism).wider(r, factor) for r in releases]
+        )
     return smallest_epsilon(tally.accounts(), terms.relation, terms.delta, orders)
-
-
-def _noisier(release: Release, factor: float) -> Release:
-    if release.z is not None:
-        release = replace(release, z=release.z * factor)
-    if release.spread is None:
-        return release
-    # Its terms fall with the square of the noise and with its fourth power: take the slower one.
-    # Alone, the first one is all that is planned with.
-    scale = factor ** (-2 if factor >= 1 or not release.spread[1] else -4)
-    return replace(release, spread=(release.spread[0] * scale, release.spread[1] * scale))

@@ -5,16 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-MECHANISMS = (
-    "none",
-    "gaussian",
-    "skellam",
-    "sampled-gaussian",
-    "randomised-response",
-    "post-processing",
-    "public",
-)
-"""none: as it is. sampled-gaussian: steps of DP-SGD. The last two cost nothing, and say why."""
+from fedprune.privacy.mechanisms import NONE, mechanism_of
 
 AUDIENCES = ("cohort", "everyone", "panel", "start")
 
@@ -29,7 +20,7 @@ class Release:
         fields: its names on the wire: "values", "votes", "totals.loss", ...
         way: "up" leaves clients, "down" leaves the server.
         unit: whose part it hides: "client", "example"; "" where nothing does.
-        mechanism: one of `MECHANISMS`.
+        mechanism: the name of one, see `fedprune.privacy.mechanisms`.
         clip: largest L2 norm of one unit's part.
         sensitivity: largest L2 distance of the sums over two neighbouring data sets.
         z: standard deviation of the noise on the sum, in sensitivities.
@@ -51,7 +42,7 @@ class Release:
     fields: tuple[str, ...]
     way: str = "up"
     unit: str = ""
-    mechanism: str = "none"
+    mechanism: str = NONE.name
     clip: float | None = None
     sensitivity: float | None = None
     z: float | None = None
@@ -65,25 +56,21 @@ class Release:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        if self.mechanism not in MECHANISMS:
-            raise ValueError(f"mechanism={self.mechanism!r}: allowed: {', '.join(MECHANISMS)}")
+        how = mechanism_of(self.mechanism)
         numbers = {"z": self.z, "pure": self.pure, "rate": self.rate, "steps": self.steps}
         numbers |= dict(zip(("rho", "xi"), self.spread or (), strict=False))
         for name, value in numbers.items():
             if value is not None and (math.isnan(value) or value < 0):
                 raise ValueError(f"{name}={value}: not a size of noise; allowed: 0 or more")
-        needed = {"gaussian": "z", "sampled-gaussian": "z", "skellam": "spread"}
-        needed |= {"randomised-response": "pure"}
-        name = needed.get(self.mechanism, "")
-        if name and vars(self)[name] is None:
-            raise ValueError(f"{name}=None: {self.mechanism} is accounted by it")
-        if self.mechanism == "none" and self.covered:
+        if how.sized and vars(self)[how.sized] is None:
+            raise ValueError(f"{how.sized}=None: {self.mechanism} is accounted by it")
+        if how is NONE and self.covered:
             raise ValueError("covered=True: no mechanism covers it; allowed: public, with a reason")
 
     @property
     def noised(self) -> bool:
         """It is covered and costs something."""
-        return self.covered and self.mechanism not in {"none", "post-processing", "public"}
+        return self.covered and mechanism_of(self.mechanism).noised
 
 
 @dataclass(frozen=True)

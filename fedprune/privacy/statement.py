@@ -7,11 +7,13 @@ for: unit, neighbours, delta, sampling, what is covered, who is trusted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.privacy.accounting import AMPLIFICATION, PARTICIPATION
 from fedprune.privacy.accounting_terms import REPLACE, SIMULATED, Terms
+from fedprune.privacy.mechanisms import is_noised, mechanism_of
 
 Line = Mapping[str, Any]
 
@@ -22,42 +24,68 @@ PARTIES = (
     "the network",
 )
 
-THREATS: dict[str, tuple[str, str, str]] = {
-    "no protection": (
+
+@dataclass(frozen=True)
+class Protection:
+    """What an honest but curious party sees, of what a guarantee is meant to cover.
+
+    Attributes:
+        server: what the server sees.
+        others: what other clients see.
+        holder: what somebody sees who holds the final model.
+        trusted: who has to be honest for all that.
+    """
+
+    server: str
+    others: str = "the global model and mask of every round"
+    holder: str = "the final model and mask"
+    trusted: str = ""
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """What each of `PARTIES` sees."""
+        return self.server, self.others, self.holder, NETWORK
+
+
+NETWORK = "all that is sent, unless the connections are encrypted (TLS)"
+
+
+PROTECTIONS = {
+    "no protection": Protection(
         "every client's scores, votes, changes, counts and metrics, and when they came",
-        "the global model and mask of every round",
-        "the final model and mask",
+        trusted="everybody",
     ),
-    "central noise": (
+    "central noise": Protection(
         "every client's bounded messages: it adds the noise itself and is trusted",
         "the global model and mask of every round, made from noised sums",
         "the final model and mask, made from noised sums",
+        "the server, with everything; the clients, to clip",
     ),
-    "noise on examples": (
+    "noise on examples": Protection(
         "every client's messages, noised before they left: a client's examples are hidden one by "
         "one, the client is not",
         "the global model and mask of every round, made from noised messages",
         "the final model and mask, made from noised messages",
+        "each client, with its own data and to add its noise",
     ),
-    "secure sums": (
+    "secure sums": Protection(
         "sums over a cohort and who is in it, no client's own part",
-        "the global model and mask of every round",
-        "the final model and mask",
+        trusted="the server, to follow the protocol; not more clients than the shares of a key "
+        "need collude with it",
     ),
-    "secure sums with noise": (
+    "secure sums with noise": Protection(
         "noised sums over a cohort and who is in it, no client's own part",
         "the global model and mask of every round, made from noised sums",
         "the final model and mask, made from noised sums",
+        "the server, to follow the protocol; as many clients as the noise is sized for, to add "
+        "their part of it and not to tell it",
     ),
-    "randomised response": (
+    "randomised response": Protection(
         "every client's vote, noised before it left, and all else as without protection",
-        "the global model and mask of every round",
-        "the final model and mask",
+        trusted="each client, with its own data and to draw its answers",
     ),
 }
-"""What an honest but curious party sees, of what a guarantee is meant to cover, by protection."""
-
-NETWORK = "all that is sent, unless the connections are encrypted (TLS)"
+"""By the name of a protection, which a mechanism stands for (`fedprune.privacy.mechanisms`)."""
 
 
 def statement(
@@ -84,33 +112,27 @@ def statement(
         _coverage(lines),
         _sampling(terms, lines, account),
         _views(protection(terms, lines)),
-        _trust(protection(terms, lines)) + _colluders(terms),
+        f"Trusted: {PROTECTIONS[protection(terms, lines)].trusted}." + _colluders(terms),
         "Not hidden, or not hidden from: " + "; ".join(_gaps(terms, lines)) + ".",
     )
     return "\n\n".join(filter(None, parts))
 
 
 def protection(terms: Terms, lines: Sequence[Line]) -> str:
-    """Which protection was in force, one of `THREATS`: what happened, not what was asked for."""
-    used = {line["mechanism"] for line in lines if _noised(line)}
-    if "skellam" in used:
-        return "secure sums with noise"
-    if terms.secure != "none":
+    """Which protection was in force, of `PROTECTIONS`: what happened, not what was asked for."""
+    used = {_protection(line) for line in lines if is_noised(line)}
+    if terms.secure != "none" and "secure sums with noise" not in used:
         return "secure sums"
-    if any(_noised(line) and line["unit"] == "example" for line in lines):
-        return "noise on examples"
-    if "gaussian" in used:
-        return "central noise"
-    return "randomised response" if used else "no protection"
+    ranked = ("secure sums with noise", "noise on examples", "central noise", "randomised response")
+    return next((name for name in ranked if name in used), "no protection")
 
 
-def _noised(line: Line) -> bool:
-    free = {"none", "public", "post-processing"}
-    return bool(line["covered"]) and line["mechanism"] not in free
+def _protection(line: Line) -> str:
+    return mechanism_of(line["mechanism"]).protection[line["unit"]]
 
 
 def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str:
-    if not any(map(_noised, lines)):
+    if not any(map(is_noised, lines)):
         if lines and all(line["covered"] for line in lines):
             return "Nothing that left was made from protected data."
         return (
@@ -140,8 +162,8 @@ def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str
 
 def _coverage(lines: Sequence[Line]) -> str:
     """Which quantities are noised, which cost nothing, and which nothing covers."""
-    noised = _names(line["quantity"] for line in lines if _noised(line))
-    free = _names(line["quantity"] for line in lines if line["covered"] and not _noised(line))
+    noised = _names(line["quantity"] for line in lines if is_noised(line))
+    free = _names(line["quantity"] for line in lines if line["covered"] and not is_noised(line))
     open_ = [line for line in lines if not line["covered"]]
     told = [f"Noised: {noised}." if noised else "", f"At no cost: {free}." if free else ""]
     if open_:
@@ -161,7 +183,7 @@ def _names(words: Iterable[str]) -> str:
 
 def _sampling(terms: Terms, lines: Sequence[Line], account: str) -> str:
     """How cohorts were drawn, and whether that was counted as protection."""
-    used = _names(line["sampling"] for line in lines if _noised(line))
+    used = _names(line["sampling"] for line in lines if is_noised(line))
     if not used or used == "all":
         return ""
     if terms.unit == "example":
@@ -185,22 +207,8 @@ def _sampling(terms: Terms, lines: Sequence[Line], account: str) -> str:
 
 
 def _views(kind: str) -> str:
-    seen = zip(PARTIES, (*THREATS[kind], NETWORK), strict=True)
+    seen = zip(PARTIES, PROTECTIONS[kind].seen, strict=True)
     return f"Seen under {kind}: " + "; ".join(f"by {who}: {what}" for who, what in seen) + "."
-
-
-def _trust(kind: str) -> str:
-    """Who has to be honest for all that."""
-    return {
-        "no protection": "Trusted: everybody.",
-        "central noise": "Trusted: the server, with everything; the clients, to clip.",
-        "noise on examples": "Trusted: each client, with its own data and to add its noise.",
-        "secure sums": "Trusted: the server, to follow the protocol; not more clients than the "
-        "shares of a key need collude with it.",
-        "secure sums with noise": "Trusted: the server, to follow the protocol; as many clients "
-        "as the noise is sized for, to add their part of it and not to tell it.",
-        "randomised response": "Trusted: each client, with its own data and to draw its answers.",
-    }[kind]
 
 
 def _colluders(terms: Terms) -> str:
@@ -219,7 +227,7 @@ def _colluders(terms: Terms) -> str:
 
 def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
     """What no number above speaks of."""
-    used = {line["mechanism"] for line in lines if _noised(line)}
+    used = {line["mechanism"]: mechanism_of(line["mechanism"]) for line in lines if is_noised(line)}
     gaps = [
         "a server that does not follow the protocol: it can send models that single a client out, "
         "through a secure sum too (Pasquini et al. 2022, arXiv 2111.07380)",
@@ -233,15 +241,14 @@ def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
         gaps.append(f"somebody who knows the seed ({SIMULATED})")
     if terms.keys_follow:
         gaps.append("somebody who knows the seed: in this simulation keys of secure sums follow")
-    if used & {"gaussian", "sampled-gaussian"}:
-        gaps.append("what rounding tells: Gaussian noise is added in floating point (Mironov 2012)")
+    gaps += dict.fromkeys(how.gap for how in used.values() if how.gap)
     gaps.append("settings that were chosen by looking at results on the same data")
     gaps.append("test results in the summary, and what else is in the folder of the run")
     return gaps
 
 
 def threat_table() -> str:
-    """`THREATS` as a table in Markdown: a row for each protection."""
+    """`PROTECTIONS` as a table in Markdown: a row for each protection."""
     head = "| protection | " + " | ".join(f"seen by {party}" for party in PARTIES) + " |"
-    rows = [f"| {name} | " + " | ".join((*seen, NETWORK)) + " |" for name, seen in THREATS.items()]
+    rows = [f"| {name} | " + " | ".join(each.seen) + " |" for name, each in PROTECTIONS.items()]
     return "\n".join([head, "|---" * (len(PARTIES) + 1) + "|", *rows])

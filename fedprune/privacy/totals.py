@@ -10,13 +10,12 @@ from typing import Any
 from fedprune.privacy.accounting import (
     PARTICIPATION,
     Accounts,
-    Event,
-    Profile,
     engine,
     native,
     rdp_epsilon,
 )
 from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.events import Event, Profile
 
 INFINITY = "infinity"
 """JSON has no word for it."""

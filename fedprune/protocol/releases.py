@@ -14,6 +14,14 @@ from fedprune.config.kinds import KINDS
 from fedprune.privacy.accounting import skellam_zcdp
 from fedprune.privacy.clipping import sensitivity
 from fedprune.privacy.discretise import noise_for
+from fedprune.privacy.mechanisms import (
+    GAUSSIAN,
+    NONE,
+    POST_PROCESSING,
+    PUBLIC,
+    SAMPLED_GAUSSIAN,
+    SKELLAM,
+)
 from fedprune.privacy.release import Release
 from fedprune.protocol.client_privacy import (
     asks_signed,
@@ -147,7 +155,7 @@ def _array(
         quantity,
         fields,
         unit="client",
-        mechanism="gaussian",
+        mechanism=GAUSSIAN.name,
         clip=clip,
         sensitivity=sensitivity(clip, signed=signed, sampling=config.sampling),
         z=z,
@@ -163,14 +171,16 @@ def _shared_out(release: Release, config: RunConfig) -> Release:
     What hides an example of a client is added by that client alone, but for metrics.
     """
     alone = release.unit == "example" and release.quantity != "metrics"
-    if config.secure == "none" or release.mechanism != "gaussian" or alone:
+    if config.secure == "none" or release.mechanism != GAUSSIAN.name or alone:
         return release
     noise = noise_for(release)
-    return replace(release, mechanism="skellam", spread=skellam_zcdp(noise.mu, noise.l1, noise.l2))
+    return replace(
+        release, mechanism=SKELLAM.name, spread=skellam_zcdp(noise.mu, noise.l1, noise.l2)
+    )
 
 
 def _of_the_panel(quantity: str, fields: tuple[str, ...]) -> Release:
-    return Release(quantity, fields, mechanism="public", covered=True, reason=_PUBLIC)
+    return Release(quantity, fields, mechanism=PUBLIC.name, covered=True, reason=_PUBLIC)
 
 
 def _of_examples(
@@ -182,7 +192,7 @@ def _of_examples(
         quantity,
         fields,
         unit="example",
-        mechanism="sampled-gaussian" if tuning else "gaussian",
+        mechanism=(SAMPLED_GAUSSIAN if tuning else GAUSSIAN).name,
         clip=clip,
         sensitivity=clip,
         z=noise_of(kind, config),
@@ -201,7 +211,7 @@ def _numbers(question: Question, form: Form, config: RunConfig) -> list[Release]
     rest = tuple(f for n, f in named.items() if n != "count")
     weight = ("weight",)
     if not _weighted(question, config):
-        out.append(Release("counts", weight, mechanism="public", covered=True, reason=_CONSTANT))
+        out.append(Release("counts", weight, mechanism=PUBLIC.name, covered=True, reason=_CONSTANT))
     else:
         counts = (*weight, *counts)
     if KINDS[kind].totals_only and config.panel:
@@ -234,7 +244,7 @@ def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:
         "metrics",
         fields,
         unit=config.dp,
-        mechanism="gaussian",
+        mechanism=GAUSSIAN.name,
         clip=clip,
         sensitivity=sensitivity(clip, signed=True, sampling=replacing),
         z=z,
@@ -269,7 +279,7 @@ def _sealed() -> Release:
     return Release(
         "protocol",
         ("keys", "shares", "masked", "signatures"),
-        mechanism="public",
+        mechanism=PUBLIC.name,
         covered=True,
         reason="keys, encrypted shares and masked vectors: each looks random by itself",
     )
@@ -281,7 +291,7 @@ def _there(config: RunConfig) -> Release:
     return Release(
         "participation",
         ("answered", "bytes_up", *failed),
-        mechanism="public",
+        mechanism=PUBLIC.name,
         covered=True,
         reason="who was asked and who answered: taken not to depend on anybody's data",
     )
@@ -294,7 +304,7 @@ def _down(config: RunConfig) -> Release:
         "model",
         ("head", "values", "bits", "more", "teacher", "rungs", "counted"),
         way="down",
-        mechanism="post-processing" if covered else "none",
+        mechanism=(POST_PROCESSING if covered else NONE).name,
         covered=covered,
         reason=_DERIVED[asks] if covered else "made of what is not protected",
     )

@@ -22,6 +22,7 @@ from fedprune.config.cohort import asked_of, audience
 from fedprune.config.kinds import KINDS
 from fedprune.config.terms import noised
 from fedprune.privacy.ledger import Ledger
+from fedprune.privacy.mechanisms import GAUSSIAN
 from fedprune.privacy.noise import Source, gaussian
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.client_privacy import asks_signed
@@ -155,12 +156,10 @@ def _noised(
     if KINDS[question.kind].totals_only:
         return _measured(aggregate, config, booked, draw)
     size = float(asked_of(question.kind, config))
-    noisy = (r for r in booked if r.noised and r.way == "up")
-    sd = {f: (r.z or 0.0) * (r.sensitivity or 0.0) for r in noisy for f in r.fields}
-    here = config.dp == "client" and config.secure == "none"
+    sd = {f: _server_noise(r) for r in booked if r.way == "up" for f in r.fields}
 
     def with_noise(sum_: Tensor | None, length: int, name: str) -> Tensor | None:
-        return _with_noise(sum_, length, sd.get(name, 0.0) if here else 0.0, draw)
+        return _with_noise(sum_, length, sd.get(name, 0.0), draw)
 
     total = with_noise(aggregate.total, form.values, "values")
     if total is not None and not asks_signed(question, config):
@@ -173,6 +172,12 @@ def _noised(
         weight=size,
         totals={"count": size},
     )
+
+
+def _server_noise(release: Release) -> float:
+    """Standard deviation of the noise that the server adds: clients add all other noise."""
+    here = release.mechanism == GAUSSIAN.name and release.unit == "client"
+    return (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
 
 
 def _with_noise(total: Tensor | None, size: int, sd: float, draw: Source) -> Tensor | None:
@@ -192,8 +197,7 @@ def _measured(
     (release,) = (r for r in booked if r.quantity == "metrics")
     size = float(config.clients)
     names = [f.removeprefix("totals.") for f in release.fields]
-    here = config.dp == "client" and config.secure == "none"
-    sd = (release.z or 0.0) * (release.sensitivity or 0.0) if here else 0.0
+    sd = _server_noise(release)
     noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
     sums = {n: aggregate.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
     # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.

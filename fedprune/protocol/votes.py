@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fedprune.config import RunConfig
+from fedprune.privacy.mechanisms import RANDOMISED_RESPONSE
 from fedprune.privacy.randomised_response import (
     COIN,
     VoteUnits,
@@ -72,7 +73,7 @@ def response_release(fields: Sequence[str], question: Question, config: RunConfi
         "votes",
         tuple(fields),
         unit="client",
-        mechanism="randomised-response",
+        mechanism=RANDOMISED_RESPONSE.name,
         pure=epsilon_of_a_bit(config.response, units),
         coordinates=units,
         covered=True,

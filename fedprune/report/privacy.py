@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fedprune.privacy.accounting_terms import SIMULATED
+from fedprune.privacy.mechanisms import is_noised, mechanism_of
 from fedprune.report import plots
 from fedprune.report.reading import NONE, Run, number, significant, whole
 from fedprune.report.tables import Table, shorten
-
-FREE = {"none", "public", "post-processing"}
-"""Mechanisms that add no noise."""
 
 COLUMNS = [
     "quantity",
@@ -39,7 +37,7 @@ def told_privacy(run: Run) -> list[str]:
     if not run.ledger:
         return ["This run kept no ledger of what left its clients."]
     told, last = run.summary.get("privacy") or {}, run.ledger[-1]
-    if not any(map(_noised, run.ledger)):
+    if not any(map(is_noised, run.ledger)):
         return ["Epsilon is infinite: nothing that left a client was noised."]
     epsilon = told.get("epsilon", last["epsilon"])
     first = f"Epsilon is {_number(epsilon)}"
@@ -118,10 +116,6 @@ _SAME = ("quantity", "way", "unit", "mechanism", "clip", "z", "spread", "covered
 
 def _row(lines: list[Line]) -> list[str]:
     first = lines[0]
-    pure = first.get("pure")
-    noise = significant(first.get("z")) if pure is None else f"epsilon {significant(pure)} a bit"
-    if first.get("spread"):
-        noise = f"rho {significant(first['spread'][0])}"
     counts = sorted({line.get("coordinates") or 0 for line in lines})
     numbers = whole(counts[0]) if len(counts) == 1 else f"{whole(counts[0])} to {whole(counts[-1])}"
     sampling = ", ".join(dict.fromkeys(str(line["sampling"]) for line in lines))
@@ -132,7 +126,7 @@ def _row(lines: list[Line]) -> list[str]:
         str(first["unit"] or NONE),
         str(first["mechanism"]),
         significant(first.get("clip")),
-        noise,
+        _how_much(first),
         shorten(sampling),
         numbers if counts[-1] else NONE,
         "yes" if first["covered"] else "no",
@@ -140,8 +134,11 @@ def _row(lines: list[Line]) -> list[str]:
     ]
 
 
-def _noised(line: Line) -> bool:
-    return bool(line["covered"]) and line["mechanism"] not in FREE
+def _how_much(line: Line) -> str:
+    """The noise in the mechanism's own measure; of Skellam noise the first of its two numbers."""
+    how = mechanism_of(line["mechanism"])
+    value = line.get(how.sized or "z")
+    return how.words.format(significant(value[0] if isinstance(value, list | tuple) else value))
 
 
 def _number(value: Any) -> str:
@@ -151,7 +148,7 @@ def _number(value: Any) -> str:
 def epsilon_finding(run: Run) -> str:
     """What the figure of epsilon shows; empty where there is none."""
     known = [x for x in run.ledger if not math.isnan(number(x["epsilon"]))]
-    if not known or not any(map(_noised, known)):
+    if not known or not any(map(is_noised, known)):
         return ""
     last = known[-1]
     words = f"{significant(last['epsilon'])}{_simulated(run)} after round {last['round']} of the "

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from fedprune.config import RunConfig
 from fedprune.privacy.discretise import Noise, noise_for
+from fedprune.privacy.mechanisms import SKELLAM
 from fedprune.privacy.noise import Source, skellam
 from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import Question
@@ -28,7 +29,7 @@ def noises_of(
     if config.dp == "none" or config.secure == "none":
         return {}
     booked = releases_of(question, form, config, most_votes(question, config, form, layout))
-    return {f: noise_for(r) for r in booked if r.mechanism == "skellam" for f in r.fields}
+    return {f: noise_for(r) for r in booked if r.mechanism == SKELLAM.name for f in r.fields}
 
 
 def fewest_left(clients: int, config: RunConfig) -> int:

@@ -4,7 +4,7 @@ import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
 
-from fedprune.attacks.canary import Draw, Mechanism, Noised, audit
+from fedprune.attacks.canary import Audited, Draw, Noised, audit
 from fedprune.attacks.one_run import cap
 from fedprune.privacy.noise import seeded_source
 
@@ -12,16 +12,16 @@ DELTA = 1e-5
 
 ONE = Noised(1.0, 2.2)
 MECHANISMS = {
-    "replace one": Mechanism((Draw((ONE,)),)),
-    "add or remove one": Mechanism((Draw((ONE,)),), "poisson"),
-    "without negative values": Mechanism((Draw((Noised(0.3, 2.2, signed=False),)),)),
-    "many sums": Mechanism((Draw((Noised(0.3, 7.0),), times=10),)),
-    "two kinds": Mechanism((Draw((Noised(1.0, 3.2), Noised(0.1, 3.2, signed=False))),)),
-    "sampled": Mechanism((Draw((Noised(1.0, 4.0), Noised(2.0, 4.0)), 0.25, 20),), "poisson"),
+    "replace one": Audited((Draw((ONE,)),)),
+    "add or remove one": Audited((Draw((ONE,)),), "poisson"),
+    "without negative values": Audited((Draw((Noised(0.3, 2.2, signed=False),)),)),
+    "many sums": Audited((Draw((Noised(0.3, 7.0),), times=10),)),
+    "two kinds": Audited((Draw((Noised(1.0, 3.2), Noised(0.1, 3.2, signed=False))),)),
+    "sampled": Audited((Draw((Noised(1.0, 4.0), Noised(2.0, 4.0)), 0.25, 20),), "poisson"),
 }
 
 
-def claim(mechanism: Mechanism) -> float:
+def claim(mechanism: Audited) -> float:
     """Epsilon by an exact accountant; cohorts without replacement are not among them."""
     accountant = PLDAccountant()
     for drawn in mechanism.draws:
@@ -53,7 +53,7 @@ def test_a_right_mechanism_passes_and_a_broken_one_does_not(name: str):
 
 
 def test_a_cohort_of_fixed_size_is_audited_as_one():
-    mechanism = Mechanism((Draw((Noised(1.0, 1.5),), 0.25, 10),))
+    mechanism = Audited((Draw((Noised(1.0, 1.5),), 0.25, 10),))
     found = [
         audit(m, DELTA, seeded_source(3, "noise"), canaries=200, size=800, seed=3)
         for m in (mechanism, replace(mechanism, noise=0.0))
@@ -63,7 +63,7 @@ def test_a_cohort_of_fixed_size_is_audited_as_one():
 
 
 def test_the_same_seed_gives_the_same_audit():
-    mechanism = Mechanism((Draw((Noised(1.0, 1.0),)),))
+    mechanism = Audited((Draw((Noised(1.0, 1.0),)),))
     first, second = (
         audit(mechanism, DELTA, seeded_source(1, "noise"), canaries=50, size=200, seed=1)
         for _ in range(2)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_audit():
 def test_too_few_coordinates_are_refused():
     with pytest.raises(ValueError, match="50 canaries in 99 coordinates"):
         audit(
-            Mechanism((Draw((Noised(1.0, 1.0),)),)),
+            Audited((Draw((Noised(1.0, 1.0),)),)),
             DELTA,
             seeded_source(0, "x"),
             canaries=50,

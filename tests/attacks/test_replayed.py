@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedprune import RunConfig
-from fedprune.attacks.canary import Draw, Mechanism, Noised
+from fedprune.attacks.canary import Audited, Draw, Noised
 from fedprune.attacks.replayed import replayed
 from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import Ledger
@@ -42,7 +42,7 @@ def test_what_one_cohort_is_asked_in_one_round_is_one_draw():
         (cohort(3), (changes, OPEN)),
     )
     wanted = (Noised(1.0, 3.0, signed=False), Noised(0.5, 4.0))
-    assert replayed(ledger.lines, terms) == Mechanism(
+    assert replayed(ledger.lines, terms) == Audited(
         (Draw(wanted, 0.25, 2), Draw(wanted[1:], 0.25)), "fixed"
     )
 
@@ -55,7 +55,7 @@ def test_measuring_asks_everyone_and_poisson_cohorts_have_their_rate():
         (cohort(1), (gaussian(0.5, 0.5, 4.0),)),
         (everyone, (gaussian(10.0, 10.0, 9.0),)),
     )
-    assert replayed(ledger.lines, terms) == Mechanism(
+    assert replayed(ledger.lines, terms) == Audited(
         (Draw((Noised(0.5, 4.0),), 0.5), Draw((Noised(10.0, 9.0),))), "poisson"
     )
 
@@ -74,7 +74,7 @@ def test_a_secure_sum_hides_no_cohort_and_its_noise_is_that_of_a_gaussian():
         covered=True,
     )
     ledger = booked(terms, (cohort(1), (skellam,)))
-    assert replayed(ledger.lines, terms) == Mechanism((Draw((Noised(1.0, 2.0),), 1.0),), "fixed")
+    assert replayed(ledger.lines, terms) == Audited((Draw((Noised(1.0, 2.0),), 1.0),), "fixed")
 
 
 def test_of_examples_those_of_the_partition_that_was_asked_most():
@@ -90,7 +90,7 @@ def test_of_examples_those_of_the_partition_that_was_asked_most():
         (cohort(1, 0, "tune", 0, 1), (steps,)),
         (cohort(2, 0, "tune", 1, 2), (steps,)),
     )
-    assert replayed(ledger.lines, terms) == Mechanism(
+    assert replayed(ledger.lines, terms) == Audited(
         (Draw((Noised(1.0, 1.5),), 0.1, 10),), "poisson"
     )
 

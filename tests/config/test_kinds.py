@@ -36,7 +36,7 @@ def test_what_is_about_data_alone_counts_and_says_so(name: str):
 
 
 @pytest.mark.parametrize(
-    "privacy", [{}, {"dp": "client", "dp_noise": 1.0, "allow_uncovered": True}]
+    "privacy", [{}, {"dp": "client", "dp_noise": 1.0, "dp_clip": 0.5, "allow_uncovered": True}]
 )
 @pytest.mark.parametrize("name", ["tune", "own", "evaluate"])
 def test_a_kind_is_treated_by_its_row_and_not_by_its_name(

@@ -5,7 +5,7 @@ import pytest
 from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.statement import PARTIES, THREATS, protection, threat_table
+from fedprune.privacy.statement import PARTIES, PROTECTIONS, protection, threat_table
 
 RAW = Release("counts", ("weight",), reason="weights are sent as they are")
 MODEL = Release("model", ("weights",), "down", mechanism="post-processing", covered=True)
@@ -81,7 +81,7 @@ def test_each_protection_has_its_words(kind, terms, release):
     ledger = booked(Terms(**terms, population=20), release)
     assert protection(ledger.terms, ledger.lines) == kind
     text = ledger.closing()["statement"]
-    assert f"Seen under {kind}: by the server: {THREATS[kind][0]}" in text
+    assert f"Seen under {kind}: by the server: {PROTECTIONS[kind].server}" in text
     assert "does not follow the protocol" in text
     assert ("seed" in text) == (kind not in {"no protection", "secure sums"})
 
@@ -109,5 +109,5 @@ def test_secret_noise_and_the_panel_are_told_as_they_are():
 
 def test_the_threat_table_has_a_row_for_each_protection_and_a_column_for_each_party():
     lines = threat_table().splitlines()
-    assert len(lines) == len(THREATS) + 2
+    assert len(lines) == len(PROTECTIONS) + 2
     assert {line.count("|") for line in lines} == {len(PARTIES) + 2}

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from fedprune.privacy.accounting import Event
 from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.events import Event
 from fedprune.privacy.totals import closed, gaussian_delta, gaussian_mu
 
 

@@ -3,8 +3,9 @@ from collections import Counter
 import pytest
 import torch
 
-from fedprune.privacy.accounting import Event, rdp_epsilon
+from fedprune.privacy.accounting import rdp_epsilon
 from fedprune.privacy.accounting_terms import REPLACE
+from fedprune.privacy.events import Event
 from simulations import utility
 from simulations.utility import Cell, noise_for_one, utility_findings
 

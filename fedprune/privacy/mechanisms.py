@@ -1,0 +1,181 @@
+"""Mechanisms: how what leaves is protected, or why it needs no noise; one value each, one table.
+
+What a mechanism is to the accountant, to calibration, to the ledger's tables and to the words of
+the statement is all here. What its noise does to a sum is in `fedprune.privacy.noise` (Gaussian
+and Skellam) and `fedprune.privacy.randomised_response`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fedprune.privacy.accounting_terms import REPLACE, Terms
+from fedprune.privacy.events import UNHIDDEN, Event, Profile
+
+if TYPE_CHECKING:
+    from fedprune.privacy.release import Release
+
+
+def _nothing(release: Release, terms: Terms) -> Profile:
+    del release, terms
+    return Counter()
+
+
+def _same(release: Release, factor: float) -> Release:
+    del factor
+    return release
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """One way in which a release is protected.
+
+    Attributes:
+        name: in the ledger.
+        sized: the number of a release that says how much noise there is; "": there is none, and the
+            release costs nothing or is not covered.
+        events: what an accountant composes of a release by itself.
+        joint: the releases of one cohort in one round are a single event that shares the draw.
+        wider: the release with so many times the standard deviation of noise.
+        words: how a table says that number.
+        protection: by the unit that it hides, the protection of `fedprune.privacy.statement` that
+            it stands for.
+        gap: what it does not hide, in words; "": nothing of its own.
+    """
+
+    name: str
+    sized: str = ""
+    events: Callable[[Release, Terms], Profile] = _nothing
+    joint: bool = False
+    wider: Callable[[Release, float], Release] = _same
+    words: str = "{}"
+    protection: Mapping[str, str] = field(default_factory=dict)
+    gap: str = ""
+
+    @property
+    def noised(self) -> bool:
+        """There is noise, which costs something."""
+        return bool(self.sized)
+
+
+def _steps(release: Release, terms: Terms) -> Profile:
+    """Gaussian mechanisms, each on its part of the examples."""
+    del terms
+    return Counter({Event(z=release.z or 0.0, rate=release.rate): release.steps})
+
+
+def _whole(release: Release, terms: Terms) -> Profile:
+    return _steps(replace(release, rate=1.0), terms)
+
+
+def _concentrated(release: Release, terms: Terms) -> Profile:
+    del terms
+    return Counter({Event(spread=release.spread): 1})
+
+
+def _answered(release: Release, terms: Terms) -> Profile:
+    """A bit a unit; who answers is seen, so that being there is not hidden."""
+    if terms.unit == "client" and terms.relation != REPLACE:
+        return Counter({UNHIDDEN: 1})
+    return Counter({Event(pure=release.pure): max(1, release.coordinates)})
+
+
+def _times_z(release: Release, factor: float) -> Release:
+    return replace(release, z=(release.z or 0.0) * factor)
+
+
+def _times_spread(release: Release, factor: float) -> Release:
+    """Its terms fall with the square of the noise and with its fourth power: take the slower one.
+
+    Alone, the first one is all that is planned with.
+    """
+    assert release.spread is not None  # a release by Skellam noise has one
+    rho, xi = release.spread
+    scale = factor ** (-2 if factor >= 1 or not xi else -4)
+    wider = release if release.z is None else _times_z(release, factor)
+    return replace(wider, spread=(rho * scale, xi * scale))
+
+
+NONE = Mechanism("none")
+"""As it is."""
+
+ROUNDING = "what rounding tells: Gaussian noise is added in floating point (Mironov 2012)"
+
+GAUSSIAN = Mechanism(
+    "gaussian",
+    sized="z",
+    events=_whole,
+    joint=True,
+    wider=_times_z,
+    protection={"client": "central noise", "example": "noise on examples"},
+    gap=ROUNDING,
+)
+"""Noise on a sum: of the server on clients' parts, or of a client on its examples'."""
+
+SAMPLED_GAUSSIAN = Mechanism(
+    "sampled-gaussian",
+    sized="z",
+    events=_steps,
+    wider=_times_z,
+    protection={"example": "noise on examples"},
+    gap=ROUNDING,
+)
+"""Steps of DP-SGD, each on examples that are drawn by chance."""
+
+SKELLAM = Mechanism(
+    "skellam",
+    sized="spread",
+    events=_concentrated,
+    wider=_times_spread,
+    words="rho {}",
+    protection={"client": "secure sums with noise", "example": "secure sums with noise"},
+)
+"""Whole numbers that clients add together, under a secure sum."""
+
+RANDOMISED_RESPONSE = Mechanism(
+    "randomised-response",
+    sized="pure",
+    events=_answered,
+    words="epsilon {} a bit",
+    protection={"client": "randomised response"},
+)
+"""Bits of a vote that may be told wrongly."""
+
+POST_PROCESSING = Mechanism("post-processing")
+"""Made of what was released before: costs nothing, and says why."""
+
+PUBLIC = Mechanism("public")
+"""Not made from protected data: costs nothing, and says why."""
+
+MECHANISMS = {
+    m.name: m
+    for m in (
+        NONE,
+        GAUSSIAN,
+        SKELLAM,
+        SAMPLED_GAUSSIAN,
+        RANDOMISED_RESPONSE,
+        POST_PROCESSING,
+        PUBLIC,
+    )
+}
+"""By the name in the ledger."""
+
+
+def mechanism_of(name: str) -> Mechanism:
+    """The mechanism of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in MECHANISMS:
+        raise ValueError(f"mechanism={name!r}: allowed: {', '.join(MECHANISMS)}")
+    return MECHANISMS[name]
+
+
+def is_noised(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the ledger is covered and costs something."""
+    return bool(line["covered"]) and mechanism_of(line["mechanism"]).noised
