@@ -108,7 +108,8 @@ def factors(data: Path) -> dict[str, tuple[Mapping[str, Any], ...]]:
     for key, field in RunConfig.model_fields.items():
         if key in EXCLUDED or key in out:
             continue
-        values = [*_choices(field.annotation), *names.get(key, ()), *SWITCHES.get(key, ())]
+        words = _choices(field.annotation) or names.get(key, ())
+        values = [*words, *SWITCHES.get(key, ())]
         others = [value for value in values if value != vars(blank)[key]]
         if others:
             out[key] = ({}, *({key: v, **_beside(key, v)} for v in others))
@@ -216,3 +217,38 @@ def given(
     for name, i in row.items():
         out |= found[name][i]
     return {key: value for key, value in out.items() if value is not None}
+
+
+VALUES: dict[str, Any] = {
+    **{"task": "shakespeare", "model": "mlp", "split": "iid", "score": "snip", "scope": "layer"},
+    **{"unit": "row", "unit_shape": (2, 2), "schedule": "one-shot", "combine": "votes"},
+    **{"optimizer": "adamw", "clients": 4, "rounds": 12, "cohort": 3, "hosts": 2, "warmup": 2},
+    **{"end": 9, "local_steps": 3, "local_epochs": 1, "target_bytes": 9000, "masks": "union"},
+    **{"layers": {"*": 0.5}, "blend": "global", "moving": "ema", "blend_grid": (0.5, 1.0)},
+    **{"normalise": "l1", "pool": "max", "average": "fedavg", "uplink": "int8", "wire": "fp16"},
+    **{"adaptive": "global", "vote_scope": "row", "secure_bits": 32, "panel": 3, "floor": 2},
+    **{"epsilon": 9.0, "exclude": ("a,b",), "engine": "inline", "structure": "depgraph"},
+}
+
+
+def value_of(key: str) -> Any:
+    """Some value of the key that is not its default; whether it fits is not the question."""
+    if key in VALUES:
+        return VALUES[key]
+    field = RunConfig.model_fields[key]
+    kinds = _kinds(field.annotation)
+    if choices := _choices(field.annotation) or list(names_of("").get(key, ())):
+        return not field.default if bool in kinds else choices[-1]
+    if any(typing.get_origin(kind) is dict for kind in kinds):
+        return {"*": 0.5}
+    return 0.3 if float in kinds else 5 if int in kinds else "x"
+
+
+def values_of(key: str) -> list[Any]:
+    """Values that the key can have, the default first."""
+    field = RunConfig.model_fields[key]
+    names = _choices(field.annotation) or list(names_of("").get(key, ()))
+    numbers = [0.0, 0.5] if float in _kinds(field.annotation) else []
+    empty = [()] if isinstance(field.default, tuple) else []
+    text = ["x"] if str in _kinds(field.annotation) and not names else []
+    return [vars(configure(BASE))[key], *empty, *names, *numbers, *text]

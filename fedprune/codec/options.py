@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from fedprune.codec.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
 from fedprune.options.section import Section, option
 
 
 class Wire(Section):
     """Types of what travels."""
 
-    wire: str = option("wire", "type of the weights on the wire (see --list)", "fp32")
+    wire: str = option("wire", "type of the weights on the wire", "fp32", names=VALUE_TYPES)
     uplink: str | None = option(
-        "wire", "type of the changes that clients send (see --list; default: --wire)", None
+        "wire", "type of the changes that clients send (default: --wire)", names=UPLINK_TYPES
     )
     error_feedback: bool = option(
         "wire", "clients add to what they send what rounding kept back before", False
     )
-    score_wire: str = option("wire", "type of the statistics on the wire (see --list)", "fp32")
+    score_wire: str = option(
+        "wire", "type of the statistics on the wire", "fp32", names=SCORE_TYPES
+    )

@@ -10,7 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedprune.codec.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
+from pydantic.fields import FieldInfo
+
 from fedprune.config import (
     BY_TASK,
     RunConfig,
@@ -22,28 +23,13 @@ from fedprune.config import (
 )
 from fedprune.config.allowed import allowed, no_such_key
 from fedprune.config.privacy_matrix import matrix
-from fedprune.config.reduction_conflicts import RANK_BY, REDUCTIONS
-from fedprune.config.rules import BASELINES
-from fedprune.learning.averaging import AVERAGES, MASKS
-from fedprune.learning.blending import BLENDS
-from fedprune.learning.local_training import OPTIMIZERS
-from fedprune.learning.moving_average import MOVING
-from fedprune.learning.robust import ROBUST
+from fedprune.config.rules import names_of
+from fedprune.options.conditions import in_words
 from fedprune.options.refusal import ConfigError, shown
-from fedprune.options.values import parsed
+from fedprune.options.section import declared
+from fedprune.options.values import as_text, parsed
 from fedprune.records.folder import CONFIG_NAME
-from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
-from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES, NORMALISE_SUMMARIES
-from fedprune.selection.ladder import ADAPTIVE
-from fedprune.selection.pools import POOLS
-from fedprune.selection.schedules import SCHEDULES
-from fedprune.selection.select import SCOPES
-from fedprune.selection.units import UNITS
-from fedprune.structure.channels.groups import STRUCTURES
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.owners import SMALL_OWNERS
-from fedprune.tasks.splits import SPLITS
 
 RESUMABLE = {"engine", "workers", "gpus", "ray_address", "timeout", "verbose"}
 """Keys that may change on --resume: no bit of a result depends on them."""
@@ -89,25 +75,27 @@ def parser(program: str = "run.py") -> argparse.ArgumentParser:
     out.add_argument("--list", action="store_true", help="print every task, score, split and more")
     groups: dict[str, Any] = {}
     for key, field in RunConfig.model_fields.items():
-        extra = typing.cast(dict[str, Any], field.json_schema_extra)
-        name = str(extra["group"])
-        group = (
-            groups.setdefault(name, out.add_argument_group(name))
-            if name not in groups
-            else groups[name]
-        )
+        name = declared(field).group
+        group = groups[name] = groups.get(name) or out.add_argument_group(name)
         option = f"--{key.replace('_', '-')}"
         group.add_argument(option, help=_help(field), **_kind(field.annotation, key))
     return out
 
 
-def _help(field: Any) -> str:
-    text = str(field.description).replace("%", "%%")
-    told = "(default" in text
-    if told or field.default in ("", None, (), {}) or isinstance(field.default, bool):
-        return text
-    default = BY_TASK if field.default == BY_TASK else field.default
-    return f"{text} (default: {default})"
+def _help(field: FieldInfo) -> str:
+    """What an option is, beside what it is read, whether it takes a name, and its default."""
+    text, says = str(field.description), declared(field)
+    default = (field.default is not None and not says.derived) or field.default == BY_TASK
+    plain = default and field.default not in ("", (), {}) and not isinstance(field.default, bool)
+    notes = [
+        f"with {in_words(says.when)}" if in_words(says.when) else "",
+        "see --list" if says.names is not None else "",
+        f"default: {as_text(field.default)}" if plain else "",
+    ]
+    told = "; ".join(filter(None, notes))
+    if told and text.endswith(")"):
+        return f"{text[:-1]}; {told})".replace("%", "%%")
+    return (f"{text} ({told})" if told else text).replace("%", "%%")
 
 
 _TABLES = {"layers": "DENSITY", "ranges": "LARGEST"}
@@ -229,43 +217,30 @@ def _text(path: Path, key: str) -> str:
 
 def listing(plugin: str) -> str:
     """Every name that an option takes, with a line about each, from the tables themselves."""
-    tables: dict[str, dict[str, str]] = {
-        "task": {name: task.summary for name, task in tasks_of(plugin).items()},
-        "model": _models(plugin),
-        "split": SPLITS,
-        "small-owners": SMALL_OWNERS,
-        "score": {n: f"{s.summary} [{s.source}]" for n, s in scores_of(plugin).items()},
-        "combine": {n: f"{c.summary} [{c.source}]" for n, c in COMBINES.items()},
-        "normalise": NORMALISE_SUMMARIES,
-        "masks": {n: f"{m.summary} [{m.source}]" for n, m in MASKS.items()},
-        "average": {n: f"{a.summary} [{a.source}]" for n, a in AVERAGES.items()},
-        "robust": {n: f"{r.summary} [{r.source}]" for n, r in ROBUST.items()},
-        "scope": {name: scope.summary for name, scope in SCOPES.items()},
-        "unit": {name: unit.summary for name, unit in UNITS.items()},
-        "structure": STRUCTURES,
-        "pool": {name: pool.summary for name, pool in POOLS.items()},
-        "schedule": {name: schedule.summary for name, schedule in SCHEDULES.items()},
-        "adaptive": ADAPTIVE,
-        "blend": BLENDS,
-        "moving": MOVING,
-        "reconstruct": {n: f"{r.summary} [{r.source}]" for n, r in RECONSTRUCTIONS.items()},
-        "optimizer": {name: f"torch.optim, {name}" for name in OPTIMIZERS},
-        "wire": {name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
-        "uplink": UPLINK_TYPES,
-        "score-wire": SCORE_TYPES,
-        "reduce": REDUCTIONS,
-        "rank-by": RANK_BY,
-        "baselines": BASELINES,
-    }
+    tables = {"model": _models(plugin)}
+    for key, table in names_of(plugin).items():
+        tables[key] = {name: _about(name, value) for name, value in table.items()}
     blocks = [
-        "\n".join([f"--{option}", *(f"  {name:<24} {text}" for name, text in table.items())])
-        for option, table in tables.items()
+        "\n".join(
+            [f"--{key.replace('_', '-')}", *(f"  {n:<24} {text}" for n, text in lines.items())]
+        )
+        for key, lines in tables.items()
     ]
     rules = [
         "\n".join([f"beside --{name}", *(f"  {line}" for line in lines)])
         for name, lines in matrix().items()
     ]
     return "\n\n".join([*blocks, *rules])
+
+
+def _about(name: str, value: Any) -> str:
+    """A line about what a table has under a name: its summary and source, or what it is."""
+    if summary := getattr(value, "summary", ""):
+        source = getattr(value, "source", "")
+        return f"{summary} [{source}]" if source else str(summary)
+    if callable(value):
+        return f"torch.optim, {name}"
+    return str(value).removeprefix("torch.")
 
 
 def _models(plugin: str) -> dict[str, str]:

@@ -6,15 +6,15 @@ import types
 import typing
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedprune.config.rules import names_of
 from fedprune.options.refusal import Refusal, refuse, shown
+from fedprune.options.section import types_of
 from fedprune.tasks.catalog import tasks_of
 
 LARGEST = 2**63 - 1
@@ -52,13 +52,6 @@ def allowed(key: str, field: FieldInfo) -> str:
     """What the key takes, in words, from the schema and the tables of names."""
     kinds = [kind for kind in _kinds(field.annotation) if kind is not types.NoneType]
     return ", or ".join(_in_words(key, kind, _limits(field)) for kind in kinds)
-
-
-@cache
-def types_of(schema: type[BaseModel]) -> type[BaseModel]:
-    """The keys and types of a schema alone: without what it fills in and what it checks."""
-    fields: dict[str, Any] = {k: (f.annotation, f) for k, f in schema.model_fields.items()}
-    return create_model("Types", __config__=schema.model_config, **fields)
 
 
 def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Refusal:

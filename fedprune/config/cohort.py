@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from fedprune.config.kinds import KINDS
+from fedprune.config.sections import Options
 from fedprune.randomness import draw, draw_each, generator
 
-if TYPE_CHECKING:
-    from fedprune.config.schema import RunConfig
 
-
-def drawn(config: RunConfig, there: Sequence[int], round_: int) -> list[int]:
+def drawn(config: Options, there: Sequence[int], round_: int) -> list[int]:
     """The cohort of a round, sorted: a function of the seed, the round and who is there.
 
     With `noise_source` secret it is a function of nothing, where not to know it protects.
@@ -34,7 +31,7 @@ def drawn(config: RunConfig, there: Sequence[int], round_: int) -> list[int]:
     return draw(list(there), config.cohort, gen)
 
 
-def _in_turn(config: RunConfig, round_: int) -> list[int]:
+def _in_turn(config: Options, round_: int) -> list[int]:
     """Whose turn it is: in the same order in every cycle, so that nobody has two at once."""
     n = config.clients - config.panel
     order = torch.randperm(n, generator=generator(config.seed, "turns")).tolist()
@@ -42,7 +39,7 @@ def _in_turn(config: RunConfig, round_: int) -> list[int]:
     return [order[(first + i) % n] for i in range(min(config.cohort, n))]
 
 
-def _chance(config: RunConfig, round_: int) -> torch.Generator:
+def _chance(config: Options, round_: int) -> torch.Generator:
     """What the draw comes from: with a secret source nobody can tell afterwards who was drawn.
 
     Where that is not counted as protection it follows from the seed, so that a budget can be
@@ -53,18 +50,18 @@ def _chance(config: RunConfig, round_: int) -> torch.Generator:
     return generator(config.seed, "cohort", round_)
 
 
-def secretly(config: RunConfig) -> bool:
+def secretly(config: Options) -> bool:
     """Whether epsilon may count on nobody knowing who is drawn."""
     return config.dp == "client" and config.secure == "none" and config.sampling != "round-robin"
 
 
-def asked_of(kind: str, config: RunConfig) -> int:
+def asked_of(kind: str, config: Options) -> int:
     """How many clients such a question to a cohort is put to; of a Poisson sample, on average."""
     whole = kind == "score" and config.score_cohort == "all"
     return config.clients - config.panel if whole else config.cohort
 
 
-def audience(kind: str, config: RunConfig) -> str:
+def audience(kind: str, config: Options) -> str:
     """Who such a question goes to: the round's cohort, everyone, or the panel."""
     if kind == "score" and config.score_cohort == "all":
         return "everyone"

@@ -1,34 +1,31 @@
-"""Choices about pruning that contradict each other, or that nothing would read.
+"""Choices about pruning that contradict each other.
 
-One list per question: how much, what is removed together, when, and whose evidence counts.
+One list per question: how much, what is removed together, when, and whose evidence counts. What is
+only read beside some values of others says so where it is declared (``option(..., when=...)``).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fedprune.config.reduction_conflicts import reduction_conflicts
+from fedprune.config.sections import Options
 from fedprune.config.secure_conflicts import secure_conflicts
-from fedprune.learning.averaging import MASKS
-from fedprune.options.refusal import Conflict
+from fedprune.options.conditions import Not, only
+from fedprune.options.refusal import OUT, Conflict
 from fedprune.scores.combine import COMBINES
 from fedprune.scores.score import Score, weight_shapes
 from fedprune.selection.combinations import conflict, scope_fits, scopes_of
+from fedprune.selection.options import AMOUNTS
 from fedprune.selection.regrowth import EXCHANGING
 from fedprune.selection.units import pattern_sparsity, shape_misfit
 from fedprune.tasks.task import Task
 
-if TYPE_CHECKING:
-    from fedprune.config.schema import RunConfig
-
-_OUT = "leave it out"
 _WITHIN = ("weight", "n:m", "block", "row", "column")
 """Units that lie in one tensor."""
-_STEADY = "one-shot, linear, cubic, exponential"
+_STEADY = ("one-shot", "linear", "cubic", "exponential")
 """Schedules that say how much goes, once and for all."""
 
 
-def conflicts(c: RunConfig, score: Score, task: Task) -> list[Conflict]:
+def conflicts(c: Options, score: Score, task: Task) -> list[Conflict]:
     """Every possible conflict of a configuration's pruning, with whether it is one."""
     return [
         *_how_much(c, task),
@@ -50,54 +47,34 @@ def conflicts(c: RunConfig, score: Score, task: Task) -> list[Conflict]:
     ]
 
 
-def _how_much(c: RunConfig, task: Task) -> list[Conflict]:
-    ways = {
-        "sparsity": c.sparsity,
-        "threshold": c.threshold,
-        "target-bytes": c.target_bytes,
-        "target-flops": c.target_flops,
-    }
-    given = [name for name, value in ways.items() if value is not None]
+def _how_much(c: Options, task: Task) -> list[Conflict]:
+    names = [key.replace("_", "-") for key in AMOUNTS]
+    given = [name for name, key in zip(names, AMOUNTS, strict=True) if vars(c)[key] is not None]
     exclusive = f"{' and '.join(given)} exclude each other" if given else "nothing says how much"
-    fixed = c.threshold is not None
+    fixed, random = c.threshold is not None, "random" in c.baselines
+    sought, flops = c.target_bytes is not None or c.target_flops is not None, "target-flops"
+    whole = fixed or sought or c.scope == "patterns"
+    none = f"task {c.task} has no example to count FLOPs on"
+    senseless = "random scores mean nothing to a threshold"
     lonely = "a threshold looks at every weight by itself"
-    sought = c.target_bytes is not None or c.target_flops is not None
     return [
         (
-            given[-1] if given else "sparsity",
+            given[-1] if given else names[0],
             len(given) != 1,
             exclusive,
-            f"one of {', '.join(ways)}",
+            f"one of {', '.join(names)}",
         ),
-        ("schedule", fixed and c.schedule != "one-shot", "a threshold prunes once", "one-shot"),
-        ("scope", fixed and c.scope != "global", lonely, "global"),
-        ("unit", fixed and c.unit != "weight", lonely, "weight"),
-        ("min-density", fixed and c.min_density > 0, lonely, "0"),
-        ("max-density", fixed and c.max_density < 1, lonely, "1"),
-        (
-            "score-steps",
-            (fixed or sought or c.scope == "patterns") and c.score_steps > 1,
-            "steps need a sparsity",
-            "1",
-        ),
-        (
-            "baselines",
-            fixed and "random" in c.baselines,
-            "random scores mean nothing to a threshold",
-            "dense",
-        ),
-        ("unit", sought and c.unit == "n:m", "the pattern says how much goes", "another unit"),
-        ("combine", sought and c.combine == "votes", "clients vote at a sparsity", "another rule"),
-        (
-            "target-flops",
-            c.target_flops is not None and task.dummy is None,
-            f"task {c.task} has no example to count FLOPs on",
-            "sparsity",
-        ),
+        *only(c, fixed, "a threshold prunes once", schedule="one-shot"),
+        *only(c, fixed, lonely, scope="global", unit="weight", min_density=0.0, max_density=1.0),
+        *only(c, whole, "steps need a sparsity", score_steps=1),
+        ("baselines", fixed and random, senseless, "dense"),
+        *only(c, sought, "the pattern says how much goes", unit=Not("n:m")),
+        *only(c, sought, "clients vote at a sparsity", combine=Not("votes")),
+        (flops, c.target_flops is not None and task.dummy is None, none, "sparsity"),
     ]
 
 
-def _what(c: RunConfig) -> list[Conflict]:
+def _what(c: Options) -> list[Conflict]:
     shape = shape_misfit(c.unit, c.unit_shape)
     told = conflict(c.unit, c.scope, min_density=c.min_density, max_density=c.max_density)
     limit = ("min-density", "0") if c.min_density > 0 else ("max-density", "1")
@@ -107,178 +84,116 @@ def _what(c: RunConfig) -> list[Conflict]:
     reason, _, fitting = wrong.partition("; allowed: ")
     fits = c.unit == "n:m" and c.unit_shape is not None and not shape
     share = pattern_sparsity(*(c.unit_shape or (0, 1))) if fits else None
-    left = 1.0 - (c.sparsity or 0.0)
+    left, bound = 1.0 - (c.sparsity or 0.0), c.sparsity is not None
+    other = share is not None and c.sparsity not in (share, 0.0)
+    lacking = c.scope == "patterns" and not c.layers
+    beyond = not all(0 < density <= 1 for density in c.layers.values())
+    less = bound and c.max_density < left
     return [
         ("unit-shape", bool(shape), reason, fitting),
         (key, bool(told), told, fit),
-        (
-            "sparsity",
-            share is not None and c.sparsity not in (share, 0.0),
-            "the pattern says how much goes",
-            f"{share}, or leave it out",
-        ),
-        (
-            "pool",
-            c.unit in {"weight", "n:m"} and c.pool is not None,
-            f"unit {c.unit} pools nothing",
-            _OUT,
-        ),
-        ("layers", bool(c.layers) and c.scope != "patterns", f"scope is {c.scope}", _OUT),
-        (
-            "layers",
-            c.scope == "patterns" and not c.layers,
-            "scope patterns needs some",
-            "--layers PATTERN DENSITY",
-        ),
-        (
-            "layers",
-            not all(0 < density <= 1 for density in c.layers.values()),
-            "not densities",
-            "above 0, up to 1",
-        ),
+        ("sparsity", other, "the pattern says how much goes", f"{share}, or {OUT}"),
+        ("layers", lacking, "scope patterns needs some", "--layers PATTERN DENSITY"),
+        ("layers", beyond, "not densities", "above 0, up to 1"),
         ("min-density", c.min_density > left, "more than the sparsity leaves", f"0 to {left:g}"),
-        (
-            "max-density",
-            c.sparsity is not None and c.max_density < left,
-            "less than the sparsity leaves",
-            f"{left:g} to 1",
-        ),
+        ("max-density", less, "less than the sparsity leaves", f"{left:g} to 1"),
     ]
 
 
-def _how_found(c: RunConfig, task: Task) -> list[Conflict]:
-    followed, counts = c.structure == "depgraph", c.vocabulary == "used"
+def _how_found(c: Options, task: Task) -> list[Conflict]:
     tokens = bool(task.tokens) and task.tokenizer is not None
     taught = "a teacher of another run gives tokens that are gone some probability"
+    elsewhere = c.vocabulary == "used" and bool(c.teacher)
+    unseen = f"task {c.task} has no example to follow"
     return [
-        ("vocabulary", counts and not tokens, f"task {c.task} reads no tokens", "full"),
-        ("vocabulary", counts and bool(c.teacher), taught, "full, or no --teacher"),
-        ("structure", followed and c.unit != "channel", f"unit is {c.unit}", "auto"),
-        (
-            "structure",
-            followed and task.dummy is None,
-            f"task {c.task} has no example to follow",
-            "auto",
-        ),
+        *only(c, not tokens, f"task {c.task} reads no tokens", vocabulary="full"),
+        ("vocabulary", elsewhere, taught, "full, or no --teacher"),
+        *only(c, task.dummy is None, unseen, structure="auto"),
     ]
 
 
-def _of_the_score(c: RunConfig, score: Score) -> list[Conflict]:
-    others = bool(score.units) and c.unit not in score.units
-    return [("unit", others, f"score {c.score} is of others", ", ".join(score.units))]
+def _of_the_score(c: Options, score: Score) -> list[Conflict]:
+    found = only(c, bool(score.units), f"score {c.score} is of others", unit=tuple(score.units))
+    return found + only(c, score.error is None, f"score {c.score} takes none", probes=None)
 
 
-def _by_itself(c: RunConfig, score: Score) -> list[Conflict]:
+def _by_itself(c: Options, score: Score) -> list[Conflict]:
     """A score that prunes by a step of its own leaves no choice to the selection."""
     if score.step is None:
         return []
-    why = f"score {c.score} selects by itself, tensor by tensor"
+    name = f"score {c.score}"
+    why, summed = f"{name} selects by itself, tensor by tensor", {"combine": "sum"}
     return [
-        ("scope", c.scope != "layer" and c.unit == "weight", why, "layer"),
-        ("sparsity", c.sparsity is None, f"score {c.score} needs a sparsity", "a number"),
-        ("min-density", c.min_density > 0, why, "0"),
-        ("max-density", c.max_density < 1, why, "1"),
-        ("combine", c.combine != "sum", why, "sum"),
-        ("normalise", c.normalise != "none", why, "none"),
-        ("masks", c.masks != "global", why, "global"),
-        ("score-wire", c.score_wire != "fp32", f"score {c.score} inverts its sums", "fp32"),
-        ("rewind", c.rewind is not None, f"score {c.score} sets the weights that stay", _OUT),
-        ("schedule", c.schedule == "regrow", why, _STEADY),
+        *only(c, c.unit == "weight", why, scope="layer"),
+        ("sparsity", c.sparsity is None, f"{name} needs a sparsity", "a number"),
+        *only(c, True, why, min_density=0.0, max_density=1.0, **summed, normalise="none"),
+        *only(c, True, why, masks="global", schedule=Not("regrow")),
+        *only(c, True, f"{name} inverts its sums", score_wire="fp32"),
+        *only(c, True, f"{name} sets the weights that stay", rewind=None),
     ]
 
 
-def _when(c: RunConfig, score: Score) -> list[Conflict]:
-    regrows = c.schedule == "regrow"
-    start = f"score {c.score} is taken before any training"
+def _when(c: Options, score: Score) -> list[Conflict]:
+    regrows, start = c.schedule == "regrow", f"score {c.score} is taken before any training"
     constant = "regrow exchanges single weights at constant sparsity"
+    again = f"score {c.score} says the same of what is left"
+    soon = regrows and c.end == c.warmup + 1
+    later = f"{c.warmup + 2} to {c.rounds}"
+    early = (c.rewind or 0) > c.warmup
     return [
-        ("unit", regrows and c.unit != "weight", constant, "weight"),
-        ("scope", regrows and c.scope not in EXCHANGING, constant, ", ".join(EXCHANGING)),
-        ("min-density", regrows and c.min_density > 0, constant, "0"),
-        ("max-density", regrows and c.max_density < 1, constant, "1"),
-        ("warmup", score.at_start and c.warmup > 0, start, "0"),
-        ("schedule", score.at_start and c.schedule != "one-shot", start, "one-shot"),
-        (
-            "end",
-            regrows and c.end == c.warmup + 1,
-            "no round is left to exchange in",
-            f"{c.warmup + 2} to {c.rounds}",
-        ),
-        (
-            "score-steps",
-            c.score_steps > 1 and not score.rescored,
-            f"score {c.score} says the same of what is left",
-            "1",
-        ),
-        ("regrow", c.regrow is not None and not regrows, f"schedule is {c.schedule}", _OUT),
-        ("rewind", regrows and c.rewind is not None, constant, _OUT),
-        ("score-steps", regrows and c.score_steps > 1, constant, "1"),
-        ("rewind", (c.rewind or 0) > c.warmup, "pruning begins before", f"0 to {c.warmup}"),
-        ("rewind", c.rewind is not None and c.sparsity == 0.0, "nothing is pruned", _OUT),
-        (
-            "probes",
-            c.probes is not None and score.error is None,
-            f"score {c.score} takes none",
-            _OUT,
-        ),
+        *only(c, regrows, constant, unit="weight", scope=EXCHANGING, rewind=None, score_steps=1),
+        *only(c, regrows, constant, min_density=0.0, max_density=1.0),
+        *only(c, score.at_start, start, warmup=0, schedule="one-shot"),
+        ("end", soon, "no round is left to exchange in", later),
+        *only(c, not score.rescored, again, score_steps=1),
+        ("rewind", early, "pruning begins before", f"0 to {c.warmup}"),
     ]
 
 
-def _while_tuning(c: RunConfig, score: Score) -> list[Conflict]:
+def _while_tuning(c: Options, score: Score) -> list[Conflict]:
     if c.score_during != "tune":
-        return [("score-during", score.tuning, f"score {c.score} is collected by tuning", "tune")]
+        return only(c, score.tuning, f"score {c.score} is collected by tuning", score_during="tune")
     able = len(score.asks) == 1 and score.asks[0].watch is not None
     one = "what is collected while tuning is summed, once a round"
     return [
-        ("score-during", not able, f"score {c.score} needs a pass of its own", "pass"),
-        ("combine", c.combine != "sum", one, "sum"),
-        ("normalise", c.normalise != "none", one, "none"),
-        ("score-steps", c.score_steps > 1, one, "1"),
-        ("score-wire", c.score_wire != "fp32", "its cost is measured in a pass", "fp32"),
-        ("compile", c.compile, "a compiled model is not watched", "false"),
-        ("schedule", c.schedule == "regrow", one, _STEADY),
+        *only(c, not able, f"score {c.score} needs a pass of its own", score_during="pass"),
+        *only(c, True, one, combine="sum", normalise="none", score_steps=1, schedule=Not("regrow")),
+        *only(c, True, "its cost is measured in a pass", score_wire="fp32"),
+        *only(c, True, "a compiled model is not watched", compile=False),
     ]
 
 
-def _in_sequence(c: RunConfig, score: Score) -> list[Conflict]:
+def _in_sequence(c: Options, score: Score) -> list[Conflict]:
     if c.calibration == "dense":
         return []
-    why = "blocks are pruned one after the other"
+    why, free = "blocks are pruned one after the other", c.unit != "n:m"
+    collected = c.score_during == "tune"
     return [
-        ("calibration", not score.asks, f"score {c.score} asks nobody", "dense"),
-        ("calibration", c.score_during == "tune", "there is no pass to repeat", "dense"),
-        ("scope", c.scope not in {"layer", "row"} and c.unit != "n:m", why, "layer, row"),
-        (
-            "vote-scope",
-            c.vote_scope not in {None, "layer", "row"} and c.unit != "n:m",
-            why,
-            "layer, row",
-        ),
-        ("unit", c.unit not in _WITHIN, why, ", ".join(_WITHIN)),
+        *only(c, not score.asks, f"score {c.score} asks nobody", calibration="dense"),
+        *only(c, collected, "there is no pass to repeat", calibration="dense"),
+        *only(c, free, why, scope=("layer", "row")),
+        *only(c, free and c.vote_scope is not None, why, vote_scope=("layer", "row")),
+        *only(c, True, why, unit=_WITHIN),
         ("sparsity", c.sparsity is None, why, "a number"),
-        ("score-steps", c.score_steps > 1, why, "1"),
-        ("schedule", c.schedule == "regrow", why, _STEADY),
+        *only(c, True, why, score_steps=1, schedule=Not("regrow")),
     ]
 
 
-def _behind_its_own(c: RunConfig, score: Score) -> list[Conflict]:
+def _behind_its_own(c: Options, score: Score) -> list[Conflict]:
     """Calibration behind what a client prunes itself: only its mask may depend on that."""
     if c.calibration != "local":
         return []
     shared = c.combine != "votes" and c.masks == "global"
+    ways = "dense, sequential, or --combine votes, or --masks union, intersection"
+    twice = len(score.asks) > 1
     return [
-        (
-            "calibration",
-            shared,
-            "clients have no masks of their own",
-            "dense, sequential, or --combine votes, or --masks union, intersection",
-        ),
-        ("calibration", len(score.asks) > 1, f"score {c.score} needs two questions", "dense"),
-        ("score-wire", c.score_wire != "fp32", "no statistics travel", "fp32"),
+        ("calibration", shared, "clients have no masks of their own", ways),
+        *only(c, twice, f"score {c.score} needs two questions", calibration="dense"),
+        *only(c, True, "no statistics travel", score_wire="fp32"),
     ]
 
 
-def _who_is_scored(c: RunConfig, score: Score) -> list[Conflict]:
+def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
     """Whom a score is asked of, on how many examples, and how much each client counts."""
     reasons = {
         f"score {c.score} asks nobody": not score.asks,
@@ -289,124 +204,80 @@ def _who_is_scored(c: RunConfig, score: Score) -> list[Conflict]:
     own = "" if c.masks == "global" else "clients prune by themselves, as they tune"
     rule = COMBINES[c.combine]
     weighted = rule.valued and not rule.pooled and rule.merge is None
+    unweighted = f"combine {c.combine} weights no client's score"
     return [
-        ("score-cohort", c.score_cohort == "all" and bool(why or own), why or own, "cohort"),
-        ("score-examples", c.score_examples is not None and bool(why), why, _OUT),
-        (
-            "weighting",
-            c.weighting == "equal-scores" and not weighted,
-            f"combine {c.combine} weights no client's score",
-            "labels, equal",
-        ),
+        *only(c, bool(why or own), why or own, score_cohort="cohort"),
+        *only(c, bool(why), why, score_examples=None),
+        *only(c, not weighted, unweighted, weighting=("labels", "equal")),
     ]
 
 
-def _shrunk(c: RunConfig) -> list[Conflict]:
-    idle = c.sparsity == 0.0 and not c.init
-    same = bool(c.init) and bool(c.baselines) and c.sparsity == 0.0
+def _shrunk(c: Options) -> list[Conflict]:
+    goes_on, regrows = bool(c.init), c.schedule == "regrow"
+    same = goes_on and bool(c.baselines) and c.sparsity == 0.0
+    idle = "nothing further is pruned, so that they are the run itself"
+    dense = goes_on and "dense" in c.baselines
     back = "what is cut out cannot grow back"
+    other = "none, or random with a further sparsity"
     return [
-        ("shrink", c.shrink == "every" and c.schedule == "regrow", back, "never, end"),
-        ("shrink", c.shrink != "never" and idle, "nothing is pruned", "never"),
-        (
-            "baselines",
-            same,
-            "nothing further is pruned, so that they are the run itself",
-            "none, or random with a further sparsity",
-        ),
-        ("baselines", bool(c.init) and "dense" in c.baselines, "it begins pruned", "random"),
-        ("rewind", bool(c.init) and c.rewind == 0, "it begins where another run ended", "1 on"),
+        *only(c, regrows, back, shrink=("never", "end")),
+        ("baselines", same, idle, other),
+        ("baselines", dense, "it begins pruned", "random"),
+        ("rewind", goes_on and c.rewind == 0, "it begins where another run ended", "1 on"),
     ]
 
 
-def _whose(c: RunConfig, score: Score) -> list[Conflict]:
+def _whose(c: Options, score: Score) -> list[Conflict]:
     nobody = f"score {c.score} asks nobody"
     silent, votes = not score.asks, c.combine == "votes"
     pooled = COMBINES[c.combine].pooled
-    raw = bool(score.asks) and score.asks[-1].shapes is not weight_shapes
+    raw = pooled and bool(score.asks) and score.asks[-1].shapes is not weight_shapes
     scaleless = c.combine in {"votes", "rank-mean"}
     apart = scope_fits(c.vote_scope or c.scope, c.scope) if votes else ""
+    ranked, scaled = pooled and c.normalise == "rank", raw and c.normalise == "l1"
+    sums = f"what score {c.score} sums are not scores yet"
+    costly = c.score_wire != "fp32" and (c.sparsity is None or not c.agreement)
+    overlap = "the overlap it costs is measured on clients' masks"
     return [
-        ("combine", silent and c.combine != "sum", nobody, "sum"),
-        ("combine", votes and c.sparsity is None, "clients vote at a sparsity", "another rule"),
-        ("normalise", silent and c.normalise != "none", nobody, "none"),
-        (
-            "normalise",
-            scaleless and c.normalise != "none",
-            f"{c.combine} does not depend on the scale",
-            "none",
-        ),
-        (
-            "normalise",
-            pooled and c.normalise == "rank",
-            "ranks are of clients' own scores",
-            "none, l1, or --combine mean",
-        ),
-        (
-            "normalise",
-            pooled and raw and c.normalise == "l1",
-            f"what score {c.score} sums are not scores yet",
-            "none, or --combine mean",
-        ),
-        (
-            "trim",
-            c.trim is not None and c.combine != "trimmed-mean",
-            f"combine is {c.combine}",
-            _OUT,
-        ),
-        ("vote-scope", c.vote_scope is not None and not votes, f"combine is {c.combine}", _OUT),
+        *only(c, silent, nobody, combine="sum", normalise="none", score_wire="fp32"),
+        *only(c, c.sparsity is None, "clients vote at a sparsity", combine=Not("votes")),
+        *only(c, scaleless, f"{c.combine} does not depend on the scale", normalise="none"),
+        ("normalise", ranked, "ranks are of clients' own scores", "none, l1, or --combine mean"),
+        ("normalise", scaled, sums, "none, or --combine mean"),
         ("vote-scope", bool(apart), apart, c.scope),
-        (
-            "score-wire",
-            c.score_wire != "fp32" and (c.sparsity is None or not c.agreement),
-            "the overlap it costs is measured on clients' masks",
-            "fp32, or a sparsity and --agreement",
-        ),
-        ("score-wire", silent and c.score_wire != "fp32", nobody, "fp32"),
+        ("score-wire", costly, overlap, "fp32, or a sparsity and --agreement"),
     ]
 
 
-def _own_masks(c: RunConfig, score: Score) -> list[Conflict]:
-    names = ", ".join(name for name in MASKS if name != "global")
+def _own_masks(c: Options, score: Score) -> list[Conflict]:
     if c.masks == "global":
-        return [
-            (
-                "average",
-                c.average is not None,
-                "all clients keep the same weights",
-                f"leave it out, or --masks {names}",
-            )
-        ]
-    why = "clients prune by themselves, before they tune"
+        return []
+    why, same = (
+        "clients prune by themselves, before they tune",
+        f"score {c.score} gives every client",
+    )
     return [
-        ("masks", not score.asks, f"score {c.score} gives every client the same mask", "global"),
-        ("masks", not c.sparsity, "clients prune to a sparsity", "global"),
-        ("combine", c.combine != "sum", why, "sum"),
-        ("normalise", c.normalise != "none", why, "none"),
-        ("score-during", c.score_during == "tune", why, "pass"),
-        ("calibration", c.calibration == "sequential", why, "dense, local"),
-        ("score-steps", c.score_steps > 1, why, "1"),
-        ("schedule", c.schedule == "regrow", why, _STEADY),
-        ("score-wire", c.score_wire != "fp32", "no statistics travel", "fp32"),
+        *only(c, not score.asks, f"{same} the same mask", masks="global"),
+        *only(c, not c.sparsity, "clients prune to a sparsity", masks="global"),
+        *only(c, True, why, combine="sum", normalise="none", score_during="pass", score_steps=1),
+        *only(c, True, why, calibration=("dense", "local"), schedule=Not("regrow")),
+        *only(c, True, "no statistics travel", score_wire="fp32"),
     ]
 
 
-def _adaptive(c: RunConfig, score: Score) -> list[Conflict]:
+def _adaptive(c: Options, score: Score) -> list[Conflict]:
     if c.schedule != "adaptive":
-        why = f"schedule is {c.schedule}"
-        keys = ("tolerance", "candidates", "adaptive")
-        return [(key, vars(c)[key] is not None, why, _OUT) for key in keys]
-    tried, whole = "several masks are tried before one is taken", "layer by layer"
-    able, units = c.adaptive == "layer", (*_WITHIN, "head", "neuron")
+        return []
+    bound, tried = "an adaptive schedule needs an upper bound", "several masks are tried before one"
+    tried, able, units = f"{tried} is taken", c.adaptive == "layer", (*_WITHIN, "head", "neuron")
+    alone = f"score {c.score} selects by itself"
     return [
-        ("sparsity", c.sparsity is None, "an adaptive schedule needs an upper bound", "a number"),
-        ("schedule", score.step is not None, f"score {c.score} selects by itself", _STEADY),
-        ("masks", c.masks != "global", tried, "global"),
-        ("score-during", c.score_during == "tune", tried, "pass"),
-        ("calibration", c.calibration != "dense", tried, "dense"),
-        ("score-steps", c.score_steps > 1, tried, "1"),
-        ("unit", able and c.unit not in units, f"{whole} needs parts of layers", ", ".join(units)),
-        ("unit", able and c.unit == "n:m", "the pattern says how much goes in a layer", "block"),
-        ("scope", able and c.scope != "layer", f"{whole} every one is ranked by itself", "layer"),
-        ("max-density", able and c.max_density < 1, "losses decide what a layer keeps", "1"),
+        ("sparsity", c.sparsity is None, bound, "a number"),
+        *only(c, score.step is not None, alone, schedule=_STEADY),
+        *only(c, True, tried, masks="global", score_during="pass", calibration="dense"),
+        *only(c, True, tried, score_steps=1),
+        *only(c, able, "layer by layer needs parts of layers", unit=units),
+        *only(c, able, "the pattern says how much goes in a layer", unit=Not("n:m")),
+        *only(c, able, "layer by layer every one is ranked by itself", scope="layer"),
+        *only(c, able, "losses decide what a layer keeps", max_density=1.0),
     ]

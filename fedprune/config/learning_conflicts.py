@@ -1,24 +1,22 @@
-"""Choices about how clients learn that contradict each other, or that nothing would read."""
+"""Choices about how clients learn that contradict each other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from fedprune.config.sections import Options
 from fedprune.learning.robust import ROBUST, most_byzantine
-from fedprune.options.refusal import Conflict
+from fedprune.options.conditions import only
+from fedprune.options.refusal import OUT, Conflict
 
-if TYPE_CHECKING:
-    from fedprune.config.schema import RunConfig
-
-_OUT = "leave it out"
+_SINGLE = ("weight", "n:m")
 
 
-def refusals(c: RunConfig) -> list[Conflict]:
+def learning_conflicts(c: Options) -> list[Conflict]:
     """Every possible conflict of a configuration's learning, with whether it is one."""
+    grouped = c.group_lasso > 0 and c.unit in _SINGLE
+    groupless = f"unit {c.unit} has no groups of weights"
     return [
-        *_terms(c),
-        *_rates(c),
-        *_lessons(c),
+        ("group-lasso", grouped, groupless, "--l1, or another --unit"),
+        *_teaching(c),
         *_kept_change(c),
         *_fits(c),
         *_robust(c),
@@ -26,169 +24,75 @@ def refusals(c: RunConfig) -> list[Conflict]:
     ]
 
 
-def _terms(c: RunConfig) -> list[Conflict]:
-    single = c.unit in {"weight", "n:m"}
-    shrunk = c.l1 > 0 or c.group_lasso > 0
-    return [
-        (
-            "group-lasso",
-            c.group_lasso > 0 and single,
-            f"unit {c.unit} has no groups of weights",
-            "--l1, or another --unit",
-        ),
-        (
-            "shrinkage",
-            c.shrinkage is not None and not shrunk,
-            "neither l1 nor group-lasso is above 0",
-            _OUT,
-        ),
-    ]
-
-
-def _rates(c: RunConfig) -> list[Conflict]:
-    level = c.lr_schedule == "constant"
-    return [
-        ("lr-rewind", c.lr_rewind and level, "the learning rate is constant", "false"),
-        ("lr-rewind", c.lr_rewind and c.sparsity == 0.0, "nothing is pruned", "false"),
-    ]
-
-
-def _lessons(c: RunConfig) -> list[Conflict]:
-    inside = {"distil-hidden": c.distil_hidden, "distil-attention": c.distil_attention}
-    heaviest = max(["distil", *inside], key=lambda key: {"distil": c.distil, **inside}[key])
-    none = not c.distil and not any(inside.values())
+def _teaching(c: Options) -> list[Conflict]:
+    keys = ("distil", "distil_hidden", "distil_attention")
+    heaviest = max(keys, key=lambda key: float(vars(c)[key]))
+    dense = vars(c)[heaviest] > 0 and c.sparsity == 0.0 and not c.reduce and not c.teacher
+    none = "nothing is pruned, so that there is no model from before"
     unseen = "a compiled model is not watched"
-    idle = "nothing is distilled"
+    twice = "attention that is computed twice is not kept"
     return [
-        (
-            heaviest,
-            not none and c.sparsity == 0.0 and not c.reduce and not c.teacher,
-            "nothing is pruned, so that there is no model from before",
-            "--teacher, or 0",
-        ),
-        *[(key, weight > 0 and c.compile, unseen, "0") for key, weight in inside.items()],
-        (
-            "distil-attention",
-            c.distil_attention > 0 and c.checkpointing,
-            "attention that is computed twice is not kept",
-            "0",
-        ),
-        ("temperature", c.temperature is not None and not c.distil, "distil is 0", _OUT),
-        ("distil-schedule", none and c.distil_schedule != "constant", idle, "constant"),
-        ("teacher", none and bool(c.teacher), idle, "leave it out, or --distil"),
+        (heaviest.replace("_", "-"), dense, none, "--teacher, or 0"),
+        *only(c, c.compile, unseen, distil_hidden=0.0, distil_attention=0.0),
+        *only(c, c.checkpointing, twice, distil_attention=0.0),
     ]
 
 
-def _kept_change(c: RunConfig) -> list[Conflict]:
-    grid, idle = c.blend_grid or (), c.blend == "none"
-    apart = "clients end under masks of their own"
+def _kept_change(c: Options) -> list[Conflict]:
+    grid, whole = c.blend_grid or (1.0, 0.0), "1 and others"
+    apart, beyond = "clients end under masks of their own", not all(0 <= x <= 2 for x in grid)
+    last = c.end >= c.rounds
+    short = "the last pruning leaves one round to average"
     return [
-        ("blend-grid", idle and c.blend_grid is not None, "blend is none", _OUT),
-        (
-            "blend-grid",
-            not idle and 1.0 not in grid,
-            "the whole change is not in it",
-            "1 and others",
-        ),
-        ("blend-grid", not all(0 <= share <= 2 for share in grid), "not shares", "0 to 2"),
-        ("blend-grid", not idle and len(grid) == 1, "there is nothing to choose", "1 and others"),
-        ("blend", not idle and c.masks != "global", apart, "none"),
-        (
-            "moving",
-            c.moving == "swa" and c.end >= c.rounds,
-            "the last pruning leaves one round to average",
-            "ema, or an earlier --end",
-        ),
-        (
-            "moving-decay",
-            c.moving != "ema" and c.moving_decay is not None,
-            f"moving is {c.moving}",
-            _OUT,
-        ),
+        ("blend-grid", 1.0 not in grid, "the whole change is not in it", whole),
+        ("blend-grid", beyond, "not shares", "0 to 2"),
+        ("blend-grid", len(grid) == 1, "there is nothing to choose", whole),
+        *only(c, c.masks != "global", apart, blend="none"),
+        ("moving", c.moving == "swa" and last, short, "ema, or an earlier --end"),
     ]
 
 
-def _fits(c: RunConfig) -> list[Conflict]:
+def _fits(c: Options) -> list[Conflict]:
     wanted, late = c.reconstruct is not None, "the mask is decided after tuning"
-    whole = c.unit not in {"weight", "n:m", "block", "column"}
+    whole = c.unit not in {*_SINGLE, "block", "column"}
+    read = f"of unit {c.unit} the outputs go, and what stays reads nothing that is missing"
+    tuning, regrows = c.score_during == "tune", c.schedule == "regrow"
     return [
-        (
-            "reconstruct",
-            c.reconstruct == "inputs" and whole,
-            f"of unit {c.unit} the outputs go, and what stays reads nothing that is missing",
-            "outputs",
-        ),
-        ("reconstruct", wanted and c.sparsity == 0.0, "nothing is pruned", _OUT),
-        ("reconstruct", wanted and c.rewind is not None, "what stays goes back to a round", _OUT),
-        ("reconstruct", wanted and c.schedule == "regrow", "what grows back starts at 0", _OUT),
-        ("reconstruct", wanted and c.masks != "global", late, "leave it out, or --masks global"),
-        (
-            "reconstruct",
-            wanted and c.score_during == "tune",
-            late,
-            "leave it out, or --score-during pass",
-        ),
+        ("reconstruct", c.reconstruct == "inputs" and whole, read, "outputs"),
+        *only(c, c.rewind is not None, "what stays goes back to a round", reconstruct=None),
+        *only(c, regrows, "what grows back starts at 0", reconstruct=None),
+        ("reconstruct", wanted and c.masks != "global", late, f"{OUT}, or --masks global"),
+        ("reconstruct", wanted and tuning, late, f"{OUT}, or --score-during pass"),
     ]
 
 
-def _robust(c: RunConfig) -> list[Conflict]:
+def _robust(c: Options) -> list[Conflict]:
     """What a rule that looks at changes one by one does not go together with."""
     on, needs, f = c.robust != "none", ROBUST[c.robust].needs, c.byzantine or 0
     most, least = (most_byzantine(needs, c.cohort), needs(f)) if needs else (0, 0)
-    small = needs is not None and most < 1
+    own = "clients end under masks of their own, and their changes are of different weights"
+    kept = "what was kept back is made up for in a mean, and no client's change is sure to count"
+    alike = "every client counts alike under --robust: how many labels it has is its own word"
+    small = f"a cohort of {c.cohort} is too small to leave one out"
+    larger = f"another rule, or --cohort {needs(1) if needs else 0} or more"
+    many = f"too many for a cohort of {c.cohort}"
+    more, enough = f"{c.robust} with byzantine={f} needs more", f"{least} to {c.cohort}"
+    counts, residual = needs is not None, on and c.error_feedback
     return [
-        (
-            "robust",
-            on and c.masks != "global",
-            "clients end under masks of their own, and their changes are of different weights",
-            "none, or --masks global",
-        ),
-        (
-            "robust",
-            on and c.error_feedback,
-            "what was kept back is made up for in a mean, and no client's change is sure to count",
-            "none, or no --error-feedback",
-        ),
-        (
-            "weighting",
-            on and c.weighting != "equal",
-            "every client counts alike under --robust: how many labels it has is its own word",
-            "equal",
-        ),
-        (
-            "robust",
-            small,
-            f"a cohort of {c.cohort} is too small to leave one out",
-            f"another rule, or --cohort {needs(1) if needs else 0} or more",
-        ),
-        ("byzantine", not needs and c.byzantine is not None, f"robust is {c.robust}", _OUT),
-        (
-            "byzantine",
-            needs is not None and f > most,
-            f"too many for a cohort of {c.cohort}",
-            f"1 to {most}",
-        ),
-        (
-            "min-clients",
-            needs is not None and c.min_clients < least,
-            f"{c.robust} with byzantine={f} needs more",
-            f"{least} to {c.cohort}",
-        ),
+        ("robust", on and c.masks != "global", own, "none, or --masks global"),
+        ("robust", residual, kept, "none, or no --error-feedback"),
+        *only(c, on, alike, weighting="equal"),
+        ("robust", counts and most < 1, small, larger),
+        ("byzantine", counts and f > most, many, f"1 to {most}"),
+        ("min-clients", counts and c.min_clients < least, more, enough),
     ]
 
 
-def _bounded(c: RunConfig) -> list[Conflict]:
+def _bounded(c: Options) -> list[Conflict]:
+    zero = isinstance(c.max_norm, float) and not c.max_norm > 0
+    rising = c.max_norm == "auto" and c.lr_rewind
+    again, way = "norms rise again at every pruning", "a number, or no --lr-rewind"
     return [
-        (
-            "max-norm",
-            isinstance(c.max_norm, float) and not c.max_norm > 0,
-            "no change has such a norm",
-            "above 0, or auto",
-        ),
-        (
-            "max-norm",
-            c.max_norm == "auto" and c.lr_rewind,
-            "norms rise again at every pruning",
-            "a number, or no --lr-rewind",
-        ),
+        ("max-norm", zero, "no change has such a norm", "above 0, or auto"),
+        ("max-norm", rising, again, way),
     ]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fedprune.learning.robust import fewest_answers
 from fedprune.options.section import BY_TASK, Count, Section, option
+
+BASELINES = {
+    "dense": "the same rounds and seed without pruning",
+    "random": "the same rounds, seed and schedule with a random mask",
+}
 
 
 class Federation(Section):
@@ -12,13 +18,20 @@ class Federation(Section):
 
     rounds: Count = option("federation", "rounds in all", BY_TASK)
     cohort: Count = option(
-        "federation", "partitions asked a round, drawn without replacement", BY_TASK
+        "federation",
+        "partitions asked a round, drawn without replacement",
+        BY_TASK,
+        derived=lambda c: min(c.usual("cohort"), c.clients),
     )
     min_clients: Count = option(
-        "federation", "answers without which a round is void (default 1, or what --robust needs)", 1
+        "federation",
+        "answers without which a round is void (default 1, or what --robust needs)",
+        derived=lambda c: fewest_answers(c.robust, c.byzantine, c.cohort),
     )
     hosts: Count = option(
-        "federation", "groups that fold their clients' sums (default min(clients, 8))", ""
+        "federation",
+        "groups that fold their clients' sums (default min(clients, 8))",
+        derived=lambda c: min(c.clients, 8),
     )
     strikes: int | None = option(
         "federation",
@@ -41,7 +54,9 @@ class Engine(Section):
     gpus: float = option(
         "engine", "GPUs a worker gets (-1: CUDA shared evenly, if there)", -1.0, ge=-1, le=1
     )
-    ray_address: str = option("engine", "address of a running Ray cluster", "")
+    ray_address: str = option(
+        "engine", "address of a running Ray cluster", "", when={"engine": "ray"}
+    )
     timeout: float = option(
         "engine",
         "seconds a phase may take (a client: half of what is left to its host)",
@@ -57,6 +72,7 @@ class Results(Section):
         "results",
         "arms to run beside: dense, random (after --init: random among the weights that are left)",
         (),
+        names=BASELINES,
         strict=False,
     )
     out: str = option("results", "folder of the results (default runs/<task>-<time>)", "")

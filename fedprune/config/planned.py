@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fedprune.config.cohort import audience, drawn, secretly
 from fedprune.config.kinds import KINDS
+from fedprune.config.sections import Options
 from fedprune.config.terms import terms_of
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
@@ -20,16 +20,13 @@ from fedprune.privacy.release import Occasion, Release
 from fedprune.scores.catalog import scores_of
 from fedprune.selection.schedules import prunes_at
 
-if TYPE_CHECKING:
-    from fedprune.config.schema import RunConfig
-
 _MARGIN = 1e-3
 """Part of the budget that is left, so that rounding cannot exceed it at the last release."""
 
 Planned = tuple[Occasion, tuple[Release, ...]]
 
 
-def noise_of_budget(config: RunConfig) -> float:
+def noise_of_budget(config: Options) -> float:
     """The smallest noise multiplier, the same for all releases, that spends at most the budget.
 
     Rounded up to four digits.
@@ -45,7 +42,7 @@ def noise_of_budget(config: RunConfig) -> float:
     return float(math.ceil(z * 10**digits) / 10**digits)
 
 
-def planned(config: RunConfig) -> Iterator[Planned]:
+def planned(config: Options) -> Iterator[Planned]:
     """Every noisy release of a run to its end, with noise multiplier 1."""
     everyone = tuple(range(config.clients - config.panel))
     measured = config.metrics == "noised"
@@ -64,7 +61,7 @@ def planned(config: RunConfig) -> Iterator[Planned]:
             order += 1
 
 
-def _cohort(config: RunConfig, everyone: tuple[int, ...], round_: int) -> tuple[int, ...]:
+def _cohort(config: Options, everyone: tuple[int, ...], round_: int) -> tuple[int, ...]:
     """Who will be asked if everyone is there.
 
     Of a draw that nobody can tell before: the same clients in every round, the worst that can come
@@ -75,12 +72,12 @@ def _cohort(config: RunConfig, everyone: tuple[int, ...], round_: int) -> tuple[
     return tuple(drawn(config, everyone, round_))
 
 
-def _prunes(config: RunConfig, round_: int) -> bool:
+def _prunes(config: Options, round_: int) -> bool:
     c = config
     return prunes_at(c.schedule, round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
 
 
-def _scoring(config: RunConfig, round_: int) -> list[str]:
+def _scoring(config: Options, round_: int) -> list[str]:
     """The score's questions in a round that prunes."""
     if config.score_during == "tune" or config.dp_score_noise == 0:
         return []
@@ -89,24 +86,24 @@ def _scoring(config: RunConfig, round_: int) -> list[str]:
     return ["score"] * (asks * (1 if exchanges else config.score_steps) + exchanges)
 
 
-def _tuning(config: RunConfig, due: bool) -> list[str]:
+def _tuning(config: Options, due: bool) -> list[str]:
     beside = due and config.score_during == "tune" and config.dp_score_noise != 0
     return ["tune"] + ["score"] * beside
 
 
-def _comparing(config: RunConfig) -> int:
+def _comparing(config: Options) -> int:
     """The most questions that blending puts in a round."""
     return {"none": 0, "global": 1}.get(config.blend, 2)
 
 
 def _occasion(
-    config: RunConfig, kind: str, round_: int, order: int, asked: tuple[int, ...]
+    config: Options, kind: str, round_: int, order: int, asked: tuple[int, ...]
 ) -> Occasion:
     population = config.clients - config.panel
     return Occasion("pruned", round_, kind, order, audience(kind, config), asked, population)
 
 
-def _release(config: RunConfig, kind: str) -> Release:
+def _release(config: Options, kind: str) -> Release:
     name = KINDS[kind].quantity
     if config.dp == "example" and KINDS[kind].changes:
         return Release(
@@ -122,11 +119,11 @@ def _release(config: RunConfig, kind: str) -> Release:
     return _noisy(config, name)
 
 
-def _measure(config: RunConfig) -> Release:
+def _measure(config: Options) -> Release:
     return _noisy(config, "metrics")
 
 
-def _noisy(config: RunConfig, name: str) -> Release:
+def _noisy(config: Options, name: str) -> Release:
     """A release with noise of multiplier 1; under a secure sum its second term is negligible."""
     release = Release(name, (), unit=config.dp, mechanism=GAUSSIAN.name, z=1.0, covered=True)
     if config.secure == "none" or (config.dp == "example" and name != "metrics"):

@@ -14,7 +14,9 @@ from fedprune.config.defaults import completed
 from fedprune.config.local_privacy_conflicts import example_conflicts, response_conflicts
 from fedprune.config.privacy_conflicts import noise_conflicts
 from fedprune.config.secure_conflicts import secure_conflicts
+from fedprune.options.conditions import in_words
 from fedprune.options.refusal import Conflict
+from fedprune.options.section import declared
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 
@@ -49,9 +51,9 @@ _BATCHNORM = f"{'model':<16} BatchNorm; allowed: a model without it (seen when i
 def _lines(keys: dict[str, Any], conflicts: Conflicts) -> list[str]:
     config = RunConfig.model_construct(**completed({"task": "digits", "model": "mlp", **keys}))
     found = conflicts(config, scores_of("")[config.score])
-    lines = [
-        f"{key:<16} {reason}; allowed: {allowed}"
-        for key, _, reason, allowed in found
-        if not reason.endswith(" is none")  # about the option itself, not about what is beside it
+    lines = [f"{key:<16} {reason}; allowed: {allowed}" for key, _, reason, allowed in found]
+    says = {key: declared(RunConfig.model_fields[key]).when for key in keys}
+    needs = [
+        f"{key:<16} only with {in_words(when)}" for key, when in says.items() if in_words(when)
     ]
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys([*needs, *lines]))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from fedprune.config.sections import Options
 from fedprune.selection.schedules import prunes_at
 
-if TYPE_CHECKING:
-    from fedprune.config.schema import RunConfig
 
-
-def learning_rate(config: RunConfig, round_: int) -> float:
+def learning_rate(config: Options, round_: int) -> float:
     """The clients' learning rate in a round (1 to `rounds`), falling towards 0 after the last.
 
     With `lr_rewind` it does so from one pruning to the next, and begins anew at each: learning
@@ -29,7 +26,7 @@ def learning_rate(config: RunConfig, round_: int) -> float:
     return config.lr * factor[config.lr_schedule]
 
 
-def _stretch(config: RunConfig, round_: int) -> tuple[int, int]:
+def _stretch(config: Options, round_: int) -> tuple[int, int]:
     """The first round of the stretch between prunings that a round is in, and the one after."""
     c = config
 

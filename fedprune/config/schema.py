@@ -8,8 +8,6 @@ again when one of them is changed.
 from __future__ import annotations
 
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,37 +20,18 @@ from pydantic import (
     model_validator,
 )
 
-from fedprune.codec.options import Wire
 from fedprune.config.allowed import check_given, refused, unreadable
 from fedprune.config.defaults import beside_noise, completed
-from fedprune.config.options import Engine, Federation, Results
 from fedprune.config.rules import check
-from fedprune.learning.options import Averaging, Tuning
+from fedprune.config.sections import Options
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import ConfigError, Refusal
+from fedprune.options.section import may_be_none
 from fedprune.options.values import parsed, replaced
-from fedprune.privacy.options import Privacy
-from fedprune.redundancy.options import Reduction
 from fedprune.runtime.process import put_back
-from fedprune.scores.options import Combining, Scoring
-from fedprune.selection.options import Pruning
-from fedprune.tasks.options import Data
 
 
-class RunConfig(
-    Results,
-    Privacy,
-    Reduction,
-    Engine,
-    Wire,
-    Averaging,
-    Tuning,
-    Combining,
-    Scoring,
-    Pruning,
-    Federation,
-    Data,
-):
+class RunConfig(Options):
     """A complete configuration: every key has its value, and the values fit together.
 
     `model_fields_set` names the keys that were given; the others followed from them. None for a
@@ -68,12 +47,12 @@ class RunConfig(
         """See the class. Values have their types: text that says a number is for `configure`."""
         try:
             check_given(type(self), given)  # what completes it relies on the types
-            super().__init__(**given)
+            BaseModel.__init__(self, **given)
         except ValidationError as error:
             refusal = refused(error.errors()[0], type(self).model_fields)
-            raise ConfigError(str(refusal), refusal.key, refusal.allowed) from None
+            raise _as_error(refusal) from None
         except Refusal as refusal:
-            raise ConfigError(str(refusal), refusal.key, refusal.allowed) from None
+            raise _as_error(refusal) from None
         except OSError as error:
             raise ConfigError(unreadable(error, given)) from None
         except (ValueError, ImportError) as error:  # from a plug-in's file
@@ -81,7 +60,7 @@ class RunConfig(
 
     @model_validator(mode="wrap")
     @classmethod
-    def _completed(
+    def _complete(  # takes the place of a section's
         cls, given: dict[str, Any], complete: ModelWrapValidatorHandler[RunConfig]
     ) -> RunConfig:
         given = {key: v for key, v in given.items() if v is not None or not _optional(key)}
@@ -122,9 +101,13 @@ class RunConfig(
         return configure({key: value for key, value in given.items() if value is not None})
 
 
+def _as_error(refusal: Refusal) -> ConfigError:
+    return ConfigError(str(refusal), refusal.key, refusal.allowed, idle=refusal.idle)
+
+
 def _optional(key: str) -> bool:
     field = RunConfig.model_fields.get(key)
-    return field is not None and types.NoneType in typing.get_args(field.annotation)
+    return field is not None and may_be_none(field)
 
 
 def _remembering(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
@@ -181,7 +164,8 @@ def overridden(
         ConfigError: the values do not fit together.
     """
     given, changes = _read(given), _read(changes)
-    new = {k: v for k, v in changes.items() if v is not None and v != given.get(k)}
+    changed = {k: v for k, v in changes.items() if v != given.get(k)}
+    new = {k: v for k, v in changed.items() if v is not None}
     by = {key: [k for k in new if key in replaced(given, {k: new[k]})] for key in given}
     gone = {key: f"not beside {_spelled(by[key])}" for key in sorted(replaced(given, new))}
     first: ConfigError | None = None
@@ -191,9 +175,9 @@ def overridden(
             config = configure({**kept, **changes})
         except ConfigError as refusal:
             key = refusal.key.replace("-", "_")
-            idle = refusal.allowed.endswith("leave it out") and key not in _WANTED
+            idle = refusal.idle and key not in _WANTED
             first = first or refusal
-            if not idle or not new or key not in kept.keys() - changes.keys():
+            if not idle or not changed or key not in kept.keys() - changes.keys():
                 raise first from None
             gone[key] = str(refusal).partition(": ")[2].rpartition("; allowed: ")[0]
             continue

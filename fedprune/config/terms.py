@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fedprune.config.neighbours import shape_of
+from fedprune.config.sections import Options
 from fedprune.privacy.accounting_terms import Terms
 
-if TYPE_CHECKING:
-    from fedprune.config.schema import RunConfig
 
-
-def terms_of(config: RunConfig) -> Terms:
+def terms_of(config: Options) -> Terms:
     """The terms that a configuration sets."""
     summed = config.secure != "none"
     neighbours, threshold = shape_of(config, config.cohort) if summed else (0, 0)
@@ -32,17 +28,17 @@ def terms_of(config: RunConfig) -> Terms:
     )
 
 
-def noised(config: RunConfig) -> bool:
+def noised(config: Options) -> bool:
     """Whether anything of a run gets noise."""
     return config.dp != "none" or config.response is not None
 
 
-def simulated(config: RunConfig) -> bool:
+def simulated(config: Options) -> bool:
     """Whether a run's noise follows from its seed."""
     return noised(config) and config.noise_source == "seeded"
 
 
-def keys_follow(config: RunConfig) -> bool:
+def keys_follow(config: Options) -> bool:
     """Whether keys of secure sums follow from the seed: a worker of Ray's keeps no secret.
 
     On devices they never do; of ``flwr run`` it is not known here whether it has any.

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.blending import BLENDS
+from fedprune.learning.local_training import OPTIMIZERS
+from fedprune.learning.moving_average import MOVING
+from fedprune.learning.robust import ROBUST, byzantine_of
+from fedprune.options.conditions import Not
 from fedprune.options.section import BY_TASK, Count, Section, option
+
+_DISTILS = tuple({key: Not(0.0)} for key in ("distil", "distil_hidden", "distil_attention"))
+_COUNTING = tuple(name for name, rule in ROBUST.items() if rule.needs is not None)
 
 
 class Tuning(Section):
     """How a client trains."""
 
-    optimizer: str = option("tuning", "the clients' optimizer (see --list)", BY_TASK)
+    optimizer: str = option("tuning", "the clients' optimizer", BY_TASK, names=OPTIMIZERS)
     lr: float = option("tuning", "the clients' learning rate in round one", BY_TASK, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = option(
         "tuning", "learning rate over rounds", "cosine"
     )
-    lr_rewind: bool = option("tuning", "begin --lr-schedule anew at every pruning", False)
-    momentum: float | None = option("tuning", "momentum of sgd (default 0.9)", None, ge=0, lt=1)
+    lr_rewind: bool = option(
+        "tuning",
+        "begin --lr-schedule anew at every pruning",
+        False,
+        when={"lr_schedule": ("linear", "cosine"), "sparsity": Not(0.0)},
+    )
+    momentum: float | None = option(
+        "tuning", "momentum", 0.9, when={"optimizer": "sgd"}, ge=0, lt=1
+    )
     weight_decay: float = option("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = option("tuning", "examples in a step", BY_TASK)
     score_batch: Count = option("tuning", "examples in a batch of scoring and measuring", 64)
@@ -29,7 +45,11 @@ class Tuning(Section):
         "tuning", "recompute activations instead of keeping them (long sequences)", False
     )
     local_steps: int = option(
-        "tuning", "steps a client takes in a round (0: by epochs)", BY_TASK, ge=0
+        "tuning",
+        "steps a client takes in a round (0: by epochs)",
+        BY_TASK,
+        derived=lambda c: 0 if c.local_epochs else c.usual("local_steps", BY_TASK),
+        ge=0,
     )
     local_epochs: int = option("tuning", "passes over the shard instead of steps", 0, ge=0)
     clip: float = option("tuning", "largest gradient norm of a step (0: no clipping)", 1.0, ge=0)
@@ -40,7 +60,10 @@ class Tuning(Section):
         "tuning", "weight of Σ sqrt(size)·|w| over the units of --unit", 0.0, ge=0
     )
     shrinkage: Literal["gradient", "proximal"] | None = option(
-        "tuning", "how l1 and group lasso act: proximal gives exact zeros (default)", None
+        "tuning",
+        "how l1 and group lasso act: proximal gives exact zeros",
+        "proximal",
+        when=({"l1": Not(0.0)}, {"group_lasso": Not(0.0)}),
     )
     distil: float = option(
         "tuning",
@@ -56,13 +79,19 @@ class Tuning(Section):
         "tuning", "weight of the distance to the teacher's attention", 0.0, ge=0
     )
     temperature: float | None = option(
-        "tuning", "temperature of the answers in --distil (default 2)", None, gt=0
+        "tuning", "temperature of the answers", 2.0, when={"distil": Not(0.0)}, gt=0
     )
     distil_schedule: Literal["constant", "linear"] = option(
-        "tuning", "weights of distillation over rounds: linear falls to 0", "constant"
+        "tuning",
+        "weights of distillation over rounds: linear falls to 0",
+        "constant",
+        when=_DISTILS,
     )
     teacher: str = option(
-        "tuning", "folder of a finished run to learn from (default: the model before pruning)", ""
+        "tuning",
+        "folder of a finished run to learn from (default: the model before pruning)",
+        "",
+        when=_DISTILS,
     )
 
 
@@ -70,24 +99,26 @@ class Averaging(Section):
     """How the clients' changes become one."""
 
     masks: str = option(
-        "combining", "whose masks weights are tuned under when pruned (see --list)", "global"
+        "combining", "whose masks weights are tuned under when pruned", "global", names=MASKS
     )
     average: str | None = option(
         "combining",
-        "denominator of the mean change under --masks union, intersection (default l0-mean)",
-        None,
+        "denominator of the mean change",
+        "l0-mean",
+        when={"masks": tuple(name for name in MASKS if name != "global")},
+        names=AVERAGES,
     )
     robust: str = option(
         "combining",
-        "rule for clients' changes that some of them cannot bend (see --list): one by one, every "
-        "client alike",
+        "rule for clients' changes that some of them cannot bend: one by one, every client alike",
         "none",
+        names=ROBUST,
     )
     byzantine: int | None = option(
         "combining",
-        "how many of a cohort may send anything, with --robust trimmed-mean, multi-krum, nearest-* "
-        "(default three of ten)",
-        None,
+        "how many of a cohort may send anything (default three of ten)",
+        when={"robust": _COUNTING},
+        derived=lambda c: byzantine_of(c.robust, c.cohort),
         ge=1,
     )
     max_norm: float | Literal["auto"] | None = option(
@@ -97,23 +128,28 @@ class Averaging(Section):
         None,
     )
     server_lr: float = option("tuning", "factor on the averaged change", 1.0, gt=0)
-    blend: str = option("tuning", "share of a round's change that is kept (see --list)", "none")
+    blend: str = option("tuning", "share of a round's change that is kept", "none", names=BLENDS)
     blend_grid: tuple[float, ...] | None = option(
-        "tuning", "shares that --blend tries (default 0,0.25,0.5,0.75,1,1.25)", None, strict=False
+        "tuning",
+        "shares that are tried",
+        (0.0, 0.25, 0.5, 0.75, 1.0, 1.25),
+        when={"blend": tuple(name for name in BLENDS if name != "none")},
+        strict=False,
     )
     moving: str = option(
-        "tuning", "running average of the rounds as the result (see --list)", "none"
+        "tuning", "running average of the rounds as the result", "none", names=MOVING
     )
     moving_decay: float | None = option(
         "tuning",
-        "part of the average that --moving ema keeps in a round (default 0.5)",
-        None,
+        "part of the average that is kept in a round",
+        0.5,
+        when={"moving": "ema"},
         ge=0,
         lt=1,
     )
     weighting: Literal["labels", "equal", "equal-scores"] = option(
         "privacy",
         "weight of a client in means of changes and of clients' own scores (equal-scores: by "
-        "labels for changes only; default: labels, with --dp equal)",
-        "labels",
+        "labels for changes only; default: labels, with --dp and --robust equal)",
+        derived=lambda c: "labels" if c.robust == "none" and c.dp == "none" else "equal",
     )

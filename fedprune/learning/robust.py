@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -282,19 +281,16 @@ ROBUST: dict[str, Rule] = {
 }
 
 
-def robust_defaults(rule: object, byzantine: object, cohort: int) -> dict[str, Any]:
-    """Every client counts alike, three of ten may be Byzantine, and enough for that answer."""
-    if not isinstance(rule, str) or rule not in ROBUST or rule == "none":
-        return {}
+def byzantine_of(rule: str, cohort: int) -> int | None:
+    """How many of a cohort a rule takes to be Byzantine: three of ten; None: it takes no number."""
     needs = ROBUST[rule].needs
-    if needs is None:
-        return {"weighting": "equal"}
-    f = (
-        byzantine
-        if isinstance(byzantine, int)
-        else max(1, min(3 * cohort // 10, most_byzantine(needs, cohort)))
-    )
-    return {"weighting": "equal", "byzantine": f, "min_clients": min(needs(f), cohort)}
+    return needs and max(1, min(3 * cohort // 10, most_byzantine(needs, cohort)))
+
+
+def fewest_answers(rule: str, byzantine: int | None, cohort: int) -> int:
+    """How many answers of a cohort a rule cannot do without; 1 where it takes no such number."""
+    needs = ROBUST[rule].needs if rule in ROBUST else None
+    return min(needs(byzantine), cohort) if needs and byzantine is not None else 1
 
 
 def most_byzantine(needs: Callable[[int], int], cohort: int) -> int:

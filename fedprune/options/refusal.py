@@ -16,11 +16,12 @@ class Refusal(ValueError):
     Attributes:
         key: what was given, as on the command line; "" where that is not known.
         allowed: what is allowed instead.
+        idle: whether nothing would read it, so that it may as well be left out.
     """
 
-    def __init__(self, text: str, key: str = "", allowed: str = "") -> None:
+    def __init__(self, text: str, key: str = "", allowed: str = "", *, idle: bool = False) -> None:
         super().__init__(text)
-        self.key, self.allowed = key, allowed
+        self.key, self.allowed, self.idle = key, allowed, idle
 
 
 def shown(value: Any) -> str:
@@ -47,9 +48,19 @@ def named(item: tuple[str, Any], table: Iterable[str]) -> None:
     raise Refusal(f"{key}={shown(value)}: no such {key}{hint}; allowed: {allowed}", key, allowed)
 
 
+OUT = "leave it out"
+"""What is allowed in place of a value that nothing would read."""
+
+
+def refusal(key: str, value: Any, reason: str, allowed: str, *, idle: bool = False) -> Refusal:
+    """A `Refusal` of the usual form; `idle` too where it ends in `OUT`."""
+    text = f"{key}={shown(value)}: {reason}; allowed: {allowed}"
+    return Refusal(text, key, allowed, idle=idle or allowed.endswith(OUT))
+
+
 def refuse(key: str, value: Any, reason: str, allowed: str) -> NoReturn:
     """Raise a `Refusal` of the usual form."""
-    raise Refusal(f"{key}={shown(value)}: {reason}; allowed: {allowed}", key, allowed)
+    raise refusal(key, value, reason, allowed)
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fedprune.options.conditions import Not
 from fedprune.options.section import Section, option
+
+_NOISE = {"dp": ("client", "example")}
+_SUMS = {"secure": "secagg"}
+_NOISED_METRICS = {"metrics": "noised"}
+_RESPONSE = {"response": Not(None)}
 
 
 class Privacy(Section):
     """What hides a client's data."""
 
     epsilon: float | None = option(
-        "privacy", "privacy budget: the run stops before the release that exceeds it", None, gt=0
+        "privacy",
+        "privacy budget: the run stops before the release that exceeds it",
+        when=_NOISE,
+        gt=0,
     )
     delta: float | None = option(
-        "privacy", "probability with which epsilon may not hold (default 1e-5)", None, gt=0, lt=1
+        "privacy", "probability with which epsilon may not hold", 1e-5, when=_NOISE, gt=0, lt=1
     )
     sampling: Literal["fixed", "poisson", "round-robin"] = option(
         "privacy",
@@ -24,79 +33,95 @@ class Privacy(Section):
     )
     dp_clip: float | None = option(
         "privacy",
-        "largest L2 norm of a client's change, or of an example's gradient (default 1)",
-        None,
+        "largest L2 norm of a client's change, or of an example's gradient",
+        1.0,
+        when=_NOISE,
         gt=0,
     )
     dp_noise: float | None = option(
         "privacy",
         "noise on changes, in sensitivities (default: what --epsilon allows over the run)",
-        None,
+        when=_NOISE,
         ge=0,
     )
     dp_score_clip: float | None = option(
         "privacy",
         "largest L2 norm of what is summed for scores (default: all are scaled to norm 1)",
-        None,
+        when=_NOISE,
         gt=0,
     )
     dp_score_noise: float | None = option(
         "privacy",
         "noise on what is summed for scores, in sensitivities (default: as --dp-noise)",
-        None,
+        when=_NOISE,
         ge=0,
     )
     dp_rate: float | None = option(
         "privacy",
-        "part of its examples that a client draws for a step, with --dp example (default 0.1)",
-        None,
+        "part of its examples that a client draws for a step",
+        0.1,
+        when={"dp": "example"},
         gt=0,
         le=1,
     )
     dp_metric_clip: float | None = option(
-        "privacy", "largest L2 norm of a client's losses and metrics (default 10)", None, gt=0
+        "privacy",
+        "largest L2 norm of a client's losses and metrics",
+        10.0,
+        when=_NOISED_METRICS,
+        gt=0,
     )
     dp_metric_noise: float | None = option(
-        "privacy", "noise on metrics, in sensitivities (default: as --dp-noise)", None, ge=0
+        "privacy",
+        "noise on metrics, in sensitivities (default: as --dp-noise)",
+        when=_NOISED_METRICS,
+        ge=0,
     )
     allow_uncovered: bool = option(
-        "privacy", "go on although something is released that no guarantee covers", False
+        "privacy",
+        "go on although something is released that no guarantee covers",
+        False,
+        when=_NOISE,
     )
     noise_source: Literal["seeded", "secret"] = option(
         "privacy",
         "secret: noise from the operating system (default wherever there is noise); seeded: noise "
         "and keys follow from --seed, for simulation only: anyone with the seed can remove it",
         "seeded",
+        when=(_NOISE, _RESPONSE, _SUMS),
+        derived=lambda c: "seeded" if c.dp == "none" and c.response is None else "secret",
     )
     response: float | None = option(
         "privacy",
-        "pure epsilon of a client's vote by randomised response, with --combine votes",
-        None,
+        "pure epsilon of a client's vote by randomised response",
+        when={"combine": "votes"},
         gt=0,
     )
     secure: Literal["none", "secagg"] = option(
         "privacy", "secagg: the server sees sums of masked answers only (SecAgg+)", "none"
     )
     secure_neighbours: int | None = option(
-        "privacy", "clients that each shares keys with (default: by the cohort)", None, ge=2
+        "privacy", "clients that each shares keys with (default: by the cohort)", when=_SUMS, ge=2
     )
     secure_dropout: float | None = option(
         "privacy",
-        "part of a cohort that may drop out of a secure sum (default 0.3)",
-        None,
+        "part of a cohort that may drop out of a secure sum",
+        0.3,
+        when=_SUMS,
         ge=0,
         lt=1,
     )
     secure_bits: int | None = option(
-        "privacy", "width of the integers of a secure sum: 32, 64 (default 64)", None
+        "privacy", "width of the integers of a secure sum: 32, 64", 64, when=_SUMS
     )
     secure_minimum: int | None = option(
-        "privacy", "fewest clients in a secure sum (default 3)", None, ge=2
+        "privacy", "fewest clients in a secure sum", 3, when=_SUMS, ge=2
     )
     ranges: dict[str, float] = option(
         "privacy",
         "largest magnitude in a secure sum, by shell pattern over quantity/tensor",
         {},
+        when=_SUMS,
     )
     defence: float = option(
         "privacy",

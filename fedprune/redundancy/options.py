@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from fedprune.options.conditions import Not
 from fedprune.options.section import Section, option
+from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
+
+REDUCTIONS = {
+    "dead": "take out units that are read by nobody or never active on any client of the cohort",
+    "merge": "add up what reads neurons made by the same weights, and heads that fit into one",
+    "share": "one weight for layers whose matrices are equal",
+    "low-rank": "two factors for a matrix where they hold fewer numbers",
+}
+
+RANK_BY = {
+    "activations": "least error on the clients' inputs [SVD-LLM, Wang et al. 2024, 2403.07378]",
+    "weights": "least error of the matrix itself, the truncated SVD; asks nobody",
+}
+
+_LOW_RANK = {"reduce": "low-rank"}
+
+
+def _round(c: Any) -> int:
+    """After the last pruning, if a round is left; where nothing is pruned, after the warm-up."""
+    return int(c.warmup + 1 if c.sparsity == 0.0 else min(c.end + 1, c.rounds))
 
 
 class Reduction(Section):
-    """What is redundant, and goes."""
+    """What is redundant, and goes; and what stays, fitted."""
 
+    reconstruct: str | None = option(
+        "pruning",
+        "fit what stays, by least squares, after a pruning",
+        when={"sparsity": Not(0.0)},
+        names=RECONSTRUCTIONS,
+    )
     reduce: tuple[Literal["dead", "merge", "share", "low-rank"], ...] = option(
-        "redundancy", "what to take out once: dead, merge, share, low-rank", (), strict=False
+        "redundancy", "what to take out once", (), names=REDUCTIONS, strict=False
     )
     reduce_round: int | None = option(
         "redundancy",
         "the round that does (default: after the last pruning, if one is left)",
-        None,
+        when={"reduce": Not(())},
+        derived=_round,
         ge=1,
     )
     reduce_within: float | None = option(
         "redundancy",
         "relative distance within which neurons merge and matrices are shared (default 0: equal)",
-        None,
+        when={"reduce": ("merge", "share")},
         ge=0,
         lt=1,
     )
     rank_by: Literal["activations", "weights"] | None = option(
-        "redundancy", "whose error factors make least (see --list; default activations)", None
+        "redundancy",
+        "whose error factors make least",
+        "activations",
+        when=_LOW_RANK,
+        names=RANK_BY,
     )
     rank_energy: float | None = option(
         "redundancy",
         "part of its energy that a factored matrix keeps (default 0.95)",
-        None,
+        when=_LOW_RANK,
+        derived=lambda c: 0.95 if c.rank_budget is None and c.rank_tolerance is None else None,
         gt=0,
         le=1,
     )
     rank_budget: float | None = option(
         "redundancy",
         "part of the kept weights that factors and other matrices hold",
-        None,
+        when=_LOW_RANK,
         gt=0,
         lt=1,
     )
     rank_tolerance: float | None = option(
         "redundancy",
         "smallest such part with which the loss on validation rises by at most this part",
-        None,
+        when=_LOW_RANK,
         ge=0,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from fedprune.options.section import Count, Section, option
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.combine import COMBINES, NORMALISE_SUMMARIES
+from fedprune.selection.scopes import SCOPES
 
 
 class Scoring(Section):
     """How important a weight is, and who is asked."""
 
-    score: str = option("pruning", "importance of a weight (see --list)", "taylor")
+    score: str = option("pruning", "importance of a weight", "taylor", names=scores_of)
     score_steps: Count = option(
         "pruning", "times a pruning scores and removes, a little each time", 1
     )
@@ -29,13 +32,11 @@ class Scoring(Section):
     score_examples: int | None = option(
         "pruning",
         "training examples that a client draws to be scored on (default: all it has)",
-        None,
         ge=1,
     )
     probes: int | None = option(
         "pruning",
         "random perturbations of a score that takes some (default 64)",
-        None,
         ge=2,
         le=100_000,
     )
@@ -44,20 +45,27 @@ class Scoring(Section):
 class Combining(Section):
     """How the clients' scores become one."""
 
-    combine: str = option("combining", "how clients' scores become one (see --list)", "sum")
+    combine: str = option("combining", "how clients' scores become one", "sum", names=COMBINES)
     trim: float | None = option(
         "combining",
-        "part that trimmed-mean leaves out at either end (default 0.1)",
-        None,
+        "part that is left out at either end",
+        0.1,
+        when={"combine": "trimmed-mean"},
         gt=0,
         lt=0.5,
     )
     vote_scope: str | None = option(
-        "combining", "scope of the clients' own masks when they vote (default: --scope)", None
+        "combining",
+        "scope of the clients' own masks when they vote (default: --scope)",
+        when={"combine": "votes"},
+        names=SCOPES,
     )
     normalise: str = option(
-        "combining", "what each client does to its scores first (see --list)", "none"
+        "combining", "what each client does to its scores first", "none", names=NORMALISE_SUMMARIES
     )
     agreement: bool = option(
-        "combining", "clients also send their own mask as votes, to measure agreement", True
+        "combining",
+        "clients also send their own mask as votes, to measure agreement (default: without --dp)",
+        True,
+        derived=lambda c: c.dp == "none",
     )

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from fedprune.options.conditions import Not
 from fedprune.options.section import BY_TASK, Count, Section, option
+from fedprune.selection.ladder import ADAPTIVE
+from fedprune.selection.pools import POOLS
+from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.scopes import SCOPES
+from fedprune.selection.units import DEFAULT_SHAPES, UNITS, WHOLE_UNITS, pattern_sparsity
+from fedprune.structure.channels.groups import STRUCTURES
+
+AMOUNTS = ("sparsity", "threshold", "target_bytes", "target_flops")
+"""Four ways to say how much goes."""
+
+_ADAPTIVE = {"schedule": "adaptive"}
+
+
+def _sparsity(c: Any) -> float | None:
+    """What a pattern removes, nothing further of a run that goes on from another, else 0.8."""
+    if any(getattr(c, key) is not None for key in AMOUNTS[1:]):
+        return None
+    if c.init:
+        return 0.0
+    n, m = c.unit_shape if c.unit == "n:m" else (0, 0)
+    return pattern_sparsity(n, m) if 1 <= n < m else 0.8
+
+
+def _scope(c: Any) -> str:
+    alone = c.schedule == "adaptive" and c.adaptive == "layer"
+    return "layer" if alone else c.usual("scope", "global") if c.unit != "n:m" else "global"
+
+
+def _warmup(c: Any) -> int:
+    """The task's, of as many rounds as there are."""
+    return int(c.usual("warmup") * c.rounds // c.usual("rounds"))
+
+
+def _end(c: Any) -> int:
+    """Two thirds of the way from the warm-up."""
+    return int(
+        c.warmup + (1 if c.schedule == "one-shot" else max(1, (c.rounds - c.warmup) * 2 // 3))
+    )
 
 
 class Pruning(Section):
     """Which weights go, how many, when."""
 
     sparsity: float | None = option(
-        "pruning", "fraction of prunable weights removed (default 0.8)", None, ge=0, lt=1
+        "pruning",
+        "fraction of prunable weights removed (default 0.8)",
+        derived=_sparsity,
+        ge=0,
+        lt=1,
     )
     threshold: float | None = option(
         "pruning", "remove scores at or below this instead of a fraction", None
@@ -29,40 +72,62 @@ class Pruning(Section):
         gt=0,
         lt=1,
     )
-    scope: str = option("pruning", "who competes with whom (see --list)", "global")
+    scope: str = option("pruning", "who competes with whom", "global", derived=_scope, names=SCOPES)
     layers: dict[str, float] = option(
-        "pruning", "density by shell pattern over names, with --scope patterns", {}
+        "pruning", "density by shell pattern over names", {}, when={"scope": "patterns"}
     )
-    unit: str = option("pruning", "what is removed together (see --list)", "weight")
+    unit: str = option("pruning", "what is removed together", "weight", names=UNITS)
     unit_shape: tuple[int, int] | None = option(
-        "pruning", "N,M of n:m (N kept), or rows,columns of a block", None, strict=False
+        "pruning",
+        "N,M of n:m (N kept; default 2,4), or rows,columns of a block (default 4,1)",
+        when={"unit": tuple(DEFAULT_SHAPES)},
+        derived=lambda c: DEFAULT_SHAPES[c.unit],
+        strict=False,
     )
     structure: str = option(
-        "pruning", "how channels are found, with --unit channel (see --list)", "auto"
+        "pruning", "how channels are found", "auto", when={"unit": "channel"}, names=STRUCTURES
     )
     pool: str | None = option(
-        "pruning", "a unit's score from its weights' (see --list; default mean)", None
+        "pruning",
+        "a unit's score from its weights'",
+        "mean",
+        when={"unit": Not(("weight", "n:m"))},
+        names=POOLS,
     )
     min_density: float = option("pruning", "part of every tensor that stays", 0.0, ge=0, lt=1)
     max_density: float = option("pruning", "part of any tensor that may stay", 1.0, gt=0, le=1)
-    schedule: str = option("pruning", "way to the sparsity (see --list; default cubic)", "")
-    warmup: int = option("pruning", "dense rounds before the first pruning", BY_TASK, ge=0)
+    schedule: str = option(
+        "pruning",
+        "way to the sparsity (default cubic)",
+        derived=lambda c: c.usual("schedule", "cubic" if c.threshold is None else "one-shot"),
+        names=SCHEDULES,
+    )
+    warmup: int = option(
+        "pruning", "dense rounds before the first pruning", BY_TASK, derived=_warmup, ge=0
+    )
     end: Count = option(
-        "pruning", "last round that prunes (default: two thirds of the way from warm-up)", ""
+        "pruning",
+        "last round that prunes (default: two thirds of the way from warm-up)",
+        derived=_end,
     )
     frequency: Count = option("pruning", "rounds from one pruning to the next", 1)
     tolerance: float | None = option(
         "pruning",
-        "part by which --schedule adaptive lets the validation loss rise (default 0.02)",
-        None,
+        "part by which the validation loss may rise at a pruning",
+        0.02,
+        when=_ADAPTIVE,
         ge=0,
         le=10,
     )
     candidates: int | None = option(
-        "pruning", "amounts that --schedule adaptive tries at a time (default 4)", None, ge=2, le=64
+        "pruning", "amounts that are tried at a time", 4, when=_ADAPTIVE, ge=2, le=64
     )
     adaptive: str | None = option(
-        "pruning", "what an adaptive schedule chooses (see --list; default global)", None
+        "pruning",
+        "what an adaptive schedule chooses",
+        "global",
+        when=_ADAPTIVE,
+        names=ADAPTIVE,
     )
     floor: int = option("pruning", "fewest weights kept in any tensor", 1, ge=0)
     exclude: tuple[str, ...] = option(
@@ -73,19 +138,17 @@ class Pruning(Section):
     )
     regrow: float | None = option(
         "pruning",
-        "part of the kept weights that --schedule regrow exchanges at first (default 0.3)",
-        None,
+        "part of the kept weights that are exchanged at first",
+        0.3,
+        when={"schedule": "regrow"},
         gt=0,
         le=1,
     )
     rewind: int | None = option(
         "pruning",
         "round whose weights the survivors go back to when pruned (0: the start)",
-        None,
+        when={"sparsity": Not(0.0)},
         ge=0,
-    )
-    reconstruct: str | None = option(
-        "pruning", "fit what stays, by least squares, after a pruning (see --list)", None
     )
     vocabulary: Literal["full", "used"] = option(
         "pruning",
@@ -97,4 +160,6 @@ class Pruning(Section):
         "take heads, neurons, channels, sub-layers that masks emptied out of the model: never, at "
         "the end, after every pruning (default: end, where --unit is one of these)",
         "never",
+        when=({"sparsity": Not(0.0)}, {"init": Not("")}),
+        derived=lambda c: "end" if c.unit in WHOLE_UNITS else "never",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedprune.options.plugins import table_in
 from fedprune.tasks import (
     encoder,
@@ -35,6 +37,24 @@ TASKS: dict[str, Task] = {
     "digits": images.DIGITS,
     "fashion-mnist": images.FASHION_MNIST,
 }
+
+
+def clients_of(c: Any) -> int:
+    """How many partitions: all that the data has, if it says whose a row is and is here; else 20.
+
+    Args:
+        c: the options, as far as they are known without this number.
+
+    Raises:
+        ValueError: the data cannot be read.
+    """
+    population = tasks_of(c.plugin)[c.task].population
+    if population is None or c.split != "natural":
+        return 20
+    try:
+        return population(c).possible
+    except (FileNotFoundError, LookupError, TypeError):  # no such file or encoding: said later
+        return 20
 
 
 def tasks_of(plugin: str) -> dict[str, Task]:

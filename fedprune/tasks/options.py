@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fedprune.options.conditions import Not
 from fedprune.options.section import BY_TASK, Count, Section, option
+from fedprune.tasks.catalog import clients_of, tasks_of
+from fedprune.tasks.owners import SMALL_OWNERS
+from fedprune.tasks.splits import SPLITS
+
+_NOISE = {"dp": ("client", "example")}
 
 
 class Data(Section):
     """What is learned, on whose data."""
 
-    task: str = option("what is learned", "task (see --list)", "shakespeare")
+    task: str = option("what is learned", "task", "shakespeare", names=tasks_of)
     clients: Count = option(
         "what is learned",
         "partitions that the data is split over (default 20; with --client-column all there are)",
-        20,
+        derived=clients_of,
     )
-    split: str = option("what is learned", "who holds which rows (see --list)", BY_TASK)
+    split: str = option(
+        "what is learned",
+        "who holds which rows",
+        BY_TASK,
+        derived=lambda c: c.usual("split", BY_TASK) if c.client_column is None else "natural",
+        names=SPLITS,
+    )
     alpha: float | None = option(
-        "what is learned", "concentration of --split dirichlet (default 0.5)", None, gt=0
+        "what is learned", "concentration", 0.5, when={"split": "dirichlet"}, gt=0
     )
     model: str = option("what is learned", "family, folder or hub id (see --list)", BY_TASK)
     depth: int | None = option(
@@ -61,13 +73,16 @@ class Data(Section):
         strict=False,
     )
     client_column: str | None = option(
-        "what is learned", "column of --data that says whose row it is, for --split natural", None
+        "what is learned",
+        "column of --data that says whose row it is",
+        when={"split": "natural"},
     )
     small_owners: Literal["train-only", "group", "drop"] | None = option(
         "what is learned",
-        "owners in --client-column with too little to be cut in train, validation and test: "
-        "(see --list; default train-only)",
-        None,
+        "owners with too little to be cut in train, validation and test",
+        "train-only",
+        when={"client_column": Not(None)},
+        names=SMALL_OWNERS,
     )
     plugin: str = option("what is learned", "Python file with your own SCORES or TASKS", "")
     init: str = option(
@@ -81,10 +96,16 @@ class Data(Section):
     )
     metrics: Literal["exact", "noised"] = option(
         "privacy",
-        "losses and counts that measure: as they are, or with noise (default with --dp, unless "
-        "there is a --panel)",
+        "losses and counts that measure: as they are, or with noise (default, unless there is a "
+        "--panel)",
         "exact",
+        when=_NOISE,
+        derived=lambda c: "exact" if c.panel else "noised",
     )
     panel: int = option(
-        "privacy", "clients, the last ones, that only measure: their data is not protected", 0, ge=0
+        "privacy",
+        "clients, the last ones, that only measure: their data is not protected",
+        0,
+        when=_NOISE,
+        ge=0,
     )
