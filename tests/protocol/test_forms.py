@@ -49,7 +49,7 @@ def test_another_number_of_values_is_refused(kind, off):
     size = SIZES[kind]
     values = torch.zeros(size + off if size else abs(off))
     reason = f"wrong shape: {values.numel()} values, expected {size}"
-    with pytest.raises(Refused, match=reason) as e:
+    with pytest.raises(Refused, match=reason or ".") as e:
         check(values, 1.0, COUNTS[kind], FORMS[kind])
     assert e.value.field == "values"
 
@@ -84,35 +84,34 @@ def test_a_position_is_named_as_it_is_spread():
     assert named["head"].tolist() == [0.0, 6.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, NAN, INF])
-def test_a_weight_that_is_no_positive_number_is_refused(weight):
-    with pytest.raises(Refused, match=f"{weight} is not a positive number") as e:
-        check(torch.zeros(6), weight, COUNTS["tune"], FORMS["tune"])
-    assert e.value.field == "weight"
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_a_total_that_is_not_finite_is_refused_by_its_name(bad):
-    totals = {"loss": bad, "correct": 1.0, "count": 3.0}
-    with pytest.raises(Refused, match="is not finite") as e:
-        check(torch.zeros(0), 1.0, totals, FORMS["evaluate"])
-    assert e.value.field == "loss"
-
-
-@pytest.mark.parametrize(
-    ("kind", "totals"),
-    [
-        ("tune", {}),
-        ("tune", {"count": 3.0}),
-        ("evaluate", {"loss": 1.0, "count": 3.0}),
-        ("score", {"count": 3.0, "smuggled": 1.0}),
-        ("score", {"count": -1.0}),
-        ("evaluate", {"loss": 1.0, "correct": -1.0, "count": 3.0}),
+EVALUATED = {"loss": 2.0, "correct": 1.0, "count": 3.0}
+SPOILT = [
+    *[("tune", {"weight": w}, "weight", "not a positive number") for w in (0.0, -1.0, NAN, INF)],
+    *[
+        ("evaluate", {"totals": EVALUATED | {"loss": bad}}, "loss", "is not finite")
+        for bad in (NAN, INF)
     ],
-)
-def test_totals_that_the_server_could_not_use_are_refused(kind, totals):
-    with pytest.raises(Refused):
-        check(torch.zeros(SIZES[kind]), 1.0, totals, FORMS[kind])
+    *[("tune", {"totals": totals}, None, "") for totals in ({}, {"count": 3.0})],
+    ("evaluate", {"totals": {"loss": 1.0, "count": 3.0}}, None, ""),
+    ("score", {"totals": {"count": 3.0, "smuggled": 1.0}}, None, ""),
+    ("score", {"totals": {"count": -1.0}}, None, ""),
+    ("evaluate", {"totals": EVALUATED | {"correct": -1.0}}, None, ""),
+    # Numbers that nobody can have.
+    ("tune", {"values": torch.tensor([0.0, 0, 0, 0, 0, 2e30])}, "head", ""),
+    ("tune", {"weight": 1e300}, "weight", ""),
+    ("tune", {"totals": {"loss": 1e91, "count": 3.0}}, "loss", ""),
+    ("evaluate", {"totals": EVALUATED | {"correct": 4}}, "correct", ""),
+    ("evaluate", {"totals": EVALUATED | {"count": 1e18}}, "count", ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "field", "reason"), SPOILT)
+def test_what_the_server_could_not_use_is_refused_by_its_name(kind, changes, field, reason):
+    good = {"values": torch.zeros(SIZES[kind]), "weight": 1.0, "totals": COUNTS[kind]}
+    check(**good, form=FORMS[kind])
+    with pytest.raises(Refused, match=reason or ".") as e:
+        check(**{**good, **changes}, form=FORMS[kind])
+    assert field in (None, e.value.field)
 
 
 SUMS = {"head": torch.Size([4]), "inputs": torch.Size([3])}
@@ -159,56 +158,44 @@ def test_a_good_sum_passes():
     check_sum(Aggregate(failures=FOLDED.failures), FORMS["score"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"total": None}, "values"),
-        ({"total": torch.zeros(5, dtype=torch.float64)}, "values"),
-        ({"total": torch.tensor([0.0, NAN, 0.0, 0.0])}, "conv"),
-        ({"weight": 0.0}, "weight"),
-        ({"weight": INF}, "weight"),
-        ({"totals": {"count": NAN}}, "count"),
-        ({"bytes_up": -1}, "bytes_up"),
-        ({"votes": torch.tensor([1, 1])}, "votes"),
-        ({"votes": torch.tensor([1, 1, 1, 1, 1])}, "votes"),
-        ({"votes": torch.tensor([3, 1, 1, 1])}, "votes"),
-        ({"votes": torch.tensor([0, -1, 1, 1])}, "votes"),
-        ({"held": torch.ones(4)}, "held"),
-        ({"held": torch.ones(4), "votes": None}, "held"),
-        ({"statistics": torch.zeros(1)}, "statistics"),
-        ({"singles": torch.zeros(2, 4)}, "singles"),
-        ({"answered": ()}, "answered"),
-        ({"answered": (), "weight": 0.0, "totals": {}, "votes": None}, "answered"),
-        ({"answered": (), "weight": 0.0, "totals": {}, "total": None}, "answered"),
-        ({"answered": (), "weight": 0.0, "votes": None, "total": None}, "answered"),
-    ],
-    ids=str,
-)
-def test_a_sum_that_would_spoil_the_servers_is_refused(changes, field):
-    with pytest.raises(Refused) as e:
-        check_sum(replace(FOLDED, **changes), FORMS["score"])
-    assert e.value.field == field
-
-
 RANKS = replace(FORMS["score"], within=(0.0, 1.0))
+NORMED = replace(FORMS["score"], normed=True)
+SPOILT_SUMS = [
+    ({"total": None}, FORMS["score"], "values"),
+    ({"total": torch.zeros(5, dtype=torch.float64)}, FORMS["score"], "values"),
+    ({"total": torch.tensor([0.0, NAN, 0.0, 0.0])}, FORMS["score"], "conv"),
+    ({"weight": 0.0}, FORMS["score"], "weight"),
+    ({"weight": INF}, FORMS["score"], "weight"),
+    ({"totals": {"count": NAN}}, FORMS["score"], "count"),
+    ({"bytes_up": -1}, FORMS["score"], "bytes_up"),
+    ({"votes": torch.tensor([1, 1])}, FORMS["score"], "votes"),
+    ({"votes": torch.tensor([1, 1, 1, 1, 1])}, FORMS["score"], "votes"),
+    ({"votes": torch.tensor([3, 1, 1, 1])}, FORMS["score"], "votes"),
+    ({"votes": torch.tensor([0, -1, 1, 1])}, FORMS["score"], "votes"),
+    ({"held": torch.ones(4)}, FORMS["score"], "held"),
+    ({"held": torch.ones(4), "votes": None}, FORMS["score"], "held"),
+    ({"statistics": torch.zeros(1)}, FORMS["score"], "statistics"),
+    ({"singles": torch.zeros(2, 4)}, FORMS["score"], "singles"),
+    ({"answered": ()}, FORMS["score"], "answered"),
+    ({"answered": (), "weight": 0.0, "totals": {}, "votes": None}, FORMS["score"], "answered"),
+    ({"answered": (), "weight": 0.0, "totals": {}, "total": None}, FORMS["score"], "answered"),
+    ({"answered": (), "weight": 0.0, "votes": None, "total": None}, FORMS["score"], "answered"),
+    # A mean beyond float32 is as bad as an infinite one.
+    ({"total": torch.tensor([0.0, 0.0, 0.0, 8e45]).double()}, FORMS["score"], "head"),
+    ({"total": torch.tensor([0.0, -1e60, 0.0, 0.0]).double()}, FORMS["score"], "conv"),
+    ({"weight": 3e16}, FORMS["score"], "weight"),
+    ({"totals": {"count": 1e17}}, FORMS["score"], "count"),
+    ({"total": torch.tensor([0.0, 8.5, 9.0, 1.0]).double()}, RANKS, "conv"),
+    ({"total": torch.tensor([0.0, 8.5, 1.0, -0.1]).double()}, RANKS, "head"),
+    ({"norms": (1.0, 2.0)}, FORMS["score"], "norms"),
+    ({"norms": (1.0,)}, NORMED, "norms"),
+    ({"norms": (1.0, NAN)}, NORMED, "norms"),
+    ({"total": torch.zeros(6), "totals": COUNTS["tune"]}, FORMS["tune"], "votes"),
+]
 
 
-@pytest.mark.parametrize(
-    ("changes", "form", "field"),
-    [
-        ({"total": torch.tensor([0.0, 0.0, 0.0, 8e45]).double()}, FORMS["score"], "head"),
-        ({"total": torch.tensor([0.0, -1e60, 0.0, 0.0]).double()}, FORMS["score"], "conv"),
-        ({"weight": 3e16}, FORMS["score"], "weight"),
-        ({"totals": {"count": 1e17}}, FORMS["score"], "count"),
-        ({"total": torch.tensor([0.0, 8.5, 9.0, 1.0]).double()}, RANKS, "conv"),
-        ({"total": torch.tensor([0.0, 8.5, 1.0, -0.1]).double()}, RANKS, "head"),
-        ({"norms": (1.0, 2.0)}, FORMS["score"], "norms"),
-        ({"norms": (1.0,)}, replace(FORMS["score"], normed=True), "norms"),
-        ({"norms": (1.0, NAN)}, replace(FORMS["score"], normed=True), "norms"),
-    ],
-)
-def test_a_sum_is_checked_as_what_it_becomes(changes, form, field):
-    """A mean beyond float32 is as bad as an infinite one."""
+@pytest.mark.parametrize(("changes", "form", "field"), SPOILT_SUMS, ids=str)
+def test_a_sum_that_would_spoil_the_servers_is_refused(changes, form, field):
     with pytest.raises(Refused) as e:
         check_sum(replace(FOLDED, **changes), form)
     assert e.value.field == field
@@ -218,36 +205,11 @@ def test_the_largest_sums_of_honest_ranks_pass():
     check_sum(replace(FOLDED, total=torch.tensor([0.0, 8.5, 1.0, 8.5]).double()), RANKS)
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes", "field"),
-    [
-        ("tune", {"values": torch.tensor([0.0, 0, 0, 0, 0, 2e30])}, "head"),
-        ("tune", {"weight": 1e300}, "weight"),
-        ("tune", {"totals": {"loss": 1e91, "count": 3.0}}, "loss"),
-        ("evaluate", {"totals": {"loss": 2.0, "correct": 4, "count": 3}}, "correct"),
-        ("evaluate", {"totals": {"loss": 2.0, "correct": 1, "count": 1e18}}, "count"),
-    ],
-)
-def test_a_number_that_nobody_can_have_is_refused(kind, changes, field):
-    good = {"values": torch.zeros(SIZES[kind]), "weight": 1.0, "totals": COUNTS[kind]}
-    check(**good, form=FORMS[kind])
-    with pytest.raises(Refused) as e:
-        check(**{**good, **changes}, form=FORMS[kind])
-    assert e.value.field == field
-
-
 def test_of_several_candidates_none_is_right_more_often_than_there_are_labels():
     totals = {"count": 3.0, "loss_0": 1.0, "loss_1": 1.0, "correct_0": 3.0, "correct_1": 4.0}
     with pytest.raises(Refused) as e:
         check(torch.zeros(0), 1.0, totals, Form({}, {}, frozenset(totals)))
     assert e.value.field == "correct_1"
-
-
-def test_votes_that_nobody_asked_for_are_refused():
-    tuned = replace(FOLDED, total=torch.zeros(6), totals=COUNTS["tune"])
-    with pytest.raises(Refused) as e:
-        check_sum(tuned, FORMS["tune"])
-    assert e.value.field == "votes"
 
 
 OWN = replace(FORMS["tune"], voters=4, own=True)

@@ -1,5 +1,6 @@
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -241,59 +242,45 @@ def test_above_revives_nothing_and_breaks_ties_at_the_floor():
 
 W = {"w": torch.arange(4.0)}
 TRUE4 = torch.ones(4, dtype=torch.bool)
+NANS = {"a": W["w"], "b": torch.tensor([[0.0, math.nan]])}
+WRONG: list[tuple[dict[str, Tensor], float, dict[str, Any], str]] = [
+    (W, 1.5, {}, "sparsity must be in [0, 1], got 1.5"),
+    (W, -0.1, {}, "sparsity must be in [0, 1], got -0.1"),
+    (W, math.nan, {}, "sparsity must be in [0, 1], got nan"),
+    (W, 0.5, {"scope": "rows"}, "unknown scope 'rows': allowed are " + ", ".join(SCOPES)),
+    (W, 0.5, {"floor": -1}, "floor must be 0 or more, got -1"),
+    (W, 1.0, {}, "cannot remove 4 of 4 weights: floor 1 allows 3"),
+    (W, 1.0, {"scope": "layer", "floor": 2}, "cannot remove 4 of 4 weights: floor 2 allows 2"),
+    (W, 0.25, {"alive": {"w": W["w"] > 1}}, "cannot remove 1 of 4 weights: 2 are removed already"),
+    (NANS, 0.5, {}, "scores of 'b': NaN in 1 places"),
+    (W, 0.5, {"magnitude": {"w": TRUE4 * math.nan}}, "magnitude of 'w': NaN in 4 places"),
+    (
+        *(W, 0.5, {"alive": {"v": TRUE4}}),
+        "alive and scores differ in names: ['v', 'w'] are on one side only",
+    ),
+    (
+        *(W, 0.5, {"magnitude": {}}),
+        "magnitude and scores differ in names: ['w'] are on one side only",
+    ),
+    (
+        *(W, 0.5, {"alive": {"w": TRUE4.reshape(2, 2)}}),
+        "alive of 'w' has shape (2, 2), its scores (4,)",
+    ),
+    (W, 0.5, {"alive": {"w": torch.ones(4)}}, "alive of 'w' must be boolean, got torch.float32"),
+]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: select(W, 1.5), "sparsity must be in [0, 1], got 1.5"),
-        (lambda: select(W, -0.1), "sparsity must be in [0, 1], got -0.1"),
-        (lambda: select(W, math.nan), "sparsity must be in [0, 1], got nan"),
-        (
-            lambda: select(W, 0.5, scope="rows"),
-            "unknown scope 'rows': allowed are " + ", ".join(SCOPES),
-        ),
-        (lambda: select(W, 0.5, floor=-1), "floor must be 0 or more, got -1"),
-        (lambda: select(W, 1.0), "cannot remove 4 of 4 weights: floor 1 allows 3"),
-        (
-            lambda: select(W, 1.0, scope="layer", floor=2),
-            "cannot remove 4 of 4 weights: floor 2 allows 2",
-        ),
-        (
-            lambda: select(W, 0.25, alive={"w": W["w"] > 1}),
-            "cannot remove 1 of 4 weights: 2 are removed already",
-        ),
-        (
-            lambda: select({"a": W["w"], "b": torch.tensor([[0.0, math.nan]])}, 0.5),
-            "scores of 'b': NaN in 1 places",
-        ),
-        (
-            lambda: select(W, 0.5, magnitude={"w": torch.full((4,), math.nan)}),
-            "magnitude of 'w': NaN in 4 places",
-        ),
-        (
-            lambda: select(W, 0.5, alive={"v": TRUE4}),
-            "alive and scores differ in names: ['v', 'w'] are on one side only",
-        ),
-        (
-            lambda: select(W, 0.5, magnitude={}),
-            "magnitude and scores differ in names: ['w'] are on one side only",
-        ),
-        (
-            lambda: select(W, 0.5, alive={"w": TRUE4.reshape(2, 2)}),
-            "alive of 'w' has shape (2, 2), its scores (4,)",
-        ),
-        (
-            lambda: select(W, 0.5, alive={"w": torch.ones(4)}),
-            "alive of 'w' must be boolean, got torch.float32",
-        ),
-        (lambda: above(W, math.nan), "threshold is NaN"),
-        (lambda: above({"w": torch.tensor([math.nan])}, 1.0), "scores of 'w': NaN in 1 places"),
-    ],
-)
-def test_errors_say_what_is_wrong(call, message):
+@pytest.mark.parametrize(("scores", "sparsity", "options", "message"), WRONG)
+def test_errors_say_what_is_wrong(scores, sparsity, options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        call()
+        select(scores, sparsity, **options)
+
+
+def test_a_threshold_or_a_score_of_nan_is_refused():
+    with pytest.raises(ValueError, match=r"^threshold is NaN$"):
+        above(W, math.nan)
+    with pytest.raises(ValueError, match=r"^scores of 'b': NaN in 1 places$"):
+        above(NANS, 1.0)
 
 
 SHAPES = {"a": (6, 8), "b": (5, 7), "kernel": (4, 3, 2, 2), "bias": (9,)}
