@@ -98,18 +98,6 @@ def test_a_rule_is_what_its_paper_says(rule, clients):
     np.testing.assert_allclose(one_of(rule, changes), wanted, atol=near)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_equal_clients_give_what_each_of_them_gave(rule):
-    change = drawn(1)
-    np.testing.assert_allclose(one_of(rule, change.repeat(9, 1))[None], change.double(), rtol=1e-9)
-
-
-@pytest.mark.parametrize("rule", F)
-def test_without_byzantine_clients_it_is_the_mean(rule):
-    changes = drawn(9)
-    np.testing.assert_allclose(one_of(rule, changes, 0), changes.double().mean(0), rtol=1e-9)
-
-
 @pytest.mark.parametrize("size", [1e1, 1e6, 1e30])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_minority_of_any_size_stays_bounded(rule, size):

@@ -3,16 +3,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import FACTS, OUTPUT, family, forward
+from families import FACTS, family, forward
 from torch import nn
 
-from fedprune.structure.cuts import edits_of, places
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
 from fedprune.structure.low_rank_layers import Factored, factor, root_of, truncated
 from fedprune.structure.matrices import matrix_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import full_masks, load_into, state_of
+from fedprune.tensors import state_of
 
 GEN = torch.Generator().manual_seed(3)
 
@@ -152,33 +151,6 @@ def test_a_factor_is_not_factored_again_and_again():
     edits = [Edit("rank", "0" + ".0" * depth, (4,)) for depth in range(30)]
     with pytest.raises(ValueError, match="a factor, no layer of the dense model"):
         reshaped(model, edits)
-
-
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("name", FACTS)
-def test_units_are_cut_from_factors_too(name, whole):
-    """Law 8 behind low rank: cut equals masked, whatever the order the edits are given in."""
-    output = (OUTPUT.get(name, "lm_head"),)
-    paths = [tensor.removesuffix(".weight") for tensor in family(name).layout.prunable]
-    ranks = [Edit("rank", path, (4,)) for path in paths]
-    factored = reshaped(copy.deepcopy(family(name).model), ranks)
-    layout, state = layout_of(factored, output=output), state_of(factored)
-    masks = full_masks(state, layout.prunable)
-    for i, group in enumerate(layout.structure.groups):
-        units = len(group.parts[0].index) if whole and i in (0, 3) else 1
-        for part in group.parts:
-            axis = 0 if part.axis == "row" else 1
-            masks[part.tensor].index_fill_(axis, part.index[:units].flatten(), False)
-    cuts = edits_of(masks, layout, ranks)
-    small = reshaped(copy.deepcopy(family(name).model), reversed(cuts))
-    where = places(factored, [edit for edit in cuts if edit.kind != "rank"])
-    assert list(state_of(small)) == list(where.restrict(state))
-    load_into(small, where.restrict(state))
-    for tensor, mask in masks.items():
-        state[tensor].mul_(mask)
-    assert torch.allclose(forward(name, small), forward(name, factored), atol=1e-9)
-    assert layout_of(small, output=output).parameters < layout.parameters
 
 
 def test_moments_that_are_singular_but_for_rounding_have_a_root():

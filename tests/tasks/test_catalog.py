@@ -1,14 +1,11 @@
 """Laws of every task in the table; a new one is tested by its line there."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fedprune import federate
-from fedprune.config import configure
 from fedprune.randomness import seeded
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.layout import layout_of
@@ -184,38 +181,3 @@ def test_a_model_and_its_shards_are_the_same_again(name, config_of):
     again = task.shards(config)
     for one, two in zip(shards_of(name, config), again, strict=True):
         assert all(torch.equal(one.test[n], two.test[n]) for n in one.test)
-
-
-KINDS = [
-    (task, model)
-    for task in (
-        "text-classification",
-        "language-modelling",
-        "masked-language-modelling",
-        "text-to-text",
-    )
-    for model in TASKS[task].models
-]
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("rows") / "rows.csv"
-    lines = [f"line {i} of the play,Line {i} of the play!,{i % 2}" for i in range(60)]
-    file.write_text("\n".join(["text,target,label", *lines]) + "\n")
-    return file
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "model"), KINDS)
-def test_every_family_is_pruned_on_its_task(task, model, rows):
-    sizes = {"clients": 2, "rounds": 3, "local_steps": 1, "batch_size": 4, "length": 16}
-    asked = {"task": task, "model": model, "data": str(rows), "engine": "inline", **sizes}
-    result = federate(configure({**asked, "sparsity": 0.6}))
-    prunable = result.summary["prunable_parameters"]
-    assert result.summary["failures"] == 0
-    assert result.summary["kept_parameters"] == prunable - int(0.6 * prunable + 0.5)
-    assert result.summary["quality"]["final"]["count"] > 0
-    parameters = dict(result.model.named_parameters())
-    for name, mask in result.state.masks.items():
-        assert not parameters[name][~mask].any()

@@ -122,20 +122,6 @@ def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked):
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
-def test_a_small_model_learns_to_copy_one_batch(asked):
-    config = asked("shakespeare-restore")
-    part = pair_rows(pairs_of(LINES, PHRASE), config, PHRASE)
-    with seeded(0, "init"):
-        model = TASK.model(config)
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    for _ in range(110):
-        optimizer.zero_grad()
-        loss = TASK.loss(model, part)
-        (loss.total / loss.count).backward()
-        optimizer.step()
-    assert exam(model.eval(), part, config)["exact"] == len(part["labels"])
-
-
 def test_a_device_reads_its_own_folder(tmp_path, asked):
     config = asked("shakespeare-restore")
     with pytest.raises(FileNotFoundError, match=r"data=.*: 0 characters"):
