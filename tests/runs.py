@@ -18,20 +18,10 @@ from fedprune.protocol.port import Port
 from fedprune.server.watch import Watch
 
 TINY = {
-    "task": "digits",
-    "engine": "inline",
-    "clients": 5,
-    "cohort": 3,
-    "hosts": 2,
-    "alpha": 0.3,
-    "rounds": 5,
-    "warmup": 2,
-    "end": 4,
-    "local_steps": 2,
-    "batch_size": 8,
-    "sparsity": 0.7,
+    "task": "digits", "engine": "inline", "clients": 5, "cohort": 3, "hosts": 2, "alpha": 0.3,
+    "rounds": 5, "warmup": 2, "end": 4, "local_steps": 2, "batch_size": 8, "sparsity": 0.7,
     "seed": 3,
-}
+}  # fmt: skip
 
 _dealt: dict[tuple[Any, ...], Mapping[int, Shard]] = {}
 _done: dict[str, Result] = {}

@@ -104,12 +104,8 @@ def test_an_own_task_model_and_score_through_the_tables():
     assert int((result.model.mirror.weight == 0).sum()) == 18
     assert result.rows[-1]["loss"] < result.rows[0]["loss"]
     assert [row["agreement"] is not None for row in result.rows] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+        False, True, True, False, False,
+    ]  # fmt: skip
     assert result.rows != federate(config_of(score="taylor")).rows
 
 

@@ -338,14 +338,10 @@ def settings(folder: Path) -> tuple[Path, Decoder]:
 
 
 FILES: dict[str, Callable[[Path], tuple[Path, Decoder]]] = {
-    "model.fedprune": coded,
-    "fedprune.json": manifest,
-    "a checkpoint": checkpoint,
-    "a residual": residual,
-    "a ledger": ledger,
-    "a header of safetensors": header,
+    "model.fedprune": coded, "fedprune.json": manifest, "a checkpoint": checkpoint,
+    "a residual": residual, "a ledger": ledger, "a header of safetensors": header,
     "a config of transformers": settings,
-}
+}  # fmt: skip
 
 
 ROWS = {

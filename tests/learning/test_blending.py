@@ -13,27 +13,16 @@ from fedprune.learning.candidates import HERE, Candidate
 
 def test_blocks_are_numbered_parts_or_modules():
     names = [
-        "model.embed_tokens.weight",
-        "model.layers.0.self_attn.q_proj.weight",
-        "model.layers.0.mlp.experts.3.weight",
-        "model.layers.10.norm.weight",
-        "features.1.running_mean",
-        "features.1.running_var",
-        "bn1.weight",
-        "bn1.running_var",
-        "0.weight",
-        "bare",
-    ]
+        "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.mlp.experts.3.weight", "model.layers.10.norm.weight",
+        "features.1.running_mean", "features.1.running_var", "bn1.weight", "bn1.running_var",
+        "0.weight", "bare",
+    ]  # fmt: skip
     blocks = blocks_of(names)
     assert {b: len(n) for b, n in blocks.items()} == {
-        "model.embed_tokens": 1,
-        "model.layers.0": 2,
-        "model.layers.10": 1,
-        "features.1": 2,
-        "bn1": 2,
-        "0": 1,
-        "": 1,
-    }
+        "model.embed_tokens": 1, "model.layers.0": 2, "model.layers.10": 1, "features.1": 2,
+        "bn1": 2, "0": 1, "": 1,
+    }  # fmt: skip
     assert [n for group in blocks.values() for n in group] == names
 
 

@@ -13,16 +13,9 @@ from fedprune.options.refusal import Refused
 from fedprune.privacy.clipping import bounded_sum, clipped, scaled, sensitivity
 
 TYPES = [
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-]
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
+    torch.int8, torch.uint8, torch.bool,
+]  # fmt: skip
 ODD = [0.0, -0.0, 1.0, math.nan, math.inf, -math.inf, 1e30, -1e30, 1e308, 5e-324, 1e-45, 1e-38]
 
 

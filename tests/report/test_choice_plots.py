@@ -28,14 +28,9 @@ LAYERS = [
 
 def told(**changes: Any) -> dict[str, Any]:
     return {
-        "action": "prune",
-        "reference": 2.0,
-        "limit": 2.04,
-        "step": 0.4,
-        "took": 1,
-        "tried": TRIED,
+        "action": "prune", "reference": 2.0, "limit": 2.04, "step": 0.4, "took": 1, "tried": TRIED,
         "layers": None,
-    } | changes
+    } | changes  # fmt: skip
 
 
 ROWS: list[dict[str, Any]] = [

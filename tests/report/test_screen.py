@@ -51,18 +51,8 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
     assert "0.8 sparsity by taylor, scope global, cubic over rounds 9 to 18" in text
     row = next(line for line in text.splitlines() if line.startswith("pruned"))
     assert row.split() == [
-        "pruned",
-        "3",
-        "prune",
-        "50.0%",
-        "2.000",
-        "7.389",
-        "1.23",
-        "MB",
-        "999",
-        "B",
-        "4.2",
-    ]
+        "pruned", "3", "prune", "50.0%", "2.000", "7.389", "1.23", "MB", "999", "B", "4.2",
+    ]  # fmt: skip
 
 
 def test_on_a_terminal_a_line_lives_while_clients_answer():

@@ -41,19 +41,13 @@ def test_every_parameter_that_stays_says_what_it_is():
     kinds = {name: kind for name, kind in layout.stays.items() if "bias" not in name}
     originals = {f"normed.parametrizations.weight.original{i}": "excluded" for i in (0, 1)}
     assert kinds == {
-        "experts": "stacks of matrices (experts and the like)",
-        "loose": "other matrices",
-        "number": "biases, norms and other vectors",
-        "table.weight": "embeddings",
-        "rnn.weight_ih_l0": "recurrent weights",
-        "rnn.weight_hh_l0": "recurrent weights",
+        "experts": "stacks of matrices (experts and the like)", "loose": "other matrices",
+        "number": "biases, norms and other vectors", "table.weight": "embeddings",
+        "rnn.weight_ih_l0": "recurrent weights", "rnn.weight_hh_l0": "recurrent weights",
         "turn.weight": "transposed convolutions",
-        "attend.in_proj_weight": "fused attention inputs",
-        "still.weight": "frozen layers",
-        "out.weight": "head of output",
-        "void.weight": "empty",
-        **originals,
-    }
+        "attend.in_proj_weight": "fused attention inputs", "still.weight": "frozen layers",
+        "out.weight": "head of output", "void.weight": "empty", **originals,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

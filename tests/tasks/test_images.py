@@ -54,16 +54,10 @@ def test_a_missing_file_says_how_to_get_it(missing, tmp_path):
 
 GOOD = idx(np.zeros((3, 2, 2), np.uint8))
 BAD = {
-    "empty": b"",
-    "short": GOOD[:3],
-    "head cut": GOOD[:9],
-    "values cut": GOOD[:-1],
-    "values over": GOOD + b"x",
-    "floats": b"\0\0\x0d" + GOOD[3:],
-    "magic": b"\x01" + GOOD[1:],
-    "no sizes": b"\0\0\x08\0",
-    "html": b"<!DOCTYPE html><html></html>",
-}
+    "empty": b"", "short": GOOD[:3], "head cut": GOOD[:9], "values cut": GOOD[:-1],
+    "values over": GOOD + b"x", "floats": b"\0\0\x0d" + GOOD[3:], "magic": b"\x01" + GOOD[1:],
+    "no sizes": b"\0\0\x08\0", "html": b"<!DOCTYPE html><html></html>",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("packed", [False, True])

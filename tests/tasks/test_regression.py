@@ -23,12 +23,8 @@ TINY = {
 def test_a_model_speaks_in_units_of_the_labels_in_every_form(model, rows_file, tmp_path):
     transformers = pytest.importorskip("transformers")
     keys = {
-        "data": str(rows_file),
-        "label_column": "value",
-        "model": model,
-        "depth": 1,
-        "width": 16,
-    }
+        "data": str(rows_file), "label_column": "value", "model": model, "depth": 1, "width": 16,
+    }  # fmt: skip
     config = configure({**TINY, **keys})
     result = federate(config, folder=tmp_path / "run")
     pieces = TASK.shards(config)

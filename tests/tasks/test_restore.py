@@ -27,12 +27,8 @@ from fedprune.tasks.task import examples, token_loss
 from fedprune.tasks.tokenization import ALPHABET, characters
 
 LINES = [
-    "Now, is the Winter",
-    "of our discontent!",
-    "O! who's there?",
-    "...",
-    "Long live the King:",
-]
+    "Now, is the Winter", "of our discontent!", "O! who's there?", "...", "Long live the King:",
+]  # fmt: skip
 END = len(ALPHABET)
 TOKENIZER = characters("seq2seq").tokenizer
 

@@ -10,29 +10,11 @@ from datasets import Dataset
 from fedprune.tasks.tables import as_list, as_number, as_text, column, read_table
 
 CELLS = [
-    "007",
-    "7",
-    "0.10",
-    "0.1",
-    "0.100",
-    "2024-01-02",
-    "true",
-    "True",
-    "NA",
-    "null",
-    "1e5",
-    "1.0",
-]
+    "007", "7", "0.10", "0.1", "0.100", "2024-01-02", "true", "True", "NA", "null", "1e5", "1.0",
+]  # fmt: skip
 CELLS += [
-    "12345678901234567890123",
-    "-0",
-    " spaced ",
-    "",
-    "two\nlines",
-    'a "quote"',
-    "a,b;c",
-    "1_000",
-]
+    "12345678901234567890123", "-0", " spaced ", "", "two\nlines", 'a "quote"', "a,b;c", "1_000",
+]  # fmt: skip
 CELLS += ["é", "e\u0301", "中文", "\u2028", "x" * 200_000, "0x10", "inf", "NaN", "+1", "u4"]
 
 
