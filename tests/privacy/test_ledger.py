@@ -6,14 +6,10 @@ import math
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedprune.client.host import build_host, placed
-from fedprune.config import configure
-from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger import (
     END_NAME,
@@ -25,7 +21,6 @@ from fedprune.privacy.ledger import (
     read_ledger,
 )
 from fedprune.privacy.release import Occasion, Release
-from fedprune.run import federate
 from fedprune.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,40 +199,6 @@ def test_a_number_that_is_none_is_no_noise():
         noisy(math.nan)
     with pytest.raises(ValueError, match="z=None"):
         noisy(None)
-
-
-class Killed(BaseException):
-    """What nothing catches: the process is gone."""
-
-
-def federated(folder, *, dies=0, resume=False, **keys):
-    """A small private run; before the n-th question is answered, it dies."""
-    small = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 3, "rounds": 2, "warmup": 1}
-    config = configure({**small, "sparsity": 0.5, "local_steps": 1, "hosts": 1, **keys})
-    port, asked = inline_port(build_host(placed(config, folder))), itertools.count(1)
-
-    def ask(what, partitions):
-        if next(asked) == dies:
-            raise Killed
-        return port.ask(what, partitions)
-
-    return federate(config, replace(port, ask=ask), folder=folder, resume=resume).summary["privacy"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("source", ["seeded", "secret"])
-def test_a_run_killed_while_it_asks_goes_on_with_the_same_book(tmp_path, source):
-    """What was asked and not answered counts twice, whatever the noise."""
-    keys = {"dp": "client", "dp-noise": 4.0, "noise-source": source, "allow-uncovered": True}
-    unbroken = federated(tmp_path / "unbroken", **keys)
-    with pytest.raises(Killed):
-        federated(tmp_path / "killed", dies=4, **keys)
-    told = read_ledger(tmp_path / "killed" / LEDGER_NAME)
-    resumed = federated(tmp_path / "killed", resume=True, **keys)
-    lines = read_ledger(tmp_path / "killed" / LEDGER_NAME)
-    assert lines[: len(told)] == told
-    assert resumed["rdp"] > unbroken["rdp"]
-    assert not (tmp_path / "killed" / "released").exists()
 
 
 def test_a_kill_at_the_first_line_leaves_a_ledger_to_go_on_from(tmp_path, monkeypatch):
