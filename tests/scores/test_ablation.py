@@ -9,7 +9,7 @@ from torch import nn
 from fedprune.scores import ablation
 from fedprune.scores.catalog import SCORES
 from fedprune.selection.units import unit_labels
-from fedprune.tasks.task import Loss, Part, batches
+from fedprune.tasks.task import Loss, Part
 from fedprune.tensors import Tensors
 
 ABLATION = SCORES["ablation"]
@@ -128,11 +128,3 @@ def test_where_units_cannot_share_a_pass_they_go_one_by_one(model):
     for name, label in labels.items():
         own = torch.tensor(list(expected.values())).double()[label.long()]
         assert torch.allclose(scores[name], own, atol=1e-9)
-
-
-def test_the_cut_of_the_batches_is_no_matter():
-    s = built("llama")
-    parts = [s.shards[1]]
-    cut = taken(ABLATION, s, parts, size=4, unit="head").sums
-    assert furthest(cut, taken(ABLATION, s, parts, unit="head").sums) < 1e-9
-    assert len(list(batches(parts[0], 4))) == 3

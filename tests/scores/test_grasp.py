@@ -1,14 +1,11 @@
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from specimens import built, evidence_of, furthest, taken
+from specimens import built, evidence_of, taken
 from torch import nn
 
 from fedprune.scores.catalog import SCORES
-from fedprune.scores.grasp import grasp
-from fedprune.scores.score import Evidence
 from fedprune.tasks.task import Part
 
 
@@ -37,16 +34,6 @@ def test_removing_what_scores_high_costs_gradient_norm():
             change = (norms[0] - norms[1]) / 2e-5
             got = 2 * scores[name].flatten()[place].item()
             assert got == pytest.approx(change, rel=1e-3, abs=1e-4 * float(scores[name].max()))
-
-
-def test_the_gradient_is_pooled_before_the_product():
-    """Σ_k H_k g_k of clients with gradients of their own would be another score."""
-    s = built("cnn")
-    score = SCORES["grasp"]
-    both = taken(score, s, list(s.shards[:2]))
-    each = [taken(score, s, [part]) for part in s.shards[:2]]
-    apart: Evidence = replace(both, sums={n: each[0].sums[n] + each[1].sums[n] for n in both.sums})
-    assert furthest(grasp(apart), grasp(both)) > 1e-2
 
 
 def test_what_is_sent_along_is_the_mean_gradient():
