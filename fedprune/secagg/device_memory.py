@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
@@ -45,30 +48,41 @@ class Memory:
     shares: bytes = b""
 
 
+_DAY = 24 * 3600.0
+
 Serve = Callable[[bytes], Reply]
 """Serves a stage with a seed."""
 
 
 def recalled(
-    memory: Memory | None, call: Call, packet: Packet | None, serve: Serve
+    memory: Memory | None, call: Call, packet: Packet | None, serve: Serve, under: str = ""
 ) -> tuple[Memory, Packet]:
     """A stage served by a device, and what it remembers after it.
 
     What is asked a second time is answered as the first time: the reply was lost. In a session a
     device masks one vector, confirms one set of clients, and opens one sum; the seed is gone after
-    that.
+    that. Flower answers two messages at once in two processes that both see the memory as it was
+    before: which of them was first is written down on disk (`_settle`) before anything is sent.
+
+    Args:
+        memory: what the device remembers.
+        call: what is asked.
+        packet: the question, in the stage "masked".
+        serve: serves the stage.
+        under: a digest of all else that the vector depends on: configuration and data.
 
     Raises:
         Refused: another session than that of the keys, or a second, different request in it.
     """
     if call.stage == "keys":
+        _forget_old()
         known = memory is not None and memory.session == call.session and memory.seed
         memory = memory if known else Memory(call.session, os.urandom(32))
         assert memory is not None
         return memory, reply_packet(serve(memory.seed))
     if memory is None or memory.session != call.session:
         raise Refused("secure", "a sum that this device showed no keys for, or an earlier one")
-    digest = _digest(call, packet)
+    digest = _digest(call, packet, under)
     if call.stage == "unmask":
         return _opened(memory, digest, serve)
     if not memory.seed:
@@ -81,7 +95,10 @@ def recalled(
             raise Refused("secure", "a sum that this device gave nothing to")
         _same(memory.confirmed, digest)
         memory = replace(memory, confirmed=digest)
-    return memory, reply_packet(serve(memory.seed))
+    reply = reply_packet(serve(memory.seed))
+    if call.stage != "shares":
+        _settle(memory.seed, call.stage, digest)
+    return memory, reply
 
 
 def _opened(memory: Memory, digest: bytes, serve: Serve) -> tuple[Memory, Packet]:
@@ -93,6 +110,7 @@ def _opened(memory: Memory, digest: bytes, serve: Serve) -> tuple[Memory, Packet
     reply = reply_packet(serve(memory.seed))
     if "shares" not in reply.buffers:  # it refused, and has said nothing
         return memory, reply
+    _settle(memory.seed, "unmask", digest)
     about, shares = str(reply.fields["about"]), bytes(reply["shares"])
     return replace(memory, seed=b"", opened=digest, about=about, shares=shares), reply
 
@@ -102,10 +120,45 @@ def _same(earlier: bytes, digest: bytes) -> None:
         raise Refused("secure", "a second, different request in one session")
 
 
-def _digest(call: Call, packet: Packet | None) -> bytes:
+def _settle(seed: bytes, stage: str, digest: bytes) -> None:
+    """Hold a seed to the first request of a stage, whichever process answers it.
+
+    Raises:
+        Refused: that was another one, or nothing can be written down here.
+    """
+    name = hashlib.sha256(b"settled|" + stage.encode() + b"|" + seed).hexdigest()
+    try:
+        link = _folder() / name
+        with suppress(FileExistsError):
+            link.symlink_to(digest.hex())  # made with what it says, at once, or not at all
+        first = os.readlink(link)
+    except OSError as error:
+        raise Refused("secure", f"what was asked cannot be written down: {error}") from None
+    _same(bytes.fromhex(first), digest)
+
+
+def _folder() -> Path:
+    """Where this user's processes write down what was asked first; it holds digests alone."""
+    folder = Path(tempfile.gettempdir()) / f"fedprune-settled-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise OSError(f"{folder} is somebody else's")
+    return folder
+
+
+def _forget_old() -> None:
+    """Take away what is a day older than the newest: no process has its seed any longer."""
+    with suppress(OSError):
+        written = {link: link.lstat().st_mtime for link in _folder().iterdir()}
+        for link, at in written.items():
+            if at < max(written.values()) - _DAY:
+                link.unlink(missing_ok=True)
+
+
+def _digest(call: Call, packet: Packet | None, under: str) -> bytes:
     sha = hashlib.sha256()
     said = call_packet(call)
-    parts = [*map(str, said.fields.values()), *said.buffers]
+    parts = [under, *map(str, said.fields.values()), *said.buffers]
     data: list[Buffer] = [*said.buffers.values()]
     if packet is not None:
         data += [packet.head, *(packet[n] for n in sorted(packet.buffers) if n not in HELD)]

@@ -1,6 +1,9 @@
 """What a device remembers: one vector and one opening a sum, the same words if asked again."""
 
+import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,9 +28,10 @@ class Device:
         self.memory: Memory | None = None
         self.seeds: list[bytes] = []
         self.refuses = False
+        self.under = "a configuration"
 
     def ask(self, call: Call, packet: Packet | None = None) -> Packet:
-        self.memory, reply = recalled(self.memory, call, packet, self._serve)
+        self.memory, reply = recalled(self.memory, call, packet, self._serve, self.under)
         return reply
 
     def _serve(self, seed: bytes) -> Reply:
@@ -130,3 +134,62 @@ def test_a_second_set_of_clients_is_not_confirmed_in_one_session():
     assert device.ask(CONFIRM) == device.ask(CONFIRM)
     with pytest.raises(Refused, match="second, different request"):
         device.ask(replace(CONFIRM, summed=frozenset({1, 2})))
+
+
+def test_a_second_vector_under_another_configuration_is_refused():
+    """The configuration is the server's to choose: the difference of both would show."""
+    device = Device()
+    device.through()
+    device.under = "another configuration, or other data"
+    with pytest.raises(Refused, match="second, different request"):
+        device.ask(MASKED, QUESTION)
+    device.under = "a configuration"
+    device.ask(MASKED, QUESTION)
+
+
+OTHERS = {
+    "masked": (MASKED, replace(MASKED, shared=frozenset({1, 2}))),
+    "confirm": (CONFIRM, replace(CONFIRM, summed=frozenset({1, 2}))),
+    "unmask": (UNMASK, replace(UNMASK, summed=frozenset({1, 2}))),
+}
+
+
+@pytest.mark.parametrize("stage", OTHERS)
+def test_of_two_requests_at_once_one_is_answered(stage: str):
+    """Flower's processes both begin with the memory of before; what is on disk is of both."""
+    first, second = OTHERS[stage]
+    device = Device()
+    for call in (KEYS, SHARES, MASKED, CONFIRM)[: 2 + list(OTHERS).index(stage)]:
+        device.ask(call, QUESTION if call.stage == "masked" else None)
+    before, packet = device.memory, QUESTION if stage == "masked" else None
+    answer = device.ask(first, packet)
+    device.memory = before
+    with pytest.raises(Refused, match="second, different request"):
+        device.ask(second, packet)
+    assert device.memory == before
+    assert device.ask(first, packet) == answer
+
+
+def test_where_nothing_can_be_written_down_nothing_is_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    device = Device()
+    device.ask(KEYS)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(Refused, match="cannot be written down"):
+        device.ask(MASKED, QUESTION)
+
+
+def test_what_is_written_down_is_forgotten_a_day_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    device = Device()
+    device.through()
+    (folder,) = tmp_path.iterdir()
+    old, kept = sorted(folder.iterdir())
+    os.utime(old, (0, 0), follow_symlinks=False)
+    device.ask(KEYS)
+    assert [*folder.iterdir()] == [kept]
+    assert folder.stat().st_mode & 0o777 == 0o700

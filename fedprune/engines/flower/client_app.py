@@ -17,6 +17,7 @@ keeps back lies beside its data, in ``<data>.residuals``: as large as the model,
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
@@ -127,7 +128,8 @@ def _stage(came: Packet, config: str, packet: Packet | None, context: Context) -
             said = serve_call(host, call, partitions, own, packet, register=known)
             return replace(said, bytes_up=0)
 
-        memory, reply = recalled(_memory(context), call, packet, served)
+        under = str(context.state.config_records["rehearsed"]["digest"])
+        memory, reply = recalled(_memory(context), call, packet, served, under)
         context.state[_MEMORY] = ConfigRecord(vars(memory))
         return reply
     except Exception as error:  # such as keys of a sum that this device knows nothing of
@@ -254,7 +256,8 @@ def _device_host(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Hos
     alone = len(partitions) == 1
     own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
     host = build_host(config, own, memory, tried=True)
-    return host, f"{identity(text)} {data_digest(host.shards)}"
+    whole = hashlib.sha256(text.encode()).hexdigest()
+    return host, f"{whole} {data_digest(host.shards)}"
 
 
 def _reply(message: Message, packet: Packet) -> Message:

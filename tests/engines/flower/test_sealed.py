@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from flwr.app import Array, ConfigRecord, Message
 
 from fedprune import Result, RunConfig, federate
+from fedprune.config import to_toml
 from fedprune.engines.flower.grid import grid_port
 from fedprune.run import NoRoundCompleted
+from tests.server.grids import FakeGrid
 
 Made = Callable[..., Any]
 
@@ -172,3 +175,33 @@ def test_a_vector_of_another_length_counts_as_none(devices: Made, sealed: Made):
     config = sealed(rounds=1, warmup=0, end=1, secure_minimum=2, min_clients=2)
     result = run_on(devices(3, meddle=meddle), config)
     assert any(p == 1 and "integers, expected" in reason for p, reason in failures(result))
+
+
+@dataclass
+class Twice(FakeGrid):
+    """A server that asks one device for its vector under two configurations."""
+
+    other: str = ""
+    gave: list[bool] = field(default_factory=list)
+
+    def _reply(self, message: Message) -> Message | None:
+        if message.metadata.dst_node_id != 79 or message.metadata.message_type != "train.tune":
+            return super()._reply(message)
+        fields = message.content.config_records["fields"]
+        given = str(fields["config"])
+        for text in (self.other, given):
+            fields["config"] = text
+            reply = super()._reply(message)
+            assert reply is not None
+            self.gave.append("total" in reply.content.array_records["buffers"])
+        return reply
+
+
+def test_a_device_masks_no_second_vector_under_another_configuration(devices: Made, sealed: Made):
+    """The masks would be the same: with a learning rate of nothing, what is left is its change."""
+    config = sealed(rounds=1, warmup=0, end=1, secure_minimum=2, min_clients=2)
+    other = to_toml(config.model_copy(update={"local_steps": 1, "lr": 1e-9}))
+    grid = Twice(devices(3).contexts, other=other)
+    result = run_on(grid, config)
+    assert grid.gave[:2] == [True, False]
+    assert result.rows[0]["answered"] == 2
