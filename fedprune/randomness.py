@@ -30,8 +30,12 @@ def seeded(seed: int, purpose: str, *where: int) -> Iterator[None]:
 
     The caller's global random state is as it was afterwards.
     """
+    number = derive(seed, purpose, *where)
     with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, purpose, *where))
+        if torch.accelerator.is_available():
+            torch.manual_seed(number)
+        else:  # of every accelerator that is not there torch would note who asked: milliseconds
+            torch.default_generator.manual_seed(number)
         yield
 
 

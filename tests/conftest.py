@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from fedprune.protocol.messages import Question
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import Masks, copied, masked, state_of
-from tests.runs import Spy, house_of, played, same, tiny
+from tests.runs import Spy, house_of, played, same, tiny, with_pages
 
 # With more threads than one, results depend on the machine; the library sets this for itself.
 torch.set_num_threads(1)
@@ -63,6 +64,20 @@ def _fault() -> Iterator[None]:
     from tests.faults import FAULTS, put_in
 
     with put_in(FAULTS[os.environ["FAULT"]]):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_pages() -> Iterator[None]:
+    """The page with its plots takes longer than most runs: who looks at it asks for `pages`."""
+    with patch("fedprune.report.page.write_report", lambda _folder: None):
+        yield
+
+
+@pytest.fixture
+def pages() -> Iterator[None]:
+    """Runs write their page, as they do outside of tests."""
+    with with_pages():
         yield
 
 
@@ -123,5 +138,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with both baselines, with all its files."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     config = tiny(baselines=("dense", "random"))
-    federate(config, inline_port(house_of(config)), folder=folder)
+    with with_pages():
+        federate(config, inline_port(house_of(config)), folder=folder)
     return folder

@@ -1,9 +1,11 @@
 """Tiny configurations, the hosts that serve them, and runs that are played once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from fedprune.config import configure, to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
+from fedprune.report.page import write_report
 from fedprune.server.watch import Watch
 
 TINY = {
@@ -69,6 +72,13 @@ def cut_short(config: RunConfig, folder: Path, round_: int) -> None:
     """The folder of a run that was killed after a round."""
     with pytest.raises(Killed):
         federate(config, inline_port(house_of(config)), folder=folder, watch=killed_after(round_))
+
+
+@contextmanager
+def with_pages() -> Iterator[None]:
+    """Runs write their page, which `tests.conftest` keeps them from."""
+    with patch("fedprune.report.page.write_report", write_report):
+        yield
 
 
 class Spy:

@@ -17,6 +17,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.tasks.encoder import read_bbc, read_r8
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors import state_of
+from tests.runs import with_pages
 
 NAMES = ["0.10", "a, b", "x"]
 KEYS: dict[str, Any] = {
@@ -32,7 +33,8 @@ def run(tmp_path_factory) -> Path:
     data = folder / "rows.jsonl"
     rows = [{"text": f"row {i}", "label": NAMES[i % 3]} for i in range(30)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    federate(configure({**KEYS, "data": str(data)}), folder=folder / "run")
+    with with_pages():
+        federate(configure({**KEYS, "data": str(data)}), folder=folder / "run")
     data.unlink()
     return folder / "run"
 

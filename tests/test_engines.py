@@ -20,6 +20,7 @@ from fedprune import Result, RunConfig, federate
 from fedprune.commands.arguments import chosen
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
+from tests.runs import with_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 # The default task, unequal shards, a partial cohort; pruned from round two on.
@@ -93,7 +94,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
             except BaseException as error:  # its test fails for want of a summary, and says why
                 (place / f"{case}.error").write_text(repr(error))
 
-    with put_back():
+    with put_back(), with_pages():
         set_environment()
         two = configs["plain"].model_copy(update={"workers": 2})
         run_apps(app, client_app, two, two.hosts)

@@ -182,6 +182,7 @@ SCORES = {"position": Score("where it stands", "nowhere", last_rows)}
 """
 
 
+@pytest.mark.usefixtures("pages")
 def test_an_own_task_and_score_through_a_plugin_file(tmp_path):
     (tmp_path / "ones.py").write_text(PLUGIN)
     plugin = str(tmp_path / "ones.py")

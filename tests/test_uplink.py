@@ -17,11 +17,6 @@ from tests.runs import Killed, Spy, house_of, killed_after, played, tiny
 FEEDBACK = {"uplink": "int4", "error_feedback": True}
 
 
-@pytest.fixture(autouse=True)
-def without_pages(monkeypatch):
-    monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
-
-
 @pytest.mark.parametrize(("uplink", "bits"), [("int8", 8), ("int4", 4), ("bf16", 16)])
 def test_clients_send_so_many_bits_and_get_the_whole_weights(uplink, bits):
     config = tiny(uplink=uplink)

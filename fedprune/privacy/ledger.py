@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +153,12 @@ class Ledger:
     def _line(self, occasion: Occasion, release: Release) -> Line:
         asked = len(occasion.partitions)
         return {
-            **asdict(occasion),
+            **vars(occasion),
             "partitions": _ranges(occasion.partitions),
             "asked": asked,
             "sampling": _sampling(self.terms, occasion),
             "relation": self.terms.relation if release.noised else "",
-            **asdict(release),
+            **vars(release),
             "epsilon": told_number(self.epsilon),
             "total": told_number(self.total),
         }

@@ -332,9 +332,8 @@ def test_an_exchange_that_too_few_answered_changes_no_mask(run: Run):
 
 @pytest.mark.parametrize("target", [16_000, 25_000])
 def test_the_file_on_disk_is_as_small_as_was_asked(
-    target: int, tiny: Tiny, house_of: HouseOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: int, tiny: Tiny, house_of: HouseOf, tmp_path: Path
 ):
-    monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
     config = tiny(target_bytes=target, sparsity=None, local_steps=1)
     result = federate(config, inline_port(house_of(config)), folder=tmp_path / "run")
     removed = [row["removed"] for row in result.rows]

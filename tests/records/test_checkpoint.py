@@ -117,14 +117,6 @@ def killed_within(host: Host, kind: str, round_: int) -> Port:
     return replace(port, ask=ask)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_pages() -> Any:
-    """The page and its plots take longer than the runs; other tests look at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedprune.report.page.write_report", lambda _folder: None)
-        yield
-
-
 @dataclass(frozen=True)
 class Runs:
     """A run that nothing disturbed, and the folder of one that is."""

@@ -16,8 +16,7 @@ from tests.runs import tiny
     [{}, {"dp": "client", "dp_noise": 1.0, "panel": 2}, {"dp": "client", "dp_noise": 1.0}],
     ids=str,
 )
-def test_a_finished_run_is_resumed_without_a_release(keys, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedprune.report.page.write_report", lambda _folder: None)
+def test_a_finished_run_is_resumed_without_a_release(keys, tmp_path):
     config = tiny(model="mlp", rounds=2, warmup=0, end=1, local_steps=1, **keys)
     whole = federate(config, folder=tmp_path / "run")
     books = [tmp_path / "run" / name for name in ("privacy.jsonl", "privacy.sha256")]

@@ -122,6 +122,7 @@ def cohorts(result: Result) -> list[list[int]]:
     return [row["cohort"] for row in result.rows]
 
 
+@pytest.mark.usefixtures("pages")
 def test_who_fails_again_and_again_is_left_out_for_a_while(
     tiny: Tiny, lied: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -220,6 +220,7 @@ def test_a_damaged_folder_is_not_resumed(finished: tuple[Path, str], tmp_path: P
     assert "rounds.jsonl is gone" in done.stderr
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text(

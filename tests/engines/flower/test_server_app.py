@@ -68,6 +68,7 @@ def test_a_run_on_devices(
     assert sum(p.numel() for p in model.parameters()) == 13754
 
 
+@pytest.mark.usefixtures("pages")
 def test_the_command_that_repeats_it_is_flower_s_own(
     devices: Made, quick: dict[str, Any], tmp_path: Path
 ):
@@ -86,6 +87,7 @@ def test_the_command_that_repeats_it_is_flower_s_own(
     assert "resume" not in summary
 
 
+@pytest.mark.usefixtures("pages")
 def test_results_go_to_runs_by_default(
     devices: Made, quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -132,6 +134,7 @@ def test_bad_values_are_one_line(
     assert logging.Formatter().format(record) == str(e.value)
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_run_without_enough_answers_fails_and_says_so(
     devices: Made, quick: dict[str, Any], joined: Made, folders: list[Path], tmp_path: Path
 ):
@@ -151,6 +154,7 @@ def test_a_run_without_enough_answers_fails_and_says_so(
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_run_that_nobody_came_to_fails(devices: Made, quick: dict[str, Any], tmp_path: Path):
     with pytest.raises(RunFailed, match="no round was completed"):
         start(devices(0), **{**quick, "timeout": 0.1}, out=str(tmp_path / "void"))
