@@ -2,7 +2,8 @@
 
 What a process has resident is mostly libraries. So the figure is the bytes of the model's tensors
 and the rise of the high-water mark during one pass, after a first pass that loaded what is loaded
-on use. The mark can be set back on Linux only (``clear_refs``).
+on use. A system that is short of memory takes pages of libraries away and puts them back, so it is
+the median over three passes. The mark can be set back on Linux only (``clear_refs``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,18 @@ def measured(about: Mapping[str, Any]) -> int | None:
     if forward is None:
         return None
     forward.through(model)
+    rises = [_rise(lambda: forward.through(model)) for _ in range(3)]
+    return size_of(model).bytes_held + sorted(rises)[1]
+
+
+def _rise(work: Callable[[], object]) -> int:
+    """By how much the high-water mark rises while it works."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")
     before = _resident("VmRSS")
-    forward.through(model)
-    return size_of(model).bytes_held + _resident("VmHWM") - before
+    work()
+    return _resident("VmHWM") - before
 
 
 def _resident(field: str) -> int:

@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedprune.engines.flower.client_app
+from fedprune.engines.flower import exchange, fleet
 from fedprune.engines.flower.client_app import app
 
 Meddle = Callable[[int, Message, Message], Message | None]
@@ -86,14 +87,30 @@ def context(node: int, **node_config: Any) -> Context:
     return Context(1, node, node_config, RecordDict(), {})
 
 
+@dataclass
+class Clock:
+    """Time that passes only while somebody sleeps: waiting takes none, however busy the machine."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @contextmanager
 def in_one_process() -> Iterator[None]:
     """What lets several devices be in one process, each with a host of its own."""
     # Flower 1.41 makes no Message outside a task of its own.
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     build = fedprune.engines.flower.client_app._device_host.__wrapped__
-    with patch.object(
-        fedprune.engines.flower.client_app, "_device_host", functools.lru_cache(maxsize=8)(build)
+    clock, hosts = Clock(), functools.lru_cache(maxsize=8)(build)
+    with (
+        patch.object(fedprune.engines.flower.client_app, "_device_host", hosts),
+        patch.object(exchange, "time", clock),
+        patch.object(fleet, "time", clock),
     ):
         yield
 

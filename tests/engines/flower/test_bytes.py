@@ -65,7 +65,7 @@ class Scale:
 def config_of(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     def made(**changes: Any) -> RunConfig:
         few = {"clients": 3, "cohort": 3, "rounds": 3, "warmup": 1, "end": 2, "local_steps": 1}
-        return tiny(**{**few, "timeout": 5.0, **changes})
+        return tiny(**{**few, **changes})
 
     return made
 

@@ -27,7 +27,7 @@ def device_config(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
 
     def made(**changes: Any) -> RunConfig:
         sizes = {"clients": 2, "cohort": 2, "rounds": 3, "warmup": 1, "end": 2}
-        return tiny(**{**sizes, "timeout": 1.0, **changes})
+        return tiny(**{**sizes, **changes})
 
     return made
 
@@ -245,7 +245,7 @@ def test_a_reply_lost_once_is_asked_for_again(
         lost.append(kind)
         return None
 
-    config = device_config(timeout=0.4)
+    config = device_config()
     seen, right = run_on(made(2, meddle=lose), config), run_on(made(2), config)
     assert len(lost) == 3
     assert seen.summary["weights_digest"] == right.summary["weights_digest"]
@@ -258,14 +258,14 @@ def test_a_reply_lost_twice_is_a_failure(devices: Made, device_config: Made):
     def lose(node: int, question: Message, reply: Message) -> Message | None:
         return None if (node, question.metadata.message_type) == (78, "train.tune") else reply
 
-    config = device_config(timeout=0.2)
+    config = device_config()
     grid = devices(2, meddle=lose)
     seen = run_on(grid, config)
     assert grid.kinds(78).count("train.tune") == 6
     assert [row["answered"] for row in seen.rows] == [1, 1, 1]
     assert (
         failures(seen)
-        == [{"partition": 1, "phase": "tune", "field": "", "reason": "no reply within 0.2 s"}] * 3
+        == [{"partition": 1, "phase": "tune", "field": "", "reason": "no reply within 3600 s"}] * 3
     )
 
 
@@ -278,7 +278,7 @@ def test_a_late_reply_to_the_first_letter_does_not_count_twice(devices: Made, de
         held.append(reply)
         return held[-2] if len(held) == 2 else reply if len(held) > 2 else None
 
-    config = device_config(timeout=0.2)
+    config = device_config()
     seen = run_on(devices(2, meddle=late), config)
     assert [row["answered"] for row in seen.rows] == [1, 2, 2]
 
@@ -379,7 +379,7 @@ def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
         return reply
 
     grid = devices(2, meddle=leave)
-    seen = run_on(grid, device_config(timeout=60.0))
+    seen = run_on(grid, device_config())
     assert failures(seen) == [
         {"partition": 1, "phase": "score", "field": "", "reason": "left"},
         {"partition": 1, "phase": "tune", "field": "", "reason": "could not be reached"},

@@ -12,7 +12,7 @@ from fedprune.privacy.accounting_terms import SIMULATED
 
 Made = Callable[..., Any]
 PRIVATE = {"model": "mlp", "clients": 3, "cohort": 3, "rounds": 1, "warmup": 0, "end": 1}
-PRIVATE |= {"min_clients": 1, "timeout": 1.0}
+PRIVATE |= {"min_clients": 1}
 NOISE = {**PRIVATE, "dp": "client", "dp_noise": 1.0}
 
 

@@ -23,7 +23,7 @@ def sealed(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
 
     def made(**changes: Any) -> RunConfig:
         sizes = {"clients": 3, "cohort": 3, "rounds": 3, "warmup": 1, "end": 2}
-        return tiny(**{**sizes, "secure": "secagg", "timeout": 1.0, **changes})
+        return tiny(**{**sizes, "secure": "secagg", **changes})
 
     return made
 
@@ -100,7 +100,7 @@ def test_a_reply_that_is_lost_is_given_again(devices: Made, sealed: Made, kind: 
             return None
         return reply
 
-    config = sealed(rounds=1, warmup=0, end=1, timeout=0.3)
+    config = sealed(rounds=1, warmup=0, end=1)
     result = run_on(devices(3, meddle=lose), config)
     assert lost
     right = run_on(devices(3), config)
@@ -121,7 +121,7 @@ def test_a_device_that_never_replies_in_a_stage_leaves_the_others(
     def lose(asked: int, question: Message, reply: Message) -> Message | None:
         return None if asked == 78 and question.metadata.message_type == stage else reply
 
-    config = sealed(rounds=1, warmup=0, end=1, timeout=0.2, secure_minimum=2, min_clients=2)
+    config = sealed(rounds=1, warmup=0, end=1, secure_minimum=2, min_clients=2)
     result = run_on(devices(3, meddle=lose), config)
     row = result.rows[0]
     assert row["answered"] == 2

@@ -51,7 +51,7 @@ def test_a_lie_in_a_stage_costs_the_liar(devices: Made, tiny: Callable[..., RunC
         return reply
 
     keys = {"clients": 3, "cohort": 3, "rounds": 1, "warmup": 0, "end": 1, "local_steps": 1}
-    keys |= {"secure": "secagg", "secure_minimum": 2, "min_clients": 2, "timeout": 2.0}
+    keys |= {"secure": "secagg", "secure_minimum": 2, "min_clients": 2}
     config = tiny(**keys, sparsity=0.0, noise_source="secret")
     result = federate(config, grid_port(devices(3, meddle=meddle), config))
     (row,) = result.rows

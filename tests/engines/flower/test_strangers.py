@@ -96,7 +96,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 def three(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     def made(**changes: Any) -> RunConfig:
         few = {"clients": 3, "cohort": 3, "rounds": 2, "warmup": 0, "end": 1, "local_steps": 1}
-        return tiny(**{**few, "timeout": 2.0, **changes})
+        return tiny(**{**few, **changes})
 
     return made
 
@@ -146,7 +146,7 @@ def test_records_of_any_kind_are_refused(devices: Made, three: Made, content: An
         lies = node == 78 and question.metadata.message_type == kind
         return Message(content, reply_to=question) if lies else reply
 
-    config = three(rounds=1, timeout=0.5)
+    config = three(rounds=1)
     result = federate(config, grid_port(devices(3, meddle=meddle), config))
     assert result.summary["rounds_completed"] == 1
 
@@ -182,7 +182,7 @@ def test_a_node_that_announces_what_cannot_be_takes_no_part(
             reply.content.config_records["fields"]["about"] = json.dumps(hello)
         return reply
 
-    config = three(min_clients=3, timeout=0.5)
+    config = three(min_clients=3, timeout=9.0)
     fleet = Fleet(HttpGrid(devices(3, meddle=meddle)), config)  # type: ignore[arg-type]
     assert list(fleet.present()) == [0, 1]
     assert "a node could not join" in caplog.text
@@ -195,7 +195,7 @@ def test_a_node_without_a_partition_is_told_so(
     grid = devices(2)
     grid.contexts[5] = joined(5, 0, folders[2])
     del grid.contexts[5].node_config["partition-id"]
-    fleet = Fleet(grid, three(timeout=0.3))
+    fleet = Fleet(grid, three())
     assert list(fleet.present()) == [0, 1]
     failed, (said,) = fleet.news()
     assert failed == ()
