@@ -135,6 +135,10 @@ class Runs:
         with pytest.raises(Killed):
             self.play(watch, port, **more)
 
+    def cut(self, round_: int, arm: str = "pruned") -> None:
+        """What a power cut right after the row of a round would have left."""
+        shutil.copytree(after(self.whole, arm, round_), self.folder)
+
     def ends_as_unbroken(self) -> None:
         self.play(resume=True)
         assert_as_unbroken(self.folder, self.whole)
@@ -143,8 +147,17 @@ class Runs:
         return (self.folder / "rounds.jsonl").read_text()
 
 
+def after(whole: Path, arm: str, round_: int) -> Path:
+    return whole.parent / f"{whole.name} {arm} {round_}"
+
+
 def undisturbed(config: RunConfig, folder: Path) -> Runs:
-    federate(config, inline_port(house_of(config)), folder=folder)
+    """A run, and beside its folder what that held after each round."""
+
+    def row(row: dict[str, Any], *_: Any) -> None:
+        shutil.copytree(folder, after(folder, row["arm"], row["round"]))
+
+    federate(config, inline_port(house_of(config)), folder=folder, watch=Watch(row=row))
     return Runs(config, house_of(config), folder, folder)
 
 
@@ -178,7 +191,7 @@ MOMENTS = [(arm, round_) for arm in ("pruned", "dense", "random") for round_ in 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arm", "round_"), MOMENTS)
 def test_a_run_killed_after_any_round_ends_as_an_unbroken_one(arm, round_, runs):
-    runs.killed(killed_after(round_, arm))
+    runs.cut(round_, arm)
     whole = (runs.whole / "rounds.jsonl").read_text()
     assert whole.startswith(runs.rows())
     assert len(runs.rows()) < len(whole) or (arm, round_) == ("random", 5)
@@ -229,7 +242,7 @@ HARMS = {
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("harm", HARMS)
 def test_what_was_half_written_when_a_run_was_killed_is_cut_off(harm, runs):
-    runs.killed(killed_after(3))
+    runs.cut(3)
     HARMS[harm](runs.folder, (runs.whole / "rounds.jsonl").read_text().splitlines(True)[3])
     runs.ends_as_unbroken()
 
@@ -295,7 +308,7 @@ def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(keys, 
     whole = undisturbed(tiny(**keys, local_steps=1, clients=3, hosts=2), tmp_path / "whole")
     for round_ in (1, 2, 3, 4):
         runs = replace(whole, folder=tmp_path / str(round_))
-        runs.killed(killed_after(round_))
+        runs.cut(round_)
         early = load_state(checkpoint_path(runs.folder, "pruned")).early
         assert (early is None) == ("rewind" not in keys)
         runs.ends_as_unbroken()
