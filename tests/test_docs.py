@@ -8,26 +8,41 @@ from types import ModuleType
 
 import pytest
 
-from fedprune import SCORES, TASKS
+from fedprune import SCORES, TASKS, RunConfig
 from fedprune.commands.arguments import parser
 from fedprune.commands.main import COMMANDS
 from fedprune.commands.main import parser as commands
+from fedprune.options.conditions import in_words
+from fedprune.options.section import declared
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def methods() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("methods", ROOT / "docs" / "methods.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_catalogue_is_what_its_script_writes(methods):
+def test_the_catalogue_is_what_its_script_writes():
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert written == methods.document(), "run: python docs/methods.py"
+    assert written == script("methods").document(), "run: python docs/methods.py"
+
+
+def test_options_and_flower_s_keys_are_what_the_declarations_say():
+    made, project = script("options"), (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    written = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert written == made.page(), "run: python docs/options.py"
+    assert project == made.with_flower_keys(project), "run: python docs/options.py"
+
+
+@pytest.mark.parametrize("key", RunConfig.model_fields)
+def test_help_says_beside_what_an_option_is_read(key: str):
+    (action,) = [action for action in parser()._actions if action.dest == key]
+    beside = in_words(declared(RunConfig.model_fields[key]).when)
+    assert not beside or f"with {beside}" in str(action.help)
 
 
 @pytest.mark.parametrize("name", SCORES)
