@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
@@ -24,10 +25,12 @@ from fedprune.learning.averaging import change
 from fedprune.learning.candidates import blended, without
 from fedprune.learning.local_training import (
     Backward,
+    Done,
+    Tuned,
     can_be_alone,
     step_batches,
-    tune,
 )
+from fedprune.options.refusal import Refused
 from fedprune.protocol.forms import fitting, form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
@@ -56,6 +59,18 @@ def answer(question: Question, client: ClientContext) -> Answer:
     return ANSWERS[question.kind](question, client)
 
 
+@dataclass
+class _Counted:
+    """What takes a step's gradients, and how often it did."""
+
+    backward: Backward
+    calls: int = 0
+
+    def __call__(self, step: list[Part]) -> Done:
+        self.calls += 1
+        return self.backward(step)
+
+
 def _answer_tune(question: Question, client: ClientContext) -> Answer:
     where = (question.round, client.partition)
     c, task, part = client.config, client.task, client.shard.train
@@ -64,9 +79,10 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
         masks, votes = own_pruning(question, client)
     on_device = {name: m.to(client.device) for name, m in masks.items()}
     steps, backward = _steps(question, client, on_device)
+    noisy = None if backward is None else _Counted(backward)
     moved_steps = (list(client.moved(iter(step))) for step in steps)
     with seeded(c.seed, "dropout", *where):
-        tuned = tune(
+        tuned = client.train(
             client.model,
             on_device,
             moved_steps,
@@ -77,8 +93,13 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
             called=client.tuned,
             units=_units(client),
             distillation=distillation_of(question, c, client.teacher),
-            backward=backward,
+            backward=noisy,
         )
+    if not isinstance(tuned, Tuned):
+        raise TypeError(f"train gives a {type(tuned).__name__}; allowed: Tuned(loss, count)")
+    if noisy is not None and noisy.calls != c.local_steps:
+        given = f"{noisy.calls} of {c.local_steps} steps took their gradients by `backward`"
+        raise Refused("train", f"{given}: --dp example hides examples in these alone")
     moved = change(on_cpu(state_of(client.model)), question.weights, client.layout)
     statistics = None
     if tuned.statistics is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedprune.config import RunConfig
+from fedprune.learning.local_training import Train, tune
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part, Shard, Task, batches
 
@@ -27,6 +28,7 @@ class ClientContext:
         device: where the model is.
         tuned: the same model, compiled where that was asked for.
         teacher: a model to learn from, in eval mode beside it, or None.
+        train: how it tunes.
     """
 
     partition: int
@@ -38,6 +40,7 @@ class ClientContext:
     device: torch.device
     tuned: nn.Module
     teacher: nn.Module | None = None
+    train: Train = tune
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The batches on the model's device."""

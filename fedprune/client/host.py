@@ -31,7 +31,7 @@ from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, digest_of
 from fedprune.config import RunConfig, with_values
 from fedprune.config.kinds import KINDS
-from fedprune.learning.local_training import prepared
+from fedprune.learning.local_training import Train, prepared, tune
 from fedprune.options.refusal import Refused
 from fedprune.protocol.client_privacy import (
     hides,
@@ -92,6 +92,7 @@ class Host:
         teachers: the newest model to learn from, by its digest.
         residuals: what its clients did not send yet, with ``--error-feedback``.
         counters: the model's buffers that are no state, as it was built.
+        train: how its clients tune.
     """
 
     config: RunConfig
@@ -106,6 +107,7 @@ class Host:
     teachers: dict[str, nn.Module] = field(default_factory=dict)
     residuals: Residuals = field(default_factory=Residuals)
     counters: Tensors = field(default_factory=dict)
+    train: Train = tune
 
 
 def build_host(
@@ -114,18 +116,21 @@ def build_host(
     memory: Path | None = None,
     *,
     tried: bool = False,
+    train: Train = tune,
 ) -> Host:
     """Build the model and the shards (all of the task's, unless given), and try them together.
 
     Residuals are kept in `memory`, or in the run's folder. What was `tried` before is not again.
+    Clients tune by `train`, which takes and returns what
+    `fedprune.learning.local_training.tune` does.
 
     Raises:
         ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.rehearse`.
     """
     with put_back():
-        host = _opened(config, shards, memory)
+        host = replace(_opened(config, shards, memory), train=train)
         if not tried:
-            rehearse(host.task, config, host.model, host.layout, host.shards)
+            rehearse(host.task, config, host.model, host.layout, host.shards, train)
         return host
 
 
@@ -317,6 +322,7 @@ def _answered(host: Host, question: Question, partition: int, limit: float) -> A
         host.device,
         host.tuned,
         _teacher(host, question),
+        host.train,
     )
     form = form_of(question, host.config, host.layout)
     most = most_votes(question, host.config, form, host.layout)

@@ -22,6 +22,7 @@ from fedprune.client.context import ClientContext
 from fedprune.client.teacher import distils
 from fedprune.client.tokens import special_tokens_of
 from fedprune.config import RunConfig
+from fedprune.learning.local_training import Train, tune
 from fedprune.options.refusal import ConfigError, Refused, refuse
 from fedprune.protocol.checks import check
 from fedprune.protocol.choice import evidence_about
@@ -85,6 +86,7 @@ def rehearse(
     model: nn.Module,
     layout: Layout,
     shards: Mapping[int, Shard],
+    train: Train = tune,
 ) -> None:
     """Try everything that a run will ask on a few examples.
 
@@ -94,6 +96,7 @@ def rehearse(
         model: before round one, where it will compute; left as it is.
         layout: its layout.
         shards: of the partitions that are served here.
+        train: how clients tune.
 
     Raises:
         ConfigError: the task, the model and the data do not fit together, or a score's statistics
@@ -103,7 +106,7 @@ def rehearse(
         failed: list[Exception] = []
         partitions, share = _partitions(shards), allowance(max(config.timeout, PATIENCE))
         for i, partition in enumerate(partitions):
-            trial = _trial(task, config, model, layout, shards, partition)
+            trial = _trial(task, config, model, layout, shards, partition, train)
             try:
                 guarded(functools.partial(_tried, trial), share(len(partitions) - i))
                 return
@@ -135,12 +138,14 @@ def _trial(
     layout: Layout,
     shards: Mapping[int, Shard],
     partition: int,
+    train: Train,
 ) -> Trial:
     shard = shards[partition]
     few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
     own = copy.deepcopy(model)
     device = next(own.parameters()).device
-    client = ClientContext(partition, few, own, task, _brief(config), layout, device, own)
+    where = (partition, few, own, task, _brief(config), layout, device, own)
+    client = ClientContext(*where, train=train)
     return Trial(client, copied(state_of(model)), shards)
 
 

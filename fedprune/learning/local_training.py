@@ -74,6 +74,9 @@ class Done(NamedTuple):
     divergence: float = 0.0
 
 
+Train = Callable[..., Tuned]
+"""Trains as `tune` does, with the same arguments: a user's own training."""
+
 Backward = Callable[[list[Part]], Done]
 """Leaves the gradients of a step's batches in the parameters' `grad`."""
 

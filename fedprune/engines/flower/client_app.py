@@ -20,6 +20,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from fedprune.engines.flower.node_config import (
     first_partition,
     is_device,
 )
+from fedprune.learning.local_training import Train, tune
 from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refused
 from fedprune.privacy.accounting_terms import SIMULATED
@@ -62,59 +64,80 @@ from fedprune.secagg.messages import Reply, call_of, reply_packet
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import data_digest
 
-app = ClientApp()
-
 log = logging.getLogger("fedprune")
 
+HostOf = Callable[[str, Context], Host]
+"""The host of a configuration on this node."""
 
-@app.query("hello")
-def hello(message: Message, context: Context) -> Message:
+
+def client_app(train: Train = tune) -> ClientApp:
+    """A ClientApp that answers everything this project's server asks.
+
+    Args:
+        train: how a client tunes; it takes and returns what
+            `fedprune.learning.local_training.tune` does.
+    """
+    app = ClientApp()
+    host_of = functools.partial(_host, train=train)
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return _reply(message, _announced(packet_in(message), context, host_of))
+
+    @app.train("score")
+    @app.train("tune")
+    @app.evaluate()
+    def answer_all(message: Message, context: Context) -> Message:
+        return _reply(message, _said(packet_in(message), context, host_of))
+
+    @app.query("keys")
+    @app.query("shares")
+    @app.query("confirm")
+    @app.query("unmask")
+    def secure_stage(message: Message, context: Context) -> Message:
+        return _reply(message, _said_in_stage(packet_in(message), context, host_of))
+
+    return app
+
+
+def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
-    config = _config_text(packet_in(message), context)
+    config = _config_text(came, context)
     about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}}
     try:
-        about["labels"] = labels_of(_host(config, context))
+        about["labels"] = labels_of(host_of(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
         log.exception("this node cannot take part")
         first = first_partition(context.node_config)
         about["failure"] = asdict(_failed(config, first, "hello", error))
-    return _reply(message, Packet({"about": json.dumps(about)}))
+    return Packet({"about": json.dumps(about)})
 
 
-@app.train("score")
-@app.train("tune")
-@app.evaluate()
-def answer_all(message: Message, context: Context) -> Message:
+def _said(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """One sum over the partitions asked, or ``missing`` where a device lacks what it needs."""
-    came = packet_in(message)
     config, packet = _config_text(came, context), _whole(came, context)
     if not config or packet is None:
-        return _reply(message, Packet({"missing": True}))
+        return Packet({"missing": True})
     if "call" in came.fields:
-        return _reply(message, _stage(came, config, packet, context))
-    return _reply(message, _answered(packet, config, context))
+        return _stage(came, config, packet, context, host_of)
+    return _answered(packet, config, context, host_of)
 
 
-@app.query("keys")
-@app.query("shares")
-@app.query("confirm")
-@app.query("unmask")
-def secure_stage(message: Message, context: Context) -> Message:
+def _said_in_stage(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """A stage of a secure sum that needs no question; the stage "masked" comes with it above."""
-    came = packet_in(message)
     config = _config_text(came, context)
-    if not config:
-        return _reply(message, Packet({"missing": True}))
-    return _reply(message, _stage(came, config, None, context))
+    return _stage(came, config, None, context, host_of) if config else Packet({"missing": True})
 
 
-def _stage(came: Packet, config: str, packet: Packet | None, context: Context) -> Packet:
+def _stage(
+    came: Packet, config: str, packet: Packet | None, context: Context, host_of: HostOf
+) -> Packet:
     """What the partitions asked say in a stage of a secure sum."""
     partitions = came.fields["partitions"]
     stage = "secure"
     try:
         call = call_of(came)
-        stage, host = call.stage, _host(config, context)
+        stage, host = call.stage, host_of(config, context)
         if not is_device(context.node_config):
             if host.config.noise_source == "secret" and not noised(host.config):
                 what = "noise-source='secret': a worker of a simulation keeps no secret"
@@ -147,14 +170,14 @@ def _memory(context: Context) -> Memory | None:
     return Memory(**record) if record else None
 
 
-def _answered(packet: Packet, config: str, context: Context) -> Packet:
+def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) -> Packet:
     """The reply to a question: of a worker one sum, of a device its coded parts.
 
     A device of several partitions sends their sum where that is smaller and the server takes it.
     """
     partitions = packet.fields["partitions"]
     try:
-        host = _host(config, context)
+        host = host_of(config, context)
         if not is_device(context.node_config):
             return sum_packet(serve(host, packet, partitions))
         parts = parts_of(host, packet, partitions)
@@ -221,27 +244,29 @@ def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
     return kept
 
 
-def _host(text: str, context: Context) -> Host:
+def _host(text: str, context: Context, train: Train = tune) -> Host:
     """This process's resident model and shards for a configuration."""
     if not is_device(context.node_config):
-        return _simulated_host(text)
+        return _simulated_host(text, train)
     here = device_of(context.node_config)
-    host, digest = _device_host(text, here.data, here.partitions)
+    host, digest = _device_host(text, here.data, here.partitions, train)
     check_allowed(host.config, here)
     record = context.state.config_records.get("rehearsed")
     if not record or record["digest"] != digest:
-        rehearse(host.task, host.config, host.model, host.layout, host.shards)
+        rehearse(host.task, host.config, host.model, host.layout, host.shards, train)
         context.state["rehearsed"] = ConfigRecord({"digest": digest})
     return host
 
 
 @functools.lru_cache(maxsize=1)
-def _simulated_host(text: str) -> Host:
-    return build_host(recorded(text))
+def _simulated_host(text: str, train: Train) -> Host:
+    return build_host(recorded(text), train=train)
 
 
 @functools.lru_cache(maxsize=1)
-def _device_host(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Host, str]:
+def _device_host(
+    text: str, data: str, partitions: tuple[int, ...], train: Train
+) -> tuple[Host, str]:
     """The host of a device, not rehearsed yet, and a digest of configuration and data."""
     check_of_this_app(str(all_keys(text).get("plugin", "")))
     config = recorded(text)
@@ -255,10 +280,14 @@ def _device_host(text: str, data: str, partitions: tuple[int, ...]) -> tuple[Hos
     memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
     alone = len(partitions) == 1
     own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
-    host = build_host(config, own, memory, tried=True)
+    host = build_host(config, own, memory, tried=True, train=train)
     whole = hashlib.sha256(text.encode()).hexdigest()
     return host, f"{whole} {data_digest(host.shards)}"
 
 
 def _reply(message: Message, packet: Packet) -> Message:
     return Message(records(packet), reply_to=message)
+
+
+app = client_app()
+"""The app of who brings no training of its own."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -19,8 +21,6 @@ from fedprune.records.folder import fresh_folder
 from fedprune.report.screen import Screen
 from fedprune.run import NoRoundCompleted
 
-app = ServerApp()
-
 
 class RunFailed(Exception):
     """The run came to nothing; Flower shows the one line and marks the run as failed."""
@@ -34,9 +34,24 @@ def _one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Run what the run config says.
+def server_app(keys: Mapping[str, Any] | None = None) -> ServerApp:
+    """A ServerApp that runs what the run config says.
+
+    Args:
+        keys: of a configuration, by the names of the command line, for where the run config says
+            nothing.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run_app(grid, context, keys or {})
+
+    return app
+
+
+def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
+    """Run what the run config says, and what `keys` say where it says nothing.
 
     Results go to ``out`` or to ``runs/<task>-<time>``. A relative path is relative to the folder
     in which the SuperLink was started: this process is its child, and the user's own folder is
@@ -48,7 +63,8 @@ def main(grid: Grid, context: Context) -> None:
     logging.getLogger("flwr").addFilter(_one_line)
     try:
         base, beside = from_flower(context.run_config)
-        config, left_out = overridden(base, {**beside, "engine": "flower"})
+        given = {**{key.replace("-", "_"): value for key, value in keys.items()}, **base}
+        config, left_out = overridden(given, {**beside, "engine": "flower"})
         folder = fresh_folder(config).resolve()
         config = placed(config, folder)
     except ConfigError as error:
@@ -89,3 +105,7 @@ def run_on(
         watch = screen.watch()
         FedPrune(config, folder, g.resume, watch, screen.tick, g.anyway, g.data).start(grid)
     screen.closing(folder)
+
+
+app = server_app()
+"""The app of who brings no keys of its own."""
