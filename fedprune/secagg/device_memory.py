@@ -150,9 +150,9 @@ def _forget_old() -> None:
     """Take away what is a day older than the newest: no process has its seed any longer."""
     with suppress(OSError):
         written = {link: link.lstat().st_mtime for link in _folder().iterdir()}
-        for link, at in written.items():
-            if at < max(written.values()) - _DAY:
-                link.unlink(missing_ok=True)
+        old = max(written.values(), default=0.0) - _DAY
+        for link in [link for link, at in written.items() if at < old]:
+            link.unlink(missing_ok=True)
 
 
 def _digest(call: Call, packet: Packet | None, under: str) -> bytes:

@@ -50,7 +50,7 @@ from fedprune.engines.flower.node_config import (
 )
 from fedprune.learning.local_training import Train, tune
 from fedprune.options.plugins import check_of_this_app
-from fedprune.options.refusal import Refused
+from fedprune.options.refusal import Refusal, Refused
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.client_privacy import hides, silenced
 from fedprune.protocol.messages import Aggregate, Failure, plain
@@ -107,7 +107,7 @@ def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
     try:
         about["labels"] = labels_of(host_of(config, context))
     except Exception as error:  # such as a folder without data: the server is told which and why
-        log.exception("this node cannot take part")
+        _log("this node cannot take part", error)
         first = first_partition(context.node_config)
         about["failure"] = asdict(_failed(config, first, "hello", error))
     return Packet({"about": json.dumps(about)})
@@ -156,7 +156,7 @@ def _stage(
         context.state[_MEMORY] = ConfigRecord(vars(memory))
         return reply
     except Exception as error:  # such as keys of a sum that this device knows nothing of
-        log.exception("this node cannot take part in a secure sum")
+        _log("this node cannot take part in a secure sum", error)
         failures = tuple(_failed(config, p, stage, error) for p in partitions)
         return reply_packet(Reply(failures=failures))
 
@@ -182,7 +182,7 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
             return sum_packet(serve(host, packet, partitions))
         parts = parts_of(host, packet, partitions)
     except Exception as error:  # such as a folder that is no longer there
-        log.exception("this node cannot answer")
+        _log("this node cannot answer", error)
         kind = plain(head_of(packet).get("kind"))
         failures = tuple(_failed(config, p, kind, error) for p in partitions)
         if not is_device(context.node_config):
@@ -194,6 +194,12 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
     total = replace(sum_of(host, packet, parts), bytes_up=0)
     whole = sum_packet(total, fixed=hides(host.config))
     return min(apart, whole, key=Packet.size)
+
+
+def _log(what: str, error: Exception) -> None:
+    """Say it on the device: a refusal in one line, anything else with where it came from."""
+    refusal = isinstance(error, Refused | Refusal)
+    log.error("%s: %s", what, error, exc_info=None if refusal else error)
 
 
 def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:

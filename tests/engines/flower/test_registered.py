@@ -162,7 +162,11 @@ def test_devices_with_signers_answer_nothing_in_the_open(registered: Made, tiny:
     ids=str,
 )
 def test_a_node_config_that_cannot_be_is_told_to_the_server_too(
-    registered: Made, tiny: Made, changes: dict[str, Any], words: str
+    registered: Made,
+    tiny: Made,
+    changes: dict[str, Any],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
 ):
     grid = registered()
     config = {k: v for k, v in (grid.contexts[79].node_config | changes).items() if v is not None}
@@ -172,3 +176,5 @@ def test_a_node_config_that_cannot_be_is_told_to_the_server_too(
     result = run_on(grid, tiny(**RUN | {"clients": 6}))
     said = str(result.rows[0]["failures"]) + str(result.rows[0].get("notices", ""))
     assert error.value.told in said
+    assert f"this node cannot take part: {error.value.told}" in caplog.text
+    assert "Traceback" not in caplog.text
