@@ -24,13 +24,17 @@ from typing import Any
 from fedprune.client.host import Host, build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
+from fedprune.methods import acting
+from fedprune.methods.catalog import method_name, method_of
+from fedprune.methods.measuring import measure
 from fedprune.protocol.port import Port
 from fedprune.randomness import draw, generator
-from fedprune.rounds import average, measure, run, score_and_prune, tune_all
+from fedprune.rounds import run
 from fedprune.run import dense_packet
-from fedprune.server.ask import bench_for
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
 from fedprune.server.rows import quality
-from fedprune.server.state import Plan, State, first_state
+from fedprune.server.state import State, first_state
 
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"score": "random"},
@@ -58,16 +62,29 @@ def options(seed: int, **changes: Any) -> dict[str, Any]:
 
 def perplexity(state: State, plan: Plan, port: Port) -> float:
     """Test perplexity over all clients."""
-    _, totals = measure(state, port, "test")
+    _, totals = measure(state, Round(state.round, plan), port, "test")
     return (quality(totals, plan.config) or {})["perplexity"]
 
 
-def tuned(state: State, plan: Plan, port: Port) -> State:
-    """The state after one round of tuning, cohort as in a run."""
+def round_of(state: State, plan: Plan, port: Port) -> Round:
+    """The state's round, cohort as in a run."""
     c = plan.config
     cohort = draw(list(port.present()), c.cohort, generator(c.seed, "cohort", state.round))
-    state, changes = tune_all(state, plan, port, cohort)
-    return average(state, plan, changes)
+    return Round(state.round, plan, cohort)
+
+
+def pruned(state: State, r: Round, port: Port) -> State:
+    """The state after one pruning."""
+    memory = state.memories[method_name(r.config)]
+    talk = method_of(r.config).before(state.model, memory, r)
+    state, step = acting.held(state, r, port, talk)
+    return replace(state, model=step.model)
+
+
+def tuned(state: State, r: Round, port: Port) -> State:
+    """The state after one round of tuning."""
+    state, model, _ = acting.tuned(state, r, port)
+    return state if model is None else replace(state, model=model)
 
 
 def line(host: Host, warm: State, name: str, sparsity: float) -> Line:
@@ -77,13 +94,13 @@ def line(host: Host, warm: State, name: str, sparsity: float) -> Line:
     port = inline_port(replace(host, config=config))
     plan = Plan(config, host.layout, (0, 0), host.model)
     state = replace(warm, round=WARMUP + 1)
-    cohort = draw(list(port.present()), config.cohort, generator(config.seed, "cohort", WARMUP + 1))
     if name != DENSE:
-        state, _ = score_and_prune(state, state, bench_for(plan, port, cohort))
+        state = pruned(state, round_of(state, plan, port), port)
     before = perplexity(state, plan, port)
-    state = tuned(state, plan, port)
+    state = tuned(state, round_of(state, plan, port), port)
     while state.round < config.rounds:
-        state = tuned(replace(state, round=state.round + 1), plan, port)
+        state = replace(state, round=state.round + 1)
+        state = tuned(state, round_of(state, plan, port), port)
     after = perplexity(state, plan, port)
     return {
         "seed": config.seed,

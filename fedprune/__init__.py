@@ -28,6 +28,8 @@ cohort      the partitions asked in a round
 round       score, prune, tune, average, measure; not every round scores and prunes
 release     what leaves a client or the server and depends on private data
 summand     a release that is only ever added to others
+method      how masks are decided and changes averaged; rider: what goes with any method
+memory      what a method or a rider keeps from round to round
 arm         one of the runs that share a seed and a budget: pruned, and its baselines
 quality     loss and what the task measures on test, over all partitions
 """
@@ -35,6 +37,7 @@ quality     loss and what the task measures on test, over all partitions
 from fedprune.codec.masks import decode_mask, encode_mask
 from fedprune.config import RunConfig
 from fedprune.export.folders import load
+from fedprune.methods.method import Method
 from fedprune.options.refusal import ConfigError
 from fedprune.run import NoRoundCompleted, Result, federate
 from fedprune.scores.catalog import SCORES, Score
@@ -49,6 +52,7 @@ __all__ = [
     "TASKS",
     "ConfigError",
     "Loss",
+    "Method",
     "NoRoundCompleted",
     "Result",
     "RunConfig",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from numpy.random import Generator, default_rng
 
 
 def derive(seed: int, purpose: str, *where: int) -> int:
@@ -22,6 +23,11 @@ def derive(seed: int, purpose: str, *where: int) -> int:
 def generator(seed: int, purpose: str, *where: int) -> torch.Generator:
     """A fresh CPU generator with the derived seed."""
     return torch.Generator().manual_seed(derive(seed, purpose, *where))
+
+
+def numpy_generator(seed: int, purpose: str, *where: int) -> Generator:
+    """A fresh generator of numpy's with the derived seed, for what torch cannot draw."""
+    return default_rng(derive(seed, purpose, *where))
 
 
 @contextmanager

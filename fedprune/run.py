@@ -17,7 +17,9 @@ from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig, with_values
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port
-from fedprune.methods.vocabulary import with_used_tokens
+from fedprune.methods.acting import begun, cut_memories, opened
+from fedprune.methods.catalog import check_method, memories_of
+from fedprune.methods.measuring import described, measure, outcome, own_measured
 from fedprune.options.refusal import ConfigError
 from fedprune.options.values import for_flower
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
@@ -29,7 +31,8 @@ from fedprune.protocol.models import dense_model, layout_for, shaped
 from fedprune.protocol.port import Port
 from fedprune.protocol.questions import broadcast
 from fedprune.protocol.releases import OPEN, metric_spread
-from fedprune.protocol.server_privacy import guarded, opened
+from fedprune.protocol.server_privacy import guarded
+from fedprune.protocol.server_privacy import opened as opened_port
 from fedprune.protocol.stored import FOLDER_NAME as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
 from fedprune.records.bound import Going
@@ -54,17 +57,14 @@ from fedprune.records.previous import (
     previous_run,
 )
 from fedprune.records.summary import About, Summary, summary_of
-from fedprune.rounds import describe, measure, outcome, run
+from fedprune.rounds import run
 from fedprune.runtime.process import put_back
+from fedprune.selection.options import followed_method
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
 from fedprune.server.rows import Row
 from fedprune.server.shrink import fitted, shrunk
-from fedprune.server.state import (
-    Plan,
-    State,
-    Totals,
-    first_state,
-    undone,
-)
+from fedprune.server.state import State, Totals, first_state, reverted
 from fedprune.server.watch import Watch
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
@@ -140,6 +140,7 @@ def federate(
         ValueError: task, model and data do not fit together (`fedprune.client.rehearsal`), or a
             choice does not fit the model; before anything is asked or written.
     """
+    check_method(config)
     with put_back():
         going = Going(resume, anyway)
         result = _federated(config, port, folder, going, watch or Watch(), weights)
@@ -163,10 +164,11 @@ def _federated(
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, terms_of(config), resume=going.resume)
     shelf = Stored(None if folder is None else folder / RELEASED_NAME)
-    opening = opened(port, config, ledger, PRUNED, shelf)
-    fresh, naive = without_model(fresh, config, opening)
+    opening = opened_port(port, config, ledger, PRUNED, shelf)
+    fresh, naive = without_model(fresh, blank, opening)
     # A client that cannot answer now is asked again in every round, and counted there.
-    fresh = replace(with_used_tokens(fresh, blank, opening), failures=(), failed=0)
+    start = Round(0, blank, present=lambda: list(opening.present()))
+    fresh = unfailed(opened(begun(fresh, start), start, opening)[0])
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
@@ -174,13 +176,14 @@ def _federated(
         end = book.play(arm, book.start(arm, fresh), replace(blank, config=its_config), shown)
         played = end
         end, plan = _finished(end, replace(blank, config=its_config))
-        end, tests[arm] = _tested(end, shown)
-        book.tested(arm, played, end, tests[arm])
+        end = _tested(end, plan, shown)
+        book.tested(arm, played, end)
+        tests[arm] = end.tested or {}
         ends[arm] = end, plan
         if not end.completed:
             break  # what kept every client from answering would keep it in the other arms too
     end, plan = ends[PRUNED]
-    end = outcome(end)
+    end = replace(end, model=outcome(end, config))
     model = shaped(config, end.edits)[0].eval()
     load_into(model, end.weights)
     seconds = time.perf_counter() - began
@@ -231,17 +234,20 @@ def _written(
     )
 
 
-def _tested(end: State, port: Port) -> tuple[State, Totals]:
-    """The test totals at the end of an arm; none, if the privacy budget does not allow for them.
+def _tested(end: State, plan: Plan, port: Port) -> State:
+    """The state with the test totals at the end of an arm, if the privacy budget allows for them.
 
     Of a run that had them already they are not asked for again.
     """
     if end.tested is not None:
-        return end, end.tested
+        return end
+    r = Round(end.round, plan)
     try:
-        return measure(end, port, "test")
+        end, tested = measure(end, r, port, "test")
+        end, own = own_measured(end, r, port)
     except Spent:
-        return end, {}
+        return end
+    return replace(end, tested=tested, tested_own=own or None)
 
 
 def _measured_before(
@@ -305,7 +311,11 @@ def _opening(
 def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
     """The last state with what its mask emptied taken out, where that is wanted, and its plan."""
     plan = fitted(plan, end.edits)
-    return (end, plan) if plan.config.shrink == "never" else shrunk(end, plan)
+    if plan.config.shrink == "never":
+        return end, plan
+    model, smaller = shrunk(end.model, plan)
+    memories = cut_memories(end, plan, smaller)
+    return replace(end, model=model, memories=memories), smaller
 
 
 def _teacher(config: RunConfig, model: nn.Module) -> bytes:
@@ -322,21 +332,27 @@ def _teacher(config: RunConfig, model: nn.Module) -> bytes:
     return teacher
 
 
-def without_model(state: State, config: RunConfig, port: Port) -> tuple[State, dict[str, float]]:
+def without_model(state: State, plan: Plan, port: Port) -> tuple[State, dict[str, float]]:
     """What the commonest label, or the labels' frequencies, reach: it gives a number its meaning.
 
     From sums over the labels of everyone's training and test parts (counts, or those of
     `Task.naive`); empty where a task has none.
     """
+    config = plan.config
     naive = naive_of(tasks_of(config.plugin)[config.task])
     if naive is None or (config.dp != "none" and not config.panel):
         return state, {}
-    asked, aggregate = describe(state, port)
+    asked, aggregate = described(state, Round(0, plan), port)
     if aggregate.total is None:
         return state, {}
     test, train = aggregate.total.split(aggregate.total.numel() // 2)
     # A client that cannot answer now is asked again in every round, and counted there.
-    return replace(asked, failures=(), failed=0), dict(naive.reached(train, test, config))
+    return unfailed(asked), dict(naive.reached(train, test, config))
+
+
+def unfailed(state: State) -> State:
+    """The state without failures from before round one."""
+    return replace(state, book=replace(state.book, failures=(), failed=0))
 
 
 def dummy_of(config: RunConfig) -> Part | None:
@@ -405,9 +421,12 @@ def arms_of(config: RunConfig) -> dict[str, RunConfig]:
         "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
         "random": {"score": "random"} | _ASKS_NOBODY,
     }
-    return {PRUNED: config} | {
-        name: with_values(config, changes[name]) for name in config.baselines
-    }
+
+    def without_method(changed: dict[str, Any]) -> RunConfig:
+        arm = with_values(config, {**changed, "method_options": {}})
+        return with_values(arm, {"method": followed_method(arm)})
+
+    return {PRUNED: config} | {name: without_method(changes[name]) for name in config.baselines}
 
 
 def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
@@ -460,11 +479,12 @@ class _Book:
             record(self.folder, row, seconds, state)
         self.watch.row(row, seconds, state)
 
-    def tested(self, arm: str, played: State, end: State, totals: Totals) -> None:
+    def tested(self, arm: str, played: State, end: State) -> None:
         """Keep the test totals with an arm's last checkpoint, and what asking for them changed."""
-        if self.folder is None or played.tested is not None or not totals:
+        if self.folder is None or played.tested is not None or not end.tested:
             return
-        state = replace(undone(played, end), tested=totals)
+        state = reverted(played, end)
+        state = replace(state, tested=end.tested, tested_own=end.tested_own)
         save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
 
     def _keep_warm(self, state: State) -> None:
@@ -490,5 +510,5 @@ def _opened(config: RunConfig, folder: Path | None, going: Going, watch: Watch) 
         return _Book(config, folder, watch, [], {})
     known = check_resumable(folder)
     differences = gone_on(folder, config, going.data(), anyway=going.anyway)
-    rows, states = rewind(folder, [*arms_of(config), WARM], known)
+    rows, states = rewind(folder, [*arms_of(config), WARM], known, memories_of(config.plugin))
     return _Book(config, folder, watch, rows, states, differences)

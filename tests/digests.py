@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -76,8 +76,9 @@ def _played(run: Run, place: Path, stack: ExitStack) -> Played:
 
         stack.enter_context(in_one_process())
         return watched(config, grid_port(workers(run.workers), config))
-    if run.silent:
-        return watched(config, _without(inline_port(build_host(config)), run.silent))
+    if run.silent or run.unscored:
+        port = inline_port(build_host(config))
+        return watched(config, _without(port, run.silent, run.unscored))
     return watched(config)
 
 
@@ -102,12 +103,14 @@ def _resumed(config: RunConfig, after: int, folder: Path) -> Played:
     raise AssertionError("it was to be killed")
 
 
-def _without(port: Port, silent: Iterable[tuple[int, int]]) -> Port:
+def _without(port: Port, silent: Iterable[tuple[int, int]], unscored: Collection[int]) -> Port:
     gone = set(silent)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         tunes = question.kind == "tune"
-        there = [p for p in partitions if not (tunes and (p, question.round) in gone)]
+        nobody = question.kind == "score" and question.round in unscored
+        lost = {p for p in partitions if nobody or (tunes and (p, question.round) in gone)}
+        there = [p for p in partitions if p not in lost]
         return port.ask(question, there)
 
     return replace(port, ask=ask)

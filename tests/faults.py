@@ -45,6 +45,14 @@ def _negative(scores: Any) -> Any:
     return {name: -score for name, score in scores.items()}
 
 
+def _not_counted(state: Any) -> Any:
+    return replace(state, book=replace(state.book, counted={}))
+
+
+def _nothing_pending(kept: Callable[..., Any], state: Any, r: Any, name: str, step: Any) -> Any:
+    return kept(state, replace(r, pending=r.pending and name != "reduce"), name, step)
+
+
 FAULTS: dict[str, Fault] = {
     # scores
     "sign of a score": Fault(
@@ -80,7 +88,7 @@ FAULTS: dict[str, Fault] = {
         "trimmed-mean",
     ),
     "blocks not behind pruned ones": Fault(
-        "fedprune.methods.global_mask._stages", lambda _f, _plan: [()], "sequential"
+        "fedprune.methods.global_mask._stages", lambda _f, _r: [()], "sequential"
     ),
     # which weights go, and when
     "ties by the larger magnitude": Fault(
@@ -130,10 +138,10 @@ FAULTS: dict[str, Fault] = {
         "regrow",
     ),
     "survivors not put back": Fault(
-        "fedprune.methods.global_mask.rewound", lambda _f, state, _plan: state, "rewind"
+        "fedprune.methods.rewind.rewound", lambda _f, model, _memory: model, "rewind"
     ),
     "nothing leaves the model": Fault(
-        "fedprune.server.shrink.kept_small", lambda _f, state, plan: (state, plan), "channels-every"
+        "fedprune.server.shrink.shrunk", lambda _f, model, plan: (model, plan), "channels-every"
     ),
     # how weights move
     "mask not applied while tuning": Fault(
@@ -239,12 +247,25 @@ FAULTS: dict[str, Fault] = {
         "fedprune.server.standing.too_few", lambda _f, *_args: False, "silent"
     ),
     "measured on test": Fault(
-        "fedprune.rounds.measured", lambda f, state, port, _part: f(state, port, "test"), "int8"
+        "fedprune.methods.measuring.measured",
+        lambda f, state, r, port, _part: f(state, r, port, "test"),
+        "int8",
     ),
     "forgotten in a checkpoint": Fault(
         "fedprune.records.checkpoint.load_state",
-        lambda f, path: replace(f(path), counted={}),
+        lambda f, *args: _not_counted(f(*args)),
         "killed",
+    ),
+    "a memory forgotten in a checkpoint": Fault(
+        "fedprune.records.checkpoint.load_state",
+        lambda f, *args: replace(f(*args), memories={}),
+        "killed-moving",
+    ),
+    "a memory not cut with the model": Fault(
+        "fedprune.server.shrink.carried", lambda _f, memory, _old, _new: memory, "killed-moving"
+    ),
+    "a pruning forgotten where the round reduces": Fault(
+        "fedprune.methods.acting.settled", _nothing_pending, "reduced-not-pruned"
     ),
 }
 

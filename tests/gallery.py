@@ -31,6 +31,11 @@ RECIPE: Keys = {
 }
 NOISE: Keys = {"dp_noise": 1.0, "dp_clip": 0.3, "panel": 1, "noise_source": "seeded"}
 SECAGG: Keys = {"secure": "secagg", "noise_source": "seeded"}
+METHODS: dict[str, Keys] = {
+    "fedrts": {"schedule": "regrow"},
+    "heterofl": {"method_options": {"tiers": (1.0, 0.5)}, "unit": "row", "sparsity": 0.3},
+    "lotteryfl": {"method_options": {"threshold": 0.2, "rate": 0.4}},
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Run:
         killed: the round after which it is cut and gone on with; 0: it runs through.
         before: keys of the run that it goes on from (``init``).
         silent: (partition, round) of clients that do not answer when asked to tune.
+        unscored: rounds in which nobody answers when asked for a score.
         workers: how many nodes of a Flower grid serve the partitions; 0: this process.
         quick: whether the fast suite plays it too.
     """
@@ -54,6 +60,7 @@ class Run:
     killed: int = 0
     before: Keys | None = None
     silent: tuple[tuple[int, int], ...] = ()
+    unscored: tuple[int, ...] = ()
     workers: int = 0
     quick: bool = False
 
@@ -157,6 +164,12 @@ GALLERY: dict[str, Run] = {
     "secagg-examples": mlp(
         **SECAGG, dp="example", dp_noise=1.0, panel=3, score="fisher", clients=6
     ),
+    # methods by name, each also with a cut and on nodes of a grid
+    **{
+        f"{name}{how}": Run({**MLP, "method": name, **keys}, killed=killed, workers=workers)
+        for name, keys in METHODS.items()
+        for how, killed, workers in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
+    },
     # engines, failures, going on
     "workers": Run({**MLP, "uplink": "int4", "combine": "clipped-mean"}, workers=2),
     "silent": Run(
@@ -167,6 +180,14 @@ GALLERY: dict[str, Run] = {
         task="failing", plugin="tests/failing_task.py", cohort=4, rounds=3, scope="erk"
     ),
     "killed": Run({**MLP, "uplink": "int8", "error_feedback": True}, killed=2),
+    "killed-moving": Run(
+        {**DIGITS, "unit": "channel", "shrink": "every", "sparsity": 0.4, "moving": "ema"},
+        killed=2,
+    ),
+    "reduced-not-pruned": Run(
+        {**MLP, "reduce": ("low-rank",), "reduce_round": 2, "end": 2, "sparsity": 0.9},
+        unscored=(2,),
+    ),
     "init": Run({**MLP, "rounds": 2, "warmup": 0, "end": 1}, before={**MLP, "sparsity": 0.4}),
     # tasks over rows of a user's own
     "regression": rows("text-regression", "value", model="bert"),

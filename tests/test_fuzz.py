@@ -43,6 +43,7 @@ from fedprune.config import configure, recorded, to_toml
 from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from fedprune.learning.candidates import Candidate, as_table, from_table
+from fedprune.methods.catalog import memories_of
 from fedprune.privacy.ledger import read_ledger
 from fedprune.protocol.coded_answers import decode_answer, encode_answer
 from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
@@ -64,7 +65,7 @@ from fedprune.secagg.messages import (
     table_bytes,
     table_of,
 )
-from fedprune.server.state import State
+from fedprune.server.state import Model, State
 from fedprune.structure.edits import Edit, from_json, to_json
 from fedprune.tasks.claims import check_config, shapes_in_file
 from fedprune.tasks.rowfiles import READERS
@@ -309,8 +310,8 @@ def manifest(folder: Path) -> tuple[Path, Decoder]:
 
 def checkpoint(folder: Path) -> tuple[Path, Decoder]:
     path = folder / "pruned.safetensors"
-    save_state(State(1, WEIGHTS, MASKS, {}), path)
-    return path, lambda: load_state(path)
+    save_state(State(1, Model(WEIGHTS, MASKS)), path)
+    return path, lambda: load_state(path, memories_of(""))
 
 
 def residual(folder: Path) -> tuple[Path, Decoder]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.digests import FILE, PLACES, ROOT, apart, differing, kept, machine, played
-from tests.gallery import GALLERY, RECIPES
+from tests.gallery import GALLERY, METHODS, RECIPES
 from tests.played import check
 
 RECORDED: dict[str, Any] = json.loads(FILE.read_text())
@@ -46,9 +46,13 @@ def test_there_is_a_record_of_every_run_and_a_run_of_every_recipe():
     assert {p.stem for p in (ROOT / "simulations" / "recipes").glob("*.toml")} == set(RECIPES)
 
 
-def test_a_killed_run_is_an_unbroken_one():
-    killed, whole = RECORDED["runs"]["killed"], RECORDED["runs"]["int8"]
-    assert all(killed[name] == whole[name] for name in ("weights", "masks", "rows", "ledger"))
+ALIKE = {"killed": "int8"} | {f"{m} {how}": m for m in METHODS for how in ("killed", "workers")}
+
+
+@pytest.mark.parametrize(("other", "name"), ALIKE.items())
+def test_a_killed_run_and_one_on_nodes_are_the_unbroken_one(other: str, name: str):
+    found, whole = RECORDED["runs"][other], RECORDED["runs"][name]
+    assert all(found[what] == whole[what] for what in ("weights", "masks", "rows", "ledger"))
 
 
 def test_another_processor_is_told_from_another_result():

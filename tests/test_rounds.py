@@ -363,7 +363,7 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(tiny: Tiny, watched: Any
     result, _, states = watched(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 1)
     removed = math.floor(0.7 * PRUNABLE + 0.5)
     assert column(result, "removed") == [0, 0, 0, removed, removed]
-    assert [state.owed for state in states] == [False, False, True, False, False]
+    assert [state.pending for state in states] == [False, False, True, False, False]
 
 
 def test_a_run_that_nobody_answers_completes_no_round(

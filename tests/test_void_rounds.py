@@ -5,7 +5,8 @@ Every method is played whole once, then again and again with one of its question
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +15,21 @@ import torch
 from fedprune import NoRoundCompleted, RunConfig, federate
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
+from fedprune.methods.acting import begun, done
+from fedprune.methods.catalog import memories_of, riders_of
+from fedprune.methods.reduce import Memory as Reduced
+from fedprune.methods.reduce import reduced
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
-from fedprune.rounds import one_round, reduce, remembered
+from fedprune.rounds import one_round
 from fedprune.run import _opening
-from fedprune.server.ask import bench_for
-from fedprune.server.diagnostics import Notes
+from fedprune.server.ask import conversed
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
 from fedprune.server.rows import Row
 from fedprune.server.shrink import fitted
-from fedprune.server.state import ASKING, Plan, State
+from fedprune.server.state import State
 from fedprune.tensors import count_kept, digest, state_of
 from tests.runs import house_of, tiny
 
@@ -63,6 +69,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "feedback": {"uplink": "int8", "error_feedback": True},
     "low-rank": {**LOW_RANK, "rank_budget": 0.5, **ONCE, "sparsity": 0.2},
     "tolerance": {**LOW_RANK, "rank_tolerance": 0.5, **ONCE, "sparsity": 0.2},
+    "both": {**LOW_RANK, "reduce_round": 2, "rank_budget": 0.5, **ONCE, "sparsity": 0.2},
     "merge": {"reduce": ("dead", "merge"), **ONCE, "sparsity": 0.2},
 }
 
@@ -110,39 +117,53 @@ def same(left: Any, right: Any) -> bool:
         return torch.equal(left, right)
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
-    if hasattr(left, "weights"):
+    if is_dataclass(left):
         return type(left) is type(right) and same(vars(left), vars(right))
     return bool(left == right)
 
 
-FREE = {*ASKING, "round", "owed"}
+FREE = {"round", "pending", "model", "book", "memories"}
+
+
+def parts(state: State) -> dict[str, Any]:
+    """What a state holds, but for what asking changes; memories by the names of their owners."""
+    apart = {"counted": state.book.counted, **vars(state.model), **state.memories}
+    return {n: v for n, v in vars(state).items() if n not in FREE} | apart
 
 
 def changed(before: State, after: State) -> set[str]:
-    """The fields that differ, but for what asking changes."""
-    names = {f.name for f in fields(State)} - FREE
-    return {n for n in names if not same(vars(before)[n], vars(after)[n])}
+    """The parts that differ, but for what asking changes."""
+    left, right = parts(before), parts(after)
+    return {n for n in left | right if not same(left.get(n), right.get(n))}
+
+
+def opening(config: RunConfig) -> tuple[State, Plan]:
+    """The state before round one, and its plan."""
+    state, plan = _opening(config, None, None)
+    return begun(state, Round(0, plan)), plan
+
+
+def has_reduced(state: State) -> bool:
+    return bool(state.memories.get("reduce") == Reduced(done=True))
 
 
 def done_with(method: str, plan: Plan, state: State) -> None:
     """All is done: as sparse as asked, or reduced."""
     c = plan.config
-    assert plan.done(state), method
+    assert done(state, plan), method
     gone = plan.layout.whole - count_kept(state.masks)
     if c.sparsity and not c.reduce and c.unit == "weight" and c.schedule != "adaptive":
         assert abs(gone - c.sparsity * plan.layout.whole) <= len(state.masks)
     assert gone > 0
-    assert state.reduced == bool(c.reduce)
+    assert has_reduced(state) == bool(c.reduce)
 
 
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_nobody_answered_is_owed_and_changes_nothing(method):
+def test_what_nobody_answered_is_pending_and_changes_nothing(method: str):
     config = tiny(**{**BASE, **METHODS[method]})
     port = inline_port(house_of(config))
-    state, plan = _opening(config, None, None)
-    if config.rewind == 0:
-        state = remembered(state, plan)
+    state, plan = opening(config)
     before = [(state, plan), *((s, p) for s, p, _ in played(state, plan, port))]
     done_with(method, before[-1][1], before[-1][0])
     due = [r for r in range(1, config.rounds) if work_in(before, r)]
@@ -159,7 +180,9 @@ def test_what_nobody_answered_is_owed_and_changes_nothing(method):
 def work_in(before: list[tuple[State, Plan]], round_: int) -> bool:
     state, plan = before[round_ - 1]
     state = replace(state, round=round_)
-    return plan.due(state) or plan.reduces(state)
+    riders = riders_of(plan.config).items()
+    r = Round(round_, plan)
+    return plan.due(state) or any(v.due(state.memories[n], r) for n, v in riders)
 
 
 def lost(kind: str, n: int, at: tuple[State, Plan], whole: State, port: Port) -> None:
@@ -169,7 +192,7 @@ def lost(kind: str, n: int, at: tuple[State, Plan], whole: State, port: Port) ->
     after, smaller, row = one_round(state, fitted(plan, state.edits), eye.port)
     if kind == "tune":
         assert changed(state, after) == set(), "a void round changes nothing"
-        assert after.owed == plan.due(replace(state, round=after.round))
+        assert after.pending == plan.due(replace(state, round=after.round))
         assert row["undone"].startswith("void, nothing changes: 0 of 2")
         assert smaller.edits == state.edits
     elif kind.startswith("evaluate") and not (kind.endswith("validation") and row["undone"]):
@@ -179,14 +202,15 @@ def lost(kind: str, n: int, at: tuple[State, Plan], whole: State, port: Port) ->
         assert kind == "compare validation", "of a blend: the whole change is kept"
         assert not changed(whole, after) - {"weights"}
     elif "pruned" in row["undone"]:
-        left = {"masks", "edits", "early", "pace", "teacher", "dense_at_pruning", "prunings"}
+        left = {"rewind", "adaptive", "distil", "dense_at_pruning", "prunings"}
+        left |= set() if has_reduced(after) else {"masks", "edits"}
         assert not changed(state, after) & left, "a pruning happens as a whole or not at all"
-        assert after.owed
+        assert after.pending
     else:
         assert "not reduced" in row["undone"]
-        assert not after.reduced
+        assert not has_reduced(after)
         assert after.edits == state.edits
-    assert after.traffic != state.traffic
+    assert after.book.traffic != state.book.traffic
     fit = fitted(plan, after.edits)
     *_, (end, last, _) = [(after, fit, row), *played(after, fit, port)]
     done_with(kind, last, end)
@@ -197,7 +221,7 @@ def federated(config: RunConfig, host: Host, lost: Lost) -> Any:
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "cubic", "regrow", "adaptive"])
-def test_a_run_that_was_never_pruned_says_so(schedule):
+def test_a_run_that_was_never_pruned_says_so(schedule: str):
     config = tiny(**{**BASE, **(ONCE if schedule == "one-shot" else {}), "schedule": schedule})
     result = federated(config, house_of(config), lambda q: q.kind == "score")
     told = result.summary
@@ -221,17 +245,17 @@ def test_a_run_of_void_rounds_raises_with_all_there_is(tmp_path):
     assert digest(result.state.weights) == digest(state_of(build_host(config).model))
 
 
-def test_a_void_round_is_the_checkpoint_of_the_one_before(tmp_path):
-    """What a state says of owing and counting comes back, so that a resumed run owes the same."""
+def test_a_void_round_is_the_checkpoint_of_the_one_before(tmp_path: Path):
+    """What is pending and who counts comes back, so that a resumed run is not behind."""
     config = tiny(**{**BASE, "uplink": "int8", "error_feedback": True})
     port = Losing(inline_port(house_of(config)), lambda q: q.round == 2 and q.kind == "tune").port
-    states = [s for s, _, _ in played(*_opening(config, None, None), port)]
+    states = [s for s, _, _ in played(*opening(config), port)]
     for state in states:
         save_state(state, tmp_path / "s.safetensors")
-        back = load_state(tmp_path / "s.safetensors")
+        back = load_state(tmp_path / "s.safetensors", memories_of(""))
         assert not changed(state, back)
-        assert (back.owed, back.round) == (state.owed, state.round)
-    assert [s.owed for s in states] == [False, True, False, False]
+        assert (back.book, back.pending, back.round) == (state.book, state.pending, state.round)
+    assert [s.pending for s in states] == [False, True, False, False]
 
 
 def test_who_was_in_the_sum_of_a_model_that_is_not_taken_is_remembered():
@@ -245,10 +269,20 @@ def test_who_was_in_the_sum_of_a_model_that_is_not_taken_is_remembered():
         there = [p for p in partitions if not (measures and len(asked) == 2 and p == 1)]
         return replace(port.ask(question, there), tries=1)
 
-    state, plan = _opening(config, None, None)
-    bench = bench_for(plan, replace(port, ask=ask), [0, 1, 2])
-    after, _, notes = reduce(replace(state, round=3), bench, Notes())
-    assert notes.undone == "not reduced: too few answered", "others judged than the model before"
-    assert set(after.sums) == {frozenset({0, 1, 2}), frozenset({0, 2})}
-    assert any("differ by one client alone: 1" in text for text in after.notices)
-    assert changed(state, after) == set()
+    state, plan = opening(config)
+    talk = reduced(state.model, Reduced(), Round(3, plan, [0, 1, 2]))
+    step, book = conversed(talk, state.book, plan, replace(port, ask=ask))
+    assert step.undone == "not reduced: too few answered", "others judged than the model before"
+    assert set(book.sums) == {frozenset({0, 1, 2}), frozenset({0, 2})}
+    assert any("differ by one client alone: 1" in text for text in book.notices)
+
+
+def test_a_pruning_that_came_to_nothing_stays_due_where_the_same_round_reduces():
+    config = tiny(**{**BASE, **METHODS["both"], "sparsity": 0.7})
+    port = Losing(inline_port(house_of(config)), lambda q: q.round == 2 and q.kind == "score").port
+    states, _, rows = zip(*played(*opening(config), port), strict=True)
+    assert rows[1]["undone"] == "not pruned: too few answered"
+    assert rows[1]["reduced"] is not None
+    assert [s.pending for s in states] == [False, True, False, False]
+    assert [s.prunings for s in states] == [0, 0, 1, 1]
+    assert rows[2]["sparsity"] > rows[1]["sparsity"]

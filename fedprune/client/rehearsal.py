@@ -34,7 +34,7 @@ from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.runtime.guarding import allowance, guarded
 from fedprune.runtime.process import put_back
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES
+from fedprune.scores.combine import combines_of
 from fedprune.scores.inputs import rows_of
 from fedprune.scores.score import Evidence
 from fedprune.structure.edits import Edit
@@ -282,7 +282,7 @@ def _check_score(trial: Trial) -> None:
     for i, ask in enumerate(score.asks):
         given = {} if ask.given is None else ask.given(evidence)
         given = {n: t.float() for n, t in given.items()}
-        own = i == len(score.asks) - 1 and not COMBINES[c.combine].pooled
+        own = i == len(score.asks) - 1 and not combines_of(c.plugin)[c.combine].pooled
         what: dict[str, Any] = {"score": c.score, "ask": i, "given": given}
         question = trial.question("score", **what, sparsity=c.sparsity if own else None)
         values = _answered(trial, question).values

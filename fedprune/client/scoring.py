@@ -23,7 +23,7 @@ from fedprune.randomness import derive, generator
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES, NORMALISE, l1_normalised
+from fedprune.scores.combine import NORMALISE, combines_of, l1_normalised
 from fedprune.scores.inputs import unseen
 from fedprune.scores.score import (
     Ask,
@@ -135,14 +135,14 @@ def _statistic(
         sums = {n: finite(t) for n, t in sums.items()}
     fits = {} if question.dense else fitting(shapes_of(sums), question.masks)
     values, totals = gathered(sums, fits), {"count": float(labels)}
-    if c.normalise == "l1" and COMBINES[c.combine].pooled:
+    if c.normalise == "l1" and combines_of(c.plugin)[c.combine].pooled:
         values = (l1_normalised(values) * labels).float()
     if question.dense or question.ask < len(score.asks) - 1:
         return Answer(values.float(), 1.0, totals)
     # A client without finite statistics has no vote; its answer is refused, with the tensor's name.
     if not torch.isfinite(values).all():
         return Answer(values.float(), 1.0, totals)
-    combine = COMBINES[c.combine]
+    combine = combines_of(c.plugin)[c.combine]
     if combine.pooled and question.sparsity is None:
         return Answer(values.float(), 1.0, totals)
     own = _own_scores(score, question, client, names, sums)
@@ -165,7 +165,7 @@ def _own_scores(
     given = question.given
     c, lost = client.config, unseen(sums)
     # Where sums are pooled and the mask is global, votes only measure how far clients agree.
-    shared = COMBINES[c.combine].pooled and c.masks == "global"
+    shared = combines_of(c.plugin)[c.combine].pooled and c.masks == "global"
     if lost and not shared and c.dp == "none":  # which failed would tell of its data
         raise Refused(lost[0], "no row went through its layer")
     evidence = _evidence(

@@ -24,6 +24,7 @@ from fedprune.config import (
 from fedprune.config.allowed import allowed, no_such_key
 from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
+from fedprune.methods.catalog import check_method, methods_of
 from fedprune.options.conditions import in_words
 from fedprune.options.refusal import ConfigError, shown
 from fedprune.options.section import declared
@@ -98,8 +99,12 @@ def _help(field: FieldInfo) -> str:
     return (f"{text} ({told})" if told else text).replace("%", "%%")
 
 
-_TABLES = {"layers": "DENSITY", "ranges": "LARGEST"}
-"""Options that are given once for each pattern over names, and what goes with a pattern."""
+_TABLES = {
+    "layers": ("PATTERN", "DENSITY"),
+    "ranges": ("PATTERN", "LARGEST"),
+    "method_options": ("NAME", "VALUE"),
+}
+"""Options that are given once for each pattern or name, with what goes with it."""
 
 
 class _Flag(argparse.Action):
@@ -126,7 +131,7 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     union = isinstance(annotation, types.UnionType)
     kinds = typing.get_args(annotation) if union else (annotation,)
     if key in _TABLES:
-        return {"action": "append", "nargs": 2, "metavar": ("PATTERN", _TABLES[key])}
+        return {"action": "append", "nargs": 2, "metavar": _TABLES[key]}
     if key in {"unit_shape", "blend_grid"}:
         return {"metavar": "N,M" if key == "unit_shape" else "X,..."}
     if any(typing.get_origin(kind) is tuple for kind in kinds):
@@ -153,7 +158,8 @@ def chosen(arguments: list[str], program: str = "run.py") -> tuple[RunConfig, Pa
         print(listing(given.get("plugin", "")))
         raise SystemExit(0)
     for key in _TABLES.keys() & given.keys():
-        given[key] = {pattern: parsed("", value, float) for pattern, value in given[key]}
+        kind = str if key == "method_options" else float
+        given[key] = {name: parsed("", value, kind) for name, value in given[key]}
     file, resume = given.pop("config", None), given.pop("resume", None)
     anyway = given.pop("resume_anyway", False)
     if resume is not None:
@@ -163,6 +169,7 @@ def chosen(arguments: list[str], program: str = "run.py") -> tuple[RunConfig, Pa
     plugin = given.get("plugin", "")
     base = given_in(_text(Path(file), "config"), plugin, file) if file is not None else {}
     config, left_out = overridden(base, given)
+    check_method(config)
     for line in left_out:
         print(f"run.py: {file}: {line}", file=sys.stderr)
     return config, None, False
@@ -217,7 +224,7 @@ def _text(path: Path, key: str) -> str:
 
 def listing(plugin: str) -> str:
     """Every name that an option takes, with a line about each, from the tables themselves."""
-    tables = {"model": _models(plugin)}
+    tables = {"model": _models(plugin), "method": _methods(plugin)}
     for key, table in names_of(plugin).items():
         tables[key] = {name: _about(name, value) for name, value in table.items()}
     blocks = [
@@ -241,6 +248,16 @@ def _about(name: str, value: Any) -> str:
     if callable(value):
         return f"torch.optim, {name}"
     return str(value).removeprefix("torch.")
+
+
+def _methods(plugin: str) -> dict[str, str]:
+    """Every method, and below it what ``--method-options`` takes with it."""
+    lines: dict[str, str] = {}
+    for name, method in methods_of(plugin).items():
+        lines[name] = f"{method.summary} [{method.source}]"
+        for key, field in method.options.model_fields.items():
+            lines[f"  {name}: {key}"] = f"{field.description} (default: {field.default})"
+    return lines
 
 
 def _models(plugin: str) -> dict[str, str]:

@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fedprune.config.kinds import KINDS
 from fedprune.config.sections import Options
+from fedprune.config.selectors import selectors_of
+from fedprune.options.refusal import ConfigError
 from fedprune.randomness import draw, draw_each, generator
+
+
+def selected(config: Options, there: Mapping[int, int], round_: int) -> list[int]:
+    """The cohort of a round, sorted: as `drawn`, or as ``--selector`` chooses.
+
+    Args:
+        config: complete configuration.
+        there: the training labels of those who can be asked, by partition.
+        round_: from 1.
+
+    Raises:
+        ConfigError: a selector of the user's own chooses others, or too many.
+    """
+    if config.selector == "uniform":
+        return drawn(config, list(there), round_)
+    choose = selectors_of(config.plugin)[config.selector].choose
+    gen = generator(config.seed, "cohort", round_)
+    found = sorted(choose(dict(there), config.cohort, round_, gen))
+    wrong = len(set(found)) < len(found) or not set(found) <= set(there)
+    if wrong or len(found) > config.cohort:
+        raise ConfigError(
+            f"selector={config.selector!r}: chose {found} in round {round_}; allowed: at most "
+            f"{config.cohort} of {len(there)} partitions, each once"
+        )
+    return found
 
 
 def drawn(config: Options, there: Sequence[int], round_: int) -> list[int]:

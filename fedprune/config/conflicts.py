@@ -11,7 +11,7 @@ from fedprune.config.sections import Options
 from fedprune.config.secure_conflicts import secure_conflicts
 from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import OUT, Conflict
-from fedprune.scores.combine import COMBINES
+from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Score, weight_shapes
 from fedprune.selection.combinations import conflict, scope_fits, scopes_of
 from fedprune.selection.options import AMOUNTS
@@ -38,6 +38,7 @@ def conflicts(c: Options, score: Score, task: Task) -> list[Conflict]:
         *_in_sequence(c, score),
         *_behind_its_own(c, score),
         *_who_is_scored(c, score),
+        *_selected(c),
         *_shrunk(c),
         *reduction_conflicts(c),
         *_whose(c, score),
@@ -202,13 +203,23 @@ def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
     }
     why = next((reason for reason, holds in reasons.items() if holds), "")
     own = "" if c.masks == "global" else "clients prune by themselves, as they tune"
-    rule = COMBINES[c.combine]
+    rule = combines_of(c.plugin)[c.combine]
     weighted = rule.valued and not rule.pooled and rule.merge is None
     unweighted = f"combine {c.combine} weights no client's score"
     return [
         *only(c, bool(why or own), why or own, score_cohort="cohort"),
         *only(c, bool(why), why, score_examples=None),
         *only(c, not weighted, unweighted, weighting=("labels", "equal")),
+    ]
+
+
+def _selected(c: Options) -> list[Conflict]:
+    """A selector's choice has no chance that could be counted as protection."""
+    on, drawn = c.selector != "uniform", "who is drawn is counted on"
+    return [
+        ("selector", on and c.sampling != "fixed", f"sampling is {c.sampling}", "uniform"),
+        ("selector", on and c.dp != "none", drawn, "uniform"),
+        ("selector", on and c.secure != "none", "labels of clients stay with them", "uniform"),
     ]
 
 
@@ -230,7 +241,7 @@ def _shrunk(c: Options) -> list[Conflict]:
 def _whose(c: Options, score: Score) -> list[Conflict]:
     nobody = f"score {c.score} asks nobody"
     silent, votes = not score.asks, c.combine == "votes"
-    pooled = COMBINES[c.combine].pooled
+    pooled = combines_of(c.plugin)[c.combine].pooled
     raw = pooled and bool(score.asks) and score.asks[-1].shapes is not weight_shapes
     scaleless = c.combine in {"votes", "rank-mean"}
     apart = scope_fits(c.vote_scope or c.scope, c.scope) if votes else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fedprune.config.selectors import selectors_of
 from fedprune.learning.robust import fewest_answers
 from fedprune.options.section import BY_TASK, Count, Section, option
 
@@ -22,6 +23,12 @@ class Federation(Section):
         "partitions asked a round, drawn without replacement",
         BY_TASK,
         derived=lambda c: min(c.usual("cohort"), c.clients),
+    )
+    selector: str = option(
+        "federation",
+        "who of those present is in a round's cohort",
+        "uniform",
+        names=selectors_of,
     )
     min_clients: Count = option(
         "federation",

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from fedprune.config.cohort import audience, drawn, secretly
 from fedprune.config.kinds import KINDS
+from fedprune.config.rates import prunes_in
 from fedprune.config.sections import Options
 from fedprune.config.terms import terms_of
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
 from fedprune.privacy.release import Occasion, Release
 from fedprune.scores.catalog import scores_of
-from fedprune.selection.schedules import prunes_at
 
 _MARGIN = 1e-3
 """Part of the budget that is left, so that rounding cannot exceed it at the last release."""
@@ -48,7 +48,7 @@ def planned(config: Options) -> Iterator[Planned]:
     measured = config.metrics == "noised"
     for round_ in range(1, config.rounds + 1):
         cohort = _cohort(config, everyone, round_)
-        due = config.sparsity != 0.0 and _prunes(config, round_)
+        due = config.sparsity != 0.0 and prunes_in(config, round_)
         kinds = [*(_scoring(config, round_) if due else ()), *_tuning(config, due)]
         order = 0
         for kind in kinds:
@@ -70,11 +70,6 @@ def _cohort(config: Options, everyone: tuple[int, ...], round_: int) -> tuple[in
     if config.noise_source == "secret" and secretly(config):
         return everyone[: config.cohort]
     return tuple(drawn(config, everyone, round_))
-
-
-def _prunes(config: Options, round_: int) -> bool:
-    c = config
-    return prunes_at(c.schedule, round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
 
 
 def _scoring(config: Options, round_: int) -> list[str]:

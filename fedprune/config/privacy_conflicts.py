@@ -6,7 +6,7 @@ from fedprune.config.sections import Options
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES
+from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Score
 
 _DRAWN = ("fixed", "round-robin")
@@ -49,7 +49,7 @@ def _together(c: Options) -> list[Conflict]:
         f"{name}: norms are bounded already",
     )
     out = f"{name}: who is left out would depend on the data, and others are drawn more often"
-    merged = dp and COMBINES[c.combine].merge is not None
+    merged = dp and combines_of(c.plugin)[c.combine].merge is not None
     return [
         *only(c, dp, f"{name}: a weight would tell its size", weighting="equal"),
         ("combine", merged, singly, ", ".join(_SUMS)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fedprune.config.sections import Options
-from fedprune.selection.schedules import prunes_at
+from fedprune.selection.schedules import prunes_at, schedules_of
 
 
 def learning_rate(config: Options, round_: int) -> float:
@@ -30,9 +30,14 @@ def _stretch(config: Options, round_: int) -> tuple[int, int]:
     """The first round of the stretch between prunings that a round is in, and the one after."""
     c = config
 
-    def prunes(r: int) -> bool:
-        return prunes_at(c.schedule, r, start=c.warmup + 1, end=c.end, frequency=c.frequency)
-
-    first = max((r for r in range(1, round_ + 1) if prunes(r)), default=1)
-    after = min((r for r in range(round_ + 1, c.rounds + 1) if prunes(r)), default=c.rounds + 1)
+    first = max((r for r in range(1, round_ + 1) if prunes_in(config, r)), default=1)
+    later = range(round_ + 1, c.rounds + 1)
+    after = min((r for r in later if prunes_in(config, r)), default=c.rounds + 1)
     return first, after
+
+
+def prunes_in(config: Options, round_: int) -> bool:
+    """Whether the schedule prunes in a round."""
+    c = config
+    when = {"start": c.warmup + 1, "end": c.end, "frequency": c.frequency}
+    return prunes_at(c.schedule, round_, **when, table=schedules_of(c.plugin))

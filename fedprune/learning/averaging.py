@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedprune.options.plugins import table_in
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors, masked, scattered
 
@@ -58,59 +59,6 @@ def change(tuned: Mapping[str, Tensor], sent: Mapping[str, Tensor], layout: Layo
     return {name: (after[name] - before[name]).float() for name in after}
 
 
-def averaged(
-    weights: Mapping[str, Tensor],
-    total: Tensor,
-    weight: float,
-    masks: Mapping[str, Tensor],
-    layout: Layout,
-    server_lr: float,
-    *,
-    held: Tensor | None = None,
-    rule: str = "fedavg",
-) -> Tensors:
-    """The next global weights, float32, exactly 0.0 where a mask is False.
-
-    Args:
-        weights: the current global weights.
-        total: flat float64 Σ n_k · change_k on the kept coordinates.
-        weight: Σ n_k.
-        masks: the mask that was sent to the clients.
-        layout: the model's layout.
-        server_lr: factor on the mean change; on that of statistics at most 1.
-        held: where clients pruned by masks m_k of their own: flat float64 Σ n_k · m_k on the
-            prunable kept coordinates; their changes are then of the kept ones only.
-        rule: a name in `AVERAGES`; matters with `held` only.
-    """
-    double = {name: w.double() for name, w in masked(weights, masks).items()}
-    before = to_moments(double, layout)
-    mean = scattered(total / weight, layout.shapes, masks)
-    if held is not None:
-        mean |= _over_holders(
-            scattered(total, layout.shapes, masks), before, weight, masks, held, rule
-        )
-    rates = dict.fromkeys(layout.statistics, min(server_lr, 1.0))
-    after = {n: w + rates.get(n, server_lr) * mean[n] for n, w in before.items()}
-    return {name: w.float() for name, w in from_moments(after, layout, weights).items()}
-
-
-def _over_holders(
-    total: Tensors,
-    before: Tensors,
-    weight: float,
-    masks: Mapping[str, Tensor],
-    held: Tensor,
-    rule: str,
-) -> Tensors:
-    """The mean change of the prunable tensors, of which clients kept different parts."""
-    shapes = {name: m.shape for name, m in masks.items()}
-    holders = scattered(held, shapes, masks)
-    after = {
-        n: AVERAGES[rule].mean(before[n] * h + total[n], h, weight) for n, h in holders.items()
-    }
-    return {n: w - before[n] for n, w in after.items()}
-
-
 @dataclass(frozen=True)
 class Average:
     """`mean(Σ n_k m_k w_k, Σ n_k m_k, Σ n_k)`, elementwise."""
@@ -140,6 +88,64 @@ AVERAGES: dict[str, Average] = {
         _over_those_who_kept,
     ),
 }
+
+
+def averages_of(plugin: str) -> dict[str, Average]:
+    """Every average by name; a plug-in's (its table ``AVERAGES``) come last."""
+    return {**AVERAGES, **table_in(plugin, "AVERAGES", Average)}
+
+
+def averaged(
+    weights: Mapping[str, Tensor],
+    total: Tensor,
+    weight: float,
+    masks: Mapping[str, Tensor],
+    layout: Layout,
+    server_lr: float,
+    *,
+    held: Tensor | None = None,
+    rule: str = "fedavg",
+    table: Mapping[str, Average] = AVERAGES,
+) -> Tensors:
+    """The next global weights, float32, exactly 0.0 where a mask is False.
+
+    Args:
+        weights: the current global weights.
+        total: flat float64 Σ n_k · change_k on the kept coordinates.
+        weight: Σ n_k.
+        masks: the mask that was sent to the clients.
+        layout: the model's layout.
+        server_lr: factor on the mean change; on that of statistics at most 1.
+        held: where clients pruned by masks m_k of their own: flat float64 Σ n_k · m_k on the
+            prunable kept coordinates; their changes are then of the kept ones only.
+        rule: a name in the table; matters with `held` only.
+        table: averages by name.
+    """
+    double = {name: w.double() for name, w in masked(weights, masks).items()}
+    before = to_moments(double, layout)
+    mean = scattered(total / weight, layout.shapes, masks)
+    if held is not None:
+        mean |= _over_holders(
+            scattered(total, layout.shapes, masks), before, weight, masks, held, table[rule]
+        )
+    rates = dict.fromkeys(layout.statistics, min(server_lr, 1.0))
+    after = {n: w + rates.get(n, server_lr) * mean[n] for n, w in before.items()}
+    return {name: w.float() for name, w in from_moments(after, layout, weights).items()}
+
+
+def _over_holders(
+    total: Tensors,
+    before: Tensors,
+    weight: float,
+    masks: Mapping[str, Tensor],
+    held: Tensor,
+    rule: Average,
+) -> Tensors:
+    """The mean change of the prunable tensors, of which clients kept different parts."""
+    shapes = {name: m.shape for name, m in masks.items()}
+    holders = scattered(held, shapes, masks)
+    after = {n: rule.mean(before[n] * h + total[n], h, weight) for n, h in holders.items()}
+    return {n: w - before[n] for n, w in after.items()}
 
 
 @dataclass(frozen=True)

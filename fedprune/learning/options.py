@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.averaging import MASKS, averages_of
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.local_training import OPTIMIZERS
 from fedprune.learning.moving_average import MOVING
@@ -106,7 +106,7 @@ class Averaging(Section):
         "denominator of the mean change",
         "l0-mean",
         when={"masks": tuple(name for name in MASKS if name != "global")},
-        names=AVERAGES,
+        names=averages_of,
     )
     robust: str = option(
         "combining",

@@ -11,12 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedprune.learning.candidates import HERE, Candidate, climbed
-from fedprune.methods.global_mask import (
-    pruned,
-    rewound,
-    scored,
-    sparsity_of,
-)
+from fedprune.methods.global_mask import scored, sparsity_of
+from fedprune.methods.method import Method
+from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.selection.ladder import (
     AdaptiveState,
@@ -32,10 +29,11 @@ from fedprune.selection.ladder import (
     verdict,
     way_of,
 )
-from fedprune.server.ask import Bench, asked
+from fedprune.server.ask import asked
 from fedprune.server.compare import compared
 from fedprune.server.diagnostics import Notes
-from fedprune.server.state import Plan, State
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors, count_kept
 
@@ -71,60 +69,64 @@ Choose = Callable[[float, Masks], Masks]
 """From a sparsity and what is alive to masks, of the tensors that are alive."""
 
 
-def adapted(state: State, bench: Bench) -> tuple[State, Notes]:
+@dataclass(frozen=True)
+class Memory:
+    """Where the schedule stands; None before its first pruning."""
+
+    pace: AdaptiveState | None = None
+
+
+def adapted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     """Score once, measure some amounts on validation, and prune as far as the tolerance allows.
 
-    The state owes a pruning if too few answered. Once nothing more can go, nobody is asked.
+    Once nothing more can go, nobody is asked.
     """
-    plan, c, now = bench.plan, bench.plan.config, sparsity_of(state.masks, bench.plan.layout)
+    c, now = r.config, sparsity_of(model.masks, r.layout)
     final = c.sparsity or 0.0  # the configuration has one
-    pace = state.pace or AdaptiveState(final - now)
+    pace = memory.pace or AdaptiveState(final - now)
     if pace.done:
-        return state, Notes()
+        return Step(model, memory)
     sparsities = tries(now, final, pace.step, c.candidates or 1)
-    state, aggregate, evidence = asked(state, bench, (), sparsities[-1])
+    aggregate, evidence = yield from asked(model, r, (), sparsities[-1])
     if evidence is None:
-        return replace(state, owed=True), Notes()
-    scores = scored(aggregate, evidence, plan)
+        return Step(model, memory, undone=TOO_FEW)
+    scores = scored(aggregate, evidence, r.plan)
 
     def choose(sparsity: float, alive: Masks) -> Masks:
         wanted = Wanted(sparsity, c.scope, min(1.0, sparsity / final))
         ranked, weights = ({n: t[n] for n in alive} for t in (scores, evidence.weights))
-        return chosen(ranked, wanted, c, plan.layout, alive, weights)
+        return chosen(ranked, wanted, c, r.layout, alive, weights)
 
     tried = _by_layer if c.adaptive == "layer" else _as_a_whole
-    state, trial = tried(replace(state, pace=pace), bench, choose, sparsities)
-    return _settled(state, plan, trial, pace)
-
-
-def _settled(state: State, plan: Plan, trial: Trial, pace: AdaptiveState) -> tuple[State, Notes]:
-    """The state under the sparsest masks that were within the limit, and what to say of it."""
-    c = plan.config
+    trial = yield from tried(model, pace, r, choose, sparsities)
     if trial.losses is None:
-        return replace(state, owed=True), Notes()
-    here = trial.losses[0]
+        return Step(model, memory, undone=TOO_FEW)
+    return _settled(model, r, trial, trial.losses, pace)
+
+
+def _settled(
+    model: Model, r: Round, trial: Trial, losses: Sequence[float], pace: AdaptiveState
+) -> Step:
+    """The model under the sparsest masks that were within the limit, and what to say of it."""
+    c, here = r.config, losses[0]
     reference = here if pace.reference is None else min(pace.reference, here)
     most = limit(reference, c.tolerance or 0.0)
-    took = furthest(trial.losses, most)
-    masks = [trial.masks(state.masks, i) for i in range(len(trial.candidates))]
-    said = verdict(trial.losses, most, took) if trial.able else "stop"
+    took = furthest(losses, most)
+    masks = [trial.masks(model.masks, i) for i in range(len(trial.candidates))]
+    said = verdict(losses, most, took) if trial.able else "stop"
     told = {
         "action": said,
         "reference": reference,
         "limit": most,
         "step": pace.step,
         "took": took,
-        "tried": [
-            [sparsity_of(m, plan.layout), loss] for m, loss in zip(masks, trial.losses, strict=True)
-        ],
+        "tried": [[sparsity_of(m, r.layout), loss] for m, loss in zip(masks, losses, strict=True)],
         "layers": trial.layers,
     }
     after = paced(replace(pace, reference=reference), said, c.candidates or 1)
-    left = _allowed(masks[took], c.sparsity or 0.0, plan.layout)
-    state = replace(state, pace=replace(after, done=after.done or not trial.able or left <= 0))
-    if took:
-        state = rewound(pruned(state, masks[took]), plan)
-    return replace(state, owed=False), Notes(adaptive=told)
+    left = _allowed(masks[took], c.sparsity or 0.0, r.layout)
+    pace = replace(after, done=after.done or not trial.able or left <= 0)
+    return Step(model.under(masks[took]) if took else model, Memory(pace), Notes(adaptive=told))
 
 
 def _allowed(masks: Masks, sparsity: float, layout: Layout) -> int:
@@ -133,53 +135,58 @@ def _allowed(masks: Masks, sparsity: float, layout: Layout) -> int:
 
 
 def _as_a_whole(
-    state: State, bench: Bench, choose: Choose, sparsities: Sequence[float]
-) -> tuple[State, Trial]:
-    plan, now = bench.plan, sparsity_of(state.masks, bench.plan.layout)
-    masks = ladder_up_to(plan.config.sparsity or 0.0, choose, state.masks, now, sparsities)
-    rungs = as_rungs(state.masks, masks)
+    model: Model, pace: AdaptiveState, r: Round, choose: Choose, sparsities: Sequence[float]
+) -> Talk[Trial]:
+    del pace
+    now = sparsity_of(model.masks, r.layout)
+    masks = ladder_up_to(r.config.sparsity or 0.0, choose, model.masks, now, sparsities)
+    rungs = as_rungs(model.masks, masks)
     candidates = [HERE, *(Candidate(float(i)) for i in range(1, len(masks) + 1))]
-    state, losses = compared(state, bench, candidates, rungs=rungs)
-    return state, Trial(rungs, candidates, losses)
+    losses = yield from compared(model, r, candidates, rungs=rungs)
+    return Trial(rungs, candidates, losses)
 
 
 def _by_layer(
-    state: State, bench: Bench, choose: Choose, sparsities: Sequence[float]
-) -> tuple[State, Trial]:
+    model: Model, pace: AdaptiveState, r: Round, choose: Choose, sparsities: Sequence[float]
+) -> Talk[Trial]:
     """Loss curves of every part by itself, then the cheapest steps of all together, measured."""
-    c, pace = bench.plan.config, state.pace
-    assert pace is not None  # set by who calls
-    parts = parts_of(bench.plan.layout, c.unit)
-    ladders, rungs = dict[str, list[Masks]](), as_rungs(state.masks, [])
+    parts = parts_of(r.layout, r.config.unit)
+    ladders, rungs = dict[str, list[Masks]](), as_rungs(model.masks, [])
     for part, names in parts.items():
-        alive = {n: state.masks[n] for n in names}
-        now = _part_sparsity(alive, bench.plan.layout)
+        alive = {n: model.masks[n] for n in names}
+        now = _part_sparsity(alive, r.layout)
         own = tries(now, 1.0, pace.step, len(sparsities))
         ladders[part] = ladder_up_to(1.0, choose, alive, now, own)
         rungs |= as_rungs(alive, ladders[part])
     places = [(part, i) for part, masks in ladders.items() for i in range(1, len(masks) + 1)]
     singles = [Candidate(apart=dict.fromkeys(parts[part], float(i))) for part, i in places]
-    state, losses = compared(state, bench, [HERE, *singles], rungs=rungs)
+    losses = yield from compared(model, r, [HERE, *singles], rungs=rungs)
     if losses is None or not singles:
-        return state, Trial(rungs, [HERE], losses)
+        return Trial(rungs, [HERE], losses)
     measured = dict(zip(places, losses[1:], strict=True))
-    curves = _curves(state.masks, ladders, parts, measured, losses[0])
-    points = _points(state, bench.plan, curves, losses[0], len(sparsities))
-    layers = _layers(state.masks, bench.plan.layout, ladders, measured)
+    curves = _curves(model.masks, ladders, parts, measured, losses[0])
+    points = _points(model, pace, r, curves, losses[0], len(sparsities))
+    layers = _layers(model.masks, r.layout, ladders, measured)
     candidates = [HERE, *(_candidate(point, parts) for point in points)]
-    losses = losses[:1]
     if points:
-        state, losses = compared(state, bench, candidates, rungs=rungs)
-    return state, Trial(rungs, candidates, losses, layers)
+        return Trial(
+            rungs, candidates, (yield from compared(model, r, candidates, rungs=rungs)), layers
+        )
+    return Trial(rungs, candidates, losses[:1], layers)
 
 
 def _points(
-    state: State, plan: Plan, curves: Mapping[str, list[tuple[int, float]]], here: float, n: int
+    model: Model,
+    pace: AdaptiveState,
+    r: Round,
+    curves: Mapping[str, list[tuple[int, float]]],
+    here: float,
+    n: int,
 ) -> list[Point]:
     """What to measure together: places on the cheapest way, up to the sparsity that is allowed."""
-    c, pace = plan.config, state.pace
-    known = here if pace is None or pace.reference is None else min(pace.reference, here)
-    most = _allowed(state.masks, c.sparsity or 0.0, plan.layout)
+    c = r.config
+    known = here if pace.reference is None else min(pace.reference, here)
+    most = _allowed(model.masks, c.sparsity or 0.0, r.layout)
     return along(way_of(curves, most), limit(known, c.tolerance or 0.0) - here, n)
 
 
@@ -226,3 +233,19 @@ def _candidate(point: Point, parts: Mapping[str, Sequence[str]]) -> Candidate:
     return Candidate(
         apart={n: float(rung) for part, rung in point.rungs.items() for n in parts[part]}
     )
+
+
+def _over(memory: Memory) -> bool:
+    return memory.pace is not None and memory.pace.done
+
+
+METHOD = Method(
+    "one mask for all; the clients' validation losses decide how much goes (--schedule adaptive)",
+    "prune as far as a tolerance allows, in steps that shrink where a step was too far; no paper's "
+    "rule is followed to the letter, see `fedprune.selection.ladder`",
+    tune=tuned(),
+    before=adapted,
+    memory=Memory,
+    init=lambda *_: Memory(),
+    over=_over,
+)

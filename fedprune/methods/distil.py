@@ -1,33 +1,37 @@
-"""Distillation: the teacher that a run keeps, and what clients are told of it."""
+"""Distillation: the teacher that a run keeps, and what a question to tune says of it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from fedprune.client.teacher import distils
 from fedprune.codec.coded_file import to_coded
-from fedprune.codec.wire import digest_of
 from fedprune.config import RunConfig
+from fedprune.methods.method import Rider
 from fedprune.protocol.origin import origin_of
-from fedprune.server.state import Plan, State
+from fedprune.server.round import Round
+from fedprune.server.state import Model
 
 
-def with_teacher_kept(state: State, plan: Plan) -> State:
-    """The state with its model kept as the teacher, before it is pruned or reduced at first."""
-    c = plan.config
-    if state.teacher or plan.teacher or not distils(c):
-        return state
-    return replace(state, teacher=to_coded(origin_of(c, state.edits), state.weights, state.masks))
+@dataclass(frozen=True)
+class Memory:
+    """The model before it was pruned or reduced at first, in a coded file; empty: none yet."""
+
+    teacher: bytes = b""
 
 
-def teaching(state: State, plan: Plan) -> dict[str, Any]:
+def kept(model: Model, memory: Memory, r: Round) -> Memory:
+    """The model kept as the teacher, before it is pruned or reduced at first."""
+    if memory.teacher or r.plan.teacher:
+        return memory
+    return Memory(to_coded(origin_of(r.config, model.edits), model.weights, model.masks))
+
+
+def teaching(memory: Memory, r: Round) -> dict[str, Any]:
     """What a question to tune says about the teacher; nothing where there is none yet."""
-    teacher = plan.teacher or state.teacher
-    if not teacher or not distils(plan.config):
-        return {}
-    has = frozenset(p for p, held in state.taught.items() if held == digest_of(teacher))
-    return {"teacher": teacher, "distil": factor(plan.config, state.round), "taught": has}
+    teacher = r.plan.teacher or memory.teacher
+    return {"teacher": teacher, "distil": factor(r.config, r.number)} if teacher else {}
 
 
 def factor(config: RunConfig, round_: int) -> float:
@@ -42,3 +46,13 @@ def factor(config: RunConfig, round_: int) -> float:
     begins += [c.reduce_round] if c.reduce and c.reduce_round is not None else []
     first = 1 if c.teacher else min(begins)
     return 1.0 - (round_ - first) / (c.rounds - first + 1)
+
+
+RIDER = Rider(
+    "clients learn from the model before it was pruned, or another run's (--distil, --teacher)",
+    wanted=distils,
+    memory=Memory,
+    init=lambda *_: Memory(),
+    keep=kept,
+    along=teaching,
+)

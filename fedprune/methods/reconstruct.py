@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedprune.methods.method import Rider
+from fedprune.methods.tuning import TOO_FEW
 from fedprune.protocol.forms import form_of
+from fedprune.protocol.port import Ask
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of, refit
-from fedprune.server.ask import Bench
-from fedprune.server.state import Plan, State
+from fedprune.server.diagnostics import Notes
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.state import Model
 from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors import Tensors
 
 
-def reconstructed(state: State, before: State, bench: Bench) -> tuple[State, float | None]:
-    """The state with its prunable weights fitted to what they were, where that is wanted.
+def reconstructed(before: Model, model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """The model with its prunable weights fitted to what they were before it was pruned.
 
     Under ``--calibration sequential``, and always to the outputs of the model before, layer by
-    layer, behind those that were fitted already. If too few answer, the state owes its pruning.
-
-    Args:
-        state: just pruned.
-        before: the same before it was pruned.
-        bench: asks the cohort.
-
-    Returns:
-        The state, and the mean over layers of the part of their squared error that is left; None
-        where nothing was fitted.
+    layer, behind those that were fitted already. The notes have the mean over layers of the part of
+    their squared error that is left.
     """
-    plan = bench.plan
-    if plan.config.reconstruct is None or state.masks is before.masks:
-        return state, None
-    kind = RECONSTRUCTIONS[plan.config.reconstruct]
-    ordered = kind.ordered or plan.config.calibration == "sequential"
+    c = r.config
+    if c.reconstruct is None or model.masks is before.masks:
+        return Step(model, memory)
+    kind = RECONSTRUCTIONS[c.reconstruct]
+    ordered = kind.ordered or c.calibration == "sequential"
     left: list[float] = []
-    for names in in_order(plan.layout) if ordered else [plan.layout.prunable]:
-        state, errors = _fitted(state, before, bench, names)
-        if state.owed:
-            return state, None
+    for names in in_order(r.layout) if ordered else [r.layout.prunable]:
+        found = yield from _fitted(model, before, r, names)
+        if found is None:
+            return Step(model, memory, undone=TOO_FEW)
+        model, errors = found
         left += errors
-    return state, sum(left) / len(left) if left else None
+    return Step(model, memory, Notes(refit=sum(left) / len(left) if left else None))
 
 
 def in_order(layout: Layout) -> list[tuple[str, ...]]:
@@ -59,38 +57,47 @@ def in_order(layout: Layout) -> list[tuple[str, ...]]:
 
 
 def _fitted(
-    state: State, before: State, bench: Bench, names: tuple[str, ...]
-) -> tuple[State, list[float]]:
-    c, plan = bench.plan.config, bench.plan
+    model: Model, before: Model, r: Round, names: tuple[str, ...]
+) -> Talk[tuple[Model, list[float]] | None]:
+    """The model with some tensors fitted, and their errors; None, if too few answered."""
+    c, layout = r.config, r.layout
     assert c.reconstruct is not None  # else nobody is here
     kind = RECONSTRUCTIONS[c.reconstruct]
-    whole = plan.layout.prunable if kind.needs_before else ()
+    whole = layout.prunable if kind.needs_before else ()
     given = {before_of(n): before.weights[n] for n in whole}
-    question = bench.question(state, c.reconstruct, names=names, given=given)
-    state, aggregate = bench.put(state, question, bench.cohort)
+    question = r.question(model, c.reconstruct, names=names, given=given)
+    (aggregate,) = yield [Ask(question, r.cohort)]
     if aggregate.total is None or len(aggregate.answered) < c.min_clients:
-        return replace(state, owed=True), []
-    sums = form_of(question, c, plan.layout).named(aggregate.total)
+        return None
+    sums = form_of(question, c, layout).named(aggregate.total)
     fresh: Tensors = {}
     left: list[float] = []
     for n in names:
-        fresh[n], part = _refit(state, before.weights[n], plan, sums, n)
+        fresh[n], part = _refit(model, before.weights[n], r, sums, n)
         left += [] if part is None else [part]
-    return replace(state, weights={**state.weights, **fresh}), left
+    return replace(model, weights={**model.weights, **fresh}), left
 
 
 def _refit(
-    state: State, before: Tensor, plan: Plan, sums: Tensors, name: str
+    model: Model, before: Tensor, r: Round, sums: Tensors, name: str
 ) -> tuple[Tensor, float | None]:
     """One tensor's new weights, and the part of its error that is left; None where it had none."""
-    assert plan.config.reconstruct is not None
-    w = as_rows(plan.layout, name, state.weights[name].double())
-    alive = as_rows(plan.layout, name, state.masks[name])
-    dense = as_rows(plan.layout, name, before.double())
-    fit = RECONSTRUCTIONS[plan.config.reconstruct].fit(sums, name, dense)
-    whole = plan.layout if plan.layout.origin is None else plan.layout.origin.layout
+    assert r.config.reconstruct is not None
+    w = as_rows(r.layout, name, model.weights[name].double())
+    alive = as_rows(r.layout, name, model.masks[name])
+    dense = as_rows(r.layout, name, before.double())
+    fit = RECONSTRUCTIONS[r.config.reconstruct].fit(sums, name, dense)
+    whole = r.layout if r.layout.origin is None else r.layout.origin.layout
     before_cuts = torch.empty(whole.shapes[name], device="meta")
     fresh = refit(w, alive, fit, columns=as_rows(whole, name, before_cuts).shape[1])
     error = fit.error(w)
-    weights = from_rows(plan.layout, name, fresh).contiguous().float()
+    weights = from_rows(r.layout, name, fresh).contiguous().float()
     return weights, fit.error(fresh) / error if error else None
+
+
+RIDER = Rider(
+    "what stays after a pruning is fitted to the outputs before it, by least squares "
+    "(--reconstruct)",
+    wanted=lambda c: c.reconstruct is not None,
+    pruned=reconstructed,
+)

@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 from fedprune.client.tokens import special_tokens_of
-from fedprune.protocol.port import Port
-from fedprune.server.ask import put, question_about
-from fedprune.server.shrink import cut_to, fitted
-from fedprune.server.state import Plan, State
+from fedprune.methods.method import Rider
+from fedprune.protocol.port import Ask
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.shrink import cut_to
+from fedprune.server.state import Model
 from fedprune.structure.edits import Edit
 from fedprune.structure.surgery import ordered
 from fedprune.structure.tables import embedding_path
@@ -25,27 +26,38 @@ from fedprune.structure.vocabulary import used
 from fedprune.tasks.catalog import tasks_of
 
 
-def with_used_tokens(state: State, plan: Plan, port: Port) -> State:
-    """The state of a model without the tokens that nobody uses, where that is wanted.
+def with_used_tokens(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """The model without the tokens that nobody uses, where that is wanted.
 
-    As it was but for what asking changes, if nobody answers. As it was, once it is pruned, and
-    where an earlier run has cut the vocabulary already, which a run that continues it keeps.
+    As it was, if nobody answers, once it is pruned, and where an earlier run has cut the vocabulary
+    already, which a run that continues it keeps.
     """
-    cut_before = any(edit.kind == "vocab" for edit in state.edits)
-    if plan.config.vocabulary == "full" or cut_before or state.prunings:
-        return state
-    plan = fitted(plan, state.edits)
-    model = plan.model
-    assert model is not None  # a plan has one
-    path = embedding_path(model)
-    table: Any = model.get_submodule(path)
-    named = (name for name, p in model.named_parameters() if p is table.weight)
-    question = question_about(state, "tokens", names=(next(named),))
-    state, aggregate = put(state, port, question, list(port.present()))
+    plan = r.plan
+    if cut(model) or r.prunings:
+        return Step(model, memory)
+    assert plan.model is not None  # a plan has one
+    path = embedding_path(plan.model)
+    table: Any = plan.model.get_submodule(path)
+    named = (name for name, p in plan.model.named_parameters() if p is table.weight)
+    question = r.question(model, "tokens", names=(next(named),))
+    (aggregate,) = yield [Ask(question, r.present())]
     if aggregate.total is None:
-        return state
+        return Step(model, memory)
     task = tasks_of(plan.config.plugin)[plan.config.task]
-    marks, unknown = special_tokens_of(task, plan.config, model)
+    marks, unknown = special_tokens_of(task, plan.config, plan.model)
     kept = used(aggregate.total, (i for i in marks if i < len(aggregate.total)))
     edit = Edit("vocab", path, kept, str(unknown))
-    return cut_to(state, plan, ordered((*state.edits, edit)))[0]
+    return Step(cut_to(model, plan, ordered((*model.edits, edit)))[0], memory)
+
+
+def cut(model: Model) -> bool:
+    """Whether the vocabulary is cut already."""
+    return any(edit.kind == "vocab" for edit in model.edits)
+
+
+RIDER = Rider(
+    "tokens that no client uses are taken out before round one (--vocabulary used)",
+    wanted=lambda c: c.vocabulary != "full",
+    opening=with_used_tokens,
+    lacks=lambda model, _: not cut(model),
+)

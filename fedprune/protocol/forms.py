@@ -24,7 +24,7 @@ from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES
+from fedprune.scores.combine import COMBINES, combines_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
@@ -127,7 +127,7 @@ def _weighed(question: Question, config: RunConfig) -> bool:
         return False
     if KINDS[question.kind].changes:
         return config.weighting != "equal"
-    combine = COMBINES[config.combine]
+    combine = combines_of(config.plugin)[config.combine]
     own = combine.valued and not combine.pooled and not question.dense
     return question.kind == "score" and own and config.weighting == "labels"
 
@@ -140,7 +140,7 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
     asks = scores_of(config.plugin)[question.score].asks
     last = question.ask == len(asks) - 1
     masks = {n: question.masks[n] for n in names}
-    combine = COMBINES[config.combine] if last else COMBINES["sum"]
+    combine = combines_of(config.plugin)[config.combine] if last else COMBINES["sum"]
     shapes: Shapes = asks[question.ask].shapes(layout, names, config.unit, config.probes or 0)
     if not combine.pooled:
         shapes = {n: layout.shapes[n] for n in names} if combine.valued else {}

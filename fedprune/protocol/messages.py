@@ -203,7 +203,7 @@ def summed(pieces: Iterable[Aggregate]) -> Aggregate:
         out = Aggregate(
             plus(out.total, piece.total),
             out.weight + piece.weight,
-            _added(out.totals, piece.totals),
+            added(out.totals, piece.totals),
             plus(out.votes, piece.votes),
             out.answered + piece.answered,
             out.failures + piece.failures,
@@ -257,7 +257,7 @@ def as_sum(
     return Aggregate(
         _with(before.total, answer.values, answer.weight, torch.float64),
         before.weight + answer.weight,
-        _added(before.totals, answer.totals),
+        added(before.totals, answer.totals),
         votes,
         (*before.answered, partition),
         before.failures,
@@ -312,5 +312,6 @@ def _with(total: Tensor | None, values: Tensor, factor: float, dtype: torch.dtyp
     return total
 
 
-def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+def added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    """Named sums added up; one that only one side has counts as 0 on the other."""
     return {k: left.get(k, 0.0) + right.get(k, 0.0) for k in {**left, **right}}

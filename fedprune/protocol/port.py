@@ -9,6 +9,20 @@ from fedprune.protocol.messages import Aggregate, Question
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One question to some partitions; an ask of one partition can have a mask of its own.
+
+    Attributes:
+        question: what is asked, about which model; who has what of it already is filled in when it
+            is put.
+        partitions: whom.
+    """
+
+    question: Question
+    partitions: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Port:
     """What the loop knows of the world.
 
@@ -32,9 +46,9 @@ class Port:
     federation: str = ""
     data: Callable[[], str] = lambda: ""
 
-    def training(self) -> list[int]:
-        """The partitions that a cohort can be drawn from now."""
-        return [p for p in self.present() if p not in self.panel]
+    def training(self) -> dict[int, int]:
+        """The partitions that a cohort can be drawn from now, and their training labels."""
+        return {p: n for p, n in self.present().items() if p not in self.panel}
 
     def measuring(self) -> list[int]:
         """The partitions whose held-out parts are measured on now."""

@@ -31,7 +31,7 @@ from fedprune.protocol.client_privacy import (
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import response_release
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES
+from fedprune.scores.combine import combines_of
 
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
@@ -230,7 +230,9 @@ def _weighted(question: Question, config: RunConfig) -> bool:
     if KINDS[question.kind].changes:
         return config.weighting != "equal"
     alike = config.weighting != "labels"
-    return question.kind == "score" and COMBINES[config.combine].valued and not alike
+    return (
+        question.kind == "score" and combines_of(config.plugin)[config.combine].valued and not alike
+    )
 
 
 def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:

@@ -7,8 +7,8 @@ missed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,22 @@ def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
     """
     tensors: Tensors = {}
     rest = {
-        "state": taken_apart(state, State, tensors),
+        "state": taken_apart(replace(state, memories={}), State, tensors),
+        "memories": {
+            name: taken_apart(memory, type(memory), tensors, f"/memory/{name}")
+            for name, memory in state.memories.items()
+        },
         "beside": {p.name: asdict(prefix_of(p)) for p in beside},
     }
     write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
 
 
-def load_state(path: Path) -> State:
+def load_state(path: Path, kinds: Mapping[str, type]) -> State:
     """The state that `save_state` wrote, bit for bit.
+
+    Args:
+        path: where.
+        kinds: the types of memories by name (`fedprune.methods.catalog.memories_of`).
 
     Raises:
         FileNotFoundError: there is none.
@@ -53,10 +61,14 @@ def load_state(path: Path) -> State:
     rest, tensors = _read(path)
     try:
         state: State = put_together(State, rest["state"], tensors)
+        memories = {
+            name: put_together(kinds[name], told, tensors, f"/memory/{name}")
+            for name, told in rest["memories"].items()
+        }
         _check(state)
-    except ValueError as error:  # sound bytes of something else
+    except (AttributeError, KeyError, ValueError) as error:  # sound bytes of something else
         raise ValueError(f"{path.name}: of another version of fedprune: {error}"[:300]) from None
-    return state
+    return replace(state, memories=memories)
 
 
 def _check(state: State) -> None:

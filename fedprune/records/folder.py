@@ -180,7 +180,7 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def rewind(
-    folder: Path, arms: Iterable[str], known: Mapping[str, int]
+    folder: Path, arms: Iterable[str], known: Mapping[str, int], kinds: Mapping[str, type]
 ) -> tuple[list[Row], dict[str, State]]:
     """The rows so far and the states to go on from; rows past a checkpoint are cut off.
 
@@ -188,8 +188,9 @@ def rewind(
         folder: of the run.
         arms: whose.
         known: from `check_resumable`; nothing vouches for what comes after so many bytes.
+        kinds: the types of memories by name.
     """
-    found = {a: load_state(p) for a in arms if (p := checkpoint_path(folder, a)).is_file()}
+    found = {a: load_state(p, kinds) for a in arms if (p := checkpoint_path(folder, a)).is_file()}
 
     def within(name: str) -> list[Row]:
         rows = read_rows(folder / name, known.get(name, 0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.config import RunConfig, all_keys, recorded
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import shaped
 from fedprune.records.folder import CONFIG_NAME
-from fedprune.rounds import measure
 from fedprune.runtime.sums import check_sums, summary_in
 from fedprune.server.rows import quality
-from fedprune.server.state import State, Totals
+from fedprune.server.state import Model, State
 from fedprune.structure.edits import Edits, from_json
 from fedprune.tensors import Masks, Tensors, copied, full_masks, masked, state_of
 
@@ -101,7 +101,7 @@ def continued(config: RunConfig, before: PreviousRun) -> State:
     weights = {n: found[n] if n in fits else w for n, w in fresh.items()}
     masks = full_masks(weights, layout.prunable)
     masks |= {n: m for n, m in before.masks.items() if n in masks and n in fits}
-    return State(0, masked(weights, masks), masks, {}, edits=before.edits)
+    return State(0, Model(masked(weights, masks), masks, before.edits))
 
 
 def on_the_earlier_task(before: PreviousRun, end: State) -> dict[str, Any]:
@@ -116,18 +116,18 @@ def on_the_earlier_task(before: PreviousRun, end: State) -> dict[str, Any]:
         "then": before.quality.get("final"),
     }
     try:
-        measured, totals = _measured_again(before, end)
+        measured = _measured_again(before, end)
     except Exception as error:  # a plugin's code may raise anything, and the new run is over
         return {**told, "now": None, "why": _one_line(f"{type(error).__name__}: {error}")}
-    now = quality(totals, before.config)
+    now = quality(measured.totals, before.config)
     if now is not None:
         return {**told, "now": now}
     reasons = [failure.reason for failure in measured.failures]
     return {**told, "now": None, "why": reasons[0] if reasons else "no example to measure on"}
 
 
-def _measured_again(before: PreviousRun, end: State) -> tuple[State, Totals]:
-    """The state in the earlier run's model, and its sums over that run's test split.
+def _measured_again(before: PreviousRun, end: State) -> Aggregate:
+    """Sums over the earlier run's test split, of the state in that run's model.
 
     What the new model does not share with the earlier one (a head for other classes) is the
     earlier one's.
@@ -141,8 +141,10 @@ def _measured_again(before: PreviousRun, end: State) -> tuple[State, Totals]:
     masks = {n: end.masks.get(n, before.masks.get(n)) for n in host.layout.prunable}
     kept = {n: m for n, m in masks.items() if m is not None}
     masks_now = full_masks(weights, host.layout.prunable) | kept
-    state = replace(end, weights=weights, masks=masks_now, known={}, failures=())
-    return measure(state, inline_port(host), "test")
+    what = (weights, masks_now)
+    question = Question("evaluate", end.round, *what, part="test", edits=end.edits)
+    port = inline_port(host)
+    return port.ask(question, port.measuring())
 
 
 def _one_line(text: str) -> str:

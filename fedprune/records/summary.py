@@ -11,7 +11,9 @@ import torch
 
 from fedprune.codec.masks import mask_digest
 from fedprune.config import RunConfig
+from fedprune.methods.acting import done
 from fedprune.methods.global_mask import cost_of
+from fedprune.methods.measuring import own_sparsity
 from fedprune.protocol.client_privacy import hides
 from fedprune.records.staying import (
     nearly_empty,
@@ -20,8 +22,9 @@ from fedprune.records.staying import (
     uncut,
 )
 from fedprune.redundancy.spectrum import spectrum_of
+from fedprune.server.plan import Plan
 from fedprune.server.rows import quality
-from fedprune.server.state import Plan, State, Totals
+from fedprune.server.state import State, Totals
 from fedprune.structure.cuts import alive_units
 from fedprune.structure.edits import Edits, to_json
 from fedprune.structure.flops import flops
@@ -94,19 +97,21 @@ def summary_of(
         "reading": {} if hides(config) else reading_of(config),
         "shard_sizes": [] if hides(config) else [about.sizes[p] for p in sorted(about.sizes)],
         **_sizes(config, layout, end, about),
+        **_own(end, about),
         "quality": {
             "dense_at_pruning": quality(end.dense_at_pruning or {}, config),
             "final": quality(final[1], config),
             **{arm: quality(totals, config) for arm, totals in baselines},
+            **({"own": quality(end.tested_own, config)} if end.tested_own else {}),
         },
         "naive": dict(about.naive),
-        "bytes_up": end.traffic.up,
-        "bytes_down": end.traffic.down,
-        "bytes_dense": end.traffic.dense,
-        "bytes_evaluation": end.traffic.evaluation,
+        "bytes_up": end.book.traffic.up,
+        "bytes_down": end.book.traffic.down,
+        "bytes_dense": end.book.traffic.dense,
+        "bytes_evaluation": end.book.traffic.evaluation,
         "rounds": config.rounds,
         "rounds_completed": end.completed,
-        "failures": end.failed,
+        "failures": end.book.failed,
         "seconds": round(about.seconds, 3),
     }
 
@@ -126,6 +131,12 @@ def population_of(config: RunConfig) -> dict[str, int]:
     return asdict(replace(found, train_only=0) if hides(config) else found)
 
 
+def _own(end: State, about: About) -> Summary:
+    """How sparse the clients' own models are, where the method gives them some."""
+    found = None if about.plan is None else own_sparsity(end, about.plan, about.sizes)
+    return {} if found is None else {"own_sparsity": found, "short": 0.0}
+
+
 def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summary:
     """How much is left, in all and by layer, counted against the dense model."""
     plan, kept = about.plan, count_kept(end.masks)
@@ -139,7 +150,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
     return {
         "sparsity": (prunable - kept) / prunable,
         "sparsity_asked": config.sparsity,
-        "reached": not end.owed if plan is None else plan.done(end),
+        "reached": not end.pending if plan is None else done(end, plan),
         "short": _short(config, (prunable - kept) / prunable, end, plan),
         "short_why": _why_short(config),
         **_flops(end.masks, plan),
@@ -166,8 +177,8 @@ def _short(config: RunConfig, sparsity: float, end: State, plan: Plan | None) ->
 
     Of a target of bytes or FLOPs, the part of it by which it is missed.
     """
-    if plan is not None and (config.target_bytes or config.target_flops) and not end.owed:
-        cost, target = cost_of(end, plan)
+    if plan is not None and (config.target_bytes or config.target_flops) and not end.pending:
+        cost, target = cost_of(end.model, plan)
         return max(0.0, cost(end.masks) / target - 1.0) if end.edits == plan.edits else 0.0
     asked = config.sparsity or 0.0
     missed = asked - sparsity if config.schedule != "adaptive" else 0.0

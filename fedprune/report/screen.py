@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
+from fedprune.methods.catalog import FOLLOWING, method_name, method_of
 from fedprune.options.refusal import counted
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import told
@@ -221,6 +222,9 @@ def _goal(c: RunConfig) -> str:
     shape = "" if c.unit_shape is None else f" {c.unit_shape[0]},{c.unit_shape[1]}"
     unit = [] if c.unit == "weight" else [f"unit {c.unit}{shape}"]
     by = f"{_amount(c)} by {c.score}"
+    if c.method not in FOLLOWING:
+        scored = f" with {c.score}" if method_of(c).scores else ""
+        by = f"{_amount(c)} by method {method_name(c)}{scored}"
     return ", ".join([by, *whose, *unit, f"scope {c.scope}", when])
 
 
@@ -238,6 +242,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """The last lines of a run, from its summary."""
     metric, quality = summary["metric"], summary["quality"]
     names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
+    names |= {"own": "each client's own model"} if "own" in quality else {}
     others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
     lines = ["", f"{'on the test split':<30} {worded(metric):>10} {'loss':>8}"]
     lines += [
@@ -255,6 +260,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *_beside(summary),
         *_earlier(summary),
         *_nothing_removed(summary),
+        *_own_masks(summary),
         *_not_reached(summary),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
@@ -303,7 +309,14 @@ def _smaller(summary: Mapping[str, Any]) -> list[str]:
     return [f"model     {left:,} of {whole:,} parameters are left in it, {left / whole:.1%}"]
 
 
+def _own_masks(summary: Mapping[str, Any]) -> list[str]:
+    own = summary.get("own_sparsity")
+    return [] if own is None else [f"own       mean sparsity of the clients' own models: {own:.4f}"]
+
+
 def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
+    if "own_sparsity" in summary:
+        return []
     idle = summary["reached"] and summary["sparsity"] == 0 and summary["sparsity_asked"]
     text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
     if str(summary.get("short_why")).startswith("groups"):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedprune.options.plugins import table_in
+
 Merge = Callable[[Tensor, float], Tensor]
 """From the clients' scores, (clients, values) float32, and the trim, to one score, float64."""
 
@@ -146,3 +148,8 @@ NORMALISE_SUMMARIES = {
     "l1": "divided by the sum of their absolute values: every label has the same say",
     "rank": "replaced by rank / n (only for combinations of clients' own scores)",
 }
+
+
+def combines_of(plugin: str) -> dict[str, Combine]:
+    """Every way to combine by name; a plug-in's (its table ``COMBINES``) come last."""
+    return {**COMBINES, **table_in(plugin, "COMBINES", Combine)}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fedprune.options.section import Count, Section, option
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES, NORMALISE_SUMMARIES
+from fedprune.scores.combine import NORMALISE_SUMMARIES, combines_of
 from fedprune.selection.scopes import SCOPES
 
 
@@ -45,7 +45,7 @@ class Scoring(Section):
 class Combining(Section):
     """How the clients' scores become one."""
 
-    combine: str = option("combining", "how clients' scores become one", "sum", names=COMBINES)
+    combine: str = option("combining", "how clients' scores become one", "sum", names=combines_of)
     trim: float | None = option(
         "combining",
         "part that is left out at either end",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from fedprune.options.conditions import Not
 from fedprune.options.section import BY_TASK, Count, Section, option
 from fedprune.selection.ladder import ADAPTIVE
 from fedprune.selection.pools import POOLS
-from fedprune.selection.schedules import SCHEDULES
+from fedprune.selection.schedules import schedules_of
 from fedprune.selection.scopes import SCOPES
 from fedprune.selection.units import DEFAULT_SHAPES, UNITS, WHOLE_UNITS, pattern_sparsity
 from fedprune.structure.channels.groups import STRUCTURES
@@ -46,6 +48,20 @@ def _end(c: Any) -> int:
     )
 
 
+def followed_method(c: Any) -> str:
+    """The method that other options ask for."""
+    if c.masks != "global":
+        return "own-masks"
+    if c.score_during == "tune":
+        return "while-tuning"
+    return str(c.schedule) if c.schedule in ("regrow", "adaptive") else "global"
+
+
+def _as_in_a_file(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as a configuration file has them: lists in place of tuples."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
 class Pruning(Section):
     """Which weights go, how many, when."""
 
@@ -71,6 +87,15 @@ class Pruning(Section):
         None,
         gt=0,
         lt=1,
+    )
+    method: str | None = option(
+        "pruning",
+        "how masks are decided and changes averaged (default: as schedule, masks and score-during "
+        "ask)",
+        derived=followed_method,
+    )
+    method_options: Annotated[dict[str, Any], AfterValidator(_as_in_a_file)] = option(
+        "pruning", "an option of the method and its value", {}
     )
     scope: str = option("pruning", "who competes with whom", "global", derived=_scope, names=SCOPES)
     layers: dict[str, float] = option(
@@ -100,7 +125,7 @@ class Pruning(Section):
         "pruning",
         "way to the sparsity (default cubic)",
         derived=lambda c: c.usual("schedule", "cubic" if c.threshold is None else "one-shot"),
-        names=SCHEDULES,
+        names=schedules_of,
     )
     warmup: int = option(
         "pruning", "dense rounds before the first pruning", BY_TASK, derived=_warmup, ge=0

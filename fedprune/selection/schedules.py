@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from fedprune.options.plugins import table_in
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,14 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def sparsity_at(
-    schedule: str, round_: int, *, start: int, end: int, frequency: int, final: float
+    schedule: str,
+    round_: int,
+    *,
+    start: int,
+    end: int,
+    frequency: int,
+    final: float,
+    table: Mapping[str, Schedule] = SCHEDULES,
 ) -> float:
     """The sparsity in force after `round_`: 0 before `start`, constant between the steps.
 
@@ -87,13 +96,19 @@ def sparsity_at(
     Raises:
         ValueError: no such schedule, `end` before `start`, or a `frequency` below 1.
     """
-    return final * progress_at(
-        schedule, round_, start=start, end=end, frequency=frequency, final=final
-    )
+    when = {"start": start, "end": end, "frequency": frequency}
+    return final * progress_at(schedule, round_, **when, final=final, table=table)
 
 
 def progress_at(
-    schedule: str, round_: int, *, start: int, end: int, frequency: int, final: float
+    schedule: str,
+    round_: int,
+    *,
+    start: int,
+    end: int,
+    frequency: int,
+    final: float,
+    table: Mapping[str, Schedule] = SCHEDULES,
 ) -> float:
     """How much of the way to the final sparsity is gone after `round_`, 0 to 1.
 
@@ -101,10 +116,18 @@ def progress_at(
         ValueError: as `sparsity_at`.
     """
     steps = _steps(start, end, frequency)
-    return _reached(schedule, bisect_right(steps, round_), len(steps), final)
+    return _reached(schedule, bisect_right(steps, round_), len(steps), final, table)
 
 
-def prunes_at(schedule: str, round_: int, *, start: int, end: int, frequency: int) -> bool:
+def prunes_at(
+    schedule: str,
+    round_: int,
+    *,
+    start: int,
+    end: int,
+    frequency: int,
+    table: Mapping[str, Schedule] = SCHEDULES,
+) -> bool:
     """Whether `round_` is a step that changes the masks (of one-shot, only the first does).
 
     Raises:
@@ -113,8 +136,8 @@ def prunes_at(schedule: str, round_: int, *, start: int, end: int, frequency: in
     steps = _steps(start, end, frequency)
     step = bisect_right(steps, round_)
     # Any final sparsity would do: whether a step raises it does not depend on how high it gets.
-    reached, before = (_reached(schedule, i, len(steps), 0.5) for i in (step, step - 1))
-    return round_ in steps and (reached > before or SCHEDULES[schedule].exchanges)
+    reached, before = (_reached(schedule, i, len(steps), 0.5, table) for i in (step, step - 1))
+    return round_ in steps and (reached > before or table[schedule].exchanges)
 
 
 def step_at(round_: int, *, start: int, end: int, frequency: int) -> tuple[int, int]:
@@ -169,8 +192,15 @@ def _steps(start: int, end: int, frequency: int) -> list[int]:
     return [*range(start, end, frequency), end]
 
 
-def _reached(schedule: str, step: int, steps: int, final: float) -> float:
-    if schedule not in SCHEDULES:
-        allowed = ", ".join(SCHEDULES)
+def _reached(
+    schedule: str, step: int, steps: int, final: float, table: Mapping[str, Schedule]
+) -> float:
+    if schedule not in table:
+        allowed = ", ".join(table)
         raise ValueError(f"unknown schedule {schedule!r}: allowed are {allowed}")
-    return SCHEDULES[schedule].fraction(step, steps, final) if step > 0 else 0.0
+    return table[schedule].fraction(step, steps, final) if step > 0 else 0.0
+
+
+def schedules_of(plugin: str) -> dict[str, Schedule]:
+    """Every schedule by name; a plug-in's (its table ``SCHEDULES``) come last."""
+    return {**SCHEDULES, **table_in(plugin, "SCHEDULES", Schedule)}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fedprune.protocol.messages import Aggregate
 from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import COMBINES
+from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence
-from fedprune.server.state import Plan
+from fedprune.server.plan import Plan
 from fedprune.tensors import Tensors
 
 
@@ -31,6 +31,7 @@ class Notes:
         reduced: what ``--reduce`` took out, and the errors that it made.
         undone: what was due in the round and did not happen, for want of answers.
         left_out: the clients that were not asked for their strikes.
+        method: what the method says about the round, by name.
     """
 
     agreement: float | None = None
@@ -43,6 +44,16 @@ class Notes:
     reduced: dict[str, Any] | None = None
     undone: str | None = None
     left_out: tuple[int, ...] | None = None
+    method: dict[str, Any] | None = None
+
+    def joined(self, more: Notes) -> Notes:
+        """These notes and more of the same round: a later one counts, what is undone adds up."""
+        said = {n: v for n, v in vars(more).items() if v is not None}
+        if self.method and more.method:
+            said["method"] = {**self.method, **more.method}
+        if self.undone and more.undone:
+            said["undone"] = f"{self.undone}; {more.undone}"
+        return replace(self, **said)
 
 
 def noted(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Notes:
@@ -51,7 +62,7 @@ def noted(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Notes:
     flipped = c.response is not None  # such votes agree less than the masks they are made of
     own = aggregate.totals.get("own")
     # It is that of the pooled sums: of scores that clients made of their own there are none.
-    error = scores_of(c.plugin)[c.score].error if COMBINES[c.combine].pooled else None
+    error = scores_of(c.plugin)[c.score].error if combines_of(c.plugin)[c.combine].pooled else None
     return Notes(
         None if flipped else agreement_of(aggregate),
         aggregate.totals["overlap"] / own if own else None,

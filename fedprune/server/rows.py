@@ -11,7 +11,8 @@ from fedprune.config import RunConfig
 from fedprune.config.rates import learning_rate
 from fedprune.protocol.messages import Aggregate
 from fedprune.server.diagnostics import Notes
-from fedprune.server.state import Plan, State, Totals
+from fedprune.server.plan import Plan
+from fedprune.server.state import State, Totals
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import measures, shown
 from fedprune.tensors import count_kept, digest
@@ -52,10 +53,13 @@ def row(
     layout = plan.layout
     removed = layout.whole - count_kept(state.masks)
     steps = changes.totals.get("count")
-    over = state.pace is not None and state.pace.done and notes.adaptive is None
+    said = vars(notes)
+    # Only methods with a word of their own to say have the column.
+    said = said if notes.method is not None else {n: v for n, v in said.items() if n != "method"}
+    book = state.book
     return {
         "round": state.round,
-        "phase": "recover" if over else phase,
+        "phase": phase,
         "sparsity": removed / layout.whole,
         "removed": removed,
         "zeros": zeros(state) if plan.config.shrinkage == "proximal" else None,
@@ -71,13 +75,13 @@ def row(
         "lr": learning_rate(plan.config, state.round),
         "cohort": list(cohort),
         "answered": len(changes.answered),
-        "failures": [vars(failure) for failure in state.failures],
-        "notices": list(state.notices) or None,
-        "bytes_up": state.traffic.up,
-        "bytes_down": state.traffic.down,
-        "bytes_evaluation": state.traffic.evaluation,
-        "bytes_dense": state.traffic.dense,
-        **vars(notes),
+        "failures": [vars(failure) for failure in book.failures],
+        "notices": list(book.notices) or None,
+        "bytes_up": book.traffic.up,
+        "bytes_down": book.traffic.down,
+        "bytes_evaluation": book.traffic.evaluation,
+        "bytes_dense": book.traffic.dense,
+        **said,
         "mask_digest": mask_digest(layout.in_origin(state.masks)),
         "weights_digest": digest(state.weights),
     }

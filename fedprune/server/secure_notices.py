@@ -7,30 +7,30 @@ from dataclasses import replace
 
 from fedprune.options.refusal import counted
 from fedprune.protocol.messages import Aggregate
-from fedprune.server.state import State
+from fedprune.server.state import Book
 
 
-def noticed(state: State, kind: str, aggregate: Aggregate) -> State:
-    """The state after one more secure sum: who was in it, and what to say about it.
+def noticed(book: Book, kind: str, aggregate: Aggregate) -> Book:
+    """The book after one more secure sum: who was in it, and what to say about it.
 
     Two sums over sets that differ by one client can be taken from each other. What is left is that
     client's part, as far as both were of the same question. It is said once for every two sets.
     """
     if not aggregate.tries:
-        return state
-    members, notices = frozenset(aggregate.answered), list(state.notices)
+        return book
+    members, notices = frozenset(aggregate.answered), list(book.notices)
     if aggregate.tries > 1:
         notices.append(
             f"{kind}: the secure sum was tried again, "
             f"{counted(len(members), 'client is', 'clients are')} in it"
         )
-    if not members or members in state.sums:
-        return replace(state, notices=tuple(notices))
-    apart = sorted(set(_apart(members, state.sums)))
+    if not members or members in book.sums:
+        return replace(book, notices=tuple(notices))
+    apart = sorted(set(_apart(members, book.sums)))
     if apart:
         who = ", ".join(map(str, apart))
         notices.append(f"{kind}: this sum and an earlier one differ by one client alone: {who}")
-    return replace(state, notices=tuple(notices), sums=(*state.sums, members))
+    return replace(book, notices=tuple(notices), sums=(*book.sums, members))
 
 
 def _apart(members: frozenset[int], earlier: Iterable[frozenset[int]]) -> Iterable[int]:

@@ -2,57 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
 
 from fedprune.protocol.models import shaped
-from fedprune.server.state import Plan, State
+from fedprune.server.plan import Plan
+from fedprune.server.state import Model
 from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.flops import positions_of
+from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tensors import Tensors, count_kept
 
 
-def kept_small(state: State, plan: Plan) -> tuple[State, Plan]:
-    """The state without what its mask has emptied, where ``--shrink every`` asks for that."""
-    return shrunk(state, plan) if plan.config.shrink == "every" else (state, plan)
-
-
-def shrunk(state: State, plan: Plan) -> tuple[State, Plan]:
-    """The state of the model without the units that are wholly masked, and the plan that fits it.
+def shrunk(model: Model, plan: Plan) -> tuple[Model, Plan]:
+    """The model without the units that are wholly masked, and the plan that fits it.
 
     Nothing that is left changes: the new tensors hold the same numbers. Once matrices are shared
     nothing more is cut: a unit of one would be one of another. A model whose mask keeps nothing at
     all (a threshold above every score, with ``--floor 0``) is not cut: no layer would be left.
     """
-    if any(edit.kind == "share" for edit in state.edits) or not count_kept(state.masks):
-        return state, plan
-    edits = edits_of(state.masks, plan.layout, state.edits)
-    return (state, plan) if edits == state.edits else cut_to(state, plan, edits)
+    if any(edit.kind == "share" for edit in model.edits) or not count_kept(model.masks):
+        return model, plan
+    edits = edits_of(model.masks, plan.layout, model.edits)
+    return (model, plan) if edits == model.edits else cut_to(model, plan, edits)
 
 
-def cut_to(state: State, plan: Plan, edits: Edits) -> tuple[State, Plan]:
-    """The state and the plan after further cuts.
+def cut_to(model: Model, plan: Plan, edits: Edits) -> tuple[Model, Plan]:
+    """The model and the plan after further cuts.
 
     Args:
-        state: in the shapes of the plan's layout.
-        plan: as it fits the state.
-        edits: all of them, those that the state has included.
+        model: in the shapes of the plan's layout.
+        plan: as it fits the model.
+        edits: all of them, those that the model has included.
     """
-    smaller, average = fitted(plan, edits), state.moving
+    smaller = fitted(plan, edits)
+    moved = _moving(plan.layout, smaller.layout)
+    return Model(moved(model.weights), moved(model.masks), edits), smaller
 
+
+def _moving(old: Layout, new: Layout) -> Callable[[Tensors], Tensors]:
     def moved(tensors: Tensors) -> Tensors:
-        left = smaller.layout.from_origin(plan.layout.in_origin(tensors))
+        left = new.from_origin(old.in_origin(tensors))
         return {name: left[name] for name in tensors if name in left}
 
-    return replace(
-        state,
-        edits=edits,
-        weights=moved(state.weights),
-        masks=moved(state.masks),
-        early=None if state.early is None else moved(state.early),
-        moving=None if average is None else replace(average, weights=moved(average.weights)),
-    ), smaller
+    return moved
+
+
+def carried(memory: Any, old: Plan, new: Plan) -> Any:
+    """A memory after the model was edited: what it holds of the model is cut as the model was.
+
+    That is every dictionary of tensors under the model's names and in its shapes, wherever in the
+    memory it lies.
+
+    Raises:
+        Reshaped: the model's matrices were replaced, and the memory holds some in their old shapes.
+    """
+    if old.edits == new.edits:
+        return memory
+    replaced = any(e.kind in {"rank", "share"} for e in new.edits if e not in old.edits)
+
+    def change(tensors: Tensors) -> Tensors:
+        shapes = old.layout.shapes
+        if not all(n in shapes and t.shape == shapes[n] for n, t in tensors.items()):
+            return tensors
+        if replaced:
+            raise Reshaped
+        return _moving(old.layout, new.layout)(tensors)
+
+    return _changed(memory, change)
+
+
+class Reshaped(ValueError):
+    """A memory holds what the edited model has no place for."""
+
+
+def _changed(value: Any, change: Callable[[Tensors], Tensors]) -> Any:
+    if isinstance(value, Mapping) and value:
+        if all(isinstance(v, Tensor) for v in value.values()):
+            return change(dict(value))
+        return {key: _changed(v, change) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_changed(v, change) for v in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _changed(getattr(value, f.name), change) for f in fields(value)}
+        )
+    return value
 
 
 def fitted(plan: Plan, edits: Edits) -> Plan:

@@ -16,7 +16,7 @@ from fedprune.options.refusal import counted
 from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS
 from fedprune.protocol.messages import Aggregate, Failure
 from fedprune.protocol.port import Port
-from fedprune.server.state import State
+from fedprune.server.state import Book, State
 
 TIMES = 5.0
 """So many times the running median may a norm be under ``--max-norm auto``."""
@@ -37,30 +37,25 @@ def limit_of(config: RunConfig, norms: Sequence[float]) -> float:
     return TIMES * median(norms) if norms else 0.0
 
 
-def weighed(state: State, changes: Aggregate, config: RunConfig) -> tuple[State, Aggregate]:
-    """The state with the norms that counted, and the changes: none, if they cannot be told apart.
+def weighed(book: Book, changes: Aggregate, config: RunConfig) -> tuple[Book, Aggregate]:
+    """The book with the norms that counted, and the changes: none, if they cannot be told apart.
 
     In the first round that ``auto`` has no limit for, the round's own median takes its place. Whose
     norm is beyond is named and the round is void: its sum holds them.
     """
     norms = dict(zip(changes.answered, changes.norms, strict=False))
-    limit = TIMES * median(norms.values()) if norms and not state.norms else math.inf
+    limit = TIMES * median(norms.values()) if norms and not book.norms else math.inf
     beyond = {p: norm for p, norm in norms.items() if norm > limit and config.max_norm == "auto"}
     failures = tuple(
         Failure(p, "tune", "values", f"a change of norm {norm:.4g}, max-norm is {limit:.4g}")
         for p, norm in beyond.items()
     )
     kept = [norm for p, norm in norms.items() if p not in beyond]
-    state = replace(
-        state,
-        norms=(*state.norms, *kept)[-REMEMBERED:],
-        failures=state.failures + failures,
-        failed=state.failed + len(failures),
-    )
+    book = replace(book, norms=(*book.norms, *kept)[-REMEMBERED:]).with_failures(failures)
     if not beyond:
-        return state, changes
+        return book, changes
     answered = tuple(p for p in changes.answered if p not in beyond)
-    return state, Aggregate(answered=answered, failures=changes.failures + failures)
+    return book, Aggregate(answered=answered, failures=changes.failures + failures)
 
 
 def why_void(changes: Aggregate, cohort: Sequence[int], config: RunConfig) -> str:
@@ -88,20 +83,33 @@ def standing_out(changes: Aggregate) -> dict[int, float]:
     return found if len(found) < len(changes.answered) else {}
 
 
-def blamed(state: State, changes: Aggregate, why: str) -> tuple[State, Aggregate]:
-    """The state and the changes of a round that is void for its model, with the culprits named.
+def booked(
+    state: State, changes: Aggregate, why: str, config: RunConfig
+) -> tuple[State, Aggregate]:
+    """The state after changes came that could count, and they: counted, or void for their model.
 
-    A sum holds them for good. Where clients are added up in secret, or all of them sent much the
-    same, there is nobody to name.
+    Of a void round the culprits are named. A sum holds them for good. Where clients are added up in
+    secret, or all of them sent much the same, there is nobody to name.
+
+    Args:
+        state: of the new model or, if the round is void, of the old one.
+        changes: of all who answered.
+        why: the round is void for this; "" if it is not.
+        config: complete configuration.
     """
+    if not why:
+        counts = dict.fromkeys(changes.answered, state.round) if config.error_feedback else {}
+        book = replace(state.book, counted={**state.book.counted, **counts})
+        return replace(state, book=book), changes
     out = standing_out(changes)
-    failures = tuple(
-        Failure(p, "tune", "values", f"a change of size {size:.4g}: {why}")
-        for p, size in out.items()
+    book = state.book.with_failures(
+        [
+            Failure(p, "tune", "values", f"a change of size {size:.4g}: {why}")
+            for p, size in out.items()
+        ]
     )
     answered = tuple(p for p in changes.answered if p not in out)
-    state = replace(state, failures=state.failures + failures, failed=state.failed + len(failures))
-    return state, replace(changes, answered=answered)
+    return replace(state, book=book), replace(changes, answered=answered)
 
 
 def numberless(failures: Iterable[Failure]) -> set[int]:
@@ -111,7 +119,7 @@ def numberless(failures: Iterable[Failure]) -> set[int]:
 
 def resting_in(state: State) -> tuple[int, ...]:
     """The clients that are left out in the state's round, ascending."""
-    return tuple(sorted(p for p, until in state.resting.items() if until >= state.round))
+    return tuple(sorted(p for p, until in state.book.resting.items() if until >= state.round))
 
 
 def without_resting(port: Port, state: State) -> Port:
@@ -144,19 +152,20 @@ def _own_failures(
 
 def struck(
     state: State, config: RunConfig, cohort: Collection[int], measuring: Collection[int]
-) -> State:
-    """The state after a round, with who failed in how many in a row, and who is left out for it.
+) -> Book:
+    """The book after a round, with who failed in how many in a row, and who is left out for it.
 
     A client that comes back has one try: it is left out again unless it answers. It is no failure
     of a client that another node announces its partition, nor that a model gives no numbers to
     anybody who was asked.
     """
+    book = state.book
     if config.strikes is None:
-        return state
+        return book
     asked = {*cohort, *measuring}
-    failed = _own_failures(state.failures, config, cohort, measuring)
-    strikes = {p: n for p, n in state.strikes.items() if p in failed or p not in asked}
-    strikes |= {p: state.strikes.get(p, 0) + 1 for p in sorted(failed)}
+    failed = _own_failures(book.failures, config, cohort, measuring)
+    strikes = {p: n for p, n in book.strikes.items() if p in failed or p not in asked}
+    strikes |= {p: book.strikes.get(p, 0) + 1 for p in sorted(failed)}
     until = state.round + config.strikes
     out = [p for p in sorted(failed) if strikes[p] >= config.strikes]
     said = tuple(
@@ -164,12 +173,12 @@ def struck(
         f"round {until}"
         for p in out
     )
-    resting = {p: last for p, last in state.resting.items() if last > state.round}
+    resting = {p: last for p, last in book.resting.items() if last > state.round}
     return replace(
-        state,
+        book,
         strikes=strikes,
         resting={**resting, **dict.fromkeys(out, until)},
-        notices=state.notices + said,
+        notices=book.notices + said,
     )
 
 

@@ -36,13 +36,17 @@ def watched() -> Callable[[RunConfig], tuple[Result, Any, list[State]]]:
     return run
 
 
+def teacher_of(state: State) -> bytes:
+    return bytes(state.memories["distil"].teacher)
+
+
 def test_the_teacher_is_the_model_before_it_is_pruned(watched):
     result, asked, states = watched(tiny(**LEARNS))
-    assert [bool(s.teacher) for s in states] == [False, False, True, True, True]
-    _, weights, masks = from_coded(states[2].teacher)
+    assert [bool(teacher_of(s)) for s in states] == [False, False, True, True, True]
+    _, weights, masks = from_coded(teacher_of(states[2]))
     assert all(m.all() for m in masks.values())
     assert same(weights, states[1].weights), "those at the end of the warm-up"
-    taught = state_of(teacher_model(states[-1].teacher, tiny()).requires_grad_(True))
+    taught = state_of(teacher_model(teacher_of(states[-1]), tiny()).requires_grad_(True))
     assert same(taught, states[1].weights)
     tuning = [q for q, _, _ in asked if q.kind == "tune"]
     assert [(bool(q.teacher), q.distil) for q in tuning] == [(False, 0.0)] * 2 + [(True, 1.0)] * 3
@@ -69,8 +73,8 @@ def test_a_partition_receives_a_teacher_once(watched):
         if question.teacher:
             assert question.taught == taught
             taught |= set(aggregate.answered)
-    assert taught == set(states[-1].taught)
-    assert set(states[-1].taught.values()) == {digest_of(states[-1].teacher)}
+    assert taught == set(states[-1].book.taught)
+    assert set(states[-1].book.taught.values()) == {digest_of(teacher_of(states[-1]))}
 
 
 def test_a_question_with_another_teacher_is_refused(cnn):
@@ -157,7 +161,9 @@ def test_a_smaller_student_learns_from_another_run(keys, large):
     assert rows[0][-1]["weights_digest"] != rows[1][-1]["weights_digest"]
     sent = {digest_of(q.teacher) for q, _, _ in eye.asked if q.kind == "tune"}
     assert sent == {digest_of(teacher_in(str(large)))}
-    assert runs[str(large)].state.teacher == b"", "it is in its own folder already"
+    assert runs[str(large)].state.memories["distil"].teacher == b"", (
+        "it is in its own folder already"
+    )
 
 
 @pytest.mark.sampled(1)
@@ -176,7 +182,7 @@ def test_a_student_that_shrinks_learns_from_what_it_was(unit):
     assert not any(row["failures"] for row in result.rows)
     assert result.rows[-1]["divergence"] > 0
     assert any(0 < (row["refit"] or 0) < 1 for row in result.rows)
-    _, weights, _ = from_coded(result.state.teacher)
+    _, weights, _ = from_coded(result.state.memories["distil"].teacher)
     dense = state_of(dense_model(config))
     assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in dense.items()}
 

@@ -16,7 +16,7 @@ from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import load, save_folder
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.folder import write_results
-from fedprune.server.state import State
+from fedprune.server.state import Model, State
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import digest, load_into, masked, state_of
 from tests.runs import same, tiny
@@ -144,7 +144,7 @@ def language_folder(tmp_path_factory) -> Path:
     masks = select({n: state_of(model)[n].abs() for n in names}, 0.8)
     weights = masked(state_of(model), masks)
     load_into(model, weights)
-    write_results(folder, State(1, weights, masks, {}), model.eval(), config, (layout, layout))
+    write_results(folder, State(1, Model(weights, masks)), model.eval(), config, (layout, layout))
     return folder
 
 

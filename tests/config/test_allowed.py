@@ -51,7 +51,7 @@ def lines(key: str, value: Any) -> list[str]:
     if (
         isinstance(value, str)
         and value in ("4.5", "yes", "a,,b", "\0")
-        and key not in ("layers", "ranges")
+        and key not in ("layers", "ranges", "method_options")
     ):
         ways += [lambda: chosen([f"--{key.replace('_', '-')}={value}"])]
     out = []

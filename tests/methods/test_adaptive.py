@@ -111,8 +111,9 @@ def test_it_stops_by_itself_and_asks_nobody_then(tiny: Tiny, house_of: HouseOf):
     assert actions(result) == ["widen", None, None, None]
     assert sparsities(result) == [0.7] * 4
     assert [row["phase"] for row in result.rows] == ["prune", "recover", "recover", "recover"]
-    assert states[-1].pace is not None
-    assert states[-1].pace.done
+    pace = states[-1].memories["adaptive"].pace
+    assert pace is not None
+    assert pace.done
     assert {q.round for q in asked if q.kind in {"score", "compare"}} == {1}
     assert result.summary["reached"]
 
@@ -125,7 +126,7 @@ def test_it_stops_when_tries_get_too_fine(tiny: Tiny, house_of: HouseOf):
     assert result.summary["reached"], "nothing went, since nothing was allowed to"
 
 
-def test_too_few_answers_leave_the_pruning_owed(tiny: Tiny, house_of: HouseOf, spy: Any):
+def test_too_few_answers_leave_the_pruning_pending(tiny: Tiny, house_of: HouseOf, spy: Any):
     config = tiny(
         **{**ADAPTIVE, "min_clients": 3, "tolerance": 10.0, "rounds": 3, "end": 2, "frequency": 9}
     )

@@ -15,20 +15,19 @@ from fedprune import SCORES, Result, RunConfig, federate, select
 from fedprune.client.host import Host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
-from fedprune.methods.global_mask import (
-    _check_seen,
-    decide,
-    merged_client_masks,
-    sparsity_of,
-)
+from fedprune.methods.global_mask import _check_seen, decide, sparsity_of
+from fedprune.methods.own_masks import merged
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.scores.inputs import rows_of
 from fedprune.scores.score import Evidence, Score
 from fedprune.selection.regrowth import exchange
 from fedprune.selection.schedules import exchange_fraction
+from fedprune.server.ask import conversed
 from fedprune.server.diagnostics import agreement_of
-from fedprune.server.state import Plan, State
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
+from fedprune.server.state import Book, Model, State
 from fedprune.server.watch import Watch
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
@@ -59,14 +58,14 @@ def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Run:
     return made
 
 
-def plan_of(host: Host, config: RunConfig) -> Plan:
-    return Plan(config, host.layout, (0, 0))
+def round_of(host: Host, config: RunConfig) -> Round:
+    return Round(5, Plan(config, host.layout, (0, 0)))
 
 
-def state_at(about: Question, round_: int) -> State:
+def dense(about: Question) -> Model:
     """Everything kept, with weights that are 0 where the fixture is pruned."""
     full = {n: torch.ones_like(m) for n, m in about.masks.items()}
-    return State(round_, dict(about.weights), full, {})
+    return Model(dict(about.weights), full)
 
 
 def noise(about: Question, seed: int, clients: int = 1) -> Tensor:
@@ -76,25 +75,25 @@ def noise(about: Question, seed: int, clients: int = 1) -> Tensor:
     return flat
 
 
-def evidence_of(host: Host, state: State, sums: dict[str, Tensor], count: float) -> Evidence:
-    weights = {n: state.weights[n] for n in state.masks}
+def evidence_of(host: Host, model: Model, sums: dict[str, Tensor], count: float) -> Evidence:
+    weights = {n: model.weights[n] for n in model.masks}
     gen = torch.Generator().manual_seed(0)
-    return Evidence(sums, count, weights, state.masks, host.layout, gen)
+    return Evidence(sums, count, weights, model.masks, host.layout, gen)
 
 
-def spread_like(state: State, flat: Tensor) -> dict[str, Tensor]:
+def spread_like(model: Model, flat: Tensor) -> dict[str, Tensor]:
     """Flat values by name: in the order of names, as all flat buffers are."""
-    assert torch.equal(gathered(state.masks, state.masks), torch.ones(PRUNABLE, dtype=torch.bool))
-    names = sorted(state.masks)
-    pieces = flat.split([state.masks[n].numel() for n in names])
-    return {n: p.reshape(state.masks[n].shape) for n, p in zip(names, pieces, strict=True)}
+    assert torch.equal(gathered(model.masks, model.masks), torch.ones(PRUNABLE, dtype=torch.bool))
+    names = sorted(model.masks)
+    pieces = flat.split([model.masks[n].numel() for n in names])
+    return {n: p.reshape(model.masks[n].shape) for n, p in zip(names, pieces, strict=True)}
 
 
-def chosen(state: State, flat: Tensor, **how: Any) -> dict[str, Tensor]:
+def chosen(model: Model, flat: Tensor, **how: Any) -> dict[str, Tensor]:
     """The mask that `select` makes of these scores."""
-    sizes = {n: state.weights[n].abs() for n in state.masks}
-    scores = {n: spread_like(state, flat)[n] for n in state.masks}
-    return select(scores, 0.7, alive=state.masks, magnitude=sizes, **how)
+    sizes = {n: model.weights[n].abs() for n in model.masks}
+    scores = {n: spread_like(model, flat)[n] for n in model.masks}
+    return select(scores, 0.7, alive=model.masks, magnitude=sizes, **how)
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -104,16 +103,16 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_pooled_score_decides(scope: str, cnn: Cnn, tiny: Tiny):
     host, about = cnn
-    state = state_at(about, 5)
+    model = dense(about)
     flat = noise(about, 1)[0].double()
-    sums = spread_like(state, flat)
-    plan = plan_of(host, tiny(scope=scope))
-    evidence = evidence_of(host, state, sums, 7.0)
-    after = decide(state, plan, Aggregate(answered=(0,)), evidence, 0.7)
-    assert equal(after.masks, chosen(state, flat.abs() / 7.0, scope=scope))
+    sums = spread_like(model, flat)
+    r = round_of(host, tiny(scope=scope))
+    evidence = evidence_of(host, model, sums, 7.0)
+    after = decide(model, r, Aggregate(answered=(0,)), evidence, 0.7)
+    assert equal(after.masks, chosen(model, flat.abs() / 7.0, scope=scope))
     assert all(not after.weights[n][~m].any() for n, m in after.masks.items())
     assert equal({n: w for n, w in after.weights.items() if n not in after.masks},
-                 {n: w for n, w in state.weights.items() if n not in state.masks})  # fmt: skip
+                 {n: w for n, w in model.weights.items() if n not in model.masks})  # fmt: skip
 
 
 ONE_BY_ONE = {
@@ -125,56 +124,58 @@ ONE_BY_ONE = {
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_clients_scores_one_by_one_decide(name: str, cnn: Cnn, tiny: Tiny):
     host, about = cnn
-    state = state_at(about, 5)
+    model = dense(about)
     rows = noise(about, 2, clients=5)
     keys = {"trim": 0.2} if name == "trimmed-mean" else {}
-    plan = plan_of(host, tiny(combine=name, **keys))
+    r = round_of(host, tiny(combine=name, **keys))
     aggregate = Aggregate(rows.sum(0).double(), 5.0, {"count": 5.0}, answered=tuple(range(5)))
-    evidence = evidence_of(host, state, {}, 5.0)
-    after = decide(state, plan, replace(aggregate, singles=rows), evidence, 0.7)
-    assert equal(after.masks, chosen(state, ONE_BY_ONE[name](rows)))
+    evidence = evidence_of(host, model, {}, 5.0)
+    after = decide(model, r, replace(aggregate, singles=rows), evidence, 0.7)
+    assert equal(after.masks, chosen(model, ONE_BY_ONE[name](rows)))
 
 
 def test_the_mean_of_clients_scores_decides(cnn: Cnn, tiny: Tiny):
     host, about = cnn
-    state = state_at(about, 5)
+    model = dense(about)
     flat = noise(about, 3)[0].double()
     aggregate = Aggregate(flat * 12.0, 12.0, {"count": 12.0}, answered=(0, 1))
-    evidence = evidence_of(host, state, {}, 12.0)
-    after = decide(state, plan_of(host, tiny(combine="mean")), aggregate, evidence, 0.7)
-    assert equal(after.masks, chosen(state, flat))
+    evidence = evidence_of(host, model, {}, 12.0)
+    after = decide(model, round_of(host, tiny(combine="mean")), aggregate, evidence, 0.7)
+    assert equal(after.masks, chosen(model, flat))
 
 
 def test_votes_decide_and_magnitude_breaks_their_ties(cnn: Cnn, tiny: Tiny):
     host, about = cnn
-    state = state_at(about, 5)
+    model = dense(about)
     votes = torch.randint(0, 4, (PRUNABLE,), generator=torch.Generator().manual_seed(4))
     aggregate = Aggregate(torch.empty(0), 3.0, {"count": 3.0}, votes, answered=(0, 1, 2))
-    evidence = evidence_of(host, state, {}, 3.0)
-    after = decide(state, plan_of(host, tiny(combine="votes")), aggregate, evidence, 0.7)
-    assert equal(after.masks, chosen(state, votes.double()))
-    stay = gathered(after.masks, state.masks)
+    evidence = evidence_of(host, model, {}, 3.0)
+    after = decide(model, round_of(host, tiny(combine="votes")), aggregate, evidence, 0.7)
+    assert equal(after.masks, chosen(model, votes.double()))
+    stay = gathered(after.masks, model.masks)
     assert int(votes[~stay].max()) == int(votes[stay].min()) == 2, "some of the tied go"
-    size = gathered({n: w.abs() for n, w in state.weights.items() if n in state.masks}, state.masks)
+    size = gathered({n: w.abs() for n, w in model.weights.items() if n in model.masks}, model.masks)
     assert size[(votes == 2) & stay].min() >= size[(votes == 2) & ~stay].max()
 
 
 @pytest.mark.parametrize("rule", ["union", "intersection"])
 def test_clients_masks_become_one_mask_of_the_same_size(rule: str, cnn: Cnn, tiny: Tiny):
     host, about = cnn
-    state = state_at(about, 5)
+    model = dense(about)
     each = [
-        gathered(chosen(state, noise(about, seed)[0].double()), state.masks) for seed in range(3)
+        gathered(chosen(model, noise(about, seed)[0].double()), model.masks) for seed in range(3)
     ]
     votes = torch.stack(each).sum(0)
-    after = merged_client_masks(state, plan_of(host, tiny(masks=rule)), votes)
+    r = round_of(host, tiny(masks=rule))
+    talk = merged(model, None, r, Aggregate(votes=votes, answered=(0, 1, 2)))
+    after = conversed(talk, Book(), r.plan, inline_port(host))[0].model
     assert count_kept(after.masks) == PRUNABLE - GONE
-    size = gathered({n: w.abs() for n, w in state.weights.items() if n in state.masks}, state.masks)
+    size = gathered({n: w.abs() for n, w in model.weights.items() if n in model.masks}, model.masks)
     key = votes.double() if rule == "intersection" else torch.where(votes > 0, size, -1.0)
-    assert equal(after.masks, chosen(state, key))
+    assert equal(after.masks, chosen(model, key))
     if rule == "intersection":
-        assert int(votes[gathered(after.masks, state.masks)].min()) >= 1
-        assert (votes[~gathered(after.masks, state.masks)] < 3).all(), "what all kept stays"
+        assert int(votes[gathered(after.masks, model.masks)].min()) >= 1
+        assert (votes[~gathered(after.masks, model.masks)] < 3).all(), "what all kept stays"
 
 
 def test_agreement_by_hand():
@@ -211,7 +212,7 @@ def test_an_exchange_drops_by_score_and_grows_by_gradient(run: Run):
     flat = torch.zeros(PRUNABLE, dtype=torch.float64)
     alive = torch.cat([before.masks[n].flatten() for n in names])
     flat[alive] = dropped.total
-    full = State(0, before.weights, {n: m | True for n, m in before.masks.items()}, {})
+    full = Model(before.weights, {n: m | True for n, m in before.masks.items()})
     scores, gains = spread_like(full, flat.abs()), spread_like(full, grown.total.abs())
     expected = exchange(
         before.masks,
@@ -312,11 +313,11 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(keys: dict[str, Any], ru
 
     once = {"schedule": "one-shot", "end": 2, "min_clients": 2}
     result, _, states = run(silent, **once, **keys)
-    assert [state.owed for state in states] == [False, True, False]
+    assert [state.pending for state in states] == [False, True, False]
     assert [row["removed"] for row in result.rows] == [0, 0, GONE]
     assert result.summary["reached"]
     never, _, ends = run(lambda q, p: q.round > 1 and p > 0, **once, **keys)
-    assert ends[-1].owed
+    assert ends[-1].pending
     assert not never.summary["reached"]
     assert never.summary["sparsity"] == 0.0
 
@@ -327,7 +328,7 @@ def test_an_exchange_that_too_few_answered_changes_no_mask(run: Run):
 
     result, _, states = run(silent, schedule="regrow", min_clients=2)
     assert equal(states[1].masks, states[2].masks)
-    assert (states[2].owed, result.rows[2]["exchanged"]) == (True, None)
+    assert (states[2].pending, result.rows[2]["exchanged"]) == (True, None)
 
 
 @pytest.mark.parametrize("target", [16_000, 25_000])

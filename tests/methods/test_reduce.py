@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune import RunConfig, Shard, federate, load, rounds
+from fedprune import RunConfig, Shard, federate, load
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
-from fedprune.methods.global_mask import pruned
+from fedprune.methods.acting import begun, thinned
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
 from fedprune.redundancy.unit_weights import producers_of, without_units
 from fedprune.run import _opening
-from fedprune.server.ask import bench_for
-from fedprune.server.diagnostics import Notes
-from fedprune.server.state import Plan, State
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
+from fedprune.server.state import State
 from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.structure.layout import as_rows
 from fedprune.structure.low_rank_layers import Factored
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
-from fedprune.tensors import count_kept, load_into, masked, state_of
+from fedprune.tensors import count_kept, load_into, state_of
 
 Tiny = Callable[..., RunConfig]
 Reduces = Callable[..., RunConfig]
@@ -67,12 +67,14 @@ def logits(config: RunConfig, state: State) -> Tensor:
 def reduce(
     state: State, plan: Plan, port: Port, cohort: list[int]
 ) -> tuple[State, Plan, dict[str, Any] | None]:
-    after, plan, notes = rounds.reduce(state, bench_for(plan, port, cohort), Notes())
-    return after, plan, notes.reduced
+    r = Round(3, plan, cohort)
+    after, r, notes = thinned(begun(state, r), r, port)
+    return after, r.plan, notes.reduced
 
 
 def changed(state: State, weights: dict[str, Tensor]) -> State:
-    return replace(state, weights={**state.weights, **weights})
+    model = replace(state.model, weights={**state.weights, **weights})
+    return replace(state, model=model)
 
 
 def close(left: Tensor, right: Tensor) -> bool:
@@ -98,7 +100,7 @@ def test_a_matrix_of_low_rank_becomes_factors_that_do_the_same(reduces: Reduces)
     assert count_kept(state.masks) - count_kept(after.masks) == less
     assert fits.layout.shapes == {n: w.shape for n, w in after.weights.items()}
     assert after.masks.keys() == set(fits.layout.prunable)
-    assert after.traffic.up > 0
+    assert after.book.traffic.up > 0
 
 
 def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces: Reduces):
@@ -123,7 +125,7 @@ def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces: Reduces
     assert told["rank_errors"][name] == pytest.approx(float(error), rel=1e-2)
     plain = replace(plan, config=reduces(rank_budget=0.5, rank_by="weights"))
     other, _, _ = reduce(state, plain, port, [1])
-    assert other.traffic.up == 0
+    assert other.book.traffic.up == 0
 
 
 def test_a_budget_is_kept(reduces: Reduces):
@@ -142,7 +144,8 @@ def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(
 ):
     state, plan, port = opened(reduces(reduce=(method, "low-rank"), rank_energy=0.9))
     path = next(g.path for g in plan.layout.structure.groups if "mlp" in g.path)
-    empty = pruned(state, without_units(state.masks, plan.layout, {path: (0, 5)}))
+    masks = without_units(state.masks, plan.layout, {path: (0, 5)})
+    empty = replace(state, model=state.model.under(masks))
     after, fits, told = reduce(empty, plan, port, [0, 1])
     assert told is not None
     assert path not in told.get("dead", {})
@@ -166,7 +169,7 @@ def test_validation_decides_how_far_to_go(reduces: Reduces):
     if not within[-1]:
         assert (after.edits, told["ranks"], fits.edits) == ((), {}, ())
         assert len(losses) == 7
-    assert after.traffic.evaluation > 0
+    assert after.book.traffic.evaluation > 0
 
 
 def test_dead_and_duplicate_neurons_leave_the_model_without_a_trace(reduces: Reduces):
@@ -204,8 +207,8 @@ def test_merging_alone_keeps_the_function(reduces: Reduces):
     masks = {n: m.clone() for n, m in state.masks.items()}
     reader = group.parts[-1].tensor
     masks[reader][:, 2] = False  # what is added to a removed weight brings it back
-    state = replace(changed(state, weights), masks=masks)
-    state = replace(state, weights=masked(state.weights, masks))
+    state = changed(state, weights)
+    state = replace(state, model=state.model.under(masks))
     after, _, told = reduce(state, plan, port, [0, 1])
     assert told is not None
     assert told["merged"] == {group.path: 1}
@@ -224,7 +227,7 @@ def test_equal_matrices_become_one_and_stay_one(reduces: Reduces):
     assert told["shared"] == [[second, first, 0.0]]
     assert second not in after.weights
     assert second not in after.masks
-    assert after.traffic == state.traffic
+    assert after.book.traffic == state.book.traffic
     assert torch.equal(logits(config, after), logits(config, state))
     assert fits.layout.parameters == plan.layout.parameters - state.weights[first].numel()
 

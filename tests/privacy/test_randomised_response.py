@@ -24,7 +24,9 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.votes import response_release, told, vote_units_of
 from fedprune.server.ask import evidence_of
-from fedprune.server.state import Plan, first_state
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
+from fedprune.server.state import first_state
 from fedprune.tensors import copied, full_masks, gathered, state_of
 from tests.runs import house_of, played, same, tiny
 
@@ -155,14 +157,14 @@ def test_the_server_ranks_by_debiased_counts():
     config = tiny(**VOTES, response=20.0)
     host = house_of(config)
     question = asked(host)
-    state = first_state(host.model, host.layout)
+    model = first_state(host.model, host.layout).model
     plan = Plan(config, host.layout, (0, 0))
     form = form_of(question, config, host.layout)
     aggregate = Aggregate(
         votes=torch.arange(form.voters) % 4, answered=(0, 1, 2), totals={"count": 1.0}
     )
-    scores = scored(aggregate, evidence_of(state, plan, ()), plan)
-    units = vote_units_of(config, host.layout, state.masks).units
+    scores = scored(aggregate, evidence_of(model, Round(0, plan), ()), plan)
+    units = vote_units_of(config, host.layout, model.masks).units
     right = debiased(aggregate.votes, 3, flip_probability(20.0, units))
     assert torch.allclose(gathered(scores, {}), right)
 

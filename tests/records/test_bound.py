@@ -11,6 +11,7 @@ from fedprune import ConfigError, RunConfig, federate
 from fedprune.client.host import build_host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
+from fedprune.methods.catalog import memories_of
 from fedprune.records.bound import began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import save_state
 from fedprune.records.folder import (
@@ -24,7 +25,7 @@ from fedprune.records.folder import (
     rewind,
 )
 from fedprune.runtime.files import read_verified, write_atomically, write_verified
-from fedprune.server.state import State
+from fedprune.server.state import Model, State
 from tests.records.harm import all_refused
 from tests.runs import Killed, cut_short, tiny
 
@@ -84,7 +85,7 @@ def foreign_arm(folder: Path) -> None:
 
 
 def newest_gone(folder: Path) -> None:
-    save_state(State(0, {}, {}, {}), checkpoint_path(folder, "warm"), growing(folder))
+    save_state(State(0, Model({}, {})), checkpoint_path(folder, "warm"), growing(folder))
     checkpoint_path(folder, "pruned").unlink()
 
 
@@ -117,7 +118,7 @@ def test_rows_that_no_checkpoint_vouches_for_do_not_count(copied, name, harm):
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write(whole.splitlines(keepends=True)[-1] if harm == "a row twice" else b"\xff{}\n")
-    rows, _ = rewind(copied[1], ["pruned"], check_resumable(copied[1]))
+    rows, _ = rewind(copied[1], ["pruned"], check_resumable(copied[1]), memories_of(""))
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert path.read_bytes() == whole
 

@@ -12,8 +12,8 @@ import torch
 from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
-from fedprune.learning.moving_average import Moving
-from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.methods.catalog import METHODS, RIDERS, memories_of
+from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.records.folder import (
@@ -24,68 +24,37 @@ from fedprune.records.folder import (
     rewind,
 )
 from fedprune.runtime.files import write_atomically
-from fedprune.selection.ladder import AdaptiveState
-from fedprune.server.state import State, Traffic
+from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
-from fedprune.structure.edits import Edit
+from fedprune.structure.edits import Edits
+from tests.filled import TINY, alike, filled
 from tests.runs import Killed, Spy, house_of, killed_after, same, tiny
 
-FULL = State(
-    7,
-    {"z": torch.tensor([[1e-40, -0.0], [float("inf"), 0.1]]), "a": torch.tensor(3.0)},
-    {"z": torch.tensor([[True, False], [False, True]])},
-    {3: "abc", 11: "def"},
-    Traffic(1, 2**40, 3, 4),
-    6,
-    (Failure(3, "tune", "z", "NaN or infinite"),),
-    9,
-    {"loss": 0.1 + 0.2, "correct": 3, "count": 7},
-    True,
-    {"a": torch.tensor(-0.0), "z": torch.tensor([[1.5, 1e-42], [0.0, 3.0]])},
-    (Edit("head", "h.0", (0, 2)),),
-    b"\x00a model\xff",
-    {11: "ghi"},
-    AdaptiveState(0.1 + 0.2, 1e-300, done=True),
-    Moving({"z": torch.tensor([[0.5, -1e-42], [0.0, 7.0]]), "a": torch.tensor(0.1)}, 4),
-    (frozenset({3, 0, 7}), frozenset({3, 0})),
-    ("tune: again",),
-    3,
-    True,
-    {3: 6, 0: 2},
-    (0.1 + 0.2, 1e-300),
-    {3: 2},
-    {5: 9},
-    {"loss": 0.3, "count": 7.0},
+KINDS = memories_of("")
+FULL = replace(
+    filled(State, TINY),
+    model=Model(TINY, {"z": torch.tensor([[True, False], [False, True]])}, filled(Edits)),
+    memories={name: filled(kind) for name, kind in reversed(KINDS.items())},
 )
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
-    assert len(fields(State)) == 25, "a new field must be in FULL above and in the file"
+def test_a_state_and_every_memory_come_back_bit_for_bit(tmp_path):
     save_state(FULL, tmp_path / "deep" / "er" / "state.safetensors")
-    seen = load_state(tmp_path / "deep" / "er" / "state.safetensors")
-    assert same(seen.weights, FULL.weights)
-    assert same(seen.masks, FULL.masks)
-    assert torch.signbit(seen.weights["z"][0, 1])
-    assert (list(seen.weights), list(seen.masks)) == (["z", "a"], ["z"]), "in the same order"
-    assert same(seen.early, FULL.early)
-    assert list(seen.early) == ["a", "z"]
-    assert same(seen.moving.weights, FULL.moving.weights)
-    assert (list(seen.moving.weights), seen.moving.rounds) == (["z", "a"], 4)
-    empty: dict[str, Any] = {"weights": {}, "masks": {}, "early": None, "moving": None}
-    assert replace(seen, **empty) == replace(FULL, **empty)
+    seen = load_state(tmp_path / "deep" / "er" / "state.safetensors", KINDS)
+    assert alike(seen, FULL)
+    assert seen.memories.keys() == METHODS.keys() | RIDERS.keys()
+    assert all(vars(memory) for n, memory in seen.memories.items() if fields(KINDS[n]))
 
 
 def test_a_first_state_comes_back_too(tmp_path):
-    first = State(0, {"a": torch.zeros(2)}, {}, {})
+    first = State(0, Model({"a": torch.zeros(2)}, {}), memories={"rewind": KINDS["rewind"]()})
     save_state(first, tmp_path / "state")
-    seen = load_state(tmp_path / "state")
-    assert (seen.round, seen.known, seen.dense_at_pruning, seen.owed) == (0, {}, None, False)
-    assert (seen.early, seen.pace, seen.moving) == (None, None, None)
+    assert alike(load_state(tmp_path / "state", KINDS), first)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"resume={tmp_path / 'none'}: no checkpoint"):
-        load_state(tmp_path / "none")
+        load_state(tmp_path / "none", KINDS)
 
 
 def test_a_file_is_the_old_one_or_the_new_one_whole(tmp_path, monkeypatch):
@@ -255,7 +224,7 @@ def test_a_finished_run_resumed_is_as_it_was(runs):
     assert_as_unbroken(runs.folder, runs.whole)
 
 
-def test_a_failure_and_an_owed_pruning_survive_a_kill(tmp_path):
+def test_a_failure_and_a_pending_pruning_survive_a_kill(tmp_path):
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
     host = house_of(config)
 
@@ -270,7 +239,7 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(tmp_path):
     federate(config, port(), folder=whole)
     with pytest.raises(Killed):
         federate(config, port(), folder=folder, watch=killed_after(3, "pruned"))
-    assert load_state(checkpoint_path(folder, "pruned")).owed
+    assert load_state(checkpoint_path(folder, "pruned"), KINDS).pending
     federate(config, port(), folder=folder, resume=True)
     assert_as_unbroken(folder, whole)
     assert read_rows(folder / "rounds.jsonl")[3]["removed"] > 0
@@ -278,7 +247,8 @@ def test_a_failure_and_an_owed_pruning_survive_a_kill(tmp_path):
 
 def test_rewinding_gives_the_rows_and_the_states(unbroken):
     known = check_resumable(unbroken.whole)
-    rows, states = rewind(unbroken.whole, ["pruned", "dense", "random", "warm", "never"], known)
+    arms = ["pruned", "dense", "random", "warm", "never"]
+    rows, states = rewind(unbroken.whole, arms, known, KINDS)
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5] * 3
     ends = {"pruned": 5, "dense": 5, "random": 5, "warm": 2}
     assert {arm: state.round for arm, state in states.items()} == ends
@@ -309,7 +279,7 @@ def test_a_run_of_any_kind_killed_after_any_round_ends_as_an_unbroken_one(keys, 
     for round_ in (1, 2, 3, 4):
         runs = replace(whole, folder=tmp_path / str(round_))
         runs.cut(round_)
-        early = load_state(checkpoint_path(runs.folder, "pruned")).early
+        early = load_state(checkpoint_path(runs.folder, "pruned"), KINDS).memories.get("rewind")
         assert (early is None) == ("rewind" not in keys)
         runs.ends_as_unbroken()
 
@@ -319,5 +289,5 @@ def test_weights_to_go_back_to_are_those_of_the_first_run(tmp_path):
     states: dict[int, State] = {}
     watch = Watch(row=lambda row, _seconds, state: states.update({row["round"]: state}))
     federate(config, inline_port(house_of(config)), folder=tmp_path, watch=watch)
-    saved = load_state(checkpoint_path(tmp_path, "pruned")).early
+    saved = load_state(checkpoint_path(tmp_path, "pruned"), KINDS).memories["rewind"].early
     assert same(saved, states[1].weights)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
-from test_checkpoint import FULL
+from test_checkpoint import FULL, KINDS
 
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger import END_NAME, LEDGER_NAME, Terms, open_ledger
@@ -86,19 +86,31 @@ def with_head(path: Path, change: Callable[[Any], Iterator[Any]]) -> Iterator[No
 
 def test_a_state_is_of_its_types_or_refused_by_name(tmp_path):
     path = tmp_path / "run" / "checkpoint" / "pruned.safetensors"
-    save_state(replace(FULL, dense_at_pruning={"loss": 0.5}), path)
+    totals = {key: {"loss": 0.5} for key in ("dense_at_pruning", "tested", "tested_own")}
+    save_state(replace(FULL, **totals), path)
     count = 0
-    for _ in with_head(path, lambda said: ({**said, "state": s} for s in changed(said["state"]))):
+
+    def harmed(said: Any) -> Iterator[Any]:
+        yield from ({**said, "state": s} for s in changed(said["state"]))
+        for name, memory in said["memories"].items():
+            for other in changed(memory):
+                yield {**said, "memories": {**said["memories"], name: other}}
+
+    for _ in with_head(path, harmed):
         count += 1
         with pytest.raises(ValueError, match=r"pruned\.safetensors"):
-            load_state(path)
+            load_state(path, KINDS)
     assert count > 500
-    assert load_state(path).round == FULL.round
+    assert load_state(path, KINDS).round == FULL.round
 
 
 @pytest.mark.parametrize(
     ("name", "tensor"),
-    [("masks/z", torch.ones(2, 2)), ("masks/z", torch.ones(4).bool()), ("teacher", torch.ones(3))],
+    [
+        ("model/masks/z", torch.ones(2, 2)),
+        ("model/masks/z", torch.ones(4).bool()),
+        ("memory/distil/teacher", torch.ones(3)),
+    ],
 )
 def test_a_tensor_is_what_it_is_for(name, tensor, tmp_path):
     path = tmp_path / "pruned.safetensors"
@@ -108,7 +120,7 @@ def test_a_tensor_is_what_it_is_for(name, tensor, tmp_path):
     about = json.loads(content[8 : 8 + length])["__metadata__"]
     write_verified(path, save({**load(content), f"/{name}": tensor}, about))
     with pytest.raises(ValueError, match=r"pruned\.safetensors: .*(mask of z|teacher)"):
-        load_state(path)
+        load_state(path, KINDS)
 
 
 def test_what_lies_beside_a_checkpoint_is_told_in_its_types(tmp_path):

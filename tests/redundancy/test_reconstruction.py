@@ -21,9 +21,16 @@ from fedprune.redundancy.reconstruction import (
     sizes_of,
 )
 from fedprune.scores.inputs import inputs_of
-from fedprune.server.ask import Bench, bench_for
-from fedprune.server.state import Plan, State
-from fedprune.structure.layers import input_rows, layers_of, output_rows, watching
+from fedprune.server.ask import conversed
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round, Step
+from fedprune.server.state import Book, Model
+from fedprune.structure.layers import (
+    input_rows,
+    layers_of,
+    output_rows,
+    watching,
+)
 from fedprune.structure.layout import as_rows
 from fedprune.tasks.task import Part
 from fedprune.tensors import copied, load_into, masked
@@ -111,7 +118,9 @@ def rows_through(model: Any, names: list[str], host: Host, part: Part) -> dict[s
 
 @pytest.mark.parametrize("model", ["cnn", "llama"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_clients_sums_are_those_of_pooled_data(kind, model, request):
+def test_clients_sums_are_those_of_pooled_data(
+    kind: str, model: str, request: pytest.FixtureRequest
+):
     host, question = request.getfixturevalue(model)
     before, pruned, dense = pair(host, question)
     names = list(host.layout.prunable)
@@ -137,28 +146,33 @@ def test_clients_sums_are_those_of_pooled_data(kind, model, request):
         assert {outputs_of(names[0]), sizes_of(names[0]), inputs_of(names[0])} <= sums.keys()
 
 
-def bench_of(host: Host, config: RunConfig, cohort: list[int]) -> Bench:
-    port = inline_port(host)
+def fit(
+    before: Model, pruned: Model, host: Host, config: RunConfig, cohort: list[int]
+) -> tuple[Step, Book]:
+    """What comes of a pruned model's reconstruction, and what was asked for it."""
     plan = Plan(config, host.layout, (1, 1))
-    return bench_for(plan, port, cohort)
+    talk = reconstructed(before, pruned, None, Round(4, plan, cohort))
+    return conversed(talk, Book(), plan, inline_port(host))
 
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_a_pruned_model_comes_closer_to_what_it_was(kind, calibration, llama):
+def test_a_pruned_model_comes_closer_to_what_it_was(
+    kind: str, calibration: str, llama: tuple[Host, Question]
+):
     host, question = llama
     before, pruned, dense = pair(host, question)
     full = {n: torch.ones_like(m) for n, m in question.masks.items()}
-    first = State(4, dense, full, {})
-    then = State(4, masked(dense, question.masks), question.masks, {})
+    first = Model(dense, full)
     keys = {"task": "shakespeare", "clients": 3, "cohort": 3, "scope": "layer"}
     config = tiny(**keys, reconstruct=kind, calibration=calibration)
-    bench = bench_of(host, config, [0, 1, 2])
-    state, left = reconstructed(then, first, bench)
+    step, _ = fit(first, first.under(question.masks), host, config, [0, 1, 2])
+    model, left = step.model, step.notes.refit
+    assert left is not None
     assert 0.0 < left < 1.0
     part = host.shards[0].train
     fitted = copy.deepcopy(pruned)
-    load_into(fitted, state.weights)
+    load_into(fitted, model.weights)
     with torch.no_grad():
         logits = [host.task.loss(m, part).logits for m in (before, pruned, fitted)]
     assert all(z is not None for z in logits)
@@ -166,13 +180,13 @@ def test_a_pruned_model_comes_closer_to_what_it_was(kind, calibration, llama):
     most = {"inputs": {"dense": 0.9, "sequential": 0.3}, "outputs": {}}[kind].get(calibration, 0.1)
     assert apart[1] < most * apart[0]
     for n, m in question.masks.items():
-        assert not state.weights[n][~m].any()
-        assert state.weights[n].dtype == torch.float32
+        assert not model.weights[n][~m].any()
+        assert model.weights[n].dtype == torch.float32
     spared = [n for n in dense if n not in question.masks]
-    assert all(torch.equal(state.weights[n], dense[n]) for n in spared)
+    assert all(torch.equal(model.weights[n], dense[n]) for n in spared)
 
 
-def test_layers_are_fitted_in_order_those_with_one_input_together(llama):
+def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[Host, Question]):
     layer = "model.layers.0."
     assert in_order(llama[0].layout)[:4] == [
         tuple(f"{layer}self_attn.{n}_proj.weight" for n in "qkv"),
@@ -182,27 +196,27 @@ def test_layers_are_fitted_in_order_those_with_one_input_together(llama):
     ]
 
 
-def test_without_enough_answers_weights_stay(llama):
+def test_without_enough_answers_it_comes_to_nothing(llama: tuple[Host, Question]):
     host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, min_clients=3, reconstruct="inputs")
-    first = State(4, question.weights, {n: m | True for n, m in question.masks.items()}, {})
-    then = State(4, question.weights, question.masks, {})
-    state, left = reconstructed(then, first, bench_of(host, config, [0, 1]))
-    assert left is None
-    assert state.weights is then.weights
-    assert state.owed, "a pruning with all that belongs to it is made up for"
-    assert state.traffic.up > 0
+    first = Model(question.weights, {n: m | True for n, m in question.masks.items()})
+    step, book = fit(first, first.under(question.masks), host, config, [0, 1])
+    assert step.undone, "a pruning with all that belongs to it is made up for"
+    assert step.notes.refit is None
+    assert book.traffic.up > 0
 
 
-def test_a_round_without_a_pruning_asks_nothing(llama):
+def test_a_round_without_a_pruning_asks_nothing(llama: tuple[Host, Question]):
     host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, reconstruct="inputs")
-    state = State(4, question.weights, question.masks, {})
-    assert reconstructed(state, state, bench_of(host, config, [0]))[0] is state
+    model = Model(question.weights, question.masks)
+    step, book = fit(model, model, host, config, [0])
+    assert step.model is model
+    assert book == Book()
 
 
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_a_run_reconstructs_after_each_pruning(kind):
+def test_a_run_reconstructs_after_each_pruning(kind: str):
     config = tiny(reconstruct=kind)
     eye = Spy(inline_port(house_of(config)))
     result = federate(config, eye.port)

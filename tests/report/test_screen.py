@@ -12,7 +12,7 @@ from torch import nn
 from fedprune.config import RunConfig
 from fedprune.protocol.messages import Question
 from fedprune.report.screen import Screen, _nothing_removed, closing_lines, in_bytes
-from fedprune.server.state import State
+from fedprune.server.state import Model, State
 from fedprune.structure.layout import layout_of
 from fedprune.tensors import NOTES
 
@@ -27,7 +27,7 @@ ROW = {
     "bytes_down": 999,
     "failures": [{"partition": 4, "phase": "tune", "field": "values", "reason": "[red]NaN[/red]"}],
 }
-STATE = State(3, {}, {}, {})
+STATE = State(3, Model({}, {}))
 
 
 def screen(*, terminal: bool) -> tuple[Screen, StringIO]:

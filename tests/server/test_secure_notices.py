@@ -4,28 +4,28 @@ import torch
 
 from fedprune.protocol.messages import Aggregate
 from fedprune.server.secure_notices import noticed
-from fedprune.server.state import State
+from fedprune.server.state import Book
 
 
 def summed(*clients: int, tries: int = 1) -> Aggregate:
     return Aggregate(torch.zeros(1), 1.0, answered=clients, tries=tries)
 
 
-def after(*sums: Aggregate) -> State:
-    state = State(1, {}, {}, {})
+def after(*sums: Aggregate) -> Book:
+    book = Book()
     for aggregate in sums:
-        state = noticed(state, "tune", aggregate)
-    return state
+        book = noticed(book, "tune", aggregate)
+    return book
 
 
 def test_sums_in_the_open_leave_no_trace():
-    assert after(summed(0, 1, 2, tries=0), summed(0, 1, tries=0)) == State(1, {}, {}, {})
+    assert after(summed(0, 1, 2, tries=0), summed(0, 1, tries=0)) == Book()
 
 
 def test_sums_that_one_client_tells_apart_are_named_once():
-    state = after(summed(0, 1, 2), summed(0, 1, 2), summed(1, 2), summed(2, 1), summed(0, 1, 2))
-    assert state.notices == ("tune: this sum and an earlier one differ by one client alone: 0",)
-    assert state.sums == (frozenset({0, 1, 2}), frozenset({1, 2}))
+    book = after(summed(0, 1, 2), summed(0, 1, 2), summed(1, 2), summed(2, 1), summed(0, 1, 2))
+    assert book.notices == ("tune: this sum and an earlier one differ by one client alone: 0",)
+    assert book.sums == (frozenset({0, 1, 2}), frozenset({1, 2}))
 
 
 def test_sums_that_differ_by_more_or_not_at_all_are_fine():
@@ -33,8 +33,8 @@ def test_sums_that_differ_by_more_or_not_at_all_are_fine():
 
 
 def test_a_sum_between_two_others_names_both_clients():
-    state = after(summed(0, 1, 2), summed(0, 1, 2, 3, 4), summed(0, 1, 2, 4))
-    assert state.notices[-1].endswith("one client alone: 3, 4")
+    book = after(summed(0, 1, 2), summed(0, 1, 2, 3, 4), summed(0, 1, 2, 4))
+    assert book.notices[-1].endswith("one client alone: 3, 4")
 
 
 def test_a_second_try_is_told_with_how_many_are_in_it():
@@ -44,6 +44,6 @@ def test_a_second_try_is_told_with_how_many_are_in_it():
 
 
 def test_of_no_sum_nobody_is_remembered():
-    state = noticed(State(1, {}, {}, {}), "score", Aggregate(tries=2))
-    assert state.sums == ()
-    assert state.notices == ("score: the secure sum was tried again, 0 clients are in it",)
+    book = noticed(Book(), "score", Aggregate(tries=2))
+    assert book.sums == ()
+    assert book.notices == ("score: the secure sum was tried again, 0 clients are in it",)

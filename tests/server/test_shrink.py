@@ -1,7 +1,6 @@
 """What a mask has emptied leaves the model: same choices, same numbers, fewer bytes."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,18 @@ from fedprune import Result, RunConfig, federate, load
 from fedprune.client.host import Host, build_host, with_edits
 from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
+from fedprune.methods.catalog import memories_of
 from fedprune.protocol.models import layout_at, shaped
 from fedprune.protocol.questions import decode_question, encode_question
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import run
 from fedprune.run import _opening
-from fedprune.server.ask import question_about
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
 from fedprune.server.shrink import fitted, shrunk
-from fedprune.server.state import State
+from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
-from fedprune.tensors import count_kept, load_into, masked, shapes_of, state_of
+from fedprune.tensors import count_kept, load_into, shapes_of, state_of
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], Host]
@@ -48,11 +49,12 @@ def plays(tiny: Tiny) -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
-def halved(plays: Callable[..., RunConfig]) -> tuple[RunConfig, State, State, Any, Any]:
+def halved(plays: Callable[..., RunConfig]) -> tuple[RunConfig, Model, Model, Plan, Plan]:
     """A model half of whose neurons and one whole sub-layer are masked, before and after."""
     config = plays()
     state, plan = _opening(config, None, None)
-    masks = {n: m.clone() for n, m in state.masks.items()}
+    model = state.model
+    masks = {n: m.clone() for n, m in model.masks.items()}
     for group in plan.layout.structure.groups:
         gone = slice(0, None) if group.path.endswith("layers.1.mlp") else slice(0, None, 2)
         for part in group.parts:
@@ -61,18 +63,18 @@ def halved(plays: Callable[..., RunConfig]) -> tuple[RunConfig, State, State, An
                 masks[part.tensor][lines] = False
             else:
                 masks[part.tensor][:, lines] = False
-    state = replace(state, masks=masks, weights=masked(state.weights, masks))
-    small, smaller = shrunk(state, plan)
-    return config, state, small, plan, smaller
+    model = model.under(masks)
+    small, smaller = shrunk(model, plan)
+    return config, model, small, plan, smaller
 
 
-def test_a_shrunk_state_is_the_same_function_with_fewer_numbers(halved: Any):
-    config, state, small, plan, smaller = halved
+def test_a_shrunk_model_is_the_same_function_with_fewer_numbers(halved: Any):
+    config, whole, small, plan, smaller = halved
     assert smaller.layout.parameters < plan.layout.parameters
-    assert count_kept(small.masks) == count_kept(state.masks)
+    assert count_kept(small.masks) == count_kept(whole.masks)
     assert all(m.all() for m in small.masks.values())
     logits = []
-    for at, edits in ((state, ()), (small, small.edits)):
+    for at, edits in ((whole, ()), (small, small.edits)):
         model, _ = shaped(config, edits)
         load_into(model, at.weights)
         with torch.no_grad():
@@ -80,13 +82,13 @@ def test_a_shrunk_state_is_the_same_function_with_fewer_numbers(halved: Any):
     assert torch.allclose(*logits, atol=1e-5 * float(logits[0].abs().max()))
 
 
-def test_a_shrunk_state_goes_back_to_where_it_was(halved: Any):
-    _, state, small, _, smaller = halved
+def test_a_shrunk_model_goes_back_to_where_it_was(halved: Any):
+    _, whole, small, _, smaller = halved
     masks = smaller.layout.in_origin(small.masks)
-    assert masks.keys() == state.masks.keys()
-    assert all(torch.equal(masks[n], m) for n, m in state.masks.items())
+    assert masks.keys() == whole.masks.keys()
+    assert all(torch.equal(masks[n], m) for n, m in whole.masks.items())
     weights = smaller.layout.in_origin(small.weights)
-    assert all(torch.equal(weights[n], state.weights[n]) for n in state.masks)
+    assert all(torch.equal(weights[n], whole.weights[n]) for n in whole.masks)
 
 
 def test_shrinking_again_changes_nothing(halved: Any):
@@ -105,19 +107,19 @@ def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
 
 
 def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
-    _, state, small, _, smaller = halved
-    packet = encode_question(question_about(small, "tune", lr=0.1), "fp32")
+    _, model, small, plan, smaller = halved
+    packet = encode_question(Round(1, smaller).question(small, "tune", lr=0.1), "fp32")
     back = decode_question(packet, smaller.layout)
     assert back.edits == small.edits
     assert all(torch.equal(back.weights[n], w) for n, w in small.weights.items())
-    whole = encode_question(question_about(state, "tune", lr=0.1), "fp32")
+    whole = encode_question(Round(1, plan).question(model, "tune", lr=0.1), "fp32")
     assert len(packet["values"]) < len(whole["values"])
 
 
 def test_a_checkpoint_keeps_the_shape(halved: Any, tmp_path: Path):
     _, _, small, _, _ = halved
-    save_state(small, tmp_path / "state.safetensors")
-    back = load_state(tmp_path / "state.safetensors")
+    save_state(State(1, small), tmp_path / "state.safetensors")
+    back = load_state(tmp_path / "state.safetensors", {})
     assert back.edits == small.edits
     assert list(back.weights) == list(small.weights)
 
@@ -188,7 +190,7 @@ def test_resuming_a_shrunk_run_gives_the_same_bits(
         federate(
             config, inline_port(house_of(config)), folder=tmp_path / "run", watch=Watch(row=stop)
         )
-    assert load_state(tmp_path / "run" / "checkpoint" / "pruned.safetensors").edits
+    assert load_state(tmp_path / "run" / "checkpoint" / "pruned.safetensors", memories_of("")).edits
     again = federate(config, inline_port(house_of(config)), folder=tmp_path / "run", resume=True)
     whole = played(config)
     assert again.summary["weights_digest"] == whole.summary["weights_digest"]
@@ -199,7 +201,7 @@ def test_the_plan_follows_a_state(halved: Any, house_of: HouseOf):
     config, _, small, plan, smaller = halved
     assert fitted(smaller, small.edits) is smaller
     port = inline_port(house_of(config))
-    end, row = list(run(replace(small, round=2), plan, port))[-1]
+    end, row = list(run(State(2, small), plan, port))[-1]
     assert end.edits
     assert row["parameters"] <= smaller.layout.parameters
     assert "shrink" in to_toml(config)

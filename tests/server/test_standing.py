@@ -19,7 +19,7 @@ from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
 from fedprune.report.screen import Screen
 from fedprune.server.rows import Row
 from fedprune.server.standing import limit_of, struck
-from fedprune.server.state import State
+from fedprune.server.state import Book, Model, State
 from fedprune.server.watch import Watch
 from fedprune.tensors import digest
 
@@ -74,8 +74,8 @@ def test_in_a_first_round_the_bound_is_the_rounds_own(tiny: Tiny, lied: Any):
     assert [[p for p, _ in named(row)] for row in seen.rows] == [[2]] * 4
     assert [row["answered"] for row in seen.rows] == [4] * 4
     assert ["max-norm" in (row["undone"] or "") for row in seen.rows] == [True, False, False, False]
-    assert len(seen.state.norms) == 16
-    assert max(seen.state.norms) < 10.0
+    assert len(seen.state.book.norms) == 16
+    assert max(seen.state.book.norms) < 10.0
 
 
 @pytest.mark.parametrize("limit", [1e6, "auto", None])
@@ -151,7 +151,7 @@ def test_who_answers_again_begins_anew(tiny: Tiny, lied: Any):
     lied(3, fails, range(2, 3))
     seen = federate(tiny(**KEYS, strikes=2))
     assert all(3 in cohort for cohort in cohorts(seen))
-    assert seen.state.strikes == {}
+    assert seen.state.book.strikes == {}
     plain = federate(tiny(**KEYS))
     assert seen.rows[3]["weights_digest"] == plain.rows[3]["weights_digest"]
 
@@ -169,8 +169,8 @@ def test_strikes_and_norms_come_back_after_a_kill(tiny: Tiny, lied: Any, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         federate(config, folder=tmp_path / "b", watch=Watch(row=stop))
     again = federate(config, folder=tmp_path / "b", resume=True)
-    assert again.state.strikes == whole.state.strikes
-    assert again.state.norms == whole.state.norms
+    assert again.state.book.strikes == whole.state.book.strikes
+    assert again.state.book.norms == whole.state.book.norms
     assert again.rows[-1]["weights_digest"] == whole.rows[-1]["weights_digest"]
     assert cohorts(again) == cohorts(whole)
 
@@ -187,7 +187,8 @@ def test_strikes_without_failures(
     strikes: Mapping[int, int], resting: Mapping[int, int], asked: set[int], wanted: Any
 ):
     config = configure({"task": "digits", "strikes": 2})
-    state = State(5, {}, {}, {}, strikes=dict(strikes), resting=dict(resting))
+    book = Book(strikes=dict(strikes), resting=dict(resting))
+    state = State(5, Model({}, {}), book)
     after = struck(state, config, asked, ())
     assert after.strikes == wanted
     assert after.resting == {}
@@ -202,7 +203,7 @@ def test_what_is_not_a_clients_own_failure_is_no_strike():
     joined = Failure(3, "hello", "data", "no *.npz there")
 
     def out(*failures: Failure) -> set[int]:
-        state = State(5, {}, {}, {}, failures=failures)
+        state = State(5, Model({}, {}), Book(failures=failures))
         return set(struck(state, config, {1, 2}, {1, 2, 3}).resting)
 
     assert out(*nan, *lost, joined) == set()

@@ -93,7 +93,7 @@ def test_a_run_leaves_constants_bit_for_bit_and_averages_what_moves(
     config = RunConfig(task="own", clients=3, rounds=3, warmup=1, engine="inline", **options)
     folders = [tmp_path / "run", tmp_path / "run" / "model"] if least < -1e9 else []
     result = federate(config, folder=folders[0] if folders else None)
-    assert result.state.failed == 0
+    assert result.state.book.failed == 0
     assert result.summary["rounds_completed"] == 3
     fresh, model = Masked(least), result.model
     for name in ("mask", "waves", "unknown", "sixteen"):

@@ -92,12 +92,12 @@ def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
 ):
     config, scale = config_of(**keys), Scale()
     seen = on_devices(devices(3, meddle=scale), config)
-    t = seen.state.traffic
+    t = seen.state.book.traffic
     assert close(t.up + t.down + t.evaluation, scale.up + scale.down, 2 * scale.messages)
     assert scale.messages > 10
     if config.dp == "none":  # noise is fresh in both
         assert seen.rows == simulated(config, folders[:3]).rows
-    assert not seen.state.failed
+    assert not seen.state.book.failed
 
 
 @pytest.mark.parametrize("keys", CASES[:3], ids=str)
@@ -148,9 +148,9 @@ def test_a_site_of_several_partitions_sends_what_is_smaller(
     assert totals == {summed}
     digests = [[row["weights_digest"] for row in result.rows] for result in (seen, right)]
     assert digests[0] == digests[1]
-    t = seen.state.traffic
+    t = seen.state.book.traffic
     assert close(t.up + t.down + t.evaluation, scale.up + scale.down, 2 * scale.messages)
-    assert t.down < right.state.traffic.down / 2, "the question came once, not three times"
+    assert t.down < right.state.book.traffic.down / 2, "the question came once, not three times"
 
 
 def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(

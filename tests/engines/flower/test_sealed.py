@@ -106,7 +106,7 @@ def test_a_reply_that_is_lost_is_given_again(devices: Made, sealed: Made, kind: 
     right = run_on(devices(3), config)
     assert result.rows[0]["weights_digest"] == right.rows[0]["weights_digest"]
     assert failures(result) == failures(right)
-    more, less = result.state.traffic, right.state.traffic
+    more, less = result.state.book.traffic, right.state.book.traffic
     assert more.down + more.evaluation > less.down + less.evaluation, "it went out twice"
     assert more.up == less.up
 

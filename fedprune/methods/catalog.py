@@ -1,0 +1,157 @@
+"""All methods and riders by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from fedprune.config import RunConfig
+from fedprune.methods import (
+    adaptive,
+    blend,
+    distil,
+    fedrts,
+    global_mask,
+    heterofl,
+    lotteryfl,
+    moving,
+    own_masks,
+    reconstruct,
+    reduce,
+    regrow,
+    rewind,
+    shrink,
+    vocabulary,
+    while_tuning,
+)
+from fedprune.methods.method import Method, Rider
+from fedprune.options.plugins import table_in
+from fedprune.options.refusal import ConfigError
+from fedprune.options.section import Section
+from fedprune.options.values import parsed
+from fedprune.selection.options import followed_method
+from fedprune.selection.schedules import schedules_of
+
+METHODS: dict[str, Method] = {
+    "global": global_mask.METHOD,
+    "regrow": regrow.METHOD,
+    "adaptive": adaptive.METHOD,
+    "own-masks": own_masks.METHOD,
+    "while-tuning": while_tuning.METHOD,
+    "fedrts": fedrts.METHOD,
+    "heterofl": heterofl.METHOD,
+    "lotteryfl": lotteryfl.METHOD,
+}
+
+FOLLOWING = {
+    "global": "leave it out",
+    "regrow": "--schedule regrow",
+    "adaptive": "--schedule adaptive",
+    "own-masks": "--masks union, --masks intersection",
+    "while-tuning": "--score-during tune",
+}
+"""Methods that other options ask for, and which."""
+
+RIDERS: dict[str, Rider] = {
+    "vocabulary": vocabulary.RIDER,
+    "distil": distil.RIDER,
+    "rewind": rewind.RIDER,
+    "reconstruct": reconstruct.RIDER,
+    "shrink": shrink.RIDER,
+    "reduce": reduce.RIDER,
+    "blend": blend.RIDER,
+    "moving": moving.RIDER,
+}
+"""In the order in which they act."""
+
+
+def methods_of(plugin: str) -> dict[str, Method]:
+    """Every method by name; a plug-in's (its table ``METHODS``) come last."""
+    return {**METHODS, **table_in(plugin, "METHODS", Method)}
+
+
+def method_name(config: RunConfig) -> str:
+    """The name of a run's method: the one given, or the one that its other options ask for."""
+    assert config.method is not None  # a configuration is complete
+    return config.method
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method of a run."""
+    return methods_of(config.plugin)[method_name(config)]
+
+
+def options_of(config: RunConfig) -> Section:
+    """The options of a run's method, as its type has them.
+
+    Raises:
+        ConfigError: one that it does not have, or a value that it does not take.
+    """
+    name, kind = method_name(config), method_of(config).options
+    fields = kind.model_fields
+    for key, value in config.method_options.items():
+        if key not in fields:
+            has = ", ".join(fields) or f"nothing, {name} has no options"
+            raise ConfigError(f"method-options={ {key: value} }: no such option; allowed: {has}")
+    given = {k: parsed(k, v, fields[k].annotation) for k, v in config.method_options.items()}
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else name
+        text = fields[key].description if key in fields else ""
+        raise ConfigError(
+            f"method-options={ {key: config.method_options[key]} }: {first['msg']}; allowed: {text}"
+        ) from None
+
+
+def check_method(config: RunConfig) -> None:
+    """Refuse a method that there is not, or that does not go with the rest of the configuration.
+
+    Raises:
+        ConfigError: one line with the key, the value and what is allowed.
+    """
+    methods, name = methods_of(config.plugin), method_name(config)
+    follows = followed_method(config)
+    if name not in methods:
+        raise ConfigError(f"method={name!r}: no such method; allowed: {', '.join(methods)}")
+    if name in FOLLOWING and name != follows:
+        raise ConfigError(
+            f"method={name!r}: the other options ask for {follows}; allowed: {FOLLOWING[name]}"
+        )
+    options, method = options_of(config), method_of(config)
+    for key, why, allowed in (*_usual(config, method), *method.conflicts(config, options)):
+        value = getattr(config, key.replace("-", "_"))
+        raise ConfigError(f"{key}={value!r}: {why}; allowed: {allowed}", key, allowed)
+
+
+def _usual(config: RunConfig, method: Method) -> Iterator[tuple[str, str, str]]:
+    """What no method does that is named: the other ways to decide a mask, and the rest."""
+    name = method_name(config)
+    if name in FOLLOWING:
+        return
+    own = f"method {name} decides masks"
+    for key, usual in (("masks", "global"), ("score_during", "pass")):
+        if getattr(config, key) != usual:
+            yield key.replace("_", "-"), own, usual
+    schedules = schedules_of(config.plugin)
+    if schedules[config.schedule].chosen:
+        yield "schedule", own, ", ".join(n for n, s in schedules.items() if not s.chosen)
+    if method.apart and config.secure != "none":
+        yield "secure", f"method {name} asks clients one by one", "none"
+    if method.apart and config.dp != "none":
+        yield "dp", f"method {name} asks clients one by one", "none"
+    if method.planned is None and config.epsilon is not None and "dp_noise" not in config.given:
+        yield "epsilon", f"what method {name} asks follows from answers", "beside --dp-noise"
+
+
+def riders_of(config: RunConfig) -> dict[str, Rider]:
+    """The riders that a configuration asks for, in the order in which they act."""
+    return {name: rider for name, rider in RIDERS.items() if rider.wanted(config)}
+
+
+def memories_of(plugin: str) -> dict[str, type]:
+    """The types of all memories by the names of their methods and riders."""
+    methods = {name: method.memory for name, method in methods_of(plugin).items()}
+    return methods | {name: rider.memory for name, rider in RIDERS.items()}

@@ -1,0 +1,184 @@
+"""FedRTS: which weights are kept is drawn from what is believed of each of them.
+
+Huang et al. 2025, arXiv 2501.19122. Every weight has a Beta posterior. In a pruning an outcome in
+[0, 1] is observed for each weight and added to it, alpha += lambda·x and beta += lambda·(1-x); then
+one number is drawn from each posterior, and the weights with the largest are kept. A weight that
+one cohort thinks little of is not lost for that: what earlier cohorts said counts, and chance gives
+it a try.
+
+Of n kept weights k = n - (part exchanged)·n are the safe ones. The outcome of a weight that is kept
+is (1-gamma)·[it is among the k best by the pooled score] + gamma·(the share of clients among whose
+own k best it is); of one that is removed (1-gamma)/2 + gamma·[the pooled gradient at it is among
+the n - k largest]. The part exchanged falls with the cosine of `fedprune.selection.schedules`.
+
+Where it departs from the paper: clients rank kept weights by ``--score`` at the global weights (in
+the paper by the size of their trained weights), so that their votes are those of any run;
+gradients of removed weights are summed over clients, who send all of them (in the paper each names
+its largest). Posteriors begin uniform (alpha = beta = 1). Sparsity may rise on the way
+(``--schedule``); with ``--schedule regrow`` it is constant, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fedprune.config import RunConfig
+from fedprune.methods.global_mask import scored
+from fedprune.methods.method import Method
+from fedprune.methods.tuning import TOO_FEW, tuned
+from fedprune.options.section import Section, option
+from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.forms import form_of
+from fedprune.protocol.port import Ask
+from fedprune.randomness import numpy_generator
+from fedprune.scores.catalog import scores_of
+from fedprune.selection.schedules import exchange_fraction
+from fedprune.server.ask import asked
+from fedprune.server.diagnostics import noted
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+from fedprune.tensors import Masks, Tensors, scattered
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    exchange: float = option(
+        "method", "part of the kept weights in doubt at first", 0.4, gt=0, le=1
+    )
+    gamma: float = option("method", "say of single clients in an outcome (gamma)", 0.5, ge=0, le=1)
+    weight: float = option("method", "what an outcome adds to a posterior (lambda)", 10.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """alpha and beta of every weight's posterior."""
+
+    alpha: Tensors
+    beta: Tensors
+
+
+def init(model: Model, r: Round) -> Memory:
+    """Nothing is believed yet: Beta(1, 1)."""
+    del r
+    ones = {n: torch.ones(m.shape) for n, m in model.masks.items()}
+    return Memory(ones, {n: t.clone() for n, t in ones.items()})
+
+
+def adjusted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
+    """The mask drawn from the posteriors after this cohort's outcomes."""
+    target = r.plan.sparsity(r.number)
+    assert target is not None  # else it is refused
+    fraction = exchange_fraction(r.options.exchange, *r.plan.exchange_step(r.number))
+    safe = target + fraction * (1.0 - target)
+    aggregate, evidence = yield from asked(model, r, (), safe)
+    if evidence is None or aggregate.votes is None:
+        return Step(model, memory, undone=TOO_FEW)
+    question = r.question(model, "score", score="gradient", dense=True)
+    (grown,) = yield [Ask(question, r.scored)]
+    if grown.total is None or too_few(grown, r.config):
+        return Step(model, memory, undone=TOO_FEW)
+    shapes = {n: m.shape for n, m in model.masks.items()}
+    share = scattered(aggregate.votes.float() / len(aggregate.answered), shapes, model.masks)
+    gradient = form_of(question, r.config, r.layout).named(grown.total)
+    top = best(scored(aggregate, evidence, r.plan), model.masks, safe, model, r)
+    wanted = largest(gradient, model.masks, round(fraction * (1.0 - target) * r.layout.whole))
+    won = outcomes(r.options.gamma, model.masks, top, share, wanted)
+    memory = updated(memory, won, r.options.weight)
+    everything = {n: torch.ones_like(m) for n, m in model.masks.items()}
+    masks = best(drawn(memory, r.config.seed, r.number), everything, target, model, r)
+    fresh = sum(int((m & ~model.masks[n]).sum()) for n, m in masks.items())
+    notes = replace(noted(aggregate, evidence, r.plan), exchanged=fresh)
+    return Step(model.under(masks), memory, notes)
+
+
+def best(scores: Tensors, alive: Masks, sparsity: float, model: Model, r: Round) -> Masks:
+    """The mask of the highest scores at a sparsity, as the run's scope has it."""
+    wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
+    weights = {n: model.weights[n] for n in alive}
+    return chosen(scores, wanted, r.config, r.layout, alive, weights)
+
+
+def largest(gradient: Tensors, masks: Masks, n: int) -> Masks:
+    """Which removed weights have the n largest pooled gradients."""
+    names = list(masks)
+    sizes = torch.cat([gradient[k].abs().masked_fill(masks[k], -1.0).flatten() for k in names])
+    n = min(n, int((sizes >= 0).sum()))
+    flags = torch.zeros(sizes.numel(), dtype=torch.bool)
+    flags[sizes.sort(descending=True, stable=True).indices[:n]] = True
+    parts = flags.split([masks[k].numel() for k in names])
+    return {k: part.reshape(masks[k].shape) for k, part in zip(names, parts, strict=True)}
+
+
+def outcomes(gamma: float, kept: Masks, top: Masks, share: Tensors, wanted: Masks) -> Tensors:
+    """What is observed of each weight, in [0, 1].
+
+    Args:
+        gamma: the say of clients.
+        kept: the mask before.
+        top: which kept weights are among the safe ones by the pooled score.
+        share: the part of the clients that say so of a kept weight.
+        wanted: which removed weights have the largest gradients.
+    """
+    return {
+        n: torch.where(
+            m,
+            (1 - gamma) * top[n].float() + gamma * share[n],
+            (1 - gamma) * 0.5 + gamma * wanted[n].float(),
+        )
+        for n, m in kept.items()
+    }
+
+
+def updated(memory: Memory, won: Tensors, weight: float) -> Memory:
+    """The posteriors after these outcomes."""
+    return Memory(
+        {n: a + weight * won[n] for n, a in memory.alpha.items()},
+        {n: b + weight * (1.0 - won[n]) for n, b in memory.beta.items()},
+    )
+
+
+def drawn(memory: Memory, seed: int, round_: int) -> Tensors:
+    """One number from each posterior, the same for a seed and round."""
+    gen = numpy_generator(seed, "thompson", round_)
+    return {
+        n: torch.from_numpy(gen.beta(a.numpy(), memory.beta[n].numpy()))
+        for n, a in memory.alpha.items()
+    }
+
+
+def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    del options
+    c, score = config, scores_of(config.plugin)[config.score]
+    found = [
+        ("dp", c.dp != "none", "gradients of all weights are asked for", "none"),
+        ("secure", c.secure != "none", "gradients of all weights are asked for", "none"),
+        ("unit", c.unit != "weight", "single weights come back", "weight"),
+        ("sparsity", c.sparsity is None, "as many weights are kept as are drawn", "a number"),
+        ("agreement", not c.agreement, "clients' own masks are counted", "true"),
+        ("score", score.step is not None, "it sets weights", "a score that only ranks"),
+        ("score-steps", c.score_steps != 1, "one draw a pruning", "1"),
+        ("calibration", c.calibration != "dense", "all weights are drawn at once", "dense"),
+        ("shrink", c.shrink == "every", "what was cut out cannot come back", "never, end"),
+        ("rewind", c.rewind is not None, "what comes back begins at 0", "leave it out"),
+        ("reconstruct", c.reconstruct is not None, "what comes back begins at 0", "leave it out"),
+        ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
+    ]
+    return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]
+
+
+METHOD = Method(
+    "weights are kept by draws from posteriors that every cohort's masks and gradients update",
+    "FedRTS, Huang et al. 2025, arXiv 2501.19122; clients rank by --score at the global weights, "
+    "gradients are summed",
+    tune=tuned(),
+    before=adjusted,
+    memory=Memory,
+    init=init,
+    options=Options,
+    conflicts=conflicts,
+)

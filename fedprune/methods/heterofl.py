@@ -1,0 +1,117 @@
+"""HeteroFL: clients of unequal strength train narrower parts of one model.
+
+Diao, Ding and Tarokh 2021, arXiv 2010.01264. Every client has a tier; the clients of a tier train
+the same part of the model, narrower for lower tiers, the parts nested in one another. The server
+averages each weight over the clients whose part has it: Σ n_k m_k w_k / Σ n_k m_k.
+
+A tier's part is what a score keeps of the global model: of tier t as many units (``--unit``) as
+its density is of the model's. Tiers are fixed, partition p is in tier p mod their number.
+
+Where it departs from the paper: parts are chosen by ``--score`` in place of the first so many
+units, and again at every pruning; a tier trains under a mask, so that it saves bytes, and not yet
+time; no scaler (the paper divides activations by the width while training), batch statistics are
+averaged like weights (the paper measures them once at the end), and the loss of labels that a
+client lacks is not masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedprune.config import RunConfig
+from fedprune.methods.global_mask import scored
+from fedprune.methods.method import Method, Tuned
+from fedprune.methods.tuning import TOO_FEW, Sent, over_holders, together, tuning_ask
+from fedprune.options.section import Section, option
+from fedprune.protocol.choice import Wanted, chosen
+from fedprune.scores.catalog import scores_of
+from fedprune.server.ask import asked
+from fedprune.server.diagnostics import noted
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+from fedprune.tensors import Masks
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    tiers: tuple[float, ...] = option(
+        "method", "densities of the tiers' parts of the model, from above 0 to 1", (1.0, 0.5, 0.25)
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The mask of each tier's part; none before the first pruning, when all train everything."""
+
+    tiers: tuple[Masks, ...] = ()
+
+
+def parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
+    """The global model pruned, and a part of it for each tier, by one score."""
+    target = r.plan.sparsity(r.number)
+    aggregate, evidence = yield from asked(model, r, (), target)
+    if evidence is None or target is None:
+        return Step(model, memory, undone=TOO_FEW)
+    scores = scored(aggregate, evidence, r.plan)
+
+    def at(sparsity: float) -> Masks:
+        wanted = Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
+        weights = {n: model.weights[n] for n in model.masks}
+        return chosen(scores, wanted, r.config, r.layout, model.masks, weights)
+
+    parts = [at(1.0 - d * (1.0 - target)) for d in r.options.tiers]
+    return Step(model.under(at(target)), Memory(tuple(parts)), noted(aggregate, evidence, r.plan))
+
+
+def own(model: Model, memory: Memory, partition: int) -> Model:
+    """What the tier of a partition holds of the model."""
+    tiers = memory.tiers
+    return model.under(tiers[partition % len(tiers)]) if tiers else model
+
+
+def trained(model: Model, memory: Memory, r: Round) -> Talk[Tuned]:
+    """Every tier trains its part, all in one exchange; each weight is averaged over its holders."""
+    n = len(r.options.tiers)
+    tiers = [[p for p in r.cohort if p % n == tier] for tier in range(n)]
+    sent = [(own(model, memory, those[0]), those) for those in tiers if those]
+    sums = yield [tuning_ask(part, r, those) for part, those in sent]
+    came = [Sent(m, s) for (m, _), s in zip(sent, sums, strict=True) if s.total is not None]
+    changes = together(sums)
+    void = not came or too_few(changes, r.config)
+    return Tuned(None if void else over_holders(model, r, came), changes)
+
+
+def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    c, score = config, scores_of(config.plugin)[config.score]
+    tiers = options.tiers
+    wrong = not tiers or not all(0 < d <= 1 for d in tiers)
+    found = [
+        ("method-options", wrong, "tiers are densities", "above 0 to 1"),
+        ("sparsity", c.sparsity is None, "a tier is a part of what is kept", "a number"),
+        ("score", score.step is not None, "it sets weights", "a score that only ranks"),
+        ("schedule", c.schedule == "regrow", "parts are chosen among what is kept", "cubic"),
+        ("score-steps", c.score_steps != 1, "one ranking gives all parts", "1"),
+        ("calibration", c.calibration != "dense", "one ranking gives all parts", "dense"),
+        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
+        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
+        ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
+        ("blend", c.blend != "none", "clients train under masks of their own", "none"),
+    ]
+    return [(key, why, allowed) for key, no, why, allowed in found if no]
+
+
+METHOD = Method(
+    "clients in tiers train nested parts of one model, each weight averaged over its holders",
+    "HeteroFL, Diao et al. 2021, arXiv 2010.01264; parts by --score, no scaler, no masked loss",
+    tune=trained,
+    before=parted,
+    memory=Memory,
+    init=lambda *_: Memory(),
+    options=Options,
+    own=own,
+    apart=True,
+    conflicts=conflicts,
+)

@@ -1,0 +1,143 @@
+"""LotteryFL: every client has a mask of its own, pruned while its model does well for it.
+
+Li et al. 2020, arXiv 2008.03371, algorithm 1. A client is sent the global weights under its own
+mask. If that model's accuracy on its validation part reaches a threshold, and its mask is not as
+sparse as is wanted in the end, the smallest of its weights go (a part of those it has), and the
+others go back to what they were before round one. It trains and sends its change; each weight is
+averaged over the clients that hold it: Σ n_k m_k w_k / Σ n_k m_k.
+
+Where it departs from the paper: masks are kept and decided by the server, which knows the weights
+they are decided by; it asks each client for its accuracy. Accuracy is the task's share of right
+labels, of next tokens too. Pruning happens in the rounds in which ``--schedule`` prunes, up to
+``--sparsity`` at the schedule's end. Whom nobody asked yet holds the whole model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from statistics import mean
+from typing import Any
+
+from fedprune.config import RunConfig
+from fedprune.methods.global_mask import sparsity_of
+from fedprune.methods.method import Method, Tuned
+from fedprune.methods.tuning import TOO_FEW, Sent, over_holders, together, tuning_ask
+from fedprune.options.section import Section, option
+from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.port import Ask
+from fedprune.server.diagnostics import Notes
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+from fedprune.tensors import Masks, Tensors
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    threshold: float = option("method", "accuracy from which a client prunes", 0.5, ge=0, le=1)
+    rate: float = option("method", "part of a client's weights that go at a time", 0.2, gt=0, lt=1)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The weights before round one, each client's mask, and who pruned in this round."""
+
+    start: Tensors
+    masks: dict[int, Masks] = field(default_factory=dict)
+    pruned: frozenset[int] = frozenset()
+
+
+def init(model: Model, r: Round) -> Memory:
+    """Nobody has pruned yet."""
+    del r
+    return Memory(model.weights)
+
+
+def own(model: Model, memory: Memory, partition: int) -> Model:
+    """What a client holds of the global model."""
+    return model.under(memory.masks.get(partition, model.masks))
+
+
+def thinned(model: Model, memory: Memory, r: Round) -> Talk[Step]:
+    """The masks of those clients pruned whose own model is good enough for them."""
+    models = {p: own(model, memory, p) for p in r.cohort}
+    sums = yield [Ask(r.question(m, "evaluate", part="validation"), [p]) for p, m in models.items()]
+    found = {p: s.totals for p, s in zip(models, sums, strict=True) if s.totals.get("count")}
+    if len(found) < r.config.min_clients:
+        return Step(model, memory, undone=TOO_FEW)
+    accuracy = {p: t["correct"] / t["count"] for p, t in found.items()}
+    able = [p for p, right in accuracy.items() if right >= r.options.threshold]
+    fresh = {p: m for p in able if (m := without_smallest(models[p], r)) is not None}
+    memory = Memory(memory.start, {**memory.masks, **fresh}, frozenset(fresh))
+    told: dict[str, Any] = {"accuracy": mean(accuracy.values()), "pruned": sorted(fresh)}
+    return Step(model, memory, Notes(method=told))
+
+
+def without_smallest(model: Model, r: Round) -> Masks | None:
+    """The mask without the smallest part of what it keeps; None: it is as sparse as is wanted."""
+    now, final = sparsity_of(model.masks, r.layout), r.config.sparsity or 0.0
+    if now >= final:
+        return None
+    then = min(final, now + r.options.rate * (1.0 - now))
+    weights = {n: model.weights[n] for n in model.masks}
+    sizes = {n: w.abs() for n, w in weights.items()}
+    wanted = Wanted(then, r.config.scope, then / final)
+    return chosen(sizes, wanted, r.config, r.layout, model.masks, weights)
+
+
+def trained(model: Model, memory: Memory, r: Round) -> Talk[Tuned]:
+    """Every client trains its own model, all in one exchange."""
+    begin = replace(model, weights=memory.start)
+    those = {p: own(begin if p in memory.pruned else model, memory, p) for p in r.cohort}
+    sums = yield [tuning_ask(m, r, [p]) for p, m in those.items()]
+    came = [Sent(m, s) for m, s in zip(those.values(), sums, strict=True) if s.total is not None]
+    changes = together(sums)
+    void = not came or too_few(changes, r.config)
+    return Tuned(None if void else over_holders(model, r, came), changes)
+
+
+def settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
+    """The global model, and how sparse its clients' own are."""
+    yield from ()
+    del changes
+    sparsities = [sparsity_of(own(model, memory, p).masks, r.layout) for p in r.cohort]
+    told = {"own_sparsity": mean(sparsities), "tickets": len(memory.masks)}
+    return Step(model, replace(memory, pruned=frozenset()), Notes(method=told))
+
+
+def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    del options
+    c = config
+    found = [
+        ("sparsity", c.sparsity is None, "every client's mask ends at one", "a number"),
+        ("score", "score" in c.given and c.score != "magnitude", "the smallest go", "magnitude"),
+        ("unit", c.unit != "weight", "single weights go", "weight"),
+        ("schedule", c.schedule == "regrow", "masks only shrink", "cubic"),
+        ("shrink", c.shrink != "never", "nobody's mask empties the global model", "never"),
+        ("rewind", c.rewind is not None, "it goes back to the weights before round one", "none"),
+        ("reconstruct", c.reconstruct is not None, "it goes back to earlier weights", "leave out"),
+        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
+        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
+        ("error-feedback", c.error_feedback, "what was kept back is of another mask", "false"),
+        ("blend", c.blend != "none", "clients train under masks of their own", "none"),
+        ("reduce", bool(c.reduce), "clients have models of their own", "leave it out"),
+    ]
+    return [(key, why, allowed) for key, no, why, allowed in found if no]
+
+
+METHOD = Method(
+    "every client prunes a mask of its own while its model does well, and goes back to the start",
+    "LotteryFL, Li et al. 2020, arXiv 2008.03371; the server keeps and decides the masks",
+    tune=trained,
+    before=thinned,
+    after=settled,
+    memory=Memory,
+    init=init,
+    options=Options,
+    own=own,
+    scores=False,
+    apart=True,
+    conflicts=conflicts,
+)

@@ -1,0 +1,98 @@
+"""Measuring on the clients' held-out parts, and whether a new model takes the old one's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import mean
+
+from fedprune.config import RunConfig
+from fedprune.methods.catalog import method_name, method_of, riders_of
+from fedprune.methods.global_mask import sparsity_of
+from fedprune.methods.tuning import together
+from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.port import Ask, Port
+from fedprune.server.ask import conversed
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round, Talk
+from fedprune.server.standing import all_finite, numberless
+from fedprune.server.state import Model, State, Totals, reverted
+
+
+def outcome(state: State, config: RunConfig) -> Model:
+    """The model that is the result: of the running average, where there is one."""
+    model = state.model
+    for name, rider in riders_of(config).items():
+        if rider.outcome and name in state.memories:
+            model = rider.outcome(model, state.memories[name])
+    return model
+
+
+def measure(state: State, r: Round, port: Port, part: str) -> tuple[State, Totals]:
+    """Loss, correct and count summed over a held-out part of everyone who is there.
+
+    Of the running average, where there is one.
+    """
+    state, aggregate = measured(state, r, port, part)
+    return state, aggregate.totals
+
+
+def measured(state: State, r: Round, port: Port, part: str) -> tuple[State, Aggregate]:
+    """The same sums, with who answered and who did not."""
+    question = r.question(outcome(state, r.config), "evaluate", part=part)
+    talk = several([Ask(question, port.measuring())])
+    (aggregate,), book = conversed(talk, state.book, r.plan, port)
+    return replace(state, book=book), aggregate
+
+
+def judged(state: State, old: State, r: Round, port: Port) -> tuple[State, Totals, str]:
+    """The new model measured, or the old one in its place, and why.
+
+    A new model takes the old one's place unless it holds what is not finite, or most of those who
+    measure it get no number, and more than of the old one. That is no failure of theirs.
+    """
+    if not all_finite(state.weights):
+        why = "the new model would not be finite"
+        return *measure(reverted(old, state), r, port, "validation"), why
+    new, aggregate = measured(state, r, port, "validation")
+    lost = len(numberless(aggregate.failures))
+    if lost <= len(aggregate.answered):
+        return new, aggregate.totals, ""
+    back = reverted(old, new)
+    book = replace(back.book, failures=state.book.failures, failed=state.book.failed)
+    back, before = measured(replace(back, book=book), r, port, "validation")
+    if len(numberless(before.failures)) < lost:
+        return back, before.totals, f"of the new model {lost} clients get no number"
+    new = replace(new, book=replace(new.book, traffic=back.book.traffic))
+    return new, aggregate.totals, ""
+
+
+def described(state: State, r: Round, port: Port) -> tuple[State, Aggregate]:
+    """How often each label occurs in the training and test parts of everyone who is there."""
+    talk = several([Ask(r.question(state.model, "describe"), port.measuring())])
+    (aggregate,), book = conversed(talk, state.book, r.plan, port)
+    return replace(state, book=book), aggregate
+
+
+def own_measured(state: State, r: Round, port: Port) -> tuple[State, Totals]:
+    """Test totals of every client's own model on its own part; none where clients have none."""
+    own, memory = method_of(r.config).own, state.memories.get(method_name(r.config))
+    if own is None:
+        return state, {}
+    models = {p: own(state.model, memory, p) for p in port.measuring()}
+    asks = [Ask(r.question(m, "evaluate", part="test"), [p]) for p, m in models.items()]
+    sums, book = conversed(several(asks), state.book, r.plan, port)
+    return replace(state, book=book), together(sums).totals
+
+
+def several(asks: Sequence[Ask]) -> Talk[list[Aggregate]]:
+    """The conversation of one exchange."""
+    return (yield asks)
+
+
+def own_sparsity(state: State, plan: Plan, partitions: Iterable[int]) -> float | None:
+    """The mean sparsity of these clients' own models; None where they have none."""
+    c = plan.config
+    own, memory = method_of(c).own, state.memories.get(method_name(c))
+    found = [] if own is None else [own(state.model, memory, p).masks for p in partitions]
+    return mean(sparsity_of(m, plan.layout) for m in found) if found else None

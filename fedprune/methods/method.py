@@ -1,0 +1,143 @@
+"""READ SECOND: what a method is, and what a rider is, as values.
+
+A method decides about masks and averages; a rider is what goes with any method. Both hold
+conversations (`fedprune.server.round.Talk`): they yield asks, are sent one sum for each, and return
+a `Step`. Traffic, failures, acknowledgements, the ledger, checkpoints and shrinking are the
+driver's (`fedprune.rounds`), so a method is one file.
+
+A *memory* is a frozen dataclass of numbers, text, tensors, and tuples and dictionaries of these. It
+is kept with the run's checkpoints, comes back bit for bit, and what it holds under the model's
+names and in its shapes is cut with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedprune.config import RunConfig
+from fedprune.options.section import Section
+from fedprune.protocol.messages import Aggregate
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.state import Model
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The memory of what remembers nothing."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a round's training.
+
+    Attributes:
+        model: with the clients' changes; None: too few came, and the round is void.
+        changes: who answered, their totals, and what else their answers hold.
+    """
+
+    model: Model | None
+    changes: Aggregate
+
+
+def nothing(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """The conversation that asks nothing and changes nothing."""
+    del r
+    return Step(model, memory)
+    yield []  # makes it a generator
+
+
+def nothing_after(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
+    """The same, after training."""
+    del changes
+    return (yield from nothing(model, memory, r))
+
+
+class NoOptions(Section):
+    """The options of what has none."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a mask is decided and changes are averaged: three conversations of a round.
+
+    Each can come to nothing by itself: `Step.undone` of the first or the last says why a pruning
+    did not happen, and it is due in the next round.
+
+    Attributes:
+        summary: one line for ``--list``.
+        source: the paper, and every departure from it.
+        tune: the clients train, their changes are averaged; every round.
+        before: before the clients train, in a round where a pruning is due.
+        after: after they have trained, every round that is not void; `Round.due` says if a pruning
+            is due.
+        memory: its type.
+        init: the memory before round one, from the model and the round.
+        options: what ``--method-options`` takes.
+        own: the model that a partition holds, where clients have their own: it is measured on
+            their test parts at the end, too.
+        scores: whether it asks for the statistics of ``--score``.
+        over: whether nothing more will be pruned.
+        apart: asks each client by itself or under masks of its own, which secure sums refuse.
+        conflicts: what of a configuration, or of its options, it does not go with: key, why, and
+            what is allowed.
+        planned: the kinds of question that it asks in a round where a pruning is (or is not) due,
+            so that ``--epsilon`` can choose the noise; None: they follow from answers.
+    """
+
+    summary: str
+    source: str
+    tune: Callable[[Model, Any, Round], Talk[Tuned]]
+    before: Callable[[Model, Any, Round], Talk[Step]] = nothing
+    after: Callable[[Model, Any, Round, Aggregate], Talk[Step]] = nothing_after
+    memory: type = Nothing
+    init: Callable[[Model, Round], Any] = lambda *_: Nothing()
+    options: type[Section] = NoOptions
+    own: Callable[[Model, Any, int], Model] | None = None
+    scores: bool = True
+    over: Callable[[Any], bool] = lambda _: False
+    apart: bool = False
+    conflicts: Callable[[RunConfig, Any], Sequence[tuple[str, str, str]]] = lambda *_: ()
+    planned: Callable[[RunConfig, bool], Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Rider:
+    """What goes with any method. Every hook may be left out; they act in the order of `RIDERS`.
+
+    Attributes:
+        summary: one line.
+        wanted: whether a configuration asks for it.
+        memory: its type.
+        init: its memory before round one, or when the model it remembered is no more.
+        opening: at the beginning of a round, before its cohort is drawn.
+        keep: what it remembers of a model that is about to be pruned or reduced.
+        pruned: after a pruning before training, of the same pruning: if it comes to nothing, so
+            does the pruning. Called with the model before it and the one after it.
+        due: whether `thinning` is due.
+        thinning: before training, where it is due, whether or not a pruning was.
+        along: what a question to tune says for it.
+        averaged: after the average, before anything is pruned by it. Called with the model before
+            the round's changes and the one after.
+        rewound: after a pruning by what training gave.
+        closing: at the end of a round that counts: its model, and what it remembers of it.
+        outcome: the model that is the result and is measured.
+        lacks: whether what it is for has not happened, which is said of a run that has ended.
+    """
+
+    summary: str
+    wanted: Callable[[RunConfig], bool]
+    memory: type = Nothing
+    init: Callable[[Model, Round], Any] = lambda *_: Nothing()
+    opening: Callable[[Model, Any, Round], Talk[Step]] | None = None
+    keep: Callable[[Model, Any, Round], Any] | None = None
+    pruned: Callable[[Model, Model, Any, Round], Talk[Step]] | None = None
+    due: Callable[[Any, Round], bool] = lambda *_: False
+    thinning: Callable[[Model, Any, Round], Talk[Step]] | None = None
+    along: Callable[[Any, Round], Mapping[str, Any]] | None = None
+    averaged: Callable[[Model, Model, Any, Round], Talk[Step]] | None = None
+    rewound: Callable[[Model, Any], Model] | None = None
+    closing: Callable[[Model, Any, Round], tuple[Model, Any]] | None = None
+    outcome: Callable[[Model, Any], Model] | None = None
+    lacks: Callable[[Model, Any], bool] = lambda *_: False

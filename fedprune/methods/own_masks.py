@@ -1,0 +1,47 @@
+"""Clients that prune by their own scores and train under masks of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedprune.learning.averaging import decided
+from fedprune.methods.method import Method
+from fedprune.methods.tuning import tuned
+from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.messages import Aggregate
+from fedprune.server.diagnostics import Notes, agreement_of
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.state import Model
+from fedprune.tensors import Masks, Tensors
+
+
+def about(r: Round) -> dict[str, Any]:
+    """What a question to tune says, where a pruning is due: each prunes before it trains."""
+    if not r.due:
+        return {}
+    own = {"score": r.config.score, "sparsity": r.plan.sparsity(r.number)}
+    return {**own, "progress": r.plan.progress(r.number)}
+
+
+def merged(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
+    """The model under one mask again, after the clients trained under masks of their own."""
+    yield from ()
+    if changes.votes is None:
+        return Step(model, memory)
+    c, sparsity = r.config, r.plan.sparsity(r.number)
+    weights = {n: model.weights[n] for n in model.masks}
+
+    def choose(scores: Tensors) -> Masks:
+        wanted = Wanted(sparsity, c.scope, r.plan.progress(r.number))
+        return chosen(scores, wanted, c, r.layout, model.masks, weights)
+
+    masks = decided(c.masks, changes.votes, weights, model.masks, choose)
+    return Step(model.under(masks), memory, Notes(agreement=agreement_of(changes)))
+
+
+METHOD = Method(
+    "each client prunes by its own scores and trains; the masks are merged (--masks)",
+    "FedDST, Bibikar et al. 2022, arXiv 2112.09824; FedSpaLLM, Bai et al. 2025, arXiv 2410.14852",
+    tune=tuned(about),
+    after=merged,
+)

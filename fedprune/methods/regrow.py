@@ -1,0 +1,65 @@
+"""Pruning and regrowing at constant sparsity: drop by the score, grow by the pooled gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fedprune.methods.global_mask import combined, sparsity_of, thin
+from fedprune.methods.method import Method
+from fedprune.methods.tuning import TOO_FEW, tuned
+from fedprune.protocol.forms import form_of
+from fedprune.protocol.port import Ask
+from fedprune.scores.combine import combines_of
+from fedprune.selection.regrowth import exchange
+from fedprune.selection.schedules import exchange_fraction
+from fedprune.server.ask import asked
+from fedprune.server.diagnostics import noted
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+
+
+def exchanged(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """Prune at first; then exchange weights at constant density."""
+    if not r.prunings:
+        return (yield from thin(model, memory, r))
+    c = r.config
+    fraction = exchange_fraction(c.regrow or 0.0, *r.plan.exchange_step(r.number))
+    aggregate, evidence = yield from asked(model, r, (), _before_growing(model, r, fraction))
+    if evidence is None:
+        return Step(model, memory, undone=TOO_FEW)
+    question = r.question(model, "score", score="gradient", dense=True)
+    (grown,) = yield [Ask(question, r.scored)]
+    if grown.total is None or too_few(grown, c):
+        return Step(model, memory, undone=TOO_FEW)
+    gradient = form_of(question, c, r.layout).named(grown.total)
+    masks = exchange(
+        model.masks,
+        combined(aggregate, evidence, r.plan),
+        {n: g.abs() for n, g in gradient.items()},
+        fraction,
+        scope=c.scope,
+        magnitude={n: w.abs() for n, w in evidence.weights.items()},
+        floor=c.floor,
+    )
+    moved = sum(int((masks[n] & ~m).sum()) for n, m in model.masks.items())
+    notes = replace(noted(aggregate, evidence, r.plan), exchanged=moved)
+    return Step(model.under(masks), memory, notes)
+
+
+def _before_growing(model: Model, r: Round, fraction: float) -> float | None:
+    """The sparsity between dropping and growing, at which clients vote; None where nobody does."""
+    if combines_of(r.config.plugin)[r.config.combine].valued:
+        return None
+    now = sparsity_of(model.masks, r.layout)
+    return now + fraction * (1.0 - now)
+
+
+METHOD = Method(
+    "one mask for all; after the first pruning some weights are exchanged in each further one",
+    "RigL, Evci et al. 2020, arXiv 1911.11134; FedTiny, arXiv 2212.01977; with gradients summed "
+    "over clients",
+    tune=tuned(),
+    before=exchanged,
+)

@@ -1,0 +1,161 @@
+"""Training in a round, averaging (FedAvg), and a method made of the usual functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedprune.config.rates import learning_rate
+from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
+from fedprune.learning.robust import robust_change
+from fedprune.methods.method import Method, Tuned
+from fedprune.protocol.messages import Aggregate, added
+from fedprune.protocol.port import Ask
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+from fedprune.tensors import masked, scattered
+
+
+def tuning(model: Model, r: Round, **what: Any) -> Talk[Aggregate]:
+    """The cohort's summed changes after training under the model's mask."""
+    (changes,) = yield [tuning_ask(model, r, r.cohort, **what)]
+    return changes
+
+
+def tuning_ask(model: Model, r: Round, partitions: Sequence[int], **what: Any) -> Ask:
+    """The question to train: with the round's learning rate, and with what riders say."""
+    about = {"lr": learning_rate(r.config, r.number), **r.along, **what}
+    return Ask(r.question(model, "tune", **about), partitions)
+
+
+def fedavg(model: Model, r: Round, changes: Aggregate) -> Model:
+    """The model with the cohort's mean change, or that of a robust rule (``--robust``)."""
+    c = r.config
+    assert changes.total is not None  # else the round is void
+    total, weight = changes.total, changes.weight
+    if changes.singles is not None:
+        where = (model.weights, model.masks, r.layout)
+        total, weight = robust_change(c.robust, changes.singles, c.byzantine or 0, *where), 1.0
+    weights = averaged(
+        model.weights,
+        total,
+        weight,
+        model.masks,
+        r.layout,
+        c.server_lr,
+        held=changes.held,
+        rule=c.average or "fedavg",
+        table=averages_of(c.plugin),
+    )
+    return replace(model, weights=weights)
+
+
+TOO_FEW = "not pruned: too few answered"
+
+
+def tuned(
+    about: Callable[[Round], dict[str, Any]] = lambda _: {},
+    update: Callable[[Model, Round, Aggregate], Model] = fedavg,
+) -> Callable[[Model, Any, Round], Talk[Tuned]]:
+    """The conversation of a round's training: ask the cohort, average.
+
+    Args:
+        about: what else the question says.
+        update: from the summed changes to the next model.
+    """
+
+    def tune(model: Model, memory: Any, r: Round) -> Talk[Tuned]:
+        del memory
+        changes = yield from tuning(model, r, **about(r))
+        void = changes.total is None or too_few(changes, r.config)
+        return Tuned(None if void else update(model, r, changes), changes)
+
+    return tune
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What some clients trained, and what came of it.
+
+    Attributes:
+        model: that they were sent, in the layout of the global one.
+        changes: their sum, on that model's mask.
+    """
+
+    model: Model
+    changes: Aggregate
+
+
+def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
+    """The model whose weights are means over the clients that held them: Σ n_k m_k w_k / Σ n_k m_k.
+
+    What none of them held stays as it was. In float64; BatchNorm's variances as second moments.
+
+    Args:
+        model: the global one; its mask stays.
+        r: the round.
+        sent: what the clients were sent, with their changes, all of which came.
+    """
+    layout = r.layout
+    old = to_moments({n: w.double() for n, w in model.weights.items()}, layout)
+    sums = {n: torch.zeros_like(w) for n, w in old.items()}
+    held = {n: torch.zeros_like(w) for n, w in old.items()}
+    for each in sent:
+        masks, weight, total = each.model.masks, each.changes.weight, each.changes.total
+        assert total is not None  # else it is left out
+        start = to_moments({n: w.double() for n, w in each.model.weights.items()}, layout)
+        moved = scattered(total, layout.shapes, masks)
+        for n, w in start.items():
+            m = masks[n].double() if n in masks else torch.ones_like(w)
+            sums[n] += weight * m * w + moved[n]
+            held[n] += weight * m
+    mean = {n: torch.where(h > 0, sums[n] / h.clamp_min(1e-300), old[n]) for n, h in held.items()}
+    lr = r.config.server_lr
+    rates = dict.fromkeys(layout.statistics, min(lr, 1.0))
+    after = {n: w + rates.get(n, lr) * (mean[n] - w) for n, w in old.items()}
+    weights = {n: w.float() for n, w in from_moments(after, layout, model.weights).items()}
+    return replace(model, weights=masked(weights, model.masks))
+
+
+def together(sums: Sequence[Aggregate]) -> Aggregate:
+    """Who answered in all of an exchange, and their totals; no tensors."""
+    out = Aggregate()
+    for each in sums:
+        out = replace(
+            out,
+            totals=added(out.totals, each.totals),
+            answered=(*out.answered, *each.answered),
+            failures=(*out.failures, *each.failures),
+            loud=(*out.loud, *each.loud),
+        )
+    return replace(out, answered=tuple(sorted(out.answered)))
+
+
+def method(
+    ask: Callable[[Model, Any, Round], Sequence[Ask]],
+    decide: Callable[[Model, Any, Round, list[Aggregate]], Step],
+    update: Callable[[Model, Round, Aggregate], Model] = fedavg,
+    **about: Any,
+) -> Method:
+    """A method of the usual functions: ask, decide, and update, with ``init=`` for a memory.
+
+    Where one of the asks has too few answers, the pruning comes to nothing.
+
+    Args:
+        ask: what to ask before a pruning.
+        decide: from the sums to the pruned model and the new memory.
+        update: from the cohort's summed changes to the next model.
+        about: the other attributes of a `Method`.
+    """
+
+    def before(model: Model, memory: Any, r: Round) -> Talk[Step]:
+        sums = yield ask(model, memory, r)
+        if any(too_few(found, r.config) for found in sums):
+            return Step(model, memory, undone=TOO_FEW)
+        return decide(model, memory, r, sums)
+
+    return Method(tune=tuned(update=update), before=before, **about)

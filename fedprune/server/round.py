@@ -1,0 +1,89 @@
+"""A conversation with clients: what a method or a rider of the round knows, yields and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fedprune.config import RunConfig
+from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.port import Ask
+from fedprune.server.diagnostics import Notes
+from fedprune.server.plan import Plan
+from fedprune.server.state import Model
+from fedprune.structure.layout import Layout
+
+T = TypeVar("T")
+
+Talk = Generator[Sequence[Ask], list[Aggregate], T]
+"""Yields the asks of an exchange, is sent one sum for each, and returns what came of it."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is known in a round.
+
+    Attributes:
+        number: from 1.
+        plan: what stays the same for the run; fits the model that is handed over with this.
+        cohort: the partitions of the round.
+        everyone: the partitions whose held-out parts can be measured on.
+        training: the partitions that a cohort can be drawn from.
+        present: the partitions that can be asked at all.
+        due: whether a pruning is due.
+        prunings: how many there were before.
+        pruned: whether there was one in this round, once its clients have tuned.
+        pending: whether one was due and came to nothing.
+        along: what else a question to tune says, by riders.
+        options: of the method, as its `Method.options` has them.
+    """
+
+    number: int
+    plan: Plan
+    cohort: Sequence[int] = ()
+    everyone: Callable[[], Sequence[int]] = list
+    training: Callable[[], Sequence[int]] = list
+    present: Callable[[], Sequence[int]] = list
+    due: bool = False
+    prunings: int = 0
+    pruned: bool = False
+    pending: bool = False
+    along: Mapping[str, Any] = field(default_factory=dict)
+    options: Any = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.plan.config
+
+    @property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        return self.plan.layout
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """The partitions that are asked for scores."""
+        return self.training() if self.config.score_cohort == "all" else self.cohort
+
+    def question(self, model: Model, kind: str, **what: Any) -> Question:
+        """A question of this round about a model."""
+        return Question(kind, self.number, model.weights, model.masks, edits=model.edits, **what)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of a conversation.
+
+    Attributes:
+        model: the new one.
+        memory: what is remembered of it.
+        notes: what it says about itself in the round's row.
+        undone: why it came to nothing; then model and memory do not count.
+    """
+
+    model: Model
+    memory: Any = None
+    notes: Notes = field(default_factory=Notes)
+    undone: str = ""

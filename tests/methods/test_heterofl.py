@@ -1,0 +1,56 @@
+"""HeteroFL against its average, by hand over what each client sends alone."""
+
+from dataclasses import replace
+
+import torch
+
+from fedprune import federate
+from fedprune.engines.inline import inline_port
+from fedprune.server.state import State
+from fedprune.server.watch import Watch
+from fedprune.tensors import count_kept, scattered
+from tests.runs import Spy, house_of, tiny
+
+TIERS = (1.0, 0.5, 0.25)
+
+
+def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
+    config = tiny(
+        **{"clients": 5, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "model": "cnn"},
+        **{"method": "heterofl", "method_options": {"tiers": TIERS}, "sparsity": 0.4},
+    )
+    host = house_of(config)
+    eye, states = Spy(inline_port(host)), list[State]()
+    result = federate(
+        config, eye.port, watch=Watch(row=lambda _row, _s, state: states.append(state))
+    )
+    port = inline_port(host)
+    for round_ in (1, 2, 3):
+        tuned = [(q, ps) for q, ps, _ in eye.asked if q.kind == "tune" and q.round == round_]
+        assert sorted(p for _, ps in tuned for p in ps) == list(result.rows[round_ - 1]["cohort"])
+        sums: dict[str, torch.Tensor] = {}
+        held: dict[str, torch.Tensor] = {}
+        for question, partitions in tuned:
+            assert len({p % len(TIERS) for p in partitions}) == 1, "a tier is asked together"
+            for p in partitions:
+                alone = port.ask(replace(question, known=frozenset()), [p])
+                assert alone.total is not None
+                moved = scattered(alone.total / alone.weight, host.layout.shapes, question.masks)
+                for n, w in question.weights.items():
+                    m = question.masks.get(n, torch.ones_like(w)).double()
+                    sums[n] = sums.get(n, 0.0) + alone.weight * m * (w.double() + moved[n])
+                    held[n] = held.get(n, 0.0) + alone.weight * m
+        for n, m in states[round_ - 1].masks.items():
+            some = (held[n] > 0) & m
+            expected = (sums[n] / held[n].clamp_min(1e-300))[some]
+            assert torch.allclose(states[round_ - 1].weights[n].double()[some], expected, atol=1e-7)
+            assert bool(some.all()) or round_ > 1, "at first everybody trains everything"
+    masks = states[-1].memories["heterofl"].tiers
+    whole, kept = host.layout.whole, count_kept(states[-1].masks)
+    for narrow, wide in zip(masks[1:], masks, strict=False):
+        assert all(not (narrow[n] & ~m).any() for n, m in wide.items()), "parts are nested"
+    for tier, density in zip(masks, TIERS, strict=True):
+        assert abs(count_kept(tier) - density * kept) <= 1 + 0.001 * whole
+    own = result.summary["quality"]["own"]
+    assert own["count"] == result.summary["quality"]["final"]["count"]
+    assert own["loss"] != result.summary["quality"]["final"]["loss"]

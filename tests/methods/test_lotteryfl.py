@@ -1,0 +1,96 @@
+"""LotteryFL against its algorithm 1, written out as a loop over clients."""
+
+import torch
+
+from fedprune import federate
+from fedprune.client.host import Host
+from fedprune.config.rates import learning_rate
+from fedprune.engines.inline import inline_port
+from fedprune.methods.lotteryfl import Memory
+from fedprune.protocol.messages import Question
+from fedprune.tensors import (
+    Masks,
+    Tensors,
+    copied,
+    load_into,
+    masked,
+    scattered,
+    state_of,
+)
+from tests.runs import house_of, tiny
+
+THRESHOLD, RATE, TARGET = 0.12, 0.5, 0.6
+
+
+def accuracy(host: Host, weights: Tensors, partition: int) -> float:
+    load_into(host.model, weights)
+    host.model.eval()
+    with torch.no_grad():
+        loss = host.task.loss(host.model, host.shards[partition].validation)
+    return loss.correct / loss.count
+
+
+def without_smallest(weights: Tensors, masks: Masks) -> Masks | None:
+    total = sum(m.numel() for m in masks.values())
+    kept = sum(int(m.sum()) for m in masks.values())
+    if total - kept >= TARGET * total:
+        return None
+    share = min(TARGET, 1 - kept / total + RATE * kept / total)
+    sizes = torch.cat([weights[n].abs().masked_fill(~m, -1.0).flatten() for n, m in masks.items()])
+    gone = torch.zeros(total, dtype=torch.bool)
+    gone[sizes.sort(stable=True).indices[: int(share * total + 0.5)]] = True
+    parts = gone.split([m.numel() for m in masks.values()])
+    return {n: ~p.reshape(m.shape) for (n, m), p in zip(masks.items(), parts, strict=True)}
+
+
+def test_a_run_is_the_loop_of_the_paper():
+    config = tiny(
+        **{"clients": 3, "cohort": 3, "rounds": 5, "warmup": 1, "end": 4, "model": "mlp"},
+        **{"method": "lotteryfl", "sparsity": TARGET, "lr": 0.3, "local_steps": 4},
+        method_options={"threshold": THRESHOLD, "rate": RATE},
+    )
+    host = house_of(config)
+    result = federate(config, inline_port(host))
+    port = inline_port(host)
+    start = copied(state_of(house_of(config).model))
+    weights = start
+    masks = {
+        p: {n: torch.ones_like(start[n], dtype=torch.bool) for n in host.layout.prunable}
+        for p in range(3)
+    }
+    pruned_ever = set()
+    for round_ in range(1, 6):
+        sums = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in start.items()}
+        held = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in start.items()}
+        for p in range(3):
+            sent = masked(weights, masks[p])
+            if 2 <= round_ <= 4 and accuracy(host, sent, p) >= THRESHOLD:
+                fresh = without_smallest(sent, masks[p])
+                if fresh is not None:
+                    masks[p], sent = fresh, masked(start, fresh)
+                    pruned_ever.add(p)
+            lr = learning_rate(config, round_)
+            answer = port.ask(Question("tune", round_, sent, masks[p], lr=lr), [p])
+            assert answer.total is not None
+            moved = scattered(answer.total, host.layout.shapes, masks[p])
+            for n, w in sent.items():
+                m = masks[p][n].double() if n in masks[p] else torch.ones_like(w).double()
+                sums[n] += answer.weight * m * w.double() + moved[n]
+                held[n] += answer.weight * m
+        weights = {
+            n: torch.where(held[n] > 0, s / held[n].clamp_min(1e-300), weights[n].double()).float()
+            for n, s in sums.items()
+        }
+    assert pruned_ever, "some client's model was good enough"
+    memory = result.state.memories["lotteryfl"]
+    assert isinstance(memory, Memory)
+    assert memory.masks.keys() == pruned_ever
+    for p in pruned_ever:
+        assert all(torch.equal(memory.masks[p][n], m) for n, m in masks[p].items())
+    for n, w in weights.items():
+        assert torch.allclose(result.state.weights[n], w, atol=1e-6), n
+    mean = (
+        sum(1 - sum(int(m.sum()) for m in masks[p].values()) / host.layout.whole for p in range(3))
+        / 3
+    )
+    assert abs(result.summary["own_sparsity"] - mean) < 1e-9

@@ -1,0 +1,34 @@
+"""A method is one file: nothing but the table knows its name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fedprune
+from fedprune.methods.catalog import FOLLOWING, METHODS, RIDERS
+
+CORE = Path(fedprune.__file__).parent
+PUBLISHED = sorted(METHODS.keys() - FOLLOWING.keys())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_nothing_but_the_table_of_methods_knows_a_published_method(name: str):
+    """So whatever it imports was there before it, and was not edited for it."""
+    own = {CORE / "methods" / f"{name}.py", CORE / "methods" / "catalog.py"}
+    others = [p for p in CORE.rglob("*.py") if p not in own]
+    word = re.compile(rf"\b{name}\b", re.IGNORECASE)
+    assert len(others) > 200
+    assert [p.name for p in others if word.search(p.read_text())] == []
+
+
+def test_names_of_methods_and_riders_are_apart():
+    """Their memories lie beside each other."""
+    assert not METHODS.keys() & RIDERS.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_what_it_is_and_where_it_is_from(name: str):
+    assert METHODS[name].summary
+    assert METHODS[name].source
+    assert all(field.description for field in METHODS[name].options.model_fields.values())
