@@ -36,7 +36,8 @@ LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, wi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked ``sampled(n)`` all but n of its cases, at even distances, are slow.
 
-    Files of mostly slow tests come first, so that no process is left alone with one at the end.
+    Files of mostly slow tests come first, then those beside this one, which play whole runs: no
+    process is left alone with a long file at the end.
     """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -52,7 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     balance = Counter[Path]()
     for item in items:
         balance[item.path] += 1 if item.get_closest_marker("slow") is None else -1
-    items.sort(key=lambda item: balance[item.path] > 0)
+    beside = Path(__file__).parent
+    items.sort(key=lambda item: (balance[item.path] > 0, item.path.parent != beside))
 
 
 @pytest.fixture(scope="session", autouse=True)

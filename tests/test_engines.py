@@ -143,7 +143,7 @@ def test_a_client_that_always_ends_its_worker_takes_nobody_else_along(
 def test_one_worker_gives_the_bits_of_two(inline: Callable[[str], Result], tmp_path: Path):
     """As a user types it."""
     command = [sys.executable, "simulations/run.py", *OPTIONS.split(), "--workers", "1"]
-    subprocess.run([*command, "--out", str(tmp_path / "run")], cwd=ROOT, check=True, timeout=400)
+    subprocess.run([*command, "--out", str(tmp_path / "run")], cwd=ROOT, check=True, timeout=1200)
     same(tmp_path / "run", inline("plain"))
 
 

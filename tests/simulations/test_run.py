@@ -24,17 +24,18 @@ from simulations.run import main
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["--task", "digits", "--engine", "inline", "--clients", "6", "--rounds", "4"]
+SMALL = ["--task", "digits", "--clients", "6", "--local-steps", "2"]
+QUICK = [*SMALL, "--engine", "inline", "--rounds", "4"]
 
 
-def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "simulations/run.py"), *arguments],
         capture_output=True,
         text=True,
-        cwd=cwd or ROOT,
+        cwd=ROOT,
         check=False,
-        timeout=300,
+        timeout=1200,
     )
 
 
@@ -156,10 +157,11 @@ def test_the_screen_shows_what_runs_each_round_and_what_came_out(
 
 
 def test_a_written_configuration_repeats_the_run_bit_for_bit(
-    finished: tuple[Path, str], tmp_path: Path
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = finished
-    done = command("--config", str(folder / "config.toml"), cwd=tmp_path)  # as it is
+    monkeypatch.chdir(tmp_path)
+    done = here("--config", str(folder / "config.toml"))  # as it is
     assert done.returncode == 0, done.stderr
     (again,) = (tmp_path / "runs").iterdir()
     assert (again / "rounds.jsonl").read_text() == (folder / "rounds.jsonl").read_text()
@@ -186,14 +188,14 @@ def test_killed_and_resumed_ends_with_the_same_bits(
         cwd=ROOT,
     )
     rows = folder / "rounds.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not rows.exists() or rows.read_text().count("\n") < 2:
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    done = command("--resume", str(folder))
+    done = here("--resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert rows.read_text() == (whole / "rounds.jsonl").read_text()
     one, two = (json.loads((f / "summary.json").read_text()) for f in (whole, folder))
@@ -252,7 +254,7 @@ def test_the_list_and_the_help_end_well() -> None:
 @pytest.mark.parametrize("engine", ["inline", "ray"])
 def test_interrupted_it_says_how_to_go_on(engine: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    arguments = ["--task", "digits", "--engine", engine, "--rounds", "200", "--out", str(folder)]
+    arguments = [*SMALL, "--engine", engine, "--rounds", "200", "--out", str(folder)]
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "simulations/run.py"), *arguments],
         stdout=subprocess.PIPE,
@@ -264,7 +266,7 @@ def test_interrupted_it_says_how_to_go_on(engine: str, tmp_path: Path) -> None:
     assert child.stdout is not None
     assert any(line.startswith("pruned      3") for line in child.stdout)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=120)
+    _, errors = child.communicate(timeout=900)
     assert child.returncode == 130
     assert f"to go on: python simulations/run.py --resume {folder}" in errors
     assert "Traceback" not in errors

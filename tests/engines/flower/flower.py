@@ -85,7 +85,7 @@ class Flower:
             cwd=self.folder,
             env=self.environment,
             check=False,
-            timeout=400,
+            timeout=1200,
         )
 
     def log(self, name: str) -> str:

@@ -1,9 +1,8 @@
-"""Ray that cannot start is refused in seconds."""
+"""Ray that cannot start is refused before it is tried."""
 
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,8 @@ from fedprune.options.refusal import ConfigError
 
 
 def refused(**keys: object) -> str:
-    began = time.monotonic()
     with pytest.raises(ConfigError) as error:
         require_ray(configure({"task": "digits", "engine": "ray", **keys}))
-    assert time.monotonic() - began < 15
     assert "\n" not in str(error.value)
     return str(error.value)
 
