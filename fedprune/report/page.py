@@ -80,12 +80,6 @@ def write_report(folder: Path) -> None:
     write_html(folder, run, made)
 
 
-def write_page(folder: Path) -> Path:
-    """Write report.html from the files of a run's folder and return its path."""
-    run = read_run(folder)
-    return write_html(folder, run, pictures(run))
-
-
 def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     """Render the page; the same folder gives the same bytes."""
     figures, notes = figures_in(run)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
 from fedprune.report.architecture import architecture_figure, architecture_finding, spans
-from fedprune.report.page import write_page
 from fedprune.report.reading import Run, read_run
+from tests.report.pages import write_page
 
 GROUPS = [
     {"path": "h.0.attn", "kind": "head", "of": 4, "kept": [0, 3]},

@@ -10,8 +10,8 @@ from fedprune.config import configure, from_toml
 from fedprune.export.measure import Forward
 from fedprune.records.figures import compare_speed, figures_of, figures_of_run
 from fedprune.report.figures import UNCHANGED, figure_table, figures_in, notes_on
-from fedprune.report.page import write_page
 from fedprune.report.reading import read_run
+from tests.report.pages import write_page
 from tests.runs import tiny
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.report.page import write_page, write_report
+from fedprune.report.page import write_report
 from fedprune.report.reading import read_run
 from fedprune.report.tables import FAILURES_SHOWN, change, failure_table, flat, quality_table
+from tests.report.pages import write_page
 
 
 class Reader(HTMLParser):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedprune.report.page import write_page
+from tests.report.pages import write_page
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]

@@ -9,10 +9,10 @@ import pytest
 from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import LEDGER_NAME, open_ledger
 from fedprune.privacy.release import Occasion, Release
-from fedprune.report.page import write_page
 from fedprune.report.pictures import pictures
 from fedprune.report.privacy import release_table, told_privacy
 from fedprune.report.reading import NONE, read_run
+from tests.report.pages import write_page
 
 Folder = Callable[..., Path]
 
