@@ -9,7 +9,6 @@ from fedprune.client.host import Host, Tick, grouped
 from fedprune.config import RunConfig
 from fedprune.config.terms import keys_follow
 from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.models import layout_at
 from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
 from fedprune.secagg.messages import (
     Call,
@@ -18,20 +17,14 @@ from fedprune.secagg.messages import (
     Transport,
     merged,
 )
-from fedprune.secagg.server_stages import secure_ask
+from fedprune.secagg.server_stages import secure_sums
 
 
 def inline_sums(
     host: Host, tick: Tick | None = None
 ) -> Callable[[Question, Sequence[int]], Aggregate]:
     """What puts a question to this process's partitions and gives back their secure sum."""
-    config, transport = host.config, inline_transport(host, tick)
-
-    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-        layout = layout_at(config, question.edits)
-        return secure_ask(question, partitions, layout, config, transport)
-
-    return ask
+    return secure_sums(host.config, inline_transport(host, tick))
 
 
 def inline_transport(host: Host, tick: Tick | None = None) -> Transport:

@@ -12,7 +12,7 @@ other. What is not protected: a minority that stays close to the others (Baruch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -232,6 +232,29 @@ def _multi_krum(blocks: Blocks, byzantine: int) -> Tensor:
     return factors
 
 
+def _majority(byzantine: int) -> int:
+    return 2 * byzantine + 1
+
+
+def _of_nearest(rule: Rule, summary: str) -> Rule:
+    """The rule for means of each change with those nearest to it."""
+    source = "NNM, Allouah et al. 2023, arXiv 2302.01772, algorithm 2"
+    return replace(rule, summary=summary, source=source, needs=_majority, mixes=True)
+
+
+_TRIMMED = Rule(
+    "coordinate-wise mean without the --byzantine largest and smallest",
+    "Yin et al. 2018, arXiv 1803.01498, definition 2",
+    middle=_trimmed_mean,
+    needs=_majority,
+)
+
+_GEOMETRIC = Rule(
+    "the point with the smallest sum of distances to the clients'",
+    "RFA, Pillutla, Kakade and Harchaoui 2022, arXiv 1912.13445, algorithm 2",
+    factors=_weiszfeld,
+)
+
 ROBUST: dict[str, Rule] = {
     "none": Rule(
         "the mean by labels: a sum is all that is needed, and one client can send it anywhere",
@@ -242,41 +265,25 @@ ROBUST: dict[str, Rule] = {
         "Yin et al. 2018, arXiv 1803.01498, definition 1",
         middle=_median,
     ),
-    "trimmed-mean": Rule(
-        "coordinate-wise mean without the --byzantine largest and smallest",
-        "Yin et al. 2018, arXiv 1803.01498, definition 2",
-        middle=_trimmed_mean,
-        needs=lambda f: 2 * f + 1,
-    ),
+    "trimmed-mean": _TRIMMED,
     "clipped-mean": Rule(
         "mean after clipping each client's norm at the median of the norms",
         "Sun et al. 2019, arXiv 1911.07963, section 4",
         factors=_clipped,
     ),
-    "geometric-median": Rule(
-        "the point with the smallest sum of distances to the clients'",
-        "RFA, Pillutla, Kakade and Harchaoui 2022, arXiv 1912.13445, algorithm 2",
-        factors=_weiszfeld,
-    ),
+    "geometric-median": _GEOMETRIC,
     "multi-krum": Rule(
         "mean of all but the --byzantine clients that are farthest from their nearest others",
         "Blanchard et al. 2017, arXiv 1703.02757, section 5",
         factors=_multi_krum,
         needs=lambda f: 2 * f + 3,
     ),
-    "nearest-trimmed-mean": Rule(
+    "nearest-trimmed-mean": _of_nearest(
+        _TRIMMED,
         "trimmed-mean of means: each change with the n - f nearest to it, f being --byzantine",
-        "NNM, Allouah et al. 2023, arXiv 2302.01772, algorithm 2",
-        middle=_trimmed_mean,
-        needs=lambda f: 2 * f + 1,
-        mixes=True,
     ),
-    "nearest-geometric-median": Rule(
-        "geometric-median of means: each change with the n - f nearest to it",
-        "NNM, Allouah et al. 2023, arXiv 2302.01772, algorithm 2",
-        factors=_weiszfeld,
-        needs=lambda f: 2 * f + 1,
-        mixes=True,
+    "nearest-geometric-median": _of_nearest(
+        _GEOMETRIC, "geometric-median of means: each change with the n - f nearest to it"
     ),
 }
 

@@ -7,7 +7,7 @@ result is the sum over the partitions that it names, or no sum at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from fedprune.options.refusal import Refused, counted
 from fedprune.protocol.checks import check_sum
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.models import layout_at
 from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.secagg.client import confirming
 from fedprune.secagg.graph import enough
@@ -70,6 +71,18 @@ class _Void(Exception):
     def __init__(self, reason: str, left: Collection[int]) -> None:
         super().__init__(reason)
         self.left = tuple(sorted(left))
+
+
+def secure_sums(
+    config: RunConfig, transport: Transport
+) -> Callable[[Question, Sequence[int]], Aggregate]:
+    """What puts a question to partitions by a transport and gives back their secure sum."""
+
+    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
+        layout = layout_at(config, question.edits)
+        return secure_ask(question, partitions, layout, config, transport)
+
+    return ask
 
 
 def secure_ask(
@@ -360,9 +373,8 @@ def _require(
     roster: Collection[int],
     present: Collection[int],
     terms: Terms,
-    shared: Collection[int] | None = None,
-    summed: Collection[int] | None = None,
+    **also: Collection[int],
 ) -> None:
-    lacking = enough(stage, roster, present, terms, shared=shared, summed=summed)
+    lacking = enough(stage, roster, present, terms, **also)
     if lacking:
         raise _Void(lacking, present)

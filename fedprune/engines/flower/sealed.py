@@ -11,7 +11,6 @@ from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.asking import Asking, Request
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.models import layout_at
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
@@ -21,7 +20,7 @@ from fedprune.secagg.messages import (
     merged,
     reply_of,
 )
-from fedprune.secagg.server_stages import secure_ask
+from fedprune.secagg.server_stages import secure_sums
 
 
 def sealed_sums(
@@ -36,7 +35,6 @@ def sealed_sums(
         fleet: who is there.
         tick: told how many more partitions were asked for their vector.
     """
-    config = fleet.config
 
     def transport(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
         request = _request(fleet, call, enclosed)
@@ -47,11 +45,7 @@ def sealed_sums(
         replies = (each if isinstance(each, Reply) else Reply(failures=each) for each in said)
         return replace(merged(replies), resent=asking.down)
 
-    def put(question: Question, partitions: Sequence[int]) -> Aggregate:
-        layout = layout_at(config, question.edits)
-        return secure_ask(question, partitions, layout, config, transport)
-
-    return put
+    return secure_sums(fleet.config, transport)
 
 
 def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[Reply]:
