@@ -161,7 +161,10 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
     "each sum": ({"loss": fields(each=torch.ones(4))}, "Loss.each sums to 4"),
     "metric": ({"metric": "msr"}, "its metric is 'msr'; allowed: .*accuracy"),
     "sums": ({"metric": "r2"}, "its metric r2 needs sums in Loss.extra"),
-    "squares of classes": ({"metric": "rmse"}, "its metric is rmse, and its loss is of 3 classes"),
+    "squares of classes": (
+        {"metric": "rmse"},
+        "its metric rmse is of numbers, its labels are classes of 3 outputs; allowed: .*numbers",
+    ),
     "likelihood of numbers": (
         {
             "metric": "perplexity",
@@ -248,6 +251,26 @@ def test_a_metric_of_values_is_had_from_a_loss_of_squares(play):
     assert end.summary["quality"]["final"]["mse"] == pytest.approx(
         float(sum(totals)) / 15, rel=1e-5
     )
+
+
+def test_whole_numbers_are_no_classes_under_a_metric_of_numbers(play):
+    def counts(m: nn.Module, b: Part) -> Loss:
+        guess = m(b["images"])[:, :1]
+        each = (guess[:, 0] - b["labels"]).square()
+        return Loss(each.sum(), len(each), 0, each, {"squared": float(each.sum())}, guess)
+
+    shifted = few(lambda p: {**p, "labels": 7 * p["labels"]}, everybody=True)
+    run = play(metric="rmse", loss=counts, shards=shifted, extra=("squared",), output=())
+    assert run.summary["failures"] == 0
+
+
+@pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.GLU])
+def test_a_layer_that_fails_is_named(kind: Any, play):
+    layer = nn.GLU(dim=1) if kind is nn.GLU else nn.Sequential(nn.Unflatten(1, (15, 1)), kind(15))
+    body = nn.Sequential(nn.Linear(6, 15), layer, nn.Flatten(), nn.Linear(15, 3))
+    path = "1" if kind is nn.GLU else r"1\.1"
+    refused(play, rf"fails in {path} \({kind.__name__}\): .*; allowed", model=lambda _: body,
+            output=("3",))  # fmt: skip
 
 
 def test_a_partition_that_fails_by_itself_costs_itself_only(play, monkeypatch):

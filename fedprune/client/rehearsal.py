@@ -112,17 +112,29 @@ def rehearse(
                 return
             except Exception as error:  # whatever code of a user's own raises
                 failed.append(error)
-        raise ConfigError(_line(failed[0], "the rehearsal", config)) from failed[0]
+        raise ConfigError(_line(failed[0], "the rehearsal", config, model)) from failed[0]
 
 
-def _line(error: Exception, what: str, config: RunConfig) -> str:
+def _line(error: Exception, what: str, config: RunConfig, model: nn.Module) -> str:
     """One line about an error in a part of the rehearsal, in the form of all of them."""
     line = " ".join(str(error).split())[:400]
     if "; allowed: " in line:
         return line
     kind = error.field if isinstance(error, Refused) else type(error).__name__
-    reason = f"{what} of {EXAMPLES} examples fails: {kind}: {line}"
+    reason = f"{what} of {EXAMPLES} examples fails{_within(error, model)}: {kind}: {line}"
     return f"task={config.task!r}: {reason}; allowed: a model, data and a score that fit together"
+
+
+def _within(error: Exception, model: nn.Module) -> str:
+    """Which layer of the model raised an error, the innermost: its path and kind; "" if none."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found, frame = "", error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_locals.get("self")
+        if id(module) in paths:
+            found = f" in {paths[id(module)] or 'its model'} ({type(module).__name__})"
+        frame = frame.tb_next
+    return found
 
 
 def _partitions(shards: Mapping[int, Shard]) -> list[int]:
@@ -167,7 +179,8 @@ def _tried(trial: Trial) -> None:
         try:
             step(trial)
         except Exception as error:
-            raise ConfigError(_line(error, what, trial.client.config)) from error
+            line = _line(error, what, trial.client.config, trial.client.model)
+            raise ConfigError(line) from error
 
 
 def _check_losses(trial: Trial) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 
 from fedprune.randomness import generator, seeded
@@ -31,13 +31,15 @@ def built(task: Task, config: Data) -> nn.Module:
 
     Raises:
         ValueError: the task's function fails or gives back no module, a layer is in a plain list,
-            a lazy layer has no shape, or a parameter is of a type that does not average.
+            a lazy layer has no shape, a parameter is of a type that does not average, or a
+            BatchNorm has no running statistics.
     """
     model = _bare(_made(task, config))
     dummy = None if task.dummy is None else task.dummy(config)
     _check_registered(model)
     _materialise(model, task, dummy)
     _check_types(model)
+    _check_batch_statistics(model)
     names = _constants(model, task, dummy)
     if names:
         setattr(model, CONSTANTS, names)
@@ -139,6 +141,21 @@ def _check_types(model: nn.Module) -> None:
             raise ValueError(
                 f"model: {name} is {str(p.dtype).removeprefix('torch.')} and holds numbers that "
                 "float32 does not, in which files keep them; allowed: float32, or a buffer"
+            )
+
+
+def _check_batch_statistics(model: nn.Module) -> None:
+    """Refuse a BatchNorm that takes its statistics from the batch also when it is measured.
+
+    What it says of an example depends on the others of the batch: scores, losses and gradients of
+    examples would depend on how a shard is cut into batches.
+    """
+    for name, m in model.named_modules():
+        if isinstance(m, _BatchNorm) and m.running_mean is None:
+            raise ValueError(
+                f"model: {name or 'it'} is a {type(m).__name__} without running statistics, which "
+                "normalises by whatever batch it is measured in; allowed: "
+                "track_running_stats=True, or GroupNorm, LayerNorm, InstanceNorm"
             )
 
 

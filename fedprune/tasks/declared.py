@@ -136,8 +136,9 @@ class Declared:
         """
         labels, logits = batch.get("labels"), loss.logits
         self._check_kind(labels, loss)
-        if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
-            return
+        numbers = labels is None or labels.is_floating_point() or labels.dtype == torch.bool
+        if labels is None or numbers or self.task.metric in _OF_NUMBERS:
+            return  # whole numbers that are foretold as such have no range of classes
         declared = None if self.task.classes is None else self.task.classes(self.config)
         able = declared
         if logits is not None and logits.shape[:-1] == labels.shape:
@@ -150,7 +151,7 @@ class Declared:
                 self._check_range(part["labels"], able, where)
 
     def _check_kind(self, labels: Tensor | None, loss: Loss) -> None:
-        """Refuse errors of numbers where classes are told apart, and likelihoods of numbers."""
+        """Refuse a metric of numbers where labels are classes, and one of symbols for numbers."""
         metric, logits = self.task.metric, loss.logits
         if labels is None:
             return
@@ -162,8 +163,10 @@ class Declared:
         if not read or own or logits is None or logits.shape[:-1] != labels.shape:
             return
         if not labels.is_floating_point() and logits.shape[-1] > 1:
-            what = f"its metric is {metric}, and its loss is of {logits.shape[-1]} classes"
-            self.refuse(what, f"accuracy, macro_f1, loss, or Loss.extra[{read[0]!r}]")
+            outputs = logits.shape[-1]
+            what = f"its metric {metric} is of numbers, its labels are classes of {outputs} outputs"
+            numbers = f"one output, or labels of floating point, or Loss.extra[{read[0]!r}]"
+            self.refuse(what, f"accuracy, macro_f1, loss; for numbers {numbers}")
 
     def _check_range(self, labels: Tensor, classes: int, where: str) -> None:
         low, high = (int(x) for x in torch.aminmax(labels))

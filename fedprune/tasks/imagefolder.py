@@ -15,7 +15,7 @@ from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST, cut_rows
-from fedprune.tasks.tables import remembered, shares
+from fedprune.tasks.tables import on_device, remembered, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ IMAGE_FOLDER = Task(
     population=population,
     splits=SPLITS,
     folder=True,
+    local=on_device(shards, classes=True),
     defaults={
         **IMAGE_DEFAULTS,
         "length": SIDE,

@@ -16,8 +16,10 @@ from fedprune.tasks.loading import build
 from fedprune.tasks.measures import f1
 from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
+    ALL_ROWS,
     as_list,
     as_text,
+    on_device,
     population,
     remembered,
     rows_with_text,
@@ -44,17 +46,19 @@ def read_labels(cell: Any) -> list[str] | str:
     return as_list(cell) if listed else as_text(cell)
 
 
-def label_sets(cells: Sequence[list[str] | str], option: str) -> list[list[str]]:
+def label_sets(
+    cells: Sequence[list[str] | str], option: str, *, several: bool = True
+) -> list[list[str]]:
     """The labels of every row, sorted, from what `read_labels` read.
 
     Raises:
-        ValueError: no row has more or less than one label: these are classes.
+        ValueError: `several`, and no row has more or less than one label: these are classes.
     """
     texts = [cell for cell in cells if isinstance(cell, str)]
     separator = next((s for s in SEPARATORS if any(s in text for text in texts)), "|")
     parts = (cell.split(separator) if isinstance(cell, str) else cell for cell in cells)
     found = [sorted({label.strip() for label in row} - {""}) for row in parts]
-    if all(len(labels) == 1 for labels in found):
+    if several and all(len(labels) == 1 for labels in found):
         raise ValueError(
             f"{option}: every row has one label; allowed: --task text-classification, lists, or "
             f"labels parted by {' or '.join(SEPARATORS)}"
@@ -68,7 +72,8 @@ def _option(config: Data) -> str:
 
 def _columns(config: Data) -> dict[str, list[Any]]:
     columns = rows_with_text(config, "label", read={"label": read_labels}, blank=("label",))
-    return {**columns, "label": label_sets(columns["label"], _option(config))}
+    several = config.split != ALL_ROWS  # one device may have rows of one label each
+    return {**columns, "label": label_sets(columns["label"], _option(config), several=several)}
 
 
 @remembered
@@ -201,6 +206,7 @@ MULTI_LABEL = Task(
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,
+    local=on_device(shards, classes=True),
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
 )

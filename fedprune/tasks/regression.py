@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,14 @@ from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import as_number, population, remembered, rows_with_text, shares
+from fedprune.tasks.tables import (
+    as_number,
+    on_device,
+    population,
+    remembered,
+    rows_with_text,
+    shares,
+)
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
@@ -43,6 +51,10 @@ def value_sums(guess: Tensor, label: Tensor) -> dict[str, float]:
     return {name: float(term.sum()) for name, term in zip(SUMS, terms, strict=True)}
 
 
+AS_THEY_ARE = Scaling(0.0, 1.0)
+"""Of labels that nobody has scaled."""
+
+
 def scaling_of(labels: Sequence[float]) -> Scaling:
     """Mean and standard deviation of labels.
 
@@ -58,11 +70,13 @@ def scaling_of(labels: Sequence[float]) -> Scaling:
 
 @remembered
 def scaling(config: Data) -> Scaling:
-    """That of all labels in the file: in a simulation all know them.
+    """That of all labels in the file: in a simulation all know them; without a file as they are.
 
     Raises:
         ValueError: a label is no number, with its row, or they are all the same.
     """
+    if not config.data:
+        return AS_THEY_ARE
     labels = _columns(config)["label"]
     try:
         return scaling_of(labels)
@@ -76,7 +90,25 @@ def _columns(config: Data) -> dict[str, list[Any]]:
 
 def valued_shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and their standardised labels; cut at random."""
-    columns, known = _columns(config), scaling(config)
+    return _valued(config, scaling(config))
+
+
+def local_values(path: Path, config: Data) -> Shard:
+    """A device's own shard: its rows with their labels as they are, which all devices agree on.
+
+    Raises:
+        ValueError: the server has read rows, by whose labels its model is scaled.
+    """
+    if config.data:
+        raise ValueError(
+            f"data={config.data!r}: a device cannot see by which labels the server scaled; "
+            "allowed: no data at the server, and labels about 0 to 1 apart"
+        )
+    return on_device(lambda own: _valued(own, AS_THEY_ARE))(path, config)
+
+
+def _valued(config: Data, known: Scaling) -> Sequence[Shard]:
+    columns = _columns(config)
     values = torch.tensor(columns["label"], dtype=torch.float64)
     rows = {
         **text_rows(columns["text"], config, USUAL),
@@ -116,7 +148,7 @@ def regressor(config: Data) -> nn.Module:
     try:
         known = scaling(config)
     except FileNotFoundError:
-        known = Scaling(0.0, 1.0)
+        known = AS_THEY_ARE
     (head,) = heads_of(model)
     model = rescaled(model, head, known)
     return unfolded(model, head) if trained else model
@@ -176,6 +208,7 @@ REGRESSION = Task(
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,
+    local=local_values,
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
     scale=lambda config: scaling(config).spread,

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel
+
 from fedprune.options.refusal import counted
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.rowfiles import READERS, NotRows
 from fedprune.tasks.splits import FEWEST, partition
+from fedprune.tasks.task import Shard
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -291,6 +294,8 @@ def shares(
     Raises:
         ValueError: there are too few owners, or too few rows.
     """
+    if config.split == ALL_ROWS:
+        return [list(range(_rows_in(columns)))]
     if config.split != "natural":
         return partition(config, splits[config.split], columns)
     owners = columns["client"]
@@ -309,6 +314,37 @@ def shares(
             "allowed: more of them, --small-owners drop or group"
         )
     return dealt
+
+
+ALL_ROWS = "all rows"
+"""In the place of a split: one partition, of a device that has rows of its own."""
+
+
+def on_device(
+    shards: Callable[[Data], Sequence[Shard]], *, classes: bool = False
+) -> Callable[[Path, Data], Shard]:
+    """`Task.local` of a task over a user's own rows: those in a device's own file or folder.
+
+    Args:
+        shards: the task's, of a configuration.
+        classes: whether labels are classes, whose names and order all devices must share.
+
+    Raises:
+        ValueError: of `local`: as `shards`, or the configuration names no classes.
+    """
+
+    def local(path: Path, config: Data) -> Shard:
+        if classes and not config.class_names:
+            raise ValueError(
+                "class-names=[]: a device knows the labels of its own rows only; "
+                "allowed: the names of all classes"
+            )
+        own = {"data": str(path), "clients": 1, "split": ALL_ROWS}
+        # As it is but for these: nothing is checked anew, nothing follows from them.
+        (shard,) = shards(BaseModel.model_copy(config, update=own))
+        return shard
+
+    return local
 
 
 def population(

@@ -17,7 +17,7 @@ from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import as_list, population, remembered, rows_with_text, shares
+from fedprune.tasks.tables import as_list, on_device, population, remembered, rows_with_text, shares
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, counted, label_tokens, token_loss
 from fedprune.tasks.tokenization import (
     Rows,
@@ -195,6 +195,7 @@ TAGGING = Task(
     splits=SPLITS,
     defaults={**DEFAULTS, "text_column": "tokens", "label_column": "tags"},
     folder=True,
+    local=on_device(shards, classes=True),
     tokenizer=text_tokenizer("tag"),
     tokens=("inputs",),
 )

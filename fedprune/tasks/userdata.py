@@ -26,7 +26,14 @@ from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import population, remembered, rows_with_text, shares
+from fedprune.tasks.tables import (
+    ALL_ROWS,
+    on_device,
+    population,
+    remembered,
+    rows_with_text,
+    shares,
+)
 from fedprune.tasks.task import (
     Loss,
     Part,
@@ -57,7 +64,7 @@ def streams(config: Data) -> list[str]:
     dealt = shares(config, columns, SPLITS, sizes, FEWEST_SYMBOLS)
     joined = ["".join(f"{columns['text'][i]}\n" for i in own) for own in dealt]
     shortest = min(map(len, joined))
-    if shortest < FEWEST_SYMBOLS and config.split != "natural":
+    if shortest < FEWEST_SYMBOLS and config.split not in ("natural", ALL_ROWS):
         raise ValueError(
             f"clients={config.clients}: the shortest partition would hold {shortest} characters; "
             f"allowed: at least {FEWEST_SYMBOLS} each"
@@ -191,6 +198,7 @@ CLASSIFICATION = Task(
     splits=LABELLED_SPLITS,
     defaults=DEFAULTS,
     folder=True,
+    local=on_device(labelled_shards, classes=True),
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
 )
@@ -214,6 +222,7 @@ LANGUAGE = Task(
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,
+    local=on_device(stream_shards),
     tokenizer=text_tokenizer("causal"),
     tokens=("inputs", "labels"),
 )
@@ -236,6 +245,7 @@ MASKED = Task(
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,
+    local=on_device(hidden_shards),
     tokenizer=text_tokenizer("masked"),
     tokens=("inputs", "labels"),
 )
@@ -261,6 +271,7 @@ TEXT_TO_TEXT = Task(
     splits=SPLITS,
     defaults=DEFAULTS,
     folder=True,
+    local=on_device(pair_shards),
     tokenizer=text_tokenizer("seq2seq"),
     tokens=("inputs", "labels"),
 )

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
 
 from fedprune import RunConfig
 from fedprune.client.host import Host
 from fedprune.codec.coded_file import to_coded
 from fedprune.codec.wire import Packet, head_of
-from fedprune.config import to_toml
+from fedprune.config import configure, to_toml
 from fedprune.engines.flower.client_app import _device_host, app
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Failure, Question
@@ -26,6 +27,8 @@ from fedprune.protocol.replies import (
     identity,
     parts_in,
 )
+from fedprune.tasks.catalog import TASKS
+from tests.tasks.rows import write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +223,66 @@ def test_a_device_tries_its_data_once_and_other_data_again(
     _device_host.cache_clear()
     ask(context, host.config, score(question), [2])
     assert len(tried) == 2
+
+
+OWN_ROWS: dict[str, dict[str, Any]] = {
+    "text-classification": {"class_names": ("10", "bad", "good")},
+    "text-regression": {"label_column": "value"},
+    "multi-label": {"class_names": ("love", "sea", "war"), "label_column": "topics"},
+    "token-classification": {"class_names": ("B-X", "O")},
+    "language-modelling": {},
+    "masked-language-modelling": {},
+    "text-to-text": {},
+    "image-classification": {"class_names": ("a", "b", "c")},
+}
+
+
+def own_data(task: str, folder: Path, colours: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """What a device has: rows in a file, or images in a folder a class."""
+    if task != "image-classification":
+        return write_rows(folder / "rows.jsonl")
+    for colour in colours:
+        (folder / "abc"[colour]).mkdir(exist_ok=True)
+        for i in range(12):
+            image = Image.new("L", (8, 8), 80 * colour + i)
+            image.save(folder / "abc"[colour] / f"{i}.png")
+    return folder
+
+
+def of_rows(task: str, **keys: Any) -> RunConfig:
+    small: dict[str, Any] = {"task": task, "clients": 2, "length": 16, "seed": 4, "split": "iid"}
+    if task != "image-classification":
+        small |= {"depth": 1, "width": 16}
+    return configure({**small, **OWN_ROWS[task], **keys})
+
+
+@pytest.mark.parametrize("task", OWN_ROWS)
+def test_a_device_brings_rows_of_its_own(task: str, tmp_path: Path):
+    """The device has all rows of its file, cut as those of a simulation's one client."""
+    config, data = of_rows(task), own_data(task, tmp_path)
+    host, _ = _device_host(to_toml(config), str(data), (1,))
+    simulated = TASKS[task].shards(of_rows(task, clients=1, data=str(data)))[0]
+    for name, part in vars(host.shards[1]).items():
+        right = getattr(simulated, name)
+        assert part.keys() == right.keys()
+        assert all(t.equal(right[n]) for n, t in part.items() if n not in {"labels", "scaling"})
+        assert task == "text-regression" or part["labels"].equal(right["labels"])
+    about = hello(device(data, 1), config)
+    assert about == {"device": True, "labels": {"1": host.task.labels(host.shards[1].train)}}
+
+
+@pytest.mark.parametrize("task", [t for t, keys in OWN_ROWS.items() if "class_names" in keys])
+def test_devices_share_the_names_of_classes(task: str, tmp_path: Path):
+    """Also where a device has rows of one of them; without names it takes no part."""
+    config, data = of_rows(task), own_data(task, tmp_path, (2,))
+    if task == "image-classification":
+        host, _ = _device_host(to_toml(config), str(data), (1,))
+        assert host.shards[1].train["labels"].unique().tolist() == [2]
+    reason = hello(device(data, 1), of_rows(task, class_names=()))["failure"]["reason"]
+    assert "class-names=[]: a device knows the labels of its own rows only; allowed" in reason
+
+
+def test_a_device_cannot_know_by_which_labels_a_server_scaled(tmp_path: Path):
+    config = of_rows("text-regression", data=str(own_data("text-regression", tmp_path)))
+    reason = hello(device(tmp_path / "rows.jsonl", 1), config)["failure"]["reason"]
+    assert "cannot see by which labels the server scaled; allowed: no data at the server" in reason

@@ -150,6 +150,21 @@ def _frozen(values: Tensor) -> nn.Module:
     return model
 
 
+class _OwnNorm(nn.BatchNorm3d):
+    pass
+
+
+def _normed(kind: Any) -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 2))
+    model.norm = nn.ModuleList([kind(2, track_running_stats=False)])
+    return model
+
+
+@pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.InstanceNorm2d])
+def test_norms_of_single_examples_need_no_running_statistics(kind: Any):
+    assert ready(lambda: _normed(kind)) is not None
+
+
 def _raises() -> nn.Module:
     raise KeyError("size")
 
@@ -166,6 +181,10 @@ def _raises() -> nn.Module:
         (lambda: _frozen(torch.tensor([1j])), "own is complex64 and holds numbers"),
         (lambda: _frozen(torch.tensor([2**24 + 1])), "own is int64 and holds numbers"),
         (_raises, "model function fails: KeyError"),
+        (lambda: _normed(nn.BatchNorm1d), r"norm\.0 is a BatchNorm1d without running statistics"),
+        (lambda: _normed(nn.BatchNorm2d), r"norm\.0 is a BatchNorm2d without"),
+        (lambda: _normed(nn.SyncBatchNorm), r"norm\.0 is a SyncBatchNorm without"),
+        (lambda: _normed(_OwnNorm), r"norm\.0 is a _OwnNorm without"),
         (lambda: None, "gives back a NoneType"),
     ],
 )
