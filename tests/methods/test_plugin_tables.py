@@ -76,7 +76,7 @@ def test_a_table_of_something_else_is_refused(table: str, tmp_path: Path):
 def test_a_selector_that_chooses_strangers_is_refused(tmp_path: Path):
     path = tmp_path / "strangers.py"
     path.write_text(
-        "from fedprune.config.cohort import Selector\n"
+        "from fedprune.config.selectors import Selector\n"
         "SELECTORS = {'x': Selector('', '', lambda there, n, r, gen: [99])}"
     )
     with pytest.raises(

@@ -148,8 +148,9 @@ def test_later_rounds_send_less(
     every, never = (played(plays(shrink=s, **keys)).summary for s in ("every", "never"))
     # Values of removed weights travel in neither; without biases the answers weigh the same.
     assert every["bytes_down"] < never["bytes_down"]
-    assert (every["bytes_up"] < never["bytes_up"]) == biases
-    assert every["bytes_up"] <= never["bytes_up"]
+    assert (every["bytes_up"] < 0.9999 * never["bytes_up"]) == biases
+    # But for the decimals of their losses.
+    assert every["bytes_up"] <= 1.0001 * never["bytes_up"]
 
 
 @pytest.mark.slow
