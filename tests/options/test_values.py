@@ -12,6 +12,7 @@ from flwr.common.config import parse_config_args
 
 from fedprune.commands.arguments import chosen, listing
 from fedprune.config import RunConfig, configure, from_flower, overridden
+from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from fedprune.options.values import COLUMNS, for_flower, parsed
 from fedprune.run import as_run_config
@@ -33,17 +34,27 @@ def three_ways(keys: dict[str, str], tmp_path: Path) -> list[Any]:
     file = tmp_path / "given.toml"
     file.write_text(tomli_w.dumps(spelled))
     flags = [f"--{key}={text}" for key, text in spelled.items()]
-    if tables := spelled.keys() & {"layers", "ranges"}:  # pairs, on the command line
+    if tables := spelled.keys() & {
+        "layers",
+        "ranges",
+        "method-options",
+    }:  # pairs, on the command line
         flags = [flag for flag in flags if flag[2:].partition("=")[0] not in tables]
         for name in tables:
             for pattern, value in configured_table(spelled[name]).items():
                 flags += [f"--{name}", pattern, str(value)]
     text = " ".join(f"{key}={for_flower(value)}" for key, value in spelled.items())
     flower = parse_config_args([text])
+
+    def of_flower() -> RunConfig:
+        config = overridden(*from_flower(flower))[0]
+        check_method(config)  # as the command line does, and a run before it begins
+        return config
+
     return [
         outcome(lambda: chosen(flags)[0]),
         outcome(lambda: chosen(["--config", str(file)])[0]),
-        outcome(lambda: overridden(*from_flower(flower))[0]),
+        outcome(of_flower),
     ]
 
 
@@ -59,7 +70,7 @@ TEXTS = ["007", "1e3", "1e9", "1.5", "-2", "nan", "False", "none", "a,b"]
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_key_is_read_the_same_from_all_three(text, tmp_path):
     # A plug-in that a file names is refused, whatever it says.
-    for key in KEYS.keys() - {"layers", "ranges", "out", "plugin"}:
+    for key in KEYS.keys() - {"layers", "ranges", "method_options", "out", "plugin"}:
         line, file, flower = three_ways({"task": "digits", key: text}, tmp_path)
         assert line == file == flower, key
 
