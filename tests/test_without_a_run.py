@@ -89,6 +89,10 @@ def tensors_of(model: nn.Module, names: tuple[str, ...]) -> list[tuple[str, nn.P
             {"optimizer": "sgd", "shrinkage": "proximal"},
             "shrinkage='proximal': l1 is 0 and gr",
         ),
+        (
+            {"optimizer": "sdg"},
+            "optimizer='sdg': no such optimizer (did you mean sgd?); all",
+        ),
         ({"optimizer": "sgd", "lr": "fast"}, "lr\n  Input should be a valid number"),
         ({"optimizer": "sgd", "speed": 1}, "speed\n  Extra inputs are not permitted"),
     ],

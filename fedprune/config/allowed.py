@@ -178,7 +178,8 @@ def _in_words(key: str, kind: Any, limits: Mapping[str, Any]) -> str:
     if origin is typing.Literal:
         return ", ".join(map(str, typing.get_args(kind)))
     if origin is dict:
-        return "PATTERN=NUMBER,..., each pattern once"
+        numbers = typing.get_args(kind)[1] is float
+        return "PATTERN=NUMBER,..., each pattern once" if numbers else "NAME=VALUE,..., each once"
     if origin is tuple:
         return _listed(typing.get_args(kind))
     if kind is bool:

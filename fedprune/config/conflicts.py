@@ -215,11 +215,11 @@ def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
 
 def _selected(c: Options) -> list[Conflict]:
     """A selector's choice has no chance that could be counted as protection."""
-    on, drawn = c.selector != "uniform", "who is drawn is counted on"
+    drawn, labels = "who is drawn is counted on", "labels of clients stay with them"
     return [
-        ("selector", on and c.sampling != "fixed", f"sampling is {c.sampling}", "uniform"),
-        ("selector", on and c.dp != "none", drawn, "uniform"),
-        ("selector", on and c.secure != "none", "labels of clients stay with them", "uniform"),
+        *only(c, c.sampling != "fixed", f"sampling is {c.sampling}", selector="uniform"),
+        *only(c, c.dp != "none", drawn, selector="uniform"),
+        *only(c, c.secure != "none", labels, selector="uniform"),
     ]
 
 

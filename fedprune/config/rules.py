@@ -13,8 +13,8 @@ from fedprune.config.local_privacy_conflicts import local_conflicts
 from fedprune.config.privacy_conflicts import privacy_conflicts
 from fedprune.config.sections import Options
 from fedprune.options.conditions import only
-from fedprune.options.refusal import OUT, Conflict, counted, named, refuse
-from fedprune.options.section import declared, unread
+from fedprune.options.refusal import OUT, Conflict, counted, refuse
+from fedprune.options.section import check_names, names_in, unread
 from fedprune.scores.catalog import scores_of
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
@@ -23,12 +23,7 @@ from fedprune.tasks.task import Task
 
 def names_of(plugin: str) -> dict[str, Mapping[str, Any]]:
     """The table that an option's names are in, by key, with those that a plug-in adds."""
-    tables = {key: declared(field).names for key, field in Options.model_fields.items()}
-    return {
-        key: table(plugin) if callable(table) else table
-        for key, table in tables.items()
-        if table is not None
-    }
+    return names_in(Options.model_fields, plugin)
 
 
 def check(config: Options) -> None:
@@ -39,9 +34,7 @@ def check(config: Options) -> None:
     """
     c = config
     task, score = tasks_of(c.plugin)[c.task], scores_of(c.plugin)[c.score]
-    for key, table in names_of(c.plugin).items():
-        if isinstance(vars(c)[key], str):
-            named((key.replace("_", "-"), vars(c)[key]), table)
+    check_names(Options.model_fields, c)
     if c.split not in task.splits:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
     _raise_first(c, _of_the_task(c, task))

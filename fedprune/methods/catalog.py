@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from fedprune.config import RunConfig
+from fedprune.config.allowed import refused
 from fedprune.methods import (
     adaptive,
     blend,
@@ -98,12 +99,9 @@ def options_of(config: RunConfig) -> Section:
     try:
         return kind(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else name
-        text = fields[key].description if key in fields else ""
-        raise ConfigError(
-            f"method-options={ {key: config.method_options[key]} }: {first['msg']}; allowed: {text}"
-        ) from None
+        refusal = refused(error.errors()[0], fields)
+        text = f"method-options={config.method_options}: {refusal}"
+        raise ConfigError(text, "method-options", refusal.allowed) from None
 
 
 def check_method(config: RunConfig) -> None:

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from fedprune.options.conditions import When, unmet, why_unread
 from fedprune.options.conditions import in_words as condition_in_words
-from fedprune.options.refusal import OUT, Refusal, refusal
+from fedprune.options.refusal import OUT, Refusal, named, refusal
 
 BY_TASK = "by task"
 """What ``--help`` shows where the task sets the default; by itself a section needs the value."""
@@ -149,6 +149,27 @@ def completed(
     return out
 
 
+def names_in(fields: Mapping[str, FieldInfo], plugin: str) -> dict[str, Mapping[str, Any]]:
+    """The table that an option's names are in, by key, with those that a plug-in adds."""
+    tables = {key: declared(field).names for key, field in fields.items()}
+    return {
+        key: table(plugin) if callable(table) else table
+        for key, table in tables.items()
+        if table is not None
+    }
+
+
+def check_names(fields: Mapping[str, FieldInfo], values: Any) -> None:
+    """Refuse names that are in no table.
+
+    Raises:
+        Refusal: the first of them, with the nearest name and all that are allowed.
+    """
+    for key, table in names_in(fields, getattr(values, "plugin", "")).items():
+        if isinstance(value := getattr(values, key), str):
+            named((key.replace("_", "-"), value), table)
+
+
 def unread(fields: Mapping[str, FieldInfo], values: Any) -> Iterator[Refusal]:
     """The refusal of every option that has a value and that nothing reads beside the others'."""
     for key, field in fields.items():
@@ -191,6 +212,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
+        check_names(type(self).model_fields, self)
         for found in unread(type(self).model_fields, self):
             raise found
         return self

@@ -199,6 +199,9 @@ clients=4 hosts=5 | hosts | 1 to 4
 cohort=3 min-clients=4 | min-clients | 1 to 3
 rounds=5 warmup=5 | warmup | 0 to 4
 rounds=9 warmup=3 end=10 | end | 4 to 9
+sampling=round-robin selector=labels | selector | uniform
+CLIENT selector=labels | selector | uniform
+secure=secagg selector=labels | selector | uniform
 schedule=one-shot warmup=3 rounds=9 end=5 | end | 4, or leave it out
 schedule=one-shot frequency=2 | frequency | 1, or leave it out
 local-steps=0 | local-steps | one of them
