@@ -35,6 +35,7 @@ EXCLUDED = {
     "engine": "the same bits in all of them, which tests/test_engines.py holds",
     "compile": "a minute a run; tests/learning/test_local_training.py has it",
     "verbose": "how much Flower and Ray write",
+    "method": "follows from schedule, masks and score_during, which are; others: tests/methods",
     **dict.fromkeys(("plugin", "init", "teacher", "data"), "a file or a folder"),
     **dict.fromkeys(("out", "ray_address"), "a place"),
     "encoding": "how a file is written",
