@@ -84,7 +84,8 @@ def pruned(state: State, r: Round, port: Port) -> State:
 def tuned(state: State, r: Round, port: Port) -> State:
     """The state after one round of tuning."""
     state, model, _ = acting.tuned(state, r, port)
-    return state if model is None else replace(state, model=model)
+    assert model is not None  # everyone is here
+    return replace(state, model=model)
 
 
 def line(host: Host, warm: State, name: str, sparsity: float) -> Line:
