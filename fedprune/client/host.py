@@ -71,6 +71,9 @@ from fedprune.tensors import Tensors, counters_of, digest, reset
 
 log = logging.getLogger("fedprune")
 
+REBUILT = 3
+"""Models of other edits that a host keeps: tiers are asked one after the other, in every round."""
+
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
 
@@ -88,7 +91,7 @@ class Host:
         device: where the model is.
         tuned: the same model, compiled where that was asked for.
         edits: what was cut out of the dense model.
-        rebuilt: the same host around the model of the newest other edits.
+        rebuilt: the same host around the models of other edits, the newest last.
         teachers: the newest model to learn from, by its digest.
         residuals: what its clients did not send yet, with ``--error-feedback``.
         counters: the model's buffers that are no state, as it was built.
@@ -182,17 +185,20 @@ def placed(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def with_edits(host: Host, edits: Edits) -> Host:
-    """The host around the model with these edits; the one before is let go of."""
+    """The host around the model with these edits; of those rebuilt the newest few are kept."""
     if edits == host.edits:
         return host
-    if edits not in host.rebuilt:
+    if edits in host.rebuilt:
+        host.rebuilt[edits] = host.rebuilt.pop(edits)  # the newest again
+    else:
         model = dense_model(host.config)
         layout = layout_after(host.config, model, edits)
         model = model.to(host.device)
         shards = read_with(edits, host.task, host.shards.items())
         whole = replace(host, model=model, layout=layout, edits=edits, shards=shards)
         fresh = replace(whole, rebuilt={}, counters=counters_of(model))
-        host.rebuilt.clear()
+        while len(host.rebuilt) >= REBUILT:
+            del host.rebuilt[next(iter(host.rebuilt))]
         host.rebuilt[edits] = replace(fresh, tuned=prepared(model, host.config))
     return host.rebuilt[edits]
 

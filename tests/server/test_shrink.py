@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate, load
-from fedprune.client.host import Host, build_host, with_edits
+from fedprune.client.host import REBUILT, Host, build_host, with_edits
 from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import memories_of
@@ -22,6 +22,7 @@ from fedprune.server.round import Round
 from fedprune.server.shrink import fitted, shrunk
 from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
+from fedprune.structure.edits import Edit
 from fedprune.tensors import count_kept, load_into, shapes_of, state_of
 
 Tiny = Callable[..., RunConfig]
@@ -104,6 +105,22 @@ def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
     assert shapes_of(state_of(host.model)) == dict(smaller.layout.shapes)
     assert layout_at(config, small.edits).shapes == smaller.layout.shapes
     assert with_edits(host, small.edits) is host
+
+
+def test_the_newest_few_models_are_kept(halved: Any):
+    """Tiers of one model are asked in turn, in every round."""
+    config, _, small, _, _ = halved
+    host = build_host(config)
+    first = with_edits(host, small.edits)
+    assert with_edits(host, small.edits) is first
+    others = [(Edit("vocab", "model.embed_tokens", tuple(range(n)), "0"),) for n in (20, 30, 40)]
+    assert with_edits(host, others[0]) is with_edits(host, others[0])
+    assert with_edits(host, small.edits) is first
+    for edits in others[1:]:
+        with_edits(host, edits)
+    assert with_edits(host, small.edits) is first, "the one used least lately goes"
+    assert others[0] not in host.rebuilt
+    assert len(host.rebuilt) == REBUILT
 
 
 def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
