@@ -85,7 +85,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
 """Numbers that switch something on, or to another way of doing it."""
 
 BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
-    ("local_epochs", 1): {"local_steps": 0},
+    ("local_epochs", 1): {"local_steps": 0, "batch_size": 64},
     ("scope", "patterns"): {"layers": {"*": 0.3}},
     ("split", "natural"): {"client_column": "client"},
     ("unit", "n:m"): {"sparsity": 0.5},

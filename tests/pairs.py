@@ -94,14 +94,27 @@ def _pairs_in(row: Row, sizes: Mapping[str, int]) -> Iterator[tuple[Choice, Choi
 
 
 def _alone(choice: Choice, sizes: Mapping[str, int], refusal: Refusal) -> Row | None:
-    """The fewest changes, two at most, beside which a choice is accepted."""
+    """Changes, two at most, beside which a choice is accepted: one where one will do."""
     others = [c for c in _choices(sizes) if c[0] != choice[0] and c[1]]
     for n in range(3):
+        if n == 2 and (row := _as_named(dict([choice]), sizes, refusal)):
+            return row
         for more in combinations(others, n):
             row = dict([*more, choice])
             if len(row) == n + 1 and refusal(row) is None:
                 return row
     return None
+
+
+def _as_named(row: Row, sizes: Mapping[str, int], refusal: Refusal, changes: int = 2) -> Row | None:
+    """The row with other values of what its refusals name, so many at most."""
+    named = refusal(row)
+    if named is None:
+        return row
+    if not changes or named in row:
+        return None
+    tried = ({**row, named: i} for i in range(1, sizes.get(named, 0)))
+    return next(filter(None, (_as_named(r, sizes, refusal, changes - 1) for r in tried)), None)
 
 
 def _settled(
