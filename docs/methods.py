@@ -19,6 +19,7 @@ from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving_average import MOVING
 from fedprune.learning.robust import ROBUST
+from fedprune.methods.catalog import METHODS
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.combine import COMBINES, NORMALISE_SUMMARIES
@@ -127,6 +128,7 @@ def _link(function: Callable[..., Any]) -> str:
 def _others() -> dict[str, str]:
     sourced: dict[str, Mapping[str, Any]] = {
         "Combining clients (`--combine`)": COMBINES,
+        "How masks are decided and changes averaged (`--method`)": METHODS,
         "Whose masks (`--masks`)": MASKS,
         "Averaging weights (`--average`)": AVERAGES,
         "Rules that some clients cannot bend (`--robust`)": ROBUST,

@@ -197,8 +197,7 @@ def cost_of(model: Model, plan: Plan) -> tuple[Callable[[Masks], float], float]:
 
 METHOD = Method(
     "one mask for all, by the clients' summed statistics before they train",
-    "SNIP, Lee et al. 2019, arXiv 1810.02340, with statistics as sums over clients; FedAvg, "
-    "McMahan et al. 2017, arXiv 1602.05629, on what is kept",
+    "the plain composition; FedAvg, McMahan et al. 2017, arXiv 1602.05629, on what is kept",
     tune=tuned(),
     before=thin,
 )
