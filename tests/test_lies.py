@@ -1,7 +1,9 @@
 """Answers that are well formed and lie: nothing they say ends a run or spoils the model."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import LOUD, Aggregate, Answer, Question, as_sum, summed
 from fedprune.protocol.parts import understood
+from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import factored, improper
+from fedprune.tasks.measures import METRICS, measures
 from fedprune.tensors import digest
 from tests.runs import tiny
 
@@ -193,7 +197,7 @@ def test_rows_one_by_one_are_written_once(monkeypatch):
 
 def test_of_large_changes_it_is_known_whose_they_are():
     sums = [Answer(torch.tensor([1.0, -size]), 2.0, {}) for size in (LOUD, 2 * LOUD, 0.0)]
-    aggregate = summed(as_sum(a, p, 1, loud=True) for p, a in enumerate(sums))
+    aggregate = summed(as_sum(a, p, 1, loud=LOUD) for p, a in enumerate(sums))
     assert aggregate.loud == ((1, 2 * LOUD),)
 
 
@@ -214,3 +218,85 @@ def test_noise_on_examples_makes_no_lie_of_inputs():
         result = federate(configure({**keys, "dp_noise": noise}))
         assert result.summary["failures"] == 0
         assert any(not m.all() for m in result.state.masks.values())
+
+
+OWN_SCORES = """
+from dataclasses import replace
+from fedprune.scores.catalog import SCORES as ours
+
+def logarithm(evidence):
+    return {n: (s + 1e6).log() for n, s in evidence.sums.items()}
+
+def root(evidence):
+    if min(float(s.min()) for s in evidence.sums.values()) < -1e6:
+        raise ValueError("negative")
+    return evidence.sums
+
+def given(evidence):
+    return logarithm(evidence)
+
+first, second = ours["grasp"].asks
+SCORES = {
+    "log": replace(ours["taylor_signed"], finalise=logarithm),
+    "root": replace(ours["taylor_signed"], finalise=root),
+    "asked": replace(ours["grasp"], asks=(first, replace(second, given=given))),
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"score": "log"}, "no score comes of the sums: NaN for "),
+        ({"score": "root"}, "no score comes of the sums: ValueError: negative"),
+        ({"score": "asked"}, "no question comes of the sums: "),
+    ],
+)
+def test_statistics_of_which_no_score_comes_end_no_run(
+    keys: dict[str, Any], why: str, tmp_path: Path, tiny: Tiny, lied: Any
+):
+    """The liar is named, nothing is pruned, and the next round makes up for it."""
+    (tmp_path / "own.py").write_text(OWN_SCORES)
+    lied(filled(-1e12), {"score"}, range(1, 2))
+    given = {**KEYS, "agreement": False, "schedule": "one-shot", **keys}
+    seen = federate(tiny(plugin=str(tmp_path / "own.py"), **given))
+    (failure,) = seen.rows[0]["failures"]
+    assert (failure["partition"], failure["phase"], failure["field"]) == (1, "score", "values")
+    assert failure["reason"].startswith(f"statistics of size 1e+12: {why}")
+    assert seen.rows[0]["undone"].startswith(f"not pruned: {why}")
+    assert [row["sparsity"] > 0 for row in seen.rows] == [False, True, True]
+
+
+FILLS = [1e30, 1e12, 0.0, -1e12, -1e29]
+HARD = [s for s in SCORES if s not in {"contribution", "magnitude", "random", "synflow"}]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("score", HARD)
+def test_no_finite_statistics_end_a_run_of_a_built_in_score(
+    score: str, fill: float, tiny: Tiny, lied: Any
+):
+    lied(filled(fill), {"score"})
+    keys = {**KEYS, "rounds": 1, "agreement": False}
+    keys |= {"schedule": "one-shot"} if score == "sparsegpt" else {}
+    keys |= {"unit": "layer"} if score == "block_influence" else {}
+    seen = federate(tiny(score=score, **keys))
+    assert {f["partition"] for row in seen.rows for f in row["failures"]} <= {1}
+    assert all(bool(torch.isfinite(t).all()) for t in seen.state.weights.values())
+    assert seen.summary["sparsity"] > 0.5
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_is_a_number_or_none_for_all_sums_that_pass(metric: str):
+    chance = random.Random(metric)
+    names = {name for about in METRICS.values() for name in about.sums}
+    names |= {"loss", "correct", "absolute", "examined", "exact", "rouge_l"}
+    names |= {"copied_exact", "copied_rouge_l"}
+    for _ in range(300):
+        totals = {n: chance.choice([0.0, 1.0, 1e-300, 1e90, 3e38]) for n in sorted(names)}
+        totals |= {
+            "count": chance.choice([0.0, 1.0, 2.0**53]),
+            "loss": chance.choice([-1e90, 1e90]),
+        }
+        assert all(isinstance(v, float) for v in measures(totals, metric).values())

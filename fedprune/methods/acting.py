@@ -16,6 +16,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.shrink import Reshaped, carried, fitted
+from fedprune.server.spoilt import Spoilt
 from fedprune.server.state import Model, State, reverted
 
 T = TypeVar("T")
@@ -115,6 +116,9 @@ def pruned(state: State, r: Round, port: Port) -> tuple[State, Round, Notes]:
         ready = replace(ready, dense_at_pruning=totals)
     ready = kept(ready, r)
     ready, out = held(ready, r, port, _pruning(ready, r))
+    if isinstance(out, Spoilt):
+        ready = replace(ready, book=ready.book.with_failures(out.failures))
+        out = f"not pruned: {out}"
     if isinstance(out, str):
         return reverted(state, ready), replace(r, pending=True), Notes(undone=out)
     after, r, notes = out
@@ -130,10 +134,13 @@ def kept(state: State, r: Round) -> State:
     return replace(state, memories=memories)
 
 
-def _pruning(state: State, r: Round) -> Talk[tuple[State, Round, Notes] | str]:
+def _pruning(state: State, r: Round) -> Talk[tuple[State, Round, Notes] | str | Spoilt]:
     """The pruned state, as the method does it and then the riders; or why there is none."""
     name, old = method_name(r.config), state.model
-    step = yield from method_of(r.config).before(old, state.memories[name], r)
+    try:
+        step = yield from method_of(r.config).before(old, state.memories[name], r)
+    except Spoilt as spoilt:
+        return spoilt
     if step.undone:
         return step.undone
     unchanged = step.model is old

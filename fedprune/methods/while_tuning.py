@@ -12,6 +12,7 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate
 from fedprune.server.ask import evidence_of
 from fedprune.server.round import Round, Step, Talk
+from fedprune.server.spoilt import Spoilt, check_score
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
@@ -36,6 +37,10 @@ def collected(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[S
         sums=form.named_sums(changes.statistics),
         count=changes.totals["count"],
     )
+    try:
+        check_score(evidence, Aggregate(), r.config)  # whose they are is not known
+    except Spoilt as spoilt:
+        return Step(model, memory, undone=f"not pruned: {spoilt}")
     return Step(decide(model, r, changes, evidence, r.plan.sparsity(r.number)), memory)
 
 

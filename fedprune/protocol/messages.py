@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import Candidate
 from fedprune.structure.edits import Edits
 from fedprune.tensors import Masks, Tensors
@@ -178,6 +180,9 @@ class Aggregate:
 LOUD = 1e3
 """Size of a change's largest value from which it is remembered whose it is."""
 
+LOUDEST = 1e9
+"""The same of statistics for a score, which are sums over a client's examples."""
+
 _NOBODY = Aggregate()
 
 
@@ -230,7 +235,7 @@ def as_sum(
     singly: bool = False,
     held: bool = False,
     normed: bool = False,
-    loud: bool = False,
+    loud: float = math.inf,
 ) -> Aggregate:
     """One client's answer of `size` bytes as a sum of one, or added to the answers `before` it.
 
@@ -244,7 +249,7 @@ def as_sum(
         singly: keep its values beside the sum.
         held: also add its votes, times its weight.
         normed: note the norm of its values.
-        loud: note its largest value, if that is beyond `LOUD`.
+        loud: note its largest value, if that is beyond this.
     """
     votes, holders = before.votes, before.held
     if answer.votes is not None:
@@ -267,14 +272,22 @@ def as_sum(
         holders,
         _with_row(before.singles, answer.values) if singly else before.singles,
         norms=(*before.norms, norm_of(answer.values)) if normed else before.norms,
-        loud=before.loud + (loud_in(answer.values, (partition,)) if loud else ()),
+        loud=before.loud
+        + (() if loud == math.inf else loud_in(answer.values, (partition,), least=loud)),
     )
 
 
-def loud_in(values: Tensor, of: Iterable[int], weight: float = 1.0) -> Loud:
-    """Whose values these are and how large, if one is beyond `LOUD`; nothing if not."""
+def loud_from(kind: str) -> float:
+    """The size from which it is remembered who sent such a value: of changes, and of statistics."""
+    if KINDS[kind].changes:
+        return LOUD
+    return LOUDEST if KINDS[kind].values == "statistics" else math.inf
+
+
+def loud_in(values: Tensor, of: Iterable[int], weight: float = 1.0, least: float = LOUD) -> Loud:
+    """Whose values these are and how large, if one is beyond `least`; nothing if not."""
     size = max(map(abs, map(float, torch.aminmax(values)))) / weight if values.numel() else 0.0
-    return tuple((p, size) for p in of) if size > LOUD else ()
+    return tuple((p, size) for p in of) if size > least else ()
 
 
 def norm_of(values: Tensor) -> float:

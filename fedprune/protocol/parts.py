@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
-from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.protocol.checks import check
 from fedprune.protocol.client_privacy import silenced
@@ -19,6 +18,7 @@ from fedprune.protocol.messages import (
     Question,
     as_sum,
     longest_about,
+    loud_from,
     norm_of,
     plain,
     summed,
@@ -70,8 +70,8 @@ def added(
     try:
         given = understood(part.packet, question, form)
         how = {"singly": form.singly, "held": form.own, "normed": form.normed}
-        how |= {"loud": KINDS[question.kind].changes}
-        return as_sum(given, part.partition, size, before, **how)
+        loud = loud_from(question.kind)
+        return as_sum(given, part.partition, size, before, loud=loud, **how)
     except Exception as error:  # whatever a malformed packet raises must not stop the others
         failure = silenced(failure_of(part.partition, question.kind, error), config)
         return summed([before, Aggregate(failures=(failure,), bytes_up=size)])

@@ -20,6 +20,7 @@ from fedprune.scores.score import Evidence, Score
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Talk
 from fedprune.server.secure_notices import noticed
+from fedprune.server.spoilt import check_score, given_by
 from fedprune.server.standing import limit_of, too_few, weighed
 from fedprune.server.state import Book, Model
 from fedprune.tensors import load_into
@@ -100,15 +101,18 @@ def _booked(book: Book, question: Question, aggregate: Aggregate) -> Book:
 def asked(
     model: Model, r: Round, names: tuple[str, ...], sparsity: float | None
 ) -> Talk[tuple[Aggregate, Evidence | None]]:
-    """All asks of the score, and the evidence of the last; none, if too few answered."""
+    """All asks of the score, and the evidence of the last; none, if too few answered.
+
+    Raises:
+        Spoilt: a score of the user's own makes nothing of what was sent.
+    """
     c = r.config
     score = scores_of(c.plugin)[c.score]
     evidence = evidence_of(model, r, names)
     who = tuple(r.scored)
     aggregate = Aggregate(answered=who)
     for i, ask in enumerate(score.asks):
-        given = {} if ask.given is None else ask.given(evidence)
-        given = {n: t.float() for n, t in given.items()}
+        given = given_by(ask, evidence, aggregate)
         last = i == len(score.asks) - 1
         votes = sparsity if last and _voting(score, c) else None
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
@@ -118,6 +122,7 @@ def asked(
         if too_few(aggregate, c) or not (aggregate.answered or c.sampling == "poisson"):
             return aggregate, None
         evidence = _with_sums(evidence, aggregate, question, r.plan)
+    check_score(evidence, aggregate, c)
     return aggregate, evidence
 
 

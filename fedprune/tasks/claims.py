@@ -42,7 +42,14 @@ LONGEST_CONFIG = 2**22
 MOST_COUNTED = 2**14
 """The largest number that a config may say of what it makes lists of."""
 
+MOST_LAYERS = 2**10
+"""The same of layers: each is an object of many."""
+
+LONGEST_TOKENIZER = 2**26
+"""Bytes of a file of a tokenizer, whose words take some fifteen times as much in memory."""
+
 _COUNTED = ("layer", "label", "blocks", "stage", "expert", "depth")
+_OF_WORDS = ("label", "expert")
 _NOT_COUNTED = ("size", "dim")
 
 _LIKE = (torch.empty_like, torch.zeros_like, torch.ones_like, torch.rand_like, torch.randn_like)
@@ -186,11 +193,14 @@ def shapes_in_file(path: Path) -> dict[str, list[int]]:
 
 
 def check_config(folder: Path) -> None:
-    """Refuse a ``config.json`` that asks for lists of a length that no model has.
+    """Refuse a ``config.json`` that asks for lists of a length that no model has, or long files.
 
     Raises:
         ValueError: it cannot be read, or a number of layers, labels or the like is too large.
     """
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.txt"), *folder.glob("*.model")]):
+        if path.stat().st_size > LONGEST_TOKENIZER:
+            raise ValueError(f"{path}: longer than {LONGEST_TOKENIZER} bytes")
     path = folder / "config.json"
     if not path.is_file():
         return
@@ -202,8 +212,9 @@ def check_config(folder: Path) -> None:
         raise ValueError(f"{path}: damaged, it cannot be read ({error})") from None
     for key, value in numbers:
         counted = any(x in key for x in _COUNTED) and not any(x in key for x in _NOT_COUNTED)
-        if counted and abs(value) > MOST_COUNTED:
-            raise ValueError(f"{path}: {key} is {str(value)[:20]}; allowed: up to {MOST_COUNTED}")
+        most = MOST_COUNTED if any(x in key for x in _OF_WORDS) else MOST_LAYERS
+        if counted and abs(value) > most:
+            raise ValueError(f"{path}: {key} is {str(value)[:20]}; allowed: up to {most}")
 
 
 def _numbers(said: Any, key: str = "") -> Iterator[tuple[str, int]]:

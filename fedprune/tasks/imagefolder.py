@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST, cut_rows
 from fedprune.tasks.tables import on_device, remembered, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
+from fedprune.tasks.unpacked import check_claim
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -84,7 +86,8 @@ def pixels(path: str, side: int, *, grey: bool) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            check_claim(Path(path), 4 * file.width * file.height)
             image: Any = ImageOps.exif_transpose(file)
             image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

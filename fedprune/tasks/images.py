@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.splits import FEWEST, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
+from fedprune.tasks.unpacked import arrays_in, gunzipped
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -91,7 +91,7 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read_idx(path: Path) -> Tensor:
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = gunzipped(path) if path.suffix == ".gz" else path.read_bytes()
         if raw[:3] != b"\x00\x00\x08":
             raise ValueError("it does not begin as one")
         rank = raw[3]  # the format: two zero bytes, type, rank, then one big-endian size each
@@ -115,9 +115,9 @@ def local_images(folder: Path, config: Data) -> Shard:
             f"data={folder}: no *.npz there; allowed: files with arrays images and labels"
         )
     try:
-        loaded = [np.load(f, allow_pickle=False) for f in files]
+        loaded = [arrays_in(f) for f in files]
         images, labels = (np.concatenate([f[key] for f in loaded]) for key in ("images", "labels"))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"data={folder}: {error}; allowed: *.npz files with arrays images and labels"
         ) from None

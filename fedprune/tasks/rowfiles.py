@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from fedprune.tasks.unpacked import check_claim, most_of
+
 Columns = dict[str, list[Any]]
 """Columns by name, all of one length. A cell is a text, None (nothing), or of json and parquet
 also True, False, a list or a mapping."""
@@ -220,12 +222,15 @@ def read_json(path: Path, encoding: str | None) -> Columns:
     with opened(path, encoding) as file:
         text = file.read()
     columns: Columns = {}
+    most = most_of(path) // _CELL
     for done, row in enumerate(_values(text, path.name)):
         if not isinstance(row, dict):
             raise NotRows(
                 f"{path.name}, row {done + 1} is {_kind(row)}; allowed: objects, as "
                 '{"text": "..."}, one a line or in a list'
             )
+        if (done + 1) * (len(columns) + len(row)) > most:
+            _check_cells(path, done + 1, len(columns | row))
         for name, cell in row.items():
             if name not in columns:
                 columns[name] = [None] * done
@@ -236,6 +241,18 @@ def read_json(path: Path, encoding: str | None) -> Columns:
     if r"\ud" in text.lower():
         _whole_characters(columns, path.name)
     return columns
+
+
+_CELL = 8
+"""Bytes of a list for each of its values."""
+
+
+def _check_cells(path: Path, rows: int, columns: int) -> None:
+    """Refuse more cells than a file of its size can have."""
+    try:
+        check_claim(path, _CELL * rows * columns)
+    except ValueError as error:
+        raise NotRows(f"{error} ({rows} rows of {columns} columns)") from None
 
 
 def _kind(value: Any) -> str:
@@ -301,7 +318,8 @@ def read_parquet(path: Path, encoding: str | None) -> Columns:
 
     try:
         with ParquetFile(path) as file:
-            table = file.read()
+            _check_cells(path, file.metadata.num_rows, file.metadata.num_columns)
+            table = _read_in_parts(path, file)
     except ArrowException as error:
         reason = " ".join(str(error).split())[:150]
         raise NotRows(f"{path.name} is not parquet: {reason}; allowed: a whole file") from None
@@ -309,6 +327,21 @@ def read_parquet(path: Path, encoding: str | None) -> Columns:
     if len(set(names)) < len(names):
         raise NotRows(f"{path.name} has a column twice ({names}); allowed: each name once")
     return {name: _texts(table.column(name)) for name in names}
+
+
+def _read_in_parts(path: Path, file: Any) -> Any:
+    """The whole table; no more of it than a file of its size can hold."""
+    from pyarrow import Table
+
+    parts, size = list[Any](), 0
+    for part in file.iter_batches(batch_size=2**12):
+        parts.append(part)
+        size += part.nbytes
+        try:
+            check_claim(path, size)
+        except ValueError as error:
+            raise NotRows(str(error)) from None
+    return Table.from_batches(parts, schema=file.schema_arrow)
 
 
 def _texts(column: Any) -> list[Any]:

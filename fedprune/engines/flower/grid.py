@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from fedprune.protocol.messages import (
     Aggregate,
     Question,
     longest_about,
+    loud_from,
     loud_in,
     summed,
 )
@@ -143,9 +145,10 @@ class _Asked:
         kind, most = self.question.kind, longest_about(len(group), self.form.totals)
         said = replace(folded_of(reply, group, kind, most), bytes_up=reply.size(), loud=())
         said = _checked(said, self.form)
-        if said.total is None or not KINDS[kind].changes:
+        least = loud_from(kind)
+        if said.total is None or least == math.inf:
             return said
-        return replace(said, loud=loud_in(said.total, said.answered, said.weight))
+        return replace(said, loud=loud_in(said.total, said.answered, said.weight, least))
 
     def sums(self, asking: Asking[Outcome]) -> list[Aggregate]:
         """The sums in the order in which they are added: the same on devices as in a simulation."""
