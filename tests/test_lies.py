@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,9 +251,7 @@ SCORES = {
         ({"score": "asked"}, "no question comes of the sums: "),
     ],
 )
-def test_statistics_of_which_no_score_comes_end_no_run(
-    keys: dict[str, Any], why: str, tmp_path: Path, tiny: Tiny, lied: Any
-):
+def test_statistics_of_which_no_score_comes_end_no_run(keys, why, tmp_path, tiny, lied):
     """The liar is named, nothing is pruned, and the next round makes up for it."""
     (tmp_path / "own.py").write_text(OWN_SCORES)
     lied(filled(-1e12), {"score"}, range(1, 2))
@@ -274,9 +271,7 @@ HARD = [s for s in SCORES if s not in {"contribution", "magnitude", "random", "s
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("score", HARD)
-def test_no_finite_statistics_end_a_run_of_a_built_in_score(
-    score: str, fill: float, tiny: Tiny, lied: Any
-):
+def test_no_finite_statistics_end_a_run_of_a_built_in_score(score, fill, tiny, lied):
     lied(filled(fill), {"score"})
     keys = {**KEYS, "rounds": 1, "agreement": False}
     keys |= {"schedule": "one-shot"} if score == "sparsegpt" else {}

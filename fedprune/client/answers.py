@@ -123,7 +123,9 @@ def _steps(
     draws, noise = (
         source_for(question, c, client.partition, what) for what in ("examples", "noise")
     )
-    return poisson_steps(part, c, draws), noisy_steps(client.model, client.task, masks, c, noise)
+    return poisson_steps(part, c, draws), noisy_steps(
+        client.model, client.task, masks, c, noise, client.said
+    )
 
 
 def _answer_own(question: Question, client: ClientContext) -> Answer:

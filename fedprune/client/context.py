@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, tune
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part, Shard, Task, batches
+
+log = logging.getLogger("fedprune")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class ClientContext:
         tuned: the same model, compiled where that was asked for.
         teacher: a model to learn from, in eval mode beside it, or None.
         train: how it tunes.
+        said: what was said already, see `hidden`.
     """
 
     partition: int
@@ -41,6 +45,7 @@ class ClientContext:
     tuned: nn.Module
     teacher: nn.Module | None = None
     train: Train = tune
+    said: set[str] = field(default_factory=set)
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The batches on the model's device."""
@@ -57,3 +62,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[Part]:
         return self.client.moved(batches(self.part, self.client.config.score_batch))
+
+
+def hidden(error: BaseException, instead: str, said: set[str]) -> None:
+    """Say where the clients are, once, what their code raised and what leaves them instead.
+
+    Not of whom, and not how often: what noise hides is not to be read off a log either.
+    """
+    text = f"clients' code raised {type(error).__name__}: {instead}; said once"
+    if text not in said:
+        said.add(text)
+        log.warning(text)

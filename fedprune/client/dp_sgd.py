@@ -12,7 +12,6 @@ without dropout.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedprune.client.context import ClientContext
+from fedprune.client.context import ClientContext, hidden
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Backward, Done
 from fedprune.privacy.clipping import bounded_sum
@@ -33,8 +32,6 @@ from fedprune.scores.example_gradients import ExampleGradients, SumOverExamples,
 from fedprune.scores.score import Ask, Probe
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Masks, Tensors, scattered, shapes_of
-
-log = logging.getLogger("fedprune")
 
 
 def noised_statistics(question: Question, client: ClientContext, probe: Probe) -> Tensors:
@@ -60,7 +57,7 @@ def noised_statistics(question: Question, client: ClientContext, probe: Probe) -
         return (total,)
 
     for batch in probe.batches:
-        for (part,) in whatever_fails(of, batch):
+        for (part,) in whatever_fails(of, batch, client.said):
             total += part
     source = source_for(question, c, client.partition, "noise")
     total += gaussian(size, (c.dp_score_noise or 0.0) * norm, source)
@@ -73,7 +70,7 @@ RAISED = (Exception, SystemExit, GeneratorExit)
 """What a client's code may raise on an example; Ctrl-C and the end of its time are others'."""
 
 
-def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
+def whatever_fails(of: Callable[[Part], Sums], batch: Part, said: set[str]) -> Iterator[Sums]:
     """What is had of a batch, or, where that fails, of those of its examples that do not fail.
 
     An example on which a client's code raises counts as 0, as one that is not finite does: what
@@ -84,10 +81,9 @@ def whatever_fails(of: Callable[[Part], Sums], batch: Part) -> Iterator[Sums]:
     except RAISED as error:
         if examples(batch) > 1:
             for example in batches(batch, 1):
-                yield from whatever_fails(of, example)
+                yield from whatever_fails(of, example, said)
         else:
-            name = type(error).__name__
-            log.warning("an example counts as 0: the client's code raised %s on it", name)
+            hidden(error, "each example on which it does counts as 0", said)
         return
     yield found  # beyond the try: who closes this generator raises GeneratorExit here
 
@@ -141,7 +137,12 @@ def poisson_steps(part: Part, config: RunConfig, source: Source) -> Iterator[lis
 
 
 def noisy_steps(
-    model: nn.Module, task: Task, masks: Mapping[str, Tensor], config: RunConfig, source: Source
+    model: nn.Module,
+    task: Task,
+    masks: Mapping[str, Tensor],
+    config: RunConfig,
+    source: Source,
+    said: set[str] | None = None,
 ) -> Backward:
     """What gives `fedprune.learning.local_training.tune` the gradients of DP-SGD.
 
@@ -150,6 +151,7 @@ def noisy_steps(
     comes noise of `dp_noise` times that norm; the whole is divided by `batch_size`, whatever the
     number of examples.
     """
+    told = set[str]() if said is None else said
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     shapes = shapes_of(named)
     alive = {n: m.cpu() for n, m in masks.items()}
@@ -168,7 +170,7 @@ def noisy_steps(
     def backward(step: list[Part]) -> Done:
         model.eval()
         total, loss, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
-        for part, its_loss, its_count in (s for b in step for s in whatever_fails(of, b)):
+        for part, its_loss, its_count in (s for b in step for s in whatever_fails(of, b, told)):
             total += part
             loss, count = loss + its_loss, count + its_count
         total += gaussian(size, (config.dp_noise or 0.0) * norm, source)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fedprune.client.answers import answer
-from fedprune.client.context import ClientContext
+from fedprune.client.context import ClientContext, hidden
 from fedprune.client.memory import (
     FOLDER_NAME,
     Residuals,
@@ -96,6 +96,7 @@ class Host:
         residuals: what its clients did not send yet, with ``--error-feedback``.
         counters: the model's buffers that are no state, as it was built.
         train: how its clients tune.
+        said: what was said of clients' code that raises where noise hides it.
     """
 
     config: RunConfig
@@ -111,6 +112,7 @@ class Host:
     residuals: Residuals = field(default_factory=Residuals)
     counters: Tensors = field(default_factory=dict)
     train: Train = tune
+    said: set[str] = field(default_factory=set)
 
 
 def build_host(
@@ -329,6 +331,7 @@ def _answered(host: Host, question: Question, partition: int, limit: float) -> A
         host.tuned,
         _teacher(host, question),
         host.train,
+        host.said,
     )
     form = form_of(question, host.config, host.layout)
     most = most_votes(question, host.config, form, host.layout)
@@ -362,8 +365,7 @@ def _given(client: ClientContext, question: Question, form: Form, limit: float) 
         bounded = c.dp == "client" and KINDS[question.kind].asks == "cohort"
         if isinstance(error, Refused) or not (bounded or noised_metrics(question.kind, c)):
             raise
-        name = type(error).__name__
-        log.warning("client %s: zeros leave it, as its code raised %s", client.partition, name)
+        hidden(error, "zeros leave each client whose code does", client.said)
         return _zeros(form)
 
 
