@@ -46,8 +46,8 @@ UNITS: dict[str, Keys] = {
 METHODS: dict[str, str] = {
     "unit scores": "one score a unit, and whole units go",
     "weight scores": "one score a weight (taylor)",
-    "magnitude": "by the size of the noised weights, which asks nobody",
-    "random": "by chance, which asks nobody",
+    "magnitude": "by the size of the noised weights, which asks no client",
+    "random": "by chance, which asks no client",
 }
 
 

@@ -170,7 +170,7 @@ def _in_sequence(c: Options, score: Score) -> list[Conflict]:
     why, free = "blocks are pruned one after the other", c.unit != "n:m"
     collected = c.score_during == "tune"
     return [
-        *only(c, not score.asks, f"score {c.score} asks nobody", calibration="dense"),
+        *only(c, not score.asks, f"score {c.score} asks no client", calibration="dense"),
         *only(c, collected, "there is no pass to repeat", calibration="dense"),
         *only(c, free, why, scope=("layer", "row")),
         *only(c, free and c.vote_scope is not None, why, vote_scope=("layer", "row")),
@@ -197,7 +197,7 @@ def _behind_its_own(c: Options, score: Score) -> list[Conflict]:
 def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
     """Whom a score is asked of, on how many examples, and how much each client counts."""
     reasons = {
-        f"score {c.score} asks nobody": not score.asks,
+        f"score {c.score} asks no client": not score.asks,
         "nothing is pruned": c.sparsity == 0.0,
         "statistics are collected while tuning": c.score_during == "tune",
     }
@@ -239,7 +239,7 @@ def _shrunk(c: Options) -> list[Conflict]:
 
 
 def _whose(c: Options, score: Score) -> list[Conflict]:
-    nobody = f"score {c.score} asks nobody"
+    nobody = f"score {c.score} asks no client"
     silent, votes = not score.asks, c.combine == "votes"
     pooled = combines_of(c.plugin)[c.combine].pooled
     raw = pooled and bool(score.asks) and score.asks[-1].shapes is not weight_shapes

@@ -37,7 +37,7 @@ def _drawn(c: Options, score: Score) -> list[Conflict]:
         *only(c, c.dp == "none", "dp is none", sampling=_DRAWN),
         ("panel", open_, "the panel is not protected", "0, or exact metrics"),
         *only(c, c.dp == "example", examples, sampling=_DRAWN),
-        *only(c, silent, "the score asks nobody", dp_score_clip=None),
+        *only(c, silent, "the score asks no client", dp_score_clip=None),
     ]
 
 

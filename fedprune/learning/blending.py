@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fedprune.learning.candidates import HERE, Candidate
 
 BLENDS = {
-    "none": "the average as it is",
+    "none": "the plain average",
     "global": "one share of the change for all tensors, chosen on the clients' validation parts",
     "layer": "a share for each block, chosen one block at a time, if together they beat one share",
 }

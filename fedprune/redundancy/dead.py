@@ -1,4 +1,4 @@
-"""Units that do nothing: never active on any client, or read by nobody."""
+"""Units that do nothing: never active on any client, or read by no layer."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from fedprune.options.section import Section, option
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
 
 REDUCTIONS = {
-    "dead": "take out units that are read by nobody or never active on any client of the cohort",
+    "dead": "take out units that no layer reads or that are never active on the cohort's clients",
     "merge": "add up what reads neurons made by the same weights, and heads that fit into one",
     "share": "one weight for layers whose matrices are equal",
     "low-rank": "two factors for a matrix where they hold fewer numbers",
@@ -17,7 +17,7 @@ REDUCTIONS = {
 
 RANK_BY = {
     "activations": "least error on the clients' inputs [SVD-LLM, Wang et al. 2024, 2403.07378]",
-    "weights": "least error of the matrix itself, the truncated SVD; asks nobody",
+    "weights": "least error of the matrix itself, the truncated SVD; asks no client",
 }
 
 _LOW_RANK = {"reduce": "low-rank"}

@@ -167,7 +167,7 @@ SCORES: dict[str, Score] = {
         at_start=True,
     ),
     "synflow": Score(
-        "|w|·dR/d|w|, R the sum of outputs for ones through |w|: no data, asks nobody",
+        "|w|·dR/d|w|, R the sum of outputs for ones through |w|: no data, asks no client",
         "Tanaka et al. 2020, arXiv 2006.05467, sect. 6; homogeneous networks only",
         synflow,
         refuses=refuse,
@@ -246,13 +246,13 @@ SCORES: dict[str, Score] = {
         units=("layer",),
     ),
     "magnitude": Score(
-        "|w| of the global model: asks nobody",
+        "|w| of the global model: asks no client",
         "Han et al. 2015, arXiv 1506.02626",
         _magnitude,
         rescored=False,
     ),
     "random": Score(
-        "uniform noise, new each round: asks nobody", "the control", _random, rescored=False
+        "uniform noise, new each round: asks no client", "the control", _random, rescored=False
     ),
 }
 

@@ -144,8 +144,8 @@ NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 NORMALISE_SUMMARIES = {
-    "none": "as they are: a client with ten times the scale has ten times the say",
-    "l1": "divided by the sum of their absolute values: every label has the same say",
+    "none": "unchanged: a client with ten times the scale has ten times the weight",
+    "l1": "divided by the sum of their absolute values: every label has the same weight",
     "rank": "replaced by rank / n (only for combinations of clients' own scores)",
 }
 

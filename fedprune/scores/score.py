@@ -55,7 +55,7 @@ class Evidence:
     """What the server scores with.
 
     Attributes:
-        sums: the clients' statistics added up, float64; empty for a score that asks nobody.
+        sums: the clients' statistics added up, float64; empty for a score that asks no client.
         count: labels that the statistics were summed over.
         weights: the current weights of the tensors to score, 0.0 where removed.
         masks: True = alive, of the same tensors.
@@ -139,7 +139,7 @@ class Score:
         source: where it is from.
         finalise: the score of every weight asked about, from the evidence of the last ask. A score
             of larger units gives every weight the score of its unit.
-        asks: what the clients are asked, in this order; none: the score asks nobody.
+        asks: what the clients are asked, in this order; none: the score asks no client.
         additive: the statistics are sums over examples, so federated equals pooled.
         units: the kinds of unit it scores; empty: all of them.
         step: prunes by itself, instead of by selection on `finalise`'s scores.

@@ -96,7 +96,7 @@ class Data(Section):
     )
     metrics: Literal["exact", "noised"] = option(
         "privacy",
-        "losses and counts that measure: as they are, or with noise (default, unless there is a "
+        "release of measured losses and counts: exact, or with noise (default, unless there is a "
         "--panel)",
         "exact",
         when=_NOISE,
