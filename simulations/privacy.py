@@ -19,7 +19,7 @@ from fedprune.attacks.canary_report import canary_findings
 from fedprune.attacks.image_report import closed_form_findings, search_findings
 from fedprune.attacks.label_report import label_findings
 from fedprune.attacks.membership_report import membership_study
-from fedprune.attacks.page import Section, write_page
+from fedprune.attacks.page import Section, write_findings
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
 from fedprune.commands.targets import check_file
@@ -227,7 +227,7 @@ def _main(arguments: list[str]) -> int:
             PROGRAM, f"out={given.out!r}: {error}; allowed: a folder to write in", BAD_INPUT
         )
     command = shlex.join(["python", "simulations/privacy.py", *arguments])
-    write_page(folder / "page.html", "What leaks", INTRODUCTION, sections, command)
+    write_findings(folder / "page.html", "What leaks", INTRODUCTION, sections, command)
     results = {"command": command, "epsilons": study.epsilons, "parts": figures}
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     for section in sections:

@@ -92,7 +92,7 @@ FAULTS: dict[str, Fault] = {
     ),
     # which weights go, and when
     "ties by the larger magnitude": Fault(
-        "fedprune.selection.select.layers_of",
+        "fedprune.selection.select.ranking_layers",
         lambda f, s, alive, size, *rest: f(
             s, alive, size and {n: 1 / (w.abs() + 1e-30) for n, w in size.items()}, *rest
         ),
@@ -104,7 +104,7 @@ FAULTS: dict[str, Fault] = {
         "zeros",
     ),
     "floors not held": Fault(
-        "fedprune.selection.select.layers_of",
+        "fedprune.selection.select.ranking_layers",
         lambda f, s, alive, size, _floor, *_part: f(s, alive, size, 0),
         "magnitude",
     ),

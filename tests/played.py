@@ -16,7 +16,7 @@ from fedprune.config.planned import planned as releases
 from fedprune.privacy.ledger import Ledger, open_ledger
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.port import Port
-from fedprune.selection.select import planned
+from fedprune.selection.select import removed_count
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -124,7 +124,7 @@ def _reached(result: Result, c: RunConfig) -> None:
         return
     layout = layout_for(c, dense_model(c))
     shape = {"unit": c.unit, "unit_shape": c.unit_shape}
-    wanted = planned(layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
+    wanted = removed_count(layout, c.sparsity, scope=c.scope, densities=c.layers, **shape)
     gone = summary["prunable_parameters"] - summary["kept_parameters"]
     if c.unit in {"weight", "n:m"}:
         assert gone == wanted, (gone, wanted)

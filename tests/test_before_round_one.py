@@ -175,9 +175,10 @@ LOSSES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unit": ({"unit": ""}, "its unit is ''"),
     "extra": ({"extra": ("bytes",)}, "its extra names 'bytes'"),
-    "exam": ({"exam_names": ("exact",)}, "totals|exact"),
-    "exam names": (
-        {"exam_names": ("exact",), "exam": lambda *_: {"inexact": 1.0}}, "inexact.*expected.*exact",
+    "sums of the test part": ({"test_sum_names": ("exact",)}, "totals|exact"),
+    "names of sums of the test part": (
+        {"test_sum_names": ("exact",), "test_sums": lambda *_: {"inexact": 1.0}},
+        "inexact.*expected.*exact",
     ),
     "tokens": ({"tokens": ("ids",)}, "its tokens name 'ids'"),
     "output": ({"output": ("head",)}, "its output names 'head'.*; allowed: 0, 1"),

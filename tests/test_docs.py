@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from fedprune import SCORES, TASKS, RunConfig
-from fedprune.commands.arguments import parser
+from fedprune.commands.arguments import run_parser
 from fedprune.commands.main import COMMANDS
 from fedprune.commands.main import parser as commands
 from fedprune.options.conditions import in_words
@@ -40,7 +40,7 @@ def test_options_and_flower_s_keys_are_what_the_declarations_say():
 
 @pytest.mark.parametrize("key", RunConfig.model_fields)
 def test_help_says_beside_what_an_option_is_read(key: str):
-    (action,) = [action for action in parser()._actions if action.dest == key]
+    (action,) = [action for action in run_parser()._actions if action.dest == key]
     beside = in_words(declared(RunConfig.model_fields[key]).when)
     assert not beside or f"with {beside}" in str(action.help)
 
@@ -56,7 +56,7 @@ def test_every_score_is_in_the_catalogue_and_its_code_is_where_it_says(name):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_on_a_page_is_one(page):
-    options = set(parser()._option_string_actions)
+    options = set(run_parser()._option_string_actions)
     found = re.findall(r"run\.py ((?:[^`\n\\])*)", page.read_text(encoding="utf-8"))
     used = {word for line in found for word in re.findall(r"(?<!\S)--[a-z][a-z-]*", line)}
     assert used <= options, used - options

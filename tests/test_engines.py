@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from fedprune import Result, RunConfig, federate
-from fedprune.commands.arguments import chosen
+from fedprune.commands.arguments import run_asked_for
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
 from tests.runs import with_pages
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.slow
 
 def configured(case: str, engine: str) -> RunConfig:
     arguments = [*OPTIONS.split(), *shlex.split(CASES[case]), "--engine", engine]
-    return chosen(arguments)[0]
+    return run_asked_for(arguments)[0]
 
 
 @pytest.fixture(scope="module")

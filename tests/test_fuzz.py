@@ -25,7 +25,7 @@ from safetensors.torch import save
 
 from fedprune.client.memory import Residuals, recalled
 from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
-from fedprune.codec.masks import MAGIC, VERSION, _checksum, decode_mask, encode_mask
+from fedprune.codec.masks import MASK_MAGIC, VERSION, _checksum, decode_mask, encode_mask
 from fedprune.codec.model_digest import bits_of, edits_in, mask_bits
 from fedprune.codec.wire import (
     Packet,
@@ -256,8 +256,8 @@ def mutated(data: bytes, random_: random.Random) -> bytes:
 
 def repaired(name: str, data: bytes) -> bytes:
     """With a checksum that fits."""
-    if data[:4] == MAGIC and len(data) > 13:
-        return MAGIC + bytes([VERSION]) + _checksum(data[13:]) + data[13:]
+    if data[:4] == MASK_MAGIC and len(data) > 13:
+        return MASK_MAGIC + bytes([VERSION]) + _checksum(data[13:]) + data[13:]
     if name == "coded file" and len(data) > 40:
         return with_head(data, lambda head: head)
     return data

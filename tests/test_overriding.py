@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedprune.commands.arguments import chosen
+from fedprune.commands.arguments import run_asked_for
 from fedprune.config import (
     RunConfig,
     configure,
@@ -56,7 +56,7 @@ def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(base, tmp_path, ca
         text = as_text(value)
         flag = f"--{key.replace('_', '-')}"
         flags = [flag, "*", "0.5"] if isinstance(value, dict) else [f"{flag}={text}"]
-        found = outcome(lambda flags=flags: chosen(["--config", str(file), *flags])[0])
+        found = outcome(lambda flags=flags: run_asked_for(["--config", str(file), *flags])[0])
         said = re.findall(r"\.toml: ([a-z0-9-]+)=.* is left out: ", capsys.readouterr().err)
         gone = {name.replace("-", "_") for name in said}
         assert gone <= base.keys(), "only what was given can be left out"
@@ -82,7 +82,7 @@ def test_the_noise_of_a_budget_follows_from_everywhere(change, tmp_path):
     old = base.model_dump(mode="json", exclude_none=True)  # as earlier versions wrote it
     for text in (to_toml(base), tomli_w.dumps({k.replace("_", "-"): v for k, v in old.items()})):
         (tmp_path / "c.toml").write_text(text)
-        line = chosen(["--config", str(tmp_path / "c.toml"), f"--{key}={value}"])[0]
+        line = run_asked_for(["--config", str(tmp_path / "c.toml"), f"--{key}={value}"])[0]
         flower = overridden(*from_flower({"toml": text, key: value}))[0]
         assert line == flower == right
     assert base.model_copy(update=change) == right
@@ -102,10 +102,10 @@ def test_a_file_keeps_what_was_given_apart():
 def test_resume_refuses_what_would_follow_otherwise(tmp_path):
     file, text = tmp_path / "config.toml", to_toml(configure({"task": "digits"}))
     file.write_text(text)
-    assert chosen(["--resume", str(tmp_path), "--timeout", "9"])[0].timeout == 9
+    assert run_asked_for(["--resume", str(tmp_path), "--timeout", "9"])[0].timeout == 9
     file.write_text(re.sub(r"\nend = \d+", "\nend = 16", text))
     with pytest.raises(ConfigError, match=r"^end=\d+: follows from what .* and was 16 when"):
-        chosen(["--resume", str(tmp_path)])
+        run_asked_for(["--resume", str(tmp_path)])
 
 
 def test_an_earlier_run_s_task_gives_way_to_what_is_given(tmp_path):

@@ -26,7 +26,7 @@ from fedprune.privacy.clipping import clipped, sensitivity
 from fedprune.privacy.noise import Source, gaussian
 from fedprune.randomness import draw, generator
 
-LOUD = 10.0
+_LOUD = 10.0
 """Norm of what a canary sends, in clip norms: clipping is what keeps it from being heard."""
 
 
@@ -168,8 +168,8 @@ def _sides(noised: Noised, mechanism: Audited, canaries: int, own: int, seed: in
 
 
 def _sent(vectors: Tensor, clip: float, clipping: bool) -> Tensor:
-    """What reaches the sum of vectors that are `LOUD`, clipped by the function that runs use."""
-    loud = LOUD * clip * vectors
+    """What reaches the sum of vectors that are `_LOUD`, clipped by the function that runs use."""
+    loud = _LOUD * clip * vectors
     if not clipping:
         return loud
     return torch.stack([clipped(vector, clip).double() for vector in loud])

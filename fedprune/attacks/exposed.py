@@ -29,7 +29,7 @@ from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
 from fedprune.tensors import Masks, Tensors, masked, scattered
 
-Each = Callable[[Tensor, Tensor], Tensor]
+_Each = Callable[[Tensor, Tensor], Tensor]
 """From a weight and a client's gradient to what is released of it, up to a factor."""
 
 
@@ -50,7 +50,7 @@ class Quantity:
     summary: str
     keys: Mapping[str, Any]
     signed: bool = False
-    each: Each | None = None
+    each: _Each | None = None
     kind: str = "score"
     votes: bool = False
     root: bool = False
@@ -278,7 +278,7 @@ def _sensitivity(quantity: Quantity, votes: Tensor) -> float:
     return float((2.0 * min(kept, votes.numel() - kept)) ** 0.5)
 
 
-def noise_for(epsilon: float, delta: float = 1e-5) -> float:
+def multiplier_for(epsilon: float, delta: float = 1e-5) -> float:
     """The noise multiplier of one Gaussian release with this epsilon at delta, exactly.
 
     Raises:
@@ -298,10 +298,10 @@ def protections(epsilons: Sequence[float], clients: int) -> dict[str, Protection
         f"sum of {clients}": Protection("a secure sum, exact", clients=clients),
     }
     for epsilon in epsilons:
-        noise = noise_for(epsilon)
+        noise = multiplier_for(epsilon)
         found[f"epsilon {epsilon:g}"] = Protection(alone, clip=True, noise=noise)
     if epsilons:
-        noise = noise_for(epsilons[-1])
+        noise = multiplier_for(epsilons[-1])
         both = f"sum of {clients}, epsilon {epsilons[-1]:g}"
         found[both] = Protection("a secure sum with noise", True, clients, noise)
     return found

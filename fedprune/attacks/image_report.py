@@ -29,12 +29,12 @@ from fedprune.selection.select import select
 from fedprune.tasks.task import Part
 from fedprune.tensors import Masks, Tensors
 
-Tick = Callable[[], None]
+_Tick = Callable[[], None]
 
 CLIENTS, TARGETS, SEARCHED = 10, 3, 4
 FIRST = "features.1.weight"
 
-PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
+_PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
 """The same from a model that has lost its smallest weights: only what is kept is released."""
 
 DEFENDED = {
@@ -43,8 +43,8 @@ DEFENDED = {
 }
 """The largest part of it stays with the client (--defence). Of one image's most is 0 anyway."""
 
-CASES = {name: (name, 0.0) for name in QUANTITIES} | PRUNED | DEFENDED
-MATCHED = {n: case for n, case in CASES.items() if QUANTITIES[case[0]].each is not None}
+IMAGE_CASES = {name: (name, 0.0) for name in QUANTITIES} | _PRUNED | DEFENDED
+MATCHED = {n: case for n, case in IMAGE_CASES.items() if QUANTITIES[case[0]].each is not None}
 
 CLOSED_TEXT = (
     "A client with one image answers one question about a network of linear layers (--task digits "
@@ -99,7 +99,7 @@ def scene_of(case: tuple[str, float], parts: Sequence[Part], model: str, seed: i
 
 
 def closed_form_findings(
-    seeds: Sequence[int], epsilons: Sequence[float], tick: Tick | None = None
+    seeds: Sequence[int], epsilons: Sequence[float], tick: _Tick | None = None
 ) -> tuple[list[Section], dict[str, Any]]:
     """Sections about single images by inversion in closed form, and their figures.
 
@@ -116,7 +116,7 @@ def closed_form_findings(
     figures, rows = list[Figure](), list[tuple[str, list[Tensor | None]]]()
     for seed in seeds:
         parts = one_each(data, CLIENTS, seed)
-        for name, case in CASES.items():
+        for name, case in IMAGE_CASES.items():
             made = scene_of(case, parts, "mlp", seed)
             messages = [message(made, p) for p in range(CLIENTS)]
             for target in range(TARGETS):
@@ -178,7 +178,7 @@ def _measured(found: Part, truth: Part) -> tuple[Figure, Tensor]:
 
 
 def search_findings(
-    seeds: Sequence[int], epsilons: Sequence[float], steps: int, tick: Tick | None = None
+    seeds: Sequence[int], epsilons: Sequence[float], steps: int, tick: _Tick | None = None
 ) -> tuple[list[Section], dict[str, Any]]:
     """The section about images by search through the task's default network, and its figures.
 

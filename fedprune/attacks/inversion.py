@@ -22,7 +22,7 @@ from fedprune.structure.layers import layers_of
 from fedprune.tasks.task import Part
 from fedprune.tensors import load_into
 
-STEPS = 300
+_STEPS = 300
 
 
 def inverted(scene: Scene, seen: Exposed, name: str, shape: torch.Size, seed: int = 0) -> Part:
@@ -106,7 +106,7 @@ def factors(
     if not signed:
         known = known.clamp(min=0)
         cross = design.abs() * known
-    for _ in range(STEPS):
+    for _ in range(_STEPS):
         if signed:
             left = _rows_fitted(squares, cross, right)
         else:

@@ -26,11 +26,11 @@ from fedprune.attacks.tabling import CHANCE, Figure, number_cell, pivot, share_c
 from fedprune.tasks.task import Part
 
 CLIENTS, TARGETS = 10, 4
-SIZES = (32, 200)
+_SIZES = (32, 200)
 HEADS: dict[str, tuple[str, ...]] = {"": (), ", with head": ("head.weight",)}
 """The last layer is not scored unless asked; a change of the weights always holds it."""
 
-CASES = {
+LABEL_CASES = {
     f"{name}{told}": (name, head)
     for name, quantity in QUANTITIES.items()
     for told, head in HEADS.items()
@@ -72,11 +72,11 @@ def label_findings(
     """
     data, sections, told = all_digits(), list[Section](), dict[str, Any]()
     known = protections(epsilons, CLIENTS)
-    for size in SIZES:
+    for size in _SIZES:
         figures = list[Figure]()
         for seed in seeds:
             parts = skewed(data, CLIENTS, size, seed)
-            for name, (quantity, head) in CASES.items():
+            for name, (quantity, head) in LABEL_CASES.items():
                 keys = {"task": "digits", "model": "cnn", "seed": seed, "include": head}
                 made = scene(quantity, parts, keys)
                 found = _trials(made, parts, known, seed)
@@ -91,7 +91,7 @@ def label_findings(
 def _sections(size: int, figures: list[Figure]) -> list[Section]:
     about, dominant = (
         tuple(t.format(size=size) for t in texts)
-        for texts in (TEXT if size == SIZES[0] else TEXT[1:2], DOMINANT)
+        for texts in (TEXT if size == _SIZES[0] else TEXT[1:2], DOMINANT)
     )
     return [
         Section(f"Labels of {size} images", about, pivot(figures, number_cell("correlation"))),

@@ -71,7 +71,7 @@ def membership_study(
     return membership_findings(dense_and_pruned(config, SPARSITIES, models, tick), what)
 
 
-def told(sides: Sides) -> dict[str, Any]:
+def rates_of(sides: Sides) -> dict[str, Any]:
     """The figures of one attack, for a file."""
     found = {f"tpr_at_{rate:g}": _numbers(found_at(*sides, rate)) for rate in RATES}
     return {"auc": auc(*sides), **found, "members": len(sides[0]), "others": len(sides[1])}
@@ -87,7 +87,7 @@ def cells(figures: Mapping[str, Any]) -> list[str]:
     return [f"{figures['auc']:.3f}", *map(_share, rates)]
 
 
-COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]
+RATE_COLUMNS = ["AUC", "TPR at 1 %", "TPR at 0.1 %"]
 """Of `cells`."""
 
 
@@ -108,8 +108,8 @@ def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Section, 
     figures: dict[str, dict[str, Any]] = {
         f"{a.sparsity:g}": {
             "accuracy": None if a.accuracy is None else list(a.accuracy),
-            "lira": told(lira[a.sparsity]),
-            "threshold": told(plain[a.sparsity]),
+            "lira": rates_of(lira[a.sparsity]),
+            "threshold": rates_of(plain[a.sparsity]),
         }
         for a in found
     }
@@ -118,7 +118,7 @@ def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Section, 
         for a in found
         for attack, key in (("LiRA", "lira"), ("threshold", "threshold"))
     ]
-    columns = ["model", "accuracy, members", "accuracy, others", "attack", *COLUMNS]
+    columns = ["model", "accuracy, members", "accuracy, others", "attack", *RATE_COLUMNS]
     models = len(found[0].inside)
     sentences = [_compared(found[0].sparsity, a.sparsity, figures) for a in found[1:]]
     text = (

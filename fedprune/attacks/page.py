@@ -1,6 +1,6 @@
 """Findings of attacks -> one page that needs nothing else: no script, no request.
 
-Every attack ends in a `Section`; `write_page` renders them in the look of a run's report.
+Every attack ends in a `Section`; `write_findings` renders them in the look of a run's report.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedprune.report.plots import PAPER, STYLE
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
 
-__all__ = ["Section", "Table", "png_of", "write_page"]
+__all__ = ["Section", "Table", "png_of", "write_findings"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ font-size: 0.9375rem; }
 )
 
 
-def write_page(
+def write_findings(
     path: Path,
     title: str,
     text: Sequence[str],

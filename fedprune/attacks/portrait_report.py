@@ -25,7 +25,7 @@ MODELS: dict[str, dict[str, Any] | None] = {
 }
 """Keys of the run that a model comes out of; None: as it was before any."""
 
-TEXT = (
+_TEXT = (
     "Everyone who gets the finished model can look for the image that it is surest of, class by "
     "class. Here with the models of small federated runs (--task digits --model mlp), and with the "
     "untrained one for comparison.",
@@ -78,7 +78,7 @@ def portrait_findings(
     table = pivot(long, lambda some: cells[some[0]["protection"]](some))
     picture = tiles([str(c) for c in range(CLASSES)], shown)
     caption = "The mean image of each class, and the images that the first seed's models know."
-    section = Section("What the finished model shows", TEXT, table, ((caption, picture),))
+    section = Section("What the finished model shows", _TEXT, table, ((caption, picture),))
     return [section], {"rows": figures}
 
 

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-STEPS = 150
+_STEPS = 150
 
 
 def portraits(model: nn.Module, classes: int, shape: torch.Size, smooth: float = 2.0) -> Tensor:
@@ -29,7 +29,7 @@ def portraits(model: nn.Module, classes: int, shape: torch.Size, smooth: float =
     images = torch.full((classes, *shape), 0.5).requires_grad_()
     labels = torch.arange(classes)
     optimizer = torch.optim.Adam([images], lr=0.05)
-    for _ in range(STEPS):
+    for _ in range(_STEPS):
         rough = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((1, 2, 3)).sum()
         rough = rough + (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3)).sum()
         unsure = nn.functional.cross_entropy(known(images), labels, reduction="sum")

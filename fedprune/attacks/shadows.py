@@ -25,7 +25,7 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors import Masks, Tensors, copied, full_masks, load_into, masked, state_of
 
-Tick = Callable[[], None]
+_Tick = Callable[[], None]
 """Told that one more model is trained."""
 
 
@@ -47,7 +47,7 @@ class Attacked:
     accuracy: tuple[float, float] | None
 
 
-def pooled(parts: Sequence[Part]) -> Part:
+def pooled_parts(parts: Sequence[Part]) -> Part:
     """Parts as one; texts of different lengths, whose rows do not fit together, are refused.
 
     Raises:
@@ -63,7 +63,7 @@ def pooled(parts: Sequence[Part]) -> Part:
 
 def everything(shards: Sequence[Shard]) -> Part:
     """All examples of all shards, whatever part they are in."""
-    return pooled([part for s in shards for part in (s.train, s.validation, s.test)])
+    return pooled_parts([part for s in shards for part in (s.train, s.validation, s.test)])
 
 
 def halves(models: int, count: int, seed: int) -> Flags:
@@ -87,7 +87,7 @@ def rows(part: Part, chosen: Flags) -> Part:
 
 
 @dataclass(frozen=True)
-class Bench:
+class _Setting:
     """What trains: one model after another, in the same place."""
 
     config: RunConfig
@@ -96,14 +96,14 @@ class Bench:
     layout: Layout
 
 
-def bench(config: RunConfig, which: int) -> Bench:
+def _setting(config: RunConfig, which: int) -> _Setting:
     """A fresh dense model, with an initialisation of its own for every number."""
     seed = config.seed + 1 + which
     model = dense_model(with_values(config, {"seed": seed}))
-    return Bench(config, tasks_of(config.plugin)[config.task], model, layout_for(config, model))
+    return _Setting(config, tasks_of(config.plugin)[config.task], model, layout_for(config, model))
 
 
-def trained(on: Bench, part: Part, masks: Masks, which: int, stage: int) -> None:
+def trained(on: _Setting, part: Part, masks: Masks, which: int, stage: int) -> None:
     """Train the model in place under the masks for the configuration's epochs or steps."""
     config, gen = on.config, generator(on.config.seed, "shadow batches", which, stage)
     with seeded(config.seed, "shadow dropout", which, stage):
@@ -111,7 +111,7 @@ def trained(on: Bench, part: Part, masks: Masks, which: int, stage: int) -> None
 
 
 def dense_and_pruned(
-    config: RunConfig, sparsities: Sequence[float], models: int, tick: Tick | None = None
+    config: RunConfig, sparsities: Sequence[float], models: int, tick: _Tick | None = None
 ) -> list[Attacked]:
     """Models of several sparsities, each from the same dense one, all trained for as long.
 
@@ -129,7 +129,7 @@ def dense_and_pruned(
     inside = halves(models, examples(pool), config.seed)
     found: dict[float, list[tuple[Floats, Floats]]] = {s: [] for s in sparsities}
     for which in range(models):
-        on = bench(config, which)
+        on = _setting(config, which)
         own = rows(pool, inside[which])
         trained(on, own, full_masks(state_of(on.model), on.layout.prunable), which, 0)
         before = copied(state_of(on.model))
@@ -149,7 +149,7 @@ def _pruned(layout: Layout, weights: Tensors, sparsity: float) -> Masks:
 
 
 @torch.no_grad()
-def _right(on: Bench, part: Part) -> Floats:
+def _right(on: _Setting, part: Part) -> Floats:
     """1.0 for every example that is answered right; empty for a task without classes."""
     found = on.task.loss(on.model.eval(), part)
     if found.logits is None or found.logits.dim() != 2:

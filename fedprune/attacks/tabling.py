@@ -15,7 +15,7 @@ Figure = dict[str, Any]
 
 CHANCE = "random message"
 
-EXACT = 1e-9
+_EXACT = 1e-9
 """A mean squared error of pixels below which nothing is left to guess."""
 
 
@@ -47,7 +47,7 @@ def error_cell(figures: Sequence[Figure]) -> str:
     if not known:
         return NONE
     mean, spread = over_seeds(known, "mse")
-    return "exact" if mean < EXACT else f"{mean:.3f} ± {spread:.3f}, {decibels(mean):.0f} dB"
+    return "exact" if mean < _EXACT else f"{mean:.3f} ± {spread:.3f}, {decibels(mean):.0f} dB"
 
 
 def share_cell(name: str) -> Callable[[Sequence[Figure]], str]:

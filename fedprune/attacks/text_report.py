@@ -27,17 +27,17 @@ from fedprune.tasks.tokenization import ALPHABET
 
 CLIENTS, LENGTH = 10, 16
 EMBEDDINGS = "model.embed_tokens.weight"
-READERS = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
+_READERS = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
 SPELLED = ("change", "|g|")
 
-CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+TEXT_CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     **{name: (name, ()) for name in QUANTITIES},
     "|g|, with embeddings": ("|g|", (EMBEDDINGS,)),
     "votes, with embeddings": ("votes", (EMBEDDINGS,)),
 }
 """Scores leave embeddings out unless asked (--include); a change of the weights holds them."""
 
-TEXT = (
+_TEXT = (
     f"A client with one text of {LENGTH} characters answers one question about the default model "
     "of the task shakespeare, untrained. Where embeddings are released, the rows of characters "
     "that occur stand out. Where they are not, the gradient of the first projections has its rows "
@@ -84,7 +84,7 @@ def text_findings(
     figures, told, orders = list[Figure](), list[list[str]](), list[list[str]]()
     for seed in seeds:
         parts = [{n: t[5 + seed : 6 + seed] for n, t in s.train.items()} for s in shards]
-        for name, (quantity, more) in CASES.items():
+        for name, (quantity, more) in TEXT_CASES.items():
             keys = {"task": "shakespeare", "seed": seed, "length": LENGTH, "include": more}
             made = scene(quantity, parts, keys)
             views = _views(made, known, seed)
@@ -107,7 +107,7 @@ def _sections(
     words = ("quantity", "text", "characters found", "text found")
     listed = Table(["quantity", "text", "characters found"], told, words)
     sections = [
-        Section("Which characters a text holds", TEXT, pivot(figures, share_cell("recall"))),
+        Section("Which characters a text holds", _TEXT, pivot(figures, share_cell("recall"))),
         Section("The characters of the first text, from plain messages", (), listed),
     ]
     if orders:
@@ -125,7 +125,7 @@ def _views(made: Scene, known: Mapping[str, Protection], seed: int) -> dict[str,
 
 def _found(made: Scene, seen: Exposed, part: Part) -> tuple[float, list[int]]:
     truth = set(part["inputs"].flatten().tolist())
-    found = found_tokens(evidence(made, seen, EMBEDDINGS, READERS), len(truth))
+    found = found_tokens(evidence(made, seen, EMBEDDINGS, _READERS), len(truth))
     return len(truth & set(found)) / len(truth), found
 
 

@@ -158,9 +158,9 @@ def _watch(question: Question, client: ClientContext) -> AbstractContextManager[
 def _answer_evaluate(question: Question, client: ClientContext) -> Answer:
     part, task = _held_out(question, client), client.task
     totals = _measured(part, client)
-    if question.part == "test" and task.exam is not None:
+    if question.part == "test" and task.test_sums is not None:
         on_device = next(client.moved(iter([part])))
-        totals |= task.exam(client.model, on_device, client.config)
+        totals |= task.test_sums(client.model, on_device, client.config)
     return Answer(torch.empty(0), 1.0, totals)
 
 

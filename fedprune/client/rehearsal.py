@@ -278,7 +278,7 @@ def _answered(trial: Trial, question: Question) -> Answer:
 
 
 def _check_measuring(trial: Trial) -> None:
-    """The sums of the held-out parts, the exam's among them, and the metric that they give."""
+    """The sums of the held-out parts, and the metric that they give."""
     kinds = [trial.question("evaluate", part=part) for part in ("validation", "test")]
     totals = {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
     Declared(trial.client.task, trial.client.config).check_metric(totals)

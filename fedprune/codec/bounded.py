@@ -19,10 +19,10 @@ from fedprune.runtime.json_text import MOST_TENSORS
 
 Buffer = bytes | memoryview
 
-FREE = 2**24
+_FREE = 2**24
 """Weights that a mask may be of whatever its size: one that keeps everything is a few bytes."""
 
-EACH = 2**13
+_EACH = 2**13
 """Further weights for each byte of its bits: a mask keeps one of 6,000 and is not refused."""
 
 _MOST_DIMENSIONS = 64  # as many as torch takes
@@ -30,7 +30,7 @@ _MOST_DIMENSIONS = 64  # as many as torch takes
 
 def most_weights(size: int) -> int:
     """How many weights a mask whose bits take `size` bytes may be of where no layout is known."""
-    return FREE + EACH * size
+    return _FREE + _EACH * size
 
 
 def shapes_in(said: Mapping[str, Any], key: str) -> dict[str, torch.Size]:

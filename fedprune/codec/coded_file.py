@@ -27,13 +27,13 @@ from fedprune.tensors import (
     scattered,
 )
 
-MAGIC = b"FEDPRUN1"
+FILE_MAGIC = b"FEDPRUN1"
 CODED_NAME = "model.fedprune"
 
-FREE = 2**20
+_FREE = 2**20
 """Values that a file may claim whatever its size."""
 
-EACH = 2**10
+_EACH = 2**10
 """Further values for each byte of it. One that is kept takes four: a model keeps one of 4,096."""
 
 
@@ -53,7 +53,7 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
     }
     text = json.dumps(head, separators=(",", ":")).encode()
     values = as_bytes(gathered(weights, masks).float())
-    body = MAGIC + len(text).to_bytes(4, "little") + text + mask + values
+    body = FILE_MAGIC + len(text).to_bytes(4, "little") + text + mask + values
     return body + hashlib.sha256(body).digest()
 
 
@@ -68,7 +68,7 @@ def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], T
     """
     if sys.byteorder != "little":
         raise ValueError(f"{name}: coded files are little-endian, this machine is not")
-    if data[: len(MAGIC)] != MAGIC:
+    if data[: len(FILE_MAGIC)] != FILE_MAGIC:
         raise ValueError(f"{name}: not a fedprune coded file")
     body, checksum = data[:-32], data[-32:]
     if hashlib.sha256(body).digest() != checksum:
@@ -81,8 +81,8 @@ def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], T
 
 
 def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
-    start, most = len(MAGIC) + 4, FREE + EACH * len(body)
-    end = start + int.from_bytes(body[len(MAGIC) : start], "little")
+    start, most = len(FILE_MAGIC) + 4, _FREE + _EACH * len(body)
+    end = start + int.from_bytes(body[len(FILE_MAGIC) : start], "little")
     head = read_object(body[start:end])
     values_at = end + whole_number(head, "mask_bytes")
     if values_at > len(body):

@@ -6,9 +6,9 @@ rows); the distances between kept or between removed weights through pcodec (Pco
 2025, arXiv 2502.06112), which reaches the entropy of random masks. All tensors together or each for
 itself, whichever is smaller.
 
-The bytes: `MAGIC`, a version byte, a checksum of the rest, a block of names and shapes, then one
-block with the bits of all tensors or as many blocks as there are tensors. A block is a byte that
-says its code, a length and so many bytes. Numbers are LEB128.
+The bytes: `MASK_MAGIC`, a version byte, a checksum of the rest, a block of names and shapes, then
+one block with the bits of all tensors or as many blocks as there are tensors. A block is a byte
+that says its code, a length and so many bytes. Numbers are LEB128.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fedprune.codec.bounded import most_weights, numbers_in, unzipped
 from fedprune.runtime.json_text import MOST_TENSORS
 from fedprune.tensors import Masks
 
-MAGIC = b"FPMK"
+MASK_MAGIC = b"FPMK"
 VERSION = 1
 CHECKSUM_BYTES = 8
 
 PLAIN, ZSTD, KEPT_GAPS, REMOVED_GAPS = range(4)
 
-Bools = NDArray[np.bool_]
+_Bools = NDArray[np.bool_]
 
 
 def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
@@ -52,7 +52,7 @@ def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
     apart = b"".join(_block(*_code_bits(flat)) for flat in flats) if len(flats) > 1 else together
     header = b"".join(_signature(name, mask) for name, mask in masks.items())
     body = _block(*_code_bytes(header)) + min(together, apart, key=len)
-    return MAGIC + bytes([VERSION]) + _checksum(body) + body
+    return MASK_MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
 def decode_mask(
@@ -72,15 +72,15 @@ def decode_mask(
             more weights or of other tensors, or not as `encode_mask` writes them. Nothing else is
             raised, whatever the bytes are.
     """
-    start = len(MAGIC) + 1 + CHECKSUM_BYTES
-    if data[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"not an encoded mask: it does not start with {MAGIC!r}")
+    start = len(MASK_MAGIC) + 1 + CHECKSUM_BYTES
+    if data[: len(MASK_MAGIC)] != MASK_MAGIC:
+        raise ValueError(f"not an encoded mask: it does not start with {MASK_MAGIC!r}")
     if len(data) < start:
         raise ValueError(f"encoded mask is cut short: {len(data)} bytes")
-    if data[len(MAGIC)] != VERSION:
-        raise ValueError(f"encoded mask has version {data[len(MAGIC)]}, expected {VERSION}")
+    if data[len(MASK_MAGIC)] != VERSION:
+        raise ValueError(f"encoded mask has version {data[len(MASK_MAGIC)]}, expected {VERSION}")
     body = data[start:]
-    if data[len(MAGIC) + 1 : start] != _checksum(body):
+    if data[len(MASK_MAGIC) + 1 : start] != _checksum(body):
         raise ValueError("encoded mask is cut short or damaged: its checksum does not match")
     try:
         return _decode_body(BytesIO(body), most, shapes)
@@ -101,10 +101,10 @@ def mask_digest(masks: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _flat(name: str, mask: Tensor) -> Bools:
+def _flat(name: str, mask: Tensor) -> _Bools:
     if mask.dtype != torch.bool:
         raise ValueError(f"mask of {name!r} must be boolean, got {mask.dtype}")
-    flat: Bools = mask.detach().cpu().reshape(-1).numpy()
+    flat: _Bools = mask.detach().cpu().reshape(-1).numpy()
     return flat
 
 
@@ -149,7 +149,7 @@ def _decode_body(
     }
 
 
-def _code_bits(bits: Bools) -> tuple[int, bytes]:
+def _code_bits(bits: _Bools) -> tuple[int, bytes]:
     """The smallest code of the bits, (size,), and its bytes."""
     codes = [_code_bytes(np.packbits(bits).tobytes())]
     if bits.size < 2**32:  # the distances are coded as 32-bit numbers
@@ -158,7 +158,7 @@ def _code_bits(bits: Bools) -> tuple[int, bytes]:
     return min(codes, key=lambda code: len(code[1]))
 
 
-def _decode_bits(code: int, payload: bytes, size: int) -> Bools:
+def _decode_bits(code: int, payload: bytes, size: int) -> _Bools:
     """The inverse of `_code_bits`, (size,)."""
     if code in (PLAIN, ZSTD):
         whole = (size + 7) // 8
@@ -181,7 +181,7 @@ def _decode_bits(code: int, payload: bytes, size: int) -> Bools:
     return bits
 
 
-def _gaps(bits: Bools) -> bytes:
+def _gaps(bits: _Bools) -> bytes:
     """Distances from each True to the one before it (the first: from position -1), compressed."""
     gaps = np.diff(np.flatnonzero(bits), prepend=-1).astype(np.uint32)
     # Distances between random positions have no order to find: saying so saves a third of the time.

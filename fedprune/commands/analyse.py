@@ -31,7 +31,7 @@ EXAMPLES = """\
   fedprune analyse gpt2 --task shakespeare --no-inputs
 """
 
-MOST = 12
+_MOST = 12
 """Rows of a table on the screen; all of them are in the JSON file."""
 
 
@@ -105,8 +105,8 @@ def tables(found: dict[str, list[Finding]], energy: float) -> list[tuple[str, Sc
     for key, (title, columns) in _TABLES.items():
         rows = [[_said(row[column]) for column in columns] for row in found.get(key, [])]
         if rows:
-            count = f" ({len(rows)}, {MOST} shown)" if len(rows) > MOST else f" ({len(rows)})"
-            made.append((title + count, _screen(columns, rows[:MOST])))
+            count = f" ({len(rows)}, {_MOST} shown)" if len(rows) > _MOST else f" ({len(rows)})"
+            made.append((title + count, _screen(columns, rows[:_MOST])))
     missing = [title.lower() for key, (title, _) in _TABLES.items() if not found.get(key)]
     if missing:
         made.append(("Not found", _screen(["what"], [[title] for title in missing])))

@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 
-def parser(program: str = "run.py") -> argparse.ArgumentParser:
+def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
     """Options in the groups of the schema; only those given are in the result."""
     out = _Parser(
         prog=program,
@@ -143,14 +143,16 @@ def _kind(annotation: Any, key: str) -> dict[str, Any]:
     return {"metavar": key.upper() if key in {"task", "score"} else "NAME"}
 
 
-def chosen(arguments: list[str], program: str = "run.py") -> tuple[RunConfig, Path | None, bool]:
+def run_asked_for(
+    arguments: list[str], program: str = "run.py"
+) -> tuple[RunConfig, Path | None, bool]:
     """The configuration to run, the folder to resume or None, and whether to do so anyway.
 
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
         SystemExit: after --help and --list.
     """
-    known, rest = parser(program).parse_known_args(arguments)
+    known, rest = run_parser(program).parse_known_args(arguments)
     if rest:
         raise _stray(rest)
     given = vars(known)

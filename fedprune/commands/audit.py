@@ -11,8 +11,16 @@ from rich.progress import Progress
 from rich.table import Table as Screen
 
 from fedprune.attacks.canary import audit
-from fedprune.attacks.membership_report import COLUMNS, HOW, LIMITS, RATES, cells, curves, told
-from fedprune.attacks.page import Section, Table, png_of, write_page
+from fedprune.attacks.membership_report import (
+    HOW,
+    LIMITS,
+    RATE_COLUMNS,
+    RATES,
+    cells,
+    curves,
+    rates_of,
+)
+from fedprune.attacks.page import Section, Table, png_of, write_findings
 from fedprune.attacks.replayed import replayed
 from fedprune.commands.members import Sides, by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
@@ -22,7 +30,7 @@ from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.totals import INFINITY
-from fedprune.report.privacy import release_table, statement_of, told_privacy
+from fedprune.report.privacy import privacy_sentences, release_table, statement_of
 from fedprune.report.reading import NONE, Run, read_run
 from fedprune.runtime.files import write_atomically
 
@@ -51,7 +59,7 @@ SHADOWS = (
     "LiRA's {shadows} shadow models were trained in one place, with the run's final mask and "
     "number of steps, and without its noise: shadows nearer to the run could find more."
 )
-CANARIES = (
+_CANARIES = (
     "Every noised sum in the ledger is made again, with canary clients in it, by the functions "
     "that runs clip and noise with. The bound is what the guesses prove of epsilon, with 95 % "
     "confidence; the cap is what they would prove if all were right. A bound above the claim would "
@@ -105,20 +113,20 @@ def run(arguments: Namespace) -> int:
         )
     run_ = read_run(looked.run)
     sides = _attacked(looked, run_, arguments.shadows)
-    members = {name: told(each) for name, each in sides.items()}
+    members = {name: rates_of(each) for name, each in sides.items()}
     canaries = _canaries_of(looked, run_, arguments.canaries)
     sections = [
         _membership(sides, members, arguments.shadows),
         _canary(canaries),
-        Section("Ledger", (*told_privacy(run_), *statement_of(run_)), release_table(run_)),
+        Section("Ledger", (*privacy_sentences(run_), *statement_of(run_)), release_table(run_)),
     ]
     found = {"membership": members, "shadows": arguments.shadows, "canaries": canaries}
     write_atomically(looked.run / JSON_NAME, json.dumps(found, indent=1).encode())
     command = f"fedprune audit {looked.name} --shadows {arguments.shadows}"
     title = f"{looked.config.task}: what the run gives away"
     text = ("Attacks on a finished run, and what its ledger says. " + LIMITS,)
-    write_page(looked.run / PAGE_NAME, title, text, sections, command)
-    _show(sections[:2], told_privacy(run_))
+    write_findings(looked.run / PAGE_NAME, title, text, sections, command)
+    _show(sections[:2], privacy_sentences(run_))
     return int(refuted(canaries))
 
 
@@ -145,7 +153,7 @@ def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) 
         png_of(curves(sides)),
     )
     return Section(
-        "Membership", tuple(text), Table(["attack", *COLUMNS], rows, ("attack",)), (picture,)
+        "Membership", tuple(text), Table(["attack", *RATE_COLUMNS], rows, ("attack",)), (picture,)
     )
 
 
@@ -193,7 +201,7 @@ def _canary(found: dict[str, Any]) -> Section:
         else ("The bound is not above the claim.")
     )
     text = (
-        CANARIES,
+        _CANARIES,
         f"{found['sums']} noised sums, {found['canaries']} canaries, each one {found['unit']}, at "
         f"delta {found['delta']:g}. {verdict}",
         *([f"The claim is of {found['noise']}."] if found["noise"] else []),

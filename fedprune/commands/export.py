@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedprune.commands.subject import Subject, add_subject, chosen_subject
 from fedprune.commands.targets import check_folder
-from fedprune.export.exporting import FORMS, Cargo, export
-from fedprune.export.quantise import KINDS, Precision
+from fedprune.export.exporting import EXPORT_FORMATS, Cargo, export
+from fedprune.export.quantise import PRECISIONS, Precision
 from fedprune.options.refusal import ConfigError
 from fedprune.report.reading import size
 from fedprune.runtime.sums import summary_in
@@ -26,13 +26,13 @@ EXAMPLES = """\
 def options(parser: ArgumentParser) -> None:
     """The arguments of the command."""
     add_subject(parser)
-    forms = "; ".join(f"{name}: {form.summary}" for name, form in FORMS.items())
-    kinds = "; ".join(f"{name}: {words}" for name, words in KINDS.items())
-    parser.add_argument("--to", choices=list(FORMS), default="safetensors", help=forms)
+    forms = "; ".join(f"{name}: {form.summary}" for name, form in EXPORT_FORMATS.items())
+    kinds = "; ".join(f"{name}: {words}" for name, words in PRECISIONS.items())
+    parser.add_argument("--to", choices=list(EXPORT_FORMATS), default="safetensors", help=forms)
     parser.add_argument(
         "--out", metavar="DIR", help="a new folder (default: MODEL/export/<form>[-<bits>])"
     )
-    parser.add_argument("--quantise", choices=list(KINDS), help=kinds)
+    parser.add_argument("--quantise", choices=list(PRECISIONS), help=kinds)
     parser.add_argument(
         "--group", type=int, metavar="N", help="inputs that share a scale (default 64)"
     )

@@ -14,7 +14,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.runtime.ending import BAD_INPUT, ended, told
 
 PROGRAM = "fedprune"
-RUN = "run"
+_RUN = "run"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a disk says that takes no more."""
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser(RUN, help=run.SUMMARY, add_help=False)  # it reads its own options
+    commands.add_parser(_RUN, help=run.SUMMARY, add_help=False)  # it reads its own options
     for name, command in COMMANDS.items():
         own = commands.add_parser(
             name,
@@ -77,15 +77,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; see `fedprune.runtime.ending` for what it gives back."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == [RUN]:
-        return run.main(given[1:], f"{PROGRAM} {RUN}")
+    if given[:1] == [_RUN]:
+        return run.main(given[1:], f"{PROGRAM} {_RUN}")
     return ended(lambda: _main(given), PROGRAM)
 
 
 def script() -> None:
     """Run the command line of this process, and end it with its code."""
-    if sys.argv[1:2] == [RUN]:
-        run.script(sys.argv[2:], f"{PROGRAM} {RUN}")
+    if sys.argv[1:2] == [_RUN]:
+        run.script(sys.argv[2:], f"{PROGRAM} {_RUN}")
     else:
         sys.exit(main())
 

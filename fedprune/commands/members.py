@@ -11,7 +11,7 @@ from torch import nn
 
 from fedprune.attacks.membership import Flags, confidences, lira
 from fedprune.attacks.roc import Floats
-from fedprune.attacks.shadows import halves, pooled, rows
+from fedprune.attacks.shadows import halves, pooled_parts, rows
 from fedprune.client.tokens import read_with
 from fedprune.commands.subject import Subject
 from fedprune.config import RunConfig, with_values
@@ -81,7 +81,7 @@ def by_shadows(
     Raises:
         ValueError: too few shadows, an odd number, or rows that do not fit together.
     """
-    pool = pooled([*people.members, *people.others])
+    pool = pooled_parts([*people.members, *people.others])
     inside = halves(shadows, examples(pool), looked.config.seed)
     observed = confidences(looked.model, looked.task, pool)
     seen = np.stack([_shadow(looked, pool, inside[i], i, tick) for i in range(shadows)])

@@ -46,7 +46,7 @@ def peak_of(about: Mapping[str, Any]) -> int | None:
     return found
 
 
-def measured(about: Mapping[str, Any]) -> int | None:
+def measured_peak(about: Mapping[str, Any]) -> int | None:
     """In the process that is measured: what `peak_of` gives back."""
     if not _CLEAR.exists():
         return None
@@ -78,4 +78,4 @@ def _resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(json.loads(sys.argv[1]))))
+    print(json.dumps(measured_peak(json.loads(sys.argv[1]))))

@@ -13,7 +13,7 @@ from fedprune.client.host import (
     labels_of,
     placed,
 )
-from fedprune.commands.arguments import chosen
+from fedprune.commands.arguments import run_asked_for
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
 from fedprune.engines.ray.starting import leave, require_ray
@@ -33,10 +33,10 @@ from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.shards import data_digest
 
 SUMMARY = "prune a model on simulated clients"
-PROGRAM = "run.py"
+_PROGRAM = "run.py"
 
 
-def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
+def main(arguments: list[str] | None = None, program: str = _PROGRAM) -> int:
     """Run the command line.
 
     Args:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
 
 def _main(arguments: list[str], program: str) -> int:
     try:
-        config, resume, anyway = chosen(arguments, program)
+        config, resume, anyway = run_asked_for(arguments, program)
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
         folder = fresh_folder(config) if resume is None else resume
@@ -103,7 +103,7 @@ def _play(host: Host, folder: Path, screen: Screen, going: Going) -> None:
         simulate(config, folder, screen, replace(going, data=lambda: data_digest(host.shards)))
 
 
-def script(arguments: list[str] | None = None, program: str = PROGRAM) -> None:
+def script(arguments: list[str] | None = None, program: str = _PROGRAM) -> None:
     """Run the command line, and end this process with its code."""
     try:
         code = main(arguments, program)

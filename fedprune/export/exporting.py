@@ -22,7 +22,7 @@ from fedprune.export.brought import (
     save_transformer,
 )
 from fedprune.export.card import card, write_card
-from fedprune.export.folders import load, said
+from fedprune.export.folders import load, model_outputs
 from fedprune.export.hf_config import Unplain, plain_model
 from fedprune.export.manifest import write_manifest
 from fedprune.export.measure import Forward, forward_of, zeros_as_masks
@@ -68,7 +68,7 @@ class Cargo:
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportFormat:
     """A form of export.
 
     Attributes:
@@ -85,7 +85,7 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
 
     Args:
         cargo: what.
-        to: a name in `FORMS`.
+        to: a name in `EXPORT_FORMATS`.
         folder: must not be there yet.
 
     Returns:
@@ -108,7 +108,7 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
     fresh.mkdir(parents=True)
     try:
         with os_errors(folder):
-            checked = FORMS[to].write(cargo, fresh)
+            checked = EXPORT_FORMATS[to].write(cargo, fresh)
         fresh.rename(folder)
     except BaseException:
         shutil.rmtree(fresh)
@@ -214,13 +214,13 @@ def _hf(cargo: Cargo, folder: Path) -> str:
         back = type(plain).from_pretrained(folder, dtype=torch.float32).eval()
         plain = rounded(plain, dtype_of(cargo.config)).float()
     forward = probe_of(cargo)
-    before, after = said(plain, forward), said(back, forward)
+    before, after = model_outputs(plain, forward), model_outputs(back, forward)
     off, largest = float((after - before).abs().max()), float(before.abs().max())
     if not off <= 1e-5 * largest:
         raise ValueError(f"to='hf': read again it says {off:.3g} else; allowed: --to safetensors")
     _give_back(cargo, folder)
     write_manifest(folder, about(replace(cargo, model=plain, edits=()), "hf"))
-    exact = float((said(cargo.model, forward) - after).abs().max())
+    exact = float((model_outputs(cargo.model, forward) - after).abs().max())
     return (
         f"read again by from_pretrained: outputs {exact:.3g} off, they are up to {largest:.3g}"
         + _type_words(cargo)
@@ -265,9 +265,11 @@ def _type_words(cargo: Cargo) -> str:
     return "" if dtype == "float32" else f" (weights rounded to {dtype}, as they were brought)"
 
 
-FORMS: dict[str, Form] = {
-    "safetensors": Form("tensors and a manifest; fedprune.load rebuilds any shape", _safetensors),
-    "sparse": Form("one file of mask and kept values; fedprune.load reads it", _sparse),
-    "hf": Form("a folder for from_pretrained, where a plain config says the shape", _hf),
-    "onnx": Form("a graph for onnxruntime (extra: onnx)", _onnx),
+EXPORT_FORMATS: dict[str, ExportFormat] = {
+    "safetensors": ExportFormat(
+        "tensors and a manifest; fedprune.load rebuilds any shape", _safetensors
+    ),
+    "sparse": ExportFormat("one file of mask and kept values; fedprune.load reads it", _sparse),
+    "hf": ExportFormat("a folder for from_pretrained, where a plain config says the shape", _hf),
+    "onnx": ExportFormat("a graph for onnxruntime (extra: onnx)", _onnx),
 }

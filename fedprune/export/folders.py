@@ -22,7 +22,7 @@ from fedprune.structure.surgery import reshaped
 from fedprune.tasks.claims import filled_by, held_by
 from fedprune.tasks.loading import from_pretrained
 
-About = Mapping[str, Any]
+_About = Mapping[str, Any]
 
 
 def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
@@ -59,16 +59,16 @@ def _loaded(folder: Path, model: nn.Module | None, plugin: str) -> nn.Module:
     about = read_manifest(folder)
     if "to" not in about:
         return saved.load(folder, model, plugin)
-    if about["to"] not in tuple(READERS):
+    if about["to"] not in tuple(_READERS):
         raise ValueError(f"{folder / MANIFEST_NAME}: of a form that is not known, {about['to']!r}")
-    return READERS[about["to"]](folder, about, model, plugin).eval()
+    return _READERS[about["to"]](folder, about, model, plugin).eval()
 
 
-def _written_by_a_run(folder: Path, _: About, model: nn.Module | None, plugin: str) -> nn.Module:
+def _written_by_a_run(folder: Path, _: _About, model: nn.Module | None, plugin: str) -> nn.Module:
     return saved.load(folder, model, plugin)
 
 
-def _safetensors(folder: Path, about: About, model: nn.Module | None, plugin: str) -> nn.Module:
+def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
     if model is None:
         names = {key: about[key] for key in ("class_names",) if key in about}
         keys = with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME)
@@ -84,7 +84,7 @@ def _safetensors(folder: Path, about: About, model: nn.Module | None, plugin: st
     return model
 
 
-def _hf(folder: Path, about: About, _: nn.Module | None, __: str) -> nn.Module:
+def _hf(folder: Path, about: _About, _: nn.Module | None, __: str) -> nn.Module:
     import transformers
 
     # transformers is a lazy package: its classes are to be had by name only.
@@ -95,14 +95,14 @@ def _hf(folder: Path, about: About, _: nn.Module | None, __: str) -> nn.Module:
     return model
 
 
-def _onnx(folder: Path, _: About, __: nn.Module | None, ___: str) -> nn.Module:
+def _onnx(folder: Path, _: _About, __: nn.Module | None, ___: str) -> nn.Module:
     raise ValueError(
         f"{folder}: an ONNX graph, for onnxruntime, which holds no model of ours; allowed: the run "
         "that it is from, or an export of it that is no graph"
     )
 
 
-READERS: dict[str, Callable[[Path, About, nn.Module | None, str], nn.Module]] = {
+_READERS: dict[str, Callable[[Path, _About, nn.Module | None, str], nn.Module]] = {
     "safetensors": _safetensors,
     "sparse": _written_by_a_run,
     "hf": _hf,
@@ -110,7 +110,7 @@ READERS: dict[str, Callable[[Path, About, nn.Module | None, str], nn.Module]] = 
 }
 
 
-def said(model: nn.Module, forward: Forward) -> Tensor:
+def model_outputs(model: nn.Module, forward: Forward) -> Tensor:
     """What a model says: its output, or the logits in it."""
     output = forward.through(model)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits

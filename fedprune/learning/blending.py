@@ -59,7 +59,7 @@ def lowest(losses: Sequence[float]) -> int:
     return min(range(len(losses)), key=lambda i: losses[i])
 
 
-def together(singles: Sequence[Candidate], losses: Sequence[float], here: float) -> Candidate:
+def best_of_blocks(singles: Sequence[Candidate], losses: Sequence[float], here: float) -> Candidate:
     """The best of every block's candidates in one; blocks that nothing helps stay as they are.
 
     Args:
@@ -76,6 +76,6 @@ def together(singles: Sequence[Candidate], losses: Sequence[float], here: float)
     return Candidate(apart=apart) if apart else HERE
 
 
-def shares_of(candidate: Candidate, blocks: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def kept_shares(candidate: Candidate, blocks: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """The share of the change that a candidate keeps, by block."""
     return {block: 1.0 - candidate.at(names[0]) for block, names in blocks.items()}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedprune.randomness import generator
 from fedprune.structure.groups import structure_of
-from fedprune.tasks.task import Loss, Part, counted
+from fedprune.tasks.task import Loss, Part, counted_labels
 
 LEAST = 1e-6
 """What an attention weight counts as at least, so that one that dropout took has a logarithm."""
@@ -88,9 +88,9 @@ def taught(
         if distillation.attention
         else {}
     )
-    with torch.no_grad(), recorded(teacher, [*pairs.values(), *looks.values()]) as wanted:
+    with torch.no_grad(), recorded_outputs(teacher, [*pairs.values(), *looks.values()]) as wanted:
         right = distillation.loss(teacher, batch)
-    with recorded(student, [*pairs, *looks]) as found:
+    with recorded_outputs(student, [*pairs, *looks]) as found:
         own = distillation.loss(student if called is None else called, batch)
     distance = divergence(_logits(own), _logits(right), batch, distillation.temperature)
     total = (
@@ -128,7 +128,7 @@ def divergence(student: Tensor, teacher: Tensor, batch: Part, temperature: float
     if student.shape != teacher.shape:
         shapes = f"{tuple(teacher.shape)} for {tuple(student.shape)}"
         raise ValueError(f"teacher: answers of shape {shapes}; allowed: the same task and data")
-    where = counted(batch)
+    where = counted_labels(batch)
     ours, theirs = (
         nn.functional.log_softmax(logits[where].float() / temperature, -1)
         for logits in (student, teacher)
@@ -227,7 +227,9 @@ def _stacks(paths: Sequence[str]) -> list[list[str]]:
 
 
 @contextmanager
-def recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Sequence[Tensor]]]:
+def recorded_outputs(
+    model: nn.Module, paths: Sequence[str]
+) -> Iterator[dict[str, Sequence[Tensor]]]:
     """Within the block the outputs of these modules are kept by path, as tuples."""
     kept: dict[str, Sequence[Tensor]] = {}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.learning.distillation import Distillation, Taught, eager, taught
-from fedprune.learning.objectives import Term, add_gradients, shrinkages_of, terms_of
+from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Tensors
 
@@ -168,7 +168,7 @@ def tune(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(named.values())
     removed = [(p, ~masks[name]) for name, p in named.items() if name in masks]
-    terms = terms_of(config, named, tuple(masks), units or {})
+    terms = objective_terms(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
     own = backward or _of_mean_loss(model, called, task, distillation, config)

@@ -36,12 +36,12 @@ def proximity(sent: Named, weight: float) -> Term:
     return term
 
 
-def squares(names: Sequence[str], weight: float) -> Term:
+def l2(names: Sequence[str], weight: float) -> Term:
     """(weight / 2) Σ w²: L2 towards zero, in the gradient whatever the optimizer."""
     return lambda now: weight / 2 * _sum(now[n].square().sum() for n in names)
 
 
-def absolutes(names: Sequence[str], weight: float) -> Term:
+def l1(names: Sequence[str], weight: float) -> Term:
     """Weight · Σ |w|: L1 (Tibshirani 1996); its gradient at zero is taken as 0."""
     return lambda now: weight * _sum(now[n].abs().sum() for n in names)
 
@@ -129,7 +129,9 @@ def sum_by_unit(values: Named, units: Named, count: int) -> Tensor:
     return total
 
 
-def terms_of(config: Tuning, now: Named, names: Sequence[str], units: Named) -> tuple[Term, ...]:
+def objective_terms(
+    config: Tuning, now: Named, names: Sequence[str], units: Named
+) -> tuple[Term, ...]:
     """The terms that a configuration asks for, of a client that is about to train.
 
     Args:
@@ -142,16 +144,16 @@ def terms_of(config: Tuning, now: Named, names: Sequence[str], units: Named) -> 
     if c.proximal:
         terms.append(proximity({n: p.detach().clone() for n, p in now.items()}, c.proximal))
     if c.l2:
-        terms.append(squares(names, c.l2))
+        terms.append(l2(names, c.l2))
     if c.l1 and c.shrinkage == "gradient":
-        terms.append(absolutes(names, c.l1))
+        terms.append(l1(names, c.l1))
     if c.group_lasso and c.shrinkage == "gradient":
         terms.append(unit_norms(units, c.group_lasso))
     return tuple(terms)
 
 
 def shrinkages_of(config: Tuning, names: Sequence[str], units: Named) -> tuple[Shrinkage, ...]:
-    """The proximal steps that a configuration asks for; arguments as in `terms_of`."""
+    """The proximal steps that a configuration asks for; arguments as in `objective_terms`."""
     c, steps = config, list[Shrinkage]()
     if c.l1 and c.shrinkage == "proximal":
         steps.append(softened(names, c.l1))

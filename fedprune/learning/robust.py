@@ -26,7 +26,7 @@ _CHUNK = 2**15
 Blocks = Callable[[], Iterator[Tensor]]
 """The changes as (clients, some values) float64, from the first value to the last."""
 
-Read = Callable[[Tensor], Tensor]
+_Read = Callable[[Tensor], Tensor]
 """From positions to the changes there, (clients, positions) float64."""
 
 
@@ -86,7 +86,7 @@ def robust_change(
     return out
 
 
-def _reading(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> Read:
+def _reading(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> _Read:
     """What a rule sees at these positions: the changes, or their mixtures."""
 
     def plain(some: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _reading(rule: Rule, singles: Tensor, at: Tensor, byzantine: int) -> Read:
     return lambda some: shares @ plain(some)
 
 
-def _of_group(rule: Rule, read: Read, at: Tensor, byzantine: int) -> Tensor:
+def _of_group(rule: Rule, read: _Read, at: Tensor, byzantine: int) -> Tensor:
     def blocks() -> Iterator[Tensor]:
         return map(read, at.split(_CHUNK))
 
@@ -113,7 +113,7 @@ def _of_group(rule: Rule, read: Read, at: Tensor, byzantine: int) -> Tensor:
 
 def _with_variances(
     middle: Callable[[Tensor, int], Tensor],
-    read: Read,
+    read: _Read,
     byzantine: int,
     out: Tensor,
     weights: Mapping[str, Tensor],

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from fedprune.learning.blending import (
+    best_of_blocks,
     block_by_block,
     blocks_of,
+    kept_shares,
     lowest,
     on_grid,
-    shares_of,
-    together,
 )
 from fedprune.learning.candidates import HERE, blended, way_back
 from fedprune.methods.method import Rider
@@ -44,7 +44,7 @@ def blend(before: Model, after: Model, memory: Any, r: Round) -> Talk[Step]:
         return Step(after, memory, Notes(blend={"action": "too few answered"}))
     best = lowest(losses[: len(whole)])
     found, loss, plain = whole[best], losses[best], losses[0]
-    both = together(singles, losses[len(whole) :], plain)
+    both = best_of_blocks(singles, losses[len(whole) :], plain)
     if both not in (HERE, found):
         rivals = [HERE, found, both] if best else [HERE, both]
         again = yield from compared(after, r, rivals, given=back)
@@ -52,7 +52,7 @@ def blend(before: Model, after: Model, memory: Any, r: Round) -> Talk[Step]:
             best = lowest(again)
             found, loss, plain = rivals[best], again[best], again[0]
     told = {
-        "shares": shares_of(found, blocks) if found.apart else {"": 1.0 - found.far},
+        "shares": kept_shares(found, blocks) if found.apart else {"": 1.0 - found.far},
         "loss": loss,
         "plain": plain,
         "tried": [[1.0 - w.far, x] for w, x in zip(whole, losses, strict=False)],

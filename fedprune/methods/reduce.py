@@ -18,7 +18,7 @@ from fedprune.methods.method import Rider
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask
-from fedprune.redundancy.dead import Units, never_active, never_read
+from fedprune.redundancy.dead import UnitsOfLayers, never_active, never_read
 from fedprune.redundancy.duplicates import equal_matrices
 from fedprune.redundancy.lowrank import Matrix, Ranks, ranks_for_budget, ranks_for_energy
 from fedprune.redundancy.merging import merged
@@ -129,18 +129,18 @@ def _without_units(model: Model, r: Round, inputs: Inputs) -> tuple[Model, Round
     return model, replace(r, plan=plan), told
 
 
-def _both(left: Units, right: Units) -> Units:
+def _both(left: UnitsOfLayers, right: UnitsOfLayers) -> UnitsOfLayers:
     every = {**left, **right}
     return {p: tuple(sorted({*left.get(p, ()), *right.get(p, ())})) for p in every}
 
 
-def _counted(units: Units, before: Units) -> dict[str, int]:
+def _counted(units: UnitsOfLayers, before: UnitsOfLayers) -> dict[str, int]:
     """How many there are of each group, without those that were gone before."""
     counts = {path: len({*new} - {*before.get(path, ())}) for path, new in units.items()}
     return {path: count for path, count in counts.items() if count}
 
 
-def _masked_units(model: Model, layout: Layout) -> Units:
+def _masked_units(model: Model, layout: Layout) -> UnitsOfLayers:
     """Units that pruning has emptied already."""
     alive = {g.path: alive_units(g, model.masks, layout) for g in layout.structure.groups}
     return {path: tuple((~a).nonzero().flatten().tolist()) for path, a in alive.items()}

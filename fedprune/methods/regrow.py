@@ -11,7 +11,7 @@ from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask
 from fedprune.scores.combine import combines_of
-from fedprune.selection.regrowth import exchange
+from fedprune.selection.regrowth import exchange_weights
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.ask import asked
 from fedprune.server.diagnostics import noted
@@ -34,7 +34,7 @@ def exchanged(model: Model, memory: Any, r: Round) -> Talk[Step]:
     if grown.total is None or too_few(grown, c):
         return Step(model, memory, undone=TOO_FEW)
     gradient = form_of(question, c, r.layout).named(grown.total)
-    masks = exchange(
+    masks = exchange_weights(
         model.masks,
         combined(aggregate, evidence, r.plan),
         {n: g.abs() for n, g in gradient.items()},

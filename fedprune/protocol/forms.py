@@ -190,8 +190,10 @@ def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
 def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
     del layout
     task = tasks_of(config.plugin)[config.task]
-    exam = task.exam_names if question.part == "test" else ()
-    return Form({}, {}, frozenset({"loss", "correct", "count", *extra_names(task, config), *exam}))
+    test_only = task.test_sum_names if question.part == "test" else ()
+    return Form(
+        {}, {}, frozenset({"loss", "correct", "count", *extra_names(task, config), *test_only})
+    )
 
 
 def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:

@@ -17,7 +17,7 @@ FEW, LEAST = 8, 0.01
 """Fewer weights than this, or a smaller part of a tensor, is almost nothing."""
 
 
-def staying(layout: Layout) -> Kinds:
+def staying_kinds(layout: Layout) -> Kinds:
     """What no mask is for, by kind, the largest first."""
     shapes = {**layout.shapes, **layout.frozen}
     found: Kinds = {}
@@ -30,7 +30,7 @@ def staying(layout: Layout) -> Kinds:
     return dict(sorted(found.items(), key=lambda item: -item[1]["parameters"]))
 
 
-def told_staying(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+def staying_summary(kinds: Mapping[str, Mapping[str, Any]]) -> str:
     """The same in one line, "" if nothing stays."""
     share = sum(entry["share"] for entry in kinds.values())
     each = [f"{kind} {entry['share']:.1%}" for kind, entry in kinds.items() if entry["parameters"]]
@@ -45,7 +45,7 @@ def uncut(config: RunConfig, layout: Layout) -> list[str]:
     return [b.path for b in layout.structure.blocks if not set(b.tensors) <= cuttable]
 
 
-def told_uncut(paths: Sequence[str]) -> str:
+def uncut_summary(paths: Sequence[str]) -> str:
     """The same in one line, "" if there is none."""
     if not paths:
         return ""
@@ -74,7 +74,7 @@ def nearly_empty(layers: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     ]
 
 
-def told_empty(summary: Mapping[str, Any]) -> str:
+def empty_summary(summary: Mapping[str, Any]) -> str:
     """The same in one line, from a summary; "" if there is none."""
     names: Sequence[str] = summary.get("nearly_empty") or ()
     counts = {layer["name"]: layer for layer in summary.get("layers") or ()}

@@ -17,9 +17,9 @@ from fedprune.methods.measuring import own_sparsity
 from fedprune.protocol.client_privacy import hides
 from fedprune.records.staying import (
     nearly_empty,
-    staying,
-    told_uncut,
+    staying_kinds,
     uncut,
+    uncut_summary,
 )
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.server.plan import Plan
@@ -163,8 +163,8 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
         "kept_parameters": kept,
         "not_prunable": list(layout.spared),
         "frozen": list(layout.frozen),
-        "stays": staying(layout),
-        "notes": [text for text in (*layout.notes, told_uncut(uncut(config, layout))) if text],
+        "stays": staying_kinds(layout),
+        "notes": [text for text in (*layout.notes, uncut_summary(uncut(config, layout))) if text],
         "layers": layers,
         "nearly_empty": nearly_empty(layers, config.unit),
         "mask_digest": mask_digest(masks),

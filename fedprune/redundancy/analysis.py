@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.redundancy.dead import Units, never_active, never_read
+from fedprune.redundancy.dead import UnitsOfLayers, never_active, never_read
 from fedprune.redundancy.duplicates import equal_matrices, similar_layers, similar_units
 from fedprune.redundancy.lowrank import Matrix
-from fedprune.redundancy.mergeable import Run, chains, foldable_norms
+from fedprune.redundancy.mergeable import ForwardPass, chains, foldable_norms
 from fedprune.redundancy.merging import mergeable_heads
 from fedprune.redundancy.moments import Inputs
 from fedprune.redundancy.spectrum import spectrum_of
@@ -39,7 +39,7 @@ class Known:
     weights: Mapping[str, Tensor]
     masks: Masks
     inputs: Inputs | None = None
-    run: Run | None = None
+    run: ForwardPass | None = None
 
 
 def analysed(known: Known, energy: float, least: float) -> dict[str, list[Finding]]:
@@ -105,5 +105,5 @@ def spectra(known: Known, name: str, energy: float) -> Finding:
     return found
 
 
-def _dead(why: str, units: Units) -> list[Finding]:
+def _dead(why: str, units: UnitsOfLayers) -> list[Finding]:
     return [{"path": path, "why": why, "units": list(gone)} for path, gone in units.items()]

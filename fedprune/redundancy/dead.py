@@ -10,17 +10,17 @@ from torch import Tensor
 from fedprune.redundancy.moments import Inputs
 from fedprune.structure.layout import Layout, as_rows
 
-Units = dict[str, tuple[int, ...]]
+UnitsOfLayers = dict[str, tuple[int, ...]]
 """Numbers of units by the path of their group."""
 
 
-def never_active(layout: Layout, inputs: Inputs) -> Units:
+def never_active(layout: Layout, inputs: Inputs) -> UnitsOfLayers:
     """Units whose value was 0 in every row of every client: Σ a² of what reads them is exactly 0.
 
     Without them the model says the same of everything that was summed over. Of other data nothing
     is known: a unit that never fired may fire there.
     """
-    found: Units = {}
+    found: UnitsOfLayers = {}
     for group in layout.structure.groups:
         readers = [part for part in group.parts if part.axis == "column"]
         if all(inputs.rows.get(part.tensor) for part in readers):
@@ -29,9 +29,9 @@ def never_active(layout: Layout, inputs: Inputs) -> Units:
     return {path: units for path, units in found.items() if units}
 
 
-def never_read(layout: Layout, weights: Mapping[str, Tensor]) -> Units:
+def never_read(layout: Layout, weights: Mapping[str, Tensor]) -> UnitsOfLayers:
     """Units whose outgoing weights are all exactly 0: without them nothing changes, ever."""
-    found: Units = {}
+    found: UnitsOfLayers = {}
     for group in layout.structure.groups:
         readers = [part for part in group.parts if part.axis == "column"]
         lines = [(as_rows(layout, p.tensor, weights[p.tensor]) == 0).all(dim=0) for p in readers]

@@ -19,10 +19,10 @@ from fedprune.randomness import generator
 from fedprune.structure.layer_kinds import CONVOLUTIONS, is_layer
 from fedprune.structure.matrices import matrix_of
 
-Run = Callable[[nn.Module], Tensor]
+ForwardPass = Callable[[nn.Module], Tensor]
 """Runs a model on one example and gives back what depends on all of it."""
 
-CLOSE = 1e-9
+_CLOSE = 1e-9
 """Largest relative difference of outputs in float64 that is called equal."""
 
 
@@ -58,7 +58,7 @@ class Foldable:
     parameters: int
 
 
-def chains(model: nn.Module, run: Run) -> list[Chain]:
+def chains(model: nn.Module, run: ForwardPass) -> list[Chain]:
     """Consecutive linear layers of a model, factors included; convolutions are left out.
 
     Where something else reads the first one's output too, the two are no chain.
@@ -75,7 +75,7 @@ def chains(model: nn.Module, run: Run) -> list[Chain]:
     return found
 
 
-def foldable_norms(model: nn.Module, run: Run) -> list[Foldable]:
+def foldable_norms(model: nn.Module, run: ForwardPass) -> list[Foldable]:
     """Norms with a scale that can go into their readers without a change of what the model says."""
     readers, _ = _readers(model, run, _is_norm)
     modules = dict(model.named_modules())
@@ -132,7 +132,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _readers(
-    model: nn.Module, run: Run, makes: Callable[[nn.Module], bool]
+    model: nn.Module, run: ForwardPass, makes: Callable[[nn.Module], bool]
 ) -> tuple[dict[str, list[str]], Tensor]:
     """The linear layers that read what each maker gave back, by path, and what the run gave."""
     made: dict[int, str] = {}
@@ -170,7 +170,9 @@ def _readers(
     return found, said
 
 
-def _nothing_else_reads(model: nn.Module, run: Run, first: str, seconds: Sequence[str]) -> bool:
+def _nothing_else_reads(
+    model: nn.Module, run: ForwardPass, first: str, seconds: Sequence[str]
+) -> bool:
     """Whether scaling what the first gives, and undoing that in what reads it, changes nothing."""
     copied = copy.deepcopy(model).double().eval()
     modules: dict[str, Any] = dict(copied.named_modules())
@@ -184,7 +186,7 @@ def _nothing_else_reads(model: nn.Module, run: Run, first: str, seconds: Sequenc
         return _equal(run(copied), said)
 
 
-def _folds(model: nn.Module, run: Run, norm: str, readers: Sequence[str]) -> bool:
+def _folds(model: nn.Module, run: ForwardPass, norm: str, readers: Sequence[str]) -> bool:
     """Whether the model says the same after folding, of numbers that are not 1 and 0 by chance."""
     copied = copy.deepcopy(model).double().eval()
     modules: dict[str, Any] = dict(copied.named_modules())
@@ -206,4 +208,4 @@ def _folds(model: nn.Module, run: Run, norm: str, readers: Sequence[str]) -> boo
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
-    return float((left - right).abs().max()) <= CLOSE * max(1.0, float(right.abs().max()))
+    return float((left - right).abs().max()) <= _CLOSE * max(1.0, float(right.abs().max()))

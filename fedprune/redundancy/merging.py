@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedprune.redundancy.dead import Units
+from fedprune.redundancy.dead import UnitsOfLayers
 from fedprune.redundancy.moments import Inputs
 from fedprune.redundancy.unit_weights import (
     Attention,
@@ -27,7 +27,7 @@ from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors import Tensors
 
-EXACT = 1e-6
+_EXACT = 1e-6
 """Of heads: relative distance of products, and of what does not fit into one, called nothing."""
 
 
@@ -44,7 +44,7 @@ class Merged:
     """
 
     weights: Tensors = field(default_factory=dict)
-    gone: Units = field(default_factory=dict)
+    gone: UnitsOfLayers = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
 
 
@@ -197,7 +197,7 @@ def _same_patterns(a: Attention) -> Tensor:
 
 def _near(apart: Tensor, rows: Tensor) -> Tensor:
     length = rows.norm(dim=1)
-    return apart <= EXACT * torch.maximum(length, length.unsqueeze(1))
+    return apart <= _EXACT * torch.maximum(length, length.unsqueeze(1))
 
 
 def _joined(a: Attention, i: int, j: int) -> tuple[Tensor, Tensor] | None:
@@ -212,7 +212,7 @@ def _joined(a: Attention, i: int, j: int) -> tuple[Tensor, Tensor] | None:
     whole = stacked[i] @ values[i] + stacked[j] @ values[j]
     u, s, v = torch.linalg.svd(whole, full_matrices=False)
     size = a.value.shape[1]
-    if float(s[size:].norm()) > EXACT * max(float(s.norm()), 1e-300):
+    if float(s[size:].norm()) > _EXACT * max(float(s.norm()), 1e-300):
         return None
     root = s[:size].sqrt()
     output, value = u[:, :size] * root, root.unsqueeze(1) * v[:size]

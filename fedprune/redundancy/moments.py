@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.scores.inputs import (
-    ask_inputs,
+    inputs_ask,
     inputs_of,
     products,
     rows_of,
@@ -22,10 +22,10 @@ from fedprune.structure.layers import groups, layers_of
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors import Tensors
 
-MOMENTS = ask_inputs(products, square=True)
+MOMENTS = inputs_ask(products, square=True)
 """One forward pass: Σ x xᵀ of every layer asked about, and the number of rows."""
 
-MOST = 2**26
+_MOST = 2**26
 """Numbers that one answer may hold; more layers are asked for one question after the other."""
 
 
@@ -68,7 +68,7 @@ def measurable(model: nn.Module, layout: Layout) -> list[str]:
     return [n for n, ls in found.items() if ls and all(groups(layer) == 1 for layer in ls)]
 
 
-def questions(layout: Layout, names: Sequence[str], most: int = MOST) -> Iterator[tuple[str, ...]]:
+def questions(layout: Layout, names: Sequence[str], most: int = _MOST) -> Iterator[tuple[str, ...]]:
     """The tensors in their order, cut up so that no answer holds more than `most` numbers."""
     asked: list[str] = []
     size = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedprune.structure.groups import Group, Part
+from fedprune.structure.groups import Group, UnitSlice
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors import Masks
 
@@ -39,12 +39,12 @@ def bias_of(layout: Layout, tensor: str) -> str | None:
     return next((name for name in names if name in layout.shapes), None)
 
 
-def reader_of(group: Group) -> Part:
+def reader_of(group: Group) -> UnitSlice:
     """The part of the layer that reads a group's units."""
     return next(part for part in group.parts if part.axis == "column")
 
 
-def producers_of(group: Group) -> list[Part]:
+def producers_of(group: Group) -> list[UnitSlice]:
     """The parts of the layers that make a group's units."""
     return [part for part in group.parts if part.axis == "row"]
 
@@ -97,7 +97,7 @@ def attention_of(group: Group, layout: Layout, weights: Mapping[str, Tensor]) ->
     return Attention(q, k, v, output, (beside[0], beside[1], beside[2]))
 
 
-def _thirds(part: Part, group: Group) -> list[Tensor]:
+def _thirds(part: UnitSlice, group: Group) -> list[Tensor]:
     """A producer's rows by what they are for: one piece, or as many as are made in one layer."""
     count = {1: 3, 2: 2 if part is producers_of(group)[0] else 1}.get(len(producers_of(group)), 1)
     return list(part.index.chunk(count, dim=1))

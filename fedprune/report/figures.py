@@ -11,7 +11,7 @@ from fedprune.records.figures import Figures
 from fedprune.report.reading import (
     NONE,
     Run,
-    measure,
+    metric_text,
     number,
     percent,
     ratio,
@@ -44,7 +44,7 @@ def figure_table(named: Mapping[str, Figures], metric: str) -> Table:
     if any(f.get("quality") for f in named.values()):
         reached = [(f.get("quality") or {}).get(metric) for f in named.values()]
         rows.append(
-            [f"test {worded(metric)}", *(measure(metric, value) for value in reached), NONE]
+            [f"test {worded(metric)}", *(metric_text(metric, value) for value in reached), NONE]
         )
     columns = ["figure", *named, *(["of it"] if others else [])]
     return Table(columns, [row[: len(columns)] for row in rows], ("figure",))

@@ -10,24 +10,24 @@ from typing import Any
 from markupsafe import Markup
 
 from fedprune.options.refusal import counted
-from fedprune.records.staying import told_empty
+from fedprune.records.staying import empty_summary
 from fedprune.records.summary import OWN_DATA
 from fedprune.report.board import write_events
 from fedprune.report.figures import figures_in
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
 from fedprune.report.privacy import (
+    other_notices,
+    privacy_sentences,
     release_table,
     statement_of,
-    told_others,
-    told_privacy,
-    told_sums,
+    sum_notices,
 )
 from fedprune.report.reading import (
     NONE,
     Run,
     arms,
     duration,
-    measure,
+    metric_text,
     number,
     percent,
     ratio,
@@ -43,14 +43,14 @@ from fedprune.report.tables import (
     failure_table,
     failures,
     layer_table,
-    outcome,
     quality_table,
     results,
     shorten,
     staying_table,
+    test_figure,
 )
-from fedprune.report.template import RUN, rendered
-from fedprune.tasks.coverage import told_reading
+from fedprune.report.template import RUN_PAGE, rendered
+from fedprune.tasks.coverage import reading_summary
 from fedprune.tasks.measures import metric_of
 from fedprune.tasks.owners import sentences
 
@@ -84,10 +84,10 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
     """Render the page; the same folder gives the same bytes."""
     figures, notes = figures_in(run)
     text = rendered(
-        RUN,
+        RUN_PAGE,
         title=title(run),
         what=what_was_run(run),
-        verdict=" ".join(filter(None, [unreached(run), verdict(run)])),
+        verdict=" ".join(filter(None, [unreached(run), result_sentence(run)])),
         facts=facts(run),
         quality=quality_table(run),
         tested_on=tested_on(run),
@@ -100,16 +100,16 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         layers=layer_table(run),
         not_prunable=run.summary.get("not_prunable") or [],
         stays=staying_table(run),
-        warnings=[*(run.summary.get("notes") or []), told_empty(run.summary)],
-        privacy=[*told_privacy(run), *told_sums(run)],
+        warnings=[*(run.summary.get("notes") or []), empty_summary(run.summary)],
+        privacy=[*privacy_sentences(run), *sum_notices(run)],
         releases=release_table(run),
         statement=statement_of(run),
         failures=failure_table(run),
         failure_count=len(failures(run)),
-        noticed=told_others(run),
+        noticed=other_notices(run),
         rounds={arm: round_table(run, arm) for arm in arms(run.rows)},
         config=config_table(run.config),
-        commands=commands(run),
+        commands=_commands(run),
         digests=digest_table(run),
         anyway=run.summary.get("resumed_anyway", ()),
     )
@@ -141,7 +141,7 @@ def what_was_run(run: Run) -> str:
     known.setdefault("unit", "examples")
     known["classes"] = listed(known.get("class_names") or [])
     known["owners_told"] = "; ".join(sentences(run.summary.get("population") or {}))
-    known["reading_told"] = "; ".join(told_reading(run.summary.get("reading") or {}))
+    known["reading_told"] = "; ".join(reading_summary(run.summary.get("reading") or {}))
     known["parameters"] = whole(known.get("parameters"))
     reduced = "reduced" in known  # of which the sparsity at the end says more than what was pruned
     removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))
@@ -153,7 +153,7 @@ def what_was_run(run: Run) -> str:
         del known["split"]
         known |= {f"own_{name}": known[name] for name in ("shortest", "longest")}
     told = {key: value for key, value in known.items() if value not in ("", NONE)}
-    return " ".join(filter(None, (say(sentence, told) for sentence in SENTENCES)))
+    return " ".join(filter(None, (filled(sentence, told) for sentence in SENTENCES)))
 
 
 def listed(names: list[str], most: int = 20) -> str:
@@ -162,7 +162,7 @@ def listed(names: list[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
-def say(sentence: str, known: dict[str, Any]) -> str:
+def filled(sentence: str, known: dict[str, Any]) -> str:
     """The sentence with its gaps filled; nothing where one of them is not known."""
     try:
         return sentence.format_map(known)
@@ -170,13 +170,13 @@ def say(sentence: str, known: dict[str, Any]) -> str:
         return ""
 
 
-def verdict(run: Run) -> str:
+def result_sentence(run: Run) -> str:
     """The result in one sentence, and what the baselines reached."""
 
     def read(name: str) -> str:
-        return measure(run.metric, outcome(run, name, run.metric))
+        return metric_text(run.metric, test_figure(run, name, run.metric))
 
-    gain = outcome(run, "final", run.metric) - outcome(run, "dense_at_pruning", run.metric)
+    gain = test_figure(run, "final", run.metric) - test_figure(run, "dense_at_pruning", run.metric)
     gain = gain if metric_of(run.metric).higher else -gain
     names = results(run)
     if "final" not in names:
@@ -203,7 +203,7 @@ def unreached(run: Run) -> str:
 
 def tested_on(run: Run) -> str:
     """What the test figures were measured on."""
-    count = whole(outcome(run, "final", "count"))
+    count = whole(test_figure(run, "final", "count"))
     return f"On the test split of all partitions, {count} {run.summary.get('unit') or 'examples'}."
 
 
@@ -212,18 +212,18 @@ def earlier_task(run: Run) -> str:
     told = run.summary.get("before")
     if not told:
         return ""
-    new, old = measured(told["now"]), measured(told["then"])
+    new, old = _measured(told["now"]), _measured(told["then"])
     new = f"this model is at {new}" if new else f"this model was not measured: {told['why']}"
     old = f"that run ended at {old}" if old else "that run kept no quality"
     where = f"The earlier task, {told['task']} of {told['run']}"
     return f"{where}, on its own test split: {old}; {new}."
 
 
-def measured(quality: dict[str, Any] | None) -> str:
+def _measured(quality: dict[str, Any] | None) -> str:
     """What was measured in words, its first three figures; "" without any."""
     known = {n: v for n, v in (quality or {}).items() if n != "count" and v is not None}
     told = list(known.items())[:3]
-    return ", ".join(f"{worded(name)} {measure(name, value)}" for name, value in told)
+    return ", ".join(f"{worded(name)} {metric_text(name, value)}" for name, value in told)
 
 
 def facts(run: Run) -> list[tuple[str, str, str]]:
@@ -260,7 +260,7 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     return [fact for fact in figures if fact[1] != NONE]
 
 
-def commands(run: Run) -> list[tuple[str, str]]:
+def _commands(run: Run) -> list[tuple[str, str]]:
     """What to type to have this run again or to go on with it."""
     told = (("Repeat", run.summary.get("command")), ("Resume", run.summary.get("resume")))
     return [(what, str(command)) for what, command in told if command]

@@ -31,7 +31,7 @@ from fedprune.report.reading import (
     chance_levels,
     density,
     distinct_arms,
-    measure,
+    metric_text,
     number,
     percent,
     pruning_rounds,
@@ -67,7 +67,7 @@ class Picture:
 def pictures(run: Run) -> dict[str, Picture]:
     """All pictures of a run, by name, in the order of the page."""
     made = (
-        quality(run),
+        quality_picture(run),
         sparsity(run),
         traffic(run),
         agreement(run),
@@ -102,10 +102,10 @@ def privacy(run: Run) -> list[Picture]:
     return made
 
 
-def quality(run: Run) -> Picture:
+def quality_picture(run: Run) -> Picture:
     """Validation quality over rounds."""
     title = f"Validation {worded(run.metric)}"
-    said = [text for arm in arms(run.rows) if (text := quality_of(run, arm))]
+    said = [text for arm in arms(run.rows) if (text := _quality_of(run, arm))]
     if not said:
         return Picture("quality", title, "No round was measured.", None)
     better = "Higher" if metric_of(run.metric).higher else "Lower"
@@ -113,14 +113,14 @@ def quality(run: Run) -> Picture:
     return Picture("quality", title, finding, plots.quality_figure(run.rows, run.metric))
 
 
-def quality_of(run: Run, arm: str) -> str:
+def _quality_of(run: Run, arm: str) -> str:
     """First, last and best validation quality of one arm, in words; empty where none is known."""
     known = [(r, v) for r, v in zip(*series(run.rows, arm, run.metric), strict=True) if v == v]
     if not known:
         return ""
-    said = [f"{measure(run.metric, value)} after round {at}" for at, value in known]
+    said = [f"{metric_text(run.metric, value)} after round {at}" for at, value in known]
     best = (max if metric_of(run.metric).higher else min)(value for _, value in known)
-    tail = "" if best == known[-1][1] else f" (best {measure(run.metric, best)})"
+    tail = "" if best == known[-1][1] else f" (best {metric_text(run.metric, best)})"
     return f"{arm} {said[0]}" if len(said) == 1 else f"{arm} {said[0]}, {said[-1]}{tail}"
 
 

@@ -32,7 +32,7 @@ COLUMNS = [
 Line = Mapping[str, Any]
 
 
-def told_privacy(run: Run) -> list[str]:
+def privacy_sentences(run: Run) -> list[str]:
     """The section's first words, a paragraph each: epsilon, and what it does not count."""
     if not run.ledger:
         return ["This run kept no ledger of what left its clients."]
@@ -69,12 +69,12 @@ NOTICES_SHOWN = 5
 """More of them are in rounds.jsonl."""
 
 
-def told_sums(run: Run) -> list[str]:
+def sum_notices(run: Run) -> list[str]:
     """What is worth knowing about secure sums, a sentence each; nothing without any."""
     return _told_notices(run, sums=True)
 
 
-def told_others(run: Run) -> list[str]:
+def other_notices(run: Run) -> list[str]:
     """What is worth knowing about who was asked: strikes, nodes that could not join."""
     return _told_notices(run, sums=False)
 

@@ -209,7 +209,7 @@ def duration(seconds: Any) -> str:
     return f"{minutes // 60}{SPACE}h {minutes % 60}{SPACE}min"
 
 
-def measure(metric: str, value: Any) -> str:
+def metric_text(metric: str, value: Any) -> str:
     """A metric's value as people read it."""
     return percent(value) if metric_of(metric).form == "share" else significant(value)
 
@@ -219,7 +219,7 @@ def worded(measure: str) -> str:
     return measure.replace("_", " ")
 
 
-def told_left_out(partitions: Sequence[int] | None, most: int = 10) -> str:
+def left_out_text(partitions: Sequence[int] | None, most: int = 10) -> str:
     """Clients that were not asked, the first ones by their numbers; "" for none."""
     some = list(partitions or ())
     more = f" and {len(some) - most} more" if len(some) > most else ""

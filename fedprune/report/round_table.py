@@ -11,11 +11,11 @@ from fedprune.report.reading import (
     Row,
     Run,
     duration,
-    measure,
+    left_out_text,
+    metric_text,
     percent,
     significant,
     size,
-    told_left_out,
     whole,
     worded,
 )
@@ -30,7 +30,7 @@ def round_table(run: Run, arm: str) -> Table:
         "sparsity": lambda row: percent(row.get("sparsity")),
         "removed": lambda row: whole(row.get("removed")),
         "loss": lambda row: significant(row.get("loss")),
-        worded(run.metric): lambda row: measure(run.metric, row.get(run.metric)),
+        worded(run.metric): lambda row: metric_text(run.metric, row.get(run.metric)),
         "train loss": lambda row: significant(row.get("train_loss")),
         "lr": lambda row: significant(row.get("lr")),
         "answered": lambda row: f"{whole(row.get('answered'))} of {len(row.get('cohort') or [])}",
@@ -95,7 +95,7 @@ _SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
     "zeros": ("kept, and exactly 0", whole),
     "divergence": ("from the teacher, nats", significant),
     "refit": ("error after the fit", percent),
-    "left_out": ("left out", told_left_out),
+    "left_out": ("left out", left_out_text),
 }
 """Columns that only some configurations fill."""
 

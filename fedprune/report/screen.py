@@ -18,15 +18,15 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import told
 from fedprune.records.previous import data_gone
 from fedprune.records.staying import (
-    staying,
-    told_empty,
-    told_staying,
-    told_uncut,
+    empty_summary,
+    staying_kinds,
+    staying_summary,
     uncut,
+    uncut_summary,
 )
 from fedprune.records.summary import population_of
 from fedprune.report.privacy_lines import after, before
-from fedprune.report.reading import SPACE, size, told_left_out, worded
+from fedprune.report.reading import SPACE, left_out_text, size, worded
 from fedprune.report.round_table import reduced_cell
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.server.rows import Row
@@ -34,7 +34,7 @@ from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.coverage import told_reading
+from fedprune.tasks.coverage import reading_summary
 from fedprune.tasks.measures import beside, metric_of
 from fedprune.tasks.owners import sentences
 
@@ -116,9 +116,12 @@ class Screen:
             f"  model       {name}, {layout.parameters:,} parameters, {prunable:,} of them "
             f"prunable{frozen}"
         )
-        if text := told_staying(staying(layout)):
+        if text := staying_summary(staying_kinds(layout)):
             self.line(f"  stays dense {text}")
-        warnings = [*layout.notes, *([] if config is None else [told_uncut(uncut(config, layout))])]
+        warnings = [
+            *layout.notes,
+            *([] if config is None else [uncut_summary(uncut(config, layout))]),
+        ]
         for text in filter(None, warnings):
             self.line(f"  warning     {text}", "yellow")
 
@@ -140,7 +143,7 @@ class Screen:
             f"  shards      {len(sizes)} of {sizes[0]:,} to {sizes[-1]:,} training {unit}, "
             f"median {sizes[len(sizes) // 2]:,}"
         )
-        for text in told_reading(reading):
+        for text in reading_summary(reading):
             self.line(f"              {text}", "yellow")
 
     def watch(self) -> Watch:
@@ -182,7 +185,7 @@ class Screen:
                 "yellow",
             )
 
-        undone, out = row.get("undone"), told_left_out(row.get("left_out"))
+        undone, out = row.get("undone"), left_out_text(row.get("left_out"))
         said = [undone, out and f"left out for their strikes: {out}", *(row.get("notices") or ())]
         for notice in filter(None, said):
             self.line(f"        {notice}", "yellow")
@@ -264,7 +267,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *_not_reached(summary),
         f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
         f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
-        *([f"warning   {empty}"] if (empty := told_empty(summary)) else []),
+        *([f"warning   {empty}"] if (empty := empty_summary(summary)) else []),
         *_reduced(summary),
         *_smaller(summary),
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",

@@ -11,7 +11,7 @@ from fedprune.report.reading import (
     Row,
     Run,
     density,
-    measure,
+    metric_text,
     number,
     percent,
     significant,
@@ -40,7 +40,7 @@ def results(run: Run) -> dict[str, str]:
     return {name: known.get(name, f"{name} baseline, at the end") for name in measured}
 
 
-def outcome(run: Run, name: str, column: str) -> float:
+def test_figure(run: Run, name: str, column: str) -> float:
     """One figure of an entry of summary["quality"], on the test split; NaN if unknown."""
     return number(((run.summary.get("quality") or {}).get(name) or {}).get(column))
 
@@ -50,18 +50,18 @@ def quality_table(run: Run) -> Table:
 
     The last row is what the frequencies of labels reach without any model.
     """
-    dense = outcome(run, "dense_at_pruning", run.metric)
+    dense = test_figure(run, "dense_at_pruning", run.metric)
     more = further_measures(run)
     rows = []
     for name, words in results(run).items():
-        value, loss = outcome(run, name, run.metric), outcome(run, name, "loss")
-        moved = NONE if name == "dense_at_pruning" else change(run.metric, value, dense)
-        others = [measure(column, outcome(run, name, column)) for column in more]
-        rows.append([words, measure(run.metric, value), moved, significant(loss), *others])
+        value, loss = test_figure(run, name, run.metric), test_figure(run, name, "loss")
+        moved = NONE if name == "dense_at_pruning" else change_cell(run.metric, value, dense)
+        others = [metric_text(column, test_figure(run, name, column)) for column in more]
+        rows.append([words, metric_text(run.metric, value), moved, significant(loss), *others])
     naive = run.summary.get("naive") or {}
     if naive:
-        reached = measure(run.metric, number(naive.get(run.metric)))
-        others = [measure(column, naive.get(column)) for column in more]
+        reached = metric_text(run.metric, number(naive.get(run.metric)))
+        others = [metric_text(column, naive.get(column)) for column in more]
         alone = f"{metric_of(run.metric).without} alone"
         rows.append([alone, reached, NONE, significant(naive.get("loss")), *others])
     columns = ["model", f"test {worded(run.metric)}", "since pruning began", "test loss"]
@@ -73,7 +73,7 @@ def further_measures(run: Run) -> list[str]:
     return beside((run.summary.get("quality") or {}).get("final") or {}, run.metric)
 
 
-def change(metric: str, value: float, reference: float) -> str:
+def change_cell(metric: str, value: float, reference: float) -> str:
     """Change with its sign: in points of a share, else as a share of the reference.
 
     Of a coefficient, which may be negative, the difference.
@@ -155,15 +155,15 @@ def digest_table(run: Run) -> Table:
 
 def config_table(config: Mapping[str, Any]) -> Table:
     """Every key of the configuration with its value."""
-    return Table(["key", "value"], flat(config), ("key", "value"))
+    return Table(["key", "value"], flat_table(config), ("key", "value"))
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+def flat_table(config: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
     """Keys and values, tables inside tables by dotted keys."""
     rows: list[list[str]] = []
     for key, value in config.items():
         if isinstance(value, dict):
-            rows += flat(value, f"{prefix}{key}.")
+            rows += flat_table(value, f"{prefix}{key}.")
         else:
             listed = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             rows.append([f"{prefix}{key}", listed or "(empty)"])

@@ -26,7 +26,7 @@ TABLE = """\
 """
 """The macro that draws a `fedprune.report.tables.Table`."""
 
-STYLE = """\
+CSS = """\
 :root {
   --ink: #1d2024; --quiet: #5b616b; --faint: #c9ccd1; --rule: #e3e5e8; --paper: #ffffff; --code: #f5f6f7;
   --series-1: #0072b2; --series-2: #d55e00; --series-3: #009e73; --series-4: #b05a8b;
@@ -104,7 +104,7 @@ def framed(kicker: str, header: str, main: str, style: str = "", images: bool = 
         kicker: the line above its title.
         header: what is below its `title`.
         main: the rest; may use the macro `table`.
-        style: CSS beside `STYLE`.
+        style: CSS beside `CSS`.
         images: it shows some that are in the page itself.
     """
     allowed = "img-src data:; " if images else ""
@@ -119,7 +119,7 @@ def framed(kicker: str, header: str, main: str, style: str = "", images: bool = 
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; {allowed}style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <title>{{{{ title }}}} – fedprune</title>
 <style>
-{STYLE}{style}</style>
+{CSS}{style}</style>
 </head>
 <body>
 <header>
@@ -156,7 +156,7 @@ FIGURE = """\
 """
 """The macro that draws a `fedprune.report.pictures.Picture`, whose `svg` is not escaped."""
 
-RUN = framed(
+RUN_PAGE = framed(
     "fedprune run",
     "<p>{{ what }}</p>\n",
     FIGURE

@@ -34,7 +34,7 @@ from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors import Tensors
 
-CHANGES = "ablation"
+_CHANGES = "ablation"
 """The summand of larger units: Σ L(without) - L(with), for every unit."""
 
 AT_ONCE = 2**15
@@ -68,7 +68,7 @@ class _NotBatched(Exception):
 def _shapes(layout: Layout, names: Sequence[str], unit: str, _probes: int) -> Shapes:
     if unit == "weight":
         return {name: layout.shapes[name] for name in names}
-    return {CHANGES: torch.Size([unit_count(_labels(layout, names, unit))])}
+    return {_CHANGES: torch.Size([unit_count(_labels(layout, names, unit))])}
 
 
 def _labels(layout: Layout, names: Sequence[str], unit: str) -> Labels:
@@ -94,7 +94,7 @@ def _collect(probe: Probe) -> Tensors:
         changes[alive] = _one_by_one(probe, labels, alive)
     if probe.unit == "weight":
         return {name: changes[label] for name, label in labels.items()}
-    return {CHANGES: changes}
+    return {_CHANGES: changes}
 
 
 def _alive(labels: Labels, probe: Probe) -> Tensor:
@@ -230,7 +230,7 @@ def ablation(evidence: Evidence) -> Tensors:
     """|L(without) - L(with)| of the mean loss; every weight has the score of its unit."""
     if evidence.unit == "weight":
         return {name: (s / evidence.count).abs() for name, s in evidence.sums.items()}
-    changes = (evidence.sums[CHANGES] / evidence.count).abs()
+    changes = (evidence.sums[_CHANGES] / evidence.count).abs()
     labels = _labels(evidence.layout, list(evidence.weights), evidence.unit)
     scores = torch.cat([changes, changes.new_zeros(1)])  # the last is that of -1: in no unit
     return {name: scores[label.long()] for name, label in labels.items()}

@@ -34,8 +34,8 @@ from fedprune.scores.grasp import ASKS as ASKS_GRASP
 from fedprune.scores.grasp import grasp
 from fedprune.scores.inputs import (
     absolutes,
-    ask_inputs,
     by_input,
+    inputs_ask,
     nonzeros,
     products,
     squares,
@@ -50,7 +50,7 @@ from fedprune.scores.score import (
     Score,
 )
 from fedprune.scores.sparsegpt import obs, step
-from fedprune.scores.synflow import refuse, synflow
+from fedprune.scores.synflow import refuse_inhomogeneous, synflow
 from fedprune.tensors import Tensors
 
 __all__ = ["SCORES", "Ask", "Evidence", "Probe", "Score", "summed_gradient"]
@@ -170,7 +170,7 @@ SCORES: dict[str, Score] = {
         "|w|·dR/d|w|, R the sum of outputs for ones through |w|: no data, asks no client",
         "Tanaka et al. 2020, arXiv 2006.05467, sect. 6; homogeneous networks only",
         synflow,
-        refuses=refuse,
+        refuses=refuse_inhomogeneous,
     ),
     "perturbation": Score(
         "|mean of L(θ with random removals) - L(θ), with minus without w among the removed|",
@@ -208,13 +208,13 @@ SCORES: dict[str, Score] = {
         "|w|·sqrt(mean x²) of its input: one number an input channel is sent",
         "Sun et al. 2023, arXiv 2306.11695, eq. 1, with the clients' Σ x² added up",
         wanda,
-        (ask_inputs(squares),),
+        (inputs_ask(squares),),
     ),
     "sparsegpt": Score(
         "w²/[H⁻¹]_jj, H = Σ x·xᵀ; removed column by column, the rest of the row makes up for it",
         "Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1; clients' H added up",
         obs,
-        (ask_inputs(products, square=True),),
+        (inputs_ask(products, square=True),),
         units=("weight", "n:m"),
         step=step,
     ),
@@ -230,13 +230,13 @@ SCORES: dict[str, Score] = {
         "mean |x| of its input channel",
         "Molchanov et al. 2017, arXiv 1611.06440, sect. 2.2 (activation), of inputs",
         by_input,
-        (ask_inputs(absolutes),),
+        (inputs_ask(absolutes),),
     ),
     "activity": Score(
         "part of the rows in which its input is not 0: 1 - dead fraction",
         "Hu et al. 2016 (APoZ), arXiv 1607.03250, eq. 1, of inputs",
         by_input,
-        (ask_inputs(nonzeros),),
+        (inputs_ask(nonzeros),),
     ),
     "block_influence": Score(
         "mean over tokens of 1 - cos(x_in, x_out) of its block",

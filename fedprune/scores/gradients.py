@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.scores.score import Probe, Watch
+from fedprune.scores.score import Probe, Watching
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors
@@ -122,7 +122,7 @@ class GradientWatcher:
                 self.sums[name] += self.each(p.detach(), p.grad * count, count)
 
 
-def watched(each: Each) -> Watch:
+def watched(each: Each) -> Watching:
     """The sums of `each` over steps, at the weights of each step."""
 
     @contextmanager

@@ -30,7 +30,7 @@ from fedprune.structure.layers import (
 from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors import Tensors
 
-Each = Callable[[Tensor], Tensor]
+_Each = Callable[[Tensor], Tensor]
 """From input rows (rows, columns) to what is added up: (columns,), or (columns, columns)."""
 
 
@@ -64,7 +64,7 @@ def rows_of(name: str) -> str:
     return f"{name}/rows"
 
 
-def ask_inputs(each: Each, *, square: bool = False) -> Ask:
+def inputs_ask(each: _Each, *, square: bool = False) -> Ask:
     """The question for such sums, in a pass of their own (1 forward) or while tuning.
 
     Args:
@@ -106,7 +106,7 @@ class InputWatcher:
 
 @contextmanager
 def _watched(
-    model: nn.Module, names: Sequence[str], shapes: Shapes, each: Each
+    model: nn.Module, names: Sequence[str], shapes: Shapes, each: _Each
 ) -> Iterator[InputWatcher]:
     layers = layers_of(model, names)
     for name, found in layers.items():

@@ -93,7 +93,7 @@ class Watcher(Protocol):
         """Called when the parameters hold the gradient of a batch's *mean* loss over `count`."""
 
 
-Watch = Callable[[nn.Module, Layout, Sequence[str]], AbstractContextManager[Watcher]]
+Watching = Callable[[nn.Module, Layout, Sequence[str]], AbstractContextManager[Watcher]]
 """Puts a watcher on a model for a while."""
 
 
@@ -121,7 +121,7 @@ class Ask:
     collect: Callable[[Probe], Tensors]
     shapes: Callable[[Layout, Sequence[str], str, int], Shapes] = weight_shapes
     given: Callable[[Evidence], Tensors] | None = None
-    watch: Watch | None = None
+    watch: Watching | None = None
     passes: str = "1 forward, 1 backward"
     signed: bool = True
 

@@ -27,7 +27,7 @@ from fedprune.tensors import Masks, Tensors
 BLOCK = 128
 """Columns whose mask is chosen at once (B_s in algorithm 1)."""
 
-DAMPENING = 0.01
+_DAMPENING = 0.01
 """Part of the mean of the Hessian's diagonal that is added to it."""
 
 PerGroup = tuple[int, int]
@@ -193,7 +193,7 @@ def _damped(hessian: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
     damped[:, unread] = 0.0
     dead = damped.diagonal() == 0
     damped.diagonal()[dead] = 1.0
-    damped.diagonal().add_(DAMPENING * damped.diagonal().mean())
+    damped.diagonal().add_(_DAMPENING * damped.diagonal().mean())
     return damped, dead
 
 

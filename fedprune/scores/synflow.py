@@ -69,7 +69,7 @@ def synflow(evidence: Evidence) -> Tensors:
     }
 
 
-def refuse(model: nn.Module, dummy: Part | None) -> None:
+def refuse_inhomogeneous(model: nn.Module, dummy: Part | None) -> None:
     """Refuse a network that is not homogeneous before a run starts.
 
     Raises:

@@ -152,7 +152,7 @@ def exactly(shares: Sequence[Fraction], total: int, sizes: Sequence[int]) -> lis
     return [way * total / now for way in ways]
 
 
-def whole(
+def removed_counts(
     limits: Sequence[Limits], total: int, shares: Sequence[Fraction], weights: Sequence[Fraction]
 ) -> list[int]:
     """How many weights of each tensor are gone in the end, `total` in all.

@@ -177,11 +177,11 @@ class Point:
     rise: float = 0.0
 
 
-Curve = Sequence[tuple[int, float]]
+_Curve = Sequence[tuple[int, float]]
 """Weights removed and rise of the loss after each rung of one part, ascending."""
 
 
-def way_of(curves: Mapping[str, Curve], most: int) -> list[Point]:
+def way_of(curves: Mapping[str, _Curve], most: int) -> list[Point]:
     """The way from nothing removed: always the rung whose weights cost least loss apiece.
 
     It ends when all is climbed or the next rung would remove more than `most`. Whether the rises
@@ -197,7 +197,7 @@ def way_of(curves: Mapping[str, Curve], most: int) -> list[Point]:
         points.append(min(open_, key=lambda s: (s.rise - here.rise) / (s.removed - here.removed)))
 
 
-def _step(here: Point, part: str, curve: Curve) -> Point | None:
+def _step(here: Point, part: str, curve: _Curve) -> Point | None:
     at = here.rungs.get(part, 0)
     if at == len(curve):
         return None

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedprune.selection.pools import Numbers, counts_of, pieces_of
+from fedprune.selection.pools import Numbers, counts_of, unit_pieces
 from fedprune.selection.ranking import Bools, Layer
 from fedprune.selection.unit_ranking import Ints, Units, ranked
 
@@ -46,7 +46,7 @@ def overlapping(
     pinned = _pinned(layers, labels, along, rank)
     owners = [_first(own, more, rank, pinned) for own, more in zip(labels, along, strict=True)]
     values = [layer.scores for layer in layers]
-    pieces = pieces_of(owners, values, [layer.alive for layer in layers])
+    pieces = unit_pieces(owners, values, [layer.alive for layer in layers])
     return replace(units, labels=owners, size=counts_of(pieces, len(rank)), rank=rank)
 
 

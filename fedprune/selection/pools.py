@@ -18,18 +18,18 @@ class Pool:
     """How the scores of a unit's weights become the unit's score: `score(pieces, units)`."""
 
     summary: str
-    score: Callable[[Iterable[Piece], int], Array]
+    score: Callable[[Iterable[UnitPiece], int], Array]
 
 
 @dataclass(frozen=True)
-class Piece:
+class UnitPiece:
     """The weights of one tensor that are alive and in a unit: their units and values, flat."""
 
     labels: Numbers
     values: Array
 
 
-def counts_of(pieces: Iterable[Piece], units: int) -> NDArray[np.int64]:
+def counts_of(pieces: Iterable[UnitPiece], units: int) -> NDArray[np.int64]:
     """How many weights each unit has, (units,)."""
     total = np.zeros(units, dtype=np.int64)
     for piece in pieces:
@@ -45,30 +45,30 @@ def _add(total: Array, labels: Numbers, values: Array | None) -> None:
         total[low : low + len(part)] += part
 
 
-def _sum(pieces: Iterable[Piece], units: int) -> Array:
+def _sum(pieces: Iterable[UnitPiece], units: int) -> Array:
     total = np.zeros(units)
     for piece in pieces:
         _add(total, piece.labels, piece.values)
     return total
 
 
-def _abs_sum(pieces: Iterable[Piece], units: int) -> Array:
+def _abs_sum(pieces: Iterable[UnitPiece], units: int) -> Array:
     total: Array = np.abs(_sum(pieces, units))
     return total
 
 
-def _mean(pieces: Iterable[Piece], units: int) -> Array:
+def _mean(pieces: Iterable[UnitPiece], units: int) -> Array:
     pieces = list(pieces)
     return _sum(pieces, units) / np.maximum(counts_of(pieces, units), 1)
 
 
-def _l2(pieces: Iterable[Piece], units: int) -> Array:
-    squares = [Piece(p.labels, p.values.astype(np.float64) ** 2) for p in pieces]
+def _l2(pieces: Iterable[UnitPiece], units: int) -> Array:
+    squares = [UnitPiece(p.labels, p.values.astype(np.float64) ** 2) for p in pieces]
     root: Array = np.sqrt(_mean(squares, units))
     return root
 
 
-def _max(pieces: Iterable[Piece], units: int) -> Array:
+def _max(pieces: Iterable[UnitPiece], units: int) -> Array:
     best = np.full(units, -np.inf)
     for piece in pieces:
         np.maximum.at(best, piece.labels, piece.values.astype(np.float64))
@@ -86,7 +86,7 @@ POOLS: dict[str, Pool] = {
 }
 
 
-def pooled(pool: str, pieces: Sequence[Piece], units: int) -> Array:
+def pooled(pool: str, pieces: Sequence[UnitPiece], units: int) -> Array:
     """The score of each unit, (units,) float64; of a unit without weights it means nothing.
 
     Raises:
@@ -101,12 +101,12 @@ def pooled(pool: str, pieces: Sequence[Piece], units: int) -> Array:
     return scores
 
 
-def pieces_of(
+def unit_pieces(
     labels: Sequence[Numbers], values: Sequence[Array], alive: Sequence[Bools | None]
-) -> list[Piece]:
+) -> list[UnitPiece]:
     """What of every tensor is alive and in a unit."""
     found = []
     for label, value, living in zip(labels, values, alive, strict=True):
         inside = label >= 0 if living is None else living & (label >= 0)
-        found.append(Piece(label[inside], value[inside]))
+        found.append(UnitPiece(label[inside], value[inside]))
     return found

@@ -85,7 +85,7 @@ def drop(layers: Sequence[Layer], count: int) -> list[Bools]:
     return _union(kept, _without_first(tied, out))
 
 
-def together(layers: Sequence[Layer], total: int) -> list[Bools]:
+def ranked_together(layers: Sequence[Layer], total: int) -> list[Bools]:
     """What is left of the layers when `total` weights are gone, all of them in one ranking.
 
     A layer that the ranking would leave outside of its limits is fixed at the limit, and the others

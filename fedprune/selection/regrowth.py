@@ -12,16 +12,16 @@ from fedprune.selection.ranking import (
     Bools,
     Layer,
     drop,
-    together,
+    ranked_together,
 )
-from fedprune.selection.select import as_masks, layers_of
+from fedprune.selection.select import as_masks, ranking_layers
 from fedprune.tensors import Masks
 
 EXCHANGING = ("global", "layer")
 """The scopes that an exchange knows."""
 
 
-def exchange(
+def exchange_weights(
     masks: Mapping[str, Tensor],
     drop_scores: Mapping[str, Tensor],
     grow_scores: Mapping[str, Tensor],
@@ -59,8 +59,8 @@ def exchange(
             f"scope={scope!r}: regrowth needs {' or '.join(EXCHANGING)}; "
             f"allowed: {', '.join(EXCHANGING)}"
         )
-    kept = layers_of(drop_scores, masks, magnitude, floor)
-    removed = layers_of(grow_scores, {n: ~m for n, m in masks.items()}, magnitude, 0)
+    kept = ranking_layers(drop_scores, masks, magnitude, floor)
+    removed = ranking_layers(grow_scores, {n: ~m for n, m in masks.items()}, magnitude, 0)
     parts = [range(len(kept))] if scope == "global" else [[i] for i in range(len(kept))]
     after = [np.zeros(0, bool) for _ in kept]
     for part in parts:
@@ -75,6 +75,6 @@ def _exchanged(kept: Sequence[Layer], removed: Sequence[Layer], fraction: float)
     n, gone = sum(layer.size for layer in kept), sum(layer.gone for layer in kept)
     loose = sum(layer.most for layer in kept) - gone
     count = min(math.floor(fraction * (n - gone) + 0.5), gone, loose)
-    left = together(kept, gone + count)
+    left = ranked_together(kept, gone + count)
     grown = drop(removed, gone - count)
     return [np.logical_or(a, b) for a, b in zip(left, grown, strict=True)]

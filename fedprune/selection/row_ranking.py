@@ -25,34 +25,34 @@ from fedprune.structure.layout import (
     from_rows,
 )
 
-Ints = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Table:
+class RowRankings:
     """Rankings side by side, one a row: arrays (rows, columns), as those of a `Layer`."""
 
     scores: Array
     magnitude: Array | None
     alive: Bools | None
 
-    def changed(self, change: Callable[[Array], Array]) -> Table:
+    def changed(self, change: Callable[[Array], Array]) -> RowRankings:
         """The same change made to every array."""
         magnitude = None if self.magnitude is None else change(self.magnitude)
         alive = None if self.alive is None else change(self.alive)
-        return Table(change(self.scores), magnitude, alive)
+        return RowRankings(change(self.scores), magnitude, alive)
 
     @property
-    def gone(self) -> Ints:
+    def gone(self) -> _Ints:
         """How many of each row were removed before, (rows,)."""
         rows, columns = self.scores.shape[:2]
         if self.alive is None:
             return np.zeros(rows, np.int64)
-        gone: Ints = columns - np.count_nonzero(self.alive, axis=1).astype(np.int64)
+        gone: _Ints = columns - np.count_nonzero(self.alive, axis=1).astype(np.int64)
         return gone
 
 
-def leave(table: Table, counts: Ints) -> Bools:
+def left_of(table: RowRankings, counts: _Ints) -> Bools:
     """What is left of every row when so many of it are gone, the lowest ranked first.
 
     Args:
@@ -87,10 +87,10 @@ def within_rows(layout: Layout, name: str, layer: Layer, count: int) -> Bools:
     if len(layout.shapes[name]) < 2:
         return drop([layer], count - layer.gone)[0]
     table = _table(layout, name, layer)
-    return _flat(layout, name, leave(table, _evenly(table.gone, count, table.scores.shape[1])))
+    return _flat(layout, name, left_of(table, _evenly(table.gone, count, table.scores.shape[1])))
 
 
-def _evenly(gone: Ints, total: int, most: int) -> Ints:
+def _evenly(gone: _Ints, total: int, most: int) -> _Ints:
     """Counts as equal as what is gone allows, `total` in all."""
     low, high = 0, most
     while low < high:  # the highest level that does not remove too much
@@ -135,18 +135,18 @@ def patterned(layout: Layout, name: str, layer: Layer, unit_shape: Shape, sparsi
     return flat
 
 
-def _grouped(table: Table, size: int, counts: Ints, name: str) -> Bools:
+def _grouped(table: RowRankings, size: int, counts: _Ints, name: str) -> Bools:
     """What is left of rows whose groups of `size` neighbours lose so many each, (rows, columns)."""
     groups = table.changed(lambda x: x.reshape(-1, size))
     lost = np.tile(counts, len(table.scores))
     if (groups.gone > lost).any():
         raise ValueError(f"alive of {name!r}: a group has lost more than its pattern removes")
-    return leave(groups, lost).reshape(table.scores.shape)
+    return left_of(groups, lost).reshape(table.scores.shape)
 
 
 def _table(
     layout: Layout, name: str, layer: Layer, of: Callable[[Layout, str, Tensor], Tensor] = as_rows
-) -> Table:
+) -> RowRankings:
     """The layer's arrays in the (out, in) view, or another one."""
 
     def view(array: Array) -> Array:
@@ -154,7 +154,7 @@ def _table(
         rows: Array = of(layout, name, tensor).numpy()
         return rows
 
-    return Table(layer.scores, layer.magnitude, layer.alive).changed(view)
+    return RowRankings(layer.scores, layer.magnitude, layer.alive).changed(view)
 
 
 def _flat(layout: Layout, name: str, rows: Bools) -> Bools:

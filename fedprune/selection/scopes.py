@@ -15,8 +15,8 @@ from fedprune.selection.densities import (
     erk,
     exactly,
     owl,
+    removed_counts,
     uniform,
-    whole,
 )
 
 
@@ -81,6 +81,6 @@ def counter(ground: Ground, scope: str) -> Callable[[Sequence[Limits], int], lis
             ways = shares if rule.scaled else [Fraction(size) for size in sizes]
             shares = exactly(ways, total, sizes)
         weights = shares if rule.scaled else [Fraction(size) for size in sizes]
-        return whole(limits, total, shares, weights)
+        return removed_counts(limits, total, shares, weights)
 
     return counts

@@ -22,7 +22,7 @@ from fedprune.selection.ranking import (
     Layer,
     Unreachable,
     drop,
-    together,
+    ranked_together,
 )
 from fedprune.selection.row_ranking import patterned, within_rows
 from fedprune.selection.scopes import SCOPES, counter, total_of
@@ -37,7 +37,7 @@ from fedprune.selection.units import (
 from fedprune.structure.layout import Layout, as_inputs
 from fedprune.tensors import Masks
 
-__all__ = ["SCOPES", "above", "plain", "planned", "select"]
+__all__ = ["SCOPES", "above", "plain_layout", "removed_count", "select"]
 
 
 def select(
@@ -96,8 +96,8 @@ def select(
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}: allowed are {', '.join(SCOPES)}")
     cap = 1.0 - progress * (1.0 - max_density)
-    layers = layers_of(scores, alive, magnitude, floor, (min_density, cap))
-    layout = layout or plain(scores)
+    layers = ranking_layers(scores, alive, magnitude, floor, (min_density, cap))
+    layout = layout or plain_layout(scores)
     kind = unit_kind(unit, unit_shape)
     if unit == "n:m" and unit_shape is not None:
         return as_masks(
@@ -127,7 +127,7 @@ def select(
     return as_masks(scores, left)
 
 
-def planned(
+def removed_count(
     layout: Layout,
     sparsity: float,
     *,
@@ -155,7 +155,7 @@ def _meta(layout: Layout, name: str) -> Tensor:
     return torch.empty(layout.shapes[name], device="meta")
 
 
-def plain(scores: Mapping[str, Tensor]) -> Layout:
+def plain_layout(scores: Mapping[str, Tensor]) -> Layout:
     """The layout of tensors that nothing is known about but their shapes."""
     return Layout({name: t.shape for name, t in scores.items()}, tuple(scores), (), {})
 
@@ -175,7 +175,7 @@ def above(
     """
     if math.isnan(threshold):
         raise ValueError("threshold is NaN")
-    layers = layers_of(scores, alive, magnitude, floor)
+    layers = ranking_layers(scores, alive, magnitude, floor)
     return as_masks(scores, [_above(layer, threshold) for layer in layers])
 
 
@@ -197,7 +197,7 @@ def _weights_left(
     layers: Sequence[Layer], total: int, scope: str, ground: Ground, layout: Layout
 ) -> list[Bools]:
     if SCOPES[scope].shares is None:
-        return together(layers, total)
+        return ranked_together(layers, total)
     limits = [Limits(layer.size, layer.must, layer.most) for layer in layers]
     counts = counter(ground, scope)(limits, total)
     if SCOPES[scope].rows:
@@ -224,7 +224,7 @@ def _check_count(layers: Sequence[Layer], total: int, floor: int, *, exact: bool
         raise Unreachable(reason, must, n)
 
 
-def layers_of(
+def ranking_layers(
     scores: Mapping[str, Tensor],
     alive: Mapping[str, Tensor] | None,
     magnitude: Mapping[str, Tensor] | None,

@@ -16,8 +16,8 @@ from fedprune.selection.densities import Limits
 from fedprune.selection.pools import (
     Numbers,
     counts_of,
-    pieces_of,
     pooled,
+    unit_pieces,
 )
 from fedprune.selection.ranking import (
     Array,
@@ -54,13 +54,13 @@ def ranked(layers: Sequence[Layer], labels: Sequence[Numbers], pool: str) -> Uni
     """
     units = 1 + max((int(x.max()) for x in labels if len(x)), default=-1)
     alive = [layer.alive for layer in layers]
-    pieces = pieces_of(labels, [layer.scores for layer in layers], alive)
+    pieces = unit_pieces(labels, [layer.scores for layer in layers], alive)
     keys = [pooled(pool, pieces, units)]
     size = counts_of(pieces, units)
     del pieces
     magnitudes = [np.abs(layer.magnitude) for layer in layers if layer.magnitude is not None]
     if magnitudes:
-        keys.insert(0, pooled(pool, pieces_of(labels, magnitudes, alive), units))
+        keys.insert(0, pooled(pool, unit_pieces(labels, magnitudes, alive), units))
     rank = np.empty(units, dtype=np.int64)
     rank[np.lexsort(keys)] = np.arange(units)
     group = np.full(units, -1, dtype=np.int64)

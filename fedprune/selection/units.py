@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.structure.groups import Part
+from fedprune.structure.groups import UnitSlice
 from fedprune.structure.layout import (
     Layout,
     as_inputs,
@@ -258,7 +258,7 @@ def _of_channels(axis: str) -> Callable[[Layout], dict[str, Tensor]]:
     return labels
 
 
-def _number(rows: Tensor, part: Part, start: int) -> None:
+def _number(rows: Tensor, part: UnitSlice, start: int) -> None:
     """Write the numbers of a part's units, from `start`, into an (out, in) tensor."""
     units, width = part.index.shape
     numbers = torch.arange(start, start + units, dtype=torch.int32)

@@ -14,7 +14,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.state import State, Totals
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.measures import measures, shown
+from fedprune.tasks.measures import measures, shown_columns
 from fedprune.tensors import count_kept, digest
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ def row(
 ) -> Row:
     """One row of the report: deterministic, no times. Bytes are cumulative."""
     measured = quality(totals, plan.config) or {}
-    columns = shown(tasks_of(plan.config.plugin)[plan.config.task].metric)
+    columns = shown_columns(tasks_of(plan.config.plugin)[plan.config.task].metric)
     layout = plan.layout
     removed = layout.whole - count_kept(state.masks)
     steps = changes.totals.get("count")

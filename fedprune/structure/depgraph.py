@@ -31,7 +31,7 @@ from fedprune.structure.families.catalog import SUBLAYERS
 from fedprune.structure.layer_kinds import family_name
 from fedprune.tensors import Tensors
 
-EXAMPLES = 4
+_EXAMPLES = 4
 """Examples that are followed; as many others are the proof."""
 
 SECONDS = 60.0
@@ -42,11 +42,11 @@ CUTTABLE = (
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.PReLU,
 )  # fmt: skip
 
-Run = Callable[[nn.Module, Tensors], Tensor]
+_Loss = Callable[[nn.Module, Tensors], Tensor]
 """The loss of examples under a model, summed."""
 
 
-def recognise(model: nn.Module, run: Run, dummy: Tensors) -> nn.Module:
+def recognise(model: nn.Module, run: _Loss, dummy: Tensors) -> nn.Module:
     """The model with its channels kept on it, where `channels.groups.roles_of` finds them.
 
     Only channels that can be cut without a difference are kept: with half of a group gone, cut and
@@ -65,8 +65,8 @@ def recognise(model: nn.Module, run: Run, dummy: Tensors) -> nn.Module:
     known = [name for name in map(family_name, model.modules()) if name in SUBLAYERS]
     if known:
         raise ValueError(f"structure='depgraph': {known[0]} is known by itself; allowed: auto")
-    examples = [_drawn(dummy, i) for i in range(2 * EXAMPLES)]
-    roles = _within(SECONDS, lambda: traced(model, run, examples[:EXAMPLES]))
+    examples = [_drawn(dummy, i) for i in range(2 * _EXAMPLES)]
+    roles = _within(SECONDS, lambda: traced(model, run, examples[:_EXAMPLES]))
     setattr(model, TRACED, _proven(model, roles, run, examples))
     return model
 
@@ -108,7 +108,7 @@ def _within(seconds: float, work: Callable[[], Roles]) -> Roles:
     return done[0]
 
 
-def traced(model: nn.Module, run: Run, examples: Sequence[Tensors]) -> Roles:
+def traced(model: nn.Module, run: _Loss, examples: Sequence[Tensors]) -> Roles:
     """The roles of layers as torch-pruning sees them, not proven yet.
 
     Raises:
@@ -195,7 +195,7 @@ def _join(book: Book, roots: Flow, flow: Flow, places: Sequence[int]) -> None:
     book.unite(roots, [flow[i] for i in places])
 
 
-def _proven(model: nn.Module, roles: Roles, run: Run, examples: Sequence[Tensors]) -> Roles:
+def _proven(model: nn.Module, roles: Roles, run: _Loss, examples: Sequence[Tensors]) -> Roles:
     """The roles with what cannot be cut without a difference fixed."""
     wrong = {
         number
@@ -215,7 +215,7 @@ def _fixed(numbers: Sequence[int], wrong: set[int]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _equivalent(
-    model: nn.Module, roles: Roles, bundle: Bundle, run: Run, examples: Sequence[Tensors]
+    model: nn.Module, roles: Roles, bundle: Bundle, run: _Loss, examples: Sequence[Tensors]
 ) -> bool:
     """Whether the model without every other channel of a bundle is the one with them masked."""
     masked = copy.deepcopy(model).double().eval()

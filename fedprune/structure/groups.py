@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitSlice:
     """What of one tensor belongs to each unit of a group.
 
     Attributes:
@@ -50,7 +50,7 @@ class Group:
 
     path: str
     kind: str
-    parts: tuple[Part, ...]
+    parts: tuple[UnitSlice, ...]
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,15 @@ def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, st
     found = projections(module, sublayer)
     if not found or names.get(_key(found[-1].layer)) is None:
         return None
-    parts = (Part(names[_key(p.layer)], p.axis, p.index) for p in found if _key(p.layer) in names)
+    parts = (
+        UnitSlice(names[_key(p.layer)], p.axis, p.index) for p in found if _key(p.layer) in names
+    )
     return Group(path, sublayer.kind, tuple(parts))
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A layer that makes the units of a sub-layer or reads them; as `Part`, prunable or not.
+    """A layer that makes the units of a sub-layer or reads them; as `UnitSlice`, prunable or not.
 
     Of layers that make the units also the bias, which factors share.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedprune.structure.channels.groups import channel_groups
 from fedprune.structure.groups import Structure, structure_of
 from fedprune.structure.layer_kinds import is_layer
-from fedprune.structure.matrices import from_matrix, kind_of, matrix
+from fedprune.structure.matrices import as_matrix, from_matrix, kind_of
 from fedprune.structure.prunable import prunable_of, staying
 from fedprune.tensors import NOTES, Tensors, frozen_of, state_of
 
@@ -38,7 +38,7 @@ class Layout:
         spared: names of the other parameters (embeddings, norms, biases, heads of output).
         variances: BatchNorm's running variance to its running mean, by name.
         kinds: how each prunable tensor is laid out, a name in
-            `fedprune.structure.matrices.KINDS`.
+            `fedprune.structure.matrices.LAYER_KINDS`.
         structure: attention, feed-forward layers, blocks and channels, as far as they were
             recognised.
         frozen: parameters and constant buffers that are no part of the state, and their shapes.
@@ -98,8 +98,8 @@ class Layout:
 
 
 def as_rows(layout: Layout, name: str, tensor: Tensor) -> Tensor:
-    """A tensor shaped like a prunable one as (out, in), as `fedprune.structure.matrices.matrix`."""
-    return matrix(layout.kinds.get(name, "other"), tensor)
+    """A tensor shaped like a prunable one as (out, in): `fedprune.structure.matrices.as_matrix`."""
+    return as_matrix(layout.kinds.get(name, "other"), tensor)
 
 
 def from_rows(layout: Layout, name: str, rows: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fedprune.structure.layer_kinds import (
 from fedprune.structure.layers import groups
 from fedprune.structure.matrices import matrix_of, out_in
 
-DAMPENING = 1e-9
+_DAMPENING = 1e-9
 """Part of the mean diagonal that is added to second moments: decides where no input ever went."""
 
 
@@ -72,7 +72,7 @@ def inputs(layer: nn.Module) -> int:
     return out_in(reads(layer))[1]
 
 
-def factor(model: nn.Module, edit: Edit) -> None:
+def factor_layer(model: nn.Module, edit: Edit) -> None:
     """Replace the layer at ``edit.path`` by two of rank ``edit.kept[0]``, in place.
 
     The values are the best of that rank in the Frobenius norm; a rank above that of the matrix
@@ -171,7 +171,7 @@ def root_of(moments: Tensor) -> Tensor:
     """
     wide = moments.double()
     mean = float(wide.diagonal().mean())
-    damping, failed = (DAMPENING * mean if mean > 0 else 1.0), True
+    damping, failed = (_DAMPENING * mean if mean > 0 else 1.0), True
     while failed:
         root: Tensor
         root, info = torch.linalg.cholesky_ex(wide + damping * torch.eye(len(wide)).to(wide))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import is_transposed
 
-KINDS = {
+LAYER_KINDS = {
     "linear": "(out, in), nn.Linear",
     "conv1d": "(in, out), GPT-2's Conv1D",
     "conv": "(out, in / groups, ...), nn.Conv1d, nn.Conv2d, nn.Conv3d",
@@ -22,13 +22,13 @@ KINDS = {
 
 
 def kind_of(layer: nn.Module) -> str:
-    """How a layer keeps its weight, a name in `KINDS`."""
+    """How a layer keeps its weight, a name in `LAYER_KINDS`."""
     if isinstance(layer, nn.Linear):
         return "linear"
     return "conv1d" if is_transposed(layer) else "conv"
 
 
-def matrix(kind: str, tensor: Tensor) -> Tensor:
+def as_matrix(kind: str, tensor: Tensor) -> Tensor:
     """A tensor shaped like a weight of that kind as (out, in), a view where possible.
 
     For convolutions a row is an output channel, (in / groups) * kernel long.
@@ -39,14 +39,14 @@ def matrix(kind: str, tensor: Tensor) -> Tensor:
 
 
 def from_matrix(kind: str, rows: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `matrix`."""
+    """The inverse of `as_matrix`."""
     return rows.t() if kind == "conv1d" else rows.reshape(shape)
 
 
 def matrix_of(layer: nn.Module) -> Tensor:
     """A layer's own matrix (out, in), a view of its weight without a gradient."""
     weight: Any = layer.weight
-    return matrix(kind_of(layer), weight.detach())
+    return as_matrix(kind_of(layer), weight.detach())
 
 
 def out_in(layer: nn.Module) -> tuple[int, int]:
@@ -60,7 +60,7 @@ def dimension_of(layer: nn.Module, axis: str) -> int:
     return int((axis == "column") != is_transposed(layer))
 
 
-def sizes_of(layer: nn.Module) -> dict[str, Callable[[Any], int]]:
+def own_sizes(layer: nn.Module) -> dict[str, Callable[[Any], int]]:
     """A layer's own numbers that say how many outputs and inputs it has; {} for other modules."""
     if not isinstance(layer, nn.Linear) and not is_transposed(layer):
         return {}

@@ -20,8 +20,8 @@ from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
 from fedprune.structure.families.family import Sizes, SubLayer
 from fedprune.structure.groups import Projection, projections
 from fedprune.structure.layer_kinds import family_name
-from fedprune.structure.low_rank_layers import factor
-from fedprune.structure.matrices import dimension_of, sizes_of
+from fedprune.structure.low_rank_layers import factor_layer
+from fedprune.structure.matrices import dimension_of, own_sizes
 from fedprune.structure.removal import remove
 from fedprune.structure.sharing import share_weight
 from fedprune.structure.vocabulary import cut_vocabulary
@@ -163,7 +163,7 @@ def _follow(module: Any) -> None:
 
 
 def _sizes_of(module: nn.Module) -> Sizes:
-    return sizes_of(module) or SIZES.get(family_name(module), {})
+    return own_sizes(module) or _SIZES.get(family_name(module), {})
 
 
 def _pass_through(model: nn.Module) -> None:
@@ -179,7 +179,7 @@ def _pass_through(model: nn.Module) -> None:
 
 
 # In model order a layer comes after what it is in, so these read weights, not numbers.
-SIZES: dict[str, Sizes] = {
+_SIZES: dict[str, Sizes] = {
     name: sizes for f in FAMILIES.values() for name, sizes in f.sizes.items()
 }
 
@@ -187,7 +187,7 @@ CUT = "was_cut"
 """Attribute of a module whose units are no longer those of the dense model."""
 
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
-    "rank": factor,
+    "rank": factor_layer,
     "head": cut_units,
     "neuron": cut_units,
     "channel": cut_channels,

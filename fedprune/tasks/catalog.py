@@ -21,8 +21,8 @@ from fedprune.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     "shakespeare": speeches.SHAKESPEARE,
-    "shakespeare-masked": masked.TASK,
-    "shakespeare-restore": restore.TASK,
+    "shakespeare-masked": masked.SHAKESPEARE_MASKED,
+    "shakespeare-restore": restore.SHAKESPEARE_RESTORE,
     "presidents": speeches.PRESIDENTS,
     "r8": encoder.R8,
     "bbc": encoder.BBC,

@@ -24,7 +24,7 @@ from fedprune.runtime.json_text import LONGEST_TEXT, MOST_TENSORS, read_object
 FREE = 2**24
 """Values that a model may hold whatever its file: positions, causal masks, fresh heads."""
 
-TIMES = 8
+_TIMES = 8
 """So many values may be allocated for each that the file holds: buffers, draws, copies."""
 
 CALLS = 2_000
@@ -33,7 +33,7 @@ CALLS = 2_000
 CALLS_EACH = 16
 """Further ones for each tensor of the file."""
 
-OTHERS = (".bin", ".pt", ".pth")
+_OTHERS = (".bin", ".pt", ".pth")
 """Files of a folder that hold values and do not say how many: at most one a byte."""
 
 LONGEST_CONFIG = 2**22
@@ -126,7 +126,7 @@ def filled_by(held: Held, name: str) -> Iterator[None]:
     Raises:
         TooLarge: one begins to be; nothing of the layer that would be too large is allocated.
     """
-    most, calls = FREE + TIMES * held.values, CALLS + CALLS_EACH * held.tensors
+    most, calls = FREE + _TIMES * held.values, CALLS + CALLS_EACH * held.tensors
     with _Counting(most, calls, name, "which its files cannot fill"):
         yield
 
@@ -165,7 +165,7 @@ def held_by(folder: Path) -> Held:
             shapes = shapes_in_file(path).values()
             values += sum(map(math.prod, shapes))
             tensors += len(shapes)
-        elif path.suffix in OTHERS:
+        elif path.suffix in _OTHERS:
             values += path.stat().st_size
             tensors += path.stat().st_size // 2**8
     return Held(values, tensors)

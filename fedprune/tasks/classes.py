@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedprune.options.refusal import counted
 from fedprune.tasks.tables import as_number
 
-FEW = 20
+_FEW = 20
 """So many distinct labels are classes, whatever they look like."""
 
 OFTEN = 10
@@ -17,7 +17,7 @@ OFTEN = 10
 def distinct(labels: Sequence[str], option: str) -> list[str]:
     """The distinct labels, sorted as texts.
 
-    Up to `FEW` distinct labels are classes. Of more, numbers of which one is not whole are no
+    Up to `_FEW` distinct labels are classes. Of more, numbers of which one is not whole are no
     classes; whole numbers are, if there are `OFTEN` rows for each on average; other texts are, if
     there are two.
 
@@ -37,13 +37,13 @@ def distinct(labels: Sequence[str], option: str) -> list[str]:
     )
     numbers = _numbers(names)
     rare = len(labels) < OFTEN * len(names)
-    if len(names) > FEW and numbers and (rare or any(n != int(n) for n in numbers)):
+    if len(names) > _FEW and numbers and (rare or any(n != int(n) for n in numbers)):
         raise ValueError(
-            said.format("numbers") + f"--task text-regression, up to {FEW} numbers, or whole ones "
+            said.format("numbers") + f"--task text-regression, up to {_FEW} numbers, or whole ones "
             f"with {OFTEN} rows each on average"
         )
-    if len(names) > FEW and len(labels) < 2 * len(names):
-        raise ValueError(said.format("labels") + f"up to {FEW}, or two rows for each on average")
+    if len(names) > _FEW and len(labels) < 2 * len(names):
+        raise ValueError(said.format("labels") + f"up to {_FEW}, or two rows for each on average")
     return names
 
 

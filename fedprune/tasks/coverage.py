@@ -94,7 +94,7 @@ def covered(
     return torch.from_numpy(sizes), found
 
 
-def together(found: Iterable[Coverage]) -> Coverage:
+def merged_coverage(found: Iterable[Coverage]) -> Coverage:
     """Of all texts, what is known of some."""
     parts = list(found)
     sums = [sum(getattr(p, n) for p in parts) for n in ("characters", "unknown", "texts", "cut")]
@@ -109,7 +109,7 @@ _READ: dict[tuple[object, ...], Coverage] = {}
 def tell(config: Data, found: Iterable[Coverage]) -> None:
     """Keep how much of the texts of a configuration was read, for `reading_of`."""
     _READ.pop(_key(config), None)
-    _READ[_key(config)] = together(found)
+    _READ[_key(config)] = merged_coverage(found)
     if len(_READ) > 4:
         del _READ[next(iter(_READ))]
 
@@ -126,7 +126,7 @@ def _key(config: Data) -> tuple[object, ...]:
     return c.task, c.model, c.data, c.length, c.text_column, c.target_column, c.clients, c.split
 
 
-def told_reading(reading: Mapping[str, int]) -> list[str]:
+def reading_summary(reading: Mapping[str, int]) -> list[str]:
     """What a reader should know of `reading_of`; nothing where nothing was left out."""
     if not reading:
         return []
@@ -143,7 +143,7 @@ def check_known(model: str, found: Iterable[Coverage]) -> None:
     Raises:
         ValueError: more than `MOST_UNKNOWN` of their characters are unknown.
     """
-    whole = together(found)
+    whole = merged_coverage(found)
     if whole.share > MOST_UNKNOWN:
         raise ValueError(
             f"model={model!r}: {whole.share:.1%} of the characters of the texts are unknown "

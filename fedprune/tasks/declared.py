@@ -17,7 +17,7 @@ from fedprune.tasks.task import Loss, Part, Task, batches, examples, extra_names
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
-CLOSE = 1e-3
+_CLOSE = 1e-3
 """Relative difference up to which two sums of the same losses are equal."""
 
 _OF_NUMBERS = {"mse": ("squared",), "rmse": ("squared",), "mae": ("absolute",)}
@@ -176,4 +176,4 @@ class Declared:
 
 
 def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= CLOSE * max(abs(a), abs(b))
+    return abs(a - b) <= _CLOSE * max(abs(a), abs(b))

@@ -22,7 +22,7 @@ from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length, from_pretrained
 from fedprune.tasks.splits import cut_rows, partition
 from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
-from fedprune.tasks.tokenization import own_symbols, rows_of
+from fedprune.tasks.tokenization import own_symbols, token_rows
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -136,7 +136,7 @@ def _tokens(corpus: Corpus, task: str, model: str, length: int) -> Part:
         ValueError: the tokenizer does not know their characters.
     """
     documents = corpus.read(task)
-    read = rows_of(own_symbols(model, task), [text for _, text in documents], length)
+    read = token_rows(own_symbols(model, task), [text for _, text in documents], length)
     check_known(model, [read.coverage])
     labels = torch.tensor([corpus.topics.index(topic) for topic, _ in documents])
     return {"inputs": read.ids, "attention": read.attention, "labels": labels}

@@ -16,25 +16,25 @@ from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST, cut_rows
-from fedprune.tasks.tables import on_device, remembered, shares
+from fedprune.tasks.tables import cached_by_config, on_device, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 from fedprune.tasks.unpacked import check_claim
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 SIDE = 32
 """Pixels that an image is high and wide, unless ``--length`` says another number."""
 
-_WAYS = "CLASS/FILE or CLIENT/CLASS/FILE, with names that end in " + ", ".join(SUFFIXES)
+_WAYS = "CLASS/FILE or CLIENT/CLASS/FILE, with names that end in " + ", ".join(_SUFFIXES)
 
 Place = tuple[str, str, str]
 """Whose image it is ("": nobody's), its class, the path of its file."""
 
 
-def places(data: str) -> list[Place]:
+def image_places(data: str) -> list[Place]:
     """Every image of a folder, in the order of their paths; hidden files are no images.
 
     Raises:
@@ -44,7 +44,7 @@ def places(data: str) -> list[Place]:
     root = Path(data)
     if not data or not root.is_dir():
         raise FileNotFoundError(f"data={data!r}: no such folder; allowed: a folder of {_WAYS}")
-    inside = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    inside = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
     shown = [p for p in inside if not any(part.startswith(".") for part in p.parts)]
     depths = sorted({len(p.parts) for p in shown})
     if not shown:
@@ -55,13 +55,13 @@ def places(data: str) -> list[Place]:
     return [(*(["", *p.parts[:-1]][-2:]), str(root / p)) for p in shown]  # type: ignore[misc]
 
 
-@remembered
+@cached_by_config
 def _found(config: Data) -> list[Place]:
-    return places(config.data)
+    return image_places(config.data)
 
 
-@remembered
-def names_of_classes(config: Data) -> list[str]:
+@cached_by_config
+def _names_of_classes(config: Data) -> list[str]:
     """The configuration's class names, or the names of the classes' folders, sorted.
 
     Raises:
@@ -118,11 +118,11 @@ def _check_owners(config: Data, owners: Sequence[str]) -> None:
     if config.split == "natural" and not owners[0]:
         raise ValueError(
             "split='natural': no folder says whose image it is; allowed: CLIENT/CLASS/FILE in "
-            f"--data, or a split of {', '.join(n for n in SPLITS if n != 'natural')}"
+            f"--data, or a split of {', '.join(n for n in _SPLITS if n != 'natural')}"
         )
 
 
-def population(config: Data) -> Population:
+def _population(config: Data) -> Population:
     """As `fedprune.tasks.tables.population`, of images."""
     if config.split != "natural":
         return Population(config.clients, config.clients)
@@ -136,7 +136,7 @@ def side_of(config: Data) -> int:
     return config.length or SIDE
 
 
-def shards(config: Data) -> Sequence[Shard]:
+def _shards(config: Data) -> Sequence[Shard]:
     """Images (N, 1 or 3, side, side) in 0..1 and their classes; cut at random.
 
     Raises:
@@ -145,14 +145,14 @@ def shards(config: Data) -> Sequence[Shard]:
     found, values = _images(config)
     owners, kinds = ([place[i] for place in found] for i in (0, 1))
     _check_owners(config, owners)
-    index = {name: i for i, name in enumerate(names_of_classes(config))}
+    index = {name: i for i, name in enumerate(_names_of_classes(config))}
     if odd := sorted(set(kinds) - index.keys()):
         raise ValueError(
             f"class-names={list(index)}: there is a folder {odd[0]!r}; "
             "allowed: a name for every class in the data"
         )
     labels = torch.tensor([index[kind] for kind in kinds])
-    dealt = shares(config, {"client": owners, "label": labels.tolist()}, SPLITS)
+    dealt = shares(config, {"client": owners, "label": labels.tolist()}, _SPLITS)
     return [
         cut_rows({"images": values[own].float() / 255, "labels": labels[own]}, config, p)
         for p, own in enumerate(dealt)
@@ -161,7 +161,7 @@ def shards(config: Data) -> Sequence[Shard]:
 
 def model(config: Data) -> nn.Module:
     """A small net for images of the side and the colours that the configuration names."""
-    side, classes = side_of(config), len(names_of_classes(config))
+    side, classes = side_of(config), len(_names_of_classes(config))
     inputs = 1 if config.model in GREY else 3
     if config.model.startswith("mlp"):
         return Perceptron(side, (128, 64), classes, inputs)
@@ -174,7 +174,7 @@ def _blank(config: Data) -> Part:
     return {"images": images, "labels": torch.zeros(1, dtype=torch.long)}
 
 
-SPLITS = {"iid": "", "natural": "client", "dirichlet": "label", "shards": "label"}
+_SPLITS = {"iid": "", "natural": "client", "dirichlet": "label", "shards": "label"}
 GREY = ("cnn-grey", "mlp-grey")
 
 IMAGE_FOLDER = Task(
@@ -183,7 +183,7 @@ IMAGE_FOLDER = Task(
     unit="examples",
     model=model,
     loss=classification_loss,
-    shards=shards,
+    shards=_shards,
     output=("head",),
     models={
         "cnn": "two convolutions with BatchNorm, two linear layers; in colour",
@@ -191,14 +191,14 @@ IMAGE_FOLDER = Task(
         "cnn-grey": "as cnn, of grey images",
         "mlp-grey": "as mlp, of grey images",
     },
-    classes=lambda config: len(names_of_classes(config)),
-    class_names=names_of_classes,
+    classes=lambda config: len(_names_of_classes(config)),
+    class_names=_names_of_classes,
     dummy=_blank,
-    extra=lambda config: f1_names(len(names_of_classes(config))),
-    population=population,
-    splits=SPLITS,
+    extra=lambda config: f1_names(len(_names_of_classes(config))),
+    population=_population,
+    splits=_SPLITS,
     folder=True,
-    local=on_device(shards, classes=True),
+    local=on_device(_shards, classes=True),
     defaults={
         **IMAGE_DEFAULTS,
         "length": SIDE,

@@ -19,8 +19,8 @@ from fedprune.tasks.tokenization import (
     Reading,
     Symbols,
     encoded,
-    rows_of,
     symbols_of,
+    token_rows,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ FEWEST_WINDOWS = 20
 FEWEST_SYMBOLS = 20
 """A shorter stream is not cut: of its three parts each must have something to foretell."""
 
-Row = tuple[str, str, str]
+OwnedText = tuple[str, str, str]
 """Whose it is, what else it is sorted by (a play, a party), the text."""
 
 Cut = Callable[[Tensor, Tensor, Symbols, int], Part]
@@ -121,7 +121,7 @@ def cut_streams(
 
 
 def dealt(
-    rows: Sequence[Row], config: Data, column: str, what: str, fewest: int
+    rows: Sequence[OwnedText], config: Data, column: str, what: str, fewest: int
 ) -> list[list[str]]:
     """The texts of every partition, in the order they were written.
 
@@ -158,7 +158,7 @@ def dealt(
     return [[chosen[i][2] for i in own] for own in shares]
 
 
-def text_of(file: Path) -> str:
+def file_text(file: Path) -> str:
     """The text of a file, without the mark that it may begin with.
 
     Raises:
@@ -184,7 +184,7 @@ def text_rows(texts: Sequence[str], config: Data, usual: int) -> Part:
     Raises:
         ValueError: the symbols do not know what the texts are made of.
     """
-    read = rows_of(symbols_of(config, "classify"), texts, length_of(config, usual))
+    read = token_rows(symbols_of(config, "classify"), texts, length_of(config, usual))
     check_known(config.model, [read.coverage])
     tell(config, [read.coverage])
     return {"inputs": read.ids, "attention": read.attention}

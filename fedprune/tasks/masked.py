@@ -118,12 +118,12 @@ def masked_shards(texts: Sequence[str], config: Data) -> list[Shard]:
     return [covered(p, s) for p, s in enumerate(cut_streams(texts, config, "masked", stretches))]
 
 
-def shards(config: Data) -> Sequence[Shard]:
+def _shards(config: Data) -> Sequence[Shard]:
     """The text of every partition, cut by time, with symbols hidden."""
     return masked_shards(["".join(own) for own in roles(config)], config)
 
 
-def local_shard(folder: Path, config: Data) -> Shard:
+def local_masked_shard(folder: Path, config: Data) -> Shard:
     """A device's own shard: the text of its ``*.txt`` files, cut by time."""
     text = local_text(folder, FEWEST_WINDOWS * length_of(config))
     return masked_shards([text], config)[0]
@@ -135,13 +135,13 @@ def one_stretch(config: Data) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
 
 
-TASK = Task(
+SHAKESPEARE_MASKED = Task(
     summary="hidden characters of Shakespeare, one client per speaking role (BERT, 2 layers)",
     metric="perplexity",
     unit="tokens",
     model=text_model("masked"),
     loss=masked_token_loss,
-    shards=shards,
+    shards=_shards,
     labels=label_tokens,
     output=heads_of,
     models=families_for("masked", "bert"),
@@ -150,7 +150,7 @@ TASK = Task(
     dummy=one_stretch,
     splits=SPLITS_OF_ROLES,
     defaults=SLOW_STARTERS,
-    local=local_shard,
+    local=local_masked_shard,
     tokenizer=text_tokenizer("masked"),
     tokens=("inputs", "labels"),
 )

@@ -66,7 +66,7 @@ METRICS: dict[str, Metric] = {
 """What `Task.metric` may be. Where a task's `extra` names no sum "squared" (for "mse", "rmse") or
 "absolute" ("mae"), the loss itself is taken for it."""
 
-OTHERS = {"rouge_l": Metric(higher=True, form="share")}
+_OTHERS = {"rouge_l": Metric(higher=True, form="share")}
 
 
 PARTS = ("correct", "tp_", "fp_", "fn_", "entities")
@@ -75,10 +75,10 @@ PARTS = ("correct", "tp_", "fp_", "fn_", "entities")
 
 def metric_of(name: str) -> Metric:
     """What a measure means; of one that is not known, that lower is better."""
-    return METRICS.get(name) or OTHERS.get(name.removesuffix("_of_copying")) or Metric(correct="")
+    return METRICS.get(name) or _OTHERS.get(name.removesuffix("_of_copying")) or Metric(correct="")
 
 
-def shown(metric: str) -> tuple[str, ...]:
+def shown_columns(metric: str) -> tuple[str, ...]:
     """The columns of a round's row: the loss, the metric, and what goes with it."""
     about = metric_of(metric)
     named = ["loss", *(["perplexity"] if about.likelihood else []), about.correct, metric]
@@ -87,7 +87,12 @@ def shown(metric: str) -> tuple[str, ...]:
 
 def beside(found: Mapping[str, float], metric: str) -> list[str]:
     """The names of what was measured beside the loss, the metric and, of texts, the accuracy."""
-    usual = {"loss", "count", metric, *(shown(metric) if metric_of(metric).likelihood else ())}
+    usual = {
+        "loss",
+        "count",
+        metric,
+        *(shown_columns(metric) if metric_of(metric).likelihood else ()),
+    }
     return [name for name in found if name not in usual]
 
 
@@ -96,9 +101,9 @@ def measures(totals: Mapping[str, float], metric: str, scale: float = 1.0) -> di
 
     Args:
         totals: "loss", "correct" and "count"; and where they were summed "bytes", and the sums of
-            `fedprune.tasks.task.f1_names`, `fedprune.tasks.restore.EXAM`,
-            `fedprune.tasks.regression.SUMS`, `fedprune.tasks.labels.SUMS` and
-            `fedprune.tasks.tagging.SUMS`.
+            `fedprune.tasks.task.f1_names`, `fedprune.tasks.restore.GENERATION_SUMS`,
+            `fedprune.tasks.regression._SUMS`, `fedprune.tasks.labels.SUMS` and
+            `fedprune.tasks.tagging._SUMS`.
         metric: of the task, a name in `METRICS`.
         scale: what one unit of the values in the sums is in units of the labels.
 

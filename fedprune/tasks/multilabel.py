@@ -19,15 +19,15 @@ from fedprune.tasks.tables import (
     ALL_ROWS,
     as_list,
     as_text,
+    cached_by_config,
     on_device,
     population,
-    remembered,
     rows_with_text,
     shares,
 )
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
 from fedprune.tasks.tokenization import symbols_of
-from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
+from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SEPARATORS = ("|", ";", ",")
 """What parts the labels of a text column: the first of these that is anywhere in it."""
 
-SUMS = ("hits", "wrong", "missed")
+_SUMS = ("hits", "wrong", "missed")
 """Labels that were guessed and are there, guessed and are not, and not guessed but there."""
 
 
@@ -76,7 +76,7 @@ def _columns(config: Data) -> dict[str, list[Any]]:
     return {**columns, "label": label_sets(columns["label"], _option(config), several=several)}
 
 
-@remembered
+@cached_by_config
 def names_of_labels(config: Data) -> list[str]:
     """The configuration's class names, or the distinct labels of the file, sorted as texts.
 
@@ -93,7 +93,7 @@ def names_of_labels(config: Data) -> list[str]:
     return names
 
 
-def shards(config: Data) -> Sequence[Shard]:
+def _shards(config: Data) -> Sequence[Shard]:
     """Texts, cut and padded to one length, and a 1 or 0 for every label; cut at random."""
     columns = _columns(config)
     index = {name: i for i, name in enumerate(names_of_labels(config))}
@@ -108,7 +108,7 @@ def shards(config: Data) -> Sequence[Shard]:
     rows = {**text_rows(columns["text"], config, USUAL), "labels": there}
     return [
         cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS))
+        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
     ]
 
 
@@ -121,7 +121,7 @@ def labels_loss(logits: Tensor, labels: Tensor) -> Loss:
     each = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
     guess, there = logits > 0, labels > 0
     counts = [(guess & there).sum(0), (guess & ~there).sum(0), (~guess & there).sum(0)]
-    extra = {name: float(count.sum()) for name, count in zip(SUMS, counts, strict=True)}
+    extra = {name: float(count.sum()) for name, count in zip(_SUMS, counts, strict=True)}
     names = f1_names(labels.shape[-1])
     extra |= dict(zip(names, torch.cat(counts).tolist(), strict=False)) if names else {}
     right = int((guess == there).all(-1).sum())
@@ -134,7 +134,7 @@ def text_labels_loss(model: nn.Module, batch: Part) -> Loss:
     return labels_loss(out.logits, batch["labels"])
 
 
-def classifier(config: Data) -> nn.Module:
+def _classifier(config: Data) -> nn.Module:
     """A sequence classifier with one output a label."""
     symbols, names = symbols_of(config, "classify"), tuple(names_of_labels(config))
     length = length_of(config, USUAL)
@@ -154,7 +154,7 @@ def _sums(part: Part, _: Data) -> Tensor:
     return torch.cat([torch.tensor([len(labels)], dtype=torch.float64), labels.sum(0)])
 
 
-def frequent_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
+def frequent_labels_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
     """What frequencies reach: the most frequent label, and all that most examples have, always.
 
     Args:
@@ -180,16 +180,16 @@ def frequent_alone(train: Tensor, test: Tensor) -> Mapping[str, float]:
 
 def extra(config: Data) -> tuple[str, ...]:
     """The names of the sums that F1 is made from."""
-    return (*SUMS, *f1_names(len(names_of_labels(config))))
+    return (*_SUMS, *f1_names(len(names_of_labels(config))))
 
 
 MULTI_LABEL = Task(
     summary="any number of labels for a text, from --data",
     metric="micro_f1",
     unit="examples",
-    model=classifier,
+    model=_classifier,
     loss=text_labels_loss,
-    shards=shards,
+    shards=_shards,
     output=heads_of,
     models=families_for("classify", "bert"),
     paths=True,
@@ -198,15 +198,15 @@ MULTI_LABEL = Task(
     naive=Naive(
         lambda config: 1 + len(names_of_labels(config)),
         _sums,
-        lambda train, test, _: frequent_alone(train, test),
+        lambda train, test, _: frequent_labels_alone(train, test),
     ),
     dummy=_blank,
     extra=extra,
     population=population,
-    splits=SPLITS,
-    defaults=DEFAULTS,
+    splits=SPLITS_OF_ROWS,
+    defaults=DEFAULTS_OF_ROWS,
     folder=True,
-    local=on_device(shards, classes=True),
+    local=on_device(_shards, classes=True),
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
 )

@@ -17,21 +17,21 @@ from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
     as_number,
+    cached_by_config,
     on_device,
     population,
-    remembered,
     rows_with_text,
     shares,
 )
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
-from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL, one_text
+from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
-SUMS = (
+_SUMS = (
     "squared",
     "absolute",
     "y_squares",
@@ -44,11 +44,11 @@ SUMS = (
 
 
 def value_sums(guess: Tensor, label: Tensor) -> dict[str, float]:
-    """The sums named in `SUMS`, of guesses and labels (B,)."""
+    """The sums named in `_SUMS`, of guesses and labels (B,)."""
     guess, label = guess.detach().double(), label.double()
     apart = guess - label
     terms = (apart**2, apart.abs(), label**2, (label + 1) ** 2, guess**2, (guess + 1) ** 2)
-    return {name: float(term.sum()) for name, term in zip(SUMS, terms, strict=True)}
+    return {name: float(term.sum()) for name, term in zip(_SUMS, terms, strict=True)}
 
 
 AS_THEY_ARE = Scaling(0.0, 1.0)
@@ -68,7 +68,7 @@ def scaling_of(labels: Sequence[float]) -> Scaling:
     return Scaling(centre, spread)
 
 
-@remembered
+@cached_by_config
 def scaling(config: Data) -> Scaling:
     """That of all labels in the file: in a simulation all know them; without a file as they are.
 
@@ -117,7 +117,7 @@ def _valued(config: Data, known: Scaling) -> Sequence[Shard]:
     }
     return [
         cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS))
+        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
     ]
 
 
@@ -203,10 +203,10 @@ REGRESSION = Task(
         lambda train, test, config: mean_alone(train, test, scaling(config).spread),
     ),
     dummy=one_value,
-    extra=SUMS,
+    extra=_SUMS,
     population=population,
-    splits=SPLITS,
-    defaults=DEFAULTS,
+    splits=SPLITS_OF_ROWS,
+    defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=local_values,
     tokenizer=text_tokenizer("classify"),

@@ -31,7 +31,7 @@ from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
 from fedprune.tasks.task import Loss, Part, Shard, Task, examples, label_tokens, token_loss
-from fedprune.tasks.tokenization import rows_of, symbols_of
+from fedprune.tasks.tokenization import symbols_of, token_rows
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 PHRASE = 24
 """Characters of a phrase and its end, unless the configuration says another number."""
 
-EXAMINED = 20
-"""Texts that a client writes when it is examined, the first of its test part: writing is dear."""
+GENERATED = 20
+"""Texts that a client generates of its test part, the first ones: generating takes long."""
 
-Pair = tuple[str, str]
+_Pair = tuple[str, str]
 """What is given, what is to be written."""
 
 
@@ -63,14 +63,14 @@ def bare(line: str) -> str:
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def pairs_of(texts: Sequence[str], length: int) -> list[Pair]:
+def pairs_of(texts: Sequence[str], length: int) -> list[_Pair]:
     """Every phrase of less than `length` characters with a word in it: bare, and as it was."""
     lines = (line for text in texts for line in text.splitlines())
     phrases = (phrase for line in lines for phrase in textwrap.wrap(line, length - 1))
     return [(bare(phrase), phrase) for phrase in phrases if bare(phrase)]
 
 
-def pair_rows(pairs: Sequence[Pair], config: Data, length: int) -> Part:
+def pair_rows(pairs: Sequence[_Pair], config: Data, length: int) -> Part:
     """One example a pair: inputs, attention, labels and their bytes, (rows, length).
 
     Texts that are too long are cut at the end. Labels of padding are -100. `whole` (rows, 2) says
@@ -81,8 +81,8 @@ def pair_rows(pairs: Sequence[Pair], config: Data, length: int) -> Part:
         ValueError: the symbols do not know what the texts are made of.
     """
     symbols = symbols_of(config, "seq2seq")
-    given = rows_of(symbols, [text for text, _ in pairs], length)
-    wanted = rows_of(symbols, [target for _, target in pairs], length)
+    given = token_rows(symbols, [text for text, _ in pairs], length)
+    wanted = token_rows(symbols, [target for _, target in pairs], length)
     check_known(config.model, [given.coverage, wanted.coverage])
     if config.text_column:  # all rows at once; phrases of plays come by role, and fit
         tell(config, [given.coverage, wanted.coverage])
@@ -111,7 +111,7 @@ def cut_pairs(rows: Part, config: Data) -> Shard:
     return cut_in_order(rows)
 
 
-def shards(config: Data) -> Sequence[Shard]:
+def _shards(config: Data) -> Sequence[Shard]:
     """The phrases of every partition, in the order they are spoken."""
     return [_shard(own, config) for own in roles(config)]
 
@@ -121,7 +121,7 @@ def _shard(texts: Sequence[str], config: Data) -> Shard:
     return cut_pairs(pair_rows(pairs_of(texts, length), config, length), config)
 
 
-def local_shard(folder: Path, config: Data) -> Shard:
+def local_phrases(folder: Path, config: Data) -> Shard:
     """A device's own shard: the phrases of its ``*.txt`` files.
 
     Raises:
@@ -131,21 +131,21 @@ def local_shard(folder: Path, config: Data) -> Shard:
     return _shard([local_text(folder, fewest)], config)
 
 
-EXAM = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
+GENERATION_SUMS = ("exact", "rouge_l", "copied_exact", "copied_rouge_l", "examined")
 """Texts written exactly, sum of ROUGE-L, texts examined."""
 
 
 @torch.no_grad()
-def exam(model: nn.Module, part: Part, config: Data) -> Mapping[str, float]:
-    """Write the first `EXAMINED` texts of a part greedily and sum what `EXAM` names.
+def generation_sums(model: nn.Module, part: Part, config: Data) -> Mapping[str, float]:
+    """Write the first `GENERATED` texts of a part greedily and sum what `GENERATION_SUMS` names.
 
     Texts are compared, not ids: a text that was cut off or has unknown symbols is never written
     exactly, and an unknown symbol is no word that another could be equal to.
     """
     if not examples(part):
-        return dict.fromkeys(EXAM, 0.0)
+        return dict.fromkeys(GENERATION_SUMS, 0.0)
     tokenizer = symbols_of(config, "seq2seq").tokenizer
-    rows = {name: t[:EXAMINED] for name, t in part.items()}
+    rows = {name: t[:GENERATED] for name, t in part.items()}
     writer: Any = model
     ids = writer.generate(
         input_ids=rows["inputs"],
@@ -197,13 +197,13 @@ def blank_pair(length: int) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
 
 
-TASK = Task(
+SHAKESPEARE_RESTORE = Task(
     summary="capitals and punctuation of Shakespeare's phrases, one client per role (T5)",
     metric="perplexity",
     unit="tokens",
     model=text_model("seq2seq", PHRASE),
     loss=text_to_text_loss,
-    shards=shards,
+    shards=_shards,
     labels=label_tokens,
     output=heads_of,
     models=families_for("seq2seq", "t5"),
@@ -211,11 +211,11 @@ TASK = Task(
     classes=text_classes("seq2seq"),
     dummy=one_pair,
     extra=("bytes",),
-    exam=exam,
-    exam_names=EXAM,
+    test_sums=generation_sums,
+    test_sum_names=GENERATION_SUMS,
     splits=SPLITS_OF_ROLES,
     defaults=SLOW_STARTERS,
-    local=local_shard,
+    local=local_phrases,
     tokenizer=text_tokenizer("seq2seq"),
     tokens=("inputs", "labels"),
 )

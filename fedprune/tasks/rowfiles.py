@@ -61,7 +61,7 @@ def encoding_of(path: Path, asked: str | None) -> str:
 
 
 @contextmanager
-def opened(path: Path, asked: str | None) -> Iterator[TextIO]:
+def _opened(path: Path, asked: str | None) -> Iterator[TextIO]:
     """A file of text, with its line ends as they were written.
 
     Raises:
@@ -90,7 +90,7 @@ def _where(path: Path, encoding: str, error: UnicodeError) -> str:
 
 def read_txt(path: Path, encoding: str | None) -> Columns:
     """A row a line, in one column, "text"."""
-    with opened(path, encoding) as file:
+    with _opened(path, encoding) as file:
         return {"text": [line.rstrip("\r\n") for line in file]}
 
 
@@ -113,7 +113,7 @@ _LOOKED_AT = 200
 
 def _separated(path: Path, encoding: str | None, separators: str) -> Columns:
     """Rows of cells under a heading; empty lines are none, columns without a name are left out."""
-    with opened(path, encoding) as file, _cells_of_any_length():
+    with _opened(path, encoding) as file, _cells_of_any_length():
         separator, spaced = _style(list(islice(file, _LOOKED_AT)), separators)
         file.seek(0)
         rows = csv.reader(file, delimiter=separator, skipinitialspace=spaced, strict=True)
@@ -217,9 +217,9 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def read_json(path: Path, encoding: str | None) -> Columns:
+def _read_json(path: Path, encoding: str | None) -> Columns:
     """Objects one after another, or in lists; what one lacks is None."""
-    with opened(path, encoding) as file:
+    with _opened(path, encoding) as file:
         text = file.read()
     columns: Columns = {}
     most = most_of(path) // _CELL
@@ -371,7 +371,7 @@ def read_conll(path: Path, encoding: str | None) -> Columns:
     """
     tokens: list[list[str]] = [[]]
     tags: list[list[str]] = [[]]
-    with opened(path, encoding) as file:
+    with _opened(path, encoding) as file:
         for n, line in enumerate(file, 1):
             cells = line.split()
             if not cells or cells[0] == "-DOCSTART-":
@@ -388,8 +388,8 @@ def read_conll(path: Path, encoding: str | None) -> Columns:
 READERS: dict[str, Callable[[Path, str | None], Columns]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".json": read_json,
-    ".jsonl": read_json,
+    ".json": _read_json,
+    ".jsonl": _read_json,
     ".parquet": read_parquet,
     ".txt": read_txt,
     ".conll": read_conll,

@@ -21,7 +21,7 @@ ALLOWED = (
     "a dictionary of tensors that share their first dimension, one row an example, such as "
     "{'images': (N, ...), 'labels': (N,)}"
 )
-PARTS = ("train", "validation", "test")
+_PARTS = ("train", "validation", "test")
 
 
 def shards_of(task: Task, config: Data) -> dict[int, Shard]:
@@ -39,7 +39,7 @@ def shards_of(task: Task, config: Data) -> dict[int, Shard]:
         reason = f"task {config.task} brings {counted(len(found), 'shard')}, one for each partition"
         refuse("clients", config.clients, reason, str(len(found) or "a task with data"))
     shards = checked(dict(enumerate(found)), config)
-    for name in PARTS[1:]:
+    for name in _PARTS[1:]:
         if not any(examples(getattr(shard, name)) for shard in shards.values()):
             refuse("task", config.task, f"no partition has any {name} examples", "one at least")
     return shards
@@ -53,7 +53,7 @@ def checked(shards: Mapping[int, Shard], config: Data) -> dict[int, Shard]:
             have tensors of other names.
     """
     found = {p: _shard(shard, p, config) for p, shard in shards.items()}
-    parts = [(f"shard {p}'s {name}", getattr(s, name)) for p, s in found.items() for name in PARTS]
+    parts = [(f"shard {p}'s {name}", getattr(s, name)) for p, s in found.items() for name in _PARTS]
     for where, part in parts:
         if part.keys() != parts[0][1].keys():
             reason = f"{where} has {sorted(part)}, {parts[0][0]} {sorted(parts[0][1])}"
@@ -65,7 +65,7 @@ def _shard(shard: Any, partition: int, config: Data) -> Shard:
     where = f"shard {partition}"
     if not isinstance(shard, Shard):
         refuse("task", config.task, f"{where} is {_kind(shard)}", "fedprune.Shard")
-    parts = {name: _part(getattr(shard, name), f"{where}'s {name}", config) for name in PARTS}
+    parts = {name: _part(getattr(shard, name), f"{where}'s {name}", config) for name in _PARTS}
     if not examples(parts["train"]):
         refuse("task", config.task, f"{where} has no train examples", "one at least")
     return Shard(**parts)

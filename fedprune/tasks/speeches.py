@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from fedprune.tasks.language import (
     BY_OWNER,
     FEWEST_WINDOWS,
-    Row,
+    OwnedText,
     cut_streams,
     dealt,
+    file_text,
     length_of,
     one_window,
     text_classes,
     text_model,
-    text_of,
     text_tokenizer,
 )
 from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
@@ -48,7 +48,7 @@ _DIRECTION = re.compile(
 )
 
 
-def speeches() -> list[Row]:
+def speeches() -> list[OwnedText]:
     """Every speech of the 38 plays, in reading order, stage directions removed.
 
     Raises:
@@ -64,14 +64,14 @@ def speeches() -> list[Row]:
 
 
 @functools.cache
-def _read(root: str) -> tuple[Row, ...]:
-    found: list[Row] = []
+def _read(root: str) -> tuple[OwnedText, ...]:
+    found: list[OwnedText] = []
     for file in sorted(Path(root).glob("*/*.md")):
         found += _speeches_of(file.stem, file.read_text(encoding="utf-8"))
     return tuple(found)
 
 
-def _speeches_of(play: str, markdown: str) -> list[Row]:
+def _speeches_of(play: str, markdown: str) -> list[OwnedText]:
     text = _DIRECTION.sub("", markdown).replace("\\", "")
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)  # titles of acts and scenes
     pieces = re.split(r"^\*\*(.+?)\*\*[ \t]*$", text, flags=re.MULTILINE)
@@ -87,20 +87,20 @@ takes longer than learning."""
 _ADDRESS = re.compile(r"(\d{4})_(.+)_([a-z]+)\.txt")
 
 
-def paragraphs(folder: Path) -> list[Row]:
+def paragraphs(folder: Path) -> list[OwnedText]:
     """Every line of every address, by year: president, party, text.
 
     Raises:
         FileNotFoundError: the folder has no such files.
     """
     named = ((file, _ADDRESS.fullmatch(file.name)) for file in sorted(folder.glob("*.txt")))
-    found: list[Row] = []
+    found: list[OwnedText] = []
     used: Counter[str] = Counter()
     for file, match in named:
         if match is None:
             continue
         _, president, party = match.groups()
-        for line in filter(None, map(str.strip, text_of(file).splitlines())):
+        for line in filter(None, map(str.strip, file_text(file).splitlines())):
             text = f"{line}\n"[: MOST_CHARACTERS - used[president]]
             used[president] += len(text)
             found += [(president, party, text)] if text else []
@@ -140,7 +140,7 @@ def local_text(folder: Path, fewest: int) -> str:
     Raises:
         FileNotFoundError: there is too little of it.
     """
-    text = "".join(text_of(f) for f in sorted(folder.glob("*.txt")))
+    text = "".join(file_text(f) for f in sorted(folder.glob("*.txt")))
     if len(text) < fewest:
         raise FileNotFoundError(
             f"data={folder}: {len(text)} characters in *.txt files; allowed: at least {fewest}"
@@ -160,7 +160,7 @@ def local_shard(folder: Path, config: Data) -> Shard:
 
 SPLITS_OF_ROLES = {"natural": "role", "iid": "", "dirichlet": "play", "shards": "play"}
 
-DEFAULTS = {
+_DEFAULTS = {
     "rounds": 24,
     "warmup": 8,
     "cohort": 6,
@@ -172,7 +172,7 @@ DEFAULTS = {
 }
 
 # What must first find out where to look learns nothing in 40 steps that outlives an average.
-SLOW_STARTERS = {**DEFAULTS, "cohort": 3, "lr": 3e-3, "local_steps": 80}
+SLOW_STARTERS = {**_DEFAULTS, "cohort": 3, "lr": 3e-3, "local_steps": 80}
 
 
 def _task(summary: str, texts: Callable[[Data], list[list[str]]], **differing: Any) -> Task:
@@ -195,7 +195,7 @@ def _task(summary: str, texts: Callable[[Data], list[list[str]]], **differing: A
         classes=text_classes("causal"),
         dummy=one_window,
         extra=("bytes",),
-        defaults=DEFAULTS,
+        defaults=_DEFAULTS,
         tokenizer=text_tokenizer("causal"),
         tokens=("inputs", "labels"),
         **differing,

@@ -22,13 +22,13 @@ from fedprune.tasks.task import Shard
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
-Table = Mapping[str, Sequence[Any]]
+_Table = Mapping[str, Sequence[Any]]
 """Columns by name, all of one length; see `fedprune.tasks.rowfiles.Columns` for what is in them."""
 
-SUFFIXES = ", ".join(READERS)
+_SUFFIXES = ", ".join(READERS)
 
 
-def read_table(data: str, encoding: str | None = None) -> Table:
+def read_table(data: str, encoding: str | None = None) -> _Table:
     """The rows of a file, or of all files of one kind in a folder, in the order of their names.
 
     Cells are as they were written: 007 and 7 are two texts. A txt file has a row a line and one
@@ -51,14 +51,14 @@ def _files(data: str) -> list[Path]:
     path = Path(data)
     if not data or not path.exists():
         raise FileNotFoundError(
-            f"data={data!r}: no such file or folder; allowed: one of {SUFFIXES}, or a folder of it"
+            f"data={data!r}: no such file or folder; allowed: one of {_SUFFIXES}, or a folder of it"
         )
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     shown = [f for f in inside if f == path or not f.name.startswith(".")]
     files = [f for f in shown if f.suffix.lower() in READERS and f.is_file()]
     if not files:
         raise FileNotFoundError(
-            f"data={data!r}: no file that can be read; allowed: names that end in {SUFFIXES}"
+            f"data={data!r}: no file that can be read; allowed: names that end in {_SUFFIXES}"
         )
     kinds = sorted({f.suffix.lower() for f in files})
     if len(kinds) > 1:
@@ -69,7 +69,7 @@ def _files(data: str) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(data: str, stamp: tuple[tuple[str, int, int], ...], encoding: str | None) -> Table:
+def _read(data: str, stamp: tuple[tuple[str, int, int], ...], encoding: str | None) -> _Table:
     try:
         pieces = [(path, _columns(path, encoding)) for path in (Path(n) for n, _, _ in stamp)]
     except NotRows as error:
@@ -96,11 +96,11 @@ def _columns(path: Path, encoding: str | None) -> dict[str, list[Any]]:
     return READERS[path.suffix.lower()](path, encoding) if path.stat().st_size else {}
 
 
-def _rows_in(columns: Table) -> int:
+def _rows_in(columns: _Table) -> int:
     return len(next(iter(columns.values()), ()))
 
 
-Read = Callable[[Any], Any]
+_Read = Callable[[Any], Any]
 """What a cell means to a task.
 
 Raises:
@@ -161,7 +161,7 @@ def _short(cell: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def column(table: Table, option: str, name: str, read: Read = as_text) -> list[Any]:
+def column(table: _Table, option: str, name: str, read: _Read = as_text) -> list[Any]:
     """A column, as texts or what else `read` makes of a cell.
 
     Args:
@@ -177,7 +177,7 @@ def column(table: Table, option: str, name: str, read: Read = as_text) -> list[A
     return _cells(option, name, _named(table, option, name), read, None)
 
 
-def _named(table: Table, option: str, name: str) -> Sequence[Any]:
+def _named(table: _Table, option: str, name: str) -> Sequence[Any]:
     if name not in table:
         shown = [n if n == n.strip() else repr(n) for n in table]
         raise ValueError(
@@ -187,7 +187,7 @@ def _named(table: Table, option: str, name: str) -> Sequence[Any]:
 
 
 def _cells(
-    option: str, name: str, cells: Sequence[Any], read: Read, rows: Sequence[int] | None
+    option: str, name: str, cells: Sequence[Any], read: _Read, rows: Sequence[int] | None
 ) -> list[Any]:
     at = range(len(cells)) if rows is None else rows
     found: list[Any] = []
@@ -199,15 +199,15 @@ def _cells(
     return found
 
 
-Columns = dict[str, list[Any]]
+_Columns = dict[str, list[Any]]
 
 
 def rows_with_text(
     config: Data,
     *more: str,
-    read: Mapping[str, Read] | None = None,
+    read: Mapping[str, _Read] | None = None,
     blank: Collection[str] = (),
-) -> Columns:
+) -> _Columns:
     """The columns that a task needs, by what they are for; rows with an empty text are left out.
 
     Args:
@@ -237,7 +237,7 @@ def rows_with_text(
     rows = [i for i, text in enumerate(texts) if (text.strip() if isinstance(text, str) else text)]
     if not rows:
         raise ValueError(f"data={config.data!r}: no row has a text; allowed: at least one")
-    out: Columns = {"text": [texts[i] for i in rows]}
+    out: _Columns = {"text": [texts[i] for i in rows]}
     for kind in needed:
         option, name = f"{kind}-column", named[kind] or kind
         cells = _named(table, option, name)
@@ -255,7 +255,7 @@ def rows_with_text(
 Said = TypeVar("Said")
 
 
-def remembered(ask: Callable[[Data], Said]) -> Callable[[Data], Said]:
+def cached_by_config(ask: Callable[[Data], Said]) -> Callable[[Data], Said]:
     """The same function, which keeps what it said of the newest configurations.
 
     Of these very objects, not of equal ones: a run has one, and thousands of clients that ask for
@@ -277,7 +277,7 @@ def remembered(ask: Callable[[Data], Said]) -> Callable[[Data], Said]:
 
 def shares(
     config: Data,
-    columns: Columns,
+    columns: _Columns,
     splits: Mapping[str, str],
     sizes: Sequence[int] | None = None,
     fewest: int = FEWEST,
@@ -351,7 +351,7 @@ def population(
     config: Data,
     size: Callable[[Any], int] = lambda _: 1,
     fewest: int = FEWEST,
-    read: Read = as_text,
+    read: _Read = as_text,
 ) -> Population:
     """Who the clients of the rows are, and what of the rows no client holds.
 

@@ -17,21 +17,37 @@ from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import as_list, on_device, population, remembered, rows_with_text, shares
-from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, counted, label_tokens, token_loss
+from fedprune.tasks.tables import (
+    as_list,
+    cached_by_config,
+    on_device,
+    population,
+    rows_with_text,
+    shares,
+)
+from fedprune.tasks.task import (
+    Loss,
+    Naive,
+    Part,
+    Shard,
+    Task,
+    counted_labels,
+    label_tokens,
+    token_loss,
+)
 from fedprune.tasks.tokenization import (
     Rows,
     Symbols,
-    rows_of,
     symbols_of,
+    token_rows,
 )
-from fedprune.tasks.userdata import DEFAULTS, SPLITS, USUAL
+from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
-SUMS = ("entities_right", "entities_found", "entities")
+_SUMS = ("entities_right", "entities_found", "entities")
 """Entities that were found as they are, that were found, and that are there."""
 
 
@@ -57,7 +73,7 @@ def _columns(config: Data) -> dict[str, list[Any]]:
     return columns
 
 
-@remembered
+@cached_by_config
 def names_of_tags(config: Data) -> list[str]:
     """The configuration's class names, or the distinct tags of the file, sorted as texts.
 
@@ -86,7 +102,7 @@ def tagged_rows(
     Returns:
         The rows, and labels (N, length).
     """
-    read = rows_of(symbols, [" ".join(row) for row in words], length)
+    read = token_rows(symbols, [" ".join(row) for row in words], length)
     labels = torch.full(read.ids.shape, -100)
     for row, own, its_tags, spans in zip(labels, words, tags, read.spans, strict=True):
         for place, word in _first_tokens(own, spans.tolist()):
@@ -106,7 +122,7 @@ def _first_tokens(words: Sequence[str], spans: Sequence[Sequence[int]]) -> list[
     return [(place, word) for word, place in found.items()]
 
 
-def shards(config: Data) -> Sequence[Shard]:
+def _shards(config: Data) -> Sequence[Shard]:
     """Sentences and the tags of their words; cut at random."""
     columns = _columns(config)
     index = {name: i for i, name in enumerate(names_of_tags(config))}
@@ -123,7 +139,7 @@ def shards(config: Data) -> Sequence[Shard]:
     rows = {"inputs": read.ids, "attention": read.attention, "labels": labels}
     return [
         cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS))
+        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
     ]
 
 
@@ -139,12 +155,12 @@ def tag_loss(model: nn.Module, batch: Part) -> Loss:
 
 
 def entity_sums(guess: Tensor, batch: Part, names: Mapping[int, str]) -> dict[str, float]:
-    """The sums named in `SUMS`, of guesses (B, T) for the batch's labels."""
+    """The sums named in `_SUMS`, of guesses (B, T) for the batch's labels."""
     right = found = there = 0
-    for ids, labels, where in zip(guess, batch["labels"], counted(batch), strict=True):
+    for ids, labels, where in zip(guess, batch["labels"], counted_labels(batch), strict=True):
         said, true = (entities([names[i] for i in row[where].tolist()]) for row in (ids, labels))
         right, found, there = right + len(said & true), found + len(said), there + len(true)
-    return dict(zip(SUMS, map(float, (right, found, there)), strict=True))
+    return dict(zip(_SUMS, map(float, (right, found, there)), strict=True))
 
 
 def tagger(config: Data) -> nn.Module:
@@ -161,7 +177,7 @@ def one_sentence(config: Data) -> Part:
     return {"inputs": zeros, "attention": torch.ones_like(zeros), "labels": zeros}
 
 
-def frequent_alone(train: Tensor, test: Tensor, names: Sequence[str]) -> dict[str, float]:
+def frequent_tag_alone(train: Tensor, test: Tensor, names: Sequence[str]) -> dict[str, float]:
     """What the most frequent tag reaches; where it is O, it finds no entity."""
     found = {"accuracy": baseline_of("accuracy", train, test)["accuracy"]}
     there = sum(n for n, name in zip(test.tolist(), names, strict=True) if parted(name)[0] != "O")
@@ -176,7 +192,7 @@ TAGGING = Task(
     unit="words",
     model=tagger,
     loss=tag_loss,
-    shards=shards,
+    shards=_shards,
     labels=label_tokens,
     output=heads_of,
     models=families_for("tag", "bert"),
@@ -187,15 +203,15 @@ TAGGING = Task(
     naive=Naive(
         lambda config: len(names_of_tags(config)),
         lambda part, config: label_counts(part, len(names_of_tags(config))),
-        lambda train, test, config: frequent_alone(train, test, names_of_tags(config)),
+        lambda train, test, config: frequent_tag_alone(train, test, names_of_tags(config)),
     ),
     dummy=one_sentence,
-    extra=SUMS,
+    extra=_SUMS,
     population=lambda config: population(config, read=as_list),
-    splits=SPLITS,
-    defaults={**DEFAULTS, "text_column": "tokens", "label_column": "tags"},
+    splits=SPLITS_OF_ROWS,
+    defaults={**DEFAULTS_OF_ROWS, "text_column": "tokens", "label_column": "tags"},
     folder=True,
-    local=on_device(shards, classes=True),
+    local=on_device(_shards, classes=True),
     tokenizer=text_tokenizer("tag"),
     tokens=("inputs",),
 )

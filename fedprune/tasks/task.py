@@ -98,8 +98,8 @@ class Task:
             FLOPs and for scores that look at no data; None: neither is possible.
         extra: names of the further sums in `Loss.extra`, or what names them in a configuration
             (see `extra_names`).
-        exam: sums that only the test part is asked for, because they are dear (generated text).
-        exam_names: their names.
+        test_sums: sums of the test part alone, which cost too much elsewhere (generated text).
+        test_sum_names: their names.
         population: who the clients of the data are, and what of it no client holds; asked with
             `clients` None (as many as there can be) where a column says whose a row is and the
             user does not say how many. None: the number of clients does not follow from the data.
@@ -130,8 +130,8 @@ class Task:
     naive: Naive | None = None
     dummy: Callable[[Data], Part] | None = None
     extra: tuple[str, ...] | Callable[[Data], tuple[str, ...]] = ()
-    exam: Callable[[nn.Module, Part, Data], Mapping[str, float]] | None = None
-    exam_names: tuple[str, ...] = ()
+    test_sums: Callable[[nn.Module, Part, Data], Mapping[str, float]] | None = None
+    test_sum_names: tuple[str, ...] = ()
     population: Callable[[Data], Population] | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: {"iid": ""})
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -244,7 +244,7 @@ def token_loss(logits: Tensor, batch: Part) -> Loss:
     unknown symbol, (B,), labels of it are never right, and their own bytes are not summed: what
     they hide was not foretold.
     """
-    labels, where = batch["labels"], counted(batch)
+    labels, where = batch["labels"], counted_labels(batch)
     known = where & (labels != batch["unknown"].unsqueeze(-1)) if "unknown" in batch else where
     # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.
     logs = nn.functional.log_softmax(logits.flatten(0, 1), -1)
@@ -264,11 +264,11 @@ def _bytes_of(sizes: Tensor, known: Tensor) -> float:
     return float((sizes * known if sizes.shape == known.shape else sizes).sum())
 
 
-def counted(batch: Part) -> Tensor:
+def counted_labels(batch: Part) -> Tensor:
     """Which of a batch's labels count, of their shape: all but those of -100."""
     return batch["labels"] != -100
 
 
 def label_tokens(part: Part) -> int:
     """Labels that count in a language model's part: what its clients weigh by."""
-    return int(counted(part).sum())
+    return int(counted_labels(part).sum())

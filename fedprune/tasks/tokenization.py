@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedprune.structure.families.catalog import SMALL_MODELS
-from fedprune.tasks.coverage import Coverage, covered, together
+from fedprune.tasks.coverage import Coverage, covered, merged_coverage
 from fedprune.tasks.loading import from_pretrained
 
 if TYPE_CHECKING:
@@ -215,14 +215,14 @@ AT_ONCE = 10_000
 """Texts that are rows at once: on the way there each of their symbols is several objects."""
 
 
-def rows_of(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
+def token_rows(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     """One row a text, ids (N, length)."""
     starts = range(0, max(1, len(texts)), AT_ONCE)
     found = [_rows_at_once(symbols, texts[at : at + AT_ONCE], length) for at in starts]
     return Rows(
         torch.cat([piece.ids for piece in found]),
         torch.cat([piece.sizes for piece in found]),
-        together(piece.coverage for piece in found),
+        merged_coverage(piece.coverage for piece in found),
         torch.cat([piece.attention for piece in found]),
         torch.cat([piece.whole for piece in found]),
         torch.cat([piece.spans for piece in found]),

@@ -24,13 +24,19 @@ from fedprune.tasks.language import (
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
-from fedprune.tasks.restore import EXAM, blank_pair, exam, pair_rows, text_to_text_loss
+from fedprune.tasks.restore import (
+    GENERATION_SUMS,
+    blank_pair,
+    generation_sums,
+    pair_rows,
+    text_to_text_loss,
+)
 from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
     ALL_ROWS,
+    cached_by_config,
     on_device,
     population,
-    remembered,
     rows_with_text,
     shares,
 )
@@ -44,7 +50,7 @@ from fedprune.tasks.task import (
     label_tokens,
     next_token_loss,
 )
-from fedprune.tasks.tokenization import rows_of, symbols_of
+from fedprune.tasks.tokenization import symbols_of, token_rows
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:
@@ -53,15 +59,15 @@ if TYPE_CHECKING:
 USUAL = 128
 """Symbols of a text to classify, unless the configuration says another number."""
 
-SPLITS = {"iid": "", "natural": "client"}
-LABELLED_SPLITS = {**SPLITS, "dirichlet": "label", "shards": "label"}
+SPLITS_OF_ROWS = {"iid": "", "natural": "client"}
+LABELLED_SPLITS = {**SPLITS_OF_ROWS, "dirichlet": "label", "shards": "label"}
 
 
 def streams(config: Data) -> list[str]:
     """The texts of every partition, a line each, as one stream."""
     columns = rows_with_text(config)
     sizes = list(map(_symbols, columns["text"]))
-    dealt = shares(config, columns, SPLITS, sizes, FEWEST_SYMBOLS)
+    dealt = shares(config, columns, SPLITS_OF_ROWS, sizes, FEWEST_SYMBOLS)
     joined = ["".join(f"{columns['text'][i]}\n" for i in own) for own in dealt]
     shortest = min(map(len, joined))
     if shortest < FEWEST_SYMBOLS and config.split not in ("natural", ALL_ROWS):
@@ -107,11 +113,11 @@ def pair_shards(config: Data) -> Sequence[Shard]:
     rows = pair_rows(pairs, config, length_of(config))
     return [
         cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS))
+        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
     ]
 
 
-@remembered
+@cached_by_config
 def names_of_classes(config: Data) -> list[str]:
     """The configuration's class names, or else the distinct labels of the file, sorted as texts.
 
@@ -149,7 +155,7 @@ def text_class_loss(model: nn.Module, batch: Part) -> Loss:
     return class_loss(out.logits, batch["labels"])
 
 
-def classifier(config: Data) -> nn.Module:
+def _classifier(config: Data) -> nn.Module:
     """A sequence classifier for the classes of the data."""
     symbols = symbols_of(config, "classify")
     names = tuple(names_of_classes(config))
@@ -165,11 +171,11 @@ def one_text(config: Data) -> Part:
     """
     length, symbols = length_of(config, USUAL), symbols_of(config, "classify")
     zeros = torch.zeros(1, length, dtype=torch.long)
-    ids = rows_of(symbols, [""], length).ids if symbols.kind == "own" else zeros
+    ids = token_rows(symbols, [""], length).ids if symbols.kind == "own" else zeros
     return {"inputs": ids, "attention": torch.ones_like(zeros), "labels": zeros[:, 0]}
 
 
-DEFAULTS = {
+DEFAULTS_OF_ROWS = {
     "rounds": 20,
     "warmup": 6,
     "cohort": 10,
@@ -183,7 +189,7 @@ CLASSIFICATION = Task(
     summary="classes of texts, from --data",
     metric="accuracy",
     unit="examples",
-    model=classifier,
+    model=_classifier,
     loss=text_class_loss,
     shards=labelled_shards,
     output=heads_of,
@@ -196,7 +202,7 @@ CLASSIFICATION = Task(
     dummy=one_text,
     extra=lambda config: f1_names(len(names_of_classes(config))),
     splits=LABELLED_SPLITS,
-    defaults=DEFAULTS,
+    defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=on_device(labelled_shards, classes=True),
     tokenizer=text_tokenizer("classify"),
@@ -219,8 +225,8 @@ LANGUAGE = Task(
     classes=text_classes("causal"),
     dummy=one_window,
     extra=("bytes",),
-    splits=SPLITS,
-    defaults=DEFAULTS,
+    splits=SPLITS_OF_ROWS,
+    defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=on_device(stream_shards),
     tokenizer=text_tokenizer("causal"),
@@ -242,8 +248,8 @@ MASKED = Task(
     population=stream_population,
     classes=text_classes("masked"),
     dummy=one_stretch,
-    splits=SPLITS,
-    defaults=DEFAULTS,
+    splits=SPLITS_OF_ROWS,
+    defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=on_device(hidden_shards),
     tokenizer=text_tokenizer("masked"),
@@ -266,10 +272,10 @@ TEXT_TO_TEXT = Task(
     classes=text_classes("seq2seq"),
     dummy=lambda config: blank_pair(length_of(config)),
     extra=("bytes",),
-    exam=exam,
-    exam_names=EXAM,
-    splits=SPLITS,
-    defaults=DEFAULTS,
+    test_sums=generation_sums,
+    test_sum_names=GENERATION_SUMS,
+    splits=SPLITS_OF_ROWS,
+    defaults=DEFAULTS_OF_ROWS,
     folder=True,
     local=on_device(pair_shards),
     tokenizer=text_tokenizer("seq2seq"),

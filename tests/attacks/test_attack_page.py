@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedprune.attacks.page import Section, Table, png_of, write_page
+from fedprune.attacks.page import Section, Table, png_of, write_findings
 
 ANGRY = "<script>alert(1)</script>"
 
@@ -24,7 +24,9 @@ def section() -> Section:
 
 def test_what_is_said_is_there_and_escaped(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    text = write_page(path, "What leaks", ["About."], [section()], "python x.py").read_text("utf-8")
+    text = write_findings(path, "What leaks", ["About."], [section()], "python x.py").read_text(
+        "utf-8"
+    )
     for told in ("What leaks", "About.", "Inversion", "One.", "<td>0.1</td>", "python x.py"):
         assert told in text
     assert "<script" not in text
@@ -32,7 +34,7 @@ def test_what_is_said_is_there_and_escaped(tmp_path: Path) -> None:
 
 
 def test_pictures_are_in_the_page_and_nothing_is_asked_for(tmp_path: Path) -> None:
-    text = write_page(tmp_path / "page.html", "T", [], [section()]).read_text("utf-8")
+    text = write_findings(tmp_path / "page.html", "T", [], [section()]).read_text("utf-8")
     (coded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     assert base64.b64decode(coded) == section().pictures[0][1]
     assert not re.search(r"https?:|@import|url\(", text)
@@ -40,11 +42,11 @@ def test_pictures_are_in_the_page_and_nothing_is_asked_for(tmp_path: Path) -> No
 
 
 def test_the_same_sections_give_the_same_bytes(tmp_path: Path) -> None:
-    pages = [write_page(tmp_path / n, "T", [], [section()]).read_bytes() for n in ("a", "b")]
+    pages = [write_findings(tmp_path / n, "T", [], [section()]).read_bytes() for n in ("a", "b")]
     assert pages[0] == pages[1]
 
 
 def test_a_section_may_be_words_alone(tmp_path: Path) -> None:
-    text = write_page(tmp_path / "p.html", "T", [], [Section("S", ("w",))]).read_text("utf-8")
+    text = write_findings(tmp_path / "p.html", "T", [], [Section("S", ("w",))]).read_text("utf-8")
     assert "<table>" not in text
     assert "<img" not in text

@@ -10,7 +10,7 @@ from fedprune.attacks.exposed import (
     Protection,
     exposed,
     message,
-    noise_for,
+    multiplier_for,
     noise_like,
     protections,
     scene,
@@ -87,7 +87,7 @@ def test_clipped_messages_have_norm_one_and_noise_its_deviation() -> None:
 
 def test_noise_is_what_dp_accounting_asks_for() -> None:
     """The golden values of one Gaussian: z = 1 has epsilon 4.3772 at 1e-5."""
-    assert noise_for(4.3772) == pytest.approx(1.0, abs=1e-3)
+    assert multiplier_for(4.3772) == pytest.approx(1.0, abs=1e-3)
     names = protections([1.0, 10.0], 5)
     assert [p.noise > 0 for p in names.values()] == [False, False, False, True, True, True]
 

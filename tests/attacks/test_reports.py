@@ -88,7 +88,9 @@ def test_models(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
     assert section.table.rows[0][3] == NONE  # nobody measured the untrained model
 
 
-@pytest.mark.parametrize("cases", [image_report.CASES, label_report.CASES, text_report.CASES])
+@pytest.mark.parametrize(
+    "cases", [image_report.IMAGE_CASES, label_report.LABEL_CASES, text_report.TEXT_CASES]
+)
 def test_every_quantity_is_attacked_or_said_not_to_be(cases: dict[str, Any]) -> None:
     texts: Callable[[Any], str] = " ".join
     attacked = {case[0] for case in cases.values()}

@@ -7,7 +7,14 @@ import torch
 from fedprune import RunConfig
 from fedprune.attacks.membership import each_in_turn
 from fedprune.attacks.roc import auc
-from fedprune.attacks.shadows import bench, dense_and_pruned, everything, halves, pooled, trained
+from fedprune.attacks.shadows import (
+    _setting,
+    dense_and_pruned,
+    everything,
+    halves,
+    pooled_parts,
+    trained,
+)
 from fedprune.selection.select import select
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import examples
@@ -43,12 +50,12 @@ def test_all_examples_of_all_clients_are_there_once(tiny: Callable[..., RunConfi
 
 def test_rows_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="inputs: rows of shapes"):
-        pooled([{"inputs": torch.zeros(2, 3)}, {"inputs": torch.zeros(2, 4)}])
+        pooled_parts([{"inputs": torch.zeros(2, 3)}, {"inputs": torch.zeros(2, 4)}])
 
 
 def test_a_removed_weight_stays_zero_while_it_is_trained(tiny: Callable[..., RunConfig]):
     config = quick(tiny)
-    on = bench(config, 0)
+    on = _setting(config, 0)
     before = copied(state_of(on.model))
     masks = select({n: before[n].abs() for n in on.layout.prunable}, 0.5, layout=on.layout)
     load_into(on.model, masked(before, masks))
@@ -61,7 +68,7 @@ def test_a_removed_weight_stays_zero_while_it_is_trained(tiny: Callable[..., Run
 
 
 def test_two_models_of_one_study_begin_differently(tiny: Callable[..., RunConfig]):
-    first, second, again = (bench(quick(tiny), which) for which in (0, 1, 0))
+    first, second, again = (_setting(quick(tiny), which) for which in (0, 1, 0))
     name = first.layout.prunable[0]
     assert not torch.equal(state_of(first.model)[name], state_of(second.model)[name])
     assert torch.equal(state_of(first.model)[name], state_of(again.model)[name])

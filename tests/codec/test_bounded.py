@@ -17,7 +17,7 @@ from pcodec import ChunkConfig, standalone
 from fedprune.codec.coded_file import from_coded
 from fedprune.codec.masks import (
     KEPT_GAPS,
-    MAGIC,
+    MASK_MAGIC,
     PLAIN,
     VERSION,
     ZSTD,
@@ -37,7 +37,7 @@ Decoder = Callable[[bytes], Any]
 
 def mask_file(signatures: bytes, *blocks: tuple[int, bytes]) -> bytes:
     body = _block(PLAIN, signatures) + b"".join(_block(*block) for block in blocks)
-    return MAGIC + bytes([VERSION]) + _checksum(body) + body
+    return MASK_MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
 def signature(name: bytes, *shape: int) -> bytes:
@@ -57,7 +57,7 @@ def claims() -> Iterator[tuple[str, Decoder, bytes]]:
     yield "a number written long", decode_mask, mask_file(long, (PLAIN, b"\x01"))
     zeros = zstandard.compress(bytes(2**30), 19)
     yield "zstd of a gigabyte", decode_mask, mask_file(signature(b"a", 80), (ZSTD, zeros))
-    header = MAGIC + bytes([VERSION])
+    header = MASK_MAGIC + bytes([VERSION])
     names = _block(ZSTD, zeros)
     yield "names of a gigabyte", decode_mask, header + _checksum(names) + names
     ones = standalone.simple_compress(np.ones(10**8, np.uint32), ChunkConfig())

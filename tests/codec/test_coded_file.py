@@ -10,7 +10,7 @@ from torch import nn
 
 import fedprune
 from fedprune import TASKS, select
-from fedprune.codec.coded_file import CODED_NAME, MAGIC, from_coded, to_coded
+from fedprune.codec.coded_file import CODED_NAME, FILE_MAGIC, from_coded, to_coded
 from fedprune.codec.masks import mask_digest
 from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import load, save_folder
@@ -65,7 +65,7 @@ def test_a_file_cut_short_anywhere_is_found():
         from_coded(data + b"x")
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + bytes(90), MAGIC[:-1], b"{}"])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + bytes(90), FILE_MAGIC[:-1], b"{}"])
 def test_a_foreign_file_is_named_so(data):
     with pytest.raises(ValueError, match="not a fedprune coded file"):
         from_coded(data)

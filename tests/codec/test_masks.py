@@ -171,7 +171,9 @@ def test_nonsense_under_a_right_checksum_ends_in_masks_or_a_value_error():
     for _ in range(3000):
         body = bytearray(good[: rng.randrange(1, len(good) + 1)])
         body[rng.randrange(len(body))] = rng.randrange(256)
-        forged = codec.MAGIC + bytes([codec.VERSION]) + codec._checksum(bytes(body)) + bytes(body)
+        forged = (
+            codec.MASK_MAGIC + bytes([codec.VERSION]) + codec._checksum(bytes(body)) + bytes(body)
+        )
         with contextlib.suppress(ValueError):
             refused.add(forged)
             decode_mask(forged)

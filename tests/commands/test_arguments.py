@@ -12,9 +12,9 @@ import pytest
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.commands.arguments import (
     RESUMABLE,
-    chosen,
     listing,
-    parser,
+    run_asked_for,
+    run_parser,
 )
 from fedprune.config import RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
@@ -33,14 +33,14 @@ from fedprune.tasks.catalog import TASKS
 
 
 def test_every_key_is_an_option_with_a_help_text() -> None:
-    text = " ".join(parser().format_help().split())
+    text = " ".join(run_parser().format_help().split())
     for key, field in RunConfig.model_fields.items():
         assert f"--{key.replace('_', '-')}" in text
         assert str(field.description).split("(")[0].strip() in text
 
 
 def test_nothing_given_is_the_default_run() -> None:
-    config, resume, _ = chosen([])
+    config, resume, _ = run_asked_for([])
     assert resume is None
     assert config == RunConfig()
     assert (config.task, config.clients, config.sparsity, config.score) == (
@@ -54,7 +54,7 @@ def test_nothing_given_is_the_default_run() -> None:
 def test_the_command_line_wins_over_the_file(tmp_path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('task = "digits"\nsparsity = 0.5\nlocal-steps = 3\nexclude = ["hidden*"]\n')
-    config, _, _ = chosen(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
+    config, _, _ = run_asked_for(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
     assert (config.task, config.sparsity, config.local_steps) == ("digits", 0.7, 3)
     assert config.exclude == ("hidden*",)
     assert config.agreement is False
@@ -113,30 +113,30 @@ def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp
     free |= {} if base.keys() & {"threshold", "schedule"} else {"end": 12}
     file = tmp_path / "config.toml"
     file.write_text(to_toml(RunConfig(**{**keys, **free, **base})))
-    config, _, _ = chosen(["--config", str(file), *options])
+    config, _, _ = run_asked_for(["--config", str(file), *options])
     assert {key: vars(config)[key] for key in want} == want
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
     (tmp_path / "one.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"config='.*one\.toml': .*; allowed: UTF-8"):
-        chosen(["--config", str(tmp_path / "one.toml")])
+        run_asked_for(["--config", str(tmp_path / "one.toml")])
 
 
 def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
-    config, _, _ = chosen(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
+    config, _, _ = run_asked_for(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
-    assert chosen(["--config", str(file)])[0] == config
+    assert run_asked_for(["--config", str(file)])[0] == config
 
 
 def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_path) -> None:
     (tmp_path / "config.toml").write_text(to_toml(RunConfig(task="digits", seed=7)))
-    config, resume, _ = chosen(["--resume", str(tmp_path), "--engine", "inline"])
+    config, resume, _ = run_asked_for(["--resume", str(tmp_path), "--engine", "inline"])
     assert resume == tmp_path
     assert (config.seed, config.engine) == (7, "inline")
     with pytest.raises(ConfigError, match=r"^seed: cannot change on --resume; allowed: engine"):
-        chosen(["--resume", str(tmp_path), "--seed", "8"])
+        run_asked_for(["--resume", str(tmp_path), "--seed", "8"])
     assert set(RunConfig.model_fields) >= RESUMABLE
 
 
@@ -173,13 +173,13 @@ def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
 
 def test_options_of_several_values() -> None:
     given = ["--task", "digits", "--unit", "block", "--unit-shape", "2,3"]
-    assert chosen(given)[0].unit_shape == (2, 3)
+    assert run_asked_for(given)[0].unit_shape == (2, 3)
     given = ["--task", "digits", "--scope", "patterns", "--layers", "hidden*", "0.25"]
-    assert chosen(given)[0].layers == {"hidden*": 0.25}
+    assert run_asked_for(given)[0].layers == {"hidden*": 0.25}
     given = ["--task", "digits", "--blend", "layer", "--blend-grid", "0.5,1,1.25"]
-    assert chosen(given)[0].blend_grid == (0.5, 1.0, 1.25)
+    assert run_asked_for(given)[0].blend_grid == (0.5, 1.0, 1.25)
     given = ["--task", "digits", "--compile", "--no-agreement", "--checkpointing"]
-    config = chosen(given)[0]
+    config = run_asked_for(given)[0]
     assert (config.compile, config.agreement, config.checkpointing) == (True, False, True)
 
 
@@ -216,7 +216,7 @@ def test_bad_input_is_one_line_that_names_key_value_and_what_is_allowed(
     arguments: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        chosen(arguments.split())
+        run_asked_for(arguments.split())
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
@@ -227,10 +227,10 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path) -> None:
     with pytest.raises(
         ConfigError, match=r"^sparcity=0.5: no such key; nearest: sparsity; allowed: "
     ):
-        chosen(["--config", str(file)])
+        run_asked_for(["--config", str(file)])
     file.write_text("sparsity = \n")
     with pytest.raises(ConfigError, match=r"^config: not TOML"):
-        chosen(["--config", str(file)])
+        run_asked_for(["--config", str(file)])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_what_filled_itself_in_gives_way_to_the_command_line(
 ):
     file = tmp_path / "config.toml"
     file.write_text(to_toml(configure({"task": "digits", **base})))
-    config, _, _ = chosen(["--config", str(file), *given])
+    config, _, _ = run_asked_for(["--config", str(file), *given])
     assert {key: getattr(config, key) for key in expected} == expected
 
 
@@ -261,4 +261,4 @@ def test_a_resolved_file_by_itself_is_the_same_configuration(tmp_path: Path):
     config = configure({"task": "digits", "unit": "block", "cohort": 4, "combine": "trimmed-mean"})
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
-    assert chosen(["--config", str(file)])[0] == config
+    assert run_asked_for(["--config", str(file)])[0] == config

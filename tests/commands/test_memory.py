@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.commands import memory
-from fedprune.commands.memory import measured, peak_of
+from fedprune.commands.memory import measured_peak, peak_of
 
 ABOUT = {"task": None, "keys": {}, "dense": False, "batch": 4, "changes": {}}
 
@@ -28,4 +28,4 @@ def test_a_process_that_fails_says_why():
 
 def test_elsewhere_it_is_not_measured(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_CLEAR", Path("/nowhere"))
-    assert measured({**ABOUT, "path": str(run_folder)}) is None
+    assert measured_peak({**ABOUT, "path": str(run_folder)}) is None

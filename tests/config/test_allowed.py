@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from fedprune.commands.arguments import chosen
+from fedprune.commands.arguments import run_asked_for
 from fedprune.config import (
     RunConfig,
     configure,
@@ -53,7 +53,7 @@ def lines(key: str, value: Any) -> list[str]:
         and value in ("4.5", "yes", "a,,b", "\0")
         and key not in ("layers", "ranges", "method_options")
     ):
-        ways += [lambda: chosen([f"--{key.replace('_', '-')}={value}"])]
+        ways += [lambda: run_asked_for([f"--{key.replace('_', '-')}={value}"])]
     out = []
     for way in ways:
         try:

@@ -8,11 +8,11 @@ import torch
 
 from fedprune import load, select
 from fedprune.client.host import layout_for
-from fedprune.export.exporting import FORMS, Cargo, export, probe_of, ties_of
-from fedprune.export.folders import said
+from fedprune.export.exporting import EXPORT_FORMATS, Cargo, export, probe_of, ties_of
+from fedprune.export.folders import model_outputs
 from fedprune.export.manifest import read_manifest
 from fedprune.export.measure import size_of
-from fedprune.export.quantise import KINDS, Precision
+from fedprune.export.quantise import PRECISIONS, Precision
 from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
@@ -62,7 +62,7 @@ def test_any_shape_comes_back_bit_for_bit(family, cargo, tmp_path):
     back = load(tmp_path / "out")
     assert same(back.state_dict(), goods.model.state_dict())
     probe = probe_of(goods)
-    assert torch.equal(said(back, probe), said(goods.model, probe))
+    assert torch.equal(model_outputs(back, probe), model_outputs(goods.model, probe))
     about = read_manifest(tmp_path / "out")
     assert len(about["edits"]) == len(goods.edits) > 0
     assert about["ties"] == ties_of(goods.model)
@@ -87,8 +87,12 @@ def test_what_a_plain_config_says_is_loaded_by_transformers(family, cargo, tmp_p
     assert "read again by from_pretrained" in checked
     theirs = getattr(transformers, type(goods.model).__name__).from_pretrained(tmp_path / "out")
     probe = probe_of(goods)
-    assert torch.allclose(said(theirs.eval(), probe), said(goods.model, probe), atol=1e-5)
-    assert torch.equal(said(load(tmp_path / "out"), probe), said(theirs.eval(), probe))
+    assert torch.allclose(
+        model_outputs(theirs.eval(), probe), model_outputs(goods.model, probe), atol=1e-5
+    )
+    assert torch.equal(
+        model_outputs(load(tmp_path / "out"), probe), model_outputs(theirs.eval(), probe)
+    )
 
 
 def test_what_it_does_not_say_is_refused_with_what_works(cargo, tmp_path):
@@ -109,14 +113,14 @@ def test_the_sparse_file_comes_back_bit_for_bit(cargo, tmp_path):
     assert same(load(tmp_path / "again").state_dict(), goods.model.state_dict())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRECISIONS)
 def test_a_quantised_model_comes_back_quantised(kind, cargo, tmp_path):
     goods = replace(cargo("gpt2", heads=False), precision=Precision(kind, 16))
     export(goods, "safetensors", tmp_path / "out")
     back = load(tmp_path / "out")
     assert size_of(back).bytes_held < size_of(goods.model).bytes_held
     probe = probe_of(goods)
-    here, there = said(goods.model, probe), said(back, probe)
+    here, there = model_outputs(goods.model, probe), model_outputs(back, probe)
     assert 0 < (here - there).norm() < 0.3 * here.norm()
     with pytest.raises(ValueError, match="is quantised already"):
         export(replace(goods, model=back, precision=None), "sparse", tmp_path / "again")
@@ -124,7 +128,7 @@ def test_a_quantised_model_comes_back_quantised(kind, cargo, tmp_path):
 
 def test_bits_are_for_safetensors_only(cargo, tmp_path):
     goods = replace(cargo("llama", cut=False), precision=Precision("int8"))
-    for to in FORMS.keys() - {"safetensors"}:
+    for to in EXPORT_FORMATS.keys() - {"safetensors"}:
         with pytest.raises(ValueError, match=f"not with --to {to}; allowed: --to safetensors"):
             export(goods, to, tmp_path / "out")
 
@@ -165,6 +169,6 @@ def test_onnxruntime_says_the_same(family, cargo, tmp_path):
     tensors = [t for t in probe.kwargs.values() if isinstance(t, torch.Tensor)]
     given = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
     out = torch.from_numpy(session.run(None, given)[0])
-    assert torch.allclose(out, said(goods.model, probe), atol=1e-4)
+    assert torch.allclose(out, model_outputs(goods.model, probe), atol=1e-4)
     with pytest.raises(ValueError, match="an ONNX graph, for onnxruntime"):
         load(tmp_path / "out")

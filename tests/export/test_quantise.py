@@ -8,7 +8,7 @@ from torch import nn
 
 from fedprune.export.measure import dense_values, size_of
 from fedprune.export.quantise import (
-    KINDS,
+    PRECISIONS,
     IntegerLinear,
     Precision,
     grouped_codes,
@@ -17,7 +17,7 @@ from fedprune.export.quantise import (
     restored,
 )
 from fedprune.structure.edits import Edit
-from fedprune.structure.low_rank_layers import factor
+from fedprune.structure.low_rank_layers import factor_layer
 from tests.families import FACTS, OUTPUT, family, forward
 
 
@@ -84,7 +84,7 @@ def quantised(name: str, kind: str, **more):
     return before, model, paths
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRECISIONS)
 @pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
 def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name, kind):
     before, model, paths = quantised(name, kind, group=4)
@@ -120,7 +120,7 @@ def test_weights_that_two_layers_share_are_held_once():
 def test_factors_are_quantised_one_by_one():
     model = copy.deepcopy(family("t5").model).float()
     path = "decoder.block.1.layer.2.DenseReluDense.wo"
-    factor(model, Edit("rank", path, (2,)))
+    factor_layer(model, Edit("rank", path, (2,)))
     before = forward("t5", model)
     paths = quantisable(model, ("lm_head",))
     quantise(model, Precision("int8"), paths)

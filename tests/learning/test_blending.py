@@ -1,12 +1,12 @@
 import pytest
 
 from fedprune.learning.blending import (
+    best_of_blocks,
     block_by_block,
     blocks_of,
+    kept_shares,
     lowest,
     on_grid,
-    shares_of,
-    together,
 )
 from fedprune.learning.candidates import HERE, Candidate
 
@@ -46,7 +46,7 @@ def test_every_block_takes_what_is_best_for_it_alone():
     singles = block_by_block((0.0, 0.5, 1.0), BLOCKS)
     assert len(singles) == 6
     assert singles[0] == Candidate(apart={"a.w": 0.5, "a.b": 0.5})
-    both = together(singles, [0.9, 0.8, 1.1, 1.0, 0.99, 0.99], here=1.0)
+    both = best_of_blocks(singles, [0.9, 0.8, 1.1, 1.0, 0.99, 0.99], here=1.0)
     assert both == Candidate(apart={"a.w": 1.0, "a.b": 1.0, "c.w": 0.5})
-    assert shares_of(both, BLOCKS) == {"a": 0.0, "b": 1.0, "c": 0.5}
-    assert together(singles, [1.0] * 6, here=1.0) is HERE
+    assert kept_shares(both, BLOCKS) == {"a": 0.0, "b": 1.0, "c": 0.5}
+    assert best_of_blocks(singles, [1.0] * 6, here=1.0) is HERE

@@ -11,12 +11,12 @@ from fedprune.config.rates import learning_rate
 from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.learning.objectives import (
     Term,
-    absolutes,
     add_gradients,
+    l1,
+    l2,
     proximity,
     shrunk_units,
     softened,
-    squares,
     unit_norms,
     unit_sizes,
 )
@@ -43,8 +43,8 @@ TERMS: dict[str, tuple[Term, Callable[[dict[str, Tensor]], float]]] = {
         proximity(weights(1), 0.3),
         lambda w: 0.15 * sum(float(((w[n] - s) ** 2).sum()) for n, s in weights(1).items()),
     ),
-    "l1": (absolutes(["a"], 0.3), lambda w: 0.3 * float(w["a"].abs().sum())),
-    "l2": (squares(["b"], 0.3), lambda w: 0.15 * float((w["b"] ** 2).sum())),
+    "l1": (l1(["a"], 0.3), lambda w: 0.3 * float(w["a"].abs().sum())),
+    "l2": (l2(["b"], 0.3), lambda w: 0.15 * float((w["b"] ** 2).sum())),
     "group lasso": (
         unit_norms(UNITS, 0.3),
         lambda w: (
@@ -87,7 +87,7 @@ def test_a_unit_of_zeros_has_no_slope_and_no_nan():
     model["a"].data[:2] = 0.0
     for p in model.values():
         p.grad = torch.zeros_like(p)
-    add_gradients([unit_norms(UNITS, 1.0), absolutes(["a"], 1.0)], model)
+    add_gradients([unit_norms(UNITS, 1.0), l1(["a"], 1.0)], model)
     grad = model["a"].grad
     assert not grad[:2].any()
     assert grad[2].all()
@@ -96,7 +96,7 @@ def test_a_unit_of_zeros_has_no_slope_and_no_nan():
 def test_what_the_loss_does_not_reach_is_left_alone():
     model = {n: nn.Parameter(w) for n, w in weights().items()}
     model["a"].grad = torch.zeros_like(model["a"])
-    add_gradients([squares(["a", "b"], 1.0)], model)
+    add_gradients([l2(["a", "b"], 1.0)], model)
     assert torch.equal(model["a"].grad, model["a"].detach())
     assert model["b"].grad is None
 
@@ -112,7 +112,7 @@ def test_a_proximal_step_is_the_minimum_that_defines_it(which):
     start["a"][2] *= 0.1
     start["b"][:, 1] *= 0.1
     steps = {"l1": [softened(["a", "b"], 4.0)], "group lasso": [shrunk_units(UNITS, 4.0)]}
-    terms = {"l1": [absolutes(["a", "b"], 4.0)], "group lasso": [unit_norms(UNITS, 4.0)]}
+    terms = {"l1": [l1(["a", "b"], 4.0)], "group lasso": [unit_norms(UNITS, 4.0)]}
     names = ["l1", "group lasso"] if which == "both" else [which]
     after = {n: w.clone() for n, w in start.items()}
     for name in names:

@@ -21,7 +21,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.scores.inputs import rows_of
 from fedprune.scores.score import Evidence, Score
-from fedprune.selection.regrowth import exchange
+from fedprune.selection.regrowth import exchange_weights
 from fedprune.selection.schedules import exchange_fraction
 from fedprune.server.ask import conversed
 from fedprune.server.diagnostics import agreement_of
@@ -214,7 +214,7 @@ def test_an_exchange_drops_by_score_and_grows_by_gradient(run: Run):
     flat[alive] = dropped.total
     full = Model(before.weights, {n: m | True for n, m in before.masks.items()})
     scores, gains = spread_like(full, flat.abs()), spread_like(full, grown.total.abs())
-    expected = exchange(
+    expected = exchange_weights(
         before.masks,
         {n: scores[n] / dropped.totals["count"] for n in before.masks},
         {n: gains[n] for n in before.masks},

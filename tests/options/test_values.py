@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 from flwr.common.config import parse_config_args
 
-from fedprune.commands.arguments import chosen, listing
+from fedprune.commands.arguments import listing, run_asked_for
 from fedprune.config import RunConfig, configure, from_flower, overridden
 from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
@@ -52,8 +52,8 @@ def three_ways(keys: dict[str, str], tmp_path: Path) -> list[Any]:
         return config
 
     return [
-        outcome(lambda: chosen(flags)[0]),
-        outcome(lambda: chosen(["--config", str(file)])[0]),
+        outcome(lambda: run_asked_for(flags)[0]),
+        outcome(lambda: run_asked_for(["--config", str(file)])[0]),
         outcome(of_flower),
     ]
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import RunConfig
-from fedprune.records.staying import nearly_empty, staying, told_empty, told_staying, uncut
+from fedprune.records.staying import (
+    empty_summary,
+    nearly_empty,
+    staying_kinds,
+    staying_summary,
+    uncut,
+)
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import layout_of
 
@@ -16,7 +22,7 @@ def test_shares_of_what_stays_and_of_what_is_prunable_make_the_whole():
     model = nn.ModuleDict({"rnn": nn.LSTM(2, 3), "table": nn.Embedding(5, 2), "l": nn.Linear(4, 4)})
     model.experts = nn.Parameter(torch.ones(2, 3, 4))
     layout = layout_of(model)
-    kinds = staying(layout)
+    kinds = staying_kinds(layout)
     count = sum(p.numel() for p in model.parameters())
     assert layout.prunable == ("l.weight",)
     assert sum(entry["share"] for entry in kinds.values()) == pytest.approx(1 - 16 / count)
@@ -26,9 +32,9 @@ def test_shares_of_what_stays_and_of_what_is_prunable_make_the_whole():
         ("embeddings", 10),
         ("biases, norms and other vectors", 4),
     ]
-    text = told_staying(kinds)
+    text = staying_summary(kinds)
     assert text.startswith("88.4% of all parameters: recurrent weights 60.9%, stacks of matrices")
-    assert told_staying(staying(layout_of(nn.Linear(2, 2, bias=False)))) == ""
+    assert staying_summary(staying_kinds(layout_of(nn.Linear(2, 2, bias=False)))) == ""
 
 
 class Depends(nn.Module):
@@ -78,6 +84,6 @@ def test_almost_nothing_is_under_a_hundredth_or_a_handful(kept, total, unit, emp
     layers = [{"name": "a.weight", "kept": kept, "total": total}]
     names = nearly_empty(layers, unit)
     assert names == ["a.weight"] * empty
-    text = told_empty({"layers": layers, "nearly_empty": names})
+    text = empty_summary({"layers": layers, "nearly_empty": names})
     wanted = f"almost nothing is left of 1 tensor: a.weight {kept} of {total:,}"
     assert text == (wanted if empty else "")

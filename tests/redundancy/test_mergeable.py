@@ -6,7 +6,7 @@ from torch import nn
 
 from fedprune.redundancy.mergeable import chains, fold_norm, foldable_norms
 from fedprune.structure.edits import Edit
-from fedprune.structure.low_rank_layers import factor
+from fedprune.structure.low_rank_layers import factor_layer
 from tests.families import family, forward
 
 
@@ -43,7 +43,7 @@ def test_what_something_else_reads_too_is_no_chain():
 def test_factors_are_a_chain():
     model = copy.deepcopy(family("gpt2").model)
     path = "transformer.h.1.mlp.c_fc"
-    factor(model, Edit("rank", path, (3,)))
+    factor_layer(model, Edit("rank", path, (3,)))
     found = chains(model, lambda m: forward("gpt2", m))
     assert [(c.first, c.second) for c in found] == [(f"{path}.0", f"{path}.1")]
     assert (found[0].now, found[0].product) == (3 * 12 + 3 * 10, 120)

@@ -7,7 +7,13 @@ import pytest
 
 from fedprune.report.page import write_report
 from fedprune.report.reading import read_run
-from fedprune.report.tables import FAILURES_SHOWN, change, failure_table, flat, quality_table
+from fedprune.report.tables import (
+    FAILURES_SHOWN,
+    change_cell,
+    failure_table,
+    flat_table,
+    quality_table,
+)
 from tests.report.pages import write_page
 
 
@@ -140,15 +146,15 @@ def test_higher_accuracy_is_better(make_run):
 
 
 def test_change_has_its_sign():
-    told = [change("perplexity", 8.0, 10.0), change("perplexity", 11.0, 10.0)]
-    told += [change("accuracy", 0.9, 0.95), change("loss", 1.0, float("nan"))]
+    told = [change_cell("perplexity", 8.0, 10.0), change_cell("perplexity", 11.0, 10.0)]
+    told += [change_cell("accuracy", 0.9, 0.95), change_cell("loss", 1.0, float("nan"))]
     flat_told = [text.replace("\u00a0", " ") for text in told]
     assert flat_told == ["\u221220.0 %", "+10.0 %", "\u22125.00 points", "\u2013"]
 
 
 def test_nested_configuration_has_dotted_keys():
     config = {"a": 1, "b": {"c": [1, 2], "d": {"e": ""}}}
-    assert flat(config) == [["a", "1"], ["b.c", "1, 2"], ["b.d.e", "(empty)"]]
+    assert flat_table(config) == [["a", "1"], ["b.c", "1, 2"], ["b.d.e", "(empty)"]]
 
 
 def test_the_report_is_all_of_it_and_the_same_again(failed_run):

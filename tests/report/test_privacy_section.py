@@ -10,7 +10,7 @@ from fedprune.privacy.accounting_terms import Terms
 from fedprune.privacy.ledger import LEDGER_NAME, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.report.pictures import pictures
-from fedprune.report.privacy import release_table, told_privacy
+from fedprune.report.privacy import privacy_sentences, release_table
 from fedprune.report.reading import NONE, read_run
 from tests.report.pages import write_page
 
@@ -42,8 +42,8 @@ def make_booked(make_run) -> Folder:
 def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(make_booked):
     folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
     run = read_run(folder)
-    assert "It covers all that left." in told_privacy(run)[0]
-    assert "without replacement" in told_privacy(run)[0]
+    assert "It covers all that left." in privacy_sentences(run)[0]
+    assert "without replacement" in privacy_sentences(run)[0]
     (row,) = release_table(run).rows
     assert row[:5] == ["changes", "up", "6", "client", "gaussian"]
     assert row[5:] == ["1.00", "4.00", "fixed 5 of 20", "90", "yes", NONE]
@@ -58,7 +58,7 @@ def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(ma
 
 def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(make_booked):
     folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY, RAW)
-    assert "The total is infinite: weights are" in told_privacy(read_run(folder))[0]
+    assert "The total is infinite: weights are" in privacy_sentences(read_run(folder))[0]
     html = write_page(folder).read_text("utf-8")
     assert "<b>as they are" not in html
     assert "&lt;b&gt;as they are" in html
@@ -67,7 +67,7 @@ def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(mak
 def test_without_noise_the_section_is_short(make_booked):
     folder = make_booked(Terms(), RAW)
     run = read_run(folder)
-    assert told_privacy(run) == ["Epsilon is infinite: nothing that left a client was noised."]
+    assert privacy_sentences(run) == ["Epsilon is infinite: nothing that left a client was noised."]
     assert "epsilon" not in pictures(run)
     assert "curve" not in pictures(run)
     assert "<details><summary>All that left, 1 kinds" in write_page(folder).read_text("utf-8")
@@ -84,5 +84,5 @@ def test_a_run_that_ended_before_its_summary_has_a_section(make_booked):
     summary = json.loads(path.read_text("utf-8"))
     del summary["privacy"]
     path.write_text(json.dumps(summary), "utf-8")
-    assert told_privacy(read_run(folder))[0].startswith("Epsilon is ")
+    assert privacy_sentences(read_run(folder))[0].startswith("Epsilon is ")
     assert 'id="epsilon"' in write_page(folder).read_text("utf-8")

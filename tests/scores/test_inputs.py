@@ -6,7 +6,7 @@ from specimens import BLOCKS, Specimen, built, evidence_of, probe_of, settled
 from torch import Tensor, nn
 
 from fedprune.scores.catalog import SCORES
-from fedprune.scores.inputs import ask_inputs, inputs_of, products, rows_of, squares
+from fedprune.scores.inputs import inputs_ask, inputs_of, products, rows_of, squares
 from fedprune.structure.layout import as_rows, layout_of
 from fedprune.tasks.task import Loss, Part, batches
 
@@ -51,13 +51,13 @@ def windows(x: Tensor, padding: int) -> Tensor:
 def test_a_convolution_has_an_input_for_every_place_in_its_kernel():
     s = built("cnn")
     part = s.shards[0]
-    ask = ask_inputs(products, square=True)
+    ask = inputs_ask(products, square=True)
     sums = ask.collect(probe_of(s, batches(part, 3)))
     name = "features.0.weight"
     rows = windows(part["images"], 1)
     assert sums[rows_of(name)].item() == len(rows) == 4 * 64
     assert torch.allclose(sums[inputs_of(name)], rows.t() @ rows)
-    alone = ask_inputs(squares).collect(probe_of(s, [part]))
+    alone = inputs_ask(squares).collect(probe_of(s, [part]))
     assert torch.allclose(alone[inputs_of(name)], rows.square().sum(0))
 
 

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.selection.densities import Ground, Limits, er, erk, exactly, owl, uniform, whole
+from fedprune.selection.densities import (
+    Ground,
+    Limits,
+    er,
+    erk,
+    exactly,
+    owl,
+    removed_counts,
+    uniform,
+)
 
 SHAPES = {"conv": (8, 4, 3, 3), "wide": (64, 128), "narrow": (10, 16), "vector": (12,)}
 
@@ -95,6 +104,6 @@ def test_whole_numbers_keep_limits_and_sum_up(drawn, data):
     limits = [Limits(max(t), min(t), sorted(t)[1]) for t in drawn]
     total = data.draw(st.integers(sum(x.must for x in limits), sum(x.most for x in limits)))
     ways = [Fraction(data.draw(st.integers(0, 5))) for _ in limits]
-    counts = whole(limits, total, exactly(ways, total, [x.size for x in limits]), ways)
+    counts = removed_counts(limits, total, exactly(ways, total, [x.size for x in limits]), ways)
     assert sum(counts) == total
     assert all(x.must <= c <= x.most for x, c in zip(limits, counts, strict=True))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedprune.selection.regrowth import exchange
+from fedprune.selection.regrowth import exchange_weights
 
 VALUES = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
 Named = dict[str, Tensor]
@@ -49,7 +49,7 @@ def slow(case: tuple[Named, ...], names: list[str], fraction: float, floor: int)
 @given(cases(), st.floats(0, 1), st.integers(0, 2))
 def test_equals_plain_sorting(scope, case, fraction, floor):
     masks, lows, highs, sizes = case
-    new = exchange(masks, lows, highs, fraction, scope=scope, magnitude=sizes, floor=floor)
+    new = exchange_weights(masks, lows, highs, fraction, scope=scope, magnitude=sizes, floor=floor)
     groups = [list(masks)] if scope == "global" else [[n] for n in masks]
     expected = set().union(*(slow(case, names, fraction, floor) for names in groups))
     assert {(n, i) for n, m in new.items() for i in range(len(m)) if m[i]} == expected
@@ -67,4 +67,4 @@ def test_errors(options, message):
     one = {"w": torch.ones(1)}
     given = {"drop_scores": one, "grow_scores": one, "fraction": 0.5, **options}
     with pytest.raises(ValueError, match=message):
-        exchange({"w": torch.ones(1) > 0}, **given)
+        exchange_weights({"w": torch.ones(1) > 0}, **given)

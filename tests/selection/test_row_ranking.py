@@ -7,7 +7,7 @@ from by_hand import gone, random_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprune.selection.select import planned, select
+from fedprune.selection.select import removed_count, select
 from fedprune.selection.units import pattern_counts, pattern_sparsity, unit_labels
 from fedprune.structure.layout import Layout, as_rows
 
@@ -53,7 +53,7 @@ def test_n_m_holds_in_every_group_and_keeps_the_best(shape, kind, size):
     layout = Layout({"w": scores["w"].shape}, ("w",), (), {}, {"w": kind})
     options = {"unit": "n:m", "unit_shape": shape, "layout": layout}
     mask = select(scores, pattern_sparsity(n, m), **options)["w"]
-    assert gone(mask) == planned(layout, pattern_sparsity(n, m), unit="n:m", unit_shape=shape)
+    assert gone(mask) == removed_count(layout, pattern_sparsity(n, m), unit="n:m", unit_shape=shape)
     along = 0 if kind == "conv1d" else 1
     rows, values = (
         torch.from_numpy(np.moveaxis(t.numpy(), along, -1).reshape(-1, size[along]))

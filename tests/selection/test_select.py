@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedprune.selection.schedules import SCHEDULES, sparsity_at
-from fedprune.selection.select import SCOPES, above, plain, planned, select
+from fedprune.selection.select import SCOPES, above, plain_layout, removed_count, select
 
 INF = math.inf
 # Few different values, so that most drawn weights are tied with others.
@@ -294,7 +294,11 @@ def test_every_scope_counts_exactly_whatever_the_floors(scope, sparsity, seed):
     n = sum(s.numel() for s in scores.values())
     sparsity *= (n - 2 * len(scores)) / n
     masks = select(scores, sparsity, scope=scope, floor=2)
-    assert n - kept(masks) == math.floor(sparsity * n + 0.5) == planned(plain(scores), sparsity)
+    assert (
+        n - kept(masks)
+        == math.floor(sparsity * n + 0.5)
+        == removed_count(plain_layout(scores), sparsity)
+    )
     assert all(int(m.sum()) >= 2 for m in masks.values())
 
 
@@ -358,7 +362,7 @@ def test_patterns_say_what_goes_and_the_last_that_matches_counts():
     options = {"scope": "patterns", "densities": {"*": 0.5, "b*": 0.25}}
     masks = select(scores, 0.9, **options)
     assert [gone(m) for m in masks.values()] == [10, 15, 10]
-    assert planned(plain(scores), 0.9, **options) == 35
+    assert removed_count(plain_layout(scores), 0.9, **options) == 35
     half = select(scores, 0.0, **options, progress=0.5)
     assert [gone(m) for m in half.values()] == [5, 8, 5]  # 7.5 of 17.5 + 0.5 in all
     some = select(scores, 0.9, scope="patterns", densities={"a*": 1.0})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedprune.selection.combinations import scopes_of
 from fedprune.selection.pools import POOLS
-from fedprune.selection.select import plain, planned, select
+from fedprune.selection.select import plain_layout, removed_count, select
 from fedprune.selection.units import UNITS, unit_labels
 
 INF = math.inf
@@ -57,11 +57,11 @@ def test_units_of_one_tensor_against_a_plain_loop(pool, unit, shape):
     shapes = {"a": (6, 8), "b": (5, 7), "kernel": (4, 3, 2, 2)}
     for seed, sparsity in itertools.product(range(2), (0.0, 0.35, 0.7)):
         scores = random_scores(shapes, seed)
-        layout = plain(scores)
+        layout = plain_layout(scores)
         options = {"unit": unit, "unit_shape": shape, "pool": pool, "floor": 3}
         masks = select(scores, sparsity, **options)
         labels = unit_labels(layout, unit, shape)
-        total = planned(layout, sparsity, unit=unit, unit_shape=shape)
+        total = removed_count(layout, sparsity, unit=unit, unit_shape=shape)
         assert bits(masks) == bits(slow_units(scores, labels, total, pool, 3))
 
 
@@ -75,7 +75,7 @@ def test_units_of_several_tensors_against_a_plain_loop(name, unit):
     inside = sum(int((x >= 0).sum()) for x in labels.values()) / n
     for part in (0.2, 0.5, 0.6):
         masks = select(scores, part * inside, unit=unit, layout=layout)
-        total = planned(layout, part * inside, unit=unit)
+        total = removed_count(layout, part * inside, unit=unit)
         floor = 0 if unit in ("sublayer", "layer") else 1
         assert bits(masks) == bits(slow_units(scores, labels, total, "mean", floor))
         largest = max(int(sum((x == u).sum() for x in labels.values())) for u in range(3))

@@ -14,7 +14,7 @@ from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
 from fedprune.structure.layer_kinds import LAYERS, family_name, is_layer, is_transposed, plain_kind
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.structure.low_rank_layers import factor
+from fedprune.structure.low_rank_layers import factor_layer
 
 
 def named(name: str, base: type[nn.Module], **own: Any) -> Any:
@@ -93,10 +93,10 @@ def test_a_subclass_with_a_forward_of_its_own_is_pruned_but_not_replaced():
     assert [plain_kind(m, LAYERS) for m in model] == [None, nn.Linear, nn.Linear]
     assert quantisable(model) == ["1", "2"]
     with pytest.raises(ValueError, match="computes as its kind"):
-        factor(model, Edit("rank", "0", (2,)))
+        factor_layer(model, Edit("rank", "0", (2,)))
     x = torch.randn(5, 4)
     before = model[1](x)
-    factor(model, Edit("rank", "1", (4,)))
+    factor_layer(model, Edit("rank", "1", (4,)))
     assert torch.allclose(model[1](x), before, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_factors_of_a_users_convolution_are_convolutions():
 
     model, x = nn.Sequential(Same(4)), torch.randn(2, 4, 5, 5)
     before = model(x)
-    factor(model, Edit("rank", "0", (4,)))
+    factor_layer(model, Edit("rank", "0", (4,)))
     assert torch.allclose(model(x), before, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
-from fedprune.structure.low_rank_layers import Factored, factor, root_of, truncated
+from fedprune.structure.low_rank_layers import Factored, factor_layer, root_of, truncated
 from fedprune.structure.matrices import matrix_of
 from fedprune.structure.surgery import reshaped
 from fedprune.tensors import state_of
@@ -68,7 +68,7 @@ def test_at_full_rank_every_family_says_the_same_and_has_its_structure(name):
     model = copy.deepcopy(before.model)
     paths = [tensor.removesuffix(".weight") for tensor in before.layout.prunable]
     for path in paths:
-        factor(model, Edit("rank", path, (min(matrix_of(model.get_submodule(path)).shape),)))
+        factor_layer(model, Edit("rank", path, (min(matrix_of(model.get_submodule(path)).shape),)))
     assert torch.allclose(forward(name, model), before.logits({}), atol=1e-9)
     output = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}
     layout = layout_of(model, output=(output.get(name, "lm_head"),))
@@ -93,7 +93,7 @@ def test_units_of_factored_layers_are_silent_under_their_masks(name):
     """The reader's columns decide: what a masked unit makes does not matter any more."""
     model = copy.deepcopy(family(name).model)
     for path in [t.removesuffix(".weight") for t in family(name).layout.prunable]:
-        factor(model, Edit("rank", path, (4,)))
+        factor_layer(model, Edit("rank", path, (4,)))
     output = {"bert": "cls.predictions.decoder"}.get(name, "lm_head")
     layout, state = layout_of(model, output=(output,)), state_of(model)
     for group in layout.structure.groups:
@@ -112,7 +112,7 @@ def test_a_convolution_becomes_one_with_fewer_channels_and_one_of_points(padding
     conv = nn.Conv2d(3, 8, (3, 2), stride=2, padding=1, padding_mode=padding_mode).double()
     model, x = nn.Sequential(conv, nn.ReLU()), drawn(2, 3, 9, 8)
     expected = model(x)
-    factor(model, Edit("rank", "0", (8,)))
+    factor_layer(model, Edit("rank", "0", (8,)))
     assert torch.allclose(model(x), expected, atol=1e-10)
     assert [tuple(p.shape) for p in model.parameters()] == [(8,), (8, 3, 3, 2), (8, 8, 1, 1)]
     assert set(layout_of(model).kinds.values()) == {"conv"}
@@ -121,7 +121,7 @@ def test_a_convolution_becomes_one_with_fewer_channels_and_one_of_points(padding
 def test_bias_mode_type_and_what_is_frozen_stay():
     model = nn.Sequential(nn.Linear(4, 5)).bfloat16().eval().requires_grad_(False)
     bias = model[0].bias
-    factor(model, Edit("rank", "0", (2,)))
+    factor_layer(model, Edit("rank", "0", (2,)))
     assert isinstance(model[0], Factored)
     assert model[0].bias is bias
     assert not any(p.requires_grad for p in model.parameters())
@@ -133,8 +133,8 @@ def test_bias_mode_type_and_what_is_frozen_stay():
 def test_factoring_draws_no_global_random_number():
     model = nn.Sequential(nn.Linear(4, 5), nn.Conv2d(2, 4, 3))
     before = torch.get_rng_state()
-    factor(model, Edit("rank", "0", (2,)))
-    factor(model, Edit("rank", "1", (2,)))
+    factor_layer(model, Edit("rank", "0", (2,)))
+    factor_layer(model, Edit("rank", "1", (2,)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_factored_is_named():
     model[2].weight = model[0].weight
     for path, kept in [("9", (2,)), ("1", (2,)), ("", (2,)), ("3", (2,)), ("0", (2,)), ("0", (0,))]:
         with pytest.raises(ValueError, match=f"rank of '{path}'"):
-            factor(model, Edit("rank", path, kept))
+            factor_layer(model, Edit("rank", path, kept))
 
 
 def test_a_factor_is_not_factored_again_and_again():

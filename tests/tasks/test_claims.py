@@ -15,7 +15,7 @@ from torch import nn
 from fedprune import RunConfig, federate, load
 from fedprune.client.host import build_host
 from fedprune.client.teacher import teacher_in
-from fedprune.codec.coded_file import CODED_NAME, MAGIC
+from fedprune.codec.coded_file import CODED_NAME, FILE_MAGIC
 from fedprune.config import configure
 from fedprune.structure.families.family import Need
 from fedprune.tasks import claims
@@ -40,10 +40,10 @@ def run(tmp_path_factory) -> Path:
 def claiming(source: Path, to: Path, **head: Any) -> Path:
     """The model of a run with other words in its head, and a checksum that fits them."""
     data = (source / CODED_NAME).read_bytes()[:-32]
-    start = len(MAGIC) + 4
-    end = start + int.from_bytes(data[len(MAGIC) : start], "little")
+    start = len(FILE_MAGIC) + 4
+    end = start + int.from_bytes(data[len(FILE_MAGIC) : start], "little")
     text = json.dumps({**json.loads(data[start:end]), **head}).encode()
-    body = MAGIC + len(text).to_bytes(4, "little") + text + data[end:]
+    body = FILE_MAGIC + len(text).to_bytes(4, "little") + text + data[end:]
     to.mkdir()
     (to / CODED_NAME).write_bytes(body + hashlib.sha256(body).digest())
     return to

@@ -9,7 +9,7 @@ import torch
 from fedprune.config import configure
 from fedprune.tasks import imagefolder
 from fedprune.tasks.catalog import TASKS
-from fedprune.tasks.imagefolder import pixels, places
+from fedprune.tasks.imagefolder import image_places, pixels
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -60,10 +60,10 @@ def folder(tmp_path) -> Path:
 def test_folders_are_owners_and_classes(folder, asked, model):
     keys = {"length": 8, "clients": 3, "split": "natural", "model": model}
     config = asked("image-classification", data=str(folder / "own"), **keys)
-    shards = imagefolder.shards(config)
+    shards = imagefolder._shards(config)
     sizes = [sum(len(p["labels"]) for p in (s.train, s.validation, s.test)) for s in shards]
     assert sizes == [20] * 3
-    assert imagefolder.names_of_classes(config) == ["a", "b"]
+    assert imagefolder._names_of_classes(config) == ["a", "b"]
     task, batch = TASKS["image-classification"], shards[0].train
     assert batch["images"].shape[1:] == ((1 if model.endswith("grey") else 3), 8, 8)
     assert 0 <= float(batch["images"].min()) < float(batch["images"].max()) <= 1
@@ -75,22 +75,22 @@ def test_all_owners_of_images_are_clients_unless_fewer_are_asked_for(folder):
     assert configure(keys).clients == 3
     more = configure({**keys, "clients": 5})
     with pytest.raises(ValueError, match=r"clients=5: data='.*own' makes 3; allowed: 1 to 3"):
-        imagefolder.shards(more)
+        imagefolder._shards(more)
 
 
 def test_what_is_no_folder_of_images_is_named(folder, asked):
     flat = asked("image-classification", data=str(folder / "flat"), split="natural", length=8)
     with pytest.raises(ValueError, match="no folder says whose image it is"):
-        imagefolder.shards(flat)
+        imagefolder._shards(flat)
     with pytest.raises(ValueError, match="lies among others; allowed: all as CLASS/FILE"):
-        places(str(folder))
+        image_places(str(folder))
     only = saved(folder / "one/w0/x.png", np.zeros((9, 9), np.uint8)).parents[1]
     with pytest.raises(ValueError, match="one class, 'w0'"):
-        imagefolder.names_of_classes(asked("image-classification", data=str(only)))
+        imagefolder._names_of_classes(asked("image-classification", data=str(only)))
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image in it"):
-        places(str(folder / "empty"))
+        image_places(str(folder / "empty"))
     bad = folder / "flat/a/0.png"
     bad.write_bytes(b"no image")
     with pytest.raises(ValueError, match=re.escape(str(bad))):
-        imagefolder.shards(asked("image-classification", data=str(folder / "flat"), length=8))
+        imagefolder._shards(asked("image-classification", data=str(folder / "flat"), length=8))

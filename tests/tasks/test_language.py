@@ -8,7 +8,7 @@ from fedprune.tasks.language import (
     BY_OWNER,
     FEWEST_WINDOWS,
     WINDOW,
-    Row,
+    OwnedText,
     cut_streams,
     dealt,
     one_window,
@@ -93,7 +93,7 @@ def test_bits_per_byte_count_every_byte_that_is_known(task, asked):
         cut_streams(["añ" * 300], asked("shakespeare"), "causal")
 
 
-ROWS: list[Row] = [
+ROWS: list[OwnedText] = [
     (f"owner {i % 5}", ("red", "blue")[i % 2], f"{i:03d}" * (20 + i % 5)) for i in range(100)
 ]
 

@@ -13,7 +13,7 @@ from fedprune.tasks import loading
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.loading import build
 from fedprune.tasks.task import output_of
-from fedprune.tasks.tokenization import characters, own_symbols, rows_of
+from fedprune.tasks.tokenization import characters, own_symbols, token_rows
 from fedprune.tasks.zoo import heads_of
 from fedprune.tensors import state_of
 
@@ -208,7 +208,7 @@ def test_a_padded_batch_classifies_as_single_texts_do(own, side, kind, tmp_path,
     tokenizer.save_pretrained(tmp_path)
     symbols = own_symbols(str(tmp_path), "text-classification")
     model: Any = build(config, Need("classify", 99, 12, symbols.pad, None, 3)).eval()
-    rows = rows_of(symbols, ["to be", "or", "not to be that is", "   is"], 12)
+    rows = token_rows(symbols, ["to be", "or", "not to be that is", "   is"], 12)
     ids, attention = rows.ids, rows.attention
     with torch.no_grad():
         padded = model(input_ids=ids, attention_mask=attention).logits

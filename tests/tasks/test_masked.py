@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.randomness import generator
-from fedprune.tasks.masked import HIDDEN, hidden, local_shard, masked_shards, stretches
+from fedprune.tasks.masked import HIDDEN, hidden, local_masked_shard, masked_shards, stretches
 from fedprune.tasks.task import Part, Shard, label_tokens
 from fedprune.tasks.tokenization import ALPHABET, Symbols, characters, encode
 
@@ -84,6 +84,6 @@ def test_a_tokenizer_without_a_mask_is_refused(asked, monkeypatch):
 def test_a_device_reads_its_own_folder(tmp_path, asked):
     (tmp_path / "a.txt").write_text(TEXT)
     config = asked("shakespeare-masked")
-    device, here = local_shard(tmp_path, config), masked_shards([TEXT], config)[0]
+    device, here = local_masked_shard(tmp_path, config), masked_shards([TEXT], config)[0]
     for one, two in zip(parts_of(device), parts_of(here), strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.tasks.measures import METRICS, beside, macro_f1, measures, metric_of, shown
+from fedprune.tasks.measures import METRICS, beside, macro_f1, measures, metric_of, shown_columns
 from fedprune.tasks.metrics import baseline_of, label_counts, longest_common, rouge_l
 from fedprune.tasks.regression import value_sums
 from fedprune.tasks.task import class_loss
@@ -63,8 +63,8 @@ def test_a_perplexity_is_of_likelihoods_only_an_accuracy_where_labels_are_right(
     about = METRICS[metric]
     assert ("perplexity" in found) == (metric in ("perplexity", "bits_per_byte"))
     assert ("accuracy" in found) == (about.correct == "accuracy")
-    assert ("perplexity" in shown(metric)) == about.likelihood
-    assert set(shown(metric)) <= {*found, metric}
+    assert ("perplexity" in shown_columns(metric)) == about.likelihood
+    assert set(shown_columns(metric)) <= {*found, metric}
     # What needs no sums of its own can be had from a loss alone.
     assert (metric in found) == (not about.sums)
     assert not {"loss", "count", metric, "perplexity"} & set(beside(found, metric))
@@ -72,7 +72,7 @@ def test_a_perplexity_is_of_likelihoods_only_an_accuracy_where_labels_are_right(
 
 def test_a_metric_that_is_not_known_is_better_the_lower():
     assert not metric_of("auc").higher
-    assert shown("auc") == ("loss", "auc")
+    assert shown_columns("auc") == ("loss", "auc")
 
 
 VALUES = st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=3, max_size=30)

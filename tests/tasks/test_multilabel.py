@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fedprune.tasks import multilabel
 from fedprune.tasks.measures import measures
-from fedprune.tasks.multilabel import frequent_alone, label_sets, labels_loss, read_labels
+from fedprune.tasks.multilabel import frequent_labels_alone, label_sets, labels_loss, read_labels
 
 BITS = st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=20)
 
@@ -35,13 +35,13 @@ def test_frequencies_alone_by_scikit_learn():
     test = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]]).double()
     train = torch.tensor([10.0, 6.0, 3.0, 7.0]).double()  # examples, then with each label
     guess = torch.tensor([[1.0, 0.0, 1.0]]).repeat(4, 1)  # more than half have the first and last
-    found = frequent_alone(train, torch.cat([torch.tensor([4.0]), test.sum(0)]).double())
+    found = frequent_labels_alone(train, torch.cat([torch.tensor([4.0]), test.sum(0)]).double())
     assert found["micro_f1"] == pytest.approx(metrics.f1_score(test, guess, average="micro"))
     assert found["macro_f1"] == pytest.approx(metrics.f1_score(test, guess, average="macro"))
     likely = ((train[1:] + 1) / 12).repeat(4, 1)
     wanted = torch.nn.functional.binary_cross_entropy(likely, test)
     assert found["loss"] == pytest.approx(float(wanted))
-    assert frequent_alone(train, torch.zeros(4)) == {}
+    assert frequent_labels_alone(train, torch.zeros(4)) == {}
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_rows_without_a_label_stay(tmp_path, asked):
     path = tmp_path / "x.csv"
     path.write_text("text,label\n" + "a b,x|y\nb c,\nc d,y\n" * 8)
     config = asked("multi-label", data=str(path), length=8, clients=2)
-    shards = multilabel.shards(config)
+    shards = multilabel._shards(config)
     rows = torch.cat([p["labels"] for s in shards for p in (s.train, s.validation, s.test)])
     assert sorted(map(tuple, rows.tolist())) == [(0, 0)] * 8 + [(0, 1)] * 8 + [(1, 1)] * 8
     named = asked("multi-label", data=str(path), length=8, clients=2, class_names=("x",))
     with pytest.raises(ValueError, match="rows have the label 'y'"):
-        multilabel.shards(named)
+        multilabel._shards(named)

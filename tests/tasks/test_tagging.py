@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedprune.tasks import tagging
 from fedprune.tasks.entities import entities
 from fedprune.tasks.rowfiles import NotRows, read_conll
-from fedprune.tasks.tagging import entity_sums, frequent_alone, tagged_rows
+from fedprune.tasks.tagging import entity_sums, frequent_tag_alone, tagged_rows
 from fedprune.tasks.tokenization import Symbols, characters, utf8_bytes
 
 TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b"]), max_size=9)
@@ -115,13 +115,13 @@ def test_words_and_tags_that_do_not_fit_are_named(tmp_path, asked, row, what):
     path = tmp_path / "x.jsonl"
     path.write_text('{"tokens": ["a", "b"], "tags": ["O", "B-x"]}\n' * 20 + row + "\n")
     with pytest.raises(ValueError, match=re.escape(what)):
-        tagging.shards(asked("token-classification", data=str(path), length=8))
+        tagging._shards(asked("token-classification", data=str(path), length=8))
 
 
 def test_the_most_frequent_tag_finds_nothing_where_it_is_none():
     counts = torch.tensor([1.0, 1.0, 8.0])
-    assert frequent_alone(counts, counts, ["B-a", "I-a", "O"]) == {
+    assert frequent_tag_alone(counts, counts, ["B-a", "I-a", "O"]) == {
         "accuracy": 0.8,
         "entity_f1": 0.0,
     }
-    assert frequent_alone(counts, counts, ["JJ", "NN", "VB"]) == {"accuracy": 0.8}
+    assert frequent_tag_alone(counts, counts, ["JJ", "NN", "VB"]) == {"accuracy": 0.8}

@@ -17,8 +17,8 @@ from fedprune.tasks.tokenization import (
     encode,
     encoded,
     own_symbols,
-    rows_of,
     symbols_of,
+    token_rows,
     utf8_bytes,
 )
 
@@ -79,7 +79,7 @@ def test_marks_come_after_the_characters_and_never_from_a_text(purpose):
 @given(st.lists(TEXT, min_size=1, max_size=3))
 def test_rows_are_the_texts_framed_cut_and_padded(purpose, texts):
     symbols, length = characters(purpose), 20
-    rows = rows_of(symbols, texts, length)
+    rows = token_rows(symbols, texts, length)
     read = zip(rows.ids, rows.attention, rows.sizes, rows.whole, texts, strict=True)
     before = [98] if purpose == "classify" else []
     after = [98] if purpose == "seq2seq" else []
@@ -97,10 +97,10 @@ def test_rows_are_the_texts_framed_cut_and_padded(purpose, texts):
 def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch):
     texts = ["one", "", "zwei drei", "四", "a longer text than fits", "\x00"]
     for symbols in (characters("classify"), utf8_bytes("seq2seq")):
-        whole = rows_of(symbols, texts, 12)
+        whole = token_rows(symbols, texts, 12)
         with monkeypatch.context() as patch:
             patch.setattr("fedprune.tasks.tokenization.AT_ONCE", 4)
-            pieces = rows_of(symbols, texts, 12)
+            pieces = token_rows(symbols, texts, 12)
         for name in ("ids", "sizes", "attention", "whole", "spans"):
             assert torch.equal(getattr(whole, name), getattr(pieces, name)), name
         assert torch.equal(whole.coverage.complete, pieces.coverage.complete)
@@ -151,7 +151,7 @@ def test_the_tokenizer_of_bytes_is_the_same_after_a_trip_to_disk(purpose, tmp_pa
     symbols, texts = utf8_bytes(purpose), ["日本 ñ <s> 👩‍👩‍👧\n", "x", ""]
     symbols.tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    rows = rows_of(symbols, texts, 20)
+    rows = token_rows(symbols, texts, 20)
     given_ = again(texts, truncation=True, padding="max_length", max_length=20)
     assert given_["input_ids"] == rows.ids.tolist()
     assert rows.whole.tolist() == [False, True, True]
@@ -162,7 +162,7 @@ def test_the_tokenizer_of_bytes_is_the_same_after_a_trip_to_disk(purpose, tmp_pa
 def test_half_a_surrogate_pair_is_a_question_mark():
     read = encoded(utf8_bytes("causal"), "a\ud83d")
     assert (read.ids - FIRST_BYTE).tolist() == list(b"a?")
-    assert rows_of(utf8_bytes("seq2seq"), ["a\ud83d"], 8).ids[0, 1] == FIRST_BYTE + ord("?")
+    assert token_rows(utf8_bytes("seq2seq"), ["a\ud83d"], 8).ids[0, 1] == FIRST_BYTE + ord("?")
 
 
 def test_uniform_text_cannot_cost_less_than_it_holds():
@@ -228,7 +228,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(made):
     assert made["bytes"].pad == made["bytes"].end
     assert made["words"].pad == 0
     assert made["words"].mask is None
-    rows = rows_of(made["bytes"], ["the", "the thane of the north"], 12)
+    rows = token_rows(made["bytes"], ["the", "the thane of the north"], 12)
     ids, attention = rows.ids, rows.attention
     assert attention[0].sum() < 12
     assert (ids[0][attention[0] == 0] == made["bytes"].pad).all()
@@ -252,7 +252,7 @@ def test_what_a_tokenizer_does_not_know_is_counted(text, made):
         if one != symbols.unknown
     }
     letters = [i for i, c in enumerate(text) if not c.isspace()]
-    for read in (encoded(symbols, text), rows_of(symbols, [text, "the"], 24)):
+    for read in (encoded(symbols, text), token_rows(symbols, [text, "the"], 24)):
         extra = 3 * (read.ids.dim() - 1)  # of the second text
         assert read.coverage.characters == len(letters) + extra
         assert read.coverage.unknown == len(set(letters) - known)

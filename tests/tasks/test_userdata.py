@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from fedprune import federate
 from fedprune.config import configure
-from fedprune.tasks.coverage import reading_of, told_reading
+from fedprune.tasks.coverage import reading_of, reading_summary
 from fedprune.tasks.task import Shard, examples, label_tokens
 from fedprune.tasks.tokenization import FIRST_BYTE, characters, own_symbols, utf8_bytes
 from fedprune.tasks.userdata import (
@@ -173,7 +173,7 @@ def test_what_is_cut_or_unknown_is_counted_as_by_hand(own, tmp_path, asked):
     Dataset.from_list(rows).to_csv(tmp_path / "rows.csv", index=False)
     model = {"model": str(tmp_path / "own")} if own else {}
     config = asked("text-classification", data=str(tmp_path / "rows.csv"), length=24, **model)
-    assert not told_reading(reading_of(config))
+    assert not reading_summary(reading_of(config))
     labelled_shards(config)
     room = 23  # a mark comes first
     cut = sum(len(text if own else text.encode()) > room for text in texts)
@@ -181,7 +181,7 @@ def test_what_is_cut_or_unknown_is_counted_as_by_hand(own, tmp_path, asked):
     found = reading_of(config)
     assert (found["texts"], found["cut"], found["unknown"]) == (40, cut, 3 if own else 0)
     assert found["characters"] == seen or not own
-    lines = told_reading(found)
+    lines = reading_summary(found)
     assert lines[-1] == f"cut at --length: {cut} of 40 texts"
     assert (f"unknown to the model's symbols: 3 of {seen}" in lines[0]) == own
 

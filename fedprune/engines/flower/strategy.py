@@ -30,7 +30,7 @@ from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.measures import shown
+from fedprune.tasks.measures import shown_columns
 from fedprune.tensors import state_of
 
 log = logging.getLogger("fedprune")
@@ -157,7 +157,7 @@ def _note(
         train = {"train_loss": row["train_loss"], "sparsity": row["sparsity"]}
         result.train_metrics_clientapp[round_] = MetricRecord(train)
     if row["loss"] is not None:
-        names = shown(metric)
+        names = shown_columns(metric)
         measured = {n: row[n] for n in names if row[n] is not None}
         result.evaluate_metrics_clientapp[round_] = MetricRecord(measured)
     if evaluate_fn is not None:

@@ -111,7 +111,7 @@ class Book:
         self.unite(self.columns.setdefault(path, list(flow)), flow)
 
 
-Step = Callable[[Book, fx.Node, Sequence[Any], Mapping[str, Any]], Value | None]
+Propagate = Callable[[Book, fx.Node, Sequence[Any], Mapping[str, Any]], Value | None]
 """Follows one operation, from what is known of its arguments; None: nothing is known of it."""
 
 
@@ -127,7 +127,7 @@ def spatial(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Valu
     return None if value is None or value.last else value
 
 
-def pooled(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def pool_flow(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """A pool that gives one tensor (with indices it gives two)."""
     if kwargs.get("return_indices"):
         return None

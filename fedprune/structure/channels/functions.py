@@ -13,10 +13,10 @@ from torch import fx, nn
 from fedprune.structure.channels.flow import (
     MIXED,
     Book,
-    Step,
+    Propagate,
     Value,
     flattened,
-    pooled,
+    pool_flow,
     same,
     spatial,
 )
@@ -131,10 +131,10 @@ _TOGETHER = (
     torch.add, torch.sub, torch.mul,
 )  # fmt: skip
 
-FUNCTIONS: dict[Any, Step] = {
+FUNCTIONS: dict[Any, Propagate] = {
     **dict.fromkeys(_POINTWISE, same),
     **dict.fromkeys(_SPATIAL, spatial),
-    **dict.fromkeys(_POOLING, pooled),
+    **dict.fromkeys(_POOLING, pool_flow),
     **dict.fromkeys(_TOGETHER, _together),
     operator.truediv: _divided,
     torch.div: _divided,
@@ -143,7 +143,7 @@ FUNCTIONS: dict[Any, Step] = {
     torch.cat: _beside,
 }
 
-METHODS: dict[str, Step] = {
+METHODS: dict[str, Propagate] = {
     **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone"), same),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_"), _together),
     "div": _divided,

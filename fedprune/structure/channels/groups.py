@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fedprune.structure.channels.flow import Book, Flow
 from fedprune.structure.channels.layers import MODULES
 from fedprune.structure.channels.operations import follow
-from fedprune.structure.groups import Group, Part
+from fedprune.structure.groups import Group, UnitSlice
 from fedprune.structure.layer_kinds import plain_kind
 from fedprune.structure.low_rank_layers import makes, reads
 
@@ -201,11 +201,11 @@ def _group(
         made, read = _places(role.rows, bundle), _places(role.columns, bundle)
         maker, reader = makes(modules[path]), reads(modules[path])
         if made is not None and _key(maker) in names:
-            rows.append(Part(names[_key(maker)], "row", made))
+            rows.append(UnitSlice(names[_key(maker)], "row", made))
         if read is not None:
             if _key(reader) not in names:
                 return None
-            columns.append(Part(names[_key(reader)], "column", _widened(read, reader)))
+            columns.append(UnitSlice(names[_key(reader)], "column", _widened(read, reader)))
     return Group(bundle.path, "channel", (*rows, *columns))
 
 

@@ -12,10 +12,10 @@ from fedprune.structure.channels.flow import (
     SAME,
     Book,
     Flow,
-    Step,
+    Propagate,
     Value,
     flattened,
-    pooled,
+    pool_flow,
     same,
     spatial,
 )
@@ -132,10 +132,10 @@ _POOLS = (
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
-MODULES: dict[type[nn.Module], Step] = {
+MODULES: dict[type[nn.Module], Propagate] = {
     **dict.fromkeys(_POINTWISE_LAYERS, same),
     **dict.fromkeys(_SPATIAL_LAYERS, spatial),
-    **dict.fromkeys(_POOLS, pooled),
+    **dict.fromkeys(_POOLS, pool_flow),
     **dict.fromkeys(_BATCH_NORMS, _carried),
     **dict.fromkeys(_INSTANCE_NORMS, _on_maps),
     nn.GroupNorm: _grouped,

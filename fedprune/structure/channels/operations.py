@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from fedprune.structure.channels.flow import Book, Step, Value
+from fedprune.structure.channels.flow import Book, Propagate, Value
 from fedprune.structure.channels.functions import FUNCTIONS, METHODS, is_shape
 from fedprune.structure.channels.layers import MODULES
 from fedprune.structure.layer_kinds import plain_kind
@@ -35,7 +35,7 @@ def follow(graph: fx.Graph, book: Book) -> None:
             book.exposed.add(str(node.target).rpartition(".")[0])
 
 
-def _step(book: Book, node: fx.Node) -> Step | None:
+def _step(book: Book, node: fx.Node) -> Propagate | None:
     if node.op == "call_module":
         kind = plain_kind(book.modules[str(node.target)], MODULES)
         return None if kind is None else MODULES[kind]
