@@ -36,7 +36,7 @@ def few(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *kept: str) -> 
 
 
 def test_images_in_closed_form(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
-    few(monkeypatch, image_report, "CASES", "|g|", "|g|, 80 % pruned", "Σx²")
+    few(monkeypatch, image_report, "IMAGE_CASES", "|g|", "|g|, 80 % pruned", "Σx²")
     found = image_report.closed_form_findings([0], [10.0], lambda: ticks.append(1))
     error, label = check(found, ticks)
     assert error.table is not None
@@ -58,8 +58,8 @@ def test_images_by_search(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> 
 
 
 def test_labels(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
-    few(monkeypatch, label_report, "CASES", "change", "g², with head")
-    monkeypatch.setattr(label_report, "SIZES", (32,))
+    few(monkeypatch, label_report, "LABEL_CASES", "change", "g², with head")
+    monkeypatch.setattr(label_report, "_SIZES", (32,))
     found = label_report.label_findings([0], [10.0], lambda: ticks.append(1))
     shares, dominant = check(found, ticks)
     assert shares.table is not None
@@ -70,7 +70,7 @@ def test_labels(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
 @pytest.mark.slow
 def test_texts(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
     """Reading 38 plays takes seconds."""
-    few(monkeypatch, text_report, "CASES", "change", "Σx²")
+    few(monkeypatch, text_report, "TEXT_CASES", "change", "Σx²")
     found = text_report.text_findings([0], [10.0], 2, lambda: ticks.append(1))
     which, listed, order = check(found, ticks)
     assert which.table is not None
