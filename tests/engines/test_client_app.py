@@ -18,6 +18,7 @@ from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure, to_toml
 from fedprune.engines.flower.client_app import _device_host, app
 from fedprune.engines.inline import inline_port
+from fedprune.learning.local_training import tune
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.origin import origin_of
 from fedprune.protocol.parts import Part
@@ -260,7 +261,7 @@ def of_rows(task: str, **keys: Any) -> RunConfig:
 def test_a_device_brings_rows_of_its_own(task: str, tmp_path: Path):
     """The device has all rows of its file, cut as those of a simulation's one client."""
     config, data = of_rows(task), own_data(task, tmp_path)
-    host, _ = _device_host(to_toml(config), str(data), (1,))
+    host, _ = _device_host(to_toml(config), str(data), (1,), tune)
     simulated = TASKS[task].shards(of_rows(task, clients=1, data=str(data)))[0]
     for name, part in vars(host.shards[1]).items():
         right = getattr(simulated, name)
@@ -276,7 +277,7 @@ def test_devices_share_the_names_of_classes(task: str, tmp_path: Path):
     """Also where a device has rows of one of them; without names it takes no part."""
     config, data = of_rows(task), own_data(task, tmp_path, (2,))
     if task == "image-classification":
-        host, _ = _device_host(to_toml(config), str(data), (1,))
+        host, _ = _device_host(to_toml(config), str(data), (1,), tune)
         assert host.shards[1].train["labels"].unique().tolist() == [2]
     reason = hello(device(data, 1), of_rows(task, class_names=()))["failure"]["reason"]
     assert "class-names=[]: a device knows the labels of its own rows only; allowed" in reason
