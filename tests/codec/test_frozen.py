@@ -39,7 +39,7 @@ outer = st.builds(
     st.dictionaries(st.integers(0, 9), inner, max_size=3),
     st.binary(max_size=5),
     st.none() | inner,
-    st.none() | st.integers(0),
+    st.none() | st.integers(0, 2**62),
     st.booleans(),
     st.dictionaries(st.text(max_size=2), st.dictionaries(whole, tensors, max_size=2)),
 )
