@@ -27,10 +27,10 @@ from fedprune.engines.inline import inline_port
 from fedprune.methods import acting
 from fedprune.methods.catalog import method_name, method_of
 from fedprune.methods.measuring import measure
+from fedprune.opening import dense_packet
 from fedprune.protocol.port import Port
 from fedprune.randomness import draw, generator
 from fedprune.rounds import run
-from fedprune.run import dense_packet
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.rows import quality

@@ -2,81 +2,56 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fedprune.client.host import build_host, placed
-from fedprune.client.teacher import check_distillation, teacher_in
-from fedprune.config import RunConfig, with_values
+from fedprune.config import RunConfig
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, cut_memories, opened
-from fedprune.methods.catalog import check_method, memories_of
-from fedprune.methods.measuring import described, measure, outcome, own_measured
-from fedprune.options.refusal import ConfigError
-from fedprune.options.values import for_flower
+from fedprune.methods.catalog import check_method
+from fedprune.methods.measuring import measure, outcome, own_measured
+from fedprune.opening import opening_of, unfailed, without_model
 from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
 from fedprune.privacy.release import Occasion, Release
-from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Answer, Question
-from fedprune.protocol.models import dense_model, layout_for, shaped
+from fedprune.protocol.messages import Question
+from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
-from fedprune.protocol.questions import broadcast
 from fedprune.protocol.releases import OPEN, metric_spread
 from fedprune.protocol.server_privacy import guarded
 from fedprune.protocol.server_privacy import opened as opened_port
 from fedprune.protocol.stored import FOLDER_NAME as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
+from fedprune.records.book import PRUNED, arms_of, open_book
 from fedprune.records.bound import Going
-from fedprune.records.checkpoint import save_state
 from fedprune.records.choices import choices_in
 from fedprune.records.folder import (
-    CONFIG_NAME,
-    begin,
-    check_resumable,
-    checkpoint_path,
-    gone_on,
-    growing,
-    record,
-    rewind,
     write_results,
     write_summary,
 )
 from fedprune.records.previous import (
     PreviousRun,
-    continued,
     on_the_earlier_task,
     previous_run,
 )
+from fedprune.records.repeating import commands_for
 from fedprune.records.summary import About, Summary, summary_of
-from fedprune.rounds import run
 from fedprune.runtime.process import put_back
-from fedprune.selection.options import followed_method
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.rows import Row
 from fedprune.server.shrink import fitted, shrunk
-from fedprune.server.state import State, Totals, first_state, reverted
+from fedprune.server.state import State, Totals
 from fedprune.server.watch import Watch
-from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
-from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.metrics import naive_of
-from fedprune.tasks.task import Part
-from fedprune.tensors import count_kept, load_into
-
-RUN = "python simulations/run.py"
-PRUNED = "pruned"
-WARM = "warm"
-"""Name of the checkpoint at the end of the warm-up, which all arms share."""
+from fedprune.tensors import load_into
 
 
 @dataclass(frozen=True)
@@ -159,8 +134,8 @@ def _federated(
 ) -> Result:
     began, port = time.perf_counter(), _rehearsed(config, port, folder)
     before = previous_run(config.init, config.plugin) if config.init else None
-    fresh, blank = _opening(config, weights, before)
-    book = _opened(config, folder, replace(going, data=port.data), watch)
+    fresh, blank = opening_of(config, weights, before)
+    book = open_book(config, folder, replace(going, data=port.data), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, terms_of(config), resume=going.resume)
     shelf = Stored(None if folder is None else folder / RELEASED_NAME)
@@ -198,7 +173,7 @@ def _federated(
     summary |= {"resumed_anyway": book.differences} if book.differences else {}
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if folder is not None:
-        again = commands(config, folder, port)
+        again = commands_for(config, folder, port)
         summary |= again | _written(folder, end, model, (blank, plan), again["command"])
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
@@ -282,32 +257,6 @@ def _failed(end: State, rows: Sequence[Row], privacy: Mapping[str, Any]) -> dict
     return {"failed": f"no round was completed: {why}"}
 
 
-def _opening(
-    config: RunConfig, weights: Mapping[str, Tensor] | None, before: PreviousRun | None
-) -> tuple[State, Plan]:
-    """The state before round one, and the plan of the dense model."""
-    model = dense_model(config)
-    if weights is not None:
-        load_into(model, weights)
-    layout = layout_for(config, model)
-    fresh = first_state(model, layout)
-    positions = positions_for(config, model, layout)
-    whole = flops(fresh.masks, positions) if positions else 0.0
-    packet = dense_packet(fresh, layout)
-    plan = Plan(config, layout, packet, model, dummy_of(config), positions, flops_dense=whole)
-    plan = replace(plan, teacher=_teacher(config, model))
-    if before is None:
-        return fresh, plan
-    state = continued(config, before)
-    start = (layout.whole - count_kept(state.masks)) / layout.whole
-    if config.sparsity and config.sparsity < start:
-        raise ConfigError(
-            f"sparsity={config.sparsity}: {config.init} has {start:.6g} already, and density does "
-            f"not rise; allowed: 0 (prune no further), {start:.6g} to 1"
-        )
-    return state, replace(plan, start=start)
-
-
 def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
     """The last state with what its mask emptied taken out, where that is wanted, and its plan."""
     plan = fitted(plan, end.edits)
@@ -316,199 +265,3 @@ def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
     model, smaller = shrunk(end.model, plan)
     memories = cut_memories(end, plan, smaller)
     return replace(end, model=model, memories=memories), smaller
-
-
-def _teacher(config: RunConfig, model: nn.Module) -> bytes:
-    """Another run's model to learn from, if there is one; refused before anything starts.
-
-    Raises:
-        ConfigError: it cannot be had, or there is nothing to learn from it.
-    """
-    try:
-        teacher = teacher_in(config.teacher, config.plugin) if config.teacher else b""
-        check_distillation(config, model, teacher)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return teacher
-
-
-def without_model(state: State, plan: Plan, port: Port) -> tuple[State, dict[str, float]]:
-    """What the commonest label, or the labels' frequencies, reach: it gives a number its meaning.
-
-    From sums over the labels of everyone's training and test parts (counts, or those of
-    `Task.naive`); empty where a task has none.
-    """
-    config = plan.config
-    naive = naive_of(tasks_of(config.plugin)[config.task])
-    if naive is None or (config.dp != "none" and not config.panel):
-        return state, {}
-    asked, aggregate = described(state, Round(0, plan), port)
-    if aggregate.total is None:
-        return state, {}
-    test, train = aggregate.total.split(aggregate.total.numel() // 2)
-    # A client that cannot answer now is asked again in every round, and counted there.
-    return unfailed(asked), dict(naive.reached(train, test, config))
-
-
-def unfailed(state: State) -> State:
-    """The state without failures from before round one."""
-    return replace(state, book=replace(state.book, failures=(), failed=0))
-
-
-def dummy_of(config: RunConfig) -> Part | None:
-    """One example without data in it, where the task has one."""
-    dummy = tasks_of(config.plugin)[config.task].dummy
-    return None if dummy is None else dummy(config)
-
-
-def positions_for(config: RunConfig, model: nn.Module, layout: Layout) -> Mapping[str, float]:
-    """How many rows each prunable layer sees in one example; nothing without a dummy."""
-    task, dummy = tasks_of(config.plugin)[config.task], dummy_of(config)
-    if dummy is None:
-        return {}
-    try:
-        return positions_of(model, layout, dummy, task.loss)
-    except Exception:  # a loss of the user's own that fails is for the clients to report
-        if config.target_flops is not None:
-            raise
-        return {}
-
-
-def commands(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
-    """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one.
-
-    For devices SUPERLINK stands for the name that the user's own Flower configuration gives the
-    SuperLink, which nobody else knows.
-    """
-    if config.engine == "flower":
-        where = ["SUPERLINK"] * port.own_data()
-        where += ["--federation", port.federation] * bool(port.federation)
-        given = ["--stream", "--run-config", as_run_config(config)]
-        return {"command": shlex.join(["flwr", "run", ".", *where, *given])}
-    code = f" --plugin {config.plugin}" if config.plugin else ""  # a file does not choose code
-    return {
-        "command": f"{RUN} --config {folder / CONFIG_NAME}{code} --out {folder}-again",
-        "resume": f"{RUN} --resume {folder}{code}",
-    }
-
-
-def as_run_config(config: RunConfig) -> str:
-    """The configuration in the form of Flower's ``--run-config``: the keys that were given."""
-    given = {"task": config.task} | config.given
-    return " ".join(
-        f"{key.replace('_', '-')}={for_flower(value)}"
-        for key, value in given.items()
-        if key not in {"engine", "out"} and value not in ("", None)
-    )
-
-
-_ASKS_NOBODY = {
-    "combine": "sum",
-    "normalise": "none",
-    "masks": "global",
-    "average": None,
-    "score_during": "pass",
-    "score_wire": "fp32",
-    "calibration": "dense",
-}
-
-
-def arms_of(config: RunConfig) -> dict[str, RunConfig]:
-    """The pruned arm first, then a baseline per name: same seed, rounds and data."""
-    # Nothing follows from these: a dense arm keeps the plan of a run that prunes.
-    amounts = dict.fromkeys(("threshold", "target_bytes", "target_flops"))
-    changes: dict[str, dict[str, Any]] = {
-        "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
-        "random": {"score": "random"} | _ASKS_NOBODY,
-    }
-
-    def without_method(changed: dict[str, Any]) -> RunConfig:
-        arm = with_values(config, {**changed, "method_options": {}})
-        return with_values(arm, {"method": followed_method(arm)})
-
-    return {PRUNED: config} | {name: without_method(changes[name]) for name in config.baselines}
-
-
-def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
-    """Bytes of one dense fp32 tuning question and of its answer, encoded to be weighed."""
-    question = Question("tune", 1, state.weights, {}, lr=1.0, known=frozenset([0]))
-    values = torch.zeros(sum(s.numel() for s in layout.shapes.values()))
-    answer = Answer(values, 1.0, {"loss": 1.0, "count": 1.0})
-    return broadcast(question, "fp32").size([0]), encode_answer(answer, question, "fp32").size()
-
-
-@dataclass
-class _Book:
-    """The rows of every arm as they come, in memory and in the folder."""
-
-    config: RunConfig
-    folder: Path | None
-    watch: Watch
-    rows: list[Row]
-    states: dict[str, State]
-    differences: Sequence[str] = ()
-
-    def start(self, arm: str, fresh: State) -> State:
-        """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.
-
-        Up to the end of the warm-up nothing tells the arms apart, so it is run once.
-        """
-        if arm in self.states:
-            return self.states[arm]
-        if WARM not in self.states:
-            return fresh
-        warm = self.states[WARM]
-        for row in [r for r in self.rows if r["arm"] == PRUNED and r["round"] <= warm.round]:
-            self._keep({**row, "arm": arm}, 0.0, warm)
-        return warm
-
-    def play(self, arm: str, state: State, plan: Plan, port: Port) -> State:
-        """Run an arm from a state to its end, a row at a time."""
-        clock = time.perf_counter()
-        for state, row in run(state, plan, port):  # noqa: B020 (the last state is the result)
-            now = time.perf_counter()
-            if arm == PRUNED and self.config.baselines and state.round == self.config.warmup:
-                self._keep_warm(state)
-            self._keep({"arm": arm, **row}, now - clock, state)
-            clock = now
-        return state
-
-    def _keep(self, row: Row, seconds: float, state: State) -> None:
-        self.rows.append(row)
-        if self.folder is not None:
-            record(self.folder, row, seconds, state)
-        self.watch.row(row, seconds, state)
-
-    def tested(self, arm: str, played: State, end: State) -> None:
-        """Keep the test totals with an arm's last checkpoint, and what asking for them changed."""
-        if self.folder is None or played.tested is not None or not end.tested:
-            return
-        state = reverted(played, end)
-        state = replace(state, tested=end.tested, tested_own=end.tested_own)
-        save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
-
-    def _keep_warm(self, state: State) -> None:
-        self.states[WARM] = state
-        if self.folder is not None:
-            save_state(state, checkpoint_path(self.folder, WARM), growing(self.folder))
-
-    def shown(self, arm: str, port: Port) -> Port:
-        """The port, with every question announced to who looks on."""
-
-        def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-            self.watch.phase(arm, question, len(partitions))
-            return port.ask(question, partitions)
-
-        return replace(port, ask=ask)
-
-
-def _opened(config: RunConfig, folder: Path | None, going: Going, watch: Watch) -> _Book:
-    if folder is None:
-        return _Book(config, None, watch, [], {})
-    if not going.resume:
-        begin(folder, config, going.data())
-        return _Book(config, folder, watch, [], {})
-    known = check_resumable(folder)
-    differences = gone_on(folder, config, going.data(), anyway=going.anyway)
-    rows, states = rewind(folder, [*arms_of(config), WARM], known, memories_of(config.plugin))
-    return _Book(config, folder, watch, rows, states, differences)

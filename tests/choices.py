@@ -9,8 +9,7 @@ from unittest.mock import patch
 
 from torch import nn
 
-from fedprune import RunConfig
-from fedprune import run as federation
+from fedprune import RunConfig, opening
 from fedprune.config import configure
 from fedprune.config.rules import names_of
 from fedprune.learning.local_training import prepared
@@ -190,8 +189,8 @@ def _begin(config: RunConfig) -> None:
     key = repr([vars(config)[name] for name in LOOKED_AT])
     if key not in _SEEN:
         try:
-            with patch.object(federation, "dense_model", _model_of):
-                federation._opening(config, None, None)
+            with patch.object(opening, "dense_model", _model_of):
+                opening.opening_of(config, None, None)
             prepared(_model_of(config), config)
             _SEEN[key] = None
         except ValueError as error:

@@ -90,6 +90,7 @@ ORDER = [
         "engines.inline",
         "export",
         "records",
+        "opening",
         "report",
         "run",
     ),

@@ -19,11 +19,11 @@ from fedprune.methods.acting import begun, done
 from fedprune.methods.catalog import memories_of, riders_of
 from fedprune.methods.reduce import Memory as Reduced
 from fedprune.methods.reduce import reduced
+from fedprune.opening import opening_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import one_round
-from fedprune.run import _opening
 from fedprune.server.ask import conversed
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
@@ -139,7 +139,7 @@ def changed(before: State, after: State) -> set[str]:
 
 def opening(config: RunConfig) -> tuple[State, Plan]:
     """The state before round one, and its plan."""
-    state, plan = _opening(config, None, None)
+    state, plan = opening_of(config, None, None)
     return begun(state, Round(0, plan)), plan
 
 

@@ -13,10 +13,10 @@ from fedprune import RunConfig, Shard, federate, load
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, thinned
+from fedprune.opening import opening_of
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
 from fedprune.redundancy.unit_weights import producers_of, without_units
-from fedprune.run import _opening
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.state import State
@@ -53,7 +53,7 @@ def house_of(config: RunConfig) -> Host:
 
 
 def opened(config: RunConfig) -> tuple[State, Plan, Port]:
-    state, plan = _opening(config, None, None)
+    state, plan = opening_of(config, None, None)
     return replace(state, round=3), plan, inline_port(house_of(config))
 
 

@@ -12,11 +12,11 @@ from fedprune.client.host import REBUILT, Host, build_host, with_edits
 from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import memories_of
+from fedprune.opening import opening_of
 from fedprune.protocol.models import layout_at, shaped
 from fedprune.protocol.questions import decode_question, encode_question
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import run
-from fedprune.run import _opening
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.shrink import fitted, shrunk
@@ -53,7 +53,7 @@ def plays(tiny: Tiny) -> Callable[..., RunConfig]:
 def halved(plays: Callable[..., RunConfig]) -> tuple[RunConfig, Model, Model, Plan, Plan]:
     """A model half of whose neurons and one whole sub-layer are masked, before and after."""
     config = plays()
-    state, plan = _opening(config, None, None)
+    state, plan = opening_of(config, None, None)
     model = state.model
     masks = {n: m.clone() for n, m in model.masks.items()}
     for group in plan.layout.structure.groups:

@@ -24,7 +24,8 @@ from fedprune.config import RunConfig, overridden
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
-from fedprune.run import PRUNED, federate
+from fedprune.records.book import PRUNED
+from fedprune.run import federate
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch

@@ -1,0 +1,122 @@
+"""What a run begins with: the state before round one and the plan of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.client.teacher import check_distillation, teacher_in
+from fedprune.config import RunConfig
+from fedprune.methods.measuring import described
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.coded_answers import encode_answer
+from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.models import dense_model, layout_for
+from fedprune.protocol.port import Port
+from fedprune.protocol.questions import broadcast
+from fedprune.records.previous import (
+    PreviousRun,
+    continued,
+)
+from fedprune.server.plan import Plan
+from fedprune.server.round import Round
+from fedprune.server.state import State, first_state
+from fedprune.structure.flops import flops, positions_of
+from fedprune.structure.layout import Layout
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.metrics import naive_of
+from fedprune.tasks.task import Part
+from fedprune.tensors import count_kept, load_into
+
+
+def opening_of(
+    config: RunConfig, weights: Mapping[str, Tensor] | None, before: PreviousRun | None
+) -> tuple[State, Plan]:
+    """The state before round one, and the plan of the dense model."""
+    model = dense_model(config)
+    if weights is not None:
+        load_into(model, weights)
+    layout = layout_for(config, model)
+    fresh = first_state(model, layout)
+    positions = positions_for(config, model, layout)
+    whole = flops(fresh.masks, positions) if positions else 0.0
+    packet = dense_packet(fresh, layout)
+    plan = Plan(config, layout, packet, model, dummy_of(config), positions, flops_dense=whole)
+    plan = replace(plan, teacher=teacher_of(config, model))
+    if before is None:
+        return fresh, plan
+    state = continued(config, before)
+    start = (layout.whole - count_kept(state.masks)) / layout.whole
+    if config.sparsity and config.sparsity < start:
+        raise ConfigError(
+            f"sparsity={config.sparsity}: {config.init} has {start:.6g} already, and density does "
+            f"not rise; allowed: 0 (prune no further), {start:.6g} to 1"
+        )
+    return state, replace(plan, start=start)
+
+
+def teacher_of(config: RunConfig, model: nn.Module) -> bytes:
+    """Another run's model to learn from, if there is one; refused before anything starts.
+
+    Raises:
+        ConfigError: it cannot be had, or there is nothing to learn from it.
+    """
+    try:
+        teacher = teacher_in(config.teacher, config.plugin) if config.teacher else b""
+        check_distillation(config, model, teacher)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return teacher
+
+
+def without_model(state: State, plan: Plan, port: Port) -> tuple[State, dict[str, float]]:
+    """What the commonest label, or the labels' frequencies, reach: it gives a number its meaning.
+
+    From sums over the labels of everyone's training and test parts (counts, or those of
+    `Task.naive`); empty where a task has none.
+    """
+    config = plan.config
+    naive = naive_of(tasks_of(config.plugin)[config.task])
+    if naive is None or (config.dp != "none" and not config.panel):
+        return state, {}
+    asked, aggregate = described(state, Round(0, plan), port)
+    if aggregate.total is None:
+        return state, {}
+    test, train = aggregate.total.split(aggregate.total.numel() // 2)
+    # A client that cannot answer now is asked again in every round, and counted there.
+    return unfailed(asked), dict(naive.reached(train, test, config))
+
+
+def unfailed(state: State) -> State:
+    """The state without failures from before round one."""
+    return replace(state, book=replace(state.book, failures=(), failed=0))
+
+
+def dummy_of(config: RunConfig) -> Part | None:
+    """One example without data in it, where the task has one."""
+    dummy = tasks_of(config.plugin)[config.task].dummy
+    return None if dummy is None else dummy(config)
+
+
+def positions_for(config: RunConfig, model: nn.Module, layout: Layout) -> Mapping[str, float]:
+    """How many rows each prunable layer sees in one example; nothing without a dummy."""
+    task, dummy = tasks_of(config.plugin)[config.task], dummy_of(config)
+    if dummy is None:
+        return {}
+    try:
+        return positions_of(model, layout, dummy, task.loss)
+    except Exception:  # a loss of the user's own that fails is for the clients to report
+        if config.target_flops is not None:
+            raise
+        return {}
+
+
+def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
+    """Bytes of one dense fp32 tuning question and of its answer, encoded to be weighed."""
+    question = Question("tune", 1, state.weights, {}, lr=1.0, known=frozenset([0]))
+    values = torch.zeros(sum(s.numel() for s in layout.shapes.values()))
+    answer = Answer(values, 1.0, {"loss": 1.0, "count": 1.0})
+    return broadcast(question, "fp32").size([0]), encode_answer(answer, question, "fp32").size()

@@ -1,0 +1,152 @@
+"""The book of a run: rows, checkpoints and arms, in memory and in its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedprune.config import RunConfig, with_values
+from fedprune.methods.catalog import memories_of
+from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.port import Port
+from fedprune.records.bound import Going
+from fedprune.records.checkpoint import save_state
+from fedprune.records.folder import (
+    begin,
+    check_resumable,
+    checkpoint_path,
+    gone_on,
+    growing,
+    record,
+    rewind,
+)
+from fedprune.rounds import run
+from fedprune.selection.options import followed_method
+from fedprune.server.plan import Plan
+from fedprune.server.rows import Row
+from fedprune.server.state import State, reverted
+from fedprune.server.watch import Watch
+
+PRUNED = "pruned"
+WARM = "warm"
+"""Name of the checkpoint at the end of the warm-up, which all arms share."""
+
+_ASKS_NOBODY = {
+    "combine": "sum",
+    "normalise": "none",
+    "masks": "global",
+    "average": None,
+    "score_during": "pass",
+    "score_wire": "fp32",
+    "calibration": "dense",
+}
+
+
+def arms_of(config: RunConfig) -> dict[str, RunConfig]:
+    """The pruned arm first, then a baseline per name: same seed, rounds and data."""
+    # Nothing follows from these: a dense arm keeps the plan of a run that prunes.
+    amounts = dict.fromkeys(("threshold", "target_bytes", "target_flops"))
+    changes: dict[str, dict[str, Any]] = {
+        "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
+        "random": {"score": "random"} | _ASKS_NOBODY,
+    }
+
+    def without_method(changed: dict[str, Any]) -> RunConfig:
+        arm = with_values(config, {**changed, "method_options": {}})
+        return with_values(arm, {"method": followed_method(arm)})
+
+    return {PRUNED: config} | {name: without_method(changes[name]) for name in config.baselines}
+
+
+@dataclass
+class RunBook:
+    """The rows of every arm as they come, in memory and in the folder.
+
+    Attributes:
+        config: of the run.
+        folder: where its results go; None keeps nothing.
+        watch: who looks on.
+        rows: of all arms so far.
+        states: where arms stood that have begun, and the end of the warm-up.
+        differences: what the run goes on with that it did not begin with.
+    """
+
+    config: RunConfig
+    folder: Path | None
+    watch: Watch
+    rows: list[Row]
+    states: dict[str, State]
+    differences: Sequence[str] = ()
+
+    def start(self, arm: str, fresh: State) -> State:
+        """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.
+
+        Up to the end of the warm-up nothing tells the arms apart, so it is run once.
+        """
+        if arm in self.states:
+            return self.states[arm]
+        if WARM not in self.states:
+            return fresh
+        warm = self.states[WARM]
+        for row in [r for r in self.rows if r["arm"] == PRUNED and r["round"] <= warm.round]:
+            self._keep({**row, "arm": arm}, 0.0, warm)
+        return warm
+
+    def play(self, arm: str, state: State, plan: Plan, port: Port) -> State:
+        """Run an arm from a state to its end, a row at a time."""
+        clock = time.perf_counter()
+        for state, row in run(state, plan, port):  # noqa: B020 (the last state is the result)
+            now = time.perf_counter()
+            if arm == PRUNED and self.config.baselines and state.round == self.config.warmup:
+                self._keep_warm(state)
+            self._keep({"arm": arm, **row}, now - clock, state)
+            clock = now
+        return state
+
+    def _keep(self, row: Row, seconds: float, state: State) -> None:
+        self.rows.append(row)
+        if self.folder is not None:
+            record(self.folder, row, seconds, state)
+        self.watch.row(row, seconds, state)
+
+    def tested(self, arm: str, played: State, end: State) -> None:
+        """Keep the test totals with an arm's last checkpoint, and what asking for them changed."""
+        if self.folder is None or played.tested is not None or not end.tested:
+            return
+        state = reverted(played, end)
+        state = replace(state, tested=end.tested, tested_own=end.tested_own)
+        save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
+
+    def _keep_warm(self, state: State) -> None:
+        self.states[WARM] = state
+        if self.folder is not None:
+            save_state(state, checkpoint_path(self.folder, WARM), growing(self.folder))
+
+    def shown(self, arm: str, port: Port) -> Port:
+        """The port, with every question announced to who looks on."""
+
+        def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
+            self.watch.phase(arm, question, len(partitions))
+            return port.ask(question, partitions)
+
+        return replace(port, ask=ask)
+
+
+def open_book(config: RunConfig, folder: Path | None, going: Going, watch: Watch) -> RunBook:
+    """A new book, or the one of a run that goes on.
+
+    Raises:
+        ConfigError: there is nothing to go on with, or something else than it began with.
+    """
+    if folder is None:
+        return RunBook(config, None, watch, [], {})
+    if not going.resume:
+        begin(folder, config, going.data())
+        return RunBook(config, folder, watch, [], {})
+    known = check_resumable(folder)
+    differences = gone_on(folder, config, going.data(), anyway=going.anyway)
+    rows, states = rewind(folder, [*arms_of(config), WARM], known, memories_of(config.plugin))
+    return RunBook(config, folder, watch, rows, states, differences)

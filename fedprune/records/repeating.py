@@ -1,0 +1,43 @@
+"""How a run is repeated, and gone on with: as a command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from fedprune.config import RunConfig
+from fedprune.options.values import for_flower
+from fedprune.protocol.port import Port
+from fedprune.records.folder import (
+    CONFIG_NAME,
+)
+
+RUN = "python simulations/run.py"
+
+
+def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
+    """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one.
+
+    For devices SUPERLINK stands for the name that the user's own Flower configuration gives the
+    SuperLink, which nobody else knows.
+    """
+    if config.engine == "flower":
+        where = ["SUPERLINK"] * port.own_data()
+        where += ["--federation", port.federation] * bool(port.federation)
+        given = ["--stream", "--run-config", as_run_config(config)]
+        return {"command": shlex.join(["flwr", "run", ".", *where, *given])}
+    code = f" --plugin {config.plugin}" if config.plugin else ""  # a file does not choose code
+    return {
+        "command": f"{RUN} --config {folder / CONFIG_NAME}{code} --out {folder}-again",
+        "resume": f"{RUN} --resume {folder}{code}",
+    }
+
+
+def as_run_config(config: RunConfig) -> str:
+    """The configuration in the form of Flower's ``--run-config``: the keys that were given."""
+    given = {"task": config.task} | config.given
+    return " ".join(
+        f"{key.replace('_', '-')}={for_flower(value)}"
+        for key, value in given.items()
+        if key not in {"engine", "out"} and value not in ("", None)
+    )
