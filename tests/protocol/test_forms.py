@@ -194,7 +194,7 @@ SPOILT_SUMS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "form", "field"), SPOILT_SUMS, ids=str)
+@pytest.mark.parametrize(("changes", "form", "field"), SPOILT_SUMS)
 def test_a_sum_that_would_spoil_the_servers_is_refused(changes, form, field):
     with pytest.raises(Refused) as e:
         check_sum(replace(FOLDED, **changes), form)
