@@ -1,14 +1,15 @@
 """What rules make of 6 Byzantine clients of 20: overlap of masks and quality, beside clean runs.
 
     python benchmarks/robust.py [--settings digits-iid digits shakespeare] [--seeds 0 1 2]
-        [--parts changes scores both] [--rules multi-krum ...] [--results FILE] [--show]
+        [--parts changes scores both oracle] [--rules multi-krum ...] [--results FILE] [--show]
 
 Every client is asked in every round, and three of ten send something else than they found, always
-in the form of the question. The model is trained for two thirds of the rounds, pruned at once, and
-trained on. Overlap is the part of the clean run's kept weights that are kept too, quality the test
-metric less the clean run's, in points. There are two clean runs of the same seed, nobody Byzantine
-in either: the plain one, with `--combine sum --robust none`, and the rule's own. Mean over seeds,
-and the worst of them in brackets. What is in the results' file is not run again.
+in the form of the question; under "left out" they send nothing, which is what a rule would come to
+that knows them. The model is trained for two thirds of the rounds, pruned at once, and trained on.
+Overlap is the part of the clean run's kept weights that are kept too, quality the test metric less
+the clean run's, in points. There are two clean runs of the same seed, nobody Byzantine in either:
+the plain one, with `--combine sum --robust none`, and the rule's own. Mean over seeds, and the
+worst of them in brackets. What is in the results' file is not run again.
 """
 
 from __future__ import annotations
@@ -79,12 +80,24 @@ def both(question: Question, given: Answer) -> Answer:
     return inverted(question, scaled(-10.0)(question, given))
 
 
+def absent(question: Question, given: Answer) -> Answer:
+    """No change at all: what the best rule would come to, which leaves out exactly these clients.
+
+    Raises:
+        RuntimeError: asked to tune.
+    """
+    if question.kind == "tune":
+        raise RuntimeError("left out")
+    return given
+
+
 NOBODY: Attack = lambda _question, given: given  # noqa: E731
 ATTACKS: dict[str, Attack] = {
     "nobody": NOBODY,
     **{f"x {name}": scaled(float(name)) for name in ("-1", "-10", "1e6")},
     "inverted": inverted,
     "both": both,
+    "left out": absent,
 }
 COMMON: Keys = {
     **{"engine": "inline", "clients": 20, "cohort": 20, "rounds": 20, "warmup": 14},
@@ -121,6 +134,7 @@ PARTS: dict[str, tuple[list[Rules], list[str]]] = {
         ],
         ["nobody", "both"],
     ),
+    "oracle": ([PLAIN], ["nobody", "left out"]),
 }
 
 
