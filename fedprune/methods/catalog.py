@@ -140,7 +140,7 @@ def _usual(config: RunConfig, method: Method) -> Iterator[tuple[str, str, str]]:
         yield "secure", f"method {name} asks clients one by one", "none"
     if method.apart and config.dp != "none":
         yield "dp", f"method {name} asks clients one by one", "none"
-    if method.planned is None and config.epsilon is not None and "dp_noise" not in config.given:
+    if config.epsilon is not None and "dp_noise" not in config.given:
         yield "epsilon", f"what method {name} asks follows from answers", "beside --dp-noise"
 
 

@@ -82,8 +82,6 @@ class Method:
         apart: asks each client by itself or under masks of its own, which secure sums refuse.
         conflicts: what of a configuration, or of its options, it does not go with: key, why, and
             what is allowed.
-        planned: the kinds of question that it asks in a round where a pruning is (or is not) due,
-            so that ``--epsilon`` can choose the noise; None: they follow from answers.
     """
 
     summary: str
@@ -99,7 +97,6 @@ class Method:
     over: Callable[[Any], bool] = lambda _: False
     apart: bool = False
     conflicts: Callable[[RunConfig, Any], Sequence[tuple[str, str, str]]] = lambda *_: ()
-    planned: Callable[[RunConfig, bool], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
