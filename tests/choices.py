@@ -59,7 +59,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "score_steps": (2,),
     "trim": (0.2,),
     "byzantine": (1,),
-    "max_norm": (100.0,),
+    "max_norm": (10_000.0,),
     "strikes": (2,),
     "accumulate": (2,),
     "local_epochs": (1,),

@@ -201,8 +201,8 @@ FAULTS: dict[str, Fault] = {
         "int8",
     ),
     "masks sent free of charge": Fault(
-        "fedprune.client.host.bytes_down",
-        lambda f, packet, asked, _known, *rest: f(packet, asked, frozenset(asked), *rest),
+        "fedprune.protocol.questions.Broadcast.size",
+        lambda f, sent, asked: f(replace(sent, held={n: set(asked) for n in sent.held}), asked),
         "int8",
     ),
     # noise and the ledger

@@ -20,6 +20,7 @@ from fedprune.config import (
     to_toml,
 )
 from fedprune.engines.flower.strategy import _changed
+from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from fedprune.options.values import as_text, replaced
 from tests.choices import value_of
@@ -37,6 +38,13 @@ BASES: list[Keys] = [
     {"task": "digits", "reduce": ("low-rank",), "rank_energy": 0.9, "secure": "secagg"},
     {"score": "movement", "distil": 0.5, "temperature": 3.0, "baselines": ("dense",)},
 ]
+
+
+def checked(given: Any) -> RunConfig:
+    """The configuration, its method held against the rest as on the command line."""
+    config = configure(given)
+    check_method(config)
+    return config
 
 
 def outcome(make: Any) -> Any:
@@ -61,10 +69,10 @@ def test_a_key_over_a_run_s_file_is_a_key_over_what_was_given(base, tmp_path, ca
         gone = {name.replace("-", "_") for name in said}
         assert gone <= base.keys(), "only what was given can be left out"
         kept = {k: v for k, v in base.items() if k not in gone}
-        fresh = outcome(lambda kept=kept, new={key: value}: configure({**kept, **new}))
+        fresh = outcome(lambda kept=kept, new={key: value}: checked({**kept, **new}))
         if isinstance(found, str) and found != fresh:  # the same, but for what was replaced
             kept = {k: v for k, v in base.items() if k not in replaced(base, {key: value})}
-            fresh = outcome(lambda kept=kept, new={key: value}: configure({**kept, **new}))
+            fresh = outcome(lambda kept=kept, new={key: value}: checked({**kept, **new}))
         assert found == fresh, (key, gone)
         if isinstance(found, RunConfig):
             assert found.given == {**kept, key: vars(found)[key]}, "what followed is not given"

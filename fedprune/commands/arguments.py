@@ -160,8 +160,7 @@ def run_asked_for(
         print(listing(given.get("plugin", "")))
         raise SystemExit(0)
     for key in _TABLES.keys() & given.keys():
-        kind = str if key == "method_options" else float
-        given[key] = {name: parsed("", value, kind) for name, value in given[key]}
+        given[key] = {name: parsed("", value, float) for name, value in given[key]}
     file, resume = given.pop("config", None), given.pop("resume", None)
     anyway = given.pop("resume_anyway", False)
     if resume is not None:

@@ -194,9 +194,9 @@ def wanda(evidence: Evidence) -> Tensors:
     """|w_ij|·sqrt(mean x_j²), Sun et al. 2023, arXiv 2306.11695, eq. 1.
 
     There the norm of x_j over all rows stands for the root of the mean: the same in every
-    comparison within a tensor.
+    comparison within a tensor. A mean of squares that noise brought below 0 counts as 0.
     """
-    return _by_column(evidence, lambda w, mean: w.abs() * mean.sqrt())
+    return _by_column(evidence, lambda w, mean: w.abs() * mean.clamp_min(0.0).sqrt())
 
 
 def by_input(evidence: Evidence) -> Tensors:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import inputs_ask, inputs_of, products, rows_of, squares
-from fedprune.structure.layout import as_rows, layout_of
+from fedprune.scores.score import Evidence
+from fedprune.structure.layout import Layout, as_rows, layout_of
 from fedprune.tasks.task import Loss, Part, batches
 
 
@@ -116,3 +117,12 @@ def test_what_has_no_inputs_to_measure_is_refused(model, include, name):
         ask.shapes(layout, layout.prunable, "weight", 0)
         with ask.watch(model, layout, layout.prunable):
             pass
+
+
+def test_a_square_that_noise_brought_below_0_counts_as_0():
+    """Of a sum with noise; its root is no number."""
+    layout = Layout({"w": torch.Size([3, 2])}, ("w",), (), {})
+    sums = {inputs_of("w"): torch.tensor([-1.0, 8.0]), rows_of("w"): torch.tensor([2.0])}
+    weights, masks = {"w": torch.ones(3, 2)}, {"w": torch.ones(3, 2, dtype=torch.bool)}
+    evidence = Evidence(sums, 2.0, weights, masks, layout, torch.Generator())
+    assert SCORES["wanda"].finalise(evidence)["w"].tolist() == [[0.0, 2.0]] * 3

@@ -56,7 +56,11 @@ def test_keys_of_supernodes_change_no_sum(registered: Made, devices: Made, tiny:
     assert told(signed) == {}
     assert signed.summary["weights_digest"] == plain.summary["weights_digest"]
     assert signed.rows[-1]["loss"] == plain.rows[-1]["loss"]
-    sums, traffic = grid.kinds(79).count("query.keys"), (signed.state.traffic, plain.state.traffic)
+    sums = grid.kinds(79).count("query.keys")
+    traffic = (
+        signed.state.book.traffic,
+        plain.state.book.traffic,
+    )
     more, less = (t.up + t.down + t.evaluation for t in traffic)
     assert more - less == 96 * 3 * sums * (1 + 4 * 3), "up once, down to everyone in four stages"
 
