@@ -202,5 +202,16 @@ def _reached(
 
 
 def schedules_of(plugin: str) -> dict[str, Schedule]:
-    """Every schedule by name; a plug-in's (its table ``SCHEDULES``) come last."""
-    return {**SCHEDULES, **table_in(plugin, "SCHEDULES", Schedule)}
+    """Every schedule by name; a plug-in's (its table ``SCHEDULES``) come last.
+
+    Raises:
+        ImportError: one of a plug-in does more than say how much goes when.
+    """
+    own: dict[str, Schedule] = table_in(plugin, "SCHEDULES", Schedule)
+    more = [name for name, schedule in own.items() if schedule.exchanges or schedule.chosen]
+    if more:
+        raise ImportError(
+            f"plugin={plugin!r}: schedule {more[0]!r} exchanges weights or is chosen, as only "
+            "regrow and adaptive are; allowed: fractions alone, or a Method in METHODS"
+        )
+    return {**SCHEDULES, **own}

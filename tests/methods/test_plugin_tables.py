@@ -83,3 +83,14 @@ def test_a_selector_that_chooses_strangers_is_refused(tmp_path: Path):
         ConfigError, match=r"selector='x': chose \[99\] in round 1; allowed: at most 3"
     ):
         federate(tiny(plugin=str(path), selector="x", model="mlp"))
+
+
+@pytest.mark.parametrize("flag", ["exchanges", "chosen"])
+def test_a_schedule_that_would_be_a_method_is_refused(flag: str, tmp_path: Path):
+    path = tmp_path / f"{flag}.py"
+    path.write_text(
+        "from fedprune.selection.schedules import Schedule\n"
+        f"SCHEDULES = {{'mine': Schedule(lambda i, n, final: 1.0, '', {flag}=True)}}"
+    )
+    with pytest.raises(ConfigError, match=r"schedule 'mine' exchanges .*; allowed: fractions"):
+        tiny(plugin=str(path), schedule="mine", model="mlp")
