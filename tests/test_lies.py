@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client import host as hosts
+from fedprune.client import serving
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.config import configure
@@ -33,14 +33,14 @@ KEYS |= {"warmup": 0, "end": 1}
 @pytest.fixture
 def lied(monkeypatch) -> Callable[..., None]:
     """Has client 1 send something else than it was to, in some kinds of answer and some rounds."""
-    encoded = hosts.encoded
+    encoded = serving.encoded
 
     def by(lie: Lie, kinds: set[str], rounds: range = range(1, 99)) -> None:
         def bent(host: Any, question: Question, partition: int, meant: Answer) -> Any:
             lies = partition == 1 and question.kind in kinds and question.round in rounds
             return encoded(host, question, partition, lie(meant) if lies else meant)
 
-        monkeypatch.setattr(hosts, "encoded", bent)
+        monkeypatch.setattr(serving, "encoded", bent)
 
     return by
 
@@ -118,7 +118,7 @@ def test_clients_whose_own_data_give_no_number_spoil_no_round(monkeypatch):
         return told(loss=float("nan"))(given) if lost else given
 
     plain = federate(tiny(**KEYS))
-    monkeypatch.setattr(hosts, "answer", nan)
+    monkeypatch.setattr(serving, "answer", nan)
     seen = federate(tiny(**KEYS))
     assert digest(seen.state.weights) == digest(plain.state.weights)
     assert [len(row["failures"]) for row in seen.rows] == [3] * 3

@@ -12,11 +12,7 @@ from torch.nn.functional import dropout
 from fedprune import SCORES, NoRoundCompleted, Result, RunConfig, Shard, federate, select
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
-from fedprune.client.host import (
-    Host,
-    grouped,
-    labels_of,
-)
+from fedprune.client.host import Host, grouped, labels_of
 from fedprune.codec.masks import encode_mask, mask_digest
 from fedprune.config.kinds import KINDS
 from fedprune.engines.inline import inline_port
@@ -125,7 +121,7 @@ def test_a_removed_weight_is_zero_in_every_payload(
         seen.append(question.kind)
         return out
 
-    monkeypatch.setattr("fedprune.client.host.answer", checked)
+    monkeypatch.setattr("fedprune.client.serving.answer", checked)
     result, asked, states = watched(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
     assert result.summary["failures"] == 0
     assert {"score", "tune", "evaluate", "describe"} == set(seen)
@@ -320,7 +316,7 @@ def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
         out = answer(question, client)
         return spoil(out) if (question.kind, client.partition) == (phase, VICTIM) else out
 
-    monkeypatch.setattr("fedprune.client.host.answer", spoilt)
+    monkeypatch.setattr("fedprune.client.serving.answer", spoilt)
     failed = federate(config, inline_port(house_of(config)))
     named = [f for row in failed.rows for f in row["failures"]]
     assert named
@@ -334,7 +330,7 @@ def test_a_failure_is_one_short_line(tiny: Tiny, house_of: HouseOf, monkeypatch:
     def loud(_question: Question, _seat: ClientContext) -> Answer:
         raise RuntimeError("first line\nsecond line " + "x" * 1000)
 
-    monkeypatch.setattr("fedprune.client.host.answer", loud)
+    monkeypatch.setattr("fedprune.client.serving.answer", loud)
     question = Question("evaluate", 1, *first(house_of(tiny())), part="test")
     aggregate = inline_port(house_of(tiny())).ask(question, [0, 3])
     assert [f.partition for f in aggregate.failures] == [0, 3]
@@ -374,7 +370,7 @@ def test_a_run_that_nobody_answers_completes_no_round(
             raise RuntimeError("no")
         return answer(question, client)
 
-    monkeypatch.setattr("fedprune.client.host.answer", fails)
+    monkeypatch.setattr("fedprune.client.serving.answer", fails)
     config = tiny()
     host = house_of(config)
     start = digest(state_of(host.model))

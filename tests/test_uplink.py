@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client.host import build_host, placed, serve
+from fedprune.client.host import build_host, placed
+from fedprune.client.serving import serve
 from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question

@@ -7,12 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fedprune.client.host import (
-    Host,
-    build_host,
-    labels_of,
-    placed,
-)
+from fedprune.client.host import Host, build_host, labels_of, placed
 from fedprune.commands.arguments import run_asked_for
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedprune.client.host import Host, Tick, grouped, labels_of, serve
+from fedprune.client.host import Host, grouped, labels_of
+from fedprune.client.serving import Tick, serve
 from fedprune.protocol.messages import Aggregate, Question, summed
 from fedprune.protocol.port import Port
 from fedprune.protocol.questions import broadcast

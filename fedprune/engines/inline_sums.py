@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from fedprune.client.host import Host, Tick, grouped
+from fedprune.client.host import Host, grouped
+from fedprune.client.serving import Tick
 from fedprune.config import RunConfig
 from fedprune.config.terms import keys_follow
 from fedprune.protocol.messages import Aggregate, Question

@@ -13,12 +13,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedprune.client.host import (
-    Host,
-    Tick,
-    answered,
-    with_edits,
-)
+from fedprune.client.host import Host, with_edits
+from fedprune.client.serving import Tick, answered
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, flags_of
 from fedprune.config import RunConfig

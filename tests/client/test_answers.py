@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fedprune import SCORES, Loss, select
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
-from fedprune.client.host import Host, released
+from fedprune.client.host import Host
+from fedprune.client.serving import released
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import MASKS

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from fedprune import RunConfig, federate
-from fedprune.client import host as hosts
+from fedprune.client import serving
 from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
@@ -89,7 +89,7 @@ class World:
 
 def listened(world: World, config: RunConfig, patch: pytest.MonkeyPatch) -> None:
     """Have the recorder hear of every value with noise on it, where the noise is added."""
-    noised, released, replaced = server_privacy._noised, hosts.encoded, Path.replace
+    noised, released, replaced = server_privacy._noised, serving.encoded, Path.replace
 
     def of_the_server(aggregate: Aggregate, question: Question, *rest: Any) -> Aggregate:
         out = noised(aggregate, question, *rest)
@@ -113,7 +113,7 @@ def listened(world: World, config: RunConfig, patch: pytest.MonkeyPatch) -> None
     if config.dp == "client":
         patch.setattr(server_privacy, "_noised", of_the_server)
     else:
-        patch.setattr(hosts, "encoded", of_a_client)
+        patch.setattr(serving, "encoded", of_a_client)
 
 
 Booked = Counter[tuple[int, str]]

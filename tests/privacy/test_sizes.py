@@ -8,7 +8,7 @@ import torch
 from test_wiretap import BASE, EXAMPLES, MLP, NOISE
 
 from fedprune import Shard, federate
-from fedprune.client import host as hosts
+from fedprune.client import serving
 from fedprune.client.host import Host, build_host
 from fedprune.codec.wire import Packet
 from fedprune.config import configure
@@ -56,7 +56,7 @@ def neighbours(shard: Shard) -> list[Shard]:
 
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
 def test_the_length_of_an_answer_tells_nothing_of_the_data(keys, monkeypatch):
-    seen, released = set[str](), hosts.released
+    seen, released = set[str](), serving.released
 
     def heard(host: Host, question: Question, partition: int, *rest: Any) -> Packet:
         packet = encoded(host, question, partition, *rest)
@@ -64,7 +64,7 @@ def test_the_length_of_an_answer_tells_nothing_of_the_data(keys, monkeypatch):
             return packet
         seen.add(question.kind)
         with monkeypatch.context() as patch:
-            patch.setattr(hosts, "encoded", encoded)
+            patch.setattr(serving, "encoded", encoded)
             for shard in neighbours(host.shards[0]):
                 other = replace(host, shards={**host.shards, 0: shard})
                 found = released(other, question, 0)
@@ -74,8 +74,8 @@ def test_the_length_of_an_answer_tells_nothing_of_the_data(keys, monkeypatch):
     def parts(packet: Packet) -> list[Any]:
         return [packet.head, *(packet[name] for name in ("values", "bits", "more"))]
 
-    encoded = hosts.encoded
-    monkeypatch.setattr(hosts, "encoded", heard)
+    encoded = serving.encoded
+    monkeypatch.setattr(serving, "encoded", heard)
     config = configure({**BASE, **keys, "cohort": 6 - keys.get("panel", 0), "rounds": 2})
     result = federate(config)
     assert {"tune", "evaluate"} <= seen | ({"evaluate"} if keys.get("panel") else set())

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client.host import Host, answered, build_host
+from fedprune.client.host import Host, build_host
+from fedprune.client.serving import answered
 from fedprune.config import RunConfig, configure
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedprune import ConfigError, Result, RunConfig, federate
-from fedprune.client.host import Host, serve
+from fedprune.client.host import Host
+from fedprune.client.serving import serve
 from fedprune.engines.inline import inline_port
 from fedprune.engines.inline_sums import inline_transport
 from fedprune.protocol.forms import form_of

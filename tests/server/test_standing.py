@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fedprune import Result, RunConfig, federate
-from fedprune.client import host as hosts
+from fedprune.client import serving
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
+from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import Refused
@@ -39,7 +40,7 @@ def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             here = client.partition == partition and question.kind == kind
             return lie(question, given) if here and question.round in rounds else given
 
-        monkeypatch.setattr(hosts, "answer", bent)
+        monkeypatch.setattr(serving, "answer", bent)
 
     return by
 
@@ -103,7 +104,7 @@ def test_who_would_make_the_model_infinite_is_refused_alone(size: float, tiny: T
 
 def test_a_model_that_is_not_finite_takes_nobodys_place(tiny: Tiny):
     config = tiny(**KEYS)
-    port = inline_port(hosts.build_host(config))
+    port = inline_port(build_host(config))
 
     def ask(question: Question, partitions: list[int]) -> Aggregate:
         aggregate = port.ask(question, partitions)

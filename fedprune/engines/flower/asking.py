@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from fedprune.client.host import Tick
+from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config import to_toml
 from fedprune.engines.flower.exchange import MISSING, POLL, Lost, Reply, exchange

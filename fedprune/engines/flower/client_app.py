@@ -28,15 +28,9 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from fedprune.client.host import (
-    Host,
-    build_host,
-    labels_of,
-    parts_of,
-    serve,
-    sum_of,
-)
+from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.rehearsal import rehearse
+from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import all_keys, recorded

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
 
-from fedprune.client.host import Tick, grouped
+from fedprune.client.host import grouped
+from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS

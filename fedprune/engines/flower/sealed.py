@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fedprune.client.host import Tick
+from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.asking import Asking, Request

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
-from fedprune.client.host import Tick
+from fedprune.client.serving import Tick
 from fedprune.config import RunConfig, overridden
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError

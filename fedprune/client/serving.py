@@ -1,0 +1,238 @@
+"""Serving: a question is put to partitions of a host, and their answers are added up.
+
+Every answer is cast, encoded, counted, decoded and checked as if it had come from a device of its
+own, and what leaves the host is one sum, taken in the order of the partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fedprune.client.answers import answer
+from fedprune.client.context import ClientContext, hidden
+from fedprune.client.host import Host, with_edits
+from fedprune.client.memory import keep, recalled
+from fedprune.client.teacher import teacher_model
+from fedprune.codec.model_digest import edits_in
+from fedprune.codec.wire import Packet, digest_of
+from fedprune.config.kinds import KINDS
+from fedprune.options.refusal import Refused
+from fedprune.protocol.client_privacy import (
+    hides,
+    leaving,
+    noised_means,
+    noised_metrics,
+    noises_itself,
+    silenced,
+)
+from fedprune.protocol.coded_answers import encode_answer
+from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.messages import Aggregate, Answer, Question
+from fedprune.protocol.noise import source_for
+from fedprune.protocol.parts import Part, added, failure_of, understood
+from fedprune.protocol.questions import decode_question
+from fedprune.protocol.releases import most_votes
+from fedprune.randomness import generator
+from fedprune.runtime.guarding import allowance, guarded
+from fedprune.runtime.process import one_thread
+from fedprune.tensors import digest, reset
+
+Tick = Callable[[int], None]
+"""Told how many more partitions have answered, or failed."""
+
+
+def serve(
+    host: Host, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
+) -> Aggregate:
+    """The sum of the partitions' answers; a partition that fails is left out and named.
+
+    Raises:
+        ValueError: the configuration promises secure sums, and this one would be in the open.
+    """
+    _in_the_open(host)
+    asked = _asked(host, packet)
+    total = Aggregate()
+    for i, partition in enumerate(partitions):
+        part = _part(asked, partition, len(partitions) - i)
+        total = added(part, asked.question, asked.form, host.config, total)
+        if tick:
+            tick(1)
+    return total
+
+
+def _in_the_open(host: Host) -> None:
+    if host.config.secure != "none":
+        raise ValueError(f"secure={host.config.secure}: asked for an answer in the open")
+
+
+def parts_of(host: Host, packet: Packet, partitions: Sequence[int]) -> list[Part]:
+    """What each of the partitions sends, in their order: what a device answers.
+
+    Raises:
+        ValueError: as for `serve`.
+    """
+    _in_the_open(host)
+    asked = _asked(host, packet)
+    return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
+
+
+def sum_of(host: Host, packet: Packet, parts: Sequence[Part]) -> Aggregate:
+    """The sum that `serve` gives, of parts that are there already."""
+    asked = _asked(host, packet)
+    total = Aggregate()
+    for part in parts:
+        total = added(part, asked.question, asked.form, host.config, total)
+    return total
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as a host serves it: the model that it is about, and the form of its answers.
+
+    Attributes:
+        host: around that model.
+        question: what is asked.
+        form: of the answers.
+        seconds: how long a partition may take, by how many are still to answer.
+    """
+
+    host: Host
+    question: Question
+    form: Form
+    seconds: Callable[[int], float]
+
+
+def _asked(host: Host, packet: Packet) -> _Asked:
+    host = with_edits(host, edits_in(packet["bits"]))
+    question = decode_question(packet, host.layout)
+    form = form_of(question, host.config, host.layout)
+    return _Asked(host, question, form, allowance(host.config.timeout))
+
+
+def _part(asked: _Asked, partition: int, left: int) -> Part:
+    """What a partition sends, with as many of the host's still to answer, itself included."""
+    host, question = asked.host, asked.question
+    try:
+        meant = answered(host, question, partition, asked.seconds(left))
+        packet = encoded(host, question, partition, meant)
+        if host.config.error_feedback and KINDS[question.kind].changes:
+            _keep_back(asked, partition, meant, packet)
+        return Part(partition, packet)
+    except Exception as error:  # whatever a client's code raises must not stop the others
+        failure = failure_of(partition, question.kind, error)
+        failure = silenced(failure, host.config, error)
+        return Part(partition, failure=failure)
+
+
+def _keep_back(asked: _Asked, partition: int, meant: Answer, packet: Packet) -> None:
+    """Keep what the packet does not say of the change; of one that will be refused, nothing."""
+    host, question = asked.host, asked.question
+    try:
+        given = understood(packet, question, asked.form)
+    except Refused:
+        return
+    at = (host.residuals, partition, question.round)
+    since = question.counted.get(partition, 0)
+    keep(*at, since, meant.values - given.values, question.weights, question.masks)
+
+
+def released(host: Host, question: Question, partition: int) -> Packet:
+    """What one partition sends: its answer, encoded."""
+    return encoded(host, question, partition, answered(host, question, partition))
+
+
+def answered(
+    host: Host, question: Question, partition: int, seconds: float | None = None
+) -> Answer:
+    """One partition's answer; of a change with what it kept back before, where it does that.
+
+    Raises:
+        RuntimeError: it took longer than so many seconds, by default half of the phase's.
+    """
+    limit = host.config.timeout / 2 if seconds is None else seconds
+    reset(host.model, host.counters)
+    with one_thread():
+        return _answered(host, question, partition, limit)
+
+
+def _answered(host: Host, question: Question, partition: int, limit: float) -> Answer:
+    client = ClientContext(
+        partition,
+        host.shards[partition],
+        host.model,
+        host.task,
+        host.config,
+        host.layout,
+        host.device,
+        host.tuned,
+        _teacher(host, question),
+        host.train,
+        host.said,
+    )
+    form = form_of(question, host.config, host.layout)
+    most = most_votes(question, host.config, form, host.layout)
+    given = _given(client, question, form, limit)
+    given = leaving(given, question, host.config, most)
+    if noises_itself(question.kind, host.config):
+        q = question
+        what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
+        source = source_for(question, host.config, partition, what)
+        given = replace(given, totals=noised_means(given.totals, host.config, source))
+    if not host.config.error_feedback or not KINDS[question.kind].changes:
+        return given
+    at = (host.residuals, partition, question.counted.get(partition, 0))
+    return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
+
+
+def _given(client: ClientContext, question: Question, form: Form, limit: float) -> Answer:
+    """What a client answers; zeros, if its code fails and noise is to hide what it would say.
+
+    A failure would tell. Of --dp example these are means alone: each example that fails counts as 0
+    by itself (`fedprune.client.dp_sgd`), as the noise that the client adds is not to be left out.
+
+    Raises:
+        Exception: whatever the client's code raises, if nothing hides it; Refused, which is about
+            the question and is public, in any case.
+    """
+    try:
+        return guarded(lambda: answer(question, client), limit)
+    except Exception as error:
+        c = client.config
+        bounded = c.dp == "client" and KINDS[question.kind].asks == "cohort"
+        if isinstance(error, Refused) or not (bounded or noised_metrics(question.kind, c)):
+            raise
+        hidden(error, "zeros leave each client whose code does", client.said)
+        return _zeros(form)
+
+
+def _zeros(form: Form) -> Answer:
+    votes = torch.zeros(form.voters, dtype=torch.bool) if form.voters else None
+    beside = torch.zeros(form.statistics) if form.statistics else None
+    totals = dict.fromkeys(form.totals, 0.0)
+    return Answer(torch.zeros(form.values), 1.0, {**totals, "count": 0.0}, votes, beside)
+
+
+def encoded(host: Host, question: Question, partition: int, meant: Answer) -> Packet:
+    """An answer in the types of the wire; the same bits whoever encodes it, and when."""
+    c = host.config
+    own = form_of(question, c, host.layout).own
+    gen = generator(c.seed, "rounding", question.round, partition)
+    wire = c.uplink or c.wire
+    fixed = hides(c)
+    return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen, fixed=fixed)
+
+
+def _teacher(host: Host, question: Question) -> nn.Module | None:
+    """The model to learn from, built once; the one before is let go of."""
+    if not question.teacher:
+        return None
+    name = digest_of(question.teacher)
+    if name not in host.teachers:
+        host.teachers.clear()
+        model = teacher_model(question.teacher, host.config)
+        host.teachers[name] = model.to(host.device)
+    return host.teachers[name]
