@@ -57,7 +57,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     Raises:
         Spent: the privacy budget does not allow for the next question.
     """
-    c, book = plan.config, replace(state.book, failures=(), notices=())
+    c, book = plan.config, replace(state.book, failures=(), notices=(), kept={})
     state = replace(state, round=state.round + 1, book=book)
     resting, port = resting_in(state), without_resting(port, state)
     first = r = round_of(state, plan, port)
@@ -72,7 +72,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     else:
         state, r, notes = learnt(state, r, port, model, changes, notes)
         state, totals, why = judged(state, old, r, port)
-        state, changes = booked(state, changes, why, c)
+        state, changes = booked(state, changes, why)
     if why:
         r, notes = replace(r, plan=first.plan), Notes(undone=f"void, nothing changes: {why}")
     notes = replace(notes, left_out=resting or None)

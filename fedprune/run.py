@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.client.host import build_host, placed
+from fedprune.client.host import build_host
+from fedprune.client.memory import in_run
 from fedprune.config import RunConfig
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port
@@ -187,8 +188,9 @@ def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Por
     """A port to clients with which task, model and data were tried."""
     if port is not None and port.rehearsed:
         return port
-    host = build_host(placed(config, folder) if folder else config)
-    return port or inline_port(host)  # one's own port has its clients elsewhere
+    host = build_host(config)
+    # One's own port has its clients elsewhere.
+    return port or inline_port(host, memory=in_run(folder))
 
 
 def _reported(folder: Path, summary: Summary) -> None:

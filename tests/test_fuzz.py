@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fedprune.client.memory import Residuals, recalled
+from fedprune.client.memory import ClientMemory, recall
 from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
 from fedprune.codec.masks import MASK_MAGIC, VERSION, _checksum, decode_mask, encode_mask
 from fedprune.codec.model_digest import bits_of, edits_in, mask_bits
@@ -315,9 +315,9 @@ def checkpoint(folder: Path) -> tuple[Path, Decoder]:
 
 
 def residual(folder: Path) -> tuple[Path, Decoder]:
-    path = folder / "0-2.safetensors"
-    write_verified(path, save({n: w.contiguous() for n, w in WEIGHTS.items()}))
-    return path, lambda: recalled(Residuals(folder), 0, 2, WEIGHTS, MASKS)
+    path = folder / "tune" / "0" / "0-2.safetensors"
+    write_verified(path, save({f"residual/{n}": w.contiguous() for n, w in WEIGHTS.items()}))
+    return path, lambda: recall(ClientMemory(folder), "tune", 0, 2)
 
 
 def ledger(folder: Path) -> tuple[Path, Decoder]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client.host import build_host, placed
+from fedprune.client.host import build_host
+from fedprune.client.memory import ClientMemory, in_run
 from fedprune.client.serving import serve
 from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
@@ -56,7 +57,9 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tmp_path):
     with pytest.raises(Killed):
         federate(config, folder=tmp_path / "cut", watch=killed_after(3))
     # Files of a round that does not count any more must not be read.
-    for file in (tmp_path / "cut" / "residuals").glob("*-3.safetensors"):
+    stale = list((tmp_path / "cut" / "remembered" / "tune").glob("*/*-3.safetensors"))
+    assert stale
+    for file in stale:
         (file.parent / file.name.replace("-3.", "-4.")).write_bytes(file.read_bytes())
     resumed = federate(config, folder=tmp_path / "cut", resume=True)
     assert resumed.summary["weights_digest"] == whole.summary["weights_digest"]
@@ -65,23 +68,24 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(tmp_path):
 
 
 def test_any_process_finds_what_another_one_kept(tmp_path):
-    config = placed(tiny(**FEEDBACK, hosts=5), tmp_path)
+    config, memory = tiny(**FEEDBACK, hosts=5), in_run(tmp_path)
     hosts = [build_host(config) for _ in range(2)]
     weights = copied(state_of(hosts[0].model))
     masks = {n: torch.ones_like(weights[n], dtype=torch.bool) for n in hosts[0].layout.prunable}
 
-    def sum_of(host, round_):
+    def sum_of(host, round_, memory=memory):
         question = Question("tune", round_, weights, masks, lr=0.1, counted={1: round_ - 1})
         packet = encode_question(question, "fp32")
-        return serve(host, packet, [1]).total
+        return serve(host, packet, [1], memory=memory).total
 
     sum_of(hosts[0], 1)
-    assert [p.name for p in (tmp_path / "residuals").iterdir()] == ["1-1.safetensors"]
+    (kept,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    assert kept.relative_to(tmp_path).as_posix() == "remembered/tune/1/1-1.safetensors"
     here, there = sum_of(hosts[0], 2), sum_of(hosts[1], 2)
     assert torch.equal(here, there)
-    elsewhere = build_host(placed(config, tmp_path / "other"))
-    assert not torch.equal(here, sum_of(elsewhere, 1)), "what was kept back is in it"
-    assert sum_of(elsewhere, 5) is None, "it is missed, not taken for nothing"
+    other = ClientMemory()
+    assert not torch.equal(here, sum_of(hosts[0], 1, other)), "what was kept back is in it"
+    assert sum_of(hosts[0], 5, other) is None, "it is missed, not taken for nothing"
 
 
 @pytest.mark.parametrize("lost", [{(1, 1), (1, 2), (1, 3)}, {(p, 2) for p in range(5)}])
@@ -106,14 +110,13 @@ def test_what_was_lost_on_the_way_does_not_count_as_sent(lost):
     assert sum(row["answered"] for row in result.rows) < 4 * config.rounds
 
 
-def test_a_client_that_failed_keeps_nothing_back(tmp_path):
-    config = placed(tiny(**FEEDBACK), tmp_path)
-    host = build_host(config)
+def test_a_client_that_failed_keeps_nothing_back():
+    host, memory = build_host(tiny(**FEEDBACK)), ClientMemory()
     weights = {n: torch.full_like(t, torch.nan) for n, t in copied(state_of(host.model)).items()}
     question = Question("tune", 1, weights, {}, lr=0.1)
-    aggregate = serve(host, encode_question(question, "fp32"), [0])
+    aggregate = serve(host, encode_question(question, "fp32"), [0], memory=memory)
     assert [f.partition for f in aggregate.failures] == [0]
-    assert not (tmp_path / "residuals").exists()
+    assert not memory.held
 
 
 def test_the_summary_counts_what_was_sent():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fedprune.client.memory import Recollection
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, tune
 from fedprune.structure.layout import Layout
@@ -33,6 +34,7 @@ class ClientContext:
         teacher: a model to learn from, in eval mode beside it, or None.
         train: how it tunes.
         said: what was said already, see `hidden`.
+        memory: what it remembers.
     """
 
     partition: int
@@ -46,6 +48,7 @@ class ClientContext:
     teacher: nn.Module | None = None
     train: Train = tune
     said: set[str] = field(default_factory=set)
+    memory: Recollection = field(default_factory=Recollection)
 
     def moved(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The batches on the model's device."""

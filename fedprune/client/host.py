@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedprune.client.memory import FOLDER_NAME, Residuals
 from fedprune.client.rehearsal import rehearse
 from fedprune.client.tokens import read_with
-from fedprune.config import RunConfig, with_values
+from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, prepared, tune
 from fedprune.protocol.client_privacy import hides
 from fedprune.protocol.models import dense_model, layout_after, layout_for
@@ -51,7 +50,6 @@ class Host:
         edits: what was cut out of the dense model.
         rebuilt: the same host around the models of other edits, the newest last.
         teachers: the newest model to learn from, by its digest.
-        residuals: what its clients did not send yet, with ``--error-feedback``.
         counters: the model's buffers that are no state, as it was built.
         train: how its clients tune.
         said: what was said of clients' code that raises where noise hides it.
@@ -67,7 +65,6 @@ class Host:
     edits: Edits = ()
     rebuilt: dict[Edits, Host] = field(default_factory=dict)
     teachers: dict[str, nn.Module] = field(default_factory=dict)
-    residuals: Residuals = field(default_factory=Residuals)
     counters: Tensors = field(default_factory=dict)
     train: Train = tune
     said: set[str] = field(default_factory=set)
@@ -76,28 +73,26 @@ class Host:
 def build_host(
     config: RunConfig,
     shards: Mapping[int, Shard] | None = None,
-    memory: Path | None = None,
     *,
     tried: bool = False,
     train: Train = tune,
 ) -> Host:
     """Build the model and the shards (all of the task's, unless given), and try them together.
 
-    Residuals are kept in `memory`, or in the run's folder. What was `tried` before is not again.
-    Clients tune by `train`, which takes and returns what
+    What was `tried` before is not again. Clients tune by `train`, which takes and returns what
     `fedprune.learning.local_training.tune` does.
 
     Raises:
         ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.rehearse`.
     """
     with put_back():
-        host = replace(_opened(config, shards, memory), train=train)
+        host = replace(_opened(config, shards), train=train)
         if not tried:
             rehearse(host.task, config, host.model, host.layout, host.shards, train)
         return host
 
 
-def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path | None) -> Host:
+def _opened(config: RunConfig, shards: Mapping[int, Shard] | None) -> Host:
     task = tasks_of(config.plugin)[config.task]
     everyone = shards is None
     shards = shards_of(task, config) if shards is None else checked(shards, config)
@@ -108,7 +103,6 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None, memory: Path 
     model = model.to(device)
     return Host(
         *(config, task, model, layout, shards, device, prepared(model, config)),
-        residuals=Residuals(memory or residual_folder(config)),
         counters=counters_of(model),
     )
 
@@ -131,17 +125,6 @@ def _no_larger_than_memory(config: RunConfig) -> nn.Module:
             log.debug("not to be built on the meta device: %s", error)
     with within_memory(name):
         return dense_model(config)
-
-
-def residual_folder(config: RunConfig) -> Path | None:
-    """Where clients of a run on this machine keep their residuals; None without a folder."""
-    return Path(config.out) / FOLDER_NAME if config.error_feedback and config.out else None
-
-
-def placed(config: RunConfig, folder: Path) -> RunConfig:
-    """The configuration as those who serve partitions get it: it says where they keep residuals."""
-    out = str(folder.resolve())
-    return with_values(config, {"out": out}) if config.error_feedback else config
 
 
 def with_edits(host: Host, edits: Edits) -> Host:

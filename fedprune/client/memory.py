@@ -1,108 +1,261 @@
-"""Error feedback: what rounding kept back is added to what a client sends next.
+"""What a client remembers from round to round: named tensors, its own, which never leave it.
 
-Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2: the client
-sends C(d + e) and keeps e = d + e - C(d + e). So the sum of all it sent and what it keeps is the
-sum of all it meant. A change that is in no average (the answer was lost or refused, the round was
-void) was never sent: the server says with every question which change of the client counted last,
-and the client goes on from what it kept back of that one. The residual is the client's own state
-and depends on its private data; it never leaves. In simulation it lies in the run's folder, where
-whichever worker serves the partition next finds it; on a device in a folder beside its data.
+Two things do so: error feedback (`fedprune.client.serving`), and a score that says it remembers
+(`fedprune.scores.score.Score`). What is kept with an answer counts when the answer does. An answer
+that was lost or refused, or came in a void round, was never given: the server says with every
+question which round of this client counted last, and the client goes on from what it kept in that
+one. So what is recalled was kept before the round, and a resumed run recalls what an unbroken one
+would.
+
+On a device it lies beside its data. In simulation it belongs to the run, not to a machine: it goes
+to whoever serves the client with the question, comes back with the answer, is no part of either's
+bytes, and lies in the run's folder meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedprune.codec.wire import Packet
+from fedprune.config import RunConfig
+from fedprune.protocol.messages import Question
 from fedprune.runtime.files import read_verified, write_verified
-from fedprune.tensors import Masks, Tensors, gathered, scattered
+from fedprune.scores.catalog import scores_of
+from fedprune.tensors import Tensors
 
-FOLDER_NAME = "residuals"
+log = logging.getLogger("fedprune")
+
+FOLDER_NAME = "remembered"
+
+RUNS = 8
+"""Runs of which a device remembers something: the newest."""
+
+Remembered = dict[str, Tensors]
+"""Named tensors, by the name under which they were kept."""
+
+Key = tuple[str, int, int]
+"""With which question, by whom and in which round something was kept."""
+
+Held = dict[tuple[str, int], dict[int, bytes]]
+"""What was kept with a question by a client, by its round."""
 
 
 @dataclass(frozen=True)
-class Residuals:
-    """Where residuals are: a file for a partition and round, or this process's memory.
+class ClientMemory:
+    """What clients remember: a file for a client and round, or in this process alone.
 
     Attributes:
-        folder: None: in memory, which only a run in one process that keeps nothing can do.
-        held: the memory.
+        folder: where files are; None: there are none.
+        held: in this process, as files hold it; unbounded, so for a host that serves one question,
+            and a run without a folder.
     """
 
     folder: Path | None = None
-    held: dict[tuple[int, int], Tensors] = field(default_factory=dict)
+    held: Held = field(default_factory=dict)
 
 
-def recalled(
-    residuals: Residuals, partition: int, at: int, weights: Mapping[str, Tensor], masks: Masks
-) -> Tensor:
-    """What a partition kept back in round `at`; zeros for round 0. What was removed since is out.
+@dataclass
+class Recollection:
+    """What one client remembers while it answers a question.
 
-    Returns:
-        Flat, as `fedprune.tensors.gathered` of the weights under the masks.
+    Attributes:
+        before: what it kept before this round.
+        now: what it keeps in this one; what it does not name stays as it was.
+    """
+
+    before: Remembered = field(default_factory=dict)
+    now: Remembered = field(default_factory=dict)
+
+    def recall(self, name: str) -> Tensors:
+        """What was kept under a name before this round; nothing, if nothing was."""
+        return self.before.get(name, {})
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep named tensors under a name, in place of what was kept under it.
+
+        Raises:
+            ValueError: it is no name.
+            TypeError: these are no named tensors.
+        """
+        if not name or "/" in name:
+            raise ValueError(f"remembered under {name!r}; allowed: a name without /")
+        if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in tensors.items()):
+            raise TypeError("what is remembered is no dictionary of tensors by name")
+        self.now[name] = {n: t.detach().cpu().clone() for n, t in tensors.items()}
+
+    @property
+    def whole(self) -> Remembered:
+        """What it remembers after this round."""
+        return {**self.before, **self.now}
+
+
+def memory_of(question: Question, config: RunConfig) -> str:
+    """With which question what is recalled for this one was kept; "": clients remember nothing."""
+    if question.kind == "tune":
+        return "tune" if config.error_feedback else ""
+    if question.kind != "score" or not scores_of(config.plugin)[question.score].remembers:
+        return ""
+    return f"score {question.score}"
+
+
+def keeps(question: Question, config: RunConfig) -> bool:
+    """Whether clients keep something with their answer: of a score's asks the last one is it."""
+    if question.kind == "score":
+        score = scores_of(config.plugin)[question.score]
+        return score.remembers and question.ask == len(score.asks) - 1
+    return memory_of(question, config) != ""
+
+
+def recall(memory: ClientMemory, of: str, partition: int, at: int) -> Remembered:
+    """What a client kept with a question in round `at`; nothing for round 0.
 
     Raises:
         ValueError: nothing of that round is there, or it is damaged.
     """
     if not at:
-        return torch.zeros(gathered(weights, masks).numel())
-    if at not in _rounds(residuals, partition):
-        where = residuals.folder or "this process"
-        raise ValueError(f"what was kept back in round {at} is not in {where}")
-    tensors = (
-        residuals.held[partition, at]
-        if residuals.folder is None
-        else _loaded(_path(residuals.folder, partition, at))
-    )
-    return gathered(tensors, masks)
+        return {}
+    content = _content(memory, (of, partition, at))
+    if content is None:
+        where = memory.folder or "this process"
+        raise ValueError(f"what was kept in round {at} is not in {where}")
+    out: Remembered = {}
+    for key, tensor in _loaded(content, partition, at).items():
+        name, _, its = key.partition("/")
+        out.setdefault(name, {})[its] = tensor
+    return out
 
 
-def _loaded(path: Path) -> Tensors:
-    content = read_verified(path)
+def _loaded(content: bytes, partition: int, at: int) -> Tensors:
     try:
         return load(content)
     except Exception as error:  # sound bytes of something else: safetensors raises what it likes
-        raise ValueError(f"{path.name}: nothing that was kept back: {error!r}"[:300]) from None
+        what = f"client {partition}, round {at}: nothing that was kept: {error!r}"
+        raise ValueError(what[:300]) from None
 
 
 def keep(
-    residuals: Residuals,
+    memory: ClientMemory,
+    of: str,
     partition: int,
     at: int,
     since: int,
-    flat: Tensor,
-    weights: Mapping[str, Tensor],
-    masks: Masks,
+    remembered: Mapping[str, Tensors],
 ) -> None:
-    """Keep what was not sent in round `at`, and forget what nobody can ask for any more.
+    """Keep what a client remembers after round `at`, and forget what nobody can ask for any more.
 
-    That is all but this and what was kept in round `since`, from which the partition went on:
-    whether this change counts is not known yet, and after a resume `since` is what counted last.
+    That is all but this and what was kept in round `since`, from which the client went on: whether
+    this counts is not known yet, and after a resume `since` is what counted last.
     """
-    tensors = scattered(flat, {name: w.shape for name, w in weights.items()}, masks)
-    if residuals.folder is None:
-        residuals.held[partition, at] = tensors
-    else:
-        path = _path(residuals.folder, partition, at)
-        write_verified(path, save({n: t.contiguous() for n, t in tensors.items()}))
-    for old in set(_rounds(residuals, partition)) - {at, since}:
-        if residuals.folder is None:
-            del residuals.held[partition, old]
-        else:
-            _path(residuals.folder, partition, old).unlink()
+    flat = {f"{n}/{k}": t.contiguous() for n, ts in remembered.items() for k, t in ts.items()}
+    _put(memory, (of, partition, at), since, save(flat))
 
 
-def _rounds(residuals: Residuals, partition: int) -> list[int]:
-    if residuals.folder is None:
-        return [r for p, r in residuals.held if p == partition]
-    files = residuals.folder.glob(f"{partition}-*.safetensors")
-    return [int(file.stem.partition("-")[2]) for file in files]
+def _put(memory: ClientMemory, key: Key, since: int, content: bytes) -> None:
+    of, partition, at = key
+    if memory.folder is None:
+        kept = memory.held.get((of, partition), {})
+        before = {r: c for r, c in kept.items() if r == since}
+        memory.held[of, partition] = {**before, at: content}
+        return
+    path = _path(memory.folder, key)
+    write_verified(path, content)
+    those = {path.name, _path(memory.folder, (of, partition, since)).name}
+    for file in path.parent.iterdir():
+        if file.name not in those:
+            file.unlink()
 
 
-def _path(folder: Path, partition: int, at: int) -> Path:
-    return folder / f"{partition}-{at}.safetensors"
+def _content(memory: ClientMemory, key: Key) -> bytes | None:
+    """What was kept, as a file holds it; None: nothing.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if memory.folder is None:
+        return memory.held.get(key[:2], {}).get(key[2])
+    path = _path(memory.folder, key)
+    return read_verified(path) if path.is_file() else None
+
+
+def _path(folder: Path, key: Key) -> Path:
+    of, partition, at = key
+    return folder / quote(of, safe="") / str(partition) / f"{partition}-{at}.safetensors"
+
+
+_BUFFER = "remembered "
+
+
+def enclosed(memory: ClientMemory, of: str, counted: Mapping[int, int]) -> dict[str, bytes]:
+    """The buffers that carry what clients remember to whoever serves them.
+
+    Args:
+        memory: of all clients.
+        of: with which question it was kept.
+        counted: client to the round of what counts; 0: nothing yet.
+
+    What is not there, or damaged, is left out: its client then fails, and is named.
+    """
+    out = {}
+    for partition, at in counted.items():
+        try:
+            content = _content(memory, (of, partition, at))
+        except ValueError as error:
+            log.error("what client %d remembers: %s", partition, error)
+            continue
+        if content is not None:
+            out[f"{_BUFFER}{partition} {at} {of}"] = content
+    return out
+
+
+def disclosed(packet: Packet) -> ClientMemory:
+    """The memory that a packet carries."""
+    memory = ClientMemory()
+    for key, content in _carried(packet):
+        _put(memory, key, key[2], content)
+    return memory
+
+
+def returned(memory: ClientMemory, round_: int) -> dict[str, bytes]:
+    """The buffers that carry back what was kept in a round."""
+    kept = ((k, by_round[round_]) for k, by_round in memory.held.items() if round_ in by_round)
+    return {f"{_BUFFER}{p} {round_} {of}": content for (of, p), content in kept}
+
+
+def take_back(memory: ClientMemory, packet: Packet, counted: Mapping[int, int]) -> None:
+    """Keep what a reply carries of those who were asked, by what counted when they were."""
+    for key, content in _carried(packet):
+        if key[1] in counted:
+            _put(memory, key, counted[key[1]], content)
+
+
+def _carried(packet: Packet) -> Iterator[tuple[Key, bytes]]:
+    for name, content in packet.buffers.items():
+        if name.startswith(_BUFFER):
+            partition, at, of = name.removeprefix(_BUFFER).split(" ", 2)
+            yield (of, int(partition), int(at)), bytes(content)
+
+
+def in_run(folder: Path | None) -> ClientMemory:
+    """What the clients of a simulation remember, in their run's folder; in this process without."""
+    return ClientMemory(None if folder is None else folder / FOLDER_NAME)
+
+
+def on_device(folder: Path, run: str) -> ClientMemory:
+    """What a device remembers of a run, in a folder beside its data; of other runs, the newest."""
+    own = folder / run
+    if own.is_dir():
+        os.utime(own)
+    runs = [p for p in folder.iterdir() if p != own] if folder.is_dir() else []
+    runs.sort(key=lambda p: p.stat().st_mtime)
+    for old in runs[: max(0, len(runs) + 1 - RUNS)]:
+        shutil.rmtree(old, ignore_errors=True)
+    return ClientMemory(own)

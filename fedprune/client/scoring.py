@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fedprune.client.context import Batches, ClientContext
 from fedprune.client.dp_sgd import noised_statistics
+from fedprune.client.memory import keeps, memory_of
 from fedprune.codec.wire import SCORE_TYPES, pack, values_of
 from fedprune.options.refusal import Refused
 from fedprune.privacy.randomised_response import flip_probability, responded
@@ -48,7 +50,11 @@ from fedprune.tensors import (
 def _probe(
     question: Question, client: ClientContext, names: tuple[str, ...], given: Tensors
 ) -> Probe:
-    c = client.config
+    c, own = client.config, client.memory
+    kept: dict[str, Any] = {}
+    if question.kind == "score" and memory_of(question, c):
+        kept["remembered"] = own.recall(REMEMBERED)
+        kept |= {"remember": functools.partial(own.keep, REMEMBERED)} if keeps(question, c) else {}
     return Probe(
         client.model,
         client.layout,
@@ -60,7 +66,12 @@ def _probe(
         c.unit,
         c.probes or 0,
         derive(c.seed, "score", question.round),
+        **kept,
     )
+
+
+REMEMBERED = "score"
+"""What a score remembers."""
 
 
 def _examples(question: Question, client: ClientContext) -> Part:

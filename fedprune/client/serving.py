@@ -10,12 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext, hidden
 from fedprune.client.host import Host, with_edits
-from fedprune.client.memory import keep, recalled
+from fedprune.client.memory import (
+    ClientMemory,
+    Recollection,
+    keep,
+    keeps,
+    memory_of,
+    recall,
+)
 from fedprune.client.teacher import teacher_model
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, digest_of
@@ -39,22 +46,28 @@ from fedprune.protocol.releases import most_votes
 from fedprune.randomness import generator
 from fedprune.runtime.guarding import allowance, guarded
 from fedprune.runtime.process import one_thread
-from fedprune.tensors import digest, reset
+from fedprune.tensors import Tensors, digest, gathered, reset, scattered
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""
 
 
 def serve(
-    host: Host, packet: Packet, partitions: Sequence[int], tick: Tick | None = None
+    host: Host,
+    packet: Packet,
+    partitions: Sequence[int],
+    tick: Tick | None = None,
+    memory: ClientMemory | None = None,
 ) -> Aggregate:
     """The sum of the partitions' answers; a partition that fails is left out and named.
+
+    What they remember is recalled from `memory` and kept there; by default nothing is there.
 
     Raises:
         ValueError: the configuration promises secure sums, and this one would be in the open.
     """
     _in_the_open(host)
-    asked = _asked(host, packet)
+    asked = _asked(host, packet, memory)
     total = Aggregate()
     for i, partition in enumerate(partitions):
         part = _part(asked, partition, len(partitions) - i)
@@ -69,14 +82,16 @@ def _in_the_open(host: Host) -> None:
         raise ValueError(f"secure={host.config.secure}: asked for an answer in the open")
 
 
-def parts_of(host: Host, packet: Packet, partitions: Sequence[int]) -> list[Part]:
+def parts_of(
+    host: Host, packet: Packet, partitions: Sequence[int], memory: ClientMemory | None = None
+) -> list[Part]:
     """What each of the partitions sends, in their order: what a device answers.
 
     Raises:
         ValueError: as for `serve`.
     """
     _in_the_open(host)
-    asked = _asked(host, packet)
+    asked = _asked(host, packet, memory)
     return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
 
 
@@ -98,29 +113,33 @@ class _Asked:
         question: what is asked.
         form: of the answers.
         seconds: how long a partition may take, by how many are still to answer.
+        memory: what its partitions remember.
     """
 
     host: Host
     question: Question
     form: Form
     seconds: Callable[[int], float]
+    memory: ClientMemory
 
 
-def _asked(host: Host, packet: Packet) -> _Asked:
+def _asked(host: Host, packet: Packet, memory: ClientMemory | None = None) -> _Asked:
     host = with_edits(host, edits_in(packet["bits"]))
     question = decode_question(packet, host.layout)
     form = form_of(question, host.config, host.layout)
-    return _Asked(host, question, form, allowance(host.config.timeout))
+    seconds = allowance(host.config.timeout)
+    return _Asked(host, question, form, seconds, memory or ClientMemory())
 
 
 def _part(asked: _Asked, partition: int, left: int) -> Part:
     """What a partition sends, with as many of the host's still to answer, itself included."""
     host, question = asked.host, asked.question
     try:
-        meant = answered(host, question, partition, asked.seconds(left))
+        own = _recollection(asked, partition)
+        meant = answered(host, question, partition, asked.seconds(left), own)
         packet = encoded(host, question, partition, meant)
-        if host.config.error_feedback and KINDS[question.kind].changes:
-            _keep_back(asked, partition, meant, packet)
+        if keeps(question, host.config):
+            _keep(asked, partition, own, meant, packet)
         return Part(partition, packet)
     except Exception as error:  # whatever a client's code raises must not stop the others
         failure = failure_of(partition, question.kind, error)
@@ -128,16 +147,26 @@ def _part(asked: _Asked, partition: int, left: int) -> Part:
         return Part(partition, failure=failure)
 
 
-def _keep_back(asked: _Asked, partition: int, meant: Answer, packet: Packet) -> None:
-    """Keep what the packet does not say of the change; of one that will be refused, nothing."""
-    host, question = asked.host, asked.question
+def _recollection(asked: _Asked, partition: int) -> Recollection:
+    """What a partition kept in the round that counted last."""
+    of = memory_of(asked.question, asked.host.config)
+    if not of:
+        return Recollection()
+    at = asked.question.counted.get(partition, 0)
+    return Recollection(recall(asked.memory, of, partition, at))
+
+
+def _keep(asked: _Asked, partition: int, own: Recollection, meant: Answer, packet: Packet) -> None:
+    """Keep what a partition remembers now; with an answer that will be refused, nothing."""
+    question, config = asked.question, asked.host.config
     try:
         given = understood(packet, question, asked.form)
     except Refused:
         return
-    at = (host.residuals, partition, question.round)
-    since = question.counted.get(partition, 0)
-    keep(*at, since, meant.values - given.values, question.weights, question.masks)
+    if config.error_feedback and KINDS[question.kind].changes:
+        own.keep(RESIDUAL, _kept_back(question, meant.values - given.values))
+    of, since = memory_of(question, config), question.counted.get(partition, 0)
+    keep(asked.memory, of, partition, question.round, since, own.whole)
 
 
 def released(host: Host, question: Question, partition: int) -> Packet:
@@ -145,10 +174,44 @@ def released(host: Host, question: Question, partition: int) -> Packet:
     return encoded(host, question, partition, answered(host, question, partition))
 
 
+RESIDUAL = "residual"
+"""What error feedback remembers.
+
+Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2: the client
+sends C(d + e) and keeps e = d + e - C(d + e). So the sum of all it sent and what it keeps is the
+sum of all it meant.
+"""
+
+
+def _kept_back(question: Question, flat: Tensor) -> Tensors:
+    """What was not sent of a change, by name."""
+    shapes = {name: w.shape for name, w in question.weights.items()}
+    return scattered(flat, shapes, question.masks)
+
+
+def _with_kept_back(answer: Answer, question: Question, own: Recollection) -> Answer:
+    """A change with what was kept back before, but for weights that were removed since."""
+    before = own.recall(RESIDUAL)
+    if not before:
+        return answer
+    return replace(answer, values=answer.values + gathered(before, question.masks))
+
+
 def answered(
-    host: Host, question: Question, partition: int, seconds: float | None = None
+    host: Host,
+    question: Question,
+    partition: int,
+    seconds: float | None = None,
+    own: Recollection | None = None,
 ) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that.
+
+    Args:
+        host: where it is served.
+        question: what is asked.
+        partition: who answers.
+        seconds: how long it may take.
+        own: what it remembers, and where it keeps what it is to remember.
 
     Raises:
         RuntimeError: it took longer than so many seconds, by default half of the phase's.
@@ -156,10 +219,12 @@ def answered(
     limit = host.config.timeout / 2 if seconds is None else seconds
     reset(host.model, host.counters)
     with one_thread():
-        return _answered(host, question, partition, limit)
+        return _answered(host, question, partition, limit, own or Recollection())
 
 
-def _answered(host: Host, question: Question, partition: int, limit: float) -> Answer:
+def _answered(
+    host: Host, question: Question, partition: int, limit: float, own: Recollection
+) -> Answer:
     client = ClientContext(
         partition,
         host.shards[partition],
@@ -172,6 +237,7 @@ def _answered(host: Host, question: Question, partition: int, limit: float) -> A
         _teacher(host, question),
         host.train,
         host.said,
+        own,
     )
     form = form_of(question, host.config, host.layout)
     most = most_votes(question, host.config, form, host.layout)
@@ -184,8 +250,7 @@ def _answered(host: Host, question: Question, partition: int, limit: float) -> A
         given = replace(given, totals=noised_means(given.totals, host.config, source))
     if not host.config.error_feedback or not KINDS[question.kind].changes:
         return given
-    at = (host.residuals, partition, question.counted.get(partition, 0))
-    return replace(given, values=given.values + recalled(*at, question.weights, question.masks))
+    return _with_kept_back(given, question, own)
 
 
 def _given(client: ClientContext, question: Question, form: Form, limit: float) -> Answer:

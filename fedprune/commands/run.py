@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fedprune.client.host import Host, build_host, labels_of, placed
+from fedprune.client.host import Host, build_host, labels_of
+from fedprune.client.memory import in_run
 from fedprune.commands.arguments import run_asked_for
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
@@ -52,7 +53,6 @@ def _main(arguments: list[str], program: str) -> int:
         if config.engine == "flower":
             raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
         folder = fresh_folder(config) if resume is None else resume
-        config = placed(config, folder)
         if resume is not None:
             check_resumable(resume)
         if config.engine == "ray":
@@ -89,7 +89,7 @@ def _main(arguments: list[str], program: str) -> int:
 def _play(host: Host, folder: Path, screen: Screen, going: Going) -> None:
     config = host.config
     if config.engine == "inline":
-        port = inline_port(host, screen.tick)
+        port = inline_port(host, screen.tick, in_run(folder))
         with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
             watch, (resume, anyway) = screen.watch(), (going.resume, going.anyway)
             federate(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)

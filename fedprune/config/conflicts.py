@@ -33,6 +33,7 @@ def conflicts(c: Options, score: Score, task: Task) -> list[Conflict]:
         *_how_found(c, task),
         *_of_the_score(c, score),
         *_by_itself(c, score),
+        *_remembering(c, score),
         *_when(c, score),
         *_while_tuning(c, score),
         *_in_sequence(c, score),
@@ -131,6 +132,19 @@ def _by_itself(c: Options, score: Score) -> list[Conflict]:
         *only(c, True, why, masks="global", schedule=Not("regrow")),
         *only(c, True, f"{name} inverts its sums", score_wire="fp32"),
         *only(c, True, f"{name} sets the weights that stay", rewind=None),
+    ]
+
+
+def _remembering(c: Options, score: Score) -> list[Conflict]:
+    """What a score whose clients remember something does not go with."""
+    hidden = f"what clients remember for score {c.score} is in no bound of what they send"
+    once = f"score {c.score} remembers one answer of a client in a round"
+    shape = f"what clients remember for score {c.score} is of one shape"
+    does = score.remembers
+    return [
+        *only(c, does, hidden, dp="none", secure="none"),
+        *only(c, does, once, masks="global", calibration="dense", score_during="pass"),
+        *only(c, does, shape, shrink="never", reduce=()),
     ]
 
 

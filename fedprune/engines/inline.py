@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedprune.client.host import Host, grouped, labels_of
+from fedprune.client.memory import ClientMemory
 from fedprune.client.serving import Tick, serve
 from fedprune.protocol.messages import Aggregate, Question, summed
 from fedprune.protocol.port import Port
@@ -13,8 +14,15 @@ from fedprune.protocol.questions import broadcast
 from fedprune.tasks.shards import data_digest
 
 
-def inline_port(host: Host, tick: Tick | None = None) -> Port:
-    """The port that serves every host in this process, one after the other."""
+def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | None = None) -> Port:
+    """The port that serves every host in this process, one after the other.
+
+    Args:
+        host: what serves.
+        tick: told how many more partitions have answered.
+        memory: where what clients remember is kept; by default in this process alone.
+    """
+    held = memory or ClientMemory()
 
     def data() -> str:
         return data_digest(host.shards)
@@ -28,7 +36,7 @@ def inline_port(host: Host, tick: Tick | None = None) -> Port:
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         sent = broadcast(question, host.config.wire)
         hosts = grouped(partitions, host.config).values()
-        aggregate = summed(serve(host, sent.packet(group), group, tick) for group in hosts)
+        aggregate = summed(serve(host, sent.packet(group), group, tick, held) for group in hosts)
         return replace(aggregate, bytes_down=sent.size(partitions))
 
     return Port(ask, lambda: labels_of(host), rehearsed=True, data=data)

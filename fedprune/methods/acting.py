@@ -179,11 +179,13 @@ def learnt(
             state, step = held(state, r, port, talk)
             state, r = settled(state, r, its, step)
             notes = notes.joined(step.notes)
-    after = method_of(r.config).after(state.model, state.memories[name], r, changes)
+    after, undone = method_of(r.config).after(state.model, state.memories[name], r, changes), state
     state, step = held(state, r, port, after)
     notes = notes.joined(replace(step.notes, undone=step.undone or None))
     r = replace(r, pending=r.pending or bool(step.undone))
-    if not step.undone:
+    if step.undone:
+        state = reverted(undone, state)
+    else:
         was = state.model
         state, r = settled(state, r, name, step)
         state = rewound(state, r) if state.model is not was else state

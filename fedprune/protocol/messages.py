@@ -46,8 +46,8 @@ class Question:
         candidates: what to compare, the model as it is first; what lies on the way to them is in
             `rungs` or, to blend, in `given`.
         rungs: at which rung of a ladder of masks a weight goes, uint8, 0 where it stays.
-        counted: partition to the round of its newest change that is in an average, for "tune"
-            with ``--error-feedback``.
+        counted: partition to the newest round in which its answer to such a question counted, where
+            clients remember something of it (`fedprune.client.memory`).
         limit: the largest norm of a change that counts; 0.0: there is none.
         again: how often it was put before by a run that was killed then: seeded noise is another.
     """

@@ -21,6 +21,11 @@ from fedprune.tensors import Masks, Tensors
 Shapes = dict[str, torch.Size]
 
 
+def _forgetful(kept: Tensors) -> None:
+    del kept
+    raise ValueError("remember: only in the last ask of a score that has remembers=True")
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a statistic is taken from: a model in eval mode and one client's training part.
@@ -36,6 +41,9 @@ class Probe:
         unit: the kind of unit that is scored (a name in `fedprune.selection.units.UNITS`).
         probes: how many random perturbations to take, for the scores that take some.
         seed: the same on the server and all clients in this round: for numbers that both draw.
+        remembered: what this client kept of a score that remembers, before this round; its own.
+        remember: keeps named tensors in place of it. They never leave the client, and count if its
+            answer does.
     """
 
     model: nn.Module
@@ -48,6 +56,8 @@ class Probe:
     unit: str = "weight"
     probes: int = 0
     seed: int = 0
+    remembered: Tensors = field(default_factory=dict)
+    remember: Callable[[Tensors], None] = _forgetful
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ class Score:
         rescored: depends on what was removed before, so that scoring again tells something new.
         most: with unit weight, refuses models with more prunable weights than this; 0: no limit.
         refuses: raises a ValueError for a model that the score is not for, before anything starts.
+        remembers: each client keeps something of its own for the next time (`Probe.remember`).
     """
 
     summary: str
@@ -164,3 +175,4 @@ class Score:
     rescored: bool = True
     most: int = 0
     refuses: Callable[[nn.Module, Part | None], None] | None = None
+    remembers: bool = False

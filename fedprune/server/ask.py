@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from fedprune.client.memory import keeps, memory_of
 from fedprune.codec.model_digest import model_digest
 from fedprune.codec.wire import digest_of
 from fedprune.config import RunConfig
@@ -57,6 +58,7 @@ def exchanged(
             down, up = plan.dense_packet
             dense = down * len(ask.partitions) + up * len(aggregate.answered)
             book = replace(book, traffic=replace(book.traffic, dense=book.traffic.dense + dense))
+        book = _remembered(book, ask, aggregate, c)
         sums.append(aggregate)
     return book, sums
 
@@ -72,9 +74,18 @@ def addressed(
         what["taught"] = frozenset(p for p, held in book.taught.items() if held == name)
     if question.kind == "tune":
         what["limit"] = limit_of(config, book.norms)
-        if config.error_feedback:
-            what["counted"] = {p: book.counted.get(p, 0) for p in partitions}
+    if of := memory_of(question, config):
+        what["counted"] = {p: book.counted.get(of, {}).get(p, 0) for p in partitions}
     return replace(question, **what)
+
+
+def _remembered(book: Book, ask: Ask, aggregate: Aggregate, config: RunConfig) -> Book:
+    """The book with who keeps something with an answer that came; not of who failed once since."""
+    if not keeps(ask.question, config):
+        return book
+    of = memory_of(ask.question, config)
+    before = book.kept.get(of, frozenset()).difference(ask.partitions)
+    return replace(book, kept={**book.kept, of: before.union(aggregate.answered)})
 
 
 def _booked(book: Book, question: Question, aggregate: Aggregate) -> Book:

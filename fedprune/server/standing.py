@@ -83,9 +83,16 @@ def standing_out(changes: Aggregate) -> dict[int, float]:
     return found if len(found) < len(changes.answered) else {}
 
 
-def booked(
-    state: State, changes: Aggregate, why: str, config: RunConfig
-) -> tuple[State, Aggregate]:
+def _counted(book: Book, round_: int) -> Book:
+    """The book after a round that counts: what clients kept in it is what they go on from."""
+    fresh = {
+        of: {**book.counted.get(of, {}), **dict.fromkeys(sorted(those), round_)}
+        for of, those in book.kept.items()
+    }
+    return replace(book, kept={}, counted={**book.counted, **fresh})
+
+
+def booked(state: State, changes: Aggregate, why: str) -> tuple[State, Aggregate]:
     """The state after changes came that could count, and they: counted, or void for their model.
 
     Of a void round the culprits are named. A sum holds them for good. Where clients are added up in
@@ -95,12 +102,9 @@ def booked(
         state: of the new model or, if the round is void, of the old one.
         changes: of all who answered.
         why: the round is void for this; "" if it is not.
-        config: complete configuration.
     """
     if not why:
-        counts = dict.fromkeys(changes.answered, state.round) if config.error_feedback else {}
-        book = replace(state.book, counted={**state.book.counted, **counts})
-        return replace(state, book=book), changes
+        return replace(state, book=_counted(state.book, state.round)), changes
     out = standing_out(changes)
     book = state.book.with_failures(
         [

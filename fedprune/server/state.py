@@ -69,8 +69,10 @@ class Book:
         norms: the newest norms of changes that counted, with ``--max-norm`` alone.
         strikes: partition to the rounds in a row in which it failed, with ``--strikes`` alone.
         resting: partition to the last round in which it is left out.
-        counted: partition to the round of its newest change that is in an average; kept with
-            ``--error-feedback`` alone.
+        kept: by the question with which clients keep something that they remember
+            (`fedprune.client.memory`), whose answers came in this round.
+        counted: the same, partition to the newest round that is over and in which its answer
+            counted.
     """
 
     known: dict[int, str] = field(default_factory=dict)
@@ -83,7 +85,8 @@ class Book:
     norms: tuple[float, ...] = ()
     strikes: dict[int, int] = field(default_factory=dict)
     resting: dict[int, int] = field(default_factory=dict)
-    counted: dict[int, int] = field(default_factory=dict)
+    kept: dict[str, frozenset[int]] = field(default_factory=dict)
+    counted: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def with_failures(self, failures: Sequence[Failure]) -> Book:
         """The book with more failures."""
@@ -149,4 +152,4 @@ def reverted(before: State, after: State) -> State:
 
     For all that comes to nothing: a void round, a pruning that too few answered.
     """
-    return replace(before, book=after.book)
+    return replace(before, book=replace(after.book, kept=before.book.kept))

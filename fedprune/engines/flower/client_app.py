@@ -10,8 +10,9 @@ a device sends of each is the coded answer, the one whose bytes are counted. It 
 the configuration, that it was rehearsed with this device's data (every message is answered by a new
 process), and the newest mask and teacher in Flower's ``Context.state``; in simulation
 nothing is there, because Flower's simulation pickles it with every message. The secrets of a secure
-sum are there as well until it is opened, see `fedprune.secagg.device_memory`. What error feedback
-keeps back lies beside its data, in ``<data>.residuals``: as large as the model, and private.
+sum are there as well until it is opened, see `fedprune.secagg.device_memory`. What it
+remembers of its own (`fedprune.client.memory`) lies beside its data, in ``<data>.remembered``, and
+never leaves it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedprune.client.host import Host, build_host, labels_of
+from fedprune.client.memory import FOLDER_NAME, ClientMemory, disclosed, on_device, returned
 from fedprune.client.rehearsal import rehearse
 from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.bounded import Buffer
@@ -173,8 +175,11 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
     try:
         host = host_of(config, context)
         if not is_device(context.node_config):
-            return sum_packet(serve(host, packet, partitions))
-        parts = parts_of(host, packet, partitions)
+            memory = disclosed(packet)
+            folded = sum_packet(serve(host, packet, partitions, memory=memory))
+            kept = returned(memory, head_of(packet)["round"])
+            return replace(folded, buffers={**folded.buffers, **kept})
+        parts = parts_of(host, packet, partitions, _memory_of_device(config, context))
     except Exception as error:  # such as a folder that is no longer there
         _log("this node cannot answer", error)
         kind = plain(head_of(packet).get("kind"))
@@ -277,12 +282,17 @@ def _device_host(
     if local is None:
         raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
     folder = Path(data)
-    memory = folder.with_name(f"{folder.name}.residuals") / identity(text)[:16]
     alone = len(partitions) == 1
     own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
-    host = build_host(config, own, memory, tried=True, train=train)
+    host = build_host(config, own, tried=True, train=train)
     whole = hashlib.sha256(text.encode()).hexdigest()
     return host, f"{whole} {data_digest(host.shards)}"
+
+
+def _memory_of_device(config: str, context: Context) -> ClientMemory:
+    """What this device remembers of a run, beside its data."""
+    data = Path(device_of(context.node_config).data)
+    return on_device(data.with_name(f"{data.name}.{FOLDER_NAME}"), identity(config)[:16])
 
 
 def _reply(message: Message, packet: Packet) -> Message:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from flwr.serverapp import Grid
 
 from fedprune.client.host import grouped
+from fedprune.client.memory import ClientMemory, enclosed, memory_of, take_back
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
@@ -34,7 +35,12 @@ from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.protocol.replies import folded_of, parts_in
 
 
-def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
+def grid_port(
+    grid: Grid,
+    config: RunConfig,
+    tick: Tick | None = None,
+    memory: ClientMemory | None = None,
+) -> Port:
     """The port that asks the nodes of a Flower grid.
 
     A host that does not reply is asked once more, then each of its partitions counts as failed.
@@ -45,9 +51,10 @@ def grid_port(grid: Grid, config: RunConfig, tick: Tick | None = None) -> Port:
         grid: Flower's grid.
         config: what runs.
         tick: told how many more partitions have answered.
+        memory: where what a simulation's clients remember is kept; by default in this process.
     """
-    fleet = Fleet(grid, config)
-    put = sealed_sums(fleet, tick) if config.secure != "none" else _open_sums(fleet, tick)
+    fleet, held = Fleet(grid, config), memory or ClientMemory()
+    put = sealed_sums(fleet, tick) if config.secure != "none" else _open_sums(fleet, tick, held)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         aggregate = put(question, partitions)
@@ -72,14 +79,16 @@ def _federation(grid: Grid) -> str:
     return "" if named.startswith("@none/") else named
 
 
-def _open_sums(fleet: Fleet, tick: Tick | None) -> Callable[[Question, Sequence[int]], Aggregate]:
+def _open_sums(
+    fleet: Fleet, tick: Tick | None, memory: ClientMemory
+) -> Callable[[Question, Sequence[int]], Aggregate]:
     """What asks every host for its sum, and adds up the sums."""
     config = fleet.config
 
     def put(question: Question, partitions: Sequence[int]) -> Aggregate:
         form = form_of(question, config, layout_at(config, question.edits))
         hosts = list(grouped(partitions, config).values())
-        asked = _Asked(fleet, question, broadcast(question, config.wire), form, hosts)
+        asked = _Asked(fleet, question, broadcast(question, config.wire), form, hosts, memory)
         asking = Asking(fleet, asked.request, dict(enumerate(fleet.assignments(partitions))))
         asking.ask(again=False, tick=tick)
         asking.ask(again=True, tick=tick)
@@ -103,6 +112,7 @@ class _Asked:
         sent: the same, encoded.
         form: what an answer consists of.
         hosts: the partitions that a simulation's hosts would serve, in the order of their sums.
+        memory: what a simulation's clients remember.
     """
 
     fleet: Fleet
@@ -110,6 +120,7 @@ class _Asked:
     sent: Broadcast
     form: Form
     hosts: list[list[int]]
+    memory: ClientMemory
 
     @property
     def request(self) -> Request[Outcome]:
@@ -120,7 +131,18 @@ class _Asked:
 
     def _packet(self, group: list[int], lean: bool) -> Packet:
         packet = self.sent.packet(group, lean=lean)
-        return replace(packet, fields={**packet.fields, "sum": self._summable(group)})
+        fields = {**packet.fields, "sum": self._summable(group)}
+        return Packet(fields, {**packet.buffers, **self._remembered(group)})
+
+    def _remembered(self, group: list[int]) -> dict[str, bytes]:
+        """What these clients remember, for a worker of a simulation; a device has it itself."""
+        of = memory_of(self.question, self.fleet.config)
+        if not of or not self.fleet.simulated():
+            return {}
+        return enclosed(self.memory, of, self._counted(group))
+
+    def _counted(self, group: list[int]) -> dict[int, int]:
+        return {p: self.question.counted.get(p, 0) for p in group}
 
     def _summable(self, group: list[int]) -> bool:
         """Whether a device may answer with one sum: it holds all of a host that are asked."""
@@ -136,7 +158,9 @@ class _Asked:
 
     def _said(self, reply: Packet, group: list[int]) -> Outcome:
         if self.fleet.simulated():
-            return _checked(folded_of(reply, group), self.form)
+            said = _checked(folded_of(reply, group), self.form)
+            take_back(self.memory, reply, self._counted(group))
+            return said
         if self._summable(group) and "total" in reply.buffers:
             return self._sum_of_device(reply, group)
         return parts_in(reply, group, self.question.kind)

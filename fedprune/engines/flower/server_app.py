@@ -11,7 +11,6 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedprune.client.host import placed
 from fedprune.config import RunConfig, from_flower, overridden
 from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
@@ -66,7 +65,6 @@ def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
         given = {**{key.replace("-", "_"): value for key, value in keys.items()}, **base}
         config, left_out = overridden(given, {**beside, "engine": "flower"})
         folder = fresh_folder(config).resolve()
-        config = placed(config, folder)
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None
     screen = Screen()

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor
 
+from fedprune.client.memory import in_run
 from fedprune.client.serving import Tick
 from fedprune.config import RunConfig, overridden
 from fedprune.engines.flower.grid import grid_port
@@ -97,7 +98,8 @@ class FedPrune:
         model = dense_model(config)
         layout = layout_for(config, model)
         weights = None if initial_arrays is None else _weights(initial_arrays, layout)
-        port = replace(grid_port(grid, config, self.tick), data=self.data)
+        asking = grid_port(grid, config, self.tick, in_run(self.folder))
+        port = replace(asking, data=self.data)
         result, task = Result(), tasks_of(config.plugin)[config.task]
         if evaluate_fn is not None and not self.resume:
             _evaluate(result, 0, weights or state_of(model), evaluate_fn)
