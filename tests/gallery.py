@@ -170,7 +170,17 @@ GALLERY: dict[str, Run] = {
         for name, keys in METHODS.items()
         for how, killed, workers in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
     },
+    # clients that remember something of their own
+    **{
+        f"remembering{how}": Run(
+            {**MLP, "plugin": "tests/remembering.py", "score": "moving"},
+            killed=killed,
+            workers=nodes,
+        )
+        for how, killed, nodes in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
+    },
     # engines, failures, going on
+    "int8 workers": Run({**MLP, "uplink": "int8", "error_feedback": True}, workers=2),
     "workers": Run({**MLP, "uplink": "int4", "combine": "clipped-mean"}, workers=2),
     "silent": Run(
         {**MLP, "min_clients": 2, "strikes": 1},

@@ -46,7 +46,10 @@ def test_there_is_a_record_of_every_run_and_a_run_of_every_recipe():
     assert {p.stem for p in (ROOT / "simulations" / "recipes").glob("*.toml")} == set(RECIPES)
 
 
-ALIKE = {"killed": "int8"} | {f"{m} {how}": m for m in METHODS for how in ("killed", "workers")}
+AGAIN = [*METHODS, "remembering"]
+ALIKE = {"killed": "int8", "int8 workers": "int8"} | {
+    f"{name} {how}": name for name in AGAIN for how in ("killed", "workers")
+}
 
 
 @pytest.mark.parametrize(("other", "name"), ALIKE.items())

@@ -1,10 +1,12 @@
 """What is counted is what is sent: on devices, both ways, whatever is asked."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message, RecordDict
 
 from fedprune import Result, RunConfig, federate
@@ -12,6 +14,7 @@ from fedprune.client.host import build_host
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.images import DIGITS
+from tests.remembering import MARK
 
 Made = Callable[..., Any]
 
@@ -23,6 +26,7 @@ CASES: list[dict[str, Any]] = [
     {"wire": "bf16"},
     {"uplink": "int8", "score_wire": "log8"},
     {"uplink": "int4", "error_feedback": True},
+    {"plugin": "tests/remembering.py", "score": "moving"},
     {"combine": "median"},
     {"combine": "votes", "score_wire": "fp16"},
     {"masks": "union"},
@@ -163,3 +167,38 @@ def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(
     grid.contexts[7] = joined(7, "2,1", tmp_path)
     seen, right = on_devices(grid, config), simulated(config, folders[:3])
     assert [r["weights_digest"] for r in seen.rows] == [r["weights_digest"] for r in right.rows]
+
+
+@pytest.mark.parametrize("where", ["devices", "workers"])
+def test_what_a_client_remembers_is_weighed_nowhere_and_never_leaves_a_device(
+    devices: Made, workers: Made, config_of: Made, folders: list[Path], where: str
+):
+    """It travels in a simulation alone; its mark is in nothing that a device sends."""
+    kept = {"plugin": "tests/remembering.py", "score": "moving", "uplink": "int8", "end": 3}
+    config, scale = config_of(**kept, error_feedback=True), Scale()
+    carried, marked, mark = Counter[str](), set[str](), torch.full((64,), MARK).numpy().tobytes()
+
+    def look(node: int, question: Message, reply: Message) -> Message:
+        for name, message in (("down", question), ("up", reply)):
+            arrays = message.content.array_records["buffers"]
+            carried[name] += sum(buffer.startswith("remembered ") for buffer in arrays)
+            marked.update(name for array in arrays.values() if mark in array.data)
+        return scale(node, question, reply)
+
+    made = devices if where == "devices" else workers
+    result = on_devices(made(3, meddle=look), config)
+    assert not result.state.book.failed
+    t = result.state.book.traffic
+    total = t.up + t.down + t.evaluation
+    if where == "workers":
+        assert marked == {"up", "down"}
+        assert carried["up"] > carried["down"] > 0
+        plain = federate(config)
+        assert plain.state.book.traffic == t
+        assert plain.rows == result.rows
+        return
+    assert not marked
+    assert not any(carried.values())
+    assert close(total, scale.up + scale.down, 2 * scale.messages)
+    there = list(Path(f"{folders[0]}.remembered").glob("*/score%20moving/0/*.safetensors"))
+    assert any(mark in path.read_bytes() for path in there)
