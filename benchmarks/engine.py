@@ -2,10 +2,10 @@
 
     python benchmarks/engine.py [--clients 20 100] [--parameters 1000000 10000000] [--phases 5]
 
-A phase is from a question to the sum of every client's answers. Both sides are Flower's simulation
-on Ray with the same resources and the same work per client; ours sends one message per host
-(`fedprune/engines/flower/grid.py`, `fedprune/engines/flower/client_app.py`), the other one per
-client (`benchmarks/stock.py`). They take turns, each time in a fresh process. The first phase
+A phase is from a question to the sum of every client's answers. The other side is Flower's
+simulation on Ray with one message per client (`benchmarks/stock.py`), ours the grid over Ray's
+actors with one per host (`fedprune/engines/ray/grid.py`), with the same resources and the same work
+per client. They take turns, each time in a fresh process. The first phase
 starts workers and is shown apart; seconds are the median of the others. Processor seconds are the
 mean of the others, over the server's process and all of Ray's: other work on the machine disturbs
 them less. Server memory is how far the phases raised what the server's process had resident, the
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -34,8 +35,10 @@ sys.path.insert(0, str(HERE.parent))
 
 from still_task import SIZES
 
+from fedprune.client.footprint import Footprint
+from fedprune.client.host import build_host, labels_of
 from fedprune.config import RunConfig, configure
-from fedprune.engines.ray.engine import run_apps, set_environment
+from fedprune.engines.ray.engine import ray_grid, set_environment
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.server.state import first_state
@@ -141,13 +144,16 @@ def play(side: str, grid: Grid, config: RunConfig, began: float) -> Measured:
 def measure(side: str, config: RunConfig) -> Measured:
     """One side's phases, in this process."""
     began = time.perf_counter()
-    set_environment()
+    if side == "ours":
+        host = build_host(config)
+        with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
+            return play(side, grid, config, began)
+    set_environment(config)
     # Flower and Ray read the environment when they are imported.
     import stock
     from flwr.app import Context
     from flwr.serverapp import ServerApp
-
-    from fedprune.engines.flower.client_app import app as hosts_app
+    from flwr.simulation import run_simulation
 
     server_app = ServerApp()
     seen: list[Measured] = []
@@ -157,8 +163,11 @@ def measure(side: str, config: RunConfig) -> Measured:
         del context
         seen.append(play(side, grid, config, began))
 
-    app, nodes = (stock.app, config.clients) if side == "stock" else (hosts_app, config.hosts)
-    run_apps(server_app, app, config, nodes)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    start = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+    start |= {"logging_level": logging.ERROR, "log_to_driver": False}
+    backend = {"init_args": start, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server_app, stock.app, config.clients, backend_config=backend)
     return seen[0]
 
 

@@ -1,6 +1,6 @@
 """Inline equals Ray, whatever the number of workers: the same bits in every row and weight.
 
-Ray and its workers start once: one ServerApp plays all the runs, one after the other.
+Ray and its workers start once: one grid plays all the runs, one after the other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pytest
 from rich.console import Console
 
 from fedprune import Result, RunConfig, federate
+from fedprune.client.footprint import Footprint
+from fedprune.client.host import build_host, labels_of
 from fedprune.commands.arguments import run_asked_for
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
@@ -73,31 +75,21 @@ def inline() -> Callable[[str], Result]:
 
 @pytest.fixture(scope="module")
 def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the runs' folders, all of them played by two workers of one simulation."""
-    from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
-
-    from fedprune.engines.flower.client_app import app as client_app
+    """The folder of the runs' folders, all of them played by two workers of one grid."""
     from fedprune.engines.flower.server_app import run_on
-    from fedprune.engines.ray.engine import run_apps, set_environment
+    from fedprune.engines.ray.engine import ray_grid
 
-    place, app = tmp_path_factory.mktemp("ray"), ServerApp()
+    place = tmp_path_factory.mktemp("ray")
     configs = {case: configured(case, "ray") for case in CASES}
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        del context
+    host = build_host(configs["plain"])
+    two = configs["plain"].model_copy(update={"workers": 2})
+    with put_back(), with_pages(), ray_grid(two, host.shards, labels_of(host), Footprint()) as grid:
         for case, config in configs.items():
             try:
                 with (place / f"{case}.screen").open("w") as screen:
                     run_on(grid, config, place / case, Screen(Console(file=screen, width=300)))
             except BaseException as error:  # its test fails for want of a summary, and says why
                 (place / f"{case}.error").write_text(repr(error))
-
-    with put_back(), with_pages():
-        set_environment()
-        two = configs["plain"].model_copy(update={"workers": 2})
-        run_apps(app, client_app, two, two.hosts)
     return place
 
 

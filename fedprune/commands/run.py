@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from fedprune.client.footprint import Footprint
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
 from fedprune.commands.arguments import run_asked_for
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
+from fedprune.engines.ray.nodes import Unserved
 from fedprune.engines.ray.starting import leave, require_ray
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import Going
@@ -68,6 +70,8 @@ def _main(arguments: list[str], program: str) -> int:
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
         _play(host, folder, screen, Going(resume is not None, anyway))
+    except Unserved as error:
+        return told(program, f"{error}; {go_on}", FAILED)
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
         return told(program, error, BAD_INPUT)
     except KeyboardInterrupt:
@@ -95,7 +99,8 @@ def _play(host: Host, folder: Path, screen: Screen, going: Going) -> None:
             federate(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)
         screen.closing(folder)
     else:
-        simulate(config, folder, screen, replace(going, data=lambda: data_digest(host.shards)))
+        going = replace(going, data=lambda: data_digest(host.shards))
+        simulate(config, folder, screen, going, host.shards, labels_of(host), Footprint())
 
 
 def script(arguments: list[str] | None = None, program: str = _PROGRAM) -> None:

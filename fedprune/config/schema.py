@@ -234,7 +234,12 @@ def all_keys(text: str) -> dict[str, Any]:
     return flat({**followed, **document})
 
 
-def recorded(text: str, plugin: str | None = None, where: object = "a file") -> RunConfig:
+def recorded(
+    text: str,
+    plugin: str | None = None,
+    where: object = "a file",
+    paths: Mapping[str, str] | None = None,
+) -> RunConfig:
     """The configuration as it was when `to_toml` wrote it: nothing follows again.
 
     Args:
@@ -242,11 +247,12 @@ def recorded(text: str, plugin: str | None = None, where: object = "a file") -> 
         plugin: the caller's plug-in, "" for none, where the text is a file's: that runs no code of
             its own choice. None: the text is the caller's own.
         where: the file, for messages.
+        paths: by option, where its file is on this machine, if elsewhere.
 
     Raises:
         ConfigError: it is not TOML, no configuration, or names a plug-in that was not given.
     """
-    keys = _of_caller(flat(all_keys(text)), plugin, where)
+    keys = _of_caller(flat(all_keys(text)), plugin, where) | dict(paths or {})
     return _remembering(configure(keys), flat(from_toml(text)))
 
 

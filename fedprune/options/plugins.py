@@ -55,8 +55,13 @@ def source_of(plugin: str) -> bytes:
     These are in its folder or where Python looks (``PYTHONPATH``), but for what is installed; what
     they import counts too.
     """
+    return b"".join(path.read_bytes() for path in files_of(plugin))
+
+
+def files_of(plugin: str) -> list[Path]:
+    """A plug-in's file and the user's files that it imports, as in `source_of`; none if gone."""
     path = _path_of(plugin)
-    return b"".join(p.read_bytes() for p in _with_imports(path)) if path.is_file() else b""
+    return _with_imports(path) if path.is_file() else []
 
 
 def _with_imports(plugin: Path) -> list[Path]:

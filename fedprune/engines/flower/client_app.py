@@ -66,15 +66,19 @@ HostOf = Callable[[str, Context], Host]
 """The host of a configuration on this node."""
 
 
-def client_app(train: Train = tune) -> ClientApp:
+def client_app(
+    train: Train = tune, simulated: Callable[[str, Train], Host] | None = None
+) -> ClientApp:
     """A ClientApp that answers everything this project's server asks.
 
     Args:
         train: how a client tunes; it takes and returns what
             `fedprune.learning.local_training.tune` does.
+        simulated: what makes, of a configuration's text, the host of a worker of a simulation,
+            which answers messages one after the other; by default it reads all data itself.
     """
     app = ClientApp()
-    host_of = functools.partial(_host, train=train)
+    host_of = functools.partial(_host, train=train, simulated=simulated or _simulated_host)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -249,10 +253,12 @@ def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
     return kept
 
 
-def _host(text: str, context: Context, train: Train = tune) -> Host:
+def _host(
+    text: str, context: Context, train: Train, simulated: Callable[[str, Train], Host]
+) -> Host:
     """This process's resident model and shards for a configuration."""
     if not is_device(context.node_config):
-        return _simulated_host(text, train)
+        return simulated(text, train)
     here = device_of(context.node_config)
     host, digest = _device_host(text, here.data, here.partitions, train)
     check_allowed(host.config, here)

@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedprune.codec.wire import Packet
-from fedprune.engines.flower.messages import packet_in, records
+from fedprune.engines.flower.messages import Copies, packet_in, records
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import plain
 
@@ -51,10 +51,11 @@ class Pending:
     grid: Grid
     message_type: str
     awaited: dict[str, int] = field(default_factory=dict)
+    _copies: Copies = field(default_factory=dict)
 
     def send(self, key: int, node: int, packet: Packet) -> bool:
         """Send a packet; False where Flower does not take it: no such node."""
-        message = Message(records(packet), node, self.message_type)
+        message = Message(records(packet, self._copies), node, self.message_type)
         sent = list(self.grid.push_messages([message]))
         if not sent or not sent[0]:
             return False
@@ -98,15 +99,19 @@ def exchange(
     for key, (node, packet) in mail.items():
         if not pending.send(key, node, packet):
             yield key, Lost("could not be reached", sent=False)
-    began = time.monotonic()
-    called = began
-    while pending.awaited and time.monotonic() < began + timeout:
+    # A grid with a clock of its own waits for replies itself.
+    clock = getattr(grid, "clock", time.monotonic)
+    pause = 0.0 if hasattr(grid, "clock") else poll
+    began = called = clock()
+    while pending.awaited and clock() < began + timeout:
         yield from pending.replies()
-        if pending.awaited and time.monotonic() > called + ROLL_CALL:
-            called = time.monotonic()
+        if pending.awaited and clock() > called + ROLL_CALL:
+            called = clock()
             yield from _left(pending, mail)
         if pending.awaited:
-            time.sleep(poll)
+            time.sleep(pause)
+    if pending.awaited and hasattr(grid, "forget"):
+        grid.forget(list(pending.awaited))
     for key in list(pending.awaited.values()):
         yield key, Lost(f"no reply within {timeout:g} s", late=True)
 

@@ -1,123 +1,148 @@
-"""Flower's simulation on Ray: the same server and client apps, one worker per processor."""
+"""A run on Ray: workers of our own, Flower's grid over them, the same server and client apps."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import os
+import signal
+import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
+from fedprune.engines.ray.nodes import staff_of
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
-from fedprune.runtime.ending import INTERRUPTED
 from fedprune.runtime.process import put_back
+from fedprune.tasks.task import Shard
 
-GRACE = 20.0
-"""Seconds for Flower's simulation to end after the run; what hangs then is left behind."""
+if TYPE_CHECKING:
+    from fedprune.engines.ray.grid import RayGrid
 
 
-def simulate(config: RunConfig, folder: Path, screen: Screen, going: Going) -> None:
-    """Run to the end; an error in the server's half is raised here.
+def simulate(
+    config: RunConfig,
+    folder: Path,
+    screen: Screen,
+    going: Going,
+    shards: Mapping[int, Shard],
+    labels: Mapping[int, int],
+    needs: Footprint,
+) -> None:
+    """Run to the end.
 
     Settings of this process, the environment included, are as they were afterwards
     (`fedprune.runtime.process.put_back`). Where Ray is in use in it already, the run takes place
     there, on all that Ray has, and Ray goes on; else it starts a Ray of its own, and ends it.
 
     Raises:
-        ConfigError: Ray did not start, or `ray_address` names another one than that in use.
+        ConfigError: Ray did not start, `ray_address` names another one than that in use, or a node
+            lacks what it needs.
+        fedprune.engines.ray.grid.Unserved: no node was left; the rounds played are kept.
         SystemExit: no round was completed.
     """
-    with put_back():
-        _simulated(config, folder, screen, going)
-
-
-def _simulated(config: RunConfig, folder: Path, screen: Screen, going: Going) -> None:
-    set_environment()
-    # Flower and Ray read the environment when they are imported.
-    from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
-
-    from fedprune.engines.flower.client_app import app as client_app
     from fedprune.engines.flower.server_app import run_on
 
-    server_app = ServerApp()
-    outcome: list[BaseException] = []
-    quiet, ended, finished = ExitStack(), threading.Event(), threading.Event()
+    with put_back(), ray_grid(config, shards, labels, needs) as grid:
+        run_on(grid, config, folder, screen, going)
 
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        del context  # Flower's run config is empty here; ours came on the command line
-        try:
-            run_on(grid, config, folder, screen, going)
-        except BaseException as error:  # carried to the caller's thread
-            outcome.append(error)
-        ended.set()
-        if not config.verbose:
-            # All has been said; what Ray prints while its workers end would come after it.
-            quiet.enter_context(redirect_stdout(StringIO()))
 
-    def run_all() -> None:
-        try:
-            run_apps(server_app, client_app, config, config.hosts)
-        except ConfigError as error:
-            outcome.append(error)
-        except Exception as error:
-            if not ended.is_set():
-                line = f"engine='ray': {_reason(error)}; allowed: {_INSTEAD}"
-                outcome.append(ConfigError(line))
-        finally:
-            finished.set()
+@contextmanager
+def ray_grid(
+    config: RunConfig,
+    shards: Mapping[int, Shard],
+    labels: Mapping[int, int],
+    needs: Footprint,
+) -> Iterator[RayGrid]:
+    """Within the block a grid whose workers are ready; afterwards they have ended.
 
-    with quiet:
-        _start_and_wait(run_all, (ended, finished), screen)
-    screen.stop()
-    if outcome:
-        raise outcome[0]
+    Raises:
+        ConfigError: as for `simulate`.
+    """
+    set_environment(config)
+    # Ray reads the environment when it is imported.
+    with _ray(config):
+        from fedprune.engines.ray.baggage import baggage_of
+        from fedprune.engines.ray.crew import Crew
+        from fedprune.engines.ray.grid import RayGrid
+        from fedprune.engines.ray.identity import as_a_task
+
+        def staff(node: Any) -> Any:
+            return staff_of(node, needs, config.gpus, config.workers)
+
+        crew = Crew(baggage_of(config, shards), staff, config.hosts)
+        with as_a_task():
+            try:
+                grid = RayGrid(crew, dict(labels), config.timeout)
+                grid.gather()
+                yield grid
+            finally:
+                crew.end()
+
+
+@contextmanager
+def _ray(config: RunConfig) -> Iterator[None]:
+    """Within the block there is a Ray: the one in use here, the one at an address, or its own."""
+    import ray
+
+    if ray.is_initialized():
+        if config.ray_address:
+            raise ConfigError(
+                f"ray-address={config.ray_address!r}: this process uses a Ray already; "
+                "allowed: leave it out, or ray.shutdown() before"
+            )
+        yield
+        return
+    # "local": never the cluster that somebody left running on this machine.
+    start: dict[str, Any] = {"address": config.ray_address or "local"}
+    if not config.ray_address:
+        workers = config.workers or os.cpu_count() or 1
+        start |= {"num_cpus": workers, "include_dashboard": False}
+    if not config.verbose:
+        start |= {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        with _own_handlers():
+            ray.init(**start)
+    except Exception as error:  # whatever Ray raises where it cannot start
+        raise ConfigError(f"engine='ray': {_reason(error)}; allowed: {_INSTEAD}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 _INSTEAD = "what this machine has, or --engine inline"
 
 
 def _reason(error: BaseException) -> str:
-    """Why Flower's simulation did not start or broke off: the first error of the chain."""
+    """Why Ray did not start: the first error of the chain."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _start_and_wait(
-    work: Callable[[], None], ends: tuple[threading.Event, threading.Event], screen: Screen
-) -> None:
-    """Do the work in a thread of its own, so that an interrupt reaches ours and not Flower's.
-
-    It is over when Flower is, or a while after the run is: a client that hangs keeps its worker.
-
-    Interrupted in the middle, Flower's simulation waits for ever for its server's half. So the
-    first interrupt asks that half to stop at the next question, the second one ends at once.
-    """
-    ended, finished = ends
-    threading.Thread(target=work).start()
-    last = math.inf
-    while not finished.is_set() and time.monotonic() < last:
-        try:
-            finished.wait(0.2)  # an interrupted Thread.join would call a live thread dead
-            if ended.is_set():
-                last = min(last, time.monotonic() + GRACE)
-        except KeyboardInterrupt:
-            if screen.halted:
-                os._exit(INTERRUPTED)
-            screen.halt()
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Within the block Ray may set signal handlers; afterwards those of before are back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with contextlib.suppress(TypeError):  # one that C set
+                signal.signal(number, handler)
 
 
-def set_environment() -> None:
+def set_environment(config: RunConfig) -> None:
     """What Flower, Ray and the workers take from the environment, unless the user has set it."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     # Workers have one torch thread each; BLAS and OpenMP must not start more of their own.
@@ -127,78 +152,7 @@ def set_environment() -> None:
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # At the end Flower has each worker end itself; Ray, which may try a job twice, reports that.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"ClientAppActor\.terminate failed")
-
-
-def run_apps(server_app: Any, client_app: Any, config: RunConfig, nodes: int) -> None:
-    """Run two Flower apps in its simulation, with so many SuperNodes.
-
-    The one place that touches Flower's deprecated API: it has no other in-process simulation.
-    """
-    from flwr.simulation import run_simulation
-
-    if not config.verbose:
-        # Flower logs a lost worker with its traceback; our rows name what was lost instead.
-        logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    with _ray_kept(config):
-        run_simulation(
-            server_app,
-            client_app,
-            num_supernodes=nodes,
-            backend_config=backend_config(config),
-            verbose_logging=config.verbose,
-        )
-
-
-@contextmanager
-def _ray_kept(config: RunConfig) -> Iterator[None]:
-    """Within the block Flower ends its workers, and Ray only if it is not in use here already."""
-    import ray
-
-    if not ray.is_initialized():
-        yield
-        return
-    if config.ray_address:
-        raise ConfigError(
-            f"ray-address={config.ray_address!r}: this process uses a Ray already; "
-            "allowed: leave it out, or ray.shutdown() before"
-        )
-
-    end: Any = ray.shutdown
-    vars(ray)["shutdown"] = lambda *_args, **_kwargs: None  # Flower calls it when it is done
-    try:
-        yield
-    finally:
-        vars(ray)["shutdown"] = end
-
-
-def backend_config(config: RunConfig) -> dict[str, Any]:
-    """Flower's Ray backend: one worker per processor, GPUs shared evenly among them.
-
-    A worker that dies is started again; without ``max_restarts`` it would fail every later job.
-    With ``max_task_retries`` jobs wait until it is up; without, they would fail in the meantime,
-    faster than a lost host can be asked again.
-    """
-    workers = config.workers or os.cpu_count() or 1
-    # "local": never the cluster that somebody left running on this machine.
-    start: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
-    if config.ray_address:
-        start = {"address": config.ray_address}
-    if not config.verbose:
-        start |= {"logging_level": logging.ERROR, "log_to_driver": False}
-    resources = {
-        "num_cpus": 1,
-        "num_gpus": _gpus_each(config, workers),
-        "max_restarts": -1,
-        "max_task_retries": 1,
-    }
-    return {"init_args": start, "client_resources": resources}
-
-
-def _gpus_each(config: RunConfig, workers: int) -> float:
-    import torch
-
-    if config.gpus >= 0:
-        return config.gpus
-    return min(1.0, torch.cuda.device_count() / workers) if torch.cuda.is_available() else 0.0
+    if not config.verbose:  # of a node that is gone Ray would print the log
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # Whatever is imported here is found by workers, too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))

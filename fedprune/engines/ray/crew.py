@@ -1,0 +1,237 @@
+"""The workers of a run on Ray: started where there is room, looked after, and replaced."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fedprune.engines.ray import worker as worker_module
+from fedprune.engines.ray.baggage import Baggage
+from fedprune.engines.ray.jobs import Job, Loss
+from fedprune.engines.ray.nodes import Node, Staff, nodes_of
+
+LOOK = 1.0
+"""Seconds between looks at which nodes are there."""
+
+STARTS = 3
+"""Workers in a row that may die on a node before they are ready; then it is left alone."""
+
+VERDICT = 3.0
+"""Seconds in which the next worker of another machine has to say what the last one died of."""
+
+LOW = "low on memory"
+"""What Ray says of a worker that it killed because its node ran out of memory."""
+
+log = logging.getLogger("fedprune")
+
+# By value: a node that lacks this package can make one all the same.
+ray.cloudpickle.register_pickle_by_value(worker_module)
+_WORKER: Any = ray.remote(worker_module.Worker)
+
+
+@dataclass(eq=False)
+class Seat:
+    """One worker.
+
+    Attributes:
+        node: where it is.
+        actor: its handle.
+        step: "looking" at what its node lacks, "beginning", "idle" or "busy".
+        pending: what Ray will give of the step, where it is not idle.
+        job: what it is busy with.
+    """
+
+    node: Node
+    actor: Any
+    step: str
+    pending: Any
+    job: Job | None = None
+
+
+@dataclass(eq=False)
+class Crew:
+    """All workers, by node.
+
+    Attributes:
+        baggage: what they need.
+        staff: how many a node gets.
+        most: how many there may be in all: each phase has so many messages.
+        seats: who is there.
+        nodes: the machines as of the last look.
+        refused: by node, why it cannot take part.
+        here: this machine's address.
+    """
+
+    baggage: Baggage
+    staff: Callable[[Node], Staff]
+    most: int
+    seats: list[Seat] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    here: str = field(default_factory=ray.util.get_node_ip_address)
+    _looked: float = -LOOK
+    _deaths: Counter[str] = field(default_factory=Counter)
+    _kills: dict[str, int] = field(default_factory=dict)
+    _unclear: list[tuple[float, Seat, str]] = field(default_factory=list)
+
+    def look(self, *, now: bool = False) -> None:
+        """See which nodes are there, and start the workers that are missing."""
+        if not now and time.monotonic() < self._looked + LOOK:
+            return
+        self._looked = time.monotonic()
+        self.nodes = {node.id: node for node in nodes_of(ray.nodes())}
+        # A worker whose node is gone says so itself, if it was busy; an idle one is forgotten.
+        self.seats = [s for s in self.seats if s.node.id in self.nodes or s.pending]
+        there = Counter(seat.node.id for seat in self.seats)
+        places = [n for n in self.nodes.values() if n.id not in self.refused]
+        wanted = {n.id: self.staff(n).workers for n in places}
+        for place in range(max(wanted.values(), default=0)):  # a first one everywhere, then more
+            for node in places:
+                if there[node.id] <= place < wanted[node.id] and len(self.seats) < self.most:
+                    self._start(node)
+
+    def _start(self, node: Node) -> None:
+        where = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        share = {"num_cpus": 1, "num_gpus": self.staff(node).gpus}
+        options = {**share, "max_restarts": 0, "max_task_retries": 0}
+        made = _WORKER.options(**options, scheduling_strategy=where)
+        actor = made.remote(self.baggage.needs, self.baggage.run)
+        self.seats.append(Seat(node, actor, "looking", actor.lacks.remote()))
+
+    def idle(self) -> list[Seat]:
+        """Those that wait for work."""
+        return [seat for seat in self.seats if seat.step == "idle"]
+
+    def busy(self) -> list[Seat]:
+        """Those that are at work."""
+        return [seat for seat in self.seats if seat.step == "busy"]
+
+    def give(self, seat: Seat, job: Job) -> None:
+        """Let an idle worker do a job."""
+        seat.step, seat.job = "busy", job
+        seat.pending = seat.actor.answer.remote(job.head, *job.buffers)
+
+    def wait(self, seconds: float) -> list[tuple[Job, Any]]:
+        """What has come of jobs by then, or as soon as anything has: a worker's reply, or a `Loss`.
+
+        Workers that have looked around, or have begun, go a step further.
+        """
+        pending = {seat.pending: seat for seat in self.seats if seat.pending is not None}
+        if not pending:
+            time.sleep(seconds)
+            return self._clear()
+        some, _ = ray.wait([*pending], num_returns=1, timeout=seconds, fetch_local=True)
+        done, _ = ray.wait([*pending], num_returns=len(pending), timeout=0) if some else ([], [])
+        came: list[tuple[Job, Any]] = []
+        for ref in done:
+            came += self._ended(pending[ref], ref)
+        return [*came, *self._clear()]
+
+    def _ended(self, seat: Seat, ref: Any) -> list[tuple[Job, Any]]:
+        step, job = seat.step, seat.job
+        seat.pending, seat.job = None, None
+        try:
+            value = ray.get(ref, timeout=60)
+        except GetTimeoutError:  # its node went while the reply was fetched
+            return self._died(seat, job, "the reply did not arrive")
+        except RayError as error:
+            return self._died(seat, job, str(error))
+        seat.step = "idle"
+        if step == "looking":
+            self._looked_around(seat, *value)
+        elif step == "beginning" and value:
+            self._refuse(seat.node, value)
+        elif step == "beginning":
+            self._deaths[seat.node.id] = 0
+        return [] if job is None else [(job, value)]
+
+    def _looked_around(self, seat: Seat, lacking: list[str], wrong: list[str], kills: int) -> None:
+        before = self._kills.get(seat.node.id, kills)
+        self._kills[seat.node.id] = kills
+        for i, (since, dead, reason) in enumerate(self._unclear):
+            if dead.node.id == seat.node.id and since:
+                said = LOW if kills > before else reason
+                self._unclear[i] = (0.0, dead, said)
+        if wrong or (wrong := self.baggage.missing(lacking)):
+            self._refuse(seat.node, "; ".join(wrong))
+            return
+        names, contents = self.baggage.sent(lacking)
+        seat.step = "beginning"
+        seat.pending = seat.actor.begin.remote(names, self.baggage.shards, *contents)
+
+    def _refuse(self, node: Node, why: str) -> None:
+        self.refused[node.id] = f"node {node.name}: {why}"
+        for seat in [s for s in self.seats if s.node.id == node.id]:
+            self.dismiss(seat)
+
+    def _died(self, seat: Seat, job: Job | None, error: str) -> list[tuple[Job, Any]]:
+        """A worker is gone: with its node, for want of memory, or by itself."""
+        self.dismiss(seat)
+        self.look(now=True)
+        if job is None:
+            self._deaths[seat.node.id] += 1
+            if self._deaths[seat.node.id] >= STARTS and seat.node.id in self.nodes:
+                self._refuse(seat.node, f"workers die as they start: {_line(error)}")
+            return []
+        if seat.node.id not in self.nodes or "node has died" in error:
+            return [(job, Loss("its node is gone", gone=True))]
+        if LOW in error or self._killed_here(seat.node):
+            return [(job, Loss(MEMORY, memory=True))]
+        if seat.node.name == self.here:
+            return [(job, Loss("its worker died"))]
+        seat.job = job
+        self._unclear.append((time.monotonic(), seat, error))
+        return []
+
+    def _killed_here(self, node: Node) -> bool:
+        """Whether this machine's kernel has killed for want of memory since it was last asked."""
+        if node.name != self.here:
+            return False
+        before, now = self._kills.get(node.id, 0), worker_module.kills_for_memory()
+        self._kills[node.id] = now
+        return now > before
+
+    def _clear(self) -> list[tuple[Job, Any]]:
+        """Jobs of dead workers of which it is known by now what they died of."""
+        now, out = time.monotonic(), []
+        for entry in list(self._unclear):
+            since, seat, reason = entry
+            gone = seat.node.id not in self.nodes
+            if since and not gone and now < since + VERDICT:
+                continue
+            self._unclear.remove(entry)
+            assert seat.job is not None
+            memory = reason == LOW
+            why = MEMORY if memory else "its node is gone" if gone else "its worker died"
+            out.append((seat.job, Loss(why, gone=gone, memory=memory)))
+        return out
+
+    def dismiss(self, seat: Seat) -> None:
+        """End a worker, whatever it does."""
+        if seat in self.seats:
+            self.seats.remove(seat)
+        ray.kill(seat.actor, no_restart=True)
+
+    def end(self) -> None:
+        """End all workers, and remove what was unpacked for them."""
+        used = {seat.node.id: seat for seat in self.idle()} if self.baggage.unpacked else {}
+        leaving = [seat.actor.leave.remote() for seat in used.values()]
+        if leaving:
+            ray.wait(leaving, num_returns=len(leaving), timeout=5)
+        for seat in list(self.seats):
+            self.dismiss(seat)
+
+
+MEMORY = "its worker was killed for want of memory"
+
+
+def _line(error: str) -> str:
+    return " ".join(error.split())[-300:]

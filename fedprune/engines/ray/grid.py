@@ -1,0 +1,240 @@
+"""Flower's `Grid` over workers on Ray: a message goes to whichever worker is free.
+
+All workers are one node to who asks: any of them serves any host, so who comes and goes among them
+is this grid's affair. A message whose worker's node is gone is given to another worker, once; what
+is lost again, or whose worker died by itself, comes back as an error, and the port asks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedprune.engines.ray.crew import Crew
+from fedprune.engines.ray.identity import OURSELVES, name_message
+from fedprune.engines.ray.jobs import Job, Loss, Pace
+from fedprune.engines.ray.letters import parted, whole
+from fedprune.engines.ray.nodes import Unserved
+from fedprune.options.refusal import ConfigError
+
+PULL = 1.0
+"""Seconds that a look for replies waits for one."""
+
+JOIN = 900.0
+"""Seconds in which a worker must have loaded what it needs, where nodes are there."""
+
+SAID = 10.0
+"""Seconds of waiting for a node between lines that say so."""
+
+LOST, KILLED = 301, 302
+"""Codes of errors: a worker was lost; a worker was killed for memory, alone as well."""
+
+log = logging.getLogger("fedprune")
+
+
+class RayGrid(Grid):
+    """Messages to workers on Ray, and their replies.
+
+    Attributes:
+        crew: the workers.
+        pace: how long partitions took.
+        patience: seconds to wait for a node where none is left.
+    """
+
+    def __init__(self, crew: Crew, labels: dict[int, int], patience: float) -> None:
+        self.crew, self.pace, self.patience = crew, Pace(labels), patience
+        self._run: Any = None
+        self._waiting: list[Job] = []
+        self._jobs: dict[str, Job] = {}
+        self._replies: dict[str, Message] = {}
+        self._put: dict[int, tuple[bytes, Any]] = {}
+        self._stood, self._since, self._said = 0.0, 0.0, 0.0
+        self._told: set[str] = set()
+
+    def gather(self) -> None:
+        """Wait until every node has a worker that is ready.
+
+        Raises:
+            ConfigError: a node lacks what it needs; or there is none in time.
+        """
+        while True:
+            self.crew.look()
+            if self.crew.refused:
+                raise ConfigError("; ".join(self.crew.refused.values()), "engine")
+            ready = {seat.node.id for seat in self.crew.idle()}
+            if ready and ready == self.crew.nodes.keys():
+                return
+            try:
+                self._stand(standing=not ready)
+            except Unserved as error:
+                allowed = "--engine inline, fewer --workers, or another --ray-address"
+                raise ConfigError(f"engine='ray': {error}; allowed: {allowed}") from None
+            self.crew.wait(0.2)
+
+    def set_run(self, run: Any) -> None:
+        """What Flower says of the run; nothing here depends on it."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """What `set_run` was given, or None: no SuperLink knows of this run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message, as `flwr.app.Message` makes it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The one node that stands for all workers, whether any is there or not."""
+        return [OURSELVES]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages; they go to workers when replies are looked for, the longest first."""
+        names = []
+        if not self._jobs:
+            self._put.clear()
+            self.crew.look(now=True)
+        for message in messages:
+            name = uuid.uuid4().hex
+            name_message(message, name)
+            head, large = parted(message)
+            fields: Any = message.content.config_records.get("fields", {})
+            about = tuple(fields.get("partitions", ()))
+            job = Job(message, head, [self._in_store(each) for each in large], about)
+            self._jobs[name] = job
+            self._waiting.append(job)
+            names.append(name)
+        return names
+
+    def _in_store(self, data: bytes) -> Any:
+        """A buffer in Ray's object store; one that many messages share is put there once."""
+        if id(data) not in self._put:
+            self._put[id(data)] = data, ray.put(np.frombuffer(data, np.uint8))
+        return self._put[id(data)][1]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there to these messages; waits a second for one.
+
+        Raises:
+            Unserved: no node is left, and none has come for `patience` seconds.
+        """
+        wanted = list(message_ids)
+        self._step(0.0 if self._replies.keys() & set(wanted) else PULL)
+        return [self._replies.pop(name) for name in wanted if name in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push messages, and wait for the replies; of those that came in time."""
+        names, found = set(self.push_messages(messages)), list[Message]()
+        began = self.clock()
+        while names and (timeout is None or self.clock() < began + timeout):
+            for reply in self.pull_messages(names):
+                names.remove(reply.metadata.reply_to_message_id)
+                found.append(reply)
+        self.forget(names)
+        return found
+
+    def clock(self) -> float:
+        """Seconds, of which those do not count in which no worker was there."""
+        standing = time.monotonic() - self._since if self._since else 0.0
+        return time.monotonic() - self._stood - standing
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Want no reply to these any longer: whoever is still at work on one is replaced."""
+        for name in list(message_ids):
+            job = self._jobs.pop(name, None)
+            self._replies.pop(name, None)
+            self._waiting = [other for other in self._waiting if other is not job]
+            for seat in [s for s in self.crew.busy() if s.job is job]:
+                self.crew.dismiss(seat)
+
+    def _step(self, seconds: float) -> None:
+        """Hand out work, wait for news, and take them in."""
+        self.crew.look()
+        self._hand_out()
+        self._stand(standing=not self.crew.busy() and not self.crew.idle())
+        for job, came in self.crew.wait(seconds):
+            if isinstance(came, Loss):
+                self._lost(job, came)
+            else:
+                head, buffers, took = came
+                self.pace.took(job, took)
+                self._reply(job, whole(head, buffers))
+        for why in self.crew.refused.values():
+            if why not in self._told:
+                self._told.add(why)
+                log.warning("%s", why)
+
+    def _hand_out(self) -> None:
+        """Give idle workers the longest work that may go to them."""
+        self._waiting.sort(key=self.pace.expected, reverse=True)
+        reserved = {seat.node.id for seat in self.crew.busy() if seat.job and seat.job.alone}
+        at_work = {seat.node.id for seat in self.crew.busy()}
+        for job in list(self._waiting):
+            taken = at_work if job.alone else reserved
+            seat = next((s for s in self.crew.idle() if s.node.id not in taken), None)
+            if seat is None:
+                continue
+            self._waiting.remove(job)
+            self.crew.give(seat, job)
+            at_work.add(seat.node.id)
+            if job.alone:
+                reserved.add(seat.node.id)
+
+    def _lost(self, job: Job, loss: Loss) -> None:
+        name = job.message.metadata.message_id
+        if name not in self._jobs:
+            return
+        first = not job.tries
+        if first and (loss.gone or loss.memory):
+            again = replace(job, tries=1, alone=loss.memory)
+            self._jobs[name] = again
+            self._waiting.append(again)
+            return
+        code = KILLED if loss.memory and job.alone else LOST
+        self._reply(job, Message(Error(code, loss.reason), reply_to=job.message))
+
+    def _reply(self, job: Job, reply: Message) -> None:
+        name = job.message.metadata.message_id
+        if self._jobs.pop(name, None) is not None:
+            self._replies[name] = reply
+
+    def _stand(self, *, standing: bool) -> None:
+        """Note how long no worker has been there, and say so.
+
+        Raises:
+            Unserved: for too long.
+        """
+        now = time.monotonic()
+        if not standing:
+            self._stood += now - self._since if self._since else 0.0
+            self._since = 0.0
+            return
+        if not self._since:
+            self._since = self._said = now
+        nodes = [n for n in self.crew.nodes if n not in self.crew.refused]
+        most = max(self.patience, JOIN) if nodes else self.patience
+        waited = now - self._since
+        if waited > most:
+            what = "no worker was ready" if nodes else "no node with a processor was there"
+            raise Unserved(f"{what} for {most:g} s")
+        if now > self._said + SAID and not nodes:
+            self._said = now
+            log.warning("no node is there: waiting for one, %.0f of %g s", waited, most)

@@ -1,0 +1,68 @@
+"""A message on its way to a worker, and what may become of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Why nothing came of a job.
+
+    Attributes:
+        reason: one line.
+        gone: its worker's node is no longer there.
+        memory: its worker was killed for want of memory.
+    """
+
+    reason: str
+    gone: bool = False
+    memory: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """A message.
+
+    Attributes:
+        message: as Flower has it.
+        head: its small parts, see `fedprune.engines.ray.letters`.
+        buffers: its large ones, in Ray's object store.
+        partitions: what it is about.
+        tries: how often it was lost.
+        alone: it is to be the only one at work on its node.
+    """
+
+    message: Message
+    head: bytes
+    buffers: list[Any]
+    partitions: tuple[int, ...]
+    tries: int = 0
+    alone: bool = False
+
+
+@dataclass
+class Pace:
+    """How long partitions took, by kind of message: the longest work goes first.
+
+    Attributes:
+        labels: what each partition trains on, for those that have not been asked yet.
+    """
+
+    labels: dict[int, int]
+    seconds: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def expected(self, job: Job) -> tuple[float, int]:
+        """What orders jobs: the seconds of its partitions before, then their labels."""
+        known = self.seconds.get(job.message.metadata.message_type, {})
+        typical = sum(known.values()) / len(known) if known else 0.0
+        seconds = sum(known.get(p, typical) for p in job.partitions)
+        return seconds, sum(self.labels.get(p, 0) for p in job.partitions)
+
+    def took(self, job: Job, seconds: float) -> None:
+        """Note how long a job took."""
+        known = self.seconds.setdefault(job.message.metadata.message_type, {})
+        known |= dict.fromkeys(job.partitions, seconds / max(1, len(job.partitions)))

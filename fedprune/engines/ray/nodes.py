@@ -1,0 +1,97 @@
+"""Which machines a Ray has, and how many workers fit on each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fedprune.client.footprint import Footprint
+
+SPARED = 0.8
+"""Of a machine's free memory, and of a card's, what workers may be planned to take."""
+
+
+class Unserved(RuntimeError):
+    """No node was there for as long as the run may wait for one."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a Ray.
+
+    Attributes:
+        id: Ray's.
+        name: its address.
+        cpus: processors that it offers.
+        gpus: cards.
+        memory: bytes that it offers; infinite where it does not say.
+    """
+
+    id: str
+    name: str
+    cpus: int
+    gpus: float
+    memory: float
+
+
+def nodes_of(found: list[dict[str, Any]]) -> list[Node]:
+    """The living machines with a processor, of what ``ray.nodes()`` gives, by Ray's id."""
+    nodes = []
+    for each in found:
+        has = each["Resources"]
+        if each["Alive"] and has.get("CPU", 0) >= 1:
+            numbers = (
+                int(has["CPU"]),
+                float(has.get("GPU", 0)),
+                float(has.get("memory", math.inf)),
+            )
+            nodes.append(Node(each["NodeID"], each["NodeManagerAddress"], *numbers))
+    return sorted(nodes, key=lambda node: node.id)
+
+
+@dataclass(frozen=True)
+class Staff:
+    """The workers of a machine.
+
+    Attributes:
+        workers: how many.
+        gpus: the share of a card that each gets.
+        why: what keeps them from being more.
+    """
+
+    workers: int
+    gpus: float
+    why: str
+
+
+def staff_of(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> Staff:
+    """As many workers as fit on a machine, one at least.
+
+    Args:
+        node: the machine.
+        needs: what a worker takes.
+        gpus: the share of a card that each gets; -1: as many share one as fit.
+        most: how many were asked for; 0: no number.
+    """
+    bounds = {node.cpus: f"{node.cpus} processor{'s' * (node.cpus != 1)}"}
+    room = node.memory * SPARED
+    if needs.memory and math.isfinite(room):
+        fit = max(1, int(room // needs.memory))
+        bounds.setdefault(fit, f"{_gib(room)} of memory, {_gib(needs.memory)} each")
+    share = gpus
+    if node.gpus and gpus:
+        each = max(1, int(SPARED * needs.card_room // needs.card)) if needs.card else 1
+        each = each if gpus < 0 else max(1, int(1 / gpus))
+        cards = f"{node.gpus:g} card{'s' * (node.gpus != 1)}, {each} worker{'s' * (each != 1)} each"
+        bounds.setdefault(int(node.gpus * each), cards)
+    if most:
+        bounds.setdefault(most, "asked for")
+    workers = min(bounds)
+    if gpus < 0:
+        share = min(1.0, node.gpus / workers)
+    return Staff(workers, share, bounds[workers])
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
