@@ -157,15 +157,16 @@ def _models(data: Path) -> tuple[Mapping[str, Any], ...]:
 
 def refusal_of(
     row: Mapping[str, int], found: Mapping[str, tuple[Mapping[str, Any], ...]]
-) -> str | None:
-    """The key that the refusal of these values names; None where a run of them would begin."""
+) -> tuple[str, str] | None:
+    """The key that the refusal of these values names, with its line; None: a run would begin."""
     try:
         config = configure(given(row, found))
         if (config.score, config.unit) == ("ablation", "weight"):
-            return "score"  # minutes: a pass for every weight; test_ablation.py has it
+            return "score", "minutes: a pass for every weight; test_ablation.py has it"
         _begin(config)
     except ValueError as error:
-        return str(error).partition("=")[0].partition(":")[0].replace("-", "_")
+        line = str(error)
+        return line.partition("=")[0].partition(":")[0].replace("-", "_"), line
     return None
 
 

@@ -18,8 +18,8 @@ Choice = tuple[str, int]
 Row = dict[str, int]
 """Value numbers by factor, of the factors that are not as in the base."""
 
-Refusal = Callable[[Row], str | None]
-"""The factor that a refusal of a row names, or None where it is accepted."""
+Refusal = Callable[[Row], tuple[str, str] | None]
+"""The factor that a refusal of a row names, with the whole line; None where it is accepted."""
 
 
 @dataclass
@@ -95,22 +95,32 @@ def _pairs_in(row: Row, sizes: Mapping[str, int]) -> Iterator[tuple[Choice, Choi
 
 def _alone(choice: Choice, sizes: Mapping[str, int], refusal: Refusal) -> Row | None:
     """Changes, two at most, beside which a choice is accepted: one where one will do."""
+    one = dict([choice])
     others = [c for c in _choices(sizes) if c[0] != choice[0] and c[1]]
-    for n in range(3):
-        if n == 2 and (row := _as_named(dict([choice]), sizes, refusal)):
+    without = refusal(one)
+    if without is None:
+        return one
+    beside = {(name, i): refusal({name: i, **one}) for name, i in others}
+    for c, refused in beside.items():
+        if refused is None:
+            return {**dict([c]), **one}
+    if row := _as_named(one, sizes, refusal):
+        return row
+    # First beside what another line about the choice says: there are 30,000 pairs of changes.
+    near = [c for c, r in beside.items() if r and r[0] == choice[0] and r != without]
+    for two in [*product(others, near), *combinations(others, 2)]:
+        row = dict(two) | one
+        if len(row) == 3 and refusal(row) is None:
             return row
-        for more in combinations(others, n):
-            row = dict([*more, choice])
-            if len(row) == n + 1 and refusal(row) is None:
-                return row
     return None
 
 
 def _as_named(row: Row, sizes: Mapping[str, int], refusal: Refusal, changes: int = 2) -> Row | None:
     """The row with other values of what its refusals name, so many at most."""
-    named = refusal(row)
-    if named is None:
+    refused = refusal(row)
+    if refused is None:
         return row
+    named, _ = refused
     if not changes or named in row:
         return None
     tried = ({**row, named: i} for i in range(1, sizes.get(named, 0)))
@@ -126,9 +136,10 @@ def _settled(
     """A row with both choices, or the factor that the refusal names."""
     a, b = pair
     row = {**(alone[a] or {}), **(alone[b] or {}), a[0]: a[1], b[0]: b[1]}
-    named = refusal(row)
-    if named is None:
+    refused = refusal(row)
+    if refused is None:
         return row, ""
+    named, _ = refused
     if named not in row or named not in (a[0], b[0]):
         for i in range(sizes.get(named, 0)):
             if refusal({**row, named: i}) is None:

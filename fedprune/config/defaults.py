@@ -32,9 +32,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     task, score = given.get("task", "shakespeare"), given.get("score", "taylor")
     named(("task", task), tasks)
     named(("score", score), scores)
-    return completed_by(
-        Options.model_fields, given, _of_task(tasks[task]) | _of_score(scores[score])
-    )
+    return completed_by(Options, given, _of_task(tasks[task]) | _of_score(scores[score]))
 
 
 _LEARNED = (

@@ -23,7 +23,7 @@ from fedprune.tasks.task import Task
 
 def names_of(plugin: str) -> dict[str, Mapping[str, Any]]:
     """The table that an option's names are in, by key, with those that a plug-in adds."""
-    return names_in(Options.model_fields, plugin)
+    return names_in(Options, plugin)
 
 
 def check(config: Options) -> None:
@@ -34,11 +34,11 @@ def check(config: Options) -> None:
     """
     c = config
     task, score = tasks_of(c.plugin)[c.task], scores_of(c.plugin)[c.score]
-    check_names(Options.model_fields, c)
+    check_names(Options, c)
     if c.split not in task.splits:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
     _raise_first(c, _of_the_task(c, task))
-    for refusal in unread(Options.model_fields, c):
+    for refusal in unread(Options, c):
         raise refusal
     found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c)]
     found += [*conflicts(c, score, task), *learning_conflicts(c)]

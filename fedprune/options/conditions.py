@@ -30,8 +30,13 @@ def unmet(when: When, values: Any) -> list[str]:
         when: the condition. What it says of options that are not there is taken to hold.
         values: an object with options as attributes.
     """
-    found = [_unmet(every, values) for every in _ways(when)]
-    return [] if any(key is None for key in found) else [key for key in found if key is not None]
+    found = []
+    for every in _ways(when):
+        key = _unmet(every, values)
+        if key is None:
+            return []
+        found.append(key)
+    return found
 
 
 def why_unread(when: When, values: Any) -> str:
@@ -88,9 +93,16 @@ def _ways(when: When) -> Iterable[Mapping[str, Any]]:
     return when if isinstance(when, tuple) else (when,)
 
 
+_NOWHERE = object()
+"""Stands for the value of an option of another section."""
+
+
 def _unmet(every: Mapping[str, Any], values: Any) -> str | None:
-    there = ((key, wanted) for key, wanted in every.items() if hasattr(values, key))
-    return next((k for k, wanted in there if not permitted(getattr(values, k), wanted)), None)
+    for key, wanted in every.items():
+        value = getattr(values, key, _NOWHERE)
+        if value is not _NOWHERE and not permitted(value, wanted):
+            return key
+    return None
 
 
 def _wanted(key: str, wanted: Any) -> str:

@@ -84,6 +84,32 @@ def unread_value(field: FieldInfo) -> Any:
     return None if may_be_none(field) else field.default
 
 
+@dataclass(frozen=True)
+class Known:
+    """An option as what completes and checks a configuration needs it, some 150 at each one.
+
+    Attributes:
+        flag: its name on the command line, without the dashes.
+        says: what it says of itself.
+        default: its value where it is read and nothing else sets it.
+        unread: its value where nothing reads it.
+    """
+
+    flag: str
+    says: Declared
+    default: Any
+    unread: Any
+
+
+@functools.cache
+def options_of(schema: type[BaseModel]) -> Mapping[str, Known]:
+    """The options of a section, in its order."""
+    return {
+        key: Known(key.replace("_", "-"), declared(field), field.default, unread_value(field))
+        for key, field in schema.model_fields.items()
+    }
+
+
 class Elsewhere(AttributeError):
     """An option of another section, or a default that only a task sets."""
 
@@ -98,22 +124,23 @@ class Following:
     """
 
     def __init__(
-        self, fields: Mapping[str, FieldInfo], given: Mapping[str, Any], usual: Mapping[str, Any]
+        self, options: Mapping[str, Known], given: Mapping[str, Any], usual: Mapping[str, Any]
     ) -> None:
-        self._fields, self._usual, self._values = fields, usual, dict(given)
+        self.__dict__.update(given)
+        self._options, self._usual = options, usual
 
     def __getattr__(self, key: str) -> Any:
-        """The value of an option."""
-        if key.startswith("_") or key not in self._fields:
+        """The value of an option that has none yet; from then on it is an attribute."""
+        option = self.__dict__["_options"].get(key)
+        if option is None:
             raise Elsewhere(key)
-        if key not in self._values:
-            self._values[key] = None
-            try:
-                self._values[key] = self._following(key)
-            except BaseException:
-                del self._values[key]
-                raise
-        return self._values[key]
+        self.__dict__[key] = None
+        try:
+            value = self.__dict__[key] = self._following(key, option)
+        except BaseException:
+            del self.__dict__[key]
+            raise
+        return value
 
     def usual(self, key: str, *otherwise: Any) -> Any:
         """The default that the task or the score sets, else the one given here."""
@@ -121,26 +148,35 @@ class Following:
             raise Elsewhere(key)
         return self._usual.get(key, *otherwise)
 
-    def _following(self, key: str) -> Any:
-        field = self._fields[key]
-        says = declared(field)
-        if unmet(says.when, self):
-            return unread_value(field)
-        return says.derived(self) if says.derived else self.usual(key, field.default)
+    def _following(self, key: str, option: Known) -> Any:
+        if unmet(option.says.when, self):
+            return option.unread
+        derived = option.says.derived
+        return derived(self) if derived else self._usual.get(key, option.default)
+
+
+@functools.cache
+def _plain_defaults(schema: type[BaseModel]) -> Mapping[str, Any]:
+    """The defaults of the options that are read beside any values, and derived from none."""
+    options = options_of(schema).items()
+    return {k: o.default for k, o in options if o.says.when == ({},) and not o.says.derived}
 
 
 def completed(
-    fields: Mapping[str, FieldInfo], given: Mapping[str, Any], usual: Mapping[str, Any]
+    schema: type[BaseModel], given: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The values given and those that follow from them.
 
     Args:
-        fields: of the section, by option.
+        schema: the section.
         given: values, of the right types.
         usual: defaults that the task or the score sets.
     """
-    values, out = Following(fields, given, usual), dict(given)
-    for key in fields:
+    options = options_of(schema)
+    plain = {key: usual.get(key, default) for key, default in _plain_defaults(schema).items()}
+    out = {**plain, **given}
+    values = Following(options, out, usual)
+    for key in options:
         if key not in out:
             try:
                 out[key] = getattr(values, key)
@@ -149,9 +185,9 @@ def completed(
     return out
 
 
-def names_in(fields: Mapping[str, FieldInfo], plugin: str) -> dict[str, Mapping[str, Any]]:
+def names_in(schema: type[BaseModel], plugin: str) -> dict[str, Mapping[str, Any]]:
     """The table that an option's names are in, by key, with those that a plug-in adds."""
-    tables = {key: declared(field).names for key, field in fields.items()}
+    tables = {key: option.says.names for key, option in options_of(schema).items()}
     return {
         key: table(plugin) if callable(table) else table
         for key, table in tables.items()
@@ -159,24 +195,24 @@ def names_in(fields: Mapping[str, FieldInfo], plugin: str) -> dict[str, Mapping[
     }
 
 
-def check_names(fields: Mapping[str, FieldInfo], values: Any) -> None:
+def check_names(schema: type[BaseModel], values: Any) -> None:
     """Refuse names that are in no table.
 
     Raises:
         Refusal: the first of them, with the nearest name and all that are allowed.
     """
-    for key, table in names_in(fields, getattr(values, "plugin", "")).items():
+    for key, table in names_in(schema, getattr(values, "plugin", "")).items():
         if isinstance(value := getattr(values, key), str):
             named((key.replace("_", "-"), value), table)
 
 
-def unread(fields: Mapping[str, FieldInfo], values: Any) -> Iterator[Refusal]:
+def unread(schema: type[BaseModel], values: Any) -> Iterator[Refusal]:
     """The refusal of every option that has a value and that nothing reads beside the others'."""
-    for key, field in fields.items():
-        says, value = declared(field), getattr(values, key)
-        if value != unread_value(field) and unmet(says.when, values):
-            why, way = why_unread(says.when, values), condition_in_words(says.when)
-            yield refusal(key.replace("_", "-"), value, why, f"{OUT}, or {way}", idle=True)
+    for key, option in options_of(schema).items():
+        value, when = getattr(values, key), option.says.when
+        if value != option.unread and unmet(when, values):
+            allowed = f"{OUT}, or {condition_in_words(when)}"
+            yield refusal(option.flag, value, why_unread(when, values), allowed, idle=True)
 
 
 @functools.cache
@@ -208,11 +244,11 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
-        return completed(cls.model_fields, given, {}) if isinstance(given, dict) else given
+        return completed(cls, given, {}) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        check_names(type(self).model_fields, self)
-        for found in unread(type(self).model_fields, self):
+        check_names(type(self), self)
+        for found in unread(type(self), self):
             raise found
         return self

@@ -394,7 +394,7 @@ def test_an_option_is_read_beside_what_it_says_and_refused_beside_anything_else(
             values = RunConfig.model_construct(
                 **completed({**DIGITS, **beside, key: value_of(key)})
             )
-            found = [refusal for refusal in unread(FIELDS, values) if refusal.key == flag]
+            found = [refusal for refusal in unread(RunConfig, values) if refusal.key == flag]
             assert bool(found) is not reads
         (refusal,) = found
         assert refusal.allowed == f"leave it out, or {in_words(declared(field).when)}"
