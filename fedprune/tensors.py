@@ -8,8 +8,13 @@ counter) are with every client, in every round, as the model was built.
 from __future__ import annotations
 
 import hashlib
+import operator
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +31,74 @@ CONSTANTS = "constant_buffers"
 """Attribute of a model: the names of its float buffers that training does not move."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a model is made of, as it was found when it was last gone through.
+
+    Attributes:
+        modules: those within the model, without itself.
+        parameters: every parameter once, by its first name.
+        buffers: every buffer once, by its first name.
+        saved: the names that the model itself saves.
+        holders: the dictionaries in which modules hold all these.
+        held: what they held, one after the other.
+    """
+
+    modules: tuple[nn.Module, ...]
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+    saved: frozenset[str]
+    holders: tuple[dict[str, object], ...]
+    held: tuple[object, ...]
+
+    def stands(self) -> bool:
+        """Whether the model still holds the same objects."""
+        now = chain.from_iterable(map(dict.values, self.holders))
+        return sum(map(len, self.holders)) == len(self.held) and all(
+            map(operator.is_, now, self.held)
+        )
+
+
+_FOUND: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
+_MODELS = 8
+"""Models that are remembered: a process has few, and asks for what is in them all the time."""
+
+
+def found_in(model: nn.Module) -> Found:
+    """What a model is made of; it is gone through again where it holds other objects than before.
+
+    To go through a small model by name takes longer than to train it on a batch.
+    """
+    found = _FOUND.get(model)
+    if found is None or not found.stands():
+        holders: list[Any] = [
+            d for m in model.modules() for d in (m._modules, m._parameters, m._buffers)
+        ]
+        found = Found(
+            tuple(m for m in model.modules() if m is not model),
+            dict(model.named_parameters()),
+            dict(model.named_buffers()),
+            frozenset(model.state_dict().keys()),
+            tuple(holders),
+            tuple(value for d in holders for value in d.values()),
+        )
+        if len(_FOUND) >= _MODELS:
+            _FOUND.clear()
+        _FOUND[model] = found
+    return found
+
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learning moves, by name; a tied one once."""
+    return {n: p for n, p in found_in(model).parameters.items() if p.requires_grad}
+
+
+def into_training(model: nn.Module) -> None:
+    """As ``model.train()``, which is called only where something in the model is in eval mode."""
+    if not (model.training and all(m.training for m in found_in(model).modules)):
+        model.train()
+
+
 def state_of(model: nn.Module) -> Tensors:
     """The model's own tensors by name (views, not copies): parameters, then float buffers.
 
@@ -34,9 +107,9 @@ def state_of(model: nn.Module) -> Tensors:
     (LLaMA's rotary frequencies) or that are marked as constants (masks, tables of positions).
     """
     still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
-    saved = model.state_dict().keys()
-    state: Tensors = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    buffers = ((n, b) for n, b in model.named_buffers() if n in saved and n not in still)
+    found = found_in(model)
+    state: Tensors = {n: p.detach() for n, p in found.parameters.items() if p.requires_grad}
+    buffers = ((n, b) for n, b in found.buffers.items() if n in found.saved and n not in still)
     return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
 
 
@@ -49,9 +122,9 @@ def counters_of(model: nn.Module) -> Tensors:
 @torch.no_grad()
 def reset(model: nn.Module, counters: Mapping[str, Tensor]) -> None:
     """Put back what `counters_of` gave: what one client's batches counted is not the next one's."""
-    for name, buffer in model.named_buffers():
-        if name in counters:
-            buffer.copy_(counters[name])
+    buffers = found_in(model).buffers
+    for name, value in counters.items():
+        buffers[name].copy_(value)
 
 
 def frozen_of(model: nn.Module) -> Tensors:
@@ -101,7 +174,7 @@ def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tens
 
 def _kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
     # Most phases of a run are dense, and indexing with a full mask takes twenty times a copy.
-    if mask is None or _true(mask) == mask.numel():
+    if mask is None or all_true(mask):
         return tensor.reshape(-1)
     return tensor[mask]
 
@@ -146,6 +219,11 @@ def count_kept(masks: Mapping[str, Tensor]) -> int:
     return sum(map(_true, masks.values()))
 
 
+def all_true(mask: Tensor) -> bool:
+    """Whether a mask keeps everything."""
+    return bool(mask.cpu().numpy().all())
+
+
 def _true(mask: Tensor) -> int:
     # NumPy counts bools many times faster than torch, whose sum makes an int64 of each first.
     return int(np.count_nonzero(mask.cpu().numpy()))
@@ -176,6 +254,8 @@ def over_bytes(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:
     """The inverse of `as_bytes`: a flat tensor over the same memory, to read and not to write."""
     if not data:
         return torch.empty(0, dtype=dtype)
+    if not memoryview(data).readonly:
+        return torch.frombuffer(data, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(data, dtype=dtype)

@@ -12,6 +12,7 @@ from fedprune.tensors import (
     count,
     count_kept,
     digest,
+    found_in,
     full_masks,
     gathered,
     load_into,
@@ -173,3 +174,36 @@ def test_raw_bytes_of_any_type_without_a_copy(dtype):
     assert len(raw) == 3 * dtype.itemsize
     tensor[0] = 1
     assert bytes(raw[: dtype.itemsize]) == bytes(raw[dtype.itemsize : 2 * dtype.itemsize])
+
+
+def weight(model: nn.Module) -> None:
+    model.head.weight = nn.Parameter(torch.full((5, 3), 7.0))
+
+
+def inside(model: nn.Module) -> None:
+    model.norm = nn.LayerNorm(3)
+
+
+def more(model: nn.Module) -> None:
+    model.head.register_buffer("late", torch.ones(1))
+
+
+def less(model: nn.Module) -> None:
+    del model.shift
+
+
+def frozen(model: nn.Module) -> None:
+    model.table.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("edit", [weight, inside, more, less, frozen])
+def test_what_a_model_holds_is_found_again_when_it_holds_something_else(edit):
+    model, fresh = Tied(), Tied()
+    state_of(model)
+    edit(model)
+    edit(fresh)
+    assert shapes_of(state_of(model)) == shapes_of(state_of(fresh))
+    held = {id(t) for t in (*model.parameters(), *model.buffers())}
+    found = found_in(model)
+    assert {id(t) for t in (*found.parameters.values(), *found.buffers.values())} == held
+    assert {id(m) for m in found.modules} == {id(m) for m in model.modules()} - {id(model)}

@@ -8,6 +8,7 @@ state lets Adam move a pruned weight by several learning rates.)
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from fedprune.learning.distillation import Distillation, Taught, eager, taught
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
-from fedprune.tasks.task import Part, Task, batches, examples
-from fedprune.tensors import Tensors
+from fedprune.tasks.task import Part, Task, examples
+from fedprune.tensors import Tensors, all_true, found_in, into_training, learning
 
 if TYPE_CHECKING:
     from fedprune.learning.options import Tuning
@@ -95,20 +96,21 @@ def step_batches(
     steps = 0
     while passes < config.local_epochs or steps < config.local_steps:
         order = torch.randperm(examples(part), generator=gen)
-        one_pass = list(batches(part, config.batch_size, order))
-        if not alone and len(one_pass) > 1 and examples(one_pass[-1]) == 1:
-            one_pass[-2:] = batches(part, config.batch_size + 1, order[-config.batch_size - 1 :])
-        for start in range(0, len(one_pass), config.accumulate):
+        rows = list(order.split(config.batch_size))
+        if not alone and len(rows) > 1 and len(rows[-1]) == 1:
+            rows[-2:] = [order[-config.batch_size - 1 :]]
+        for start in range(0, len(rows), config.accumulate):
             if config.local_steps and steps == config.local_steps:
                 return
-            yield one_pass[start : start + config.accumulate]
+            several = rows[start : start + config.accumulate]
+            yield [{name: t[chosen] for name, t in part.items()} for chosen in several]
             steps += 1
         passes += 1
 
 
 def can_be_alone(model: nn.Module) -> bool:
     """Whether the model trains on a batch of one row: BatchNorm1d has no variance of one value."""
-    return not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+    return not any(isinstance(m, nn.BatchNorm1d) for m in (model, *found_in(model).modules))
 
 
 def prepared(model: nn.Module, config: Tuning) -> nn.Module:
@@ -165,30 +167,54 @@ def tune(
         distillation: a teacher to learn from beside the labels.
         backward: takes the gradients of a step in another way.
     """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = learning(model)
     parameters = list(named.values())
-    removed = [(p, ~masks[name]) for name, p in named.items() if name in masks]
+    removed = [
+        (p, ~masks[name])
+        for name, p in named.items()
+        if name in masks and not all_true(masks[name])
+    ]
     terms = objective_terms(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
-    optimizer = OPTIMIZERS[config.optimizer](parameters, lr, config)
+    step_once = _stepping(OPTIMIZERS[config.optimizer](parameters, lr, config))
     own = backward or _of_mean_loss(model, called, task, distillation, config)
     sums, counts, apart = 0.0, 0, 0.0
-    model.train()
+    into_training(model)
     with watch or nullcontext() as watcher, _attention_of(model, distillation):
         for step in steps:
-            optimizer.zero_grad()
+            _clear(parameters)
             done = own(step)
             sums, counts = sums + done.loss, counts + done.labels
             apart += done.divergence
             if watcher is not None:
                 watcher.after_backward(sum(task.labels(batch) for batch in step))
             _shape_gradients(named, removed, terms, config)
-            optimizer.step()
+            step_once()
             for shrink in shrinkages:
                 shrink(named, lr)
-    optimizer.zero_grad()
+    _clear(parameters)
     statistics = None if watcher is None else watcher.sums
     return Tuned(sums, counts, statistics, None if distillation is None else apart)
+
+
+def _stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """What takes the optimizer's step as torch wrote it, without torch's wrappers around it.
+
+    These serve profilers and hooks, of which there are none here, and take longer than the step of
+    a small model.
+    """
+    bare = inspect.unwrap(type(optimizer).step)
+
+    def step() -> None:
+        with torch.no_grad():
+            bare(optimizer)
+
+    return step
+
+
+def _clear(parameters: Parameters) -> None:
+    for p in parameters:
+        p.grad = None
 
 
 def _of_mean_loss(
@@ -200,14 +226,18 @@ def _of_mean_loss(
 ) -> Backward:
     """The gradients of the mean loss over a step's labels."""
     device = next(model.parameters()).device.type
+    slopes: dict[int, Tensor] = {}
 
     def backward(step: list[Part]) -> Done:
-        labels = sum(task.labels(batch) for batch in step)
+        labels = max(1, sum(task.labels(batch) for batch in step))
         loss, count, apart = 0.0, 0, 0.0
         for batch in step:
             with _precision(config, device):
                 result = _learnt(model, called, batch, task, distillation)
-            (result.total / max(1, labels)).backward()
+            if labels not in slopes:
+                slopes[labels] = torch.ones_like(result.total) / labels
+            # The slope of the mean, handed over: to divide would be one more node of the graph.
+            result.total.backward(slopes[labels])
             loss += result.own.total.item()
             count += result.own.count
             apart += result.divergence

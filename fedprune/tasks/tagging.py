@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,8 +149,15 @@ def tag_loss(model: nn.Module, batch: Part) -> Loss:
     """
     logits = model(input_ids=batch["inputs"], attention_mask=batch["attention"]).logits
     settings: Any = model.config
-    sums = entity_sums(logits.argmax(-1), batch, settings.id2label)
-    return replace(token_loss(logits, batch), extra=sums)
+    found = token_loss(logits, batch)
+    return Loss(
+        found.total,
+        lambda: found.count,
+        lambda: found.correct,
+        lambda: found.each,
+        lambda: entity_sums(logits.argmax(-1), batch, settings.id2label),
+        logits,
+    )
 
 
 def entity_sums(guess: Tensor, batch: Part, names: Mapping[int, str]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
 from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Part, batches, classification_loss
-from fedprune.tensors import copied, load_into, masked, state_of
+from fedprune.tensors import copied, digest, load_into, masked, state_of
 from tests.runs import tiny
 
 HARSH = {"weight_decay": 0.1, "clip": 0.5, "proximal": 0.3, "lr": 0.05}
@@ -66,7 +66,13 @@ def test_removed_weights_are_zero_after_every_step(optimizer, changes, monkeypat
 
     def watched(parameters: Any, lr: float, config: RunConfig) -> torch.optim.Optimizer:
         made = original(parameters, lr, config)
-        made.register_step_post_hook(lambda *_: seen.append(check(made)))
+
+        class Watched(type(made)):
+            def step(self, closure=None):
+                super().step(closure)
+                seen.append(check(self))
+
+        made.__class__ = Watched
         return made
 
     def check(made: torch.optim.Optimizer) -> int:
@@ -92,6 +98,27 @@ def test_removed_weights_are_zero_after_every_step(optimizer, changes, monkeypat
         n: (p.detach() != start[n])[masks[n]] for n, p in model.named_parameters() if n in masks
     }
     assert all(m.float().mean() > 0.5 for n, m in moved.items()), "what is kept does move"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_tuning_is_torchs_own_loop_bit_for_bit(optimizer, accumulate):
+    c = tiny(optimizer=optimizer, weight_decay=0.01, clip=0.0)
+    ours, theirs = net(), net()
+    steps = [list(batches(rows(20, seed), 10))[:accumulate] for seed in range(3)]
+    tuned = tune(ours, {}, iter(steps), TASK, 0.05, c)
+    made = OPTIMIZERS[optimizer](list(theirs.parameters()), 0.05, c)
+    total = 0.0
+    theirs.train()
+    for step in steps:
+        made.zero_grad()
+        for b in step:
+            loss = nn.functional.cross_entropy(theirs(b["images"]), b["labels"], reduction="sum")
+            (loss / (10 * accumulate)).backward()
+            total += loss.item()
+        made.step()
+    assert (tuned.loss, tuned.count) == (total, 30 * accumulate)
+    assert digest(state_of(ours)) == digest(state_of(theirs))
 
 
 @pytest.mark.parametrize(

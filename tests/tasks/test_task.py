@@ -1,8 +1,11 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from fedprune.tasks.task import MOST_CLASSES, batches, class_loss, f1_names, token_loss
+from fedprune.tasks.task import MOST_CLASSES, Loss, batches, class_loss, f1_names, token_loss
 
 GEN = torch.Generator().manual_seed(0)
 
@@ -25,6 +28,22 @@ def test_a_class_loss_is_cross_entropy_with_counts(classes):
         assert loss.extra[f"tp_{c}"] == (mine & theirs).sum()
         assert loss.extra[f"fp_{c}"] == (mine & ~theirs).sum()
         assert loss.extra[f"fn_{c}"] == (~mine & theirs).sum()
+
+
+def test_what_training_does_not_read_of_a_loss_is_not_computed():
+    made: list[str] = []
+
+    def of(name: str, value: object) -> Callable[[], object]:
+        return lambda: made.append(name) or value
+
+    loss = Loss(torch.tensor(1.0), of("count", 3), of("correct", 2), extra=of("extra", {"a": 1.0}))
+    assert (loss.count, made) == (3, ["count"])
+    assert (loss.correct, loss.correct, loss.extra, loss.each) == (2, 2, {"a": 1.0}, None)
+    assert made == ["count", "correct", "extra"], "each of them once"
+    assert replace(loss, count=5).count == 5
+    assert Loss(loss.total, 1, 0).extra == {}
+    with pytest.raises(TypeError, match="correct"):
+        Loss(loss.total, 1)
 
 
 @pytest.mark.parametrize("hidden", [0.0, 0.3, 1.0])
