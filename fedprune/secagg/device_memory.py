@@ -149,10 +149,11 @@ def _folder() -> Path:
 def _forget_old() -> None:
     """Take away what is a day older than the newest: no process has its seed any longer."""
     with suppress(OSError):
-        written = {link: link.lstat().st_mtime for link in _folder().iterdir()}
+        with os.scandir(_folder()) as links:  # of a busy device some thousands, at every sum
+            written = {link.path: link.stat(follow_symlinks=False).st_mtime for link in links}
         old = max(written.values(), default=0.0) - _DAY
         for link in [link for link, at in written.items() if at < old]:
-            link.unlink(missing_ok=True)
+            Path(link).unlink(missing_ok=True)
 
 
 def _digest(call: Call, packet: Packet | None, under: str) -> bytes:
