@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, with_values
 from fedprune.config.terms import terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, cut_memories, opened
@@ -117,6 +117,8 @@ def federate(
             choice does not fit the model; before anything is asked or written.
     """
     check_method(config)
+    if config.engine == "auto":  # whoever brings a port or none, has chosen
+        config = with_values(config, {"engine": "inline"})
     with put_back():
         going = Going(resume, anyway)
         result = _federated(config, port, folder, going, watch or Watch(), weights)

@@ -63,7 +63,7 @@ TYPES = [
     ({"agreement": "yes"}, "agreement='yes'", "neither true nor false; allowed: true, false"),
     ({"exclude": 7}, "exclude=7", "not a list; allowed: "),
     ({"baselines": ["dense", "sparse"]}, "baselines='sparse'", "allowed: some of dense, random"),
-    ({"engine": "spark"}, "engine='spark'", "allowed: ray, inline, flower"),
+    ({"engine": "spark"}, "engine='spark'", "allowed: auto, ray, inline, flower"),
     ({"lr_schedule": "step"}, "lr-schedule='step'", "allowed: constant, linear, cosine"),
 ]
 RANGES = [

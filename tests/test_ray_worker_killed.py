@@ -73,7 +73,7 @@ def workers_of(run: int) -> list[int]:
             pid = parent.get(pid, 0)
         return pid == run
 
-    return sorted(p for p in parent if "ClientAppActor" in command_of(p) and descends(p))
+    return sorted(p for p in parent if "ray::Worker" in command_of(p) and descends(p))
 
 
 def command_of(pid: int) -> str:

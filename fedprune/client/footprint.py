@@ -1,8 +1,37 @@
-"""What one client takes, of memory, of a card and of time: measured before round one."""
+"""What one client takes, of memory, of a card and of time: measured before round one.
+
+The client with the most examples takes one step of training with a whole batch, on a copy of the
+model. Nothing is kept, and nothing leaves the process.
+"""
 
 from __future__ import annotations
 
+import copy
+import time
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedprune.client.answers import answer
+from fedprune.client.context import ClientContext
+from fedprune.client.host import Host
+from fedprune.config import with_values
+from fedprune.protocol.messages import Question
+from fedprune.randomness import seeded
+from fedprune.runtime.guarding import guarded
+from fedprune.runtime.process import put_back
+from fedprune.tasks.task import examples
+from fedprune.tensors import copied, full_masks, state_of
+
+SUMS = 3
+"""Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""
+
+CONTEXT = 0.6 * 2**30
+"""Bytes of a card that a process takes before it has anything there: CUDA's own."""
+
+PATIENCE = 60.0
+"""Seconds that the trial may take; what takes longer is not known."""
 
 
 @dataclass(frozen=True)
@@ -13,10 +42,77 @@ class Footprint:
         memory: bytes resident at its peak; 0: not known.
         card: bytes of a card at its peak; 0: none is used.
         card_room: bytes that a card here has free.
-        step: seconds of a step of training; 0: not known.
+        turn: seconds of a client that takes one step; 0: not known.
+        step: seconds of the step.
     """
 
     memory: float = 0.0
     card: float = 0.0
     card_room: float = 0.0
+    turn: float = 0.0
     step: float = 0.0
+
+
+def footprint_of(host: Host) -> Footprint:
+    """What a worker would take that serves what this host does.
+
+    Of a step that raises, which its client will answer for, time is not known. Memory is that of
+    Linux; elsewhere it is not known.
+    """
+    partition = max(host.shards, key=lambda p: examples(host.shards[p].train))
+    cuda = host.device.type == "cuda"
+    with put_back(), seeded(host.config.seed, "footprint"):
+        before = _resident("VmRSS")
+        _forget_peak()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(host.device)
+        try:
+            turn, step = guarded(lambda: _timed(host, partition), PATIENCE)
+        except Exception:  # such as a batch that its loss cannot take: the client's affair
+            turn, step = 0.0, 0.0
+        peak = max(_resident("VmHWM"), before)
+        card = torch.cuda.max_memory_allocated(host.device) + CONTEXT if cuda else 0.0
+        room = float(torch.cuda.mem_get_info(host.device)[0]) if cuda else 0.0
+    sums = SUMS * 8 * host.layout.parameters
+    return Footprint(float(peak + sums) if peak else 0.0, float(card), room, turn, step)
+
+
+def _timed(host: Host, partition: int) -> tuple[float, float]:
+    """Seconds of a client with one step, and of a step: with three, if that is soon done."""
+    turn = _seconds(host, partition, 1)
+    if turn > 1.0:
+        return turn, turn
+    turn = min(turn, _seconds(host, partition, 1))  # without what only the first one does
+    more = _seconds(host, partition, 3)
+    return turn, min(turn, max((more - turn) / 2, turn / 100))
+
+
+def _seconds(host: Host, partition: int, steps: int) -> float:
+    config = with_values(
+        host.config, {"local_steps": steps, "local_epochs": 0, "compile": False, "distil": 0.0}
+    )
+    model, shard = copy.deepcopy(host.model), host.shards[partition]
+    where = (partition, shard, model, host.task, config, host.layout, host.device, model)
+    weights = copied(state_of(model))
+    masks = full_masks(weights, host.layout.prunable)
+    question = Question("tune", 1, weights, masks, lr=config.lr)
+    began = time.perf_counter()
+    answer(question, ClientContext(*where, train=host.train))
+    return time.perf_counter() - began
+
+
+def _resident(which: str) -> int:
+    """Bytes resident now ("VmRSS") or at the peak ("VmHWM"); 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
+
+
+def _forget_peak() -> None:
+    """Let the peak be what is resident now (clear_refs in proc(5)); else it is that of before."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

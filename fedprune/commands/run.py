@@ -7,10 +7,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fedprune.client.footprint import Footprint
+from fedprune.client.footprint import Footprint, footprint_of
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
 from fedprune.commands.arguments import run_asked_for
+from fedprune.config import with_values
+from fedprune.engines.choosing import Choice, chosen
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
 from fedprune.engines.ray.nodes import Unserved
@@ -53,11 +55,11 @@ def _main(arguments: list[str], program: str) -> int:
     try:
         config, resume, anyway = run_asked_for(arguments, program)
         if config.engine == "flower":
-            raise ConfigError("engine='flower': started by flwr run; allowed: ray, inline")
+            raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
         folder = fresh_folder(config) if resume is None else resume
         if resume is not None:
             check_resumable(resume)
-        if config.engine == "ray":
+        if config.engine == "ray" or config.ray_address or config.gpus > 0:
             require_ray(config)
         screen = Screen()
         screen.opening(config, folder)
@@ -65,11 +67,12 @@ def _main(arguments: list[str], program: str) -> int:
         screen.model(type(host.model).__name__, host.layout, config)
         screen.response(config, host.layout)
         screen.shards(labels_of(host), host.task.unit, reading_of(config))
+        host, takes = _with_engine(host, screen)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         return told(program, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        _play(host, folder, screen, Going(resume is not None, anyway))
+        _play(host, takes, folder, screen, Going(resume is not None, anyway))
     except Unserved as error:
         return told(program, f"{error}; {go_on}", FAILED)
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
@@ -90,7 +93,28 @@ def _main(arguments: list[str], program: str) -> int:
     return 0
 
 
-def _play(host: Host, folder: Path, screen: Screen, going: Going) -> None:
+def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
+    """The host of a run whose engine is known, and what a worker would take.
+
+    Raises:
+        ConfigError: what was asked for is not there.
+    """
+    config = host.config
+    if config.engine == "inline":
+        screen.engine("inline", "this process, as asked")
+        return host, Footprint()
+    takes = footprint_of(host)
+    choice = Choice("ray", "as asked")
+    if config.engine == "auto":
+        choice = chosen(config, host.shards, takes)
+        config = with_values(config, {"engine": choice.engine})
+        if choice.engine == "ray":
+            require_ray(config)
+    screen.engine(choice.engine, choice.why)
+    return replace(host, config=config), takes
+
+
+def _play(host: Host, takes: Footprint, folder: Path, screen: Screen, going: Going) -> None:
     config = host.config
     if config.engine == "inline":
         port = inline_port(host, screen.tick, in_run(folder))
@@ -100,7 +124,7 @@ def _play(host: Host, folder: Path, screen: Screen, going: Going) -> None:
         screen.closing(folder)
     else:
         going = replace(going, data=lambda: data_digest(host.shards))
-        simulate(config, folder, screen, going, host.shards, labels_of(host), Footprint())
+        simulate(config, folder, screen, going, host.shards, labels_of(host), takes)
 
 
 def script(arguments: list[str] | None = None, program: str = _PROGRAM) -> None:

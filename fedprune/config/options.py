@@ -52,17 +52,22 @@ class Federation(Section):
 class Engine(Section):
     """Who serves the clients."""
 
-    engine: Literal["ray", "inline", "flower"] = option(
+    engine: Literal["auto", "ray", "inline", "flower"] = option(
         "engine",
-        "ray: Flower's simulation; inline: this process, no Ray; flower: set by `flwr run`",
-        "ray",
+        "ray: workers on Ray; inline: this process, no Ray; auto: what is done sooner by an "
+        "estimate, with the same bits; flower: set by `flwr run`",
+        "auto",
     )
-    workers: int = option("engine", "client processes (0: one a processor)", 0, ge=0)
+    workers: int = option("engine", "client processes (0: as many as fit)", 0, ge=0)
     gpus: float = option(
-        "engine", "GPUs a worker gets (-1: CUDA shared evenly, if there)", -1.0, ge=-1, le=1
+        "engine",
+        "GPUs a worker gets (-1: as many workers share one as fit, if there)",
+        -1.0,
+        ge=-1,
+        le=1,
     )
     ray_address: str = option(
-        "engine", "address of a running Ray cluster", "", when={"engine": "ray"}
+        "engine", "address of a running Ray cluster", "", when={"engine": ("auto", "ray")}
     )
     timeout: float = option(
         "engine",

@@ -84,10 +84,10 @@ class Screen:
         # Under flwr run nobody knows yet whether devices come, who have data of their own.
         outside = config.engine == "flower"
         split = f"split {config.split}, " if not outside else ""
-        hosts = f"{counted(config.hosts, 'host')} on " if not outside else ""
+        where = "flower" if outside else counted(config.hosts, "host")
         self.line(
             f"  federation  {counted(config.clients, 'client')}, {split}{config.cohort} a round, "
-            f"{counted(config.rounds, 'round')}, {hosts}{config.engine}"
+            f"{counted(config.rounds, 'round')}, {where}"
         )
         if outside:
             self.line(
@@ -145,6 +145,10 @@ class Screen:
         )
         for text in reading_summary(reading):
             self.line(f"              {text}", "yellow")
+
+    def engine(self, name: str, why: str = "") -> None:
+        """Which engine plays the run, and why or with what."""
+        self.line(f"  engine      {name}{': ' if why else ''}{why}")
 
     def watch(self) -> Watch:
         """What `federate` tells as it goes; the head of the table comes first."""

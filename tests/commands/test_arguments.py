@@ -198,7 +198,7 @@ def test_options_of_several_values() -> None:
         ("--sparsity lots", "sparsity='lots': not a number; allowed: "),
         ("--clients 0", "clients=0: below 1; allowed: a whole number from 1"),
         ("--clients many", "clients='many': not a whole number; allowed: "),
-        ("--engine spark", "engine='spark': no such engine; allowed: ray, inline, flower"),
+        ("--engine spark", "engine='spark': no such engine; allowed: auto, ray, inline, flower"),
         ("--baselines dense,dense", "baselines=('dense', 'dense'): an entry is there twice"),
         ("--baselines sparse", "baselines='sparse': no such baselines; allowed: some of"),
         ("--alpha 0", "alpha=0: not above 0; allowed: a number above 0"),

@@ -93,7 +93,7 @@ def test_a_value_of_no_kind_is_refused_and_what_is_said_to_be_allowed_is(key: st
     [
         ({"rounds": 4.5}, "rounds=4.5: not a whole number; allowed: a whole number from 1"),
         ({"agreement": 2}, "agreement=2: neither true nor false; allowed: true, false"),
-        ({"engine": "rya"}, "engine='rya': no such engine (did you mean ray?); allowed: ray, inl"),
+        ({"engine": "rya"}, "engine='rya': no such engine (did you mean ray?); allowed: auto"),
         ({"class_names": "a,,b"}, "class-names=('a', '', 'b'): an entry is empty; allowed: names"),
         ({"exclude": ["a", "a"]}, "exclude=('a', 'a'): an entry is there twice; allowed: names"),
         ({"sparsity": float("nan")}, "sparsity=nan: not a finite number; allowed: a number from 0"),

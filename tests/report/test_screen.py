@@ -47,7 +47,7 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only():
     text = out.getvalue()
     assert "\x1b" not in text
     assert "tuning" not in text.split("seconds\n")[1].splitlines()[0]
-    assert "20 clients, split natural, 6 a round, 24 rounds, 8 hosts on ray" in text
+    assert "20 clients, split natural, 6 a round, 24 rounds, 8 hosts" in text
     assert "0.8 sparsity by taylor, scope global, cubic over rounds 9 to 18" in text
     row = next(line for line in text.splitlines() if line.startswith("pruned"))
     assert row.split() == [

@@ -17,6 +17,7 @@ from fedprune.engines.ray import worker as worker_module
 from fedprune.engines.ray.baggage import Baggage
 from fedprune.engines.ray.jobs import Job, Loss
 from fedprune.engines.ray.nodes import Node, Staff, nodes_of
+from fedprune.options.refusal import counted
 
 LOOK = 1.0
 """Seconds between looks at which nodes are there."""
@@ -97,6 +98,15 @@ class Crew:
             for node in places:
                 if there[node.id] <= place < wanted[node.id] and len(self.seats) < self.most:
                     self._start(node)
+
+    def told(self) -> str:
+        """How many workers there are on how many nodes, and why not more."""
+        staffs = [self.staff(node) for node in self.nodes.values()]
+        fit, seats, nodes = sum(s.workers for s in staffs), len(self.seats), len(staffs)
+        why = "; ".join(dict.fromkeys(s.why for s in staffs))
+        where = "this machine" if [n.name for n in self.nodes.values()] == [self.here] else "a node"
+        why = f"{why} on {where}" if fit <= self.most else f"{self.most} hosts"
+        return f"{counted(seats, 'worker')} on {counted(nodes, 'node')}: {why}"
 
     def _start(self, node: Node) -> None:
         where = NodeAffinitySchedulingStrategy(node.id, soft=False)

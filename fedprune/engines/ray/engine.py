@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
-from fedprune.engines.ray.nodes import staff_of
+from fedprune.engines.ray.nodes import Node, Staff, staff_of
+from fedprune.engines.ray.starting import check_gpus
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
@@ -50,6 +51,7 @@ def simulate(
     from fedprune.engines.flower.server_app import run_on
 
     with put_back(), ray_grid(config, shards, labels, needs) as grid:
+        screen.line(f"  workers     {grid.crew.told()}")
         run_on(grid, config, folder, screen, going)
 
 
@@ -68,12 +70,17 @@ def ray_grid(
     set_environment(config)
     # Ray reads the environment when it is imported.
     with _ray(config):
+        import ray
+
         from fedprune.engines.ray.baggage import baggage_of
         from fedprune.engines.ray.crew import Crew
         from fedprune.engines.ray.grid import RayGrid
         from fedprune.engines.ray.identity import as_a_task
 
-        def staff(node: Any) -> Any:
+        where = f"the cluster at {config.ray_address}" if config.ray_address else "Ray"
+        check_gpus(config, ray.cluster_resources().get("GPU", 0.0), where)
+
+        def staff(node: Node) -> Staff:
             return staff_of(node, needs, config.gpus, config.workers)
 
         crew = Crew(baggage_of(config, shards), staff, config.hosts)
@@ -124,7 +131,8 @@ def _reason(error: BaseException) -> str:
     """Why Ray did not start: the first error of the chain."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text.partition(" Traceback ")[0][:300]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune.client.footprint import Footprint
+from fedprune.options.refusal import counted
 
 SPARED = 0.8
 """Of a machine's free memory, and of a card's, what workers may be planned to take."""
@@ -74,7 +75,7 @@ def staff_of(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> S
         gpus: the share of a card that each gets; -1: as many share one as fit.
         most: how many were asked for; 0: no number.
     """
-    bounds = {node.cpus: f"{node.cpus} processor{'s' * (node.cpus != 1)}"}
+    bounds = {node.cpus: counted(node.cpus, "processor")}
     room = node.memory * SPARED
     if needs.memory and math.isfinite(room):
         fit = max(1, int(room // needs.memory))
@@ -83,10 +84,10 @@ def staff_of(node: Node, needs: Footprint, gpus: float = -1, most: int = 0) -> S
     if node.gpus and gpus:
         each = max(1, int(SPARED * needs.card_room // needs.card)) if needs.card else 1
         each = each if gpus < 0 else max(1, int(1 / gpus))
-        cards = f"{node.gpus:g} card{'s' * (node.gpus != 1)}, {each} worker{'s' * (each != 1)} each"
+        cards = f"{node.gpus:g} of CUDA's cards, {counted(each, 'worker')} each"
         bounds.setdefault(int(node.gpus * each), cards)
     if most:
-        bounds.setdefault(most, "asked for")
+        bounds.setdefault(most, "as asked")
     workers = min(bounds)
     if gpus < 0:
         share = min(1.0, node.gpus / workers)

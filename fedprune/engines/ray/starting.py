@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,11 +11,8 @@ from pathlib import Path
 from fedprune.config import RunConfig
 from fedprune.options.refusal import ConfigError
 
-CONNECT = 5.0
-"""Seconds for a cluster's address to accept a connection."""
-
-ANSWER = 60.0
-"""Seconds for a cluster that accepts connections to say what it has."""
+ANSWER = 15.0
+"""Seconds for a cluster to answer at its address."""
 
 ENDING = 15.0
 """Seconds for Ray to end before the process does without it."""
@@ -26,19 +20,16 @@ ENDING = 15.0
 _NOTE = Path("/tmp/ray/ray_current_cluster")
 """Where Ray writes the address that ``auto`` stands for; a cluster that died leaves it there."""
 
-_PROBE = """
-import json, logging, sys, ray
-ray.init(address=sys.argv[1], logging_level=logging.CRITICAL, log_to_driver=False)
-print(json.dumps(ray.cluster_resources()))
-"""
+_HEALTH = "/grpc.health.v1.Health/Check"
+"""What every server of gRPC can be asked, Ray's among them (gRPC Health Checking Protocol)."""
 
 
 def require_ray(config: RunConfig) -> None:
     """Refuse to start where Ray cannot, or cannot have what is asked for.
 
     Raises:
-        ConfigError: flwr or ray is not installed, no cluster is at the address, or nobody has the
-            GPUs.
+        ConfigError: flwr or ray is not installed, no cluster answers at the address, or this
+            machine, where it is to serve, lacks the GPUs.
     """
     for package in ("flwr", "ray"):
         if importlib.util.find_spec(package) is None:
@@ -47,55 +38,68 @@ def require_ray(config: RunConfig) -> None:
                 "allowed: pip install 'fedprune[flower]', or --engine inline"
             )
     if config.ray_address:
-        there = _of_cluster(config.ray_address).get("GPU", 0.0)
+        _require_answer(config.ray_address)
     elif config.gpus > 0:
         import torch
 
-        there = torch.cuda.device_count()
-    if config.gpus > 0 and config.gpus > there:
-        where = f"the cluster at {config.ray_address}" if config.ray_address else "this machine"
+        check_gpus(config, torch.cuda.device_count(), "this machine")
+
+
+def check_gpus(config: RunConfig, there: float, where: str) -> None:
+    """Refuse a share of a GPU that nobody has.
+
+    Raises:
+        ConfigError: a worker is to get more than there is.
+    """
+    if config.gpus > there:
         raise ConfigError(f"gpus={config.gpus:g}: {where} has {there:g}; allowed: 0, or -1")
 
 
-def _of_cluster(address: str) -> dict[str, float]:
-    """What a cluster has, asked in a process of its own: Ray may wait for ever for its answer.
+def _require_answer(address: str) -> None:
+    """Refuse an address at which no Ray answers: Ray itself would wait for ever.
 
     Raises:
-        ConfigError: nothing answers at the address.
+        ConfigError: with what there is instead.
     """
-
-    def refuse(reason: str) -> ConfigError:
-        reason = " ".join(reason.split())[:200]
-        return ConfigError(
-            f"ray-address={address!r}: {reason}; "
+    named = address
+    if address == "auto":
+        note = _NOTE.read_text().strip() if _NOTE.is_file() else ""
+        named = os.environ.get("RAY_ADDRESS", "") or note
+    host, colon, port = named.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit() or int(port) >= 2**16:
+        wrong = "no HOST:PORT" if named else "no Ray has been started on this machine"
+    else:
+        wrong = _silent(f"{host}:{port}", client=named.startswith("ray://"))
+    if wrong:
+        raise ConfigError(
+            f"ray-address={address!r}: {wrong}; "
             "allowed: HOST:PORT that `ray start --head` printed, or without: a Ray of its own"
         )
 
-    if wrong := _unreachable(address):
-        raise refuse(wrong)
-    command = [sys.executable, "-c", _PROBE, address]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)
-        found: dict[str, float] = json.loads((done.stdout.splitlines() or [""])[-1])
-    except subprocess.TimeoutExpired:
-        raise refuse(f"no Ray answers there within {ANSWER:g} s") from None
-    except ValueError:
-        raise refuse((done.stderr.strip().splitlines() or ["no Ray is there"])[-1]) from None
-    return found
 
+def _silent(target: str, *, client: bool) -> str:
+    """Why nothing of Ray's kind answers at an address; "" where something does.
 
-def _unreachable(address: str) -> str:
-    """Why nothing can be reached at an address; "" where something can, or Ray has to say."""
-    if address == "auto":
-        address = _NOTE.read_text().strip() if _NOTE.is_file() else ""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not port.isdigit():
-        return "" if not address or "://" in address else "no HOST:PORT"
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
-    except (OSError, OverflowError) as error:
-        return f"nothing answers at {host}:{port} ({error})"
-    return ""
+    Args:
+        target: HOST:PORT.
+        client: it is that of Ray's client server, which says nothing of its health.
+    """
+    import grpc
+
+    with grpc.insecure_channel(target) as channel:
+        try:
+            channel.unary_unary(_HEALTH)(b"", timeout=ANSWER)
+        except grpc.RpcError as error:
+            code, details = error.code(), " ".join(str(error.details()).split())
+        else:
+            return ""
+    codes = grpc.StatusCode
+    secret = code in (codes.UNAUTHENTICATED, codes.PERMISSION_DENIED)
+    if secret or (client and code == codes.UNIMPLEMENTED and "http" not in details):
+        return ""
+    if code == codes.DEADLINE_EXCEEDED:
+        return f"no Ray answers at {target} within {ANSWER:g} s"
+    return f"no Ray answers at {target} ({details.rpartition(': ')[2][-100:]})"
 
 
 def leave(code: int) -> None:

@@ -1,0 +1,103 @@
+"""Which engine plays a run: all give the same bits, so the one that is done sooner.
+
+What a client takes was measured (`fedprune.client.footprint`); the rest is counted. It is an
+estimate: what else the machine does is not in it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedprune.client.footprint import Footprint
+from fedprune.config import RunConfig
+from fedprune.config.terms import noised
+from fedprune.tasks.task import Shard, examples
+
+START = 9.0
+"""Seconds until workers on Ray are ready, measured on two quiet cores (benchmarks/README.md)."""
+
+EXCHANGE = 0.02
+"""Seconds that a phase takes on Ray beside its clients' work, measured in the same place."""
+
+SHARED = 0.9
+"""Of what so many workers could do, what they do: the driver needs a processor, too."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and why.
+
+    Attributes:
+        engine: ray or inline.
+        why: one line for people.
+    """
+
+    engine: str
+    why: str
+
+
+def chosen(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> Choice:
+    """The engine of a run that leaves it open."""
+    for package in ("flwr", "ray"):
+        if importlib.util.find_spec(package) is None:
+            return Choice("inline", f"{package} is not installed")
+    asked = [f"--workers {config.workers}"] * (config.workers > 1)
+    asked += ["--ray-address"] * bool(config.ray_address) + ["--gpus"] * (config.gpus > 0)
+    if asked:
+        return Choice("ray", f"{' and '.join(asked)} asks for it")
+    if config.secure != "none" and config.noise_source == "secret" and not noised(config):
+        return Choice("inline", "a worker on Ray keeps no secret from one stage to the next")
+    if not takes.turn:
+        return Choice("inline", "what a client takes could not be measured")
+    here, there = inline_seconds(config, shards, takes), ray_seconds(config, shards, takes)
+    workers = _workers(config)
+    texts = {
+        "ray": f"about {_told(there)} with {workers} workers, their start included",
+        "inline": f"about {_told(here)} in this process",
+    }
+    best, other = ("ray", "inline") if there < here else ("inline", "ray")
+    return Choice(best, f"{texts[best]}; {other}: {texts[other]}")
+
+
+def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+    """Seconds of a run in one process."""
+    c, beside = config, max(takes.turn - takes.step, 0.0)
+    each = takes.step / (c.batch_size * c.accumulate)
+    train = [examples(shard.train) for shard in shards.values()]
+    held = [examples(shard.validation) for shard in shards.values()]
+    tuning = sum(beside + takes.step * _steps(c, n) for n in train) / len(train)
+    scoring = sum(beside + each * n for n in train) / len(train)
+    measuring = sum(beside / 2 + each * n / 3 for n in held)  # a forward pass is a third of a step
+    rounds = c.rounds * (c.cohort * tuning + measuring)
+    return (1 + len(c.baselines)) * (rounds + _prunings(c) * c.cohort * scoring)
+
+
+def ray_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+    """The same on Ray, on this machine."""
+    work = inline_seconds(config, shards, takes)
+    phases = (1 + len(config.baselines)) * (2 * config.rounds + _prunings(config))
+    return START + phases * EXCHANGE + work / max(1.0, SHARED * _workers(config))
+
+
+def _workers(config: RunConfig) -> int:
+    return min(config.hosts, os.cpu_count() or 1)
+
+
+def _steps(config: RunConfig, n: int) -> int:
+    if not config.local_epochs:
+        return config.local_steps
+    return config.local_epochs * max(1, math.ceil(n / (config.batch_size * config.accumulate)))
+
+
+def _prunings(config: RunConfig) -> int:
+    if config.sparsity == 0.0:
+        return 0
+    return max(1, (config.end - config.warmup) // config.frequency)
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,118 @@
+"""Which engine is taken where a run leaves it open, and what a client takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune.client.footprint import Footprint, footprint_of
+from fedprune.client.host import Host, build_host
+from fedprune.config import configure
+from fedprune.engines.choosing import START, chosen, inline_seconds, ray_seconds
+from fedprune.protocol.messages import Question
+from fedprune.tensors import copied, state_of
+
+STEP = Footprint(memory=1.0, turn=0.02, step=0.01)
+
+
+def config_of(**keys: Any) -> Any:
+    given = {"task": "digits", "clients": 5, "cohort": 3, "rounds": 4, "local_steps": 10}
+    return configure({**given, **keys})
+
+
+@pytest.fixture
+def shards(cnn: tuple[Host, Question]) -> Any:
+    return cnn[0].shards
+
+
+@pytest.fixture(autouse=True)
+def _two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+
+def test_what_is_done_sooner_is_taken(shards: Any):
+    few, many = config_of(), config_of(rounds=4000)
+    assert chosen(few, shards, STEP).engine == "inline"
+    assert chosen(many, shards, STEP).engine == "ray"
+    for config in (few, many):
+        inline, ray = (f(config, shards, STEP) for f in (inline_seconds, ray_seconds))
+        choice = chosen(config, shards, STEP)
+        assert choice.engine == ("ray" if ray < inline else "inline")
+        assert choice.why.startswith("about ")
+        assert "in this process" in choice.why
+        assert "with 2 workers, their start included" in choice.why
+
+
+def test_the_start_is_in_the_estimate_and_work_is_shared(shards: Any):
+    config = config_of(rounds=4000)
+    inline, ray = (f(config, shards, STEP) for f in (inline_seconds, ray_seconds))
+    assert START + inline / 2 < ray < START + inline
+
+
+@pytest.mark.parametrize(
+    ("keys", "more"),
+    [
+        ({"rounds": 8}, True),
+        ({"local_steps": 20}, True),
+        ({"cohort": 5}, True),
+        ({"baselines": ("dense",)}, True),
+        ({"local_steps": 0, "local_epochs": 50}, True),
+        ({"sparsity": 0.0}, False),
+    ],
+)
+def test_more_work_takes_longer(keys: dict[str, Any], more: bool, shards: Any):
+    longer = inline_seconds(config_of(**keys), shards, STEP)
+    assert (longer > inline_seconds(config_of(), shards, STEP)) == more
+
+
+@pytest.mark.parametrize(
+    ("keys", "engine", "why"),
+    [
+        ({"workers": 2}, "ray", "--workers 2 asks for it"),
+        ({"ray_address": "a:1"}, "ray", "--ray-address asks for it"),
+        ({"gpus": 1.0}, "ray", "--gpus asks for it"),
+        (
+            {"secure": "secagg", "noise_source": "secret", "rounds": 4000},
+            "inline",
+            "keeps no secret",
+        ),
+    ],
+)
+def test_what_decides_without_an_estimate(keys: dict[str, Any], engine: str, why: str, shards: Any):
+    choice = chosen(config_of(**keys), shards, STEP)
+    assert choice.engine == engine
+    assert why in choice.why
+
+
+def test_without_ray_or_a_measurement_it_is_this_process(
+    shards: Any, monkeypatch: pytest.MonkeyPatch
+):
+    many = config_of(rounds=4000)
+    assert chosen(many, shards, Footprint()).engine == "inline"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    choice = chosen(many, shards, STEP)
+    assert (choice.engine, choice.why) == ("inline", "flwr is not installed")
+
+
+def test_what_a_client_takes_is_measured_and_nothing_is_left_of_it():
+    host = build_host(config_of(model="mlp"))
+    before, drawn = copied(state_of(host.model)), torch.get_rng_state()
+    takes = footprint_of(host)
+    assert takes.memory > 24 * host.layout.parameters
+    assert takes.turn >= takes.step > 0
+    assert takes.card == takes.card_room == 0
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(t, before[n]) for n, t in state_of(host.model).items())
+
+
+def test_a_step_that_raises_is_its_clients_affair():
+    host = build_host(config_of(model="mlp"))
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    takes = footprint_of(replace(host, task=replace(host.task, loss=broken)))
+    assert takes.turn == takes.step == 0
