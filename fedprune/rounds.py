@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fedprune.config.cohort import selected
+from fedprune.config.cohort import measurers, selected
 from fedprune.methods.acting import (
     begun,
     learnt,
@@ -24,7 +24,7 @@ from fedprune.methods.acting import (
     thinned,
     tuned,
 )
-from fedprune.methods.measuring import judged, measure
+from fedprune.methods.measuring import judged, validated
 from fedprune.privacy.ledger import Spent
 from fedprune.protocol.port import Port
 from fedprune.server.diagnostics import Notes
@@ -68,7 +68,8 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     state, model, changes = tuned(state, r, port)
     if model is None:
         why = why_void(changes, r.cohort, c)
-        state, totals = measure(reverted(old, state), r, port, "validation")
+        state, asked = validated(reverted(old, state), r, port)
+        totals = asked.totals
     else:
         state, r, notes = learnt(state, r, port, model, changes, notes)
         state, totals, why = judged(state, old, r, port)
@@ -76,6 +77,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     if why:
         r, notes = replace(r, plan=first.plan), Notes(undone=f"void, nothing changes: {why}")
     notes = replace(notes, left_out=resting or None)
-    state = replace(state, book=struck(state, c, r.cohort, port.measuring()))
+    measuring = measurers(c, port.measuring(), state.round)
+    state = replace(state, book=struck(state, c, r.cohort, measuring))
     phase = "recover" if over(state, r) and notes.adaptive is None else phase
     return state, r.plan, row(state, r.plan, r.cohort, changes, totals, notes, phase)

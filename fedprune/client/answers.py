@@ -31,13 +31,14 @@ from fedprune.learning.local_training import (
     step_batches,
 )
 from fedprune.options.refusal import Refused
-from fedprune.protocol.forms import fitting, form_of
+from fedprune.protocol.forms import fitting, form_of, samples
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.randomness import generator, seeded
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Watcher
 from fedprune.selection.units import unit_labels
+from fedprune.tasks.measures import spread_sums
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, batches, extra_names
 from fedprune.tensors import (
@@ -158,6 +159,8 @@ def _watch(question: Question, client: ClientContext) -> AbstractContextManager[
 def _answer_evaluate(question: Question, client: ClientContext) -> Answer:
     part, task = _held_out(question, client), client.task
     totals = _measured(part, client)
+    if samples(question, client.config):
+        totals |= spread_sums(totals["loss"], totals["count"])
     if question.part == "test" and task.test_sums is not None:
         on_device = next(client.moved(iter([part])))
         totals |= task.test_sums(client.model, on_device, client.config)

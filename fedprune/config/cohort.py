@@ -58,6 +58,20 @@ def drawn(config: Options, there: Sequence[int], round_: int) -> list[int]:
     return draw(list(there), config.cohort, gen)
 
 
+def measures_in(config: Options, round_: int) -> bool:
+    """Whether the model is measured on validation after this round."""
+    return round_ % config.measure_every == 0 or round_ == config.rounds
+
+
+def measurers(config: Options, there: Sequence[int], round_: int) -> list[int]:
+    """The partitions that measure on validation after a round; nobody where it is not measured."""
+    if not measures_in(config, round_):
+        return []
+    if not config.measure_cohort:
+        return list(there)
+    return draw(list(there), config.measure_cohort, generator(config.seed, "measuring", round_))
+
+
 def _in_turn(config: Options, round_: int) -> list[int]:
     """Whose turn it is: in the same order in every cycle, so that nobody has two at once."""
     n = config.clients - config.panel

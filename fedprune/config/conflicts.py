@@ -40,6 +40,7 @@ def conflicts(c: Options, score: Score, task: Task) -> list[Conflict]:
         *_behind_its_own(c, score),
         *_who_is_scored(c, score),
         *_selected(c),
+        *_measured(c),
         *_shrunk(c),
         *reduction_conflicts(c),
         *_whose(c, score),
@@ -224,6 +225,18 @@ def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
         *only(c, bool(why or own), why or own, score_cohort="cohort"),
         *only(c, bool(why), why, score_examples=None),
         *only(c, not weighted, unweighted, weighting=("labels", "equal")),
+    ]
+
+
+def _measured(c: Options) -> list[Conflict]:
+    """When the model is measured, and by how many."""
+    n, rounds = c.clients, c.rounds
+    few, all_ = c.measure_cohort == 1, c.measure_cohort >= n
+    some = f"0, or 2 to {n - 1}" if n > 2 else "0"
+    return [
+        ("measure-every", c.measure_every > rounds, f"rounds is {rounds}", f"1 to {rounds}"),
+        ("measure-cohort", few, "of one client's loss nobody knows how far it is off", some),
+        ("measure-cohort", all_, f"{n} measure, and 0 stands for all of them", some),
     ]
 
 

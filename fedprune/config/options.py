@@ -40,6 +40,15 @@ class Federation(Section):
         "groups that fold their clients' sums (default min(clients, 8))",
         derived=lambda c: min(c.clients, 8),
     )
+    measure_every: Count = option(
+        "federation", "rounds from one measuring on validation to the next; the last is one", 1
+    )
+    measure_cohort: int = option(
+        "federation",
+        "partitions that measure then, drawn anew by the seed (0: everyone); tests ask everyone",
+        0,
+        ge=0,
+    )
     strikes: int | None = option(
         "federation",
         "rounds in a row that a client may fail in before it is left out for as many (default: "

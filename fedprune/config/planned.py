@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fedprune.config.cohort import audience, drawn, secretly
+from fedprune.config.cohort import audience, drawn, measures_in, secretly
 from fedprune.config.kinds import KINDS
 from fedprune.config.rates import prunes_in
 from fedprune.config.sections import Options
@@ -56,7 +56,7 @@ def planned(config: Options) -> Iterator[Planned]:
             yield _occasion(config, kind, round_, order, asked), (_release(config, kind),)
             order += 1
         tests = (due and round_ == config.warmup + 1) + (round_ == config.rounds)
-        for _ in range(measured * (1 + tests + _comparing(config))):
+        for _ in range(measured * (measures_in(config, round_) + tests + _comparing(config))):
             yield _occasion(config, "evaluate", round_, order, everyone), (_measure(config),)
             order += 1
 

@@ -54,6 +54,7 @@ def _together(c: Options) -> list[Conflict]:
         *only(c, dp, f"{name}: a weight would tell its size", weighting="equal"),
         ("combine", merged, singly, ", ".join(_SUMS)),
         *only(c, dp, bounded, max_norm=None),
+        *only(c, dp, f"{name}: what is measured is planned for everyone", measure_cohort=0),
         *only(c, dp, out, strikes=None),
         *only(c, dp, singly, robust="none"),
         *only(c, dp, bounded, normalise="none"),

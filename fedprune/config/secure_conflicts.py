@@ -30,6 +30,7 @@ def _seen_singly(c: Options) -> list[Conflict]:
         *only(c, on, f"{shows} own change", robust="none"),
         ("uplink", on and c.uplink not in (None, "fp32"), whole, "fp32"),
         *only(c, on, whole, score_wire="fp32"),
+        *only(c, on, "a secure sum has no sums of squares", measure_cohort=0),
     ]
 
 

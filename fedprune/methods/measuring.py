@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import mean
 
 from fedprune.config import RunConfig
+from fedprune.config.cohort import measurers, measures_in
 from fedprune.methods.catalog import method_name, method_of, riders_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.tuning import together
@@ -33,34 +34,44 @@ def measure(state: State, r: Round, port: Port, part: str) -> tuple[State, Total
 
     Of the running average, where there is one.
     """
-    state, aggregate = measured(state, r, port, part)
+    state, aggregate = measured(state, r, port, part, port.measuring())
     return state, aggregate.totals
 
 
-def measured(state: State, r: Round, port: Port, part: str) -> tuple[State, Aggregate]:
-    """The same sums, with who answered and who did not."""
+def validated(state: State, r: Round, port: Port) -> tuple[State, Aggregate]:
+    """The sums of those who measure on validation after this round; nothing, if it has none."""
+    if not measures_in(r.config, r.number):
+        return state, Aggregate()
+    return measured(state, r, port, "validation", measurers(r.config, port.measuring(), r.number))
+
+
+def measured(
+    state: State, r: Round, port: Port, part: str, whom: Sequence[int]
+) -> tuple[State, Aggregate]:
+    """The same sums over these partitions, with who answered and who did not."""
     question = r.question(outcome(state, r.config), "evaluate", part=part)
-    talk = several([Ask(question, port.measuring())])
+    talk = several([Ask(question, whom)])
     (aggregate,), book = conversed(talk, state.book, r.plan, port)
     return replace(state, book=book), aggregate
 
 
 def judged(state: State, old: State, r: Round, port: Port) -> tuple[State, Totals, str]:
-    """The new model measured, or the old one in its place, and why.
+    """The new model measured, where this round measures, or the old one in its place, and why.
 
     A new model takes the old one's place unless it holds what is not finite, or most of those who
     measure it get no number, and more than of the old one. That is no failure of theirs.
     """
     if not all_finite(state.weights):
         why = "the new model would not be finite"
-        return *measure(reverted(old, state), r, port, "validation"), why
-    new, aggregate = measured(state, r, port, "validation")
+        back, aggregate = validated(reverted(old, state), r, port)
+        return back, aggregate.totals, why
+    new, aggregate = validated(state, r, port)
     lost = len(numberless(aggregate.failures))
     if lost <= len(aggregate.answered):
         return new, aggregate.totals, ""
     back = reverted(old, new)
     book = replace(back.book, failures=state.book.failures, failed=state.book.failed)
-    back, before = measured(replace(back, book=book), r, port, "validation")
+    back, before = validated(replace(back, book=book), r, port)
     if len(numberless(before.failures)) < lost:
         return back, before.totals, f"of the new model {lost} clients get no number"
     new = replace(new, book=replace(new.book, traffic=back.book.traffic))

@@ -27,6 +27,7 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.measures import SPREAD
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
 from fedprune.tensors import Masks, Tensors, count_kept, scattered
@@ -190,10 +191,15 @@ def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
 def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
     del layout
     task = tasks_of(config.plugin)[config.task]
-    test_only = task.test_sum_names if question.part == "test" else ()
-    return Form(
-        {}, {}, frozenset({"loss", "correct", "count", *extra_names(task, config), *test_only})
-    )
+    more = task.test_sum_names if question.part == "test" else ()
+    more = SPREAD if samples(question, config) and question.kind == "evaluate" else more
+    names = ("loss", "correct", "count", *extra_names(task, config), *more)
+    return Form({}, {}, frozenset(names))
+
+
+def samples(question: Question, config: RunConfig) -> bool:
+    """Whether this measures on a sample of those who could, whose error is to be told."""
+    return bool(config.measure_cohort) and question.part == "validation"
 
 
 def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:

@@ -37,6 +37,7 @@ from fedprune.report.reading import (
     pruning_rounds,
     ratio,
     series,
+    significant,
     size,
     whole,
     worded,
@@ -109,8 +110,18 @@ def quality_picture(run: Run) -> Picture:
     if not said:
         return Picture("quality", title, "No round was measured.", None)
     better = "Higher" if metric_of(run.metric).higher else "Lower"
-    finding = f"{better} is better. On validation: {'; '.join(said)}."
+    finding = f"{better} is better. On validation: {'; '.join(said)}.{_sampled(run)}"
     return Picture("quality", title, finding, plots.quality_figure(run.rows, run.metric))
+
+
+def _sampled(run: Run) -> str:
+    """By whom it was measured, where that was a sample; with the error of the last loss."""
+    rows = [row for row in run.rows if row["arm"] == run.main and row.get("measured_by")]
+    if not rows:
+        return ""
+    by, error = rows[-1]["measured_by"], rows[-1].get("loss_error")
+    told = "" if error is None else f"; the last loss has a standard error of {significant(error)}"
+    return f" Measured by {by} clients, drawn anew each time{told}."
 
 
 def _quality_of(run: Run, arm: str) -> str:

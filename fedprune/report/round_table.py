@@ -29,7 +29,7 @@ def round_table(run: Run, arm: str) -> Table:
         "phase": lambda row: str(row.get("phase", NONE)),
         "sparsity": lambda row: percent(row.get("sparsity")),
         "removed": lambda row: whole(row.get("removed")),
-        "loss": lambda row: significant(row.get("loss")),
+        "loss": _loss_cell,
         worded(run.metric): lambda row: metric_text(run.metric, row.get(run.metric)),
         "train loss": lambda row: significant(row.get("train_loss")),
         "lr": lambda row: significant(row.get("lr")),
@@ -48,6 +48,13 @@ def round_table(run: Run, arm: str) -> Table:
     columns |= {_SELDOM[key][0]: functools.partial(_seldom_cell, key) for key in filled}
     rows = [[cell(row) for cell in columns.values()] for row in own]
     return Table(list(columns), rows, ("phase", "mask"))
+
+
+def _loss_cell(row: Row) -> str:
+    """The loss, with its standard error where some clients stand for all."""
+    error = row.get("loss_error")
+    told = significant(row.get("loss"))
+    return told if error is None else f"{told} ± {significant(error)}"
 
 
 def adaptive_cell(tried: Mapping[str, Any]) -> str:

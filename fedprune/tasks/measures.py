@@ -202,3 +202,31 @@ def macro_f1(hits: Sequence[float], wrong: Sequence[float], missed: Sequence[flo
     """
     each = [f1(*row) for row in zip(hits, wrong, missed, strict=True) if sum(row) > 0]
     return _ratio(sum(each), len(each))
+
+
+SPREAD = ("clients", "loss_squares", "loss_by_count", "count_squares")
+"""Sums over clients from which it is told how far a mean over some of them is off."""
+
+
+def spread_sums(loss: float, count: float) -> dict[str, float]:
+    """One client's part of the sums of `SPREAD`."""
+    return dict(zip(SPREAD, (1.0, loss * loss, loss * count, count * count), strict=True))
+
+
+def standard_error(totals: Mapping[str, float], population: int) -> float | None:
+    """The standard error of the mean loss a label, over clients drawn without replacement.
+
+    That of a ratio of two means (Cochran 1977, Sampling Techniques, eq. 6.9), with the correction
+    for a population that is not much larger than the sample. None of fewer than two clients.
+
+    Args:
+        totals: "loss", "count" and `SPREAD`, summed over the clients that answered.
+        population: how many they were drawn from.
+    """
+    n, count = totals.get("clients", 0.0), totals.get("count", 0.0)
+    if n < 2 or not count:
+        return None
+    squares, products, counts = (totals[name] for name in SPREAD[1:])
+    ratio = totals["loss"] / count
+    off = max(0.0, squares - 2 * ratio * products + ratio**2 * counts) / (n - 1)
+    return math.sqrt(max(0.0, 1 - n / population) * off / n) * n / count

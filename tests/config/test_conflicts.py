@@ -112,6 +112,11 @@ calibration=local scope=layer combine=votes score-wire=fp16 | score-wire | fp32
 calibration=local scope=layer combine=votes score=grasp | calibration | dense
 calibration=local scope=layer combine=votes vote-scope=global | vote-scope | layer, row
 score-cohort=all score=magnitude | score-cohort | cohort
+measure-every=99 rounds=20 | measure-every | 1 to 20
+measure-cohort=1 | measure-cohort | 0, or 2 to ...
+measure-cohort=10 clients=10 | measure-cohort | 0, or 2 to 9
+measure-cohort=3 secure=secagg | measure-cohort | 0
+measure-cohort=3 dp=client dp-noise=1 model=mlp | measure-cohort | 0
 score-cohort=all masks=union | score-cohort | cohort
 score-examples=3 score-during=tune | score-examples | leave it out
 weighting=equal-scores | weighting | labels, equal
