@@ -30,7 +30,7 @@ from fedprune.methods.measuring import measure
 from fedprune.opening import dense_packet
 from fedprune.protocol.port import Port
 from fedprune.randomness import draw, generator
-from fedprune.rounds import run
+from fedprune.rounds import loop
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.rows import quality
@@ -83,7 +83,7 @@ def pruned(state: State, r: Round, port: Port) -> State:
 
 def tuned(state: State, r: Round, port: Port) -> State:
     """The state after one round of tuning."""
-    state, model, _ = acting.tuned(state, r, port)
+    state, model, _ = acting.trained(state, r, port)
     assert model is not None  # everyone is here
     return replace(state, model=model)
 
@@ -118,7 +118,7 @@ def lines_of(work: tuple[int, list[float], Path]) -> list[Line]:
     host = build_host(configure(options(seed)))
     fresh = first_state(host.model, host.layout)
     plan = Plan(host.config, host.layout, dense_packet(fresh, host.layout))
-    warm = next(s for s, _ in run(fresh, plan, inline_port(host)) if s.round == WARMUP)
+    warm = next(s for s, _ in loop(fresh, plan, inline_port(host)) if s.round == WARMUP)
     jobs = [(DENSE, 0.0), *((name, s) for s in sparsities for name in METHODS)]
     found = []
     for name, sparsity in jobs:

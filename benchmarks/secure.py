@@ -22,7 +22,7 @@ import numpy as np
 from fedprune.config import RunConfig
 from fedprune.secagg.client import (
     confirmed,
-    masked,
+    masked_vector,
     revealed,
     shares_of,
 )
@@ -106,7 +106,7 @@ def compare(clients: int, coordinates: int, bits: int) -> None:
     for m in terms.members:
         vector = values(m, coordinates)
         hidden = timed(
-            lambda m=m, vector=vector: masked(
+            lambda m=m, vector=vector: masked_vector(
                 seed(m), m, roster, roster.keys(), to_ring(vector, scale, bits), terms
             ),
             spent["masked"],

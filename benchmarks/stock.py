@@ -21,7 +21,7 @@ from fedprune.client.host import Host, build_host
 from fedprune.client.serving import released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
-from fedprune.protocol.checks import check
+from fedprune.protocol.checks import check_summand
 from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Question, as_sum
@@ -71,7 +71,7 @@ def _added(
     total: Aggregate, packet: Packet, partition: int, question: Question, form: Form
 ) -> Aggregate:
     given = decode_answer(packet, question, form.voters)
-    check(given.values, given.weight, given.totals, form)
+    check_summand(given.values, given.weight, given.totals, form)
     return as_sum(given, partition, packet.size(), total)
 
 

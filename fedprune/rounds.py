@@ -1,6 +1,6 @@
 """READ FIRST: a round of federated pruning. Score, prune, tune, average, measure.
 
-`run` is the loop. What is asked and decided in a round is the *method*'s, with what *riders* add
+`loop` is the loop. What is asked and decided in a round is the *method*'s, with what *riders* add
 (`fedprune.methods.method`: READ SECOND). This driver owns the rest: it draws the cohort, books
 bytes, failures and who has what, gives a void round back, measures, and writes the row. It knows
 one port, *ask*: "put this question to these partitions and give me their answers, folded into one
@@ -22,7 +22,7 @@ from fedprune.methods.acting import (
     phase_of,
     round_of,
     thinned,
-    tuned,
+    trained,
 )
 from fedprune.methods.measuring import judged, validated
 from fedprune.privacy.ledger import Spent
@@ -36,7 +36,7 @@ from fedprune.server.standing import booked, resting_in, struck, why_void, witho
 from fedprune.server.state import State, reverted
 
 
-def run(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
+def loop(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
     """The loop: from `state` on, one state and one row of the report after every round."""
     plan = fitted(plan, state.edits)
     state = begun(state, Round(state.round, plan))
@@ -65,7 +65,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     state, r = opened(state, r, port)
     r = replace(r, cohort=selected(c, port.training(), state.round))
     state, r, notes = thinned(state, r, port)
-    state, model, changes = tuned(state, r, port)
+    state, model, changes = trained(state, r, port)
     if model is None:
         why = why_void(changes, r.cohort, c)
         state, asked = validated(reverted(old, state), r, port)

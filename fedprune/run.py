@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
-from fedprune.config.terms import terms_of
+from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, cut_memories, opened
 from fedprune.methods.catalog import check_method
@@ -26,9 +26,9 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
 from fedprune.protocol.releases import OPEN, metric_spread
-from fedprune.protocol.server_privacy import guarded
-from fedprune.protocol.server_privacy import opened as opened_port
-from fedprune.protocol.stored import FOLDER_NAME as RELEASED_NAME
+from fedprune.protocol.server_privacy import private_port
+from fedprune.protocol.server_privacy import ready_port as opened_port
+from fedprune.protocol.stored import RELEASED_FOLDER as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
 from fedprune.records.book import PRUNED, arms_of, open_book
 from fedprune.records.bound import Going
@@ -140,7 +140,7 @@ def _federated(
     fresh, blank = opening_of(config, weights, before)
     book = open_book(config, folder, replace(going, data=port.data), watch)
     path = None if folder is None else folder / LEDGER_NAME
-    ledger = open_ledger(path, terms_of(config), resume=going.resume)
+    ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)
     shelf = Stored(None if folder is None else folder / RELEASED_NAME)
     opening = opened_port(port, config, ledger, PRUNED, shelf)
     fresh, naive = without_model(fresh, blank, opening)
@@ -150,7 +150,7 @@ def _federated(
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
-        shown = guarded(book.shown(arm, port), config, ledger, arm, shelf)
+        shown = private_port(book.shown(arm, port), config, ledger, arm, shelf)
         end = book.play(arm, book.start(arm, fresh), replace(blank, config=its_config), shown)
         played = end
         end, plan = _finished(end, replace(blank, config=its_config))

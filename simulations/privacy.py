@@ -19,17 +19,17 @@ from fedprune.attacks.canary_report import canary_findings
 from fedprune.attacks.image_report import closed_form_findings, search_findings
 from fedprune.attacks.label_report import label_findings
 from fedprune.attacks.membership_report import membership_study
-from fedprune.attacks.page import Section, write_findings
+from fedprune.attacks.page import Passage, write_findings
 from fedprune.attacks.portrait_report import portrait_findings
 from fedprune.attacks.text_report import text_findings
 from fedprune.commands.targets import check_file
-from fedprune.runtime.ending import BAD_INPUT, ended, told
+from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 from simulations.utility import utility_findings
 
 PROGRAM = "privacy.py"
 
 Tick = Callable[[], None]
-Findings = tuple[list[Section], dict[str, Any]]
+Findings = tuple[list[Passage], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Chapter:
     findings: Callable[[Study, Tick], Findings]
 
 
-def _alone(found: tuple[Section, dict[str, Any]]) -> Findings:
+def _alone(found: tuple[Passage, dict[str, Any]]) -> Findings:
     return [found[0]], found[1]
 
 
@@ -179,9 +179,9 @@ def study_of(given: argparse.Namespace) -> tuple[Study, list[str]]:
     return Study(range(given.seeds), epsilons, given.steps), parts
 
 
-def made(study: Study, parts: Sequence[str]) -> tuple[list[Section], dict[str, Any]]:
+def made(study: Study, parts: Sequence[str]) -> tuple[list[Passage], dict[str, Any]]:
     """The sections of all parts, and their figures by part; progress goes to standard error."""
-    sections, figures = list[Section](), dict[str, Any]()
+    sections, figures = list[Passage](), dict[str, Any]()
     for name in parts:
         began, done = time.perf_counter(), 0
 
@@ -197,7 +197,7 @@ def made(study: Study, parts: Sequence[str]) -> tuple[list[Section], dict[str, A
     return sections, figures
 
 
-def printed(section: Section) -> str:
+def printed(section: Passage) -> str:
     """A section's table as text."""
     if section.table is None:
         return ""
@@ -221,9 +221,9 @@ def _main(arguments: list[str]) -> int:
         check_file("out", str(folder / "page.html"))
         sections, figures = made(study, parts)
     except ValueError as error:
-        return told(PROGRAM, error, BAD_INPUT)
+        return report_error(PROGRAM, error, BAD_INPUT)
     except OSError as error:
-        return told(
+        return report_error(
             PROGRAM, f"out={given.out!r}: {error}; allowed: a folder to write in", BAD_INPUT
         )
     command = shlex.join(["python", "simulations/privacy.py", *arguments])

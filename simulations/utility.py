@@ -12,9 +12,9 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from fedprune import RunConfig, federate
-from fedprune.attacks.page import Section, Table, png_of
+from fedprune.attacks.page import Passage, Table, png_of
 from fedprune.config import configure
-from fedprune.config.terms import terms_of
+from fedprune.config.terms import accounting_terms_of
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
@@ -108,7 +108,7 @@ class Cell:
 
 def utility_findings(
     task: str, seeds: Sequence[int], epsilons: Sequence[float], tick: Tick = lambda: None
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[Passage], dict[str, Any]]:
     """The section about what privacy costs, and its figures.
 
     Args:
@@ -119,7 +119,7 @@ def utility_findings(
     """
     cells = [*_scores_only(task, seeds, epsilons, tick), *_covered(task, seeds, epsilons, tick)]
     metric = "perplexity" if task == "shakespeare" else "accuracy"
-    section = Section(
+    section = Passage(
         f"Quality against epsilon ({task}, sparsity {SPARSITY:.0%})",
         READING,
         _table(cells, metric),
@@ -198,7 +198,7 @@ def noise_for_one(epsilon: float, delta: float = 1e-5) -> float:
     release = Release("scores", (), unit="client", mechanism="gaussian", z=1.0, covered=True)
     occasion = Occasion("pruned", 1, "score", 0, "cohort", (0, 1), 2)
     keys = {"task": "digits", "model": "mlp", "clients": 2, "dp": "client", "dp_noise": 1.0}
-    terms = terms_of(configure({**keys, "epsilon": epsilon, "delta": delta}))
+    terms = accounting_terms_of(configure({**keys, "epsilon": epsilon, "delta": delta}))
     return float(calibrated(terms, [(occasion, (release,))]))
 
 

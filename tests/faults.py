@@ -138,7 +138,7 @@ FAULTS: dict[str, Fault] = {
         "regrow",
     ),
     "survivors not put back": Fault(
-        "fedprune.methods.rewind.rewound", lambda _f, model, _memory: model, "rewind"
+        "fedprune.methods.rewind._rewound", lambda _f, model, _memory: model, "rewind"
     ),
     "nothing leaves the model": Fault(
         "fedprune.server.shrink.shrunk", lambda _f, model, plan: (model, plan), "channels-every"
@@ -212,7 +212,9 @@ FAULTS: dict[str, Fault] = {
         "dp-client",
     ),
     "the same noise every round": Fault(
-        "fedprune.protocol.noise.source_of", lambda f, c, purpose, *_at: f(c, purpose), "dp-client"
+        "fedprune.protocol.noise.noise_source_of",
+        lambda f, c, purpose, *_at: f(c, purpose),
+        "dp-client",
     ),
     "norms not bounded": Fault(
         "fedprune.privacy.clipping.clipped", lambda _f, values, _norm: values.float(), "dp-client"

@@ -216,6 +216,46 @@ def publics(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
                 yield from publics(child)
 
 
+MEANT_ALIKE = {
+    **dict.fromkeys(("METHOD", "RIDER", "Memory", "Options"), "fedprune.methods."),
+    **dict.fromkeys(
+        ("SUMMARY", "EXAMPLES", "options", "run", "main", "script"), "fedprune.commands."
+    ),
+    "app": "fedprune.engines.flower.",  # as Flower wants them called
+    "log": "fedprune.",  # a module's logger
+}
+"""What several modules of a package define under one name: parts of one kind, looked up there."""
+
+
+def named_at_the_top(node: ast.Module) -> Iterator[str]:
+    """The public names that a module defines: not those it imports."""
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            yield child.name
+        elif isinstance(child, ast.Assign | ast.AnnAssign):
+            targets = child.targets if isinstance(child, ast.Assign) else [child.target]
+            yield from (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+
+
+def test_a_public_name_has_one_meaning():
+    """No name is defined in two modules of the core, but for the parts of one kind."""
+    places: dict[str, set[str]] = {}
+    for path in CORE:
+        for name in named_at_the_top(tree(path)):
+            spared = name_of(path).startswith(MEANT_ALIKE.get(name, " "))
+            if not name.startswith("_") and not spared:
+                places.setdefault(name, set()).add(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_no_module_imports_what_is_private_to_another():
+    for path in CORE:
+        private = {
+            n for m, n in whole(tree(path)) if m.startswith("fedprune") and n.startswith("_")
+        }
+        assert not private, path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_what_is_public_is_documented_and_annotated(path):
     module = tree(path)

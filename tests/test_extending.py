@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 import fedprune
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
-from fedprune.client.rehearsal import EXAMPLES
+from fedprune.client.rehearsal import EXAMPLES_TRIED
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
-from fedprune.scores.score import Ask, Evidence, Probe
+from fedprune.scores.score import Evidence, Probe, Statistic
 from fedprune.tasks.task import Part
 from fedprune.tensors import state_of
 
@@ -77,7 +77,9 @@ def wanda(evidence: Evidence) -> dict[str, Tensor]:
     return {name: evidence.weights[name].abs() * evidence.sums[name].sqrt()}
 
 
-WANDA = Score("|w| times the norm of its input", "Sun et al. 2023", wanda, (Ask(squared_inputs),))
+WANDA = Score(
+    "|w| times the norm of its input", "Sun et al. 2023", wanda, (Statistic(squared_inputs),)
+)
 
 
 @pytest.fixture
@@ -126,11 +128,11 @@ def test_a_score_that_breaks_on_later_examples_is_a_failure_of_the_clients_not_o
     monkeypatch,
 ):
     def broken(probe: Probe) -> dict[str, Tensor]:
-        if sum(len(batch["x"]) for batch in probe.batches) > EXAMPLES:
+        if sum(len(batch["x"]) for batch in probe.batches) > EXAMPLES_TRIED:
             raise ArithmeticError(f"no {next(iter(probe.prunable))}")
         return squared_inputs(probe)
 
-    monkeypatch.setitem(SCORES, "inputs", Score("broken", "-", wanda, (Ask(broken),)))
+    monkeypatch.setitem(SCORES, "inputs", Score("broken", "-", wanda, (Statistic(broken),)))
     result = federate(config_of(score="inputs"))
     assert result.summary["sparsity"] == 0.0
     reasons = {f["reason"] for row in result.rows for f in row["failures"]}

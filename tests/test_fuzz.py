@@ -57,7 +57,7 @@ from fedprune.runtime.json_text import read_json
 from fedprune.secagg.keys import Keys
 from fedprune.secagg.messages import (
     Call,
-    Reply,
+    StageReply,
     call_of,
     call_packet,
     reply_of,
@@ -122,7 +122,7 @@ CALL = call_packet(
         {"v": 1},
     )
 )
-REPLY = reply_packet(Reply(PEERS, {3: {4: b"x" * 40}}, failures=(), bytes_up=7))
+REPLY = reply_packet(StageReply(PEERS, {3: {4: b"x" * 40}}, failures=(), bytes_up=7))
 
 Decoder = Callable[..., Any]
 Parts = tuple[bytes, ...]

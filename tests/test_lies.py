@@ -14,7 +14,7 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.config import configure
 from fedprune.options.refusal import Refused
-from fedprune.protocol.checks import check, check_sum
+from fedprune.protocol.checks import check_sum, check_summand
 from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import LOUD, Aggregate, Answer, Question, as_sum, summed
@@ -144,10 +144,10 @@ def test_honest_sums_of_squares_of_large_values_count(size):
     """Of a regression whose labels are not rescaled: float32 values, their squares in float64."""
     totals = {"loss": size**2, "squared": size**2, "y_squares": 3 * size**2, "count": 3.0}
     form = Form({}, {}, frozenset(totals))
-    check(torch.empty(0), 1.0, totals, form)
+    check_summand(torch.empty(0), 1.0, totals, form)
     for name in ("loss", "squared"):
         with pytest.raises(Refused):
-            check(torch.empty(0), 1.0, {**totals, name: 1e300}, form)
+            check_summand(torch.empty(0), 1.0, {**totals, name: 1e300}, form)
 
 
 @pytest.mark.parametrize("size", [3, 8])

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from fedprune.attacks.one_run import cap, epsilon_bound
-from fedprune.attacks.roc import Floats
 from fedprune.privacy.clipping import clipped, sensitivity
-from fedprune.privacy.noise import Source, gaussian
+from fedprune.privacy.noise import Floats, Source, gaussian
 from fedprune.randomness import draw, generator
 
 _LOUD = 10.0

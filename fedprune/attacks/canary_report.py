@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedprune.attacks.canary import Audit, Audited, Draw, Noised, audit
-from fedprune.attacks.page import Section, Table
+from fedprune.attacks.page import Passage, Table
 from fedprune.privacy.accounting import rdp_epsilon
 from fedprune.privacy.accounting_terms import ADD_OR_REMOVE
 from fedprune.privacy.events import Event
@@ -34,7 +34,7 @@ READING = (
 
 def canary_findings(
     seeds: Sequence[int], delta: float, tick: Callable[[], None] | None = None
-) -> tuple[Section, dict[str, Any]]:
+) -> tuple[Passage, dict[str, Any]]:
     """The section about one noised sum at several noise multipliers, and its figures.
 
     Args:
@@ -67,7 +67,7 @@ def canary_findings(
         "by Steinke et al. 2023 (arXiv 2305.08846, theorem 5.2), canary clients are from Andrew et "
         "al. 2023 (arXiv 2302.03098).",
     )
-    return Section("Canary clients", text, table), {"rows": figures}
+    return Passage("Canary clients", text, table), {"rows": figures}
 
 
 def _audited(mechanism: Audited, delta: float, seed: int) -> Audit:

@@ -1,8 +1,8 @@
 """What an observer sees of a client: built by the functions that build it in a run.
 
 A `Scene` is clients with known data, the model they were sent and a question; `message` is what one
-of them really releases, after encoding, decoding and the server's checks. A `Protection` says what
-happens to it before somebody looks.
+of them really releases, after encoding, decoding and the server's checks. A `MessageProtection`
+says what happens to it before somebody looks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedprune.config import configure
 from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import gaussian, seeded_source
-from fedprune.protocol.checks import check
+from fedprune.protocol.checks import check_summand
 from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Question
@@ -180,7 +180,7 @@ def message(scene: Scene, partition: int) -> Tensor:
     form, question = scene.form, scene.question
     packet = released(scene.host, question, partition)
     given = decode_answer(packet, question, form.voters, own=form.own)
-    check(given.values, given.weight, given.totals, form, given.statistics)
+    check_summand(given.values, given.weight, given.totals, form, given.statistics)
     if not scene.quantity.votes:
         return given.values.double()
     assert given.votes is not None  # the form asks for them
@@ -188,7 +188,7 @@ def message(scene: Scene, partition: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Protection:
+class MessageProtection:
     """What happens to messages before an observer sees them.
 
     Attributes:
@@ -224,7 +224,7 @@ class Exposed:
 
 
 def exposed(
-    scene: Scene, messages: Sequence[Tensor], protection: Protection, seed: int = 0
+    scene: Scene, messages: Sequence[Tensor], protection: MessageProtection, seed: int = 0
 ) -> Exposed:
     """What an observer sees of the first of these messages.
 
@@ -290,19 +290,19 @@ def multiplier_for(epsilon: float, delta: float = 1e-5) -> float:
     return float(pld.accountant.get_smallest_gaussian_noise(wanted, 1, 1.0))
 
 
-def protections(epsilons: Sequence[float], clients: int) -> dict[str, Protection]:
+def protections(epsilons: Sequence[float], clients: int) -> dict[str, MessageProtection]:
     """Those of the studies, by the names they have in their tables."""
     alone = "noise for the sum, in which the observer knows everyone else's part"
     found = {
-        "plain": Protection("the message as it is sent"),
-        "clipped": Protection("brought to norm 1", clip=True),
-        f"sum of {clients}": Protection("a secure sum, exact", clients=clients),
+        "plain": MessageProtection("the message as it is sent"),
+        "clipped": MessageProtection("brought to norm 1", clip=True),
+        f"sum of {clients}": MessageProtection("a secure sum, exact", clients=clients),
     }
     for epsilon in epsilons:
         noise = multiplier_for(epsilon)
-        found[f"epsilon {epsilon:g}"] = Protection(alone, clip=True, noise=noise)
+        found[f"epsilon {epsilon:g}"] = MessageProtection(alone, clip=True, noise=noise)
     if epsilons:
         noise = multiplier_for(epsilons[-1])
         both = f"sum of {clients}, epsilon {epsilons[-1]:g}"
-        found[both] = Protection("a secure sum with noise", True, clients, noise)
+        found[both] = MessageProtection("a secure sum with noise", True, clients, noise)
     return found

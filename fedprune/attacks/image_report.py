@@ -12,7 +12,7 @@ from fedprune.attacks.digits import SHAPE, all_digits, one_each
 from fedprune.attacks.exposed import (
     QUANTITIES,
     Exposed,
-    Protection,
+    MessageProtection,
     Scene,
     exposed,
     message,
@@ -22,7 +22,7 @@ from fedprune.attacks.exposed import (
 )
 from fedprune.attacks.inversion import inverted
 from fedprune.attacks.matching import Search, matched
-from fedprune.attacks.page import Section
+from fedprune.attacks.page import Passage
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.tabling import CHANCE, Figure, error_cell, pivot, share_cell
 from fedprune.selection.select import select
@@ -31,7 +31,7 @@ from fedprune.tensors import Masks, Tensors
 
 _Tick = Callable[[], None]
 
-CLIENTS, TARGETS, SEARCHED = 10, 3, 4
+_CLIENTS, _TARGETS, _SEARCHED = 10, 3, 4
 FIRST = "features.1.weight"
 
 _PRUNED = {"|g|, 80 % pruned": ("|g|", 0.8), "|g|, 95 % pruned": ("|g|", 0.95)}
@@ -100,7 +100,7 @@ def scene_of(case: tuple[str, float], parts: Sequence[Part], model: str, seed: i
 
 def closed_form_findings(
     seeds: Sequence[int], epsilons: Sequence[float], tick: _Tick | None = None
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about single images by inversion in closed form, and their figures.
 
     Args:
@@ -112,14 +112,14 @@ def closed_form_findings(
         FileNotFoundError: scikit-learn is not installed.
         ValueError: dp-accounting is not installed.
     """
-    data, known = all_digits(), protections(epsilons, CLIENTS)
+    data, known = all_digits(), protections(epsilons, _CLIENTS)
     figures, rows = list[Figure](), list[tuple[str, list[Tensor | None]]]()
     for seed in seeds:
-        parts = one_each(data, CLIENTS, seed)
+        parts = one_each(data, _CLIENTS, seed)
         for name, case in IMAGE_CASES.items():
             made = scene_of(case, parts, "mlp", seed)
-            messages = [message(made, p) for p in range(CLIENTS)]
-            for target in range(TARGETS):
+            messages = [message(made, p) for p in range(_CLIENTS)]
+            for target in range(_TARGETS):
                 shown = list[Tensor | None]([parts[target]["images"][0, 0]])
                 turned = messages[target:] + messages[:target]
                 for column, seen in _views(made, turned, known, seed).items():
@@ -135,7 +135,7 @@ def closed_form_findings(
     return _closed_sections(figures, tiles(columns, rows), data), {"rows": figures}
 
 
-def _closed_sections(figures: list[Figure], picture: bytes, data: Part) -> list[Section]:
+def _closed_sections(figures: list[Figure], picture: bytes, data: Part) -> list[Passage]:
     images = data["images"].double()
     blind = float((images - images.mean(0)).square().mean())
     more = f"Whoever has seen nothing and guesses the mean digit has an error of {blind:.3f}."
@@ -148,18 +148,18 @@ def _closed_sections(figures: list[Figure], picture: bytes, data: Part) -> list[
         "is 10 %. Sums, votes and inputs of layers were not asked for labels here.",
     )
     return [
-        Section(
+        Passage(
             "One image, in closed form",
             (*CLOSED_TEXT, more),
             pivot(figures, error_cell),
             ((caption, picture),),
         ),
-        Section("Its label", labels, pivot(single, share_cell("label"))),
+        Passage("Its label", labels, pivot(single, share_cell("label"))),
     ]
 
 
 def _views(
-    made: Scene, messages: list[Tensor], known: Mapping[str, Protection], seed: int
+    made: Scene, messages: list[Tensor], known: Mapping[str, MessageProtection], seed: int
 ) -> dict[str, Exposed]:
     """What each column has of the first of the messages; the last ones are chance."""
     views = {n: exposed(made, messages, p, seed) for n, p in known.items()}
@@ -179,7 +179,7 @@ def _measured(found: Part, truth: Part) -> tuple[Figure, Tensor]:
 
 def search_findings(
     seeds: Sequence[int], epsilons: Sequence[float], steps: int, tick: _Tick | None = None
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[Passage], dict[str, Any]]:
     """The section about images by search through the task's default network, and its figures.
 
     Args:
@@ -192,15 +192,15 @@ def search_findings(
         FileNotFoundError: scikit-learn is not installed.
         ValueError: dp-accounting is not installed.
     """
-    data, known = all_digits(), protections(epsilons[-1:], SEARCHED)
+    data, known = all_digits(), protections(epsilons[-1:], _SEARCHED)
     search, figures = Search(steps=steps, restarts=1), list[Figure]()
     rows = list[tuple[str, list[Tensor | None]]]()
     wanted = [n for n in known if n != "clipped" and "," not in n]
     for seed in seeds:
-        parts = one_each(data, SEARCHED, seed)
+        parts = one_each(data, _SEARCHED, seed)
         for name, case in MATCHED.items():
             made = scene_of(case, parts, "cnn", seed)
-            messages = [message(made, p) for p in range(SEARCHED)]
+            messages = [message(made, p) for p in range(_SEARCHED)]
             views = {n: exposed(made, messages, known[n], seed) for n in wanted}
             views[CHANCE] = noise_like(made, messages[0], seed)
             shown = list[Tensor | None]([parts[0]["images"][0, 0]])
@@ -217,5 +217,5 @@ def search_findings(
     columns = ["original", *dict.fromkeys(f["protection"] for f in figures)]
     caption = f"The image of the first seed, as it was and as {steps} steps of search have it."
     pictures = ((caption, tiles(columns, rows)),)
-    section = Section("One image, by search", SEARCH_TEXT, pivot(figures, error_cell), pictures)
+    section = Passage("One image, by search", SEARCH_TEXT, pivot(figures, error_cell), pictures)
     return [section], {"rows": figures}

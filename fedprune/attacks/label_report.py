@@ -12,7 +12,7 @@ from fedprune.attacks.digits import CLASSES, SHAPE, all_digits, skewed
 from fedprune.attacks.exposed import (
     QUANTITIES,
     Exposed,
-    Protection,
+    MessageProtection,
     Scene,
     exposed,
     message,
@@ -21,11 +21,11 @@ from fedprune.attacks.exposed import (
     scene,
 )
 from fedprune.attacks.labels import Templates, correlation, histogram, templates_of
-from fedprune.attacks.page import Section
+from fedprune.attacks.page import Passage
 from fedprune.attacks.tabling import CHANCE, Figure, number_cell, pivot, share_cell
 from fedprune.tasks.task import Part
 
-CLIENTS, TARGETS = 10, 4
+_CLIENTS, _TARGETS = 10, 4
 _SIZES = (32, 200)
 HEADS: dict[str, tuple[str, ...]] = {"": (), ", with head": ("head.weight",)}
 """The last layer is not scored unless asked; a change of the weights always holds it."""
@@ -58,7 +58,7 @@ DOMINANT = (
 
 def label_findings(
     seeds: Sequence[int], epsilons: Sequence[float], tick: Callable[[], None] | None = None
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about shares of labels, and their figures.
 
     Args:
@@ -70,12 +70,12 @@ def label_findings(
         FileNotFoundError: scikit-learn is not installed.
         ValueError: dp-accounting is not installed.
     """
-    data, sections, told = all_digits(), list[Section](), dict[str, Any]()
-    known = protections(epsilons, CLIENTS)
+    data, sections, told = all_digits(), list[Passage](), dict[str, Any]()
+    known = protections(epsilons, _CLIENTS)
     for size in _SIZES:
         figures = list[Figure]()
         for seed in seeds:
-            parts = skewed(data, CLIENTS, size, seed)
+            parts = skewed(data, _CLIENTS, size, seed)
             for name, (quantity, head) in LABEL_CASES.items():
                 keys = {"task": "digits", "model": "cnn", "seed": seed, "include": head}
                 made = scene(quantity, parts, keys)
@@ -88,25 +88,25 @@ def label_findings(
     return sections, told
 
 
-def _sections(size: int, figures: list[Figure]) -> list[Section]:
+def _sections(size: int, figures: list[Figure]) -> list[Passage]:
     about, dominant = (
         tuple(t.format(size=size) for t in texts)
         for texts in (TEXT if size == _SIZES[0] else TEXT[1:2], DOMINANT)
     )
     return [
-        Section(f"Labels of {size} images", about, pivot(figures, number_cell("correlation"))),
-        Section(
+        Passage(f"Labels of {size} images", about, pivot(figures, number_cell("correlation"))),
+        Passage(
             f"The dominant class of {size} images", dominant, pivot(figures, share_cell("dominant"))
         ),
     ]
 
 
 def _trials(
-    made: Scene, parts: Sequence[Part], known: Mapping[str, Protection], seed: int
+    made: Scene, parts: Sequence[Part], known: Mapping[str, MessageProtection], seed: int
 ) -> list[Figure]:
-    messages = [message(made, p) for p in range(CLIENTS)]
+    messages = [message(made, p) for p in range(_CLIENTS)]
     templates, out = templates_of(made, SHAPE, seed), list[Figure]()
-    for target in range(TARGETS):
+    for target in range(_TARGETS):
         turned = messages[target:] + messages[:target]
         views = {n: exposed(made, turned, p, seed + 1000 * target) for n, p in known.items()}
         views[CHANCE] = noise_like(made, turned[0], seed + 1000 * target)

@@ -20,7 +20,7 @@ from fedprune.randomness import generator
 from fedprune.tasks.task import output_of
 from fedprune.tensors import load_into
 
-NOISE_IMAGES, STEPS, COLUMNS = 32, 80, 48
+_NOISE_IMAGES, _STEPS, _COLUMNS = 32, 80, 48
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _mixture(scene: Scene, seen: Exposed, templates: Templates) -> Tensor:
     target = _profile(seen.values[templates.name].flatten(1)[:, columns], signed)
     start = (3.0 * torch.eye(len(templates.each), dtype=torch.float64)).requires_grad_()
     optimizer = torch.optim.Adam([start], lr=0.2)
-    for _ in range(STEPS):
+    for _ in range(_STEPS):
         optimizer.zero_grad()
         would = _would(scene, templates, start.softmax(1))
         profiles = _profile(would if kept is None else would * kept, signed)
@@ -123,8 +123,8 @@ def templates_of(scene: Scene, shape: torch.Size, seed: int = 0) -> Templates:
     found = {n: p for n, p in model.named_parameters() if n in sent and p.dim() > 1}
     name, weight = list(found.items())[-1]
     rows = weight.flatten(1)
-    columns = torch.randperm(rows.shape[1], generator=gen)[:COLUMNS]
-    images = torch.rand(NOISE_IMAGES, *shape, generator=gen, dtype=torch.float64)
+    columns = torch.randperm(rows.shape[1], generator=gen)[:_COLUMNS]
+    images = torch.rand(_NOISE_IMAGES, *shape, generator=gen, dtype=torch.float64)
     assert host.task.classes is not None  # a classifier
     classes = host.task.classes(host.config)
     each = [_template(scene, model, weight, images, c)[:, columns] for c in range(classes)]

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedprune.attacks.roc import Floats
+from fedprune.privacy.noise import Floats
 from fedprune.tasks.task import Loss, Part, Task, batches, examples
 
 Flags = npt.NDArray[np.bool_]
 
-FEW = 64
+FEW_SHADOWS = 64
 """With fewer shadow models than this one spread is taken for all examples."""
 
 
@@ -67,7 +67,7 @@ def lira(observed: Floats, shadows: Floats, inside: Flags) -> Floats:
     Carlini et al. 2022, arXiv 2112.03570: 1 - Pr[Z > observed] for Z normal with the mean and the
     variance of the confidences of models trained without the example. Given here is the
     standard score (observed - mean)/sd, which orders examples the same way and does not saturate.
-    With fewer than `FEW` shadows the variance is one for all examples (as they find better).
+    With fewer than `FEW_SHADOWS` the variance is one for all examples (as they find better).
 
     Args:
         observed: confidences of the attacked model, (examples,).
@@ -81,7 +81,7 @@ def lira(observed: Floats, shadows: Floats, inside: Flags) -> Floats:
     mean = np.where(outside, shadows, 0.0).sum(0) / enough
     square = np.where(outside, (shadows - mean) ** 2, 0.0).sum(0)
     known = count >= 2
-    if len(shadows) < FEW:
+    if len(shadows) < FEW_SHADOWS:
         freedom = (count - 1)[known].sum()
         variance = np.full(len(observed), square[known].sum() / max(1, freedom))
     else:

@@ -11,17 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fedprune.attacks.membership import each_in_turn
-from fedprune.attacks.page import Section, Table, png_of
-from fedprune.attacks.roc import Floats, Found, auc, found_at, roc
+from fedprune.attacks.page import Passage, Table, png_of
+from fedprune.attacks.roc import AtRate, Sides, auc, found_at, roc
 from fedprune.attacks.shadows import Attacked, dense_and_pruned
 from fedprune.config import configure
 from fedprune.report.plots import FAINT, STYLE
 
 RATES = (0.01, 0.001)
 """False positive rates at which true positives are told."""
-
-Sides = tuple[Floats, Floats]
-"""An attack's statistics of members, and of others."""
 
 HOW = (
     "Accused is whoever an attack's statistic is high for. AUC is how often a member's is above "
@@ -36,7 +33,7 @@ LIMITS = (
 )
 
 
-MODELS, SPARSITIES = 32, (0.0, 0.5, 0.8, 0.95)
+_MODELS, SPARSITIES = 32, (0.0, 0.5, 0.8, 0.95)
 STUDIED = {
     "task": "digits",
     "model": "mlp",
@@ -49,8 +46,8 @@ STUDIED = {
 
 
 def membership_study(
-    seed: int, models: int = MODELS, tick: Callable[[], None] | None = None
-) -> tuple[Section, dict[str, Any]]:
+    seed: int, models: int = _MODELS, tick: Callable[[], None] | None = None
+) -> tuple[Passage, dict[str, Any]]:
     """The section about small models of the digits, dense and pruned, and its figures.
 
     Args:
@@ -77,7 +74,7 @@ def rates_of(sides: Sides) -> dict[str, Any]:
     return {"auc": auc(*sides), **found, "members": len(sides[0]), "others": len(sides[1])}
 
 
-def _numbers(found: Found) -> dict[str, Any]:
+def _numbers(found: AtRate) -> dict[str, Any]:
     return {"share": found.share, **vars(found)}
 
 
@@ -96,7 +93,7 @@ def _share(found: Mapping[str, Any]) -> str:
     return f"{share:.2f} % [{low:.2f}, {high:.2f}]"
 
 
-def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Section, dict[str, Any]]:
+def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Passage, dict[str, Any]]:
     """The section about models of several sparsities, the first of them dense, and its figures.
 
     Args:
@@ -137,7 +134,7 @@ def membership_findings(found: Sequence[Attacked], what: str) -> tuple[Section, 
     )
     picture = png_of(curves({_name(s): sides for s, sides in lira.items()}))
     table = Table(columns, rows, ("model", "attack"))
-    return Section("Membership inference", text, table, ((caption, picture),)), figures
+    return Passage("Membership inference", text, table, ((caption, picture),)), figures
 
 
 def _name(sparsity: float) -> str:

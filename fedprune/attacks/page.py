@@ -1,6 +1,6 @@
 """Findings of attacks -> one page that needs nothing else: no script, no request.
 
-Every attack ends in a `Section`; `write_findings` renders them in the look of a run's report.
+Every attack ends in a `Passage`; `write_findings` renders them in the look of a run's report.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fedprune.report.plots import PAPER, STYLE
 from fedprune.report.tables import Table
 from fedprune.report.template import framed, rendered
 
-__all__ = ["Section", "Table", "png_of", "write_findings"]
+__all__ = ["Passage", "Table", "png_of", "write_findings"]
 
 
 @dataclass(frozen=True)
-class Section:
-    """One finding.
+class Passage:
+    """What one attack found.
 
     Attributes:
         title: heading.
@@ -81,7 +81,7 @@ def write_findings(
     path: Path,
     title: str,
     text: Sequence[str],
-    sections: Sequence[Section],
+    sections: Sequence[Passage],
     command: str = "",
 ) -> Path:
     """Write the page and return its path; the same sections give the same bytes.
@@ -104,7 +104,7 @@ def write_findings(
     return path
 
 
-def _shown(section: Section) -> dict[str, object]:
+def _shown(section: Passage) -> dict[str, object]:
     coded = [(caption, base64.b64encode(png).decode()) for caption, png in section.pictures]
     return {
         "title": section.title,

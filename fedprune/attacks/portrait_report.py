@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits
-from fedprune.attacks.page import Section
+from fedprune.attacks.page import Passage
 from fedprune.attacks.pictures import tiles
 from fedprune.attacks.portraits import class_means, portraits, resemblance
 from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
@@ -17,7 +17,7 @@ from fedprune.config import configure
 from fedprune.protocol.models import dense_model
 from fedprune.run import federate
 
-MODELS: dict[str, dict[str, Any] | None] = {
+_MODELS: dict[str, dict[str, Any] | None] = {
     "untrained": None,
     "dense": {"sparsity": 0.0},
     "80 % pruned": {"sparsity": 0.8},
@@ -40,7 +40,7 @@ _TEXT = (
 
 def portrait_findings(
     seeds: Sequence[int], tick: Callable[[], None] | None = None
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[Passage], dict[str, Any]]:
     """The section about finished models, and its figures.
 
     Args:
@@ -54,7 +54,7 @@ def portrait_findings(
     means, figures = class_means(data["images"], data["labels"], CLASSES), list[Figure]()
     shown = [("class means", _rows(means))]
     for seed in seeds:
-        for name, keys in MODELS.items():
+        for name, keys in _MODELS.items():
             model, accuracy = _trained(keys, seed)
             made = portraits(model, CLASSES, SHAPE)
             like = resemblance(made, means)
@@ -78,7 +78,7 @@ def portrait_findings(
     table = pivot(long, lambda some: cells[some[0]["protection"]](some))
     picture = tiles([str(c) for c in range(CLASSES)], shown)
     caption = "The mean image of each class, and the images that the first seed's models know."
-    section = Section("What the finished model shows", _TEXT, table, ((caption, picture),))
+    section = Passage("What the finished model shows", _TEXT, table, ((caption, picture),))
     return [section], {"rows": figures}
 
 

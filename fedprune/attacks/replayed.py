@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fedprune.attacks.canary import Audited, Draw, Noised
 from fedprune.privacy.accounting import AMPLIFICATION
-from fedprune.privacy.accounting_terms import Terms
-from fedprune.privacy.ledger import numbers_in
+from fedprune.privacy.accounting_terms import AccountingTerms
+from fedprune.privacy.ledger import partitions_in
+from fedprune.privacy.statement import Line
 
-Line = Mapping[str, Any]
 
-
-def replayed(lines: Sequence[Line], terms: Terms, account: str = AMPLIFICATION) -> Audited | None:
+def replayed(
+    lines: Sequence[Line], terms: AccountingTerms, account: str = AMPLIFICATION
+) -> Audited | None:
     """All noised sums of a run, in their draws; None where no sum was noised.
 
     Clients: what one cohort was asked in one round is one draw, as the ledger counts it; by
@@ -50,21 +51,21 @@ def _of_one(lines: Sequence[Line]) -> list[Line]:
     cost: dict[int, float] = {}
     for line in lines:
         precision = line["z"] ** -2 if line["z"] else 2.0 * line["spread"][0]
-        for partition in numbers_in(line["partitions"]):
+        for partition in partitions_in(line["partitions"]):
             cost[partition] = cost.get(partition, 0.0) + precision
     most = max(cost, key=lambda p: (cost[p], -p), default=-1)
-    return [line for line in lines if most in numbers_in(line["partitions"])]
+    return [line for line in lines if most in partitions_in(line["partitions"])]
 
 
 def _of_examples(lines: Sequence[Line]) -> list[Draw]:
-    asked = Counter(p for line in lines for p in numbers_in(line["partitions"]))
+    asked = Counter(p for line in lines for p in partitions_in(line["partitions"]))
     if not asked:
         return []
     most = max(asked, key=lambda p: (asked[p], -p))
     return [
         Draw((_sum(line, "poisson"),), line["rate"], line["steps"])
         for line in lines
-        if most in numbers_in(line["partitions"])
+        if most in partitions_in(line["partitions"])
     ]
 
 
@@ -88,7 +89,7 @@ def _sum(line: Line, sampling: str) -> Noised:
     return Noised((reach or 2.0) / 2.0, z)
 
 
-def _rate(line: Line, terms: Terms) -> float:
+def _rate(line: Line, terms: AccountingTerms) -> float:
     if line["audience"] != "cohort":
         return 1.0
     if terms.sampling == "poisson":

@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from fedprune.privacy.noise import Floats
+
+Sides = tuple[Floats, Floats]
+"""An attack's statistics of members, and of others."""
 
 CONFIDENCE = 0.95
 """Of every interval and bound here."""
 
 
 @dataclass(frozen=True)
-class Found:
+class AtRate:
     """What an attack finds while it accuses at most a given part of the others.
 
     Attributes:
@@ -80,7 +83,7 @@ def auc(members: Floats, others: Floats) -> float:
     return float(np.trapezoid(true, false))
 
 
-def found_at(members: Floats, others: Floats, rate: float) -> Found:
+def found_at(members: Floats, others: Floats, rate: float) -> AtRate:
     """The most members that a threshold finds while at most `rate` of the others are accused.
 
     The threshold is chosen on these very examples, so the share is the attack's best case. With
@@ -91,7 +94,7 @@ def found_at(members: Floats, others: Floats, rate: float) -> Found:
     allowed = false <= math.floor(rate * len(others) + 1e-9)
     best = int(np.flatnonzero(allowed)[-1])
     low, high = interval(int(true[best]), len(members))
-    return Found(rate, int(false[best]), len(others), int(true[best]), len(members), low, high)
+    return AtRate(rate, int(false[best]), len(others), int(true[best]), len(members), low, high)
 
 
 def distributions() -> Any:

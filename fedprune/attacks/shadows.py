@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from fedprune.attacks.membership import Flags, confidences
-from fedprune.attacks.roc import Floats
 from fedprune.config import RunConfig, with_values
 from fedprune.learning.local_training import step_batches, tune
+from fedprune.privacy.noise import Floats
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.randomness import generator, seeded
 from fedprune.selection.select import select
@@ -103,7 +103,7 @@ def _setting(config: RunConfig, which: int) -> _Setting:
     return _Setting(config, tasks_of(config.plugin)[config.task], model, layout_for(config, model))
 
 
-def trained(on: _Setting, part: Part, masks: Masks, which: int, stage: int) -> None:
+def train_shadow(on: _Setting, part: Part, masks: Masks, which: int, stage: int) -> None:
     """Train the model in place under the masks for the configuration's epochs or steps."""
     config, gen = on.config, generator(on.config.seed, "shadow batches", which, stage)
     with seeded(config.seed, "shadow dropout", which, stage):
@@ -131,12 +131,12 @@ def dense_and_pruned(
     for which in range(models):
         on = _setting(config, which)
         own = rows(pool, inside[which])
-        trained(on, own, full_masks(state_of(on.model), on.layout.prunable), which, 0)
+        train_shadow(on, own, full_masks(state_of(on.model), on.layout.prunable), which, 0)
         before = copied(state_of(on.model))
         for stage, sparsity in enumerate(sparsities, 1):
             masks = _pruned(on.layout, before, sparsity)
             load_into(on.model, masked(before, masks))
-            trained(on, own, masks, which, stage)
+            train_shadow(on, own, masks, which, stage)
             found[sparsity].append((confidences(on.model, on.task, pool), _right(on, pool)))
         if tick is not None:
             tick()

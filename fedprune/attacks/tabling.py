@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedprune.attacks.page import Table
-from fedprune.report.reading import NONE
+from fedprune.report.reading import NO_VALUE
 
 Figure = dict[str, Any]
 """One trial: `quantity`, `protection`, `seed`, and what was measured."""
@@ -45,7 +45,7 @@ def error_cell(figures: Sequence[Figure]) -> str:
     """Mean squared error with its spread over seeds, and the peak signal-to-noise ratio of it."""
     known = [f for f in figures if f.get("mse") is not None]
     if not known:
-        return NONE
+        return NO_VALUE
     mean, spread = over_seeds(known, "mse")
     return "exact" if mean < _EXACT else f"{mean:.3f} ± {spread:.3f}, {decibels(mean):.0f} dB"
 
@@ -65,7 +65,7 @@ def _spread_cell(
 ) -> Callable[[Sequence[Figure]], str]:
     def cell(figures: Sequence[Figure]) -> str:
         known = [f for f in figures if f.get(name) is not None]
-        return written(*over_seeds(known, name)) if known else NONE
+        return written(*over_seeds(known, name)) if known else NO_VALUE
 
     return cell
 

@@ -8,7 +8,7 @@ from typing import Any
 from fedprune.attacks.exposed import (
     QUANTITIES,
     Exposed,
-    Protection,
+    MessageProtection,
     Scene,
     exposed,
     message,
@@ -16,7 +16,7 @@ from fedprune.attacks.exposed import (
     protections,
     scene,
 )
-from fedprune.attacks.page import Section, Table
+from fedprune.attacks.page import Passage, Table
 from fedprune.attacks.spelling import in_place, spelled
 from fedprune.attacks.tabling import CHANCE, Figure, pivot, share_cell
 from fedprune.attacks.words import evidence, found_tokens
@@ -25,7 +25,7 @@ from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Part
 from fedprune.tasks.tokenization import ALPHABET
 
-CLIENTS, LENGTH = 10, 16
+_CLIENTS, _LENGTH = 10, 16
 EMBEDDINGS = "model.embed_tokens.weight"
 _READERS = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
 SPELLED = ("change", "|g|")
@@ -38,7 +38,7 @@ TEXT_CASES: dict[str, tuple[str, tuple[str, ...]]] = {
 """Scores leave embeddings out unless asked (--include); a change of the weights holds them."""
 
 _TEXT = (
-    f"A client with one text of {LENGTH} characters answers one question about the default model "
+    f"A client with one text of {_LENGTH} characters answers one question about the default model "
     "of the task shakespeare, untrained. Where embeddings are released, the rows of characters "
     "that occur stand out. Where they are not, the gradient of the first projections has its rows "
     "in the span of the vectors of those characters, and Σ x² of their inputs is a sum of the "
@@ -64,7 +64,7 @@ def text_findings(
     epsilons: Sequence[float],
     steps: int,
     tick: Callable[[], None] | None = None,
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[Passage], dict[str, Any]]:
     """Sections about the characters of a text and their order, and their figures.
 
     Args:
@@ -78,14 +78,14 @@ def text_findings(
         ValueError: dp-accounting or scipy is not installed.
     """
     shards = TASKS["shakespeare"].shards(
-        configure({"task": "shakespeare", "clients": CLIENTS, "length": LENGTH})
+        configure({"task": "shakespeare", "clients": _CLIENTS, "length": _LENGTH})
     )
-    known = protections(epsilons, CLIENTS)
+    known = protections(epsilons, _CLIENTS)
     figures, told, orders = list[Figure](), list[list[str]](), list[list[str]]()
     for seed in seeds:
         parts = [{n: t[5 + seed : 6 + seed] for n, t in s.train.items()} for s in shards]
         for name, (quantity, more) in TEXT_CASES.items():
-            keys = {"task": "shakespeare", "seed": seed, "length": LENGTH, "include": more}
+            keys = {"task": "shakespeare", "seed": seed, "length": _LENGTH, "include": more}
             made = scene(quantity, parts, keys)
             views = _views(made, known, seed)
             for column, seen in views.items():
@@ -103,22 +103,22 @@ def text_findings(
 
 def _sections(
     figures: list[Figure], told: list[list[str]], orders: list[list[str]], steps: int
-) -> list[Section]:
+) -> list[Passage]:
     words = ("quantity", "text", "characters found", "text found")
     listed = Table(["quantity", "text", "characters found"], told, words)
     sections = [
-        Section("Which characters a text holds", _TEXT, pivot(figures, share_cell("recall"))),
-        Section("The characters of the first text, from plain messages", (), listed),
+        Passage("Which characters a text holds", _TEXT, pivot(figures, share_cell("recall"))),
+        Passage("The characters of the first text, from plain messages", (), listed),
     ]
     if orders:
         about = (ORDER[0].format(steps=steps),)
         table = Table(["seed", "quantity", "text", "text found", "in place"], orders, words)
-        sections.append(Section("The order of its characters", about, table))
+        sections.append(Passage("The order of its characters", about, table))
     return sections
 
 
-def _views(made: Scene, known: Mapping[str, Protection], seed: int) -> dict[str, Exposed]:
-    messages = [message(made, p) for p in range(CLIENTS)]
+def _views(made: Scene, known: Mapping[str, MessageProtection], seed: int) -> dict[str, Exposed]:
+    messages = [message(made, p) for p in range(_CLIENTS)]
     views = {name: exposed(made, messages, p, seed) for name, p in known.items()}
     return views | {CHANCE: noise_like(made, messages[0], seed)}
 
@@ -132,7 +132,7 @@ def _found(made: Scene, seen: Exposed, part: Part) -> tuple[float, list[int]]:
 def _order(made: Scene, seen: Exposed, part: Part, steps: int) -> list[str]:
     """The text, what was made of it, and how much of that is in place."""
     _, candidates = _found(made, seen, part)
-    found = spelled(made, seen, EMBEDDINGS, candidates, LENGTH, steps)
+    found = spelled(made, seen, EMBEDDINGS, candidates, _LENGTH, steps)
     return [_text(part), _written(found), f"{100 * in_place(found, _ids(part)):.0f} %"]
 
 

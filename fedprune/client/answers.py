@@ -19,7 +19,7 @@ from fedprune.client.scoring import (
     own_pruning,
 )
 from fedprune.client.teacher import distillation_of
-from fedprune.client.tokens import counted
+from fedprune.client.tokens import token_counts
 from fedprune.config.kinds import KINDS
 from fedprune.learning.averaging import change
 from fedprune.learning.candidates import blended, without
@@ -201,7 +201,10 @@ def _answer_compare(question: Question, client: ClientContext) -> Answer:
         sums = _measured(part, client)
         # Of the model as it is, the first, a loss that is no number is the client's failure.
         lost = i > 0 and not math.isfinite(sums["loss"])
-        totals |= {f"loss_{i}": LOST if lost else sums["loss"], f"correct_{i}": sums["correct"]}
+        totals |= {
+            f"loss_{i}": LOST if lost else sums["loss"],
+            f"correct_{i}": sums["correct"],
+        }
         totals["count"] = sums["count"]
     return Answer(torch.empty(0), 1.0, totals)
 
@@ -223,7 +226,7 @@ def _answer_describe(question: Question, client: ClientContext) -> Answer:
 def _answer_tokens(question: Question, client: ClientContext) -> Answer:
     """How often each token occurs in training and validation."""
     size = form_of(question, client.config, client.layout).values
-    return Answer(counted(client.shard, client.task, size), 1.0, {})
+    return Answer(token_counts(client.shard, client.task, size), 1.0, {})
 
 
 ANSWERS: dict[str, Callable[[Question, ClientContext], Answer]] = {

@@ -33,7 +33,7 @@ class ClientContext:
         tuned: the same model, compiled where that was asked for.
         teacher: a model to learn from, in eval mode beside it, or None.
         train: how it tunes.
-        said: what was said already, see `hidden`.
+        said: what was said already, see `warn_once`.
         memory: what it remembers.
     """
 
@@ -67,7 +67,7 @@ class Batches:
         return self.client.moved(batches(self.part, self.client.config.score_batch))
 
 
-def hidden(error: BaseException, instead: str, said: set[str]) -> None:
+def warn_once(error: BaseException, instead: str, said: set[str]) -> None:
     """Say where the clients are, once, what their code raised and what leaves them instead.
 
     Not of whom, and not how often: what noise hides is not to be read off a log either.

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedprune.client.context import ClientContext, hidden
+from fedprune.client.context import ClientContext, warn_once
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Backward, Done
 from fedprune.privacy.clipping import bounded_sum
@@ -29,7 +29,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.noise import source_for
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.example_gradients import ExampleGradients, SumOverExamples, of_examples
-from fedprune.scores.score import Ask, Probe
+from fedprune.scores.score import Probe, Statistic
 from fedprune.tasks.task import Part, Task, batches, examples
 from fedprune.tensors import Masks, Tensors, scattered, shapes_of
 
@@ -83,19 +83,19 @@ def whatever_fails(of: Callable[[Part], Sums], batch: Part, said: set[str]) -> I
             for example in batches(batch, 1):
                 yield from whatever_fails(of, example, said)
         else:
-            hidden(error, "each example on which it does counts as 0", said)
+            warn_once(error, "each example on which it does counts as 0", said)
         return
     yield found  # beyond the try: who closes this generator raises GeneratorExit here
 
 
-def _rows(ask: Ask, probe: Probe) -> Iterator[Tensors]:
+def _rows(ask: Statistic, probe: Probe) -> Iterator[Tensors]:
     """Statistics of some examples at a time, (examples, *shape), by name."""
     if isinstance(ask.collect, SumOverExamples):
         return of_examples(ask.collect.each, probe)
     return _one_by_one(ask, probe)
 
 
-def _one_by_one(ask: Ask, probe: Probe) -> Iterator[Tensors]:
+def _one_by_one(ask: Statistic, probe: Probe) -> Iterator[Tensors]:
     for batch in probe.batches:
         for example in batches(batch, 1):
             found = ask.collect(replace(probe, batches=[example]))

@@ -24,9 +24,9 @@ from fedprune.client.tokens import special_tokens_of
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, tune
 from fedprune.options.refusal import ConfigError, Refused, refuse
-from fedprune.protocol.checks import check
+from fedprune.protocol.checks import check_summand
 from fedprune.protocol.choice import evidence_about
-from fedprune.protocol.forms import LARGEST, form_of
+from fedprune.protocol.forms import LARGEST_NUMBER, form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import seeded
 from fedprune.redundancy.moments import measurable
@@ -47,13 +47,13 @@ from fedprune.tasks.declared import Declared
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors import Tensors, copied, full_masks, load_into, shapes_of, state_of
 
-EXAMPLES = 4
+EXAMPLES_TRIED = 4
 """How many of a partition's examples are tried."""
 
-PARTITIONS = 3
+PARTITIONS_TRIED = 3
 """How many partitions are tried: one that fails by itself is no reason not to run."""
 
-PATIENCE = 60.0
+REHEARSAL_SECONDS = 60.0
 """Seconds that the rehearsal has at least: a short ``--timeout`` is about answers alone."""
 
 PASSES = 64
@@ -61,7 +61,7 @@ PASSES = 64
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialClient:
     """A throw-away client.
 
     Attributes:
@@ -104,7 +104,7 @@ def rehearse(
     """
     with put_back(), seeded(config.seed, "rehearsal"):
         failed: list[Exception] = []
-        partitions, share = _partitions(shards), allowance(max(config.timeout, PATIENCE))
+        partitions, share = _partitions(shards), allowance(max(config.timeout, REHEARSAL_SECONDS))
         for i, partition in enumerate(partitions):
             trial = _trial(task, config, model, layout, shards, partition, train)
             try:
@@ -121,7 +121,7 @@ def _line(error: Exception, what: str, config: RunConfig, model: nn.Module) -> s
     if "; allowed: " in line:
         return line
     kind = error.field if isinstance(error, Refused) else type(error).__name__
-    reason = f"{what} of {EXAMPLES} examples fails{_within(error, model)}: {kind}: {line}"
+    reason = f"{what} of {EXAMPLES_TRIED} examples fails{_within(error, model)}: {kind}: {line}"
     return f"task={config.task!r}: {reason}; allowed: a model, data and a score that fit together"
 
 
@@ -140,7 +140,7 @@ def _within(error: Exception, model: nn.Module) -> str:
 def _partitions(shards: Mapping[int, Shard]) -> list[int]:
     """Partitions to try: those with more than one example first, as BatchNorm needs two."""
     by_size = sorted(shards, key=lambda p: (examples(shards[p].train) < 2, p))
-    return by_size[:PARTITIONS]
+    return by_size[:PARTITIONS_TRIED]
 
 
 def _trial(
@@ -151,29 +151,29 @@ def _trial(
     shards: Mapping[int, Shard],
     partition: int,
     train: Train,
-) -> Trial:
+) -> TrialClient:
     shard = shards[partition]
     few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
     own = copy.deepcopy(model)
     device = next(own.parameters()).device
     where = (partition, few, own, task, _brief(config), layout, device, own)
     client = ClientContext(*where, train=train)
-    return Trial(client, copied(state_of(model)), shards)
+    return TrialClient(client, copied(state_of(model)), shards)
 
 
 def _first(part: Part) -> Part:
-    return {name: t[:EXAMPLES] for name, t in part.items()}
+    return {name: t[:EXAMPLES_TRIED] for name, t in part.items()}
 
 
 def _brief(config: RunConfig) -> RunConfig:
     """The configuration with one step of a few examples, and as few probes as there can be."""
     changes: dict[str, Any] = {"local_steps": 1, "local_epochs": 0, "accumulate": 1}
-    changes |= {"batch_size": EXAMPLES, "compile": False}
+    changes |= {"batch_size": EXAMPLES_TRIED, "compile": False}
     changes |= {"probes": None if config.probes is None else 2}
     return config.model_copy(update=changes)
 
 
-def _tried(trial: Trial) -> None:
+def _tried(trial: TrialClient) -> None:
     """Everything that a run will ask of a client, once."""
     for what, step in _STEPS.items():
         try:
@@ -183,7 +183,7 @@ def _tried(trial: Trial) -> None:
             raise ConfigError(line) from error
 
 
-def _check_losses(trial: Trial) -> None:
+def _check_losses(trial: TrialClient) -> None:
     client, declared = trial.client, Declared(trial.client.task, trial.client.config)
     declared.check_names(client.shard.train)
     model, (batch,) = client.model.eval(), client.moved(iter([client.shard.train]))
@@ -216,7 +216,7 @@ def _check_losses(trial: Trial) -> None:
 
 
 @torch.no_grad()
-def _check_vocabulary(trial: Trial) -> None:
+def _check_vocabulary(trial: TrialClient) -> None:
     """Refuse a model whose logits are not those of the same tokens once one that is unused is gone.
 
     Such as one that multiplies by its table by hand: its logits would be of other tokens.
@@ -246,7 +246,7 @@ def _check_vocabulary(trial: Trial) -> None:
 
 
 @torch.no_grad()
-def _check_dummy(trial: Trial, batch: Part) -> None:
+def _check_dummy(trial: TrialClient, batch: Part) -> None:
     """The example without data goes through the loss, also as long a text as there can be."""
     client, c = trial.client, trial.client.config
     if client.task.dummy is None:
@@ -264,7 +264,7 @@ def _check_dummy(trial: Trial, batch: Part) -> None:
                 refuse("length", c.length, f"a text as long fails: {error}", "a smaller one")
 
 
-def _answered(trial: Trial, question: Question) -> Answer:
+def _answered(trial: TrialClient, question: Question) -> Answer:
     """What the trial answers, if it is what a server would take."""
     c, client = trial.client.config, trial.client
     given = answer(question, client)
@@ -272,19 +272,19 @@ def _answered(trial: Trial, question: Question) -> Answer:
     if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
         form = replace(form, totals=frozenset(given.totals), noisy=True)
     if c.dp != "none" or question.kind == "tune":  # a rate that is too high fails in its rounds
-        form = replace(form, within=(-LARGEST, LARGEST), positive=False)
-    check(given.values, given.weight, given.totals, form, given.statistics)
+        form = replace(form, within=(-LARGEST_NUMBER, LARGEST_NUMBER), positive=False)
+    check_summand(given.values, given.weight, given.totals, form, given.statistics)
     return given
 
 
-def _check_measuring(trial: Trial) -> None:
+def _check_measuring(trial: TrialClient) -> None:
     """The sums of the held-out parts, and the metric that they give."""
     kinds = [trial.question("evaluate", part=part) for part in ("validation", "test")]
     totals = {k: v for question in kinds for k, v in _answered(trial, question).totals.items()}
     Declared(trial.client.task, trial.client.config).check_metric(totals)
 
 
-def _check_score(trial: Trial) -> None:
+def _check_score(trial: TrialClient) -> None:
     """Put the asks of the score one after the other, and score by what came back."""
     c, client = trial.client.config, trial.client
     score, names = scores_of(c.plugin)[c.score], client.layout.prunable
@@ -307,7 +307,7 @@ def _check_score(trial: Trial) -> None:
         _check_scored(score.finalise(evidence), names, trial)
 
 
-def _evidence(trial: Trial) -> Evidence:
+def _evidence(trial: TrialClient) -> Evidence:
     c, client = trial.client.config, trial.client
     question = trial.question("score")
     load_into(client.model, question.weights)
@@ -318,7 +318,7 @@ def _evidence(trial: Trial) -> Evidence:
     return evidence_about(held, client.layout.prunable, c, client.layout, **about)
 
 
-def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:
+def _check_scored(scores: Any, names: Sequence[str], trial: TrialClient) -> None:
     wanted = {n: trial.weights[n].shape for n in names}
     if not isinstance(scores, dict) or shapes_of(scores) != wanted:
         c = trial.client.config
@@ -328,7 +328,7 @@ def _check_scored(scores: Any, names: Sequence[str], trial: Trial) -> None:
         refuse("score", c.score, reason, each)
 
 
-def _check_tuning(trial: Trial) -> None:
+def _check_tuning(trial: TrialClient) -> None:
     """One step of training, with what goes along: statistics, a mask of its own, a teacher."""
     c, client, what = trial.client.config, trial.client, dict[str, Any]()
     if c.sparsity != 0.0 and (c.score_during == "tune" or c.masks != "global"):
@@ -342,7 +342,7 @@ def _check_tuning(trial: Trial) -> None:
     _answered(trial, question)
 
 
-def _check_sums(trial: Trial) -> None:
+def _check_sums(trial: TrialClient) -> None:
     """The sums of inputs that least squares and redundancy are computed from."""
     c, client = trial.client.config, trial.client
     if c.reconstruct is not None and c.sparsity != 0.0:
@@ -352,7 +352,7 @@ def _check_sums(trial: Trial) -> None:
         _answered(trial, trial.question(c.reconstruct, names=names, given=given))
 
 
-def _check_inputs(trial: Trial) -> None:
+def _check_inputs(trial: TrialClient) -> None:
     """Refuse weights whose inputs would be summed and cannot all be seen, by name."""
     client, model = trial.client, trial.client.model.eval()
     load_into(model, trial.weights)
@@ -372,7 +372,7 @@ def _check_inputs(trial: Trial) -> None:
             refuse(key, value, f"the inputs of {name} cannot be summed: {why}{more}", allowed)
 
 
-def _some(trial: Trial) -> Iterator[Part]:
+def _some(trial: TrialClient) -> Iterator[Part]:
     """The trial's batch, then single examples of one partition after the other."""
     yield trial.client.shard.train
     parts = [shard.train for shard in trial.others.values()]
@@ -382,7 +382,7 @@ def _some(trial: Trial) -> Iterator[Part]:
             yield {name: t[at : at + 1] for name, t in part.items()}
 
 
-def _summed(trial: Trial) -> dict[str, Sequence[str]]:
+def _summed(trial: TrialClient) -> dict[str, Sequence[str]]:
     """By option, the weights whose inputs it has summed."""
     c, layout = trial.client.config, trial.client.layout
     names, out = layout.prunable, dict[str, Sequence[str]]()
@@ -398,7 +398,7 @@ def _summed(trial: Trial) -> dict[str, Sequence[str]]:
     return {key: found for key, found in out.items() if found}
 
 
-_STEPS: dict[str, Callable[[Trial], None]] = {
+_STEPS: dict[str, Callable[[TrialClient], None]] = {
     "the loss": _check_losses,
     "a smaller vocabulary": _check_vocabulary,
     "measuring": _check_measuring,

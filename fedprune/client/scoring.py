@@ -28,10 +28,10 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import NORMALISE, combines_of, l1_normalised
 from fedprune.scores.inputs import unseen
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Score,
+    Statistic,
 )
 from fedprune.structure.groups import stages_of
 from fedprune.tasks.task import Part, batches, examples
@@ -123,7 +123,7 @@ def answer_outputs(question: Question, client: ClientContext) -> Answer:
     return _sums_of(OUTPUTS, question, client)
 
 
-def _sums_of(ask: Ask, question: Question, client: ClientContext) -> Answer:
+def _sums_of(ask: Statistic, question: Question, client: ClientContext) -> Answer:
     names = question.names or client.layout.prunable
     client.model.eval()
     sums = copied(ask.collect(_probe(question, client, names, question.given)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.client.answers import answer
-from fedprune.client.context import ClientContext, hidden
+from fedprune.client.context import ClientContext, warn_once
 from fedprune.client.host import Host, with_edits
 from fedprune.client.memory import (
     ClientMemory,
@@ -40,7 +40,7 @@ from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.protocol.noise import source_for
-from fedprune.protocol.parts import Part, added, failure_of, understood
+from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_part
 from fedprune.protocol.questions import decode_question
 from fedprune.protocol.releases import most_votes
 from fedprune.randomness import generator
@@ -71,7 +71,7 @@ def serve(
     total = Aggregate()
     for i, partition in enumerate(partitions):
         part = _part(asked, partition, len(partitions) - i)
-        total = added(part, asked.question, asked.form, host.config, total)
+        total = with_part(part, asked.question, asked.form, host.config, total)
         if tick:
             tick(1)
     return total
@@ -84,7 +84,7 @@ def _in_the_open(host: Host) -> None:
 
 def parts_of(
     host: Host, packet: Packet, partitions: Sequence[int], memory: ClientMemory | None = None
-) -> list[Part]:
+) -> list[PartitionPart]:
     """What each of the partitions sends, in their order: what a device answers.
 
     Raises:
@@ -95,12 +95,12 @@ def parts_of(
     return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
 
 
-def sum_of(host: Host, packet: Packet, parts: Sequence[Part]) -> Aggregate:
+def sum_of(host: Host, packet: Packet, parts: Sequence[PartitionPart]) -> Aggregate:
     """The sum that `serve` gives, of parts that are there already."""
     asked = _asked(host, packet)
     total = Aggregate()
     for part in parts:
-        total = added(part, asked.question, asked.form, host.config, total)
+        total = with_part(part, asked.question, asked.form, host.config, total)
     return total
 
 
@@ -131,7 +131,7 @@ def _asked(host: Host, packet: Packet, memory: ClientMemory | None = None) -> _A
     return _Asked(host, question, form, seconds, memory or ClientMemory())
 
 
-def _part(asked: _Asked, partition: int, left: int) -> Part:
+def _part(asked: _Asked, partition: int, left: int) -> PartitionPart:
     """What a partition sends, with as many of the host's still to answer, itself included."""
     host, question = asked.host, asked.question
     try:
@@ -140,11 +140,11 @@ def _part(asked: _Asked, partition: int, left: int) -> Part:
         packet = encoded(host, question, partition, meant)
         if keeps(question, host.config):
             _keep(asked, partition, own, meant, packet)
-        return Part(partition, packet)
+        return PartitionPart(partition, packet)
     except Exception as error:  # whatever a client's code raises must not stop the others
         failure = failure_of(partition, question.kind, error)
         failure = silenced(failure, host.config, error)
-        return Part(partition, failure=failure)
+        return PartitionPart(partition, failure=failure)
 
 
 def _recollection(asked: _Asked, partition: int) -> Recollection:
@@ -270,7 +270,7 @@ def _given(client: ClientContext, question: Question, form: Form, limit: float) 
         bounded = c.dp == "client" and KINDS[question.kind].asks == "cohort"
         if isinstance(error, Refused) or not (bounded or noised_metrics(question.kind, c)):
             raise
-        hidden(error, "zeros leave each client whose code does", client.said)
+        warn_once(error, "zeros leave each client whose code does", client.said)
         return _zeros(form)
 
 

@@ -14,13 +14,14 @@ from torch import nn
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
 from fedprune.config import RunConfig
-from fedprune.learning.distillation import Distillation, eager, taught
+from fedprune.learning.distillation import Distillation, taught
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import refuse
 from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import blank
 from fedprune.randomness import seeded
 from fedprune.runtime.sums import check_sums
+from fedprune.structure.attention import eager
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_in
 from fedprune.tensors import frozen_of, load_into, masked

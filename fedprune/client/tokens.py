@@ -42,7 +42,7 @@ def _named_in(config: Any) -> set[int]:
     return {i for i in flat if isinstance(i, int) and i >= 0}
 
 
-def counted(shard: Shard, task: Task, size: int) -> Tensor:
+def token_counts(shard: Shard, task: Task, size: int) -> Tensor:
     """How often each id occurs in training and validation, (size,) float32; below 0 is no id."""
     total = torch.zeros(size, dtype=torch.long)
     for part in (shard.train, shard.validation):

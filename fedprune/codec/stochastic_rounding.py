@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedprune.codec.bounded import Buffer
 from fedprune.tensors import as_bytes, over_bytes
 
 BITS = {"int8": 8, "int4": 4}
@@ -18,8 +19,6 @@ BITS = {"int8": 8, "int4": 4}
 
 CHUNK = 512
 """Values that share a scale of four bytes."""
-
-Buffer = bytes | memoryview
 
 
 def encode_rounded(values: Tensor, bits: int, gen: torch.Generator) -> bytes:

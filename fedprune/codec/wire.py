@@ -20,7 +20,7 @@ from torch import Tensor
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.masks import decode_mask, encode_mask
 from fedprune.codec.stochastic_rounding import BITS, decode_rounded, encode_rounded
-from fedprune.runtime.json_text import number, read_object, whole_number
+from fedprune.runtime.json_text import number_at, read_object, whole_number
 from fedprune.tensors import as_bytes, over_bytes
 
 VALUE_TYPES: dict[str, torch.dtype] = {
@@ -220,7 +220,7 @@ def values_of(packet: Packet, name: str = "values", *, shared: bool = False) -> 
     wire = str(head.get(kind))
     if name == "values" and wire in BITS:
         return decode_rounded(packet[name], BITS[wire], whole_number(head, "count"))
-    return _uncast(packet[name], wire, number(head, scaled, 1.0), shared=shared)
+    return _uncast(packet[name], wire, number_at(head, scaled, 1.0), shared=shared)
 
 
 def pair(partition: int, round: int) -> bytes:

@@ -20,18 +20,19 @@ from fedprune.attacks.membership_report import (
     curves,
     rates_of,
 )
-from fedprune.attacks.page import Section, Table, png_of, write_findings
+from fedprune.attacks.page import Passage, Table, png_of, write_findings
 from fedprune.attacks.replayed import replayed
-from fedprune.commands.members import Sides, by_shadows, by_threshold, people_of
+from fedprune.attacks.roc import Sides
+from fedprune.commands.members import by_shadows, by_threshold, people_of
 from fedprune.commands.subject import Subject, subject
-from fedprune.config.terms import terms_of
+from fedprune.config.terms import accounting_terms_of
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.accounting import AMPLIFICATION
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.totals import INFINITY
 from fedprune.report.privacy import privacy_sentences, release_table, statement_of
-from fedprune.report.reading import NONE, Run, read_run
+from fedprune.report.reading import NO_VALUE, Run, read_run
 from fedprune.runtime.files import write_atomically
 
 SUMMARY = "What a finished run gives away: membership inference, canaries, and its ledger."
@@ -118,7 +119,7 @@ def run(arguments: Namespace) -> int:
     sections = [
         _membership(sides, members, arguments.shadows),
         _canary(canaries),
-        Section("Ledger", (*privacy_sentences(run_), *statement_of(run_)), release_table(run_)),
+        Passage("Ledger", (*privacy_sentences(run_), *statement_of(run_)), release_table(run_)),
     ]
     found = {"membership": members, "shadows": arguments.shadows, "canaries": canaries}
     write_atomically(looked.run / JSON_NAME, json.dumps(found, indent=1).encode())
@@ -141,7 +142,7 @@ def _attacked(looked: Subject, run_: Run, shadows: int) -> dict[str, Sides]:
     return sides
 
 
-def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) -> Section:
+def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) -> Passage:
     rows = [[name, *cells(figures)] for name, figures in members.items()]
     first = next(iter(members.values()))
     text = [ATTACKED, f"{first['members']} members, {first['others']} others. {HOW}"]
@@ -152,14 +153,14 @@ def _membership(sides: dict[str, Sides], members: dict[str, Any], shadows: int) 
         "True against false positives, both logarithmic; dotted: chance.",
         png_of(curves(sides)),
     )
-    return Section(
+    return Passage(
         "Membership", tuple(text), Table(["attack", *RATE_COLUMNS], rows, ("attack",)), (picture,)
     )
 
 
 def _canaries_of(looked: Subject, run_: Run, count: int) -> dict[str, Any]:
     """What is claimed and what canaries prove; no bound where nothing was noised."""
-    terms, privacy = terms_of(looked.config), run_.summary.get("privacy") or {}
+    terms, privacy = accounting_terms_of(looked.config), run_.summary.get("privacy") or {}
     mechanism = replayed(run_.ledger, terms, privacy.get("account", AMPLIFICATION))
     claim = {"total": privacy.get("total", INFINITY), "covered": INFINITY, "delta": terms.delta}
     if mechanism is None:
@@ -187,12 +188,12 @@ def refuted(canaries: dict[str, Any]) -> bool:
     return bound is not None and covered != INFINITY and bound > covered
 
 
-def _canary(found: dict[str, Any]) -> Section:
+def _canary(found: dict[str, Any]) -> Passage:
     columns = ["claimed in all", "claimed of what is covered", "bound", "cap", "right guesses"]
     claims = [_epsilon(found[key]) for key in ("total", "covered")]
     if found["bound"] is None:
-        table = Table(columns, [[*claims, NONE, NONE, NONE]])
-        return Section("Canaries", ("Nothing of this run was noised: there is no claim.",), table)
+        table = Table(columns, [[*claims, NO_VALUE, NO_VALUE, NO_VALUE]])
+        return Passage("Canaries", ("Nothing of this run was noised: there is no claim.",), table)
     guesses = f"{found['right']} of {found['guesses']}"
     row = [*claims, f"{found['bound']:.2f}", f"{found['cap']:.2f}", guesses]
     verdict = (
@@ -206,14 +207,14 @@ def _canary(found: dict[str, Any]) -> Section:
         f"delta {found['delta']:g}. {verdict}",
         *([f"The claim is of {found['noise']}."] if found["noise"] else []),
     )
-    return Section("Canaries", text, Table(columns, [row]))
+    return Passage("Canaries", text, Table(columns, [row]))
 
 
 def _epsilon(value: float | str) -> str:
     return "infinite" if isinstance(value, str) else f"{value:.3g}"
 
 
-def _show(sections: list[Section], ledger: list[str]) -> None:
+def _show(sections: list[Passage], ledger: list[str]) -> None:
     console = Console(highlight=False)
     for section in sections:
         assert section.table is not None  # these two have one

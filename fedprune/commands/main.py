@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from fedprune.commands import analyse, audit, export, measure, run
 from fedprune.options.refusal import ConfigError
-from fedprune.runtime.ending import BAD_INPUT, ended, told
+from fedprune.runtime.ending import BAD_INPUT, ended, report_error
 
 PROGRAM = "fedprune"
 _RUN = "run"
@@ -98,7 +98,9 @@ def _main(arguments: list[str]) -> int:
         raise
     except OSError as error:
         if error.errno not in FULL:
-            return told(PROGRAM, error, BAD_INPUT)
-        return told(PROGRAM, f"out: {error}; allowed: a folder on a disk with room to write")
+            return report_error(PROGRAM, error, BAD_INPUT)
+        return report_error(
+            PROGRAM, f"out: {error}; allowed: a folder on a disk with room to write"
+        )
     except (ConfigError, ImportError, ValueError) as error:
-        return told(PROGRAM, error, BAD_INPUT)
+        return report_error(PROGRAM, error, BAD_INPUT)

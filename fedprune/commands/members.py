@@ -10,21 +10,19 @@ import numpy as np
 from torch import nn
 
 from fedprune.attacks.membership import Flags, confidences, lira
-from fedprune.attacks.roc import Floats
+from fedprune.attacks.roc import Sides
 from fedprune.attacks.shadows import halves, pooled_parts, rows
 from fedprune.client.tokens import read_with
 from fedprune.commands.subject import Subject
 from fedprune.config import RunConfig, with_values
 from fedprune.config.rates import learning_rate
 from fedprune.learning.local_training import step_batches, tune
+from fedprune.privacy.noise import Floats
 from fedprune.protocol.models import shaped
 from fedprune.randomness import generator, seeded
-from fedprune.report.reading import Row
+from fedprune.server.rows import Row
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors import load_into, masked, state_of
-
-Sides = tuple[Floats, Floats]
-"""An attack's statistics of members, and of others."""
 
 
 @dataclass(frozen=True)

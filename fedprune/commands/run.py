@@ -12,7 +12,7 @@ from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
 from fedprune.commands.arguments import run_asked_for
 from fedprune.config import with_values
-from fedprune.engines.choosing import Choice, chosen
+from fedprune.engines.choosing import Choice, chosen_engine
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
 from fedprune.engines.ray.nodes import Unserved
@@ -27,7 +27,7 @@ from fedprune.runtime.ending import (
     FAILED,
     INTERRUPTED,
     ended,
-    told,
+    report_error,
 )
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.shards import data_digest
@@ -69,14 +69,14 @@ def _main(arguments: list[str], program: str) -> int:
         screen.shards(labels_of(host), host.task.unit, reading_of(config))
         host, takes = _with_engine(host, screen)
     except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
-        return told(program, error, BAD_INPUT)
+        return report_error(program, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
         _play(host, takes, folder, screen, Going(resume is not None, anyway))
     except Unserved as error:
-        return told(program, f"{error}; {go_on}", FAILED)
+        return report_error(program, f"{error}; {go_on}", FAILED)
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
-        return told(program, error, BAD_INPUT)
+        return report_error(program, error, BAD_INPUT)
     except KeyboardInterrupt:
         screen.stop()
         with suppress(OSError):
@@ -87,7 +87,9 @@ def _main(arguments: list[str], program: str) -> int:
     except OSError as error:
         begun = (folder / CONFIG_NAME).is_file()
         text = f"out={str(folder)!r}: {error}; allowed: a folder on a disk with room to write"
-        return told(program, f"{text}; {go_on}" if begun else text, FAILED if begun else BAD_INPUT)
+        return report_error(
+            program, f"{text}; {go_on}" if begun else text, FAILED if begun else BAD_INPUT
+        )
     finally:
         screen.stop()
     return 0
@@ -106,7 +108,7 @@ def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
     takes = footprint_of(host)
     choice = Choice("ray", "as asked")
     if config.engine == "auto":
-        choice = chosen(config, host.shards, takes)
+        choice = chosen_engine(config, host.shards, takes)
         config = with_values(config, {"engine": choice.engine})
         if choice.engine == "ray":
             require_ray(config)

@@ -17,7 +17,7 @@ from fedprune.options.refusal import Refusal, refuse, shown
 from fedprune.options.section import types_of
 from fedprune.tasks.catalog import tasks_of
 
-LARGEST = 2**63 - 1
+LARGEST_INTEGER = 2**63 - 1
 """The largest integer that TOML and Flower's run config can hold."""
 
 LONGEST = 4096
@@ -114,8 +114,8 @@ def check_given(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
 
 def _beyond_types(value: Any, field: FieldInfo) -> str:
     """What is wrong with a value of the right type; "" where nothing is."""
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"above {LARGEST} in magnitude"
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return f"above {LARGEST_INTEGER} in magnitude"
     for text in [value] if isinstance(value, str) else value if isinstance(value, tuple) else ():
         if isinstance(text, str) and (wrong := _unwritable(text)):
             return wrong

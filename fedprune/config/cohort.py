@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedprune.config.kinds import KINDS
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.config.selectors import selectors_of
 from fedprune.options.refusal import ConfigError
 from fedprune.randomness import draw, draw_each, generator
 
 
-def selected(config: Options, there: Mapping[int, int], round_: int) -> list[int]:
+def selected(config: AllOptions, there: Mapping[int, int], round_: int) -> list[int]:
     """The cohort of a round, sorted: as `drawn`, or as ``--selector`` chooses.
 
     Args:
@@ -39,7 +39,7 @@ def selected(config: Options, there: Mapping[int, int], round_: int) -> list[int
     return found
 
 
-def drawn(config: Options, there: Sequence[int], round_: int) -> list[int]:
+def drawn(config: AllOptions, there: Sequence[int], round_: int) -> list[int]:
     """The cohort of a round, sorted: a function of the seed, the round and who is there.
 
     With `noise_source` secret it is a function of nothing, where not to know it protects.
@@ -58,12 +58,12 @@ def drawn(config: Options, there: Sequence[int], round_: int) -> list[int]:
     return draw(list(there), config.cohort, gen)
 
 
-def measures_in(config: Options, round_: int) -> bool:
+def measures_in(config: AllOptions, round_: int) -> bool:
     """Whether the model is measured on validation after this round."""
     return round_ % config.measure_every == 0 or round_ == config.rounds
 
 
-def measurers(config: Options, there: Sequence[int], round_: int) -> list[int]:
+def measurers(config: AllOptions, there: Sequence[int], round_: int) -> list[int]:
     """The partitions that measure on validation after a round; nobody where it is not measured."""
     if not measures_in(config, round_):
         return []
@@ -72,7 +72,7 @@ def measurers(config: Options, there: Sequence[int], round_: int) -> list[int]:
     return draw(list(there), config.measure_cohort, generator(config.seed, "measuring", round_))
 
 
-def _in_turn(config: Options, round_: int) -> list[int]:
+def _in_turn(config: AllOptions, round_: int) -> list[int]:
     """Whose turn it is: in the same order in every cycle, so that nobody has two at once."""
     n = config.clients - config.panel
     order = torch.randperm(n, generator=generator(config.seed, "turns")).tolist()
@@ -80,7 +80,7 @@ def _in_turn(config: Options, round_: int) -> list[int]:
     return [order[(first + i) % n] for i in range(min(config.cohort, n))]
 
 
-def _chance(config: Options, round_: int) -> torch.Generator:
+def _chance(config: AllOptions, round_: int) -> torch.Generator:
     """What the draw comes from: with a secret source nobody can tell afterwards who was drawn.
 
     Where that is not counted as protection it follows from the seed, so that a budget can be
@@ -91,18 +91,18 @@ def _chance(config: Options, round_: int) -> torch.Generator:
     return generator(config.seed, "cohort", round_)
 
 
-def secretly(config: Options) -> bool:
+def secretly(config: AllOptions) -> bool:
     """Whether epsilon may count on nobody knowing who is drawn."""
     return config.dp == "client" and config.secure == "none" and config.sampling != "round-robin"
 
 
-def asked_of(kind: str, config: Options) -> int:
+def asked_of(kind: str, config: AllOptions) -> int:
     """How many clients such a question to a cohort is put to; of a Poisson sample, on average."""
     whole = kind == "score" and config.score_cohort == "all"
     return config.clients - config.panel if whole else config.cohort
 
 
-def audience(kind: str, config: Options) -> str:
+def audience(kind: str, config: AllOptions) -> str:
     """Who such a question goes to: the round's cohort, everyone, or the panel."""
     if kind == "score" and config.score_cohort == "all":
         return "everyone"

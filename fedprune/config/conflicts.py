@@ -7,7 +7,7 @@ only read beside some values of others says so where it is declared (``option(..
 from __future__ import annotations
 
 from fedprune.config.reduction_conflicts import reduction_conflicts
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.config.secure_conflicts import secure_conflicts
 from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import OUT, Conflict
@@ -25,7 +25,7 @@ _STEADY = ("one-shot", "linear", "cubic", "exponential")
 """Schedules that say how much goes, once and for all."""
 
 
-def conflicts(c: Options, score: Score, task: Task) -> list[Conflict]:
+def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
     """Every possible conflict of a configuration's pruning, with whether it is one."""
     return [
         *_how_much(c, task),
@@ -50,7 +50,7 @@ def conflicts(c: Options, score: Score, task: Task) -> list[Conflict]:
     ]
 
 
-def _how_much(c: Options, task: Task) -> list[Conflict]:
+def _how_much(c: AllOptions, task: Task) -> list[Conflict]:
     names = [key.replace("_", "-") for key in AMOUNTS]
     given = [name for name, key in zip(names, AMOUNTS, strict=True) if vars(c)[key] is not None]
     exclusive = f"{' and '.join(given)} exclude each other" if given else "nothing says how much"
@@ -77,7 +77,7 @@ def _how_much(c: Options, task: Task) -> list[Conflict]:
     ]
 
 
-def _what(c: Options) -> list[Conflict]:
+def _what(c: AllOptions) -> list[Conflict]:
     shape = shape_misfit(c.unit, c.unit_shape)
     told = conflict(c.unit, c.scope, min_density=c.min_density, max_density=c.max_density)
     limit = ("min-density", "0") if c.min_density > 0 else ("max-density", "1")
@@ -103,7 +103,7 @@ def _what(c: Options) -> list[Conflict]:
     ]
 
 
-def _how_found(c: Options, task: Task) -> list[Conflict]:
+def _how_found(c: AllOptions, task: Task) -> list[Conflict]:
     tokens = bool(task.tokens) and task.tokenizer is not None
     taught = "a teacher of another run gives tokens that are gone some probability"
     elsewhere = c.vocabulary == "used" and bool(c.teacher)
@@ -115,12 +115,12 @@ def _how_found(c: Options, task: Task) -> list[Conflict]:
     ]
 
 
-def _of_the_score(c: Options, score: Score) -> list[Conflict]:
+def _of_the_score(c: AllOptions, score: Score) -> list[Conflict]:
     found = only(c, bool(score.units), f"score {c.score} is of others", unit=tuple(score.units))
     return found + only(c, score.error is None, f"score {c.score} takes none", probes=None)
 
 
-def _by_itself(c: Options, score: Score) -> list[Conflict]:
+def _by_itself(c: AllOptions, score: Score) -> list[Conflict]:
     """A score that prunes by a step of its own leaves no choice to the selection."""
     if score.step is None:
         return []
@@ -136,7 +136,7 @@ def _by_itself(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _remembering(c: Options, score: Score) -> list[Conflict]:
+def _remembering(c: AllOptions, score: Score) -> list[Conflict]:
     """What a score whose clients remember something does not go with."""
     hidden = f"what clients remember for score {c.score} is in no bound of what they send"
     once = f"score {c.score} remembers one answer of a client in a round"
@@ -149,7 +149,7 @@ def _remembering(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _when(c: Options, score: Score) -> list[Conflict]:
+def _when(c: AllOptions, score: Score) -> list[Conflict]:
     regrows, start = c.schedule == "regrow", f"score {c.score} is taken before any training"
     constant = "regrow exchanges single weights at constant sparsity"
     again = f"score {c.score} says the same of what is left"
@@ -166,7 +166,7 @@ def _when(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _while_tuning(c: Options, score: Score) -> list[Conflict]:
+def _while_tuning(c: AllOptions, score: Score) -> list[Conflict]:
     if c.score_during != "tune":
         return only(c, score.tuning, f"score {c.score} is collected by tuning", score_during="tune")
     able = len(score.asks) == 1 and score.asks[0].watch is not None
@@ -179,7 +179,7 @@ def _while_tuning(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _in_sequence(c: Options, score: Score) -> list[Conflict]:
+def _in_sequence(c: AllOptions, score: Score) -> list[Conflict]:
     if c.calibration == "dense":
         return []
     why, free = "blocks are pruned one after the other", c.unit != "n:m"
@@ -195,7 +195,7 @@ def _in_sequence(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _behind_its_own(c: Options, score: Score) -> list[Conflict]:
+def _behind_its_own(c: AllOptions, score: Score) -> list[Conflict]:
     """Calibration behind what a client prunes itself: only its mask may depend on that."""
     if c.calibration != "local":
         return []
@@ -209,7 +209,7 @@ def _behind_its_own(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
+def _who_is_scored(c: AllOptions, score: Score) -> list[Conflict]:
     """Whom a score is asked of, on how many examples, and how much each client counts."""
     reasons = {
         f"score {c.score} asks no client": not score.asks,
@@ -228,7 +228,7 @@ def _who_is_scored(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _measured(c: Options) -> list[Conflict]:
+def _measured(c: AllOptions) -> list[Conflict]:
     """When the model is measured, and by how many."""
     n, rounds = c.clients, c.rounds
     few, all_ = c.measure_cohort == 1, c.measure_cohort >= n
@@ -240,7 +240,7 @@ def _measured(c: Options) -> list[Conflict]:
     ]
 
 
-def _selected(c: Options) -> list[Conflict]:
+def _selected(c: AllOptions) -> list[Conflict]:
     """A selector's choice has no chance that could be counted as protection."""
     drawn, labels = "who is drawn is counted on", "labels of clients stay with them"
     return [
@@ -250,7 +250,7 @@ def _selected(c: Options) -> list[Conflict]:
     ]
 
 
-def _shrunk(c: Options) -> list[Conflict]:
+def _shrunk(c: AllOptions) -> list[Conflict]:
     goes_on, regrows = bool(c.init), c.schedule == "regrow"
     same = goes_on and bool(c.baselines) and c.sparsity == 0.0
     idle = "nothing further is pruned, so that they are the run itself"
@@ -265,7 +265,7 @@ def _shrunk(c: Options) -> list[Conflict]:
     ]
 
 
-def _whose(c: Options, score: Score) -> list[Conflict]:
+def _whose(c: AllOptions, score: Score) -> list[Conflict]:
     nobody = f"score {c.score} asks no client"
     silent, votes = not score.asks, c.combine == "votes"
     pooled = combines_of(c.plugin)[c.combine].pooled
@@ -287,7 +287,7 @@ def _whose(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _own_masks(c: Options, score: Score) -> list[Conflict]:
+def _own_masks(c: AllOptions, score: Score) -> list[Conflict]:
     if c.masks == "global":
         return []
     why, same = (
@@ -303,7 +303,7 @@ def _own_masks(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _adaptive(c: Options, score: Score) -> list[Conflict]:
+def _adaptive(c: AllOptions, score: Score) -> list[Conflict]:
     if c.schedule != "adaptive":
         return []
     bound, tried = "an adaptive schedule needs an upper bound", "several masks are tried before one"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import named
-from fedprune.options.section import completed as completed_by
+from fedprune.options.section import with_derived
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 from fedprune.tasks.catalog import tasks_of
@@ -32,7 +32,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     task, score = given.get("task", "shakespeare"), given.get("score", "taylor")
     named(("task", task), tasks)
     named(("score", score), scores)
-    return completed_by(Options, given, _of_task(tasks[task]) | _of_score(scores[score]))
+    return with_derived(AllOptions, given, _of_task(tasks[task]) | _of_score(scores[score]))
 
 
 _LEARNED = (
@@ -91,7 +91,7 @@ _ANY_TASK = {
 }
 
 
-def beside_noise(config: Options) -> dict[str, Any]:
+def beside_noise(config: AllOptions) -> dict[str, Any]:
     """The noise on scores and metrics of a configuration that only says that on changes."""
     if config.dp == "none":
         return {}

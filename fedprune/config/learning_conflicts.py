@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.learning.robust import ROBUST, most_byzantine
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict
@@ -10,7 +10,7 @@ from fedprune.options.refusal import OUT, Conflict
 _SINGLE = ("weight", "n:m")
 
 
-def learning_conflicts(c: Options) -> list[Conflict]:
+def learning_conflicts(c: AllOptions) -> list[Conflict]:
     """Every possible conflict of a configuration's learning, with whether it is one."""
     grouped = c.group_lasso > 0 and c.unit in _SINGLE
     groupless = f"unit {c.unit} has no groups of weights"
@@ -24,7 +24,7 @@ def learning_conflicts(c: Options) -> list[Conflict]:
     ]
 
 
-def _teaching(c: Options) -> list[Conflict]:
+def _teaching(c: AllOptions) -> list[Conflict]:
     keys = ("distil", "distil_hidden", "distil_attention")
     heaviest = max(keys, key=lambda key: float(vars(c)[key]))
     dense = vars(c)[heaviest] > 0 and c.sparsity == 0.0 and not c.reduce and not c.teacher
@@ -38,7 +38,7 @@ def _teaching(c: Options) -> list[Conflict]:
     ]
 
 
-def _kept_change(c: Options) -> list[Conflict]:
+def _kept_change(c: AllOptions) -> list[Conflict]:
     grid, whole = c.blend_grid or (1.0, 0.0), "1 and others"
     apart, beyond = "clients end under masks of their own", not all(0 <= x <= 2 for x in grid)
     last = c.end >= c.rounds
@@ -52,7 +52,7 @@ def _kept_change(c: Options) -> list[Conflict]:
     ]
 
 
-def _fits(c: Options) -> list[Conflict]:
+def _fits(c: AllOptions) -> list[Conflict]:
     wanted, late = c.reconstruct is not None, "the mask is decided after tuning"
     whole = c.unit not in {*_SINGLE, "block", "column"}
     read = f"of unit {c.unit} the outputs go, and what stays reads nothing that is missing"
@@ -66,7 +66,7 @@ def _fits(c: Options) -> list[Conflict]:
     ]
 
 
-def _robust(c: Options) -> list[Conflict]:
+def _robust(c: AllOptions) -> list[Conflict]:
     """What a rule that looks at changes one by one does not go together with."""
     on, needs, f = c.robust != "none", ROBUST[c.robust].needs, c.byzantine or 0
     most, least = (most_byzantine(needs, c.cohort), needs(f)) if needs else (0, 0)
@@ -88,7 +88,7 @@ def _robust(c: Options) -> list[Conflict]:
     ]
 
 
-def _bounded(c: Options) -> list[Conflict]:
+def _bounded(c: AllOptions) -> list[Conflict]:
     zero = isinstance(c.max_norm, float) and not c.max_norm > 0
     rising = c.max_norm == "auto" and c.lr_rewind
     again, way = "norms rise again at every pruning", "a number, or no --lr-rewind"

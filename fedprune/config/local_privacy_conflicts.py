@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
 from fedprune.scores.score import Score
@@ -12,12 +12,12 @@ _WHOLE = tuple(name for name in UNITS if name not in {"weight", "n:m"})
 """Units that go or stay as one: a bit says which."""
 
 
-def local_conflicts(c: Options, score: Score) -> list[Conflict]:
+def local_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
     """Every possible conflict of noise that clients add themselves, with whether it is one."""
     return [*example_conflicts(c, score), *response_conflicts(c)]
 
 
-def example_conflicts(c: Options, score: Score) -> list[Conflict]:
+def example_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
     """What steps of DP-SGD, and statistics of single examples, do not go together with."""
     here, single = c.dp == "example", "gradients are taken of single examples"
     adds = here and bool(score.asks) and c.sparsity != 0.0 and not score.additive
@@ -35,7 +35,7 @@ def example_conflicts(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def response_conflicts(c: Options) -> list[Conflict]:
+def response_conflicts(c: AllOptions) -> list[Conflict]:
     """What randomised response does not go together with."""
     responds = c.response is not None
     coins = "with a bit for every weight each of them is a coin"

@@ -6,7 +6,7 @@ import bisect
 import math
 from functools import lru_cache
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 
 _FAILING = 1e-4
 """How likely a sum may be to need a second try when exactly the tolerated part drops out."""
@@ -18,13 +18,13 @@ _STEP = 6
 """Even, so that every graph has so many neighbours, and with two whole thirds."""
 
 
-def colluders_of(config: Options, n: int) -> tuple[int, int, int]:
+def colluders_of(config: AllOptions, n: int) -> tuple[int, int, int]:
     """Of a sum of n members: `Terms.colluders`, neighbours, threshold."""
     k, threshold = shape_of(config, n)
     return 2 * threshold - k, k, threshold
 
 
-def others_of(config: Options) -> dict[str, int]:
+def others_of(config: AllOptions) -> dict[str, int]:
     """How many clients are in the sums that are not a cohort's, by who they are."""
     trains = config.clients - config.panel
     out = {"all": trains} if config.score_cohort == "all" or not config.panel else {}
@@ -32,7 +32,7 @@ def others_of(config: Options) -> dict[str, int]:
     return {who: n for who, n in out.items() if n != config.cohort}
 
 
-def shape_of(config: Options, n: int) -> tuple[int, int]:
+def shape_of(config: AllOptions, n: int) -> tuple[int, int]:
     """How many neighbours each of n members has, and how many of them restore a secret."""
     dropout = 0.3 if config.secure_dropout is None else config.secure_dropout
     gone = math.floor(dropout * n + 1e-9)  # 0.29 * 100 is a little less than 29

@@ -13,8 +13,8 @@ from dataclasses import replace
 from fedprune.config.cohort import audience, drawn, measures_in, secretly
 from fedprune.config.kinds import KINDS
 from fedprune.config.rates import prunes_in
-from fedprune.config.sections import Options
-from fedprune.config.terms import terms_of
+from fedprune.config.sections import AllOptions
+from fedprune.config.terms import accounting_terms_of
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
 from fedprune.privacy.release import Occasion, Release
@@ -23,15 +23,15 @@ from fedprune.scores.catalog import scores_of
 _MARGIN = 1e-3
 """Part of the budget that is left, so that rounding cannot exceed it at the last release."""
 
-Planned = tuple[Occasion, tuple[Release, ...]]
+_Planned = tuple[Occasion, tuple[Release, ...]]
 
 
-def noise_of_budget(config: Options) -> float:
+def noise_of_budget(config: AllOptions) -> float:
     """The smallest noise multiplier, the same for all releases, that spends at most the budget.
 
     Rounded up to four digits.
     """
-    terms = terms_of(config)
+    terms = accounting_terms_of(config)
     assert terms.budget is not None  # nobody asks without one
     z: float = calibrated(
         replace(terms, budget=terms.budget * (1.0 - _MARGIN)), tuple(planned(config))
@@ -42,7 +42,7 @@ def noise_of_budget(config: Options) -> float:
     return float(math.ceil(z * 10**digits) / 10**digits)
 
 
-def planned(config: Options) -> Iterator[Planned]:
+def planned(config: AllOptions) -> Iterator[_Planned]:
     """Every noisy release of a run to its end, with noise multiplier 1."""
     everyone = tuple(range(config.clients - config.panel))
     measured = config.metrics == "noised"
@@ -61,7 +61,7 @@ def planned(config: Options) -> Iterator[Planned]:
             order += 1
 
 
-def _cohort(config: Options, everyone: tuple[int, ...], round_: int) -> tuple[int, ...]:
+def _cohort(config: AllOptions, everyone: tuple[int, ...], round_: int) -> tuple[int, ...]:
     """Who will be asked if everyone is there.
 
     Of a draw that nobody can tell before: the same clients in every round, the worst that can come
@@ -72,7 +72,7 @@ def _cohort(config: Options, everyone: tuple[int, ...], round_: int) -> tuple[in
     return tuple(drawn(config, everyone, round_))
 
 
-def _scoring(config: Options, round_: int) -> list[str]:
+def _scoring(config: AllOptions, round_: int) -> list[str]:
     """The score's questions in a round that prunes."""
     if config.score_during == "tune" or config.dp_score_noise == 0:
         return []
@@ -81,24 +81,24 @@ def _scoring(config: Options, round_: int) -> list[str]:
     return ["score"] * (asks * (1 if exchanges else config.score_steps) + exchanges)
 
 
-def _tuning(config: Options, due: bool) -> list[str]:
+def _tuning(config: AllOptions, due: bool) -> list[str]:
     beside = due and config.score_during == "tune" and config.dp_score_noise != 0
     return ["tune"] + ["score"] * beside
 
 
-def _comparing(config: Options) -> int:
+def _comparing(config: AllOptions) -> int:
     """The most questions that blending puts in a round."""
     return {"none": 0, "global": 1}.get(config.blend, 2)
 
 
 def _occasion(
-    config: Options, kind: str, round_: int, order: int, asked: tuple[int, ...]
+    config: AllOptions, kind: str, round_: int, order: int, asked: tuple[int, ...]
 ) -> Occasion:
     population = config.clients - config.panel
     return Occasion("pruned", round_, kind, order, audience(kind, config), asked, population)
 
 
-def _release(config: Options, kind: str) -> Release:
+def _release(config: AllOptions, kind: str) -> Release:
     name = KINDS[kind].quantity
     if config.dp == "example" and KINDS[kind].changes:
         return Release(
@@ -114,11 +114,11 @@ def _release(config: Options, kind: str) -> Release:
     return _noisy(config, name)
 
 
-def _measure(config: Options) -> Release:
+def _measure(config: AllOptions) -> Release:
     return _noisy(config, "metrics")
 
 
-def _noisy(config: Options, name: str) -> Release:
+def _noisy(config: AllOptions, name: str) -> Release:
     """A release with noise of multiplier 1; under a secure sum its second term is negligible."""
     release = Release(name, (), unit=config.dp, mechanism=GAUSSIAN.name, z=1.0, covered=True)
     if config.secure == "none" or (config.dp == "example" and name != "metrics"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted
 from fedprune.scores.catalog import scores_of
@@ -13,22 +13,22 @@ _DRAWN = ("fixed", "round-robin")
 _SUMS = ("sum", "mean", "mean-absolute", "second-moment", "rank-mean", "votes")
 
 
-def privacy_conflicts(c: Options) -> list[Conflict]:
+def privacy_conflicts(c: AllOptions) -> list[Conflict]:
     """Every conflict of the keys of privacy with each other and with the rest."""
     score = scores_of(c.plugin)[c.score]
     return [*_drawn(c, score), *noise_conflicts(c, score), *_how_many(c), *_by_budget(c)]
 
 
-def noise_conflicts(c: Options, score: Score) -> list[Conflict]:
+def noise_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
     """What noise does not go together with, and what it has to cover."""
     return [*_together(c), *_with_noise(c, score), *_uncovered(c, score)]
 
 
-def _asks(c: Options, score: Score) -> bool:
+def _asks(c: AllOptions, score: Score) -> bool:
     return bool(score.asks) and c.sparsity != 0.0
 
 
-def _drawn(c: Options, score: Score) -> list[Conflict]:
+def _drawn(c: AllOptions, score: Score) -> list[Conflict]:
     """Who is drawn, who measures, and what is bounded."""
     examples = "examples are protected in every client that is asked, however it was drawn"
     open_ = c.panel > 0 and c.metrics != "exact"
@@ -41,7 +41,7 @@ def _drawn(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _together(c: Options) -> list[Conflict]:
+def _together(c: AllOptions) -> list[Conflict]:
     """What cannot be had together with noise."""
     dp, name = c.dp != "none", f"dp is {c.dp}"
     singly, bounded = (
@@ -61,7 +61,7 @@ def _together(c: Options) -> list[Conflict]:
     ]
 
 
-def _with_noise(c: Options, score: Score) -> list[Conflict]:
+def _with_noise(c: AllOptions, score: Score) -> list[Conflict]:
     """What noise, or the bound that it needs, would make nonsense of."""
     dp, name = c.dp != "none", f"dp is {c.dp}"
     moments = "second moments with noise are no longer those of any inputs"
@@ -86,7 +86,7 @@ def _with_noise(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _uncovered(c: Options, score: Score) -> list[Conflict]:
+def _uncovered(c: AllOptions, score: Score) -> list[Conflict]:
     """What would be released without any noise beside what has some."""
     bare = c.dp != "none" and not c.allow_uncovered
     raw = "the mask would come from raw scores, and nothing would be protected"
@@ -102,7 +102,7 @@ def _uncovered(c: Options, score: Score) -> list[Conflict]:
     ]
 
 
-def _by_budget(c: Options) -> list[Conflict]:
+def _by_budget(c: AllOptions) -> list[Conflict]:
     """What stands in the way of choosing the noise by the budget."""
     by_budget, noise = c.dp != "none" and c.dp_noise is None, "--dp-noise Z"
     answers = "clients' answers decide how often they are asked, so that no budget says the noise"
@@ -116,7 +116,7 @@ def _by_budget(c: Options) -> list[Conflict]:
     ]
 
 
-def _how_many(c: Options) -> list[Conflict]:
+def _how_many(c: AllOptions) -> list[Conflict]:
     trains, dp = max(1, c.clients - c.panel), c.dp != "none"
     void = c.sampling == "poisson"
     drawn = "with Poisson sampling the number of those drawn voids no round"

@@ -1,7 +1,7 @@
 """What goes with privacy and what does not, as a table to read: the refusals themselves, in words.
 
-Nothing is decided here. `fedprune.config.rules.check` raises the same conflicts before anything
-starts.
+Nothing is decided here. `fedprune.config.rules.check_options` raises the same conflicts before
+anything starts.
 """
 
 from __future__ import annotations

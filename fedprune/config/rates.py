@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.selection.schedules import prunes_at, schedules_of
 
 
-def learning_rate(config: Options, round_: int) -> float:
+def learning_rate(config: AllOptions, round_: int) -> float:
     """The clients' learning rate in a round (1 to `rounds`), falling towards 0 after the last.
 
     With `lr_rewind` it does so from one pruning to the next, and begins anew at each: learning
@@ -26,7 +26,7 @@ def learning_rate(config: Options, round_: int) -> float:
     return config.lr * factor[config.lr_schedule]
 
 
-def _stretch(config: Options, round_: int) -> tuple[int, int]:
+def _stretch(config: AllOptions, round_: int) -> tuple[int, int]:
     """The first round of the stretch between prunings that a round is in, and the one after."""
     c = config
 
@@ -36,7 +36,7 @@ def _stretch(config: Options, round_: int) -> tuple[int, int]:
     return first, after
 
 
-def prunes_in(config: Options, round_: int) -> bool:
+def prunes_in(config: AllOptions, round_: int) -> bool:
     """Whether the schedule prunes in a round."""
     c = config
     when = {"start": c.warmup + 1, "end": c.end, "frequency": c.frequency}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
 
@@ -10,7 +10,7 @@ _CUT = ("head", "neuron", "channel", "sublayer", "layer")
 _RANKS = ("rank_energy", "rank_budget", "rank_tolerance")
 
 
-def reduction_conflicts(c: Options) -> list[Conflict]:
+def reduction_conflicts(c: AllOptions) -> list[Conflict]:
     """Every possible conflict of a configuration's reductions, with whether it is one."""
     kept = "residuals of --error-feedback are of one shape"
     given = [key.replace("_", "-") for key in _RANKS if vars(c)[key] is not None]
@@ -23,7 +23,7 @@ def reduction_conflicts(c: Options) -> list[Conflict]:
     ]
 
 
-def _rounds(c: Options) -> list[Conflict]:
+def _rounds(c: AllOptions) -> list[Conflict]:
     at = c.reduce_round or 0
     later = 0 < at <= c.end and c.sparsity != 0.0
     after = f"{c.end + 1} to {c.rounds}" if c.end < c.rounds else "a round after --end"

@@ -11,7 +11,7 @@ from fedprune.config.conflicts import conflicts
 from fedprune.config.learning_conflicts import learning_conflicts
 from fedprune.config.local_privacy_conflicts import local_conflicts
 from fedprune.config.privacy_conflicts import privacy_conflicts
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted, refuse
 from fedprune.options.section import check_names, names_in, unread
@@ -23,10 +23,10 @@ from fedprune.tasks.task import Task
 
 def names_of(plugin: str) -> dict[str, Mapping[str, Any]]:
     """The table that an option's names are in, by key, with those that a plug-in adds."""
-    return names_in(Options, plugin)
+    return names_in(AllOptions, plugin)
 
 
-def check(config: Options) -> None:
+def check_options(config: AllOptions) -> None:
     """Refuse names that are in no table, values that do not fit together or that nothing reads.
 
     Raises:
@@ -34,24 +34,24 @@ def check(config: Options) -> None:
     """
     c = config
     task, score = tasks_of(c.plugin)[c.task], scores_of(c.plugin)[c.score]
-    check_names(Options, c)
+    check_names(AllOptions, c)
     if c.split not in task.splits:
         refuse("split", c.split, f"task {c.task} has no such split", ", ".join(task.splits))
     _raise_first(c, _of_the_task(c, task))
-    for refusal in unread(Options, c):
+    for refusal in unread(AllOptions, c):
         raise refusal
     found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c)]
     found += [*conflicts(c, score, task), *learning_conflicts(c)]
     _raise_first(c, [*found, *privacy_conflicts(c), *local_conflicts(c, score)])
 
 
-def _raise_first(c: Options, found: list[Conflict]) -> None:
+def _raise_first(c: AllOptions, found: list[Conflict]) -> None:
     for key, wrong, reason, allowed in found:
         if wrong:
             refuse(key, vars(c)[key.replace("-", "_")], reason, allowed)
 
 
-def _of_the_task(c: Options, task: Task) -> list[Conflict]:
+def _of_the_task(c: AllOptions, task: Task) -> list[Conflict]:
     """Values that the task has no use for."""
     models = ", ".join(task.models) or OUT
     unknown = bool(c.model) and c.model not in task.models and not task.paths
@@ -91,7 +91,7 @@ def _known_encoding(name: str | None) -> bool:
         return False
 
 
-def _sent(c: Options) -> list[Conflict]:
+def _sent(c: AllOptions) -> list[Conflict]:
     """What clients send, and what they keep back of it."""
     keeps, whole = c.error_feedback, c.error_feedback and (c.uplink or c.wire) not in BITS
     kept, never = "residuals of --error-feedback", "never, or no --error-feedback"
@@ -107,7 +107,7 @@ def _sent(c: Options) -> list[Conflict]:
     ]
 
 
-def _out_of_bounds(c: Options) -> list[Conflict]:
+def _out_of_bounds(c: AllOptions) -> list[Conflict]:
     """Values that contradict others."""
     prunes, first = c.sparsity != 0.0, c.warmup + 1
     late = "the last pruning is not between warm-up and the last round"
@@ -129,7 +129,7 @@ def _out_of_bounds(c: Options) -> list[Conflict]:
     ]
 
 
-def _of_the_engine(c: Options) -> list[Conflict]:
+def _of_the_engine(c: AllOptions) -> list[Conflict]:
     """Processes and GPUs that the engine has no use for."""
     inline, cluster = c.engine == "inline", bool(c.ray_address)
     here, ray = "inline runs in this process", "0 or 1, or --engine ray"

@@ -22,8 +22,8 @@ from pydantic import (
 
 from fedprune.config.allowed import check_given, refused, unreadable
 from fedprune.config.defaults import beside_noise, completed
-from fedprune.config.rules import check
-from fedprune.config.sections import Options
+from fedprune.config.rules import check_options
+from fedprune.config.sections import AllOptions
 from fedprune.options.plugins import with_code_of
 from fedprune.options.refusal import ConfigError, Refusal
 from fedprune.options.section import may_be_none
@@ -31,7 +31,7 @@ from fedprune.options.values import parsed, replaced
 from fedprune.runtime.process import put_back
 
 
-class RunConfig(Options):
+class RunConfig(AllOptions):
     """A complete configuration: every key has its value, and the values fit together.
 
     `model_fields_set` names the keys that were given; the others followed from them. None for a
@@ -41,7 +41,7 @@ class RunConfig(Options):
         ConfigError: one line that names the key, the value and what is allowed.
     """
 
-    model_config = ConfigDict(validate_default=False)  # `completed` gives every value
+    model_config = ConfigDict(validate_default=False)  # `with_derived` gives every value
 
     def __init__(self, /, **given: Any) -> None:
         """See the class. Values have their types: text that says a number is for `configure`."""
@@ -68,7 +68,7 @@ class RunConfig(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
-        check(self)
+        check_options(self)
         if self.dp != "none" and self.dp_noise is None:
             from fedprune.config.planned import noise_of_budget
 

@@ -12,7 +12,7 @@ from fedprune.selection.options import Pruning
 from fedprune.tasks.options import Data
 
 
-class Options(
+class AllOptions(
     Results,
     Privacy,
     Reduction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from fedprune.config.sections import Options
+from fedprune.config.sections import AllOptions
 from fedprune.config.terms import noised
 from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
@@ -15,12 +15,12 @@ _SUMS = tuple(name for name, combine in COMBINES.items() if combine.merge is Non
 _PATTERNS = f"{', '.join(RANGES)}, and a slash and a tensor"
 
 
-def secure_conflicts(c: Options) -> list[Conflict]:
+def secure_conflicts(c: AllOptions) -> list[Conflict]:
     """Every possible conflict of a configuration's secure sums, with whether it is one."""
     return [*_seen_singly(c), *_of_the_sum(c), *_of_ranges(c)]
 
 
-def _seen_singly(c: Options) -> list[Conflict]:
+def _seen_singly(c: AllOptions) -> list[Conflict]:
     """What looks at one client's answer, or at how it was cast."""
     on, shows = c.secure != "none", "a secure sum shows no client's"
     whole = "a secure sum is of integers, with a step of its own"
@@ -34,7 +34,7 @@ def _seen_singly(c: Options) -> list[Conflict]:
     ]
 
 
-def _of_the_sum(c: Options) -> list[Conflict]:
+def _of_the_sum(c: AllOptions) -> list[Conflict]:
     on, fewest, others = c.secure != "none", c.secure_minimum or 3, c.cohort - 1
     few, crowd = on and c.cohort < fewest, f"2 to {c.cohort}, or a larger --cohort"
     panel = f"its answers are a secure sum as well, of secure-minimum={fewest} or more"
@@ -55,7 +55,7 @@ def _of_the_sum(c: Options) -> list[Conflict]:
     ]
 
 
-def _of_ranges(c: Options) -> list[Conflict]:
+def _of_ranges(c: AllOptions) -> list[Conflict]:
     strange = [p for p in c.ranges if not _fits(p)]
     wrong = [p for p, largest in c.ranges.items() if not largest > 0]
     return [

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fedprune.config.neighbours import shape_of
-from fedprune.config.sections import Options
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.config.sections import AllOptions
+from fedprune.privacy.accounting_terms import AccountingTerms
 
 
-def terms_of(config: Options) -> Terms:
+def accounting_terms_of(config: AllOptions) -> AccountingTerms:
     """The terms that a configuration sets."""
     summed = config.secure != "none"
     neighbours, threshold = shape_of(config, config.cohort) if summed else (0, 0)
-    return Terms(
+    return AccountingTerms(
         dp=config.dp,
         sampling=config.sampling,
         cohort=config.cohort,
@@ -28,17 +28,17 @@ def terms_of(config: Options) -> Terms:
     )
 
 
-def noised(config: Options) -> bool:
+def noised(config: AllOptions) -> bool:
     """Whether anything of a run gets noise."""
     return config.dp != "none" or config.response is not None
 
 
-def simulated(config: Options) -> bool:
+def simulated(config: AllOptions) -> bool:
     """Whether a run's noise follows from its seed."""
     return noised(config) and config.noise_source == "seeded"
 
 
-def keys_follow(config: Options) -> bool:
+def keys_follow(config: AllOptions) -> bool:
     """Whether keys of secure sums follow from the seed: a worker of Ray's keeps no secret.
 
     On devices they never do; of ``flwr run`` it is not known here whether it has any.

@@ -40,7 +40,7 @@ class Choice:
     why: str
 
 
-def chosen(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> Choice:
+def chosen_engine(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> Choice:
     """The engine of a run that leaves it open."""
     for package in ("flwr", "ray"):
         if importlib.util.find_spec(package) is None:

@@ -14,9 +14,9 @@ from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
-    Reply,
+    StageReply,
     Transport,
-    merged,
+    merged_replies,
 )
 from fedprune.secagg.server_stages import secure_sums
 
@@ -32,14 +32,14 @@ def inline_transport(host: Host, tick: Tick | None = None) -> Transport:
     """Puts every stage to the hosts of this process."""
     seeds_in = seeds_for(host.config)
 
-    def put(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+    def put(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> StageReply:
         seeds, hosts = seeds_in(call.session), grouped(partitions, host.config).values()
 
-        def served(group: list[int]) -> Reply:
+        def served(group: list[int]) -> StageReply:
             packet = None if enclosed is None else enclosed.sent.packet(group)
             return serve_call(host, call, group, seeds, packet, tick)
 
-        return merged(served(group) for group in hosts)
+        return merged_replies(served(group) for group in hosts)
 
     return put
 

@@ -55,17 +55,17 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
 
 def _loaded(folder: Path, model: nn.Module | None, plugin: str) -> nn.Module:
     if not (folder / MANIFEST_NAME).is_file():
-        return saved.load(folder, model, plugin)
+        return saved.load_saved(folder, model, plugin)
     about = read_manifest(folder)
     if "to" not in about:
-        return saved.load(folder, model, plugin)
+        return saved.load_saved(folder, model, plugin)
     if about["to"] not in tuple(_READERS):
         raise ValueError(f"{folder / MANIFEST_NAME}: of a form that is not known, {about['to']!r}")
     return _READERS[about["to"]](folder, about, model, plugin).eval()
 
 
 def _written_by_a_run(folder: Path, _: _About, model: nn.Module | None, plugin: str) -> nn.Module:
-    return saved.load(folder, model, plugin)
+    return saved.load_saved(folder, model, plugin)
 
 
 def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:

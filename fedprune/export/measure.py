@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.config import RunConfig
 from fedprune.export.quantise import GroupedLinear, IntegerLinear
+from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors import Masks, Tensors
 
@@ -146,21 +147,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _int_mm_operations(a: Any, b: Any, *_: Any, **__: Any) -> int:
     return int(2 * a[0] * a[1] * b[1])
-
-
-@contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Within the block a transformer writes its attention out; as it was afterwards."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
-    known: dict[int, Any] = {id(c): c for c in configs if hasattr(c, "_attn_implementation")}
-    before = {key: c._attn_implementation for key, c in known.items()}
-    try:
-        for settings in known.values():
-            settings._attn_implementation = "eager"
-        yield
-    finally:
-        for key, settings in known.items():
-            settings._attn_implementation = before[key]
 
 
 def timed(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.export.measure import Forward, eager
+from fedprune.export.measure import Forward
+from fedprune.structure.attention import eager
 
 TOLERANCE = 1e-4
 """Largest difference, as a part of the largest output."""

@@ -10,12 +10,11 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from fedprune.codec.coded_file import CODED_NAME, from_coded
-from fedprune.config import configure
 from fedprune.export.brought import give_back, save_transformer
 from fedprune.export.card import write_card
 from fedprune.export.manifest import MANIFEST_NAME, write_manifest
 from fedprune.options.plugins import with_code_of
-from fedprune.protocol.origin import _FOUND, _ORIGIN, _at_hand, _built, _check_shapes, _edited
+from fedprune.protocol.origin import at_hand, built_by, check_shapes, config_of, with_edits_of
 from fedprune.runtime.files import os_errors
 from fedprune.runtime.json_text import read_object
 from fedprune.runtime.sums import check_sums
@@ -25,7 +24,7 @@ from fedprune.tasks.rescaling import folded
 from fedprune.tensors import frozen_of, load_into
 
 
-def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
+def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
     """The model of a run folder or of a model folder, in eval mode on the CPU.
 
     A run folder's model is rebuilt from its coded file, a model folder's is read from safetensors;
@@ -48,9 +47,9 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
         head, weights, _ = from_coded(coded.read_bytes(), str(coded))
         saved = Path(folder) / "model"
         with filled_by(held_in(weights), str(coded)):
-            model = model or _built(_at_hand(with_code_of(plugin, head, coded), saved))
-            model = _edited(model, head)
-        _check_shapes(model, weights, coded)
+            model = model or built_by(at_hand(with_code_of(plugin, head, coded), saved))
+            model = with_edits_of(model, head)
+        check_shapes(model, weights, coded)
         frozen = frozen_of(model)
         load_into(model, {n: w for n, w in weights.items() if n not in frozen})
         for name, value in frozen.items():
@@ -59,7 +58,7 @@ def load(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -
         head = read_object(manifest.read_bytes())
         origin = with_code_of(plugin, head, manifest) if model is None else {}
         with filled_by(held_by(manifest.parent), str(manifest)):
-            model = _edited(model or _built(_at_hand(origin, manifest.parent)), head)
+            model = with_edits_of(model or built_by(at_hand(origin, manifest.parent)), head)
         # As it was saved: where transformers reads it too, with heads that are one layer.
         model = model if head.get("edits") else folded(model)
         load_tensors(model, manifest.parent)
@@ -85,8 +84,8 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     """Write safetensors, and the Hugging Face config and tokenizer where there are such.
 
     A model that has ``save_pretrained`` is loaded by ``from_pretrained`` afterwards, unless its
-    shape was edited: a config cannot say that, `load` and ``fedprune export`` can. What the user
-    brought comes back as it was, the type of the weights too (`fedprune.export.brought`).
+    shape was edited: a config cannot say that, `fedprune.load` and ``fedprune export`` can. What
+    the user brought comes back as it was, the type of the weights too (`fedprune.export.brought`).
 
     Args:
         model: what is saved.
@@ -95,7 +94,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
         text: of its model card; "": none is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = configure({k: origin[k] for k in (*_ORIGIN, *_FOUND) if k in origin})
+    config = config_of(origin)
     task = tasks_of(origin["plugin"])[origin["task"]]
     if hasattr(model, "save_pretrained") and not origin.get("edits"):
         save_transformer(folded(model), folder, config)

@@ -31,7 +31,7 @@ def to_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
     return moments
 
 
-ROUNDING = 1e-5
+_ROUNDING = 1e-5
 """Part of a second moment by which a variance may be negative because of float32."""
 
 
@@ -48,7 +48,7 @@ def from_moments(
         found = tensors[variance] - tensors[mean] ** 2
         out[variance] = found.clamp(min=0.0)
         if instead is not None:
-            lost = found < -ROUNDING * tensors[variance].abs()
+            lost = found < -_ROUNDING * tensors[variance].abs()
             out[variance] = torch.where(lost, instead[variance].to(found.dtype), out[variance])
     return out
 

@@ -246,27 +246,3 @@ def recorded_outputs(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def eager(*models: nn.Module) -> Iterator[None]:
-    """Within the block models of `transformers` take the attention that also gives its weights."""
-    owners: list[Any] = [m for model in models for m in _with_attention(model)]
-    before = [owner.config._attn_implementation for owner in owners]
-    for owner in owners:
-        owner.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        for owner, name in zip(owners, before, strict=True):
-            owner.set_attn_implementation(name)
-
-
-def _with_attention(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules that choose how attention is computed."""
-    found: list[str] = []
-    for path, module in model.named_modules():
-        inside = any(path.startswith(f"{outer}." if outer else "") for outer in found)
-        if hasattr(module, "set_attn_implementation") and not inside:
-            found.append(path)
-            yield module

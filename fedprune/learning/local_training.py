@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fedprune.learning.distillation import Distillation, Taught, eager, taught
+from fedprune.learning.distillation import Distillation, Taught, taught
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
+from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task, examples
 from fedprune.tensors import Tensors, all_true, found_in, into_training, learning
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fedprune.methods.catalog import method_name, method_of, options_of, riders_of
+from fedprune.methods.catalog import method_name, method_of, method_options_of, riders_of
 from fedprune.methods.measuring import measure
 from fedprune.methods.method import Method, Nothing, Rider
 from fedprune.protocol.messages import Aggregate
@@ -19,14 +19,14 @@ from fedprune.server.shrink import Reshaped, carried, fitted
 from fedprune.server.spoilt import Spoilt
 from fedprune.server.state import Model, State, reverted
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def begun(state: State, r: Round) -> State:
     """The state with a memory for the method and every rider that has none yet."""
     c = r.config
     those: dict[str, Method | Rider] = {method_name(c): method_of(c), **riders_of(c)}
-    r = replace(r, options=options_of(c))
+    r = replace(r, options=method_options_of(c))
     fresh = {n: v.init(state.model, r) for n, v in those.items() if n not in state.memories}
     return replace(state, memories={**state.memories, **fresh})
 
@@ -41,7 +41,7 @@ def round_of(state: State, plan: Plan, port: Port) -> Round:
         present=lambda: list(port.present()),
         due=plan.due(state),
         prunings=state.prunings,
-        options=options_of(plan.config),
+        options=method_options_of(plan.config),
     )
 
 
@@ -51,7 +51,7 @@ def phase_of(state: State, r: Round) -> str:
     return r.plan.phase(state, reduces=any(v.due(state.memories[n], r) for n, v in riders))
 
 
-def held(state: State, r: Round, port: Port, talk: Talk[T]) -> tuple[State, T]:
+def held(state: State, r: Round, port: Port, talk: Talk[_T]) -> tuple[State, _T]:
     """Hold a conversation: the state with what was asked in it booked, and what it returns."""
     out, book = conversed(talk, state.book, r.plan, port)
     return replace(state, book=book), out
@@ -156,7 +156,7 @@ def _pruning(state: State, r: Round) -> Talk[tuple[State, Round, Notes] | str | 
     return state, r, notes
 
 
-def tuned(state: State, r: Round, port: Port) -> tuple[State, Model | None, Aggregate]:
+def trained(state: State, r: Round, port: Port) -> tuple[State, Model | None, Aggregate]:
     """The model after the cohort has trained, if enough of it answers, and its changes."""
     along: dict[str, Any] = {}
     for name, rider in riders_of(r.config).items():

@@ -21,10 +21,10 @@ from fedprune.selection.ladder import (
     along,
     as_rungs,
     furthest,
+    ladder_parts,
     ladder_up_to,
     limit,
     paced,
-    parts_of,
     tries,
     verdict,
     way_of,
@@ -150,7 +150,7 @@ def _by_layer(
     model: Model, pace: AdaptiveState, r: Round, choose: Choose, sparsities: Sequence[float]
 ) -> Talk[Trial]:
     """Loss curves of every part by itself, then the cheapest steps of all together, measured."""
-    parts = parts_of(r.layout, r.config.unit)
+    parts = ladder_parts(r.layout, r.config.unit)
     ladders, rungs = dict[str, list[Masks]](), as_rungs(model.masks, [])
     for part, names in parts.items():
         alive = {n: model.masks[n] for n in names}

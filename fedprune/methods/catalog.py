@@ -83,7 +83,7 @@ def method_of(config: RunConfig) -> Method:
     return methods_of(config.plugin)[method_name(config)]
 
 
-def options_of(config: RunConfig) -> Section:
+def method_options_of(config: RunConfig) -> Section:
     """The options of a run's method, as its type has them.
 
     Raises:
@@ -118,7 +118,7 @@ def check_method(config: RunConfig) -> None:
         raise ConfigError(
             f"method={name!r}: the other options ask for {follows}; allowed: {FOLLOWING[name]}"
         )
-    options, method = options_of(config), method_of(config)
+    options, method = method_options_of(config), method_of(config)
     for key, why, allowed in (*_usual(config, method), *method.conflicts(config, options)):
         value = getattr(config, key.replace("-", "_"))
         raise ConfigError(f"{key}={value!r}: {why}; allowed: {allowed}", key, allowed)

@@ -21,7 +21,7 @@ class Memory:
     teacher: bytes = b""
 
 
-def kept(model: Model, memory: Memory, r: Round) -> Memory:
+def _kept(model: Model, memory: Memory, r: Round) -> Memory:
     """The model kept as the teacher, before it is pruned or reduced at first."""
     if memory.teacher or r.plan.teacher:
         return memory
@@ -53,6 +53,6 @@ RIDER = Rider(
     wanted=distils,
     memory=Memory,
     init=lambda *_: Memory(),
-    keep=kept,
+    keep=_kept,
     along=teaching,
 )

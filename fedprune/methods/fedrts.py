@@ -61,7 +61,7 @@ class Memory:
     beta: Tensors
 
 
-def init(model: Model, r: Round) -> Memory:
+def _init(model: Model, r: Round) -> Memory:
     """Nothing is believed yet: Beta(1, 1)."""
     del r
     ones = {n: torch.ones(m.shape) for n, m in model.masks.items()}
@@ -89,7 +89,7 @@ def adjusted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     won = outcomes(r.options.gamma, model.masks, top, share, wanted)
     memory = updated(memory, won, r.options.weight)
     everything = {n: torch.ones_like(m) for n, m in model.masks.items()}
-    masks = best(drawn(memory, r.config.seed, r.number), everything, target, model, r)
+    masks = best(_drawn(memory, r.config.seed, r.number), everything, target, model, r)
     fresh = sum(int((m & ~model.masks[n]).sum()) for n, m in masks.items())
     notes = replace(noted(aggregate, evidence, r.plan), exchanged=fresh)
     return Step(model.under(masks), memory, notes)
@@ -141,7 +141,7 @@ def updated(memory: Memory, won: Tensors, weight: float) -> Memory:
     )
 
 
-def drawn(memory: Memory, seed: int, round_: int) -> Tensors:
+def _drawn(memory: Memory, seed: int, round_: int) -> Tensors:
     """One number from each posterior, the same for a seed and round."""
     gen = numpy_generator(seed, "thompson", round_)
     return {
@@ -150,7 +150,7 @@ def drawn(memory: Memory, seed: int, round_: int) -> Tensors:
     }
 
 
-def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
     del options
     c, score = config, scores_of(config.plugin)[config.score]
@@ -178,7 +178,7 @@ METHOD = Method(
     tune=tuned(),
     before=adjusted,
     memory=Memory,
-    init=init,
+    init=_init,
     options=Options,
-    conflicts=conflicts,
+    conflicts=_conflicts,
 )

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from fedprune.config import RunConfig
 from fedprune.methods.global_mask import scored
-from fedprune.methods.method import Method, Tuned
-from fedprune.methods.tuning import TOO_FEW, Sent, over_holders, together, tuning_ask
+from fedprune.methods.method import Method, Trained
+from fedprune.methods.tuning import TOO_FEW, Sent, answered_by_all, over_holders, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.scores.catalog import scores_of
@@ -48,7 +48,7 @@ class Memory:
     tiers: tuple[Masks, ...] = ()
 
 
-def parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
+def _parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     """The global model pruned, and a part of it for each tier, by one score."""
     target = r.plan.sparsity(r.number)
     aggregate, evidence = yield from asked(model, r, (), target)
@@ -65,25 +65,25 @@ def parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     return Step(model.under(at(target)), Memory(tuple(parts)), noted(aggregate, evidence, r.plan))
 
 
-def own(model: Model, memory: Memory, partition: int) -> Model:
+def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What the tier of a partition holds of the model."""
     tiers = memory.tiers
     return model.under(tiers[partition % len(tiers)]) if tiers else model
 
 
-def trained(model: Model, memory: Memory, r: Round) -> Talk[Tuned]:
+def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every tier trains its part, all in one exchange; each weight is averaged over its holders."""
     n = len(r.options.tiers)
     tiers = [[p for p in r.cohort if p % n == tier] for tier in range(n)]
-    sent = [(own(model, memory, those[0]), those) for those in tiers if those]
+    sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
     sums = yield [tuning_ask(part, r, those) for part, those in sent]
     came = [Sent(m, s) for (m, _), s in zip(sent, sums, strict=True) if s.total is not None]
-    changes = together(sums)
+    changes = answered_by_all(sums)
     void = not came or too_few(changes, r.config)
-    return Tuned(None if void else over_holders(model, r, came), changes)
+    return Trained(None if void else over_holders(model, r, came), changes)
 
 
-def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
     c, score = config, scores_of(config.plugin)[config.score]
     tiers = options.tiers
@@ -106,12 +106,12 @@ def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]
 METHOD = Method(
     "clients in tiers train nested parts of one model, each weight averaged over its holders",
     "HeteroFL, Diao et al. 2021, arXiv 2010.01264; parts by --score, no scaler, no masked loss",
-    tune=trained,
-    before=parted,
+    tune=_trained,
+    before=_parted,
     memory=Memory,
     init=lambda *_: Memory(),
     options=Options,
-    own=own,
+    own=_own,
     apart=True,
-    conflicts=conflicts,
+    conflicts=_conflicts,
 )

@@ -20,8 +20,8 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.method import Method, Tuned
-from fedprune.methods.tuning import TOO_FEW, Sent, over_holders, together, tuning_ask
+from fedprune.methods.method import Method, Trained
+from fedprune.methods.tuning import TOO_FEW, Sent, answered_by_all, over_holders, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.port import Ask
@@ -48,20 +48,20 @@ class Memory:
     pruned: frozenset[int] = frozenset()
 
 
-def init(model: Model, r: Round) -> Memory:
+def _init(model: Model, r: Round) -> Memory:
     """Nobody has pruned yet."""
     del r
     return Memory(model.weights)
 
 
-def own(model: Model, memory: Memory, partition: int) -> Model:
+def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What a client holds of the global model."""
     return model.under(memory.masks.get(partition, model.masks))
 
 
-def thinned(model: Model, memory: Memory, r: Round) -> Talk[Step]:
+def _thinned(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     """The masks of those clients pruned whose own model is good enough for them."""
-    models = {p: own(model, memory, p) for p in r.cohort}
+    models = {p: _own(model, memory, p) for p in r.cohort}
     sums = yield [Ask(r.question(m, "evaluate", part="validation"), [p]) for p, m in models.items()]
     found = {p: s.totals for p, s in zip(models, sums, strict=True) if s.totals.get("count")}
     if len(found) < r.config.min_clients:
@@ -86,27 +86,27 @@ def without_smallest(model: Model, r: Round) -> Masks | None:
     return chosen(sizes, wanted, r.config, r.layout, model.masks, weights)
 
 
-def trained(model: Model, memory: Memory, r: Round) -> Talk[Tuned]:
+def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every client trains its own model, all in one exchange."""
     begin = replace(model, weights=memory.start)
-    those = {p: own(begin if p in memory.pruned else model, memory, p) for p in r.cohort}
+    those = {p: _own(begin if p in memory.pruned else model, memory, p) for p in r.cohort}
     sums = yield [tuning_ask(m, r, [p]) for p, m in those.items()]
     came = [Sent(m, s) for m, s in zip(those.values(), sums, strict=True) if s.total is not None]
-    changes = together(sums)
+    changes = answered_by_all(sums)
     void = not came or too_few(changes, r.config)
-    return Tuned(None if void else over_holders(model, r, came), changes)
+    return Trained(None if void else over_holders(model, r, came), changes)
 
 
-def settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
+def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
     """The global model, and how sparse its clients' own are."""
     yield from ()
     del changes
-    sparsities = [sparsity_of(own(model, memory, p).masks, r.layout) for p in r.cohort]
+    sparsities = [sparsity_of(_own(model, memory, p).masks, r.layout) for p in r.cohort]
     told = {"own_sparsity": mean(sparsities), "tickets": len(memory.masks)}
     return Step(model, replace(memory, pruned=frozenset()), Notes(method=told))
 
 
-def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
     del options
     c = config
@@ -130,14 +130,14 @@ def conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]
 METHOD = Method(
     "every client prunes a mask of its own while its model does well, and goes back to the start",
     "LotteryFL, Li et al. 2020, arXiv 2008.03371; the server keeps and decides the masks",
-    tune=trained,
-    before=thinned,
-    after=settled,
+    tune=_trained,
+    before=_thinned,
+    after=_settled,
     memory=Memory,
-    init=init,
+    init=_init,
     options=Options,
-    own=own,
+    own=_own,
     scores=False,
     apart=True,
-    conflicts=conflicts,
+    conflicts=_conflicts,
 )

@@ -10,7 +10,7 @@ from fedprune.config import RunConfig
 from fedprune.config.cohort import measurers, measures_in
 from fedprune.methods.catalog import method_name, method_of, riders_of
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.tuning import together
+from fedprune.methods.tuning import answered_by_all
 from fedprune.protocol.messages import Aggregate
 from fedprune.protocol.port import Ask, Port
 from fedprune.server.ask import conversed
@@ -93,7 +93,7 @@ def own_measured(state: State, r: Round, port: Port) -> tuple[State, Totals]:
     models = {p: own(state.model, memory, p) for p in port.measuring()}
     asks = [Ask(r.question(m, "evaluate", part="test"), [p]) for p, m in models.items()]
     sums, book = conversed(several(asks), state.book, r.plan, port)
-    return replace(state, book=book), together(sums).totals
+    return replace(state, book=book), answered_by_all(sums).totals
 
 
 def several(asks: Sequence[Ask]) -> Talk[list[Aggregate]]:

@@ -29,7 +29,7 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Trained:
     """What came of a round's training.
 
     Attributes:
@@ -86,7 +86,7 @@ class Method:
 
     summary: str
     source: str
-    tune: Callable[[Model, Any, Round], Talk[Tuned]]
+    tune: Callable[[Model, Any, Round], Talk[Trained]]
     before: Callable[[Model, Any, Round], Talk[Step]] = nothing
     after: Callable[[Model, Any, Round, Aggregate], Talk[Step]] = nothing_after
     memory: type = Nothing

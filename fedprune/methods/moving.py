@@ -30,7 +30,7 @@ def followed(model: Model, memory: Memory, r: Round) -> tuple[Model, Memory]:
     return model, Memory(moved(before, model.weights, model.masks, r.layout, c.moving_decay))
 
 
-def outcome(model: Model, memory: Memory) -> Model:
+def _outcome(model: Model, memory: Memory) -> Model:
     """The model with the averaged weights, where there is an average."""
     return model if memory.moving is None else replace(model, weights=memory.moving.weights)
 
@@ -41,5 +41,5 @@ RIDER = Rider(
     memory=Memory,
     init=lambda *_: Memory(),
     closing=followed,
-    outcome=outcome,
+    outcome=_outcome,
 )

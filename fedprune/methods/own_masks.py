@@ -15,7 +15,7 @@ from fedprune.server.state import Model
 from fedprune.tensors import Masks, Tensors
 
 
-def about(r: Round) -> dict[str, Any]:
+def _about(r: Round) -> dict[str, Any]:
     """What a question to tune says, where a pruning is due: each prunes before it trains."""
     if not r.due:
         return {}
@@ -23,7 +23,7 @@ def about(r: Round) -> dict[str, Any]:
     return {**own, "progress": r.plan.progress(r.number)}
 
 
-def merged(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
+def under_one_mask(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step]:
     """The model under one mask again, after the clients trained under masks of their own."""
     yield from ()
     if changes.votes is None:
@@ -42,6 +42,6 @@ def merged(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[Step
 METHOD = Method(
     "each client prunes by its own scores and trains; the masks are merged (--masks)",
     "FedDST, Bibikar et al. 2022, arXiv 2112.09824; FedSpaLLM, Bai et al. 2025, arXiv 2410.14852",
-    tune=tuned(about),
-    after=merged,
+    tune=tuned(_about),
+    after=under_one_mask,
 )

@@ -20,7 +20,7 @@ from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
 
-def exchanged(model: Model, memory: Any, r: Round) -> Talk[Step]:
+def _exchanged(model: Model, memory: Any, r: Round) -> Talk[Step]:
     """Prune at first; then exchange weights at constant density."""
     if not r.prunings:
         return (yield from thin(model, memory, r))
@@ -61,5 +61,5 @@ METHOD = Method(
     "RigL, Evci et al. 2020, arXiv 1911.11134; FedTiny, arXiv 2212.01977; with gradients summed "
     "over clients",
     tune=tuned(),
-    before=exchanged,
+    before=_exchanged,
 )

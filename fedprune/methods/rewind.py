@@ -31,7 +31,7 @@ def remembered(model: Model, memory: Memory, r: Round) -> Memory:
     return Memory(model.weights) if due else memory
 
 
-def rewound(model: Model, memory: Memory) -> Model:
+def _rewound(model: Model, memory: Memory) -> Model:
     """The model with its survivors as they were in the early round.
 
     After the last of a round's prunings: each of them is to see the weights that were trained.
@@ -48,7 +48,7 @@ def _init(model: Model, r: Round) -> Memory:
 def _pruned(before: Model, model: Model, memory: Memory, r: Round) -> Talk[Step]:
     del r
     yield from ()
-    return Step(model if model.masks is before.masks else rewound(model, memory), memory)
+    return Step(model if model.masks is before.masks else _rewound(model, memory), memory)
 
 
 def _closing(model: Model, memory: Memory, r: Round) -> tuple[Model, Memory]:
@@ -62,6 +62,6 @@ RIDER = Rider(
     init=_init,
     keep=remembered,
     pruned=_pruned,
-    rewound=rewound,
+    rewound=_rewound,
     closing=_closing,
 )

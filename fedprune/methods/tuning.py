@@ -11,8 +11,8 @@ import torch
 from fedprune.config.rates import learning_rate
 from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
 from fedprune.learning.robust import robust_change
-from fedprune.methods.method import Method, Tuned
-from fedprune.protocol.messages import Aggregate, added
+from fedprune.methods.method import Method, Trained
+from fedprune.protocol.messages import Aggregate, totals_added
 from fedprune.protocol.port import Ask
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
@@ -60,7 +60,7 @@ TOO_FEW = "not pruned: too few answered"
 def tuned(
     about: Callable[[Round], dict[str, Any]] = lambda _: {},
     update: Callable[[Model, Round, Aggregate], Model] = fedavg,
-) -> Callable[[Model, Any, Round], Talk[Tuned]]:
+) -> Callable[[Model, Any, Round], Talk[Trained]]:
     """The conversation of a round's training: ask the cohort, average.
 
     Args:
@@ -68,11 +68,11 @@ def tuned(
         update: from the summed changes to the next model.
     """
 
-    def tune(model: Model, memory: Any, r: Round) -> Talk[Tuned]:
+    def tune(model: Model, memory: Any, r: Round) -> Talk[Trained]:
         del memory
         changes = yield from tuning(model, r, **about(r))
         void = changes.total is None or too_few(changes, r.config)
-        return Tuned(None if void else update(model, r, changes), changes)
+        return Trained(None if void else update(model, r, changes), changes)
 
     return tune
 
@@ -121,13 +121,13 @@ def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
     return replace(model, weights=masked(weights, model.masks))
 
 
-def together(sums: Sequence[Aggregate]) -> Aggregate:
+def answered_by_all(sums: Sequence[Aggregate]) -> Aggregate:
     """Who answered in all of an exchange, and their totals; no tensors."""
     out = Aggregate()
     for each in sums:
         out = replace(
             out,
-            totals=added(out.totals, each.totals),
+            totals=totals_added(out.totals, each.totals),
             answered=(*out.answered, *each.answered),
             failures=(*out.failures, *each.failures),
             loud=(*out.loud, *each.loud),

@@ -17,7 +17,7 @@ from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
 
-def about(r: Round) -> dict[str, Any]:
+def _about(r: Round) -> dict[str, Any]:
     """What a question to tune says, where a pruning is due: which statistics to collect."""
     if not r.due:
         return {}
@@ -47,6 +47,6 @@ def collected(model: Model, memory: Any, r: Round, changes: Aggregate) -> Talk[S
 METHOD = Method(
     "one mask for all, by statistics that clients collect while they train (--score-during tune)",
     "movement pruning, Sanh et al. 2020, arXiv 2005.07683, with sums over clients",
-    tune=tuned(about),
+    tune=tuned(_about),
     after=collected,
 )

@@ -27,7 +27,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 @dataclass(frozen=True)
-class Declared:
+class OptionFacts:
     """What an option says of itself beside its name, type, default and limits.
 
     Attributes:
@@ -65,13 +65,13 @@ def option(
         names: the table of its names, or that by plug-in.
         limits: as of pydantic's Field: ge, gt, le, lt, multiple_of, strict.
     """
-    declaration: Any = {"option": Declared(group, when, derived, names)}
+    declaration: Any = {"option": OptionFacts(group, when, derived, names)}
     return Field(default, description=text, json_schema_extra=declaration, **limits)
 
 
-def declared(field: FieldInfo) -> Declared:
+def declared(field: FieldInfo) -> OptionFacts:
     """What an option says of itself."""
-    return typing.cast(Declared, typing.cast(Any, field.json_schema_extra)["option"])
+    return typing.cast(OptionFacts, typing.cast(Any, field.json_schema_extra)["option"])
 
 
 def may_be_none(field: FieldInfo) -> bool:
@@ -85,7 +85,7 @@ def unread_value(field: FieldInfo) -> Any:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownOption:
     """An option as what completes and checks a configuration needs it, some 150 at each one.
 
     Attributes:
@@ -96,16 +96,16 @@ class Known:
     """
 
     flag: str
-    says: Declared
+    says: OptionFacts
     default: Any
     unread: Any
 
 
 @functools.cache
-def options_of(schema: type[BaseModel]) -> Mapping[str, Known]:
+def options_of(schema: type[BaseModel]) -> Mapping[str, KnownOption]:
     """The options of a section, in its order."""
     return {
-        key: Known(key.replace("_", "-"), declared(field), field.default, unread_value(field))
+        key: KnownOption(key.replace("_", "-"), declared(field), field.default, unread_value(field))
         for key, field in schema.model_fields.items()
     }
 
@@ -124,7 +124,7 @@ class Following:
     """
 
     def __init__(
-        self, options: Mapping[str, Known], given: Mapping[str, Any], usual: Mapping[str, Any]
+        self, options: Mapping[str, KnownOption], given: Mapping[str, Any], usual: Mapping[str, Any]
     ) -> None:
         self.__dict__.update(given)
         self._options, self._usual = options, usual
@@ -148,7 +148,7 @@ class Following:
             raise Elsewhere(key)
         return self._usual.get(key, *otherwise)
 
-    def _following(self, key: str, option: Known) -> Any:
+    def _following(self, key: str, option: KnownOption) -> Any:
         if unmet(option.says.when, self):
             return option.unread
         derived = option.says.derived
@@ -162,7 +162,7 @@ def _plain_defaults(schema: type[BaseModel]) -> Mapping[str, Any]:
     return {k: o.default for k, o in options if o.says.when == ({},) and not o.says.derived}
 
 
-def completed(
+def with_derived(
     schema: type[BaseModel], given: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The values given and those that follow from them.
@@ -244,7 +244,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
-        return completed(cls, given, {}) if isinstance(given, dict) else given
+        return with_derived(cls, given, {}) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _fits(self) -> Any:

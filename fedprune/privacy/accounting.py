@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.privacy.accounting_terms import REPLACE, Terms
+from fedprune.privacy.accounting_terms import REPLACE, AccountingTerms
 from fedprune.privacy.events import UNHIDDEN, Event, Profile
 from fedprune.privacy.mechanisms import mechanism_of
 from fedprune.privacy.release import Occasion, Release
@@ -103,7 +103,9 @@ def _less(one: Profile, other: Profile) -> bool:
     return all(x <= y for x, y in zip(less, more, strict=True)) and few <= many
 
 
-def added(tally: Tally, terms: Terms, occasion: Occasion, releases: Iterable[Release]) -> Tally:
+def with_releases(
+    tally: Tally, terms: AccountingTerms, occasion: Occasion, releases: Iterable[Release]
+) -> Tally:
     """The tally with one question's releases; those that are free or not covered change nothing."""
     shared, single = dict(tally.shared), dict(tally.single)
     asked = occasion.partitions
@@ -119,7 +121,7 @@ def added(tally: Tally, terms: Terms, occasion: Occasion, releases: Iterable[Rel
     return Tally(shared, single)
 
 
-def _drawn(terms: Terms, occasion: Occasion) -> Event:
+def _drawn(terms: AccountingTerms, occasion: Occasion) -> Event:
     """The draw behind a question, as far as it protects."""
     size, population = len(occasion.partitions), occasion.population
     if not terms.amplified or occasion.audience != "cohort":
@@ -129,7 +131,7 @@ def _drawn(terms: Terms, occasion: Occasion) -> Event:
     return Event(sample=(population, size)) if 0 < size < population else Event()
 
 
-def _events(terms: Terms, release: Release) -> Profile:
+def _events(terms: AccountingTerms, release: Release) -> Profile:
     """The events of a release that shares no draw with others."""
     if release.unit == "example" and terms.unit == "client":
         return Counter({UNHIDDEN: 1})  # a client's other examples are not hidden

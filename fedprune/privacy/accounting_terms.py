@@ -16,7 +16,7 @@ REPLACE, ADD_OR_REMOVE = "replace-one", "add-or-remove-one"
 
 
 @dataclass(frozen=True)
-class Terms:
+class AccountingTerms:
     """What the whole ledger has in common.
 
     Attributes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from fedprune.privacy.accounting import Tally, added, smallest_epsilon
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting import Tally, smallest_epsilon, with_releases
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.mechanisms import mechanism_of
 from fedprune.privacy.release import Occasion, Release
 
@@ -19,7 +19,7 @@ _FEW_ORDERS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0,
 """Enough to come near, in a tenth of the time."""
 
 
-def calibrated(terms: Terms, planned: Planned) -> float:
+def calibrated(terms: AccountingTerms, planned: Planned) -> float:
     """The smallest factor of all noise with which the planned releases stay within the budget.
 
     By Rényi divergences, as the ledger stops the run by them; at most 1.001 times the smallest.
@@ -70,11 +70,11 @@ def _smallest(epsilon: Callable[[float], float], budget: float, start: float) ->
 
 
 def _epsilon(
-    terms: Terms, planned: Planned, factor: float, orders: tuple[float, ...] = ()
+    terms: AccountingTerms, planned: Planned, factor: float, orders: tuple[float, ...] = ()
 ) -> float:
     tally = Tally()
     for occasion, releases in planned:
-        tally = added(
+        tally = with_releases(
             tally, terms, occasion, [mechanism_of(r.mechanism).wider(r, factor) for r in releases]
         )
     return smallest_epsilon(tally.accounts(), terms.relation, terms.delta, orders)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedprune.options.refusal import Refused
 
-SMALLEST, LARGEST = 1e-30, 1e30
+SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30
 """Norms within which float32 keeps its relative precision, however many values share them."""
 
 
@@ -23,7 +23,7 @@ def clipped(values: Tensor, norm: float) -> Tensor:
 
     Args:
         values: of any real type and shape, all of them finite.
-        norm: the largest norm, `SMALLEST` to `LARGEST`.
+        norm: the largest norm, `SMALLEST_NORM` to `LARGEST_NORM`.
 
     Returns:
         float32, of the same shape; its norm, taken in float64, is at most norm·(1 + 1e-6).
@@ -49,8 +49,10 @@ def scaled(values: Tensor, norm: float) -> Tensor:
 
 def _split(values: Tensor, norm: float) -> tuple[Tensor, float]:
     """A vector of norm 1 (0 for zeros) in float64, and the norm, which may be infinite."""
-    if not SMALLEST <= norm <= LARGEST:
-        raise ValueError(f"norm={norm}: out of range; allowed: {SMALLEST:g} to {LARGEST:g}")
+    if not SMALLEST_NORM <= norm <= LARGEST_NORM:
+        raise ValueError(
+            f"norm={norm}: out of range; allowed: {SMALLEST_NORM:g} to {LARGEST_NORM:g}"
+        )
     if values.is_complex():
         raise Refused("values", f"{values.dtype} is not a type of real numbers")
     double = values.detach().double()

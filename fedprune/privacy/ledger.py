@@ -22,14 +22,14 @@ from typing import Any
 
 from fedprune.codec.frozen import put_together
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.accounting import Tally, added, smallest_epsilon
-from fedprune.privacy.accounting_terms import SIMULATED, Terms
+from fedprune.privacy.accounting import Tally, smallest_epsilon, with_releases
+from fedprune.privacy.accounting_terms import SIMULATED, AccountingTerms
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.statement import statement
+from fedprune.privacy.statement import Line, statement
 from fedprune.privacy.totals import (
     INFINITY,
-    closed,
     told_number,
+    total_privacy,
     unprotected,
 )
 from fedprune.runtime.files import sync_folder, write_atomically
@@ -39,9 +39,8 @@ __all__ = [
     "LEDGER_NAME",
     "Ledger",
     "Spent",
-    "Terms",
-    "numbers_in",
     "open_ledger",
+    "partitions_in",
     "read_ledger",
 ]
 
@@ -49,8 +48,6 @@ LEDGER_NAME = "privacy.jsonl"
 END_NAME = "privacy.sha256"
 _ROUNDING = 1e-9
 """Noise that was sized to fill the budget does, but for the last digits."""
-
-Line = dict[str, Any]
 
 
 class Spent(Exception):
@@ -70,7 +67,7 @@ class Ledger:
         lines: as in the file.
     """
 
-    terms: Terms
+    terms: AccountingTerms
     path: Path | None = None
     epsilon: float = 0.0
     lines: list[Line] = field(default_factory=list)
@@ -131,7 +128,7 @@ class Ledger:
         return self._times.get(_question(occasion), 0)
 
     def _with(self, occasion: Occasion, releases: Sequence[Release]) -> tuple[Tally, float]:
-        tally = added(self._tally, self.terms, occasion, releases)
+        tally = with_releases(self._tally, self.terms, occasion, releases)
         if tally == self._tally:
             return tally, self.epsilon
         epsilon = smallest_epsilon(tally.accounts(), self.terms.relation, self.terms.delta)
@@ -192,7 +189,7 @@ class Ledger:
                 occasion, release = _from_line(line)
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{LEDGER_NAME}: line {number} is no release: {error}") from None
-            tally = added(self._tally, self.terms, occasion, [release])
+            tally = with_releases(self._tally, self.terms, occasion, [release])
             self._keep(occasion, [release], tally, max(self.epsilon, _value(line["epsilon"])))
             self.lines[-1] = line
         accounts = self._tally.accounts()
@@ -217,7 +214,7 @@ class Ledger:
         if uncovered and not any(map(any, accounts.values())):
             told = unprotected()
         else:
-            told = closed(accounts, self.terms, self.epsilon)
+            told = total_privacy(accounts, self.terms, self.epsilon)
         told |= {"total": INFINITY if uncovered else told["epsilon"], "reasons": uncovered}
         told |= {"noise": self._noise(), "unit": self.terms.unit, "relation": self.terms.relation}
         if self.terms.neighbours:
@@ -236,7 +233,7 @@ class Ledger:
         return SIMULATED if self.terms.simulated else "of the operating system's generator"
 
 
-def open_ledger(path: Path | None, terms: Terms, *, resume: bool = False) -> Ledger:
+def open_ledger(path: Path | None, terms: AccountingTerms, *, resume: bool = False) -> Ledger:
     """A ledger at the path, or in memory only.
 
     Args:
@@ -342,7 +339,7 @@ def _from_line(line: Mapping[str, Any]) -> tuple[Occasion, Release]:
     asked, text = line["asked"], line["partitions"]
     if type(asked) is not int or not isinstance(text, str) or _counted(text) != asked:
         raise ValueError("partitions: not as many as were asked")
-    whole = {**line, "partitions": list(numbers_in(text))}
+    whole = {**line, "partitions": list(partitions_in(text))}
     occasion: Occasion = put_together(Occasion, _told(Occasion, whole), {})
     release: Release = put_together(Release, _told(Release, whole), {})
     for name in ("epsilon", "total"):
@@ -367,7 +364,7 @@ def _counted(text: str) -> int:
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
-def _sampling(terms: Terms, occasion: Occasion) -> str:
+def _sampling(terms: AccountingTerms, occasion: Occasion) -> str:
     """How those who were asked were chosen, in words."""
     asked, population = len(occasion.partitions), occasion.population
     if occasion.audience != "cohort" or (terms.sampling == "fixed" and asked >= population):
@@ -390,7 +387,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
 
 
-def numbers_in(text: str) -> Iterator[int]:
+def partitions_in(text: str) -> Iterator[int]:
     """The partitions that a line of the ledger names: 0, 1, 2, 3, 7 for "0-3,7"."""
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fedprune.privacy.accounting_terms import REPLACE, Terms
+from fedprune.privacy.accounting_terms import REPLACE, AccountingTerms
 from fedprune.privacy.events import UNHIDDEN, Event, Profile
 
 if TYPE_CHECKING:
     from fedprune.privacy.release import Release
 
 
-def _nothing(release: Release, terms: Terms) -> Profile:
+def _nothing(release: Release, terms: AccountingTerms) -> Profile:
     del release, terms
     return Counter()
 
@@ -48,7 +48,7 @@ class Mechanism:
 
     name: str
     sized: str = ""
-    events: Callable[[Release, Terms], Profile] = _nothing
+    events: Callable[[Release, AccountingTerms], Profile] = _nothing
     joint: bool = False
     wider: Callable[[Release, float], Release] = _same
     words: str = "{}"
@@ -61,22 +61,22 @@ class Mechanism:
         return bool(self.sized)
 
 
-def _steps(release: Release, terms: Terms) -> Profile:
+def _steps(release: Release, terms: AccountingTerms) -> Profile:
     """Gaussian mechanisms, each on its part of the examples."""
     del terms
     return Counter({Event(z=release.z or 0.0, rate=release.rate): release.steps})
 
 
-def _whole(release: Release, terms: Terms) -> Profile:
+def _whole(release: Release, terms: AccountingTerms) -> Profile:
     return _steps(replace(release, rate=1.0), terms)
 
 
-def _concentrated(release: Release, terms: Terms) -> Profile:
+def _concentrated(release: Release, terms: AccountingTerms) -> Profile:
     del terms
     return Counter({Event(spread=release.spread): 1})
 
 
-def _answered(release: Release, terms: Terms) -> Profile:
+def _answered(release: Release, terms: AccountingTerms) -> Profile:
     """A bit a unit; who answers is seen, so that being there is not hidden."""
     if terms.unit == "client" and terms.relation != REPLACE:
         return Counter({UNHIDDEN: 1})
@@ -102,7 +102,7 @@ def _times_spread(release: Release, factor: float) -> Release:
 NONE = Mechanism("none")
 """As it is."""
 
-ROUNDING = "what rounding tells: Gaussian noise is added in floating point (Mironov 2012)"
+_ROUNDING = "what rounding tells: Gaussian noise is added in floating point (Mironov 2012)"
 
 GAUSSIAN = Mechanism(
     "gaussian",
@@ -111,7 +111,7 @@ GAUSSIAN = Mechanism(
     joint=True,
     wider=_times_z,
     protection={"client": "central noise", "example": "noise on examples"},
-    gap=ROUNDING,
+    gap=_ROUNDING,
 )
 """Noise on a sum: of the server on clients' parts, or of a client on its examples'."""
 
@@ -121,7 +121,7 @@ SAMPLED_GAUSSIAN = Mechanism(
     events=_steps,
     wider=_times_z,
     protection={"example": "noise on examples"},
-    gap=ROUNDING,
+    gap=_ROUNDING,
 )
 """Steps of DP-SGD, each on examples that are drawn by chance."""
 

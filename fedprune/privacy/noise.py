@@ -32,7 +32,7 @@ Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-LARGEST = 2.0**96
+LARGEST_VARIANCE = 2.0**96
 """The largest variance of Skellam noise: its values are then exact in float64."""
 
 
@@ -125,10 +125,10 @@ def skellam(size: int, variance: float, source: Source) -> Integers:
     noise out between them (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995, sect. 2).
 
     Raises:
-        ValueError: the variance is negative, no number, or above `LARGEST`.
+        ValueError: the variance is negative, no number, or above `LARGEST_VARIANCE`.
     """
-    if not 0.0 <= variance <= LARGEST:
-        raise ValueError(f"variance={variance}: out of range; allowed: 0 to {LARGEST:g}")
+    if not 0.0 <= variance <= LARGEST_VARIANCE:
+        raise ValueError(f"variance={variance}: out of range; allowed: 0 to {LARGEST_VARIANCE:g}")
     out = np.empty(size, dtype=np.int64)
     for start in range(0, size, _AT_ONCE):
         some = min(_AT_ONCE, size - start)

@@ -26,7 +26,7 @@ COIN = 0.45
 """From this probability of a wrong bit on, there is a warning."""
 
 
-MOST = 36.0
+MOST_EPSILON = 36.0
 """Largest epsilon of a bit: what uniforms on a grid of 2⁵² points can still flip."""
 
 
@@ -44,8 +44,8 @@ class VoteUnits:
 
 
 def epsilon_of_a_bit(epsilon: float, units: int) -> float:
-    """The even share of each unit's bit in an epsilon, at most `MOST`."""
-    return min(epsilon / max(1, units), MOST)
+    """The even share of each unit's bit in an epsilon, at most `MOST_EPSILON`."""
+    return min(epsilon / max(1, units), MOST_EPSILON)
 
 
 def flip_probability(epsilon: float, units: int) -> float:

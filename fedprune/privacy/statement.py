@@ -12,7 +12,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.privacy.accounting import AMPLIFICATION, PARTICIPATION
-from fedprune.privacy.accounting_terms import REPLACE, SIMULATED, Terms
+from fedprune.privacy.accounting_terms import REPLACE, SIMULATED, AccountingTerms
 from fedprune.privacy.mechanisms import is_noised, mechanism_of
 
 Line = Mapping[str, Any]
@@ -89,7 +89,7 @@ PROTECTIONS = {
 
 
 def statement(
-    terms: Terms,
+    terms: AccountingTerms,
     lines: Sequence[Line],
     epsilon: float | str | None = None,
     account: str = PARTICIPATION,
@@ -118,7 +118,7 @@ def statement(
     return "\n\n".join(filter(None, parts))
 
 
-def protection(terms: Terms, lines: Sequence[Line]) -> str:
+def protection(terms: AccountingTerms, lines: Sequence[Line]) -> str:
     """Which protection was in force, of `PROTECTIONS`: what happened, not what was asked for."""
     used = {_protection(line) for line in lines if is_noised(line)}
     if terms.secure != "none" and "secure sums with noise" not in used:
@@ -131,7 +131,7 @@ def _protection(line: Line) -> str:
     return mechanism_of(line["mechanism"]).protection[line["unit"]]
 
 
-def _guarantee(terms: Terms, lines: Sequence[Line], epsilon: float | str) -> str:
+def _guarantee(terms: AccountingTerms, lines: Sequence[Line], epsilon: float | str) -> str:
     if not any(map(is_noised, lines)):
         if lines and all(line["covered"] for line in lines):
             return "Nothing that left was made from protected data."
@@ -181,7 +181,7 @@ def _names(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def _sampling(terms: Terms, lines: Sequence[Line], account: str) -> str:
+def _sampling(terms: AccountingTerms, lines: Sequence[Line], account: str) -> str:
     """How cohorts were drawn, and whether that was counted as protection."""
     used = _names(line["sampling"] for line in lines if is_noised(line))
     if not used or used == "all":
@@ -211,7 +211,7 @@ def _views(kind: str) -> str:
     return f"Seen under {kind}: " + "; ".join(f"by {who}: {what}" for who, what in seen) + "."
 
 
-def _colluders(terms: Terms) -> str:
+def _colluders(terms: AccountingTerms) -> str:
     """What it takes to open one client's vector, where sums are secure."""
     if not terms.neighbours:
         return ""
@@ -225,7 +225,7 @@ def _colluders(terms: Terms) -> str:
     )
 
 
-def _gaps(terms: Terms, lines: Sequence[Line]) -> list[str]:
+def _gaps(terms: AccountingTerms, lines: Sequence[Line]) -> list[str]:
     """What no number above speaks of."""
     used = {line["mechanism"]: mechanism_of(line["mechanism"]) for line in lines if is_noised(line)}
     gaps = [

@@ -14,7 +14,7 @@ from fedprune.privacy.accounting import (
     native,
     rdp_epsilon,
 )
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.events import Event, Profile
 
 INFINITY = "infinity"
@@ -23,11 +23,11 @@ INFINITY = "infinity"
 DELTAS = tuple(10 ** (-n / 2) for n in range(16, 3, -1))
 """Of the curve: 1e-8 to 1e-2, two in a decade."""
 
-LARGEST = 1000.0
+_LARGEST = 1000.0
 """Of an epsilon beyond this nothing better is asked: its distribution would fill the memory."""
 
 
-def closed(accounts: Accounts, terms: Terms, rdp: float) -> dict[str, Any]:
+def total_privacy(accounts: Accounts, terms: AccountingTerms, rdp: float) -> dict[str, Any]:
     """Epsilon by both accountants, the curve and mu, in the words of `Ledger.closing`.
 
     All by one bound, that which gives the smallest epsilon: what is said is then one claim.
@@ -43,7 +43,7 @@ def closed(accounts: Accounts, terms: Terms, rdp: float) -> dict[str, Any]:
     return best | {"rdp": told_number(rdp), "epsilon": epsilon}
 
 
-def _closed(name: str, profiles: Sequence[Profile], terms: Terms) -> dict[str, Any]:
+def _closed(name: str, profiles: Sequence[Profile], terms: AccountingTerms) -> dict[str, Any]:
     """The same by one bound."""
     rdp = rdp_epsilon(profiles, terms.relation, terms.delta)
     why_not = _why_not(profiles, rdp)
@@ -95,8 +95,8 @@ def _why_not(profiles: Sequence[Profile], rdp: float) -> str:
         return "cohorts of a fixed size are drawn without replacement, which they do not cover"
     if any(event.spread for event in events):
         return "Skellam noise is known by a bound on its concentration, not by its distribution"
-    if not rdp <= LARGEST:
-        return f"epsilon is above {LARGEST:g}: no better number would mean anything"
+    if not rdp <= _LARGEST:
+        return f"epsilon is above {_LARGEST:g}: no better number would mean anything"
     return ""
 
 

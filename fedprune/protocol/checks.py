@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fedprune.options.refusal import Refused
 from fedprune.protocol.forms import (
-    LARGEST,
+    LARGEST_NUMBER,
     MANY,
     Form,
-    Shapes,
 )
 from fedprune.protocol.messages import Aggregate
 from fedprune.scores.inputs import improper, inputs_of
-from fedprune.tasks.measures import PARTS
+from fedprune.scores.score import Shapes
+from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors import Tensors
 
 SQUARES = 1e90
@@ -30,7 +30,7 @@ _CAST = 1.001
 """What rounding on the wire may add to a value."""
 
 
-def check(
+def check_summand(
     values: Tensor,
     weight: float,
     totals: Mapping[str, float],
@@ -67,7 +67,7 @@ def check(
     if form.exact:
         _check_inputs(values, form.shapes, form.named)
     if statistics is not None:
-        within = (0.0 if form.positive else -LARGEST, LARGEST)
+        within = (0.0 if form.positive else -LARGEST_NUMBER, LARGEST_NUMBER)
         _check_values(statistics, float(clients), within, form.named_sums)
         _check_inputs(statistics, form.sums, form.named_sums)
 
@@ -84,7 +84,7 @@ def _check_values(
     low, high = map(float, torch.aminmax(values))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise Refused(_not_finite(named(values)), NOT_NUMBERS)
-    least, most = max(within[0], -LARGEST), min(within[1], LARGEST)
+    least, most = max(within[0], -LARGEST_NUMBER), min(within[1], LARGEST_NUMBER)
     if least <= low / weight and high / weight <= most * _CAST:
         return
     odd = low if low / weight < least else high
@@ -138,7 +138,7 @@ _WHOLES = {
 
 def _wholes(name: str) -> tuple[str, ...]:
     """The totals that this one, perhaps of a candidate, is at most as large as."""
-    return _WHOLES.get(name, ("count",) if name.startswith(PARTS) else ())
+    return _WHOLES.get(name, ("count",) if name.startswith(COUNTS_BY_LABEL) else ())
 
 
 def _not_finite(tensors: Tensors) -> str:
@@ -159,7 +159,7 @@ def check_sum(aggregate: Aggregate, form: Form) -> None:
         return
     total = torch.empty(0) if aggregate.total is None else aggregate.total
     of = len(aggregate.answered)
-    check(total, aggregate.weight, aggregate.totals, form, aggregate.statistics, of=of)
+    check_summand(total, aggregate.weight, aggregate.totals, form, aggregate.statistics, of=of)
     _check_norms(aggregate, form)
     _check_votes(aggregate, form)
     _check_singles(aggregate, form)

@@ -22,7 +22,7 @@ from fedprune.codec.wire import (
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Answer, Question
-from fedprune.runtime.json_text import number
+from fedprune.runtime.json_text import number_at
 from fedprune.tensors import gathered, scattered, shapes_of
 
 
@@ -90,14 +90,14 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
             raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
         values = torch.zeros(where.numel()).masked_scatter_(where, values)
     more = values_of(packet, "more", shared=True) if packet["more"] else None
-    return Answer(values, number(head, "weight"), _totals(head), votes, more)
+    return Answer(values, number_at(head, "weight"), _totals(head), votes, more)
 
 
 def _totals(head: Mapping[str, Any]) -> dict[str, float]:
     totals = head.get("totals")
     if not isinstance(totals, dict):
         raise Refused("totals", "no sums by name")
-    return {name: number(totals, name) for name in totals}
+    return {name: number_at(totals, name) for name in totals}
 
 
 def on_own_mask(votes: Tensor, question: Question) -> Tensor:

@@ -6,7 +6,7 @@ buffer into named tensors with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +25,7 @@ from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
+from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import SPREAD
@@ -32,9 +33,7 @@ from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
 from fedprune.tensors import Masks, Tensors, count_kept, scattered
 
-Shapes = Mapping[str, torch.Size]
-
-LARGEST = 1e30
+LARGEST_NUMBER = 1e30
 """Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""
 
 
@@ -76,7 +75,7 @@ class Form:
     singly: bool = False
     noisy: bool = False
     normed: bool = False
-    within: tuple[float, float] = (-LARGEST, LARGEST)
+    within: tuple[float, float] = (-LARGEST_NUMBER, LARGEST_NUMBER)
     positive: bool = False
     weighed: bool = True
     exact: bool = True
@@ -154,7 +153,9 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
         # Clients that hide examples have added noise themselves, which makes any sum negative.
         if config.dp == "example":
             return replace(form, exact=False)
-        return form if asks_signed(question, config) else replace(form, within=(0.0, LARGEST))
+        return (
+            form if asks_signed(question, config) else replace(form, within=(0.0, LARGEST_NUMBER))
+        )
     if config.dp != "none" or config.secure != "none":
         return form
     return replace(form, within=(0.0, 1.0) if config.normalise == "rank" else combine.within)
@@ -207,7 +208,7 @@ def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
     task = tasks_of(config.plugin)[config.task]
     naive = naive_of(task)
     each = torch.Size([naive.size(config) if naive else 0])
-    within = (-LARGEST, LARGEST) if task.naive else (0.0, float(MANY))
+    within = (-LARGEST_NUMBER, LARGEST_NUMBER) if task.naive else (0.0, float(MANY))
     return Form({"test": each, "train": each}, within=within)
 
 

@@ -208,7 +208,7 @@ def summed(pieces: Iterable[Aggregate]) -> Aggregate:
         out = Aggregate(
             plus(out.total, piece.total),
             out.weight + piece.weight,
-            added(out.totals, piece.totals),
+            totals_added(out.totals, piece.totals),
             plus(out.votes, piece.votes),
             out.answered + piece.answered,
             out.failures + piece.failures,
@@ -262,7 +262,7 @@ def as_sum(
     return Aggregate(
         _with(before.total, answer.values, answer.weight, torch.float64),
         before.weight + answer.weight,
-        added(before.totals, answer.totals),
+        totals_added(before.totals, answer.totals),
         votes,
         (*before.answered, partition),
         before.failures,
@@ -325,6 +325,6 @@ def _with(total: Tensor | None, values: Tensor, factor: float, dtype: torch.dtyp
     return total
 
 
-def added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+def totals_added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
     """Named sums added up; one that only one side has counts as 0 on the other."""
     return {k: left.get(k, 0.0) + right.get(k, 0.0) for k in {**left, **right}}

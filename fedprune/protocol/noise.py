@@ -9,7 +9,7 @@ from fedprune.protocol.messages import Question
 from fedprune.tensors import digest
 
 
-def source_of(config: RunConfig, purpose: str, *where: int) -> Source:
+def noise_source_of(config: RunConfig, purpose: str, *where: int) -> Source:
     """The source that `noise_source` names, for one purpose at one place.
 
     Two sources for one purpose and place begin with the same words, if they are seeded.
@@ -30,4 +30,4 @@ def source_for(question: Question, config: RunConfig, partition: int, purpose: s
     about = (q.kind, q.score, q.ask, q.names, q.dense, q.sparsity, q.lr)
     sent = (model_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
     again = f" {q.again}" if q.again else ""
-    return source_of(config, f"{purpose} {about} {sent}{again}", q.round, partition)
+    return noise_source_of(config, f"{purpose} {about} {sent}{again}", q.round, partition)

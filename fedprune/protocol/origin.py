@@ -58,15 +58,24 @@ def blank(origin: Mapping[str, Any], plugin: str = "") -> nn.Module:
     Raises:
         ValueError: it is of a plug-in, and none is given.
     """
-    return _edited(_built(_at_hand(with_code_of(plugin, origin, "a coded file"))), origin)
+    return with_edits_of(built_by(at_hand(with_code_of(plugin, origin, "a coded file"))), origin)
 
 
-def _built(origin: Mapping[str, Any]) -> nn.Module:
+def config_of(origin: Mapping[str, Any]) -> RunConfig:
+    """The configuration that an origin holds keys of."""
+    return configure({key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin})
+
+
+def built_by(origin: Mapping[str, Any]) -> nn.Module:
+    """The dense model of an origin, as its task builds it.
+
+    Raises:
+        ValueError: no such task.
+    """
     tasks = tasks_of(origin.get("plugin", ""))
     if origin["task"] not in tasks:
         raise ValueError(f"task {origin['task']!r} is not known here; pass the model to load()")
-    given = {key: origin[key] for key in (*_ORIGIN, *_FOUND) if key in origin}
-    config, task = configure(given), tasks[origin["task"]]
+    config, task = config_of(origin), tasks[origin["task"]]
     return with_channels(built(task, config), config, task)
 
 
@@ -81,7 +90,7 @@ def with_channels(model: nn.Module, config: RunConfig, task: Task) -> nn.Module:
     return model
 
 
-def _at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[str, Any]:
+def at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[str, Any]:
     """The origin of a model, with the folder it was saved in for one of the user's that is gone.
 
     A config says nothing of edits: the model they begin with is that of the user's folder only.
@@ -102,11 +111,13 @@ def _at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[st
     return origin
 
 
-def _edited(model: nn.Module, origin: Mapping[str, Any]) -> nn.Module:
+def with_edits_of(model: nn.Module, origin: Mapping[str, Any]) -> nn.Module:
+    """The model cut as its origin says."""
     return reshaped(model, from_json(json.dumps(origin.get("edits", []))))
 
 
-def _check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
+def check_shapes(model: nn.Module, weights: Tensors, path: Path) -> None:
+    """ValueError where the weights are not of the model's names and shapes."""
     here, there = shapes_of({**state_of(model), **frozen_of(model)}), shapes_of(weights)
     if here != there:
         odd = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
-from fedprune.protocol.checks import check
+from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import Form
@@ -26,7 +26,7 @@ from fedprune.protocol.messages import (
 
 
 @dataclass(frozen=True)
-class Part:
+class PartitionPart:
     """One partition's coded answer, or why there is none.
 
     Attributes:
@@ -50,14 +50,14 @@ def understood(packet: Packet, question: Question, form: Form) -> Answer:
     if len(packet.head) > longest_about(1, form.totals):
         raise Refused("reply", f"a head of {len(packet.head)} bytes")
     given = decode_answer(packet, question, form.voters, own=form.own)
-    check(given.values, given.weight, given.totals, form, given.statistics)
+    check_summand(given.values, given.weight, given.totals, form, given.statistics)
     if question.limit and (norm := norm_of(given.values)) > question.limit:
         raise Refused("values", f"a change of norm {norm:.4g}, max-norm is {question.limit:.4g}")
     return given
 
 
-def added(
-    part: Part, question: Question, form: Form, config: RunConfig, before: Aggregate
+def with_part(
+    part: PartitionPart, question: Question, form: Form, config: RunConfig, before: Aggregate
 ) -> Aggregate:
     """The sum `before`, added to in place, with one more part.
 

@@ -34,7 +34,7 @@ from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors, count_kept, gathered, scattered, shapes_of
 
-Data = Tensor | Buffer | Mapping[int, bytes]
+_Data = Tensor | Buffer | Mapping[int, bytes]
 """What fills a buffer: flat values, to be cast; bytes; or each client's own bytes."""
 
 
@@ -73,7 +73,7 @@ class Field:
     when: Callable[[Question], Any] = _always
     key: str = ""
     buffer: str = ""
-    data: Callable[[Question], Data] = lambda _: b""
+    data: Callable[[Question], _Data] = lambda _: b""
     held: str = ""
 
 

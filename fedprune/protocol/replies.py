@@ -23,7 +23,7 @@ from fedprune.protocol.messages import (
     longest_about,
     plain,
 )
-from fedprune.protocol.parts import Part
+from fedprune.protocol.parts import PartitionPart
 from fedprune.runtime.json_text import LONGEST_TEXT, read_object
 from fedprune.tensors import as_bytes, over_bytes
 
@@ -48,7 +48,7 @@ _BUFFERS = ("values", "bits", "more")
 """What the packet of an answer may hold beside its head."""
 
 
-def parts_packet(parts: Sequence[Part]) -> Packet:
+def parts_packet(parts: Sequence[PartitionPart]) -> Packet:
     """A device's reply: the coded answer of each of its partitions, and which of them failed."""
     failures = [asdict(part.failure) for part in parts if part.failure is not None]
     packets = {part.partition: part.packet for part in parts if part.packet is not None}
@@ -62,7 +62,7 @@ def parts_packet(parts: Sequence[Part]) -> Packet:
     return Packet({"about": json.dumps(about, separators=(",", ":"))}, buffers)
 
 
-def parts_in(packet: Packet, asked: Sequence[int], phase: str) -> list[Part]:
+def parts_in(packet: Packet, asked: Sequence[int], phase: str) -> list[PartitionPart]:
     """The parts that a device's packet holds, in the order of partitions; none is decoded.
 
     Args:
@@ -77,8 +77,8 @@ def parts_in(packet: Packet, asked: Sequence[int], phase: str) -> list[Part]:
         about = read_object(packet.fields["about"], longest_about(len(asked)))
         answered = [_index(p) for p in about["answered"]]
         failures = [failure_said(f, phase) for f in about["failures"]]
-        parts = [Part(p, _answer_packet(packet.buffers, p)) for p in answered]
-        parts += [Part(failure.partition, failure=failure) for failure in failures]
+        parts = [PartitionPart(p, _answer_packet(packet.buffers, p)) for p in answered]
+        parts += [PartitionPart(failure.partition, failure=failure) for failure in failures]
     except Exception as error:  # whatever a stranger's reply raises is a refusal of that reply
         raise Refused("reply", plain(f"malformed: {error!r}")) from None
     check_spoken([part.partition for part in parts], asked)

@@ -1,7 +1,7 @@
 """The one seam, the server's side: every question is booked before it is put, every sum gets noise.
 
-`guarded` wraps a port. What is asked is first written into the ledger, which stops the run where
-the budget would be exceeded; what comes back is a sum of bounded summands
+`private_port` wraps a port. What is asked is first written into the ledger, which stops the run
+where the budget would be exceeded; what comes back is a sum of bounded summands
 (`fedprune.protocol.client_privacy`), to which the server adds the noise that was booked. All that
 is alive is flat and without gaps here, so removed coordinates get no noise and stay exactly 0.0.
 """
@@ -29,11 +29,11 @@ from fedprune.protocol.client_privacy import asks_signed
 from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.noise import source_of
+from fedprune.protocol.noise import noise_source_of
 from fedprune.protocol.port import Port
 from fedprune.protocol.releases import announced, most_votes, releases_of
 from fedprune.protocol.stored import Stored, store, stored_in
-from fedprune.tasks.measures import PARTS
+from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors import digest
 
 
@@ -50,7 +50,7 @@ class _Seen:
         return n
 
 
-def guarded(
+def private_port(
     port: Port, config: RunConfig, ledger: Ledger, arm: str, stored: Stored | None = None
 ) -> Port:
     """The port with every question booked and every sum noised as the configuration says.
@@ -87,7 +87,7 @@ def guarded(
         aggregate = port.ask(replace(question, again=again) if again else question, partitions)
         if config.dp != "none":
             purpose = f"noise {arm} {name}" + (f" {again}" if again else "")
-            draw = source_of(config, purpose, question.round)
+            draw = noise_source_of(config, purpose, question.round)
             aggregate = _noised(aggregate, question, form, config, booked, draw)
         store(place, aggregate)
         return aggregate
@@ -103,13 +103,13 @@ def guarded(
     return replace(port, ask=ask, present=present, panel=panel)
 
 
-def opened(
+def ready_port(
     port: Port, config: RunConfig, ledger: Ledger, arm: str, stored: Stored | None = None
 ) -> Port:
     """The guarded port, after what clients tell of themselves has been booked."""
     where = Occasion(arm, 0, "hello", 0, "start", tuple(range(config.clients)), config.clients)
     ledger.book(where, announced(config))
-    return guarded(port, config, ledger, arm, stored)
+    return private_port(port, config, ledger, arm, stored)
 
 
 def name_of(question: Question, partitions: Sequence[int], config: RunConfig) -> str:
@@ -201,6 +201,6 @@ def _measured(
     noise = gaussian(len(names), sd, draw).tolist() if sd else [0.0] * len(names)
     sums = {n: aggregate.totals.get(n, 0.0) + extra for n, extra in zip(names, noise, strict=True)}
     # A part of a client's labels is between 0 and 1; a loss, or bytes a label, only not negative.
-    most = {n: size if n.startswith(PARTS) else math.inf for n in names}
+    most = {n: size if n.startswith(COUNTS_BY_LABEL) else math.inf for n in names}
     totals = {n: min(most[n], max(0.0, value)) for n, value in sums.items()}
     return replace(aggregate, totals={**totals, "count": size})

@@ -21,7 +21,7 @@ from fedprune.protocol.messages import Aggregate
 from fedprune.runtime.files import read_verified, write_verified
 from fedprune.tensors import Tensors
 
-FOLDER_NAME = "released"
+RELEASED_FOLDER = "released"
 
 
 @dataclass
@@ -77,8 +77,8 @@ def store(path: Path | None, aggregate: Aggregate) -> None:
 
 def forget(folder: Path) -> None:
     """Take away what a finished run has stored in its folder, but of before round one."""
-    for path in (folder / FOLDER_NAME).glob("*-*"):
+    for path in (folder / RELEASED_FOLDER).glob("*-*"):
         if int(path.name.split("-")[1]) > 0:
             path.unlink()
     with contextlib.suppress(OSError):  # some are left, or it never was
-        (folder / FOLDER_NAME).rmdir()
+        (folder / RELEASED_FOLDER).rmdir()

@@ -35,7 +35,7 @@ def vote_units_of(config: RunConfig, layout: Layout, masks: Masks) -> VoteUnits:
     return VoteUnits(places, len(numbers))
 
 
-def told(config: RunConfig, layout: Layout) -> tuple[str, ...]:
+def vote_words(config: RunConfig, layout: Layout) -> tuple[str, ...]:
     """What to expect of the configuration's randomised response, in lines; none without it.
 
     A second line is a warning that bits are close to coins.

@@ -23,7 +23,7 @@ from fedprune.records.folder import (
     record,
     rewind,
 )
-from fedprune.rounds import run
+from fedprune.rounds import loop
 from fedprune.selection.options import followed_method
 from fedprune.server.plan import Plan
 from fedprune.server.rows import Row
@@ -98,7 +98,7 @@ class RunBook:
     def play(self, arm: str, state: State, plan: Plan, port: Port) -> State:
         """Run an arm from a state to its end, a row at a time."""
         clock = time.perf_counter()
-        for state, row in run(state, plan, port):  # noqa: B020 (the last state is the result)
+        for state, row in loop(state, plan, port):  # noqa: B020 (the last state is the result)
             now = time.perf_counter()
             if arm == PRUNED and self.config.baselines and state.round == self.config.warmup:
                 self._keep_warm(state)

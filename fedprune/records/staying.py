@@ -13,7 +13,7 @@ from fedprune.structure.layout import Layout
 Kinds = dict[str, dict[str, Any]]
 """Of each kind of parameter that stays dense: its share of all parameters, how many, and names."""
 
-FEW, LEAST = 8, 0.01
+_FEW, _LEAST = 8, 0.01
 """Fewer weights than this, or a smaller part of a tensor, is almost nothing."""
 
 
@@ -69,7 +69,7 @@ def nearly_empty(layers: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     return [
         layer["name"]
         for layer in layers
-        if layer["kept"] < max(LEAST * layer["total"], min(FEW, 0.1 * layer["total"]))
+        if layer["kept"] < max(_LEAST * layer["total"], min(_FEW, 0.1 * layer["total"]))
         and not (wholly and not layer["kept"])
     ]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.scores.inputs import factored, inputs_of
-from fedprune.scores.score import Ask, Probe, Shapes
+from fedprune.scores.score import Probe, Shapes, Statistic
 from fedprune.structure.layers import (
     input_rows,
     layers_of,
@@ -53,7 +53,7 @@ def before_of(name: str) -> str:
 
 def _shapes(layout: Layout, names: Sequence[str], unit: str, probes: int) -> Shapes:
     moments = MOMENTS.shapes(layout, names, unit, probes)
-    shapes: Shapes = {}
+    shapes: dict[str, torch.Size] = {}
     for name in names:
         rows = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta"))
         shapes[inputs_of(name)] = moments[inputs_of(name)]
@@ -96,7 +96,7 @@ def _without_bias(layer: nn.Module, y: Tensor) -> Tensor:
     return rows - bias if isinstance(bias, Tensor) else rows
 
 
-OUTPUTS = Ask(_collect, _shapes, passes="2 forward")
+OUTPUTS = Statistic(_collect, _shapes, passes="2 forward")
 """The model from before goes along: all prunable weights by `before_of`."""
 
 
@@ -147,7 +147,7 @@ class Reconstruction:
 
     summary: str
     source: str
-    ask: Ask
+    ask: Statistic
     fit: Callable[[Mapping[str, Tensor], str, Tensor], Fit]
     needs_before: bool = False
     ordered: bool = False

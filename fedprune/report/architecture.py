@@ -8,7 +8,8 @@ from matplotlib.patches import Rectangle
 
 from fedprune.options.refusal import counted
 from fedprune.report.plots import ARMS, FAINT, canvas, styled
-from fedprune.report.reading import Row, Run, short_name, whole
+from fedprune.report.reading import Run, short_name, whole
+from fedprune.server.rows import Row
 
 PLURALS = {"head": "heads", "neuron": "neurons", "channel": "channels"}
 MOST_ROWS = 64

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fedprune.report.reading import Row, arms
+from fedprune.report.reading import arms
+from fedprune.server.rows import Row
 
 STEP = "round"
 

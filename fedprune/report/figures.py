@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fedprune.records.figures import Figures
 from fedprune.report.reading import (
-    NONE,
+    NO_VALUE,
     Run,
     metric_text,
     number,
@@ -37,14 +37,14 @@ def figure_table(named: Mapping[str, Figures], metric: str) -> Table:
     rows = []
     for key, words, say in _ROWS:
         if any(f.get(key) is not None for f in named.values()):
-            share = percent(ratio(first.get(key), others[0].get(key))) if others else NONE
+            share = percent(ratio(first.get(key), others[0].get(key))) if others else NO_VALUE
             rows.append([words, *(say(f.get(key)) for f in named.values()), share])
     if any(f.get("latency") for f in named.values()):
         rows.append([LATENCY, *(_time(f.get("latency")) for f in named.values()), _gain(first)])
     if any(f.get("quality") for f in named.values()):
         reached = [(f.get("quality") or {}).get(metric) for f in named.values()]
         rows.append(
-            [f"test {worded(metric)}", *(metric_text(metric, value) for value in reached), NONE]
+            [f"test {worded(metric)}", *(metric_text(metric, value) for value in reached), NO_VALUE]
         )
     columns = ["figure", *named, *(["of it"] if others else [])]
     return Table(columns, [row[: len(columns)] for row in rows], ("figure",))
@@ -66,14 +66,14 @@ _ROWS = (
 
 def _time(spread: Sequence[float] | None) -> str:
     if not spread:
-        return NONE
+        return NO_VALUE
     median, low, high = (significant(1000 * number(value)) for value in spread)
     return f"{median} ms ({low} to {high})"
 
 
 def _gain(figures: Figures) -> str:
     if not figures.get("speedup"):
-        return NONE
+        return NO_VALUE
     median, low, high = map(significant, figures["speedup"])
     return f"{median} times as fast ({low} to {high})"
 

@@ -23,7 +23,7 @@ from fedprune.report.privacy import (
     sum_notices,
 )
 from fedprune.report.reading import (
-    NONE,
+    NO_VALUE,
     Run,
     arms,
     duration,
@@ -145,14 +145,14 @@ def what_was_run(run: Run) -> str:
     known["parameters"] = whole(known.get("parameters"))
     reduced = "reduced" in known  # of which the sparsity at the end says more than what was pruned
     removed = number(run.summary.get("sparsity_asked" if reduced else "sparsity"))
-    known["removed"] = percent(removed) if removed > 0 else NONE
+    known["removed"] = percent(removed) if removed > 0 else NO_VALUE
     if reduced:
         known["reduced"] = reduced_cell(known["reduced"])
     known["time"] = duration(known.get("seconds"))
     if known.get("split") == OWN_DATA:
         del known["split"]
         known |= {f"own_{name}": known[name] for name in ("shortest", "longest")}
-    told = {key: value for key, value in known.items() if value not in ("", NONE)}
+    told = {key: value for key, value in known.items() if value not in ("", NO_VALUE)}
     return " ".join(filter(None, (filled(sentence, told) for sentence in SENTENCES)))
 
 
@@ -257,7 +257,7 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
             f"{percent(ratio(sent, dense_sent))} of {size(dense_sent)} for dense FedAvg",
         ),
     ]
-    return [fact for fact in figures if fact[1] != NONE]
+    return [fact for fact in figures if fact[1] != NO_VALUE]
 
 
 def _commands(run: Run) -> list[tuple[str, str]]:

@@ -25,7 +25,6 @@ from fedprune.report.privacy import (
     epsilon_finding,
 )
 from fedprune.report.reading import (
-    Row,
     Run,
     arms,
     chance_levels,
@@ -42,6 +41,7 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
+from fedprune.server.rows import Row
 from fedprune.tasks.measures import metric_of
 
 CSS_VARIABLES = {

@@ -25,7 +25,6 @@ from matplotlib.ticker import (
 
 from fedprune.report.reading import (
     SPACE,
-    Row,
     arms,
     chance_levels,
     density,
@@ -37,6 +36,7 @@ from fedprune.report.reading import (
     short_name,
     worded,
 )
+from fedprune.server.rows import Row
 from fedprune.tasks.measures import metric_of
 
 P = ParamSpec("P")

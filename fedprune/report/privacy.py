@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,11 +11,12 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.mechanisms import is_noised, mechanism_of
+from fedprune.privacy.statement import Line
 from fedprune.report import plots
-from fedprune.report.reading import NONE, Run, number, significant, whole
+from fedprune.report.reading import NO_VALUE, Run, number, significant, whole
 from fedprune.report.tables import Table, shorten
 
-COLUMNS = [
+_COLUMNS = [
     "quantity",
     "way",
     "times",
@@ -29,7 +29,6 @@ COLUMNS = [
     "covered",
     "reason",
 ]
-Line = Mapping[str, Any]
 
 
 def privacy_sentences(run: Run) -> list[str]:
@@ -107,7 +106,7 @@ def release_table(run: Run) -> Table:
     for line in run.ledger:
         kinds.setdefault(tuple(str(line.get(key)) for key in _SAME), []).append(line)
     rows = [_row(lines) for lines in kinds.values()]
-    return Table(COLUMNS, rows, ("quantity", "way", "unit", "mechanism", "sampling", "reason"))
+    return Table(_COLUMNS, rows, ("quantity", "way", "unit", "mechanism", "sampling", "reason"))
 
 
 _SAME = ("quantity", "way", "unit", "mechanism", "clip", "z", "spread", "covered", "reason")
@@ -123,14 +122,14 @@ def _row(lines: list[Line]) -> list[str]:
         str(first["quantity"]),
         str(first["way"]),
         whole(len(lines)),
-        str(first["unit"] or NONE),
+        str(first["unit"] or NO_VALUE),
         str(first["mechanism"]),
         significant(first.get("clip")),
         _how_much(first),
         shorten(sampling),
-        numbers if counts[-1] else NONE,
+        numbers if counts[-1] else NO_VALUE,
         "yes" if first["covered"] else "no",
-        shorten(first["reason"] or NONE),
+        shorten(first["reason"] or NO_VALUE),
     ]
 
 
@@ -162,7 +161,7 @@ def epsilon_figure(run: Run) -> Figure:
     """Epsilon so far over the rounds, a line for each arm."""
     figure, axes = plots.canvas("epsilon so far")
     ends = {(x["arm"], x["round"]): x for x in run.ledger}  # the last line of each round
-    rows = list(ends.values())
+    rows = [dict(line) for line in ends.values()]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         plots.draw_line(axes, rows, arm, "epsilon")
     axes.set_ylim(bottom=0)

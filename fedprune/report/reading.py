@@ -8,18 +8,18 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
+from fedprune.privacy.statement import Line
 from fedprune.runtime.sums import check_sums
+from fedprune.server.rows import Row
 from fedprune.tasks.measures import metric_of
 
-Row = Mapping[str, Any]
-
-NONE = "\u2013"
+NO_VALUE = "\u2013"
 SPACE = "\u00a0"  # between a number and its unit: they stay on one line
 MOST_KINDS = 40  # of tensors, for a table of kinds and blocks
 
@@ -36,7 +36,7 @@ class Run:
     seconds: dict[tuple[str, int], float]
     summary: dict[str, Any]
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    ledger: list[dict[str, Any]] = field(default_factory=list)
+    ledger: list[Line] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -165,7 +165,7 @@ def significant(value: Any) -> str:
     """A number in three significant digits."""
     value = number(value)
     if math.isnan(value):
-        return NONE
+        return NO_VALUE
     if value == 0:
         return "0"
     text = f"{value:#.3g}"
@@ -177,13 +177,13 @@ def significant(value: Any) -> str:
 def whole(value: Any) -> str:
     """A count with separated thousands."""
     value = number(value)
-    return NONE if math.isnan(value) else f"{value:,.0f}"
+    return NO_VALUE if math.isnan(value) else f"{value:,.0f}"
 
 
 def percent(share: Any) -> str:
     """A share as a percentage."""
     share = number(share)
-    return NONE if math.isnan(share) else f"{significant(100 * share)}{SPACE}%"
+    return NO_VALUE if math.isnan(share) else f"{significant(100 * share)}{SPACE}%"
 
 
 def size(count: Any) -> str:
@@ -193,14 +193,14 @@ def size(count: Any) -> str:
         if not count >= 999.5 or unit == "TB":
             break
         count /= 1000
-    return NONE if math.isnan(count) else f"{significant(count)}{SPACE}{unit}"
+    return NO_VALUE if math.isnan(count) else f"{significant(count)}{SPACE}{unit}"
 
 
 def duration(seconds: Any) -> str:
     """Seconds, or minutes and seconds, or hours and minutes."""
     seconds = number(seconds)
     if math.isnan(seconds):
-        return NONE
+        return NO_VALUE
     if seconds < 99.5:
         return f"{significant(seconds)}{SPACE}s"
     minutes, rest = divmod(round(seconds), 60)

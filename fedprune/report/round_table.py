@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedprune.report.reading import (
-    NONE,
-    Row,
+    NO_VALUE,
     Run,
     duration,
     left_out_text,
@@ -20,13 +19,14 @@ from fedprune.report.reading import (
     worded,
 )
 from fedprune.report.tables import Table
+from fedprune.server.rows import Row
 
 
 def round_table(run: Run, arm: str) -> Table:
     """Every round of one arm."""
     columns: dict[str, Callable[[Row], str]] = {
         "round": lambda row: str(row["round"]),
-        "phase": lambda row: str(row.get("phase", NONE)),
+        "phase": lambda row: str(row.get("phase", NO_VALUE)),
         "sparsity": lambda row: percent(row.get("sparsity")),
         "removed": lambda row: whole(row.get("removed")),
         "loss": _loss_cell,
@@ -41,7 +41,7 @@ def round_table(run: Run, arm: str) -> Table:
         "evaluation": lambda row: size(row.get("bytes_evaluation")),
         "agreement": lambda row: percent(row.get("agreement")),
         "seconds": lambda row: duration(run.seconds.get((arm, row["round"]))),
-        "mask": lambda row: str(row.get("mask_digest") or NONE)[:8],
+        "mask": lambda row: str(row.get("mask_digest") or NO_VALUE)[:8],
     }
     own = [row for row in run.rows if row["arm"] == arm]
     filled = [key for key in _SELDOM if any(row.get(key) is not None for row in own)]
@@ -109,4 +109,4 @@ _SELDOM: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def _seldom_cell(key: str, row: Row) -> str:
     value = row.get(key)
-    return NONE if value is None else _SELDOM[key][1](value)
+    return NO_VALUE if value is None else _SELDOM[key][1](value)

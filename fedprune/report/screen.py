@@ -15,7 +15,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.methods.catalog import FOLLOWING, method_name, method_of
 from fedprune.options.refusal import counted
 from fedprune.protocol.messages import Question
-from fedprune.protocol.votes import told
+from fedprune.protocol.votes import vote_words
 from fedprune.records.previous import data_gone
 from fedprune.records.staying import (
     empty_summary,
@@ -127,7 +127,7 @@ class Screen:
 
     def response(self, config: RunConfig, layout: Layout) -> None:
         """What randomised response leaves of the votes, before anybody is asked."""
-        first, *warning = told(config, layout) or ("",)
+        first, *warning = vote_words(config, layout) or ("",)
         if first:
             self.line(f"  response    {first}")
         for text in warning:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune.report.reading import (
-    NONE,
+    NO_VALUE,
     SPACE,
-    Row,
     Run,
     density,
     metric_text,
@@ -18,6 +17,7 @@ from fedprune.report.reading import (
     whole,
     worded,
 )
+from fedprune.server.rows import Row
 from fedprune.tasks.measures import beside, metric_of
 
 FAILURES_SHOWN, REASON_SHOWN = 200, 300
@@ -55,7 +55,7 @@ def quality_table(run: Run) -> Table:
     rows = []
     for name, words in results(run).items():
         value, loss = test_figure(run, name, run.metric), test_figure(run, name, "loss")
-        moved = NONE if name == "dense_at_pruning" else change_cell(run.metric, value, dense)
+        moved = NO_VALUE if name == "dense_at_pruning" else change_cell(run.metric, value, dense)
         others = [metric_text(column, test_figure(run, name, column)) for column in more]
         rows.append([words, metric_text(run.metric, value), moved, significant(loss), *others])
     naive = run.summary.get("naive") or {}
@@ -63,7 +63,7 @@ def quality_table(run: Run) -> Table:
         reached = metric_text(run.metric, number(naive.get(run.metric)))
         others = [metric_text(column, naive.get(column)) for column in more]
         alone = f"{metric_of(run.metric).without} alone"
-        rows.append([alone, reached, NONE, significant(naive.get("loss")), *others])
+        rows.append([alone, reached, NO_VALUE, significant(naive.get("loss")), *others])
     columns = ["model", f"test {worded(run.metric)}", "since pruning began", "test loss"]
     return Table([*columns, *map(worded, more)], rows, ("model",))
 
@@ -80,7 +80,7 @@ def change_cell(metric: str, value: float, reference: float) -> str:
     """
     difference, form = value - reference, metric_of(metric).form
     if math.isnan(difference) or (form == "level" and not reference > 0):
-        return NONE
+        return NO_VALUE
     sign = "+" if difference > 0 else "\u2212" if difference < 0 else ""
     if form == "coefficient":
         return f"{sign}{significant(abs(difference))}"
@@ -109,7 +109,7 @@ def failure_table(run: Run) -> Table:
 
 def shorten(value: Any) -> str:
     """A value as text of bounded length; a dash for nothing."""
-    text = NONE if value is None else str(value)
+    text = NO_VALUE if value is None else str(value)
     return text if len(text) <= REASON_SHOWN else f"{text[:REASON_SHOWN]}\u2026"
 
 
@@ -143,7 +143,7 @@ def staying_table(run: Run) -> Table:
 def effective_rank(layer: Row) -> str:
     """The exponential of the entropy of a matrix's singular values, of as many as there are."""
     rank, most = number(layer.get("effective_rank")), layer.get("most")
-    return NONE if rank != rank else f"{rank:.1f} of {whole(most)}"
+    return NO_VALUE if rank != rank else f"{rank:.1f} of {whole(most)}"
 
 
 def digest_table(run: Run) -> Table:

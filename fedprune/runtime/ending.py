@@ -50,12 +50,12 @@ def ended(work: Callable[[], int], program: str) -> int:
             return code
     except BrokenPipeError:
         _silence()
-        return told(program, "the output was closed by what read it")
+        return report_error(program, "the output was closed by what read it")
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def told(program: str, error: object, code: int = FAILED) -> int:
+def report_error(program: str, error: object, code: int = FAILED) -> int:
     """Print one line about an error, where that is still possible, and give back the code."""
     with contextlib.suppress(OSError, ValueError):
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -57,7 +57,7 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def number(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
+def number_at(head: Mapping[str, Any], name: str, default: float | None = None) -> float:
     """A number of an object, also NaN and infinity.
 
     Raises:
@@ -80,7 +80,7 @@ def number_within(
     Raises:
         ValueError: it is something else.
     """
-    found = number(head, name, default)
+    found = number_at(head, name, default)
     if not 0 <= found <= most:
         raise ValueError(f"{name} is not from 0 to {most:g}")
     return found

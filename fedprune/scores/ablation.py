@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Shapes,
+    Statistic,
 )
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layers import (
@@ -37,7 +37,7 @@ from fedprune.tensors import Tensors
 _CHANGES = "ablation"
 """The summand of larger units: Σ L(without) - L(with), for every unit."""
 
-AT_ONCE = 2**15
+_AT_ONCE = 2**15
 """How many numbers of a batch's largest tensor go through at once, all copies together."""
 
 Labels = dict[str, Tensor]
@@ -151,7 +151,7 @@ def _each(probe: Probe, batch: Part) -> Tensor:
 
 def _at_once(probe: Probe) -> int:
     largest = max(t.numel() for batch in probe.batches for t in batch.values())
-    return max(1, AT_ONCE // largest)
+    return max(1, _AT_ONCE // largest)
 
 
 def _without(
@@ -223,7 +223,7 @@ def _patches(probe: Probe, name: str, labels: Tensor, units: Tensor) -> Iterator
         yield Patches(where, torch.stack(rows_), torch.stack(columns_), torch.stack(own_))
 
 
-ASK = Ask(_collect, _shapes, passes="1 forward a unit, many in one batch")
+ASK_ABLATION = Statistic(_collect, _shapes, passes="1 forward a unit, many in one batch")
 
 
 def ablation(evidence: Evidence) -> Tensors:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Shapes,
+    Statistic,
 )
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors
@@ -70,7 +70,7 @@ def _turned(x: Tensor, y: object) -> Tensor:
     return 1.0 - nn.functional.cosine_similarity(x.double(), y.double(), dim=-1)
 
 
-ASK = Ask(_collect, _shapes, passes="1 forward", signed=False)
+ASK_BLOCK_INFLUENCE = Statistic(_collect, _shapes, passes="1 forward", signed=False)
 
 
 def block_influence(evidence: Evidence) -> Tensors:

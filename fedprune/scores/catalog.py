@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fedprune.options.plugins import table_in
-from fedprune.scores.ablation import ASK as ASK_ABLATION
+from fedprune.scores.ablation import ASK_ABLATION as ASK_ABLATION
 from fedprune.scores.ablation import ablation
-from fedprune.scores.block_influence import ASK as ASK_INFLUENCE
+from fedprune.scores.block_influence import ASK_BLOCK_INFLUENCE as ASK_INFLUENCE
 from fedprune.scores.block_influence import block_influence
-from fedprune.scores.contribution import ASK as ASK_CONTRIBUTION
+from fedprune.scores.contribution import ASK_CONTRIBUTION as ASK_CONTRIBUTION
 from fedprune.scores.contribution import contribution
 from fedprune.scores.example_gradients import SumOverExamples, by_example
 from fedprune.scores.gradients import (
@@ -41,19 +41,19 @@ from fedprune.scores.inputs import (
     squares,
     wanda,
 )
-from fedprune.scores.perturbation import ASK as ASK_PERTURBATION
+from fedprune.scores.perturbation import ASK_PERTURBATION as ASK_PERTURBATION
 from fedprune.scores.perturbation import perturbation, standard_error
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Score,
+    Statistic,
 )
 from fedprune.scores.sparsegpt import obs, step
 from fedprune.scores.synflow import refuse_inhomogeneous, synflow
 from fedprune.tensors import Tensors
 
-__all__ = ["SCORES", "Ask", "Evidence", "Probe", "Score", "summed_gradient"]
+__all__ = ["SCORES", "Evidence", "Probe", "Score", "Statistic", "summed_gradient"]
 
 summed_gradient = by_batch(gradient)
 """Σ g over a client's labels: one forward and one backward pass, nothing left behind."""
@@ -96,10 +96,10 @@ def _random(evidence: Evidence) -> Tensors:
     return layout.from_origin({name: draws[name] for name in names})
 
 
-ASK_GRADIENT = Ask(SumOverExamples(gradient, by_batch(gradient)), watch=watched(gradient))
-ASK_TAYLOR = Ask(SumOverExamples(taylor, by_batch(taylor)), watch=watched(taylor))
+ASK_GRADIENT = Statistic(SumOverExamples(gradient, by_batch(gradient)), watch=watched(gradient))
+ASK_TAYLOR = Statistic(SumOverExamples(taylor, by_batch(taylor)), watch=watched(taylor))
 _SQUARES = "1 forward, 1 backward, squares of every example"
-ASK_SQUARES = Ask(by_example(square), passes=_SQUARES, signed=False)
+ASK_SQUARES = Statistic(by_example(square), passes=_SQUARES, signed=False)
 
 SCORES: dict[str, Score] = {
     "taylor": Score(
@@ -118,7 +118,7 @@ SCORES: dict[str, Score] = {
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
         _mean_magnitude,
-        (Ask(by_example(taylor_second), passes=_SQUARES),),
+        (Statistic(by_example(taylor_second), passes=_SQUARES),),
     ),
     "gradient": Score(
         "|Σ g|: size of the pooled gradient",
@@ -136,14 +136,14 @@ SCORES: dict[str, Score] = {
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
         "mean of squared step gradients, as frameworks implement PruneFL",
         _mean,
-        (Ask(by_batch(mean_square), watch=watched(mean_square), signed=False),),
+        (Statistic(by_batch(mean_square), watch=watched(mean_square), signed=False),),
         additive=False,
     ),
     "second_moment_per_client": Score(
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
         "Jiang et al. 2022 (PruneFL), arXiv 1909.12326, with one pass instead of local steps",
         _mean,
-        (Ask(by_client(mean_square), signed=False),),
+        (Statistic(by_client(mean_square), signed=False),),
         additive=False,
     ),
     "fisher": Score(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fedprune.scores.gradients import by_batch, taylor
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Shapes,
+    Statistic,
 )
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layout import Layout
@@ -53,7 +53,7 @@ def _collect(probe: Probe) -> Tensors:
     return {GATES: gates}
 
 
-ASK = Ask(_collect, _shapes, passes="1 forward and backward")
+ASK_CONTRIBUTION = Statistic(_collect, _shapes, passes="1 forward and backward")
 
 
 def contribution(evidence: Evidence) -> Tensors:

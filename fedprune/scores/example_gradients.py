@@ -26,7 +26,7 @@ from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
 from fedprune.tensors import Tensors
 
-AT_ONCE = 2**22
+_AT_ONCE = 2**22
 """How many numbers the gradients of some examples may be that are held at once."""
 
 
@@ -43,7 +43,7 @@ class SumOverExamples:
     collect: Callable[[Probe], Tensors]
 
     def __call__(self, probe: Probe) -> Tensors:
-        """The sum over the probe's batches, as `fedprune.scores.score.Ask.collect`."""
+        """The sum over the probe's batches, as `fedprune.scores.score.Statistic.collect`."""
         return self.collect(probe)
 
 
@@ -105,7 +105,7 @@ class ExampleGradients:
     def of(self, batch: Part) -> Iterator[Some]:
         """The gradients of all examples of a batch, so many at a time that they fit in memory."""
         size = sum(p.numel() for p in parameters_of(self.model, self.names).values())
-        for part in batches(batch, max(1, AT_ONCE // max(1, size))):
+        for part in batches(batch, max(1, _AT_ONCE // max(1, size))):
             found = self._together(part)
             if found is not None:
                 yield found

@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.scores.gradients import by_batch, gradient, watched
-from fedprune.scores.score import Ask, Evidence, Probe
+from fedprune.scores.score import Evidence, Probe, Statistic
 from fedprune.structure.layers import parameters_of
 from fedprune.tensors import Tensors
 
@@ -50,8 +50,10 @@ def _product(probe: Probe, batch: Tensors) -> Tensors:
 
 
 ASKS = (
-    Ask(by_batch(gradient), watch=watched(gradient)),
-    Ask(_hessian_times, given=_mean_gradient, passes="1 forward, 1 backward, 1 double backward"),
+    Statistic(by_batch(gradient), watch=watched(gradient)),
+    Statistic(
+        _hessian_times, given=_mean_gradient, passes="1 forward, 1 backward, 1 double backward"
+    ),
 )
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Shapes,
+    Statistic,
 )
 from fedprune.structure.layers import (
     groups,
@@ -64,7 +64,7 @@ def rows_of(name: str) -> str:
     return f"{name}/rows"
 
 
-def inputs_ask(each: _Each, *, square: bool = False) -> Ask:
+def inputs_ask(each: _Each, *, square: bool = False) -> Statistic:
     """The question for such sums, in a pass of their own (1 forward) or while tuning.
 
     Args:
@@ -87,7 +87,7 @@ def inputs_ask(each: _Each, *, square: bool = False) -> Ask:
     ) -> AbstractContextManager[InputWatcher]:
         return _watched(model, names, _shapes(layout, names, square), each)
 
-    return Ask(collect, shapes, watch=watch, passes="1 forward", signed=square)
+    return Statistic(collect, shapes, watch=watch, passes="1 forward", signed=square)
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _watched(
 
 
 def _shapes(layout: Layout, names: Sequence[str], square: bool) -> Shapes:
-    shapes: Shapes = {}
+    shapes: dict[str, torch.Size] = {}
     for name in names:
         if layout.kinds.get(name) == "other":
             raise _no_inputs(name)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fedprune.randomness import generator
 from fedprune.scores.score import (
-    Ask,
     Evidence,
     Probe,
     Shapes,
+    Statistic,
 )
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
@@ -71,7 +71,7 @@ def _loss(probe: Probe) -> float:
     return sum(float(probe.loss(probe.model, batch).total) for batch in probe.batches)
 
 
-ASK = Ask(_collect, _shapes, passes="1 + probes forwards")
+ASK_PERTURBATION = Statistic(_collect, _shapes, passes="1 + probes forwards")
 
 
 def effects(evidence: Evidence) -> Tensors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Loss, Part
 from fedprune.tensors import Masks, Tensors
 
-Shapes = dict[str, torch.Size]
+Shapes = Mapping[str, torch.Size]
 
 
 def _forgetful(kept: Tensors) -> None:
@@ -37,7 +37,7 @@ class Probe:
         batches: the client's training part, on the model's device; may be gone through again.
         loss: sums over a batch.
         masks: True = alive.
-        given: what the server sent along, by the names of `Ask.given`; empty for most scores.
+        given: what the server sent along, by the names of `Statistic.given`; empty for most scores.
         unit: the kind of unit that is scored (a name in `fedprune.selection.units.UNITS`).
         probes: how many random perturbations to take, for the scores that take some.
         seed: the same on the server and all clients in this round: for numbers that both draw.
@@ -113,7 +113,7 @@ def weight_shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int
 
 
 @dataclass(frozen=True)
-class Ask:
+class Statistic:
     """One question to the clients: what each of them sums over its shard.
 
     Attributes:
@@ -136,7 +136,7 @@ class Ask:
     signed: bool = True
 
 
-Step = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]
+Solve = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]
 """From evidence, the sparsity of each tensor and N:M (or None) to masks and new weights."""
 
 
@@ -165,10 +165,10 @@ class Score:
     summary: str
     source: str
     finalise: Callable[[Evidence], Tensors]
-    asks: tuple[Ask, ...] = ()
+    asks: tuple[Statistic, ...] = ()
     additive: bool = True
     units: tuple[str, ...] = ()
-    step: Step | None = None
+    step: Solve | None = None
     at_start: bool = False
     tuning: bool = False
     error: Callable[[Evidence], Tensors] | None = None
@@ -176,3 +176,12 @@ class Score:
     most: int = 0
     refuses: Callable[[nn.Module, Part | None], None] | None = None
     remembers: bool = False
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """`Statistic` by the name that plug-ins of before know it by."""
+        if name == "Ask":
+            return Statistic
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

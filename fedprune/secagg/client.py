@@ -34,10 +34,10 @@ from fedprune.secagg.primitives import (
     agreed,
     derived,
     mask,
-    opened,
     sealed,
     signed,
     stream,
+    unsealed,
     verified,
 )
 from fedprune.secagg.ring import Ring, ring_type
@@ -78,7 +78,7 @@ def shares_of(seed: bytes, me: int, roster: Mapping[int, Keys], terms: Terms) ->
     return out
 
 
-def masked(
+def masked_vector(
     seed: bytes,
     me: int,
     roster: Mapping[int, Keys],
@@ -213,7 +213,7 @@ def revealed(
     out = {}
     for member in near:
         key = _channel(secrets, roster[member], member, me, bound)
-        plain = opened(key, received.get(member, b""), bound)
+        plain = unsealed(key, received.get(member, b""), bound)
         if plain is None or len(plain) != 2 * KEY:
             why = UNREADABLE.format(member)  # of messages of the sum alone, so it may be told
             raise Refused(_FIELD, why, told=why)

@@ -21,7 +21,7 @@ from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
 from fedprune.privacy.discretise import Noise
 from fedprune.privacy.noise import Source, keyed_source, secret_source
-from fedprune.protocol.checks import check
+from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.coded_answers import on_own_mask
 from fedprune.protocol.forms import Form, form_of
@@ -30,15 +30,15 @@ from fedprune.protocol.parts import failure_of
 from fedprune.protocol.questions import decode_question
 from fedprune.secagg.client import (
     confirmed,
-    masked,
+    masked_vector,
     revealed,
     shares_of,
 )
-from fedprune.secagg.keys import Keys, keys_of, parted
+from fedprune.secagg.keys import Keys, keys_and_signature, keys_of
 from fedprune.secagg.messages import (
     Call,
-    Reply,
-    merged,
+    StageReply,
+    merged_replies,
     reply_packet,
 )
 from fedprune.secagg.primitives import derived
@@ -98,7 +98,7 @@ def serve_call(
     packet: Packet | None = None,
     tick: Tick | None = None,
     register: Register | None = None,
-) -> Reply:
+) -> StageReply:
     """What a host's partitions say in one stage; one that fails is left out and named.
 
     Args:
@@ -117,7 +117,7 @@ def serve_call(
     terms = terms_of(host.config, call.session, call.members)
     if register is not None:
         check_vouched(register, call.roster, terms)
-    roster = {p: parted(shown)[0] for p, shown in call.roster.items()}
+    roster = {p: keys_and_signature(shown)[0] for p, shown in call.roster.items()}
     known, kept = seeds_of(host.config, call.session), seeds is not None
     sitting = _Sitting(host, call, terms, roster, seeds or known, kept, register)
     if call.stage == "masked":
@@ -127,34 +127,36 @@ def serve_call(
     return _STAGES[call.stage](sitting, partitions)
 
 
-def _keys(s: _Sitting, partitions: Sequence[int]) -> Reply:
-    def one(p: int) -> Reply:
+def _keys(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+    def one(p: int) -> StageReply:
         keys = keys_of(s.seeds(p), s.terms)
         shown = vouched(s.register, p, keys, s.terms) if s.register else keys.as_bytes
-        return Reply(keys={p: shown})
+        return StageReply(keys={p: shown})
 
     return _each(s, partitions, one)
 
 
-def _shares(s: _Sitting, partitions: Sequence[int]) -> Reply:
-    def one(p: int) -> Reply:
-        return Reply(shares={p: shares_of(s.seeds(p), p, s.roster, s.terms)})
+def _shares(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+    def one(p: int) -> StageReply:
+        return StageReply(shares={p: shares_of(s.seeds(p), p, s.roster, s.terms)})
 
     return _each(s, partitions, one)
 
 
-def _confirm(s: _Sitting, partitions: Sequence[int]) -> Reply:
-    def one(p: int) -> Reply:
+def _confirm(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+    def one(p: int) -> StageReply:
         told = s.call.summed, s.call.shared
-        return Reply(said={p: confirmed(s.seeds(p), p, s.roster, *told, s.terms)})
+        return StageReply(said={p: confirmed(s.seeds(p), p, s.roster, *told, s.terms)})
 
     return _each(s, partitions, one)
 
 
-def _unmask(s: _Sitting, partitions: Sequence[int]) -> Reply:
-    def one(p: int) -> Reply:
+def _unmask(s: _Sitting, partitions: Sequence[int]) -> StageReply:
+    def one(p: int) -> StageReply:
         told = s.call.sealed.get(p, {}), s.call.summed, s.call.shared
-        return Reply(shares={p: revealed(s.seeds(p), p, s.roster, *told, s.terms, s.call.said)})
+        return StageReply(
+            shares={p: revealed(s.seeds(p), p, s.roster, *told, s.terms, s.call.said)}
+        )
 
     return _each(s, partitions, one)
 
@@ -163,26 +165,29 @@ _STAGES = {"keys": _keys, "shares": _shares, "confirm": _confirm, "unmask": _unm
 
 
 def _each(
-    s: _Sitting, partitions: Sequence[int], one: Callable[[int], Reply], tick: Tick | None = None
-) -> Reply:
+    s: _Sitting,
+    partitions: Sequence[int],
+    one: Callable[[int], StageReply],
+    tick: Tick | None = None,
+) -> StageReply:
     """What the partitions say, each weighed as if it had come from a device of its own.
 
     Why one failed is in the log on its side: it may quote what nobody else is to know.
     """
 
-    def said(partition: int) -> Reply:
+    def said(partition: int) -> StageReply:
         try:
             reply = one(partition)
             reply = replace(reply, bytes_up=reply_packet(reply).size())
         except Exception as error:  # whatever a client raises must not stop the others
             log.warning("partition %d drops out of a secure sum: %s", partition, error)
             failure = silenced(failure_of(partition, s.call.stage, error), s.host.config, error)
-            reply = Reply(failures=(failure,))
+            reply = StageReply(failures=(failure,))
         if tick:
             tick(1)
         return reply
 
-    return merged(said(partition) for partition in partitions)
+    return merged_replies(said(partition) for partition in partitions)
 
 
 @dataclass(frozen=True)
@@ -206,16 +211,18 @@ class _Asked:
     open: Tensor | None
 
 
-def _masked(s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick | None) -> Reply:
+def _masked(
+    s: _Sitting, packet: Packet, partitions: Sequence[int], tick: Tick | None
+) -> StageReply:
     asked = _asked(s, packet)
 
-    def one(p: int) -> Reply:
+    def one(p: int) -> StageReply:
         vector = vector_for(asked, p, s.terms.bits)
         if asked.noises:
             enough = fewest_left(len(s.terms.members), s.host.config)
             with_share(vector, asked.pieces, asked.noises, enough, _source(s, p))
-        total = masked(s.seeds(p), p, s.roster, s.call.shared, vector, s.terms)
-        return Reply(total=total, summed=(p,))
+        total = masked_vector(s.seeds(p), p, s.roster, s.call.shared, vector, s.terms)
+        return StageReply(total=total, summed=(p,))
 
     return _each(s, partitions, one, tick)
 
@@ -248,7 +255,7 @@ def _asked(s: _Sitting, packet: Packet) -> _Asked:
 def vector_for(asked: _Asked, partition: int, bits: int) -> Ring:
     """A partition's answer as a vector, refused before it is masked if it would spoil the sum."""
     given = answered(asked.host, asked.question, partition)
-    check(given.values, given.weight, given.totals, asked.form, given.statistics)
+    check_summand(given.values, given.weight, given.totals, asked.form, given.statistics)
     held = None
     if asked.open is not None:
         given, held = _among_holders(given, asked.question, asked.open)

@@ -19,14 +19,14 @@ from fedprune.options.refusal import Refused
 from fedprune.protocol.questions import HELD
 from fedprune.secagg.messages import (
     Call,
-    Reply,
+    StageReply,
     call_packet,
     reply_packet,
 )
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """Of the newest sum alone.
 
     Attributes:
@@ -50,13 +50,13 @@ class Memory:
 
 _DAY = 24 * 3600.0
 
-Serve = Callable[[bytes], Reply]
+Serve = Callable[[bytes], StageReply]
 """Serves a stage with a seed."""
 
 
-def recalled(
-    memory: Memory | None, call: Call, packet: Packet | None, serve: Serve, under: str = ""
-) -> tuple[Memory, Packet]:
+def served_once(
+    memory: DeviceMemory | None, call: Call, packet: Packet | None, serve: Serve, under: str = ""
+) -> tuple[DeviceMemory, Packet]:
     """A stage served by a device, and what it remembers after it.
 
     What is asked a second time is answered as the first time: the reply was lost. In a session a
@@ -77,7 +77,7 @@ def recalled(
     if call.stage == "keys":
         _forget_old()
         known = memory is not None and memory.session == call.session and memory.seed
-        memory = memory if known else Memory(call.session, os.urandom(32))
+        memory = memory if known else DeviceMemory(call.session, os.urandom(32))
         assert memory is not None
         return memory, reply_packet(serve(memory.seed))
     if memory is None or memory.session != call.session:
@@ -101,7 +101,7 @@ def recalled(
     return memory, reply
 
 
-def _opened(memory: Memory, digest: bytes, serve: Serve) -> tuple[Memory, Packet]:
+def _opened(memory: DeviceMemory, digest: bytes, serve: Serve) -> tuple[DeviceMemory, Packet]:
     _same(memory.opened, digest)
     if memory.opened:
         return memory, Packet({"about": memory.about}, {"shares": memory.shares})

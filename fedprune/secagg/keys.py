@@ -56,7 +56,7 @@ class Keys:
         return cls(*(data[at : at + KEY] for at in range(0, 4 * KEY, KEY)))
 
 
-def parted(shown: bytes) -> tuple[Keys, bytes]:
+def keys_and_signature(shown: bytes) -> tuple[Keys, bytes]:
     """The keys that a client shows, and the signature that follows them; b"" where there is none.
 
     Raises:

@@ -28,10 +28,10 @@ from fedprune.protocol.messages import (
 from fedprune.protocol.questions import Broadcast
 from fedprune.protocol.replies import check_spoken
 from fedprune.runtime.json_text import read_object
-from fedprune.secagg.keys import parted
+from fedprune.secagg.keys import keys_and_signature
 from fedprune.secagg.ring import Ring, ring_type
 
-Table = Mapping[int, Mapping[int, bytes]]
+_Table = Mapping[int, Mapping[int, bytes]]
 """From one client to others, or of one from others: a few bytes each."""
 
 
@@ -58,14 +58,14 @@ class Call:
     roster: Mapping[int, bytes] = field(default_factory=dict)
     shared: frozenset[int] = frozenset()
     summed: frozenset[int] = frozenset()
-    sealed: Table = field(default_factory=dict)
+    sealed: _Table = field(default_factory=dict)
     open: bytes = b""
     coarse: Mapping[str, int] = field(default_factory=dict)
     said: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Reply:
+class StageReply:
     """What clients say in one stage, for one host or for all.
 
     Attributes:
@@ -81,7 +81,7 @@ class Reply:
     """
 
     keys: Mapping[int, bytes] = field(default_factory=dict)
-    shares: Table = field(default_factory=dict)
+    shares: _Table = field(default_factory=dict)
     total: Ring | None = None
     summed: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -113,18 +113,18 @@ class Enclosure:
 LONGEST_CALL = 2**22
 """Bytes of what a call says in JSON: it names everyone who is in a sum three times."""
 
-Transport = Callable[[Call, Sequence[int], Enclosure | None], Reply]
+Transport = Callable[[Call, Sequence[int], Enclosure | None], StageReply]
 """Puts a stage to partitions, wherever they are, and gives back what they said."""
 
 
-def merged(replies: Iterable[Reply]) -> Reply:
+def merged_replies(replies: Iterable[StageReply]) -> StageReply:
     """What several hosts said, as one; their masked sums are added, the first one in place."""
-    out = Reply()
+    out = StageReply()
     for reply in replies:
         total = reply.total if out.total is None else out.total
         if reply.total is not None and out.total is not None:
             np.add(out.total, reply.total, out=out.total)
-        out = Reply(
+        out = StageReply(
             {**out.keys, **reply.keys},
             {**out.shares, **reply.shares},
             total,
@@ -183,7 +183,7 @@ def call_of(packet: Packet) -> Call:
         raise Refused("call", plain(f"malformed: {error!r}")) from None
 
 
-def reply_packet(reply: Reply) -> Packet:
+def reply_packet(reply: StageReply) -> Packet:
     """A reply as fields and buffers."""
     about = {
         "summed": reply.summed,
@@ -202,7 +202,7 @@ def reply_packet(reply: Reply) -> Packet:
 
 def reply_of(
     packet: Packet, asked: Collection[int], stage: str, bits: int, length: int = 0
-) -> Reply:
+) -> StageReply:
     """The reply that a packet holds, as far as its form can tell.
 
     Args:
@@ -218,8 +218,8 @@ def reply_of(
     try:
         about = read_object(packet.fields["about"], longest_about(len(asked)))
         keys = _owned(packet.buffers.get("keys", b""))
-        reply = Reply(
-            {p: given for p, given in keys.items() if parted(given)},
+        reply = StageReply(
+            {p: given for p, given in keys.items() if keys_and_signature(given)},
             table_of(packet.buffers.get("shares", b"")),
             _vector(packet.buffers.get("total"), bits, length),
             tuple(int(p) for p in about["summed"]),
@@ -239,7 +239,7 @@ def reply_of(
 _ENTRY = struct.Struct("<III")
 
 
-def table_bytes(table: Table) -> bytes:
+def table_bytes(table: _Table) -> bytes:
     """A table as bytes: of every entry both clients, its length, itself; b"" if empty."""
     return b"".join(
         _ENTRY.pack(one, other, len(data)) + data

@@ -79,7 +79,7 @@ def sealed(key: bytes, plain: bytes, bound: bytes) -> bytes:
     return ChaCha20Poly1305(key).encrypt(_NO_NONCE, plain, bound)
 
 
-def opened(key: bytes, cipher: bytes, bound: bytes) -> bytes | None:
+def unsealed(key: bytes, cipher: bytes, bound: bytes) -> bytes | None:
     """What was sealed; None if the key, a byte or what it was bound to differs."""
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedprune.options.refusal import Refused
-from fedprune.secagg.keys import Keys, parted
+from fedprune.secagg.keys import Keys, keys_and_signature
 from fedprune.secagg.terms import Terms
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def check_vouched(register: Register, shown: Mapping[int, bytes], terms: Terms) 
 
 
 def _wrong(register: Register, member: int, shown: bytes, terms: Terms) -> str:
-    keys, signature = parted(shown)
+    keys, signature = keys_and_signature(shown)
     if member not in register.signers:
         return "not in them"
     if not signature:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedprune.secagg.client import (
     confirmed,
-    masked,
+    masked_vector,
     revealed,
     shares_of,
 )
@@ -33,7 +33,7 @@ class Rehearsed:
     summed: frozenset[int]
 
 
-def rehearse(
+def sum_at_once(
     seeds: Mapping[int, bytes],
     vectors: Mapping[int, Ring],
     terms: Terms,
@@ -63,7 +63,7 @@ def rehearse(
     left -= frozenset(gone.get("masked", ()))
     total: Ring | None = None
     for member in sorted(left):
-        more = masked(seeds[member], member, roster, shared, vectors[member], terms)
+        more = masked_vector(seeds[member], member, roster, shared, vectors[member], terms)
         total = more if total is None else np.add(total, more, out=total)
     _require(enough("masked", roster, left, terms, shared=shared))
     summed = left

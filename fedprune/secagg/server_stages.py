@@ -21,11 +21,11 @@ from fedprune.protocol.models import layout_at
 from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.secagg.client import confirming
 from fedprune.secagg.graph import enough
-from fedprune.secagg.keys import KEY, Keys, parted
+from fedprune.secagg.keys import KEY, Keys, keys_and_signature
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
-    Reply,
+    StageReply,
     Transport,
     call_for,
     call_packet,
@@ -35,7 +35,7 @@ from fedprune.secagg.ring import Ring
 from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.shared_noise import fewest_left, noises_of
 from fedprune.secagg.strangers import (
-    unreadable,
+    strangers_of,
     unsigned,
     wrong_keys,
     wrong_shares,
@@ -55,14 +55,14 @@ _DEALT = "shares of another secret than it showed"
 TRIES = 2
 """How often a sum is tried: with everyone, and with who was left."""
 
-FEWEST = 3
+FEWEST_HOLDERS = 3
 """Clients that must hold a coordinate for its sum to be taken, where their masks differ."""
 
 HOLDERS = "own"
 """Kind of the question that only counts who holds what."""
 
 
-Said = TypeVar("Said")
+_Said = TypeVar("_Said")
 
 
 class _Void(Exception):
@@ -152,7 +152,7 @@ class _Course:
 
     def put(
         self, call: Call, partitions: Collection[int], enclosed: Enclosure | None = None
-    ) -> Reply:
+    ) -> StageReply:
         """Put a stage to partitions."""
         asked = sorted(partitions)
         self.down += sum(call_packet(call_for(call, [p])).size() for p in asked)
@@ -169,8 +169,8 @@ class _Course:
         return reply
 
     def without(
-        self, wrong: Mapping[int, str], said: Mapping[int, Said], stage: str
-    ) -> dict[int, Said]:
+        self, wrong: Mapping[int, str], said: Mapping[int, _Said], stage: str
+    ) -> dict[int, _Said]:
         """What was said in a stage but for what is wrong of it, whose clients have failed."""
         kind = self.question.kind
         self.failures |= {p: Failure(p, kind, stage, why) for p, why in wrong.items()}
@@ -201,12 +201,14 @@ def _tried(course: _Course, members: tuple[int, ...], attempt: int) -> Aggregate
         return _sum(course, question, members, attempt)
     holders = _sum(course, replace(question, kind=HOLDERS), members, attempt)
     assert holders.votes is not None  # the form wants them
-    open_ = pack_flags(holders.votes >= FEWEST)
+    open_ = pack_flags(holders.votes >= FEWEST_HOLDERS)
     try:
         return _sum(course, question, holders.answered, attempt, open_)
     except _Void as void:
         gone = len(holders.answered) - len(void.left)
-        if 0 < gone < FEWEST:  # a second count among those left would differ by what these hold
+        if (
+            0 < gone < FEWEST_HOLDERS
+        ):  # a second count among those left would differ by what these hold
             why = (
                 f"{void}; counting again who holds what would show the masks of "
                 f"{counted(gone, 'client')}"
@@ -293,7 +295,7 @@ def _opened(
     """
     call = Call("keys", terms.session, terms.members, coarse=course.coarse)
     said_keys = course.put(call, terms.members).keys
-    roster = {p: parted(shown)[0] for p, shown in said_keys.items()}
+    roster = {p: keys_and_signature(shown)[0] for p, shown in said_keys.items()}
     roster = course.without(wrong_keys(roster), roster, "keys")
     call = replace(call, stage="shares", roster={p: said_keys[p] for p in roster})
     _require("keys", roster, roster, terms)
@@ -340,7 +342,7 @@ def _unmasked(
     try:
         opened = unmasked(total, roster, call.shared, call.summed, shown, terms)
     except Unrecoverable as error:
-        unread, by = unreadable(reply.failures, call.summed, terms)
+        unread, by = strangers_of(reply.failures, call.summed, terms)
         wrong = unread | ({error.dealer: _DEALT} if error.dealer in terms.members else {})
         left = course.without(wrong, dict.fromkeys({*shown, *by}), "shares")
         raise _Void(str(error), left) from None

@@ -55,7 +55,7 @@ def wrong_shares(
     return wrong
 
 
-def unreadable(
+def strangers_of(
     failures: Iterable[Failure], summed: Collection[int], terms: Terms
 ) -> tuple[dict[int, str], set[int]]:
     """Whose shares more than half of its neighbours in the sum could not read, and who said so.

@@ -148,7 +148,7 @@ def _rungs(kept: Tensor, ladder_: Sequence[Tensor]) -> Tensor:
     return rungs
 
 
-def parts_of(layout: Layout, unit: str) -> dict[str, tuple[str, ...]]:
+def ladder_parts(layout: Layout, unit: str) -> dict[str, tuple[str, ...]]:
     """What gets a ladder of its own: every prunable tensor, or the tensors that units run through.
 
     Only for units that lie in one tensor, and for heads and neurons.

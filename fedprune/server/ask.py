@@ -26,10 +26,10 @@ from fedprune.server.standing import limit_of, too_few, weighed
 from fedprune.server.state import Book, Model
 from fedprune.tensors import load_into
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def conversed(talk: Talk[T], book: Book, plan: Plan, port: Port) -> tuple[T, Book]:
+def conversed(talk: Talk[_T], book: Book, plan: Plan, port: Port) -> tuple[_T, Book]:
     """Hold a conversation: what it returns, and the book with all that was asked in it.
 
     Raises:

@@ -14,9 +14,9 @@ from fedprune.server.plan import Plan
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-Talk = Generator[Sequence[Ask], list[Aggregate], T]
+Talk = Generator[Sequence[Ask], list[Aggregate], _T]
 """Yields the asks of an exchange, is sent one sum for each, and returns what came of it."""
 
 

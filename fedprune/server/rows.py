@@ -14,7 +14,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.state import State, Totals
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.measures import measures, shown_columns, standard_error
+from fedprune.tasks.measures import error_of_mean, measures, shown_columns
 from fedprune.tensors import count_kept, digest
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def row(
     said = said if notes.method is not None else {n: v for n, v in said.items() if n != "method"}
     book, c = state.book, plan.config
     if c.measure_cohort:  # of everyone there is no error of a sample
-        error = standard_error(totals, c.clients)
+        error = error_of_mean(totals, c.clients)
         said |= {"measured_by": int(totals.get("clients", 0)), "loss_error": error}
     return {
         "round": state.round,

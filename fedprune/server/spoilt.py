@@ -10,7 +10,7 @@ from fedprune.config import RunConfig
 from fedprune.protocol.messages import Aggregate, Failure, plain
 from fedprune.scores.catalog import SCORES, scores_of
 from fedprune.scores.combine import combines_of
-from fedprune.scores.score import Ask, Evidence
+from fedprune.scores.score import Evidence, Statistic
 from fedprune.server.standing import all_finite, standing_out
 from fedprune.tensors import Tensors
 
@@ -52,7 +52,7 @@ def check_score(evidence: Evidence, aggregate: Aggregate, config: RunConfig) -> 
         raise Spoilt(f"no score comes of the sums: NaN for {bad[0]}", aggregate)
 
 
-def given_by(ask: Ask, evidence: Evidence, aggregate: Aggregate) -> Tensors:
+def given_by(ask: Statistic, evidence: Evidence, aggregate: Aggregate) -> Tensors:
     """What goes along with an ask, made of what was answered before.
 
     Raises:

@@ -21,7 +21,7 @@ from fedprune.server.state import Book, State
 TIMES = 5.0
 """So many times the running median may a norm be under ``--max-norm auto``."""
 
-REMEMBERED = 100
+NORMS_REMEMBERED = 100
 """Norms that the running median is of."""
 
 
@@ -51,7 +51,7 @@ def weighed(book: Book, changes: Aggregate, config: RunConfig) -> tuple[Book, Ag
         for p, norm in beyond.items()
     )
     kept = [norm for p, norm in norms.items() if p not in beyond]
-    book = replace(book, norms=(*book.norms, *kept)[-REMEMBERED:]).with_failures(failures)
+    book = replace(book, norms=(*book.norms, *kept)[-NORMS_REMEMBERED:]).with_failures(failures)
     if not beyond:
         return book, changes
     answered = tuple(p for p in changes.answered if p not in beyond)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedprune.randomness import generator
 from fedprune.structure.channels.cut import cut_channels
-from fedprune.structure.channels.flow import Book, Flow
+from fedprune.structure.channels.flow import Flow, Trace
 from fedprune.structure.channels.groups import (
     TRACED,
     Bundle,
@@ -124,7 +124,7 @@ def traced(model: nn.Module, run: _Loss, examples: Sequence[Tensors]) -> Roles:
     layers: dict[nn.Module, str] = {
         m: p for p, m in model.named_modules() if isinstance(m, CUTTABLE)
     }
-    book = Book({})
+    book = Trace({})
     for layer, path in layers.items():
         _enter(book, path, layer)
     reached: set[str] = set()
@@ -155,7 +155,7 @@ def _depthwise(layer: Any) -> bool:
     return bool(layer.groups == layer.in_channels == layer.out_channels > 1)
 
 
-def _enter(book: Book, path: str, layer: Any) -> None:
+def _enter(book: Trace, path: str, layer: Any) -> None:
     """New variables for a layer's rows and, if it makes channels, for its columns."""
     if _makes(layer):
         linear = isinstance(layer, nn.Linear)
@@ -173,7 +173,7 @@ def _enter(book: Book, path: str, layer: Any) -> None:
         book.unite([flow[i // width * width] for i in range(size)], flow)
 
 
-def _follow(book: Book, graph: Any, layer: nn.Module, layers: dict[nn.Module, str]) -> None:
+def _follow(book: Trace, graph: Any, layer: nn.Module, layers: dict[nn.Module, str]) -> None:
     """Make one what torch-pruning says goes together with the rows of a layer."""
     made = book.rows[layers[layer]]
     pruner = graph.get_pruner_of_module(layer)
@@ -189,7 +189,7 @@ def _follow(book: Book, graph: Any, layer: nn.Module, layers: dict[nn.Module, st
             book.fix_all(roots)  # a layer that is not cut here
 
 
-def _join(book: Book, roots: Flow, flow: Flow, places: Sequence[int]) -> None:
+def _join(book: Trace, roots: Flow, flow: Flow, places: Sequence[int]) -> None:
     if len(flow) == 1:  # PReLU's one slope for all channels
         return
     book.unite(roots, [flow[i] for i in places])

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedprune.runtime.json_text import LONGEST_TEXT, MOST_TENSORS, read_object
 
-FREE = 2**24
+FREE_VALUES = 2**24
 """Values that a model may hold whatever its file: positions, causal masks, fresh heads."""
 
 _TIMES = 8
@@ -107,7 +107,7 @@ def _whole(sizes: Iterable[Any]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldByFiles:
     """How much of a model files hold.
 
     Attributes:
@@ -120,13 +120,13 @@ class Held:
 
 
 @contextmanager
-def filled_by(held: Held, name: str) -> Iterator[None]:
+def filled_by(held: HeldByFiles, name: str) -> Iterator[None]:
     """Within the block no model is built that files which hold so much could not fill.
 
     Raises:
         TooLarge: one begins to be; nothing of the layer that would be too large is allocated.
     """
-    most, calls = FREE + _TIMES * held.values, CALLS + CALLS_EACH * held.tensors
+    most, calls = FREE_VALUES + _TIMES * held.values, CALLS + CALLS_EACH * held.tensors
     with _Counting(most, calls, name, "which its files cannot fill"):
         yield
 
@@ -143,17 +143,17 @@ def within_memory(name: str) -> Iterator[None]:
         TooLarge: as `filled_by`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    most, calls = max(FREE, memory // TRAINING), CALLS + CALLS_EACH * MOST_TENSORS
+    most, calls = max(FREE_VALUES, memory // TRAINING), CALLS + CALLS_EACH * MOST_TENSORS
     with _Counting(most, calls, name, "which this machine has not the memory to train"):
         yield
 
 
-def held_in(tensors: Mapping[str, Tensor]) -> Held:
+def held_in(tensors: Mapping[str, Tensor]) -> HeldByFiles:
     """How much tensors that were read hold."""
-    return Held(sum(t.numel() for t in tensors.values()), len(tensors))
+    return HeldByFiles(sum(t.numel() for t in tensors.values()), len(tensors))
 
 
-def held_by(folder: Path) -> Held:
+def held_by(folder: Path) -> HeldByFiles:
     """How much the files of weights in a folder hold at most; only their headers are read.
 
     Raises:
@@ -168,7 +168,7 @@ def held_by(folder: Path) -> Held:
         elif path.suffix in _OTHERS:
             values += path.stat().st_size
             tensors += path.stat().st_size // 2**8
-    return Held(values, tensors)
+    return HeldByFiles(values, tensors)
 
 
 def shapes_in_file(path: Path) -> dict[str, list[int]]:

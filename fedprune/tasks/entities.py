@@ -20,7 +20,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     """
     found: set[Entity] = set()
     start, (last, kind) = -1, ("O", "")
-    for i, (prefix, its_kind) in enumerate([*map(parted, tags), ("O", "")]):
+    for i, (prefix, its_kind) in enumerate([*map(tag_parts, tags), ("O", "")]):
         if start >= 0 and (last in ENDS or prefix in BEGINS or its_kind != kind):
             found.add((kind, start, i))
             start = -1
@@ -30,7 +30,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     return found
 
 
-def parted(tag: str) -> tuple[str, str]:
+def tag_parts(tag: str) -> tuple[str, str]:
     """Prefix and kind of a tag: "B" and "PER" of B-PER, "O" and "" of O, "S" of one without."""
     prefix, _, kind = tag.partition("-")
     return (prefix, kind) if prefix in {*"BIESLUO"} else ("S", tag)

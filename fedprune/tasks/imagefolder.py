@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
-from fedprune.tasks.splits import FEWEST, cut_rows
-from fedprune.tasks.tables import cached_by_config, on_device, shares
+from fedprune.tasks.splits import FEWEST_ROWS, cut_rows
+from fedprune.tasks.tables import cached_by_config, read_on_device, shares
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 from fedprune.tasks.unpacked import check_claim
 
@@ -128,7 +128,7 @@ def _population(config: Data) -> Population:
         return Population(config.clients, config.clients)
     owners = [owner for owner, _, _ in _found(config)]
     _check_owners(config, owners)
-    return owned(config, owners, [1] * len(owners), FEWEST)[1]
+    return owned(config, owners, [1] * len(owners), FEWEST_ROWS)[1]
 
 
 def side_of(config: Data) -> int:
@@ -198,7 +198,7 @@ IMAGE_FOLDER = Task(
     population=_population,
     splits=_SPLITS,
     folder=True,
-    local=on_device(_shards, classes=True),
+    local=read_on_device(_shards, classes=True),
     defaults={
         **IMAGE_DEFAULTS,
         "length": SIDE,

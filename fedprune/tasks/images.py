@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.networks import ConvNet, Perceptron
-from fedprune.tasks.splits import FEWEST, cut_rows, partition
+from fedprune.tasks.splits import FEWEST_ROWS, cut_rows, partition
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 from fedprune.tasks.unpacked import arrays_in, gunzipped
 
@@ -71,10 +71,10 @@ def read_idx_folder(folder: Path) -> Part:
 
 
 def _rows(images: Tensor, labels: Tensor, folder: Path) -> Part:
-    if images.dim() != 3 or labels.shape != images.shape[:1] or len(labels) < FEWEST:
+    if images.dim() != 3 or labels.shape != images.shape[:1] or len(labels) < FEWEST_ROWS:
         raise FileNotFoundError(
             f"data={folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)}; "
-            f"allowed: (N, H, W) and (N,), N at least {FEWEST}"
+            f"allowed: (N, H, W) and (N,), N at least {FEWEST_ROWS}"
         )
     return {"images": images.float().unsqueeze(1), "labels": labels.long()}
 

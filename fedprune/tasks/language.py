@@ -18,7 +18,7 @@ from fedprune.tasks.task import Part, Shard
 from fedprune.tasks.tokenization import (
     Reading,
     Symbols,
-    encoded,
+    ids_of_text,
     symbols_of,
     token_rows,
 )
@@ -107,7 +107,7 @@ def cut_streams(
         ValueError: the symbols do not know what the texts are made of.
     """
     symbols, length = symbols_of(config, purpose), length_of(config)
-    read = [encoded(symbols, text) for text in texts]
+    read = [ids_of_text(symbols, text) for text in texts]
     check_known(config.model, [r.coverage for r in read])
     tell(config, [r.coverage for r in read])
 

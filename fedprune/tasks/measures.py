@@ -69,7 +69,7 @@ METRICS: dict[str, Metric] = {
 _OTHERS = {"rouge_l": Metric(higher=True, form="share")}
 
 
-PARTS = ("correct", "tp_", "fp_", "fn_", "entities")
+COUNTS_BY_LABEL = ("correct", "tp_", "fp_", "fn_", "entities")
 """How the names of sums begin that are at most the number of labels."""
 
 
@@ -213,7 +213,7 @@ def spread_sums(loss: float, count: float) -> dict[str, float]:
     return dict(zip(SPREAD, (1.0, loss * loss, loss * count, count * count), strict=True))
 
 
-def standard_error(totals: Mapping[str, float], population: int) -> float | None:
+def error_of_mean(totals: Mapping[str, float], population: int) -> float | None:
     """The standard error of the mean loss a label, over clients drawn without replacement.
 
     That of a ratio of two means (Cochran 1977, Sampling Techniques, eq. 6.9), with the correction

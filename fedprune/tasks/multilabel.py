@@ -18,10 +18,10 @@ from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
     ALL_ROWS,
     as_list,
-    as_text,
     cached_by_config,
-    on_device,
+    cell_text,
     population,
+    read_on_device,
     rows_with_text,
     shares,
 )
@@ -43,7 +43,7 @@ _SUMS = ("hits", "wrong", "missed")
 def read_labels(cell: Any) -> list[str] | str:
     """A cell of labels: a list (also written as one, ``["a", "b"]``), or a text of some."""
     listed = isinstance(cell, list) or (isinstance(cell, str) and cell.startswith("["))
-    return as_list(cell) if listed else as_text(cell)
+    return as_list(cell) if listed else cell_text(cell)
 
 
 def label_sets(
@@ -206,7 +206,7 @@ MULTI_LABEL = Task(
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
-    local=on_device(_shards, classes=True),
+    local=read_on_device(_shards, classes=True),
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
 )

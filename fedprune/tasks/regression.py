@@ -18,8 +18,8 @@ from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
     as_number,
     cached_by_config,
-    on_device,
     population,
+    read_on_device,
     rows_with_text,
     shares,
 )
@@ -104,7 +104,7 @@ def local_values(path: Path, config: Data) -> Shard:
             f"data={config.data!r}: a device cannot see by which labels the server scaled; "
             "allowed: no data at the server, and labels about 0 to 1 apart"
         )
-    return on_device(lambda own: _valued(own, AS_THEY_ARE))(path, config)
+    return read_on_device(lambda own: _valued(own, AS_THEY_ARE))(path, config)
 
 
 def _valued(config: Data, known: Scaling) -> Sequence[Shard]:

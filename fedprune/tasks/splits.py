@@ -27,7 +27,7 @@ SPLITS = {
     "shards": "sorted by label, cut into shards, two shards a client (McMahan et al. 2017)",
 }
 
-FEWEST = 10
+FEWEST_ROWS = 10
 """A shard needs this many rows, so that each of its three parts holds at least one."""
 
 
@@ -44,7 +44,7 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
         columns: columns of the data set by name, all of one length.
 
     Raises:
-        ValueError: a partition would hold fewer than `FEWEST` rows.
+        ValueError: a partition would hold fewer than `FEWEST_ROWS` rows.
     """
     # flwr-datasets and datasets take seconds to import: only a worker that splits pays.
     from datasets import Dataset, disable_progress_bars
@@ -58,7 +58,7 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
         table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
     partitioner = _partitioner(config, column, rows, seed)
     partitioner.dataset = table
-    allowed = f"at least {FEWEST} rows each (fewer clients, or a larger alpha)"
+    allowed = f"at least {FEWEST_ROWS} rows each (fewer clients, or a larger alpha)"
     try:
         with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
             count = partitioner.num_partitions
@@ -70,7 +70,7 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
             f"allowed: {allowed}"
         ) from None
     small = min(map(len, dealt))
-    if config.split != "natural" and small < FEWEST:
+    if config.split != "natural" and small < FEWEST_ROWS:
         raise ValueError(
             f"clients={config.clients}: the smallest partition would hold {counted(small, 'row')}; "
             f"allowed: {allowed}"
@@ -94,7 +94,7 @@ def _partitioner(config: Data, column: str, rows: int, seed: int) -> Partitioner
         "dirichlet": lambda: partitioner.DirichletPartitioner(
             **labelled,
             alpha=config.alpha,
-            min_partition_size=FEWEST,
+            min_partition_size=FEWEST_ROWS,
             self_balancing=False,
         ),
         "shards": lambda: partitioner.ShardPartitioner(
@@ -156,7 +156,7 @@ def content_numbers(rows: Part, seed: int, purpose: str) -> list[int]:
 def cut_at_random(rows: Part, seed: int, partition_: int) -> Shard:
     """80 % train, 10 % validation, 10 % test of independent examples, by a seeded shuffle.
 
-    Of fewer than `FEWEST` all are for training: the other parts have no row.
+    Of fewer than `FEWEST_ROWS` all are for training: the other parts have no row.
     """
     n = examples(rows)
     gen = torch.Generator().manual_seed(derive(seed, "cut", partition_))

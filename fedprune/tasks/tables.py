@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from fedprune.options.refusal import counted
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.rowfiles import READERS, NotRows
-from fedprune.tasks.splits import FEWEST, partition
+from fedprune.tasks.splits import FEWEST_ROWS, partition
 from fedprune.tasks.task import Shard
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ Raises:
 """
 
 
-def as_text(cell: Any) -> str:
+def cell_text(cell: Any) -> str:
     """The text of a cell; of nothing (None) the empty one, of json's true and false their names.
 
     Raises:
@@ -130,7 +130,7 @@ def as_number(cell: Any) -> float:
     Raises:
         ValueError: it is not a number, or not a finite one.
     """
-    text = as_text(cell).strip()
+    text = cell_text(cell).strip()
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise ValueError(f"{_short(text)} is not a number; allowed: as 3, -0.5, 1e-3")
     return float(text)
@@ -146,7 +146,7 @@ def as_list(cell: Any) -> list[str]:
         cell = _parsed(cell)
     if not isinstance(cell, list):
         raise ValueError(f'{_short(cell)} is not a list; allowed: as ["a", "b"]')
-    return [as_text(one) for one in cell]
+    return [cell_text(one) for one in cell]
 
 
 def _parsed(text: str) -> Any:
@@ -161,14 +161,14 @@ def _short(cell: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def column(table: _Table, option: str, name: str, read: _Read = as_text) -> list[Any]:
+def column(table: _Table, option: str, name: str, read: _Read = cell_text) -> list[Any]:
     """A column, as texts or what else `read` makes of a cell.
 
     Args:
         table: the rows.
         option: the configuration key that named it.
         name: the column.
-        read: `as_text`, `as_number`, `as_list` or one like them.
+        read: `cell_text`, `as_number`, `as_list` or one like them.
 
     Raises:
         ValueError: there is no such column, with those there are; or a cell is not what is
@@ -233,7 +233,7 @@ def rows_with_text(
         )
     table = read_table(config.data, config.encoding)
     reads = read or {}
-    texts = column(table, "text-column", named["text"] or "text", reads.get("text", as_text))
+    texts = column(table, "text-column", named["text"] or "text", reads.get("text", cell_text))
     rows = [i for i, text in enumerate(texts) if (text.strip() if isinstance(text, str) else text)]
     if not rows:
         raise ValueError(f"data={config.data!r}: no row has a text; allowed: at least one")
@@ -248,23 +248,23 @@ def rows_with_text(
                 f"{'has' if empty == 1 else 'have'} none; "
                 "allowed: a value in every row"
             )
-        out[kind] = _cells(option, name, cells, reads.get(kind, as_text), rows)
+        out[kind] = _cells(option, name, cells, reads.get(kind, cell_text), rows)
     return out
 
 
-Said = TypeVar("Said")
+_Said = TypeVar("_Said")
 
 
-def cached_by_config(ask: Callable[[Data], Said]) -> Callable[[Data], Said]:
+def cached_by_config(ask: Callable[[Data], _Said]) -> Callable[[Data], _Said]:
     """The same function, which keeps what it said of the newest configurations.
 
     Of these very objects, not of equal ones: a run has one, and thousands of clients that ask for
     the names of classes must not read the rows each.
     """
-    known: list[tuple[Data, Said]] = []
+    known: list[tuple[Data, _Said]] = []
 
     @functools.wraps(ask)
-    def answer(config: Data) -> Said:
+    def answer(config: Data) -> _Said:
         for asked, said in known:
             if asked is config:
                 return said
@@ -280,7 +280,7 @@ def shares(
     columns: _Columns,
     splits: Mapping[str, str],
     sizes: Sequence[int] | None = None,
-    fewest: int = FEWEST,
+    fewest: int = FEWEST_ROWS,
 ) -> list[list[int]]:
     """The row numbers of every partition; under "natural" `fedprune.tasks.owners.owned` says whose.
 
@@ -320,7 +320,7 @@ ALL_ROWS = "all rows"
 """In the place of a split: one partition, of a device that has rows of its own."""
 
 
-def on_device(
+def read_on_device(
     shards: Callable[[Data], Sequence[Shard]], *, classes: bool = False
 ) -> Callable[[Path, Data], Shard]:
     """`Task.local` of a task over a user's own rows: those in a device's own file or folder.
@@ -350,8 +350,8 @@ def on_device(
 def population(
     config: Data,
     size: Callable[[Any], int] = lambda _: 1,
-    fewest: int = FEWEST,
-    read: _Read = as_text,
+    fewest: int = FEWEST_ROWS,
+    read: _Read = cell_text,
 ) -> Population:
     """Who the clients of the rows are, and what of the rows no client holds.
 

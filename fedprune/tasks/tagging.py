@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedprune.options.refusal import counted as so_many
 from fedprune.structure.families.family import Need
 from fedprune.tasks.coverage import check_known, tell
-from fedprune.tasks.entities import entities, parted
+from fedprune.tasks.entities import entities, tag_parts
 from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
@@ -19,8 +19,8 @@ from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
     as_list,
     cached_by_config,
-    on_device,
     population,
+    read_on_device,
     rows_with_text,
     shares,
 )
@@ -186,8 +186,10 @@ def one_sentence(config: Data) -> Part:
 def frequent_tag_alone(train: Tensor, test: Tensor, names: Sequence[str]) -> dict[str, float]:
     """What the most frequent tag reaches; where it is O, it finds no entity."""
     found = {"accuracy": baseline_of("accuracy", train, test)["accuracy"]}
-    there = sum(n for n, name in zip(test.tolist(), names, strict=True) if parted(name)[0] != "O")
-    if parted(names[int(train.argmax())])[0] == "O" and there:
+    there = sum(
+        n for n, name in zip(test.tolist(), names, strict=True) if tag_parts(name)[0] != "O"
+    )
+    if tag_parts(names[int(train.argmax())])[0] == "O" and there:
         found["entity_f1"] = 0.0
     return found
 
@@ -217,7 +219,7 @@ TAGGING = Task(
     splits=SPLITS_OF_ROWS,
     defaults={**DEFAULTS_OF_ROWS, "text_column": "tokens", "label_column": "tags"},
     folder=True,
-    local=on_device(_shards, classes=True),
+    local=read_on_device(_shards, classes=True),
     tokenizer=text_tokenizer("tag"),
     tokens=("inputs",),
 )

@@ -167,7 +167,7 @@ def encode(text: str) -> Tensor:
     return torch.tensor([_IDS.get(c, _UNKNOWN) for c in text], dtype=torch.long)
 
 
-def encoded(symbols: Symbols, text: str) -> Reading:
+def ids_of_text(symbols: Symbols, text: str) -> Reading:
     """A whole text without marks, ids (n,).
 
     Bytes that no token covers, such as spaces that a tokenizer drops, go to the token that
@@ -211,14 +211,14 @@ class Rows(Reading):
     spans: Tensor
 
 
-AT_ONCE = 10_000
+_AT_ONCE = 10_000
 """Texts that are rows at once: on the way there each of their symbols is several objects."""
 
 
 def token_rows(symbols: Symbols, texts: Sequence[str], length: int) -> Rows:
     """One row a text, ids (N, length)."""
-    starts = range(0, max(1, len(texts)), AT_ONCE)
-    found = [_rows_at_once(symbols, texts[at : at + AT_ONCE], length) for at in starts]
+    starts = range(0, max(1, len(texts)), _AT_ONCE)
+    found = [_rows_at_once(symbols, texts[at : at + _AT_ONCE], length) for at in starts]
     return Rows(
         torch.cat([piece.ids for piece in found]),
         torch.cat([piece.sizes for piece in found]),

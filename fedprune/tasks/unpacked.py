@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-FREE = 2**28
+_FREE = 2**28
 """Bytes that any file may unpack to."""
 
-TIMES = 100
+_TIMES = 100
 """Further ones for each byte of the file; text and pictures pack at most so well."""
 
 
 def most_of(path: Path) -> int:
     """How many bytes a file may unpack to."""
-    return FREE + TIMES * path.stat().st_size
+    return _FREE + _TIMES * path.stat().st_size
 
 
 def check_claim(path: Path, claimed: int) -> None:
@@ -34,7 +34,7 @@ def check_claim(path: Path, claimed: int) -> None:
     if claimed > most_of(path):
         raise ValueError(
             f"{path.name}: {path.stat().st_size} bytes that claim to be {claimed}; "
-            f"allowed: {FREE} and {TIMES} for each byte"
+            f"allowed: {_FREE} and {_TIMES} for each byte"
         )
 
 

@@ -35,8 +35,8 @@ from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import (
     ALL_ROWS,
     cached_by_config,
-    on_device,
     population,
+    read_on_device,
     rows_with_text,
     shares,
 )
@@ -204,7 +204,7 @@ CLASSIFICATION = Task(
     splits=LABELLED_SPLITS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
-    local=on_device(labelled_shards, classes=True),
+    local=read_on_device(labelled_shards, classes=True),
     tokenizer=text_tokenizer("classify"),
     tokens=("inputs",),
 )
@@ -228,7 +228,7 @@ LANGUAGE = Task(
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
-    local=on_device(stream_shards),
+    local=read_on_device(stream_shards),
     tokenizer=text_tokenizer("causal"),
     tokens=("inputs", "labels"),
 )
@@ -251,7 +251,7 @@ MASKED = Task(
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
-    local=on_device(hidden_shards),
+    local=read_on_device(hidden_shards),
     tokenizer=text_tokenizer("masked"),
     tokens=("inputs", "labels"),
 )
@@ -277,7 +277,7 @@ TEXT_TO_TEXT = Task(
     splits=SPLITS_OF_ROWS,
     defaults=DEFAULTS_OF_ROWS,
     folder=True,
-    local=on_device(pair_shards),
+    local=read_on_device(pair_shards),
     tokenizer=text_tokenizer("seq2seq"),
     tokens=("inputs", "labels"),
 )

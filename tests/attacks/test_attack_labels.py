@@ -6,11 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune.attacks.exposed import Exposed, Protection, Scene, exposed, message, noise_like, scene
+from fedprune.attacks.exposed import (
+    Exposed,
+    MessageProtection,
+    Scene,
+    exposed,
+    message,
+    noise_like,
+    scene,
+)
 from fedprune.attacks.labels import correlation, histogram, templates_of
 from fedprune.tasks.task import Part
 
-SHAPE, PLAIN = torch.Size([1, 8, 8]), Protection("")
+SHAPE, PLAIN = torch.Size([1, 8, 8]), MessageProtection("")
 HEAD = {"include": ("head.weight",)}
 
 

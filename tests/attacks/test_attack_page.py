@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedprune.attacks.page import Section, Table, png_of, write_findings
+from fedprune.attacks.page import Passage, Table, png_of, write_findings
 
 ANGRY = "<script>alert(1)</script>"
 
@@ -17,9 +17,9 @@ def drawn() -> Figure:
     return figure
 
 
-def section() -> Section:
+def section() -> Passage:
     table = Table(["quantity", "MSE"], [["|g|", "0.1"], [ANGRY, "0.2"]], ("quantity",))
-    return Section("Inversion", ("One.", ANGRY), table, ((ANGRY, png_of(drawn())),))
+    return Passage("Inversion", ("One.", ANGRY), table, ((ANGRY, png_of(drawn())),))
 
 
 def test_what_is_said_is_there_and_escaped(tmp_path: Path) -> None:
@@ -47,6 +47,6 @@ def test_the_same_sections_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_section_may_be_words_alone(tmp_path: Path) -> None:
-    text = write_findings(tmp_path / "p.html", "T", [], [Section("S", ("w",))]).read_text("utf-8")
+    text = write_findings(tmp_path / "p.html", "T", [], [Passage("S", ("w",))]).read_text("utf-8")
     assert "<table>" not in text
     assert "<img" not in text

@@ -7,7 +7,7 @@ import torch
 
 from fedprune.attacks.exposed import (
     QUANTITIES,
-    Protection,
+    MessageProtection,
     exposed,
     message,
     multiplier_for,
@@ -41,7 +41,7 @@ def test_a_sum_of_messages_is_what_the_server_gets(name: str) -> None:
     assert not aggregate.failures
     got = aggregate.votes if made.quantity.votes else aggregate.total
     assert got is not None
-    seen = exposed(made, messages, Protection("", clients=3))
+    seen = exposed(made, messages, MessageProtection("", clients=3))
     torch.testing.assert_close(gathered(seen.values, made.masks), got.double())
 
 
@@ -49,7 +49,7 @@ def test_a_sum_of_messages_is_what_the_server_gets(name: str) -> None:
 def test_a_quantity_is_what_its_function_of_the_gradient_says(name: str) -> None:
     """Up to a factor; votes keep what is largest."""
     made = scene(name, parts(1), KEYS)
-    (seen,) = [exposed(made, [message(made, 0)], Protection(""))]
+    (seen,) = [exposed(made, [message(made, 0)], MessageProtection(""))]
     model, task = made.host.model, made.host.task
     load_into(model, made.question.weights)
     loss = task.loss(model.eval(), made.host.shards[0].train).total
@@ -70,7 +70,7 @@ def test_nothing_is_seen_of_what_a_mask_removed() -> None:
     masks = {n: m.clone() for n, m in whole.question.masks.items()}
     masks["features.1.weight"][::2] = False
     made = scene("|g|", parts(), KEYS, masks=masks)
-    seen = exposed(made, [message(made, 0)], Protection("", noise=1.0)).values
+    seen = exposed(made, [message(made, 0)], MessageProtection("", noise=1.0)).values
     assert bool((seen["features.1.weight"][::2] == 0).all())
     assert bool((seen["features.1.weight"][1::2] != 0).any())
 
@@ -78,9 +78,9 @@ def test_nothing_is_seen_of_what_a_mask_removed() -> None:
 def test_clipped_messages_have_norm_one_and_noise_its_deviation() -> None:
     made = scene("|g|", parts(), KEYS)
     messages = [message(made, p) for p in range(3)]
-    one = exposed(made, messages, Protection("", clip=True))
+    one = exposed(made, messages, MessageProtection("", clip=True))
     assert float(gathered(one.values, {}).norm()) == pytest.approx(1.0)
-    loud = exposed(made, messages, Protection("", clip=True, noise=2.0))
+    loud = exposed(made, messages, MessageProtection("", clip=True, noise=2.0))
     noise = gathered(loud.values, {}) - gathered(one.values, {})
     assert float(noise.std()) == pytest.approx(2.0 * math.sqrt(2.0), rel=0.03)
 
@@ -103,4 +103,4 @@ def test_a_random_message_has_nothing_of_the_client() -> None:
 def test_more_clients_than_messages_are_refused() -> None:
     made = scene("g", parts(), KEYS)
     with pytest.raises(ValueError, match="clients=3: more than 1 messages"):
-        exposed(made, [message(made, 0)], Protection("", clients=3))
+        exposed(made, [message(made, 0)], MessageProtection("", clients=3))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedprune.attacks.exposed import (
-    Protection,
+    MessageProtection,
     exposed,
     message,
     noise_like,
@@ -15,7 +15,7 @@ from fedprune.tasks.task import Part
 
 KEYS = {"task": "digits", "model": "mlp", "seed": 1}
 FIRST, SHAPE = "features.1.weight", torch.Size([1, 8, 8])
-PLAIN = Protection("")
+PLAIN = MessageProtection("")
 
 
 def digits(n: int) -> list[Part]:
@@ -54,7 +54,7 @@ def test_sums_of_squared_inputs_of_one_image_are_that_image() -> None:
 def test_clipping_hides_nothing() -> None:
     """But the scale: how bright the image is then follows from the shape of its gradient."""
     made = scene("|g|", PARTS[:1], KEYS)
-    seen = exposed(made, [message(made, 0)], Protection("", clip=True))
+    seen = exposed(made, [message(made, 0)], MessageProtection("", clip=True))
     assert worst(inverted(made, seen, FIRST, SHAPE), PARTS[0]) <= 1e-4
 
 
@@ -118,7 +118,9 @@ def test_a_sum_of_absolute_gradients_gives_more_than_chance() -> None:
         images = found["images"].flatten(1)
         return float(torch.cdist(truth, images).square().amin(1).mean() / 64)
 
-    summed = inverted(made, exposed(made, messages, Protection("", clients=10)), FIRST, SHAPE)
+    summed = inverted(
+        made, exposed(made, messages, MessageProtection("", clients=10)), FIRST, SHAPE
+    )
     chance = inverted(made, noise_like(made, messages[0], 0, clients=10), FIRST, SHAPE)
     assert missed(summed) < 0.6 * missed(chance)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedprune.attacks.exposed import Protection, exposed, message, noise_like, scene
+from fedprune.attacks.exposed import MessageProtection, exposed, message, noise_like, scene
 from fedprune.attacks.matching import Search, matched
 from fedprune.tasks.task import Part
 
@@ -26,7 +26,7 @@ def far(images: torch.Tensor) -> float:
 def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name: str) -> None:
     made = scene(name, [square()], KEYS)
     like = message(made, 0)
-    found = matched(made, exposed(made, [like], Protection("")), square(), QUICK)
+    found = matched(made, exposed(made, [like], MessageProtection("")), square(), QUICK)
     chance = matched(made, noise_like(made, like, 0), square(), QUICK)
     assert found.shape == (1, 1, 8, 8)
     assert bool(((found >= 0) & (found <= 1)).all())
@@ -35,7 +35,7 @@ def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name
 
 def test_the_image_itself_is_not_looked_at() -> None:
     made = scene("g", [square()], KEYS)
-    seen = exposed(made, [message(made, 0)], Protection(""))
+    seen = exposed(made, [message(made, 0)], MessageProtection(""))
     blank = {**square(), "images": torch.zeros(1, 1, 8, 8)}
     few = Search(steps=3, restarts=2)
     assert torch.equal(matched(made, seen, square(), few), matched(made, seen, blank, few))
@@ -43,7 +43,7 @@ def test_the_image_itself_is_not_looked_at() -> None:
 
 def test_a_search_through_batchnorm_in_training_leaves_the_model_alone() -> None:
     made = scene("change", [square()], KEYS)
-    seen = exposed(made, [message(made, 0)], Protection(""))
+    seen = exposed(made, [message(made, 0)], MessageProtection(""))
     before = {n: t.clone() for n, t in made.host.model.state_dict().items()}
     matched(made, seen, square(), Search(steps=3, restarts=1))
     after = made.host.model.state_dict()
@@ -54,13 +54,13 @@ def test_the_images_of_several_clients_are_searched_for_at_once() -> None:
     parts = [square(), square()]
     made = scene("g²", parts, KEYS)
     messages = [message(made, p) for p in range(2)]
-    seen = exposed(made, messages, Protection("", clients=2))
+    seen = exposed(made, messages, MessageProtection("", clients=2))
     both = {name: torch.cat([p[name] for p in parts]) for name in square()}
     assert matched(made, seen, both, Search(steps=3, restarts=1)).shape == (2, 1, 8, 8)
 
 
 def test_what_is_not_of_gradients_is_refused() -> None:
     made = scene("Σx²", [square()], KEYS)
-    seen = exposed(made, [message(made, 0)], Protection(""))
+    seen = exposed(made, [message(made, 0)], MessageProtection(""))
     with pytest.raises(ValueError, match="quantity=Σx²: is not of gradients"):
         matched(made, seen, square(), QUICK)

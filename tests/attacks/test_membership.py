@@ -6,7 +6,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from fedprune.attacks.membership import FEW, confidences, each_in_turn, lira
+from fedprune.attacks.membership import FEW_SHADOWS, confidences, each_in_turn, lira
 from fedprune.attacks.roc import auc
 from fedprune.tasks.catalog import TASKS
 
@@ -52,14 +52,14 @@ def drawn(models: int, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray
     return hardness + gen.normal(size=(models, examples)), inside, hardness
 
 
-@pytest.mark.parametrize("models", [10, FEW])
+@pytest.mark.parametrize("models", [10, FEW_SHADOWS])
 def test_the_statistic_orders_examples_as_the_test_of_the_paper(models: int):
     shadows, inside, _ = drawn(models, 60, 1)
     observed = np.random.default_rng(2).normal(0.0, 3.0, 60)
     found = lira(observed, shadows, inside)
     for i in range(60):
         out = shadows[~inside[:, i], i]
-        if models < FEW:
+        if models < FEW_SHADOWS:
             groups = [shadows[~inside[:, j], j] for j in range(60)]
             spread = sum(((g - g.mean()) ** 2).sum() for g in groups)
             sd = math.sqrt(spread / sum(len(g) - 1 for g in groups))

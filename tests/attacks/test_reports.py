@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from fedprune.attacks import image_report, label_report, portrait_report, text_report
-from fedprune.attacks.page import Section
+from fedprune.attacks.page import Passage
 from fedprune.attacks.tabling import CHANCE
-from fedprune.report.reading import NONE
+from fedprune.report.reading import NO_VALUE
 
-Findings = tuple[list[Section], dict[str, Any]]
+Findings = tuple[list[Passage], dict[str, Any]]
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def ticks() -> list[int]:
     return []
 
 
-def check(found: Findings, ticks: list[int]) -> list[Section]:
+def check(found: Findings, ticks: list[int]) -> list[Passage]:
     sections, figures = found
     json.dumps(figures)
     assert ticks
@@ -81,11 +81,11 @@ def test_texts(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
 
 
 def test_models(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
-    few(monkeypatch, portrait_report, "MODELS", "untrained")
+    few(monkeypatch, portrait_report, "_MODELS", "untrained")
     found = portrait_report.portrait_findings([0], lambda: ticks.append(1))
     (section,) = check(found, ticks)
     assert section.table is not None
-    assert section.table.rows[0][3] == NONE  # nobody measured the untrained model
+    assert section.table.rows[0][3] == NO_VALUE  # nobody measured the untrained model
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fedprune.attacks.shadows import (
     everything,
     halves,
     pooled_parts,
-    trained,
+    train_shadow,
 )
 from fedprune.selection.select import select
 from fedprune.tasks.catalog import tasks_of
@@ -60,7 +60,7 @@ def test_a_removed_weight_stays_zero_while_it_is_trained(tiny: Callable[..., Run
     masks = select({n: before[n].abs() for n in on.layout.prunable}, 0.5, layout=on.layout)
     load_into(on.model, masked(before, masks))
     part = everything(on.task.shards(config))
-    trained(on, part, masks, 0, 1)
+    train_shadow(on, part, masks, 0, 1)
     after = state_of(on.model)
     for name, mask in masks.items():
         assert (after[name][~mask] == 0.0).all()

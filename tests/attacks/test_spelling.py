@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune.attacks.exposed import Protection, exposed, message, scene
+from fedprune.attacks.exposed import MessageProtection, exposed, message, scene
 from fedprune.attacks.spelling import in_place, spelled
 from fedprune.tasks.task import Part
 
@@ -21,7 +21,7 @@ def test_more_characters_are_in_place_than_in_any_order(
 ) -> None:
     made = scene("change", texts, text_keys)
     truth = truth_of(texts[0])
-    seen = exposed(made, [message(made, 0)], Protection(""))
+    seen = exposed(made, [message(made, 0)], MessageProtection(""))
     candidates = sorted(set(truth))
     found = spelled(made, seen, TABLE, candidates, len(truth) - 1, steps=60)
     assert set(found) <= set(candidates)
@@ -35,7 +35,7 @@ def test_more_characters_are_in_place_than_in_any_order(
 
 def test_what_is_not_of_gradients_is_refused(texts: list[Part], text_keys: dict[str, Any]) -> None:
     made = scene("Σx²", texts, text_keys)
-    seen = exposed(made, [message(made, 0)], Protection(""))
+    seen = exposed(made, [message(made, 0)], MessageProtection(""))
     with pytest.raises(ValueError, match="quantity=Σx²: is not of gradients"):
         spelled(made, seen, TABLE, [1], 3)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fedprune.attacks.tabling import decibels, error_cell, over_seeds, pivot, share_cell
-from fedprune.report.reading import NONE
+from fedprune.report.reading import NO_VALUE
 
 FIGURES = [
     {"quantity": q, "protection": p, "seed": seed, "mse": mse, "right": right}
@@ -25,13 +25,13 @@ def test_a_row_a_quantity_and_a_column_a_protection_in_their_order() -> None:
     assert [row[0] for row in table.rows] == ["g", "w"]
     assert table.rows[0][1] == "exact"
     assert table.rows[0][2].startswith("0.200 ± 0.141, 7 dB")
-    assert table.rows[1][2] == NONE
+    assert table.rows[1][2] == NO_VALUE
 
 
 def test_what_was_not_measured_has_no_share() -> None:
     assert pivot(FIGURES, share_cell("right")).rows == [
         ["g", "100 ± 0 %", "50 ± 71 %"],
-        ["w", NONE, NONE],
+        ["w", NO_VALUE, NO_VALUE],
     ]
 
 

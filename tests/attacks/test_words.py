@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune.attacks.exposed import Protection, Scene, exposed, message, noise_like, scene
+from fedprune.attacks.exposed import MessageProtection, Scene, exposed, message, noise_like, scene
 from fedprune.attacks.words import evidence, found_tokens, token_vectors
 from fedprune.scores.inputs import inputs_of
 from fedprune.tasks.task import Part
 
 TABLE = "model.embed_tokens.weight"
 READERS = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
-PLAIN = Protection("")
+PLAIN = MessageProtection("")
 
 
 def recall(made: Scene, part: Part, seen: Any) -> float:

@@ -12,7 +12,7 @@ from fedprune.client.teacher import check_distillation, teacher_in, teacher_mode
 from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.codec.wire import digest_of
 from fedprune.engines.inline import inline_port
-from fedprune.export.saved import load
+from fedprune.export.saved import load_saved
 from fedprune.methods.distil import factor
 from fedprune.protocol.questions import broadcast, decode_question, encode_question
 from fedprune.server.state import State
@@ -191,7 +191,7 @@ def test_what_teaches_is_the_model_of_that_run(large):
     model = teacher_model(teacher_in(str(large)), tiny())
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    own = load(large)
+    own = load_saved(large)
     assert same(dict(model.named_parameters()), dict(own.named_parameters()))
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 
 from fedprune import TASKS, Shard
-from fedprune.client.tokens import counted, read_with
+from fedprune.client.tokens import read_with, token_counts
 from fedprune.structure.edits import Edit
 
 TASK = replace(TASKS["language-modelling"], tokens=("inputs",))
@@ -15,7 +15,7 @@ def part(*ids: int) -> dict[str, torch.Tensor]:
 
 def test_counts_are_of_training_and_validation_and_leave_out_what_is_no_token():
     shard = Shard(part(1, 1, 4), part(4, -100, 2), part(0, 0, 0))
-    assert counted(shard, TASK, 6).tolist() == [0, 2, 1, 0, 2, 0]
+    assert token_counts(shard, TASK, 6).tolist() == [0, 2, 1, 0, 2, 0]
 
 
 def test_every_part_is_read_in_what_is_left_and_other_tensors_stay():

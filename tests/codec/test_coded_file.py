@@ -13,7 +13,7 @@ from fedprune import TASKS, select
 from fedprune.codec.coded_file import CODED_NAME, FILE_MAGIC, from_coded, to_coded
 from fedprune.codec.masks import mask_digest
 from fedprune.export.manifest import MANIFEST_NAME
-from fedprune.export.saved import load, save_folder
+from fedprune.export.saved import load_saved, save_folder
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.folder import write_results
 from fedprune.server.state import Model, State
@@ -72,7 +72,7 @@ def test_a_foreign_file_is_named_so(data):
 
 
 def test_both_forms_of_a_finished_run_give_the_same_bits(run_folder):
-    whole, coded = load(run_folder / "model"), load(run_folder)
+    whole, coded = load_saved(run_folder / "model"), load_saved(run_folder)
     assert same(state_of(whole), state_of(coded))
     assert same(whole.state_dict(), coded.state_dict())
     assert (whole.training, coded.training) == (False, False)
@@ -95,29 +95,29 @@ def test_what_a_run_writes_fits_together(run_folder):
 
 
 def test_a_model_of_ones_own_is_filled(run_folder):
-    own = load(run_folder)
+    own = load_saved(run_folder)
     for p in own.parameters():
         p.data.fill_(1.0)
-    assert load(run_folder, own) is own
-    assert same(state_of(own), state_of(load(run_folder)))
+    assert load_saved(run_folder, own) is own
+    assert same(state_of(own), state_of(load_saved(run_folder)))
 
 
 def test_a_model_that_does_not_fit_is_named(run_folder):
     with pytest.raises(ValueError, match=r"does not fit the model: .*differs"):
-        load(run_folder, nn.Linear(3, 2))
+        load_saved(run_folder, nn.Linear(3, 2))
 
 
 def test_a_task_that_is_gone_is_named(run_folder, tmp_path):
     _, weights, masks = from_coded((run_folder / CODED_NAME).read_bytes())
     (tmp_path / CODED_NAME).write_bytes(to_coded({"task": "gone", "plugin": ""}, weights, masks))
     with pytest.raises(ValueError, match=r"task 'gone' is not known here; pass the model"):
-        load(tmp_path)
-    assert same(state_of(load(tmp_path, load(run_folder))), weights)
+        load_saved(tmp_path)
+    assert same(state_of(load_saved(tmp_path, load_saved(run_folder))), weights)
 
 
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"neither {CODED_NAME} nor {MANIFEST_NAME}"):
-        load(tmp_path)
+        load_saved(tmp_path)
 
 
 def test_a_damaged_file_is_named(run_folder, tmp_path):
@@ -125,12 +125,12 @@ def test_a_damaged_file_is_named(run_folder, tmp_path):
     data[-100] ^= 1
     (tmp_path / CODED_NAME).write_bytes(data)
     with pytest.raises(ValueError, match=f"{tmp_path}.*damaged"):
-        load(tmp_path)
+        load_saved(tmp_path)
 
 
 def test_a_model_folder_can_be_moved(run_folder, tmp_path):
     moved = shutil.copytree(run_folder / "model", tmp_path / "elsewhere")
-    assert same(state_of(load(moved)), state_of(load(run_folder)))
+    assert same(state_of(load_saved(moved)), state_of(load_saved(run_folder)))
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +152,11 @@ def test_transformers_loads_the_model_folder(language_folder):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(language_folder / "model")
-    ours = load(language_folder)
+    ours = load_saved(language_folder)
     assert type(theirs) is type(ours)
     assert same(theirs.state_dict(), ours.state_dict())
     assert same(state_of(theirs), state_of(ours))
-    assert same(state_of(load(language_folder / "model")), state_of(ours))
+    assert same(state_of(load_saved(language_folder / "model")), state_of(ours))
     zeros = [int((p == 0).sum()) for n, p in theirs.named_parameters() if n.endswith("proj.weight")]
     assert sum(zeros) == round(0.8 * (2 * (4 * 64 * 64 + 3 * 64 * 176)))
 
@@ -190,6 +190,6 @@ def test_tied_weights_are_saved_once_and_loaded_tied(tmp_path, monkeypatch):
     save_folder(model, tmp_path / "model", origin)
     (tmp_path / CODED_NAME).write_bytes(to_coded(origin, state_of(model), {}))
     for folder in (tmp_path, tmp_path / "model"):
-        back = load(folder)
+        back = load_saved(folder)
         assert back.head.weight is back.table.weight
         assert same(state_of(back), state_of(model))

@@ -7,8 +7,8 @@ import pytest
 from fedprune import RunConfig
 from fedprune.config.cohort import drawn
 from fedprune.config.planned import noise_of_budget, planned
-from fedprune.config.terms import terms_of
-from fedprune.privacy.accounting import AMPLIFICATION, Tally, added
+from fedprune.config.terms import accounting_terms_of
+from fedprune.privacy.accounting import AMPLIFICATION, Tally, with_releases
 
 MLP = {"task": "digits", "model": "mlp"}
 
@@ -58,7 +58,7 @@ def test_of_a_draw_that_nobody_knows_only_the_secret_is_planned_with():
     c = RunConfig(**keys, metrics="exact", allow_uncovered=True, noise_source="secret")
     tally, questions = Tally(), list(planned(c))
     for occasion, releases in questions:
-        tally = added(tally, terms_of(c), occasion, releases)
+        tally = with_releases(tally, accounting_terms_of(c), occasion, releases)
     accounts = tally.accounts()
     (all_rounds,) = accounts["participation"]  # somebody is in all of them, as may happen
     assert [event.z for event in all_rounds] == [pytest.approx(len(questions) ** -0.5)]

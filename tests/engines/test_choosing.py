@@ -11,7 +11,7 @@ import torch
 from fedprune.client.footprint import Footprint, footprint_of
 from fedprune.client.host import Host, build_host
 from fedprune.config import configure
-from fedprune.engines.choosing import START, chosen, inline_seconds, ray_seconds
+from fedprune.engines.choosing import START, chosen_engine, inline_seconds, ray_seconds
 from fedprune.protocol.messages import Question
 from fedprune.tensors import copied, state_of
 
@@ -35,11 +35,11 @@ def _two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_done_sooner_is_taken(shards: Any):
     few, many = config_of(), config_of(rounds=4000)
-    assert chosen(few, shards, STEP).engine == "inline"
-    assert chosen(many, shards, STEP).engine == "ray"
+    assert chosen_engine(few, shards, STEP).engine == "inline"
+    assert chosen_engine(many, shards, STEP).engine == "ray"
     for config in (few, many):
         inline, ray = (f(config, shards, STEP) for f in (inline_seconds, ray_seconds))
-        choice = chosen(config, shards, STEP)
+        choice = chosen_engine(config, shards, STEP)
         assert choice.engine == ("ray" if ray < inline else "inline")
         assert choice.why.startswith("about ")
         assert "in this process" in choice.why
@@ -82,7 +82,7 @@ def test_more_work_takes_longer(keys: dict[str, Any], more: bool, shards: Any):
     ],
 )
 def test_what_decides_without_an_estimate(keys: dict[str, Any], engine: str, why: str, shards: Any):
-    choice = chosen(config_of(**keys), shards, STEP)
+    choice = chosen_engine(config_of(**keys), shards, STEP)
     assert choice.engine == engine
     assert why in choice.why
 
@@ -91,9 +91,9 @@ def test_without_ray_or_a_measurement_it_is_this_process(
     shards: Any, monkeypatch: pytest.MonkeyPatch
 ):
     many = config_of(rounds=4000)
-    assert chosen(many, shards, Footprint()).engine == "inline"
+    assert chosen_engine(many, shards, Footprint()).engine == "inline"
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    choice = chosen(many, shards, STEP)
+    choice = chosen_engine(many, shards, STEP)
     assert (choice.engine, choice.why) == ("inline", "flwr is not installed")
 
 

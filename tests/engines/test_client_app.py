@@ -21,7 +21,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import tune
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.protocol.origin import origin_of
-from fedprune.protocol.parts import Part
+from fedprune.protocol.parts import PartitionPart
 from fedprune.protocol.questions import broadcast, encode_question
 from fedprune.protocol.replies import (
     folded_of,
@@ -91,7 +91,7 @@ def folded(packet: Packet, partitions: list[int]) -> Aggregate:
     return folded_of(packet, partitions)
 
 
-def parts(packet: Packet, partitions: list[int]) -> list[Part]:
+def parts(packet: Packet, partitions: list[int]) -> list[PartitionPart]:
     """A device's parts, every packet of them to be decoded."""
     found = parts_in(packet, partitions, "score")
     assert all((part.packet is None) != (part.failure is None) for part in found)

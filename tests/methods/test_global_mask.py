@@ -16,7 +16,7 @@ from fedprune.client.host import Host
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.engines.inline import inline_port
 from fedprune.methods.global_mask import _check_seen, decide, sparsity_of
-from fedprune.methods.own_masks import merged
+from fedprune.methods.own_masks import under_one_mask
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.scores.inputs import rows_of
@@ -167,7 +167,7 @@ def test_clients_masks_become_one_mask_of_the_same_size(rule: str, cnn: Cnn, tin
     ]
     votes = torch.stack(each).sum(0)
     r = round_of(host, tiny(masks=rule))
-    talk = merged(model, None, r, Aggregate(votes=votes, answered=(0, 1, 2)))
+    talk = under_one_mask(model, None, r, Aggregate(votes=votes, answered=(0, 1, 2)))
     after = conversed(talk, Book(), r.plan, inline_port(host))[0].model
     assert count_kept(after.masks) == PRUNABLE - GONE
     size = gathered({n: w.abs() for n, w in model.weights.items() if n in model.masks}, model.masks)

@@ -9,7 +9,7 @@ import pytest
 from fedprune import Result, RunConfig, federate
 from fedprune.config.planned import planned
 from fedprune.engines.inline import inline_port
-from fedprune.tasks.measures import spread_sums, standard_error
+from fedprune.tasks.measures import error_of_mean, spread_sums
 from tests.runs import Spy, house_of, played, same, tiny
 
 
@@ -54,14 +54,14 @@ def test_the_standard_error_is_what_means_over_samples_spread_by():
         each = [spread_sums(loss[i], count[i]) for i in some]
         totals |= {name: sum(sums[name] for sums in each) for name in each[0]}
         off.append(totals["loss"] / totals["count"] - loss.sum() / count.sum())
-        told.append(standard_error(totals, 12))
+        told.append(error_of_mean(totals, 12))
         e = loss[some] - count[some] * totals["loss"] / totals["count"]
         by_hand = math.sqrt(0.5 * (e @ e) / 5 / 6) / count[some].mean()
         assert told[-1] == pytest.approx(by_hand)
     assert np.sqrt(np.mean(np.square(told))) == pytest.approx(
         np.sqrt(np.mean(np.square(off))), 0.05
     )
-    assert standard_error({"loss": 1.0, "count": 1.0, **spread_sums(1.0, 1.0)}, 9) is None
+    assert error_of_mean({"loss": 1.0, "count": 1.0, **spread_sums(1.0, 1.0)}, 9) is None
 
 
 def test_noise_is_planned_for_the_rounds_that_measure():

@@ -10,7 +10,7 @@ import torch
 
 from fedprune import Result, RunConfig, Shard, federate, load
 from fedprune.client.host import Host, build_host
-from fedprune.client.tokens import counted, special_tokens_of
+from fedprune.client.tokens import special_tokens_of, token_counts
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.server.state import State
@@ -121,12 +121,14 @@ def test_counts_add_up_and_test_parts_are_not_looked_at(config: Callable[..., Ru
     c = config("shakespeare", "llama")
     shards = [shard_of(text, c) for text in TEXTS]
     host = build_host(c, dict(enumerate(shards)))
-    total = sum(counted(s, host.task, 98) for s in shards)
+    total = sum(token_counts(s, host.task, 98) for s in shards)
     pooled = torch.cat([p[n].flatten() for s in shards for p in (s.train, s.validation)
                         for n in ("inputs", "labels")])  # fmt: skip
     assert torch.equal(total, torch.bincount(pooled[pooled >= 0], minlength=98).float())
     scribbled = replace(shards[0], test={n: t * 0 + 97 for n, t in shards[0].test.items()})
-    assert torch.equal(counted(scribbled, host.task, 98), counted(shards[0], host.task, 98))
+    assert torch.equal(
+        token_counts(scribbled, host.task, 98), token_counts(shards[0], host.task, 98)
+    )
 
 
 @pytest.mark.parametrize("lost", [1, 9])

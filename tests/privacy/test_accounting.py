@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from fedprune import RunConfig
 from fedprune.config.cohort import drawn
-from fedprune.privacy.accounting import Tally, added, skellam_zcdp, smallest_epsilon
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting import Tally, skellam_zcdp, smallest_epsilon, with_releases
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.release import Occasion, Release
-from fedprune.privacy.totals import closed
+from fedprune.privacy.totals import total_privacy
 
 GOLDEN = [
     # unit, population, cohort, noise multiplier, rounds or steps, RDP, PLD (None: not supported)
@@ -28,7 +28,7 @@ GOLDEN = [
 def tallied(terms, questions):
     tally = Tally()
     for occasion, releases in questions:
-        tally = added(tally, terms, occasion, releases)
+        tally = with_releases(tally, terms, occasion, releases)
     return tally.accounts()
 
 
@@ -38,7 +38,7 @@ def cost(terms, questions):
 
 def told(terms, questions):
     rdp = cost(terms, questions)
-    return rdp, closed(tallied(terms, questions), terms, rdp)
+    return rdp, total_privacy(tallied(terms, questions), terms, rdp)
 
 
 def noisy(z, quantity="changes", **more):
@@ -51,13 +51,13 @@ def question(round_, partitions, population, arm="pruned", audience="cohort", or
 
 
 def clients(rate, z, rounds):
-    terms = Terms(dp="client", cohort=round(rate * 100), population=100)
+    terms = AccountingTerms(dp="client", cohort=round(rate * 100), population=100)
     return terms, [(question(r, range(terms.cohort), 100), [noisy(z)]) for r in range(rounds)]
 
 
 def examples(rate, z, steps):
     step = noisy(z, unit="example", mechanism="sampled-gaussian", rate=rate, steps=steps)
-    return Terms(dp="example"), [(question(1, range(3), 3), [step])]
+    return AccountingTerms(dp="example"), [(question(1, range(3), 3), [step])]
 
 
 @pytest.mark.sampled(2)
@@ -83,14 +83,14 @@ def test_64_randomised_bits_are_composed_one_by_one():
         coordinates=64,
         covered=True,
     )
-    rdp, closing = told(Terms(), [(question(1, range(5), 5), [votes])])
+    rdp, closing = told(AccountingTerms(), [(question(1, range(5), 5), [votes])])
     assert closing["pld"] == pytest.approx(3.314, abs=0.01)
     assert rdp == pytest.approx(3.537, abs=0.01)
 
 
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 def test_all_releases_of_a_cohort_in_a_round_are_one_event(sampling):
-    terms = Terms(dp="client", sampling=sampling, cohort=5, population=50)
+    terms = AccountingTerms(dp="client", sampling=sampling, cohort=5, population=50)
     asked = range(5)
     together = [
         (question(1, asked, 50), [noisy(2.0), noisy(3.0, "scores")]),
@@ -105,7 +105,7 @@ def test_all_releases_of_a_cohort_in_a_round_are_one_event(sampling):
 
 def booked(sampling, secure="none", rounds=24):
     """What 20 clients go through, 6 a round, z = 2: the accounts, and the most anybody was in."""
-    terms = Terms(dp="client", sampling=sampling, cohort=6, population=20, secure=secure)
+    terms = AccountingTerms(dp="client", sampling=sampling, cohort=6, population=20, secure=secure)
     keys = {"clients": 20, "cohort": 6, "dp": "client", "dp_noise": 2.0, "secure": secure}
     keys["noise_source"] = "seeded"  # else cohorts are the operating system's
     config = RunConfig(sampling=sampling, **keys)
@@ -146,7 +146,7 @@ def test_what_each_client_took_part_in_is_composed_with_what_it_shares_with_nobo
     """Against one that follows each client by itself, composed by dp-accounting."""
     import dp_accounting as dp
 
-    terms = Terms(dp="client", cohort=2, population=4, secure="secagg")
+    terms = AccountingTerms(dp="client", cohort=2, population=4, secure="secagg")
     skellam = Release(
         *("changes", ("values",), "up", "client", "skellam"), spread=(0.02, 0.001), covered=True
     )
@@ -168,13 +168,13 @@ def test_what_each_client_took_part_in_is_composed_with_what_it_shares_with_nobo
 
 
 def test_only_a_cohort_that_is_not_seen_protects_by_chance():
-    z, terms = 2.0, Terms(dp="client", cohort=5, population=50)
+    z, terms = 2.0, AccountingTerms(dp="client", cohort=5, population=50)
     chance = [(question(1, range(5), 50), [noisy(z)])]
     everyone = [(question(1, range(50), 50, audience="everyone"), [noisy(z)])]
     assert cost(terms, chance) < cost(terms, everyone)
-    seen = Terms(dp="client", cohort=5, population=50, secure="secagg")
+    seen = AccountingTerms(dp="client", cohort=5, population=50, secure="secagg")
     assert cost(seen, chance) == cost(terms, everyone)
-    in_turn = Terms(dp="client", sampling="round-robin", cohort=5, population=50)
+    in_turn = AccountingTerms(dp="client", sampling="round-robin", cohort=5, population=50)
     assert cost(in_turn, chance) == cost(in_turn, everyone) == cost(terms, everyone)
     panel = [(question(1, range(5), 50, audience="panel"), [noisy(z)])]
     assert cost(terms, panel) == 0
@@ -184,7 +184,7 @@ def test_only_a_cohort_that_is_not_seen_protects_by_chance():
 @pytest.mark.parametrize("z", [1e-3, 0.3, 1.0, 30.0, 1e3, 1e5, 1e8])
 def test_being_drawn_by_chance_never_costs_more_than_being_there(sampling, z):
     """The bound for samples without replacement, taken alone, does at 10 of 20."""
-    terms = Terms(dp="client", sampling=sampling, cohort=10, population=20)
+    terms = AccountingTerms(dp="client", sampling=sampling, cohort=10, population=20)
     chance = [(question(r, range(10), 20), [noisy(z)]) for r in range(20)]
     there = [(question(r, range(20), 20, audience="everyone"), [noisy(z)]) for r in range(20)]
     assert 0 <= cost(terms, chance) <= cost(terms, there) * (1 + 1e-12)
@@ -192,7 +192,7 @@ def test_being_drawn_by_chance_never_costs_more_than_being_there(sampling, z):
 
 def test_examples_meet_only_what_their_own_client_releases():
     """Parallel composition: four rounds of disjoint cohorts cost as much as one round."""
-    terms, step = Terms(dp="example"), noisy(1.0, unit="example", steps=3)
+    terms, step = AccountingTerms(dp="example"), noisy(1.0, unit="example", steps=3)
     apart = [(question(r, [2 * r, 2 * r + 1], 8), [step]) for r in range(4)]
     assert cost(terms, apart) == cost(terms, apart[:1])
     again = [*apart, (question(5, [3], 8), [step])]
@@ -202,7 +202,7 @@ def test_examples_meet_only_what_their_own_client_releases():
 
 def test_what_hides_examples_does_not_hide_a_client():
     step = noisy(1.0, unit="example", mechanism="sampled-gaussian", rate=0.1, steps=3)
-    rdp, closing = told(Terms(dp="client"), [(question(1, range(5), 5), [step])])
+    rdp, closing = told(AccountingTerms(dp="client"), [(question(1, range(5), 5), [step])])
     assert math.isinf(rdp)
     assert closing["epsilon"] == closing["mu"] == "infinity"
 
@@ -211,13 +211,15 @@ def test_who_answers_a_vote_cannot_be_hidden_by_the_vote():
     votes = Release(
         "votes", ("votes",), "up", "client", "randomised-response", pure=1.0, covered=True
     )
-    poisson = Terms(dp="client", sampling="poisson", cohort=2, population=9)
+    poisson = AccountingTerms(dp="client", sampling="poisson", cohort=2, population=9)
     assert math.isinf(cost(poisson, [(question(1, range(5), 9), [votes])]))
 
 
 def test_no_noise_is_no_privacy():
     for z, unit in ((0.0, "client"), (0.0, "example")):
-        rdp, closing = told(Terms(dp=unit), [(question(1, range(5), 9), [noisy(z, unit=unit)])])
+        rdp, closing = told(
+            AccountingTerms(dp=unit), [(question(1, range(5), 9), [noisy(z, unit=unit)])]
+        )
         assert math.isinf(rdp)
         assert closing["curve"][0][1] == "infinity"
 
@@ -229,7 +231,7 @@ def test_skellam_noise_of_much_variance_costs_what_gaussian_noise_does():
     def epsilon(scale):
         spread = skellam_zcdp((4.0 * scale) ** 2, l1=100 * scale, l2=scale)
         release = Release("changes", ("values",), spread=spread, **mechanism)
-        terms = Terms(dp="client", cohort=9, population=9)
+        terms = AccountingTerms(dp="client", cohort=9, population=9)
         return cost(terms, [(question(r, range(9), 9), [release]) for r in range(10)])
 
     gaussian = cost(*clients(1.0, 4.0, 10))
@@ -257,12 +259,12 @@ RELEASES = st.lists(
 @settings(max_examples=15, deadline=None)
 @given(RELEASES, st.sampled_from(["fixed", "poisson"]), st.sampled_from(["client", "example"]))
 def test_epsilon_is_a_number_that_no_further_release_makes_smaller(what, sampling, unit):
-    terms = Terms(dp=unit, sampling=sampling, cohort=6, population=10)
+    terms = AccountingTerms(dp=unit, sampling=sampling, cohort=6, population=10)
     before, tally = 0.0, Tally()
     for round_, z, audience in what:
         asked = range(6) if audience == "cohort" else range(10)
         occasion = question(round_, asked, 10, audience=audience)
-        tally = added(tally, terms, occasion, [noisy(round(z, 1), unit=unit)])
+        tally = with_releases(tally, terms, occasion, [noisy(round(z, 1), unit=unit)])
         now = smallest_epsilon(tally.accounts(), terms.relation, terms.delta)
         assert math.isfinite(now)
         assert now >= before - 1e-9
@@ -275,7 +277,7 @@ def test_steps_on_examples_and_a_randomised_vote_add_up():
     vote = Release(
         "votes", ("votes",), "up", "client", "randomised-response", pure=0.2, covered=True
     )
-    terms = Terms(dp="example")
+    terms = AccountingTerms(dp="example")
     both, closing = told(terms, [(question(1, range(3), 3), [steps, vote])])
     alone, least = told(terms, [(question(1, range(3), 3), [steps])])
     assert alone < both <= alone + 0.2 + 1e-9

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedprune.privacy.accounting import Tally, added, skellam_zcdp, smallest_epsilon
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting import Tally, skellam_zcdp, smallest_epsilon, with_releases
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
 
@@ -19,7 +19,7 @@ def epsilon(terms, planned, factor):
     tally = Tally()
     for occasion, (release,) in planned:
         noisier = Release(**{**vars(release), "z": release.z * factor})
-        tally = added(tally, terms, occasion, [noisier])
+        tally = with_releases(tally, terms, occasion, [noisier])
     return smallest_epsilon(tally.accounts(), terms.relation, terms.delta)
 
 
@@ -48,7 +48,7 @@ STEPS = Release(
     ],
 )
 def test_the_factor_fills_the_budget_and_does_not_exceed_it(terms, release, budget):
-    terms = Terms(**terms, cohort=5, population=20, budget=budget)
+    terms = AccountingTerms(**terms, cohort=5, population=20, budget=budget)
     planned = plan(release, 10)
     factor = calibrated(terms, planned)
     assert epsilon(terms, planned, factor) <= budget < epsilon(terms, planned, factor / 1.002)
@@ -57,7 +57,7 @@ def test_the_factor_fills_the_budget_and_does_not_exceed_it(terms, release, budg
 @pytest.mark.parametrize(("releases", "z"), [(1, 0.600), (11, 1.991), (21, 2.751)])
 def test_noise_for_epsilon_8_lies_above_that_of_the_tighter_accountant(releases, z):
     """The research notes' table, by privacy loss distributions; this is by Rényi divergences."""
-    terms = Terms(dp="client", cohort=20, population=20, budget=8.0)
+    terms = AccountingTerms(dp="client", cohort=20, population=20, budget=8.0)
     assert z < calibrated(terms, plan(GAUSSIAN, releases, "everyone")) < 1.1 * z
 
 
@@ -66,7 +66,7 @@ def test_skellam_noise_is_made_wider_too():
     release = Release(
         "changes", ("values",), "up", "client", "skellam", spread=spread, covered=True
     )
-    terms = Terms(dp="client", cohort=5, population=20, budget=2.0)
+    terms = AccountingTerms(dp="client", cohort=5, population=20, budget=2.0)
     planned = plan(release, 3)
     factor = calibrated(terms, planned)
     assert factor > 1
@@ -74,14 +74,14 @@ def test_skellam_noise_is_made_wider_too():
     tally = Tally()
     for occasion, _ in planned:
         noisier = Release(**{**vars(release), "spread": wider})
-        tally = added(tally, terms, occasion, [noisier])
+        tally = with_releases(tally, terms, occasion, [noisier])
     assert smallest_epsilon(tally.accounts(), terms.relation, terms.delta) <= 2.0
 
 
 def test_nothing_noisy_needs_no_noise():
     raw = Release("counts", ("weight",), reason="as they are")
-    assert calibrated(Terms(dp="client", budget=1.0), plan(raw, 3)) == 0.0
-    assert calibrated(Terms(dp="client", budget=1.0), plan(GAUSSIAN, 3, "panel")) >= 0.0
+    assert calibrated(AccountingTerms(dp="client", budget=1.0), plan(raw, 3)) == 0.0
+    assert calibrated(AccountingTerms(dp="client", budget=1.0), plan(GAUSSIAN, 3, "panel")) >= 0.0
 
 
 def test_votes_by_randomised_response_are_not_helped_by_noise():
@@ -89,6 +89,6 @@ def test_votes_by_randomised_response_are_not_helped_by_noise():
         "votes", ("votes",), "up", "client", "randomised-response", pure=2.0, coordinates=9,
         covered=True,
     )  # fmt: skip
-    terms = Terms(dp="client", cohort=5, population=20, budget=1.0)
+    terms = AccountingTerms(dp="client", cohort=5, population=20, budget=1.0)
     with pytest.raises(ValueError, match="no noise is enough"):
         calibrated(terms, plan(votes, 1))

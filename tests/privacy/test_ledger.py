@@ -14,9 +14,9 @@ from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger import (
     END_NAME,
     LEDGER_NAME,
+    AccountingTerms,
     Ledger,
     Spent,
-    Terms,
     open_ledger,
     read_ledger,
 )
@@ -24,7 +24,7 @@ from fedprune.privacy.release import Occasion, Release
 from fedprune.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-TERMS = Terms(dp="client", cohort=10, population=10)
+TERMS = AccountingTerms(dp="client", cohort=10, population=10)
 
 
 def noisy(z=4.0, quantity="changes"):
@@ -54,7 +54,7 @@ def test_a_line_for_each_release_before_the_caller_goes_on(tmp_path):
 
 def test_the_run_stops_before_the_release_that_exceeds_the_budget(tmp_path):
     path = tmp_path / LEDGER_NAME
-    ledger = open_ledger(path, Terms(dp="client", cohort=10, population=10, budget=2.0))
+    ledger = open_ledger(path, AccountingTerms(dp="client", cohort=10, population=10, budget=2.0))
     while ledger.epsilon < 1.7:  # each of them costs about 0.2
         ledger.book(question(len(ledger.lines) + 1), [noisy()])
     before, lines = path.read_text(), len(ledger.lines)
@@ -106,7 +106,7 @@ def test_after_a_real_kill_between_writing_and_asking_epsilon_is_not_lower(tmp_p
 
 
 def test_secret_noise_makes_another_release_of_the_same_question(tmp_path):
-    terms = Terms(dp="client", cohort=10, population=10, noise_source="secret")
+    terms = AccountingTerms(dp="client", cohort=10, population=10, noise_source="secret")
     open_ledger(tmp_path / LEDGER_NAME, terms).book(question(1), [noisy()])
     resumed = open_ledger(tmp_path / LEDGER_NAME, terms, resume=True)
     assert resumed.book(question(1), [noisy()]) > open_ledger(None, terms).book(
@@ -186,7 +186,7 @@ def test_another_runs_ledger_is_not_written_into(tmp_path):
 
 
 def test_without_protection_the_total_is_infinite_and_nothing_needs_an_accountant():
-    ledger = Ledger(Terms())
+    ledger = Ledger(AccountingTerms())
     assert ledger.book(question(1), [RAW]) == 0.0
     closing = ledger.closing()
     assert closing["total"] == closing["epsilon"] == "infinity"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedprune.privacy.accounting import Tally, added, smallest_epsilon
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting import Tally, smallest_epsilon, with_releases
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.mechanisms import MECHANISMS, mechanism_of
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import PROTECTIONS, protection
@@ -18,9 +18,11 @@ def released(name: str, unit: str) -> Release:
 
 
 def epsilon(release: Release) -> float:
-    terms = Terms("example" if release.unit == "example" else "client", population=4, cohort=4)
+    terms = AccountingTerms(
+        "example" if release.unit == "example" else "client", population=4, cohort=4
+    )
     occasion = Occasion("pruned", 1, "score", 0, "cohort", (0, 1, 2, 3), 4)
-    tally = added(Tally(), terms, occasion, [release])
+    tally = with_releases(Tally(), terms, occasion, [release])
     return smallest_epsilon(tally.accounts(), terms.relation, 1e-5)
 
 
@@ -41,7 +43,7 @@ def test_a_mechanism_costs_what_its_noise_leaves(name: str):
 def test_a_mechanism_stands_for_a_protection_and_says_its_measure(name: str):
     for unit, stands_for in MECHANISMS[name].protection.items():
         line = {"mechanism": name, "unit": unit, "covered": True}
-        assert protection(Terms(), [line]) == stands_for
+        assert protection(AccountingTerms(), [line]) == stands_for
         assert PROTECTIONS[stands_for].trusted
     assert MECHANISMS[name].words.format(1) != MECHANISMS[name].words
 

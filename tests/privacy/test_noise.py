@@ -9,7 +9,7 @@ from scipy import stats
 
 from fedprune.config import RunConfig, configure
 from fedprune.privacy.noise import (
-    LARGEST,
+    LARGEST_VARIANCE,
     Source,
     gaussian,
     secret_source,
@@ -17,7 +17,7 @@ from fedprune.privacy.noise import (
     skellam,
     uniforms,
 )
-from fedprune.protocol.noise import source_of
+from fedprune.protocol.noise import noise_source_of
 
 
 def sources() -> list[Source]:
@@ -71,7 +71,7 @@ def test_skellam_is_skellam(variance, source):
 
 
 def test_skellam_has_the_variance_it_says(source):
-    for variance in (3.0, 300.0, 3e6, 3e18, LARGEST):
+    for variance in (3.0, 300.0, 3e6, 3e18, LARGEST_VARIANCE):
         drawn = skellam(200_000, variance, source).astype(np.float64)
         assert drawn.std() == pytest.approx(math.sqrt(variance), rel=0.02)
         assert abs(drawn.mean()) < 6 * math.sqrt(variance / 200_000)
@@ -113,7 +113,7 @@ def made(**keys: object) -> RunConfig:
 
 def test_seeded_noise_repeats_by_purpose_and_place_and_secret_noise_never():
     def drawn(config: RunConfig, *where: int) -> list[float]:
-        out: list[float] = gaussian(4, 1.0, source_of(config, "noise", *where)).tolist()
+        out: list[float] = gaussian(4, 1.0, noise_source_of(config, "noise", *where)).tolist()
         return out
 
     assert drawn(made(), 1, 2) == drawn(made(), 1, 2)
@@ -121,8 +121,8 @@ def test_seeded_noise_repeats_by_purpose_and_place_and_secret_noise_never():
     assert drawn(made(), 1, 2) != drawn(made(seed=5), 1, 2)
     secret = made(noise_source="secret", model="mlp", dp="client", dp_noise=1.0)
     assert drawn(secret, 1, 2) != drawn(secret, 1, 2)
-    assert source_of(secret, "noise").secret
-    assert not source_of(made(), "noise").secret
+    assert noise_source_of(secret, "noise").secret
+    assert not noise_source_of(made(), "noise").secret
 
 
 def test_a_source_goes_on_and_leaves_global_generators_alone():

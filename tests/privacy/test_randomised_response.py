@@ -22,7 +22,7 @@ from fedprune.privacy.randomised_response import (
 )
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.votes import response_release, told, vote_units_of
+from fedprune.protocol.votes import response_release, vote_units_of, vote_words
 from fedprune.server.ask import evidence_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
@@ -182,9 +182,9 @@ def test_what_is_booked_is_the_budget_of_one_vote():
 
 def test_what_is_told_first_warns_of_coins():
     host = house_of(tiny(**VOTES))
-    assert told(tiny(**VOTES), host.layout) == ()
-    (line,) = told(tiny(**VOTES, response=500.0), host.layout)
+    assert vote_words(tiny(**VOTES), host.layout) == ()
+    (line,) = vote_words(tiny(**VOTES, response=500.0), host.layout)
     assert line.startswith("epsilon 500 over ")
-    first, warning = told(tiny(**VOTES, response=1.0), host.layout)
+    first, warning = vote_words(tiny(**VOTES, response=1.0), host.layout)
     assert "(chance 3" in first
     assert warning.startswith("votes are close to coins (p > 0.45)")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import PARTIES, PROTECTIONS, protection, threat_table
@@ -28,7 +28,7 @@ def said(terms, *releases):
 
 
 def test_without_noise_it_claims_nothing():
-    text = said(Terms(), RAW)
+    text = said(AccountingTerms(), RAW)
     assert "No differential privacy" in text
     assert "epsilon is infinite" in text
     assert "Left as they are: counts (weights are sent as they are)." in text
@@ -37,7 +37,7 @@ def test_without_noise_it_claims_nothing():
 
 
 def test_it_says_unit_relation_delta_sampling_and_what_nothing_covers():
-    terms = Terms(dp="client", cohort=5, population=20, delta=1e-5)
+    terms = AccountingTerms(dp="client", cohort=5, population=20, delta=1e-5)
     text = said(terms, noisy(), MODEL, RAW)
     assert "one client's whole data" in text
     assert "replace-one (the part being another)" in text
@@ -48,11 +48,15 @@ def test_it_says_unit_relation_delta_sampling_and_what_nothing_covers():
     assert "the run's total is infinite" in text
     assert "Delta is large" not in text
     assert "total is infinite" not in said(terms, noisy(), MODEL)
-    assert "Delta is large" in said(Terms(dp="client", population=20, delta=0.01), noisy())
+    assert "Delta is large" in said(
+        AccountingTerms(dp="client", population=20, delta=0.01), noisy()
+    )
 
 
 def test_epsilon_in_the_words_is_that_of_the_summary():
-    ledger = booked(Terms(dp="client", sampling="poisson", cohort=5, population=20), noisy())
+    ledger = booked(
+        AccountingTerms(dp="client", sampling="poisson", cohort=5, population=20), noisy()
+    )
     closing = ledger.closing()
     assert closing["pld"] < closing["rdp"] == ledger.epsilon
     assert f"epsilon = {closing['pld']:.4g} at" in closing["statement"]
@@ -78,7 +82,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("kind", "terms", "release"), KINDS, ids=[k for k, _, _ in KINDS])
 def test_each_protection_has_its_words(kind, terms, release):
-    ledger = booked(Terms(**terms, population=20), release)
+    ledger = booked(AccountingTerms(**terms, population=20), release)
     assert protection(ledger.terms, ledger.lines) == kind
     text = ledger.closing()["statement"]
     assert f"Seen under {kind}: by the server: {PROTECTIONS[kind].server}" in text
@@ -87,7 +91,7 @@ def test_each_protection_has_its_words(kind, terms, release):
 
 
 def test_before_anything_protected_left_it_does_not_speak_of_infinity():
-    ledger = booked(Terms(dp="client"), MODEL)
+    ledger = booked(AccountingTerms(dp="client"), MODEL)
     closing = ledger.closing()
     assert closing["total"] == 0.0
     assert "Nothing that left was made from protected data." in closing["statement"]
@@ -96,13 +100,13 @@ def test_before_anything_protected_left_it_does_not_speak_of_infinity():
 
 def test_a_vote_by_randomised_response_is_not_protected_by_a_draw():
     vote = noisy("randomised-response", z=None, pure=0.5)
-    text = said(Terms(cohort=5, population=20), vote)
+    text = said(AccountingTerms(cohort=5, population=20), vote)
     assert "Cohorts: fixed 5 of 20. Epsilon is that of the client that was asked most often" in text
     assert "Epsilon counts on nobody knowing" not in text
 
 
 def test_secret_noise_and_the_panel_are_told_as_they_are():
-    secret = said(Terms(dp="client", noise_source="secret", panel=2), noisy())
+    secret = said(AccountingTerms(dp="client", noise_source="secret", panel=2), noisy())
     assert "knows the seed" not in secret
     assert "2 clients that only measure (the panel)" in secret
 

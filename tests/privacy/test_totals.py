@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.events import Event
-from fedprune.privacy.totals import closed, gaussian_delta, gaussian_mu
+from fedprune.privacy.totals import gaussian_delta, gaussian_mu, total_privacy
 
 
 def test_mu_of_unsampled_noise_is_exact():
@@ -24,7 +24,9 @@ def test_mu_elsewhere_is_the_gaussian_with_this_epsilon_at_this_delta(epsilon):
 
 
 def test_one_gaussian_has_the_curve_that_is_known_in_closed_form():
-    told = closed({"participation": [Counter({Event(z=1.5): 1})]}, Terms(dp="client"), 3.0)
+    told = total_privacy(
+        {"participation": [Counter({Event(z=1.5): 1})]}, AccountingTerms(dp="client"), 3.0
+    )
     assert len(told["curve"]) == 13
     for delta, epsilon in told["curve"]:
         assert gaussian_delta(1 / 1.5, epsilon) == pytest.approx(delta, rel=0.02)
@@ -46,7 +48,7 @@ def test_what_distributions_cannot_cover_says_why():
         (Event(z=1e-3), "above 1000"),
     ):
         accounts = {"participation": [Counter({event: 1})]}
-        told = closed(accounts, Terms(dp="client"), 5.0 if event.z > 0.1 else 5e5)
+        told = total_privacy(accounts, AccountingTerms(dp="client"), 5.0 if event.z > 0.1 else 5e5)
         assert told["pld"] is None
         assert why in told["pld_why_not"]
         assert told["curve_by"] == "rdp"

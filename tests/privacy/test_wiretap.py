@@ -15,7 +15,7 @@ from fedprune.engines import inline_sums as inline
 from fedprune.protocol.messages import Aggregate
 from fedprune.protocol.questions import Broadcast
 from fedprune.protocol.replies import sum_packet
-from fedprune.secagg.messages import Reply
+from fedprune.secagg.messages import StageReply
 
 BASE = {"task": "digits", "clients": 6, "cohort": 4, "rounds": 3, "warmup": 1, "hosts": 2}
 BASE |= {"engine": "inline", "local_steps": 2, "batch_size": 8, "sparsity": 0.6}
@@ -158,7 +158,7 @@ NAMES = {"total": "masked", "summed": "answered", "said": "signatures"}
 def test_of_a_secure_sum_nothing_else_leaves(keys, monkeypatch, tmp_path):
     seen, serve_call = set[str](), inline.serve_call
 
-    def served(*given: Any) -> Reply:
+    def served(*given: Any) -> StageReply:
         reply = serve_call(*given)
         given_up = {f.name: getattr(reply, f.name) for f in fields(reply)}
         del given_up["resent"]  # what the server sent

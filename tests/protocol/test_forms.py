@@ -9,7 +9,7 @@ import torch
 from fedprune import SCORES, RunConfig
 from fedprune.client.host import Host
 from fedprune.options.refusal import Refused
-from fedprune.protocol.checks import check, check_sum
+from fedprune.protocol.checks import check_sum, check_summand
 from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Aggregate, Failure, Question
 from fedprune.scores.combine import COMBINES
@@ -40,7 +40,7 @@ SIZES = {"score": 4, "tune": 6, "evaluate": 0}
 @pytest.mark.parametrize("kind", FORMS)
 def test_how_many_values_an_answer_carries(kind):
     assert FORMS[kind].values == SIZES[kind]
-    check(torch.zeros(SIZES[kind]), 1.0, COUNTS[kind], FORMS[kind])
+    check_summand(torch.zeros(SIZES[kind]), 1.0, COUNTS[kind], FORMS[kind])
 
 
 @pytest.mark.parametrize("kind", FORMS)
@@ -50,7 +50,7 @@ def test_another_number_of_values_is_refused(kind, off):
     values = torch.zeros(size + off if size else abs(off))
     reason = f"wrong shape: {values.numel()} values, expected {size}"
     with pytest.raises(Refused, match=reason or ".") as e:
-        check(values, 1.0, COUNTS[kind], FORMS[kind])
+        check_summand(values, 1.0, COUNTS[kind], FORMS[kind])
     assert e.value.field == "values"
 
 
@@ -73,7 +73,7 @@ def test_the_tensor_with_the_nan_is_named(kind, spot, name, bad):
     values = torch.zeros(SIZES[kind])
     values[spot] = bad
     with pytest.raises(Refused, match="NaN or infinite") as e:
-        check(values, 1.0, COUNTS[kind], FORMS[kind])
+        check_summand(values, 1.0, COUNTS[kind], FORMS[kind])
     assert e.value.field == name
 
 
@@ -108,9 +108,9 @@ SPOILT = [
 @pytest.mark.parametrize(("kind", "changes", "field", "reason"), SPOILT)
 def test_what_the_server_could_not_use_is_refused_by_its_name(kind, changes, field, reason):
     good = {"values": torch.zeros(SIZES[kind]), "weight": 1.0, "totals": COUNTS[kind]}
-    check(**good, form=FORMS[kind])
+    check_summand(**good, form=FORMS[kind])
     with pytest.raises(Refused, match=reason or ".") as e:
-        check(**{**good, **changes}, form=FORMS[kind])
+        check_summand(**{**good, **changes}, form=FORMS[kind])
     assert field in (None, e.value.field)
 
 
@@ -121,19 +121,19 @@ def test_statistics_are_checked_like_values():
     form = replace(FORMS["tune"], sums=SUMS)
     assert form.statistics == 1 + 3, "the head's where it is alive, the others whole"
     what = (torch.zeros(6), 1.0, COUNTS["tune"], form)
-    check(*what, torch.zeros(4))
+    check_summand(*what, torch.zeros(4))
     for odd in (None, torch.zeros(3), torch.zeros(5)):
         with pytest.raises(Refused, match=r"wrong shape: \d values, expected 4") as e:
-            check(*what, odd)
+            check_summand(*what, odd)
         assert e.value.field == "statistics"
     for spot, name in [(0, "head"), (1, "inputs"), (3, "inputs")]:
         bad = torch.zeros(4)
         bad[spot] = NAN
         with pytest.raises(Refused, match="NaN or infinite") as e:
-            check(*what, bad)
+            check_summand(*what, bad)
         assert e.value.field == name
     with pytest.raises(Refused, match="4 values, expected 0"):
-        check(torch.zeros(6), 1.0, COUNTS["tune"], FORMS["tune"], torch.zeros(4))
+        check_summand(torch.zeros(6), 1.0, COUNTS["tune"], FORMS["tune"], torch.zeros(4))
 
 
 def test_a_mask_fits_what_has_its_name_and_its_shape():
@@ -208,7 +208,7 @@ def test_the_largest_sums_of_honest_ranks_pass():
 def test_of_several_candidates_none_is_right_more_often_than_there_are_labels():
     totals = {"count": 3.0, "loss_0": 1.0, "loss_1": 1.0, "correct_0": 3.0, "correct_1": 4.0}
     with pytest.raises(Refused) as e:
-        check(torch.zeros(0), 1.0, totals, Form({}, {}, frozenset(totals)))
+        check_summand(torch.zeros(0), 1.0, totals, Form({}, {}, frozenset(totals)))
     assert e.value.field == "correct_1"
 
 

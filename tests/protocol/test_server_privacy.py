@@ -10,7 +10,7 @@ from fedprune import federate
 from fedprune.client.host import Host, build_host
 from fedprune.client.serving import answered
 from fedprune.config import RunConfig, configure
-from fedprune.config.terms import terms_of
+from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import HERE, Candidate
 from fedprune.privacy.ledger import Spent, open_ledger
@@ -21,7 +21,7 @@ from fedprune.protocol.messages import Aggregate, Answer, Question, as_sum
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
 from fedprune.protocol.releases import metric_spread
-from fedprune.protocol.server_privacy import _measured, guarded, name_of, opened
+from fedprune.protocol.server_privacy import _measured, name_of, private_port, ready_port
 from fedprune.protocol.stored import Stored
 from fedprune.server.state import first_state
 from fedprune.tensors import count_kept
@@ -65,8 +65,8 @@ def tuning(config: RunConfig, host: Host, masked: float = 0.0) -> tuple[Question
 def test_the_sum_has_the_noise_that_is_booked_over_a_fixed_denominator(host):
     c = config_of(**NOISE, dp_clip=0.5)
     question, size = tuning(c, host)
-    ledger = open_ledger(None, terms_of(c))
-    port = guarded(answering(torch.ones(size), c), c, ledger, "pruned")
+    ledger = open_ledger(None, accounting_terms_of(c))
+    port = private_port(answering(torch.ones(size), c), c, ledger, "pruned")
     aggregate = port.ask(question, [0, 1, 3])
     noise = aggregate.total - 3 * 0.5 / size**0.5
     (line,) = (x for x in ledger.lines if x["quantity"] == "changes")
@@ -83,7 +83,9 @@ def test_removed_coordinates_get_no_noise(host):
     question, size = tuning(c, host, masked=0.5)
     whole = sum(t.numel() for t in question.weights.values())
     assert size < whole - 0.4 * count_kept({n: m | True for n, m in question.masks.items()})
-    port = guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "pruned")
+    port = private_port(
+        answering(torch.ones(size), c), c, open_ledger(None, accounting_terms_of(c)), "pruned"
+    )
     aggregate = port.ask(question, [0])
     assert aggregate.total.numel() == size
 
@@ -93,8 +95,8 @@ def test_the_same_question_has_the_same_noise_and_another_one_has_not(host):
     question, size = tuning(c, host)
 
     def total(asked: Question, arm: str = "pruned", partitions: Sequence[int] = (0, 1)) -> Any:
-        ledger = open_ledger(None, terms_of(c))
-        port = guarded(answering(torch.zeros(size), c), c, ledger, arm)
+        ledger = open_ledger(None, accounting_terms_of(c))
+        port = private_port(answering(torch.zeros(size), c), c, ledger, arm)
         return port.ask(asked, partitions).total
 
     first = total(question)
@@ -126,7 +128,9 @@ def test_other_candidates_of_the_same_model_are_another_release(host):
 def test_nobody_drawn_is_noise_alone(host):
     c = config_of(dp="client", dp_noise=2.0, sampling="poisson")
     question, size = tuning(c, host)
-    port = guarded(answering(torch.ones(size), c), c, open_ledger(None, terms_of(c)), "pruned")
+    port = private_port(
+        answering(torch.ones(size), c), c, open_ledger(None, accounting_terms_of(c)), "pruned"
+    )
     aggregate = port.ask(question, [])
     assert aggregate.total.numel() == size
     assert aggregate.total.std().item() == pytest.approx(2.0, rel=0.05)  # add or remove: one norm
@@ -136,8 +140,8 @@ def test_a_statistic_that_is_never_negative_stays_so_and_has_less_noise(host):
     c = config_of(**NOISE, score="fisher")
     state = first_state(host.model, host.layout)
     question = Question("score", 2, state.weights, state.masks, score="fisher", sparsity=None)
-    ledger = open_ledger(None, terms_of(c))
-    port = guarded(inline_port(build_host(c)), c, ledger, "pruned")
+    ledger = open_ledger(None, accounting_terms_of(c))
+    port = private_port(inline_port(build_host(c)), c, ledger, "pruned")
     aggregate = port.ask(question, [0, 1, 2, 3])
     assert aggregate.total.min() == 0.0
     (line,) = (x for x in ledger.lines if x["quantity"] == "scores")
@@ -160,8 +164,8 @@ def test_metrics_are_noised_means_over_everyone(host):
     c = config_of(dp="client", dp_noise=0.01, cohort=6)
     state = first_state(host.model, host.layout)
     ask = Question("evaluate", 1, state.weights, state.masks, part="test")
-    ledger = open_ledger(None, terms_of(c))
-    noised = guarded(inline_port(build_host(c)), c, ledger, "pruned").ask(ask, range(6))
+    ledger = open_ledger(None, accounting_terms_of(c))
+    noised = private_port(inline_port(build_host(c)), c, ledger, "pruned").ask(ask, range(6))
     exact = config_of(cohort=6)
     plain = inline_port(build_host(exact))
     alone = [plain.ask(ask, [p]).totals for p in range(6)]
@@ -187,8 +191,8 @@ def test_what_the_budget_does_not_allow_is_not_asked(host):
         asked.append(question.round)
         return port.ask(question, partitions)
 
-    ledger = open_ledger(None, terms_of(c))
-    gate = guarded(replace(port, ask=ask), c, ledger, "pruned")
+    ledger = open_ledger(None, accounting_terms_of(c))
+    gate = private_port(replace(port, ask=ask), c, ledger, "pruned")
 
     def play() -> None:
         for round_ in range(1, 50):
@@ -238,8 +242,8 @@ def test_a_budget_is_spent_where_one_share_is_blended_too():
 def test_what_clients_tell_before_they_are_asked_is_booked():
     for keys, told in (({}, True), (NOISE, False)):
         c = config_of(**keys)
-        ledger = open_ledger(None, terms_of(c))
-        opened(inline_port(build_host(c)), c, ledger, "pruned")
+        ledger = open_ledger(None, accounting_terms_of(c))
+        ready_port(inline_port(build_host(c)), c, ledger, "pruned")
         assert bool(ledger.lines) is told
         assert set(inline_port(build_host(c)).present().values()) == {0} or told
 
@@ -251,8 +255,8 @@ def test_clients_drawn_from_fewer_are_booked_as_what_they_are(host):
     def epsilon(there: int) -> float:
         base = answering(torch.zeros(size), c)
         port = replace(base, present=lambda: dict.fromkeys([*range(there), 4, 5], 0))
-        ledger = open_ledger(None, terms_of(c))
-        gate = guarded(port, c, ledger, "pruned")
+        ledger = open_ledger(None, accounting_terms_of(c))
+        gate = private_port(port, c, ledger, "pruned")
         gate.present()
         gate.ask(question, [0, 1])
         return ledger.epsilon
@@ -287,9 +291,9 @@ def test_what_hides_examples_leaves_its_client_noised_metrics_and_all():
     assert extra.std().item() == pytest.approx(2.0 * 2 * 5.0, rel=0.25)
     assert answered(served, question, 0).totals == left[0]
     assert answered(served, other, 0).totals != left[0]
-    aggregate = guarded(inline_port(served), c, open_ledger(None, terms_of(c)), "pruned").ask(
-        question, range(6)
-    )
+    aggregate = private_port(
+        inline_port(served), c, open_ledger(None, accounting_terms_of(c)), "pruned"
+    ).ask(question, range(6))
     # Nothing is added to the sum of what was noised already, but for the ends of what can be.
     total = sum(t["loss"] for t in left)
     assert aggregate.totals["loss"] == pytest.approx(max(0.0, total))
@@ -301,7 +305,7 @@ def test_only_what_is_stored_is_released_again_at_no_cost(host, tmp_path, source
     """Client 3 failed before the kill and answers after it: fresh noise, and booked."""
     c = config_of(**NOISE, noise_source=source)
     question, size = tuning(c, host)
-    ledger, asked = open_ledger(None, terms_of(c)), list[int]()
+    ledger, asked = open_ledger(None, accounting_terms_of(c)), list[int]()
 
     def put(stored: Stored | None, value: float) -> Aggregate:
         there = answering(torch.full((size,), value), c)
@@ -310,7 +314,7 @@ def test_only_what_is_stored_is_released_again_at_no_cost(host, tmp_path, source
             asked.append(what.again)
             return there.ask(what, partitions)
 
-        port = guarded(replace(there, ask=ask), c, ledger, "pruned", stored)
+        port = private_port(replace(there, ask=ask), c, ledger, "pruned", stored)
         return port.ask(question, [0, 1])
 
     first = put(Stored(tmp_path), 0.0)

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from test_checkpoint import FULL, KINDS
 
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.ledger import END_NAME, LEDGER_NAME, Terms, open_ledger
+from fedprune.privacy.ledger import END_NAME, LEDGER_NAME, AccountingTerms, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.messages import Aggregate, Failure
 from fedprune.protocol.stored import store, stored_in
@@ -164,7 +164,7 @@ def test_a_stored_sum_is_of_its_types_or_not_used(tmp_path):
 
 def test_a_line_of_a_ledger_is_of_its_types_or_refused(tmp_path):
     path = tmp_path / LEDGER_NAME
-    terms = Terms(dp="client", cohort=4, population=4, noise_source="secret")
+    terms = AccountingTerms(dp="client", cohort=4, population=4, noise_source="secret")
     ledger = open_ledger(path, terms)
     when = Occasion("pruned", 1, "tune", 0, "cohort", (0, 1, 3), 4, "name")
     what = Release("changes", ("values",), "up", "client", "skellam", 1.0, 1.0, 2.0, (0.5, 0.1))

@@ -57,12 +57,12 @@ def test_layers_may_be_asked_for_one_after_the_other(asked):
 
 def test_an_answer_of_another_shape_is_refused(asked):
     from fedprune.options.refusal import Refused
-    from fedprune.protocol.checks import check
+    from fedprune.protocol.checks import check_summand
 
     host, question, *_ = asked
     form = form_of(question, host.config, host.layout)
     with pytest.raises(Refused, match="wrong shape"):
-        check(torch.zeros(form.values - 1), 1.0, {"count": 1.0}, form)
+        check_summand(torch.zeros(form.values - 1), 1.0, {"count": 1.0}, form)
 
 
 def test_where_nothing_went_the_moments_are_zero():

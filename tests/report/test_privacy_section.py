@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.privacy.accounting_terms import Terms
+from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger import LEDGER_NAME, open_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.report.pictures import pictures
 from fedprune.report.privacy import privacy_sentences, release_table
-from fedprune.report.reading import NONE, read_run
+from fedprune.report.reading import NO_VALUE, read_run
 from tests.report.pages import write_page
 
 Folder = Callable[..., Path]
@@ -24,7 +24,7 @@ NOISY = Release(
 
 @pytest.fixture
 def make_booked(make_run) -> Folder:
-    def make(terms: Terms, *releases: Release) -> Path:
+    def make(terms: AccountingTerms, *releases: Release) -> Path:
         folder = make_run()
         ledger = open_ledger(folder / LEDGER_NAME, terms)
         for arm in ("pruned", "dense"):
@@ -40,13 +40,13 @@ def make_booked(make_run) -> Folder:
 
 
 def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(make_booked):
-    folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
+    folder = make_booked(AccountingTerms(dp="client", cohort=5, population=20), NOISY)
     run = read_run(folder)
     assert "It covers all that left." in privacy_sentences(run)[0]
     assert "without replacement" in privacy_sentences(run)[0]
     (row,) = release_table(run).rows
     assert row[:5] == ["changes", "up", "6", "client", "gaussian"]
-    assert row[5:] == ["1.00", "4.00", "fixed 5 of 20", "90", "yes", NONE]
+    assert row[5:] == ["1.00", "4.00", "fixed 5 of 20", "90", "yes", NO_VALUE]
     made = pictures(run)
     assert made["epsilon"].figure is not None
     assert "by Rényi divergences" in made["curve"].finding
@@ -57,7 +57,7 @@ def test_a_private_run_shows_epsilon_the_releases_the_curve_and_the_statement(ma
 
 
 def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(make_booked):
-    folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY, RAW)
+    folder = make_booked(AccountingTerms(dp="client", cohort=5, population=20), NOISY, RAW)
     assert "The total is infinite: weights are" in privacy_sentences(read_run(folder))[0]
     html = write_page(folder).read_text("utf-8")
     assert "<b>as they are" not in html
@@ -65,7 +65,7 @@ def test_what_is_not_covered_makes_the_total_infinite_and_its_reason_is_text(mak
 
 
 def test_without_noise_the_section_is_short(make_booked):
-    folder = make_booked(Terms(), RAW)
+    folder = make_booked(AccountingTerms(), RAW)
     run = read_run(folder)
     assert privacy_sentences(run) == ["Epsilon is infinite: nothing that left a client was noised."]
     assert "epsilon" not in pictures(run)
@@ -79,7 +79,7 @@ def test_a_run_without_a_ledger_says_so(make_run):
 
 
 def test_a_run_that_ended_before_its_summary_has_a_section(make_booked):
-    folder = make_booked(Terms(dp="client", cohort=5, population=20), NOISY)
+    folder = make_booked(AccountingTerms(dp="client", cohort=5, population=20), NOISY)
     path = folder / "summary.json"
     summary = json.loads(path.read_text("utf-8"))
     del summary["privacy"]

@@ -81,7 +81,7 @@ def test_removing_weights_one_at_a_time_by_hand(family):
     ("family", "unit"), [("cnn", "weight"), ("llama", "head"), ("t5", "neuron")]
 )
 def test_many_at_once_is_one_at_a_time(family, unit, at_once, monkeypatch):
-    monkeypatch.setattr(ablation, "AT_ONCE", at_once)
+    monkeypatch.setattr(ablation, "_AT_ONCE", at_once)
     s = built(family)
     batched = taken(ABLATION, s, [s.shards[0]], size=3, unit=unit)
     slowly = taken(ABLATION, silent(s), [s.shards[0]], size=3, unit=unit)

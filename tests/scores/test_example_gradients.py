@@ -124,7 +124,7 @@ def test_a_loss_that_calls_its_model_twice_goes_one_by_one():
 def test_examples_that_do_not_fit_in_memory_come_in_pieces(monkeypatch):
     net = dense_model(tiny(model="mlp")).eval()
     size = sum(p.numel() for p in net.parameters())
-    monkeypatch.setattr("fedprune.scores.example_gradients.AT_ONCE", 2 * size)
+    monkeypatch.setattr("fedprune.scores.example_gradients._AT_ONCE", 2 * size)
     taken = ExampleGradients(net, classification_loss, trainable(net))
     assert [len(some.rows["labels"]) for some in taken.of(images(5))] == [2, 2, 1]
     assert worst(taken, images(5)) < 1e-5
@@ -143,7 +143,7 @@ def one_by_one(s: Specimen, part: Part) -> Tensors:
 @pytest.mark.parametrize("at_once", [1, 10**9], ids=["in parts", "at once"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_squares_are_those_of_single_examples(family, at_once, monkeypatch):
-    monkeypatch.setattr("fedprune.scores.example_gradients.AT_ONCE", at_once)
+    monkeypatch.setattr("fedprune.scores.example_gradients._AT_ONCE", at_once)
     s = built(family)
     part = s.shards[1]
     sums = by_example(square)(probe_of(s, batches(part, 4)))

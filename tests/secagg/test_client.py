@@ -9,7 +9,7 @@ import pytest
 from fedprune.options.refusal import Refused
 from fedprune.secagg.client import (
     confirmed,
-    masked,
+    masked_vector,
     once,
     revealed,
     shares_of,
@@ -148,7 +148,7 @@ def test_own_keys_must_be_there_and_nobody_else_may_have_them():
 def test_a_worthless_masking_key_is_refused_before_a_vector_is_sent():
     roster = roster_of()
     bad = roster | {1: replace(roster[1], masking=bytes(32))}
-    refused("worthless", masked, seed(0), 0, bad, EVERYONE, np.zeros(2, np.uint64), TERMS)
+    refused("worthless", masked_vector, seed(0), 0, bad, EVERYONE, np.zeros(2, np.uint64), TERMS)
 
 
 def test_too_few_neighbours_are_refused_at_each_stage():
@@ -156,7 +156,7 @@ def test_too_few_neighbours_are_refused_at_each_stage():
     shown = {m: roster[m] for m in few}
     refused("3 neighbours", shares_of, seed(0), 0, shown, TERMS)
     vector = np.zeros(3, np.uint64)
-    refused("3 neighbours", masked, seed(0), 0, roster, few, vector, TERMS)
+    refused("3 neighbours", masked_vector, seed(0), 0, roster, few, vector, TERMS)
     refused("neighbours", revealed, seed(0), 0, roster, received_by(0), few, EVERYONE, TERMS, SAID)
 
 
@@ -231,7 +231,7 @@ def test_only_who_is_in_the_sum_opens_it():
 )
 def test_only_flat_vectors_of_the_ring_are_masked(vector):
     with pytest.raises(ValueError, match="flat vectors of uint64"):
-        masked(seed(0), 0, roster_of(), EVERYONE, vector, TERMS)
+        masked_vector(seed(0), 0, roster_of(), EVERYONE, vector, TERMS)
 
 
 def test_of_two_stories_about_who_is_in_the_sum_at_most_one_is_opened():

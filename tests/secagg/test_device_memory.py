@@ -10,8 +10,8 @@ import pytest
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Failure
-from fedprune.secagg.device_memory import Memory, recalled
-from fedprune.secagg.messages import Call, Reply, reply_packet
+from fedprune.secagg.device_memory import DeviceMemory, served_once
+from fedprune.secagg.messages import Call, StageReply, reply_packet
 
 KEYS = Call("keys", b"first", (1, 2, 3))
 SHARES = replace(KEYS, stage="shares", roster={1: bytes(96)})
@@ -25,20 +25,20 @@ class Device:
     """Serves with whatever seed it is given, and writes the seeds down."""
 
     def __init__(self) -> None:
-        self.memory: Memory | None = None
+        self.memory: DeviceMemory | None = None
         self.seeds: list[bytes] = []
         self.refuses = False
         self.under = "a configuration"
 
     def ask(self, call: Call, packet: Packet | None = None) -> Packet:
-        self.memory, reply = recalled(self.memory, call, packet, self._serve, self.under)
+        self.memory, reply = served_once(self.memory, call, packet, self._serve, self.under)
         return reply
 
-    def _serve(self, seed: bytes) -> Reply:
+    def _serve(self, seed: bytes) -> StageReply:
         self.seeds.append(seed)
         if self.refuses:
-            return Reply(failures=(Failure(1, "unmask", "secure", "no"),))
-        return Reply(shares={1: {2: seed}})
+            return StageReply(failures=(Failure(1, "unmask", "secure", "no"),))
+        return StageReply(shares={1: {2: seed}})
 
     def through(self) -> None:
         self.ask(KEYS)
@@ -107,7 +107,7 @@ def test_who_refused_to_open_has_said_nothing_and_keeps_its_seed():
     device.ask(replace(UNMASK, summed=frozenset({1})))
     device.refuses = False
     opened = device.ask(UNMASK)
-    assert opened.buffers == reply_packet(Reply(shares={1: {2: device.seeds[0]}})).buffers
+    assert opened.buffers == reply_packet(StageReply(shares={1: {2: device.seeds[0]}})).buffers
 
 
 @pytest.mark.parametrize("call", [SHARES, MASKED, UNMASK])

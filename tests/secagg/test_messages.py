@@ -14,11 +14,11 @@ from fedprune.protocol.messages import Failure
 from fedprune.protocol.replies import Packet
 from fedprune.secagg.messages import (
     Call,
-    Reply,
+    StageReply,
     call_for,
     call_of,
     call_packet,
-    merged,
+    merged_replies,
     reply_of,
     reply_packet,
     table_bytes,
@@ -37,7 +37,7 @@ CALL = Call(
     b"open",
     said={4: bytes(64)},
 )
-REPLY = Reply(
+REPLY = StageReply(
     total=np.array([1, 2**64 - 1, 0], np.uint64),
     summed=(4, 1),
     failures=(Failure(5, "masked", "w", "left"),),
@@ -84,7 +84,7 @@ def test_a_reply_comes_back_as_it_went(bits: int):
     assert seen.total.dtype == kind
     assert seen.total.tolist() == [1, 2**bits - 1, 0]
     assert replace(seen, total=None) == replace(reply, total=None)
-    keys = Reply(keys=KEYS, bytes_up=3)
+    keys = StageReply(keys=KEYS, bytes_up=3)
     assert reply_of(reply_packet(keys), list(KEYS), "keys", bits) == keys
 
 
@@ -112,7 +112,7 @@ def about(**changes: Any) -> Packet:
         replace(reply_packet(REPLY), buffers={"total": bytes(16)}),
         replace(reply_packet(REPLY), buffers={"total": bytes(25)}),
         replace(reply_packet(REPLY), buffers={"total": bytes(24), "shares": b"\x01"}),
-        replace(reply_packet(Reply(keys={1: b"short"})), fields=reply_packet(REPLY).fields),
+        replace(reply_packet(StageReply(keys={1: b"short"})), fields=reply_packet(REPLY).fields),
     ],
 )
 def test_a_reply_that_is_not_what_was_asked_is_refused(packet: Packet):
@@ -121,8 +121,8 @@ def test_a_reply_that_is_not_what_was_asked_is_refused(packet: Packet):
 
 
 def test_replies_of_hosts_are_added_in_the_ring():
-    other = Reply(total=np.array([2**64 - 1, 2, 0], np.uint64), summed=(7,), bytes_up=3)
-    both = merged([replace(REPLY, total=np.array([1, 2**64 - 1, 0], np.uint64)), other])
+    other = StageReply(total=np.array([2**64 - 1, 2, 0], np.uint64), summed=(7,), bytes_up=3)
+    both = merged_replies([replace(REPLY, total=np.array([1, 2**64 - 1, 0], np.uint64)), other])
     assert both.total is not None
     assert both.total.tolist() == [0, 1, 0]
     assert both.summed == (4, 1, 7)

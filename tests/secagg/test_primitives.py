@@ -10,10 +10,10 @@ from fedprune.secagg.primitives import (
     agreed,
     derived,
     mask,
-    opened,
     public_of,
     sealed,
     stream,
+    unsealed,
 )
 
 
@@ -73,11 +73,11 @@ def test_what_is_sealed_opens_only_as_it_was():
     key, plain = b"k" * 32, b"p" * 64
     cipher = sealed(key, plain, b"bound")
     assert len(cipher) == 80
-    assert opened(key, cipher, b"bound") == plain
-    assert opened(b"l" * 32, cipher, b"bound") is None
-    assert opened(key, cipher, b"other") is None
-    assert opened(key, b"", b"bound") is None
+    assert unsealed(key, cipher, b"bound") == plain
+    assert unsealed(b"l" * 32, cipher, b"bound") is None
+    assert unsealed(key, cipher, b"other") is None
+    assert unsealed(key, b"", b"bound") is None
     for place in (0, 40, 79):
         changed = bytearray(cipher)
         changed[place] ^= 1
-        assert opened(key, bytes(changed), b"bound") is None
+        assert unsealed(key, bytes(changed), b"bound") is None

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedprune.options.refusal import Refused
 from fedprune.secagg.client_stages import serve_call
-from fedprune.secagg.keys import KEY, keys_of, parted
+from fedprune.secagg.keys import KEY, keys_and_signature, keys_of
 from fedprune.secagg.messages import Call
 from fedprune.secagg.register import Register, register_of, vouched
-from fedprune.secagg.rehearsal import rehearse
+from fedprune.secagg.rehearsal import sum_at_once
 from fedprune.secagg.terms import Terms, terms_of
 from tests.secagg.signers import MADE, line, signed_up, written
 
@@ -72,7 +72,7 @@ class Seen:
 Lie = Callable[[Seen], dict[int, bytes]]
 LIES: dict[str, tuple[Lie, str]] = {
     "one key replaced": (
-        lambda s: {2: made_up(2, s.terms) + parted(s.true[2])[1]},
+        lambda s: {2: made_up(2, s.terms) + keys_and_signature(s.true[2])[1]},
         r"client 2 \(wrong signature\)$",
     ),
     "one bit of a masking key": (
@@ -92,11 +92,11 @@ LIES: dict[str, tuple[Lie, str]] = {
         r"client 1 \(wrong signature\), .*client 4 \(wrong signature\)$",
     ),
     "keys of this and signatures of another session": (
-        lambda s: {3: parted(s.true[3])[0].as_bytes + parted(s.old[3])[1]},
+        lambda s: {3: keys_and_signature(s.true[3])[0].as_bytes + keys_and_signature(s.old[3])[1]},
         r"client 3 \(wrong signature\)$",
     ),
     "one's own signature beside made up keys": (
-        lambda s: {2: made_up(2, s.terms) + parted(s.true[0])[1]},
+        lambda s: {2: made_up(2, s.terms) + keys_and_signature(s.true[0])[1]},
         r"client 2 \(wrong signature\)$",
     ),
     "a signature of another size": (
@@ -141,7 +141,7 @@ def test_without_a_register_who_makes_up_the_others_opens_a_vector_and_with_one_
     secret = np.arange(7, dtype=np.uint64) * np.uint64(2**60 + 3)
     vectors = dict.fromkeys(MEMBERS, np.zeros(7, np.uint64)) | {0: secret}
     seeds = {p: seed(p, "" if p == 0 else "server") for p in MEMBERS}
-    assert rehearse(seeds, vectors, terms, {}).total.tolist() == secret.tolist()
+    assert sum_at_once(seeds, vectors, terms, {}).total.tolist() == secret.tolist()
     own = vouched(registers[0], 0, keys_of(seed(0), terms), terms)
     call = Call("shares", b"s", MEMBERS, {p: made_up(p, terms) for p in MEMBERS} | {0: own})
     assert serve_call(host, call, [0], seed).shares[0]
@@ -190,7 +190,7 @@ def test_every_kind_of_key_signs_at_one_length(tmp_path: Path, kind: str):
     register = register_of(path, str(tmp_path / "signers"), [1])
     sizes = {len(vouched(register, 1, keys_of(seed(p), terms), terms)) for p in range(40)}
     assert sizes == {128 + {"P-384": 96, "P-521": 132}.get(kind, 64)}
-    parted(vouched(register, 1, keys_of(seed(1), terms), terms))
+    keys_and_signature(vouched(register, 1, keys_of(seed(1), terms), terms))
 
 
 def test_a_site_signs_for_all_of_its_partitions(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from fedprune.secagg.client import (
     confirmed,
-    masked,
+    masked_vector,
     revealed,
     shares_of,
 )
@@ -43,7 +43,7 @@ def played(summed=EVERYONE, shared=EVERYONE, terms=TERMS):
     """Roster, masked vectors of `summed`, and what each of them reveals."""
     roster = {m: keys_of(seed(m), terms) for m in terms.members}
     sent = {m: shares_of(seed(m), m, roster, terms) for m in shared}
-    hidden = {m: masked(seed(m), m, roster, shared, vector(m, terms), terms) for m in summed}
+    hidden = {m: masked_vector(seed(m), m, roster, shared, vector(m, terms), terms) for m in summed}
     said = {m: confirmed(seed(m), m, roster, summed, shared, terms) for m in summed}
     shares = {
         m: revealed(
@@ -174,7 +174,7 @@ def test_a_total_of_other_vectors_gives_no_sum():
 
 def test_clients_who_were_told_of_others_that_shared_give_no_sum():
     roster, hidden, shares = played()
-    hidden[3] = masked(seed(3), 3, roster, EVERYONE - {1}, vector(3), TERMS)
+    hidden[3] = masked_vector(seed(3), 3, roster, EVERYONE - {1}, vector(3), TERMS)
     with pytest.raises(Unrecoverable, match="do not cancel"):
         unmasked(added(hidden.values()), roster, EVERYONE, EVERYONE, shares, TERMS)
 
@@ -200,7 +200,9 @@ def test_what_the_server_sees_of_fixed_vectors_is_uniform(bits):
     terms = Terms(b"view", tuple(range(5)), 4, 3, bits)
     roster = {m: keys_of(seed(m), terms) for m in terms.members}
     fixed = np.full(50_000, 7, ring_type(bits))
-    hidden = {m: masked(seed(m), m, roster, terms.members, fixed, terms) for m in terms.members}
+    hidden = {
+        m: masked_vector(seed(m), m, roster, terms.members, fixed, terms) for m in terms.members
+    }
     views = [v for r in (1, 2, 3, 4, 5) for v in itertools.combinations(hidden.values(), r)]
     for chosen in views:  # also every sum of them, as long as no own mask is known
         assert abs(unlikely(added(chosen))) < 5
@@ -215,7 +217,7 @@ def test_without_one_vector_the_sum_of_the_others_stays_hidden_by_its_masks():
     context = mask_context(roster, terms.members, terms)
     left = np.zeros(50_001, np.uint64)
     for m in range(4):
-        left += masked(seed(m), m, roster, terms.members, fixed, terms)
+        left += masked_vector(seed(m), m, roster, terms.members, fixed, terms)
         mask(left, own_mask(secrets_of(seed(m), terms).own, context), add=False)
     assert abs(unlikely(left[:-1])) < 5
     private = secrets_of(seed(4), terms).masking

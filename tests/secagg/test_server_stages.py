@@ -21,10 +21,10 @@ from fedprune.secagg.fixed_point import scale_for
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
-    Reply,
+    StageReply,
     Transport,
 )
-from fedprune.secagg.server_stages import FEWEST, secure_ask
+from fedprune.secagg.server_stages import FEWEST_HOLDERS, secure_ask
 from fedprune.server.state import first_state
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -51,11 +51,13 @@ class Unreliable:
 
     inner: Transport
     gone: Mapping[Any, Collection[int]]
-    calls: list[tuple[Call, list[int], Reply]] = field(default_factory=list)
+    calls: list[tuple[Call, list[int], StageReply]] = field(default_factory=list)
     away: set[int] = field(default_factory=set)
     tries: int = 0
 
-    def __call__(self, call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+    def __call__(
+        self, call: Call, partitions: Sequence[int], enclosed: Enclosure | None
+    ) -> StageReply:
         self.tries += call.stage == "keys"
         self.away.update(self.gone.get((self.tries, call.stage), ()))
         if self.tries == 1:
@@ -241,7 +243,7 @@ def test_own_masks_are_counted_before_anything_is_added(
     assert right.held is not None
     assert right.total is not None
     assert found.votes.equal(right.votes)
-    rare = right.votes < FEWEST
+    rare = right.votes < FEWEST_HOLDERS
     assert rare.any()
     assert not rare.all()
     assert (found.held[rare] == 0).all()
@@ -251,7 +253,9 @@ def test_own_masks_are_counted_before_anything_is_added(
     counts = replace(form, shapes={n: m.shape for n, m in form.masks.items()}).named(found.votes)
     ours, theirs = form.named(found.total), form.named(right.total)
     for name in ours:
-        hidden = (counts[name] < FEWEST) if name in few else torch.zeros_like(ours[name]) > 0
+        hidden = (
+            (counts[name] < FEWEST_HOLDERS) if name in few else torch.zeros_like(ours[name]) > 0
+        )
         assert (ours[name][hidden] == 0).all()
         assert torch.allclose(ours[name][~hidden], theirs[name][~hidden], atol=1e-9)
 
@@ -319,7 +323,9 @@ class Lying(Unreliable):
     stage: str = ""
     bend: Callable[[Mapping[int, bytes]], Mapping[int, bytes]] = dict
 
-    def __call__(self, call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+    def __call__(
+        self, call: Call, partitions: Sequence[int], enclosed: Enclosure | None
+    ) -> StageReply:
         reply = super().__call__(call, partitions, enclosed)
         if call.stage != self.stage or 4 not in reply.shares:
             return reply

@@ -20,7 +20,7 @@ from fedprune.protocol.models import layout_at
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
-    Reply,
+    StageReply,
     Transport,
 )
 from fedprune.secagg.server_stages import secure_ask
@@ -128,7 +128,7 @@ def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(
     host, lost = house_of(hidden(secure_dropout=0.1)), {2, 5}
     reached = inline_transport(host)
 
-    def unreliable(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+    def unreliable(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> StageReply:
         away = lost if call.stage == "masked" else set()
         reply = reached(call, [p for p in partitions if p not in away], enclosed)
         missing = tuple(Failure(p, "masked", "", "left") for p in partitions if p in away)

@@ -16,9 +16,9 @@ from fedprune.selection.ladder import (
     as_rungs,
     furthest,
     ladder,
+    ladder_parts,
     limit,
     paced,
-    parts_of,
     tries,
     verdict,
     way_of,
@@ -126,7 +126,7 @@ def test_places_on_the_way_are_ascending_and_within_parts_of_the_allowance():
 @pytest.mark.parametrize("unit", ["weight", "row", "head", "neuron"])
 def test_every_part_has_tensors_of_its_own_and_whole_units(name, unit):
     layout = family(name).layout
-    parts = parts_of(layout, unit)
+    parts = ladder_parts(layout, unit)
     names = [n for group in parts.values() for n in group]
     assert len(names) == len(set(names)) <= len(layout.prunable)
     labels = unit_labels(layout, unit)

@@ -16,7 +16,7 @@ from fedprune.opening import opening_of
 from fedprune.protocol.models import layout_at, shaped
 from fedprune.protocol.questions import decode_question, encode_question
 from fedprune.records.checkpoint import load_state, save_state
-from fedprune.rounds import run
+from fedprune.rounds import loop
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.shrink import fitted, shrunk
@@ -219,7 +219,7 @@ def test_the_plan_follows_a_state(halved: Any, house_of: HouseOf):
     config, _, small, plan, smaller = halved
     assert fitted(smaller, small.edits) is smaller
     port = inline_port(house_of(config))
-    end, row = list(run(State(2, small), plan, port))[-1]
+    end, row = list(loop(State(2, small), plan, port))[-1]
     assert end.edits
     assert row["parameters"] <= smaller.layout.parameters
     assert "shrink" in to_toml(config)

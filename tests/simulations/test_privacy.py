@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.attacks.page import Section, Table
+from fedprune.attacks.page import Passage, Table
 from simulations import privacy
 
 
 def told(study: privacy.Study, tick: privacy.Tick) -> privacy.Findings:
     tick()
     table = Table(["what", "how much"], [["g", f"{len(study.seeds)}"]], ("what",))
-    return [Section("Made up", ("One.",), table)], {"rows": [list(study.epsilons)]}
+    return [Passage("Made up", ("One.",), table)], {"rows": [list(study.epsilons)]}
 
 
 def test_a_page_and_figures_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(privacy.PARTS, "made-up", privacy.Chapter("x", told))
+    monkeypatch.setitem(privacy.PARTS, "made-up", privacy.Passage("x", told))
     arguments = ["--parts", "made-up", "--seeds", "2", "--epsilon", "3,1", "--out", f"{tmp_path}/a"]
     assert privacy.main(arguments) == 0
     page = (tmp_path / "a" / "page.html").read_text("utf-8")

@@ -19,7 +19,7 @@ from fedprune.codec.coded_file import CODED_NAME, FILE_MAGIC
 from fedprune.config import configure
 from fedprune.structure.families.family import Need
 from fedprune.tasks import claims
-from fedprune.tasks.claims import CALLS, FREE, Held, filled_by
+from fedprune.tasks.claims import CALLS, FREE_VALUES, HeldByFiles, filled_by
 from fedprune.tasks.loading import build, from_pretrained
 from fedprune.tasks.task import Shard
 
@@ -183,10 +183,10 @@ def tiny_shard() -> Shard:
     ],
 )
 def test_what_layers_allocate_is_counted(made):
-    with pytest.raises(ValueError, match="claims a model"), filled_by(Held(0, 0), "x"):
+    with pytest.raises(ValueError, match="claims a model"), filled_by(HeldByFiles(0, 0), "x"):
         made()
 
 
 def test_what_fits_is_built():
-    with filled_by(Held(FREE // 4, 2), "x"):
+    with filled_by(HeldByFiles(FREE_VALUES // 4, 2), "x"):
         assert sum(p.numel() for p in nn.Linear(4000, 4000).parameters()) == 16_004_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fedprune.tasks.tables import as_list, as_number, as_text, column, read_table
+from fedprune.tasks.tables import as_list, as_number, cell_text, column, read_table
 
 CELLS = [
     "007", "7", "0.10", "0.1", "0.100", "2024-01-02", "true", "True", "NA", "null", "1e5", "1.0",
@@ -145,4 +145,4 @@ def test_a_list_is_read_as_texts():
     for cell in ("a b", "{}", [["a"]], None):
         with pytest.raises(ValueError, match="allowed: "):
             as_list(cell)
-    assert [as_text(cell) for cell in (None, False, "", 3)] == ["", "false", "", "3"]
+    assert [cell_text(cell) for cell in (None, False, "", 3)] == ["", "false", "", "3"]

@@ -12,7 +12,7 @@ from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import hidden_by_content, masked_shards, stretches
 from fedprune.tasks.restore import cut_pairs, local_phrases, pair_rows, pairs_of
-from fedprune.tasks.splits import FEWEST, SPLITS, cut_at_random, cut_by_content, partition
+from fedprune.tasks.splits import FEWEST_ROWS, SPLITS, cut_at_random, cut_by_content, partition
 from fedprune.tasks.task import Part, examples
 from fedprune.tasks.tokenization import characters
 from tests.runs import tiny
@@ -40,7 +40,7 @@ def test_every_row_is_dealt_exactly_once(split, clients):
     assert sorted(row for part in parts for row in part) == list(range(ROWS))
     assert all(part == sorted(part) for part in parts)
     assert len(parts) == (5 if split == "natural" else clients)
-    assert min(map(len, parts)) >= FEWEST
+    assert min(map(len, parts)) >= FEWEST_ROWS
 
 
 @pytest.mark.parametrize("split", ["iid", "dirichlet", "shards"])
@@ -134,7 +134,7 @@ def test_the_cut_depends_on_seed_and_partition_alone():
     assert cut_at_random(rows, 0, 1).test["labels"].tolist() == cuts[1]
 
 
-@pytest.mark.parametrize("n", range(FEWEST, 31))
+@pytest.mark.parametrize("n", range(FEWEST_ROWS, 31))
 def test_every_part_holds_a_row(n):
     shard = cut_at_random({"labels": torch.arange(n)}, 0, 0)
     sizes = [len(part["labels"]) for part in (shard.train, shard.validation, shard.test)]

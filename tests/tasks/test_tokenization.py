@@ -15,7 +15,7 @@ from fedprune.tasks.tokenization import (
     Symbols,
     characters,
     encode,
-    encoded,
+    ids_of_text,
     own_symbols,
     symbols_of,
     token_rows,
@@ -69,7 +69,7 @@ def test_marks_come_after_the_characters_and_never_from_a_text(purpose):
     assert len(symbols.tokenizer) == symbols.size
     for mark in MARKS[purpose]:
         assert symbols.tokenizer.convert_tokens_to_ids(mark) >= len(ALPHABET)
-    ids = encoded(symbols, "".join(MARKS[purpose]) + " a").ids
+    ids = ids_of_text(symbols, "".join(MARKS[purpose]) + " a").ids
     assert ids.max() < len(ALPHABET)
     assert (symbols.mask is not None) == (purpose == "masked")
     assert (symbols.end is not None) == (purpose == "seq2seq")
@@ -99,7 +99,7 @@ def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch):
     for symbols in (characters("classify"), utf8_bytes("seq2seq")):
         whole = token_rows(symbols, texts, 12)
         with monkeypatch.context() as patch:
-            patch.setattr("fedprune.tasks.tokenization.AT_ONCE", 4)
+            patch.setattr("fedprune.tasks.tokenization._AT_ONCE", 4)
             pieces = token_rows(symbols, texts, 12)
         for name in ("ids", "sizes", "attention", "whole", "spans"):
             assert torch.equal(getattr(whole, name), getattr(pieces, name)), name
@@ -112,7 +112,7 @@ def test_rows_are_the_same_however_many_are_made_at_once(monkeypatch):
 
 @given(ANY)
 def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text):
-    read = encoded(characters("causal"), text)
+    read = ids_of_text(characters("causal"), text)
     assert read.sizes.tolist() == [int(c in ALPHABET) for c in text]
     assert (read.coverage.characters, read.coverage.unknown) == (
         len(text),
@@ -125,7 +125,7 @@ def test_of_an_alphabet_only_what_is_known_stands_for_bytes(text):
 def test_bytes_know_every_text_and_give_it_back(text):
     for purpose in PURPOSES:
         symbols = utf8_bytes(purpose)
-        read = encoded(symbols, text)
+        read = ids_of_text(symbols, text)
         assert (read.ids - FIRST_BYTE).tolist() == list(text.encode())
         assert read.sizes.tolist() == [1] * len(text.encode())
         assert read.coverage.unknown == 0
@@ -160,14 +160,14 @@ def test_the_tokenizer_of_bytes_is_the_same_after_a_trip_to_disk(purpose, tmp_pa
 
 
 def test_half_a_surrogate_pair_is_a_question_mark():
-    read = encoded(utf8_bytes("causal"), "a\ud83d")
+    read = ids_of_text(utf8_bytes("causal"), "a\ud83d")
     assert (read.ids - FIRST_BYTE).tolist() == list(b"a?")
     assert token_rows(utf8_bytes("seq2seq"), ["a\ud83d"], 8).ids[0, 1] == FIRST_BYTE + ord("?")
 
 
 def test_uniform_text_cannot_cost_less_than_it_holds():
     text = "".join(chr(0x4E00 + 7 * (i * i % 41 % 40)) for i in range(4000))
-    read = encoded(utf8_bytes("causal"), text)
+    read = ids_of_text(utf8_bytes("causal"), text)
     # Each of 40 characters is written as its own three bytes, none of which is merged.
     assert len({tuple(c) for c in read.ids.view(-1, 3).tolist()}) == len(set(text))
     assert int(read.sizes.sum()) == 3 * len(text)
@@ -209,7 +209,7 @@ def made(tmp_path_factory) -> dict[str, Symbols]:
 
 @given(text=st.text(alphabet="the north—élñ日 \n,", max_size=60))
 def test_tokens_of_bytes_stand_for_all_bytes_once(text, made):
-    read = encoded(made["bytes"], text)
+    read = ids_of_text(made["bytes"], text)
     assert len(read.ids) == len(read.sizes)
     assert int(read.sizes.sum()) == len(text.encode())
     assert made["bytes"].tokenizer.decode(read.ids) == text
@@ -217,7 +217,7 @@ def test_tokens_of_bytes_stand_for_all_bytes_once(text, made):
 
 
 def test_spaces_that_a_tokenizer_drops_go_to_the_token_that_follows(made):
-    read = encoded(made["words"], "the  the thane ")
+    read = ids_of_text(made["words"], "the  the thane ")
     ids, sizes = read.ids, read.sizes
     assert sizes.tolist()[:2] == [3, 5]
     assert int(sizes.sum()) == len("the  the thane")
@@ -235,7 +235,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(made):
 
 
 def test_a_text_longer_than_the_model_reads_is_no_warning(made, capfd):
-    ids = encoded(made["bytes"], "日本 " * 50).ids
+    ids = ids_of_text(made["bytes"], "日本 " * 50).ids
     assert len(ids) > 32
     assert capfd.readouterr() == ("", "")
     assert torch.is_tensor(ids)
@@ -252,7 +252,7 @@ def test_what_a_tokenizer_does_not_know_is_counted(text, made):
         if one != symbols.unknown
     }
     letters = [i for i, c in enumerate(text) if not c.isspace()]
-    for read in (encoded(symbols, text), token_rows(symbols, [text, "the"], 24)):
+    for read in (ids_of_text(symbols, text), token_rows(symbols, [text, "the"], 24)):
         extra = 3 * (read.ids.dim() - 1)  # of the second text
         assert read.coverage.characters == len(letters) + extra
         assert read.coverage.unknown == len(set(letters) - known)

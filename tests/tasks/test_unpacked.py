@@ -120,7 +120,7 @@ def test_what_claims_more_than_its_bytes_can_hold_is_refused_by_name(
     """With less to spare than there is, so that the test's own files are small."""
     make, read, said = CLAIMS[name]
     make(tmp_path)
-    monkeypatch.setattr(unpacked, "FREE", SMALL)
+    monkeypatch.setattr(unpacked, "_FREE", SMALL)
     tracemalloc.start()
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         read(tmp_path)

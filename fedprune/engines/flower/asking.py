@@ -9,17 +9,17 @@ from typing import Generic, TypeVar
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config import to_toml
-from fedprune.engines.flower.exchange import MISSING, POLL, Lost, Reply, exchange
+from fedprune.engines.flower.exchange import MISSING, POLL, Incoming, Lost, exchange
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Failure
 from fedprune.protocol.replies import identity
 
-Said = TypeVar("Said")
+_Said = TypeVar("_Said")
 
 
 @dataclass(frozen=True)
-class Request(Generic[Said]):
+class Request(Generic[_Said]):
     """What every host is asked, and how its reply is read.
 
     Attributes:
@@ -33,12 +33,12 @@ class Request(Generic[Said]):
     message_type: str
     phase: str
     packet: Callable[[list[int], bool], Packet]
-    read: Callable[[Packet, list[int]], Said]
+    read: Callable[[Packet, list[int]], _Said]
     weight: Callable[[Packet, list[int], bool], int]
 
 
 @dataclass
-class Asking(Generic[Said]):
+class Asking(Generic[_Said]):
     """One request to every host, and what has come of it so far.
 
     Attributes:
@@ -50,9 +50,9 @@ class Asking(Generic[Said]):
     """
 
     fleet: Fleet
-    request: Request[Said]
+    request: Request[_Said]
     assignments: dict[int, Assignment]
-    outcomes: dict[int, Said | Refused | Lost] = field(default_factory=dict)
+    outcomes: dict[int, _Said | Refused | Lost] = field(default_factory=dict)
     down: int = 0
 
     def ask(self, *, again: bool, tick: Tick | None = None) -> None:
@@ -87,7 +87,7 @@ class Asking(Generic[Said]):
         """Whether one of a host's partitions is known to break it."""
         return len(group) > 1 and not self.fleet.breaking.isdisjoint(group)
 
-    def _understood(self, reply: Reply, group: list[int]) -> Said | Refused | Lost:
+    def _understood(self, reply: Incoming, group: list[int]) -> _Said | Refused | Lost:
         if not isinstance(reply, Packet):
             return reply
         if reply.fields.get("missing"):
@@ -107,7 +107,7 @@ class Asking(Generic[Said]):
         outcome = self.outcomes.get(k)
         return isinstance(outcome, Lost) and outcome.late
 
-    def said(self, k: int) -> Said | tuple[Failure, ...]:
+    def said(self, k: int) -> _Said | tuple[Failure, ...]:
         """What a host said; of one that said nothing that counts, its partitions as failed."""
         outcome = self.outcomes.get(k, Lost("left"))
         if not isinstance(outcome, Refused | Lost):

@@ -50,13 +50,13 @@ from fedprune.options.refusal import Refusal, Refused
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.client_privacy import hides, silenced
 from fedprune.protocol.messages import Aggregate, Failure, plain
-from fedprune.protocol.parts import Part, failure_of
+from fedprune.protocol.parts import PartitionPart, failure_of
 from fedprune.protocol.questions import HELD
 from fedprune.protocol.replies import identity, parts_packet, sum_packet
 from fedprune.runtime.json_text import text_of
 from fedprune.secagg.client_stages import seeds_from, serve_call
-from fedprune.secagg.device_memory import Memory, recalled
-from fedprune.secagg.messages import Reply, call_of, reply_packet
+from fedprune.secagg.device_memory import DeviceMemory, served_once
+from fedprune.secagg.messages import StageReply, call_of, reply_packet
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import data_digest
 
@@ -146,28 +146,28 @@ def _stage(
 
         known = device_of(context.node_config).register
 
-        def served(seed: bytes) -> Reply:
+        def served(seed: bytes) -> StageReply:
             own = seeds_from(seed, call.session)
             said = serve_call(host, call, partitions, own, packet, register=known)
             return replace(said, bytes_up=0)
 
         under = str(context.state.config_records["rehearsed"]["digest"])
-        memory, reply = recalled(_memory(context), call, packet, served, under)
+        memory, reply = served_once(_memory(context), call, packet, served, under)
         context.state[_MEMORY] = ConfigRecord(vars(memory))
         return reply
     except Exception as error:  # such as keys of a sum that this device knows nothing of
         _log("this node cannot take part in a secure sum", error)
         failures = tuple(_failed(config, p, stage, error) for p in partitions)
-        return reply_packet(Reply(failures=failures))
+        return reply_packet(StageReply(failures=failures))
 
 
 _MEMORY = "secure"
 
 
-def _memory(context: Context) -> Memory | None:
+def _memory(context: Context) -> DeviceMemory | None:
     """What this device remembers of the newest secure sum, in Flower's state."""
     record: Any = context.state.config_records.get(_MEMORY)
-    return Memory(**record) if record else None
+    return DeviceMemory(**record) if record else None
 
 
 def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) -> Packet:
@@ -190,7 +190,7 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
         failures = tuple(_failed(config, p, kind, error) for p in partitions)
         if not is_device(context.node_config):
             return sum_packet(Aggregate(failures=failures))
-        return parts_packet([Part(f.partition, failure=f) for f in failures])
+        return parts_packet([PartitionPart(f.partition, failure=f) for f in failures])
     apart = parts_packet(parts)
     if not packet.fields.get("sum"):
         return apart

@@ -40,7 +40,7 @@ class Lost:
 
 MISSING = Lost("lacks the mask or the configuration")
 
-Reply = Packet | Refused | Lost
+Incoming = Packet | Refused | Lost
 """What came back: a packet, something that is none, or nothing."""
 
 
@@ -62,14 +62,14 @@ class Pending:
         self.awaited[sent[0]] = key
         return True
 
-    def replies(self) -> Iterator[tuple[int, Reply]]:
+    def replies(self) -> Iterator[tuple[int, Incoming]]:
         """What has come since the last look."""
         if not self.awaited:
             return
         for message in self.grid.pull_messages(list(self.awaited)):
             key = self.awaited.pop(message.metadata.reply_to_message_id, None)
             if key is not None:
-                yield key, opened(message)
+                yield key, reply_in(message)
 
     def forget(self, key: int) -> None:
         """Await no reply for this key any longer."""
@@ -82,7 +82,7 @@ def exchange(
     message_type: str,
     timeout: float,
     poll: float,
-) -> Iterator[tuple[int, Reply]]:
+) -> Iterator[tuple[int, Incoming]]:
     """Send every packet and yield what comes back, in order of arrival.
 
     Args:
@@ -116,7 +116,9 @@ def exchange(
         yield key, Lost(f"no reply within {timeout:g} s", late=True)
 
 
-def _left(pending: Pending, mail: Mapping[int, tuple[int, Packet]]) -> Iterator[tuple[int, Reply]]:
+def _left(
+    pending: Pending, mail: Mapping[int, tuple[int, Packet]]
+) -> Iterator[tuple[int, Incoming]]:
     """Those awaited whose node is no longer there."""
     there = set(pending.grid.get_node_ids())
     for key in [k for k in pending.awaited.values() if mail[k][0] not in there]:
@@ -124,7 +126,7 @@ def _left(pending: Pending, mail: Mapping[int, tuple[int, Packet]]) -> Iterator[
         yield key, Lost("left", left=True)
 
 
-def opened(message: Message) -> Reply:
+def reply_in(message: Message) -> Incoming:
     """The packet in a message, or why there is none."""
     if message.has_error():
         return Lost(plain(message.error.reason))

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedprune.client.host import grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
-from fedprune.engines.flower.exchange import Lost, Pending, Reply
+from fedprune.engines.flower.exchange import Incoming, Lost, Pending
 from fedprune.options.refusal import ConfigError, Refused
 from fedprune.protocol.messages import Failure, failure_said, plain
 from fedprune.runtime.json_text import read_object
@@ -41,7 +41,7 @@ Assignment = tuple[int | None, list[int]]
 
 
 @dataclass(frozen=True)
-class Node:
+class Announced:
     """A node as it announced itself.
 
     Attributes:
@@ -70,7 +70,7 @@ class Fleet:
 
     grid: Grid
     config: RunConfig
-    nodes: dict[int, Node] = field(default_factory=dict)
+    nodes: dict[int, Announced] = field(default_factory=dict)
     gathering: bool = True
     breaking: set[int] = field(default_factory=set)
     _began: bool = False
@@ -141,12 +141,12 @@ class Fleet:
         if self._pending.send(node, node, Packet({"config": to_toml(self.config)}, {})):
             self._greeted[node] = self._greeted.get(node, 0) + 1
 
-    def _hear(self, i: int, reply: Reply) -> None:
+    def _hear(self, i: int, reply: Incoming) -> None:
         try:
             node = reply if isinstance(reply, Lost) else self._announced(reply)
         except Refused as refused:
             node = Lost(f"{refused.field}: {refused}")
-        if isinstance(node, Node):
+        if isinstance(node, Announced):
             self.nodes[i] = node
             self._judge(i, node)
         elif self._greeted[i] == 1:
@@ -154,7 +154,7 @@ class Fleet:
         else:
             self._notice(i, "", f"a node could not join: {node.reason}")
 
-    def _announced(self, reply: Packet | Refused) -> Node:
+    def _announced(self, reply: Packet | Refused) -> Announced:
         """The node that a reply to a greeting describes.
 
         Raises:
@@ -162,13 +162,13 @@ class Fleet:
         """
         if isinstance(reply, Refused):
             raise reply
-        node = announced(reply, self.config.clients)
+        node = node_of(reply, self.config.clients)
         if not node.device and networked(self.grid):
             # Any node of a network could say that it is a worker and holds everybody's data.
             raise Refused("data", "no device; allowed: --node-config 'partition-id=0 data=\"...\"'")
         return node
 
-    def _judge(self, i: int, node: Node) -> None:
+    def _judge(self, i: int, node: Announced) -> None:
         """Make known why a node does not take part, once; a simulation's must."""
         if node.failure is None:
             return
@@ -270,7 +270,7 @@ _LONGEST = 2**20
 _MOST_LABELS = 10**12
 
 
-def announced(reply: Packet, clients: int) -> Node:
+def node_of(reply: Packet, clients: int) -> Announced:
     """The node that a reply to a greeting describes, of a run with so many clients.
 
     Raises:
@@ -281,7 +281,7 @@ def announced(reply: Packet, clients: int) -> Node:
         labels = {int(p): int(n) for p, n in about["labels"].items()}
         failure = about.get("failure")
         told = failure_said(failure, "hello") if failure else None
-        node = Node(bool(about["device"]), labels, told)
+        node = Announced(bool(about["device"]), labels, told)
     except Exception as error:  # whatever a malformed announcement raises must not stop the run
         raise Refused("hello", plain(f"malformed: {error!r}")) from None
     wrong = next((p for p in labels if not 0 <= p < clients), None)

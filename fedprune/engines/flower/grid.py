@@ -29,7 +29,7 @@ from fedprune.protocol.messages import (
     summed,
 )
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.parts import Part, added
+from fedprune.protocol.parts import PartitionPart, with_part
 from fedprune.protocol.port import Port
 from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.protocol.replies import folded_of, parts_in
@@ -98,7 +98,7 @@ def _open_sums(
     return put
 
 
-Outcome = Aggregate | list[Part]
+Outcome = Aggregate | list[PartitionPart]
 """What a host says: one sum, or of a device its parts."""
 
 
@@ -177,7 +177,7 @@ class _Asked:
 
     def sums(self, asking: Asking[Outcome]) -> list[Aggregate]:
         """The sums in the order in which they are added: the same on devices as in a simulation."""
-        said: dict[int, Part] = {}
+        said: dict[int, PartitionPart] = {}
         whole: dict[int, Aggregate] = {}
         for k, (_, group) in asking.assignments.items():
             outcome = asking.said(k)
@@ -192,13 +192,13 @@ class _Asked:
         return [self._of_host(group, said, whole) for group in self.hosts]
 
     def _of_host(
-        self, group: list[int], said: Mapping[int, Part], whole: Mapping[int, Aggregate]
+        self, group: list[int], said: Mapping[int, PartitionPart], whole: Mapping[int, Aggregate]
     ) -> Aggregate:
         """The partitions of one host of a simulation, added in their order."""
         total = Aggregate()
         for p in group:
             if p in said:
-                total = added(said[p], self.question, self.form, self.fleet.config, total)
+                total = with_part(said[p], self.question, self.form, self.fleet.config, total)
             elif p in whole:
                 total = summed([total, whole[p]])
         return total

@@ -14,10 +14,10 @@ from fedprune.protocol.messages import Aggregate, Question
 from fedprune.secagg.messages import (
     Call,
     Enclosure,
-    Reply,
+    StageReply,
     call_for,
     call_packet,
-    merged,
+    merged_replies,
     reply_of,
 )
 from fedprune.secagg.server_stages import secure_sums
@@ -36,19 +36,21 @@ def sealed_sums(
         tick: told how many more partitions were asked for their vector.
     """
 
-    def transport(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> Reply:
+    def transport(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> StageReply:
         request = _request(fleet, call, enclosed)
         asking = Asking(fleet, request, dict(enumerate(fleet.assignments(partitions))))
         for again in (False, True):
             asking.ask(again=again, tick=tick if enclosed else None)
         said = (asking.said(k) for k in asking.assignments)
-        replies = (each if isinstance(each, Reply) else Reply(failures=each) for each in said)
-        return replace(merged(replies), resent=asking.down)
+        replies = (
+            each if isinstance(each, StageReply) else StageReply(failures=each) for each in said
+        )
+        return replace(merged_replies(replies), resent=asking.down)
 
     return secure_sums(fleet.config, transport)
 
 
-def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[Reply]:
+def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[StageReply]:
     """A stage as it is put to every host, with the question where that goes along."""
 
     def packet(group: list[int], lean: bool) -> Packet:
@@ -58,7 +60,7 @@ def _request(fleet: Fleet, call: Call, enclosed: Enclosure | None) -> Request[Re
         asked = enclosed.sent.packet(group, lean=lean)
         return Packet({**asked.fields, **said.fields}, {**asked.buffers, **said.buffers})
 
-    def read(reply: Packet, group: list[int]) -> Reply:
+    def read(reply: Packet, group: list[int]) -> StageReply:
         length = enclosed.length if enclosed else 0
         said = reply_of(reply, group, call.stage, fleet.config.secure_bits or 64, length)
         if fleet.simulated():

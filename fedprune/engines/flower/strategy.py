@@ -2,7 +2,7 @@
 
 It has `start`, like every Flower strategy, and is no subclass: Flower's `Strategy` is one train
 and one evaluate exchange a round, while a round here asks up to three times and decides a mask in
-between. The rounds are those of `fedprune.rounds.run`.
+between. The rounds are those of `fedprune.rounds.loop`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedprune.engines.ray import worker as worker_module
 from fedprune.engines.ray.baggage import Baggage
-from fedprune.engines.ray.jobs import Job, Loss
+from fedprune.engines.ray.jobs import Job, LostJob
 from fedprune.engines.ray.nodes import Node, Staff, nodes_of
 from fedprune.options.refusal import counted
 
@@ -192,11 +192,11 @@ class Crew:
                 self._refuse(seat.node, f"workers die as they start: {_line(error)}")
             return []
         if seat.node.id not in self.nodes or "node has died" in error:
-            return [(job, Loss("its node is gone", gone=True))]
+            return [(job, LostJob("its node is gone", gone=True))]
         if LOW in error or self._killed_here(seat.node):
-            return [(job, Loss(MEMORY, memory=True))]
+            return [(job, LostJob(MEMORY, memory=True))]
         if seat.node.name == self.here:
-            return [(job, Loss("its worker died"))]
+            return [(job, LostJob("its worker died"))]
         seat.job = job
         self._unclear.append((time.monotonic(), seat, error))
         return []
@@ -221,7 +221,7 @@ class Crew:
             assert seat.job is not None
             memory = reason == LOW
             why = MEMORY if memory else "its node is gone" if gone else "its worker died"
-            out.append((seat.job, Loss(why, gone=gone, memory=memory)))
+            out.append((seat.job, LostJob(why, gone=gone, memory=memory)))
         return out
 
     def dismiss(self, seat: Seat) -> None:

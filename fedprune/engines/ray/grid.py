@@ -19,23 +19,21 @@ import ray
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedprune.engines.flower.fleet import JOIN
 from fedprune.engines.ray.crew import Crew
 from fedprune.engines.ray.identity import OURSELVES, name_message
-from fedprune.engines.ray.jobs import Job, Loss, Pace
-from fedprune.engines.ray.letters import parted, whole
+from fedprune.engines.ray.jobs import Job, LostJob, Pace
+from fedprune.engines.ray.letters import joined, parted
 from fedprune.engines.ray.nodes import Unserved
 from fedprune.options.refusal import ConfigError
 
 PULL = 1.0
 """Seconds that a look for replies waits for one."""
 
-JOIN = 900.0
-"""Seconds in which a worker must have loaded what it needs, where nodes are there."""
-
 SAID = 10.0
 """Seconds of waiting for a node between lines that say so."""
 
-LOST, KILLED = 301, 302
+WORKER_LOST, WORKER_KILLED = 301, 302
 """Codes of errors: a worker was lost; a worker was killed for memory, alone as well."""
 
 log = logging.getLogger("fedprune")
@@ -171,12 +169,12 @@ class RayGrid(Grid):
         self._hand_out()
         self._stand(standing=not self.crew.busy() and not self.crew.idle())
         for job, came in self.crew.wait(seconds):
-            if isinstance(came, Loss):
+            if isinstance(came, LostJob):
                 self._lost(job, came)
             else:
                 head, buffers, took = came
                 self.pace.took(job, took)
-                self._reply(job, whole(head, buffers))
+                self._reply(job, joined(head, buffers))
         for why in self.crew.refused.values():
             if why not in self._told:
                 self._told.add(why)
@@ -198,7 +196,7 @@ class RayGrid(Grid):
             if job.alone:
                 reserved.add(seat.node.id)
 
-    def _lost(self, job: Job, loss: Loss) -> None:
+    def _lost(self, job: Job, loss: LostJob) -> None:
         name = job.message.metadata.message_id
         if name not in self._jobs:
             return
@@ -208,7 +206,7 @@ class RayGrid(Grid):
             self._jobs[name] = again
             self._waiting.append(again)
             return
-        code = KILLED if loss.memory and job.alone else LOST
+        code = WORKER_KILLED if loss.memory and job.alone else WORKER_LOST
         self._reply(job, Message(Error(code, loss.reason), reply_to=job.message))
 
     def _reply(self, job: Job, reply: Message) -> None:

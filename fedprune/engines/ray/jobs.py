@@ -9,7 +9,7 @@ from flwr.app import Message
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostJob:
     """Why nothing came of a job.
 
     Attributes:

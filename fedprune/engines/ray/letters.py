@@ -49,7 +49,7 @@ def parted(message: Any) -> tuple[bytes, list[bytes]]:
     return file.getvalue(), aside
 
 
-def whole(head: bytes, buffers: Sequence[Any]) -> Any:
+def joined(head: bytes, buffers: Sequence[Any]) -> Any:
     """The message of a head and its buffers, over the memory that these are in.
 
     Args:

@@ -131,10 +131,10 @@ class Worker:
         """
         import numpy as np
 
-        from fedprune.engines.ray.letters import parted, whole
+        from fedprune.engines.ray.letters import joined, parted
 
         began = time.perf_counter()
-        reply = self.app(whole(head, buffers), self.context)
+        reply = self.app(joined(head, buffers), self.context)
         said, large = parted(reply)
         views = [np.frombuffer(each, np.uint8) for each in large]
         return said, views, time.perf_counter() - began

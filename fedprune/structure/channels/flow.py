@@ -14,7 +14,7 @@ from torch import fx, nn
 Flow = list[int]
 """Variables, one for each position along the channels of a tensor."""
 
-SAME, MIXED = 0, -1
+EQUAL, MIXED = 0, -1
 """Features of a channel after flattening: unknown, but of all the same; unknown and unlike."""
 
 
@@ -26,7 +26,7 @@ class Value:
         flow: the variable of each channel.
         rank: dimensions of the tensor; 0 = unknown.
         last: whether channels are its last dimension; else they are the second of a batch of maps.
-        spread: how many features stand for a channel: 1, or `SAME`, or `MIXED`.
+        spread: how many features stand for a channel: 1, or `EQUAL`, or `MIXED`.
     """
 
     flow: Flow
@@ -36,7 +36,7 @@ class Value:
 
 
 @dataclass
-class Book:
+class Trace:
     """What is written down while a graph is followed: variables, and the layers they run through.
 
     Attributes:
@@ -111,23 +111,23 @@ class Book:
         self.unite(self.columns.setdefault(path, list(flow)), flow)
 
 
-Propagate = Callable[[Book, fx.Node, Sequence[Any], Mapping[str, Any]], Value | None]
+Propagate = Callable[[Trace, fx.Node, Sequence[Any], Mapping[str, Any]], Value | None]
 """Follows one operation, from what is known of its arguments; None: nothing is known of it."""
 
 
-def same(book: Book, _node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def same(book: Trace, _node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     """Each position by itself; channels stay what they are."""
     del book
     return args[0] if args and isinstance(args[0], Value) else None
 
 
-def spatial(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def spatial(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Positions of a map among themselves, channel by channel."""
     value = same(book, node, args, kwargs)
     return None if value is None or value.last else value
 
 
-def pool_flow(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def pool_flow(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """A pool that gives one tensor (with indices it gives two)."""
     if kwargs.get("return_indices"):
         return None
@@ -142,4 +142,4 @@ def flattened(value: Any) -> Value | None:
         return None
     if value.rank == 2:
         return value
-    return None if value.last else Value(value.flow, 2, last=True, spread=SAME)
+    return None if value.last else Value(value.flow, 2, last=True, spread=EQUAL)

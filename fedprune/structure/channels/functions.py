@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from fedprune.structure.channels.flow import (
     MIXED,
-    Book,
     Propagate,
+    Trace,
     Value,
     flattened,
     pool_flow,
@@ -29,14 +29,14 @@ def is_shape(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target == "size" and len(node.args) == 1
 
 
-def _flatten(book: Book, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _flatten(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     del book
     start = kwargs.get("start_dim", args[1] if len(args) > 1 else 0)
     end = kwargs.get("end_dim", args[2] if len(args) > 2 else -1)
     return flattened(args[0]) if (start, end) == (1, -1) else None
 
 
-def _view(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def _view(book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     """Only flattening: ``x.view(x.size(0), -1)`` or ``x.view(-1, a number)``."""
     del book
     shape = node.args[1:]
@@ -59,7 +59,7 @@ def _is_batch_size(node: fx.Node, of: object) -> bool:
     return isinstance(shape, fx.Node) and is_shape(shape) and shape.args[0] is of
 
 
-def _averaged(book: Book, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _averaged(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Mean over all positions of a map."""
     del book
     value = args[0] if args and isinstance(args[0], Value) and not args[0].last else None
@@ -73,7 +73,7 @@ def _averaged(book: Book, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> V
     return value if keep else Value(value.flow, 2, last=True)
 
 
-def _together(book: Book, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _together(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Sums, differences, products: channel by channel, or with a number."""
     if set(kwargs) - {"alpha", "inplace"} or len(args) != 2:
         return None
@@ -91,13 +91,13 @@ def _together(book: Book, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> V
     return left
 
 
-def _divided(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _divided(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """By a number only: a masked channel would become 0 / 0."""
     by_number = len(args) == 2 and isinstance(args[1], int | float)
     return _together(book, node, args, kwargs) if by_number else None
 
 
-def _beside(book: Book, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _beside(book: Trace, _node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Concatenation along the channels."""
     del book
     pieces = args[0] if args else kwargs.get("tensors", ())
@@ -143,7 +143,7 @@ FUNCTIONS: dict[Any, Propagate] = {
     torch.cat: _beside,
 }
 
-METHODS: dict[str, Propagate] = {
+TENSOR_METHODS: dict[str, Propagate] = {
     **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone"), same),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_"), _together),
     "div": _divided,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fedprune.structure.channels.flow import Book, Flow
+from fedprune.structure.channels.flow import Flow, Trace
 from fedprune.structure.channels.layers import MODULES
 from fedprune.structure.channels.operations import follow
 from fedprune.structure.groups import Group, UnitSlice
@@ -65,7 +65,7 @@ def roles_of(model: nn.Module) -> Roles:
         return given
     if not all(map(_as_written, model.modules())):
         return {}
-    book = Book(dict(model.named_modules()))
+    book = Trace(dict(model.named_modules()))
     try:
         for mode in (True, False):
             with _in_mode(model, mode):
@@ -99,7 +99,7 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _roles(model: nn.Module, book: Book) -> Roles:
+def _roles(model: nn.Module, book: Trace) -> Roles:
     book.fix_all(_shared(model, book))
     book.fix_doubtful()
     return {
@@ -113,7 +113,7 @@ def _roles(model: nn.Module, book: Book) -> Roles:
     }
 
 
-def _shared(model: nn.Module, book: Book) -> Flow:
+def _shared(model: nn.Module, book: Trace) -> Flow:
     """The channels of layers that share a parameter with another module: they are not cut."""
     owners: dict[int, list[str]] = {}
     for path, module in model.named_modules():

@@ -9,10 +9,10 @@ from typing import Any
 from torch import fx, nn
 
 from fedprune.structure.channels.flow import (
-    SAME,
-    Book,
+    EQUAL,
     Flow,
     Propagate,
+    Trace,
     Value,
     flattened,
     pool_flow,
@@ -22,7 +22,7 @@ from fedprune.structure.channels.flow import (
 from fedprune.structure.low_rank_layers import Factored, makes, reads
 
 
-def _convolution(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def _convolution(book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     path = str(node.target)
     maker: Any = makes(book.modules[path])
     reader: Any = reads(book.modules[path])
@@ -40,7 +40,7 @@ def _convolution(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -
     return made
 
 
-def _linear(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def _linear(book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     path = str(node.target)
     maker: Any = makes(book.modules[path])
     reader: Any = reads(book.modules[path])
@@ -50,13 +50,13 @@ def _linear(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Val
     return made
 
 
-def _factored(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _factored(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Two factors in place of a layer make and read what it did."""
     linear = isinstance(makes(book.modules[str(node.target)]), nn.Linear)
     return (_linear if linear else _convolution)(book, node, args, kwargs)
 
 
-def _reads(book: Book, path: str, args: Sequence[Any], value: Value | None, width: int) -> None:
+def _reads(book: Trace, path: str, args: Sequence[Any], value: Value | None, width: int) -> None:
     """Write down what a layer reads; what does not fit is fixed."""
     columns = None if value is None else _columns(value, width)
     if columns is not None:
@@ -70,12 +70,12 @@ def _reads(book: Book, path: str, args: Sequence[Any], value: Value | None, widt
 def _columns(value: Value, width: int) -> Flow | None:
     """The variable of every feature that a layer of this width reads."""
     times, rest = divmod(width, max(1, len(value.flow)))
-    if rest or (value.spread != SAME and times != 1):
+    if rest or (value.spread != EQUAL and times != 1):
         return None
     return [variable for variable in value.flow for _ in range(times)]
 
 
-def _carried(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def _carried(book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     """A layer with a weight for each channel, if it has any weights."""
     path = str(node.target)
     layer: Any = book.modules[path]
@@ -89,12 +89,12 @@ def _carried(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Va
     return value
 
 
-def _on_maps(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _on_maps(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """Instance normalisation: of rows (B, C) it would take all features together."""
     return None if spatial(book, node, args, kwargs) is None else _carried(book, node, args, kwargs)
 
 
-def _grouped(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _grouped(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     """GroupNorm: channels that are normalised together go together."""
     value = _carried(book, node, args, kwargs)
     if value is None:
@@ -105,12 +105,12 @@ def _grouped(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Val
     return value
 
 
-def _prelu(book: Book, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
+def _prelu(book: Trace, node: fx.Node, args: Sequence[Any], kwargs: Any) -> Value | None:
     single = book.modules[str(node.target)].num_parameters == 1
     return (same if single else _carried)(book, node, args, kwargs)
 
 
-def _flatten_layer(book: Book, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
+def _flatten_layer(book: Trace, node: fx.Node, args: Sequence[Any], _kwargs: Any) -> Value | None:
     layer: Any = book.modules[str(node.target)]
     return flattened(args[0]) if (layer.start_dim, layer.end_dim) == (1, -1) else None
 

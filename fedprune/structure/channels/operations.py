@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import fx
 
-from fedprune.structure.channels.flow import Book, Propagate, Value
-from fedprune.structure.channels.functions import FUNCTIONS, METHODS, is_shape
+from fedprune.structure.channels.flow import Propagate, Trace, Value
+from fedprune.structure.channels.functions import FUNCTIONS, TENSOR_METHODS, is_shape
 from fedprune.structure.channels.layers import MODULES
 from fedprune.structure.layer_kinds import plain_kind
 
 
-def follow(graph: fx.Graph, book: Book) -> None:
+def follow(graph: fx.Graph, book: Trace) -> None:
     """Write down what a graph does with channels."""
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
@@ -35,13 +35,13 @@ def follow(graph: fx.Graph, book: Book) -> None:
             book.exposed.add(str(node.target).rpartition(".")[0])
 
 
-def _step(book: Book, node: fx.Node) -> Propagate | None:
+def _step(book: Trace, node: fx.Node) -> Propagate | None:
     if node.op == "call_module":
         kind = plain_kind(book.modules[str(node.target)], MODULES)
         return None if kind is None else MODULES[kind]
     if node.op == "call_function":
         return FUNCTIONS.get(node.target)
-    return METHODS.get(str(node.target)) if node.op == "call_method" else None
+    return TENSOR_METHODS.get(str(node.target)) if node.op == "call_method" else None
 
 
 def _only_asks_sizes(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune import RunConfig, federate
-from fedprune.engines.flower.fleet import Fleet, announced
+from fedprune.engines.flower.fleet import Fleet, node_of
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import Refused
 from fedprune.protocol.replies import Packet, folded_of, parts_in
@@ -68,7 +68,7 @@ LETTERS = st.builds(
         lambda packet: parts_in(packet, [0, 1], "tune"),
         lambda packet: folded_of(packet, [0, 1]),
         lambda packet: reply_of(packet, [0, 1], "masked", 64, 5),
-        lambda packet: announced(packet, 20),
+        lambda packet: node_of(packet, 20),
     ],
     ids=["parts", "a sum", "a stage of a secure sum", "hello"],
 )

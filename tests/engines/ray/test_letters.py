@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.engines.ray.grid import RayGrid
 from fedprune.engines.ray.identity import OURSELVES, as_a_task, name_message
-from fedprune.engines.ray.letters import LARGE, parted, whole
+from fedprune.engines.ray.letters import LARGE, joined, parted
 
 
 def message(*sizes: int) -> Message:
@@ -27,7 +27,7 @@ def test_a_message_is_the_same_after_it_was_parted(sizes: tuple[int, ...]):
     assert [len(b) for b in large] == [n for n in sizes if n >= LARGE]
     assert len(head) < 4096 + sum(n for n in sizes if n < LARGE)
     shared = [np.frombuffer(b, np.uint8) for b in large]
-    got = whole(head, shared)
+    got = joined(head, shared)
     assert got.metadata.message_type == "train.tune"
     assert dict(got.content.config_records["fields"]) == {"head": "x"}
     buffers = [array.data for array in got.content.array_records["buffers"].values()]
