@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 import types
@@ -54,6 +55,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 
+@functools.cache
 def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
     """Options in the groups of the schema; only those given are in the result."""
     out = _Parser(
