@@ -5,7 +5,7 @@ What a session fixture gives back is shared: tests read it and do not write to i
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,14 +14,14 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from fedprune import Result, RunConfig, Shard, federate, select
+from fedprune import Shard, federate, select
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import Masks, copied, masked, state_of
-from tests.runs import Spy, house_of, played, same, tiny, with_pages
+from tests.runs import house_of, played, tiny, with_pages
 
 # With more threads than one, results depend on the machine; the library sets this for itself.
 torch.set_num_threads(1)
@@ -81,32 +81,6 @@ def pages() -> Iterator[None]:
     """Runs write their page, as they do outside of tests."""
     with with_pages():
         yield
-
-
-# For who takes them as fixtures.
-@pytest.fixture(scope="session", name="tiny")
-def _tiny() -> Callable[..., RunConfig]:
-    return tiny
-
-
-@pytest.fixture(scope="session", name="house_of")
-def _house_of() -> Callable[[RunConfig], Host]:
-    return house_of
-
-
-@pytest.fixture(scope="session", name="played")
-def _played() -> Callable[[RunConfig], Result]:
-    return played
-
-
-@pytest.fixture(scope="session", name="spy")
-def _spy() -> type[Spy]:
-    return Spy
-
-
-@pytest.fixture(scope="session", name="same")
-def _same() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]:
-    return same
 
 
 @pytest.fixture(scope="session")

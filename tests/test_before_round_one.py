@@ -266,7 +266,7 @@ def test_whole_numbers_are_no_classes_under_a_metric_of_numbers(play):
 
 
 @pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.GLU])
-def test_a_layer_that_fails_is_named(kind: Any, play):
+def test_a_layer_that_fails_is_named(kind, play):
     layer = nn.GLU(dim=1) if kind is nn.GLU else nn.Sequential(nn.Unflatten(1, (15, 1)), kind(15))
     body = nn.Sequential(nn.Linear(6, 15), layer, nn.Flatten(), nn.Linear(15, 3))
     path = "1" if kind is nn.GLU else r"1\.1"

@@ -1,7 +1,6 @@
 import math
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from fedprune.selection.schedules import SCHEDULES
 from fedprune.selection.select import SCOPES
 from fedprune.selection.units import UNITS
 from fedprune.tasks.catalog import tasks_of
+from tests.runs import tiny
 
 Tiny = Callable[..., RunConfig]
 DIGITS = {"task": "digits"}
@@ -39,7 +39,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("key", "near"), UNKNOWN)
-def test_an_unknown_key_is_named_with_the_nearest(key: str, near: str):
+def test_an_unknown_key_is_named_with_the_nearest(key, near):
     line = refused({key: 1})
     assert line.startswith(f"{key.replace('_', '-')}=1: no such key; nearest: {near}; ")
     assert "--help" in line
@@ -98,9 +98,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("keys", "named", "allowed"), TYPES + RANGES + NAMES, ids=str)
-def test_what_cannot_run_is_refused_with_key_value_and_what_is_allowed(
-    keys: dict[str, Any], named: str, allowed: str
-):
+def test_what_cannot_run_is_refused_with_key_value_and_what_is_allowed(keys, named, allowed):
     line = refused(keys)
     assert line.startswith(f"{named}: ")
     assert allowed in line
@@ -111,7 +109,7 @@ def test_both_spellings_of_a_key_are_one_key():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_sets_defaults_and_the_user_has_the_last_word(task: str):
+def test_a_task_sets_defaults_and_the_user_has_the_last_word(task):
     config = configure({"task": task})
     for key, value in TASKS[task].defaults.items():
         assert getattr(config, key) == value
@@ -135,7 +133,7 @@ OPEN |= {"secure_bits", "secure_minimum", "byzantine", "max_norm", "strikes"}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_complete_configuration_leaves_nothing_open(task: str):
+def test_a_complete_configuration_leaves_nothing_open(task):
     given_ = {"data": "somewhere"} if TASKS[task].folder else {}
     values = configure({"task": task, **given_}).model_dump()
     empty = {key for key, value in values.items() if value in (None, "")}
@@ -177,7 +175,7 @@ BESIDE = [
 
 
 @pytest.mark.parametrize(("given_", "want"), BESIDE, ids=str)
-def test_what_belongs_to_a_choice_comes_with_it(given_: dict[str, Any], want: dict[str, Any]):
+def test_what_belongs_to_a_choice_comes_with_it(given_, want):
     values = vars(configure(given_))
     assert {key: values[key] for key in want} == want
 
@@ -199,15 +197,13 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("rounds", "given_", "warmup", "end"), SIZES)
-def test_warm_up_and_end_scale_with_the_rounds(
-    rounds: int, given_: dict[str, Any], warmup: int, end: int
-):
+def test_warm_up_and_end_scale_with_the_rounds(rounds, given_, warmup, end):
     config = configure({"rounds": rounds, **given_})
     assert (config.warmup, config.end) == (warmup, end)
 
 
 @pytest.mark.parametrize(("clients", "cohort", "hosts"), [(1, 1, 1), (3, 3, 3), (20, 10, 8)])
-def test_cohort_and_hosts_are_no_more_than_there_are(clients: int, cohort: int, hosts: int):
+def test_cohort_and_hosts_are_no_more_than_there_are(clients, cohort, hosts):
     config = configure({"task": "digits", "clients": clients})
     assert (config.cohort, config.hosts) == (cohort, hosts)
 
@@ -227,7 +223,7 @@ def test_a_dense_run_needs_no_round_to_prune_in():
     assert configure({"sparsity": 0, "rounds": 5, "warmup": 5}).warmup == 5
 
 
-def test_a_configuration_cannot_be_changed(tiny: Tiny):
+def test_a_configuration_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         tiny().seed = 4
 
@@ -269,7 +265,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(configurations())
-def test_its_toml_gives_the_configuration_again(keys: dict[str, Any]):
+def test_its_toml_gives_the_configuration_again(keys):
     try:
         config = configure(keys)
     except ConfigError:
@@ -299,7 +295,7 @@ def test_flowers_run_config_gives_what_is_not_empty():
     assert config.exclude == ("head.*", "conv.*")
 
 
-def test_flowers_run_config_carries_a_whole_configuration(tiny: Tiny):
+def test_flowers_run_config_carries_a_whole_configuration():
     config = tiny(baselines=("dense",), exclude=("a*", "b,c"))
     assert overridden(*from_flower({"toml": to_toml(config), "clients": ""}))[0] == config
     changed, _ = overridden(*from_flower({"toml": to_toml(config), "min-clients": 2}))
@@ -325,7 +321,7 @@ TASKS = {"new-digits": replace(theirs["digits"], defaults=DEFAULTS)}
 """
 
 
-def test_a_plugin_adds_scores_and_tasks(tmp_path: Path):
+def test_a_plugin_adds_scores_and_tasks(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     plugin = str(tmp_path / "own.py")
     config = configure({"plugin": plugin, "task": "new-digits", "score": "mine"})
@@ -349,20 +345,20 @@ def test_a_plugin_adds_scores_and_tasks(tmp_path: Path):
         ("TASKS = {'t': None}", "TASKS is something else"),
     ],
 )
-def test_a_plugin_that_does_not_run_is_refused(text: str, reason: str, tmp_path: Path):
+def test_a_plugin_that_does_not_run_is_refused(text, reason, tmp_path):
     (tmp_path / "own.py").write_text(text)
     line = refused({"plugin": str(tmp_path / "own.py")})
     assert line.startswith(f"plugin='{tmp_path / 'own.py'}': {reason}")
 
 
 @pytest.mark.parametrize("name", ["", "own.txt"])
-def test_a_plugin_that_is_no_python_file_is_refused(name: str, tmp_path: Path):
+def test_a_plugin_that_is_no_python_file_is_refused(name, tmp_path):
     path = tmp_path / name
     if name:
         path.write_text("")
     assert "allowed: path of a .py file" in refused({"plugin": str(path)})
 
 
-def test_a_plugin_without_tables_adds_nothing(tmp_path: Path):
+def test_a_plugin_without_tables_adds_nothing(tmp_path):
     (tmp_path / "bare.py").write_text("")
     assert configure({"plugin": str(tmp_path / "bare.py")}).task == "shakespeare"

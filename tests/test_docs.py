@@ -39,7 +39,7 @@ def test_options_and_flower_s_keys_are_what_the_declarations_say():
 
 
 @pytest.mark.parametrize("key", RunConfig.model_fields)
-def test_help_says_beside_what_an_option_is_read(key: str):
+def test_help_says_beside_what_an_option_is_read(key):
     (action,) = [action for action in run_parser()._actions if action.dest == key]
     beside = in_words(declared(RunConfig.model_fields[key]).when)
     assert not beside or f"with {beside}" in str(action.help)

@@ -105,12 +105,12 @@ def same(folder: Path, run: Result) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "ends"])
-def test_inline_equals_ray_bit_for_bit(case: str, on_ray: Path, inline: Callable[[str], Result]):
+def test_inline_equals_ray_bit_for_bit(case, on_ray, inline):
     same(on_ray / case, inline(case))
     assert inline(case).rows[-1]["removed"] > 0
 
 
-def test_a_client_that_raises_in_a_worker_is_named_and_the_run_goes_on(on_ray: Path):
+def test_a_client_that_raises_in_a_worker_is_named_and_the_run_goes_on(on_ray):
     rows = [json.loads(x) for x in (on_ray / "raises" / "rounds.jsonl").read_text().splitlines()]
     assert [row["answered"] for row in rows] == [8, 7, 7]
     (failed,) = rows[1]["failures"]
@@ -121,9 +121,7 @@ def test_a_client_that_raises_in_a_worker_is_named_and_the_run_goes_on(on_ray: P
     assert "MemoryError" in (on_ray / "raises" / "report.html").read_text()
 
 
-def test_a_client_that_always_ends_its_worker_takes_nobody_else_along(
-    on_ray: Path, inline: Callable[[str], Result]
-):
+def test_a_client_that_always_ends_its_worker_takes_nobody_else_along(on_ray, inline):
     """The bits are those of a run in one process in which it raises each time it trains."""
     rows = [json.loads(x) for x in (on_ray / "ends" / "rounds.jsonl").read_text().splitlines()]
     assert [row["answered"] for row in rows] == [7, 7]
@@ -132,14 +130,14 @@ def test_a_client_that_always_ends_its_worker_takes_nobody_else_along(
     assert [row["weights_digest"] for row in rows] == alike
 
 
-def test_one_worker_gives_the_bits_of_two(inline: Callable[[str], Result], tmp_path: Path):
+def test_one_worker_gives_the_bits_of_two(inline, tmp_path):
     """As a user types it."""
     command = [sys.executable, "simulations/run.py", *OPTIONS.split(), "--workers", "1"]
     subprocess.run([*command, "--out", str(tmp_path / "run")], cwd=ROOT, check=True, timeout=1200)
     same(tmp_path / "run", inline("plain"))
 
 
-def test_the_run_compared_is_partial_unequal_and_pruned(inline: Callable[[str], Result]):
+def test_the_run_compared_is_partial_unequal_and_pruned(inline):
     run = inline("plain")
     sizes = run.summary["shard_sizes"]
     assert len(set(sizes)) == len(sizes) == 7

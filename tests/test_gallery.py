@@ -53,7 +53,7 @@ ALIKE = {"killed": "int8", "int8 workers": "int8"} | {
 
 
 @pytest.mark.parametrize(("other", "name"), ALIKE.items())
-def test_a_killed_run_and_one_on_nodes_are_the_unbroken_one(other: str, name: str):
+def test_a_killed_run_and_one_on_nodes_are_the_unbroken_one(other, name):
     found, whole = RECORDED["runs"][other], RECORDED["runs"][name]
     assert all(found[what] == whole[what] for what in ("weights", "masks", "rows", "ledger"))
 

@@ -251,7 +251,7 @@ SCORES = {
         ({"score": "asked"}, "no question comes of the sums: "),
     ],
 )
-def test_statistics_of_which_no_score_comes_end_no_run(keys, why, tmp_path, tiny, lied):
+def test_statistics_of_which_no_score_comes_end_no_run(keys, why, tmp_path, lied):
     """The liar is named, nothing is pruned, and the next round makes up for it."""
     (tmp_path / "own.py").write_text(OWN_SCORES)
     lied(filled(-1e12), {"score"}, range(1, 2))
@@ -274,7 +274,7 @@ HARD = [s for s in SCORES if s not in OTHERS]
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("score", HARD)
-def test_no_finite_statistics_end_a_run_of_a_built_in_score(score, fill, tiny, lied):
+def test_no_finite_statistics_end_a_run_of_a_built_in_score(score, fill, lied):
     lied(filled(fill), {"score"})
     keys = {**KEYS, "rounds": 1, "agreement": False}
     keys |= {"schedule": "one-shot"} if score == "sparsegpt" else {}
@@ -285,7 +285,7 @@ def test_no_finite_statistics_end_a_run_of_a_built_in_score(score, fill, tiny, l
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_is_a_number_or_none_for_all_sums_that_pass(metric: str):
+def test_every_metric_is_a_number_or_none_for_all_sums_that_pass(metric):
     chance = random.Random(metric)
     names = {name for about in METRICS.values() for name in about.sums}
     names |= {"loss", "correct", "absolute", "examined", "exact", "rouge_l"}

@@ -88,9 +88,7 @@ def rounds_in(folder: Path) -> int:
     return len(rows.read_text().splitlines()) if rows.is_file() else 0
 
 
-def test_the_run_goes_on_to_the_same_bits(
-    tmp_path: Path, stopped: list[subprocess.Popen[str]]
-) -> None:
+def test_the_run_goes_on_to_the_same_bits(tmp_path, stopped):
     out = tmp_path / "run"
     run = started(out, **CONFIG)
     stopped.append(run)

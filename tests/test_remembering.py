@@ -33,7 +33,7 @@ def lost(question, partition: int) -> bool:
 
 @pytest.mark.parametrize("asked", [True, False], ids=["lost on the way", "never asked"])
 @pytest.mark.parametrize("nodes", [0, 2])
-def test_what_is_remembered_is_what_counted(asked: bool, nodes: int):
+def test_what_is_remembered_is_what_counted(asked, nodes):
     """Against a count of what counted; answers that are lost, rounds that are void, do not."""
     config = configure(KEYS)
     with in_one_process():
@@ -68,7 +68,7 @@ def test_what_is_remembered_is_what_counted(asked: bool, nodes: int):
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_run_remembers_what_an_unbroken_one_does(after: int, tmp_path: Path):
+def test_a_killed_run_remembers_what_an_unbroken_one_does(after, tmp_path):
     config = configure({**KEYS, "score": "moving"})
     whole = federate(config)
     with pytest.raises(Killed):
@@ -79,7 +79,7 @@ def test_a_killed_run_remembers_what_an_unbroken_one_does(after: int, tmp_path: 
     assert forgetful.summary["weights_digest"] != whole.summary["weights_digest"]
 
 
-def test_a_run_whose_memory_is_gone_says_so(tmp_path: Path):
+def test_a_run_whose_memory_is_gone_says_so(tmp_path):
     config = configure({**KEYS, "score": "moving"})
     with pytest.raises(Killed):
         federate(config, folder=tmp_path, watch=killed_after(2))

@@ -30,6 +30,7 @@ from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
+from tests.runs import Spy, house_of, played, tiny
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], Host]
@@ -40,11 +41,11 @@ DIGESTS = ("weights_digest", "mask_digest")
 
 
 @pytest.fixture
-def watched(house_of: HouseOf, spy: Any) -> Callable[..., tuple[Result, Asked, list[State]]]:
+def watched() -> Callable[..., tuple[Result, Asked, list[State]]]:
     """A run, every exchange of it, and the state after every round."""
 
     def run(config: RunConfig, without: Any = None) -> tuple[Result, Asked, list[State]]:
-        eye, states = spy(inline_port(house_of(config)), without), []
+        eye, states = Spy(inline_port(house_of(config)), without), []
         watch = Watch(row=lambda _row, _seconds, state: states.append(state))
         return federate(config, eye.port, watch=watch), eye.asked, states
 
@@ -63,9 +64,7 @@ FRACTIONS = {"one-shot": [0, 0, 1, 1, 1], "linear": [0, 0, 0.5, 1, 1], "cubic": 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("sparsity", [0.33333, 0.9])
 @pytest.mark.parametrize("schedule", FRACTIONS)
-def test_every_round_removes_exactly_what_the_schedule_says(
-    schedule: str, sparsity: float, scope: str, tiny: Tiny, played: Played
-):
+def test_every_round_removes_exactly_what_the_schedule_says(schedule, sparsity, scope):
     end = 3 if schedule == "one-shot" else 4
     config = tiny(schedule=schedule, sparsity=sparsity, scope=scope, local_steps=1, end=end)
     result = played(config)
@@ -79,13 +78,13 @@ def test_every_round_removes_exactly_what_the_schedule_says(
             assert abs(gone - sparsity * mask.numel()) < 1, name
 
 
-def test_pruning_every_other_round_ends_at_the_same_count(tiny: Tiny, played: Played):
+def test_pruning_every_other_round_ends_at_the_same_count():
     config = tiny(warmup=0, rounds=6, end=5, frequency=2, local_steps=1, schedule="linear")
     shares = [math.floor(0.7 * f * PRUNABLE + 0.5) for f in (1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1)]
     assert column(played(config), "removed") == shares
 
 
-def test_phases_cohorts_and_digests_of_a_run(tiny: Tiny, played: Played):
+def test_phases_cohorts_and_digests_of_a_run():
     result = played(tiny())
     assert column(result, "phase") == ["warmup", "warmup", "prune", "prune", "recover"]
     assert column(result, "answered") == [3] * 5
@@ -101,16 +100,14 @@ def test_phases_cohorts_and_digests_of_a_run(tiny: Tiny, played: Played):
     assert summary["parameters"] == sum(p.numel() for p in result.model.parameters())
 
 
-def test_masks_only_shrink(tiny: Tiny, watched: Any):
+def test_masks_only_shrink(watched):
     _, _, states = watched(tiny(schedule="linear", warmup=0, rounds=4, end=4))
     for before, after in pairwise(states):
         assert all(not (after.masks[n] & ~m).any() for n, m in before.masks.items())
     assert count_kept(states[-1].masks) < count_kept(states[0].masks) < PRUNABLE
 
 
-def test_a_removed_weight_is_zero_in_every_payload(
-    tiny: Tiny, watched: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_removed_weight_is_zero_in_every_payload(watched, monkeypatch):
     seen: list[str] = []
 
     def checked(question: Question, client: ClientContext) -> Answer:
@@ -160,9 +157,7 @@ def own_masks(host: Host, question: Question, cohort: Sequence[int]) -> list[Mas
     return masks
 
 
-def test_agreement_is_the_mean_overlap_of_the_clients_own_masks(
-    tiny: Tiny, watched: Any, house_of: HouseOf
-):
+def test_agreement_is_the_mean_overlap_of_the_clients_own_masks(watched):
     config = tiny()
     result, asked, _ = watched(config)
     scored = [(q, cohort) for q, cohort, _ in asked if q.kind == "score"]
@@ -191,14 +186,14 @@ def test_agreement_is_the_mean_overlap_of_the_clients_own_masks(
         (["0000", "0000"], None),
     ],
 )
-def test_the_formula_of_agreement(masks: list[str], expected: float | None):
+def test_the_formula_of_agreement(masks, expected):
     votes = torch.tensor([[int(b) for b in mask] for mask in masks]).sum(0)
     aggregate = Aggregate(votes=votes, answered=tuple(range(len(masks))))
     assert agreement_of(aggregate) == (None if expected is None else pytest.approx(expected))
     assert agreement_of(replace(aggregate, votes=None)) is None
 
 
-def test_without_agreement_nobody_votes_and_nothing_else_changes(tiny: Tiny, played: Played):
+def test_without_agreement_nobody_votes_and_nothing_else_changes():
     voting, silent = played(tiny()), played(tiny(agreement=False))
     for name in DIGESTS:
         assert column(voting, name) == column(silent, name)
@@ -207,14 +202,12 @@ def test_without_agreement_nobody_votes_and_nothing_else_changes(tiny: Tiny, pla
 
 
 @pytest.mark.parametrize(("floor", "sparsity"), [(50, 0.99), (1, 0.9999), (13_000, 0.001)])
-def test_floors_that_make_the_count_unreachable_are_refused_before_anything_starts(
-    floor: int, sparsity: float, tiny: Tiny, house_of: HouseOf
-):
+def test_floors_that_make_the_count_unreachable_are_refused_before_anything_starts(floor, sparsity):
     with pytest.raises(ValueError, match=rf"floor={floor}: .*sparsity={sparsity} .*allowed: "):
         house_of(tiny(floor=floor, sparsity=sparsity))
 
 
-def test_floors_that_are_just_reachable_are_kept(tiny: Tiny, played: Played):
+def test_floors_that_are_just_reachable_are_kept():
     """The first convolution has 144 weights: with a floor of 100 most of what it loses is fixed."""
     result = played(tiny(floor=100, sparsity=0.97, score="random"))
     assert min(int(mask.sum()) for mask in result.state.masks.values()) >= 100
@@ -248,9 +241,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_failing_client_is_named_and_leaves_the_bits_of_one_never_asked(
-    how: str, tiny: Tiny, house_of: HouseOf, watched: Any
-):
+def test_a_failing_client_is_named_and_leaves_the_bits_of_one_never_asked(how, watched):
     config = tiny(cohort=4)
     failed = federate(config, inline_port(bad_shard(house_of(config), how)))
     spared, _, _ = watched(config, lambda _question, partition: partition == VICTIM)
@@ -300,14 +291,7 @@ ODD = [
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("phase", "spoil", "field", "reason"), ODD)
 def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
-    phase: str,
-    spoil: Callable[[Answer], Answer],
-    field: str,
-    reason: str,
-    tiny: Tiny,
-    house_of: HouseOf,
-    watched: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    phase, spoil, field, reason, watched, monkeypatch
 ):
     config = tiny(cohort=4)
     spared, _, _ = watched(config, lambda q, p: q.kind == phase and p == VICTIM)
@@ -326,7 +310,7 @@ def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
         assert column(failed, name) == column(spared, name), name
 
 
-def test_a_failure_is_one_short_line(tiny: Tiny, house_of: HouseOf, monkeypatch: Any):
+def test_a_failure_is_one_short_line(monkeypatch):
     def loud(_question: Question, _seat: ClientContext) -> Answer:
         raise RuntimeError("first line\nsecond line " + "x" * 1000)
 
@@ -345,7 +329,7 @@ def first(host: Host) -> tuple[dict[str, Tensor], Masks]:
     return weights, masks
 
 
-def test_too_few_answers_void_a_round(tiny: Tiny, watched: Any):
+def test_too_few_answers_void_a_round(watched):
     config = tiny(cohort=5, min_clients=3)
     result, _, states = watched(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 1)
     assert column(result, "answered") == [5, 2, 5, 5, 5]
@@ -354,7 +338,7 @@ def test_too_few_answers_void_a_round(tiny: Tiny, watched: Any):
     assert result.summary["rounds_completed"] == 4
 
 
-def test_a_pruning_that_too_few_answered_is_made_up_for(tiny: Tiny, watched: Any):
+def test_a_pruning_that_too_few_answered_is_made_up_for(watched):
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
     result, _, states = watched(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 1)
     removed = math.floor(0.7 * PRUNABLE + 0.5)
@@ -362,9 +346,7 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(tiny: Tiny, watched: Any
     assert [state.pending for state in states] == [False, False, True, False, False]
 
 
-def test_a_run_that_nobody_answers_completes_no_round(
-    tiny: Tiny, house_of: HouseOf, monkeypatch: Any
-):
+def test_a_run_that_nobody_answers_completes_no_round(monkeypatch):
     def fails(question: Question, client: ClientContext) -> Answer:
         if question.kind != "evaluate":
             raise RuntimeError("no")
@@ -385,7 +367,7 @@ def test_a_run_that_nobody_answers_completes_no_round(
     assert result.summary["failures"] == 5 * 3 + 3 * 3
 
 
-def test_a_run_that_nothing_can_measure_still_ends(tiny: Tiny, watched: Any):
+def test_a_run_that_nothing_can_measure_still_ends(watched):
     result, _, _ = watched(tiny(), lambda question, _: question.kind == "evaluate")
     assert column(result, "loss") == [None] * 5
     assert result.summary["quality"] == {"dense_at_pruning": None, "final": None}
@@ -393,9 +375,7 @@ def test_a_run_that_nothing_can_measure_still_ends(tiny: Tiny, watched: Any):
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.05])
-def test_a_threshold_removes_what_is_at_or_below_it_once(
-    threshold: float, tiny: Tiny, watched: Any
-):
+def test_a_threshold_removes_what_is_at_or_below_it_once(threshold, watched):
     config = tiny(sparsity=None, threshold=threshold, score="magnitude", end=3)
     result, _, states = watched(config)
     weights = states[1].weights  # magnitude scores what was there after the warm-up
@@ -407,15 +387,13 @@ def test_a_threshold_removes_what_is_at_or_below_it_once(
 
 
 @pytest.mark.parametrize("threshold", [1e3])
-def test_a_threshold_above_everything_leaves_the_floor(
-    threshold: float, tiny: Tiny, played: Played
-):
+def test_a_threshold_above_everything_leaves_the_floor(threshold):
     result = played(tiny(sparsity=None, threshold=threshold, score="magnitude", end=3, floor=5))
     assert [int(mask.sum()) for mask in result.state.masks.values()] == [5, 5, 5]
 
 
 @pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
-def test_every_type_of_the_wire(wire: str, width: int, tiny: Tiny, watched: Any, played: Played):
+def test_every_type_of_the_wire(wire, width, watched):
     result, asked, _ = watched(tiny(wire=wire))
     assert result.summary["rounds_completed"] == 5
     assert result.summary["failures"] == 0
@@ -432,7 +410,7 @@ def test_every_type_of_the_wire(wire: str, width: int, tiny: Tiny, watched: Any,
     assert same == (wire == "fp32"), "a smaller type costs bits of the result"
 
 
-def test_a_smaller_type_changes_what_the_clients_see(tiny: Tiny, house_of: HouseOf):
+def test_a_smaller_type_changes_what_the_clients_see():
     host = house_of(tiny(wire="bf16"))
     question = Question("evaluate", 1, *first(host), part="test")
     seen = decode_question(encode_question(question, "bf16"), host.layout)
@@ -441,12 +419,10 @@ def test_a_smaller_type_changes_what_the_clients_see(tiny: Tiny, house_of: House
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_a_mask_is_sent_only_to_those_who_lack_it(
-    failing: bool, tiny: Tiny, house_of: HouseOf, spy: Any
-):
+def test_a_mask_is_sent_only_to_those_who_lack_it(failing):
     config = tiny(wire="bf16", cohort=4)
     host = bad_shard(house_of(config), "raises") if failing else house_of(config)
-    eye = spy(inline_port(host))
+    eye = Spy(inline_port(host))
     result = federate(config, eye.port)
     held: dict[int, str] = {}
     down = evaluation = resent = 0
@@ -471,7 +447,7 @@ def test_a_mask_is_sent_only_to_those_who_lack_it(
     assert result.summary["bytes_up"] == up == column(result, "bytes_up")[-1]
 
 
-def test_who_did_not_answer_is_sent_the_mask_again(tiny: Tiny, house_of: HouseOf):
+def test_who_did_not_answer_is_sent_the_mask_again():
     question = Question("tune", 1, *first(house_of(tiny())), known=frozenset([2]))
     sent = broadcast(question, "fp32")
     whole, lean = sent.size([0]), sent.size([2])
@@ -482,9 +458,7 @@ def test_who_did_not_answer_is_sent_the_mask_again(tiny: Tiny, house_of: HouseOf
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("wire", ["fp32", "fp16"])
 @pytest.mark.parametrize("score", ["taylor", "magnitude"])
-def test_arms_are_the_runs_they_stand_for_bit_for_bit(
-    score: str, wire: str, tiny: Tiny, played: Played
-):
+def test_arms_are_the_runs_they_stand_for_bit_for_bit(score, wire):
     keys = {"score": score, "wire": wire}
     both = played(tiny(**keys, baselines=("dense", "random")))
     alone = {
@@ -504,7 +478,7 @@ def test_arms_are_the_runs_they_stand_for_bit_for_bit(
     assert column(both, "removed", "random") == column(both, "removed", "pruned")
 
 
-def test_dense_bytes_are_those_of_dense_fedavg(tiny: Tiny, watched: Any):
+def test_dense_bytes_are_those_of_dense_fedavg(watched):
     pruned, _, _ = watched(tiny(wire="bf16"))
     dense, asked, _ = watched(tiny(sparsity=0.0))
     assert dense.summary["bytes_dense"] == pruned.summary["bytes_dense"]
@@ -517,7 +491,7 @@ def test_dense_bytes_are_those_of_dense_fedavg(tiny: Tiny, watched: Any):
     assert pruned.summary["bytes_up"] < pruned.summary["bytes_dense"] / 2 * 0.7
 
 
-def test_the_order_of_asking_does_not_matter(tiny: Tiny, house_of: HouseOf):
+def test_the_order_of_asking_does_not_matter():
     host = house_of(tiny())
     question = Question("tune", 1, *first(host), lr=0.05)
     port = inline_port(host)
@@ -528,7 +502,7 @@ def test_the_order_of_asking_does_not_matter(tiny: Tiny, house_of: HouseOf):
     assert (there.answered, there.totals) == (back.answered, back.totals)
 
 
-def test_a_sum_does_not_depend_on_who_was_asked_before(tiny: Tiny, house_of: HouseOf):
+def test_a_sum_does_not_depend_on_who_was_asked_before():
     host = house_of(tiny(optimizer="adamw"))
     question = Question("tune", 1, *first(host), lr=0.05)
     port = inline_port(host)
@@ -549,22 +523,20 @@ def test_a_sum_does_not_depend_on_who_was_asked_before(tiny: Tiny, house_of: Hou
         (5, 1, {0: [0, 1, 2, 3, 4]}),
     ],
 )
-def test_partitions_belong_to_hosts_in_order(
-    clients: int, hosts: int, expected: dict[int, list[int]], tiny: Tiny
-):
+def test_partitions_belong_to_hosts_in_order(clients, hosts, expected):
     config = tiny(clients=clients, hosts=hosts)
     assert grouped(list(reversed(range(clients))), config) == expected
     few = grouped([4, 0], config)
     assert all(set(few[host]) <= set(expected[host]) for host in few)
 
 
-def test_labels_are_told_by_partition(tiny: Tiny, house_of: HouseOf):
+def test_labels_are_told_by_partition():
     host = house_of(tiny())
     assert labels_of(host) == {p: len(s.train["labels"]) for p, s in host.shards.items()}
     assert sum(labels_of(host).values()) == pytest.approx(0.8 * 1797, abs=5)
 
 
-def test_a_run_may_begin_with_given_weights(tiny: Tiny, house_of: HouseOf, played: Played):
+def test_a_run_may_begin_with_given_weights():
     config = tiny(rounds=3, warmup=1, end=2)
     given = masked(played(tiny()).state.weights, {})
     result = federate(config, inline_port(house_of(config)), weights=given)
@@ -572,9 +544,7 @@ def test_a_run_may_begin_with_given_weights(tiny: Tiny, house_of: HouseOf, playe
     assert result.rows[0]["loss"] < played(config).rows[0]["loss"]
 
 
-def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not(
-    tiny: Tiny, house_of: HouseOf, played: Played
-):
+def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not():
     config = tiny()
     assert federate(config, inline_port(house_of(config))).rows == played(config).rows
     assert (
@@ -582,7 +552,7 @@ def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not(
     )
 
 
-def test_watching_changes_nothing(tiny: Tiny, watched: Any, played: Played):
+def test_watching_changes_nothing(watched):
     assert watched(tiny())[0].rows == played(tiny()).rows
 
 
@@ -597,7 +567,7 @@ def totals_at(host: Host, *places: tuple[int, int]) -> list[str]:
     return [digest({"": t}) for t in totals if t is not None]
 
 
-def test_batches_are_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
+def test_batches_are_drawn_by_round_and_partition():
     host = house_of(tiny())
     host = replace(host, shards=dict.fromkeys(range(5), host.shards[0]))
     totals = totals_at(host, (1, 0), (1, 0), (2, 0), (1, 3))
@@ -605,7 +575,7 @@ def test_batches_are_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf)
     assert len(set(totals)) == 3
 
 
-def test_dropout_is_drawn_by_round_and_partition(tiny: Tiny, house_of: HouseOf):
+def test_dropout_is_drawn_by_round_and_partition():
     """All rows are the same, so that the order of rows changes nothing and dropout alone does."""
     host = house_of(tiny())
     part = {k: t[:1].expand(20, *t.shape[1:]) for k, t in host.shards[0].train.items()}

@@ -6,7 +6,6 @@ Every method is played whole once, then again and again with one of its question
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,7 +159,7 @@ def done_with(method: str, plan: Plan, state: State) -> None:
 
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_nobody_answered_is_pending_and_changes_nothing(method: str):
+def test_what_nobody_answered_is_pending_and_changes_nothing(method):
     config = tiny(**{**BASE, **METHODS[method]})
     port = inline_port(house_of(config))
     state, plan = opening(config)
@@ -221,7 +220,7 @@ def federated(config: RunConfig, host: Host, lost: Lost) -> Any:
 
 
 @pytest.mark.parametrize("schedule", ["one-shot", "cubic", "regrow", "adaptive"])
-def test_a_run_that_was_never_pruned_says_so(schedule: str):
+def test_a_run_that_was_never_pruned_says_so(schedule):
     config = tiny(**{**BASE, **(ONCE if schedule == "one-shot" else {}), "schedule": schedule})
     result = federated(config, house_of(config), lambda q: q.kind == "score")
     told = result.summary
@@ -245,7 +244,7 @@ def test_a_run_of_void_rounds_raises_with_all_there_is(tmp_path):
     assert digest(result.state.weights) == digest(state_of(build_host(config).model))
 
 
-def test_a_void_round_is_the_checkpoint_of_the_one_before(tmp_path: Path):
+def test_a_void_round_is_the_checkpoint_of_the_one_before(tmp_path):
     """What is pending and who counts comes back, so that a resumed run is not behind."""
     config = tiny(**{**BASE, "uplink": "int8", "error_feedback": True})
     port = Losing(inline_port(house_of(config)), lambda q: q.round == 2 and q.kind == "tune").port

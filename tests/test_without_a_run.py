@@ -97,7 +97,7 @@ def tensors_of(model: nn.Module, names: tuple[str, ...]) -> list[tuple[str, nn.P
         ({"optimizer": "sgd", "speed": 1}, "speed\n  Extra inputs are not permitted"),
     ],
 )
-def test_a_section_by_itself_refuses_as_a_configuration_does(keys: dict[str, object], line: str):
+def test_a_section_by_itself_refuses_as_a_configuration_does(keys, line):
     with pytest.raises(ValueError, match=re.escape(line)):
         Tuning(**{**SECTION, **keys})
 

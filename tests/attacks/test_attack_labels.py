@@ -63,7 +63,7 @@ def found(s: Scene, seen: Exposed) -> Tensor:
         ("g²", {}, 0.7),
     ],
 )
-def test_shares_are_found(name: str, more: dict[str, Any], least: float) -> None:
+def test_shares_are_found(name, more, least):
     s = made(name, **more)
     each = [
         correlation(found(s, exposed(s, [message(s, p)], PLAIN)), truth(shard(p))) for p in range(6)
@@ -71,7 +71,7 @@ def test_shares_are_found(name: str, more: dict[str, Any], least: float) -> None
     assert sum(each) / 6 >= least
 
 
-def test_a_mask_alone_tells_the_dominant_class() -> None:
+def test_a_mask_alone_tells_the_dominant_class():
     s = made("votes", **HEAD)
     right = [
         found(s, exposed(s, [message(s, p)], PLAIN)).argmax() == truth(shard(p)).argmax()
@@ -81,20 +81,20 @@ def test_a_mask_alone_tells_the_dominant_class() -> None:
 
 
 @pytest.mark.parametrize("name", ["g", "|g|", "votes"])
-def test_a_random_message_tells_nothing(name: str) -> None:
+def test_a_random_message_tells_nothing(name):
     s = made(name, **HEAD)
     like = message(s, 0)
     each = [correlation(found(s, noise_like(s, like, p)), truth(shard(p))) for p in range(6)]
     assert abs(sum(each) / 6) < 0.4  # six times 10 classes: a deviation of 0.14
 
 
-def test_inputs_of_layers_tell_no_labels() -> None:
+def test_inputs_of_layers_tell_no_labels():
     s = made("Σx²")
     shares = found(s, exposed(s, [message(s, 0)], PLAIN))
     assert correlation(shares, truth(shard(0))) == 0.0
 
 
-def test_what_a_mask_removed_is_not_looked_at() -> None:
+def test_what_a_mask_removed_is_not_looked_at():
     """The same shares, whatever stands where nothing is released."""
     s = made("g")
     masks = {n: torch.ones_like(m) for n, m in s.question.masks.items()}

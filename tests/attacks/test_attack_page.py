@@ -2,7 +2,6 @@
 
 import base64
 import re
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -22,7 +21,7 @@ def section() -> Passage:
     return Passage("Inversion", ("One.", ANGRY), table, ((ANGRY, png_of(drawn())),))
 
 
-def test_what_is_said_is_there_and_escaped(tmp_path: Path) -> None:
+def test_what_is_said_is_there_and_escaped(tmp_path):
     path = tmp_path / "page.html"
     text = write_findings(path, "What leaks", ["About."], [section()], "python x.py").read_text(
         "utf-8"
@@ -33,7 +32,7 @@ def test_what_is_said_is_there_and_escaped(tmp_path: Path) -> None:
     assert text.count("&lt;script&gt;") == 4  # paragraph, cell, caption and its alternative text
 
 
-def test_pictures_are_in_the_page_and_nothing_is_asked_for(tmp_path: Path) -> None:
+def test_pictures_are_in_the_page_and_nothing_is_asked_for(tmp_path):
     text = write_findings(tmp_path / "page.html", "T", [], [section()]).read_text("utf-8")
     (coded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     assert base64.b64decode(coded) == section().pictures[0][1]
@@ -41,12 +40,12 @@ def test_pictures_are_in_the_page_and_nothing_is_asked_for(tmp_path: Path) -> No
     assert "Repeat" not in text
 
 
-def test_the_same_sections_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_sections_give_the_same_bytes(tmp_path):
     pages = [write_findings(tmp_path / n, "T", [], [section()]).read_bytes() for n in ("a", "b")]
     assert pages[0] == pages[1]
 
 
-def test_a_section_may_be_words_alone(tmp_path: Path) -> None:
+def test_a_section_may_be_words_alone(tmp_path):
     text = write_findings(tmp_path / "p.html", "T", [], [Passage("S", ("w",))]).read_text("utf-8")
     assert "<table>" not in text
     assert "<img" not in text

@@ -3,7 +3,7 @@ import pytest
 from fedprune.attacks.canary_report import canary_findings
 
 
-def test_a_row_for_every_noise_and_every_mistake(monkeypatch: pytest.MonkeyPatch):
+def test_a_row_for_every_noise_and_every_mistake(monkeypatch):
     monkeypatch.setattr("fedprune.attacks.canary_report.CANARIES", 200)
     monkeypatch.setattr("fedprune.attacks.canary_report.NOISES", (2.2,))
     told: list[int] = []

@@ -92,9 +92,7 @@ def test_broken_runs_of_twenty_seeds_are_caught():
     ],
     ids=["central", "poisson", "secret", "secure"],
 )
-def test_what_reaches_the_weights_beside_the_clipped_changes_is_noise_as_booked(
-    changes: dict[str, object],
-):
+def test_what_reaches_the_weights_beside_the_clipped_changes_is_noise_as_booked(changes):
     config = configured(1, **{"clients": 104, "cohort": 100, "dp_noise": 1.5, **changes})
     result = federate(config)
     (weight,) = result.state.weights.values()

@@ -34,7 +34,7 @@ def parts(n: int = 3, size: int = 1) -> list[Part]:
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_a_sum_of_messages_is_what_the_server_gets(name: str) -> None:
+def test_a_sum_of_messages_is_what_the_server_gets(name):
     made = scene(name, parts(), KEYS)
     messages = [message(made, p) for p in range(3)]
     aggregate = inline_port(made.host).ask(made.question, [0, 1, 2])
@@ -46,7 +46,7 @@ def test_a_sum_of_messages_is_what_the_server_gets(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, q in QUANTITIES.items() if q.each is not None])
-def test_a_quantity_is_what_its_function_of_the_gradient_says(name: str) -> None:
+def test_a_quantity_is_what_its_function_of_the_gradient_says(name):
     """Up to a factor; votes keep what is largest."""
     made = scene(name, parts(1), KEYS)
     (seen,) = [exposed(made, [message(made, 0)], MessageProtection(""))]
@@ -65,7 +65,7 @@ def test_a_quantity_is_what_its_function_of_the_gradient_says(name: str) -> None
     assert torch.nn.functional.cosine_similarity(want, have, 0) > 1 - 1e-9
 
 
-def test_nothing_is_seen_of_what_a_mask_removed() -> None:
+def test_nothing_is_seen_of_what_a_mask_removed():
     whole = scene("|g|", parts(), KEYS)
     masks = {n: m.clone() for n, m in whole.question.masks.items()}
     masks["features.1.weight"][::2] = False
@@ -75,7 +75,7 @@ def test_nothing_is_seen_of_what_a_mask_removed() -> None:
     assert bool((seen["features.1.weight"][1::2] != 0).any())
 
 
-def test_clipped_messages_have_norm_one_and_noise_its_deviation() -> None:
+def test_clipped_messages_have_norm_one_and_noise_its_deviation():
     made = scene("|g|", parts(), KEYS)
     messages = [message(made, p) for p in range(3)]
     one = exposed(made, messages, MessageProtection("", clip=True))
@@ -85,14 +85,14 @@ def test_clipped_messages_have_norm_one_and_noise_its_deviation() -> None:
     assert float(noise.std()) == pytest.approx(2.0 * math.sqrt(2.0), rel=0.03)
 
 
-def test_noise_is_what_dp_accounting_asks_for() -> None:
+def test_noise_is_what_dp_accounting_asks_for():
     """The golden values of one Gaussian: z = 1 has epsilon 4.3772 at 1e-5."""
     assert multiplier_for(4.3772) == pytest.approx(1.0, abs=1e-3)
     names = protections([1.0, 10.0], 5)
     assert [p.noise > 0 for p in names.values()] == [False, False, False, True, True, True]
 
 
-def test_a_random_message_has_nothing_of_the_client() -> None:
+def test_a_random_message_has_nothing_of_the_client():
     made = scene("votes", parts(), KEYS)
     like = message(made, 0)
     drawn = gathered(noise_like(made, like, 0, clients=2).values, {})
@@ -100,7 +100,7 @@ def test_a_random_message_has_nothing_of_the_client() -> None:
     assert abs(float(torch.corrcoef(torch.stack([drawn, like]))[0, 1])) < 0.05
 
 
-def test_more_clients_than_messages_are_refused() -> None:
+def test_more_clients_than_messages_are_refused():
     made = scene("g", parts(), KEYS)
     with pytest.raises(ValueError, match="clients=3: more than 1 messages"):
         exposed(made, [message(made, 0)], MessageProtection("", clients=3))

@@ -35,7 +35,7 @@ def worst(found: Part, part: Part) -> float:
 
 
 @pytest.mark.parametrize("name", ["g", "|g|", "g²", "|g·w|", "change"])
-def test_positive_control_an_image_comes_back_exactly_and_its_label(name: str) -> None:
+def test_positive_control_an_image_comes_back_exactly_and_its_label(name):
     made = scene(name, PARTS[:6], KEYS)
     for p in range(6):
         seen = exposed(made, [message(made, p)], PLAIN)
@@ -45,20 +45,20 @@ def test_positive_control_an_image_comes_back_exactly_and_its_label(name: str) -
         assert int(found["labels"]) == int(PARTS[p]["labels"])
 
 
-def test_sums_of_squared_inputs_of_one_image_are_that_image() -> None:
+def test_sums_of_squared_inputs_of_one_image_are_that_image():
     made = scene("Σx²", PARTS[:1], KEYS)
     found = inverted(made, exposed(made, [message(made, 0)], PLAIN), FIRST, SHAPE)
     assert worst(found, PARTS[0]) <= 1e-6
 
 
-def test_clipping_hides_nothing() -> None:
+def test_clipping_hides_nothing():
     """But the scale: how bright the image is then follows from the shape of its gradient."""
     made = scene("|g|", PARTS[:1], KEYS)
     seen = exposed(made, [message(made, 0)], MessageProtection("", clip=True))
     assert worst(inverted(made, seen, FIRST, SHAPE), PARTS[0]) <= 1e-4
 
 
-def test_a_pruned_model_hides_nothing_where_a_row_and_a_column_are_left() -> None:
+def test_a_pruned_model_hides_nothing_where_a_row_and_a_column_are_left():
     made = scene("|g|", PARTS[:1], KEYS)
     gen = torch.Generator().manual_seed(0)
     masks = {n: torch.rand(m.shape, generator=gen) < 0.2 for n, m in made.question.masks.items()}
@@ -75,7 +75,7 @@ def place(found: Part, p: int) -> float:
 
 
 @pytest.mark.parametrize("name", ["g", "|g|", "g²", "|g·w|", "Σx²", "votes"])
-def test_negative_control_a_random_message_gives_chance(name: str) -> None:
+def test_negative_control_a_random_message_gives_chance(name):
     """What is made of it is no closer to the client's image than to those of others."""
     made = scene(name, PARTS, KEYS)
     places = []
@@ -85,7 +85,7 @@ def test_negative_control_a_random_message_gives_chance(name: str) -> None:
     assert sum(places) / len(places) > 0.25  # 0.5 on average, 0.25 is three deviations below
 
 
-def test_labels_of_random_messages_are_right_by_luck_alone() -> None:
+def test_labels_of_random_messages_are_right_by_luck_alone():
     made = scene("|g|", PARTS[:1], KEYS)
     right = int(PARTS[0]["labels"])
     found = [
@@ -96,7 +96,7 @@ def test_labels_of_random_messages_are_right_by_luck_alone() -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_factors_of_a_product_are_found_again(signed: bool) -> None:
+def test_factors_of_a_product_are_found_again(signed):
     gen = torch.Generator().manual_seed(2)
     left = torch.randn(60, 3, generator=gen, dtype=torch.float64)
     left = left if signed else left.clamp(min=0)
@@ -108,7 +108,7 @@ def test_factors_of_a_product_are_found_again(signed: bool) -> None:
     assert bool((theirs >= 0).all())
 
 
-def test_a_sum_of_absolute_gradients_gives_more_than_chance() -> None:
+def test_a_sum_of_absolute_gradients_gives_more_than_chance():
     """The best of ten images beside the best of ten made of a random message."""
     made = scene("|g|", PARTS[:10], KEYS)
     messages = [message(made, p) for p in range(10)]
@@ -125,7 +125,7 @@ def test_a_sum_of_absolute_gradients_gives_more_than_chance() -> None:
     assert missed(summed) < 0.6 * missed(chance)
 
 
-def test_what_a_client_keeps_back_is_filled_in() -> None:
+def test_what_a_client_keeps_back_is_filled_in():
     made = scene("change", PARTS[:1], {**KEYS, "defence": 0.1})
     sent = message(made, 0)
     whole = message(scene("change", PARTS[:1], KEYS), 0)

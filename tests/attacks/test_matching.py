@@ -23,7 +23,7 @@ def far(images: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["g", "|g|"])
-def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name: str) -> None:
+def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name):
     made = scene(name, [square()], KEYS)
     like = message(made, 0)
     found = matched(made, exposed(made, [like], MessageProtection("")), square(), QUICK)
@@ -33,7 +33,7 @@ def test_an_image_is_found_through_convolutions_and_not_in_a_random_message(name
     assert far(found) < 0.5 * far(chance)
 
 
-def test_the_image_itself_is_not_looked_at() -> None:
+def test_the_image_itself_is_not_looked_at():
     made = scene("g", [square()], KEYS)
     seen = exposed(made, [message(made, 0)], MessageProtection(""))
     blank = {**square(), "images": torch.zeros(1, 1, 8, 8)}
@@ -41,7 +41,7 @@ def test_the_image_itself_is_not_looked_at() -> None:
     assert torch.equal(matched(made, seen, square(), few), matched(made, seen, blank, few))
 
 
-def test_a_search_through_batchnorm_in_training_leaves_the_model_alone() -> None:
+def test_a_search_through_batchnorm_in_training_leaves_the_model_alone():
     made = scene("change", [square()], KEYS)
     seen = exposed(made, [message(made, 0)], MessageProtection(""))
     before = {n: t.clone() for n, t in made.host.model.state_dict().items()}
@@ -50,7 +50,7 @@ def test_a_search_through_batchnorm_in_training_leaves_the_model_alone() -> None
     assert all(torch.equal(t, after[n]) for n, t in before.items())
 
 
-def test_the_images_of_several_clients_are_searched_for_at_once() -> None:
+def test_the_images_of_several_clients_are_searched_for_at_once():
     parts = [square(), square()]
     made = scene("g²", parts, KEYS)
     messages = [message(made, p) for p in range(2)]
@@ -59,7 +59,7 @@ def test_the_images_of_several_clients_are_searched_for_at_once() -> None:
     assert matched(made, seen, both, Search(steps=3, restarts=1)).shape == (2, 1, 8, 8)
 
 
-def test_what_is_not_of_gradients_is_refused() -> None:
+def test_what_is_not_of_gradients_is_refused():
     made = scene("Σx²", [square()], KEYS)
     seen = exposed(made, [message(made, 0)], MessageProtection(""))
     with pytest.raises(ValueError, match="quantity=Σx²: is not of gradients"):

@@ -53,7 +53,7 @@ def drawn(models: int, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("models", [10, FEW_SHADOWS])
-def test_the_statistic_orders_examples_as_the_test_of_the_paper(models: int):
+def test_the_statistic_orders_examples_as_the_test_of_the_paper(models):
     shadows, inside, _ = drawn(models, 60, 1)
     observed = np.random.default_rng(2).normal(0.0, 3.0, 60)
     found = lira(observed, shadows, inside)

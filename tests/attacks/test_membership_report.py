@@ -19,7 +19,7 @@ def attacked(sparsity: float, gain: float) -> Attacked:
         ((1.0, 1.0), "as many members, as far as these intervals tell"),
     ],
 )
-def test_both_directions_are_told(gains: tuple[float, float], words: str):
+def test_both_directions_are_told(gains, words):
     section, figures = membership_findings(
         [attacked(0.0, gains[0]), attacked(0.8, gains[1])], "Of arrays."
     )

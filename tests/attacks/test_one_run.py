@@ -13,7 +13,7 @@ CAPS = {10: 1.05, 20: 1.82, 50: 2.78, 100: 3.49, 200: 4.19, 500: 5.10, 1000: 5.7
 
 
 @pytest.mark.parametrize("guesses", CAPS)
-def test_the_most_that_can_be_certified(guesses: int):
+def test_the_most_that_can_be_certified(guesses):
     assert cap(guesses, guesses, DELTA) == pytest.approx(CAPS[guesses], abs=0.006)
 
 
@@ -21,9 +21,7 @@ def test_the_most_that_can_be_certified(guesses: int):
     ("canaries", "guesses", "right"), [(30, 20, 0), (30, 20, 1), (30, 20, 17), (40, 40, 40)]
 )
 @pytest.mark.parametrize("epsilon", [0.0, 0.7, 3.0])
-def test_the_probability_is_the_sum_written_out(
-    canaries: int, guesses: int, right: int, epsilon: float
-):
+def test_the_probability_is_the_sum_written_out(canaries, guesses, right, epsilon):
     success = 1 / (1 + exp(-epsilon))
     alone = [binom.pmf(k, guesses, success) for k in range(guesses + 1)]
     worst = max((sum(alone[right - i : right]) / i for i in range(1, right + 1)), default=0.0)
@@ -47,6 +45,6 @@ def test_a_delta_that_explains_everything_leaves_no_bound():
 
 
 @pytest.mark.parametrize("counts", [(10, 11, 5), (10, 5, 6), (10, 5, -1)])
-def test_impossible_counts_are_refused(counts: tuple[int, int, int]):
+def test_impossible_counts_are_refused(counts):
     with pytest.raises(ValueError, match="allowed: 0 <= right <= guesses <= canaries"):
         p_value(*counts, 1.0, DELTA)

@@ -26,7 +26,7 @@ def patterns() -> Tensor:
     return out
 
 
-def test_portraits_resemble_what_the_model_knows() -> None:
+def test_portraits_resemble_what_the_model_knows():
     model = Matcher(patterns())
     before = model.patterns.detach().clone()
     like = resemblance(portraits(model, 3, SHAPE, smooth=0.1), patterns())
@@ -35,12 +35,12 @@ def test_portraits_resemble_what_the_model_knows() -> None:
     assert torch.equal(model.patterns.detach(), before)
 
 
-def test_a_model_that_knows_nothing_shows_nothing() -> None:
+def test_a_model_that_knows_nothing_shows_nothing():
     like = resemblance(portraits(Matcher(torch.full((3, *SHAPE), 0.5)), 3, SHAPE), patterns())
     assert float(like.abs().max()) < 1e-6
 
 
-def test_class_means() -> None:
+def test_class_means():
     images = torch.stack([torch.full(SHAPE, v) for v in (0.0, 1.0, 0.5)])
     means = class_means(images, torch.tensor([0, 0, 1]), 2)
     assert means.flatten(1)[:, 0].tolist() == [0.5, 0.5]

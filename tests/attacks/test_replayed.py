@@ -1,13 +1,11 @@
 import math
-from collections.abc import Callable
-from pathlib import Path
 
-from fedprune import RunConfig
 from fedprune.attacks.canary import Audited, Draw, Noised
 from fedprune.attacks.replayed import replayed
 from fedprune.privacy.accounting_terms import AccountingTerms
 from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.release import Occasion, Release
+from tests.runs import tiny
 
 FREE = Release("model", ("values",), "down", mechanism="post-processing", covered=True, reason="x")
 OPEN = Release("counts", ("labels",), reason="as it is")
@@ -101,9 +99,7 @@ def test_without_noise_there_is_nothing_to_audit():
         assert replayed(booked(terms, (cohort(1), (FREE, OPEN))).lines, terms) is None
 
 
-def test_a_real_ledger_is_replayed_with_all_its_sums(
-    tmp_path: Path, tiny: Callable[..., RunConfig]
-):
+def test_a_real_ledger_is_replayed_with_all_its_sums(tmp_path):
     from fedprune import federate
     from fedprune.config.terms import accounting_terms_of
     from fedprune.privacy.ledger import LEDGER_NAME, read_ledger

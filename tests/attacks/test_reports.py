@@ -35,7 +35,7 @@ def few(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *kept: str) -> 
     monkeypatch.setattr(module, name, {key: table[key] for key in kept})
 
 
-def test_images_in_closed_form(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+def test_images_in_closed_form(monkeypatch, ticks):
     few(monkeypatch, image_report, "IMAGE_CASES", "|g|", "|g|, 80 % pruned", "Σx²")
     found = image_report.closed_form_findings([0], [10.0], lambda: ticks.append(1))
     error, label = check(found, ticks)
@@ -49,7 +49,7 @@ def test_images_in_closed_form(monkeypatch: pytest.MonkeyPatch, ticks: list[int]
     assert [row[0] for row in label.table.rows] == ["|g|", "|g|, 80 % pruned"]
 
 
-def test_images_by_search(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+def test_images_by_search(monkeypatch, ticks):
     few(monkeypatch, image_report, "MATCHED", "g")
     found = image_report.search_findings([0], [10.0], 3, lambda: ticks.append(1))
     (section,) = check(found, ticks)
@@ -57,7 +57,7 @@ def test_images_by_search(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> 
     assert section.table.columns == ["quantity", "plain", "sum of 4", "epsilon 10", CHANCE]
 
 
-def test_labels(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+def test_labels(monkeypatch, ticks):
     few(monkeypatch, label_report, "LABEL_CASES", "change", "g², with head")
     monkeypatch.setattr(label_report, "_SIZES", (32,))
     found = label_report.label_findings([0], [10.0], lambda: ticks.append(1))
@@ -68,7 +68,7 @@ def test_labels(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_texts(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+def test_texts(monkeypatch, ticks):
     """Reading 38 plays takes seconds."""
     few(monkeypatch, text_report, "TEXT_CASES", "change", "Σx²")
     found = text_report.text_findings([0], [10.0], 2, lambda: ticks.append(1))
@@ -80,7 +80,7 @@ def test_texts(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
     assert len(listed.table.rows) == 2
 
 
-def test_models(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
+def test_models(monkeypatch, ticks):
     few(monkeypatch, portrait_report, "_MODELS", "untrained")
     found = portrait_report.portrait_findings([0], lambda: ticks.append(1))
     (section,) = check(found, ticks)
@@ -91,7 +91,7 @@ def test_models(monkeypatch: pytest.MonkeyPatch, ticks: list[int]) -> None:
 @pytest.mark.parametrize(
     "cases", [image_report.IMAGE_CASES, label_report.LABEL_CASES, text_report.TEXT_CASES]
 )
-def test_every_quantity_is_attacked_or_said_not_to_be(cases: dict[str, Any]) -> None:
+def test_every_quantity_is_attacked_or_said_not_to_be(cases):
     texts: Callable[[Any], str] = " ".join
     attacked = {case[0] for case in cases.values()}
     missing = set(image_report.QUANTITIES) - attacked

@@ -14,7 +14,7 @@ def statistics(seed: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_curve_and_its_area_are_those_of_scikit_learn(seed: int, ties: bool):
+def test_the_curve_and_its_area_are_those_of_scikit_learn(seed, ties):
     members, others = statistics(seed, ties)
     truth = np.r_[np.ones(len(members)), np.zeros(len(others))]
     both = np.r_[members, others]
@@ -24,7 +24,7 @@ def test_the_curve_and_its_area_are_those_of_scikit_learn(seed: int, ties: bool)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 7), (7, 7), (3, 7), (1, 1000), (42, 899)])
-def test_the_interval_is_that_of_scipy(successes: int, trials: int):
+def test_the_interval_is_that_of_scipy(successes, trials):
     wanted = binomtest(successes, trials).proportion_ci(0.95, method="exact")
     assert interval(successes, trials) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
 
@@ -57,7 +57,7 @@ def test_a_part_that_is_a_whole_number_of_others_is_that_number():
     ("members", "others", "words"),
     [([], [1.0], "0 members"), ([1.0], [], "0 others"), ([np.nan], [1.0], "NaN in 1 places")],
 )
-def test_what_cannot_be_compared_is_refused(members: list, others: list, words: str):
+def test_what_cannot_be_compared_is_refused(members, others, words):
     with pytest.raises(ValueError, match=words):
         roc(np.array(members), np.array(others))
 

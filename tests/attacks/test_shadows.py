@@ -19,6 +19,7 @@ from fedprune.selection.select import select
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import examples
 from fedprune.tensors import copied, load_into, masked, state_of
+from tests.runs import tiny
 
 
 def quick(tiny: Callable[..., RunConfig], **changes: object) -> RunConfig:
@@ -36,12 +37,12 @@ def test_every_example_is_in_half_of_the_models():
 
 
 @pytest.mark.parametrize("models", [4, 9])
-def test_too_few_or_odd_models_are_refused(models: int):
+def test_too_few_or_odd_models_are_refused(models):
     with pytest.raises(ValueError, match=r"allowed: 6, 8, 10"):
         halves(models, 10, 0)
 
 
-def test_all_examples_of_all_clients_are_there_once(tiny: Callable[..., RunConfig]):
+def test_all_examples_of_all_clients_are_there_once():
     shards = tasks_of("")["digits"].shards(quick(tiny))
     pool = everything(shards)
     assert examples(pool) == 1797
@@ -53,7 +54,7 @@ def test_rows_that_do_not_fit_together_are_refused():
         pooled_parts([{"inputs": torch.zeros(2, 3)}, {"inputs": torch.zeros(2, 4)}])
 
 
-def test_a_removed_weight_stays_zero_while_it_is_trained(tiny: Callable[..., RunConfig]):
+def test_a_removed_weight_stays_zero_while_it_is_trained():
     config = quick(tiny)
     on = _setting(config, 0)
     before = copied(state_of(on.model))
@@ -67,7 +68,7 @@ def test_a_removed_weight_stays_zero_while_it_is_trained(tiny: Callable[..., Run
         assert not torch.equal(after[name][mask], before[name][mask])
 
 
-def test_two_models_of_one_study_begin_differently(tiny: Callable[..., RunConfig]):
+def test_two_models_of_one_study_begin_differently():
     first, second, again = (_setting(quick(tiny), which) for which in (0, 1, 0))
     name = first.layout.prunable[0]
     assert not torch.equal(state_of(first.model)[name], state_of(second.model)[name])
@@ -75,7 +76,7 @@ def test_two_models_of_one_study_begin_differently(tiny: Callable[..., RunConfig
 
 
 @pytest.fixture(scope="module")
-def studied(tiny: Callable[..., RunConfig]):
+def studied():
     told: list[int] = []
     config = quick(tiny, local_steps=150)
     return dense_and_pruned(config, (0.0, 0.9), 6, lambda: told.append(1)), told
@@ -96,6 +97,6 @@ def test_members_are_remembered(studied):
         assert abs(auc(scores[wrong], scores[~wrong]) - 0.5) < 0.02
 
 
-def test_pruning_by_nothing_is_the_dense_model(tiny: Callable[..., RunConfig], studied):
+def test_pruning_by_nothing_is_the_dense_model(studied):
     again = dense_and_pruned(quick(tiny, local_steps=150), (0.0,), 6)[0]
     np.testing.assert_array_equal(again.confidence, studied[0][0].confidence)

@@ -1,7 +1,5 @@
 """The order of characters, by search."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -16,9 +14,7 @@ def truth_of(part: Part) -> list[int]:
     return [*part["inputs"][0].tolist(), int(part["labels"][0, -1])]
 
 
-def test_more_characters_are_in_place_than_in_any_order(
-    texts: list[Part], text_keys: dict[str, Any]
-) -> None:
+def test_more_characters_are_in_place_than_in_any_order(texts, text_keys):
     made = scene("change", texts, text_keys)
     truth = truth_of(texts[0])
     seen = exposed(made, [message(made, 0)], MessageProtection(""))
@@ -33,12 +29,12 @@ def test_more_characters_are_in_place_than_in_any_order(
     assert in_place(found, truth) > sum(luck) / 50
 
 
-def test_what_is_not_of_gradients_is_refused(texts: list[Part], text_keys: dict[str, Any]) -> None:
+def test_what_is_not_of_gradients_is_refused(texts, text_keys):
     made = scene("Σx²", texts, text_keys)
     seen = exposed(made, [message(made, 0)], MessageProtection(""))
     with pytest.raises(ValueError, match="quantity=Σx²: is not of gradients"):
         spelled(made, seen, TABLE, [1], 3)
 
 
-def test_in_place_counts_places() -> None:
+def test_in_place_counts_places():
     assert in_place([1, 2, 3, 4], [1, 3, 2, 4]) == 0.5

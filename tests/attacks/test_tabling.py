@@ -19,7 +19,7 @@ FIGURES = [
 ]
 
 
-def test_a_row_a_quantity_and_a_column_a_protection_in_their_order() -> None:
+def test_a_row_a_quantity_and_a_column_a_protection_in_their_order():
     table = pivot(FIGURES, error_cell)
     assert table.columns == ["quantity", "plain", "noise"]
     assert [row[0] for row in table.rows] == ["g", "w"]
@@ -28,18 +28,18 @@ def test_a_row_a_quantity_and_a_column_a_protection_in_their_order() -> None:
     assert table.rows[1][2] == NO_VALUE
 
 
-def test_what_was_not_measured_has_no_share() -> None:
+def test_what_was_not_measured_has_no_share():
     assert pivot(FIGURES, share_cell("right")).rows == [
         ["g", "100 ± 0 %", "50 ± 71 %"],
         ["w", NO_VALUE, NO_VALUE],
     ]
 
 
-def test_spread_is_over_seeds_and_not_over_trials() -> None:
+def test_spread_is_over_seeds_and_not_over_trials():
     trials = [{"seed": s, "x": x} for s, x in [(0, 1.0), (0, 3.0), (1, 2.0)]]
     assert over_seeds(trials, "x") == (2.0, 0.0)
 
 
-def test_decibels() -> None:
+def test_decibels():
     assert decibels(0.01) == pytest.approx(20.0)
     assert math.isfinite(decibels(0.0))

@@ -22,9 +22,7 @@ def recall(made: Scene, part: Part, seen: Any) -> float:
 
 
 @pytest.mark.parametrize("name", ["change", "g", "Σx²"])
-def test_all_characters_are_found_though_no_score_of_embeddings_is_sent(
-    name: str, texts: list[Part], text_keys: dict[str, Any]
-) -> None:
+def test_all_characters_are_found_though_no_score_of_embeddings_is_sent(name, texts, text_keys):
     made = scene(name, texts, text_keys)
     for p, part in enumerate(texts):
         seen = exposed(made, [message(made, p)], PLAIN)
@@ -32,35 +30,27 @@ def test_all_characters_are_found_though_no_score_of_embeddings_is_sent(
 
 
 @pytest.mark.parametrize("name", ["g", "|g|", "g²", "|g·w|", "votes"])
-def test_scores_of_embeddings_list_the_characters(
-    name: str, texts: list[Part], text_keys: dict[str, Any]
-) -> None:
+def test_scores_of_embeddings_list_the_characters(name, texts, text_keys):
     made = scene(name, texts, {**text_keys, "include": (TABLE,)})
     seen = exposed(made, [message(made, 0)], PLAIN)
     assert recall(made, texts[0], seen) == 1.0
 
 
-def test_absolute_gradients_of_a_projection_tell_more_than_chance(
-    texts: list[Part], text_keys: dict[str, Any]
-) -> None:
+def test_absolute_gradients_of_a_projection_tell_more_than_chance(texts, text_keys):
     made = scene("|g|", texts, text_keys)
     each = [recall(made, t, exposed(made, [message(made, p)], PLAIN)) for p, t in enumerate(texts)]
     assert sum(each) / len(each) > 0.4  # of 98 characters 8 to 11 occur
 
 
 @pytest.mark.parametrize("name", ["g", "|g|", "Σx²"])
-def test_a_random_message_names_characters_by_luck(
-    name: str, texts: list[Part], text_keys: dict[str, Any]
-) -> None:
+def test_a_random_message_names_characters_by_luck(name, texts, text_keys):
     made = scene(name, texts, text_keys)
     like = message(made, 0)
     each = [recall(made, texts[0], noise_like(made, like, s)) for s in range(6)]
     assert sum(each) / 6 < 0.3
 
 
-def test_what_a_token_sends_into_a_layer_is_what_the_layer_sees(
-    texts: list[Part], text_keys: dict[str, Any]
-) -> None:
+def test_what_a_token_sends_into_a_layer_is_what_the_layer_sees(texts, text_keys):
     made = scene("Σx²", texts, text_keys)
     seen = exposed(made, [message(made, 0)], PLAIN)
     vectors = token_vectors(made, TABLE, READERS[0])

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -92,7 +90,7 @@ def test_it_travels_with_the_question_and_comes_back_with_the_answer(memory):
         recall(memory, "tune", 3, 2)
 
 
-def test_what_is_damaged_is_not_taken_for_something_else(tmp_path: Path):
+def test_what_is_damaged_is_not_taken_for_something_else(tmp_path):
     memory = ClientMemory(tmp_path)
     keep(memory, "tune", 7, 1, 0, at(1))
     (path,) = tmp_path.glob("tune/7/*")
@@ -104,7 +102,7 @@ def test_what_is_damaged_is_not_taken_for_something_else(tmp_path: Path):
         recall(disclosed(Packet({})), "tune", 7, 1)
 
 
-def test_a_device_remembers_so_many_runs(tmp_path: Path):
+def test_a_device_remembers_so_many_runs(tmp_path):
     for i in range(RUNS + 3):
         keep(on_device(tmp_path, f"run {i}"), "tune", 0, 1, 0, at(i))
         on_device(tmp_path, "run 0")  # is still asked

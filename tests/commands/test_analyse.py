@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from fedprune.redundancy.analysis import analysed
 from fedprune.tensors import state_of
 
 
-def test_a_run_is_analysed_with_what_its_clients_see(run_folder: Path, tmp_path: Path, capsys):
+def test_a_run_is_analysed_with_what_its_clients_see(run_folder, tmp_path, capsys):
     file = tmp_path / "found.json"
     assert main(["analyse", str(run_folder), "--json", str(file), "--energy", "0.8"]) == 0
     shown = capsys.readouterr().out
@@ -29,7 +28,7 @@ def test_a_run_is_analysed_with_what_its_clients_see(run_folder: Path, tmp_path:
         assert 1 <= row["effective_rank"] <= min(row["shape"])
 
 
-def test_a_pretrained_model_is_analysed_by_its_weights_alone(tmp_path: Path, capsys):
+def test_a_pretrained_model_is_analysed_by_its_weights_alone(tmp_path, capsys):
     file = tmp_path / "found.json"
     given = ["analyse", "gpt2", "--task", "shakespeare", "--no-inputs", "--json", str(file)]
     assert main(given) == 0
@@ -56,12 +55,12 @@ def test_what_is_put_into_a_model_is_found():
 
 
 @pytest.mark.parametrize("option", [["--energy", "0"], ["--similar", "1.5"]])
-def test_a_part_is_a_part(option: list[str], run_folder: Path, capsys):
+def test_a_part_is_a_part(option, run_folder, capsys):
     assert main(["analyse", str(run_folder), *option]) == 2
     assert "allowed: above 0" in capsys.readouterr().err
 
 
-def test_a_quantised_model_is_refused_with_what_to_take(run_folder: Path, tmp_path: Path, capsys):
+def test_a_quantised_model_is_refused_with_what_to_take(run_folder, tmp_path, capsys):
     looked = subject(str(run_folder))
     cargo = Cargo(looked.model, looked.config, precision=Precision("int8"))
     export(cargo, "safetensors", tmp_path / "int8")
@@ -69,7 +68,7 @@ def test_a_quantised_model_is_refused_with_what_to_take(run_folder: Path, tmp_pa
     assert "quantised; allowed: the run that it is from" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path: Path, capsys):
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path, capsys):
     file = tmp_path / "nonexistent" / "x.json"
     assert main(["analyse", "nowhere", "--json", str(file)]) == 2
     assert f"json={str(file)!r}: there is no folder" in capsys.readouterr().err

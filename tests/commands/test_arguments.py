@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,14 +30,14 @@ from fedprune.structure.channels.groups import STRUCTURES
 from fedprune.tasks.catalog import TASKS
 
 
-def test_every_key_is_an_option_with_a_help_text() -> None:
+def test_every_key_is_an_option_with_a_help_text():
     text = " ".join(run_parser().format_help().split())
     for key, field in RunConfig.model_fields.items():
         assert f"--{key.replace('_', '-')}" in text
         assert str(field.description).split("(")[0].strip() in text
 
 
-def test_nothing_given_is_the_default_run() -> None:
+def test_nothing_given_is_the_default_run():
     config, resume, _ = run_asked_for([])
     assert resume is None
     assert config == RunConfig()
@@ -51,7 +49,7 @@ def test_nothing_given_is_the_default_run() -> None:
     )
 
 
-def test_the_command_line_wins_over_the_file(tmp_path) -> None:
+def test_the_command_line_wins_over_the_file(tmp_path):
     file = tmp_path / "one.toml"
     file.write_text('task = "digits"\nsparsity = 0.5\nlocal-steps = 3\nexclude = ["hidden*"]\n')
     config, _, _ = run_asked_for(["--config", str(file), "--sparsity", "0.7", "--no-agreement"])
@@ -107,7 +105,7 @@ def test_the_command_line_wins_over_the_file(tmp_path) -> None:
         ({"score": "movement"}, ["--score", "taylor"], {"score": "taylor"}),
     ],
 )
-def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp_path) -> None:
+def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp_path):
     keys = {"task": "digits", "rounds": 20, "warmup": 5, "alpha": 0.2, "momentum": 0.8}
     free = {} if "local_epochs" in base else {"local_steps": 7}
     free |= {} if base.keys() & {"threshold", "schedule"} else {"end": 12}
@@ -117,20 +115,20 @@ def test_every_key_of_a_resolved_file_can_be_overridden(base, options, want, tmp
     assert {key: vars(config)[key] for key in want} == want
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
+def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "one.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"config='.*one\.toml': .*; allowed: UTF-8"):
         run_asked_for(["--config", str(tmp_path / "one.toml")])
 
 
-def test_a_written_configuration_is_the_same_run(tmp_path) -> None:
+def test_a_written_configuration_is_the_same_run(tmp_path):
     config, _, _ = run_asked_for(["--task", "digits", "--threshold", "0.1", "--baselines", "dense"])
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
     assert run_asked_for(["--config", str(file)])[0] == config
 
 
-def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_path) -> None:
+def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_path):
     (tmp_path / "config.toml").write_text(to_toml(RunConfig(task="digits", seed=7)))
     config, resume, _ = run_asked_for(["--resume", str(tmp_path), "--engine", "inline"])
     assert resume == tmp_path
@@ -140,12 +138,12 @@ def test_resume_takes_the_folder_s_configuration_and_what_changes_no_bits(tmp_pa
     assert set(RunConfig.model_fields) >= RESUMABLE
 
 
-def test_the_list_names_everything_in_the_tables() -> None:
+def test_the_list_names_everything_in_the_tables():
     names = re.findall(r"^  (\S+)", listing(""), re.MULTILINE)
     assert {*TASKS, *SCORES, "natural", "dirichlet", "layer", "cubic", "adamw"} <= set(names)
 
 
-def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
+def test_the_list_has_every_table_with_a_line_about_each_name():
     text = listing("")
     tables: dict[str, Iterable[str]] = {
         "combine": COMBINES,
@@ -171,7 +169,7 @@ def test_the_list_has_every_table_with_a_line_about_each_name() -> None:
         assert all(len(line.split()) > 1 for line in lines), option
 
 
-def test_options_of_several_values() -> None:
+def test_options_of_several_values():
     given = ["--task", "digits", "--unit", "block", "--unit-shape", "2,3"]
     assert run_asked_for(given)[0].unit_shape == (2, 3)
     given = ["--task", "digits", "--scope", "patterns", "--layers", "hidden*", "0.25"]
@@ -212,16 +210,14 @@ def test_options_of_several_values() -> None:
         ("--colour", "colour='': no such key; nearest: "),
     ],
 )
-def test_bad_input_is_one_line_that_names_key_value_and_what_is_allowed(
-    arguments: str, message: str
-) -> None:
+def test_bad_input_is_one_line_that_names_key_value_and_what_is_allowed(arguments, message):
     with pytest.raises(ConfigError) as refused:
         run_asked_for(arguments.split())
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
 
-def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path) -> None:
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path):
     file = tmp_path / "one.toml"
     file.write_text("sparcity = 0.5\n")
     with pytest.raises(
@@ -248,16 +244,14 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path) -> None:
         ({"sparsity": 0.5}, ["--task", "shakespeare"], {"sparsity": 0.5, "cohort": 6}),
     ],
 )
-def test_what_filled_itself_in_gives_way_to_the_command_line(
-    base: dict[str, Any], given: list[str], expected: dict[str, Any], tmp_path: Path
-):
+def test_what_filled_itself_in_gives_way_to_the_command_line(base, given, expected, tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(to_toml(configure({"task": "digits", **base})))
     config, _, _ = run_asked_for(["--config", str(file), *given])
     assert {key: getattr(config, key) for key in expected} == expected
 
 
-def test_a_resolved_file_by_itself_is_the_same_configuration(tmp_path: Path):
+def test_a_resolved_file_by_itself_is_the_same_configuration(tmp_path):
     config = configure({"task": "digits", "unit": "block", "cohort": 4, "combine": "trimmed-mean"})
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))

@@ -1,15 +1,15 @@
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fedprune import RunConfig, federate
+from fedprune import federate
 from fedprune.commands.main import main
 from fedprune.commands.subject import subject
 from fedprune.engines.inline import inline_port
 from fedprune.records.folder import write_summary
+from tests.runs import tiny
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def plain(run_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def private(tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "private"
     federate(tiny(model="mlp", dp="client", dp_noise=3.0), folder=folder)
     return folder
@@ -28,7 +28,7 @@ def told(folder: Path) -> dict:
     return json.loads((folder / "audit.json").read_text())
 
 
-def test_a_run_without_noise_claims_nothing(plain: Path, capsys: pytest.CaptureFixture):
+def test_a_run_without_noise_claims_nothing(plain, capsys):
     assert main(["audit", str(plain)]) == 0
     said = capsys.readouterr().out
     found = told(plain)
@@ -41,7 +41,7 @@ def test_a_run_without_noise_claims_nothing(plain: Path, capsys: pytest.CaptureF
     assert "LiRA&#39;s" not in page
 
 
-def test_the_figures_are_of_the_run_s_own_examples(plain: Path):
+def test_the_figures_are_of_the_run_s_own_examples(plain):
     assert main(["audit", str(plain)]) == 0
     looked = subject(str(plain))
     shards = looked.task.shards(looked.config)
@@ -53,9 +53,7 @@ def test_the_figures_are_of_the_run_s_own_examples(plain: Path):
     assert at["false"] <= 0.01 * at["others"]
 
 
-def test_a_private_run_s_claim_stands_beside_what_canaries_prove(
-    private: Path, capsys: pytest.CaptureFixture
-):
+def test_a_private_run_s_claim_stands_beside_what_canaries_prove(private, capsys):
     assert main(["audit", str(private), "--canaries", "200"]) == 0
     said = capsys.readouterr().out
     found, summary = told(private)["canaries"], json.loads((private / "summary.json").read_text())
@@ -67,7 +65,7 @@ def test_a_private_run_s_claim_stands_beside_what_canaries_prove(
     assert "The bound is not above the claim." in (private / "audit.html").read_text()
 
 
-def test_a_claim_that_canaries_refute_is_an_error(private: Path, tmp_path: Path):
+def test_a_claim_that_canaries_refute_is_an_error(private, tmp_path):
     """As if the ledger had promised a tenth of what its noise is good for."""
     folder = Path(shutil.copytree(private, tmp_path / "lying"))
     summary = json.loads((folder / "summary.json").read_text())
@@ -77,7 +75,7 @@ def test_a_claim_that_canaries_refute_is_an_error(private: Path, tmp_path: Path)
     assert "the promise is not kept" in (folder / "audit.html").read_text()
 
 
-def test_shadow_models_add_an_attack(plain: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_shadow_models_add_an_attack(plain, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["audit", str(plain), "--shadows", "6"]) == 0
     assert list(told(plain)["membership"]) == ["threshold", "LiRA"]
@@ -96,14 +94,14 @@ def test_shadow_models_add_an_attack(plain: Path, monkeypatch: pytest.MonkeyPatc
         (["--canaries", "9"], "argument --canaries: '9': allowed: 10, 11, 12, ..."),
     ],
 )
-def test_bad_input_is_a_line(plain: Path, capsys, arguments: list[str], words: str):
+def test_bad_input_is_a_line(plain, capsys, arguments, words):
     assert main(["audit", str(plain), *arguments]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
 
 
-def test_a_model_is_not_a_run(plain: Path, capsys: pytest.CaptureFixture):
+def test_a_model_is_not_a_run(plain, capsys):
     assert main(["audit", str(plain / "model")]) == 2
     assert "a model, not a run; allowed: the folder of a finished run" in capsys.readouterr().err
     assert main(["audit", str(plain / "nowhere")]) == 2
@@ -111,7 +109,7 @@ def test_a_model_is_not_a_run(plain: Path, capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.slow
-def test_a_language_model_is_audited_by_mean_losses(tmp_path: Path, llama):
+def test_a_language_model_is_audited_by_mean_losses(tmp_path, llama):
     host, _ = llama
     federate(host.config, inline_port(host), folder=tmp_path / "text")
     assert main(["audit", str(tmp_path / "text")]) == 0

@@ -1,16 +1,16 @@
 import errno
 import resource
 import signal
-from pathlib import Path
 
 import pytest
 
 from fedprune import load
 from fedprune.commands.main import main
 from fedprune.tensors import state_of
+from tests.runs import same
 
 
-def test_a_run_is_exported_into_its_own_folder(run_folder: Path, capsys, same):
+def test_a_run_is_exported_into_its_own_folder(run_folder, capsys):
     assert main(["export", str(run_folder), "--to", "sparse"]) == 0
     said = capsys.readouterr().out
     assert "bit for bit" in said
@@ -21,7 +21,7 @@ def test_a_run_is_exported_into_its_own_folder(run_folder: Path, capsys, same):
     assert "is there already" in capsys.readouterr().err
 
 
-def test_a_quantised_export_is_measured_like_any_model(run_folder: Path, tmp_path: Path, capsys):
+def test_a_quantised_export_is_measured_like_any_model(run_folder, tmp_path, capsys):
     out = tmp_path / "four"
     options = ["--quantise", "int4", "--group", "32", "--asymmetric", "--out", str(out)]
     assert main(["export", str(run_folder), *options]) == 0
@@ -34,7 +34,7 @@ def test_a_quantised_export_is_measured_like_any_model(run_folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("form", ["safetensors", "sparse"])
-def test_a_disk_that_takes_no_more_is_one_line(run_folder: Path, tmp_path: Path, capsys, form: str):
+def test_a_disk_that_takes_no_more_is_one_line(run_folder, tmp_path, capsys, form):
     """A limit on the size of files stands in; safetensors reports it in its own way."""
     load(run_folder)  # what this compiles is not under the limit
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -63,7 +63,7 @@ def test_a_disk_that_takes_no_more_is_one_line(run_folder: Path, tmp_path: Path,
         (["RUN", "--quantise", "int4", "--group", "7"], "group=7: two codes make a byte"),
     ],
 )
-def test_bad_input_is_a_line(run_folder: Path, arguments: list[str], words: str, capsys):
+def test_bad_input_is_a_line(run_folder, arguments, words, capsys):
     arguments[0] = arguments[0].replace("RUN", str(run_folder))
     assert main(["export", *arguments]) == 2
     assert words in capsys.readouterr().err

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +20,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("look")
-def test_a_command_is_run_and_its_exit_code_given_back(run_folder: Path, capsys):
+def test_a_command_is_run_and_its_exit_code_given_back(run_folder, capsys):
     assert main(["look", str(run_folder)]) == 0
     assert capsys.readouterr().out == "ConvNet\n"
 
@@ -38,7 +37,7 @@ def test_a_command_is_run_and_its_exit_code_given_back(run_folder: Path, capsys)
         (["look", "llama", "--task", "digits"], "llama"),
     ],
 )
-def test_bad_input_ends_with_2_and_one_line(arguments: list[str], words: str, capsys):
+def test_bad_input_ends_with_2_and_one_line(arguments, words, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -48,7 +47,7 @@ def test_bad_input_ends_with_2_and_one_line(arguments: list[str], words: str, ca
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_teaches_itself(name: str, capsys):
+def test_every_command_teaches_itself(name, capsys):
     with pytest.raises(SystemExit) as done:
         main([name, "--help"])
     said = capsys.readouterr().out

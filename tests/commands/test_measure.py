@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ def measured(capsys, *arguments: str):
     return list(told["models"].values()), told
 
 
-def test_a_run_beside_its_dense_model(run_folder: Path, capsys):
+def test_a_run_beside_its_dense_model(run_folder, capsys):
     (mine, dense), told = measured(capsys, str(run_folder))
     summary = json.loads((run_folder / "summary.json").read_text())
     assert mine["quality"] == summary["quality"]["final"]
@@ -30,7 +29,7 @@ def test_a_run_beside_its_dense_model(run_folder: Path, capsys):
     assert mine["speedup"][1] <= mine["speedup"][0] <= mine["speedup"][2]
 
 
-def test_a_model_folder_is_measured_on_the_test_split_of_its_task(run_folder: Path, capsys):
+def test_a_model_folder_is_measured_on_the_test_split_of_its_task(run_folder, capsys):
     (mine, other), _ = measured(
         capsys, str(run_folder / "model"), "--baseline", str(run_folder), "--threads", "2"
     )
@@ -40,7 +39,7 @@ def test_a_model_folder_is_measured_on_the_test_split_of_its_task(run_folder: Pa
     assert mine["quality"]["accuracy"] == pytest.approx(other["quality"]["accuracy"], abs=0.15)
 
 
-def test_the_table_says_the_same(run_folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_the_table_says_the_same(run_folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["measure", str(run_folder), *QUICK]) == 0
     said = capsys.readouterr().out
@@ -76,12 +75,12 @@ def test_an_example_can_be_longer(capsys):
         (["--baseline", "nowhere"], "nothing is there"),
     ],
 )
-def test_bad_input_is_a_line(run_folder: Path, capsys, arguments: list[str], words: str):
+def test_bad_input_is_a_line(run_folder, capsys, arguments, words):
     assert main(["measure", str(run_folder), "--no-memory", *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_baseline_of_another_task_is_a_line(run_folder: Path, tmp_path: Path, capsys):
+def test_a_baseline_of_another_task_is_a_line(run_folder, tmp_path, capsys):
     other = subject("llama", "shakespeare")
     export(Cargo(other.model, other.config), "safetensors", tmp_path / "llama")
     given = ["measure", str(tmp_path / "llama"), "--baseline", str(run_folder)]
@@ -91,7 +90,7 @@ def test_a_baseline_of_another_task_is_a_line(run_folder: Path, tmp_path: Path, 
     assert said.count("\n") == 1
 
 
-def test_a_graph_is_refused_without_options_of_another_command(tmp_path: Path, capsys):
+def test_a_graph_is_refused_without_options_of_another_command(tmp_path, capsys):
     (tmp_path / "model.onnx").write_bytes(b"graph")
     write_manifest(tmp_path, {"task": "digits", "plugin": "", "to": "onnx"})
     assert main(["measure", str(tmp_path)]) == 2

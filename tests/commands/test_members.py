@@ -15,7 +15,7 @@ def looked(run_folder: Path) -> Subject:
     return subject(str(run_folder))
 
 
-def test_members_are_training_rows_of_who_was_in_a_cohort(looked: Subject, run_folder: Path):
+def test_members_are_training_rows_of_who_was_in_a_cohort(looked, run_folder):
     rows = read_run(run_folder).rows
     shards = looked.task.shards(looked.config)
     everyone = people_of(looked, rows)
@@ -27,7 +27,7 @@ def test_members_are_training_rows_of_who_was_in_a_cohort(looked: Subject, run_f
     assert len(some.others) == len(everyone.others)
 
 
-def test_the_threshold_looks_at_how_sure_the_run_s_model_is(looked: Subject):
+def test_the_threshold_looks_at_how_sure_the_run_s_model_is(looked):
     people = people_of(looked, [{"cohort": [2]}])
     members, others = by_threshold(looked, people)
     wanted = confidences(looked.model, looked.task, people.members[0])
@@ -35,7 +35,7 @@ def test_the_threshold_looks_at_how_sure_the_run_s_model_is(looked: Subject):
     assert len(others) == sum(map(examples, people.others))
 
 
-def test_shadows_know_half_of_the_examples_and_order_them(looked: Subject):
+def test_shadows_know_half_of_the_examples_and_order_them(looked):
     everyone = people_of(looked, [{"cohort": [0]}])
     people = People(everyone.members[:1], everyone.others[:1])
     told: list[int] = []
@@ -48,7 +48,7 @@ def test_shadows_know_half_of_the_examples_and_order_them(looked: Subject):
     np.testing.assert_array_equal(members, again)
 
 
-def test_who_has_a_cohort_s_data_takes_a_client_s_steps(looked: Subject):
+def test_who_has_a_cohort_s_data_takes_a_client_s_steps(looked):
     c = looked.config
     alone = at_once(c, 1000)
     assert (alone.local_steps, alone.batch_size) == (c.local_steps, c.cohort * c.batch_size)

@@ -13,7 +13,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the mark can be set 
 
 @linux
 @pytest.mark.slow
-def test_a_larger_batch_takes_more_in_a_fresh_process(run_folder: Path):
+def test_a_larger_batch_takes_more_in_a_fresh_process(run_folder):
     small, large = (
         peak_of({**ABOUT, "path": str(run_folder), "batch": batch}) for batch in (1, 4096)
     )
@@ -26,6 +26,6 @@ def test_a_process_that_fails_says_why():
         peak_of({**ABOUT, "path": "nowhere"})
 
 
-def test_elsewhere_it_is_not_measured(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_elsewhere_it_is_not_measured(run_folder, monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR", Path("/nowhere"))
     assert measured_peak({**ABOUT, "path": str(run_folder)}) is None

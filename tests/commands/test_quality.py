@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -7,7 +6,7 @@ from fedprune.commands.quality import quality_of
 from fedprune.commands.subject import subject
 
 
-def test_it_is_what_the_run_measured(run_folder: Path):
+def test_it_is_what_the_run_measured(run_folder):
     told = json.loads((run_folder / "summary.json").read_text())["quality"]["final"]
     found = quality_of(subject(str(run_folder)))
     assert found.keys() == told.keys()

@@ -1,7 +1,6 @@
 import json
 import shutil
 from argparse import ArgumentParser
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +9,10 @@ from fedprune.codec.masks import decode_mask
 from fedprune.commands.subject import add_subject, chosen_subject, subject
 from fedprune.options.refusal import ConfigError
 from fedprune.tensors import state_of
+from tests.runs import same
 
 
-def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder: Path, same):
+def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder):
     found = subject(str(run_folder))
     assert (found.run, found.config.task, found.config.seed) == (run_folder, "digits", 3)
     assert same(state_of(found.model), state_of(load(run_folder)))
@@ -23,27 +23,27 @@ def test_a_run_folder_brings_its_configuration_masks_and_values(run_folder: Path
     assert found.origin == {"task": "digits", "plugin": "", "model": "cnn", "class_names": names}
 
 
-def test_the_model_folder_of_a_run_brings_its_task(run_folder: Path, same):
+def test_the_model_folder_of_a_run_brings_its_task(run_folder):
     found = subject(str(run_folder / "model"))
     assert (found.run, found.masks, found.config.task) == (None, None, "digits")
     assert same(state_of(found.model), state_of(load(run_folder)))
 
 
-def test_a_coded_file_in_a_folder_of_its_own_is_enough(run_folder: Path, tmp_path: Path, same):
+def test_a_coded_file_in_a_folder_of_its_own_is_enough(run_folder, tmp_path):
     shutil.copy(run_folder / "model.fedprune", tmp_path)
     found = subject(str(tmp_path))
     assert same(found.masks, subject(str(run_folder)).masks)
     assert found.config.task == "digits"
 
 
-def test_a_family_of_a_task_is_built_as_a_run_would_begin(same):
+def test_a_family_of_a_task_is_built_as_a_run_would_begin():
     found, again = (subject("llama", "shakespeare") for _ in range(2))
     assert type(found.model).__name__ == "LlamaForCausalLM"
     assert same(state_of(found.model), state_of(again.model))
     assert (found.masks, found.run) == (None, None)
 
 
-def test_a_folder_of_transformers_is_read_for_a_task(tmp_path: Path, same):
+def test_a_folder_of_transformers_is_read_for_a_task(tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "good,yes\nbad,no\n" * 40)
     keys = {"data": str(rows), "length": 8}
@@ -66,13 +66,13 @@ def test_a_folder_of_transformers_is_read_for_a_task(tmp_path: Path, same):
         ("no-such-family", "digits", {}, "no-such-family"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_a_line(run_folder: Path, path, task, keys, words):
+def test_what_cannot_be_read_is_refused_in_a_line(run_folder, path, task, keys, words):
     with pytest.raises((ConfigError, ValueError), match=words) as refused:
         subject(path.replace("RUN", str(run_folder)), task, keys)
     assert "\n" not in str(refused.value)
 
 
-def test_folders_that_are_not_ours_are_refused_by_what_they_lack(run_folder: Path, tmp_path: Path):
+def test_folders_that_are_not_ours_are_refused_by_what_they_lack(run_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"neither config\.toml nor fedprune\.json nor"):
         subject(str(tmp_path))
     shutil.copy(run_folder / "config.toml", tmp_path)

@@ -64,9 +64,7 @@ def lines(key: str, value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_refusal_is_one_line_that_says_what_is_allowed(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_refusal_is_one_line_that_says_what_is_allowed(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for value in [*TEXTS, *WIRED, *FILED, *OWN]:
         found = lines(key, value)
@@ -74,7 +72,7 @@ def test_a_refusal_is_one_line_that_says_what_is_allowed(
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_value_of_no_kind_is_refused_and_what_is_said_to_be_allowed_is(key: str):
+def test_a_value_of_no_kind_is_refused_and_what_is_said_to_be_allowed_is(key):
     """The bounds in a message are those at which pydantic itself begins to refuse."""
     (line,) = set(lines(key, OWN[2]))
     takes = line.rpartition("; allowed: ")[2]
@@ -103,13 +101,13 @@ def test_a_value_of_no_kind_is_refused_and_what_is_said_to_be_allowed_is(key: st
         ({"init": "x" * 300}, f"init='{'x' * 300}': file name too long; allowed: a path that can"),
     ],
 )
-def test_what_is_wrong_is_said_in_plain_words(given: dict[str, Any], line: str):
+def test_what_is_wrong_is_said_in_plain_words(given, line):
     with pytest.raises(ConfigError) as refusal:
         configure(given)
     assert str(refusal.value).startswith(line)
 
 
 @pytest.mark.parametrize("text", [f"seed = {'9' * 5000}", "a = " + "[" * 9000, "a = 1\na = 2"])
-def test_what_is_no_toml_is_one_line(text: str):
+def test_what_is_no_toml_is_one_line(text):
     with pytest.raises(ConfigError, match=r"^config: not TOML: .*; allowed: flat keys"):
         from_toml(text)

@@ -320,7 +320,7 @@ ROWS = EXAMPLES.strip().splitlines()
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_contradiction_is_refused(row: str):
+def test_a_contradiction_is_refused(row):
     given, key, allowed = row.split(" | ")
     refusal = refused(keys_of(given))
     assert refusal.key == key
@@ -389,7 +389,7 @@ def some(key: str, wanted: Any) -> Any:
 
 
 @pytest.mark.parametrize("key", DEPENDENT)
-def test_an_option_is_read_beside_what_it_says_and_refused_beside_anything_else(key: str):
+def test_an_option_is_read_beside_what_it_says_and_refused_beside_anything_else(key):
     field, flag = FIELDS[key], key.replace("_", "-")
     met = {k: some(k, wanted) for k, wanted in ways_of(key)[0].items()}
     for other in ways_of(key)[0]:
@@ -412,7 +412,7 @@ def test_an_option_is_read_beside_what_it_says_and_refused_beside_anything_else(
 
 
 @pytest.mark.parametrize("key", DEPENDENT)
-def test_what_nothing_reads_any_more_is_left_out_when_a_file_is_overridden(key: str):
+def test_what_nothing_reads_any_more_is_left_out_when_a_file_is_overridden(key):
     met = {k: some(k, wanted) for k, wanted in ways_of(key)[0].items()}
     other, wanted = next(iter(ways_of(key)[0].items()))
     base = {**DIGITS, **met, key: value_of(key)}
@@ -478,7 +478,7 @@ ODD: list[Keys] = [
 
 
 @pytest.mark.parametrize("keys", ODD, ids=str)
-def test_a_value_of_a_strange_type_is_refused_in_one_line(keys: Keys):
+def test_a_value_of_a_strange_type_is_refused_in_one_line(keys):
     assert refused({**DIGITS, **keys}).key.replace("-", "_") in keys
 
 

@@ -21,14 +21,14 @@ def test_every_kind_has_a_form_and_an_answer():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_flower_knows_the_messages_of_a_kind(name: str):
+def test_flower_knows_the_messages_of_a_kind(name):
     verb, _, action = KINDS[name].flower.partition(".")
     handler = f'@app.{verb}("{action}")' if action else f"@app.{verb}()"
     assert handler in inspect.getsource(client_app)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_about_data_alone_counts_and_says_so(name: str):
+def test_what_is_about_data_alone_counts_and_says_so(name):
     kind = KINDS[name]
     assert kind.doing
     assert kind.weights or kind.quantity == "counts"
@@ -39,9 +39,7 @@ def test_what_is_about_data_alone_counts_and_says_so(name: str):
     "privacy", [{}, {"dp": "client", "dp_noise": 1.0, "dp_clip": 0.5, "allow_uncovered": True}]
 )
 @pytest.mark.parametrize("name", ["tune", "own", "evaluate"])
-def test_a_kind_is_treated_by_its_row_and_not_by_its_name(
-    name: str, privacy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_kind_is_treated_by_its_row_and_not_by_its_name(name, privacy, monkeypatch):
     """Of changes that a method of its own might ask for: the same form, bounds and bookings."""
     config = tiny(model="mlp", **privacy)
     host = house_of(config)

@@ -6,7 +6,7 @@ from fedprune.config.privacy_matrix import matrix
 from fedprune.options.refusal import ConfigError
 
 
-def test_every_pair_that_the_issue_forbids_is_in_the_table() -> None:
+def test_every_pair_that_the_issue_forbids_is_in_the_table():
     table = matrix()
     pairs = {
         "dp client": ("weighting", "combine", "uplink", "metrics", "model"),
@@ -19,7 +19,7 @@ def test_every_pair_that_the_issue_forbids_is_in_the_table() -> None:
         assert set(keys) <= there, name
 
 
-def test_the_table_is_printed_and_is_what_is_refused() -> None:
+def test_the_table_is_printed_and_is_what_is_refused():
     printed = listing("")
     (line,) = (x for x in matrix()["secure secagg"] if x.startswith("combine"))
     assert "beside --secure secagg\n" in printed

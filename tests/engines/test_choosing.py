@@ -33,7 +33,7 @@ def _two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
-def test_what_is_done_sooner_is_taken(shards: Any):
+def test_what_is_done_sooner_is_taken(shards):
     few, many = config_of(), config_of(rounds=4000)
     assert chosen_engine(few, shards, STEP).engine == "inline"
     assert chosen_engine(many, shards, STEP).engine == "ray"
@@ -46,7 +46,7 @@ def test_what_is_done_sooner_is_taken(shards: Any):
         assert "with 2 workers, their start included" in choice.why
 
 
-def test_the_start_is_in_the_estimate_and_work_is_shared(shards: Any):
+def test_the_start_is_in_the_estimate_and_work_is_shared(shards):
     config = config_of(rounds=4000)
     inline, ray = (f(config, shards, STEP) for f in (inline_seconds, ray_seconds))
     assert START + inline / 2 < ray < START + inline
@@ -63,7 +63,7 @@ def test_the_start_is_in_the_estimate_and_work_is_shared(shards: Any):
         ({"sparsity": 0.0}, False),
     ],
 )
-def test_more_work_takes_longer(keys: dict[str, Any], more: bool, shards: Any):
+def test_more_work_takes_longer(keys, more, shards):
     longer = inline_seconds(config_of(**keys), shards, STEP)
     assert (longer > inline_seconds(config_of(), shards, STEP)) == more
 
@@ -81,15 +81,13 @@ def test_more_work_takes_longer(keys: dict[str, Any], more: bool, shards: Any):
         ),
     ],
 )
-def test_what_decides_without_an_estimate(keys: dict[str, Any], engine: str, why: str, shards: Any):
+def test_what_decides_without_an_estimate(keys, engine, why, shards):
     choice = chosen_engine(config_of(**keys), shards, STEP)
     assert choice.engine == engine
     assert why in choice.why
 
 
-def test_without_ray_or_a_measurement_it_is_this_process(
-    shards: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_ray_or_a_measurement_it_is_this_process(shards, monkeypatch):
     many = config_of(rounds=4000)
     assert chosen_engine(many, shards, Footprint()).engine == "inline"
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -12,7 +12,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
 from fedprune import RunConfig
-from fedprune.client.host import Host
 from fedprune.codec.coded_file import to_coded
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure, to_toml
@@ -29,6 +28,7 @@ from fedprune.protocol.replies import (
     parts_in,
 )
 from fedprune.tasks.catalog import TASKS
+from tests.runs import tiny
 from tests.tasks.rows import write_rows
 
 
@@ -98,7 +98,7 @@ def parts(packet: Packet, partitions: list[int]) -> list[PartitionPart]:
     return found
 
 
-def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[Host, Question]):
+def test_a_worker_announces_every_partition_and_keeps_nothing(cnn):
     host, _ = cnn
     context = node(**{"partition-id": 1, "num-partitions": 4})
     about = hello(context, host.config)
@@ -109,11 +109,11 @@ def test_a_worker_announces_every_partition_and_keeps_nothing(cnn: tuple[Host, Q
     assert not context.state
 
 
-def test_a_device_announces_its_own(cnn: tuple[Host, Question], folder: Path):
+def test_a_device_announces_its_own(cnn, folder):
     assert hello(device(folder), cnn[0].config) == {"device": True, "labels": {"2": 48}}
 
 
-def test_a_device_without_data_says_so(cnn: tuple[Host, Question], tmp_path: Path):
+def test_a_device_without_data_says_so(cnn, tmp_path):
     about = hello(device(tmp_path / "none", 4), cnn[0].config)
     assert about["device"]
     assert about["labels"] == {}
@@ -125,7 +125,7 @@ def test_a_device_without_data_says_so(cnn: tuple[Host, Question], tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate"])
-def test_a_worker_answers_as_this_process_does(cnn: tuple[Host, Question], kind: str):
+def test_a_worker_answers_as_this_process_does(cnn, kind):
     host, about = cnn
     question = Question(
         kind, 4, about.weights, about.masks, score="taylor", lr=0.1, part="validation"
@@ -139,7 +139,7 @@ def test_a_worker_answers_as_this_process_does(cnn: tuple[Host, Question], kind:
         assert seen.total.equal(right.total)
 
 
-def test_a_device_keeps_the_mask_and_the_configuration(cnn: tuple[Host, Question], folder: Path):
+def test_a_device_keeps_the_mask_and_the_configuration(cnn, folder):
     host, question = cnn
     context = device(folder)
     first = parts(ask(context, host.config, score(question), [2]), [2])
@@ -158,7 +158,7 @@ def is_missing(packet: Packet) -> bool:
     return bool(packet.fields.get("missing"))
 
 
-def test_a_device_that_lacks_either_says_missing(cnn: tuple[Host, Question], folder: Path):
+def test_a_device_that_lacks_either_says_missing(cnn, folder):
     host, question = cnn
     context = device(folder)
     assert is_missing(ask(context, host.config, score(question), [2], whole=False))
@@ -170,7 +170,7 @@ def test_a_device_that_lacks_either_says_missing(cnn: tuple[Host, Question], fol
     assert not is_missing(ask(context, host.config, score(question), [2], whole=False))
 
 
-def test_a_device_keeps_the_teacher(cnn: tuple[Host, Question], folder: Path, tiny: Any):
+def test_a_device_keeps_the_teacher(cnn, folder):
     host, question = cnn
     config, context = tiny(distil=0.5), device(folder)
     coded = to_coded(origin_of(config), question.weights, question.masks)
@@ -188,14 +188,14 @@ def test_a_device_keeps_the_teacher(cnn: tuple[Host, Question], folder: Path, ti
     assert host.teachers == {}
 
 
-def test_a_device_answers_for_nobody_else(cnn: tuple[Host, Question], folder: Path):
+def test_a_device_answers_for_nobody_else(cnn, folder):
     host, question = cnn
     first, second = parts(ask(device(folder), host.config, score(question), [1, 2]), [1, 2])
     assert first.failure == Failure(1, "score", "", "KeyError: 1")
     assert second.packet is not None
 
 
-def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[Host, Question], folder: Path):
+def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn, folder):
     host, question = cnn
     context = device(folder, 3)
     hello(context, host.config)
@@ -207,9 +207,7 @@ def test_a_folder_that_is_gone_is_a_failure_not_a_crash(cnn: tuple[Host, Questio
     assert "no *.npz there" in seen.failure.reason
 
 
-def test_a_device_tries_its_data_once_and_other_data_again(
-    cnn: tuple[Host, Question], folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_device_tries_its_data_once_and_other_data_again(cnn, folder, monkeypatch):
     host, question = cnn
     tried: list[Any] = []
     monkeypatch.setattr(
@@ -258,7 +256,7 @@ def of_rows(task: str, **keys: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize("task", OWN_ROWS)
-def test_a_device_brings_rows_of_its_own(task: str, tmp_path: Path):
+def test_a_device_brings_rows_of_its_own(task, tmp_path):
     """The device has all rows of its file, cut as those of a simulation's one client."""
     config, data = of_rows(task), own_data(task, tmp_path)
     host, _ = _device_host(to_toml(config), str(data), (1,), tune)
@@ -273,7 +271,7 @@ def test_a_device_brings_rows_of_its_own(task: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("task", [t for t, keys in OWN_ROWS.items() if "class_names" in keys])
-def test_devices_share_the_names_of_classes(task: str, tmp_path: Path):
+def test_devices_share_the_names_of_classes(task, tmp_path):
     """Also where a device has rows of one of them; without names it takes no part."""
     config, data = of_rows(task), own_data(task, tmp_path, (2,))
     if task == "image-classification":
@@ -283,7 +281,7 @@ def test_devices_share_the_names_of_classes(task: str, tmp_path: Path):
     assert "class-names=[]: a device knows the labels of its own rows only; allowed" in reason
 
 
-def test_a_device_cannot_know_by_which_labels_a_server_scaled(tmp_path: Path):
+def test_a_device_cannot_know_by_which_labels_a_server_scaled(tmp_path):
     config = of_rows("text-regression", data=str(own_data("text-regression", tmp_path)))
     reason = hello(device(tmp_path / "rows.jsonl", 1), config)["failure"]["reason"]
     assert "cannot see by which labels the server scaled; allowed: no data at the server" in reason

@@ -17,6 +17,7 @@ from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.tensors import Masks, count_kept
+from tests.runs import Spy, house_of, tiny
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], Host]
@@ -60,7 +61,7 @@ def sparsities(result: Result) -> list[float]:
     return [round(row["sparsity"], 3) for row in result.rows]
 
 
-def test_it_goes_as_far_as_the_limit_steps_back_waits_and_widens(tiny: Tiny, house_of: HouseOf):
+def test_it_goes_as_far_as_the_limit_steps_back_waits_and_widens():
     config = tiny(**{**ADAPTIVE, "tolerance": 0.1, "candidates": 4, "sparsity": 0.8, "rounds": 6})
     script = {
         1: [1.0, 1.0, 1.05, 1.2, 1.5],  # 0.2 0.4 0.6 0.8
@@ -81,9 +82,7 @@ def test_it_goes_as_far_as_the_limit_steps_back_waits_and_widens(tiny: Tiny, hou
     assert all(not s.weights[n][~m].any() for s in states for n, m in s.masks.items())
 
 
-def test_tried_sparsities_are_exact_and_the_first_step_is_plain_selection(
-    tiny: Tiny, house_of: HouseOf
-):
+def test_tried_sparsities_are_exact_and_the_first_step_is_plain_selection():
     config = tiny(
         **{
             **ADAPTIVE,
@@ -105,7 +104,7 @@ def test_tried_sparsities_are_exact_and_the_first_step_is_plain_selection(
     assert {q.part for q in asked if q.kind == "compare"} == {"validation"}
 
 
-def test_it_stops_by_itself_and_asks_nobody_then(tiny: Tiny, house_of: HouseOf):
+def test_it_stops_by_itself_and_asks_nobody_then():
     config = tiny(**{**ADAPTIVE, "candidates": 2, "rounds": 4, "end": 4})
     result, asked, states = played(house_of(config), lambda q: [1.0] * len(q.candidates))
     assert actions(result) == ["widen", None, None, None]
@@ -118,7 +117,7 @@ def test_it_stops_by_itself_and_asks_nobody_then(tiny: Tiny, house_of: HouseOf):
     assert result.summary["reached"]
 
 
-def test_it_stops_when_tries_get_too_fine(tiny: Tiny, house_of: HouseOf):
+def test_it_stops_when_tries_get_too_fine():
     config = tiny(**{**ADAPTIVE, "candidates": 64, "sparsity": 0.2})
     result, _, _ = played(house_of(config), lambda q: [1.0] + [2.0] * (len(q.candidates) - 1))
     assert actions(result) == ["step back", "step back", None, None, None]
@@ -126,11 +125,11 @@ def test_it_stops_when_tries_get_too_fine(tiny: Tiny, house_of: HouseOf):
     assert result.summary["reached"], "nothing went, since nothing was allowed to"
 
 
-def test_too_few_answers_leave_the_pruning_pending(tiny: Tiny, house_of: HouseOf, spy: Any):
+def test_too_few_answers_leave_the_pruning_pending():
     config = tiny(
         **{**ADAPTIVE, "min_clients": 3, "tolerance": 10.0, "rounds": 3, "end": 2, "frequency": 9}
     )
-    eye = spy(inline_port(house_of(config)), lambda q, _: q.kind == "compare" and q.round == 1)
+    eye = Spy(inline_port(house_of(config)), lambda q, _: q.kind == "compare" and q.round == 1)
     result = federate(config, eye.port)
     assert actions(result) == [None, "widen", None]
     assert sparsities(result) == [0.0, 0.7, 0.7]
@@ -151,7 +150,7 @@ def additive(costs: Mapping[str, float]) -> Losses:
     return losses
 
 
-def test_layer_by_layer_the_dear_layer_is_spared(tiny: Tiny, house_of: HouseOf):
+def test_layer_by_layer_the_dear_layer_is_spared():
     config = tiny(
         **{**ADAPTIVE, "adaptive": "layer", "sparsity": 0.6, "candidates": 3, "tolerance": 0.05}
     )
@@ -174,7 +173,7 @@ def test_layer_by_layer_the_dear_layer_is_spared(tiny: Tiny, house_of: HouseOf):
     assert [q.round for q in asked if q.kind == "compare"][:2] == [1, 1], "alone, then together"
 
 
-def test_layer_by_layer_a_step_that_nothing_allows_is_a_step_back(tiny: Tiny, house_of: HouseOf):
+def test_layer_by_layer_a_step_that_nothing_allows_is_a_step_back():
     config = tiny(**{**ADAPTIVE, "adaptive": "layer", "tolerance": 0.01, "rounds": 2, "end": 2})
     dear = additive(dict.fromkeys(house_of(config).layout.prunable, 1.0))
     result, _, _ = played(house_of(config), dear)
@@ -202,9 +201,7 @@ UNITS = [
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("keys", UNITS, ids=str)
-def test_units_and_scopes_go_through_a_ladder_whole(
-    keys: dict[str, Any], tiny: Tiny, llama: tuple[Host, Question]
-):
+def test_units_and_scopes_go_through_a_ladder_whole(keys, llama):
     sizes = {"clients": 3, "cohort": 3, "rounds": 2, "end": 2, "candidates": 2}
     shared = {"task": "shakespeare", "sparsity": 0.45, "tolerance": 10.0, "shrink": "never"}
     config = tiny(**{**ADAPTIVE, **sizes, **shared, **keys})
@@ -233,9 +230,7 @@ def count_gone(masks: Masks) -> int:
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("adaptive", "tolerance"), [("global", 2e-4), ("layer", 2e-3)])
-def test_a_model_that_shrinks_is_given_the_same_choices(
-    adaptive: str, tolerance: float, tiny: Tiny, llama: tuple[Host, Question]
-):
+def test_a_model_that_shrinks_is_given_the_same_choices(adaptive, tolerance, llama):
     sizes = {"clients": 3, "cohort": 3, "rounds": 3, "end": 2, "candidates": 2, "hosts": 2}
     shared = {"task": "shakespeare", "sparsity": 0.45, "tolerance": tolerance, "unit": "neuron"}
     more = {"adaptive": adaptive, "blend": "layer", "blend_grid": (1.0, 1.5), "moving": "swa"}

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +31,7 @@ from fedprune.server.watch import Watch
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors, count_kept, gathered, masked
+from tests.runs import Spy, house_of, tiny
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], Host]
@@ -43,7 +43,7 @@ Run = Callable[..., tuple[Result, Asked, list[State]]]
 
 
 @pytest.fixture
-def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Run:
+def run() -> Run:
     """Three rounds on four clients, the last two prune; every exchange, every state."""
 
     def made(
@@ -51,7 +51,7 @@ def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Run:
     ) -> tuple[Result, Asked, list[State]]:
         sizes = {"clients": 4, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "local_steps": 1}
         config = tiny(**{**sizes, **keys})
-        eye, states = spy(inline_port(house_of(config)), without), list[State]()
+        eye, states = Spy(inline_port(house_of(config)), without), list[State]()
         watch = Watch(row=lambda _row, _seconds, state: states.append(state))
         return federate(config, eye.port, watch=watch), eye.asked, states
 
@@ -101,7 +101,7 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
-def test_the_pooled_score_decides(scope: str, cnn: Cnn, tiny: Tiny):
+def test_the_pooled_score_decides(scope, cnn):
     host, about = cnn
     model = dense(about)
     flat = noise(about, 1)[0].double()
@@ -122,7 +122,7 @@ ONE_BY_ONE = {
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
-def test_clients_scores_one_by_one_decide(name: str, cnn: Cnn, tiny: Tiny):
+def test_clients_scores_one_by_one_decide(name, cnn):
     host, about = cnn
     model = dense(about)
     rows = noise(about, 2, clients=5)
@@ -134,7 +134,7 @@ def test_clients_scores_one_by_one_decide(name: str, cnn: Cnn, tiny: Tiny):
     assert equal(after.masks, chosen(model, ONE_BY_ONE[name](rows)))
 
 
-def test_the_mean_of_clients_scores_decides(cnn: Cnn, tiny: Tiny):
+def test_the_mean_of_clients_scores_decides(cnn):
     host, about = cnn
     model = dense(about)
     flat = noise(about, 3)[0].double()
@@ -144,7 +144,7 @@ def test_the_mean_of_clients_scores_decides(cnn: Cnn, tiny: Tiny):
     assert equal(after.masks, chosen(model, flat))
 
 
-def test_votes_decide_and_magnitude_breaks_their_ties(cnn: Cnn, tiny: Tiny):
+def test_votes_decide_and_magnitude_breaks_their_ties(cnn):
     host, about = cnn
     model = dense(about)
     votes = torch.randint(0, 4, (PRUNABLE,), generator=torch.Generator().manual_seed(4))
@@ -159,7 +159,7 @@ def test_votes_decide_and_magnitude_breaks_their_ties(cnn: Cnn, tiny: Tiny):
 
 
 @pytest.mark.parametrize("rule", ["union", "intersection"])
-def test_clients_masks_become_one_mask_of_the_same_size(rule: str, cnn: Cnn, tiny: Tiny):
+def test_clients_masks_become_one_mask_of_the_same_size(rule, cnn):
     host, about = cnn
     model = dense(about)
     each = [
@@ -194,12 +194,12 @@ def test_sparsity_is_of_all_that_is_prunable():
     assert sparsity_of(masks, replace(layout, dense=10)) == 9 / 10
 
 
-def test_stages_are_the_tensors_in_model_order(cnn: Cnn):
+def test_stages_are_the_tensors_in_model_order(cnn):
     host, _ = cnn
     assert stages_of(host.layout) == [(name,) for name in host.layout.prunable]
 
 
-def test_an_exchange_drops_by_score_and_grows_by_gradient(run: Run):
+def test_an_exchange_drops_by_score_and_grows_by_gradient(run):
     """The third round's mask, from what the port gave back."""
     result, asked, states = run(schedule="regrow", regrow=0.5)
     before, after = states[1], states[2]
@@ -230,7 +230,7 @@ def test_an_exchange_drops_by_score_and_grows_by_gradient(run: Run):
     assert all(not tuned.weights[n][m].any() for n, m in fresh.items()), "they begin at 0"
 
 
-def test_the_standard_error_of_an_estimate_is_told(run: Run):
+def test_the_standard_error_of_an_estimate_is_told(run):
     result, _, _ = run(score="perturbation", probes=8)
     errors = [row["standard_error"] for row in result.rows]
     assert errors[0] is None
@@ -273,9 +273,7 @@ def bad_shard(host: Host) -> Host:
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("keys", WAYS, ids=str)
-def test_a_failing_client_leaves_the_bits_of_one_never_asked(
-    keys: dict[str, Any], run: Run, tiny: Tiny, house_of: HouseOf
-):
+def test_a_failing_client_leaves_the_bits_of_one_never_asked(keys, run):
     spared, _, _ = run(lambda _question, partition: partition == VICTIM, **keys)
     sizes = {"clients": 4, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "local_steps": 1}
     config = tiny(**{**sizes, **keys})
@@ -305,7 +303,7 @@ LATE: list[dict[str, Any]] = [
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("keys", LATE, ids=str)
-def test_a_pruning_that_too_few_answered_is_made_up_for(keys: dict[str, Any], run: Run):
+def test_a_pruning_that_too_few_answered_is_made_up_for(keys, run):
     """Everything at once in round 2, which only one client answers; round 3 does it."""
 
     def silent(question: Question, partition: int) -> bool:
@@ -322,7 +320,7 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(keys: dict[str, Any], ru
     assert never.summary["sparsity"] == 0.0
 
 
-def test_an_exchange_that_too_few_answered_changes_no_mask(run: Run):
+def test_an_exchange_that_too_few_answered_changes_no_mask(run):
     def silent(question: Question, partition: int) -> bool:
         return question.round == 3 and question.dense and partition > 0
 
@@ -332,9 +330,7 @@ def test_an_exchange_that_too_few_answered_changes_no_mask(run: Run):
 
 
 @pytest.mark.parametrize("target", [16_000, 25_000])
-def test_the_file_on_disk_is_as_small_as_was_asked(
-    target: int, tiny: Tiny, house_of: HouseOf, tmp_path: Path
-):
+def test_the_file_on_disk_is_as_small_as_was_asked(target, tmp_path):
     config = tiny(target_bytes=target, sparsity=None, local_steps=1)
     result = federate(config, inline_port(house_of(config)), folder=tmp_path / "run")
     removed = [row["removed"] for row in result.rows]
@@ -351,14 +347,12 @@ TOO_SMALL = [
 
 
 @pytest.mark.parametrize(("keys", "line"), TOO_SMALL)
-def test_a_target_that_cannot_be_is_refused_with_what_can(
-    keys: dict[str, Any], line: str, run: Run
-):
+def test_a_target_that_cannot_be_is_refused_with_what_can(keys, line, run):
     with pytest.raises(ValueError, match=line):
         run(**keys, sparsity=None)
 
 
-def test_a_score_that_sets_weights_sets_them(run: Run):
+def test_a_score_that_sets_weights_sets_them(run):
     """SparseGPT: the survivors make up for what went."""
     result, asked, _ = run(score="sparsegpt")
     scored = next(q for q, _, _ in asked if q.kind == "score")
@@ -371,7 +365,7 @@ def test_a_score_that_sets_weights_sets_them(run: Run):
 
 
 @pytest.mark.parametrize("name", ["random", "magnitude", "synflow"])
-def test_a_score_that_asks_nobody_asks_nobody(name: str, run: Run):
+def test_a_score_that_asks_nobody_asks_nobody(name, run):
     result, asked, states = run(score=name)
     assert not SCORES[name].asks
     assert "score" not in {q.kind for q, _, _ in asked}
@@ -383,7 +377,7 @@ def test_a_score_that_asks_nobody_asks_nobody(name: str, run: Run):
         assert equal(states[1].masks, select(sizes, 0.7 * 7 / 8))
 
 
-def test_clients_own_masks_are_as_far_as_the_schedule(run: Run):
+def test_clients_own_masks_are_as_far_as_the_schedule(run):
     """Caps fall on the way: votes at the final cap would be refused, and void good statistics."""
     result, asked, _ = run(max_density=0.35, sparsity=0.7, rounds=6, end=5)
     scored = [q for q, _, _ in asked if q.kind == "score"]
@@ -392,7 +386,7 @@ def test_clients_own_masks_are_as_far_as_the_schedule(run: Run):
     assert result.summary["failures"] == 0
 
 
-def test_only_the_last_of_a_rounds_prunings_goes_back(run: Run):
+def test_only_the_last_of_a_rounds_prunings_goes_back(run):
     """Every step scores trained weights; survivors are rewound once."""
     _, asked, _ = run(rewind=0, score_steps=3)
     first = next(q for q, _, _ in asked)
@@ -416,12 +410,7 @@ def test_only_the_last_of_a_rounds_prunings_goes_back(run: Run):
     ],
     ids=["nan", "shape"],
 )
-def test_what_a_score_makes_must_be_scores(
-    made: Callable[[torch.Tensor], torch.Tensor],
-    line: str,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_what_a_score_makes_must_be_scores(made, line, run, monkeypatch):
     def finalise(evidence: Evidence) -> Tensors:
         return {name: made(w) for name, w in evidence.weights.items()}
 
@@ -430,7 +419,7 @@ def test_what_a_score_makes_must_be_scores(
         run(score="mine")
 
 
-def test_numbers_of_rows_with_noise_say_of_no_layer_that_it_was_not_seen(tiny: Any):
+def test_numbers_of_rows_with_noise_say_of_no_layer_that_it_was_not_seen():
     evidence: Any = SimpleNamespace(sums={rows_of("w"): torch.zeros(1)})
     with pytest.raises(ConfigError, match="no row went through the layer of w"):
         _check_seen(evidence, tiny(model="mlp", score="wanda"))

@@ -17,6 +17,7 @@ from fedprune.server.state import Model, State, first_state
 from fedprune.structure.edits import Edit
 from fedprune.tensors import Tensors
 from tests.filled import alike, filled
+from tests.runs import tiny
 
 Tiny = Callable[..., RunConfig]
 Cut = tuple[State, Plan, Model, Plan]
@@ -36,7 +37,7 @@ KINDS: dict[str, type] = {**memories_of(""), "deep": Deep}
 
 
 @pytest.fixture(scope="module")
-def cut(tiny: Tiny) -> Cut:
+def cut() -> Cut:
     """A model three of whose hidden units are masked, and the same without them."""
     config = tiny(model="mlp", moving="ema", rewind=0, reduce=("low-rank",))
     dense = dense_model(config)
@@ -61,14 +62,14 @@ def weights_in(memory: object) -> bool:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_memory_is_cut_as_the_model_is(name: str, cut: Cut):
+def test_a_memory_is_cut_as_the_model_is(name, cut):
     state, plan, small, smaller = cut
     before, after = (filled(KINDS[name], m.weights) for m in (state.model, small))
     assert alike(carried(before, plan, smaller), after)
     assert carried(before, plan, plan) is before
 
 
-def test_what_is_not_of_the_model_stays(cut: Cut):
+def test_what_is_not_of_the_model_stays(cut):
     state, plan, small, smaller = cut
     other = {"a": torch.ones(2)} | {n: w[None] for n, w in state.weights.items()}
     memory = Deep({3: dict(state.weights)}, (), other, 2.5)
@@ -77,7 +78,7 @@ def test_what_is_not_of_the_model_stays(cut: Cut):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_memory_of_matrices_that_factors_replaced_is_refused(name: str, cut: Cut):
+def test_a_memory_of_matrices_that_factors_replaced_is_refused(name, cut):
     state, plan, _, _ = cut
     path = plan.layout.prunable[0].removesuffix(".weight")
     factored = fitted(plan, (Edit("rank", path, (2,)),))
@@ -89,7 +90,7 @@ def test_a_memory_of_matrices_that_factors_replaced_is_refused(name: str, cut: C
         assert alike(carried(memory, plan, factored), memory)
 
 
-def test_a_memory_of_what_is_no_more_begins_anew(cut: Cut):
+def test_a_memory_of_what_is_no_more_begins_anew(cut):
     state, plan, _, _ = cut
     r = Round(3, plan)
     state = begun(state, r)

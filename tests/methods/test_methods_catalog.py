@@ -13,7 +13,7 @@ PUBLISHED = sorted(METHODS.keys() - FOLLOWING.keys())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_nothing_but_the_table_of_methods_knows_a_published_method(name: str):
+def test_nothing_but_the_table_of_methods_knows_a_published_method(name):
     """So whatever it imports was there before it, and was not edited for it."""
     own = {CORE / "methods" / f"{name}.py", CORE / "methods" / "catalog.py"}
     others = [p for p in CORE.rglob("*.py") if p not in own]
@@ -28,7 +28,7 @@ def test_names_of_methods_and_riders_are_apart():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_what_it_is_and_where_it_is_from(name: str):
+def test_every_method_says_what_it_is_and_where_it_is_from(name):
     assert METHODS[name].summary
     assert METHODS[name].source
     assert all(field.description for field in METHODS[name].options.model_fields.values())

@@ -21,6 +21,7 @@ from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import masked_shards
 from fedprune.tasks.restore import cut_in_order, pair_rows, pairs_of
 from fedprune.tasks.tokenization import encode, symbols_of
+from tests.runs import tiny
 
 Tiny = Callable[..., RunConfig]
 TEXTS = ["abc de\n" * 50 + "Zq?\n" * 5, "abd fe\n" * 60 + "Y\n" * 5]
@@ -47,7 +48,7 @@ def shard_of(text: str, config: RunConfig) -> Shard:
 
 
 @pytest.fixture
-def config(tiny: Tiny) -> Callable[..., RunConfig]:
+def config() -> Callable[..., RunConfig]:
     def made(task: str, model: str, **more: Any) -> RunConfig:
         sizes = {"clients": 2, "cohort": 2, "rounds": 2, "warmup": 1, "end": 2, "local_steps": 1}
         keys = {"task": task, "model": model, "length": 16, "vocabulary": "used"}
@@ -70,8 +71,8 @@ def edit_of(result: Result) -> Edit:
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("task", "model"), FAMILIES)
 def test_a_run_keeps_what_its_clients_train_and_validate_on_and_the_marks(
-    task: str, model: str, config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+    task, model, config, tmp_path
+):
     c = config(task, model)
     result, host = played(c, tmp_path / "run")
     size = symbols_of(c, PURPOSES[task]).size
@@ -99,9 +100,7 @@ def test_a_run_keeps_what_its_clients_train_and_validate_on_and_the_marks(
     assert torch.equal(back.get_submodule(path).weight, table.weight)
 
 
-def test_without_asking_nothing_is_cut_and_no_client_is_asked(
-    config: Callable[..., RunConfig],
-) -> None:
+def test_without_asking_nothing_is_cut_and_no_client_is_asked(config):
     asked = []
     for vocabulary in ("full", "used"):
         c = config("shakespeare", "llama", vocabulary=vocabulary, length=16)
@@ -117,7 +116,7 @@ def test_without_asking_nothing_is_cut_and_no_client_is_asked(
     assert asked.count("tokens") == 1
 
 
-def test_counts_add_up_and_test_parts_are_not_looked_at(config: Callable[..., RunConfig]) -> None:
+def test_counts_add_up_and_test_parts_are_not_looked_at(config):
     c = config("shakespeare", "llama")
     shards = [shard_of(text, c) for text in TEXTS]
     host = build_host(c, dict(enumerate(shards)))
@@ -132,9 +131,7 @@ def test_counts_add_up_and_test_parts_are_not_looked_at(config: Callable[..., Ru
 
 
 @pytest.mark.parametrize("lost", [1, 9])
-def test_a_census_that_nobody_answers_is_asked_for_again(
-    lost: int, config: Callable[..., RunConfig]
-) -> None:
+def test_a_census_that_nobody_answers_is_asked_for_again(lost, config):
     c = config("shakespeare", "llama")
     host = build_host(c, {p: shard_of(t, c) for p, t in enumerate(TEXTS)})
     port, asked = inline_port(host), []
@@ -151,9 +148,7 @@ def test_a_census_that_nobody_answers_is_asked_for_again(
 
 
 @pytest.mark.slow
-def test_cuts_of_units_go_with_it_and_a_further_run_keeps_the_vocabulary(
-    config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_cuts_of_units_go_with_it_and_a_further_run_keeps_the_vocabulary(config, tmp_path):
     keys = {"unit": "neuron", "sparsity": 0.3, "shrink": "every"}
     first, _ = played(config("shakespeare", "llama", **keys), tmp_path / "one")
     assert {e.kind for e in first.state.edits} == {"vocab", "neuron"}
@@ -162,9 +157,7 @@ def test_cuts_of_units_go_with_it_and_a_further_run_keeps_the_vocabulary(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_gives_the_same_bits(
-    config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_a_run_that_is_resumed_gives_the_same_bits(config, tmp_path):
     class Cut(Exception):
         pass
 
@@ -182,7 +175,7 @@ def test_a_run_that_is_resumed_gives_the_same_bits(
     assert again.rows[-1] == whole.rows[-1]
 
 
-def test_a_model_without_a_table_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:
+def test_a_model_without_a_table_is_refused(monkeypatch):
     from fedprune import TASKS
 
     task = TASKS["digits"]

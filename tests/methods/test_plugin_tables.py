@@ -23,7 +23,7 @@ def written(tmp_path: Path) -> dict[str, str]:
     return found
 
 
-def test_a_method_of_one_s_own_remembers_scores(written: dict[str, str], tmp_path: Path):
+def test_a_method_of_one_s_own_remembers_scores(written, tmp_path):
     path = written["my_method.py"]
     assert len(Path(path).read_text().splitlines()) <= 50
     given = {"plugin": path, "method": "remembering", "agreement": False, "model": "mlp"}
@@ -52,7 +52,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("keys", KEYS, ids=str)
-def test_tables_of_one_s_own_change_what_they_say(keys: dict[str, str], written: dict[str, str]):
+def test_tables_of_one_s_own_change_what_they_say(keys, written):
     config = tiny(plugin=written["my_tables.py"], model="mlp", **keys)
     found = played(config)
     usual = played(tiny(model="mlp", **({"masks": "union"} if "masks" in keys else {})))
@@ -66,14 +66,14 @@ def test_tables_of_one_s_own_change_what_they_say(keys: dict[str, str], written:
 
 
 @pytest.mark.parametrize("table", ["COMBINES", "SCHEDULES", "AVERAGES", "SELECTORS", "METHODS"])
-def test_a_table_of_something_else_is_refused(table: str, tmp_path: Path):
+def test_a_table_of_something_else_is_refused(table, tmp_path):
     path = tmp_path / f"bad_{table.lower()}.py"
     path.write_text(f"{table} = {{'x': 3}}")
     with pytest.raises((ConfigError, ImportError), match=f"{table} is something else; allowed: a"):
         check_method(tiny(plugin=str(path)))
 
 
-def test_a_selector_that_chooses_strangers_is_refused(tmp_path: Path):
+def test_a_selector_that_chooses_strangers_is_refused(tmp_path):
     path = tmp_path / "strangers.py"
     path.write_text(
         "from fedprune.config.selectors import Selector\n"
@@ -86,7 +86,7 @@ def test_a_selector_that_chooses_strangers_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("flag", ["exchanges", "chosen"])
-def test_a_schedule_that_would_be_a_method_is_refused(flag: str, tmp_path: Path):
+def test_a_schedule_that_would_be_a_method_is_refused(flag, tmp_path):
     path = tmp_path / f"{flag}.py"
     path.write_text(
         "from fedprune.selection.schedules import Schedule\n"

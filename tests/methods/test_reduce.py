@@ -26,13 +26,14 @@ from fedprune.structure.low_rank_layers import Factored
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import count_kept, load_into, state_of
+from tests.runs import same, tiny
 
 Tiny = Callable[..., RunConfig]
 Reduces = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def reduces(tiny: Tiny) -> Reduces:
+def reduces() -> Reduces:
     """Three rounds on Shakespeare's LLaMA: one dense, one that prunes, one that reduces."""
 
     def made(**keys: Any) -> RunConfig:
@@ -81,7 +82,7 @@ def close(left: Tensor, right: Tensor) -> bool:
     return torch.allclose(left, right, atol=1e-5 * float(right.abs().max()))
 
 
-def test_a_matrix_of_low_rank_becomes_factors_that_do_the_same(reduces: Reduces):
+def test_a_matrix_of_low_rank_becomes_factors_that_do_the_same(reduces):
     config = reduces(rank_energy=0.999999)
     state, plan, port = opened(config)
     name = "model.layers.1.mlp.down_proj.weight"
@@ -103,7 +104,7 @@ def test_a_matrix_of_low_rank_becomes_factors_that_do_the_same(reduces: Reduces)
     assert after.book.traffic.up > 0
 
 
-def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces: Reduces):
+def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces):
     config = reduces(rank_budget=0.5)
     state, plan, port = opened(config)
     after, _, told = reduce(state, plan, port, [1])
@@ -128,7 +129,7 @@ def test_the_error_in_the_row_is_the_one_on_the_cohort_s_inputs(reduces: Reduces
     assert other.book.traffic.up == 0
 
 
-def test_a_budget_is_kept(reduces: Reduces):
+def test_a_budget_is_kept(reduces):
     for budget in (0.7, 0.4):
         state, plan, port = opened(reduces(rank_budget=budget))
         after, fits, told = reduce(state, plan, port, [0, 1])
@@ -139,9 +140,7 @@ def test_a_budget_is_kept(reduces: Reduces):
 
 
 @pytest.mark.parametrize("method", ["dead", "merge"])
-def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(
-    reduces: Reduces, method: str
-):
+def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(reduces, method):
     state, plan, port = opened(reduces(reduce=(method, "low-rank"), rank_energy=0.9))
     path = next(g.path for g in plan.layout.structure.groups if "mlp" in g.path)
     masks = without_units(state.masks, plan.layout, {path: (0, 5)})
@@ -154,7 +153,7 @@ def test_units_that_pruning_emptied_are_gone_when_ranks_are_looked_for(
     assert fits.layout.shapes == {n: w.shape for n, w in after.weights.items()}
 
 
-def test_validation_decides_how_far_to_go(reduces: Reduces):
+def test_validation_decides_how_far_to_go(reduces):
     far, near = (reduces(rank_tolerance=t) for t in (10.0, 0.0))
     state, plan, port = opened(far)
     after, _, told = reduce(state, plan, port, [0, 1])
@@ -172,7 +171,7 @@ def test_validation_decides_how_far_to_go(reduces: Reduces):
     assert after.book.traffic.evaluation > 0
 
 
-def test_dead_and_duplicate_neurons_leave_the_model_without_a_trace(reduces: Reduces):
+def test_dead_and_duplicate_neurons_leave_the_model_without_a_trace(reduces):
     config = reduces(reduce=("dead", "merge"), shrink="never")
     state, plan, port = opened(config)
     group = next(g for g in plan.layout.structure.groups if g.path == "model.layers.1.mlp")
@@ -196,7 +195,7 @@ def test_dead_and_duplicate_neurons_leave_the_model_without_a_trace(reduces: Red
     assert close(logits(config, after), logits(config, state))
 
 
-def test_merging_alone_keeps_the_function(reduces: Reduces):
+def test_merging_alone_keeps_the_function(reduces):
     config = reduces(reduce=("merge",))
     state, plan, port = opened(config)
     group = next(g for g in plan.layout.structure.groups if g.kind == "neuron")
@@ -217,7 +216,7 @@ def test_merging_alone_keeps_the_function(reduces: Reduces):
     assert after.masks[reader][:, 2].all()
 
 
-def test_equal_matrices_become_one_and_stay_one(reduces: Reduces):
+def test_equal_matrices_become_one_and_stay_one(reduces):
     config = reduces(reduce=("share",), sparsity=0.0)
     state, plan, port = opened(config)
     first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
@@ -232,7 +231,7 @@ def test_equal_matrices_become_one_and_stay_one(reduces: Reduces):
     assert fits.layout.parameters == plan.layout.parameters - state.weights[first].numel()
 
 
-def test_near_ones_are_shared_as_their_mean_only_where_that_is_asked(reduces: Reduces):
+def test_near_ones_are_shared_as_their_mean_only_where_that_is_asked(reduces):
     first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
     for within, count in ((None, 0), (0.2, 1)):
         config = reduces(reduce=("share",), sparsity=0.0, reduce_within=within)
@@ -245,7 +244,7 @@ def test_near_ones_are_shared_as_their_mean_only_where_that_is_asked(reduces: Re
             assert torch.allclose(after.weights[first], 1.05 * state.weights[first])
 
 
-def test_nothing_is_reduced_where_too_few_answer(reduces: Reduces):
+def test_nothing_is_reduced_where_too_few_answer(reduces):
     config = reduces()
     state, plan, port = opened(config)
 
@@ -258,7 +257,7 @@ def test_nothing_is_reduced_where_too_few_answer(reduces: Reduces):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path, Any]:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path, Any]:
     config = tiny(
         rounds=5, warmup=1, end=4, reduce_round=3, rank_budget=0.9, baselines=["dense"],
         reduce=["dead", "merge", "share", "low-rank"], sparsity=0.9,
@@ -267,9 +266,7 @@ def whole_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
     return config, folder, federate(config, folder=folder)
 
 
-def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(
-    whole_run: tuple[RunConfig, Path, Any], same: Callable[..., bool]
-):
+def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(whole_run):
     _, folder, result = whole_run
     rows = [row for row in result.rows if row["arm"] == "pruned"]
     assert not any(row["failures"] for row in rows)
@@ -288,9 +285,7 @@ def test_factors_are_tuned_pruned_and_sent_in_the_rounds_that_follow(
         assert same(state_of(load(path)), result.state.weights)
 
 
-def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(
-    whole_run: tuple[RunConfig, Path, Any], tmp_path: Path
-):
+def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(whole_run, tmp_path):
     config, _, result = whole_run
     stopped = config.model_copy(update={"baselines": ()})
     broken = federate_until(stopped, tmp_path, 3)
@@ -300,7 +295,7 @@ def test_a_run_that_stops_after_reducing_goes_on_to_the_same_bits(
     assert [r["weights_digest"] for r in again.rows] == ends
 
 
-def test_a_schedule_that_asks_for_less_than_is_gone_already_takes_nothing(tiny: Tiny):
+def test_a_schedule_that_asks_for_less_than_is_gone_already_takes_nothing():
     keys = {"reduce": ["low-rank"], "rank_budget": 0.3, "score_steps": 2, "reduce_round": 3}
     result = federate(tiny(rounds=4, warmup=1, end=4, sparsity=0.2, **keys))
     rows = result.rows

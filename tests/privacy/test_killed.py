@@ -181,12 +181,7 @@ def whole(
 
 
 @pytest.mark.parametrize("seed", range(RUNS // 3))
-def test_epsilon_is_never_less_than_what_was_released(
-    seed: int,
-    whole: tuple[RunConfig, Any, float, Booked, int],
-    tmp_path: Path,
-    patch: pytest.MonkeyPatch,
-) -> None:
+def test_epsilon_is_never_less_than_what_was_released(seed, whole, tmp_path, patch):
     config, host, unbroken, once, moments = whole
     chance, folder, kills = random.Random(seed), tmp_path / "run", 0
     world = World(chance)

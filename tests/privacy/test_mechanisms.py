@@ -27,7 +27,7 @@ def epsilon(release: Release) -> float:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_a_mechanism_costs_what_its_noise_leaves(name: str):
+def test_a_mechanism_costs_what_its_noise_leaves(name):
     how = MECHANISMS[name]
     assert bool(how.protection) == how.noised
     for unit in how.protection or [""]:
@@ -40,7 +40,7 @@ def test_a_mechanism_costs_what_its_noise_leaves(name: str):
 
 
 @pytest.mark.parametrize("name", [n for n, m in MECHANISMS.items() if m.noised])
-def test_a_mechanism_stands_for_a_protection_and_says_its_measure(name: str):
+def test_a_mechanism_stands_for_a_protection_and_says_its_measure(name):
     for unit, stands_for in MECHANISMS[name].protection.items():
         line = {"mechanism": name, "unit": unit, "covered": True}
         assert protection(AccountingTerms(), [line]) == stands_for

@@ -247,7 +247,7 @@ def test_a_run_goes_on_with_the_models_that_it_began_with(key, tmp_path):
     assert gone_on_with(run, now, anyway=True)
 
 
-def test_a_run_that_was_killed_as_it_began_begins_again(tiny, tmp_path):
+def test_a_run_that_was_killed_as_it_began_begins_again(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedprune.records.folder.write_atomically", killed)
         with pytest.raises(Killed):

@@ -118,9 +118,7 @@ def rows_through(model: Any, names: list[str], host: Host, part: Part) -> dict[s
 
 @pytest.mark.parametrize("model", ["cnn", "llama"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_clients_sums_are_those_of_pooled_data(
-    kind: str, model: str, request: pytest.FixtureRequest
-):
+def test_clients_sums_are_those_of_pooled_data(kind, model, request):
     host, question = request.getfixturevalue(model)
     before, pruned, dense = pair(host, question)
     names = list(host.layout.prunable)
@@ -157,9 +155,7 @@ def fit(
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_a_pruned_model_comes_closer_to_what_it_was(
-    kind: str, calibration: str, llama: tuple[Host, Question]
-):
+def test_a_pruned_model_comes_closer_to_what_it_was(kind, calibration, llama):
     host, question = llama
     before, pruned, dense = pair(host, question)
     full = {n: torch.ones_like(m) for n, m in question.masks.items()}
@@ -186,7 +182,7 @@ def test_a_pruned_model_comes_closer_to_what_it_was(
     assert all(torch.equal(model.weights[n], dense[n]) for n in spared)
 
 
-def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[Host, Question]):
+def test_layers_are_fitted_in_order_those_with_one_input_together(llama):
     layer = "model.layers.0."
     assert in_order(llama[0].layout)[:4] == [
         tuple(f"{layer}self_attn.{n}_proj.weight" for n in "qkv"),
@@ -196,7 +192,7 @@ def test_layers_are_fitted_in_order_those_with_one_input_together(llama: tuple[H
     ]
 
 
-def test_without_enough_answers_it_comes_to_nothing(llama: tuple[Host, Question]):
+def test_without_enough_answers_it_comes_to_nothing(llama):
     host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, min_clients=3, reconstruct="inputs")
     first = Model(question.weights, {n: m | True for n, m in question.masks.items()})
@@ -206,7 +202,7 @@ def test_without_enough_answers_it_comes_to_nothing(llama: tuple[Host, Question]
     assert book.traffic.up > 0
 
 
-def test_a_round_without_a_pruning_asks_nothing(llama: tuple[Host, Question]):
+def test_a_round_without_a_pruning_asks_nothing(llama):
     host, question = llama
     config = tiny(task="shakespeare", clients=3, cohort=3, reconstruct="inputs")
     model = Model(question.weights, question.masks)
@@ -216,7 +212,7 @@ def test_a_round_without_a_pruning_asks_nothing(llama: tuple[Host, Question]):
 
 
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
-def test_a_run_reconstructs_after_each_pruning(kind: str):
+def test_a_run_reconstructs_after_each_pruning(kind):
     config = tiny(reconstruct=kind)
     eye = Spy(inline_port(house_of(config)))
     result = federate(config, eye.port)

@@ -22,7 +22,7 @@ def bent(share: bytes, how: int, draw: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize(("m", "t"), [(3, 2), (4, 2), (4, 3), (6, 6), (7, 3), (9, 6), (19, 13)])
-def test_up_to_half_of_the_surplus_is_found(m: int, t: int):
+def test_up_to_half_of_the_surplus_is_found(m, t):
     draw = random.Random(f"{m}{t}")
     for count in range((m - t) // 2 + 1):
         for trial in range(4):

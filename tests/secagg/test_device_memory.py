@@ -3,7 +3,6 @@
 import os
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -82,7 +81,7 @@ def test_the_seed_is_gone_once_the_sum_is_open_and_the_reply_can_be_had_again():
         (replace(MASKED, roster={1: bytes(95) + b"1"}), QUESTION),
     ],
 )
-def test_a_second_vector_in_one_session_is_refused(call: Call, packet: Packet):
+def test_a_second_vector_in_one_session_is_refused(call, packet):
     """The difference of two vectors under one mask would show."""
     device = Device()
     device.through()
@@ -111,7 +110,7 @@ def test_who_refused_to_open_has_said_nothing_and_keeps_its_seed():
 
 
 @pytest.mark.parametrize("call", [SHARES, MASKED, UNMASK])
-def test_of_another_session_nothing_is_known(call: Call):
+def test_of_another_session_nothing_is_known(call):
     device = Device()
     with pytest.raises(Refused, match="showed no keys"):
         device.ask(call, QUESTION)
@@ -155,7 +154,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("stage", OTHERS)
-def test_of_two_requests_at_once_one_is_answered(stage: str):
+def test_of_two_requests_at_once_one_is_answered(stage):
     """Flower's processes both begin with the memory of before; what is on disk is of both."""
     first, second = OTHERS[stage]
     device = Device()
@@ -170,9 +169,7 @@ def test_of_two_requests_at_once_one_is_answered(stage: str):
     assert device.ask(first, packet) == answer
 
 
-def test_where_nothing_can_be_written_down_nothing_is_given(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_where_nothing_can_be_written_down_nothing_is_given(monkeypatch, tmp_path):
     device = Device()
     device.ask(KEYS)
     (tmp_path / "file").touch()
@@ -181,9 +178,7 @@ def test_where_nothing_can_be_written_down_nothing_is_given(
         device.ask(MASKED, QUESTION)
 
 
-def test_what_is_written_down_is_forgotten_a_day_later(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_what_is_written_down_is_forgotten_a_day_later(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     device = Device()
     device.through()

@@ -66,7 +66,7 @@ def test_a_host_is_told_its_own_shares_and_everyones_keys():
         max_size=4,
     )
 )
-def test_any_table_comes_back_and_a_cut_one_does_not(table: dict[int, dict[int, bytes]]):
+def test_any_table_comes_back_and_a_cut_one_does_not(table):
     data = table_bytes(table)
     assert table_of(data) == table
     if data:
@@ -76,7 +76,7 @@ def test_any_table_comes_back_and_a_cut_one_does_not(table: dict[int, dict[int, 
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_a_reply_comes_back_as_it_went(bits: int):
+def test_a_reply_comes_back_as_it_went(bits):
     kind = np.uint32 if bits == 32 else np.uint64
     reply = replace(REPLY, total=np.array([1, 2**bits - 1, 0], kind))
     seen = reply_of(reply_packet(reply), [5, 4, 1], "masked", bits, 3)
@@ -115,7 +115,7 @@ def about(**changes: Any) -> Packet:
         replace(reply_packet(StageReply(keys={1: b"short"})), fields=reply_packet(REPLY).fields),
     ],
 )
-def test_a_reply_that_is_not_what_was_asked_is_refused(packet: Packet):
+def test_a_reply_that_is_not_what_was_asked_is_refused(packet):
     with pytest.raises(Refused):
         reply_of(packet, [1, 4, 5], "keys", 64, 3)
 

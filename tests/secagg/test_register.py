@@ -27,6 +27,7 @@ from fedprune.secagg.messages import Call
 from fedprune.secagg.register import Register, register_of, vouched
 from fedprune.secagg.rehearsal import sum_at_once
 from fedprune.secagg.terms import Terms, terms_of
+from tests.runs import tiny
 from tests.secagg.signers import MADE, line, signed_up, written
 
 MEMBERS = tuple(range(5))
@@ -48,7 +49,7 @@ def registers(tmp_path_factory: pytest.TempPathFactory) -> list[Register]:
 
 
 @pytest.fixture
-def host(tiny: Made) -> Any:
+def host() -> Any:
     return SimpleNamespace(config=tiny(secure="secagg", secure_minimum=2))
 
 
@@ -111,7 +112,7 @@ LIES: dict[str, tuple[Lie, str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_server_that_lies_about_keys_gets_nothing(registers: list[Register], host: Any, lie: str):
+def test_a_server_that_lies_about_keys_gets_nothing(registers, host, lie):
     bend, words = LIES[lie]
     now, before = (terms_of(host.config, session, MEMBERS) for session in (b"now", b"before"))
     seen = Seen(roster_of(registers, now), roster_of(registers, before), now)
@@ -123,7 +124,7 @@ def test_a_server_that_lies_about_keys_gets_nothing(registers: list[Register], h
         assert error.value.told == str(error.value)
 
 
-def test_a_client_that_nobody_registered_is_named(registers: list[Register], host: Any):
+def test_a_client_that_nobody_registered_is_named(registers, host):
     terms = terms_of(host.config, b"s", (0, 1, 7))
     roster = {
         p: vouched(registers[min(p, 4)], p, keys_of(seed(p), terms), terms) for p in (0, 1, 7)
@@ -134,7 +135,7 @@ def test_a_client_that_nobody_registered_is_named(registers: list[Register], hos
 
 
 def test_without_a_register_who_makes_up_the_others_opens_a_vector_and_with_one_it_does_not(
-    registers: list[Register], host: Any
+    registers, host
 ):
     """What a register is for: the server plays all but client 0, and keeps to the protocol."""
     terms = terms_of(host.config, b"s", MEMBERS)
@@ -149,9 +150,7 @@ def test_without_a_register_who_makes_up_the_others_opens_a_vector_and_with_one_
         serve_call(host, call, [0], seed, register=registers[0])
 
 
-def test_who_keeps_to_it_is_heard_and_the_rest_of_what_is_said_stays(
-    registers: list[Register], host: Any
-):
+def test_who_keeps_to_it_is_heard_and_the_rest_of_what_is_said_stays(registers, host):
     call = Call("keys", b"s", MEMBERS)
     shown = {p: serve_call(host, call, [p], seed, register=registers[p]).keys[p] for p in MEMBERS}
     bare = {p: serve_call(host, call, [p], seed).keys[p] for p in MEMBERS}
@@ -168,7 +167,7 @@ def test_who_keeps_to_it_is_heard_and_the_rest_of_what_is_said_stays(
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
-def test_what_ssh_keygen_writes_is_read(tmp_path: Path):
+def test_what_ssh_keygen_writes_is_read(tmp_path):
     """The command of docs/devices.md; with a passphrase it would wait for somebody to type it."""
     for name, phrase in (("open", ""), ("locked", "five5")):
         made = [
@@ -184,7 +183,7 @@ def test_what_ssh_keygen_writes_is_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_every_kind_of_key_signs_at_one_length(tmp_path: Path, kind: str):
+def test_every_kind_of_key_signs_at_one_length(tmp_path, kind):
     keys, terms = signed_up(tmp_path, (0, 1, 2), kind), Terms(b"s", (0, 1, 2), 2, 2, 64)
     path = written(keys[1], tmp_path / "pem", pem=True)
     register = register_of(path, str(tmp_path / "signers"), [1])
@@ -193,7 +192,7 @@ def test_every_kind_of_key_signs_at_one_length(tmp_path: Path, kind: str):
     keys_and_signature(vouched(register, 1, keys_of(seed(1), terms), terms))
 
 
-def test_a_site_signs_for_all_of_its_partitions(tmp_path: Path):
+def test_a_site_signs_for_all_of_its_partitions(tmp_path):
     key = MADE["P-384"]()
     text = "\r\n".join(["\ufeff# a site", line(key, "3, 4"), line(MADE["P-256"](), 5)])
     (tmp_path / "signers").write_text(text, encoding="utf-8")
@@ -271,14 +270,14 @@ def given(folder: Path, what: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("case", WRONG_KEYS)
-def test_a_wrong_private_key_is_refused_in_a_line(tmp_path: Path, case: str):
+def test_a_wrong_private_key_is_refused_in_a_line(tmp_path, case):
     what, words = WRONG_KEYS[case]
     (tmp_path / "signers").write_text(line(ONE, 0))
     refused(words, given(tmp_path, what, "private"), str(tmp_path / "signers"), tmp_path)
 
 
 @pytest.mark.parametrize("case", WRONG_SIGNERS)
-def test_a_wrong_file_of_signers_is_refused_in_a_line(tmp_path: Path, case: str):
+def test_a_wrong_file_of_signers_is_refused_in_a_line(tmp_path, case):
     what, words = WRONG_SIGNERS[case]
     refused(words, written(ONE, tmp_path / "private"), given(tmp_path, what, "file"), tmp_path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune import ConfigError, Result, RunConfig, federate
+from fedprune import ConfigError, RunConfig, federate
 from fedprune.client.host import Host
 from fedprune.client.serving import serve
 from fedprune.engines.inline import inline_port
@@ -26,13 +26,14 @@ from fedprune.secagg.messages import (
 )
 from fedprune.secagg.server_stages import FEWEST_HOLDERS, secure_ask
 from fedprune.server.state import first_state
+from tests.runs import house_of, played, tiny
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
 Made = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def sealed(tiny: Made) -> Made:
+def sealed() -> Made:
     def made(**changes: Any) -> RunConfig:
         return tiny(**{"secure": "secagg", "clients": 12, "cohort": 10, "hosts": 4, **changes})
 
@@ -103,9 +104,7 @@ def agrees(found: Aggregate, right: Aggregate, step: float = 2.0**-36) -> None:
 
 
 @pytest.mark.parametrize("kind", ["score", "tune", "evaluate", "describe", "inputs"])
-def test_a_secure_sum_is_the_sum_in_the_open(
-    sealed: Made, house_of: Callable[[RunConfig], Host], kind: str
-):
+def test_a_secure_sum_is_the_sum_in_the_open(sealed, kind):
     host = house_of(sealed())
     question = question_of(host, kind)
     found, seen = put(host, question, range(12), {})
@@ -121,9 +120,7 @@ def test_a_secure_sum_is_the_sum_in_the_open(
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("gone", [{4}, {2, 5, 9}])
-def test_who_drops_out_is_left_out_and_named(
-    sealed: Made, house_of: Callable[[RunConfig], Host], stage: str, gone: set[int]
-):
+def test_who_drops_out_is_left_out_and_named(sealed, stage, gone):
     host = house_of(sealed())
     question = question_of(host, "score")
     found, _ = put(host, question, range(10), {stage: gone})
@@ -137,9 +134,7 @@ def test_who_drops_out_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_with_too_few_left_the_sum_is_tried_again_among_them(
-    sealed: Made, house_of: Callable[[RunConfig], Host], stage: str
-):
+def test_with_too_few_left_the_sum_is_tried_again_among_them(sealed, stage):
     host = house_of(sealed())
     question = question_of(host, "score")
     gone = {0, 2, 3, 5, 8, 9}
@@ -157,7 +152,7 @@ def test_with_too_few_left_the_sum_is_tried_again_among_them(
     assert found.bytes_down > alone.bytes_down
 
 
-def test_a_sum_that_fails_twice_is_no_sum(sealed: Made, house_of: Callable[[RunConfig], Host]):
+def test_a_sum_that_fails_twice_is_no_sum(sealed):
     host = house_of(sealed())
     question = question_of(host, "evaluate")
     gone = {(1, "masked"): {0, 1, 2, 3, 4, 5}, (2, "unmask"): {6, 7}}
@@ -170,7 +165,7 @@ def test_a_sum_that_fails_twice_is_no_sum(sealed: Made, house_of: Callable[[RunC
     assert found.bytes_up > 0
 
 
-def test_fewer_than_the_minimum_are_not_asked(sealed: Made, house_of: Callable[[RunConfig], Host]):
+def test_fewer_than_the_minimum_are_not_asked(sealed):
     host = house_of(sealed(secure_minimum=4))
     found, seen = put(host, question_of(host, "evaluate"), [1, 5, 7], {})
     assert seen.calls == []
@@ -178,9 +173,7 @@ def test_fewer_than_the_minimum_are_not_asked(sealed: Made, house_of: Callable[[
     assert {f.reason for f in found.failures} == {"3 clients are fewer than secure-minimum=4"}
 
 
-def test_a_value_out_of_range_is_its_clients_own_affair(
-    sealed: Made, house_of: Callable[[RunConfig], Host], caplog: pytest.LogCaptureFixture
-):
+def test_a_value_out_of_range_is_its_clients_own_affair(sealed, caplog):
     """Too large, as NaN is: refused before it is masked, and the others' sum is right."""
     host = house_of(sealed(ranges={"metrics/loss": 45.0}))
     question = question_of(host, "evaluate")
@@ -195,7 +188,7 @@ def test_a_value_out_of_range_is_its_clients_own_affair(
     agrees(found, in_the_open(host, question, set(range(10)) - beyond))
 
 
-def test_what_leaves_a_host_is_masked(sealed: Made, house_of: Callable[[RunConfig], Host]):
+def test_what_leaves_a_host_is_masked(sealed):
     """One host's masked vector is no sum of its partitions', nor near it."""
     host = house_of(sealed())
     question = question_of(host, "describe")
@@ -209,7 +202,7 @@ def test_what_leaves_a_host_is_masked(sealed: Made, house_of: Callable[[RunConfi
     assert not np.isin(total, counts.numpy().astype(np.uint64)).any()
 
 
-def test_the_number_of_hosts_does_not_show(sealed: Made, house_of: Callable[[RunConfig], Host]):
+def test_the_number_of_hosts_does_not_show(sealed):
     question = question_of(house_of(sealed()), "tune")
     one, many = (put(house_of(sealed(hosts=n)), question, range(10), {})[0] for n in (1, 10))
     assert one.total is not None
@@ -218,18 +211,14 @@ def test_the_number_of_hosts_does_not_show(sealed: Made, house_of: Callable[[Run
     assert (one.bytes_up, one.bytes_down) == (many.bytes_up, many.bytes_down)
 
 
-def test_a_host_that_seals_answers_nothing_in_the_open(
-    sealed: Made, house_of: Callable[[RunConfig], Host]
-):
+def test_a_host_that_seals_answers_nothing_in_the_open(sealed):
     host = house_of(sealed())
     with pytest.raises(ValueError, match="secagg: asked for an answer in the open"):
         serve(host, encode_question(question_of(host), "fp32"), [0, 1, 2])
 
 
 @pytest.mark.parametrize("masks", ["union", "intersection"])
-def test_own_masks_are_counted_before_anything_is_added(
-    sealed: Made, house_of: Callable[[RunConfig], Host], masks: str
-):
+def test_own_masks_are_counted_before_anything_is_added(sealed, masks):
     """What fewer than three clients hold is zero in every client's vector, not only in the sum."""
     host = house_of(sealed(masks=masks))
     question = question_of(host, "tune", sparsity=0.9)
@@ -260,9 +249,7 @@ def test_own_masks_are_counted_before_anything_is_added(
         assert torch.allclose(ours[name][~hidden], theirs[name][~hidden], atol=1e-9)
 
 
-def test_drop_outs_between_counting_and_adding_start_both_again(
-    sealed: Made, house_of: Callable[[RunConfig], Host]
-):
+def test_drop_outs_between_counting_and_adding_start_both_again(sealed):
     """Else a coordinate of three holders would be opened for those of them that are left."""
     host = house_of(sealed(masks="union"))
     question = question_of(host, "tune", sparsity=0.9)
@@ -279,9 +266,7 @@ def test_drop_outs_between_counting_and_adding_start_both_again(
 
 
 @pytest.mark.parametrize("gone", [{6}, {6, 7}])
-def test_who_holds_what_is_not_counted_again_without_one_or_two(
-    sealed: Made, house_of: Callable[[RunConfig], Host], gone: set[int]
-):
+def test_who_holds_what_is_not_counted_again_without_one_or_two(sealed, gone):
     """The difference of two counts would be what those few hold."""
     host = house_of(sealed(masks="union"))
     question = question_of(host, "tune", sparsity=0.9)
@@ -292,7 +277,7 @@ def test_who_holds_what_is_not_counted_again_without_one_or_two(
     assert "would show the masks" in found.failures[0].reason
 
 
-def test_a_whole_run_ends_as_it_does_in_the_open(tiny: Made, played: Callable[[RunConfig], Result]):
+def test_a_whole_run_ends_as_it_does_in_the_open():
     sizes = {"clients": 6, "cohort": 5, "hosts": 3, "rounds": 3, "warmup": 1, "end": 2}
     ours, theirs = played(tiny(**sizes, secure="secagg")), played(tiny(**sizes))
     assert ours.summary["mask_digest"] == theirs.summary["mask_digest"]
@@ -303,9 +288,7 @@ def test_a_whole_run_ends_as_it_does_in_the_open(tiny: Made, played: Callable[[R
         assert torch.allclose(weight, theirs.state.weights[name], atol=1e-6)
 
 
-def test_without_the_packages_that_encrypt_one_line_says_what_to_install(
-    sealed: Made, house_of: Callable[[RunConfig], Host], monkeypatch: pytest.MonkeyPatch
-):
+def test_without_the_packages_that_encrypt_one_line_says_what_to_install(sealed, monkeypatch):
     host = house_of(sealed())
     monkeypatch.setattr("fedprune.secagg.terms.find_spec", lambda _name: None)
     with pytest.raises(ConfigError) as refused:
@@ -340,9 +323,7 @@ SHOWN: dict[str, Callable[[Mapping[int, bytes]], Mapping[int, bytes]]] = {
 
 
 @pytest.mark.parametrize("lie", SHOWN)
-def test_who_shows_wrong_shares_is_named_and_voids_nothing(
-    sealed: Made, house_of: Callable[[RunConfig], Host], lie: str
-):
+def test_who_shows_wrong_shares_is_named_and_voids_nothing(sealed, lie):
     host = house_of(sealed(clients=6, cohort=6))
     question, layout = question_of(host), host.layout
     transport = Lying(inline_transport(host), {}, stage="unmask", bend=SHOWN[lie])

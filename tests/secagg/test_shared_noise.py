@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprune import Result, RunConfig
+from fedprune import RunConfig
 from fedprune.client.host import Host
 from fedprune.engines.inline_sums import inline_transport
 from fedprune.privacy.discretise import noise_for
@@ -27,13 +27,14 @@ from fedprune.secagg.server_stages import secure_ask
 from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
 from fedprune.secagg.vectors import Piece
 from fedprune.server.state import first_state
+from tests.runs import house_of, played, tiny
 
 Made = Callable[..., RunConfig]
 HOUSEHOLD = {"clients": 10, "cohort": 10, "hosts": 4, "model": "mlp"}
 
 
 @pytest.fixture
-def hidden(tiny: Made) -> Made:
+def hidden() -> Made:
     def made(**changes: Any) -> RunConfig:
         noisy = {"dp": "client", "dp_noise": 2.0, "secure": "secagg", "agreement": False}
         return tiny(**{**HOUSEHOLD, **noisy, **changes})
@@ -47,7 +48,7 @@ def changes_of(size: int, **rest: Any) -> Release:
 
 
 @pytest.mark.parametrize("size", [1, 100, 10**6, 10**9])
-def test_rounding_adds_less_than_a_hundredth_to_the_sensitivity(size: int):
+def test_rounding_adds_less_than_a_hundredth_to_the_sensitivity(size):
     for clip in (1e-6, 0.7, 1.0, 300.0):
         noise = noise_for(changes_of(size, clip=clip, sensitivity=2 * clip))
         exact = 2 * clip / noise.step
@@ -64,7 +65,7 @@ def test_votes_are_whole_already():
     assert (noise.step, noise.l2) == (1.0, 3.0)
 
 
-def test_shares_add_up_to_the_noise_that_is_booked(hidden: Made):
+def test_shares_add_up_to_the_noise_that_is_booked(hidden):
     """Of those who stay when as many drop out as may: the variance is mu, and no less."""
     noise, clients = noise_for(changes_of(1)), 10
     fewest = fewest_left(clients, hidden())
@@ -89,9 +90,7 @@ def asked(
 
 
 @pytest.mark.parametrize("kind", ["tune", "score"])
-def test_the_noise_on_a_secure_sum_is_what_is_booked(
-    hidden: Made, house_of: Callable[[RunConfig], Host], kind: str
-):
+def test_the_noise_on_a_secure_sum_is_what_is_booked(hidden, kind):
     """The sum with almost no noise is taken away: what is left has the deviation in the ledger."""
     noisy, question = asked(house_of(hidden()), kind, range(10))
     quiet, _ = asked(house_of(hidden(dp_noise=1e-4, dp_score_noise=1e-4)), kind, range(10))
@@ -109,7 +108,7 @@ def test_the_noise_on_a_secure_sum_is_what_is_booked(
     assert noisy.votes is None
 
 
-def test_a_run_books_what_its_clients_add(hidden: Made, played: Callable[[RunConfig], Result]):
+def test_a_run_books_what_its_clients_add(hidden):
     config = hidden(rounds=3, warmup=1, end=2, metrics="noised")
     result = played(config)
     assert result.summary["rounds_completed"] == 3
@@ -122,9 +121,7 @@ def test_a_run_books_what_its_clients_add(hidden: Made, played: Callable[[RunCon
     assert plain < privacy["epsilon"] < 1.1 * plain
 
 
-def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(
-    hidden: Made, house_of: Callable[[RunConfig], Host]
-):
+def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(hidden):
     host, lost = house_of(hidden(secure_dropout=0.1)), {2, 5}
     reached = inline_transport(host)
 
@@ -140,15 +137,13 @@ def test_with_fewer_left_than_the_noise_was_made_for_nothing_is_opened(
     assert found.weight == 8.0
 
 
-def test_narrow_integers_have_no_room_for_much_noise(
-    hidden: Made, house_of: Callable[[RunConfig], Host]
-):
+def test_narrow_integers_have_no_room_for_much_noise(hidden):
     host = house_of(hidden(secure_bits=32, dp_noise=5000.0))
     with pytest.raises(ValueError, match="secure-bits=32: no room for the noise of 10 clients"):
         asked(host, "tune", range(10))
 
 
-def test_small_noise_fits_into_narrow_integers(hidden: Made, house_of: Callable[[RunConfig], Host]):
+def test_small_noise_fits_into_narrow_integers(hidden):
     found, _ = asked(house_of(hidden(secure_bits=32)), "tune", range(10))
     wide, _ = asked(house_of(hidden()), "tune", range(10))
     assert found.total is not None

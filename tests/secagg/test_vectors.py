@@ -20,6 +20,7 @@ from fedprune.secagg.vectors import (
     pieces_of,
     vector_of,
 )
+from tests.runs import tiny
 
 SHAPES = {"b": torch.Size([2]), "a": torch.Size([2, 3])}
 MASKS = {"a": torch.tensor([[True, False, True], [True, True, False]])}
@@ -27,7 +28,7 @@ FORM = Form(SHAPES, MASKS, frozenset({"loss", "count"}), {"a": SHAPES["a"]}, vot
 
 
 @pytest.fixture
-def sealed(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+def sealed() -> Callable[..., RunConfig]:
     return lambda **changes: tiny(secure="secagg", **changes)
 
 
@@ -54,9 +55,7 @@ def plain(given: list[Answer]) -> Aggregate:
 
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_the_sum_of_vectors_is_the_sum_of_answers(
-    sealed: Callable[..., RunConfig], bits: int, count: int
-):
+def test_the_sum_of_vectors_is_the_sum_of_answers(sealed, bits, count):
     config = sealed(secure_bits=bits)
     pieces = pieces_of("tune", FORM, config, count)
     given = answers(count)
@@ -85,7 +84,7 @@ def test_the_sum_of_vectors_is_the_sum_of_answers(
     assert found.singles is None
 
 
-def test_values_lie_in_the_order_in_which_they_travel(sealed: Callable[..., RunConfig]):
+def test_values_lie_in_the_order_in_which_they_travel(sealed):
     """The scale of a tensor is that of its own values, whatever the order of the shapes."""
     config = sealed(ranges={"changes/a": 1.0, "changes/b": 1000.0})
     pieces = pieces_of("tune", FORM, config, 3)
@@ -114,9 +113,7 @@ def test_values_lie_in_the_order_in_which_they_travel(sealed: Callable[..., RunC
         ("a", {"statistics": torch.tensor([0.0, 0, 0, -math.inf])}),
     ],
 )
-def test_what_would_spoil_the_sum_is_refused_by_name(
-    sealed: Callable[..., RunConfig], field: str, changes: dict[str, object]
-):
+def test_what_would_spoil_the_sum_is_refused_by_name(sealed, field, changes):
     pieces = pieces_of("tune", FORM, sealed(), 5)
     right = answers(1)[0]
     vector_of(right, pieces, 64)
@@ -125,9 +122,7 @@ def test_what_would_spoil_the_sum_is_refused_by_name(
     assert refused.value.field == field
 
 
-def test_a_range_holds_for_what_a_client_adds_and_a_sum_never_wraps(
-    sealed: Callable[..., RunConfig],
-):
+def test_a_range_holds_for_what_a_client_adds_and_a_sum_never_wraps(sealed):
     """Every client at its limit: the sum is what it should be, in both widths."""
     form = Form({"a": torch.Size([1])})
     for bits in (32, 64):
@@ -145,7 +140,7 @@ def test_a_range_holds_for_what_a_client_adds_and_a_sum_never_wraps(
             vector_of(Answer(torch.tensor([4.1]), 2.0, {}), pieces, bits)
 
 
-def test_of_several_ranges_the_last_that_matches_counts(sealed: Callable[..., RunConfig]):
+def test_of_several_ranges_the_last_that_matches_counts(sealed):
     config = sealed(ranges={"changes/*": 8.0, "*/a": 2.0})
     scales = {p.name: p.scale.largest for p in pieces_of("tune", FORM, config, 3)}
     assert scales["a"] == 2.0
@@ -153,7 +148,7 @@ def test_of_several_ranges_the_last_that_matches_counts(sealed: Callable[..., Ru
     assert scales["loss"] == 1e9
 
 
-def test_scales_follow_from_the_configuration_alone(sealed: Callable[..., RunConfig]):
+def test_scales_follow_from_the_configuration_alone(sealed):
     """A larger cohort has larger steps; nothing else changes them."""
     few, many = (pieces_of("score", FORM, sealed(), n) for n in (3, 300))
     assert all(f.scale.step <= m.scale.step for f, m in zip(few, many, strict=True))
@@ -161,7 +156,7 @@ def test_scales_follow_from_the_configuration_alone(sealed: Callable[..., RunCon
     assert step < 1e-10
 
 
-def test_a_lost_candidate_has_the_largest_loss(sealed: Callable[..., RunConfig]):
+def test_a_lost_candidate_has_the_largest_loss(sealed):
     form = Form({}, {}, frozenset({"loss_0", "loss_1", "count"}))
     pieces = pieces_of("compare", form, sealed(), 3)
     answer = Answer(torch.empty(0), 1.0, {"loss_0": 2.5, "loss_1": LOST, "count": 4.0})
@@ -173,7 +168,7 @@ def test_a_lost_candidate_has_the_largest_loss(sealed: Callable[..., RunConfig])
 
 
 @given(st.lists(st.floats(width=32, allow_nan=True), min_size=6, max_size=6))
-def test_any_values_are_added_or_refused(values: list[float]):
+def test_any_values_are_added_or_refused(values):
     config = RunConfig(task="digits", secure="secagg")
     pieces = pieces_of("tune", Form({"a": torch.Size([6])}), config, 10)
     answer = Answer(torch.tensor(values), 1.0, {})
@@ -188,7 +183,7 @@ def test_any_values_are_added_or_refused(values: list[float]):
 
 
 @pytest.mark.parametrize("clients", [3, 100])
-def test_scores_of_scale_1e8th_choose_the_same_mask(sealed: Callable[..., RunConfig], clients: int):
+def test_scores_of_scale_1e8th_choose_the_same_mask(sealed, clients):
     """With the ranges that are there by default: 999 of 1,000 of the largest tenth, at least."""
     form, gen = Form({"a": torch.Size([20000])}), torch.Generator().manual_seed(7)
     pieces = pieces_of("score", form, sealed(), clients)

@@ -22,6 +22,7 @@ from fedprune.protocol.messages import Aggregate, Answer, Question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.tensors import Tensors, load_into
+from tests.runs import Spy, house_of, tiny
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], Host]
@@ -59,7 +60,7 @@ def by_hand(host: Host, weights: Tensors) -> tuple[float, int, int]:
 
 
 @pytest.mark.parametrize("way", ["rungs", "given"])
-def test_the_loss_of_a_candidate_is_the_pooled_one(way: str, cnn: Cnn):
+def test_the_loss_of_a_candidate_is_the_pooled_one(way, cnn):
     host, about = cnn
     lies = {"rungs": ladder_of(about), "given": noise_on(about)}[way]
     aggregate = inline_port(host).ask(asked(about, **{way: lies}), EVERYONE)
@@ -76,14 +77,14 @@ def test_the_loss_of_a_candidate_is_the_pooled_one(way: str, cnn: Cnn):
     assert len(losses) == len(CANDIDATES)
 
 
-def test_the_order_of_clients_does_not_matter(cnn: Cnn):
+def test_the_order_of_clients_does_not_matter(cnn):
     host, about = cnn
     question = asked(about, rungs=ladder_of(about))
     ask = inline_port(host).ask
     assert ask(question, EVERYONE).totals == ask(question, EVERYONE[::-1]).totals
 
 
-def test_a_candidate_whose_loss_is_no_number_loses_and_spoils_nothing(cnn: Cnn):
+def test_a_candidate_whose_loss_is_no_number_loses_and_spoils_nothing(cnn):
     host, about = cnn
     far = {n: torch.full_like(w, 3e38) for n, w in noise_on(about).items()}
     aggregate = inline_port(host).ask(asked(about, given=far), EVERYONE)
@@ -92,7 +93,7 @@ def test_a_candidate_whose_loss_is_no_number_loses_and_spoils_nothing(cnn: Cnn):
     assert aggregate.totals["loss_0"] < 1e6
 
 
-def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn: Cnn):
+def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn):
     host, about = cnn
     weights = {n: torch.full_like(w, float("nan")) for n, w in about.weights.items()}
     question = replace(asked(about, rungs=ladder_of(about)), weights=weights)
@@ -101,14 +102,14 @@ def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn: Cnn):
 
 
 @pytest.fixture
-def run(tiny: Tiny, house_of: HouseOf, spy: Any) -> Any:
+def run() -> Any:
     """Three rounds, the last two prune: the result, every exchange, every state."""
 
     def made(
         without: Callable[[Question, int], bool] | None = None, **keys: Any
     ) -> tuple[Result, list[tuple[Question, Sequence[int], Aggregate]], list[State]]:
         config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys})
-        eye, states = spy(inline_port(house_of(config)), without), list[State]()
+        eye, states = Spy(inline_port(house_of(config)), without), list[State]()
         watch = Watch(row=lambda _row, _seconds, state: states.append(state))
         return federate(config, eye.port, watch=watch), eye.asked, states
 
@@ -119,9 +120,7 @@ GRIDS = [("global", (0.5, 1.0, 1.5)), ("layer", (0.5, 1.0, 1.5)), ("layer", (0.9
 
 
 @pytest.mark.parametrize(("blend", "grid"), GRIDS)
-def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(
-    blend: str, grid: tuple[float, ...], run: Any
-):
+def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, grid, run):
     result, exchanges, states = run(blend=blend, blend_grid=grid)
     assert {q.part for q, _, _ in exchanges if q.kind == "compare"} == {"validation"}
     for row, state in zip(result.rows, states, strict=True):
@@ -133,7 +132,7 @@ def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(
     assert any(row["blend"]["loss"] < row["blend"]["plain"] for row in result.rows)
 
 
-def test_the_whole_change_is_no_blending_bit_for_bit(run: Any):
+def test_the_whole_change_is_no_blending_bit_for_bit(run):
     kept, _, _ = run(blend="global", blend_grid=(1.0, 0.0))
     plain, _, _ = run()
     assert all(set(row["blend"]["shares"].values()) == {1.0} for row in kept.rows)
@@ -142,7 +141,7 @@ def test_the_whole_change_is_no_blending_bit_for_bit(run: Any):
     assert kept.summary["bytes_up"] > plain.summary["bytes_up"], "what it costs is counted"
 
 
-def test_with_too_few_answers_the_whole_change_is_kept_and_said(run: Any):
+def test_with_too_few_answers_the_whole_change_is_kept_and_said(run):
     few = {"min_clients": 3, "cohort": 3}
     kept, _, _ = run(
         lambda q, p: q.kind == "compare" and p > 1, blend="layer", blend_grid=(1.0, 1.5), **few
@@ -152,7 +151,7 @@ def test_with_too_few_answers_the_whole_change_is_kept_and_said(run: Any):
     assert kept.summary["weights_digest"] == plain.summary["weights_digest"]
 
 
-def test_a_void_round_has_no_change_to_blend(run: Any):
+def test_a_void_round_has_no_change_to_blend(run):
     result, exchanges, _ = run(
         lambda q, _: q.kind == "tune" and q.round == 2, blend="global", blend_grid=(1.0, 1.5)
     )
@@ -160,9 +159,7 @@ def test_a_void_round_has_no_change_to_blend(run: Any):
     assert [q.round for q, _, _ in exchanges if q.kind == "compare"] == [1, 3]
 
 
-def test_a_client_that_fails_to_compare_is_as_one_never_asked(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_client_that_fails_to_compare_is_as_one_never_asked(run, monkeypatch):
     keys = {"blend": "layer", "blend_grid": (1.0, 1.5)}
     spared, _, _ = run(lambda q, p: q.kind == "compare" and p == 1, **keys)
 
@@ -178,7 +175,7 @@ def test_a_client_that_fails_to_compare_is_as_one_never_asked(
         assert [r[name] for r in failed.rows] == [r[name] for r in spared.rows]
 
 
-def test_candidates_are_measured_under_any_split_alike(cnn: Cnn):
+def test_candidates_are_measured_under_any_split_alike(cnn):
     """The same examples on one client: the same sums."""
     host, about = cnn
     parts = [host.shards[p].validation for p in EVERYONE]

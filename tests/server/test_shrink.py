@@ -1,7 +1,6 @@
 """What a mask has emptied leaves the model: same choices, same numbers, fewer bytes."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edit
 from fedprune.tensors import count_kept, load_into, shapes_of, state_of
+from tests.runs import house_of, played, tiny
 
 Tiny = Callable[..., RunConfig]
 HouseOf = Callable[[RunConfig], Host]
@@ -36,7 +36,7 @@ UNITS = [
 
 
 @pytest.fixture
-def plays(tiny: Tiny) -> Callable[..., RunConfig]:
+def plays() -> Callable[..., RunConfig]:
     """A run of three rounds on Shakespeare's LLaMA, the second and the third prune."""
 
     def made(**keys: Any) -> RunConfig:
@@ -69,7 +69,7 @@ def halved(plays: Callable[..., RunConfig]) -> tuple[RunConfig, Model, Model, Pl
     return config, model, small, plan, smaller
 
 
-def test_a_shrunk_model_is_the_same_function_with_fewer_numbers(halved: Any):
+def test_a_shrunk_model_is_the_same_function_with_fewer_numbers(halved):
     config, whole, small, plan, smaller = halved
     assert smaller.layout.parameters < plan.layout.parameters
     assert count_kept(small.masks) == count_kept(whole.masks)
@@ -83,7 +83,7 @@ def test_a_shrunk_model_is_the_same_function_with_fewer_numbers(halved: Any):
     assert torch.allclose(*logits, atol=1e-5 * float(logits[0].abs().max()))
 
 
-def test_a_shrunk_model_goes_back_to_where_it_was(halved: Any):
+def test_a_shrunk_model_goes_back_to_where_it_was(halved):
     _, whole, small, _, smaller = halved
     masks = smaller.layout.in_origin(small.masks)
     assert masks.keys() == whole.masks.keys()
@@ -92,14 +92,14 @@ def test_a_shrunk_model_goes_back_to_where_it_was(halved: Any):
     assert all(torch.equal(weights[n], whole.weights[n]) for n in whole.masks)
 
 
-def test_shrinking_again_changes_nothing(halved: Any):
+def test_shrinking_again_changes_nothing(halved):
     _, _, small, _, smaller = halved
     again, plan = shrunk(small, smaller)
     assert again is small
     assert plan is smaller
 
 
-def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
+def test_every_side_builds_the_same_shape(halved):
     config, _, small, _, smaller = halved
     host = with_edits(house_of(config), small.edits)
     assert shapes_of(state_of(host.model)) == dict(smaller.layout.shapes)
@@ -107,7 +107,7 @@ def test_every_side_builds_the_same_shape(halved: Any, house_of: HouseOf):
     assert with_edits(host, small.edits) is host
 
 
-def test_the_newest_few_models_are_kept(halved: Any):
+def test_the_newest_few_models_are_kept(halved):
     """Tiers of one model are asked in turn, in every round."""
     config, _, small, _, _ = halved
     host = build_host(config)
@@ -123,7 +123,7 @@ def test_the_newest_few_models_are_kept(halved: Any):
     assert len(host.rebuilt) == REBUILT
 
 
-def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
+def test_a_question_carries_the_shape_to_those_who_lack_it(halved):
     _, model, small, plan, smaller = halved
     packet = encode_question(Round(1, smaller).question(small, "tune", lr=0.1), "fp32")
     back = decode_question(packet, smaller.layout)
@@ -133,7 +133,7 @@ def test_a_question_carries_the_shape_to_those_who_lack_it(halved: Any):
     assert len(packet["values"]) < len(whole["values"])
 
 
-def test_a_checkpoint_keeps_the_shape(halved: Any, tmp_path: Path):
+def test_a_checkpoint_keeps_the_shape(halved, tmp_path):
     _, _, small, _, _ = halved
     save_state(State(1, small), tmp_path / "state.safetensors")
     back = load_state(tmp_path / "state.safetensors", {})
@@ -143,9 +143,7 @@ def test_a_checkpoint_keeps_the_shape(halved: Any, tmp_path: Path):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("unit", "score"), UNITS)
-def test_shrinking_every_time_chooses_the_same_units(
-    plays: Callable[..., RunConfig], played: Played, unit: str, score: str
-):
+def test_shrinking_every_time_chooses_the_same_units(plays, unit, score):
     keys = {"unit": unit, "score": score}
     every, never = (played(plays(shrink=s, **keys)) for s in ("every", "never"))
     assert every.summary["mask_digest"] == never.summary["mask_digest"]
@@ -158,9 +156,7 @@ def test_shrinking_every_time_chooses_the_same_units(
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("model", "biases"), [("llama", False), ("gpt2", True)])
-def test_later_rounds_send_less(
-    plays: Callable[..., RunConfig], played: Played, model: str, biases: bool
-):
+def test_later_rounds_send_less(plays, model, biases):
     keys = {"model": model, "sparsity": 0.3, "score": "magnitude"}
     every, never = (played(plays(shrink=s, **keys)).summary for s in ("every", "never"))
     # Values of removed weights travel in neither; without biases the answers weigh the same.
@@ -171,16 +167,14 @@ def test_later_rounds_send_less(
 
 
 @pytest.mark.slow
-def test_shrinking_at_the_end_is_the_run_without_it(
-    plays: Callable[..., RunConfig], played: Played
-):
+def test_shrinking_at_the_end_is_the_run_without_it(plays):
     end, never = (played(plays(shrink=s)) for s in ("end", "never"))
     assert [{**r, "arm": ""} for r in end.rows] == [{**r, "arm": ""} for r in never.rows]
     assert end.summary["parameters_left"] < never.summary["parameters_left"]
 
 
 @pytest.mark.slow
-def test_a_folder_is_loaded_in_its_shape(plays: Callable[..., RunConfig], tmp_path: Path):
+def test_a_folder_is_loaded_in_its_shape(plays, tmp_path):
     config = plays(shrink="every", score="magnitude", rounds=2, end=2)
     result = federate(config, inline_port(build_host(config)), folder=tmp_path / "run")
     ids = torch.arange(9)[None]
@@ -193,9 +187,7 @@ def test_a_folder_is_loaded_in_its_shape(plays: Callable[..., RunConfig], tmp_pa
 
 
 @pytest.mark.slow
-def test_resuming_a_shrunk_run_gives_the_same_bits(
-    plays: Callable[..., RunConfig], played: Played, house_of: HouseOf, tmp_path: Path
-):
+def test_resuming_a_shrunk_run_gives_the_same_bits(plays, tmp_path):
     class Cut(Exception):
         pass
 
@@ -215,7 +207,7 @@ def test_resuming_a_shrunk_run_gives_the_same_bits(
     assert again.rows[-1] == whole.rows[-1]
 
 
-def test_the_plan_follows_a_state(halved: Any, house_of: HouseOf):
+def test_the_plan_follows_a_state(halved):
     config, _, small, plan, smaller = halved
     assert fitted(smaller, small.edits) is smaller
     port = inline_port(house_of(config))
@@ -238,15 +230,7 @@ def test_the_plan_follows_a_state(halved: Any, house_of: HouseOf):
         ("shakespeare-restore", "t5-gated", "sublayer", "magnitude", 0.3),
     ],
 )
-def test_every_family_shrinks_to_what_its_masks_say(
-    plays: Callable[..., RunConfig],
-    played: Played,
-    task: str,
-    model: str,
-    unit: str,
-    score: str,
-    sparsity: float,
-):
+def test_every_family_shrinks_to_what_its_masks_say(plays, task, model, unit, score, sparsity):
     keys = {"task": task, "model": model, "unit": unit, "score": score, "sparsity": sparsity}
     every, never = (played(plays(shrink=s, **keys)).summary for s in ("every", "never"))
     assert every["mask_digest"] == never["mask_digest"]
@@ -261,9 +245,7 @@ def test_every_family_shrinks_to_what_its_masks_say(
 @pytest.mark.parametrize(
     ("score", "scope"), [("magnitude", "layer"), ("taylor", "global"), ("ablation", "global")]
 )
-def test_channels_are_chosen_alike_and_leave_the_network(
-    tiny: Tiny, played: Played, score: str, scope: str
-):
+def test_channels_are_chosen_alike_and_leave_the_network(score, scope):
     keys = {"task": "digits", "unit": "channel", "score": score, "scope": scope, "sparsity": 0.4}
     every, never = (played(tiny(shrink=s, **keys)) for s in ("every", "never"))
     assert every.summary["mask_digest"] == never.summary["mask_digest"]
@@ -286,9 +268,7 @@ CUT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", CUT)
-def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(
-    method: str, tiny: Tiny, house_of: HouseOf
-):
+def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(method):
     """Law 8: the same choices, whether what went has left the model or is there as zeros."""
     small = {"clients": 2, "cohort": 2, "hosts": 1, "rounds": 4, "warmup": 0, "end": 3}
     keys = {**small, "schedule": "linear", "local_steps": 1, "agreement": False, **CUT[method]}
@@ -302,7 +282,7 @@ def test_what_counts_or_draws_does_so_in_the_shapes_before_the_cut(
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-def test_a_model_of_which_nothing_is_left_is_not_cut(plays: Callable[..., RunConfig]):
+def test_a_model_of_which_nothing_is_left_is_not_cut(plays):
     config = plays(sparsity=None, threshold=1e9, floor=0, shrink="every", unit="weight", end=2)
     state = federate(config).state
     assert not any(m.any() for m in state.masks.values())

@@ -1,8 +1,7 @@
 """Whose changes count: bounds on norms, models that are not finite, strikes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from fedprune.server.standing import limit_of, struck
 from fedprune.server.state import Book, Model, State
 from fedprune.server.watch import Watch
 from fedprune.tensors import digest
+from tests.runs import tiny
 
 Tiny = Callable[..., RunConfig]
 Lie = Callable[[Question, Answer], Answer]
@@ -58,7 +58,7 @@ def named(row: Row) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("limit", [5.0, "auto"])
-def test_a_change_beyond_the_bound_is_refused_by_name(limit: Any, tiny: Tiny, lied: Any):
+def test_a_change_beyond_the_bound_is_refused_by_name(limit, lied):
     """The others' changes are those of a run in which it never answered."""
     lied(2, times(1e4), range(2, 4))
     seen = federate(tiny(**KEYS, max_norm=limit))
@@ -69,7 +69,7 @@ def test_a_change_beyond_the_bound_is_refused_by_name(limit: Any, tiny: Tiny, li
     assert digest(federate(tiny(**KEYS)).state.weights) == digest(seen.state.weights)
 
 
-def test_in_a_first_round_the_bound_is_the_rounds_own(tiny: Tiny, lied: Any):
+def test_in_a_first_round_the_bound_is_the_rounds_own(lied):
     lied(2, times(1e4))
     seen = federate(tiny(**KEYS, max_norm="auto"))
     assert [[p for p, _ in named(row)] for row in seen.rows] == [[2]] * 4
@@ -80,7 +80,7 @@ def test_in_a_first_round_the_bound_is_the_rounds_own(tiny: Tiny, lied: Any):
 
 
 @pytest.mark.parametrize("limit", [1e6, "auto", None])
-def test_a_bound_that_all_keep_changes_nothing(limit: Any, tiny: Tiny):
+def test_a_bound_that_all_keep_changes_nothing(limit):
     there, plain = federate(tiny(**KEYS, max_norm=limit)), federate(tiny(**KEYS))
     assert digest(there.state.weights) == digest(plain.state.weights)
 
@@ -93,7 +93,7 @@ def test_the_running_median_is_of_what_counted():
 
 
 @pytest.mark.parametrize("size", [1e31, 3e38])
-def test_who_would_make_the_model_infinite_is_refused_alone(size: float, tiny: Tiny, lied: Any):
+def test_who_would_make_the_model_infinite_is_refused_alone(size, lied):
     lied(1, lambda _, given: replace(given, values=torch.full_like(given.values, -size)))
     seen = federate(tiny(**KEYS, server_lr=2.0))
     assert [[p for p, _ in named(row)] for row in seen.rows] == [[1]] * 4
@@ -102,7 +102,7 @@ def test_who_would_make_the_model_infinite_is_refused_alone(size: float, tiny: T
     assert digest(federate(tiny(**KEYS, server_lr=2.0)).state.weights) == digest(seen.state.weights)
 
 
-def test_a_model_that_is_not_finite_takes_nobodys_place(tiny: Tiny):
+def test_a_model_that_is_not_finite_takes_nobodys_place():
     config = tiny(**KEYS)
     port = inline_port(build_host(config))
 
@@ -124,9 +124,7 @@ def cohorts(result: Result) -> list[list[int]]:
 
 
 @pytest.mark.usefixtures("pages")
-def test_who_fails_again_and_again_is_left_out_for_a_while(
-    tiny: Tiny, lied: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_who_fails_again_and_again_is_left_out_for_a_while(lied, tmp_path, capsys):
     """Twice in a row: out for two rounds; back, it has one try. Screen, rows and page say so."""
     lied(3, fails)
     keys = {**KEYS, "rounds": 9, "strikes": 2, "out": str(tmp_path)}
@@ -148,7 +146,7 @@ def test_who_fails_again_and_again_is_left_out_for_a_while(
     assert all(len(cohort) >= 4 for cohort in cohorts(seen))
 
 
-def test_who_answers_again_begins_anew(tiny: Tiny, lied: Any):
+def test_who_answers_again_begins_anew(lied):
     lied(3, fails, range(2, 3))
     seen = federate(tiny(**KEYS, strikes=2))
     assert all(3 in cohort for cohort in cohorts(seen))
@@ -157,7 +155,7 @@ def test_who_answers_again_begins_anew(tiny: Tiny, lied: Any):
     assert seen.rows[3]["weights_digest"] == plain.rows[3]["weights_digest"]
 
 
-def test_strikes_and_norms_come_back_after_a_kill(tiny: Tiny, lied: Any, tmp_path: Path):
+def test_strikes_and_norms_come_back_after_a_kill(lied, tmp_path):
     keys = {**KEYS, "rounds": 6, "strikes": 2, "max_norm": "auto"}
     lied(3, fails)
     whole = federate(tiny(**keys, out=str(tmp_path / "a")), folder=tmp_path / "a")
@@ -184,9 +182,7 @@ def test_strikes_and_norms_come_back_after_a_kill(tiny: Tiny, lied: Any, tmp_pat
         ({}, {7: 5}, {1}, {}),
     ],
 )
-def test_strikes_without_failures(
-    strikes: Mapping[int, int], resting: Mapping[int, int], asked: set[int], wanted: Any
-):
+def test_strikes_without_failures(strikes, resting, asked, wanted):
     config = configure({"task": "digits", "strikes": 2})
     book = Book(strikes=dict(strikes), resting=dict(resting))
     state = State(5, Model({}, {}), book)

@@ -1,7 +1,6 @@
 """The command that measures what leaks: options, page, figures."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,7 @@ def told(study: privacy.Study, tick: privacy.Tick) -> privacy.Findings:
     return [Passage("Made up", ("One.",), table)], {"rows": [list(study.epsilons)]}
 
 
-def test_a_page_and_figures_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_and_figures_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(privacy.PARTS, "made-up", privacy.Passage("x", told))
     arguments = ["--parts", "made-up", "--seeds", "2", "--epsilon", "3,1", "--out", f"{tmp_path}/a"]
     assert privacy.main(arguments) == 0
@@ -41,16 +38,14 @@ def test_a_page_and_figures_are_written(
         (["--out", "/proc/none/x"], "out='/proc/none/x': [Errno 2]"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line_and_code_2(arguments, said, capsys):
     assert privacy.main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
 
 
-def test_help_names_every_part() -> None:
+def test_help_names_every_part():
     text = privacy.parser().format_help()
     assert all(f"  {name} " in text for name in privacy.PARTS)
     assert "examples:" in text

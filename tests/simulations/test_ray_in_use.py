@@ -1,8 +1,5 @@
 """A Ray that was the user's goes on after a run, and so does all that lives in it."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from fedprune import ConfigError
@@ -12,12 +9,11 @@ from fedprune.config import configure
 from fedprune.engines.ray.engine import ray_grid, simulate
 from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
+from tests.runs import house_of, played, tiny
 
 
 @pytest.mark.slow
-def test_a_ray_that_is_in_use_is_used_and_goes_on(
-    tiny: Any, played: Any, house_of: Any, tmp_path: Path
-):
+def test_a_ray_that_is_in_use_is_used_and_goes_on(tmp_path):
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

@@ -20,6 +20,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
+from tests.runs import Spy, house_of
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "recipes"
 LAYERS = ("features.1.weight", "features.3.weight")
@@ -54,12 +55,12 @@ Recipe = Callable[..., Played]
 
 
 @pytest.fixture(scope="module")
-def recipe(house_of: Callable[[RunConfig], Host], spy: Any) -> Recipe:
+def recipe() -> Recipe:
     def played(name: str, **changes: Any) -> Played:
         given = {k.replace("-", "_"): v for k, v in from_toml(toml(name)).items()}
         config = configure({**given, **SMALL, **changes})
         host, states = house_of(config), list[State]()
-        eye = spy(inline_port(host))
+        eye = Spy(inline_port(host))
         federate(config, eye.port, watch=Watch(row=lambda _r, _s, state: states.append(state)))
         return Played(config, host, eye.asked, states)
 
@@ -120,7 +121,7 @@ def count(mask: Tensor, sparsity: float) -> int:
     return mask.numel() - math.floor(sparsity * mask.numel() + 0.5)
 
 
-def test_ssfl(recipe: Recipe):
+def test_ssfl(recipe):
     run = recipe("ssfl", cohort=2, score_examples=10_000)
     (question, aggregate), *_ = run.questions("score")
     assert aggregate.answered == (0, 1, 2), "all are asked, whoever tunes"
@@ -135,13 +136,13 @@ def test_ssfl(recipe: Recipe):
     assert weights[0] == sum(sizes[c] for c in run.questions("tune")[0][1].answered)
 
 
-def test_ssfl_scores_on_one_batch(recipe: Recipe):
+def test_ssfl_scores_on_one_batch(recipe):
     run = recipe("ssfl", rounds=1)
     ((_, aggregate),) = run.questions("score")
     assert (aggregate.totals["count"], aggregate.weight) == (3 * 16, 3.0)
 
 
-def test_fedprllm(recipe: Recipe):
+def test_fedprllm(recipe):
     run = recipe("fedprllm", cohort=2)
     ((question, aggregate),) = run.questions("score")
     votes = dict.fromkeys(LAYERS, torch.zeros(()))
@@ -155,7 +156,7 @@ def test_fedprllm(recipe: Recipe):
         kept_by(mask, votes[name].double(), count(mask, 0.5))
 
 
-def test_fedspallm(recipe: Recipe):
+def test_fedspallm(recipe):
     """One step of every client from its own pruned weights, averaged over those who kept them."""
     run = recipe("fedspallm", rounds=1)
     ((question, _),) = run.questions("tune")
@@ -175,7 +176,7 @@ def test_fedspallm(recipe: Recipe):
         assert int(off.sum()) <= 4, "but for weights whose masks rounding decides"
 
 
-def test_rigl(recipe: Recipe):
+def test_rigl(recipe):
     run = recipe("rigl", rounds=4, end=4, optimizer="sgd")
     before, after = run.states[0], run.states[1]
     (question, _), *_ = [pair for pair in run.questions("score") if pair[0].dense]
@@ -194,7 +195,7 @@ def test_rigl(recipe: Recipe):
         assert not grown[new & ~old].any(), "from 0"
 
 
-def test_lottery_ticket(recipe: Recipe):
+def test_lottery_ticket(recipe):
     run = recipe("lottery-ticket", warmup=2, frequency=2, rounds=8)
     early = run.states[1].weights
     for i, round_ in enumerate((3, 5), start=1):
@@ -207,7 +208,7 @@ def test_lottery_ticket(recipe: Recipe):
         assert now.lr == 0.1, "and the learning rate begins anew"
 
 
-def test_exact_wanda(recipe: Recipe):
+def test_exact_wanda(recipe):
     run = recipe("exact-wanda", cohort=2)
     first = run.questions("score")[0][0]
     pooled = torch.cat([run.data(client)[0] for client in range(3)])
@@ -215,7 +216,7 @@ def test_exact_wanda(recipe: Recipe):
     assert int((flat(run.states[0].masks) != flat(masks)).sum()) <= 4, "but for rounding"
 
 
-def test_sparsegpt(recipe: Recipe):
+def test_sparsegpt(recipe):
     """Algorithm 1 of the paper with 2:4, on the pooled inputs of every layer."""
     run = recipe("sparsegpt", cohort=2, rounds=1, lr=1e-30)
     weights = {n: w.double() for n, w in run.questions("score")[0][0].weights.items()}
@@ -242,7 +243,7 @@ def test_sparsegpt(recipe: Recipe):
         assert int(((found - weights[name]).abs() > 1e-4).sum()) <= 0.01 * found.numel()
 
 
-def test_synflow(recipe: Recipe):
+def test_synflow(recipe):
     run = recipe("synflow", rounds=1)
     (tuned, _), *_ = run.questions("tune")
     start = next(q.weights for q, _, _ in run.asked if q.weights)
@@ -266,7 +267,7 @@ def test_synflow(recipe: Recipe):
     assert int((flat(tuned.masks) != flat(mask)).sum()) <= 4, "but for rounding"
 
 
-def test_priprune(recipe: Recipe):
+def test_priprune(recipe):
     """A change without its largest 30 %, averaged by labels; while nothing is pruned."""
     run = recipe("priprune", warmup=1)
     (question, _), *_ = run.questions("tune")

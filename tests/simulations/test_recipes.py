@@ -15,7 +15,7 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_opens_with_its_command_and_configures(path: Path):
+def test_a_recipe_opens_with_its_command_and_configures(path):
     first = path.read_text().splitlines()[0]
     assert first == f"# python simulations/run.py --config simulations/recipes/{path.name}"
     config = configure({k.replace("-", "_"): v for k, v in from_toml(path.read_text()).items()})

@@ -63,9 +63,7 @@ def here(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--exclude", "nothing*", "--task", "digits"], ["'nothing*'", "matches no parameter"]),
     ],
 )
-def test_bad_input_exits_2_with_one_line_and_no_traceback(
-    arguments: list[str], words: list[str], tmp_path: Path
-) -> None:
+def test_bad_input_exits_2_with_one_line_and_no_traceback(arguments, words, tmp_path):
     start = command if "--score" in arguments else here  # one of them from outside
     done = start(*arguments, "--out", str(tmp_path / "run"))
     assert done.returncode == 2
@@ -77,9 +75,7 @@ def test_bad_input_exits_2_with_one_line_and_no_traceback(
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
-def test_where_nothing_can_be_written_is_refused_before_anything_starts(
-    name: str, tmp_path: Path
-) -> None:
+def test_where_nothing_can_be_written_is_refused_before_anything_starts(name, tmp_path):
     (tmp_path / "file").write_text("")
     done = here("--task", "digits", "--out", str(tmp_path / name))
     assert done.returncode == 2
@@ -95,7 +91,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
-def test_a_run_leaves_all_its_results(finished: tuple[Path, str]) -> None:
+def test_a_run_leaves_all_its_results(finished):
     folder, _ = finished
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {
@@ -114,7 +110,7 @@ def test_a_run_leaves_all_its_results(finished: tuple[Path, str]) -> None:
     assert any("tfevents" in name for name in there)
 
 
-def test_the_summary_tells_what_is_on_disk(finished: tuple[Path, str]) -> None:
+def test_the_summary_tells_what_is_on_disk(finished):
     folder, _ = finished
     summary = json.loads((folder / "summary.json").read_text())
     masks = decode_mask((folder / "mask").read_bytes())
@@ -136,9 +132,7 @@ def test_the_summary_tells_what_is_on_disk(finished: tuple[Path, str]) -> None:
     assert summary["failures"] == 0
 
 
-def test_the_screen_shows_what_runs_each_round_and_what_came_out(
-    finished: tuple[Path, str],
-) -> None:
+def test_the_screen_shows_what_runs_each_round_and_what_came_out(finished):
     folder, screen = finished
     for words in (
         "6 clients, split dirichlet",
@@ -156,9 +150,7 @@ def test_the_screen_shows_what_runs_each_round_and_what_came_out(
     assert "\x1b" not in screen  # plain lines, this is no terminal
 
 
-def test_a_written_configuration_repeats_the_run_bit_for_bit(
-    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_written_configuration_repeats_the_run_bit_for_bit(finished, tmp_path, monkeypatch):
     folder, _ = finished
     monkeypatch.chdir(tmp_path)
     done = here("--config", str(folder / "config.toml"))  # as it is
@@ -167,7 +159,7 @@ def test_a_written_configuration_repeats_the_run_bit_for_bit(
     assert (again / "rounds.jsonl").read_text() == (folder / "rounds.jsonl").read_text()
 
 
-def test_a_folder_with_a_run_is_not_overwritten(finished: tuple[Path, str]) -> None:
+def test_a_folder_with_a_run_is_not_overwritten(finished):
     folder, _ = finished
     before = (folder / "rounds.jsonl").read_text()
     done = here(*QUICK, "--out", str(folder))
@@ -176,9 +168,7 @@ def test_a_folder_with_a_run_is_not_overwritten(finished: tuple[Path, str]) -> N
     assert (folder / "rounds.jsonl").read_text() == before
 
 
-def test_killed_and_resumed_ends_with_the_same_bits(
-    finished: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_killed_and_resumed_ends_with_the_same_bits(finished, tmp_path):
     whole, _ = finished
     folder = tmp_path / "killed"
     arguments = [*QUICK, "--baselines", "dense,random", "--out", str(folder)]
@@ -205,7 +195,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     }
 
 
-def test_a_damaged_folder_is_not_resumed(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_damaged_folder_is_not_resumed(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     checkpoint = folder / "checkpoint/pruned.safetensors"
@@ -223,7 +213,7 @@ def test_a_damaged_folder_is_not_resumed(finished: tuple[Path, str], tmp_path: P
 
 
 @pytest.mark.usefixtures("pages")
-def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> None:
+def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path):
     plugin = tmp_path / "broken.py"
     plugin.write_text(
         "from dataclasses import replace\n"
@@ -244,7 +234,7 @@ def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path: Path) -> Non
     assert (folder / "report.html").is_file()
 
 
-def test_the_list_and_the_help_end_well() -> None:
+def test_the_list_and_the_help_end_well():
     for option, word in (("--list", "taylor_signed"), ("--help", "what is learned:")):
         done = here(option)
         assert done.returncode == 0
@@ -252,7 +242,7 @@ def test_the_list_and_the_help_end_well() -> None:
 
 
 @pytest.mark.parametrize("engine", ["inline", "ray"])
-def test_interrupted_it_says_how_to_go_on(engine: str, tmp_path: Path) -> None:
+def test_interrupted_it_says_how_to_go_on(engine, tmp_path):
     folder = tmp_path / "run"
     arguments = [*SMALL, "--engine", engine, "--rounds", "200", "--out", str(folder)]
     child = subprocess.Popen(

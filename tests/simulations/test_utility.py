@@ -11,20 +11,20 @@ from simulations.utility import Cell, noise_for_one, utility_findings
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 4.0, 10.0])
-def test_the_noise_for_one_release_spends_its_epsilon(epsilon: float) -> None:
+def test_the_noise_for_one_release_spends_its_epsilon(epsilon):
     z = noise_for_one(epsilon)
     spent = rdp_epsilon([Counter({Event(z=z): 1})], REPLACE, 1e-5)
     assert 0.99 * epsilon <= spent <= epsilon
 
 
-def test_overlap_is_the_part_of_the_other_mask_that_is_kept() -> None:
+def test_overlap_is_the_part_of_the_other_mask_that_is_kept():
     one = {"a": torch.tensor([True, True, False, False])}
     other = {"a": torch.tensor([True, False, True, True])}
     assert utility._overlap(one, other) == pytest.approx(1 / 3)
     assert utility._overlap(one, one) == 1.0
 
 
-def test_the_table_says_mean_and_spread() -> None:
+def test_the_table_says_mean_and_spread():
     cells = [
         Cell("clients' scores alone", "random", None, 0.0, [10.0, 12.0]),
         Cell("examples, all", "magnitude", 4.0, 3.9, [20.0, 20.0], [0.25, 0.35]),
@@ -35,7 +35,7 @@ def test_the_table_says_mean_and_spread() -> None:
 
 
 @pytest.mark.slow
-def test_whole_runs_spend_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_runs_spend_what_they_say(monkeypatch):
     small = {**utility.TASKS["digits"], "rounds": 2, "warmup": 1, "local_steps": 2}
     monkeypatch.setitem(utility.TASKS, "digits", small)
     runs = 0

@@ -161,7 +161,7 @@ def _normed(kind: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.InstanceNorm2d])
-def test_norms_of_single_examples_need_no_running_statistics(kind: Any):
+def test_norms_of_single_examples_need_no_running_statistics(kind):
     assert ready(lambda: _normed(kind)) is not None
 
 

@@ -114,9 +114,7 @@ CLAIMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_what_claims_more_than_its_bytes_can_hold_is_refused_by_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_claims_more_than_its_bytes_can_hold_is_refused_by_name(name, tmp_path, monkeypatch):
     """With less to spare than there is, so that the test's own files are small."""
     make, read, said = CLAIMS[name]
     make(tmp_path)
@@ -129,7 +127,7 @@ def test_what_claims_more_than_its_bytes_can_hold_is_refused_by_name(
     assert most < 40 * SMALL
 
 
-def test_what_is_honest_is_read(tmp_path: Path):
+def test_what_is_honest_is_read(tmp_path):
     images, labels = np.arange(4 * 9 * 9.0).reshape(4, 9, 9), np.arange(4)
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", images=images, labels=labels)
@@ -141,7 +139,7 @@ def test_what_is_honest_is_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"\x93NUMPY", b"x" * 99])
-def test_what_is_no_npz_is_refused_by_name(data: bytes, tmp_path: Path):
+def test_what_is_no_npz_is_refused_by_name(data, tmp_path):
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.npz: "):
         arrays_in(tmp_path / "a.npz")
@@ -150,7 +148,7 @@ def test_what_is_no_npz_is_refused_by_name(data: bytes, tmp_path: Path):
         arrays_in(tmp_path / "a.npz")
 
 
-def test_a_long_tokenizer_is_refused_by_name(tmp_path: Path):
+def test_a_long_tokenizer_is_refused_by_name(tmp_path):
     for name in ("tokenizer.json", "vocab.txt", "spiece.model"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(2**26 + 1)

@@ -1,14 +1,12 @@
 """The two apps that a Flower user edits: with a training and a method of the user's own."""
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
 
 import clients.app
 import server.app
@@ -39,9 +37,7 @@ def idle(model: Any, masks: Any, steps: Any, task: Any, *rest: Any, **more: Any)
 
 
 @pytest.mark.parametrize(("app", "lr"), [(clients.app.app, 0.1), (client_app(halved), 0.05)])
-def test_a_training_of_ones_own_is_what_clients_do(
-    app: ClientApp, lr: float, workers: Workers, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_training_of_ones_own_is_what_clients_do(app, lr, workers, monkeypatch):
     """On nodes of Flower; that of the repository's app, as it lies there, is the usual one."""
     monkeypatch.setattr(grids, "app", app)
     result = FedPrune(tiny(lr=0.1)).start(workers(2))
@@ -66,9 +62,7 @@ def test_who_learns_nothing_changes_nothing():
         (lambda *_, **__: None, {}, "train gives a NoneType; allowed: Tuned"),
     ],
 )
-def test_a_training_that_breaks_a_promise_is_refused_before_round_one(
-    train: Any, privacy: Mapping[str, Any], words: str
-):
+def test_a_training_that_breaks_a_promise_is_refused_before_round_one(train, privacy, words):
     with pytest.raises(ConfigError, match=words):
         build_host(tiny(model="mlp", **privacy), train=train)
 
@@ -82,7 +76,7 @@ SCORES = {"mine": replace(OURS["magnitude"], summary="a score of one's own")}
 
 
 def test_keys_of_the_server_app_hold_where_the_run_config_says_nothing(
-    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers, tmp_path, monkeypatch
 ):
     """Such as a plug-in with a table of one's own; a key of the run config wins."""
     (tmp_path / "mine.py").write_text(MINE)

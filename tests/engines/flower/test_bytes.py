@@ -15,6 +15,7 @@ from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.images import DIGITS
 from tests.remembering import MARK
+from tests.runs import tiny
 
 Made = Callable[..., Any]
 
@@ -66,7 +67,7 @@ class Scale:
 
 
 @pytest.fixture
-def config_of(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+def config_of() -> Callable[..., RunConfig]:
     def made(**changes: Any) -> RunConfig:
         few = {"clients": 3, "cohort": 3, "rounds": 3, "warmup": 1, "end": 2, "local_steps": 1}
         return tiny(**{**few, **changes})
@@ -92,7 +93,7 @@ def close(reported: float, sent: float, messages: int) -> bool:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("keys", CASES, ids=str)
 def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
-    devices: Made, config_of: Made, folders: list[Path], keys: dict[str, Any]
+    devices, config_of, folders, keys
 ):
     config, scale = config_of(**keys), Scale()
     seen = on_devices(devices(3, meddle=scale), config)
@@ -105,7 +106,7 @@ def test_rows_say_what_devices_send_and_get_and_what_a_simulation_says(
 
 
 @pytest.mark.parametrize("keys", CASES[:3], ids=str)
-def test_each_way_for_itself(devices: Made, config_of: Made, keys: dict[str, Any]):
+def test_each_way_for_itself(devices, config_of, keys):
     """Without what is measured, which rows do not tell apart."""
     config, scale = config_of(**keys), Scale()
 
@@ -128,13 +129,7 @@ def test_each_way_for_itself(devices: Made, config_of: Made, keys: dict[str, Any
     ids=str,
 )
 def test_a_site_of_several_partitions_sends_what_is_smaller(
-    devices: Made,
-    joined: Made,
-    config_of: Made,
-    folders: list[Path],
-    tmp_path: Path,
-    keys: dict[str, Any],
-    summed: bool,
+    devices, joined, config_of, folders, tmp_path, keys, summed
 ):
     config = config_of(hosts=1, **keys)
     for p in range(3):
@@ -158,7 +153,7 @@ def test_a_site_of_several_partitions_sends_what_is_smaller(
 
 
 def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(
-    devices: Made, joined: Made, config_of: Made, folders: list[Path], tmp_path: Path
+    devices, joined, config_of, folders, tmp_path
 ):
     config = config_of(hosts=2)  # partitions 0 and 1, and 2
     for p in (1, 2):
@@ -171,7 +166,7 @@ def test_sites_that_cut_across_hosts_give_the_bits_of_a_simulation(
 
 @pytest.mark.parametrize("where", ["devices", "workers"])
 def test_what_a_client_remembers_is_weighed_nowhere_and_never_leaves_a_device(
-    devices: Made, workers: Made, config_of: Made, folders: list[Path], where: str
+    devices, workers, config_of, folders, where
 ):
     """It travels in a simulation alone; its mark is in nothing that a device sends."""
     kept = {"plugin": "tests/remembering.py", "score": "moving", "uplink": "int8", "end": 3}

@@ -58,7 +58,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_fewer_devices_than_the_minimum_is_a_failed_run(flower: Flower, empty: Popen[bytes]):
+def test_fewer_devices_than_the_minimum_is_a_failed_run(flower, empty):
     del empty
     config = keys(rounds=2, timeout=20, out="runs/void")
     done = flower.flwr("run", str(ROOT), "--stream", "--run-config", config)
@@ -68,7 +68,7 @@ def test_fewer_devices_than_the_minimum_is_a_failed_run(flower: Flower, empty: P
 
 
 def test_devices_prune_a_model_together_although_one_is_killed_and_one_has_no_data(
-    flower: Flower, empty: Popen[bytes], two: list[Popen[bytes]], folders: list[Path]
+    flower, empty, two, folders
 ):
     del empty
     pruned = {"rounds": 2, "warmup": 0, "end": 1}
@@ -105,7 +105,7 @@ def test_devices_prune_a_model_together_although_one_is_killed_and_one_has_no_da
 
 
 def test_a_device_and_a_site_of_two_add_up_what_nobody_sees(
-    flower: Flower, address: str, empty: Popen[bytes], folders: list[Path], tmp_path: Path
+    flower, address, empty, folders, tmp_path
 ):
     """Their secrets wait in Flower's state from one stage to the next; nothing else tells them."""
     flower.kill(empty)

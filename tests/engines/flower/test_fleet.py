@@ -14,26 +14,27 @@ from fedprune.engines.flower import fleet as module
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
+from tests.runs import tiny
 
 Made = Callable[..., Any]
 
 
 @pytest.fixture
-def config(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+def config() -> Callable[..., RunConfig]:
     def made(**changes: Any) -> RunConfig:
         return tiny(**{"clients": 3, "cohort": 2, **changes})
 
     return made
 
 
-def test_a_worker_can_serve_every_partition(workers: Made, config: Made):
+def test_a_worker_can_serve_every_partition(workers, config):
     fleet = Fleet(workers(2), config())
     assert list(fleet.present()) == [0, 1, 2]
     assert fleet.simulated()
     assert fleet.assignments([0, 1, 2]) == [(89, [0, 1]), (90, [2])]
 
 
-def test_any_worker_will_do(workers: Made, config: Made):
+def test_any_worker_will_do(workers, config):
     """One greeting answered is enough: the others can serve the same partitions."""
 
     def first_only(node: int, _: Message, reply: Message) -> Message | None:
@@ -44,16 +45,14 @@ def test_any_worker_will_do(workers: Made, config: Made):
     assert [node for node, _ in fleet.assignments([0, 1, 2])] == [89, 90]
 
 
-def test_a_device_is_asked_for_its_own_partition(devices: Made, config: Made):
+def test_a_device_is_asked_for_its_own_partition(devices, config):
     fleet = Fleet(devices(2), config())
     assert fleet.present() == {0: 48, 1: 32}
     assert not fleet.simulated()
     assert fleet.assignments([0, 1]) == [(79, [0]), (78, [1])]
 
 
-def test_the_first_round_waits_for_a_cohort(
-    devices: Made, config: Made, joined: Made, folders: list[Path]
-):
+def test_the_first_round_waits_for_a_cohort(devices, config, joined, folders):
     def come(grid: Any) -> None:
         if grid.looks == 5:
             grid.contexts[7] = joined(7, 1, folders[1])
@@ -63,14 +62,14 @@ def test_the_first_round_waits_for_a_cohort(
     assert grid.looks >= 5
 
 
-def test_no_wait_is_longer_than_the_timeout(devices: Made, config: Made):
+def test_no_wait_is_longer_than_the_timeout(devices, config):
     began = module.time.monotonic()
     assert list(Fleet(devices(1), config(timeout=9.0)).present()) == [0]
     assert list(Fleet(devices(0), config(timeout=9.0)).present()) == []
     assert 18.0 < module.time.monotonic() - began < 19.0
 
 
-def test_what_was_waited_for_in_vain_is_not_waited_for_again(devices: Made, config: Made):
+def test_what_was_waited_for_in_vain_is_not_waited_for_again(devices, config):
     grid = devices(2)
     fleet = Fleet(grid, config(min_clients=2))
     fleet.present()
@@ -86,7 +85,7 @@ def test_what_was_waited_for_in_vain_is_not_waited_for_again(devices: Made, conf
     assert looks[3] > 5, "it had come back, so it is"
 
 
-def test_a_later_round_waits_for_the_minimum_and_only_at_its_beginning(devices: Made, config: Made):
+def test_a_later_round_waits_for_the_minimum_and_only_at_its_beginning(devices, config):
     grid = devices(2)
     fleet = Fleet(grid, config(min_clients=2))
     fleet.present()
@@ -99,7 +98,7 @@ def test_a_later_round_waits_for_the_minimum_and_only_at_its_beginning(devices: 
     assert list(fleet.present()) == [0, 1]
 
 
-def test_who_comes_later_joins(devices: Made, config: Made, joined: Made, folders: list[Path]):
+def test_who_comes_later_joins(devices, config, joined, folders):
     grid = devices(2)
     fleet = Fleet(grid, config())
     fleet.present()
@@ -109,7 +108,7 @@ def test_who_comes_later_joins(devices: Made, config: Made, joined: Made, folder
     assert fleet.news() == ((), ())
 
 
-def test_who_left_is_not_there(devices: Made, config: Made):
+def test_who_left_is_not_there(devices, config):
     grid = devices(2)
     fleet = Fleet(grid, config())
     fleet.present()
@@ -121,9 +120,7 @@ def test_who_left_is_not_there(devices: Made, config: Made):
     assert [node for node, _ in fleet.assignments([0, 1, 2])] == [None] * 2
 
 
-def test_of_two_with_one_partition_the_first_holds_it(
-    devices: Made, config: Made, joined: Made, folders: list[Path]
-):
+def test_of_two_with_one_partition_the_first_holds_it(devices, config, joined, folders):
     grid = devices(2)
     fleet = Fleet(grid, config())
     fleet.present()
@@ -141,7 +138,7 @@ def test_of_two_with_one_partition_the_first_holds_it(
     )
 
 
-def test_two_with_one_partition_are_not_waited_for(devices: Made, config: Made, joined: Made):
+def test_two_with_one_partition_are_not_waited_for(devices, config, joined):
     grid = devices(1)
     grid.contexts[3] = joined(3, 0, Path(grid.contexts[79].node_config["data"]))
     fleet = Fleet(grid, config())
@@ -150,7 +147,7 @@ def test_two_with_one_partition_are_not_waited_for(devices: Made, config: Made, 
 
 
 def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
-    devices: Made, config: Made, joined: Made, folders: list[Path]
+    devices, config, joined, folders
 ):
     grid = devices(1)
     grid.contexts[3] = joined(3, 1, folders[3])
@@ -164,15 +161,13 @@ def test_a_device_without_data_is_told_of_once_and_is_not_waited_for(
     assert grid.kinds(3) == ["query.hello"]
 
 
-def test_a_simulation_that_cannot_serve_ends(workers: Made, tiny: Made):
+def test_a_simulation_that_cannot_serve_ends(workers):
     config = tiny(task="fashion-mnist", data="/nowhere", split="iid")
     with pytest.raises(ConfigError, match=r"^data=/nowhere: no train-images"):
         Fleet(workers(2), config).present()
 
 
-def test_a_simulation_whose_task_is_none_ends_before_it_is_asked(
-    workers: Made, tiny: Made, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_simulation_whose_task_is_none_ends_before_it_is_asked(workers, monkeypatch):
     broken = replace(TASKS["digits"], loss=lambda _model, batch: batch["pictures"])
     monkeypatch.setitem(TASKS, "digits", broken)
     grid = workers(2)
@@ -184,7 +179,7 @@ def test_a_simulation_whose_task_is_none_ends_before_it_is_asked(
 
 
 def test_a_node_without_data_does_not_stand_in_for_devices(
-    devices: Made, workers: Made, config: Made, joined: Made, folders: list[Path]
+    devices, workers, config, joined, folders
 ):
     grid = devices(2)
     grid.contexts |= workers(1).contexts
@@ -219,9 +214,7 @@ def announcing(text: str) -> Callable[..., Message]:
     ],
     ids=lambda text: text[:30],
 )
-def test_a_malformed_announcement_is_not_joined(
-    devices: Made, config: Made, text: str, caplog: pytest.LogCaptureFixture
-):
+def test_a_malformed_announcement_is_not_joined(devices, config, text, caplog):
     grid = devices(2, meddle=announcing(text))
     fleet = Fleet(grid, config())
     assert list(fleet.present()) == [0]
@@ -230,9 +223,7 @@ def test_a_malformed_announcement_is_not_joined(
 
 
 @pytest.mark.parametrize("content", [Error(code=0, reason="no torch here"), RecordDict()])
-def test_a_node_that_cannot_say_hello_is_not_joined(
-    devices: Made, config: Made, content: Any, caplog: pytest.LogCaptureFixture
-):
+def test_a_node_that_cannot_say_hello_is_not_joined(devices, config, content, caplog):
     def meddle(node: int, question: Message, reply: Message) -> Message:
         return Message(content, reply_to=question) if node == 78 else reply
 

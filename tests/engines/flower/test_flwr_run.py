@@ -51,7 +51,7 @@ def statuses(flower: Flower) -> list[str]:
     return [str(run["status"]) for run in listed["runs"]]
 
 
-def test_flat_keys_and_toml_give_the_bits_of_the_command_line(flower: Flower, right: str):
+def test_flat_keys_and_toml_give_the_bits_of_the_command_line(flower, right):
     keys = list(CONFIG)
     flat = " ".join(f"{key}={json.dumps(CONFIG[key])}" for key in keys[::2])
     # Flower splits at double quotes: inside, TOML's single ones.
@@ -65,14 +65,14 @@ def test_flat_keys_and_toml_give_the_bits_of_the_command_line(flower: Flower, ri
     assert statuses(flower)[0] == "finished:completed"
 
 
-def test_a_bad_value_is_a_line_in_the_log_and_a_failed_run(flower: Flower):
+def test_a_bad_value_is_a_line_in_the_log_and_a_failed_run(flower):
     printed = run(flower, 'task="digits" sparsity=1.5 out="bad"', nodes=1)
     assert "fedprune: sparsity=1.5: " in printed
     assert not (flower.folder / "bad").exists()
     assert statuses(flower)[0] == "finished:failed"
 
 
-def test_an_unknown_key_is_refused_by_flower(flower: Flower):
+def test_an_unknown_key_is_refused_by_flower(flower):
     before = statuses(flower)
     assert "Invalid run configuration" in run(flower, 'taks="digits"', nodes=1)
     assert statuses(flower) == before

@@ -17,12 +17,13 @@ from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.task import f1_names
 from fedprune.tensors import as_bytes
+from tests.runs import Spy, played, tiny
 
 Made = Callable[..., Any]
 
 
 @pytest.fixture
-def device_config(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+def device_config() -> Callable[..., RunConfig]:
     """Three rounds on two devices: one dense, one that prunes, one that recovers."""
 
     def made(**changes: Any) -> RunConfig:
@@ -84,9 +85,7 @@ def floats(*values: float, count: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_workers_give_the_bits_of_one_process(
-    workers: Made, tiny: Made, played: Callable[[RunConfig], Result], count: int
-):
+def test_workers_give_the_bits_of_one_process(workers, count):
     ticks: list[int] = []
     seen = run_on(workers(count), tiny(), tick=ticks.append)
     assert seen.rows == played(tiny()).rows
@@ -108,9 +107,7 @@ FORMS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", FORMS, ids=str)
-def test_workers_give_the_bits_of_one_process_in_every_form(
-    workers: Made, tiny: Made, played: Callable[[RunConfig], Result], keys: dict[str, Any]
-):
+def test_workers_give_the_bits_of_one_process_in_every_form(workers, keys):
     config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, "local_steps": 1, **keys})
     seen = run_on(workers(2), config)
     assert seen.rows == played(config).rows
@@ -137,12 +134,7 @@ LIES: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("keys", "kind", "changes", "field"), LIES, ids=str)
 def test_a_lie_in_a_new_field_is_refused_at_once(
-    devices: Made,
-    device_config: Made,
-    keys: dict[str, Any],
-    kind: str,
-    changes: dict[str, Any],
-    field: str,
+    devices, device_config, keys, kind, changes, field
 ):
     config = device_config(**keys)
     seen = run_on(devices(2, meddle=tampered(kind, 78, **changes)), config)
@@ -153,14 +145,14 @@ def test_a_lie_in_a_new_field_is_refused_at_once(
     assert seen.summary["sparsity"] == pytest.approx(0.7, abs=1e-4)
 
 
-def test_a_simulations_workers_keep_nothing(workers: Made, tiny: Made):
+def test_a_simulations_workers_keep_nothing(workers):
     grid = workers(2)
     run_on(grid, tiny(rounds=3, end=3))
     assert all(not context.state for context in grid.contexts.values())
     assert all("config" in fields for _, _, fields, _ in grid.asked)
 
 
-def test_devices_prune_to_the_exact_sparsity(devices: Made, device_config: Made):
+def test_devices_prune_to_the_exact_sparsity(devices, device_config):
     grid = devices(2)
     result = run_on(grid, device_config())
     n = result.summary["prunable_parameters"]
@@ -170,7 +162,7 @@ def test_devices_prune_to_the_exact_sparsity(devices: Made, device_config: Made)
     assert not failures(result)
 
 
-def test_a_device_gets_a_mask_and_the_configuration_once(devices: Made, device_config: Made):
+def test_a_device_gets_a_mask_and_the_configuration_once(devices, device_config):
     grid = devices(2)
     run_on(grid, device_config())
     asked = [(kind, bool(f["config"]), "bits" in b) for i, kind, f, b in grid.asked if i == 79]
@@ -189,15 +181,13 @@ def test_a_device_gets_a_mask_and_the_configuration_once(devices: Made, device_c
     ]
 
 
-def test_the_order_in_which_devices_came_does_not_matter(
-    devices: Made, device_config: Made, joined: Made, folders: Any
-):
+def test_the_order_in_which_devices_came_does_not_matter(devices, device_config, joined, folders):
     grid = devices(0)
     grid.contexts.update({5: joined(5, 1, folders[1]), 6: joined(6, 0, folders[0])})
     assert run_on(grid, device_config()).rows == run_on(devices(2), device_config()).rows
 
 
-def test_a_device_that_forgot_is_asked_again_and_weighed(devices: Made, device_config: Made):
+def test_a_device_that_forgot_is_asked_again_and_weighed(devices, device_config):
     def forget(node: int, question: Message, reply: Message) -> Message:
         head = question.content.config_records["fields"].get("head", b"")
         if node == 78 and b'"kind":"evaluate"' in bytes(head):
@@ -218,7 +208,7 @@ def test_a_device_that_forgot_is_asked_again_and_weighed(devices: Made, device_c
     assert sizes + text < more[2] < sizes + text + 6000, "values, the mask and the configuration"
 
 
-def test_a_device_that_never_remembers_fails(devices: Made, device_config: Made):
+def test_a_device_that_never_remembers_fails(devices, device_config):
     def missing(node: int, question: Message, reply: Message) -> Message:
         if node != 78 or question.metadata.message_type == "query.hello":
             return reply
@@ -232,9 +222,7 @@ def test_a_device_that_never_remembers_fails(devices: Made, device_config: Made)
 
 
 @pytest.mark.parametrize("engine", ["devices", "workers"])
-def test_a_reply_lost_once_is_asked_for_again(
-    request: pytest.FixtureRequest, device_config: Made, engine: str
-):
+def test_a_reply_lost_once_is_asked_for_again(request, device_config, engine):
     made = request.getfixturevalue(engine)
     lost: list[str] = []
 
@@ -254,7 +242,7 @@ def test_a_reply_lost_once_is_asked_for_again(
     assert (more > 0) == (engine == "devices"), "what a simulation resends no device receives"
 
 
-def test_a_reply_lost_twice_is_a_failure(devices: Made, device_config: Made):
+def test_a_reply_lost_twice_is_a_failure(devices, device_config):
     def lose(node: int, question: Message, reply: Message) -> Message | None:
         return None if (node, question.metadata.message_type) == (78, "train.tune") else reply
 
@@ -269,7 +257,7 @@ def test_a_reply_lost_twice_is_a_failure(devices: Made, device_config: Made):
     )
 
 
-def test_a_late_reply_to_the_first_letter_does_not_count_twice(devices: Made, device_config: Made):
+def test_a_late_reply_to_the_first_letter_does_not_count_twice(devices, device_config):
     held: list[Message] = []
 
     def late(node: int, question: Message, reply: Message) -> Message | None:
@@ -309,7 +297,7 @@ MEASURED = {"loss": 1, "correct": 1, "count": 3, **dict.fromkeys(f1_names(10), 0
     ids=str,
 )
 def test_a_lying_devices_sum_is_refused_at_once(
-    devices: Made, device_config: Made, kind: str, changes: Any, field: str, reason: str
+    devices, device_config, kind, changes, field, reason
 ):
     config = device_config(rounds=2, sparsity=0.0)
     message = kind if kind == "evaluate" else f"train.{kind}"
@@ -356,9 +344,7 @@ def answer_with(content: RecordDict | Error) -> Callable[..., Message]:
     ],
     ids=["nothing", "other records", "no json", "deep json", "an error"],
 )
-def test_a_malformed_reply_is_a_failure(
-    devices: Made, device_config: Made, content: Any, field: str, reason: str
-):
+def test_a_malformed_reply_is_a_failure(devices, device_config, content, field, reason):
     config = device_config(rounds=2, end=2)
     seen = run_on(devices(2, meddle=answer_with(content)), config)
     assert failures(seen)[0]["field"] == field
@@ -368,7 +354,7 @@ def test_a_malformed_reply_is_a_failure(
 
 
 def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
-    devices: Made, device_config: Made, monkeypatch: pytest.MonkeyPatch
+    devices, device_config, monkeypatch
 ):
     monkeypatch.setattr(exchange, "ROLL_CALL", 0.0)
 
@@ -388,9 +374,7 @@ def test_a_node_that_leaves_while_it_is_awaited_is_not_asked_again(
     assert [row["cohort"] for row in seen.rows] == [[0, 1], [0, 1], [0]]
 
 
-def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(
-    workers: Made, tiny: Made, spy: Any
-):
+def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(workers):
     config = tiny(task="failing", plugin="tests/failing_task.py", cohort=5, split="iid")
     seen = run_on(workers(2), config)
     assert [row["answered"] for row in seen.rows] == [5, 5, 4, 4, 4]
@@ -398,16 +382,14 @@ def test_a_client_that_raises_in_a_worker_leaves_the_bits_of_one_never_asked(
     assert {(f["partition"], f["reason"]) for f in bad} == {
         (1, "MemoryError: no room for this batch")
     }
-    never = spy(
+    never = Spy(
         inline_port(build_host(config)),
         without=lambda q, p: p == 1 and (q.round > 3 or (q.round, q.kind) == (3, "tune")),
     )
     assert seen.summary["weights_digest"] == federate(config, never.port).summary["weights_digest"]
 
 
-def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(
-    workers: Made, tiny: Made, spy: Any
-):
+def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(workers):
     def breaks(_: int, message: Message, reply: Message) -> Message | None:
         asked = dict(message.content.config_records["fields"])
         if message.metadata.message_type == "query.hello" or 1 not in asked["partitions"]:
@@ -419,7 +401,7 @@ def test_a_client_that_kills_its_worker_leaves_the_bits_of_one_never_asked(
     seen = run_on(grid, config)
     assert {(f["partition"], f["reason"]) for f in failures(seen)} == {(1, "the worker died")}
     assert [row["answered"] for row in seen.rows] == [4] * 5
-    never = spy(inline_port(build_host(config)), without=lambda _, p: p == 1)
+    never = Spy(inline_port(build_host(config)), without=lambda _, p: p == 1)
     right = federate(config, never.port)
     assert seen.summary["weights_digest"] == right.summary["weights_digest"]
     assert [row["bytes_up"] for row in seen.rows] == [row["bytes_up"] for row in right.rows]

@@ -1,7 +1,6 @@
 """What devices keep to themselves where the configuration hides data, and what they refuse."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from fedprune import NoRoundCompleted, RunConfig, federate
 from fedprune.engines.flower.grid import grid_port
 from fedprune.privacy.accounting_terms import SIMULATED
+from tests.runs import tiny
 
 Made = Callable[..., Any]
 PRIVATE = {"model": "mlp", "clients": 3, "cohort": 3, "rounds": 1, "warmup": 0, "end": 1}
@@ -22,16 +22,14 @@ def reasons(grid: Any, config: RunConfig) -> set[str]:
     return {f["reason"] for row in nothing.value.result.rows for f in row["failures"]}
 
 
-def test_devices_refuse_simulated_noise_and_say_so(devices: Made, tiny: Made) -> None:
+def test_devices_refuse_simulated_noise_and_say_so(devices):
     (reason,) = reasons(devices(3), tiny(**NOISE, noise_source="seeded"))
     assert SIMULATED in reason
     assert "allowed on devices: secret" in reason
 
 
 @pytest.mark.parametrize("more", [NOISE, {**PRIVATE, "secure": "secagg"}, PRIVATE], ids=str)
-def test_no_reason_leaves_a_device_that_hides_data(
-    devices: Made, tiny: Made, tmp_path: Path, more: dict[str, Any]
-) -> None:
+def test_no_reason_leaves_a_device_that_hides_data(devices, tmp_path, more):
     grid = devices(3)
     for context in grid.contexts.values():
         context.node_config["data"] = str(tmp_path / "private-name")

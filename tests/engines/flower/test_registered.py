@@ -16,6 +16,7 @@ from fedprune.options.refusal import Refused
 from fedprune.secagg.keys import keys_of
 from fedprune.secagg.messages import call_of, table_bytes
 from fedprune.secagg.terms import terms_of
+from tests.runs import tiny
 from tests.secagg.signers import MADE, line, signed_up, written
 from tests.server.grids import FakeGrid
 
@@ -49,7 +50,7 @@ def told(result: Result) -> dict[int, str]:
     return {f["partition"]: f["reason"] for row in result.rows for f in row["failures"]}
 
 
-def test_keys_of_supernodes_change_no_sum(registered: Made, devices: Made, tiny: Made):
+def test_keys_of_supernodes_change_no_sum(registered, devices):
     config = tiny(**RUN)
     grid = registered()
     signed, plain = run_on(grid, config), run_on(devices(3), config)
@@ -65,9 +66,7 @@ def test_keys_of_supernodes_change_no_sum(registered: Made, devices: Made, tiny:
     assert more - less == 96 * 3 * sums * (1 + 4 * 3), "up once, down to everyone in four stages"
 
 
-def test_a_device_of_another_key_is_named_and_the_others_go_on(
-    registered: Made, tiny: Made, tmp_path: Path
-):
+def test_a_device_of_another_key_is_named_and_the_others_go_on(registered, tmp_path):
     """It is who it says by its own file of signers; the others' say something else."""
     key = MADE["P-384"]()
     others = (tmp_path / "signers").read_text().splitlines()
@@ -84,9 +83,7 @@ def test_a_device_of_another_key_is_named_and_the_others_go_on(
     assert {f["field"] for f in result.rows[0]["failures"]} == {"keys"}
 
 
-def test_a_device_alone_with_keys_says_whom_it_does_not_know(
-    devices: Made, registered: Made, tiny: Made
-):
+def test_a_device_alone_with_keys_says_whom_it_does_not_know(devices, registered):
     grid = devices(3)
     grid.contexts[79] = registered().contexts[79]
     result = run_on(grid, tiny(**RUN))
@@ -133,7 +130,7 @@ LIES: dict[str, Callable[[dict[int, bytes], Any], dict[int, bytes]]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_server_that_lies_to_a_device_gets_nothing_of_it(registered: Made, tiny: Made, lie: str):
+def test_a_server_that_lies_to_a_device_gets_nothing_of_it(registered, lie):
     config = tiny(**RUN)
     grid = Lying(registered().contexts, config=config, bend=LIES[lie])
     result = run_on(grid, config)
@@ -143,7 +140,7 @@ def test_a_server_that_lies_to_a_device_gets_nothing_of_it(registered: Made, tin
     assert result.rows[0]["answered"] == 2
 
 
-def test_devices_with_signers_answer_nothing_in_the_open(registered: Made, tiny: Made):
+def test_devices_with_signers_answer_nothing_in_the_open(registered):
     with pytest.raises(NoRoundCompleted) as nothing:
         run_on(registered(), tiny(**RUN | {"secure": "none", "secure_minimum": None}))
     said = told(nothing.value.result)
@@ -165,13 +162,7 @@ def test_devices_with_signers_answer_nothing_in_the_open(registered: Made, tiny:
     ],
     ids=str,
 )
-def test_a_node_config_that_cannot_be_is_told_to_the_server_too(
-    registered: Made,
-    tiny: Made,
-    changes: dict[str, Any],
-    words: str,
-    caplog: pytest.LogCaptureFixture,
-):
+def test_a_node_config_that_cannot_be_is_told_to_the_server_too(registered, changes, words, caplog):
     grid = registered()
     config = {k: v for k, v in (grid.contexts[79].node_config | changes).items() if v is not None}
     with pytest.raises(Refused, match=words) as error:

@@ -12,13 +12,14 @@ from fedprune import Result, RunConfig, federate
 from fedprune.config import to_toml
 from fedprune.engines.flower.grid import grid_port
 from fedprune.run import NoRoundCompleted
+from tests.runs import played, tiny
 from tests.server.grids import FakeGrid
 
 Made = Callable[..., Any]
 
 
 @pytest.fixture
-def sealed(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+def sealed() -> Callable[..., RunConfig]:
     """Three rounds on devices, all of them asked: one dense, one that prunes, one that recovers."""
 
     def made(**changes: Any) -> RunConfig:
@@ -38,22 +39,20 @@ def failures(result: Result) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
-def test_workers_give_the_bits_of_one_process(
-    workers: Made, tiny: Made, played: Callable[[RunConfig], Result], count: int
-):
+def test_workers_give_the_bits_of_one_process(workers, count):
     config = tiny(secure="secagg", cohort=4)
     seen = run_on(workers(count), config)
     assert seen.rows == played(config).rows
     assert seen.summary["shard_sizes"] == []
 
 
-def test_workers_do_not_pass_off_derived_keys_as_secret(workers: Made, tiny: Made):
+def test_workers_do_not_pass_off_derived_keys_as_secret(workers):
     config = tiny(secure="secagg", noise_source="secret", engine="flower", rounds=1, sparsity=0.0)
     with pytest.raises(NoRoundCompleted, match="keeps no secret"):
         run_on(workers(1), config)
 
 
-def test_devices_add_up_what_nobody_saw(devices: Made, sealed: Made):
+def test_devices_add_up_what_nobody_saw(devices, sealed):
     grid = devices(3)
     result = run_on(grid, sealed())
     plain = run_on(devices(3), sealed(secure="none"))
@@ -65,7 +64,7 @@ def test_devices_add_up_what_nobody_saw(devices: Made, sealed: Made):
     assert kinds.count("query.keys") == kinds.count("query.unmask")
 
 
-def test_a_device_forgets_its_seed_when_the_sum_is_open(devices: Made, sealed: Made):
+def test_a_device_forgets_its_seed_when_the_sum_is_open(devices, sealed):
     seen: list[int] = []
 
     def look(asked: int, question: Message, reply: Message) -> Message:
@@ -81,7 +80,7 @@ def test_a_device_forgets_its_seed_when_the_sum_is_open(devices: Made, sealed: M
     assert {0, 32} == set(seen)
 
 
-def test_two_devices_are_too_few_and_nobody_is_asked(devices: Made, sealed: Made):
+def test_two_devices_are_too_few_and_nobody_is_asked(devices, sealed):
     grid = devices(2)
     with pytest.raises(NoRoundCompleted, match="2 clients are fewer than secure-minimum=3"):
         run_on(grid, sealed())
@@ -90,7 +89,7 @@ def test_two_devices_are_too_few_and_nobody_is_asked(devices: Made, sealed: Made
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["query.shares", "train.tune", "query.unmask"])
-def test_a_reply_that_is_lost_is_given_again(devices: Made, sealed: Made, kind: str):
+def test_a_reply_that_is_lost_is_given_again(devices, sealed, kind):
     """The first of one device's replies to a stage: the device says the same once more."""
     lost: list[str] = []
 
@@ -113,9 +112,7 @@ def test_a_reply_that_is_lost_is_given_again(devices: Made, sealed: Made, kind: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["query.keys", "query.shares", "train.tune", "query.unmask"])
-def test_a_device_that_never_replies_in_a_stage_leaves_the_others(
-    devices: Made, sealed: Made, stage: str
-):
+def test_a_device_that_never_replies_in_a_stage_leaves_the_others(devices, sealed, stage):
     """Two of three cannot restore what the third one masked: they begin again by themselves."""
 
     def lose(asked: int, question: Message, reply: Message) -> Message | None:
@@ -146,9 +143,7 @@ def devices_without(devices: Made, node: int) -> Any:
         {"failures": "none"},
     ],
 )
-def test_a_reply_that_is_malformed_counts_as_none(
-    devices: Made, sealed: Made, changes: dict[str, Any]
-):
+def test_a_reply_that_is_malformed_counts_as_none(devices, sealed, changes):
     def meddle(asked: int, question: Message, reply: Message) -> Message:
         if asked == 78 and question.metadata.message_type == "train.tune":
             about = json.loads(str(reply.content.config_records["fields"]["about"]))
@@ -163,7 +158,7 @@ def test_a_reply_that_is_malformed_counts_as_none(
     assert result.rows[0]["answered"] == 2
 
 
-def test_a_vector_of_another_length_counts_as_none(devices: Made, sealed: Made):
+def test_a_vector_of_another_length_counts_as_none(devices, sealed):
     def meddle(asked: int, question: Message, reply: Message) -> Message:
         if asked == 78 and question.metadata.message_type == "train.tune":
             total = reply.content.array_records["buffers"]["total"].data[:-8]
@@ -197,7 +192,7 @@ class Twice(FakeGrid):
         return reply
 
 
-def test_a_device_masks_no_second_vector_under_another_configuration(devices: Made, sealed: Made):
+def test_a_device_masks_no_second_vector_under_another_configuration(devices, sealed):
     """The masks would be the same: with a learning rate of nothing, what is left is its change."""
     config = sealed(rounds=1, warmup=0, end=1, secure_minimum=2, min_clients=2)
     other = to_toml(config.model_copy(update={"local_steps": 1, "lr": 1e-9}))

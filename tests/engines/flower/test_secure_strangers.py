@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from flwr.app import Array, Message
 
-from fedprune import RunConfig, federate
+from fedprune import federate
 from fedprune.engines.flower.grid import grid_port
 from fedprune.secagg.keys import KEY
 from fedprune.secagg.messages import table_bytes, table_of
+from tests.runs import tiny
 
 Made = Callable[..., Any]
 Table = dict[int, dict[int, bytes]]
@@ -40,7 +41,7 @@ LIES: dict[str, tuple[str, str, Callable[[Table], Table]]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lie_in_a_stage_costs_the_liar(devices: Made, tiny: Callable[..., RunConfig], lie: str):
+def test_a_lie_in_a_stage_costs_the_liar(devices, lie):
     kind, name, bend = LIES[lie]
 
     def meddle(node: int, question: Message, reply: Message) -> Message:

@@ -16,6 +16,7 @@ import fedprune
 from fedprune import RunConfig
 from fedprune.config import from_flower, overridden, recorded, to_toml
 from fedprune.engines.flower.server_app import RunFailed, app
+from tests.runs import played, tiny
 
 Made = Callable[..., Any]
 
@@ -49,13 +50,7 @@ def test_its_parts_are_where_pyproject_says():
     }
 
 
-def test_a_run_on_devices(
-    devices: Made,
-    quick: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_a_run_on_devices(devices, quick, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     start(devices(2), **quick, sparsity=0.6, score="magnitude", out="here", agreement=False)
     printed = capsys.readouterr().out
@@ -69,9 +64,7 @@ def test_a_run_on_devices(
 
 
 @pytest.mark.usefixtures("pages")
-def test_the_command_that_repeats_it_is_flower_s_own(
-    devices: Made, quick: dict[str, Any], tmp_path: Path
-):
+def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
     start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     *command, run_config = shlex.split(summary["command"])
@@ -88,9 +81,7 @@ def test_the_command_that_repeats_it_is_flower_s_own(
 
 
 @pytest.mark.usefixtures("pages")
-def test_results_go_to_runs_by_default(
-    devices: Made, quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_results_go_to_runs_by_default(devices, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start(devices(2), **quick)
     (folder,) = (tmp_path / "runs").iterdir()
@@ -98,9 +89,7 @@ def test_results_go_to_runs_by_default(
     assert (folder / "report.html").is_file()
 
 
-def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(
-    workers: Made, tiny: Made, played: Made, tmp_path: Path
-):
+def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(workers, tmp_path):
     text = to_toml(tiny(rounds=4, engine="ray"))
     start(workers(2), toml=text, rounds=5, out=str(tmp_path / "run"))
     digest = json.loads((tmp_path / "run" / "summary.json").read_text())["weights_digest"]
@@ -118,9 +107,7 @@ def test_a_whole_configuration_comes_as_toml_and_flat_keys_win(
         ({"agreement": "perhaps"}, "agreement='perhaps': "),
     ],
 )
-def test_bad_values_are_one_line(
-    devices: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, words: str
-):
+def test_bad_values_are_one_line(devices, tmp_path, monkeypatch, changes, words):
     monkeypatch.chdir(tmp_path)
     grid = devices(1)
     with pytest.raises(RunFailed) as e:
@@ -135,9 +122,7 @@ def test_bad_values_are_one_line(
 
 
 @pytest.mark.usefixtures("pages")
-def test_a_run_without_enough_answers_fails_and_says_so(
-    devices: Made, quick: dict[str, Any], joined: Made, folders: list[Path], tmp_path: Path
-):
+def test_a_run_without_enough_answers_fails_and_says_so(devices, quick, joined, folders, tmp_path):
     grid = devices(1)
     grid.contexts[3] = joined(3, 1, folders[3])
     out = tmp_path / "void"
@@ -155,7 +140,7 @@ def test_a_run_without_enough_answers_fails_and_says_so(
 
 
 @pytest.mark.usefixtures("pages")
-def test_a_run_that_nobody_came_to_fails(devices: Made, quick: dict[str, Any], tmp_path: Path):
+def test_a_run_that_nobody_came_to_fails(devices, quick, tmp_path):
     with pytest.raises(RunFailed, match="no round was completed"):
         start(devices(0), **quick, out=str(tmp_path / "void"))
     assert (tmp_path / "void" / "report.html").is_file()

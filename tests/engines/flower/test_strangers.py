@@ -15,6 +15,7 @@ from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import Refused
 from fedprune.protocol.replies import Packet, folded_of, parts_in
 from fedprune.secagg.messages import reply_of
+from tests.runs import tiny
 
 Made = Callable[..., Any]
 
@@ -73,7 +74,7 @@ LETTERS = st.builds(
     ids=["parts", "a sum", "a stage of a secure sum", "hello"],
 )
 @given(packet=LETTERS)
-def test_any_packet_is_understood_or_refused(read: Callable[[Packet], Any], packet: Packet):
+def test_any_packet_is_understood_or_refused(read, packet):
     refusal = None
     try:
         read(packet)
@@ -93,7 +94,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.fixture
-def three(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+def three() -> Callable[..., RunConfig]:
     def made(**changes: Any) -> RunConfig:
         few = {"clients": 3, "cohort": 3, "rounds": 2, "warmup": 0, "end": 1, "local_steps": 1}
         return tiny(**{**few, **changes})
@@ -104,7 +105,7 @@ def three(tiny: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("secure", ["none", "secagg"])
 @pytest.mark.parametrize("about", [b for _, b in BAD], ids=[name for name, _ in BAD])
-def test_no_reply_ends_a_run(devices: Made, three: Made, about: dict[str, Any], secure: str):
+def test_no_reply_ends_a_run(devices, three, about, secure):
     """The second of three devices lies in every reply; the others' round goes on."""
 
     def meddle(node: int, question: Message, reply: Message) -> Message:
@@ -141,7 +142,7 @@ RECORDS = [
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("content", RECORDS, ids=range(len(RECORDS)))
 @pytest.mark.parametrize("kind", ["query.hello", "train.tune", "evaluate"])
-def test_records_of_any_kind_are_refused(devices: Made, three: Made, content: Any, kind: str):
+def test_records_of_any_kind_are_refused(devices, three, content, kind):
     def meddle(node: int, question: Message, reply: Message) -> Message:
         lies = node == 78 and question.metadata.message_type == kind
         return Message(content, reply_to=question) if lies else reply
@@ -174,9 +175,7 @@ HELLOS = [
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("hello", HELLOS, ids=range(len(HELLOS)))
-def test_a_node_that_announces_what_cannot_be_takes_no_part(
-    devices: Made, three: Made, hello: dict[str, Any], caplog: pytest.LogCaptureFixture
-):
+def test_a_node_that_announces_what_cannot_be_takes_no_part(devices, three, hello, caplog):
     def meddle(node: int, question: Message, reply: Message) -> Message:
         if node == 77 and question.metadata.message_type == "query.hello":
             reply.content.config_records["fields"]["about"] = json.dumps(hello)
@@ -189,9 +188,7 @@ def test_a_node_that_announces_what_cannot_be_takes_no_part(
     assert len(caplog.text) < 3000
 
 
-def test_a_node_without_a_partition_is_told_so(
-    devices: Made, three: Made, folders: Any, joined: Made
-):
+def test_a_node_without_a_partition_is_told_so(devices, three, folders, joined):
     grid = devices(2)
     grid.contexts[5] = joined(5, 0, folders[2])
     del grid.contexts[5].node_config["partition-id"]

@@ -16,11 +16,12 @@ from fedprune.engines.inline import inline_port
 from fedprune.protocol.models import dense_model
 from fedprune.run import NoRoundCompleted
 from fedprune.tensors import state_of
+from tests.runs import played, same, tiny
 
 Made = Callable[..., Any]
 
 
-def test_in_a_users_own_server_app(devices: Made):
+def test_in_a_users_own_server_app(devices):
     """The snippet in docs/devices.md."""
     kept = {}
     app = ServerApp()
@@ -49,9 +50,7 @@ def test_in_a_users_own_server_app(devices: Made):
     assert zeros > 0.8 * 12944
 
 
-def test_the_result_is_that_of_the_same_run_in_one_process(
-    workers: Made, tiny: Made, played: Made, same: Made
-):
+def test_the_result_is_that_of_the_same_run_in_one_process(workers):
     result = FedPrune(tiny()).start(workers(2))
     right = played(tiny())
     assert same(result.arrays.to_torch_state_dict(), right.state.weights)
@@ -63,7 +62,7 @@ def test_the_result_is_that_of_the_same_run_in_one_process(
     assert result.evaluate_metrics_serverapp == {}
 
 
-def test_it_begins_with_the_arrays_given(workers: Made, tiny: Made, same: Made):
+def test_it_begins_with_the_arrays_given(workers):
     config = tiny(rounds=1, warmup=0, end=1)
     given = {n: torch.full_like(t, 0.01) for n, t in state_of(dense_model(config)).items()}
     seen: dict[int, Any] = {}
@@ -78,7 +77,7 @@ def test_it_begins_with_the_arrays_given(workers: Made, tiny: Made, same: Made):
     assert same(seen[1], begun.state.weights)
 
 
-def test_arrays_of_another_model_are_refused(workers: Made, tiny: Made):
+def test_arrays_of_another_model_are_refused(workers):
     given = {n: t.clone() for n, t in state_of(dense_model(tiny())).items()}
     bad = {**given, "head.bias": torch.zeros(3)}
     with pytest.raises(ConfigError, match=r"initial_arrays: head.bias: \(3,\); allowed: \(10,\)"):
@@ -92,9 +91,7 @@ def test_arrays_of_another_model_are_refused(workers: Made, tiny: Made):
     ("rounds", "warmup", "end"),
     [(1, 0, 1), (2, 0, 1), (5, 1, 3), (10, 3, 7), (50, 15, 38)],
 )
-def test_warm_up_and_end_follow_the_rounds_unless_they_were_given(
-    rounds: int, warmup: int, end: int
-):
+def test_warm_up_and_end_follow_the_rounds_unless_they_were_given(rounds, warmup, end):
     from fedprune.engines.flower.strategy import _changed
 
     config = _changed(configure({"task": "digits", "rounds": 40}), rounds, None, {})
@@ -104,7 +101,7 @@ def test_warm_up_and_end_follow_the_rounds_unless_they_were_given(
     assert given == configure({"task": "digits", "rounds": rounds, "warmup": 0})
 
 
-def test_changes_are_checked_and_named(workers: Made, tiny: Made):
+def test_changes_are_checked_and_named(workers):
     start = FedPrune(tiny()).start
     with pytest.raises(ConfigError, match=r"rate=0.1: no such key"):
         start(workers(1), train_config=ConfigRecord({"rate": 0.1}))
@@ -114,7 +111,7 @@ def test_changes_are_checked_and_named(workers: Made, tiny: Made):
         start(workers(1), num_rounds=0)
 
 
-def test_train_config_takes_the_command_lines_names(workers: Made, tiny: Made, played: Made):
+def test_train_config_takes_the_command_lines_names(workers):
     result = FedPrune(tiny()).start(
         workers(1),
         train_config=ConfigRecord({"local-steps": 1, "lr": 0.2}),
@@ -125,7 +122,7 @@ def test_train_config_takes_the_command_lines_names(workers: Made, tiny: Made, p
     assert losses == [row["loss"] for row in right.rows]
 
 
-def test_a_timeout_ends_the_wait(devices: Made, tiny: Made):
+def test_a_timeout_ends_the_wait(devices):
     def lose(_: int, question: Any, reply: Any) -> Any:
         return None if question.metadata.message_type == "train.tune" else reply
 

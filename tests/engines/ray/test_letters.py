@@ -21,7 +21,7 @@ def message(*sizes: int) -> Message:
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (LARGE - 1,), (LARGE,), (3, 2 * LARGE, LARGE, 7)])
-def test_a_message_is_the_same_after_it_was_parted(sizes: tuple[int, ...]):
+def test_a_message_is_the_same_after_it_was_parted(sizes):
     sent = message(*sizes)
     head, large = parted(sent)
     assert [len(b) for b in large] == [n for n in sizes if n >= LARGE]

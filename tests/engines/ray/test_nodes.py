@@ -31,17 +31,7 @@ GIB = 2**30
         (8, 0, math.inf, Footprint(), -1, 3, 3, 0, "as asked"),
     ],
 )
-def test_as_many_workers_as_fit(
-    cpus: int,
-    cards: float,
-    memory: float,
-    needs: Footprint,
-    gpus: float,
-    most: int,
-    workers: int,
-    share: float,
-    why: str,
-):
+def test_as_many_workers_as_fit(cpus, cards, memory, needs, gpus, most, workers, share, why):
     staff = staff_of(Node("id", "10.0.0.1", cpus, cards, memory), needs, gpus, most)
     assert (staff.workers, staff.gpus) == (workers, pytest.approx(share))
     assert staff.why.startswith(why)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
@@ -33,12 +32,12 @@ def port() -> int:
     return found
 
 
-def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
+def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert refused(gpus=1.0) == "gpus=1: this machine has 0; allowed: 0, or -1"
 
 
-def test_a_dead_address(port: int):
+def test_a_dead_address(port):
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"localhost:{port}"):
         line = refused(ray_address=address)
         target = address.removeprefix("ray://")
@@ -49,13 +48,11 @@ def test_a_dead_address(port: int):
     "address",
     ["nowhere", "127.0.0.1:99999", "no-such-host.invalid:6379", "127.0.0.1:", ":6379x", "1.2.3.4"],
 )
-def test_what_is_no_address(address: str):
+def test_what_is_no_address(address):
     assert refused(ray_address=address).startswith(f"ray-address='{address}': no")
 
 
-def test_a_note_that_a_dead_cluster_left(
-    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_note_that_a_dead_cluster_left(port, tmp_path, monkeypatch):
     (tmp_path / "note").write_text(f"127.0.0.1:{port}")
     monkeypatch.setattr(starting, "_NOTE", tmp_path / "note")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -64,7 +61,7 @@ def test_a_note_that_a_dead_cluster_left(
     assert "no Ray has been started on this machine" in refused(ray_address="auto")
 
 
-def test_something_that_is_silent_at_the_address(monkeypatch: pytest.MonkeyPatch):
+def test_something_that_is_silent_at_the_address(monkeypatch):
     monkeypatch.setattr(starting, "ANSWER", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -93,7 +90,7 @@ def test_another_server_of_grpc_may_be_rays_client_server_and_no_cluster():
     server.stop(None)
 
 
-def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert refused().startswith("engine='ray': flwr is not installed; allowed: pip install")
 
