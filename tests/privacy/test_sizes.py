@@ -1,7 +1,9 @@
 """Neighbouring data give messages of one length, in every kind of run that hides data."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from fedprune.codec.wire import Packet
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
+from tests.played import watched
 
 HIDING = [e for e in EXAMPLES if "dp" in e]
 SECURE = {**MLP, "secure": "secagg"}
@@ -95,3 +98,45 @@ def test_what_a_secure_round_weighs_tells_nothing_of_the_data(keys):
         (row,) = found.rows
         weighed.add((row["bytes_up"], row["bytes_down"], row["bytes_evaluation"]))
     assert len(weighed) == 1
+
+
+def seen_of(host: Host, folder: Path) -> dict[str, Any]:
+    """What anybody sees of a whole run beside the numbers in it, to which noise was added."""
+    sent = list[Any]()
+
+    def heard(host: Host, question: Question, partition: int, *rest: Any) -> Packet:
+        packet = encoded(host, question, partition, *rest)
+        sizes = {name: len(data) for name, data in packet.buffers.items()}
+        sent.append((question.kind, question.round, partition, len(packet.head), sizes))
+        return packet
+
+    encoded = serving.encoded
+    with patch.object(serving, "encoded", heard):
+        run = watched(host.config, inline_port(host), folder=folder)
+    rows = [
+        (row.keys(), row["answered"], row["failures"], row["bytes_up"], row["sparsity"])
+        for row in run.result.rows
+    ]
+    files = {path.relative_to(folder) for path in folder.rglob("*")}
+    summary = run.result.summary
+    booked = [{k: v for k, v in line.items() if k != "digest"} for line in run.lines]
+    return {
+        **{"sent": sent, "rows": rows, "files": files, "booked": booked},
+        **{"privacy": summary["privacy"], "summary": summary.keys()},
+    }
+
+
+@pytest.mark.parametrize(
+    "keys", [NOISE, {**NOISE, "combine": "votes"}, {**NOISE, "dp": "example"}], ids=str
+)
+def test_two_runs_that_differ_in_one_row_look_alike_from_end_to_end(keys, tmp_path):
+    seeded = {"noise_source": "seeded", "rounds": 2}  # or others would be asked
+    host = build_host(configure({**BASE, **keys, **seeded}))
+    first = host.shards[0].train
+    rows = {"images": 1 - first["images"][:1], "labels": 9 - first["labels"][:1]}
+    train = {name: torch.cat([rows[name], values[1:]]) for name, values in first.items()}
+    other = replace(host, shards={**host.shards, 0: replace(host.shards[0], train=train)})
+    one, another = seen_of(host, tmp_path / "one"), seen_of(other, tmp_path / "another")
+    assert len(one["sent"]) > 12
+    for name in one:
+        assert one[name] == another[name], name
