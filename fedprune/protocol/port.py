@@ -23,11 +23,27 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """A port's `ask` that can put several asks side by side.
+
+    Attributes:
+        put: one sum for each ask, in their order.
+    """
+
+    put: Callable[[Sequence[Ask]], list[Aggregate]]
+
+    def __call__(self, question: Question, partitions: Sequence[int]) -> Aggregate:
+        """The sum of one ask."""
+        return self.put([Ask(question, partitions)])[0]
+
+
+@dataclass(frozen=True)
 class Port:
     """What the loop knows of the world.
 
     Attributes:
-        ask: puts a question to partitions, gives back the folded answers.
+        ask: puts a question to partitions, gives back the folded answers; an `Exchange`, if it can
+            put several at once.
         present: the partitions that can be asked now, ascending, and their training labels.
         panel: partitions that only measure, and no others do; none: everyone trains and measures.
         rehearsed: who serves the partitions tries task, model and data together before it takes
@@ -45,6 +61,12 @@ class Port:
     own_data: Callable[[], bool] = lambda: False
     federation: str = ""
     data: Callable[[], str] = lambda: ""
+
+    def put(self, asks: Sequence[Ask]) -> list[Aggregate]:
+        """One sum for each ask, in their order: side by side if the port can, else one by one."""
+        if isinstance(self.ask, Exchange):
+            return self.ask.put(asks)
+        return [self.ask(each.question, each.partitions) for each in asks]
 
     def training(self) -> dict[int, int]:
         """The partitions that a cohort can be drawn from now, and their training labels."""

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,24 +31,111 @@ from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.noise import noise_source_of
-from fedprune.protocol.port import Port
+from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.releases import announced, most_votes, releases_of
 from fedprune.protocol.stored import Stored, store, stored_in
 from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors import digest
 
 
-@dataclass
-class _Seen:
-    """How many questions there were in a round of an arm, and how many clients could be drawn."""
+@dataclass(frozen=True)
+class _Booked:
+    """An ask that was booked.
 
-    count: dict[tuple[str, int], int] = field(default_factory=dict)
+    Attributes:
+        ask: as it is put.
+        form: of its answers.
+        releases: what was booked of it.
+        place: where its sum is kept.
+        purpose: what its noise is drawn for.
+        stored: its sum, if it was put before a kill.
+    """
+
+    ask: Ask
+    form: Form
+    releases: Sequence[Release]
+    place: Path | None
+    purpose: str = ""
+    stored: Aggregate | None = None
+
+
+@dataclass
+class _Gate:
+    """What stands before a port in an arm.
+
+    Attributes:
+        port: what asks.
+        config: what runs.
+        ledger: where every question is booked.
+        arm: whose questions they are.
+        shelf: sums that a run had before it was killed.
+        count: how many questions there were in a round.
+        there: how many clients could be drawn; 0: it is not known yet.
+    """
+
+    port: Port
+    config: RunConfig
+    ledger: Ledger
+    arm: str
+    shelf: Stored
+    count: dict[int, int] = field(default_factory=dict)
     there: int = 0
 
-    def order(self, arm: str, round_: int) -> int:
-        n = self.count.get((arm, round_), 0)
-        self.count[arm, round_] = n + 1
-        return n
+    @property
+    def panel(self) -> frozenset[int]:
+        """The partitions that only measure."""
+        return frozenset(range(self.config.clients - self.config.panel, self.config.clients))
+
+    def present(self) -> Mapping[int, int]:
+        """Who can be asked now."""
+        there = self.port.present()
+        # Drawn from fewer, each is drawn more often than the configuration would have it.
+        self.there = len(there.keys() - self.panel)
+        return there
+
+    def put(self, asks: Sequence[Ask]) -> list[Aggregate]:
+        """One sum for each ask, in their order: all are booked before any is put."""
+        booked = [self._book(ask) for ask in asks]
+        sums = iter(self.port.put([b.ask for b in booked if b.stored is None]))
+        return [self._noised(b, next(sums)) if b.stored is None else b.stored for b in booked]
+
+    def _book(self, ask: Ask) -> _Booked:
+        c, question = self.config, ask.question
+        layout = layout_at(c, question.edits)
+        form = form_of(question, c, layout)
+        booked = releases_of(question, form, c, most_votes(question, c, form, layout))
+        occasion = self._occasion(ask)
+        place = self.shelf.place(occasion)
+        before = stored_in(place)
+        if before is not None:
+            return _Booked(ask, form, booked, place, stored=before)
+        again = self.ledger.times(occasion) if occasion.digest else 0
+        self.ledger.book(occasion, booked)
+        purpose = f"noise {self.arm} {occasion.digest}" + (f" {again}" if again else "")
+        ask = replace(ask, question=replace(question, again=again)) if again else ask
+        return _Booked(ask, form, booked, place, purpose)
+
+    def _occasion(self, ask: Ask) -> Occasion:
+        question, order = ask.question, self.count.get(ask.question.round, 0)
+        self.count[question.round] = order + 1
+        return Occasion(
+            self.arm,
+            question.round,
+            question.kind,
+            order,
+            audience(question.kind, self.config),
+            tuple(ask.partitions),
+            self.there or self.config.clients - self.config.panel,
+            name_of(question, ask.partitions, self.config),
+        )
+
+    def _noised(self, b: _Booked, aggregate: Aggregate) -> Aggregate:
+        c, question = self.config, b.ask.question
+        if c.dp != "none":
+            draw = noise_source_of(c, b.purpose, question.round)
+            aggregate = _noised(aggregate, question, b.form, c, b.releases, draw)
+        store(b.place, aggregate)
+        return aggregate
 
 
 def private_port(
@@ -56,51 +144,11 @@ def private_port(
     """The port with every question booked and every sum noised as the configuration says.
 
     Its `ask` raises `fedprune.privacy.ledger.Spent` before a question that the budget does not
-    allow for. What is `stored` of a run that was killed is given again instead of asked for.
+    allow for, and before all that go with it. What is `stored` of a run that was killed is given
+    again instead of asked for.
     """
-    seen = _Seen()
-    shelf = stored or Stored(None)
-
-    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-        layout = layout_at(config, question.edits)
-        form = form_of(question, config, layout)
-        most = most_votes(question, config, form, layout)
-        booked = releases_of(question, form, config, most)
-        name = name_of(question, partitions, config)
-        order = seen.order(arm, question.round)
-        occasion = Occasion(
-            arm,
-            question.round,
-            question.kind,
-            order,
-            audience(question.kind, config),
-            tuple(partitions),
-            seen.there or config.clients - config.panel,
-            name,
-        )
-        place = shelf.place(occasion)
-        before = stored_in(place)
-        if before is not None:
-            return before
-        again = ledger.times(occasion) if name else 0
-        ledger.book(occasion, booked)
-        aggregate = port.ask(replace(question, again=again) if again else question, partitions)
-        if config.dp != "none":
-            purpose = f"noise {arm} {name}" + (f" {again}" if again else "")
-            draw = noise_source_of(config, purpose, question.round)
-            aggregate = _noised(aggregate, question, form, config, booked, draw)
-        store(place, aggregate)
-        return aggregate
-
-    panel = frozenset(range(config.clients - config.panel, config.clients))
-
-    def present() -> Mapping[int, int]:
-        there = port.present()
-        # Drawn from fewer, each is drawn more often than the configuration would have it.
-        seen.there = len(there.keys() - panel)
-        return there
-
-    return replace(port, ask=ask, present=present, panel=panel)
+    gate = _Gate(port, config, ledger, arm, stored or Stored(None))
+    return replace(port, ask=Exchange(gate.put), present=gate.present, panel=gate.panel)
 
 
 def ready_port(

@@ -10,8 +10,8 @@ from typing import Any
 
 from fedprune.config import RunConfig, with_values
 from fedprune.methods.catalog import memories_of
-from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.port import Port
+from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.records.bound import Going
 from fedprune.records.checkpoint import save_state
 from fedprune.records.folder import (
@@ -126,13 +126,15 @@ class RunBook:
             save_state(state, checkpoint_path(self.folder, WARM), growing(self.folder))
 
     def shown(self, arm: str, port: Port) -> Port:
-        """The port, with every question announced to who looks on."""
+        """The port, with every exchange announced to who looks on, one kind of question at once."""
 
-        def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-            self.watch.phase(arm, question, len(partitions))
-            return port.ask(question, partitions)
+        def put(asks: Sequence[Ask]) -> list[Aggregate]:
+            kinds = dict.fromkeys(ask.question.kind for ask in asks)
+            for those in ([a for a in asks if a.question.kind == kind] for kind in kinds):
+                self.watch.phase(arm, those[0].question, sum(len(a.partitions) for a in those))
+            return port.put(asks)
 
-        return replace(port, ask=ask)
+        return replace(port, ask=Exchange(put))
 
 
 def open_book(config: RunConfig, folder: Path | None, going: Going, watch: Watch) -> RunBook:

@@ -50,8 +50,7 @@ def exchanged(
     """Put the asks of one exchange: one sum for each, in their order."""
     c, sums = plan.config, []
     asks = [replace(a, question=addressed(a.question, book, c, a.partitions)) for a in asks]
-    for ask in asks:
-        aggregate = port.ask(ask.question, ask.partitions)
+    for ask, aggregate in zip(asks, port.put(asks), strict=True):
         book = _booked(book, ask.question, aggregate)
         if ask.question.kind == "tune":
             book, aggregate = weighed(book, aggregate, c)

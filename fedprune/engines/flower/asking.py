@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
-from fedprune.config import to_toml
-from fedprune.engines.flower.exchange import MISSING, POLL, Incoming, Lost, exchange
+from fedprune.engines.flower.exchange import (
+    MISSING,
+    POLL,
+    Incoming,
+    Lost,
+    Outgoing,
+    OutgoingKey,
+    exchange,
+)
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Failure
 from fedprune.protocol.replies import identity
 
 _Said = TypeVar("_Said")
+
+ON_THE_WAY = 2**30
+"""Bytes that packets on their way may hold, each for itself; what is more waits for the others."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Request(Generic[_Said]):
         packet: what the host of some partitions is sent, with or without what a device has already.
         read: what a reply of the host of some partitions says; raises Refused.
         weight: bytes of a packet that was sent to the host of some partitions, maybe once more.
+        alone: bytes of a packet that no other holds.
     """
 
     message_type: str
@@ -35,6 +46,45 @@ class Request(Generic[_Said]):
     packet: Callable[[list[int], bool], Packet]
     read: Callable[[Packet, list[int]], _Said]
     weight: Callable[[Packet, list[int], bool], int]
+    alone: Callable[[Packet], int] = lambda _: 0
+
+
+def ask(askings: Sequence[Asking[Any]], *, again: bool, tick: Tick | None = None) -> None:
+    """Put requests side by side to those that have not replied yet.
+
+    A device is sent them without what it has already, unless it is asked `again`.
+
+    Args:
+        askings: of one fleet.
+        again: it is the second time.
+        tick: told how many more partitions have replied.
+    """
+    mail: dict[OutgoingKey, Outgoing] = {}
+    size = 0
+    for i, asking in enumerate(askings):
+        for k, each in asking.mail(again=again):
+            mail[i, k] = each
+            size += asking.request.alone(each.packet)
+            if size > ON_THE_WAY:
+                _exchanged(askings, mail, again=again, tick=tick)
+                mail, size = {}, 0
+    _exchanged(askings, mail, again=again, tick=tick)
+
+
+def _exchanged(
+    askings: Sequence[Asking[Any]],
+    mail: Mapping[OutgoingKey, Outgoing],
+    *,
+    again: bool,
+    tick: Tick | None,
+) -> None:
+    if not mail:
+        return
+    fleet = askings[0].fleet
+    for (i, k), reply in exchange(fleet.grid, mail, fleet.config.timeout, POLL[fleet.simulated()]):
+        came = askings[i].hear(k, mail[i, k].packet, reply, again=again)
+        if tick and came:
+            tick(came)
 
 
 @dataclass
@@ -55,29 +105,22 @@ class Asking(Generic[_Said]):
     outcomes: dict[int, _Said | Refused | Lost] = field(default_factory=dict)
     down: int = 0
 
-    def ask(self, *, again: bool, tick: Tick | None = None) -> None:
-        """Ask those that have not replied yet: a device without what it has, unless it is `again`.
-
-        Args:
-            again: it is the second time.
-            tick: told how many more partitions have replied.
-        """
+    def mail(self, *, again: bool) -> Iterator[tuple[int, Outgoing]]:
+        """What is sent to those that have not replied yet, by their place in the sum."""
         fleet, lean = self.fleet, not self.fleet.simulated() and not again
-        text = to_toml(fleet.config)
-        named = {"config": "" if lean else text, "config_id": identity(text)}
-        mail = {
-            k: (node, self._packet(group, lean, named))
-            for k, (node, group) in self.assignments.items()
-            if node is not None and self.unanswered(k) and not self._risky(group)
-        }
-        sent = (mail, self.request.message_type, fleet.config.timeout, POLL[fleet.simulated()])
-        for k, reply in exchange(fleet.grid, *sent):
-            group = self.assignments[k][1]
-            if not isinstance(reply, Lost) or reply.sent:
-                self.down += self.request.weight(mail[k][1], group, again)
-            self.outcomes[k] = outcome = self._understood(reply, group)
-            if tick and not isinstance(outcome, Refused | Lost):
-                tick(len(group))
+        named = {"config": "" if lean else fleet.text, "config_id": identity(fleet.text)}
+        for k, (node, group) in self.assignments.items():
+            if node is not None and self.unanswered(k) and not self._risky(group):
+                packet = self._packet(group, lean, named)
+                yield k, Outgoing(node, self.request.message_type, packet)
+
+    def hear(self, k: int, sent: Packet, reply: Incoming, *, again: bool) -> int:
+        """Take in what came of a packet: how many partitions have replied with it."""
+        group = self.assignments[k][1]
+        if not isinstance(reply, Lost) or reply.sent:
+            self.down += self.request.weight(sent, group, again)
+        self.outcomes[k] = outcome = self._understood(reply, group)
+        return 0 if isinstance(outcome, Refused | Lost) else len(group)
 
     def _packet(self, group: list[int], lean: bool, named: dict[str, str]) -> Packet:
         packet = self.request.packet(group, lean)

@@ -44,25 +44,43 @@ Incoming = Packet | Refused | Lost
 """What came back: a packet, something that is none, or nothing."""
 
 
+OutgoingKey = tuple[int, int]
+"""What a packet was sent under: which of the requests that are put together, and which host."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A packet for a node.
+
+    Attributes:
+        node: Flower's id of it.
+        message_type: Flower's, which names the client's function.
+        packet: what is sent.
+    """
+
+    node: int
+    message_type: str
+    packet: Packet
+
+
 @dataclass
 class Pending:
-    """Packets that were sent: sent to nodes, each under a key, and not answered yet."""
+    """Packets that were sent to nodes, each under a key, and not answered yet."""
 
     grid: Grid
-    message_type: str
-    awaited: dict[str, int] = field(default_factory=dict)
+    awaited: dict[str, OutgoingKey] = field(default_factory=dict)
     _copies: Copies = field(default_factory=dict)
 
-    def send(self, key: int, node: int, packet: Packet) -> bool:
+    def send(self, key: OutgoingKey, mail: Outgoing) -> bool:
         """Send a packet; False where Flower does not take it: no such node."""
-        message = Message(records(packet, self._copies), node, self.message_type)
+        message = Message(records(mail.packet, self._copies), mail.node, mail.message_type)
         sent = list(self.grid.push_messages([message]))
         if not sent or not sent[0]:
             return False
         self.awaited[sent[0]] = key
         return True
 
-    def replies(self) -> Iterator[tuple[int, Incoming]]:
+    def replies(self) -> Iterator[tuple[OutgoingKey, Incoming]]:
         """What has come since the last look."""
         if not self.awaited:
             return
@@ -71,33 +89,28 @@ class Pending:
             if key is not None:
                 yield key, reply_in(message)
 
-    def forget(self, key: int) -> None:
+    def forget(self, key: OutgoingKey) -> None:
         """Await no reply for this key any longer."""
         self.awaited = {sent: k for sent, k in self.awaited.items() if k != key}
 
 
 def exchange(
-    grid: Grid,
-    mail: Mapping[int, tuple[int, Packet]],
-    message_type: str,
-    timeout: float,
-    poll: float,
-) -> Iterator[tuple[int, Incoming]]:
+    grid: Grid, mail: Mapping[OutgoingKey, Outgoing], timeout: float, poll: float
+) -> Iterator[tuple[OutgoingKey, Incoming]]:
     """Send every packet and yield what comes back, in order of arrival.
 
     Args:
         grid: Flower's grid.
-        mail: key to (node id, packet).
-        message_type: Flower's, which names the client's function.
+        mail: what is sent, under which keys.
         timeout: seconds to wait; what has not come by then is lost.
         poll: seconds between looks for replies.
 
     Yields:
         Every key once, with its reply.
     """
-    pending = Pending(grid, message_type)
-    for key, (node, packet) in mail.items():
-        if not pending.send(key, node, packet):
+    pending = Pending(grid)
+    for key, each in mail.items():
+        if not pending.send(key, each):
             yield key, Lost("could not be reached", sent=False)
     # A grid with a clock of its own waits for replies itself.
     clock = getattr(grid, "clock", time.monotonic)
@@ -117,11 +130,11 @@ def exchange(
 
 
 def _left(
-    pending: Pending, mail: Mapping[int, tuple[int, Packet]]
-) -> Iterator[tuple[int, Incoming]]:
+    pending: Pending, mail: Mapping[OutgoingKey, Outgoing]
+) -> Iterator[tuple[OutgoingKey, Incoming]]:
     """Those awaited whose node is no longer there."""
     there = set(pending.grid.get_node_ids())
-    for key in [k for k in pending.awaited.values() if mail[k][0] not in there]:
+    for key in [k for k in pending.awaited.values() if mail[k].node not in there]:
         pending.forget(key)
         yield key, Lost("left", left=True)
 

@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from flwr.serverapp import Grid
 
 from fedprune.client.host import grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
-from fedprune.engines.flower.exchange import Incoming, Lost, Pending
+from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
 from fedprune.options.refusal import ConfigError, Refused
 from fedprune.protocol.messages import Failure, failure_said, plain
 from fedprune.runtime.json_text import read_object
@@ -82,7 +83,12 @@ class Fleet:
     _notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._pending = Pending(self.grid, "query.hello")
+        self._pending = Pending(self.grid)
+
+    @cached_property
+    def text(self) -> str:
+        """The configuration as every node is sent it."""
+        return to_toml(self.config)
 
     def present(self) -> Mapping[int, int]:
         """The partitions that can be asked now, ascending, and their training labels.
@@ -130,15 +136,16 @@ class Fleet:
         there = set(self.grid.get_node_ids())
         for i in self._greeted.keys() - there:
             del self._greeted[i]
-            self._pending.forget(i)
+            self._pending.forget((0, i))
             self.nodes.pop(i, None)
         for i in sorted(there - self._greeted.keys()):
             self._greet(i)
-        for i, reply in list(self._pending.replies()):
+        for (_, i), reply in list(self._pending.replies()):
             self._hear(i, reply)
 
     def _greet(self, node: int) -> None:
-        if self._pending.send(node, node, Packet({"config": to_toml(self.config)}, {})):
+        hello = Outgoing(node, "query.hello", Packet({"config": self.text}))
+        if self._pending.send((0, node), hello):
             self._greeted[node] = self._greeted.get(node, 0) + 1
 
     def _hear(self, i: int, reply: Incoming) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
@@ -14,7 +14,7 @@ from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.asking import Asking, Request
+from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
 from fedprune.engines.flower.exchange import Lost
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.engines.flower.sealed import sealed_sums
@@ -30,7 +30,7 @@ from fedprune.protocol.messages import (
 )
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.parts import PartitionPart, with_part
-from fedprune.protocol.port import Port
+from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.protocol.replies import folded_of, parts_in
 
@@ -54,10 +54,11 @@ def grid_port(
         memory: where what a simulation's clients remember is kept; by default in this process.
     """
     fleet, held = Fleet(grid, config), memory or ClientMemory()
-    put = sealed_sums(fleet, tick) if config.secure != "none" else _open_sums(fleet, tick, held)
+    secure = config.secure != "none"
+    put = _one_by_one(sealed_sums(fleet, tick)) if secure else _open_sums(fleet, tick, held)
 
-    def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-        aggregate = put(question, partitions)
+    def with_news(ask: Ask, aggregate: Aggregate) -> Aggregate:
+        question = ask.question
         if question.kind == "evaluate":
             fleet.gathering = question.round < config.rounds
         # What comes before the first round has no row to be in: the news wait for one.
@@ -65,8 +66,11 @@ def grid_port(
         told = aggregate.notices + said
         return replace(aggregate, failures=aggregate.failures + failed, notices=told)
 
+    def exchange(asks: Sequence[Ask]) -> list[Aggregate]:
+        return [with_news(*each) for each in zip(asks, put(asks), strict=True)]
+
     return Port(
-        *(ask, fleet.present),
+        *(Exchange(exchange), fleet.present),
         rehearsed=True,
         own_data=lambda: not fleet.simulated(),
         federation=_federation(grid),
@@ -79,23 +83,52 @@ def _federation(grid: Grid) -> str:
     return "" if named.startswith("@none/") else named
 
 
-def _open_sums(
-    fleet: Fleet, tick: Tick | None, memory: ClientMemory
-) -> Callable[[Question, Sequence[int]], Aggregate]:
-    """What asks every host for its sum, and adds up the sums."""
+Put = Callable[[Sequence[Ask]], list[Aggregate]]
+
+
+def _one_by_one(put: Callable[[Question, Sequence[int]], Aggregate]) -> Put:
+    return lambda asks: [put(each.question, each.partitions) for each in asks]
+
+
+def _open_sums(fleet: Fleet, tick: Tick | None, memory: ClientMemory) -> Put:
+    """What asks every host for its sum, all asks side by side, and adds up the sums of each."""
     config = fleet.config
 
-    def put(question: Question, partitions: Sequence[int]) -> Aggregate:
+    def one(each: Ask) -> tuple[_Asked, Asking[Outcome]]:
+        question, partitions = each.question, each.partitions
         form = form_of(question, config, layout_at(config, question.edits))
         hosts = list(grouped(partitions, config).values())
         asked = _Asked(fleet, question, broadcast(question, config.wire), form, hosts, memory)
-        asking = Asking(fleet, asked.request, dict(enumerate(fleet.assignments(partitions))))
-        asking.ask(again=False, tick=tick)
-        asking.ask(again=True, tick=tick)
-        _ask_apart(asked, asking, tick)
-        return replace(summed(asked.sums(asking)), bytes_down=asking.down)
+        assignments = dict(enumerate(fleet.assignments(partitions)))
+        return asked, Asking(fleet, asked.request, assignments)
+
+    def some(asks: Sequence[Ask]) -> list[Aggregate]:
+        both = [one(each) for each in asks]
+        for again in (False, True):
+            ask([asking for _, asking in both], again=again, tick=tick)
+        for asked, asking in both:
+            _ask_apart(asked, asking, tick)
+        return [replace(summed(a.sums(asking)), bytes_down=asking.down) for a, asking in both]
+
+    def put(asks: Sequence[Ask]) -> list[Aggregate]:
+        return [aggregate for part in _parts(asks) for aggregate in some(part)]
 
     return put
+
+
+def _parts(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
+    """The asks in parts of which each is about models of bounded size together."""
+    part: list[Ask] = []
+    size = 0
+    for each in asks:
+        its = sum(w.numel() * w.element_size() for w in each.question.weights.values())
+        if part and size + its > ON_THE_WAY:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += its
+    if part:
+        yield part
 
 
 Outcome = Aggregate | list[PartitionPart]
@@ -126,7 +159,7 @@ class _Asked:
     def request(self) -> Request[Outcome]:
         """How it is put to every host."""
         kind = self.question.kind
-        how = (self._packet, self._said, self._weight)
+        how = (self._packet, self._said, self._weight, self._alone)
         return Request(KINDS[kind].flower, kind, *how)
 
     def _packet(self, group: list[int], lean: bool) -> Packet:
@@ -155,6 +188,10 @@ class _Asked:
             return 0 if again else self.sent.size(group)
         fields = {name: packet.fields[name] for name in ("head", "config")}
         return replace(packet, fields=fields).size()
+
+    def _alone(self, packet: Packet) -> int:
+        """Bytes that only one host is sent, which are counted nowhere else."""
+        return max(0, packet.size() - self.sent.common.size())
 
     def _said(self, reply: Packet, group: list[int]) -> Outcome:
         if self.fleet.simulated():
@@ -218,7 +255,7 @@ def _ask_apart(asked: _Asked, asking: Asking[Outcome], tick: Tick | None) -> Non
             continue
         assignments: dict[int, Assignment] = {p: (node, [p]) for p in group}
         alone = Asking(fleet, asking.request, assignments)
-        alone.ask(again=k in asking.outcomes, tick=tick)
+        ask([alone], again=k in asking.outcomes, tick=tick)
         asking.down += alone.down
         asking.outcomes[k] = summed(asked.sums(alone))
         lost = {p for p, said in alone.outcomes.items() if isinstance(said, Lost)}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fedprune.client.serving import Tick
 from fedprune.codec.wire import Packet
 from fedprune.config.kinds import KINDS
-from fedprune.engines.flower.asking import Asking, Request
+from fedprune.engines.flower.asking import Asking, Request, ask
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.secagg.messages import (
@@ -40,7 +40,7 @@ def sealed_sums(
         request = _request(fleet, call, enclosed)
         asking = Asking(fleet, request, dict(enumerate(fleet.assignments(partitions))))
         for again in (False, True):
-            asking.ask(again=again, tick=tick if enclosed else None)
+            ask([asking], again=again, tick=tick if enclosed else None)
         said = (asking.said(k) for k in asking.assignments)
         replies = (
             each if isinstance(each, StageReply) else StageReply(failures=each) for each in said
