@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from fedprune import federate
 from fedprune.config import configure
-from fedprune.config.terms import terms_of
+from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.flower import asking, grid
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
@@ -91,7 +91,7 @@ def test_who_is_lost_among_many_is_the_one_who_is_missed():
 def test_of_an_exchange_that_the_budget_does_not_allow_for_nothing_is_put():
     """Two questions, of which the budget covers one."""
     config = configure({**MLP, "dp": "client", **NOISE, "epsilon": None})
-    terms = replace(terms_of(config), budget=None)
+    terms = replace(accounting_terms_of(config), budget=None)
     put: list[int] = []
 
     def several(asks: Sequence[Ask]) -> list[Aggregate]:
