@@ -196,8 +196,8 @@ FAULTS: dict[str, Fault] = {
         "int8",
     ),
     "what was kept back is lost": Fault(
-        "fedprune.client.memory.recalled",
-        lambda f, *args: torch.zeros_like(f(*args)),
+        "fedprune.client.memory.Recollection.recall",
+        lambda f, own, name: {n: torch.zeros_like(t) for n, t in f(own, name).items()},
         "int8",
     ),
     "masks sent free of charge": Fault(
@@ -250,7 +250,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "measured on test": Fault(
         "fedprune.methods.measuring.measured",
-        lambda f, state, r, port, _part: f(state, r, port, "test"),
+        lambda f, state, r, port, _part, whom: f(state, r, port, "test", whom),
         "int8",
     ),
     "forgotten in a checkpoint": Fault(
