@@ -62,6 +62,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "max_norm": (10_000.0,),
     "strikes": (2,),
     "accumulate": (2,),
+    "batched": (2,),
     "local_epochs": (1,),
     "proximal": (0.1,),
     "l1": (1e-4,),

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noisy_steps, poisson_steps
@@ -74,15 +75,13 @@ class _Counted:
 
 def _answer_tune(question: Question, client: ClientContext) -> Answer:
     where = (question.round, client.partition)
-    c, task, part = client.config, client.task, client.shard.train
-    masks, votes = question.masks, None
-    if question.score and c.masks != "global":
-        masks, votes = own_pruning(question, client)
+    c, task = client.config, client.task
+    masks, votes = starting_masks(question, client)
     on_device = {name: m.to(client.device) for name, m in masks.items()}
     steps, backward = _steps(question, client, on_device)
     noisy = None if backward is None else _Counted(backward)
     moved_steps = (list(client.moved(iter(step))) for step in steps)
-    with seeded(c.seed, "dropout", *where):
+    with seeded(c.seed, DROPOUT, *where):
         tuned = client.train(
             client.model,
             on_device,
@@ -92,7 +91,7 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
             c,
             watch=_watch(question, client),
             called=client.tuned,
-            units=_units(client),
+            units=units_of(client),
             distillation=distillation_of(question, c, client.teacher),
             backward=noisy,
         )
@@ -101,7 +100,30 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
     if noisy is not None and noisy.calls != c.local_steps:
         given = f"{noisy.calls} of {c.local_steps} steps took their gradients by `backward`"
         raise Refused("train", f"{given}: --dp example hides examples in these alone")
-    moved = change(on_cpu(state_of(client.model)), question.weights, client.layout)
+    return tuned_answer(question, client, (masks, votes), tuned, on_cpu(state_of(client.model)))
+
+
+DROPOUT = "dropout"
+"""What a client's random numbers are for while it tunes."""
+
+
+def starting_masks(question: Question, client: ClientContext) -> tuple[Masks, Tensor | None]:
+    """The mask that a client tunes under, and as flags if it is its own: the model is pruned."""
+    if question.score and client.config.masks != "global":
+        return own_pruning(question, client)
+    return question.masks, None
+
+
+def tuned_answer(
+    question: Question,
+    client: ClientContext,
+    under: tuple[Masks, Tensor | None],
+    tuned: Tuned,
+    state: Tensors,
+) -> Answer:
+    """A client's summand once it has tuned under masks to a state, which is on the CPU."""
+    masks, votes = under
+    moved = change(state, question.weights, client.layout)
     statistics = None
     if tuned.statistics is not None:
         sums = cleared(copied(tuned.statistics), masks)
@@ -110,7 +132,7 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
     if tuned.divergence is not None:
         totals["divergence"] = tuned.divergence
     values = gathered(moved, question.masks)
-    return Answer(values, float(task.labels(part)), totals, votes, statistics)
+    return Answer(values, float(client.task.labels(client.shard.train)), totals, votes, statistics)
 
 
 def _steps(
@@ -119,8 +141,8 @@ def _steps(
     """The batches of every step, and what takes their gradients where noise hides examples."""
     c, part = client.config, client.shard.train
     if c.dp != "example":
-        gen = generator(c.seed, "batches", question.round, client.partition)
-        return step_batches(part, c, gen, alone=can_be_alone(client.model)), None
+        gen, alone = batch_draws(question, client)
+        return step_batches(part, c, gen, alone=alone), None
     draws, noise = (
         source_for(question, c, client.partition, what) for what in ("examples", "noise")
     )
@@ -129,12 +151,19 @@ def _steps(
     )
 
 
+def batch_draws(question: Question, client: ClientContext) -> tuple[torch.Generator, bool]:
+    """What draws a client's batches in a round, and whether a row may be alone in one."""
+    c = client.config
+    gen = generator(c.seed, "batches", question.round, client.partition)
+    return gen, can_be_alone(client.model)
+
+
 def _answer_own(question: Question, client: ClientContext) -> Answer:
     """The mask that this client would tune under, as flags."""
     return Answer(torch.empty(0), 1.0, {}, own_pruning(question, client)[1])
 
 
-def _units(client: ClientContext) -> Tensors:
+def units_of(client: ClientContext) -> Tensors:
     """The units of a group lasso, by number; nothing without one."""
     c = client.config
     if not c.group_lasso:

@@ -18,6 +18,7 @@ from fedprune.client.rehearsal import rehearse
 from fedprune.client.tokens import read_with
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, prepared, tune
+from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
 from fedprune.protocol.models import dense_model, layout_after, layout_for
 from fedprune.runtime.process import put_back
@@ -85,6 +86,9 @@ def build_host(
     Raises:
         ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.rehearse`.
     """
+    if config.batched > 1 and train is not tune:
+        why = "clients train by code of their own, each by itself"
+        raise ConfigError(f"batched={config.batched}: {why}; allowed: 1")
     with put_back():
         host = replace(_opened(config, shards), train=train)
         if not tried:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.client.answers import answer
+from fedprune.client.batched import misfit
 from fedprune.client.context import ClientContext
 from fedprune.client.teacher import distils
 from fedprune.client.tokens import special_tokens_of
@@ -342,6 +343,16 @@ def _check_tuning(trial: TrialClient) -> None:
     _answered(trial, question)
 
 
+def _check_batched(trial: TrialClient) -> None:
+    """One step of clients with unequal shards, together: what each of them does by itself."""
+    c, client = trial.client.config, trial.client
+    if c.batched > 1:
+        question = trial.question("tune", lr=c.lr)
+        why = misfit(question, client)
+        if why:
+            refuse("batched", c.batched, f"the model cannot train for several: {why}", "1")
+
+
 def _check_sums(trial: TrialClient) -> None:
     """The sums of inputs that least squares and redundancy are computed from."""
     c, client = trial.client.config, trial.client
@@ -405,5 +416,6 @@ _STEPS: dict[str, Callable[[TrialClient], None]] = {
     "watching layers": _check_inputs,
     "scoring": _check_score,
     "tuning": _check_tuning,
+    "training together": _check_batched,
     "summing inputs": _check_sums,
 }

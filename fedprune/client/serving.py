@@ -6,13 +6,14 @@ own, and what leaves the host is one sum, taken in the order of the partitions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.client.answers import answer
+from fedprune.client.batched import answers_together
 from fedprune.client.context import ClientContext, warn_once
 from fedprune.client.host import Host, with_edits
 from fedprune.client.memory import (
@@ -69,8 +70,7 @@ def serve(
     _in_the_open(host)
     asked = _asked(host, packet, memory)
     total = Aggregate()
-    for i, partition in enumerate(partitions):
-        part = _part(asked, partition, len(partitions) - i)
+    for part in _parts(asked, partitions):
         total = with_part(part, asked.question, asked.form, host.config, total)
         if tick:
             tick(1)
@@ -92,7 +92,7 @@ def parts_of(
     """
     _in_the_open(host)
     asked = _asked(host, packet, memory)
-    return [_part(asked, p, len(partitions) - i) for i, p in enumerate(partitions)]
+    return list(_parts(asked, partitions))
 
 
 def sum_of(host: Host, packet: Packet, parts: Sequence[PartitionPart]) -> Aggregate:
@@ -131,12 +131,52 @@ def _asked(host: Host, packet: Packet, memory: ClientMemory | None = None) -> _A
     return _Asked(host, question, form, seconds, memory or ClientMemory())
 
 
-def _part(asked: _Asked, partition: int, left: int) -> PartitionPart:
+def _parts(asked: _Asked, partitions: Sequence[int]) -> Iterator[PartitionPart]:
+    """What each of the partitions sends, in their order; so many of them are computed at once."""
+    size, left = asked.host.config.batched, len(partitions)
+    for begin in range(0, len(partitions), size):
+        some = partitions[begin : begin + size]
+        begun = _begun(asked, some) if len(some) > 1 else {}
+        for partition in some:
+            yield _part(asked, partition, left, begun.get(partition))
+            left -= 1
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A partition whose answer was computed with others.
+
+    Attributes:
+        own: what it remembers, and where it kept what it is to remember.
+        finish: gives its answer.
+    """
+
+    own: Recollection
+    finish: Callable[[], Answer]
+
+
+def _begun(asked: _Asked, partitions: Sequence[int]) -> dict[int, _Begun]:
+    """What was computed at once; nothing where that failed, so that who fails does so alone."""
+    host, question = asked.host, asked.question
+    reset(host.model, host.counters)
+    try:
+        own = {p: _recollection(asked, p) for p in partitions}
+        clients = [_client(host, question, p, own[p]) for p in partitions]
+        with one_thread():
+            found = guarded(lambda: answers_together(question, clients), asked.seconds(2))
+        return {p: _Begun(own[p], finish) for p, finish in found.items()}
+    except Exception as error:  # of one client's data, perhaps: then the others must not stop
+        warn_once(error, "those that were to be computed with it are, one by one", host.said)
+        return {}
+
+
+def _part(asked: _Asked, partition: int, left: int, begun: _Begun | None) -> PartitionPart:
     """What a partition sends, with as many of the host's still to answer, itself included."""
     host, question = asked.host, asked.question
     try:
-        own = _recollection(asked, partition)
-        meant = answered(host, question, partition, asked.seconds(left), own)
+        own = begun.own if begun else _recollection(asked, partition)
+        finish = begun.finish if begun else None
+        meant = answered(host, question, partition, asked.seconds(left), own, finish)
         packet = encoded(host, question, partition, meant)
         if keeps(question, host.config):
             _keep(asked, partition, own, meant, packet)
@@ -203,6 +243,7 @@ def answered(
     partition: int,
     seconds: float | None = None,
     own: Recollection | None = None,
+    finish: Callable[[], Answer] | None = None,
 ) -> Answer:
     """One partition's answer; of a change with what it kept back before, where it does that.
 
@@ -212,6 +253,7 @@ def answered(
         partition: who answers.
         seconds: how long it may take.
         own: what it remembers, and where it keeps what it is to remember.
+        finish: gives what was computed with others'; None: it computes by itself.
 
     Raises:
         RuntimeError: it took longer than so many seconds, by default half of the phase's.
@@ -219,13 +261,13 @@ def answered(
     limit = host.config.timeout / 2 if seconds is None else seconds
     reset(host.model, host.counters)
     with one_thread():
-        return _answered(host, question, partition, limit, own or Recollection())
+        client = _client(host, question, partition, own or Recollection())
+        given = _given(client, question, limit, finish or (lambda: answer(question, client)))
+        return _leaving(host, question, client, given)
 
 
-def _answered(
-    host: Host, question: Question, partition: int, limit: float, own: Recollection
-) -> Answer:
-    client = ClientContext(
+def _client(host: Host, question: Question, partition: int, own: Recollection) -> ClientContext:
+    return ClientContext(
         partition,
         host.shards[partition],
         host.model,
@@ -239,21 +281,26 @@ def _answered(
         host.said,
         own,
     )
+
+
+def _leaving(host: Host, question: Question, client: ClientContext, given: Answer) -> Answer:
+    """What of an answer leaves its client, with the noise that hides it."""
     form = form_of(question, host.config, host.layout)
     most = most_votes(question, host.config, form, host.layout)
-    given = _given(client, question, form, limit)
     given = leaving(given, question, host.config, most)
     if noises_itself(question.kind, host.config):
         q = question
         what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
-        source = source_for(question, host.config, partition, what)
+        source = source_for(question, host.config, client.partition, what)
         given = replace(given, totals=noised_means(given.totals, host.config, source))
     if not host.config.error_feedback or not KINDS[question.kind].changes:
         return given
-    return _with_kept_back(given, question, own)
+    return _with_kept_back(given, question, client.memory)
 
 
-def _given(client: ClientContext, question: Question, form: Form, limit: float) -> Answer:
+def _given(
+    client: ClientContext, question: Question, limit: float, work: Callable[[], Answer]
+) -> Answer:
     """What a client answers; zeros, if its code fails and noise is to hide what it would say.
 
     A failure would tell. Of --dp example these are means alone: each example that fails counts as 0
@@ -264,14 +311,14 @@ def _given(client: ClientContext, question: Question, form: Form, limit: float) 
             the question and is public, in any case.
     """
     try:
-        return guarded(lambda: answer(question, client), limit)
+        return guarded(work, limit)
     except Exception as error:
         c = client.config
         bounded = c.dp == "client" and KINDS[question.kind].asks == "cohort"
         if isinstance(error, Refused) or not (bounded or noised_metrics(question.kind, c)):
             raise
         warn_once(error, "zeros leave each client whose code does", client.said)
-        return _zeros(form)
+        return _zeros(form_of(question, c, client.layout))
 
 
 def _zeros(form: Form) -> Answer:

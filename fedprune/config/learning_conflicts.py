@@ -21,6 +21,7 @@ def learning_conflicts(c: AllOptions) -> list[Conflict]:
         *_fits(c),
         *_robust(c),
         *_bounded(c),
+        *_at_once(c),
     ]
 
 
@@ -95,4 +96,18 @@ def _bounded(c: AllOptions) -> list[Conflict]:
     return [
         ("max-norm", zero, "no change has such a norm", "above 0, or auto"),
         ("max-norm", rising, again, way),
+    ]
+
+
+def _at_once(c: AllOptions) -> list[Conflict]:
+    """What goes client by client, where several are one computation."""
+    on, single = c.batched > 1, "--batched has no model of one client"
+    return [
+        ("batched", on and c.batched > c.cohort, "more than the cohort", f"1 to {c.cohort}"),
+        *only(c, on, f"{single} to compile", compile=False),
+        *only(c, on, f"{single} to go through again", checkpointing=False),
+        *only(c, on, f"{single} to look into", distil_hidden=0.0, distil_attention=0.0),
+        *only(c, on, f"{single} to watch", score_during="pass"),
+        *only(c, on, "--batched computes clients of one host together", secure="none"),
+        *only(c, on, "--batched takes no gradients of single examples", dp=("none", "client")),
     ]

@@ -37,8 +37,9 @@ class Federation(Section):
     )
     hosts: Count = option(
         "federation",
-        "groups that fold their clients' sums (default min(clients, 8))",
-        derived=lambda c: min(c.clients, 8),
+        "groups that fold their clients' sums (default min(clients, 8); with --batched fewer, so "
+        "that a cohort has so many clients in each)",
+        derived=lambda c: min(c.clients, 8, max(1, c.cohort // c.batched) if c.batched > 1 else 8),
     )
     measure_every: Count = option(
         "federation", "rounds from one measuring on validation to the next; the last is one", 1
@@ -77,6 +78,12 @@ class Engine(Section):
     )
     ray_address: str = option(
         "engine", "address of a running Ray cluster", "", when={"engine": ("auto", "ray")}
+    )
+    batched: Count = option(
+        "engine",
+        "clients of a host that are trained and scored as one computation: the same summands to "
+        "1e-5 or so, not the same bits; pays for models of up to 100,000 parameters or so",
+        1,
     )
     timeout: float = option(
         "engine",

@@ -86,25 +86,30 @@ Backward = Callable[[list[Part]], Done]
 def step_batches(
     part: Part, config: Tuning, gen: torch.Generator, *, alone: bool = True
 ) -> Iterator[list[Part]]:
-    """The steps of a round, each a list of at most `accumulate` batches.
+    """The steps of a round, each a list of at most `accumulate` batches."""
+    for several in step_rows(examples(part), config, gen, alone=alone):
+        yield [{name: t[chosen] for name, t in part.items()} for chosen in several]
+
+
+def step_rows(
+    size: int, config: Tuning, gen: torch.Generator, *, alone: bool = True
+) -> Iterator[list[Tensor]]:
+    """Which of so many examples are in the batches of each step, as their places.
 
     `local_epochs` shuffled passes, or `local_steps` steps of such; none over no examples. Where a
     row cannot be `alone` in a batch, a last one that is left over joins the batch before it.
     """
-    if not examples(part):
-        return
     passes = 0
     steps = 0
-    while passes < config.local_epochs or steps < config.local_steps:
-        order = torch.randperm(examples(part), generator=gen)
+    while size and (passes < config.local_epochs or steps < config.local_steps):
+        order = torch.randperm(size, generator=gen)
         rows = list(order.split(config.batch_size))
         if not alone and len(rows) > 1 and len(rows[-1]) == 1:
             rows[-2:] = [order[-config.batch_size - 1 :]]
         for start in range(0, len(rows), config.accumulate):
             if config.local_steps and steps == config.local_steps:
                 return
-            several = rows[start : start + config.accumulate]
-            yield [{name: t[chosen] for name, t in part.items()} for chosen in several]
+            yield rows[start : start + config.accumulate]
             steps += 1
         passes += 1
 
@@ -177,7 +182,7 @@ def tune(
     ]
     terms = objective_terms(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
-    step_once = _stepping(OPTIMIZERS[config.optimizer](parameters, lr, config))
+    step_once = stepping(OPTIMIZERS[config.optimizer](parameters, lr, config))
     own = backward or _of_mean_loss(model, called, task, distillation, config)
     sums, counts, apart = 0.0, 0, 0.0
     into_training(model)
@@ -198,7 +203,7 @@ def tune(
     return Tuned(sums, counts, statistics, None if distillation is None else apart)
 
 
-def _stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """What takes the optimizer's step as torch wrote it, without torch's wrappers around it.
 
     These serve profilers and hooks, of which there are none here, and take longer than the step of
@@ -233,7 +238,7 @@ def _of_mean_loss(
         labels = max(1, sum(task.labels(batch) for batch in step))
         loss, count, apart = 0.0, 0, 0.0
         for batch in step:
-            with _precision(config, device):
+            with precision_of(config, device):
                 result = _learnt(model, called, batch, task, distillation)
             if labels not in slopes:
                 slopes[labels] = torch.ones_like(result.total) / labels
@@ -269,8 +274,11 @@ def _attention_of(
     return eager(model, distillation.teacher)
 
 
-def _precision(config: Tuning, device: str) -> AbstractContextManager[Any]:
-    # Parameters and optimizer state stay float32; matrix products are taken in bfloat16.
+def precision_of(config: Tuning, device: str) -> AbstractContextManager[Any]:
+    """Within the block matrix products are in bfloat16, where that was asked for.
+
+    Parameters and the optimizer's state stay float32.
+    """
     half = config.precision == "bf16"
     return torch.autocast(device, torch.bfloat16) if half else nullcontext()
 

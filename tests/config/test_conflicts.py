@@ -245,6 +245,14 @@ blend=layer blend-grid=1 | blend-grid | 1 and others
 blend=global masks=union | blend | none
 moving=swa rounds=9 end=9 | moving | ema, or an earlier --end
 reduce=low-rank error-feedback=true uplink=int4 | reduce | leave it out
+batched=5 cohort=4 | batched | 1 to 4
+batched=2 compile=true | compile | false
+batched=2 checkpointing=true | checkpointing | false
+batched=2 distil-hidden=0.5 | distil-hidden | 0
+batched=2 distil-attention=0.5 | distil-attention | 0
+batched=2 score-during=tune | score-during | pass
+batched=2 secure=secagg | secure | none
+EXAMPLE batched=2 | dp | none, client
 reduce=dead warmup=3 rounds=9 reduce-round=3 | reduce-round | 4 to 9
 reduce=share unit=channel sparsity=0.1 warmup=1 rounds=9 end=5 reduce-round=3 | reduce-round | 6 ...
 reduce=low-rank rewind=0 warmup=1 rounds=9 end=9 | reduce-round | a round after --end
