@@ -128,8 +128,8 @@ FAULTS: dict[str, Fault] = {
         "int8",
     ),
     "the first pruning a round late": Fault(
-        "fedprune.selection.schedules._steps",
-        lambda f, start, end, frequency: f(min(start + 1, end), end, frequency),
+        "fedprune.selection.schedules._rounds",
+        lambda f, steps: f(replace(steps, start=min(steps.start + 1, steps.end))),
         "int8",
     ),
     "as much exchanged to the end": Fault(

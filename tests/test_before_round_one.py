@@ -275,7 +275,7 @@ def test_a_layer_that_fails_is_named(kind, play):
 
 
 def test_a_partition_that_fails_by_itself_costs_itself_only(play, monkeypatch):
-    monkeypatch.setattr("fedprune.client.rehearsal.PATIENCE", 2.0)  # a minute is long here
+    monkeypatch.setattr("fedprune.client.rehearsal.REHEARSAL_SECONDS", 2.0)  # a minute is long here
 
     def once(model: nn.Module, batch: Part) -> Loss:
         if (batch["images"] == 7).any():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedprune.client.rehearsal import rehearse
+from fedprune.client.rehearsal import try_out
 from fedprune.client.tokens import read_with
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, prepared, tune
@@ -84,7 +84,7 @@ def build_host(
     `fedprune.learning.local_training.tune` does.
 
     Raises:
-        ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.rehearse`.
+        ValueError: as `fedprune.tasks.shards.shards_of` and `fedprune.client.rehearsal.try_out`.
     """
     if config.batched > 1 and train is not tune:
         why = "clients train by code of their own, each by itself"
@@ -92,7 +92,7 @@ def build_host(
     with put_back():
         host = replace(_opened(config, shards), train=train)
         if not tried:
-            rehearse(host.task, config, host.model, host.layout, host.shards, train)
+            try_out(host.task, config, host.model, host.layout, host.shards, train)
         return host
 
 

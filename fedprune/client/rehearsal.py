@@ -81,7 +81,7 @@ class TrialClient:
         return Question(kind, 1, self.weights, masks, **what)
 
 
-def rehearse(
+def try_out(
     task: Task,
     config: RunConfig,
     model: nn.Module,

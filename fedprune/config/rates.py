@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fedprune.config.sections import AllOptions
-from fedprune.selection.schedules import prunes_at, schedules_of
+from fedprune.selection.schedules import Steps, prunes_at, schedules_of
 
 
 def learning_rate(config: AllOptions, round_: int) -> float:
@@ -38,6 +38,9 @@ def _stretch(config: AllOptions, round_: int) -> tuple[int, int]:
 
 def prunes_in(config: AllOptions, round_: int) -> bool:
     """Whether the schedule prunes in a round."""
-    c = config
-    when = {"start": c.warmup + 1, "end": c.end, "frequency": c.frequency}
-    return prunes_at(c.schedule, round_, **when, table=schedules_of(c.plugin))
+    return prunes_at(config.schedule, round_, steps_of(config), schedules_of(config.plugin))
+
+
+def steps_of(config: AllOptions) -> Steps:
+    """The rounds of the schedule's steps."""
+    return Steps(config.warmup + 1, config.end, config.frequency)

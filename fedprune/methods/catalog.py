@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from pydantic import ValidationError
 
@@ -93,8 +94,10 @@ def method_options_of(config: RunConfig) -> Section:
     fields = kind.model_fields
     for key, value in config.method_options.items():
         if key not in fields:
-            has = ", ".join(fields) or f"nothing, {name} has no options"
-            raise ConfigError(f"method-options={ {key: value} }: no such option; allowed: {has}")
+            near = get_close_matches(key, fields, 1, 0.0)
+            which = f"no such option of {name}" + (f"; nearest: {near[0]}" if near else "")
+            has = ", ".join(fields) or "none, it has no options"
+            raise ConfigError(f"method-options={ {key: value} }: {which}; allowed: {has}")
     given = {k: parsed(k, v, fields[k].annotation) for k, v in config.method_options.items()}
     try:
         return kind(**given)

@@ -142,7 +142,7 @@ RANDOMISED_RESPONSE = Mechanism(
     words="epsilon {} a bit",
     protection={"client": "randomised response"},
 )
-"""Bits of a vote that may be told wrongly."""
+"""Bits of a vote that may be flipped."""
 
 POST_PROCESSING = Mechanism("post-processing")
 """Made of what was released before: costs nothing, and says why."""

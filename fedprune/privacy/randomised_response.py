@@ -1,4 +1,4 @@
-"""Randomised response on votes: each unit of a client's own mask may be told wrongly, by chance.
+"""Randomised response on votes: each unit of a client's own mask may be sent flipped, by chance.
 
 Warner 1965, doi 10.1080/01621459.1965.10480775, on every bit of a mask. An epsilon for the whole
 vote is shared out over the bits, one a unit, so that it holds for any two clients' data, and
@@ -49,7 +49,7 @@ def epsilon_of_a_bit(epsilon: float, units: int) -> float:
 
 
 def flip_probability(epsilon: float, units: int) -> float:
-    """How likely a bit is told wrongly, if so many of them share a pure epsilon: 1/(1+e^(E/m))."""
+    """How likely a bit is flipped, if so many of them share a pure epsilon: 1/(1+e^(E/m))."""
     return 1.0 / (1.0 + math.exp(epsilon_of_a_bit(epsilon, units)))
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fedprune.protocol.forms import Form
     from fedprune.structure.layout import Layout
 
-OPEN = "released as it is"
+OPEN = "released without noise"
 _SUMMED = "only sums over clients are seen, without noise: not differentially private"
 _CONSTANT = "the same number for every client"
 _PUBLIC = "of clients that are not protected (--panel)"

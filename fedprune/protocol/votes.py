@@ -58,8 +58,9 @@ def _expected(config: RunConfig, units: int) -> str:
     left = units - math.floor((config.sparsity or 0.0) * units + 0.5)
     overlap = expected_overlap(p, config.cohort, units, left)
     return (
-        f"a vote is told wrongly with p={p:.4f}; of the units that {config.cohort} clients "
-        f"would keep, at most {overlap:.0%} are expected to stay (chance {left / units:.0%})"
+        f"each bit of a vote is flipped with probability {p:.4f}; of the units that "
+        f"{config.cohort} clients would keep, at most {overlap:.0%} are expected to stay "
+        f"(chance {left / units:.0%})"
     )
 
 

@@ -10,7 +10,6 @@ A client that is told something inconsistent raises `fedprune.options.refusal.Re
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -185,8 +184,8 @@ def revealed(
     """The stage "unmask": of each neighbour who shared, one share of 32 bytes.
 
     It is of the neighbour's own mask if its vector is in the sum, else of its masking key; never
-    both, which would open the neighbour's vector. A client answers this once in a session: see
-    `once`.
+    both, which would open the neighbour's vector. A device answers this once in a session: see
+    `fedprune.secagg.device_memory`.
 
     Args:
         seed: the client's, 32 bytes.
@@ -219,33 +218,6 @@ def revealed(
             raise Refused(_FIELD, why, told=why)
         out[member] = plain[:KEY] if member in adding else plain[KEY:]
     return out
-
-
-def once(
-    earlier: bytes,
-    roster: Mapping[int, Keys],
-    shared: Collection[int],
-    summed: Collection[int],
-    terms: Terms,
-) -> bytes:
-    """The fingerprint of a request to unmask, for the client to keep with its seed.
-
-    Args:
-        earlier: the fingerprint that it kept in this session; b"" before the first request.
-        roster: as in the request.
-        shared: as in the request.
-        summed: as in the request.
-        terms: of this sum.
-
-    Raises:
-        Refused: an earlier request of this session was another one; answering both could give
-            both shares of a neighbour.
-    """
-    text = "|".join(map(str, sorted(summed)))
-    print_ = hashlib.sha256(mask_context(roster, shared, terms) + text.encode()).digest()
-    if earlier not in (b"", print_):
-        raise Refused(_FIELD, "a second, different request to unmask in one session")
-    return print_
 
 
 def _present_neighbours(

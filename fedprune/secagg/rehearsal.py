@@ -33,7 +33,7 @@ class Rehearsed:
     summed: frozenset[int]
 
 
-def sum_at_once(
+def rehearse(
     seeds: Mapping[int, bytes],
     vectors: Mapping[int, Ring],
     terms: Terms,

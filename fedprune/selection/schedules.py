@@ -77,77 +77,55 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Rounds in which a schedule prunes: start, start + frequency, ... before end, and end."""
+
+    start: int
+    end: int
+    frequency: int
+
+    def done(self, round_: int) -> tuple[int, int]:
+        """How many steps are done after `round_`, and how many there are.
+
+        Raises:
+            ValueError: `end` before `start`, or a `frequency` below 1.
+        """
+        rounds = _rounds(self)
+        return bisect_right(rounds, round_), len(rounds)
+
+
 def sparsity_at(
     schedule: str,
     round_: int,
-    *,
-    start: int,
-    end: int,
-    frequency: int,
+    steps: Steps,
     final: float,
     table: Mapping[str, Schedule] = SCHEDULES,
 ) -> float:
-    """The sparsity in force after `round_`: 0 before `start`, constant between the steps.
+    """The sparsity in force after `round_`: 0 before the first step, constant between them.
 
-    The steps are the rounds start, start + frequency, ... before `end`, and `end` itself, which
-    reaches `final` exactly. Step i of them applies fraction(i, n, final), so that the first one
-    prunes already, where Zhu & Gupta's t_0 does not.
-
-    Raises:
-        ValueError: no such schedule, `end` before `start`, or a `frequency` below 1.
-    """
-    when = {"start": start, "end": end, "frequency": frequency}
-    return final * progress_at(schedule, round_, **when, final=final, table=table)
-
-
-def progress_at(
-    schedule: str,
-    round_: int,
-    *,
-    start: int,
-    end: int,
-    frequency: int,
-    final: float,
-    table: Mapping[str, Schedule] = SCHEDULES,
-) -> float:
-    """How much of the way to the final sparsity is gone after `round_`, 0 to 1.
+    The last step reaches `final` exactly. Step i applies fraction(i, n, final), so that the first
+    one prunes already, where Zhu & Gupta's t_0 does not.
 
     Raises:
-        ValueError: as `sparsity_at`.
+        ValueError: no such schedule, or as `Steps.done`.
     """
-    steps = _steps(start, end, frequency)
-    return _reached(schedule, bisect_right(steps, round_), len(steps), final, table)
+    return final * _reached(schedule, *steps.done(round_), final, table)
 
 
 def prunes_at(
-    schedule: str,
-    round_: int,
-    *,
-    start: int,
-    end: int,
-    frequency: int,
-    table: Mapping[str, Schedule] = SCHEDULES,
+    schedule: str, round_: int, steps: Steps, table: Mapping[str, Schedule] = SCHEDULES
 ) -> bool:
     """Whether `round_` is a step that changes the masks (of one-shot, only the first does).
 
     Raises:
         ValueError: as in `sparsity_at`.
     """
-    steps = _steps(start, end, frequency)
-    step = bisect_right(steps, round_)
+    step, n = steps.done(round_)
     # Any final sparsity would do: whether a step raises it does not depend on how high it gets.
-    reached, before = (_reached(schedule, i, len(steps), 0.5, table) for i in (step, step - 1))
-    return round_ in steps and (reached > before or table[schedule].exchanges)
-
-
-def step_at(round_: int, *, start: int, end: int, frequency: int) -> tuple[int, int]:
-    """How many steps are done after `round_`, and how many there are.
-
-    Raises:
-        ValueError: `end` before `start`, or a `frequency` below 1.
-    """
-    steps = _steps(start, end, frequency)
-    return bisect_right(steps, round_), len(steps)
+    reached, before = (_reached(schedule, i, n, 0.5, table) for i in (step, step - 1))
+    due = step > 0 and steps.done(round_ - 1)[0] < step
+    return due and (reached > before or table[schedule].exchanges)
 
 
 def exchange_fraction(initial: float, step: int, steps: int) -> float:
@@ -184,12 +162,12 @@ def steps_within(before: float, after: float, n: int) -> list[float]:
     return [*(min(max(s, before), after) for s in middle), after]
 
 
-def _steps(start: int, end: int, frequency: int) -> list[int]:
-    if end < start:
-        raise ValueError(f"end must be at or after start {start}, got {end}")
-    if frequency < 1:
-        raise ValueError(f"frequency must be 1 or more, got {frequency}")
-    return [*range(start, end, frequency), end]
+def _rounds(steps: Steps) -> list[int]:
+    if steps.end < steps.start:
+        raise ValueError(f"end must be at or after start {steps.start}, got {steps.end}")
+    if steps.frequency < 1:
+        raise ValueError(f"frequency must be 1 or more, got {steps.frequency}")
+    return [*range(steps.start, steps.end, steps.frequency), steps.end]
 
 
 def _reached(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.config.rates import prunes_in
-from fedprune.selection.schedules import schedules_of, sparsity_at, step_at
+from fedprune.config.rates import prunes_in, steps_of
+from fedprune.selection.schedules import schedules_of, sparsity_at
 from fedprune.server.state import State
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
@@ -70,11 +70,9 @@ class Plan:
         return sparsity_at(
             c.schedule,
             round_,
-            start=c.warmup + 1,
-            end=c.end,
-            frequency=c.frequency,
-            final=final,
-            table=schedules_of(c.plugin),
+            steps_of(c),
+            final,
+            schedules_of(c.plugin),
         )
 
     def due(self, state: State) -> bool:
@@ -83,8 +81,7 @@ class Plan:
 
     def exchange_step(self, round_: int) -> tuple[int, int]:
         """Which exchange this is, from 1, and how many there are."""
-        c = self.config
-        step, steps = step_at(round_, start=c.warmup + 1, end=c.end, frequency=c.frequency)
+        step, steps = steps_of(self.config).done(round_)
         return step - 1, steps
 
     def phase(self, state: State, *, reduces: bool) -> str:

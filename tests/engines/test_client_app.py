@@ -211,7 +211,7 @@ def test_a_device_tries_its_data_once_and_other_data_again(cnn, folder, monkeypa
     host, question = cnn
     tried: list[Any] = []
     monkeypatch.setattr(
-        "fedprune.engines.flower.client_app.rehearse", lambda *given: tried.append(given)
+        "fedprune.engines.flower.client_app.try_out", lambda *given: tried.append(given)
     )
     context = device(folder)
     for _ in range(2):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import fedprune
-from fedprune.methods.catalog import FOLLOWING, METHODS, RIDERS
+from fedprune.methods.catalog import FOLLOWING, METHODS, RIDERS, method_options_of
+from fedprune.options.refusal import ConfigError
+from tests.runs import tiny
 
 CORE = Path(fedprune.__file__).parent
 PUBLISHED = sorted(METHODS.keys() - FOLLOWING.keys())
@@ -32,3 +34,17 @@ def test_every_method_says_what_it_is_and_where_it_is_from(name):
     assert METHODS[name].summary
     assert METHODS[name].source
     assert all(field.description for field in METHODS[name].options.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "says"),
+    [
+        ("fedrts", "gama", "no such option of fedrts; nearest: gamma; allowed: exchange, gamma"),
+        ("heterofl", "tier", "no such option of heterofl; nearest: tiers; allowed: tiers"),
+        ("regrow", "tiers", "no such option of regrow; allowed: none, it has no options"),
+    ],
+)
+def test_a_misspelt_option_of_a_method_gets_the_nearest(method, key, says):
+    given = {"schedule": "regrow"} if method in ("fedrts", "regrow") else {}
+    with pytest.raises(ConfigError, match=says):
+        method_options_of(tiny(method=method, method_options={key: "1"}, **given))

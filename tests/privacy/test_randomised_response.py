@@ -177,7 +177,7 @@ def test_what_is_booked_is_the_budget_of_one_vote():
     assert release.mechanism == "randomised-response"
     assert release.unit == "client"
     assert release.pure * release.coordinates == pytest.approx(20.0)
-    assert release.reason.startswith("a vote is told wrongly with p=")
+    assert release.reason.startswith("each bit of a vote is flipped with probability ")
 
 
 def test_what_is_told_first_warns_of_coins():

@@ -1,4 +1,5 @@
 from fedprune.config import configure
+from fedprune.protocol.releases import OPEN
 from fedprune.report.privacy_lines import after, before
 
 MLP = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 4}
@@ -27,11 +28,11 @@ def test_a_run_says_what_it_came_to():
     assert after({}) == []
     (line,) = after({"privacy": told})
     assert line == "privacy   epsilon 3.2 at delta 1e-05: one client, replace-one"
-    (line,) = after({"privacy": told | {"total": "infinity", "reasons": ["released as it is"]}})
-    assert "infinite (of what is covered: 3.2 at delta 1e-05): released as it is" in line
-    nothing = {"epsilon": "infinity", "total": "infinity", "reasons": ["released as it is"]}
+    (line,) = after({"privacy": told | {"total": "infinity", "reasons": [OPEN]}})
+    assert "infinite (of what is covered: 3.2 at delta 1e-05): released without noise" in line
+    nothing = {"epsilon": "infinity", "total": "infinity", "reasons": [OPEN]}
     (line,) = after({"privacy": told | nothing})
-    assert line == "privacy   epsilon infinite: released as it is", "nothing was noised"
+    assert line == "privacy   epsilon infinite: released without noise", "nothing was noised"
     first, _ = after({"privacy": told | {"stopped": "round 3 of 9 would exceed epsilon=4"}})
     assert first == "STOPPED   round 3 of 9 would exceed epsilon=4"
 

@@ -10,7 +10,6 @@ from fedprune.options.refusal import Refused
 from fedprune.secagg.client import (
     confirmed,
     masked_vector,
-    once,
     revealed,
     shares_of,
 )
@@ -67,17 +66,6 @@ def test_one_share_of_each_neighbour_is_revealed_and_never_both(summed):
         first = combine({x: shares[x] for x in sorted(shares)[:4]})
         assert first == (secrets.own if owner in summed else secrets.masking)
         assert owner not in (masking if owner in summed else own)
-
-
-def test_a_second_different_request_to_unmask_is_refused():
-    roster = roster_of()
-    kept = once(b"", roster, EVERYONE, EVERYONE, TERMS)
-    assert once(kept, roster, EVERYONE, EVERYONE, TERMS) == kept
-    for shared, summed in [(EVERYONE, EVERYONE - {1}), (EVERYONE - {1}, EVERYONE - {1})]:
-        with pytest.raises(Refused, match="second"):
-            once(kept, roster, shared, summed, TERMS)
-    with pytest.raises(Refused, match="second"):
-        once(kept, roster | {2: keys_of(b"x" * 32, TERMS)}, EVERYONE, EVERYONE, TERMS)
 
 
 def refused(words, call, *arguments):

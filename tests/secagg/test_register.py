@@ -25,7 +25,7 @@ from fedprune.secagg.client_stages import serve_call
 from fedprune.secagg.keys import KEY, keys_and_signature, keys_of
 from fedprune.secagg.messages import Call
 from fedprune.secagg.register import Register, register_of, vouched
-from fedprune.secagg.rehearsal import sum_at_once
+from fedprune.secagg.rehearsal import rehearse
 from fedprune.secagg.terms import Terms, terms_of
 from tests.runs import tiny
 from tests.secagg.signers import MADE, line, signed_up, written
@@ -142,7 +142,7 @@ def test_without_a_register_who_makes_up_the_others_opens_a_vector_and_with_one_
     secret = np.arange(7, dtype=np.uint64) * np.uint64(2**60 + 3)
     vectors = dict.fromkeys(MEMBERS, np.zeros(7, np.uint64)) | {0: secret}
     seeds = {p: seed(p, "" if p == 0 else "server") for p in MEMBERS}
-    assert sum_at_once(seeds, vectors, terms, {}).total.tolist() == secret.tolist()
+    assert rehearse(seeds, vectors, terms, {}).total.tolist() == secret.tolist()
     own = vouched(registers[0], 0, keys_of(seed(0), terms), terms)
     call = Call("shares", b"s", MEMBERS, {p: made_up(p, terms) for p in MEMBERS} | {0: own})
     assert serve_call(host, call, [0], seed).shares[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedprune.secagg.graph import STAGES
-from fedprune.secagg.rehearsal import sum_at_once
+from fedprune.secagg.rehearsal import rehearse
 from fedprune.secagg.ring import ring_type
 from fedprune.secagg.server import Unrecoverable
 from fedprune.secagg.terms import Terms
@@ -51,7 +51,7 @@ def test_any_single_client_may_drop_out_at_any_stage(stage, bits):
     terms = Terms(b"one", tuple(range(6)), 5, 4, bits)
     vectors = drawn_vectors(terms, 5, random.Random(bits))
     for lost in terms.members:
-        done = sum_at_once(of(terms), vectors, terms, {stage: {lost}})
+        done = rehearse(of(terms), vectors, terms, {stage: {lost}})
         assert done.summed == frozenset(terms.members) - ({lost} if stage not in LATE else set())
         np.testing.assert_array_equal(done.total, expected(vectors, done.summed))
 
@@ -70,13 +70,13 @@ def test_200_trials_with_three_in_ten_gone_at_any_stage_are_right_or_retried_wit
             )
         }
         try:
-            done = sum_at_once(of(terms), vectors, terms, gone)
+            done = rehearse(of(terms), vectors, terms, gone)
         except Unrecoverable as error:
             reasons.append(str(error))
             left = tuple(sorted(set(terms.members) - set().union(*gone.values())))
             k = len(left) - 1
             terms = Terms(terms.session + b" again", left, k, k // 2 + 1, terms.bits)
-            done = sum_at_once(of(terms, b"again"), vectors, terms, {})
+            done = rehearse(of(terms, b"again"), vectors, terms, {})
             assert done.summed == frozenset(left)
         np.testing.assert_array_equal(done.total, expected(vectors, done.summed))
         right += 1
@@ -89,7 +89,7 @@ def test_drop_outs_at_all_stages_of_one_sum():
     terms = Terms(b"all", tuple(range(12)), 11, 6, 64)
     vectors = drawn_vectors(terms, 4, random.Random(1))
     gone = {"keys": {0}, "shares": {5}, "masked": {7}, "confirm": {3}, "unmask": {2}}
-    done = sum_at_once(of(terms), vectors, terms, gone)
+    done = rehearse(of(terms), vectors, terms, gone)
     assert done.summed == frozenset(terms.members) - {0, 5, 7}
     np.testing.assert_array_equal(done.total, expected(vectors, done.summed))
 
@@ -98,7 +98,7 @@ def test_the_same_seeds_give_the_same_messages_and_leave_vectors_alone():
     terms = Terms(b"twice", tuple(range(4)), 3, 2, 32)
     vectors = drawn_vectors(terms, 4, random.Random(2))
     before = {m: v.copy() for m, v in vectors.items()}
-    one, two = (sum_at_once(of(terms), vectors, terms, {}) for _ in range(2))
+    one, two = (rehearse(of(terms), vectors, terms, {}) for _ in range(2))
     np.testing.assert_array_equal(one.total, two.total)
     for member in terms.members:
         np.testing.assert_array_equal(vectors[member], before[member])

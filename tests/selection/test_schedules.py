@@ -7,17 +7,16 @@ from hypothesis import strategies as st
 
 from fedprune.selection.schedules import (
     SCHEDULES,
+    Steps,
     exchange_fraction,
-    progress_at,
     prunes_at,
     sparsity_at,
-    step_at,
     steps_within,
 )
 
 NAMES = st.sampled_from(list(SCHEDULES))
 SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 7)).map(
-    lambda t: {"start": t[0], "end": t[0] + t[1], "frequency": t[2]}
+    lambda t: Steps(t[0], t[0] + t[1], t[2])
 )
 
 
@@ -40,39 +39,38 @@ def test_cubic_has_the_values_of_the_paper():
     ],
 )
 def test_sparsity_by_round(schedule, expected):
-    span = {"start": 2, "end": 7, "frequency": 2}
-    values = [sparsity_at(schedule, r, **span, final=0.8) for r in range(10)]
+    span = Steps(2, 7, 2)
+    values = [sparsity_at(schedule, r, span, 0.8) for r in range(10)]
     assert values == pytest.approx(expected, abs=1e-5)
-    steps = [r for r in range(10) if prunes_at(schedule, r, **span)]
+    steps = [r for r in range(10) if prunes_at(schedule, r, span)]
     assert steps == ([2] if schedule == "one-shot" else [2, 4, 6, 7])
 
 
 @pytest.mark.parametrize(
     ("span", "steps"),
     [
-        ({"start": 3, "end": 3, "frequency": 5}, [3]),
-        ({"start": 3, "end": 5, "frequency": 5}, [3, 5]),
-        ({"start": 1, "end": 5, "frequency": 2}, [1, 3, 5]),
-        ({"start": 0, "end": 3, "frequency": 1}, [0, 1, 2, 3]),
+        (Steps(3, 3, 5), [3]),
+        (Steps(3, 5, 5), [3, 5]),
+        (Steps(1, 5, 2), [1, 3, 5]),
+        (Steps(0, 3, 1), [0, 1, 2, 3]),
     ],
 )
 def test_steps(span, steps):
-    assert [r for r in range(20) if prunes_at("linear", r, **span)] == steps
+    assert [r for r in range(20) if prunes_at("linear", r, span)] == steps
 
 
 @given(NAMES, SPANS, st.floats(0, 1))
 def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(schedule, span, final):
-    rounds = range(-1, span["end"] + 3)
-    values = [sparsity_at(schedule, r, **span, final=final) for r in rounds]
+    rounds = range(-1, span.end + 3)
+    values = [sparsity_at(schedule, r, span, final) for r in rounds]
     assert values == sorted(values)
     for round_, value, before in zip(rounds[1:], values[1:], values, strict=False):
-        if round_ < span["start"]:
+        if round_ < span.start:
             assert value == 0.0
-        if round_ >= span["end"]:
+        if round_ >= span.end:
             assert value == final
-        if not prunes_at(schedule, round_, **span):
+        if not prunes_at(schedule, round_, span):
             assert value == before
-        assert value == final * progress_at(schedule, round_, **span, final=final)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +83,16 @@ def test_it_rises_from_zero_to_the_final_sparsity_at_steps_only(schedule, span, 
 )
 def test_errors_say_what_is_allowed(schedule, span, message):
     start, end, frequency = span
-    options = {"start": start, "end": end, "frequency": frequency}
+    options = Steps(start, end, frequency)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        sparsity_at(schedule, 1, **options, final=0.5)
+        sparsity_at(schedule, 1, options, 0.5)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        prunes_at(schedule, 1, **options)
+        prunes_at(schedule, 1, options)
 
 
 def test_steps_are_counted_to_the_last():
-    span = {"start": 2, "end": 7, "frequency": 2}
-    assert [step_at(r, **span) for r in (1, 2, 3, 4, 7, 9)] == [
+    span = Steps(2, 7, 2)
+    assert [span.done(r) for r in (1, 2, 3, 4, 7, 9)] == [
         (0, 4), (1, 4), (1, 4), (2, 4), (4, 4), (4, 4),
     ]  # fmt: skip
 

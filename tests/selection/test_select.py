@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedprune.selection.schedules import SCHEDULES, sparsity_at
+from fedprune.selection.schedules import SCHEDULES, Steps, sparsity_at
 from fedprune.selection.select import SCOPES, above, plain_layout, removed_count, select
 
 INF = math.inf
@@ -162,7 +162,7 @@ def test_masks_of_a_schedule_only_shrink(scope, drawn, schedule):
     alive = {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
     n = sum(s.numel() for s in scores.values())
     for round_ in range(1, 7):
-        sparsity = sparsity_at(schedule, round_, start=2, end=6, frequency=2, final=0.9)
+        sparsity = sparsity_at(schedule, round_, Steps(2, 6, 2), 0.9)
         before = alive
         alive = select(
             {k: s.roll(round_) for k, s in scores.items()},

@@ -31,7 +31,7 @@ from flwr.clientapp import ClientApp
 
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import FOLDER_NAME, ClientMemory, disclosed, on_device, returned
-from fedprune.client.rehearsal import rehearse
+from fedprune.client.rehearsal import try_out
 from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, head_of
@@ -264,7 +264,7 @@ def _host(
     check_allowed(host.config, here)
     record = context.state.config_records.get("rehearsed")
     if not record or record["digest"] != digest:
-        rehearse(host.task, host.config, host.model, host.layout, host.shards, train)
+        try_out(host.task, host.config, host.model, host.layout, host.shards, train)
         context.state["rehearsed"] = ConfigRecord({"digest": digest})
     return host
 
