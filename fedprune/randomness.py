@@ -37,12 +37,18 @@ def seeded(seed: int, purpose: str, *where: int) -> Iterator[None]:
     The caller's global random state is as it was afterwards.
     """
     number = derive(seed, purpose, *where)
-    with torch.random.fork_rng():
-        if torch.accelerator.is_available():
+    if torch.accelerator.is_available():
+        with torch.random.fork_rng():
             torch.manual_seed(number)
-        else:  # of every accelerator that is not there torch would note who asked: milliseconds
-            torch.default_generator.manual_seed(number)
+            yield
+        return
+    # Without one, what torch does for all kinds of them takes as long as a small model's step.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(number)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def draw_each(population: list[int], rate: float, gen: torch.Generator) -> list[int]:

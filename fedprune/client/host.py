@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,6 +54,7 @@ class Host:
         teachers: the newest model to learn from, by its digest.
         counters: the model's buffers that are no state, as it was built.
         train: how its clients tune.
+        newest: the newest question, as long as its packet is there (`fedprune.client.serving`).
         said: what was said of clients' code that raises where noise hides it.
     """
 
@@ -68,6 +70,7 @@ class Host:
     teachers: dict[str, nn.Module] = field(default_factory=dict)
     counters: Tensors = field(default_factory=dict)
     train: Train = tune
+    newest: list[Any] = field(default_factory=list)
     said: set[str] = field(default_factory=set)
 
 
@@ -143,7 +146,7 @@ def with_edits(host: Host, edits: Edits) -> Host:
         model = model.to(host.device)
         shards = read_with(edits, host.task, host.shards.items())
         whole = replace(host, model=model, layout=layout, edits=edits, shards=shards)
-        fresh = replace(whole, rebuilt={}, counters=counters_of(model))
+        fresh = replace(whole, rebuilt={}, newest=[], counters=counters_of(model))
         while len(host.rebuilt) >= REBUILT:
             del host.rebuilt[next(iter(host.rebuilt))]
         host.rebuilt[edits] = replace(fresh, tuned=prepared(model, host.config))

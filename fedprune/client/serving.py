@@ -6,8 +6,10 @@ own, and what leaves the host is one sum, taken in the order of the partitions.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +127,30 @@ class _Asked:
 
 def _asked(host: Host, packet: Packet, memory: ClientMemory | None = None) -> _Asked:
     host = with_edits(host, edits_in(packet["bits"]))
-    question = decode_question(packet, host.layout)
-    form = form_of(question, host.config, host.layout)
+    question, form = _read(host, packet)
     seconds = allowance(host.config.timeout)
     return _Asked(host, question, form, seconds, memory or ClientMemory())
+
+
+def _read(host: Host, packet: Packet) -> tuple[Question, Form]:
+    """The question in a packet and the form of its answers, kept as long as the packet is there.
+
+    In one process every host is sent the same one.
+    """
+    newest = host.newest
+    if not newest or newest[0]() is not packet:
+        question = decode_question(packet, host.layout)
+        form = form_of(question, host.config, host.layout)
+        newest[:] = [weakref.ref(packet, lambda _: newest.clear()), question, form]
+    return newest[1], newest[2]
+
+
+def _form(host: Host, question: Question) -> Form:
+    """The form of the answers to a question, at hand for the newest one."""
+    newest = host.newest
+    if newest and newest[1] is question:
+        return cast(Form, newest[2])
+    return form_of(question, host.config, host.layout)
 
 
 def _parts(asked: _Asked, partitions: Sequence[int]) -> Iterator[PartitionPart]:
@@ -285,7 +307,7 @@ def _client(host: Host, question: Question, partition: int, own: Recollection) -
 
 def _leaving(host: Host, question: Question, client: ClientContext, given: Answer) -> Answer:
     """What of an answer leaves its client, with the noise that hides it."""
-    form = form_of(question, host.config, host.layout)
+    form = _form(host, question)
     most = most_votes(question, host.config, form, host.layout)
     given = leaving(given, question, host.config, most)
     if noises_itself(question.kind, host.config):
@@ -331,7 +353,7 @@ def _zeros(form: Form) -> Answer:
 def encoded(host: Host, question: Question, partition: int, meant: Answer) -> Packet:
     """An answer in the types of the wire; the same bits whoever encodes it, and when."""
     c = host.config
-    own = form_of(question, c, host.layout).own
+    own = _form(host, question).own
     gen = generator(c.seed, "rounding", question.round, partition)
     wire = c.uplink or c.wire
     fixed = hides(c)

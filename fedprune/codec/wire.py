@@ -130,16 +130,18 @@ def _keys(name: str) -> tuple[str, str]:
     return ("wire", "scale") if name == "values" else (name, f"{name}_scale")
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 _WIDEST = "x" * 22
 """With its quotes as long as the longest float64 in JSON, -2.2250738585072014e-308."""
 
 
 def json_of(about: Mapping[str, Any], *, fixed: bool = False) -> str:
     """An object as JSON; with `fixed` padded to what it would be with the longest of numbers."""
-    text = json.dumps(about, separators=(",", ":"))
+    text = _ENCODER.encode(about)
     if not fixed:
         return text
-    widest = json.dumps(_with_widest(about), separators=(",", ":"))
+    widest = _ENCODER.encode(_with_widest(about))
     return text.ljust(len(widest))
 
 
@@ -202,18 +204,25 @@ def head_of(packet: Packet) -> dict[str, Any]:
         raise ValueError(f"head: {error}") from None
 
 
-def values_of(packet: Packet, name: str = "values", *, shared: bool = False) -> Tensor:
+def values_of(
+    packet: Packet,
+    name: str = "values",
+    *,
+    shared: bool = False,
+    head: Mapping[str, Any] | None = None,
+) -> Tensor:
     """A buffer's values as a flat fp32 tensor (cast back from the wire's type).
 
     Args:
         packet: what came.
         name: of the buffer; empty where there is none, unless it is "values".
         shared: spare a copy; the tensor may then be the packet's memory, not to be written to.
+        head: the packet's, where it was read before.
 
     Raises:
         ValueError: unknown type, or bytes that are no whole number of values.
     """
-    head = head_of(packet)
+    head = head_of(packet) if head is None else head
     if name != "values" and not packet[name]:
         return torch.empty(0)
     kind, scaled = _keys(name)

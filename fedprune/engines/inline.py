@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from fedprune.client.host import Host, grouped, labels_of
 from fedprune.client.memory import ClientMemory
@@ -24,6 +26,10 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
     """
     held = memory or ClientMemory()
 
+    @functools.cache  # the loop asks several times a round, and they stay
+    def present() -> Mapping[int, int]:
+        return MappingProxyType(labels_of(host))
+
     def data() -> str:
         return data_digest(host.shards)
 
@@ -31,7 +37,7 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
         # Secure sums are made of what is above: they come in where they are wanted.
         from fedprune.engines.inline_sums import inline_sums
 
-        return Port(inline_sums(host, tick), lambda: labels_of(host), rehearsed=True, data=data)
+        return Port(inline_sums(host, tick), present, rehearsed=True, data=data)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
         sent = broadcast(question, host.config.wire)
@@ -39,4 +45,4 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
         aggregate = summed(serve(host, sent.packet(group), group, tick, held) for group in hosts)
         return replace(aggregate, bytes_down=sent.size(partitions))
 
-    return Port(ask, lambda: labels_of(host), rehearsed=True, data=data)
+    return Port(ask, present, rehearsed=True, data=data)

@@ -81,7 +81,7 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
     head = head_of(packet)
     flags = plain_flags_of if head.get("flags") == "plain" else flags_of
     votes = flags(packet["bits"], alive) if packet["bits"] else None
-    values = values_of(packet, shared=True)
+    values = values_of(packet, shared=True, head=head)
     if own:
         if votes is None:
             raise Refused("votes", "none, while the values come on the client's own mask")
@@ -89,7 +89,7 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
         if values.numel() != int(where.sum()):
             raise Refused("values", f"{values.numel()} values on {int(where.sum())} coordinates")
         values = torch.zeros(where.numel()).masked_scatter_(where, values)
-    more = values_of(packet, "more", shared=True) if packet["more"] else None
+    more = values_of(packet, "more", shared=True, head=head) if packet["more"] else None
     return Answer(values, number_at(head, "weight"), _totals(head), votes, more)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,12 +81,12 @@ class Form:
     weighed: bool = True
     exact: bool = True
 
-    @property
+    @cached_property
     def values(self) -> int:
         """How many values an answer carries."""
         return _numbers(self.shapes, self.masks)
 
-    @property
+    @cached_property
     def statistics(self) -> int:
         """How many statistics come beside them."""
         return _numbers(self.sums, self.masks)

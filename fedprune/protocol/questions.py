@@ -138,7 +138,7 @@ def _kept_weights(question: Question) -> Tensor:
 def _weights(came: Received, name: str) -> Tensors:
     del name
     shapes = came.layout.shapes if KINDS[_kind(came.head, "kind")].weights else {}
-    return scattered(values_of(came.packet, shared=True), shapes, came.masks)
+    return scattered(values_of(came.packet, shared=True, head=came.head), shapes, came.masks)
 
 
 def _masks_named(question: Question, name: str) -> str:
@@ -156,7 +156,10 @@ def _kept_given(question: Question) -> Tensor:
 
 
 def _given(came: Received, name: str) -> Tensors:
-    shapes, flat = shapes_in(came.head, name), values_of(came.packet, "more", shared=True)
+    shapes, flat = (
+        shapes_in(came.head, name),
+        values_of(came.packet, "more", shared=True, head=came.head),
+    )
     return scattered(flat, shapes, _fitting(shapes, came.masks))
 
 
@@ -263,6 +266,8 @@ class Broadcast:
             lean: without what all of them have already.
         """
         spared = {n for n, those in self.held.items() if lean and those.issuperset(partitions)}
+        if not (spared or self.own):
+            return self.common
         buffers = {n: data for n, data in self.common.buffers.items() if n not in spared}
         for name, parts in self.own.items():
             buffers[name] = b"".join(parts[p] for p in partitions if p in parts)
