@@ -1,13 +1,12 @@
 import math
 import tomllib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from fedprune import TASKS, ConfigError, RunConfig
+from fedprune import TASKS, ConfigError
 from fedprune.config import configure, from_flower, from_toml, overridden, to_toml
 from fedprune.learning.local_training import OPTIMIZERS
 from fedprune.scores.catalog import SCORES, scores_of
@@ -18,7 +17,6 @@ from fedprune.selection.units import UNITS
 from fedprune.tasks.catalog import tasks_of
 from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 DIGITS = {"task": "digits"}
 
 

@@ -32,9 +32,6 @@ from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
 from tests.runs import Spy, house_of, played, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-Played = Callable[[RunConfig], Result]
 Asked = list[tuple[Question, list[int], Aggregate]]
 PRUNABLE = 12_944
 DIGESTS = ("weights_digest", "mask_digest")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import Result, RunConfig, federate
+from fedprune import Result, federate
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
@@ -19,8 +19,6 @@ from fedprune.server.watch import Watch
 from fedprune.tensors import Masks, count_kept
 from tests.runs import Spy, house_of, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
 Losses = Callable[[Question], list[float]]
 PRUNABLE = 12_944
 ADAPTIVE = {"schedule": "adaptive", "warmup": 0, "rounds": 5, "end": 5, "local_steps": 1}

@@ -33,9 +33,6 @@ from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors, count_kept, gathered, masked
 from tests.runs import Spy, house_of, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-Cnn = tuple[Host, Question]
 Asked = list[tuple[Question, list[int], Aggregate]]
 PRUNABLE = 12_944
 GONE = math.floor(0.7 * PRUNABLE + 0.5)

@@ -1,12 +1,10 @@
 """What methods and riders remember of a model follows it when it is cut."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
-from fedprune import RunConfig
 from fedprune.methods.acting import begun, settled
 from fedprune.methods.catalog import memories_of, riders_of
 from fedprune.protocol.models import dense_model, layout_for
@@ -19,7 +17,6 @@ from fedprune.tensors import Tensors
 from tests.filled import alike, filled
 from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 Cut = tuple[State, Plan, Model, Plan]
 
 

@@ -23,7 +23,6 @@ from fedprune.tasks.restore import cut_in_order, pair_rows, pairs_of
 from fedprune.tasks.tokenization import encode, symbols_of
 from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 TEXTS = ["abc de\n" * 50 + "Zq?\n" * 5, "abd fe\n" * 60 + "Y\n" * 5]
 """Two clients; capitals and marks are in their test parts only."""
 

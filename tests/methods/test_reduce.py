@@ -28,7 +28,6 @@ from fedprune.tasks.tokenization import encode
 from fedprune.tensors import count_kept, load_into, state_of
 from tests.runs import same, tiny
 
-Tiny = Callable[..., RunConfig]
 Reduces = Callable[..., RunConfig]
 
 

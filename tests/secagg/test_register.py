@@ -31,7 +31,6 @@ from tests.runs import tiny
 from tests.secagg.signers import MADE, line, signed_up, written
 
 MEMBERS = tuple(range(5))
-Made = Callable[..., Any]
 
 
 def seed(member: int, of: str = "") -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import Result, RunConfig, Shard, federate
+from fedprune import Result, Shard, federate
 from fedprune.client.answers import LOST, answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
@@ -24,9 +24,6 @@ from fedprune.server.watch import Watch
 from fedprune.tensors import Tensors, load_into
 from tests.runs import Spy, house_of, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-Cnn = tuple[Host, Question]
 EVERYONE = range(5)
 CANDIDATES = (HERE, Candidate(1.0), Candidate(2.0), Candidate(apart={"hidden.weight": 1.0}))
 

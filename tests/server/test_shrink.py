@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import Result, RunConfig, federate, load
-from fedprune.client.host import REBUILT, Host, build_host, with_edits
+from fedprune import RunConfig, federate, load
+from fedprune.client.host import REBUILT, build_host, with_edits
 from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import memories_of
@@ -25,9 +25,6 @@ from fedprune.structure.edits import Edit
 from fedprune.tensors import count_kept, load_into, shapes_of, state_of
 from tests.runs import house_of, played, tiny
 
-Tiny = Callable[..., RunConfig]
-HouseOf = Callable[[RunConfig], Host]
-Played = Callable[[RunConfig], Result]
 UNITS = [
     ("head", "magnitude"),
     ("neuron", "magnitude"),

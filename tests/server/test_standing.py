@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune import Result, RunConfig, federate
+from fedprune import Result, federate
 from fedprune.client import serving
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
@@ -24,7 +24,6 @@ from fedprune.server.watch import Watch
 from fedprune.tensors import digest
 from tests.runs import tiny
 
-Tiny = Callable[..., RunConfig]
 Lie = Callable[[Question, Answer], Answer]
 KEYS: dict[str, Any] = {"clients": 5, "cohort": 5, "hosts": 2, "rounds": 4, "local_steps": 1}
 KEYS |= {"warmup": 0, "end": 1, "score": "magnitude"}

@@ -125,9 +125,6 @@ def test_labels_are_counted_without_those_left_out():
             label_counts({"labels": torch.tensor([0, odd])}, 2)
 
 
-COUNTS = st.lists(st.integers(0, 9), min_size=2, max_size=6)
-
-
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=6))
 def test_the_majority_class_is_scored_as_scikit_learn_would(counts):
     sklearn = pytest.importorskip("sklearn.metrics")

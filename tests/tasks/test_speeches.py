@@ -1,7 +1,7 @@
 import importlib.metadata
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from torch import Tensor
@@ -21,7 +21,6 @@ from fedprune.tasks.tokenization import ALPHABET, encode
 
 UNKNOWN = 1
 FEWEST_CHARACTERS = FEWEST_WINDOWS * WINDOW
-Asked = Any
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The two apps that a Flower user edits: with a training and a method of the user's own."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from fedprune.learning.local_training import Tuned, tune
 from tests.runs import played, same, tiny
 from tests.server import grids
 
-Workers = Callable[..., grids.FakeGrid]
 FLAT = {"task": "digits", "model": "mlp", "clients": 3, "rounds": 2, "local-steps": 1}
 
 

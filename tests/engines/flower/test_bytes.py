@@ -17,8 +17,6 @@ from fedprune.tasks.images import DIGITS
 from tests.remembering import MARK
 from tests.runs import tiny
 
-Made = Callable[..., Any]
-
 OVERHEAD = 200
 """Bytes a message that rows leave out: names of fields, whom it is for, who answered."""
 

@@ -16,8 +16,6 @@ from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
 from tests.runs import tiny
 
-Made = Callable[..., Any]
-
 
 @pytest.fixture
 def config() -> Callable[..., RunConfig]:

@@ -1,6 +1,5 @@
 """What devices keep to themselves where the configuration hides data, and what they refuse."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from fedprune.engines.flower.grid import grid_port
 from fedprune.privacy.accounting_terms import SIMULATED
 from tests.runs import tiny
 
-Made = Callable[..., Any]
 PRIVATE = {"model": "mlp", "clients": 3, "cohort": 3, "rounds": 1, "warmup": 0, "end": 1}
 PRIVATE |= {"min_clients": 1}
 NOISE = {**PRIVATE, "dp": "client", "dp_noise": 1.0}

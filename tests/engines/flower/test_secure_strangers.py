@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from flwr.app import Array, Message
@@ -13,7 +12,6 @@ from fedprune.secagg.keys import KEY
 from fedprune.secagg.messages import table_bytes, table_of
 from tests.runs import tiny
 
-Made = Callable[..., Any]
 Table = dict[int, dict[int, bytes]]
 LIAR = 78  # holds partition 1
 

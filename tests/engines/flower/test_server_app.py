@@ -4,7 +4,6 @@ import json
 import logging
 import shlex
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from fedprune import RunConfig
 from fedprune.config import from_flower, overridden, recorded, to_toml
 from fedprune.engines.flower.server_app import RunFailed, app
 from tests.runs import played, tiny
-
-Made = Callable[..., Any]
 
 PYPROJECT = tomllib.loads(Path("pyproject.toml").read_text())
 FLAT = PYPROJECT["tool"]["flwr"]["app"]["config"]

@@ -17,8 +17,6 @@ from fedprune.protocol.replies import Packet, folded_of, parts_in
 from fedprune.secagg.messages import reply_of
 from tests.runs import tiny
 
-Made = Callable[..., Any]
-
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

@@ -1,6 +1,5 @@
 """`FedPrune` where a Flower user puts a strategy."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,8 +16,6 @@ from fedprune.protocol.models import dense_model
 from fedprune.run import NoRoundCompleted
 from fedprune.tensors import state_of
 from tests.runs import played, same, tiny
-
-Made = Callable[..., Any]
 
 
 def test_in_a_users_own_server_app(devices):
