@@ -12,13 +12,13 @@ from fedprune.learning.distillation import (
     attention_apart,
     counterparts,
     divergence,
-    eager,
     projection,
     states_apart,
     taught,
 )
 from fedprune.learning.local_training import OPTIMIZERS, tune
 from fedprune.protocol.models import dense_model
+from fedprune.structure.attention import eager
 from fedprune.structure.families.family import Need
 from fedprune.tasks.loading import build
 from fedprune.tasks.masked import masked_token_loss
