@@ -252,6 +252,8 @@ def test_interrupted_it_says_how_to_go_on(engine, tmp_path):
         text=True,
         cwd=ROOT,
         start_new_session=True,
+        # In a background job it is ignored, and so it would be in the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout is not None
     assert any(line.startswith("pruned      3") for line in child.stdout)

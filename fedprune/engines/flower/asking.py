@@ -110,7 +110,7 @@ class Asking(Generic[_Said]):
         fleet, lean = self.fleet, not self.fleet.simulated() and not again
         named = {"config": "" if lean else fleet.text, "config_id": identity(fleet.text)}
         for k, (node, group) in self.assignments.items():
-            if node is not None and self.unanswered(k) and not self._risky(group):
+            if node is not None and self._worth_asking(k) and not self._risky(group):
                 packet = self._packet(group, lean, named)
                 yield k, Outgoing(node, self.request.message_type, packet)
 
@@ -144,6 +144,10 @@ class Asking(Generic[_Said]):
         """Whether nothing came from a host that is still there."""
         outcome = self.outcomes.get(k)
         return outcome is None or (isinstance(outcome, Lost) and not outcome.left)
+
+    def _worth_asking(self, k: int) -> bool:
+        outcome = self.outcomes.get(k)
+        return self.unanswered(k) and not (isinstance(outcome, Lost) and outcome.alone)
 
     def late(self, k: int) -> bool:
         """Whether nothing came in time."""

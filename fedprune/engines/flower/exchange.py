@@ -30,13 +30,18 @@ class Lost:
         sent: whether the question may have reached it.
         left: the node is no longer there, so that asking again is of no use.
         late: nothing came in the time that there was.
+        alone: it had been asked with nobody else at work beside it, so that once more is of no use.
     """
 
     reason: str
     sent: bool = True
     left: bool = False
     late: bool = False
+    alone: bool = False
 
+
+WORKER_LOST, WORKER_KILLED = 301, 302
+"""Codes of errors in a simulation: a worker was lost; it was killed for want of memory, alone."""
 
 MISSING = Lost("lacks the mask or the configuration")
 
@@ -142,7 +147,7 @@ def _left(
 def reply_in(message: Message) -> Incoming:
     """The packet in a message, or why there is none."""
     if message.has_error():
-        return Lost(plain(message.error.reason))
+        return Lost(plain(message.error.reason), alone=message.error.code == WORKER_KILLED)
     try:
         return packet_in(message)
     except Exception as error:  # whatever a stranger's message raises is a refusal of it

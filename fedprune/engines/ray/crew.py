@@ -185,12 +185,12 @@ class Crew:
     def _died(self, seat: Seat, job: Job | None, error: str) -> list[tuple[Job, Any]]:
         """A worker is gone: with its node, for want of memory, or by itself."""
         self.dismiss(seat)
-        self.look(now=True)
         if job is None:
-            self._deaths[seat.node.id] += 1
+            self._deaths[seat.node.id] += "no longer" not in error and "unschedulable" not in error
             if self._deaths[seat.node.id] >= STARTS and seat.node.id in self.nodes:
                 self._refuse(seat.node, f"workers die as they start: {_line(error)}")
             return []
+        self.look(now=True)
         if seat.node.id not in self.nodes or "node has died" in error:
             return [(job, LostJob("its node is gone", gone=True))]
         if LOW in error or self._killed_here(seat.node):

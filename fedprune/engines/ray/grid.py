@@ -19,6 +19,7 @@ import ray
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedprune.engines.flower.exchange import WORKER_KILLED, WORKER_LOST
 from fedprune.engines.flower.fleet import JOIN
 from fedprune.engines.ray.crew import Crew
 from fedprune.engines.ray.identity import OURSELVES, name_message
@@ -32,9 +33,6 @@ PULL = 1.0
 
 SAID = 10.0
 """Seconds of waiting for a node between lines that say so."""
-
-WORKER_LOST, WORKER_KILLED = 301, 302
-"""Codes of errors: a worker was lost; a worker was killed for memory, alone as well."""
 
 log = logging.getLogger("fedprune")
 

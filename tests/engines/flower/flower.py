@@ -28,6 +28,7 @@ class Flower:
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(self.home),
             "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_ADDRESS": "local",  # never the cluster that a note on this machine names
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),

@@ -1,0 +1,195 @@
+"""Runs on several machines, made of one: nodes are unplugged, join, and have disks of their own.
+
+One Ray cluster and one grid play all the runs, one after the other: starting workers takes longest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from fedprune import ConfigError, RunConfig, federate
+from fedprune.client.footprint import Footprint
+from fedprune.client.host import build_host, labels_of
+from fedprune.config import configure
+from fedprune.engines.flower.server_app import run_on
+from fedprune.engines.ray.engine import ray_grid, set_environment
+from fedprune.engines.ray.nodes import Unserved, nodes_of
+from fedprune.records.bound import Going
+from fedprune.report.screen import Screen
+from fedprune.runtime.process import put_back
+from tests.machines import Machines, impossible, machines
+
+WHY = impossible()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
+
+ROOT = Path(__file__).resolve().parents[3]
+BASE: dict[str, Any] = {
+    **{"task": "digits", "model": "mlp", "clients": 6, "cohort": 6, "hosts": 3, "rounds": 4},
+    **{"warmup": 1, "end": 3, "local_steps": 3, "seed": 5},
+}
+PHASES: dict[str, dict[str, Any]] = {
+    "score tune evaluate": {},
+    "shares unmask": {"secure": "secagg", "noise_source": "seeded"},
+}
+ROWS = """
+from dataclasses import replace
+from pathlib import Path
+from fedprune import TASKS as ours
+digits = ours['digits']
+def shards(config):
+    assert Path(config.data).read_text() == 'one two three'
+    return digits.shards(config)
+def model(config):
+    assert Path(config.data).read_text() == 'one two three'
+    return digits.model(config)
+TASKS = {'lines': replace(digits, folder=True, shards=shards, model=model)}
+"""
+
+
+@dataclass
+class Site:
+    """The machines, the grid on them, and where results go."""
+
+    machines: Machines
+    grid: Any
+    place: Path
+
+    def play(self, name: str, config: RunConfig, going: Going | None = None) -> None:
+        with (self.place / f"{name}.screen").open("w") as file:
+            screen = Screen(Console(file=file, width=300))
+            run_on(self.grid, config, self.place / name, screen, going)
+
+    @contextmanager
+    def unplugging(self, phases: list[str]) -> Iterator[None]:
+        """Within the block, for each phase, the node that is given such work first goes then."""
+        crew, give, left = self.grid.crew, self.grid.crew.give, list(phases)
+
+        def given(seat: Any, job: Any) -> None:
+            give(seat, job)
+            kind = job.message.metadata.message_type.rpartition(".")[2]
+            if left and kind == left[0]:
+                left.pop(0)
+                self.machines.join()
+                self.machines.unplug(seat.node.id)
+
+        crew.give = given
+        try:
+            yield
+        finally:
+            crew.give = give
+        assert not left
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is empty on every node."""
+    return tmp_path_factory.mktemp("hidden")
+
+
+@pytest.fixture(scope="module")
+def site(hidden: Path) -> Iterator[Site]:
+    config = configure({**BASE, "engine": "ray"})
+    host = build_host(config)
+    with put_back(), machines(2, [hidden, ROOT]) as made:
+        set_environment(config)
+        ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
+                yield Site(made, grid, hidden)
+        finally:
+            ray.shutdown()
+
+
+def alone(config: RunConfig) -> Any:
+    return federate(config.model_copy(update={"engine": "inline"}))
+
+
+def rows(site: Site, name: str) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in (site.place / name / "rounds.jsonl").read_text().splitlines()]
+
+
+def as_alone(site: Site, name: str, config: RunConfig) -> None:
+    """Whether a run is that of one process, bit for bit, and nothing was lost."""
+    wanted = [json.loads(json.dumps(row)) for row in alone(config).rows]
+    assert rows(site, name) == wanted
+    assert not any(row["failures"] for row in wanted)
+
+
+def test_disks_of_their_own_and_no_package_make_no_difference(site: Site):
+    """The nodes have neither the folder of the run nor this repository."""
+    config = configure({**BASE, "uplink": "int8", "error_feedback": True, "engine": "ray"})
+    site.play("apart", config)
+    as_alone(site, "apart", config)
+    assert len({seat.node.id for seat in site.grid.crew.seats}) == 2
+
+
+@pytest.mark.parametrize("phases", PHASES)
+def test_nodes_that_go_cost_no_client_and_those_that_join_are_used(site: Site, phases: str):
+    config = configure({**BASE, **PHASES[phases], "engine": "ray"})
+    before = {seat.node.id for seat in site.grid.crew.seats}
+    with site.unplugging(phases.split()):
+        site.play(phases, config)
+    as_alone(site, phases, config)
+    assert not {seat.node.id for seat in site.grid.crew.seats} & before
+
+
+def test_without_any_node_a_run_ends_and_goes_on_later(site: Site):
+    config = configure({**BASE, "engine": "ray"})
+    nodes = list(site.machines.nodes)
+
+    class Gone(Screen):
+        def _row(self, row: Any, seconds: float, state: Any) -> None:
+            super()._row(row, seconds, state)
+            if row["round"] == 2:
+                for _ in nodes:
+                    site.machines.unplug()
+
+    site.grid.patience = 3.0
+    with pytest.raises(Unserved, match="no node with a processor was there for 3 s"):
+        run_on(site.grid, config, site.place / "gone", Gone(Console(file=StringIO())))
+    assert len(rows(site, "gone")) == 2
+    site.machines.join()
+    site.grid.patience = 600.0
+    site.play("gone", config, Going(resume=True))
+    as_alone(site, "gone", config)
+
+
+def test_files_that_nodes_lack_are_sent(site: Site, hidden: Path):
+    (hidden / "own.py").write_text(ROWS)
+    (hidden / "data.txt").write_text("one two three")
+    keys = {**BASE, "model": "", "task": "lines", "plugin": str(hidden / "own.py")}
+    config = configure({**keys, "data": str(hidden / "data.txt"), "engine": "ray"})
+    host = build_host(config)
+    site.grid.crew.end()
+    with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
+        Site(site.machines, grid, hidden).play("sent", config)
+    as_alone(site, "sent", config)
+
+
+def test_another_version_on_a_node_is_refused_by_name(site: Site, tmp_path: Path):
+    other = tmp_path / "flwr-9.9.9.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: flwr\nVersion: 9.9.9\n")
+    site.machines.join(PYTHONPATH=str(tmp_path))
+    config = configure({**BASE, "engine": "ray"})
+    host = build_host(config)
+    until = time.monotonic() + 60
+    while len(nodes_of(ray.nodes())) < len(site.machines.nodes) and time.monotonic() < until:
+        time.sleep(0.2)
+    with (
+        pytest.raises(ConfigError, match=r"node [0-9.]+: flwr is 9\.9\.9, .* is wanted"),
+        ray_grid(config, host.shards, labels_of(host), Footprint()),
+    ):
+        pass

@@ -1,0 +1,251 @@
+"""The grid's own decisions, with workers that are made up: no Ray starts here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedprune.codec.wire import Packet
+from fedprune.engines.flower.exchange import WORKER_KILLED, WORKER_LOST, Outgoing, exchange
+from fedprune.engines.flower.messages import packet_in
+from fedprune.engines.ray import grid as module
+from fedprune.engines.ray.crew import Seat
+from fedprune.engines.ray.grid import RayGrid
+from fedprune.engines.ray.identity import OURSELVES, as_a_task
+from fedprune.engines.ray.jobs import Job, LostJob
+from fedprune.engines.ray.letters import joined, parted
+from fedprune.engines.ray.nodes import Node, Unserved
+from fedprune.options.refusal import ConfigError
+
+GONE, MEMORY, DEAD = LostJob("gone", gone=True), LostJob("memory", memory=True), LostJob("dead")
+
+
+class Crew:
+    """Workers on two nodes whose jobs end one a look, as `fates` says by the first partition."""
+
+    def __init__(self, seats: str = "aab", **fates: list[LostJob]) -> None:
+        self.nodes = {n: Node(n, n, 2, 0, 0) for n in sorted(set(seats))}
+        self.seats = [Seat(self.nodes[n], None, "idle", None) for n in seats]
+        self.fates = {int(name[1:]): fate for name, fate in fates.items()}
+        self.given: list[tuple[int, ...]] = []
+        self.beside: list[list[tuple[int, ...]]] = []
+        self.refused: dict[str, str] = {}
+
+    def look(self, *, now: bool = False) -> None: ...
+
+    def idle(self) -> list[Seat]:
+        return [s for s in self.seats if s.step == "idle"]
+
+    def busy(self) -> list[Seat]:
+        return [s for s in self.seats if s.step == "busy"]
+
+    def give(self, seat: Seat, job: Job) -> None:
+        seat.step, seat.job = "busy", job
+        self.given.append(job.partitions)
+        others = [s for s in self.busy() if s is not seat and s.node is seat.node]
+        self.beside.append([s.job.partitions for s in others if s.job])
+
+    def dismiss(self, seat: Seat) -> None:
+        self.seats.remove(seat)
+
+    def wait(self, seconds: float) -> list[tuple[Job, Any]]:
+        del seconds
+        for seat in self.busy()[:1]:
+            job, seat.step, seat.job = seat.job, "idle", None
+            assert job is not None
+            fate = self.fates.get(job.partitions[0], [])
+            if fate:
+                return [(job, fate.pop(0))]
+            asked = joined(job.head, job.buffers)
+            return [(job, (*parted(Message(asked.content, reply_to=asked)), 1.0))]
+        return []
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    put: list[Any] = []
+    monkeypatch.setattr("ray.put", lambda data: put.append(data) or data)
+    with as_a_task():
+        yield put
+
+
+def ask(grid: Any, *groups: list[int], size: int = 0) -> dict[int, Any]:
+    """What comes back of each group, as the port sees it."""
+    data = bytes(size)
+    mail = {
+        (0, k): Outgoing(OURSELVES, "train.tune", Packet({"partitions": group}, {"values": data}))
+        for k, group in enumerate(groups)
+    }
+    return {k: reply for (_, k), reply in exchange(grid, mail, 5.0, 9.0)}
+
+
+def made(crew: Any, labels: dict[int, int] | None = None, patience: float = 5.0) -> Any:
+    return RayGrid(crew, labels or {}, patience)
+
+
+def test_every_message_is_answered_and_says_what_it_said():
+    found = ask(made(Crew()), [0, 1], [2], [3], [4, 5], [6])
+    assert {k: list(p.fields["partitions"]) for k, p in found.items()} == {
+        0: [0, 1],
+        1: [2],
+        2: [3],
+        3: [4, 5],
+        4: [6],
+    }
+
+
+def test_a_buffer_that_all_are_sent_is_put_into_the_store_once(store: list[Any]):
+    grid = made(Crew())
+    found = ask(grid, [0], [1], [2], size=2**17)
+    assert len(store) == 1
+    assert all(len(p.buffers["values"]) == 2**17 for p in found.values())
+    ask(grid, [0], [1], size=2**17)
+    assert len(store) == 2
+
+
+def test_the_longest_work_goes_first_by_labels_and_then_by_what_it_took():
+    crew = Crew("aabb")
+    grid = made(crew, {0: 5, 1: 50, 2: 20, 3: 7})
+    ask(grid, [0], [1], [2], [3])
+    assert crew.given == [(1,), (2,), (3,), (0,)]
+    crew.given.clear()
+    grid.pace.seconds["train.tune"] = {0: 9.0, 1: 1.0, 2: 2.0}
+    ask(grid, [0], [1], [2], [3])  # nobody knows of 3: as long as the others on average
+    assert crew.given == [(0,), (3,), (2,), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("fate", "code", "tries"),
+    [
+        ([GONE], None, 2),
+        ([GONE, GONE], WORKER_LOST, 2),
+        ([DEAD], WORKER_LOST, 1),
+        ([MEMORY], None, 2),
+        ([MEMORY, MEMORY], WORKER_KILLED, 2),
+        ([MEMORY, DEAD], WORKER_LOST, 2),
+        ([GONE, MEMORY], WORKER_LOST, 2),
+    ],
+)
+def test_what_was_lost_is_asked_again_once_where_that_is_of_use(
+    fate: list[LostJob], code: int | None, tries: int
+):
+    crew = Crew(p3=list(fate))
+    found = ask(made(crew), [0], [3], [5])
+    assert crew.given.count((3,)) == tries
+    assert isinstance(found[1], Packet) == (code is None)
+    if code is not None:
+        assert found[1].reason == fate[-1].reason
+        assert found[1].alone == (code == WORKER_KILLED)
+    assert isinstance(found[0], Packet)
+    assert isinstance(found[2], Packet)
+
+
+def test_who_was_killed_for_memory_is_alone_on_its_node_the_second_time():
+    crew = Crew("aa", p0=[MEMORY])
+    found = ask(made(crew, {0: 9}), [0], [1], [2], [3], [4])
+    at = [i for i, partitions in enumerate(crew.given) if partitions == (0,)]
+    assert crew.beside[at[0]] == []  # the first of all
+    assert any(crew.beside)
+    assert crew.beside[at[1]] == []
+    later = range(at[1] + 1, len(crew.given))
+    assert all((0,) not in crew.beside[i] for i in later)
+    assert all(isinstance(p, Packet) for p in found.values())
+
+
+def test_who_does_not_answer_in_time_is_given_up_and_its_worker_replaced():
+    class Stuck(Crew):
+        def wait(self, seconds: float) -> list[tuple[Job, Any]]:
+            del seconds
+            return []
+
+    crew = Stuck("a")
+    grid = made(crew)
+    packets = Packet({"partitions": [0]}), Packet({})
+    mail = {(0, k): Outgoing(OURSELVES, "train.tune", p) for k, p in enumerate(packets)}
+    found = dict(exchange(grid, mail, 0.05, 9.0))
+    assert all(reply.late for reply in found.values())
+    assert crew.seats == []
+    assert not grid._jobs
+    assert not grid._waiting
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+
+
+def waiting(crew: Crew, clock: Clock, come: Callable[[], None], after: float) -> None:
+    """Let looks take a second each, and something happen after some."""
+    usual, until = crew.wait, clock.now + after
+
+    def wait(seconds: float) -> list[tuple[Job, Any]]:
+        clock.now += 1.0
+        if clock.now >= until and not crew.seats:
+            come()
+        return usual(seconds)
+
+    crew.wait = wait  # type: ignore[method-assign]
+
+
+def test_without_a_node_it_waits_says_so_and_goes_on_when_one_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    crew, clock = Crew(""), Clock(monkeypatch)
+
+    def come() -> None:
+        fresh = Crew("c")
+        crew.nodes, crew.seats = fresh.nodes, fresh.seats
+
+    waiting(crew, clock, come, 34)
+    grid = made(crew, patience=60)
+    with caplog.at_level(logging.WARNING, "fedprune"):
+        found = ask(grid, [0], [1])  # its own 5 seconds do not run while nobody is there
+    assert all(isinstance(p, Packet) for p in found.values())
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 3
+    assert all(line.startswith("no node is there: waiting for one, ") for line in lines)
+    assert lines[0].endswith("of 60 s")
+
+
+def test_without_a_node_for_too_long_the_run_ends(monkeypatch: pytest.MonkeyPatch):
+    crew, clock = Crew(""), Clock(monkeypatch)
+    waiting(crew, clock, lambda: None, 1e9)
+    with pytest.raises(Unserved, match="no node with a processor was there for 60 s"):
+        ask(made(crew, patience=60), [0])
+    with pytest.raises(ConfigError, match=r"engine='ray': no node .* allowed: --engine inline"):
+        made(crew, patience=60).gather()
+
+
+def test_a_node_that_lacks_something_before_round_one_is_an_error_and_later_a_line(
+    caplog: pytest.LogCaptureFixture,
+):
+    crew = Crew("ab")
+    grid = made(crew)
+    grid.gather()
+    crew.refused["c"] = "node 10.0.0.9: flwr is 2, 1 is wanted"
+    with caplog.at_level(logging.WARNING, "fedprune"):
+        ask(grid, [0], [1])
+    assert [r.getMessage() for r in caplog.records] == ["node 10.0.0.9: flwr is 2, 1 is wanted"]
+    with pytest.raises(ConfigError, match=r"node 10\.0\.0\.9: flwr is 2"):
+        made(crew).gather()
+
+
+def test_flowers_own_ways_of_asking_work_too():
+    grid = made(Crew())
+    content = RecordDict(
+        {
+            "fields": ConfigRecord({"partitions": [1]}),
+            "buffers": ArrayRecord({"x": Array("uint8", (1,), "bytes", b"7")}),
+        }
+    )
+    (node,) = grid.get_node_ids()
+    sent = [grid.create_message(content, "train", node, "g") for _ in range(3)]
+    replies = list(grid.send_and_receive(sent, timeout=5))
+    assert len({r.metadata.reply_to_message_id for r in replies}) == 3
+    assert all(bytes(packet_in(r).buffers["x"]) == b"7" for r in replies)
+    assert grid.run is None

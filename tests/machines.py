@@ -1,0 +1,130 @@
+"""Several machines on one, for tests and benchmarks: Ray nodes that can be unplugged.
+
+A node is a mount and pid namespace, which needs root: it has its own /tmp/ray, nothing in the
+folders that are hidden from it, and when its first process is killed, all of it is gone at once.
+The head has no processors, so all work is on nodes, one processor each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RAY = Path(sys.executable).with_name("ray")
+NAMESPACES = ["unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
+PLUG = "plug"
+NOTE = Path("/tmp/ray/ray_current_cluster")
+
+
+def impossible() -> str:
+    """Why this machine cannot be several; "" where it can."""
+    if not RAY.exists():
+        return "ray is not installed"
+    try:
+        test = [*NAMESPACES, "sh", "-c", "mount -t tmpfs none /mnt"]
+        done = subprocess.run(test, capture_output=True, text=True, timeout=20)
+    except OSError as error:
+        return f"no namespaces: {error}"
+    return f"no namespaces: {done.stderr.strip()}" if done.returncode else ""
+
+
+@dataclass
+class Machines:
+    """A head, and the nodes that have joined it.
+
+    Attributes:
+        address: of the head.
+        place: of their logs.
+        nodes: their first processes, by their number, in the order in which they joined.
+    """
+
+    address: str
+    place: Path
+    nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    joined: int = 0
+
+    def join(self, hide: Sequence[Path] = (), **environment: str) -> None:
+        """Start one more node, without what is in some folders; it is there in some seconds."""
+        mounts = [f"mount -t tmpfs none {shlex.quote(str(d))}" for d in (NOTE.parent, *hide)]
+        start = ["start", f"--address={self.address}", "--num-cpus=1"]
+        start += ["--resources", json.dumps({f"{PLUG}{self.joined}": 1})]
+        script = " && ".join([*mounts, f"exec {shlex.join(_ray(*start))}"])
+        log = self.place / f"node{self.joined}"
+        self.nodes[self.joined] = _started([*NAMESPACES, "sh", "-c", script], log, environment)
+        self.joined += 1
+
+    def unplug(self, node: str = "") -> None:
+        """Take a node away: the one that Ray calls so, or else the one that joined last."""
+        number = max(self.nodes) if not node else _number_of(node)
+        gone = self.nodes.pop(number)
+        gone.kill()
+        gone.wait()
+
+
+def _number_of(node: str) -> int:
+    import ray
+
+    has = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node)
+    return next(int(name.removeprefix(PLUG)) for name in has if name.startswith(PLUG))
+
+
+def _ray(*arguments: str) -> list[str]:
+    return [str(RAY), *arguments, "--disable-usage-stats", "--block"]
+
+
+def _started(command: list[str], log: Path, more: dict[str, str]) -> subprocess.Popen[bytes]:
+    own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd="/", env={**own, **more}
+        )
+
+
+@contextmanager
+def machines(nodes: int, hide: Sequence[Path] = ()) -> Iterator[Machines]:
+    """Within the block a head and so many nodes, which may still be on their way."""
+    import ray
+
+    NOTE.parent.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as place:
+        start = ["start", "--head", "--num-cpus=0", f"--port={port}", "--include-dashboard=false"]
+        head = _started(_ray(*start), Path(place) / "head", {})
+        found = Machines(f"{ray.util.get_node_ip_address()}:{port}", Path(place))
+        try:
+            _wait_for(head, port)
+            for _ in range(nodes):
+                found.join(hide)
+            yield found
+        finally:
+            for process in [*found.nodes.values(), head]:
+                process.send_signal(signal.SIGTERM if process is head else signal.SIGKILL)
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            if NOTE.is_file() and NOTE.read_text().strip() == found.address:
+                NOTE.unlink()
+
+
+def _wait_for(head: subprocess.Popen[bytes], port: int) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and head.poll() is None:
+        with socket.socket() as s:
+            if not s.connect_ex(("127.0.0.1", port)):
+                return
+        time.sleep(0.1)
+    raise RuntimeError("no head of a Ray cluster came up")
