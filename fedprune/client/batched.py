@@ -1,4 +1,4 @@
-"""Clients whose training is one computation: ``--batched``."""
+"""Clients whose training and scoring are one computation: ``--batched``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fedprune.client.answers import (
     units_of,
 )
 from fedprune.client.context import ClientContext
+from fedprune.client.scoring import answer_score, sums_together
 from fedprune.client.teacher import distillation_of
 from fedprune.config import with_values
 from fedprune.learning.batched import Lesson, Trainee, tune_together
@@ -39,10 +40,15 @@ def answers_together(
     Raises:
         Exception: whatever a client's code or data raises; it is not said whose.
     """
-    if question.kind != "tune":
-        return {}
-    answers = tuned_together(question, clients)
-    return {p: partial(_given, given) for p, given in answers.items()}
+    if question.kind == "score":
+        load_into(clients[0].model, question.weights)
+        found = sums_together(question, clients)
+        both = zip(clients, found or (), strict=found is not None)
+        return {c.partition: partial(answer_score, question, c, sums) for c, sums in both}
+    if question.kind == "tune":
+        answers = tuned_together(question, clients)
+        return {p: partial(_given, given) for p, given in answers.items()}
+    return {}
 
 
 def _given(answer: Answer) -> Answer:

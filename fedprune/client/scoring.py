@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from fedprune.scores.score import (
     Score,
     Statistic,
 )
+from fedprune.scores.together import collect_together
 from fedprune.structure.groups import stages_of
 from fedprune.tasks.task import Part, batches, examples
 from fedprune.tensors import (
@@ -96,8 +98,8 @@ def _evidence(
     return evidence_about(held, names, client.config, client.layout, count=labels, **more)
 
 
-def answer_score(question: Question, client: ClientContext) -> Answer:
-    """The client's summand for one ask of a score."""
+def answer_score(question: Question, client: ClientContext, sums: Tensors | None = None) -> Answer:
+    """The client's summand for one ask of a score, from its sums where these are there already."""
     ask = scores_of(client.config.plugin)[question.score].asks[question.ask]
     names = question.names or client.layout.prunable
     client.model.eval()
@@ -109,8 +111,20 @@ def answer_score(question: Question, client: ClientContext) -> Answer:
     if client.config.dp == "example":
         return _statistic(question, client, names, noised_statistics(question, client, probe))
     dead = {} if question.dense else question.masks
-    sums = cleared(copied(ask.collect(probe)), dead)
+    sums = cleared(copied(ask.collect(probe) if sums is None else sums), dead)
     return _statistic(question, client, names, sums)
+
+
+def sums_together(question: Question, clients: Sequence[ClientContext]) -> list[Tensors] | None:
+    """What the clients sum for an ask of a score, at once; None where each has to by itself."""
+    first = clients[0]
+    if first.config.calibration == "local" and not question.dense:
+        return None
+    ask = scores_of(first.config.plugin)[question.score].asks[question.ask]
+    names = question.names or first.layout.prunable
+    first.model.eval()
+    probes = [_probe(question, client, names, question.given) for client in clients]
+    return collect_together(ask, probes)
 
 
 def answer_inputs(question: Question, client: ClientContext) -> Answer:

@@ -55,18 +55,25 @@ def taylor_second(w: Tensor, g: Tensor, _n: int) -> Tensor:
     return 0.5 * (w * g).square() - w * g
 
 
-def by_batch(each: Each) -> Callable[[Probe], Tensors]:
+@dataclass(frozen=True)
+class SumOverBatches:
     """Σ over batches of `each`."""
 
-    def collect(probe: Probe) -> Tensors:
+    each: Each
+
+    def __call__(self, probe: Probe) -> Tensors:
+        """The sum, as `fedprune.scores.score.Statistic.collect`."""
         parameters = parameters_of(probe.model, probe.prunable)
         sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
         for gradients, count in _gradients(probe, parameters):
             for name, g in gradients.items():
-                sums[name] += each(parameters[name].detach(), g, count)
+                sums[name] += self.each(parameters[name].detach(), g, count)
         return _plain(sums)
 
-    return collect
+
+def by_batch(each: Each) -> SumOverBatches:
+    """Σ over batches of `each`."""
+    return SumOverBatches(each)
 
 
 def by_client(each: Each) -> Callable[[Probe], Tensors]:

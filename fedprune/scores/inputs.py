@@ -75,19 +75,42 @@ def inputs_ask(each: _Each, *, square: bool = False) -> Statistic:
     def shapes(layout: Layout, names: Sequence[str], _unit: str, _probes: int) -> Shapes:
         return _shapes(layout, names, square)
 
+    found = SumOverInputs(each, shapes)
+    return Statistic(found, shapes, watch=found.watch, passes="1 forward", signed=square)
+
+
+@dataclass(frozen=True)
+class SumOverInputs:
+    """Sums over the rows that go into layers.
+
+    Attributes:
+        each: what is added up of some rows.
+        shapes: as `fedprune.scores.score.Statistic.shapes`.
+    """
+
+    each: _Each
+    shapes: Callable[[Layout, Sequence[str], str, int], Shapes]
+
     @torch.no_grad()
-    def collect(probe: Probe) -> Tensors:
-        with watch(probe.model, probe.layout, probe.prunable) as watcher:
+    def __call__(self, probe: Probe) -> Tensors:
+        """The sums, as `fedprune.scores.score.Statistic.collect`."""
+        with self.watch(probe.model, probe.layout, probe.prunable) as watcher:
             for batch in probe.batches:
                 probe.loss(probe.model, batch)
         return watcher.sums
 
     def watch(
-        model: nn.Module, layout: Layout, names: Sequence[str]
+        self, model: nn.Module, layout: Layout, names: Sequence[str]
     ) -> AbstractContextManager[InputWatcher]:
-        return _watched(model, names, _shapes(layout, names, square), each)
+        """The same sums while somebody else runs batches."""
+        return _watched(model, names, self.shapes(layout, names, "", 0), self.each)
 
-    return Statistic(collect, shapes, watch=watch, passes="1 forward", signed=square)
+
+def add_rows(sums: Tensors, name: str, rows: Tensor, each: _Each) -> None:
+    """Add what a weight's layer was given, (B, rows, groups, columns), to sums."""
+    flat = rows.flatten(0, 2)
+    sums[inputs_of(name)] += each(flat)
+    sums[rows_of(name)] += flat.shape[0]
 
 
 @dataclass
@@ -119,9 +142,7 @@ def _watched(
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
         wide = torch.promote_types(x.dtype, torch.float32)  # sums of half precision are too coarse
-        rows = input_rows(layer, x.detach().to(wide)).flatten(0, 2)
-        sums[inputs_of(name)] += each(rows)
-        sums[rows_of(name)] += rows.shape[0]
+        add_rows(sums, name, input_rows(layer, x.detach().to(wide)), each)
 
     with watching(layers, seen):
         yield InputWatcher(sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fedprune.structure.stacked import Stacked
-from fedprune.tasks.task import Loss, Part
+from fedprune.tasks.task import Loss, Part, examples
 
 Lossy = Callable[[Any, Part], Loss]
 """A task's loss: of what is called like a model, and a batch."""
@@ -61,6 +62,16 @@ def join_batches(data: Part, chosen: Sequence[Tensor]) -> Joined:
     ]
     places = torch.cat(filled).to(next(iter(data.values())).device)
     return Joined({name: t.index_select(0, places) for name, t in data.items()}, sizes)
+
+
+def join_parts(parts: Sequence[Part]) -> Joined:
+    """Batches that are there already."""
+    data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    sizes = [examples(part) for part in parts]
+    begins = itertools.accumulate(sizes, initial=0)
+    return join_batches(
+        data, [torch.arange(b, b + size) for b, size in zip(begins, sizes, strict=False)]
+    )
 
 
 def losses_of(stack: Stacked, loss: Lossy, batches: Joined) -> Tensor:

@@ -20,6 +20,8 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import understood
 from fedprune.protocol.questions import encode_question
+from fedprune.scores.gradients import SumOverBatches
+from fedprune.scores.inputs import SumOverInputs
 from fedprune.tensors import copied, masked, state_of
 from tests.runs import tiny
 
@@ -178,6 +180,34 @@ def test_summands_are_those_of_each_client_by_itself(name):
 def test_clients_under_masks_of_their_own(masks):
     host = build_host(tiny(**MLP, masks=masks, score="taylor"))
     assert apart(host, question_for(host, score="taylor", sparsity=0.5), 3) < NEAR
+
+
+SCORES: dict[str, dict[str, Any]] = {
+    "taylor": {**MLP, "score_batch": 9},
+    "gradient": {"hosts": 1, "cohort": 5, "combine": "mean", "normalise": "l1"},
+    "wanda": {"hosts": 1, "cohort": 5, "score_batch": 16},
+    "activation": {**TEXT, "task": "shakespeare", "sparsity": 0.5},
+    "taylor_signed": {**TEXT, "task": "shakespeare-masked", "sparsity": 0.5, "score_examples": 20},
+}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_are_those_of_each_client_by_itself(score, monkeypatch):
+    host = build_host(tiny(**SCORES[score], score=score))
+    question = replace(question_for(host), kind="score", lr=0.0, score=score)
+    if host.config.combine == "mean":
+        question = replace(question, sparsity=0.5)
+    alone = list(answers_of(host, question, 1))
+    for collect in (SumOverBatches, SumOverInputs):
+        monkeypatch.setattr(collect, "__call__", never)
+    together = list(answers_of(host, question, 5))
+    for one, other in zip(alone, together, strict=True):
+        assert isinstance(one, Answer)
+        assert isinstance(other, Answer)
+        assert one.totals == other.totals
+        assert torch.allclose(
+            one.values, other.values, rtol=1e-3, atol=1e-5 * one.values.abs().max()
+        )
 
 
 def test_a_teacher_teaches_all_at_once():
