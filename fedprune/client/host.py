@@ -27,6 +27,7 @@ from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import TooLarge, within_memory
+from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
 from fedprune.tensors import Tensors, counters_of
@@ -122,7 +123,9 @@ def _no_larger_than_memory(config: RunConfig) -> nn.Module:
             the task can build it on PyTorch's meta device.
     """
     name = f"model={config.model!r}"
-    if not Path(config.model).is_dir():  # what is in a folder is held against its own files
+    if not Path(
+        place_of(config.model)
+    ).is_dir():  # what is in a folder is held against its own files
         try:
             with within_memory(name), torch.device("meta"):
                 tasks_of(config.plugin)[config.task].model(config)

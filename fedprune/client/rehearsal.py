@@ -24,6 +24,7 @@ from fedprune.client.teacher import distils
 from fedprune.client.tokens import special_tokens_of
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, tune
+from fedprune.learning.options import trains
 from fedprune.options.refusal import ConfigError, Refused, refuse
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.choice import evidence_about
@@ -332,6 +333,8 @@ def _check_scored(scores: Any, names: Sequence[str], trial: TrialClient) -> None
 def _check_tuning(trial: TrialClient) -> None:
     """One step of training, with what goes along: statistics, a mask of its own, a teacher."""
     c, client, what = trial.client.config, trial.client, dict[str, Any]()
+    if not trains(c):
+        return
     if c.sparsity != 0.0 and (c.score_during == "tune" or c.masks != "global"):
         what |= {"score": c.score, "sparsity": None if c.masks == "global" else c.sparsity}
     question = trial.question("tune", lr=c.lr, **what)

@@ -32,7 +32,12 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     task, score = given.get("task", "shakespeare"), given.get("score", "taylor")
     named(("task", task), tasks)
     named(("score", score), scores)
-    return with_derived(AllOptions, given, _of_task(tasks[task]) | _of_score(scores[score]))
+    return with_derived(AllOptions, given, usual_of(tasks[task], scores[score]))
+
+
+def usual_of(task: Task, score: Score) -> dict[str, Any]:
+    """What a task and a score set unless the user does."""
+    return _of_task(task) | _of_score(score)
 
 
 _LEARNED = (

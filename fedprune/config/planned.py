@@ -15,6 +15,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.config.rates import prunes_in
 from fedprune.config.sections import AllOptions
 from fedprune.config.terms import accounting_terms_of
+from fedprune.learning.options import trains
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.mechanisms import GAUSSIAN, SAMPLED_GAUSSIAN, SKELLAM
 from fedprune.privacy.release import Occasion, Release
@@ -82,6 +83,8 @@ def _scoring(config: AllOptions, round_: int) -> list[str]:
 
 
 def _tuning(config: AllOptions, due: bool) -> list[str]:
+    if not trains(config):
+        return []
     beside = due and config.score_during == "tune" and config.dp_score_noise != 0
     return ["tune"] + ["score"] * beside
 

@@ -12,6 +12,8 @@ from fedprune.config.learning_conflicts import learning_conflicts
 from fedprune.config.local_privacy_conflicts import local_conflicts
 from fedprune.config.privacy_conflicts import privacy_conflicts
 from fedprune.config.sections import AllOptions
+from fedprune.config.untrained_conflicts import untrained_conflicts
+from fedprune.learning.options import trains
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted, refuse
 from fedprune.options.section import check_names, names_in, unread
@@ -41,6 +43,7 @@ def check_options(config: AllOptions) -> None:
     for refusal in unread(AllOptions, c):
         raise refusal
     found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c)]
+    found += [*untrained_conflicts(c, score, task)] if not trains(c) else []
     found += [*conflicts(c, score, task), *learning_conflicts(c)]
     _raise_first(c, [*found, *privacy_conflicts(c), *local_conflicts(c, score)])
 
@@ -112,10 +115,10 @@ def _out_of_bounds(c: AllOptions) -> list[Conflict]:
     prunes, first = c.sparsity != 0.0, c.warmup + 1
     late = "the last pruning is not between warm-up and the last round"
     once = f"{c.schedule} prunes once, in round {first}"
-    steps = "steps and epochs exclude each other, and one must be above 0"
+    steps = "steps and epochs exclude each other"
     single = c.schedule == "one-shot" and prunes
     none, outside = prunes and c.warmup >= c.rounds, prunes and not c.warmup < c.end <= c.rounds
-    both = (c.local_steps > 0) == (c.local_epochs > 0)
+    both = c.local_steps > 0 and c.local_epochs > 0
     few = "more clients than there are"
     return [
         ("cohort", c.cohort > c.clients, few, f"1 to {c.clients}"),

@@ -15,7 +15,9 @@ from fedprune.config import RunConfig
 from fedprune.runtime.files import os_errors, write_atomically
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.loading import from_pretrained, quiet, reachable
+from fedprune.tasks.hub import quiet, reachable
+from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.pretrained import gives_back, place_of
 
 GENERATION = "generation_config.json"
 
@@ -30,12 +32,14 @@ TOKENIZER = (
 def is_brought(config: RunConfig) -> bool:
     """Whether the model comes from a folder or a hub id of the user's."""
     task = tasks_of(config.plugin)[config.task]
-    return task.paths and config.model not in SMALL_MODELS and config.model not in task.models
+    named = config.model in SMALL_MODELS or config.model in task.models
+    return task.paths and (gives_back(config.model) or not named)
 
 
 @functools.lru_cache(maxsize=8)
 def _file(model: str, name: str) -> Path | None:
     """A file of the folder or hub id; None: it has none of that name."""
+    model = place_of(model)
     if Path(model).is_dir():
         path = Path(model) / name
         return path if path.is_file() else None
@@ -117,7 +121,7 @@ def give_back(config: RunConfig, folder: Path, tokenizer: Any, settings: Any) ->
     found = [file for file in (_file(config.model, name) for name in names) if file is not None]
     for file in found:
         shutil.copyfile(file, folder / file.name)
-    templates = Path(config.model) / "additional_chat_templates"
+    templates = Path(place_of(config.model)) / "additional_chat_templates"
     if found and templates.is_dir():
         shutil.copytree(templates, folder / templates.name, dirs_exist_ok=True)
     if not found:

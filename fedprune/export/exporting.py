@@ -38,7 +38,7 @@ from fedprune.protocol.origin import origin_of
 from fedprune.runtime.files import os_errors, write_atomically
 from fedprune.structure.edits import Edits
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.loading import quiet
+from fedprune.tasks.hub import quiet
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import output_of
 from fedprune.tensors import Masks, count_kept, frozen_of, masked, shapes_of, state_of

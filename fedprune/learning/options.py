@@ -46,7 +46,7 @@ class Tuning(Section):
     )
     local_steps: int = option(
         "tuning",
-        "steps a client takes in a round (0: by epochs)",
+        "steps a client takes in a round (0: by epochs; both 0: nobody trains, rounds only prune)",
         BY_TASK,
         derived=lambda c: 0 if c.local_epochs else c.usual("local_steps", BY_TASK),
         ge=0,
@@ -93,6 +93,11 @@ class Tuning(Section):
         "",
         when=_DISTILS,
     )
+
+
+def trains(tuning: Tuning) -> bool:
+    """Whether clients train at all: a model may also be pruned and measured only."""
+    return bool(tuning.local_steps or tuning.local_epochs)
 
 
 class Averaging(Section):

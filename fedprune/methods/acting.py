@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from fedprune.learning.options import trains
 from fedprune.methods.catalog import method_name, method_of, method_options_of, riders_of
 from fedprune.methods.measuring import measure
 from fedprune.methods.method import Method, Nothing, Rider
@@ -158,6 +159,8 @@ def _pruning(state: State, r: Round) -> Talk[tuple[State, Round, Notes] | str | 
 
 def trained(state: State, r: Round, port: Port) -> tuple[State, Model | None, Aggregate]:
     """The model after the cohort has trained, if enough of it answers, and its changes."""
+    if not trains(r.config):
+        return state, state.model, Aggregate()
     along: dict[str, Any] = {}
     for name, rider in riders_of(r.config).items():
         along |= rider.along(state.memories[name], r) if rider.along else {}

@@ -99,7 +99,7 @@ def at_hand(origin: Mapping[str, Any], saved: Path | None = None) -> Mapping[str
         FileNotFoundError: there is such a folder no more, and the model is a cut one.
     """
     name = str(origin.get("model", ""))
-    if not name or Path(name).is_dir() or name in SMALL_MODELS:
+    if not name or Path(name).exists() or name in SMALL_MODELS:
         return origin
     if saved is not None and not origin.get("edits") and (saved / "config.json").is_file():
         return {**origin, "model": str(saved)}

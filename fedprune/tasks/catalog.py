@@ -6,6 +6,7 @@ from typing import Any
 
 from fedprune.options.plugins import table_in
 from fedprune.tasks import (
+    domains,
     encoder,
     imagefolder,
     images,
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
     "shakespeare-masked": masked.SHAKESPEARE_MASKED,
     "shakespeare-restore": restore.SHAKESPEARE_RESTORE,
     "presidents": speeches.PRESIDENTS,
+    "domains": domains.DOMAIN_TASK,
     "r8": encoder.R8,
     "bbc": encoder.BBC,
     "text-classification": userdata.CLASSIFICATION,

