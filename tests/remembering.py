@@ -1,13 +1,14 @@
-"""A plug-in for tests: scores whose clients remember something of their own."""
+"""A plug-in for tests: scores whose clients remember something of their own; a task of planes."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune import SCORES as BUILT_IN
-from fedprune import Score
+from fedprune import Loss, RunConfig, Score, Shard, Task
 from fedprune.scores.score import Ask, Evidence, Probe
+from fedprune.tasks.task import Part
 
 MARK = 0.7071067
 
@@ -64,3 +65,31 @@ SCORES = {
     "early": Score("|w|", "tests", sizes, (Ask(early), Ask(times, given=given)), remembers=True),
     "silent": Score("|w|", "tests", sizes, (Ask(times),)),
 }
+
+
+def plane(config: RunConfig) -> nn.Module:
+    torch.manual_seed(config.seed)
+    return nn.Linear(8, 3, bias=False)
+
+
+def squares(model: nn.Module, batch: Part) -> Loss:
+    error = model(batch["x"]) - batch["y"]
+    return Loss(error.square().sum(), len(error), int((error.abs() < 0.5).all(1).sum()))
+
+
+def apart(config: RunConfig) -> list[Shard]:
+    """Clients of planes of their own."""
+    gen = torch.Generator().manual_seed(config.seed)
+
+    def part(rows: int, slope: Tensor) -> Part:
+        x = torch.randn(rows, 8, generator=gen)
+        return {"x": x, "y": x @ slope.t() + 0.1 * torch.randn(rows, 3, generator=gen)}
+
+    slopes = [torch.randn(3, 8, generator=gen) for _ in range(config.clients)]
+    return [Shard(part(12 + 4 * p, s), part(6, s), part(6, s)) for p, s in enumerate(slopes)]
+
+
+TASKS = {
+    "planes": Task("planes", metric="accuracy", unit="points", model=plane, loss=squares,
+                   shards=apart, output=(), splits={"iid": ""}),
+}  # fmt: skip

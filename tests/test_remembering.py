@@ -103,7 +103,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("keys", "key"), REFUSED, ids=lambda value: str(value))
 def test_what_a_score_that_remembers_does_not_go_with_is_refused(keys, key):
-    with pytest.raises(ConfigError, match=rf"{key}=.*score (times|moving).*; allowed: "):
+    with pytest.raises(ConfigError, match=rf"{key}=.*(score (times|moving)|remember).*; allowed: "):
         configure({**KEYS, **keys})
 
 

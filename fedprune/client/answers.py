@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from fedprune.learning.local_training import (
     can_be_alone,
     step_batches,
 )
+from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
 from fedprune.protocol.forms import fitting, form_of, samples
 from fedprune.protocol.messages import Answer, Question
@@ -81,6 +83,7 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
     steps, backward = _steps(question, client, on_device)
     noisy = None if backward is None else _Counted(backward)
     moved_steps = (list(client.moved(iter(step))) for step in steps)
+    further = _corrected(question, client, masks)
     with seeded(c.seed, DROPOUT, *where):
         tuned = client.train(
             client.model,
@@ -94,6 +97,7 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
             units=units_of(client),
             distillation=distillation_of(question, c, client.teacher),
             backward=noisy,
+            **further,
         )
     if not isinstance(tuned, Tuned):
         raise TypeError(f"train gives a {type(tuned).__name__}; allowed: Tuned(loss, count)")
@@ -133,6 +137,19 @@ def tuned_answer(
         totals["divergence"] = tuned.divergence
     values = gathered(moved, question.masks)
     return Answer(values, float(client.task.labels(client.shard.train)), totals, votes, statistics)
+
+
+VARIATE = "variate"
+"""What a client remembers for SCAFFOLD."""
+
+
+def _corrected(question: Question, client: ClientContext, masks: Masks) -> dict[str, Any]:
+    """What training takes beside the rest where control variates correct it."""
+    if not client.config.scaffold:
+        return {}
+    own = client.memory.recall(VARIATE)
+    found = correction(question.given, own, masks)
+    return {"correction": {n: t.to(client.device) for n, t in found.items()}}
 
 
 def _steps(

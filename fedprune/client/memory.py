@@ -1,11 +1,11 @@
 """What a client remembers from round to round: named tensors, its own, which never leave it.
 
-Two things do so: error feedback (`fedprune.client.serving`), and a score that says it remembers
-(`fedprune.scores.score.Score`). What is kept with an answer counts when the answer does. An answer
-that was lost or refused, or came in a void round, was never given: the server says with every
-question which round of this client counted last, and the client goes on from what it kept in that
-one. So what is recalled was kept before the round, and a resumed run recalls what an unbroken one
-would.
+Three things do so: error feedback (`fedprune.client.serving`), the control variates of SCAFFOLD
+(`fedprune.learning.variates`), and a score that says it remembers (`fedprune.scores.score.Score`).
+What is kept with an answer counts when the answer does. An answer that was lost or refused, or came
+in a void round, was never given: the server says with every question which round of this client
+counted last, and the client goes on from what it kept in that one. So what is recalled was kept
+before the round, and a resumed run recalls what an unbroken one would.
 
 On a device it lies beside its data. In simulation it belongs to the run, not to a machine: it goes
 to whoever serves the client with the question, comes back with the answer, is no part of either's
@@ -101,7 +101,7 @@ class Recollection:
 def memory_of(question: Question, config: RunConfig) -> str:
     """With which question what is recalled for this one was kept; "": clients remember nothing."""
     if question.kind == "tune":
-        return "tune" if config.error_feedback else ""
+        return "tune" if config.error_feedback or config.scaffold else ""
     if question.kind != "score" or not scores_of(config.plugin)[question.score].remembers:
         return ""
     return f"score {question.score}"

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedprune.client.answers import answer
+from fedprune.client.answers import VARIATE, answer
 from fedprune.client.batched import answers_together
 from fedprune.client.context import ClientContext, warn_once
 from fedprune.client.host import Host, with_edits
@@ -30,6 +30,7 @@ from fedprune.client.teacher import teacher_model
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet, digest_of
 from fedprune.config.kinds import KINDS
+from fedprune.learning.variates import own_variate, parameters_in
 from fedprune.options.refusal import Refused
 from fedprune.protocol.client_privacy import (
     hides,
@@ -226,7 +227,9 @@ def _keep(asked: _Asked, partition: int, own: Recollection, meant: Answer, packe
     except Refused:
         return
     if config.error_feedback and KINDS[question.kind].changes:
-        own.keep(RESIDUAL, _kept_back(question, meant.values - given.values))
+        own.keep(RESIDUAL, _by_name(question, meant.values - given.values))
+    if config.scaffold and KINDS[question.kind].changes:
+        own.keep(VARIATE, _variate(asked, own, given))
     of, since = memory_of(question, config), question.counted.get(partition, 0)
     keep(asked.memory, of, partition, question.round, since, own.whole)
 
@@ -245,8 +248,16 @@ sum of all it meant.
 """
 
 
-def _kept_back(question: Question, flat: Tensor) -> Tensors:
-    """What was not sent of a change, by name."""
+def _variate(asked: _Asked, own: Recollection, given: Answer) -> Tensors:
+    """The control variate of a client whose change is understood like that."""
+    question, statistics = asked.question, asked.host.layout.statistics
+    moved = parameters_in(_by_name(question, given.values), statistics)
+    span = asked.host.config.local_steps * question.lr
+    return own_variate(own.recall(VARIATE), question.given, moved, question.masks, span)
+
+
+def _by_name(question: Question, flat: Tensor) -> Tensors:
+    """A change of the weights, or what was not sent of one."""
     shapes = {name: w.shape for name, w in question.weights.items()}
     return scattered(flat, shapes, question.masks)
 

@@ -143,7 +143,8 @@ def _remembering(c: AllOptions, score: Score) -> list[Conflict]:
     shape = f"what clients remember for score {c.score} is of one shape"
     does = score.remembers
     return [
-        *only(c, does, hidden, dp="none", secure="none"),
+        *only(c, does, hidden, dp="none"),
+        *only(c, does, "clients remember nothing of a secure sum", secure="none"),
         *only(c, does, once, masks="global", calibration="dense", score_during="pass"),
         *only(c, does, shape, shrink="never", reduce=()),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedprune.config.sections import AllOptions
 from fedprune.learning.robust import ROBUST, most_byzantine
-from fedprune.options.conditions import only
+from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import OUT, Conflict
 
 _SINGLE = ("weight", "n:m")
@@ -22,6 +22,7 @@ def learning_conflicts(c: AllOptions) -> list[Conflict]:
         *_robust(c),
         *_bounded(c),
         *_at_once(c),
+        *_corrected(c),
     ]
 
 
@@ -86,6 +87,26 @@ def _robust(c: AllOptions) -> list[Conflict]:
         ("robust", counts and most < 1, small, larger),
         ("byzantine", counts and f > most, many, f"1 to {most}"),
         ("min-clients", counts and c.min_clients < least, more, enough),
+    ]
+
+
+def _corrected(c: AllOptions) -> list[Conflict]:
+    """What control variates, which are mean gradients of a client's steps, do not go with."""
+    step = "a control variate is the mean gradient of so many plain steps"
+    mean = "the common control variate is a plain mean over clients"
+    kept, arms = "control variates are of one mask for all", "they are of one arm"
+    shape, hidden = "control variates are of one shape", "no bound is on control variates"
+    on, regrows = c.scaffold, "a weight that grows back has no variate, or an old one"
+    return [
+        *only(c, on, step, momentum=0.0, clip=0.0, l1=0.0, group_lasso=0.0, local_epochs=0),
+        *only(c, on, mean, weighting="equal", robust="none", error_feedback=False),
+        *only(c, on, kept, masks="global"),
+        *only(c, on, regrows, schedule=Not("regrow")),
+        *only(c, on, shape, shrink="never", reduce=()),
+        *only(c, on, hidden, dp="none"),
+        *only(c, on, "clients remember nothing of a secure sum", secure="none"),
+        *only(c, on, arms, baselines=()),
+        *only(c, on, "control variates correct the steps of one client", batched=1),
     ]
 
 

@@ -158,6 +158,7 @@ def tune(
     units: Mapping[str, Tensor] | None = None,
     distillation: Distillation | None = None,
     backward: Backward | None = None,
+    correction: Mapping[str, Tensor] | None = None,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
@@ -173,6 +174,7 @@ def tune(
         units: the units of a group lasso, see `fedprune.learning.objectives.unit_norms`.
         distillation: a teacher to learn from beside the labels.
         backward: takes the gradients of a step in another way.
+        correction: what is added to every step's gradients, see `fedprune.learning.variates`.
     """
     named = learning(model)
     parameters = list(named.values())
@@ -195,6 +197,7 @@ def tune(
             apart += done.divergence
             if watcher is not None:
                 watcher.after_backward(sum(task.labels(batch) for batch in step))
+            _correct(named, correction or {})
             _shape_gradients(named, removed, terms, config)
             step_once()
             for shrink in shrinkages:
@@ -305,6 +308,13 @@ def precision_of(config: Tuning, device: str) -> AbstractContextManager[Any]:
     """
     half = config.precision == "bf16"
     return torch.autocast(device, torch.bfloat16) if half else nullcontext()
+
+
+def _correct(named: Mapping[str, nn.Parameter], correction: Mapping[str, Tensor]) -> None:
+    for name, more in correction.items():
+        if name in named:
+            p = named[name]
+            p.grad = more.clone() if p.grad is None else p.grad.add_(more)
 
 
 def _shape_gradients(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fedprune.learning.averaging import MASKS, averages_of
 from fedprune.learning.blending import BLENDS
@@ -14,6 +14,11 @@ from fedprune.options.section import BY_TASK, Count, Section, option
 
 _DISTILS = tuple({key: Not(0.0)} for key in ("distil", "distil_hidden", "distil_attention"))
 _COUNTING = tuple(name for name, rule in ROBUST.items() if rule.needs is not None)
+
+
+def _weighting(c: Any) -> str:
+    alike = c.robust != "none" or c.dp != "none" or c.scaffold
+    return "equal" if alike else "labels"
 
 
 class Tuning(Section):
@@ -31,7 +36,12 @@ class Tuning(Section):
         when={"lr_schedule": ("linear", "cosine"), "sparsity": Not(0.0)},
     )
     momentum: float | None = option(
-        "tuning", "momentum", 0.9, when={"optimizer": "sgd"}, ge=0, lt=1
+        "tuning",
+        "momentum (default: 0.9, with --scaffold 0)",
+        when={"optimizer": "sgd"},
+        derived=lambda c: 0.0 if c.scaffold else c.usual("momentum", 0.9),
+        ge=0,
+        lt=1,
     )
     weight_decay: float = option("tuning", "weight decay", 0.0, ge=0)
     batch_size: Count = option("tuning", "examples in a step", BY_TASK)
@@ -52,7 +62,19 @@ class Tuning(Section):
         ge=0,
     )
     local_epochs: int = option("tuning", "passes over the shard instead of steps", 0, ge=0)
-    clip: float = option("tuning", "largest gradient norm of a step (0: no clipping)", 1.0, ge=0)
+    clip: float = option(
+        "tuning",
+        "largest gradient norm of a step (0: no clipping; default: 1, with --scaffold 0)",
+        1.0,
+        derived=lambda c: 0.0 if c.scaffold else c.usual("clip", 1.0),
+        ge=0,
+    )
+    scaffold: bool = option(
+        "tuning",
+        "SCAFFOLD: clients' steps are corrected by control variates",
+        False,
+        when={"optimizer": "sgd"},
+    )
     proximal: float = option("tuning", "FedProx: weight of |w - w_sent|²/2", 0.0, ge=0)
     l1: float = option("tuning", "weight of Σ|w| over prunable weights", 0.0, ge=0)
     l2: float = option("tuning", "weight of Σw²/2 over prunable weights", 0.0, ge=0)
@@ -155,6 +177,6 @@ class Averaging(Section):
     weighting: Literal["labels", "equal", "equal-scores"] = option(
         "privacy",
         "weight of a client in means of changes and of clients' own scores (equal-scores: by "
-        "labels for changes only; default: labels, with --dp and --robust equal)",
-        derived=lambda c: "labels" if c.robust == "none" and c.dp == "none" else "equal",
+        "labels for changes only; default: labels, with --dp, --robust and --scaffold equal)",
+        derived=_weighting,
     )

@@ -175,6 +175,7 @@ def learnt(
 ) -> tuple[State, Round, Notes]:
     """The state with the cohort's mean change, and with what follows from a round that counts."""
     before, name = state.model, method_name(r.config)
+    state = replace(state, memories=_summed(state, r, changes))
     state = replace(state, model=model, completed=state.completed + 1)
     for its, rider in riders_of(r.config).items():
         if rider.averaged:
@@ -193,6 +194,15 @@ def learnt(
         state, r = settled(state, r, name, step)
         state = rewound(state, r) if state.model is not was else state
     return (*closed(state, r), notes)
+
+
+def _summed(state: State, r: Round, changes: Aggregate) -> dict[str, Any]:
+    """The memories with what riders remember of the cohort's changes."""
+    memories = dict(state.memories)
+    for name, rider in riders_of(r.config).items():
+        if rider.summed:
+            memories[name] = rider.summed(state.model, memories[name], r, changes)
+    return memories
 
 
 def rewound(state: State, r: Round) -> State:

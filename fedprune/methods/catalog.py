@@ -23,6 +23,7 @@ from fedprune.methods import (
     reduce,
     regrow,
     rewind,
+    scaffold,
     shrink,
     vocabulary,
     while_tuning,
@@ -58,6 +59,7 @@ FOLLOWING = {
 RIDERS: dict[str, Rider] = {
     "vocabulary": vocabulary.RIDER,
     "distil": distil.RIDER,
+    "scaffold": scaffold.RIDER,
     "rewind": rewind.RIDER,
     "reconstruct": reconstruct.RIDER,
     "shrink": shrink.RIDER,

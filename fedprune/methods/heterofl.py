@@ -98,6 +98,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
         ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
         ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
+        ("scaffold", c.scaffold, "tiers train parts of their own", "false"),
         ("blend", c.blend != "none", "clients train under masks of their own", "none"),
     ]
     return [(key, why, allowed) for key, no, why, allowed in found if no]

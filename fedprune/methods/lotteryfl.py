@@ -121,6 +121,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
         ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
         ("error-feedback", c.error_feedback, "what was kept back is of another mask", "false"),
+        ("scaffold", c.scaffold, "clients train under masks of their own", "false"),
         ("blend", c.blend != "none", "clients train under masks of their own", "none"),
         ("reduce", bool(c.reduce), "clients have models of their own", "leave it out"),
     ]

@@ -115,6 +115,8 @@ class Rider:
         due: whether `thinning` is due.
         thinning: before training, where it is due, whether or not a pruning was.
         along: what a question to tune says for it.
+        summed: its memory after a cohort's summed changes that count. Called with the model that
+            the cohort was sent.
         averaged: after the average, before anything is pruned by it. Called with the model before
             the round's changes and the one after.
         rewound: after a pruning by what training gave.
@@ -133,6 +135,7 @@ class Rider:
     due: Callable[[Any, Round], bool] = lambda *_: False
     thinning: Callable[[Model, Any, Round], Talk[Step]] | None = None
     along: Callable[[Any, Round], Mapping[str, Any]] | None = None
+    summed: Callable[[Model, Any, Round, Aggregate], Any] | None = None
     averaged: Callable[[Model, Model, Any, Round], Talk[Step]] | None = None
     rewound: Callable[[Model, Any], Model] | None = None
     closing: Callable[[Model, Any, Round], tuple[Model, Any]] | None = None

@@ -1,0 +1,131 @@
+"""SCAFFOLD against the paper's loop in NumPy; what it does not go with; killed, lost, on nodes."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedprune import federate
+from fedprune.client.host import build_host
+from fedprune.config import configure
+from fedprune.config.rates import learning_rate
+from fedprune.engines.flower.grid import grid_port
+from fedprune.engines.inline import inline_port
+from fedprune.options.refusal import ConfigError
+from tests.remembering import apart
+from tests.runs import Killed, Spy, killed_after
+from tests.server.grids import in_one_process, workers
+
+KEYS: dict[str, Any] = {"task": "planes", "plugin": str(Path(__file__).with_name("remembering.py"))}
+KEYS |= {"engine": "inline", "clients": 6, "cohort": 4, "hosts": 3, "rounds": 7, "warmup": 2}
+KEYS |= {"optimizer": "sgd", "lr": 0.02, "local_steps": 5, "batch_size": 64, "seed": 3}
+KEYS |= {"scaffold": True, "score": "magnitude", "sparsity": 0.5, "end": 5, "server_lr": 0.8}
+KEYS |= {"split": "iid", "weight_decay": 0.01, "min_clients": 2}
+
+
+def gradient(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of the mean over rows of |w x - y|², and of the weight decay."""
+    return 2 * (x @ w.T - y).T @ x / len(x) + 0.01 * w
+
+
+def test_it_is_the_papers_loop():
+    """Algorithm 1, option II, with the clients' variates sent; partition 1 is lost in round 3."""
+    config = configure(KEYS)
+    eye = Spy(
+        inline_port(build_host(config)),
+        lambda q, p: q.kind == "tune" and (q.round, p) in {(3, 1), (3, 4)},
+    )
+    result = federate(config, eye.port)
+    data = [{k: v.double().numpy() for k, v in s.train.items()} for s in apart(config)]
+    own = defaultdict(lambda: np.zeros((3, 8)))
+    c, w = np.zeros((3, 8)), None
+    for question, _, aggregate in eye.asked:
+        if question.kind != "tune":
+            continue
+        sent = question.weights["weight"].double().numpy()
+        mask = question.masks["weight"].numpy()
+        w = sent if w is None else w * mask
+        np.testing.assert_allclose(sent, w, atol=2e-6)
+        told = question.given.get("weight")
+        np.testing.assert_allclose(0 if told is None else told.numpy() * mask, c * mask, atol=1e-4)
+        eta, moves, news = learning_rate(config, question.round), [], []
+        for p in aggregate.answered:
+            y = w.copy()
+            for _ in range(5):
+                y = y - eta * mask * (gradient(y, data[p]["x"], data[p]["y"]) - own[p] + c)
+            fresh = mask * (own[p] - c + (w - y) / (5 * eta))
+            moves, news = [*moves, y - w], [*news, fresh - own[p] * mask]
+            own[p] = fresh
+        w = w + 0.8 * np.mean(moves, axis=0)
+        c = mask * (c + len(moves) / 6 * np.mean(news, axis=0))
+    np.testing.assert_allclose(result.state.weights["weight"].numpy(), w, atol=2e-6)
+    assert [row["round"] for row in result.rows if row["answered"] < 4] == [3]
+    everyone = np.mean([own[p] for p in range(6)], axis=0)
+    np.testing.assert_allclose(c * mask, everyone * mask, atol=1e-4)
+
+
+def test_it_takes_drift_away():
+    """Of clients with planes of their own the mean is learned: FedAvg ends beside it."""
+    keys = {**KEYS, "sparsity": 0.0, "rounds": 24, "warmup": 0, "cohort": 6, "local_steps": 8}
+    keys |= {
+        "lr": 0.06,
+        "hosts": 1,
+        "lr_schedule": "constant",
+        "server_lr": 1.0,
+        "weight_decay": 0.0,
+    }
+    keys = {k: v for k, v in keys.items() if k not in {"end", "score"}}
+    found = federate(configure(keys))
+    plain = federate(
+        configure({**keys, "scaffold": False, "momentum": 0.0, "clip": 0.0, "weighting": "equal"})
+    )
+    data = [{k: v.double().numpy() for k, v in s.train.items()} for s in apart(configure(keys))]
+    slope = sum(2 * d["x"].T @ d["x"] / len(d["x"]) for d in data)
+    best = np.linalg.solve(slope, sum(2 * d["x"].T @ d["y"] / len(d["x"]) for d in data)).T
+    far = {
+        name: np.abs(run.state.weights["weight"].numpy() - best).max()
+        for name, run in (("scaffold", found), ("plain", plain))
+    }
+    assert far["scaffold"] < 1e-3 < 0.01 < far["plain"], far
+
+
+@pytest.mark.parametrize("how", ["killed", "nodes"])
+def test_wherever_it_runs_and_after_a_kill_it_is_the_same(how: str, tmp_path: Path):
+    config = configure({**KEYS, "uplink": "int8"})
+    whole = federate(config)
+    if how == "nodes":
+        with in_one_process():
+            assert federate(config, grid_port(workers(2), config)).rows == whole.rows
+        return
+    with pytest.raises(Killed):
+        federate(config, folder=tmp_path, watch=killed_after(3))
+    assert federate(config, folder=tmp_path, resume=True).rows == whole.rows
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"optimizer": "adam"}, "scaffold"),
+    ({"momentum": 0.9}, "momentum"),
+    ({"clip": 1.0}, "clip"),
+    ({"l1": 0.1}, "l1"),
+    ({"local_steps": 0, "local_epochs": 1}, "local-epochs"),
+    ({"weighting": "labels"}, "weighting"),
+    ({"robust": "median"}, "robust"),
+    ({"uplink": "int8", "error_feedback": True}, "error-feedback"),
+    ({"masks": "union"}, "masks"),
+    ({"schedule": "regrow", "warmup": 0}, "schedule"),
+    ({"shrink": "end"}, "shrink"),
+    ({"dp": "client", "dp_noise": 1.0}, "dp"),
+    ({"secure": "secagg"}, "secure"),
+    ({"baselines": ("dense",)}, "baselines"),
+    ({"batched": 2}, "batched"),
+    ({"method": "heterofl", "schedule": "linear"}, "scaffold"),
+    ({"method": "lotteryfl"}, "scaffold"),
+]
+
+
+@pytest.mark.parametrize(("keys", "key"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_it_does_not_go_with_is_refused(keys: dict[str, Any], key: str):
+    with pytest.raises(ConfigError, match=rf"^{key}=.*; allowed: "):
+        federate(configure({**KEYS, **keys}))
