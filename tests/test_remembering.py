@@ -90,23 +90,6 @@ def test_a_run_whose_memory_is_gone_says_so(tmp_path):
     assert "what was kept in round 2 is not in" in failures[0]["reason"]
 
 
-REFUSED = [
-    ({"dp": "client", "dp_noise": 1.0}, "dp"),
-    ({"secure": "secagg"}, "secure"),
-    ({"masks": "union"}, "masks"),
-    ({"calibration": "sequential", "score": "moving"}, "calibration"),
-    ({"shrink": "every"}, "shrink"),
-    ({"reduce": ("low-rank",)}, "reduce"),
-    ({"unit": "channel", "model": ""}, "shrink"),
-]
-
-
-@pytest.mark.parametrize(("keys", "key"), REFUSED, ids=lambda value: str(value))
-def test_what_a_score_that_remembers_does_not_go_with_is_refused(keys, key):
-    with pytest.raises(ConfigError, match=rf"{key}=.*(score (times|moving)|remember).*; allowed: "):
-        configure({**KEYS, **keys})
-
-
 @pytest.mark.parametrize("score", ["early", "silent"])
 def test_only_the_last_ask_of_a_score_that_says_so_keeps_something(score):
     with pytest.raises(ConfigError, match=r"only in the last ask of a score that has remembers"):

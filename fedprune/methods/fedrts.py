@@ -166,6 +166,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("shrink", c.shrink == "every", "what was cut out cannot come back", "never, end"),
         ("rewind", c.rewind is not None, "what comes back begins at 0", "leave it out"),
         ("reconstruct", c.reconstruct is not None, "what comes back begins at 0", "leave it out"),
+        ("scaffold", c.scaffold, "what comes back has no control variate", "false"),
         ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
     ]
     return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]

@@ -297,9 +297,34 @@ dp=client epsilon=8 schedule=adaptive | schedule | another, or --dp-noise Z
 dp=client epsilon=8 calibration=sequential | scope | layer, row
 dp=client epsilon=8 dp-score-noise=1 | dp-score-noise | leave it out, or --dp-noise Z
 dp=client epsilon=8 dp-metric-noise=1 | dp-metric-noise | leave it out, or --dp-noise Z
+SCAFFOLD momentum=0.5 | momentum | 0
+SCAFFOLD clip=1 | clip | 0
+SCAFFOLD l1=0.1 | l1 | 0
+SCAFFOLD group-lasso=0.1 unit=row | group-lasso | 0
+SCAFFOLD local-steps=0 local-epochs=1 | local-epochs | 0
+SCAFFOLD weighting=labels | weighting | equal
+SCAFFOLD robust=median | robust | none
+SCAFFOLD uplink=int8 error-feedback=true | error-feedback | false
+SCAFFOLD masks=union | masks | global
+SCAFFOLD schedule=regrow warmup=0 | schedule | another --schedule
+SCAFFOLD shrink=end | shrink | never
+SCAFFOLD reduce=low-rank | reduce | leave it out
+SCAFFOLD CLIENT | dp | none
+SCAFFOLD secure=secagg | secure | none
+SCAFFOLD baselines=dense | baselines | leave it out
+SCAFFOLD batched=2 | batched | 1
+REMEMBERING CLIENT | dp | none
+REMEMBERING secure=secagg | secure | none
+REMEMBERING masks=union | masks | global
+REMEMBERING calibration=sequential | calibration | dense
+REMEMBERING score-during=tune | score-during | pass
+REMEMBERING shrink=end | shrink | never
+REMEMBERING reduce=low-rank | reduce | leave it out
 """
 
 BASES = {
+    "SCAFFOLD": "scaffold=true optimizer=sgd",
+    "REMEMBERING": "plugin=tests/remembering.py score=moving",
     "CLIENT": "model=mlp clients=10 dp=client dp-noise=1",
     "PANEL": "model=mlp clients=10 dp=client dp-noise=1 panel=2 cohort=4",
     "EXAMPLE": "model=mlp clients=10 dp=example dp-noise=1",
@@ -354,7 +379,7 @@ def conflicts_of(keys: Keys) -> dict[tuple[str, int], list[Conflict]]:
     unchecked = RunConfig.model_construct(**completed(keys))
     given: Keys = {
         "c": unchecked,
-        "score": scores_of("")[unchecked.score],
+        "score": scores_of(unchecked.plugin)[unchecked.score],
         "task": tasks_of("")[unchecked.task],
     }
     found = {}

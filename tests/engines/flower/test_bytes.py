@@ -26,6 +26,7 @@ CASES: list[dict[str, Any]] = [
     {"uplink": "int8", "score_wire": "log8"},
     {"uplink": "int4", "error_feedback": True},
     {"plugin": "tests/remembering.py", "score": "moving"},
+    {"scaffold": True, "optimizer": "sgd"},
     {"combine": "median"},
     {"combine": "votes", "score_wire": "fp16"},
     {"masks": "union"},
