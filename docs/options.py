@@ -44,9 +44,7 @@ def page() -> str:
         cells = [
             f"`--{key.replace('_', '-')}`",
             str(field.description),
-            "a name"
-            if says.names is not None
-            else allowed(key, field).partition(", see --help")[0],
+            "a name" if says.names is not None else allowed(field).partition(", see --help")[0],
             _default(field),
             f"`{in_words(says.when)}`" if in_words(says.when) else "",
         ]

@@ -34,18 +34,24 @@ arm         one of the runs that share a seed and a budget: pruned, and its base
 quality     loss and what the task measures on test, over all partitions
 """
 
-from fedprune.codec.masks import decode_mask, encode_mask
-from fedprune.config import RunConfig
-from fedprune.export.folders import load
-from fedprune.methods.method import Method
-from fedprune.options.refusal import ConfigError
-from fedprune.run import NoRoundCompleted, Result, federate
-from fedprune.scores.catalog import SCORES, Score
-from fedprune.selection.select import select
-from fedprune.tasks.catalog import TASKS
-from fedprune.tasks.task import Loss, Shard, Task
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from fedprune.runtime.later import offered
+from fedprune.runtime.version import VERSION
+
+if TYPE_CHECKING:
+    from fedprune.codec.masks import decode_mask, encode_mask
+    from fedprune.config import RunConfig
+    from fedprune.export.folders import load
+    from fedprune.methods.method import Method
+    from fedprune.options.refusal import ConfigError
+    from fedprune.run import NoRoundCompleted, Result, federate
+    from fedprune.scores.catalog import SCORES, Score
+    from fedprune.selection.select import select
+    from fedprune.tasks.catalog import TASKS
+    from fedprune.tasks.task import Loss, Shard, Task
+
+__version__ = VERSION
 
 __all__ = [
     "SCORES",
@@ -65,3 +71,25 @@ __all__ = [
     "load",
     "select",
 ]
+
+__getattr__ = offered(
+    __name__,
+    {
+        "ConfigError": "fedprune.options.refusal",
+        "Loss": "fedprune.tasks.task",
+        "Method": "fedprune.methods.method",
+        "NoRoundCompleted": "fedprune.run",
+        "Result": "fedprune.run",
+        "RunConfig": "fedprune.config",
+        "SCORES": "fedprune.scores.catalog",
+        "Score": "fedprune.scores.catalog",
+        "Shard": "fedprune.tasks.task",
+        "TASKS": "fedprune.tasks.catalog",
+        "Task": "fedprune.tasks.task",
+        "decode_mask": "fedprune.codec.masks",
+        "encode_mask": "fedprune.codec.masks",
+        "federate": "fedprune.run",
+        "load": "fedprune.export.folders",
+        "select": "fedprune.selection.select",
+    },
+)

@@ -11,9 +11,15 @@ from pathlib import Path
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fedprune.commands.run import main, script
+from fedprune.commands.main import run, run_script
 
-__all__ = ["main"]
+_PROGRAM = "run.py"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line within this process: see `fedprune.commands.run.main`."""
+    return run(arguments, _PROGRAM)
+
 
 if __name__ == "__main__":
-    script()
+    run_script(sys.argv[1:], _PROGRAM)

@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 
 from fedprune import SCORES, TASKS, RunConfig
-from fedprune.commands.arguments import run_parser
 from fedprune.commands.main import COMMANDS
 from fedprune.commands.main import parser as commands
+from fedprune.commands.run_options import run_parser
 from fedprune.options.conditions import in_words
 from fedprune.options.section import declared
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from fedprune.codec.wire import SCORE_TYPES, UPLINK_TYPES, VALUE_TYPES
-from fedprune.options.section import Section, option
+from fedprune.options.section import NameTable, Section, option
 
 
 class Wire(Section):
     """Types of what travels."""
 
-    wire: str = option("wire", "type of the weights on the wire", "fp32", names=VALUE_TYPES)
+    wire: str = option(
+        "wire",
+        "type of the weights on the wire",
+        "fp32",
+        names=NameTable("fedprune.codec.wire", "VALUE_TYPES"),
+    )
     uplink: str | None = option(
-        "wire", "type of the changes that clients send (default: --wire)", names=UPLINK_TYPES
+        "wire",
+        "type of the changes that clients send (default: --wire)",
+        names=NameTable("fedprune.codec.wire", "UPLINK_TYPES"),
     )
     error_feedback: bool = option(
         "wire", "clients add to what they send what rounding kept back before", False
     )
     score_wire: str = option(
-        "wire", "type of the statistics on the wire", "fp32", names=SCORE_TYPES
+        "wire",
+        "type of the statistics on the wire",
+        "fp32",
+        names=NameTable("fedprune.codec.wire", "SCORE_TYPES"),
     )

@@ -30,8 +30,11 @@ VALUE_TYPES: dict[str, torch.dtype] = {
 }
 
 UPLINK_TYPES = {
-    **{name: str(dtype).removeprefix("torch.") for name, dtype in VALUE_TYPES.items()},
-    **{name: f"{bits} bits, rounded at random without bias" for name, bits in BITS.items()},
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "int8": "8 bits, rounded at random without bias",
+    "int4": "4 bits, rounded at random without bias",
 }
 """Types of what clients send when they tuned, with a line about each."""
 

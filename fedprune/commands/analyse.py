@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as Screen
 
 from fedprune.commands.inputs import inputs_of_clients, runner
-from fedprune.commands.subject import Subject, add_subject, chosen_subject
+from fedprune.commands.subject import Subject, chosen_subject
 from fedprune.commands.targets import check_file
 from fedprune.export.quantise import is_quantised
 from fedprune.options.refusal import ConfigError
@@ -23,49 +23,12 @@ from fedprune.structure.layout import layout_of
 from fedprune.tasks.task import output_of
 from fedprune.tensors import state_of
 
-SUMMARY = "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one."
-
-EXAMPLES = """\
-  fedprune analyse runs/one
-  fedprune analyse runs/one --energy 0.99 --json redundancy.json
-  fedprune analyse gpt2 --task shakespeare --no-inputs
-"""
-
 _MOST = 12
 """Rows of a table on the screen; all of them are in the JSON file."""
 
 
-def options(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
-    add_subject(parser)
-    parser.add_argument(
-        "--energy",
-        type=float,
-        default=0.9,
-        metavar="PART",
-        help="part of a matrix's sum of squares that ranks are given for (0.9)",
-    )
-    parser.add_argument(
-        "--similar",
-        type=float,
-        default=0.95,
-        metavar="COSINE",
-        help="least cosine, in size, that is called similar (0.95)",
-    )
-    parser.add_argument(
-        "--inputs",
-        action=BooleanOptionalAction,
-        default=True,
-        help="sum what goes into the layers over every partition's training data",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all of it there too")
-
-
 def run(arguments: Namespace) -> int:
     """Analyse and print."""
-    for key in ("energy", "similar"):
-        if not 0 < vars(arguments)[key] <= 1:
-            raise ConfigError(f"{key}={vars(arguments)[key]}: no such part; allowed: above 0, to 1")
     if arguments.json is not None:
         check_file("json", arguments.json)
     looked = chosen_subject(arguments)

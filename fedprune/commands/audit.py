@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from typing import Any
 
 from rich.console import Console
@@ -35,13 +35,6 @@ from fedprune.report.privacy import privacy_sentences, release_table, statement_
 from fedprune.report.reading import NO_VALUE, Run, read_run
 from fedprune.runtime.files import write_atomically
 
-SUMMARY = "What a finished run gives away: membership inference, canaries, and its ledger."
-
-EXAMPLES = """\
-  fedprune audit runs/one
-  fedprune audit runs/one --shadows 16
-"""
-
 JSON_NAME = "audit.json"
 PAGE_NAME = "audit.html"
 
@@ -66,43 +59,6 @@ _CANARIES = (
     "confidence; the cap is what they would prove if all were right. A bound above the claim would "
     "be a proof that the promise is not kept; one below it proves nothing."
 )
-
-
-def options(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
-    parser.add_argument(
-        "--plugin",
-        metavar="FILE",
-        default="",
-        help="Python file of the run's task",
-    )
-    parser.add_argument(
-        "--shadows",
-        type=_shadows,
-        default=0,
-        metavar="N",
-        help="also attack by LiRA, with N models of the run's task that are trained for it (0)",
-    )
-    parser.add_argument(
-        "--canaries",
-        type=_canaries,
-        default=1000,
-        metavar="N",
-        help="canary clients that the run's noised sums are made with again (1000)",
-    )
-
-
-def _shadows(text: str) -> int:
-    if not text.isdecimal() or (int(text) and (int(text) < 6 or int(text) % 2)):
-        raise ArgumentTypeError(f"{text!r}: allowed: 0, 6, 8, 10, ...")
-    return int(text)
-
-
-def _canaries(text: str) -> int:
-    if not text.isdecimal() or int(text) < 10:
-        raise ArgumentTypeError(f"{text!r}: allowed: 10, 11, 12, ...")
-    return int(text)
 
 
 def run(arguments: Namespace) -> int:

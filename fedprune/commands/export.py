@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
-from fedprune.commands.subject import Subject, add_subject, chosen_subject
+from fedprune.commands.subject import Subject, chosen_subject
 from fedprune.commands.targets import check_folder
-from fedprune.export.exporting import EXPORT_FORMATS, Cargo, export
-from fedprune.export.quantise import PRECISIONS, Precision
+from fedprune.export.exporting import Cargo, export
+from fedprune.export.quantise import Precision
 from fedprune.options.refusal import ConfigError
 from fedprune.report.reading import size
 from fedprune.runtime.sums import summary_in
-
-SUMMARY = "Writes a model for transformers, safetensors, onnxruntime or as one sparse file."
-
-EXAMPLES = """\
-  fedprune export runs/one --to hf --out my-model
-  fedprune export runs/one --to safetensors
-  fedprune export runs/one --quantise int4 --group 32
-  fedprune export runs/one --to onnx --out graph
-"""
-
-
-def options(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
-    add_subject(parser)
-    forms = "; ".join(f"{name}: {form.summary}" for name, form in EXPORT_FORMATS.items())
-    kinds = "; ".join(f"{name}: {words}" for name, words in PRECISIONS.items())
-    parser.add_argument("--to", choices=list(EXPORT_FORMATS), default="safetensors", help=forms)
-    parser.add_argument(
-        "--out", metavar="DIR", help="a new folder (default: MODEL/export/<form>[-<bits>])"
-    )
-    parser.add_argument("--quantise", choices=list(PRECISIONS), help=kinds)
-    parser.add_argument(
-        "--group", type=int, metavar="N", help="inputs that share a scale (default 64)"
-    )
-    parser.add_argument(
-        "--asymmetric",
-        action="store_true",
-        help="a zero point for every group, for int8 and int4",
-    )
 
 
 def run(arguments: Namespace) -> int:

@@ -5,45 +5,19 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NoReturn
 
-from fedprune.commands import analyse, audit, export, measure, run
+from fedprune.commands.model_options import COMMANDS
+from fedprune.commands.run_options import told_at_once
 from fedprune.options.refusal import ConfigError
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error
+from fedprune.runtime.version import VERSION
 
 PROGRAM = "fedprune"
-_RUN = "run"
+_RUN, _SUMMARY = "run", "prune a model on simulated clients"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a disk says that takes no more."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A sub-command.
-
-    Attributes:
-        summary: one line about it.
-        examples: lines of a shell that show what it is for.
-        options: puts its arguments on a parser.
-        run: does it and gives back the exit code; bad input is raised as an error of one line.
-    """
-
-    summary: str
-    examples: str
-    options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
-COMMANDS: dict[str, Command] = {
-    "analyse": Command(analyse.SUMMARY, analyse.EXAMPLES, analyse.options, analyse.run),
-    "measure": Command(measure.SUMMARY, measure.EXAMPLES, measure.options, measure.run),
-    "audit": Command(audit.SUMMARY, audit.EXAMPLES, audit.options, audit.run),
-    "export": Command(export.SUMMARY, export.EXAMPLES, export.options, export.run),
-}
-"""A new sub-command is a module in `fedprune.commands` and a line here."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "A command's own --help has more.",
         allow_abbrev=False,
     )
+    out.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser(_RUN, help=run.SUMMARY, add_help=False)  # it reads its own options
+    commands.add_parser(_RUN, help=_SUMMARY, add_help=False)  # it reads its own options
     for name, command in COMMANDS.items():
         own = commands.add_parser(
             name,
@@ -78,16 +53,34 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; see `fedprune.runtime.ending` for what it gives back."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == [_RUN]:
-        return run.main(given[1:], f"{PROGRAM} {_RUN}")
+        return run(given[1:], f"{PROGRAM} {_RUN}")
     return ended(lambda: _main(given), PROGRAM)
+
+
+def run(arguments: list[str], program: str) -> int:
+    """``fedprune run``: see `fedprune.commands.run.main`, which is imported for what may run."""
+    if code := told_at_once(arguments, program):
+        return code
+    from fedprune.commands import run as command
+
+    return command.main(arguments, program)
 
 
 def script() -> None:
     """Run the command line of this process, and end it with its code."""
     if sys.argv[1:2] == [_RUN]:
-        run.script(sys.argv[2:], f"{PROGRAM} {_RUN}")
+        run_script(sys.argv[2:], f"{PROGRAM} {_RUN}")
     else:
         sys.exit(main())
+
+
+def run_script(arguments: list[str], program: str) -> None:
+    """``fedprune run`` as this process, which ends with its code."""
+    if code := told_at_once(arguments, program):
+        sys.exit(code)
+    from fedprune.commands import run as command
+
+    command.script(arguments, program)
 
 
 def _main(arguments: list[str]) -> int:

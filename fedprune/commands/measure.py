@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table as Screen
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.commands.memory import peak_of
 from fedprune.commands.quality import quality_of
-from fedprune.commands.subject import Subject, add_subject, chosen_subject, given_keys, subject
+from fedprune.commands.subject import Subject, chosen_subject, given_keys, subject
 from fedprune.config import RunConfig, configure
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model
@@ -27,57 +27,7 @@ from fedprune.report.figures import figure_table, notes_on
 from fedprune.report.tables import Table
 from fedprune.runtime.sums import summary_in
 
-SUMMARY = "Parameters, bytes, FLOPs, latency, memory and quality of a model, beside the dense one."
-
-EXAMPLES = """\
-  fedprune measure runs/one
-  fedprune measure runs/one --batch 1 --tokens 256 --threads 2
-  fedprune measure exports/int8 --baseline runs/one
-  fedprune measure gpt2 --task shakespeare --no-quality --json
-"""
-
 DENSE = "dense"
-
-
-def options(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
-    add_subject(parser)
-    parser.add_argument(
-        "--baseline",
-        metavar="MODEL",
-        help="what it is held against (default: the dense model of the same configuration)",
-    )
-    for name, default, text in (
-        ("batch", 8, "examples in a pass that is timed"),
-        ("repeats", 20, "passes of each model that are timed, in turns"),
-        ("warmup", 3, "passes before them"),
-        ("threads", 1, "threads of torch meanwhile"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=_positive, default=default, metavar="N", help=f"{text} ({default})"
-        )
-    parser.add_argument(
-        "--tokens", type=_positive, metavar="N", help="length of an example (default: the task's)"
-    )
-    parser.add_argument(
-        "--memory",
-        action=BooleanOptionalAction,
-        default=True,
-        help="measure peak memory, in a fresh process for each model",
-    )
-    parser.add_argument(
-        "--quality",
-        action=BooleanOptionalAction,
-        default=True,
-        help="measure on the test split what no run's summary tells",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no count; allowed: 1, 2, 3, ...")
-    return int(text)
 
 
 def run(arguments: Namespace) -> int:

@@ -32,7 +32,6 @@ from fedprune.runtime.ending import (
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.shards import data_digest
 
-SUMMARY = "prune a model on simulated clients"
 _PROGRAM = "run.py"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.commands.model_options import MODEL_HELP
 from fedprune.config import RunConfig, configure, recorded
 from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest
@@ -25,11 +26,6 @@ from fedprune.structure.edits import Edits, from_json
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Task
 from fedprune.tensors import Masks
-
-HELP = (
-    "a run's folder, its model/ folder, or a folder that `fedprune export` wrote; with --task also "
-    "whatever that task's --model takes: a family, a folder of transformers, a hub id"
-)
 
 _KEYS = ("data", "encoding", "text_column", "label_column", "length", "plugin")
 """Options that a task may need to build its model."""
@@ -66,21 +62,6 @@ class Subject:
         return origin_of(self.config, self.edits)
 
 
-def add_subject(parser: ArgumentParser) -> None:
-    """Put the arguments that `chosen_subject` reads on a command's parser."""
-    parser.add_argument("model", metavar="MODEL", help=HELP)
-    parser.add_argument("--task", metavar="NAME", help="what a pretrained model is for")
-    parser.add_argument(
-        "--data", metavar="PATH", help="the file or folder of a task that reads one"
-    )
-    parser.add_argument("--encoding", metavar="NAME", help="encoding of the files in --data")
-    parser.add_argument("--text-column", metavar="NAME", help="column of the text in --data")
-    parser.add_argument("--label-column", metavar="NAME", help="column of the class in --data")
-    parser.add_argument("--length", metavar="N", type=int, help="tokens of an example of text")
-    text = "Python file with the model's task (one that a folder names is not run)"
-    parser.add_argument("--plugin", metavar="FILE", help=text)
-
-
 def chosen_subject(arguments: Namespace) -> Subject:
     """The subject that a command line names.
 
@@ -100,7 +81,7 @@ def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None =
     """The model at a path, by what lies there.
 
     Args:
-        path: see `HELP`.
+        path: see `MODEL_HELP`.
         task: what a model that fedprune did not save is for; refused for one that it did.
         keys: further keys of a configuration that such a task needs (``data``).
 
@@ -124,7 +105,7 @@ def subject(path: str, task: str | None = None, keys: Mapping[str, Any] | None =
         head, _, masks = from_coded((folder / CODED_NAME).read_bytes(), path)
         config = _config_of(head, plugin, folder / CODED_NAME)
         return Subject(path, load(folder, plugin=plugin), config, masks, edits=_edits_of(head))
-    raise ConfigError(f"model={path!r}: {_reason(folder)}; allowed: {HELP}")
+    raise ConfigError(f"model={path!r}: {_reason(folder)}; allowed: {MODEL_HELP}")
 
 
 def _reason(folder: Path) -> str:

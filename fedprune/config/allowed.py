@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fedprune.config.rules import names_of
-from fedprune.options.refusal import Refusal, refuse, shown
-from fedprune.options.section import types_of
-from fedprune.tasks.catalog import tasks_of
+from fedprune.options.refusal import ConfigError, Refusal, named, refuse, shown
+from fedprune.options.section import NameTable, declared, options_of, types_of
 
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that TOML and Flower's run config can hold."""
@@ -48,10 +46,10 @@ _WRONG = {
 """What is wrong, by the type of pydantic's error and its context."""
 
 
-def allowed(key: str, field: FieldInfo) -> str:
-    """What the key takes, in words, from the schema and the tables of names."""
+def allowed(field: FieldInfo) -> str:
+    """What an option takes, in words, from the schema and the tables of names."""
     kinds = [kind for kind in _kinds(field.annotation) if kind is not types.NoneType]
-    return ", or ".join(_in_words(key, kind, _limits(field)) for kind in kinds)
+    return ", or ".join(_in_words(kind, field) for kind in kinds)
 
 
 def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Refusal:
@@ -70,7 +68,7 @@ def refused(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Refusal:
     if name not in fields:
         return no_such_key(name, error["input"], fields)
     field, key = fields[name], name.replace("_", "-")
-    takes = allowed(name, field)
+    takes = allowed(field)
     line = f"{key}={shown(error['input'])}: {_wrong(key, field, error)}; allowed: {takes}"
     return Refusal(line, key, takes)
 
@@ -109,7 +107,45 @@ def check_given(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
     for key in typed.model_fields_set:
         value, field = vars(typed)[key], schema.model_fields[key]
         if wrong := _beyond_types(value, field):
-            refuse(key.replace("_", "-"), value, wrong, allowed(key, field))
+            refuse(key.replace("_", "-"), value, wrong, allowed(field))
+
+
+def check_keys(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
+    """`check_given`, with one line whatever is wrong.
+
+    Raises:
+        ConfigError: one line that names the key, the value and what is allowed.
+    """
+    try:
+        check_given(schema, given)
+    except ValidationError as error:
+        raise as_error(refused(error.errors()[0], schema.model_fields)) from None
+    except Refusal as refusal:
+        raise as_error(refusal) from None
+
+
+def check_built_in_names(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
+    """Refuse names that are in no table of ours, without importing what they stand for.
+
+    For values that no plug-in can add to.
+
+    Raises:
+        ConfigError: one line, with the nearest name and all that are allowed.
+    """
+    options = options_of(schema)
+    first = sorted(options, key=lambda key: key not in ("task", "score"))  # they decide the rest
+    for key in first:
+        table, value = options[key].says.names, given.get(key)
+        if isinstance(table, NameTable) and isinstance(value, str):
+            try:
+                named((options[key].flag, value), table.keys())
+            except Refusal as refusal:
+                raise as_error(refusal) from None
+
+
+def as_error(refusal: Refusal) -> ConfigError:
+    """What a user is told of a refusal."""
+    return ConfigError(str(refusal), refusal.key, refusal.allowed, idle=refusal.idle)
 
 
 def _beyond_types(value: Any, field: FieldInfo) -> str:
@@ -173,7 +209,7 @@ def _limits(field: FieldInfo) -> dict[str, Any]:
     return {n: getattr(m, n) for m in field.metadata for n in names if hasattr(m, n)}
 
 
-def _in_words(key: str, kind: Any, limits: Mapping[str, Any]) -> str:
+def _in_words(kind: Any, field: FieldInfo) -> str:
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         return ", ".join(map(str, typing.get_args(kind)))
@@ -185,9 +221,9 @@ def _in_words(key: str, kind: Any, limits: Mapping[str, Any]) -> str:
     if kind is bool:
         return "true, false"
     if kind in (int, float):
-        return _number(kind, limits)
-    names = tasks_of("") if key == "task" else names_of("").get(key)
-    return ", ".join(names) if names is not None else "text, see --help and --list"
+        return _number(kind, _limits(field))
+    table = declared(field).names
+    return ", ".join(table.keys()) if table is not None else "text, see --help and --list"
 
 
 def _listed(kinds: tuple[Any, ...]) -> str:

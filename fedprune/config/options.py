@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from fedprune.config.selectors import selectors_of
-from fedprune.learning.robust import fewest_answers
-from fedprune.options.section import BY_TASK, Count, Section, option
+from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 
 BASELINES = {
     "dense": "the same rounds and seed without pruning",
     "random": "the same rounds, seed and schedule with a random mask",
 }
+
+
+def _fewest_answers(c: Any) -> int:
+    from fedprune.learning.robust import fewest_answers
+
+    return fewest_answers(c.robust, c.byzantine, c.cohort)
 
 
 class Federation(Section):
@@ -28,12 +32,12 @@ class Federation(Section):
         "federation",
         "who of those present is in a round's cohort",
         "uniform",
-        names=selectors_of,
+        names=NameTable("fedprune.config.selectors", "SELECTORS", "selectors_of"),
     )
     min_clients: Count = option(
         "federation",
         "answers without which a round is void (default 1, or what --robust needs)",
-        derived=lambda c: fewest_answers(c.robust, c.byzantine, c.cohort),
+        derived=_fewest_answers,
     )
     hosts: Count = option(
         "federation",

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedprune.config.allowed import check_given, refused, unreadable
+from fedprune.config.allowed import as_error, check_keys, refused, unreadable
 from fedprune.config.defaults import beside_noise, completed
 from fedprune.config.rules import check_options
 from fedprune.config.sections import AllOptions
@@ -46,13 +46,13 @@ class RunConfig(AllOptions):
     def __init__(self, /, **given: Any) -> None:
         """See the class. Values have their types: text that says a number is for `configure`."""
         try:
-            check_given(type(self), given)  # what completes it relies on the types
+            check_keys(type(self), given)  # what completes it relies on the types
             BaseModel.__init__(self, **given)
         except ValidationError as error:
             refusal = refused(error.errors()[0], type(self).model_fields)
-            raise _as_error(refusal) from None
+            raise as_error(refusal) from None
         except Refusal as refusal:
-            raise _as_error(refusal) from None
+            raise as_error(refusal) from None
         except OSError as error:
             raise ConfigError(unreadable(error, given)) from None
         except (ValueError, ImportError) as error:  # from a plug-in's file
@@ -99,10 +99,6 @@ class RunConfig(AllOptions):
             return super().model_copy(deep=deep)
         given = {**self.given, **flat(update)}
         return configure({key: value for key, value in given.items() if value is not None})
-
-
-def _as_error(refusal: Refusal) -> ConfigError:
-    return ConfigError(str(refusal), refusal.key, refusal.allowed, idle=refusal.idle)
 
 
 def _optional(key: str) -> bool:

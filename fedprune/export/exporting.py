@@ -67,19 +67,6 @@ class Cargo:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class ExportFormat:
-    """A form of export.
-
-    Attributes:
-        summary: one line about it.
-        write: writes into a folder and gives back what was checked, in words.
-    """
-
-    summary: str
-    write: Callable[[Cargo, Path], str]
-
-
 def export(cargo: Cargo, to: str, folder: Path) -> str:
     """Write a model into a fresh folder, with a manifest, and read it again.
 
@@ -108,7 +95,7 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
     fresh.mkdir(parents=True)
     try:
         with os_errors(folder):
-            checked = EXPORT_FORMATS[to].write(cargo, fresh)
+            checked = EXPORT_FORMATS[to](cargo, fresh)
         fresh.rename(folder)
     except BaseException:
         shutil.rmtree(fresh)
@@ -265,11 +252,10 @@ def _type_words(cargo: Cargo) -> str:
     return "" if dtype == "float32" else f" (weights rounded to {dtype}, as they were brought)"
 
 
-EXPORT_FORMATS: dict[str, ExportFormat] = {
-    "safetensors": ExportFormat(
-        "tensors and a manifest; fedprune.load rebuilds any shape", _safetensors
-    ),
-    "sparse": ExportFormat("one file of mask and kept values; fedprune.load reads it", _sparse),
-    "hf": ExportFormat("a folder for from_pretrained, where a plain config says the shape", _hf),
-    "onnx": ExportFormat("a graph for onnxruntime (extra: onnx)", _onnx),
+EXPORT_FORMATS: dict[str, Callable[[Cargo, Path], str]] = {
+    "safetensors": _safetensors,
+    "sparse": _sparse,
+    "hf": _hf,
+    "onnx": _onnx,
 }
+"""What writes a form (`fedprune.export.offered`) into a folder, and says what it checked."""

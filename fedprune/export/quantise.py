@@ -20,12 +20,6 @@ from fedprune.structure.layer_kinds import TABLES, is_plain_layer
 from fedprune.structure.layers import bypassed
 from fedprune.structure.matrices import matrix_of
 
-PRECISIONS = {
-    "int8-dynamic": "8-bit weights, a scale per output, and inputs quantised at every pass: faster",
-    "int8": "8-bit weights, a scale per group, restored at every pass",
-    "int4": "4-bit weights, a scale per group, restored at every pass",
-}
-
 _BITS = {"int8": 8, "int4": 4}
 
 
@@ -34,7 +28,7 @@ class Precision:
     """How weights are quantised.
 
     Attributes:
-        kind: a name in `PRECISIONS`.
+        kind: a name in `fedprune.export.offered.PRECISIONS`.
         group: inputs that share a scale; of no meaning for "int8-dynamic".
         symmetric: zero in the middle of the codes; else a zero point for every group, which suits
             groups whose weights lie on one side.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fedprune.learning.averaging import MASKS, averages_of
-from fedprune.learning.blending import BLENDS
-from fedprune.learning.local_training import OPTIMIZERS
-from fedprune.learning.moving_average import MOVING
-from fedprune.learning.robust import ROBUST, byzantine_of
 from fedprune.options.conditions import Not
-from fedprune.options.section import BY_TASK, Count, Section, option
+from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 
 _DISTILS = tuple({key: Not(0.0)} for key in ("distil", "distil_hidden", "distil_attention"))
-_COUNTING = tuple(name for name, rule in ROBUST.items() if rule.needs is not None)
+_COUNTING = ("trimmed-mean", "multi-krum", "nearest-trimmed-mean", "nearest-geometric-median")
+
+
+def _byzantine(c: Any) -> int | None:
+    from fedprune.learning.robust import byzantine_of
+
+    return byzantine_of(c.robust, c.cohort)
 
 
 def _weighting(c: Any) -> str:
@@ -24,7 +25,12 @@ def _weighting(c: Any) -> str:
 class Tuning(Section):
     """How a client trains."""
 
-    optimizer: str = option("tuning", "the clients' optimizer", BY_TASK, names=OPTIMIZERS)
+    optimizer: str = option(
+        "tuning",
+        "the clients' optimizer",
+        BY_TASK,
+        names=NameTable("fedprune.learning.local_training", "OPTIMIZERS"),
+    )
     lr: float = option("tuning", "the clients' learning rate in round one", BY_TASK, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = option(
         "tuning", "learning rate over rounds", "cosine"
@@ -126,26 +132,29 @@ class Averaging(Section):
     """How the clients' changes become one."""
 
     masks: str = option(
-        "combining", "whose masks weights are tuned under when pruned", "global", names=MASKS
+        "combining",
+        "whose masks weights are tuned under when pruned",
+        "global",
+        names=NameTable("fedprune.learning.averaging", "MASKS"),
     )
     average: str | None = option(
         "combining",
         "denominator of the mean change",
         "l0-mean",
-        when={"masks": tuple(name for name in MASKS if name != "global")},
-        names=averages_of,
+        when={"masks": ("union", "intersection")},
+        names=NameTable("fedprune.learning.averaging", "AVERAGES", "averages_of"),
     )
     robust: str = option(
         "combining",
         "rule for clients' changes that some of them cannot bend: one by one, every client alike",
         "none",
-        names=ROBUST,
+        names=NameTable("fedprune.learning.robust", "ROBUST"),
     )
     byzantine: int | None = option(
         "combining",
         "how many of a cohort may send anything (default three of ten)",
         when={"robust": _COUNTING},
-        derived=lambda c: byzantine_of(c.robust, c.cohort),
+        derived=_byzantine,
         ge=1,
     )
     max_norm: float | Literal["auto"] | None = option(
@@ -155,16 +164,24 @@ class Averaging(Section):
         None,
     )
     server_lr: float = option("tuning", "factor on the averaged change", 1.0, gt=0)
-    blend: str = option("tuning", "share of a round's change that is kept", "none", names=BLENDS)
+    blend: str = option(
+        "tuning",
+        "share of a round's change that is kept",
+        "none",
+        names=NameTable("fedprune.learning.blending", "BLENDS"),
+    )
     blend_grid: tuple[float, ...] | None = option(
         "tuning",
         "shares that are tried",
         (0.0, 0.25, 0.5, 0.75, 1.0, 1.25),
-        when={"blend": tuple(name for name in BLENDS if name != "none")},
+        when={"blend": ("global", "layer")},
         strict=False,
     )
     moving: str = option(
-        "tuning", "running average of the rounds as the result", "none", names=MOVING
+        "tuning",
+        "running average of the rounds as the result",
+        "none",
+        names=NameTable("fedprune.learning.moving_average", "MOVING"),
     )
     moving_decay: float | None = option(
         "tuning",

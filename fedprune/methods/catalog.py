@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 
 from fedprune.config import RunConfig
-from fedprune.config.allowed import refused
+from fedprune.config.allowed import as_error, refused
 from fedprune.methods import (
     adaptive,
     blend,
@@ -30,7 +30,7 @@ from fedprune.methods import (
 )
 from fedprune.methods.method import Method, Rider
 from fedprune.options.plugins import table_in
-from fedprune.options.refusal import ConfigError
+from fedprune.options.refusal import ConfigError, Refusal, named
 from fedprune.options.section import Section
 from fedprune.options.values import parsed
 from fedprune.selection.options import followed_method
@@ -117,8 +117,10 @@ def check_method(config: RunConfig) -> None:
     """
     methods, name = methods_of(config.plugin), method_name(config)
     follows = followed_method(config)
-    if name not in methods:
-        raise ConfigError(f"method={name!r}: no such method; allowed: {', '.join(methods)}")
+    try:
+        named(("method", name), methods)
+    except Refusal as refusal:
+        raise as_error(refusal) from None
     if name in FOLLOWING and name != follows:
         raise ConfigError(
             f"method={name!r}: the other options ask for {follows}; allowed: {FOLLOWING[name]}"

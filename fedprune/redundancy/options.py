@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import Section, option
-from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
+from fedprune.options.section import NameTable, Section, option
 
 REDUCTIONS = {
     "dead": "take out units that no layer reads or that are never active on the cohort's clients",
@@ -35,7 +34,7 @@ class Reduction(Section):
         "pruning",
         "fit what stays, by least squares, after a pruning",
         when={"sparsity": Not(0.0)},
-        names=RECONSTRUCTIONS,
+        names=NameTable("fedprune.redundancy.reconstruction", "RECONSTRUCTIONS"),
     )
     reduce: tuple[Literal["dead", "merge", "share", "low-rank"], ...] = option(
         "redundancy", "what to take out once", (), names=REDUCTIONS, strict=False

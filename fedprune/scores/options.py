@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedprune.options.section import Count, Section, option
-from fedprune.scores.catalog import scores_of
-from fedprune.scores.combine import NORMALISE_SUMMARIES, combines_of
-from fedprune.selection.scopes import SCOPES
+from fedprune.options.section import Count, NameTable, Section, option
 
 
 class Scoring(Section):
     """How important a weight is, and who is asked."""
 
-    score: str = option("pruning", "importance of a weight", "taylor", names=scores_of)
+    score: str = option(
+        "pruning",
+        "importance of a weight",
+        "taylor",
+        names=NameTable("fedprune.scores.catalog", "SCORES", "scores_of"),
+    )
     score_steps: Count = option(
         "pruning", "times a pruning scores and removes, a little each time", 1
     )
@@ -45,7 +47,12 @@ class Scoring(Section):
 class Combining(Section):
     """How the clients' scores become one."""
 
-    combine: str = option("combining", "how clients' scores become one", "sum", names=combines_of)
+    combine: str = option(
+        "combining",
+        "how clients' scores become one",
+        "sum",
+        names=NameTable("fedprune.scores.combine", "COMBINES", "combines_of"),
+    )
     trim: float | None = option(
         "combining",
         "part that is left out at either end",
@@ -58,10 +65,13 @@ class Combining(Section):
         "combining",
         "scope of the clients' own masks when they vote (default: --scope)",
         when={"combine": "votes"},
-        names=SCOPES,
+        names=NameTable("fedprune.selection.scopes", "SCOPES"),
     )
     normalise: str = option(
-        "combining", "what each client does to its scores first", "none", names=NORMALISE_SUMMARIES
+        "combining",
+        "what each client does to its scores first",
+        "none",
+        names=NameTable("fedprune.scores.combine", "NORMALISE_SUMMARIES"),
     )
     agreement: bool = option(
         "combining",

@@ -7,18 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import BY_TASK, Count, Section, option
-from fedprune.selection.ladder import ADAPTIVE
-from fedprune.selection.pools import POOLS
-from fedprune.selection.schedules import schedules_of
-from fedprune.selection.scopes import SCOPES
-from fedprune.selection.units import DEFAULT_SHAPES, UNITS, WHOLE_UNITS, pattern_sparsity
-from fedprune.structure.channels.groups import STRUCTURES
+from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 
 AMOUNTS = ("sparsity", "threshold", "target_bytes", "target_flops")
 """Four ways to say how much goes."""
 
 _ADAPTIVE = {"schedule": "adaptive"}
+
+_SHAPES = {"n:m": (2, 4), "block": (4, 1)}
+"""Units that have a shape, with the one they have by default."""
+
+_WHOLE = ("head", "neuron", "head-neuron", "channel", "sublayer", "layer")
+"""Units that can be taken out of a model."""
 
 
 def _sparsity(c: Any) -> float | None:
@@ -28,7 +28,7 @@ def _sparsity(c: Any) -> float | None:
     if c.init:
         return 0.0
     n, m = c.unit_shape if c.unit == "n:m" else (0, 0)
-    return pattern_sparsity(n, m) if 1 <= n < m else 0.8
+    return 1.0 - n / m if 1 <= n < m else 0.8
 
 
 def _scope(c: Any) -> str:
@@ -97,27 +97,42 @@ class Pruning(Section):
     method_options: Annotated[dict[str, Any], AfterValidator(_as_in_a_file)] = option(
         "pruning", "an option of the method and its value", {}
     )
-    scope: str = option("pruning", "who competes with whom", "global", derived=_scope, names=SCOPES)
+    scope: str = option(
+        "pruning",
+        "who competes with whom",
+        "global",
+        derived=_scope,
+        names=NameTable("fedprune.selection.scopes", "SCOPES"),
+    )
     layers: dict[str, float] = option(
         "pruning", "density by shell pattern over names", {}, when={"scope": "patterns"}
     )
-    unit: str = option("pruning", "what is removed together", "weight", names=UNITS)
+    unit: str = option(
+        "pruning",
+        "what is removed together",
+        "weight",
+        names=NameTable("fedprune.selection.units", "UNITS"),
+    )
     unit_shape: tuple[int, int] | None = option(
         "pruning",
         "N,M of n:m (N kept; default 2,4), or rows,columns of a block (default 4,1)",
-        when={"unit": tuple(DEFAULT_SHAPES)},
-        derived=lambda c: DEFAULT_SHAPES[c.unit],
+        when={"unit": tuple(_SHAPES)},
+        derived=lambda c: _SHAPES[c.unit],
         strict=False,
     )
     structure: str = option(
-        "pruning", "how channels are found", "auto", when={"unit": "channel"}, names=STRUCTURES
+        "pruning",
+        "how channels are found",
+        "auto",
+        when={"unit": "channel"},
+        names=NameTable("fedprune.structure.channels.groups", "STRUCTURES"),
     )
     pool: str | None = option(
         "pruning",
         "a unit's score from its weights'",
         "mean",
         when={"unit": Not(("weight", "n:m"))},
-        names=POOLS,
+        names=NameTable("fedprune.selection.pools", "POOLS"),
     )
     min_density: float = option("pruning", "part of every tensor that stays", 0.0, ge=0, lt=1)
     max_density: float = option("pruning", "part of any tensor that may stay", 1.0, gt=0, le=1)
@@ -125,7 +140,7 @@ class Pruning(Section):
         "pruning",
         "way to the sparsity (default cubic)",
         derived=lambda c: c.usual("schedule", "cubic" if c.threshold is None else "one-shot"),
-        names=schedules_of,
+        names=NameTable("fedprune.selection.schedules", "SCHEDULES", "schedules_of"),
     )
     warmup: int = option(
         "pruning", "dense rounds before the first pruning", BY_TASK, derived=_warmup, ge=0
@@ -152,7 +167,7 @@ class Pruning(Section):
         "what an adaptive schedule chooses",
         "global",
         when=_ADAPTIVE,
-        names=ADAPTIVE,
+        names=NameTable("fedprune.selection.ladder", "ADAPTIVE"),
     )
     floor: int = option("pruning", "fewest weights kept in any tensor", 1, ge=0)
     exclude: tuple[str, ...] = option(
@@ -186,5 +201,5 @@ class Pruning(Section):
         "the end, after every pruning (default: end, where --unit is one of these)",
         "never",
         when=({"sparsity": Not(0.0)}, {"init": Not("")}),
-        derived=lambda c: "end" if c.unit in WHOLE_UNITS else "never",
+        derived=lambda c: "end" if c.unit in _WHOLE else "never",
     )

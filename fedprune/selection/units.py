@@ -283,12 +283,6 @@ def _layers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
     return _wholly(layout, [block.tensors for block in layout.structure.blocks])
 
 
-WHOLE_UNITS = ("head", "neuron", "head-neuron", "channel", "sublayer", "layer")
-"""Units that can be taken out of a model."""
-
-DEFAULT_SHAPES = {"n:m": (2, 4), "block": (4, 1)}
-"""Units that have a shape, with the one they have by default."""
-
 _PATTERN = "N,M with 1 <= N < M (N of every M inputs stay)"
 
 UNITS: dict[str, Unit] = {

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fedprune.options.conditions import Not
-from fedprune.options.section import BY_TASK, Count, Section, option
-from fedprune.tasks.catalog import clients_of, tasks_of
-from fedprune.tasks.owners import SMALL_OWNERS
-from fedprune.tasks.splits import SPLITS
+from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 
 _NOISE = {"dp": ("client", "example")}
+
+
+def _clients(c: Any) -> int:
+    from fedprune.tasks.catalog import clients_of
+
+    return clients_of(c)
 
 
 class Data(Section):
     """What is learned, on whose data."""
 
-    task: str = option("what is learned", "task", "shakespeare", names=tasks_of)
+    task: str = option(
+        "what is learned",
+        "task",
+        "shakespeare",
+        names=NameTable("fedprune.tasks.catalog", "TASKS", "tasks_of"),
+    )
     clients: Count = option(
         "what is learned",
         "partitions that the data is split over (default 20; with --client-column all there are)",
-        derived=clients_of,
+        derived=_clients,
     )
     split: str = option(
         "what is learned",
         "who holds which rows",
         BY_TASK,
         derived=lambda c: c.usual("split", BY_TASK) if c.client_column is None else "natural",
-        names=SPLITS,
+        names=NameTable("fedprune.tasks.splits", "SPLITS"),
     )
     alpha: float | None = option(
         "what is learned", "concentration", 0.5, when={"split": "dirichlet"}, gt=0
@@ -82,7 +90,7 @@ class Data(Section):
         "owners with too little to be cut in train, validation and test",
         "train-only",
         when={"client_column": Not(None)},
-        names=SMALL_OWNERS,
+        names=NameTable("fedprune.tasks.owners", "SMALL_OWNERS"),
     )
     plugin: str = option("what is learned", "Python file with your own SCORES or TASKS", "")
     init: str = option(

@@ -12,8 +12,8 @@ from fedprune.commands.arguments import (
     RESUMABLE,
     listing,
     run_asked_for,
-    run_parser,
 )
+from fedprune.commands.run_options import run_parser
 from fedprune.config import RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS

@@ -12,7 +12,8 @@ from fedprune.export.exporting import EXPORT_FORMATS, Cargo, export, probe_of, t
 from fedprune.export.folders import model_outputs
 from fedprune.export.manifest import read_manifest
 from fedprune.export.measure import size_of
-from fedprune.export.quantise import PRECISIONS, Precision
+from fedprune.export.offered import EXPORT_SUMMARIES, PRECISIONS
+from fedprune.export.quantise import Precision
 from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
@@ -176,3 +177,7 @@ def test_onnxruntime_says_the_same(family, cargo, tmp_path):
     assert torch.allclose(out, model_outputs(goods.model, probe), atol=1e-4)
     with pytest.raises(ValueError, match="an ONNX graph, for onnxruntime"):
         load(tmp_path / "out")
+
+
+def test_every_form_is_described():
+    assert list(EXPORT_FORMATS) == list(EXPORT_SUMMARIES)

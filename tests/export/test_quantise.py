@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedprune.export.measure import dense_values, size_of
+from fedprune.export.offered import PRECISIONS
 from fedprune.export.quantise import (
-    PRECISIONS,
     IntegerLinear,
     Precision,
     grouped_codes,

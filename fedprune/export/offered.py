@@ -1,0 +1,16 @@
+"""The forms that a model can be exported in, and the precisions, in words."""
+
+from __future__ import annotations
+
+EXPORT_SUMMARIES = {
+    "safetensors": "tensors and a manifest; fedprune.load rebuilds any shape",
+    "sparse": "one file of mask and kept values; fedprune.load reads it",
+    "hf": "a folder for from_pretrained, where a plain config says the shape",
+    "onnx": "a graph for onnxruntime (extra: onnx)",
+}
+
+PRECISIONS = {
+    "int8-dynamic": "8-bit weights, a scale per output, and inputs quantised at every pass: faster",
+    "int8": "8-bit weights, a scale per group, restored at every pass",
+    "int4": "4-bit weights, a scale per group, restored at every pass",
+}
