@@ -6,7 +6,8 @@ import pytest
 
 from fedprune import load
 from fedprune.codec.masks import decode_mask
-from fedprune.commands.subject import add_subject, chosen_subject, subject
+from fedprune.commands.model_options import add_subject
+from fedprune.commands.subject import chosen_subject, subject
 from fedprune.options.refusal import ConfigError
 from fedprune.tensors import state_of
 from tests.runs import same
