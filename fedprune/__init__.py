@@ -37,7 +37,7 @@ quality     loss and what the task measures on test, over all partitions
 from typing import TYPE_CHECKING
 
 from fedprune.runtime.later import offered
-from fedprune.runtime.version import VERSION
+from fedprune.runtime.version import RELEASE
 
 if TYPE_CHECKING:
     from fedprune.codec.masks import decode_mask, encode_mask
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from fedprune.tasks.catalog import TASKS
     from fedprune.tasks.task import Loss, Shard, Task
 
-__version__ = VERSION
+__version__ = RELEASE
 
 __all__ = [
     "SCORES",

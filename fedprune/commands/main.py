@@ -11,7 +11,7 @@ from fedprune.commands.model_options import COMMANDS
 from fedprune.commands.run_options import told_at_once
 from fedprune.options.refusal import ConfigError
 from fedprune.runtime.ending import BAD_INPUT, ended, report_error
-from fedprune.runtime.version import VERSION
+from fedprune.runtime.version import RELEASE
 
 PROGRAM = "fedprune"
 _RUN, _SUMMARY = "run", "prune a model on simulated clients"
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "A command's own --help has more.",
         allow_abbrev=False,
     )
-    out.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    out.add_argument("--version", action="version", version=f"%(prog)s {RELEASE}")
     commands = out.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser(_RUN, help=_SUMMARY, add_help=False)  # it reads its own options
     for name, command in COMMANDS.items():
