@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flower import Flower
 from flwr.app import Context
 from sklearn.datasets import load_digits
 
@@ -17,6 +18,15 @@ from tests.server.grids import FakeGrid, context
 def _one_process() -> Iterator[None]:
     with grids.in_one_process():
         yield
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    """Flower's programs, all of them gone at the end."""
+    made = Flower(tmp_path_factory.mktemp("network") / "flower")
+    yield made
+    made.stop()
+    assert made.running() == []
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """`flwr run .` in simulation, as a user types it, with a SuperLink of its own."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,14 +22,6 @@ CONFIG: dict[str, Any] = {
     "score": "magnitude",
     "agreement": False,
 }
-
-
-@pytest.fixture(scope="module")
-def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
-    made = Flower(tmp_path_factory.mktemp("flwr") / "flower")
-    yield made
-    made.stop()
-    assert made.running() == []
 
 
 @pytest.fixture(scope="module")
