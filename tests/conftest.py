@@ -70,6 +70,15 @@ def _fault() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _shared_runs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where the processes of one session keep the runs of `tests.runs.played`."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = tmp_path_factory.getbasetemp().parent / "played"  # of all of them
+        folder.mkdir(exist_ok=True)
+        os.environ["PLAYED"] = str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _without_pages() -> Iterator[None]:
     """The page with its plots takes longer than most runs: who looks at it asks for `pages`."""
     with patch("fedprune.report.page.write_report", lambda _folder: None):

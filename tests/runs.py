@@ -1,5 +1,9 @@
 """Tiny configurations, the hosts that serve them, and runs that are played once."""
 
+import fcntl
+import hashlib
+import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,11 +51,29 @@ def house_of(config: RunConfig) -> Host:
 
 
 def played(config: RunConfig) -> Result:
-    """The result of a run in this process, kept nowhere; each configuration is played once."""
+    """The result of a run in this process; a session of tests plays each configuration once."""
     key = to_toml(config)
     if key not in _done:
-        _done[key] = federate(config, inline_port(house_of(config)))
+        _done[key] = _played_by_one(config, hashlib.sha256(key.encode()).hexdigest())
     return _done[key]
+
+
+def _played_by_one(config: RunConfig, name: str) -> Result:
+    """The run, by the first of the session's processes that wants it; the others read it.
+
+    They share a folder of this session alone: no run outlives the source that played it.
+    """
+    if "PLAYED" not in os.environ:
+        return federate(config, inline_port(house_of(config)))
+    file = Path(os.environ["PLAYED"]) / name
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            result = federate(config, inline_port(house_of(config)))
+            file.write_bytes(pickle.dumps(result))
+            return result
+    found: Result = pickle.loads(file.read_bytes())
+    return found
 
 
 class Killed(Exception):
