@@ -263,6 +263,17 @@ FAULTS: dict[str, Fault] = {
         lambda f, *args: replace(f(*args), memories={}),
         "killed-moving",
     ),
+    "what clients remember forgotten": Fault(
+        "fedprune.client.memory.recall", lambda _f, *_args: {}, "remembering workers"
+    ),
+    "a control variate the wrong way round": Fault(
+        "fedprune.learning.variates.correction", lambda f, *args: _negative(f(*args)), "scaffold"
+    ),
+    "a common variate of the cohort alone": Fault(
+        "fedprune.learning.variates.common_variate",
+        lambda f, *args: f(*args[:-1], 1.0),
+        "scaffold",
+    ),
     "a memory not cut with the model": Fault(
         "fedprune.server.shrink.carried", lambda _f, memory, _old, _new: memory, "killed-moving"
     ),

@@ -171,6 +171,7 @@ GALLERY: dict[str, Run] = {
         for how, killed, workers in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
     },
     # clients that remember something of their own
+    "scaffold": mlp(scaffold=True, optimizer="sgd", score="magnitude", rounds=5, end=4),
     **{
         f"remembering{how}": Run(
             {**MLP, "plugin": "tests/remembering.py", "score": "moving"},

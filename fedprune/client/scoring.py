@@ -55,7 +55,8 @@ def _probe(
     c, own = client.config, client.memory
     kept: dict[str, Any] = {}
     if question.kind == "score" and memory_of(question, c):
-        kept["remembered"] = own.recall(REMEMBERED)
+        before = own.recall(REMEMBERED)
+        kept["remembered"] = {n: t.to(client.device, copy=True) for n, t in before.items()}
         kept |= {"remember": functools.partial(own.keep, REMEMBERED)} if keeps(question, c) else {}
     return Probe(
         client.model,

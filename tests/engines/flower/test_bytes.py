@@ -27,6 +27,8 @@ CASES: list[dict[str, Any]] = [
     {"uplink": "int4", "error_feedback": True},
     {"plugin": "tests/remembering.py", "score": "moving"},
     {"scaffold": True, "optimizer": "sgd"},
+    {"method": "lotteryfl", "method_options": {"threshold": 0.0}, "model": "mlp", "end": 3},
+    {"method": "heterofl", "unit": "row", "sparsity": 0.3, "model": "mlp", "end": 3},
     {"combine": "median"},
     {"combine": "votes", "score_wire": "fp16"},
     {"masks": "union"},
