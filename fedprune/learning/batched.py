@@ -25,7 +25,7 @@ from fedprune.learning.objectives import (
     shrinkages_of,
 )
 from fedprune.selection.units import unit_count
-from fedprune.structure.stacked import Draws, Ragged, Stacked, draws_from
+from fedprune.structure.stacked import Draws, Ragged, Stacked, columnwise, draws_from
 from fedprune.tasks.task import Part, Task, examples
 from fedprune.tasks.together import Joined, answered_at_once, join_batches, losses_of, replays
 from fedprune.tensors import CONSTANTS, Tensors, all_true, found_in, into_training, learning
@@ -81,6 +81,7 @@ class _Class:
 
     Attributes:
         named: what is trained, leaves of autograd.
+        stored: the same in the order in which they lie in memory, which optimizers want.
         buffers: what the model keeps of batches.
         removed: which weights stay 0.0.
         terms: what is minimised beside the loss.
@@ -91,6 +92,7 @@ class _Class:
     """
 
     named: dict[str, nn.Parameter]
+    stored: dict[str, nn.Parameter]
     buffers: Tensors
     removed: Mapping[str, Tensor]
     terms: tuple[Term, ...]
@@ -152,7 +154,13 @@ def _begun(model: nn.Module, ranked: Sequence[Trainee], lesson: Lesson) -> _Clas
     device, found = next(model.parameters()).device, found_in(model)
     still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
     kept = {n: b for n, b in found.buffers.items() if n in found.saved and n not in still}
-    stacks = {n: _stack([t.start[n] for t in ranked], device) for n in learning(model)}
+    turned = columnwise(model)
+    stacks = {
+        n: _stack([t.start[n].t() for t in ranked], device).mT
+        if n in turned
+        else _stack([t.start[n] for t in ranked], device)
+        for n in learning(model)
+    }
     buffers = {n: _stack([t.start.get(n, b) for t in ranked], device) for n, b in kept.items()}
     named = {n: nn.Parameter(stack) for n, stack in stacks.items()}
     draws = draws_from([t.seed for t in ranked], device)
@@ -183,11 +191,12 @@ def _class_of(
     }
     near = named if c.proximal else {}
     start = {n: _stack([t.start[n] for t in ranked], p.device) for n, p in near.items()}
-    optimizer = OPTIMIZERS[c.optimizer](list(named.values()), lesson.lr, c)
+    stored = {n: p if p.is_contiguous() else nn.Parameter(p.detach().mT) for n, p in named.items()}
+    optimizer = OPTIMIZERS[c.optimizer](list(stored.values()), lesson.lr, c)
     for group in optimizer.param_groups:
         group.update(fused=True, foreach=False)  # one pass over what is large now
     return _Class(
-        *(named, buffers, removed, objective_terms(c, start, tuple(masks), units)),
+        *(named, stored, buffers, removed, objective_terms(c, start, tuple(masks), units)),
         *(shrinkages_of(c, tuple(masks), units), optimizer, stepping(optimizer), draws),
     )
 
@@ -210,8 +219,8 @@ def _narrowed(group: _Class, ranked: Sequence[Trainee], lesson: Lesson) -> _Clas
     buffers = {name: b[:n].clone() for name, b in group.buffers.items()}
     draws = Draws(group.draws.states[:n], group.draws.device)
     fresh = _class_of(named, buffers, draws, ranked, lesson)
-    for name, p in named.items():
-        old = group.named[name]
+    for name, p in fresh.stored.items():
+        old = group.stored[name]
         state = group.optimizer.state.get(old, {})
         fresh.optimizer.state[p] = {
             key: v[:n].clone() if isinstance(v, Tensor) and v.shape == old.shape else v
@@ -250,11 +259,20 @@ def _step(
             some = {i: rows for i, rows in turn.items() if len(rows) == size}
             even = join_batches(data, list(some.values()))
             _backward(model, group, list(some), even, labels, lesson, sums)
+    _move(group, lesson)
+    return alike
+
+
+def _move(group: _Class, lesson: Lesson) -> None:
+    """What follows once the gradients are there."""
     _shape_gradients(group, lesson.config)
+    for name, p in group.stored.items():
+        gradient = group.named[name].grad
+        if p is not group.named[name]:
+            p.grad = None if gradient is None else gradient.mT
     group.take()
     for shrink in group.shrinkages:
         shrink(group.named, lesson.lr)
-    return alike
 
 
 def _turn(steps: Sequence[list[Tensor]], j: int) -> dict[int, Tensor]:
@@ -322,7 +340,7 @@ def _shape_gradients(group: _Class, config: Tuning) -> None:
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:
     """What `torch.nn.utils.clip_grad_norm_` does, for every client by itself."""
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-    factor = (most / (norms + 1e-6)).clamp(max=1.0)
+    norms = [torch.linalg.vector_norm(g, dim=tuple(range(1, g.dim()))) for g in gradients]
+    factor = (most / (torch.stack(norms).norm(dim=0) + 1e-6)).clamp(max=1.0)
     for g in gradients:
         g.mul_(factor.view(-1, *[1] * (g.dim() - 1)))

@@ -86,6 +86,18 @@ def _default_generator(device: torch.device) -> torch.Generator:
     return found
 
 
+def columnwise(model: nn.Module) -> frozenset[str]:
+    """The weights that a stack had better hold by columns: those of linear layers alone.
+
+    Then neither a product nor the gradient of a weight has to be copied.
+    """
+    modules = found_in(model).modules
+    linear = {id(m.weight) for m in modules if type(m) is nn.Linear}
+    looked_up = {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}
+    parameters = found_in(model).parameters.items()
+    return frozenset(n for n, p in parameters if id(p) in linear - looked_up)
+
+
 @dataclass
 class Stacked:
     """Called like the model itself, with the rows of all clients one after the other.
@@ -302,11 +314,9 @@ def _one_by_one(func: Any, draws: Draws) -> Callable[..., Any]:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    # As w @ xᵀ, not x @ wᵀ: so the gradient of w, which is larger than the output, need not be
-    # copied to be laid out as w is.
-    out = (weight @ x.reshape(-1, x.shape[-1]).t()).t().contiguous()
-    out = out if bias is None else out + bias.to(out.dtype)
-    return out.reshape(*x.shape[:-1], len(weight))
+    rows, columns = x.reshape(-1, x.shape[-1]), weight.t()
+    out = rows @ columns if bias is None else torch.addmm(bias, rows, columns)
+    return out.view(*x.shape[:-1], len(weight))
 
 
 def _attention(
