@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 RAY = Path(sys.executable).with_name("ray")
 NAMESPACES = ["unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
@@ -64,9 +65,9 @@ class Machines:
         self.nodes[self.joined] = _started([*NAMESPACES, "sh", "-c", script], log, environment)
         self.joined += 1
 
-    def unplug(self, node: str = "") -> None:
-        """Take a node away: the one that Ray calls so, or else the one that joined last."""
-        number = max(self.nodes) if not node else _number_of(node)
+    def unplug(self, node: str = "", *, oldest: bool = False) -> None:
+        """Take a node away: what Ray calls so, or else what joined last, or first."""
+        number = _number_of(node) if node else min(self.nodes) if oldest else max(self.nodes)
         gone = self.nodes.pop(number)
         gone.kill()
         gone.wait()
@@ -128,3 +129,27 @@ def _wait_for(head: subprocess.Popen[bytes], port: int) -> None:
                 return
         time.sleep(0.1)
     raise RuntimeError("no head of a Ray cluster came up")
+
+
+@contextmanager
+def unplugging(grid: Any, made: Machines, phases: Sequence[str]) -> Iterator[None]:
+    """Within the block, for each phase in turn, the node that is given such work first goes then.
+
+    Another one joins each time.
+    """
+    crew, give, left = grid.crew, grid.crew.give, list(phases)
+
+    def given(seat: Any, job: Any) -> None:
+        give(seat, job)
+        kind = job.message.metadata.message_type
+        if left and kind.rpartition(".")[2] == left[0]:
+            left.pop(0)
+            made.join()
+            made.unplug(seat.node.id)
+
+    crew.give = given
+    try:
+        yield
+    finally:
+        crew.give = give
+    assert not left

@@ -35,22 +35,25 @@ from fedprune.tasks.shards import data_digest
 _PROGRAM = "run.py"
 
 
-def main(arguments: list[str] | None = None, program: str = _PROGRAM) -> int:
+def main(
+    arguments: list[str] | None = None, program: str = _PROGRAM, *, leaving: bool = False
+) -> int:
     """Run the command line.
 
     Args:
         arguments: after the command's name; None: of this process.
         program: the command's name, for messages.
+        leaving: the process ends after this, see `fedprune.engines.ray.engine.simulate`.
 
     Returns:
         0: the run completed rounds. 1: it began and came to nothing, or could not write. 2: bad
         input, or Ray that cannot start. 130: interrupted.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    return ended(lambda: _main(given, program), program)
+    return ended(lambda: _main(given, program, leaving), program)
 
 
-def _main(arguments: list[str], program: str) -> int:
+def _main(arguments: list[str], program: str, leaving: bool) -> int:
     try:
         config, resume, anyway = run_asked_for(arguments, program)
         if config.engine == "flower":
@@ -71,7 +74,7 @@ def _main(arguments: list[str], program: str) -> int:
         return report_error(program, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        _play(host, takes, folder, screen, Going(resume is not None, anyway))
+        _play(host, takes, folder, screen, Going(resume is not None, anyway), leaving)
     except Unserved as error:
         return report_error(program, f"{error}; {go_on}", FAILED)
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
@@ -115,7 +118,9 @@ def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
     return replace(host, config=config), takes
 
 
-def _play(host: Host, takes: Footprint, folder: Path, screen: Screen, going: Going) -> None:
+def _play(
+    host: Host, takes: Footprint, folder: Path, screen: Screen, going: Going, leaving: bool
+) -> None:
     config = host.config
     if config.engine == "inline":
         port = inline_port(host, screen.tick, in_run(folder))
@@ -125,13 +130,14 @@ def _play(host: Host, takes: Footprint, folder: Path, screen: Screen, going: Goi
         screen.closing(folder)
     else:
         going = replace(going, data=lambda: data_digest(host.shards))
-        simulate(config, folder, screen, going, host.shards, labels_of(host), takes)
+        about = (host.shards, labels_of(host), takes)
+        simulate(config, folder, screen, going, *about, leaving=leaving)
 
 
 def script(arguments: list[str] | None = None, program: str = _PROGRAM) -> None:
     """Run the command line, and end this process with its code."""
     try:
-        code = main(arguments, program)
+        code = main(arguments, program, leaving=True)
     except SystemExit as end:  # --help and --list, or a run that came to nothing
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):

@@ -35,8 +35,13 @@ def simulate(
     shards: Mapping[int, Shard],
     labels: Mapping[int, int],
     needs: Footprint,
+    *,
+    leaving: bool = False,
 ) -> None:
     """Run to the end.
+
+    With `leaving` the process is about to end, and a Ray of its own is left to end with it
+    (`fedprune.engines.ray.starting.leave`): Ray takes seconds to be ended in order.
 
     Settings of this process, the environment included, are as they were afterwards
     (`fedprune.runtime.process.put_back`). Where Ray is in use in it already, the run takes place
@@ -50,7 +55,7 @@ def simulate(
     """
     from fedprune.engines.flower.server_app import run_on
 
-    with put_back(), ray_grid(config, shards, labels, needs) as grid:
+    with put_back(), ray_grid(config, shards, labels, needs, leaving=leaving) as grid:
         screen.line(f"  workers     {grid.crew.told()}")
         run_on(grid, config, folder, screen, going)
 
@@ -61,15 +66,19 @@ def ray_grid(
     shards: Mapping[int, Shard],
     labels: Mapping[int, int],
     needs: Footprint,
+    *,
+    leaving: bool = False,
 ) -> Iterator[RayGrid]:
     """Within the block a grid whose workers are ready; afterwards they have ended.
+
+    Of `leaving` see `simulate`.
 
     Raises:
         ConfigError: as for `simulate`.
     """
     set_environment(config)
     # Ray reads the environment when it is imported.
-    with _ray(config):
+    with _ray(config, leaving=leaving):
         import ray
 
         from fedprune.engines.ray.baggage import baggage_of
@@ -94,7 +103,7 @@ def ray_grid(
 
 
 @contextmanager
-def _ray(config: RunConfig) -> Iterator[None]:
+def _ray(config: RunConfig, *, leaving: bool) -> Iterator[None]:
     """Within the block there is a Ray: the one in use here, the one at an address, or its own."""
     import ray
 
@@ -121,7 +130,8 @@ def _ray(config: RunConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if config.ray_address or not leaving:
+            ray.shutdown()
 
 
 _INSTEAD = "what this machine has, or --engine inline"

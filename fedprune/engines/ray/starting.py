@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
-import threading
 from pathlib import Path
+from typing import NoReturn
 
 from fedprune.config import RunConfig
 from fedprune.options.refusal import ConfigError
 
 ANSWER = 15.0
 """Seconds for a cluster to answer at its address."""
-
-ENDING = 15.0
-"""Seconds for Ray to end before the process does without it."""
 
 _NOTE = Path("/tmp/ray/ray_current_cluster")
 """Where Ray writes the address that ``auto`` stands for; a cluster that died leaves it there."""
@@ -102,18 +100,16 @@ def _silent(target: str, *, client: bool) -> str:
     return f"no Ray answers at {target} ({details.rpartition(': ')[2][-100:]})"
 
 
-def leave(code: int) -> None:
-    """End the process with this code, whatever threads and workers still wait for a client."""
-    others = [t for t in threading.enumerate() if t is not threading.main_thread()]
-    if any(not thread.daemon for thread in others):
-        if ray := sys.modules.get("ray"):
-            ending = threading.Thread(target=ray.shutdown, daemon=True)
-            ending.start()
-            ending.join(ENDING)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                continue
-        os._exit(code)
-    sys.exit(code)
+def leave(code: int) -> NoReturn:
+    """End the process with this code at once, whatever threads and workers still wait for a client.
+
+    Taking down what torch, Ray and the rest have built takes seconds, and nothing of it is wanted.
+    A Ray of its own ends too: its processes ask the kernel for a signal when this one is gone.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    os._exit(code)

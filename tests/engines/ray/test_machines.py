@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -29,7 +28,7 @@ from fedprune.engines.ray.nodes import Unserved, nodes_of
 from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
-from tests.machines import Machines, impossible, machines
+from tests.machines import Machines, impossible, machines, unplugging
 
 WHY = impossible()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
@@ -70,26 +69,6 @@ class Site:
         with (self.place / f"{name}.screen").open("w") as file:
             screen = Screen(Console(file=file, width=300))
             run_on(self.grid, config, self.place / name, screen, going)
-
-    @contextmanager
-    def unplugging(self, phases: list[str]) -> Iterator[None]:
-        """Within the block, for each phase, the node that is given such work first goes then."""
-        crew, give, left = self.grid.crew, self.grid.crew.give, list(phases)
-
-        def given(seat: Any, job: Any) -> None:
-            give(seat, job)
-            kind = job.message.metadata.message_type.rpartition(".")[2]
-            if left and kind == left[0]:
-                left.pop(0)
-                self.machines.join()
-                self.machines.unplug(seat.node.id)
-
-        crew.give = given
-        try:
-            yield
-        finally:
-            crew.give = give
-        assert not left
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +118,7 @@ def test_disks_of_their_own_and_no_package_make_no_difference(site: Site):
 def test_nodes_that_go_cost_no_client_and_those_that_join_are_used(site: Site, phases: str):
     config = configure({**BASE, **PHASES[phases], "engine": "ray"})
     before = {seat.node.id for seat in site.grid.crew.seats}
-    with site.unplugging(phases.split()):
+    with unplugging(site.grid, site.machines, phases.split()):
         site.play(phases, config)
     as_alone(site, phases, config)
     assert not {seat.node.id for seat in site.grid.crew.seats} & before

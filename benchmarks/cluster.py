@@ -1,0 +1,273 @@
+"""Runs on a Ray cluster whose nodes come and go, beside the same run in one process.
+
+    python benchmarks/cluster.py [--rounds 12] [--rows nodes,unplugged,joined,disks,kills,size]
+
+Several machines are made of this one (`tests/machines.py`: namespaces, so root): each node has one
+processor and a disk of its own, and is unplugged by killing all of it at once. With fewer
+processors than nodes they share; what the rows show is what coming and going costs. Every row says
+whether its bits are those of the run in one process; ratios are of the seconds of all rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from io import StringIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+# As a script only this file's folder is on the path.
+sys.path.insert(0, str(HERE.parent))
+
+from rich.console import Console
+
+from fedprune import federate
+from fedprune.client.footprint import Footprint
+from fedprune.client.host import build_host, labels_of
+from fedprune.config import RunConfig, configure
+from fedprune.protocol.messages import Aggregate, Question, summed
+from fedprune.report.screen import Screen
+from fedprune.server.watch import Watch
+from tests.machines import Machines, impossible, machines, unplugging
+
+BASE: dict[str, Any] = {
+    **{"task": "digits", "model": "mlp", "clients": 12, "cohort": 12, "hosts": 6, "seed": 1},
+    **{"local_steps": 60},
+}
+KILLS = 10
+
+
+def timed_alone(config: RunConfig) -> tuple[str, list[float]]:
+    """What the run comes to in this process, and the seconds of its rounds."""
+    seconds: list[float] = []
+    watch = Watch(row=lambda _row, took, _state: seconds.append(took))
+    done = federate(config.model_copy(update={"engine": "inline"}), watch=watch)
+    return str(done.summary["weights_digest"]), seconds
+
+
+@contextmanager
+def gridded(made: Machines, config: RunConfig, nodes: int) -> Iterator[tuple[Any, float]]:
+    """A grid on so many nodes, and the seconds until its workers were ready."""
+    import ray
+
+    from fedprune.engines.ray.engine import ray_grid, set_environment
+    from fedprune.engines.ray.nodes import nodes_of
+
+    set_environment(config)
+    ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        while len(nodes_of(ray.nodes())) != nodes:
+            time.sleep(0.1)
+        host = build_host(config)
+        began = time.perf_counter()
+        with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
+            yield grid, time.perf_counter() - began
+    finally:
+        ray.shutdown()
+
+
+def played(grid: Any, config: RunConfig, after: Callable[[int], None]) -> tuple[str, list[float]]:
+    """What the run comes to on a grid, and the seconds of its rounds."""
+    from fedprune.engines.flower.server_app import run_on
+
+    class Watched(Screen):
+        def _row(self, row: Any, seconds: float, state: Any) -> None:
+            super()._row(row, seconds, state)
+            after(row["round"])
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        run_on(grid, config, folder, Watched(Console(file=StringIO())))
+        lines = (folder / "timings.jsonl").read_text().splitlines()
+        summary = json.loads((folder / "summary.json").read_text())
+    assert summary["failures"] == 0, "a client was lost"
+    return summary["weights_digest"], [json.loads(line)["seconds"] for line in lines]
+
+
+def shown(name: str, start: float, found: tuple[str, list[float]], alone: Any) -> None:
+    """One row of the table."""
+    (digest, seconds), (right, theirs) = found, alone
+    same = "the same" if digest == right else "OTHER"
+    total, ratio = sum(seconds), sum(theirs) / sum(seconds)
+    print(
+        f"| {name} | {start:.1f} | {total:.1f} | {ratio:.2f} | {median(seconds):.2f} "
+        f"| {max(seconds):.2f} | {same} |",
+        flush=True,
+    )
+
+
+def row(
+    name: str,
+    keys: Mapping[str, Any],
+    nodes: int,
+    phases: str = "",
+    after: Callable[[Machines, int], None] = lambda _made, _round: None,
+) -> None:
+    """Play a run on so many nodes, and say what came out."""
+    config = configure({**BASE, **keys, "engine": "ray"})
+    alone = timed_alone(config)
+    with machines(nodes) as made, gridded(made, config, nodes) as (grid, start):
+        pulled = unplugging(grid, made, phases.split()) if phases else nullcontext()
+        with pulled:
+            found = played(grid, config, lambda r: after(made, r))
+    shown(name, start, found, alone)
+
+
+def of_nodes(rounds: int) -> None:
+    """One, two and three nodes with nothing wrong."""
+    for nodes in (1, 2, 3):
+        row(f"nodes: {nodes}", {"rounds": rounds}, nodes)
+
+
+def of_unplugged(rounds: int) -> None:
+    """A node of two unplugged in a phase; another joins at once."""
+    for phase in ("score", "tune", "evaluate"):
+        row(f"unplugged while asked to {phase}, of 2", {"rounds": rounds}, 2, phase)
+    sums = {"rounds": rounds, "secure": "secagg", "noise_source": "seeded"}
+    row("unplugged in two stages of a secure sum, of 2", sums, 2, "shares unmask")
+
+
+def of_joined(rounds: int) -> None:
+    """A second node after a third of the rounds."""
+
+    def after(made: Machines, round_: int) -> None:
+        if round_ == rounds // 3:
+            made.join()
+
+    row("a second node joins after a third", {"rounds": rounds}, 1, after=after)
+
+
+def of_disks(rounds: int) -> None:
+    """What clients remember, on two nodes that share no folder of results."""
+    keys = {"rounds": rounds, "uplink": "int8", "error_feedback": True}
+    row("disks of their own, int8 and error feedback, 2", keys, 2)
+
+
+def of_kills(rounds: int) -> None:
+    """A node unplugged every sixth round, and another joins: ten times in sixty rounds."""
+    del rounds
+
+    def after(made: Machines, round_: int) -> None:
+        if round_ % 6 == 3:
+            made.join()
+            made.unplug(oldest=True)
+
+    row(f"{KILLS} kills in 60 rounds, of 2", {"rounds": 6 * KILLS}, 2, after=after)
+
+
+def of_size(rounds: int) -> None:
+    """A question of 100 M parameters to eight hosts of one node: what the node holds of it."""
+    del rounds
+    config = configure({**BASE, "rounds": 2, "engine": "ray"})
+    with machines(1) as made, gridded(made, config, 1) as (grid, _):
+        bytes_, hosts = 4 * 10**8, 8
+        seconds, held = echoed(grid, bytes_, hosts)
+    print(
+        f"\nA question of {bytes_ / 1e6:.0f} MB to {hosts} hosts of one node: {seconds:.1f} s from "
+        f"sending to the last reply; the object store holds {held / 1e6:.0f} MB of it on the "
+        f"driver's machine and as much on the node, {held / bytes_:.2f} copies on each."
+    )
+
+
+def echoed(grid: Any, size: int, hosts: int) -> tuple[float, float]:
+    """Seconds until all hosts have refused a question as large, and what the store holds of it."""
+    import ray
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    data = bytes(size)
+    (node,) = grid.get_node_ids()
+    began, messages = time.perf_counter(), []
+    for host in range(hosts):
+        fields = ConfigRecord({"partitions": [host], "config": "", "head": "", "about": ""})
+        buffers = ArrayRecord({"values": Array("uint8", (size,), "bytes", data)})
+        content = RecordDict({"fields": fields, "buffers": buffers})
+        messages.append(grid.create_message(content, "train.tune", node, ""))
+    grid.push_messages(messages)
+    total = ray.cluster_resources()["object_store_memory"]
+    held = total - ray.available_resources().get("object_store_memory", total)
+    names = [m.metadata.message_id for m in messages]
+    while names:
+        for reply in grid.pull_messages(names):
+            names.remove(reply.metadata.reply_to_message_id)
+    return time.perf_counter() - began, max(held, sum(len(d) for d, _ in grid._put.values()))
+
+
+def of_driver(rounds: int) -> None:
+    """The driver alone with made-up answers: what a round costs it by partitions and hosts."""
+    del rounds
+    import torch
+
+    parameters = 100_000
+    print(f"\n| partitions | hosts | {parameters:,} values: fold, s | ms a host | lists, s |")
+    print("|---:|---:|---:|---:|---:|")
+    for partitions, hosts in ((1_000, 8), (10_000, 64), (100_000, 64), (100_000, 1_000)):
+        each = partitions // hosts
+        total = torch.ones(parameters, dtype=torch.float64)
+
+        def pieces(hosts: int = hosts, each: int = each, total: Any = total) -> Iterator[Aggregate]:
+            for h in range(hosts):
+                who = tuple(range(h * each, (h + 1) * each))
+                yield Aggregate(total=total, weight=1.0, answered=who)
+
+        began = time.perf_counter()
+        done = summed(pieces())
+        fold = time.perf_counter() - began
+        lists = listed(partitions, hosts)
+        assert len(done.answered) == each * hosts
+        print(
+            f"| {partitions:,} | {hosts:,} | {fold:.2f} | {1e3 * fold / hosts:.2f} | {lists:.2f} |",
+            flush=True,
+        )
+
+
+def listed(partitions: int, hosts: int) -> float:
+    """Seconds to group partitions by host and encode a question with each one's own bytes."""
+    from fedprune.client.host import grouped
+    from fedprune.protocol.questions import broadcast
+
+    given = {**BASE, "clients": partitions, "cohort": partitions, "hosts": hosts}
+    config = BASE_CONFIG.model_copy(update=given)
+    began = time.perf_counter()
+    groups = grouped(range(partitions), config)
+    question = Question("evaluate", 1, {}, {}, part="validation")
+    sent = broadcast(question, "fp32")
+    for group in groups.values():
+        sent.packet(group)
+    sent.size(range(partitions))
+    return time.perf_counter() - began
+
+
+BASE_CONFIG = configure({**BASE, "rounds": 2})
+ROWS = {
+    **{"nodes": of_nodes, "unplugged": of_unplugged, "joined": of_joined, "disks": of_disks},
+    **{"kills": of_kills, "size": of_size, "driver": of_driver},
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    args = parser.parse_args()
+    if why := impossible():
+        print(f"nothing measured: {why}")
+        return
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
+    print("| run | start, s | rounds, s | inline / this | median round, s | longest | bits |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    for name in args.rows.split(","):
+        ROWS[name](args.rounds)
+
+
+if __name__ == "__main__":
+    main()
