@@ -22,6 +22,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.protocol.port import Port
 from fedprune.report.page import write_report
+from fedprune.server.state import State
 from fedprune.server.watch import Watch
 
 TINY = {
@@ -120,6 +121,24 @@ class Spy:
         )
         self.asked.append((question, list(partitions), kept))
         return aggregate
+
+
+Asked = list[tuple[Question, list[int], Aggregate]]
+"""Every exchange: the question, who was asked, what came of it."""
+
+
+def overheard(
+    config: RunConfig, without: Callable[[Question, int], bool] | None = None
+) -> tuple[Result, Asked, list[State]]:
+    """A run in this process, every exchange of it, and the state after every round.
+
+    Args:
+        config: what is run.
+        without: of a question and a partition, whether that one does not answer.
+    """
+    spy, states = Spy(inline_port(house_of(config)), without), list[State]()
+    watch = Watch(row=lambda _row, _seconds, state: states.append(state))
+    return federate(config, spy.port, watch=watch), spy.asked, states
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -1,7 +1,7 @@
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from fedprune import SCORES, NoRoundCompleted, Result, RunConfig, Shard, federate, select
+from fedprune import SCORES, NoRoundCompleted, Result, Shard, federate, select
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host, grouped, labels_of
@@ -25,28 +25,13 @@ from fedprune.protocol.messages import (
 from fedprune.protocol.questions import broadcast, decode_question, encode_question
 from fedprune.scores.score import Probe
 from fedprune.server.diagnostics import agreement_of
-from fedprune.server.state import State
-from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import batches
 from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
-from tests.runs import Spy, house_of, played, tiny
+from tests.runs import Spy, house_of, overheard, played, tiny
 
-Asked = list[tuple[Question, list[int], Aggregate]]
 PRUNABLE = 12_944
 DIGESTS = ("weights_digest", "mask_digest")
-
-
-@pytest.fixture
-def watched() -> Callable[..., tuple[Result, Asked, list[State]]]:
-    """A run, every exchange of it, and the state after every round."""
-
-    def run(config: RunConfig, without: Any = None) -> tuple[Result, Asked, list[State]]:
-        eye, states = Spy(inline_port(house_of(config)), without), []
-        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-        return federate(config, eye.port, watch=watch), eye.asked, states
-
-    return run
 
 
 def column(result: Result, name: str, arm: str = "pruned") -> list[Any]:
@@ -97,14 +82,7 @@ def test_phases_cohorts_and_digests_of_a_run():
     assert summary["parameters"] == sum(p.numel() for p in result.model.parameters())
 
 
-def test_masks_only_shrink(watched):
-    _, _, states = watched(tiny(schedule="linear", warmup=0, rounds=4, end=4))
-    for before, after in pairwise(states):
-        assert all(not (after.masks[n] & ~m).any() for n, m in before.masks.items())
-    assert count_kept(states[-1].masks) < count_kept(states[0].masks) < PRUNABLE
-
-
-def test_a_removed_weight_is_zero_in_every_payload(watched, monkeypatch):
+def test_a_removed_weight_is_zero_in_every_payload(monkeypatch):
     seen: list[str] = []
 
     def checked(question: Question, client: ClientContext) -> Answer:
@@ -116,7 +94,7 @@ def test_a_removed_weight_is_zero_in_every_payload(watched, monkeypatch):
         return out
 
     monkeypatch.setattr("fedprune.client.serving.answer", checked)
-    result, asked, states = watched(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
+    result, asked, states = overheard(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
     assert result.summary["failures"] == 0
     assert {"score", "tune", "evaluate", "describe"} == set(seen)
     assert sum(count_kept(q.masks) < PRUNABLE for q, _, _ in asked) >= 6
@@ -154,9 +132,9 @@ def own_masks(host: Host, question: Question, cohort: Sequence[int]) -> list[Mas
     return masks
 
 
-def test_agreement_is_the_mean_overlap_of_the_clients_own_masks(watched):
+def test_agreement_is_the_mean_overlap_of_the_clients_own_masks():
     config = tiny()
-    result, asked, _ = watched(config)
+    result, asked, _ = overheard(config)
     scored = [(q, cohort) for q, cohort, _ in asked if q.kind == "score"]
     agreements = [a for a in column(result, "agreement") if a is not None]
     assert len(scored) == len(agreements) == 2
@@ -238,10 +216,10 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_failing_client_is_named_and_leaves_the_bits_of_one_never_asked(how, watched):
+def test_a_failing_client_is_named_and_leaves_the_bits_of_one_never_asked(how):
     config = tiny(cohort=4)
     failed = federate(config, inline_port(bad_shard(house_of(config), how)))
-    spared, _, _ = watched(config, lambda _question, partition: partition == VICTIM)
+    spared, _, _ = overheard(config, lambda _question, partition: partition == VICTIM)
     named = [f for row in failed.rows for f in row["failures"]]
     assert {f["partition"] for f in named} == {VICTIM}
     for phase, field, reason in FAILURES[how]:
@@ -288,10 +266,10 @@ ODD = [
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("phase", "spoil", "field", "reason"), ODD)
 def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
-    phase, spoil, field, reason, watched, monkeypatch
+    phase, spoil, field, reason, monkeypatch
 ):
     config = tiny(cohort=4)
-    spared, _, _ = watched(config, lambda q, p: q.kind == phase and p == VICTIM)
+    spared, _, _ = overheard(config, lambda q, p: q.kind == phase and p == VICTIM)
 
     def spoilt(question: Question, client: ClientContext) -> Answer:
         out = answer(question, client)
@@ -326,18 +304,18 @@ def first(host: Host) -> tuple[dict[str, Tensor], Masks]:
     return weights, masks
 
 
-def test_too_few_answers_void_a_round(watched):
+def test_too_few_answers_void_a_round():
     config = tiny(cohort=5, min_clients=3)
-    result, _, states = watched(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 1)
+    result, _, states = overheard(config, lambda q, p: q.kind == "tune" and q.round == 2 and p > 1)
     assert column(result, "answered") == [5, 2, 5, 5, 5]
     assert digest(states[1].weights) == digest(states[0].weights)
     assert [state.completed for state in states] == [1, 1, 2, 3, 4]
     assert result.summary["rounds_completed"] == 4
 
 
-def test_a_pruning_that_too_few_answered_is_made_up_for(watched):
+def test_a_pruning_that_too_few_answered_is_made_up_for():
     config = tiny(cohort=5, min_clients=3, schedule="one-shot", end=3)
-    result, _, states = watched(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 1)
+    result, _, states = overheard(config, lambda q, p: q.kind == "score" and q.round == 3 and p > 1)
     removed = math.floor(0.7 * PRUNABLE + 0.5)
     assert column(result, "removed") == [0, 0, 0, removed, removed]
     assert [state.pending for state in states] == [False, False, True, False, False]
@@ -364,17 +342,17 @@ def test_a_run_that_nobody_answers_completes_no_round(monkeypatch):
     assert result.summary["failures"] == 5 * 3 + 3 * 3
 
 
-def test_a_run_that_nothing_can_measure_still_ends(watched):
-    result, _, _ = watched(tiny(), lambda question, _: question.kind == "evaluate")
+def test_a_run_that_nothing_can_measure_still_ends():
+    result, _, _ = overheard(tiny(), lambda question, _: question.kind == "evaluate")
     assert column(result, "loss") == [None] * 5
     assert result.summary["quality"] == {"dense_at_pruning": None, "final": None}
     assert result.summary["rounds_completed"] == 5
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.05])
-def test_a_threshold_removes_what_is_at_or_below_it_once(threshold, watched):
+def test_a_threshold_removes_what_is_at_or_below_it_once(threshold):
     config = tiny(sparsity=None, threshold=threshold, score="magnitude", end=3)
-    result, _, states = watched(config)
+    result, _, states = overheard(config)
     weights = states[1].weights  # magnitude scores what was there after the warm-up
     for name, mask in states[2].masks.items():
         assert torch.equal(mask, weights[name].abs() > threshold), name
@@ -390,8 +368,8 @@ def test_a_threshold_above_everything_leaves_the_floor(threshold):
 
 
 @pytest.mark.parametrize(("wire", "width"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
-def test_every_type_of_the_wire(wire, width, watched):
-    result, asked, _ = watched(tiny(wire=wire))
+def test_every_type_of_the_wire(wire, width):
+    result, asked, _ = overheard(tiny(wire=wire))
     assert result.summary["rounds_completed"] == 5
     assert result.summary["failures"] == 0
     free = sum(t.numel() for t in result.state.weights.values()) - PRUNABLE
@@ -475,9 +453,9 @@ def test_arms_are_the_runs_they_stand_for_bit_for_bit(score, wire):
     assert column(both, "removed", "random") == column(both, "removed", "pruned")
 
 
-def test_dense_bytes_are_those_of_dense_fedavg(watched):
-    pruned, _, _ = watched(tiny(wire="bf16"))
-    dense, asked, _ = watched(tiny(sparsity=0.0))
+def test_dense_bytes_are_those_of_dense_fedavg():
+    pruned, _, _ = overheard(tiny(wire="bf16"))
+    dense, asked, _ = overheard(tiny(sparsity=0.0))
     assert dense.summary["bytes_dense"] == pruned.summary["bytes_dense"]
     first_masks = sum(len(encode_mask(asked[0][0].masks)) for _ in (1, 2, 3))
     sent = dense.summary["bytes_up"] + dense.summary["bytes_down"] - first_masks
@@ -549,8 +527,8 @@ def test_the_same_run_twice_is_the_same_bits_and_another_seed_is_not():
     )
 
 
-def test_watching_changes_nothing(watched):
-    assert watched(tiny())[0].rows == played(tiny()).rows
+def test_watching_changes_nothing():
+    assert overheard(tiny())[0].rows == played(tiny()).rows
 
 
 def totals_at(host: Host, *places: tuple[int, int]) -> list[str]:

@@ -1,12 +1,11 @@
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedprune import TASKS, ConfigError, Result, RunConfig, Shard, federate
+from fedprune import TASKS, ConfigError, Shard, federate
 from fedprune.client.host import build_host, dense_model
 from fedprune.client.teacher import check_distillation, teacher_in, teacher_model
 from fedprune.codec.coded_file import CODED_NAME, from_coded
@@ -16,32 +15,21 @@ from fedprune.export.saved import load_saved
 from fedprune.methods.distil import factor
 from fedprune.protocol.questions import broadcast, decode_question, encode_question
 from fedprune.server.state import State
-from fedprune.server.watch import Watch
 from fedprune.tasks.language import windows
 from fedprune.tasks.task import classification_loss
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import state_of
-from tests.runs import Spy, cut_short, house_of, same, tiny
+from tests.runs import Spy, cut_short, house_of, overheard, same, tiny
 
 LEARNS = {"distil": 0.9}
-
-
-@pytest.fixture(scope="module")
-def watched() -> Callable[[RunConfig], tuple[Result, Any, list[State]]]:
-    def run(config: RunConfig) -> tuple[Result, Any, list[State]]:
-        eye, states = Spy(inline_port(house_of(config))), []
-        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-        return federate(config, eye.port, watch=watch), eye.asked, states
-
-    return run
 
 
 def teacher_of(state: State) -> bytes:
     return bytes(state.memories["distil"].teacher)
 
 
-def test_the_teacher_is_the_model_before_it_is_pruned(watched):
-    result, asked, states = watched(tiny(**LEARNS))
+def test_the_teacher_is_the_model_before_it_is_pruned():
+    result, asked, states = overheard(tiny(**LEARNS))
     assert [bool(teacher_of(s)) for s in states] == [False, False, True, True, True]
     _, weights, masks = from_coded(teacher_of(states[2]))
     assert all(m.all() for m in masks.values())
@@ -54,8 +42,8 @@ def test_the_teacher_is_the_model_before_it_is_pruned(watched):
     assert all(row["divergence"] > 0 for row in result.rows[2:])
 
 
-def test_a_teacher_changes_the_result_and_nothing_before_it(watched):
-    plain, taught = watched(tiny())[0], watched(tiny(**LEARNS))[0]
+def test_a_teacher_changes_the_result_and_nothing_before_it():
+    plain, taught = overheard(tiny())[0], overheard(tiny(**LEARNS))[0]
     digests = [[row["weights_digest"] for row in r.rows] for r in (plain, taught)]
     assert digests[0][:2] == digests[1][:2]
     assert all(a != b for a, b in zip(digests[0][2:], digests[1][2:], strict=True))
@@ -63,8 +51,8 @@ def test_a_teacher_changes_the_result_and_nothing_before_it(watched):
     assert masks[0] == masks[1], "it is learned from after the pruning"
 
 
-def test_a_partition_receives_a_teacher_once(watched):
-    _, asked, states = watched(tiny(**LEARNS))
+def test_a_partition_receives_a_teacher_once():
+    _, asked, states = overheard(tiny(**LEARNS))
     taught: set[int] = set()
     for question, partitions, aggregate in asked:
         sent = broadcast(replace(question, taught=frozenset(partitions)), "fp32")

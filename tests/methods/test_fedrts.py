@@ -5,14 +5,10 @@ import math
 import numpy as np
 import torch
 
-from fedprune import federate
-from fedprune.engines.inline import inline_port
 from fedprune.methods.fedrts import Memory
 from fedprune.randomness import derive
-from fedprune.server.state import State
-from fedprune.server.watch import Watch
 from fedprune.tensors import Masks
-from tests.runs import Spy, house_of, tiny
+from tests.runs import overheard, tiny
 
 SPARSITY, EXCHANGE, GAMMA, LAMBDA = 0.7, 0.4, 0.3, 10.0
 
@@ -26,8 +22,7 @@ def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
         **{"clients": 3, "cohort": 3, "rounds": 4, "warmup": 1, "end": 4, "model": "mlp"},
         **{"method": "fedrts", "schedule": "regrow", "method_options": {"gamma": GAMMA}},
     )
-    eye, states = Spy(inline_port(house_of(config))), list[State]()
-    federate(config, eye.port, watch=Watch(row=lambda _row, _s, state: states.append(state)))
+    _, asked, states = overheard(config)
     names = list(states[0].masks)  # in the order in which posteriors are drawn
     sizes = [states[0].masks[n].numel() for n in names]
     n = sum(sizes)
@@ -36,7 +31,7 @@ def test_the_mask_is_drawn_from_posteriors_that_every_outcome_moves():
     for step, round_ in enumerate((2, 3, 4)):
         alive = flat(states[round_ - 2].masks, names)
         (_, _, scored), (_, _, grown) = [
-            each for each in eye.asked if each[0].kind == "score" and each[0].round == round_
+            each for each in asked if each[0].kind == "score" and each[0].round == round_
         ]
         assert scored.total is not None
         assert scored.votes is not None

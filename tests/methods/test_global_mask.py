@@ -27,32 +27,20 @@ from fedprune.server.diagnostics import agreement_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.state import Book, Model, State
-from fedprune.server.watch import Watch
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors, count_kept, gathered, masked
-from tests.runs import Spy, house_of, tiny
+from tests.runs import Asked, house_of, overheard, tiny
 
-Asked = list[tuple[Question, list[int], Aggregate]]
 PRUNABLE = 12_944
 GONE = math.floor(0.7 * PRUNABLE + 0.5)
-Run = Callable[..., tuple[Result, Asked, list[State]]]
+Heard = tuple[Result, Asked, list[State]]
 
 
-@pytest.fixture
-def run() -> Run:
-    """Three rounds on four clients, the last two prune; every exchange, every state."""
-
-    def made(
-        without: Callable[[Question, int], bool] | None = None, **keys: Any
-    ) -> tuple[Result, Asked, list[State]]:
-        sizes = {"clients": 4, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "local_steps": 1}
-        config = tiny(**{**sizes, **keys})
-        eye, states = Spy(inline_port(house_of(config)), without), list[State]()
-        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-        return federate(config, eye.port, watch=watch), eye.asked, states
-
-    return made
+def run(without: Callable[[Question, int], bool] | None = None, **keys: Any) -> Heard:
+    """Three rounds on four clients, the last two prune."""
+    sizes = {"clients": 4, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "local_steps": 1}
+    return overheard(tiny(**{**sizes, **keys}), without)
 
 
 def round_of(host: Host, config: RunConfig) -> Round:
@@ -196,7 +184,7 @@ def test_stages_are_the_tensors_in_model_order(cnn):
     assert stages_of(host.layout) == [(name,) for name in host.layout.prunable]
 
 
-def test_an_exchange_drops_by_score_and_grows_by_gradient(run):
+def test_an_exchange_drops_by_score_and_grows_by_gradient():
     """The third round's mask, from what the port gave back."""
     result, asked, states = run(schedule="regrow", regrow=0.5)
     before, after = states[1], states[2]
@@ -227,7 +215,7 @@ def test_an_exchange_drops_by_score_and_grows_by_gradient(run):
     assert all(not tuned.weights[n][m].any() for n, m in fresh.items()), "they begin at 0"
 
 
-def test_the_standard_error_of_an_estimate_is_told(run):
+def test_the_standard_error_of_an_estimate_is_told():
     result, _, _ = run(score="perturbation", probes=8)
     errors = [row["standard_error"] for row in result.rows]
     assert errors[0] is None
@@ -270,7 +258,7 @@ def bad_shard(host: Host) -> Host:
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("keys", WAYS, ids=str)
-def test_a_failing_client_leaves_the_bits_of_one_never_asked(keys, run):
+def test_a_failing_client_leaves_the_bits_of_one_never_asked(keys):
     spared, _, _ = run(lambda _question, partition: partition == VICTIM, **keys)
     sizes = {"clients": 4, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "local_steps": 1}
     config = tiny(**{**sizes, **keys})
@@ -300,7 +288,7 @@ LATE: list[dict[str, Any]] = [
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("keys", LATE, ids=str)
-def test_a_pruning_that_too_few_answered_is_made_up_for(keys, run):
+def test_a_pruning_that_too_few_answered_is_made_up_for(keys):
     """Everything at once in round 2, which only one client answers; round 3 does it."""
 
     def silent(question: Question, partition: int) -> bool:
@@ -317,7 +305,7 @@ def test_a_pruning_that_too_few_answered_is_made_up_for(keys, run):
     assert never.summary["sparsity"] == 0.0
 
 
-def test_an_exchange_that_too_few_answered_changes_no_mask(run):
+def test_an_exchange_that_too_few_answered_changes_no_mask():
     def silent(question: Question, partition: int) -> bool:
         return question.round == 3 and question.dense and partition > 0
 
@@ -344,12 +332,12 @@ TOO_SMALL = [
 
 
 @pytest.mark.parametrize(("keys", "line"), TOO_SMALL)
-def test_a_target_that_cannot_be_is_refused_with_what_can(keys, line, run):
+def test_a_target_that_cannot_be_is_refused_with_what_can(keys, line):
     with pytest.raises(ValueError, match=line):
         run(**keys, sparsity=None)
 
 
-def test_a_score_that_sets_weights_sets_them(run):
+def test_a_score_that_sets_weights_sets_them():
     """SparseGPT: the survivors make up for what went."""
     result, asked, _ = run(score="sparsegpt")
     scored = next(q for q, _, _ in asked if q.kind == "score")
@@ -362,7 +350,7 @@ def test_a_score_that_sets_weights_sets_them(run):
 
 
 @pytest.mark.parametrize("name", ["random", "magnitude", "synflow"])
-def test_a_score_that_asks_nobody_asks_nobody(name, run):
+def test_a_score_that_asks_nobody_asks_nobody(name):
     result, asked, states = run(score=name)
     assert not SCORES[name].asks
     assert "score" not in {q.kind for q, _, _ in asked}
@@ -374,7 +362,7 @@ def test_a_score_that_asks_nobody_asks_nobody(name, run):
         assert equal(states[1].masks, select(sizes, 0.7 * 7 / 8))
 
 
-def test_clients_own_masks_are_as_far_as_the_schedule(run):
+def test_clients_own_masks_are_as_far_as_the_schedule():
     """Caps fall on the way: votes at the final cap would be refused, and void good statistics."""
     result, asked, _ = run(max_density=0.35, sparsity=0.7, rounds=6, end=5)
     scored = [q for q, _, _ in asked if q.kind == "score"]
@@ -383,7 +371,7 @@ def test_clients_own_masks_are_as_far_as_the_schedule(run):
     assert result.summary["failures"] == 0
 
 
-def test_only_the_last_of_a_rounds_prunings_goes_back(run):
+def test_only_the_last_of_a_rounds_prunings_goes_back():
     """Every step scores trained weights; survivors are rewound once."""
     _, asked, _ = run(rewind=0, score_steps=3)
     first = next(q for q, _, _ in asked)
@@ -407,7 +395,7 @@ def test_only_the_last_of_a_rounds_prunings_goes_back(run):
     ],
     ids=["nan", "shape"],
 )
-def test_what_a_score_makes_must_be_scores(made, line, run, monkeypatch):
+def test_what_a_score_makes_must_be_scores(made, line, monkeypatch):
     def finalise(evidence: Evidence) -> Tensors:
         return {name: made(w) for name, w in evidence.weights.items()}
 

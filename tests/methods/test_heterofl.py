@@ -4,12 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from fedprune import federate
 from fedprune.engines.inline import inline_port
-from fedprune.server.state import State
-from fedprune.server.watch import Watch
 from fedprune.tensors import count_kept, scattered
-from tests.runs import Spy, house_of, tiny
+from tests.runs import house_of, overheard, tiny
 
 TIERS = (1.0, 0.5, 0.25)
 
@@ -19,14 +16,11 @@ def test_each_weight_is_the_mean_over_the_clients_whose_part_has_it():
         **{"clients": 5, "cohort": 4, "rounds": 3, "warmup": 1, "end": 3, "model": "cnn"},
         **{"method": "heterofl", "method_options": {"tiers": TIERS}, "sparsity": 0.4},
     )
+    result, asked, states = overheard(config)
     host = house_of(config)
-    eye, states = Spy(inline_port(host)), list[State]()
-    result = federate(
-        config, eye.port, watch=Watch(row=lambda _row, _s, state: states.append(state))
-    )
     port = inline_port(host)
     for round_ in (1, 2, 3):
-        tuned = [(q, ps) for q, ps, _ in eye.asked if q.kind == "tune" and q.round == round_]
+        tuned = [(q, ps) for q, ps, _ in asked if q.kind == "tune" and q.round == round_]
         assert sorted(p for _, ps in tuned for p in ps) == list(result.rows[round_ - 1]["cohort"])
         sums: dict[str, torch.Tensor] = {}
         held: dict[str, torch.Tensor] = {}

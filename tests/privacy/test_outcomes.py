@@ -106,6 +106,7 @@ def test_a_loss_that_raises_on_an_example_makes_no_failure(part, keys, error, ca
         assert all(text.startswith("clients' code raised RuntimeError: ") for text in said)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("error", [KeyError, SystemExit])
 @pytest.mark.parametrize("keys", [{}, {"score": "random"}, {"score": "wanda"}], ids=str)
 def test_an_example_whose_loss_raises_moves_no_other(keys, error):

@@ -176,42 +176,12 @@ def test_parts_of_a_sum_are_not_opened_apart():
 
 def test_only_who_is_in_the_sum_opens_it():
     received, roster = received_by(0), roster_of()
-    refused(
-        "lacks this one",
-        revealed,
-        seed(0),
-        0,
-        roster,
-        received,
-        EVERYONE - {0},
-        EVERYONE,
-        TERMS,
-        SAID,
-    )
-    refused(
-        "own keys",
-        revealed,
-        seed(0),
-        0,
-        roster,
-        received,
-        EVERYONE - {0},
-        EVERYONE - {0},
-        TERMS,
-        SAID,
-    )
-    refused(
-        "shared no keys",
-        revealed,
-        seed(0),
-        0,
-        roster,
-        received,
-        EVERYONE,
-        EVERYONE - {1},
-        TERMS,
-        SAID,
-    )
+    for words, summed, shared in (
+        ("lacks this one", EVERYONE - {0}, EVERYONE),
+        ("own keys", EVERYONE - {0}, EVERYONE - {0}),
+        ("shared no keys", EVERYONE, EVERYONE - {1}),
+    ):
+        refused(words, revealed, seed(0), 0, roster, received, summed, shared, TERMS, SAID)
 
 
 @pytest.mark.parametrize(

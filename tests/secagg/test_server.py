@@ -1,6 +1,5 @@
 """The server opens the sum that was said, or none; what it sees on the way says nothing."""
 
-import hashlib
 import itertools
 
 import numpy as np
@@ -26,13 +25,7 @@ from fedprune.secagg.server import Unrecoverable, unmasked
 from fedprune.secagg.shamir import split
 from fedprune.secagg.strangers import wrong_shown
 from fedprune.secagg.terms import Terms
-
-TERMS = Terms(b"session", tuple(range(6)), 5, 4, 64)
-EVERYONE = frozenset(range(6))
-
-
-def seed(member):
-    return hashlib.sha256(b"seed" + bytes([member])).digest()
+from tests.secagg.test_client import EVERYONE, TERMS, seed
 
 
 def vector(member, terms=TERMS):

@@ -1,13 +1,13 @@
 """Many candidates in one question, and how much of a change is kept: chosen on validation only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from fedprune import Result, Shard, federate
+from fedprune import Shard
 from fedprune.client.answers import LOST, answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
@@ -18,11 +18,9 @@ from fedprune.learning.candidates import (
     blended,
     without,
 )
-from fedprune.protocol.messages import Aggregate, Answer, Question
-from fedprune.server.state import State
-from fedprune.server.watch import Watch
+from fedprune.protocol.messages import Answer, Question
 from fedprune.tensors import Tensors, load_into
-from tests.runs import Spy, house_of, tiny
+from tests.runs import overheard, tiny
 
 EVERYONE = range(5)
 CANDIDATES = (HERE, Candidate(1.0), Candidate(2.0), Candidate(apart={"hidden.weight": 1.0}))
@@ -98,26 +96,16 @@ def test_a_model_that_measures_nothing_itself_is_the_clients_failure(cnn):
     assert [(f.phase, f.field) for f in aggregate.failures] == [("compare", "loss_0")]
 
 
-@pytest.fixture
-def run() -> Any:
+def run(without: Callable[[Question, int], bool] | None = None, **keys: Any) -> Any:
     """Three rounds, the last two prune: the result, every exchange, every state."""
-
-    def made(
-        without: Callable[[Question, int], bool] | None = None, **keys: Any
-    ) -> tuple[Result, list[tuple[Question, Sequence[int], Aggregate]], list[State]]:
-        config = tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys})
-        eye, states = Spy(inline_port(house_of(config)), without), list[State]()
-        watch = Watch(row=lambda _row, _seconds, state: states.append(state))
-        return federate(config, eye.port, watch=watch), eye.asked, states
-
-    return made
+    return overheard(tiny(**{"rounds": 3, "warmup": 1, "end": 3, **keys}), without)
 
 
 GRIDS = [("global", (0.5, 1.0, 1.5)), ("layer", (0.5, 1.0, 1.5)), ("layer", (0.9, 1.0))]
 
 
 @pytest.mark.parametrize(("blend", "grid"), GRIDS)
-def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, grid, run):
+def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, grid):
     result, exchanges, states = run(blend=blend, blend_grid=grid)
     assert {q.part for q, _, _ in exchanges if q.kind == "compare"} == {"validation"}
     for row, state in zip(result.rows, states, strict=True):
@@ -129,7 +117,7 @@ def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, gr
     assert any(row["blend"]["loss"] < row["blend"]["plain"] for row in result.rows)
 
 
-def test_the_whole_change_is_no_blending_bit_for_bit(run):
+def test_the_whole_change_is_no_blending_bit_for_bit():
     kept, _, _ = run(blend="global", blend_grid=(1.0, 0.0))
     plain, _, _ = run()
     assert all(set(row["blend"]["shares"].values()) == {1.0} for row in kept.rows)
@@ -138,7 +126,7 @@ def test_the_whole_change_is_no_blending_bit_for_bit(run):
     assert kept.summary["bytes_up"] > plain.summary["bytes_up"], "what it costs is counted"
 
 
-def test_with_too_few_answers_the_whole_change_is_kept_and_said(run):
+def test_with_too_few_answers_the_whole_change_is_kept_and_said():
     few = {"min_clients": 3, "cohort": 3}
     kept, _, _ = run(
         lambda q, p: q.kind == "compare" and p > 1, blend="layer", blend_grid=(1.0, 1.5), **few
@@ -148,7 +136,7 @@ def test_with_too_few_answers_the_whole_change_is_kept_and_said(run):
     assert kept.summary["weights_digest"] == plain.summary["weights_digest"]
 
 
-def test_a_void_round_has_no_change_to_blend(run):
+def test_a_void_round_has_no_change_to_blend():
     result, exchanges, _ = run(
         lambda q, _: q.kind == "tune" and q.round == 2, blend="global", blend_grid=(1.0, 1.5)
     )
@@ -156,7 +144,7 @@ def test_a_void_round_has_no_change_to_blend(run):
     assert [q.round for q, _, _ in exchanges if q.kind == "compare"] == [1, 3]
 
 
-def test_a_client_that_fails_to_compare_is_as_one_never_asked(run, monkeypatch):
+def test_a_client_that_fails_to_compare_is_as_one_never_asked(monkeypatch):
     keys = {"blend": "layer", "blend_grid": (1.0, 1.5)}
     spared, _, _ = run(lambda q, p: q.kind == "compare" and p == 1, **keys)
 

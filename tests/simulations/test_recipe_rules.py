@@ -13,14 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedprune import RunConfig, federate
+from fedprune import RunConfig
 from fedprune.client.host import Host
 from fedprune.config import configure, from_toml
-from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Aggregate, Question
 from fedprune.server.state import State
-from fedprune.server.watch import Watch
-from tests.runs import Spy, house_of
+from tests.runs import house_of, overheard
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "recipes"
 LAYERS = ("features.1.weight", "features.3.weight")
@@ -59,10 +57,8 @@ def recipe() -> Recipe:
     def played(name: str, **changes: Any) -> Played:
         given = {k.replace("-", "_"): v for k, v in from_toml(toml(name)).items()}
         config = configure({**given, **SMALL, **changes})
-        host, states = house_of(config), list[State]()
-        eye = Spy(inline_port(host))
-        federate(config, eye.port, watch=Watch(row=lambda _r, _s, state: states.append(state)))
-        return Played(config, host, eye.asked, states)
+        _, asked, states = overheard(config)
+        return Played(config, house_of(config), asked, states)
 
     return played
 

