@@ -13,6 +13,7 @@ from fedprune.config import RunConfig
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.coded_answers import encode_answer
+from fedprune.protocol.held_weights import base_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.port import Port
@@ -29,7 +30,7 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part
-from fedprune.tensors import count_kept, load_into
+from fedprune.tensors import copied, count_kept, load_into, state_of
 
 
 def opening_of(
@@ -37,6 +38,7 @@ def opening_of(
 ) -> tuple[State, Plan]:
     """The state before round one, and the plan of the dense model."""
     model = dense_model(config)
+    base = base_of(config, copied(state_of(model)))
     if weights is not None:
         load_into(model, weights)
     layout = layout_for(config, model)
@@ -45,7 +47,7 @@ def opening_of(
     whole = flops(fresh.masks, positions) if positions else 0.0
     packet = dense_packet(fresh, layout)
     plan = Plan(config, layout, packet, model, dummy_of(config), positions, flops_dense=whole)
-    plan = replace(plan, teacher=teacher_of(config, model))
+    plan = replace(plan, teacher=teacher_of(config, model), base=base)
     if before is None:
         return fresh, plan
     state = continued(config, before)

@@ -21,6 +21,7 @@ from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, prepared, tune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
+from fedprune.protocol.held_weights import BaseModel, base_of
 from fedprune.protocol.models import dense_model, layout_after, layout_for
 from fedprune.runtime.process import put_back
 from fedprune.structure.edits import Edits
@@ -30,7 +31,7 @@ from fedprune.tasks.claims import TooLarge, within_memory
 from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
-from fedprune.tensors import Tensors, counters_of
+from fedprune.tensors import Tensors, copied, counters_of, state_of
 
 log = logging.getLogger("fedprune")
 
@@ -56,6 +57,7 @@ class Host:
         counters: the model's buffers that are no state, as it was built.
         train: how its clients tune.
         newest: the newest question, as long as its packet is there (`fedprune.client.serving`).
+        base: the base model as its files have it; None: all weights are sent.
         said: what was said of clients' code that raises where noise hides it.
     """
 
@@ -72,6 +74,7 @@ class Host:
     counters: Tensors = field(default_factory=dict)
     train: Train = tune
     newest: list[Any] = field(default_factory=list)
+    base: BaseModel | None = None
     said: set[str] = field(default_factory=set)
 
 
@@ -108,10 +111,12 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None) -> Host:
     cuda = torch.cuda.is_available() and config.gpus != 0
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
+    base = base_of(config, copied(state_of(model)))
     model = model.to(device)
     return Host(
         *(config, task, model, layout, shards, device, prepared(model, config)),
         counters=counters_of(model),
+        base=base,
     )
 
 

@@ -140,7 +140,7 @@ def _read(host: Host, packet: Packet) -> tuple[Question, Form]:
     """
     newest = host.newest
     if not newest or newest[0]() is not packet:
-        question = decode_question(packet, host.layout)
+        question = decode_question(packet, host.layout, host.base)
         form = form_of(question, host.config, host.layout)
         newest[:] = [weakref.ref(packet, lambda _: newest.clear()), question, form]
     return newest[1], newest[2]

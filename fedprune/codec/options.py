@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fedprune.options.section import NameTable, Section, option
 
 
@@ -13,6 +15,12 @@ class Wire(Section):
         "type of the weights on the wire",
         "fp32",
         names=NameTable("fedprune.codec.wire", "VALUE_TYPES"),
+    )
+    base: Literal["auto", "held", "sent"] = option(
+        "wire",
+        "weights of a pretrained model that clients have from the same files: held, so that only "
+        "what differs is sent, or sent (auto: held, but with --secure)",
+        "auto",
     )
     uplink: str | None = option(
         "wire",

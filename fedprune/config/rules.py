@@ -42,7 +42,7 @@ def check_options(config: AllOptions) -> None:
     _raise_first(c, _of_the_task(c, task))
     for refusal in unread(AllOptions, c):
         raise refusal
-    found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c)]
+    found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c, task)]
     found += [*untrained_conflicts(c, score, task)] if not trains(c) else []
     found += [*conflicts(c, score, task), *learning_conflicts(c)]
     _raise_first(c, [*found, *privacy_conflicts(c), *local_conflicts(c, score)])
@@ -94,8 +94,10 @@ def _known_encoding(name: str | None) -> bool:
         return False
 
 
-def _sent(c: AllOptions) -> list[Conflict]:
-    """What clients send, and what they keep back of it."""
+def _sent(c: AllOptions, task: Task) -> list[Conflict]:
+    """What is sent, and what clients keep back of it."""
+    scratch = not task.paths or c.model in SMALL_MODELS
+    no_base = "its weights come from no file" if scratch else "secure sums send all weights"
     keeps, whole = c.error_feedback, c.error_feedback and (c.uplink or c.wire) not in BITS
     kept, never = "residuals of --error-feedback", "never, or no --error-feedback"
     arms = "with --error-feedback clients keep one residual, not one for each arm"
@@ -103,6 +105,7 @@ def _sent(c: AllOptions) -> list[Conflict]:
     shrinks = keeps and c.shrink != "never"
     random = f"false, or --uplink {', '.join(BITS)}"
     return [
+        *only(c, scratch or c.secure != "none", no_base, base="auto"),
         ("error-feedback", whole, "nothing is rounded at random", random),
         *only(c, keeps, f"{kept} are of one mask for all", masks="global"),
         ("shrink", shrinks, f"{kept} are of one shape", never),

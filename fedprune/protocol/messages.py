@@ -50,6 +50,9 @@ class Question:
             clients remember something of it (`fedprune.client.memory`).
         limit: the largest norm of a change that counts; 0.0: there is none.
         again: how often it was put before by a run that was killed then: seeded noise is another.
+        base: digest of the base model (`fedprune.protocol.held_weights`) whose tensors are those of
+            `weights` under `masks`, but for those `unlike` it, which alone are sent; "": all are.
+        unlike: names, sorted.
     """
 
     kind: str
@@ -75,6 +78,8 @@ class Question:
     counted: Mapping[int, int] = field(default_factory=dict)
     limit: float = 0.0
     again: int = 0
+    base: str = ""
+    unlike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ A question is encoded once, for everyone; who is sent which of its buffers is `B
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,7 @@ from fedprune.codec.wire import (
 )
 from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import Candidate, as_table, from_table
+from fedprune.protocol.held_weights import BaseModel, Lacking
 from fedprune.protocol.messages import Question
 from fedprune.runtime.json_text import number_within, text_of, texts_of, whole_number
 from fedprune.structure.edits import Edits
@@ -47,6 +49,7 @@ class Received:
     layout: Layout
     masks: Masks
     edits: Edits
+    base: BaseModel | None = None
 
 
 def _always(question: Question) -> bool:
@@ -132,13 +135,36 @@ def _share_or_none(head: Mapping[str, Any], name: str) -> float | None:
 
 
 def _kept_weights(question: Question) -> Tensor:
-    return gathered(question.weights if KINDS[question.kind].weights else {}, question.masks)
+    told = question.weights if KINDS[question.kind].weights else {}
+    if question.base:
+        told = {n: told[n] for n in question.unlike}
+    return gathered(told, question.masks)
 
 
 def _weights(came: Received, name: str) -> Tensors:
     del name
     shapes = came.layout.shapes if KINDS[_kind(came.head, "kind")].weights else {}
-    return scattered(values_of(came.packet, shared=True, head=came.head), shapes, came.masks)
+    held = _held(came) if shapes else {}
+    told = {n: s for n, s in shapes.items() if n not in held}
+    return {
+        **held,
+        **scattered(values_of(came.packet, shared=True, head=came.head), told, came.masks),
+    }
+
+
+def _held(came: Received) -> Tensors:
+    """The tensors that a question says by naming a base model.
+
+    Raises:
+        Lacking: that is not the one that is here.
+    """
+    wanted = text_of(came.head, "base", "")
+    if not wanted:
+        return {}
+    unlike, base = set(texts_of(came.head, "unlike")), came.base
+    if base is None or base.digest != wanted or shapes_of(base.weights) != dict(came.layout.shapes):
+        raise Lacking(f"base: {wanted[:16]!r} is not the base model that is here")
+    return {n: base.under(n, came.masks) for n in came.layout.shapes if n not in unlike}
 
 
 def _masks_named(question: Question, name: str) -> str:
@@ -208,6 +234,8 @@ FIELDS: dict[str, Field] = {
     ),
     "edits": Field(lambda came, _: came.edits, None),  # its bits are with those of the masks
     "again": _in_head(_whole, lambda q: q.again),
+    "base": _in_head(text_of, lambda q: q.base),
+    "unlike": _in_head(texts_of, lambda q: q.base),
     "teacher": Field(
         _teacher,
         lambda q, _: digest_of(q.teacher),
@@ -252,11 +280,13 @@ class Broadcast:
         common: what everyone is sent.
         own: by buffer, what of it each partition is sent.
         held: by buffer, the partitions that have it already.
+        without_base: the same for who lacks the base model that it names; None: it names none.
     """
 
     common: Packet
     own: Mapping[str, Mapping[int, bytes]]
     held: Mapping[str, frozenset[int]]
+    without_base: Callable[[], Broadcast] | None = None
 
     def packet(self, partitions: Sequence[int], *, lean: bool = False) -> Packet:
         """What the host of these partitions is sent.
@@ -302,7 +332,8 @@ def broadcast(question: Question, wire: str) -> Broadcast:
             held |= {row.buffer: getattr(question, row.held)} if row.held else {}
     packed = pack(head, flats)
     buffers = {name: bytes(data) for name, data in {**packed.buffers, **coded}.items()}
-    return Broadcast(Packet(packed.fields, buffers), own, held)
+    whole = functools.cache(lambda: broadcast(replace(question, base="", unlike=()), wire))
+    return Broadcast(Packet(packed.fields, buffers), own, held, whole if question.base else None)
 
 
 def encode_question(question: Question, wire: str) -> Packet:
@@ -311,16 +342,22 @@ def encode_question(question: Question, wire: str) -> Packet:
     return sent.packet(sorted({p for parts in sent.own.values() for p in parts}))
 
 
-def decode_question(packet: Packet, layout: Layout) -> Question:
+def decode_question(packet: Packet, layout: Layout, base: BaseModel | None = None) -> Question:
     """The question as the client sees it.
 
+    Args:
+        packet: as it came.
+        layout: of the model that it is about.
+        base: the base model that is here.
+
     Raises:
+        Lacking: it names another one.
         ValueError: it is malformed, or bits or values do not fit the head or the layout. Nothing
             else is raised, whatever the packet holds.
     """
     head = head_of(packet)
     _kind(head, "kind")  # first of all, as it says how to read the rest
-    came = Received(packet, head, layout, *_skeleton(packet, head, layout))
+    came = Received(packet, head, layout, *_skeleton(packet, head, layout), base)
     return Question(**{name: row.read(came, name) for name, row in FIELDS.items()})
 
 

@@ -50,6 +50,7 @@ def exchanged(
     """Put the asks of one exchange: one sum for each, in their order."""
     c, sums = plan.config, []
     asks = [replace(a, question=addressed(a.question, book, c, a.partitions)) for a in asks]
+    asks = [replace(a, question=_by_base(a.question, plan)) for a in asks]
     for ask, aggregate in zip(asks, port.put(asks), strict=True):
         book = _booked(book, ask.question, aggregate)
         if ask.question.kind == "tune":
@@ -76,6 +77,18 @@ def addressed(
     if of := memory_of(question, config):
         what["counted"] = {p: book.counted.get(of, {}).get(p, 0) for p in partitions}
     return replace(question, **what)
+
+
+def _by_base(question: Question, plan: Plan) -> Question:
+    """The question, said by the base model where some of its tensors are those of it."""
+    base = plan.base
+    if base is None or question.edits or not KINDS[question.kind].weights:
+        return question
+    like = set(base.like(question.weights, question.masks))
+    if not like:
+        return question
+    unlike = tuple(sorted(n for n in question.weights if n not in like))
+    return replace(question, base=base.digest, unlike=unlike)
 
 
 def _remembered(book: Book, ask: Ask, aggregate: Aggregate, config: RunConfig) -> Book:

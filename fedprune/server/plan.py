@@ -9,6 +9,7 @@ from torch import nn
 
 from fedprune.config import RunConfig
 from fedprune.config.rates import prunes_in, steps_of
+from fedprune.protocol.held_weights import BaseModel
 from fedprune.selection.schedules import schedules_of, sparsity_at
 from fedprune.server.state import State
 from fedprune.structure.edits import Edits
@@ -32,6 +33,7 @@ class Plan:
         start: the sparsity that the run begins with.
         flops_dense: of the dense model's prunable layers; 0.0 where positions are not known.
         teacher: another run's model to learn from (`fedprune.client.teacher`), or empty.
+        base: weights that clients hold already; None: all are sent.
     """
 
     config: RunConfig
@@ -44,6 +46,7 @@ class Plan:
     flops_dense: float = 0.0
     start: float = 0.0
     teacher: bytes = b""
+    base: BaseModel | None = None
 
     def prunes(self, round_: int) -> bool:
         """Whether this round scores and prunes."""

@@ -19,6 +19,7 @@ from fedprune.engines.flower.exchange import (
 )
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.options.refusal import Refused
+from fedprune.protocol.held_weights import BASE
 from fedprune.protocol.messages import Failure
 from fedprune.protocol.replies import identity
 
@@ -133,7 +134,8 @@ class Asking(Generic[_Said]):
     def _understood(self, reply: Incoming, group: list[int]) -> _Said | Refused | Lost:
         if not isinstance(reply, Packet):
             return reply
-        if reply.fields.get("missing"):
+        if missing := reply.fields.get("missing"):
+            self.fleet.lacking.update(group if missing == BASE else ())
             return MISSING
         try:
             return self.request.read(reply, group)

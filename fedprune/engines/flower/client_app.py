@@ -49,6 +49,7 @@ from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refusal, Refused
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.client_privacy import hides, silenced
+from fedprune.protocol.held_weights import BASE, Lacking
 from fedprune.protocol.messages import Aggregate, Failure, plain
 from fedprune.protocol.parts import PartitionPart, failure_of
 from fedprune.protocol.questions import HELD
@@ -184,6 +185,8 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
             kept = returned(memory, head_of(packet)["round"])
             return replace(folded, buffers={**folded.buffers, **kept})
         parts = parts_of(host, packet, partitions, _memory_of_device(config, context))
+    except Lacking:
+        return Packet({"missing": BASE})
     except Exception as error:  # such as a folder that is no longer there
         _log("this node cannot answer", error)
         kind = plain(head_of(packet).get("kind"))

@@ -67,6 +67,7 @@ class Fleet:
         gathering: a round is about to begin: for that, but not within a round, it is worth
             waiting until enough partitions are there.
         breaking: partitions of a simulation whose worker died when they were asked alone.
+        lacking: partitions of devices that do not hold the base model.
     """
 
     grid: Grid
@@ -74,6 +75,7 @@ class Fleet:
     nodes: dict[int, Announced] = field(default_factory=dict)
     gathering: bool = True
     breaking: set[int] = field(default_factory=set)
+    lacking: set[int] = field(default_factory=set)
     _began: bool = False
     _gave_up: bool = False
     _pending: Pending = field(init=False)

@@ -163,7 +163,9 @@ class _Asked:
         return Request(KINDS[kind].flower, kind, *how)
 
     def _packet(self, group: list[int], lean: bool) -> Packet:
-        packet = self.sent.packet(group, lean=lean)
+        lacks = not self.fleet.lacking.isdisjoint(group)
+        sent = self.sent.without_base() if lacks and self.sent.without_base else self.sent
+        packet = sent.packet(group, lean=lean)
         fields = {**packet.fields, "sum": self._summable(group)}
         return Packet(fields, {**packet.buffers, **self._remembered(group)})
 

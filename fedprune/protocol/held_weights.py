@@ -1,0 +1,70 @@
+"""A base model: pretrained weights that server and clients have from the same files.
+
+Of tensors whose kept values are those of the base model a question says so, and sends none. Hu et
+al. 2022 (LoRA, arXiv 2106.09685) send changes of a model that all have; here it holds of every
+tensor by itself, so that a pruning without training sends masks alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fedprune.config import RunConfig
+from fedprune.structure.families.catalog import SMALL_MODELS
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tensors import Masks, Tensors, digest, masked
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Weights under a name.
+
+    Attributes:
+        digest: of names, shapes, types and values: the name.
+        weights: float32, by name.
+    """
+
+    digest: str
+    weights: Tensors
+
+    def like(self, weights: Mapping[str, torch.Tensor], masks: Masks) -> tuple[str, ...]:
+        """Names of the tensors that are those of the base model under the masks, bit for bit."""
+        return tuple(
+            sorted(
+                name
+                for name, w in weights.items()
+                if name in self.weights and torch.equal(w, self.under(name, masks))
+            )
+        )
+
+    def under(self, name: str, masks: Masks) -> torch.Tensor:
+        """A tensor of it, 0.0 where the mask is False; do not write to it."""
+        w = self.weights[name]
+        return masked({name: w}, {name: masks[name]})[name] if name in masks else w
+
+
+BASE = "base"
+"""What a device says that it is missing, if it is this."""
+
+
+class Lacking(ValueError):
+    """A question about a base model that is not here."""
+
+
+def has_base(config: RunConfig) -> bool:
+    """Whether the model's weights come from files that clients have too."""
+    brings = tasks_of(config.plugin)[config.task].paths and config.model not in SMALL_MODELS
+    return brings and config.secure == "none" and config.base != "sent"
+
+
+def base_of(config: RunConfig, weights: Tensors) -> BaseModel | None:
+    """The base model of a configuration; None where its weights are sent.
+
+    Args:
+        config: complete configuration.
+        weights: the state of the dense model as it was built; nobody writes to them any more.
+    """
+    return BaseModel(digest(weights), weights) if has_base(config) else None

@@ -1,0 +1,136 @@
+"""A base model that clients hold: what is not sent, and that nothing else changes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedprune import federate
+from fedprune.client import host as hosts
+from fedprune.client.host import build_host
+from fedprune.config import configure
+from fedprune.engines.flower import client_app
+from fedprune.engines.flower.grid import grid_port
+from fedprune.engines.inline import inline_port
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.held_weights import BaseModel
+from fedprune.randomness import seeded
+from fedprune.tasks.tokenization import characters
+from fedprune.tensors import digest
+from tests.server.grids import FakeGrid, context
+
+CLIENTS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small LLaMA with its tokenizer, saved by transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = tmp_path_factory.mktemp("saved")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    with seeded(1, "init"):
+        about = LlamaConfig(vocab_size=98, num_hidden_layers=2, num_key_value_heads=1, **sizes)
+        LlamaForCausalLM(about).save_pretrained(path)
+    characters("causal").tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> list[Path]:
+    """Folders of three devices."""
+    root = tmp_path_factory.mktemp("texts")
+    for p in range(CLIENTS):
+        (root / str(p)).mkdir()
+        said = f"Now I, number {p}, speak to you of {p * 7} things. "
+        (root / str(p) / "a.txt").write_text(said * 20)
+    return [root / str(p) for p in range(CLIENTS)]
+
+
+def config_of(folder: Path, **changes):
+    few = {"rounds": 2, "warmup": 0, "schedule": "one-shot", "local_steps": 0, "cohort": CLIENTS}
+    few |= {"sparsity": 0.5, "score": "wanda", "scope": "row", "length": 16, "engine": "inline"}
+    few |= {"task": "shakespeare", "model": str(folder), "clients": CLIENTS, "hosts": CLIENTS}
+    return configure({**few, **changes})
+
+
+def on_devices(config, texts):
+    made = {
+        79 - p: context(79 - p, **{"partition-id": p, "data": str(texts[p])})
+        for p in range(CLIENTS)
+    }
+    client_app._device_host.cache_clear()
+    return federate(config, grid_port(FakeGrid(made), config))
+
+
+def here(config, texts):
+    from fedprune.tasks.catalog import TASKS
+
+    local = TASKS["shakespeare"].local
+    own = {p: local(where, config) for p, where in enumerate(texts)}
+    return federate(config, inline_port(build_host(config, own)))
+
+
+def same_model(a, b) -> bool:
+    return digest(a.state.weights) == digest(b.state.weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"local_steps": 2, "rounds": 3, "exclude": ("model.layers.0.*",)}],
+    ids=["pruned only", "tuned"],
+)
+def test_held_weights_change_nothing_but_what_is_sent(folder, texts, changes):
+    held, sent = (here(config_of(folder, base=b, **changes), texts) for b in ("held", "sent"))
+    assert same_model(held, sent)
+    assert same_model(held, on_devices(config_of(folder, **changes), texts))
+    drop = ("bytes_down", "bytes_evaluation")
+    for mine, theirs in zip(held.rows, sent.rows, strict=True):
+        assert {k: v for k, v in mine.items() if k not in drop} == {
+            k: v for k, v in theirs.items() if k not in drop
+        }
+        assert mine["bytes_down"] < theirs["bytes_down"]
+
+
+def test_a_pruning_without_training_sends_masks_alone(folder, texts):
+    result = here(config_of(folder), texts)
+    weights = sum(w.numel() for w in result.state.weights.values())
+    assert result.state.book.traffic.down < 4 * weights / 10  # not a tenth of the weights, once
+    assert result.state.book.traffic.evaluation < CLIENTS * weights
+
+
+def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch):
+    config = config_of(folder)
+    expected, full = here(config, texts), on_devices(config_of(folder, base="sent"), texts)
+    built = hosts.base_of
+
+    def other(config, weights) -> BaseModel:
+        return replace(built(config, weights), digest="0" * 64)
+
+    monkeypatch.setattr(hosts, "base_of", other)
+    lacking = on_devices(config, texts)
+    assert same_model(lacking, expected)
+    assert not lacking.state.book.failed
+    down = [r.state.book.traffic.down + r.state.book.traffic.evaluation for r in (lacking, full)]
+    assert down[1] < down[0] < 1.1 * down[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"model": "llama"}, "comes? from no file|come from no file"),
+        ({"secure": "secagg"}, "secure sums send all"),
+    ],
+    ids=str,
+)
+def test_where_nothing_is_held_that_is_said(folder, given, why):
+    with pytest.raises(ConfigError, match=why):
+        config_of(folder, base="held", **given)
+
+
+def test_what_is_like_it_is_found_under_a_mask():
+    a, b = torch.arange(6.0).view(2, 3), torch.ones(3)
+    base, masks = BaseModel("", {"a": a, "b": b}), {"a": a > 2}
+    assert base.like({"a": a * (a > 2), "b": b}, masks) == ("a", "b")
+    assert base.like({"a": a * (a > 3), "b": b + 1, "c": b}, masks) == ()
