@@ -8,6 +8,7 @@ state lets Adam move a pruned weight by several learning rates.)
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,18 +32,24 @@ if TYPE_CHECKING:
 Parameters = list[nn.Parameter]
 
 
+@functools.cache
+def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """A kind of optimizer that is built without torch's compiler: to load that takes a second."""
+    group = inspect.unwrap(kind.add_param_group)
+    return type(kind.__name__, (kind,), {"add_param_group": group, "__module__": kind.__module__})
+
+
 def _sgd(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters, lr, momentum=config.momentum or 0.0, weight_decay=config.weight_decay
-    )
+    make, momentum = _bare(torch.optim.SGD), config.momentum or 0.0
+    return make(parameters, lr, momentum=momentum, weight_decay=config.weight_decay)
 
 
 def _adam(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr, weight_decay=config.weight_decay)
+    return _bare(torch.optim.Adam)(parameters, lr, weight_decay=config.weight_decay)
 
 
 def _adamw(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr, weight_decay=config.weight_decay)
+    return _bare(torch.optim.AdamW)(parameters, lr, weight_decay=config.weight_decay)
 
 
 OPTIMIZERS: dict[str, Callable[[Parameters, float, Tuning], torch.optim.Optimizer]] = {

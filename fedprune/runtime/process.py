@@ -67,7 +67,7 @@ def _of_torch() -> list[Undo]:
         lambda: torch.set_rng_state(cpu),
         lambda: torch.set_default_dtype(dtype),
         lambda: torch.set_grad_enabled(gradients),
-        lambda: torch.use_deterministic_algorithms(exact, warn_only=only_warn),
+        lambda: _deterministic(exact, warn_only=only_warn),
         *(lambda n=name, v=value: setattr(cudnn, n, v) for name, value in flags.items()),
     ]
     if torch.cuda.is_initialized():
@@ -114,3 +114,10 @@ def _of_libraries() -> list[Undo]:
         shown = datasets.is_progress_bar_enabled()
         undo.append(datasets.enable_progress_bars if shown else datasets.disable_progress_bars)
     return undo
+
+
+def _deterministic(exact: bool, *, warn_only: bool) -> None:
+    """Only where that changes something: torch loads its compiler to set it."""
+    now = torch.are_deterministic_algorithms_enabled()
+    if (now, torch.is_deterministic_algorithms_warn_only_enabled()) != (exact, warn_only):
+        torch.use_deterministic_algorithms(exact, warn_only=warn_only)

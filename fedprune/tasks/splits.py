@@ -1,17 +1,17 @@
-"""Who holds which rows: splits of one data set over partitions, by flwr-datasets' partitioners.
+"""Who holds which rows: splits of one data set over partitions, as flwr-datasets deals them.
 
-The partitioners see the row numbers and the columns a split needs, never the examples.
+A split sees the row numbers and the column it needs, never the examples.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedprune.options.refusal import counted
 from fedprune.randomness import derive
@@ -31,12 +31,14 @@ FEWEST_ROWS = 10
 """A shard needs this many rows, so that each of its three parts holds at least one."""
 
 
-Partitioner = Any
-"""One of flwr-datasets' partitioners, which has no types to import."""
+_TRIES = 11
+"""How often shares are drawn until every client holds enough rows."""
 
 
 def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -> list[list[int]]:
     """The row numbers of every partition, each list ascending.
+
+    Those of flwr-datasets' partitioners, bit for bit, which take two seconds to import.
 
     Args:
         config: resolved configuration: split, clients, alpha, seed.
@@ -46,24 +48,15 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
     Raises:
         ValueError: a partition would hold fewer than `FEWEST_ROWS` rows.
     """
-    # flwr-datasets and datasets take seconds to import: only a worker that splits pays.
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
     rows = len(next(iter(columns.values())))
-    chosen = {column: list(columns[column])} if column else {}
-    table = Dataset.from_dict({"row": list(range(rows)), **chosen})
-    seed = derive(config.seed, "split") % 2**31
-    if config.split == "iid":
-        table = table.shuffle(seed=seed)  # the partitioner itself cuts consecutive runs
-    partitioner = _partitioner(config, column, rows, seed)
-    partitioner.dataset = table
+    values = list(columns[column]) if column else []
+    gen = np.random.default_rng(derive(config.seed, "split") % 2**31)
     allowed = f"at least {FEWEST_ROWS} rows each (fewer clients, or a larger alpha)"
     try:
-        with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
-            count = partitioner.num_partitions
-            dealt = [sorted(partitioner.load_partition(i)["row"][:]) for i in range(count)]
-    except (ValueError, IndexError) as error:
+        if config.clients > rows and config.split in ("dirichlet", "shards"):
+            raise ValueError("more partitions than rows")
+        dealt = [np.sort(own).tolist() for own in _DEALERS[config.split](config, values, rows, gen)]
+    except ValueError as error:
         raise ValueError(
             f"clients={config.clients}: {config.split} cannot deal {counted(rows, 'row')} so: "
             f"{error}; "
@@ -75,36 +68,67 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
             f"clients={config.clients}: the smallest partition would hold {counted(small, 'row')}; "
             f"allowed: {allowed}"
         )
-    if sum(map(len, dealt)) != rows:
-        raise ValueError(
-            f"split={config.split!r}: {sum(map(len, dealt))} of {counted(rows, 'row')} were dealt; "
-            "allowed: a split that deals each row once"
-        )
     return dealt
 
 
-def _partitioner(config: Data, column: str, rows: int, seed: int) -> Partitioner:
-    from flwr_datasets import partitioner
+Rows = NDArray[np.int64]
+_Dealer = Callable[["Data", Sequence[Any], int, np.random.Generator], Sequence[Rows]]
 
-    clients = {"num_partitions": config.clients}
-    labelled = {**clients, "partition_by": column, "seed": seed}
-    makers: dict[str, Callable[[], Partitioner]] = {
-        "natural": lambda: partitioner.NaturalIdPartitioner(partition_by=column),
-        "iid": lambda: partitioner.IidPartitioner(**clients),
-        "dirichlet": lambda: partitioner.DirichletPartitioner(
-            **labelled,
-            alpha=config.alpha,
-            min_partition_size=FEWEST_ROWS,
-            self_balancing=False,
-        ),
-        "shards": lambda: partitioner.ShardPartitioner(
-            **labelled,
-            # Told two shards a client instead, it deals only rows that divide evenly.
-            shard_size=-(-rows // (2 * config.clients)),
-            keep_incomplete_shard=True,
-        ),
-    }
-    return makers[config.split]()
+
+def _by_owner(
+    _config: Data, values: Sequence[Any], _rows: int, _gen: np.random.Generator
+) -> list[Rows]:
+    """As NaturalIdPartitioner: a partition for each value, in the values' order."""
+    owned: dict[Any, list[int]] = {}
+    for row, owner in enumerate(values):
+        owned.setdefault(owner, []).append(row)
+    return [np.array(owned[owner]) for owner in sorted(owned)]
+
+
+def _evenly(
+    config: Data, _values: Sequence[Any], rows: int, gen: np.random.Generator
+) -> list[Rows]:
+    """As IidPartitioner of a shuffled data set: consecutive runs, the first ones longer by one."""
+    return np.array_split(gen.permutation(rows), config.clients)
+
+
+def _by_dirichlet(
+    config: Data, values: Sequence[Any], _rows: int, gen: np.random.Generator
+) -> list[Rows]:
+    """As DirichletPartitioner: of each label a share to each client, until all hold enough rows."""
+    labels = np.array(values)
+    of_label = [np.nonzero(labels == label)[0] for label in sorted(set(values))]
+    alpha = np.full(config.clients, config.alpha)
+    for _ in range(_TRIES):
+        dealt = [np.split(own, _cuts(gen.dirichlet(alpha), len(own))) for own in of_label]
+        held = [np.concatenate(parts) for parts in zip(*dealt, strict=True)]
+        if min(map(len, held)) >= FEWEST_ROWS:
+            return held
+    raise ValueError(f"in {_TRIES} draws of alpha {config.alpha} some client held too few rows")
+
+
+def _cuts(shares: NDArray[np.float64], rows: int) -> Rows:
+    return (np.cumsum(shares) * rows).astype(int)[:-1]
+
+
+def _by_shards(
+    config: Data, values: Sequence[Any], rows: int, gen: np.random.Generator
+) -> list[Rows]:
+    """As ShardPartitioner: sorted by label, cut into two shards a client; the last is shorter."""
+    order, size = np.argsort(np.array(values), kind="stable"), -(-rows // (2 * config.clients))
+    shards = -(-rows // size)
+    if shards < config.clients:
+        raise ValueError(f"{counted(shards, 'shard')} of {counted(rows, 'row')}")
+    drawn = np.array_split(gen.permutation(shards), config.clients)
+    return [np.concatenate([order[s * size : (s + 1) * size] for s in own]) for own in drawn]
+
+
+_DEALERS: dict[str, _Dealer] = {
+    "natural": _by_owner,
+    "iid": _evenly,
+    "dirichlet": _by_dirichlet,
+    "shards": _by_shards,
+}
 
 
 def cut_rows(rows: Part, config: Data, partition_: int) -> Shard:

@@ -118,7 +118,7 @@ def test_digits_are_dealt_by_labels_under_dirichlet():
 
 
 def test_without_scikit_learn_digits_say_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(FileNotFoundError, match=r"task=digits: .*pip install scikit-learn"):
         images.digits(tiny())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.config import configure
-from fedprune.randomness import generator
+from fedprune.randomness import derive, generator
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.language import cut_streams
 from fedprune.tasks.masked import hidden_by_content, masked_shards, stretches
@@ -242,3 +242,46 @@ def test_tasks_of_pairs_and_masks_are_made_by_content_where_noise_hides_examples
     shard = local_phrases(tmp_path, config)
     again = cut_by_content(pair_rows(pairs_of([text], 24), config, 24), config.seed)
     assert all(torch.equal(t, again.train[n]) for n, t in shard.train.items())
+
+
+def by_flower(config: Any, column: str, columns: dict[str, list[Any]]) -> list[list[int]]:
+    """What flwr-datasets' own partitioners deal."""
+    from datasets import Dataset
+    from flwr_datasets import partitioner
+
+    rows, seed = len(next(iter(columns.values()))), derive(config.seed, "split") % 2**31
+    chosen = {column: columns[column]} if column else {}
+    table = Dataset.from_dict({"row": list(range(rows)), **chosen})
+    n = config.clients
+    labelled = {"num_partitions": n, "partition_by": column, "seed": seed}
+    size = -(-rows // (2 * n))
+    made = {
+        "natural": lambda: partitioner.NaturalIdPartitioner(partition_by=column),
+        "iid": lambda: partitioner.IidPartitioner(num_partitions=n),
+        "dirichlet": lambda: partitioner.DirichletPartitioner(
+            **labelled, alpha=config.alpha, min_partition_size=FEWEST_ROWS
+        ),
+        "shards": lambda: partitioner.ShardPartitioner(
+            **labelled, shard_size=size, keep_incomplete_shard=True
+        ),
+    }[config.split]()
+    made.dataset = table.shuffle(seed=seed) if config.split == "iid" else table
+    return [sorted(made.load_partition(i)["row"][:]) for i in range(made.num_partitions)]
+
+
+@pytest.mark.filterwarnings("ignore:The specified min_partition_size")
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    ("rows", "clients", "seed", "words"),
+    [(600, 5, 3, False), (601, 7, 4, True), (397, 13, 5, False), (1000, 3, 6, True)],
+)
+def test_rows_are_dealt_as_flower_deals_them(split, rows, clients, seed, words):
+    gen = np.random.default_rng(seed)
+    labels = [int(x) for x in gen.integers(0, 4, rows)]
+    columns = {
+        "label": [f"kind {x}" for x in labels] if words else labels,
+        "role": [f"{'äzA'[x % 3]} {x}" for x in labels],
+    }
+    keys = {"alpha": 0.7} if split == "dirichlet" else {}
+    config = tiny(task="shakespeare", split=split, clients=clients, seed=seed, **keys)
+    assert partition(config, COLUMN[split], columns) == by_flower(config, COLUMN[split], columns)
