@@ -71,13 +71,13 @@ def partition(config: Data, column: str, columns: Mapping[str, Sequence[Any]]) -
     return dealt
 
 
-Rows = NDArray[np.int64]
-_Dealer = Callable[["Data", Sequence[Any], int, np.random.Generator], Sequence[Rows]]
+_Rows = NDArray[np.int64]
+_Dealer = Callable[["Data", Sequence[Any], int, np.random.Generator], Sequence[_Rows]]
 
 
 def _by_owner(
     _config: Data, values: Sequence[Any], _rows: int, _gen: np.random.Generator
-) -> list[Rows]:
+) -> list[_Rows]:
     """As NaturalIdPartitioner: a partition for each value, in the values' order."""
     owned: dict[Any, list[int]] = {}
     for row, owner in enumerate(values):
@@ -87,14 +87,14 @@ def _by_owner(
 
 def _evenly(
     config: Data, _values: Sequence[Any], rows: int, gen: np.random.Generator
-) -> list[Rows]:
+) -> list[_Rows]:
     """As IidPartitioner of a shuffled data set: consecutive runs, the first ones longer by one."""
     return np.array_split(gen.permutation(rows), config.clients)
 
 
 def _by_dirichlet(
     config: Data, values: Sequence[Any], _rows: int, gen: np.random.Generator
-) -> list[Rows]:
+) -> list[_Rows]:
     """As DirichletPartitioner: of each label a share to each client, until all hold enough rows."""
     labels = np.array(values)
     of_label = [np.nonzero(labels == label)[0] for label in sorted(set(values))]
@@ -107,13 +107,13 @@ def _by_dirichlet(
     raise ValueError(f"in {_TRIES} draws of alpha {config.alpha} some client held too few rows")
 
 
-def _cuts(shares: NDArray[np.float64], rows: int) -> Rows:
+def _cuts(shares: NDArray[np.float64], rows: int) -> _Rows:
     return (np.cumsum(shares) * rows).astype(int)[:-1]
 
 
 def _by_shards(
     config: Data, values: Sequence[Any], rows: int, gen: np.random.Generator
-) -> list[Rows]:
+) -> list[_Rows]:
     """As ShardPartitioner: sorted by label, cut into two shards a client; the last is shorter."""
     order, size = np.argsort(np.array(values), kind="stable"), -(-rows // (2 * config.clients))
     shards = -(-rows // size)
