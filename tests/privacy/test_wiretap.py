@@ -35,6 +35,7 @@ EXAMPLES: list[dict[str, Any]] = [
     {"schedule": "adaptive"},
     {"distil": 0.5},
     {"uplink": "int8", "error_feedback": True},
+    {"scaffold": True, "optimizer": "sgd"},
     {**MLP, "reconstruct": "outputs", "reduce": ["dead"], "end": 2},
     {**MLP, "defence": 0.2},
     {**MLP, "score": "sparsegpt"},
