@@ -28,8 +28,11 @@ STARTS = 3
 VERDICT = 3.0
 """Seconds in which the next worker of another machine has to say what the last one died of."""
 
-LOW = "low on memory"
+LOW = ("low on memory", "due to OOM")
 """What Ray says of a worker that it killed because its node ran out of memory."""
+
+MEMORY = "its worker was killed for want of memory"
+MEMORY_AT_START = "Ray kills them for want of memory; allowed: fewer --workers, or more memory"
 
 log = logging.getLogger("fedprune")
 
@@ -168,7 +171,7 @@ class Crew:
         self._kills[seat.node.id] = kills
         for i, (since, dead, reason) in enumerate(self._unclear):
             if dead.node.id == seat.node.id and since:
-                said = LOW if kills > before else reason
+                said = MEMORY if kills > before else reason
                 self._unclear[i] = (0.0, dead, said)
         if wrong or (wrong := self.baggage.missing(lacking)):
             self._refuse(seat.node, "; ".join(wrong))
@@ -188,12 +191,13 @@ class Crew:
         if job is None:
             self._deaths[seat.node.id] += "no longer" not in error and "unschedulable" not in error
             if self._deaths[seat.node.id] >= STARTS and seat.node.id in self.nodes:
-                self._refuse(seat.node, f"workers die as they start: {_line(error)}")
+                why = MEMORY_AT_START if _low(error) else " ".join(error.split())[-300:]
+                self._refuse(seat.node, f"workers die as they start: {why}")
             return []
         self.look(now=True)
         if seat.node.id not in self.nodes or "node has died" in error:
             return [(job, LostJob("its node is gone", gone=True))]
-        if LOW in error or self._killed_here(seat.node):
+        if _low(error) or self._killed_here(seat.node):
             return [(job, LostJob(MEMORY, memory=True))]
         if seat.node.name == self.here:
             return [(job, LostJob("its worker died"))]
@@ -219,7 +223,7 @@ class Crew:
                 continue
             self._unclear.remove(entry)
             assert seat.job is not None
-            memory = reason == LOW
+            memory = reason == MEMORY
             why = MEMORY if memory else "its node is gone" if gone else "its worker died"
             out.append((seat.job, LostJob(why, gone=gone, memory=memory)))
         return out
@@ -240,8 +244,5 @@ class Crew:
             self.dismiss(seat)
 
 
-MEMORY = "its worker was killed for want of memory"
-
-
-def _line(error: str) -> str:
-    return " ".join(error.split())[-300:]
+def _low(error: str) -> bool:
+    return any(text in error for text in LOW)
