@@ -34,9 +34,19 @@ from fedprune.tensors import copied, count_kept, load_into, state_of
 
 
 def opening_of(
-    config: RunConfig, weights: Mapping[str, Tensor] | None, before: PreviousRun | None
+    config: RunConfig,
+    weights: Mapping[str, Tensor] | None,
+    before: PreviousRun | None,
+    resident: nn.Module | None = None,
 ) -> tuple[State, Plan]:
-    """The state before round one, and the plan of the dense model."""
+    """The state before round one, and the plan of the dense model.
+
+    Args:
+        config: complete configuration.
+        weights: to begin with, instead of the model's own.
+        before: the run that this one goes on from.
+        resident: a model like it to compute with; by default this one.
+    """
     model = dense_model(config)
     base = base_of(config, copied(state_of(model)))
     if weights is not None:
@@ -46,8 +56,9 @@ def opening_of(
     positions = positions_for(config, model, layout)
     whole = flops(fresh.masks, positions) if positions else 0.0
     packet = dense_packet(fresh, layout)
-    plan = Plan(config, layout, packet, model, dummy_of(config), positions, flops_dense=whole)
-    plan = replace(plan, teacher=teacher_of(config, model), base=base)
+    teacher, own = teacher_of(config, model), resident or model
+    plan = Plan(config, layout, packet, own, dummy_of(config), positions, flops_dense=whole)
+    plan = replace(plan, teacher=teacher, base=base)
     if before is None:
         return fresh, plan
     state = continued(config, before)

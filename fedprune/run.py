@@ -44,7 +44,7 @@ from fedprune.records.previous import (
 )
 from fedprune.records.repeating import commands_for
 from fedprune.records.summary import About, Summary, summary_of
-from fedprune.runtime.process import put_back
+from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.rows import Row
@@ -137,23 +137,23 @@ def _federated(
 ) -> Result:
     began, port = time.perf_counter(), _rehearsed(config, port, folder)
     before = previous_run(config.init, config.plugin) if config.init else None
-    fresh, blank = opening_of(config, weights, before)
+    fresh, blank = opening_of(config, weights, before, port.model)
     book = open_book(config, folder, replace(going, data=port.data), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)
     shelf = Stored(None if folder is None else folder / RELEASED_NAME)
     opening = opened_port(port, config, ledger, PRUNED, shelf)
     fresh, naive = without_model(fresh, blank, opening)
-    # A client that cannot answer now is asked again in every round, and counted there.
-    start = Round(0, blank, present=lambda: list(opening.present()))
-    fresh = unfailed(opened(begun(fresh, start), start, opening)[0])
+    starts = _starts(config, fresh, blank, opening)
+    del fresh  # each arm lets go of it when it has begun: of large models one more is one too many
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
     for arm, its_config in arms_of(config).items():
         shown = private_port(book.shown(arm, port), config, ledger, arm, shelf)
-        end = book.play(arm, book.start(arm, fresh), replace(blank, config=its_config), shown)
+        its_plan = replace(blank, config=its_config)
+        end = book.play(arm, book.start(arm, starts.pop(arm)), its_plan, shown)
         played = end
-        end, plan = _finished(end, replace(blank, config=its_config))
+        end, plan = _finished(end, its_plan)
         end = _tested(end, plan, shown)
         book.tested(arm, played, end)
         tests[arm] = end.tested or {}
@@ -184,6 +184,15 @@ def _federated(
         _reported(folder, summary)
         forget(folder)
     return Result(model, end, book.rows, summary)
+
+
+def _starts(config: RunConfig, fresh: State, blank: Plan, port: Port) -> dict[str, State]:
+    """What each arm begins with, once the riders have opened."""
+    # A client that cannot answer now is asked again in every round, and counted there.
+    start = Round(0, blank, present=lambda: list(port.present()))
+    fresh = unfailed(opened(begun(fresh, start), start, port)[0])
+    trim_memory(blank.layout.parameters, first=True)
+    return dict.fromkeys(arms_of(config), fresh)
 
 
 def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Port:

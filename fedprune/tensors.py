@@ -172,6 +172,33 @@ def gathered(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tens
     return torch.cat(parts) if parts else torch.empty(0)
 
 
+def laid_out(shapes: Mapping[str, torch.Size], dtype: torch.dtype = torch.float32) -> Tensors:
+    """Tensors of these shapes in one flat memory, as `whole_of` finds them; not filled."""
+    names = sorted(shapes)
+    flat = torch.empty(sum(shapes[n].numel() for n in names), dtype=dtype)
+    parts = dict(zip(names, flat.split([shapes[n].numel() for n in names]), strict=True))
+    return {name: parts[name].view(shape) for name, shape in shapes.items()}
+
+
+def whole_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """All values in the order of `gathered` without a copy, where they lie in that order.
+
+    Not to be written to. None where they do not lie one behind the other in one memory.
+    """
+    parts = [tensors[name] for name in sorted(tensors)]
+    if not parts:
+        return None
+    first, end = parts[0], parts[0].storage_offset()
+    place = first.untyped_storage().data_ptr()
+    for t in parts:
+        same = t.dtype == first.dtype and t.untyped_storage().data_ptr() == place
+        if not same or t.storage_offset() != end or not t.is_contiguous():
+            return None
+        end += t.numel()
+    start = first.storage_offset()
+    return first.detach().as_strided((end - start,), (1,), start)
+
+
 def _kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
     # Most phases of a run are dense, and indexing with a full mask takes twenty times a copy.
     if mask is None or all_true(mask):
@@ -180,9 +207,19 @@ def _kept(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def scattered(
-    flat: Tensor, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]
+    flat: Tensor,
+    shapes: Mapping[str, torch.Size],
+    masks: Mapping[str, Tensor],
+    *,
+    shared: bool = False,
 ) -> Tensors:
     """The inverse of `gathered`: tensors of the given shapes, 0.0 where a mask is False.
+
+    Args:
+        flat: the values.
+        shapes: of the tensors.
+        masks: by name.
+        shared: tensors that are whole may be the flat one's memory, not to be written to.
 
     Raises:
         ValueError: `flat` holds more or fewer values than the masks keep.
@@ -193,7 +230,8 @@ def scattered(
     out: Tensors = {}
     for part, name in zip(flat.split(list(sizes.values())), sizes, strict=True):
         if len(part) == shapes[name].numel():
-            out[name] = part.reshape(shapes[name]).clone()
+            whole = part.reshape(shapes[name])
+            out[name] = whole if shared else whole.clone()
         else:
             out[name] = torch.zeros(shapes[name], dtype=flat.dtype)
             out[name][masks[name]] = part
@@ -222,6 +260,16 @@ def count_kept(masks: Mapping[str, Tensor]) -> int:
 def all_true(mask: Tensor) -> bool:
     """Whether a mask keeps everything."""
     return bool(mask.cpu().numpy().all())
+
+
+def cuts(masks: Mapping[str, Tensor]) -> bool:
+    """Whether any of the masks removes something."""
+    return not all(map(all_true, masks.values()))
+
+
+def kept_in(tensor: Tensor, mask: Tensor | None) -> int:
+    """How many of a tensor's values a mask keeps; all, without one."""
+    return tensor.numel() if mask is None else _true(mask)
 
 
 def _true(mask: Tensor) -> int:

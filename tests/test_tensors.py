@@ -15,11 +15,13 @@ from fedprune.tensors import (
     found_in,
     full_masks,
     gathered,
+    laid_out,
     load_into,
     masked,
     scattered,
     shapes_of,
     state_of,
+    whole_of,
 )
 
 NAN = float("nan")
@@ -207,3 +209,20 @@ def test_what_a_model_holds_is_found_again_when_it_holds_something_else(edit):
     found = found_in(model)
     assert {id(t) for t in (*found.parameters.values(), *found.buffers.values())} == held
     assert {id(m) for m in found.modules} == {id(m) for m in model.modules()} - {id(model)}
+
+
+def test_tensors_that_lie_in_order_are_one_flat_tensor_without_a_copy():
+    tensors = laid_out({"b": torch.Size([2, 3]), "a": torch.Size([4])})
+    for i, t in enumerate(tensors.values()):
+        t.copy_(torch.arange(t.numel()).view(t.shape) + 10 * i)
+    whole = whole_of(tensors)
+    assert torch.equal(whole, gathered(tensors, {}))
+    assert whole.data_ptr() == tensors["a"].data_ptr()
+    apart = [
+        {**tensors, "a": tensors["a"].clone()},
+        {"b": tensors["a"], "a": tensors["b"]},
+        {**tensors, "b": tensors["b"].t()},
+        {**tensors, "c": tensors["a"]},
+        {},
+    ]
+    assert [whole_of(t) for t in apart] == [None] * 5

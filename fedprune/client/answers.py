@@ -23,7 +23,7 @@ from fedprune.client.scoring import (
 from fedprune.client.teacher import distillation_of
 from fedprune.client.tokens import token_counts
 from fedprune.config.kinds import KINDS
-from fedprune.learning.averaging import change
+from fedprune.learning.averaging import flat_change
 from fedprune.learning.candidates import blended, without
 from fedprune.learning.local_training import (
     Backward,
@@ -127,7 +127,7 @@ def tuned_answer(
 ) -> Answer:
     """A client's summand once it has tuned under masks to a state, which is on the CPU."""
     masks, votes = under
-    moved = change(state, question.weights, client.layout)
+    values = flat_change(state, question.weights, question.masks, client.layout)
     statistics = None
     if tuned.statistics is not None:
         sums = cleared(copied(tuned.statistics), masks)
@@ -135,7 +135,6 @@ def tuned_answer(
     totals: dict[str, float] = {"loss": tuned.loss, "count": tuned.count}
     if tuned.divergence is not None:
         totals["divergence"] = tuned.divergence
-    values = gathered(moved, question.masks)
     return Answer(values, float(client.task.labels(client.shard.train)), totals, votes, statistics)
 
 

@@ -75,6 +75,7 @@ def serve(
     total = Aggregate()
     for part in _parts(asked, partitions):
         total = with_part(part, asked.question, asked.form, host.config, total)
+        del part  # what one client sent is not kept while the next one tunes
         if tick:
             tick(1)
     return total

@@ -13,6 +13,7 @@ from fedprune.client.serving import Tick, serve
 from fedprune.protocol.messages import Aggregate, Question, summed
 from fedprune.protocol.port import Port
 from fedprune.protocol.questions import broadcast
+from fedprune.runtime.process import trim_memory
 from fedprune.tasks.shards import data_digest
 
 
@@ -24,7 +25,7 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
         tick: told how many more partitions have answered.
         memory: where what clients remember is kept; by default in this process alone.
     """
-    held = memory or ClientMemory()
+    held, parameters = memory or ClientMemory(), host.layout.parameters
 
     @functools.cache  # the loop asks several times a round, and they stay
     def present() -> Mapping[int, int]:
@@ -40,9 +41,11 @@ def inline_port(host: Host, tick: Tick | None = None, memory: ClientMemory | Non
         return Port(inline_sums(host, tick), present, rehearsed=True, data=data)
 
     def ask(question: Question, partitions: Sequence[int]) -> Aggregate:
-        sent = broadcast(question, host.config.wire)
+        trim_memory(parameters)
+        sent = broadcast(question, host.config.wire, here=True)
         hosts = grouped(partitions, host.config).values()
         aggregate = summed(serve(host, sent.packet(group), group, tick, held) for group in hosts)
         return replace(aggregate, bytes_down=sent.size(partitions))
 
-    return Port(ask, present, rehearsed=True, data=data)
+    model = host.model if host.device.type == "cpu" else None
+    return Port(ask, present, rehearsed=True, data=data, model=model)

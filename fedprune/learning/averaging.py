@@ -11,15 +11,25 @@ its means. They travel as second moments E[x²] = var + mean², which do. A serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedprune.options.plugins import table_in
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, masked, scattered
+from fedprune.tensors import (
+    Masks,
+    Tensors,
+    cuts,
+    gathered,
+    kept_in,
+    laid_out,
+    masked,
+    scattered,
+    whole_of,
+)
 
 
 def to_moments(tensors: Mapping[str, Tensor], layout: Layout) -> Tensors:
@@ -57,6 +67,35 @@ def change(tuned: Mapping[str, Tensor], sent: Mapping[str, Tensor], layout: Layo
     """What one client releases of its training: new minus sent, in float32."""
     after, before = to_moments(tuned, layout), to_moments(sent, layout)
     return {name: (after[name] - before[name]).float() for name in after}
+
+
+def flat_change(
+    tuned: Mapping[str, Tensor],
+    sent: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    layout: Layout,
+) -> Tensor:
+    """The same on the kept coordinates, as one flat tensor in the order of `gathered`.
+
+    In one memory, tensor by tensor, where the state is of float32; BatchNorm's variances change as
+    moments.
+    """
+    if any(t.dtype != torch.float32 for t in (*tuned.values(), *sent.values())):
+        return gathered(change(tuned, sent, layout), masks)
+    whole = None if cuts(masks) else whole_of(sent)
+    moved = gathered(tuned, masks)
+    moved.sub_(gathered(sent, masks) if whole is None else whole)
+    if layout.variances:
+        few = {n for pair in layout.variances.items() for n in pair}
+        pairs = [{n: t[n] for n in few} for t in (tuned, sent)]
+        moments = change(pairs[0], pairs[1], layout)
+        start = 0
+        for name in sorted(tuned):
+            size = kept_in(tuned[name], masks.get(name))
+            if name in layout.variances:
+                moved[start : start + size] = gathered({name: moments[name]}, masks)
+            start += size
+    return moved
 
 
 @dataclass(frozen=True)
@@ -121,16 +160,63 @@ def averaged(
         rule: a name in the table; matters with `held` only.
         table: averages by name.
     """
+    if held is None:
+        return _in_pieces(weights, total, weight, masks, layout, server_lr)
     double = {name: w.double() for name, w in masked(weights, masks).items()}
     before = to_moments(double, layout)
     mean = scattered(total / weight, layout.shapes, masks)
-    if held is not None:
-        mean |= _over_holders(
-            scattered(total, layout.shapes, masks), before, weight, masks, held, table[rule]
-        )
-    rates = dict.fromkeys(layout.statistics, min(server_lr, 1.0))
-    after = {n: w + rates.get(n, server_lr) * mean[n] for n, w in before.items()}
+    mean |= _over_holders(
+        scattered(total, layout.shapes, masks), before, weight, masks, held, table[rule]
+    )
+    after = {n: w + _rate(n, layout, server_lr) * mean[n] for n, w in before.items()}
     return {name: w.float() for name, w in from_moments(after, layout, weights).items()}
+
+
+def _those(some: Sequence[str], layout: Layout) -> Layout:
+    """The layout with the variances among these alone."""
+    few = {n: mean for n, mean in layout.variances.items() if n in some}
+    return replace(layout, variances=few)
+
+
+def _rate(name: str, layout: Layout, server_lr: float) -> float:
+    return min(server_lr, 1.0) if name in layout.statistics else server_lr
+
+
+def _in_pieces(
+    weights: Mapping[str, Tensor],
+    total: Tensor,
+    weight: float,
+    masks: Mapping[str, Tensor],
+    layout: Layout,
+    server_lr: float,
+) -> Tensors:
+    """The next weights, one tensor after the other: in float64 there is one, beside the sum.
+
+    A variance waits for its mean.
+    """
+    sizes = {n: kept_in(w, masks.get(n)) for n, w in weights.items()}
+    names = sorted(weights)
+    places = dict(zip(names, total.split([sizes[n] for n in names]), strict=True))
+    out = laid_out({n: w.shape for n, w in weights.items()})
+
+    def after(some: tuple[str, ...]) -> Tensors:
+        here = {n: masks[n] for n in some if n in masks}
+        before = to_moments(
+            {n: w.double() for n, w in masked({n: weights[n] for n in some}, here).items()},
+            _those(some, layout),
+        )
+        mean = {
+            n: scattered(places[n] / weight, {n: weights[n].shape}, here if n in here else {})[n]
+            for n in some
+        }
+        return {n: w + _rate(n, layout, server_lr) * mean[n] for n, w in before.items()}
+
+    paired = {n for pair in layout.variances.items() for n in pair}
+    for some in [*layout.variances.items(), *((n,) for n in names if n not in paired)]:
+        found = from_moments(after(some), _those(some, layout), weights)
+        for name, value in found.items():
+            out[name].copy_(value)
+    return out
 
 
 def _over_holders(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from fedprune.protocol.messages import Aggregate, Question
 
 
@@ -50,6 +52,8 @@ class Port:
             part (`fedprune.client.rehearsal`).
         own_data: whether clients are devices with data of their own, as far as is known by now.
         federation: Flower's id of the federation that they are in, where there is one.
+        model: the resident model of who serves them, where that is this process; its values are
+            overwritten by whoever computes with it.
         data: digest of all shards (`fedprune.tasks.shards.data_digest`), "" where they are not
         here.
     """
@@ -61,6 +65,7 @@ class Port:
     own_data: Callable[[], bool] = lambda: False
     federation: str = ""
     data: Callable[[], str] = lambda: ""
+    model: nn.Module | None = None
 
     def put(self, asks: Sequence[Ask]) -> list[Aggregate]:
         """One sum for each ask, in their order: side by side if the port can, else one by one."""

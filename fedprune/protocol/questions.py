@@ -34,7 +34,16 @@ from fedprune.protocol.messages import Question
 from fedprune.runtime.json_text import number_within, text_of, texts_of, whole_number
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept, gathered, scattered, shapes_of
+from fedprune.tensors import (
+    Masks,
+    Tensors,
+    count_kept,
+    cuts,
+    gathered,
+    scattered,
+    shapes_of,
+    whole_of,
+)
 
 _Data = Tensor | Buffer | Mapping[int, bytes]
 """What fills a buffer: flat values, to be cast; bytes; or each client's own bytes."""
@@ -138,7 +147,8 @@ def _kept_weights(question: Question) -> Tensor:
     told = question.weights if KINDS[question.kind].weights else {}
     if question.base:
         told = {n: told[n] for n in question.unlike}
-    return gathered(told, question.masks)
+    whole = None if cuts(question.masks) else whole_of(told)
+    return gathered(told, question.masks) if whole is None else whole
 
 
 def _weights(came: Received, name: str) -> Tensors:
@@ -146,10 +156,8 @@ def _weights(came: Received, name: str) -> Tensors:
     shapes = came.layout.shapes if KINDS[_kind(came.head, "kind")].weights else {}
     held = _held(came) if shapes else {}
     told = {n: s for n, s in shapes.items() if n not in held}
-    return {
-        **held,
-        **scattered(values_of(came.packet, shared=True, head=came.head), told, came.masks),
-    }
+    flat = values_of(came.packet, shared=True, head=came.head)
+    return {**held, **scattered(flat, told, came.masks, shared=True)}
 
 
 def _held(came: Received) -> Tensors:
@@ -312,8 +320,14 @@ class Broadcast:
         return whole * len(asked) - spared + own
 
 
-def broadcast(question: Question, wire: str) -> Broadcast:
-    """The question as it is sent, its weights in a type of the wire."""
+def broadcast(question: Question, wire: str, *, here: bool = False) -> Broadcast:
+    """The question as it is sent, its weights in a type of the wire.
+
+    Args:
+        question: what is asked.
+        wire: the type of its weights.
+        here: it does not leave this process, and its buffers may be the weights' own memory.
+    """
     head: dict[str, Any] = {}
     flats: dict[str, tuple[Tensor, str]] = {}
     coded: dict[str, Buffer] = {}
@@ -331,8 +345,11 @@ def broadcast(question: Question, wire: str) -> Broadcast:
             coded[row.buffer] = data
             held |= {row.buffer: getattr(question, row.held)} if row.held else {}
     packed = pack(head, flats)
-    buffers = {name: bytes(data) for name, data in {**packed.buffers, **coded}.items()}
-    whole = functools.cache(lambda: broadcast(replace(question, base="", unlike=()), wire))
+    found = {**packed.buffers, **coded}
+    buffers = found if here else {name: bytes(data) for name, data in found.items()}
+    whole = functools.cache(
+        lambda: broadcast(replace(question, base="", unlike=()), wire, here=here)
+    )
     return Broadcast(Packet(packed.fields, buffers), own, held, whole if question.base else None)
 
 

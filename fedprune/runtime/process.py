@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import random
@@ -31,6 +33,25 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+TRIMMED_FROM = 10**6
+"""Parameters of a model that is worth the time that `trim_memory` takes."""
+
+
+def trim_memory(parameters: int, *, first: bool = False) -> None:
+    """Hand free memory back to the operating system, for a model of so many parameters.
+
+    glibc keeps what was freed between pieces that are in use; of large models that is as much again
+    as is in use. With `first` models that refer to themselves are let go of before.
+    """
+    if parameters < TRIMMED_FROM:
+        return
+    if first:
+        gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedprune.protocol.messages import Failure
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, copied, full_masks, masked, state_of
+from fedprune.tensors import (
+    Masks,
+    Tensors,
+    copied,
+    full_masks,
+    laid_out,
+    masked,
+    shapes_of,
+    state_of,
+)
 
 Totals = dict[str, float]
 """Named sums over clients: loss, correct, count."""
@@ -143,7 +153,11 @@ class State:
 
 def first_state(model: nn.Module, layout: Layout) -> State:
     """The state before round one: the model as it is, nothing removed."""
-    weights = copied(state_of(model))
+    state = state_of(model)
+    alike = all(t.dtype == torch.float32 for t in state.values())
+    weights = laid_out(shapes_of(state)) if alike else copied(state)
+    for name, t in state.items():
+        weights[name].copy_(t)
     return State(0, Model(weights, full_masks(weights, layout.prunable)))
 
 

@@ -10,13 +10,15 @@ from fedprune.learning.averaging import (
     averaged,
     change,
     decided,
+    flat_change,
     from_moments,
     to_moments,
 )
 from fedprune.learning.candidates import Candidate, blended, way_back
 from fedprune.protocol.messages import Aggregate, Answer, as_sum, summed
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tensors import Tensors, copied, digest, gathered, load_into, state_of
+from fedprune.tasks.networks import ConvNet
+from fedprune.tensors import Tensors, copied, digest, gathered, laid_out, load_into, state_of
 
 PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})
 ALL = {"w": torch.ones(3, dtype=torch.bool)}
@@ -331,3 +333,23 @@ def test_a_variance_that_few_bits_made_negative_stays_as_it_was():
     tensors = {**before, "norm.running_mean": torch.full((4,), 3.0)}
     tensors["norm.running_var"] = torch.tensor([8.0, 8.99999, 9.0, 13.0])
     assert from_moments(tensors, layout, before)["norm.running_var"].tolist() == [1, 0, 0, 4]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_flat_change_is_the_gathered_change_bit_for_bit(cut, flat):
+    model = ConvNet(side=8, channels=(4, 6), hidden=8, classes=10)
+    layout = layout_of(model, output=("head",))
+    gen = torch.Generator().manual_seed(0)
+    sent, tuned = (
+        {n: torch.rand(t.shape, generator=gen) for n, t in state_of(model).items()}
+        for _ in range(2)
+    )
+    if flat:
+        whole = laid_out({n: t.shape for n, t in sent.items()})
+        sent = {n: whole[n].copy_(t) for n, t in sent.items()}
+    masks = {n: torch.rand(layout.shapes[n], generator=gen) > 0.5 * cut for n in layout.prunable}
+    kept = {n: t.clone() for n, t in tuned.items()}
+    expected = gathered(change(tuned, sent, layout), masks)
+    assert torch.equal(flat_change(tuned, sent, masks, layout), expected)
+    assert all(torch.equal(t, kept[n]) for n, t in tuned.items()), "neither is written to"

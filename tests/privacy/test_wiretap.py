@@ -86,8 +86,8 @@ class Tap:
             self.up.append((asked.kind, asked.round, fields_in(packet)))
             return packet
 
-        def said(asked: Any, wire: str) -> Broadcast:
-            sent = question(asked, wire)
+        def said(asked: Any, wire: str, **how: Any) -> Broadcast:
+            sent = question(asked, wire, **how)
             self.down.append((asked.kind, asked.round, {"head", *sent.common.buffers, *sent.own}))
             return sent
 

@@ -1,0 +1,85 @@
+"""Peak memory of full tuning in one process, in bytes a parameter, over the size of the model.
+
+    python benchmarks/memory.py [--sizes 20000000 80000000] [--clients 2] [--cohort 2] [--most 32]
+
+Every size is a whole run in a fresh process (`fedprune.federate`, inline, AdamW, one local step,
+clipping, two rounds of averaging, measured on validation and test): memory is how far the peak of
+what is resident lies above what is resident once the imports are done and a run of 100,000
+parameters is over. It fails where that is more than `--most` bytes a parameter at the largest size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from moving_task import SIZES
+
+from fedprune import federate
+from fedprune.config import configure
+
+PLUGIN = str(HERE / "moving_task.py")
+
+
+def resident(which: str) -> int:
+    """Bytes resident now ("VmRSS") or at the peak ("VmHWM")."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise LookupError(which)
+
+
+def run(size: int, clients: int, cohort: int) -> None:
+    """Play a run of this size."""
+    given = {"task": f"moving-{size}", "plugin": PLUGIN, "engine": "inline", "split": "iid"}
+    keys = {"clients": clients, "cohort": cohort, "hosts": 1, "rounds": 2, "sparsity": 0.0}
+    federate(configure({**given, **keys}))
+
+
+def measured(size: int, clients: int, cohort: int) -> int:
+    """By how many bytes a run raised the peak, in a fresh process."""
+    command = [sys.executable, __file__, "--one", str(size)]
+    command += ["--clients", str(clients), "--cohort", str(cohort)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Print the curve; fail where it ends above the budget."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES[1:5], choices=SIZES)
+    parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--cohort", type=int, default=2)
+    parser.add_argument("--most", type=float, default=32.0)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.one:
+        run(SIZES[0], told.clients, told.cohort)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        run(told.one, told.clients, told.cohort)
+        print(resident("VmHWM") - before)
+        return
+    print("| parameters | GiB above the imports | bytes a parameter |")
+    print("| ---: | ---: | ---: |")
+    each = 0.0
+    for size in told.sizes:
+        peak = measured(size, told.clients, told.cohort)
+        each = peak / size
+        print(f"| {size:,} | {peak / 2**30:.2f} | {each:.1f} |", flush=True)
+    raise SystemExit(f"{each:.1f} bytes, wanted {told.most:g}" if each > told.most else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A task for `memory.py` and `scale.py`: a model of any size, all of whose weights learn.
+
+    python simulations/run.py --plugin benchmarks/moving_task.py --task moving-1000000
+
+Activations are small beside the weights: a step costs what the weights cost. Shards are built when
+they are asked for (`fedprune.Shards`), so that ten thousand clients cost no more than a hundred.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.config import RunConfig
+from fedprune.tasks.task import Part, Shard, Task, classification_loss
+
+SIZES = (10**5, 10**6, 5 * 10**6, 2 * 10**7, 8 * 10**7, 11 * 10**7)
+"""Parameters of the models there are, about."""
+
+CLASSES = 10
+LAYERS = 10
+
+
+class Moving(nn.Module):
+    """Ten square layers and a head, of about `size` weights."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        side = int((size / LAYERS) ** 0.5)
+        self.side = side
+        self.body = nn.ModuleList(nn.Linear(side, side, bias=False) for _ in range(LAYERS))
+        self.head = nn.Linear(side, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, 8)."""
+        hidden = images.repeat(1, self.side // 8 + 1)[:, : self.side]
+        for layer in self.body:
+            hidden = nn.functional.relu(layer(hidden)) + hidden
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+def part(seed: int, rows: int = 4) -> Part:
+    """A few rows."""
+    gen = torch.Generator().manual_seed(seed)
+    labels = torch.arange(seed, seed + rows) % CLASSES
+    return {"images": torch.randn(rows, 8, generator=gen), "labels": labels}
+
+
+def shards(config: RunConfig) -> list[Shard]:
+    """Four rows for every client, in each of the three parts."""
+    return [Shard(part(p), part(p), part(p)) for p in range(config.clients)]
+
+
+def task(size: int) -> Task:
+    """The task with a model of that size."""
+    return Task(
+        summary=f"nothing to speak of, with {size:,} parameters that all learn",
+        metric="accuracy",
+        unit="examples",
+        model=lambda _config: Moving(size),
+        loss=classification_loss,
+        shards=shards,
+        output=("head",),
+        classes=lambda _config: CLASSES,
+        defaults={
+            **{"local_steps": 1, "batch_size": 4, "optimizer": "adamw", "lr": 1e-4},
+            **{"rounds": 2, "warmup": 1, "cohort": 2},
+        },
+    )
+
+
+TASKS = {f"moving-{size}": task(size) for size in SIZES}
