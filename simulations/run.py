@@ -11,15 +11,23 @@ from pathlib import Path
 # As a script this file's folder is on the path, the repository is not.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fedprune.commands.main import run, run_script
+from fedprune.commands.run_options import told_at_once
 
 _PROGRAM = "run.py"
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line within this process: see `fedprune.commands.run.main`."""
+    if code := told_at_once(arguments, _PROGRAM):
+        return code
+    from fedprune.commands.run import main as run  # with torch
+
     return run(arguments, _PROGRAM)
 
 
 if __name__ == "__main__":
-    run_script(sys.argv[1:], _PROGRAM)
+    if code := told_at_once(sys.argv[1:], _PROGRAM):
+        sys.exit(code)
+    from fedprune.commands.run import script
+
+    script(sys.argv[1:], _PROGRAM)
