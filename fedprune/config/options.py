@@ -86,7 +86,7 @@ class Engine(Section):
     batched: Count = option(
         "engine",
         "clients of a host that are trained and scored as one computation: the same summands to "
-        "1e-5 or so, not the same bits; pays for models of up to 100,000 parameters or so",
+        "1e-5 or so, not the same bits; pays for small models and batches (docs/learning.md)",
         1,
     )
     timeout: float = option(
