@@ -23,7 +23,11 @@ LOOK = 1.0
 """Seconds between looks at which nodes are there."""
 
 STARTS = 3
-"""Workers in a row that may die on a node before they are ready; then it is left alone."""
+"""Workers in a row that may die before they are ready on a node that never had one; then it is
+left alone. One that had is given rests, as its memory may be slow to come back."""
+
+LONGEST_REST = 60.0
+"""Seconds that a node rests at most after workers died as they started."""
 
 VERDICT = 3.0
 """Seconds in which the next worker of another machine has to say what the last one died of."""
@@ -83,6 +87,8 @@ class Crew:
     here: str = field(default_factory=ray.util.get_node_ip_address)
     _looked: float = -LOOK
     _deaths: Counter[str] = field(default_factory=Counter)
+    _served: set[str] = field(default_factory=set)
+    _resting: dict[str, float] = field(default_factory=dict)
     _kills: dict[str, int] = field(default_factory=dict)
     _unclear: list[tuple[float, Seat, str]] = field(default_factory=list)
 
@@ -95,7 +101,12 @@ class Crew:
         # A worker whose node is gone says so itself, if it was busy; an idle one is forgotten.
         self.seats = [s for s in self.seats if s.node.id in self.nodes or s.pending]
         there = Counter(seat.node.id for seat in self.seats)
-        places = [n for n in self.nodes.values() if n.id not in self.refused]
+        awake = self._looked
+        places = [
+            n
+            for n in self.nodes.values()
+            if n.id not in self.refused and self._resting.get(n.id, 0.0) <= awake
+        ]
         wanted = {n.id: self.staff(n).workers for n in places}
         for place in range(max(wanted.values(), default=0)):  # a first one everywhere, then more
             for node in places:
@@ -164,6 +175,7 @@ class Crew:
             self._refuse(seat.node, value)
         elif step == "beginning":
             self._deaths[seat.node.id] = 0
+            self._served.add(seat.node.id)
         return [] if job is None else [(job, value)]
 
     def _looked_around(self, seat: Seat, lacking: list[str], wrong: list[str], kills: int) -> None:
@@ -190,7 +202,10 @@ class Crew:
         self.dismiss(seat)
         if job is None:
             self._deaths[seat.node.id] += "no longer" not in error and "unschedulable" not in error
-            if self._deaths[seat.node.id] >= STARTS and seat.node.id in self.nodes:
+            deaths = self._deaths[seat.node.id]
+            self._resting[seat.node.id] = time.monotonic() + min(LONGEST_REST, 2.0**deaths - 1)
+            never = seat.node.id in self.nodes and seat.node.id not in self._served
+            if never and deaths >= STARTS:
                 why = MEMORY_AT_START if _low(error) else " ".join(error.split())[-300:]
                 self._refuse(seat.node, f"workers die as they start: {why}")
             return []
