@@ -1,9 +1,8 @@
-"""A task for `memory.py` and `scale.py`: a model of any size, all of whose weights learn.
+"""A task for `memory.py`: a model of any size, all of whose weights learn.
 
     python simulations/run.py --plugin benchmarks/moving_task.py --task moving-1000000
 
-Activations are small beside the weights: a step costs what the weights cost. Shards are built when
-they are asked for (`fedprune.Shards`), so that ten thousand clients cost no more than a hundred.
+Activations are small beside the weights: a step costs what the weights cost.
 """
 
 from __future__ import annotations
