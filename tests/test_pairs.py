@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fedprune.config import configure
+from fedprune.options.refusal import ConfigError
 from tests.choices import EXCLUDED, LOOKED_AT, SWITCHES, chosen_by_name, factors, given, refusal_of
 from tests.pairs import Array, covering
 from tests.played import play
@@ -63,4 +64,8 @@ def test_the_rows_have_most_pairs(array):
 @pytest.mark.parametrize("number", range(ROWS))
 def test_a_combination_keeps_the_laws(number, array, found):
     if number < len(array.rows):
-        play(configure(given(array.rows[number], found)))
+        try:
+            play(configure(given(array.rows[number], found)))
+        except ConfigError as refused:  # of a model, which is there only when it is rehearsed
+            if not str(refused).startswith("batched="):
+                raise

@@ -13,7 +13,6 @@ from fedprune.config.local_privacy_conflicts import local_conflicts
 from fedprune.config.privacy_conflicts import privacy_conflicts
 from fedprune.config.sections import AllOptions
 from fedprune.config.untrained_conflicts import untrained_conflicts
-from fedprune.learning.options import trains
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted, refuse
 from fedprune.options.section import check_names, names_in, unread
@@ -43,7 +42,7 @@ def check_options(config: AllOptions) -> None:
     for refusal in unread(AllOptions, c):
         raise refusal
     found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c, task)]
-    found += [*untrained_conflicts(c, score, task)] if not trains(c) else []
+    found += untrained_conflicts(c, score, task)
     found += [*conflicts(c, score, task), *learning_conflicts(c)]
     _raise_first(c, [*found, *privacy_conflicts(c), *local_conflicts(c, score)])
 
