@@ -15,7 +15,7 @@ def told(study: privacy.Study, tick: privacy.Tick) -> privacy.Findings:
 
 
 def test_a_page_and_figures_are_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(privacy.PARTS, "made-up", privacy.Passage("x", told))
+    monkeypatch.setitem(privacy.PARTS, "made-up", privacy.Chapter("x", told))
     arguments = ["--parts", "made-up", "--seeds", "2", "--epsilon", "3,1", "--out", f"{tmp_path}/a"]
     assert privacy.main(arguments) == 0
     page = (tmp_path / "a" / "page.html").read_text("utf-8")

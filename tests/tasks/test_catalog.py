@@ -14,6 +14,7 @@ from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.imagefolder import GREY
 from fedprune.tasks.measures import METRICS, measures
 from fedprune.tasks.metrics import label_counts
+from fedprune.tasks.pretrained import PACKAGED
 from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
 
 SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist")]
@@ -65,7 +66,7 @@ DEALT: dict[str, Sequence[Shard]] = {}
 
 
 def shards_of(task: str, config: Any) -> Sequence[Shard]:
-    key = f"{task} {config.model in GREY}"
+    key = f"{task} {config.model in GREY} {config.model in PACKAGED}"  # those bring a tokenizer
     if key not in DEALT:
         DEALT[key] = TASKS[task].shards(config)
     return DEALT[key]
