@@ -30,7 +30,7 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part
-from fedprune.tensors import copied, count_kept, load_into, state_of
+from fedprune.tensors import count_kept, load_into
 
 
 def opening_of(
@@ -48,7 +48,7 @@ def opening_of(
         resident: a model like it to compute with; by default this one.
     """
     model = dense_model(config)
-    base = base_of(config, copied(state_of(model)))
+    base = base_of(config, model)
     if weights is not None:
         load_into(model, weights)
     layout = layout_for(config, model)

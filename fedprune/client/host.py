@@ -31,7 +31,7 @@ from fedprune.tasks.claims import TooLarge, within_memory
 from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
-from fedprune.tensors import Tensors, copied, counters_of, state_of
+from fedprune.tensors import Tensors, counters_of
 
 log = logging.getLogger("fedprune")
 
@@ -111,7 +111,7 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None) -> Host:
     cuda = torch.cuda.is_available() and config.gpus != 0
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
-    base = base_of(config, copied(state_of(model)))
+    base = base_of(config, model)
     model = model.to(device)
     return Host(
         *(config, task, model, layout, shards, device, prepared(model, config)),

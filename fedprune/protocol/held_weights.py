@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from fedprune.config import RunConfig
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Masks, Tensors, digest, masked
+from fedprune.tensors import Masks, Tensors, copied, digest, masked, state_of
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,14 @@ def has_base(config: RunConfig) -> bool:
     return brings and config.secure == "none" and config.base != "sent"
 
 
-def base_of(config: RunConfig, weights: Tensors) -> BaseModel | None:
-    """The base model of a configuration; None where its weights are sent.
+def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
+    """The base model of a configuration, a copy; None where its weights are sent.
 
     Args:
         config: complete configuration.
-        weights: the state of the dense model as it was built; nobody writes to them any more.
+        model: the dense model as it was built.
     """
-    return BaseModel(digest(weights), weights) if has_base(config) else None
+    if not has_base(config):
+        return None
+    weights = copied(state_of(model))
+    return BaseModel(digest(weights), weights)

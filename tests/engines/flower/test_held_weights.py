@@ -105,8 +105,8 @@ def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch):
     expected, full = here(config, texts), on_devices(config_of(folder, base="sent"), texts)
     built = hosts.base_of
 
-    def other(config, weights) -> BaseModel:
-        return replace(built(config, weights), digest="0" * 64)
+    def other(config, model) -> BaseModel:
+        return replace(built(config, model), digest="0" * 64)
 
     monkeypatch.setattr(hosts, "base_of", other)
     lacking = on_devices(config, texts)
