@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
 from fedprune.config.terms import noised
+from fedprune.engines.ray.nodes import Node, staff_of
+from fedprune.options.refusal import counted
 from fedprune.tasks.task import Shard, examples
 
 START = 9.0
@@ -25,6 +27,10 @@ EXCHANGE = 0.02
 
 SHARED = 0.9
 """Of what so many workers could do, what they do: the driver needs a processor, too."""
+
+
+RAYS_PART = 0.7
+"""Of the memory that is free, what Ray offers to workers: the rest is its object store."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,9 @@ def chosen_engine(config: RunConfig, shards: Mapping[int, Shard], takes: Footpri
     if not takes.turn:
         return Choice("inline", "what a client takes could not be measured")
     here, there = inline_seconds(config, shards, takes), ray_seconds(config, shards, takes)
-    workers = _workers(config)
+    workers = counted(_workers(config, takes), "worker")
     texts = {
-        "ray": f"about {_told(there)} with {workers} workers, their start included",
+        "ray": f"about {_told(there)} with {workers}, start included",
         "inline": f"about {_told(here)} in this process",
     }
     best, other = ("ray", "inline") if there < here else ("inline", "ray")
@@ -80,11 +86,14 @@ def ray_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint
     """The same on Ray, on this machine."""
     work = inline_seconds(config, shards, takes)
     phases = (1 + len(config.baselines)) * (2 * config.rounds + _prunings(config))
-    return START + phases * EXCHANGE + work / max(1.0, SHARED * _workers(config))
+    return START + phases * EXCHANGE + work / max(1.0, SHARED * _workers(config, takes))
 
 
-def _workers(config: RunConfig) -> int:
-    return min(config.hosts, os.cpu_count() or 1)
+def _workers(config: RunConfig, takes: Footprint) -> int:
+    """How many workers a Ray on this machine would have."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    here = Node("", "", os.cpu_count() or 1, 0.0, RAYS_PART * free)
+    return min(config.hosts, staff_of(here, takes).workers)
 
 
 def _steps(config: RunConfig, n: int) -> int:

@@ -43,7 +43,7 @@ def test_what_is_done_sooner_is_taken(shards):
         assert choice.engine == ("ray" if ray < inline else "inline")
         assert choice.why.startswith("about ")
         assert "in this process" in choice.why
-        assert "with 2 workers, their start included" in choice.why
+        assert "with 2 workers, start included" in choice.why
 
 
 def test_the_start_is_in_the_estimate_and_work_is_shared(shards):
@@ -114,3 +114,13 @@ def test_a_step_that_raises_is_its_clients_affair():
 
     takes = footprint_of(replace(host, task=replace(host.task, loss=broken)))
     assert takes.turn == takes.step == 0
+
+
+def test_workers_are_as_many_as_memory_holds(shards, monkeypatch):
+    """The line says the number that the time is of."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    config, roomy = config_of(hosts=4, rounds=50), Footprint(turn=0.5, step=0.4)
+    large = replace(roomy, memory=2.0**60)
+    assert ray_seconds(config, shards, large) > 2 * ray_seconds(config, shards, roomy)
+    assert "with 1 worker," in chosen_engine(config, shards, large).why
+    assert "with 4 workers," in chosen_engine(config, shards, roomy).why
