@@ -19,7 +19,8 @@ from fedprune.methods.acting import begun, cut_memories, opened
 from fedprune.methods.catalog import check_method
 from fedprune.methods.measuring import measure, outcome, own_measured
 from fedprune.opening import opening_of, unfailed, without_model
-from fedprune.privacy.ledger import LEDGER_NAME, Spent, open_ledger
+from fedprune.privacy.ledger import Spent, open_ledger
+from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question

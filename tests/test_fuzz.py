@@ -44,7 +44,7 @@ from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.methods.catalog import memories_of
-from fedprune.privacy.ledger import read_ledger
+from fedprune.privacy.ledger_file import read_ledger
 from fedprune.protocol.coded_answers import decode_answer, encode_answer
 from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
 from fedprune.protocol.models import dense_model, layout_for

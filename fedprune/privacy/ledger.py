@@ -9,43 +9,29 @@ the folder, not to what is published.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedprune.codec.frozen import put_together
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.accounting import Tally, smallest_epsilon, with_releases
 from fedprune.privacy.accounting_terms import SIMULATED, AccountingTerms
+from fedprune.privacy.ledger_file import (
+    END_NAME,
+    LEDGER_NAME,
+    append_lines,
+    cut_unfinished_line,
+    linked,
+    read_ledger,
+)
+from fedprune.privacy.ledger_lines import epsilon_in, from_line, line_of
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import Line, statement
-from fedprune.privacy.totals import (
-    INFINITY,
-    told_number,
-    total_privacy,
-    unprotected,
-)
-from fedprune.runtime.files import sync_folder, write_atomically
-from fedprune.runtime.json_text import read_object, text_of, whole_number
+from fedprune.privacy.totals import INFINITY, total_privacy, unprotected
 
-__all__ = [
-    "LEDGER_NAME",
-    "Ledger",
-    "Spent",
-    "open_ledger",
-    "partitions_in",
-    "read_ledger",
-]
-
-LEDGER_NAME = "privacy.jsonl"
-END_NAME = "privacy.sha256"
 _ROUNDING = 1e-9
 """Noise that was sized to fill the budget does, but for the last digits."""
 
@@ -145,52 +131,22 @@ class Ledger:
         most = max((self._known[_key(occasion, r)] for r in releases), default=0)
         asked = _question(occasion)
         self._times[asked] = max(self._times.get(asked, 0), most)
-        self.lines += [self._line(occasion, r) for r in releases]
-
-    def _line(self, occasion: Occasion, release: Release) -> Line:
-        asked = len(occasion.partitions)
-        return {
-            **vars(occasion),
-            "partitions": _ranges(occasion.partitions),
-            "asked": asked,
-            "sampling": _sampling(self.terms, occasion),
-            "relation": self.terms.relation if release.noised else "",
-            **vars(release),
-            "epsilon": told_number(self.epsilon),
-            "total": told_number(self.total),
-        }
+        self.lines += [line_of(occasion, r, self.terms, self.epsilon, self.total) for r in releases]
 
     def _write(self, lines: Sequence[Line]) -> None:
-        if self.path is None:
-            return
-        new = not self.path.exists()
-        if new:  # so that a kill after the first lines leaves what says that they count
-            self._write_end(0, "")
-        with self.path.open("a") as file:
-            for line in lines:
-                self._chain = _linked(self._chain, line)
-                file.write(json.dumps({**line, _LINK: self._chain}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            sync_folder(self.path.parent)
-        self._write_end(len(self.lines), self._chain)
-
-    def _write_end(self, lines: int, chain: str) -> None:
-        assert self.path is not None
-        end = json.dumps({"lines": lines, "chain": chain})
-        write_atomically(self.path.with_name(END_NAME), end.encode())
+        if self.path is not None:
+            self._chain = append_lines(self.path, lines, self._chain, len(self.lines))
 
     def _replay(self, lines: Sequence[Line]) -> None:
         """Take what a file holds as booked: every line of it, whatever the noise."""
         for number, line in enumerate(lines, 1):
-            self._chain = _linked(self._chain, line)
+            self._chain = linked(self._chain, line)
             try:
-                occasion, release = _from_line(line)
+                occasion, release = from_line(line)
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{LEDGER_NAME}: line {number} is no release: {error}") from None
             tally = with_releases(self._tally, self.terms, occasion, [release])
-            self._keep(occasion, [release], tally, max(self.epsilon, _value(line["epsilon"])))
+            self._keep(occasion, [release], tally, max(self.epsilon, epsilon_in(line)))
             self.lines[-1] = line
         accounts = self._tally.accounts()
         now = smallest_epsilon(accounts, self.terms.relation, self.terms.delta)
@@ -260,69 +216,8 @@ def open_ledger(path: Path | None, terms: AccountingTerms, *, resume: bool = Fal
         raise ConfigError(
             f"resume={str(path.parent)!r}: {error}; allowed: a run's folder as it was left"
         ) from None
-    if path.exists():
-        with path.open("r+") as file:
-            file.truncate(len("".join(_whole_lines(path)).encode()))
+    cut_unfinished_line(path)
     return ledger
-
-
-def read_ledger(path: Path) -> list[Line]:
-    """The lines of a ledger; none where there never was one. A last line cut short is left out.
-
-    Raises:
-        ValueError: a line was changed, or lines are gone; the file is named.
-    """
-    lines: list[Line] = []
-    chain, chains = "", [""]
-    for number, text in enumerate(_whole_lines(path), 1):
-        try:
-            line = json.loads(text)
-            said = line.pop(_LINK)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path.name}: line {number} is damaged") from None
-        chain = _linked(chain, line)
-        if said != chain:
-            raise ValueError(f"{path.name}: line {number}, or one before it, was changed")
-        lines.append(line)
-        chains.append(chain)
-    _check_end(path, chains)
-    return lines
-
-
-def _check_end(path: Path, chains: Sequence[str]) -> None:
-    """Refuse a ledger that ends before where it was said to end.
-
-    Lines after that are those that were written just before a kill.
-    """
-    end = path.with_name(END_NAME)
-    if not end.is_file():
-        if len(chains) > 1:
-            raise ValueError(f"{END_NAME} is gone")
-        return
-    try:
-        said = read_object(end.read_bytes())
-        found = chains[whole_number(said, "lines")] == text_of(said, "chain")
-    except ValueError:
-        raise ValueError(f"{END_NAME} is damaged") from None
-    except IndexError:
-        found = False
-    if not found:
-        raise ValueError(f"{path.name} was cut, changed or taken away")
-
-
-_LINK = "chain"
-
-
-def _linked(before: str, line: Line) -> str:
-    """The digest of a line and all before it, hex."""
-    return hashlib.sha256(f"{before}{json.dumps(line)}".encode()).hexdigest()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines with their ends, without a last one that has none; none without a file."""
-    if not path.is_file():
-        return []
-    return [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
 
 
 def _key(occasion: Occasion, release: Release) -> tuple[Any, ...]:
@@ -332,67 +227,3 @@ def _key(occasion: Occasion, release: Release) -> tuple[Any, ...]:
 def _question(occasion: Occasion) -> tuple[Any, ...]:
     # A question that has a name is the same wherever a resumed run puts it again.
     return (occasion.arm, occasion.round, occasion.digest or occasion.order)
-
-
-def _from_line(line: Mapping[str, Any]) -> tuple[Occasion, Release]:
-    """The occasion and the release that a line was written from."""
-    asked, text = line["asked"], line["partitions"]
-    if type(asked) is not int or not isinstance(text, str) or _counted(text) != asked:
-        raise ValueError("partitions: not as many as were asked")
-    whole = {**line, "partitions": list(partitions_in(text))}
-    occasion: Occasion = put_together(Occasion, _told(Occasion, whole), {})
-    release: Release = put_together(Release, _told(Release, whole), {})
-    for name in ("epsilon", "total"):
-        put_together(str if line[name] == INFINITY else float, line[name], {}, name)
-    for name in ("sampling", "relation"):
-        put_together(str, line[name], {}, name)
-    return occasion, release
-
-
-def _told(kind: type, line: Line) -> Line:
-    """The fields of a dataclass in a line, in the form of `fedprune.codec.frozen`."""
-    maybe = {f.name for f in fields(kind) if "None" in str(f.type)}
-    told = {f.name: line[f.name] for f in fields(kind)}
-    return {n: [v] if n in maybe and v is not None else v for n, v in told.items()}
-
-
-def _counted(text: str) -> int:
-    """How many numbers a text of ranges names; -1: it is none of `_ranges`."""
-    if re.fullmatch(r"([0-9]{1,15}(-[0-9]{1,15})?(,(?=[0-9])|$))*", text) is None:
-        return -1
-    ends = (part.partition("-") for part in filter(None, text.split(",")))
-    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
-
-
-def _sampling(terms: AccountingTerms, occasion: Occasion) -> str:
-    """How those who were asked were chosen, in words."""
-    asked, population = len(occasion.partitions), occasion.population
-    if occasion.audience != "cohort" or (terms.sampling == "fixed" and asked >= population):
-        return "all"
-    if terms.sampling == "poisson":
-        return f"poisson {terms.cohort / max(1, population):g}"
-    if terms.sampling == "round-robin":
-        return f"round-robin, {terms.cohort} of {population}"
-    return f"fixed {asked} of {population}"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers as text, neighbours as a range: 0-3,7."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
-
-
-def partitions_in(text: str) -> Iterator[int]:
-    """The partitions that a line of the ledger names: 0, 1, 2, 3, 7 for "0-3,7"."""
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        yield from range(int(first), int(last or first) + 1)
-
-
-def _value(number: float | str) -> float:
-    return math.inf if isinstance(number, str) else number

@@ -19,7 +19,7 @@ from fedprune.export.card import card
 from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import save_folder
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.ledger import END_NAME, LEDGER_NAME
+from fedprune.privacy.ledger_file import END_NAME, LEDGER_NAME
 from fedprune.protocol.origin import origin_of
 from fedprune.records.bound import ENGINE, Began, began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
+from fedprune.privacy.ledger_file import LEDGER_NAME, read_ledger
 from fedprune.privacy.statement import Line
 from fedprune.runtime.sums import check_sums
 from fedprune.server.rows import Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedprune.options.refusal import counted
-from fedprune.tasks.tables import as_number
+from fedprune.tasks.cells import as_number
 
 _FEW = 20
 """So many distinct labels are classes, whatever they look like."""

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedprune.tasks.dealt_rows import read_on_device, shares
 from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST_ROWS, cut_rows
-from fedprune.tasks.tables import cached_by_config, read_on_device, shares
+from fedprune.tasks.tables import cached_by_config
 from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
 from fedprune.tasks.unpacked import check_claim
 
@@ -123,7 +124,7 @@ def _check_owners(config: Data, owners: Sequence[str]) -> None:
 
 
 def _population(config: Data) -> Population:
-    """As `fedprune.tasks.tables.population`, of images."""
+    """As `fedprune.tasks.dealt_rows.population`, of images."""
     if config.split != "natural":
         return Population(config.clients, config.clients)
     owners = [owner for owner, _, _ in _found(config)]

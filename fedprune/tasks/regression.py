@@ -11,18 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.structure.families.family import Need
+from fedprune.tasks.cells import as_number
+from fedprune.tasks.dealt_rows import population, read_on_device, shares
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import (
-    as_number,
-    cached_by_config,
-    population,
-    read_on_device,
-    rows_with_text,
-    shares,
-)
+from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text

@@ -1,29 +1,22 @@
-"""A user's own rows: a file, or a folder of files of one kind, and what a cell of them means."""
+"""A user's own rows: a file, or a folder of files of one kind, as columns."""
 
 from __future__ import annotations
 
 import functools
-import json
-import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel
-
 from fedprune.options.refusal import counted
-from fedprune.tasks.owners import Population, owned
-from fedprune.tasks.rowfiles import READERS, NotRows
-from fedprune.tasks.splits import FEWEST_ROWS, partition
-from fedprune.tasks.task import Shard
+from fedprune.tasks.cells import ReadCell, cell_text
+from fedprune.tasks.columns import Columns, NotRows
+from fedprune.tasks.rowfiles import READERS
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
 _Table = Mapping[str, Sequence[Any]]
-"""Columns by name, all of one length; see `fedprune.tasks.rowfiles.Columns` for what is in them."""
+"""Columns by name, all of one length; see `fedprune.tasks.columns.Columns` for what is in them."""
 
 _SUFFIXES = ", ".join(READERS)
 
@@ -76,7 +69,7 @@ def _read(data: str, stamp: tuple[tuple[str, int, int], ...], encoding: str | No
         raise ValueError(f"data={data!r}: {error}") from None
     except OSError as error:
         raise ValueError(f"data={data!r}: {error}; allowed: files that can be read") from None
-    filled = [(path, columns) for path, columns in pieces if _rows_in(columns)]
+    filled = [(path, columns) for path, columns in pieces if rows_in(columns)]
     if not filled:
         raise ValueError(f"data={data!r}: no rows; allowed: at least one")
     first, table = filled[0]
@@ -96,72 +89,12 @@ def _columns(path: Path, encoding: str | None) -> dict[str, list[Any]]:
     return READERS[path.suffix.lower()](path, encoding) if path.stat().st_size else {}
 
 
-def _rows_in(columns: _Table) -> int:
+def rows_in(columns: _Table) -> int:
+    """How many rows there are."""
     return len(next(iter(columns.values()), ()))
 
 
-_Read = Callable[[Any], Any]
-"""What a cell means to a task.
-
-Raises:
-    ValueError: it is not that; what it is; allowed: what would be.
-"""
-
-
-def cell_text(cell: Any) -> str:
-    """The text of a cell; of nothing (None) the empty one, of json's true and false their names.
-
-    Raises:
-        ValueError: it is a list or an object.
-    """
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, (list, dict)):
-        raise ValueError(f"{_short(cell)} is not a text; allowed: texts and numbers")
-    return "" if cell is None else str(cell).lower() if isinstance(cell, bool) else str(cell)
-
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
-
-def as_number(cell: Any) -> float:
-    """The number that a cell is the text of.
-
-    Raises:
-        ValueError: it is not a number, or not a finite one.
-    """
-    text = cell_text(cell).strip()
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
-        raise ValueError(f"{_short(text)} is not a number; allowed: as 3, -0.5, 1e-3")
-    return float(text)
-
-
-def as_list(cell: Any) -> list[str]:
-    """The texts in a list of json or parquet; of a text that is such a list, as ["a", "b"], too.
-
-    Raises:
-        ValueError: it is not a list, or it holds other than texts and numbers.
-    """
-    if isinstance(cell, str):
-        cell = _parsed(cell)
-    if not isinstance(cell, list):
-        raise ValueError(f'{_short(cell)} is not a list; allowed: as ["a", "b"]')
-    return [cell_text(one) for one in cell]
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _short(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def column(table: _Table, option: str, name: str, read: _Read = cell_text) -> list[Any]:
+def column(table: _Table, option: str, name: str, read: ReadCell = cell_text) -> list[Any]:
     """A column, as texts or what else `read` makes of a cell.
 
     Args:
@@ -187,7 +120,7 @@ def _named(table: _Table, option: str, name: str) -> Sequence[Any]:
 
 
 def _cells(
-    option: str, name: str, cells: Sequence[Any], read: _Read, rows: Sequence[int] | None
+    option: str, name: str, cells: Sequence[Any], read: ReadCell, rows: Sequence[int] | None
 ) -> list[Any]:
     at = range(len(cells)) if rows is None else rows
     found: list[Any] = []
@@ -199,15 +132,12 @@ def _cells(
     return found
 
 
-_Columns = dict[str, list[Any]]
-
-
 def rows_with_text(
     config: Data,
     *more: str,
-    read: Mapping[str, _Read] | None = None,
+    read: Mapping[str, ReadCell] | None = None,
     blank: Collection[str] = (),
-) -> _Columns:
+) -> Columns:
     """The columns that a task needs, by what they are for; rows with an empty text are left out.
 
     Args:
@@ -237,7 +167,7 @@ def rows_with_text(
     rows = [i for i, text in enumerate(texts) if (text.strip() if isinstance(text, str) else text)]
     if not rows:
         raise ValueError(f"data={config.data!r}: no row has a text; allowed: at least one")
-    out: _Columns = {"text": [texts[i] for i in rows]}
+    out: Columns = {"text": [texts[i] for i in rows]}
     for kind in needed:
         option, name = f"{kind}-column", named[kind] or kind
         cells = _named(table, option, name)
@@ -273,101 +203,3 @@ def cached_by_config(ask: Callable[[Data], _Said]) -> Callable[[Data], _Said]:
         return said
 
     return answer
-
-
-def shares(
-    config: Data,
-    columns: _Columns,
-    splits: Mapping[str, str],
-    sizes: Sequence[int] | None = None,
-    fewest: int = FEWEST_ROWS,
-) -> list[list[int]]:
-    """The row numbers of every partition; under "natural" `fedprune.tasks.owners.owned` says whose.
-
-    Args:
-        config: resolved configuration.
-        columns: of `rows_with_text`.
-        splits: split name to the column it works on.
-        sizes: how much each row is; one each where left out.
-        fewest: the least that can be cut in three.
-
-    Raises:
-        ValueError: there are too few owners, or too few rows.
-    """
-    if config.split == ALL_ROWS:
-        return [list(range(_rows_in(columns)))]
-    if config.split != "natural":
-        return partition(config, splits[config.split], columns)
-    owners = columns["client"]
-    sizes = sizes or [1] * len(owners)
-    dealt, told = owned(config, owners, sizes, fewest)
-    if told.train_only and config.metrics == "noised":
-        raise ValueError(
-            f"small-owners='train-only': "
-            f"{counted(told.train_only, 'client has', 'clients have')} too little to be measured "
-            "on, and with noise nobody can tell it from a loss of 0; allowed: drop, group, --panel"
-        )
-    panel = dealt[-config.panel :]  # all of them without one
-    if all(sum(sizes[i] for i in own) < fewest for own in panel):
-        raise ValueError(
-            f"panel={config.panel}: these clients have too little to be measured on; "
-            "allowed: more of them, --small-owners drop or group"
-        )
-    return dealt
-
-
-ALL_ROWS = "all rows"
-"""In the place of a split: one partition, of a device that has rows of its own."""
-
-
-def read_on_device(
-    shards: Callable[[Data], Sequence[Shard]], *, classes: bool = False
-) -> Callable[[Path, Data], Shard]:
-    """`Task.local` of a task over a user's own rows: those in a device's own file or folder.
-
-    Args:
-        shards: the task's, of a configuration.
-        classes: whether labels are classes, whose names and order all devices must share.
-
-    Raises:
-        ValueError: of `local`: as `shards`, or the configuration names no classes.
-    """
-
-    def local(path: Path, config: Data) -> Shard:
-        if classes and not config.class_names:
-            raise ValueError(
-                "class-names=[]: a device knows the labels of its own rows only; "
-                "allowed: the names of all classes"
-            )
-        own = {"data": str(path), "clients": 1, "split": ALL_ROWS}
-        # As it is but for these: nothing is checked anew, nothing follows from them.
-        (shard,) = shards(BaseModel.model_copy(config, update=own))
-        return shard
-
-    return local
-
-
-def population(
-    config: Data,
-    size: Callable[[Any], int] = lambda _: 1,
-    fewest: int = FEWEST_ROWS,
-    read: _Read = cell_text,
-) -> Population:
-    """Who the clients of the rows are, and what of the rows no client holds.
-
-    Args:
-        config: resolved but for `clients`, which may be None: as many as there can be.
-        size: how much a row with this text is.
-        fewest: the least that can be cut in three.
-        read: what a cell of a text means.
-
-    Raises:
-        ValueError: as `rows_with_text` and `shares`.
-    """
-    columns = rows_with_text(config, read={"text": read})
-    texts = columns["text"]
-    empty = _rows_in(read_table(config.data, config.encoding)) - len(texts)
-    if config.split != "natural":
-        return Population(config.clients, config.clients, rows_empty=empty)
-    told = owned(config, columns["client"], list(map(size, texts)), fewest)[1]
-    return replace(told, rows_empty=empty)

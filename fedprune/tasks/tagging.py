@@ -10,20 +10,15 @@ from torch import Tensor, nn
 
 from fedprune.options.refusal import counted as so_many
 from fedprune.structure.families.family import Need
+from fedprune.tasks.cells import as_list
 from fedprune.tasks.coverage import check_known, tell
+from fedprune.tasks.dealt_rows import population, read_on_device, shares
 from fedprune.tasks.entities import entities, tag_parts
 from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import (
-    as_list,
-    cached_by_config,
-    population,
-    read_on_device,
-    rows_with_text,
-    shares,
-)
+from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import (
     Loss,
     Naive,

@@ -11,6 +11,7 @@ from torch import nn
 from fedprune.options.refusal import counted
 from fedprune.structure.families.family import Need
 from fedprune.tasks.classes import distinct
+from fedprune.tasks.dealt_rows import ALL_ROWS, population, read_on_device, shares
 from fedprune.tasks.language import (
     FEWEST_SYMBOLS,
     cut_streams,
@@ -32,14 +33,7 @@ from fedprune.tasks.restore import (
     text_to_text_loss,
 )
 from fedprune.tasks.splits import cut_rows
-from fedprune.tasks.tables import (
-    ALL_ROWS,
-    cached_by_config,
-    population,
-    read_on_device,
-    rows_with_text,
-    shares,
-)
+from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import (
     Loss,
     Part,

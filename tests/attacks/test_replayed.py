@@ -102,7 +102,7 @@ def test_without_noise_there_is_nothing_to_audit():
 def test_a_real_ledger_is_replayed_with_all_its_sums(tmp_path):
     from fedprune import federate
     from fedprune.config.terms import accounting_terms_of
-    from fedprune.privacy.ledger import LEDGER_NAME, read_ledger
+    from fedprune.privacy.ledger_file import LEDGER_NAME, read_ledger
 
     config = tiny(model="mlp", dp="client", dp_noise=2.0, rounds=3, warmup=1, end=3)
     federate(config, folder=tmp_path)

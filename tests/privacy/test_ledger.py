@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.ledger import (
-    END_NAME,
-    LEDGER_NAME,
-    AccountingTerms,
-    Ledger,
-    Spent,
-    open_ledger,
-    read_ledger,
-)
+from fedprune.privacy.ledger import AccountingTerms, Ledger, Spent, open_ledger
+from fedprune.privacy.ledger_file import END_NAME, LEDGER_NAME, read_ledger
 from fedprune.privacy.release import Occasion, Release
 from fedprune.runtime.files import write_atomically
 
@@ -202,7 +195,7 @@ def test_a_number_that_is_none_is_no_noise():
 
 
 def test_a_kill_at_the_first_line_leaves_a_ledger_to_go_on_from(tmp_path, monkeypatch):
-    path, name = tmp_path / LEDGER_NAME, "fedprune.privacy.ledger.write_atomically"
+    path, name = tmp_path / LEDGER_NAME, "fedprune.privacy.ledger_file.write_atomically"
     for written in (1, 0):  # of the two times that the end is written with the first lines
         calls = itertools.count()
 

@@ -18,7 +18,8 @@ from safetensors.torch import load, save
 from test_checkpoint import FULL, KINDS
 
 from fedprune.options.refusal import ConfigError
-from fedprune.privacy.ledger import END_NAME, LEDGER_NAME, AccountingTerms, open_ledger
+from fedprune.privacy.ledger import AccountingTerms, open_ledger
+from fedprune.privacy.ledger_file import END_NAME, LEDGER_NAME
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.messages import Aggregate, Failure
 from fedprune.protocol.stored import store, stored_in

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedprune.privacy.accounting_terms import AccountingTerms
-from fedprune.privacy.ledger import LEDGER_NAME, open_ledger
+from fedprune.privacy.ledger import open_ledger
+from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.privacy.release import Occasion, Release
 from fedprune.report.pictures import pictures
 from fedprune.report.privacy import privacy_sentences, release_table

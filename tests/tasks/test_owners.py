@@ -14,10 +14,10 @@ from fedprune.client.host import build_host
 from fedprune.config import RunConfig, configure
 from fedprune.options.refusal import ConfigError
 from fedprune.records.summary import population_of
+from fedprune.tasks.dealt_rows import shares
 from fedprune.tasks.masked import hidden
 from fedprune.tasks.owners import SMALL_OWNERS, owned, sentences
 from fedprune.tasks.splits import cut_at_random
-from fedprune.tasks.tables import shares
 from fedprune.tasks.task import batches, examples
 from fedprune.tasks.tokenization import characters
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fedprune.tasks.tables import as_list, as_number, cell_text, column, read_table
+from fedprune.tasks.cells import as_list, as_number, cell_text
+from fedprune.tasks.tables import column, read_table
 
 CELLS = [
     "007", "7", "0.10", "0.1", "0.100", "2024-01-02", "true", "True", "NA", "null", "1e5", "1.0",

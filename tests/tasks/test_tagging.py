@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.tasks import tagging
+from fedprune.tasks.columns import NotRows
 from fedprune.tasks.entities import entities
-from fedprune.tasks.rowfiles import NotRows, read_conll
+from fedprune.tasks.rowfiles import read_conll
 from fedprune.tasks.tagging import entity_sums, frequent_tag_alone, tagged_rows
 from fedprune.tasks.tokenization import Symbols, characters, utf8_bytes
 
