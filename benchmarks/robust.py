@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fedprune import federate
-from fedprune.client import serving
+from fedprune.client import partition_answers
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig, configure
@@ -146,11 +146,11 @@ def attacked(attack: Attack, bad: Sequence[int], honest: Respond) -> Iterator[No
         given = honest(question, client)
         return attack(question, given) if client.partition in bad else given
 
-    serving.answer = answered  # type: ignore[attr-defined]
+    partition_answers.answer = answered  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        serving.answer = answer  # type: ignore[attr-defined]
+        partition_answers.answer = answer  # type: ignore[attr-defined]
 
 
 def remembering() -> Respond:

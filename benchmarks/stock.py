@@ -1,9 +1,9 @@
 """The other side of `engine.py`: Flower's simulation as it is meant to be used.
 
 One SuperNode per client, one message to each and one reply from each; all replies arrive at the
-server, which adds them up in float64. What a client does is `fedprune.client.serving.released`,
-what the server does with a reply are the functions that our hosts call: only the way between
-differs.
+server, which adds them up in float64. What a client does is
+`fedprune.client.partition_answers.released`, what the server does with a reply are the functions
+that our hosts call: only the way between differs.
 Kind to Flower: a message holds one buffer, not a state dict, built once for everyone.
 """
 
@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedprune.client.host import Host, build_host
-from fedprune.client.serving import released
+from fedprune.client.partition_answers import released
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.protocol.checks import check_summand

@@ -25,20 +25,17 @@ from safetensors.torch import save
 
 from fedprune.client.memory import ClientMemory, recall
 from fedprune.codec.coded_file import CODED_NAME, from_coded, to_coded
-from fedprune.codec.masks import MASK_MAGIC, VERSION, _checksum, decode_mask, encode_mask
-from fedprune.codec.model_digest import bits_of, edits_in, mask_bits
-from fedprune.codec.wire import (
-    Packet,
+from fedprune.codec.flags import (
     counted_of,
     flags_of,
-    head_of,
-    pack,
     pack_flags,
     pack_rungs,
     plain_flags_of,
     rungs_of,
-    values_of,
 )
+from fedprune.codec.masks import MASK_MAGIC, VERSION, _checksum, decode_mask, encode_mask
+from fedprune.codec.model_digest import bits_of, edits_in, mask_bits
+from fedprune.codec.wire import Packet, head_of, pack, values_of
 from fedprune.config import configure, recorded, to_toml
 from fedprune.export.folders import load
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest, write_manifest

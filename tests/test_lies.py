@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedprune import federate
-from fedprune.client import serving
+from fedprune.client import partition_answers, serving
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.config import configure
@@ -118,7 +118,7 @@ def test_clients_whose_own_data_give_no_number_spoil_no_round(monkeypatch):
         return told(loss=float("nan"))(given) if lost else given
 
     plain = federate(tiny(**KEYS))
-    monkeypatch.setattr(serving, "answer", nan)
+    monkeypatch.setattr(partition_answers, "answer", nan)
     seen = federate(tiny(**KEYS))
     assert digest(seen.state.weights) == digest(plain.state.weights)
     assert [len(row["failures"]) for row in seen.rows] == [3] * 3

@@ -93,7 +93,7 @@ def test_a_removed_weight_is_zero_in_every_payload(monkeypatch):
         seen.append(question.kind)
         return out
 
-    monkeypatch.setattr("fedprune.client.serving.answer", checked)
+    monkeypatch.setattr("fedprune.client.partition_answers.answer", checked)
     result, asked, states = overheard(tiny(optimizer="adamw", weight_decay=0.1, proximal=0.01))
     assert result.summary["failures"] == 0
     assert {"score", "tune", "evaluate", "describe"} == set(seen)
@@ -275,7 +275,7 @@ def test_an_odd_answer_in_one_phase_is_refused_in_that_phase_alone(
         out = answer(question, client)
         return spoil(out) if (question.kind, client.partition) == (phase, VICTIM) else out
 
-    monkeypatch.setattr("fedprune.client.serving.answer", spoilt)
+    monkeypatch.setattr("fedprune.client.partition_answers.answer", spoilt)
     failed = federate(config, inline_port(house_of(config)))
     named = [f for row in failed.rows for f in row["failures"]]
     assert named
@@ -289,7 +289,7 @@ def test_a_failure_is_one_short_line(monkeypatch):
     def loud(_question: Question, _seat: ClientContext) -> Answer:
         raise RuntimeError("first line\nsecond line " + "x" * 1000)
 
-    monkeypatch.setattr("fedprune.client.serving.answer", loud)
+    monkeypatch.setattr("fedprune.client.partition_answers.answer", loud)
     question = Question("evaluate", 1, *first(house_of(tiny())), part="test")
     aggregate = inline_port(house_of(tiny())).ask(question, [0, 3])
     assert [f.partition for f in aggregate.failures] == [0, 3]
@@ -327,7 +327,7 @@ def test_a_run_that_nobody_answers_completes_no_round(monkeypatch):
             raise RuntimeError("no")
         return answer(question, client)
 
-    monkeypatch.setattr("fedprune.client.serving.answer", fails)
+    monkeypatch.setattr("fedprune.client.partition_answers.answer", fails)
     config = tiny()
     host = house_of(config)
     start = digest(state_of(host.model))

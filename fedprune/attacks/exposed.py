@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedprune.client.host import Host, build_host
-from fedprune.client.serving import released
+from fedprune.client.partition_answers import released
 from fedprune.config import configure
 from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity

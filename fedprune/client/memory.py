@@ -1,6 +1,6 @@
 """What a client remembers from round to round: named tensors, its own, which never leave it.
 
-Three things do so: error feedback (`fedprune.client.serving`), the control variates of SCAFFOLD
+Three things do so: error feedback (`fedprune.client.kept_back`), the control variates of SCAFFOLD
 (`fedprune.learning.variates`), and a score that says it remembers (`fedprune.scores.score.Score`).
 What is kept with an answer counts when the answer does. An answer that was lost or refused, or came
 in a void round, was never given: the server says with every question which round of this client

@@ -8,17 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.codec.wire import (
-    SCORE_TYPES,
-    Packet,
-    flags_of,
-    head_of,
-    pack,
-    pack_flags,
-    plain_flags,
-    plain_flags_of,
-    values_of,
-)
+from fedprune.codec.flags import flags_of, pack_flags, plain_flags, plain_flags_of
+from fedprune.codec.wire import SCORE_TYPES, Packet, head_of, pack, values_of
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Answer, Question

@@ -14,19 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from fedprune.codec.bounded import Buffer, shapes_in
+from fedprune.codec.flags import counted_of, pack_rungs, pair, rungs_of
 from fedprune.codec.masks import decode_mask
 from fedprune.codec.model_digest import bits_of, edits_in, mask_bits, model_digest
-from fedprune.codec.wire import (
-    Packet,
-    counted_of,
-    digest_of,
-    head_of,
-    pack,
-    pack_rungs,
-    pair,
-    rungs_of,
-    values_of,
-)
+from fedprune.codec.wire import Packet, digest_of, head_of, pack, values_of
 from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.protocol.held_weights import BaseModel, Lacking

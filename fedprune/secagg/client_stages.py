@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedprune.client.host import Host, with_edits
-from fedprune.client.serving import Tick, answered
+from fedprune.client.partition_answers import answered
+from fedprune.client.serving import Tick
+from fedprune.codec.flags import flags_of
 from fedprune.codec.model_digest import edits_in
-from fedprune.codec.wire import Packet, flags_of
+from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
 from fedprune.privacy.discretise import Noise

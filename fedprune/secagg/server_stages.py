@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from fedprune.codec.wire import pack_flags
+from fedprune.codec.flags import pack_flags
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused, counted
 from fedprune.protocol.checks import check_sum

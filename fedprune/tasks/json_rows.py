@@ -13,7 +13,7 @@ from fedprune.tasks.encodings import opened_text
 from fedprune.tasks.unpacked import most_of
 
 
-def read_json(path: Path, encoding: str | None) -> Columns:
+def read_json_rows(path: Path, encoding: str | None) -> Columns:
     """Objects one after another, or in lists; what one lacks is None."""
     with opened_text(path, encoding) as file:
         text = file.read()

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedprune.tasks.columns import Columns, NotRows, check_cells
 from fedprune.tasks.encodings import opened_text
-from fedprune.tasks.json_rows import read_json
+from fedprune.tasks.json_rows import read_json_rows
 from fedprune.tasks.separated import read_csv, read_tsv
 from fedprune.tasks.unpacked import check_claim
 
@@ -101,8 +101,8 @@ def read_conll(path: Path, encoding: str | None) -> Columns:
 READERS: dict[str, Callable[[Path, str | None], Columns]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".json": read_json,
-    ".jsonl": read_json,
+    ".json": read_json_rows,
+    ".jsonl": read_json_rows,
     ".parquet": read_parquet,
     ".txt": read_txt,
     ".conll": read_conll,

@@ -14,7 +14,7 @@ from fedprune import SCORES, Loss, select
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
-from fedprune.client.serving import released
+from fedprune.client.partition_answers import released
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import MASKS

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fedprune.client.kept_back import RESIDUAL, _by_name, with_kept_back
 from fedprune.client.memory import (
     RUNS,
     ClientMemory,
@@ -13,7 +14,6 @@ from fedprune.client.memory import (
     returned,
     take_back,
 )
-from fedprune.client.serving import RESIDUAL, _by_name, _with_kept_back
 from fedprune.codec.stochastic_rounding import decode_rounded, encode_rounded
 from fedprune.codec.wire import Packet
 from fedprune.protocol.messages import Answer, Question
@@ -137,7 +137,7 @@ def test_what_was_removed_since_is_no_part_of_what_was_by_name():
     fewer = {"w": torch.tensor([[False, False, True], [True, False, True]])}
     zeros = Answer(torch.zeros(5), 1.0, {})
     then = Question("tune", 3, WEIGHTS, fewer)
-    answer = _with_kept_back(zeros, then, Recollection(own.whole))
+    answer = with_kept_back(zeros, then, Recollection(own.whole))
     assert answer.values.tolist() == [1, 2, 4, 5, 7]
 
 
@@ -150,12 +150,12 @@ def test_all_that_was_sent_and_what_is_left_is_all_that_was_meant(memory, bits):
         change = torch.randn(7, generator=gen)
         meant = meant + change.double()
         own = Recollection(recall(memory, "tune", 0, round_ - 1))
-        whole = _with_kept_back(Answer(change, 1.0, {}), question, own).values
+        whole = with_kept_back(Answer(change, 1.0, {}), question, own).values
         arrives = decode_rounded(encode_rounded(whole, bits, gen), bits, 7)
         own.keep(RESIDUAL, _by_name(question, whole - arrives))
         keep(memory, "tune", 0, round_, round_ - 1, own.whole)
         sent = sent + arrives.double()
-    left = _with_kept_back(
+    left = with_kept_back(
         Answer(torch.zeros(7), 1.0, {}), question, Recollection(recall(memory, "tune", 0, 29))
     ).values
     assert torch.allclose(sent + left, meant, atol=1e-5)

@@ -15,6 +15,7 @@ import zstandard
 from pcodec import ChunkConfig, standalone
 
 from fedprune.codec.coded_file import from_coded
+from fedprune.codec.flags import flags_of, rungs_of
 from fedprune.codec.masks import (
     KEPT_GAPS,
     MASK_MAGIC,
@@ -28,7 +29,7 @@ from fedprune.codec.masks import (
     encode_mask,
 )
 from fedprune.codec.model_digest import edits_in
-from fedprune.codec.wire import Packet, flags_of, head_of, rungs_of
+from fedprune.codec.wire import Packet, head_of
 from fedprune.learning.candidates import from_table
 from fedprune.structure.edits import from_json
 

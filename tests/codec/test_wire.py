@@ -5,17 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedprune.codec.flags import flags_of, pack_flags
 from fedprune.codec.masks import encode_mask
-from fedprune.codec.wire import (
-    SCORE_TYPES,
-    VALUE_TYPES,
-    Packet,
-    flags_of,
-    head_of,
-    pack,
-    pack_flags,
-    values_of,
-)
+from fedprune.codec.wire import SCORE_TYPES, VALUE_TYPES, Packet, head_of, pack, values_of
 
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)

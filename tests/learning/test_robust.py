@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from fedprune import federate
-from fedprune.client import serving
+from fedprune.client import partition_answers
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.engines.inline import inline_port
@@ -200,7 +200,7 @@ def astray(monkeypatch) -> None:
         bent = question.kind == "tune" and client.partition == 2
         return replace(given, values=given.values * -1e6) if bent else given
 
-    monkeypatch.setattr(serving, "answer", lied)
+    monkeypatch.setattr(partition_answers, "answer", lied)
 
 
 SHORT = {"clients": 5, "cohort": 5, "rounds": 2, "warmup": 0, "end": 1, "local_steps": 1}

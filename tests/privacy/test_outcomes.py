@@ -10,7 +10,7 @@ from torch import nn
 from fedprune import federate
 from fedprune.client.dp_sgd import whatever_fails
 from fedprune.client.host import Host, build_host
-from fedprune.client.serving import answered
+from fedprune.client.partition_answers import answered
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.client_privacy import leaving

@@ -10,7 +10,7 @@ import torch
 from test_wiretap import BASE, EXAMPLES, MLP, NOISE
 
 from fedprune import Shard, federate
-from fedprune.client import serving
+from fedprune.client import partition_answers, serving
 from fedprune.client.host import Host, build_host
 from fedprune.codec.wire import Packet
 from fedprune.config import configure
@@ -59,7 +59,7 @@ def neighbours(shard: Shard) -> list[Shard]:
 
 @pytest.mark.parametrize("keys", CASES, ids=lambda keys: " ".join(map(str, keys.values())))
 def test_the_length_of_an_answer_tells_nothing_of_the_data(keys, monkeypatch):
-    seen, released = set[str](), serving.released
+    seen, released = set[str](), partition_answers.released
 
     def heard(host: Host, question: Question, partition: int, *rest: Any) -> Packet:
         packet = encoded(host, question, partition, *rest)

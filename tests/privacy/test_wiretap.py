@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedprune import federate
-from fedprune.client import serving
+from fedprune.client import partition_answers, serving
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure
 from fedprune.engines import inline as this_process
@@ -79,7 +79,11 @@ class Tap:
         self.sums: list[tuple[str, int, set[str]]] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answer, question, serve = serving.encode_answer, this_process.broadcast, serving.serve
+        answer, question, serve = (
+            partition_answers.encode_answer,
+            this_process.broadcast,
+            serving.serve,
+        )
 
         def heard(given: Any, asked: Any, *rest: Any, **more: Any) -> Packet:
             packet = answer(given, asked, *rest, **more)
@@ -97,7 +101,7 @@ class Tap:
             self.sums.append((head["kind"], head["round"], summed_fields(aggregate)))
             return aggregate
 
-        monkeypatch.setattr(serving, "encode_answer", heard)
+        monkeypatch.setattr(partition_answers, "encode_answer", heard)
         monkeypatch.setattr(this_process, "broadcast", said)
         monkeypatch.setattr(serving, "serve", served)
         monkeypatch.setattr(this_process, "serve", served)

@@ -8,7 +8,7 @@ import torch
 
 from fedprune import federate
 from fedprune.client.host import Host, build_host
-from fedprune.client.serving import answered
+from fedprune.client.partition_answers import answered
 from fedprune.config import RunConfig, configure
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port

@@ -132,7 +132,7 @@ def test_an_earlier_task_that_nobody_can_measure_says_why(before, monkeypatch):
     def fails(*_: object) -> None:
         raise RuntimeError("no\nroom")
 
-    monkeypatch.setattr("fedprune.client.serving.answer", fails)
+    monkeypatch.setattr("fedprune.client.partition_answers.answer", fails)
     told = on_the_earlier_task(previous_run(str(before[0])), before[1].state)
     assert (told["now"], told["why"]) == (None, "RuntimeError: no room")
 

@@ -153,7 +153,7 @@ def test_a_client_that_fails_to_compare_is_as_one_never_asked(monkeypatch):
             raise RuntimeError("no")
         return answer(question, client)
 
-    monkeypatch.setattr("fedprune.client.serving.answer", broken)
+    monkeypatch.setattr("fedprune.client.partition_answers.answer", broken)
     failed, _, _ = run(**keys)
     assert {f["phase"] for r in failed.rows for f in r["failures"]} == {"compare"}
     for name in ("weights_digest", "loss", "blend"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedprune import Result, federate
-from fedprune.client import serving
+from fedprune.client import partition_answers
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import build_host
@@ -39,7 +39,7 @@ def lied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             here = client.partition == partition and question.kind == kind
             return lie(question, given) if here and question.round in rounds else given
 
-        monkeypatch.setattr(serving, "answer", bent)
+        monkeypatch.setattr(partition_answers, "answer", bent)
 
     return by
 

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedprune import Result, RunConfig, federate
 from fedprune.client.host import build_host
-from fedprune.codec.wire import pack_flags
+from fedprune.codec.flags import pack_flags
 from fedprune.config import to_toml
 from fedprune.engines.flower import exchange
 from fedprune.engines.flower.grid import grid_port

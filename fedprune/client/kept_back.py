@@ -1,0 +1,61 @@
+"""What a client keeps of a change it sends: the part that was not sent, and its control variate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedprune.client.answers import VARIATE
+from fedprune.client.host import Host
+from fedprune.client.memory import Recollection
+from fedprune.config.kinds import KINDS
+from fedprune.learning.variates import own_variate, parameters_in
+from fedprune.protocol.messages import Answer, Question
+from fedprune.tensors import Tensors, gathered, scattered
+
+RESIDUAL = "residual"
+"""What error feedback remembers.
+
+Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2: the client
+sends C(d + e) and keeps e = d + e - C(d + e). So the sum of all it sent and what it keeps is the
+sum of all it meant.
+"""
+
+
+def remember_change(
+    host: Host, question: Question, own: Recollection, meant: Answer, given: Answer
+) -> None:
+    """Keep what follows from a change: what was not sent of it, and the client's control variate.
+
+    Args:
+        host: where the client is served.
+        question: that it answered.
+        own: what it remembers.
+        meant: its answer.
+        given: as the server understands it.
+    """
+    c = host.config
+    if not KINDS[question.kind].changes:
+        return
+    if c.error_feedback:
+        own.keep(RESIDUAL, _by_name(question, meant.values - given.values))
+    if c.scaffold:
+        moved = parameters_in(_by_name(question, given.values), host.layout.statistics)
+        span = c.local_steps * question.lr
+        before = own.recall(VARIATE)
+        own.keep(VARIATE, own_variate(before, question.given, moved, question.masks, span))
+
+
+def _by_name(question: Question, flat: Tensor) -> Tensors:
+    """A change of the weights, or what was not sent of one."""
+    shapes = {name: w.shape for name, w in question.weights.items()}
+    return scattered(flat, shapes, question.masks)
+
+
+def with_kept_back(answer: Answer, question: Question, own: Recollection) -> Answer:
+    """A change with what was kept back before, but for weights that were removed since."""
+    before = own.recall(RESIDUAL)
+    if not before:
+        return answer
+    return replace(answer, values=answer.values + gathered(before, question.masks))
