@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import fedprune
 from fedprune import SCORES, TASKS, Loss, RunConfig, Score, Shard, Task, federate
-from fedprune.client.rehearsal import EXAMPLES_TRIED
+from fedprune.client.trial_client import EXAMPLES_TRIED
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
 from fedprune.scores.score import Evidence, Probe, Statistic

@@ -1,0 +1,88 @@
+"""A throw-away client: a copy of the model, a few examples, and one step of everything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fedprune.client.answers import answer
+from fedprune.client.context import ClientContext
+from fedprune.config import RunConfig
+from fedprune.learning.local_training import Train
+from fedprune.protocol.checks import check_summand
+from fedprune.protocol.forms import LARGEST_NUMBER, form_of
+from fedprune.protocol.messages import Answer, Question
+from fedprune.structure.layout import Layout
+from fedprune.tasks.task import Part, Shard, Task
+from fedprune.tensors import Tensors, copied, full_masks, state_of
+
+EXAMPLES_TRIED = 4
+"""How many of a partition's examples are tried."""
+
+
+@dataclass(frozen=True)
+class TrialClient:
+    """A throw-away client.
+
+    Attributes:
+        client: a copy of the model and a few examples.
+        weights: of the model as it is before round one.
+        others: shards of other partitions, for layers that few examples reach.
+    """
+
+    client: ClientContext
+    weights: Tensors
+    others: Mapping[int, Shard]
+
+    def question(self, kind: str, **what: Any) -> Question:
+        """A question about the model as it is."""
+        masks = full_masks(self.weights, self.client.layout.prunable)
+        return Question(kind, 1, self.weights, masks, **what)
+
+
+def answered_in_trial(trial: TrialClient, question: Question) -> Answer:
+    """What the trial answers, if it is what a server would take."""
+    c, client = trial.client.config, trial.client
+    given = answer(question, client)
+    form = replace(form_of(question, c, client.layout), weighed=True)
+    if c.dp != "none":  # totals that stay with a client are taken out when its answer leaves it
+        form = replace(form, totals=frozenset(given.totals), noisy=True)
+    if c.dp != "none" or question.kind == "tune":  # a rate that is too high fails in its rounds
+        form = replace(form, within=(-LARGEST_NUMBER, LARGEST_NUMBER), positive=False)
+    check_summand(given.values, given.weight, given.totals, form, given.statistics)
+    return given
+
+
+def trial_client(
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    layout: Layout,
+    shards: Mapping[int, Shard],
+    partition: int,
+    train: Train,
+) -> TrialClient:
+    """A client on the first examples of a partition, with a model and settings of its own."""
+    shard = shards[partition]
+    few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
+    own = copy.deepcopy(model)
+    device = next(own.parameters()).device
+    where = (partition, few, own, task, _brief(config), layout, device, own)
+    client = ClientContext(*where, train=train)
+    return TrialClient(client, copied(state_of(model)), shards)
+
+
+def _first(part: Part) -> Part:
+    return {name: t[:EXAMPLES_TRIED] for name, t in part.items()}
+
+
+def _brief(config: RunConfig) -> RunConfig:
+    """The configuration with one step of a few examples, and as few probes as there can be."""
+    changes: dict[str, Any] = {"local_steps": 1, "local_epochs": 0, "accumulate": 1}
+    changes |= {"batch_size": EXAMPLES_TRIED, "compile": False}
+    changes |= {"probes": None if config.probes is None else 2}
+    return config.model_copy(update=changes)
