@@ -27,8 +27,9 @@ from torch import nn
 from fedprune.client.host import Host, build_host
 from fedprune.client.serving import serve
 from fedprune.config import configure, with_values
-from fedprune.protocol.messages import Aggregate, Question
-from fedprune.protocol.questions import encode_question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.broadcast import encode_question
+from fedprune.protocol.messages import Question
 from fedprune.tasks.catalog import TASKS as BUILT_IN
 from fedprune.tasks.networks import Perceptron
 from fedprune.tensors import copied, full_masks, state_of

@@ -34,7 +34,8 @@ from fedprune import federate
 from fedprune.client.footprint import Footprint
 from fedprune.client.host import build_host, labels_of
 from fedprune.config import RunConfig, configure
-from fedprune.protocol.messages import Aggregate, Question, summed
+from fedprune.protocol.aggregate import Aggregate, summed
+from fedprune.protocol.messages import Question
 from fedprune.report.screen import Screen
 from fedprune.server.watch import Watch
 from tests.machines import Machines, impossible, machines, unplugging
@@ -229,7 +230,7 @@ def of_driver(rounds: int) -> None:
 def listed(partitions: int, hosts: int) -> float:
     """Seconds to group partitions by host and encode a question with each one's own bytes."""
     from fedprune.client.host import grouped
-    from fedprune.protocol.questions import broadcast
+    from fedprune.protocol.broadcast import broadcast
 
     given = {**BASE, "clients": partitions, "cohort": partitions, "hosts": hosts}
     config = BASE_CONFIG.model_copy(update=given)

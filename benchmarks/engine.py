@@ -39,7 +39,8 @@ from fedprune.client.footprint import Footprint
 from fedprune.client.host import build_host, labels_of
 from fedprune.config import RunConfig, configure
 from fedprune.engines.ray.engine import ray_grid, set_environment
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.server.state import first_state
 

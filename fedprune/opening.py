@@ -12,12 +12,12 @@ from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
+from fedprune.protocol.broadcast import broadcast
 from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.held_weights import base_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.port import Port
-from fedprune.protocol.questions import broadcast
 from fedprune.records.previous import (
     PreviousRun,
     continued,

@@ -29,7 +29,8 @@ from fedprune import RunConfig, federate
 from fedprune.client.host import build_host
 from fedprune.config import configure, from_toml
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
 from fedprune.server.state import State
 from fedprune.server.watch import Watch

@@ -164,7 +164,7 @@ FAULTS: dict[str, Fault] = {
         "distil",
     ),
     "clients not weighed": Fault(
-        "fedprune.protocol.messages.as_sum",
+        "fedprune.protocol.aggregate.as_sum",
         lambda f, answer, *args, **more: f(replace(answer, weight=1.0), *args, **more),
         "int8",
     ),
@@ -201,7 +201,7 @@ FAULTS: dict[str, Fault] = {
         "int8",
     ),
     "masks sent free of charge": Fault(
-        "fedprune.protocol.questions.Broadcast.size",
+        "fedprune.protocol.broadcast.Broadcast.size",
         lambda f, sent, asked: f(replace(sent, held={n: set(asked) for n in sent.held}), asked),
         "int8",
     ),

@@ -19,7 +19,8 @@ from fedprune import Result, RunConfig, Shard, federate
 from fedprune.client.host import Host, build_host
 from fedprune.config import configure, to_toml
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
 from fedprune.report.page import write_report
 from fedprune.server.state import State

@@ -18,7 +18,8 @@ from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.robust import ROBUST
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import coded_size
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.pools import POOLS

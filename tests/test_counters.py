@@ -10,7 +10,8 @@ from fedprune import Shard
 from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import step_batches
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.structure.layout import layout_of
 from fedprune.tensors import copied, counters_of, state_of
 from tests.runs import house_of, tiny

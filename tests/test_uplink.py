@@ -11,8 +11,8 @@ from fedprune.client.memory import ClientMemory, in_run
 from fedprune.client.serving import serve
 from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
+from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.messages import Question
-from fedprune.protocol.questions import encode_question
 from fedprune.tensors import copied, count_kept, state_of
 from tests.runs import Killed, Spy, house_of, killed_after, played, tiny
 

@@ -19,7 +19,8 @@ from fedprune.methods.catalog import memories_of, riders_of
 from fedprune.methods.reduce import Memory as Reduced
 from fedprune.methods.reduce import reduced
 from fedprune.opening import opening_of
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.rounds import one_round

@@ -9,7 +9,8 @@ import torch
 from fedprune import federate
 from fedprune.config.planned import planned
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from tests.played import play
 from tests.runs import Spy, house_of, tiny
 

@@ -19,9 +19,10 @@ from fedprune.client.partition_answers import answered, client_of, encoded
 from fedprune.codec.model_digest import edits_in
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.forms import Form, form_of
-from fedprune.protocol.messages import Aggregate, Answer, Question
+from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_part
 from fedprune.protocol.questions import decode_question
 from fedprune.runtime.guarding import allowance, guarded

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from fedprune.client.host import Host, grouped, labels_of
 from fedprune.client.memory import ClientMemory
 from fedprune.client.serving import Tick, serve
-from fedprune.protocol.messages import Aggregate, Question, summed
+from fedprune.protocol.aggregate import Aggregate, summed
+from fedprune.protocol.broadcast import broadcast
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
-from fedprune.protocol.questions import broadcast
 from fedprune.runtime.process import trim_memory
 from fedprune.tasks.shards import data_digest
 

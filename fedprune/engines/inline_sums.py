@@ -9,7 +9,8 @@ from fedprune.client.host import Host, grouped
 from fedprune.client.serving import Tick
 from fedprune.config import RunConfig
 from fedprune.config.terms import keys_follow
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.secagg.client_stages import Seeds, seeds_of, serve_call
 from fedprune.secagg.messages import (
     Call,

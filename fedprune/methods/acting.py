@@ -10,7 +10,7 @@ from fedprune.learning.options import trains
 from fedprune.methods.catalog import method_name, method_of, method_options_of, riders_of
 from fedprune.methods.measuring import measure
 from fedprune.methods.method import Method, Nothing, Rider
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Port
 from fedprune.server.ask import conversed
 from fedprune.server.diagnostics import Notes

@@ -11,9 +11,10 @@ from fedprune.methods.method import Method
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.randomised_response import debiased, flip_probability
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import coded_size
 from fedprune.protocol.votes import vote_units_of
 from fedprune.scores.catalog import scores_of

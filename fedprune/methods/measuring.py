@@ -11,7 +11,7 @@ from fedprune.config.cohort import measurers, measures_in
 from fedprune.methods.catalog import method_name, method_of, riders_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.tuning import answered_by_all
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask, Port
 from fedprune.server.ask import conversed
 from fedprune.server.plan import Plan

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.options.section import Section
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 

@@ -7,8 +7,8 @@ from typing import Any
 from fedprune.learning.averaging import decided
 from fedprune.methods.method import Method
 from fedprune.methods.tuning import tuned
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
-from fedprune.protocol.messages import Aggregate
 from fedprune.server.diagnostics import Notes, agreement_of
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model

@@ -8,7 +8,7 @@ from typing import Any
 from fedprune.config.rates import learning_rate
 from fedprune.learning.variates import common_variate, parameters_in
 from fedprune.methods.method import Rider
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.round import Round
 from fedprune.server.state import Model
 from fedprune.tensors import Tensors, scattered

@@ -12,7 +12,7 @@ from fedprune.config.rates import learning_rate
 from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
 from fedprune.learning.robust import robust_change
 from fedprune.methods.method import Method, Trained
-from fedprune.protocol.messages import Aggregate, totals_added
+from fedprune.protocol.aggregate import Aggregate, totals_added
 from fedprune.protocol.port import Ask
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few

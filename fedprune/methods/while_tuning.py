@@ -8,8 +8,8 @@ from typing import Any
 from fedprune.methods.global_mask import decide
 from fedprune.methods.method import Method
 from fedprune.methods.tuning import TOO_FEW, tuned
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate
 from fedprune.server.ask import evidence_of
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.spoilt import Spoilt, check_score

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fedprune.options.refusal import Refused
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import (
     LARGEST_NUMBER,
     MANY,
     Form,
 )
-from fedprune.protocol.messages import Aggregate
 from fedprune.scores.inputs import improper, inputs_of
 from fedprune.scores.score import Shapes
 from fedprune.tasks.measures import COUNTS_BY_LABEL

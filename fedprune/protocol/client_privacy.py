@@ -20,7 +20,8 @@ from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import Source, gaussian
-from fedprune.protocol.messages import Answer, Failure, Question
+from fedprune.protocol.failures import Failure
+from fedprune.protocol.messages import Answer, Question
 from fedprune.scores.catalog import scores_of
 
 if TYPE_CHECKING:

@@ -7,22 +7,13 @@ from dataclasses import dataclass
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused
+from fedprune.protocol.aggregate import Aggregate, as_sum, loud_from, norm_of, summed
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.coded_answers import decode_answer
+from fedprune.protocol.failures import Failure, longest_about, plain
 from fedprune.protocol.forms import Form
-from fedprune.protocol.messages import (
-    Aggregate,
-    Answer,
-    Failure,
-    Question,
-    as_sum,
-    longest_about,
-    loud_from,
-    norm_of,
-    plain,
-    summed,
-)
+from fedprune.protocol.messages import Answer, Question
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 
 
 @dataclass(frozen=True)

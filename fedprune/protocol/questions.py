@@ -1,14 +1,12 @@
 """Questions as packets, and back: every field of a question is one row of one table.
 
-A question is encoded once, for everyone; who is sent which of its buffers is `Broadcast.packet`.
+How a whole question is sent, and to whom which part of it, is `fedprune.protocol.broadcast`.
 """
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -17,12 +15,21 @@ from fedprune.codec.bounded import Buffer, shapes_in
 from fedprune.codec.flags import counted_of, pack_rungs, pair, rungs_of
 from fedprune.codec.masks import decode_mask
 from fedprune.codec.model_digest import bits_of, edits_in, mask_bits, model_digest
-from fedprune.codec.wire import Packet, digest_of, head_of, pack, values_of
+from fedprune.codec.wire import Packet, digest_of, head_of, values_of
 from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.protocol.held_weights import BaseModel, Lacking
 from fedprune.protocol.messages import Question
-from fedprune.runtime.json_text import number_within, text_of, texts_of, whole_number
+from fedprune.protocol.question_head import (
+    amount_in,
+    count_in,
+    flag_in,
+    kind_in,
+    part_in,
+    share_in,
+    share_or_none_in,
+)
+from fedprune.runtime.json_text import text_of, texts_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tensors import (
@@ -94,44 +101,6 @@ def _in_head(
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Question)}
-_LATEST = 2**31 - 1  # rounds are counted in int32 elsewhere
-_HIGHEST = sys.float_info.max
-
-
-def _kind(head: Mapping[str, Any], name: str) -> str:
-    kind = text_of(head, name)
-    if kind not in KINDS:
-        raise ValueError(f"kind: no such question, {kind[:100]!r}")
-    return kind
-
-
-def _part(head: Mapping[str, Any], name: str) -> str:
-    part = text_of(head, name)
-    if part not in ("", "validation", "test"):
-        raise ValueError("part: neither validation nor test")
-    return part
-
-
-def _flag(head: Mapping[str, Any], name: str) -> bool:
-    if not isinstance(head.get(name), bool):
-        raise ValueError(f"{name} is neither true nor false")
-    return bool(head[name])
-
-
-def _whole(head: Mapping[str, Any], name: str) -> int:
-    return whole_number(head, name, _LATEST)
-
-
-def _amount(head: Mapping[str, Any], name: str) -> float:
-    return number_within(head, name, _HIGHEST)
-
-
-def _share(head: Mapping[str, Any], name: str) -> float:
-    return number_within(head, name, 1.0)
-
-
-def _share_or_none(head: Mapping[str, Any], name: str) -> float | None:
-    return None if head.get(name, "") is None else _share(head, name)
 
 
 def _kept_weights(question: Question) -> Tensor:
@@ -144,7 +113,7 @@ def _kept_weights(question: Question) -> Tensor:
 
 def _weights(came: Received, name: str) -> Tensors:
     del name
-    shapes = came.layout.shapes if KINDS[_kind(came.head, "kind")].weights else {}
+    shapes = came.layout.shapes if KINDS[kind_in(came.head, "kind")].weights else {}
     held = _held(came) if shapes else {}
     told = {n: s for n, s in shapes.items() if n not in held}
     flat = values_of(came.packet, shared=True, head=came.head)
@@ -211,18 +180,18 @@ def _rungs(came: Received, name: str) -> Tensors:
 
 
 FIELDS: dict[str, Field] = {
-    "kind": _in_head(_kind),
-    "round": _in_head(_whole),
+    "kind": _in_head(kind_in),
+    "round": _in_head(count_in),
     "weights": Field(_weights, None, buffer="values", data=_kept_weights),
     "score": _in_head(text_of),
-    "ask": _in_head(_whole),
+    "ask": _in_head(count_in),
     "names": _in_head(texts_of),
     "given": Field(_given, _shapes_given, buffer="more", data=_kept_given),
-    "dense": _in_head(_flag),
-    "sparsity": _in_head(_share_or_none),
-    "lr": _in_head(_amount),
-    "part": _in_head(_part),
-    "progress": _in_head(_share),
+    "dense": _in_head(flag_in),
+    "sparsity": _in_head(share_or_none_in),
+    "lr": _in_head(amount_in),
+    "part": _in_head(part_in),
+    "progress": _in_head(share_in),
     "masks": Field(
         lambda came, _: came.masks,
         _masks_named,
@@ -232,7 +201,7 @@ FIELDS: dict[str, Field] = {
         held="known",
     ),
     "edits": Field(lambda came, _: came.edits, None),  # its bits are with those of the masks
-    "again": _in_head(_whole, lambda q: q.again),
+    "again": _in_head(count_in, lambda q: q.again),
     "base": _in_head(text_of, lambda q: q.base),
     "unlike": _in_head(texts_of, lambda q: q.base),
     "teacher": Field(
@@ -243,8 +212,8 @@ FIELDS: dict[str, Field] = {
         data=lambda q: q.teacher,
         held="taught",
     ),
-    "distil": _in_head(_amount, lambda q: q.teacher),
-    "limit": _in_head(_amount, lambda q: q.limit),
+    "distil": _in_head(amount_in, lambda q: q.teacher),
+    "limit": _in_head(amount_in, lambda q: q.limit),
     "candidates": Field(
         _candidates,
         lambda q, _: as_table(q.candidates, sorted(q.weights)),
@@ -271,85 +240,6 @@ HELD = {row.buffer: row.key or name for name, row in FIELDS.items() if row.held}
 """Buffers that are kept by who is sent them, and where the head says which one is meant."""
 
 
-@dataclass(frozen=True)
-class Broadcast:
-    """A question, encoded once for everyone who is asked.
-
-    Attributes:
-        common: what everyone is sent.
-        own: by buffer, what of it each partition is sent.
-        held: by buffer, the partitions that have it already.
-        without_base: the same for who lacks the base model that it names; None: it names none.
-    """
-
-    common: Packet
-    own: Mapping[str, Mapping[int, bytes]]
-    held: Mapping[str, frozenset[int]]
-    without_base: Callable[[], Broadcast] | None = None
-
-    def packet(self, partitions: Sequence[int], *, lean: bool = False) -> Packet:
-        """What the host of these partitions is sent.
-
-        Args:
-            partitions: those that it is to answer for.
-            lean: without what all of them have already.
-        """
-        spared = {n for n, those in self.held.items() if lean and those.issuperset(partitions)}
-        if not (spared or self.own):
-            return self.common
-        buffers = {n: data for n, data in self.common.buffers.items() if n not in spared}
-        for name, parts in self.own.items():
-            buffers[name] = b"".join(parts[p] for p in partitions if p in parts)
-        return Packet(self.common.fields, buffers)
-
-    def size(self, partitions: Iterable[int]) -> int:
-        """Bytes for these partitions if each were a device, which is not sent what it has."""
-        sizes = {name: len(data) for name, data in self.common.buffers.items()}
-        asked, whole = list(partitions), self.common.size()
-        spared = sum(len(had.intersection(asked)) * sizes[n] for n, had in self.held.items())
-        own = sum(len(parts.get(p, b"")) for parts in self.own.values() for p in asked)
-        return whole * len(asked) - spared + own
-
-
-def broadcast(question: Question, wire: str, *, here: bool = False) -> Broadcast:
-    """The question as it is sent, its weights in a type of the wire.
-
-    Args:
-        question: what is asked.
-        wire: the type of its weights.
-        here: it does not leave this process, and its buffers may be the weights' own memory.
-    """
-    head: dict[str, Any] = {}
-    flats: dict[str, tuple[Tensor, str]] = {}
-    coded: dict[str, Buffer] = {}
-    own: dict[str, Mapping[int, bytes]] = {}
-    held: dict[str, frozenset[int]] = {}
-    for name, row in FIELDS.items():
-        if row.said is not None and row.when(question):
-            head[row.key or name] = row.said(question, name)
-        data = row.data(question) if row.buffer else b""
-        if isinstance(data, Tensor):
-            flats[row.buffer] = (data, wire if row.buffer == "values" else "fp32")
-        elif isinstance(data, Mapping):
-            own |= {row.buffer: data} if data else {}
-        elif data:
-            coded[row.buffer] = data
-            held |= {row.buffer: getattr(question, row.held)} if row.held else {}
-    packed = pack(head, flats)
-    found = {**packed.buffers, **coded}
-    buffers = found if here else {name: bytes(data) for name, data in found.items()}
-    whole = functools.cache(
-        lambda: broadcast(replace(question, base="", unlike=()), wire, here=here)
-    )
-    return Broadcast(Packet(packed.fields, buffers), own, held, whole if question.base else None)
-
-
-def encode_question(question: Question, wire: str) -> Packet:
-    """The whole question, for everyone whom it knows of."""
-    sent = broadcast(question, wire)
-    return sent.packet(sorted({p for parts in sent.own.values() for p in parts}))
-
-
 def decode_question(packet: Packet, layout: Layout, base: BaseModel | None = None) -> Question:
     """The question as the client sees it.
 
@@ -364,7 +254,7 @@ def decode_question(packet: Packet, layout: Layout, base: BaseModel | None = Non
             else is raised, whatever the packet holds.
     """
     head = head_of(packet)
-    _kind(head, "kind")  # first of all, as it says how to read the rest
+    kind_in(head, "kind")  # first of all, as it says how to read the rest
     came = Received(packet, head, layout, *_skeleton(packet, head, layout), base)
     return Question(**{name: row.read(came, name) for name, row in FIELDS.items()})
 

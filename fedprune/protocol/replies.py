@@ -17,12 +17,8 @@ from torch import Tensor
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, json_of
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import (
-    Aggregate,
-    failure_said,
-    longest_about,
-    plain,
-)
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import failure_said, longest_about, plain
 from fedprune.protocol.parts import PartitionPart
 from fedprune.runtime.json_text import LONGEST_TEXT, read_object
 from fedprune.tensors import as_bytes, over_bytes

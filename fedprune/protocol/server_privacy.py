@@ -26,9 +26,10 @@ from fedprune.privacy.ledger import Ledger
 from fedprune.privacy.mechanisms import GAUSSIAN
 from fedprune.privacy.noise import Source, gaussian
 from fedprune.privacy.release import Occasion, Release
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import asks_signed
 from fedprune.protocol.forms import Form, form_of
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.noise import noise_source_of
 from fedprune.protocol.port import Ask, Exchange, Port

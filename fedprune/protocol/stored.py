@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from fedprune.codec.frozen import put_together, taken_apart
 from fedprune.privacy.release import Occasion
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.runtime.files import read_verified, write_verified
 from fedprune.tensors import Tensors
 

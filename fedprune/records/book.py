@@ -10,7 +10,7 @@ from typing import Any
 
 from fedprune.config import RunConfig, with_values
 from fedprune.methods.catalog import memories_of
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.records.bound import Going
 from fedprune.records.checkpoint import save_state

@@ -16,7 +16,8 @@ from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.config import RunConfig, all_keys, recorded
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.runtime.sums import check_sums, summary_in

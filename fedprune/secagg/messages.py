@@ -18,14 +18,9 @@ from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
 from fedprune.privacy.ranges import MOST
-from fedprune.protocol.messages import (
-    Failure,
-    Question,
-    failure_said,
-    longest_about,
-    plain,
-)
-from fedprune.protocol.questions import Broadcast
+from fedprune.protocol.broadcast import Broadcast
+from fedprune.protocol.failures import Failure, failure_said, longest_about, plain
+from fedprune.protocol.messages import Question
 from fedprune.protocol.replies import check_spoken
 from fedprune.runtime.json_text import read_object
 from fedprune.secagg.keys import keys_and_signature

@@ -14,11 +14,13 @@ from typing import TypeVar
 from fedprune.codec.flags import pack_flags
 from fedprune.config import RunConfig
 from fedprune.options.refusal import Refused, counted
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.secagg.client import confirming
 from fedprune.secagg.graph import enough
 from fedprune.secagg.keys import KEY, Keys, keys_and_signature

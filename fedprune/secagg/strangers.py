@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from fedprune.protocol.messages import Failure
+from fedprune.protocol.failures import Failure
 from fedprune.secagg.client import UNREADABLE
 from fedprune.secagg.graph import neighbours_of
 from fedprune.secagg.keys import KEY, Keys

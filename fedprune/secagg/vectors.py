@@ -22,8 +22,9 @@ from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import ConfigError, Refused, counted
 from fedprune.privacy.discretise import Noise
 from fedprune.privacy.ranges import COARSER, MOST, RANGES
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import Form, fitting
-from fedprune.protocol.messages import Aggregate, Answer
+from fedprune.protocol.messages import Answer
 from fedprune.scores.score import Shapes
 from fedprune.secagg.fixed_point import (
     OUT_OF_RANGE,

@@ -11,9 +11,10 @@ from fedprune.codec.model_digest import model_digest
 from fedprune.codec.wire import digest_of
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import evidence_about
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask, Port
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fedprune.config import RunConfig
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask
 from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan

@@ -9,7 +9,7 @@ from typing import Any
 from fedprune.codec.masks import mask_digest
 from fedprune.config import RunConfig
 from fedprune.config.rates import learning_rate
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.state import State, Totals

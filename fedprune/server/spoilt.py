@@ -7,7 +7,8 @@ of a negative one perhaps, is not to end the run: it was tried on real data befo
 from __future__ import annotations
 
 from fedprune.config import RunConfig
-from fedprune.protocol.messages import Aggregate, Failure, plain
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import Failure, plain
 from fedprune.scores.catalog import SCORES, scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence, Statistic

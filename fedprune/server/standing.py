@@ -13,8 +13,9 @@ from torch import Tensor
 from fedprune.config import RunConfig
 from fedprune.config.cohort import audience
 from fedprune.options.refusal import counted
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.checks import NOT_FINITE, NOT_NUMBERS
-from fedprune.protocol.messages import Aggregate, Failure
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.port import Port
 from fedprune.server.state import Book, State
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedprune.protocol.messages import Failure
+from fedprune.protocol.failures import Failure
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tensors import (

@@ -16,10 +16,10 @@ from fedprune.codec.wire import digest_of
 from fedprune.config import configure, with_values
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError, Refused
+from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import understood
-from fedprune.protocol.questions import encode_question
 from fedprune.scores.gradients import SumOverBatches
 from fedprune.scores.inputs import SumOverInputs
 from fedprune.tensors import copied, masked, state_of

@@ -18,10 +18,12 @@ from fedprune.config import configure, to_toml
 from fedprune.engines.flower.client_app import _device_host, app
 from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import tune
-from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.broadcast import broadcast, encode_question
+from fedprune.protocol.failures import Failure
+from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import origin_of
 from fedprune.protocol.parts import PartitionPart
-from fedprune.protocol.questions import broadcast, encode_question
 from fedprune.protocol.replies import (
     folded_of,
     identity,

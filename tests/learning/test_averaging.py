@@ -15,7 +15,8 @@ from fedprune.learning.averaging import (
     to_moments,
 )
 from fedprune.learning.candidates import Candidate, blended, way_back
-from fedprune.protocol.messages import Aggregate, Answer, as_sum, summed
+from fedprune.protocol.aggregate import Aggregate, as_sum, summed
+from fedprune.protocol.messages import Answer
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.networks import ConvNet
 from fedprune.tensors import Tensors, copied, digest, gathered, laid_out, load_into, state_of

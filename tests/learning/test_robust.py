@@ -16,7 +16,8 @@ from fedprune.client.context import ClientContext
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
 from fedprune.learning.robust import ROBUST, robust_change
-from fedprune.protocol.messages import Aggregate, Answer, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.port import Port
 from fedprune.protocol.replies import folded_of, sum_packet
 from fedprune.structure.layout import Layout, layout_of

@@ -11,7 +11,8 @@ import torch
 from fedprune import Result, federate
 from fedprune.client.host import Host, build_host
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State

@@ -17,7 +17,8 @@ from fedprune.engines.inline import inline_port
 from fedprune.methods.global_mask import _check_seen, decide, sparsity_of
 from fedprune.methods.own_masks import under_one_mask
 from fedprune.options.refusal import ConfigError
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.scores.inputs import rows_of
 from fedprune.scores.score import Evidence, Score
 from fedprune.selection.regrowth import exchange_weights

@@ -12,7 +12,8 @@ from fedprune import Result, RunConfig, Shard, federate, load
 from fedprune.client.host import Host, build_host
 from fedprune.client.tokens import special_tokens_of, token_counts
 from fedprune.engines.inline import inline_port
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edit

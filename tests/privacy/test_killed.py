@@ -28,7 +28,8 @@ from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.protocol import server_privacy
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 
 RUNS = int(os.environ.get("KILLED", "6"))
 KEYS = {"task": "digits", "model": "mlp", "clients": 3, "cohort": 3, "rounds": 2, "warmup": 0}

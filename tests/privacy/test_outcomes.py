@@ -13,8 +13,9 @@ from fedprune.client.host import Host, build_host
 from fedprune.client.partition_answers import answered
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import leaving
-from fedprune.protocol.messages import Aggregate, Answer, Question
+from fedprune.protocol.messages import Answer, Question
 from fedprune.secagg.vectors import widened
 from fedprune.tasks.task import Loss, Part
 

@@ -20,8 +20,9 @@ from fedprune.privacy.randomised_response import (
     flip_probability,
     responded,
 )
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import response_release, vote_units_of, vote_words
 from fedprune.server.ask import evidence_of
 from fedprune.server.plan import Plan

@@ -12,8 +12,8 @@ from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure
 from fedprune.engines import inline as this_process
 from fedprune.engines import inline_sums as inline
-from fedprune.protocol.messages import Aggregate
-from fedprune.protocol.questions import Broadcast
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.broadcast import Broadcast
 from fedprune.protocol.replies import sum_packet
 from fedprune.secagg.messages import StageReply
 

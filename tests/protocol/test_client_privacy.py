@@ -8,8 +8,9 @@ from fedprune.client.host import Host, build_host
 from fedprune.config import configure
 from fedprune.options.refusal import Refused
 from fedprune.protocol.client_privacy import defended, leaving, silenced
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Answer, Failure, Question
+from fedprune.protocol.messages import Answer, Question
 from fedprune.server.state import first_state
 
 DIGITS = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "engine": "inline"}

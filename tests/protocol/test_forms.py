@@ -9,9 +9,11 @@ import torch
 from fedprune import SCORES, RunConfig
 from fedprune.client.host import Host
 from fedprune.options.refusal import Refused
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.checks import check_sum, check_summand
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.forms import Form, fitting, form_of
-from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.messages import Question
 from fedprune.scores.combine import COMBINES
 from fedprune.tensors import count_kept
 from tests.runs import tiny

@@ -8,9 +8,12 @@ from torch import Tensor
 from fedprune.codec.masks import encode_mask
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
+from fedprune.protocol.aggregate import Aggregate, as_sum, summed
+from fedprune.protocol.broadcast import broadcast, encode_question
 from fedprune.protocol.coded_answers import decode_answer, encode_answer
-from fedprune.protocol.messages import Aggregate, Answer, Failure, Question, as_sum, summed
-from fedprune.protocol.questions import FIELDS, broadcast, decode_question, encode_question
+from fedprune.protocol.failures import Failure
+from fedprune.protocol.messages import Answer, Question
+from fedprune.protocol.questions import FIELDS, decode_question
 from fedprune.structure.layout import Layout
 
 SHAPES = {"conv": (2, 3), "bias": (2,), "head": (4,)}

@@ -7,7 +7,8 @@ import torch
 
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import Aggregate, Failure
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.replies import folded_of, sum_packet
 
 FOLDED = Aggregate(

@@ -15,9 +15,10 @@ from fedprune.engines.inline import inline_port
 from fedprune.learning.candidates import HERE, Candidate
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.release import Release
+from fedprune.protocol.aggregate import Aggregate, as_sum
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Answer, Question, as_sum
+from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
 from fedprune.protocol.releases import metric_spread

@@ -13,7 +13,8 @@ from fedprune import ConfigError, Result, RunConfig, federate
 from fedprune.client.host import Host
 from fedprune.engines.inline import inline_port
 from fedprune.methods.catalog import METHODS, RIDERS, memories_of
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
 from fedprune.records.checkpoint import load_state, save_state
 from fedprune.records.folder import (

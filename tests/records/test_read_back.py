@@ -21,7 +21,8 @@ from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger import AccountingTerms, open_ledger
 from fedprune.privacy.ledger_file import END_NAME, LEDGER_NAME
 from fedprune.privacy.release import Occasion, Release
-from fedprune.protocol.messages import Aggregate, Failure
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.stored import store, stored_in
 from fedprune.records.bound import gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state

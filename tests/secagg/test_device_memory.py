@@ -8,7 +8,7 @@ import pytest
 
 from fedprune.codec.wire import Packet
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import Failure
+from fedprune.protocol.failures import Failure
 from fedprune.secagg.device_memory import DeviceMemory, served_once
 from fedprune.secagg.messages import Call, StageReply, reply_packet
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import Failure
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.replies import Packet
 from fedprune.secagg.messages import (
     Call,

@@ -13,10 +13,12 @@ from fedprune.client.host import Host
 from fedprune.client.serving import serve
 from fedprune.engines.inline import inline_port
 from fedprune.engines.inline_sums import inline_transport
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.broadcast import encode_question
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
-from fedprune.protocol.questions import encode_question
 from fedprune.secagg.fixed_point import scale_for
 from fedprune.secagg.messages import (
     Call,

@@ -14,8 +14,10 @@ from fedprune.engines.inline_sums import inline_transport
 from fedprune.privacy.discretise import noise_for
 from fedprune.privacy.noise import seeded_source
 from fedprune.privacy.release import Release
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.forms import form_of
-from fedprune.protocol.messages import Aggregate, Failure, Question
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.secagg.messages import (
     Call,

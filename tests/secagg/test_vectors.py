@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from fedprune import RunConfig
 from fedprune.client.answers import LOST
 from fedprune.options.refusal import Refused
+from fedprune.protocol.aggregate import Aggregate, as_sum
 from fedprune.protocol.forms import Form
-from fedprune.protocol.messages import Aggregate, Answer, as_sum
+from fedprune.protocol.messages import Answer
 from fedprune.secagg.vectors import (
     folded_from,
     length,

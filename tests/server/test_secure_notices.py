@@ -2,7 +2,7 @@
 
 import torch
 
-from fedprune.protocol.messages import Aggregate
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.secure_notices import noticed
 from fedprune.server.state import Book
 

@@ -15,7 +15,9 @@ from fedprune.client.host import build_host
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import Aggregate, Answer, Failure, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import Failure
+from fedprune.protocol.messages import Answer, Question
 from fedprune.report.screen import Screen
 from fedprune.server.rows import Row
 from fedprune.server.standing import limit_of, struck

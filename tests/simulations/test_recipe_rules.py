@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fedprune import RunConfig
 from fedprune.client.host import Host
 from fedprune.config import configure, from_toml
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.server.state import State
 from tests.runs import house_of, overheard
 

@@ -19,8 +19,8 @@ from fedprune.engines.flower.exchange import (
 )
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.options.refusal import Refused
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.held_weights import BASE
-from fedprune.protocol.messages import Failure
 from fedprune.protocol.replies import identity
 
 _Said = TypeVar("_Said")

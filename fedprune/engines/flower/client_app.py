@@ -48,9 +48,10 @@ from fedprune.learning.local_training import Train, tune
 from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refusal, Refused
 from fedprune.privacy.accounting_terms import SIMULATED
+from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import hides, silenced
+from fedprune.protocol.failures import Failure, plain
 from fedprune.protocol.held_weights import BASE, Lacking
-from fedprune.protocol.messages import Aggregate, Failure, plain
 from fedprune.protocol.parts import PartitionPart, failure_of
 from fedprune.protocol.questions import HELD
 from fedprune.protocol.replies import identity, parts_packet, sum_packet

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedprune.codec.wire import Packet
 from fedprune.engines.flower.messages import Copies, packet_in, records
 from fedprune.options.refusal import Refused
-from fedprune.protocol.messages import plain
+from fedprune.protocol.failures import plain
 
 POLL = {True: 0.05, False: 0.25}
 """Seconds between looks for replies: in a simulation, and on devices, where a look is a request."""

@@ -19,7 +19,7 @@ from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
 from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
 from fedprune.options.refusal import ConfigError, Refused
-from fedprune.protocol.messages import Failure, failure_said, plain
+from fedprune.protocol.failures import Failure, failure_said, plain
 from fedprune.runtime.json_text import read_object
 
 JOIN = 900.0

@@ -18,20 +18,15 @@ from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
 from fedprune.engines.flower.exchange import Lost
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.engines.flower.sealed import sealed_sums
+from fedprune.protocol.aggregate import Aggregate, loud_from, loud_in, summed
+from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
+from fedprune.protocol.failures import longest_about
 from fedprune.protocol.forms import Form, form_of
-from fedprune.protocol.messages import (
-    Aggregate,
-    Question,
-    longest_about,
-    loud_from,
-    loud_in,
-    summed,
-)
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.parts import PartitionPart, with_part
 from fedprune.protocol.port import Ask, Exchange, Port
-from fedprune.protocol.questions import Broadcast, broadcast
 from fedprune.protocol.replies import folded_of, parts_in
 
 

@@ -10,7 +10,8 @@ from fedprune.codec.wire import Packet
 from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.asking import Asking, Request, ask
 from fedprune.engines.flower.fleet import Fleet
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.secagg.messages import (
     Call,
     Enclosure,

@@ -14,7 +14,8 @@ from fedprune.engines.flower import asking, grid
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.privacy.ledger import Spent, open_ledger
-from fedprune.protocol.messages import Aggregate, Question
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.server_privacy import private_port

@@ -1,0 +1,59 @@
+"""What the head of a question may say: each reads one value by its name.
+
+All raise ValueError where there is none, or another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from fedprune.config.kinds import KINDS
+from fedprune.runtime.json_text import number_within, text_of, whole_number
+
+_LATEST = 2**31 - 1  # rounds are counted in int32 elsewhere
+_HIGHEST = sys.float_info.max
+
+
+def kind_in(head: Mapping[str, Any], name: str) -> str:
+    """The kind of a question, in `KINDS`."""
+    kind = text_of(head, name)
+    if kind not in KINDS:
+        raise ValueError(f"kind: no such question, {kind[:100]!r}")
+    return kind
+
+
+def part_in(head: Mapping[str, Any], name: str) -> str:
+    """Which held-out part is asked about; "" for none."""
+    part = text_of(head, name)
+    if part not in ("", "validation", "test"):
+        raise ValueError("part: neither validation nor test")
+    return part
+
+
+def flag_in(head: Mapping[str, Any], name: str) -> bool:
+    """True or false."""
+    if not isinstance(head.get(name), bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return bool(head[name])
+
+
+def count_in(head: Mapping[str, Any], name: str) -> int:
+    """A whole number, such as a round."""
+    return whole_number(head, name, _LATEST)
+
+
+def amount_in(head: Mapping[str, Any], name: str) -> float:
+    """A finite number, 0 or more."""
+    return number_within(head, name, _HIGHEST)
+
+
+def share_in(head: Mapping[str, Any], name: str) -> float:
+    """A number from 0 to 1."""
+    return number_within(head, name, 1.0)
+
+
+def share_or_none_in(head: Mapping[str, Any], name: str) -> float | None:
+    """A number from 0 to 1, or None where the head says null."""
+    return None if head.get(name, "") is None else share_in(head, name)
