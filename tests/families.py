@@ -22,9 +22,39 @@ FACTS: dict[str, tuple[int, int, int, int, int, int]] = {
     "t5": (3, 5, 6, 4, 10, 4),
     "t5-gated": (3, 5, 6, 4, 10, 4),
     "llama": (3, 4, 2, 2, 10, 2),
-    "llama-gqa": (2, 4, 2, 2, 10, 2),  # six query heads, three to a unit
+    "llama-gqa": (2, 4, 2, 2, 10, 2),
+    "mistral": (2, 4, 2, 2, 10, 2),
+    "qwen2": (3, 4, 2, 2, 10, 2),
+    "qwen3": (2, 4, 2, 2, 10, 2),
+    "phi3": (3, 4, 2, 2, 10, 2),
+    "opt": (3, 4, 2, 2, 10, 2),
+    "opt-post": (3, 4, 2, 2, 10, 2),
+    "gpt-neox": (3, 4, 2, 2, 10, 2),
+    "distilbert": (3, 4, 2, 2, 10, 2),
+    "electra": (3, 4, 2, 2, 10, 2),
 }
-OUTPUT = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}
+# Queries that share a key and a value: units are their groups.
+QUERIES = {"llama-gqa": 3, "mistral": 2, "qwen3": 2, "phi3": 2}
+# Numbers that go with a whole attention and with a whole feed-forward: norms before and in it.
+NORMS = {
+    "bert": (0, 0),
+    "roberta": (0, 0),
+    "distilbert": (0, 0),
+    "electra": (0, 0),
+    "opt-post": (0, 0),
+    "opt": (24, 24),
+    "gpt-neox": (24, 24),
+    "gpt2": (24, 24),
+    "gpt2-cross": (24, 24),
+    "qwen3": (20, 12),
+}
+RMS = (12, 12)
+OUTPUT = {
+    "bert": "cls.predictions.decoder",
+    "roberta": "lm_head.decoder",
+    "distilbert": "vocab_projector",
+    "electra": "generator_lm_head",
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +127,20 @@ def _built(name: str) -> nn.Module:
     llama = {
         "vocab_size": SYMBOLS, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
         "head_dim": 4, "use_cache": False, "max_position_embeddings": 16,
+        "num_attention_heads": heads * QUERIES.get(name, 1), "num_key_value_heads": heads,
     }  # fmt: skip
+    plain = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    opt = {
+        "vocab_size": SYMBOLS, "hidden_size": 12, "num_hidden_layers": 2, "ffn_dim": 10,
+        "num_attention_heads": heads, "max_position_embeddings": 16, "word_embed_proj_dim": 12,
+        "use_cache": False, **plain,
+    }  # fmt: skip
+    unlike = {"enable_bias": False, "activation_function": "gelu"}
+    distilbert = {
+        "vocab_size": SYMBOLS, "dim": 12, "n_layers": 2, "hidden_dim": 10, "n_heads": heads,
+        "max_position_embeddings": 16,
+    }  # fmt: skip
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
     made = {
         "bert": lambda: t.BertForMaskedLM(t.BertConfig(**bert)),
         "roberta": lambda: t.RobertaForMaskedLM(t.RobertaConfig(**bert)),
@@ -107,11 +150,18 @@ def _built(name: str) -> nn.Module:
         "t5-gated": lambda: t.T5ForConditionalGeneration(
             t.T5Config(**t5, feed_forward_proj="gated-gelu")
         ),
-        "llama": lambda: t.LlamaForCausalLM(
-            t.LlamaConfig(**llama, num_attention_heads=3, num_key_value_heads=3)
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
+        "llama-gqa": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
+        "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**llama, sliding_window=3)),
+        "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**llama, **windows)),
+        "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**llama)),
+        "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**opt, **unlike)),
+        "opt-post": lambda: t.OPTForCausalLM(
+            t.OPTConfig(**opt | {"word_embed_proj_dim": 8}, do_layer_norm_before=False)
         ),
-        "llama-gqa": lambda: t.LlamaForCausalLM(
-            t.LlamaConfig(**llama, num_attention_heads=6, num_key_value_heads=2)
-        ),
+        "gpt-neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**bert, use_cache=False)),
+        "distilbert": lambda: t.DistilBertForMaskedLM(t.DistilBertConfig(**distilbert)),
+        "electra": lambda: t.ElectraForMaskedLM(t.ElectraConfig(**bert, embedding_size=8)),
+        "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**llama, **plain)),
     }
     return made[name]()

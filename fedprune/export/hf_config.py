@@ -60,7 +60,7 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
 
 def _changes(
     dense: nn.Module, family: Family, edits: Edits
-) -> tuple[dict[str, int], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The keys of the config that change, and each block's path in the new model to its old one."""
     names = [n for n, p in dense.named_parameters() if p.dim() > 1]
     structure = structure_of(dense, names)
@@ -71,7 +71,7 @@ def _changes(
         if not any(units for path, (_, units) in kept.items() if _inside(path, block.path))
     }
     there = {p: v for p, v in kept.items() if not any(_inside(p, g) for g in gone)}
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
     neurons = _same("neuron", there)
     if neurons is not None:
         changes[family.config.neurons] = neurons
@@ -81,7 +81,18 @@ def _changes(
     blocks |= {f"gone.{path}": path for path in gone}
     if gone:
         changes |= {_layer_key(family, stack): count for stack, count in counts.items()}
+        changes |= _left(dense.config, family, [b.path not in gone for b in structure.blocks])
     return changes, blocks
+
+
+def _left(settings: Any, family: Family, stays: Sequence[bool]) -> dict[str, Any]:
+    """What a config says block by block, of the blocks that stay."""
+    said = {key: getattr(settings, key, None) for key in family.config.by_layer}
+    return {
+        key: [value for value, stay in zip(values, stays, strict=True) if stay]
+        for key, values in said.items()
+        if isinstance(values, list)
+    }
 
 
 def _inside(path: str, block: str) -> bool:
@@ -131,7 +142,7 @@ def _layer_key(family: Family, stack: str) -> str:
     return next(key for end, key in family.config.layers.items() if f".{stack}".endswith(f".{end}"))
 
 
-def _config_with(settings: Any, changes: Mapping[str, int]) -> Any:
+def _config_with(settings: Any, changes: Mapping[str, Any]) -> Any:
     values = settings.to_dict() | dict(changes)
     try:
         return type(settings).from_dict(values)

@@ -156,13 +156,12 @@ def mergeable_heads(
     They look at the same places, QᵢᵀKᵢ = QⱼᵀKⱼ (with the part of the biases that a softmax sees),
     and OᵢVᵢ + OⱼVⱼ has at most the rank of one head. Where positions are turned into queries and
     keys (LLaMA), or added head by head (T5), equal products are not enough: there Q and K
-    themselves must be equal, and T5's self-attention is left alone.
+    themselves must be equal, and T5's self-attention is left alone (`Group.alike`).
     """
     attention = attention_of(group, layout, weights)
-    if attention is None or group.path.endswith("SelfAttention"):
+    if attention is None or not group.alike:
         return []
-    rotary = any(part.tensor.endswith(".q_proj.weight") for part in group.parts)
-    same = _same_rows(attention) if rotary else _same_patterns(attention)
+    same = _same_rows(attention) if group.alike == "rows" else _same_patterns(attention)
     found: list[tuple[int, int]] = []
     for i, j in same.triu(diagonal=1).nonzero().tolist():
         free = all(k not in pair for pair in found for k in (i, j))

@@ -74,7 +74,7 @@ def attention_of(group: Group, layout: Layout, weights: Mapping[str, Tensor]) ->
     GPT-2 makes queries, keys and values in one layer, in its cross-attention keys and values.
     """
     named = {part.tensor: part for part in producers_of(group)}
-    pieces = [(tensor, index) for tensor, part in named.items() for index in _thirds(part, group)]
+    pieces = [(tensor, index) for tensor, part in named.items() for index in _pieces(part)]
     if len(named) == 2 and len(pieces) == 3:
         pieces = [pieces[2], *pieces[:2]]  # keys and values, then queries
     reader = reader_of(group)
@@ -97,10 +97,9 @@ def attention_of(group: Group, layout: Layout, weights: Mapping[str, Tensor]) ->
     return Attention(q, k, v, output, (beside[0], beside[1], beside[2]))
 
 
-def _thirds(part: UnitSlice, group: Group) -> list[Tensor]:
-    """A producer's rows by what they are for: one piece, or as many as are made in one layer."""
-    count = {1: 3, 2: 2 if part is producers_of(group)[0] else 1}.get(len(producers_of(group)), 1)
-    return list(part.index.chunk(count, dim=1))
+def _pieces(part: UnitSlice) -> list[Tensor]:
+    """A producer's rows by what they are for."""
+    return list(part.index.split(list(part.pieces or [part.index.shape[1]]), dim=1))
 
 
 def without_units(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.structure.families.catalog import FAMILIES
 from fedprune.structure.groups import UnitSlice
 from fedprune.structure.layout import (
     Layout,
@@ -78,7 +79,7 @@ def _has(layout: Layout, kind: Unit) -> bool:
     return any(bool((label >= 0).any()) for label in kind.labels(layout, (1, 1)).values())
 
 
-_FAMILIES = "of BERT, RoBERTa, GPT-2, T5 or LLaMA with prunable weights"
+_FAMILIES = f"of a known architecture ({', '.join(FAMILIES)}) with prunable weights"
 _NEEDED = {
     "head": f"an attention {_FAMILIES}",
     "neuron": f"a feed-forward layer {_FAMILIES}",

@@ -31,11 +31,14 @@ class UnitSlice:
         tensor: name of a prunable tensor.
         axis: "row" (the units' outputs) or "column" (what reads them), in the (out, in) view.
         index: (units, width) long: rows or columns of each unit, in that view.
+        pieces: of a layer that makes several things how many of a unit's rows are of each, in
+            their order; () = all of one.
     """
 
     tensor: str
     axis: str
     index: Tensor
+    pieces: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,15 @@ class Group:
     Attributes:
         path: the module's path.
         kind: "head" or "neuron"; of plain networks "channel"
-        (`fedprune.structure.channels.groups`). parts: the tensors they run through.
+            (`fedprune.structure.channels.groups`).
+        parts: the tensors they run through.
+        alike: of heads, as `fedprune.structure.families.family.SubLayer.alike`.
     """
 
     path: str
     kind: str
     parts: tuple[UnitSlice, ...]
+    alike: str = "products"
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,11 @@ def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, st
     if not found or names.get(_key(found[-1].layer)) is None:
         return None
     parts = (
-        UnitSlice(names[_key(p.layer)], p.axis, p.index) for p in found if _key(p.layer) in names
+        UnitSlice(names[_key(p.layer)], p.axis, p.index, p.pieces)
+        for p in found
+        if _key(p.layer) in names
     )
-    return Group(path, sublayer.kind, tuple(parts))
+    return Group(path, sublayer.kind, tuple(parts), sublayer.alike(path))
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class Projection:
     layer: nn.Module
     axis: str
     index: Tensor
+    pieces: tuple[int, ...] = ()
     bias: nn.Parameter | None = None
 
 
@@ -125,21 +134,28 @@ def projections(module: nn.Module, sublayer: SubLayer) -> tuple[Projection, ...]
     if not all(map(is_layer, (column, *rows))) or not rows:
         return ()
     read = out_in(column)[1]
-    # GPT-2 makes queries, keys and values in one layer, three times as many rows as are read.
-    fused = [max(1, out_in(layer)[0] // read) for layer in rows]
-    made = [out_in(layer)[0] // f for layer, f in zip(rows, fused, strict=True)]
+    made = [sublayer.pieces(out_in(layer)[0], read) for layer in rows]
     # With grouped queries (GQA) fewer keys are made than outputs are read: a unit is a KV group.
-    units = min(made) // sublayer.width(module)
+    units = min(read, *(min(pieces) for pieces in made)) // sublayer.width(module)
     making = (
-        Projection(layer, "row", _index(units, out_in(layer)[0], f), whole.bias)
-        for layer, f, whole in zip(rows, fused, outer, strict=True)
+        Projection(
+            layer,
+            "row",
+            _index(units, pieces, sublayer.together),
+            tuple(piece // units for piece in pieces) if len(pieces) > 1 else (),
+            whole.bias,
+        )
+        for layer, pieces, whole in zip(rows, made, outer, strict=True)
     )
-    return (*making, Projection(column, "column", _index(units, read, 1)))
+    return (*making, Projection(column, "column", _index(units, (read,))))
 
 
-def _index(units: int, size: int, fused: int) -> Tensor:
-    """Which of `size` rows belong to each unit, (units, size / units), if `fused` times in turn."""
-    return torch.arange(size).view(fused, units, -1).transpose(0, 1).reshape(units, -1)
+def _index(units: int, pieces: Sequence[int], together: bool = False) -> Tensor:
+    """Which rows belong to each unit, (units, rows / units): of every piece an equal part."""
+    if together:
+        return torch.arange(sum(pieces)).view(units, -1)
+    parts = torch.arange(sum(pieces)).split(list(pieces))
+    return torch.cat([part.view(units, -1) for part in parts], dim=1)
 
 
 def _key(layer: nn.Module) -> int:

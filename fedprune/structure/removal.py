@@ -6,26 +6,28 @@ nothing. The norm before it is dead then and goes too; the norm after it (BERT, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.structure.families.family import SubLayer
+from fedprune.structure.families.family import Inline, SubLayer
+from fedprune.structure.low_rank_layers import outputs
 
 
 class Bias(nn.Module):
-    """What stays of a layer whose inputs are gone: its bias, under its name."""
+    """What stays of a layer whose inputs are gone: its bias, under its name; without one zeros."""
 
-    def __init__(self, bias: nn.Parameter) -> None:
+    def __init__(self, bias: nn.Parameter | None, width: int) -> None:
         super().__init__()
-        self.bias = bias
+        self.register_parameter("bias", bias)
+        self.width = width
 
     def forward(self, states: Tensor) -> Tensor:
         """The bias for every position of (..., any) states."""
         bias: Any = self.bias
         # A view of a parameter claims to need a gradient even where there are none; of a copy not.
-        spread: Tensor = bias.clone().expand(*states.shape[:-1], len(bias))
+        row = states.new_zeros(self.width) if bias is None else bias.clone()
+        spread: Tensor = row.expand(*states.shape[:-1], self.width)
         return spread
 
 
@@ -44,7 +46,7 @@ class Gone(nn.Module):
     ) -> None:
         super().__init__()
         self.column, self.rest = column, rest
-        self.add_module(column, None if bias is None else Bias(bias))
+        self.add_module(column, None if bias is None else Bias(bias, len(bias)))
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor, *_args: object, **given: Any) -> Any:
@@ -55,7 +57,7 @@ class Gone(nn.Module):
 
 
 class Through(nn.Module):
-    """In place of BERT's heads: the states as they are, for `Bias` to read their shape."""
+    """In place of what makes heads: the states as they are, for `Bias` to read their shape."""
 
     def forward(
         self, hidden_states: Tensor, *_args: object, **_given: object
@@ -75,24 +77,37 @@ def remove(model: nn.Module, module: nn.Module, sublayer: SubLayer) -> None:
     reader = module.get_submodule(sublayer.column)
     bias: Any = reader.bias
     frame = sublayer.frame
-    if frame is not None:
-        inner = module.get_submodule(frame.dropout) if frame.dropout else nn.Identity()
-        gone = Gone(sublayer.column, bias, inner, frame.rest)
-        replace(model, module, sublayer.stand_in(module) or gone, frame.norms)
+    if isinstance(frame, Inline):
+        _silence(module, sublayer, frame)
         return
-    replace(module, reader, Bias(bias))
-    head = sublayer.kind == "head"
-    silent = module.get_submodule("self" if head else "intermediate")
-    replace(module, silent, Through() if head else nn.Identity())
+    inner = module.get_submodule(frame.dropout) if frame.dropout else nn.Identity()
+    gone = Gone(sublayer.column, bias, inner, frame.rest)
+    places = replace(model, module, sublayer.stand_in(module) or gone)
+    for block, name in places:
+        dead = [frame.norms] if frame.before(block) else []
+        dead += [frame.after] if bias is None else []
+        for norms in dead:
+            if name in norms:
+                setattr(block, norms[name], nn.Identity())
 
 
-def replace(
-    model: nn.Module, old: nn.Module, new: nn.Module, norms: Mapping[str, str] | None = None
-) -> None:
-    """Put a module in the place of another, under every name it has; the norms before it go."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
-                if norms and name in norms:
-                    setattr(parent, norms[name], nn.Identity())
+def _silence(module: nn.Module, sublayer: SubLayer, frame: Inline) -> None:
+    reader = module.get_submodule(sublayer.column)
+    bias: Any = reader.bias
+    replace(module, reader, Bias(bias, outputs(reader)))
+    maker = module.get_submodule(frame.maker)
+    replace(module, maker, Through() if frame.answers else nn.Identity())
+    for norm in frame.norms if frame.before(module) else ():
+        setattr(module, norm, nn.Identity())
+
+
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Put a module in the place of another, under every name it has.
+
+    Returns:
+        The modules that it was in, with its name there.
+    """
+    places = [(m, n) for m in list(model.modules()) for n, c in m._modules.items() if c is old]
+    for parent, name in places:
+        setattr(parent, name, new)
+    return places

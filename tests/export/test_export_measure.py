@@ -16,7 +16,7 @@ from fedprune.export.measure import (
     zeros_as_masks,
 )
 from fedprune.protocol.models import dense_model
-from tests.families import FACTS, family
+from tests.families import FACTS, QUERIES, family
 from tests.runs import tiny
 
 
@@ -49,7 +49,7 @@ def by_hand(name: str, tokens: int) -> int:
             seen = 2 if "pooler" in path else rows
             total += 2 * seen * m.weight.numel()
     heads, size, attentions, *_ = FACTS[name]
-    heads *= 3 if name == "llama-gqa" else 1
+    heads *= QUERIES.get(name, 1)
     return total + attentions * heads * 2 * 2 * (2 * tokens * tokens * size)
 
 

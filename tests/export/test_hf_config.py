@@ -31,11 +31,12 @@ def without(name: str, block: str) -> tuple[Edit, ...]:
     return tuple(Edit(g.kind, g.path) for g in inside)
 
 
-NEURONS = ["bert", "roberta", "gpt2", "t5", "t5-gated", "llama", "llama-gqa"]
-HEADS = {"t5": (0, 2), "t5-gated": (1, 2), "llama": (1,), "llama-gqa": (1,)}
+LIKE_LLAMA = ["llama", "llama-gqa", "mistral", "qwen2", "qwen3", "phi3"]
+NEURONS = ["bert", "roberta", "gpt2", "t5", "t5-gated", *LIKE_LLAMA]
+HEADS = {"t5": (0, 2), "t5-gated": (1, 2), **dict.fromkeys(LIKE_LLAMA, (1,))}
 BLOCKS = {
     "llama": ["model.layers.0", "model.layers.1"],
-    "llama-gqa": ["model.layers.0"],
+    **{name: ["model.layers.0"] for name in LIKE_LLAMA[1:]},
     "t5": ["encoder.block.1", "decoder.block.0", "encoder.block.0"],
 }
 

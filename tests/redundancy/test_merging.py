@@ -94,7 +94,8 @@ def test_representatives(rows, within, expected):
     assert representatives(torch.tensor(rows).double(), within) == expected
 
 
-HEADS = ["bert", "roberta", "gpt2", "gpt2-cross", "llama", "llama-gqa"]
+ROTARY = ["llama", "llama-gqa", "qwen3", "phi3", "gpt-neox"]
+HEADS = ["bert", "roberta", "distilbert", "opt", "gpt2", "gpt2-cross", *ROTARY]
 
 
 def alike(weights: Tensors, layout, group, name: str) -> None:
@@ -112,7 +113,7 @@ def alike(weights: Tensors, layout, group, name: str) -> None:
         rows[places] = 0.0
         if bias is not None:
             weights[bias][places] = 0.0
-    if not name.startswith("llama"):
+    if name not in ROTARY:
         _turn(weights, layout, group, size)
 
 

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import FACTS, family, forward
+from families import FACTS, OUTPUT, family, forward
 from torch import nn
 
 from fedprune.structure.edits import Edit
@@ -70,8 +70,7 @@ def test_at_full_rank_every_family_says_the_same_and_has_its_structure(name):
     for path in paths:
         factor_layer(model, Edit("rank", path, (min(matrix_of(model.get_submodule(path)).shape),)))
     assert torch.allclose(forward(name, model), before.logits({}), atol=1e-9)
-    output = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}
-    layout = layout_of(model, output=(output.get(name, "lm_head"),))
+    layout = layout_of(model, output=(OUTPUT.get(name, "lm_head"),))
     assert layout.prunable == tuple(f"{path}.{i}.weight" for path in paths for i in (0, 1))
     assert set(layout.kinds.values()) == {"linear"}
     _same_units(before.layout.structure.groups, layout.structure.groups)

@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 from cutting import CASES, masks_of
-from families import FACTS, family, forward
+from families import FACTS, QUERIES, family, forward
 from torch import nn
 
 from fedprune.structure.cuts import edits_of
@@ -27,8 +27,7 @@ def test_groups_and_blocks_are_counted_right(name):
         assert {len(p.index) for p in group.parts} == {heads}
         reader = group.parts[-1]
         assert reader.axis == "column"
-        queries = 3 if name == "llama-gqa" else 1
-        assert reader.index.shape[1] == size * queries
+        assert reader.index.shape[1] == size * QUERIES.get(name, 1)
     for group in by_kind["neuron"]:
         assert {len(p.index) for p in group.parts} == {neurons}
         assert group.parts[-1].index.tolist() == [[i] for i in range(neurons)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cutting import CASES, every, masked_model, masks_of, some
-from families import FACTS, OUTPUT, Family, family, forward, inputs
+from families import FACTS, NORMS, OUTPUT, QUERIES, RMS, Family, family, forward, inputs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,8 +101,8 @@ def lost(f: Family, case: str, masks: Masks) -> int:
     for group in f.layout.structure.groups:
         out, units = len(gone.get((group.kind, group.path), ())), len(group.parts[0].index)
         count += sum(biases(f, p.tensor) * out // units for p in group.parts if p.axis == "row")
-        if out == units and "bert" not in f.name:
-            count += 24 if "gpt2" in f.name else 12
+        if out == units:
+            count += NORMS.get(f.name, RMS)[group.kind == "neuron"]
     if f.name.startswith("t5") and case in {"all attentions", "everything"}:
         count += 2 * 32 * 3
     return count
@@ -136,8 +136,7 @@ def test_operations_fall_by_what_was_counted(name, case):
     for (kind, path), units in CASES[case](f.layout).items():
         if kind == "head":  # two products of 7 queries with 7 keys (or 5) in each of two texts
             keys = 5 if "crossattention" in path else 7
-            queries = 3 if name == "llama-gqa" else 1
-            expected += len(units) * queries * 2 * 2 * 2 * 7 * keys * FACTS[name][1]
+            expected += len(units) * QUERIES.get(name, 1) * 2 * 2 * 2 * 7 * keys * FACTS[name][1]
     assert operations(name, model) - operations(name, small) == expected > 0
     left = replace(f.layout, prunable=tuple(n for n in masks if n in state_of(small)))
     seen = positions_of(small, left, {"labels": torch.zeros(2)}, lambda m, _: run(name, m))
@@ -293,6 +292,12 @@ ADAPTED = {
     "t5-gated": ["q", "o", "wi_0", "wo"],
     "llama": ["q_proj", "o_proj", "down_proj"],
     "llama-gqa": ["q_proj", "o_proj", "down_proj"],
+    "opt": ["q_proj", "out_proj"],
+    "opt-post": ["q_proj", "v_proj"],
+    "gpt-neox": ["query_key_value", "dense_h_to_4h"],
+    "distilbert": ["q_lin", "v_lin", "lin1"],
+    "electra": ["query", "value", "intermediate.dense"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj"],
 }
 
 
@@ -303,8 +308,9 @@ def test_a_cut_model_takes_low_rank_adapters_that_train_and_merge(name, case):
     f = family(name)
     small = reshaped(copy.deepcopy(f.model), cut(f, case)[1])
     want = forward(name, small)
+    targets = ADAPTED.get(name, ADAPTED["llama"])
     config = peft.LoraConfig(
-        r=2, target_modules=ADAPTED[name], init_lora_weights=True, fan_in_fan_out="gpt2" in name
+        r=2, target_modules=targets, init_lora_weights=True, fan_in_fan_out="gpt2" in name
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

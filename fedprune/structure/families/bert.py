@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: encoders whose norms come after what was added up."""
+"""BERT, RoBERTa and ELECTRA: encoders whose norms come after what was added up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from fedprune.structure.families.family import (
     ConfigKeys,
     Family,
+    Inline,
     Need,
     Sizes,
     SmallModel,
@@ -49,8 +50,19 @@ def _roberta(need: Need) -> Any:
     return RobertaConfig(max_position_embeddings=positions, type_vocab_size=1, **_sizes_of(need))
 
 
+def _electra(need: Need) -> Any:
+    from transformers import ElectraConfig
+
+    # Its embeddings are narrower than its states, and projected.
+    return ElectraConfig(
+        embedding_size=need.width // 2,
+        max_position_embeddings=need.length,
+        **_sizes_of(need),
+    )
+
+
 @torch.no_grad()
-def _sinusoids(model: nn.Module) -> None:
+def sinusoids(model: nn.Module) -> None:
     """Let learned positions start as sinusoids (Vaswani et al. 2017, arXiv 1706.03762, 3.5).
 
     From random ones a small encoder does not find out in 1,500 steps which symbols are neighbours:
@@ -70,8 +82,11 @@ _ATTENTION = SubLayer(
     ("self.query", "self.key", "self.value"),
     "output.dense",
     lambda m: int(m.self.attention_head_size),
+    frame=Inline("self", answers=True),
 )
-_FEED_FORWARD = SubLayer("neuron", ("intermediate.dense",), "output.dense")
+_FEED_FORWARD = SubLayer(
+    "neuron", ("intermediate.dense",), "output.dense", frame=Inline("intermediate")
+)
 _HEADS: Sizes = {
     "num_attention_heads": lambda m: outputs(m.query) // m.attention_head_size,
     "all_head_size": lambda m: outputs(m.query),
@@ -83,8 +98,20 @@ BERT = Family(
     "bert",
     sublayers={"BertAttention": _ATTENTION, "BertLayer": _FEED_FORWARD},
     config=_KEYS,
-    small={"bert": SmallModel("BERT: post-norm encoder", _PURPOSES, _bert, _sinusoids)},
+    small={"bert": SmallModel("BERT: post-norm encoder", _PURPOSES, _bert, sinusoids)},
     sizes={"BertSelfAttention": _HEADS, "BertCrossAttention": _HEADS},
+)
+
+ELECTRA = Family(
+    "electra",
+    sublayers={"ElectraAttention": _ATTENTION, "ElectraLayer": _FEED_FORWARD},
+    config=_KEYS,
+    small={
+        "electra": SmallModel(
+            "ELECTRA: BERT whose embeddings are half as wide", _PURPOSES, _electra, sinusoids
+        )
+    },
+    sizes={"ElectraSelfAttention": _HEADS, "ElectraCrossAttention": _HEADS},
 )
 
 ROBERTA = Family(
@@ -93,7 +120,7 @@ ROBERTA = Family(
     config=_KEYS,
     small={
         "roberta": SmallModel(
-            "RoBERTa: BERT with its own positions", _PURPOSES, _roberta, _sinusoids
+            "RoBERTa: BERT with its own positions", _PURPOSES, _roberta, sinusoids
         )
     },
     sizes={"RobertaSelfAttention": _HEADS, "RobertaCrossAttention": _HEADS},

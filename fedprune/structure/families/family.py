@@ -71,17 +71,50 @@ class SmallModel:
 
 @dataclass(frozen=True)
 class Frame:
-    """How a sub-layer sits in a block with norms before its sub-layers.
+    """How a sub-layer that is a module of its own sits in its block.
 
     Attributes:
-        norms: the norm before it, by the name that the block gives the sub-layer.
+        norms: the norm before it, by the name that the block gives the sub-layer; none where all
+            norms come after what was added up.
         dropout: its own dropout after the reading layer, "" if the block has it.
         rest: the other values that it returns: names of arguments handed on, "" for None.
+        after: the norm of what it returns, which has nothing to do where that is 0 (Gemma 2).
+        before: whether those norms come before it, told of the block: OPT knows both ways.
     """
 
     norms: Mapping[str, str]
     dropout: str = ""
     rest: tuple[str, ...] = ()
+    after: Mapping[str, str] = field(default_factory=dict)
+    before: Callable[[Any], bool] = lambda _: True
+
+
+def equal_pieces(made: int, read: int) -> tuple[int, ...]:
+    """As many pieces as what is read goes into what is made: GPT-2's queries, keys and values."""
+    count = max(1, made // read)
+    return (made // count,) * count
+
+
+def queries_first(made: int, read: int) -> tuple[int, ...]:
+    """As many queries as are read, and keys and values, of which groups of queries share one."""
+    return (read, (made - read) // 2, (made - read) // 2)
+
+
+@dataclass(frozen=True)
+class Inline:
+    """How a sub-layer that is no module of its own, or ends in a norm, falls silent when it goes.
+
+    Attributes:
+        maker: path of the part that makes the units: it hands on what it is given.
+        answers: whether that part gives back a pair, the states and None.
+        norms: of the module the norms before it: they go where `before` says so.
+        before: whether its norms come before it, told of the module.
+    """
+
+    maker: str
+    answers: bool = False
+    norms: tuple[str, ...] = ()
+    before: Callable[[Any], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
@@ -94,7 +127,13 @@ class SubLayer:
             have are skipped.
         column: path of the one layer that reads them.
         width: how many rows of a producer belong to a unit; for attention the size of a head.
-        frame: how it sits in its block; None where the norm comes after it (BERT, RoBERTa).
+        pieces: of a layer that makes several things (queries, keys and values; gate and up) the
+            rows of each, in their order, from how many rows it makes and how many are read.
+        together: the pieces of a unit lie together (GPT-NeoX), not the units of a piece (GPT-2).
+        alike: by the module's path what tells that two heads look at the same places: "products"
+            of their queries and keys; "rows", where positions or norms come between the two; ""
+            where nothing does.
+        frame: how it sits in its block, or what in it falls silent.
         after_cut: called with the module and the original indices of the units that stayed.
         stand_in: what takes the place of the module when all units are gone, where others read
             more of it than its output; None: nothing does.
@@ -104,7 +143,10 @@ class SubLayer:
     rows: tuple[str, ...]
     column: str
     width: Callable[[Any], int] = lambda _: 1
-    frame: Frame | None = None
+    pieces: Callable[[int, int], tuple[int, ...]] = equal_pieces
+    together: bool = False
+    alike: Callable[[str], str] = lambda _: "products"
+    frame: Frame | Inline = field(default_factory=lambda: Frame({}))
     after_cut: Callable[[nn.Module, Tensor], None] = lambda _module, _kept: None
     stand_in: Callable[[nn.Module], nn.Module | None] = lambda _: None
 
@@ -123,11 +165,13 @@ class ConfigKeys:
             of a head of output.
         heads: from the config and the heads (KV groups) kept in each attention to the keys that
             say so; None: it cannot say that.
+        by_layer: keys of lists with an entry for each block, where the config has them.
     """
 
     neurons: str
     layers: Mapping[str, str]
     heads: Callable[[Any, int], dict[str, int]] | None = None
+    by_layer: tuple[str, ...] = ("layer_types",)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ GPT2 = Family(
             ("c_attn", "q_attn"),
             "c_proj",
             lambda m: int(m.head_dim),
-            Frame({"attn": "ln_1", "crossattention": "ln_cross_attn"}, "resid_dropout", ("",)),
+            frame=Frame(
+                {"attn": "ln_1", "crossattention": "ln_cross_attn"}, "resid_dropout", ("",)
+            ),
         ),
         "GPT2MLP": SubLayer("neuron", ("c_fc",), "c_proj", frame=Frame({"mlp": "ln_2"}, "dropout")),
     },

@@ -1,7 +1,8 @@
-"""LLaMA: rotary positions, gated feed-forward, grouped queries."""
+"""LLaMA and those that are built like it: rotary positions, gated feed-forward, grouped queries."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -18,56 +19,84 @@ from fedprune.structure.families.family import (
 from fedprune.structure.low_rank_layers import inputs
 
 
+def decoder_sizes(need: Need, share: int = 1, tied: bool = False) -> dict[str, Any]:
+    """What the configurations of small models say; `share` heads have one key and value."""
+    return {
+        "vocab_size": need.vocabulary,
+        "hidden_size": need.width,
+        "intermediate_size": need.gated,
+        "num_hidden_layers": need.depth,
+        "num_attention_heads": need.heads,
+        "num_key_value_heads": 1 if need.heads % share else need.heads // share,
+        "head_dim": HEAD,
+        "max_position_embeddings": max(256, need.length),
+        "tie_word_embeddings": tied,
+        "use_cache": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        # A language model has no use for it; a classifier reads the last position before it.
+        "pad_token_id": need.pad if need.purpose == "classify" else None,
+    }
+
+
 def _config(need: Need, share: int = 1, tied: bool = False) -> Any:
     from transformers import LlamaConfig  # takes seconds: only who builds one pays
 
-    return LlamaConfig(
-        vocab_size=need.vocabulary,
-        hidden_size=need.width,
-        intermediate_size=need.gated,
-        num_hidden_layers=need.depth,
-        num_attention_heads=need.heads,
-        num_key_value_heads=1 if need.heads % share else need.heads // share,
-        head_dim=HEAD,
-        max_position_embeddings=max(256, need.length),
-        tie_word_embeddings=tied,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        # A language model has no use for it; a classifier reads the last position before it.
-        pad_token_id=need.pad if need.purpose == "classify" else None,
-    )
+    return LlamaConfig(**decoder_sizes(need, share, tied))
 
 
-def _heads(config: Any, kept: int) -> dict[str, int]:
+def heads_of_their_own(config: Any, kept: int) -> dict[str, int]:
+    """The keys of a config that counts KV groups, heads and the size of one apart."""
     shared = config.num_attention_heads // config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = {"num_key_value_heads": kept, "num_attention_heads": kept * shared}
-    return {**heads, "head_dim": config.head_dim}
+    return {**heads, "head_dim": size}
 
 
-def _states(hidden_states: Tensor, *_args: object, **_given: object) -> Tensor:
+def states(hidden_states: Tensor, *_args: object, **_given: object) -> Tensor:
+    """What a block says that has nothing left."""
     return hidden_states
 
 
-LLAMA = Family(
+def attention(norm: str = "input_layernorm", after: Mapping[str, str] | None = None) -> SubLayer:
+    """Queries, keys and values by layers of their own, turned by their places."""
+    return SubLayer(
+        "head",
+        ("q_proj", "k_proj", "v_proj"),
+        "o_proj",
+        lambda m: int(m.head_dim),
+        alike=lambda _: "rows",
+        frame=Frame({"self_attn": norm}, rest=("",), after=after or {}),
+    )
+
+
+def gated(
+    norm: str = "post_attention_layernorm", after: Mapping[str, str] | None = None
+) -> SubLayer:
+    """A feed-forward layer with a gate."""
+    frame = Frame({"mlp": norm}, after=after or {})
+    return SubLayer("neuron", ("gate_proj", "up_proj"), "down_proj", frame=frame)
+
+
+CONFIG_KEYS = ConfigKeys("intermediate_size", {"layers": "num_hidden_layers"}, heads_of_their_own)
+
+
+def built_like_llama(model_type: str, prefix: str, small: Mapping[str, SmallModel]) -> Family:
+    """A family whose attention, feed-forward layer and block are LLaMA's, under another name."""
+    return Family(
+        model_type,
+        sublayers={f"{prefix}Attention": attention(), f"{prefix}MLP": gated()},
+        config=CONFIG_KEYS,
+        small=small,
+        sizes={f"{prefix}MLP": {"intermediate_size": lambda m: inputs(m.down_proj)}},
+        passes={f"{prefix}DecoderLayer": states},
+    )
+
+
+LLAMA = built_like_llama(
     "llama",
-    sublayers={
-        "LlamaAttention": SubLayer(
-            "head",
-            ("q_proj", "k_proj", "v_proj"),
-            "o_proj",
-            lambda m: int(m.head_dim),
-            Frame({"self_attn": "input_layernorm"}, rest=("",)),
-        ),
-        "LlamaMLP": SubLayer(
-            "neuron",
-            ("gate_proj", "up_proj"),
-            "down_proj",
-            frame=Frame({"mlp": "post_attention_layernorm"}),
-        ),
-    },
-    config=ConfigKeys("intermediate_size", {"layers": "num_hidden_layers"}, _heads),
-    small={
+    "Llama",
+    {
         "llama": SmallModel(
             "LLaMA: rotary positions, gated feed-forward, head not tied",
             ("causal", "classify", "tag"),
@@ -84,6 +113,4 @@ LLAMA = Family(
             lambda need: _config(need, tied=True),
         ),
     },
-    sizes={"LlamaMLP": {"intermediate_size": lambda m: inputs(m.down_proj)}},
-    passes={"LlamaDecoderLayer": _states},
 )

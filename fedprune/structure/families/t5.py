@@ -66,7 +66,9 @@ T5 = Family(
             ("q", "k", "v"),
             "o",
             lambda m: int(m.key_value_proj_dim),
-            Frame(_NORMS, rest=("position_bias", "")),
+            # Within a stack a bias for each head is added to the products.
+            alike=lambda path: "" if path.endswith("SelfAttention") else "products",
+            frame=Frame(_NORMS, rest=("position_bias", "")),
             after_cut=attend_with,
             stand_in=positions_in_place_of,
         ),
