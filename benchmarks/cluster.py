@@ -60,8 +60,9 @@ def gridded(made: Machines, config: RunConfig, nodes: int) -> Iterator[tuple[Any
     """A grid on so many nodes, and the seconds until its workers were ready."""
     import ray
 
-    from fedprune.engines.ray.engine import ray_grid, set_environment
+    from fedprune.engines.ray.engine import ray_grid
     from fedprune.engines.ray.nodes import nodes_of
+    from fedprune.engines.ray.own import set_environment
 
     set_environment(config)
     ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)

@@ -38,7 +38,8 @@ from still_task import SIZES
 from fedprune.client.footprint import Footprint
 from fedprune.client.host import build_host, labels_of
 from fedprune.config import RunConfig, configure
-from fedprune.engines.ray.engine import ray_grid, set_environment
+from fedprune.engines.ray.engine import ray_grid
+from fedprune.engines.ray.own import set_environment
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model, layout_for

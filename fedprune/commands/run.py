@@ -11,11 +11,12 @@ from fedprune.client.footprint import Footprint, footprint_of
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
 from fedprune.commands.arguments import run_asked_for
-from fedprune.config import with_values
+from fedprune.config import RunConfig, with_values
 from fedprune.engines.choosing import Choice, chosen_engine
 from fedprune.engines.inline import inline_port
 from fedprune.engines.ray.engine import simulate
 from fedprune.engines.ray.nodes import Unserved
+from fedprune.engines.ray.own import RayAhead, ray_ahead
 from fedprune.engines.ray.starting import leave, require_ray
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import Going
@@ -63,7 +64,26 @@ def _main(arguments: list[str], program: str, leaving: bool) -> int:
             check_resumable(resume)
         if config.engine == "ray" or config.ray_address or config.gpus > 0:
             require_ray(config)
-        screen = Screen()
+    except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
+        return report_error(program, error, BAD_INPUT)
+    ahead = ray_ahead(config)
+    try:
+        return _run(config, folder, Going(resume is not None, anyway), program, ahead, leaving)
+    finally:
+        if ahead is not None and not leaving:
+            ahead.end()
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    going: Going,
+    program: str,
+    ahead: RayAhead | None,
+    leaving: bool,
+) -> int:
+    screen = Screen()
+    try:
         screen.opening(config, folder)
         host = build_host(config)
         screen.model(type(host.model).__name__, host.layout, config)
@@ -74,7 +94,7 @@ def _main(arguments: list[str], program: str, leaving: bool) -> int:
         return report_error(program, error, BAD_INPUT)
     go_on = f"to go on: python simulations/run.py --resume {folder}"
     try:
-        _play(host, takes, folder, screen, Going(resume is not None, anyway), leaving)
+        _play(host, takes, folder, screen, going, ahead, leaving)
     except Unserved as error:
         return report_error(program, f"{error}; {go_on}", FAILED)
     except ConfigError as error:  # what only the first pruning, or Ray, could tell
@@ -119,7 +139,13 @@ def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
 
 
 def _play(
-    host: Host, takes: Footprint, folder: Path, screen: Screen, going: Going, leaving: bool
+    host: Host,
+    takes: Footprint,
+    folder: Path,
+    screen: Screen,
+    going: Going,
+    ahead: RayAhead | None,
+    leaving: bool,
 ) -> None:
     config = host.config
     if config.engine == "inline":
@@ -131,7 +157,7 @@ def _play(
     else:
         going = replace(going, data=lambda: data_digest(host.shards))
         about = (host.shards, labels_of(host), takes)
-        simulate(config, folder, screen, going, *about, leaving=leaving)
+        simulate(config, folder, screen, going, *about, leaving=leaving, ahead=ahead)
 
 
 def script(arguments: list[str] | None = None, program: str = _PROGRAM) -> None:

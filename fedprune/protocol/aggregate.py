@@ -67,26 +67,22 @@ LOUDEST = 1e9
 _NOBODY = Aggregate()
 
 
-def summed(pieces: Iterable[Aggregate]) -> Aggregate:
-    """Several sums as one, added in the order given: pass them in the order of hosts.
+class RunningSum:
+    """A sum that pieces are added to as they come: let them come in the order of hosts.
 
     The pieces are left as they are.
     """
-    out = Aggregate()
-    ours: list[Tensor] = []  # made here, so that the next piece may be added in place
-    rows: list[Tensor] = []
 
-    def plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-        if left is None or right is None:
-            return right if left is None else left
-        if any(left is tensor for tensor in ours):
-            return left.add_(right)
-        ours.append(left + right)
-        return ours[-1]
+    def __init__(self) -> None:
+        self._sum = Aggregate()
+        self._ours: list[Tensor] = []  # made here, so that the next piece may be added in place
+        self._rows: list[Tensor] = []
 
-    for piece in pieces:
-        rows += [] if piece.singles is None else [piece.singles]
-        out = Aggregate(
+    def add(self, piece: Aggregate) -> None:
+        """Add one more."""
+        out, plus = self._sum, self._plus
+        self._rows += [] if piece.singles is None else [piece.singles]
+        self._sum = Aggregate(
             plus(out.total, piece.total),
             out.weight + piece.weight,
             totals_added(out.totals, piece.totals),
@@ -103,8 +99,32 @@ def summed(pieces: Iterable[Aggregate]) -> Aggregate:
             out.loud + piece.loud,
             out.notices + piece.notices,
         )
-    singles = rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
-    return replace(out, singles=singles)
+
+    def _plus(self, left: Tensor | None, right: Tensor | None) -> Tensor | None:
+        if left is None or right is None:
+            return right if left is None else left
+        if any(left is tensor for tensor in self._ours):
+            return left.add_(right)
+        self._ours.append(left + right)
+        return self._ours[-1]
+
+    def whole(self) -> Aggregate:
+        """The sum so far; it is written over where more is added."""
+        rows = self._rows
+        return replace(
+            self._sum, singles=rows[0] if len(rows) == 1 else torch.cat(rows) if rows else None
+        )
+
+
+def summed(pieces: Iterable[Aggregate]) -> Aggregate:
+    """Several sums as one, added in the order given: pass them in the order of hosts.
+
+    The pieces are left as they are.
+    """
+    out = RunningSum()
+    for piece in pieces:
+        out.add(piece)
+    return out.whole()
 
 
 def as_sum(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -92,19 +93,30 @@ def _exchanged(
 class Asking(Generic[_Said]):
     """One request to every host, and what has come of it so far.
 
+    What a host says is taken as soon as it is its turn, and not kept; who is ahead of it waits.
+
     Attributes:
         fleet: who is there.
         request: what is asked.
         assignments: who is asked for what, by the host's place in the sum.
-        outcomes: what was said, a reply that does not count, or why there is none; by that place.
+        take: told, in the order of these places, which partitions were asked and what was said; of
+            a host that said nothing that counts, its partitions as failed.
+        outcomes: what was said and not taken yet, a reply that does not count, or why there is
+            none; by that place.
         down: bytes that were sent, as the request weighs them.
     """
 
     fleet: Fleet
     request: Request[_Said]
     assignments: dict[int, Assignment]
+    take: Callable[[list[int], _Said | tuple[Failure, ...]], None]
     outcomes: dict[int, _Said | Refused | Lost] = field(default_factory=dict)
     down: int = 0
+    _turns: deque[int] = field(init=False)
+    _taken: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._turns = deque(self.assignments)
 
     def mail(self, *, again: bool) -> Iterator[tuple[int, Outgoing]]:
         """What is sent to those that have not replied yet, by their place in the sum."""
@@ -121,7 +133,27 @@ class Asking(Generic[_Said]):
         if not isinstance(reply, Lost) or reply.sent:
             self.down += self.request.weight(sent, group, again)
         self.outcomes[k] = outcome = self._understood(reply, group)
-        return 0 if isinstance(outcome, Refused | Lost) else len(group)
+        came = 0 if isinstance(outcome, Refused | Lost) else len(group)
+        del outcome
+        self.go_on()
+        return came
+
+    def go_on(self, *, over: bool = False) -> None:
+        """Let those be taken whose turn it is.
+
+        Args:
+            over: nobody is asked again; the turn of all has come.
+        """
+        while self._turns and (over or self._settled(self._turns[0])):
+            k = self._turns.popleft()
+            group, said = self.assignments[k][1], self._said(k)
+            self.outcomes.pop(k, None)
+            self._taken.add(k)
+            self.take(group, said)
+            del said  # it is not kept while the next one is on its way
+
+    def _settled(self, k: int) -> bool:
+        return self.assignments[k][0] is None or not self.unanswered(k)
 
     def _packet(self, group: list[int], lean: bool, named: dict[str, str]) -> Packet:
         packet = self.request.packet(group, lean)
@@ -145,7 +177,9 @@ class Asking(Generic[_Said]):
     def unanswered(self, k: int) -> bool:
         """Whether nothing came from a host that is still there."""
         outcome = self.outcomes.get(k)
-        return outcome is None or (isinstance(outcome, Lost) and not outcome.left)
+        if outcome is None:
+            return k not in self._taken
+        return isinstance(outcome, Lost) and not outcome.left
 
     def _worth_asking(self, k: int) -> bool:
         outcome = self.outcomes.get(k)
@@ -156,8 +190,7 @@ class Asking(Generic[_Said]):
         outcome = self.outcomes.get(k)
         return isinstance(outcome, Lost) and outcome.late
 
-    def said(self, k: int) -> _Said | tuple[Failure, ...]:
-        """What a host said; of one that said nothing that counts, its partitions as failed."""
+    def _said(self, k: int) -> _Said | tuple[Failure, ...]:
         outcome = self.outcomes.get(k, Lost("left"))
         if not isinstance(outcome, Refused | Lost):
             return outcome

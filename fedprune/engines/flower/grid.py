@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
@@ -18,10 +19,10 @@ from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
 from fedprune.engines.flower.exchange import Lost
 from fedprune.engines.flower.fleet import Assignment, Fleet
 from fedprune.engines.flower.sealed import sealed_sums
-from fedprune.protocol.aggregate import Aggregate, loud_from, loud_in, summed
+from fedprune.protocol.aggregate import Aggregate, RunningSum, loud_from, loud_in, summed
 from fedprune.protocol.broadcast import Broadcast, broadcast
 from fedprune.protocol.checks import check_sum
-from fedprune.protocol.failures import longest_about
+from fedprune.protocol.failures import Failure, longest_about
 from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
@@ -89,21 +90,22 @@ def _open_sums(fleet: Fleet, tick: Tick | None, memory: ClientMemory) -> Put:
     """What asks every host for its sum, all asks side by side, and adds up the sums of each."""
     config = fleet.config
 
-    def one(each: Ask) -> tuple[_Asked, Asking[Outcome]]:
+    def one(each: Ask) -> tuple[_Sum, Asking[Outcome]]:
         question, partitions = each.question, each.partitions
         form = form_of(question, config, layout_at(config, question.edits))
         hosts = list(grouped(partitions, config).values())
         asked = _Asked(fleet, question, broadcast(question, config.wire), form, hosts, memory)
-        assignments = dict(enumerate(fleet.assignments(partitions)))
-        return asked, Asking(fleet, asked.request, assignments)
+        assignments, total = dict(enumerate(fleet.assignments(partitions))), _Sum(asked, hosts)
+        return total, Asking(fleet, asked.request, assignments, total.take)
 
     def some(asks: Sequence[Ask]) -> list[Aggregate]:
         both = [one(each) for each in asks]
         for again in (False, True):
             ask([asking for _, asking in both], again=again, tick=tick)
-        for asked, asking in both:
-            _ask_apart(asked, asking, tick)
-        return [replace(summed(a.sums(asking)), bytes_down=asking.down) for a, asking in both]
+        for total, asking in both:
+            _ask_apart(total.asked, asking, tick)
+            asking.go_on(over=True)
+        return [replace(total.sum.whole(), bytes_down=asking.down) for total, asking in both]
 
     def put(asks: Sequence[Ask]) -> list[Aggregate]:
         return [aggregate for part in _parts(asks) for aggregate in some(part)]
@@ -209,32 +211,44 @@ class _Asked:
             return said
         return replace(said, loud=loud_in(said.total, said.answered, said.weight, least))
 
-    def sums(self, asking: Asking[Outcome]) -> list[Aggregate]:
-        """The sums in the order in which they are added: the same on devices as in a simulation."""
-        said: dict[int, PartitionPart] = {}
-        whole: dict[int, Aggregate] = {}
-        for k, (_, group) in asking.assignments.items():
-            outcome = asking.said(k)
-            if isinstance(outcome, list):
-                said |= {part.partition: part for part in outcome}
-            else:
-                whole[group[0]] = (
-                    outcome if isinstance(outcome, Aggregate) else Aggregate(failures=outcome)
-                )
-        if self.fleet.simulated():
-            return list(whole.values())
-        return [self._of_host(group, said, whole) for group in self.hosts]
 
-    def _of_host(
-        self, group: list[int], said: Mapping[int, PartitionPart], whole: Mapping[int, Aggregate]
-    ) -> Aggregate:
+class _Sum:
+    """What was said to a question, added up host by host in the order of a simulation's hosts.
+
+    That is the same on devices, whoever of them serves what.
+
+    Attributes:
+        asked: the question.
+        sum: of the hosts of which all has been said that will be.
+    """
+
+    def __init__(self, asked: _Asked, hosts: Sequence[list[int]]) -> None:
+        self.asked, self.sum = asked, RunningSum()
+        self._hosts = deque(hosts)
+        self._said: dict[int, PartitionPart] = {}
+        self._whole: dict[int, Aggregate] = {}
+        self._over: set[int] = set()
+
+    def take(self, group: list[int], said: Outcome | tuple[Failure, ...]) -> None:
+        """Take in what was said of some partitions."""
+        if isinstance(said, list):
+            self._said |= {part.partition: part for part in said}
+        else:
+            whole = said if isinstance(said, Aggregate) else Aggregate(failures=said)
+            self._whole[group[0]] = whole
+        self._over.update(group)
+        while self._hosts and self._over.issuperset(self._hosts[0]):
+            self.sum.add(self._of_host(self._hosts.popleft()))
+
+    def _of_host(self, group: list[int]) -> Aggregate:
         """The partitions of one host of a simulation, added in their order."""
-        total = Aggregate()
+        asked, total = self.asked, Aggregate()
         for p in group:
-            if p in said:
-                total = with_part(said[p], self.question, self.form, self.fleet.config, total)
-            elif p in whole:
-                total = summed([total, whole[p]])
+            if p in self._said:
+                part = self._said.pop(p)
+                total = with_part(part, asked.question, asked.form, asked.fleet.config, total)
+            elif p in self._whole:
+                total = summed([total, self._whole.pop(p)])
         return total
 
 
@@ -251,13 +265,16 @@ def _ask_apart(asked: _Asked, asking: Asking[Outcome], tick: Tick | None) -> Non
         if node is None or len(group) == 1 or not asking.unanswered(k) or asking.late(k):
             continue
         assignments: dict[int, Assignment] = {p: (node, [p]) for p in group}
-        alone = Asking(fleet, asking.request, assignments)
+        total = _Sum(asked, [[p] for p in group])
+        alone = Asking(fleet, asking.request, assignments, total.take)
         ask([alone], again=k in asking.outcomes, tick=tick)
-        asking.down += alone.down
-        asking.outcomes[k] = summed(asked.sums(alone))
         lost = {p for p, said in alone.outcomes.items() if isinstance(said, Lost)}
         fleet.breaking -= set(group)
         fleet.breaking |= {p for p in lost if not alone.late(p)}
+        alone.go_on(over=True)
+        asking.down += alone.down
+        asking.outcomes[k] = total.sum.whole()
+        asking.go_on()
 
 
 def _checked(aggregate: Aggregate, form: Form) -> Aggregate:

@@ -11,6 +11,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.asking import Asking, Request, ask
 from fedprune.engines.flower.fleet import Fleet
 from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
 from fedprune.secagg.messages import (
     Call,
@@ -39,14 +40,18 @@ def sealed_sums(
 
     def transport(call: Call, partitions: Sequence[int], enclosed: Enclosure | None) -> StageReply:
         request = _request(fleet, call, enclosed)
-        asking = Asking(fleet, request, dict(enumerate(fleet.assignments(partitions))))
+        merged = [StageReply()]
+
+        def take(group: list[int], said: StageReply | tuple[Failure, ...]) -> None:
+            del group
+            reply = said if isinstance(said, StageReply) else StageReply(failures=said)
+            merged[0] = merged_replies([merged[0], reply])
+
+        asking = Asking(fleet, request, dict(enumerate(fleet.assignments(partitions))), take)
         for again in (False, True):
             ask([asking], again=again, tick=tick if enclosed else None)
-        said = (asking.said(k) for k in asking.assignments)
-        replies = (
-            each if isinstance(each, StageReply) else StageReply(failures=each) for each in said
-        )
-        return replace(merged_replies(replies), resent=asking.down)
+        asking.go_on(over=True)
+        return replace(merged[0], resent=asking.down)
 
     return secure_sums(fleet.config, transport)
 

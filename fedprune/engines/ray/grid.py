@@ -53,6 +53,7 @@ class RayGrid(Grid):
         self._jobs: dict[str, Job] = {}
         self._replies: dict[str, Message] = {}
         self._put: dict[int, tuple[bytes, Any]] = {}
+        self._place = 0
         self._stood, self._since, self._said = 0.0, 0.0, 0.0
         self._told: set[str] = set()
 
@@ -112,7 +113,9 @@ class RayGrid(Grid):
             head, large = parted(message)
             fields: Any = message.content.config_records.get("fields", {})
             about = tuple(fields.get("partitions", ()))
-            job = Job(message, head, [self._in_store(each) for each in large], about)
+            size, self._place = 2 * sum(map(len, large)), self._place + 1
+            refs = [self._in_store(each) for each in large]
+            job = Job(message, head, refs, about, size, self._place)
             self._jobs[name] = job
             self._waiting.append(job)
             names.append(name)
@@ -171,7 +174,7 @@ class RayGrid(Grid):
                 self._lost(job, came)
             else:
                 head, buffers, took = came
-                self.pace.took(job, took)
+                self.pace.took(job, took, sum(map(len, buffers)))
                 self._reply(job, joined(head, buffers))
         for why in self.crew.refused.values():
             if why not in self._told:
@@ -179,11 +182,19 @@ class RayGrid(Grid):
                 log.warning("%s", why)
 
     def _hand_out(self) -> None:
-        """Give idle workers the longest work that may go to them."""
+        """Give idle workers the longest work that may go to them.
+
+        Replies are added up in the order in which messages came. What is large must not be there
+        long before its turn: it would wait in memory.
+        """
         self._waiting.sort(key=self.pace.expected, reverse=True)
+        turn = min((job.place for job in self._jobs.values()), default=0)
+        beside = 2 * len(self.crew.seats)
         reserved = {seat.node.id for seat in self.crew.busy() if seat.job and seat.job.alone}
         at_work = {seat.node.id for seat in self.crew.busy()}
         for job in list(self._waiting):
+            if job.place >= turn + max(beside, self.pace.ahead(job)):
+                continue
             taken = at_work if job.alone else reserved
             seat = next((s for s in self.crew.idle() if s.node.id not in taken), None)
             if seat is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,19 @@ from fedprune.client.host import Host, build_host
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.engines.flower.client_app import client_app
 from fedprune.engines.ray.identity import OURSELVES
-from fedprune.learning.local_training import Train
-from fedprune.protocol.replies import identity
+from fedprune.learning.local_training import Train, tune
 from fedprune.tasks.task import Part, Shard
 
 PARTS = ("train", "validation", "test")
 
 
 def shards_sent(config: RunConfig, shards: Mapping[int, Shard]) -> tuple[str, dict[int, Any]]:
-    """Shards as arrays, under the short name of the configuration that they are for."""
+    """Shards as arrays, with the text of the configuration that they are for."""
     arrays = {
         p: [{n: _array(t) for n, t in getattr(shard, part).items()} for part in PARTS]
         for p, shard in shards.items()
     }
-    return identity(to_toml(config)), arrays
+    return to_toml(config), arrays
 
 
 def serving_app(
@@ -41,16 +41,20 @@ def serving_app(
         sent: what `shards_sent` gave. Of another configuration the worker reads data itself.
         paths: where a file that this node lacked is now, by its option.
     """
-    name, arrays = sent or ("", {})
+    own, arrays = sent or ("", {})
 
     @functools.lru_cache(maxsize=1)
     def host_of(text: str, train: Train) -> Host:
         config = recorded(text, paths=paths)
-        if identity(text) != name:
+        if text != own:
             return build_host(config, train=train)
         shards = {p: Shard(*map(_part, parts)) for p, parts in arrays.items()}
         return build_host(config, shards, tried=True, train=train)
 
+    if own:
+        # Every worker builds it while others do. What is wrong with it is said when it is asked.
+        with suppress(Exception):
+            host_of(own, tune)
     return client_app(simulated=host_of), Context(OURSELVES, OURSELVES, {}, RecordDict(), {})
 
 

@@ -23,8 +23,9 @@ from fedprune.client.footprint import Footprint
 from fedprune.client.host import build_host, labels_of
 from fedprune.config import configure
 from fedprune.engines.flower.server_app import run_on
-from fedprune.engines.ray.engine import ray_grid, set_environment
+from fedprune.engines.ray.engine import ray_grid
 from fedprune.engines.ray.nodes import Unserved, nodes_of
+from fedprune.engines.ray.own import set_environment
 from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back

@@ -118,6 +118,33 @@ def test_the_longest_work_goes_first_by_labels_and_then_by_what_it_took():
     assert crew.given == [(0,), (3,), (2,), (1,)]
 
 
+@pytest.mark.parametrize(("held", "first", "reach"), [(2**28, 9, 9), (2**20, 4, 8), (2**10, 4, 4)])
+def test_of_large_replies_none_comes_long_before_its_turn(
+    monkeypatch: pytest.MonkeyPatch, held: int, first: int, reach: int
+):
+    """Two workers, nine messages, the last of them the longest: how far ahead work is given.
+
+    Before a reply is there it is taken to be twice as large as the question.
+    """
+    monkeypatch.setattr("fedprune.engines.ray.jobs.AHEAD", held)
+    crew, left = Crew("ab"), set(range(9))
+    usual, give = crew.wait, crew.give
+
+    def wait(seconds: float) -> list[tuple[Job, Any]]:
+        came = usual(seconds)
+        left.difference_update(p for job, _ in came for p in job.partitions)
+        return came
+
+    def given(seat: Seat, job: Job) -> None:
+        assert job.partitions[0] < min(left) + reach
+        give(seat, job)
+
+    crew.wait, crew.give = wait, given  # type: ignore[method-assign]
+    ask(made(crew, {k: k for k in range(9)}), *([k] for k in range(9)), size=2**17)
+    assert sorted(k for (k,) in crew.given) == list(range(9))
+    assert crew.given[0] == (first - 1,), "the longest of those within reach"
+
+
 @pytest.mark.parametrize(
     ("fate", "code", "tries"),
     [

@@ -11,7 +11,7 @@ import pytest
 
 from fedprune.config import configure
 from fedprune.engines.ray import starting
-from fedprune.engines.ray.engine import _reason
+from fedprune.engines.ray.own import _reason
 from fedprune.engines.ray.starting import require_ray
 from fedprune.options.refusal import ConfigError
 

@@ -1,0 +1,81 @@
+"""What hosts say is taken as it comes, in the order of hosts, and not kept."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedprune.codec.wire import Packet
+from fedprune.engines.flower.asking import Asking, Request
+from fedprune.engines.flower.exchange import Incoming, Lost
+from fedprune.options.refusal import Refused
+from fedprune.protocol.failures import Failure
+
+HOSTS = [[0, 1], [2], [5, 7], [9]]
+
+
+class Said:
+    """What a host said; it can be looked at whether anybody has it still."""
+
+
+def asked(take: Any, read: Any, absent: int | None = None) -> Asking[Said]:
+    fleet: Any = SimpleNamespace(lacking=set(), breaking=set())
+    request = Request("train.tune", "tune", lambda *_: Packet({}), read, lambda *_: 1)
+    places = {k: (None if k == absent else 1, group) for k, group in enumerate(HOSTS)}
+    return Asking(fleet, request, places, take)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))])
+def test_who_is_ahead_of_its_turn_waits_and_whoever_was_taken_is_gone(order: tuple[int, ...]):
+    alive: dict[int, Any] = {}
+    taken: list[list[int]] = []
+
+    def read(_: Packet, group: list[int]) -> Said:
+        said = Said()
+        alive[HOSTS.index(group)] = weakref.ref(said)
+        return said
+
+    asking = asked(lambda group, _: taken.append(group), read)
+    for i, k in enumerate(order):
+        assert asking.hear(k, Packet({}), Packet({}), again=False) == len(HOSTS[k])
+        come = set(order[: i + 1])
+        turns = list(itertools.takewhile(come.__contains__, range(4)))
+        assert taken == [HOSTS[k] for k in turns]
+        assert {k for k, ref in alive.items() if ref() is not None} == come - set(turns)
+    assert not any(asking.unanswered(k) for k in range(4))
+
+
+@pytest.mark.parametrize("reply", [Lost("dead"), Lost("left", left=True), Refused("x", "bad")])
+def test_who_may_be_asked_again_holds_up_those_behind_until_that_is_over(reply: Incoming):
+    taken: list[Any] = []
+    asking = asked(lambda group, said: taken.append((group, said)), lambda *_: "yes", absent=3)
+    for k, came in enumerate([Packet({}), reply, Packet({})]):
+        asking.hear(k, Packet({}), came, again=False)
+    waits = asking.unanswered(1)
+    assert waits == (isinstance(reply, Lost) and not reply.left)
+    assert [group for group, _ in taken] == (HOSTS[:1] if waits else HOSTS)
+    if waits:
+        asking.hear(1, Packet({}), Packet({}), again=True)
+    assert [group for group, _ in taken] == HOSTS
+    field, reason = ("x", "bad") if isinstance(reply, Refused) else ("", "left")
+    assert taken[1][1] == ("yes" if waits else (Failure(2, "tune", field, reason),))
+    assert taken[3][1] == (Failure(9, "tune", "", "left"),)
+
+
+def test_in_the_end_all_are_taken_with_why_nothing_came():
+    taken: list[Any] = []
+    asking = asked(lambda group, said: taken.append((group, said)), lambda *_: "yes")
+    asking.hear(0, Packet({}), Lost("dead"), again=True)
+    asking.hear(1, Packet({}), Packet({}), again=True)
+    assert taken == []
+    asking.go_on(over=True)
+    assert [group for group, _ in taken] == HOSTS
+    assert [[f.partition for f in said] for _, said in taken if said != "yes"] == [
+        [0, 1],
+        [5, 7],
+        [9],
+    ]
