@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedprune.codec.wire import Packet
-from fedprune.engines.flower.messages import Copies, packet_in, records
+from fedprune.engines.flower.messages import Copies, let_go, packet_in, records
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import plain
 
@@ -80,6 +80,8 @@ class Pending:
         """Send a packet; False where Flower does not take it: no such node."""
         message = Message(records(mail.packet, self._copies), mail.node, mail.message_type)
         sent = list(self.grid.push_messages([message]))
+        if hasattr(self.grid, "clock"):  # our own, which has taken it apart by now
+            let_go(message)
         if not sent or not sent[0]:
             return False
         self.awaited[sent[0]] = key
@@ -149,6 +151,8 @@ def reply_in(message: Message) -> Incoming:
     if message.has_error():
         return Lost(plain(message.error.reason), alone=message.error.code == WORKER_KILLED)
     try:
-        return packet_in(message)
+        packet = packet_in(message)
+        let_go(message)
+        return packet
     except Exception as error:  # whatever a stranger's message raises is a refusal of it
         return Refused("reply", plain(f"malformed: {error!r}"))

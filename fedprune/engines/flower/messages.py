@@ -40,3 +40,13 @@ def packet_in(message: Message) -> Packet:
     content = message.content
     buffers = {name: array.data for name, array in content.array_records["buffers"].items()}
     return Packet(dict(content.config_records["fields"]), buffers)
+
+
+def let_go(message: Message) -> None:
+    """Take out of a message the arrays that it holds, once they are elsewhere.
+
+    Flower's records refer to themselves: who waits for Python to find that out keeps whole models.
+    """
+    if message.has_content():
+        for record in message.content.array_records.values():
+            record.clear()

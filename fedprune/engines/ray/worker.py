@@ -131,11 +131,15 @@ class Worker:
         """
         import numpy as np
 
+        from fedprune.engines.flower.messages import let_go
         from fedprune.engines.ray.letters import joined, parted
 
         began = time.perf_counter()
-        reply = self.app(joined(head, buffers), self.context)
+        asked = joined(head, buffers)
+        reply = self.app(asked, self.context)
         said, large = parted(reply)
+        let_go(asked)
+        let_go(reply)
         views = [np.frombuffer(each, np.uint8) for each in large]
         return said, views, time.perf_counter() - began
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedprune.engines.flower.messages import let_go, packet_in
 from fedprune.engines.ray.grid import RayGrid
 from fedprune.engines.ray.identity import OURSELVES, as_a_task, name_message
 from fedprune.engines.ray.letters import LARGE, joined, parted
@@ -40,6 +44,25 @@ def test_a_message_is_the_same_after_it_was_parted(sizes):
         np.shares_memory(np.frombuffer(view, np.uint8), array)
         for view, array in zip(views, shared, strict=True)
     )
+
+
+def test_what_a_message_held_is_free_as_soon_as_it_was_let_go():
+    """Flower's records refer to themselves: without that it waits for Python to find out."""
+    head, large = parted(message(LARGE))
+    shared = np.frombuffer(large[0], np.uint8).copy()
+    there = weakref.ref(shared)
+    gc.disable()
+    try:
+        got = joined(head, [shared])
+        del shared
+        packet = packet_in(got)
+        let_go(got)
+        assert there() is not None
+        assert len(packet.buffers["b0"]) == LARGE
+        del packet, got
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_flower_makes_messages_where_we_say_who_we_are_and_names_them_as_we_do():
