@@ -8,6 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fedprune.adapters.factors import adapter_shapes, first_adapters
+from fedprune.adapters.targets import heads_trained, targets_of
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.methods.measuring import described
@@ -29,7 +31,7 @@ from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
-from fedprune.tasks.task import Part
+from fedprune.tasks.task import Part, output_of
 from fedprune.tensors import count_kept, load_into
 
 
@@ -60,7 +62,7 @@ def opening_of(
     plan = Plan(config, layout, packet, own, dummy_of(config), positions, flops_dense=whole)
     plan = replace(plan, teacher=teacher, base=base)
     if before is None:
-        return fresh, plan
+        return adapted_state(fresh, plan, model)
     state = continued(config, before)
     start = (layout.whole - count_kept(state.masks)) / layout.whole
     if config.sparsity and config.sparsity < start:
@@ -68,7 +70,27 @@ def opening_of(
             f"sparsity={config.sparsity}: {config.init} has {start:.6g} already, and density does "
             f"not rise; allowed: 0 (prune no further), {start:.6g} to 1"
         )
-    return state, replace(plan, start=start)
+    return adapted_state(state, replace(plan, start=start), model)
+
+
+def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Plan]:
+    """The state with adapters, and the plan with the weights that are frozen beside them.
+
+    As they were, where the configuration wants none.
+    """
+    c = plan.config
+    if c.adapters == "none":
+        return state, plan
+    if state.edits:
+        why = f"parts of the model of {c.init} were cut out"
+        raise ConfigError(f"adapters={c.adapters!r}: {why}; allowed: none, or a run without cuts")
+    heads = heads_trained(model, output_of(tasks_of(c.plugin)[c.task], model), plan.layout)
+    paths = targets_of(model, plan.layout, c.targets)
+    whole = tuple(n for n in heads if n.rpartition(".")[0] not in paths)
+    shapes = adapter_shapes(paths, whole, c.rank or 0, plan.layout)
+    adapters = first_adapters(shapes, state.weights, c.seed)
+    fresh = replace(state, model=replace(state.model, adapters=adapters))
+    return fresh, replace(plan, frozen=state.weights)
 
 
 def teacher_of(config: RunConfig, model: nn.Module) -> bytes:

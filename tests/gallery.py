@@ -31,6 +31,7 @@ RECIPE: Keys = {
 }
 NOISE: Keys = {"dp_noise": 1.0, "dp_clip": 0.3, "panel": 1, "noise_source": "seeded"}
 SECAGG: Keys = {"secure": "secagg", "noise_source": "seeded"}
+LORA: Keys = {"adapters": "lora", "rank": 2}
 METHODS: dict[str, Keys] = {
     "fedrts": {"schedule": "regrow"},
     "heterofl": {"method_options": {"tiers": (1.0, 0.5)}, "unit": "row", "sparsity": 0.3},
@@ -164,6 +165,18 @@ GALLERY: dict[str, Run] = {
     "secagg-examples": mlp(
         **SECAGG, dp="example", dp_noise=1.0, panel=3, score="fisher", clients=6
     ),
+    # adapters, where all that acts on changes acts on factors
+    **{
+        f"adapters{how}": Run(
+            {**MLP, **LORA, "uplink": "int8", "error_feedback": True}, killed=killed, workers=nodes
+        )
+        for how, killed, nodes in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
+    },
+    "adapters-language": shakespeare(**LORA, score="wanda", scope="row", wire="bf16"),
+    "adapters-gpt2": shakespeare(**LORA, model="gpt2", unit="head-neuron", sparsity=0.3),
+    "adapters-median": mlp(**LORA, robust="median", max_norm="auto", schedule="adaptive"),
+    "adapters-secagg": mlp(**LORA, **SECAGG, dp="client", dp_noise=1.0, clients=4),
+    "adapters-examples": mlp(**LORA, dp="example", **NOISE, dp_rate=0.2, score="fisher"),
     # methods by name, each also with a cut and on nodes of a grid
     **{
         f"{name}{how}": Run({**MLP, "method": name, **keys}, killed=killed, workers=workers)

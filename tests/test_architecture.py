@@ -81,7 +81,17 @@ def test_the_core_loads_neither_flower_nor_ray_nor_what_takes_seconds():
 
 ORDER = [
     *("runtime", "tensors", "randomness", "options", "structure", "tasks", "selection", "scores"),
-    *("learning", "redundancy", "codec", "privacy", "config", "protocol", "client", "secagg"),
+    *(
+        "learning",
+        "adapters",
+        "redundancy",
+        "codec",
+        "privacy",
+        "config",
+        "protocol",
+        "client",
+        "secagg",
+    ),
     *(
         "server",
         "methods",

@@ -46,7 +46,7 @@ def test_there_is_a_record_of_every_run_and_a_run_of_every_recipe():
     assert {p.stem for p in (ROOT / "simulations" / "recipes").glob("*.toml")} == set(RECIPES)
 
 
-AGAIN = [*METHODS, "remembering"]
+AGAIN = [*METHODS, "remembering", "adapters"]
 ALIKE = {"killed": "int8", "int8 workers": "int8"} | {
     f"{name} {how}": name for name in AGAIN for how in ("killed", "workers")
 }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedprune.client.adapted import with_adapters
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noisy_steps, poisson_steps
 from fedprune.client.scoring import (
@@ -58,6 +59,8 @@ from fedprune.tensors import (
 
 def answer(question: Question, client: ClientContext) -> Answer:
     """The client's half of a round: its summand, a function of the question and its own shard."""
+    if question.adapters:
+        question, client = with_adapters(question, client)
     if KINDS[question.kind].weights:
         load_into(client.model, question.weights)
     return ANSWERS[question.kind](question, client)

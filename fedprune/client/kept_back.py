@@ -12,7 +12,7 @@ from fedprune.client.memory import Recollection
 from fedprune.config.kinds import KINDS
 from fedprune.learning.variates import own_variate, parameters_in
 from fedprune.protocol.messages import Answer, Question
-from fedprune.tensors import Tensors, gathered, scattered
+from fedprune.tensors import Tensors, gathered, scattered, shapes_of
 
 RESIDUAL = "residual"
 """What error feedback remembers.
@@ -49,8 +49,9 @@ def remember_change(
 
 def _by_name(question: Question, flat: Tensor) -> Tensors:
     """A change of the weights, or what was not sent of one."""
-    shapes = {name: w.shape for name, w in question.weights.items()}
-    return scattered(flat, shapes, question.masks)
+    if question.adapters:
+        return scattered(flat, shapes_of(question.adapters), {})
+    return scattered(flat, shapes_of(question.weights), question.masks)
 
 
 def with_kept_back(answer: Answer, question: Question, own: Recollection) -> Answer:

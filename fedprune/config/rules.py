@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedprune.codec.stochastic_rounding import BITS
+from fedprune.config.adapter_conflicts import adapter_conflicts
 from fedprune.config.conflicts import conflicts
 from fedprune.config.learning_conflicts import learning_conflicts
 from fedprune.config.local_privacy_conflicts import local_conflicts
@@ -43,7 +44,7 @@ def check_options(config: AllOptions) -> None:
         raise refusal
     found = [*_out_of_bounds(c), *_of_the_engine(c), *_sent(c, task)]
     found += untrained_conflicts(c, score, task)
-    found += [*conflicts(c, score, task), *learning_conflicts(c)]
+    found += [*conflicts(c, score, task), *learning_conflicts(c), *adapter_conflicts(c, score)]
     _raise_first(c, [*found, *privacy_conflicts(c), *local_conflicts(c, score)])
 
 
@@ -95,7 +96,7 @@ def _known_encoding(name: str | None) -> bool:
 
 def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     """What is sent, and what clients keep back of it."""
-    scratch = not task.paths or c.model in SMALL_MODELS
+    scratch = (not task.paths or c.model in SMALL_MODELS) and c.adapters == "none"
     no_base = "its weights come from no file" if scratch else "secure sums send all weights"
     keeps, whole = c.error_feedback, c.error_feedback and (c.uplink or c.wire) not in BITS
     kept, never = "residuals of --error-feedback", "never, or no --error-feedback"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedprune.adapters.options import Adapting
 from fedprune.codec.options import Wire
 from fedprune.config.options import Engine, Federation, Results
 from fedprune.learning.options import Averaging, Tuning
@@ -19,6 +20,7 @@ class AllOptions(
     Engine,
     Wire,
     Averaging,
+    Adapting,
     Tuning,
     Combining,
     Scoring,

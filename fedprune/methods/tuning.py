@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fedprune.adapters.factors import adapter_layout, changed_by, effective
+from fedprune.adapters.options import adapter_scale
 from fedprune.config.rates import learning_rate
 from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
 from fedprune.learning.robust import robust_change
@@ -17,7 +19,7 @@ from fedprune.protocol.port import Ask
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
-from fedprune.tensors import masked, scattered
+from fedprune.tensors import Tensors, masked, scattered, shapes_of
 
 
 def tuning(model: Model, r: Round, **what: Any) -> Talk[Aggregate]:
@@ -37,21 +39,33 @@ def fedavg(model: Model, r: Round, changes: Aggregate) -> Model:
     c = r.config
     assert changes.total is not None  # else the round is void
     total, weight = changes.total, changes.weight
+    where = (model.weights, model.masks, r.layout)
+    if model.adapters:
+        where = (model.adapters, {}, adapter_layout(shapes_of(model.adapters)))
     if changes.singles is not None:
-        where = (model.weights, model.masks, r.layout)
         total, weight = robust_change(c.robust, changes.singles, c.byzantine or 0, *where), 1.0
-    weights = averaged(
-        model.weights,
+    moved = averaged(
+        where[0],
         total,
         weight,
-        model.masks,
-        r.layout,
+        *where[1:],
         c.server_lr,
         held=changes.held,
         rule=c.average or "fedavg",
         table=averages_of(c.plugin),
     )
-    return replace(model, weights=weights)
+    return with_moved(model, r, moved)
+
+
+def with_moved(model: Model, r: Round, moved: Tensors) -> Model:
+    """The model with other values of what is trained: its weights, or its adapters."""
+    if not model.adapters:
+        return replace(model, weights=moved)
+    frozen = {n: r.plan.frozen[n] for n in changed_by(moved)}
+    found = effective(
+        masked(frozen, model.masks), moved, model.masks, r.layout, adapter_scale(r.config)
+    )
+    return replace(model, weights={**model.weights, **found}, adapters=moved)
 
 
 TOO_FEW = "not pruned: too few answered"

@@ -14,6 +14,9 @@ from fedprune.codec.wire import Packet, pack
 from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import FIELDS
 
+_CAST = ("values", "factors")
+"""Buffers in the type of the wire."""
+
 
 @dataclass(frozen=True)
 class Broadcast:
@@ -73,7 +76,7 @@ def broadcast(question: Question, wire: str, *, here: bool = False) -> Broadcast
             head[row.key or name] = row.said(question, name)
         data = row.data(question) if row.buffer else b""
         if isinstance(data, Tensor):
-            flats[row.buffer] = (data, wire if row.buffer == "values" else "fp32")
+            flats[row.buffer] = (data, wire if row.buffer in _CAST else "fp32")
         elif isinstance(data, Mapping):
             own |= {row.buffer: data} if data else {}
         elif data:

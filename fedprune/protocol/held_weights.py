@@ -56,9 +56,13 @@ class Lacking(ValueError):
 
 
 def has_base(config: RunConfig) -> bool:
-    """Whether the model's weights come from files that clients have too."""
+    """Whether clients have the model's weights already: from files, or as the seed makes them.
+
+    These are of no use but beside adapters, where they stay as they are.
+    """
     brings = tasks_of(config.plugin)[config.task].paths and config.model not in SMALL_MODELS
-    return brings and config.secure == "none" and config.base != "sent"
+    stays = brings or config.adapters != "none"
+    return bool(stays and config.secure == "none" and config.base != "sent")
 
 
 def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:

@@ -49,6 +49,8 @@ class Question:
         base: digest of the base model (`fedprune.protocol.held_weights`) whose tensors are those of
             `weights` under `masks`, but for those `unlike` it, which alone are sent; "": all are.
         unlike: names, sorted.
+        adapters: factors beside the weights (`fedprune.adapters.factors`), which are frozen then; a
+            change is of these alone.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Question:
     again: int = 0
     base: str = ""
     unlike: tuple[str, ...] = ()
+    adapters: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedprune.adapters.targets import check_adaptable
 from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.options.refusal import refuse
 from fedprune.protocol.choice import Wanted, chosen
@@ -120,6 +121,8 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
     _check_noise(config, model)
     if config.vocabulary == "used":
         embedding_path(model)  # refused here, before anything starts
+    if config.adapters != "none":
+        check_adaptable(model, layout, config.targets)
     return layout
 
 

@@ -28,6 +28,7 @@ def source_for(question: Question, config: RunConfig, partition: int, purpose: s
     """
     q = question
     about = (q.kind, q.score, q.ask, q.names, q.dense, q.sparsity, q.lr)
-    sent = (model_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
+    sent: tuple[str, ...] = (model_digest(q.masks, q.edits), digest(q.weights), digest(q.given))
+    sent += (digest(q.adapters),) if q.adapters else ()
     again = f" {q.again}" if q.again else ""
     return noise_source_of(config, f"{purpose} {about} {sent}{again}", q.round, partition)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedprune.adapters.factors import check_adapters
 from fedprune.codec.bounded import Buffer, shapes_in
 from fedprune.codec.flags import counted_of, pack_rungs, pair, rungs_of
 from fedprune.codec.masks import decode_mask
@@ -157,6 +158,14 @@ def _given(came: Received, name: str) -> Tensors:
     return scattered(flat, shapes, _fitting(shapes, came.masks))
 
 
+def _adapters(came: Received, name: str) -> Tensors:
+    if name not in came.head:
+        return {}
+    shapes = shapes_in(came.head, name)
+    check_adapters(shapes, came.layout)
+    return scattered(values_of(came.packet, "factors", head=came.head), shapes, {})
+
+
 def _fitting(shapes: Mapping[str, Any], masks: Masks) -> Masks:
     return {n: m for n, m in masks.items() if n in shapes and m.shape == shapes[n]}
 
@@ -201,6 +210,13 @@ FIELDS: dict[str, Field] = {
         held="known",
     ),
     "edits": Field(lambda came, _: came.edits, None),  # its bits are with those of the masks
+    "adapters": Field(
+        _adapters,
+        _shapes_given,
+        lambda q: q.adapters,
+        buffer="factors",
+        data=lambda q: gathered(q.adapters, {}) if q.adapters else b"",
+    ),
     "again": _in_head(count_in, lambda q: q.again),
     "base": _in_head(text_of, lambda q: q.base),
     "unlike": _in_head(texts_of, lambda q: q.base),

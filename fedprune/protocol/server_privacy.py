@@ -166,6 +166,7 @@ def name_of(question: Question, partitions: Sequence[int], config: RunConfig) ->
     if not noised(config):
         return ""
     weights = digest(question.weights) if KINDS[question.kind].weights else ""
+    weights += digest(question.adapters) if question.adapters else ""
     about = (
         question.kind,
         question.round,

@@ -15,6 +15,7 @@ from fedprune.server.state import State
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part
+from fedprune.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
         flops_dense: of the dense model's prunable layers; 0.0 where positions are not known.
         teacher: another run's model to learn from (`fedprune.client.teacher`), or empty.
         base: weights that clients hold already; None: all are sent.
+        frozen: weights beside which there are adapters, as they were before round one.
     """
 
     config: RunConfig
@@ -47,6 +49,7 @@ class Plan:
     start: float = 0.0
     teacher: bytes = b""
     base: BaseModel | None = None
+    frozen: Tensors = field(default_factory=dict)
 
     def prunes(self, round_: int) -> bool:
         """Whether this round scores and prunes."""

@@ -14,6 +14,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
+from fedprune.tensors import masked
 
 _T = TypeVar("_T")
 
@@ -70,7 +71,11 @@ class Round:
 
     def question(self, model: Model, kind: str, **what: Any) -> Question:
         """A question of this round about a model."""
-        return Question(kind, self.number, model.weights, model.masks, edits=model.edits, **what)
+        weights = model.weights
+        if model.adapters:
+            weights = masked(self.plan.frozen, model.masks)
+            what = {"adapters": model.adapters, **what}
+        return Question(kind, self.number, weights, model.masks, edits=model.edits, **what)
 
 
 @dataclass(frozen=True)

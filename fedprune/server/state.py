@@ -53,11 +53,14 @@ class Model:
         masks: True = kept, for every prunable tensor.
         edits: what was cut out of the dense model or replaced in it; all tensors here have the
             shapes that it has then.
+        adapters: of frozen weights (`fedprune.adapters.factors`), which `weights` are merged with;
+            none: the weights themselves are trained.
     """
 
     weights: Tensors
     masks: Masks
     edits: Edits = ()
+    adapters: Tensors = field(default_factory=dict)
 
     def under(self, masks: Masks) -> Model:
         """The model under these masks."""

@@ -137,6 +137,24 @@ masks=union calibration=sequential scope=layer | calibration | dense, local
 masks=union score-steps=2 | score-steps | 1
 masks=union schedule=regrow | schedule | another --schedule
 masks=union score-wire=fp16 | score-wire | fp32
+adapters=lora local-steps=0 | adapters | none, or steps above 0
+adapters=lora score=sparsegpt | score | another --score
+adapters=lora l1=0.1 | l1 | 0
+adapters=lora l2=0.1 | l2 | 0
+adapters=lora group-lasso=0.1 unit=row | group-lasso | 0
+adapters=lora reconstruct=inputs | reconstruct | leave it out
+adapters=lora rewind=0 | rewind | leave it out
+adapters=lora score=movement | score-during | pass
+adapters=lora masks=union | masks | global
+adapters=lora scaffold=true optimizer=sgd | scaffold | false
+adapters=lora batched=2 | batched | 1
+adapters=lora schedule=regrow | schedule | another --schedule
+adapters=lora method=lotteryfl | method | global, adaptive
+adapters=lora shrink=every unit=head | shrink | never, end
+adapters=lora reduce=dead | reduce | leave it out
+adapters=lora vocabulary=used | vocabulary | full
+adapters=lora blend=global | blend | none
+adapters=lora moving=ema | moving | none
 shrink=every schedule=regrow score=magnitude | shrink | never, end
 init=runs/one baselines=random | baselines | none, or random with a further sparsity
 init=runs/one sparsity=0.9 baselines=dense | baselines | random

@@ -1,0 +1,1 @@
+"""Adapters: low-rank changes of frozen, pruned weights, which alone are trained and sent."""

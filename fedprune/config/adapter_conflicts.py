@@ -1,0 +1,34 @@
+"""What does not go with adapters, beside which the model's own weights are frozen."""
+
+from __future__ import annotations
+
+from fedprune.config.sections import AllOptions
+from fedprune.learning.options import trains
+from fedprune.options.conditions import Not, only
+from fedprune.options.refusal import Conflict
+from fedprune.scores.score import Score
+
+_METHODS = ("global", "adaptive")
+
+
+def adapter_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
+    """Every possible conflict of a configuration's adapters, with whether it is one."""
+    on = c.adapters != "none"
+    frozen, apart = "the weights are frozen", "adapters are of one model and one mask for all"
+    whole, mean = (
+        "adapters are of the model's whole layers",
+        "no mean of factors is that of weights",
+    )
+    sets = on and score.step is not None and c.sparsity != 0.0
+    back = "what grows back would have its frozen value"
+    return [
+        ("adapters", on and not trains(c), "nobody trains", "none, or steps above 0"),
+        ("score", sets, f"{frozen}, and {c.score} sets those that stay", "another --score"),
+        *only(c, on, frozen, l1=0.0, l2=0.0, group_lasso=0.0, reconstruct=None, rewind=None),
+        *only(c, on, f"{frozen}, and have no gradients while clients tune", score_during="pass"),
+        *only(c, on, apart, masks="global", scaffold=False, batched=1),
+        *only(c, on, back, schedule=Not("regrow")),
+        *only(c, on, apart, method=_METHODS),
+        *only(c, on, whole, shrink=("never", "end"), reduce=(), vocabulary="full"),
+        *only(c, on, mean, blend="none", moving="none"),
+    ]

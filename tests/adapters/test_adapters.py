@@ -1,0 +1,171 @@
+"""Adapters under a mask: what they compute, what is trained, what travels, what comes of it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import fedprune
+from fedprune import federate
+from fedprune.adapters.factors import (
+    adapter_shapes,
+    changed_by,
+    check_adapters,
+    effective,
+    first_adapters,
+)
+from fedprune.adapters.layers import lora_copy, put_masks
+from fedprune.adapters.targets import adaptable, targets_of
+from fedprune.config import configure
+from fedprune.protocol.models import dense_model
+from fedprune.structure.layout import layout_of
+from fedprune.tensors import Tensors, copied, load_into, masked, shapes_of, state_of
+from tests.families import FACTS, Family, family, forward
+
+SCALE = 0.7
+
+
+def made(its: Family, rank: int = 3) -> tuple[Tensors, Tensors]:
+    """Adapters of no zeros for all its usual layers, and masks of about half."""
+    gen = torch.Generator().manual_seed(5)
+    paths = targets_of(its.model, its.layout, ())
+    shapes = adapter_shapes(paths, (), rank, its.layout)
+    adapters = {n: torch.randn(s, generator=gen, dtype=torch.float64) for n, s in shapes.items()}
+    masks = {n: torch.rand(its.layout.shapes[n], generator=gen) < 0.5 for n in its.layout.prunable}
+    return adapters, masks
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_merging_keeps_the_mask_exactly_and_says_what_the_layers_with_factors_say(name):
+    its = family(name)
+    adapters, masks = made(its)
+    before = copied(state_of(its.model))
+    frozen = masked(before, masks)
+    weights = effective(frozen, adapters, masks, its.layout, SCALE)
+    try:
+        load_into(its.model, frozen)
+        apart = lora_copy(its.model, shapes_of(adapters), SCALE).eval()
+        load_into(apart, adapters)
+        put_masks(apart, masks)
+        found = forward(name, apart)
+        load_into(its.model, weights)
+        torch.testing.assert_close(found, forward(name, its.model), atol=1e-9, rtol=1e-9)
+    finally:
+        load_into(its.model, before)
+    for n, mask in masks.items():
+        assert torch.equal(weights[n] != 0, mask), n  # no factor, and so no product, is 0 here
+    moved = {n for n in weights if not torch.equal(weights[n], frozen[n])}
+    assert moved == set(changed_by(adapters))
+    assert len(moved) >= 4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
+def test_without_a_mask_it_is_what_peft_computes(name):
+    its = family(name)
+    adapters, _ = made(its)
+    ours = lora_copy(its.model, shapes_of(adapters), 2.0).eval()
+    load_into(ours, adapters)
+    paths = targets_of(its.model, its.layout, ())
+    gpt2, names = "gpt" in name, "|".join(paths)
+    how = LoraConfig(r=3, lora_alpha=6, target_modules=names, fan_in_fan_out=gpt2)
+    theirs = get_peft_model(copy.deepcopy(its.model), how).double().eval()
+    told = {f"base_model.model.{n}": t for n, t in adapters.items()}
+    assert not theirs.load_state_dict(told, strict=False).unexpected_keys
+    torch.testing.assert_close(forward(name, ours), forward(name, theirs))
+
+
+def test_factors_begin_as_those_of_peft_and_change_nothing():
+    its = family("llama")
+    paths = targets_of(its.model, its.layout, ("q_proj", ".*mlp.down_proj"))
+    assert len(paths) == 4
+    shapes = adapter_shapes(paths, (), 2, its.layout)
+    adapters = first_adapters(shapes, {}, seed=1)
+    state = {n: t.float() for n, t in state_of(its.model).items()}
+    made_of = effective(state, adapters, {}, its.layout, SCALE)
+    assert all(torch.equal(made_of[n], state[n]) for n in state)
+    a = adapters["model.layers.0.self_attn.q_proj.lora_A.default.weight"]
+    assert 0.5 / a.shape[1] ** 0.5 < a.abs().max() <= 1 / a.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("wanted", ["up", "self_attn", "(", "model.layers.0", "", "a{99999}"])
+def test_a_target_that_is_none_is_refused_with_those_that_are(wanted):
+    its = family("llama")
+    with pytest.raises(ValueError, match=r"^targets=.*; allowed: q_proj, k_proj, .*, or a regular"):
+        targets_of(its.model, its.layout, ("q_proj", wanted))
+
+
+def test_a_layer_whose_weight_is_also_the_embedding_gets_no_factors():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.inner, self.out = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7)
+            self.out.weight = self.table.weight
+
+    model = Tied()
+    assert adaptable(model, layout_of(model)) == ("inner",)
+
+
+ODD = {
+    "no layer": {"gone.lora_A.default.weight": (2, 12)},
+    "one factor": {"model.layers.0.self_attn.q_proj.lora_A.default.weight": (2, 12)},
+    "another size": {
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight": (2, 13),
+        "model.layers.0.self_attn.q_proj.lora_B.default.weight": (12, 2),
+    },
+    "a norm": {
+        "model.norm.lora_A.default.weight": (2, 12),
+        "model.norm.lora_B.default.weight": (12, 2),
+    },
+    "a whole parameter of another size": {"lm_head.weight": (3, 3)},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_adapters_that_are_not_the_models_are_refused(name):
+    with pytest.raises(ValueError, match=r"^adapters: "):
+        check_adapters({n: torch.Size(s) for n, s in ODD[name].items()}, family("llama").layout)
+
+
+LM: dict[str, Any] = {
+    **{"task": "shakespeare", "engine": "inline", "clients": 3, "cohort": 2, "hosts": 2},
+    **{"rounds": 3, "warmup": 1, "end": 3, "local_steps": 2, "batch_size": 4, "depth": 1},
+    **{"width": 32, "length": 16, "sparsity": 0.5, "seed": 1, "score_examples": 64},
+    **{"adapters": "lora", "rank": 2, "score": "wanda", "scope": "row", "lr": 0.05},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[fedprune.Result, Path]:
+    folder = tmp_path_factory.mktemp("adapters") / "run"
+    return federate(configure(LM), folder=folder), folder
+
+
+def test_only_adapters_are_trained_and_travel(run):
+    result, _ = run
+    config = configure(LM)
+    model = result.state.model
+    start = state_of(dense_model(config))
+    factors = sum(t.numel() for t in model.adapters.values())
+    changed = changed_by(model.adapters)
+    assert len(changed) == 7
+    assert factors < 0.2 * sum(t.numel() for t in start.values())
+    for name, w in model.weights.items():
+        mask = model.masks.get(name, torch.ones_like(w, dtype=torch.bool))
+        assert torch.equal(w[mask], start[name][mask]) == (name not in changed)
+        assert not w[~mask].any()
+    first = result.rows[0]
+    assert 2 * 4 * factors < first["bytes_up"] < 2 * (4 * factors + 1000)
+    assert 2 * 4 * factors < first["bytes_down"] < 2 * (4 * factors + 3000)
+
+
+def test_the_result_is_the_merged_model_as_sparse_as_its_mask(run):
+    result, folder = run
+    model, state = result.state.model, state_of(fedprune.load(folder))
+    assert all(torch.equal(state[n], w) for n, w in model.weights.items())
+    wanted = sum(int(m.sum()) for m in model.masks.values())
+    assert sum(int((state[n] != 0).sum()) for n in model.masks) == wanted
+    assert 2 * wanted == sum(m.numel() for m in model.masks.values())
