@@ -104,7 +104,7 @@ ORDER = [
         "report",
         "run",
     ),
-    *("attacks", "engines.flower", "engines.ray", "engines.choosing", "commands"),
+    *("attacks", "engines.flower", "engines.ray", "engines.choosing", "study", "commands"),
 ]
 """The packages of the core, each of which may import those before it, and itself."""
 
@@ -179,6 +179,8 @@ def test_no_clock_and_no_global_random_in_the_core(path):
     spared |= {"fedprune.runtime.guarding"}
     # How long a step takes decides which engine plays a run, and no bit of it.
     spared |= {"fedprune.client.footprint"}
+    # How long the runs of a study take tells how long the others may.
+    spared |= {"fedprune.study.playing"}
     if name in spared or name.startswith(
         ("fedprune.report", "fedprune.records", "fedprune.engines", "fedprune.commands")
     ):

@@ -19,11 +19,9 @@ from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
 from fedprune.methods.catalog import check_method, methods_of
 from fedprune.options.refusal import ConfigError
+from fedprune.records.bound import RESUMABLE
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.tasks.catalog import tasks_of
-
-RESUMABLE = {"engine", "workers", "gpus", "ray_address", "timeout", "verbose"}
-"""Keys that may change on --resume: no bit of a result depends on them."""
 
 
 def run_asked_for(
@@ -41,6 +39,7 @@ def run_asked_for(
         raise SystemExit(0)
     file, resume = given.pop("config", None), given.pop("resume", None)
     anyway = given.pop("resume_anyway", False)
+    given.pop("seeds", None)  # read by `fedprune.commands.seeds`, whose runs have one each
     if resume is not None:
         return _resumed(Path(resume), file, given, anyway=anyway), Path(resume), anyway
     if anyway:

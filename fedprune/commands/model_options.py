@@ -187,6 +187,27 @@ def _export(parser: ArgumentParser) -> None:
     )
 
 
+def _study(parser: ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("file", metavar="FILE", help="TOML: [base] keys, [grid] lists of values")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where everything goes")
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", help="runs at once (default: one a processor)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the file and list the runs, play none"
+    )
+
+
+def _compare(parser: ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where the page goes")
+    parser.add_argument(
+        "--by", metavar="KEY", default="", help="the key whose values are compared (default: all)"
+    )
+
+
 COMMANDS: dict[str, Command] = {
     "analyse": Command(
         "Redundancy of a model: spectra, duplicates, dead units, and paths that could be one.",
@@ -228,6 +249,25 @@ COMMANDS: dict[str, Command] = {
 """,
         _export,
         _of("export"),
+    ),
+    "study": Command(
+        "Runs for every combination of values, and one page, tables and results.csv of them.",
+        """\
+  fedprune study simulations/studies/digits.toml --out runs/digits-study
+  fedprune study my.toml --out runs/mine --dry-run
+  fedprune study my.toml --out runs/mine --jobs 4     # again: what is there is not played anew
+""",
+        _study,
+        _of("study"),
+    ),
+    "compare": Command(
+        "The page of a study, of runs that are there.",
+        """\
+  fedprune compare runs/one runs/two runs/three --out runs/compared
+  fedprune compare runs/seed-* --by score --out runs/compared
+""",
+        _compare,
+        _of("compare"),
     ),
 }
 """A new sub-command is a module in `fedprune.commands` and an entry here."""

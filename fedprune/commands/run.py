@@ -51,6 +51,10 @@ def main(
         input, or Ray that cannot start. 130: interrupted.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    if any(word.partition("=")[0] == "--seeds" for word in given):
+        from fedprune.commands.seeds import run_seeds  # with scipy, for which no run waits
+
+        return ended(lambda: run_seeds(given, program), program)
     return ended(lambda: _main(given, program, leaving), program)
 
 

@@ -61,6 +61,9 @@ def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
         action="store_true",
         help="go on although configuration, data, plug-in or versions are not as they were",
     )
+    out.add_argument(
+        "--seeds", metavar="N-M", help="a run for each of these seeds, and one page about them"
+    )
     out.add_argument("--list", action="store_true", help="print every task, score, split and more")
     groups: dict[str, Any] = {}
     for key, field in AllOptions.model_fields.items():

@@ -1,0 +1,94 @@
+"""``fedprune study``: a run for each combination of values, and one page about all of them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from fedprune.commands.targets import check_file
+from fedprune.options.refusal import ConfigError, counted
+from fedprune.records.folder import CONFIG_NAME
+from fedprune.report.reading import SPACE, duration, metric_text, worded
+from fedprune.runtime.ending import FAILED, INTERRUPTED
+from fedprune.study.design import Design, read_design
+from fedprune.study.outcomes import RESULTS_NAME, outcome_of
+from fedprune.study.page import STUDY_PAGE_NAME, Collected, write_study
+from fedprune.study.playing import CellEnded, play
+
+
+def run(arguments: Namespace) -> int:
+    """Play what is not there yet, and write the page; 1 where a run has no result."""
+    design = read_design(Path(arguments.file))
+    if arguments.dry_run:
+        print("\n".join(cell.name for cell in design.cells))
+        return 0
+    command = ["fedprune", "study", arguments.file, "--out", arguments.out]
+    return played(design, Path(arguments.out), shlex.join(command), arguments.jobs)
+
+
+def played(design: Design, out: Path, command: str, jobs: int | None = None) -> int:
+    """Play the cells of a study that are not there yet, and write the page about all.
+
+    Args:
+        design: the cells.
+        out: where everything goes; made if it is not there.
+        command: that does this again.
+        jobs: runs at once; None: one for each processor.
+
+    Returns:
+        The exit code: 0, 1 where a run has no result, 130 when it was interrupted.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    _check_out(out)
+    jobs = jobs or len(os.sched_getaffinity(0))
+    print(f"fedprune study  {design.title}: {counted(len(design.cells), 'run')}, {jobs} at once")
+    print(f"  compared    {design.factors.compared}, of {', '.join(design.factors.names)}")
+    print(f"  results     {out}", flush=True)
+    try:
+        play(design.cells, out, jobs, lambda told: _say(told, design, out))
+    except KeyboardInterrupt:
+        _written(design, out, command)
+        print(f"\ninterrupted; to go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+    return _written(design, out, command)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written to, before hours of work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={str(out)!r}: {error.strerror}; allowed: a folder") from None
+    if (out / CONFIG_NAME).exists():
+        raise ConfigError(f"out={str(out)!r}: holds a run; allowed: another folder")
+    check_file("out", str(out / STUDY_PAGE_NAME))
+
+
+def _written(design: Design, out: Path, command: str) -> int:
+    outcomes = [outcome_of(cell, out) for cell in design.cells]
+    page = write_study(out, Collected(design.title, design.factors, outcomes, command))
+    print(f"\nresults   {out / RESULTS_NAME}\ntables    {out / 'tables'}\npage      {page}")
+    missing = [outcome for outcome in outcomes if outcome.run is None]
+    for outcome in missing:
+        print(f"no result {outcome.name}: {outcome.reason}")
+    return FAILED if missing else 0
+
+
+def _say(told: CellEnded, design: Design, out: Path) -> None:
+    """A line for a run that has ended."""
+    count = f"[{told.done:>{len(str(len(design.cells)))}}/{len(design.cells)}]"
+    labels = ", ".join(told.cell.labels.values())
+    outcome = outcome_of(told.cell, out)
+    if outcome.run is None:
+        came = f"failed: {told.error}"
+    else:
+        value = metric_text(outcome.metric, outcome.test(outcome.metric))
+        came = f"{worded(outcome.metric)} {value}"
+    took = duration(told.seconds) if told.seconds else "there already"
+    left = "" if told.left is None else f", about {duration(told.left)} left"
+    print(f"{count} {labels}: {came}, {took}{left}".replace(SPACE, " "), flush=True)

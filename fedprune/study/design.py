@@ -1,0 +1,258 @@
+"""A study's file -> its cells: ``[base]`` for all, ``[grid]`` of values, ``[study]`` of words."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedprune.config import RunConfig, configure, to_toml, with_values
+from fedprune.config.schema import flat
+from fedprune.methods.catalog import check_method
+from fedprune.options.refusal import ConfigError
+from fedprune.options.values import as_text
+from fedprune.records.bound import RESUMABLE, began_with
+from fedprune.runtime.sums import sha256_of
+
+SEED = "seed"
+"""The factor whose values are repetitions: means and spreads go over it."""
+
+_TABLES = ("study", "base", "grid")
+_WORDS = ("title", "compare", "over")
+_NAME = "name"
+"""The key of a table in the grid that says what the table is called."""
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder: what tells it from the others, and the start of its digest.
+        labels: what it is called in each factor of the grid.
+        config: what it runs.
+        digest: SHA-256 of all that its result depends on: see `cell_digest`.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    config: RunConfig
+    digest: str
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of several runs, and what they are for.
+
+    Attributes:
+        names: in the order of the grid.
+        compared: the one whose values are compared with each other, by default the first whose
+            values are tables, else the first that is not the seed.
+        over: the one on the horizontal axis; "" for none. By default sparsity, where it is one.
+    """
+
+    names: tuple[str, ...]
+    compared: str
+    over: str
+
+    @property
+    def rest(self) -> tuple[str, ...]:
+        """The others but the seed: for each combination of their values there is a table."""
+        return tuple(n for n in self.names if n not in (self.compared, self.over, SEED))
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a study's file asks for."""
+
+    title: str
+    factors: Factors
+    cells: tuple[GridCell, ...]
+
+
+def read_design(path: Path) -> Design:
+    """The cells of a study's file, all of which have a valid configuration.
+
+    Raises:
+        ConfigError: the file, a key or a value of it is wrong, or a combination of values; it is
+            named.
+    """
+    return design_of(_document(path), path.stem)
+
+
+def design_of(document: Mapping[str, Any], title: str) -> Design:
+    """As `read_design`, of what is in the file.
+
+    Args:
+        document: tables ``base``, ``grid`` and ``study``.
+        title: where the document gives none.
+
+    Raises:
+        ConfigError: see `read_design`.
+    """
+    for key in document.keys() - set(_TABLES):
+        raise ConfigError(f"{key}: no table of a study; allowed: {', '.join(_TABLES)}")
+    study, base, grid = (_table(document, key) for key in _TABLES)
+    for key in study.keys() - set(_WORDS):
+        raise ConfigError(f"study.{key}: no such key; allowed: {', '.join(_WORDS)}")
+    levels = {str(key): _levels(str(key), values, base) for key, values in grid.items()}
+    if not levels:
+        raise ConfigError("grid: nothing varies; allowed: key = [value, ...] for any keys")
+    if list(levels) == [SEED]:
+        levels = {"configuration": {"as given": {}}, **levels}
+    _check_said_once(levels)
+    factors = factors_of({name: tuple(its) for name, its in levels.items()}, study, grid)
+    return Design(str(study.get("title", title)), factors, tuple(_cells(base, levels)))
+
+
+def factors_of(
+    levels: Mapping[str, Sequence[str]],
+    said: Mapping[str, Any],
+    grid: Mapping[str, Any] | None = None,
+) -> Factors:
+    """The factors, and which of them is compared over which.
+
+    Args:
+        levels: labels by factor.
+        said: ``compare`` and ``over``, where they are given.
+        grid: the values, of which tables are methods to be compared.
+
+    Raises:
+        ConfigError: what is given is no factor.
+    """
+    names = tuple(levels)
+    for key in ("compare", "over"):
+        if said.get(key, names[0]) not in (*names, *([""] if key == "over" else [])):
+            raise ConfigError(f"{key}={said[key]!r}: not varied; allowed: {', '.join(names)}")
+    tables = [n for n in names if any(isinstance(v, dict) for v in (grid or {}).get(n, ()))]
+    usual = [*tables, *(n for n in names if n not in (SEED, "sparsity")), *names]
+    compared = str(said.get("compare", usual[0]))
+    over = str(said.get("over", "sparsity" if "sparsity" in names else ""))
+    return Factors(names, compared, "" if over == compared else over)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"study={str(path)!r}: {error.strerror}; allowed: a TOML file of [base] and [grid]"
+        ) from None
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
+        raise ConfigError(
+            f"study={str(path)!r}: not TOML: {error}; allowed: tables [base] and [grid]"
+        ) from None
+
+
+def _table(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = document.get(key, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{key}={found!r}: not a table; allowed: [{key}] with keys below it")
+    return found
+
+
+Levels = dict[str, dict[str, Any]]
+"""The keys of each level of a factor, by its label."""
+
+
+def _levels(factor: str, values: Any, base: Mapping[str, Any]) -> Levels:
+    """The levels of a factor: of plain values, or of tables of keys that go together."""
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"grid.{factor}={values!r}: allowed: a list of values, or of tables")
+    out: Levels = {}
+    for value in values:
+        keys = dict(value) if isinstance(value, dict) else {factor: value}
+        called = keys.pop(_NAME, None) if isinstance(value, dict) else None
+        label = _label(keys) if called is None else str(called)
+        if label in out:
+            raise ConfigError(f"grid.{factor}: {label!r} is there twice; allowed: each value once")
+        for key in flat(keys).keys() & flat(base).keys():
+            raise ConfigError(f"{key}: in [base] and in grid.{factor}; allowed: in one of them")
+        out[label] = keys
+    return out
+
+
+def _label(keys: Mapping[str, Any]) -> str:
+    if len(keys) == 1:
+        return label_text(*keys.values())
+    return ", ".join(f"{key}={label_text(value)}" for key, value in keys.items())
+
+
+def label_text(value: Any) -> str:
+    """What a value is called: as on the command line."""
+    return str(as_text(tuple(value) if isinstance(value, list) else value))
+
+
+def _check_said_once(levels: Mapping[str, Levels]) -> None:
+    """Refuse a key that two factors set: the later would win without a word."""
+    said: dict[str, str] = {}
+    for factor, its in levels.items():
+        for key in {key for keys in its.values() for key in flat(keys)}:
+            if said.setdefault(key, factor) != factor:
+                raise ConfigError(f"{key}: in grid.{said[key]} and in grid.{factor}; allowed: one")
+
+
+def _cells(base: Mapping[str, Any], levels: Mapping[str, Levels]) -> Iterator[GridCell]:
+    files: dict[str, str] = {}
+    for combination in itertools.product(*(its.items() for its in levels.values())):
+        labels = dict(zip(levels, (label for label, _ in combination), strict=True))
+        keys = {k: v for _, its in combination for k, v in its.items()}
+        try:
+            config = configure({"engine": "inline", **base, **keys})
+            check_method(config)
+            _check_own(config)
+        except ConfigError as error:
+            raise ConfigError(f"{_told(labels)}: {error}") from None
+        digest = cell_digest(config, files)
+        yield GridCell(_folder_name(labels, digest), labels, config, digest)
+
+
+def _check_own(config: RunConfig) -> None:
+    if config.out:
+        raise ConfigError(
+            f"out={config.out!r}: every run has a folder of the study's; allowed: --out"
+        )
+    if config.engine == "flower":
+        raise ConfigError("engine='flower': started by flwr run; allowed: auto, ray, inline")
+
+
+def _told(labels: Mapping[str, str]) -> str:
+    return "cell " + ", ".join(f"{factor}={label}" for factor, label in labels.items())
+
+
+def _folder_name(labels: Mapping[str, str], digest: str) -> str:
+    text = re.sub(r"[^\w.=-]+", "-", "-".join(labels.values())).strip("-.")
+    return f"{text[:60]}-{digest[:10]}".lstrip("-")
+
+
+def cell_digest(config: RunConfig, files: dict[str, str]) -> str:
+    """SHA-256 of all that the result of a run depends on, as far as this machine can tell.
+
+    The configuration without what changes no bit, the user's files, the plug-in, the versions of
+    the packages. Not of it: data that comes with an installed package.
+
+    Args:
+        config: what would run.
+        files: digests of files and folders by path, which is filled.
+    """
+    free = {key: RunConfig.model_fields[key].default for key in (*RESUMABLE, "out")}
+    text = to_toml(with_values(config, free)).encode()
+    models = {"init": config.init, "teacher": config.teacher}
+    for path in filter(None, (config.data, config.model)):
+        if path not in files and Path(path).exists():
+            files[path] = _files_digest(Path(path))
+    data = "".join(files.get(path, "") for path in filter(None, (config.data, config.model)))
+    bound = began_with(text, config.plugin, data, models)
+    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def _files_digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    lines = [f"{file.relative_to(path)} {sha256_of(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

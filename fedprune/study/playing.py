@@ -1,0 +1,149 @@
+"""The cells of a study, each played as a process of its own: what fails there ends nothing here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedprune.config import to_toml
+from fedprune.records.folder import CONFIG_NAME
+from fedprune.runtime.files import write_atomically
+from fedprune.runtime.sums import SUMMARY_NAME, check_sums
+from fedprune.study.design import GridCell
+
+_POLL = 0.1
+"""Seconds between two looks at the processes."""
+
+CELLS = "cells"
+
+
+@dataclass(frozen=True)
+class CellEnded:
+    """How far a study has come.
+
+    Attributes:
+        cell: that has ended.
+        seconds: it took; 0.0: it was there already.
+        error: the last line that it wrote where it left no result; "": it left one.
+        done: cells that have ended, this one among them.
+        left: seconds that the others may take, by those that were played; None: not known yet.
+    """
+
+    cell: GridCell
+    seconds: float
+    error: str
+    done: int
+    left: float | None
+
+
+def cell_folder(cell: GridCell, out: Path) -> Path:
+    """Where the run of a cell is."""
+    return out / CELLS / cell.name
+
+
+def log_of(cell: GridCell, out: Path) -> Path:
+    """What the run of a cell wrote on its screen."""
+    return out / CELLS / f"{cell.name}.log"
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder holds a finished run, every file of which is as it was written."""
+    try:
+        check_sums(folder, ended=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def play(
+    cells: Sequence[GridCell], out: Path, jobs: int, tell: Callable[[CellEnded], None]
+) -> None:
+    """Play the cells that are not there yet; one that was interrupted goes on where it was.
+
+    Args:
+        cells: of the study. A cell has the folder of its digest, so one that is there was made from
+            the same configuration, data and versions.
+        out: the study's folder.
+        jobs: how many run at once.
+        tell: told of every cell that has ended. What it raises ends those that run, too.
+    """
+    (out / CELLS).mkdir(parents=True, exist_ok=True)
+    there = [cell for cell in cells if is_there(cell_folder(cell, out))]
+    for number, cell in enumerate(there, 1):
+        tell(CellEnded(cell, 0.0, "", number, None))
+    waiting = [cell for cell in cells if cell not in there]
+    running, took = list[_Playing](), list[float]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_Playing(waiting[0], _started(waiting.pop(0), out)))
+            time.sleep(_POLL)
+            for playing in [p for p in running if p.process.poll() is not None]:
+                running.remove(playing)
+                took.append(time.perf_counter() - playing.since)
+                left = sum(took) / len(took) * (len(waiting) + len(running)) / jobs
+                error = _error_of(playing.cell, out)
+                tell(CellEnded(playing.cell, took[-1], error, len(there) + len(took), left))
+    finally:
+        _end([playing.process for playing in running])
+
+
+@dataclass(frozen=True)
+class _Playing:
+    cell: GridCell
+    process: subprocess.Popen[bytes]
+    since: float = field(default_factory=time.perf_counter)
+
+
+def _started(cell: GridCell, out: Path) -> subprocess.Popen[bytes]:
+    """The process that plays a cell, or goes on with it."""
+    folder, file = cell_folder(cell, out), out / CELLS / f"{cell.name}.toml"
+    write_atomically(file, to_toml(cell.config).encode())
+    begun = (folder / CONFIG_NAME).is_file() and not (folder / SUMMARY_NAME).is_file()
+    which = ["--resume", str(folder)] if begun else ["--config", str(file), "--out", str(folder)]
+    code = ["--plugin", cell.config.plugin] if cell.config.plugin else []
+    home = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    with log_of(cell, out).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedprune", "run", *which, *code],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+
+def _error_of(cell: GridCell, out: Path) -> str:
+    """Why a cell has no result; "" where it has one."""
+    return "" if is_there(cell_folder(cell, out)) else last_line(log_of(cell, out))
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, without the program's name."""
+    text = log.read_text("utf-8", "replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].partition("error: ")[2] or lines[-1] if lines else "it wrote nothing"
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt what still runs, and see it end: its checkpoints are whole then."""
+    for process in processes:
+        with suppress(OSError):
+            process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+_PATIENCE = 30
+"""Seconds that a run may take to end when it is told to."""

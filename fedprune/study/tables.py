@@ -1,0 +1,203 @@
+"""The tables of a study: for the page as words, for a paper as LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprune.report.reading import NO_VALUE, metric_text, significant, size, worded
+from fedprune.report.tables import Table, shorten
+from fedprune.runtime.files import write_atomically
+from fedprune.study.comparison import (
+    GridPlace,
+    Paired,
+    SeedSpread,
+    by_place,
+    is_higher,
+    seed_spread,
+)
+from fedprune.study.design import Factors
+from fedprune.study.outcomes import StudyOutcome
+from fedprune.tasks.measures import metric_of
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The runs that differ in the compared factor, in the one they are compared over, and the seed.
+
+    Attributes:
+        place: labels of the other factors.
+        metric: of all its runs with a result.
+        rows, columns: labels of the compared factor, and of the one over which; one column, "",
+            without such.
+        cells: the spread of test quality over repetitions, by row and column.
+    """
+
+    place: GridPlace
+    metric: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str], SeedSpread]
+
+    def best(self, column: str) -> str:
+        """The row that is best on average in a column; "" where none was measured."""
+        known = {r: s.mean for r in self.rows if (s := self.cells[r, column]).count}
+        choose = max if is_higher(self.metric) else min
+        return choose(known, key=lambda row: known[row]) if known else ""
+
+
+def panels_of(outcomes: Sequence[StudyOutcome], factors: Factors) -> list[Panel]:
+    """A panel for each combination of the labels of the other factors, with a result in it."""
+    out = []
+    for place, same in by_place(outcomes, factors.rest).items():
+        measured = [o for o in same if o.run is not None]
+        if measured:
+            out.append(_panel(place, measured, same, factors))
+    return out
+
+
+def _panel(
+    place: GridPlace,
+    measured: Sequence[StudyOutcome],
+    same: Sequence[StudyOutcome],
+    factors: Factors,
+) -> Panel:
+    rows = tuple(dict.fromkeys(o.labels[factors.compared] for o in same))
+    over = {o.name: o.labels[factors.over] if factors.over else "" for o in same}
+    columns = tuple(dict.fromkeys(over.values()))
+    metric = measured[0].metric
+    values = {
+        (row, column): seed_spread(
+            [
+                o.test(metric)
+                for o in measured
+                if (o.labels[factors.compared], over[o.name]) == (row, column)
+            ]
+        )
+        for row in rows
+        for column in columns
+    }
+    return Panel(place, metric, rows, columns, values)
+
+
+def quality_over(panel: Panel, factors: Factors) -> Table:
+    """Mean (standard deviation) of test quality, and how many runs it is of."""
+    heads = [
+        f"{factors.over} {column}" if column else worded(panel.metric) for column in panel.columns
+    ]
+    rows = [
+        [row, *(spread_text(panel.metric, panel.cells[row, column]) for column in panel.columns)]
+        for row in panel.rows
+    ]
+    return Table([factors.compared, *heads], rows, (factors.compared,))
+
+
+def spread_text(metric: str, spread: SeedSpread) -> str:
+    """A mean, its standard deviation in brackets, and of how many runs it is."""
+    if not spread.count:
+        return NO_VALUE
+    mean = metric_text(metric, spread.mean)
+    if spread.count == 1:
+        return mean
+    share = metric_of(metric).form == "share"
+    deviation = significant(100 * spread.deviation if share else spread.deviation)
+    return f"{mean} ({deviation}) of {spread.count}"
+
+
+def tests_table(found: Sequence[Paired], metric: str) -> Table:
+    """Every two labels against each other."""
+    columns = ["better or worse", "pairs", f"difference in {worded(metric)}", "effect", "p", "Holm"]
+    rows = [
+        [
+            f"{one.first} against {one.second}",
+            str(one.count),
+            f"{_signed(one.difference)} ({significant(one.deviation)})",
+            f"{one.effect:+.2f}",
+            _p(one.p),
+            _p(one.corrected),
+        ]
+        for one in found
+    ]
+    return Table(["compared", *columns[1:]], rows, ("compared",))
+
+
+def _signed(value: float) -> str:
+    sign = "+" if value > 0 else "\u2212" if value < 0 else ""
+    return f"{sign}{significant(abs(value))}"
+
+
+def _p(value: float) -> str:
+    return NO_VALUE if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def runs_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> Table:
+    """Every run: its labels, quality, sparsity, bytes and digest of weights, or why it has none."""
+    rows = []
+    for one in outcomes:
+        measured = metric_text(one.metric, one.test(one.metric)) if one.run else NO_VALUE
+        sent = [one.said("bytes_up"), one.said("bytes_down")]
+        rows.append(
+            [
+                *(one.labels[name] for name in factors.names),
+                measured,
+                significant(one.said("sparsity")),
+                size(sum(sent)) if None not in sent else NO_VALUE,
+                str(one.said("weights_digest") or NO_VALUE)[:12],
+                shorten(one.reason or "done"),
+            ]
+        )
+    columns = [*factors.names, "test quality", "sparsity", "sent", "weights", "reason"]
+    return Table(columns, rows, (*factors.names, "weights", "reason"))
+
+
+def write_latex(out: Path, panels: Sequence[Panel], factors: Factors) -> list[Path]:
+    """Write ``tables/*.tex``, one for each panel, for the package booktabs, the best in bold."""
+    paths = []
+    for panel in panels:
+        name = re.sub(r"[^\w.=-]+", "-", "-".join(panel.place)).strip("-") or "quality"
+        paths.append(out / "tables" / f"{name}.tex")
+        write_atomically(paths[-1], latex_of(panel, factors).encode())
+    return paths
+
+
+def latex_of(panel: Panel, factors: Factors) -> str:
+    """A panel as a LaTeX table."""
+    heads = [f"{factors.over} {c}" if c else worded(panel.metric) for c in panel.columns]
+    lines = [
+        r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
+        r"\toprule",
+        " & ".join(map(escaped, [factors.compared, *heads])) + r" \\",
+        r"\midrule",
+    ]
+    best = {column: panel.best(column) for column in panel.columns}
+    for row in panel.rows:
+        cells = [_latex_cell(panel, row, column, best[column] == row) for column in panel.columns]
+        lines.append(" & ".join([escaped(row), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_cell(panel: Panel, row: str, column: str, best: bool) -> str:
+    spread = panel.cells[row, column]
+    if not spread.count:
+        return "--"
+    scale = 100 if metric_of(panel.metric).form == "share" else 1
+    mean = significant(scale * spread.mean)
+    mean = rf"\mathbf{{{mean}}}" if best else mean
+    if spread.count == 1:
+        return f"${mean}$"
+    return rf"${mean} \pm {significant(scale * spread.deviation)}$"
+
+
+_SPECIAL = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+}
+
+
+def escaped(text: str) -> str:
+    """Text in which LaTeX reads no character as its own."""
+    return "".join(_SPECIAL.get(character, character) for character in text)

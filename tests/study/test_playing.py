@@ -1,0 +1,69 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedprune.commands.main import main
+from fedprune.run import federate
+from fedprune.study.design import read_design
+from fedprune.study.playing import cell_folder, last_line
+
+STUDY = """\
+[base]
+task = "digits"
+model = "mlp"
+clients = 3
+rounds = 2
+local-steps = 2
+[grid]
+score = ["magnitude", "taylor"]
+seed = [0, 1]
+"""
+
+
+@pytest.mark.slow
+def test_cells_are_played_once_and_one_that_fails_is_a_cell(tmp_path, capsys):
+    (tmp_path / "s.toml").write_text(STUDY)
+    cells, out = read_design(tmp_path / "s.toml").cells, tmp_path / "out"
+    (out / "cells").mkdir(parents=True)
+    broken = cell_folder(cells[2], out)
+    broken.write_text("a file where the run's folder would be")
+    arguments = ["study", str(tmp_path / "s.toml"), "--out", str(out), "--jobs", "2"]
+    assert main(arguments) == 1
+    said = capsys.readouterr().out
+    assert f"no result {cells[2].name}: out=" in said
+    assert "3 of 4 runs have a result" in (out / "study.html").read_text()
+    for cell in (cells[0], cells[1], cells[3]):
+        summary = json.loads((cell_folder(cell, out) / "summary.json").read_text())
+        assert summary["weights_digest"] == federate(cell.config).summary["weights_digest"]
+    broken.unlink()
+    before = {c.name: cell_folder(c, out).stat().st_mtime_ns for c in cells[:2]}
+    assert main(arguments) == 0
+    assert "4 of 4 runs have a result" in (out / "study.html").read_text()
+    assert {c.name: cell_folder(c, out).stat().st_mtime_ns for c in cells[:2]} == before
+    assert capsys.readouterr().out.count("there already") == 3
+
+
+def test_a_dry_run_names_the_runs_and_plays_none(tmp_path, capsys):
+    (tmp_path / "s.toml").write_text(STUDY)
+    out = tmp_path / "out"
+    assert main(["study", str(tmp_path / "s.toml"), "--out", str(out), "--dry-run"]) == 0
+    names = [cell.name for cell in read_design(tmp_path / "s.toml").cells]
+    assert capsys.readouterr().out.splitlines() == names
+    assert not out.exists()
+
+
+def test_the_last_line_of_a_log(tmp_path):
+    log = tmp_path / "x.log"
+    assert last_line(log) == "it wrote nothing"
+    log.write_text("a\nfedprune run: error: lr=-1: too small\n\n")
+    assert last_line(log) == "lr=-1: too small"
+    log.write_text("a\nKilled\n")
+    assert last_line(log) == "Killed"
+
+
+def test_no_run_waits_for_what_only_a_study_needs():
+    code = "import sys, fedprune.commands.run; print('scipy.stats' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
