@@ -155,6 +155,26 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         state[name].copy_(value)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor as numbers that can be added up: float32 of those with fewer bits."""
+    half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    return tensor.float() if half else tensor
+
+
+def wide_zeros(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Zeros of the same shapes and devices for sums of such tensors, float32 or wider."""
+    types = {n: torch.promote_types(t.dtype, torch.float32) for n, t in tensors.items()}
+    return {n: torch.zeros_like(t, dtype=types[n], requires_grad=False) for n, t in tensors.items()}
+
+
+def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers of a model that is not trained the types of named tensors."""
+    found = found_in(model)
+    for name, t in {**found.parameters, **found.buffers}.items():
+        if name in weights and weights[name].dtype != t.dtype:
+            t.data = t.data.to(weights[name].dtype)
+
+
 def masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensors:
     """Copies with exactly 0.0 where a mask is False, whatever stood there (NaN too)."""
     return {

@@ -80,7 +80,8 @@ def test_the_core_loads_neither_flower_nor_ray_nor_what_takes_seconds():
 
 
 ORDER = [
-    *("runtime", "tensors", "randomness", "options", "structure", "tasks", "selection", "scores"),
+    *("runtime", "tensors", "randomness", "options", "structure"),
+    *("streaming", "tasks", "selection", "scores"),
     *(
         "learning",
         "adapters",

@@ -66,8 +66,9 @@ from fedprune.secagg.messages import (
     table_of,
 )
 from fedprune.server.state import Model, State
+from fedprune.streaming.files import places_in
 from fedprune.structure.edits import Edit, from_json, to_json
-from fedprune.tasks.claims import check_config, shapes_in_file
+from fedprune.tasks.claims import check_config
 from fedprune.tasks.rowfiles import READERS
 from fedprune.tensors import full_masks, state_of
 
@@ -329,7 +330,7 @@ def ledger(folder: Path) -> tuple[Path, Decoder]:
 def header(folder: Path) -> tuple[Path, Decoder]:
     path = folder / "model.safetensors"
     path.write_bytes(save({"a": torch.zeros(3, 4), "b": torch.zeros(2)}))
-    return path, lambda: shapes_in_file(path)
+    return path, lambda: places_in(path)
 
 
 def settings(folder: Path) -> tuple[Path, Decoder]:

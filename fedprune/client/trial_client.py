@@ -13,6 +13,7 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train
+from fedprune.learning.options import trains
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.forms import LARGEST_NUMBER, form_of
 from fedprune.protocol.messages import Answer, Question
@@ -82,7 +83,8 @@ def _first(part: Part) -> Part:
 
 def _brief(config: RunConfig) -> RunConfig:
     """The configuration with one step of a few examples, and as few probes as there can be."""
-    changes: dict[str, Any] = {"local_steps": 1, "local_epochs": 0, "accumulate": 1}
+    steps = int(trains(config))
+    changes: dict[str, Any] = {"local_steps": steps, "local_epochs": 0, "accumulate": 1}
     changes |= {"batch_size": EXAMPLES_TRIED, "compile": False}
     changes |= {"probes": None if config.probes is None else 2}
     return config.model_copy(update=changes)

@@ -1,7 +1,8 @@
 """The coded file: a pruned model as its mask and its kept values, and how to get it back.
 
-Layout: 8 bytes of magic, a 4-byte length, a JSON head, the encoded mask, the kept values (float32,
-little-endian), and the SHA-256 of all before it. "Bytes on disk" is the size of this file.
+Layout: 8 bytes of magic, a 4-byte length, a JSON head, the encoded mask, the kept values
+(little-endian, float32 or the types by name that the head says), and the SHA-256 of all before it.
+"Bytes on disk" is the size of this file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +23,9 @@ from fedprune.tensors import (
     Masks,
     Tensors,
     as_bytes,
+    count_kept,
     gathered,
+    over_bytes,
     scattered,
 )
 
@@ -42,7 +44,7 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
 
     Args:
         origin: how to build the dense model, see `origin_of`.
-        weights: the model's state and its frozen parameters, float32, 0.0 where a mask is False.
+        weights: the model's state and its frozen parameters, 0.0 where a mask is False.
         masks: True = kept.
     """
     mask = encode_mask(masks)
@@ -51,10 +53,23 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
         "mask_bytes": len(mask),
         "shapes": {n: list(t.shape) for n, t in weights.items()},
     }
+    kinds = {n: HALVES[t.dtype] for n, t in weights.items() if t.dtype in HALVES}
+    head |= {"types": kinds} if kinds else {}
     text = json.dumps(head, separators=(",", ":")).encode()
-    values = as_bytes(gathered(weights, masks).float())
+    values = b"".join(
+        as_bytes(of_type) for name in sorted(weights) for of_type in [_kept(name, weights, masks)]
+    )
     body = FILE_MAGIC + len(text).to_bytes(4, "little") + text + mask + values
     return body + hashlib.sha256(body).digest()
+
+
+HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""Types that values keep, as the head names them; others become float32."""
+
+
+def _kept(name: str, weights: Mapping[str, Tensor], masks: Masks) -> Tensor:
+    t = gathered({name: weights[name]}, masks)
+    return t if t.dtype in HALVES else t.float()
 
 
 def from_coded(data: bytes, name: str = "coded file") -> tuple[dict[str, Any], Tensors, Masks]:
@@ -92,5 +107,27 @@ def _content(body: bytes) -> tuple[dict[str, Any], Tensors, Masks]:
     if claimed > most:
         raise ValueError(f"it claims {claimed} values; allowed: {most} of a file of its size")
     masks = decode_mask(body[end:values_at], most, shapes)
-    values = torch.from_numpy(np.frombuffer(body[values_at:], np.float32).copy())
-    return head, scattered(values, shapes, masks), masks
+    return head, _weights(body[values_at:], shapes, masks, head.get("types", {})), masks
+
+
+def _weights(
+    data: bytes, shapes: Mapping[str, torch.Size], masks: Masks, kinds: Mapping[str, str]
+) -> Tensors:
+    """The tensors of a file's values, in the order of their shapes.
+
+    Raises:
+        ValueError: a type that is not known, or more or fewer values than the masks keep.
+    """
+    known, out, at = {kind: dtype for dtype, kind in HALVES.items()}, dict[str, Tensor](), 0
+    if not isinstance(kinds, dict) or not set(kinds.values()) <= set(known):
+        raise ValueError(f"values of types other than float32, {', '.join(known)}")
+    for name in sorted(shapes):
+        dtype = known[kinds[name]] if name in kinds else torch.float32
+        kept = count_kept({name: masks[name]}) if name in masks else shapes[name].numel()
+        end = at + kept * dtype.itemsize
+        flat = over_bytes(data[at:end], dtype)
+        out |= scattered(flat, {name: shapes[name]}, masks)
+        at = end
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes of values, its mask and types say {at}")
+    return {name: out[name] for name in shapes}

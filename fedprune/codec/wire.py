@@ -26,6 +26,9 @@ VALUE_TYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
+OWN_TYPES = {dtype: name for name, dtype in VALUE_TYPES.items()}
+"""What values travel as where nothing else is asked for: as they are."""
+
 UPLINK_TYPES = {
     "fp32": "float32",
     "fp16": "float16",

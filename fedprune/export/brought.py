@@ -16,7 +16,7 @@ from fedprune.runtime.files import os_errors, write_atomically
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.hub import quiet, reachable
-from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.loading import saved_type
 from fedprune.tasks.pretrained import gives_back, place_of
 
 GENERATION = "generation_config.json"
@@ -60,22 +60,7 @@ def dtype_of(config: RunConfig) -> torch.dtype:
     """The type that the user's weights are saved in; float32 where nobody brought any."""
     if not is_brought(config):
         return torch.float32
-    from transformers import AutoConfig
-
-    said = from_pretrained(AutoConfig, config.model, config.task).dtype
-    known = said if isinstance(said, torch.dtype) else getattr(torch, str(said), None)
-    return known or _dtype_of_file(config.model) or torch.float32
-
-
-def _dtype_of_file(model: str) -> torch.dtype | None:
-    from safetensors import safe_open
-
-    path = _file(model, "model.safetensors")
-    if path is None:
-        return None
-    with safe_open(path, "pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(next(iter(kinds), ""))
+    return saved_type(config.model, config.task)
 
 
 def save_transformer(model: Any, folder: Path, config: RunConfig) -> None:

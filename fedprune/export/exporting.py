@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from fedprune.codec.coded_file import CODED_NAME, to_coded
+from fedprune.codec.coded_file import CODED_NAME, HALVES, to_coded
 from fedprune.config import RunConfig
 from fedprune.export.brought import (
     dtype_of,
@@ -91,6 +91,8 @@ def export(cargo: Cargo, to: str, folder: Path) -> str:
         raise ValueError(
             f"quantise={cargo.precision.kind!r}: not with --to {to}; allowed: --to safetensors"
         )
+    if any(p.dtype in HALVES for p in cargo.model.parameters()):  # what computes is float32
+        cargo = replace(cargo, model=copy.deepcopy(cargo.model).float())
     fresh = folder.with_name(f"{folder.name}.new")  # so that nothing half done has its name
     fresh.mkdir(parents=True)
     try:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_model
+import torch
+from safetensors.torch import save_model
 from torch import nn
 
-from fedprune.codec.coded_file import CODED_NAME, from_coded
+from fedprune.codec.coded_file import CODED_NAME, HALVES, from_coded
 from fedprune.export.brought import give_back, save_transformer
 from fedprune.export.card import write_card
 from fedprune.export.manifest import MANIFEST_NAME, write_manifest
@@ -18,10 +19,11 @@ from fedprune.protocol.origin import at_hand, built_by, check_shapes, config_of,
 from fedprune.runtime.files import os_errors
 from fedprune.runtime.json_text import read_object
 from fedprune.runtime.sums import check_sums
+from fedprune.streaming.files import ONE_FILE, MappedFolder, tensors_in
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.rescaling import folded
-from fedprune.tensors import frozen_of, load_into
+from fedprune.tensors import frozen_of, load_into, retyped
 
 
 def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
@@ -50,6 +52,7 @@ def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str =
             model = model or built_by(at_hand(with_code_of(plugin, head, coded), saved))
             model = with_edits_of(model, head)
         check_shapes(model, weights, coded)
+        retyped(model, weights)
         frozen = frozen_of(model)
         load_into(model, {n: w for n, w in weights.items() if n not in frozen})
         for name, value in frozen.items():
@@ -61,23 +64,38 @@ def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str =
             model = with_edits_of(model or built_by(at_hand(origin, manifest.parent)), head)
         # As it was saved: where transformers reads it too, with heads that are one layer.
         model = model if head.get("edits") else folded(model)
-        load_tensors(model, manifest.parent)
+        load_tensors(model, manifest.parent, as_saved=bool(head.get("kept_type")))
     else:
         raise FileNotFoundError(f"{folder}: neither {CODED_NAME} nor {MANIFEST_NAME} is there")
     return model.eval()
 
 
-def load_tensors(model: nn.Module, folder: Path) -> None:
-    """Fill a model from a folder's ``model.safetensors``.
+def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> None:
+    """Fill a model from a folder's safetensors, one file or several.
+
+    Args:
+        model: what is filled.
+        folder: where they are.
+        as_saved: the model takes the types of the files, instead of keeping its own.
 
     Raises:
         ValueError: names or shapes differ; the folder is named.
     """
-    try:
-        load_model(model, folder / "model.safetensors")
-    except RuntimeError as error:  # torch's way to say that
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: does not fit the model: {reason}") from None
+    places = tensors_in(folder)
+    if not places:
+        raise FileNotFoundError(f"{folder / ONE_FILE}: gone")
+    files, own = MappedFolder(places), model.state_dict(keep_vars=True)
+    there = {t.untyped_storage().data_ptr() for name, t in own.items() if name in places}
+    odd = [n for n, t in own.items() if t.untyped_storage().data_ptr() not in there]
+    odd += [n for n, p in places.items() if n not in own or own[n].shape != p.shape]
+    if odd:
+        raise ValueError(f"{folder}: does not fit the model: {odd[0]} differs")
+    read = {name: files.tensor(name) for name in places}
+    if as_saved:
+        retyped(model, read)
+    with torch.no_grad():
+        for name, t in read.items():
+            own[name].copy_(t)
 
 
 def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text: str = "") -> None:
@@ -106,4 +124,5 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     give_back(config, folder, tokenizer, getattr(model, "config", None))
     if text:
         write_card(folder, text)
-    write_manifest(folder, origin)
+    kept = {p.dtype for p in model.parameters()} & HALVES.keys()
+    write_manifest(folder, {**origin, **({"kept_type": True} if kept else {})})

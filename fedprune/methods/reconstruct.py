@@ -91,7 +91,7 @@ def _refit(
     before_cuts = torch.empty(whole.shapes[name], device="meta")
     fresh = refit(w, alive, fit, columns=as_rows(whole, name, before_cuts).shape[1])
     error = fit.error(w)
-    weights = from_rows(r.layout, name, fresh).contiguous().float()
+    weights = from_rows(r.layout, name, fresh).contiguous().to(model.weights[name].dtype)
     return weights, fit.error(fresh) / error if error else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fedprune.codec.bounded import Buffer
-from fedprune.codec.wire import Packet, pack
+from fedprune.codec.wire import OWN_TYPES, Packet, pack
 from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import FIELDS
 
@@ -76,7 +76,8 @@ def broadcast(question: Question, wire: str, *, here: bool = False) -> Broadcast
             head[row.key or name] = row.said(question, name)
         data = row.data(question) if row.buffer else b""
         if isinstance(data, Tensor):
-            flats[row.buffer] = (data, wire if row.buffer in _CAST else "fp32")
+            kind = wire if row.buffer in _CAST else "fp32"
+            flats[row.buffer] = (data, OWN_TYPES.get(data.dtype, kind) if kind == "fp32" else kind)
         elif isinstance(data, Mapping):
             own |= {row.buffer: data} if data else {}
         elif data:

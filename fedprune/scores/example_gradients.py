@@ -24,7 +24,7 @@ from fedprune.scores.gradients import Each
 from fedprune.scores.score import Probe
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
-from fedprune.tensors import Tensors
+from fedprune.tensors import Tensors, wide, wide_zeros
 
 _AT_ONCE = 2**22
 """How many numbers the gradients of some examples may be that are held at once."""
@@ -52,7 +52,7 @@ def by_example(each: Each) -> SumOverExamples:
 
     def collect(probe: Probe) -> Tensors:
         parameters = parameters_of(probe.model, probe.prunable)
-        sums = {name: torch.zeros_like(p.detach()) for name, p in parameters.items()}
+        sums = wide_zeros(parameters)
         for rows in of_examples(each, probe):
             for name, row in rows.items():
                 sums[name] += row.sum(0)
@@ -67,7 +67,9 @@ def of_examples(each: Each, probe: Probe) -> Iterator[Tensors]:
     weights = parameters_of(probe.model, probe.prunable)
     for batch in probe.batches:
         for some in taken.of(batch):
-            yield {n: each(weights[n].detach(), g, 1) for n, g in some.gradients.items()}
+            yield {
+                n: each(wide(weights[n].detach()), wide(g), 1) for n, g in some.gradients.items()
+            }
 
 
 class Some(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedprune.scores.score import Probe, Watching
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors import Tensors, wide, wide_zeros
 
 Each = Callable[[Tensor, Tensor, int], Tensor]
 """From a weight, the gradient of a loss summed over labels, and their number, to the summand.
@@ -64,10 +64,10 @@ class SumOverBatches:
     def __call__(self, probe: Probe) -> Tensors:
         """The sum, as `fedprune.scores.score.Statistic.collect`."""
         parameters = parameters_of(probe.model, probe.prunable)
-        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        sums = wide_zeros(parameters)
         for gradients, count in _gradients(probe, parameters):
             for name, g in gradients.items():
-                sums[name] += self.each(parameters[name].detach(), g, count)
+                sums[name] += self.each(wide(parameters[name].detach()), wide(g), count)
         return _plain(sums)
 
 
@@ -81,13 +81,13 @@ def by_client(each: Each) -> Callable[[Probe], Tensors]:
 
     def collect(probe: Probe) -> Tensors:
         parameters = parameters_of(probe.model, probe.prunable)
-        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        sums = wide_zeros(parameters)
         labels = 0
         for gradients, count in _gradients(probe, parameters):
             labels += count
             for name, g in gradients.items():
                 sums[name] += g
-        return _plain({n: each(parameters[n].detach(), g, labels) for n, g in sums.items()})
+        return _plain({n: each(wide(parameters[n].detach()), g, labels) for n, g in sums.items()})
 
     return collect
 
@@ -135,7 +135,6 @@ def watched(each: Each) -> Watching:
     @contextmanager
     def watch(model: nn.Module, _layout: Layout, names: Sequence[str]) -> Iterator[GradientWatcher]:
         parameters = parameters_of(model, names)
-        zeros = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
-        yield GradientWatcher(zeros, parameters, each)
+        yield GradientWatcher(wide_zeros(parameters), parameters, each)
 
     return watch

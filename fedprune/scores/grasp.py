@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedprune.scores.gradients import by_batch, gradient, watched
 from fedprune.scores.score import Evidence, Probe, Statistic
 from fedprune.structure.layers import parameters_of
-from fedprune.tensors import Tensors
+from fedprune.tensors import Tensors, wide_zeros
 
 
 def _mean_gradient(evidence: Evidence) -> Tensors:
@@ -24,7 +24,7 @@ def _mean_gradient(evidence: Evidence) -> Tensors:
 def _hessian_times(probe: Probe) -> Tensors:
     """Σ over the shard's labels of H ḡ, ḡ what was given, by differentiating g·ḡ."""
     parameters = parameters_of(probe.model, probe.prunable)
-    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    sums = wide_zeros(parameters)
     # Of torch's attention kernels only the plain one can be differentiated twice.
     with sdpa_kernel(SDPBackend.MATH):
         for batch in probe.batches:

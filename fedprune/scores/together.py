@@ -21,7 +21,7 @@ from fedprune.structure.layers import input_rows, layers_of, parameters_of, watc
 from fedprune.structure.stacked import Stacked
 from fedprune.tasks.task import Part, examples
 from fedprune.tasks.together import join_parts, losses_of
-from fedprune.tensors import Tensors
+from fedprune.tensors import Tensors, wide, wide_zeros
 
 LINEAR = (gradient, taylor)
 """Functions of a gradient that depend neither on how a shard is cut nor on the labels in it."""
@@ -55,7 +55,7 @@ def _side_by_side(probes: Sequence[Probe]) -> Iterator[dict[int, Part]]:
 def _gradients(collect: SumOverBatches, probes: Sequence[Probe]) -> list[Tensors]:
     probe = probes[0]
     weights = parameters_of(probe.model, probe.prunable)
-    found = [{n: torch.zeros_like(p.detach()) for n, p in weights.items()} for _ in probes]
+    found = [wide_zeros(weights) for _ in probes]
     for parts in _side_by_side(probes):
         leaves = {
             n: p.detach().expand(len(parts), *p.shape).requires_grad_() for n, p in weights.items()
@@ -66,7 +66,7 @@ def _gradients(collect: SumOverBatches, probes: Sequence[Probe]) -> list[Tensors
         given = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         for name, of_all in zip(leaves, given, strict=True):
             for i, g in zip(parts, () if of_all is None else of_all, strict=of_all is not None):
-                found[i][name] += collect.each(weights[name].detach(), g, 1)
+                found[i][name] += collect.each(wide(weights[name].detach()), wide(g), 1)
     return found
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 
 from fedprune.randomness import generator, seeded
+from fedprune.tasks.options import is_trained
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors import CONSTANTS, as_bytes
 
@@ -38,7 +39,7 @@ def built(task: Task, config: Data) -> nn.Module:
     dummy = None if task.dummy is None else task.dummy(config)
     _check_registered(model)
     _materialise(model, task, dummy)
-    _check_types(model)
+    _check_types(model, trained=is_trained(config))
     _check_batch_statistics(model)
     names = _constants(model, task, dummy)
     if names:
@@ -129,13 +130,14 @@ def _lazy(model: nn.Module) -> list[str]:
     return [name for name, t in tensors if is_lazy(t)]
 
 
-def _check_types(model: nn.Module) -> None:
-    """Refuse trainable parameters whose average in float32 would be another model's."""
+def _check_types(model: nn.Module, *, trained: bool) -> None:
+    """Refuse parameters that train and whose average in float32 would be another model's."""
     for name, p in model.named_parameters():
-        if p.requires_grad and p.dtype != torch.float32:
+        if trained and p.requires_grad and p.dtype != torch.float32:
             raise ValueError(
                 f"model: {name} is {str(p.dtype).removeprefix('torch.')}, and weights are averaged "
-                "in float32; allowed: model.float(), or frozen (requires_grad=False)"
+                "in float32; allowed: model.float(), frozen (requires_grad=False), or "
+                "--local-steps 0"
             )
         if p.is_complex() or as_bytes(p) != as_bytes(p.detach().float().to(p.dtype)):
             raise ValueError(

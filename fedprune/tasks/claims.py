@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fedprune.runtime.json_text import LONGEST_TEXT, MOST_TENSORS, read_object
+from fedprune.runtime.json_text import MOST_TENSORS, read_object
+from fedprune.streaming.files import places_in
 
 FREE_VALUES = 2**24
 """Values that a model may hold whatever its file: positions, causal masks, fresh heads."""
@@ -162,34 +163,13 @@ def held_by(folder: Path) -> HeldByFiles:
     values = tensors = 0
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
-            shapes = shapes_in_file(path).values()
-            values += sum(map(math.prod, shapes))
-            tensors += len(shapes)
+            places = places_in(path).values()
+            values += sum(place.shape.numel() for place in places)
+            tensors += len(places)
         elif path.suffix in _OTHERS:
             values += path.stat().st_size
             tensors += path.stat().st_size // 2**8
     return HeldByFiles(values, tensors)
-
-
-def shapes_in_file(path: Path) -> dict[str, list[int]]:
-    """The shapes by name in the header of a safetensors file.
-
-    Raises:
-        ValueError: the header is damaged, or too long, or says more than the file is long.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > LONGEST_TEXT:
-                raise ValueError(f"a header of {length} bytes; allowed: {LONGEST_TEXT}")
-            head = read_object(file.read(length))
-        head.pop("__metadata__", None)
-        shapes = {name: _whole(about["shape"]) for name, about in head.items()}
-        if len(shapes) > MOST_TENSORS or sum(map(math.prod, shapes.values())) > path.stat().st_size:
-            raise ValueError("more than there is room for")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged, its header cannot be read ({error})") from None
-    return shapes
 
 
 def check_config(folder: Path) -> None:

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from fedprune.options.refusal import counted, refuse
+from fedprune.streaming.files import tensors_in
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.hub import offline, quiet, reachable
+from fedprune.tasks.options import is_trained
 from fedprune.tasks.pretrained import note_of, place_of
 from fedprune.tensors import NOTES
 
@@ -29,7 +31,7 @@ CLASSIFYING = ("classify", "tag")
 
 
 def build(config: Data, need: Need) -> nn.Module:
-    """The model that a configuration names, in float32 and without a cache.
+    """The model that a configuration names, in the type of `type_of` and without a cache.
 
     A family is initialised from scratch; a folder or hub id brings its weights, and a head of
     output that it does not bring is initialised.
@@ -61,7 +63,7 @@ def of_size(need: Need, config: Data) -> Need:
 
 
 def loaded(config: Data, need: Need) -> nn.Module:
-    """The model in a folder or of a hub id, in float32 whatever it was saved in.
+    """The model in a folder or of a hub id, in the type of `type_of`.
 
     A classifier's head of another number of classes is replaced by a fresh one, and said.
     """
@@ -125,7 +127,7 @@ def _pad_with(model: nn.Module, pad: int) -> None:
 def _fetched(config: Data, need: Need) -> Any:
     """The weights as they were saved, but for a head of output of other classes."""
     auto = _auto(need.purpose)
-    how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    how: dict[str, Any] = {"dtype": type_of(config), "output_loading_info": True}
     if need.purpose in CLASSIFYING:
         how |= {"num_labels": need.classes, "ignore_mismatched_sizes": True}
     model, about = from_pretrained(auto, config.model, config.task, **how)
@@ -153,6 +155,33 @@ def _fetched(config: Data, need: Need) -> Any:
         )
         setattr(model, NOTES, (text,))
     return model
+
+
+def type_of(config: Data) -> torch.dtype:
+    """The type of a loaded model's weights: that of its files where nobody trains, else float32.
+
+    Averages and small steps would be lost in fewer bits, and what `--reduce` puts in a model's
+    place is float32.
+    """
+    if is_trained(config) or getattr(config, "reduce", None):
+        return torch.float32
+    found = saved_type(config.model, config.task)
+    return found if found.itemsize < 4 else torch.float32
+
+
+def saved_type(model: str, task: str) -> torch.dtype:
+    """The type that the weights of a folder or hub id are saved in, as its config says it.
+
+    Where that says nothing, the type of the first of them in safetensors; else float32.
+    """
+    from transformers import AutoConfig
+
+    said = from_pretrained(AutoConfig, model, task).dtype
+    known = said if isinstance(said, torch.dtype) else getattr(torch, str(said), None)
+    if isinstance(known, torch.dtype) and known.is_floating_point:
+        return known
+    found = [place.dtype for place in tensors_in(Path(place_of(model))).values()]
+    return next((dtype for dtype in found if dtype.is_floating_point), torch.float32)
 
 
 def _sized(settings: Any, need: Need) -> Any:

@@ -22,6 +22,7 @@ from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of
+from fedprune.tensors import wide
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -111,6 +112,7 @@ def labels_loss(logits: Tensor, labels: Tensor) -> Loss:
     Of an example it is the mean over labels, as in transformers. A label is guessed where its
     logit is above 0; an example is right where all of its labels are.
     """
+    logits = wide(logits)
     each = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
     guess, there = logits > 0, labels > 0
     counts = [(guess & there).sum(0), (guess & ~there).sum(0), (~guess & there).sum(0)]

@@ -117,3 +117,8 @@ class Data(Section):
         when=_NOISE,
         ge=0,
     )
+
+
+def is_trained(c: Data) -> bool:
+    """Whether the model of a configuration is trained; what says nothing of that may train it."""
+    return any(getattr(c, key, 1) for key in ("local_steps", "local_epochs"))

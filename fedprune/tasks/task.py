@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedprune.tensors import wide
+
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
     from fedprune.tasks.owners import Population
@@ -234,7 +236,8 @@ def class_loss(logits: Tensor, labels: Tensor) -> Loss:
 
     Labels of -100 do not count.
     """
-    logs, classes = nn.functional.log_softmax(logits, -1), logits.shape[-1]
+    logits, classes = wide(logits), logits.shape[-1]
+    logs = nn.functional.log_softmax(logits, -1)
 
     def counts() -> dict[str, float]:
         guess, counted = logits.argmax(-1), labels != -100
@@ -279,7 +282,7 @@ def token_loss(logits: Tensor, batch: Part) -> Loss:
     unknown symbol, (B,), labels of it are never right, and their own bytes are not summed: what
     they hide was not foretold.
     """
-    labels, flat = batch["labels"], batch["labels"].flatten()
+    logits, labels, flat = wide(logits), batch["labels"], batch["labels"].flatten()
     # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.
     logs = nn.functional.log_softmax(logits.flatten(0, 1), -1)
 

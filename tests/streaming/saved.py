@@ -1,0 +1,50 @@
+"""Small models as transformers saves them, in several files, and runs in which nobody trains."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedprune import RunConfig
+from fedprune.config import configure
+from fedprune.randomness import seeded
+from fedprune.tasks.tokenization import characters
+
+
+def saved_model(folder: Path, family: str, dtype: torch.dtype, shard: str = "20KB") -> Path:
+    """A small model of a family with its tokenizer, in files of at most a size."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    with seeded(1, "init"):
+        if family == "gpt2":
+            made: Any = GPT2LMHeadModel(
+                GPT2Config(
+                    **{"vocab_size": 98, "n_layer": 3, "n_embd": 32, "n_head": 2},
+                    **{"bos_token_id": None, "eos_token_id": None},
+                )
+            )
+        else:
+            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+            sizes |= {"num_hidden_layers": 3, "num_key_value_heads": 1, "vocab_size": 98}
+            made = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=family == "tied"))
+    made.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    characters("causal").tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _texts(folder: Path) -> Path:
+    """A file of lines, beside the model's folder."""
+    path = folder.parent / "texts.txt"
+    lines = (
+        f"Line {i} says {i * i} and {'so ' * (i % 5)}on, to number {7 * i}.\n" for i in range(60)
+    )
+    path.write_text("".join(lines))
+    return path
+
+
+def untrained(folder: Path, **changes: Any) -> RunConfig:
+    """A one-shot pruning of a model in a folder, by three clients."""
+    few = {"rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 0, "engine": "inline"}
+    few |= {"sparsity": 0.5, "score": "wanda", "scope": "row", "length": 16, "clients": 3}
+    few |= {"task": "language-modelling", "model": str(folder), "data": str(_texts(folder))}
+    return configure({k: v for k, v in {**few, **changes}.items() if v is not None})
