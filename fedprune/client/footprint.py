@@ -1,27 +1,33 @@
 """What one client takes, of memory, of a card and of time: measured before round one.
 
-The client with the most examples takes one step of training with a whole batch, on a copy of the
-model. Nothing is kept, and nothing leaves the process.
+The client with the most examples does on a copy of the model what it will be asked: where clients
+train, a step with a whole batch; where the run prunes, the score, on one; where nobody
+trains, that and measuring alone. Nothing is kept, and nothing leaves the process.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
+from fedprune.client.trial_answers import try_score
+from fedprune.client.trial_client import TrialClient
 from fedprune.config import with_values
+from fedprune.learning.options import trains
 from fedprune.protocol.messages import Question
 from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import put_back
-from fedprune.tasks.task import examples
+from fedprune.tasks.task import Shard, examples
 from fedprune.tensors import copied, full_masks, state_of
 
 SUMS = 3
@@ -43,7 +49,7 @@ class Footprint:
         card: bytes of a card at its peak; 0: none is used.
         card_room: bytes that a card here has free.
         turn: seconds of a client that takes one step; 0: not known.
-        step: seconds of the step.
+        step: seconds of the step; where nobody trains, of scoring and measuring as many examples.
     """
 
     memory: float = 0.0
@@ -78,7 +84,19 @@ def footprint_of(host: Host) -> Footprint:
 
 
 def _timed(host: Host, partition: int) -> tuple[float, float]:
-    """Seconds of a client with one step, and of a step: with three, if that is soon done."""
+    """Seconds of a client with one step, and of a step."""
+    c = host.config
+    if trains(c):
+        found = _trained(host, partition)
+        _scored(host, partition)  # for what it takes of memory
+        return found
+    seconds, of = _scored(host, partition)
+    step = seconds / of * c.batch_size * c.accumulate
+    return step, step
+
+
+def _trained(host: Host, partition: int) -> tuple[float, float]:
+    """The same of training: with three steps, if that is soon done."""
     turn = _seconds(host, partition, 1)
     if turn > 1.0:
         return turn, turn
@@ -88,17 +106,33 @@ def _timed(host: Host, partition: int) -> tuple[float, float]:
 
 
 def _seconds(host: Host, partition: int, steps: int) -> float:
-    config = with_values(
-        host.config, {"local_steps": steps, "local_epochs": 0, "compile": False, "distil": 0.0}
-    )
-    model, shard = copy.deepcopy(host.model), host.shards[partition]
-    where = (partition, shard, model, host.task, config, host.layout, host.device, model)
-    weights = copied(state_of(model))
+    changes = {"local_steps": steps, "local_epochs": 0, "compile": False, "distil": 0.0}
+    client = _client(host, partition, host.shards[partition], changes)
+    weights = copied(state_of(client.model))
     masks = full_masks(weights, host.layout.prunable)
-    question = Question("tune", 1, weights, masks, lr=config.lr)
+    question = Question("tune", 1, weights, masks, lr=host.config.lr)
     began = time.perf_counter()
-    answer(question, ClientContext(*where, train=host.train))
+    answer(question, client)
     return time.perf_counter() - began
+
+
+def _scored(host: Host, partition: int) -> tuple[float, int]:
+    """Seconds of the score's asks and of measuring, and the examples that it took."""
+    shard, most = host.shards[partition], host.config.score_batch
+    parts = (shard.train, shard.validation, shard.test)
+    few = Shard(*({name: t[:most] for name, t in part.items()} for part in parts))
+    trial = TrialClient(_client(host, partition, few, {}), copied(state_of(host.model)), {})
+    began = time.perf_counter()
+    try_score(trial)
+    answer(trial.question("evaluate", part="validation"), trial.client)
+    return time.perf_counter() - began, examples(few.train)
+
+
+def _client(host: Host, partition: int, shard: Shard, changes: Mapping[str, Any]) -> ClientContext:
+    config = with_values(host.config, changes) if changes else host.config
+    model = copy.deepcopy(host.model)
+    where = (partition, shard, model, host.task, config, host.layout, host.device, model)
+    return ClientContext(*where, train=host.train)
 
 
 def _resident(which: str) -> int:

@@ -16,6 +16,7 @@ from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
 from fedprune.config.terms import noised
 from fedprune.engines.ray.nodes import Node, staff_of
+from fedprune.learning.options import trains
 from fedprune.options.refusal import counted
 from fedprune.tasks.task import Shard, examples
 
@@ -75,7 +76,7 @@ def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footpr
     each = takes.step / (c.batch_size * c.accumulate)
     train = [examples(shard.train) for shard in shards.values()]
     held = [examples(shard.validation) for shard in shards.values()]
-    tuning = sum(beside + takes.step * _steps(c, n) for n in train) / len(train)
+    tuning = sum(beside + takes.step * _steps(c, n) for n in train) / len(train) * trains(c)
     scoring = sum(beside + each * n for n in train) / len(train)
     measuring = sum(beside / 2 + each * n / 3 for n in held)  # a forward pass is a third of a step
     rounds = c.rounds * (c.cohort * tuning + measuring)

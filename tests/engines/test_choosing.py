@@ -106,6 +106,29 @@ def test_what_a_client_takes_is_measured_and_nothing_is_left_of_it():
     assert all(torch.equal(t, before[n]) for n, t in state_of(host.model).items())
 
 
+@pytest.mark.parametrize(("score", "asked"), [("taylor", 1), ("grasp", 2), ("magnitude", 0)])
+def test_where_nobody_trains_what_is_measured_is_scoring_and_measuring(score: str, asked: int):
+    """One batch of either, and no step: that would take the memory of gradients and momentum."""
+    keys = {"local_steps": 0, "schedule": "one-shot", "score": score, "warmup": 0}
+    host = build_host(config_of(model="mlp", **keys))
+    batches: list[int] = []
+
+    def noted(model: Any, batch: Any) -> Any:
+        batches.append(len(batch["labels"]))
+        return host.task.loss(model, batch)
+
+    def trained(*_: Any, **__: Any) -> Any:
+        raise AssertionError("nobody trains")
+
+    task = replace(host.task, loss=noted)
+    takes = footprint_of(replace(host, task=task, train=trained))
+    assert takes.turn >= takes.step > 0
+    assert len(batches) == asked + 1
+    assert max(batches) <= host.config.score_batch
+    longer = config_of(model="mlp", **keys, cohort=2)
+    assert inline_seconds(longer, host.shards, takes) < 60
+
+
 def test_a_step_that_raises_is_its_clients_affair():
     host = build_host(config_of(model="mlp"))
 
