@@ -32,7 +32,7 @@ from fedprune.client import partition_answers
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.config import RunConfig, configure
-from fedprune.learning.robust import ROBUST
+from fedprune.learning.robust_rules import ROBUST
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import generator
 from fedprune.run import NoRoundCompleted, Result

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.config import RunConfig
-from fedprune.tasks.task import Part, Shard, Task, classification_loss
+from fedprune.tasks.losses import classification_loss
+from fedprune.tasks.task import Part, Shard, Task
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 """Parameters of the models there are."""

@@ -18,7 +18,7 @@ from fedprune.config import configure
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving_average import MOVING
-from fedprune.learning.robust import ROBUST
+from fedprune.learning.robust_rules import ROBUST
 from fedprune.methods.catalog import METHODS
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES

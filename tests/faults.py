@@ -184,7 +184,7 @@ FAULTS: dict[str, Fault] = {
         "distil",
     ),
     "nobody taken for a liar": Fault(
-        "fedprune.learning.robust._multi_krum", lambda f, blocks, _b: f(blocks, 0), "krum"
+        "fedprune.learning.robust_rules._multi_krum", lambda f, blocks, _b: f(blocks, 0), "krum"
     ),
     "the first candidate, not the best": Fault(
         "fedprune.learning.blending.lowest", lambda _f, _losses: 0, "blend"

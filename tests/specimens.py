@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fedprune.scores.score import Evidence, Probe, Score
 from fedprune.structure.layout import Layout, layout_of
+from fedprune.tasks.losses import classification_loss, token_loss
 from fedprune.tasks.networks import ConvNet
-from fedprune.tasks.task import Loss, Part, batches, classification_loss, token_loss
+from fedprune.tasks.task import Loss, Part, batches
 from fedprune.tensors import Masks, Tensors, masked
 
 SYMBOLS, LENGTH, WIDTH = 23, 6, 16

@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -302,6 +303,32 @@ def test_every_module_of_the_core_can_be_imported():
     assert {name_of(p) for p in CORE} == {"fedprune", *found}
     for name in found:
         importlib.import_module(name)
+
+
+NAMED = re.compile(r"`(fedprune(?:\.(?!json)\w+)+)")  # fedprune.json is a file of an export
+FILED = re.compile(r"`((?:fedprune|tests|docs|benchmarks|simulations|clients|server)/[\w/]+\.\w+)`")
+
+
+def exists(dotted: str) -> bool:
+    parts = dotted.split(".")
+    size = max(i for i in range(1, len(parts) + 1) if ".".join(parts[:i]) in MODULE_NAMES)
+    found = importlib.import_module(".".join(parts[:size]))
+    for name in parts[size:]:
+        if name in getattr(found, "__annotations__", {}):
+            return True  # a field
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return True
+
+
+def test_what_texts_refer_to_is_there():
+    """Names and files in docstrings, comments and documents."""
+    for path in [*MODULES, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*")]:
+        if path.suffix in {".py", ".md"}:
+            text = path.read_text(encoding="utf-8")
+            assert [name for name in NAMED.findall(text) if not exists(name)] == [], path
+            assert [name for name in FILED.findall(text) if not (ROOT / name).exists()] == [], path
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.port import Port
-from fedprune.tasks.task import Part, class_loss, classification_loss, label_tokens, token_loss
+from fedprune.tasks.losses import class_loss, classification_loss, label_tokens, token_loss
+from fedprune.tasks.task import Part
 from fedprune.tasks.tokenization import characters
 from fedprune.tensors import digest
 

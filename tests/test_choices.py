@@ -17,7 +17,7 @@ from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
-from fedprune.learning.robust import ROBUST
+from fedprune.learning.robust_rules import ROBUST
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import coded_size

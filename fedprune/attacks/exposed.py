@@ -7,184 +7,19 @@ says what happens to it before somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedprune.client.host import Host, build_host
-from fedprune.client.partition_answers import released
-from fedprune.config import configure
+from fedprune.attacks.quantities import Quantity
+from fedprune.attacks.scene import Scene
 from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import gaussian, seeded_source
-from fedprune.protocol.checks import check_summand
-from fedprune.protocol.coded_answers import decode_answer
-from fedprune.protocol.forms import Form, fitting, form_of
-from fedprune.protocol.messages import Question
 from fedprune.randomness import generator
-from fedprune.scores.gradients import gradient, square, taylor
-from fedprune.server.state import first_state
-from fedprune.tasks.task import Part, Shard
-from fedprune.tensors import Masks, Tensors, masked, scattered
-
-_Each = Callable[[Tensor, Tensor], Tensor]
-"""From a weight and a client's gradient to what is released of it, up to a factor."""
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a client is asked for.
-
-    Attributes:
-        summary: one line.
-        keys: configuration keys that make a client release it.
-        signed: whether its values may be negative.
-        each: what it is of a weight and a gradient; None: it is not of gradients at all.
-        kind: of the question.
-        votes: flags are released, not values.
-        root: the values are sums of squares of what the observer is after.
-    """
-
-    summary: str
-    keys: Mapping[str, Any]
-    signed: bool = False
-    each: _Each | None = None
-    kind: str = "score"
-    votes: bool = False
-    root: bool = False
-
-
-def _absolute(w: Tensor, g: Tensor) -> Tensor:
-    return gradient(w, g, 1).abs()
-
-
-def _product(w: Tensor, g: Tensor) -> Tensor:
-    return taylor(w, g, 1).abs()
-
-
-QUANTITIES: dict[str, Quantity] = {
-    "change": Quantity(
-        "a client's change of the weights after one step of SGD",
-        {"local_steps": 1, "optimizer": "sgd", "lr": 0.1},
-        signed=True,
-        each=lambda w, g: -gradient(w, g, 1),
-        kind="tune",
-    ),
-    "g": Quantity(
-        "Σ g, --score gradient",
-        {"score": "gradient"},
-        signed=True,
-        each=lambda w, g: gradient(w, g, 1),
-    ),
-    "|g|": Quantity(
-        "|Σ g|, --score gradient --combine mean-absolute",
-        {"score": "gradient", "combine": "mean-absolute"},
-        each=_absolute,
-    ),
-    "g²": Quantity(
-        "Σ g² over examples, --score second_moment_per_example",
-        {"score": "second_moment_per_example"},
-        each=lambda w, g: square(w, g, 1),
-        root=True,
-    ),
-    "|g·w|": Quantity(
-        "|w·Σ g|, --score taylor --combine mean-absolute",
-        {"score": "taylor", "combine": "mean-absolute"},
-        each=_product,
-    ),
-    "Σx²": Quantity("Σ x² of inputs, --score wanda", {"score": "wanda"}, root=True),
-    "votes": Quantity(
-        "a client's own mask by |g·w|, --score taylor --combine votes",
-        {"score": "taylor", "combine": "votes"},
-        each=_product,
-        votes=True,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Clients, what they were sent, and what they are asked.
-
-    Attributes:
-        quantity: what they release.
-        host: serves them; partition p holds the p-th part.
-        question: with the weights and the mask that everyone knows.
-    """
-
-    quantity: Quantity
-    host: Host
-    question: Question
-
-    @property
-    def form(self) -> Form:
-        """What an answer consists of."""
-        return form_of(self.question, self.host.config, self.host.layout)
-
-    @property
-    def masks(self) -> Masks:
-        """The masks of what is released, by name."""
-        return fitting(self.shapes, self.question.masks)
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of what is released, by name."""
-        if not self.quantity.votes:
-            return dict(self.form.shapes)
-        return {n: self.host.layout.shapes[n] for n in self.host.layout.prunable}
-
-
-def scene(
-    name: str,
-    parts: Sequence[Part],
-    keys: Mapping[str, Any],
-    *,
-    weights: Tensors | None = None,
-    masks: Masks | None = None,
-    sparsity: float = 0.9,
-) -> Scene:
-    """The scene in which each part is one client's training data.
-
-    Args:
-        name: in `QUANTITIES`.
-        parts: one a client, of equal numbers of examples.
-        keys: configuration: task, model, seed.
-        weights: the state that was sent; default: the seeded initialisation.
-        masks: what is left of the model; default: all of it.
-        sparsity: of the clients' own masks, for votes.
-    """
-    quantity = QUANTITIES[name]
-    examples = max(next(iter(part.values())).shape[0] for part in parts)
-    few = {"clients": len(parts), "cohort": len(parts), "hosts": 1, "batch_size": examples}
-    config = configure({**few, **keys, **quantity.keys})
-    host = build_host(config, {p: Shard(part, part, part) for p, part in enumerate(parts)})
-    state = first_state(host.model, host.layout)
-    masks = state.masks if masks is None else masks
-    question = Question(
-        quantity.kind,
-        1,
-        masked(state.weights if weights is None else weights, masks),
-        masks,
-        score=config.score if quantity.kind == "score" else "",
-        sparsity=sparsity if quantity.votes else None,
-        lr=config.lr,
-    )
-    return Scene(quantity, host, question)
-
-
-def message(scene: Scene, partition: int) -> Tensor:
-    """What one client's packet holds once a server has read and checked it, flat float64."""
-    form, question = scene.form, scene.question
-    packet = released(scene.host, question, partition)
-    given = decode_answer(packet, question, form.voters, own=form.own)
-    check_summand(given.values, given.weight, given.totals, form, given.statistics)
-    if not scene.quantity.votes:
-        return given.values.double()
-    assert given.votes is not None  # the form asks for them
-    return given.votes.double()
+from fedprune.tensors import Masks, Tensors, scattered
 
 
 @dataclass(frozen=True)

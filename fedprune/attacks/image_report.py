@@ -9,21 +9,13 @@ import torch
 from torch import Tensor
 
 from fedprune.attacks.digits import SHAPE, all_digits, one_each
-from fedprune.attacks.exposed import (
-    QUANTITIES,
-    Exposed,
-    MessageProtection,
-    Scene,
-    exposed,
-    message,
-    noise_like,
-    protections,
-    scene,
-)
+from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
 from fedprune.attacks.inversion import inverted
 from fedprune.attacks.matching import Search, matched
 from fedprune.attacks.page import Passage
 from fedprune.attacks.pictures import tiles
+from fedprune.attacks.quantities import QUANTITIES
+from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.tabling import CHANCE, Figure, error_cell, pivot, share_cell
 from fedprune.selection.select import select
 from fedprune.tasks.task import Part

@@ -9,19 +9,11 @@ import torch
 from torch import Tensor
 
 from fedprune.attacks.digits import CLASSES, SHAPE, all_digits, skewed
-from fedprune.attacks.exposed import (
-    QUANTITIES,
-    Exposed,
-    MessageProtection,
-    Scene,
-    exposed,
-    message,
-    noise_like,
-    protections,
-    scene,
-)
+from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
 from fedprune.attacks.labels import Templates, correlation, histogram, templates_of
 from fedprune.attacks.page import Passage
+from fedprune.attacks.quantities import QUANTITIES
+from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.tabling import CHANCE, Figure, number_cell, pivot, share_cell
 from fedprune.tasks.task import Part
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.attacks.exposed import Exposed, Scene
+from fedprune.attacks.exposed import Exposed
+from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.tasks.task import output_of
 from fedprune.tensors import load_into

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedprune.attacks.exposed import Exposed, Scene
+from fedprune.attacks.exposed import Exposed
+from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.structure.layers import parameters_of
 from fedprune.tensors import load_into

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedprune.attacks.exposed import (
-    QUANTITIES,
-    Exposed,
-    MessageProtection,
-    Scene,
-    exposed,
-    message,
-    noise_like,
-    protections,
-    scene,
-)
+from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like, protections
 from fedprune.attacks.page import Passage, Table
+from fedprune.attacks.quantities import QUANTITIES
+from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.spelling import in_place, spelled
 from fedprune.attacks.tabling import CHANCE, Figure, pivot, share_cell
 from fedprune.attacks.words import evidence, found_tokens

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedprune.attacks.exposed import Exposed, Scene
+from fedprune.attacks.exposed import Exposed
+from fedprune.attacks.scene import Scene
 from fedprune.scores.inputs import inputs_of
 from fedprune.structure.layers import layers_of
 from fedprune.tensors import load_into

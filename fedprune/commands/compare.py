@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.commands.targets import check_file
-from fedprune.config.schema import all_keys, from_toml
+from fedprune.config.toml_text import all_keys, from_toml
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import RESUMABLE
 from fedprune.records.folder import CONFIG_NAME

@@ -7,18 +7,14 @@ from fedprune.options.section import BY_TASK
 from fedprune.runtime.later import offered
 
 if TYPE_CHECKING:
-    from fedprune.config.schema import (
-        RunConfig,
+    from fedprune.config.schema import RunConfig, configure, flat, overridden, with_values
+    from fedprune.config.toml_text import (
         all_keys,
-        configure,
-        flat,
         from_flower,
         from_toml,
         given_in,
-        overridden,
         recorded,
         to_toml,
-        with_values,
     )
 
 __all__ = [
@@ -37,8 +33,13 @@ __all__ = [
     "with_values",
 ]
 
-_HERE = {"BY_TASK", "ConfigError"}
+_SCHEMA = ("RunConfig", "configure", "flat", "overridden", "with_values")
+_TOML = ("all_keys", "from_flower", "from_toml", "given_in", "recorded", "to_toml")
 
 __getattr__ = offered(
-    __name__, {name: "fedprune.config.schema" for name in __all__ if name not in _HERE}
+    __name__,
+    {
+        **dict.fromkeys(_SCHEMA, "fedprune.config.schema"),
+        **dict.fromkeys(_TOML, "fedprune.config.toml_text"),
+    },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedprune.config.sections import AllOptions
-from fedprune.learning.robust import ROBUST, most_byzantine
+from fedprune.learning.robust_rules import ROBUST, most_byzantine
 from fedprune.options.conditions import Not, only
 from fedprune.options.refusal import OUT, Conflict
 

@@ -13,7 +13,7 @@ BASELINES = {
 
 
 def _fewest_answers(c: Any) -> int:
-    from fedprune.learning.robust import fewest_answers
+    from fedprune.learning.robust_rules import fewest_answers
 
     return fewest_answers(c.robust, c.byzantine, c.cohort)
 

@@ -19,7 +19,7 @@ from fedprune.secagg.messages import (
     Transport,
     merged_replies,
 )
-from fedprune.secagg.server_stages import secure_sums
+from fedprune.secagg.secure_sum import secure_sums
 
 
 def inline_sums(

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from fedprune.randomness import generator
 from fedprune.structure.groups import structure_of
-from fedprune.tasks.task import Loss, Part, counted_labels
+from fedprune.tasks.losses import counted_labels
+from fedprune.tasks.task import Loss, Part
 
 LEAST = 1e-6
 """What an attention weight counts as at least, so that one that dropout took has a logarithm."""

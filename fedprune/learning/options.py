@@ -12,7 +12,7 @@ _COUNTING = ("trimmed-mean", "multi-krum", "nearest-trimmed-mean", "nearest-geom
 
 
 def _byzantine(c: Any) -> int | None:
-    from fedprune.learning.robust import byzantine_of
+    from fedprune.learning.robust_rules import byzantine_of
 
     return byzantine_of(c.robust, c.cohort)
 
@@ -148,7 +148,7 @@ class Averaging(Section):
         "combining",
         "rule for clients' changes that some of them cannot bend: one by one, every client alike",
         "none",
-        names=NameTable("fedprune.learning.robust", "ROBUST"),
+        names=NameTable("fedprune.learning.robust_rules", "ROBUST"),
     )
     byzantine: int | None = option(
         "combining",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,17 +16,11 @@ from fedprune.options.refusal import counted
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import vote_words
 from fedprune.records.previous import data_gone
-from fedprune.records.staying import (
-    empty_summary,
-    staying_kinds,
-    staying_summary,
-    uncut,
-    uncut_summary,
-)
+from fedprune.records.staying import staying_kinds, staying_summary, uncut, uncut_summary
 from fedprune.records.summary import population_of
-from fedprune.report.privacy_lines import after, before
-from fedprune.report.reading import SPACE, left_out_text, size, worded
-from fedprune.report.round_table import reduced_cell
+from fedprune.report.closing import closing_lines, figure, in_bytes
+from fedprune.report.privacy_lines import before
+from fedprune.report.reading import left_out_text, worded
 from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.server.rows import Row
 from fedprune.server.state import State
@@ -35,7 +28,6 @@ from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.coverage import reading_summary
-from fedprune.tasks.measures import beside, metric_of
 from fedprune.tasks.owners import sentences
 
 
@@ -178,7 +170,7 @@ class Screen:
         del state
         value = row.get(self.metric)
         cells = f"{row['arm']:<7} {row['round']:>5}  {row['phase']:<8} {row['sparsity']:>8.1%} "
-        cells += f"{_number(row['loss'], 3):>7} {_number(value, 3):>10} "
+        cells += f"{figure(row['loss'], 3):>7} {figure(value, 3):>10} "
         cells += f"{in_bytes(row['bytes_up']):>9} {in_bytes(row['bytes_down']):>9} {seconds:>8.1f}"
         self.line(cells)
         for failure in row["failures"]:
@@ -243,128 +235,3 @@ def _amount(c: RunConfig) -> str:
     if c.schedule == "adaptive":
         return f"up to {c.sparsity:.3g} sparsity while the loss rises by {c.tolerance:.3g} at most"
     return f"{c.sparsity:.3g} sparsity" if c.sparsity else f"scores at or below {c.threshold:g}"
-
-
-def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
-    """The last lines of a run, from its summary."""
-    metric, quality = summary["metric"], summary["quality"]
-    names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
-    names |= {"own": "each client's own model"} if "own" in quality else {}
-    others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
-    lines = ["", f"{'on the test split':<30} {worded(metric):>10} {'loss':>8}"]
-    lines += [
-        f"  {text:<28} {_number(found.get(metric), 3):>10} {_number(found['loss'], 4):>8}"
-        for key, text in {**names, **others}.items()
-        if (found := quality[key])
-    ]
-    kept, prunable = summary["kept_parameters"], summary["prunable_parameters"]
-    disk = summary["bytes_on_disk"]
-    sent = summary["bytes_up"] + summary["bytes_down"]
-    dense = summary["bytes_dense"]
-    share = f" ({sent / dense:.0%})" if dense else ""
-    return [
-        *lines,
-        *_beside(summary),
-        *_earlier(summary),
-        *_nothing_removed(summary),
-        *_own_masks(summary),
-        *_not_reached(summary),
-        f"kept      {kept:,} of {prunable:,} prunable weights: sparsity "
-        f"{summary['sparsity']:.4f}, {summary['sparsity_of_all']:.4f} of all parameters",
-        *([f"warning   {empty}"] if (empty := empty_summary(summary)) else []),
-        *_reduced(summary),
-        *_smaller(summary),
-        f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
-        f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
-        f"{in_bytes(summary['bytes_evaluation'])} more to measure",
-        f"failures  {summary['failures']}",
-        *after(summary),
-        *[f"gone on with something else: {line}" for line in summary.get("resumed_anyway", ())],
-        f"report    {folder / 'report.html'}",
-        f"repeat    {summary['command']}",
-    ]
-
-
-def _earlier(summary: Mapping[str, Any]) -> list[str]:
-    """What has become of the task of the run that this one continues."""
-    before = summary.get("before")
-    if not before:
-        return []
-    then, now = before["then"], before["now"]
-    texts = [_measured(_first_of(q)) for q in (then, now) if q]
-    texts += [] if now else [f"not measured: {before['why']}"]
-    return [f"  on {before['run']}, {before['task']}: {' -> '.join(texts)}"]
-
-
-def _first_of(quality: Mapping[str, float | None]) -> dict[str, float]:
-    """The loss and the two figures after it, as far as they are known."""
-    known = {n: v for n, v in quality.items() if n != "count" and v is not None}
-    return dict(list(known.items())[:3])
-
-
-def _reduced(summary: Mapping[str, Any]) -> list[str]:
-    """What was taken out because it was redundant, not because a score said so."""
-    told = summary.get("reduced")
-    return [f"reduced   {reduced_cell(told)}"] if told else []
-
-
-def _smaller(summary: Mapping[str, Any]) -> list[str]:
-    """What was really taken out of the model."""
-    left, whole = summary["parameters_left"], summary["parameters"]
-    if left == whole:
-        return []
-    return [f"model     {left:,} of {whole:,} parameters are left in it, {left / whole:.1%}"]
-
-
-def _own_masks(summary: Mapping[str, Any]) -> list[str]:
-    own = summary.get("own_sparsity")
-    return [] if own is None else [f"own       mean sparsity of the clients' own models: {own:.4f}"]
-
-
-def _nothing_removed(summary: Mapping[str, Any]) -> list[str]:
-    if "own_sparsity" in summary:
-        return []
-    idle = summary["reached"] and summary["sparsity"] == 0 and summary["sparsity_asked"]
-    text = "NOTHING REMOVED: the least important unit is larger than the sparsity asked for"
-    if str(summary.get("short_why")).startswith("groups"):
-        text = f"NOTHING REMOVED: {summary['short_why']}"
-    if summary.get("adaptive"):
-        text = "NOTHING REMOVED: nothing that was tried stayed within the tolerance"
-    stopped = "stopped" in (summary.get("privacy") or {})
-    short = summary.get("short") and summary["sparsity"] and summary["reached"] and not stopped
-    less = f"SHORT OF WHAT WAS ASKED: {summary.get('short_why')}"
-    return [text] if idle else [less] if short else []
-
-
-def _not_reached(summary: Mapping[str, Any]) -> list[str]:
-    stopped = "stopped" in (summary.get("privacy") or {})
-    why = "the privacy budget was spent" if stopped else "too few clients answered"
-    return [] if summary["reached"] else [f"NOT REACHED: {why} before all was done that was asked"]
-
-
-def _beside(summary: Mapping[str, Any]) -> list[str]:
-    """What else the task measures, and what would be reached without a model."""
-    final, metric = summary["quality"]["final"] or {}, summary["metric"]
-    more = {name: final[name] for name in beside(final, metric)}
-    lines = [f"  pruned: {_measured(more)}"] if more else []
-    naive = summary["naive"]
-    return lines + ([f"  {metric_of(metric).without} alone: {_measured(naive)}"] if naive else [])
-
-
-def _measured(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{worded(name)} {value:.4g}" for name, value in values.items())
-
-
-def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if abs(value) < _WIDE else f"{value:.{digits + 1}g}"
-
-
-_WIDE = 1e5
-"""From here on a number is shown by its first digits and an exponent."""
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes for people, three significant digits: as the report has it."""
-    return size(count).replace(SPACE, " ")

@@ -76,7 +76,7 @@ def select(
             whole tensors.
         unit: a name in `fedprune.selection.units.UNITS`.
         unit_shape: N and M of ``n:m``, rows and columns of ``block``.
-        pool: a name in `fedprune.selection.units.POOLS`, for units larger than a weight.
+        pool: a name in `fedprune.selection.pools.POOLS`, for units larger than a weight.
         layout: the model's; only units and ``row`` need it, for the (out, in) view of a tensor and
             the structure. None: tensors are (out, ...), without structure.
         min_density: part of every tensor that stays, as `floor`.

@@ -50,7 +50,7 @@ def ranked(layers: Sequence[Layer], labels: Sequence[Numbers], pool: str) -> Uni
     """The units of the layers, scored by what of them is alive.
 
     Raises:
-        ValueError: as `fedprune.selection.units.pooled`.
+        ValueError: as `fedprune.selection.pools.pooled`.
     """
     units = 1 + max((int(x.max()) for x in labels if len(x)), default=-1)
     alive = [layer.alive for layer in layers]

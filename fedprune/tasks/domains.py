@@ -37,10 +37,11 @@ from fedprune.tasks.language import (
     text_model,
     text_tokenizer,
 )
+from fedprune.tasks.losses import label_tokens, next_token_loss
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.speeches import local_shard, paragraphs, speeches
 from fedprune.tasks.splits import partition
-from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
+from fedprune.tasks.task import Shard, Task
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:

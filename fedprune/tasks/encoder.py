@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fedprune.tasks.coverage import check_known
 from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length, from_pretrained
+from fedprune.tasks.losses import class_loss, f1_names
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.splits import cut_rows, partition
-from fedprune.tasks.task import Loss, Part, Shard, Task, class_loss, f1_names
+from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.tokenization import own_symbols, token_rows
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from fedprune.tasks.dealt_rows import read_on_device, shares
 from fedprune.tasks.images import IMAGE_DEFAULTS
+from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
 from fedprune.tasks.splits import FEWEST_ROWS, cut_rows
 from fedprune.tasks.tables import cached_by_config
-from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
+from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import check_claim
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.splits import FEWEST_ROWS, cut_rows, partition
-from fedprune.tasks.task import Part, Shard, Task, classification_loss, f1_names
+from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import arrays_in, gunzipped
 
 if TYPE_CHECKING:

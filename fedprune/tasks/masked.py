@@ -25,9 +25,10 @@ from fedprune.tasks.language import (
     text_tokenizer,
     unknown_rows,
 )
+from fedprune.tasks.losses import label_tokens, token_loss
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import content_numbers
-from fedprune.tasks.task import Loss, Part, Shard, Task, batches, label_tokens, token_loss
+from fedprune.tasks.task import Loss, Part, Shard, Task, batches
 from fedprune.tasks.tokenization import Symbols, symbols_of
 from fedprune.tasks.zoo import families_for, heads_of
 

@@ -101,8 +101,8 @@ def measures(totals: Mapping[str, float], metric: str, scale: float = 1.0) -> di
 
     Args:
         totals: "loss", "correct" and "count"; and where they were summed "bytes", and the sums of
-            `fedprune.tasks.task.f1_names`, `fedprune.tasks.restore.GENERATION_SUMS`,
-            `fedprune.tasks.regression._SUMS`, `fedprune.tasks.labels.SUMS` and
+            `fedprune.tasks.losses.f1_names`, `fedprune.tasks.restore.GENERATION_SUMS`,
+            `fedprune.tasks.regression._SUMS`, `fedprune.tasks.multilabel._SUMS` and
             `fedprune.tasks.tagging._SUMS`.
         metric: of the task, a name in `METRICS`.
         scale: what one unit of the values in the sums is in units of the labels.

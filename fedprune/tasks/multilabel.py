@@ -15,10 +15,11 @@ from fedprune.tasks.cells import as_list, cell_text
 from fedprune.tasks.dealt_rows import ALL_ROWS, population, read_on_device, shares
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
+from fedprune.tasks.losses import f1_names
 from fedprune.tasks.measures import f1
 from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import Loss, Naive, Part, Shard, Task, f1_names
+from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of

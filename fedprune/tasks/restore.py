@@ -27,10 +27,11 @@ from fedprune.tasks.language import (
     text_tokenizer,
     unknown_rows,
 )
+from fedprune.tasks.losses import label_tokens, token_loss
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import cut_by_content
-from fedprune.tasks.task import Loss, Part, Shard, Task, examples, label_tokens, token_loss
+from fedprune.tasks.task import Loss, Part, Shard, Task, examples
 from fedprune.tasks.tokenization import symbols_of, token_rows
 from fedprune.tasks.zoo import families_for, heads_of
 

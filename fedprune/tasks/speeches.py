@@ -30,7 +30,8 @@ from fedprune.tasks.language import (
     text_model,
     text_tokenizer,
 )
-from fedprune.tasks.task import Shard, Task, label_tokens, next_token_loss
+from fedprune.tasks.losses import label_tokens, next_token_loss
+from fedprune.tasks.task import Shard, Task
 from fedprune.tasks.zoo import families_for, heads_of
 
 if TYPE_CHECKING:

@@ -16,19 +16,11 @@ from fedprune.tasks.dealt_rows import population, read_on_device, shares
 from fedprune.tasks.entities import entities, tag_parts
 from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
+from fedprune.tasks.losses import counted_labels, label_tokens, token_loss
 from fedprune.tasks.metrics import baseline_of, label_counts
 from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import (
-    Loss,
-    Naive,
-    Part,
-    Shard,
-    Task,
-    counted_labels,
-    label_tokens,
-    token_loss,
-)
+from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import (
     Rows,
     Symbols,

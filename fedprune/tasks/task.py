@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedprune.tensors import wide
-
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
     from fedprune.tasks.owners import Population
@@ -181,10 +179,10 @@ def examples(part: Part) -> int:
 def labelled(part: Part) -> int:
     """How many examples a part holds, but for those whose one label, of ``labels``, is -100."""
     labels = part.get("labels")
-    return examples(part) if labels is None or labels.dim() != 1 else _counted(labels)
+    return examples(part) if labels is None or labels.dim() != 1 else count_labels(labels)
 
 
-def _counted(labels: Tensor) -> int:
+def count_labels(labels: Tensor) -> int:
     """How many labels are not -100."""
     # NumPy needs a tenth of the time that torch takes for the few labels of a batch.
     return int(np.count_nonzero(labels.cpu().numpy() != -100))
@@ -218,101 +216,3 @@ def class_names_of(task: Task, config: Data) -> tuple[str, ...]:
         return config.class_names
     given = task.class_names
     return tuple(given(config) if callable(given) else given)
-
-
-MOST_CLASSES = 100
-"""With more classes than this, what macro F1 needs is not counted: three sums a class."""
-
-
-def f1_names(classes: int) -> tuple[str, ...]:
-    """Names of the sums that macro F1 is made from; none, if there are too many classes."""
-    if classes > MOST_CLASSES:
-        return ()
-    return tuple(f"{kind}_{c}" for kind in ("tp", "fp", "fn") for c in range(classes))
-
-
-def class_loss(logits: Tensor, labels: Tensor) -> Loss:
-    """Cross-entropy of logits (B, classes) against labels (B,), with what macro F1 needs.
-
-    Labels of -100 do not count.
-    """
-    logits, classes = wide(logits), logits.shape[-1]
-    logs = nn.functional.log_softmax(logits, -1)
-
-    def counts() -> dict[str, float]:
-        guess, counted = logits.argmax(-1), labels != -100
-        return _class_counts(guess[counted], labels[counted], classes)
-
-    return Loss(
-        nn.functional.nll_loss(logs, labels, reduction="sum"),
-        lambda: _counted(labels),
-        lambda: int((logits.argmax(-1) == labels).sum()),
-        lambda: nn.functional.nll_loss(logs, labels, reduction="none"),
-        counts if classes <= MOST_CLASSES else {},
-        logits,
-    )
-
-
-def _class_counts(guess: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """True positives, false positives and false negatives of each class, by `f1_names`."""
-    hits = torch.bincount(labels[guess == labels], minlength=classes)
-    wrong = torch.bincount(guess, minlength=classes) - hits
-    missed = torch.bincount(labels, minlength=classes) - hits
-    return dict(zip(f1_names(classes), torch.cat([hits, wrong, missed]).tolist(), strict=True))
-
-
-def classification_loss(model: nn.Module, batch: Part) -> Loss:
-    """Cross-entropy of ``model(images) -> (B, classes)`` against ``labels`` (B,)."""
-    return class_loss(model(batch["images"]), batch["labels"])
-
-
-def next_token_loss(model: nn.Module, batch: Part) -> Loss:
-    """Cross-entropy of a causal model's ``logits`` (B, T, V) against ``labels`` (B, T).
-
-    `labels` are already shifted: label t is the token after input t. Those of -100 do not count.
-    """
-    return token_loss(model(input_ids=batch["inputs"]).logits, batch)
-
-
-def token_loss(logits: Tensor, batch: Part) -> Loss:
-    """Cross-entropy of logits (B, T, V) against the batch's ``labels`` (B, T), -100 left out.
-
-    `each` is summed over a row's labels. Where the batch says how many bytes of text its labels
-    stand for, (B, T), or each row, (B,), they are summed too. Where it says which id is the
-    unknown symbol, (B,), labels of it are never right, and their own bytes are not summed: what
-    they hide was not foretold.
-    """
-    logits, labels, flat = wide(logits), batch["labels"], batch["labels"].flatten()
-    # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.
-    logs = nn.functional.log_softmax(logits.flatten(0, 1), -1)
-
-    def known() -> Tensor:
-        where = counted_labels(batch)
-        return where & (labels != batch["unknown"].unsqueeze(-1)) if "unknown" in batch else where
-
-    def each() -> Tensor:
-        found = nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="none")
-        return found.view(labels.shape).sum(-1)
-
-    return Loss(
-        nn.functional.nll_loss(logs, flat, ignore_index=-100, reduction="sum"),
-        lambda: _counted(labels),
-        lambda: int(((logits.argmax(-1) == labels) & known()).sum()),
-        each,
-        (lambda: {"bytes": _bytes_of(batch["bytes"], known())}) if "bytes" in batch else {},
-        logits,
-    )
-
-
-def _bytes_of(sizes: Tensor, known: Tensor) -> float:
-    return float((sizes * known if sizes.shape == known.shape else sizes).sum())
-
-
-def counted_labels(batch: Part) -> Tensor:
-    """Which of a batch's labels count, of their shape: all but those of -100."""
-    return batch["labels"] != -100
-
-
-def label_tokens(part: Part) -> int:
-    """Labels that count in a language model's part: what its clients weigh by."""
-    return _counted(part["labels"])

@@ -23,6 +23,7 @@ from fedprune.tasks.language import (
     text_tokenizer,
 )
 from fedprune.tasks.loading import build
+from fedprune.tasks.losses import class_loss, f1_names, label_tokens, next_token_loss
 from fedprune.tasks.masked import masked_shards, masked_token_loss, one_stretch
 from fedprune.tasks.owners import Population
 from fedprune.tasks.restore import (
@@ -34,16 +35,7 @@ from fedprune.tasks.restore import (
 )
 from fedprune.tasks.splits import cut_rows
 from fedprune.tasks.tables import cached_by_config, rows_with_text
-from fedprune.tasks.task import (
-    Loss,
-    Part,
-    Shard,
-    Task,
-    class_loss,
-    f1_names,
-    label_tokens,
-    next_token_loss,
-)
+from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of, token_rows
 from fedprune.tasks.zoo import families_for, heads_of
 

@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune.attacks.exposed import (
-    Exposed,
-    MessageProtection,
-    Scene,
-    exposed,
-    message,
-    noise_like,
-    scene,
-)
+from fedprune.attacks.exposed import Exposed, MessageProtection, exposed, noise_like
 from fedprune.attacks.labels import correlation, histogram, templates_of
+from fedprune.attacks.scene import Scene, message, scene
 from fedprune.tasks.task import Part
 
 SHAPE, PLAIN = torch.Size([1, 8, 8]), MessageProtection("")

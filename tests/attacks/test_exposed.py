@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from fedprune.attacks.exposed import (
-    QUANTITIES,
     MessageProtection,
     exposed,
-    message,
     multiplier_for,
     noise_like,
     protections,
-    scene,
 )
+from fedprune.attacks.quantities import QUANTITIES
+from fedprune.attacks.scene import message, scene
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.task import Part
 from fedprune.tensors import gathered, load_into

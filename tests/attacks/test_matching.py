@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fedprune.attacks.exposed import MessageProtection, exposed, message, noise_like, scene
+from fedprune.attacks.exposed import MessageProtection, exposed, noise_like
 from fedprune.attacks.matching import Search, matched
+from fedprune.attacks.scene import message, scene
 from fedprune.tasks.task import Part
 
 KEYS = {"task": "digits", "model": "cnn", "seed": 0}

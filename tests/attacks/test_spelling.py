@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fedprune.attacks.exposed import MessageProtection, exposed, message, scene
+from fedprune.attacks.exposed import MessageProtection, exposed
+from fedprune.attacks.scene import message, scene
 from fedprune.attacks.spelling import in_place, spelled
 from fedprune.tasks.task import Part
 

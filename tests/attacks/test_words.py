@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedprune.attacks.exposed import MessageProtection, Scene, exposed, message, noise_like, scene
+from fedprune.attacks.exposed import MessageProtection, exposed, noise_like
+from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.words import evidence, found_tokens, token_vectors
 from fedprune.scores.inputs import inputs_of
 from fedprune.tasks.task import Part

@@ -17,7 +17,7 @@ from fedprune.protocol.broadcast import broadcast, encode_question
 from fedprune.protocol.questions import decode_question
 from fedprune.server.state import State
 from fedprune.tasks.language import windows
-from fedprune.tasks.task import classification_loss
+from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors import state_of
 from tests.runs import Spy, cut_short, house_of, overheard, same, tiny

@@ -11,7 +11,7 @@ from fedprune.config.allowed import check_built_in_names
 from fedprune.config.sections import AllOptions
 from fedprune.learning.averaging import MASKS
 from fedprune.learning.blending import BLENDS
-from fedprune.learning.robust import ROBUST
+from fedprune.learning.robust_rules import ROBUST
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import NameTable, options_of
 from fedprune.selection.units import UNITS

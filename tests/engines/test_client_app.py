@@ -15,7 +15,8 @@ from fedprune import RunConfig
 from fedprune.codec.coded_file import to_coded
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import configure, to_toml
-from fedprune.engines.flower.client_app import _device_host, app
+from fedprune.engines.flower.client_app import app
+from fedprune.engines.flower.client_hosts import _device_host
 from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import tune
 from fedprune.protocol.aggregate import Aggregate
@@ -213,7 +214,7 @@ def test_a_device_tries_its_data_once_and_other_data_again(cnn, folder, monkeypa
     host, question = cnn
     tried: list[Any] = []
     monkeypatch.setattr(
-        "fedprune.engines.flower.client_app.try_out", lambda *given: tried.append(given)
+        "fedprune.engines.flower.client_hosts.try_out", lambda *given: tried.append(given)
     )
     context = device(folder)
     for _ in range(2):

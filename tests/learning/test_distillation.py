@@ -21,9 +21,10 @@ from fedprune.protocol.models import dense_model
 from fedprune.structure.attention import eager
 from fedprune.structure.families.family import Need
 from fedprune.tasks.loading import build
+from fedprune.tasks.losses import next_token_loss
 from fedprune.tasks.masked import masked_token_loss
 from fedprune.tasks.restore import text_to_text_loss
-from fedprune.tasks.task import Part, next_token_loss
+from fedprune.tasks.task import Part
 from fedprune.tasks.zoo import families_for
 from fedprune.tensors import load_into, masked, state_of
 from tests.runs import tiny

@@ -17,8 +17,9 @@ from fedprune.learning.averaging import averaged
 from fedprune.learning.local_training import OPTIMIZERS, prepared, step_batches, tune
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
+from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import ConvNet
-from fedprune.tasks.task import Part, batches, classification_loss
+from fedprune.tasks.task import Part, batches
 from fedprune.tensors import copied, digest, load_into, masked, state_of
 from tests.runs import tiny
 

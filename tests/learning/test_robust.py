@@ -15,7 +15,8 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
-from fedprune.learning.robust import ROBUST, robust_change
+from fedprune.learning.robust import robust_change
+from fedprune.learning.robust_rules import ROBUST
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.port import Port

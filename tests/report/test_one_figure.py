@@ -11,8 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedprune.config import recorded
+from fedprune.report.closing import closing_lines, in_bytes
 from fedprune.report.reading import SPACE, read_run, size, whole
-from fedprune.report.screen import closing_lines, in_bytes
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from torch import nn
 
 from fedprune.config import RunConfig
 from fedprune.protocol.messages import Question
-from fedprune.report.screen import Screen, _nothing_removed, closing_lines, in_bytes
+from fedprune.report.closing import _nothing_removed, closing_lines, in_bytes
+from fedprune.report.screen import Screen
 from fedprune.server.state import Model, State
 from fedprune.structure.layout import layout_of
 from fedprune.tensors import NOTES

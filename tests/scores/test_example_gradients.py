@@ -9,7 +9,8 @@ from fedprune.protocol.models import dense_model
 from fedprune.scores.example_gradients import ExampleGradients, by_example
 from fedprune.scores.gradients import square
 from fedprune.tasks.catalog import TASKS
-from fedprune.tasks.task import Loss, Part, batches, classification_loss
+from fedprune.tasks.losses import classification_loss
+from fedprune.tasks.task import Loss, Part, batches
 from fedprune.tensors import Tensors
 from tests.runs import same, tiny
 

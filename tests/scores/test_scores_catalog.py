@@ -33,8 +33,9 @@ from fedprune.scores.score import Evidence, Probe
 from fedprune.selection.select import select
 from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout, layout_of
+from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import ConvNet
-from fedprune.tasks.task import Loss, Part, batches, classification_loss
+from fedprune.tasks.task import Loss, Part, batches
 from fedprune.tensors import Masks, Tensors, digest, load_into, masked
 
 ASKING = [name for name, score in SCORES.items() if score.asks]

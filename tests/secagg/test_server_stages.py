@@ -26,7 +26,7 @@ from fedprune.secagg.messages import (
     StageReply,
     Transport,
 )
-from fedprune.secagg.server_stages import FEWEST_HOLDERS, secure_ask
+from fedprune.secagg.secure_sum import FEWEST_HOLDERS, secure_ask
 from fedprune.server.state import first_state
 from tests.runs import house_of, played, tiny
 

@@ -25,7 +25,7 @@ from fedprune.secagg.messages import (
     StageReply,
     Transport,
 )
-from fedprune.secagg.server_stages import secure_ask
+from fedprune.secagg.secure_sum import secure_ask
 from fedprune.secagg.shared_noise import fewest_left, noises_of, with_share
 from fedprune.secagg.vectors import Piece
 from fedprune.server.state import first_state

@@ -10,7 +10,7 @@ from unittest.mock import patch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-import fedprune.engines.flower.client_app
+import fedprune.engines.flower.client_hosts
 from fedprune.engines.flower import exchange, fleet
 from fedprune.engines.flower.client_app import app
 
@@ -105,10 +105,10 @@ def in_one_process() -> Iterator[None]:
     """What lets several devices be in one process, each with a host of its own."""
     # Flower 1.41 makes no Message outside a task of its own.
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    build = fedprune.engines.flower.client_app._device_host.__wrapped__
+    build = fedprune.engines.flower.client_hosts._device_host.__wrapped__
     clock, hosts = Clock(), functools.lru_cache(maxsize=8)(build)
     with (
-        patch.object(fedprune.engines.flower.client_app, "_device_host", hosts),
+        patch.object(fedprune.engines.flower.client_hosts, "_device_host", hosts),
         patch.object(exchange, "time", clock),
         patch.object(fleet, "time", clock),
     ):

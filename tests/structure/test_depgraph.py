@@ -12,7 +12,8 @@ from fedprune.structure.channels.groups import TRACED, bundles_of, channel_group
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tasks.task import Loss, Part, classification_loss
+from fedprune.tasks.losses import classification_loss
+from fedprune.tasks.task import Loss, Part
 
 needs = pytest.mark.skipif(
     importlib.util.find_spec("torch_pruning") is None, reason="torch-pruning is not installed"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedprune import TASKS, RunConfig, Shard, Task, federate, load
 from fedprune.tasks.building import built
-from fedprune.tasks.task import classification_loss
+from fedprune.tasks.losses import classification_loss
 from fedprune.tensors import as_bytes, digest, frozen_of, state_of
 
 

@@ -14,7 +14,8 @@ from fedprune.tasks.language import (
     one_window,
     windows,
 )
-from fedprune.tasks.task import Part, label_tokens
+from fedprune.tasks.losses import label_tokens
+from fedprune.tasks.task import Part
 from fedprune.tasks.tokenization import ALPHABET, encode
 
 PAD = 0

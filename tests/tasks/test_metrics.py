@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedprune.tasks.losses import class_loss
 from fedprune.tasks.measures import METRICS, beside, macro_f1, measures, metric_of, shown_columns
 from fedprune.tasks.metrics import baseline_of, label_counts, longest_common, rouge_l
 from fedprune.tasks.regression import value_sums
-from fedprune.tasks.task import class_loss
 
 LABELS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedprune.randomness import seeded
 from fedprune.tasks.catalog import TASKS
+from fedprune.tasks.losses import token_loss
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.restore import (
     GENERATED,
@@ -23,7 +24,7 @@ from fedprune.tasks.restore import (
     pair_rows,
     pairs_of,
 )
-from fedprune.tasks.task import examples, token_loss
+from fedprune.tasks.task import examples
 from fedprune.tasks.tokenization import ALPHABET, characters
 
 LINES = [

@@ -7,6 +7,7 @@ import pytest
 
 from fedprune.tasks import speeches as module
 from fedprune.tasks.language import FEWEST_WINDOWS, WINDOW, OwnedText
+from fedprune.tasks.losses import label_tokens
 from fedprune.tasks.speeches import (
     MOST_CHARACTERS,
     PRESIDENTS,
@@ -15,7 +16,7 @@ from fedprune.tasks.speeches import (
     paragraphs,
     speeches,
 )
-from fedprune.tasks.task import Shard, label_tokens
+from fedprune.tasks.task import Shard
 from fedprune.tasks.tokenization import encode
 from tests.tasks.test_language import characters, spoken
 

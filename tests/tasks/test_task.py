@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.tasks.task import MOST_CLASSES, Loss, batches, class_loss, f1_names, token_loss
+from fedprune.tasks.losses import MOST_CLASSES, class_loss, f1_names, token_loss
+from fedprune.tasks.task import Loss, batches
 
 GEN = torch.Generator().manual_seed(0)
 

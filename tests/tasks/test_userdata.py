@@ -7,7 +7,8 @@ from datasets import Dataset
 from fedprune import federate
 from fedprune.config import configure
 from fedprune.tasks.coverage import reading_of, reading_summary
-from fedprune.tasks.task import Shard, examples, label_tokens
+from fedprune.tasks.losses import label_tokens
+from fedprune.tasks.task import Shard, examples
 from fedprune.tasks.tokenization import FIRST_BYTE, characters, own_symbols, utf8_bytes
 from fedprune.tasks.userdata import (
     hidden_shards,

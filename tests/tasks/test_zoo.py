@@ -9,10 +9,11 @@ from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import PURPOSES, Need
 from fedprune.structure.layout import layout_of
 from fedprune.tasks.loading import build
+from fedprune.tasks.losses import next_token_loss
 from fedprune.tasks.masked import masked_token_loss
 from fedprune.tasks.restore import text_to_text_loss
 from fedprune.tasks.tagging import tag_loss
-from fedprune.tasks.task import Part, next_token_loss
+from fedprune.tasks.task import Part
 from fedprune.tasks.userdata import text_class_loss
 from fedprune.tasks.zoo import families_for, heads_of
 from fedprune.tensors import state_of

@@ -18,54 +18,44 @@ never leaves it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from fedprune.client.host import Host, build_host, labels_of
-from fedprune.client.memory import FOLDER_NAME, ClientMemory, disclosed, on_device, returned
-from fedprune.client.rehearsal import try_out
+from fedprune.client.host import Host, labels_of
+from fedprune.client.memory import disclosed, returned
 from fedprune.client.serving import parts_of, serve, sum_of
-from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, head_of
-from fedprune.config import all_keys, recorded
-from fedprune.config.terms import noised, simulated
-from fedprune.engines.flower.messages import packet_in, records
-from fedprune.engines.flower.node_config import (
-    check_allowed,
-    device_of,
-    first_partition,
-    is_device,
+from fedprune.config import recorded
+from fedprune.config.terms import noised
+from fedprune.engines.flower.client_hosts import HostOf, host_of_node, simulated_host
+from fedprune.engines.flower.client_records import (
+    SECURE_RECORD,
+    config_text,
+    memory_of_device,
+    secret_memory,
+    whole_question,
 )
+from fedprune.engines.flower.messages import packet_in, records
+from fedprune.engines.flower.node_config import device_of, first_partition, is_device
 from fedprune.learning.local_training import Train, tune
-from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refusal, Refused
-from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import hides, silenced
 from fedprune.protocol.failures import Failure, plain
 from fedprune.protocol.held_weights import BASE, Lacking
 from fedprune.protocol.parts import PartitionPart, failure_of
-from fedprune.protocol.questions import HELD
-from fedprune.protocol.replies import identity, parts_packet, sum_packet
-from fedprune.runtime.json_text import text_of
+from fedprune.protocol.replies import parts_packet, sum_packet
 from fedprune.secagg.client_stages import seeds_from, serve_call
-from fedprune.secagg.device_memory import DeviceMemory, served_once
+from fedprune.secagg.device_memory import served_once
 from fedprune.secagg.messages import StageReply, call_of, reply_packet
-from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.shards import data_digest
 
 log = logging.getLogger("fedprune")
-
-HostOf = Callable[[str, Context], Host]
-"""The host of a configuration on this node."""
 
 
 def client_app(
@@ -80,7 +70,7 @@ def client_app(
             which answers messages one after the other; by default it reads all data itself.
     """
     app = ClientApp()
-    host_of = functools.partial(_host, train=train, simulated=simulated or _simulated_host)
+    host_of = functools.partial(host_of_node, train=train, simulated=simulated or simulated_host)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -104,7 +94,7 @@ def client_app(
 
 def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """Who this node is: whether a device, and the labels each of its partitions trains on."""
-    config = _config_text(came, context)
+    config = config_text(came, context)
     about: dict[str, Any] = {"device": is_device(context.node_config), "labels": {}}
     try:
         about["labels"] = labels_of(host_of(config, context))
@@ -117,7 +107,7 @@ def _announced(came: Packet, context: Context, host_of: HostOf) -> Packet:
 
 def _said(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """One sum over the partitions asked, or ``missing`` where a device lacks what it needs."""
-    config, packet = _config_text(came, context), _whole(came, context)
+    config, packet = config_text(came, context), whole_question(came, context)
     if not config or packet is None:
         return Packet({"missing": True})
     if "call" in came.fields:
@@ -127,7 +117,7 @@ def _said(came: Packet, context: Context, host_of: HostOf) -> Packet:
 
 def _said_in_stage(came: Packet, context: Context, host_of: HostOf) -> Packet:
     """A stage of a secure sum that needs no question; the stage "masked" comes with it above."""
-    config = _config_text(came, context)
+    config = config_text(came, context)
     return _stage(came, config, None, context, host_of) if config else Packet({"missing": True})
 
 
@@ -154,22 +144,13 @@ def _stage(
             return replace(said, bytes_up=0)
 
         under = str(context.state.config_records["rehearsed"]["digest"])
-        memory, reply = served_once(_memory(context), call, packet, served, under)
-        context.state[_MEMORY] = ConfigRecord(vars(memory))
+        memory, reply = served_once(secret_memory(context), call, packet, served, under)
+        context.state[SECURE_RECORD] = ConfigRecord(vars(memory))
         return reply
     except Exception as error:  # such as keys of a sum that this device knows nothing of
         _log("this node cannot take part in a secure sum", error)
         failures = tuple(_failed(config, p, stage, error) for p in partitions)
         return reply_packet(StageReply(failures=failures))
-
-
-_MEMORY = "secure"
-
-
-def _memory(context: Context) -> DeviceMemory | None:
-    """What this device remembers of the newest secure sum, in Flower's state."""
-    record: Any = context.state.config_records.get(_MEMORY)
-    return DeviceMemory(**record) if record else None
 
 
 def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) -> Packet:
@@ -185,7 +166,7 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
             folded = sum_packet(serve(host, packet, partitions, memory=memory))
             kept = returned(memory, head_of(packet)["round"])
             return replace(folded, buffers={**folded.buffers, **kept})
-        parts = parts_of(host, packet, partitions, _memory_of_device(config, context))
+        parts = parts_of(host, packet, partitions, memory_of_device(config, context))
     except Lacking:
         return Packet({"missing": BASE})
     except Exception as error:  # such as a folder that is no longer there
@@ -216,93 +197,6 @@ def _failed(text: str, partition: int, phase: str, error: Exception) -> Failure:
         return silenced(failure, recorded(text), error)
     except ValueError:  # what cannot be read says nothing of data
         return failure
-
-
-def _config_text(came: Packet, context: Context) -> str:
-    """The run's configuration as TOML: as it came, or as this device keeps it; "" if neither."""
-    text = str(came.fields["config"])
-    if not is_device(context.node_config):
-        return text
-    if text:
-        context.state["config"] = ConfigRecord({"toml": text})
-        return text
-    record = context.state.config_records.get("config")
-    kept = str(record["toml"]) if record else ""
-    return kept if identity(kept) == came.fields["config_id"] else ""
-
-
-def _whole(came: Packet, context: Context) -> Packet | None:
-    """The question with what it names: as it came, or as this device keeps it; None if neither."""
-    head = head_of(came)
-    named = {buffer: text_of(head, key, "") for buffer, key in HELD.items()}
-    found = {buffer: _kept(came[buffer], context, HELD[buffer], named[buffer]) for buffer in named}
-    if any(named[buffer] and not found[buffer] for buffer in named):
-        return None
-    return replace(came, buffers={**came.buffers, **found})
-
-
-def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
-    """A mask or a teacher as it came, or as this device keeps it; empty if neither.
-
-    The newest of each is kept, by its digest.
-    """
-    if not is_device(context.node_config):
-        return came
-    if came:
-        context.state[name] = ConfigRecord({"digest": digest, "bits": bytes(came)})
-        return came
-    record = context.state.config_records.get(name)
-    kept = record["bits"] if record and record["digest"] == digest else b""
-    assert isinstance(kept, bytes)  # Flower's records hold many types, this one was put there above
-    return kept
-
-
-def _host(
-    text: str, context: Context, train: Train, simulated: Callable[[str, Train], Host]
-) -> Host:
-    """This process's resident model and shards for a configuration."""
-    if not is_device(context.node_config):
-        return simulated(text, train)
-    here = device_of(context.node_config)
-    host, digest = _device_host(text, here.data, here.partitions, train)
-    check_allowed(host.config, here)
-    record = context.state.config_records.get("rehearsed")
-    if not record or record["digest"] != digest:
-        try_out(host.task, host.config, host.model, host.layout, host.shards, train)
-        context.state["rehearsed"] = ConfigRecord({"digest": digest})
-    return host
-
-
-@functools.lru_cache(maxsize=1)
-def _simulated_host(text: str, train: Train) -> Host:
-    return build_host(recorded(text), train=train)
-
-
-@functools.lru_cache(maxsize=1)
-def _device_host(
-    text: str, data: str, partitions: tuple[int, ...], train: Train
-) -> tuple[Host, str]:
-    """The host of a device, not rehearsed yet, and a digest of configuration and data."""
-    check_of_this_app(str(all_keys(text).get("plugin", "")))
-    config = recorded(text)
-    if simulated(config):
-        what = f"noise-source='seeded': {SIMULATED}; allowed on devices: secret"
-        raise Refused("noise-source", what, told=what)
-    local = tasks_of(config.plugin)[config.task].local
-    if local is None:
-        raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
-    folder = Path(data)
-    alone = len(partitions) == 1
-    own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
-    host = build_host(config, own, tried=True, train=train)
-    whole = hashlib.sha256(text.encode()).hexdigest()
-    return host, f"{whole} {data_digest(host.shards)}"
-
-
-def _memory_of_device(config: str, context: Context) -> ClientMemory:
-    """What this device remembers of a run, beside its data."""
-    data = Path(device_of(context.node_config).data)
-    return on_device(data.with_name(f"{data.name}.{FOLDER_NAME}"), identity(config)[:16])
 
 
 def _reply(message: Message, packet: Packet) -> Message:

@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 from fedprune.client.host import grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
+from fedprune.engines.flower.announced import Announced, node_of
 from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
 from fedprune.options.refusal import ConfigError, Refused
-from fedprune.protocol.failures import Failure, failure_said, plain
-from fedprune.runtime.json_text import read_object
+from fedprune.protocol.failures import Failure
 
 JOIN = 900.0
 """Seconds in which a worker of our own simulation must have loaded model and data, whatever
@@ -39,21 +39,6 @@ log = logging.getLogger("fedprune")
 
 Assignment = tuple[int | None, list[int]]
 """A node, or None where nobody is there any more, and the partitions it is asked for."""
-
-
-@dataclass(frozen=True)
-class Announced:
-    """A node as it announced itself.
-
-    Attributes:
-        device: it has data of its own; if not, it is a worker of a simulation.
-        labels: the partitions it can serve, and the labels each trains on.
-        failure: why it cannot take part.
-    """
-
-    device: bool
-    labels: Mapping[int, int]
-    failure: Failure | None = None
 
 
 @dataclass
@@ -271,32 +256,3 @@ def networked(grid: Grid) -> bool:
     By the name of Flower's class: its module is not public, and moves.
     """
     return any(kind.__name__ == "HttpGrid" for kind in type(grid).__mro__)
-
-
-_LONGEST = 2**20
-"""Bytes that a node may announce itself with: 30 for each of 30,000 partitions."""
-
-_MOST_LABELS = 10**12
-
-
-def node_of(reply: Packet, clients: int) -> Announced:
-    """The node that a reply to a greeting describes, of a run with so many clients.
-
-    Raises:
-        Refused: it describes none, or partitions that there are not.
-    """
-    try:
-        about = read_object(reply.fields["about"], _LONGEST)
-        labels = {int(p): int(n) for p, n in about["labels"].items()}
-        failure = about.get("failure")
-        told = failure_said(failure, "hello") if failure else None
-        node = Announced(bool(about["device"]), labels, told)
-    except Exception as error:  # whatever a malformed announcement raises must not stop the run
-        raise Refused("hello", plain(f"malformed: {error!r}")) from None
-    wrong = next((p for p in labels if not 0 <= p < clients), None)
-    if wrong is not None:
-        allowed = f"0 to {clients - 1}"
-        raise Refused("partition-id", f"{plain(wrong)}: no such client; allowed: {allowed}")
-    if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
-        raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
-    return node

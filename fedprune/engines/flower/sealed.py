@@ -22,7 +22,7 @@ from fedprune.secagg.messages import (
     merged_replies,
     reply_of,
 )
-from fedprune.secagg.server_stages import secure_sums
+from fedprune.secagg.secure_sum import secure_sums
 
 
 def sealed_sums(

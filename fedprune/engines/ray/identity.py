@@ -1,7 +1,7 @@
 """The one place that touches what Flower keeps to itself: who a process is, and a message's name.
 
 Flower makes a `Message` only within a task of its own runtime, which a run on our own actors is
-not; and only its own grids give messages their names. `tests/engines/ray/test_identity.py` says so
+not; and only its own grids give messages their names. `tests/engines/ray/test_letters.py` says so
 when Flower changes either.
 """
 

@@ -15,7 +15,7 @@ from fedprune.config import to_toml
 from fedprune.engines.flower import exchange
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
-from fedprune.tasks.task import f1_names
+from fedprune.tasks.losses import f1_names
 from fedprune.tensors import as_bytes
 from tests.runs import Spy, played, tiny
 

@@ -10,7 +10,7 @@ from fedprune import federate
 from fedprune.client import host as hosts
 from fedprune.client.host import build_host
 from fedprune.config import configure
-from fedprune.engines.flower import client_app
+from fedprune.engines.flower import client_hosts
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
@@ -60,7 +60,7 @@ def on_devices(config, texts):
         79 - p: context(79 - p, **{"partition-id": p, "data": str(texts[p])})
         for p in range(CLIENTS)
     }
-    client_app._device_host.cache_clear()
+    client_hosts._device_host.cache_clear()
     return federate(config, grid_port(FakeGrid(made), config))
 
 

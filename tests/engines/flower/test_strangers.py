@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune import RunConfig, federate
-from fedprune.engines.flower.fleet import Fleet, node_of
+from fedprune.engines.flower.announced import node_of
+from fedprune.engines.flower.fleet import Fleet
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import Refused
 from fedprune.protocol.replies import Packet, folded_of, parts_in

@@ -18,7 +18,7 @@ from fedprune.structure.cuts import edits_of, places
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import Layout, as_rows, layout_of
 from fedprune.structure.surgery import ordered, reshaped
-from fedprune.tasks.task import classification_loss
+from fedprune.tasks.losses import classification_loss
 from fedprune.tensors import Masks, load_into, masked, state_of
 
 SPARSITIES = [0.3, 0.5, 0.65]

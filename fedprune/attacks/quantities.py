@@ -1,0 +1,85 @@
+"""What a client may be asked for, as an attack sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedprune.scores.gradients import gradient, square, taylor
+
+_Each = Callable[[Tensor, Tensor], Tensor]
+"""From a weight and a client's gradient to what is released of it, up to a factor."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a client is asked for.
+
+    Attributes:
+        summary: one line.
+        keys: configuration keys that make a client release it.
+        signed: whether its values may be negative.
+        each: what it is of a weight and a gradient; None: it is not of gradients at all.
+        kind: of the question.
+        votes: flags are released, not values.
+        root: the values are sums of squares of what the observer is after.
+    """
+
+    summary: str
+    keys: Mapping[str, Any]
+    signed: bool = False
+    each: _Each | None = None
+    kind: str = "score"
+    votes: bool = False
+    root: bool = False
+
+
+def _absolute(w: Tensor, g: Tensor) -> Tensor:
+    return gradient(w, g, 1).abs()
+
+
+def _product(w: Tensor, g: Tensor) -> Tensor:
+    return taylor(w, g, 1).abs()
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "change": Quantity(
+        "a client's change of the weights after one step of SGD",
+        {"local_steps": 1, "optimizer": "sgd", "lr": 0.1},
+        signed=True,
+        each=lambda w, g: -gradient(w, g, 1),
+        kind="tune",
+    ),
+    "g": Quantity(
+        "Σ g, --score gradient",
+        {"score": "gradient"},
+        signed=True,
+        each=lambda w, g: gradient(w, g, 1),
+    ),
+    "|g|": Quantity(
+        "|Σ g|, --score gradient --combine mean-absolute",
+        {"score": "gradient", "combine": "mean-absolute"},
+        each=_absolute,
+    ),
+    "g²": Quantity(
+        "Σ g² over examples, --score second_moment_per_example",
+        {"score": "second_moment_per_example"},
+        each=lambda w, g: square(w, g, 1),
+        root=True,
+    ),
+    "|g·w|": Quantity(
+        "|w·Σ g|, --score taylor --combine mean-absolute",
+        {"score": "taylor", "combine": "mean-absolute"},
+        each=_product,
+    ),
+    "Σx²": Quantity("Σ x² of inputs, --score wanda", {"score": "wanda"}, root=True),
+    "votes": Quantity(
+        "a client's own mask by |g·w|, --score taylor --combine votes",
+        {"score": "taylor", "combine": "votes"},
+        each=_product,
+        votes=True,
+    ),
+}

@@ -1,0 +1,56 @@
+"""What a node says of itself when a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedprune.codec.wire import Packet
+from fedprune.options.refusal import Refused
+from fedprune.protocol.failures import Failure, failure_said, plain
+from fedprune.runtime.json_text import read_object
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A node as it announced itself.
+
+    Attributes:
+        device: it has data of its own; if not, it is a worker of a simulation.
+        labels: the partitions it can serve, and the labels each trains on.
+        failure: why it cannot take part.
+    """
+
+    device: bool
+    labels: Mapping[int, int]
+    failure: Failure | None = None
+
+
+_LONGEST = 2**20
+"""Bytes that a node may announce itself with: 30 for each of 30,000 partitions."""
+
+
+_MOST_LABELS = 10**12
+
+
+def node_of(reply: Packet, clients: int) -> Announced:
+    """The node that a reply to a greeting describes, of a run with so many clients.
+
+    Raises:
+        Refused: it describes none, or partitions that there are not.
+    """
+    try:
+        about = read_object(reply.fields["about"], _LONGEST)
+        labels = {int(p): int(n) for p, n in about["labels"].items()}
+        failure = about.get("failure")
+        told = failure_said(failure, "hello") if failure else None
+        node = Announced(bool(about["device"]), labels, told)
+    except Exception as error:  # whatever a malformed announcement raises must not stop the run
+        raise Refused("hello", plain(f"malformed: {error!r}")) from None
+    wrong = next((p for p in labels if not 0 <= p < clients), None)
+    if wrong is not None:
+        allowed = f"0 to {clients - 1}"
+        raise Refused("partition-id", f"{plain(wrong)}: no such client; allowed: {allowed}")
+    if not all(0 <= n <= _MOST_LABELS for n in labels.values()):
+        raise Refused("labels", f"a count that cannot be; allowed: 0 to {_MOST_LABELS}")
+    return node

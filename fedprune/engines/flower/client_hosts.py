@@ -1,0 +1,68 @@
+"""The host of a client app: of a worker of a simulation, or of a device with data of its own."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context
+
+from fedprune.client.host import Host, build_host
+from fedprune.client.rehearsal import try_out
+from fedprune.config import all_keys, recorded
+from fedprune.config.terms import simulated
+from fedprune.engines.flower.node_config import check_allowed, device_of, is_device
+from fedprune.learning.local_training import Train
+from fedprune.options.plugins import check_of_this_app
+from fedprune.options.refusal import Refused
+from fedprune.privacy.accounting_terms import SIMULATED
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.shards import data_digest
+
+HostOf = Callable[[str, Context], Host]
+"""The host of a configuration on this node."""
+
+
+def host_of_node(
+    text: str, context: Context, train: Train, simulated: Callable[[str, Train], Host]
+) -> Host:
+    """This process's resident model and shards for a configuration."""
+    if not is_device(context.node_config):
+        return simulated(text, train)
+    here = device_of(context.node_config)
+    host, digest = _device_host(text, here.data, here.partitions, train)
+    check_allowed(host.config, here)
+    record = context.state.config_records.get("rehearsed")
+    if not record or record["digest"] != digest:
+        try_out(host.task, host.config, host.model, host.layout, host.shards, train)
+        context.state["rehearsed"] = ConfigRecord({"digest": digest})
+    return host
+
+
+@functools.lru_cache(maxsize=1)
+def simulated_host(text: str, train: Train) -> Host:
+    """The host of a worker of a simulation, which reads all data itself."""
+    return build_host(recorded(text), train=train)
+
+
+@functools.lru_cache(maxsize=1)
+def _device_host(
+    text: str, data: str, partitions: tuple[int, ...], train: Train
+) -> tuple[Host, str]:
+    """The host of a device, not rehearsed yet, and a digest of configuration and data."""
+    check_of_this_app(str(all_keys(text).get("plugin", "")))
+    config = recorded(text)
+    if simulated(config):
+        what = f"noise-source='seeded': {SIMULATED}; allowed on devices: secret"
+        raise Refused("noise-source", what, told=what)
+    local = tasks_of(config.plugin)[config.task].local
+    if local is None:
+        raise ValueError(f"task={config.task}: a device has no way to bring its own data to it")
+    folder = Path(data)
+    alone = len(partitions) == 1
+    own = {p: local(folder if alone else folder / str(p), config) for p in partitions}
+    host = build_host(config, own, tried=True, train=train)
+    whole = hashlib.sha256(text.encode()).hexdigest()
+    return host, f"{whole} {data_digest(host.shards)}"
