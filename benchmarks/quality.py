@@ -117,7 +117,7 @@ def lines_of(work: tuple[int, list[float], Path]) -> list[Line]:
     seed, sparsities, out = work
     host = build_host(configure(options(seed)))
     fresh = first_state(host.model, host.layout)
-    plan = Plan(host.config, host.layout, dense_packet(fresh, host.layout))
+    plan = Plan(host.config, host.layout, dense_packet(host.layout))
     warm = next(s for s, _ in loop(fresh, plan, inline_port(host)) if s.round == WARMUP)
     jobs = [(DENSE, 0.0), *((name, s) for s in sparsities for name in METHODS)]
     found = []

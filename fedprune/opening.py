@@ -54,10 +54,11 @@ def opening_of(
     if weights is not None:
         load_into(model, weights)
     layout = layout_for(config, model)
-    fresh = first_state(model, layout)
+    held = base.weights if base is not None and weights is None else None
+    fresh = first_state(model, layout, held)
     positions = positions_for(config, model, layout)
     whole = flops(fresh.masks, positions) if positions else 0.0
-    packet = dense_packet(fresh, layout)
+    packet = dense_packet(layout)
     teacher, own = teacher_of(config, model), resident or model
     plan = Plan(config, layout, packet, own, dummy_of(config), positions, flops_dense=whole)
     plan = replace(plan, teacher=teacher, base=base)
@@ -149,9 +150,11 @@ def positions_for(config: RunConfig, model: nn.Module, layout: Layout) -> Mappin
         return {}
 
 
-def dense_packet(state: State, layout: Layout) -> tuple[int, int]:
-    """Bytes of one dense fp32 tuning question and of its answer, encoded to be weighed."""
-    question = Question("tune", 1, state.weights, {}, lr=1.0, known=frozenset([0]))
-    values = torch.zeros(sum(s.numel() for s in layout.shapes.values()))
-    answer = Answer(values, 1.0, {"loss": 1.0, "count": 1.0})
-    return broadcast(question, "fp32").size([0]), encode_answer(answer, question, "fp32").size()
+def dense_packet(layout: Layout) -> tuple[int, int]:
+    """Bytes of one dense fp32 tuning question and of its answer."""
+    question = Question("tune", 1, {}, {}, lr=1.0, known=frozenset([0]))
+    answer = Answer(torch.empty(0), 1.0, {"loss": 1.0, "count": 1.0})
+    # The values are not encoded to be weighed: each takes four bytes.
+    values = 4 * sum(s.numel() for s in layout.shapes.values())
+    down, up = broadcast(question, "fp32").size([0]), encode_answer(answer, question, "fp32").size()
+    return down + values, up + values

@@ -163,6 +163,7 @@ def _federated(
             break  # what kept every client from answering would keep it in the other arms too
     end, plan = ends[PRUNED]
     end = replace(end, model=outcome(end, config))
+    trim_memory(blank.layout.parameters)
     model = shaped(config, end.edits)[0].eval()
     load_into(model, end.weights)
     seconds = time.perf_counter() - began
@@ -218,8 +219,9 @@ def _written(
 ) -> Summary:
     """Write the model of a run and what is said of it; the plans are the first and the last."""
     first, last = plans
+    held = None if first.base is None else first.base.weights
     return dict(
-        write_results(folder, end, model, first.config, (first.layout, last.layout), command)
+        write_results(folder, end, model, first.config, (first.layout, last.layout), command, held)
     )
 
 

@@ -200,6 +200,16 @@ def laid_out(shapes: Mapping[str, torch.Size], dtype: torch.dtype = torch.float3
     return {name: parts[name].view(shape) for name, shape in shapes.items()}
 
 
+def laid_out_copies(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies on the CPU; where all are float32, in one flat memory."""
+    if not all(t.dtype == torch.float32 for t in tensors.values()):
+        return copied(tensors)
+    out = laid_out(shapes_of(tensors))
+    for name, t in tensors.items():
+        out[name].copy_(t)
+    return out
+
+
 def whole_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
     """All values in the order of `gathered` without a copy, where they lie in that order.
 

@@ -23,7 +23,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
 from fedprune.protocol.held_weights import BaseModel, base_of
 from fedprune.protocol.models import dense_model, layout_after, layout_for
-from fedprune.runtime.process import put_back
+from fedprune.runtime.process import put_back, trim_memory
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
@@ -100,6 +100,7 @@ def build_host(
         host = replace(_opened(config, shards), train=train)
         if not tried:
             try_out(host.task, config, host.model, host.layout, host.shards, train)
+            trim_memory(host.layout.parameters)
         return host
 
 

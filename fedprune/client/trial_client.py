@@ -19,10 +19,13 @@ from fedprune.protocol.forms import LARGEST_NUMBER, form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part, Shard, Task
-from fedprune.tensors import Tensors, copied, full_masks, state_of
+from fedprune.tensors import Tensors, full_masks, on_cpu, state_of
 
 EXAMPLES_TRIED = 4
 """How many of a partition's examples are tried."""
+
+FEW_TRIED = 2
+"""How many of them where the model is large."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,22 @@ def trial_client(
 ) -> TrialClient:
     """A client on the first examples of a partition, with a model and settings of its own."""
     shard = shards[partition]
-    few = Shard(*(_first(part) for part in (shard.train, shard.validation, shard.test)))
+    n = FEW_TRIED if takes_long(layout) else EXAMPLES_TRIED
+    few = Shard(*(_first(part, n) for part in (shard.train, shard.validation, shard.test)))
     own = copy.deepcopy(model)
     device = next(own.parameters()).device
     where = (partition, few, own, task, _brief(config), layout, device, own)
     client = ClientContext(*where, train=train)
-    return TrialClient(client, copied(state_of(model)), shards)
+    return TrialClient(client, on_cpu(state_of(model)), shards)
 
 
-def _first(part: Part) -> Part:
-    return {name: t[:EXAMPLES_TRIED] for name, t in part.items()}
+def takes_long(layout: Layout) -> bool:
+    """Whether an example takes seconds and much memory."""
+    return layout.parameters >= 10**8
+
+
+def _first(part: Part, n: int) -> Part:
+    return {name: t[:n] for name, t in part.items()}
 
 
 def _brief(config: RunConfig) -> RunConfig:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fedprune.client.tokens import special_tokens_of
-from fedprune.client.trial_client import TrialClient
+from fedprune.client.trial_client import TrialClient, takes_long
 from fedprune.options.refusal import refuse
 from fedprune.randomness import seeded
 from fedprune.redundancy.moments import measurable
@@ -38,7 +38,8 @@ def try_losses(trial: TrialClient) -> None:
     declared.check_names(client.shard.train)
     model, (batch,) = client.model.eval(), client.moved(iter([client.shard.train]))
     with seeded(0, "rehearsal"):
-        loss = declared.check_loss(model, batch)
+        one = {name: t[:1] for name, t in batch.items()} if takes_long(client.layout) else None
+        loss = declared.check_loss(model, batch, one)
     parts = {
         f"shard {p}'s {name}": getattr(shard, name)
         for p, shard in trial.others.items()

@@ -8,9 +8,10 @@ Layout: 8 bytes of magic, a 4-byte length, a JSON head, the encoded mask, the ke
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from fedprune.tensors import (
     as_bytes,
     count_kept,
     gathered,
+    kept_in,
     over_bytes,
     scattered,
 )
@@ -34,6 +36,8 @@ CODED_NAME = "model.fedprune"
 
 _FREE = 2**20
 """Values that a file may claim whatever its size."""
+
+_DIGEST = 32
 
 _EACH = 2**10
 """Further values for each byte of it. One that is kept takes four: a model keeps one of 4,096."""
@@ -47,6 +51,37 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
         weights: the model's state and its frozen parameters, 0.0 where a mask is False.
         masks: True = kept.
     """
+    return b"".join(coded_parts(origin, weights, masks))
+
+
+def coded_parts(
+    origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Masks
+) -> Iterator[bytes | memoryview]:
+    """The same in pieces, the values tensor by tensor."""
+    sha = hashlib.sha256()
+    parts: Iterator[bytes | memoryview] = itertools.chain(
+        _beginning(origin, weights, masks),
+        (as_bytes(_kept(name, weights, masks)) for name in sorted(weights)),
+    )
+    for part in parts:
+        sha.update(part)
+        yield part
+    yield sha.digest()
+
+
+def coded_length(
+    origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> int:
+    """How many bytes `to_coded` gives: of the weights only shapes and types matter."""
+    sizes = {n: t.element_size() if t.dtype in HALVES else 4 for n, t in weights.items()}
+    values = sum(sizes[n] * kept_in(t, masks.get(n)) for n, t in weights.items())
+    return sum(map(len, _beginning(origin, weights, masks))) + values + _DIGEST
+
+
+def _beginning(
+    origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> list[bytes]:
+    """What stands before the values."""
     mask = encode_mask(masks)
     head = {
         **origin,
@@ -56,11 +91,7 @@ def to_coded(origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Ma
     kinds = {n: HALVES[t.dtype] for n, t in weights.items() if t.dtype in HALVES}
     head |= {"types": kinds} if kinds else {}
     text = json.dumps(head, separators=(",", ":")).encode()
-    values = b"".join(
-        as_bytes(of_type) for name in sorted(weights) for of_type in [_kept(name, weights, masks)]
-    )
-    body = FILE_MAGIC + len(text).to_bytes(4, "little") + text + mask + values
-    return body + hashlib.sha256(body).digest()
+    return [FILE_MAGIC + len(text).to_bytes(4, "little") + text, mask]
 
 
 HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}

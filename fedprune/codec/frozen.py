@@ -28,7 +28,7 @@ def taken_apart(value: Any, hint: Any, tensors: Tensors, at: str = "") -> Json:
         value: of numbers, text, bytes, tensors, and tuples, sets, dictionaries and dataclasses of
             these.
         hint: its type, as `typing.get_type_hints` gives it.
-        tensors: where tensors go, each with memory of its own.
+        tensors: where tensors go, as they are.
         at: the value's place.
 
     Raises:
@@ -38,7 +38,7 @@ def taken_apart(value: Any, hint: Any, tensors: Tensors, at: str = "") -> Json:
     if kind in {types.UnionType, typing.Union}:
         return None if value is None else [taken_apart(value, _only(inner), tensors, at)]
     if hint is Tensor:
-        tensors[at] = value.contiguous().clone()
+        tensors[at] = value
         return None
     if hint is bytes:
         tensors[at] = over_bytes(value, torch.uint8)

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from fedprune.client.footprint import Footprint, footprint_of
 from fedprune.client.host import Host, build_host, labels_of
 from fedprune.client.memory import in_run
@@ -30,6 +32,7 @@ from fedprune.runtime.ending import (
     ended,
     report_error,
 )
+from fedprune.runtime.process import trim_memory
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.shards import data_digest
 
@@ -139,7 +142,16 @@ def _with_engine(host: Host, screen: Screen) -> tuple[Host, Footprint]:
         if choice.engine == "ray":
             require_ray(config)
     screen.engine(choice.engine, choice.why)
-    return replace(host, config=config), takes
+    host = replace(host, config=config)
+    return (_without_model(host) if choice.engine == "ray" else host), takes
+
+
+def _without_model(host: Host) -> Host:
+    """The host as far as it is looked at where workers serve: the weights are let go of."""
+    none = nn.Identity()
+    host = replace(host, model=none, tuned=none, base=None)
+    trim_memory(host.layout.parameters, first=True)
+    return host
 
 
 def _play(

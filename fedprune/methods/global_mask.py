@@ -12,7 +12,7 @@ from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.randomised_response import debiased, flip_probability
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.choice import Wanted, chooses_apart, chosen, chosen_by
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import coded_size
@@ -20,7 +20,7 @@ from fedprune.protocol.votes import vote_units_of
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.inputs import unseen
-from fedprune.scores.score import Evidence
+from fedprune.scores.score import Evidence, Score
 from fedprune.selection.budget import OutOfReach, sparsest, sparsity_for
 from fedprune.selection.schedules import steps_within
 from fedprune.server.ask import asked
@@ -82,9 +82,24 @@ def decide(
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
         model = replace(model, weights={**model.weights, **weights})
     else:
-        scores = scored(aggregate, evidence, r.plan)
-        masks = _selected(scores, sparsity, model, r, evidence)
+        found = _pooled_masks(score, r, evidence, sparsity)
+        if found is None:
+            scores = scored(aggregate, evidence, r.plan)
+            found = _selected(scores, sparsity, model, r, evidence)
+        masks = found
     return model.under({**model.masks, **masks})
+
+
+def _pooled_masks(
+    score: Score, r: Round, evidence: Evidence, sparsity: float | None
+) -> Masks | None:
+    """The masks by pooled sums where tensors do not compete, one tensor's scores at a time."""
+    c, wanted = r.config, Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
+    pooled = combines_of(c.plugin)[c.combine].pooled or not score.asks
+    if not (pooled and score.apart and chooses_apart(wanted, c, r.layout)):
+        return None
+    _check_seen(evidence, c)
+    return chosen_by(score, evidence, wanted, c, r.layout)
 
 
 def _check_seen(evidence: Evidence, config: RunConfig) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.randomness import derive, generator
-from fedprune.scores.score import Evidence
+from fedprune.scores.score import Evidence, Score
 from fedprune.selection.ranking import Unreachable
-from fedprune.selection.select import above, select
+from fedprune.selection.select import above, apart, select, select_apart
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors
 
@@ -72,51 +74,104 @@ def chosen(
     Raises:
         ValueError: what `fedprune.selection.select.select` refuses.
     """
-    c = config
     if layout.origin is not None:
         whole = [layout.in_origin(t) for t in (scores, alive, weights)]
-        masks = chosen(whole[0], wanted, c, layout.origin.layout, whole[1], whole[2])
+        masks = chosen(whole[0], wanted, config, layout.origin.layout, whole[1], whole[2])
         return layout.from_origin(masks)
-    magnitude = {name: w.abs() for name, w in weights.items()}
     if wanted.sparsity is None:
-        assert c.threshold is not None  # the configuration has one or the other
-        return above(scores, c.threshold, alive=alive, magnitude=magnitude, floor=c.floor)
-    sparsity = _of_what_is_left(wanted.sparsity, scores, layout)
-    if c.reduce:  # which may have taken out more than the schedule asks for by now
-        gone = sum(int((~alive[name]).sum()) for name in scores)
-        sparsity = max(sparsity, gone / sum(score.numel() for score in scores.values()))
+        threshold, floor = config.threshold, config.floor
+        assert threshold is not None  # the configuration has one or the other
+        return above(scores, threshold, alive=alive, magnitude=weights, floor=floor)
 
     def at(share: float) -> Masks:
-        return select(
-            scores,
-            share,
-            scope=wanted.scope,
-            alive=alive,
-            magnitude=magnitude,
-            floor=c.floor,
-            unit=c.unit,
-            unit_shape=c.unit_shape,
-            pool=c.pool or "mean",
-            layout=layout,
-            min_density=c.min_density,
-            max_density=c.max_density,
-            densities=c.layers or None,
-            progress=wanted.progress,
-        )
+        more = _how(wanted, config, layout) | {"pool": config.pool or "mean"}
+        return select(scores, share, alive=alive, magnitude=weights, **more)
 
+    return _reached(at, wanted, config, layout, alive)
+
+
+def chosen_apart(
+    score_of: Callable[[str], Tensor],
+    wanted: Wanted,
+    config: RunConfig,
+    layout: Layout,
+    alive: Masks,
+    weights: Tensors,
+) -> Masks:
+    """The same, one tensor's scores at a time, where `chooses_apart` allows for it."""
+
+    def at(share: float) -> Masks:
+        how = _how(wanted, config, layout)
+        return select_apart(score_of, share, alive=alive, magnitude=weights, **how)
+
+    return _reached(at, wanted, config, layout, alive)
+
+
+def chooses_apart(wanted: Wanted, config: RunConfig, layout: Layout) -> bool:
+    """Whether a tensor's mask depends on no score of another."""
+    plain = layout.origin is None and wanted.sparsity is not None
+    return plain and apart(config.unit, wanted.scope)
+
+
+def chosen_by(
+    score: Score,
+    evidence: Evidence,
+    wanted: Wanted,
+    config: RunConfig,
+    layout: Layout,
+) -> Masks:
+    """The mask that a configuration makes of evidence; tensor by tensor where that is the same.
+
+    Of a large model all scores at once, float64, take twice the memory of its weights.
+    """
+    alive, weights = evidence.masks, evidence.weights
+    if not (score.apart and chooses_apart(wanted, config, layout)):
+        return chosen(score.finalise(evidence), wanted, config, layout, alive, weights)
+
+    def score_of(name: str) -> Tensor:
+        own = replace(evidence, weights={name: weights[name]}, masks={name: alive[name]})
+        return score.finalise(own)[name]
+
+    return chosen_apart(score_of, wanted, config, layout, alive, weights)
+
+
+def _how(wanted: Wanted, config: RunConfig, layout: Layout) -> dict[str, Any]:
+    c = config
+    return {
+        "scope": wanted.scope,
+        "floor": c.floor,
+        "unit": c.unit,
+        "unit_shape": c.unit_shape,
+        "layout": layout,
+        "min_density": c.min_density,
+        "max_density": c.max_density,
+        "densities": c.layers or None,
+        "progress": wanted.progress,
+    }
+
+
+def _reached(
+    at: Callable[[float], Masks], wanted: Wanted, config: RunConfig, layout: Layout, alive: Masks
+) -> Masks:
+    """The mask at the sparsity that is wanted, or at the nearest one where it is not the last."""
+    assert wanted.sparsity is not None  # else a threshold decides
+    sparsity = _of_what_is_left(wanted.sparsity, alive, layout)
+    if config.reduce:  # which may have taken out more than the schedule asks for by now
+        gone = sum(int((~mask).sum()) for mask in alive.values())
+        sparsity = max(sparsity, gone / sum(mask.numel() for mask in alive.values()))
     try:
         return at(sparsity)
     except Unreachable as error:
         least = error.nearest / error.size
         # On the way, and to a target, there is no number to meet: caps may take more than it asks.
-        if least < sparsity or (wanted.progress == 1.0 and c.sparsity is not None):
+        if least < sparsity or (wanted.progress == 1.0 and config.sparsity is not None):
             raise
         return at(least)
 
 
-def _of_what_is_left(sparsity: float, scores: Tensors, layout: Layout) -> float:
+def _of_what_is_left(sparsity: float, alive: Masks, layout: Layout) -> float:
     """A fraction of the dense model's weights as one of these, where factors took their place."""
-    if layout.dense is None or scores.keys() != set(layout.prunable):
+    if layout.dense is None or alive.keys() != set(layout.prunable):
         return sparsity
-    here = sum(score.numel() for score in scores.values())
+    here = sum(mask.numel() for mask in alive.values())
     return max(0.0, 1.0 - (1.0 - sparsity) * layout.whole / here)

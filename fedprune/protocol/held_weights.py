@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from fedprune.config import RunConfig
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Masks, Tensors, copied, digest, masked, state_of
+from fedprune.tensors import Masks, Tensors, digest, laid_out_copies, masked, state_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def has_base(config: RunConfig) -> bool:
 
 
 def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
-    """The base model of a configuration, a copy; None where its weights are sent.
+    """The base model of a configuration, not to be written to; None where its weights are sent.
 
     Args:
         config: complete configuration.
@@ -74,5 +75,14 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     """
     if not has_base(config):
         return None
-    weights = copied(state_of(model))
-    return BaseModel(digest(weights), weights)
+    state = state_of(model)
+    name = digest(state)
+    found = _HERE.get(name)
+    if found is None:
+        found = _HERE[name] = BaseModel(name, laid_out_copies(state))
+    return found
+
+
+_HERE: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()
+"""Those in use in this process, by their digest: host and server share one, which nobody writes to.
+"""

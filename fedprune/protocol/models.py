@@ -25,6 +25,7 @@ from fedprune.redundancy.reconstruction import RECONSTRUCTIONS
 from fedprune.scores.catalog import scores_of
 from fedprune.selection.budget import sparsest
 from fedprune.selection.ranking import Unreachable
+from fedprune.selection.select import check_reachable
 from fedprune.selection.units import removable
 from fedprune.structure.cuts import places
 from fedprune.structure.edits import CUTS, Edits
@@ -35,7 +36,7 @@ from fedprune.structure.tables import embedding_path
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import output_of
-from fedprune.tensors import Masks, frozen_of, full_masks, state_of
+from fedprune.tensors import Masks, Tensors, frozen_of, full_masks, state_of
 
 
 def dense_model(config: RunConfig) -> nn.Module:
@@ -179,15 +180,36 @@ def _check_selection(config: RunConfig, model: nn.Module, layout: Layout) -> Non
     """Refuse patterns, units and floors that this model's tensors do not fit, by trying them."""
     state = state_of(model)
     weights = {name: state[name].cpu() for name in layout.prunable}
-    alive = full_masks(weights, weights)
-    scores = {name: w.abs() for name, w in weights.items()}
     try:
-        chosen(scores, Wanted(config.sparsity, config.scope), config, layout, alive, weights)
+        _tried(config, layout, weights)
     except Unreachable as error:
         nearest, reason = error.nearest / error.size, f"by magnitude, {error}"
         if nearest < (config.sparsity or 0.0):
             refuse("sparsity", config.sparsity, reason, f"0 to {math.floor(nearest * 1e4) / 1e4}")
         refuse("sparsity", config.sparsity, reason, f"from {math.ceil(nearest * 1e4) / 1e4}")
+
+
+def _tried(config: RunConfig, layout: Layout, weights: Tensors) -> None:
+    """Prune by magnitude; of single weights without working out which ones.
+
+    Raises:
+        ValueError: as `fedprune.selection.select.select`.
+    """
+    c = config
+    if c.unit == "weight":
+        check_reachable(
+            weights,
+            c.sparsity or 0.0,
+            scope=c.scope,
+            floor=c.floor,
+            min_density=c.min_density,
+            max_density=c.max_density,
+            densities=c.layers or None,
+        )
+        return
+    alive = full_masks(weights, weights)
+    scores = {name: w.abs() for name, w in weights.items()}
+    chosen(scores, Wanted(c.sparsity, c.scope), c, layout, alive, weights)
 
 
 def _check_target(config: RunConfig, model: nn.Module, layout: Layout) -> None:

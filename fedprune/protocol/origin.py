@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedprune.codec.coded_file import to_coded
+from fedprune.codec.coded_file import coded_length
 from fedprune.config import RunConfig, configure
 from fedprune.options.plugins import with_code_of
 from fedprune.structure.depgraph import recognise
@@ -19,7 +19,7 @@ from fedprune.structure.surgery import reshaped
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Task, class_names_of
-from fedprune.tensors import Masks, Tensors, frozen_of, masked, shapes_of, state_of
+from fedprune.tensors import Masks, Tensors, frozen_of, shapes_of, state_of
 
 _ORIGIN = (
     *("task", "plugin", "model", "depth", "width", "length", "data", "encoding"),
@@ -49,7 +49,7 @@ def coded_size(
     config: RunConfig, weights: Mapping[str, Tensor], masks: Masks, edits: Edits = ()
 ) -> int:
     """Bytes of the coded file that these weights would make under these masks."""
-    return len(to_coded(origin_of(config, edits), masked(weights, masks), masks))
+    return coded_length(origin_of(config, edits), weights, masks)
 
 
 def blank(origin: Mapping[str, Any], plugin: str = "") -> nn.Module:

@@ -13,9 +13,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from fedprune.codec.frozen import put_together, taken_apart
+from fedprune.codec.tensor_file import tensor_file
 from fedprune.privacy.release import Occasion
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.runtime.files import read_verified, write_verified
@@ -72,7 +73,7 @@ def store(path: Path | None, aggregate: Aggregate) -> None:
             older.unlink()
     tensors: Tensors = {}
     rest = taken_apart(aggregate, Aggregate, tensors)
-    write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
+    write_verified(path, tensor_file(tensors, {"fedprune": json.dumps(rest)}))
 
 
 def forget(folder: Path) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from fedprune.codec.frozen import put_together, taken_apart
+from fedprune.codec.tensor_file import tensor_file
 from fedprune.runtime.files import (
     Prefix,
     check_prefix,
@@ -44,7 +45,7 @@ def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
         },
         "beside": {p.name: asdict(prefix_of(p)) for p in beside},
     }
-    write_verified(path, save(tensors, {"fedprune": json.dumps(rest)}))
+    write_verified(path, tensor_file(tensors, {"fedprune": json.dumps(rest)}))
 
 
 def load_state(path: Path, kinds: Mapping[str, type]) -> State:

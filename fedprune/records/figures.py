@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune.config import RunConfig
 from fedprune.export.measure import (
     Forward,
     Spread,
+    dense_values,
     forward_of,
     operations,
     size_of,
@@ -103,22 +105,49 @@ def _listed(spread: Spread) -> list[float]:
 
 
 def figures_of_run(
-    model: nn.Module, config: RunConfig, masks: Masks, edits: Edits = ()
+    model: nn.Module,
+    config: RunConfig,
+    masks: Masks,
+    edits: Edits = (),
+    dense: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Figures]:
     """The figures of a run's model and of the dense one, and their speed where it was cut.
 
     Without a cut there is nothing to time: both do the same products.
+
+    Args:
+        model: the run's.
+        config: what ran.
+        masks: True = kept.
+        edits: what was edited in its shape.
+        dense: the dense model's state where it is at hand; then no other one is built for it.
     """
-    dense = dense_model(config).eval()
-    prunable = layout_for(config, dense).prunable
     pruned = figures_of(model, config, masks, edits)
+    if not edits and dense is not None:
+        return {"pruned": pruned, "dense": pruned | _kept_whole(model, config, masks, dense)}
+    whole = dense_model(config).eval()
+    prunable = layout_for(config, whole).prunable
     # Kept whole, as the file that it is compared with: a zero of the initialisation is no mask.
-    whole_model = figures_of(dense, config, full_masks(state_of(dense), prunable))
-    forward = example_of(model, config, BATCH)
-    if pruned["parameters"] < whole_model["parameters"] and forward is not None:
-        fast, slow = compare_speed(model, dense, forward, repeats=REPEATS)
+    whole_model = figures_of(whole, config, full_masks(state_of(whole), prunable))
+    cut = pruned["parameters"] < whole_model["parameters"]
+    forward = example_of(model, config, BATCH) if cut else None
+    if forward is not None:
+        fast, slow = compare_speed(model, whole, forward, repeats=REPEATS)
         pruned, whole_model = pruned | fast, whole_model | slow
     return {"pruned": pruned, "dense": whole_model}
+
+
+def _kept_whole(
+    model: nn.Module, config: RunConfig, masks: Masks, dense: Mapping[str, Tensor]
+) -> Figures:
+    """What differs in a model of the same shape whose state is this one, with nothing removed."""
+    values = {
+        **dense_values(model),
+        **{n: dense[n] for n, _ in model.named_parameters() if n in dense},
+    }
+    full = {n: torch.ones((), dtype=torch.bool).expand(m.shape) for n, m in masks.items()}
+    nonzeros = sum(int(torch.count_nonzero(t)) for t in values.values())
+    return {"nonzeros": nonzeros, "bytes_sparse": _coded(model, config, full, ())}
 
 
 BATCH, REPEATS = 8, 10

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedprune.codec.coded_file import CODED_NAME, to_coded
+from fedprune.codec.coded_file import CODED_NAME, coded_length, coded_parts
 from fedprune.codec.masks import encode_mask, mask_digest
 from fedprune.config import RunConfig, to_toml, with_values
 from fedprune.export.card import card
@@ -29,7 +29,7 @@ from fedprune.runtime.sums import SUMMARY_NAME, write_sums
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.structure.layout import Layout
-from fedprune.tensors import copied, frozen_of, full_masks
+from fedprune.tensors import copied, frozen_of
 
 CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"
@@ -241,6 +241,7 @@ def write_results(
     config: RunConfig,
     layouts: tuple[Layout, Layout],
     command: str = "",
+    held: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write the model in both forms, the mask, and what there is to say about size and speed.
 
@@ -251,25 +252,33 @@ def write_results(
         config: what ran.
         layouts: of the dense model, and of this one.
         command: that has the run again.
+        held: the dense model's state, where it is at hand.
 
     Returns:
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
     """
     origin, (dense, now) = origin_of(config, state.edits), layouts
     weights = {**state.weights, **copied(frozen_of(model))}
-    coded = to_coded(origin, weights, state.masks)
-    full = {n: torch.zeros(s) for n, s in {**dense.shapes, **dense.frozen}.items()}
-    whole = to_coded(origin_of(config), full, full_masks(full, dense.prunable))
+    types = {n: w.dtype for n, w in weights.items()}
+    full = {
+        n: torch.empty(s, dtype=types.get(n, torch.float32), device="meta")
+        for n, s in {**dense.shapes, **dense.frozen}.items()
+    }
+    whole = {n: torch.ones((), dtype=torch.bool).expand(full[n].shape) for n in dense.prunable}
     masks = now.in_origin(state.masks)
-    write_atomically(folder / CODED_NAME, coded)
+    write_atomically(folder / CODED_NAME, coded_parts(origin, weights, state.masks))
     write_atomically(folder / "mask", encode_mask(masks))
     write_atomically(folder / "mask.sha256", f"{mask_digest(masks)}\n".encode())
     removed = sum(int((~mask).sum()) for mask in masks.values())
     text = card(config, type(model).__name__, removed / dense.whole, command)
     save_folder(model, folder / "model", origin, text)
-    figures = figures_of_run(model, config, state.masks, state.edits)
+    figures = figures_of_run(model, config, state.masks, state.edits, held)
     write_atomically(folder / FIGURES_NAME, json.dumps(figures, indent=1).encode())
-    return {"bytes_on_disk": {"dense": len(whole), "pruned": len(coded)}}
+    sizes = {
+        "dense": coded_length(origin_of(config), full, whole),
+        "pruned": (folder / CODED_NAME).stat().st_size,
+    }
+    return {"bytes_on_disk": sizes}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

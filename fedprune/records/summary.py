@@ -33,7 +33,7 @@ from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.task import class_names_of
-from fedprune.tensors import Masks, count_kept, digest
+from fedprune.tensors import Masks, count_kept, digest, kept_in
 
 Summary = dict[str, Any]
 
@@ -144,7 +144,7 @@ def _sizes(config: RunConfig, layout: Layout, end: State, about: About) -> Summa
     masks, prunable, parameters = now.in_origin(end.masks), layout.whole, layout.parameters
     zeros = sum(m.numel() for m in end.masks.values()) - kept
     layers = [
-        {"name": name, "kept": int(m.sum()), "total": m.numel(), **_rank(name, end, now)}
+        {"name": name, "kept": kept_in(m, m), "total": m.numel(), **_rank(name, end, now)}
         for name, m in masks.items()
     ]
     return {
@@ -201,11 +201,14 @@ LEAST_MISSED = 1e-3
 MOST_NUMBERS = 2**21
 """Larger matrices have no spectrum in a summary: `fedprune analyse` takes its time."""
 
+MOST_IN_ALL = 2**25
+"""Nor have those of models with more prunable weights than this."""
+
 
 def _rank(name: str, end: State, now: Layout) -> Summary:
     """The effective rank of what is left of a matrix, and the largest there could be."""
     weight = end.weights.get(name)
-    if weight is None or weight.numel() > MOST_NUMBERS:
+    if weight is None or weight.numel() > MOST_NUMBERS or now.whole > MOST_IN_ALL:
         return {}
     matrix = as_rows(now, name, weight)
     return {"effective_rank": spectrum_of(matrix).effective_rank, "most": min(matrix.shape)}

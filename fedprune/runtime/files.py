@@ -9,21 +9,29 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _MARK = b"FPSHA256"
 _END = len(_MARK) + 32
 
+FilePiece = bytes | memoryview
+"""A part of a file's content."""
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step, and see it and its name on the disk before that."""
+
+def write_atomically(path: Path, content: bytes | Iterable[FilePiece]) -> None:
+    """Replace a file's content in one step, and see it and its name on the disk before that.
+
+    Content may come in pieces, so that of a large model no second copy is made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.unlink(missing_ok=True)  # a link there would have its target written over
     with fresh.open("xb") as file:
-        file.write(content)
+        for piece in _pieces(content):
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
@@ -58,14 +66,32 @@ def sync_folder(folder: Path) -> None:
         os.close(entry)
 
 
-def write_verified(path: Path, content: bytes) -> None:
+def _pieces(content: bytes | Iterable[FilePiece]) -> Iterable[FilePiece]:
+    return [content] if isinstance(content, bytes) else content
+
+
+def write_verified(path: Path, content: bytes | Iterable[FilePiece]) -> None:
     """As `write_atomically`, with the SHA-256 of the file's name and content behind it."""
-    write_atomically(path, content + _MARK + _digest_of(path, content))
+    write_atomically(path, _with_digest(path, content))
+
+
+def _with_digest(path: Path, content: bytes | Iterable[FilePiece]) -> Iterator[FilePiece]:
+    sha = _sha_of(path)
+    for piece in _pieces(content):
+        sha.update(piece)
+        yield piece
+    yield _MARK + sha.digest()
+
+
+def _sha_of(path: Path) -> Any:
+    """With the name: another arm's state, or another client's residual, is sound and foreign."""
+    return hashlib.sha256(path.name.encode() + b"\0")
 
 
 def _digest_of(path: Path, content: bytes) -> bytes:
-    """With the name: another arm's state, or another client's residual, is sound and foreign."""
-    return hashlib.sha256(path.name.encode() + b"\0" + content).digest()
+    sha = _sha_of(path)
+    sha.update(content)
+    return bytes(sha.digest())
 
 
 def read_verified(path: Path) -> bytes:

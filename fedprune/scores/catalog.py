@@ -60,7 +60,7 @@ summed_gradient = by_batch(gradient)
 
 
 def _mean(evidence: Evidence) -> Tensors:
-    return {name: s / evidence.count for name, s in evidence.sums.items()}
+    return {name: evidence.sums[name] / evidence.count for name in evidence.weights}
 
 
 def _mean_magnitude(evidence: Evidence) -> Tensors:
@@ -107,30 +107,35 @@ SCORES: dict[str, Score] = {
         "Molchanov et al. 2017, arXiv 1611.06440, eq. 7, on single weights, clients summed first",
         _mean_magnitude,
         (ASK_TAYLOR,),
+        apart=True,
     ),
     "taylor_signed": Score(
         "-Σ w·g: the same with its sign; a weight whose removal lowers the loss goes first",
         "Mozer and Smolensky 1989 (skeletonization), on single weights",
         _negative_mean,
         (ASK_TAYLOR,),
+        apart=True,
     ),
     "taylor_second": Score(
         "|Σ_i -w·g_i + ½w²g_i²|: second-order change, with Σ g² of single examples for curvature",
         "LeCun et al. 1990 (OBD), with the empirical Fisher diagonal and the first order kept",
         _mean_magnitude,
         (Statistic(by_example(taylor_second), passes=_SQUARES),),
+        apart=True,
     ),
     "gradient": Score(
         "|Σ g|: size of the pooled gradient",
         "the quantity regrown by Evci et al. 2020 (RigL), arXiv 1911.11134, here to keep",
         _mean_magnitude,
         (ASK_GRADIENT,),
+        apart=True,
     ),
     "second_moment_per_example": Score(
         "Σ_i g_i² over single examples: the diagonal of the empirical Fisher matrix",
         "Liu et al. 2021 (group Fisher), arXiv 2108.00708, eq. 5, on single weights",
         _mean,
         (ASK_SQUARES,),
+        apart=True,
     ),
     "second_moment_per_batch": Score(
         "Σ_b n_b·(mean g of batch b)²: depends on how shards are cut into batches",
@@ -138,6 +143,7 @@ SCORES: dict[str, Score] = {
         _mean,
         (Statistic(by_batch(mean_square), watch=watched(mean_square), signed=False),),
         additive=False,
+        apart=True,
     ),
     "second_moment_per_client": Score(
         "Σ_k n_k·(mean g of client k)²: squared per client, so federated differs from pooled",
@@ -145,12 +151,14 @@ SCORES: dict[str, Score] = {
         _mean,
         (Statistic(by_client(mean_square), signed=False),),
         additive=False,
+        apart=True,
     ),
     "fisher": Score(
         "½w²·Σ_i g_i²/N: second-order change at a minimum, where the first order is 0",
         "Theis et al. 2018, arXiv 1801.05787, on single weights",
         _fisher,
         (ASK_SQUARES,),
+        apart=True,
     ),
     "snip": Score(
         "|Σ w·g| at initialisation: only before any training",
@@ -158,6 +166,7 @@ SCORES: dict[str, Score] = {
         _mean_magnitude,
         (ASK_TAYLOR,),
         at_start=True,
+        apart=True,
     ),
     "grasp": Score(
         "w·(H·mean g): what |g|² loses if the weight went; only before any training, two questions",
@@ -209,6 +218,7 @@ SCORES: dict[str, Score] = {
         "Sun et al. 2023, arXiv 2306.11695, eq. 1, with the clients' Σ x² added up",
         wanda,
         (inputs_ask(squares),),
+        apart=True,
     ),
     "sparsegpt": Score(
         "w²/[H⁻¹]_jj, H = Σ x·xᵀ; removed column by column, the rest of the row makes up for it",
@@ -225,18 +235,21 @@ SCORES: dict[str, Score] = {
         (ASK_TAYLOR,),
         additive=False,
         tuning=True,
+        apart=True,
     ),
     "activation": Score(
         "mean |x| of its input channel",
         "Molchanov et al. 2017, arXiv 1611.06440, sect. 2.2 (activation), of inputs",
         by_input,
         (inputs_ask(absolutes),),
+        apart=True,
     ),
     "activity": Score(
         "part of the rows in which its input is not 0: 1 - dead fraction",
         "Hu et al. 2016 (APoZ), arXiv 1607.03250, eq. 1, of inputs",
         by_input,
         (inputs_ask(nonzeros),),
+        apart=True,
     ),
     "block_influence": Score(
         "mean over tokens of 1 - cos(x_in, x_out) of its block",
@@ -250,6 +263,7 @@ SCORES: dict[str, Score] = {
         "Han et al. 2015, arXiv 1506.02626",
         _magnitude,
         rescored=False,
+        apart=True,
     ),
     "random": Score(
         "uniform noise, new each round: asks no client", "the control", _random, rescored=False

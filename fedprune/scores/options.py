@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fedprune.options.section import Count, NameTable, Section, option
 
@@ -44,6 +44,16 @@ class Scoring(Section):
     )
 
 
+def _agreement(c: Any) -> bool:
+    """Not of models from files: as many bits a client as they have weights, for one figure."""
+    from fedprune.structure.families.catalog import SMALL_MODELS
+    from fedprune.tasks.catalog import tasks_of
+
+    large = tasks_of(c.plugin)[c.task].paths and bool(c.model) and c.model not in SMALL_MODELS
+    needed = c.method == "fedrts" or c.score_wire != "fp32"
+    return c.dp == "none" and (needed or not large)
+
+
 class Combining(Section):
     """How the clients' scores become one."""
 
@@ -75,7 +85,8 @@ class Combining(Section):
     )
     agreement: bool = option(
         "combining",
-        "clients also send their own mask as votes, to measure agreement (default: without --dp)",
+        "clients also send their own mask as votes, to measure agreement (default: without "
+        "--dp, of models that are not read from files)",
         True,
-        derived=lambda c: c.dp == "none",
+        derived=_agreement,
     )

@@ -160,6 +160,7 @@ class Score:
         most: with unit weight, refuses models with more prunable weights than this; 0: no limit.
         refuses: raises a ValueError for a model that the score is not for, before anything starts.
         remembers: each client keeps something of its own for the next time (`Probe.remember`).
+        apart: `finalise` gives a tensor the same score whichever other tensors it is asked about.
     """
 
     summary: str
@@ -176,6 +177,7 @@ class Score:
     most: int = 0
     refuses: Callable[[nn.Module, Part | None], None] | None = None
     remembers: bool = False
+    apart: bool = False
 
 
 if not TYPE_CHECKING:

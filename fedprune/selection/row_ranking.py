@@ -42,6 +42,10 @@ class RowRankings:
         alive = None if self.alive is None else change(self.alive)
         return RowRankings(change(self.scores), magnitude, alive)
 
+    def of(self, rows: slice | _Ints) -> RowRankings:
+        """Those of some rows."""
+        return self.changed(lambda x: x[rows])
+
     @property
     def gone(self) -> _Ints:
         """How many of each row were removed before, (rows,)."""
@@ -64,17 +68,45 @@ def left_of(table: RowRankings, counts: _Ints) -> Bools:
     """
     rows, columns = table.scores.shape[:2]
     kept = np.empty((rows, columns), bool)
-    # Sorting takes an index of 8 bytes for every weight, so not of all weights at once.
+    # Copies are made of what is looked at, so not of all weights at once.
     step = max(1, 2**20 // max(1, columns))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        keys = [table.scores[part]]
-        if table.magnitude is not None:
-            keys.insert(0, np.abs(table.magnitude[part]))
-        if table.alive is not None:
-            keys.append(table.alive[part])  # the last key decides first: what is gone leads
-        order = np.lexsort(keys, axis=-1)
-        np.put_along_axis(kept[part], order, np.arange(columns) >= counts[part, None], axis=-1)
+        kept[part] = _left_of(table.of(part), counts[part])
+    return kept
+
+
+def _left_of(table: RowRankings, counts: _Ints) -> Bools:
+    """The same of a few rows: cut at the score where each has lost so many, if none is tied there.
+
+    Selection in linear time, as in `fedprune.selection.ranking`; rows whose cut lies between equal
+    scores are sorted, by magnitude and position too.
+    """
+    columns = table.scores.shape[1]
+    scores = table.scores
+    if table.alive is not None:
+        scores = np.where(table.alive, scores, -np.inf)  # what is gone leads
+    cuts = np.full((len(scores), 1), -np.inf, scores.dtype)
+    for count in np.unique(counts[counts > 0]):
+        which = np.flatnonzero(counts == count)
+        cuts[which, 0] = np.partition(scores[which], count - 1, axis=1)[:, count - 1]
+    kept: Bools = scores > cuts
+    kept[counts == 0] = True
+    tied = np.flatnonzero(columns - np.count_nonzero(kept, axis=1) != counts)
+    if len(tied):
+        kept[tied] = _sorted_out(table.of(tied), counts[tied])
+    return kept
+
+
+def _sorted_out(table: RowRankings, counts: _Ints) -> Bools:
+    """The same by sorting every row."""
+    keys = [table.scores]
+    if table.magnitude is not None:
+        keys.insert(0, np.abs(table.magnitude))
+    if table.alive is not None:
+        keys.append(table.alive)  # the last key decides first: what is gone leads
+    order, kept = np.lexsort(keys, axis=-1), np.empty(table.scores.shape, bool)
+    np.put_along_axis(kept, order, np.arange(order.shape[-1]) >= counts[:, None], axis=-1)
     return kept
 
 

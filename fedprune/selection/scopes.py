@@ -30,6 +30,7 @@ class Scope:
         rows: every output row is a ranking of its own.
         scaled: the shares are brought to sum to the asked count.
         own_total: the shares say how much goes, whatever the sparsity is.
+        looks: the shares depend on the scores of all tensors.
     """
 
     summary: str
@@ -37,6 +38,7 @@ class Scope:
     rows: bool = False
     scaled: bool = False
     own_total: bool = False
+    looks: bool = False
 
 
 SCOPES: dict[str, Scope] = {
@@ -48,7 +50,7 @@ SCOPES: dict[str, Scope] = {
     "erk": Scope("as er, kernels of convolutions included (Evci et al. 2020, arXiv 1911.11134)",
                  erk, scaled=True),
     "owl": Scope("within tensors, those with more outliers denser (Yin et al. 2023, "
-                 "arXiv 2310.05175)", owl, scaled=True),
+                 "arXiv 2310.05175)", owl, scaled=True, looks=True),
     "patterns": Scope("within tensors, densities from [layers], by pattern over their names",
                       by_pattern, scaled=True, own_total=True),
 }  # fmt: skip

@@ -8,7 +8,7 @@ business that is. What ranks below what is said in `ranking`, how much each tens
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from fedprune.selection.units import (
 from fedprune.structure.layout import Layout, as_inputs
 from fedprune.tensors import Masks
 
-__all__ = ["SCOPES", "above", "plain_layout", "removed_count", "select"]
+__all__ = ["SCOPES", "above", "check_reachable", "plain_layout", "removed_count", "select"]
 
 
 def select(
@@ -107,7 +107,8 @@ def select(
                 for name, layer in zip(scores, layers, strict=True)
             ],
         )
-    living = [x.scores if x.alive is None else x.scores[x.alive] for x in layers if scope == "owl"]
+    looks = SCOPES[scope].looks
+    living = [x.scores if x.alive is None else x.scores[x.alive] for x in layers if looks]
     shapes = {name: t.shape for name, t in scores.items()}
     ground = Ground(shapes, sparsity, living, densities or {}, progress)
     total = total_of(ground, scope)
@@ -125,6 +126,96 @@ def select(
     counts = None if SCOPES[scope].shares is None else counter(ground, scope)
     left = drop_units(layers, units, total, counts, floors=kind.tensors != "all")
     return as_masks(scores, left)
+
+
+def apart(unit: str, scope: str) -> bool:
+    """Whether a tensor's mask depends on no score of another: `select_apart` can be used."""
+    rule = SCOPES[scope]
+    return unit == "n:m" or (unit == "weight" and rule.shares is not None and not rule.looks)
+
+
+def select_apart(
+    score_of: Callable[[str], Tensor],
+    sparsity: float,
+    *,
+    alive: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
+    scope: str,
+    floor: int = 1,
+    unit: str = "weight",
+    unit_shape: Shape | None = None,
+    layout: Layout | None = None,
+    min_density: float = 0.0,
+    max_density: float = 1.0,
+    densities: Mapping[str, float] | None = None,
+    progress: float = 1.0,
+) -> Masks:
+    """What `select` gives where tensors do not compete, with one tensor's scores at a time.
+
+    Args:
+        score_of: a tensor's scores by its name; called once for each, in the order of `alive`.
+        sparsity: as of `select`, and so are those below.
+        alive: here it says which tensors there are.
+        magnitude: breaks ties.
+        scope: one that `apart` allows for.
+        floor: weights of each tensor that stay.
+        unit: ``weight`` or ``n:m``.
+        unit_shape: N and M.
+        layout: the model's.
+        min_density: part of every tensor that stays.
+        max_density: part that may stay.
+        densities: for the scope ``patterns``.
+        progress: on the way to them.
+
+    Raises:
+        ValueError: as `select`, at the first tensor that it is about.
+    """
+    part = (min_density, 1.0 - progress * (1.0 - max_density))
+    layout = layout or plain_layout(alive)
+    shapes = {name: t.shape for name, t in alive.items()}
+    ground = Ground(shapes, sparsity, (), densities or {}, progress)
+    unit_kind(unit, unit_shape)
+    # Of the scores only the sizes matter for how many go.
+    counted = [_layer(t, t, None, floor, part) for t in alive.values()]
+    counts: Sequence[int] = [0] * len(counted)
+    if unit != "n:m":
+        total = total_of(ground, scope)
+        _check_count(counted, total, floor, exact=True)
+        counts = counter(ground, scope)([Limits(x.size, x.must, x.most) for x in counted], total)
+    masks: Masks = {}
+    for name, count in zip(shapes, counts, strict=True):
+        one = {name: score_of(name)}
+        (layer,) = ranking_layers(one, {name: alive[name]}, {name: magnitude[name]}, floor, part)
+        if unit == "n:m" and unit_shape is not None:
+            left = patterned(layout, name, layer, unit_shape, sparsity)
+        else:
+            left = _left(layout, name, layer, count, scope)
+        masks |= as_masks(one, [left])
+    return masks
+
+
+def check_reachable(
+    weights: Mapping[str, Tensor],
+    sparsity: float,
+    *,
+    scope: str = "global",
+    floor: int = 1,
+    min_density: float = 0.0,
+    max_density: float = 1.0,
+    densities: Mapping[str, float] | None = None,
+) -> None:
+    """Refuse what `select` would of dense tensors and single weights, without ranking any.
+
+    Raises:
+        ValueError: as `select`.
+    """
+    layers = ranking_layers(weights, None, None, floor, (min_density, max_density))
+    shapes = {name: t.shape for name, t in weights.items()}
+    ground = Ground(shapes, sparsity, [layer.scores[:0] for layer in layers], densities or {})
+    total = total_of(ground, scope)
+    _check_count(layers, total, floor, exact=True)
+    if SCOPES[scope].shares is not None:
+        counter(ground, scope)([Limits(x.size, x.must, x.most) for x in layers], total)
 
 
 def removed_count(
@@ -200,14 +291,17 @@ def _weights_left(
         return ranked_together(layers, total)
     limits = [Limits(layer.size, layer.must, layer.most) for layer in layers]
     counts = counter(ground, scope)(limits, total)
-    if SCOPES[scope].rows:
-        return [
-            within_rows(layout, name, layer, count)
-            for name, layer, count in zip(ground.shapes, layers, counts, strict=True)
-        ]
     return [
-        drop([layer], count - layer.gone)[0] for layer, count in zip(layers, counts, strict=True)
+        _left(layout, name, layer, count, scope)
+        for name, layer, count in zip(ground.shapes, layers, counts, strict=True)
     ]
+
+
+def _left(layout: Layout, name: str, layer: Layer, count: int, scope: str) -> Bools:
+    """What is left of a tensor of which so many weights are gone in the end."""
+    if SCOPES[scope].rows:
+        return within_rows(layout, name, layer, count)
+    return drop([layer], count - layer.gone)[0]
 
 
 def _check_count(layers: Sequence[Layer], total: int, floor: int, *, exact: bool) -> None:
@@ -245,17 +339,33 @@ def ranking_layers(
         _check("alive", alive, scores)
     if magnitude is not None:
         _check("magnitude", magnitude, scores)
-    layers = []
-    for name, score in scores.items():
-        pool = None if alive is None else _flat(alive[name])
-        living = score.numel() if pool is None else int(np.count_nonzero(pool))
-        weights = None if magnitude is None else _flat(magnitude[name])
-        # A product such as 0.1 * 30 may lie just beside the whole number that is meant.
-        least = min(max(floor, math.ceil(part[0] * score.numel() - 1e-9)), living)
-        most = max(least, math.floor(part[1] * score.numel() + 1e-9))
-        cap = most if most < score.numel() else None
-        layers.append(Layer(_flat(score), weights, pool, least, cap))
-    return layers
+    return [
+        _layer(
+            score,
+            None if alive is None else alive[name],
+            None if magnitude is None else magnitude[name],
+            floor,
+            part,
+        )
+        for name, score in scores.items()
+    ]
+
+
+def _layer(
+    score: Tensor,
+    alive: Tensor | None,
+    magnitude: Tensor | None,
+    floor: int,
+    part: tuple[float, float],
+) -> Layer:
+    pool = None if alive is None else _flat(alive)
+    living = score.numel() if pool is None else int(np.count_nonzero(pool))
+    weights = None if magnitude is None else _flat(magnitude)
+    # A product such as 0.1 * 30 may lie just beside the whole number that is meant.
+    least = min(max(floor, math.ceil(part[0] * score.numel() - 1e-9)), living)
+    most = max(least, math.floor(part[1] * score.numel() + 1e-9))
+    cap = most if most < score.numel() else None
+    return Layer(_flat(score), weights, pool, least, cap)
 
 
 def _check(what: str, tensors: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> None:

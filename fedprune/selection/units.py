@@ -145,6 +145,8 @@ def removable(layout: Layout, unit: str, unit_shape: Shape | None = None) -> int
     Raises:
         ValueError: as `unit_labels`.
     """
+    if unit == "weight":
+        return sum(layout.shapes[name].numel() for name in layout.prunable)
     labels = unit_labels(layout, unit, unit_shape)
     along = along_labels(layout, unit) or labels
     return sum(int(((label >= 0) | (along[name] >= 0)).sum()) for name, label in labels.items())

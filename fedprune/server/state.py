@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedprune.protocol.failures import Failure
@@ -15,11 +14,9 @@ from fedprune.structure.layout import Layout
 from fedprune.tensors import (
     Masks,
     Tensors,
-    copied,
     full_masks,
-    laid_out,
+    laid_out_copies,
     masked,
-    shapes_of,
     state_of,
 )
 
@@ -154,13 +151,15 @@ class State:
         return self.model.edits
 
 
-def first_state(model: nn.Module, layout: Layout) -> State:
-    """The state before round one: the model as it is, nothing removed."""
-    state = state_of(model)
-    alike = all(t.dtype == torch.float32 for t in state.values())
-    weights = laid_out(shapes_of(state)) if alike else copied(state)
-    for name, t in state.items():
-        weights[name].copy_(t)
+def first_state(model: nn.Module, layout: Layout, weights: Tensors | None = None) -> State:
+    """The state before round one: the model as it is, nothing removed.
+
+    Args:
+        model: whose weights are copied.
+        layout: its layout.
+        weights: the same weights where they are kept already; they are not copied.
+    """
+    weights = laid_out_copies(state_of(model)) if weights is None else weights
     return State(0, Model(weights, full_masks(weights, layout.prunable)))
 
 

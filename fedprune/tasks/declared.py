@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -56,32 +56,39 @@ class Declared:
             reason = f"its metric {name} needs sums in Loss.extra, named in Task.extra"
             self.refuse(reason, ", ".join(METRICS[name].sums) or ", ".join(found))
 
-    def check_loss(self, model: nn.Module, batch: Part) -> Loss:
+    def check_loss(self, model: nn.Module, batch: Part, slope: Part | None = None) -> Loss:
         """The loss of a batch, if it is what `Loss` says.
+
+        Args:
+            model: what the loss is of.
+            batch: some examples.
+            slope: fewer of them, by which to look for a gradient where the model is large; the
+                loss that is returned has none then.
 
         Raises:
             ValueError: a field has another type or shape, or is out of range; there is no
                 gradient; labels are counted otherwise; extra sums are missing.
         """
-        loss: Any = self.task.loss(model, batch)
+        with torch.set_grad_enabled(slope is None):
+            loss: Any = self.task.loss(model, batch)
         if not isinstance(loss, Loss):
             self.refuse(f"its loss gives a {type(loss).__name__}", "a fedprune.Loss")
-        self._check_total(loss.total, model)
+        self._check_total(loss.total)
+        self._check_gradient(loss if slope is None else self.task.loss(model, slope), model)
         self._check_counts(loss, batch)
         self._check_rest(loss, examples(batch))
         return loss
 
-    def _check_total(self, total: Any, model: nn.Module) -> None:
+    def _check_total(self, total: Any) -> None:
         if not isinstance(total, Tensor) or total.numel() != 1 or total.dim():
             found = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
             self.refuse(f"Loss.total is {found}", "a tensor without dimensions: a sum")
         if not math.isfinite(total.item()):
             self.refuse(f"Loss.total is {total.item()} before any training", "a finite loss")
-        able = [p for p in model.parameters() if p.requires_grad]
-        slopes: Iterable[Tensor | None] = ()
-        if total.requires_grad:
-            slopes = torch.autograd.grad(total, able, allow_unused=True, retain_graph=True)
-        if all(slope is None for slope in slopes):
+
+    def _check_gradient(self, loss: Loss, model: nn.Module) -> None:
+        total = loss.total
+        if not (total.requires_grad and _has_gradient(total, model)):
             self.refuse(
                 "Loss.total has no gradient in any parameter", "a loss that the model is part of"
             )
@@ -173,6 +180,18 @@ class Declared:
         if high >= classes or (low < 0 and int(labels[labels < 0].max()) != -100) or low < -100:
             allowed = f"0 to {classes - 1}, and -100 for what does not count"
             self.refuse(f"labels of {where} are {low} to {high}", allowed)
+
+
+def _has_gradient(total: Tensor, model: nn.Module) -> bool:
+    """Whether a sum depends on any parameter: on a small one late in the model, or on another."""
+    able = [p for p in model.parameters() if p.requires_grad]
+    last = min(reversed(able), key=Tensor.numel, default=None)
+    # Towards the last norm, say, it is a short way, and its gradient takes no memory.
+    for some in ([] if last is None else [last], able):
+        slopes = torch.autograd.grad(total, some, allow_unused=True, retain_graph=True)
+        if any(slope is not None for slope in slopes):
+            return True
+    return False
 
 
 def _close(a: float, b: float) -> bool:

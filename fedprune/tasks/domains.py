@@ -193,6 +193,7 @@ DOMAIN_TASK = Task(
         "optimizer": "adamw",
         "lr": 1e-5,
         "batch_size": 4,
+        "score_batch": 4,  # logits of 49,152 tokens take 50 MB an example, and their logarithms
         "local_steps": 4,
     },
     folder=True,

@@ -7,6 +7,7 @@ from by_hand import gone, random_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedprune.selection.row_ranking import RowRankings, left_of
 from fedprune.selection.select import removed_count, select
 from fedprune.selection.units import pattern_counts, pattern_sparsity, unit_labels
 from fedprune.structure.layout import Layout, as_rows
@@ -29,6 +30,26 @@ def test_rows_that_lost_more_before_keep_the_rest():
     alive["w"][2, :4] = False
     mask = select({"w": torch.arange(20.0).reshape(4, 5)}, 0.5, scope="row", alive=alive)["w"]
     assert [gone(row) for row in mask] == [2, 2, 4, 2]
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1))
+def test_rows_lose_what_sorting_by_score_magnitude_and_position_says(seed):
+    rng = np.random.default_rng(seed)
+    size = rows, columns = rng.integers(1, 6), rng.integers(1, 9)
+    scores = rng.choice([-np.inf, 0.0, 1.0, 2.0, np.inf, *rng.normal(size=3)], size)
+    magnitude, alive = rng.integers(-2, 3, size).astype(float), rng.random(size) < 0.7
+    gone = columns - alive.sum(1)
+    counts = gone + rng.integers(0, columns - gone + 1)
+    for m, a in ((magnitude, alive), (None, alive), (magnitude, None), (None, None)):
+        kept = left_of(RowRankings(scores, m, a), counts)
+        for i in range(rows):
+            key = [
+                (a is None or a[i, j], scores[i, j], 0 if m is None else abs(m[i, j]), j)
+                for j in range(columns)
+            ]
+            lost = sorted(range(columns), key=key.__getitem__)[: counts[i]]
+            assert kept[i].tolist() == [j not in lost for j in range(columns)]
 
 
 PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 3), (3, 5)]

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedprune.selection.schedules import SCHEDULES, Steps, sparsity_at
-from fedprune.selection.select import SCOPES, above, plain_layout, removed_count, select
+from fedprune.selection.select import (
+    SCOPES,
+    above,
+    apart,
+    plain_layout,
+    removed_count,
+    select,
+    select_apart,
+)
 
 INF = math.inf
 # Few different values, so that most drawn weights are tied with others.
@@ -155,6 +163,26 @@ def test_literal_masks(scores, magnitude, sparsity, expected):
 
 
 @pytest.mark.sampled(2)
+@given(st.sampled_from(["layer", "row", "er", "patterns"]), st.floats(0, 0.9), st.integers(0, 99))
+def test_one_tensor_at_a_time_is_the_same_where_they_do_not_compete(scope, sparsity, seed):
+    scores = random_scores({"a": (5, 7), "b": (3, 4), "c": (11,)}, seed)
+    gen = torch.Generator().manual_seed(seed)
+    magnitude = {n: torch.randn(s.shape, generator=gen) for n, s in scores.items()}
+    alive = {n: torch.rand(s.shape, generator=gen) < 0.9 for n, s in scores.items()}
+    how: dict[str, Any] = {"scope": scope, "alive": alive, "magnitude": magnitude, "floor": 2}
+    how |= {"densities": {"b": 0.9, "*": 1 - sparsity}} if scope == "patterns" else {}
+    found = []
+    for pruned in (select, lambda s, *a, **k: select_apart(s.__getitem__, *a, **k)):
+        try:
+            found.append(bits(pruned(scores, sparsity, **how)))
+        except ValueError as error:
+            found.append({"error": str(error)})
+    assert found[0] == found[1]
+    assert apart("weight", scope)
+    assert apart("n:m", "global")
+    assert not any(apart("weight", s) for s in ("global", "owl"))
+
+
 @pytest.mark.parametrize("scope", list(SCOPES))
 @given(rankings(), st.sampled_from(list(SCHEDULES)))
 def test_masks_of_a_schedule_only_shrink(scope, drawn, schedule):
