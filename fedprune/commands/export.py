@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fedprune.commands.subject import Subject, chosen_subject
 from fedprune.commands.targets import check_folder
-from fedprune.export.exporting import Cargo, export
+from fedprune.export.cargo import Cargo
+from fedprune.export.exporting import export
 from fedprune.export.quantise import Precision
 from fedprune.options.refusal import ConfigError
 from fedprune.report.reading import size
@@ -21,7 +22,8 @@ def run(arguments: Namespace) -> int:
     folder = _folder(looked, arguments)
     check_folder("out", str(folder))
     command = _command(looked)
-    cargo = Cargo(looked.model, looked.config, looked.edits, looked.masks, precision, command)
+    given = (looked.model, looked.config, looked.edits, looked.masks, precision, command)
+    cargo = Cargo(*given, arguments.type)
     checked = export(cargo, arguments.to, folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         print(f"{path}  {size(path.stat().st_size)}")
@@ -49,4 +51,8 @@ def _folder(looked: Subject, arguments: Namespace) -> Path:
         return Path(arguments.out)
     if looked.run is None:
         raise ConfigError(f"out: has no default for {looked.name}; allowed: --out DIR")
-    return looked.run / "export" / "-".join(filter(None, (arguments.to, arguments.quantise)))
+    return (
+        looked.run
+        / "export"
+        / "-".join(filter(None, (arguments.to, arguments.quantise, arguments.type)))
+    )

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, N
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedprune.export.offered import EXPORT_SUMMARIES, PRECISIONS
+from fedprune.export.offered import EXPORT_SUMMARIES, GGUF_SUMMARIES, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,13 @@ def _export(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="a new folder (default: MODEL/export/<form>[-<bits>])"
     )
+    types = "; ".join(f"{name}: {words}" for name, words in GGUF_SUMMARIES.items())
+    parser.add_argument(
+        "--type",
+        choices=list(GGUF_SUMMARIES),
+        type=str.lower,
+        help=f"of the matrices under --to gguf (default: as the weights were brought). {types}",
+    )
     parser.add_argument("--quantise", choices=list(PRECISIONS), help=kinds)
     parser.add_argument(
         "--group", type=int, metavar="N", help="inputs that share a scale (default 64)"
@@ -240,11 +247,12 @@ COMMANDS: dict[str, Command] = {
         _of("audit"),
     ),
     "export": Command(
-        "Writes a model for transformers, safetensors, onnxruntime or as one sparse file.",
+        "Writes a model for transformers, llama.cpp, vLLM, onnxruntime, or as fewer bytes.",
         """\
   fedprune export runs/one --to hf --out my-model
   fedprune export runs/one --to safetensors
   fedprune export runs/one --quantise int4 --group 32
+  fedprune export runs/one --to gguf --type q8_0
   fedprune export runs/one --to onnx --out graph
 """,
         _export,

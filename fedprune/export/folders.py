@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fedprune.config import configure
 from fedprune.export import saved
+from fedprune.export.gguf_file import GGUF_NAME
+from fedprune.export.gguf_reading import into_model, read_gguf
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest
 from fedprune.export.measure import Forward
 from fedprune.export.quantise import Precision, quantise
@@ -19,7 +21,7 @@ from fedprune.options.plugins import with_code_of
 from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import from_json
 from fedprune.structure.surgery import reshaped
-from fedprune.tasks.claims import filled_by, held_by
+from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.loading import from_pretrained
 
 _About = Mapping[str, Any]
@@ -69,11 +71,8 @@ def _written_by_a_run(folder: Path, _: _About, model: nn.Module | None, plugin: 
 
 
 def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
-    if model is None:
-        names = {key: about[key] for key in ("class_names",) if key in about}
-        keys = with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME)
-        with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
-            model = dense_model(configure(keys))
+    with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
+        model = model or dense_model(configure(_keys(folder, about, plugin)))
     with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
         model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
     how = about.get("quantised")
@@ -84,6 +83,12 @@ def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: s
     return model
 
 
+def _keys(folder: Path, about: _About, plugin: str) -> dict[str, Any]:
+    """The keys of the configuration of an export's run."""
+    names = {key: about[key] for key in ("class_names",) if key in about}
+    return dict(with_code_of(plugin, {**about["config"], **names}, folder / MANIFEST_NAME))
+
+
 def _hf(folder: Path, about: _About, _: nn.Module | None, __: str) -> nn.Module:
     import transformers
 
@@ -92,6 +97,16 @@ def _hf(folder: Path, about: _About, _: nn.Module | None, __: str) -> nn.Module:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"{folder / MANIFEST_NAME}: of no class of transformers that is a model")
     model: nn.Module = from_pretrained(kind, str(folder), about["task"], dtype=torch.float32)
+    return model
+
+
+def _gguf(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
+    content = read_gguf(folder / GGUF_NAME)
+    edits = from_json(json.dumps(about.get("edits", [])))
+    with filled_by(held_in(content.tensors), str(folder / GGUF_NAME)):
+        model = model or dense_model(configure(_keys(folder, about, plugin)))
+        model = reshaped(model, edits)
+    into_model(content, model, edits)
     return model
 
 
@@ -106,6 +121,7 @@ _READERS: dict[str, Callable[[Path, _About, nn.Module | None, str], nn.Module]] 
     "safetensors": _safetensors,
     "sparse": _written_by_a_run,
     "hf": _hf,
+    "gguf": _gguf,
     "onnx": _onnx,
 }
 

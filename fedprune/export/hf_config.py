@@ -24,7 +24,7 @@ class Unplain(ValueError):
     """No plain config describes the model; the message says why."""
 
 
-_UNSAID = {
+UNSAID = {
     "channel": "no config counts single channels of single layers",
     "vocab": "a config counts tokens, but its tokenizer gives the dense model's ids, which are not "
     "those of the rows that stay",
@@ -50,7 +50,7 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     if not hasattr(dense, "save_pretrained") or (edits and family is None):
         raise Unplain(f"{type(dense).__name__} is no model whose config fedprune knows")
     for kind in sorted({edit.kind for edit in edits} - {"head", "neuron"}):
-        raise Unplain(f"edits of kind {kind}: {_UNSAID[kind]}")
+        raise Unplain(f"edits of kind {kind}: {UNSAID[kind]}")
     changes, blocks = ({}, {}) if family is None else _changes(dense, family, edits)
     config = _config_with(settings, changes)
     made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)

@@ -22,7 +22,7 @@ CARD_NAME = "README.md"
 _DIGEST = "sha256"
 """The key of the manifest's own digest."""
 
-_WEIGHTS = (".safetensors", ".fedprune", ".onnx")
+_WEIGHTS = (".safetensors", ".fedprune", ".gguf", ".onnx")
 """How the names of files that hold a model end; a manifest names each that lies beside it."""
 
 

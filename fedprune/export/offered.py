@@ -6,6 +6,7 @@ EXPORT_SUMMARIES = {
     "safetensors": "tensors and a manifest; fedprune.load rebuilds any shape",
     "sparse": "one file of mask and kept values; fedprune.load reads it",
     "hf": "a folder for from_pretrained, where a plain config says the shape",
+    "gguf": "a file for llama.cpp, uneven cuts too (extra: llm)",
     "onnx": "a graph for onnxruntime (extra: onnx)",
 }
 
@@ -14,3 +15,11 @@ PRECISIONS = {
     "int8": "8-bit weights, a scale per group, restored at every pass",
     "int4": "4-bit weights, a scale per group, restored at every pass",
 }
+
+GGUF_SUMMARIES = {
+    "f32": "32 bits",
+    "f16": "16 bits",
+    "bf16": "16 bits, as bfloat16",
+    "q8_0": "8 bits, a scale for every 32",
+}
+"""Types of the matrices in a GGUF file."""

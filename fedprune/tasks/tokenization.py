@@ -113,7 +113,7 @@ def utf8_bytes(purpose: str) -> Symbols:
     """
     from tokenizers import decoders, models, pre_tokenizers
 
-    names = {name: FIRST_BYTE + byte for byte, name in enumerate(_byte_names())}
+    names = {name: FIRST_BYTE + byte for byte, name in enumerate(byte_names())}
     vocabulary = _with_marks({"<pad>": 0, "<unk>": 1, **names}, purpose)
     return _from_scratch(
         "bytes",
@@ -129,7 +129,7 @@ def _with_marks(vocabulary: dict[str, int], purpose: str) -> dict[str, int]:
     return {**vocabulary, **marks}
 
 
-def _byte_names() -> list[str]:
+def byte_names() -> list[str]:
     """What `tokenizers` calls each byte (Radford et al. 2019, GPT-2): a character one can see.
 
     Printable Latin-1 is called as it is, the rest by the characters from 256 on, in order.

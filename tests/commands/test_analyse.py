@@ -6,7 +6,8 @@ import torch
 from fedprune.commands.analyse import known_of
 from fedprune.commands.main import main
 from fedprune.commands.subject import Subject, subject
-from fedprune.export.exporting import Cargo, export
+from fedprune.export.cargo import Cargo
+from fedprune.export.exporting import export
 from fedprune.export.quantise import Precision
 from fedprune.redundancy.analysis import analysed
 from fedprune.tensors import state_of

@@ -58,6 +58,8 @@ def test_a_disk_that_takes_no_more_is_one_line(run_folder, tmp_path, capsys, for
         (["RUN", "--group", "32"], "group: only of --quantise int8 or int4"),
         (["RUN", "--quantise", "int8-dynamic", "--asymmetric"], "asymmetric: only of"),
         (["RUN", "--to", "hf"], "to='hf': ConvNet is no model whose config"),
+        (["RUN", "--to", "gguf"], r"ConvNet (no model of transformers) is no language model of"),
+        (["RUN", "--type", "Q8_0"], "type='q8_0': not with --to safetensors; allowed: --to gguf"),
         (["RUN", "--to", "pickle"], "invalid choice: 'pickle'"),
         (["RUN/model", "--to", "sparse"], "out: has no default"),
         (["RUN", "--quantise", "int4", "--group", "7"], "group=7: two codes make a byte"),

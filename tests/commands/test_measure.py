@@ -5,7 +5,8 @@ import pytest
 from fedprune.commands.main import main
 from fedprune.commands.measure import on_disk
 from fedprune.commands.subject import subject
-from fedprune.export.exporting import Cargo, export
+from fedprune.export.cargo import Cargo
+from fedprune.export.exporting import export
 from fedprune.export.manifest import write_manifest
 
 QUICK = ["--no-memory", "--repeats", "2", "--warmup", "1", "--batch", "2"]

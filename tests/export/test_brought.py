@@ -12,7 +12,8 @@ import fedprune
 from fedprune import federate
 from fedprune.config import configure
 from fedprune.export.card import card
-from fedprune.export.exporting import Cargo, export
+from fedprune.export.cargo import Cargo
+from fedprune.export.exporting import export
 from fedprune.protocol.origin import blank
 from fedprune.tensors import digest, state_of
 

@@ -8,7 +8,8 @@ import torch
 
 from fedprune import load, select
 from fedprune.client.host import layout_for
-from fedprune.export.exporting import EXPORT_FORMATS, Cargo, export, probe_of, ties_of
+from fedprune.export.cargo import Cargo, probe_of, ties_of
+from fedprune.export.exporting import EXPORT_FORMATS, export
 from fedprune.export.folders import model_outputs
 from fedprune.export.manifest import read_manifest
 from fedprune.export.measure import size_of

@@ -5,7 +5,8 @@ import pytest
 
 from fedprune import load
 from fedprune.commands.subject import subject
-from fedprune.export.exporting import Cargo, export
+from fedprune.export.cargo import Cargo
+from fedprune.export.exporting import export
 from fedprune.export.manifest import write_manifest
 from fedprune.tensors import state_of
 from tests.runs import same

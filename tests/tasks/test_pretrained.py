@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedprune.tasks import pretrained
 from fedprune.tasks.pretrained import PACKAGED, note_of, place_of
-from fedprune.tasks.tokenization import _byte_names
+from fedprune.tasks.tokenization import byte_names
 
 gguf = pytest.importorskip("gguf")
 
@@ -30,7 +30,7 @@ def written(path: Path, blocks: int = 1, kind: Any = None, claimed: int | None =
     file.add_layer_norm_rms_eps(1e-5)
     file.add_vocab_size(WORDS)
     file.add_tokenizer_model("gpt2")
-    file.add_token_list([*_byte_names(), "ab"])
+    file.add_token_list([*byte_names(), "ab"])
     file.add_token_merges(["a b"])
     file.add_eos_token_id(0)
     file.add_bos_token_id(0)

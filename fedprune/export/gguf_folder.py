@@ -1,0 +1,129 @@
+"""A folder with a GGUF file, which counts as written when its own reader has read it again."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedprune.export.brought import dtype_of
+from fedprune.export.cargo import Cargo, about_export, give_card, probe_of, tokenizer_of
+from fedprune.export.decoder import Unheld, decoder_of
+from fedprune.export.folders import model_outputs
+from fedprune.export.gguf_file import GGUF_KINDS, GGUF_NAME, GgufPlan, gguf_plan, write_gguf
+from fedprune.export.gguf_reading import gguf_logits, into_model, read_gguf
+from fedprune.export.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
+from fedprune.export.manifest import write_manifest
+from fedprune.options.refusal import counted, refuse
+from fedprune.tensors import state_of
+
+GRAPH_TOLERANCE = 1e-4
+"""How far logits of a graph that was written out may be off, as a part of the largest above 1."""
+
+_BROUGHT = {torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def write_gguf_folder(cargo: Cargo, folder: Path) -> str:
+    """Write the file, the manifest and the card.
+
+    Returns:
+        What was checked, in words.
+
+    Raises:
+        ImportError: `gguf` is not installed.
+        ValueError: llama.cpp cannot hold the model, or what was read again is not what was written.
+    """
+    _check_installed()
+    kind = _kind(cargo)
+    try:
+        plan = gguf_plan(decoder_of(cargo.model, cargo.edits, GGUF_KINDS))
+        vocabulary = _vocabulary(cargo, plan)
+    except Unheld as error:
+        raise ValueError(f"to='gguf': {error}; allowed: --to safetensors, sparse, onnx") from None
+    path = folder / GGUF_NAME
+    kinds = write_gguf(path, plan, kind, vocabulary, f"{cargo.config.task} by fedprune")
+    checked = _read_again(cargo, path)
+    give_card(cargo, folder)
+    write_manifest(folder, about_export(cargo, "gguf", type=kind))
+    types = ", ".join(f"{n} {name}" for name, n in sorted(kinds.items()))
+    stands = f", {counted(plan.stood_in, 'unit')} of zeros in place of none" * bool(plan.stood_in)
+    return f"architecture {plan.architecture}{stands}; {types}\n{checked}"
+
+
+def _check_installed() -> None:
+    try:
+        import gguf  # noqa: F401 (asked for before anything is written)
+    except ImportError:
+        raise ImportError(
+            "to='gguf': gguf is not installed; allowed: pip install 'fedprune[llm]'"
+        ) from None
+
+
+def _kind(cargo: Cargo) -> str:
+    """The type of the matrices.
+
+    Raises:
+        ValueError: a weight is beyond the one that was asked for.
+    """
+    brought = _BROUGHT.get(dtype_of(cargo.config), "f32")
+    kind = cargo.dtype or brought
+    large = [n for n, t in state_of(cargo.model).items() if float(t.abs().max()) > 65504]
+    if kind in ("f16", "q8_0") and large:  # the scales of q8_0 are float16 too, of a 127th
+        if cargo.dtype is None:
+            return "f32"
+        refuse("type", kind, f"{large[0]} has numbers beyond 65504", "f32, bf16")
+    return kind
+
+
+def _vocabulary(cargo: Cargo, plan: GgufPlan) -> GgufVocabulary:
+    tokenizer = tokenizer_of(cargo)
+    if tokenizer is None:
+        raise Unheld(f"task {cargo.config.task} has no tokenizer")
+    return gguf_vocabulary(tokenizer, plan.decoder.settings.vocab_size)
+
+
+def _read_again(cargo: Cargo, path: Path) -> str:
+    content = read_gguf(path)
+    back = copy.deepcopy(cargo.model)
+    kinds = into_model(content, back, cargo.edits)
+    for name, kind in kinds.items():
+        here, there = (m.get_parameter(name).detach() for m in (cargo.model, back))
+        if not bool(((here - there).abs() <= _step(here, kind)).all()):
+            raise ValueError(f"to='gguf': read again, {name} is not what was written")
+    forward = probe_of(cargo)
+    ids: Tensor = forward.kwargs["input_ids"]
+    with torch.no_grad():
+        graph = torch.stack([gguf_logits(content, row) for row in ids])
+    off, largest = apart(graph, model_outputs(back, forward), "gguf")
+    exact = float((graph - model_outputs(cargo.model, forward)).abs().max())
+    return (
+        f"read again: {counted(len(kinds), 'tensor')}; llama.cpp's graph, written out, is "
+        f"{off:.3g} off with the file's weights, {exact:.3g} off the model; logits are up to "
+        f"{largest:.3g}"
+    )
+
+
+def apart(graph: Tensor, expected: Tensor, to: str) -> tuple[float, float]:
+    """The largest difference of two logits, and the largest logit.
+
+    Raises:
+        ValueError: they differ by more than `GRAPH_TOLERANCE`.
+    """
+    off, largest = float((graph - expected).abs().max()), float(expected.abs().max())
+    if not off <= GRAPH_TOLERANCE * max(1.0, largest):
+        raise ValueError(f"to={to!r}: read again it says {off:.3g} else; allowed: --to safetensors")
+    return off, largest
+
+
+def _step(values: Tensor, kind: str) -> Any:
+    """How far a number may be off in its type: half a step."""
+    size = values.abs()
+    if kind == "F32":
+        return 0.0
+    if kind == "Q8_0":  # half of a 127th of the largest of 32, and 127 roundings of it to float16
+        largest = size.reshape(-1, 32).amax(-1, keepdim=True)
+        return (largest / 254 * 1.13 + 127 * 2**-25).expand(-1, 32).reshape(values.shape)
+    return size * (2**-8 if kind == "BF16" else 2**-11) + 2**-25
