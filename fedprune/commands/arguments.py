@@ -34,8 +34,8 @@ def run_asked_for(
         SystemExit: after --help and --list.
     """
     given = values_given(arguments, program)
-    if given.pop("list", False):
-        print(listing(given.get("plugin", "")))
+    if "list" in given:
+        print(listing(given.get("plugin", ""), given["list"]))
         raise SystemExit(0)
     file, resume = given.pop("config", None), given.pop("resume", None)
     anyway = given.pop("resume_anyway", False)
@@ -89,22 +89,36 @@ def _text(path: Path, key: str) -> str:
         raise ConfigError(f"{key}={str(path)!r}: {error}; allowed: UTF-8") from None
 
 
-def listing(plugin: str) -> str:
-    """Every name that an option takes, with a line about each, from the tables themselves."""
+def listing(plugin: str, wanted: str = "") -> str:
+    """Every name that an option takes, with a line about each, from the tables themselves.
+
+    Args:
+        plugin: whose names are there too.
+        wanted: the option whose table is wanted, in the singular or the plural; "": all, and the
+            rules for what may stand beside each other.
+
+    Raises:
+        ConfigError: no option has such a table.
+    """
     tables = {"model": _models(plugin), "method": _methods(plugin)}
     for key, table in names_of(plugin).items():
         tables[key] = {name: _about(name, value) for name, value in table.items()}
-    blocks = [
-        "\n".join(
-            [f"--{key.replace('_', '-')}", *(f"  {n:<24} {text}" for n, text in lines.items())]
-        )
-        for key, lines in tables.items()
-    ]
+    blocks = {key.replace("_", "-"): _block(key, lines) for key, lines in tables.items()}
+    if wanted:
+        found = next((k for k in blocks if wanted in (k, f"{k}s")), None)
+        if found is None:
+            raise ConfigError(f"list={wanted!r}: no such table; allowed: {', '.join(blocks)}")
+        return blocks[found]
     rules = [
         "\n".join([f"beside --{name}", *(f"  {line}" for line in lines)])
         for name, lines in matrix().items()
     ]
-    return "\n\n".join([*blocks, *rules])
+    return "\n\n".join([*blocks.values(), *rules])
+
+
+def _block(key: str, lines: dict[str, str]) -> str:
+    told = (f"  {name:<24} {text}" for name, text in lines.items())
+    return "\n".join([f"--{key.replace('_', '-')}", *told])
 
 
 def _about(name: str, value: Any) -> str:

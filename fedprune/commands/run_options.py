@@ -30,14 +30,36 @@ examples:
 
 _METHODS = NameTable("fedprune.methods.catalog", "METHODS")
 
+SHOWN_FIRST = (
+    *("task", "model", "data", "clients", "rounds", "score", "sparsity", "unit", "schedule"),
+    *("seed", "engine", "out"),
+)
+"""The options that ``--help`` shows; ``--help-all`` shows all."""
+
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """The first options, the ways to begin, and in which groups the others are."""
+        groups = [g for g in self._action_groups if g.title and g._group_actions]
+        first = [a for key in SHOWN_FIRST for a in self._actions if a.dest == key]
+        text = self.formatter_class(prog=self.prog)
+        text.add_usage("%(prog)s [OPTION VALUE]...", [], [])
+        text.add_text(self.description)
+        for title, actions in (("options", first), ("to begin", groups[0]._group_actions)):
+            text.start_section(title)
+            text.add_arguments(actions)
+            text.end_section()
+        others = ", ".join(str(g.title) for g in groups[1:])
+        text.add_text(f"--help-all has {len(self._actions)} options, in these groups: {others}.")
+        text.add_text(self.epilog)
+        return text.format_help()
+
     def error(self, message: str) -> NoReturn:
         """One line for what argparse cannot read: an option without its value, or a stray word."""
         about = re.match(r"argument (?:--no-[\w-]+/)?--([\w-]+)[^:]*: (.*)", message)
         key, reason = about.groups() if about else ("", message)
         field = AllOptions.model_fields.get(key.replace("-", "_"))
-        takes = allowed(field) if field else "the options in --help"
+        takes = allowed(field) if field else "the options in --help-all"
         raise ConfigError(f"{f'{key}: ' if key else ''}{reason}; allowed: {takes}", key, takes)
 
 
@@ -51,9 +73,12 @@ def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
     # argparse takes "-1e-3" for an option, if it is not told that this is a number.
     out._negative_number_matcher = re.compile(r"^-\.?\d")
+    out.add_argument("-h", "--help", action="help", help="the options that matter most, and leave")
+    out.add_argument("--help-all", action=_HelpAll, help="every option, by group, and leave")
     out.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins")
     out.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
     out.add_argument(
@@ -64,7 +89,13 @@ def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
     out.add_argument(
         "--seeds", metavar="N-M", help="a run for each of these seeds, and one page about them"
     )
-    out.add_argument("--list", action="store_true", help="print every task, score, split and more")
+    out.add_argument(
+        "--list",
+        metavar="TABLE",
+        nargs="?",
+        const="",
+        help="print the names that options take, or those of one option: --list scores",
+    )
     groups: dict[str, Any] = {}
     for key, field in AllOptions.model_fields.items():
         name = declared(field).group
@@ -96,6 +127,23 @@ _TABLES = {
     "method_options": ("NAME", "VALUE"),
 }
 """Options that are given once for each pattern or name, with what goes with it."""
+
+
+def full_help(parser: argparse.ArgumentParser) -> str:
+    """What ``--help-all`` prints: every option, by group."""
+    return argparse.ArgumentParser.format_help(parser)
+
+
+class _HelpAll(argparse.Action):
+    """``--help-all``: print what argparse makes of all options."""
+
+    def __init__(self, option_strings: list[str], dest: str, **rest: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **rest)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        """Print and leave."""
+        print(full_help(parser), end="")
+        parser.exit()
 
 
 class _Flag(argparse.Action):
@@ -167,7 +215,7 @@ def _told_at_once(arguments: list[str], program: str) -> int:
     try:
         given = values_given(arguments, program)
         options = {k: parsed(k, v, fields[k].annotation) for k, v in given.items() if k in fields}
-        if "resume" not in given and not given.get("list"):
+        if "resume" not in given and "list" not in given:
             check_keys(AllOptions, options)
         if not given.keys() & {"resume", "config", "plugin", "list"}:
             check_built_in_names(AllOptions, options)
@@ -182,7 +230,7 @@ def _stray(rest: list[str]) -> ConfigError:
     """The refusal of the first word that is no option and no option's value."""
     name, equals, value = rest[0].removeprefix("--").partition("=")
     if not rest[0].startswith("--"):
-        takes = "the options in --help"
+        takes = "the options in --help-all"
         return ConfigError(f"{shown(rest[0])}: not an option; allowed: {takes}", "", takes)
     value = value if equals else next((word for word in rest[1:] if word[:2] != "--"), "")
     refusal = no_such_key(name, value, AllOptions.model_fields)

@@ -21,7 +21,7 @@ LARGEST_INTEGER = 2**63 - 1
 LONGEST = 4096
 """Characters of the longest text: of the longest path, on most systems."""
 
-_KEYS = "the options in --help"
+_KEYS = "the options in --help-all"
 
 _WRONG = {
     "int_type": "not a whole number",

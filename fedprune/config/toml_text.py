@@ -95,11 +95,13 @@ _DOTS = 2**26
 
 def _document(text: str) -> dict[str, Any]:
     if len(text) > _LONGEST or sum(line.count(".") ** 2 for line in text.split("\n")) > _DOTS:
-        raise ConfigError("config: too long to be one; allowed: flat keys, as in --help")
+        raise ConfigError("config: too long to be one; allowed: flat keys, as in --help-all")
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        raise ConfigError(f"config: not TOML: {error}; allowed: flat keys, as in --help") from None
+        raise ConfigError(
+            f"config: not TOML: {error}; allowed: flat keys, as in --help-all"
+        ) from None
     if not isinstance(found.get("followed", {}), dict):
         raise ConfigError("followed: no such key; allowed: the table that a run wrote")
     return found

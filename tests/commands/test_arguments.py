@@ -13,12 +13,13 @@ from fedprune.commands.arguments import (
     listing,
     run_asked_for,
 )
-from fedprune.commands.run_options import run_parser
+from fedprune.commands.run_options import SHOWN_FIRST, full_help, run_parser
 from fedprune.config import RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving_average import MOVING
 from fedprune.options.refusal import ConfigError
+from fedprune.options.section import declared
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.ladder import ADAPTIVE
@@ -30,8 +31,29 @@ from fedprune.structure.channels.groups import STRUCTURES
 from fedprune.tasks.catalog import TASKS
 
 
+def test_the_short_help_has_the_first_options_and_names_the_groups_of_the_others():
+    text = run_parser().format_help()
+    shown = set(re.findall(r"^  --([a-z-]+)", text, re.M)) - {"help-all"}
+    assert {"config", "resume", "seeds", "list"} <= shown
+    assert shown & {k.replace("_", "-") for k in RunConfig.model_fields} == set(SHOWN_FIRST)
+    assert len(SHOWN_FIRST) == 12
+    for field in RunConfig.model_fields.values():
+        assert declared(field).group in text
+
+
+def test_one_table_is_listed_by_itself(capsys):
+    for wanted in ("schedule", "schedules"):
+        with pytest.raises(SystemExit):
+            run_asked_for(["--list", wanted])
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first == "--schedule"
+        assert [line.split()[0] for line in lines] == list(SCHEDULES)
+    with pytest.raises(ConfigError, match=r"list='nix': no such table; allowed: .*schedule"):
+        run_asked_for(["--list", "nix"])
+
+
 def test_every_key_is_an_option_with_a_help_text():
-    text = " ".join(run_parser().format_help().split())
+    text = " ".join(full_help(run_parser()).split())
     for key, field in RunConfig.model_fields.items():
         assert f"--{key.replace('_', '-')}" in text
         assert str(field.description).split("(")[0].strip() in text
@@ -204,9 +226,12 @@ def test_options_of_several_values():
         ("--plugin nowhere.py", "plugin='nowhere.py': no such Python file"),
         ("--config nowhere.toml", "config='nowhere.toml': no such file"),
         ("--resume nowhere", "resume='nowhere/config.toml': no such file"),
-        ("--roundz 3", "roundz='3': no such key; nearest: rounds; allowed: the options in --help"),
+        (
+            "--roundz 3",
+            "roundz='3': no such key; nearest: rounds; allowed: the options in --help-all",
+        ),
         ("--rounds", "rounds: expected one argument; allowed: a whole number from 1"),
-        ("stray --rounds 3", "'stray': not an option; allowed: the options in --help"),
+        ("stray --rounds 3", "'stray': not an option; allowed: the options in --help-all"),
         ("--colour", "colour='': no such key; nearest: "),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_run_in_which_every_client_fails_exits_non_zero(tmp_path):
 
 
 def test_the_list_and_the_help_end_well():
-    for option, word in (("--list", "taylor_signed"), ("--help", "what is learned:")):
+    for option, word in (("--list", "taylor_signed"), ("--help", "to begin:")):
         done = here(option)
         assert done.returncode == 0
         assert word in done.stdout
