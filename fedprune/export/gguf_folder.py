@@ -97,7 +97,7 @@ def _read_again(cargo: Cargo, path: Path) -> str:
     ids: Tensor = forward.kwargs["input_ids"]
     with torch.no_grad():
         graph = torch.stack([gguf_logits(content, row) for row in ids])
-    off, largest = apart(graph, model_outputs(back, forward), "gguf")
+    off, largest = outputs_apart(graph, model_outputs(back, forward), "gguf")
     exact = float((graph - model_outputs(cargo.model, forward)).abs().max())
     return (
         f"read again: {counted(len(kinds), 'tensor')}; llama.cpp's graph, written out, is "
@@ -106,7 +106,7 @@ def _read_again(cargo: Cargo, path: Path) -> str:
     )
 
 
-def apart(graph: Tensor, expected: Tensor, to: str) -> tuple[float, float]:
+def outputs_apart(graph: Tensor, expected: Tensor, to: str) -> tuple[float, float]:
     """The largest difference of two logits, and the largest logit.
 
     Raises:
