@@ -1,6 +1,6 @@
 """Runs on a Ray cluster whose nodes come and go, beside the same run in one process.
 
-    python benchmarks/cluster.py [--rounds 12] [--rows nodes,unplugged,joined,disks,kills,size]
+    python benchmarks/cluster.py [--rounds 12] [--rows nodes,unplugged,joined,disks,...]
 
 Several machines are made of this one (`tests/machines.py`: namespaces, so root): each node has one
 processor and a disk of its own, and is unplugged by killing all of it at once. With fewer
@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -166,38 +167,77 @@ def of_kills(rounds: int) -> None:
     row(f"{KILLS} kills in 60 rounds, of 2", {"rounds": 6 * KILLS}, 2, after=after)
 
 
-def of_size(rounds: int) -> None:
-    """A question of 100 M parameters to eight hosts of one node: what is put into the store."""
+SIZE = 10**8
+"""Parameters of a large model, of which a step moves a corner (`still_task.py`)."""
+
+LARGE: dict[str, Any] = {
+    **{"task": f"still-{SIZE}", "plugin": str(HERE / "still_task.py"), "model": ""},
+    **{"clients": 8, "cohort": 4, "hosts": 8, "local_steps": 1, "sparsity": 0.0},
+}
+
+
+def of_large(rounds: int) -> None:
+    """Two rounds with a large model, four clients of eight, on two nodes."""
     del rounds
-    config = configure({**BASE, "rounds": 2, "engine": "ray"})
-    with machines(1) as made, gridded(made, config, 1) as (grid, _):
-        bytes_, hosts = 4 * 10**8, 8
-        seconds, held = put_to_all(grid, bytes_, hosts)
+    row(f"{SIZE / 1e6:.0f} M parameters, 2 rounds, 2", {**LARGE, "rounds": 2}, 2)
+
+
+def of_copies(rounds: int) -> None:
+    """Measuring a large model by eight hosts on two nodes of two workers: copies in their stores.
+
+    Nobody trains, so that hardly anything but the question is in them.
+    """
+    del rounds
+    untrained = {"local_steps": 0, "sparsity": 0.5, "schedule": "one-shot", "score": "magnitude"}
+    config = configure({**BASE, **LARGE, **untrained, "cohort": 8, "rounds": 1, "engine": "ray"})
+    with machines(2, cpus=2) as made, gridded(made, config, 2) as (grid, _):
+        workers = len(grid.crew.seats)
+        with watched_stores(grid) as (stores, put):
+            played(grid, config, lambda _round: None)
+    each = ", ".join(f"{most / 1e6:.0f} MB" for most in stores.values())
     print(
-        f"\nA question of {bytes_ / 1e6:.0f} MB to {hosts} hosts of one node: {seconds:.1f} s from "
-        f"sending to the last reply; {held / 1e6:.0f} MB of it went into the object store."
+        f"\nEight hosts, {workers} workers on 2 nodes: {max(put) / 1e6:.0f} MB of a question in "
+        f"the driver's store; until all had answered, at most {each} in those of the nodes."
     )
 
 
-def put_to_all(grid: Any, size: int, hosts: int) -> tuple[float, float]:
-    """Seconds until all hosts have refused a question as large, and bytes that the driver put."""
-    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+@contextmanager
+def watched_stores(grid: Any) -> Iterator[tuple[dict[str, int], list[int]]]:
+    """Bytes at most in the object store of each node, and bytes that each exchange put.
 
-    data = bytes(size)
-    (node,) = grid.get_node_ids()
-    began, messages = time.perf_counter(), []
-    for host in range(hosts):
-        fields = ConfigRecord({"partitions": [host], "config": "", "head": "", "about": ""})
-        buffers = ArrayRecord({"values": Array("uint8", (size,), "bytes", data)})
-        content = RecordDict({"fields": fields, "buffers": buffers})
-        messages.append(grid.create_message(content, "train.tune", node, ""))
-    grid.push_messages(messages)
-    held = sum(len(each) for each, _ in grid._put.values())
-    names = [m.metadata.message_id for m in messages]
-    while names:
-        for reply in grid.pull_messages(names):
-            names.remove(reply.metadata.reply_to_message_id)
-    return time.perf_counter() - began, held
+    That is until the first exchange with a large question is over, and the next one begins.
+    """
+    import ray
+    from ray._private.internal_api import node_stats
+
+    most: dict[str, int] = {}
+    put, over, usual = [0], threading.Event(), grid.push_messages
+    places = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+
+    def push(messages: Any) -> Any:
+        if any(put):
+            over.set()
+        names = usual(messages)
+        put.append(sum(len(data) for data, _ in grid._put.values() if not over.is_set()))
+        return names
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for n in places:
+                where = n["NodeManagerAddress"], n["NodeManagerPort"]
+                stats = node_stats(*where, include_memory_info=False).store_stats
+                used = stats.object_store_bytes_used
+                most[n["NodeID"]] = max(used, most.get(n["NodeID"], 0))
+
+    watcher = threading.Thread(target=look)
+    grid.push_messages = push
+    watcher.start()
+    try:
+        yield most, put
+    finally:
+        over.set()
+        watcher.join()
+        grid.push_messages = usual
 
 
 def of_driver(rounds: int) -> None:
@@ -248,7 +288,7 @@ def listed(partitions: int, hosts: int) -> float:
 BASE_CONFIG = configure({**BASE, "rounds": 2})
 ROWS = {
     **{"nodes": of_nodes, "unplugged": of_unplugged, "joined": of_joined, "disks": of_disks},
-    **{"kills": of_kills, "size": of_size, "driver": of_driver},
+    **{"kills": of_kills, "large": of_large, "copies": of_copies, "driver": of_driver},
 }
 
 

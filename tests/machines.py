@@ -2,7 +2,7 @@
 
 A node is a mount and pid namespace, which needs root: it has its own /tmp/ray, nothing in the
 folders that are hidden from it, and when its first process is killed, all of it is gone at once.
-The head has no processors, so all work is on nodes, one processor each.
+The head has no processors, so all work is on nodes, one processor each unless more are asked for.
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ class Machines:
     Attributes:
         address: of the head.
         place: of their logs.
+        cpus: processors of each node.
         nodes: their first processes, by their number, in the order in which they joined.
     """
 
     address: str
     place: Path
+    cpus: int = 1
     nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     joined: int = 0
 
     def join(self, hide: Sequence[Path] = (), **environment: str) -> None:
         """Start one more node, without what is in some folders; it is there in some seconds."""
         mounts = [f"mount -t tmpfs none {shlex.quote(str(d))}" for d in (NOTE.parent, *hide)]
-        start = ["start", f"--address={self.address}", "--num-cpus=1"]
+        start = ["start", f"--address={self.address}", f"--num-cpus={self.cpus}"]
         start += ["--resources", json.dumps({f"{PLUG}{self.joined}": 1})]
         script = " && ".join([*mounts, f"exec {shlex.join(_ray(*start))}"])
         log = self.place / f"node{self.joined}"
@@ -93,7 +95,7 @@ def _started(command: list[str], log: Path, more: dict[str, str]) -> subprocess.
 
 
 @contextmanager
-def machines(nodes: int, hide: Sequence[Path] = ()) -> Iterator[Machines]:
+def machines(nodes: int, hide: Sequence[Path] = (), cpus: int = 1) -> Iterator[Machines]:
     """Within the block a head and so many nodes, which may still be on their way."""
     import ray
 
@@ -104,7 +106,7 @@ def machines(nodes: int, hide: Sequence[Path] = ()) -> Iterator[Machines]:
     with tempfile.TemporaryDirectory() as place:
         start = ["start", "--head", "--num-cpus=0", f"--port={port}", "--include-dashboard=false"]
         head = _started(_ray(*start), Path(place) / "head", {})
-        found = Machines(f"{ray.util.get_node_ip_address()}:{port}", Path(place))
+        found = Machines(f"{ray.util.get_node_ip_address()}:{port}", Path(place), cpus)
         try:
             _wait_for(head, port)
             for _ in range(nodes):

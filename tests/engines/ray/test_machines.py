@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from fedprune.records.bound import Going
 from fedprune.report.screen import Screen
 from fedprune.runtime.process import put_back
 from tests.machines import Machines, impossible, machines, unplugging
+from tests.test_ray_worker_killed import workers_of
 
 WHY = impossible()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
@@ -157,6 +160,34 @@ def test_files_that_nodes_lack_are_sent(site: Site, hidden: Path):
     with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
         Site(site.machines, grid, hidden).play("sent", config)
     as_alone(site, "sent", config)
+
+
+def test_a_driver_that_is_killed_leaves_nothing_running(site: Site, hidden: Path):
+    """On a cluster that is not its own workers end within a minute, and their place is free."""
+    site.grid.crew.end()
+    out = hidden / "killed"
+    words = "--task digits --model mlp --clients 6 --hosts 3 --rounds 2000 --local-steps 3"
+    words += f" --engine ray --ray-address {site.machines.address} --out {out}"
+    driver = subprocess.Popen(
+        [sys.executable, "simulations/run.py", *words.split()],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    file, until = out / "rounds.jsonl", time.monotonic() + 120
+    while not file.is_file() and time.monotonic() < until and driver.poll() is None:
+        time.sleep(0.1)
+    nodes = [node.pid for node in site.machines.nodes.values()]
+    assert any(workers_of(node) for node in nodes)
+    driver.kill()
+    driver.wait()
+    until = time.monotonic() + 60
+    while any(workers_of(node) for node in nodes) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(workers_of(node) for node in nodes)
+    while (free := ray.available_resources().get("CPU")) != len(nodes):
+        assert time.monotonic() < until, free
+        time.sleep(0.1)
 
 
 def test_another_version_on_a_node_is_refused_by_name(site: Site, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 
 from fedprune.config import configure
 from fedprune.engines.ray import starting
-from fedprune.engines.ray.own import _reason
+from fedprune.engines.ray.own import _reason, ray_ahead, start_ray
 from fedprune.engines.ray.starting import require_ray
 from fedprune.options.refusal import ConfigError
 
@@ -99,3 +100,46 @@ def test_the_first_error_of_a_chain_is_the_reason():
     crashed = RuntimeError("crashed")
     crashed.__cause__ = ValueError("no\nGPU\nTraceback (most recent call last): ...")
     assert _reason(crashed) == "ValueError: no GPU"
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.1:6379"])
+def test_no_cluster_is_joined_by_accident(address, monkeypatch):
+    """Neither the one that the environment names nor one whose note lies about."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.9.9.9:6379")
+    given: dict[str, object] = {}
+    monkeypatch.setattr("ray.init", lambda **keys: given.update(keys))
+    start_ray(configure({"task": "digits", "engine": "ray", "ray_address": address}))
+    assert given["address"] == (address or "local")
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(2, True), (8, True), (9, False), (64, False)])
+def test_workers_import_ahead_where_they_are_few(workers, ahead, monkeypatch):
+    """Ray starts as many processes as it is told of processors, also those that find no room."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr("ray.init", lambda **keys: given.update(keys))
+    start_ray(
+        configure(
+            {"task": "digits", "engine": "ray", "workers": workers, "clients": 64, "hosts": 64}
+        )
+    )
+    assert given["num_cpus"] == workers
+    assert ("_system_config" in given) == ahead
+
+
+def test_a_ray_that_is_begun_ahead_tells_what_went_wrong_and_leaves_the_environment(monkeypatch):
+    def broken(**_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("ray.init", broken)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    before = dict(os.environ)
+    assert ray_ahead(configure({"task": "digits", "engine": "inline"})) is None
+    assert ray_ahead(configure({"engine": "ray", "ray_address": "10.0.0.1:6379"})) is None
+    ahead = ray_ahead(configure({"task": "digits", "engine": "ray"}))
+    assert ahead is not None
+    with pytest.raises(ConfigError, match="engine='ray': OSError: no room; allowed"):
+        ahead.wait()
+    assert "RAY_USAGE_STATS_ENABLED" in os.environ
+    ahead.end()
+    assert dict(os.environ) == before
