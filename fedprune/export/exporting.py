@@ -15,6 +15,7 @@ from safetensors.torch import save_model
 from fedprune.codec.coded_file import CODED_NAME, HALVES, to_coded
 from fedprune.export.brought import dtype_of, rounded, save_transformer
 from fedprune.export.cargo import Cargo, about_export, give_all_back, probe_of, type_words
+from fedprune.export.deci_folder import write_deci_folder
 from fedprune.export.folders import load, model_outputs
 from fedprune.export.gguf_folder import write_gguf_folder
 from fedprune.export.hf_config import Unplain, plain_model
@@ -158,6 +159,7 @@ EXPORT_FORMATS: dict[str, Callable[[Cargo, Path], str]] = {
     "sparse": _sparse,
     "hf": _hf,
     "gguf": write_gguf_folder,
+    "vllm": write_deci_folder,
     "onnx": _onnx,
 }
 """What writes a form (`fedprune.export.offered`) into a folder, and says what it checked."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedprune.config import configure
 from fedprune.export import saved
+from fedprune.export.deci_reading import deci_content, deci_into_model
 from fedprune.export.gguf_file import GGUF_NAME
 from fedprune.export.gguf_reading import into_model, read_gguf
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest
@@ -110,6 +111,15 @@ def _gguf(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> 
     return model
 
 
+def _vllm(folder: Path, about: _About, model: nn.Module | None, plugin: str) -> nn.Module:
+    edits = from_json(json.dumps(about.get("edits", [])))
+    with filled_by(held_by(folder), str(folder / MANIFEST_NAME)):
+        model = model or dense_model(configure(_keys(folder, about, plugin)))
+        model = reshaped(model, edits)
+    deci_into_model(deci_content(folder)[1], model, edits)
+    return model
+
+
 def _onnx(folder: Path, _: _About, __: nn.Module | None, ___: str) -> nn.Module:
     raise ValueError(
         f"{folder}: an ONNX graph, for onnxruntime, which holds no model of ours; allowed: the run "
@@ -122,6 +132,7 @@ _READERS: dict[str, Callable[[Path, _About, nn.Module | None, str], nn.Module]] 
     "sparse": _written_by_a_run,
     "hf": _hf,
     "gguf": _gguf,
+    "vllm": _vllm,
     "onnx": _onnx,
 }
 

@@ -7,6 +7,7 @@ EXPORT_SUMMARIES = {
     "sparse": "one file of mask and kept values; fedprune.load reads it",
     "hf": "a folder for from_pretrained, where a plain config says the shape",
     "gguf": "a file for llama.cpp, uneven cuts too (extra: llm)",
+    "vllm": "a folder for vLLM (DeciLMForCausalLM), uneven cuts too",
     "onnx": "a graph for onnxruntime (extra: onnx)",
 }
 
