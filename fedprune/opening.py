@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fedprune.adapters.factors import adapter_shapes, first_adapters
-from fedprune.adapters.targets import heads_trained, targets_of
+from fedprune.adapters.beginning import begun_adapters
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.methods.measuring import described
@@ -85,11 +84,8 @@ def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Pl
     if state.edits:
         why = f"parts of the model of {c.init} were cut out"
         raise ConfigError(f"adapters={c.adapters!r}: {why}; allowed: none, or a run without cuts")
-    heads = heads_trained(model, output_of(tasks_of(c.plugin)[c.task], model), plan.layout)
-    paths = targets_of(model, plan.layout, c.targets)
-    whole = tuple(n for n in heads if n.rpartition(".")[0] not in paths)
-    shapes = adapter_shapes(paths, whole, c.rank or 0, plan.layout)
-    adapters = first_adapters(shapes, state.weights, c.seed)
+    output = output_of(tasks_of(c.plugin)[c.task], model)
+    adapters = begun_adapters(c, model, output, plan.layout, state.weights, c.seed)
     fresh = replace(state, model=replace(state.model, adapters=adapters))
     return fresh, replace(plan, frozen=state.weights)
 

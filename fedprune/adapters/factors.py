@@ -17,7 +17,7 @@ from torch import Tensor
 from fedprune.randomness import generator
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout, as_rows, from_rows
-from fedprune.tensors import Tensors, masked
+from fedprune.tensors import Tensors, masked, shapes_of
 
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 """What follows the path of a layer in the names of its factors A and B."""
@@ -46,23 +46,28 @@ def adapter_shapes(
     return dict(sorted(shapes.items()))
 
 
-def first_adapters(shapes: Shapes, weights: Mapping[str, Tensor], seed: int) -> Tensors:
-    """Adapters before round one: A uniform in ±1/sqrt(in), B zero, as `peft` begins them.
+def first_adapters(
+    shapes: Shapes, weights: Mapping[str, Tensor], seed: int, *where: int
+) -> Tensors:
+    """Adapters that were not trained yet: A uniform in ±1/sqrt(in), B zero, as `peft` begins them.
 
     Args:
         shapes: from `adapter_shapes`.
         weights: of the model: what is trained whole begins with its own.
         seed: of the run.
+        where: numbers of the place that they are for; the same ones, the same factors.
     """
-    return {name: _first(name, shape, weights, seed) for name, shape in shapes.items()}
+    return {name: _first(name, shape, weights, seed, *where) for name, shape in shapes.items()}
 
 
-def _first(name: str, shape: torch.Size, weights: Mapping[str, Tensor], seed: int) -> Tensor:
+def _first(
+    name: str, shape: torch.Size, weights: Mapping[str, Tensor], seed: int, *where: int
+) -> Tensor:
     if name.endswith(UP):
         return torch.zeros(shape)
     if not name.endswith(DOWN):
         return weights[name].clone()
-    gen = generator(seed, f"adapters {name}")
+    gen = generator(seed, f"adapters {name}", *where)
     drawn: Tensor = (2 * torch.rand(shape, generator=gen) - 1) / shape[1] ** 0.5
     return drawn
 
@@ -100,6 +105,14 @@ def product(adapters: Mapping[str, Tensor], path: str, layout: Layout) -> Tensor
     return from_rows(layout, f"{path}.weight", rows)
 
 
+def trained_shapes(adapters: Mapping[str, Tensor], fresh: int, layout: Layout) -> Shapes:
+    """The shapes of what is trained: of the adapters, or of fresh factors of a rank beside them."""
+    if not fresh:
+        return shapes_of(adapters)
+    whole = tuple(n for n in adapters if not n.endswith((DOWN, UP)))
+    return adapter_shapes(paths_in(adapters), whole, fresh, layout)
+
+
 def adapter_layout(shapes: Shapes) -> Layout:
     """The layout of what is trained: nothing of it is pruned by itself, none is a statistic."""
     return Layout(dict(shapes), (), tuple(shapes), {})
@@ -109,7 +122,8 @@ def check_adapters(shapes: Shapes, layout: Layout) -> None:
     """Refuse adapters that are not those of some layers of a model.
 
     Raises:
-        ValueError: a factor without its other one, of no layer, of other sizes or another rank.
+        ValueError: a factor without its other one, of no layer, of other sizes or another rank than
+            it.
     """
     paths = paths_in(shapes)
     whole = tuple(n for n in shapes if not n.endswith((DOWN, UP)))
@@ -117,8 +131,11 @@ def check_adapters(shapes: Shapes, layout: Layout) -> None:
     flat = [p for p in paths if f"{p}.weight" in layout.shapes and _flat(p, layout)]
     if lacking or flat:
         raise ValueError(f"adapters: {(lacking or flat)[0][:100]!r} is no layer of the model")
-    rank = shapes[f"{paths[0]}{DOWN}"][0] if paths else 0
-    if dict(shapes) != adapter_shapes(paths, whole, rank, layout):
+    wanted = {name: layout.shapes[name] for name in whole}
+    for path in paths:
+        rank = (*shapes[f"{path}{DOWN}"], 0)[0]
+        wanted |= adapter_shapes((path,), (), rank, layout)
+    if dict(shapes) != wanted:
         raise ValueError("adapters: shapes that do not fit the model's layers")
 
 

@@ -19,7 +19,29 @@ class Adapting(Section):
         "factors are sent, W∘M + lora-alpha/rank · (BA)∘M",
         "none",
     )
-    rank: int | None = option("adapters", "rank of the factors", 8, when=_ON, ge=1, le=10**5)
+    rank: int | None = option(
+        "adapters",
+        "rank of the factors (default: 8, or the largest of --ranks)",
+        when=_ON,
+        derived=lambda c: max(c.ranks, default=8),
+        ge=1,
+        le=10**5,
+    )
+    ranks: tuple[int, ...] = option(
+        "adapters",
+        "ranks of the clients' own factors: client k has the one at k modulo their number",
+        (),
+        when=_ON,
+        strict=False,
+    )
+    adapter_mean: Literal["factors", "products", "stack"] | None = option(
+        "adapters",
+        "how clients' factors become one: the mean of A and that of B; the mean of BA, by its "
+        "largest singular values (FlexLoRA); all of them side by side (FLoRA) (default: factors, "
+        "with --ranks products)",
+        when=_ON,
+        derived=lambda c: "products" if c.ranks else "factors",
+    )
     lora_alpha: float | None = option(
         "adapters",
         "the factors' product is added times this over the rank (default: twice the rank)",
@@ -36,6 +58,12 @@ class Adapting(Section):
         when=_ON,
         strict=False,
     )
+
+
+def rank_of(adapting: Any, partition: int) -> int:
+    """The rank of a client's own factors."""
+    ranks = adapting.ranks or (adapting.rank,)
+    return int(ranks[partition % len(ranks)])
 
 
 def adapter_scale(adapting: Any) -> float:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from fedprune.adapters.factors import adapter_layout, effective
+from fedprune.adapters.beginning import begun_adapters
+from fedprune.adapters.factors import (
+    adapter_layout,
+    effective,
+    first_adapters,
+    trained_shapes,
+)
 from fedprune.adapters.options import adapter_scale
 from fedprune.client.context import ClientContext
 from fedprune.config.kinds import KINDS
 from fedprune.learning.local_training import prepared
 from fedprune.protocol.messages import Question
 from fedprune.scores.score import Shapes
-from fedprune.tensors import load_into, shapes_of
+from fedprune.tasks.task import output_of
+from fedprune.tensors import Masks, Tensors, load_into, shapes_of
 
 
 def with_adapters(question: Question, client: ClientContext) -> tuple[Question, ClientContext]:
@@ -27,15 +35,20 @@ def with_adapters(question: Question, client: ClientContext) -> tuple[Question, 
     if not KINDS[q.kind].changes:
         weights = effective(q.weights, q.adapters, q.masks, client.layout, scale)
         return replace(q, weights=weights, adapters={}), client
-    load_into(client.model, q.weights)
-    shapes = shapes_of(q.adapters)
+    shapes, frozen, trained = shapes_of(q.adapters), q.weights, q.adapters
+    if q.fresh:
+        shapes = dict(trained_shapes(q.adapters, q.fresh, client.layout))
+        frozen = effective(frozen, q.adapters, q.masks, client.layout, scale)
+        where = (client.config.seed, q.round, client.partition)
+        trained = first_adapters(shapes, q.adapters, *where)
+    load_into(client.model, frozen)
     model, called = _apart(client, shapes, scale)
     from fedprune.adapters.layers import put_masks  # peft takes seconds: only who trains adapters
 
     put_masks(model, q.masks)
     layout = adapter_layout(shapes)
     client = replace(client, model=model, tuned=called, layout=layout)
-    return replace(q, weights=q.adapters, masks={}, adapters={}), client
+    return replace(q, weights=trained, masks={}, adapters={}, fresh=0), client
 
 
 _APART: WeakKeyDictionary[nn.Module, tuple[object, nn.Module, nn.Module]] = WeakKeyDictionary()
@@ -51,3 +64,22 @@ def _apart(client: ClientContext, shapes: Shapes, scale: float) -> tuple[nn.Modu
         model = lora_copy(client.model, shapes, scale)
         _APART[client.model] = known = key, model, prepared(model, client.config)
     return known[1], known[2]
+
+
+def trial_adapters(
+    client: ClientContext, weights: Tensors, masks: Masks
+) -> tuple[dict[str, Any], Masks]:
+    """What a question to train says of adapters in a trial, and the masks that make it compute all.
+
+    Nothing, and the masks as they are, where there are none.
+    """
+    c = client.config
+    output = output_of(client.task, client.model)
+    adapters = begun_adapters(c, client.model, output, client.layout, weights, c.seed)
+    if not adapters:
+        return {}, masks
+    cut = {name: mask.clone() for name, mask in masks.items()}
+    for mask in cut.values():
+        mask.view(-1)[0] = False
+    fresh = (c.rank or 0) if c.adapter_mean == "stack" else 0
+    return {"adapters": adapters, "fresh": fresh}, cut

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fedprune.client.adapted import trial_adapters
 from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.host import Host
@@ -28,7 +29,7 @@ from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import put_back
 from fedprune.tasks.task import Shard, examples
-from fedprune.tensors import copied, full_masks, state_of
+from fedprune.tensors import copied, full_masks, masked, state_of
 
 SUMS = 3
 """Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""
@@ -110,7 +111,9 @@ def _seconds(host: Host, partition: int, steps: int) -> float:
     client = _client(host, partition, host.shards[partition], changes)
     weights = copied(state_of(client.model))
     masks = full_masks(weights, host.layout.prunable)
-    question = Question("tune", 1, weights, masks, lr=host.config.lr)
+    beside, masks = trial_adapters(client, weights, masks)
+    weights = masked(weights, masks) if beside else weights
+    question = Question("tune", 1, weights, masks, lr=host.config.lr, **beside)
     began = time.perf_counter()
     answer(question, client)
     return time.perf_counter() - began

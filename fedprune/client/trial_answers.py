@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedprune.client.adapted import trial_adapters
 from fedprune.client.batched import misfit
 from fedprune.client.teacher import distils
 from fedprune.client.trial_client import TrialClient, answered_in_trial
@@ -21,7 +22,7 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence
 from fedprune.tasks.declared import Declared
-from fedprune.tensors import load_into, shapes_of
+from fedprune.tensors import load_into, masked, shapes_of
 
 
 def try_measuring(trial: TrialClient) -> None:
@@ -85,6 +86,9 @@ def try_tuning(trial: TrialClient) -> None:
     if c.sparsity != 0.0 and (c.score_during == "tune" or c.masks != "global"):
         what |= {"score": c.score, "sparsity": None if c.masks == "global" else c.sparsity}
     question = trial.question("tune", lr=c.lr, **what)
+    beside, masks = trial_adapters(client, trial.weights, question.masks)
+    if beside:
+        question = replace(question, weights=masked(trial.weights, masks), masks=masks, **beside)
     if distils(c):
         question = replace(question, teacher=b"its own", distil=1.0)
         own = copy.deepcopy(client.model).eval()

@@ -31,4 +31,28 @@ def adapter_conflicts(c: AllOptions, score: Score) -> list[Conflict]:
         *only(c, on, apart, method=_METHODS),
         *only(c, on, whole, shrink=("never", "end"), reduce=(), vocabulary="full"),
         *only(c, on, mean, blend="none", moving="none"),
+        *_of_ranks(c),
+    ]
+
+
+def _of_ranks(c: AllOptions) -> list[Conflict]:
+    """What does not go with factors that the server sees client by client."""
+    singly = c.adapter_mean in ("products", "stack")
+    many, small = bool(c.ranks), [r for r in c.ranks if not 1 <= r <= 10**5]
+    largest = many and c.rank != max(c.ranks, default=0)
+    why, base = (
+        f"adapter-mean {c.adapter_mean} is of each client's own factors",
+        "factors begin anew",
+    )
+    return [
+        ("ranks", bool(small), f"no rank: {small}", "whole numbers from 1 to 100000"),
+        (
+            "rank",
+            largest,
+            "not the largest of --ranks",
+            f"{max(c.ranks, default=0)}, or leave it out",
+        ),
+        *only(c, many, "factors of several ranks have no mean", adapter_mean=("products", "stack")),
+        *only(c, singly, why, secure="none", dp=("none", "example"), robust="none"),
+        *only(c, singly, base, error_feedback=False),
     ]

@@ -7,9 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fedprune.adapters.factors import adapter_layout, changed_by, effective
-from fedprune.adapters.options import adapter_scale
+from fedprune.adapters.factors import (
+    adapter_layout,
+    changed_by,
+    effective,
+    first_adapters,
+    trained_shapes,
+)
+from fedprune.adapters.options import adapter_scale, rank_of
+from fedprune.adapters.products import mean_of_products, of_rank, stacked
 from fedprune.config.rates import learning_rate
 from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
 from fedprune.learning.robust import robust_change
@@ -68,6 +76,39 @@ def with_moved(model: Model, r: Round, moved: Tensors) -> Model:
     return replace(model, weights={**model.weights, **found}, adapters=moved)
 
 
+def each_by_its_rank(model: Model, r: Round, **what: Any) -> Talk[Trained]:
+    """Every client trains factors of its own rank, in one exchange; their products are averaged."""
+    c, stack = r.config, r.config.adapter_mean == "stack"
+    asks, begun = [], []
+    for p in r.cohort:
+        rank = rank_of(c, p)
+        sent = model if stack else replace(model, adapters=of_rank(model.adapters, rank))
+        more = {"fresh": rank} if stack else {}
+        asks.append(tuning_ask(sent, r, [p], **what, **more))
+        shapes = trained_shapes(sent.adapters, rank if stack else 0, r.layout)
+        where = (c.seed, r.number, p)
+        begun.append(first_adapters(shapes, sent.adapters, *where) if stack else sent.adapters)
+    sums = yield asks
+    came = [
+        (s.weight, _after(start, s.total / s.weight))
+        for start, s in zip(begun, sums, strict=True)
+        if s.total is not None
+    ]
+    changes = answered_by_all(sums)
+    if not came or too_few(changes, c):
+        return Trained(None, changes)
+    if stack:
+        moved = stacked(model.adapters, came, c.server_lr)
+    else:
+        moved = mean_of_products(model.adapters, came, c.rank or 0, c.server_lr)
+    return Trained(with_moved(model, r, moved), changes)
+
+
+def _after(start: Tensors, change: Tensor) -> Tensors:
+    moves = scattered(change, shapes_of(start), {})
+    return {n: (t.double() + moves[n]).float() for n, t in start.items()}
+
+
 TOO_FEW = "not pruned: too few answered"
 
 
@@ -84,6 +125,8 @@ def tuned(
 
     def tune(model: Model, memory: Any, r: Round) -> Talk[Trained]:
         del memory
+        if model.adapters and r.config.adapter_mean != "factors":
+            return (yield from each_by_its_rank(model, r, **about(r)))
         changes = yield from tuning(model, r, **about(r))
         void = changes.total is None or too_few(changes, r.config)
         return Trained(None if void else update(model, r, changes), changes)

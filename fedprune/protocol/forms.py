@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedprune.adapters.factors import adapter_layout
+from fedprune.adapters.factors import adapter_layout, trained_shapes
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.protocol.client_privacy import (
@@ -33,7 +33,7 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import SPREAD
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
-from fedprune.tensors import Masks, Tensors, count_kept, scattered, shapes_of
+from fedprune.tensors import Masks, Tensors, count_kept, scattered
 
 LARGEST_NUMBER = 1e30
 """Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""
@@ -114,7 +114,7 @@ def _numbers(shapes: Shapes, masks: Masks) -> int:
 def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
     """The form of an answer to this question, without the totals that stay with the client."""
     if question.adapters and KINDS[question.kind].changes:
-        layout = adapter_layout(shapes_of(question.adapters))
+        layout = adapter_layout(trained_shapes(question.adapters, question.fresh, layout))
         question = replace(question, masks={}, adapters={})
     form = FORMS[question.kind](question, config, layout)
     form = replace(form, weighed=_weighed(question, config))

@@ -51,6 +51,8 @@ class Question:
         unlike: names, sorted.
         adapters: factors beside the weights (`fedprune.adapters.factors`), which are frozen then; a
             change is of these alone.
+        fresh: rank of the factors that a client begins anew, with which a change begins, beside the
+            adapters, which are merged then; 0: it goes on with the adapters.
     """
 
     kind: str
@@ -79,6 +81,7 @@ class Question:
     base: str = ""
     unlike: tuple[str, ...] = ()
     adapters: Tensors = field(default_factory=dict)
+    fresh: int = 0
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ def count_in(head: Mapping[str, Any], name: str) -> int:
     return whole_number(head, name, _LATEST)
 
 
+def rank_in(head: Mapping[str, Any], name: str) -> int:
+    """A rank of factors."""
+    return whole_number(head, name, 10**5)
+
+
 def amount_in(head: Mapping[str, Any], name: str) -> float:
     """A finite number, 0 or more."""
     return number_within(head, name, _HIGHEST)

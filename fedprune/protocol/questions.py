@@ -27,6 +27,7 @@ from fedprune.protocol.question_head import (
     flag_in,
     kind_in,
     part_in,
+    rank_in,
     share_in,
     share_or_none_in,
 )
@@ -217,6 +218,7 @@ FIELDS: dict[str, Field] = {
         buffer="factors",
         data=lambda q: gathered(q.adapters, {}) if q.adapters else b"",
     ),
+    "fresh": _in_head(rank_in, lambda q: q.fresh),
     "again": _in_head(count_in, lambda q: q.again),
     "base": _in_head(text_of, lambda q: q.base),
     "unlike": _in_head(texts_of, lambda q: q.base),

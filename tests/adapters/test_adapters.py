@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,6 +13,8 @@ from torch import nn
 import fedprune
 from fedprune import federate
 from fedprune.adapters.factors import (
+    DOWN,
+    UP,
     adapter_shapes,
     changed_by,
     check_adapters,
@@ -19,6 +22,7 @@ from fedprune.adapters.factors import (
     first_adapters,
 )
 from fedprune.adapters.layers import lora_copy, put_masks
+from fedprune.adapters.products import mean_of_products, of_rank, stacked
 from fedprune.adapters.targets import adaptable, targets_of
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
@@ -169,3 +173,60 @@ def test_the_result_is_the_merged_model_as_sparse_as_its_mask(run):
     wanted = sum(int(m.sum()) for m in model.masks.values())
     assert sum(int((state[n] != 0).sum()) for n in model.masks) == wanted
     assert 2 * wanted == sum(m.numel() for m in model.masks.values())
+
+
+RANKS = (1, 3, 2)
+
+
+def clients(seed: int = 0) -> tuple[Tensors, list[tuple[float, Tensors]]]:
+    """Adapters of a layer before a round, and those of three clients after it."""
+    gen = torch.Generator().manual_seed(seed)
+
+    def of(rank: int) -> Tensors:
+        drawn = [torch.randn(s, generator=gen) for s in ((rank, 6), (7, rank), (3, 2))]
+        return dict(zip((f"q{DOWN}", f"q{UP}", "head.weight"), drawn, strict=True))
+
+    return of(max(RANKS)), [(float(i + 1), of(r)) for i, r in enumerate(RANKS)]
+
+
+def of_all(some: Tensors) -> np.ndarray:
+    return some[f"q{UP}"].double().numpy() @ some[f"q{DOWN}"].double().numpy()
+
+
+@pytest.mark.parametrize("lr", [1.0, 0.3, 1.5])
+def test_products_are_averaged_and_cut_as_numpy_does(lr):
+    old, came = clients()
+    mean = sum(w / 6 * of_all(a) for w, a in came)
+    wanted = of_all(old) + lr * (mean - of_all(old))
+    u, s, vt = np.linalg.svd(wanted)
+    for rank in (1, 3, 6, 8):
+        found = mean_of_products(old, came, rank, lr)
+        near = (u[:, :rank] * s[:rank]) @ vt[:rank] if rank < 6 else wanted
+        np.testing.assert_allclose(of_all(found), near, atol=1e-5)
+        assert found[f"q{DOWN}"].shape == (rank, 6)
+        shorter = of_rank(found, 2)  # what a client of a smaller rank is sent
+        if rank >= 2:
+            np.testing.assert_allclose(of_all(shorter), (u[:, :2] * s[:2]) @ vt[:2], atol=1e-5)
+    head = old["head.weight"] + lr * (
+        sum(w / 6 * a["head.weight"] for w, a in came) - old["head.weight"]
+    )
+    torch.testing.assert_close(found["head.weight"], head)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_stack_is_the_exact_sum_however_high_it_grows(rounds):
+    stack, _ = clients()
+    wanted = of_all(stack)
+    for seed in range(rounds):
+        _, came = clients(seed)
+        stack = stacked(stack, came, 0.5)
+        wanted = wanted + 0.5 * sum(w / 6 * of_all(a) for w, a in came)
+        np.testing.assert_allclose(of_all(stack), wanted, atol=1e-5)
+    assert len(stack[f"q{DOWN}"]) == 6  # no more than the layer's smaller side
+
+
+def test_the_mean_of_factors_is_another_product_than_the_mean_of_products():
+    alike = [(1.0, clients(s)[0]) for s in range(2)]
+    factors = {n: sum(a[n] for _, a in alike) / 2 for n in alike[0][1]}
+    products = mean_of_products(alike[0][1], alike, 6)
+    assert np.abs(of_all(factors) - of_all(products)).max() > 0.5

@@ -155,6 +155,13 @@ adapters=lora reduce=dead | reduce | leave it out
 adapters=lora vocabulary=used | vocabulary | full
 adapters=lora blend=global | blend | none
 adapters=lora moving=ema | moving | none
+adapters=lora ranks=0,2 | ranks | whole numbers from 1 to 100000
+adapters=lora ranks=1,2 rank=3 | rank | 2, or leave it out
+adapters=lora ranks=1,2 adapter-mean=factors | adapter-mean | products, stack
+adapters=lora ranks=1,2 secure=secagg | secure | none
+adapters=lora ranks=1,2 dp=client dp-noise=1 model=mlp | dp | none, example
+adapters=lora adapter-mean=stack robust=median | robust | none
+adapters=lora adapter-mean=stack error-feedback=true uplink=int8 | error-feedback | false
 shrink=every schedule=regrow score=magnitude | shrink | never, end
 init=runs/one baselines=random | baselines | none, or random with a further sparsity
 init=runs/one sparsity=0.9 baselines=dense | baselines | random

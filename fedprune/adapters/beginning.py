@@ -1,0 +1,42 @@
+"""The adapters that a configuration gives a model before round one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from fedprune.adapters.factors import adapter_shapes, first_adapters
+from fedprune.adapters.options import Adapting
+from fedprune.adapters.targets import heads_trained, targets_of
+from fedprune.structure.layout import Layout
+from fedprune.tensors import Tensors
+
+
+def begun_adapters(
+    adapting: Adapting,
+    model: nn.Module,
+    output: Sequence[str],
+    layout: Layout,
+    weights: Mapping[str, Tensor],
+    seed: int,
+) -> Tensors:
+    """The adapters before round one; none where the configuration wants none.
+
+    Of a stack nothing is there yet: its factors are of rank 0.
+
+    Args:
+        adapting: options.
+        model: the dense model.
+        output: module names of its heads of output.
+        layout: its layout.
+        weights: that training begins with.
+        seed: of the run.
+    """
+    if adapting.adapters == "none":
+        return {}
+    paths = targets_of(model, layout, adapting.targets)
+    heads = heads_trained(model, output, layout)
+    whole = tuple(n for n in heads if n.removesuffix(".weight") not in paths)
+    rank = 0 if adapting.adapter_mean == "stack" else adapting.rank or 0
+    return first_adapters(adapter_shapes(paths, whole, rank, layout), weights, seed)
