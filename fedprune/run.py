@@ -32,7 +32,7 @@ from fedprune.protocol.server_privacy import ready_port as opened_port
 from fedprune.protocol.stored import RELEASED_FOLDER as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
 from fedprune.records.book import PRUNED, arms_of, open_book
-from fedprune.records.bound import Going
+from fedprune.records.bound import Going, began_in
 from fedprune.records.choices import choices_in
 from fedprune.records.folder import (
     write_results,
@@ -43,6 +43,7 @@ from fedprune.records.previous import (
     on_the_earlier_task,
     previous_run,
 )
+from fedprune.records.provenance import provenance_of
 from fedprune.records.repeating import commands_for
 from fedprune.records.summary import About, Summary, summary_of
 from fedprune.runtime.process import put_back, trim_memory
@@ -207,6 +208,7 @@ def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Por
 
 
 def _reported(folder: Path, summary: Summary) -> None:
+    summary["provenance"] = provenance_of(began_in(folder))
     write_summary(folder, summary)
     # matplotlib takes a second to import: the workers, who import this module, need not.
     from fedprune.report.page import write_report

@@ -115,6 +115,14 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
     return [*told, *fresh]
 
 
+def began_in(folder: Path) -> Began:
+    """What the run in a folder began with; nothing where that is gone, or of another version."""
+    try:
+        return _read(folder / "checkpoint" / NAME)[0]
+    except (OSError, ValueError):
+        return {}
+
+
 def _read(path: Path) -> tuple[Began, list[str]]:
     """What a run began with, and the lines that were gone on with."""
     content = read_verified(path)

@@ -43,6 +43,7 @@ from fedprune.report.tables import (
     failure_table,
     failures,
     layer_table,
+    provenance_table,
     quality_table,
     results,
     shorten,
@@ -111,6 +112,7 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         config=config_table(run.config),
         commands=_commands(run),
         digests=digest_table(run),
+        provenance=provenance_table(run),
         anyway=run.summary.get("resumed_anyway", ()),
     )
     path = folder / "report.html"

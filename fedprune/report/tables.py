@@ -153,6 +153,12 @@ def digest_table(run: Run) -> Table:
     return Table(["of", "SHA-256"], rows, ("of", "SHA-256"))
 
 
+def provenance_table(run: Run) -> Table:
+    """When it was made, with which versions, from which code and data."""
+    rows = [[k, str(v)] for k, v in (run.summary.get("provenance") or {}).items() if v]
+    return Table(["of", "value"], rows, ("of", "value"))
+
+
 def config_table(config: Mapping[str, Any]) -> Table:
     """Every key of the configuration with its value."""
     return Table(["key", "value"], flat_table(config), ("key", "value"))

@@ -275,6 +275,10 @@ RUN_PAGE = framed(
 <p>On a CPU with the same versions, a repeated or resumed run ends with the same bits:</p>
 {{ table(digests, "Digests") }}
 {% endif %}
+{% if provenance.rows %}
+<h2>Provenance</h2>
+{{ table(provenance, "Provenance") }}
+{% endif %}
 """,
 )
 """One run's report."""
