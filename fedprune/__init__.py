@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fedprune.codec.masks import decode_mask, encode_mask
     from fedprune.config import RunConfig
     from fedprune.export.folders import load
+    from fedprune.export.zeros import keep_zeros, zeros_callback
     from fedprune.methods.method import Method
     from fedprune.options.refusal import ConfigError
     from fedprune.run import NoRoundCompleted, Result, federate
@@ -68,8 +69,10 @@ __all__ = [
     "decode_mask",
     "encode_mask",
     "federate",
+    "keep_zeros",
     "load",
     "select",
+    "zeros_callback",
 ]
 
 __getattr__ = offered(
@@ -89,7 +92,9 @@ __getattr__ = offered(
         "decode_mask": "fedprune.codec.masks",
         "encode_mask": "fedprune.codec.masks",
         "federate": "fedprune.run",
+        "keep_zeros": "fedprune.export.zeros",
         "load": "fedprune.export.folders",
         "select": "fedprune.selection.select",
+        "zeros_callback": "fedprune.export.zeros",
     },
 )
