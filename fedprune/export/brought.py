@@ -29,6 +29,10 @@ TOKENIZER = (
 """Files of a tokenizer and of how it writes conversations."""
 
 
+LARGEST_FILE = "5GB"
+"""Weights beyond this are in several files, with an index."""
+
+
 def is_brought(config: RunConfig) -> bool:
     """Whether the model comes from a folder or a hub id of the user's."""
     task = tasks_of(config.plugin)[config.task]
@@ -70,7 +74,9 @@ def save_transformer(model: Any, folder: Path, config: RunConfig) -> None:
         # transformers refuses to write what it reads (a temperature without sampling).
         saved.generation_config = type(saved.generation_config)()
     with quiet(), os_errors(folder):
-        saved.save_pretrained(folder)
+        saved.save_pretrained(folder, max_shard_size=LARGEST_FILE)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes it for its owner only
 
 
 def rounded(model: Any, dtype: torch.dtype) -> Any:

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from fedprune.export.brought import dtype_of, rounded
+from fedprune.export.brought import LARGEST_FILE, dtype_of, rounded
 from fedprune.export.cargo import Cargo, about_export, give_all_back, probe_of, type_words
 from fedprune.export.deci_reading import deci_content, deci_into_model, deci_logits
 from fedprune.export.decilm import (
@@ -29,9 +29,6 @@ from fedprune.export.manifest import write_manifest
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import write_atomically
 from fedprune.tensors import Tensors, state_of
-
-LARGEST_FILE = "5GB"
-"""Weights beyond this are in several files, with an index."""
 
 
 def write_deci_folder(cargo: Cargo, folder: Path) -> str:

@@ -17,6 +17,7 @@ from fedprune.export.brought import dtype_of, rounded, save_transformer
 from fedprune.export.cargo import Cargo, about_export, give_all_back, probe_of, type_words
 from fedprune.export.deci_folder import write_deci_folder
 from fedprune.export.folders import load, model_outputs
+from fedprune.export.gguf_file import GGUF_KINDS
 from fedprune.export.gguf_folder import write_gguf_folder
 from fedprune.export.hf_config import Unplain, plain_model
 from fedprune.export.manifest import write_manifest
@@ -124,7 +125,10 @@ def _hf(cargo: Cargo, folder: Path) -> str:
             folded(cargo.model), folded(dense_model(cargo.config)), cargo.edits
         )
     except Unplain as error:
-        raise ValueError(f"to='hf': {error}; allowed: --to safetensors, sparse, onnx") from None
+        settings: Any = getattr(cargo.model, "config", None)
+        others = ", gguf, vllm" * (getattr(settings, "model_type", "") in GGUF_KINDS)
+        allowed = f"--to safetensors, sparse, onnx{others}"
+        raise ValueError(f"to='hf': {error}; allowed: {allowed}") from None
     save_transformer(plain, folder, cargo.config)
     with quiet():
         back = type(plain).from_pretrained(folder, dtype=torch.float32).eval()

@@ -108,7 +108,10 @@ def _kept(structure: Structure, edits: Edits) -> dict[str, tuple[str, int]]:
 def _same(kind: str, kept: Mapping[str, tuple[str, int]]) -> int | None:
     counts = sorted({units for k, units in kept.values() if k == kind})
     if len(counts) > 1:
-        raise Unplain(f"its blocks keep {', '.join(map(str, counts))} {kind}s, a config has one")
+        first = {units: path for path, (k, units) in reversed(list(kept.items())) if k == kind}
+        where = ", ".join(f"{first[units]} {units}" for units in counts[:2])
+        found = ", ".join(map(str, counts))
+        raise Unplain(f"its blocks keep {found} {kind}s ({where}), a config has one number")
     if counts == [0]:
         raise Unplain(f"no {kind} is left in blocks that are not gone as a whole")
     return counts[0] if counts else None

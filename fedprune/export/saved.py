@@ -119,7 +119,7 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     else:
         with os_errors(folder):
             save_model(model, str(folder / "model.safetensors"))
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+        (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     tokenizer = None if task.tokenizer is None else task.tokenizer(config)
     give_back(config, folder, tokenizer, getattr(model, "config", None))
     if text:

@@ -182,3 +182,13 @@ def test_onnxruntime_says_the_same(family, cargo, tmp_path):
 
 def test_every_form_is_described():
     assert list(EXPORT_FORMATS) == list(EXPORT_SUMMARIES)
+
+
+def test_large_weights_are_in_several_files(cargo, tmp_path, monkeypatch):
+    from fedprune.export import brought
+
+    monkeypatch.setattr(brought, "LARGEST_FILE", "100KB")
+    goods = cargo("llama", cut=False)
+    export(goods, "hf", tmp_path / "out")
+    assert len([*(tmp_path / "out").glob("model-*.safetensors")]) > 1
+    assert same(load(tmp_path / "out").state_dict(), goods.model.state_dict())
