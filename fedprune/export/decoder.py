@@ -1,7 +1,7 @@
 """A decoder of the LLaMA kind, cut or not, as its layers' sizes and tensors, for other runtimes.
 
-A runtime that is told the sizes of each layer holds uneven cuts. What of a layer is gone as a whole
-has no size of 0 everywhere; a head or a neuron of zeros says the same and stands in for it.
+A runtime that is told the sizes of each layer holds uneven cuts. Not every place takes a size of 0:
+there a head or a neuron of zeros, which says the same, stands in for what is gone.
 """
 
 from __future__ import annotations
