@@ -16,6 +16,7 @@ from fedprune.redundancy.moments import measurable
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.inputs import rows_of
 from fedprune.structure.edits import Edit
+from fedprune.structure.groups import input_of
 from fedprune.structure.reach import unaccounted
 from fedprune.structure.tables import embedding_path
 from fedprune.structure.vocabulary import cut_vocabulary
@@ -153,7 +154,7 @@ def _summed(trial: TrialClient) -> dict[str, Sequence[str]]:
     for ask in scores_of(c.plugin)[c.score].asks:
         shapes |= ask.shapes(layout, names, c.unit, c.probes or 0).keys()
     if c.sparsity != 0.0:
-        out["score"] = [n for n in names if rows_of(n) in shapes]
+        out["score"] = [n for n, of in input_of(layout, names).items() if rows_of(of) in shapes]
     if c.sparsity != 0.0 and c.reconstruct is not None:
         out["reconstruct"] = names
     if {"dead", "merge"} & set(c.reduce) or c.rank_by == "activations":

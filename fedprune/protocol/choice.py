@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.randomness import derive, generator
+from fedprune.scores.inputs import with_shared
 from fedprune.scores.score import Evidence, Score
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import above, apart, select, select_apart
@@ -49,6 +50,8 @@ def evidence_about(
         seen: the further attributes of `Evidence`.
     """
     weights, masks, round_ = held
+    if "sums" in seen:
+        seen["sums"] = with_shared(seen["sums"], layout, names)
     return Evidence(
         weights={n: weights[n] for n in names},
         masks={n: masks[n] for n in names},

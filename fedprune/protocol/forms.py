@@ -6,7 +6,7 @@ buffer into named tensors with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
+from fedprune.scores.inputs import aliases
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
@@ -63,6 +64,7 @@ class Form:
         normed: the server needs the norm of each client's values.
         within: between which numbers every value lies.
         positive: no statistic beside the values is negative.
+        alike: names of values that do not come, for they are those of another name.
         exact: the values are as they were computed; else the client has added noise, and nothing
             need hold between them.
         weighed: the values' factor in the sum is the client's number of labels; else it is 1.
@@ -81,6 +83,7 @@ class Form:
     positive: bool = False
     weighed: bool = True
     exact: bool = True
+    alike: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def values(self) -> int:
@@ -94,11 +97,13 @@ class Form:
 
     def named(self, flat: Tensor) -> Tensors:
         """Values by name, 0.0 where a mask is False."""
-        return scattered(flat, self.shapes, fitting(self.shapes, self.masks))
+        found = scattered(flat, self.shapes, fitting(self.shapes, self.masks))
+        return found | {name: found[of] for name, of in self.alike.items()}
 
     def named_sums(self, flat: Tensor) -> Tensors:
         """Statistics by name."""
-        return scattered(flat, self.sums, fitting(self.sums, self.masks))
+        found = scattered(flat, self.sums, fitting(self.sums, self.masks))
+        return found | {name: found[of] for name, of in self.alike.items()}
 
 
 def fitting(shapes: Shapes, masks: Masks) -> Masks:
@@ -117,7 +122,9 @@ def form_of(question: Question, config: RunConfig, layout: Layout) -> Form:
         layout = adapter_layout(trained_shapes(question.adapters, question.fresh, layout))
         question = replace(question, masks={}, adapters={})
     form = FORMS[question.kind](question, config, layout)
-    form = replace(form, weighed=_weighed(question, config))
+    names = question.names or layout.prunable
+    alike = aliases({**form.shapes, **form.sums}, layout, names)
+    form = replace(form, weighed=_weighed(question, config), alike=alike)
     if spared_totals(question.kind, config):
         return replace(form, totals=frozenset())
     if noised_metrics(question.kind, config):

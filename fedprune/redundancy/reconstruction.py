@@ -52,9 +52,9 @@ def before_of(name: str) -> str:
 
 
 def _shapes(layout: Layout, names: Sequence[str], unit: str, probes: int) -> Shapes:
-    moments = MOMENTS.shapes(layout, names, unit, probes)
     shapes: dict[str, torch.Size] = {}
     for name in names:
+        moments = MOMENTS.shapes(layout, [name], unit, probes)
         rows = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta"))
         shapes[inputs_of(name)] = moments[inputs_of(name)]
         shapes[outputs_of(name)], shapes[sizes_of(name)] = rows.shape, torch.Size([1])

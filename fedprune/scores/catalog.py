@@ -38,6 +38,7 @@ from fedprune.scores.inputs import (
     inputs_ask,
     nonzeros,
     products,
+    ria,
     squares,
     wanda,
 )
@@ -217,6 +218,13 @@ SCORES: dict[str, Score] = {
         "|w|·sqrt(mean x²) of its input: one number an input channel is sent",
         "Sun et al. 2023, arXiv 2306.11695, eq. 1, with the clients' Σ x² added up",
         wanda,
+        (inputs_ask(squares),),
+        apart=True,
+    ),
+    "ria": Score(
+        "(|w|/its column's Σ|w| + |w|/its row's)·(mean x²)^¼: relative importance, Wanda's sums",
+        "Zhang et al. 2024 (Plug-and-Play, ICLR), eq. 3 and 4, with the clients' Σ x² added up",
+        ria,
         (inputs_ask(squares),),
         apart=True,
     ),

@@ -3,12 +3,15 @@
 For a convolution a row is what its window covers at one place, so that every weight of the
 (out, columns) view has a column of inputs. Whatever goes through the layer is a row: padding and
 unlabelled tokens too. What is sent of a tensor are the sums of its columns and the number of rows,
-under names of their own (`inputs_of`, `rows_of`).
+under names of their own (`inputs_of`, `rows_of`). What several tensors read alike (queries, keys
+and values; gate and up) is summed and sent once, under the first one's name; `with_shared` gives it
+to all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +24,7 @@ from fedprune.scores.score import (
     Shapes,
     Statistic,
 )
+from fedprune.structure.groups import input_of
 from fedprune.structure.layers import (
     groups,
     input_rows,
@@ -103,7 +107,23 @@ class SumOverInputs:
         self, model: nn.Module, layout: Layout, names: Sequence[str]
     ) -> AbstractContextManager[InputWatcher]:
         """The same sums while somebody else runs batches."""
-        return _watched(model, names, self.shapes(layout, names, "", 0), self.each)
+        shapes = self.shapes(layout, names, "", 0)
+        return _watched(model, input_of(layout, names), shapes, self.each)
+
+
+def with_shared(sums: Tensors, layout: Layout, names: Sequence[str]) -> Tensors:
+    """The sums also under the names of those of the tensors that read the same input as another."""
+    return sums | {alias: sums[of] for alias, of in aliases(sums, layout, names).items()}
+
+
+def aliases(given: Container[str], layout: Layout, names: Sequence[str]) -> dict[str, str]:
+    """The names of sums that are not among those given, and which of those they are equal to."""
+    return {
+        named(name): named(source)
+        for name, source in input_of(layout, names).items()
+        for named in (inputs_of, rows_of)
+        if named(name) not in given and named(source) in given
+    }
 
 
 def add_rows(sums: Tensors, name: str, rows: Tensor, each: _Each) -> None:
@@ -129,9 +149,11 @@ class InputWatcher:
 
 @contextmanager
 def _watched(
-    model: nn.Module, names: Sequence[str], shapes: Shapes, each: _Each
+    model: nn.Module, sources: Mapping[str, str], shapes: Shapes, each: _Each
 ) -> Iterator[InputWatcher]:
-    layers = layers_of(model, names)
+    layers = layers_of(model, list(sources))
+    alike = [name for name, source in sources.items() if name != source]
+    marks = dict.fromkeys((*alike, *(sources[name] for name in alike)), 0.0)
     for name, found in layers.items():
         if not found or any(groups(layer) > 1 for layer in found):
             raise _no_inputs(name)
@@ -141,18 +163,30 @@ def _watched(
     }
 
     def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
+        if name in marks:
+            marks[name] += float(x.detach().sum(dtype=torch.float64))
+        if inputs_of(name) not in sums:
+            return
         wide = torch.promote_types(x.dtype, torch.float32)  # sums of half precision are too coarse
         add_rows(sums, name, input_rows(layer, x.detach().to(wide)), each)
 
     with watching(layers, seen):
         yield InputWatcher(sums)
+    for name in alike:
+        if marks[name] != marks[sources[name]] and math.isfinite(marks[name]):
+            raise ValueError(
+                f"score: {name} does not read what {sources[name]} reads, as in its kind of "
+                f"module; allowed: modules as transformers has them (--exclude {name})"
+            )
 
 
 def _shapes(layout: Layout, names: Sequence[str], square: bool) -> Shapes:
     shapes: dict[str, torch.Size] = {}
-    for name in names:
+    for name, source in input_of(layout, names).items():
         if layout.kinds.get(name) == "other":
             raise _no_inputs(name)
+        if name != source:
+            continue
         columns = as_rows(layout, name, torch.empty(layout.shapes[name], device="meta")).shape[1:]
         shapes[inputs_of(name)] = columns + columns if square else columns
         shapes[rows_of(name)] = torch.Size([1])
@@ -208,7 +242,17 @@ def factored(system: Tensor, *, upper: bool = False) -> Tensor:
 
 def mean_inputs(evidence: Evidence, name: str) -> Tensor:
     """Mean over rows of what was summed, float64; 0 where nothing went through the layer."""
-    return evidence.sums[inputs_of(name)] / evidence.sums[rows_of(name)].clamp(min=1.0)
+    inputs, rows = summed_of(evidence, name)
+    return inputs / rows.clamp(min=1.0)
+
+
+def summed_of(evidence: Evidence, name: str) -> tuple[Tensor, Tensor]:
+    """What was summed of a weight's inputs and the number of rows, under whichever name."""
+    sums, layout = evidence.sums, evidence.layout
+    if inputs_of(name) not in sums:
+        names = [n for n in layout.prunable if n == name or inputs_of(n) in sums]
+        name = input_of(layout, names)[name]
+    return sums[inputs_of(name)], sums[rows_of(name)]
 
 
 def wanda(evidence: Evidence) -> Tensors:
@@ -218,6 +262,28 @@ def wanda(evidence: Evidence) -> Tensors:
     comparison within a tensor. A mean of squares that noise brought below 0 counts as 0.
     """
     return _by_column(evidence, lambda w, mean: w.abs() * mean.clamp_min(0.0).sqrt())
+
+
+RIA_POWER = 0.5
+"""The power a of the inputs' norm in RIA, as its authors set it."""
+
+
+def ria(evidence: Evidence) -> Tensors:
+    """(|w_ij| / Σ_i |w_ij| + |w_ij| / Σ_j |w_ij|)·(mean x_j²)^(a/2), a = 0.5.
+
+    Zhang et al. 2024 (Plug-and-Play, ICLR), eq. 3 and 4: the weight relative to its input's and its
+    output's weights, so that no row or column goes as a whole, times ‖x_j‖₂^a. Weights that were
+    removed are 0 in the sums.
+    """
+    return _by_column(evidence, _relative)
+
+
+def _relative(w: Tensor, mean: Tensor) -> Tensor:
+    size = w.abs()
+    tiny = torch.finfo(size.dtype).tiny  # of a row or column of zeros all is 0
+    share = size / size.sum(0, keepdim=True).clamp_min(tiny)
+    share += size / size.sum(1, keepdim=True).clamp_min(tiny)
+    return share * mean.clamp_min(0.0).pow(RIA_POWER / 2)
 
 
 def by_input(evidence: Evidence) -> Tensors:

