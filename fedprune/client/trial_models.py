@@ -60,7 +60,7 @@ def try_losses(trial: TrialClient) -> None:
         refuse(
             key,
             value,
-            f"{found} moves the logits before it: the model reads what it is to foretell",
+            f"{found} moves the logits before it: the model reads what it is to predict",
             "a causal model (of an encoder's family: with is_decoder true in its config.json), "
             "or a task that hides symbols (masked-language-modelling)",
         )

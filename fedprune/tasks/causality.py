@@ -1,4 +1,4 @@
-"""Whether the logits of a language model depend on what they are to foretell.
+"""Whether the logits of a language model depend on what they are to predict.
 
 Found by trying: other tokens from one position on must leave the logits before it as they are, and
 so must other labels. A model that reads its own labels has a low loss, and has learned nothing.
@@ -30,7 +30,7 @@ def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
         batch: real examples: constant ones do not tell which tokens follow which.
 
     Returns:
-        "a later token" where the task is to foretell the next token: its labels are its tokens
+        "a later token" where the task is to predict the next token: its labels are its tokens
         moved by one, or its loss is the cross-entropy of logits and the tokens after them. "a
         later label" where there are labels of the shape of the logits. Other tasks, and losses
         from which no logits (B, T, classes) can be had, are not judged.
@@ -41,7 +41,7 @@ def leak(model: nn.Module, loss: LossOf, batch: Part) -> str:
     # How many bytes a label stands for is no id, whatever its shape (`token_loss`).
     rows = {n: t for n, t in batch.items() if n != "bytes" and _are_ids(t, logits)}
     for name, tokens in rows.items():
-        counted = _foretold(name, rows, logits, total)
+        counted = _predicted(name, rows, logits, total)
         if counted is not None and counted.any():
             at = max(1, (int(counted.any(0).nonzero().max()) + 1) // 2)
             if _moves(model, loss, {**batch, name: _others(tokens, at)}, logits[:, :at]):
@@ -73,8 +73,8 @@ def logits_of(model: nn.Module, loss: LossOf, batch: Part) -> tuple[Tensor | Non
     return (fit[0] if fit else None), float(found.total)
 
 
-def _foretold(name: str, rows: Part, logits: Tensor, total: float) -> Tensor | None:
-    """Where (B, T - 1) logits are to foretell the token after theirs; None: that is not the task.
+def _predicted(name: str, rows: Part, logits: Tensor, total: float) -> Tensor | None:
+    """Where (B, T - 1) logits are to predict the token after theirs; None: that is not the task.
 
     Args:
         name: of the tokens.

@@ -145,7 +145,7 @@ class Declared:
         self._check_kind(labels, loss)
         numbers = labels is None or labels.is_floating_point() or labels.dtype == torch.bool
         if labels is None or numbers or self.task.metric in _OF_NUMBERS:
-            return  # whole numbers that are foretold as such have no range of classes
+            return  # whole numbers that are predicted as such have no range of classes
         declared = None if self.task.classes is None else self.task.classes(self.config)
         able = declared
         if logits is not None and logits.shape[:-1] == labels.shape:

@@ -15,7 +15,7 @@ presidents    State of the Union (``--data``)       works of the US government
 ============  ====================================  =================================
 
 Perplexity is of tokens, over windows of ``--length`` tokens that do not overlap: a window's first
-tokens are foretold from few others. This is what papers on pruning print, with longer windows
+tokens are predicted from few others. This is what papers on pruning print, with longer windows
 (2,048); figures of other lengths or tokenizers do not compare, bits per byte do better.
 """
 

@@ -33,7 +33,7 @@ FEWEST_WINDOWS = 20
 """An owner with less text is no client: its held-out tenths would be shorter than two windows."""
 
 FEWEST_SYMBOLS = 20
-"""A shorter stream is not cut: of its three parts each must have something to foretell."""
+"""A shorter stream is not cut: of its three parts each must have something to predict."""
 
 OwnedText = tuple[str, str, str]
 """Whose it is, what else it is sorted by (a play, a party), the text."""

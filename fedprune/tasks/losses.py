@@ -74,7 +74,7 @@ def token_loss(logits: Tensor, batch: Part) -> Loss:
     `each` is summed over a row's labels. Where the batch says how many bytes of text its labels
     stand for, (B, T), or each row, (B,), they are summed too. Where it says which id is the
     unknown symbol, (B,), labels of it are never right, and their own bytes are not summed: what
-    they hide was not foretold.
+    they hide was not predicted.
     """
     logits, labels, flat = wide(logits), batch["labels"], batch["labels"].flatten()
     # Together these two are torch's cross_entropy; apart, the logarithms serve both sums.

@@ -38,7 +38,7 @@ class Metric:
 def _value(
     form: Literal["level", "coefficient"], sums: tuple[str, ...] = (), *, higher: bool = False
 ) -> Metric:
-    """A metric of values that are to be foretold."""
+    """A metric of values that are to be predicted."""
     return Metric(higher, form, correct="", sums=sums, without="the training labels' mean")
 
 

@@ -140,7 +140,7 @@ class Task:
         tokenizer: a Hugging Face tokenizer to save beside the model, where there is one.
         tokens: which tensors of a part hold ids of the tokenizer (below 0: none).
         scale: what one unit of the model's values is in units of the labels, where a task
-            foretells values that it standardises; None: the same.
+            predicts values that it standardises; None: the same.
     """
 
     summary: str
