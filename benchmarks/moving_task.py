@@ -1,11 +1,14 @@
-"""A task for `memory.py`: a model of any size, all of whose weights learn.
+"""Tasks for `memory.py`: a model of any size, all of whose weights learn, and BERT-base.
 
     python simulations/run.py --plugin benchmarks/moving_task.py --task moving-1000000
+    python simulations/run.py --plugin benchmarks/moving_task.py --task moving-bert-base
 
 Activations are small beside the weights: a step costs what the weights cost.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +43,22 @@ class Moving(nn.Module):
         return logits
 
 
+class Bert(nn.Module):
+    """BERT-base from its configuration: 12 blocks, width 768, 30,522 tokens, 109.5 M weights."""
+
+    def __init__(self) -> None:
+        from transformers import BertConfig, BertForSequenceClassification
+
+        super().__init__()
+        self.inner = BertForSequenceClassification(BertConfig(num_labels=CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of rows (B, 8), as eight tokens each."""
+        ids = (images.abs() * 1000).long().clamp(max=30_000)
+        logits: Tensor = self.inner(input_ids=ids).logits
+        return logits
+
+
 def part(seed: int, rows: int = 4) -> Part:
     """A few rows."""
     gen = torch.Generator().manual_seed(seed)
@@ -70,4 +89,11 @@ def task(size: int) -> Task:
     )
 
 
+def _bert(_config: RunConfig) -> nn.Module:
+    return Bert()
+
+
+BERT = "bert-base"
+
 TASKS = {f"moving-{size}": task(size) for size in SIZES}
+TASKS[f"moving-{BERT}"] = replace(task(11 * 10**7), model=_bert, output=("inner.classifier",))

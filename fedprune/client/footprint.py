@@ -28,6 +28,7 @@ from fedprune.protocol.messages import Question
 from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import put_back
+from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, examples
 from fedprune.tensors import copied, full_masks, masked, state_of
 
@@ -66,7 +67,8 @@ def footprint_of(host: Host) -> Footprint:
     Of a step that raises, which its client will answer for, time is not known. Memory is that of
     Linux; elsewhere it is not known.
     """
-    partition = max(host.shards, key=lambda p: examples(host.shards[p].train))
+    counts = rows_counted(host.shards)
+    partition = max(host.shards, key=lambda p: counts[p].train)
     cuda = host.device.type == "cuda"
     with put_back(), seeded(host.config.seed, "footprint"):
         before = _resident("VmRSS")

@@ -28,6 +28,7 @@ from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import TooLarge, within_memory
+from fedprune.tasks.later import LazyShards, labels_in
 from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
@@ -107,7 +108,10 @@ def build_host(
 def _opened(config: RunConfig, shards: Mapping[int, Shard] | None) -> Host:
     task = tasks_of(config.plugin)[config.task]
     everyone = shards is None
-    shards = shards_of(task, config) if shards is None else checked(shards, config)
+    if shards is None:
+        shards = shards_of(task, config)
+    elif not isinstance(shards, LazyShards):
+        shards = checked(shards, config)
     model = dense_model(config) if everyone else _no_larger_than_memory(config)
     cuda = torch.cuda.is_available() and config.gpus != 0
     device = torch.device("cuda" if cuda else "cpu")
@@ -153,7 +157,7 @@ def with_edits(host: Host, edits: Edits) -> Host:
         model = dense_model(host.config)
         layout = layout_after(host.config, model, edits)
         model = model.to(host.device)
-        shards = read_with(edits, host.task, host.shards.items())
+        shards = read_with(edits, host.task, host.shards)
         whole = replace(host, model=model, layout=layout, edits=edits, shards=shards)
         fresh = replace(whole, rebuilt={}, newest=[], counters=counters_of(model))
         while len(host.rebuilt) >= REBUILT:
@@ -177,4 +181,4 @@ def labels_of(host: Host) -> dict[int, int]:
     """
     if hides(host.config):
         return dict.fromkeys(sorted(host.shards), 0)
-    return {p: host.task.labels(shard.train) for p, shard in sorted(host.shards.items())}
+    return labels_in(host.task, host.shards)

@@ -33,6 +33,8 @@ from fedprune.protocol.releases import most_votes
 from fedprune.randomness import generator
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import one_thread
+from fedprune.tasks.later import shard_once
+from fedprune.tasks.task import Shard
 from fedprune.tensors import digest, reset
 
 
@@ -82,7 +84,7 @@ def client_of(host: Host, question: Question, partition: int, own: Recollection)
     """A partition as one client, with what it remembers."""
     return ClientContext(
         partition,
-        host.shards[partition],
+        _shard(host, question, partition),
         host.model,
         host.task,
         host.config,
@@ -94,6 +96,13 @@ def client_of(host: Host, question: Question, partition: int, own: Recollection)
         host.said,
         own,
     )
+
+
+def _shard(host: Host, question: Question, partition: int) -> Shard:
+    """What everybody is asked about does not take the room of what a cohort trains on."""
+    if KINDS[question.kind].asks == "cohort":
+        return host.shards[partition]
+    return shard_once(host.shards, partition)
 
 
 def _leaving(host: Host, question: Question, client: ClientContext, given: Answer) -> Answer:

@@ -29,7 +29,8 @@ from fedprune.randomness import seeded
 from fedprune.runtime.guarding import allowance, guarded
 from fedprune.runtime.process import put_back
 from fedprune.structure.layout import Layout
-from fedprune.tasks.task import Shard, Task, examples
+from fedprune.tasks.later import rows_counted
+from fedprune.tasks.task import Shard, Task
 
 PARTITIONS_TRIED = 3
 """How many partitions are tried: one that fails by itself is no reason not to run."""
@@ -97,7 +98,8 @@ def _within(error: Exception, model: nn.Module) -> str:
 
 def _partitions(shards: Mapping[int, Shard]) -> list[int]:
     """Partitions to try: those with more than one example first, as BatchNorm needs two."""
-    by_size = sorted(shards, key=lambda p: (examples(shards[p].train) < 2, p))
+    counts = rows_counted(shards)
+    by_size = sorted(shards, key=lambda p: (counts[p].train < 2, p))
     return by_size[:PARTITIONS_TRIED]
 
 

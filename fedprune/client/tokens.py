@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedprune.config import RunConfig
 from fedprune.structure.edits import Edits
 from fedprune.structure.vocabulary import translated
+from fedprune.tasks.later import LazyShards, rows_counted, shard_once
 from fedprune.tasks.task import Part, Shard, Task
 
 
@@ -52,11 +53,11 @@ def token_counts(shard: Shard, task: Task, size: int) -> Tensor:
     return total.float()
 
 
-def read_with(edits: Edits, task: Task, shards: Iterable[tuple[int, Shard]]) -> dict[int, Shard]:
-    """The shards in the vocabulary that the edits leave, by partition."""
+def read_with(edits: Edits, task: Task, shards: Mapping[int, Shard]) -> Mapping[int, Shard]:
+    """The shards in the vocabulary that the edits leave, by partition, each read when needed."""
     cut = [edit for edit in edits if edit.kind == "vocab"]
     if not cut:
-        return dict(shards)
+        return shards
 
     def read(part: Part) -> Part:
         found = {n: translated(t, cut[0]) if n in task.tokens else t for n, t in part.items()}
@@ -64,7 +65,8 @@ def read_with(edits: Edits, task: Task, shards: Iterable[tuple[int, Shard]]) -> 
             found["unknown"] = torch.full_like(part["unknown"], int(cut[0].like))
         return found
 
-    return {
-        partition: Shard(read(shard.train), read(shard.validation), read(shard.test))
-        for partition, shard in shards
-    }
+    def one(partition: int) -> Shard:
+        shard = shard_once(shards, partition)
+        return Shard(read(shard.train), read(shard.validation), read(shard.test))
+
+    return LazyShards(dict.fromkeys(shards), one, rows_counted(shards))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 
@@ -22,6 +23,7 @@ from fedprune.structure.tables import embedding_path
 from fedprune.structure.vocabulary import cut_vocabulary
 from fedprune.tasks.causality import leak, logits_of, reads_padding
 from fedprune.tasks.declared import Declared
+from fedprune.tasks.later import each_shard
 from fedprune.tasks.task import Part, examples
 from fedprune.tensors import load_into
 
@@ -41,11 +43,11 @@ def try_losses(trial: TrialClient) -> None:
     with seeded(0, "rehearsal"):
         one = {name: t[:1] for name, t in batch.items()} if takes_long(client.layout) else None
         loss = declared.check_loss(model, batch, one)
-    parts = {
-        f"shard {p}'s {name}": getattr(shard, name)
-        for p, shard in trial.others.items()
+    parts = (
+        (f"shard {p}'s {name}", getattr(shard, name))
+        for p, shard in each_shard(trial.others)
         for name in ("train", "validation", "test")
-    }
+    )
     declared.check_labels(parts, loss, batch)
     with torch.no_grad():
         declared.check_sum(model, batch, loss)
@@ -139,7 +141,7 @@ def try_inputs(trial: TrialClient) -> None:
 def _some(trial: TrialClient) -> Iterator[Part]:
     """The trial's batch, then single examples of one partition after the other."""
     yield trial.client.shard.train
-    parts = [shard.train for shard in trial.others.values()]
+    parts = [shard.train for _, shard in islice(each_shard(trial.others), PASSES)]
     for i in range(PASSES):
         part, at = parts[i % len(parts)], i // len(parts)
         if at < examples(part):

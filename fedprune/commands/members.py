@@ -46,7 +46,7 @@ def people_of(looked: Subject, rounds: Iterable[Row]) -> People:
     """
     c, task = looked.config, looked.task
     trained = {p for row in rounds for p in row.get("cohort") or ()} or set(range(c.clients))
-    shards = read_with(looked.edits, task, enumerate(task.shards(c)))
+    shards = read_with(looked.edits, task, dict(enumerate(task.shards(c))))
     members = [s.train for p, s in shards.items() if p in trained and examples(s.train)]
     return People(members, [s.test for s in shards.values() if examples(s.test)])
 

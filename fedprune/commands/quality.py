@@ -27,12 +27,12 @@ def quality_of(looked: Subject) -> dict[str, Any] | None:
     """
     model, config, task = looked.model, looked.config, looked.task
     question = Question("evaluate", 0, state_of(model), {}, part="test")
-    shards = list(read_with(looked.edits, task, enumerate(task.shards(config))).values())
+    shards = read_with(looked.edits, task, dict(enumerate(task.shards(config))))
     # Nothing of it is read where only a loss is asked for.
     layout = Layout(shapes={}, prunable=(), spared=(), variances={}, kinds={})
     client = ClientContext(0, shards[0], model, task, config, layout, torch.device("cpu"), model)
     totals: dict[str, float] = {}
-    for partition, shard in enumerate(shards):
+    for partition, shard in shards.items():
         given = answer(question, replace(client, partition=partition, shard=shard)).totals
         totals = {name: totals.get(name, 0.0) + value for name, value in given.items()}
     return quality(totals, config)

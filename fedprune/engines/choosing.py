@@ -18,7 +18,8 @@ from fedprune.config.terms import noised
 from fedprune.engines.ray.nodes import Node, staff_of
 from fedprune.learning.options import trains
 from fedprune.options.refusal import counted
-from fedprune.tasks.task import Shard, examples
+from fedprune.tasks.later import rows_counted
+from fedprune.tasks.task import Shard
 
 START = 9.0
 """Seconds until workers on Ray are ready, measured on two quiet cores (benchmarks/README.md)."""
@@ -74,8 +75,8 @@ def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footpr
     """Seconds of a run in one process."""
     c, beside = config, max(takes.turn - takes.step, 0.0)
     each = takes.step / (c.batch_size * c.accumulate)
-    train = [examples(shard.train) for shard in shards.values()]
-    held = [examples(shard.validation) for shard in shards.values()]
+    counts = rows_counted(shards).values()
+    train, held = [n.train for n in counts], [n.validation for n in counts]
     tuning = sum(beside + takes.step * _steps(c, n) for n in train) / len(train) * trains(c)
     scoring = sum(beside + each * n for n in train) / len(train)
     measuring = sum(beside / 2 + each * n / 3 for n in held)  # a forward pass is a third of a step

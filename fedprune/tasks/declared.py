@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -133,11 +133,11 @@ class Declared:
         if not _close(found, total) and any(_close(found, mean) for mean in means):
             self.refuse("Loss.total is a mean over the batch", "a sum (reduction='sum')")
 
-    def check_labels(self, parts: Mapping[str, Part], loss: Loss, batch: Part) -> None:
+    def check_labels(self, parts: Iterable[tuple[str, Part]], loss: Loss, batch: Part) -> None:
         """Refuse labels that are no class of the model's, and classes that are not its number.
 
         Args:
-            parts: everybody's, by what they are called.
+            parts: everybody's, each with what it is called.
             loss: of the batch.
             batch: some examples.
         """
@@ -153,7 +153,7 @@ class Declared:
             one_each = labels.dim() == 1
             if declared is not None and (declared > able or (one_each and declared != able)):
                 self.refuse(f"its classes are {declared}, its model gives {able}", f"{able}")
-        for where, part in parts.items():
+        for where, part in parts:
             if able is not None and part["labels"].numel():
                 self._check_range(part["labels"], able, where)
 

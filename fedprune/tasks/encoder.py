@@ -20,7 +20,7 @@ from fedprune.tasks.language import length_of
 from fedprune.tasks.loading import check_length, from_pretrained
 from fedprune.tasks.losses import class_loss, f1_names
 from fedprune.tasks.pretrained import folder_of
-from fedprune.tasks.splits import cut_rows, partition
+from fedprune.tasks.splits import cut_later, partition
 from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.tokenization import own_symbols, token_rows
 
@@ -137,10 +137,7 @@ def _shards(corpus: Corpus, config: Data) -> Sequence[Shard]:
     rows = _tokens(corpus, config.task, config.model, length)
     columns = {"label": rows["labels"].tolist()}
     dealt = partition(config, SPLITS_BY_TOPIC[config.split], columns)
-    return [
-        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(dealt)
-    ]
+    return cut_later(rows, dealt, config)
 
 
 def _model(corpus: Corpus, config: Data) -> nn.Module:

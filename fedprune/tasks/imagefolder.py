@@ -17,7 +17,7 @@ from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
-from fedprune.tasks.splits import FEWEST_ROWS, cut_rows
+from fedprune.tasks.splits import FEWEST_ROWS, cut_later
 from fedprune.tasks.tables import cached_by_config
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import check_claim
@@ -155,10 +155,7 @@ def _shards(config: Data) -> Sequence[Shard]:
         )
     labels = torch.tensor([index[kind] for kind in kinds])
     dealt = shares(config, {"client": owners, "label": labels.tolist()}, _SPLITS)
-    return [
-        cut_rows({"images": values[own].float() / 255, "labels": labels[own]}, config, p)
-        for p, own in enumerate(dealt)
-    ]
+    return cut_later({"images": values, "labels": labels}, dealt, config)
 
 
 def model(config: Data) -> nn.Module:

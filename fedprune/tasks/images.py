@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
-from fedprune.tasks.splits import FEWEST_ROWS, cut_rows, partition
+from fedprune.tasks.splits import FEWEST_ROWS, cut_later, cut_rows, in_unit, partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import arrays_in, gunzipped
 
@@ -31,10 +31,7 @@ _SPLITS = {"iid": "", "dirichlet": "label", "shards": "label"}
 def _deal(rows: Part, config: Data) -> Sequence[Shard]:
     columns = {"label": rows["labels"].tolist()}
     dealt = partition(config, _SPLITS[config.split], columns)
-    return [
-        cut_rows({name: t[torch.tensor(own)] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(dealt)
-    ]
+    return cut_later(rows, dealt, config)
 
 
 def digits(config: Data) -> Sequence[Shard]:
@@ -63,7 +60,7 @@ def fashion_mnist(config: Data) -> Sequence[Shard]:
 
     Each client's test part is cut from its own shard; the official 10,000 are not used.
     """
-    return _deal(read_idx_folder(Path(config.data) if config.data else FASHION_FOLDER), config)
+    return _deal(_idx_rows(Path(config.data) if config.data else FASHION_FOLDER), config)
 
 
 def read_idx_folder(folder: Path) -> Part:
@@ -72,8 +69,12 @@ def read_idx_folder(folder: Path) -> Part:
     Raises:
         FileNotFoundError: the files are not there, with how to get them.
     """
+    return in_unit(**_idx_rows(folder))
+
+
+def _idx_rows(folder: Path) -> Part:
     images = _read_idx(_find(folder, "train-images-idx3-ubyte"))
-    return _rows(images / 255, _read_idx(_find(folder, "train-labels-idx1-ubyte")), folder)
+    return _rows(images, _read_idx(_find(folder, "train-labels-idx1-ubyte")), folder)
 
 
 def _rows(images: Tensor, labels: Tensor, folder: Path) -> Part:
@@ -82,7 +83,7 @@ def _rows(images: Tensor, labels: Tensor, folder: Path) -> Part:
             f"data={folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)}; "
             f"allowed: (N, H, W) and (N,), N at least {FEWEST_ROWS}"
         )
-    return {"images": images.float().unsqueeze(1), "labels": labels.long()}
+    return {"images": images.unsqueeze(1), "labels": labels.long()}
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -127,7 +128,7 @@ def local_images(folder: Path, config: Data) -> Shard:
         raise FileNotFoundError(
             f"data={folder}: {error}; allowed: *.npz files with arrays images and labels"
         ) from None
-    rows = _rows(torch.from_numpy(images), torch.from_numpy(labels), folder)
+    rows = _rows(torch.from_numpy(images).float(), torch.from_numpy(labels), folder)
     return cut_rows(rows, config, 0)
 
 

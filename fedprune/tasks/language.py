@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.families.family import Need
 from fedprune.tasks.coverage import check_known, tell
+from fedprune.tasks.later import Later
 from fedprune.tasks.loading import build
 from fedprune.tasks.splits import partition
 from fedprune.tasks.task import Part, Shard
@@ -96,9 +97,7 @@ def following(ids: Tensor, sizes: Tensor, symbols: Symbols, length: int) -> Part
     return windows(ids, sizes, length, symbols.pad, symbols.unknown)
 
 
-def cut_streams(
-    texts: Sequence[str], config: Data, purpose: str, cut: Cut = following
-) -> list[Shard]:
+def cut_streams(texts: Sequence[str], config: Data, purpose: str, cut: Cut = following) -> Later:
     """Of each text the first 80 % of the symbols to train on, 10 % validation, the last 10 % test.
 
     Of fewer than `FEWEST_SYMBOLS` all are to train on: the other parts have no example.
@@ -117,7 +116,7 @@ def cut_streams(
         both = zip(reading.ids.split(pieces), reading.sizes.split(pieces), strict=True)
         return Shard(*(cut(ids, sizes, symbols, length) for ids, sizes in both))
 
-    return [shard(reading) for reading in read]
+    return Later(len(read), lambda partition_: shard(read[partition_]))
 
 
 def dealt(

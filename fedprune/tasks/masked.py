@@ -25,6 +25,7 @@ from fedprune.tasks.language import (
     text_tokenizer,
     unknown_rows,
 )
+from fedprune.tasks.later import Later
 from fedprune.tasks.losses import label_tokens, token_loss
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
 from fedprune.tasks.splits import content_numbers
@@ -93,7 +94,7 @@ def hidden_by_content(part: Part, symbols: Symbols, seed: int) -> Part:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def masked_shards(texts: Sequence[str], config: Data) -> list[Shard]:
+def masked_shards(texts: Sequence[str], config: Data) -> Later:
     """Each text cut by time, its symbols hidden by draws for this seed, partition and part.
 
     Where noise hides an example (``--dp example``) they are hidden by draws for this seed and for
@@ -116,7 +117,8 @@ def masked_shards(texts: Sequence[str], config: Data) -> list[Shard]:
         draws = (generator(config.seed, "hide", partition, i) for i in range(3))
         return Shard(*(hidden(p, symbols, gen) for p, gen in zip(parts, draws, strict=True)))
 
-    return [covered(p, s) for p, s in enumerate(cut_streams(texts, config, "masked", stretches))]
+    streams = cut_streams(texts, config, "masked", stretches)
+    return Later(len(streams), lambda partition: covered(partition, streams[partition]))
 
 
 def _shards(config: Data) -> Sequence[Shard]:

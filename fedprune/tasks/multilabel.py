@@ -17,7 +17,7 @@ from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import f1_names
 from fedprune.tasks.measures import f1
-from fedprune.tasks.splits import cut_rows
+from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
@@ -101,10 +101,7 @@ def _shards(config: Data) -> Sequence[Shard]:
     for row, labels in zip(there, columns["label"], strict=True):
         row[[index[name] for name in labels]] = 1.0
     rows = {**text_rows(columns["text"], config, USUAL), "labels": there}
-    return [
-        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
-    ]
+    return cut_later(rows, shares(config, columns, SPLITS_OF_ROWS), config)
 
 
 def labels_loss(logits: Tensor, labels: Tensor) -> Loss:

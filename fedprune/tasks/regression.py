@@ -16,7 +16,7 @@ from fedprune.tasks.dealt_rows import population, read_on_device, shares
 from fedprune.tasks.language import length_of, text_rows, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.rescaling import Scaling, rescaled, unfolded
-from fedprune.tasks.splits import cut_rows
+from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
@@ -110,10 +110,7 @@ def _valued(config: Data, known: Scaling) -> Sequence[Shard]:
         "labels": ((values - known.centre) / known.spread).float(),
         "scaling": torch.tensor([known]).repeat(len(values), 1),
     }
-    return [
-        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
-    ]
+    return cut_later(rows, shares(config, columns, SPLITS_OF_ROWS), config)
 
 
 def value_loss(model: nn.Module, batch: Part) -> Loss:

@@ -27,6 +27,7 @@ from fedprune.tasks.language import (
     text_tokenizer,
     unknown_rows,
 )
+from fedprune.tasks.later import Later
 from fedprune.tasks.losses import label_tokens, token_loss
 from fedprune.tasks.metrics import rouge_l
 from fedprune.tasks.speeches import SLOW_STARTERS, SPLITS_OF_ROLES, local_text, roles
@@ -114,7 +115,8 @@ def cut_pairs(rows: Part, config: Data) -> Shard:
 
 def _shards(config: Data) -> Sequence[Shard]:
     """The phrases of every partition, in the order they are spoken."""
-    return [_shard(own, config) for own in roles(config)]
+    texts = roles(config)
+    return Later(len(texts), lambda partition: _shard(texts[partition], config))
 
 
 def _shard(texts: Sequence[str], config: Data) -> Shard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedprune.options.refusal import counted, refuse
+from fedprune.tasks.later import Counted, Later, LazyShards, each_shard, rows_counted
 from fedprune.tasks.task import Part, Shard, Task, examples
 from fedprune.tensors import digest
 
@@ -24,8 +25,13 @@ ALLOWED = (
 _PARTS = ("train", "validation", "test")
 
 
-def shards_of(task: Task, config: Data) -> dict[int, Shard]:
-    """Every partition's shard, by partition.
+def shards_of(
+    task: Task, config: Data, known: Mapping[int, Counted] | None = None
+) -> Mapping[int, Shard]:
+    """Every partition's shard, by partition; those that a task builds later, when they are needed.
+
+    All are built once here, one after the other, to be checked and counted, unless what is counted
+    of them is known.
 
     Raises:
         ValueError: there are more or fewer than clients, nobody has anything to validate or test
@@ -34,15 +40,35 @@ def shards_of(task: Task, config: Data) -> dict[int, Shard]:
     given: Any = task.shards(config)
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         refuse("task", config.task, f"its shards are {_kind(given)}", "a list of fedprune.Shard")
-    found = list(given)
+    found = given if isinstance(given, Later) else list(given)
     if len(found) != config.clients:
         reason = f"task {config.task} brings {counted(len(found), 'shard')}, one for each partition"
         refuse("clients", config.clients, reason, str(len(found) or "a task with data"))
-    shards = checked(dict(enumerate(found)), config)
+    if isinstance(found, Later):
+        shards: Mapping[int, Shard] = built_later(found.make, config, known)
+    else:
+        shards = checked(dict(enumerate(found)), config)
+    counts = rows_counted(shards).values()
     for name in _PARTS[1:]:
-        if not any(examples(getattr(shard, name)) for shard in shards.values()):
+        if not any(getattr(count, name) for count in counts):
             refuse("task", config.task, f"no partition has any {name} examples", "one at least")
     return shards
+
+
+def built_later(
+    make: Callable[[int], Shard], config: Data, known: Mapping[int, Counted] | None = None
+) -> LazyShards:
+    """The shards of all partitions, which `make` builds, each checked whenever it is built."""
+    names: list[tuple[str, Part]] = []
+
+    def one(partition: int) -> Shard:
+        shard = _shard(make(partition), partition, config)
+        parts = _parts(shard, partition)
+        names[:] = names or parts[:1]
+        _check_names([names[0], *parts], config)
+        return shard
+
+    return LazyShards(range(config.clients), one, dict(known or {}), source=make)
 
 
 def checked(shards: Mapping[int, Shard], config: Data) -> dict[int, Shard]:
@@ -53,12 +79,19 @@ def checked(shards: Mapping[int, Shard], config: Data) -> dict[int, Shard]:
             have tensors of other names.
     """
     found = {p: _shard(shard, p, config) for p, shard in shards.items()}
-    parts = [(f"shard {p}'s {name}", getattr(s, name)) for p, s in found.items() for name in _PARTS]
+    _check_names([part for p, s in found.items() for part in _parts(s, p)], config)
+    return found
+
+
+def _parts(shard: Shard, partition: int) -> list[tuple[str, Part]]:
+    return [(f"shard {partition}'s {name}", getattr(shard, name)) for name in _PARTS]
+
+
+def _check_names(parts: Sequence[tuple[str, Part]], config: Data) -> None:
     for where, part in parts:
         if part.keys() != parts[0][1].keys():
             reason = f"{where} has {sorted(part)}, {parts[0][0]} {sorted(parts[0][1])}"
             refuse("task", config.task, reason, "the same names in every part")
-    return found
 
 
 def _shard(shard: Any, partition: int, config: Data) -> Shard:
@@ -102,7 +135,7 @@ def _kind(value: Any) -> str:
 def data_digest(shards: Mapping[int, Shard]) -> str:
     """SHA-256 (hex) over every partition's parts."""
     sha = hashlib.sha256()
-    for partition, shard in sorted(shards.items()):
+    for partition, shard in each_shard(shards):
         for name, part in sorted(vars(shard).items()):
             sha.update(f"{partition}|{name}|{digest(part)}".encode())
     return sha.hexdigest()

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedprune.options.refusal import counted
 from fedprune.randomness import derive
+from fedprune.tasks.later import Later
 from fedprune.tasks.task import Part, Shard, examples
 
 if TYPE_CHECKING:
@@ -131,6 +134,47 @@ _DEALERS: dict[str, _Dealer] = {
 }
 
 
+@dataclass(frozen=True)
+class CutRows:
+    """What cuts a partition's shard out of rows that are kept once, for all partitions.
+
+    Images of bytes (uint8) are cut as numbers in 0..1.
+
+    Attributes:
+        rows: everybody's.
+        dealt: the rows of each partition.
+        config: how they are cut.
+    """
+
+    rows: Part
+    dealt: Sequence[Sequence[int]]
+    config: Data
+
+    def __call__(self, partition_: int) -> Shard:
+        """The shard of a partition."""
+        own = torch.as_tensor(self.dealt[partition_])
+        if self.config.dp == "example":
+            return cut_by_content(self._of(own), self.config.seed)
+        pieces = _pieces(len(own), self.config.seed, partition_)
+        return Shard(*(self._of(own[piece]) for piece in pieces))
+
+    def _of(self, own: Tensor) -> Part:
+        return in_unit(**{name: t[own] for name, t in self.rows.items()})
+
+
+def in_unit(**rows: Tensor) -> Part:
+    """The rows with images of bytes as numbers in 0..1."""
+    images = rows.get("images")
+    if images is not None and images.dtype == torch.uint8:
+        rows["images"] = images.float() / 255
+    return rows
+
+
+def cut_later(rows: Part, dealt: Sequence[Sequence[int]], config: Data) -> Later:
+    """The shards of rows that were dealt: as `cut_rows` cuts them, each when it is needed."""
+    return Later(len(dealt), CutRows(rows, dealt, config))
+
+
 def cut_rows(rows: Part, config: Data, partition_: int) -> Shard:
     """The three parts of a client's independent examples: at random, or with noise by content.
 
@@ -182,10 +226,13 @@ def cut_at_random(rows: Part, seed: int, partition_: int) -> Shard:
 
     Of fewer than `FEWEST_ROWS` all are for training: the other parts have no row.
     """
-    n = examples(rows)
+    pieces = _pieces(examples(rows), seed, partition_)
+    return Shard(*({name: t[piece] for name, t in rows.items()} for piece in pieces))
+
+
+def _pieces(n: int, seed: int, partition_: int) -> Sequence[Tensor]:
+    """Which of n rows are in train, validation and test."""
     gen = torch.Generator().manual_seed(derive(seed, "cut", partition_))
     order = torch.randperm(n, generator=gen)
     held = n // 10
-    pieces = order.split([n - 2 * held, held, held])
-    parts = [{name: t[piece] for name, t in rows.items()} for piece in pieces]
-    return Shard(*parts)
+    return (order[: n - 2 * held], order[n - 2 * held : n - held], order[n - held :])

@@ -18,7 +18,7 @@ from fedprune.tasks.language import length_of, text_tokenizer
 from fedprune.tasks.loading import build
 from fedprune.tasks.losses import counted_labels, label_tokens, token_loss
 from fedprune.tasks.metrics import baseline_of, label_counts
-from fedprune.tasks.splits import cut_rows
+from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import (
@@ -123,10 +123,7 @@ def _shards(config: Data) -> Sequence[Shard]:
     check_known(config.model, [read.coverage])
     tell(config, [read.coverage])
     rows = {"inputs": read.ids, "attention": read.attention, "labels": labels}
-    return [
-        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
-    ]
+    return cut_later(rows, shares(config, columns, SPLITS_OF_ROWS), config)
 
 
 def tag_loss(model: nn.Module, batch: Part) -> Loss:

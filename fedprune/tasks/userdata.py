@@ -33,7 +33,7 @@ from fedprune.tasks.restore import (
     pair_rows,
     text_to_text_loss,
 )
-from fedprune.tasks.splits import cut_rows
+from fedprune.tasks.splits import cut_later
 from fedprune.tasks.tables import cached_by_config, rows_with_text
 from fedprune.tasks.task import Loss, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of, token_rows
@@ -97,10 +97,7 @@ def pair_shards(config: Data) -> Sequence[Shard]:
     columns = rows_with_text(config, "target")
     pairs = list(zip(columns["text"], columns["target"], strict=True))
     rows = pair_rows(pairs, config, length_of(config))
-    return [
-        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, SPLITS_OF_ROWS))
-    ]
+    return cut_later(rows, shares(config, columns, SPLITS_OF_ROWS), config)
 
 
 @cached_by_config
@@ -129,10 +126,7 @@ def labelled_shards(config: Data) -> Sequence[Shard]:
         )
     labels = torch.tensor([index[name] for name in columns["label"]])
     rows = {**text_rows(columns["text"], config, USUAL), "labels": labels}
-    return [
-        cut_rows({name: t[own] for name, t in rows.items()}, config, p)
-        for p, own in enumerate(shares(config, columns, LABELLED_SPLITS))
-    ]
+    return cut_later(rows, shares(config, columns, LABELLED_SPLITS), config)
 
 
 def text_class_loss(model: nn.Module, batch: Part) -> Loss:

@@ -21,11 +21,11 @@ def test_counts_are_of_training_and_validation_and_leave_out_what_is_no_token():
 def test_every_part_is_read_in_what_is_left_and_other_tensors_stay():
     shards = {3: Shard(part(1, 2), part(2, -100), part(5, 9))}
     cut = (Edit("neuron", "x", (0,)), Edit("vocab", "table", (0, 2, 5), "0"))
-    read = read_with(cut, TASK, shards.items())
+    read = read_with(cut, TASK, shards)
     assert [p["inputs"].tolist() for p in (read[3].train, read[3].validation, read[3].test)] == [
         [[0, 2]],
         [[2, -100]],
         [[5, 0]],
     ]
     assert read[3].test["labels"].tolist() == [[5, 9]]
-    assert read_with(cut[:1], TASK, shards.items()) == shards
+    assert read_with(cut[:1], TASK, shards) == shards

@@ -26,9 +26,8 @@ class Announced:
     failure: Failure | None = None
 
 
-_LONGEST = 2**20
-"""Bytes that a node may announce itself with: 30 for each of 30,000 partitions."""
-
+_LONGEST, _LONGEST_EACH = 2**16, 40
+"""Bytes that a node may announce itself with: of itself, and of each partition that there is."""
 
 _MOST_LABELS = 10**12
 
@@ -40,7 +39,7 @@ def node_of(reply: Packet, clients: int) -> Announced:
         Refused: it describes none, or partitions that there are not.
     """
     try:
-        about = read_object(reply.fields["about"], _LONGEST)
+        about = read_object(reply.fields["about"], _LONGEST + _LONGEST_EACH * clients)
         labels = {int(p): int(n) for p, n in about["labels"].items()}
         failure = about.get("failure")
         told = failure_said(failure, "hello") if failure else None

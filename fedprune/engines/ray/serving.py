@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,44 +20,82 @@ from fedprune.config import RunConfig, recorded, to_toml
 from fedprune.engines.flower.client_app import client_app
 from fedprune.engines.ray.identity import OURSELVES
 from fedprune.learning.local_training import Train, tune
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.later import KEPT, Counted, LazyShards, each_shard
+from fedprune.tasks.shards import built_later, shards_of
+from fedprune.tasks.splits import CutRows
 from fedprune.tasks.task import Part, Shard
 
 PARTS = ("train", "validation", "test")
 
 
-def shards_sent(config: RunConfig, shards: Mapping[int, Shard]) -> tuple[str, dict[int, Any]]:
-    """Shards as arrays, with the text of the configuration that they are for."""
+def shards_sent(config: RunConfig, shards: Mapping[int, Shard]) -> dict[str, Any]:
+    """What workers make their shards of, in plain types, with the text of the configuration.
+
+    Rows that shards are cut from are sent once (`rows`, `dealt`). Shards that a plug-in builds when
+    they are needed, and those that a process does not keep all of, each worker builds by itself.
+    The others are sent as arrays (`arrays`).
+    """
+    sent: dict[str, Any] = {"text": to_toml(config)}
+    if isinstance(shards, LazyShards):
+        sent |= {"counted": {p: tuple(n) for p, n in shards.counted.items()}}
+        sent |= {"labels": dict(shards.labels)}
+        if isinstance(shards.source, CutRows):
+            rows = {name: _array(t) for name, t in shards.source.rows.items()}
+            return sent | {"rows": rows, "dealt": [np.asarray(own) for own in shards.source.dealt]}
+        if config.plugin or sum(n.size for n in shards.counted.values()) > KEPT:
+            return sent
     arrays = {
         p: [{n: _array(t) for n, t in getattr(shard, part).items()} for part in PARTS]
-        for p, shard in shards.items()
+        for p, shard in each_shard(shards)
     }
-    return to_toml(config), arrays
+    return sent | {"arrays": arrays}
 
 
-def serving_app(
-    sent: tuple[str, Mapping[int, Any]] | None, paths: Mapping[str, str]
-) -> tuple[ClientApp, Context]:
+def serving_app(sent: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[ClientApp, Context]:
     """The ClientApp of a worker, and the context of its messages.
 
     Args:
         sent: what `shards_sent` gave. Of another configuration the worker reads data itself.
         paths: where a file that this node lacked is now, by its option.
     """
-    own, arrays = sent or ("", {})
+    own = sent.get("text", "")
 
     @functools.lru_cache(maxsize=1)
     def host_of(text: str, train: Train) -> Host:
         config = recorded(text, paths=paths)
         if text != own:
             return build_host(config, train=train)
-        shards = {p: Shard(*map(_part, parts)) for p, parts in arrays.items()}
-        return build_host(config, shards, tried=True, train=train)
+        return build_host(config, _shards(config, sent), tried=True, train=train)
 
     if own:
         # Every worker builds it while others do. What is wrong with it is said when it is asked.
         with suppress(Exception):
             host_of(own, tune)
     return client_app(simulated=host_of), Context(OURSELVES, OURSELVES, {}, RecordDict(), {})
+
+
+def _shards(config: RunConfig, sent: Mapping[str, Any]) -> Mapping[int, Shard]:
+    if "counted" not in sent:
+        return {p: Shard(*map(_part, parts)) for p, parts in sent["arrays"].items()}
+    known = {p: Counted(*numbers) for p, numbers in sent["counted"].items()}
+    if "rows" in sent:
+        rows = {name: _shared(array) for name, array in sent["rows"].items()}
+        found = built_later(CutRows(rows, sent["dealt"], config), config, known)
+    elif "arrays" in sent:
+        arrays = sent["arrays"]
+        found = built_later(lambda p: Shard(*map(_part, arrays[p])), config, known)
+    else:
+        task = tasks_of(config.plugin)[config.task]
+        found = cast(LazyShards, shards_of(task, config, known))
+    return replace(found, labels=dict(sent["labels"]))
+
+
+def _shared(array: Any) -> Tensor:
+    """A tensor over Ray's shared memory, which may be read only: shards are copied out of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)
 
 
 def _array(tensor: Tensor) -> Any:
