@@ -166,6 +166,7 @@ def config_of(keys: dict[str, Any]) -> RunConfig:
     return tiny(**{**keys, **both})
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", GALLERY)
 def test_summands_are_those_of_each_client_by_itself(name):
     host = build_host(config_of(GALLERY[name]))

@@ -63,6 +63,7 @@ def lines(key: str, value: Any) -> list[str]:
     return out
 
 
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize("key", KEYS)
 def test_a_refusal_is_one_line_that_says_what_is_allowed(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ def attending(model: nn.Module, way: str) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(70)
 @pytest.mark.parametrize("way", WAYS)
 @matrix
 def test_a_cut_model_says_what_the_masked_one_says(name, case, way):
