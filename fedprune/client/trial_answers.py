@@ -53,8 +53,13 @@ def try_score(trial: TrialClient) -> None:
             return
         sums = form_of(question, c, client.layout).named(values.double())
         evidence = replace(evidence, sums=sums, given=given)
-    if score.step is None:
-        _check_scored(score.finalise(evidence), names, trial)
+    if score.step is not None:
+        return
+    # Of a large model all scores at once, float64, take twice the memory of its weights.
+    for some in [[name] for name in names] if score.apart else [names]:
+        weights, masks = ({n: t[n] for n in some} for t in (evidence.weights, evidence.masks))
+        part = replace(evidence, weights=weights, masks=masks)
+        _check_scored(score.finalise(part), some, trial)
 
 
 def _evidence(trial: TrialClient) -> Evidence:
