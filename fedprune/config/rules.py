@@ -20,6 +20,7 @@ from fedprune.options.section import check_names, names_in, unread
 from fedprune.scores.catalog import scores_of
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.pretrained import from_files
 from fedprune.tasks.task import Task
 
 
@@ -96,7 +97,8 @@ def _known_encoding(name: str | None) -> bool:
 
 def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     """What is sent, and what clients keep back of it."""
-    scratch = (not task.paths or c.model in SMALL_MODELS) and c.adapters == "none"
+    files = task.paths and from_files(c.model, task.models)
+    scratch = not files and c.adapters == "none"
     no_base = "its weights come from no file" if scratch else "secure sums send all weights"
     keeps, whole = c.error_feedback, c.error_feedback and (c.uplink or c.wire) not in BITS
     kept, never = "residuals of --error-feedback", "never, or no --error-feedback"

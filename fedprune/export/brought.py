@@ -20,6 +20,7 @@ from fedprune.tasks.loading import saved_type
 from fedprune.tasks.pretrained import gives_back, place_of
 
 GENERATION = "generation_config.json"
+PREPROCESSING = "preprocessor_config.json"
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -120,9 +121,10 @@ def give_back(config: RunConfig, folder: Path, tokenizer: Any, settings: Any) ->
     if (folder / "config.json").is_file():
         _as_before(before, folder / "config.json")
     (folder / GENERATION).unlink(missing_ok=True)
-    generation = _file(config.model, GENERATION)
-    if generation is not None:
-        shutil.copyfile(generation, folder / GENERATION)
+    for name in (GENERATION, PREPROCESSING):
+        beside = _file(config.model, name)
+        if beside is not None:
+            shutil.copyfile(beside, folder / name)
 
 
 def _has_padding(model: str) -> bool:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.pretrained import from_files
 from fedprune.tensors import Masks, Tensors, digest, laid_out_copies, masked, state_of
 
 
@@ -61,7 +61,8 @@ def has_base(config: RunConfig) -> bool:
 
     These are of no use but beside adapters, where they stay as they are.
     """
-    brings = tasks_of(config.plugin)[config.task].paths and config.model not in SMALL_MODELS
+    task = tasks_of(config.plugin)[config.task]
+    brings = task.paths and from_files(config.model, task.models)
     stays = brings or config.adapters != "none"
     return bool(stays and config.secure == "none" and config.base != "sent")
 

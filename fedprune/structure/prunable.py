@@ -162,4 +162,8 @@ def _kind(owner: nn.Module, name: str, p: Tensor) -> str:
         return "frozen layers"
     if is_layer(owner) or is_parametrized(owner) or ".parametrizations." in name:
         return "parametrised layers"
-    return "stacks of matrices (experts and the like)" if p.dim() > 2 else "other matrices"
+    # A class token or a table of positions of ViT has a dimension for the batch.
+    sizes = [size for size in p.shape if size > 1]
+    if len(sizes) < 2:
+        return "biases, norms and other vectors"
+    return "stacks of matrices (experts and the like)" if len(sizes) > 2 else "other matrices"

@@ -17,10 +17,12 @@ from fedprune.tasks.images import IMAGE_DEFAULTS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
 from fedprune.tasks.owners import Population, owned
+from fedprune.tasks.pictures import channels_read, head_of_pictures, normalised, picture_model
 from fedprune.tasks.splits import FEWEST_ROWS, cut_later
 from fedprune.tasks.tables import cached_by_config
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import check_claim
+from fedprune.tasks.zoo import families_for
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -108,7 +110,7 @@ def pixels(path: str, side: int, *, grey: bool) -> Tensor:
 def _images(config: Data) -> tuple[list[Place], Tensor]:
     found = _found(config)
     stamp = tuple((path, Path(path).stat().st_mtime_ns) for _, _, path in found)
-    return found, _read(stamp, side_of(config), config.model in GREY)
+    return found, _read(stamp, side_of(config), channels_of(config) == 1)
 
 
 @functools.lru_cache(maxsize=2)
@@ -133,6 +135,13 @@ def _population(config: Data) -> Population:
     return owned(config, owners, [1] * len(owners), FEWEST_ROWS)[1]
 
 
+def channels_of(config: Data) -> int:
+    """1 for grey images, 3 for images in colour."""
+    if config.model in MODELS:
+        return 1 if config.model in GREY else 3
+    return channels_read(config.model, config.task)
+
+
 def side_of(config: Data) -> int:
     """Pixels that an image is high and wide."""
     return config.length or SIDE
@@ -154,27 +163,38 @@ def _shards(config: Data) -> Sequence[Shard]:
             "allowed: a name for every class in the data"
         )
     labels = torch.tensor([index[kind] for kind in kinds])
+    if config.model not in MODELS:
+        values = normalised(values.float() / 255, config.model)
     dealt = shares(config, {"client": owners, "label": labels.tolist()}, _SPLITS)
     return cut_later({"images": values, "labels": labels}, dealt, config)
 
 
 def model(config: Data) -> nn.Module:
     """A small net for images of the side and the colours that the configuration names."""
-    side, classes = side_of(config), len(_names_of_classes(config))
-    inputs = 1 if config.model in GREY else 3
+    side, names = side_of(config), _names_of_classes(config)
+    inputs, classes = channels_of(config), len(names)
+    if config.model not in NETS:
+        return picture_model(config, side, inputs, classes, names)
     if config.model.startswith("mlp"):
         return Perceptron(side, (128, 64), classes, inputs)
     return ConvNet(side, (16, 32), 64, classes, inputs)
 
 
 def _blank(config: Data) -> Part:
-    inputs = 1 if config.model in GREY else 3
+    inputs = channels_of(config)
     images = torch.zeros(1, inputs, side_of(config), side_of(config))
     return {"images": images, "labels": torch.zeros(1, dtype=torch.long)}
 
 
 _SPLITS = {"iid": "", "natural": "client", "dirichlet": "label", "shards": "label"}
-GREY = ("cnn-grey", "mlp-grey")
+GREY = ("cnn-grey", "mlp-grey", "vit-grey")
+NETS = {
+    "cnn": "two convolutions with BatchNorm, two linear layers; in colour",
+    "mlp": "three linear layers, no BatchNorm; in colour",
+    "cnn-grey": "as cnn, of grey images",
+    "mlp-grey": "as mlp, of grey images",
+}
+MODELS = {**NETS, **families_for("image", "vit")}
 
 IMAGE_FOLDER = Task(
     summary="classes of images, from folders in --data",
@@ -183,13 +203,9 @@ IMAGE_FOLDER = Task(
     model=model,
     loss=classification_loss,
     shards=_shards,
-    output=("head",),
-    models={
-        "cnn": "two convolutions with BatchNorm, two linear layers; in colour",
-        "mlp": "three linear layers, no BatchNorm; in colour",
-        "cnn-grey": "as cnn, of grey images",
-        "mlp-grey": "as mlp, of grey images",
-    },
+    output=head_of_pictures,
+    models=MODELS,
+    paths=True,
     classes=lambda config: len(_names_of_classes(config)),
     class_names=_names_of_classes,
     dummy=_blank,

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.losses import classification_loss, f1_names
 from fedprune.tasks.networks import ConvNet, Perceptron
+from fedprune.tasks.pictures import head_of_pictures, picture_model
 from fedprune.tasks.splits import FEWEST_ROWS, cut_later, cut_rows, in_unit, partition
 from fedprune.tasks.task import Part, Shard, Task
 from fedprune.tasks.unpacked import arrays_in, gunzipped
@@ -134,6 +136,8 @@ def local_images(folder: Path, config: Data) -> Shard:
 
 def digits_model(config: Data) -> nn.Module:
     """A small net for 8 x 8 images."""
+    if config.model in SMALL_MODELS:
+        return picture_model(config, 8, 1, _CLASSES, DIGIT_NAMES)
     if config.model == "mlp":
         return Perceptron(side=8, hidden=(128, 64), classes=_CLASSES)
     return ConvNet(side=8, channels=(16, 32), hidden=64, classes=_CLASSES)
@@ -141,6 +145,8 @@ def digits_model(config: Data) -> nn.Module:
 
 def fashion_model(config: Data) -> nn.Module:
     """A small net for 28 x 28 images."""
+    if config.model in SMALL_MODELS:
+        return picture_model(config, 28, 1, _CLASSES, FASHION_NAMES)
     if config.model == "mlp":
         return Perceptron(side=28, hidden=(128, 64), classes=_CLASSES)
     return ConvNet(side=28, channels=(8, 16), hidden=64, classes=_CLASSES)
@@ -155,6 +161,7 @@ _CLASSES = 10
 _MODELS = {
     "cnn": "two convolutions with BatchNorm, two linear layers",
     "mlp": "three linear layers, no BatchNorm",
+    "vit": SMALL_MODELS["vit"].summary,
 }
 
 
@@ -174,7 +181,7 @@ DIGITS = Task(
     model=digits_model,
     loss=classification_loss,
     shards=digits,
-    output=("head",),
+    output=head_of_pictures,
     models=_MODELS,
     classes=lambda _: _CLASSES,
     class_names=DIGIT_NAMES,
@@ -192,7 +199,7 @@ FASHION_MNIST = Task(
     model=fashion_model,
     loss=classification_loss,
     shards=fashion_mnist,
-    output=("head",),
+    output=head_of_pictures,
     models=_MODELS,
     classes=lambda _: _CLASSES,
     class_names=FASHION_NAMES,

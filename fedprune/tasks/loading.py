@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
 
-CLASSIFYING = ("classify", "tag")
+CLASSIFYING = ("classify", "tag", "image")
 """Purposes whose head has an output a class."""
 
 
@@ -69,10 +69,33 @@ def loaded(config: Data, need: Need) -> nn.Module:
     """
     model: nn.Module = _fetched(config, need)
     settings: Any = model.config
-    settings.use_cache = False
     notes = (*getattr(model, NOTES, ()), *note_of(place_of(config.model)))
     if notes:
         setattr(model, NOTES, notes)
+    if need.purpose == "image":
+        _check_side(settings, config.model, need)
+    else:
+        settings.use_cache = False
+        _check_texts(model, config, need)
+    _named(settings, need)
+    return model
+
+
+def _check_side(settings: Any, name: str, need: Need) -> None:
+    """Refuse images of a size that a model of transformers does not read.
+
+    Raises:
+        ValueError: with the size that it reads.
+    """
+    side = getattr(settings, "image_size", None)  # convolutions alone have none
+    sides = set(side) if isinstance(side, list | tuple) else {side or need.length}
+    if sides != {need.length}:
+        reads = " x ".join(map(str, side if isinstance(side, list | tuple) else (side, side)))
+        refuse("length", need.length, f"{name} reads images of {reads} pixels", str(min(sides)))
+
+
+def _check_texts(model: nn.Module, config: Data, need: Need) -> None:
+    """Refuse a tokenizer or a length that the model cannot have; a classifier learns its padding."""
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if need.vocabulary > known:
         raise ValueError(
@@ -82,8 +105,6 @@ def loaded(config: Data, need: Need) -> nn.Module:
     check_length(model, config.model, need.length)
     if need.purpose in CLASSIFYING and _first_position(model) == 0:
         _pad_with(model, need.pad)
-    _named(settings, need)
-    return model
 
 
 def check_length(model: nn.Module, name: str, length: int) -> None:
@@ -207,6 +228,7 @@ def _auto(purpose: str) -> Any:
         "seq2seq": transformers.AutoModelForSeq2SeqLM,
         "classify": transformers.AutoModelForSequenceClassification,
         "tag": transformers.AutoModelForTokenClassification,
+        "image": transformers.AutoModelForImageClassification,
     }[purpose]
 
 

@@ -56,8 +56,12 @@ def _class_counts(guess: Tensor, labels: Tensor, classes: int) -> dict[str, floa
 
 
 def classification_loss(model: nn.Module, batch: Part) -> Loss:
-    """Cross-entropy of ``model(images) -> (B, classes)`` against ``labels`` (B,)."""
-    return class_loss(model(batch["images"]), batch["labels"])
+    """Cross-entropy of ``model(images) -> (B, classes)`` against ``labels`` (B,).
+
+    A model of transformers gives them back as ``logits``.
+    """
+    output = model(batch["images"])
+    return class_loss(getattr(output, "logits", output), batch["labels"])
 
 
 def next_token_loss(model: nn.Module, batch: Part) -> Loss:

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -22,6 +23,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import os_errors
+from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.claims import (
     LONGEST_TOKENIZER,
     MOST_LAYERS,
@@ -102,6 +104,16 @@ def place_of(model: str) -> str:
 def is_gguf(model: str) -> bool:
     """Whether a name is that of a GGUF file that is there."""
     return model.endswith(".gguf") and Path(model).is_file()
+
+
+def from_files(model: str, named: Iterable[str]) -> bool:
+    """Whether a model's weights come from files, not from a start by chance.
+
+    Args:
+        model: its name in the configuration.
+        named: what the task calls its models.
+    """
+    return model in PACKAGED or not (model in SMALL_MODELS or model in named)
 
 
 def gives_back(model: str) -> bool:

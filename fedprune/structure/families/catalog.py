@@ -13,12 +13,13 @@ from fedprune.structure.families.opt import OPT
 from fedprune.structure.families.phi3 import PHI3
 from fedprune.structure.families.qwen import QWEN2, QWEN3
 from fedprune.structure.families.t5 import T5
+from fedprune.structure.families.vit import VIT
 
 FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GPT2, OPT, GPT_NEOX),
-        *(BERT, ROBERTA, DISTILBERT, ELECTRA, T5),
+        *(BERT, ROBERTA, DISTILBERT, ELECTRA, T5, VIT),
     )
 }
 """By `model_type`, the name in a config of transformers. A new family is a value and its name here.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PURPOSES = ("causal", "masked", "seq2seq", "classify", "tag")
+PURPOSES = ("causal", "masked", "seq2seq", "classify", "tag", "image")
 """What a model is for: its head of output, and the AutoModelFor... that loads it."""
 
 HEAD = 16
@@ -21,14 +21,15 @@ class Need:
 
     Attributes:
         purpose: a name in `PURPOSES`.
-        vocabulary: how many symbols there are.
-        length: the longest sequence.
+        vocabulary: how many symbols there are; 0 for "image".
+        length: the longest sequence; of images the pixels of a side.
         pad: id of the padding.
         end: id that ends a written text, for "seq2seq".
-        classes: how many, for "classify" and "tag".
+        classes: how many, for "classify", "tag" and "image".
         names: what they are called, in their order.
         depth: blocks of a stack; T5 has two stacks of so many.
         width: of the hidden states; a multiple of `HEAD`, one attention head for each.
+        channels: of images.
     """
 
     purpose: str
@@ -40,6 +41,7 @@ class Need:
     names: tuple[str, ...] = ()
     depth: int = 2
     width: int = 64
+    channels: int = 3
 
     @property
     def heads(self) -> int:
