@@ -32,9 +32,13 @@ FACTS: dict[str, tuple[int, int, int, int, int, int]] = {
     "gpt-neox": (3, 4, 2, 2, 10, 2),
     "distilbert": (3, 4, 2, 2, 10, 2),
     "electra": (3, 4, 2, 2, 10, 2),
+    "vit": (3, 4, 2, 2, 10, 2),
+    "gemma2": (3, 4, 2, 2, 10, 2),
+    "gemma3": (2, 4, 2, 2, 10, 2),
+    "modernbert": (3, 4, 2, 2, 10, 2),
 }
 # Queries that share a key and a value: units are their groups.
-QUERIES = {"llama-gqa": 3, "mistral": 2, "qwen3": 2, "phi3": 2}
+QUERIES = {"llama-gqa": 3, "mistral": 2, "qwen3": 2, "phi3": 2, "gemma3": 2}
 # Numbers that go with a whole attention and with a whole feed-forward: norms before and in it.
 NORMS = {
     "bert": (0, 0),
@@ -42,6 +46,9 @@ NORMS = {
     "distilbert": (0, 0),
     "electra": (0, 0),
     "opt-post": (0, 0),
+    "gemma2": (24, 24),
+    "gemma3": (32, 24),
+    "vit": (24, 24),
     "opt": (24, 24),
     "gpt-neox": (24, 24),
     "gpt2": (24, 24),
@@ -54,7 +61,13 @@ OUTPUT = {
     "roberta": "lm_head.decoder",
     "distilbert": "vocab_projector",
     "electra": "generator_lm_head",
+    "modernbert": "decoder",
+    "vit": "classifier",
 }
+
+
+TEXTS = [name for name in FACTS if name not in ("gpt2-cross", "vit")]
+"""Those that read nothing but texts."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,10 @@ class Family:
 
 
 def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
-    """Two texts for a model of the family."""
+    """Two texts, or images, for a model of the family."""
+    if name == "vit":
+        pixels = torch.linspace(-1, 1, 2 * 36).reshape(2, 1, 6, 6)
+        return {"pixel_values": pixels.sin().to(model.dtype)}
     ids = torch.arange(14).reshape(2, 7) % SYMBOLS
     given: dict[str, Tensor] = {"input_ids": ids}
     if name.startswith("t5"):
@@ -130,6 +146,16 @@ def _built(name: str) -> nn.Module:
         "num_attention_heads": heads * QUERIES.get(name, 1), "num_key_value_heads": heads,
     }  # fmt: skip
     plain = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    ids = {"cls_token_id": None, "sep_token_id": None, "global_attn_every_n_layers": 2}
+    gemma = {
+        "query_pre_attn_scalar": 4, "sliding_window": 3, **plain,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    vit = {
+        "hidden_size": 12, "num_hidden_layers": 2, "intermediate_size": 10,
+        "num_attention_heads": heads, "image_size": 6, "patch_size": 3, "num_channels": 1,
+        "num_labels": 5,
+    }  # fmt: skip
     opt = {
         "vocab_size": SYMBOLS, "hidden_size": 12, "num_hidden_layers": 2, "ffn_dim": 10,
         "num_attention_heads": heads, "max_position_embeddings": 16, "word_embed_proj_dim": 12,
@@ -162,6 +188,12 @@ def _built(name: str) -> nn.Module:
         "gpt-neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**bert, use_cache=False)),
         "distilbert": lambda: t.DistilBertForMaskedLM(t.DistilBertConfig(**distilbert)),
         "electra": lambda: t.ElectraForMaskedLM(t.ElectraConfig(**bert, embedding_size=8)),
+        "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**vit)),
+        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**llama, **gemma)),
+        "gemma3": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**llama, **gemma)),
+        "modernbert": lambda: t.ModernBertForMaskedLM(
+            t.ModernBertConfig(**bert, **ids, **plain | {"pad_token_id": 0}, local_attention=4)
+        ),
         "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**llama, **plain)),
     }
     return made[name]()

@@ -90,4 +90,5 @@ def _without_cache(model: nn.Module, stack: str) -> None:
         return  # an encoder has no cache, and what is above it is the decoder's
     written = [m.generation_config for m in above if getattr(m, "generation_config", None)]
     for config in (*configs, *written):
-        config.use_cache = False
+        if hasattr(config, "use_cache"):  # an encoder of today has no word for it
+            config.use_cache = False

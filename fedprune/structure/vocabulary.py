@@ -1,8 +1,9 @@
 """Tokens that nobody uses leave the vocabulary: rows of the embeddings and of the head of output.
 
 Ids stay those of the tokenizer. A table maps them to the rows that are left, and logits come in
-the size of the whole vocabulary, at the least value of their type where a token is gone: losses,
-labels and generation need not know (vocabulary pruning as in TextPruner, Yang et al. 2022, arXiv
+the size of the whole vocabulary, at the least value of their type where a token is gone (of a model
+that caps its logits, as Gemma 2 does, at the least that the cap lets through): losses, labels and
+generation need not know (vocabulary pruning as in TextPruner, Yang et al. 2022, arXiv
 2203.15996, section 3.2, which makes new ids instead).
 """
 

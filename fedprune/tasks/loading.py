@@ -95,7 +95,7 @@ def _check_side(settings: Any, name: str, need: Need) -> None:
 
 
 def _check_texts(model: nn.Module, config: Data, need: Need) -> None:
-    """Refuse a tokenizer or a length that the model cannot have; a classifier learns its padding."""
+    """Refuse a tokenizer or a length that the model cannot have; tell a classifier its padding."""
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if need.vocabulary > known:
         raise ValueError(

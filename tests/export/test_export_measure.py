@@ -16,7 +16,7 @@ from fedprune.export.measure import (
     zeros_as_masks,
 )
 from fedprune.protocol.models import dense_model
-from tests.families import FACTS, QUERIES, family
+from tests.families import FACTS, QUERIES, TEXTS, family
 from tests.runs import tiny
 
 
@@ -53,7 +53,7 @@ def by_hand(name: str, tokens: int) -> int:
     return total + attentions * heads * 2 * 2 * (2 * tokens * tokens * size)
 
 
-@pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
+@pytest.mark.parametrize("name", TEXTS)
 def test_operations_are_those_of_the_layers_and_of_attention(name):
     ids = torch.arange(14).reshape(2, 7) % 19
     kwargs = {"input_ids": ids} | ({"decoder_input_ids": ids} if name.startswith("t5") else {})

@@ -31,8 +31,9 @@ def without(name: str, block: str) -> tuple[Edit, ...]:
     return tuple(Edit(g.kind, g.path) for g in inside)
 
 
-LIKE_LLAMA = ["llama", "llama-gqa", "mistral", "qwen2", "qwen3", "phi3"]
-NEURONS = ["bert", "roberta", "gpt2", "t5", "t5-gated", *LIKE_LLAMA]
+LIKE_LLAMA = ["llama", "llama-gqa", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"]
+ENCODERS = ["bert", "roberta", "electra", "distilbert", "modernbert", "vit"]
+NEURONS = [*ENCODERS, "opt", "gpt-neox", "gpt2", "t5", "t5-gated", *LIKE_LLAMA]
 HEADS = {"t5": (0, 2), "t5-gated": (1, 2), **dict.fromkeys(LIKE_LLAMA, (1,))}
 BLOCKS = {
     "llama": ["model.layers.0", "model.layers.1"],

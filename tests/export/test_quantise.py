@@ -18,7 +18,7 @@ from fedprune.export.quantise import (
 )
 from fedprune.structure.edits import Edit
 from fedprune.structure.low_rank_layers import factor_layer
-from tests.families import FACTS, OUTPUT, family, forward
+from tests.families import OUTPUT, TEXTS, family, forward
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,7 +85,7 @@ def quantised(name: str, kind: str, **more):
 
 
 @pytest.mark.parametrize("kind", PRECISIONS)
-@pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
+@pytest.mark.parametrize("name", TEXTS)
 def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name, kind):
     before, model, paths = quantised(name, kind, group=4)
     layout = family(name).layout
@@ -97,7 +97,7 @@ def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name, kind):
         assert not values[weight][turned == 0].any(), weight
     said, meant = forward(name, model), forward(name, before)
     off = (said - meant).norm() / meant.norm()
-    assert off < (0.5 if kind == "int4" else 0.05)
+    assert off < (0.5 if kind == "int4" else 0.1)
     assert size_of(model).parameters == size_of(before).parameters
     assert size_of(model).bytes_held < size_of(before).bytes_held
 

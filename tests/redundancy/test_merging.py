@@ -94,8 +94,8 @@ def test_representatives(rows, within, expected):
     assert representatives(torch.tensor(rows).double(), within) == expected
 
 
-ROTARY = ["llama", "llama-gqa", "qwen3", "phi3", "gpt-neox"]
-HEADS = ["bert", "roberta", "distilbert", "opt", "gpt2", "gpt2-cross", *ROTARY]
+ROTARY = ["llama", "llama-gqa", "qwen3", "phi3", "gpt-neox", "modernbert"]
+HEADS = ["bert", "roberta", "distilbert", "opt", "vit", "gpt2", "gpt2-cross", *ROTARY]
 
 
 def alike(weights: Tensors, layout, group, name: str) -> None:

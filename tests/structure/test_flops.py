@@ -1,6 +1,6 @@
 import pytest
 import torch
-from families import FACTS, Family, family
+from families import TEXTS, Family, family
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,7 +41,7 @@ def counted(model: nn.Module, layout: Layout, batch: Part, loss: object) -> floa
     return float(sum(sum(by_module[f"{root}.{path}"].values()) for path in layers))
 
 
-@pytest.mark.parametrize("name", [n for n in FACTS if n != "gpt2-cross"])
+@pytest.mark.parametrize("name", TEXTS)
 def test_transformers_as_torch_counts_them(name):
     f: Family = family(name)
     dummy = {"inputs": torch.ones(1, TOKENS, dtype=torch.long)}

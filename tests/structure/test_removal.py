@@ -40,6 +40,7 @@ def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name, purpose):
         "seq2seq": t.AutoModelForSeq2SeqLM,
         "classify": t.AutoModelForSequenceClassification,
         "tag": t.AutoModelForTokenClassification,
+        "image": t.AutoModelForImageClassification,
     }[purpose]
     config = SMALL_MODELS[name].config(Need(purpose, vocabulary=11, length=8, end=1, classes=3))
     config.num_labels = 3
@@ -51,6 +52,8 @@ def test_every_family_of_the_tasks_is_cut_whatever_it_is_for(name, purpose):
     masks = masks_of(layout, gone)
     silent = masked_model(model, masks)
     given = {"input_ids": IDS, "attention_mask": SEEN}
+    if purpose == "image":
+        given = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 64).sin().double().view(2, 3, 8, 8)}
     if purpose == "seq2seq":
         given["decoder_input_ids"] = IDS.flip(1)
     with torch.no_grad():

@@ -30,7 +30,8 @@ def cut(f: Family, case: str) -> tuple[Masks, Edits]:
 
 def attending(model: nn.Module, way: str) -> nn.Module:
     model = copy.deepcopy(model)
-    model.set_attn_implementation(way)
+    if way == "eager" or model._supports_sdpa:  # Gemma 2 caps what is written out alone
+        model.set_attn_implementation(way)
     return model
 
 
@@ -84,7 +85,9 @@ def test_a_training_step_on_the_cut_model_is_one_on_the_masked_model(name):
         opt.step()
     want = there.restrict(masked(state_of(silent), masks))
     got = state_of(small)
-    assert all(torch.allclose(got[n], want[n], rtol=0, atol=1e-12) for n in want)
+    # Gemma's norms sum their gradients in float32, over the heads that are there.
+    close = 1e-8 if name == "gemma3" else 1e-12
+    assert all(torch.allclose(got[n], want[n], rtol=0, atol=close) for n in want)
     before = there.restrict(state_of(f.model))
     assert sum(not torch.allclose(got[n], before[n]) for n in want) > len(want) / 2
 
@@ -104,6 +107,8 @@ def lost(f: Family, case: str, masks: Masks) -> int:
         count += sum(biases(f, p.tensor) * out // units for p in group.parts if p.axis == "row")
         if out == units:
             count += NORMS.get(f.name, RMS)[group.kind == "neuron"]
+            # ModernBERT's first attention reads what the norm of its embeddings says.
+            count -= 12 if group.path == "model.layers.0.attn" else 0
     if f.name.startswith("t5") and case in {"all attentions", "everything"}:
         count += 2 * 32 * 3
     return count
@@ -136,8 +141,10 @@ def test_operations_fall_by_what_was_counted(name, case):
     expected = 2 * (flops(full_masks(masks, masks), positions) - kept)
     for (kind, path), units in CASES[case](f.layout).items():
         if kind == "head":  # two products of 7 queries with 7 keys (or 5) in each of two texts
-            keys = 5 if "crossattention" in path else 7
-            expected += len(units) * QUERIES.get(name, 1) * 2 * 2 * 2 * 7 * keys * FACTS[name][1]
+            tokens = 5 if name == "vit" else 7
+            keys = 5 if "crossattention" in path else tokens
+            each = 2 * 2 * 2 * tokens * keys * FACTS[name][1]
+            expected += len(units) * QUERIES.get(name, 1) * each
     assert operations(name, model) - operations(name, small) == expected > 0
     left = replace(f.layout, prunable=tuple(n for n in masks if n in state_of(small)))
     seen = positions_of(small, left, {"labels": torch.zeros(2)}, lambda m, _: run(name, m))
@@ -298,6 +305,8 @@ ADAPTED = {
     "gpt-neox": ["query_key_value", "dense_h_to_4h"],
     "distilbert": ["q_lin", "v_lin", "lin1"],
     "electra": ["query", "value", "intermediate.dense"],
+    "vit": ["q_proj", "v_proj", "fc1"],
+    "modernbert": ["Wqkv", "Wi"],
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj"],
 }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FACTS, SYMBOLS, family
+from families import SYMBOLS, TEXTS, family
 from torch import Tensor, nn
 
 from fedprune.structure.cuts import places
@@ -14,7 +14,6 @@ from fedprune.structure.tables import embedding_path
 from fedprune.structure.vocabulary import cut_vocabulary, translated, used
 from fedprune.tensors import state_of
 
-NAMES = [name for name in FACTS if name != "gpt2-cross"]
 KEPT = (0, 1, 3, 4, 7, 8, 12, 15)
 
 
@@ -37,13 +36,14 @@ def cut(name: str) -> tuple[nn.Module, nn.Module]:
     return dense, reshaped(copy.deepcopy(dense), [edit_for(dense)])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_texts_of_kept_tokens_have_the_same_logits_and_gone_tokens_the_least(name):
     dense, small = cut(name)
     with torch.no_grad():
         want, got = logits(name, dense, texts()), logits(name, small, texts())
     gone = [i for i in range(SYMBOLS) if i not in KEPT]
-    want[..., gone] = torch.finfo(want.dtype).min
+    # Gemma 2 caps what comes of it at 30, either way.
+    want[..., gone] = -30.0 if name == "gemma2" else torch.finfo(want.dtype).min
     assert got.shape == want.shape
     assert (got[..., KEPT] - want[..., KEPT]).abs().max() <= 1e-9
     assert torch.equal(got[..., gone], want[..., gone])
@@ -51,7 +51,7 @@ def test_texts_of_kept_tokens_have_the_same_logits_and_gone_tokens_the_least(nam
     assert (single - want[..., KEPT]).abs().max() <= 1e-5 * want[..., KEPT].abs().max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_only_rows_of_the_vocabulary_go_and_ties_stay(name):
     dense, small = cut(name)
     before, after = dict(dense.named_parameters()), dict(small.named_parameters())
@@ -77,7 +77,7 @@ def test_only_rows_of_the_vocabulary_go_and_ties_stay(name):
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_a_step_of_training_is_the_same_on_what_stays(name):
     dense, small = cut(name)
     for model in (dense, small):
@@ -96,7 +96,7 @@ def test_a_step_of_training_is_the_same_on_what_stays(name):
     assert moved > 5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_cutting_heads_and_tokens_goes_together_and_a_cut_model_is_an_ordinary_one(name):
     # A model of its own: transformers leaves hooks that nobody can pickle in one that another test
     # has asked for its hidden states.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from fedprune.structure.families.bert import BERT, ELECTRA, ROBERTA
 from fedprune.structure.families.distilbert import DISTILBERT
 from fedprune.structure.families.family import Family, SmallModel, SubLayer
+from fedprune.structure.families.gemma import GEMMA2, GEMMA3
 from fedprune.structure.families.gpt2 import GPT2
 from fedprune.structure.families.gpt_neox import GPT_NEOX
 from fedprune.structure.families.llama import LLAMA
 from fedprune.structure.families.mistral import MISTRAL
+from fedprune.structure.families.modernbert import MODERNBERT
 from fedprune.structure.families.opt import OPT
 from fedprune.structure.families.phi3 import PHI3
 from fedprune.structure.families.qwen import QWEN2, QWEN3
@@ -18,8 +20,8 @@ from fedprune.structure.families.vit import VIT
 FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
-        *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GPT2, OPT, GPT_NEOX),
-        *(BERT, ROBERTA, DISTILBERT, ELECTRA, T5, VIT),
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, GPT2, OPT, GPT_NEOX),
+        *(BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT, T5, VIT),
     )
 }
 """By `model_type`, the name in a config of transformers. A new family is a value and its name here.
