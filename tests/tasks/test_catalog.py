@@ -164,7 +164,7 @@ def test_a_task_says_what_it_offers(name):
     assert task.models
     assert set(task.splits) >= {"iid"}
     assert task.defaults.get("split", "iid") in task.splits
-    assert task.paths == (name not in ("digits", "fashion-mnist", "image-classification"))
+    assert task.paths == (name not in ("digits", "fashion-mnist"))
     assert (task.test_sums is None) == (not task.test_sum_names)
     assert set(task.columns) <= {"text", "label", "target", "client"}
     assert not task.columns or task.folder

@@ -10,6 +10,7 @@ from fedprune.config import configure
 from fedprune.tasks import imagefolder
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.imagefolder import image_places, pixels
+from fedprune.tasks.task import output_of
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -94,3 +95,29 @@ def test_what_is_no_folder_of_images_is_named(folder, asked):
     bad.write_bytes(b"no image")
     with pytest.raises(ValueError, match=re.escape(str(bad))):
         imagefolder._shards(asked("image-classification", data=str(folder / "flat"), length=8))
+
+
+def test_a_classifier_of_a_folder_sees_what_it_was_trained_on(folder, tmp_path):
+    import json
+
+    import transformers as t
+
+    settings = t.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=8, patch_size=4, num_channels=1, num_labels=2,
+    )  # fmt: skip
+    vit, saved_at = t.ViTForImageClassification(settings), tmp_path / "vit"
+    vit.save_pretrained(saved_at)
+    said = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.25], "image_std": [0.5]}
+    (saved_at / "preprocessor_config.json").write_text(json.dumps(said))
+    keys = {"task": "image-classification", "data": str(folder / "own"), "clients": 3}
+    task = TASKS["image-classification"]
+    asked = configure({**keys, "model": str(saved_at), "length": 8})
+    plain = configure({**keys, "model": "vit-grey", "length": 8})
+    images, as_they_are = (task.shards(c)[0].train["images"] for c in (asked, plain))
+    assert torch.allclose(images, (as_they_are - 0.25) / 0.5)
+    model = task.model(asked).eval()
+    assert torch.allclose(model(images).logits, vit.eval()(images).logits)
+    assert output_of(task, model) == ("classifier",)
+    with pytest.raises(ValueError, match="reads images of 8 x 8 pixels; allowed: 8"):
+        task.model(configure({**keys, "model": str(saved_at), "length": 16}))
