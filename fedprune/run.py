@@ -140,7 +140,7 @@ def _federated(
     began, port = time.perf_counter(), _rehearsed(config, port, folder)
     before = previous_run(config.init, config.plugin) if config.init else None
     fresh, blank = opening_of(config, weights, before, port.model)
-    book = open_book(config, folder, replace(going, data=port.data), watch)
+    book = open_book(config, folder, replace(going, data=port.data, held=fresh.weights), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)
     shelf = Stored(None if folder is None else folder / RELEASED_NAME)

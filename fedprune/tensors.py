@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -29,6 +29,105 @@ NOTES = "notes_of_loading"
 
 CONSTANTS = "constant_buffers"
 """Attribute of a model: the names of its float buffers that training does not move."""
+
+
+STREAM = "stream_of_blocks"
+"""Attribute of a model whose tensors are read when they are needed: what reads them, with
+`tensors`, those that are read, and `read`, which takes others instead."""
+
+
+class LazyTensors(dict[str, Tensor]):
+    """Named tensors that are made whenever one is asked for, and kept by nobody.
+
+    What the dictionary itself holds are tensors on PyTorch's meta device: shapes and types.
+
+    Attributes:
+        origin: what the values are of, but for those `changed` and those that masks removed.
+        changed: names.
+    """
+
+    def __init__(
+        self,
+        like: Mapping[str, Tensor],
+        make: Callable[[str], Tensor],
+        origin: object = None,
+        changed: frozenset[str] = frozenset(),
+    ) -> None:
+        metas = {n: torch.empty_like(t, device="meta") for n, t in bare_of(like).items()}
+        super().__init__(metas)
+        self._make, self.origin, self.changed = make, origin, changed
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor, made."""
+        super().__getitem__(name)  # KeyError, as of any dictionary
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names; without a method of its own for this, a copy would be of what is held."""
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor, made; or the default."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def items(self) -> Any:
+        """Pairs, one made after the other."""
+        return ((name, self[name]) for name in self)
+
+    def values(self) -> Any:
+        """Tensors, one made after the other."""
+        return (self[name] for name in self)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes, without making anything."""
+        return {name: t.shape for name, t in super().items()}
+
+    def some(self, names: Iterable[str]) -> LazyTensors:
+        """Those of these names."""
+        held = {name: super(LazyTensors, self).__getitem__(name) for name in names}
+        return LazyTensors(held, self._make, self.origin, self.changed)
+
+    def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
+        """The same, exactly 0.0 where a mask is False."""
+
+        def made(name: str) -> Tensor:
+            t = self[name]
+            mask = masks.get(name)
+            return t if mask is None or all_true(mask) else t.masked_fill(~mask, 0.0)
+
+        return LazyTensors(self, made, self.origin, self.changed)
+
+    def joined(self, others: Mapping[str, Tensor]) -> LazyTensors:
+        """The same with others in place of those of their names, or beside them."""
+
+        def made(name: str) -> Tensor:
+            return others[name] if name in others else self[name]
+
+        changed = self.changed | frozenset(others)
+        return LazyTensors({**bare_of(self), **bare_of(others)}, made, self.origin, changed)
+
+
+def bare_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Named tensors that say shapes and types, without making any."""
+    if not isinstance(tensors, LazyTensors):
+        return tensors
+    return dict(zip(tensors, dict.values(tensors), strict=True))
+
+
+def some_of(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:
+    """Those of these names."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.some(names)
+    return {name: tensors[name] for name in names}
+
+
+def joined_to(tensors: Tensors, others: Mapping[str, Tensor]) -> Tensors:
+    """The tensors with others in place of those of their names, or beside them."""
+    return tensors.joined(others) if isinstance(tensors, LazyTensors) else {**tensors, **others}
 
 
 @dataclass(frozen=True)
@@ -107,6 +206,9 @@ def state_of(model: nn.Module) -> Tensors:
     (LLaMA's rotary frequencies) or that are marked as constants (masks, tables of positions).
     """
     still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
+    if hasattr(model, STREAM):
+        lazy: Tensors = getattr(model, STREAM).tensors
+        return lazy
     found = found_in(model)
     state: Tensors = {n: p.detach() for n, p in found.parameters.items() if p.requires_grad}
     buffers = ((n, b) for n, b in found.buffers.items() if n in found.saved and n not in still)
@@ -141,12 +243,20 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
     """The same tensors on the CPU; those that are there already are not copied."""
+    if isinstance(tensors, LazyTensors):
+        return tensors
     return {name: t.detach().to("cpu") for name, t in tensors.items()}
 
 
 @torch.no_grad()
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy values into the model in place; ties and identity of its parameters stay."""
+    """Copy values into the model in place; ties and identity of its parameters stay.
+
+    A model that reads its tensors when they are needed reads these from now on.
+    """
+    if hasattr(model, STREAM):
+        getattr(model, STREAM).read(tensors)
+        return
     state = state_of(model)
     if state.keys() != tensors.keys():
         odd = sorted(state.keys() ^ tensors.keys())
@@ -177,6 +287,8 @@ def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensors:
     """Copies with exactly 0.0 where a mask is False, whatever stood there (NaN too)."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.under(masks)
     return {
         name: t.masked_fill(~masks[name], 0.0) if name in masks else t.clone()
         for name, t in tensors.items()
@@ -274,6 +386,8 @@ def _size(name: str, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tenso
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Name to shape, in the same order."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.shapes
     return {name: t.shape for name, t in tensors.items()}
 
 
@@ -284,6 +398,8 @@ def full_masks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Masks:
 
 def count_kept(masks: Mapping[str, Tensor]) -> int:
     """How many weights the masks keep."""
+    if hasattr(masks, "kept"):  # those that are kept packed know
+        return int(masks.kept)
     return sum(map(_true, masks.values()))
 
 
@@ -294,6 +410,8 @@ def all_true(mask: Tensor) -> bool:
 
 def cuts(masks: Mapping[str, Tensor]) -> bool:
     """Whether any of the masks removes something."""
+    if hasattr(masks, "kept"):
+        return bool(masks.kept < sum(s.numel() for s in shapes_of(masks).values()))
     return not all(map(all_true, masks.values()))
 
 
@@ -309,7 +427,7 @@ def _true(mask: Tensor) -> int:
 
 def count(tensors: Mapping[str, Tensor]) -> int:
     """How many values there are in all."""
-    return sum(t.numel() for t in tensors.values())
+    return sum(s.numel() for s in shapes_of(tensors).values())
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

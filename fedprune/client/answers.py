@@ -42,6 +42,7 @@ from fedprune.randomness import generator, seeded
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Watcher
 from fedprune.selection.units import unit_labels
+from fedprune.streaming.blocks import through
 from fedprune.tasks.measures import spread_sums
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, batches, extra_names
@@ -225,10 +226,15 @@ def _measured(part: Part, client: ClientContext) -> dict[str, float]:
     client.model.eval()
     names = ("loss", "correct", "count", *extra_names(task, client.config))
     totals = dict.fromkeys(names, 0.0)
-    for batch in client.moved(batches(part, client.config.score_batch)):
+
+    def measured(batch: Part) -> dict[str, float]:
         loss = task.loss(client.model, batch)
         sums = {"loss": loss.total.item(), "correct": loss.correct, "count": loss.count}
-        _add(totals, {**sums, **loss.extra})
+        return {**sums, **loss.extra}
+
+    parts = client.moved(batches(part, client.config.score_batch))
+    for sums in through(client.model, parts, measured):
+        _add(totals, sums)
     return totals
 
 

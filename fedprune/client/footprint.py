@@ -28,9 +28,10 @@ from fedprune.protocol.messages import Question
 from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import put_back
+from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, examples
-from fedprune.tensors import copied, full_masks, masked, state_of
+from fedprune.tensors import copied, full_masks, masked, on_cpu, state_of
 
 SUMS = 3
 """Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""
@@ -126,7 +127,7 @@ def _scored(host: Host, partition: int) -> tuple[float, int]:
     shard, most = host.shards[partition], host.config.score_batch
     parts = (shard.train, shard.validation, shard.test)
     few = Shard(*({name: t[:most] for name, t in part.items()} for part in parts))
-    trial = TrialClient(_client(host, partition, few, {}), copied(state_of(host.model)), {})
+    trial = TrialClient(_client(host, partition, few, {}), on_cpu(state_of(host.model)), {})
     began = time.perf_counter()
     try_score(trial)
     answer(trial.question("evaluate", part="validation"), trial.client)
@@ -135,7 +136,7 @@ def _scored(host: Host, partition: int) -> tuple[float, int]:
 
 def _client(host: Host, partition: int, shard: Shard, changes: Mapping[str, Any]) -> ClientContext:
     config = with_values(host.config, changes) if changes else host.config
-    model = copy.deepcopy(host.model)
+    model = host.model if is_streamed(host.model) else copy.deepcopy(host.model)
     where = (partition, shard, model, host.task, config, host.layout, host.device, model)
     return ClientContext(*where, train=host.train)
 

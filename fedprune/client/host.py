@@ -24,6 +24,7 @@ from fedprune.protocol.client_privacy import hides
 from fedprune.protocol.held_weights import BaseModel, base_of
 from fedprune.protocol.models import dense_model, layout_after, layout_for
 from fedprune.runtime.process import put_back, trim_memory
+from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
@@ -113,7 +114,7 @@ def _opened(config: RunConfig, shards: Mapping[int, Shard] | None) -> Host:
     elif not isinstance(shards, LazyShards):
         shards = checked(shards, config)
     model = dense_model(config) if everyone else _no_larger_than_memory(config)
-    cuda = torch.cuda.is_available() and config.gpus != 0
+    cuda = torch.cuda.is_available() and config.gpus != 0 and not is_streamed(model)
     device = torch.device("cuda" if cuda else "cpu")
     layout = layout_for(config, model)
     base = base_of(config, model)

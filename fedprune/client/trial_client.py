@@ -17,9 +17,11 @@ from fedprune.learning.options import trains
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.forms import LARGEST_NUMBER, form_of
 from fedprune.protocol.messages import Answer, Question
+from fedprune.streaming.blocks import is_streamed
+from fedprune.streaming.packed import masks_for
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part, Shard, Task
-from fedprune.tensors import Tensors, full_masks, on_cpu, state_of
+from fedprune.tensors import Tensors, on_cpu, state_of
 
 EXAMPLES_TRIED = 4
 """How many of a partition's examples are tried."""
@@ -44,7 +46,7 @@ class TrialClient:
 
     def question(self, kind: str, **what: Any) -> Question:
         """A question about the model as it is."""
-        masks = full_masks(self.weights, self.client.layout.prunable)
+        masks = masks_for(self.weights, self.client.layout.prunable)
         return Question(kind, 1, self.weights, masks, **what)
 
 
@@ -74,7 +76,7 @@ def trial_client(
     shard = shards[partition]
     n = FEW_TRIED if takes_long(layout) else EXAMPLES_TRIED
     few = Shard(*(_first(part, n) for part in (shard.train, shard.validation, shard.test)))
-    own = copy.deepcopy(model)
+    own = model if is_streamed(model) else copy.deepcopy(model)  # nobody writes to what is read
     device = next(own.parameters()).device
     where = (partition, few, own, task, _brief(config), layout, device, own)
     client = ClientContext(*where, train=train)

@@ -24,11 +24,13 @@ from fedprune.tensors import (
     Masks,
     Tensors,
     as_bytes,
+    bare_of,
     count_kept,
     gathered,
     kept_in,
     over_bytes,
     scattered,
+    shapes_of,
 )
 
 FILE_MAGIC = b"FEDPRUN1"
@@ -73,8 +75,9 @@ def coded_length(
     origin: Mapping[str, Any], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> int:
     """How many bytes `to_coded` gives: of the weights only shapes and types matter."""
-    sizes = {n: t.element_size() if t.dtype in HALVES else 4 for n, t in weights.items()}
-    values = sum(sizes[n] * kept_in(t, masks.get(n)) for n, t in weights.items())
+    bare = bare_of(weights)
+    sizes = {n: t.element_size() if t.dtype in HALVES else 4 for n, t in bare.items()}
+    values = sum(sizes[n] * kept_in(t, masks.get(n)) for n, t in bare.items())
     return sum(map(len, _beginning(origin, weights, masks))) + values + _DIGEST
 
 
@@ -86,9 +89,9 @@ def _beginning(
     head = {
         **origin,
         "mask_bytes": len(mask),
-        "shapes": {n: list(t.shape) for n, t in weights.items()},
+        "shapes": {n: list(s) for n, s in shapes_of(weights).items()},
     }
-    kinds = {n: HALVES[t.dtype] for n, t in weights.items() if t.dtype in HALVES}
+    kinds = {n: HALVES[t.dtype] for n, t in bare_of(weights).items() if t.dtype in HALVES}
     head |= {"types": kinds} if kinds else {}
     text = json.dumps(head, separators=(",", ":")).encode()
     return [FILE_MAGIC + len(text).to_bytes(4, "little") + text, mask]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from fedprune.codec.bounded import most_weights, numbers_in, unzipped
 from fedprune.runtime.json_text import MOST_TENSORS
-from fedprune.tensors import Masks
+from fedprune.streaming.packed import PackedMasks, packed_bits
+from fedprune.tensors import Masks, shapes_of
 
 MASK_MAGIC = b"FPMK"
 VERSION = 1
@@ -47,20 +48,25 @@ def encode_mask(masks: Mapping[str, Tensor]) -> bytes:
     Raises:
         ValueError: a tensor is not boolean.
     """
-    flats = [_flat(name, mask) for name, mask in masks.items()]
-    size = sum(flat.size for flat in flats)
+    shapes = shapes_of(masks)
+    size = sum(shape.numel() for shape in shapes.values())
     ways = []
-    if len(flats) < 2 or size < _LARGE:  # of more the head of a block is no matter, memory is
+    if len(masks) < 2 or size < _LARGE:  # of more the head of a block is no matter, memory is
+        flats = [_flat(name, mask) for name, mask in masks.items()]
         ways.append(_block(*_code_bits(np.concatenate(flats) if flats else np.empty(0, bool))))
-    if len(flats) > 1:
-        ways.append(b"".join(_block(*_code_bits(flat)) for flat in flats))
-    header = b"".join(_signature(name, mask) for name, mask in masks.items())
+    if len(masks) > 1:
+        ways.append(b"".join(_block(*_code_bits(_flat(n, m))) for n, m in masks.items()))
+    header = b"".join(_signature(name, shape) for name, shape in shapes.items())
     body = _block(*_code_bytes(header)) + min(ways, key=len)
     return MASK_MAGIC + bytes([VERSION]) + _checksum(body) + body
 
 
 def decode_mask(
-    data: bytes, most: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+    data: bytes,
+    most: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    packed: bool = False,
 ) -> Masks:
     """What `encode_mask` was given: equal masks under the same names in the same order.
 
@@ -70,6 +76,7 @@ def decode_mask(
             it, whatever the bytes claim. None: `fedprune.codec.bounded.most_weights` of
             the bytes of their bits.
         shapes: of the tensors that masks may be of; None: any.
+        packed: they stay eight flags a byte.
 
     Raises:
         ValueError: the bytes are not an encoded mask, not of this version, cut short, damaged, of
@@ -87,7 +94,7 @@ def decode_mask(
     if data[len(MASK_MAGIC) + 1 : start] != _checksum(body):
         raise ValueError("encoded mask is cut short or damaged: its checksum does not match")
     try:
-        return _decode_body(BytesIO(body), most, shapes)
+        return _decode_body(BytesIO(body), most, shapes, packed=packed)
     except Exception as error:  # sound bytes of some other writer: the codecs raise what they like
         raise ValueError(f"encoded mask is malformed: {error}") from error
 
@@ -98,10 +105,13 @@ def mask_digest(masks: Mapping[str, Tensor]) -> str:
     Raises:
         ValueError: a tensor is not boolean.
     """
-    sha = hashlib.sha256()
+    sha, shapes = hashlib.sha256(), shapes_of(masks)
     for name in sorted(masks):
-        sha.update(_signature(name, masks[name]))
-        sha.update(np.packbits(_flat(name, masks[name])).tobytes())
+        sha.update(_signature(name, shapes[name]))
+        if isinstance(masks, PackedMasks):
+            sha.update(masks.packed(name))
+        else:
+            sha.update(np.packbits(_flat(name, masks[name])).tobytes())
     return sha.hexdigest()
 
 
@@ -130,7 +140,7 @@ _RATIO = 200
 
 
 def _decode_body(
-    stream: BytesIO, most: int | None, known: Mapping[str, Sequence[int]] | None
+    stream: BytesIO, most: int | None, known: Mapping[str, Sequence[int]] | None, *, packed: bool
 ) -> Masks:
     code, payload = _read_block(stream)
     signatures = _decode_bytes(code, payload, 2**16 + _RATIO * len(payload))
@@ -150,13 +160,14 @@ def _decode_body(
         raise ValueError(f"it is of {sum(sizes)} weights; allowed: {most}")
     if len(blocks) == 1:
         bits = _decode_bits(*blocks[0], sum(sizes))
-        flats = np.split(bits, np.cumsum(sizes, dtype=np.int64))[:-1]
+        flats: Iterable[_Bools] = np.split(bits, np.cumsum(sizes, dtype=np.int64))[:-1]
     else:
-        flats = [_decode_bits(*b, size) for b, size in zip(blocks, sizes, strict=True)]
-    return {
-        name: torch.from_numpy(flat).reshape(shape)
-        for (name, shape), flat in zip(shapes.items(), flats, strict=True)
-    }
+        flats = (_decode_bits(*b, size) for b, size in zip(blocks, sizes, strict=True))
+    named = zip(shapes.items(), flats, strict=True)
+    if packed:
+        whole = {n: torch.Size(s) for n, s in shapes.items()}
+        return PackedMasks(whole, {n: packed_bits(torch.from_numpy(f)) for (n, _), f in named})
+    return {name: torch.from_numpy(flat).reshape(shape) for (name, shape), flat in named}
 
 
 def _code_bits(bits: _Bools) -> tuple[int, bytes]:
@@ -218,10 +229,10 @@ def _decode_bytes(code: int, payload: bytes, most: int) -> bytes:
     return unzipped(payload, most) if code == ZSTD else payload
 
 
-def _signature(name: str, mask: Tensor) -> bytes:
+def _signature(name: str, shape: Sequence[int]) -> bytes:
     """A name and a shape; nothing else has the same bytes."""
     text = name.encode("utf-8", "surrogatepass")
-    return _number(len(text)) + text + b"".join(map(_number, [mask.dim(), *mask.shape]))
+    return _number(len(text)) + text + b"".join(map(_number, [len(shape), *shape]))
 
 
 def _read_signatures(stream: BytesIO, most: int) -> dict[str, tuple[int, ...]]:

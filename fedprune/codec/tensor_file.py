@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.tensors import as_bytes
+from fedprune.tensors import as_bytes, bare_of
 
 _TYPES = {
     torch.int64: "I64",
@@ -41,11 +41,12 @@ def tensor_file(
     Raises:
         KeyError: a type that is none of the format's.
     """
-    names = sorted(tensors, key=lambda n: (_PLACE[tensors[n].dtype], n))
+    bare = bare_of(tensors)
+    names = sorted(bare, key=lambda n: (_PLACE[bare[n].dtype], n))
     head: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for name in names:
-        t = tensors[name]
+        t = bare[name]
         end = start + t.numel() * t.element_size()
         places = {"dtype": _TYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
         head[name], start = places, end

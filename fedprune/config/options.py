@@ -83,6 +83,12 @@ class Engine(Section):
     ray_address: str = option(
         "engine", "address of a running Ray cluster", "", when={"engine": ("auto", "ray")}
     )
+    stream: Literal["auto", "on", "off"] = option(
+        "engine",
+        "read a pretrained model that nobody trains block by block, so that a process holds one "
+        "block at a time (auto: from half a billion weights, where the rest allows)",
+        "auto",
+    )
     batched: Count = option(
         "engine",
         "clients of a host that are trained and scored as one computation: the same summands to "

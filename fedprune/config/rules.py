@@ -13,6 +13,7 @@ from fedprune.config.learning_conflicts import learning_conflicts
 from fedprune.config.local_privacy_conflicts import local_conflicts
 from fedprune.config.privacy_conflicts import privacy_conflicts
 from fedprune.config.sections import AllOptions
+from fedprune.config.streamed import why_unstreamed
 from fedprune.config.untrained_conflicts import untrained_conflicts
 from fedprune.options.conditions import only
 from fedprune.options.refusal import OUT, Conflict, counted, refuse
@@ -108,6 +109,7 @@ def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     random = f"false, or --uplink {', '.join(BITS)}"
     return [
         *only(c, scratch or c.secure != "none", no_base, base="auto"),
+        ("stream", c.stream == "on" and bool(why_unstreamed(c)), why_unstreamed(c), "auto, off"),
         ("error-feedback", whole, "nothing is rounded at random", random),
         *only(c, keeps, f"{kept} are of one mask for all", masks="global"),
         ("shrink", shrinks, f"{kept} are of one shape", never),

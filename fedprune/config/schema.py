@@ -76,6 +76,13 @@ class RunConfig(AllOptions):
         return self
 
     @property
+    def streamed(self) -> bool:
+        """Whether one block of the model at a time is to be in memory."""
+        from fedprune.config.streamed import is_to_stream
+
+        return is_to_stream(self)
+
+    @property
     def given(self) -> dict[str, Any]:
         """The keys that were given, with their values."""
         return {key: value for key, value in self if key in self.model_fields_set}

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.config import RunConfig
 from fedprune.export.quantise import GroupedLinear, IntegerLinear
+from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors import Masks, Tensors, bare_of, count, state_of
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ class Spread:
 def size_of(model: nn.Module) -> Size:
     """The size of a model as it stands; zeros are counted, not masks."""
     values = dense_values(model)
-    total = sum(t.numel() for t in values.values())
+    total = count(values)
     nonzeros = sum(int(torch.count_nonzero(t)) for t in values.values())
+    if is_streamed(model):
+        sizes = [t.numel() * t.element_size() for t in bare_of(values).values()]
+        return Size(total, nonzeros, 4 * total, sum(sizes))
     own = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     held = sum(t.numel() * t.element_size() for t in own.values())
     return Size(total, nonzeros, 4 * total, held)
@@ -74,6 +78,8 @@ def size_of(model: nn.Module) -> Size:
 
 def dense_values(model: nn.Module) -> Tensors:
     """The numbers a model computes with, by name, ties once; those of quantised layers restored."""
+    if is_streamed(model):
+        return state_of(model)
     values: Tensors = {name: p.detach() for name, p in model.named_parameters()}
     seen: set[int] = set()
     for path, module in model.named_modules():

@@ -8,22 +8,24 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune.codec.coded_file import CODED_NAME, HALVES, from_coded
+from fedprune.codec.tensor_file import tensor_file
 from fedprune.export.brought import give_back, save_transformer
 from fedprune.export.card import write_card
 from fedprune.export.manifest import MANIFEST_NAME, write_manifest
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.origin import at_hand, built_by, check_shapes, config_of, with_edits_of
-from fedprune.runtime.files import os_errors
+from fedprune.runtime.files import os_errors, write_atomically
 from fedprune.runtime.json_text import read_object
 from fedprune.runtime.sums import check_sums
-from fedprune.streaming.files import ONE_FILE, MappedFolder, tensors_in
+from fedprune.streaming.blocks import is_streamed
+from fedprune.streaming.files import INDEX, ONE_FILE, MappedFolder, index_of, tensors_in
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.rescaling import folded
-from fedprune.tensors import frozen_of, load_into, retyped
+from fedprune.tensors import bare_of, frozen_of, load_into, retyped, some_of, state_of
 
 
 def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:
@@ -98,6 +100,29 @@ def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> N
             own[name].copy_(t)
 
 
+SHARD = 2**30
+"""Bytes of a file of several, at most, unless one tensor takes more."""
+
+
+def _save_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write tensors one after the other, into one safetensors file or several with an index."""
+    sizes = {n: t.numel() * t.element_size() for n, t in bare_of(tensors).items()}
+    shards: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > SHARD:
+            shards.append([])
+        shards[-1].append(name)
+    of = len(shards)
+    names = [f"model-{i:05d}-of-{of:05d}.safetensors" for i in range(1, of + 1)]
+    names = names if of > 1 else [ONE_FILE]
+    for file, those in zip(names, shards, strict=True):
+        some = some_of(tensors, those)
+        write_atomically(folder / file, tensor_file(some, {"format": "pt"}))
+    if of > 1:
+        files = {n: file for file, those in zip(names, shards, strict=True) for n in those}
+        write_atomically(folder / INDEX, index_of(files, sum(sizes.values())))
+
+
 def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text: str = "") -> None:
     """Write safetensors, and the Hugging Face config and tokenizer where there are such.
 
@@ -114,12 +139,16 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(origin)
     task = tasks_of(origin["plugin"])[origin["task"]]
-    if hasattr(model, "save_pretrained") and not origin.get("edits"):
+    if is_streamed(model):
+        _save_shards(state_of(model), folder)
+        getattr(model, "config").save_pretrained(folder)  # noqa: B009 (a model of transformers)
+    elif hasattr(model, "save_pretrained") and not origin.get("edits"):
         save_transformer(folded(model), folder, config)
     else:
         with os_errors(folder):
             save_model(model, str(folder / "model.safetensors"))
-        (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes it for its owner only
     tokenizer = None if task.tokenizer is None else task.tokenizer(config)
     give_back(config, folder, tokenizer, getattr(model, "config", None))
     if text:

@@ -31,7 +31,7 @@ from fedprune.server.state import Model
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, shapes_of
+from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, joined_to, shapes_of
 
 
 def thin(model: Model, memory: Any, r: Round) -> Talk[Step]:
@@ -80,14 +80,14 @@ def decide(
         assert sparsity is not None  # such a score has no threshold
         shares = dict.fromkeys(evidence.weights, sparsity)
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
-        model = replace(model, weights={**model.weights, **weights})
+        model = replace(model, weights=joined_to(model.weights, weights))
     else:
         found = _pooled_masks(score, r, evidence, sparsity)
         if found is None:
             scores = scored(aggregate, evidence, r.plan)
             found = _selected(scores, sparsity, model, r, evidence)
         masks = found
-    return model.under({**model.masks, **masks})
+    return model.under(joined_to(model.masks, masks))
 
 
 def _pooled_masks(

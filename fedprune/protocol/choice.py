@@ -15,7 +15,7 @@ from fedprune.scores.score import Evidence, Score
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import above, apart, select, select_apart
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors import Masks, Tensors, some_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def evidence_about(
     if "sums" in seen:
         seen["sums"] = with_shared(seen["sums"], layout, names)
     return Evidence(
-        weights={n: weights[n] for n in names},
-        masks={n: masks[n] for n in names},
+        weights=some_of(weights, names),
+        masks=some_of(masks, names),
         layout=layout,
         generator=generator(config.seed, "score", round_),
         seed=derive(config.seed, "score", round_),

@@ -15,9 +15,18 @@ import torch
 from torch import nn
 
 from fedprune.config import RunConfig
+from fedprune.streaming.files import MappedFolder
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files
-from fedprune.tensors import Masks, Tensors, digest, laid_out_copies, masked, state_of
+from fedprune.tensors import (
+    LazyTensors,
+    Masks,
+    Tensors,
+    digest,
+    laid_out_copies,
+    masked,
+    state_of,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,15 @@ class BaseModel:
     digest: str
     weights: Tensors
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the weights are read from their files when they are asked for."""
+        return isinstance(self.weights, LazyTensors)
+
     def like(self, weights: Mapping[str, torch.Tensor], masks: Masks) -> tuple[str, ...]:
         """Names of the tensors that are those of the base model under the masks, bit for bit."""
+        if isinstance(weights, LazyTensors) and weights.origin is _origin(self.weights):
+            return tuple(sorted(weights.keys() - weights.changed))
         return tuple(
             sorted(
                 name
@@ -46,6 +62,11 @@ class BaseModel:
         """A tensor of it, 0.0 where the mask is False; do not write to it."""
         w = self.weights[name]
         return masked({name: w}, {name: masks[name]})[name] if name in masks else w
+
+
+def _origin(weights: Tensors) -> object:
+    """What lazy tensors are read from; nothing that others are, where they are in memory."""
+    return weights.origin if isinstance(weights, LazyTensors) else object()
 
 
 BASE = "base"
@@ -77,11 +98,20 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     if not has_base(config):
         return None
     state = state_of(model)
+    if isinstance(state, LazyTensors):
+        return BaseModel(_digest_of_files(state), state)
     name = digest(state)
     found = _HERE.get(name)
     if found is None:
         found = _HERE[name] = BaseModel(name, laid_out_copies(state))
     return found
+
+
+def _digest_of_files(state: LazyTensors) -> str:
+    files = state.origin
+    assert isinstance(files, MappedFolder)  # where a model's tensors are read from
+    files.digest = files.digest or digest(state)
+    return files.digest
 
 
 _HERE: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()

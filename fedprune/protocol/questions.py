@@ -40,8 +40,11 @@ from fedprune.tensors import (
     count_kept,
     cuts,
     gathered,
+    joined_to,
+    masked,
     scattered,
     shapes_of,
+    some_of,
     whole_of,
 )
 
@@ -119,7 +122,7 @@ def _weights(came: Received, name: str) -> Tensors:
     held = _held(came) if shapes else {}
     told = {n: s for n, s in shapes.items() if n not in held}
     flat = values_of(came.packet, shared=True, head=came.head)
-    return {**held, **scattered(flat, told, came.masks, shared=True)}
+    return joined_to(held, scattered(flat, told, came.masks, shared=True))
 
 
 def _held(came: Received) -> Tensors:
@@ -134,7 +137,10 @@ def _held(came: Received) -> Tensors:
     unlike, base = set(texts_of(came.head, "unlike")), came.base
     if base is None or base.digest != wanted or shapes_of(base.weights) != dict(came.layout.shapes):
         raise Lacking(f"base: {wanted[:16]!r} is not the base model that is here")
-    return {n: base.under(n, came.masks) for n in came.layout.shapes if n not in unlike}
+    like = [n for n in came.layout.shapes if n not in unlike]
+    if base.is_lazy:
+        return masked(some_of(base.weights, like), came.masks)
+    return {n: base.under(n, came.masks) for n in like}
 
 
 def _masks_named(question: Question, name: str) -> str:
@@ -273,14 +279,17 @@ def decode_question(packet: Packet, layout: Layout, base: BaseModel | None = Non
     """
     head = head_of(packet)
     kind_in(head, "kind")  # first of all, as it says how to read the rest
-    came = Received(packet, head, layout, *_skeleton(packet, head, layout), base)
+    came = Received(packet, head, layout, *_skeleton(packet, head, layout, base), base)
     return Question(**{name: row.read(came, name) for name, row in FIELDS.items()})
 
 
-def _skeleton(packet: Packet, head: Mapping[str, Any], layout: Layout) -> tuple[Masks, Edits]:
+def _skeleton(
+    packet: Packet, head: Mapping[str, Any], layout: Layout, base: BaseModel | None
+) -> tuple[Masks, Edits]:
     """Mask and edits of a question; nothing is unpacked that the layout has no tensor for."""
     bits, prunable = packet["bits"], {name: layout.shapes[name] for name in layout.prunable}
-    masks = decode_mask(mask_bits(bits), sum(s.numel() for s in prunable.values()), prunable)
+    most, lazy = sum(s.numel() for s in prunable.values()), base is not None and base.is_lazy
+    masks = decode_mask(mask_bits(bits), most, prunable, packed=lazy)
     edits = edits_in(bits)
     if model_digest(masks, edits) != text_of(head, "mask"):
         raise ValueError("the mask is not the one that the question names")

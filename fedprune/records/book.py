@@ -150,5 +150,7 @@ def open_book(config: RunConfig, folder: Path | None, going: Going, watch: Watch
         return RunBook(config, folder, watch, [], {})
     known = check_resumable(folder)
     differences = gone_on(folder, config, going.data(), anyway=going.anyway)
-    rows, states = rewind(folder, [*arms_of(config), WARM], known, memories_of(config.plugin))
+    rows, states = rewind(
+        folder, [*arms_of(config), WARM], known, memories_of(config.plugin), going.held
+    )
     return RunBook(config, folder, watch, rows, states, differences)

@@ -9,9 +9,11 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from torch import Tensor
 
 from fedprune.codec.coded_file import CODED_NAME
 from fedprune.codec.frozen import put_together
@@ -41,11 +43,13 @@ class Going:
         resume: from its checkpoints; False: it begins.
         anyway: although it is not with what it began with.
         data: gives the digest of the shards, where this process has them.
+        held: the model's weights before round one, which checkpoints may be about.
     """
 
     resume: bool = False
     anyway: bool = False
     data: Callable[[], str] = lambda: ""
+    held: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Began = dict[str, str]

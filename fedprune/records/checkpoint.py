@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load
+from torch import Tensor
 
 from fedprune.codec.frozen import put_together, taken_apart
 from fedprune.codec.tensor_file import tensor_file
@@ -24,8 +25,9 @@ from fedprune.runtime.files import (
     read_verified,
     write_verified,
 )
-from fedprune.server.state import State
-from fedprune.tensors import Tensors
+from fedprune.server.state import Model, State
+from fedprune.streaming.packed import PackedMasks
+from fedprune.tensors import LazyTensors, Tensors
 
 
 def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
@@ -37,23 +39,63 @@ def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:
         beside: files that only grow, whose content so far belongs to the state.
     """
     tensors: Tensors = {}
-    rest = {
+    rest: dict[str, Any] = {}
+    memories, model = state.memories, state.model
+    if isinstance(model.weights, LazyTensors) and isinstance(model.masks, PackedMasks):
+        rest["held"] = _about_held(model.weights, model.masks, tensors)
+        state = replace(state, model=Model({}, {}, model.edits))
+    rest |= {
         "state": taken_apart(replace(state, memories={}), State, tensors),
         "memories": {
             name: taken_apart(memory, type(memory), tensors, f"/memory/{name}")
-            for name, memory in state.memories.items()
+            for name, memory in memories.items()
         },
         "beside": {p.name: asdict(prefix_of(p)) for p in beside},
     }
     write_verified(path, tensor_file(tensors, {"fedprune": json.dumps(rest)}))
 
 
-def load_state(path: Path, kinds: Mapping[str, type]) -> State:
+_MASK, _CHANGED = "/held/mask/", "/held/changed/"
+
+
+def _about_held(weights: LazyTensors, masks: PackedMasks, tensors: Tensors) -> dict[str, Any]:
+    """What is said of weights that are read from files: their digest, and beside it what differs.
+
+    Masks are eight flags a byte, and none where everything is kept.
+    """
+    tensors |= {f"{_CHANGED}{n}": weights[n] for n in weights.changed}
+    bits = {n: b for n, b in masks.bits.items() if b is not None}
+    tensors |= {f"{_MASK}{n}": torch.from_numpy(b) for n, b in bits.items()}
+    return {"digest": getattr(weights.origin, "digest", ""), "masks": list(masks)}
+
+
+def _with_held(
+    state: State, said: Mapping[str, Any], tensors: Tensors, held: Mapping[str, Tensor]
+) -> State:
+    """The state with its weights, of those held.
+
+    Raises:
+        ValueError: these are others.
+    """
+    if not isinstance(held, LazyTensors) or getattr(held.origin, "digest", "") != said["digest"]:
+        raise ValueError("it is about a model of other files, or one that was streamed")
+    bits = {n: tensors.get(f"{_MASK}{n}") for n in said["masks"]}
+    masks = PackedMasks(
+        held.some(bits).shapes, {n: None if b is None else b.numpy() for n, b in bits.items()}
+    )
+    changed = {n.removeprefix(_CHANGED): t for n, t in tensors.items() if n.startswith(_CHANGED)}
+    return replace(state, model=Model(held.joined(changed), masks, state.edits).under(masks))
+
+
+def load_state(
+    path: Path, kinds: Mapping[str, type], held: Mapping[str, Tensor] | None = None
+) -> State:
     """The state that `save_state` wrote, bit for bit.
 
     Args:
         path: where.
         kinds: the types of memories by name (`fedprune.methods.catalog.memories_of`).
+        held: the weights that a state of a model which is not kept in memory is about.
 
     Raises:
         FileNotFoundError: there is none.
@@ -66,7 +108,10 @@ def load_state(path: Path, kinds: Mapping[str, type]) -> State:
             name: put_together(kinds[name], told, tensors, f"/memory/{name}")
             for name, told in rest["memories"].items()
         }
-        _check(state)
+        if "held" in rest:
+            state = _with_held(state, rest["held"], tensors, held or {})
+        else:
+            _check(state)
     except (AttributeError, KeyError, ValueError) as error:  # sound bytes of something else
         raise ValueError(f"{path.name}: of another version of fedprune: {error}"[:300]) from None
     return replace(state, memories=memories)

@@ -26,7 +26,7 @@ from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.origin import coded_size
 from fedprune.structure.edits import Edits
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Masks, frozen_of, full_masks, state_of
+from fedprune.tensors import Masks, frozen_of, full_masks, joined_to, shapes_of, some_of, state_of
 
 Figures = dict[str, Any]
 
@@ -65,7 +65,7 @@ def example_of(model: nn.Module, config: RunConfig, batch: int = 1) -> Forward |
 
 
 def _coded(model: nn.Module, config: RunConfig, masks: Masks | None, edits: Edits) -> int | None:
-    weights = {**state_of(model), **frozen_of(model)}
+    weights = joined_to(state_of(model), frozen_of(model))
     if is_quantised(model):
         return None
     if masks is None:
@@ -141,11 +141,9 @@ def _kept_whole(
     model: nn.Module, config: RunConfig, masks: Masks, dense: Mapping[str, Tensor]
 ) -> Figures:
     """What differs in a model of the same shape whose state is this one, with nothing removed."""
-    values = {
-        **dense_values(model),
-        **{n: dense[n] for n, _ in model.named_parameters() if n in dense},
-    }
-    full = {n: torch.ones((), dtype=torch.bool).expand(m.shape) for n, m in masks.items()}
+    own = [n for n, _ in model.named_parameters() if n in dense]
+    values = joined_to(dense_values(model), some_of(dense, own))
+    full = {n: torch.ones((), dtype=torch.bool).expand(s) for n, s in shapes_of(masks).items()}
     nonzeros = sum(int(torch.count_nonzero(t)) for t in values.values())
     return {"nonzeros": nonzeros, "bytes_sparse": _coded(model, config, full, ())}
 

@@ -29,7 +29,7 @@ from fedprune.runtime.sums import SUMMARY_NAME, write_sums
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.structure.layout import Layout
-from fedprune.tensors import copied, frozen_of
+from fedprune.tensors import bare_of, copied, frozen_of, joined_to
 
 CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"
@@ -180,7 +180,11 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def rewind(
-    folder: Path, arms: Iterable[str], known: Mapping[str, int], kinds: Mapping[str, type]
+    folder: Path,
+    arms: Iterable[str],
+    known: Mapping[str, int],
+    kinds: Mapping[str, type],
+    held: Mapping[str, Tensor] | None = None,
 ) -> tuple[list[Row], dict[str, State]]:
     """The rows so far and the states to go on from; rows past a checkpoint are cut off.
 
@@ -189,8 +193,10 @@ def rewind(
         arms: whose.
         known: from `check_resumable`; nothing vouches for what comes after so many bytes.
         kinds: the types of memories by name.
+        held: weights that states of models which are not kept in memory are about.
     """
-    found = {a: load_state(p, kinds) for a in arms if (p := checkpoint_path(folder, a)).is_file()}
+    paths = {a: checkpoint_path(folder, a) for a in arms}
+    found = {a: load_state(p, kinds, held) for a, p in paths.items() if p.is_file()}
 
     def within(name: str) -> list[Row]:
         rows = read_rows(folder / name, known.get(name, 0))
@@ -258,8 +264,8 @@ def write_results(
         ``bytes_on_disk``: sizes of the coded file and of the same model's coded file, kept whole.
     """
     origin, (dense, now) = origin_of(config, state.edits), layouts
-    weights = {**state.weights, **copied(frozen_of(model))}
-    types = {n: w.dtype for n, w in weights.items()}
+    weights = joined_to(state.weights, copied(frozen_of(model)))
+    types = {n: w.dtype for n, w in bare_of(weights).items()}
     full = {
         n: torch.empty(s, dtype=types.get(n, torch.float32), device="meta")
         for n, s in {**dense.shapes, **dense.frozen}.items()

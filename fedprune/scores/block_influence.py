@@ -18,6 +18,7 @@ from fedprune.scores.score import (
     Shapes,
     Statistic,
 )
+from fedprune.streaming.blocks import send_through
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Tensors
 
@@ -56,8 +57,7 @@ def _collect(probe: Probe) -> Tensors:
         for i, block in enumerate(blocks)
     ]
     try:
-        for batch in probe.batches:
-            probe.loss(probe.model, batch)
+        send_through(probe.model, probe.batches, probe.loss)
     finally:
         for hook in hooks:
             hook.remove()

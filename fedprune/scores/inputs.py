@@ -24,6 +24,7 @@ from fedprune.scores.score import (
     Shapes,
     Statistic,
 )
+from fedprune.streaming.blocks import send_through
 from fedprune.structure.groups import input_of
 from fedprune.structure.layers import (
     groups,
@@ -99,8 +100,7 @@ class SumOverInputs:
     def __call__(self, probe: Probe) -> Tensors:
         """The sums, as `fedprune.scores.score.Statistic.collect`."""
         with self.watch(probe.model, probe.layout, probe.prunable) as watcher:
-            for batch in probe.batches:
-                probe.loss(probe.model, batch)
+            send_through(probe.model, probe.batches, probe.loss)
         return watcher.sums
 
     def watch(

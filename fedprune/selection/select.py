@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ from fedprune.selection.units import (
     unit_kind,
     unit_labels,
 )
+from fedprune.streaming.packed import PackedMasks
 from fedprune.structure.layout import Layout, as_inputs
-from fedprune.tensors import Masks
+from fedprune.tensors import Masks, joined_to, shapes_of
 
 __all__ = ["SCOPES", "above", "check_reachable", "plain_layout", "removed_count", "select"]
 
@@ -172,17 +174,17 @@ def select_apart(
     """
     part = (min_density, 1.0 - progress * (1.0 - max_density))
     layout = layout or plain_layout(alive)
-    shapes = {name: t.shape for name, t in alive.items()}
+    shapes = shapes_of(alive)
     ground = Ground(shapes, sparsity, (), densities or {}, progress)
     unit_kind(unit, unit_shape)
     # Of the scores only the sizes matter for how many go.
-    counted = [_layer(t, t, None, floor, part) for t in alive.values()]
+    counted = [_counted(_layer(t, t, None, floor, part)) for t in alive.values()]
     counts: Sequence[int] = [0] * len(counted)
     if unit != "n:m":
         total = total_of(ground, scope)
         _check_count(counted, total, floor, exact=True)
         counts = counter(ground, scope)([Limits(x.size, x.must, x.most) for x in counted], total)
-    masks: Masks = {}
+    masks: Masks = alive.some(()) if isinstance(alive, PackedMasks) else {}
     for name, count in zip(shapes, counts, strict=True):
         one = {name: score_of(name)}
         (layer,) = ranking_layers(one, {name: alive[name]}, {name: magnitude[name]}, floor, part)
@@ -190,8 +192,22 @@ def select_apart(
             left = patterned(layout, name, layer, unit_shape, sparsity)
         else:
             left = _left(layout, name, layer, count, scope)
-        masks |= as_masks(one, [left])
+        masks = joined_to(masks, as_masks(one, [left]))
     return masks
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """A layer of which only the numbers matter, as a `Layer` names them."""
+
+    size: int
+    gone: int
+    most: int
+    must: int
+
+
+def _counted(layer: Layer) -> LayerSizes:
+    return LayerSizes(layer.size, layer.gone, layer.most, layer.must)
 
 
 def check_reachable(
@@ -304,7 +320,9 @@ def _left(layout: Layout, name: str, layer: Layer, count: int, scope: str) -> Bo
     return drop([layer], count - layer.gone)[0]
 
 
-def _check_count(layers: Sequence[Layer], total: int, floor: int, *, exact: bool) -> None:
+def _check_count(
+    layers: Sequence[Layer | LayerSizes], total: int, floor: int, *, exact: bool
+) -> None:
     """Refuse a count that what is gone or, if it has to be exact, floors or caps do not allow."""
     n, gone = sum(layer.size for layer in layers), sum(layer.gone for layer in layers)
     most, must = sum(layer.most for layer in layers), sum(layer.must for layer in layers)

@@ -25,7 +25,7 @@ from fedprune.server.secure_notices import noticed
 from fedprune.server.spoilt import check_score, given_by
 from fedprune.server.standing import limit_of, too_few, weighed
 from fedprune.server.state import Book, Model
-from fedprune.tensors import load_into
+from fedprune.tensors import LazyTensors, load_into
 
 _T = TypeVar("_T")
 
@@ -138,7 +138,9 @@ def asked(
     for i, ask in enumerate(score.asks):
         given = given_by(ask, evidence, aggregate)
         last = i == len(score.asks) - 1
-        votes = sparsity if last and _voting(score, c) else None
+        # Of a model that is read in parts nobody votes on all of it to measure agreement.
+        voting = last and _voting(score, c) and not isinstance(model.weights, LazyTensors)
+        votes = sparsity if voting else None
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": r.plan.progress(r.number)}
         question = r.question(model, "score", **what)

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from fedprune.protocol.failures import Failure
+from fedprune.streaming.packed import masks_for
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tensors import (
+    LazyTensors,
     Masks,
     Tensors,
-    full_masks,
     laid_out_copies,
     masked,
     state_of,
@@ -159,8 +160,13 @@ def first_state(model: nn.Module, layout: Layout, weights: Tensors | None = None
         layout: its layout.
         weights: the same weights where they are kept already; they are not copied.
     """
-    weights = laid_out_copies(state_of(model)) if weights is None else weights
-    return State(0, Model(weights, full_masks(weights, layout.prunable)))
+    weights = _kept(model) if weights is None else weights
+    return State(0, Model(weights, masks_for(weights, layout.prunable)))
+
+
+def _kept(model: nn.Module) -> Tensors:
+    state = state_of(model)
+    return state if isinstance(state, LazyTensors) else laid_out_copies(state)
 
 
 def reverted(before: State, after: State) -> State:

@@ -126,15 +126,22 @@ def tensors_in(folder: Path) -> dict[str, FilePlace]:
     return {name: found[file][name] for name, file in names.items()}
 
 
-@dataclass(frozen=True)
+READ_AHEAD = 2**28
+"""Bytes of files that stay resident for having been read, before all are let go of."""
+
+
+@dataclass(eq=False)
 class MappedFolder:
     """The tensors of a model's folder, mapped.
 
     Attributes:
         places: by name.
+        digest: of the tensors, once somebody has gone through them all; "" before.
     """
 
     places: Mapping[str, FilePlace]
+    digest: str = ""
+    _read: int = 0
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
@@ -150,6 +157,11 @@ class MappedFolder:
             with place.path.open("rb") as file:
                 # Private: what writes to a tensor all the same changes no file.
                 self._maps[place.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        size = place.shape.numel() * place.dtype.itemsize
+        self._read += size
+        if self._read > READ_AHEAD:
+            self.forget()
+            self._read = size
         flat = torch.frombuffer(
             self._maps[place.path], dtype=place.dtype, count=place.shape.numel(), offset=place.start
         )

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 
 from fedprune.randomness import generator, seeded
+from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.options import is_trained
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors import CONSTANTS, as_bytes
@@ -39,6 +40,11 @@ def built(task: Task, config: Data) -> nn.Module:
     dummy = None if task.dummy is None else task.dummy(config)
     _check_registered(model)
     _materialise(model, task, dummy)
+    if is_streamed(model):  # its tensors are those of its files
+        saved = model.state_dict().keys()
+        still = (n for n, b in model.named_buffers() if n in saved and b.is_floating_point())
+        setattr(model, CONSTANTS, frozenset(still))
+        return model
     _check_types(model, trained=is_trained(config))
     _check_batch_statistics(model)
     names = _constants(model, task, dummy)

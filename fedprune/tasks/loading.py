@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from fedprune.options.refusal import counted, refuse
-from fedprune.streaming.files import tensors_in
+from fedprune.streaming.blocks import BlockStream, without_weights
+from fedprune.streaming.files import MappedFolder, tensors_in
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.claims import check_config, filled_by, held_by
@@ -25,6 +27,8 @@ from fedprune.tensors import NOTES
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
 
+
+log = logging.getLogger("fedprune")
 
 CLASSIFYING = ("classify", "tag", "image")
 """Purposes whose head has an output a class."""
@@ -67,7 +71,7 @@ def loaded(config: Data, need: Need) -> nn.Module:
 
     A classifier's head of another number of classes is replaced by a fresh one, and said.
     """
-    model: nn.Module = _fetched(config, need)
+    model: nn.Module = _streamed(config, need) or _fetched(config, need)
     settings: Any = model.config
     notes = (*getattr(model, NOTES, ()), *note_of(place_of(config.model)))
     if notes:
@@ -143,6 +147,32 @@ def _pad_with(model: nn.Module, pad: int) -> None:
         settings.pad_token_id = pad
     if isinstance(words, nn.Embedding) and words.padding_idx is not None:
         words.padding_idx = pad  # the token that was taken for padding is to learn like others
+
+
+def _streamed(config: Data, need: Need) -> nn.Module | None:
+    """The model that reads its blocks from its files; None where it is not to be one.
+
+    Raises:
+        ValueError: it is to be, and its files do not allow it.
+    """
+    if not getattr(config, "streamed", False) or need.purpose in CLASSIFYING:
+        return None
+    from transformers import AutoConfig
+
+    auto, folder = _auto(need.purpose), Path(place_of(config.model))
+    settings = from_pretrained(AutoConfig, config.model, config.task)
+    kept = type_of(config)
+    try:
+        with quiet(), _bounded(folder):
+            model = without_weights(lambda: auto.from_config(settings, dtype=kept))
+            BlockStream(model, MappedFolder(tensors_in(folder)))
+    except Exception as error:  # what a config asks for may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if getattr(config, "stream", "") == "on":
+            raise ValueError(f"stream='on': {reason}; allowed: auto, off") from None
+        log.info("%s is not streamed: %s", config.model, reason)
+        return None
+    return model.eval()
 
 
 def _fetched(config: Data, need: Need) -> Any:

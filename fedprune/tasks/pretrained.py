@@ -23,6 +23,7 @@ from typing import Any
 
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import os_errors
+from fedprune.streaming.files import tensors_in
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.claims import (
     LONGEST_TOKENIZER,
@@ -114,6 +115,15 @@ def from_files(model: str, named: Iterable[str]) -> bool:
         named: what the task calls its models.
     """
     return model in PACKAGED or not (model in SMALL_MODELS or model in named)
+
+
+def weights_of(model: str) -> int:
+    """How many numbers the safetensors of a model's folder hold; 0 of what is none."""
+    try:
+        places = tensors_in(Path(place_of(model)))
+    except (OSError, ValueError):  # who loads it says why
+        return 0
+    return sum(place.shape.numel() for place in places.values())
 
 
 def gives_back(model: str) -> bool:

@@ -1,0 +1,74 @@
+"""Whether one block of a model at a time is in memory: ``--stream``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedprune.learning.options import trains
+from fedprune.options.conditions import only
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.score import Score
+from fedprune.selection.options import followed_method
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.pretrained import from_files, weights_of
+
+STREAMED_FROM = 2**29
+"""Weights of a model that is streamed without being asked for: in bf16 this is a gigabyte."""
+
+_WANTED: dict[str, Any] = {
+    "scope": ("row", "layer", "er", "erk", "patterns"),
+    "unit": ("weight", "n:m"),
+    "schedule": ("one-shot", "cubic", "linear", "exponential"),
+    "masks": "global",
+    "combine": "sum",
+    "calibration": "dense",
+    "normalise": "none",
+    "score_steps": 1,
+    "score_during": "pass",
+    "threshold": None,
+    "target_bytes": None,
+    "target_flops": None,
+    "dp": "none",
+    "secure": "none",
+    "base": ("auto", "held"),
+    "reconstruct": None,
+    "reduce": (),
+    "shrink": "never",
+    "vocabulary": "full",
+    "structure": "auto",
+    "init": "",
+    "teacher": "",
+    "batched": 1,
+    "baselines": (),
+}
+"""What a streamed run does without: the rest of it takes a tensor at a time."""
+
+
+def is_forward_only(score: Score) -> bool:
+    """Whether a score is had tensor by tensor, from forward passes."""
+    return score.apart and all(ask.passes == "1 forward" for ask in score.asks)
+
+
+def why_unstreamed(c: Any) -> str:
+    """Why the model of a configuration cannot be streamed; "" where it can."""
+    task = tasks_of(c.plugin)[c.task]
+    if not task.paths or not from_files(c.model, task.models):
+        return "its weights come from no file"
+    if trains(c):
+        return "clients train (--local-steps 0 is without)"
+    if not is_forward_only(scores_of(c.plugin)[c.score]):
+        return f"--score {c.score} is not had tensor by tensor from forward passes"
+    if c.agreement and "agreement" in c.model_fields_set:
+        return "votes of whole models are what --agreement is measured by"
+    wanted = {**_WANTED, "method": followed_method(c)}
+    if c.unit == "n:m":  # whatever the scope, its groups are within a tensor
+        del wanted["scope"]
+    found = (bad for bad in only(c, True, "", **wanted) if bad[1])
+    return next((f"not with --{key} {getattr(c, key.replace('-', '_'))}" for key, *_ in found), "")
+
+
+def is_to_stream(c: Any) -> bool:
+    """Whether the model of a configuration is to be streamed, if its files can be."""
+    if c.stream != "auto" or why_unstreamed(c):
+        return bool(c.stream == "on")
+    return weights_of(c.model) >= STREAMED_FROM

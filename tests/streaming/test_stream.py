@@ -1,0 +1,154 @@
+"""A model of which one block at a time is in memory: the same bits as of the whole model."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedprune
+from fedprune import federate
+from fedprune.client.host import build_host
+from fedprune.codec.masks import decode_mask, encode_mask, mask_digest
+from fedprune.config.streamed import is_to_stream
+from fedprune.options.refusal import ConfigError
+from fedprune.runtime.sums import SUMMARY_NAME
+from fedprune.streaming.blocks import is_streamed, through
+from fedprune.streaming.lockstep import Lockstep
+from fedprune.streaming.packed import PackedMasks, packed_bits
+from fedprune.tensors import digest, full_masks
+from tests.streaming.saved import saved_model, untrained
+
+FORWARD_ONLY = [
+    ("llama", {"score": "wanda"}),
+    ("gpt2", {"score": "activation", "scope": "layer", "sparsity": 0.37}),
+    ("tied", {"score": "activity", "unit": "n:m", "scope": None}),
+    ("llama", {"score": "magnitude", "scope": "erk", "schedule": "cubic", "rounds": 3, "end": 2}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), FORWARD_ONLY, ids=str)
+def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family, changes):
+    folder = saved_model(tmp_path / "base", family, torch.bfloat16)
+    whole, streamed = (
+        federate(untrained(folder, **changes, agreement=False if s == "off" else None, stream=s))
+        for s in ("off", "on")
+    )
+    assert is_streamed(streamed.model)
+    assert not is_streamed(whole.model)
+    drop = {"seconds"}
+    for mine, theirs in zip(streamed.rows, whole.rows, strict=True):
+        assert {k: v for k, v in mine.items() if k not in drop} == {
+            k: v for k, v in theirs.items() if k not in drop
+        }
+    assert digest(streamed.state.weights) == digest(whole.state.weights)
+    assert streamed.summary["quality"] == whole.summary["quality"]
+
+
+def test_what_is_written_is_read_again_and_a_run_goes_on(tmp_path):
+    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
+    config = untrained(folder, stream="on")
+    result = federate(config, folder=tmp_path / "run")
+    for of in ("", "model"):
+        back = fedprune.load(tmp_path / "run" / of)
+        assert all(torch.equal(back.get_parameter(n), w) for n, w in result.state.weights.items())
+    (tmp_path / "run" / SUMMARY_NAME).unlink()
+    again = federate(config, folder=tmp_path / "run", resume=True)
+    assert digest(again.state.weights) == digest(result.state.weights)
+    assert again.rows == result.rows
+
+
+def test_one_block_is_there_at_a_time(tmp_path):
+    host = build_host(
+        untrained(saved_model(tmp_path / "base", "llama", torch.float32), stream="on")
+    )
+    blocks = [b.path for b in host.layout.structure.blocks]
+    seen: list[tuple[str, set[str]]] = []
+
+    def held() -> set[str]:
+        real = {n for n, p in host.model.named_parameters() if 0 not in p.stride()}
+        return {b for b in blocks if any(n.startswith(f"{b}.") for n in real)}
+
+    for path in blocks:
+        host.model.get_submodule(path).register_forward_hook(
+            lambda *_, path=path: seen.append((path, held()))
+        )
+    batch = {"inputs": torch.arange(8).view(1, 8), "labels": torch.arange(8).view(1, 8)}
+    found = list(
+        through(host.model, [batch] * 3, lambda b: host.task.loss(host.model, b).total.item())
+    )
+    assert seen == [(path, {path}) for path in blocks for _ in range(3)]
+    assert len(set(found)) == 1
+    assert not held()
+
+
+def test_works_in_step_see_each_place_in_their_order_and_end_together():
+    present, order = [""], []
+    steps = Lockstep(lambda block: present.__setitem__(0, block))
+
+    def work(i: int, places: str) -> int:
+        for place in places:
+            assert steps.arrive(place, present[0])
+            order.append((place, i))
+        if places == "bad":
+            raise KeyError("d")
+        return i
+
+    assert steps.run([lambda: work(0, "abc"), lambda: work(1, "ac"), lambda: work(2, "abc")]) == [
+        *range(3)
+    ]
+    assert order == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 2), ("c", 0), ("c", 1), ("c", 2)]
+    before = threading.active_count()
+    with pytest.raises(KeyError):
+        steps.run([lambda: work(0, "abc"), lambda: work(1, "bad")])
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"local_steps": 1},
+        {"score": "taylor"},
+        {"scope": "global"},
+        {"combine": "votes"},
+        {"agreement": True},
+        {"model": "llama"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_streamed_is_one_line(tmp_path, given):
+    folder = saved_model(tmp_path / "base", "llama", torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"stream='on': .*allowed: auto, off"):
+        untrained(folder, **given, stream="on")
+    assert not is_to_stream(untrained(folder, **given)) if given != {"model": "llama"} else True
+
+
+def test_a_folder_whose_tensors_have_other_names_is_refused(tmp_path):
+    folder = saved_model(tmp_path / "base", "gpt2", torch.float32)
+    from safetensors.torch import load_file, save_file
+
+    for file in Path(folder).glob("*.safetensors"):
+        renamed = {n.removeprefix("transformer."): t for n, t in load_file(file).items()}
+        save_file(renamed, file, {"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"transformer.', '"'))
+    with pytest.raises(ValueError, match="stream='on': its files hold no"):
+        build_host(untrained(folder, stream="on"))
+    assert federate(untrained(folder)).summary["reached"]
+
+
+def test_packed_masks_are_the_same_masks():
+    gen = torch.Generator().manual_seed(0)
+    masks = {n: torch.rand(3, s, generator=gen) < 0.5 for n, s in (("b", 5), ("a", 8))}
+    masks |= full_masks({"c": torch.empty(3, 3)}, ["c"])
+    packed = PackedMasks(
+        {n: m.shape for n, m in masks.items()}, {n: packed_bits(m) for n, m in masks.items()}
+    )
+
+    assert list(packed) == list(masks)
+    assert all(torch.equal(packed[n], m) for n, m in masks.items())
+    assert packed.kept == sum(int(m.sum()) for m in masks.values())
+    assert mask_digest(packed) == mask_digest(masks)
+    assert encode_mask(packed) == encode_mask(masks)
+    back = decode_mask(encode_mask(masks), packed=True)
+    assert mask_digest(back) == mask_digest(masks)
