@@ -34,7 +34,7 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import SPREAD
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
-from fedprune.tensors import Masks, Tensors, count_kept, scattered
+from fedprune.tensors import Masks, Tensors, count_kept, scattered, shapes_of, some_of
 
 LARGEST_NUMBER = 1e30
 """Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""
@@ -108,7 +108,8 @@ class Form:
 
 def fitting(shapes: Shapes, masks: Masks) -> Masks:
     """The masks that apply: those of the same name and shape."""
-    return {n: masks[n] for n, s in shapes.items() if n in masks and masks[n].shape == s}
+    own = shapes_of(masks)
+    return some_of(masks, [n for n, s in shapes.items() if own.get(n) == s])
 
 
 def _numbers(shapes: Shapes, masks: Masks) -> int:
@@ -151,7 +152,7 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
         return Form({n: layout.shapes[n] for n in names}, {}, totals)
     asks = scores_of(config.plugin)[question.score].asks
     last = question.ask == len(asks) - 1
-    masks = {n: question.masks[n] for n in names}
+    masks = some_of(question.masks, names)
     combine = combines_of(config.plugin)[config.combine] if last else COMBINES["sum"]
     shapes: Shapes = asks[question.ask].shapes(layout, names, config.unit, config.probes or 0)
     if not combine.pooled:
