@@ -183,21 +183,21 @@ def of_large(rounds: int) -> None:
 
 
 def of_copies(rounds: int) -> None:
-    """Measuring a large model by eight hosts on two nodes of two workers: copies in their stores.
+    """Measuring a large model by eight hosts on a node of two workers: copies in its store.
 
     Nobody trains, so that hardly anything but the question is in them.
     """
     del rounds
     untrained = {"local_steps": 0, "sparsity": 0.5, "schedule": "one-shot", "score": "magnitude"}
     config = configure({**BASE, **LARGE, **untrained, "cohort": 8, "rounds": 1, "engine": "ray"})
-    with machines(2, cpus=2) as made, gridded(made, config, 2) as (grid, _):
+    with machines(1, cpus=2) as made, gridded(made, config, 1) as (grid, _):
         workers = len(grid.crew.seats)
         with watched_stores(grid) as (stores, put):
             played(grid, config, lambda _round: None)
     each = ", ".join(f"{most / 1e6:.0f} MB" for most in stores.values())
     print(
-        f"\nEight hosts, {workers} workers on 2 nodes: {max(put) / 1e6:.0f} MB of a question in "
-        f"the driver's store; until all had answered, at most {each} in those of the nodes."
+        f"\nEight hosts, {workers} workers on a node: {max(put) / 1e6:.0f} MB of a question in "
+        f"the driver's store; until all had answered, at most {each} in that of the node."
     )
 
 
@@ -215,7 +215,7 @@ def watched_stores(grid: Any) -> Iterator[tuple[dict[str, int], list[int]]]:
     places = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
 
     def push(messages: Any) -> Any:
-        if any(put):
+        if any(put) and not grid._jobs:  # all have answered
             over.set()
         names = usual(messages)
         put.append(sum(len(data) for data, _ in grid._put.values() if not over.is_set()))

@@ -88,6 +88,8 @@ def _ray(*arguments: str) -> list[str]:
 
 def _started(command: list[str], log: Path, more: dict[str, str]) -> subprocess.Popen[bytes]:
     own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    # Ray would kill workers where the machine's memory is nearly full, whoever took it.
+    own["RAY_memory_monitor_refresh_ms"] = "0"
     with log.open("w") as file:
         return subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, cwd="/", env={**own, **more}

@@ -64,9 +64,14 @@ def files_of(plugin: str) -> list[Path]:
     return _with_imports(path) if path.is_file() else []
 
 
+def roots_of(plugin: str) -> list[Path]:
+    """Where the user's files lie that a plug-in may import: its folder, and where Python looks."""
+    return [_path_of(plugin).parent, *_own_places()]
+
+
 def _with_imports(plugin: Path) -> list[Path]:
     found, new = [plugin], [plugin]
-    roots = [plugin.parent, *_own_places()]
+    roots = roots_of(str(plugin))
     while new:
         for module in sorted(_imported(new.pop().read_bytes())):
             ats = [root.joinpath(*module.split(".")) for root in roots]

@@ -17,7 +17,7 @@ import ray
 from fedprune.config import RunConfig
 from fedprune.engines.ray.serving import shards_sent
 from fedprune.engines.ray.worker import PACKAGE, look_of, sources_digest
-from fedprune.options.plugins import files_of
+from fedprune.options.plugins import files_of, roots_of
 from fedprune.tasks.task import Shard
 
 SAME = ("torch", "flwr", "numpy", "transformers")
@@ -75,11 +75,14 @@ def baggage_of(config: RunConfig, shards: Mapping[int, Shard]) -> Baggage:
     named |= {"init": config.init}
     files = {key: Path(value).resolve() for key, value in named.items() if value}
     files = {key: path for key, path in files.items() if path.exists()}
+    looks = {key: look_of(path) for key, path in files.items()}
+    if config.ray_address and len(files_of(config.plugin)) > 1:
+        looks["plugin"] = []  # its path says nothing of where its imports are found: it is sent
     versions = {name: v for name in SAME if (v := _version(name))}
     needs = {
         "versions": versions,
         "package": sources_digest(_HOME),
-        "files": {key: (named[key], look_of(path)) for key, path in files.items()},
+        "files": {key: (named[key], looks[key]) for key in files},
     }
     return Baggage(needs, files, ray.put(shards_sent(config, shards)))
 
@@ -95,11 +98,13 @@ def _packed(key: str, path: Path) -> tuple[str, bytes]:
     """A file, a folder, or a plug-in with what it imports, as a zip file; and its name there."""
     buffer = io.BytesIO()
     if key == "plugin":
-        files, root = files_of(str(path)), path.parent
+        files, roots = files_of(str(path)), roots_of(str(path))
     else:
-        files, root = [p for p in path.rglob("*") if p.is_file()] or [path], path.parent
+        files, roots = [p for p in path.rglob("*") if p.is_file()] or [path], [path.parent]
+    # What is imported by one name from one root, and by another from another, is there by both.
+    names = {str(f.relative_to(r)): f for r in roots for f in files if f.is_relative_to(r)}
     with zipfile.ZipFile(buffer, "w") as file:
-        for each in files:
-            if each.is_relative_to(root) and "__pycache__" not in each.parts:
-                file.write(each, str(each.relative_to(root)))
+        for name, each in names.items():
+            if "__pycache__" not in each.parts:
+                file.write(each, name)
     return path.name, buffer.getvalue()

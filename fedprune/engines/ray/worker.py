@@ -100,6 +100,8 @@ class Worker:
             return f"{self.place}: {error}"
         if PACKAGE in paths:
             sys.path.insert(0, str(Path(paths.pop(PACKAGE)).parent))
+        if "plugin" in paths:
+            sys.path.append(str(Path(paths["plugin"]).parent))
         from fedprune.engines.ray.serving import serving_app
 
         self.app, self.context = serving_app(shards, paths)

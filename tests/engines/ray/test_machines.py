@@ -46,7 +46,12 @@ PHASES: dict[str, dict[str, Any]] = {
     "score tune evaluate": {},
     "shares unmask": {"secure": "secagg", "noise_source": "seeded"},
 }
+REMEMBERED: dict[str, dict[str, Any]] = {
+    "residuals": {"uplink": "int8", "error_feedback": True},
+    "variates": {"scaffold": True, "optimizer": "sgd", "score": "magnitude"},
+}
 ROWS = """
+from of_mine import SCORES
 from dataclasses import replace
 from pathlib import Path
 from fedprune import TASKS as ours
@@ -88,6 +93,9 @@ def site(hidden: Path) -> Iterator[Site]:
     with put_back(), machines(2, [hidden, ROOT]) as made:
         set_environment(config)
         ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+        until = time.monotonic() + 120
+        while len(nodes_of(ray.nodes())) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
         try:
             with ray_grid(config, host.shards, labels_of(host), Footprint()) as grid:
                 yield Site(made, grid, hidden)
@@ -110,11 +118,12 @@ def as_alone(site: Site, name: str, config: RunConfig) -> None:
     assert not any(row["failures"] for row in wanted)
 
 
-def test_disks_of_their_own_and_no_package_make_no_difference(site: Site):
-    """The nodes have neither the folder of the run nor this repository."""
-    config = configure({**BASE, "uplink": "int8", "error_feedback": True, "engine": "ray"})
-    site.play("apart", config)
-    as_alone(site, "apart", config)
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_disks_of_their_own_and_no_package_make_no_difference(site: Site, name: str):
+    """The nodes have neither the folder of the run, where clients' memory lies, nor the package."""
+    config = configure({**BASE, **REMEMBERED[name], "engine": "ray"})
+    site.play(name, config)
+    as_alone(site, name, config)
     assert len({seat.node.id for seat in site.grid.crew.seats}) == 2
 
 
@@ -150,10 +159,22 @@ def test_without_any_node_a_run_ends_and_goes_on_later(site: Site):
     as_alone(site, "gone", config)
 
 
-def test_files_that_nodes_lack_are_sent(site: Site, hidden: Path):
+def test_files_that_nodes_lack_are_sent(
+    site: Site, hidden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A plug-in, what it imports, data; what clients remember of a score of it travels, too."""
+    text = (ROOT / "tests" / "remembering.py").read_text()
+    (tmp_path / "of_mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
     (hidden / "own.py").write_text(ROWS)
     (hidden / "data.txt").write_text("one two three")
-    keys = {**BASE, "model": "", "task": "lines", "plugin": str(hidden / "own.py")}
+    keys = {
+        **BASE,
+        "model": "",
+        "task": "lines",
+        "plugin": str(hidden / "own.py"),
+        "score": "moving",
+    }
     config = configure({**keys, "data": str(hidden / "data.txt"), "engine": "ray"})
     host = build_host(config)
     site.grid.crew.end()
