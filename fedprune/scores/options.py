@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fedprune.options.section import Count, NameTable, Section, option
+from fedprune.selection.options import followed_method
 
 
 class Scoring(Section):
@@ -50,7 +51,8 @@ def _agreement(c: Any) -> bool:
     from fedprune.tasks.catalog import tasks_of
 
     large = tasks_of(c.plugin)[c.task].paths and bool(c.model) and c.model not in SMALL_MODELS
-    needed = c.method == "fedrts" or c.score_wire != "fp32"
+    # A method of another name may decide by the clients' own masks, and says so if it has none.
+    needed = c.method != followed_method(c) or c.score_wire != "fp32"
     return c.dp == "none" and (needed or not large)
 
 
