@@ -224,6 +224,7 @@ def given(
 
 
 VALUES: dict[str, Any] = {
+    "ranks": (2, 4),
     **{"task": "shakespeare", "model": "mlp", "split": "iid", "score": "snip", "scope": "layer"},
     **{"unit": "row", "unit_shape": (2, 2), "schedule": "one-shot", "combine": "votes"},
     **{"optimizer": "adamw", "clients": 4, "rounds": 12, "cohort": 3, "hosts": 2, "warmup": 2},

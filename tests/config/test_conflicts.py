@@ -212,7 +212,7 @@ robust=nearest-trimmed-mean clients=2 cohort=2 | robust | another rule, or --coh
 robust=trimmed-mean byzantine=2 min-clients=4 clients=10 cohort=10 | min-clients | 5 to 10
 robust=median secure=secagg | robust | none
 robust=median dp=client dp-noise=1 | robust | none
-model=resnet | model | cnn, mlp
+model=resnet | model | cnn, mlp, vit
 length=9 | length | leave it out
 data=x | data | leave it out
 encoding=cp1252 | encoding | leave it out

@@ -150,7 +150,7 @@ def assert_as_unbroken(folder: Path, whole: Path) -> None:
     for name in SAME_FILES:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, whole))
-    for key in theirs.keys() - {"seconds", "command", "resume"}:
+    for key in theirs.keys() - {"seconds", "command", "resume", "provenance"}:
         assert ours[key] == theirs[key], key
     assert len(read_rows(folder / "timings.jsonl")) == len(read_rows(folder / "rounds.jsonl"))
 

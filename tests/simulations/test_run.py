@@ -189,7 +189,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert rows.read_text() == (whole / "rounds.jsonl").read_text()
     one, two = (json.loads((f / "summary.json").read_text()) for f in (whole, folder))
-    changed = {"seconds", "command", "resume"}
+    changed = {"seconds", "command", "resume", "provenance"}
     assert {k: v for k, v in one.items() if k not in changed} == {
         k: v for k, v in two.items() if k not in changed
     }
