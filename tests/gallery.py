@@ -174,7 +174,7 @@ GALLERY: dict[str, Run] = {
     },
     "adapters-language": shakespeare(**LORA, score="wanda", scope="row", wire="bf16"),
     "adapters-gpt2": shakespeare(**LORA, model="gpt2", unit="head-neuron", sparsity=0.3),
-    "adapters-ranks": mlp(**{**LORA, "rank": 3}, ranks=(1, 3), server_lr=0.8),
+    "adapters-ranks": mlp(**{**LORA, "rank": 3}, ranks=(1, 3, 1), server_lr=0.8),
     "adapters-stack": mlp(**LORA, adapter_mean="stack", rounds=5, end=4),
     "adapters-median": mlp(**LORA, robust="median", max_norm="auto", schedule="adaptive"),
     "adapters-secagg": mlp(**LORA, **SECAGG, dp="client", dp_noise=1.0, clients=4),

@@ -96,8 +96,8 @@ def unreadable(error: OSError, given: Mapping[str, Any]) -> str:
 def check_given(schema: type[BaseModel], given: Mapping[str, Any]) -> None:
     """Refuse keys that are none, values of other types, and what no type says.
 
-    That is: entries of a list that are empty or there twice, text that no file can hold, integers
-    of more than 64 bits. What the schema fills in is not looked at.
+    That is: entries of a list that are empty or there twice (whole numbers may be), text that no
+    file can hold, integers of more than 64 bits. What the schema fills in is not looked at.
 
     Raises:
         ValidationError: of the types.
@@ -158,7 +158,8 @@ def _beyond_types(value: Any, field: FieldInfo) -> str:
     if isinstance(value, tuple) and Ellipsis in _entries(field.annotation):
         if any(isinstance(entry, str) and not entry.strip() for entry in value):
             return "an entry is empty"
-        return "an entry is there twice" if len(set(value)) < len(value) else ""
+        alike = int not in _entries(field.annotation) and len(set(value)) < len(value)
+        return "an entry is there twice" if alike else ""
     blank = isinstance(value, dict) and not all(map(str.strip, value))
     return "a pattern is empty" if blank else ""
 
@@ -231,6 +232,8 @@ def _listed(kinds: tuple[Any, ...]) -> str:
         return f"{len(kinds)} whole numbers with commas between"
     if typing.get_origin(kinds[0]) is typing.Literal:
         return f"some of {', '.join(typing.get_args(kinds[0]))}, each once, with commas between"
+    if kinds[0] is int:
+        return "whole numbers with commas between"
     what = "names" if kinds[0] is str else "numbers"
     return f"{what} that differ, with commas between"
 
