@@ -35,8 +35,6 @@ from fedprune import federate
 from fedprune.client.footprint import Footprint
 from fedprune.client.host import build_host, labels_of
 from fedprune.config import RunConfig, configure
-from fedprune.protocol.aggregate import Aggregate, summed
-from fedprune.protocol.messages import Question
 from fedprune.report.screen import Screen
 from fedprune.server.watch import Watch
 from tests.machines import Machines, impossible, machines, unplugging
@@ -240,55 +238,9 @@ def watched_stores(grid: Any) -> Iterator[tuple[dict[str, int], list[int]]]:
         grid.push_messages = usual
 
 
-def of_driver(rounds: int) -> None:
-    """The driver alone with made-up answers: what a round costs it by partitions and hosts."""
-    del rounds
-    import torch
-
-    parameters = 100_000
-    print(f"\n| partitions | hosts | {parameters:,} values: fold, s | ms a host | lists, s |")
-    print("|---:|---:|---:|---:|---:|")
-    for partitions, hosts in ((1_000, 8), (10_000, 64), (100_000, 64), (100_000, 1_000)):
-        each = partitions // hosts
-        total = torch.ones(parameters, dtype=torch.float64)
-
-        def pieces(hosts: int = hosts, each: int = each, total: Any = total) -> Iterator[Aggregate]:
-            for h in range(hosts):
-                who = tuple(range(h * each, (h + 1) * each))
-                yield Aggregate(total=total, weight=1.0, answered=who)
-
-        began = time.perf_counter()
-        done = summed(pieces())
-        fold = time.perf_counter() - began
-        lists = listed(partitions, hosts)
-        assert len(done.answered) == each * hosts
-        print(
-            f"| {partitions:,} | {hosts:,} | {fold:.2f} | {1e3 * fold / hosts:.2f} | {lists:.2f} |",
-            flush=True,
-        )
-
-
-def listed(partitions: int, hosts: int) -> float:
-    """Seconds to group partitions by host and encode a question with each one's own bytes."""
-    from fedprune.client.host import grouped
-    from fedprune.protocol.broadcast import broadcast
-
-    given = {**BASE, "clients": partitions, "cohort": partitions, "hosts": hosts}
-    config = BASE_CONFIG.model_copy(update=given)
-    began = time.perf_counter()
-    groups = grouped(range(partitions), config)
-    question = Question("evaluate", 1, {}, {}, part="validation")
-    sent = broadcast(question, "fp32")
-    for group in groups.values():
-        sent.packet(group)
-    sent.size(range(partitions))
-    return time.perf_counter() - began
-
-
-BASE_CONFIG = configure({**BASE, "rounds": 2})
 ROWS = {
     **{"nodes": of_nodes, "unplugged": of_unplugged, "joined": of_joined, "disks": of_disks},
-    **{"kills": of_kills, "large": of_large, "copies": of_copies, "driver": of_driver},
+    **{"kills": of_kills, "large": of_large, "copies": of_copies},
 }
 
 
