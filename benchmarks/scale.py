@@ -40,8 +40,9 @@ from fedprune.config import RunConfig, configure
 from fedprune.engines.inline import inline_port
 from fedprune.records.bound import Going
 from fedprune.tasks.later import Later
+from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import Perceptron
-from fedprune.tasks.task import Part, Shard, Task, classification_loss
+from fedprune.tasks.task import Part, Shard, Task
 
 SIDE, CLASSES, POOL = 8, 10, 5000
 ROUNDS, COHORT = 20, 50

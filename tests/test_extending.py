@@ -210,7 +210,7 @@ import torch
 from torch import nn
 
 from fedprune import Shard, Task
-from fedprune.tasks.task import classification_loss
+from fedprune.tasks.losses import classification_loss
 
 
 class Branching(nn.Module):

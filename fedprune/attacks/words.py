@@ -38,7 +38,9 @@ def evidence(scene: Scene, seen: Exposed, table: str, readers: Sequence[str]) ->
     if scene.quantity.signed:
         rows = torch.cat([_of_size_one(seen.values[r]) for r in readers])
         return -_outside(rows, vectors, scene.host.config.length or 64)
-    energies = sum(_of_size_one(_energies(scene, seen, r)) for r in readers)
+    # A sum over an input is sent once, under the name of the first layer that has it.
+    there = [r for r in readers if r in seen.values or inputs_of(r) in seen.values]
+    energies = sum(_of_size_one(_energies(scene, seen, r)) for r in there)
     assert isinstance(energies, Tensor)
     return _in_columns(energies, vectors.square())
 

@@ -9,6 +9,8 @@ while tuning) says so in its name or by `Score.additive`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -280,5 +282,13 @@ SCORES: dict[str, Score] = {
 
 
 def scores_of(plugin: str) -> dict[str, Score]:
-    """Every score by name; a plug-in's come last and may replace a built-in one."""
-    return {**SCORES, **table_in(plugin, "SCORES", Score)}
+    """Every score by name; a plug-in's come last and may replace a built-in one.
+
+    Of a built-in score with another `finalise`, nobody said that it works tensor by tensor.
+    """
+    known = {score.finalise for score in SCORES.values()}
+    own = {
+        name: score if score.finalise in known else replace(score, apart=False)
+        for name, score in table_in(plugin, "SCORES", Score).items()
+    }
+    return {**SCORES, **own}

@@ -186,7 +186,8 @@ def test_ties_are_intact_and_frozen_parameters_stay_frozen():
         grads = {n: p.requires_grad for n, p in small.named_parameters()}
         assert [n for n, g in grads.items() if not g] == [n for n in frozen if n in grads]
         head, table = small.get_output_embeddings(), small.get_input_embeddings()
-        assert (head.weight is table.weight) == small.config.tie_word_embeddings
+        if head is not None:  # a classifier of images predicts no symbols
+            assert (head.weight is table.weight) == small.config.tie_word_embeddings
         before = forward(name, small)
         small.tie_weights()
         assert torch.equal(forward(name, small), before)
