@@ -153,7 +153,8 @@ def _models(data: Path) -> tuple[Mapping[str, Any], ...]:
         for model in its.models if task == "digits" or (its.columns and its.folder) else ():
             keys = {"task": task, "model": model}
             if model in SMALL_MODELS:
-                keys |= {"data": str(data), "depth": 2, "width": 16, "length": 8}
+                keys |= {"depth": 2, "width": 16}
+                keys |= {} if task == "digits" else {"data": str(data), "length": 8}
             found.setdefault(model, keys)
     return tuple(found.values())
 

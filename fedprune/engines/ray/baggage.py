@@ -76,7 +76,7 @@ def baggage_of(config: RunConfig, shards: Mapping[int, Shard]) -> Baggage:
     files = {key: Path(value).resolve() for key, value in named.items() if value}
     files = {key: path for key, path in files.items() if path.exists()}
     looks = {key: look_of(path) for key, path in files.items()}
-    if config.ray_address and len(files_of(config.plugin)) > 1:
+    if len(files_of(config.plugin)) > 1:
         looks["plugin"] = []  # its path says nothing of where its imports are found: it is sent
     versions = {name: v for name in SAME if (v := _version(name))}
     needs = {
