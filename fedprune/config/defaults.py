@@ -50,14 +50,18 @@ _LEARNED = (
 
 def _of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is learned in the run that ``--init`` names."""
-    if not given.get("init") or "task" in given:
+    if not given.get("init"):
         return {}
     path = Path(str(given["init"])) / "config.toml"
     if not path.is_file():
+        if "task" in given:  # a device has the whole configuration, and not this folder
+            return {}
         raise ValueError(f"init={given['init']!r}: no {path.name} there; allowed: a run's folder")
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     whole = {**document.pop("followed", {}), **document}
     found = {key.replace("-", "_"): value for key, value in whole.items()}
+    if given.get("task", found.get("task")) != found.get("task"):
+        return {}
     found = with_code_of(str(given.get("plugin", "")), found, path)
     gone = {name for key in given for name in _TOGETHER.get(key, ())}
     return {key: found[key] for key in _LEARNED if key in found.keys() - gone}

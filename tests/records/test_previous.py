@@ -43,6 +43,17 @@ def test_without_more_it_goes_on_from_the_same_weights_and_masks(before):
     assert state.round == 0
 
 
+def test_naming_the_same_task_takes_nothing_back(before):
+    """Else the task's first model would start, and keep of the earlier one what fits by chance."""
+    folder, _ = before
+    whole = configure({"init": str(folder), "engine": "inline"})
+    named = configure({"init": str(folder), "engine": "inline", "task": "digits"})
+    assert named == whole
+    assert configure({"init": str(folder), "task": "shakespeare"}).model == "llama"
+    gone = configure({"init": f"{folder}-gone", "task": "digits"})  # as on a device
+    assert (gone.clients, gone.model) == (20, "cnn")
+
+
 def test_measuring_on_the_earlier_runs_data_is_in_the_ledger(before, tmp_path):
     folder, _ = before
     config = configure({"init": str(folder), "engine": "inline", "rounds": 1, "warmup": 0})
