@@ -15,7 +15,8 @@ from fedprune.records.bound import RESUMABLE
 from fedprune.records.folder import CONFIG_NAME
 from fedprune.study.design import SEED, factors_of, label_text
 from fedprune.study.outcomes import RESULTS_NAME, StudyOutcome, outcome_in
-from fedprune.study.page import STUDY_PAGE_NAME, Collected, write_study
+from fedprune.study.page import STUDY_PAGE_NAME, write_study
+from fedprune.study.pictures import Collected
 
 _ALL = "configuration"
 """The factor of all keys in which runs differ, but the seed and the sparsity."""

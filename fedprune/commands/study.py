@@ -15,7 +15,8 @@ from fedprune.report.reading import SPACE, duration, metric_text, worded
 from fedprune.runtime.ending import FAILED, INTERRUPTED
 from fedprune.study.design import Design, read_design
 from fedprune.study.outcomes import RESULTS_NAME, outcome_of
-from fedprune.study.page import STUDY_PAGE_NAME, Collected, write_study
+from fedprune.study.page import STUDY_PAGE_NAME, write_study
+from fedprune.study.pictures import Collected
 from fedprune.study.playing import CellEnded, play
 
 

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from fedprune.options.refusal import counted
-from fedprune.report.pictures import Picture, svg, write_plots
-from fedprune.report.reading import percent, significant, worded
+from fedprune.report.pictures import svg, write_plots
+from fedprune.report.reading import significant, worded
 from fedprune.report.tables import Table
 from fedprune.report.template import FIGURE, framed, rendered
 from fedprune.study.comparison import (
-    Ranking,
-    by_place,
-    front_of,
     is_higher,
     least_p,
     metrics_in,
     paired_tests,
     quality_blocks,
-    ranking_of,
 )
 from fedprune.study.design import SEED, Factors
-from fedprune.study.figures import (
-    COSTS,
-    Cost,
-    agreement_over_rounds,
-    agreements,
-    cost_figure,
-    densities_figure,
-    points_of,
-    ranks_figure,
-)
-from fedprune.study.outcomes import StudyOutcome, write_outcomes
+from fedprune.study.outcomes import write_outcomes
+from fedprune.study.pictures import Collected, mask_pictures, panel_pictures, rank_pictures
 from fedprune.study.tables import (
     Panel,
     panels_of,
@@ -98,28 +82,6 @@ STUDY_PAGE = framed(
 )
 
 
-@dataclass(frozen=True)
-class Collected:
-    """Runs beside each other, and what to call them.
-
-    Attributes:
-        title: of the page.
-        factors: in which they differ.
-        outcomes: of the runs, in the order of the grid.
-        command: that has the page again.
-    """
-
-    title: str
-    factors: Factors
-    outcomes: Sequence[StudyOutcome]
-    command: str
-
-    @property
-    def measured(self) -> list[StudyOutcome]:
-        """Those with a result."""
-        return [outcome for outcome in self.outcomes if outcome.run is not None]
-
-
 def write_study(out: Path, collected: Collected) -> Path:
     """Write ``study.html``, ``plots/``, ``tables/`` and ``results.csv``; the page's path."""
     out.mkdir(parents=True, exist_ok=True)
@@ -127,8 +89,8 @@ def write_study(out: Path, collected: Collected) -> Path:
     panels = panels_of(outcomes, factors)
     write_outcomes(out, outcomes)
     write_latex(out, panels, factors)
-    drawn = {panel.place: _panel_pictures(collected, panel, i) for i, panel in enumerate(panels)}
-    ranks, masks = _rank_pictures(collected), _mask_pictures(collected)
+    drawn = {panel.place: panel_pictures(collected, panel, i) for i, panel in enumerate(panels)}
+    ranks, masks = rank_pictures(collected), mask_pictures(collected)
     pictures = [*(p for its in drawn.values() for p in its), *ranks, *masks]
     made = {picture.name: picture for picture in pictures}
     write_plots(out, made)
@@ -189,34 +151,6 @@ def _verdict(panel: Panel, factors: Factors) -> str:
     return f"{where}best on average {', '.join(told)}." if told and len(panel.rows) > 1 else ""
 
 
-def _panel_pictures(collected: Collected, panel: Panel, number: int) -> list[Picture]:
-    """Quality against every cost that is known and differs between runs."""
-    factors = collected.factors
-    same = by_place(collected.measured, factors.rest)[panel.place]
-    groups = list(by_place(same, [n for n in factors.names if n != SEED]).values())
-    out, drawn = [], set[tuple[float, ...]]()
-    for cost in COSTS:
-        points = points_of(groups, factors.compared, cost)
-        costs = tuple(float(f"{point.cost:.2g}") for point in points)
-        if len(set(costs)) < 2 or costs in drawn:  # of single weights FLOPs are their density
-            continue
-        drawn.add(costs)
-        figure: Figure = cost_figure(points, panel.rows, panel.metric, cost)
-        pairs = [(point.cost, point.quality.mean) for point in points]
-        front = front_of(pairs, higher=is_higher(panel.metric))
-        labels = dict.fromkeys(points[place].label for place in front)
-        title = f"Quality against {cost.words}"
-        out.append(Picture(f"{cost.key}-{number}", title, _front_words(cost, labels), figure))
-    return out
-
-
-def _front_words(cost: Cost, labels: dict[str, None]) -> str:
-    return (
-        "Each point is a mean over seeds, its bar the standard deviation. Ringed: what no other "
-        f"point beats at this cost or less, in order of {cost.words}: {', '.join(labels)}."
-    )
-
-
 def _tests(collected: Collected) -> list[tuple[str, str, Table]]:
     """A table of paired tests for every metric in which there are pairs."""
     factors, out = collected.factors, []
@@ -241,63 +175,6 @@ def _tests_words(pairs: int) -> str:
         f"be less than {significant(least_p(pairs))}. Pairs that share a seed are not independent, "
         "so p is a guide, not a proof."
     )
-
-
-def _rank_pictures(collected: Collected) -> list[Picture]:
-    """Mean ranks, where three or more labels were ranked in two or more blocks."""
-    factors, metrics = collected.factors, metrics_in(collected.outcomes)
-    labels = list(dict.fromkeys(o.labels[factors.compared] for o in collected.measured))
-    if len(labels) < 3 or len({is_higher(metric) for metric in metrics}) != 1:
-        return []
-    blocks = quality_blocks(collected.measured, factors)
-    ranking = ranking_of(blocks, labels, higher=is_higher(metrics[0]))
-    if ranking is None:
-        return []
-    return [Picture("ranks", "Mean ranks", _ranks_words(ranking), ranks_figure(ranking))]
-
-
-def _ranks_words(ranking: Ranking) -> str:
-    first = next(iter(ranking.ranks))
-    return (
-        f"Over {ranking.blocks} blocks {first} has the best mean rank, "
-        f"{ranking.ranks[first]:.2f}. Friedman's test that all are alike gives p = "
-        f"{significant(ranking.p)}. A bar joins those whose ranks differ by less than the critical "
-        f"difference, {ranking.critical:.2f} (Nemenyi, 5 %): they are not told apart."
-    )
-
-
-def _mask_pictures(collected: Collected) -> list[Picture]:
-    factors, out = collected.factors, []
-    labels = list(dict.fromkeys(o.labels[factors.compared] for o in collected.measured))
-    last = [o.labels[factors.over] for o in collected.measured] if factors.over else []
-    chosen = [o for o in collected.measured if not last or o.labels[factors.over] == last[-1]]
-    layers = {
-        label: its
-        for label in labels
-        if (
-            its := next(
-                (o.said("layers") for o in chosen if o.labels[factors.compared] == label), None
-            )
-        )
-    }
-    if layers and len({tuple(layer["name"] for layer in its) for its in layers.values()}) == 1:
-        words = f" at {factors.over} {last[-1]}" if last else ""
-        finding = f"Weights kept of every prunable tensor{words}, of the first run of each."
-        out.append(Picture("densities", "Density by layer", finding, densities_figure(layers)))
-    found = {
-        label: [o for o in collected.measured if o.labels[factors.compared] == label]
-        for label in labels
-    }
-    known = {label: values for label, its in found.items() if (values := agreements(its))}
-    if known:
-        told = ", ".join(f"{label} {percent(values[-1][1])}" for label, values in known.items())
-        finding = (
-            "Kept weights that two clients' own masks have in common, mean over runs. In the last "
-            f"pruning: {told}."
-        )
-        figure = agreement_over_rounds(found, labels)
-        out.append(Picture("agreement", "Agreement of the clients' own masks", finding, figure))
-    return out
 
 
 def _played(collected: Collected) -> str:

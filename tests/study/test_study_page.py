@@ -11,7 +11,8 @@ from fedprune.options.refusal import ConfigError
 from fedprune.run import federate
 from fedprune.study.design import design_of
 from fedprune.study.outcomes import outcome_of
-from fedprune.study.page import Collected, write_study
+from fedprune.study.page import write_study
+from fedprune.study.pictures import Collected
 from fedprune.study.playing import cell_folder
 from fedprune.study.tables import escaped
 from tests.runs import TINY, house_of

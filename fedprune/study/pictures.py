@@ -1,0 +1,141 @@
+"""The pictures of several runs, each with the sentence that says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from fedprune.report.pictures import Picture
+from fedprune.report.reading import percent, significant
+from fedprune.study.comparison import (
+    Ranking,
+    by_place,
+    front_of,
+    is_higher,
+    metrics_in,
+    quality_blocks,
+    ranking_of,
+)
+from fedprune.study.design import SEED, Factors
+from fedprune.study.figures import (
+    COSTS,
+    Cost,
+    agreement_over_rounds,
+    agreements,
+    cost_figure,
+    densities_figure,
+    points_of,
+    ranks_figure,
+)
+from fedprune.study.outcomes import StudyOutcome
+from fedprune.study.tables import Panel
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Runs beside each other, and what to call them.
+
+    Attributes:
+        title: of the page.
+        factors: in which they differ.
+        outcomes: of the runs, in the order of the grid.
+        command: that has the page again.
+    """
+
+    title: str
+    factors: Factors
+    outcomes: Sequence[StudyOutcome]
+    command: str
+
+    @property
+    def measured(self) -> list[StudyOutcome]:
+        """Those with a result."""
+        return [outcome for outcome in self.outcomes if outcome.run is not None]
+
+
+def panel_pictures(collected: Collected, panel: Panel, number: int) -> list[Picture]:
+    """Quality against every cost that is known and differs between runs."""
+    factors = collected.factors
+    same = by_place(collected.measured, factors.rest)[panel.place]
+    groups = list(by_place(same, [n for n in factors.names if n != SEED]).values())
+    out, drawn = [], set[tuple[float, ...]]()
+    for cost in COSTS:
+        points = points_of(groups, factors.compared, cost)
+        costs = tuple(float(f"{point.cost:.2g}") for point in points)
+        if len(set(costs)) < 2 or costs in drawn:  # of single weights FLOPs are their density
+            continue
+        drawn.add(costs)
+        figure: Figure = cost_figure(points, panel.rows, panel.metric, cost)
+        pairs = [(point.cost, point.quality.mean) for point in points]
+        front = front_of(pairs, higher=is_higher(panel.metric))
+        labels = dict.fromkeys(points[place].label for place in front)
+        title = f"Quality against {cost.words}"
+        out.append(Picture(f"{cost.key}-{number}", title, _front_words(cost, labels), figure))
+    return out
+
+
+def _front_words(cost: Cost, labels: dict[str, None]) -> str:
+    return (
+        "Each point is a mean over seeds, its bar the standard deviation. Ringed: what no other "
+        f"point beats at this cost or less, in order of {cost.words}: {', '.join(labels)}."
+    )
+
+
+def rank_pictures(collected: Collected) -> list[Picture]:
+    """Mean ranks, where three or more labels were ranked in two or more blocks."""
+    factors, metrics = collected.factors, metrics_in(collected.outcomes)
+    labels = list(dict.fromkeys(o.labels[factors.compared] for o in collected.measured))
+    if len(labels) < 3 or len({is_higher(metric) for metric in metrics}) != 1:
+        return []
+    blocks = quality_blocks(collected.measured, factors)
+    ranking = ranking_of(blocks, labels, higher=is_higher(metrics[0]))
+    if ranking is None:
+        return []
+    return [Picture("ranks", "Mean ranks", _ranks_words(ranking), ranks_figure(ranking))]
+
+
+def _ranks_words(ranking: Ranking) -> str:
+    first = next(iter(ranking.ranks))
+    return (
+        f"Over {ranking.blocks} blocks {first} has the best mean rank, "
+        f"{ranking.ranks[first]:.2f}. Friedman's test that all are alike gives p = "
+        f"{significant(ranking.p)}. A bar joins those whose ranks differ by less than the critical "
+        f"difference, {ranking.critical:.2f} (Nemenyi, 5 %): they are not told apart."
+    )
+
+
+def mask_pictures(collected: Collected) -> list[Picture]:
+    """What each label's mask keeps by layer, and how far clients' own masks agree; where known."""
+    factors, out = collected.factors, []
+    labels = list(dict.fromkeys(o.labels[factors.compared] for o in collected.measured))
+    last = [o.labels[factors.over] for o in collected.measured] if factors.over else []
+    chosen = [o for o in collected.measured if not last or o.labels[factors.over] == last[-1]]
+    layers = {
+        label: its
+        for label in labels
+        if (
+            its := next(
+                (o.said("layers") for o in chosen if o.labels[factors.compared] == label), None
+            )
+        )
+    }
+    if layers and len({tuple(layer["name"] for layer in its) for its in layers.values()}) == 1:
+        words = f" at {factors.over} {last[-1]}" if last else ""
+        finding = f"Weights kept of every prunable tensor{words}, of the first run of each."
+        out.append(Picture("densities", "Density by layer", finding, densities_figure(layers)))
+    found = {
+        label: [o for o in collected.measured if o.labels[factors.compared] == label]
+        for label in labels
+    }
+    known = {label: values for label, its in found.items() if (values := agreements(its))}
+    if known:
+        told = ", ".join(f"{label} {percent(values[-1][1])}" for label, values in known.items())
+        finding = (
+            "Kept weights that two clients' own masks have in common, mean over runs. In the last "
+            f"pruning: {told}."
+        )
+        figure = agreement_over_rounds(found, labels)
+        out.append(Picture("agreement", "Agreement of the clients' own masks", finding, figure))
+    return out
