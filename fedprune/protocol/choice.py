@@ -12,8 +12,9 @@ from fedprune.config import RunConfig
 from fedprune.randomness import derive, generator
 from fedprune.scores.inputs import with_shared
 from fedprune.scores.score import Evidence, Score
+from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.ranking import Unreachable
-from fedprune.selection.select import above, apart, select, select_apart
+from fedprune.selection.select import above, select
 from fedprune.structure.layout import Layout
 from fedprune.tensors import Masks, Tensors, some_of
 

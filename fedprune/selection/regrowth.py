@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from fedprune.selection.arrays import as_masks, ranking_layers
 from fedprune.selection.ranking import (
     Bools,
     Layer,
     drop,
     ranked_together,
 )
-from fedprune.selection.select import as_masks, ranking_layers
 from fedprune.tensors import Masks
 
 EXCHANGING = ("global", "layer")

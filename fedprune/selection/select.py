@@ -8,17 +8,16 @@ business that is. What ranks below what is said in `ranking`, how much each tens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.selection.arrays import LayerSizes, as_masks, ranking_layers
 from fedprune.selection.densities import Ground, Limits
 from fedprune.selection.overlap import overlapping
 from fedprune.selection.ranking import (
-    Array,
     Bools,
     Layer,
     Unreachable,
@@ -35,9 +34,8 @@ from fedprune.selection.units import (
     unit_kind,
     unit_labels,
 )
-from fedprune.streaming.packed import PackedMasks
 from fedprune.structure.layout import Layout, as_inputs
-from fedprune.tensors import Masks, joined_to, shapes_of
+from fedprune.tensors import Masks
 
 __all__ = ["SCOPES", "above", "check_reachable", "plain_layout", "removed_count", "select"]
 
@@ -114,7 +112,7 @@ def select(
     shapes = {name: t.shape for name, t in scores.items()}
     ground = Ground(shapes, sparsity, living, densities or {}, progress)
     total = total_of(ground, scope)
-    _check_count(layers, total, floor, exact=unit == "weight")
+    check_count(layers, total, floor, exact=unit == "weight")
     if unit == "weight":
         return as_masks(scores, _weights_left(layers, total, scope, ground, layout))
     labels = unit_labels(layout, unit, unit_shape)
@@ -128,86 +126,6 @@ def select(
     counts = None if SCOPES[scope].shares is None else counter(ground, scope)
     left = drop_units(layers, units, total, counts, floors=kind.tensors != "all")
     return as_masks(scores, left)
-
-
-def apart(unit: str, scope: str) -> bool:
-    """Whether a tensor's mask depends on no score of another: `select_apart` can be used."""
-    rule = SCOPES[scope]
-    return unit == "n:m" or (unit == "weight" and rule.shares is not None and not rule.looks)
-
-
-def select_apart(
-    score_of: Callable[[str], Tensor],
-    sparsity: float,
-    *,
-    alive: Mapping[str, Tensor],
-    magnitude: Mapping[str, Tensor],
-    scope: str,
-    floor: int = 1,
-    unit: str = "weight",
-    unit_shape: Shape | None = None,
-    layout: Layout | None = None,
-    min_density: float = 0.0,
-    max_density: float = 1.0,
-    densities: Mapping[str, float] | None = None,
-    progress: float = 1.0,
-) -> Masks:
-    """What `select` gives where tensors do not compete, with one tensor's scores at a time.
-
-    Args:
-        score_of: a tensor's scores by its name; called once for each, in the order of `alive`.
-        sparsity: as of `select`, and so are those below.
-        alive: here it says which tensors there are.
-        magnitude: breaks ties.
-        scope: one that `apart` allows for.
-        floor: weights of each tensor that stay.
-        unit: ``weight`` or ``n:m``.
-        unit_shape: N and M.
-        layout: the model's.
-        min_density: part of every tensor that stays.
-        max_density: part that may stay.
-        densities: for the scope ``patterns``.
-        progress: on the way to them.
-
-    Raises:
-        ValueError: as `select`, at the first tensor that it is about.
-    """
-    part = (min_density, 1.0 - progress * (1.0 - max_density))
-    layout = layout or plain_layout(alive)
-    shapes = shapes_of(alive)
-    ground = Ground(shapes, sparsity, (), densities or {}, progress)
-    unit_kind(unit, unit_shape)
-    # Of the scores only the sizes matter for how many go.
-    counted = [_counted(_layer(t, t, None, floor, part)) for t in alive.values()]
-    counts: Sequence[int] = [0] * len(counted)
-    if unit != "n:m":
-        total = total_of(ground, scope)
-        _check_count(counted, total, floor, exact=True)
-        counts = counter(ground, scope)([Limits(x.size, x.must, x.most) for x in counted], total)
-    masks: Masks = alive.some(()) if isinstance(alive, PackedMasks) else {}
-    for name, count in zip(shapes, counts, strict=True):
-        one = {name: score_of(name)}
-        (layer,) = ranking_layers(one, {name: alive[name]}, {name: magnitude[name]}, floor, part)
-        if unit == "n:m" and unit_shape is not None:
-            left = patterned(layout, name, layer, unit_shape, sparsity)
-        else:
-            left = _left(layout, name, layer, count, scope)
-        masks = joined_to(masks, as_masks(one, [left]))
-    return masks
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """A layer of which only the numbers matter, as a `Layer` names them."""
-
-    size: int
-    gone: int
-    most: int
-    must: int
-
-
-def _counted(layer: Layer) -> LayerSizes:
-    return LayerSizes(layer.size, layer.gone, layer.most, layer.must)
 
 
 def check_reachable(
@@ -229,7 +147,7 @@ def check_reachable(
     shapes = {name: t.shape for name, t in weights.items()}
     ground = Ground(shapes, sparsity, [layer.scores[:0] for layer in layers], densities or {})
     total = total_of(ground, scope)
-    _check_count(layers, total, floor, exact=True)
+    check_count(layers, total, floor, exact=True)
     if SCOPES[scope].shares is not None:
         counter(ground, scope)([Limits(x.size, x.must, x.most) for x in layers], total)
 
@@ -308,19 +226,19 @@ def _weights_left(
     limits = [Limits(layer.size, layer.must, layer.most) for layer in layers]
     counts = counter(ground, scope)(limits, total)
     return [
-        _left(layout, name, layer, count, scope)
+        left_of_tensor(layout, name, layer, count, scope)
         for name, layer, count in zip(ground.shapes, layers, counts, strict=True)
     ]
 
 
-def _left(layout: Layout, name: str, layer: Layer, count: int, scope: str) -> Bools:
+def left_of_tensor(layout: Layout, name: str, layer: Layer, count: int, scope: str) -> Bools:
     """What is left of a tensor of which so many weights are gone in the end."""
     if SCOPES[scope].rows:
         return within_rows(layout, name, layer, count)
     return drop([layer], count - layer.gone)[0]
 
 
-def _check_count(
+def check_count(
     layers: Sequence[Layer | LayerSizes], total: int, floor: int, *, exact: bool
 ) -> None:
     """Refuse a count that what is gone or, if it has to be exact, floors or caps do not allow."""
@@ -334,83 +252,3 @@ def _check_count(
     if exact and total < must:
         reason = f"cannot remove {total} of {n} weights: max_density takes {must}"
         raise Unreachable(reason, must, n)
-
-
-def ranking_layers(
-    scores: Mapping[str, Tensor],
-    alive: Mapping[str, Tensor] | None,
-    magnitude: Mapping[str, Tensor] | None,
-    floor: int,
-    part: tuple[float, float] = (0.0, 1.0),
-) -> list[Layer]:
-    """The arguments of a selection, checked, as arrays.
-
-    `part` of each tensor stays, at least and at most.
-
-    Raises:
-        ValueError: as `select`.
-    """
-    if floor < 0:
-        raise ValueError(f"floor must be 0 or more, got {floor}")
-    _check("scores", scores, scores)
-    if alive is not None:
-        _check("alive", alive, scores)
-    if magnitude is not None:
-        _check("magnitude", magnitude, scores)
-    return [
-        _layer(
-            score,
-            None if alive is None else alive[name],
-            None if magnitude is None else magnitude[name],
-            floor,
-            part,
-        )
-        for name, score in scores.items()
-    ]
-
-
-def _layer(
-    score: Tensor,
-    alive: Tensor | None,
-    magnitude: Tensor | None,
-    floor: int,
-    part: tuple[float, float],
-) -> Layer:
-    pool = None if alive is None else _flat(alive)
-    living = score.numel() if pool is None else int(np.count_nonzero(pool))
-    weights = None if magnitude is None else _flat(magnitude)
-    # A product such as 0.1 * 30 may lie just beside the whole number that is meant.
-    least = min(max(floor, math.ceil(part[0] * score.numel() - 1e-9)), living)
-    most = max(least, math.floor(part[1] * score.numel() + 1e-9))
-    cap = most if most < score.numel() else None
-    return Layer(_flat(score), weights, pool, least, cap)
-
-
-def _check(what: str, tensors: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that do not fit the scores, hold a NaN, or are masks without being boolean."""
-    if tensors.keys() != scores.keys():
-        odd = sorted(tensors.keys() ^ scores.keys())
-        raise ValueError(f"{what} and scores differ in names: {odd[:3]} are on one side only")
-    for name, tensor in tensors.items():
-        if tensor.shape != scores[name].shape:
-            shapes = f"{tuple(tensor.shape)}, its scores {tuple(scores[name].shape)}"
-            raise ValueError(f"{what} of {name!r} has shape {shapes}")
-        if what == "alive" and tensor.dtype != torch.bool:
-            raise ValueError(f"alive of {name!r} must be boolean, got {tensor.dtype}")
-        if tensor.isnan().any():
-            raise ValueError(f"{what} of {name!r}: NaN in {int(tensor.isnan().sum())} places")
-
-
-def _flat(tensor: Tensor) -> Array:
-    """The values in C order on the CPU, (size,); a view where that is possible."""
-    tensor = tensor.detach().cpu().reshape(-1)
-    flat: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return flat
-
-
-def as_masks(scores: Mapping[str, Tensor], kept: Sequence[Bools]) -> Masks:
-    """What is kept, flat by tensor, in the scores' shapes and on their devices."""
-    return {
-        name: torch.from_numpy(mask).reshape(score.shape).to(score.device)
-        for (name, score), mask in zip(scores.items(), kept, strict=True)
-    }

@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.schedules import SCHEDULES, Steps, sparsity_at
 from fedprune.selection.select import (
     SCOPES,
     above,
-    apart,
     plain_layout,
     removed_count,
     select,
-    select_apart,
 )
 
 INF = math.inf
