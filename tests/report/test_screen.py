@@ -15,7 +15,7 @@ from fedprune.report.closing import _nothing_removed, closing_lines, in_bytes
 from fedprune.report.screen import Screen
 from fedprune.server.state import Model, State
 from fedprune.structure.layout import layout_of
-from fedprune.tensors import NOTES
+from fedprune.tensors.models import NOTES
 
 ROW = {
     "arm": "pruned",
@@ -144,7 +144,7 @@ def test_a_dense_run_says_that_nothing_is_pruned():
 
 
 def test_data_of_the_earlier_run_that_is_gone_is_told_at_once(tmp_path):
-    (tmp_path / "config.toml").write_text(f'task = "digits"\ndata = "{tmp_path}/gone"\n')
+    (tmp_path / "config.toml").write_text(f'task = "fashion-mnist"\ndata = "{tmp_path}/gone"\n')
     shown, out = screen(terminal=False)
     shown.opening(RunConfig(task="digits", init=str(tmp_path)), Path("runs/x"))
     text = " ".join(out.getvalue().split())
