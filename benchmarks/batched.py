@@ -32,7 +32,8 @@ from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.messages import Question
 from fedprune.tasks.catalog import TASKS as BUILT_IN
 from fedprune.tasks.networks import Perceptron
-from fedprune.tensors import copied, full_masks, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied, full_masks
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 """Parameters of the perceptrons, about."""

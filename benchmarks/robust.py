@@ -36,7 +36,7 @@ from fedprune.learning.robust_rules import ROBUST
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import generator
 from fedprune.run import NoRoundCompleted, Result
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 
 Keys = dict[str, Any]
 Attack = Callable[[Question, Answer], Answer]

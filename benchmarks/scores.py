@@ -35,7 +35,8 @@ from fedprune.scores.score import Evidence, Probe
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part
-from fedprune.tensors import full_masks, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import full_masks
 
 STEP = "training step"
 LENGTH, SYMBOLS, SIDE = 64, 64, 28

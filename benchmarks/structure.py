@@ -29,7 +29,8 @@ from fedprune.structure.cuts import edits_of
 from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import Masks, full_masks, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, full_masks, masked
 
 
 def bert_base() -> nn.Module:

@@ -31,7 +31,8 @@ from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, output_of
-from fedprune.tensors import count_kept, load_into
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import count_kept
 
 
 def opening_of(

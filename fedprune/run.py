@@ -54,7 +54,7 @@ from fedprune.server.shrink import fitted, shrunk
 from fedprune.server.state import State, Totals
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 
 @dataclass(frozen=True)

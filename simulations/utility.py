@@ -19,7 +19,7 @@ from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.privacy.calibration import calibrated
 from fedprune.privacy.release import Occasion, Release
 from fedprune.report.plots import canvas, styled
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 Keys = dict[str, Any]
 Tick = Callable[[], None]

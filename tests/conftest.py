@@ -20,7 +20,8 @@ from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
-from fedprune.tensors import Masks, copied, masked, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks, copied, masked
 from tests.runs import house_of, played, tiny, with_pages
 
 # With more threads than one, results depend on the machine; the library sets this for itself.

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fedprune.structure.layout import Layout, as_rows
-from fedprune.tensors import Masks, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks
 
 Gone = dict[tuple[str, str], set[int]]
 """By kind and path of a group: the units that go."""

@@ -34,7 +34,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Port
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 from tests.gallery import GALLERY, Keys, Run
 from tests.played import Played, watched
 from tests.runs import Killed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 SYMBOLS = 19
 # Family: heads in an attention, size of a head, attentions, feed-forwards, neurons, blocks.

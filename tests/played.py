@@ -20,7 +20,7 @@ from fedprune.selection.select import removed_count
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
-from fedprune.tensors import count_kept
+from fedprune.tensors.named import count_kept
 
 
 @dataclass(frozen=True)

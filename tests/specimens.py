@@ -16,7 +16,7 @@ from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.losses import classification_loss, token_loss
 from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Loss, Part, batches
-from fedprune.tensors import Masks, Tensors, masked
+from fedprune.tensors.named import Masks, Tensors, masked
 
 SYMBOLS, LENGTH, WIDTH = 23, 6, 16
 ROWS = (4, 11, 6)

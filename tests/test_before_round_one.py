@@ -22,7 +22,7 @@ from fedprune.protocol.port import Port
 from fedprune.tasks.losses import class_loss, classification_loss, label_tokens, token_loss
 from fedprune.tasks.task import Part
 from fedprune.tasks.tokenization import characters
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 
 
 def part(n: int, seed: int = 0) -> Part:

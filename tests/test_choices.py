@@ -27,7 +27,7 @@ from fedprune.selection.schedules import SCHEDULES
 from fedprune.selection.scopes import SCOPES
 from fedprune.selection.units import UNITS, unit_labels
 from fedprune.structure.layout import as_rows
-from fedprune.tensors import Masks, count_kept
+from fedprune.tensors.named import Masks, count_kept
 from tests.played import Played, check, watched
 from tests.runs import Spy, house_of, tiny
 

@@ -16,7 +16,7 @@ from fedprune.config import configure, from_flower, overridden
 from fedprune.options.refusal import ConfigError
 from fedprune.tasks.encoder import read_bbc, read_r8
 from fedprune.tasks.task import class_names_of
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import with_pages
 
 NAMES = ["0.10", "a, b", "x"]

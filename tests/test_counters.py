@@ -13,7 +13,8 @@ from fedprune.learning.local_training import step_batches
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.structure.layout import layout_of
-from fedprune.tensors import copied, counters_of, state_of
+from fedprune.tensors.models import counters_of, state_of
+from fedprune.tensors.named import copied
 from tests.runs import house_of, tiny
 
 

@@ -11,7 +11,7 @@ from fedprune.config import configure
 from fedprune.protocol.models import dense_model
 from fedprune.scores.score import Evidence, Probe, Statistic
 from fedprune.tasks.task import Part
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 
 class Line(nn.Module):

@@ -70,7 +70,8 @@ from fedprune.streaming.files import places_in
 from fedprune.structure.edits import Edit, from_json, to_json
 from fedprune.tasks.claims import check_config
 from fedprune.tasks.rowfiles import READERS
-from fedprune.tensors import full_masks, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import full_masks
 
 INPUTS = int(os.environ.get("HOSTILE", "5000"))
 

@@ -23,7 +23,7 @@ from fedprune.protocol.parts import understood
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import factored, improper
 from fedprune.tasks.measures import METRICS, measures
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 from tests.runs import tiny
 
 Lie = Callable[[Answer], Answer]

@@ -25,7 +25,8 @@ from fedprune.scores.score import Probe
 from fedprune.server.diagnostics import agreement_of
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import batches
-from fedprune.tensors import Masks, count_kept, digest, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, count_kept, digest, masked
 from tests.runs import Spy, house_of, overheard, played, tiny
 
 PRUNABLE = 12_944

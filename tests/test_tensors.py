@@ -6,21 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedprune.tensors import (
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import found_in, load_into, state_of
+from fedprune.tensors.named import (
     as_bytes,
     copied,
     count,
     count_kept,
     digest,
-    found_in,
     full_masks,
     gathered,
     laid_out,
-    load_into,
     masked,
     scattered,
-    shapes_of,
-    state_of,
     whole_of,
 )
 

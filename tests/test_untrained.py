@@ -9,7 +9,7 @@ from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
 from fedprune.run import federate
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import house_of, played, tiny
 
 FREE = {"local_steps": 0, "schedule": "one-shot", "end": 3, "score": "wanda", "scope": "row"}

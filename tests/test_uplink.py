@@ -13,7 +13,8 @@ from fedprune.config import from_toml
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.messages import Question
-from fedprune.tensors import copied, count_kept, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied, count_kept
 from tests.runs import Killed, Spy, house_of, killed_after, played, tiny
 
 FEEDBACK = {"uplink": "int4", "error_feedback": True}

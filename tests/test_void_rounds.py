@@ -30,7 +30,8 @@ from fedprune.server.round import Round
 from fedprune.server.rows import Row
 from fedprune.server.shrink import fitted
 from fedprune.server.state import State
-from fedprune.tensors import count_kept, digest, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import count_kept, digest
 from tests.runs import house_of, tiny
 
 BASE: dict[str, Any] = {

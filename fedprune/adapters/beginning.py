@@ -10,7 +10,7 @@ from fedprune.adapters.factors import adapter_shapes, first_adapters
 from fedprune.adapters.options import Adapting
 from fedprune.adapters.targets import heads_trained, targets_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 def begun_adapters(

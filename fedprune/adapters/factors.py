@@ -17,7 +17,8 @@ from torch import Tensor
 from fedprune.randomness import generator
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout, as_rows, from_rows
-from fedprune.tensors import Tensors, masked, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Tensors, masked
 
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 """What follows the path of a layer in the names of its factors A and B."""

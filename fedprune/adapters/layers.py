@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fedprune.adapters.factors import DOWN, paths_in
 from fedprune.scores.score import Shapes
 from fedprune.structure.matrices import kind_of
-from fedprune.tensors import CONSTANTS, all_true
+from fedprune.tensors.models import CONSTANTS
+from fedprune.tensors.named import all_true
 
 
 class MaskedLoraLinear(Linear):

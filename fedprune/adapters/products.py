@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedprune.adapters.factors import DOWN, UP, paths_in
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 Came = Sequence[tuple[float, Mapping[str, Tensor]]]
 """Clients' weights in a mean, and their adapters after training."""

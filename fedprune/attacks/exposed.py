@@ -19,7 +19,7 @@ from fedprune.privacy.accounting import engine
 from fedprune.privacy.clipping import clipped, scaled, sensitivity
 from fedprune.privacy.noise import gaussian, seeded_source
 from fedprune.randomness import generator
-from fedprune.tensors import Masks, Tensors, scattered
+from fedprune.tensors.named import Masks, Tensors, scattered
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedprune.attacks.scene import Scene, message, scene
 from fedprune.attacks.tabling import CHANCE, Figure, error_cell, pivot, share_cell
 from fedprune.selection.select import select
 from fedprune.tasks.task import Part
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 _Tick = Callable[[], None]
 

@@ -21,7 +21,7 @@ from fedprune.randomness import generator
 from fedprune.scores.inputs import inputs_of, rows_of
 from fedprune.structure.layers import layers_of
 from fedprune.tasks.task import Part
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 _STEPS = 300
 

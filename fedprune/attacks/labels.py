@@ -19,7 +19,7 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.tasks.task import output_of
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 _NOISE_IMAGES, _STEPS, _COLUMNS = 32, 80, 48
 

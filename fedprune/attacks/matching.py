@@ -19,7 +19,7 @@ from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Part
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Question
 from fedprune.server.state import first_state
 from fedprune.tasks.task import Part, Shard
-from fedprune.tensors import Masks, Tensors, masked
+from fedprune.tensors.named import Masks, Tensors, masked
 
 
 @dataclass(frozen=True)

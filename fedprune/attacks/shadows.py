@@ -23,7 +23,8 @@ from fedprune.selection.select import select
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Part, Shard, Task, examples
-from fedprune.tensors import Masks, Tensors, copied, full_masks, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
 _Tick = Callable[[], None]
 """Told that one more model is trained."""

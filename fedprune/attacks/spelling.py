@@ -18,7 +18,7 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.randomness import generator
 from fedprune.structure.layers import parameters_of
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 
 def spelled(

@@ -19,7 +19,7 @@ from fedprune.attacks.exposed import Exposed
 from fedprune.attacks.scene import Scene
 from fedprune.scores.inputs import inputs_of
 from fedprune.structure.layers import layers_of
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 
 def evidence(scene: Scene, seen: Exposed, table: str, readers: Sequence[str]) -> Tensor:

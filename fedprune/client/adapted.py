@@ -22,7 +22,9 @@ from fedprune.learning.local_training import prepared
 from fedprune.protocol.messages import Question
 from fedprune.scores.score import Shapes
 from fedprune.tasks.task import output_of
-from fedprune.tensors import Masks, Tensors, load_into, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import Masks, Tensors
 
 
 def with_adapters(question: Question, client: ClientContext) -> tuple[Question, ClientContext]:

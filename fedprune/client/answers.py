@@ -46,16 +46,9 @@ from fedprune.streaming.blocks import through
 from fedprune.tasks.measures import spread_sums
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, batches, extra_names
-from fedprune.tensors import (
-    Masks,
-    Tensors,
-    copied,
-    gathered,
-    load_into,
-    on_cpu,
-    shapes_of,
-    state_of,
-)
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, Tensors, copied, gathered, on_cpu
 
 
 def answer(question: Question, client: ClientContext) -> Answer:

@@ -25,7 +25,8 @@ from fedprune.learning.local_training import step_rows
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import derive
 from fedprune.tasks.task import examples
-from fedprune.tensors import Masks, copied, load_into, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, copied
 
 Under = tuple[Masks, Tensor | None]
 

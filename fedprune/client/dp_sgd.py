@@ -31,7 +31,8 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.example_gradients import ExampleGradients, SumOverExamples, of_examples
 from fedprune.scores.score import Probe, Statistic
 from fedprune.tasks.task import Part, Task, batches, examples
-from fedprune.tensors import Masks, Tensors, scattered, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Masks, Tensors, scattered
 
 
 def noised_statistics(question: Question, client: ClientContext, probe: Probe) -> Tensors:

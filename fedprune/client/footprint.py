@@ -31,7 +31,8 @@ from fedprune.runtime.process import put_back
 from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, examples
-from fedprune.tensors import copied, full_masks, masked, on_cpu, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied, full_masks, masked, on_cpu
 
 SUMS = 3
 """Copies of a sum in float64 that a worker has at once: its own, encoded, and with Ray."""

@@ -33,7 +33,8 @@ from fedprune.tasks.later import LazyShards, labels_in
 from fedprune.tasks.pretrained import place_of
 from fedprune.tasks.shards import checked, shards_of
 from fedprune.tasks.task import Shard, Task
-from fedprune.tensors import Tensors, counters_of
+from fedprune.tensors.models import counters_of
+from fedprune.tensors.named import Tensors
 
 log = logging.getLogger("fedprune")
 

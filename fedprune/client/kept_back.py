@@ -12,7 +12,8 @@ from fedprune.client.memory import Recollection
 from fedprune.config.kinds import KINDS
 from fedprune.learning.variates import own_variate, parameters_in
 from fedprune.protocol.messages import Answer, Question
-from fedprune.tensors import Tensors, gathered, scattered, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Tensors, gathered, scattered
 
 RESIDUAL = "residual"
 """What error feedback remembers.

@@ -30,7 +30,7 @@ from fedprune.config import RunConfig
 from fedprune.protocol.messages import Question
 from fedprune.runtime.files import read_verified, write_verified
 from fedprune.scores.catalog import scores_of
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 log = logging.getLogger("fedprune")
 

@@ -35,7 +35,8 @@ from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import one_thread
 from fedprune.tasks.later import shard_once
 from fedprune.tasks.task import Shard
-from fedprune.tensors import digest, reset
+from fedprune.tensors.models import reset
+from fedprune.tensors.named import digest
 
 
 def _form(host: Host, question: Question) -> Form:

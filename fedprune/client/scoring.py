@@ -37,16 +37,9 @@ from fedprune.scores.score import (
 from fedprune.scores.together import collect_together
 from fedprune.structure.groups import stages_of
 from fedprune.tasks.task import Part, batches, examples
-from fedprune.tensors import (
-    Masks,
-    Tensors,
-    copied,
-    gathered,
-    load_into,
-    masked,
-    scattered,
-    shapes_of,
-)
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import Masks, Tensors, copied, gathered, masked, scattered
 
 
 def _probe(

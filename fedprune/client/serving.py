@@ -27,7 +27,7 @@ from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_
 from fedprune.protocol.questions import decode_question
 from fedprune.runtime.guarding import allowance, guarded
 from fedprune.runtime.process import one_thread
-from fedprune.tensors import reset
+from fedprune.tensors.models import reset
 
 Tick = Callable[[int], None]
 """Told how many more partitions have answered, or failed."""

@@ -24,7 +24,8 @@ from fedprune.runtime.sums import check_sums
 from fedprune.structure.attention import eager
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_in
-from fedprune.tensors import frozen_of, load_into, masked
+from fedprune.tensors.models import frozen_of, load_into
+from fedprune.tensors.named import masked
 
 
 def distils(config: RunConfig) -> bool:

@@ -22,7 +22,9 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence
 from fedprune.tasks.declared import Declared
-from fedprune.tensors import load_into, masked, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import masked
 
 
 def try_measuring(trial: TrialClient) -> None:

@@ -21,7 +21,8 @@ from fedprune.streaming.blocks import is_streamed
 from fedprune.streaming.packed import masks_for
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part, Shard, Task
-from fedprune.tensors import Tensors, on_cpu, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Tensors, on_cpu
 
 EXAMPLES_TRIED = 4
 """How many of a partition's examples are tried."""

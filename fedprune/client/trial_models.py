@@ -25,7 +25,7 @@ from fedprune.tasks.causality import leak, logits_of, reads_padding
 from fedprune.tasks.declared import Declared
 from fedprune.tasks.later import each_shard
 from fedprune.tasks.task import Part, examples
-from fedprune.tensors import load_into
+from fedprune.tensors.models import load_into
 
 PASSES = 64
 """How many examples may go through until every layer has been called."""

@@ -20,17 +20,16 @@ from torch import Tensor
 from fedprune.codec.bounded import shapes_in
 from fedprune.codec.masks import decode_mask, encode_mask
 from fedprune.runtime.json_text import read_object, whole_number
-from fedprune.tensors import (
+from fedprune.tensors.lazy import bare_of, shapes_of
+from fedprune.tensors.named import (
     Masks,
     Tensors,
     as_bytes,
-    bare_of,
     count_kept,
     gathered,
     kept_in,
     over_bytes,
     scattered,
-    shapes_of,
 )
 
 FILE_MAGIC = b"FEDPRUN1"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.tensors import Tensors, as_bytes, over_bytes
+from fedprune.tensors.named import Tensors, as_bytes, over_bytes
 
 Json = Any
 

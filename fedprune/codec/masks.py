@@ -28,7 +28,8 @@ from torch import Tensor
 from fedprune.codec.bounded import most_weights, numbers_in, unzipped
 from fedprune.runtime.json_text import MOST_TENSORS
 from fedprune.streaming.packed import PackedMasks, packed_bits
-from fedprune.tensors import Masks, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Masks
 
 MASK_MAGIC = b"FPMK"
 VERSION = 1

@@ -13,7 +13,7 @@ import zstandard
 from fedprune.codec.bounded import Buffer, unzipped
 from fedprune.codec.masks import encode_mask, mask_digest
 from fedprune.structure.edits import Edits, from_json, to_json
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 _MAGIC = b"EDIT"
 

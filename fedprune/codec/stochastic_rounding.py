@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedprune.codec.bounded import Buffer
-from fedprune.tensors import as_bytes, over_bytes
+from fedprune.tensors.named import as_bytes, over_bytes
 
 BITS = {"int8": 8, "int4": 4}
 """Types of the wire that round at random, and their bits a value."""

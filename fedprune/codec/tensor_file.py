@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune.tensors import as_bytes, bare_of
+from fedprune.tensors.lazy import bare_of
+from fedprune.tensors.named import as_bytes
 
 _TYPES = {
     torch.int64: "I64",

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.stochastic_rounding import BITS, decode_rounded, encode_rounded
 from fedprune.runtime.json_text import number_at, read_object, whole_number
-from fedprune.tensors import as_bytes, over_bytes
+from fedprune.tensors.named import as_bytes, over_bytes
 
 VALUE_TYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -21,7 +21,7 @@ from fedprune.redundancy.analysis import Finding, Known, analysed
 from fedprune.runtime.files import write_atomically
 from fedprune.structure.layout import layout_of
 from fedprune.tasks.task import output_of
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 _MOST = 12
 """Rows of a table on the screen; all of them are in the JSON file."""

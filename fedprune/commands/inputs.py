@@ -17,7 +17,7 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import Inputs, inputs_from, measurable, questions, together
 from fedprune.structure.layout import Layout
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 
 def inputs_of_clients(looked: Subject, layout: Layout) -> Inputs:

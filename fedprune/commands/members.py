@@ -22,7 +22,8 @@ from fedprune.protocol.models import shaped
 from fedprune.randomness import generator, seeded
 from fedprune.server.rows import Row
 from fedprune.tasks.task import Part, examples
-from fedprune.tensors import load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import masked
 
 
 @dataclass(frozen=True)

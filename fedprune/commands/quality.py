@@ -14,7 +14,7 @@ from fedprune.commands.subject import Subject
 from fedprune.protocol.messages import Question
 from fedprune.server.rows import quality
 from fedprune.structure.layout import Layout
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 
 def quality_of(looked: Subject) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from fedprune.runtime.sums import check_sums
 from fedprune.structure.edits import Edits, from_json
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Task
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 _KEYS = ("data", "encoding", "text_column", "label_column", "length", "plugin")
 """Options that a task may need to build its model."""

@@ -19,7 +19,8 @@ from fedprune.protocol.models import layout_at
 from fedprune.protocol.origin import origin_of
 from fedprune.structure.edits import Edits
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Masks, count_kept, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Masks, count_kept
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from fedprune.export.gguf_folder import outputs_apart
 from fedprune.export.manifest import write_manifest
 from fedprune.options.refusal import counted
 from fedprune.runtime.files import write_atomically
-from fedprune.tensors import Tensors, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Tensors
 
 
 def write_deci_folder(cargo: Cargo, folder: Path) -> str:

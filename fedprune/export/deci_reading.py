@@ -27,7 +27,7 @@ from fedprune.export.graph import (
 )
 from fedprune.runtime.json_text import read_object
 from fedprune.structure.edits import Edits
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 def deci_content(folder: Path) -> tuple[dict[str, Any], Tensors]:

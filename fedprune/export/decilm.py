@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fedprune.export.decoder import Decoder, DecoderLayer, Unheld, with_attention, with_neuron
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 CONFIG_CODE_NAME = "configuration_decilm.py"
 

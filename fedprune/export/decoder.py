@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedprune.export.hf_config import UNSAID
 from fedprune.structure.edits import Edits
 from fedprune.structure.low_rank_layers import Factored
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")

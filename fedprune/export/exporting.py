@@ -32,7 +32,8 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.hub import quiet
 from fedprune.tasks.rescaling import folded
 from fedprune.tasks.task import output_of
-from fedprune.tensors import frozen_of, masked, state_of
+from fedprune.tensors.models import frozen_of, state_of
+from fedprune.tensors.named import masked
 
 TENSORS_NAME = "model.safetensors"
 

@@ -18,7 +18,7 @@ from fedprune.export.gguf_reading import gguf_logits, into_model, read_gguf
 from fedprune.export.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from fedprune.export.manifest import write_manifest
 from fedprune.options.refusal import counted, refuse
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 GRAPH_TOLERANCE = 1e-4
 """How far logits of a graph that was written out may be off, as a part of the largest above 1."""

@@ -34,7 +34,7 @@ from fedprune.export.graph import (
     turned_pairs,
 )
 from fedprune.structure.edits import Edits
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 @dataclass(frozen=True)

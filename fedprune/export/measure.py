@@ -20,7 +20,9 @@ from fedprune.export.quantise import GroupedLinear, IntegerLinear
 from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task
-from fedprune.tensors import Masks, Tensors, bare_of, count, state_of
+from fedprune.tensors.lazy import bare_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks, Tensors, count
 
 
 @dataclass(frozen=True)

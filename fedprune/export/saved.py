@@ -25,7 +25,8 @@ from fedprune.streaming.files import INDEX, ONE_FILE, MappedFolder, index_of, te
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.rescaling import folded
-from fedprune.tensors import bare_of, frozen_of, load_into, retyped, some_of, state_of
+from fedprune.tensors.lazy import bare_of, some_of
+from fedprune.tensors.models import frozen_of, load_into, retyped, state_of
 
 
 def load_saved(folder: str | Path, model: nn.Module | None = None, plugin: str = "") -> nn.Module:

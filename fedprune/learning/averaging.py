@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedprune.options.plugins import table_in
 from fedprune.structure.layout import Layout
-from fedprune.tensors import (
+from fedprune.tensors.named import (
     Masks,
     Tensors,
     cuts,

@@ -28,7 +28,8 @@ from fedprune.selection.units import unit_count
 from fedprune.structure.stacked import Draws, Ragged, Stacked, columnwise, draws_from
 from fedprune.tasks.task import Part, Task, examples
 from fedprune.tasks.together import Joined, answered_at_once, join_batches, losses_of, replays
-from fedprune.tensors import CONSTANTS, Tensors, all_true, found_in, into_training, learning
+from fedprune.tensors.models import CONSTANTS, found_in, into_training, learning
+from fedprune.tensors.named import Tensors, all_true
 
 if TYPE_CHECKING:
     from fedprune.learning.options import Tuning

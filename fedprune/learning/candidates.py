@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedprune.learning.averaging import from_moments, to_moments
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 @dataclass(frozen=True)

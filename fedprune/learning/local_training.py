@@ -23,7 +23,8 @@ from fedprune.learning.distillation import Distillation, Taught, taught
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
 from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task, examples
-from fedprune.tensors import Tensors, all_true, found_in, into_training, learning
+from fedprune.tensors.models import found_in, into_training, learning
+from fedprune.tensors.named import Tensors, all_true
 
 if TYPE_CHECKING:
     from fedprune.learning.options import Tuning

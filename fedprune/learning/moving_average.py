@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedprune.learning.candidates import Candidate, blended, way_back
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, copied, masked
+from fedprune.tensors.named import Tensors, copied, masked
 
 MOVING = {
     "none": "the last round's weights are the result",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedprune.learning.robust_rules import ROBUST, VALUES_WIDENED, Rule, nearest_shares
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, scattered
+from fedprune.tensors.named import Tensors, scattered
 
 _Read = Callable[[Tensor], Tensor]
 """From positions to the changes there, (clients, positions) float64."""

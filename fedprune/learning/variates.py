@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from fedprune.tensors import Masks, Tensors, masked
+from fedprune.tensors.named import Masks, Tensors, masked
 
 
 def correction(common: Tensors, own: Tensors, masks: Masks) -> Tensors:

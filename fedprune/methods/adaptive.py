@@ -35,7 +35,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept
+from fedprune.tensors.named import Masks, Tensors, count_kept
 
 
 @dataclass(frozen=True)

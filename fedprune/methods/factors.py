@@ -23,7 +23,7 @@ from fedprune.structure.layers import groups, layers_of
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.structure.low_rank_layers import Factored, truncated
 from fedprune.structure.surgery import ordered
-from fedprune.tensors import Masks, Tensors, full_masks
+from fedprune.tensors.named import Masks, Tensors, full_masks
 
 Told = dict[str, Any]
 """What a step says about itself in the row of its round."""

@@ -31,7 +31,9 @@ from fedprune.server.state import Model
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept, frozen_of, joined_to, shapes_of
+from fedprune.tensors.lazy import joined_to, shapes_of
+from fedprune.tensors.models import frozen_of
+from fedprune.tensors.named import Masks, Tensors, count_kept
 
 
 def thin(model: Model, memory: Any, r: Round) -> Talk[Step]:

@@ -30,7 +30,7 @@ from fedprune.server.diagnostics import noted
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 
 class Options(Section):

@@ -29,7 +29,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 
 class Options(Section):

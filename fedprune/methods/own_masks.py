@@ -12,7 +12,7 @@ from fedprune.protocol.choice import Wanted, chosen
 from fedprune.server.diagnostics import Notes, agreement_of
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 
 def _about(r: Round) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout, as_rows, from_rows
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 def reconstructed(before: Model, model: Model, memory: Any, r: Round) -> Talk[Step]:

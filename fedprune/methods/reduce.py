@@ -28,7 +28,7 @@ from fedprune.server.state import Model
 from fedprune.structure.cuts import alive_units
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import Layout
-from fedprune.tensors import count_kept
+from fedprune.tensors.named import count_kept
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fedprune.methods.method import Rider
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.state import Model
-from fedprune.tensors import Tensors, masked
+from fedprune.tensors.named import Tensors, masked
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedprune.methods.method import Rider
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.round import Round
 from fedprune.server.state import Model
-from fedprune.tensors import Tensors, scattered
+from fedprune.tensors.named import Tensors, scattered
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from fedprune.protocol.port import Ask
 from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
-from fedprune.tensors import Tensors, masked, scattered, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Tensors, masked, scattered
 
 
 def tuning(model: Model, r: Round, **what: Any) -> Talk[Aggregate]:

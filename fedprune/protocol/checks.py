@@ -21,7 +21,7 @@ from fedprune.protocol.forms import (
 from fedprune.scores.inputs import improper, inputs_of
 from fedprune.scores.score import Shapes
 from fedprune.tasks.measures import COUNTS_BY_LABEL
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 SQUARES = 1e90
 """Size beyond which no total counts: totals stay float64, and hold squares of float32."""

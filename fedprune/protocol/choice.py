@@ -16,7 +16,8 @@ from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import above, select
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, some_of
+from fedprune.tensors.lazy import some_of
+from fedprune.tensors.named import Masks, Tensors
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Answer, Question
 from fedprune.runtime.json_text import number_at
-from fedprune.tensors import gathered, scattered, shapes_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import gathered, scattered
 
 
 def encode_answer(

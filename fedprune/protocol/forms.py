@@ -34,7 +34,8 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import SPREAD
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
-from fedprune.tensors import Masks, Tensors, count_kept, scattered, shapes_of, some_of
+from fedprune.tensors.lazy import shapes_of, some_of
+from fedprune.tensors.named import Masks, Tensors, count_kept, scattered
 
 LARGEST_NUMBER = 1e30
 """Size beyond which no number counts: what is added up becomes float32, which ends at 3.4e38."""

@@ -18,15 +18,9 @@ from fedprune.config import RunConfig
 from fedprune.streaming.files import MappedFolder
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files
-from fedprune.tensors import (
-    LazyTensors,
-    Masks,
-    Tensors,
-    digest,
-    laid_out_copies,
-    masked,
-    state_of,
-)
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks, Tensors, digest, laid_out_copies, masked
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedprune.learning.candidates import Candidate
 from fedprune.structure.edits import Edits
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 
 @dataclass(frozen=True)

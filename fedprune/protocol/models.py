@@ -36,7 +36,9 @@ from fedprune.structure.tables import embedding_path
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import output_of
-from fedprune.tensors import LazyTensors, Masks, Tensors, frozen_of, full_masks, state_of
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.models import frozen_of, state_of
+from fedprune.tensors.named import Masks, Tensors, full_masks
 
 
 def dense_model(config: RunConfig) -> nn.Module:

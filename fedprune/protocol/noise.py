@@ -6,7 +6,7 @@ from fedprune.codec.model_digest import model_digest
 from fedprune.config import RunConfig
 from fedprune.privacy.noise import Source, secret_source, seeded_source
 from fedprune.protocol.messages import Question
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 
 
 def noise_source_of(config: RunConfig, purpose: str, *where: int) -> Source:

@@ -19,7 +19,9 @@ from fedprune.structure.surgery import reshaped
 from fedprune.tasks.building import built
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import Task, class_names_of
-from fedprune.tensors import Masks, Tensors, frozen_of, shapes_of, state_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import frozen_of, state_of
+from fedprune.tensors.named import Masks, Tensors
 
 _ORIGIN = (
     *("task", "plugin", "model", "depth", "width", "length", "data", "encoding"),

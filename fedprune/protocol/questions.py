@@ -34,17 +34,15 @@ from fedprune.protocol.question_head import (
 from fedprune.runtime.json_text import text_of, texts_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors import (
+from fedprune.tensors.lazy import joined_to, shapes_of, some_of
+from fedprune.tensors.named import (
     Masks,
     Tensors,
     count_kept,
     cuts,
     gathered,
-    joined_to,
     masked,
     scattered,
-    shapes_of,
-    some_of,
     whole_of,
 )
 

@@ -21,7 +21,7 @@ from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.failures import failure_said, longest_about, plain
 from fedprune.protocol.parts import PartitionPart
 from fedprune.runtime.json_text import LONGEST_TEXT, read_object
-from fedprune.tensors import as_bytes, over_bytes
+from fedprune.tensors.named import as_bytes, over_bytes
 
 
 def identity(config: str) -> str:

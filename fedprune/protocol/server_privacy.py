@@ -36,7 +36,7 @@ from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.protocol.releases import announced, most_votes, releases_of
 from fedprune.protocol.stored import Stored, store, stored_in
 from fedprune.tasks.measures import COUNTS_BY_LABEL
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fedprune.codec.tensor_file import tensor_file
 from fedprune.privacy.release import Occasion
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.runtime.files import read_verified, write_verified
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 RELEASED_FOLDER = "released"
 

@@ -21,7 +21,7 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, full_masks, gathered
+from fedprune.tensors.named import Masks, full_masks, gathered
 
 
 def vote_units_of(config: RunConfig, layout: Layout, masks: Masks) -> VoteUnits:

@@ -27,7 +27,8 @@ from fedprune.runtime.files import (
 )
 from fedprune.server.state import Model, State
 from fedprune.streaming.packed import PackedMasks
-from fedprune.tensors import LazyTensors, Tensors
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.named import Tensors
 
 
 def save_state(state: State, path: Path, beside: Iterable[Path] = ()) -> None:

@@ -26,7 +26,9 @@ from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.origin import coded_size
 from fedprune.structure.edits import Edits
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Masks, frozen_of, full_masks, joined_to, shapes_of, some_of, state_of
+from fedprune.tensors.lazy import joined_to, shapes_of, some_of
+from fedprune.tensors.models import frozen_of, state_of
+from fedprune.tensors.named import Masks, full_masks
 
 Figures = dict[str, Any]
 

@@ -29,7 +29,9 @@ from fedprune.runtime.sums import SUMMARY_NAME, write_sums
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.structure.layout import Layout
-from fedprune.tensors import bare_of, copied, frozen_of, joined_to
+from fedprune.tensors.lazy import bare_of, joined_to
+from fedprune.tensors.models import frozen_of
+from fedprune.tensors.named import copied
 
 CONFIG_NAME = "config.toml"
 ROWS_NAME = "rounds.jsonl"

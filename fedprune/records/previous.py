@@ -24,7 +24,8 @@ from fedprune.runtime.sums import check_sums, summary_in
 from fedprune.server.rows import quality
 from fedprune.server.state import Model, State
 from fedprune.structure.edits import Edits, from_json
-from fedprune.tensors import Masks, Tensors, copied, full_masks, masked, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks, Tensors, copied, full_masks, masked
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.task import class_names_of
-from fedprune.tensors import Masks, count_kept, digest, kept_in
+from fedprune.tensors.named import Masks, count_kept, digest, kept_in
 
 Summary = dict[str, Any]
 

@@ -16,7 +16,7 @@ from fedprune.redundancy.merging import mergeable_heads
 from fedprune.redundancy.moments import Inputs
 from fedprune.redundancy.spectrum import spectrum_of
 from fedprune.structure.layout import Layout, as_rows
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 Finding = dict[str, Any]
 

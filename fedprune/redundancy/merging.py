@@ -25,7 +25,7 @@ from fedprune.redundancy.unit_weights import (
 )
 from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 _EXACT = 1e-6
 """Of heads: relative distance of products, and of what does not fit into one, called nothing."""

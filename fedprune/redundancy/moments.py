@@ -20,7 +20,7 @@ from fedprune.scores.inputs import (
 )
 from fedprune.structure.layers import groups, layers_of
 from fedprune.structure.layout import Layout, as_rows
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 MOMENTS = inputs_ask(products, square=True)
 """One forward pass: Σ x xᵀ of every layer asked about, and the number of rows."""

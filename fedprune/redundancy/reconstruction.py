@@ -30,7 +30,7 @@ from fedprune.structure.layers import (
     watching,
 )
 from fedprune.structure.layout import Layout, as_rows
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 RIDGE = 0.01
 """Part of the mean of Σ x x's diagonal that holds the weights where they are."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedprune.structure.groups import Group, UnitSlice
 from fedprune.structure.layout import Layout, as_rows
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from fedprune.structure.layers import (
 )
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.task import Part, examples
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 _CHANGES = "ablation"
 """The summand of larger units: Σ L(without) - L(with), for every unit."""

@@ -20,7 +20,7 @@ from fedprune.scores.score import (
 )
 from fedprune.streaming.blocks import send_through
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 INFLUENCE = "block_influence"
 """The summand: a row (Σ 1 - cos, tokens) for every block."""

@@ -54,7 +54,7 @@ from fedprune.scores.score import (
 )
 from fedprune.scores.sparsegpt import obs, step
 from fedprune.scores.synflow import refuse_inhomogeneous, synflow
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 __all__ = ["SCORES", "Evidence", "Probe", "Score", "Statistic", "summed_gradient"]
 

@@ -23,7 +23,7 @@ from fedprune.scores.score import (
 )
 from fedprune.selection.units import unit_count, unit_labels
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 GATES = "gates"
 """The summand: Σ w·∂L/∂w over the columns that read a unit, for every unit."""

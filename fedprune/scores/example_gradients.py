@@ -24,7 +24,7 @@ from fedprune.scores.gradients import Each
 from fedprune.scores.score import Probe
 from fedprune.structure.layers import parameters_of
 from fedprune.tasks.task import Loss, Part, batches, examples
-from fedprune.tensors import Tensors, wide, wide_zeros
+from fedprune.tensors.named import Tensors, wide, wide_zeros
 
 _AT_ONCE = 2**22
 """How many numbers the gradients of some examples may be that are held at once."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedprune.scores.score import Probe, Watching
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, wide, wide_zeros
+from fedprune.tensors.named import Tensors, wide, wide_zeros
 
 Each = Callable[[Tensor, Tensor, int], Tensor]
 """From a weight, the gradient of a loss summed over labels, and their number, to the summand.

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedprune.scores.gradients import by_batch, gradient, watched
 from fedprune.scores.score import Evidence, Probe, Statistic
 from fedprune.structure.layers import parameters_of
-from fedprune.tensors import Tensors, wide_zeros
+from fedprune.tensors.named import Tensors, wide_zeros
 
 
 def _mean_gradient(evidence: Evidence) -> Tensors:

@@ -33,7 +33,7 @@ from fedprune.structure.layers import (
     watching,
 )
 from fedprune.structure.layout import Layout, as_rows, from_rows
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 _Each = Callable[[Tensor], Tensor]
 """From input rows (rows, columns) to what is added up: (columns,), or (columns, columns)."""

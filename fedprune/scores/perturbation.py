@@ -25,7 +25,7 @@ from fedprune.scores.score import (
 )
 from fedprune.structure.layers import parameters_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 REMOVED = 0.1
 """Probability that a pattern removes a weight."""

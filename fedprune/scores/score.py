@@ -16,7 +16,7 @@ from torch import nn
 
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Loss, Part
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 Shapes = Mapping[str, torch.Size]
 

@@ -22,7 +22,7 @@ from fedprune.scores.score import Evidence
 from fedprune.selection.ranking import Layer, drop
 from fedprune.selection.units import pattern_counts
 from fedprune.structure.layout import as_inputs, as_rows, from_rows
-from fedprune.tensors import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors
 
 BLOCK = 128
 """Columns whose mask is chosen at once (B_s in algorithm 1)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.scores.score import Evidence
 from fedprune.tasks.task import Part
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 HOMOGENEOUS: tuple[type[nn.Module], ...] = (
     nn.Linear,

@@ -21,7 +21,7 @@ from fedprune.structure.layers import input_rows, layers_of, parameters_of, watc
 from fedprune.structure.stacked import Stacked
 from fedprune.tasks.task import Part, examples
 from fedprune.tasks.together import join_parts, losses_of
-from fedprune.tensors import Tensors, wide, wide_zeros
+from fedprune.tensors.named import Tensors, wide, wide_zeros
 
 LINEAR = (gradient, taylor)
 """Functions of a gradient that depend neither on how a shard is cut nor on the labels in it."""

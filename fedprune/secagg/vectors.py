@@ -34,7 +34,7 @@ from fedprune.secagg.fixed_point import (
     to_ring,
 )
 from fedprune.secagg.ring import Ring, ring_type
-from fedprune.tensors import Masks, count_kept
+from fedprune.tensors.named import Masks, count_kept
 
 
 @dataclass(frozen=True)

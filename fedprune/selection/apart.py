@@ -15,7 +15,8 @@ from fedprune.selection.select import check_count, left_of_tensor, plain_layout
 from fedprune.selection.units import Shape, unit_kind
 from fedprune.streaming.packed import PackedMasks
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, joined_to, shapes_of
+from fedprune.tensors.lazy import joined_to, shapes_of
+from fedprune.tensors.named import Masks
 
 
 def apart(unit: str, scope: str) -> bool:

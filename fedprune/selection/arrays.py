@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedprune.selection.ranking import Array, Bools, Layer
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 
 def ranking_layers(

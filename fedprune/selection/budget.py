@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 
 class OutOfReach(ValueError):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedprune.selection.units import UNITS
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Masks, Tensors, count_kept
+from fedprune.tensors.named import Masks, Tensors, count_kept
 
 FINEST = 1e-3
 """The smallest step in sparsity that is worth a question."""

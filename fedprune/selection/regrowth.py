@@ -15,7 +15,7 @@ from fedprune.selection.ranking import (
     drop,
     ranked_together,
 )
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 EXCHANGING = ("global", "layer")
 """The scopes that an exchange knows."""

@@ -35,7 +35,7 @@ from fedprune.selection.units import (
     unit_labels,
 )
 from fedprune.structure.layout import Layout, as_inputs
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 __all__ = ["SCOPES", "above", "check_reachable", "plain_layout", "removed_count", "select"]
 

@@ -25,7 +25,8 @@ from fedprune.server.secure_notices import noticed
 from fedprune.server.spoilt import check_score, given_by
 from fedprune.server.standing import limit_of, too_few, weighed
 from fedprune.server.state import Book, Model
-from fedprune.tensors import LazyTensors, load_into
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.models import load_into
 
 _T = TypeVar("_T")
 

@@ -14,7 +14,7 @@ from fedprune.learning.candidates import Candidate
 from fedprune.protocol.port import Ask
 from fedprune.server.round import Round, Talk
 from fedprune.server.state import Model
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 def compared(

@@ -12,7 +12,7 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence
 from fedprune.server.plan import Plan
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 @dataclass(frozen=True)

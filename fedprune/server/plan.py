@@ -15,7 +15,7 @@ from fedprune.server.state import State
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Part
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 @dataclass(frozen=True)

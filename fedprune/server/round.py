@@ -14,7 +14,7 @@ from fedprune.server.diagnostics import Notes
 from fedprune.server.plan import Plan
 from fedprune.server.state import Model
 from fedprune.structure.layout import Layout
-from fedprune.tensors import masked
+from fedprune.tensors.named import masked
 
 _T = TypeVar("_T")
 

@@ -15,7 +15,7 @@ from fedprune.server.plan import Plan
 from fedprune.server.state import State, Totals
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import error_of_mean, measures, shown_columns
-from fedprune.tensors import count_kept, digest
+from fedprune.tensors.named import count_kept, digest
 
 Row = dict[str, Any]
 

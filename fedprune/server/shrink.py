@@ -16,7 +16,7 @@ from fedprune.structure.edits import Edits
 from fedprune.structure.flops import positions_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tensors import Tensors, count_kept
+from fedprune.tensors.named import Tensors, count_kept
 
 
 def shrunk(model: Model, plan: Plan) -> tuple[Model, Plan]:

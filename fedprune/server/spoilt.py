@@ -13,7 +13,7 @@ from fedprune.scores.catalog import SCORES, scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence, Statistic
 from fedprune.server.standing import all_finite, standing_out
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 class Spoilt(Exception):

@@ -12,14 +12,9 @@ from fedprune.protocol.failures import Failure
 from fedprune.streaming.packed import masks_for
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors import (
-    LazyTensors,
-    Masks,
-    Tensors,
-    laid_out_copies,
-    masked,
-    state_of,
-)
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks, Tensors, laid_out_copies, masked
 
 Totals = dict[str, float]
 """Named sums over clients: loss, correct, count."""

@@ -15,7 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from fedprune.streaming.files import MappedFolder
 from fedprune.streaming.lockstep import Lockstep
-from fedprune.tensors import STREAM, LazyTensors, Tensors
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.models import STREAM
+from fedprune.tensors.named import Tensors
 
 _T = TypeVar("_T")
 _Batch = TypeVar("_Batch", bound=Mapping[str, Tensor])

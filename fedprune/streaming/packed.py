@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.tensors import LazyTensors, Masks, full_masks
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.named import Masks, full_masks
 
 Bits = NDArray[np.uint8]
 

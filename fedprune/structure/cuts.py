@@ -13,7 +13,8 @@ from fedprune.structure.edits import Edit, Edits
 from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.structure.surgery import ordered, reshaped
-from fedprune.tensors import Masks, Tensors, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Masks, Tensors
 
 
 def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits:

@@ -29,7 +29,7 @@ from fedprune.structure.channels.groups import (
 from fedprune.structure.edits import Edit
 from fedprune.structure.families.catalog import SUBLAYERS
 from fedprune.structure.layer_kinds import family_name
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 _EXAMPLES = 4
 """Examples that are followed; as many others are the proof."""

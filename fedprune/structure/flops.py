@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import CONVOLUTIONS, TABLES
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 def positions_of(

@@ -14,7 +14,9 @@ from fedprune.structure.groups import Structure, structure_of
 from fedprune.structure.layer_kinds import is_layer
 from fedprune.structure.matrices import as_matrix, from_matrix, kind_of
 from fedprune.structure.prunable import prunable_of, staying
-from fedprune.tensors import NOTES, LazyTensors, Tensors, frozen_of, state_of
+from fedprune.tensors.lazy import LazyTensors
+from fedprune.tensors.models import NOTES, frozen_of, state_of
+from fedprune.tensors.named import Tensors
 
 if TYPE_CHECKING:
     from fedprune.structure.cuts import Places
@@ -33,7 +35,7 @@ class Layout:
     """What both sides of a run know of a model without sending it.
 
     Attributes:
-        shapes: every tensor of the state (`fedprune.tensors.state_of`) and its shape.
+        shapes: every tensor of the state (`fedprune.tensors.models.state_of`) and its shape.
         prunable: names of the tensors that masks are for, in model order.
         spared: names of the other parameters (embeddings, norms, biases, heads of output).
         variances: BatchNorm's running variance to its running mean, by name.

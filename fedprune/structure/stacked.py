@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fedprune.tensors import found_in
+from fedprune.tensors.models import found_in
 
 RANDOM: dict[Any, tuple[str, int]] = {
     **dict.fromkeys(

@@ -15,7 +15,8 @@ from fedprune.randomness import generator, seeded
 from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.options import is_trained
 from fedprune.tasks.task import Part, Task
-from fedprune.tensors import CONSTANTS, as_bytes
+from fedprune.tensors.models import CONSTANTS
+from fedprune.tensors.named import as_bytes
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data
@@ -29,7 +30,7 @@ def built(task: Task, config: Data) -> nn.Module:
 
     Of a model inside `nn.DataParallel` or `torch.compile` it is the model itself. Lazy layers get
     their shapes from the task's example. Float buffers that training leaves alone (masks, tables of
-    positions) are marked as constants, see `fedprune.tensors.state_of`.
+    positions) are marked as constants, see `fedprune.tensors.models.state_of`.
 
     Raises:
         ValueError: the task's function fails or gives back no module, a layer is in a plain list,

@@ -22,7 +22,7 @@ from fedprune.tasks.claims import check_config, filled_by, held_by
 from fedprune.tasks.hub import offline, quiet, reachable
 from fedprune.tasks.options import is_trained
 from fedprune.tasks.pretrained import note_of, place_of
-from fedprune.tensors import NOTES
+from fedprune.tensors.models import NOTES
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.task import Loss, Part, count_labels
-from fedprune.tensors import wide
+from fedprune.tensors.named import wide
 
 if TYPE_CHECKING:
     pass

@@ -23,7 +23,7 @@ from fedprune.tasks.task import Loss, Naive, Part, Shard, Task
 from fedprune.tasks.tokenization import symbols_of
 from fedprune.tasks.userdata import DEFAULTS_OF_ROWS, SPLITS_OF_ROWS, USUAL, one_text
 from fedprune.tasks.zoo import families_for, heads_of
-from fedprune.tensors import wide
+from fedprune.tensors.named import wide
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

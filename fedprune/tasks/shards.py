@@ -13,7 +13,7 @@ from torch import Tensor
 from fedprune.options.refusal import counted, refuse
 from fedprune.tasks.later import Counted, Later, LazyShards, each_shard, rows_counted
 from fedprune.tasks.task import Part, Shard, Task, examples
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

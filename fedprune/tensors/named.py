@@ -1,239 +1,20 @@
-"""Named tensors and their algebra: the one data type that travels through a round.
-
-A model's *state* here is what learning moves: every parameter that is not frozen, ties once, and
-every floating-point buffer that is not marked as a constant. Other buffers (BatchNorm's batch
-counter) are with every client, in every round, as the model was built.
-"""
+"""Named tensors and their algebra: gathered, scattered, masked, counted, digested."""
 
 from __future__ import annotations
 
 import hashlib
-import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from fedprune.tensors.lazy import LazyTensors, shapes_of
 
 Tensors = dict[str, Tensor]
 Masks = dict[str, Tensor]
-
-NOTES = "notes_of_loading"
-"""Attribute of a model: lines that people should read before it runs."""
-
-CONSTANTS = "constant_buffers"
-"""Attribute of a model: the names of its float buffers that training does not move."""
-
-
-STREAM = "stream_of_blocks"
-"""Attribute of a model whose tensors are read when they are needed: what reads them, with
-`tensors`, those that are read, and `read`, which takes others instead."""
-
-
-class LazyTensors(dict[str, Tensor]):
-    """Named tensors that are made whenever one is asked for, and kept by nobody.
-
-    What the dictionary itself holds are tensors on PyTorch's meta device: shapes and types.
-
-    Attributes:
-        origin: what the values are of, but for those `changed` and those that masks removed.
-        changed: names.
-    """
-
-    def __init__(
-        self,
-        like: Mapping[str, Tensor],
-        make: Callable[[str], Tensor],
-        origin: object = None,
-        changed: frozenset[str] = frozenset(),
-    ) -> None:
-        metas = {n: torch.empty_like(t, device="meta") for n, t in bare_of(like).items()}
-        super().__init__(metas)
-        self._make, self.origin, self.changed = make, origin, changed
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor, made."""
-        super().__getitem__(name)  # KeyError, as of any dictionary
-        return self._make(name)
-
-    def __iter__(self) -> Iterator[str]:
-        """The names; without a method of its own for this, a copy would be of what is held."""
-        return super().__iter__()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The tensor, made; or the default."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
-
-    def items(self) -> Any:
-        """Pairs, one made after the other."""
-        return ((name, self[name]) for name in self)
-
-    def values(self) -> Any:
-        """Tensors, one made after the other."""
-        return (self[name] for name in self)
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shapes, without making anything."""
-        return {name: t.shape for name, t in super().items()}
-
-    def some(self, names: Iterable[str]) -> LazyTensors:
-        """Those of these names."""
-        held = {name: super(LazyTensors, self).__getitem__(name) for name in names}
-        return LazyTensors(held, self._make, self.origin, self.changed)
-
-    def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
-        """The same, exactly 0.0 where a mask is False."""
-
-        def made(name: str) -> Tensor:
-            t = self[name]
-            mask = masks.get(name)
-            return t if mask is None or all_true(mask) else t.masked_fill(~mask, 0.0)
-
-        return LazyTensors(self, made, self.origin, self.changed)
-
-    def joined(self, others: Mapping[str, Tensor]) -> LazyTensors:
-        """The same with others in place of those of their names, or beside them."""
-
-        def made(name: str) -> Tensor:
-            return others[name] if name in others else self[name]
-
-        changed = self.changed | frozenset(others)
-        return LazyTensors({**bare_of(self), **bare_of(others)}, made, self.origin, changed)
-
-
-def bare_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Named tensors that say shapes and types, without making any."""
-    if not isinstance(tensors, LazyTensors):
-        return tensors
-    return dict(zip(tensors, dict.values(tensors), strict=True))
-
-
-def some_of(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:
-    """Those of these names."""
-    if isinstance(tensors, LazyTensors):
-        return tensors.some(names)
-    return {name: tensors[name] for name in names}
-
-
-def joined_to(tensors: Tensors, others: Mapping[str, Tensor]) -> Tensors:
-    """The tensors with others in place of those of their names, or beside them."""
-    return tensors.joined(others) if isinstance(tensors, LazyTensors) else {**tensors, **others}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a model is made of, as it was found when it was last gone through.
-
-    Attributes:
-        modules: those within the model, without itself.
-        parameters: every parameter once, by its first name.
-        buffers: every buffer once, by its first name.
-        saved: the names that the model itself saves.
-        holders: the dictionaries in which modules hold all these.
-        held: what they held, one after the other.
-    """
-
-    modules: tuple[nn.Module, ...]
-    parameters: Mapping[str, nn.Parameter]
-    buffers: Mapping[str, Tensor]
-    saved: frozenset[str]
-    holders: tuple[dict[str, object], ...]
-    held: tuple[object, ...]
-
-    def stands(self) -> bool:
-        """Whether the model still holds the same objects."""
-        now = chain.from_iterable(map(dict.values, self.holders))
-        return sum(map(len, self.holders)) == len(self.held) and all(
-            map(operator.is_, now, self.held)
-        )
-
-
-_FOUND: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
-_MODELS = 8
-"""Models that are remembered: a process has few, and asks for what is in them all the time."""
-
-
-def found_in(model: nn.Module) -> Found:
-    """What a model is made of; it is gone through again where it holds other objects than before.
-
-    To go through a small model by name takes longer than to train it on a batch.
-    """
-    found = _FOUND.get(model)
-    if found is None or not found.stands():
-        holders: list[Any] = [
-            d for m in model.modules() for d in (m._modules, m._parameters, m._buffers)
-        ]
-        found = Found(
-            tuple(m for m in model.modules() if m is not model),
-            dict(model.named_parameters()),
-            dict(model.named_buffers()),
-            frozenset(model.state_dict().keys()),
-            tuple(holders),
-            tuple(value for d in holders for value in d.values()),
-        )
-        if len(_FOUND) >= _MODELS:
-            _FOUND.clear()
-        _FOUND[model] = found
-    return found
-
-
-def learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learning moves, by name; a tied one once."""
-    return {n: p for n, p in found_in(model).parameters.items() if p.requires_grad}
-
-
-def into_training(model: nn.Module) -> None:
-    """As ``model.train()``, which is called only where something in the model is in eval mode."""
-    if not (model.training and all(m.training for m in found_in(model).modules)):
-        model.train()
-
-
-def state_of(model: nn.Module) -> Tensors:
-    """The model's own tensors by name (views, not copies): parameters, then float buffers.
-
-    A tied parameter appears once, under the first name the model gives it. Frozen parameters are
-    constants, the same on every side, and so are buffers that the model itself does not save
-    (LLaMA's rotary frequencies) or that are marked as constants (masks, tables of positions).
-    """
-    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
-    if hasattr(model, STREAM):
-        lazy: Tensors = getattr(model, STREAM).tensors
-        return lazy
-    found = found_in(model)
-    state: Tensors = {n: p.detach() for n, p in found.parameters.items() if p.requires_grad}
-    buffers = ((n, b) for n, b in found.buffers.items() if n in found.saved and n not in still)
-    return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
-
-
-def counters_of(model: nn.Module) -> Tensors:
-    """Copies of the buffers that are no state: integers, and what the model does not save."""
-    state = state_of(model)
-    return {n: b.detach().clone() for n, b in model.named_buffers() if n not in state}
-
-
-@torch.no_grad()
-def reset(model: nn.Module, counters: Mapping[str, Tensor]) -> None:
-    """Put back what `counters_of` gave: what one client's batches counted is not the next one's."""
-    buffers = found_in(model).buffers
-    for name, value in counters.items():
-        buffers[name].copy_(value)
-
-
-def frozen_of(model: nn.Module) -> Tensors:
-    """The parameters that learning does not move, and buffers marked as constants (views)."""
-    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
-    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-    return frozen | {n: b.detach() for n, b in model.named_buffers() if n in still}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -248,23 +29,6 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: t.detach().to("cpu") for name, t in tensors.items()}
 
 
-@torch.no_grad()
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy values into the model in place; ties and identity of its parameters stay.
-
-    A model that reads its tensors when they are needed reads these from now on.
-    """
-    if hasattr(model, STREAM):
-        getattr(model, STREAM).read(tensors)
-        return
-    state = state_of(model)
-    if state.keys() != tensors.keys():
-        odd = sorted(state.keys() ^ tensors.keys())
-        raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
-    for name, value in tensors.items():
-        state[name].copy_(value)
-
-
 def wide(tensor: Tensor) -> Tensor:
     """The tensor as numbers that can be added up: float32 of those with fewer bits."""
     half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
@@ -275,14 +39,6 @@ def wide_zeros(tensors: Mapping[str, Tensor]) -> Tensors:
     """Zeros of the same shapes and devices for sums of such tensors, float32 or wider."""
     types = {n: torch.promote_types(t.dtype, torch.float32) for n, t in tensors.items()}
     return {n: torch.zeros_like(t, dtype=types[n], requires_grad=False) for n, t in tensors.items()}
-
-
-def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give parameters and buffers of a model that is not trained the types of named tensors."""
-    found = found_in(model)
-    for name, t in {**found.parameters, **found.buffers}.items():
-        if name in weights and weights[name].dtype != t.dtype:
-            t.data = t.data.to(weights[name].dtype)
 
 
 def masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensors:
@@ -382,13 +138,6 @@ def scattered(
 
 def _size(name: str, shapes: Mapping[str, torch.Size], masks: Mapping[str, Tensor]) -> int:
     return _true(masks[name]) if name in masks else shapes[name].numel()
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Name to shape, in the same order."""
-    if isinstance(tensors, LazyTensors):
-        return tensors.shapes
-    return {name: t.shape for name, t in tensors.items()}
 
 
 def full_masks(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Masks:

@@ -27,7 +27,9 @@ from fedprune.adapters.targets import adaptable, targets_of
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
 from fedprune.structure.layout import layout_of
-from fedprune.tensors import Tensors, copied, load_into, masked, shapes_of, state_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Tensors, copied, masked
 from tests.families import FACTS, Family, family, forward
 
 SCALE = 0.7

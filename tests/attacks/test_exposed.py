@@ -16,7 +16,8 @@ from fedprune.attacks.quantities import QUANTITIES
 from fedprune.attacks.scene import message, scene
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.task import Part
-from fedprune.tensors import gathered, load_into
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import gathered
 
 KEYS = {"task": "digits", "model": "mlp", "seed": 3}
 

@@ -18,7 +18,8 @@ from fedprune.attacks.shadows import (
 from fedprune.selection.select import select
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.task import examples
-from fedprune.tensors import copied, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import copied, masked
 from tests.runs import tiny
 
 

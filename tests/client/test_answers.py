@@ -25,7 +25,8 @@ from fedprune.protocol.messages import Question
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.scores.score import Probe
 from fedprune.tasks.task import Part, Shard, batches
-from fedprune.tensors import Tensors, count_kept, gathered, load_into, masked, scattered, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Tensors, count_kept, gathered, masked, scattered
 from tests.runs import tiny
 
 EVERYONE = [0, 1, 2, 3, 4]

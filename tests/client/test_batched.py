@@ -22,7 +22,8 @@ from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import understood
 from fedprune.scores.gradients import SumOverBatches
 from fedprune.scores.inputs import SumOverInputs
-from fedprune.tensors import copied, masked, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied, masked
 from tests.runs import tiny
 
 NEAR = 1e-5

@@ -25,7 +25,8 @@ from fedprune.protocol.models import dense_model, layout_for
 from fedprune.protocol.noise import source_for
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.task import Loss, Part, batches, examples
-from fedprune.tensors import Tensors, copied, full_masks, gathered, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Tensors, copied, full_masks, gathered, masked
 from tests.runs import house_of, tiny
 
 TASK = TASKS["digits"]

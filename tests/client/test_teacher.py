@@ -19,7 +19,7 @@ from fedprune.server.state import State
 from fedprune.tasks.language import windows
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.tokenization import encode
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import Spy, cut_short, house_of, overheard, same, tiny
 
 LEARNS = {"distil": 0.9}

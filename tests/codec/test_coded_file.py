@@ -18,7 +18,8 @@ from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.folder import write_results
 from fedprune.server.state import Model, State
 from fedprune.tasks.tokenization import encode
-from fedprune.tensors import digest, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import digest, masked
 from tests.runs import same, tiny
 
 ORIGIN = {"task": "digits", "plugin": ""}

@@ -10,7 +10,7 @@ from fedprune.export.cargo import Cargo
 from fedprune.export.exporting import export
 from fedprune.export.quantise import Precision
 from fedprune.redundancy.analysis import analysed
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 
 def test_a_run_is_analysed_with_what_its_clients_see(run_folder, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from fedprune import load
 from fedprune.commands.main import main
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import same
 
 

@@ -9,7 +9,7 @@ from fedprune.codec.masks import decode_mask
 from fedprune.commands.model_options import add_subject
 from fedprune.commands.subject import chosen_subject, subject
 from fedprune.options.refusal import ConfigError
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import same
 
 

@@ -13,7 +13,8 @@ from fedprune.client.host import Host, build_host
 from fedprune.config import configure
 from fedprune.engines.choosing import START, chosen_engine, inline_seconds, ray_seconds
 from fedprune.protocol.messages import Question
-from fedprune.tensors import copied, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied
 
 STEP = Footprint(memory=1.0, turn=0.02, step=0.01)
 

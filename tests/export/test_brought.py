@@ -15,7 +15,8 @@ from fedprune.export.card import card
 from fedprune.export.cargo import Cargo
 from fedprune.export.exporting import export
 from fedprune.protocol.origin import blank
-from fedprune.tensors import digest, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import digest
 
 GENERATION = {
     **{"bos_token_id": 0, "eos_token_id": [2, 1], "temperature": 0.7, "top_p": 0.9},

@@ -9,7 +9,7 @@ from fedprune import load
 from fedprune.export import deci_folder
 from fedprune.export.decilm import CONFIG_CODE_NAME
 from fedprune.export.exporting import export
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.export.test_gguf_folder import CUTS, OTHERS, REFUSED, goods
 from tests.runs import same
 

@@ -19,7 +19,7 @@ from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import same, tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from fedprune.commands.subject import subject
 from fedprune.export.cargo import Cargo
 from fedprune.export.exporting import export
 from fedprune.export.manifest import write_manifest
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import same
 
 

@@ -16,7 +16,7 @@ from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import Edit
 from fedprune.structure.surgery import reshaped
 from fedprune.tasks.tokenization import characters
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.llama_cpp import run_by_llama_cpp
 from tests.runs import same, tiny
 

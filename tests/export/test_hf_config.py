@@ -8,7 +8,8 @@ from fedprune.export.hf_config import Unplain, plain_model
 from fedprune.structure.edits import Edit
 from fedprune.structure.groups import structure_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import count, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import count
 from tests.families import family, forward
 
 

@@ -19,7 +19,8 @@ from fedprune.protocol.aggregate import Aggregate, as_sum, summed
 from fedprune.protocol.messages import Answer
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.networks import ConvNet
-from fedprune.tensors import Tensors, copied, digest, gathered, laid_out, load_into, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Tensors, copied, digest, gathered, laid_out
 
 PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})
 ALL = {"w": torch.ones(3, dtype=torch.bool)}

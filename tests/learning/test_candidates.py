@@ -20,7 +20,7 @@ from fedprune.protocol.broadcast import encode_question
 from fedprune.protocol.messages import Question
 from fedprune.protocol.questions import decode_question
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, masked
+from fedprune.tensors.named import Tensors, masked
 from tests.runs import same
 
 NORM = Layout(

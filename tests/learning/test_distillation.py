@@ -26,7 +26,8 @@ from fedprune.tasks.masked import masked_token_loss
 from fedprune.tasks.restore import text_to_text_loss
 from fedprune.tasks.task import Part
 from fedprune.tasks.zoo import families_for
-from fedprune.tensors import load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import masked
 from tests.runs import tiny
 
 LOSSES = {"causal": next_token_loss, "masked": masked_token_loss, "seq2seq": text_to_text_loss}

@@ -20,7 +20,8 @@ from fedprune.protocol.models import dense_model
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Part, batches
-from fedprune.tensors import copied, digest, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import copied, digest, masked
 from tests.runs import tiny
 
 HARSH = {"weight_decay": 0.1, "clip": 0.5, "proximal": 0.3, "lr": 0.05}

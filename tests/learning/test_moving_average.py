@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fedprune.learning.moving_average import Moving, moved
 from fedprune.structure.layout import Layout
-from fedprune.tensors import full_masks
+from fedprune.tensors.named import full_masks
 
 PLAIN = Layout({"w": torch.Size([3])}, ("w",), (), {})
 ROUNDS = [{"w": torch.tensor(v)} for v in ([1.0, -2.0, 0.5], [3.0, 0.0, 0.25], [2.0, 8.0, 0.0])]

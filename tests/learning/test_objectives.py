@@ -22,7 +22,8 @@ from fedprune.learning.objectives import (
 )
 from fedprune.selection.units import unit_labels
 from fedprune.tasks.task import Part
-from fedprune.tensors import load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import masked
 from tests.runs import played, tiny
 
 

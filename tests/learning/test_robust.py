@@ -22,7 +22,8 @@ from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.port import Port
 from fedprune.protocol.replies import folded_of, sum_packet
 from fedprune.structure.layout import Layout, layout_of
-from fedprune.tensors import Tensors, digest, gathered, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import Tensors, digest, gathered
 from tests.runs import house_of, tiny
 
 RULES = [name for name in ROBUST if name != "none"]

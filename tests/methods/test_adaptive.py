@@ -17,7 +17,7 @@ from fedprune.protocol.port import Port
 from fedprune.selection.units import unit_labels
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
-from fedprune.tensors import Masks, count_kept
+from fedprune.tensors.named import Masks, count_kept
 from tests.runs import Spy, house_of, tiny
 
 Losses = Callable[[Question], list[float]]

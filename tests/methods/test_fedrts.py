@@ -7,7 +7,7 @@ import torch
 
 from fedprune.methods.fedrts import Memory
 from fedprune.randomness import derive
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 from tests.runs import overheard, tiny
 
 SPARSITY, EXCHANGE, GAMMA, LAMBDA = 0.7, 0.4, 0.3, 10.0

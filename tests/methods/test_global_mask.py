@@ -30,7 +30,7 @@ from fedprune.server.round import Round
 from fedprune.server.state import Book, Model, State
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors import Tensors, count_kept, gathered, masked
+from fedprune.tensors.named import Tensors, count_kept, gathered, masked
 from tests.runs import Asked, house_of, overheard, tiny
 
 PRUNABLE = 12_944

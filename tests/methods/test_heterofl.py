@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from fedprune.engines.inline import inline_port
-from fedprune.tensors import count_kept, scattered
+from fedprune.tensors.named import count_kept, scattered
 from tests.runs import house_of, overheard, tiny
 
 TIERS = (1.0, 0.5, 0.25)

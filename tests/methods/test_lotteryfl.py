@@ -8,15 +8,8 @@ from fedprune.config.rates import learning_rate
 from fedprune.engines.inline import inline_port
 from fedprune.methods.lotteryfl import Memory
 from fedprune.protocol.messages import Question
-from fedprune.tensors import (
-    Masks,
-    Tensors,
-    copied,
-    load_into,
-    masked,
-    scattered,
-    state_of,
-)
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, Tensors, copied, masked, scattered
 from tests.runs import house_of, tiny
 
 THRESHOLD, RATE, TARGET = 0.12, 0.5, 0.6

@@ -13,7 +13,7 @@ from fedprune.server.round import Round, Step
 from fedprune.server.shrink import Reshaped, carried, fitted, shrunk
 from fedprune.server.state import Model, State, first_state
 from fedprune.structure.edits import Edit
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 from tests.filled import alike, filled
 from tests.runs import tiny
 

@@ -25,7 +25,8 @@ from fedprune.structure.layout import as_rows
 from fedprune.structure.low_rank_layers import Factored
 from fedprune.tasks.language import windows
 from fedprune.tasks.tokenization import encode
-from fedprune.tensors import count_kept, load_into, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import count_kept
 from tests.runs import same, tiny
 
 Reduces = Callable[..., RunConfig]

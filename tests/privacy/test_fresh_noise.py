@@ -15,7 +15,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.privacy.accounting_terms import SIMULATED
 from fedprune.protocol.port import Port
 from fedprune.report.privacy_lines import after, before
-from fedprune.tensors import gathered
+from fedprune.tensors.named import gathered
 
 MLP = {"task": "digits", "model": "mlp", "clients": 4, "cohort": 4, "rounds": 1, "warmup": 0}
 MLP |= {"engine": "inline", "hosts": 1, "local_steps": 1, "sparsity": 0.5, "seed": 3}

@@ -28,7 +28,8 @@ from fedprune.server.ask import evidence_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.state import first_state
-from fedprune.tensors import copied, full_masks, gathered, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied, full_masks, gathered
 from tests.runs import house_of, played, same, tiny
 
 VOTES = {"combine": "votes", "unit": "row", "model": "mlp", "floor": 0}

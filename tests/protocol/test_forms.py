@@ -15,7 +15,7 @@ from fedprune.protocol.failures import Failure
 from fedprune.protocol.forms import Form, fitting, form_of
 from fedprune.protocol.messages import Question
 from fedprune.scores.combine import COMBINES
-from fedprune.tensors import count_kept
+from fedprune.tensors.named import count_kept
 from tests.runs import tiny
 
 Cnn = tuple[Host, Question]

@@ -7,7 +7,8 @@ from fedprune import RunConfig
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.models import dense_model, layout_after, layout_for, shaped
 from fedprune.structure.edits import Edit
-from fedprune.tensors import count_kept, full_masks, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import count_kept, full_masks
 from tests.runs import tiny
 
 FACTOR = Edit("rank", "model.layers.0.mlp.down_proj", (8,))

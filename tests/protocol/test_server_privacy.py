@@ -25,7 +25,7 @@ from fedprune.protocol.releases import metric_spread
 from fedprune.protocol.server_privacy import _measured, name_of, private_port, ready_port
 from fedprune.protocol.stored import Stored
 from fedprune.server.state import first_state
-from fedprune.tensors import count_kept
+from fedprune.tensors.named import count_kept
 
 DIGITS = {"task": "digits", "model": "mlp", "clients": 6, "cohort": 4, "engine": "inline"}
 DIGITS |= {"rounds": 3, "warmup": 1, "local_steps": 2, "batch_size": 8, "sparsity": 0.5}

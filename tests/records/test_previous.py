@@ -15,7 +15,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.records.previous import continued, data_gone, on_the_earlier_task, previous_run
 from fedprune.report.closing import closing_lines
 from fedprune.structure.edits import Edit
-from fedprune.tensors import count_kept
+from fedprune.tensors.named import count_kept
 from tests.runs import tiny
 
 

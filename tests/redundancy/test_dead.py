@@ -5,7 +5,7 @@ from twins import built, fed, groups, said
 from fedprune.redundancy.dead import never_active, never_read
 from fedprune.redundancy.unit_weights import bias_of, producers_of, reader_of, without_units
 from fedprune.structure.layout import as_rows
-from fedprune.tensors import full_masks, masked
+from fedprune.tensors.named import full_masks, masked
 
 
 def test_a_neuron_that_never_fires_is_found_and_goes_without_a_trace():

@@ -12,7 +12,7 @@ from fedprune.redundancy.unit_weights import (
     without_units,
 )
 from fedprune.structure.layout import as_rows
-from fedprune.tensors import Tensors, full_masks, masked
+from fedprune.tensors.named import Tensors, full_masks, masked
 from tests.families import FACTS
 
 

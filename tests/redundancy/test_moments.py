@@ -7,7 +7,8 @@ from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import inputs_from, questions, together
 from fedprune.structure.layers import input_rows, layers_of, watching
-from fedprune.tensors import copied, full_masks, masked, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import copied, full_masks, masked
 from tests.runs import tiny
 
 

@@ -33,7 +33,8 @@ from fedprune.structure.layers import (
 )
 from fedprune.structure.layout import as_rows
 from fedprune.tasks.task import Part
-from fedprune.tensors import copied, load_into, masked
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import copied, masked
 from tests.runs import Spy, house_of, played, tiny
 
 

@@ -12,7 +12,8 @@ from fedprune.scores.inputs import inputs_of, products, rows_of
 from fedprune.structure.groups import Group
 from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.structure.layout import Layout, as_rows, layout_of
-from fedprune.tensors import Tensors, copied, load_into, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Tensors, copied
 from tests.families import OUTPUT, family, forward
 
 

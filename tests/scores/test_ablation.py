@@ -10,7 +10,7 @@ from fedprune.scores import ablation
 from fedprune.scores.catalog import SCORES
 from fedprune.selection.units import unit_labels
 from fedprune.tasks.task import Loss, Part
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 ABLATION = SCORES["ablation"]
 STRUCTURED = ["row", "column", "head", "neuron", "sublayer", "layer"]

@@ -11,7 +11,7 @@ from fedprune.scores.gradients import square
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.task import Loss, Part, batches
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 from tests.runs import same, tiny
 
 

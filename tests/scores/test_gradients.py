@@ -3,7 +3,7 @@ from specimens import built, furthest, probe_of
 
 from fedprune.scores.gradients import by_batch, by_client, gradient, mean_square, taylor, watched
 from fedprune.tasks.task import batches
-from fedprune.tensors import Tensors
+from fedprune.tensors.named import Tensors
 
 
 def gradients(s, part) -> Tensors:

@@ -12,7 +12,7 @@ from fedprune.scores.catalog import SCORES
 from fedprune.scores.perturbation import CHANGES, REMOVED, effects, pattern, standard_error
 from fedprune.structure.layout import Layout
 from fedprune.tasks.task import Loss, Part
-from fedprune.tensors import copied, masked
+from fedprune.tensors.named import copied, masked
 
 
 class Pair(nn.Module):

@@ -36,7 +36,8 @@ from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.losses import classification_loss
 from fedprune.tasks.networks import ConvNet
 from fedprune.tasks.task import Loss, Part, batches
-from fedprune.tensors import Masks, Tensors, digest, load_into, masked
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import Masks, Tensors, digest, masked
 
 ASKING = [name for name, score in SCORES.items() if score.asks]
 ADDITIVE = [name for name in ASKING if SCORES[name].additive]

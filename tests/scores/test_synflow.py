@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedprune.scores.synflow import synflow
 from fedprune.tasks.task import Loss
-from fedprune.tensors import Tensors, digest
+from fedprune.tensors.named import Tensors, digest
 
 
 def flow_of(s: Specimen) -> float:

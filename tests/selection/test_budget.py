@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedprune.selection.budget import sparsest, sparsity_for
 from fedprune.selection.select import select
-from fedprune.tensors import Masks
+from fedprune.tensors.named import Masks
 
 SCORES = {"w": torch.arange(97.0), "v": torch.arange(40.0)}
 N = 137

@@ -24,7 +24,7 @@ from fedprune.selection.ladder import (
     way_of,
 )
 from fedprune.selection.units import unit_labels
-from fedprune.tensors import Masks, count_kept, full_masks
+from fedprune.tensors.named import Masks, count_kept, full_masks
 
 
 @given(st.floats(0, 0.9), st.floats(0.001, 1), st.integers(2, 20), st.floats(0.9, 0.99))

@@ -19,7 +19,8 @@ from fedprune.learning.candidates import (
     without,
 )
 from fedprune.protocol.messages import Answer, Question
-from fedprune.tensors import Tensors, load_into
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import Tensors
 from tests.runs import overheard, tiny
 
 EVERYONE = range(5)

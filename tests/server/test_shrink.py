@@ -23,7 +23,9 @@ from fedprune.server.shrink import fitted, shrunk
 from fedprune.server.state import Model, State
 from fedprune.server.watch import Watch
 from fedprune.structure.edits import Edit
-from fedprune.tensors import count_kept, load_into, shapes_of, state_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import count_kept
 from tests.runs import house_of, played, tiny
 
 UNITS = [

@@ -23,7 +23,7 @@ from fedprune.server.rows import Row
 from fedprune.server.standing import limit_of, struck
 from fedprune.server.state import Book, Model, State
 from fedprune.server.watch import Watch
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 from tests.runs import tiny
 
 Lie = Callable[[Question, Answer], Answer]

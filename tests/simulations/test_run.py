@@ -18,7 +18,8 @@ import torch
 
 import fedprune
 from fedprune.codec.masks import decode_mask, mask_digest
-from fedprune.tensors import digest, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import digest
 from simulations.run import main
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.streaming.blocks import is_streamed, through
 from fedprune.streaming.lockstep import Lockstep
 from fedprune.streaming.packed import PackedMasks, packed_bits
-from fedprune.tensors import digest, full_masks
+from fedprune.tensors.named import digest, full_masks
 from tests.streaming.saved import saved_model, untrained
 
 FORWARD_ONLY = [

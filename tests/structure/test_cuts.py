@@ -12,7 +12,8 @@ from fedprune.structure.cuts import edits_of, places
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import full_masks, masked, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import full_masks, masked
 
 NAMES = list(FACTS)
 

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tasks.task import Loss, Part
-from fedprune.tensors import digest, full_masks, state_of
+from fedprune.tensors.models import state_of
+from fedprune.tensors.named import digest, full_masks
 
 TOKENS = 9
 

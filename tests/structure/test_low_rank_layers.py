@@ -11,7 +11,7 @@ from fedprune.structure.layout import layout_of
 from fedprune.structure.low_rank_layers import Factored, factor_layer, root_of, truncated
 from fedprune.structure.matrices import matrix_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 GEN = torch.Generator().manual_seed(3)
 

@@ -8,7 +8,7 @@ from torch import nn
 from fedprune.structure.edits import Edit
 from fedprune.structure.layout import layout_of
 from fedprune.structure.sharing import share_weight
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 
 def test_a_shared_weight_is_one_tensor_under_its_first_name():

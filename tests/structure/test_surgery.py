@@ -16,7 +16,9 @@ from fedprune.structure.flops import flops, positions_of
 from fedprune.structure.layout import layout_of
 from fedprune.structure.surgery import ordered, reshaped
 from fedprune.tasks.task import Loss
-from fedprune.tensors import Masks, full_masks, load_into, masked, shapes_of, state_of
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, full_masks, masked
 
 NAMES = list(FACTS)
 WAYS = ["eager", "sdpa"]

@@ -6,7 +6,7 @@ from families import family, forward
 
 from fedprune.structure.cuts import edits_of
 from fedprune.structure.surgery import reshaped
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 FIRST = "encoder.block.0.layer.0.SelfAttention"
 TABLE = f"{FIRST}.relative_attention_bias.weight"

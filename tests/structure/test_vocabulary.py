@@ -12,7 +12,7 @@ from fedprune.structure.edits import Edit
 from fedprune.structure.surgery import reshaped
 from fedprune.structure.tables import embedding_path
 from fedprune.structure.vocabulary import cut_vocabulary, translated, used
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 KEPT = (0, 1, 3, 4, 7, 8, 12, 15)
 

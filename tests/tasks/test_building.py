@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fedprune import TASKS, RunConfig, Shard, Task, federate, load
 from fedprune.tasks.building import built
 from fedprune.tasks.losses import classification_loss
-from fedprune.tensors import as_bytes, digest, frozen_of, state_of
+from fedprune.tensors.models import frozen_of, state_of
+from fedprune.tensors.named import as_bytes, digest
 
 
 def _part(rows: int, seed: int) -> dict[str, Tensor]:

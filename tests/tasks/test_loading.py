@@ -15,7 +15,7 @@ from fedprune.tasks.loading import build
 from fedprune.tasks.task import output_of
 from fedprune.tasks.tokenization import characters, own_symbols, token_rows
 from fedprune.tasks.zoo import heads_of
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 
 @pytest.fixture(scope="module")

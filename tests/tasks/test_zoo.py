@@ -16,7 +16,7 @@ from fedprune.tasks.tagging import tag_loss
 from fedprune.tasks.task import Part
 from fedprune.tasks.userdata import text_class_loss
 from fedprune.tasks.zoo import families_for, heads_of
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 LENGTH, VOCABULARY, CLASSES, END = 16, 40, 3, 39
 LOSSES = {

@@ -33,7 +33,7 @@ from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.measures import shown_columns
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 
 log = logging.getLogger("fedprune")
 

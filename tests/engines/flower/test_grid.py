@@ -16,7 +16,7 @@ from fedprune.engines.flower import exchange
 from fedprune.engines.flower.grid import grid_port
 from fedprune.engines.inline import inline_port
 from fedprune.tasks.losses import f1_names
-from fedprune.tensors import as_bytes
+from fedprune.tensors.named import as_bytes
 from tests.runs import Spy, played, tiny
 
 Made = Callable[..., Any]

@@ -17,7 +17,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.protocol.held_weights import BaseModel
 from fedprune.randomness import seeded
 from fedprune.tasks.tokenization import characters
-from fedprune.tensors import digest
+from fedprune.tensors.named import digest
 from tests.server.grids import FakeGrid, context
 
 CLIENTS = 3

@@ -14,7 +14,7 @@ from fedprune.engines.flower.strategy import FedPrune
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.models import dense_model
 from fedprune.run import NoRoundCompleted
-from fedprune.tensors import state_of
+from fedprune.tensors.models import state_of
 from tests.runs import played, same, tiny
 
 

@@ -19,7 +19,8 @@ from fedprune.structure.edits import Edit
 from fedprune.structure.layout import Layout, as_rows, layout_of
 from fedprune.structure.surgery import ordered, reshaped
 from fedprune.tasks.losses import classification_loss
-from fedprune.tensors import Masks, load_into, masked, state_of
+from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.named import Masks, masked
 
 SPARSITIES = [0.3, 0.5, 0.65]
 

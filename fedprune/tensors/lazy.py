@@ -1,0 +1,110 @@
+"""Named tensors that are made when one is asked for: of models too large to be in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LazyTensors(dict[str, Tensor]):
+    """Named tensors that are made whenever one is asked for, and kept by nobody.
+
+    What the dictionary itself holds are tensors on PyTorch's meta device: shapes and types.
+
+    Attributes:
+        origin: what the values are of, but for those `changed` and those that masks removed.
+        changed: names.
+    """
+
+    def __init__(
+        self,
+        like: Mapping[str, Tensor],
+        make: Callable[[str], Tensor],
+        origin: object = None,
+        changed: frozenset[str] = frozenset(),
+    ) -> None:
+        metas = {n: torch.empty_like(t, device="meta") for n, t in bare_of(like).items()}
+        super().__init__(metas)
+        self._make, self.origin, self.changed = make, origin, changed
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor, made."""
+        super().__getitem__(name)  # KeyError, as of any dictionary
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names; without a method of its own for this, a copy would be of what is held."""
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor, made; or the default."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def items(self) -> Any:
+        """Pairs, one made after the other."""
+        return ((name, self[name]) for name in self)
+
+    def values(self) -> Any:
+        """Tensors, one made after the other."""
+        return (self[name] for name in self)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes, without making anything."""
+        return {name: t.shape for name, t in super().items()}
+
+    def some(self, names: Iterable[str]) -> LazyTensors:
+        """Those of these names."""
+        held = {name: super(LazyTensors, self).__getitem__(name) for name in names}
+        return LazyTensors(held, self._make, self.origin, self.changed)
+
+    def under(self, masks: Mapping[str, Tensor]) -> LazyTensors:
+        """The same, exactly 0.0 where a mask is False."""
+
+        def made(name: str) -> Tensor:
+            t = self[name]
+            mask = masks.get(name)
+            return t if mask is None or bool(mask.all()) else t.masked_fill(~mask, 0.0)
+
+        return LazyTensors(self, made, self.origin, self.changed)
+
+    def joined(self, others: Mapping[str, Tensor]) -> LazyTensors:
+        """The same with others in place of those of their names, or beside them."""
+
+        def made(name: str) -> Tensor:
+            return others[name] if name in others else self[name]
+
+        changed = self.changed | frozenset(others)
+        return LazyTensors({**bare_of(self), **bare_of(others)}, made, self.origin, changed)
+
+
+def bare_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Named tensors that say shapes and types, without making any."""
+    if not isinstance(tensors, LazyTensors):
+        return tensors
+    return dict(zip(tensors, dict.values(tensors), strict=True))
+
+
+def some_of(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Those of these names."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.some(names)
+    return {name: tensors[name] for name in names}
+
+
+def joined_to(tensors: dict[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with others in place of those of their names, or beside them."""
+    return tensors.joined(others) if isinstance(tensors, LazyTensors) else {**tensors, **others}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Name to shape, in the same order."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.shapes
+    return {name: t.shape for name, t in tensors.items()}

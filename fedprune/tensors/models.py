@@ -1,0 +1,159 @@
+"""What of a model learning moves, by name.
+
+A model's *state* here is what learning moves: every parameter that is not frozen, ties once, and
+every floating-point buffer that is not marked as a constant. Other buffers (BatchNorm's batch
+counter) are with every client, in every round, as the model was built.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.tensors.named import Tensors
+
+NOTES = "notes_of_loading"
+"""Attribute of a model: lines that people should read before it runs."""
+CONSTANTS = "constant_buffers"
+"""Attribute of a model: the names of its float buffers that training does not move."""
+STREAM = "stream_of_blocks"
+"""Attribute of a model whose tensors are read when they are needed: what reads them, with
+`tensors`, those that are read, and `read`, which takes others instead."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model is made of, as it was found when it was last gone through.
+
+    Attributes:
+        modules: those within the model, without itself.
+        parameters: every parameter once, by its first name.
+        buffers: every buffer once, by its first name.
+        saved: the names that the model itself saves.
+        holders: the dictionaries in which modules hold all these.
+        held: what they held, one after the other.
+    """
+
+    modules: tuple[nn.Module, ...]
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+    saved: frozenset[str]
+    holders: tuple[dict[str, object], ...]
+    held: tuple[object, ...]
+
+    def stands(self) -> bool:
+        """Whether the model still holds the same objects."""
+        now = chain.from_iterable(map(dict.values, self.holders))
+        return sum(map(len, self.holders)) == len(self.held) and all(
+            map(operator.is_, now, self.held)
+        )
+
+
+_FOUND: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
+_MODELS = 8
+"""Models that are remembered: a process has few, and asks for what is in them all the time."""
+
+
+def found_in(model: nn.Module) -> Found:
+    """What a model is made of; it is gone through again where it holds other objects than before.
+
+    To go through a small model by name takes longer than to train it on a batch.
+    """
+    found = _FOUND.get(model)
+    if found is None or not found.stands():
+        holders: list[Any] = [
+            d for m in model.modules() for d in (m._modules, m._parameters, m._buffers)
+        ]
+        found = Found(
+            tuple(m for m in model.modules() if m is not model),
+            dict(model.named_parameters()),
+            dict(model.named_buffers()),
+            frozenset(model.state_dict().keys()),
+            tuple(holders),
+            tuple(value for d in holders for value in d.values()),
+        )
+        if len(_FOUND) >= _MODELS:
+            _FOUND.clear()
+        _FOUND[model] = found
+    return found
+
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learning moves, by name; a tied one once."""
+    return {n: p for n, p in found_in(model).parameters.items() if p.requires_grad}
+
+
+def into_training(model: nn.Module) -> None:
+    """As ``model.train()``, which is called only where something in the model is in eval mode."""
+    if not (model.training and all(m.training for m in found_in(model).modules)):
+        model.train()
+
+
+def state_of(model: nn.Module) -> Tensors:
+    """The model's own tensors by name (views, not copies): parameters, then float buffers.
+
+    A tied parameter appears once, under the first name the model gives it. Frozen parameters are
+    constants, the same on every side, and so are buffers that the model itself does not save
+    (LLaMA's rotary frequencies) or that are marked as constants (masks, tables of positions).
+    """
+    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
+    if hasattr(model, STREAM):
+        lazy: Tensors = getattr(model, STREAM).tensors
+        return lazy
+    found = found_in(model)
+    state: Tensors = {n: p.detach() for n, p in found.parameters.items() if p.requires_grad}
+    buffers = ((n, b) for n, b in found.buffers.items() if n in found.saved and n not in still)
+    return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
+
+
+def counters_of(model: nn.Module) -> Tensors:
+    """Copies of the buffers that are no state: integers, and what the model does not save."""
+    state = state_of(model)
+    return {n: b.detach().clone() for n, b in model.named_buffers() if n not in state}
+
+
+@torch.no_grad()
+def reset(model: nn.Module, counters: Mapping[str, Tensor]) -> None:
+    """Put back what `counters_of` gave: what one client's batches counted is not the next one's."""
+    buffers = found_in(model).buffers
+    for name, value in counters.items():
+        buffers[name].copy_(value)
+
+
+def frozen_of(model: nn.Module) -> Tensors:
+    """The parameters that learning does not move, and buffers marked as constants (views)."""
+    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    return frozen | {n: b.detach() for n, b in model.named_buffers() if n in still}
+
+
+@torch.no_grad()
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy values into the model in place; ties and identity of its parameters stay.
+
+    A model that reads its tensors when they are needed reads these from now on.
+    """
+    if hasattr(model, STREAM):
+        getattr(model, STREAM).read(tensors)
+        return
+    state = state_of(model)
+    if state.keys() != tensors.keys():
+        odd = sorted(state.keys() ^ tensors.keys())
+        raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
+    for name, value in tensors.items():
+        state[name].copy_(value)
+
+
+def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers of a model that is not trained the types of named tensors."""
+    found = found_in(model)
+    for name, t in {**found.parameters, **found.buffers}.items():
+        if name in weights and weights[name].dtype != t.dtype:
+            t.data = t.data.to(weights[name].dtype)
