@@ -15,9 +15,6 @@ from fedprune.options.refusal import ConfigError
 ANSWER = 15.0
 """Seconds for a cluster to answer at its address."""
 
-_NOTE = Path("/tmp/ray/ray_current_cluster")
-"""Where Ray writes the address that ``auto`` stands for; a cluster that died leaves it there."""
-
 _HEALTH = "/grpc.health.v1.Health/Check"
 """What every server of gRPC can be asked, Ray's among them (gRPC Health Checking Protocol)."""
 
@@ -43,6 +40,15 @@ def require_ray(config: RunConfig) -> None:
         check_gpus(config, torch.cuda.device_count(), "this machine")
 
 
+def note_path() -> Path:
+    """Where Ray writes the address that ``auto`` stands for; a cluster that died leaves it there.
+
+    Ray looks for its folder in this order (ray._common.utils, of Ray 2.55; importing it is slow).
+    """
+    above = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    return Path(above, "ray", "ray_current_cluster")
+
+
 def check_gpus(config: RunConfig, there: float, where: str) -> None:
     """Refuse a share of a GPU that nobody has.
 
@@ -61,7 +67,7 @@ def _require_answer(address: str) -> None:
     """
     named = address
     if address == "auto":
-        note = _NOTE.read_text().strip() if _NOTE.is_file() else ""
+        note = path.read_text().strip() if (path := note_path()).is_file() else ""
         named = os.environ.get("RAY_ADDRESS", "") or note
     host, colon, port = named.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit() or int(port) >= 2**16:

@@ -55,7 +55,7 @@ def test_what_is_no_address(address):
 
 def test_a_note_that_a_dead_cluster_left(port, tmp_path, monkeypatch):
     (tmp_path / "note").write_text(f"127.0.0.1:{port}")
-    monkeypatch.setattr(starting, "_NOTE", tmp_path / "note")
+    monkeypatch.setattr(starting, "note_path", lambda: tmp_path / "note")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert refused(ray_address="auto").startswith("ray-address='auto': no Ray answers at")
     (tmp_path / "note").unlink()
@@ -143,3 +143,16 @@ def test_a_ray_that_is_begun_ahead_tells_what_went_wrong_and_leaves_the_environm
     assert "RAY_USAGE_STATS_ENABLED" in os.environ
     ahead.end()
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"TMPDIR": "/a"}, {"RAY_TMPDIR": "/b"}, {"TMPDIR": "/a", "RAY_TMPDIR": "/b"}]
+)
+def test_the_note_is_looked_for_where_ray_writes_it(given, monkeypatch):
+    from ray._common.utils import get_ray_address_file
+
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert str(starting.note_path()) == get_ray_address_file(None)
