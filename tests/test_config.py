@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedprune import TASKS, ConfigError
 from fedprune.config import configure, from_flower, from_toml, overridden, to_toml
-from fedprune.learning.local_training import OPTIMIZERS
+from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.scores.catalog import SCORES, scores_of
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.schedules import SCHEDULES

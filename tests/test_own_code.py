@@ -18,7 +18,7 @@ from fedprune.config import configure, to_toml
 from fedprune.export.manifest import write_manifest
 from fedprune.options.plugins import _loaded, check_of_this_app
 from fedprune.options.refusal import ConfigError
-from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.fetching import from_pretrained
 from simulations.run import main as run
 from tests.runs import tiny
 

@@ -15,8 +15,8 @@ from fedprune.config import RunConfig
 from fedprune.runtime.files import os_errors, write_atomically
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.fetching import saved_type
 from fedprune.tasks.hub import quiet, reachable
-from fedprune.tasks.loading import saved_type
 from fedprune.tasks.pretrained import gives_back, place_of
 
 GENERATION = "generation_config.json"

@@ -23,7 +23,7 @@ from fedprune.protocol.models import dense_model
 from fedprune.structure.edits import from_json
 from fedprune.structure.surgery import reshaped
 from fedprune.tasks.claims import filled_by, held_by, held_in
-from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.fetching import from_pretrained
 
 _About = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.learning.distillation import Distillation, taught
-from fedprune.learning.local_training import OPTIMIZERS, Tuned, precision_of, stepping
+from fedprune.learning.local_training import Tuned, precision_of
 from fedprune.learning.objectives import (
     Shrinkage,
     Term,
@@ -24,6 +24,7 @@ from fedprune.learning.objectives import (
     objective_terms,
     shrinkages_of,
 )
+from fedprune.learning.optimizers import OPTIMIZERS, stepping
 from fedprune.selection.units import unit_count
 from fedprune.structure.stacked import Draws, Ragged, Stacked, columnwise, draws_from
 from fedprune.tasks.task import Part, Task, examples

@@ -8,19 +8,17 @@ state lets Adam move a pruned weight by several learning rates.)
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.learning.distillation import Distillation, Taught, taught
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
+from fedprune.learning.optimizers import Parameters, forget_steps, fresh_optimizer, stepping
 from fedprune.structure.attention import eager
 from fedprune.tasks.task import Part, Task, examples
 from fedprune.tensors.models import found_in, into_training, learning
@@ -29,35 +27,6 @@ from fedprune.tensors.named import Tensors, all_true
 if TYPE_CHECKING:
     from fedprune.learning.options import Tuning
     from fedprune.scores.score import Watcher
-
-Parameters = list[nn.Parameter]
-
-
-@functools.cache
-def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """A kind of optimizer that is built without torch's compiler: to load that takes a second."""
-    group = inspect.unwrap(kind.add_param_group)
-    return type(kind.__name__, (kind,), {"add_param_group": group, "__module__": kind.__module__})
-
-
-def _sgd(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
-    make, momentum = _bare(torch.optim.SGD), config.momentum or 0.0
-    return make(parameters, lr, momentum=momentum, weight_decay=config.weight_decay)
-
-
-def _adam(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
-    return _bare(torch.optim.Adam)(parameters, lr, weight_decay=config.weight_decay)
-
-
-def _adamw(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
-    return _bare(torch.optim.AdamW)(parameters, lr, weight_decay=config.weight_decay)
-
-
-OPTIMIZERS: dict[str, Callable[[Parameters, float, Tuning], torch.optim.Optimizer]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adamw,
-}
 
 
 @dataclass(frozen=True)
@@ -193,7 +162,7 @@ def tune(
     ]
     terms = objective_terms(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
-    step_once = stepping(_fresh(model, parameters, lr, config))
+    step_once = stepping(fresh_optimizer(model, parameters, lr, config))
     own = backward or _of_mean_loss(model, called, task, distillation, config)
     sums, counts, apart = 0.0, 0, 0.0
     into_training(model)
@@ -211,46 +180,9 @@ def tune(
             for shrink in shrinkages:
                 shrink(named, lr)
     _clear(parameters)
-    _USED[model][1].state.clear()
+    forget_steps(model)
     statistics = None if watcher is None else watcher.sums
     return Tuned(sums, counts, statistics, None if distillation is None else apart)
-
-
-_USED: WeakKeyDictionary[nn.Module, tuple[Any, torch.optim.Optimizer]] = WeakKeyDictionary()
-
-
-def _fresh(
-    model: nn.Module, parameters: Parameters, lr: float, config: Tuning
-) -> torch.optim.Optimizer:
-    """An optimizer that remembers nothing: the model's last one, if it is of the same kind.
-
-    To make one takes as long as two steps of a small model.
-    """
-    make = OPTIMIZERS[config.optimizer]
-    kind = (make, config.momentum, config.weight_decay, *map(id, parameters))
-    used = _USED.get(model)
-    if used is None or used[0] != kind:
-        _USED[model] = used = kind, make(parameters, lr, config)
-    optimizer = used[1]
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return optimizer
-
-
-def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """What takes the optimizer's step as torch wrote it, without torch's wrappers around it.
-
-    These serve profilers and hooks, of which there are none here, and take longer than the step of
-    a small model.
-    """
-    bare = inspect.unwrap(type(optimizer).step)
-
-    def step() -> None:
-        with torch.no_grad():
-            bare(optimizer)
-
-    return step
 
 
 def _clear(parameters: Parameters) -> None:

@@ -29,7 +29,7 @@ class Tuning(Section):
         "tuning",
         "the clients' optimizer",
         BY_TASK,
-        names=NameTable("fedprune.learning.local_training", "OPTIMIZERS"),
+        names=NameTable("fedprune.learning.optimizers", "OPTIMIZERS"),
     )
     lr: float = option("tuning", "the clients' learning rate in round one", BY_TASK, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = option(

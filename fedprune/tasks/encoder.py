@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.tasks.coverage import check_known
+from fedprune.tasks.fetching import from_pretrained
 from fedprune.tasks.language import length_of
-from fedprune.tasks.loading import check_length, from_pretrained
+from fedprune.tasks.loading import check_length
 from fedprune.tasks.losses import class_loss, f1_names
 from fedprune.tasks.pretrained import folder_of
 from fedprune.tasks.splits import cut_later, partition

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
+from fedprune.tasks.fetching import from_pretrained
 from fedprune.tasks.hub import quiet, reachable
-from fedprune.tasks.loading import build, from_pretrained
+from fedprune.tasks.loading import build
 from fedprune.tasks.zoo import heads_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.tasks.coverage import Coverage, covered, merged_coverage
-from fedprune.tasks.loading import from_pretrained
+from fedprune.tasks.fetching import from_pretrained
 
 if TYPE_CHECKING:
     from fedprune.tasks.options import Data

@@ -16,7 +16,8 @@ from fedprune.client.dp_sgd import noised_statistics, noisy_steps, poisson_steps
 from fedprune.client.host import Host
 from fedprune.client.scoring import _probe
 from fedprune.config import with_values
-from fedprune.learning.local_training import OPTIMIZERS, tune
+from fedprune.learning.local_training import tune
+from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.privacy.clipping import clipped, scaled
 from fedprune.privacy.noise import seeded_source
 from fedprune.protocol.forms import fitting

@@ -16,7 +16,8 @@ from fedprune.learning.distillation import (
     states_apart,
     taught,
 )
-from fedprune.learning.local_training import OPTIMIZERS, tune
+from fedprune.learning.local_training import tune
+from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.protocol.models import dense_model
 from fedprune.structure.attention import eager
 from fedprune.structure.families.family import Need

@@ -14,7 +14,8 @@ from fedprune.client.host import Host, build_host
 from fedprune.config.rates import learning_rate
 from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import averaged
-from fedprune.learning.local_training import OPTIMIZERS, prepared, step_batches, tune
+from fedprune.learning.local_training import prepared, step_batches, tune
+from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import dense_model
 from fedprune.tasks.losses import classification_loss

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedprune import TASKS, Loss
 from fedprune.config.rates import learning_rate
-from fedprune.learning.local_training import OPTIMIZERS, tune
+from fedprune.learning.local_training import tune
 from fedprune.learning.objectives import (
     Term,
     add_gradients,
@@ -20,6 +20,7 @@ from fedprune.learning.objectives import (
     unit_norms,
     unit_sizes,
 )
+from fedprune.learning.optimizers import OPTIMIZERS
 from fedprune.selection.units import unit_labels
 from fedprune.tasks.task import Part
 from fedprune.tensors.models import load_into, state_of

@@ -20,7 +20,8 @@ from fedprune.config import configure
 from fedprune.structure.families.family import Need
 from fedprune.tasks import claims
 from fedprune.tasks.claims import CALLS, FREE_VALUES, HeldByFiles, filled_by
-from fedprune.tasks.loading import build, from_pretrained
+from fedprune.tasks.fetching import from_pretrained
+from fedprune.tasks.loading import build
 from fedprune.tasks.task import Shard
 
 MB = 2**20

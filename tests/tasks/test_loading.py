@@ -9,7 +9,7 @@ import torch
 from fedprune.randomness import seeded
 from fedprune.structure.families.family import Need
 from fedprune.structure.layout import layout_of
-from fedprune.tasks import loading
+from fedprune.tasks import fetching
 from fedprune.tasks.catalog import TASKS
 from fedprune.tasks.loading import build
 from fedprune.tasks.task import output_of
@@ -66,7 +66,7 @@ def test_a_head_that_a_folder_lacks_is_initialised_quietly(saved, asked, capfd):
 
 
 def test_what_is_nowhere_is_one_line(asked, monkeypatch):
-    monkeypatch.setattr(loading, "reachable", lambda: False)
+    monkeypatch.setattr(fetching, "reachable", lambda: False)
     config = asked("shakespeare", model="nobody/nothing")
     for make in (TASKS["shakespeare"].model, TASKS["shakespeare"].tokenizer):
         assert make is not None
@@ -89,11 +89,11 @@ def test_a_hub_that_is_not_reachable_is_not_asked_again(monkeypatch, capfd):
     def sent(*_: Any, **__: Any) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(loading, "reachable", lambda: False)
+    monkeypatch.setattr(fetching, "reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", sent)
     with pytest.raises(FileNotFoundError, match="nobody/nothing"):
-        loading.from_pretrained(AutoModelForCausalLM, "nobody/nothing", "shakespeare")
+        fetching.from_pretrained(AutoModelForCausalLM, "nobody/nothing", "shakespeare")
     assert constants.HF_HUB_OFFLINE is False
     assert capfd.readouterr() == ("", "")
 
@@ -102,7 +102,7 @@ def test_the_hub_s_client_is_quiet_within_the_block_only():
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
-    with loading.quiet():
+    with fetching.quiet():
         assert logging.get_verbosity() == logging.ERROR
     assert logging.get_verbosity() == before
 
@@ -140,9 +140,9 @@ def test_offline_nobody_is_asked(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", asked_anyway)
-    loading.reachable.cache_clear()
-    assert loading.reachable() is False
-    loading.reachable.cache_clear()
+    fetching.reachable.cache_clear()
+    assert fetching.reachable() is False
+    fetching.reachable.cache_clear()
 
 
 def small(kind: str, folder: Path, **changes: Any) -> Path:

@@ -1,0 +1,85 @@
+"""Torch's own optimizers, made once a model and without what torch wraps around them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from fedprune.learning.options import Tuning
+
+Parameters = list[nn.Parameter]
+
+
+@functools.cache
+def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """A kind of optimizer that is built without torch's compiler: to load that takes a second."""
+    group = inspect.unwrap(kind.add_param_group)
+    return type(kind.__name__, (kind,), {"add_param_group": group, "__module__": kind.__module__})
+
+
+def _sgd(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    make, momentum = _bare(torch.optim.SGD), config.momentum or 0.0
+    return make(parameters, lr, momentum=momentum, weight_decay=config.weight_decay)
+
+
+def _adam(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    return _bare(torch.optim.Adam)(parameters, lr, weight_decay=config.weight_decay)
+
+
+def _adamw(parameters: Parameters, lr: float, config: Tuning) -> torch.optim.Optimizer:
+    return _bare(torch.optim.AdamW)(parameters, lr, weight_decay=config.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, float, Tuning], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamw": _adamw,
+}
+
+_USED: WeakKeyDictionary[nn.Module, tuple[Any, torch.optim.Optimizer]] = WeakKeyDictionary()
+
+
+def fresh_optimizer(
+    model: nn.Module, parameters: Parameters, lr: float, config: Tuning
+) -> torch.optim.Optimizer:
+    """An optimizer that remembers nothing: the model's last one, if it is of the same kind.
+
+    To make one takes as long as two steps of a small model.
+    """
+    make = OPTIMIZERS[config.optimizer]
+    kind = (make, config.momentum, config.weight_decay, *map(id, parameters))
+    used = _USED.get(model)
+    if used is None or used[0] != kind:
+        _USED[model] = used = kind, make(parameters, lr, config)
+    optimizer = used[1]
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return optimizer
+
+
+def forget_steps(model: nn.Module) -> None:
+    """Let go of what the model's last optimizer remembers: Adam's takes twice the weights."""
+    _USED[model][1].state.clear()
+
+
+def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """What takes the optimizer's step as torch wrote it, without torch's wrappers around it.
+
+    These serve profilers and hooks, of which there are none here, and take longer than the step of
+    a small model.
+    """
+    bare = inspect.unwrap(type(optimizer).step)
+
+    def step() -> None:
+        with torch.no_grad():
+            bare(optimizer)
+
+    return step
