@@ -37,6 +37,7 @@ METHODS: dict[str, Keys] = {
     "heterofl": {"method_options": {"tiers": (1.0, 0.5)}, "unit": "row", "sparsity": 0.3},
     "lotteryfl": {"method_options": {"threshold": 0.2, "rate": 0.4}},
 }
+"""Of the methods with conversations of their own; compositions by a name are among the recipes."""
 
 
 @dataclass(frozen=True)

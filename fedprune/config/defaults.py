@@ -9,8 +9,8 @@ from typing import Any
 
 from fedprune.config.sections import AllOptions
 from fedprune.options.plugins import with_code_of
-from fedprune.options.refusal import named
-from fedprune.options.section import with_derived
+from fedprune.options.refusal import named, refusal, shown
+from fedprune.options.section import NameTable, with_derived
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 from fedprune.tasks.catalog import tasks_of
@@ -26,13 +26,38 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no such task or score, or a file that they need cannot be read.
     """
-    given = {**_of_run(given), **given}
+    given = {**_of_method(given), **_of_run(given), **given}
     plugin = str(given.get("plugin", ""))
     tasks, scores = tasks_of(plugin), scores_of(plugin)
     task, score = given.get("task", "shakespeare"), given.get("score", "taylor")
     named(("task", task), tasks)
     named(("score", score), scores)
     return with_derived(AllOptions, given, usual_of(tasks[task], scores[score]))
+
+
+def method_given(given: Mapping[str, Any]) -> Any:
+    """The `fedprune.methods.method.Method` that the keys given name; None: none that there is."""
+    name, plugin = given.get("method"), str(given.get("plugin", ""))
+    return _METHODS(plugin).get(name) if isinstance(name, str) else None
+
+
+_METHODS = NameTable("fedprune.methods.catalog", "METHODS", "methods_of")
+
+
+def _of_method(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method that is named sets, and what it has unless the user says otherwise.
+
+    Raises:
+        Refusal: what it sets was given another value.
+    """
+    method = method_given(given)
+    if method is None:
+        return {}
+    for key, value in method.sets.items():
+        if given.get(key, value) != value:
+            why = f"method {given['method']} sets it"
+            raise refusal(key.replace("_", "-"), given[key], why, shown(value), idle=True)
+    return {**method.usual, **method.sets}
 
 
 def usual_of(task: Task, score: Score) -> dict[str, Any]:

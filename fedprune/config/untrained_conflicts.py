@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprune.config.defaults import usual_of
+from fedprune.config.defaults import method_given, usual_of
 from fedprune.config.sections import AllOptions
 from fedprune.learning.options import Averaging, Tuning, trains
 from fedprune.options.refusal import OUT, Conflict
@@ -23,10 +23,13 @@ def untrained_conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflic
     if trains(c):
         return []
     training = {*options_of(Tuning), *options_of(Averaging)} - _READ
+    method = method_given(vars(c))
+    its = {**method.usual, **method.sets} if method and method.untrained else {}
     others = {key: value for key, value in vars(c).items() if key not in training}
+    others |= {key: value for key, value in its.items() if key in training}
     usual = with_derived(AllOptions, others, usual_of(task, score))
     wanted = {key: usual[key] for key in sorted(training)}
-    wanted |= {**_OTHERS, "method": followed_method(c)}
+    wanted |= {**_OTHERS, "method": c.method if its else followed_method(c)}
     why = "nobody trains (--local-steps 0, no --local-epochs)"
     found: list[Conflict] = [
         (key.replace("_", "-"), getattr(c, key) != value, why, f"{OUT}, or steps above 0")

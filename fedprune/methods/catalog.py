@@ -25,6 +25,7 @@ from fedprune.methods import (
     rewind,
     scaffold,
     shrink,
+    ssfl,
     vocabulary,
     while_tuning,
 )
@@ -45,6 +46,7 @@ METHODS: dict[str, Method] = {
     "fedrts": fedrts.METHOD,
     "heterofl": heterofl.METHOD,
     "lotteryfl": lotteryfl.METHOD,
+    "ssfl": ssfl.METHOD,
 }
 
 FOLLOWING = {
@@ -138,7 +140,7 @@ def _usual(config: RunConfig, method: Method) -> Iterator[tuple[str, str, str]]:
         return
     own = f"method {name} decides masks"
     for key, usual in (("masks", "global"), ("score_during", "pass")):
-        if getattr(config, key) != usual:
+        if getattr(config, key) != usual and key not in method.sets:
             yield key.replace("_", "-"), own, usual
     schedules = schedules_of(config.plugin)
     if schedules[config.schedule].chosen:

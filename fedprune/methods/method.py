@@ -13,7 +13,7 @@ names and in its shapes is cut with the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedprune.config import RunConfig
@@ -82,6 +82,9 @@ class Method:
         apart: asks each client by itself or under masks of its own, which secure sums refuse.
         conflicts: what of a configuration, or of its options, it does not go with: key, why, and
             what is allowed.
+        sets: values of options that make it what it is; others beside it are refused.
+        usual: values of options that it has unless others are given.
+        untrained: it goes with a run in which nobody trains.
     """
 
     summary: str
@@ -97,6 +100,9 @@ class Method:
     over: Callable[[Any], bool] = lambda _: False
     apart: bool = False
     conflicts: Callable[[RunConfig, Any], Sequence[tuple[str, str, str]]] = lambda *_: ()
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    untrained: bool = False
 
 
 @dataclass(frozen=True)
