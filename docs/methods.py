@@ -19,6 +19,7 @@ from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving_average import MOVING
 from fedprune.learning.robust_rules import ROBUST
+from fedprune.learning.server_steps import SERVER_OPTIMIZERS
 from fedprune.methods.catalog import METHODS
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES
@@ -136,6 +137,7 @@ def _others() -> dict[str, str]:
         "Whose masks (`--masks`)": MASKS,
         "Averaging weights (`--average`)": AVERAGES,
         "Rules that some clients cannot bend (`--robust`)": ROBUST,
+        "The server's step (`--server-optimizer`)": SERVER_OPTIMIZERS,
     }
     plain: dict[str, Mapping[str, Any]] = {
         "Who competes with whom (`--scope`)": SCOPES,

@@ -18,6 +18,7 @@ from fedprune.engines.inline import inline_port
 from fedprune.learning.averaging import AVERAGES, MASKS
 from fedprune.learning.blending import BLENDS
 from fedprune.learning.robust_rules import ROBUST
+from fedprune.learning.server_steps import SERVER_OPTIMIZERS
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import coded_size
@@ -104,6 +105,7 @@ CASES: list[Case] = [
     ({"unit": "block", "unit_shape": (2, 3)}, {}),
     ({"schedule": "adaptive", "adaptive": "layer", "tolerance": 10.0, "candidates": 2}, {}),
     *of_table("blend", BLENDS),
+    *of_table("server_optimizer", SERVER_OPTIMIZERS),
     ({"moving": "ema"}, {}),
     ({"moving": "swa", "end": 2}, {"end": 2}),
     ({"combine": "votes", "vote_scope": "row", "scope": "layer"}, {"scope": "layer"}),

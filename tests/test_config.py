@@ -119,7 +119,7 @@ def test_a_task_sets_defaults_and_the_user_has_the_last_word(task):
 OPEN = {"threshold", "target_bytes", "target_flops", "alpha", "momentum", "regrow", "rewind"}
 OPEN |= {"unit_shape", "pool", "probes", "trim", "vote_scope", "average", "length"}
 OPEN |= {"encoding", "text_column", "label_column", "target_column", "client_column"}
-OPEN |= {"small_owners"}
+OPEN |= {"small_owners", "server_momentum", "server_decay", "server_floor"}
 OPEN |= {"data", "plugin", "ray_address", "out", "init", "uplink"}
 OPEN |= {"tolerance", "candidates", "adaptive", "blend_grid", "moving_decay"}
 OPEN |= {"reconstruct", "shrinkage", "depth", "width", "temperature", "teacher"}

@@ -54,6 +54,7 @@ def test_the_ledger_has_what_was_planned(tmp_path):
         {"momentum": 0.5},
         {"distil": 0.5},
         {"server_lr": 0.5},
+        {"server_optimizer": "adam"},
         {"blend": "layer"},
         {"moving": "ema"},
         {"robust": "median"},

@@ -55,4 +55,5 @@ def _of_ranks(c: AllOptions) -> list[Conflict]:
         *only(c, many, "factors of several ranks have no mean", adapter_mean=("products", "stack")),
         *only(c, singly, why, secure="none", dp=("none", "example"), robust="none"),
         *only(c, singly, base, error_feedback=False),
+        *only(c, singly, why, server_optimizer="sgd"),
     ]

@@ -8,6 +8,7 @@ from fedprune.options.conditions import Not
 from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 
 _DISTILS = tuple({key: Not(0.0)} for key in ("distil", "distil_hidden", "distil_attention"))
+_ADAPTIVE = ("adagrad", "adam", "yogi")
 _COUNTING = ("trimmed-mean", "multi-krum", "nearest-trimmed-mean", "nearest-geometric-median")
 
 
@@ -15,6 +16,12 @@ def _byzantine(c: Any) -> int | None:
     from fedprune.learning.robust_rules import byzantine_of
 
     return byzantine_of(c.robust, c.cohort)
+
+
+def _lr(c: Any) -> Any:
+    """The task's; without its momentum of 0.9 a step is a tenth of what the task's rate makes."""
+    usual = c.usual("lr", BY_TASK)
+    return 10.0 * usual if c.scaffold and isinstance(usual, float) else usual
 
 
 def _weighting(c: Any) -> str:
@@ -31,7 +38,13 @@ class Tuning(Section):
         BY_TASK,
         names=NameTable("fedprune.learning.optimizers", "OPTIMIZERS"),
     )
-    lr: float = option("tuning", "the clients' learning rate in round one", BY_TASK, gt=0)
+    lr: float = option(
+        "tuning",
+        "the clients' learning rate in round one (by task, with --scaffold ten times as much)",
+        BY_TASK,
+        derived=_lr,
+        gt=0,
+    )
     lr_schedule: Literal["constant", "linear", "cosine"] = option(
         "tuning", "learning rate over rounds", "cosine"
     )
@@ -163,7 +176,43 @@ class Averaging(Section):
         "those that did (default: no limit)",
         None,
     )
-    server_lr: float = option("tuning", "factor on the averaged change", 1.0, gt=0)
+    server_optimizer: str = option(
+        "tuning",
+        "what the server makes of the averaged change",
+        "sgd",
+        names=NameTable("fedprune.learning.server_steps", "SERVER_OPTIMIZERS"),
+    )
+    server_lr: float = option(
+        "tuning",
+        "factor on the averaged change, or on the server's step (default: 1, with adagrad, adam "
+        "and yogi 0.01)",
+        1.0,
+        derived=lambda c: 0.01 if c.server_optimizer in _ADAPTIVE else 1.0,
+        gt=0,
+    )
+    server_momentum: float | None = option(
+        "tuning",
+        "part of the server's momentum that stays (default: 0.9, with adagrad 0)",
+        when={"server_optimizer": ("momentum", *_ADAPTIVE)},
+        derived=lambda c: 0.0 if c.server_optimizer == "adagrad" else 0.9,
+        ge=0,
+        lt=1,
+    )
+    server_decay: float | None = option(
+        "tuning",
+        "part of the server's second moment that stays",
+        0.99,
+        when={"server_optimizer": ("adam", "yogi")},
+        ge=0,
+        lt=1,
+    )
+    server_floor: float | None = option(
+        "tuning",
+        "what is added to the root of the second moment (tau): small steps below it are plain",
+        1e-3,
+        when={"server_optimizer": _ADAPTIVE},
+        gt=0,
+    )
     blend: str = option(
         "tuning",
         "share of a round's change that is kept",

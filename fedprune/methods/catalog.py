@@ -24,6 +24,7 @@ from fedprune.methods import (
     regrow,
     rewind,
     scaffold,
+    server_optimizer,
     shrink,
     ssfl,
     vocabulary,
@@ -66,6 +67,7 @@ RIDERS: dict[str, Rider] = {
     "reconstruct": reconstruct.RIDER,
     "shrink": shrink.RIDER,
     "reduce": reduce.RIDER,
+    "server-optimizer": server_optimizer.RIDER,
     "blend": blend.RIDER,
     "moving": moving.RIDER,
 }

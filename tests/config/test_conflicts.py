@@ -161,6 +161,7 @@ adapters=lora ranks=1,2 adapter-mean=factors | adapter-mean | products, stack
 adapters=lora ranks=1,2 secure=secagg | secure | none
 adapters=lora ranks=1,2 dp=client dp-noise=1 model=mlp | dp | none, example
 adapters=lora adapter-mean=stack robust=median | robust | none
+adapters=lora adapter-mean=stack server-optimizer=adam | server-optimizer | sgd
 adapters=lora adapter-mean=stack error-feedback=true uplink=int8 | error-feedback | false
 shrink=every schedule=regrow score=magnitude | shrink | never, end
 init=runs/one baselines=random | baselines | none, or random with a further sparsity
