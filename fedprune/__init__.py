@@ -44,9 +44,13 @@ if TYPE_CHECKING:
     from fedprune.config import RunConfig
     from fedprune.export.folders import load
     from fedprune.export.zeros import keep_zeros, zeros_callback
+    from fedprune.library.federating import federate
+    from fedprune.library.own import own_task
+    from fedprune.library.pruning import prune
     from fedprune.methods.method import Method
     from fedprune.options.refusal import ConfigError
-    from fedprune.run import NoRoundCompleted, Result, federate
+    from fedprune.report.result import Result
+    from fedprune.run import NoRoundCompleted
     from fedprune.scores.catalog import SCORES, Score
     from fedprune.selection.select import select
     from fedprune.tasks.catalog import TASKS
@@ -71,6 +75,8 @@ __all__ = [
     "federate",
     "keep_zeros",
     "load",
+    "own_task",
+    "prune",
     "select",
     "zeros_callback",
 ]
@@ -82,7 +88,7 @@ __getattr__ = offered(
         "Loss": "fedprune.tasks.task",
         "Method": "fedprune.methods.method",
         "NoRoundCompleted": "fedprune.run",
-        "Result": "fedprune.run",
+        "Result": "fedprune.report.result",
         "RunConfig": "fedprune.config",
         "SCORES": "fedprune.scores.catalog",
         "Score": "fedprune.scores.catalog",
@@ -91,9 +97,11 @@ __getattr__ = offered(
         "Task": "fedprune.tasks.task",
         "decode_mask": "fedprune.codec.masks",
         "encode_mask": "fedprune.codec.masks",
-        "federate": "fedprune.run",
+        "federate": "fedprune.library.federating",
         "keep_zeros": "fedprune.export.zeros",
         "load": "fedprune.export.folders",
+        "own_task": "fedprune.library.own",
+        "prune": "fedprune.library.pruning",
         "select": "fedprune.selection.select",
         "zeros_callback": "fedprune.export.zeros",
     },

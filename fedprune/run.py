@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from fedprune.records.previous import (
 from fedprune.records.provenance import provenance_of
 from fedprune.records.repeating import commands_for
 from fedprune.records.summary import About, Summary, summary_of
+from fedprune.report.result import Result
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
@@ -55,23 +56,6 @@ from fedprune.server.state import State, Totals
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tensors.models import load_into
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gives back.
-
-    Attributes:
-        model: the pruned model, in eval mode on the CPU.
-        state: the pruned arm's last state: weights, masks, traffic.
-        rows: one per round and arm, as in ``rounds.jsonl``.
-        summary: as in ``summary.json``.
-    """
-
-    model: nn.Module
-    state: State
-    rows: list[Row]
-    summary: Summary
 
 
 class NoRoundCompleted(RuntimeError):
@@ -86,7 +70,7 @@ class NoRoundCompleted(RuntimeError):
         self.result = result
 
 
-def federate(
+def run_federated(
     config: RunConfig,
     port: Port | None = None,
     *,
@@ -186,7 +170,7 @@ def _federated(
     if folder is not None:
         _reported(folder, summary)
         forget(folder)
-    return Result(model, end, book.rows, summary)
+    return Result(model, end, book.rows, summary, config)
 
 
 def _starts(config: RunConfig, fresh: State, blank: Plan, port: Port) -> dict[str, State]:

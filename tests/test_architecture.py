@@ -106,7 +106,8 @@ ORDER = [
         "report",
         "run",
     ),
-    *("attacks", "engines.flower", "engines.ray", "engines.choosing", "study", "commands"),
+    *("attacks", "engines.flower", "engines.ray", "engines.choosing", "library"),
+    *("study", "commands"),
 ]
 """The packages of the core, each of which may import those before it, and itself."""
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from fedprune import federate
 from fedprune.config import configure
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
-from fedprune.run import federate
 from fedprune.tensors.models import state_of
 from tests.runs import house_of, played, tiny
 

@@ -15,7 +15,7 @@ from fedprune.attacks.portraits import class_means, portraits, resemblance
 from fedprune.attacks.tabling import Figure, number_cell, pivot, share_cell
 from fedprune.config import configure
 from fedprune.protocol.models import dense_model
-from fedprune.run import federate
+from fedprune.run import run_federated
 
 _MODELS: dict[str, dict[str, Any] | None] = {
     "untrained": None,
@@ -91,5 +91,5 @@ def _trained(keys: dict[str, Any] | None, seed: int) -> tuple[nn.Module, float |
     small = {"task": "digits", "model": "mlp", "seed": seed, "clients": 10, "cohort": 10}
     if keys is None:
         return dense_model(configure(small)).eval(), None
-    result = federate(configure({**small, "rounds": 12, "warmup": 3, **keys}))
+    result = run_federated(configure({**small, "rounds": 12, "warmup": 3, **keys}))
     return result.model, float(result.summary["quality"]["final"]["accuracy"])

@@ -24,7 +24,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import Going
 from fedprune.records.folder import CONFIG_NAME, check_resumable, fresh_folder
 from fedprune.report.screen import Screen
-from fedprune.run import NoRoundCompleted, federate
+from fedprune.run import NoRoundCompleted, run_federated
 from fedprune.runtime.ending import (
     BAD_INPUT,
     FAILED,
@@ -168,7 +168,7 @@ def _play(
         port = inline_port(host, screen.tick, in_run(folder))
         with suppress(NoRoundCompleted):  # the screen says so, after what there is to say
             watch, (resume, anyway) = screen.watch(), (going.resume, going.anyway)
-            federate(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)
+            run_federated(config, port, folder=folder, resume=resume, anyway=anyway, watch=watch)
         screen.closing(folder)
     else:
         going = replace(going, data=lambda: data_digest(host.shards))

@@ -58,7 +58,7 @@ class Screen:
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not (self.console.is_terminal or self.console.is_jupyter),
         )
         self.task = self.bar.add_task("", visible=False)
         self.metric = "loss"
@@ -68,7 +68,7 @@ class Screen:
         """One line, as it is."""
         self.console.print(text, style=style, markup=False, emoji=False)
 
-    def opening(self, config: RunConfig, folder: Path) -> None:
+    def opening(self, config: RunConfig, folder: Path | None) -> None:
         """What will run, as far as the configuration tells."""
         task = tasks_of(config.plugin)[config.task]
         self.metric = task.metric
@@ -97,7 +97,8 @@ class Screen:
                 self.line(f"              its data {gone} is gone: its task cannot be measured")
         if config.baselines:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
-        self.line(f"  results     {folder}")
+        if folder is not None:
+            self.line(f"  results     {folder}")
 
     def model(self, name: str, layout: Layout, config: RunConfig | None = None) -> None:
         """The model's size, what of it stays dense, and what is worth knowing before it runs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedprune.options.plugins import table_in
@@ -42,7 +44,7 @@ TASKS: dict[str, Task] = {
 
 
 def clients_of(c: Any) -> int:
-    """How many partitions: all that the data has, if it says whose a row is and is here; else 20.
+    """How many partitions: as many as the task or its data says (of a file that is here), else 20.
 
     Args:
         c: the options, as far as they are known without this number.
@@ -50,7 +52,10 @@ def clients_of(c: Any) -> int:
     Raises:
         ValueError: the data cannot be read.
     """
-    population = tasks_of(c.plugin)[c.task].population
+    task = tasks_of(c.plugin)[c.task]
+    if "clients" in task.defaults:
+        return int(task.defaults["clients"])
+    population = task.population
     if population is None or c.split != "natural":
         return 20
     try:
@@ -62,3 +67,20 @@ def clients_of(c: Any) -> int:
 def tasks_of(plugin: str) -> dict[str, Task]:
     """Every task by name; a plug-in's come last and may replace a built-in one."""
     return {**TASKS, **table_in(plugin, "TASKS", Task)}
+
+
+OWN = "own"
+"""The name that a task of a program has while it runs."""
+
+
+@contextmanager
+def known_as_own(task: Task) -> Iterator[None]:
+    """Within the block a configuration can name the task `OWN`; afterwards it is forgotten."""
+    before = TASKS.get(OWN)
+    TASKS[OWN] = task
+    try:
+        yield
+    finally:
+        del TASKS[OWN]
+        if before is not None:
+            TASKS[OWN] = before

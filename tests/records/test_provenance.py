@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from fedprune import federate
 from fedprune.engines.inline import inline_port
 from fedprune.records import provenance
 from fedprune.records.bound import began_in
 from fedprune.report.page import write_report
-from fedprune.run import federate
 from fedprune.tasks.shards import data_digest
 from tests.runs import house_of, tiny
 

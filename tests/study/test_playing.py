@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from fedprune import federate
 from fedprune.commands.main import main
-from fedprune.run import federate
 from fedprune.study.design import read_design
 from fedprune.study.playing import cell_folder, last_line
 

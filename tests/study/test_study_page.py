@@ -3,12 +3,12 @@ import re
 
 import pytest
 
+from fedprune import federate
 from fedprune.commands.compare import compared_labels
 from fedprune.commands.main import main
 from fedprune.commands.seeds import seeds_in
 from fedprune.engines.inline import inline_port
 from fedprune.options.refusal import ConfigError
-from fedprune.run import federate
 from fedprune.study.design import design_of
 from fedprune.study.outcomes import outcome_of
 from fedprune.study.page import write_study

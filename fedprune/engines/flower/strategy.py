@@ -26,7 +26,7 @@ from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.book import PRUNED
-from fedprune.run import federate
+from fedprune.run import run_federated
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -109,7 +109,7 @@ class FedPrune:
             if row["arm"] == PRUNED:
                 _note(result, row, task.metric, state, evaluate_fn)
 
-        done = federate(
+        done = run_federated(
             config,
             port,
             folder=self.folder,

@@ -1,0 +1,140 @@
+"""A run from a program: on a configuration, or on a task and options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedprune.client.footprint import footprint_of
+from fedprune.client.host import build_host, labels_of
+from fedprune.client.memory import in_run
+from fedprune.config import RunConfig
+from fedprune.engines.inline import inline_port
+from fedprune.engines.ray.engine import ray_grid
+from fedprune.engines.ray.starting import require_ray
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.port import Port
+from fedprune.report.result import Result
+from fedprune.report.screen import Screen
+from fedprune.run import run_federated
+from fedprune.runtime.process import put_back
+from fedprune.server.watch import Watch
+from fedprune.tasks.catalog import OWN, known_as_own
+from fedprune.tasks.task import Task
+
+
+def federate(
+    what: RunConfig | Task | None = None,
+    port: Port | None = None,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    anyway: bool = False,
+    watch: Watch | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Result:
+    """Run federated pruning to its end.
+
+    Args:
+        what: what to run: a configuration; or a task, such as `fedprune.own_task` makes, or
+            nothing, with options of `fedprune.RunConfig` beside it
+            (``federate(task="digits", clients=8)``).
+        port: the clients; by default all are served in this process, without Flower or Ray, or,
+            with ``engine="ray"``, by workers on Ray. Both give the same bits.
+        folder: where results go; None keeps nothing on disk.
+        resume: go on from the folder's checkpoints, to the same bits as an unbroken run.
+        anyway: go on although configuration, data, plug-in or versions are not those that the run
+            began with; the summary then says so (``resumed_anyway``).
+        watch: who looks on.
+        weights: the state to begin with instead of the task's seeded initialisation.
+        progress: whether to print a line for each round, and a bar; None: in a notebook.
+        options: of `fedprune.RunConfig`, where `what` is no configuration.
+
+    What it changes in this process (threads, global generators, settings of libraries) is as it
+    was before when it ends, see `fedprune.runtime.process.put_back`.
+
+    Raises:
+        NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
+            one. The folder holds all that a run's folder holds, and the summary says why.
+        ConfigError: an option is refused, or what only the first pruning could tell.
+        ValueError: task, model and data do not fit together (`fedprune.client.rehearsal`), or a
+            choice does not fit the model; before anything is asked or written.
+    """
+    task = what if isinstance(what, Task) else None
+    place = None if folder is None else Path(folder)
+    going: dict[str, Any] = {
+        "folder": place,
+        "resume": resume,
+        "anyway": anyway,
+        "weights": weights,
+    }
+    with nullcontext() if task is None else known_as_own(task):
+        config = _configured(what, options)
+        screen = Screen() if (_in_notebook() if progress is None else progress) else None
+        look = watch or (Watch() if screen is None else _opened(screen, config))
+        try:
+            if config.engine == "ray" and port is None:
+                done = _on_ray(config, {**going, "watch": look}, screen, own=task is not None)
+            else:
+                if port is None and screen is not None:
+                    port = inline_port(build_host(config), screen.tick, in_run(place))
+                done = run_federated(config, port, watch=look, **going)
+        finally:
+            if screen is not None:
+                screen.stop()
+    return replace(done, task=task)
+
+
+def _configured(what: RunConfig | Task | None, options: Mapping[str, Any]) -> RunConfig:
+    if isinstance(what, RunConfig):
+        if options:
+            raise ConfigError(
+                f"{', '.join(options)}: beside a configuration; allowed: values of RunConfig(...)"
+            )
+        return what
+    if isinstance(what, Task):
+        if "task" in options:
+            raise ConfigError(f"task={options['task']!r}: a task is given already; allowed: one")
+        return RunConfig(task=OWN, **options)
+    if what is not None:
+        raise ConfigError(f"federate: {type(what).__name__}; allowed: a RunConfig, a Task, options")
+    return RunConfig(**options)
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this program."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _opened(screen: Screen, config: RunConfig) -> Watch:
+    screen.opening(config, None)
+    return screen.watch()
+
+
+def _on_ray(
+    config: RunConfig, going: Mapping[str, Any], screen: Screen | None, *, own: bool
+) -> Result:
+    """The run on workers of Ray, which build task and data themselves."""
+    if own:
+        raise ConfigError(
+            "engine='ray': a task made in this program is known to this process alone; "
+            "allowed: engine='inline', or a file with TASKS as plugin="
+        )
+    require_ray(config)
+    from fedprune.engines.flower.grid import grid_port  # with Flower, for which no other run waits
+
+    host = build_host(config)
+    about = (host.shards, labels_of(host), footprint_of(host))
+    with put_back(), ray_grid(config, *about) as grid:
+        tick = None if screen is None else screen.tick
+        asking = grid_port(grid, config, tick, in_run(going["folder"]))
+        return run_federated(config, asking, **going)

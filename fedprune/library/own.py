@@ -1,0 +1,187 @@
+"""A task of what a program holds: a module, data sets, a loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from fedprune.options.refusal import ConfigError
+from fedprune.randomness import generator
+from fedprune.tasks.losses import class_loss
+from fedprune.tasks.options import Data
+from fedprune.tasks.task import Loss, Part, Shard, Task, examples
+
+Losses = Callable[[Any, Tensor], Tensor]
+"""From what the model returns and the labels to the loss of every example, (B,)."""
+
+
+def own_task(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Any,
+    *,
+    loss: Losses | None = None,
+    output: tuple[str, ...] = (),
+    validation: float = 0.1,
+    test: float = 0.2,
+) -> Task:
+    """A task around a module and data, for `fedprune.federate` and `fedprune.prune`.
+
+    Args:
+        model: the module, whose weights are those to begin with (it is copied, never changed), or
+            what makes one.
+        data: one data set, which is dealt to the clients at random and evenly; or a list or tuple
+            of data sets, one for each client. A data set is a `torch.utils.data.Dataset` of pairs
+            ``(input, label)`` or of dictionaries with a key ``labels``, a `DataLoader` around one,
+            a `datasets.Dataset`, a dictionary of tensors (or arrays) of one length, or, as the one
+            data set, a pair of tensors ``(inputs, labels)``.
+        loss: of every example. Default: cross-entropy for whole numbers as labels, (B,), else the
+            squared error, summed over an example's values.
+        output: names of the modules that make the outputs: their weights stay dense.
+        validation: share of each client's examples for validation, at least one example.
+        test: share for the final test, at least one example.
+
+    The model is called with the one tensor that is not ``labels``, or, if there are several, with
+    all of them by name; of what it returns ``logits`` are taken where it has some.
+
+    Raises:
+        ConfigError: data of another form, or a client with fewer than three examples.
+    """
+    if isinstance(data, list | tuple) and not data:
+        raise ConfigError("data: of no client; allowed: a data set for each client, or one")
+    first = part_of(next(iter(_sets(data))))
+    classes = loss is None and _is_of_classes(first)
+
+    def shards(config: Data) -> Sequence[Shard]:
+        parts = _dealt(data, config)
+        return [_cut(part, config.seed, p, validation, test) for p, part in enumerate(parts)]
+
+    made = model if not isinstance(model, nn.Module) else lambda: copy.deepcopy(model)
+    many = isinstance(data, list) or (isinstance(data, tuple) and not _is_pair(data))
+    return Task(
+        summary="a model and data of one's own",
+        metric="accuracy" if classes else "loss",
+        unit="examples",
+        model=lambda _: made(),
+        loss=_loss_of(loss, classes=classes),
+        shards=shards,
+        output=output,
+        dummy=lambda _: {name: torch.zeros_like(t[:1]) for name, t in first.items()},
+        defaults={"clients": len(data)} if many else {},
+    )
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and all(isinstance(t, Tensor | np.ndarray) for t in data)
+
+
+def _sets(data: Any) -> Iterable[Any]:
+    return data if isinstance(data, list | tuple) and not _is_pair(data) else [data]
+
+
+def part_of(data: Any) -> Part:
+    """The examples of a data set as named tensors of one length.
+
+    Raises:
+        ConfigError: it is none of the forms that `own_task` reads.
+    """
+    if _is_pair(data):
+        data = dict(zip(("inputs", "labels"), data, strict=True)) if len(data) == 2 else None
+    if isinstance(data, Mapping):
+        return _checked({str(name): torch.as_tensor(t) for name, t in data.items()})
+    if hasattr(data, "with_format"):  # a datasets.Dataset
+        return _checked(dict(data.with_format("torch")[:]))
+    collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
+    rows = data.dataset if isinstance(data, DataLoader) else data
+    if not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
+        raise _unread(type(data).__name__)
+    batch = collate([rows[i] for i in range(len(rows))]) if len(rows) else None
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        batch = {"inputs": batch[0], "labels": batch[1]}
+    if not isinstance(batch, Mapping):
+        raise _unread(f"{type(data).__name__} of {type(batch).__name__}")
+    return _checked(dict(batch))
+
+
+def _unread(found: str) -> ConfigError:
+    return ConfigError(
+        f"data={found}: not read; allowed: a Dataset or DataLoader of pairs (input, label) or of "
+        "dictionaries with labels, a datasets.Dataset, a dictionary of tensors, a pair of tensors"
+    )
+
+
+def _checked(part: dict[str, Any]) -> Part:
+    """The same, if it is tensors of one length with labels among them."""
+    strange = [n for n, t in part.items() if not isinstance(t, Tensor) or t.dim() == 0]
+    if strange or "labels" not in part or len(part) < 2:
+        no_tensors = f", no tensors: {', '.join(strange)}" if strange else ""
+        raise _unread(f"{', '.join(part) or 'nothing'}{no_tensors}")
+    if len({len(t) for t in part.values()}) != 1:
+        sizes = ", ".join(f"{name} {len(t)}" for name, t in part.items())
+        raise ConfigError(f"data: {sizes}; allowed: as many of each")
+    return part
+
+
+def _is_of_classes(part: Part) -> bool:
+    return part["labels"].dim() == 1 and not part["labels"].is_floating_point()
+
+
+def _dealt(data: Any, config: Data) -> list[Part]:
+    """Each client's examples."""
+    if isinstance(data, list | tuple) and not _is_pair(data):
+        if len(data) != config.clients:
+            raise ConfigError(
+                f"clients={config.clients}: the task has data of {len(data)} clients; "
+                f"allowed: {len(data)}"
+            )
+        return [part_of(d) for d in data]
+    part = part_of(data)
+    order = torch.randperm(examples(part), generator=generator(config.seed, "own data"))
+    return [
+        {n: t[rows] for n, t in part.items()} for rows in order.tensor_split(int(config.clients))
+    ]
+
+
+def _cut(part: Part, seed: int, partition: int, validation: float, test: float) -> Shard:
+    """A client's examples in three, at random."""
+    n = examples(part)
+    if n < 3:
+        raise ConfigError(f"data: client {partition} has {n} examples; allowed: at least 3")
+    order = torch.randperm(n, generator=generator(seed, "own parts", partition))
+    v, t = (max(1, round(n * share)) for share in (validation, test))
+    if v + t >= n:
+        v = t = 1
+    first, second, third = order.split([n - v - t, v, t])
+    train, held, last = ({k: x[rows] for k, x in part.items()} for rows in (first, second, third))
+    return Shard(train, held, last)
+
+
+def _outputs(model: nn.Module, batch: Part) -> Any:
+    inputs = {name: t for name, t in batch.items() if name != "labels"}
+    found = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
+    return getattr(found, "logits", found)
+
+
+def _loss_of(loss: Losses | None, *, classes: bool) -> Callable[[nn.Module, Part], Loss]:
+    def of(model: nn.Module, batch: Part) -> Loss:
+        outputs, labels = _outputs(model, batch), batch["labels"]
+        if classes:
+            return class_loss(outputs, labels)
+        each = (loss or _squared)(outputs, labels)
+        if each.shape != labels.shape[:1]:
+            raise ConfigError(
+                f"loss: gives {tuple(each.shape)} for {len(labels)} examples; allowed: the loss of "
+                "each, (B,), such as CrossEntropyLoss(reduction='none')"
+            )
+        return Loss(each.sum(), len(labels), 0, each)
+
+    return of
+
+
+def _squared(outputs: Tensor, labels: Tensor) -> Tensor:
+    return (outputs.view_as(labels) - labels).square().reshape(len(labels), -1).sum(-1)

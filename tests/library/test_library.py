@@ -1,0 +1,187 @@
+"""From Python: own models and data, pruning without clients, a run on Ray, what comes back."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fedprune import SCORES, TASKS, ConfigError, RunConfig, federate, load, own_task, prune
+from tests.runs import tiny
+
+X = torch.randn(90, 6, generator=torch.Generator().manual_seed(1))
+Y = X[:, :3].argmax(1)
+NOBODY_TRAINS = {"rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 0}
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Named(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return {"inputs": X[i], "labels": Y[i]}
+
+
+FORMS = {
+    "pair": (X, Y),
+    "arrays": {"inputs": X.numpy(), "labels": Y.numpy()},
+    "dataset": TensorDataset(X, Y),
+    "named": Named(),
+    "loader": DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True),
+    "hugging face": Dataset.from_dict({"inputs": X.tolist(), "labels": Y.tolist()}),
+}
+
+
+def test_all_forms_of_data_are_the_same_task():
+    runs = [federate(own_task(net(), f), clients=3, rounds=2, lr=0.05) for f in FORMS.values()]
+    digests = {run.summary["weights_digest"] for run in runs}
+    assert len(digests) == 1
+    assert "own" not in TASKS
+
+
+@pytest.mark.parametrize(
+    ("score", "scope"),
+    [
+        *(("taylor", "global"), ("wanda", "row"), ("magnitude", "global"), ("sparsegpt", "layer")),
+        *(("grasp", "layer"), ("synflow", "global"), ("taylor", "row")),
+    ],
+)
+def test_pruning_on_one_machine_is_a_run_that_prunes_and_trains_nobody(score, scope):
+    """With all of what its clients train on pooled, and the scores that are sums over examples."""
+    parts = [(X[:40], Y[:40]), (X[40:], Y[40:])]
+    kinds = {"scope": scope, "score": score, "seed": 3}
+    run = federate(own_task(net(), parts), sparsity=0.6, **NOBODY_TRAINS, **kinds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "own", run.task)
+        shards = run.task.shards(run.config)
+    pooled = {n: torch.cat([s.train[n] for s in shards]) for n in ("inputs", "labels")}
+    model = net()
+    before = {n: w.clone() for n, w in model.state_dict().items()}
+    done = prune(model, 0.6, data=pooled, **kinds)
+    assert all(torch.equal(done.masks[n], run.masks[n]) for n in run.masks)
+    assert all(torch.equal(before[n], w) for n, w in model.state_dict().items())
+    for name, weight in done.model.state_dict().items():
+        assert (
+            torch.equal(weight[~done.masks[name]], weight[~done.masks[name]] * 0)
+            if (name in done.masks)
+            else torch.equal(weight, before[name])
+        )
+        torch.testing.assert_close(weight, run.model.state_dict()[name])
+
+
+OF_OTHER_MODELS = {"contribution": "head", "block_influence": "layer", "movement": "nobody trains"}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_prunes_on_one_machine_or_says_why_not(score):
+    if score in OF_OTHER_MODELS:
+        with pytest.raises(ValueError, match=OF_OTHER_MODELS[score]):
+            prune(net(), 0.5, score=score, data=(X, Y))
+    else:
+        assert prune(net(), 0.5, score=score, data=(X, Y)).sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_values_as_labels_are_learned_by_squared_error_and_own_losses_by_themselves():
+    targets = X @ torch.randn(6, 3)
+    by_default = federate(own_task(net(), (X, targets)), clients=2, rounds=2)
+    said = own_task(net(), (X, targets), loss=lambda out, y: ((out - y) ** 2).sum(-1))
+    by_hand = federate(said, clients=2, rounds=2)
+    assert by_default.summary["weights_digest"] == by_hand.summary["weights_digest"]
+
+
+def test_a_result_is_looked_at_drawn_and_saved(tmp_path):
+    result = federate(own_task(net(), (X, Y), output=("4",)), clients=2, rounds=2, sparsity=0.5)
+    assert len(repr(result)) < 1500
+    assert set(result.masks) == {"0.weight", "2.weight"}
+    assert list(result.frame()["round"]) == [1, 2]
+    assert result.plot().axes
+    again = load(result.save(tmp_path / "saved"), model=net())
+    assert torch.equal(again(X), result.model(X))
+    with pytest.raises(ValueError, match="allowed: --to safetensors"):
+        result.to_hf(tmp_path / "hf")
+
+
+def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    result = federate(tiny(task="shakespeare", rounds=1, warmup=0, end=1))
+    again = AutoModelForCausalLM.from_pretrained(result.to_hf(tmp_path / "hf"))
+    ids = torch.arange(12).unsqueeze(0)
+    torch.testing.assert_close(again(ids).logits, result.model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: federate("digits"), "federate: str"),
+        (lambda: federate(RunConfig(), clients=3), "clients: beside a configuration"),
+        (lambda: federate(own_task(net(), (X, Y)), task="digits"), "a task is given already"),
+        (lambda: federate(own_task(net(), [(X, Y)] * 2), clients=3), "data of 2 clients"),
+        (lambda: federate(own_task(net(), (X, Y)), engine="ray"), "known to this process alone"),
+        (lambda: federate(own_task(net(), (X[:5], Y[:5])), clients=2), "at least 3"),
+        (lambda: own_task(net(), []), "of no client"),
+        (lambda: own_task(net(), {"a": X}), "not read"),
+        (lambda: own_task(net(), [1, 2]), "data=int: not read"),
+        (lambda: own_task(net(), (X, Y[:3])), "inputs 90, labels 3"),
+        (lambda: prune(net(), 0.5, score="wanda"), "data=None"),
+        (lambda: prune(net(), 0.5, scop="row"), "scop: no option of prune"),
+        (lambda: prune(net(), 1.5), "sparsity=1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(act, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        act()
+    assert "allowed: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_a_mean_is_refused():
+    with pytest.raises(ValueError, match="the loss of each"):
+        federate(own_task(net(), (X, Y), loss=nn.CrossEntropyLoss()), clients=2)
+
+
+def test_progress_is_printed_where_asked_for_and_in_notebooks(capsys, monkeypatch):
+    federate(own_task(net(), (X, Y)), clients=2, rounds=2)
+    assert not capsys.readouterr().out
+    federate(own_task(net(), (X, Y)), clients=2, rounds=2, progress=True)
+    assert "pruned      2" in capsys.readouterr().out
+    kernel, shell = ModuleType("IPython"), type("ZMQInteractiveShell", (), {})()
+    kernel.get_ipython = lambda: shell
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    federate(own_task(net(), (X, Y)), clients=2, rounds=2)
+    assert "pruned      2" in capsys.readouterr().out
+
+
+def test_what_the_page_about_python_shows_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert "Result(Sequential, 6 rows" in capsys.readouterr().out
+    assert names["done"].sparsity == pytest.approx(0.5, abs=1e-3)
+    assert (tmp_path / "pruned").is_dir()
+
+
+@pytest.mark.slow
+def test_engine_ray_is_ray(monkeypatch):
+    import ray
+
+    began = []
+    here = federate(tiny(rounds=1, warmup=0, end=1))
+    start = ray.init
+    monkeypatch.setattr(ray, "init", lambda *a, **k: began.append(1) or start(*a, **k))
+    there = federate(tiny(rounds=1, warmup=0, end=1, engine="ray"))
+    assert began
+    assert not ray.is_initialized()
+    assert there.summary["weights_digest"] == here.summary["weights_digest"]
