@@ -15,6 +15,7 @@ from fedprune.client.host import Host
 from fedprune.client.kept_back import with_kept_back
 from fedprune.client.memory import Recollection
 from fedprune.client.teacher import teacher_model
+from fedprune.codec.stochastic_rounding import BITS
 from fedprune.codec.wire import Packet, digest_of
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
@@ -155,8 +156,9 @@ def encoded(host: Host, question: Question, partition: int, meant: Answer) -> Pa
     """An answer in the types of the wire; the same bits whoever encodes it, and when."""
     c = host.config
     own = _form(host, question).own
-    gen = generator(c.seed, "rounding", question.round, partition)
     wire = c.uplink or c.wire
+    rounds = wire in BITS
+    gen = generator(c.seed, "rounding", question.round, partition) if rounds else None
     fixed = hides(c)
     return encode_answer(meant, question, wire, c.score_wire, own=own, gen=gen, fixed=fixed)
 

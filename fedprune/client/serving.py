@@ -25,7 +25,7 @@ from fedprune.protocol.forms import Form, form_of
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_part
 from fedprune.protocol.questions import decode_question
-from fedprune.runtime.guarding import allowance, guarded
+from fedprune.runtime.guarding import allowance, guarded, handlers
 from fedprune.runtime.process import one_thread
 from fedprune.tensors.models import reset
 
@@ -50,11 +50,12 @@ def serve(
     _in_the_open(host)
     asked = _asked(host, packet, memory)
     total = Aggregate()
-    for part in _parts(asked, partitions):
-        total = with_part(part, asked.question, asked.form, host.config, total)
-        del part  # what one client sent is not kept while the next one tunes
-        if tick:
-            tick(1)
+    with handlers():
+        for part in _parts(asked, partitions):
+            total = with_part(part, asked.question, asked.form, host.config, total)
+            del part  # what one client sent is not kept while the next one tunes
+            if tick:
+                tick(1)
     return total
 
 
@@ -73,7 +74,8 @@ def parts_of(
     """
     _in_the_open(host)
     asked = _asked(host, packet, memory)
-    return list(_parts(asked, partitions))
+    with handlers():
+        return list(_parts(asked, partitions))
 
 
 def sum_of(host: Host, packet: Packet, parts: Sequence[PartitionPart]) -> Aggregate:

@@ -82,8 +82,9 @@ def flat_change(
     """
     if any(t.dtype != torch.float32 for t in (*tuned.values(), *sent.values())):
         return gathered(change(tuned, sent, layout), masks)
-    whole = None if cuts(masks) else whole_of(sent)
-    moved = gathered(tuned, masks)
+    dense = not cuts(masks)
+    whole = whole_of(sent) if dense else None
+    moved = gathered(tuned, {} if dense else masks)
     moved.sub_(gathered(sent, masks) if whole is None else whole)
     if layout.variances:
         few = {n for pair in layout.variances.items() for n in pair}

@@ -210,13 +210,21 @@ def _of_mean_loss(
             if labels not in slopes:
                 slopes[labels] = torch.ones_like(result.total) / labels
             # The slope of the mean, handed over: to divide would be one more node of the graph.
-            result.total.backward(slopes[labels])
+            _gradients(result.total, slopes[labels])
             loss += result.own.total.item()
             count += result.own.count
             apart += result.divergence
         return Done(loss, count, apart)
 
     return backward
+
+
+def _gradients(total: Tensor, slope: Tensor) -> None:
+    """As ``total.backward(slope)``, whose checks of what it is given take long beside a batch."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        (total,), (slope,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def _learnt(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fedprune.learning.options import Tuning
@@ -74,8 +74,10 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """What takes the optimizer's step as torch wrote it, without torch's wrappers around it.
 
     These serve profilers and hooks, of which there are none here, and take longer than the step of
-    a small model.
+    a small model; so does what SGD asks of every parameter before it moves it.
     """
+    if type(optimizer) is _bare(torch.optim.SGD) and not optimizer.param_groups[0]["fused"]:
+        return functools.partial(_descend, optimizer)
     bare = inspect.unwrap(type(optimizer).step)
 
     def step() -> None:
@@ -83,3 +85,37 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
             bare(optimizer)
 
     return step
+
+
+@torch.no_grad()
+def _descend(optimizer: torch.optim.Optimizer) -> None:
+    """A step of SGD to the bit, of all parameters in a call for each operation.
+
+    Of the options those of `_sgd` alone: momentum and weight decay.
+    """
+    (group,) = optimizer.param_groups
+    moved = [p for p in group["params"] if p.grad is not None]
+    if not moved:
+        return
+    along = [p.grad for p in moved]
+    if group["weight_decay"]:
+        along = list(torch._foreach_add(along, moved, alpha=group["weight_decay"]))
+    if group["momentum"]:
+        along = _with_momentum(optimizer, moved, along)
+    torch._foreach_add_(moved, along, alpha=-group["lr"])
+
+
+def _with_momentum(
+    optimizer: torch.optim.Optimizer, moved: Parameters, along: list[Tensor]
+) -> list[Tensor]:
+    """What the parameters are moved along, once they have gone along other gradients before."""
+    state, name = optimizer.state, "momentum_buffer"
+    before = [(state[p][name], g) for p, g in zip(moved, along, strict=True) if p in state]
+    if before:
+        buffers, gradients = map(list, zip(*before, strict=True))
+        torch._foreach_mul_(buffers, optimizer.param_groups[0]["momentum"])
+        torch._foreach_add_(buffers, gradients)
+    for p, g in zip(moved, along, strict=True):
+        if p not in state:
+            state[p][name] = g.detach().clone()
+    return [state[p][name] for p in moved]

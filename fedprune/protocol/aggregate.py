@@ -221,9 +221,19 @@ _CHUNK = 2**17
 def _with(total: Tensor | None, values: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
     if total is None:
         return values.to(dtype, copy=True).mul_(factor)
+    if values.numel() <= _CHUNK:
+        return total.add_(_times(values, factor, dtype))
     for part, more in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
-        part.add_(more.to(dtype, copy=True).mul_(factor))
+        part.add_(_times(more, factor, dtype))
     return total
+
+
+def _times(values: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """The product in a wider type."""
+    wide = values.to(dtype)
+    if factor == 1.0:
+        return wide
+    return wide * factor if wide is values else wide.mul_(factor)
 
 
 def totals_added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:

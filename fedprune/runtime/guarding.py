@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -44,12 +45,18 @@ def allowance(seconds: float) -> Callable[[int], float]:
 def guarded(work: Callable[[], Answered], seconds: float) -> Answered:
     """What `work` gives back; what ends a process elsewhere is an error here.
 
+    Within `handlers` these are in place already.
+
     Raises:
         RuntimeError: it took longer than so many seconds, or asked for the end of the process.
         KeyboardInterrupt: the user's, from a signal; one that `work` itself raised is an error.
     """
-    came: list[int] = []
+    held = _HELD[-1] if _HELD and _may_signal() else None
+    came = list[int]() if held is None else held.came
+    came.clear()
     try:
+        if held is not None:
+            return held.limited(work, seconds)
         with _interrupts(came), _limited(seconds):
             return work()
     except TooLong:
@@ -66,9 +73,78 @@ def _name(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
+def _may_signal() -> bool:
+    """Whether this thread gets signals, and no time of another runs in it."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and not signal.getitimer(signal.ITIMER_REAL)[0]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Handlers of signals that stay from one client to the next.
+
+    Attributes:
+        installed: by signal.
+        came: which signals asked for the end.
+        running: not empty while a client's time runs.
+    """
+
+    installed: dict[int, Any] = field(default_factory=dict)
+    came: list[int] = field(default_factory=list)
+    running: list[bool] = field(default_factory=list)
+
+    def alarm(self, number: int, frame: FrameType | None) -> None:
+        """A client's time is over."""
+        del number, frame
+        if self.running:
+            raise TooLong
+
+    def limited(self, work: Callable[[], Answered], seconds: float) -> Answered:
+        """What `work` gives back, which is interrupted after so many seconds."""
+        self.running.append(True)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+        try:
+            return work()
+        finally:
+            self.running.clear()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in self.installed.items():
+                if signal.getsignal(number) != handler:  # a client put its own there
+                    signal.signal(number, handler)
+
+
+_HELD: list[_Held] = []
+"""Those in place: at most one, of the main thread."""
+
+
 @contextmanager
-def _interrupts(came: list[int]) -> Iterator[None]:
-    """Note which signals asked for the end; their handlers do what they did."""
+def handlers() -> Iterator[None]:
+    """Within the block `guarded` finds its handlers in place: to put them there takes long.
+
+    For a phase that asks many clients, one after the other, in the thread that opens the block.
+    """
+    if _HELD or not _may_signal():
+        yield
+        return
+    held = _Held()
+    with _interrupts(held.came) as installed:
+        held.installed.update(installed)
+        held.installed[signal.SIGALRM] = held.alarm
+        before = signal.signal(signal.SIGALRM, held.alarm)
+        _HELD.append(held)
+        try:
+            yield
+        finally:
+            _HELD.clear()
+            signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _interrupts(came: list[int]) -> Iterator[dict[int, Any]]:
+    """Note which signals asked for the end; their handlers do what they did.
+
+    Gives what was installed, by signal.
+    """
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -81,7 +157,7 @@ def _interrupts(came: list[int]) -> Iterator[None]:
                 before[number] = handler
                 signal.signal(number, note)
     try:
-        yield
+        yield dict.fromkeys(before, note)
     finally:
         for signalled, handler in before.items():
             signal.signal(signalled, handler)
@@ -90,10 +166,7 @@ def _interrupts(came: list[int]) -> Iterator[None]:
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     """Raise `TooLong` in this thread after so many seconds."""
-    if (
-        threading.current_thread() is threading.main_thread()
-        and not signal.getitimer(signal.ITIMER_REAL)[0]
-    ):
+    if _may_signal():
         running = [True]
 
         def alarm(number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import Tensors
 
 NOTES = "notes_of_loading"
@@ -107,10 +108,16 @@ def state_of(model: nn.Module) -> Tensors:
     if hasattr(model, STREAM):
         lazy: Tensors = getattr(model, STREAM).tensors
         return lazy
-    found = found_in(model)
-    state: Tensors = {n: p.detach() for n, p in found.parameters.items() if p.requires_grad}
-    buffers = ((n, b) for n, b in found.buffers.items() if n in found.saved and n not in still)
-    return state | {n: b.detach() for n, b in buffers if b.is_floating_point()}
+    return {n: t.detach() for n, t in _moving(found_in(model), still).items()}
+
+
+def _moving(found: Found, still: frozenset[str]) -> Tensors:
+    """Parameters that are not frozen, and float buffers that the model saves, but for those."""
+    state: Tensors = {n: p for n, p in found.parameters.items() if p.requires_grad}
+    for n, b in found.buffers.items():
+        if n in found.saved and n not in still and b.is_floating_point():
+            state[n] = b
+    return state
 
 
 def counters_of(model: nn.Module) -> Tensors:
@@ -143,12 +150,16 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if hasattr(model, STREAM):
         getattr(model, STREAM).read(tensors)
         return
-    state = state_of(model)
+    state = _moving(found_in(model), getattr(model, CONSTANTS, frozenset()))
     if state.keys() != tensors.keys():
         odd = sorted(state.keys() ^ tensors.keys())
         raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
-    for name, value in tensors.items():
-        state[name].copy_(value)
+    if isinstance(tensors, LazyTensors):
+        for name, value in tensors.items():
+            state[name].copy_(value)
+    elif state:
+        # One call for all of them: of a small model the calls take longer than the copies.
+        torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
 
 
 def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

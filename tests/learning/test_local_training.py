@@ -104,13 +104,24 @@ def test_removed_weights_are_zero_after_every_step(optimizer, changes, monkeypat
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_tuning_is_torchs_own_loop_bit_for_bit(optimizer, accumulate):
-    c = tiny(optimizer=optimizer, weight_decay=0.01, clip=0.0)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *({"optimizer": name} for name in OPTIMIZERS),
+        *(
+            {"optimizer": "sgd", "momentum": m, "weight_decay": w}
+            for m in (0, 0.9)
+            for w in (0, 0.1)
+        ),
+    ],
+    ids=str,
+)
+def test_tuning_is_torchs_own_loop_bit_for_bit(keys, accumulate):
+    c = tiny(**{"weight_decay": 0.01, "clip": 0.0, **keys})
     ours, theirs = net(), net()
     steps = [list(batches(rows(20, seed), 10))[:accumulate] for seed in range(3)]
     tuned = tune(ours, {}, iter(steps), TASK, 0.05, c)
-    made = OPTIMIZERS[optimizer](list(theirs.parameters()), 0.05, c)
+    made = OPTIMIZERS[c.optimizer](list(theirs.parameters()), 0.05, c)
     total = 0.0
     theirs.train()
     for step in steps:

@@ -7,11 +7,12 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from fedprune.runtime.guarding import allowance, guarded
+from fedprune.runtime.guarding import allowance, guarded, handlers
 
 
 def loops() -> None:
@@ -29,6 +30,11 @@ def endures() -> None:
 
 def interrupts_itself() -> None:
     raise KeyboardInterrupt
+
+
+def takes_the_handlers() -> None:
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def generator_exits() -> None:
@@ -50,6 +56,7 @@ def in_a_thread(work: Any) -> Any:
     return said[0]
 
 
+@pytest.mark.parametrize("held", [nullcontext, handlers], ids=["each", "phase"])
 @pytest.mark.parametrize(
     ("work", "reason"),
     [
@@ -60,10 +67,13 @@ def in_a_thread(work: Any) -> Any:
         (lambda: time.sleep(1e6), "took longer than its part of --timeout"),
     ],
 )
-def test_what_would_end_the_process_is_an_error(work, reason):
+def test_what_would_end_the_process_is_an_error(work, reason, held):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
-    with pytest.raises(RuntimeError, match=f"^{reason}$"):
-        guarded(work, 0.2)
+    with held():
+        guarded(takes_the_handlers, 5.0)  # they are there again for the next
+        with pytest.raises(RuntimeError, match=f"^{reason}$"):
+            guarded(work, 0.2)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert guarded(lambda: 7, 0.2) == 7
