@@ -1,16 +1,18 @@
 """Runs on a Ray cluster whose nodes come and go, beside the same run in one process.
 
-    python benchmarks/cluster.py [--rounds 12] [--rows nodes,unplugged,joined,disks,...]
+    python benchmarks/cluster.py [--rounds 12] [--rows nodes,unplugged,joined,disks,small] [--long]
 
 Several machines are made of this one (`tests/machines.py`: namespaces, so root): each node has one
 processor and a disk of its own, and is unplugged by killing all of it at once. With fewer
 processors than nodes they share; what the rows show is what coming and going costs. Every row says
 whether its bits are those of the run in one process; ratios are of the seconds of all rounds.
+Rows that take minutes each (ten kills, 100 M parameters, copies in the store) come with ``--long``.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -46,11 +48,13 @@ BASE: dict[str, Any] = {
 KILLS = 10
 
 
-def timed_alone(config: RunConfig) -> tuple[str, list[float]]:
-    """What the run comes to in this process, and the seconds of its rounds."""
+@functools.cache
+def timed_alone(keys: str) -> tuple[str, list[float]]:
+    """What the run of these keys (JSON) comes to in this process, and the seconds of its rounds."""
+    config = configure({**json.loads(keys), "engine": "inline"})
     seconds: list[float] = []
     watch = Watch(row=lambda _row, took, _state: seconds.append(took))
-    done = federate(config.model_copy(update={"engine": "inline"}), watch=watch)
+    done = federate(config, watch=watch)
     return str(done.summary["weights_digest"]), seconds
 
 
@@ -112,11 +116,12 @@ def row(
     nodes: int,
     phases: str = "",
     after: Callable[[Machines, int], None] = lambda _made, _round: None,
+    cpus: int = 1,
 ) -> None:
     """Play a run on so many nodes, and say what came out."""
     config = configure({**BASE, **keys, "engine": "ray"})
-    alone = timed_alone(config)
-    with machines(nodes) as made, gridded(made, config, nodes) as (grid, start):
+    alone = timed_alone(json.dumps({**BASE, **keys}))
+    with machines(nodes, cpus=cpus) as made, gridded(made, config, nodes) as (grid, start):
         pulled = unplugging(grid, made, phases.split()) if phases else nullcontext()
         with pulled:
             found = played(grid, config, lambda r: after(made, r))
@@ -145,6 +150,13 @@ def of_joined(rounds: int) -> None:
             made.join()
 
     row("a second node joins after a third", {"rounds": rounds}, 1, after=after)
+
+
+def of_small(rounds: int) -> None:
+    """Eleven rounds of little work: on Ray, even with two workers, not worth its start."""
+    del rounds
+    keys = {"clients": 100, "cohort": 20, "hosts": 8, "rounds": 11, "split": "iid"}
+    row("small rounds, 20 of 100 clients, 2 workers", {**keys, "local_steps": 10}, 1, cpus=2)
 
 
 def of_disks(rounds: int) -> None:
@@ -240,24 +252,27 @@ def watched_stores(grid: Any) -> Iterator[tuple[dict[str, int], list[int]]]:
 
 ROWS = {
     **{"nodes": of_nodes, "unplugged": of_unplugged, "joined": of_joined, "disks": of_disks},
-    **{"kills": of_kills, "large": of_large, "copies": of_copies},
+    "small": of_small,
 }
+LONG = {"kills": of_kills, "large": of_large, "copies": of_copies}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", help=f"of {', '.join(ROWS | LONG)}")
+    parser.add_argument("--long", action="store_true", help="the rows that take minutes each, too")
     args = parser.parse_args()
+    names = args.rows.split(",") if args.rows else [*ROWS, *(LONG if args.long else ())]
     if why := impossible():
         print(f"nothing measured: {why}")
         return
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}\n")
     print("| run | start, s | rounds, s | inline / this | median round, s | longest | bits |")
     print("|---|---:|---:|---:|---:|---:|---|")
-    for name in args.rows.split(","):
-        ROWS[name](args.rounds)
+    for name in names:
+        (ROWS | LONG)[name](args.rounds)
 
 
 if __name__ == "__main__":

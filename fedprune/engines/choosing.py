@@ -30,6 +30,12 @@ EXCHANGE = 0.02
 SHARED = 0.9
 """Of what so many workers could do, what they do: the driver needs a processor, too."""
 
+ROUND_COST, REPORT_COST = 0.05, 1.5
+"""Seconds of the server: of a round, to average, write rows and a checkpoint of a small model; and
+of the report at the end, which draws its pictures."""
+
+ANSWER_COST = 0.0015
+"""Seconds of an answer beside what it is: to encode, decode, check and add it."""
 
 RAYS_PART = 0.7
 """Of the memory that is free, what Ray offers to workers: the rest is its object store."""
@@ -72,23 +78,34 @@ def chosen_engine(config: RunConfig, shards: Mapping[int, Shard], takes: Footpri
 
 
 def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
-    """Seconds of a run in one process."""
-    c, beside = config, max(takes.turn - takes.step, 0.0)
+    """Seconds of a run in one process that has a processor for itself."""
+    return _of_clients(config, shards, takes) + _of_server(config)
+
+
+def _of_server(config: RunConfig) -> float:
+    return REPORT_COST + (1 + len(config.baselines)) * config.rounds * ROUND_COST
+
+
+def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+    c, beside = config, max(takes.turn - takes.step, 0.0) + ANSWER_COST
     each = takes.step / (c.batch_size * c.accumulate)
     counts = rows_counted(shards).values()
     train, held = [n.train for n in counts], [n.validation for n in counts]
     tuning = sum(beside + takes.step * _steps(c, n) for n in train) / len(train) * trains(c)
     scoring = sum(beside + each * n for n in train) / len(train)
-    measuring = sum(beside / 2 + each * n / 3 for n in held)  # a forward pass is a third of a step
+    measuring = sum(
+        ANSWER_COST + beside / 2 + each * n / 3 for n in held
+    )  # a third: no backward pass
     rounds = c.rounds * (c.cohort * tuning + measuring)
     return (1 + len(c.baselines)) * (rounds + _prunings(c) * c.cohort * scoring)
 
 
 def ray_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """The same on Ray, on this machine."""
-    work = inline_seconds(config, shards, takes)
+    work = _of_clients(config, shards, takes)
     phases = (1 + len(config.baselines)) * (2 * config.rounds + _prunings(config))
-    return START + phases * EXCHANGE + work / max(1.0, SHARED * _workers(config, takes))
+    beside = START + phases * EXCHANGE + _of_server(config)
+    return beside + work / max(1.0, SHARED * _workers(config, takes))
 
 
 def _workers(config: RunConfig, takes: Footprint) -> int:

@@ -128,7 +128,7 @@ def exchange(
         if pending.awaited and clock() > called + ROLL_CALL:
             called = clock()
             yield from _left(pending, mail)
-        if pending.awaited:
+        if pending.awaited and pause:
             time.sleep(pause)
     if pending.awaited and hasattr(grid, "forget"):
         grid.forget(list(pending.awaited))

@@ -98,6 +98,20 @@ def test_every_message_is_answered_and_says_what_it_said():
     }
 
 
+def test_a_small_round_is_a_message_a_host_and_nobody_polls(monkeypatch: pytest.MonkeyPatch):
+    """Twenty clients of eight hosts, two workers: what is there is taken in without a pause."""
+
+    def slept(seconds: float) -> None:
+        raise AssertionError(f"slept for {seconds:g} s")
+
+    monkeypatch.setattr("fedprune.engines.flower.exchange.time.sleep", slept)
+    crew = Crew("aa")
+    grid, hosts = made(crew), [[h, h + 8, h + 16][: 3 if h < 4 else 2] for h in range(8)]
+    found = ask(grid, *hosts)
+    assert len(found) == len(crew.given) == 8
+    assert grid._place == 8, "one message a host, none of them twice"
+
+
 def test_a_buffer_that_all_are_sent_is_put_into_the_store_once(store: list[Any]):
     grid = made(Crew())
     found = ask(grid, [0], [1], [2], size=2**17)
