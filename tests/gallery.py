@@ -33,7 +33,10 @@ NOISE: Keys = {"dp_noise": 1.0, "dp_clip": 0.3, "panel": 1, "noise_source": "see
 SECAGG: Keys = {"secure": "secagg", "noise_source": "seeded"}
 LORA: Keys = {"adapters": "lora", "rank": 2}
 METHODS: dict[str, Keys] = {
+    "dispfl": {"warmup": 0, "end": 1, "method_options": {"tiers": (0.2, 0.4)}},
+    "feddst": {"sparsity": 0.6},
     "fedrts": {"schedule": "regrow"},
+    "flash": {"method_options": {"stage": "jmwst", "tiers": (1.0, 0.5)}},
     "heterofl": {"method_options": {"tiers": (1.0, 0.5)}, "unit": "row", "sparsity": 0.3},
     "lotteryfl": {"method_options": {"threshold": 0.2, "rate": 0.4}},
 }

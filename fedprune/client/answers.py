@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedprune.client.adapted import with_adapters
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noisy_steps, poisson_steps
+from fedprune.client.exchange import exchanging
 from fedprune.client.scoring import (
     answer_inputs,
     answer_outputs,
@@ -67,35 +69,54 @@ class _Counted:
 
 
 def _answer_tune(question: Question, client: ClientContext) -> Answer:
-    where = (question.round, client.partition)
-    c, task = client.config, client.task
-    masks, votes = starting_masks(question, client)
-    on_device = {name: m.to(client.device) for name, m in masks.items()}
-    steps, backward = _steps(question, client, on_device)
+    c = client.config
+    with seeded(c.seed, DROPOUT, question.round, client.partition):
+        if question.grow:
+            steps = list(_steps(question, client, {})[0])
+            masks, tuned = exchanging(question, client, steps, partial(_trained, question, client))
+            votes: Tensor | None = gathered(masks, {})
+        else:
+            masks, votes = starting_masks(question, client)
+            tuned = _trained_once(question, client, masks)
+    return tuned_answer(question, client, (masks, votes), tuned, on_cpu(state_of(client.model)))
+
+
+def _trained_once(question: Question, client: ClientContext, masks: Masks) -> Tuned:
+    """What comes of all of a client's steps under masks, which leave it in the model."""
+    c = client.config
+    steps, backward = _steps(question, client, {n: m.to(client.device) for n, m in masks.items()})
     noisy = None if backward is None else _Counted(backward)
-    moved_steps = (list(client.moved(iter(step))) for step in steps)
-    further = _corrected(question, client, masks)
-    with seeded(c.seed, DROPOUT, *where):
-        tuned = client.train(
-            client.model,
-            on_device,
-            moved_steps,
-            task,
-            question.lr,
-            c,
-            watch=_watch(question, client),
-            called=client.tuned,
-            units=units_of(client),
-            distillation=distillation_of(question, c, client.teacher),
-            backward=noisy,
-            **further,
-        )
-    if not isinstance(tuned, Tuned):
-        raise TypeError(f"train gives a {type(tuned).__name__}; allowed: Tuned(loss, count)")
+    further = {"watch": _watch(question, client), **_corrected(question, client, masks)}
+    tuned = _trained(question, client, masks, steps, backward=noisy, **further)
     if noisy is not None and noisy.calls != c.local_steps:
         given = f"{noisy.calls} of {c.local_steps} steps took their gradients by `backward`"
         raise Refused("train", f"{given}: --dp example hides examples in these alone")
-    return tuned_answer(question, client, (masks, votes), tuned, on_cpu(state_of(client.model)))
+    return tuned
+
+
+def _trained(
+    question: Question,
+    client: ClientContext,
+    masks: Masks,
+    steps: Iterable[list[Part]],
+    **further: Any,
+) -> Tuned:
+    """What comes of a client's steps under masks, which leave it in the model."""
+    tuned = client.train(
+        client.model,
+        {name: m.to(client.device) for name, m in masks.items()},
+        (list(client.moved(iter(step))) for step in steps),
+        client.task,
+        question.lr,
+        client.config,
+        called=client.tuned,
+        units=units_of(client),
+        distillation=distillation_of(question, client.config, client.teacher),
+        **further,
+    )
+    if not isinstance(tuned, Tuned):
+        raise TypeError(f"train gives a {type(tuned).__name__}; allowed: Tuned(loss, count)")
+    return tuned
 
 
 DROPOUT = "dropout"
@@ -118,7 +139,7 @@ def tuned_answer(
 ) -> Answer:
     """A client's summand once it has tuned under masks to a state, which is on the CPU."""
     masks, votes = under
-    values = flat_change(state, question.weights, question.masks, client.layout)
+    values = flat_change(state, question.weights, question.changed_on, client.layout)
     statistics = None
     if tuned.statistics is not None:
         sums = cleared(copied(tuned.statistics), masks)

@@ -42,9 +42,10 @@ from fedprune.tensors.models import load_into
 from fedprune.tensors.named import Masks, Tensors, copied, gathered, masked, scattered
 
 
-def _probe(
+def client_probe(
     question: Question, client: ClientContext, names: tuple[str, ...], given: Tensors
 ) -> Probe:
+    """What a client takes a statistic from, of the tensors named."""
     c, own = client.config, client.memory
     kept: dict[str, Any] = {}
     if question.kind == "score" and memory_of(question, c):
@@ -101,7 +102,7 @@ def answer_score(question: Question, client: ClientContext, sums: Tensors | None
         labels = client.task.labels(_examples(question, client))
         votes = _told(_own_mask_in_stages(question, client), question, client, names)
         return Answer(torch.empty(0), 1.0, {"count": float(labels)}, votes)
-    probe = _probe(question, client, names, question.given)
+    probe = client_probe(question, client, names, question.given)
     if client.config.dp == "example":
         return _statistic(question, client, names, noised_statistics(question, client, probe))
     dead = {} if question.dense else question.masks
@@ -117,7 +118,7 @@ def sums_together(question: Question, clients: Sequence[ClientContext]) -> list[
     ask = scores_of(first.config.plugin)[question.score].asks[question.ask]
     names = question.names or first.layout.prunable
     first.model.eval()
-    probes = [_probe(question, client, names, question.given) for client in clients]
+    probes = [client_probe(question, client, names, question.given) for client in clients]
     return collect_together(ask, probes)
 
 
@@ -134,7 +135,7 @@ def answer_outputs(question: Question, client: ClientContext) -> Answer:
 def _sums_of(ask: Statistic, question: Question, client: ClientContext) -> Answer:
     names = question.names or client.layout.prunable
     client.model.eval()
-    sums = copied(ask.collect(_probe(question, client, names, question.given)))
+    sums = copied(ask.collect(client_probe(question, client, names, question.given)))
     labels = client.task.labels(client.shard.train)
     return Answer(gathered(sums, {}).float(), 1.0, {"count": float(labels)})
 
@@ -214,7 +215,7 @@ def _own_mask_in_stages(question: Question, client: ClientContext) -> Tensor:
     alive = question.masks
     score = scores_of(client.config.plugin)[question.score]
     for names in stages_of(client.layout):
-        sums = score.asks[0].collect(_probe(question, client, names, {}))
+        sums = score.asks[0].collect(client_probe(question, client, names, {}))
         sums = cleared(copied(sums), question.masks)
         own = _own_scores(score, question, client, names, sums)
         flags = _own_mask(question, client, names, own)
@@ -275,7 +276,9 @@ def own_pruning(question: Question, client: ClientContext) -> tuple[Masks, Tenso
         doubles = {n: s.double() for n, s in sums.items()}
         if ask.given is not None:
             given = ask.given(_evidence(question, client, names, sums=doubles, given=given))
-        sums = cleared(copied(ask.collect(_probe(question, client, names, given))), question.masks)
+        sums = cleared(
+            copied(ask.collect(client_probe(question, client, names, given))), question.masks
+        )
     own = _own_scores(score, replace(question, given=given), client, names, sums)
     flags = _own_mask(question, client, names, own)
     assert flags is not None  # the question has a sparsity

@@ -164,9 +164,11 @@ def trained(state: State, r: Round, port: Port) -> tuple[State, Model | None, Ag
     along: dict[str, Any] = {}
     for name, rider in riders_of(r.config).items():
         along |= rider.along(state.memories[name], r) if rider.along else {}
-    memory = state.memories[method_name(r.config)]
-    talk = method_of(r.config).tune(state.model, memory, replace(r, along=along))
+    own = method_name(r.config)
+    talk = method_of(r.config).tune(state.model, state.memories[own], replace(r, along=along))
     state, out = held(state, r, port, talk)
+    if out.memory is not None:
+        state = replace(state, memories={**state.memories, own: out.memory})
     return state, out.model, out.changes
 
 

@@ -35,10 +35,12 @@ class Trained:
     Attributes:
         model: with the clients' changes; None: too few came, and the round is void.
         changes: who answered, their totals, and what else their answers hold.
+        memory: what the method remembers of it, where the round counts; None: what it did.
     """
 
     model: Model | None
     changes: Aggregate
+    memory: Any = None
 
 
 def nothing(model: Model, memory: Any, r: Round) -> Talk[Step]:

@@ -28,7 +28,7 @@ from fedprune.server.round import Round, Step, Talk
 from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.named import Tensors, masked, scattered
+from fedprune.tensors.named import Masks, Tensors, masked, scattered
 
 
 def tuning(model: Model, r: Round, **what: Any) -> Talk[Aggregate]:
@@ -141,11 +141,24 @@ class Sent:
 
     Attributes:
         model: that they were sent, in the layout of the global one.
-        changes: their sum, on that model's mask.
+        changes: their sum, on that model's mask or, where they exchanged weights, on their own.
     """
 
     model: Model
     changes: Aggregate
+
+    @property
+    def changed_on(self) -> Masks:
+        """The masks that the changes lie on: none, where they exchanged weights."""
+        return self.model.masks if self.changes.held is None else {}
+
+    @property
+    def holders(self) -> Tensors:
+        """Of every prunable weight Σ n_k over the clients that held it, float64."""
+        masks, held = self.model.masks, self.changes.held
+        if held is None:
+            return {n: self.changes.weight * m.double() for n, m in masks.items()}
+        return scattered(held, shapes_of(masks), {})
 
 
 def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
@@ -163,14 +176,15 @@ def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
     sums = {n: torch.zeros_like(w) for n, w in old.items()}
     held = {n: torch.zeros_like(w) for n, w in old.items()}
     for each in sent:
-        masks, weight, total = each.model.masks, each.changes.weight, each.changes.total
+        weight, total = each.changes.weight, each.changes.total
         assert total is not None  # else it is left out
         start = to_moments({n: w.double() for n, w in each.model.weights.items()}, layout)
-        moved = scattered(total, layout.shapes, masks)
+        moved = scattered(total, layout.shapes, each.changed_on)
+        holders = each.holders
         for n, w in start.items():
-            m = masks[n].double() if n in masks else torch.ones_like(w)
-            sums[n] += weight * m * w + moved[n]
-            held[n] += weight * m
+            m = holders[n] if n in holders else torch.full_like(w, weight)
+            sums[n] += m * w + moved[n]
+            held[n] += m
     mean = {n: torch.where(h > 0, sums[n] / h.clamp_min(1e-300), old[n]) for n, h in held.items()}
     lr = r.config.server_lr
     rates = dict.fromkeys(layout.statistics, min(lr, 1.0))

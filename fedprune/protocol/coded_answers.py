@@ -94,8 +94,9 @@ def _totals(head: Mapping[str, Any]) -> dict[str, float]:
 
 def on_own_mask(votes: Tensor, question: Question) -> Tensor:
     """Which of a tuning answer's values lie on the client's own mask: what is free always does."""
-    own = scattered(votes, shapes_of(question.masks), question.masks)
+    masks = question.changed_on
+    own = scattered(votes, shapes_of(question.masks), masks)
     flags = {
         n: own.get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in question.weights.items()
     }
-    return gathered(flags, question.masks)
+    return gathered(flags, masks)

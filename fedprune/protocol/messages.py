@@ -51,6 +51,10 @@ class Question:
         unlike: names, sorted.
         adapters: factors beside the weights (`fedprune.adapters.factors`), which are frozen then; a
             change is of these alone.
+        grow: by what a client that exchanges weights as it tunes grows removed ones (a name in
+            `fedprune.selection.regrowth.GROWN`); "": it exchanges none.
+        exchange: part of each tensor's kept weights that it exchanges.
+        turn: part of its steps that it takes before that.
         fresh: rank of the factors that a client begins anew, with which a change begins, beside the
             adapters, which are merged then; 0: it goes on with the adapters.
     """
@@ -82,6 +86,14 @@ class Question:
     unlike: tuple[str, ...] = ()
     adapters: Tensors = field(default_factory=dict)
     fresh: int = 0
+    grow: str = ""
+    exchange: float = 0.0
+    turn: float = 1.0
+
+    @property
+    def changed_on(self) -> Masks:
+        """The masks that a change lies on; none, which is everything, where clients exchange."""
+        return {} if self.grow else self.masks
 
 
 @dataclass(frozen=True)

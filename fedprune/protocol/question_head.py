@@ -11,6 +11,7 @@ from typing import Any
 
 from fedprune.config.kinds import KINDS
 from fedprune.runtime.json_text import number_within, text_of, whole_number
+from fedprune.selection.regrowth import GROWN
 
 _LATEST = 2**31 - 1  # rounds are counted in int32 elsewhere
 _HIGHEST = sys.float_info.max
@@ -22,6 +23,14 @@ def kind_in(head: Mapping[str, Any], name: str) -> str:
     if kind not in KINDS:
         raise ValueError(f"kind: no such question, {kind[:100]!r}")
     return kind
+
+
+def grow_in(head: Mapping[str, Any], name: str) -> str:
+    """By what clients grow weights, in `GROWN`."""
+    grow = text_of(head, name)
+    if grow not in GROWN:
+        raise ValueError(f"grow: nothing to grow by, {grow[:100]!r}")
+    return grow
 
 
 def part_in(head: Mapping[str, Any], name: str) -> str:

@@ -82,7 +82,7 @@ score=sparsegpt score-wire=fp16 | score-wire | fp32
 score=sparsegpt rewind=0 | rewind | leave it out
 score=sparsegpt schedule=regrow | schedule | another --schedule
 schedule=regrow unit=row | unit | weight
-schedule=regrow scope=erk | scope | global, layer
+schedule=regrow scope=owl | scope | global, layer, er, erk
 schedule=regrow min-density=0.1 | min-density | 0
 schedule=regrow max-density=0.5 | max-density | 1
 schedule=regrow rewind=0 | rewind | leave it out

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedprune import RunConfig
 from fedprune.client.host import Host
@@ -19,18 +19,10 @@ from fedprune.config import configure, from_toml
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.server.state import State
+from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by, outputs
 from tests.runs import house_of, overheard
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "recipes"
-LAYERS = ("features.1.weight", "features.3.weight")
-"""The prunable matrices of the task's perceptron: its head stays."""
-
-SMALL: dict[str, Any] = {
-    **{"task": "digits", "model": "mlp", "engine": "inline", "clients": 3, "cohort": 3},
-    **{"split": "dirichlet", "alpha": 0.5, "rounds": 2, "warmup": 0, "local_epochs": 1},
-    # A step on all that a client has, so that what it learns can be written down.
-    **{"batch_size": 10_000, "optimizer": "sgd", "momentum": 0.0, "clip": 0.0, "lr": 0.1},
-}
 
 
 @dataclass(frozen=True)
@@ -68,34 +60,6 @@ def toml(name: str) -> str:
     return (FOLDER / f"{name}.toml").read_text()
 
 
-def outputs(weights: dict[str, Tensor], x: Tensor, upto: int = 3) -> Tensor:
-    """What goes into layer `upto` of the perceptron; its logits for 2 (its head) and beyond."""
-    for i, name in enumerate(("features.1", "features.3", "head")[:upto]):
-        w, b = weights[f"{name}.weight"].double(), weights[f"{name}.bias"].double()
-        x = x @ w.T + b
-        x = x.relu() if i < 2 else x
-    return x
-
-
-def gradients(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Of the mean cross-entropy."""
-    leaves = {n: w.double().requires_grad_() for n, w in weights.items()}
-    loss = nn.functional.cross_entropy(outputs(leaves, x), y)
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-
-
-def kept_by(mask: Tensor, score: Tensor, kept: int) -> None:
-    """So many are kept, and none of those that are not scores higher, but for rounding."""
-    assert int(mask.sum()) == kept
-    if 0 < kept < mask.numel():
-        slack = 1e-5 * float(score.abs().max())
-        assert float(score[mask].min()) >= float(score[~mask].max()) - slack
-
-
-def flat(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.cat([tensors[name].flatten() for name in LAYERS])
-
-
 def wanda(
     weights: dict[str, Tensor], x: Tensor, sparsity: float, rows: bool = True
 ) -> dict[str, Tensor]:
@@ -112,10 +76,6 @@ def wanda(
         masks[name] = left.reshape(score.shape)
         weights[name] = weights[name] * masks[name]
     return masks
-
-
-def count(mask: Tensor, sparsity: float) -> int:
-    return mask.numel() - math.floor(sparsity * mask.numel() + 0.5)
 
 
 def test_ssfl(recipe):

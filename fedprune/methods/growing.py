@@ -1,0 +1,100 @@
+"""What methods share whose clients exchange weights as they train: the ask, the mean, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fedprune.config import RunConfig
+from fedprune.methods.tuning import Sent, over_holders, tuning_ask
+from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.port import Ask
+from fedprune.randomness import generator
+from fedprune.selection.schedules import exchange_fraction
+from fedprune.server.round import Round
+from fedprune.server.state import Model
+from fedprune.tensors.named import Masks, Tensors, scattered
+
+
+def exchanging_ask(model: Model, r: Round, partitions: Sequence[int], **how: Any) -> Ask:
+    """The question to train and to exchange weights under way (`fedprune.client.exchange`)."""
+    return tuning_ask(model, r, partitions, **{"grow": "gradient", **how})
+
+
+def fraction_in(r: Round) -> float:
+    """The part of the kept weights that is exchanged in a round, as ``--regrow`` falls; 0.0: none.
+
+    Nothing is before the first pruning, and in it.
+    """
+    if not (r.due and r.prunings):
+        return 0.0
+    return exchange_fraction(r.config.regrow or 0.0, *r.plan.exchange_step(r.number))
+
+
+def random_masks(model: Model, r: Round, sparsity: float, which: int = 0) -> Masks:
+    """Masks of a sparsity drawn at random, with as many weights in every tensor as ``--scope`` has.
+
+    Args:
+        model: which weights there are.
+        r: a round of the run.
+        sparsity: fraction removed.
+        which: of several draws.
+    """
+    gen = generator(r.config.seed, "random masks", which)
+    drawn = {n: torch.rand(m.shape, generator=gen) for n, m in model.masks.items()}
+    weights = {n: model.weights[n] for n in drawn}
+    return chosen(
+        drawn, Wanted(sparsity, r.config.scope), r.config, r.layout, all_kept(model), weights
+    )
+
+
+def all_kept(model: Model) -> Masks:
+    """Masks that keep all."""
+    return {n: torch.ones_like(m) for n, m in model.masks.items()}
+
+
+def holders(model: Model, changes: Aggregate) -> Tensors:
+    """How many clients kept each weight, after they exchanged some."""
+    assert changes.votes is not None  # their masks are their own
+    return scattered(changes.votes, {n: m.shape for n, m in model.masks.items()}, {})
+
+
+def over_exchanged(model: Model, r: Round, sent: Sequence[Sent], fewest: int = 1) -> Model:
+    """The model whose weights are means over the clients that kept them: Σ n_k m_k w_k / Σ n_k m_k.
+
+    What fewer clients keep is removed; what none of them was sent stays as it was.
+    """
+    votes = [holders(model, each.changes) for each in sent]
+    masks = {}
+    for n, mask in model.masks.items():
+        asked = torch.stack([each.model.masks[n] for each in sent]).any(0)
+        masks[n] = (torch.stack([v[n] for v in votes]).sum(0) >= fewest) | (mask & ~asked)
+    return over_holders(replace(model, masks=all_kept(model)), r, sent).under(masks)
+
+
+def growing_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
+    """What does not go with weights that grow on the clients."""
+    own, back = "clients exchange weights by themselves", "what grows back begins at 0"
+    found = [
+        ("sparsity", c.sparsity is None, "as many weights grow as go", "a number"),
+        ("dp", c.dp != "none", own, "none"),
+        ("secure", c.secure != "none", own, "none"),
+        ("unit", c.unit != "weight", "single weights grow", "weight"),
+        ("score-steps", c.score_steps != 1, "one exchange a pruning", "1"),
+        ("calibration", c.calibration != "dense", "all layers exchange at once", "dense"),
+        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
+        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
+        ("error-feedback", c.error_feedback, "what was kept back is of another mask", "false"),
+        ("max-norm", c.max_norm is not None, "changes are of different weights", "leave it out"),
+        ("scaffold", c.scaffold, "what grows has no control variate", "false"),
+        ("blend", c.blend != "none", "clients train under masks of their own", "none"),
+        ("shrink", c.shrink == "every", "what was cut out cannot come back", "never, end"),
+        ("rewind", c.rewind is not None, back, "leave it out"),
+        ("reconstruct", c.reconstruct is not None, back, "leave it out"),
+        ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
+    ]
+    return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]

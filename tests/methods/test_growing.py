@@ -1,0 +1,207 @@
+"""Methods whose clients prune and grow as they train, against their rules in plain torch."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune import RunConfig
+from fedprune.config import configure
+from fedprune.engines.inline import inline_port
+from fedprune.methods.catalog import check_method
+from fedprune.options.refusal import ConfigError
+from fedprune.selection.regrowth import redistributed
+from fedprune.tensors.named import scattered
+from tests.perceptron import LAYERS, SMALL, gradients
+from tests.runs import house_of, overheard
+
+Named = dict[str, Tensor]
+LR = 0.1
+
+
+def data(config: RunConfig, client: int) -> tuple[Tensor, Tensor]:
+    part = house_of(config).shards[client].train
+    return part["images"].flatten(1).double(), part["labels"]
+
+
+def step(weights: Named, masks: Named, config: RunConfig, client: int, lr: float) -> Named:
+    slopes = gradients(weights, *data(config, client))
+    return {n: ((w - lr * slopes[n]) * masks.get(n, 1)).detach() for n, w in weights.items()}
+
+
+def swapped(weights: Named, masks: Named, slopes: Named, fraction: float) -> Named:
+    """Of every layer the smallest go, and the removed ones with the largest slopes come."""
+    out = {}
+    for n in LAYERS:
+        kept = masks[n].flatten()
+        many = math.floor(fraction * int(kept.sum()) + 0.5)
+        size, slope = weights[n].abs().flatten(), slopes[n].abs().flatten()
+        goes = torch.where(kept, size, math.inf).argsort()[:many]
+        comes = torch.where(kept, -1.0, slope).argsort(descending=True)[:many]
+        new = kept.clone()
+        new[goes], new[comes] = False, True
+        out[n] = new.reshape(masks[n].shape)
+    return out
+
+
+def near(left: Named, right: Named, few: int = 4) -> None:
+    """The same but for some, of which rounding decides whether they are kept."""
+    off = sum(int(((left[n].double() - w).abs() > 1e-5).sum()) for n, w in right.items())
+    assert off <= few, off
+
+
+def test_feddst_is_its_algorithm():
+    given = {**SMALL, "method": "feddst", "rounds": 4, "end": 4, "frequency": 1, "regrow": 0.4}
+    config = configure({**given, "local_epochs": 2, "sparsity": 0.6, "lr_schedule": "constant"})
+    _, _, states = overheard(config)
+    shapes = {n: m.shape for n, m in states[0].masks.items()}
+    for i in (1, 2):
+        before, sums, held, labels = states[i - 1], {}, dict.fromkeys(LAYERS, 0), 0
+        fraction = 0.2 * (1 + math.cos(math.pi * i / 4))
+        votes = {n: torch.zeros(s) for n, s in shapes.items()}
+        for client in range(3):
+            size = len(data(config, client)[1])
+            old = {n: w.double() for n, w in before.weights.items()}
+            now = step(old, before.masks, config, client, LR)
+            slopes = gradients(now, *data(config, client))
+            masks = swapped(now, before.masks, slopes, fraction)
+            now = step({n: w * masks.get(n, 1) for n, w in now.items()}, masks, config, client, LR)
+            sums = {n: sums.get(n, 0) + size * w for n, w in now.items()}
+            held = {n: held[n] + size * masks[n] for n in LAYERS}
+            votes = {n: votes[n] + masks[n] for n in LAYERS}
+            labels += size
+        after = states[i]
+        for n, total in sums.items():
+            if n not in LAYERS:
+                assert torch.allclose(after.weights[n].double(), total / labels, atol=1e-5)
+        mean = {n: torch.where(votes[n] > 0, sums[n] / held[n].clamp(min=1), 0) for n in LAYERS}
+        for n in LAYERS:
+            kept = int(before.masks[n].sum())  # ERK's, which every exchange keeps
+            best = torch.where(votes[n] > 0, mean[n].abs(), -1).flatten().argsort(descending=True)
+            mask = torch.zeros(shapes[n].numel(), dtype=torch.bool)
+            mask[best[:kept]] = True
+            assert int(after.masks[n].sum()) == kept
+            mean[n] = mean[n] * mask.reshape(shapes[n])
+        near(after.weights, mean)
+        assert any((after.masks[n] & ~before.masks[n]).any() for n in LAYERS), "some grew"
+
+
+def test_dispfl_is_its_algorithm():
+    given = {**SMALL, "method": "dispfl", "rounds": 3, "sparsity": 0.6, "lr_schedule": "constant"}
+    options = {"network": "full", "exchange": 0.5}
+    config = configure({**given, "method_options": options})
+    _, _, states = overheard(config)
+    memories = [state.memories["dispfl"] for state in states]
+    start = memories[0].starts[0]
+    begin = {n: w.double() * start.get(n, 1) for n, w in memories[0].begin.items()}
+    weights = dict.fromkeys(range(3), begin)
+    masks = dict.fromkeys(range(3), start)
+    for i in range(3):
+        held = {n: sum(masks[p][n].double() for p in range(3)) for n in LAYERS}
+        sums = {n: sum(weights[p][n] for p in range(3)) for n in weights[0]}
+        mean = {n: s / held[n].clamp(min=1) if n in LAYERS else s / 3 for n, s in sums.items()}
+        fraction = 0.25 * (1 + math.cos(math.pi * i / 3))
+        for p in range(3):
+            begun = {n: w * masks[p].get(n, 1) for n, w in mean.items()}
+            now = step(begun, masks[p], config, p, LR)
+            own = swapped(now, masks[p], gradients(now, *data(config, p)), fraction)
+            near(memories[i].weights[p], {n: w * own.get(n, 1) for n, w in now.items()})
+            kept = [sum(int(m.sum()) for m in those.values()) for those in (start, own)]
+            assert kept[0] == kept[1] == sum(int(m.sum()) for m in memories[i].masks[p].values())
+        weights = {p: {n: w.double() for n, w in memories[i].weights[p].items()} for p in range(3)}
+        masks = memories[i].masks
+    assert any((masks[0][n] != masks[1][n]).any() for n in LAYERS)
+
+
+def test_random_growth_moves_between_tensors_by_the_size_of_what_they_keep():
+    gen = torch.Generator().manual_seed(0)
+    masks = {n: torch.rand(40, 50, generator=gen) < 0.3 for n in "abc"}
+    sizes = {
+        n: torch.rand(40, 50, generator=gen) * by for n, by in zip("abc", (1, 2, 5), strict=True)
+    }
+    after = redistributed(masks, sizes, 0.5, torch.Generator().manual_seed(1))
+    means = {n: float(sizes[n][m].mean()) for n, m in masks.items()}
+    left = {n: int(m.sum()) - math.floor(int(m.sum()) * 0.5 + 0.5) for n, m in masks.items()}
+    whole = sum(int(m.sum()) for m in masks.values())
+    assert sum(int(m.sum()) for m in after.values()) == whole
+    for n, m in masks.items():
+        wanted = left[n] + (whole - sum(left.values())) * means[n] / sum(means.values())
+        assert abs(int(after[n].sum()) - wanted) <= 1
+        stays = torch.where(m, sizes[n], 0).flatten().argsort(descending=True)[: left[n]]
+        assert after[n].flatten()[stays].all()
+
+
+@pytest.mark.parametrize(
+    "more", [{"secure": "secagg"}, {"dp": "client", "dp_noise": 1.0}, {"unit": "row"}]
+)
+def test_what_grows_on_clients_is_refused_beside(more):
+    key = next(iter(more))
+    with pytest.raises(ConfigError, match=f"^{key}="):
+        check_method(configure({**SMALL, "method": "feddst", "rounds": 3, "end": 3, **more}))
+
+
+def scaled(mean: dict[str, float], room: dict[str, int], total: int) -> dict[str, int]:
+    """Numbers in proportion, to one."""
+    by = total / sum(mean.values())
+    return {n: min(room[n], round(by * m)) for n, m in mean.items()}
+
+
+@pytest.mark.parametrize("stage", ["spdst", "jmwst"])
+def test_flash_is_its_two_stages(stage):
+    """The clients' own exchange by chance is held above; what the server makes of it is here."""
+    given = {**SMALL, "method": "flash", "rounds": 3, "end": 3, "sparsity": 0.7, "local_epochs": 2}
+    options = {"stage": stage, "tiers": (1.0, 0.5)}
+    config = configure({**given, "lr_schedule": "constant", "method_options": options})
+    _, asked, states = overheard(config)
+    port = inline_port(house_of(config))
+    tuned = [(q, who) for q, who, _ in asked if q.kind == "tune"]
+    (first, everybody), *later = tuned
+    whole = {n: m.numel() for n, m in states[0].masks.items()}
+    keep = sum(whole.values()) - math.floor(0.7 * sum(whole.values()) + 0.5)
+
+    def kept(question, who):
+        votes = [port.ask(question, [p]).votes for p in who]
+        parts = [v.split([whole[n] for n in sorted(whole)]) for v in votes]
+        return {n: sum(float(p[i].sum()) for p in parts) for i, n in enumerate(sorted(whole))}
+
+    assert (first.grow, everybody) == ("random", [0, 1, 2])
+    wanted = scaled(kept(first, everybody), whole, keep)
+    mask = later[0][0].masks
+    assert all(abs(int(mask[n].sum()) - k) <= 1 for n, k in wanted.items())
+    assert sum(int(m.sum()) for m in mask.values()) == keep
+    for n, w in later[0][0].weights.items():  # the first weights under the mask
+        assert torch.equal(w, first.weights[n] * mask.get(n, 1)) or n in mask
+    half = later[1][0]
+    assert [who for _, who in later[:2]] == [[0, 2], [1]]
+    for n, m in half.masks.items():
+        assert not (m & ~mask[n]).any()
+        size = later[0][0].weights[n].abs()
+        assert int(m.sum()) == max(1, round(0.5 * int(mask[n].sum())))
+        assert size[m].min() >= size[mask[n] & ~m].max()
+    sums, held = {}, {}
+    for question, who in (x for x in later if x[0].round == 2):
+        assert bool(question.grow) == (stage == "jmwst")
+        for p in who:
+            answer = port.ask(question, [p])
+            assert answer.weight == 1.0, "clients count alike"
+            on = {} if question.grow else question.masks
+            change = scattered(answer.total, {n: w.shape for n, w in question.weights.items()}, on)
+            own = question.masks
+            if question.grow:
+                own = scattered(answer.votes, {n: m.shape for n, m in question.masks.items()}, {})
+            for n, w in question.weights.items():
+                m = own[n].double() if n in own else torch.ones(w.shape).double()
+                sums[n] = sums.get(n, 0) + m * w + change[n]
+                held[n] = held.get(n, 0) + m
+    after = states[1]
+    for n, total in sums.items():
+        mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), after.weights[n].double())
+        mean = mean * after.masks.get(n, 1)
+        assert torch.allclose(after.weights[n].double(), mean, atol=1e-5)
+        if n in whole and stage == "jmwst":
+            left = after.masks[n]
+            size = torch.where(held[n] > 0, (total / held[n].clamp(min=1)).abs(), -1)
+            assert size[left].min() >= size[~left].max() - 1e-6
+    same = all(torch.equal(states[1].masks[n], mask[n]) for n in mask)
+    assert same == (stage == "spdst")
