@@ -31,6 +31,7 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *_how_found(c, task),
         *_of_the_score(c, score),
         *_by_itself(c, score),
+        *_making_up(c, score),
         *_remembering(c, score),
         *_when(c, score),
         *evidence_conflicts(c, score),
@@ -126,6 +127,18 @@ def _by_itself(c: AllOptions, score: Score) -> list[Conflict]:
         *only(c, True, why, masks="global", schedule=Not("regrow")),
         *only(c, True, f"{name} inverts its sums", score_wire="fp32"),
         *only(c, True, f"{name} sets the weights that stay", rewind=None),
+    ]
+
+
+def _making_up(c: AllOptions, score: Score) -> list[Conflict]:
+    """Biases take on what the mask removes: by sums of all clients, once it is decided."""
+    does, name = score.makes_up is not None and c.sparsity != 0.0, f"score {c.score}"
+    sums, sets = f"{name} adds the mean of all clients to biases", f"{name} sets biases"
+    shape = f"{name} gives layers biases, and what is kept is of the shapes before"
+    return [
+        *only(c, does, sums, combine="sum", normalise="none", masks="global"),
+        *only(c, does, sets, rewind=None, schedule=_STEADY, method="global", adapters="none"),
+        *only(c, does, shape, error_feedback=False, scaffold=False, blend="none", moving="none"),
     ]
 
 

@@ -70,7 +70,8 @@ def _with_noise(c: AllOptions, score: Score) -> list[Conflict]:
     scale = f"{name}: statistics are scaled, and a threshold is of their scale"
     cast, voted = dp and c.uplink not in (None, "fp32"), dp and c.response is not None
     arms = dp and bool(c.baselines) and c.epsilon is not None
-    solves, ranked = dp and score.step is not None, "a score that selects by ranking"
+    solves = dp and (score.step is not None or score.makes_up is not None)
+    ranked = "a score that selects by ranking"
     return [
         *only(c, dp, f"{name}: votes would be released beside scores", agreement=False),
         *only(c, dp, f"{name}: masks of their own give data away", masks="global"),

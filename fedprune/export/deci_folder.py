@@ -43,6 +43,7 @@ def write_deci_folder(cargo: Cargo, folder: Path) -> str:
     """
     model = rounded(copy.deepcopy(cargo.model), dtype_of(cargo.config))
     try:
+        _check_biases(cargo)
         decoder = decoder_of(model, cargo.edits, GGUF_KINDS)
         rope_factors(decoder)
         layers = deci_layers(decoder)
@@ -57,6 +58,17 @@ def write_deci_folder(cargo: Cargo, folder: Path) -> str:
     give_all_back(cargo, folder)
     write_manifest(folder, about_export(cargo, "vllm"))
     return f"{_sizes(layers)}\n{checked}{type_words(cargo)}"
+
+
+def _check_biases(cargo: Cargo) -> None:
+    """Refuse biases of single layers, which vLLM leaves unread without a word.
+
+    Raises:
+        Unheld: there are some.
+    """
+    path = next((edit.path for edit in cargo.edits if edit.kind == "bias"), "")
+    if path:
+        raise Unheld(f"{path} has a bias, and vLLM gives one to all layers of a kind or none")
 
 
 def _tensors_of(decoder: Decoder, layers: list[DeciLayer]) -> Tensors:

@@ -28,6 +28,7 @@ UNSAID = {
     "channel": "no config counts single channels of single layers",
     "vocab": "a config counts tokens, but its tokenizer gives the dense model's ids, which are not "
     "those of the rows that stay",
+    "bias": "no config says that a layer has a bias which others of its kind lack",
     "rank": "no config says that two layers are in the place of one",
     "share": "no config says that two layers hold one matrix",
 }
@@ -49,13 +50,29 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     family = FAMILIES.get(getattr(settings, "model_type", ""))
     if not hasattr(dense, "save_pretrained") or (edits and family is None):
         raise Unplain(f"{type(dense).__name__} is no model whose config fedprune knows")
-    for kind in sorted({edit.kind for edit in edits} - {"head", "neuron"}):
+    biases = _bias_keys(family, edits)
+    said = {"head", "neuron", "bias"} if biases else {"head", "neuron"}
+    for kind in sorted({edit.kind for edit in edits} - said):
         raise Unplain(f"edits of kind {kind}: {UNSAID[kind]}")
     changes, blocks = ({}, {}) if family is None else _changes(dense, family, edits)
-    config = _config_with(settings, changes)
+    config = _config_with(settings, changes | biases)
     made: nn.Module = type(dense)(config).to(next(model.parameters()).dtype)
-    _fill(made, _values(model, blocks, family))
+    values = _values(model, blocks, family)
+    if biases:  # which the config gives to more layers than have one
+        new = {n: torch.zeros_like(t) for n, t in made.state_dict().items() if n.endswith(".bias")}
+        values = {**new, **values}
+    _fill(made, values)
     return made.eval()
+
+
+def _bias_keys(family: Family | None, edits: Edits) -> dict[str, bool]:
+    """The keys of a config that give biases to all layers that got one; none, where there are not.
+
+    They give them to others as well, whose biases are then 0.
+    """
+    layers = {edit.path.rpartition(".")[2] for edit in edits if edit.kind == "bias"}
+    known = {} if family is None else family.config.biases
+    return {known[layer]: True for layer in layers} if layers <= known.keys() else {}
 
 
 def _changes(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.methods.biases import with_biases
 from fedprune.methods.method import Method
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.refusal import ConfigError
@@ -44,7 +45,7 @@ def thin(model: Model, memory: Any, r: Round) -> Talk[Step]:
             aggregate, evidence = yield from asked(model, r, names, sparsity)
             if evidence is None:
                 return Step(model, memory, undone=TOO_FEW)
-            model = decide(model, r, aggregate, evidence, sparsity)
+            model, r = made_up(decide(model, r, aggregate, evidence, sparsity), r, evidence)
             notes = noted(aggregate, evidence, r.plan)
     return Step(model, memory, notes)
 
@@ -90,6 +91,13 @@ def decide(
             found = _selected(scores, sparsity, model, r, evidence)
         masks = found
     return model.under(joined_to(model.masks, masks))
+
+
+def made_up(model: Model, r: Round, evidence: Evidence) -> tuple[Model, Round]:
+    """The pruned model with biases for what it lost, where the score says what they are."""
+    makes_up = scores_of(r.config.plugin)[r.config.score].makes_up
+    lost = {} if makes_up is None else makes_up(evidence, model.masks)
+    return with_biases(model, r, lost) if lost else (model, r)
 
 
 def _pooled_masks(

@@ -19,9 +19,12 @@ from fedprune.scores.ablation import ASK_ABLATION as ASK_ABLATION
 from fedprune.scores.ablation import ablation
 from fedprune.scores.block_influence import ASK_BLOCK_INFLUENCE as ASK_INFLUENCE
 from fedprune.scores.block_influence import block_influence
+from fedprune.scores.columns import by_input, ria, wanda, wanda_by_row
 from fedprune.scores.contribution import ASK_CONTRIBUTION as ASK_CONTRIBUTION
 from fedprune.scores.contribution import contribution
 from fedprune.scores.example_gradients import SumOverExamples, by_example
+from fedprune.scores.flap import ASK_FLUCTUATION as ASK_FLUCTUATION
+from fedprune.scores.flap import flap, mean_outputs
 from fedprune.scores.gradients import (
     by_batch,
     by_client,
@@ -36,13 +39,10 @@ from fedprune.scores.grasp import ASKS as ASKS_GRASP
 from fedprune.scores.grasp import grasp
 from fedprune.scores.inputs import (
     absolutes,
-    by_input,
     inputs_ask,
     nonzeros,
     products,
-    ria,
     squares,
-    wanda,
 )
 from fedprune.scores.perturbation import ASK_PERTURBATION as ASK_PERTURBATION
 from fedprune.scores.perturbation import perturbation, standard_error
@@ -223,6 +223,13 @@ SCORES: dict[str, Score] = {
         (inputs_ask(squares),),
         apart=True,
     ),
+    "wanda_by_row": Score(
+        "rank of Wanda's score in its output row, over the row's weights: rows compete alike",
+        "Sun et al. 2023, arXiv 2306.11695, sect. 3, with --scope layer in place of rows",
+        wanda_by_row,
+        (inputs_ask(squares),),
+        apart=True,
+    ),
     "ria": Score(
         "(|w|/its column's Σ|w| + |w|/its row's)·(mean x²)^¼: relative importance, Wanda's sums",
         "Zhang et al. 2024 (Plug-and-Play, ICLR), eq. 3 and 4, with the clients' Σ x² added up",
@@ -237,6 +244,14 @@ SCORES: dict[str, Score] = {
         (inputs_ask(products, square=True),),
         units=("weight", "n:m"),
         step=step,
+    ),
+    "flap": Score(
+        "how what reads a unit varies, var(x)·|W|² against its layer's; biases take on its mean",
+        "An et al. 2024 (FLAP), arXiv 2312.11983, sect. 3, WIFV and AL-AM; clients' sums added up",
+        flap,
+        (ASK_FLUCTUATION,),
+        units=("head-neuron", "head", "neuron"),
+        makes_up=mean_outputs,
     ),
     "movement": Score(
         "-Σ_t w_t·g_t while tuning: keeps what moves away from 0; starts again every round",

@@ -32,7 +32,7 @@ from fedprune.structure.layers import (
     layers_of,
     watching,
 )
-from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.structure.layout import Layout, as_rows
 from fedprune.tensors.named import Tensors
 
 _Each = Callable[[Tensor], Tensor]
@@ -67,6 +67,11 @@ def inputs_of(name: str) -> str:
 def rows_of(name: str) -> str:
     """What the number of rows that a weight was multiplied by is called."""
     return f"{name}/rows"
+
+
+def sums_of(name: str) -> str:
+    """What the sum Σ x of a weight's inputs is called."""
+    return f"{name}/sums"
 
 
 def inputs_ask(each: _Each, *, square: bool = False) -> Statistic:
@@ -209,11 +214,13 @@ def unseen(sums: Mapping[str, Tensor]) -> list[str]:
 def improper(sums: Mapping[str, Tensor]) -> str:
     """The first of named sums of inputs that no inputs add up to; "" where there is none.
 
-    A number of rows or a square is not below 0, and |Σ x y| is at most sqrt(Σ x² · Σ y²), with room
-    for what the wire rounds.
+    A number of rows or a square is not below 0, |Σ x y| is at most sqrt(Σ x² · Σ y²) and |Σ x| at
+    most sqrt(n Σ x²), with room for what the wire rounds.
     """
     for name, of in sums.items():
         if name.endswith(rows_of("")) and bool((of < 0).any()):
+            return name
+        if name.endswith(sums_of("")) and _beyond(sums, name.removesuffix(sums_of(""))):
             return name
         if name.endswith(inputs_of("")) and of.ndim == 2:
             own = of.diagonal().double()
@@ -222,6 +229,15 @@ def improper(sums: Mapping[str, Tensor]) -> str:
             if bool((own < -room).any()) or bool((of.abs() > 1.5 * most.outer(most) + room).any()):
                 return name
     return ""
+
+
+def _beyond(sums: Mapping[str, Tensor], name: str) -> bool:
+    """Whether Σ x of any column is more than sqrt(n Σ x²), or Σ x² below 0."""
+    squared, rows = sums[inputs_of(name)].double(), sums[rows_of(name)].double()
+    most = (squared.clamp_min(0.0) * rows).sqrt()
+    room = 1e-3 * (most.max() + 1.0) if most.numel() else 0.0
+    over = sums[sums_of(name)].double().abs() > 1.5 * most + room
+    return bool((squared < 0).any() or over.any())
 
 
 def factored(system: Tensor, *, upper: bool = False) -> Tensor:
@@ -253,48 +269,3 @@ def summed_of(evidence: Evidence, name: str) -> tuple[Tensor, Tensor]:
         names = [n for n in layout.prunable if n == name or inputs_of(n) in sums]
         name = input_of(layout, names)[name]
     return sums[inputs_of(name)], sums[rows_of(name)]
-
-
-def wanda(evidence: Evidence) -> Tensors:
-    """|w_ij|·sqrt(mean x_j²), Sun et al. 2023, arXiv 2306.11695, eq. 1.
-
-    There the norm of x_j over all rows stands for the root of the mean: the same in every
-    comparison within a tensor. A mean of squares that noise brought below 0 counts as 0.
-    """
-    return _by_column(evidence, lambda w, mean: w.abs() * mean.clamp_min(0.0).sqrt())
-
-
-RIA_POWER = 0.5
-"""The power a of the inputs' norm in RIA, as its authors set it."""
-
-
-def ria(evidence: Evidence) -> Tensors:
-    """(|w_ij| / Σ_i |w_ij| + |w_ij| / Σ_j |w_ij|)·(mean x_j²)^(a/2), a = 0.5.
-
-    Zhang et al. 2024 (Plug-and-Play, ICLR), eq. 3 and 4: the weight relative to its input's and its
-    output's weights, so that no row or column goes as a whole, times ‖x_j‖₂^a. Weights that were
-    removed are 0 in the sums.
-    """
-    return _by_column(evidence, _relative)
-
-
-def _relative(w: Tensor, mean: Tensor) -> Tensor:
-    size = w.abs()
-    tiny = torch.finfo(size.dtype).tiny  # of a row or column of zeros all is 0
-    share = size / size.sum(0, keepdim=True).clamp_min(tiny)
-    share += size / size.sum(1, keepdim=True).clamp_min(tiny)
-    return share * mean.clamp_min(0.0).pow(RIA_POWER / 2)
-
-
-def by_input(evidence: Evidence) -> Tensors:
-    """The mean of its input channel, for every weight."""
-    return _by_column(evidence, lambda w, mean: mean.expand_as(w))
-
-
-def _by_column(evidence: Evidence, score: Callable[[Tensor, Tensor], Tensor]) -> Tensors:
-    scores: Tensors = {}
-    for name, w in evidence.weights.items():
-        rows = as_rows(evidence.layout, name, w.double())
-        scored = score(rows, mean_inputs(evidence, name))
-        scores[name] = from_rows(evidence.layout, name, scored).contiguous()
-    return scores

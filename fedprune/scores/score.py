@@ -161,6 +161,8 @@ class Score:
         refuses: raises a ValueError for a model that the score is not for, before anything starts.
         remembers: each client keeps something of its own for the next time (`Probe.remember`).
         apart: `finalise` gives a tensor the same score whichever other tensors it is asked about.
+        makes_up: what layers' biases make up for when masks remove weights: from the evidence and
+            the new masks to what is added to them, (out,) by the weight's name.
     """
 
     summary: str
@@ -178,6 +180,7 @@ class Score:
     refuses: Callable[[nn.Module, Part | None], None] | None = None
     remembers: bool = False
     apart: bool = False
+    makes_up: Callable[[Evidence, Masks], Tensors] | None = None
 
 
 if not TYPE_CHECKING:

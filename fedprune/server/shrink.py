@@ -60,11 +60,12 @@ def carried(memory: Any, old: Plan, new: Plan) -> Any:
     memory it lies.
 
     Raises:
-        Reshaped: the model's matrices were replaced, and the memory holds some in their old shapes.
+        Reshaped: the model's matrices were replaced or it got biases, and the memory holds tensors
+            of it as it was.
     """
     if old.edits == new.edits:
         return memory
-    replaced = any(e.kind in {"rank", "share"} for e in new.edits if e not in old.edits)
+    replaced = any(e.kind in {"rank", "bias", "share"} for e in new.edits if e not in old.edits)
 
     def change(tensors: Tensors) -> Tensors:
         shapes = old.layout.shapes

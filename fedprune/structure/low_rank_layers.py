@@ -95,6 +95,20 @@ def factor_layer(model: nn.Module, edit: Edit) -> None:
     setattr(model.get_submodule(parent), name, pair)
 
 
+def add_bias(model: nn.Module, edit: Edit) -> None:
+    """Give the linear layer at ``edit.path``, or the factors in its place, a bias of zeros.
+
+    Raises:
+        ValueError: there is no such layer, or it has a bias.
+    """
+    layer: Any = dict(model.named_modules()).get(edit.path)
+    if not isinstance(layer, nn.Linear | Factored) or layer.bias is not None:
+        raise ValueError(f"bias of {edit.path!r}: no linear layer without one; allowed: such paths")
+    like = makes(layer).weight
+    zeros = torch.zeros(outputs(layer), dtype=like.dtype, device=like.device)
+    layer.bias = nn.Parameter(zeros, requires_grad=like.requires_grad)
+
+
 def _layer_at(model: nn.Module, edit: Edit) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     layer = modules.get(edit.path)

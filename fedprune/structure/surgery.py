@@ -20,7 +20,7 @@ from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
 from fedprune.structure.families.family import Sizes, SubLayer
 from fedprune.structure.groups import Projection, projections
 from fedprune.structure.layer_kinds import family_name
-from fedprune.structure.low_rank_layers import factor_layer
+from fedprune.structure.low_rank_layers import add_bias, factor_layer
 from fedprune.structure.matrices import dimension_of, own_sizes
 from fedprune.structure.removal import remove
 from fedprune.structure.sharing import share_weight
@@ -188,6 +188,7 @@ CUT = "was_cut"
 
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "rank": factor_layer,
+    "bias": add_bias,
     "head": cut_units,
     "neuron": cut_units,
     "channel": cut_channels,

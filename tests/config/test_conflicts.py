@@ -76,6 +76,17 @@ score=sparsegpt target-bytes=9 | sparsity | a number
 score=sparsegpt min-density=0.1 | min-density | 0
 score=sparsegpt max-density=0.5 | max-density | 1
 score=sparsegpt combine=mean | combine | sum
+FLAP combine=mean | combine | sum
+FLAP normalise=l1 | normalise | none
+FLAP masks=union | masks | global
+FLAP rewind=0 | rewind | leave it out
+FLAP schedule=adaptive | schedule | one-shot, linear, cubic, exponential
+FLAP method=heterofl | method | global
+FLAP adapters=lora | adapters | none
+FLAP error-feedback=true uplink=int8 shrink=never | error-feedback | false
+FLAP scaffold=true optimizer=sgd | scaffold | false
+FLAP blend=global | blend | none
+FLAP moving=ema | moving | none
 score=sparsegpt normalise=rank | normalise | none
 score=sparsegpt masks=union | masks | global
 score=sparsegpt score-wire=fp16 | score-wire | fp32
@@ -306,6 +317,7 @@ PANEL wire=bf16 | wire | fp32
 PANEL uplink=int8 | uplink | fp32
 PANEL threshold=0.1 score=magnitude | threshold | a sparsity, or --dp-score-clip
 PANEL score=sparsegpt | score | a score that selects by ranking
+PANEL score=flap | score | a score that selects by ranking
 PANEL reconstruct=inputs | reconstruct | leave it out
 PANEL reduce=dead | reduce | leave it out
 CLIENT task=shakespeare-restore model=t5 vocabulary=used | vocabulary | full
@@ -353,6 +365,7 @@ REMEMBERING reduce=low-rank | reduce | leave it out
 """
 
 BASES = {
+    "FLAP": "task=shakespeare score=flap",
     "SCAFFOLD": "scaffold=true optimizer=sgd",
     "REMEMBERING": "plugin=tests/remembering.py score=moving",
     "CLIENT": "model=mlp clients=10 dp=client dp-noise=1",

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from specimens import BLOCKS, Specimen, built, evidence_of, probe_of, settled
 from torch import Tensor, nn
 
@@ -58,6 +59,24 @@ def test_ria_is_what_its_authors_compute(family):
         norms = np.sqrt((x.double().numpy() ** 2).mean(0))
         expected = (np.abs(w) / columns + np.abs(w) / rows) * norms**0.5
         np.testing.assert_allclose(as_rows(s.layout, name, scores[name]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_wanda_by_row_ranks_what_is_alive_in_each_row(family):
+    s = built(family)
+    sums = SCORES["wanda"].asks[0].collect(probe_of(s, batches(s.shards[1], 4)))
+    evidence = evidence_of(s, sums, 1.0)
+    wanda, ranks = SCORES["wanda"].finalise(evidence), SCORES["wanda_by_row"].finalise(evidence)
+    for name in s.layout.prunable:
+        pairs = zip(
+            *(as_rows(s.layout, name, t[name]).numpy() for t in (wanda, ranks, s.masks)),
+            strict=True,
+        )
+        for score, rank, alive in pairs:
+            expected = np.zeros(len(score))
+            if alive.any():
+                expected[alive] = rankdata(score[alive]) / alive.sum()
+            np.testing.assert_allclose(rank, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("family", BLOCKS)

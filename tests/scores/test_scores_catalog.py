@@ -59,7 +59,7 @@ def unit_of(name: str, family: str) -> str:
 
 
 def on(name: str, family: str) -> tuple[Specimen, str]:
-    if unit_of(name, family) in ("layer", "head") and family not in BLOCKS:
+    if unit_of(name, family) in ("layer", "head", "head-neuron") and family not in BLOCKS:
         pytest.skip("it has no blocks")
     if name == "activity" and family not in RECTIFIED:
         pytest.skip("all of it is always active")

@@ -168,12 +168,14 @@ class ConfigKeys:
         heads: from the config and the heads (KV groups) kept in each attention to the keys that
             say so; None: it cannot say that.
         by_layer: keys of lists with an entry for each block, where the config has them.
+        biases: by the name of a layer that may have no bias the key that gives it one.
     """
 
     neurons: str
     layers: Mapping[str, str]
     heads: Callable[[Any, int], dict[str, int]] | None = None
     by_layer: tuple[str, ...] = ("layer_types",)
+    biases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -81,12 +82,17 @@ def gated(
 CONFIG_KEYS = ConfigKeys("intermediate_size", {"layers": "num_hidden_layers"}, heads_of_their_own)
 
 
-def built_like_llama(model_type: str, prefix: str, small: Mapping[str, SmallModel]) -> Family:
+def built_like_llama(
+    model_type: str,
+    prefix: str,
+    small: Mapping[str, SmallModel],
+    biases: Mapping[str, str] | None = None,
+) -> Family:
     """A family whose attention, feed-forward layer and block are LLaMA's, under another name."""
     return Family(
         model_type,
         sublayers={f"{prefix}Attention": attention(), f"{prefix}MLP": gated()},
-        config=CONFIG_KEYS,
+        config=replace(CONFIG_KEYS, biases=biases or {}),
         small=small,
         sizes={f"{prefix}MLP": {"intermediate_size": lambda m: inputs(m.down_proj)}},
         passes={f"{prefix}DecoderLayer": states},
@@ -113,4 +119,5 @@ LLAMA = built_like_llama(
             lambda need: _config(need, tied=True),
         ),
     },
+    {"o_proj": "attention_bias", "down_proj": "mlp_bias"},
 )
