@@ -104,7 +104,7 @@ def add_bias(model: nn.Module, edit: Edit) -> None:
     layer: Any = dict(model.named_modules()).get(edit.path)
     if not isinstance(layer, nn.Linear | Factored) or layer.bias is not None:
         raise ValueError(f"bias of {edit.path!r}: no linear layer without one; allowed: such paths")
-    like = makes(layer).weight
+    like: Any = makes(layer).weight
     zeros = torch.zeros(outputs(layer), dtype=like.dtype, device=like.device)
     layer.bias = nn.Parameter(zeros, requires_grad=like.requires_grad)
 
