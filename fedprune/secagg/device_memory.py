@@ -48,7 +48,7 @@ class DeviceMemory:
     shares: bytes = b""
 
 
-_DAY = 24 * 3600.0
+_HOUR = 3600.0
 
 Serve = Callable[[bytes], StageReply]
 """Serves a stage with a seed."""
@@ -149,10 +149,15 @@ def _folder() -> Path:
 def _forget_old() -> None:
     """Take away what is a day older than the newest: no process has its seed any longer."""
     with suppress(OSError):
-        with os.scandir(_folder()) as links:  # of a busy device some thousands, at every sum
-            written = {link.path: link.stat(follow_symlinks=False).st_mtime for link in links}
-        old = max(written.values(), default=0.0) - _DAY
-        for link in [link for link, at in written.items() if at < old]:
+        folder = _folder()
+        newest, looked = folder.stat().st_mtime, folder / "looked"
+        # A busy device writes some thousands a day: they are not looked through at every sum.
+        if looked.exists() and newest - looked.stat().st_mtime < _HOUR:
+            return
+        looked.touch()
+        with os.scandir(folder) as links:
+            old = [e for e in links if e.stat(follow_symlinks=False).st_mtime < newest - 24 * _HOUR]
+        for link in old:
             Path(link).unlink(missing_ok=True)
 
 
