@@ -3,6 +3,7 @@
 What a session fixture gives back is shared: tests read it and do not write to it.
 """
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,9 @@ torch.set_num_threads(1)
 settings.register_profile("fedprune", deadline=None)
 settings.load_profile("fedprune")
 
+# What is imported and collected stays: it is made, and left, without a look at what can go.
+gc.disable()
+
 LINES = ["To be, or not to be: that is the question.\n", "O Romeo!\n", "Exit, with a bear?\n"]
 
 
@@ -56,6 +60,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         balance[item.path] += 1 if item.get_closest_marker("slow") is None else -1
     beside = Path(__file__).parent
     items.sort(key=lambda item: (balance[item.path] > 0, item.path.parent != beside))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Without slow tests, hypothesis tries 30 examples where a test does not say how many."""
+    if config.option.markexpr == "not slow":
+        settings.register_profile("quick", deadline=None, max_examples=30)
+        settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

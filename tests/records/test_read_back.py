@@ -86,6 +86,7 @@ def with_head(path: Path, change: Callable[[Any], Iterator[Any]]) -> Iterator[No
     write_verified(path, content)
 
 
+@pytest.mark.slow
 def test_a_state_is_of_its_types_or_refused_by_name(tmp_path):
     path = tmp_path / "run" / "checkpoint" / "pruned.safetensors"
     totals = {key: {"loss": 0.5} for key in ("dense_at_pruning", "tested", "tested_own")}

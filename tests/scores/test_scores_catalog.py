@@ -160,7 +160,7 @@ def in_one_place(name: str, served: Served, partitions: Sequence[int], **changes
     return SCORES[name].finalise(evidence)
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("absent", [(), (1,)], ids=str)
 @pytest.mark.parametrize("family", LAWFUL)
 @pytest.mark.parametrize("name", ADDITIVE)

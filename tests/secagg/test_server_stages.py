@@ -219,6 +219,7 @@ def test_a_host_that_seals_answers_nothing_in_the_open(sealed):
         serve(host, encode_question(question_of(host), "fp32"), [0, 1, 2])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("masks", ["union", "intersection"])
 def test_own_masks_are_counted_before_anything_is_added(sealed, masks):
     """What fewer than three clients hold is zero in every client's vector, not only in the sum."""

@@ -105,6 +105,7 @@ def run(without: Callable[[Question, int], bool] | None = None, **keys: Any) -> 
 GRIDS = [("global", (0.5, 1.0, 1.5)), ("layer", (0.5, 1.0, 1.5)), ("layer", (0.9, 1.0))]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("blend", "grid"), GRIDS)
 def test_what_is_kept_is_what_was_measured_and_no_worse_than_the_whole(blend, grid):
     result, exchanges, states = run(blend=blend, blend_grid=grid)

@@ -52,8 +52,7 @@ def test_every_form_is_written_of_it(run, tmp_path, to):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"score": "taylor", "scope": "global"},
-        {"score": "fisher"},
+        {"score": "fisher", "scope": "global"},
         {"score": "sparsegpt", "scope": "layer"},
         {"score": "magnitude"},
     ],

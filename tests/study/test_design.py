@@ -89,6 +89,7 @@ def test_a_digest_changes_with_what_changes_bits_and_with_nothing_else(tmp_path)
     assert len({first, *changed, digest()}) == 5
 
 
+@pytest.mark.slow
 def test_the_studies_that_come_along_are_valid(request):
     files = sorted((request.config.rootpath / "simulations" / "studies").glob("*.toml"))
     assert files

@@ -25,6 +25,7 @@ def study(tmp_path_factory):
     """A study's folder in which all runs but the last are there."""
     out = tmp_path_factory.mktemp("study")
     base = {k: v for k, v in TINY.items() if k not in ("seed", "sparsity", "engine")}
+    base |= {"rounds": 2, "warmup": 0, "end": 2, "local_steps": 1}
     design = design_of({"base": {**base, "model": "mlp"}, "grid": GRID}, "<i>a & b</i>")
     for cell in design.cells[:-1]:
         federate(cell.config, inline_port(house_of(cell.config)), folder=cell_folder(cell, out))

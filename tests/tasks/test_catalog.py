@@ -17,7 +17,7 @@ from fedprune.tasks.metrics import label_counts
 from fedprune.tasks.pretrained import PACKAGED
 from fedprune.tasks.task import Part, Shard, Task, batches, examples, extra_names, output_of
 
-SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist")]
+SMALL = [name for name in TASKS if name not in ("r8", "bbc", "fashion-mnist", "domains")]
 """Tasks whose model and data are quick to have; the others have tests of their own."""
 
 SPEECHES = [

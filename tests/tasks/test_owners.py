@@ -129,6 +129,7 @@ def asked_of(rows: Path, task: str, **keys: Any) -> RunConfig:
     return configure({**given, **sizes, **keys})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_with_clients_that_only_train_measures_on_the_others(task, rows):
     config = asked_of(rows, task)

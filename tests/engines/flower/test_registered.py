@@ -129,6 +129,7 @@ LIES: dict[str, Callable[[dict[int, bytes], Any], dict[int, bytes]]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("lie", LIES)
 def test_a_server_that_lies_to_a_device_gets_nothing_of_it(registered, lie):
     config = tiny(**RUN)

@@ -134,6 +134,7 @@ def devices_without(devices: Made, node: int) -> Any:
     return grid
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -38,6 +38,7 @@ LIES: dict[str, tuple[str, str, Callable[[Table], Table]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_in_a_stage_costs_the_liar(devices, lie):
     kind, name, bend = LIES[lie]
