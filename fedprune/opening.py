@@ -23,6 +23,7 @@ from fedprune.records.previous import (
     PreviousRun,
     continued,
 )
+from fedprune.server.fleet import check_fleet, fleet_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.state import State, first_state
@@ -61,9 +62,9 @@ def opening_of(
     packet = dense_packet(layout)
     teacher, own = teacher_of(config, model), resident or model
     plan = Plan(config, layout, packet, own, dummy_of(config), positions, flops_dense=whole)
-    plan = replace(plan, teacher=teacher, base=base)
+    plan = replace(plan, teacher=teacher, base=base, fleet=fleet_of(config))
     if before is None:
-        return adapted_state(fresh, plan, model)
+        return _fitting(*adapted_state(fresh, plan, model))
     state = continued(config, before)
     start = (layout.whole - count_kept(state.masks)) / layout.whole
     if config.sparsity and config.sparsity < start:
@@ -71,7 +72,13 @@ def opening_of(
             f"sparsity={config.sparsity}: {config.init} has {start:.6g} already, and density does "
             f"not rise; allowed: 0 (prune no further), {start:.6g} to 1"
         )
-    return adapted_state(state, replace(plan, start=start), model)
+    return _fitting(*adapted_state(state, replace(plan, start=start), model))
+
+
+def _fitting(state: State, plan: Plan) -> tuple[State, Plan]:
+    """The same, if enough clients have the memory for it."""
+    check_fleet(state.model, plan)
+    return state, plan
 
 
 def adapted_state(state: State, plan: Plan, model: nn.Module) -> tuple[State, Plan]:

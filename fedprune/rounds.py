@@ -28,6 +28,7 @@ from fedprune.methods.measuring import judged, validated
 from fedprune.privacy.ledger import Spent
 from fedprune.protocol.port import Port
 from fedprune.server.diagnostics import Notes
+from fedprune.server.fleet import fleet_port
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.rows import Row, row
@@ -60,6 +61,7 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
     c, book = plan.config, replace(state.book, failures=(), notices=(), kept={})
     state = replace(state, round=state.round + 1, book=book)
     resting, port = resting_in(state), without_resting(port, state)
+    port = fleet_port(port, state, plan)
     first = r = round_of(state, plan, port)
     old, phase = replace(state, pending=r.due), phase_of(state, r)
     state, r = opened(state, r, port)

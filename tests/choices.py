@@ -35,7 +35,7 @@ EXCLUDED = {
     "compile": "a minute a run; tests/learning/test_local_training.py has it",
     "verbose": "how much Flower and Ray write",
     "method": "follows from schedule, masks and score_during, which are; others: tests/methods",
-    **dict.fromkeys(("plugin", "init", "teacher", "data"), "a file or a folder"),
+    **dict.fromkeys(("plugin", "init", "teacher", "data", "profiles"), "a file or a folder"),
     **dict.fromkeys(("out", "ray_address"), "a place"),
     "stream": "of models in files alone; tests/streaming",
     "base": "of models in files alone; tests/engines/flower/test_held_weights.py",

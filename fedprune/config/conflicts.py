@@ -36,6 +36,7 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *_when(c, score),
         *evidence_conflicts(c, score),
         *_selected(c),
+        *_simulated(c),
         *_measured(c),
         *_shrunk(c),
         *reduction_conflicts(c),
@@ -192,6 +193,17 @@ def _selected(c: AllOptions) -> list[Conflict]:
         *only(c, c.sampling != "fixed", f"sampling is {c.sampling}", selector="uniform"),
         *only(c, c.dp != "none", drawn, selector="uniform"),
         *only(c, c.secure != "none", labels, selector="uniform"),
+    ]
+
+
+def _simulated(c: AllOptions) -> list[Conflict]:
+    """What goes with simulated devices, whose clock counts what clients compute on."""
+    simulated, hidden = bool(c.profiles), "how much a client computes on would be hidden"
+    real = "devices have a speed of their own"
+    return [
+        *only(c, simulated, real, engine=Not("flower")),
+        *only(c, simulated, hidden, dp="none"),
+        *only(c, simulated, hidden, secure="none"),
     ]
 
 

@@ -62,6 +62,13 @@ class Federation(Section):
         ge=1,
     )
 
+    profiles: str = option(
+        "federation",
+        "TOML file of classes of devices (share, flops, up, down, memory, availability, dropout, "
+        "watts): clients are simulated as such, with a clock of their own (docs/profiles.md)",
+        "",
+    )
+
 
 class Engine(Section):
     """Who serves the clients."""

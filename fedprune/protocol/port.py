@@ -48,6 +48,7 @@ class Port:
         ask: puts a question to partitions, gives back the folded answers; an `Exchange`, if it can
             put several at once.
         present: the partitions that can be asked now, ascending, and their training labels.
+        away: partitions that no cohort is drawn from now; they measure all the same.
         panel: partitions that only measure, and no others do; none: everyone trains and measures.
         rehearsed: who serves the partitions tries task, model and data together before it takes
             part (`fedprune.client.rehearsal`).
@@ -62,6 +63,7 @@ class Port:
     ask: Callable[[Question, Sequence[int]], Aggregate]
     present: Callable[[], Mapping[int, int]]
     panel: frozenset[int] = frozenset()
+    away: frozenset[int] = frozenset()
     rehearsed: bool = False
     own_data: Callable[[], bool] = lambda: False
     federation: str = ""
@@ -76,7 +78,8 @@ class Port:
 
     def training(self) -> dict[int, int]:
         """The partitions that a cohort can be drawn from now, and their training labels."""
-        return {p: n for p, n in self.present().items() if p not in self.panel}
+        none = self.panel | self.away
+        return {p: n for p, n in self.present().items() if p not in none}
 
     def measuring(self) -> list[int]:
         """The partitions whose held-out parts are measured on now."""

@@ -57,7 +57,11 @@ Began = dict[str, str]
 
 
 def began_with(
-    config_text: bytes, plugin: str, data: str, models: Mapping[str, str] | None = None
+    config_text: bytes,
+    plugin: str,
+    data: str,
+    models: Mapping[str, str] | None = None,
+    profiles: str = "",
 ) -> Began:
     """What a run that begins now begins with.
 
@@ -66,10 +70,13 @@ def began_with(
         plugin: path of the plug-in; "": none.
         data: digest of the shards, "" where they are not here.
         models: folders of runs that this one begins with or learns from, by option; "": none.
+        profiles: file of classes of devices; "": none.
     """
     own = hashlib.sha256(source_of(plugin)).hexdigest() if plugin else ""
     found = {"config.toml": hashlib.sha256(config_text).hexdigest(), "data": data, "plugin": own}
     found |= {key: _model_digest(folder) for key, folder in (models or {}).items()}
+    if profiles:
+        found["profiles"] = hashlib.sha256(Path(profiles).read_bytes()).hexdigest()
     return found | {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
 
 
@@ -141,6 +148,7 @@ def _read(path: Path) -> tuple[Began, list[str]]:
 
 def _differences(before: Mapping[str, str], now: Began) -> list[str]:
     names = {"data": "the data", "plugin": "the plug-in, or what it imports,"}
+    names |= {"profiles": "the file of --profiles"}
     names |= {key: f"the model of --{key}" for key in ("init", "teacher")}
     return [
         f"{names.get(key, key)} is not as it was when the run began"

@@ -129,7 +129,7 @@ def begin(folder: Path, config: RunConfig, data: str = "") -> None:
 
 def _began(text: bytes, config: RunConfig, data: str) -> Began:
     models = {"init": config.init, "teacher": config.teacher}
-    return began_with(text, config.plugin, data, models) | {ENGINE: config.engine}
+    return began_with(text, config.plugin, data, models, config.profiles) | {ENGINE: config.engine}
 
 
 def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = False) -> list[str]:

@@ -22,6 +22,7 @@ from fedprune.records.staying import (
     uncut_summary,
 )
 from fedprune.redundancy.spectrum import spectrum_of
+from fedprune.server.fleet import training_bytes
 from fedprune.server.plan import Plan
 from fedprune.server.rows import quality
 from fedprune.server.state import State, Totals
@@ -109,11 +110,28 @@ def summary_of(
         "bytes_down": end.book.traffic.down,
         "bytes_dense": end.book.traffic.dense,
         "bytes_evaluation": end.book.traffic.evaluation,
+        **_devices(end, about.plan),
         "rounds": config.rounds,
         "rounds_completed": end.completed,
         "failures": end.book.failed,
         "seconds": round(about.seconds, 3),
     }
+
+
+def _devices(end: State, plan: Plan | None) -> Summary:
+    """The simulated devices: how many of each class, and what the run took them."""
+    if plan is None or not plan.fleet:
+        return {}
+    need = training_bytes(end.model, plan)
+    classes = {
+        p.name: {
+            "clients": sum(q.name == p.name for q in plan.fleet),
+            "fits": p.memory >= need,
+        }
+        for p in plan.fleet
+    }
+    clock, joules = end.book.clock, end.book.joules
+    return {"devices": {"seconds": clock, "joules": joules, "classes": classes}}
 
 
 def population_of(config: RunConfig) -> dict[str, int]:

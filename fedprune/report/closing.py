@@ -45,12 +45,22 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
         f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
         f"{in_bytes(summary['bytes_evaluation'])} more to measure",
+        *_devices(summary),
         f"failures  {summary['failures']}",
         *after(summary),
         *[f"gone on with something else: {line}" for line in summary.get("resumed_anyway", ())],
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
+
+
+def _devices(summary: Mapping[str, Any]) -> list[str]:
+    """What a run took the simulated devices."""
+    told = summary.get("devices")
+    if not told:
+        return []
+    energy = f", {told['joules'] / 1e3:.3g} kJ" if told["joules"] else ""
+    return [f"devices   {told['seconds']:,.1f} s by the simulated clock{energy}"]
 
 
 def _earlier(summary: Mapping[str, Any]) -> list[str]:

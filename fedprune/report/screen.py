@@ -22,6 +22,7 @@ from fedprune.report.closing import closing_lines, figure, in_bytes
 from fedprune.report.privacy_lines import before
 from fedprune.report.reading import left_out_text, worded
 from fedprune.runtime.sums import SUMMARY_NAME
+from fedprune.server.fleet import devices_told
 from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
@@ -86,6 +87,8 @@ class Screen:
                 f"  data        a device's own, where devices take part; otherwise split "
                 f"{config.split}"
             )
+        for text in devices_told(config):
+            self.line(text)
         for text in sentences(population_of(config)):
             self.line(f"              {text}", "yellow")
         self.line(f"  pruning     {_goal(config)}")

@@ -19,6 +19,7 @@ from fedprune.protocol.port import Ask, Port
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Evidence, Score
+from fedprune.server.fleet import clocked
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round, Talk
 from fedprune.server.secure_notices import noticed
@@ -53,7 +54,9 @@ def exchanged(
     c, sums = plan.config, []
     asks = [replace(a, question=addressed(a.question, book, c, a.partitions)) for a in asks]
     asks = [replace(a, question=_by_base(a.question, plan)) for a in asks]
-    for ask, aggregate in zip(asks, port.put(asks), strict=True):
+    found = port.put(asks)
+    book = clocked(book, asks, found, plan, port)
+    for ask, aggregate in zip(asks, found, strict=True):
         book = _booked(book, ask.question, aggregate)
         if ask.question.kind == "tune":
             book, aggregate = weighed(book, aggregate, c)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fedprune.config import RunConfig
+from fedprune.config.profiles import DeviceClass
 from fedprune.config.rates import prunes_in, steps_of
 from fedprune.protocol.held_weights import BaseModel
 from fedprune.selection.schedules import schedules_of, sparsity_at
@@ -35,6 +36,7 @@ class Plan:
         flops_dense: of the dense model's prunable layers; 0.0 where positions are not known.
         teacher: another run's model to learn from (`fedprune.client.teacher`), or empty.
         base: weights that clients hold already; None: all are sent.
+        fleet: the class of devices of every client; empty: none is simulated.
         frozen: weights beside which there are adapters, as they were before round one.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     start: float = 0.0
     teacher: bytes = b""
     base: BaseModel | None = None
+    fleet: tuple[DeviceClass, ...] = ()
     frozen: Tensors = field(default_factory=dict)
 
     def prunes(self, round_: int) -> bool:

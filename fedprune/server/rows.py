@@ -85,6 +85,7 @@ def row(
         "bytes_evaluation": book.traffic.evaluation,
         "bytes_dense": book.traffic.dense,
         **said,
+        **({"clock": book.clock, "joules": book.joules} if plan.fleet else {}),
         "mask_digest": mask_digest(layout.in_origin(state.masks)),
         "weights_digest": digest(state.weights),
     }

@@ -77,6 +77,8 @@ class Book:
         resting: partition to the last round in which it is left out.
         kept: by the question with which clients keep something that they remember
             (`fedprune.client.memory`), whose answers came in this round.
+        clock: seconds of the simulated devices so far (`fedprune.server.fleet`).
+        joules: what they used.
         counted: the same, partition to the newest round that is over and in which its answer
             counted.
     """
@@ -93,6 +95,8 @@ class Book:
     resting: dict[int, int] = field(default_factory=dict)
     kept: dict[str, frozenset[int]] = field(default_factory=dict)
     counted: dict[str, dict[int, int]] = field(default_factory=dict)
+    clock: float = 0.0
+    joules: float = 0.0
 
     def with_failures(self, failures: Sequence[Failure]) -> Book:
         """The book with more failures."""

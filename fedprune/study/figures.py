@@ -53,6 +53,7 @@ _VALUES = {
     "bytes": lambda o: (number(o.said("bytes_up")) + number(o.said("bytes_down"))) / 1e6,
     "disk": lambda o: number((o.said("bytes_on_disk") or {}).get("pruned")) / 1e3,
     "flops": lambda o: _ratio(o.said("flops_kept"), o.said("flops_dense")),
+    "clock": lambda o: number((o.said("devices") or {}).get("seconds")),
     "epsilon": lambda o: number((o.said("privacy") or {}).get("total")),
 }
 
@@ -61,6 +62,7 @@ COSTS = (
     Cost("bytes", "MB sent up and down by all clients"),
     Cost("disk", "kB on disk"),
     Cost("flops", "FLOPs of kept weights, of dense", share=True),
+    Cost("clock", "seconds of simulated devices", log=True),
     Cost("epsilon", "epsilon", log=True),
 )
 

@@ -244,6 +244,9 @@ rounds=9 warmup=3 end=10 | end | 4 to 9
 sampling=round-robin selector=labels | selector | uniform
 CLIENT selector=labels | selector | uniform
 secure=secagg selector=labels | selector | uniform
+profiles=f engine=flower | engine | another --engine
+profiles=f dp=client dp-noise=1 | dp | none
+profiles=f secure=secagg | secure | none
 schedule=one-shot warmup=3 rounds=9 end=5 | end | 4, or leave it out
 schedule=one-shot frequency=2 | frequency | 1, or leave it out
 local-steps=2 local-epochs=1 | local-steps | one of them

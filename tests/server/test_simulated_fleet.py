@@ -1,0 +1,153 @@
+"""Simulated devices: who is of which class, there, large enough, dropping out; and their clock."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedprune import ConfigError, federate
+from fedprune.config.profiles import DeviceClass, dealt_profiles
+from fedprune.opening import opening_of
+from fedprune.server.fleet import fleet_of, work_for
+from fedprune.server.watch import Watch
+from fedprune.structure.flops import flops
+from fedprune.tensors.named import full_masks
+from tests.runs import overheard, tiny
+
+CLASSES = {
+    "fast": {"share": 1, "flops": 2e9, "up": 5e6, "down": 1e7, "watts": 2},
+    "slow": {"share": 1, "flops": 1e8, "up": 1e5, "down": 4e5, "watts": 1},
+}
+
+
+def file_of(folder, **changes):
+    """A file of the classes, with other fields in the class slow."""
+    classes = {**CLASSES, "slow": {**CLASSES["slow"], **changes}}
+    lines = [f"[{n}]\n" + "\n".join(f"{k} = {v}" for k, v in c.items()) for n, c in classes.items()]
+    path = folder / "fleet.toml"
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def simulated(folder, **more):
+    slow = {k: more.pop(k) for k in ("availability", "dropout", "memory") if k in more}
+    return tiny(profiles=file_of(folder, **slow), **{"clients": 8, "cohort": 4, **more})
+
+
+@pytest.mark.parametrize("clients", [1, 7, 20, 101])
+def test_classes_are_dealt_by_their_shares(clients):
+    shares = {"a": 5.0, "b": 3.0, "c": 0.5}
+    profiles = [DeviceClass(n, s, 1.0, 1.0, 1.0) for n, s in shares.items()]
+    found = Counter(p.name for p in dealt_profiles(profiles, clients, seed=1))
+    assert found.total() == clients
+    assert all(abs(found[n] - clients * s / 8.5) < 1 for n, s in shares.items())
+
+
+def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path):
+    config = simulated(tmp_path)
+    result, asked, _ = overheard(config)
+    fleet = fleet_of(config)
+    labels = result.summary["shard_sizes"]
+    forward = result.summary["flops_dense"]
+    seconds, joules = 0.0, 0.0
+    for question, _, total in asked:
+        if question.kind not in ("score", "tune"):
+            continue
+        each = {}
+        for p in total.answered:
+            if question.kind == "tune":
+                work = 3 * forward * min(config.batch_size, labels[p]) * config.local_steps
+            else:
+                work = 3 * forward * labels[p]
+            n = len(total.answered)
+            sent = total.bytes_down / n / fleet[p].down + total.bytes_up / n / fleet[p].up
+            each[p] = sent + work / fleet[p].flops
+        seconds += max(each.values())
+        joules += sum(s * fleet[p].watts for p, s in each.items())
+    assert result.rows[-1]["clock"] == pytest.approx(seconds)
+    assert result.summary["devices"]["joules"] == pytest.approx(joules)
+
+
+def test_profiles_change_the_clock_alone_and_cut_models_are_faster(tmp_path):
+    plain, there = federate(tiny(clients=8, cohort=4)), federate(simulated(tmp_path))
+    assert plain.summary["weights_digest"] == there.summary["weights_digest"]
+    kinds = {"unit": "channel", "sparsity": 0.5, "model": "cnn"}
+    masked = federate(simulated(tmp_path, **kinds))
+    cut = federate(simulated(tmp_path, shrink="every", **kinds))
+    assert cut.rows[0]["clock"] == masked.rows[0]["clock"]
+    assert cut.rows[-1]["clock"] < masked.rows[-1]["clock"]
+
+
+def test_who_is_away_or_too_small_is_not_asked_and_is_measured_on(tmp_path):
+    config = simulated(tmp_path, memory=10.0, rounds=5)
+    fleet, result = fleet_of(config), federate(config)
+    asked = {p for row in result.rows for p in row["cohort"]}
+    assert {fleet[p].name for p in asked} == {"fast"}
+    full = federate(tiny(clients=8, cohort=4)).summary["quality"]["final"]["count"]
+    assert result.summary["quality"]["final"]["count"] == full
+    config = simulated(tmp_path, availability=0.3, rounds=30, end=4, cohort=8, model="mlp")
+    there = [sum(fleet[p].name == "slow" for p in r["cohort"]) for r in federate(config).rows]
+    assert 0.15 < sum(there) / (4 * 30) < 0.45
+    assert len(set(there)) > 1
+
+
+def test_who_drops_out_is_a_failure_and_the_run_resumes_to_the_same_bits(tmp_path):
+    config = simulated(tmp_path, dropout=0.5, rounds=5, model="mlp")
+    whole = federate(config)
+    failures = [f for row in whole.rows for f in row["failures"]]
+    assert {f["reason"] for f in failures} == {"dropped out, as its class slow does"}
+    assert whole.summary["failures"] == len(failures) > 0
+
+    class Enough(Exception):
+        pass
+
+    def stop(row, *_):
+        if row["round"] == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        federate(config, folder=tmp_path / "run", watch=Watch(row=stop))
+    again = federate(config, folder=tmp_path / "run", resume=True)
+    assert again.rows == json.loads(json.dumps(whole.rows))
+    (tmp_path / "fleet.toml").write_text((tmp_path / "fleet.toml").read_text() + "\n# other\n")
+    with pytest.raises(ValueError, match="the file of --profiles is not as it was"):
+        federate(config, folder=tmp_path / "run", resume=True)
+
+
+def test_operations_are_those_of_the_layers_that_are_there():
+    config = tiny()
+    _, plan = opening_of(config, None, None)
+    whole = flops(
+        full_masks(
+            {n: torch.empty(s) for n, s in plan.layout.shapes.items()},
+            plan.layout.prunable,
+        ),
+        plan.positions,
+    )
+    assert work_for("own", 10, plan) == 10 * whole
+    assert work_for("score", 10, replace(plan, dummy=None)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no classes of devices"),
+        ("flops = 3", "no classes of devices"),
+        ("[a", "cannot be read"),
+        ("[a]\nshare = 1", r"\[a\] has no flops"),
+        ("[a]\nspeed = 1", r"\[a\] speed: no such field; allowed: share, flops"),
+        ("[a]\nshare = -1", r"share = -1; allowed: a number above 0"),
+        ("[a]\nshare = true", "share = True"),
+        ("[a]\navailability = 1.5", "above 0, up to 1"),
+        ("[a]\ndropout = 1", "from 0 and below 1"),
+        ("[a]\nshare=1\nflops=1\nup=1\ndown=1\nmemory=5", "0 clients of 8 have"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused_in_one_line(tmp_path, text, says):
+    (tmp_path / "f.toml").write_text(text)
+    config = tiny(clients=8, cohort=4, profiles=str(tmp_path / "f.toml"))
+    with pytest.raises(ConfigError, match=says) as error:
+        federate(config)
+    assert "allowed: " in str(error.value)
