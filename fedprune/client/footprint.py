@@ -24,10 +24,12 @@ from fedprune.client.trial_answers import try_score
 from fedprune.client.trial_client import TrialClient
 from fedprune.config import with_values
 from fedprune.learning.options import trains
+from fedprune.protocol.choice import asked_at_once
 from fedprune.protocol.messages import Question
 from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import put_back
+from fedprune.scores.catalog import scores_of
 from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, examples
@@ -85,8 +87,26 @@ def footprint_of(host: Host) -> Footprint:
         peak = max(_resident("VmHWM"), before)
         card = torch.cuda.max_memory_allocated(host.device) + CONTEXT if cuda else 0.0
         room = float(torch.cuda.mem_get_info(host.device)[0]) if cuda else 0.0
-    sums = SUMS * 8 * host.layout.parameters
+    sums = SUMS * 8 * _summed(host)
     return Footprint(float(peak + sums) if peak else 0.0, float(card), room, turn, step)
+
+
+def _summed(host: Host) -> int:
+    """How many numbers a sum of answers holds at most, roughly: as many as the model.
+
+    Of a model that is read in parts, no more than the statistics of its score.
+    """
+    c, layout = host.config, host.layout
+    if not is_streamed(host.model):
+        return layout.parameters
+    score = scores_of(c.plugin)[c.score]
+    some = asked_at_once(score, state_of(host.model), layout)
+    shapes = (
+        ask.shapes(layout, names or layout.prunable, c.unit, c.probes or 0).values()
+        for ask in score.asks
+        for names in some
+    )
+    return max((sum(s.numel() for s in each) for each in shapes), default=0)
 
 
 def _timed(host: Host, partition: int) -> tuple[float, float]:

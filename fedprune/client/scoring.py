@@ -16,7 +16,7 @@ from fedprune.client.memory import keeps, memory_of
 from fedprune.codec.wire import SCORE_TYPES, pack, values_of
 from fedprune.options.refusal import Refused
 from fedprune.privacy.randomised_response import flip_probability, responded
-from fedprune.protocol.choice import Wanted, chosen, evidence_about
+from fedprune.protocol.choice import Wanted, chosen, chosen_by, evidence_about
 from fedprune.protocol.client_privacy import finite
 from fedprune.protocol.forms import fitting
 from fedprune.protocol.messages import Answer, Question
@@ -31,7 +31,6 @@ from fedprune.scores.inputs import unseen
 from fedprune.scores.score import (
     Evidence,
     Probe,
-    Score,
     Statistic,
 )
 from fedprune.scores.together import collect_together
@@ -165,46 +164,53 @@ def _statistic(
     combine = combines_of(c.plugin)[c.combine]
     if combine.pooled and question.sparsity is None:
         return Answer(values.float(), 1.0, totals)
-    own = _own_scores(score, question, client, names, sums)
-    votes = _told(_own_mask(question, client, names, own), question, client, names)
-    totals |= _overlap(question, client, names, own, votes)
+    evidence = _own_evidence(question, client, names, sums)
+    cast = question.sparsity is not None and c.score_wire != "fp32"
+    # Of a large model all scores at once, float64, take twice the memory of its weights.
+    own = score.finalise(evidence) if cast or (combine.valued and not combine.pooled) else {}
+    votes = _told(_own_mask(question, client, evidence, own), question, client, names)
+    totals |= _overlap(question, client, evidence, own, votes)
     if combine.pooled:
         return Answer(values.float(), 1.0, totals, votes)
-    alive = {n: question.masks[n] for n in names}
-    flat = combine.transform(NORMALISE[c.normalise](gathered(own, alive)))
     if not combine.valued:
         if votes is None:
             raise Refused("votes", "votes need a sparsity")
         return Answer(torch.empty(0), 1.0, totals, votes)
+    alive = {n: question.masks[n] for n in names}
+    flat = combine.transform(NORMALISE[c.normalise](gathered(own, alive)))
     return Answer(flat.float(), float(client.task.labels(client.shard.train)), totals, votes)
 
 
-def _own_scores(
-    score: Score, question: Question, client: ClientContext, names: tuple[str, ...], sums: Tensors
-) -> Tensors:
-    given = question.given
+def _own_evidence(
+    question: Question, client: ClientContext, names: tuple[str, ...], sums: Tensors
+) -> Evidence:
+    """What a client scores with by itself."""
     c, lost = client.config, unseen(sums)
     # Where sums are pooled and the mask is global, votes only measure how far clients agree.
     shared = combines_of(c.plugin)[c.combine].pooled and c.masks == "global"
     if lost and not shared and c.dp == "none":  # which failed would tell of its data
         raise Refused(lost[0], "no row went through its layer")
-    evidence = _evidence(
-        question, client, names, sums={n: s.double() for n, s in sums.items()}, given=given
-    )
-    return score.finalise(evidence)
+    doubles = {n: s.double() for n, s in sums.items()}
+    return _evidence(question, client, names, sums=doubles, given=question.given)
 
 
 def _own_mask(
-    question: Question, client: ClientContext, names: tuple[str, ...], scores: Tensors
+    question: Question, client: ClientContext, evidence: Evidence, scores: Tensors
 ) -> Tensor | None:
-    """This client's own mask at the sparsity asked, on the kept coordinates."""
+    """This client's own mask at the sparsity asked, on the kept coordinates.
+
+    By these scores; without any, by those that the evidence gives, tensor by tensor where it may.
+    """
     if question.sparsity is None:
         return None
-    c = client.config
-    alive = {n: question.masks[n] for n in names}
-    weights = {n: question.weights[n] for n in names}
+    c, layout = client.config, client.layout
     wanted = Wanted(question.sparsity, c.vote_scope or c.scope, question.progress)
-    return gathered(chosen(scores, wanted, c, client.layout, alive, weights), alive)
+    if scores:
+        masks = chosen(scores, wanted, c, layout, evidence.masks, evidence.weights)
+    else:
+        score = scores_of(c.plugin)[question.score]
+        masks = chosen_by(score, evidence, wanted, c, layout)
+    return gathered(masks, evidence.masks)
 
 
 def _own_mask_in_stages(question: Question, client: ClientContext) -> Tensor:
@@ -217,8 +223,7 @@ def _own_mask_in_stages(question: Question, client: ClientContext) -> Tensor:
     for names in stages_of(client.layout):
         sums = score.asks[0].collect(client_probe(question, client, names, {}))
         sums = cleared(copied(sums), question.masks)
-        own = _own_scores(score, question, client, names, sums)
-        flags = _own_mask(question, client, names, own)
+        flags = _own_mask(question, client, _own_evidence(question, client, names, sums), {})
         assert flags is not None  # the question has a sparsity
         here = {n: question.masks[n] for n in names}
         masks = {**question.masks, **scattered(flags, shapes_of(here), here)}
@@ -242,7 +247,7 @@ def _told(
 def _overlap(
     question: Question,
     client: ClientContext,
-    names: tuple[str, ...],
+    evidence: Evidence,
     scores: Tensors,
     votes: Tensor | None,
 ) -> dict[str, float]:
@@ -254,10 +259,10 @@ def _overlap(
     if votes is None or c.score_wire == "fp32":
         return {}
     shapes = shapes_of(scores)
-    masks = fitting(shapes, {n: question.masks[n] for n in names})
+    masks = fitting(shapes, evidence.masks)
     flat = gathered(scores, masks).float()
     cast = values_of(pack({}, {"values": (flat, SCORE_TYPES[c.score_wire])}))
-    rounded = _own_mask(question, client, names, scattered(cast, shapes, masks))
+    rounded = _own_mask(question, client, evidence, scattered(cast, shapes, masks))
     assert rounded is not None
     return {"overlap": float((votes & rounded).sum()), "own": float(votes.sum())}
 
@@ -279,8 +284,8 @@ def own_pruning(question: Question, client: ClientContext) -> tuple[Masks, Tenso
         sums = cleared(
             copied(ask.collect(client_probe(question, client, names, given))), question.masks
         )
-    own = _own_scores(score, replace(question, given=given), client, names, sums)
-    flags = _own_mask(question, client, names, own)
+    own = _own_evidence(replace(question, given=given), client, names, sums)
+    flags = _own_mask(question, client, own, {})
     assert flags is not None  # the question has a sparsity
     votes, masks = flags, scattered(flags, shapes_of(question.masks), question.masks)
     load_into(client.model, masked(question.weights, masks))

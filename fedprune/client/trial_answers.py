@@ -15,7 +15,7 @@ from fedprune.client.teacher import distils
 from fedprune.client.trial_client import TrialClient, answered_in_trial
 from fedprune.learning.options import trains
 from fedprune.options.refusal import refuse
-from fedprune.protocol.choice import evidence_about
+from fedprune.protocol.choice import asked_at_once, evidence_about
 from fedprune.protocol.forms import form_of
 from fedprune.redundancy.reconstruction import RECONSTRUCTIONS, before_of
 from fedprune.scores.catalog import scores_of
@@ -39,7 +39,7 @@ def try_measuring(trial: TrialClient) -> None:
 def try_score(trial: TrialClient) -> None:
     """Put the asks of the score one after the other, and score by what came back."""
     c, client = trial.client.config, trial.client
-    score, names = scores_of(c.plugin)[c.score], client.layout.prunable
+    score = scores_of(c.plugin)[c.score]
     collected = c.score_during == "tune" or c.masks != "global"
     if c.sparsity == 0.0 or score.most or collected:  # with `most`: a pass for every unit
         return
@@ -48,7 +48,8 @@ def try_score(trial: TrialClient) -> None:
         given = {} if ask.given is None else ask.given(evidence)
         given = {n: t.float() for n, t in given.items()}
         own = i == len(score.asks) - 1 and not combines_of(c.plugin)[c.combine].pooled
-        what: dict[str, Any] = {"score": c.score, "ask": i, "given": given}
+        names = asked_at_once(score, trial.weights, client.layout)[0]
+        what: dict[str, Any] = {"score": c.score, "ask": i, "given": given, "names": names}
         question = trial.question("score", **what, sparsity=c.sparsity if own else None)
         values = answered_in_trial(trial, question).values
         if own:
@@ -57,8 +58,9 @@ def try_score(trial: TrialClient) -> None:
         evidence = replace(evidence, sums=sums, given=given)
     if score.step is not None:
         return
+    whole = client.layout.prunable
     # Of a large model all scores at once, float64, take twice the memory of its weights.
-    for some in [[name] for name in names] if score.apart else [names]:
+    for some in [[name] for name in whole] if score.apart else [whole]:
         weights, masks = ({n: t[n] for n in some} for t in (evidence.weights, evidence.masks))
         part = replace(evidence, weights=weights, masks=masks)
         _check_scored(score.finalise(part), some, trial)

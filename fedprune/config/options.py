@@ -93,7 +93,7 @@ class Engine(Section):
     stream: Literal["auto", "on", "off"] = option(
         "engine",
         "read a pretrained model that nobody trains block by block, so that a process holds one "
-        "block at a time (auto: from half a billion weights, where the rest allows)",
+        "block at a time (auto: from 67 million weights, or where memory is short)",
         "auto",
     )
     batched: Count = option(

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fedprune.learning.options import trains
 from fedprune.options.conditions import only
+from fedprune.runtime.process import free_memory
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Score
 from fedprune.selection.options import followed_method
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files, weights_of
 
-STREAMED_FROM = 2**29
-"""Weights of a model that is streamed without being asked for: in bf16 this is a gigabyte."""
+STREAMED_FROM = 2**26
+"""Weights of a model that is streamed without being asked for, whatever memory there is."""
+
+BYTES_A_WEIGHT = 24
+"""Bytes for each weight that a process takes where the whole model is in memory, scoring included.
+
+The most that `benchmarks/stream.py` measures is less; the rest is for what else the process does.
+"""
 
 _WANTED: dict[str, Any] = {
     "scope": ("row", "layer", "er", "erk", "patterns"),
     "unit": ("weight", "n:m"),
     "schedule": ("one-shot", "cubic", "linear", "exponential"),
     "masks": "global",
-    "combine": "sum",
-    "calibration": "dense",
+    "combine": ("sum", "votes"),
+    "vote_scope": (None, "row", "layer", "er", "erk", "patterns"),
+    "response": None,
+    "calibration": ("dense", "sequential"),
     "normalise": "none",
     "score_steps": 1,
     "score_during": "pass",
@@ -46,7 +56,8 @@ _WANTED: dict[str, Any] = {
 
 def is_forward_only(score: Score) -> bool:
     """Whether a score is had tensor by tensor, from forward passes."""
-    return score.apart and all(ask.passes == "1 forward" for ask in score.asks)
+    parts = score.apart or score.step is not None
+    return parts and all(ask.passes == "1 forward" for ask in score.asks)
 
 
 def why_unstreamed(c: Any) -> str:
@@ -71,4 +82,10 @@ def is_to_stream(c: Any) -> bool:
     """Whether the model of a configuration is to be streamed, if its files can be."""
     if c.stream != "auto" or why_unstreamed(c):
         return bool(c.stream == "on")
-    return weights_of(c.model) >= STREAMED_FROM
+    weights = weights_of(c.model)
+    return weights >= STREAMED_FROM or weights * BYTES_A_WEIGHT * _processes(c) > free_memory() // 2
+
+
+def _processes(c: Any) -> int:
+    """How many hold the model at once on this machine, at most."""
+    return 1 if c.engine == "inline" else 1 + min(c.hosts, os.cpu_count() or 1)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from fedprune.config import RunConfig
 from fedprune.methods.biases import with_biases
 from fedprune.methods.method import Method
@@ -13,7 +15,14 @@ from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.randomised_response import debiased, flip_probability
 from fedprune.protocol.aggregate import Aggregate
-from fedprune.protocol.choice import Wanted, chooses_apart, chosen, chosen_by
+from fedprune.protocol.choice import (
+    Wanted,
+    asked_at_once,
+    chooses_apart,
+    chosen,
+    chosen_apart,
+    chosen_by,
+)
 from fedprune.protocol.forms import form_of
 from fedprune.protocol.messages import Question
 from fedprune.protocol.origin import coded_size
@@ -32,17 +41,19 @@ from fedprune.server.state import Model
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import joined_to, shapes_of
+from fedprune.tensors.lazy import joined_to, shapes_of, some_of
 from fedprune.tensors.models import frozen_of
-from fedprune.tensors.named import Masks, Tensors, count_kept
+from fedprune.tensors.named import Masks, Tensors, count_kept, scattered
 
 
 def thin(model: Model, memory: Any, r: Round) -> Talk[Step]:
     """Score and prune, in as many steps and stages as the configuration says."""
     notes = Notes()
     for sparsity in _steps(model, r):
-        for names in _stages(r):
-            aggregate, evidence = yield from asked(model, r, names, sparsity)
+        dense = model
+        for names in _stages(model, r):
+            seen = model if r.config.calibration == "sequential" else dense
+            aggregate, evidence = yield from asked(seen, r, names, sparsity)
             if evidence is None:
                 return Step(model, memory, undone=TOO_FEW)
             model, r = made_up(decide(model, r, aggregate, evidence, sparsity), r, evidence)
@@ -58,8 +69,10 @@ def _steps(model: Model, r: Round) -> list[float | None]:
     return list(steps_within(now, target, n))
 
 
-def _stages(r: Round) -> list[tuple[str, ...]]:
-    return stages_of(r.layout) if r.config.calibration == "sequential" else [()]
+def _stages(model: Model, r: Round) -> list[tuple[str, ...]]:
+    if r.config.calibration == "sequential":
+        return stages_of(r.layout)
+    return asked_at_once(scores_of(r.config.plugin)[r.config.score], model.weights, r.layout)
 
 
 def sparsity_of(masks: Masks, layout: Layout) -> float:
@@ -85,7 +98,7 @@ def decide(
         masks, weights = score.step(evidence, shares, c.unit_shape if c.unit == "n:m" else None)
         model = replace(model, weights=joined_to(model.weights, weights))
     else:
-        found = _pooled_masks(score, r, evidence, sparsity)
+        found = _masks_apart(score, r, aggregate, evidence, sparsity)
         if found is None:
             scores = scored(aggregate, evidence, r.plan)
             found = _selected(scores, sparsity, model, r, evidence)
@@ -100,16 +113,41 @@ def made_up(model: Model, r: Round, evidence: Evidence) -> tuple[Model, Round]:
     return with_biases(model, r, lost) if lost else (model, r)
 
 
-def _pooled_masks(
-    score: Score, r: Round, evidence: Evidence, sparsity: float | None
+def _masks_apart(
+    score: Score, r: Round, aggregate: Aggregate, evidence: Evidence, sparsity: float | None
 ) -> Masks | None:
-    """The masks by pooled sums where tensors do not compete, one tensor's scores at a time."""
+    """The masks where tensors do not compete, one tensor's scores or votes at a time."""
     c, wanted = r.config, Wanted(sparsity, r.config.scope, r.plan.progress(r.number))
-    pooled = combines_of(c.plugin)[c.combine].pooled or not score.asks
-    if not (pooled and score.apart and chooses_apart(wanted, c, r.layout)):
+    combine = combines_of(c.plugin)[c.combine]
+    if not chooses_apart(wanted, c, r.layout):
+        return None
+    if score.asks and not combine.pooled and not combine.valued:
+        _check_seen(evidence, c)
+        votes = _votes_of(aggregate, evidence, r.plan)
+        return chosen_apart(votes, wanted, c, r.layout, evidence.masks, evidence.weights)
+    if not ((combine.pooled or not score.asks) and score.apart):
         return None
     _check_seen(evidence, c)
     return chosen_by(score, evidence, wanted, c, r.layout)
+
+
+def _votes_of(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Callable[[str], Tensor]:
+    """What gives the votes for the weights of a tensor, without those that noise adds."""
+    c, shapes = plan.config, shapes_of(evidence.weights)
+    assert aggregate.votes is not None  # the form wants them
+    names = sorted(shapes)
+    sizes = [count_kept(some_of(evidence.masks, [n])) for n in names]
+    parts = dict(zip(names, aggregate.votes.split(sizes), strict=True))
+    p = 0.0
+    if c.response is not None:
+        units = vote_units_of(c, plan.layout, evidence.masks).units
+        p = flip_probability(c.response, units)
+
+    def votes(name: str) -> Tensor:
+        counts = debiased(parts[name], len(aggregate.answered), p)
+        return scattered(counts, {name: shapes[name]}, some_of(evidence.masks, [name]))[name]
+
+    return votes
 
 
 def _check_seen(evidence: Evidence, config: RunConfig) -> None:
@@ -172,13 +210,8 @@ def combined(aggregate: Aggregate, evidence: Evidence, plan: Plan) -> Tensors:
         plan.layout,
     )
     if not combine.valued:
-        assert aggregate.votes is not None  # the form wants them
-        shapes, counts = shapes_of(evidence.weights), aggregate.votes.double()
-        if c.response is not None:
-            units = vote_units_of(c, plan.layout, evidence.masks).units
-            p = flip_probability(c.response, units)
-            counts = debiased(counts, len(aggregate.answered), p)
-        return replace(form, shapes=shapes).named(counts)
+        votes = _votes_of(aggregate, evidence, plan)
+        return {name: votes(name) for name in evidence.weights}
     assert aggregate.total is not None
     if combine.merge is None:
         return form.named(aggregate.total / aggregate.weight)

@@ -15,8 +15,9 @@ from fedprune.scores.score import Evidence, Score
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import above, select
+from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import some_of
+from fedprune.tensors.lazy import LazyTensors, some_of
 from fedprune.tensors.named import Masks, Tensors
 
 
@@ -64,6 +65,15 @@ def evidence_about(
         unit=config.unit,
         **seen,
     )
+
+
+def asked_at_once(score: Score, weights: Tensors, layout: Layout) -> list[tuple[str, ...]]:
+    """The tensors that clients are asked about in one question; (): all of them.
+
+    Of a model that is read in parts no more of Σ x xᵀ than that of a block.
+    """
+    parts = score.step is not None and isinstance(weights, LazyTensors)
+    return stages_of(layout) if parts else [()]
 
 
 def chosen(

@@ -105,7 +105,7 @@ class SumOverInputs:
     def __call__(self, probe: Probe) -> Tensors:
         """The sums, as `fedprune.scores.score.Statistic.collect`."""
         with self.watch(probe.model, probe.layout, probe.prunable) as watcher:
-            send_through(probe.model, probe.batches, probe.loss)
+            send_through(probe.model, probe.batches, probe.loss, probe.prunable)
         return watcher.sums
 
     def watch(

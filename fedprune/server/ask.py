@@ -142,8 +142,7 @@ def asked(
     for i, ask in enumerate(score.asks):
         given = given_by(ask, evidence, aggregate)
         last = i == len(score.asks) - 1
-        # Of a model that is read in parts nobody votes on all of it to measure agreement.
-        voting = last and _voting(score, c) and not isinstance(model.weights, LazyTensors)
+        voting = last and _voting(score, c, parts=isinstance(model.weights, LazyTensors))
         votes = sparsity if voting else None
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": r.plan.progress(r.number)}
@@ -156,10 +155,10 @@ def asked(
     return aggregate, evidence
 
 
-def _voting(score: Score, config: RunConfig) -> bool:
-    return score.step is None and (
-        config.agreement or not combines_of(config.plugin)[config.combine].valued
-    )
+def _voting(score: Score, config: RunConfig, *, parts: bool) -> bool:
+    """Whether clients vote; to measure agreement not on a model that is read in parts."""
+    elected = not combines_of(config.plugin)[config.combine].valued
+    return score.step is None and (elected or (config.agreement and not parts))
 
 
 def _with_sums(

@@ -6,6 +6,7 @@ What is in no block (embeddings, the last norm, the head of output) is over the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,12 +62,17 @@ def _nothing(like: Tensor) -> Tensor:
     return torch.zeros(1, dtype=like.dtype).expand(like.shape)
 
 
+class _Beyond(BaseException):
+    """A block begins that nobody looks at. No `Exception`, which a model might catch."""
+
+
 class BlockStream:
     """Reads the tensors of a model when they are needed.
 
     Attributes:
         tensors: what is read, by name.
         present: the block that is there; "": none.
+        beyond: blocks before which a batch may stop.
     """
 
     def __init__(self, model: nn.Module, files: MappedFolder) -> None:
@@ -86,6 +92,7 @@ class BlockStream:
 
         self.tensors: Tensors = LazyTensors(own, made, files)
         self.present = ""
+        self.beyond: frozenset[str] = frozenset()
         self.parts = {path: {n: own[n] for n in own if n.startswith(f"{path}.")}
                       for path in block_paths(model)}  # fmt: skip
         self.steps = Lockstep(self.bring)
@@ -98,10 +105,23 @@ class BlockStream:
 
     def _hook(self, path: str) -> Callable[..., None]:
         def before(_module: nn.Module, _args: object) -> None:
+            if path in self.beyond:
+                raise _Beyond
             if not self.steps.arrive(path, self.present):
                 self.bring(path)
 
         return before
+
+    def behind(self, names: Iterable[str]) -> frozenset[str]:
+        """The blocks behind the last one that holds any of these tensors; none, if one is in none.
+
+        Blocks are called in the order in which the model has them.
+        """
+        those, paths = set(names), list(self.parts)
+        held = [i for i, path in enumerate(paths) if those & self.parts[path].keys()]
+        if not held or those & self.rest.keys():
+            return frozenset()
+        return frozenset(paths[held[-1] + 1 :])
 
     def read(self, tensors: Mapping[str, Tensor]) -> None:
         """Read these from now on."""
@@ -130,15 +150,30 @@ class BlockStream:
 
 
 def send_through(
-    model: nn.Module, batches: Iterable[_Batch], loss: Callable[[nn.Module, _Batch], object]
+    model: nn.Module,
+    batches: Iterable[_Batch],
+    loss: Callable[[nn.Module, _Batch], object],
+    names: Iterable[str] = (),
 ) -> None:
-    """Let batches go through a model for those who watch; what it says is of no interest."""
+    """Let batches go through a model for those who watch; what it says is of no interest.
+
+    With the names of the tensors whose layers are watched, of a model whose blocks are read those
+    behind the last of them are spared, if all of them are in blocks.
+    """
+    stream: BlockStream | None = getattr(model, STREAM, None)
 
     def sent(batch: _Batch) -> None:
-        loss(model, batch)
+        with suppress(_Beyond):
+            loss(model, batch)
 
-    for _ in through(model, batches, sent):
-        pass
+    if stream is not None:
+        stream.beyond = stream.behind(names)
+    try:
+        for _ in through(model, batches, sent):
+            pass
+    finally:
+        if stream is not None:
+            stream.beyond = frozenset()
 
 
 def block_paths(model: nn.Module) -> list[str]:

@@ -194,7 +194,7 @@ DOMAIN_TASK = Task(
         "lr": 1e-5,
         "batch_size": 4,
         "score_batch": 4,  # logits of 49,152 tokens take 50 MB an example, and their logarithms
-        "local_steps": 4,
+        "local_steps": 0,  # what is pretrained is pruned as it is, unless steps are asked for
     },
     folder=True,
     local=local_shard,

@@ -13,7 +13,7 @@ from fedprune.codec.masks import decode_mask, encode_mask, mask_digest
 from fedprune.config.streamed import is_to_stream
 from fedprune.options.refusal import ConfigError
 from fedprune.runtime.sums import SUMMARY_NAME
-from fedprune.streaming.blocks import is_streamed, through
+from fedprune.streaming.blocks import is_streamed, send_through, through
 from fedprune.streaming.lockstep import Lockstep
 from fedprune.streaming.packed import PackedMasks, packed_bits
 from fedprune.tensors.named import digest, full_masks
@@ -23,6 +23,8 @@ FORWARD_ONLY = [
     ("llama", {"score": "wanda"}),
     ("gpt2", {"score": "activation", "scope": "layer", "sparsity": 0.37}),
     ("tied", {"score": "activity", "unit": "n:m", "scope": None}),
+    ("llama", {"combine": "votes", "vote_scope": "row", "scope": "layer"}),
+    ("tied", {"calibration": "sequential", "sparsity": 0.6}),
     ("llama", {"score": "magnitude", "scope": "erk", "schedule": "cubic", "rounds": 3, "end": 2}),
 ]
 
@@ -41,6 +43,18 @@ def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family,
         assert {k: v for k, v in mine.items() if k not in drop} == {
             k: v for k, v in theirs.items() if k not in drop
         }
+    assert digest(streamed.state.weights) == digest(whole.state.weights)
+    assert streamed.summary["quality"] == whole.summary["quality"]
+
+
+@pytest.mark.parametrize("calibration", ["dense", "sequential"])
+def test_sparsegpt_asks_of_one_block_at_a_time_and_makes_the_same_weights(tmp_path, calibration):
+    folder = saved_model(tmp_path / "base", "llama", torch.float32)
+    changes = {"score": "sparsegpt", "scope": "layer", "calibration": calibration}
+    whole, streamed = (
+        federate(untrained(folder, **changes, stream=s), folder=tmp_path / s) for s in ("off", "on")
+    )
+    assert is_streamed(streamed.model)
     assert digest(streamed.state.weights) == digest(whole.state.weights)
     assert streamed.summary["quality"] == whole.summary["quality"]
 
@@ -80,6 +94,9 @@ def test_one_block_is_there_at_a_time(tmp_path):
     assert seen == [(path, {path}) for path in blocks for _ in range(3)]
     assert len(set(found)) == 1
     assert not held()
+    seen.clear()
+    send_through(host.model, [batch], host.task.loss, host.layout.structure.blocks[1].tensors[:1])
+    assert [path for path, _ in seen] == blocks[:2], "nobody looks at what is behind"
 
 
 def test_works_in_step_see_each_place_in_their_order_and_end_together():
@@ -110,7 +127,7 @@ def test_works_in_step_see_each_place_in_their_order_and_end_together():
         {"local_steps": 1},
         {"score": "taylor"},
         {"scope": "global"},
-        {"combine": "votes"},
+        {"combine": "mean"},
         {"agreement": True},
         {"model": "llama"},
     ],
@@ -121,6 +138,14 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path, given):
     with pytest.raises(ConfigError, match=r"stream='on': .*allowed: auto, off"):
         untrained(folder, **given, stream="on")
     assert not is_to_stream(untrained(folder, **given)) if given != {"model": "llama"} else True
+
+
+@pytest.mark.parametrize(("name", "value"), [("free_memory", lambda: 0), ("STREAMED_FROM", 1)])
+def test_auto_goes_by_size_and_by_the_memory_that_is_free(tmp_path, monkeypatch, name, value):
+    config = untrained(saved_model(tmp_path / "base", "tied", torch.float32))
+    assert not is_to_stream(config)
+    monkeypatch.setattr(f"fedprune.config.streamed.{name}", value)
+    assert is_to_stream(config)
 
 
 def test_a_folder_whose_tensors_have_other_names_is_refused(tmp_path):

@@ -1,0 +1,177 @@
+"""Peak memory and seconds of pruning a language model that is not in memory, and of one that is.
+
+    python benchmarks/stream.py [--size 60m] [--scores wanda votes sparsegpt] [--clients 2]
+    python benchmarks/stream.py --size 8b --scores wanda --clients 1 --length 16 --texts 12 --most 5
+
+A LLaMA of the shape is made with random bf16 weights, a file for every block, under ``--folder``
+(8b: 16 GB), and left to who made it with ``--keep``. Every row is a whole run in a fresh process:
+one-shot at 50 %, nobody trains, all clients in this process, nothing is written. `GB` is the most
+that the process had resident, pages of files included; `bytes a parameter` is how far that lies
+above what is resident once the imports are done and a run of a tiny model is over. It fails where
+a streamed run takes more than ``--most`` GB, or one in memory more than ``--most-bytes`` bytes a
+parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import torch
+from memory import resident
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fedprune import federate
+from fedprune.config import configure
+from fedprune.streaming.blocks import without_weights
+from fedprune.streaming.files import INDEX, index_of
+from fedprune.tasks.tokenization import characters
+
+SHAPES = {
+    "tiny": (2, 64, 128, 4, 2, 128),
+    "60m": (12, 640, 1728, 10, 5, 4096),
+    "1.1b": (22, 2048, 5632, 32, 4, 32_000),
+    "8b": (32, 4096, 14_336, 32, 8, 128_256),
+}
+"""Blocks, width, neurons, heads, heads of keys and values, tokens."""
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "wanda": {"score": "wanda", "scope": "row"},
+    "ria": {"score": "ria", "scope": "row"},
+    "votes": {"score": "wanda", "scope": "row", "combine": "votes"},
+    "sparsegpt": {"score": "sparsegpt", "scope": "layer"},
+    "taylor": {"score": "taylor", "scope": "layer"},
+    "fisher": {"score": "fisher", "scope": "layer"},
+}
+
+
+def written(folder: Path, size: str) -> int:
+    """Write a model of the shape with random weights; the bytes that they take."""
+    blocks, width, neurons, heads, shared, tokens = SHAPES[size]
+    sizes = {"num_hidden_layers": blocks, "hidden_size": width, "intermediate_size": neurons}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": shared, "vocab_size": tokens}
+    config = LlamaConfig(**sizes, dtype="bfloat16")
+    model = without_weights(lambda: LlamaForCausalLM(config).to(torch.bfloat16))
+    parts: dict[str, dict[str, torch.Size]] = {}
+    for name, p in model.named_parameters():
+        words = name.split(".")
+        part = f"model-{words[2]}.safetensors" if words[1] == "layers" else f"model-{name}"
+        parts.setdefault(part.removesuffix(".weight").removesuffix(".safetensors"), {})[name] = (
+            p.shape
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    files, gen = dict[str, str](), torch.Generator().manual_seed(0)
+    for part, shapes in parts.items():
+        own = {n: _random(shape, gen) for n, shape in shapes.items()}
+        save_file(own, folder / f"{part}.safetensors", {"format": "pt"})
+        files |= dict.fromkeys(own, f"{part}.safetensors")
+    count = 2 * sum(p.numel() for p in model.parameters())
+    (folder / INDEX).write_bytes(index_of(files, count))
+    config.save_pretrained(folder)
+    characters("causal").tokenizer.save_pretrained(folder)
+    return count
+
+
+def _random(shape: torch.Size, gen: torch.Generator) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.randn(shape, generator=gen).mul_(0.02).to(torch.bfloat16)
+
+
+def run(folder: Path, told: argparse.Namespace) -> None:
+    """Prune the model once."""
+    texts = folder / "texts.txt"
+    lines = (f"Line {i} says {i * i} and so on, to number {7 * i}.\n" for i in range(told.texts))
+    texts.write_text("".join(lines))
+    given = {"task": "language-modelling", "model": str(folder), "data": str(texts)}
+    given |= {"clients": told.clients, "hosts": 1, "length": told.length, "score_batch": 1}
+    given |= {"rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 0}
+    given |= {"sparsity": 0.5, "engine": "inline", "stream": told.stream}
+    given |= CHOICES[told.score]
+    given |= {"gradient_blocks": True} if told.gradient_blocks else {}
+    federate(configure(given))
+
+
+def measured(told: argparse.Namespace, folder: Path, score: str, stream: str) -> tuple[int, ...]:
+    """Seconds, the peak and what was resident before, of a run in a fresh process."""
+    command = [sys.executable, __file__, "--one", str(folder), "--score", score]
+    command += ["--stream", stream, "--clients", str(told.clients), "--length", str(told.length)]
+    command += ["--texts", str(told.texts)] + ["--gradient-blocks"] * told.gradient_blocks
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return tuple(map(int, done.stdout.split()[-3:]))
+
+
+def one(told: argparse.Namespace) -> None:
+    """The run of a fresh process, after one of a tiny model."""
+    with tempfile.TemporaryDirectory() as tiny:
+        written(Path(tiny), "tiny")
+        run(Path(tiny), argparse.Namespace(**{**vars(told), "texts": 60, "length": 8}))
+    before, began = resident("VmRSS"), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")
+    run(Path(told.one), told)
+    print(round(time.perf_counter() - began), resident("VmHWM"), before)
+
+
+def main() -> None:
+    """Print a row for every score, streamed and not; fail where one is above its budget."""
+    told = _told()
+    if told.one:
+        one(told)
+        return
+    folder = Path(told.folder or tempfile.mkdtemp()) / told.size
+    size = (
+        written(folder, told.size)
+        if not (folder / INDEX).is_file()
+        else sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    )
+    failed = []
+    print("| shape | score | in memory | seconds | GB | bytes a parameter | budget |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for score in told.scores:
+        for stream in told.streams:
+            seconds, peak, before = measured(told, folder, score, stream)
+            each = (peak - before) / (size / 2)
+            within = f"{told.most:g} GB" if stream == "on" else f"{told.most_bytes:g} bytes"
+            over = peak / 1e9 > told.most if stream == "on" else each > told.most_bytes
+            failed += [f"{score}, {stream}"] * over
+            how = {"on": "a block", "off": "all of it"}[stream]
+            row = f"{seconds} | {peak / 1e9:.2f} | {each:.1f} | {within}"
+            print(f"| {told.size} | {score} | {how} | {row} |", flush=True)
+    raise SystemExit(f"above the budget: {'; '.join(failed)}" if failed else 0)
+
+
+def _told() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--size", choices=SHAPES, default="60m")
+    parser.add_argument("--scores", nargs="*", choices=CHOICES, default=["wanda", "votes"])
+    parser.add_argument("--streams", nargs="*", choices=["on", "off"], default=["on", "off"])
+    parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--texts", type=int, default=24, help="lines of some 40 characters")
+    parser.add_argument("--most", type=float, default=1.0, help="GB of a streamed run")
+    parser.add_argument("--most-bytes", type=float, default=6.0, help="bytes a parameter")
+    parser.add_argument("--folder", default="", help="where models are kept (default: nowhere)")
+    parser.add_argument("--gradient-blocks", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--score", help=argparse.SUPPRESS)
+    parser.add_argument("--stream", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
