@@ -35,10 +35,18 @@ LORA: Keys = {"adapters": "lora", "rank": 2}
 METHODS: dict[str, Keys] = {
     "dispfl": {"warmup": 0, "end": 1, "method_options": {"tiers": (0.2, 0.4)}},
     "feddst": {"sparsity": 0.6},
+    "fedmef": {"sparsity": 0.6},
+    "fedpai": {"warmup": 0, "end": 1, "score": "snip"},
+    "fedprllm": {"end": 2, "method_options": {"scaled": True}},
     "fedrts": {"schedule": "regrow"},
+    "fedspallm": {"end": 2, "method_options": {"layers": 0.5}},
+    "fedtiny": {"model": "cnn", "method_options": {"candidates": 2}},
     "flash": {"method_options": {"stage": "jmwst", "tiers": (1.0, 0.5)}},
     "heterofl": {"method_options": {"tiers": (1.0, 0.5)}, "unit": "row", "sparsity": 0.3},
     "lotteryfl": {"method_options": {"threshold": 0.2, "rate": 0.4}},
+    "movement-pruning": {},
+    "prunefl": {"sparsity": 0.4, "method_options": {"constant": 1e-3, "initial": 2}},
+    "rigl": {},
 }
 """Of the methods with conversations of their own; compositions by a name are among the recipes."""
 

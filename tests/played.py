@@ -108,7 +108,7 @@ def _removed_is_zero(states: list[State]) -> None:
 
 def _only_shrinks(states: list[State], c: RunConfig) -> None:
     kept = [count_kept(state.masks) for state in states]
-    if not c.reduce:  # factors are other weights, and all of them are kept
+    if not c.reduce and c.method != "prunefl":  # factors are other weights; more may pay
         assert kept == sorted(kept, reverse=True), kept
     if c.schedule == "regrow" or c.method == "fedrts":
         return
@@ -120,7 +120,8 @@ def _only_shrinks(states: list[State], c: RunConfig) -> None:
 def _reached(result: Result, c: RunConfig) -> None:
     """Exactly the sparsity asked for; of larger units the last one may be too large to go."""
     summary = result.summary
-    if c.sparsity is None or c.schedule == "adaptive" or c.reduce or "own_sparsity" in summary:
+    chosen = c.sparsity is None or c.schedule == "adaptive" or c.method == "prunefl"
+    if chosen or c.reduce or "own_sparsity" in summary:
         return
     layout = layout_for(c, dense_model(c))
     shape = {"unit": c.unit, "unit_shape": c.unit_shape}

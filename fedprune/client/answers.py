@@ -15,7 +15,7 @@ from torch import Tensor
 from fedprune.client.adapted import with_adapters
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noisy_steps, poisson_steps
-from fedprune.client.exchange import exchanging
+from fedprune.client.exchange import exchanging, extruding
 from fedprune.client.scoring import (
     answer_inputs,
     answer_outputs,
@@ -87,7 +87,8 @@ def _trained_once(question: Question, client: ClientContext, masks: Masks) -> Tu
     steps, backward = _steps(question, client, {n: m.to(client.device) for n, m in masks.items()})
     noisy = None if backward is None else _Counted(backward)
     further = {"watch": _watch(question, client), **_corrected(question, client, masks)}
-    tuned = _trained(question, client, masks, steps, backward=noisy, **further)
+    with extruding(question, client):
+        tuned = _trained(question, client, masks, steps, backward=noisy, **further)
     if noisy is not None and noisy.calls != c.local_steps:
         given = f"{noisy.calls} of {c.local_steps} steps took their gradients by `backward`"
         raise Refused("train", f"{given}: --dp example hides examples in these alone")

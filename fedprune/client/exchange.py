@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
 
 from fedprune.client.context import ClientContext
 from fedprune.client.scoring import client_probe
@@ -12,7 +18,7 @@ from fedprune.randomness import generator
 from fedprune.scores.catalog import summed_gradient
 from fedprune.selection.regrowth import exchange_weights, redistributed
 from fedprune.tasks.task import Part
-from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.models import found_in, load_into, state_of
 from fedprune.tensors.named import Masks, masked, on_cpu
 
 Training = Callable[[Masks, Sequence[list[Part]]], Tuned]
@@ -50,3 +56,29 @@ def own_exchange(question: Question, client: ClientContext) -> Masks:
     grown = {n: g.abs().cpu() for n, g in gradient.items()}
     part = question.exchange
     return exchange_weights(masks, sizes, grown, part, scope="layer", magnitude=sizes, floor=floor)
+
+
+@contextmanager
+def extruding(question: Question, client: ClientContext) -> Iterator[None]:
+    """Within the block what is about to go costs its squares: gradients have 2·weight·w more.
+
+    The lowest part of each tensor's kept weights, as the model is when the block begins.
+    """
+    named, hooks = found_in(client.model).parameters, []
+    for name, mask in question.masks.items() if question.extrude else ():
+        p = named[name]
+        kept = mask.to(p.device)
+        few = math.floor(question.exchange * int(kept.sum()) + 0.5)
+        sizes = torch.where(kept, p.detach().abs(), torch.inf).flatten()
+        low = torch.zeros_like(sizes).index_fill(0, sizes.argsort(stable=True)[:few], 1.0)
+        press = 2.0 * question.extrude * low.reshape(p.shape)
+        hooks.append(p.register_hook(partial(_pressed, p, press)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pressed(p: Tensor, press: Tensor, gradient: Tensor) -> Tensor:
+    return gradient + press * p.detach()

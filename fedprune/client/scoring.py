@@ -218,9 +218,13 @@ def _own_mask_in_stages(question: Question, client: ClientContext) -> Tensor:
 
     Leaves the model pruned by it.
     """
-    alive = question.masks
+    wanted = question.names or client.layout.prunable
+    alive = {n: question.masks[n] for n in wanted}
     score = scores_of(client.config.plugin)[question.score]
-    for names in stages_of(client.layout):
+    for stage in stages_of(client.layout):
+        names = tuple(n for n in stage if n in alive)
+        if not names:
+            continue
         sums = score.asks[0].collect(client_probe(question, client, names, {}))
         sums = cleared(copied(sums), question.masks)
         flags = _own_mask(question, client, _own_evidence(question, client, names, sums), {})
@@ -269,12 +273,13 @@ def _overlap(
 
 def own_pruning(question: Question, client: ClientContext) -> tuple[Masks, Tensor]:
     """Prune the model in place by the client's own evidence; its mask, whole and as flags."""
-    names = client.layout.prunable
+    names = question.names or client.layout.prunable
+    here = {n: question.masks[n] for n in names}
     score = scores_of(client.config.plugin)[question.score]
     client.model.eval()
     if client.config.calibration == "local":
         votes = _own_mask_in_stages(question, client)
-        return scattered(votes, shapes_of(question.masks), question.masks), votes
+        return {**question.masks, **scattered(votes, shapes_of(here), here)}, votes
     sums: Tensors = {}
     given: Tensors = {}
     for ask in score.asks:
@@ -287,6 +292,6 @@ def own_pruning(question: Question, client: ClientContext) -> tuple[Masks, Tenso
     own = _own_evidence(replace(question, given=given), client, names, sums)
     flags = _own_mask(question, client, own, {})
     assert flags is not None  # the question has a sparsity
-    votes, masks = flags, scattered(flags, shapes_of(question.masks), question.masks)
+    votes, masks = flags, {**question.masks, **scattered(flags, shapes_of(here), here)}
     load_into(client.model, masked(question.weights, masks))
     return masks, votes

@@ -46,8 +46,20 @@ from fedprune.tensors.models import frozen_of
 from fedprune.tensors.named import Masks, Tensors, count_kept, scattered
 
 
-def thin(model: Model, memory: Any, r: Round) -> Talk[Step]:
-    """Score and prune, in as many steps and stages as the configuration says."""
+def thin(
+    model: Model,
+    memory: Any,
+    r: Round,
+    further: Callable[[Model, Aggregate, Evidence], Model] | None = None,
+) -> Talk[Step]:
+    """Score and prune, in as many steps and stages as the configuration says.
+
+    Args:
+        model: what is pruned.
+        memory: that of the method.
+        r: the round.
+        further: what else the answers change of the pruned model.
+    """
     notes = Notes()
     for sparsity in _steps(model, r):
         dense = model
@@ -57,6 +69,7 @@ def thin(model: Model, memory: Any, r: Round) -> Talk[Step]:
             if evidence is None:
                 return Step(model, memory, undone=TOO_FEW)
             model, r = made_up(decide(model, r, aggregate, evidence, sparsity), r, evidence)
+            model = further(model, aggregate, evidence) if further else model
             notes = noted(aggregate, evidence, r.plan)
     return Step(model, memory, notes)
 

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.tuning import Sent, over_holders, tuning_ask
+from fedprune.methods.tuning import TOO_FEW, Sent, over_holders, tuning_ask
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
+from fedprune.protocol.forms import form_of
 from fedprune.protocol.port import Ask
 from fedprune.randomness import generator
+from fedprune.selection.regrowth import exchange_weights
 from fedprune.selection.schedules import exchange_fraction
-from fedprune.server.round import Round
+from fedprune.server.diagnostics import Notes
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.named import Masks, Tensors, scattered
 
@@ -74,6 +78,23 @@ def over_exchanged(model: Model, r: Round, sent: Sequence[Sent], fewest: int = 1
         asked = torch.stack([each.model.masks[n] for each in sent]).any(0)
         masks[n] = (torch.stack([v[n] for v in votes]).sum(0) >= fewest) | (mask & ~asked)
     return over_holders(replace(model, masks=all_kept(model)), r, sent).under(masks)
+
+
+def exchanged_among(model: Model, memory: Any, r: Round, names: tuple[str, ...]) -> Talk[Step]:
+    """The model whose tensors of these names exchanged weights, by size and pooled gradient."""
+    question = r.question(model, "score", score="gradient", dense=True, names=names)
+    (sums,) = yield [Ask(question, r.scored)]
+    if sums.total is None or too_few(sums, r.config):
+        return Step(model, memory, undone=TOO_FEW)
+    found = form_of(question, r.config, r.layout).named(sums.total)
+    here = {n: model.masks[n] for n in names}
+    sizes = {n: model.weights[n].abs() for n in names}
+    slopes = {n: found[n].abs() for n in names}
+    masks = exchange_weights(
+        here, sizes, slopes, fraction_in(r), scope="layer", magnitude=sizes, floor=r.config.floor
+    )
+    fresh = sum(int((m & ~here[n]).sum()) for n, m in masks.items())
+    return Step(model.under({**model.masks, **masks}), memory, Notes(exchanged=fresh))
 
 
 def growing_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:

@@ -201,8 +201,9 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 
 def _own(question: Question, config: RunConfig, layout: Layout) -> Form:
-    del config, layout
-    return Form({}, question.masks, voters=count_kept(question.masks))
+    del config
+    masks = some_of(question.masks, question.names or layout.prunable)
+    return Form({}, masks, voters=count_kept(masks))
 
 
 def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:

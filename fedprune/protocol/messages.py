@@ -55,6 +55,8 @@ class Question:
             `fedprune.selection.regrowth.GROWN`); "": it exchanges none.
         exchange: part of each tensor's kept weights that it exchanges.
         turn: part of its steps that it takes before that.
+        extrude: weight of the squares of those kept weights of every tensor, the smallest, whose
+            part `exchange` is, in what a client minimises; 0.0: none.
         fresh: rank of the factors that a client begins anew, with which a change begins, beside the
             adapters, which are merged then; 0: it goes on with the adapters.
     """
@@ -89,6 +91,7 @@ class Question:
     grow: str = ""
     exchange: float = 0.0
     turn: float = 1.0
+    extrude: float = 0.0
 
     @property
     def changed_on(self) -> Masks:

@@ -1,0 +1,144 @@
+"""FedPaI: every client prunes at initialisation, by a score of its own data, once and for all.
+
+Wang et al. 2025, arXiv 2504.00308. Before the first step every client scores the weights that all
+begin with on its own examples (GraSP in the paper; SNIP and SynFlow go too) and keeps its best: its
+mask m_k, which stays. Rounds train w under the clients' own masks, and the server averages what is
+there,
+
+    w = Σ_k n_k m_k w_k / Σ_k n_k m_k
+
+(sparsity-aware aggregation). With ``masks server`` there is one mask, of the clients' summed
+scores, for any ``--unit``: the paper's structured form, which a server decides.
+
+**The paper's text could not be read**, only its abstract and summaries of it; which form its
+aggregation has exactly is taken from these. Here masks are asked for once, of everybody who can be
+asked in the first round; whom that does not reach holds the whole model. What is measured as the
+model is the mean, without a mask; each client's own is measured on its test part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any, Literal
+
+from fedprune.config import RunConfig
+from fedprune.methods.global_mask import sparsity_of, thin
+from fedprune.methods.method import Method, Trained
+from fedprune.methods.tuning import (
+    TOO_FEW,
+    Sent,
+    answered_by_all,
+    over_holders,
+    tuned,
+    tuning_ask,
+)
+from fedprune.options.section import Section, option
+from fedprune.protocol.port import Ask
+from fedprune.scores.catalog import scores_of
+from fedprune.server.diagnostics import Notes
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+from fedprune.tensors.lazy import shapes_of
+from fedprune.tensors.named import Masks, scattered
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    masks: Literal["clients", "server"] = option("method", "whose masks", "clients")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The clients' masks; none where there is one for all."""
+
+    masks: dict[int, Masks] = field(default_factory=dict)
+
+
+def _own(model: Model, memory: Memory, partition: int) -> Model:
+    """What a client holds of the model."""
+    return model.under(memory.masks.get(partition, model.masks))
+
+
+def _pruned(model: Model, memory: Memory, r: Round) -> Talk[Step]:
+    """The clients' own masks, or one for all."""
+    if r.options.masks == "server":
+        return (yield from thin(model, memory, r))
+    about = {"score": r.config.score, "sparsity": r.plan.sparsity(r.number)}
+    question, who = r.question(model, "own", **about), sorted(r.training())
+    sums = yield [Ask(question, [p]) for p in who]
+    found = {p: s.votes for p, s in zip(who, sums, strict=True) if s.votes is not None}
+    if len(found) < r.config.min_clients:
+        return Step(model, memory, undone=TOO_FEW)
+    shapes = shapes_of(model.masks)
+    masks = {p: scattered(v > 0, shapes, model.masks) for p, v in found.items()}
+    return Step(model, Memory(masks))
+
+
+def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
+    """Every client trains under its mask, all in one exchange; under one mask all at once."""
+    if r.options.masks == "server":
+        return (yield from tuned()(model, memory, r))
+    those = {p: _own(model, memory, p) for p in r.cohort}
+    sums = yield [tuning_ask(m, r, [p]) for p, m in those.items()]
+    came = [Sent(m, s) for m, s in zip(those.values(), sums, strict=True) if s.total is not None]
+    changes = answered_by_all(sums)
+    void = not came or too_few(changes, r.config)
+    return Trained(None if void else over_holders(model, r, came), changes)
+
+
+def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
+    """How sparse the clients' own models are."""
+    yield from ()
+    del changes
+    if r.options.masks == "server":
+        return Step(model, memory)
+    own = mean(sparsity_of(_own(model, memory, p).masks, r.layout) for p in r.cohort)
+    return Step(model, memory, Notes(method={"own_sparsity": own}))
+
+
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    c, scores = config, scores_of(config.plugin)
+    early = [n for n, s in scores.items() if s.at_start or (not s.asks and s.rescored)]
+    late = c.score not in early
+    found = [
+        ("score", late, "it prunes at initialisation", ", ".join(early)),
+        ("sparsity", c.sparsity is None, "every client's mask is of one", "a number"),
+    ]
+    if options.masks == "clients":
+        own = "clients train under masks of their own"
+        found += [
+            ("secure", c.secure != "none", own, "none, or masks server"),
+            ("dp", c.dp != "none", own, "none, or masks server"),
+            ("calibration", c.calibration == "sequential", own, "dense, local"),
+            ("score-steps", c.score_steps != 1, own, "1, or masks server"),
+            ("shrink", c.shrink != "never", "nobody's mask empties the global model", "never"),
+            ("robust", c.robust != "none", own, "none"),
+            ("average", c.average is not None, own, "leave it out"),
+            ("error-feedback", c.error_feedback, own, "false"),
+            ("scaffold", c.scaffold, own, "false"),
+            ("blend", c.blend != "none", own, "none"),
+            ("rewind", c.rewind is not None, "it prunes at initialisation", "leave it out"),
+            ("reconstruct", c.reconstruct is not None, own, "leave it out"),
+            ("reduce", bool(c.reduce), own, "leave it out"),
+        ]
+    return [(key, why, allowed) for key, no, why, allowed in found if no]
+
+
+METHOD = Method(
+    "every client prunes at initialisation by its own scores, and trains under its mask",
+    "FedPaI, Wang et al. 2025, arXiv 2504.00308, of which abstract and summaries were read",
+    tune=_trained,
+    before=_pruned,
+    after=_settled,
+    memory=Memory,
+    init=lambda *_: Memory(),
+    options=Options,
+    own=_own,
+    conflicts=_conflicts,
+    sets={"schedule": "one-shot", "warmup": 0},
+    usual={"score": "grasp", "sparsity": 0.9},
+)

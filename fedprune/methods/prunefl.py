@@ -1,0 +1,179 @@
+"""PruneFL: as many weights as pay for their time, first on one client, then with all.
+
+Jiang et al. 2022, arXiv 1909.12326, sections 4 and 5, and its code (jiangyuang/PruneFL). A weight j
+brings g_j² of a round's decrease of the loss and costs t_j of its time. A reconfiguration chooses
+the weights M that bring most for a round's time,
+
+    Gamma(M) = Σ_{j in M} g_j² / (c + Σ_{j in M} t_j),
+
+by algorithm 1: of every layer the largest |w| stay (all but the part ``dec`` of those it has, which
+halves every ``half_life`` rounds); all others, removed ones too, are taken in the order of
+g_j² / t_j for as long as that is above Gamma of what is there. So density may fall and rise.
+The first pruning happens on one client alone, which trains and reconfigures by its own g² until
+the number of weights has changed by a tenth at most, five times in a row, or ``initial`` times.
+Then everybody trains, and every so many rounds (``--frequency``)
+
+    g_j² = Σ_k n_k (mean gradient of client k)_j².
+
+t_j = comm + comp · (rows that its layer sees in an example): seconds, by default those that the
+paper's code has for its smallest model on a Raspberry Pi, as is the constant c.
+
+Where it departs from the paper and its code: clients square the gradient of one pass over their
+shard at the averaged weights (the code sums the gradients of a round's steps before it squares
+them, and adds up the rounds since the last reconfiguration); what is not prunable brings nothing;
+density is at most 1 - ``--sparsity``, a number that the code has as an option; the selected client
+is the one with the lowest number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedprune.config import RunConfig
+from fedprune.methods.global_mask import sparsity_of
+from fedprune.methods.growing import growing_conflicts
+from fedprune.methods.method import Method
+from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
+from fedprune.options.section import Count, Section, option
+from fedprune.protocol.forms import form_of
+from fedprune.protocol.port import Ask
+from fedprune.server.diagnostics import Notes
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+from fedprune.tensors.named import Masks, Tensors, count_kept
+
+EARNED = "second_moment_per_client"
+"""What g² is of: a client's mean gradient, squared, for each of its labels."""
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    constant: float = option("method", "seconds of a round without weights (c)", 6.25, ge=0)
+    comm: float = option("method", "seconds that a weight takes to be sent", 5.56e-6, ge=0)
+    comp: float = option("method", "seconds of a weight and row that goes through", 9e-7, ge=0)
+    dec: float = option("method", "part of a layer's weights that may go at first", 0.3, ge=0, le=1)
+    half_life: Count = option("method", "rounds after which that part is half", 10_000)
+    initial: Count = option("method", "most reconfigurations on the first client", 10)
+
+
+def _reconfigured(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """The mask that brings most for its time: on one client at first, then by all."""
+    if not r.prunings:
+        return (yield from _on_one_client(model, memory, r))
+    found = yield from _earned(model, r, r.scored)
+    if found is None:
+        return Step(model, memory, undone=TOO_FEW)
+    return _told(model, memory, r, reconfigured(model, r, found))
+
+
+def _on_one_client(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """One client trains and prunes by itself until its model's size stays as it is."""
+    one, still = min(r.training()), 0
+    for _ in range(r.options.initial):
+        (changes,) = yield [tuning_ask(model, r, [one])]
+        if changes.total is None:
+            return Step(model, memory, undone=TOO_FEW)
+        model = fedavg(model, r, changes)
+        found = yield from _earned(model, r, [one], alone=True)
+        if found is None:
+            return Step(model, memory, undone=TOO_FEW)
+        before = count_kept(model.masks)
+        model = model.under(reconfigured(model, r, found))
+        still = still + 1 if abs(count_kept(model.masks) / before - 1) <= 0.1 else 0
+        if still == 5:
+            break
+    return _told(model, memory, r, model.masks)
+
+
+def _told(model: Model, memory: Any, r: Round, masks: Masks) -> Step:
+    fresh = sum(int((m & ~model.masks[n]).sum()) for n, m in masks.items())
+    time = r.options.constant + sum(
+        int(m.sum()) * t for m, t in zip(masks.values(), seconds(masks, r).values(), strict=True)
+    )
+    told = {"density": 1.0 - sparsity_of(masks, r.layout), "round_seconds": time}
+    return Step(model.under(masks), memory, Notes(method=told, exchanged=fresh))
+
+
+def _earned(model: Model, r: Round, who: Any, *, alone: bool = False) -> Talk[Tensors | None]:
+    """g² of all weights, removed ones too; None, if too few answered."""
+    question = r.question(model, "score", score=EARNED, dense=True)
+    (sums,) = yield [Ask(question, who)]
+    if sums.total is None or (not alone and too_few(sums, r.config)):
+        return None
+    return form_of(question, r.config, r.layout).named(sums.total)
+
+
+def seconds(masks: Masks, r: Round) -> Mapping[str, float]:
+    """What a weight of each tensor costs in a round."""
+    rows, o = r.plan.positions, r.options
+    return {n: o.comm + o.comp * rows.get(n, 1.0) for n in masks}
+
+
+def reconfigured(model: Model, r: Round, found: Tensors) -> Masks:
+    """The mask of algorithm 1."""
+    o, masks, cost = r.options, model.masks, seconds(model.masks, r)
+    part = o.dec * 0.5 ** (r.number / o.half_life)
+    stays = {n: _largest(model.weights[n].abs(), m, part) for n, m in masks.items()}
+    earned = np.concatenate([found[n].double().numpy().ravel() for n in masks])
+    costs = np.concatenate([np.full(m.numel(), cost[n]) for n, m in masks.items()])
+    kept = np.concatenate([stays[n].numpy().ravel() for n in masks])
+    most = r.layout.whole - int((r.config.sparsity or 0.0) * r.layout.whole + 0.5)
+    chosen = worth(earned, costs, kept, o.constant, most)
+    parts = torch.from_numpy(chosen).split([m.numel() for m in masks.values()])
+    return {n: p.reshape(m.shape) for (n, m), p in zip(masks.items(), parts, strict=True)}
+
+
+def _largest(sizes: torch.Tensor, mask: torch.Tensor, part: float) -> torch.Tensor:
+    """The mask without that part of its weights, the smallest."""
+    few = int(part * int(mask.sum()))
+    order = torch.where(mask, sizes, torch.inf).flatten().argsort(stable=True)
+    return mask.flatten().index_fill(0, order[:few], False).reshape(mask.shape)
+
+
+def worth(
+    earned: np.ndarray, costs: np.ndarray, kept: np.ndarray, constant: float, most: int
+) -> np.ndarray:
+    """Which weights are kept: those that are, and others while they bring more for their time.
+
+    Args:
+        earned: g² of every weight.
+        costs: its seconds.
+        kept: which are, whatever they bring.
+        constant: seconds without any.
+        most: how many there may be; of those that are kept anyway, however many they are.
+    """
+    rest = np.flatnonzero(~kept)
+    order = rest[np.argsort(-earned[rest] / costs[rest], kind="stable")]
+    gain = earned[kept].sum() + np.concatenate([[0.0], np.cumsum(earned[order])])
+    time = constant + costs[kept].sum() + np.concatenate([[0.0], np.cumsum(costs[order])])
+    pays = earned[order] * time[:-1] > gain[:-1] * costs[order]
+    many = len(order) if pays.all() else int(np.argmin(pays))
+    out = kept.copy()
+    out[order[: min(many, max(0, most - int(kept.sum())))]] = True
+    return out
+
+
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    free = options.comm + options.comp == 0
+    more = [("method-options", "weights cost no time", "comm or comp above 0")] if free else []
+    return more + growing_conflicts(config)
+
+
+METHOD = Method(
+    "as many weights as pay for their time, by squared gradients; first on one client",
+    "PruneFL, Jiang et al. 2022, arXiv 1909.12326; gradients of one pass in place of local steps",
+    tune=tuned(),
+    before=_reconfigured,
+    options=Options,
+    scores=False,
+    conflicts=_conflicts,
+    sets={"schedule": "regrow", "score": "magnitude"},
+    usual={"warmup": 0},
+)

@@ -1,0 +1,117 @@
+"""Compositions and masks from the start, against their rules in plain torch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune.client.host import Host
+from fedprune.config import configure
+from fedprune.methods.catalog import check_method
+from fedprune.options.refusal import ConfigError
+from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
+from tests.runs import house_of, overheard
+
+
+def data(host: Host, client: int) -> tuple[Tensor, Tensor]:
+    part = host.shards[client].train
+    return part["images"].flatten(1).double(), part["labels"]
+
+
+@pytest.mark.parametrize("calibration", ["local", "sequential"])
+def test_fedprllm_scales_by_the_share_of_votes_to_keep(calibration):
+    """Which weights go is held by the recipe's test; block by block the second sees the first."""
+    given = {**SMALL, "method": "fedprllm", "calibration": calibration, "lr": 1e-30, "rounds": 1}
+    _, asked, (state, *_) = overheard(configure({**given, "method_options": {"scaled": True}}))
+    scored = [(q, a) for q, _, a in asked if q.kind == "score"]
+    assert len(scored) == (1 if calibration == "local" else 2)
+    start = scored[0][0].weights
+    votes = torch.cat([a.votes for _, a in scored])
+    mask, old, new = flat(state.masks), flat(start), flat(state.weights)
+    assert torch.allclose(new[mask], (old * votes / 3)[mask], rtol=1e-5)
+    for name in LAYERS:
+        assert int(state.masks[name].sum()) == count(state.masks[name], 0.5)
+
+
+def test_rigl_begins_by_chance_at_erk():
+    config = configure({**SMALL, "method": "rigl", "rounds": 3, "end": 3, "sparsity": 0.8})
+    _, asked, states = overheard(config)
+    first = next(q for q, _, _ in asked if q.kind == "tune")
+    sides = {n: sum(m.shape) / m.numel() for n, m in first.masks.items()}
+    density = {n: float(m.double().mean()) for n, m in first.masks.items()}
+    a, b = LAYERS
+    assert density[a] / density[b] == pytest.approx(sides[a] / sides[b], rel=1e-2)
+    assert sum(int(m.sum()) for m in first.masks.values()) == count(flat(first.masks), 0.8)
+    kept = torch.where(flat(first.masks), flat(first.weights).abs(), 0.0)
+    largest = kept.argsort(descending=True)[:100]
+    whole = next(q for q, _, _ in asked if q.kind == "evaluate").weights
+    assert not flat(first.masks)[flat(whole).abs().argsort(descending=True)[:100]].all(), largest
+    assert any((states[1].masks[n] & ~first.masks[n]).any() for n in LAYERS)
+
+
+def test_fedpai_is_its_two_steps():
+    given = {**SMALL, "method": "fedpai", "score": "snip", "sparsity": 0.7, "rounds": 2}
+    config = configure({**given, "lr_schedule": "constant"})
+    host = house_of(config)
+    _, asked, states = overheard(config)
+    start = next(q for q, _, _ in asked if q.kind == "own").weights
+    masks = states[0].memories["fedpai"].masks
+    weights = {n: w.double() for n, w in start.items()}
+    for client in range(3):
+        slopes = gradients(start, *data(host, client))
+        kept_by(flat(masks[client]), (flat(start) * flat(slopes)).abs(), count(flat(masks[0]), 0.7))
+    for i in range(2):
+        sums, held = {}, {}
+        for client in range(3):
+            x, y = data(host, client)
+            begun = {n: w * masks[client].get(n, 1) for n, w in weights.items()}
+            slopes = gradients(begun, x, y)
+            for n, w in begun.items():
+                m = masks[client].get(n, torch.ones(w.shape)).double()
+                sums[n] = sums.get(n, 0) + len(y) * m * (w - 0.1 * slopes[n]).detach()
+                held[n] = held.get(n, 0) + len(y) * m
+        weights = {
+            n: torch.where(held[n] > 0, s / held[n].clamp(min=1), weights[n])
+            for n, s in sums.items()
+        }
+        assert all(
+            torch.allclose(states[i].weights[n].double(), w, atol=1e-5) for n, w in weights.items()
+        )
+
+
+def test_movement_pruning_remembers_all_rounds():
+    given = {**SMALL, "method": "movement-pruning", "rounds": 3, "warmup": 1, "end": 3}
+    config = configure({**given, "sparsity": 0.6, "lr_schedule": "constant"})
+    host = house_of(config)
+    _, asked, states = overheard(config)
+    moved = dict.fromkeys(LAYERS, 0.0)
+    tuned = [q for q, _, _ in asked if q.kind == "tune"]
+    for question, state in zip(tuned, states, strict=True):
+        labels = 0
+        now = dict.fromkeys(LAYERS, 0.0)
+        for client in range(3):
+            x, y = data(host, client)
+            slopes = gradients(question.weights, x, y)
+            now = {n: now[n] - len(y) * question.weights[n].double() * slopes[n] for n in LAYERS}
+            labels += len(y)
+        moved = {n: (moved[n] + now[n] / labels) * question.masks[n] for n in LAYERS}
+        alive, mask = flat(question.masks), flat(state.masks)
+        kept_by(mask[alive], flat(moved)[alive], int(mask.sum()))
+        moved = {n: m * state.masks[n] for n, m in moved.items()}
+        memory = state.memories["movement-pruning"].moved
+        assert all(torch.allclose(memory[n].double(), moved[n], atol=1e-6) for n in LAYERS)
+    assert int(flat(states[-1].masks).sum()) == count(flat(states[-1].masks), 0.6)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"method": "fedpai", "score": "taylor"}, "^score='taylor': it prunes at initialisation"),
+        ({"method": "fedpai", "secure": "secagg"}, "^secure='secagg': clients train under masks"),
+        ({"method": "rigl", "score": "taylor"}, "^score='taylor': method rigl sets it"),
+        ({"method": "fedprllm", "combine": "sum"}, "^combine='sum': method fedprllm sets it"),
+        ({"method": "movement-pruning", "score_during": "pass"}, "^score-during='pass': method"),
+    ],
+)
+def test_what_a_composition_is_not(given, says):
+    with pytest.raises(ConfigError, match=says):
+        check_method(configure({"task": "digits", "model": "mlp", **given}))

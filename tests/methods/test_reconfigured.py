@@ -1,0 +1,185 @@
+"""Masks that the server moves, and layers that clients share out, against their rules by hand."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune import RunConfig
+from fedprune.config import configure
+from fedprune.methods.prunefl import worth
+from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
+from tests.runs import house_of, overheard, tiny
+
+
+def data(config: RunConfig, client: int) -> tuple[Tensor, Tensor]:
+    part = house_of(config).shards[client].train
+    return part["images"].flatten(1).double(), part["labels"]
+
+
+def whole(masks: dict[str, Tensor]) -> Tensor:
+    return torch.cat([m.flatten() for m in masks.values()])
+
+
+def greedy(earned, costs, kept, constant, most):
+    """Algorithm 1 as a loop."""
+    out, gain, time = kept.copy(), earned[kept].sum(), constant + costs[kept].sum()
+    for j in sorted(np.flatnonzero(~kept), key=lambda j: (-earned[j] / costs[j], j)):
+        if earned[j] / costs[j] <= gain / time or out.sum() >= most:
+            break
+        out[j], gain, time = True, gain + earned[j], time + costs[j]
+    return out
+
+
+def test_what_pays_for_its_time_is_kept():
+    gen = np.random.default_rng(1)
+    for constant, most in ((0.5, 400), (5.0, 400), (50.0, 400), (50.0, 90)):
+        earned, costs = gen.exponential(size=400) ** 3, gen.choice([0.1, 0.4], 400)
+        kept = gen.random(400) < 0.1
+        found = worth(earned, costs, kept, constant, most)
+        assert (found == greedy(earned, costs, kept, constant, most)).all()
+    assert kept.sum() < worth(earned, costs, kept, 5.0, 400).sum() < 400
+
+
+def test_prunefl_is_its_algorithm():
+    given = {**SMALL, "method": "prunefl", "rounds": 3, "end": 3, "sparsity": 0.3}
+    options = {"constant": 1e-3, "comm": 1e-6, "comp": 1e-6, "dec": 0.4, "initial": 2}
+    config = configure({**given, "method_options": options})
+    _, asked, _ = overheard(config)
+    earned = [(q, who) for q, who, _ in asked if q.kind == "score"]
+    alone = [who for q, who, _ in asked if q.kind == "tune" and q.round == 1]
+    assert alone == [[0], [0], [0, 1, 2]], "first on one client"
+    assert [who for q, who in earned] == [[0], [0], [0, 1, 2], [0, 1, 2]]
+    sizes = []
+    for question, who in earned[1:]:
+        squares = dict.fromkeys(LAYERS, 0.0)
+        for client in who:
+            x, y = data(config, client)
+            slopes = gradients(question.weights, x, y)
+            squares = {n: squares[n] + len(y) * slopes[n].square() for n in LAYERS}
+        kept = {}
+        for n in LAYERS:
+            mask, size = question.masks[n].flatten(), question.weights[n].abs().flatten()
+            order = torch.where(mask, size, math.inf).argsort(stable=True)
+            kept[n] = mask.clone()
+            kept[n][order[: int(0.4 * 0.5 ** (question.round / 10_000) * int(mask.sum()))]] = False
+        costs = np.full(len(flat(squares)), 2e-6)  # one row of a perceptron's layer an example
+        most = count(flat(question.masks), 0.3)
+        wanted = greedy(flat(squares).numpy(), costs, flat(kept).numpy(), 1e-3, most)
+        tuned = [(q, who) for q, who, _ in asked if q.kind == "tune" and q.round == question.round]
+        later = next(q for q, who in tuned if len(who) == 3)
+        assert int((flat(later.masks).numpy() != wanted).sum()) <= 4, "but for rounding"
+        sizes.append(int(wanted.sum()))
+    assert len(set(sizes)) > 1, "the model's size moves"
+
+
+def test_fedtiny_takes_the_candidate_of_the_lowest_loss_and_moves_block_by_block():
+    given = {**SMALL, "method": "fedtiny", "rounds": 4, "end": 4, "sparsity": 0.6, "regrow": 0.4}
+    config = configure({**given, "method_options": {"candidates": 3, "spread": 0.4}})
+    _, asked, states = overheard(config)
+    tried = [(q, a) for q, _, a in asked if q.kind == "evaluate" and q.round == 1][:5]
+    tried = [(q, a) for q, a in tried if q.part == "validation" and len(a.answered) == 3][:3]
+    losses = [a.totals["loss"] / a.totals["count"] for _, a in tried]
+    first = next(q for q, _, _ in asked if q.kind == "tune")
+    assert torch.equal(flat(first.masks), flat(tried[losses.index(min(losses))][0].masks))
+    for question, _ in tried:
+        assert int(flat(question.masks).sum()) == count(flat(question.masks), 0.6)
+    even = tried[0][0].masks
+    assert all(abs(int(m.sum()) - 0.4 * m.numel()) <= 1 for m in even.values())
+    moved = []
+    for before, after, step in zip(states, states[1:], (1, 2, 3), strict=False):
+        slopes = dict.fromkeys(LAYERS, 0.0)
+        for client in range(3):
+            x, y = data(config, client)
+            found = gradients(before.weights, x, y)
+            slopes = {n: slopes[n] + len(y) * found[n] for n in LAYERS}
+        name = LAYERS[-1 - (step - 1) % 2]
+        (other,) = set(LAYERS) - {name}
+        assert torch.equal(before.masks[other], after.masks[other])
+        old, new = before.masks[name], after.masks[name]
+        many = math.floor(0.2 * (1 + math.cos(math.pi * step / 4)) * int(old.sum()) + 0.5)
+        kept_by((old & new)[old], before.weights[name].abs()[old], int(old.sum()) - many)
+        kept_by((new & ~old)[~old], slopes[name].abs()[~old], many)
+        moved.append(name)
+    assert moved == [LAYERS[1], LAYERS[0], LAYERS[1]]
+
+
+def test_fedtiny_selects_by_statistics_of_the_clients():
+    config = tiny(method="fedtiny", rounds=2, warmup=0, end=2, method_options={"candidates": 2})
+    _, asked, _ = overheard(config)
+    fresh = [(q, a) for q, _, a in asked if q.kind == "tune" and q.lr == 0.0]
+    assert len(fresh) == 2
+    measured = [q for q, _, _ in asked if q.kind == "evaluate" and len(q.masks) and q.round == 1]
+    layout = house_of(config).layout
+    for question, _ in fresh:
+        seen = next(q for q in measured if torch.equal(whole(q.masks), whole(question.masks)))
+        for n, w in question.weights.items():
+            same = torch.equal(seen.weights[n], w)
+            assert same == (n not in layout.statistics), n
+
+
+def test_fedmef_presses_what_is_about_to_go():
+    given = {**SMALL, "method": "fedmef", "rounds": 3, "end": 3, "sparsity": 0.6, "regrow": 0.4}
+    config = configure({**given, "lr_schedule": "constant", "method_options": {"extrusion": 0.3}})
+    _, asked, states = overheard(config)
+    first = next(q for q, _, _ in asked if q.kind == "tune")
+    part = 0.2 * (1 + math.cos(math.pi * 1 / 3))
+    press = {}
+    for n in LAYERS:
+        mask, w = first.masks[n], first.weights[n].double()
+        few = math.floor(part * int(mask.sum()) + 0.5)
+        low = torch.where(mask, w.abs(), math.inf).flatten().argsort()[:few]
+        press[n] = torch.zeros(w.numel()).double().index_fill(0, low, 1).reshape(w.shape) * w
+    total, labels = {}, 0
+    for client in range(3):
+        x, y = data(config, client)
+        slopes = gradients(first.weights, x, y)
+        for n, w in first.weights.items():
+            g = (slopes[n] + 2 * 0.3 * press.get(n, 0)) * first.masks.get(n, 1)
+            total[n] = total.get(n, 0) + len(y) * (w.double() - 0.1 * g).detach()
+        labels += len(y)
+    for n, t in total.items():
+        assert torch.allclose(states[0].weights[n].double(), t / labels, atol=1e-6), n
+    last = [q for q, _, _ in asked if q.kind == "tune"][-1]
+    assert (first.extrude, last.extrude) == (0.3, 0.0), "nothing goes after the last round"
+
+
+def test_fedspallm_is_its_three_equations():
+    given = {**SMALL, "method": "fedspallm", "rounds": 2, "calibration": "dense"}
+    options = {"layers": 0.5}
+    config = configure({**given, "lr_schedule": "constant", "method_options": options})
+    _, asked, states = overheard(config)
+    own = [(q, who[0], a) for q, who, a in asked if q.kind == "own"]
+    assert {n for q, _, _ in own for n in q.names} == set(LAYERS), "every layer is somebody's"
+    assert all(len(q.names) == 1 for q, _, _ in own) or len({q.names for q, _, _ in own}) > 1
+    start, masks = own[0][0].weights, {}
+    for question, client, answer in own:
+        x, _ = data(config, client)
+        inputs = {LAYERS[0]: x}
+        w, b = start["features.1.weight"].double(), start["features.1.bias"].double()
+        inputs[LAYERS[1]] = (x @ w.T + b).relu()
+        masks[client] = {}
+        sizes = [start[n].numel() for n in sorted(question.names)]
+        parts = dict(zip(sorted(question.names), answer.votes.split(sizes), strict=True))
+        for n in question.names:
+            score = start[n].double().abs() * inputs[n].square().sum(0).sqrt()
+            masks[client][n] = parts[n].reshape(score.shape) > 0
+            kept_by(masks[client][n], score, count(score, 0.5))
+    sums, held = {}, {}
+    for client in range(3):
+        x, y = data(config, client)
+        begun = {n: w.double() * masks[client].get(n, 1) for n, w in start.items()}
+        slopes = gradients(begun, x, y)
+        for n, w in begun.items():
+            m = masks[client].get(n, torch.ones(w.shape)).double()
+            sums[n] = sums.get(n, 0) + (m * (w - 0.1 * slopes[n])).detach()
+            held[n] = held.get(n, 0) + m
+    after = states[0]
+    for n, total in sums.items():
+        mean = torch.where(held[n] > 0, total / held[n].clamp(min=1), start[n].double())
+        mean = mean * after.masks.get(n, 1)
+        assert torch.allclose(after.weights[n].double(), mean, atol=1e-5), n
+    for n in LAYERS:
+        those = [m[n].double() for m in masks.values() if n in m]
+        kept_by(after.masks[n], sum(those), count(after.masks[n], 0.5))
