@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedprune.structure.experts import with_experts
 from fedprune.structure.layout import Layout, layout_of
 from fedprune.tensors.models import state_of
 
@@ -36,9 +37,22 @@ FACTS: dict[str, tuple[int, int, int, int, int, int]] = {
     "gemma2": (3, 4, 2, 2, 10, 2),
     "gemma3": (2, 4, 2, 2, 10, 2),
     "modernbert": (3, 4, 2, 2, 10, 2),
+    "mixtral": (2, 4, 2, 6, 10, 2),
+    "qwen2-moe": (2, 4, 2, 5, 10, 2),
+    "qwen3-moe": (2, 4, 2, 4, 10, 2),
 }
+# Experts of a block, of which a token is sent to two.
+EXPERTS = {"mixtral": 3, "qwen2-moe": 3, "qwen3-moe": 3}
+SEEDS = {"qwen3-moe": 8}  # with 7 no token is sent to one of the experts
 # Queries that share a key and a value: units are their groups.
-QUERIES = {"llama-gqa": 3, "mistral": 2, "qwen3": 2, "phi3": 2, "gemma3": 2}
+QUERIES = {
+    **dict.fromkeys(("mixtral", "qwen2-moe", "qwen3-moe"), 2),
+    "llama-gqa": 3,
+    "mistral": 2,
+    "qwen3": 2,
+    "phi3": 2,
+    "gemma3": 2,
+}
 # Numbers that go with a whole attention and with a whole feed-forward: norms before and in it.
 NORMS = {
     "bert": (0, 0),
@@ -54,6 +68,7 @@ NORMS = {
     "gpt2": (24, 24),
     "gpt2-cross": (24, 24),
     "qwen3": (20, 12),
+    "qwen3-moe": (20, 12),
 }
 RMS = (12, 12)
 OUTPUT = {
@@ -115,8 +130,8 @@ def forward(name: str, model: nn.Module, *, grad: bool = False) -> Tensor:
 @functools.cache
 def family(name: str) -> Family:
     with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = _built(name).double().eval()
+        torch.manual_seed(SEEDS.get(name, 7))
+        model = with_experts(_built(name)).double().eval()
         for p in model.parameters():  # biases and norms too: none may be 0 by chance of its start
             p.data.add_(torch.randn_like(p) * 0.3)
     model.requires_grad_(True)
@@ -166,6 +181,8 @@ def _built(name: str) -> nn.Module:
         "vocab_size": SYMBOLS, "dim": 12, "n_layers": 2, "hidden_dim": 10, "n_heads": heads,
         "max_position_embeddings": 16,
     }  # fmt: skip
+    moe = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+    beside = {"shared_expert_intermediate_size": 10, "mlp_only_layers": [0]}
     windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
     made = {
         "bert": lambda: t.BertForMaskedLM(t.BertConfig(**bert)),
@@ -181,6 +198,13 @@ def _built(name: str) -> nn.Module:
         "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**llama, sliding_window=3)),
         "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**llama, **windows)),
         "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**llama)),
+        "mixtral": lambda: t.MixtralForCausalLM(
+            t.MixtralConfig(**llama, num_local_experts=3, sliding_window=3)
+        ),
+        "qwen2-moe": lambda: t.Qwen2MoeForCausalLM(t.Qwen2MoeConfig(**llama, **moe, **beside)),
+        "qwen3-moe": lambda: t.Qwen3MoeForCausalLM(
+            t.Qwen3MoeConfig(**llama, **moe, decoder_sparse_step=2, norm_topk_prob=True)
+        ),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**opt, **unlike)),
         "opt-post": lambda: t.OPTForCausalLM(
             t.OPTConfig(**opt | {"word_embed_proj_dim": 8}, do_layer_norm_before=False)

@@ -58,11 +58,14 @@ def lora_copy(model: nn.Module, shapes: Shapes, scale: float) -> nn.Module:
     modules = dict(own.named_modules())
     paths = paths_in(shapes)
     rank = shapes[f"{paths[0]}{DOWN}"][0]
-    how = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, paths)))
+    # Around a model whose config names a mixture of experts, peft would look for its stacks.
+    around = nn.ModuleDict({"own": own})
+    named = "|".join(re.escape(f"own.{path}") for path in paths)
+    how = LoraConfig(r=rank, lora_alpha=rank, target_modules=named)
     how._register_custom_module({type(modules[p]): MaskedLoraLinear for p in paths})
     with warnings.catch_warnings():  # of ties that merging would break: none are among the layers
         warnings.simplefilter("ignore")
-        inject_adapter_in_model(how, own)
+        inject_adapter_in_model(how, around)
     for layer in lora_layers(own).values():
         layer.scaling["default"] = scale
     for name, p in own.named_parameters():

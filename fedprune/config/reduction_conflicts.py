@@ -6,7 +6,7 @@ from fedprune.config.sections import AllOptions
 from fedprune.options.conditions import only
 from fedprune.options.refusal import Conflict
 
-_CUT = ("head", "neuron", "channel", "sublayer", "layer")
+_CUT = ("head", "neuron", "channel", "expert", "sublayer", "layer")
 _RANKS = ("rank_energy", "rank_budget", "rank_tolerance")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.structure.edits import Edits
+from fedprune.structure.experts import stacked_experts
 from fedprune.structure.families.catalog import FAMILIES
 from fedprune.structure.families.family import Family
 from fedprune.structure.groups import Group, Structure, structure_of
@@ -51,7 +52,7 @@ def plain_model(model: nn.Module, dense: nn.Module, edits: Edits) -> nn.Module:
     if not hasattr(dense, "save_pretrained") or (edits and family is None):
         raise Unplain(f"{type(dense).__name__} is no model whose config fedprune knows")
     biases = _bias_keys(family, edits)
-    said = {"head", "neuron", "bias"} if biases else {"head", "neuron"}
+    said = {"expert", "head", "neuron"} | ({"bias"} if biases else set())
     for kind in sorted({edit.kind for edit in edits} - said):
         raise Unplain(f"edits of kind {kind}: {UNSAID[kind]}")
     changes, blocks = ({}, {}) if family is None else _changes(dense, family, edits)
@@ -88,17 +89,17 @@ def _changes(
         if not any(units for path, (_, units) in kept.items() if _inside(path, block.path))
     }
     there = {p: v for p, v in kept.items() if not any(_inside(p, g) for g in gone)}
-    changes: dict[str, Any] = {}
-    neurons = _same("neuron", there)
-    if neurons is not None:
-        changes[family.config.neurons] = neurons
+    changes: dict[str, Any] = _neuron_keys(family, there)
+    if structure.mixtures:
+        changes |= _expert_key(family, structure, there)
     groups = [g for g in structure.groups if g.kind == "head"]
     changes |= _head_keys(dense.config, family, there, groups)
     blocks, counts = _renumbered([b.path for b in structure.blocks], gone)
     blocks |= {f"gone.{path}": path for path in gone}
     if gone:
         changes |= {_layer_key(family, stack): count for stack, count in counts.items()}
-        changes |= _left(dense.config, family, [b.path not in gone for b in structure.blocks])
+        stays = [b.path not in gone for b in structure.blocks]
+        changes |= _left(dense.config, family, stays) | family.config.numbered(dense.config, stays)
     return changes, blocks
 
 
@@ -119,7 +120,49 @@ def _inside(path: str, block: str) -> bool:
 def _kept(structure: Structure, edits: Edits) -> dict[str, tuple[str, int]]:
     """Kind and number of units of each group after the edits, by path."""
     cut = {edit.path: len(edit.kept) for edit in edits}
-    return {g.path: (g.kind, cut.get(g.path, len(g.parts[-1].index))) for g in structure.groups}
+    gone = _experts_gone(structure, edits)
+    return {
+        g.path: (g.kind, 0 if g.path in gone else cut.get(g.path, len(g.parts[-1].index)))
+        for g in structure.groups
+    }
+
+
+def _experts_gone(structure: Structure, edits: Edits) -> set[str]:
+    """Paths of experts that were taken out of their mixtures."""
+    kept = {edit.path: edit.kept for edit in edits if edit.kind == "expert"}
+    return {
+        expert.path
+        for m in structure.mixtures
+        for number, expert in zip(m.numbers, m.experts, strict=True)
+        if number not in kept.get(m.path, m.numbers)
+    }
+
+
+def _neuron_keys(family: Family, there: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+    """How many neurons feed-forward layers have, by the key that says so of them."""
+    key = family.config.neurons
+    by_key: dict[str, dict[str, tuple[str, int]]] = {}
+    for path, (kind, units) in there.items():
+        if kind == "neuron" and (units or ".experts." not in path):
+            name = key if isinstance(key, str) else key(path)
+            by_key.setdefault(name, {})[path] = kind, units
+    found = {name: _same("neuron", those) for name, those in by_key.items()}
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def _expert_key(
+    family: Family, structure: Structure, there: Mapping[str, tuple[str, int]]
+) -> dict[str, Any]:
+    """How many experts are left in every mixture of the blocks that stay."""
+    left = {
+        m.path: ("expert", sum(there[e.path][1] > 0 for e in m.experts if e.path in there))
+        for m in structure.mixtures
+        if any(e.path in there for e in m.experts)
+    }
+    count = _same("expert", left)
+    if count is not None and count < min(m.least for m in structure.mixtures):
+        raise Unplain(f"{count} experts are left, and a config sends tokens to more of them")
+    return {} if count is None else {family.config.experts: count}
 
 
 def _same(kind: str, kept: Mapping[str, tuple[str, int]]) -> int | None:
@@ -163,7 +206,8 @@ def _layer_key(family: Family, stack: str) -> str:
 
 
 def _config_with(settings: Any, changes: Mapping[str, Any]) -> Any:
-    values = settings.to_dict() | dict(changes)
+    # Some keys are kept under another name (`num_experts` of Qwen3-MoE).
+    values = settings.to_dict() | {settings.attribute_map.get(k, k): v for k, v in changes.items()}
     try:
         return type(settings).from_dict(values)
     except Exception as error:  # transformers' own checks, of several classes
@@ -205,4 +249,7 @@ def _values(
         known = name if block is None else new[block] + name[len(block) :]
         known, value = tables.get(name, (known, value))
         values[known] = value
-    return values
+    try:
+        return stacked_experts(values)
+    except ValueError as error:
+        raise Unplain(str(error)) from None

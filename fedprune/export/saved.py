@@ -14,6 +14,7 @@ from fedprune.codec.coded_file import CODED_NAME, HALVES, from_coded
 from fedprune.codec.tensor_file import tensor_file
 from fedprune.export.brought import give_back, save_transformer
 from fedprune.export.card import write_card
+from fedprune.export.hf_config import Unplain, plain_model
 from fedprune.export.manifest import MANIFEST_NAME, write_manifest
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.origin import at_hand, built_by, check_shapes, config_of, with_edits_of
@@ -22,6 +23,7 @@ from fedprune.runtime.json_text import read_object
 from fedprune.runtime.sums import check_sums
 from fedprune.streaming.blocks import is_streamed
 from fedprune.streaming.files import INDEX, ONE_FILE, MappedFolder, index_of, tensors_in
+from fedprune.structure.experts import mixtures_in, named_as_modules
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.claims import filled_by, held_by, held_in
 from fedprune.tasks.rescaling import folded
@@ -84,7 +86,7 @@ def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> N
     Raises:
         ValueError: names or shapes differ; the folder is named.
     """
-    places = tensors_in(folder)
+    places = named_as_modules(tensors_in(folder))
     if not places:
         raise FileNotFoundError(f"{folder / ONE_FILE}: gone")
     files, own = MappedFolder(places), model.state_dict(keep_vars=True)
@@ -99,6 +101,16 @@ def load_tensors(model: nn.Module, folder: Path, *, as_saved: bool = False) -> N
     with torch.no_grad():
         for name, t in read.items():
             own[name].copy_(t)
+
+
+def _plain(model: nn.Module) -> nn.Module | None:
+    """The model as transformers builds it; None where it is none, or lacks an expert in place."""
+    if not hasattr(model, "save_pretrained") or not mixtures_in(model):
+        return model if hasattr(model, "save_pretrained") else None
+    try:
+        return plain_model(model, model, ())
+    except Unplain:
+        return None
 
 
 SHARD = 2**30
@@ -143,8 +155,8 @@ def save_folder(model: nn.Module, folder: Path, origin: Mapping[str, Any], text:
     if is_streamed(model):
         _save_shards(state_of(model), folder)
         getattr(model, "config").save_pretrained(folder)  # noqa: B009 (a model of transformers)
-    elif hasattr(model, "save_pretrained") and not origin.get("edits"):
-        save_transformer(folded(model), folder, config)
+    elif not origin.get("edits") and (plain := _plain(folded(model))) is not None:
+        save_transformer(plain, folder, config)
     else:
         with os_errors(folder):
             save_model(model, str(folder / "model.safetensors"))

@@ -133,7 +133,7 @@ def _check_reach(config: RunConfig, layout: Layout) -> None:
     """Refuse a sparsity that floors or units do not allow."""
     sizes = [layout.shapes[name].numel() for name in layout.prunable]
     gone = math.floor((config.sparsity or 0.0) * sum(sizes) + 0.5)
-    whole = config.unit in {"sublayer", "layer"}
+    whole = config.unit in {"expert", "sublayer", "layer"}
     if not whole and gone > sum(max(0, size - config.floor) for size in sizes):
         raise ValueError(
             f"floor={config.floor}: in each of {len(sizes)} tensors, while sparsity="

@@ -128,6 +128,8 @@ def _loss(probe: Probe) -> float:
 
 def _batched(probe: Probe, labels: Labels, units: Tensor) -> Tensor:
     layers = layers_of(probe.model, list(labels))
+    if probe.layout.structure.mixtures:  # rows of experts are tokens, in no order of examples
+        raise _NotBatched
     if any(not found or any(groups(m) > 1 for m in found) for found in layers.values()):
         raise _NotBatched
     whole = [_each(probe, batch).sum().item() for batch in probe.batches]

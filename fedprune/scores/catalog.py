@@ -196,7 +196,7 @@ SCORES: dict[str, Score] = {
         "Molchanov et al. 2019, arXiv 1906.10771, eq. 8; gates: Michel et al. 2019, 1905.10650",
         contribution,
         (ASK_CONTRIBUTION,),
-        units=("head", "neuron", "head-neuron", "channel", "sublayer", "layer"),
+        units=("head", "neuron", "head-neuron", "channel", "expert", "sublayer", "layer"),
     ),
     "ablation": Score(
         "|L(without the unit) - L(θ)|: exact, one unit at a time",
@@ -211,6 +211,7 @@ SCORES: dict[str, Score] = {
             "neuron",
             "head-neuron",
             "channel",
+            "expert",
             "sublayer",
             "layer",
         ),

@@ -10,13 +10,13 @@ def scopes_of(unit: str) -> tuple[str, ...]:
     """The scopes that a kind of unit can be ranked under.
 
     A pattern decides in every group by itself; units of several tensors have no tensor's density;
-    units that are whole tensors have no other beside them there.
+    units that are whole tensors have no other beside them there, but experts: those of a mixture.
     """
     if unit == "weight":
         return tuple(SCOPES)
-    if unit == "n:m" or UNITS[unit].tensors == "all":
+    if unit == "n:m" or (UNITS[unit].tensors == "all" and unit != "expert"):
         return ("global",)
-    if UNITS[unit].tensors == "many":
+    if UNITS[unit].tensors == "many" or unit == "expert":
         return ("global", "layer")
     return tuple(name for name, scope in SCOPES.items() if not scope.rows)
 

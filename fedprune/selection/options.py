@@ -17,7 +17,7 @@ _ADAPTIVE = {"schedule": "adaptive"}
 _SHAPES = {"n:m": (2, 4), "block": (4, 1)}
 """Units that have a shape, with the one they have by default."""
 
-_WHOLE = ("head", "neuron", "head-neuron", "channel", "sublayer", "layer")
+_WHOLE = ("head", "neuron", "head-neuron", "channel", "expert", "sublayer", "layer")
 """Units that can be taken out of a model."""
 
 

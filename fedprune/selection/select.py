@@ -26,11 +26,12 @@ from fedprune.selection.ranking import (
 )
 from fedprune.selection.row_ranking import patterned, within_rows
 from fedprune.selection.scopes import SCOPES, counter, total_of
-from fedprune.selection.unit_ranking import drop_units, ranked
+from fedprune.selection.unit_ranking import competing, drop_units, ranked
 from fedprune.selection.units import (
     Shape,
     along_labels,
     pattern_counts,
+    staying_units,
     unit_kind,
     unit_labels,
 )
@@ -122,9 +123,14 @@ def select(
         along = [shared[name].reshape(-1).numpy() for name in scores]
         units = overlapping(layers, own, along, pool, evenly=scope == "layer")
         return as_masks(scores, drop_units(layers, units, total, None, floors=False))
-    units = ranked(layers, own, pool)
+    staying = staying_units(layout, unit)
+    units = competing(ranked(layers, own, pool), staying)
     counts = None if SCOPES[scope].shares is None else counter(ground, scope)
-    left = drop_units(layers, units, total, counts, floors=kind.tensors != "all")
+    left = drop_units(
+        *(layers, units, total, counts),
+        floors=kind.tensors != "all",
+        staying=staying,
+    )
     return as_masks(scores, left)
 
 

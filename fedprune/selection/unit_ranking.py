@@ -7,7 +7,7 @@ allow, and never exceeded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,14 @@ def ranked(layers: Sequence[Layer], labels: Sequence[Numbers], pool: str) -> Uni
     return Units(labels, size, group, rank)
 
 
+def competing(units: Units, together: Sequence[tuple[int, int, int]]) -> Units:
+    """Units of which some lie in no tensor together, and yet compete: those of one mixture."""
+    group = units.group.copy()
+    for start, end, _ in together:
+        group[start:end] = group[start]
+    return replace(units, group=group)
+
+
 def drop_units(
     layers: Sequence[Layer],
     units: Units,
@@ -76,6 +84,7 @@ def drop_units(
     counts: Callable[[Sequence[Limits], int], list[int]] | None,
     *,
     floors: bool,
+    staying: Sequence[tuple[int, int, int]] = (),
 ) -> list[Bools]:
     """What is left of the layers without the lowest ranked units that fit into `total`.
 
@@ -90,11 +99,15 @@ def drop_units(
         counts: how many go from every group of units, from its limits and the total; None: all
             units compete with each other.
         floors: whether the layers' floors hold; units that are whole tensors know none.
+        staying: first number, end and how many of these units stay, the highest ranked.
 
     Raises:
         ValueError: more is asked than the units hold.
     """
     pinned = _pinned(layers, units) if floors else np.zeros(len(units.size), bool)
+    for start, end, least in staying:
+        living = start + np.flatnonzero(units.size[start:end])
+        pinned[living[np.argsort(units.rank[living])][max(0, len(living) - least) :]] = True
     free = np.flatnonzero((units.size > 0) & ~pinned)
     group = units.group if counts is not None else np.zeros_like(units.group)
     budgets = _budgets(layers, units, total, counts)

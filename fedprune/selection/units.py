@@ -86,6 +86,7 @@ _NEEDED = {
     "head-neuron": f"an attention or a feed-forward layer {_FAMILIES}",
     "channel": "a plain network that torch.fx can trace, with two prunable layers in a row",
     "sublayer": f"an attention or a feed-forward layer {_FAMILIES}",
+    "expert": "a mixture of experts (mixtral, qwen2_moe, qwen3_moe) with prunable weights",
     "layer": "an nn.ModuleList with prunable weights in its elements",
 }
 """What a model has to have for units of several tensors."""
@@ -149,7 +150,18 @@ def removable(layout: Layout, unit: str, unit_shape: Shape | None = None) -> int
         return sum(layout.shapes[name].numel() for name in layout.prunable)
     labels = unit_labels(layout, unit, unit_shape)
     along = along_labels(layout, unit) or labels
-    return sum(int(((label >= 0) | (along[name] >= 0)).sum()) for name, label in labels.items())
+    able = sum(int(((label >= 0) | (along[name] >= 0)).sum()) for name, label in labels.items())
+    return able - _staying_weights(layout, unit)
+
+
+def _staying_weights(layout: Layout, unit: str) -> int:
+    """The fewest weights that units have which stay whatever their scores."""
+    mixtures = layout.structure.mixtures if unit == "expert" else ()
+    sizes = [
+        sorted(sum(layout.shapes[t].numel() for t in expert.tensors) for expert in m.experts)
+        for m in mixtures
+    ]
+    return sum(sum(each[: m.least]) for each, m in zip(sizes, mixtures, strict=True))
 
 
 def pattern_sparsity(n: int, m: int) -> float:
@@ -278,8 +290,26 @@ def _wholly(layout: Layout, units: Iterable[Sequence[str]]) -> dict[str, Tensor]
 
 
 def _sublayers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    groups = [g for g in layout.structure.groups if g.kind != "channel"]
-    return _wholly(layout, [[p.tensor for p in g.parts] for g in groups])
+    return _wholly(layout, layout.structure.wholes)
+
+
+def _experts(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
+    mixtures = layout.structure.mixtures
+    return _wholly(layout, [expert.tensors for mixture in mixtures for expert in mixture.experts])
+
+
+def staying_units(layout: Layout, unit: str) -> list[tuple[int, int, int]]:
+    """Of which units, from the first number up to another, how many stay whatever their scores.
+
+    A token is sent to so many experts of each mixture.
+    """
+    if unit != "expert":
+        return []
+    found, start = [], 0
+    for mixture in layout.structure.mixtures:
+        found.append((start, start + len(mixture.experts), mixture.least))
+        start += len(mixture.experts)
+    return found
 
 
 def _layers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
@@ -305,6 +335,8 @@ UNITS: dict[str, Unit] = {
     "channel": Unit("a channel of a plain network: what reads it, with every layer that makes it",
                     lambda layout, _shape: _of_channels("column")(layout), "many", "",
                     _of_channels("row")),
+    "expert": Unit("an expert of a mixture, with its row of the router; as many stay as a token is "
+                   "sent to", _experts, "all"),
     "sublayer": Unit("a whole attention or feed-forward layer", _sublayers, "all"),
     "layer": Unit("a whole block of a stack", _layers, "all"),
 }  # fmt: skip

@@ -21,7 +21,7 @@ def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits
     """The edits that take out every unit which is wholly masked: all its weights in all tensors.
 
     A sub-layer is removed if that is all of its units; of channels, which a network cannot do
-    without, one stays.
+    without, one stays. What was done to an expert that goes is left out.
 
     Args:
         masks: of all prunable tensors, in the shapes of `layout`.
@@ -41,6 +41,17 @@ def edits_of(masks: Masks, layout: Layout, before: Iterable[Edit] = ()) -> Edits
             kept = (original[0],)
         if len(kept) < len(alive):
             found[key] = Edit(group.kind, group.path, kept)
+    for mixture in layout.structure.mixtures:
+        gone = [e.path for e in mixture.experts if not any(masks[t].any() for t in e.tensors)]
+        left = [
+            number
+            for number, expert in zip(mixture.numbers, mixture.experts, strict=True)
+            if expert.path not in gone
+        ]
+        inside = tuple(f"{path}." for path in gone)
+        found = {k: e for k, e in found.items() if not f"{e.path}.".startswith(inside or ("!",))}
+        if gone:
+            found["expert", mixture.path] = Edit("expert", mixture.path, tuple(left))
     return ordered(found.values())
 
 

@@ -32,7 +32,7 @@ class Edit:
 
 Edits = tuple[Edit, ...]
 
-CUTS = frozenset({"head", "neuron", "channel", "vocab"})
+CUTS = frozenset({"expert", "head", "neuron", "channel", "vocab"})
 """Kinds that only take away: what they leave are numbers of the dense model, in its order."""
 
 

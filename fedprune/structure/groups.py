@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.structure.families.catalog import SUBLAYERS
+from fedprune.structure.families.catalog import MIXTURES, SUBLAYERS
 from fedprune.structure.families.family import SubLayer
 from fedprune.structure.layer_kinds import family_name, is_layer
 from fedprune.structure.low_rank_layers import makes, reads
@@ -68,11 +68,42 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """The experts of a block, each with its prunable tensors.
+
+    Attributes:
+        path: of the module with experts and router.
+        experts: path and prunable tensors of each, in model order.
+        numbers: of each in the dense model.
+        least: how many a token is sent to: so many stay.
+    """
+
+    path: str
+    experts: tuple[Block, ...]
+    numbers: tuple[int, ...]
+    least: int
+
+
+@dataclass(frozen=True)
 class Structure:
     """What was recognised; empty for models of other kinds."""
 
     groups: tuple[Group, ...] = ()
     blocks: tuple[Block, ...] = ()
+    mixtures: tuple[Mixture, ...] = ()
+
+    @property
+    def wholes(self) -> list[tuple[str, ...]]:
+        """The tensors of every attention and feed-forward layer; a mixture's experts are one."""
+        inside = {t: m for m in self.mixtures for e in m.experts for t in e.tensors}
+        found: dict[object, tuple[str, ...]] = {}
+        for group in (g for g in self.groups if g.kind != "channel"):
+            tensors = tuple(part.tensor for part in group.parts)
+            mixture = inside.get(tensors[0])
+            key = group.path if mixture is None else (mixture.path,)
+            experts = () if mixture is None else mixture.experts
+            found[key] = tuple(t for e in experts for t in e.tensors) or tensors
+        return list(found.values())
 
 
 def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
@@ -92,7 +123,7 @@ def structure_of(model: nn.Module, prunable: Sequence[str]) -> Structure:
             found.setdefault(frozenset(part.tensor for part in group.parts), group)
     uses = Counter(tensor for tensors in found for tensor in tensors)
     alone = [g for tensors, g in found.items() if all(uses[t] == 1 for t in tensors)]
-    return Structure(tuple(alone), _blocks(model, prunable))
+    return Structure(tuple(alone), _blocks(model, prunable), _mixtures(model, prunable))
 
 
 def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, str]) -> Group | None:
@@ -174,6 +205,27 @@ def _blocks(model: nn.Module, prunable: Sequence[str]) -> tuple[Block, ...]:
             tensors = tuple(t for t in prunable if t.startswith(f"{inside}."))
             if tensors:
                 found.append(Block(inside, tensors))
+    return tuple(found)
+
+
+def _mixtures(model: nn.Module, prunable: Sequence[str]) -> tuple[Mixture, ...]:
+    """Those of whose experts all weights are prunable: others could not be silenced."""
+    known, found = set(prunable), []
+    for path, module in model.named_modules():
+        experts: Any = getattr(module, "experts", None)
+        if family_name(module) not in MIXTURES or not isinstance(experts, nn.Module):
+            continue
+        parts = {
+            f"{path}.experts.{number}": tuple(
+                n for n, p in expert.named_parameters() if p.dim() > 1
+            )
+            for number, expert in experts.named_children()
+        }
+        units = [Block(p, tuple(f"{p}.{n}" for n in names)) for p, names in parts.items() if names]
+        if units and all(set(unit.tensors) <= known for unit in units):
+            numbers = tuple(int(unit.path.rpartition(".")[2]) for unit in units)
+            router: Any = module.get_submodule("gate")
+            found.append(Mixture(path, tuple(units), numbers, min(router.top_k, len(units))))
     return tuple(found)
 
 

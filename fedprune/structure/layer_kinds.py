@@ -21,6 +21,8 @@ _OWN = {"forward", "_conv_forward", "__call__", "weight"}
 """A subclass that defines one of these computes something else; parametrisations define `weight`.
 """
 
+_KNOWN = ("transformers.", "fedprune.structure.experts")
+
 _Kind = TypeVar("_Kind", bound=type[nn.Module])
 
 
@@ -60,6 +62,9 @@ def plain_kind(module: nn.Module, kinds: Container[_Kind]) -> _Kind | None:
 
 
 def family_name(module: nn.Module) -> str:
-    """The name of the class of `transformers` whose forward the module runs; "" if none's."""
+    """The name of the class of `transformers` whose forward the module runs; "" if none's.
+
+    A single expert of a mixture has no class there, and that of `fedprune.structure.experts` here.
+    """
     cls = next((c for c in type(module).__mro__ if "forward" in vars(c)), nn.Module)
-    return cls.__name__ if cls.__module__.startswith("transformers.") else ""
+    return cls.__name__ if cls.__module__.startswith(_KNOWN) else ""

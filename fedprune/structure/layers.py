@@ -6,6 +6,7 @@ inputs times a matrix (out, in) in the view of `fedprune.structure.layout.as_row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -79,7 +80,8 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     convolution the places of its window, and the columns are channels times kernel.
     """
     if not isinstance(layer, CONVOLUTIONS):
-        return x.reshape(x.shape[0], -1, 1, x.shape[-1])
+        # Spelled out: of an expert that no token was sent to, -1 could be any number.
+        return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
     dimensions = range(2, x.dim())
@@ -97,7 +99,7 @@ def output_rows(layer: nn.Module, y: Tensor) -> Tensor:
     """A layer's output (B, ...) as (B, rows, out): the rows those of `input_rows`."""
     if isinstance(layer, CONVOLUTIONS):
         return y.flatten(2).transpose(1, 2)
-    return y.reshape(y.shape[0], -1, y.shape[-1])
+    return y.reshape(y.shape[0], math.prod(y.shape[1:-1]), y.shape[-1])
 
 
 def as_output(layer: nn.Module, rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from fedprune.structure.layer_kinds import TABLES, is_layer
+from fedprune.structure.layer_kinds import TABLES, family_name, is_layer
 from fedprune.structure.parametrised import refuse_computed
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -162,6 +162,12 @@ def _kind(owner: nn.Module, name: str, p: Tensor) -> str:
         return "frozen layers"
     if is_layer(owner) or is_parametrized(owner) or ".parametrizations." in name:
         return "parametrised layers"
+    return _kind_by_shape(owner, p)
+
+
+def _kind_by_shape(owner: nn.Module, p: Tensor) -> str:
+    if family_name(owner).endswith("TopKRouter"):
+        return "routers of experts"
     # A class token or a table of positions of ViT has a dimension for the batch.
     sizes = [size for size in p.shape if size > 1]
     if len(sizes) < 2:

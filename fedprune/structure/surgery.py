@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedprune.structure.caching import attentions_of, renumber
 from fedprune.structure.channels.cut import cut_channels
 from fedprune.structure.edits import Edit, Edits
+from fedprune.structure.experts import cut_experts, tidy_mixtures
 from fedprune.structure.families.catalog import FAMILIES, SUBLAYERS
 from fedprune.structure.families.family import Sizes, SubLayer
 from fedprune.structure.groups import Projection, projections
@@ -50,6 +51,7 @@ def reshaped(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
         renumber(model, before)
         for family in FAMILIES.values():
             family.tidy(model)
+        tidy_mixtures(model)
         _pass_through(model)
     return model
 
@@ -188,6 +190,7 @@ CUT = "was_cut"
 
 EDITS: dict[str, Callable[[nn.Module, Edit], None]] = {
     "rank": factor_layer,
+    "expert": cut_experts,
     "bias": add_bias,
     "head": cut_units,
     "neuron": cut_units,

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from fedprune.randomness import generator, seeded
 from fedprune.streaming.blocks import is_streamed
+from fedprune.structure.experts import with_experts
 from fedprune.tasks.options import is_trained
 from fedprune.tasks.task import Part, Task
 from fedprune.tensors.models import CONSTANTS
@@ -28,7 +29,8 @@ FP16_MOST = 65504.0
 def built(task: Task, config: Data) -> nn.Module:
     """The task's dense model, under whatever state torch's global generator has.
 
-    Of a model inside `nn.DataParallel` or `torch.compile` it is the model itself. Lazy layers get
+    Of a model inside `nn.DataParallel` or `torch.compile` it is the model itself; experts are
+    modules (`fedprune.structure.experts`). Lazy layers get
     their shapes from the task's example. Float buffers that training leaves alone (masks, tables of
     positions) are marked as constants, see `fedprune.tensors.models.state_of`.
 
@@ -37,7 +39,7 @@ def built(task: Task, config: Data) -> nn.Module:
             a lazy layer has no shape, a parameter is of a type that does not average, or a
             BatchNorm has no running statistics.
     """
-    model = _bare(_made(task, config))
+    model = with_experts(_bare(_made(task, config)))
     dummy = None if task.dummy is None else task.dummy(config)
     _check_registered(model)
     _materialise(model, task, dummy)

@@ -13,6 +13,7 @@ from torch import nn
 from fedprune.options.refusal import counted, refuse
 from fedprune.streaming.blocks import BlockStream, without_weights
 from fedprune.streaming.files import MappedFolder, tensors_in
+from fedprune.structure.experts import named_as_modules, with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import Need
 from fedprune.tasks.fetching import bounded_by_files, from_pretrained, type_of
@@ -160,8 +161,8 @@ def _streamed(config: Data, need: Need) -> nn.Module | None:
     kept = type_of(config)
     try:
         with quiet(), bounded_by_files(folder):
-            model = without_weights(lambda: auto.from_config(settings, dtype=kept))
-            BlockStream(model, MappedFolder(tensors_in(folder)))
+            model = without_weights(lambda: with_experts(auto.from_config(settings, dtype=kept)))
+            BlockStream(model, MappedFolder(named_as_modules(tensors_in(folder))))
     except Exception as error:  # what a config asks for may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if getattr(config, "stream", "") == "on":

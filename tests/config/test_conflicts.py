@@ -69,7 +69,7 @@ scope=patterns | layers | --layers PATTERN DENSITY
 scope=patterns layers=*=1.5 | layers | above 0, up to 1
 min-density=0.3 | min-density | 0 to 0.2
 max-density=0.1 | max-density | 0.2 to 1
-score=ablation unit=block | unit | weight, row, column, head, neuron, head-neuron, channel, subla...
+score=ablation unit=block | unit | weight, row, column, head, neuron, head-neuron, channel, exper...
 score=block_influence unit=row | unit | layer
 score=sparsegpt scope=global | scope | layer
 score=sparsegpt target-bytes=9 | sparsity | a number
@@ -204,7 +204,7 @@ EXAMPLE precision=bf16 | precision | fp32
 EXAMPLE distil=0.5 | distil | 0
 EXAMPLE distil-hidden=0.5 | distil-hidden | 0
 EXAMPLE distil-attention=0.5 | distil-attention | 0
-response=1 combine=votes | unit | block, row, column, head, neuron, head-neuron, channel, sublaye...
+response=1 combine=votes | unit | block, row, column, head, neuron, head-neuron, channel, expert,...
 EXAMPLE score-examples=9 | score-examples | leave it out
 EXAMPLE combine=votes | combine | sum
 response=1 combine=votes unit=row pool=l2 | pool | mean, sum, max

@@ -16,7 +16,7 @@ from fedprune.export.measure import (
     zeros_as_masks,
 )
 from fedprune.protocol.models import dense_model
-from tests.families import FACTS, QUERIES, TEXTS, family
+from tests.families import EXPERTS, FACTS, QUERIES, TEXTS, family
 from tests.runs import tiny
 
 
@@ -47,7 +47,10 @@ def by_hand(name: str, tokens: int) -> int:
         kind = type(m).__name__
         if isinstance(m, nn.Linear) or kind == "Conv1D":
             seen = 2 if "pooler" in path else rows
+            # All experts together have two for each token, whoever they are: of one size here.
+            seen = 2 * rows / EXPERTS[name] if ".experts." in path else seen
             total += 2 * seen * m.weight.numel()
+    total += 2 * rows * sum(p.numel() for n, p in model.named_parameters() if "mlp.gate." in n)
     heads, size, attentions, *_ = FACTS[name]
     heads *= QUERIES.get(name, 1)
     return total + attentions * heads * 2 * 2 * (2 * tokens * tokens * size)

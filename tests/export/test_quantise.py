@@ -18,7 +18,7 @@ from fedprune.export.quantise import (
 )
 from fedprune.structure.edits import Edit
 from fedprune.structure.low_rank_layers import factor_layer
-from tests.families import OUTPUT, TEXTS, family, forward
+from tests.families import EXPERTS, OUTPUT, TEXTS, family, forward
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -97,7 +97,8 @@ def test_every_family_runs_quantised_and_what_was_pruned_stays_zero(name, kind):
         assert not values[weight][turned == 0].any(), weight
     said, meant = forward(name, model), forward(name, before)
     off = (said - meant).norm() / meant.norm()
-    assert off < (0.5 if kind == "int4" else 0.1)
+    # A token that goes to another expert, for a hair of its router's input, hears another.
+    assert off < (0.5 if kind == "int4" or name in EXPERTS else 0.1)
     assert size_of(model).parameters == size_of(before).parameters
     assert size_of(model).bytes_held < size_of(before).bytes_held
 

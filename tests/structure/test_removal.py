@@ -6,6 +6,7 @@ from cutting import every, masked_model, masks_of, some
 from torch import nn
 
 from fedprune.structure.cuts import edits_of
+from fedprune.structure.experts import with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS, SUBLAYERS
 from fedprune.structure.families.family import Need
 from fedprune.structure.layout import Layout, layout_of
@@ -18,7 +19,7 @@ SEEN = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 
 def dressed(model: nn.Module) -> tuple[nn.Module, Layout]:
     """In float64, no bias or norm as it starts."""
-    model = model.double().eval()
+    model = with_experts(model).double().eval()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(3)
         for p in model.parameters():

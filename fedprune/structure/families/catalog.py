@@ -10,6 +10,7 @@ from fedprune.structure.families.gpt2 import GPT2
 from fedprune.structure.families.gpt_neox import GPT_NEOX
 from fedprune.structure.families.llama import LLAMA
 from fedprune.structure.families.mistral import MISTRAL
+from fedprune.structure.families.mixture import MIXTRAL, QWEN2_MOE, QWEN3_MOE
 from fedprune.structure.families.modernbert import MODERNBERT
 from fedprune.structure.families.opt import OPT
 from fedprune.structure.families.phi3 import PHI3
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, GPT2, OPT, GPT_NEOX),
+        *(MIXTRAL, QWEN2_MOE, QWEN3_MOE),
         *(BERT, ROBERTA, DISTILBERT, ELECTRA, MODERNBERT, T5, VIT),
     )
 }
@@ -31,6 +33,9 @@ FAMILIES: dict[str, Family] = {
 SUBLAYERS: dict[str, SubLayer] = {
     name: sublayer for f in FAMILIES.values() for name, sublayer in f.sublayers.items()
 }
+
+MIXTURES: tuple[str, ...] = tuple(name for f in FAMILIES.values() for name in f.mixtures)
+"""Classes of mixtures of experts."""
 
 SMALL_MODELS: dict[str, SmallModel] = {
     name: small for f in FAMILIES.values() for name, small in f.small.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,20 +162,26 @@ class ConfigKeys:
     """What a family's config can say of a smaller model.
 
     Attributes:
-        neurons: the key of the number of feed-forward neurons.
+        neurons: the key of the number of feed-forward neurons, or from a feed-forward layer's path
+            to its key.
         layers: the key of the number of blocks of a stack, by the stack's path without the prefix
             of a head of output.
         heads: from the config and the heads (KV groups) kept in each attention to the keys that
             say so; None: it cannot say that.
         by_layer: keys of lists with an entry for each block, where the config has them.
         biases: by the name of a layer that may have no bias the key that gives it one.
+        experts: the key of the number of experts of every mixture; "": it has none.
+        numbered: from the config and which blocks stay to the keys that say by number which blocks
+            are of another kind.
     """
 
-    neurons: str
+    neurons: str | Callable[[str], str]
     layers: Mapping[str, str]
     heads: Callable[[Any, int], dict[str, int]] | None = None
     by_layer: tuple[str, ...] = ("layer_types",)
     biases: Mapping[str, str] = field(default_factory=dict)
+    experts: str = ""
+    numbered: Callable[[Any, Sequence[bool]], dict[str, Any]] = lambda _config, _stays: {}
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ class Family:
         sublayers: its attentions and feed-forward layers, by class.
         config: what its config can say of a smaller model.
         small: small models to be trained from scratch, by their name for ``--model``.
+        mixtures: its mixtures of experts, by class (`fedprune.structure.experts`).
         sizes: the numbers of modules that follow their weights' shapes, by class.
         passes: the forward of a block of which nothing is left, by class of block; classes that
             are not here pass their input on by themselves.
@@ -202,6 +209,7 @@ class Family:
     sublayers: Mapping[str, SubLayer]
     config: ConfigKeys
     small: Mapping[str, SmallModel]
+    mixtures: tuple[str, ...] = ()
     sizes: Mapping[str, Sizes] = field(default_factory=dict)
     passes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tidy: Callable[[nn.Module], None] = lambda _: None
