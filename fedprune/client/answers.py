@@ -78,7 +78,9 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
         else:
             masks, votes = starting_masks(question, client)
             tuned = _trained_once(question, client, masks)
-    return tuned_answer(question, client, (masks, votes), tuned, on_cpu(state_of(client.model)))
+    state = state_of(client.model)
+    state = state if client.device.type == "cpu" else on_cpu(state)
+    return tuned_answer(question, client, (masks, votes), tuned, state)
 
 
 def _trained_once(question: Question, client: ClientContext, masks: Masks) -> Tuned:
@@ -140,7 +142,8 @@ def tuned_answer(
 ) -> Answer:
     """A client's summand once it has tuned under masks to a state, which is on the CPU."""
     masks, votes = under
-    values = flat_change(state, question.weights, question.changed_on, client.layout)
+    change = (state, question.weights, question.changed_on, client.layout)
+    values = flat_change(*change, question.whole)
     statistics = None
     if tuned.statistics is not None:
         sums = cleared(copied(tuned.statistics), masks)

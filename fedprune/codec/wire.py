@@ -54,10 +54,13 @@ class Packet:
         fields: by name; of a question or an answer its "head", what it is, as JSON.
         buffers: by name; an empty one need not be there. "values" and "more" are flat values of one
             type, which the head names; "bits" is an encoded mask.
+        said: what it says, in the process that packed it, where reading gives that to the bit;
+            it does not travel, and no copy has it.
     """
 
     fields: Mapping[str, Any]
     buffers: Mapping[str, Buffer] = field(default_factory=dict)
+    said: object = field(default=None, init=False, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> Buffer:
         """The buffer of this name, empty where there is none."""
@@ -76,6 +79,12 @@ class Packet:
             for f in self.fields.values()
         )
         return sum(map(len, data)) + sum(map(len, self.buffers.values()))
+
+
+def saying(packet: Packet, said: object) -> Packet:
+    """The same packet, which was just packed, with what it says."""
+    object.__setattr__(packet, "said", said)
+    return packet
 
 
 LONGEST_HEAD = 2**22

@@ -22,13 +22,11 @@ from fedprune.structure.layout import Layout
 from fedprune.tensors.named import (
     Masks,
     Tensors,
-    cuts,
     gathered,
     kept_in,
     laid_out,
     masked,
     scattered,
-    whole_of,
 )
 
 
@@ -74,17 +72,17 @@ def flat_change(
     sent: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     layout: Layout,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """The same on the kept coordinates, as one flat tensor in the order of `gathered`.
 
     In one memory, tensor by tensor, where the state is of float32; BatchNorm's variances change as
-    moments.
+    moments. `whole`, where it is given, is `sent` in that order, of which no mask removes anything.
     """
-    if any(t.dtype != torch.float32 for t in (*tuned.values(), *sent.values())):
+    types = {t.dtype for t in tuned.values()} | {t.dtype for t in sent.values()}
+    if types != {torch.float32}:
         return gathered(change(tuned, sent, layout), masks)
-    dense = not cuts(masks)
-    whole = whole_of(sent) if dense else None
-    moved = gathered(tuned, {} if dense else masks)
+    moved = gathered(tuned, masks if whole is None else {})
     moved.sub_(gathered(sent, masks) if whole is None else whole)
     if layout.variances:
         few = {n for pair in layout.variances.items() for n in pair}

@@ -94,7 +94,7 @@ def step_rows(
 
 def can_be_alone(model: nn.Module) -> bool:
     """Whether the model trains on a batch of one row: BatchNorm1d has no variance of one value."""
-    return not any(isinstance(m, nn.BatchNorm1d) for m in (model, *found_in(model).modules))
+    return not (isinstance(model, nn.BatchNorm1d) or found_in(model).has(nn.BatchNorm1d))
 
 
 def prepared(model: nn.Module, config: Tuning) -> nn.Module:

@@ -77,7 +77,7 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     a small model; so does what SGD asks of every parameter before it moves it.
     """
     if type(optimizer) is _bare(torch.optim.SGD) and not optimizer.param_groups[0]["fused"]:
-        return functools.partial(_descend, optimizer)
+        return _descent(optimizer)
     bare = inspect.unwrap(type(optimizer).step)
 
     def step() -> None:
@@ -87,22 +87,28 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     return step
 
 
-@torch.no_grad()
-def _descend(optimizer: torch.optim.Optimizer) -> None:
-    """A step of SGD to the bit, of all parameters in a call for each operation.
+def _descent(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """What takes a step of SGD to the bit, of all parameters in a call for each operation.
 
     Of the options those of `_sgd` alone: momentum and weight decay.
     """
     (group,) = optimizer.param_groups
-    moved = [p for p in group["params"] if p.grad is not None]
-    if not moved:
-        return
-    along = [p.grad for p in moved]
-    if group["weight_decay"]:
-        along = list(torch._foreach_add(along, moved, alpha=group["weight_decay"]))
-    if group["momentum"]:
-        along = _with_momentum(optimizer, moved, along)
-    torch._foreach_add_(moved, along, alpha=-group["lr"])
+    # Without their history: autograd need not be told of each step that it is no part of it.
+    bare = [(p, p.detach()) for p in group["params"]]
+
+    def step() -> None:
+        moved = [t for p, t in bare if p.grad is not None]
+        along = [p.grad for p, _ in bare if p.grad is not None]
+        if not moved:
+            return
+        if group["weight_decay"]:
+            along = list(torch._foreach_add(along, moved, alpha=group["weight_decay"]))
+        if group["momentum"]:
+            those = [p for p, _ in bare if p.grad is not None]
+            along = _with_momentum(optimizer, those, along)
+        torch._foreach_add_(moved, along, alpha=-group["lr"])
+
+    return step
 
 
 def _with_momentum(
@@ -115,7 +121,8 @@ def _with_momentum(
         buffers, gradients = map(list, zip(*before, strict=True))
         torch._foreach_mul_(buffers, optimizer.param_groups[0]["momentum"])
         torch._foreach_add_(buffers, gradients)
-    for p, g in zip(moved, along, strict=True):
-        if p not in state:
-            state[p][name] = g.detach().clone()
+    if len(before) < len(moved):
+        for p, g in zip(moved, along, strict=True):
+            if p not in state:
+                state[p][name] = g.detach().clone()
     return [state[p][name] for p in moved]

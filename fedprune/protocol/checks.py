@@ -18,8 +18,7 @@ from fedprune.protocol.forms import (
     MANY,
     Form,
 )
-from fedprune.scores.inputs import improper, inputs_of
-from fedprune.scores.score import Shapes
+from fedprune.scores.inputs import improper
 from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors.named import Tensors
 
@@ -64,12 +63,13 @@ def check_summand(
         raise Refused("weight", f"{weight}, expected {clients}: every client counts alike")
     _check_totals(totals, form, clients)
     _check_values(values, weight if of else 1.0, form.within, form.named)
-    if form.exact:
-        _check_inputs(values, form.shapes, form.named)
+    if form.exact and form.of_inputs:
+        _check_inputs(values, form.named)
     if statistics is not None:
         within = (0.0 if form.positive else -LARGEST_NUMBER, LARGEST_NUMBER)
         _check_values(statistics, float(clients), within, form.named_sums)
-        _check_inputs(statistics, form.sums, form.named_sums)
+        if form.sums_of_inputs:
+            _check_inputs(statistics, form.named_sums)
 
 
 def _check_values(
@@ -93,8 +93,8 @@ def _check_values(
     raise Refused(where, f"{odd / weight:.4g} is not within {least:g} to {most:g}")
 
 
-def _check_inputs(values: Tensor, shapes: Shapes, named: Callable[[Tensor], Tensors]) -> None:
-    if any(name.endswith(inputs_of("")) for name in shapes) and (where := improper(named(values))):
+def _check_inputs(values: Tensor, named: Callable[[Tensor], Tensors]) -> None:
+    if where := improper(named(values)):
         raise Refused(where, "no inputs add up to this")
 
 

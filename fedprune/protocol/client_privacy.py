@@ -85,6 +85,8 @@ def leaving(answer: Answer, question: Question, config: RunConfig, most: int = 0
 
 
 def _tuned(answer: Answer, config: RunConfig) -> Answer:
+    if config.weighting != "equal" and not config.defence:
+        return answer
     weight = 1.0 if config.weighting == "equal" else answer.weight
     values = answer.values
     if config.defence:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedprune.codec.flags import flags_of, pack_flags, plain_flags, plain_flags_of
-from fedprune.codec.wire import SCORE_TYPES, Packet, head_of, pack, values_of
+from fedprune.codec.wire import SCORE_TYPES, Packet, head_of, pack, saying, values_of
 from fedprune.config.kinds import KINDS
 from fedprune.options.refusal import Refused
 from fedprune.protocol.messages import Answer, Question
@@ -53,7 +53,12 @@ def encode_answer(
     flats = {"values": (values, types[KINDS[question.kind].values])}
     if answer.statistics is not None:
         flats["more"] = (answer.statistics, statistics)
-    return pack(head, flats, votes, gen, fixed=fixed)
+    packet = pack(head, flats, votes, gen, fixed=fixed)
+    if fixed or answer.votes is not None or flats.keys() != {"values"}:
+        return packet
+    if flats["values"][1] != "fp32":
+        return packet
+    return saying(packet, _as_it_is(answer))
 
 
 def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool = False) -> Answer:
@@ -83,6 +88,17 @@ def decode_answer(packet: Packet, question: Question, alive: int, *, own: bool =
         values = torch.zeros(where.numel()).masked_scatter_(where, values)
     more = values_of(packet, "more", shared=True, head=head) if packet["more"] else None
     return Answer(values, number_at(head, "weight"), _totals(head), votes, more)
+
+
+def _as_it_is(answer: Answer) -> Answer | None:
+    """What `decode_answer` makes of an answer whose values travel as they are; None: not known."""
+    if answer.values.dtype != torch.float32 or answer.values.dim() != 1:
+        return None
+    numbers = (answer.weight, *answer.totals.values())
+    if not all(type(x) is float or (type(x) is int and abs(x) < 2**53) for x in numbers):
+        return None
+    totals = {name: float(x) for name, x in answer.totals.items()}
+    return Answer(answer.values.detach(), float(answer.weight), totals)
 
 
 def _totals(head: Mapping[str, Any]) -> dict[str, float]:

@@ -22,12 +22,13 @@ from fedprune.protocol.client_privacy import (
     noises_itself,
     spared_totals,
 )
+from fedprune.protocol.failures import longest_about
 from fedprune.protocol.messages import Question
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
-from fedprune.scores.inputs import aliases
+from fedprune.scores.inputs import aliases, inputs_of
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
@@ -95,6 +96,21 @@ class Form:
     def statistics(self) -> int:
         """How many statistics come beside them."""
         return _numbers(self.sums, self.masks)
+
+    @cached_property
+    def of_inputs(self) -> bool:
+        """Whether any of the values are sums of a weight's inputs."""
+        return any(name.endswith(inputs_of("")) for name in self.shapes)
+
+    @cached_property
+    def sums_of_inputs(self) -> bool:
+        """Whether any of the statistics are."""
+        return any(name.endswith(inputs_of("")) for name in self.sums)
+
+    @cached_property
+    def longest_head(self) -> int:
+        """Bytes that the head of an answer may take."""
+        return longest_about(1, self.totals)
 
     def named(self, flat: Tensor) -> Tensors:
         """Values by name, 0.0 where a mask is False."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from fedprune.learning.candidates import Candidate
 from fedprune.structure.edits import Edits
-from fedprune.tensors.named import Masks, Tensors
+from fedprune.tensors.named import Masks, Tensors, cuts, whole_of
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ class Question:
     def changed_on(self) -> Masks:
         """The masks that a change lies on; none, which is everything, where clients exchange."""
         return {} if self.grow else self.masks
+
+    @cached_property
+    def whole(self) -> Tensor | None:
+        """The weights as they lie one behind the other, where they do and a change is of all."""
+        return None if cuts(self.changed_on) else whole_of(self.weights)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedprune.protocol.aggregate import Aggregate, as_sum, loud_from, norm_of, s
 from fedprune.protocol.checks import check_summand
 from fedprune.protocol.client_privacy import silenced
 from fedprune.protocol.coded_answers import decode_answer
-from fedprune.protocol.failures import Failure, longest_about, plain
+from fedprune.protocol.failures import Failure, plain
 from fedprune.protocol.forms import Form
 from fedprune.protocol.messages import Answer, Question
 
@@ -34,13 +34,17 @@ class PartitionPart:
 def understood(packet: Packet, question: Question, form: Form) -> Answer:
     """The answer in a packet, its values cast back from the wire's type.
 
+    One that was coded in this process, and that coding does not change, is not decoded.
+
     Raises:
         Refused: it is not of the form, or would spoil a sum.
         ValueError: it cannot be decoded.
     """
-    if len(packet.head) > longest_about(1, form.totals):
+    if len(packet.head) > form.longest_head:
         raise Refused("reply", f"a head of {len(packet.head)} bytes")
-    given = decode_answer(packet, question, form.voters, own=form.own)
+    given = packet.said
+    if form.own or not isinstance(given, Answer):
+        given = decode_answer(packet, question, form.voters, own=form.own)
     check_summand(given.values, given.weight, given.totals, form, given.statistics)
     if question.limit and (norm := norm_of(given.values)) > question.limit:
         raise Refused("values", f"a change of norm {norm:.4g}, max-norm is {question.limit:.4g}")

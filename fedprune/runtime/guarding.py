@@ -8,6 +8,7 @@ which is started again, with ``--engine inline`` the run's.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import signal
 import threading
 import time
@@ -109,9 +110,12 @@ class _Held:
             self.running.clear()
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in self.installed.items():
-                if signal.getsignal(number) != handler:  # a client put its own there
+                if _handler_of(number) is not handler:  # a client put its own there
                     signal.signal(number, handler)
 
+
+_handler_of: Callable[[int], object] = importlib.import_module("_signal").getsignal
+"""As `signal.getsignal`, which first looks for each handler among its enumerations."""
 
 _HELD: list[_Held] = []
 """Those in place: at most one, of the main thread."""
@@ -129,8 +133,8 @@ def handlers() -> Iterator[None]:
     held = _Held()
     with _interrupts(held.came) as installed:
         held.installed.update(installed)
-        held.installed[signal.SIGALRM] = held.alarm
-        before = signal.signal(signal.SIGALRM, held.alarm)
+        held.installed[signal.SIGALRM] = alarm = held.alarm
+        before = signal.signal(signal.SIGALRM, alarm)
         _HELD.append(held)
         try:
             yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -48,6 +49,15 @@ class Found:
     saved: frozenset[str]
     holders: tuple[dict[str, object], ...]
     held: tuple[object, ...]
+
+    @cached_property
+    def kinds(self) -> frozenset[type[nn.Module]]:
+        """The classes of the modules within the model."""
+        return frozenset(map(type, self.modules))
+
+    def has(self, kind: type[nn.Module]) -> bool:
+        """Whether a module within the model is of this class, or one derived from it."""
+        return any(issubclass(found, kind) for found in self.kinds)
 
     def stands(self) -> bool:
         """Whether the model still holds the same objects."""
@@ -91,9 +101,12 @@ def learning(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in found_in(model).parameters.items() if p.requires_grad}
 
 
+_TRAINING = operator.attrgetter("training")
+
+
 def into_training(model: nn.Module) -> None:
     """As ``model.train()``, which is called only where something in the model is in eval mode."""
-    if not (model.training and all(m.training for m in found_in(model).modules)):
+    if not (model.training and all(map(_TRAINING, found_in(model).modules))):
         model.train()
 
 
@@ -104,15 +117,22 @@ def state_of(model: nn.Module) -> Tensors:
     constants, the same on every side, and so are buffers that the model itself does not save
     (LLaMA's rotary frequencies) or that are marked as constants (masks, tables of positions).
     """
-    still: frozenset[str] = getattr(model, CONSTANTS, frozenset())
-    if hasattr(model, STREAM):
-        lazy: Tensors = getattr(model, STREAM).tensors
+    stream = _noted(model, STREAM)
+    if stream is not None:
+        lazy: Tensors = stream.tensors
         return lazy
-    return {n: t.detach() for n, t in _moving(found_in(model), still).items()}
+    return {n: t.detach() for n, t in _moving(model).items()}
 
 
-def _moving(found: Found, still: frozenset[str]) -> Tensors:
-    """Parameters that are not frozen, and float buffers that the model saves, but for those."""
+def _noted(model: nn.Module, name: str) -> Any:
+    """An attribute of a model, or None: a module takes long to say that it has none."""
+    own = model.__dict__
+    return own[name] if name in own else getattr(type(model), name, None)
+
+
+def _moving(model: nn.Module) -> Tensors:
+    """Parameters that are not frozen, and float buffers that are saved and no constants."""
+    found, still = found_in(model), _noted(model, CONSTANTS) or ()
     state: Tensors = {n: p for n, p in found.parameters.items() if p.requires_grad}
     for n, b in found.buffers.items():
         if n in found.saved and n not in still and b.is_floating_point():
@@ -126,12 +146,12 @@ def counters_of(model: nn.Module) -> Tensors:
     return {n: b.detach().clone() for n, b in model.named_buffers() if n not in state}
 
 
-@torch.no_grad()
 def reset(model: nn.Module, counters: Mapping[str, Tensor]) -> None:
     """Put back what `counters_of` gave: what one client's batches counted is not the next one's."""
-    buffers = found_in(model).buffers
-    for name, value in counters.items():
-        buffers[name].copy_(value)
+    if counters:
+        buffers = found_in(model).buffers
+        with torch.no_grad():
+            torch._foreach_copy_([buffers[name] for name in counters], list(counters.values()))
 
 
 def frozen_of(model: nn.Module) -> Tensors:
@@ -141,25 +161,26 @@ def frozen_of(model: nn.Module) -> Tensors:
     return frozen | {n: b.detach() for n, b in model.named_buffers() if n in still}
 
 
-@torch.no_grad()
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy values into the model in place; ties and identity of its parameters stay.
 
     A model that reads its tensors when they are needed reads these from now on.
     """
-    if hasattr(model, STREAM):
-        getattr(model, STREAM).read(tensors)
+    stream = _noted(model, STREAM)
+    if stream is not None:
+        stream.read(tensors)
         return
-    state = _moving(found_in(model), getattr(model, CONSTANTS, frozenset()))
+    state = _moving(model)
     if state.keys() != tensors.keys():
         odd = sorted(state.keys() ^ tensors.keys())
         raise ValueError(f"tensors do not fit the model: {odd[:3]} are on one side only")
-    if isinstance(tensors, LazyTensors):
-        for name, value in tensors.items():
-            state[name].copy_(value)
-    elif state:
-        # One call for all of them: of a small model the calls take longer than the copies.
-        torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
+    with torch.no_grad():
+        if isinstance(tensors, LazyTensors):
+            for name, value in tensors.items():
+                state[name].copy_(value)
+        elif state:
+            # One call for all of them: of a small model the calls take longer than the copies.
+            torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
 
 
 def retyped(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

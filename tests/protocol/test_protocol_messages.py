@@ -15,6 +15,7 @@ from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.questions import FIELDS, decode_question
 from fedprune.structure.layout import Layout
+from fedprune.tensors.named import as_bytes
 
 SHAPES = {"conv": (2, 3), "bias": (2,), "head": (4,)}
 LAYOUT = Layout({n: torch.Size(s) for n, s in SHAPES.items()}, ("conv", "head"), ("bias",), {})
@@ -171,6 +172,35 @@ def test_an_answer_comes_back_as_it_went(votes):
     assert torch.equal(seen.values, given.values), "statistics travel as fp32 on any wire"
     assert (seen.weight, seen.totals) == (given.weight, given.totals)
     assert votes == (None if seen.votes is None else seen.votes.tolist())
+
+
+ODD = [float("nan"), -0.0, 0.1, float("-inf"), 1e-42]
+
+
+@pytest.mark.parametrize("values", [ODD, []], ids=["odd", "none"])
+@pytest.mark.parametrize(("weight", "wire"), [(3, "fp32"), (0.1, "fp32"), (3, "bf16")])
+def test_what_a_packet_says_in_its_own_process_is_what_is_read_of_it(values, weight, wire):
+    given = Answer(torch.tensor(values), weight, {"loss": 0.1, "count": 7})
+    packet = encode_answer(given, question(), wire)
+    travelled = Packet(packet.fields, packet.buffers)
+    assert other_buffers(packet, values=b"").said is None
+    if wire != "fp32":
+        assert packet.said is None
+        return
+    said, read = packet.said, decode_answer(travelled, question(), 0)
+    assert as_bytes(said.values) == as_bytes(read.values)
+    assert [(type(a.weight), a.weight, a.totals) for a in (said, read)] == [
+        (float, weight, {"loss": 0.1, "count": 7.0})
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"own": True}, {"fixed": True}, {"votes": torch.ones(4) > 0}], ids=str
+)
+def test_a_packet_that_coding_changes_says_nothing_beforehand(changes):
+    votes = changes.pop("votes", torch.ones(4) > 0 if "own" in changes else None)
+    given = Answer(torch.zeros(6), 1.0, {}, votes)
+    assert encode_answer(given, question(), "fp32", **changes).said is None
 
 
 @pytest.mark.parametrize(("wire", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
