@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
+from fedprune.config.cohort import newcomers_of
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, cut_memories, opened
 from fedprune.methods.catalog import check_method
-from fedprune.methods.measuring import measure, outcome, own_measured
+from fedprune.methods.measuring import measure, measured, outcome, own_measured
 from fedprune.opening import opening_of, unfailed, without_model
 from fedprune.privacy.ledger import Spent, open_ledger
 from fedprune.privacy.ledger_file import LEDGER_NAME
@@ -183,12 +184,12 @@ def _starts(config: RunConfig, fresh: State, blank: Plan, port: Port) -> dict[st
 
 
 def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Port:
-    """A port to clients with which task, model and data were tried."""
-    if port is not None and port.rehearsed:
-        return port
-    host = build_host(config)
-    # One's own port has its clients elsewhere.
-    return port or inline_port(host, memory=in_run(folder))
+    """A port to clients with which task, model and data were tried, newcomers among them."""
+    if port is None or not port.rehearsed:
+        host = build_host(config)
+        # One's own port has its clients elsewhere.
+        port = port or inline_port(host, memory=in_run(folder))
+    return replace(port, away=newcomers_of(config))
 
 
 def _reported(folder: Path, summary: Summary) -> None:
@@ -222,9 +223,19 @@ def _tested(end: State, plan: Plan, port: Port) -> State:
     try:
         end, tested = measure(end, r, port, "test")
         end, own = own_measured(end, r, port)
+        end, new = _on_newcomers(end, r, port)
     except Spent:
         return end
-    return replace(end, tested=tested, tested_own=own or None)
+    return replace(end, tested=tested, tested_own=own or None, tested_new=new or None)
+
+
+def _on_newcomers(end: State, r: Round, port: Port) -> tuple[State, Totals]:
+    """Test totals of the clients that never trained."""
+    new = [p for p in port.measuring() if p in newcomers_of(r.config)]
+    if not new:
+        return end, {}
+    end, aggregate = measured(end, r, port, "test", new)
+    return end, aggregate.totals
 
 
 def _measured_before(

@@ -63,6 +63,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "byzantine": (1,),
     "max_norm": (10_000.0,),
     "strikes": (2,),
+    "newcomers": (1,),
     "accumulate": (2,),
     "batched": (2,),
     "local_epochs": (1,),

@@ -39,6 +39,7 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Watcher
 from fedprune.selection.units import unit_labels
 from fedprune.streaming.blocks import through
+from fedprune.tasks.client_spread import in_bin
 from fedprune.tasks.measures import spread_sums
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, batches, extra_names
@@ -222,6 +223,8 @@ def _answer_evaluate(question: Question, client: ClientContext) -> Answer:
     totals = _measured(part, client)
     if samples(question, client.config):
         totals |= spread_sums(totals["loss"], totals["count"])
+    if question.part == "test" and client.config.client_percentiles:
+        totals |= in_bin(task.metric, totals)
     if question.part == "test" and task.test_sums is not None:
         on_device = next(client.moved(iter([part])))
         totals |= task.test_sums(client.model, on_device, client.config)

@@ -58,6 +58,14 @@ def drawn(config: AllOptions, there: Sequence[int], round_: int) -> list[int]:
     return draw(list(there), config.cohort, gen)
 
 
+def newcomers_of(config: AllOptions) -> frozenset[int]:
+    """The partitions that never train, drawn by the seed."""
+    if not config.newcomers:
+        return frozenset()
+    gen = generator(config.seed, "newcomers")
+    return frozenset(draw(list(range(config.clients)), config.newcomers, gen))
+
+
 def measures_in(config: AllOptions, round_: int) -> bool:
     """Whether the model is measured on validation after this round."""
     return round_ % config.measure_every == 0 or round_ == config.rounds

@@ -38,6 +38,7 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *_selected(c),
         *_simulated(c),
         *_measured(c),
+        *_new(c),
         *_shrunk(c),
         *reduction_conflicts(c),
         *_adaptive(c, score),
@@ -183,6 +184,19 @@ def _measured(c: AllOptions) -> list[Conflict]:
         ("measure-every", c.measure_every > rounds, f"rounds is {rounds}", f"1 to {rounds}"),
         ("measure-cohort", few, "of one client's loss nobody knows how far it is off", some),
         ("measure-cohort", all_, f"{n} measure, and 0 stands for all of them", some),
+    ]
+
+
+def _new(c: AllOptions) -> list[Conflict]:
+    """Clients that never train."""
+    new, most = c.newcomers > 0, c.clients - max(c.cohort, c.min_clients)
+    counted_on, real = "newcomers never train", "devices say themselves whether they take part"
+    noised = f"dp is {c.dp}: counts of clients would be noise"
+    return [
+        ("newcomers", new and c.newcomers > most, "too few are left to train", f"0 to {most}"),
+        *only(c, new, counted_on, dp="none", sampling="fixed"),
+        *only(c, new, real, engine=Not("flower")),
+        *only(c, c.dp != "none", noised, client_percentiles=False),
     ]
 
 

@@ -54,6 +54,17 @@ class Federation(Section):
         0,
         ge=0,
     )
+    client_percentiles: bool = option(
+        "federation",
+        "say how quality on test is spread over clients, from a histogram that they add up",
+        False,
+    )
+    newcomers: int = option(
+        "federation",
+        "clients, drawn by the seed, that never train: quality on them is said by itself",
+        0,
+        ge=0,
+    )
     strikes: int | None = option(
         "federation",
         "rounds in a row that a client may fail in before it is left out for as many (default: "

@@ -32,6 +32,7 @@ from fedprune.scores.inputs import aliases, inputs_of
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.client_spread import spread_names
 from fedprune.tasks.measures import SPREAD
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import extra_names
@@ -226,6 +227,8 @@ def _evaluate(question: Question, config: RunConfig, layout: Layout) -> Form:
     del layout
     task = tasks_of(config.plugin)[config.task]
     more = task.test_sum_names if question.part == "test" else ()
+    if config.client_percentiles and question.part == "test" and question.kind == "evaluate":
+        more = (*more, *spread_names(task.metric))
     more = SPREAD if samples(question, config) and question.kind == "evaluate" else more
     names = ("loss", "correct", "count", *extra_names(task, config), *more)
     return Form({}, {}, frozenset(names))

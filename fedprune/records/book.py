@@ -117,7 +117,9 @@ class RunBook:
         if self.folder is None or played.tested is not None or not end.tested:
             return
         state = reverted(played, end)
-        state = replace(state, tested=end.tested, tested_own=end.tested_own)
+        state = replace(
+            state, tested=end.tested, tested_own=end.tested_own, tested_new=end.tested_new
+        )
         save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
 
     def _keep_warm(self, state: State) -> None:

@@ -32,6 +32,7 @@ from fedprune.structure.flops import flops
 from fedprune.structure.groups import Group
 from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.client_spread import client_percentiles, figure_name
 from fedprune.tasks.coverage import reading_of
 from fedprune.tasks.task import class_names_of
 from fedprune.tensors.named import Masks, count_kept, digest, kept_in
@@ -103,8 +104,10 @@ def summary_of(
             "dense_at_pruning": quality(end.dense_at_pruning or {}, config),
             "final": quality(final[1], config),
             **{arm: quality(totals, config) for arm, totals in baselines},
+            **({"newcomers": quality(end.tested_new, config)} if end.tested_new else {}),
             **({"own": quality(end.tested_own, config)} if end.tested_own else {}),
         },
+        **_spread_over_clients(config, end, tests),
         "naive": dict(about.naive),
         "bytes_up": end.book.traffic.up,
         "bytes_down": end.book.traffic.down,
@@ -116,6 +119,17 @@ def summary_of(
         "failures": end.book.failed,
         "seconds": round(about.seconds, 3),
     }
+
+
+def _spread_over_clients(config: RunConfig, end: State, tests: Mapping[str, Totals]) -> Summary:
+    """How quality is spread over clients: the run, its baselines, and who never trained."""
+    if not config.client_percentiles:
+        return {}
+    metric = tasks_of(config.plugin)[config.task].metric
+    (_, final), *others = tests.items()
+    arms = {"final": final, **dict(others), "newcomers": end.tested_new or {}}
+    found = {arm: client_percentiles(metric, totals) for arm, totals in arms.items()}
+    return {"client_spread": {"of": figure_name(metric)} | {a: f for a, f in found.items() if f}}
 
 
 def _devices(end: State, plan: Plan | None) -> Summary:

@@ -18,6 +18,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     metric, quality = summary["metric"], summary["quality"]
     names = {"dense_at_pruning": "dense, when pruning began", "final": "pruned, at the end"}
     names |= {"own": "each client's own model"} if "own" in quality else {}
+    names |= {"newcomers": "clients that never trained"} if "newcomers" in quality else {}
     others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
     lines = ["", f"{'on the test split':<30} {worded(metric):>10} {'loss':>8}"]
     lines += [
@@ -33,6 +34,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         *lines,
         *_beside(summary),
+        *_over_clients(summary),
         *_earlier(summary),
         *_nothing_removed(summary),
         *_own_masks(summary),
@@ -51,6 +53,18 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *[f"gone on with something else: {line}" for line in summary.get("resumed_anyway", ())],
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
+    ]
+
+
+def _over_clients(summary: Mapping[str, Any]) -> list[str]:
+    """How quality is spread over clients."""
+    told = summary.get("client_spread") or {}
+    names = {"worst_tenth": "worst tenth", "p10": "10 %", "p50": "median", "p90": "90 %"}
+    return [
+        f"  {arm}: {told['of']} over clients: "
+        + ", ".join(f"{text} {found[key]:.3g}" for key, text in names.items())
+        for arm, found in told.items()
+        if arm != "of"
     ]
 
 

@@ -121,6 +121,7 @@ class State:
         pending: a pruning was due and had too few answers; the next round makes up for it.
         dense_at_pruning: test totals when pruning began.
         tested: test totals at the end of the run; None before.
+        tested_new: those of the clients that never train, where there are some.
         tested_own: those of the clients' own models, where the method gives them some.
     """
 
@@ -134,6 +135,7 @@ class State:
     dense_at_pruning: Totals | None = None
     tested: Totals | None = None
     tested_own: Totals | None = None
+    tested_new: Totals | None = None
 
     @property
     def weights(self) -> Tensors:

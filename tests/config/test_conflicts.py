@@ -247,6 +247,11 @@ secure=secagg selector=labels | selector | uniform
 profiles=f engine=flower | engine | another --engine
 profiles=f dp=client dp-noise=1 | dp | none
 profiles=f secure=secagg | secure | none
+clients=5 cohort=4 newcomers=2 | newcomers | 0 to 1
+clients=9 cohort=4 newcomers=2 dp=client dp-noise=1 | dp | none
+clients=9 cohort=4 newcomers=2 sampling=round-robin | sampling | fixed
+clients=9 cohort=4 newcomers=2 engine=flower | engine | another --engine
+CLIENT client-percentiles=true | client-percentiles | false
 schedule=one-shot warmup=3 rounds=9 end=5 | end | 4, or leave it out
 schedule=one-shot frequency=2 | frequency | 1, or leave it out
 local-steps=2 local-epochs=1 | local-steps | one of them
