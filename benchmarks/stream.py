@@ -4,7 +4,7 @@
     python benchmarks/stream.py --size 8b --scores wanda --clients 1 --length 16 --texts 12 --most 5
 
 A LLaMA of the shape is made with random bf16 weights, a file for every block, under ``--folder``
-(8b: 16 GB), and left to who made it with ``--keep``. Every row is a whole run in a fresh process:
+(8b: 16 GB), where it stays for the next time. Every row is a whole run in a fresh process:
 one-shot at 50 %, nobody trains, all clients in this process, nothing is written. `GB` is the most
 that the process had resident, pages of files included; `bytes a parameter` is how far that lies
 above what is resident once the imports are done and a run of a tiny model is over. It fails where
@@ -45,13 +45,14 @@ SHAPES = {
 }
 """Blocks, width, neurons, heads, heads of keys and values, tokens."""
 
+DRAWN = 2**24 + 1
+"""Numbers that are drawn; longer tensors repeat them: to draw 16 GB takes longer than to prune."""
+
 CHOICES: dict[str, dict[str, Any]] = {
     "wanda": {"score": "wanda", "scope": "row"},
     "ria": {"score": "ria", "scope": "row"},
     "votes": {"score": "wanda", "scope": "row", "combine": "votes"},
     "sparsegpt": {"score": "sparsegpt", "scope": "layer"},
-    "taylor": {"score": "taylor", "scope": "layer"},
-    "fisher": {"score": "fisher", "scope": "layer"},
 }
 
 
@@ -71,8 +72,9 @@ def written(folder: Path, size: str) -> int:
         )
     folder.mkdir(parents=True, exist_ok=True)
     files, gen = dict[str, str](), torch.Generator().manual_seed(0)
+    pool = torch.randn(DRAWN, generator=gen).mul_(0.02).to(torch.bfloat16)
     for part, shapes in parts.items():
-        own = {n: _random(shape, gen) for n, shape in shapes.items()}
+        own = {n: _random(shape, pool) for n, shape in shapes.items()}
         save_file(own, folder / f"{part}.safetensors", {"format": "pt"})
         files |= dict.fromkeys(own, f"{part}.safetensors")
     count = 2 * sum(p.numel() for p in model.parameters())
@@ -82,10 +84,11 @@ def written(folder: Path, size: str) -> int:
     return count
 
 
-def _random(shape: torch.Size, gen: torch.Generator) -> torch.Tensor:
+def _random(shape: torch.Size, pool: torch.Tensor) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.randn(shape, generator=gen).mul_(0.02).to(torch.bfloat16)
+    times = -(-shape.numel() // len(pool))
+    return pool.repeat(times)[: shape.numel()].view(shape).clone()
 
 
 def run(folder: Path, told: argparse.Namespace) -> None:
@@ -98,7 +101,6 @@ def run(folder: Path, told: argparse.Namespace) -> None:
     given |= {"rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 0}
     given |= {"sparsity": 0.5, "engine": "inline", "stream": told.stream}
     given |= CHOICES[told.score]
-    given |= {"gradient_blocks": True} if told.gradient_blocks else {}
     federate(configure(given))
 
 
@@ -106,7 +108,7 @@ def measured(told: argparse.Namespace, folder: Path, score: str, stream: str) ->
     """Seconds, the peak and what was resident before, of a run in a fresh process."""
     command = [sys.executable, __file__, "--one", str(folder), "--score", score]
     command += ["--stream", stream, "--clients", str(told.clients), "--length", str(told.length)]
-    command += ["--texts", str(told.texts)] + ["--gradient-blocks"] * told.gradient_blocks
+    command += ["--texts", str(told.texts)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -166,7 +168,6 @@ def _told() -> argparse.Namespace:
     parser.add_argument("--most", type=float, default=1.0, help="GB of a streamed run")
     parser.add_argument("--most-bytes", type=float, default=6.0, help="bytes a parameter")
     parser.add_argument("--folder", default="", help="where models are kept (default: nowhere)")
-    parser.add_argument("--gradient-blocks", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--score", help=argparse.SUPPRESS)
     parser.add_argument("--stream", help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.pretrained import from_files
 from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.models import state_of
-from fedprune.tensors.named import Masks, Tensors, digest, laid_out_copies, masked
+from fedprune.tensors.named import Masks, Tensors, all_true, digest, laid_out_copies, masked
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class BaseModel:
     def under(self, name: str, masks: Masks) -> torch.Tensor:
         """A tensor of it, 0.0 where the mask is False; do not write to it."""
         w = self.weights[name]
-        return masked({name: w}, {name: masks[name]})[name] if name in masks else w
+        whole = name not in masks or all_true(masks[name])
+        return w if whole else masked({name: w}, {name: masks[name]})[name]
 
 
 def _origin(weights: Tensors) -> object:

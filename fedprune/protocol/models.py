@@ -6,7 +6,6 @@ on it, and its values come with the question.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedprune.adapters.targets import check_adaptable
-from fedprune.config import RunConfig, recorded, to_toml
+from fedprune.config import RunConfig, to_toml, with_values
 from fedprune.options.refusal import refuse
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.origin import coded_size, with_channels
@@ -96,17 +95,30 @@ def _layout_now(config: RunConfig, model: nn.Module, output: tuple[str, ...]) ->
     return layout_of(model, output=output, exclude=exclude, include=include)
 
 
-@functools.lru_cache(maxsize=4)
-def _layout_at(text: str, edits: Edits, *_of_task: object) -> Layout:
-    return shaped(recorded(text), edits)[1]
+_LAYOUTS: dict[tuple[object, ...], Layout] = {}
+"""The newest layouts, by what they are of."""
+_KEPT = 4
 
 
 def layout_at(config: RunConfig, edits: Edits) -> Layout:
     """The layout of the model with these edits; of the newest few it is kept."""
-    task = tasks_of(config.plugin)[
-        config.task
-    ]  # a notebook may have another one of that name by now
-    return _layout_at(to_toml(config), edits, task.model, task.output)
+    key = _key_of(config, edits)
+    if key not in _LAYOUTS:
+        _keep_layout(key, shaped(config, edits)[1])
+    return _LAYOUTS[key]
+
+
+def _key_of(config: RunConfig, edits: Edits) -> tuple[object, ...]:
+    # A notebook may have another task of that name by now.
+    task = tasks_of(config.plugin)[config.task]
+    return to_toml(with_values(config, {"engine": "inline"})), edits, task.model, task.output
+
+
+def _keep_layout(key: tuple[object, ...], layout: Layout) -> None:
+    _LAYOUTS.pop(key, None)
+    while len(_LAYOUTS) >= _KEPT:
+        del _LAYOUTS[next(iter(_LAYOUTS))]
+    _LAYOUTS[key] = layout
 
 
 def layout_for(config: RunConfig, model: nn.Module) -> Layout:
@@ -126,6 +138,7 @@ def layout_for(config: RunConfig, model: nn.Module) -> Layout:
         embedding_path(model)  # refused here, before anything starts
     if config.adapters != "none":
         check_adaptable(model, layout, config.targets)
+    _keep_layout(_key_of(config, ()), layout)  # so that no question builds a model for it
     return layout
 
 

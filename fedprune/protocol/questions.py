@@ -35,7 +35,7 @@ from fedprune.protocol.question_head import (
 from fedprune.runtime.json_text import text_of, texts_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import joined_to, shapes_of, some_of
+from fedprune.tensors.lazy import LazyTensors, joined_to, shapes_of, some_of
 from fedprune.tensors.named import (
     Masks,
     Tensors,
@@ -139,7 +139,14 @@ def _held(came: Received) -> Tensors:
     like = [n for n in came.layout.shapes if n not in unlike]
     if base.is_lazy:
         return masked(some_of(base.weights, like), came.masks)
+    if kind_in(came.head, "kind") in _READ_ONCE:
+        masks = came.masks  # and not what came, which is let go of when it has been read
+        return LazyTensors({n: base.weights[n] for n in like}, lambda n: base.under(n, masks), base)
     return {n: base.under(n, came.masks) for n in like}
+
+
+_READ_ONCE = ("score", "evaluate")
+"""Questions whose weights go into the resident model, a tensor after the other, and no further."""
 
 
 def _masks_named(question: Question, name: str) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from fedprune.selection.arrays import LayerSizes, as_masks, layer_of, ranking_layers
+from fedprune.selection.arrays import as_masks, layer_of, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
-from fedprune.selection.ranking import Layer
 from fedprune.selection.row_ranking import patterned
 from fedprune.selection.scopes import SCOPES, counter, total_of
 from fedprune.selection.select import check_count, left_of_tensor, plain_layout
@@ -67,7 +66,7 @@ def select_apart(
     ground = Ground(shapes, sparsity, (), densities or {}, progress)
     unit_kind(unit, unit_shape)
     # Of the scores only the sizes matter for how many go.
-    counted = [_counted(layer_of(t, t, None, floor, part)) for t in alive.values()]
+    counted = [layer_sizes(layer_of(t, t, None, floor, part)) for t in alive.values()]
     counts: Sequence[int] = [0] * len(counted)
     if unit != "n:m":
         total = total_of(ground, scope)
@@ -83,7 +82,3 @@ def select_apart(
             left = left_of_tensor(layout, name, layer, count, scope)
         masks = joined_to(masks, as_masks(one, [left]))
     return masks
-
-
-def _counted(layer: Layer) -> LayerSizes:
-    return LayerSizes(layer.size, layer.gone, layer.most, layer.must)

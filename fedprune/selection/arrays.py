@@ -103,3 +103,8 @@ class LayerSizes:
     gone: int
     most: int
     must: int
+
+
+def layer_sizes(layer: Layer) -> LayerSizes:
+    """The numbers of a layer."""
+    return LayerSizes(layer.size, layer.gone, layer.most, layer.must)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.selection.arrays import LayerSizes, as_masks, ranking_layers
+from fedprune.selection.arrays import LayerSizes, as_masks, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
 from fedprune.selection.overlap import overlapping
 from fedprune.selection.ranking import (
@@ -149,9 +149,15 @@ def check_reachable(
     Raises:
         ValueError: as `select`.
     """
-    layers = ranking_layers(weights, None, None, floor, (min_density, max_density))
+    part = (min_density, max_density)
+    # One tensor as an array at a time: of bfloat16 it takes twice the memory.
+    layers = [
+        layer_sizes(layer)
+        for name, w in weights.items()
+        for layer in ranking_layers({name: w}, None, None, floor, part)
+    ]
     shapes = {name: t.shape for name, t in weights.items()}
-    ground = Ground(shapes, sparsity, [layer.scores[:0] for layer in layers], densities or {})
+    ground = Ground(shapes, sparsity, [np.empty(0)] * len(layers), densities or {})
     total = total_of(ground, scope)
     check_count(layers, total, floor, exact=True)
     if SCOPES[scope].shares is not None:

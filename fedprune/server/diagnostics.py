@@ -91,4 +91,9 @@ def agreement_of(evidence: Aggregate) -> float | None:
     each = int(votes.sum()) / voters
     if not each:
         return None
-    return int((votes * (votes - 1)).sum()) / (voters * (voters - 1) * each)
+    pairs = sum(int((v * (v - 1)).sum()) for v in votes.split(_AT_ONCE))
+    return pairs / (voters * (voters - 1) * each)
+
+
+_AT_ONCE = 2**20
+"""Counts that are multiplied at once: of all of a large model's it would be twice their memory."""
