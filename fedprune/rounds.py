@@ -16,6 +16,7 @@ from dataclasses import replace
 from fedprune.config.cohort import measurers, selected
 from fedprune.methods.acting import (
     begun,
+    finished,
     learnt,
     opened,
     over,
@@ -76,6 +77,9 @@ def one_round(state: State, plan: Plan, port: Port) -> tuple[State, Plan, Row]:
         state, r, notes = learnt(state, r, port, model, changes, notes)
         state, totals, why = judged(state, old, r, port)
         state, changes = booked(state, changes, why)
+        if not why:
+            state, more = finished(state, r, port)
+            notes = notes.joined(more)
     if why:
         r, notes = replace(r, plan=first.plan), Notes(undone=f"void, nothing changes: {why}")
     notes = replace(notes, left_out=resting or None)

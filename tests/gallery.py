@@ -132,7 +132,7 @@ GALLERY: dict[str, Run] = {
         **{"score": "sparsegpt", "schedule": "one-shot", "end": 1, "rounds": 1},
         **{"unit": "n:m", "unit_shape": (2, 4), "vocabulary": "used"},
     ),
-    "wanda-by-row": shakespeare(score="wanda_by_row", scope="layer"),
+    "wanda-by-row": shakespeare(score="wanda_by_row", scope="layer", quantise_by="awq"),
     "flap": shakespeare(score="flap", model="llama-gqa", sparsity=0.3, shrink="every", depth=2),
     "masked-language": Run(
         {**SHAKESPEARE, "task": "shakespeare-masked", "model": "bert", "precision": "bf16"}

@@ -18,6 +18,7 @@ from fedprune.client.dp_sgd import noisy_steps, poisson_steps
 from fedprune.client.exchange import exchanging, extruding
 from fedprune.client.scoring import (
     answer_inputs,
+    answer_magnitudes,
     answer_outputs,
     answer_score,
     cleared,
@@ -307,5 +308,6 @@ ANSWERS: dict[str, Callable[[Question, ClientContext], Answer]] = {
     "describe": _answer_describe,
     "inputs": answer_inputs,
     "outputs": answer_outputs,
+    "magnitudes": answer_magnitudes,
     "tokens": _answer_tokens,
 }

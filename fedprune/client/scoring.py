@@ -23,6 +23,7 @@ from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
 from fedprune.protocol.votes import vote_units_of
 from fedprune.randomness import derive, generator
+from fedprune.redundancy.calibration import MAGNITUDES
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
@@ -80,8 +81,8 @@ def _examples(question: Question, client: ClientContext) -> Part:
     return next(batches(part, c.score_examples, drawn.sort().values))
 
 
-_FITS = ("inputs", "outputs")
-"""Questions about second moments, for redundancy and least squares: no scores."""
+_FITS = ("inputs", "outputs", "magnitudes")
+"""Questions about inputs, for redundancy, least squares and quantising: no scores."""
 
 
 def _evidence(
@@ -129,6 +130,11 @@ def answer_inputs(question: Question, client: ClientContext) -> Answer:
 def answer_outputs(question: Question, client: ClientContext) -> Answer:
     """The same and Σ y xᵀ, y of the model that goes along (`redundancy.reconstruction`)."""
     return _sums_of(OUTPUTS, question, client)
+
+
+def answer_magnitudes(question: Question, client: ClientContext) -> Answer:
+    """Sizes of what goes into the layers asked about (`fedprune.redundancy.calibration`)."""
+    return _sums_of(MAGNITUDES, question, client)
 
 
 def _sums_of(ask: Statistic, question: Question, client: ClientContext) -> Answer:

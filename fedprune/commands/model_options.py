@@ -7,7 +7,13 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, N
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedprune.export.offered import EXPORT_SUMMARIES, GGUF_SUMMARIES, PRECISIONS
+from fedprune.export.offered import (
+    EXPORT_SUMMARIES,
+    GGUF_SUMMARIES,
+    PRECISIONS,
+    QUANTISED_BY,
+    ROUNDING,
+)
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,13 @@ def _export(parser: ArgumentParser) -> None:
         action="store_true",
         help="a zero point for every group, for int8 and int4",
     )
+    ways = "; ".join(f"{name}: {words}" for name, words in QUANTISED_BY.items())
+    parser.add_argument(
+        "--quantise-by",
+        choices=list(QUANTISED_BY),
+        default=ROUNDING,
+        help=f"what the codes of int8 and int4 are chosen by (default: {ROUNDING}). {ways}",
+    )
 
 
 def _study(parser: ArgumentParser) -> None:
@@ -252,6 +265,7 @@ COMMANDS: dict[str, Command] = {
   fedprune export runs/one --to hf --out my-model
   fedprune export runs/one --to safetensors
   fedprune export runs/one --quantise int4 --group 32
+  fedprune export runs/one --quantise int4 --quantise-by gptq
   fedprune export runs/one --to gguf --type q8_0
   fedprune export runs/one --to onnx --out graph
 """,

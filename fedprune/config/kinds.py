@@ -55,6 +55,7 @@ KINDS = {
     "own": Kind("choosing its own mask", "own"),
     "inputs": Kind("summing inputs", "moments"),
     "outputs": Kind("summing outputs", "moments"),
+    "magnitudes": Kind("summing sizes of inputs", "moments"),
     "evaluate": Kind(
         "measuring",
         "metrics",

@@ -79,7 +79,7 @@ def _with_noise(c: AllOptions, score: Score) -> list[Conflict]:
         ("uplink", cast, f"{name}: a cast may exceed it", "fp32"),
         ("threshold", scaled, scale, "a sparsity, or --dp-score-clip"),
         ("score", solves, moments, ranked),
-        *only(c, dp, moments, reconstruct=None, reduce=()),
+        *only(c, dp, moments, reconstruct=None, reduce=(), quantise_by=None),
         *only(c, dp, "rare tokens are what noise hides", vocabulary="full"),
         *only(c, dp, unknown, teacher="", init=""),
         ("response", voted, f"{name}: votes get its noise", f"{OUT}, or --dp none"),

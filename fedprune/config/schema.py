@@ -185,7 +185,7 @@ def overridden(
         return config, tuple(lines)
 
 
-_WANTED = ("init", "teacher", "reduce", "reconstruct", "rewind")
+_WANTED = ("init", "teacher", "reduce", "reconstruct", "rewind", "quantise_by")
 """Keys that a run is made for: refused beside another value, and never left out."""
 
 

@@ -42,6 +42,7 @@ _WANTED: dict[str, Any] = {
     "secure": "none",
     "base": ("auto", "held"),
     "reconstruct": None,
+    "quantise_by": None,
     "reduce": (),
     "shrink": "never",
     "vocabulary": "full",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedprune.export.measure import Forward, forward_of, zeros_as_masks
 from fedprune.export.quantise import Precision
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.origin import origin_of
+from fedprune.redundancy.calibration import LayerSums
 from fedprune.structure.edits import Edits
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tensors.lazy import shapes_of
@@ -35,6 +37,7 @@ class Cargo:
         command: that has its run again; "": not known.
         dtype: of a GGUF file's matrices, a name in `fedprune.export.offered.GGUF_SUMMARIES`; None:
             as the weights were brought.
+        sums: what clients summed of its layers' inputs, by weight, for a precision by that.
         precision: how its linear layers are quantised on the way; None: not at all.
     """
 
@@ -45,6 +48,7 @@ class Cargo:
     precision: Precision | None = None
     command: str = ""
     dtype: str | None = None
+    sums: Mapping[str, LayerSums] = field(default_factory=dict)
 
 
 def about_export(cargo: Cargo, to: str, **more: Any) -> dict[str, Any]:

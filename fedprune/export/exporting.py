@@ -86,7 +86,7 @@ def _safetensors(cargo: Cargo, folder: Path) -> str:
         cargo = replace(cargo, model=copy.deepcopy(cargo.model))
         output = output_of(tasks_of(cargo.config.plugin)[cargo.config.task], cargo.model)
         paths = quantisable(cargo.model, output)
-        quantise(cargo.model, precision, paths)
+        quantise(cargo.model, precision, paths, cargo.sums)
         more["quantised"] = {**asdict(precision), "layers": paths}
     if precision is None:
         model = rounded(copy.deepcopy(cargo.model), dtype_of(cargo.config))

@@ -17,6 +17,7 @@ from fedprune.export.gguf_file import GGUF_NAME
 from fedprune.export.gguf_reading import into_model, read_gguf
 from fedprune.export.manifest import MANIFEST_NAME, read_manifest
 from fedprune.export.measure import Forward
+from fedprune.export.offered import ROUNDING
 from fedprune.export.quantise import Precision, quantise
 from fedprune.options.plugins import with_code_of
 from fedprune.protocol.models import dense_model
@@ -78,7 +79,8 @@ def _safetensors(folder: Path, about: _About, model: nn.Module | None, plugin: s
         model = reshaped(model, from_json(json.dumps(about.get("edits", []))))
     how = about.get("quantised")
     if how:
-        precision = Precision(how["kind"], how["group"], how["symmetric"])
+        by = how.get("by", ROUNDING)
+        precision = Precision(how["kind"], how["group"], how["symmetric"], by)
         quantise(model.eval(), precision, how["layers"])
     saved.load_tensors(model, folder)
     return model

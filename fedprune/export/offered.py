@@ -17,6 +17,14 @@ PRECISIONS = {
     "int4": "4-bit weights, a scale per group, restored at every pass",
 }
 
+ROUNDING = "rounding"
+QUANTISED_BY = {
+    ROUNDING: "to the nearest code; needs no data",
+    "gptq": "column by column, the rest of a row makes up (of a run with --quantise-by gptq)",
+    "awq": "inputs that are large get finer steps (of a run with --quantise-by awq)",
+}
+"""What codes of a group are chosen by."""
+
 GGUF_SUMMARIES = {
     "f32": "32 bits",
     "f16": "16 bits",

@@ -9,13 +9,17 @@ in all of them. PyTorch's own ``torch.ao.quantization`` is deprecated and knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.export.calibrated import awq, gptq
+from fedprune.export.codes import Codes, grouped_codes, restored
+from fedprune.export.offered import ROUNDING
+from fedprune.redundancy.calibration import LayerSums
 from fedprune.structure.layer_kinds import TABLES, is_plain_layer
 from fedprune.structure.layers import bypassed
 from fedprune.structure.matrices import matrix_of
@@ -32,88 +36,29 @@ class Precision:
         group: inputs that share a scale; of no meaning for "int8-dynamic".
         symmetric: zero in the middle of the codes; else a zero point for every group, which suits
             groups whose weights lie on one side.
+        by: what codes are chosen by, a name in `fedprune.export.offered.QUANTISED_BY`.
     """
 
     kind: str
     group: int = 64
     symmetric: bool = True
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A quantised matrix (out, in).
-
-    Attributes:
-        packed: unsigned codes as int8 memory, (out, inputs in whole groups * bits / 8).
-        scale: bfloat16, (out, groups).
-        zero: the code of 0.0, uint8 (out, groups).
-    """
-
-    packed: Tensor
-    scale: Tensor
-    zero: Tensor
-
-
-def grouped_codes(matrix: Tensor, bits: int, group: int, *, symmetric: bool) -> Codes:
-    """A matrix in codes of 4 or 8 bits.
-
-    What `restored` makes of them is at most half a scale away from the matrix, a whole one where
-    codes are not symmetric; 0.0 is exactly 0.0. The scales are rounded up to bfloat16 first, so
-    that nothing is cut off at the ends.
-
-    Args:
-        matrix: (out, in), finite.
-        bits: 4 or 8.
-        group: inputs that share a scale, even.
-        symmetric: see `Precision`.
-    """
-    rows, columns = matrix.shape
-    padded = nn.functional.pad(matrix.float(), (0, -columns % group))
-    values = padded.view(rows, -1, group)
-    top = 2**bits - 1
-    low, high = values.amin(-1).clamp(max=0.0), values.amax(-1).clamp(min=0.0)
-    if symmetric:
-        scale = _upwards(torch.maximum(-low, high) / (top // 2))
-        zero = torch.full(scale.shape, top // 2 + 1, dtype=torch.uint8)
-    else:
-        scale = _upwards((high - low) / top)
-        zero = torch.round(-low / scale.float()).clamp(0, top).to(torch.uint8)
-    codes = torch.round(values / scale.float().unsqueeze(-1)) + zero.unsqueeze(-1)
-    flat = codes.clamp(0, top).to(torch.uint8).view(rows, -1)
-    packed = flat if bits == 8 else flat[:, ::2] | (flat[:, 1::2] << 4)
-    return Codes(packed.contiguous().view(torch.int8), scale, zero)
-
-
-def _upwards(scale: Tensor) -> Tensor:
-    """Positive numbers as bfloat16 that are not smaller; 1 for 0."""
-    near = scale.bfloat16()
-    above = (near.view(torch.int16) + 1).view(torch.bfloat16)
-    return torch.where(scale == 0, 1.0, torch.where(near.float() < scale, above, near))
-
-
-def restored(codes: Codes, bits: int, columns: int) -> Tensor:
-    """The matrix (out, columns), float32, that codes stand for."""
-    rows, groups = codes.scale.shape
-    flat = codes.packed.view(torch.uint8)
-    if bits == 4:
-        flat = torch.stack((flat & 15, flat >> 4), -1)
-    values = flat.reshape(rows, groups, -1).float() - codes.zero.unsqueeze(-1)
-    return (values * codes.scale.float().unsqueeze(-1)).view(rows, -1)[:, :columns]
+    by: str = ROUNDING
 
 
 class GroupedLinear(nn.Module):
     """A linear layer whose weights are codes; `weight` holds them, `dense` restores them."""
 
-    def __init__(self, layer: nn.Module, bits: int, group: int, *, symmetric: bool) -> None:
+    def __init__(self, layer: nn.Module, precision: Precision, sums: LayerSums | None) -> None:
         super().__init__()
-        matrix = matrix_of(layer)
+        matrix, bits = matrix_of(layer), _BITS[precision.kind]
         self.bits, self.in_features, self.out_features = bits, matrix.shape[1], matrix.shape[0]
-        size = min(group, matrix.shape[1] + matrix.shape[1] % 2)
-        codes = grouped_codes(matrix, bits, size, symmetric=symmetric)
+        size = min(precision.group, matrix.shape[1] + matrix.shape[1] % 2)
+        codes, factors = _codes(matrix, precision, size, sums)
         self.register_buffer("weight", codes.packed)
         self.register_buffer("scale", codes.scale)
         # A zero point that every group has alike is the middle; it needs no memory.
-        self.register_buffer("zero", None if symmetric else codes.zero)
+        self.register_buffer("zero", None if precision.symmetric else codes.zero)
+        self.register_buffer("inputs", factors)
         self.bias = layer.bias
 
     def dense(self) -> Tensor:
@@ -121,12 +66,26 @@ class GroupedLinear(nn.Module):
         held: Any = self
         zero = torch.tensor([[2 ** (self.bits - 1)]]) if held.zero is None else held.zero
         codes = Codes(held.weight, held.scale, zero)
-        return restored(codes, self.bits, self.in_features)
+        weight = restored(codes, self.bits, self.in_features)
+        return weight if held.inputs is None else weight / held.inputs.float()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         weight = self.dense().to(inputs.dtype)
         return nn.functional.linear(inputs, weight, self.bias)  # type: ignore[arg-type]
+
+
+def _codes(
+    matrix: Tensor, precision: Precision, group: int, sums: LayerSums | None
+) -> tuple[Codes, Tensor | None]:
+    """A layer's codes, and the factors of its inputs where the precision has such."""
+    bits, symmetric = _BITS[precision.kind], precision.symmetric
+    if precision.by == "gptq" and sums is not None:
+        return gptq(matrix, sums, bits, group, symmetric=symmetric), None
+    if precision.by == "awq" and sums is not None:
+        return awq(matrix, sums, bits, group, symmetric=symmetric)
+    ones = torch.ones(matrix.shape[1], dtype=torch.bfloat16) if precision.by == "awq" else None
+    return grouped_codes(matrix, bits, group, symmetric=symmetric), ones
 
 
 class IntegerLinear(nn.Module):
@@ -189,7 +148,12 @@ def is_quantised(model: nn.Module) -> bool:
     return any(isinstance(m, GroupedLinear | IntegerLinear) for m in model.modules())
 
 
-def quantise(model: nn.Module, precision: Precision, paths: Sequence[str]) -> None:
+def quantise(
+    model: nn.Module,
+    precision: Precision,
+    paths: Sequence[str],
+    sums: Mapping[str, LayerSums] | None = None,
+) -> None:
     """Quantise linear layers of a model in place; what else it has stays in float32.
 
     Layers that share their weights share the codes.
@@ -198,6 +162,7 @@ def quantise(model: nn.Module, precision: Precision, paths: Sequence[str]) -> No
         model: in eval mode, on the CPU.
         precision: how.
         paths: of `quantisable` layers.
+        sums: by the names of weights what goes into their layers. A layer without is rounded.
 
     Raises:
         ValueError: there is none, or the group is odd.
@@ -210,9 +175,10 @@ def quantise(model: nn.Module, precision: Precision, paths: Sequence[str]) -> No
     if precision.group < 2 or precision.group % 2:
         raise ValueError(f"group={precision.group}: two codes make a byte; allowed: 2, 4, 6, ...")
     done: dict[int, nn.Module] = {}
+    names = {id(p): name for name, p in model.named_parameters()}
     for path in paths:
         layer: Any = model.get_submodule(path)
-        small = _quantised(layer, precision)
+        small = _quantised(layer, precision, (sums or {}).get(names[id(layer.weight)]))
         twin: Any = done.setdefault(id(layer.weight), small)
         if twin is not small:
             for name, buffer in twin.named_buffers():
@@ -221,9 +187,7 @@ def quantise(model: nn.Module, precision: Precision, paths: Sequence[str]) -> No
         setattr(model.get_submodule(parent), name, small)
 
 
-def _quantised(layer: nn.Module, precision: Precision) -> nn.Module:
+def _quantised(layer: nn.Module, precision: Precision, sums: LayerSums | None) -> nn.Module:
     if precision.kind == "int8-dynamic":
         return IntegerLinear(layer).train(layer.training)
-    bits = _BITS[precision.kind]
-    made = GroupedLinear(layer, bits, precision.group, symmetric=precision.symmetric)
-    return made.train(layer.training)
+    return GroupedLinear(layer, precision, sums).train(layer.training)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from fedprune.learning.options import trains
 from fedprune.methods.catalog import method_name, method_of, method_options_of, riders_of
-from fedprune.methods.measuring import measure
+from fedprune.methods.measuring import measure, outcome
 from fedprune.methods.method import Method, Nothing, Rider
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Port
@@ -226,6 +226,19 @@ def closed(state: State, r: Round) -> tuple[State, Round]:
             model, memory = rider.closing(state.model, state.memories[name], r)
             state, r = settled(state, r, name, Step(model, memory))
     return state, r
+
+
+def finished(state: State, r: Round, port: Port) -> tuple[State, Notes]:
+    """The state after what riders ask about the result, at the end of the last round."""
+    notes, model = Notes(), outcome(state, r.config)
+    for name, rider in riders_of(r.config).items():
+        if rider.last and r.number == r.config.rounds:
+            talk = rider.last(model, state.memories[name], r)
+            state, step = held(state, r, port, talk)
+            notes = notes.joined(replace(step.notes, undone=step.undone or None))
+            if not step.undone:
+                state = replace(state, memories={**state.memories, name: step.memory})
+    return state, notes
 
 
 def over(state: State, r: Round) -> bool:

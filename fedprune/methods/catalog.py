@@ -12,6 +12,7 @@ from fedprune.config.allowed import as_error, refused
 from fedprune.methods import (
     adaptive,
     blend,
+    calibrate,
     dispfl,
     distil,
     feddst,
@@ -81,6 +82,9 @@ FOLLOWING = {
 }
 """Methods that other options ask for, and which."""
 
+CALIBRATE = "calibrate"
+"""The rider whose memory an export reads."""
+
 RIDERS: dict[str, Rider] = {
     "vocabulary": vocabulary.RIDER,
     "distil": distil.RIDER,
@@ -92,6 +96,7 @@ RIDERS: dict[str, Rider] = {
     "server-optimizer": server_optimizer.RIDER,
     "blend": blend.RIDER,
     "moving": moving.RIDER,
+    CALIBRATE: calibrate.RIDER,
 }
 """In the order in which they act."""
 

@@ -129,6 +129,8 @@ class Rider:
             the round's changes and the one after.
         rewound: after a pruning by what training gave.
         closing: at the end of a round that counts: its model, and what it remembers of it.
+        last: at the end of the last round, if it counts, of the model that is the result; what it
+            remembers is all that counts.
         outcome: the model that is the result and is measured.
         lacks: whether what it is for has not happened, which is said of a run that has ended.
     """
@@ -147,5 +149,6 @@ class Rider:
     averaged: Callable[[Model, Model, Any, Round], Talk[Step]] | None = None
     rewound: Callable[[Model, Any], Model] | None = None
     closing: Callable[[Model, Any, Round], tuple[Model, Any]] | None = None
+    last: Callable[[Model, Any, Round], Talk[Step]] | None = None
     outcome: Callable[[Model, Any], Model] | None = None
     lacks: Callable[[Model, Any], bool] = lambda *_: False

@@ -24,6 +24,7 @@ from fedprune.protocol.client_privacy import (
 )
 from fedprune.protocol.failures import longest_about
 from fedprune.protocol.messages import Question
+from fedprune.redundancy.calibration import MAGNITUDES
 from fedprune.redundancy.moments import MOMENTS
 from fedprune.redundancy.reconstruction import OUTPUTS
 from fedprune.scores.catalog import scores_of
@@ -250,7 +251,7 @@ def _describe(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 def _inputs(question: Question, config: RunConfig, layout: Layout) -> Form:
     del config
-    ask = {"inputs": MOMENTS, "outputs": OUTPUTS}[question.kind]
+    ask = {"inputs": MOMENTS, "outputs": OUTPUTS, "magnitudes": MAGNITUDES}[question.kind]
     shapes = ask.shapes(layout, question.names or layout.prunable, "weight", 0)
     return Form(shapes, {}, frozenset({"count"}))
 
@@ -279,5 +280,6 @@ FORMS: dict[str, Callable[[Question, RunConfig, Layout], Form]] = {
     "describe": _describe,
     "inputs": _inputs,
     "outputs": _inputs,
+    "magnitudes": _inputs,
     "tokens": _tokens,
 }

@@ -36,6 +36,11 @@ class Reduction(Section):
         when={"sparsity": Not(0.0)},
         names=NameTable("fedprune.redundancy.reconstruction", "RECONSTRUCTIONS"),
     )
+    quantise_by: str | None = option(
+        "redundancy",
+        "sums of the final model's inputs, for fedprune export --quantise-by",
+        names=NameTable("fedprune.redundancy.calibration", "CALIBRATIONS"),
+    )
     reduce: tuple[Literal["dead", "merge", "share", "low-rank"], ...] = option(
         "redundancy", "what to take out once", (), names=REDUCTIONS, strict=False
     )

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedprune.scores.inputs import inputs_of, rows_of, squares, sums_of
+from fedprune.scores.inputs import inputs_of, rows_of, sums_of
 from fedprune.scores.score import Evidence, Probe, Shapes, Statistic
-from fedprune.streaming.blocks import send_through
+from fedprune.scores.two_sums import summed_twice
 from fedprune.structure.groups import Group, UnitSlice
-from fedprune.structure.layers import input_rows, layers_of, watching
 from fedprune.structure.layout import Layout, as_rows, from_rows
 from fedprune.tensors.named import Masks, Tensors
 
@@ -54,19 +53,8 @@ def _shapes(layout: Layout, names: Sequence[str], unit: str, _probes: int) -> Sh
 def _collect(probe: Probe) -> Tensors:
     """Σ x², Σ x and the number of rows of what reads units, float64."""
     shapes = _shapes(probe.layout, probe.prunable, probe.unit, probe.probes)
-    device = next(probe.model.parameters()).device
-    sums = {n: torch.zeros(s, dtype=torch.float64, device=device) for n, s in shapes.items()}
     names = [part.tensor for _, part in _readers(probe.layout, probe.prunable, probe.unit)]
-
-    def seen(name: str, layer: nn.Module, x: Tensor, _y: Tensor) -> None:
-        rows = input_rows(layer, x.detach()).flatten(0, 2).double()
-        sums[inputs_of(name)] += squares(rows)
-        sums[sums_of(name)] += rows.sum(0)
-        sums[rows_of(name)] += len(rows)
-
-    with watching(layers_of(probe.model, names), seen):
-        send_through(probe.model, probe.batches, probe.loss)
-    return sums
+    return summed_twice(probe, names, shapes, lambda x: x)
 
 
 ASK_FLUCTUATION = Statistic(_collect, _shapes, passes="1 forward")

@@ -328,6 +328,7 @@ PANEL score=sparsegpt | score | a score that selects by ranking
 PANEL score=flap | score | a score that selects by ranking
 PANEL reconstruct=inputs | reconstruct | leave it out
 PANEL reduce=dead | reduce | leave it out
+PANEL quantise-by=gptq | quantise-by | leave it out
 CLIENT task=shakespeare-restore model=t5 vocabulary=used | vocabulary | full
 PANEL teacher=somewhere distil=0.5 | teacher | leave it out
 PANEL init=somewhere | init | leave it out
