@@ -32,6 +32,7 @@ from fedprune.report.reading import (
     percent,
     ratio,
     read_run,
+    significant,
     size,
     whole,
     worded,
@@ -47,6 +48,7 @@ from fedprune.report.tables import (
     quality_table,
     results,
     shorten,
+    spread_table,
     staying_table,
     test_figure,
 )
@@ -92,6 +94,8 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         facts=facts(run),
         quality=quality_table(run),
         tested_on=tested_on(run),
+        spread=spread_table(run),
+        spread_of=worded(str((run.summary.get("client_spread") or {}).get("of", ""))),
         earlier=earlier_task(run),
         figures=figures,
         figure_notes=notes,
@@ -189,8 +193,14 @@ def result_sentence(run: Run) -> str:
         relation, against = "with", "no dense model measured when pruning began"
     ends = f"The {run.main} model ends at a test {worded(run.metric)} of {read('final')}"
     text = f"{ends}, {relation} {against}."
-    others = [f"{name} {read(name)}" for name in names if name not in ("final", "dense_at_pruning")]
-    return f"{text} Baselines of the same budget: {', '.join(others)}." if others else text
+    others = [f"{name} {read(name)}" for name in names if name in arms(run.rows)[1:]]
+    beside = {
+        "own": "Clients' own models reach",
+        "newcomers": "On clients that never trained it is",
+    }
+    told = [f"{words} {read(name)}." for name, words in beside.items() if name in names]
+    baselines = [f"Baselines of the same budget: {', '.join(others)}."] if others else []
+    return " ".join([text, *told, *baselines])
 
 
 def unreached(run: Run) -> str:
@@ -259,6 +269,10 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
             f"{percent(ratio(sent, dense_sent))} of {size(dense_sent)} for dense FedAvg",
         ),
     ]
+    if devices := told.get("devices"):
+        energy = f"{significant(devices['joules'] / 1e3)} kJ" if devices["joules"] else "no energy"
+        took = duration(devices["seconds"])
+        figures.append(("simulated devices", took, f"by their clock, {energy}"))
     return [fact for fact in figures if fact[1] != NO_VALUE]
 
 

@@ -36,6 +36,7 @@ class Table:
 def results(run: Run) -> dict[str, str]:
     """The entries of summary["quality"] that were measured, with the words for each."""
     known = {"dense_at_pruning": "dense, when pruning began", "final": f"{run.main}, at the end"}
+    known |= {"own": "each client's own model", "newcomers": "clients that never trained"}
     measured = [name for name, value in (run.summary.get("quality") or {}).items() if value]
     return {name: known.get(name, f"{name} baseline, at the end") for name in measured}
 
@@ -66,6 +67,20 @@ def quality_table(run: Run) -> Table:
         rows.append([alone, reached, NO_VALUE, significant(naive.get("loss")), *others])
     columns = ["model", f"test {worded(run.metric)}", "since pruning began", "test loss"]
     return Table([*columns, *map(worded, more)], rows, ("model",))
+
+
+def spread_table(run: Run) -> Table:
+    """How quality on test is spread over clients; without rows where it was not asked for."""
+    told = run.summary.get("client_spread") or {}
+    words = {**results(run), "newcomers": "clients that never trained"}
+    keys = ("worst_tenth", "p10", "p50", "p90")
+    rows = [
+        [words.get(arm, arm), *(significant(found[k]) for k in keys), whole(found["clients"])]
+        for arm, found in told.items()
+        if arm != "of"
+    ]
+    columns = ["model", "mean of the worst tenth", "10 %", "median", "90 %", "clients"]
+    return Table(columns, rows, ("model",))
 
 
 def further_measures(run: Run) -> list[str]:

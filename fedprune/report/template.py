@@ -167,6 +167,10 @@ RUN_PAGE = framed(
 {% if quality.rows %}
 {{ table(quality, "Quality on the test split") }}
 <p class="quiet">{{ tested_on }}</p>
+{% if spread.rows %}
+{{ table(spread, "Spread over clients: " ~ spread_of) }}
+<p class="quiet">The {{ spread_of }} of each client on its own test part, from a histogram that clients add up: known to a bin's width.</p>
+{% endif %}
 {% endif %}
 {% if earlier %}
 <p>{{ earlier }}</p>

@@ -71,3 +71,13 @@ def test_newcomers_never_train_and_are_measured_by_themselves():
     found = result.summary["quality"]["newcomers"]
     assert found["loss"] == told.totals["loss"] / told.totals["count"]
     assert found["count"] == told.totals["count"] < result.summary["quality"]["final"]["count"]
+
+
+def test_the_page_and_the_screen_tell_newcomers_and_spread_from_baselines(tmp_path):
+    config = tiny(clients=8, cohort=4, newcomers=3, client_percentiles=True, model="mlp")
+    federate(config, folder=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "On clients that never trained it is" in page
+    assert "Baselines of the same budget" not in page
+    assert "newcomers baseline" not in page
+    assert "mean of the worst tenth" in page
