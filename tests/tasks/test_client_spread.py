@@ -10,6 +10,7 @@ from fedprune.client.host import build_host
 from fedprune.config.cohort import newcomers_of
 from fedprune.engines.inline import inline_port
 from fedprune.protocol.messages import Question
+from fedprune.report.page import write_report
 from fedprune.tasks.client_spread import client_percentiles, edges_of, in_bin
 from tests.runs import overheard, tiny
 
@@ -76,6 +77,7 @@ def test_newcomers_never_train_and_are_measured_by_themselves():
 def test_the_page_and_the_screen_tell_newcomers_and_spread_from_baselines(tmp_path):
     config = tiny(clients=8, cohort=4, newcomers=3, client_percentiles=True, model="mlp")
     federate(config, folder=tmp_path)
+    write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "On clients that never trained it is" in page
     assert "Baselines of the same budget" not in page
