@@ -28,7 +28,7 @@ from fedprune.protocol.choice import asked_at_once
 from fedprune.protocol.messages import Question
 from fedprune.randomness import seeded
 from fedprune.runtime.guarding import guarded
-from fedprune.runtime.process import put_back
+from fedprune.runtime.process import put_back, resident
 from fedprune.scores.catalog import scores_of
 from fedprune.streaming.blocks import is_streamed
 from fedprune.tasks.later import rows_counted
@@ -76,7 +76,7 @@ def footprint_of(host: Host) -> Footprint:
     partition = max(host.shards, key=lambda p: counts[p].train)
     cuda = host.device.type == "cuda"
     with put_back(), seeded(host.config.seed, "footprint"):
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         _forget_peak()
         if cuda:
             torch.cuda.reset_peak_memory_stats(host.device)
@@ -84,7 +84,7 @@ def footprint_of(host: Host) -> Footprint:
             turn, step = guarded(lambda: _timed(host, partition), PATIENCE)
         except Exception:  # such as a batch that its loss cannot take: the client's affair
             turn, step = 0.0, 0.0
-        peak = max(_resident("VmHWM"), before)
+        peak = max(resident("VmHWM"), before)
         card = torch.cuda.max_memory_allocated(host.device) + CONTEXT if cuda else 0.0
         room = float(torch.cuda.mem_get_info(host.device)[0]) if cuda else 0.0
     sums = SUMS * 8 * _summed(host)
@@ -168,15 +168,6 @@ def _client(host: Host, partition: int, shard: Shard, changes: Mapping[str, Any]
     model = host.model if is_streamed(host.model) else copy.deepcopy(host.model)
     where = (partition, shard, model, host.task, config, host.layout, host.device, model)
     return ClientContext(*where, train=host.train)
-
-
-def _resident(which: str) -> int:
-    """Bytes resident now ("VmRSS") or at the peak ("VmHWM"); 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
 
 
 def _forget_peak() -> None:

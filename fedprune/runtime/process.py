@@ -45,15 +45,62 @@ def trim_memory(parameters: int, *, first: bool = False) -> None:
     """Hand free memory back to the operating system, for a model of so many parameters.
 
     glibc keeps what was freed between pieces that are in use; of large models that is as much again
-    as is in use. With `first` models that refer to themselves are let go of before.
+    as is in use, of many clients as much as `FREE` and more. With `first` models that refer to
+    themselves are let go of before.
     """
-    if parameters < TRIMMED_FROM:
+    large = parameters >= TRIMMED_FROM
+    if not large and not _worth_it():
         return
-    if first:
+    if first and large:
         gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+        _LEAST[0] = resident()
+
+
+_LEAST = [0]
+"""The fewest bytes that were resident since memory was last handed back: what is free then still
+counts as free."""
+
+FREE = 2**24
+"""Bytes of free memory between pieces that are in use, from which they are handed back."""
+
+
+class _Heap(ctypes.Structure):
+    """What glibc says of its memory (mallinfo(3))."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _worth_it() -> bool:
+    now = resident()
+    _LEAST[0] = min(_LEAST[0], now)
+    return now >= _LEAST[0] + FREE and _free() >= FREE
+
+
+def resident(which: str = "VmRSS") -> int:
+    """Bytes resident now ("VmRSS") or at the peak ("VmHWM"); 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
+
+
+def _free() -> int:
+    """Bytes that were freed and are kept; 0 where nobody says."""
+    asked: Any = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
+    if asked is None:
+        return 0
+    asked.restype = _Heap
+    return int(asked().fordblks)
 
 
 @functools.cache

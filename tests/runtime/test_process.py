@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers
 from fedprune import NoRoundCompleted, Task, federate
 from fedprune.client.host import build_host
 from fedprune.engines.inline import inline_port
-from fedprune.runtime.process import put_back
+from fedprune.runtime.process import FREE, put_back, resident, trim_memory
 from fedprune.tasks.catalog import TASKS
 from tests.runs import tiny
 
@@ -118,3 +119,16 @@ def test_nor_does_a_run_whose_task_disturbs_and_fails(monkeypatch):
     with pytest.raises((NoRoundCompleted, ValueError)):
         federate(tiny(model="mlp", rounds=2, warmup=0, end=1))
     assert seen() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc hands memory back")
+def test_what_lies_free_between_pieces_in_use_is_handed_back_whatever_the_model():
+    trim_memory(1)
+    pieces = [torch.ones(2**12) for _ in range(6 * FREE // 2**14)]
+    there = resident()
+    del pieces[1::2]
+    trim_memory(1)
+    assert resident() < there - FREE
+    left = resident()
+    trim_memory(1)  # nothing was freed since
+    assert abs(resident() - left) < FREE
