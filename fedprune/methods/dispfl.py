@@ -37,7 +37,7 @@ from fedprune.learning.averaging import from_moments, to_moments
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import (
     exchanging_ask,
-    growing_conflicts,
+    exchanging_conflicts,
     over_exchanged,
     random_masks,
 )
@@ -160,7 +160,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("moving", c.moving != "none", "there is no model of all", "none"),
     ]
     own = [(key, why, allowed) for key, no, why, allowed in found if no]
-    return [*own, *growing_conflicts(c)]
+    return [*own, *exchanging_conflicts(c)]
 
 
 METHOD = Method(

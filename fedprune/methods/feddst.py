@@ -28,8 +28,8 @@ from fedprune.config import RunConfig
 from fedprune.methods.global_mask import sparsity_of, thin
 from fedprune.methods.growing import (
     exchanging_ask,
+    exchanging_conflicts,
     fraction_in,
-    growing_conflicts,
     over_exchanged,
 )
 from fedprune.methods.method import Method, Trained
@@ -90,7 +90,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     """What it does not go with."""
     many = options.votes > config.cohort
     more = [("method-options", "more votes than a cohort has", f"votes 1 to {config.cohort}")]
-    return growing_conflicts(config) + (more if many else [])
+    return exchanging_conflicts(config) + (more if many else [])
 
 
 METHOD = Method(

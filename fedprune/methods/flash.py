@@ -34,8 +34,8 @@ from fedprune.config import RunConfig
 from fedprune.methods.growing import (
     all_kept,
     exchanging_ask,
+    exchanging_conflicts,
     fraction_in,
-    growing_conflicts,
     holders,
     over_exchanged,
     random_masks,
@@ -136,7 +136,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     tiers = options.tiers
     wrong = not tiers or not all(0 < d <= 1 for d in tiers)
     more = [("method-options", "tiers are densities", "above 0 to 1")] if wrong else []
-    return more + growing_conflicts(config)
+    return more + exchanging_conflicts(config)
 
 
 METHOD = Method(

@@ -98,8 +98,11 @@ def exchanged_among(model: Model, memory: Any, r: Round, names: tuple[str, ...])
 
 
 def growing_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
-    """What does not go with weights that grow on the clients."""
-    own, back = "clients exchange weights by themselves", "what grows back begins at 0"
+    """What does not go with weights that grow, whoever decides it."""
+    own, back = (
+        "gradients of removed weights or clients' own masks travel",
+        "what grows begins at 0",
+    )
     found = [
         ("sparsity", c.sparsity is None, "as many weights grow as go", "a number"),
         ("dp", c.dp != "none", own, "none"),
@@ -107,15 +110,24 @@ def growing_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
         ("unit", c.unit != "weight", "single weights grow", "weight"),
         ("score-steps", c.score_steps != 1, "one exchange a pruning", "1"),
         ("calibration", c.calibration != "dense", "all layers exchange at once", "dense"),
-        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
-        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
         ("error-feedback", c.error_feedback, "what was kept back is of another mask", "false"),
-        ("max-norm", c.max_norm is not None, "changes are of different weights", "leave it out"),
         ("scaffold", c.scaffold, "what grows has no control variate", "false"),
-        ("blend", c.blend != "none", "clients train under masks of their own", "none"),
         ("shrink", c.shrink == "every", "what was cut out cannot come back", "never, end"),
         ("rewind", c.rewind is not None, back, "leave it out"),
         ("reconstruct", c.reconstruct is not None, back, "leave it out"),
         ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
     ]
     return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]
+
+
+def exchanging_conflicts(c: RunConfig) -> list[tuple[str, str, str]]:
+    """What does not go with clients that exchange weights by themselves."""
+    own = "clients' changes are of different weights"
+    found = [
+        ("robust", c.robust != "none", own, "none"),
+        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
+        ("max-norm", c.max_norm is not None, own, "leave it out"),
+        ("blend", c.blend != "none", own, "none"),
+    ]
+    more = [(key, why, allowed) for key, wrong, why, allowed in found if wrong]
+    return more + growing_conflicts(c)

@@ -21,8 +21,8 @@ paper's code has for its smallest model on a Raspberry Pi, as is the constant c.
 Where it departs from the paper and its code: clients square the gradient of one pass over their
 shard at the averaged weights (the code sums the gradients of a round's steps before it squares
 them, and adds up the rounds since the last reconfiguration); what is not prunable brings nothing;
-density is at most 1 - ``--sparsity``, a number that the code has as an option; the selected client
-is the one with the lowest number.
+nothing grows beyond the density 1 - ``--sparsity``, a number that the code has as an option (what
+stays by its size stays); the selected client is the one with the lowest number.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Options(Section):
     constant: float = option("method", "seconds of a round without weights (c)", 6.25, ge=0)
     comm: float = option("method", "seconds that a weight takes to be sent", 5.56e-6, ge=0)
     comp: float = option("method", "seconds of a weight and row that goes through", 9e-7, ge=0)
-    dec: float = option("method", "part of a layer's weights that may go at first", 0.3, ge=0, le=1)
+    dec: float = option("method", "part of a layer's weights that may go at first", 0.3, ge=0, lt=1)
     half_life: Count = option("method", "rounds after which that part is half", 10_000)
     initial: Count = option("method", "most reconfigurations on the first client", 10)
 
@@ -162,7 +162,9 @@ def worth(
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
     free = options.comm + options.comp == 0
+    alone = config.robust != "none"
     more = [("method-options", "weights cost no time", "comm or comp above 0")] if free else []
+    more += [("robust", "the first pruning is of one client", "none")] if alone else []
     return more + growing_conflicts(config)
 
 
