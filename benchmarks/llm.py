@@ -74,10 +74,11 @@ class Bench:
     dense: Tensors
     biases: Tensors
     file: Path
+    amounts: Sequence[str]
     until: float
 
 
-def bench_of(name: str, file: Path, minutes: float) -> Bench:
+def bench_of(name: str, file: Path, amounts: Sequence[str], minutes: float) -> Bench:
     """The model in bfloat16, with biases of zeros where FLAP sets some."""
     config = configure(
         {"task": "domains", "model": name, "clients": 20, "cohort": CLIENTS,
@@ -91,7 +92,7 @@ def bench_of(name: str, file: Path, minutes: float) -> Bench:
     layout = layout_of(model, output=("lm_head",))
     biases = {n: torch.zeros(model.config.hidden_size) for n in readers}
     host = replace(host, model=model, layout=layout)
-    return Bench(host, dense, biases, file, time.monotonic() + 60 * minutes)
+    return Bench(host, dense, biases, file, amounts, time.monotonic() + 60 * minutes)
 
 
 def config_of(bench: Bench, method: str, amount: str) -> RunConfig:
@@ -215,8 +216,8 @@ def write(bench: Bench, line: Line) -> None:
 
 
 def is_there(bench: Bench, line: Line) -> bool:
-    """Whether it was measured, or there is no time left."""
-    if time.monotonic() > bench.until:
+    """Whether it was measured or is not wanted, or there is no time left."""
+    if time.monotonic() > bench.until or line["amount"] not in bench.amounts:
         return True
     return any(line.items() <= known.items() for known in lines_in(bench.file))
 
@@ -309,12 +310,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="lines of figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, default=40.0, help="begin nothing after these")
+    known = ("0", *UNITS, *AMOUNTS)
+    parser.add_argument("--amounts", nargs="+", choices=known, default=known, help="columns")
     parser.add_argument("--model", default="smollm2", help="a model of the task domains")
     parser.add_argument("--print", action="store_true", help="the table of the lines there are")
     args = parser.parse_args()
     if not args.print:
         torch.set_num_threads(1)
-        bench = bench_of(args.model, args.out, args.minutes)
+        bench = bench_of(args.model, args.out, args.amounts, args.minutes)
         magnitude(bench)
         cheap = ["wanda", "ria", "votes", "flap", "wanda_by_row"]
         for seed in args.seeds:
