@@ -42,6 +42,7 @@ from fedprune.runtime.version import RELEASE
 if TYPE_CHECKING:
     from fedprune.codec.masks import decode_mask, encode_mask
     from fedprune.config import RunConfig
+    from fedprune.export.adapter_folder import pruned_base
     from fedprune.export.folders import load
     from fedprune.export.zeros import keep_zeros, zeros_callback
     from fedprune.library.federating import federate
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "own_task",
     "prune",
+    "pruned_base",
     "select",
     "zeros_callback",
 ]
@@ -102,6 +104,7 @@ __getattr__ = offered(
         "load": "fedprune.export.folders",
         "own_task": "fedprune.library.own",
         "prune": "fedprune.library.pruning",
+        "pruned_base": "fedprune.export.adapter_folder",
         "select": "fedprune.selection.select",
         "zeros_callback": "fedprune.export.zeros",
     },

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedprune.adapters.factors import cut_adapters
 from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
@@ -57,6 +58,7 @@ from fedprune.server.state import State, Totals
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tensors.models import load_into
+from fedprune.tensors.named import Tensors
 
 
 class NoRoundCompleted(RuntimeError):
@@ -135,11 +137,12 @@ def _federated(
     del fresh  # each arm lets go of it when it has begun: of large models one more is one too many
     ends: dict[str, tuple[State, Plan]] = {}
     tests: dict[str, Totals] = {}
+    adapters: Tensors = {}
     for arm, its_config in arms_of(config).items():
         shown = private_port(book.shown(arm, port), config, ledger, arm, shelf)
         its_plan = replace(blank, config=its_config)
         end = book.play(arm, book.start(arm, starts.pop(arm)), its_plan, shown)
-        played = end
+        played, adapters = end, end.model.adapters if arm == PRUNED else adapters
         end, plan = _finished(end, its_plan)
         end = _tested(end, plan, shown)
         book.tested(arm, played, end)
@@ -152,8 +155,7 @@ def _federated(
     trim_memory(blank.layout.parameters)
     model = shaped(config, end.edits)[0].eval()
     load_into(model, end.weights)
-    seconds = time.perf_counter() - began
-    sizes = dict(port.present())
+    seconds, sizes = time.perf_counter() - began, dict(port.present())
     about = About(type(model).__name__, sizes, seconds, naive, plan, port.own_data())
     summary = summary_of(config, blank.layout, end, tests, about)
     if before is not None and config.engine != "flower":
@@ -163,12 +165,12 @@ def _federated(
     summary["privacy"]["metrics_sd"] = metric_spread(config)
     summary |= {"resumed_anyway": book.differences} if book.differences else {}
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
-    if folder is not None:
-        again = commands_for(config, folder, port)
-        summary |= again | _written(folder, end, model, (blank, plan), again["command"])
     if before is not None and config.engine != "flower":
         summary["before"] = on_the_earlier_task(before, end)
     if folder is not None:
+        _adapters_written(folder, end, model, plan, adapters)
+        again = commands_for(config, folder, port)
+        summary |= again | _written(folder, end, model, (blank, plan), again["command"])
         _reported(folder, summary)
         forget(folder)
     return Result(model, end, book.rows, summary, config)
@@ -210,6 +212,21 @@ def _written(
     return dict(
         write_results(folder, end, model, first.config, (first.layout, last.layout), command, held)
     )
+
+
+def _adapters_written(
+    folder: Path, end: State, model: nn.Module, plan: Plan, adapters: Tensors
+) -> None:
+    """Write the adapters beside the model that they were merged into, cut as it was."""
+    if not adapters:
+        return
+    # As peft, which they need, these are imported where there are any.
+    from fedprune.adapters.options import adapter_scale
+    from fedprune.export.adapter_folder import ADAPTER_NAME, write_adapter
+
+    scale, left = adapter_scale(plan.config), cut_adapters(adapters, plan.layout)
+    if left:
+        write_adapter(folder / ADAPTER_NAME, model, left, end.masks, scale)
 
 
 def _tested(end: State, plan: Plan, port: Port) -> State:

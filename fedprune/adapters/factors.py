@@ -17,6 +17,7 @@ from torch import Tensor
 from fedprune.randomness import generator
 from fedprune.scores.score import Shapes
 from fedprune.structure.layout import Layout, as_rows, from_rows
+from fedprune.structure.matrices import out_in_of
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Tensors, masked
 
@@ -104,6 +105,29 @@ def product(adapters: Mapping[str, Tensor], path: str, layout: Layout) -> Tensor
     """BA of a layer, in the shape of its weight."""
     rows = adapters[f"{path}{UP}"] @ adapters[f"{path}{DOWN}"]
     return from_rows(layout, f"{path}.weight", rows)
+
+
+def cut_adapters(adapters: Mapping[str, Tensor], layout: Layout) -> Tensors:
+    """What is left of adapters of whole layers after parts of the model were cut out.
+
+    Args:
+        adapters: in the shapes of the dense model.
+        layout: of the model that is left.
+    """
+    origin, left = layout.origin, dict(adapters)
+    if origin is None:
+        return left
+    for path in paths_in(adapters):
+        name = f"{path}.weight"
+        down, up = left.pop(f"{path}{DOWN}"), left.pop(f"{path}{UP}")
+        if name in layout.shapes:
+            lines = origin.places.axes.get(name, (None, None))
+            rows, columns = out_in_of(origin.layout.kinds.get(name, "other"), lines)
+            left[f"{path}{DOWN}"] = down if columns is None else down[:, columns]
+            left[f"{path}{UP}"] = up if rows is None else up[rows]
+    factors = {n: t for n, t in left.items() if n.endswith((DOWN, UP))}
+    whole = {n: t for n, t in left.items() if n not in factors}
+    return factors | origin.places.restrict(whole)
 
 
 def trained_shapes(adapters: Mapping[str, Tensor], fresh: int, layout: Layout) -> Shapes:

@@ -298,5 +298,6 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 READ_AGAIN = (
     *(CONFIG_NAME, ROWS_NAME, TIMINGS_NAME, LEDGER_NAME, END_NAME, SUMMARY_NAME, FIGURES_NAME),
     *(CODED_NAME, "mask", "mask.sha256", f"model/{MANIFEST_NAME}"),
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
 )
 """Files of a finished run; the manifest of its model names the rest."""

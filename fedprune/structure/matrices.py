@@ -5,13 +5,15 @@ The one place that knows that GPT-2's Conv1D keeps it the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.structure.layer_kinds import is_transposed
+
+_Axis = TypeVar("_Axis")
 
 LAYER_KINDS = {
     "linear": "(out, in), nn.Linear",
@@ -41,6 +43,12 @@ def as_matrix(kind: str, tensor: Tensor) -> Tensor:
 def from_matrix(kind: str, rows: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `as_matrix`."""
     return rows.t() if kind == "conv1d" else rows.reshape(shape)
+
+
+def out_in_of(kind: str, axes: Sequence[_Axis]) -> tuple[_Axis, _Axis]:
+    """What is said of a weight's two dimensions, of its matrix's rows and columns."""
+    first, second = axes
+    return (second, first) if kind == "conv1d" else (first, second)
 
 
 def matrix_of(layer: nn.Module) -> Tensor:

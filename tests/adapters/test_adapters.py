@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import fedprune
@@ -25,11 +25,13 @@ from fedprune.adapters.layers import lora_copy, put_masks
 from fedprune.adapters.products import mean_of_products, of_rank, stacked
 from fedprune.adapters.targets import adaptable, targets_of
 from fedprune.config import configure
+from fedprune.export.adapter_folder import write_adapter
 from fedprune.protocol.models import dense_model
 from fedprune.structure.layout import layout_of
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.models import load_into, state_of
 from fedprune.tensors.named import Tensors, copied, masked
+from tests.cutting import masks_of, some
 from tests.families import FACTS, Family, family, forward
 
 SCALE = 0.7
@@ -232,3 +234,24 @@ def test_the_mean_of_factors_is_another_product_than_the_mean_of_products():
     factors = {n: sum(a[n] for _, a in alike) / 2 for n in alike[0][1]}
     products = mean_of_products(alike[0][1], alike, 6)
     assert np.abs(of_all(factors) - of_all(products)).max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "t5"])
+def test_peft_reads_the_folder_and_says_the_same_where_whole_units_are_gone(name, tmp_path):
+    its = family(name)
+    adapters, _ = made(its)
+    masks = masks_of(its.layout, some(its.layout, "head", "neuron"))
+    before = copied(state_of(its.model))
+    try:
+        load_into(its.model, masked(before, masks))
+        assert write_adapter(tmp_path, its.model, adapters, masks, SCALE)
+        theirs = PeftModel.from_pretrained(copy.deepcopy(its.model), tmp_path).double().eval()
+        weights = effective(masked(before, masks), adapters, masks, its.layout, SCALE)
+        load_into(its.model, weights)
+        want = forward(name, its.model)
+        found = forward(name, theirs)
+        torch.testing.assert_close(found, want, atol=1e-9, rtol=1e-9)
+        merged = forward(name, theirs.merge_and_unload())
+        torch.testing.assert_close(merged, want, atol=1e-9, rtol=1e-9)
+    finally:
+        load_into(its.model, before)
