@@ -14,7 +14,7 @@ from fedprune.client.answers import answer
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noised_statistics, noisy_steps, poisson_steps, values_in
 from fedprune.client.host import Host
-from fedprune.client.scoring import _probe
+from fedprune.client.scoring import client_probe
 from fedprune.config import with_values
 from fedprune.learning.local_training import tune
 from fedprune.learning.optimizers import OPTIMIZERS
@@ -76,7 +76,7 @@ def test_statistics_are_the_sum_of_bounded_ones_of_single_examples(score, exact)
     load_into(host.model, question.weights)
     client = seat_of(host, config, part)
     host.model.eval()
-    probe = _probe(question, client, host.layout.prunable, {})
+    probe = client_probe(question, client, host.layout.prunable, {})
     found = noised_statistics(question, client, probe)
     ask = SCORES[score].asks[0]
     shapes = ask.shapes(host.layout, host.layout.prunable, "weight", config.probes or 0)
@@ -102,7 +102,7 @@ def test_a_users_own_score_is_asked_example_by_example(monkeypatch):
     own = {**SCORES, "taylor": replace(SCORES["taylor"], asks=(ask,))}
     monkeypatch.setattr("fedprune.client.dp_sgd.scores_of", lambda _: own)
     client = seat_of(host, noised(tiny(model="mlp")), rows(5))
-    noised_statistics(question, client, _probe(question, client, host.layout.prunable, {}))
+    noised_statistics(question, client, client_probe(question, client, host.layout.prunable, {}))
     assert sizes == [1] * 5
 
 
@@ -116,7 +116,7 @@ def test_one_example_more_moves_statistics_by_the_norm_at_most(score):
 
     def flat(part: Part) -> Tensor:
         client = seat_of(host, config, part)
-        probe = _probe(question, client, host.layout.prunable, {})
+        probe = client_probe(question, client, host.layout.prunable, {})
         return gathered(noised_statistics(question, client, probe), {})
 
     part = rows(8)
