@@ -163,7 +163,8 @@ def tune(
     terms = objective_terms(config, named, tuple(masks), units or {})
     shrinkages = shrinkages_of(config, tuple(masks), units or {})
     step_once = stepping(fresh_optimizer(model, parameters, lr, config))
-    own = backward or _of_mean_loss(model, called, task, distillation, config)
+    device = parameters[0].device.type if parameters else "cpu"
+    own = backward or _of_mean_loss(model, called, task, distillation, config, device)
     sums, counts, apart = 0.0, 0, 0.0
     into_training(model)
     with watch or nullcontext() as watcher, _attention_of(model, distillation):
@@ -196,9 +197,9 @@ def _of_mean_loss(
     task: Task,
     distillation: Distillation | None,
     config: Tuning,
+    device: str,
 ) -> Backward:
     """The gradients of the mean loss over a step's labels."""
-    device = next(iter(found_in(model).parameters.values())).device.type
     slopes: dict[int, Tensor] = {}
 
     def backward(step: list[Part]) -> Done:
