@@ -119,6 +119,13 @@ class Engine(Section):
         3600.0,
         gt=0,
     )
+    deadline: float | Literal["auto"] | None = option(
+        "engine",
+        "seconds that devices have for a question, up to --timeout; auto: three times the median "
+        "of what others took, a minute at least (default: --timeout)",
+        None,
+        when={"engine": "flower"},
+    )
 
 
 class Results(Section):

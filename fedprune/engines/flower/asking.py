@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from fedprune.client.serving import Tick
@@ -16,9 +17,11 @@ from fedprune.engines.flower.exchange import (
     Lost,
     Outgoing,
     OutgoingKey,
+    clock_of,
     exchange,
 )
 from fedprune.engines.flower.fleet import Assignment, Fleet
+from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.held_weights import BASE
@@ -54,7 +57,8 @@ class Request(Generic[_Said]):
 def ask(askings: Sequence[Asking[Any]], *, again: bool, tick: Tick | None = None) -> None:
     """Put requests side by side to those that have not replied yet.
 
-    A device is sent them without what it has already, unless it is asked `again`.
+    A device is sent them without what it has already, unless it is asked `again`. One deadline
+    holds for both times together: what was late is not asked again.
 
     Args:
         askings: of one fleet.
@@ -64,6 +68,8 @@ def ask(askings: Sequence[Asking[Any]], *, again: bool, tick: Tick | None = None
     mail: dict[OutgoingKey, Outgoing] = {}
     size = 0
     for i, asking in enumerate(askings):
+        if again and asking.waiting().over(clock_of(asking.fleet.grid), frozenset()):
+            continue
         for k, each in asking.mail(again=again):
             mail[i, k] = each
             size += asking.request.alone(each.packet)
@@ -83,10 +89,13 @@ def _exchanged(
     if not mail:
         return
     fleet = askings[0].fleet
-    for (i, k), reply in exchange(fleet.grid, mail, fleet.config.timeout, POLL[fleet.simulated()]):
+    waiting = askings[0].waiting(mail)
+    for (i, k), reply in exchange(fleet.grid, mail, waiting, POLL[fleet.simulated()]):
+        fleet.heard(mail[i, k].node, reply, askings[i].request.phase)
         came = askings[i].hear(k, mail[i, k].packet, reply, again=again)
         if tick and came:
             tick(came)
+    fleet.took(askings[0].request.phase, waiting.took)
 
 
 @dataclass
@@ -104,6 +113,7 @@ class Asking(Generic[_Said]):
         outcomes: what was said and not taken yet, a reply that does not count, or why there is
             none; by that place.
         down: bytes that were sent, as the request weighs them.
+        began: when it was first put, by the grid's clock.
     """
 
     fleet: Fleet
@@ -112,11 +122,19 @@ class Asking(Generic[_Said]):
     take: Callable[[list[int], _Said | tuple[Failure, ...]], None]
     outcomes: dict[int, _Said | Refused | Lost] = field(default_factory=dict)
     down: int = 0
+    began: float = field(init=False)
     _turns: deque[int] = field(init=False)
     _taken: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._turns = deque(self.assignments)
+        self.began = clock_of(self.fleet.grid)
+
+    def waiting(self, mail: Mapping[OutgoingKey, Outgoing] = MappingProxyType({})) -> Waiting:
+        """How long replies are waited for, to what is sent now."""
+        size = max((each.packet.size() for each in mail.values()), default=0)
+        asked = frozenset(each.node for each in mail.values())
+        return self.fleet.waiting(self.request.phase, self.began, size, asked)
 
     def mail(self, *, again: bool) -> Iterator[tuple[int, Outgoing]]:
         """What is sent to those that have not replied yet, by their place in the sum."""
@@ -183,15 +201,19 @@ class Asking(Generic[_Said]):
 
     def _worth_asking(self, k: int) -> bool:
         outcome = self.outcomes.get(k)
-        return self.unanswered(k) and not (isinstance(outcome, Lost) and outcome.alone)
+        vain = isinstance(outcome, Lost) and (outcome.alone or outcome.late)
+        return self.unanswered(k) and not vain
 
     def late(self, k: int) -> bool:
         """Whether nothing came in time."""
         outcome = self.outcomes.get(k)
         return isinstance(outcome, Lost) and outcome.late
 
+    def _absent(self, k: int) -> Lost:
+        return self.fleet.absent(self.assignments[k][1])
+
     def _said(self, k: int) -> _Said | tuple[Failure, ...]:
-        outcome = self.outcomes.get(k, Lost("left"))
+        outcome = self.outcomes[k] if k in self.outcomes else self._absent(k)
         if not isinstance(outcome, Refused | Lost):
             return outcome
         name = outcome.field if isinstance(outcome, Refused) else ""

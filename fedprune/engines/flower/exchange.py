@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedprune.codec.wire import Packet
 from fedprune.engines.flower.messages import Copies, let_go, packet_in, records
+from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import plain
 
@@ -101,15 +102,20 @@ class Pending:
         self.awaited = {sent: k for sent, k in self.awaited.items() if k != key}
 
 
+def clock_of(grid: Grid) -> float:
+    """Seconds by the grid's own clock, if it has one."""
+    return float(getattr(grid, "clock", time.monotonic)())
+
+
 def exchange(
-    grid: Grid, mail: Mapping[OutgoingKey, Outgoing], timeout: float, poll: float
+    grid: Grid, mail: Mapping[OutgoingKey, Outgoing], timeout: float | Waiting, poll: float
 ) -> Iterator[tuple[OutgoingKey, Incoming]]:
     """Send every packet and yield what comes back, in order of arrival.
 
     Args:
         grid: Flower's grid.
         mail: what is sent, under which keys.
-        timeout: seconds to wait; what has not come by then is lost.
+        timeout: seconds to wait from now on, or what decides; what has not come then is lost.
         poll: seconds between looks for replies.
 
     Yields:
@@ -120,20 +126,24 @@ def exchange(
         if not pending.send(key, each):
             yield key, Lost("could not be reached", sent=False)
     # A grid with a clock of its own waits for replies itself.
-    clock = getattr(grid, "clock", time.monotonic)
     pause = 0.0 if hasattr(grid, "clock") else poll
-    began = called = clock()
-    while pending.awaited and clock() < began + timeout:
-        yield from pending.replies()
-        if pending.awaited and clock() > called + ROLL_CALL:
-            called = clock()
+    called, over = clock_of(grid), ""
+    waiting = timeout if isinstance(timeout, Waiting) else Waiting(called, timeout)
+    while pending.awaited and not over:
+        for key, reply in pending.replies():
+            if isinstance(reply, Packet):
+                waiting.took.append(clock_of(grid) - waiting.began)
+            yield key, reply
+        if pending.awaited and clock_of(grid) > called + ROLL_CALL:
+            called = clock_of(grid)
             yield from _left(pending, mail)
-        if pending.awaited and pause:
+        over = waiting.over(clock_of(grid), {mail[k].node for k in pending.awaited.values()})
+        if pending.awaited and not over and pause:
             time.sleep(pause)
     if pending.awaited and hasattr(grid, "forget"):
         grid.forget(list(pending.awaited))
     for key in list(pending.awaited.values()):
-        yield key, Lost(f"no reply within {timeout:g} s", late=True)
+        yield key, Lost(over, late=True)
 
 
 def _left(

@@ -19,8 +19,9 @@ from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
 from fedprune.engines.flower.announced import Announced, node_of
 from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
+from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import ConfigError, Refused
-from fedprune.protocol.failures import Failure
+from fedprune.protocol.failures import Failure, plain
 
 JOIN = 900.0
 """Seconds in which a worker of our own simulation must have loaded model and data, whatever
@@ -36,6 +37,8 @@ PATIENCE_LOG = 30.0
 """Seconds of waiting between lines that say so."""
 
 log = logging.getLogger("fedprune")
+
+GONE = Lost("left")
 
 Assignment = tuple[int | None, list[int]]
 """A node, or None where nobody is there any more, and the partitions it is asked for."""
@@ -53,6 +56,10 @@ class Fleet:
             waiting until enough partitions are there.
         breaking: partitions of a simulation whose worker died when they were asked alone.
         lacking: partitions of devices that do not hold the base model.
+        late: by device, phases that it missed the deadline of and has answered no question of
+            since, and "" until it has answered any. It is out until it has answered a greeting, and
+            then nobody waits for it alone in these phases, in none with "".
+        out: partitions of those that have not answered it.
     """
 
     grid: Grid
@@ -61,6 +68,8 @@ class Fleet:
     gathering: bool = True
     breaking: set[int] = field(default_factory=set)
     lacking: set[int] = field(default_factory=set)
+    late: dict[int, set[str]] = field(default_factory=dict)
+    out: set[int] = field(default_factory=set)
     _began: bool = False
     _gave_up: bool = False
     _pending: Pending = field(init=False)
@@ -68,6 +77,7 @@ class Fleet:
     _told: set[tuple[int, str]] = field(default_factory=set)
     _news: list[Failure] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
+    _took: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._pending = Pending(self.grid)
@@ -142,11 +152,44 @@ class Fleet:
             node = Lost(f"{refused.field}: {refused}")
         if isinstance(node, Announced):
             self.nodes[i] = node
+            self.out -= node.labels.keys()
             self._judge(i, node)
         elif self._greeted[i] == 1:
             self._greet(i)
         else:
-            self._notice(i, "", f"a node could not join: {node.reason}")
+            self._notice(i, "", f"{self._name(i)} could not join: {node.reason}")
+
+    def waiting(self, phase: str, began: float, size: int, asked: frozenset[int]) -> Waiting:
+        """How long a question of such a phase, put then, is waited for."""
+        c, known = self.config, tuple(self._took.get(phase, ()))
+        if self.simulated():
+            return Waiting(began, c.timeout)
+        auto = c.deadline == "auto"
+        most = min(c.timeout, c.deadline) if isinstance(c.deadline, float) else c.timeout
+        late = frozenset(i for i, phases in self.late.items() if phases & {phase, ""})
+        return Waiting(began, most, auto, size, known, asked, late)
+
+    def took(self, phase: str, seconds: list[float]) -> None:
+        """Note in how many seconds nodes have answered a question."""
+        if seconds:
+            self._took[phase] = seconds
+
+    def heard(self, node: int, reply: Incoming, phase: str) -> None:
+        """Note whether a device has answered a question in time: who has not is greeted again."""
+        if isinstance(reply, Packet) and node in self.late:
+            self.late[node] -= {phase, ""}
+        if not isinstance(reply, Lost) or not reply.late or self.simulated():
+            return
+        self.late.setdefault(node, set()).update({phase, ""})
+        if node in self.nodes:
+            self.out.update(self.nodes.pop(node).labels)
+            self._greeted[node] = 0
+            self._greet(node)
+
+    def absent(self, group: Sequence[int]) -> Lost:
+        """Why partitions that nobody serves are not there."""
+        late = not self.out.isdisjoint(group)
+        return Lost("missed a deadline, and has not answered since", late=True) if late else GONE
 
     def _announced(self, reply: Packet | Refused) -> Announced:
         """The node that a reply to a greeting describes.
@@ -172,7 +215,9 @@ class Fleet:
         if failure.partition in others or not 0 <= failure.partition < self.config.clients:
             # Who holds the partition that it names has nothing to do with it.
             where = f"{failure.field}: " if failure.field else ""
-            self._notice(i, failure.field, f"a node could not join: {where}{failure.reason}")
+            self._notice(
+                i, failure.field, f"{self._name(i)} could not join: {where}{failure.reason}"
+            )
         elif self._first(i, failure.field):
             self._news.append(failure)
             log.warning("partition %d could not join: %s", failure.partition, failure.reason)
@@ -187,6 +232,13 @@ class Fleet:
         if self._first(i, field_):
             self._notices.append(text)
             log.warning("%s", text)
+
+    def _name(self, i: int) -> str:
+        """A node by Flower's number of it, and by name and address where Flower knows them."""
+        nodes = self.grid.get_nodes() if hasattr(self.grid, "get_nodes") else ()
+        about = [(n.name, n.location) for n in nodes if n.node_id == i]
+        said = " at ".join(plain(text) for each in about for text in each if text)
+        return f"node {i} ({said})" if said else f"node {i}"
 
     def news(self) -> tuple[tuple[Failure, ...], tuple[str, ...]]:
         """Who could not join since the last call, and what there is to say of other nodes."""
@@ -212,15 +264,17 @@ class Fleet:
         for i, node in devices.items():
             for p in node.labels:
                 if holders.setdefault(p, i) != i:
-                    self._notice(i, "partition-id", _TWICE.format(p))
+                    self._notice(i, "partition-id", _TWICE.format(self._name(i), p))
         return holders
 
     def simulated(self) -> bool:
         """Whether the nodes are workers of a simulation, which keep nothing between messages."""
-        return not any(node.device for node in self.nodes.values())
+        return not self.out and not any(node.device for node in self.nodes.values())
 
     def assignments(self, partitions: Sequence[int]) -> list[Assignment]:
         """Who is asked for what, in the order in which sums are added."""
+        if self.late:
+            self._look()
         if not self.simulated():
             return _by_device(sorted(partitions), self._holders())
         workers: list[int | None] = [*sorted(self._greeted)] or [None]
@@ -245,7 +299,7 @@ def _refusal(reason: str) -> str:
 
 
 _TWICE = (
-    "a second node announces partition {} and is not asked; "
+    "{} announces partition {} as the second one and is not asked; "
     "allowed: a partition-id of its own for each node"
 )
 

@@ -23,7 +23,9 @@ class Said:
 
 
 def asked(take: Any, read: Any, absent: int | None = None) -> Asking[Said]:
-    fleet: Any = SimpleNamespace(lacking=set(), breaking=set())
+    fleet: Any = SimpleNamespace(
+        grid=None, lacking=set(), breaking=set(), absent=lambda _: Lost("left")
+    )
     request = Request("train.tune", "tune", lambda *_: Packet({}), read, lambda *_: 1)
     places = {k: (None if k == absent else 1, group) for k, group in enumerate(HOSTS)}
     return Asking(fleet, request, places, take)

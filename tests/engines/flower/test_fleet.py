@@ -127,7 +127,7 @@ def test_of_two_with_one_partition_the_first_holds_it(devices, config, joined, f
     assert fleet.present() == {0: 48, 1: 32}
     failed, (said,) = fleet.news()
     assert failed == (), "who holds it did nothing wrong"
-    assert said.startswith("a second node announces partition 1 and is not asked; allowed:")
+    assert said.startswith("node 3 announces partition 1 as the second one and is not asked; ")
     fleet.present()
     assert fleet.news() == ((), ()), "it is told once"
     del grid.contexts[78]
@@ -217,7 +217,7 @@ def test_a_malformed_announcement_is_not_joined(devices, config, text, caplog):
     fleet = Fleet(grid, config())
     assert list(fleet.present()) == [0]
     assert grid.kinds(78) == ["query.hello"] * 2, "asked once more"
-    assert "a node could not join: hello: malformed" in caplog.text
+    assert "could not join: hello: malformed" in caplog.text
 
 
 @pytest.mark.parametrize("content", [Error(code=0, reason="no torch here"), RecordDict()])
@@ -227,4 +227,4 @@ def test_a_node_that_cannot_say_hello_is_not_joined(devices, config, content, ca
 
     fleet = Fleet(devices(2, meddle=meddle), config())
     assert list(fleet.present()) == [0]
-    assert "a node could not join" in caplog.text
+    assert "could not join" in caplog.text
