@@ -47,6 +47,9 @@ METHODS: dict[str, Keys] = {
     "movement-pruning": {},
     "prunefl": {"sparsity": 0.4, "method_options": {"constant": 1e-3, "initial": 2}},
     "rigl": {},
+    "zerofl": {"method_options": {"send": "weights"}, "end": 2},
+    "sparsyfed": {"scope": "layer", "end": 2},
+    "complement-sparsification": {"end": 2},
 }
 """Of the methods with conversations of their own; compositions by a name are among the recipes."""
 
@@ -200,6 +203,7 @@ GALLERY: dict[str, Run] = {
         for how, killed, workers in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
     },
     # clients that remember something of their own
+    "server-adam": mlp(server_optimizer="adam"),
     "scaffold": mlp(scaffold=True, optimizer="sgd", score="magnitude", rounds=5, end=4),
     **{
         f"remembering{how}": Run(
@@ -238,6 +242,6 @@ GALLERY: dict[str, Run] = {
 
 RECIPES = (
     *("exact-wanda", "fedprllm", "fedspallm", "lottery-ticket", "priprune", "rigl"),
-    *("sparsegpt", "ssfl", "synflow"),
+    *("sparsegpt", "ssfl", "synflow", "complement-sparsification", "sparsyfed", "zerofl"),
 )
 GALLERY |= {f"recipe {name}": Run(RECIPE, recipe=name) for name in RECIPES}

@@ -106,11 +106,15 @@ def _removed_is_zero(states: list[State]) -> None:
         assert not any(state.weights[n][~m].any() for n, m in state.masks.items())
 
 
+REGROWING = {"fedrts", "zerofl", "sparsyfed", "complement-sparsification"}
+"""Methods whose removed weights may come back."""
+
+
 def _only_shrinks(states: list[State], c: RunConfig) -> None:
     kept = [count_kept(state.masks) for state in states]
     if not c.reduce and c.method != "prunefl":  # factors are other weights; more may pay
         assert kept == sorted(kept, reverse=True), kept
-    if c.schedule == "regrow" or c.method == "fedrts":
+    if c.schedule == "regrow" or c.method in REGROWING:
         return
     for a, b in pairwise(states):
         if a.edits == b.edits:

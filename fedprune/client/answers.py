@@ -30,11 +30,13 @@ from fedprune.config.kinds import KINDS
 from fedprune.learning.averaging import flat_change
 from fedprune.learning.candidates import blended, without
 from fedprune.learning.local_training import Backward, Done, Tuned, can_be_alone, step_batches
+from fedprune.learning.manners import manner_of
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
 from fedprune.protocol.forms import fitting, form_of, samples
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
+from fedprune.protocol.parted import first_parts
 from fedprune.randomness import generator, seeded
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import Watcher
@@ -91,6 +93,7 @@ def _trained_once(question: Question, client: ClientContext, masks: Masks) -> Tu
     steps, backward = _steps(question, client, {n: m.to(client.device) for n, m in masks.items()})
     noisy = None if backward is None else _Counted(backward)
     further = {"watch": _watch(question, client), **_corrected(question, client, masks)}
+    further |= _trained_so(question, client)
     with extruding(question, client):
         tuned = _trained(question, client, masks, steps, backward=noisy, **further)
     if noisy is not None and noisy.calls != c.local_steps:
@@ -132,7 +135,21 @@ def starting_masks(question: Question, client: ClientContext) -> tuple[Masks, Te
     """The mask that a client tunes under, and as flags if it is its own: the model is pruned."""
     if question.score and client.config.masks != "global":
         return own_pruning(question, client)
-    return question.masks, None
+    masks = question.masks
+    if question.regime.whole:
+        return {n: torch.ones_like(m) for n, m in masks.items()}, None
+    return masks, None
+
+
+def _trained_so(question: Question, client: ClientContext) -> dict[str, Any]:
+    """What training takes beside the rest where it is not the plain way."""
+    regime, layout = question.regime, client.layout
+    if regime.plain:
+        return {}
+    parts = first_parts(regime.widths, question.masks, question.weights, client.config, layout)
+    there = [{n: m.to(client.device) for n, m in part.items()} for part in parts]
+    gen = generator(client.config.seed, "widths", question.round, client.partition)
+    return {"manner": manner_of(regime, client.model, layout.prunable, there, gen)}
 
 
 def tuned_answer(

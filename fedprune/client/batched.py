@@ -46,7 +46,7 @@ def answers_together(
         found = sums_together(question, clients)
         both = zip(clients, found or (), strict=found is not None)
         return {c.partition: partial(answer_score, question, c, sums) for c, sums in both}
-    if question.kind == "tune" and not question.grow:
+    if question.kind == "tune" and not question.grow and question.regime.plain:
         answers = tuned_together(question, clients)
         return {p: partial(_given, given) for p, given in answers.items()}
     return {}

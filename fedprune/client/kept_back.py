@@ -52,7 +52,7 @@ def _by_name(question: Question, flat: Tensor) -> Tensors:
     """A change of the weights, or what was not sent of one."""
     if question.adapters:
         return scattered(flat, shapes_of(question.adapters), {})
-    return scattered(flat, shapes_of(question.weights), question.masks)
+    return scattered(flat, shapes_of(question.weights), question.changed_on)
 
 
 def with_kept_back(answer: Answer, question: Question, own: Recollection) -> Answer:
@@ -60,4 +60,4 @@ def with_kept_back(answer: Answer, question: Question, own: Recollection) -> Ans
     before = own.recall(RESIDUAL)
     if not before:
         return answer
-    return replace(answer, values=answer.values + gathered(before, question.masks))
+    return replace(answer, values=answer.values + gathered(before, question.changed_on))

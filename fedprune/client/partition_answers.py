@@ -14,6 +14,7 @@ from fedprune.client.context import ClientContext, warn_once
 from fedprune.client.host import Host
 from fedprune.client.kept_back import with_kept_back
 from fedprune.client.memory import Recollection
+from fedprune.client.releasing import on_own_choice
 from fedprune.client.teacher import teacher_model
 from fedprune.codec.stochastic_rounding import BITS
 from fedprune.codec.wire import Packet, digest_of
@@ -117,9 +118,11 @@ def _leaving(host: Host, question: Question, client: ClientContext, given: Answe
         what = f"metrics {q.part} {q.candidates} {digest(q.rungs)} {digest(q.given)}"
         source = source_for(question, host.config, client.partition, what)
         given = replace(given, totals=noised_means(given.totals, host.config, source))
-    if not host.config.error_feedback or not KINDS[question.kind].changes:
+    if not KINDS[question.kind].changes:
         return given
-    return with_kept_back(given, question, client.memory)
+    if host.config.error_feedback:
+        given = with_kept_back(given, question, client.memory)
+    return on_own_choice(given, question, host.config, host.layout)
 
 
 def _given(

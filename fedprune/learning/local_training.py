@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.learning.distillation import Distillation, Taught, taught
+from fedprune.learning.manners import Manner
 from fedprune.learning.objectives import Term, add_gradients, objective_terms, shrinkages_of
 from fedprune.learning.optimizers import Parameters, forget_steps, fresh_optimizer, stepping
 from fedprune.structure.attention import eager
@@ -56,6 +57,8 @@ class Done(NamedTuple):
 
 Train = Callable[..., Tuned]
 """Trains as `tune` does, with the same arguments: a user's own training."""
+
+_PLAINLY = Manner()
 
 Backward = Callable[[list[Part]], Done]
 """Leaves the gradients of a step's batches in the parameters' `grad`."""
@@ -136,6 +139,7 @@ def tune(
     distillation: Distillation | None = None,
     backward: Backward | None = None,
     correction: Mapping[str, Tensor] | None = None,
+    manner: Manner = _PLAINLY,
 ) -> Tuned:
     """Train the model in place on mean losses of steps; its removed weights stay 0.0.
 
@@ -152,6 +156,7 @@ def tune(
         distillation: a teacher to learn from beside the labels.
         backward: takes the gradients of a step in another way.
         correction: what is added to every step's gradients, see `fedprune.learning.variates`.
+        manner: what is done around every step's gradients, and around the step.
     """
     named = learning(model)
     parameters = list(named.values())
@@ -170,14 +175,16 @@ def tune(
     with watch or nullcontext() as watcher, _attention_of(model, distillation):
         for step in steps:
             _clear(parameters)
-            done = own(step)
+            with manner.gradients():
+                done = own(step)
             sums, counts = sums + done.loss, counts + done.labels
             apart += done.divergence
             if watcher is not None:
                 watcher.after_backward(sum(task.labels(batch) for batch in step))
             _correct(named, correction or {})
             _shape_gradients(named, removed, terms, config)
-            step_once()
+            with manner.step():
+                step_once()
             for shrink in shrinkages:
                 shrink(named, lr)
     _clear(parameters)

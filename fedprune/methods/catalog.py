@@ -13,6 +13,7 @@ from fedprune.methods import (
     adaptive,
     blend,
     calibrate,
+    complement,
     dispfl,
     distil,
     feddst,
@@ -38,9 +39,11 @@ from fedprune.methods import (
     scaffold,
     server_optimizer,
     shrink,
+    sparsyfed,
     ssfl,
     vocabulary,
     while_tuning,
+    zerofl,
 )
 from fedprune.methods.method import Method, Rider
 from fedprune.options.plugins import table_in
@@ -71,6 +74,9 @@ METHODS: dict[str, Method] = {
     "prunefl": prunefl.METHOD,
     "rigl": rigl.METHOD,
     "ssfl": ssfl.METHOD,
+    "zerofl": zerofl.METHOD,
+    "sparsyfed": sparsyfed.METHOD,
+    "complement-sparsification": complement.METHOD,
 }
 
 FOLLOWING = {

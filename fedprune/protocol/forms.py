@@ -200,7 +200,8 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         ask = scores_of(config.plugin)[question.score].asks[0]
         sums = ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
         positive = not ask.signed
-    own = bool(question.grow) or (bool(question.score) and config.masks != "global")
+    own = bool(question.grow) or question.regime.own
+    own = own or (bool(question.score) and config.masks != "global")
     beside = {"divergence"} if question.teacher else set()
     masks = question.changed_on
     voters = count_kept(masks) if masks else sum(m.numel() for m in question.masks.values())

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from fedprune.learning.candidates import Candidate
+from fedprune.learning.regime import PLAIN_REGIME, Regime
 from fedprune.structure.edits import Edits
 from fedprune.tensors.named import Masks, Tensors, cuts, whole_of
 
@@ -60,6 +61,7 @@ class Question:
             part `exchange` is, in what a client minimises; 0.0: none.
         fresh: rank of the factors that a client begins anew, with which a change begins, beside the
             adapters, which are merged then; 0: it goes on with the adapters.
+        regime: how clients train and what they send.
     """
 
     kind: str
@@ -93,11 +95,17 @@ class Question:
     exchange: float = 0.0
     turn: float = 1.0
     extrude: float = 0.0
+    regime: Regime = PLAIN_REGIME
 
     @property
     def changed_on(self) -> Masks:
-        """The masks that a change lies on; none, which is everything, where clients exchange."""
-        return {} if self.grow else self.masks
+        """The masks that a change lies on; none, which is everything, where removed weights train.
+
+        Of what was removed alone, where that is all that is sent.
+        """
+        if self.regime.sends == "complement":
+            return {name: ~mask for name, mask in self.masks.items()}
+        return {} if self.grow or self.regime.whole else self.masks
 
     @cached_property
     def whole(self) -> Tensor | None:

@@ -19,6 +19,7 @@ from fedprune.codec.model_digest import bits_of, edits_in, mask_bits, model_dige
 from fedprune.codec.wire import Packet, digest_of, head_of, values_of
 from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import Candidate, as_table, from_table
+from fedprune.learning.regime import as_said, regime_in
 from fedprune.protocol.held_weights import BaseModel, Lacking
 from fedprune.protocol.messages import Question
 from fedprune.protocol.question_head import (
@@ -235,6 +236,11 @@ FIELDS: dict[str, Field] = {
     "exchange": _in_head(share_in, lambda q: q.grow or q.extrude),
     "extrude": _in_head(amount_in, lambda q: q.extrude),
     "turn": _in_head(share_in, lambda q: q.grow),
+    "regime": Field(
+        lambda came, name: regime_in(came.head.get(name, {})),
+        lambda q, _: as_said(q.regime),
+        lambda q: not q.regime.plain,
+    ),
     "again": _in_head(count_in, lambda q: q.again),
     "base": _in_head(text_of, lambda q: q.base),
     "unlike": _in_head(texts_of, lambda q: q.base),
