@@ -1,6 +1,6 @@
 """One-shot pruning of SmolLM2-135M by what clients of unlike domains send: the README's table.
 
-    python benchmarks/llm.py --out FILE [--seeds 0 1 2 3 4] [--minutes 40]
+    python benchmarks/llm.py --out FILE [--seeds 0 1 2 3 4] [--amounts 50 2:4 ...] [--minutes 40]
     python benchmarks/llm.py --out FILE --print
 
 Four clients, one of each domain, calibrate on eight windows of 256 tokens that the seed draws; each
@@ -206,7 +206,9 @@ def down(masks: Masks, numbers: Tensors) -> int:
 
 
 def lines_in(file: Path) -> list[Line]:
-    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    lines = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    keys = ("method", "amount", "seed", "who")
+    return list({tuple(line[key] for key in keys): line for line in lines}.values())
 
 
 def write(bench: Bench, line: Line) -> None:
@@ -293,7 +295,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def _cell(lines: Sequence[Line]) -> str:
-    """Mean, standard deviation and number of seeds (of clients, for local ones)."""
+    """Mean, and standard deviation and number of seeds, or of clients, where there are several."""
     values = [x["perplexity"] for x in lines]
     if not values:
         return ""

@@ -57,6 +57,8 @@ def _collect(probe: Probe) -> Tensors:
     return summed_twice(probe, names, shapes, lambda x: x)
 
 
+_NOTHING = 1e-12
+
 ASK_FLUCTUATION = Statistic(_collect, _shapes, passes="1 forward")
 
 
@@ -86,8 +88,9 @@ def _standardised(evidence: Evidence, group: Group, part: UnitSlice) -> Tensor:
     alive = fluctuation[there]
     spread = alive.std() if len(alive) > 1 else alive.new_zeros(())
     away = fluctuation - alive.mean() if len(alive) else fluctuation
-    out: Tensor = (away / spread if spread > 0 else torch.zeros_like(away))[part.index].mean(1)
-    return out
+    units = (away / spread if spread > 0 else torch.zeros_like(away))[part.index].mean(1)
+    # Of a layer with one unit the mean is 0, and what rounding leaves of it says nothing.
+    return units.masked_fill(units.abs() < _NOTHING, 0.0)
 
 
 def _spread(scores: Tensors, layout: Layout, part: UnitSlice, units: Tensor) -> None:
