@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedprune.config import BY_TASK, RunConfig
 from fedprune.config.allowed import allowed
+from fedprune.config.toml_text import FLOWERS_OWN
 from fedprune.options.conditions import in_words
 from fedprune.options.section import declared
 from fedprune.options.values import as_text
@@ -67,7 +68,7 @@ def _default(field: FieldInfo) -> str:
 
 def with_flower_keys(text: str) -> str:
     """The text of pyproject.toml with every option, and no other, as a key of Flower's."""
-    keys = ["toml", *(key.replace("_", "-") for key in RunConfig.model_fields)]
+    keys = [*FLOWERS_OWN, *(key.replace("_", "-") for key in RunConfig.model_fields)]
     table = "".join(f'{key} = ""\n' for key in keys)
     return re.sub(r"(?<=\[tool\.flwr\.app\.config\]\n)(?:[a-z0-9-]+ = \"\"\n)*", table, text)
 

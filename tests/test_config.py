@@ -128,7 +128,7 @@ OPEN |= {"rank_tolerance", "score_examples"}
 OPEN |= {"epsilon", "delta", "dp_clip", "dp_noise", "dp_score_clip", "dp_score_noise", "dp_rate"}
 OPEN |= {"dp_metric_clip", "dp_metric_noise", "response", "secure_neighbours", "secure_dropout"}
 OPEN |= {"secure_bits", "secure_minimum", "byzantine", "max_norm", "strikes"}
-OPEN |= {"rank", "lora_alpha", "adapter_mean"}
+OPEN |= {"rank", "lora_alpha", "adapter_mean", "deadline", "profiles"}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,18 +9,14 @@ from typing import Any
 from fedprune.commands.run_options import values_given
 from fedprune.config import (
     RunConfig,
-    configure,
-    from_toml,
     given_in,
     overridden,
-    recorded,
 )
 from fedprune.config.privacy_matrix import matrix
 from fedprune.config.rules import names_of
 from fedprune.methods.catalog import check_method, methods_of
 from fedprune.options.refusal import ConfigError
-from fedprune.records.bound import RESUMABLE
-from fedprune.records.folder import CONFIG_NAME
+from fedprune.records.resumed import resumed_config, text_at
 from fedprune.tasks.catalog import tasks_of
 
 
@@ -41,52 +37,16 @@ def run_asked_for(
     anyway = given.pop("resume_anyway", False)
     given.pop("seeds", None)  # read by `fedprune.commands.seeds`, whose runs have one each
     if resume is not None:
-        return _resumed(Path(resume), file, given, anyway=anyway), Path(resume), anyway
+        return resumed_config(Path(resume), given, file, anyway=anyway), Path(resume), anyway
     if anyway:
         raise ConfigError("resume-anyway: nothing is resumed; allowed: beside --resume DIR")
     plugin = given.get("plugin", "")
-    base = given_in(_text(Path(file), "config"), plugin, file) if file is not None else {}
+    base = given_in(text_at(Path(file), "config"), plugin, file) if file is not None else {}
     config, left_out = overridden(base, given)
     check_method(config)
     for line in left_out:
         print(f"run.py: {file}: {line}", file=sys.stderr)
     return config, None, False
-
-
-def _resumed(folder: Path, file: str | None, given: dict[str, Any], *, anyway: bool) -> RunConfig:
-    """The configuration of the run in a folder, which must be the one that ran.
-
-    Raises:
-        ConfigError: another is asked for, or something follows otherwise than when it began.
-    """
-    fixed = sorted(given.keys() - RESUMABLE - {"plugin"})
-    if file is not None or fixed:
-        key = "config" if file is not None else fixed[0].replace("_", "-")
-        allowed = ", ".join(sorted(k.replace("_", "-") for k in RESUMABLE))
-        raise ConfigError(f"{key}: cannot change on --resume; allowed: {allowed}")
-    text, plugin = _text(folder / CONFIG_NAME, "resume"), given.pop("plugin", "")
-    before = recorded(text, plugin, folder / CONFIG_NAME)
-    config = configure({**from_toml(text), **({"plugin": plugin} if plugin else {})})
-    for key, value in before:
-        if (now := vars(config)[key]) != value and not anyway:
-            raise ConfigError(
-                f"{key.replace('_', '-')}={now!r}: follows from what {folder / CONFIG_NAME} gives, "
-                f"and was {value!r} when the run began; allowed: the file as the run wrote it"
-            )
-    return config.model_copy(update=given)
-
-
-def _text(path: Path, key: str) -> str:
-    if not path.is_file():
-        raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: a TOML file of options")
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{key}={str(path)!r}: {error.strerror}; allowed: a readable file"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}={str(path)!r}: {error}; allowed: UTF-8") from None
 
 
 def listing(plugin: str, wanted: str = "") -> str:

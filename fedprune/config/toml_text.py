@@ -141,6 +141,10 @@ def _follows(given: Mapping[str, Any], whole: RunConfig) -> bool:
         return False
 
 
+FLOWERS_OWN = ("toml", "resume", "resume-anyway")
+"""Keys of Flower's run config that are no options: of how a run is put, as on the command line."""
+
+
 def from_flower(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys given in Flower's flat run config: those of ``toml``, and those beside it, not "".
 
@@ -149,5 +153,5 @@ def from_flower(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     Raises:
         ConfigError: the document is not TOML.
     """
-    beside = {key: value for key, value in run_config.items() if value != "" and key != "toml"}
+    beside = {k: v for k, v in run_config.items() if v != "" and k not in FLOWERS_OWN}
     return given_in(str(run_config.get("toml", ""))), beside

@@ -11,9 +11,11 @@ from flwr.app import ConfigRecord, Context
 from fedprune.client.memory import FOLDER_NAME, ClientMemory, on_device
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, head_of
+from fedprune.config import all_keys
 from fedprune.engines.flower.node_config import device_of, is_device
 from fedprune.protocol.questions import HELD
 from fedprune.protocol.replies import identity
+from fedprune.records.bound import RESUMABLE
 from fedprune.runtime.json_text import text_of
 from fedprune.secagg.device_memory import DeviceMemory
 
@@ -68,4 +70,6 @@ def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
 def memory_of_device(config: str, context: Context) -> ClientMemory:
     """What this device remembers of a run, beside its data."""
     data = Path(device_of(context.node_config).data)
-    return on_device(data.with_name(f"{data.name}.{FOLDER_NAME}"), identity(config)[:16])
+    # A run that goes on with another --timeout is the same run.
+    keys = {k: v for k, v in sorted(all_keys(config).items()) if k not in {*RESUMABLE, "out"}}
+    return on_device(data.with_name(f"{data.name}.{FOLDER_NAME}"), identity(repr(keys))[:16])

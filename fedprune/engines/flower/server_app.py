@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.records.bound import Going
-from fedprune.records.folder import fresh_folder
+from fedprune.records.folder import check_resumable, fresh_folder
+from fedprune.records.resumed import resumed_config
 from fedprune.report.screen import Screen
 from fedprune.run import NoRoundCompleted
 
@@ -61,11 +62,8 @@ def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
     """
     logging.getLogger("flwr").addFilter(_one_line)
     try:
-        base, beside = from_flower(context.run_config)
-        given = {**{key.replace("-", "_"): value for key, value in keys.items()}, **base}
-        config, left_out = overridden(given, {**beside, "engine": "flower"})
-        folder = fresh_folder(config).resolve()
-    except ConfigError as error:
+        config, folder, going, left_out = _asked_for(context.run_config, keys)
+    except (ConfigError, FileNotFoundError, ImportError, ValueError) as error:
         raise RunFailed(f"fedprune: {error}") from None
     screen = Screen()
     for line in left_out:
@@ -76,11 +74,35 @@ def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
     screen.model(type(model).__name__, layout, config)
     screen.response(config, layout)
     try:
-        run_on(grid, config, folder, screen)
+        run_on(grid, config, folder, screen, going)
     except ConfigError as error:
         raise RunFailed(f"fedprune: {error}") from None
     except SystemExit as end:  # Flower would take the end of its thread for success
         raise RunFailed(str(end)) from None
+
+
+def _asked_for(
+    run_config: Mapping[str, Any], keys: Mapping[str, Any]
+) -> tuple[RunConfig, Path, Going, Sequence[str]]:
+    """What is to run, where its results go, how it goes on, and what was left out of a file.
+
+    Raises:
+        ConfigError: one line with the key, the value and what is allowed.
+    """
+    base, beside = from_flower(run_config)
+    own = {key.replace("-", "_"): value for key, value in keys.items()}
+    resume, anyway = (run_config.get(key) or "" for key in ("resume", "resume-anyway"))
+    if resume:
+        folder = Path(str(resume)).resolve()
+        beside = {key.replace("-", "_"): value for key, value in {**base, **beside}.items()}
+        given = {key: own[key] for key in ("plugin",) if key in own} | beside
+        config = resumed_config(folder, {**given, "engine": "flower"}, anyway=bool(anyway))
+        check_resumable(folder)
+        return config, folder, Going(resume=True, anyway=bool(anyway)), ()
+    if anyway:
+        raise ConfigError("resume-anyway: nothing is resumed; allowed: beside resume=DIR")
+    config, left_out = overridden({**own, **base}, {**beside, "engine": "flower"})
+    return config, fresh_folder(config).resolve(), Going(), left_out
 
 
 def run_on(

@@ -36,7 +36,7 @@ def quick() -> dict[str, Any]:
 
 def test_flowers_keys_are_those_of_the_configuration():
     keys = {key.replace("_", "-") for key in RunConfig.model_fields}
-    assert FLAT.keys() == {"toml", *keys}
+    assert FLAT.keys() == {"toml", "resume", "resume-anyway", *keys}
     assert set(FLAT.values()) == {""}
 
 
@@ -58,6 +58,35 @@ def test_a_run_on_devices(devices, quick, tmp_path, monkeypatch, capsys):
     assert summary["clients"] == 2
     model = fedprune.load(tmp_path / "here")
     assert sum(p.numel() for p in model.parameters()) == 13754
+
+
+@pytest.mark.parametrize("uplink", ["fp32", "int8"])
+def test_a_run_whose_server_is_gone_goes_on_to_the_bits_of_one_that_was_not(
+    devices, quick, tmp_path, uplink
+):
+    """On a SuperLink of its own: devices keep nothing of the run before in Flower's state."""
+    keys = {**quick, "rounds": 3, "uplink": uplink, "error-feedback": uplink != "fp32"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    start(devices(2), **keys, out=str(whole))
+
+    def end(_: Any) -> None:
+        if (broken / "rounds.jsonl").is_file():
+            raise RuntimeError("database is gone")
+
+    with pytest.raises(RuntimeError, match="database is gone"):
+        start(devices(2, before=end), **keys, out=str(broken))
+    with pytest.raises(RunFailed, match=r"^fedprune: rounds: cannot change on --resume; allowed: "):
+        start(devices(2), resume=str(broken), rounds=9)
+    start(devices(2), resume=str(broken), timeout=50)
+    first, second = (json.loads((f / "summary.json").read_text()) for f in (whole, broken))
+    assert second["rounds_completed"] == 3
+    for key in ("weights_digest", "mask_digest", "quality"):
+        assert first[key] == second[key]
+    for wrong in (str(tmp_path / "nowhere"), str(whole / "checkpoint")):
+        with pytest.raises(RunFailed, match=r"^fedprune: resume="):
+            start(devices(2), resume=wrong)
+    with pytest.raises(RunFailed, match=r"^fedprune: resume-anyway: nothing is resumed"):
+        start(devices(2), **quick, **{"resume-anyway": True})
 
 
 @pytest.mark.usefixtures("pages")

@@ -1,0 +1,60 @@
+"""The configuration with which a run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedprune.config import RunConfig, configure, from_toml, recorded
+from fedprune.options.refusal import ConfigError
+from fedprune.records.bound import RESUMABLE
+from fedprune.records.folder import CONFIG_NAME
+
+
+def resumed_config(
+    folder: Path, given: dict[str, Any], file: str | None = None, *, anyway: bool = False
+) -> RunConfig:
+    """The configuration of the run in a folder, which must be the one that ran.
+
+    Args:
+        folder: of the run.
+        given: what is asked for beside; of its keys only `RESUMABLE` and the plug-in may be there.
+        file: a configuration that is asked for, which cannot be.
+        anyway: go on although something follows otherwise.
+
+    Raises:
+        ConfigError: another is asked for, or something follows otherwise than when it began.
+    """
+    fixed = sorted(given.keys() - RESUMABLE - {"plugin"})
+    if file is not None or fixed:
+        key = "config" if file is not None else fixed[0].replace("_", "-")
+        allowed = ", ".join(sorted(k.replace("_", "-") for k in RESUMABLE))
+        raise ConfigError(f"{key}: cannot change on --resume; allowed: {allowed}")
+    text, plugin = text_at(folder / CONFIG_NAME, "resume"), given.pop("plugin", "")
+    before = recorded(text, plugin, folder / CONFIG_NAME)
+    config = configure({**from_toml(text), **({"plugin": plugin} if plugin else {})})
+    for key, value in before:
+        if (now := vars(config)[key]) != value and not anyway:
+            raise ConfigError(
+                f"{key.replace('_', '-')}={now!r}: follows from what {folder / CONFIG_NAME} gives, "
+                f"and was {value!r} when the run began; allowed: the file as the run wrote it"
+            )
+    return config.model_copy(update=given)
+
+
+def text_at(path: Path, key: str) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{key}={str(path)!r}: no such file; allowed: a TOML file of options")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={str(path)!r}: {error.strerror}; allowed: a readable file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}={str(path)!r}: {error}; allowed: UTF-8") from None
