@@ -76,7 +76,10 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     These serve profilers and hooks, of which there are none here, and take longer than the step of
     a small model; so does what SGD asks of every parameter before it moves it.
     """
-    if type(optimizer) is _bare(torch.optim.SGD) and not optimizer.param_groups[0]["fused"]:
+    group = optimizer.param_groups[0]
+    # With weight decay that would hold the decayed gradients of all of them at once.
+    alike = not (group["fused"] or group["weight_decay"])
+    if alike and type(optimizer) is _bare(torch.optim.SGD):
         return _descent(optimizer)
     bare = inspect.unwrap(type(optimizer).step)
 
@@ -90,7 +93,7 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 def _descent(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """What takes a step of SGD to the bit, of all parameters in a call for each operation.
 
-    Of the options those of `_sgd` alone: momentum and weight decay.
+    Of the options of `_sgd` momentum alone.
     """
     (group,) = optimizer.param_groups
     # Without their history: autograd need not be told of each step that it is no part of it.
@@ -101,8 +104,6 @@ def _descent(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         along = [p.grad for p, _ in bare if p.grad is not None]
         if not moved:
             return
-        if group["weight_decay"]:
-            along = list(torch._foreach_add(along, moved, alpha=group["weight_decay"]))
         if group["momentum"]:
             those = [p for p, _ in bare if p.grad is not None]
             along = _with_momentum(optimizer, those, along)
