@@ -47,6 +47,7 @@ METHODS: dict[str, Keys] = {
     "movement-pruning": {},
     "prunefl": {"sparsity": 0.4, "method_options": {"constant": 1e-3, "initial": 2}},
     "rigl": {},
+    "fjord": {"method_options": {"widths": (1.0, 0.5)}, "unit": "channel", "sparsity": 0.3},
     "zerofl": {"method_options": {"send": "weights"}, "end": 2},
     "sparsyfed": {"scope": "layer", "end": 2},
     "complement-sparsification": {"end": 2},
@@ -242,6 +243,6 @@ GALLERY: dict[str, Run] = {
 
 RECIPES = (
     *("exact-wanda", "fedprllm", "fedspallm", "lottery-ticket", "priprune", "rigl"),
-    *("sparsegpt", "ssfl", "synflow", "complement-sparsification", "sparsyfed", "zerofl"),
+    *("sparsegpt", "ssfl", "synflow", "complement-sparsification", "sparsyfed", "zerofl", "fjord"),
 )
 GALLERY |= {f"recipe {name}": Run(RECIPE, recipe=name) for name in RECIPES}

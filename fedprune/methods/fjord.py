@@ -1,0 +1,102 @@
+"""FjORD: clients of unequal strength train nested parts of one model, one drawn for every step.
+
+Horvath et al. 2021, NeurIPS, arXiv 2102.13451. A part of width p has the first so many units of
+every layer. A client whose largest width is p_max draws, in every step, one of the widths up to it
+with equal chances (ordered dropout), and trains that part alone. The server averages each weight
+over the clients whose largest part has it: Σ n_k m_k w_k / Σ n_k m_k. So any width can be taken out
+of the model in the end: ``--sparsity`` says which one is.
+
+Widths are densities of units (``--unit``) of what the model keeps. Partition p has the width number
+p mod their number as its largest.
+
+Where it departs from the paper: no distillation from the largest part to the others; a part is a
+mask, so that it saves bytes, and not yet time; batch statistics are averaged like weights; biases
+of units that are left out train on, which nothing reads where the unit is a channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedprune.config import RunConfig
+from fedprune.learning.regime import Regime
+from fedprune.methods.global_mask import sparsity_of
+from fedprune.methods.method import Method, Trained
+from fedprune.methods.regimes import refused_of, regime_conflicts
+from fedprune.methods.tuning import Sent, answered_by_all, over_holders, tuning_ask
+from fedprune.options.section import Section, option
+from fedprune.protocol.parted import first_parts
+from fedprune.server.round import Round, Step, Talk
+from fedprune.server.standing import too_few
+from fedprune.server.state import Model
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    widths: tuple[float, ...] = option(
+        "method", "densities of the nested parts, from above 0 to 1", (1.0, 0.75, 0.5, 0.25)
+    )
+
+
+def _cut(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """The first units of the model, as many as the sparsity allows."""
+    yield from ()
+    left = (1.0 - (r.plan.sparsity(r.number) or 0.0)) / (1.0 - sparsity_of(model.masks, r.layout))
+    (part,) = first_parts([min(1.0, left)], model.masks, model.weights, r.config, r.layout)
+    return Step(model.under(part), memory)
+
+
+def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
+    """Every client trains widths up to its own, all in one exchange."""
+    del memory
+    widths = r.options.widths
+    parts = first_parts(widths, model.masks, model.weights, r.config, r.layout)
+    sent, asks = [], []
+    for tier, (width, part) in enumerate(zip(widths, parts, strict=True)):
+        those = [p for p in r.cohort if p % len(widths) == tier]
+        if those:
+            regime = Regime(widths=tuple(w / width for w in widths if w <= width))
+            sent.append(model.under(part))
+            asks.append(tuning_ask(sent[-1], r, those, regime=regime))
+    sums = yield asks
+    came = [Sent(m, s) for m, s in zip(sent, sums, strict=True) if s.total is not None]
+    changes = answered_by_all(sums)
+    void = not came or too_few(changes, r.config)
+    return Trained(None if void else over_holders(model, r, came), changes)
+
+
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    c, own = config, "clients train parts of their own"
+    wrong = not options.widths or not all(0 < w <= 1 for w in options.widths)
+    single = c.unit in ("weight", "n:m", "block", "column")
+    more = [
+        ("method-options", wrong, "widths are densities", "above 0 to 1"),
+        ("unit", single, "a width is of whole units", "channel, row, neuron, head"),
+        (
+            "score",
+            "score" in c.given and c.score != "magnitude",
+            "the first units stay",
+            "leave out",
+        ),
+        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
+        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
+        ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
+        ("blend", c.blend != "none", own, "none"),
+        ("reduce", bool(c.reduce), own, "leave it out"),
+    ]
+    return refused_of([*regime_conflicts(c), *more])
+
+
+METHOD = Method(
+    "clients train nested first parts of one model, a width drawn for every step",
+    "FjORD, Horvath et al. 2021, arXiv 2102.13451; without distillation",
+    tune=_trained,
+    before=_cut,
+    options=Options,
+    scores=False,
+    apart=True,
+    conflicts=_conflicts,
+    usual={"score": "magnitude", "unit": "channel"},
+)
