@@ -16,7 +16,7 @@ RUN = "python simulations/run.py"
 
 
 def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
-    """How to repeat a run and how to go on with it; ``flwr run`` cannot go on with one.
+    """How to repeat a run and how to go on with it.
 
     For devices SUPERLINK stands for the name that the user's own Flower configuration gives the
     SuperLink, which nobody else knows.
@@ -24,8 +24,9 @@ def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
     if config.engine == "flower":
         where = ["SUPERLINK"] * port.own_data()
         where += ["--federation", port.federation] * bool(port.federation)
-        given = ["--stream", "--run-config", as_run_config(config)]
-        return {"command": shlex.join(["flwr", "run", ".", *where, *given])}
+        put = ["flwr", "run", ".", *where, "--stream", "--run-config"]
+        again, on = as_run_config(config), f"resume={for_flower(str(folder))}"
+        return {"command": shlex.join([*put, again]), "resume": shlex.join([*put, on])}
     code = f" --plugin {config.plugin}" if config.plugin else ""  # a file does not choose code
     return {
         "command": f"{RUN} --config {folder / CONFIG_NAME}{code} --out {folder}-again",

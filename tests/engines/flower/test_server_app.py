@@ -103,7 +103,8 @@ def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
     given = overridden(base, {**beside, "engine": "flower"})[0]
     assert given == recorded((tmp_path / "run" / "config.toml").read_text())
     assert summary["engine"] == "flower"
-    assert "resume" not in summary
+    (on,) = shlex.split(summary["resume"])[6:]
+    assert parse_config_args([on]) == {"resume": str(tmp_path / "run")}
 
 
 @pytest.mark.usefixtures("pages")
