@@ -97,6 +97,7 @@ BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
     ("dp", "client"): {"dp_noise": 1.0},
     ("dp", "example"): {"dp_noise": 1.0},
     ("unit", "layer"): {"sparsity": 0.5},
+    ("unit", "expert"): {"sparsity": 0.3},
     **{(key, SWITCHES[key][0]): {"sparsity": None} for key in _AMOUNTS},
 }
 """What of the base does not go with a choice, or what it needs that is no choice."""
