@@ -243,6 +243,15 @@ GALLERY: dict[str, Run] = {
 
 RECIPES = (
     *("exact-wanda", "fedprllm", "fedspallm", "lottery-ticket", "priprune", "rigl"),
-    *("sparsegpt", "ssfl", "synflow", "complement-sparsification", "sparsyfed", "zerofl", "fjord"),
+    *(
+        "sparsegpt",
+        "ssfl",
+        "synflow",
+        "complement-sparsification",
+        "sparsyfed",
+        "zerofl",
+        "fjord",
+        "fedmap",
+    ),
 )
 GALLERY |= {f"recipe {name}": Run(RECIPE, recipe=name) for name in RECIPES}

@@ -35,8 +35,8 @@ def slope(w: Array, x: Array, y: Array, inputs: float = 0.0) -> Array:
     return 2 * (x @ w.T - y).T @ seen / len(x)
 
 
-def plainly(w: Array, x: Array, y: Array) -> Array:
-    for _ in range(2):
+def plainly(w: Array, x: Array, y: Array, steps: int = 2) -> Array:
+    for _ in range(steps):
         w = w - 0.05 * slope(w, x, y)
     return w
 
