@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,6 +16,10 @@ from fedprune.engines.flower.messages import Copies, let_go, packet_in, records
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import Refused
 from fedprune.protocol.failures import plain
+
+Called = TypeVar("Called")
+
+log = logging.getLogger("fedprune")
 
 POLL = {True: 0.05, False: 0.25}
 """Seconds between looks for replies: in a simulation, and on devices, where a look is a request."""
@@ -69,6 +75,23 @@ class Outgoing:
     packet: Packet
 
 
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
+"""Seconds between tries of what a busy SuperLink could not do, such as "database is locked"."""
+
+
+def patiently(call: Callable[[], Called]) -> Called:
+    """What a call of the grid gives; tried again where the SuperLink failed (HTTP 500 and up)."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except Exception as error:
+            if getattr(getattr(error, "response", None), "status_code", 0) < 500:
+                raise
+            log.warning("the SuperLink failed (%s); again in %g s", plain(error), pause)
+            time.sleep(pause)
+    return call()
+
+
 @dataclass
 class Pending:
     """Packets that were sent to nodes, each under a key, and not answered yet."""
@@ -80,7 +103,7 @@ class Pending:
     def send(self, key: OutgoingKey, mail: Outgoing) -> bool:
         """Send a packet; False where Flower does not take it: no such node."""
         message = Message(records(mail.packet, self._copies), mail.node, mail.message_type)
-        sent = list(self.grid.push_messages([message]))
+        sent = patiently(lambda: list(self.grid.push_messages([message])))
         if hasattr(self.grid, "clock"):  # our own, which has taken it apart by now
             let_go(message)
         if not sent or not sent[0]:
@@ -92,7 +115,7 @@ class Pending:
         """What has come since the last look."""
         if not self.awaited:
             return
-        for message in self.grid.pull_messages(list(self.awaited)):
+        for message in patiently(lambda: list(self.grid.pull_messages(list(self.awaited)))):
             key = self.awaited.pop(message.metadata.reply_to_message_id, None)
             if key is not None:
                 yield key, reply_in(message)
@@ -150,7 +173,7 @@ def _left(
     pending: Pending, mail: Mapping[OutgoingKey, Outgoing]
 ) -> Iterator[tuple[OutgoingKey, Incoming]]:
     """Those awaited whose node is no longer there."""
-    there = set(pending.grid.get_node_ids())
+    there = set(patiently(pending.grid.get_node_ids))
     for key in [k for k in pending.awaited.values() if mail[k].node not in there]:
         pending.forget(key)
         yield key, Lost("left", left=True)

@@ -18,7 +18,7 @@ from fedprune.client.host import grouped
 from fedprune.codec.wire import Packet
 from fedprune.config import RunConfig, to_toml
 from fedprune.engines.flower.announced import Announced, node_of
-from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending
+from fedprune.engines.flower.exchange import Incoming, Lost, Outgoing, Pending, patiently
 from fedprune.engines.flower.waiting import Waiting
 from fedprune.options.refusal import ConfigError, Refused
 from fedprune.protocol.failures import Failure, plain
@@ -130,7 +130,7 @@ class Fleet:
 
     def _look(self) -> None:
         """Greet who has come, hear who has answered, forget who has left."""
-        there = set(self.grid.get_node_ids())
+        there = set(patiently(self.grid.get_node_ids))
         for i in self._greeted.keys() - there:
             del self._greeted[i]
             self._pending.forget((0, i))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,3 +96,32 @@ def test_a_deadline_is_of_devices_and_takes_time():
     for keys in ({"engine": "inline", "deadline": "auto"}, {"engine": "flower", "deadline": 0.0}):
         with pytest.raises(ConfigError, match=r"^deadline="):
             tiny(**keys)
+
+
+@pytest.mark.parametrize(("code", "ends"), [(500, False), (503, False), (403, True)])
+def test_a_busy_superlink_is_asked_again(devices: Any, code: int, ends: bool):
+    class Busy(Exception):
+        response = SimpleNamespace(status_code=code)
+
+    grid, left = devices(2), {"get_node_ids": 3, "push_messages": 3, "pull_messages": 3}
+
+    def busy(name: str) -> Any:
+        usual = getattr(grid, name)
+
+        def call(*given: Any) -> Any:
+            left[name] -= 1
+            if left[name] >= 0:
+                raise Busy("database is locked")
+            return usual(*given)
+
+        return call
+
+    for name in left:
+        setattr(grid, name, busy(name))
+    fleet = Fleet(grid, tiny(engine="flower", clients=2, cohort=2))
+    if ends:
+        with pytest.raises(Busy):
+            fleet.present()
+    else:
+        assert list(fleet.present()) == [0, 1]
+        assert max(left.values()) < 0
