@@ -55,7 +55,8 @@ def _cut(model: Model, memory: Any, r: Round, changes: Any) -> Talk[Step]:
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
     del options
-    return refused_of(regrowing_conflicts(config))
+    c, own = config, "clients send on masks of their own"
+    return refused_of([*regrowing_conflicts(c), ("secure", c.secure != "none", own, "none")])
 
 
 METHOD = Method(

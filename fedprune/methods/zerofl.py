@@ -77,7 +77,11 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     """What it does not go with."""
     del options
     c, dense = config, "the mean change is of the dense weights"
-    more = [("server-optimizer", c.server_optimizer != "sgd", dense, "sgd")]
+    own = "clients send on masks of their own"
+    more = [
+        ("server-optimizer", c.server_optimizer != "sgd", dense, "sgd"),
+        ("secure", c.secure != "none", own, "none"),
+    ]
     return refused_of([*regrowing_conflicts(c), *more])
 
 

@@ -123,3 +123,9 @@ def test_what_does_not_go_with_it_is_refused(method, key, value):
     keys = {"schedule": "linear", "model": "mlp", "optimizer": "sgd", **more, key: value}
     with pytest.raises(ConfigError, match=rf"^{key}=.*; allowed: "):
         overheard(tiny(method=method, **keys))
+
+
+@pytest.mark.parametrize("method", ["zerofl", "sparsyfed"])
+def test_what_comes_on_own_masks_is_no_secure_sum(method):
+    with pytest.raises(ConfigError, match=r"^secure='secagg': .* of their own; allowed: none"):
+        overheard(tiny(method=method, model="mlp", end=3, secure="secagg"))
