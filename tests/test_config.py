@@ -111,8 +111,9 @@ def test_a_task_sets_defaults_and_the_user_has_the_last_word(task):
     config = configure({"task": task})
     for key, value in TASKS[task].defaults.items():
         assert getattr(config, key) == value
-    changed = configure({"task": task, "lr": 0.125, "rounds": 7, "cohort": 2})
-    assert (changed.lr, changed.rounds, changed.cohort) == (0.125, 7, 2)
+    given = {"lr": 0.125, "rounds": 7, "cohort": 2, "local_steps": 3}
+    changed = configure({"task": task, **given})
+    assert {key: getattr(changed, key) for key in given} == given
 
 
 # Keys that only mean something beside one value of another key, or that have no default at all.

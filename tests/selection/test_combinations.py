@@ -15,7 +15,8 @@ from fedprune.structure.layout import layout_of
 @pytest.mark.parametrize(("unit", "scope"), [*itertools.product(UNITS, SCOPES)])
 def test_what_is_allowed_works_and_what_is_refused_says_what_is_allowed(unit, scope):
     net, _, head = net_of("residual")
-    layout = layout_of(net, output=[head]) if unit == "channel" else family("bert").layout
+    layout = family("mixtral" if unit == "expert" else "bert").layout
+    layout = layout_of(net, output=[head]) if unit == "channel" else layout
     scores = {n: torch.rand(layout.shapes[n]) for n in layout.prunable}
     told = conflict(unit, scope)
     assert (told == "") == (scope in scopes_of(unit))

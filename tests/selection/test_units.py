@@ -28,8 +28,15 @@ def plain(**shapes: tuple[int, ...]) -> Layout:
     return Layout(sizes, tuple(shapes), (), {}, {"turned": "conv1d"})
 
 
-@pytest.mark.parametrize("unit", [u for u in UNITS if u != "channel"])
-@pytest.mark.parametrize("name", ["gpt2", "t5-gated", "llama-gqa"])
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [
+        *itertools.product(
+            [u for u in UNITS if u not in ("channel", "expert")], ["gpt2", "t5-gated", "llama-gqa"]
+        ),
+        *(("expert", name) for name in ("mixtral", "qwen2-moe", "qwen3-moe")),
+    ],
+)
 def test_numbers_run_from_zero_without_gaps_in_model_order(unit, name):
     layout = family(name).layout
     labels = unit_labels(layout, unit, SHAPES.get(unit))
