@@ -17,11 +17,9 @@ from fedprune.tasks.pretrained import from_files, weights_of
 STREAMED_FROM = 2**26
 """Weights of a model that is streamed without being asked for, whatever memory there is."""
 
-BYTES_A_WEIGHT = 24
-"""Bytes for each weight that a process takes where the whole model is in memory, scoring included.
-
-The most that `benchmarks/stream.py` measures is less; the rest is for what else the process does.
-"""
+BYTES_A_WEIGHT = 40
+"""Bytes for each weight that a process takes where the whole model is in memory, scoring included:
+the most that `benchmarks/stream.py` measures, of SparseGPT. Wanda takes 10."""
 
 _WANTED: dict[str, Any] = {
     "scope": ("row", "layer", "er", "erk", "patterns"),
