@@ -50,11 +50,11 @@ def _how_much(c: AllOptions, task: Task) -> list[Conflict]:
     names = [key.replace("_", "-") for key in AMOUNTS]
     given = [name for name, key in zip(names, AMOUNTS, strict=True) if vars(c)[key] is not None]
     exclusive = f"{' and '.join(given)} exclude each other" if given else "nothing says how much"
-    fixed, random = c.threshold is not None, "random" in c.baselines
+    fixed, scored = c.threshold is not None, {*c.baselines} - {"dense"}
     sought, flops = c.target_bytes is not None or c.target_flops is not None, "target-flops"
     whole = fixed or sought or c.scope == "patterns"
     none = f"task {c.task} has no example to count FLOPs on"
-    senseless = "random scores mean nothing to a threshold"
+    senseless = "a threshold is of one score"
     lonely = "a threshold looks at every weight by itself"
     return [
         (
@@ -66,7 +66,7 @@ def _how_much(c: AllOptions, task: Task) -> list[Conflict]:
         *only(c, fixed, "a threshold prunes once", schedule="one-shot"),
         *only(c, fixed, lonely, scope="global", unit="weight", min_density=0.0, max_density=1.0),
         *only(c, whole, "steps need a sparsity", score_steps=1),
-        ("baselines", fixed and random, senseless, "dense"),
+        ("baselines", fixed and bool(scored), senseless, "dense"),
         *only(c, sought, "the pattern says how much goes", unit=Not("n:m")),
         *only(c, sought, "clients vote at a sparsity", combine=Not("votes")),
         (flops, c.target_flops is not None and task.dummy is None, none, "sparsity"),
@@ -227,11 +227,14 @@ def _shrunk(c: AllOptions) -> list[Conflict]:
     idle = "nothing further is pruned, so that they are the run itself"
     dense = goes_on and "dense" in c.baselines
     back = "what is cut out cannot grow back"
+    fixed = c.schedule in ("regrow", "adaptive") or c.adapters != "none" or goes_on
+    early = "lottery" in c.baselines and (fixed or c.reconstruct is not None or c.shrink == "every")
     other = "none, or random with a further sparsity"
     return [
         *only(c, regrows, back, shrink=("never", "end")),
         ("baselines", same, idle, other),
-        ("baselines", dense, "it begins pruned", "random"),
+        ("baselines", dense, "it begins pruned", "random, magnitude"),
+        ("baselines", early, "lottery goes back to dense weights", "dense, random, magnitude"),
         ("rewind", goes_on and c.rewind == 0, "it begins where another run ended", "1 on"),
     ]
 

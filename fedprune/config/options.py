@@ -9,6 +9,8 @@ from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 BASELINES = {
     "dense": "the same rounds and seed without pruning",
     "random": "the same rounds, seed and schedule with a random mask",
+    "magnitude": "the same rounds, seed and schedule, by the size of the weights",
+    "lottery": "by their size, what stays going back to the end of the warm-up after each pruning",
 }
 
 
@@ -131,9 +133,9 @@ class Engine(Section):
 class Results(Section):
     """What is kept."""
 
-    baselines: tuple[Literal["dense", "random"], ...] = option(
+    baselines: tuple[Literal["dense", "random", "magnitude", "lottery"], ...] = option(
         "results",
-        "arms to run beside: dense, random (after --init: random among the weights that are left)",
+        "arms to run beside, of the same rounds and seed (after --init: of what is left)",
         (),
         names=BASELINES,
         strict=False,

@@ -52,6 +52,10 @@ def arms_of(config: RunConfig) -> dict[str, RunConfig]:
     changes: dict[str, dict[str, Any]] = {
         "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
         "random": {"score": "random"} | _ASKS_NOBODY,
+        "magnitude": {"score": "magnitude"} | _ASKS_NOBODY,
+        # Frankle et al. 2020, arXiv 1912.05671: back to an early round, here that of the last
+        # weights that all arms share.
+        "lottery": {"score": "magnitude", "rewind": config.warmup} | _ASKS_NOBODY,
     }
 
     def without_method(changed: dict[str, Any]) -> RunConfig:

@@ -51,7 +51,9 @@ CSS_VARIABLES = {
     plots.ARMS["pruned"][0]: "--series-1",
     plots.ARMS["dense"][0]: "--series-2",
     plots.ARMS["random"][0]: "--series-3",
-    plots.OTHER_ARM[0]: "--series-4",
+    plots.ARMS["magnitude"][0]: "--series-4",
+    plots.ARMS["lottery"][0]: "--series-5",
+    plots.OTHER_ARM[0]: "--series-6",
 }
 
 

@@ -47,8 +47,10 @@ ARMS = {
     "pruned": ("#0072b2", "-", "o"),
     "dense": ("#d55e00", "--", "s"),
     "random": ("#009e73", ":", "^"),
+    "magnitude": ("#cc79a7", "-.", "D"),
+    "lottery": ("#a6761d", "--", "v"),
 }
-OTHER_ARM = ("#cc79a7", "-.", "D")
+OTHER_ARM = ("#666a70", "-.", "P")
 STYLE: Any = {  # matplotlib names its keys one by one, by version
     "font.size": 8.5,
     "text.color": INK,

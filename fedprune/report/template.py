@@ -30,11 +30,13 @@ CSS = """\
 :root {
   --ink: #1d2024; --quiet: #5b616b; --faint: #c9ccd1; --rule: #e3e5e8; --paper: #ffffff; --code: #f5f6f7;
   --series-1: #0072b2; --series-2: #d55e00; --series-3: #009e73; --series-4: #b05a8b;
+  --series-5: #8a5f10; --series-6: #5d6167;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ink: #e4e6e9; --quiet: #9ba2ad; --faint: #4b515a; --rule: #2c3037; --paper: #15171a; --code: #1d2024;
     --series-1: #56b4e9; --series-2: #f0954a; --series-3: #35c79b; --series-4: #e0a0c6;
+    --series-5: #d9b15c; --series-6: #a3a7ad;
   }
 }
 * { box-sizing: border-box; }

@@ -176,7 +176,9 @@ adapters=lora adapter-mean=stack server-optimizer=adam | server-optimizer | sgd
 adapters=lora adapter-mean=stack error-feedback=true uplink=int8 | error-feedback | false
 shrink=every schedule=regrow score=magnitude | shrink | never, end
 init=runs/one baselines=random | baselines | none, or random with a further sparsity
-init=runs/one sparsity=0.9 baselines=dense | baselines | random
+init=runs/one sparsity=0.9 baselines=dense | baselines | random, magnitude
+schedule=regrow rounds=9 warmup=2 baselines=lottery | baselines | dense, random, magnitude
+threshold=0.1 baselines=magnitude | baselines | dense
 init=runs/one sparsity=0.9 rewind=0 | rewind | 1 on
 error-feedback=true | error-feedback | false, or --uplink int8, int4
 error-feedback=true uplink=int8 masks=union | masks | global
