@@ -100,14 +100,15 @@ def _alone(choice: Choice, sizes: Mapping[str, int], refusal: Refusal) -> Row | 
     without = refusal(one)
     if without is None:
         return one
-    beside = {(name, i): refusal({name: i, **one}) for name, i in others}
-    for c, refused in beside.items():
+    beside = {}
+    for name, i in others:
+        beside[name, i] = refused = refusal({name: i, **one})
         if refused is None:
-            return {**dict([c]), **one}
+            return {name: i, **one}
     if row := _as_named(one, sizes, refusal):
         return row
     # First beside what another line about the choice says: there are 30,000 pairs of changes.
-    near = [c for c, r in beside.items() if r and r[0] == choice[0] and r != without]
+    near = [c for c, r in beside.items() if r[0] == choice[0] and r != without]
     for two in [*product(others, near), *combinations(others, 2)]:
         row = dict(two) | one
         if len(row) == 3 and refusal(row) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from fedprune.options.conditions import Not
 from fedprune.options.section import BY_TASK, Count, NameTable, Section, option
 
 BASELINES = {
@@ -124,9 +125,10 @@ class Engine(Section):
     deadline: float | Literal["auto"] | None = option(
         "engine",
         "seconds that devices have for a question, up to --timeout; auto: three times the median "
-        "of what others took, a minute at least (default: --timeout)",
+        "of what others took, a minute at least (default: --timeout); with --profiles by the "
+        "simulated clock, a number",
         None,
-        when={"engine": "flower"},
+        when=({"engine": "flower"}, {"profiles": Not("")}),
     )
 
 

@@ -145,11 +145,13 @@ def _of_the_engine(c: AllOptions) -> list[Conflict]:
     here, ray = "inline runs in this process", "0 or 1, or --engine ray"
     theirs, used = "under flwr run Flower's own settings decide", "a cluster's own processors"
     outside = c.engine == "flower" and c.workers > 0
+    clock = "the simulated clock knows what everybody takes"
     none = isinstance(c.deadline, float) and not c.deadline > 0
     return [
         ("gpus", inline and c.gpus > 0, f"{here}, nothing is shared out", "-1 (if there), 0"),
         ("workers", inline and c.workers > 1, here, ray),
         ("workers", outside, theirs, OUT),
         ("workers", cluster and c.workers > 0, f"{used} are all used", "0"),
+        ("deadline", bool(c.profiles) and c.deadline == "auto", clock, "a number, or left out"),
         ("deadline", none, "nobody answers in no time", "above 0, or auto"),
     ]

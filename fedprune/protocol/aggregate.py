@@ -18,6 +18,23 @@ Loud = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
+class PhaseCost:
+    """What a phase took simulated devices (`fedprune.server.fleet`).
+
+    Attributes:
+        seconds: until the last answer that counts, or the deadline.
+        joules: of all who were asked and answered.
+        down: bytes to each of them, on average.
+        up: bytes from each who answered, on average.
+    """
+
+    seconds: float
+    joules: float
+    down: float
+    up: float
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """Answers added up, in the order of partitions and then of hosts.
 
@@ -37,6 +54,7 @@ class Aggregate:
         norms: of the values, one by one as `answered`, where a bound is on them; else empty.
         loud: partition and size of the largest value of changes that hold one beyond `LOUD`.
         notices: what is worth knowing about who was asked, or could not be.
+        cost: of simulated devices, where there are some.
     """
 
     total: Tensor | None = None
@@ -54,6 +72,7 @@ class Aggregate:
     norms: tuple[float, ...] = ()
     loud: Loud = ()
     notices: tuple[str, ...] = ()
+    cost: PhaseCost | None = None
 
 
 LOUD = 1e3

@@ -55,7 +55,7 @@ def exchanged(
     asks = [replace(a, question=addressed(a.question, book, c, a.partitions)) for a in asks]
     asks = [replace(a, question=_by_base(a.question, plan)) for a in asks]
     found = port.put(asks)
-    book = clocked(book, asks, found, plan, port)
+    book = clocked(book, asks, found)
     for ask, aggregate in zip(asks, found, strict=True):
         book = _booked(book, ask.question, aggregate)
         if ask.question.kind == "tune":

@@ -7,8 +7,8 @@ are counted, and both are divided by what a client's class of devices does in a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,9 +17,8 @@ from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass, dealt_profiles, profiles_in
 from fedprune.learning.options import trains
 from fedprune.options.refusal import ConfigError, counted
-from fedprune.protocol.aggregate import Aggregate
+from fedprune.protocol.aggregate import Aggregate, PhaseCost
 from fedprune.protocol.failures import Failure
-from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.randomness import draw_each, generator
 from fedprune.server.plan import Plan
@@ -93,7 +92,8 @@ def fleet_port(port: Port, state: State, plan: Plan) -> Port:
         for p, profile in enumerate(plan.fleet)
         if luck[p] >= profile.availability or profile.memory < need
     }
-    asking = Exchange(lambda asks: _put(asks, port, plan))
+    there = _There(plan, dict(state.book.paid), port.present)
+    asking = Exchange(lambda asks: _put(asks, port, there))
     return replace(port, away=port.away | away, ask=asking)
 
 
@@ -101,9 +101,26 @@ def _chance(config: RunConfig, what: str, *numbers: int) -> torch.Generator:
     return generator(config.seed, f"fleet {what}", *numbers)
 
 
-def _put(asks: Sequence[Ask], port: Port, plan: Plan) -> list[Aggregate]:
-    """The sums of those who do not drop out; who does is a failure."""
-    lost = [_dropped(ask, plan) for ask in asks]
+@dataclass(frozen=True)
+class _There:
+    """What is known of the devices in a round.
+
+    Attributes:
+        plan: with the class of each.
+        paid: bytes down and up of a client, by kind of question, in the newest such phase of an
+            earlier round.
+        labels: training labels of those who are there, by partition.
+    """
+
+    plan: Plan
+    paid: Mapping[str, tuple[float, float]]
+    labels: Callable[[], Mapping[int, int]]
+
+
+def _put(asks: Sequence[Ask], port: Port, there: _There) -> list[Aggregate]:
+    """The sums of those who answer in time, with what it cost; who does not is a failure."""
+    labels = there.labels()
+    lost = [_lost(ask, there, labels) for ask in asks]
     left = [
         replace(ask, partitions=[p for p in ask.partitions if p not in out])
         for ask, out in zip(asks, lost, strict=True)
@@ -111,59 +128,80 @@ def _put(asks: Sequence[Ask], port: Port, plan: Plan) -> list[Aggregate]:
     put = iter(port.put([ask for ask in left if ask.partitions]))
     sums = [next(put) if ask.partitions else Aggregate() for ask in left]
     return [
-        replace(total, failures=(*total.failures, *_failures(ask.question, out, plan)))
-        for total, ask, out in zip(sums, asks, lost, strict=True)
+        replace(
+            total,
+            failures=(*total.failures, *out.values()),
+            cost=_cost(ask, total, there, labels, waited=bool(out)),
+        )
+        for total, ask, out in zip(sums, left, lost, strict=True)
     ]
 
 
-def _dropped(ask: Ask, plan: Plan) -> list[int]:
-    question = ask.question
+def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failure]:
+    """Who drops out, and who would answer after the deadline, each with the reason."""
+    question, plan, found = ask.question, there.plan, dict[int, Failure]()
     if KINDS[question.kind].asks != "cohort":
-        return []
-    found = []
+        return found
+    sizes = there.paid.get(question.kind, plan.dense_packet)
     for p in ask.partitions:
+        name, most = plan.fleet[p].name, plan.config.deadline
+        took = _seconds(p, question.kind, sizes, plan, labels)
         gen = _chance(plan.config, question.kind, question.round, question.ask, p)
-        found += draw_each([p], plan.fleet[p].dropout, gen)
+        why = f"dropped out, as its class {name} does"
+        if not draw_each([p], plan.fleet[p].dropout, gen):
+            late = isinstance(most, float) and took > most
+            why = f"late: its class {name} would take {took:.3g} s" if late else ""
+        if why:
+            found[p] = Failure(p, question.kind, "", why)
     return found
 
 
-def _failures(question: Question, lost: Sequence[int], plan: Plan) -> list[Failure]:
-    return [
-        Failure(p, question.kind, "", f"dropped out, as its class {plan.fleet[p].name} does")
-        for p in lost
-    ]
+def _cost(
+    ask: Ask, total: Aggregate, there: _There, labels: Mapping[int, int], *, waited: bool
+) -> PhaseCost | None:
+    """What a phase took: as long as its slowest answer, or the deadline if somebody missed it.
 
-
-def clocked(
-    book: Book, asks: Sequence[Ask], sums: Sequence[Aggregate], plan: Plan, port: Port
-) -> Book:
-    """The book after an exchange, whose asks were served side by side, by the simulated clock.
-
-    A phase lasts as long as the slowest client whose answer came. Bytes of a phase are divided
-    evenly between its clients. Measuring costs nothing: a deployment need not do it.
+    Bytes are divided evenly between its clients. Measuring costs nothing: a deployment need not do
+    it.
     """
-    if not plan.fleet:
+    plan, kind = there.plan, ask.question.kind
+    most = plan.config.deadline
+    if KINDS[kind].counts == "evaluation":
+        return None
+    sizes = (
+        total.bytes_down / max(1, len(ask.partitions)),
+        total.bytes_up / max(1, len(total.answered)),
+    )
+    took = {p: _seconds(p, kind, sizes, plan, labels) for p in total.answered}
+    joules = sum(s * plan.fleet[p].watts for p, s in took.items())
+    longest = most if waited and isinstance(most, float) else max(took.values(), default=0.0)
+    return PhaseCost(longest, joules, *sizes)
+
+
+def _seconds(
+    p: int, kind: str, sizes: tuple[float, float], plan: Plan, labels: Mapping[int, int]
+) -> float:
+    """Seconds of a client: to receive, compute, and send."""
+    its = plan.fleet[p]
+    return (
+        sizes[0] / its.down + work_for(kind, labels.get(p, 0), plan) / its.flops + sizes[1] / its.up
+    )
+
+
+def clocked(book: Book, asks: Sequence[Ask], sums: Sequence[Aggregate]) -> Book:
+    """The book after an exchange, whose asks were served side by side, by the simulated clock."""
+    costs = {a.question.kind: s.cost for a, s in zip(asks, sums, strict=True) if s.cost is not None}
+    seconds = [s.cost.seconds for s in sums if s.cost is not None]
+    if not seconds:
         return book
-    longest, joules = 0.0, 0.0
-    labels = port.present()
-    for ask, total in zip(asks, sums, strict=True):
-        if KINDS[ask.question.kind].counts != "evaluation" and total.answered:
-            took = _seconds(ask, total, plan, labels)
-            longest = max([longest, *took.values()])
-            joules += sum(s * plan.fleet[p].watts for p, s in took.items())
-    return replace(book, clock=book.clock + longest, joules=book.joules + joules)
-
-
-def _seconds(ask: Ask, total: Aggregate, plan: Plan, labels: Mapping[int, int]) -> dict[int, float]:
-    """Seconds of each client that answered: receive, compute, send."""
-    down = total.bytes_down / len(ask.partitions)
-    up = total.bytes_up / len(total.answered)
-    each = {}
-    for p in total.answered:
-        profile = plan.fleet[p]
-        work = work_for(ask.question.kind, labels.get(p, 0), plan)
-        each[p] = down / profile.down + work / profile.flops + up / profile.up
-    return each
+    joules = sum(s.cost.joules for s in sums if s.cost is not None)
+    paid = {kind: (cost.down, cost.up) for kind, cost in costs.items() if cost.down}
+    return replace(
+        book,
+        clock=book.clock + max(seconds),
+        joules=book.joules + joules,
+        paid={**book.paid, **paid},
+    )
 
 
 def work_for(kind: str, labels: int, plan: Plan) -> float:

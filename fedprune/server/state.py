@@ -79,6 +79,7 @@ class Book:
             (`fedprune.client.memory`), whose answers came in this round.
         clock: seconds of the simulated devices so far (`fedprune.server.fleet`).
         joules: what they used.
+        paid: bytes down and up of one of them, by kind of question, in its newest phase.
         counted: the same, partition to the newest round that is over and in which its answer
             counted.
     """
@@ -97,6 +98,7 @@ class Book:
     counted: dict[str, dict[int, int]] = field(default_factory=dict)
     clock: float = 0.0
     joules: float = 0.0
+    paid: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def with_failures(self, failures: Sequence[Failure]) -> Book:
         """The book with more failures."""

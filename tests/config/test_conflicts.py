@@ -262,6 +262,7 @@ local-steps=0 lr=0.3 | lr | leave it out, or steps above 0
 base=held | base | auto
 stream=on | stream | auto, off
 engine=flower deadline=0.0 | deadline | above 0, or auto
+profiles=f deadline=auto | deadline | a number, or left out
 engine=inline gpus=0.5 | gpus | -1 (if there), 0
 engine=inline workers=2 | workers | 0 or 1, or --engine ray
 engine=flower workers=2 | workers | leave it out

@@ -116,6 +116,18 @@ def test_who_drops_out_is_a_failure_and_the_run_resumes_to_the_same_bits(tmp_pat
         federate(config, folder=tmp_path / "run", resume=True)
 
 
+def test_who_would_miss_the_deadline_is_a_failure_that_the_round_waits_for(tmp_path):
+    free = federate(simulated(tmp_path, model="mlp"))
+    config = simulated(tmp_path, model="mlp", deadline=free.rows[0]["clock"] / 3)
+    fleet, result = fleet_of(config), federate(config)
+    late = {f["partition"] for row in result.rows for f in row["failures"]}
+    asked = {p for row in result.rows for p in row["cohort"]}
+    assert late == {p for p in asked if fleet[p].name == "slow"}
+    assert all("late: its class slow would take" in f["reason"] for f in result.rows[0]["failures"])
+    phases = 2 + 5  # two prunings, five rounds of tuning
+    assert 0 < result.rows[-1]["clock"] <= phases * config.deadline
+
+
 def test_operations_are_those_of_the_layers_that_are_there():
     config = tiny()
     _, plan = opening_of(config, None, None)
