@@ -40,7 +40,6 @@ EXCLUDED = {
     "stream": "of models in files alone; tests/streaming",
     "base": "of models in files alone; tests/engines/flower/test_held_weights.py",
     "encoding": "how a file is written",
-    "deadline": "of devices alone; tests/engines/flower/test_waiting.py",
     **dict.fromkeys(
         ("text_column", "label_column", "target_column", "client_column"), "names in a file"
     ),

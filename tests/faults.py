@@ -64,7 +64,7 @@ FAULTS: dict[str, Fault] = {
         "fisher-votes",
     ),
     "root of a mean dropped": Fault(
-        "fedprune.scores.inputs.wanda",
+        "fedprune.scores.columns.wanda",
         lambda f, e: {n: s.square() / (e.weights[n].abs() + 1e-30) for n, s in f(e).items()},
         "wanda-rows",
     ),
@@ -88,7 +88,7 @@ FAULTS: dict[str, Fault] = {
         "trimmed-mean",
     ),
     "blocks not behind pruned ones": Fault(
-        "fedprune.methods.global_mask._stages", lambda _f, _r: [()], "sequential"
+        "fedprune.methods.global_mask._stages", lambda _f, _m, _r: [()], "sequential"
     ),
     # which weights go, and when
     "ties by the larger magnitude": Fault(

@@ -174,9 +174,19 @@ def _check_score(config: RunConfig, model: nn.Module, layout: Layout) -> None:
     for ask in score.asks:  # a statistic that these tensors do not have is refused here
         ask.shapes(layout, layout.prunable, config.unit, config.probes or 0)
     if config.reconstruct is not None:
-        RECONSTRUCTIONS[config.reconstruct].ask.shapes(layout, layout.prunable, config.unit, 0)
+        _check_reconstruct(config, layout)
     if config.sparsity and score.step is None:
         _check_selection(config, model, layout)
+
+
+def _check_reconstruct(config: RunConfig, layout: Layout) -> None:
+    """Refuse a model whose layers cannot be fitted."""
+    assert config.reconstruct is not None
+    kind = RECONSTRUCTIONS[config.reconstruct]
+    kind.ask.shapes(layout, layout.prunable, config.unit, 0)
+    if kind.needs_before and layout.structure.mixtures:
+        why = "the pruned model sends tokens to other experts than the one before"
+        refuse("reconstruct", config.reconstruct, why, "inputs, or a model without experts")
 
 
 def _check_noise(config: RunConfig, model: nn.Module) -> None:

@@ -33,12 +33,15 @@ class UnitSlice:
         index: (units, width) long: rows or columns of each unit, in that view.
         pieces: of a layer that makes several things how many of a unit's rows are of each, in
             their order; () = all of one.
+        reader: of a layer that makes units of heads and neurons the prunable tensor that reads the
+            module's input: another one where the layer is two factors; "" = none is prunable.
     """
 
     tensor: str
     axis: str
     index: Tensor
     pieces: tuple[int, ...] = ()
+    reader: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,13 @@ def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, st
     if not found or names.get(_key(found[-1].layer)) is None:
         return None
     parts = (
-        UnitSlice(names[_key(p.layer)], p.axis, p.index, p.pieces)
+        UnitSlice(
+            names[_key(p.layer)],
+            p.axis,
+            p.index,
+            p.pieces,
+            "" if p.reader is None else names.get(_key(p.reader), ""),
+        )
         for p in found
         if _key(p.layer) in names
     )
@@ -142,7 +151,8 @@ def _group(path: str, module: nn.Module, sublayer: SubLayer, names: dict[int, st
 class Projection:
     """A layer that makes the units of a sub-layer or reads them; as `UnitSlice`, prunable or not.
 
-    Of layers that make the units also the bias, which factors share.
+    Of layers that make the units also the bias, which factors share, and what reads the input: the
+    right factor, where there are two.
     """
 
     layer: nn.Module
@@ -150,6 +160,7 @@ class Projection:
     index: Tensor
     pieces: tuple[int, ...] = ()
     bias: nn.Parameter | None = None
+    reader: nn.Module | None = None
 
 
 def projections(module: nn.Module, sublayer: SubLayer) -> tuple[Projection, ...]:
@@ -175,6 +186,7 @@ def projections(module: nn.Module, sublayer: SubLayer) -> tuple[Projection, ...]
             _index(units, pieces, sublayer.together),
             tuple(piece // units for piece in pieces) if len(pieces) > 1 else (),
             whole.bias,
+            reads(whole),
         )
         for layer, pieces, whole in zip(rows, made, outer, strict=True)
     )
@@ -252,7 +264,7 @@ def input_of(layout: Layout, names: Sequence[str]) -> dict[str, str]:
     for group in layout.structure.groups:
         within = group.path.rpartition(".")[2].lower()
         if group.kind in ("head", "neuron") and not any(word in within for word in _CROSSING):
-            makers = [p.tensor for p in group.parts if p.axis == "row"]
-            among = [name for name in names if name in makers]
+            readers = [p.reader for p in group.parts if p.reader]
+            among = [name for name in names if name in readers]
             shared |= dict.fromkeys(among, among[0] if among else "")
     return {name: shared.get(name, name) for name in names}

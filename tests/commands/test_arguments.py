@@ -8,11 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from fedprune.codec.wire import SCORE_TYPES
-from fedprune.commands.arguments import (
-    RESUMABLE,
-    listing,
-    run_asked_for,
-)
+from fedprune.commands.arguments import listing, run_asked_for
 from fedprune.commands.run_options import SHOWN_FIRST, full_help, run_parser
 from fedprune.config import RunConfig, configure, to_toml
 from fedprune.learning.averaging import AVERAGES, MASKS
@@ -20,6 +16,7 @@ from fedprune.learning.blending import BLENDS
 from fedprune.learning.moving_average import MOVING
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import declared
+from fedprune.records.bound import RESUMABLE
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.combine import COMBINES, NORMALISE
 from fedprune.selection.ladder import ADAPTIVE

@@ -80,6 +80,7 @@ def test_pruning_on_one_machine_is_a_run_that_prunes_and_trains_nobody(score, sc
 
 
 OF_OTHER_MODELS = {"contribution": "head", "block_influence": "layer", "movement": "nobody trains"}
+OF_OTHER_MODELS |= {"flap": "head-neuron"}
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -1,4 +1,6 @@
+import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from torch import Tensor, nn
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import inputs_ask, inputs_of, products, rows_of, squares
 from fedprune.scores.score import Evidence
+from fedprune.structure.edits import Edit
 from fedprune.structure.groups import input_of
 from fedprune.structure.layout import Layout, as_rows, layout_of
+from fedprune.structure.surgery import reshaped
 from fedprune.tasks.task import Loss, Part, batches
+from fedprune.tensors.named import full_masks
 
 
 def given_to(s: Specimen, part: Part) -> dict[str, Tensor]:
@@ -45,6 +50,25 @@ def test_wanda_is_magnitude_times_the_norm_of_the_input(family):
         source = input_of(s.layout, s.layout.prunable)[name]
         assert sums[inputs_of(source)].shape == (w.shape[1],), "one number an input channel"
         assert (inputs_of(name) in sums) == (name == source), "of each input once"
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+@pytest.mark.parametrize("which", [slice(0, None, 2), slice(1, None, 3), slice(None)])
+def test_of_a_layer_in_two_factors_the_first_reads_what_its_neighbours_read(family, which):
+    s = built(family)
+    spared = {n for n, _ in s.model.named_parameters()} - {*s.layout.prunable}
+    paths = [n.rpartition(".")[0] for n in s.layout.prunable][which]
+    model = reshaped(copy.deepcopy(s.model), [Edit("rank", path, (2,)) for path in paths])
+    layout = layout_of(model, exclude=[n for n in spared if n in dict(model.named_parameters())])
+    s = replace(
+        s, model=model, layout=layout, masks=full_masks(model.state_dict(), layout.prunable)
+    )
+    part = s.shards[1]
+    sums = SCORES["wanda"].asks[0].collect(probe_of(s, batches(part, 4)))
+    sources = input_of(layout, layout.prunable)
+    for name, x in given_to(s, part).items():
+        torch.testing.assert_close(sums[inputs_of(sources[name])], x.square().sum(0))
+    assert all(source == n for n, source in sources.items() if n.endswith(".1.weight"))
 
 
 @pytest.mark.parametrize("family", BLOCKS)

@@ -6,6 +6,8 @@ from cutting import masked_model
 from families import EXPERTS, _built, family, forward
 
 from fedprune.export.hf_config import Unplain, plain_model
+from fedprune.options.refusal import ConfigError
+from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import inputs_of, rows_of
 from fedprune.scores.score import Probe
@@ -17,6 +19,7 @@ from fedprune.structure.experts import Expert, named_as_modules, with_experts
 from fedprune.structure.surgery import reshaped
 from fedprune.tasks.task import Loss
 from fedprune.tensors.named import full_masks
+from tests.runs import tiny
 
 NAMES = list(EXPERTS)
 each = pytest.mark.parametrize("name", NAMES)
@@ -155,3 +158,9 @@ def test_an_edit_that_is_none_is_refused():
     for edit in (Edit("expert", "model.layers.0.mlp", (0, 7)), Edit("expert", "model", (0,))):
         with pytest.raises(ValueError, match=r"^edit 'expert' of .*; allowed: "):
             reshaped(copy.deepcopy(its.model), [edit])
+
+
+def test_outputs_of_experts_are_not_fitted_since_tokens_go_elsewhere():
+    config = tiny(task="shakespeare", model="mixtral", reconstruct="outputs", end=4)
+    with pytest.raises(ConfigError, match=r"reconstruct='outputs'.*allowed: inputs"):
+        layout_for(config, dense_model(config))

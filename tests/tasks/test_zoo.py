@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fedprune.randomness import seeded
+from fedprune.structure.experts import with_experts
 from fedprune.structure.families.catalog import SMALL_MODELS
 from fedprune.structure.families.family import PURPOSES, Need
 from fedprune.structure.layout import layout_of
@@ -47,7 +48,7 @@ def need(purpose: str) -> Need:
 def model_of(name: str, purpose: str) -> nn.Module:
     if (name, purpose) not in BUILT:
         with seeded(0, "init"):
-            BUILT[name, purpose] = build(Config(name), need(purpose))  # type: ignore[arg-type]
+            BUILT[name, purpose] = with_experts(build(Config(name), need(purpose)))  # type: ignore[arg-type]
     return BUILT[name, purpose]
 
 
@@ -185,7 +186,7 @@ SIZES = [(1, 16), (3, 48), (2, 80)]
 @pytest.mark.parametrize(("name", "purpose"), PAIRS)
 def test_a_family_has_the_depth_and_width_that_are_asked(name, purpose, depth, width):
     config: Any = Config(name, depth, width)
-    model: Any = build(config, need(purpose))
+    model: Any = with_experts(build(config, need(purpose)))
     embedded = model.get_input_embeddings().weight.shape[1]
     assert embedded == (width // 2 if name == "electra" else width)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]

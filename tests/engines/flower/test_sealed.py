@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from flwr.app import Array, ConfigRecord, Message
+from flwr.app import Array, ConfigRecord, Error, Message
 
 from fedprune import Result, RunConfig, federate
 from fedprune.config import to_toml
@@ -90,13 +90,13 @@ def test_two_devices_are_too_few_and_nobody_is_asked(devices, sealed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["query.shares", "train.tune", "query.unmask"])
 def test_a_reply_that_is_lost_is_given_again(devices, sealed, kind):
-    """The first of one device's replies to a stage: the device says the same once more."""
+    """An error in place of one device's reply to a stage: the device says the same once more."""
     lost: list[str] = []
 
     def lose(asked: int, question: Message, reply: Message) -> Message | None:
         if asked == 78 and question.metadata.message_type == kind and not lost:
             lost.append(kind)
-            return None
+            return Message(Error(code=0, reason="lost"), reply_to=question)
         return reply
 
     config = sealed(rounds=1, warmup=0, end=1)
