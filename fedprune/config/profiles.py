@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ class DeviceClass:
     watts: float = 0.0
 
 
-_RANGES = {
-    **dict.fromkeys(("share", "flops", "up", "down", "memory"), (0.0, math.inf, "above 0")),
-    "availability": (0.0, 1.0, "above 0, up to 1"),
-    "dropout": (-1.0, 1.0, "from 0 and below 1"),
-    "watts": (-1.0, math.inf, "from 0"),
+_ALLOWED: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("share", "flops", "up", "down"), (lambda x: 0 < x < math.inf, "above 0")),
+    "memory": (lambda x: x > 0, "above 0"),
+    "availability": (lambda x: 0 < x <= 1, "above 0, up to 1"),
+    "dropout": (lambda x: 0 <= x < 1, "from 0 and below 1"),
+    "watts": (lambda x: 0 <= x < math.inf, "from 0"),
 }
+"""What a field may be, and that in words."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -88,10 +90,9 @@ def _profile(path: str, name: str, table: Mapping[str, Any]) -> DeviceClass:
     for key, value in table.items():
         if key not in known:
             raise _refused(path, f"[{name}] {key}: no such field", ", ".join(known))
-        low, high, words = _RANGES[key]
+        fits, words = _ALLOWED[key]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        inside = number and low < value <= high and not (key == "dropout" and not 0 <= value < 1)
-        if not inside or (key == "watts" and value < 0):
+        if not (number and fits(value)):
             raise _refused(path, f"[{name}] {key} = {value}", f"a number {words}")
     if missing := [key for key in known[:4] if key not in table]:
         raise _refused(path, f"[{name}] has no {missing[0]}", f"{missing[0]} = a number above 0")

@@ -47,13 +47,13 @@ def write_adapter(
 
     Returns:
         Whether it was: not for models that are none of transformers, nor for mixtures of experts,
-        whose layers peft does not know one by one.
+        whose layers peft does not know one by one, nor where no layer with factors is left.
     """
-    if not hasattr(model, "save_pretrained") or mixtures_in(model):
+    paths = paths_in(adapters)
+    if not paths or not hasattr(model, "save_pretrained") or mixtures_in(model):
         return False
     from peft import LoraConfig
 
-    paths = paths_in(adapters)
     whole = [n for n in adapters if not n.endswith((DOWN, UP))]
     rank = len(adapters[f"{paths[0]}{DOWN}"])
     ranks = {p: len(adapters[f"{p}{DOWN}"]) for p in paths}

@@ -15,7 +15,7 @@ from fedprune.redundancy.calibration import LayerSums
 from fedprune.scores.inputs import factored
 
 _DAMPENING = 0.01
-"""Part of the mean of the Hessian's diagonal that is added to it (sect. 3.3)."""
+"""Part of the mean of the Hessian's diagonal that is added to it (sect. 4, step 3)."""
 
 _POWERS = 20
 """How many powers of the inputs' sizes AWQ tries, from 0 up, below 1."""

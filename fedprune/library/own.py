@@ -50,8 +50,14 @@ def own_task(
     all of them by name; of what it returns ``logits`` are taken where it has some.
 
     Raises:
-        ConfigError: data of another form, or a client with fewer than three examples.
+        ConfigError: data of another form, shares that leave nothing to train on, or a client with
+            fewer than three examples.
     """
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ConfigError(
+            f"validation={validation}, test={test}: no shares that leave some to train on; "
+            "allowed: from 0, together below 1"
+        )
     if isinstance(data, list | tuple) and not data:
         raise ConfigError("data: of no client; allowed: a data set for each client, or one")
     first = part_of(next(iter(_sets(data))))
@@ -100,7 +106,10 @@ def part_of(data: Any) -> Part:
     rows = data.dataset if isinstance(data, DataLoader) else data
     if not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
         raise _unread(type(data).__name__)
-    batch = collate([rows[i] for i in range(len(rows))]) if len(rows) else None
+    try:
+        batch = collate([rows[i] for i in range(len(rows))]) if len(rows) else None
+    except (TypeError, RuntimeError, ValueError) as error:  # examples of unlike sizes or kinds
+        raise _unread(f"{type(data).__name__} ({' '.join(str(error).split())[:200]})") from None
     if isinstance(batch, list | tuple) and len(batch) == 2:
         batch = {"inputs": batch[0], "labels": batch[1]}
     if not isinstance(batch, Mapping):

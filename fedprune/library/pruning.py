@@ -18,6 +18,7 @@ from fedprune.randomness import derive
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.inputs import unseen
 from fedprune.scores.score import Evidence, Probe, Score
+from fedprune.structure.layers import layers_of
 from fedprune.structure.layout import Layout
 from fedprune.tasks.catalog import OWN, known_as_own
 from fedprune.tasks.task import Part, Task, batches, examples
@@ -34,7 +35,8 @@ class Pruned:
 
     Attributes:
         model: the copy, in eval mode; removed weights are exactly 0.0. `fedprune.keep_zeros` keeps
-            them so while it is trained further.
+            them so while it is trained further. With ``score="flap"`` layers that lost inputs have
+            biases for them.
         masks: True = kept, by parameter name.
         sparsity: part of the prunable weights that is gone.
     """
@@ -68,7 +70,7 @@ def prune(
             examples. None: for scores that look at none.
         loss: as in `own_task`.
         output: as in `own_task`.
-        batch_size: examples at a time. A score of `fedprune` does not depend on it.
+        batch_size: examples at a time. Of the scores only `second_moment_per_batch` depends on it.
         options: `scope`, `unit`, `unit_shape`, `pool`, `floor`, `exclude`, `include`,
             `min_density`, `max_density`, `probes`, `seed`, as in `fedprune.RunConfig`.
 
@@ -92,7 +94,9 @@ def prune(
         layout = layout_for(config, copy)
         evidence = _evidence(copy, layout, found, config, (task, part, batch_size))
         masks, weights = _decided(found, evidence, config, layout)
+        lost = {} if found.makes_up is None else found.makes_up(evidence, masks)
     load_into(copy, state_of(copy) | weights)
+    _add_biases(copy, lost)
     return Pruned(copy, masks, (layout.whole - count_kept(masks)) / layout.whole)
 
 
@@ -164,3 +168,14 @@ def _decided(
         return score.step(evidence, shares, shape)
     masks = chosen_by(score, evidence, Wanted(config.sparsity, config.scope), config, layout)
     return masks, masked(evidence.weights, masks)
+
+
+@torch.no_grad()
+def _add_biases(model: nn.Module, lost: Tensors) -> None:
+    """Add (out,) by the weight's name to biases, in place; a layer without a bias gets one."""
+    found: Any = layers_of(model, list(lost))
+    for name, layers in found.items():
+        for layer in layers:
+            if layer.bias is None:
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(lost[name])))
+            layer.bias += lost[name].to(layer.bias.dtype)

@@ -248,7 +248,7 @@ SCORES: dict[str, Score] = {
     ),
     "flap": Score(
         "how what reads a unit varies, var(x)·|W|² against its layer's; biases take on its mean",
-        "An et al. 2024 (FLAP), arXiv 2312.11983, sect. 3, WIFV and AL-AM; clients' sums added up",
+        "An et al. 2024 (FLAP), arXiv 2312.11983, WIFV and AL-AM; clients' sums added up",
         flap,
         (ASK_FLUCTUATION,),
         units=("head-neuron", "head", "neuron"),

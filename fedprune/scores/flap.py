@@ -65,9 +65,9 @@ ASK_FLUCTUATION = Statistic(_collect, _shapes, passes="1 forward")
 def flap(evidence: Evidence) -> Tensors:
     """Every weight's score is its unit's: how much what it does varies, against its layer.
 
-    Of a column j of what reads the units: s_j = (Σ x_j² - n x̄_j²)/(n - 1)·‖W_j‖² (sect. 3.2), of an
+    Of a column j of what reads the units: s_j = (Σ x_j² - n x̄_j²)/(n - 1)·‖W_j‖² (WIFV), of an
     attention squared, as the authors' code has it; over the layer's columns (s - mean)/deviation
-    (sect. 3.3), and of a head the mean over its columns. 0 of what is in no unit and always stays.
+    (AL-AM), and of a head the mean over its columns. 0 of what is in no unit and always stays.
     """
     scores = {n: torch.zeros(w.shape, dtype=torch.float64) for n, w in evidence.weights.items()}
     for group, part in _readers(evidence.layout, list(evidence.weights), evidence.unit):
@@ -109,7 +109,7 @@ def variance(evidence: Evidence, name: str) -> Tensor:
 
 
 def mean_outputs(evidence: Evidence, masks: Masks) -> Tensors:
-    """W x̄ of the weights that masks remove, (out,) float64, by the name of the weight (sect. 3.4).
+    """W x̄ of the weights that masks remove, (out,) float64, by the name of the weight.
 
     Of layers that lose nothing there is none.
     """

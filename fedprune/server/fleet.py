@@ -27,8 +27,9 @@ from fedprune.tasks.catalog import tasks_of
 
 FORWARDS_OF_A_STEP = 3.0
 """Operations of a training step in forward passes: one forward, and a backward pass of twice that
-(Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Scores that need no backward pass are counted
-so too: at most three times too long."""
+(Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Scores are counted so too: those without a
+backward pass up to three times too long, those with a pass for every probe or unit (perturbation,
+ablation) too short."""
 
 
 def fleet_of(config: RunConfig) -> tuple[DeviceClass, ...]:
@@ -71,10 +72,11 @@ def check_fleet(model: Model, plan: Plan) -> None:
     c, need = plan.config, training_bytes(model, plan)
     fitting = sum(p.memory >= need for p in plan.fleet)
     if fitting < c.min_clients:
+        fewer = f", or --min-clients up to {fitting}" if fitting else ""
         raise ConfigError(
             f"profiles={c.profiles!r}: training takes {need:.3g} bytes without activations, which "
-            f"{counted(fitting, 'client')} of {c.clients} have; allowed: more memory, a smaller "
-            f"model, or --min-clients up to {fitting}"
+            f"{counted(fitting, 'client')} of {c.clients} have; allowed: more memory or a smaller "
+            f"model{fewer}"
         )
 
 

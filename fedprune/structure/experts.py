@@ -70,8 +70,12 @@ class Experts(nn.Module):
         return out
 
     def living(self) -> Tensor:
-        """Which of those that are left have a weight that is not 0, (experts,) bool."""
-        return torch.tensor([any(map(_holds, e.parameters())) for e in self.children()])
+        """Which of those that are left have a weight that is not 0, (experts,) bool.
+
+        A bias, as FLAP gives one, is none: an expert without weights is cut out with its bias.
+        """
+        each = ([p for p in e.parameters() if p.dim() > 1] for e in self.children())
+        return torch.tensor([any(map(_holds, weights)) for weights in each])
 
 
 def _holds(weight: Tensor) -> bool:

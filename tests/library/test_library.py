@@ -79,8 +79,10 @@ def test_pruning_on_one_machine_is_a_run_that_prunes_and_trains_nobody(score, sc
         torch.testing.assert_close(weight, run.model.state_dict()[name])
 
 
-OF_OTHER_MODELS = {"contribution": "head", "block_influence": "layer", "movement": "nobody trains"}
-OF_OTHER_MODELS |= {"flap": "head-neuron"}
+OF_OTHER_MODELS = {
+    **{"contribution": "head", "flap": "head"},
+    **{"block_influence": "layer", "movement": "nobody trains"},
+}
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -90,6 +92,34 @@ def test_every_score_prunes_on_one_machine_or_says_why_not(score):
             prune(net(), 0.5, score=score, data=(X, Y))
     else:
         assert prune(net(), 0.5, score=score, data=(X, Y)).sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_flap_on_one_machine_sets_biases_for_what_went():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, num_attention_heads=4, **sizes)).eval()
+    ids, seen = torch.randint(8, (20, 5)), {}
+    readers = ("model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj")
+    hooks = [
+        model.get_submodule(n).register_forward_pre_hook(lambda _m, x, n=n: seen.update({n: x[0]}))
+        for n in readers
+    ]
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+
+    def loss(logits, labels):
+        return nn.functional.cross_entropy(logits[:, -1], labels, reduction="none")
+
+    done = prune(model, 0.4, score="flap", data=(ids, ids[:, 0]), loss=loss)
+    lost = [n for n in readers if not done.masks[f"{n}.weight"].all()]
+    assert lost
+    for n in lost:
+        gone = model.get_submodule(n).weight * ~done.masks[f"{n}.weight"]
+        expected = gone @ seen[n].flatten(0, -2).mean(0)
+        torch.testing.assert_close(done.model.get_submodule(n).bias, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_values_as_labels_are_learned_by_squared_error_and_own_losses_by_themselves():
@@ -134,6 +164,8 @@ def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
         (lambda: own_task(net(), {"a": X}), "not read"),
         (lambda: own_task(net(), [1, 2]), "data=int: not read"),
         (lambda: own_task(net(), (X, Y[:3])), "inputs 90, labels 3"),
+        (lambda: own_task(net(), [(X[0], 1), (X[1], 2)]), "data=tuple .*: not read"),
+        (lambda: own_task(net(), (X, Y), validation=0.6, test=0.6), "some to train on"),
         (lambda: prune(net(), 0.5, score="wanda"), "data=None"),
         (lambda: prune(net(), 0.5, scop="row"), "scop: no option of prune"),
         (lambda: prune(net(), 1.5), "sparsity=1.5"),

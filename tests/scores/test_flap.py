@@ -29,7 +29,7 @@ FLAP = SCORES["flap"]
 
 
 def by_hand(s: Specimen, kind: str) -> dict[str, np.ndarray]:
-    """The score of every unit by the path of its sub-layer, sect. 3.2 and 3.3 with numpy."""
+    """The score of every unit by the path of its sub-layer, WIFV standardised, with numpy."""
     given, found = given_to(s, s.shards[1]), {}
     for group in s.layout.structure.groups:
         (reader,) = (p for p in group.parts if p.axis == "column")

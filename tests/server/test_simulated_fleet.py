@@ -45,8 +45,9 @@ def test_classes_are_dealt_by_their_shares(clients):
     assert all(abs(found[n] - clients * s / 8.5) < 1 for n, s in shares.items())
 
 
-def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path):
-    config = simulated(tmp_path)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path, dropout):
+    config = simulated(tmp_path, dropout=dropout)
     result, asked, _ = overheard(config)
     fleet = fleet_of(config)
     labels = result.summary["shard_sizes"]
@@ -152,6 +153,7 @@ def test_operations_are_those_of_the_layers_that_are_there():
         ("[a]\nspeed = 1", r"\[a\] speed: no such field; allowed: share, flops"),
         ("[a]\nshare = -1", r"share = -1; allowed: a number above 0"),
         ("[a]\nshare = true", "share = True"),
+        ("[a]\nshare = inf", "share = inf; allowed: a number above 0"),
         ("[a]\navailability = 1.5", "above 0, up to 1"),
         ("[a]\ndropout = 1", "from 0 and below 1"),
         ("[a]\nshare=1\nflops=1\nup=1\ndown=1\nmemory=5", "0 clients of 8 have"),

@@ -63,6 +63,17 @@ def test_tokens_of_an_expert_that_is_gone_go_to_others(name, gone):
         torch.testing.assert_close(forward(name, deaf), forward(name, silent), atol=1e-6, rtol=0)
 
 
+@each
+def test_a_bias_alone_makes_no_expert(name):
+    """FLAP gives one to what reads the neurons that went; the expert is cut out all the same."""
+    its, masks = family(name), without(name, 0)
+    silent = masked_model(its.model, masks)
+    small = reshaped(copy.deepcopy(silent), edits_of(masks, its.layout))
+    reader = silent.get_submodule(its.layout.structure.mixtures[-1].experts[0].path).down_proj
+    reader.bias = torch.nn.Parameter(torch.ones_like(reader.weight[:, 0]))
+    assert torch.equal(forward(name, small), forward(name, silent))
+
+
 def turned(router, states, kept):
     logits = states.reshape(-1, states.shape[-1]) @ router.weight.t()
     chances = torch.stack([logits[:, n].exp() for n in kept], 1)
