@@ -9,8 +9,9 @@ v, elementwise (Reddi et al. 2021, arXiv 2003.00295, algorithm 2):
     yogi:    v = v - (1 - b2)·Δ²·sign(v - Δ²)
     w = w + η·m / (sqrt(v) + τ)
 
-v begins at τ², as the paper asks for at least; there is no correction of the first rounds. Momentum
-is m = b1·m + Δ and w = w + η·m (FedAvgM, Hsu et al. 2019, arXiv 1909.06335, section 4.3).
+v begins at τ², the least that the paper allows; there is no bias correction. Δ is the mean by
+``--weighting`` (the paper counts clients alike). ``momentum`` is m = b1·m + Δ and w = w + η·m
+(FedAvgM, Hsu et al. 2019, arXiv 1909.06335, section 4.3).
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def server_step(
     masks: Mapping[str, Tensor],
     rates: ServerRates,
 ) -> tuple[Tensors, ServerMoments]:
-    """What is added to the weights, float64, and what is remembered, float32; 0 where removed.
+    """What is added to the weights, float64, and what is remembered, float32.
+
+    Steps and momentum are 0 where a weight is removed; its second moment goes on with Δ = 0.
 
     Args:
         rule: one of `SERVER_OPTIMIZERS`.

@@ -10,9 +10,10 @@ and η the server's rate,
 of which the largest stay again. So weights come and go, and neither way carries all. Clients
 know the mask, so that no positions travel back.
 
-Where it departs from the authors' code: it leaves out what its own TensorFlow pruning does to the
-schedule; biases and statistics are averaged as changes, biases with η too; the sparsity is that of
-``--schedule``, at once by default; which weights compete is ``--scope``.
+Where it departs from the authors' code: η multiplies the first round's mean change too (there that
+round is a plain average), and that of biases in every round (there biases are plain averages); the
+sparsity is that of ``--schedule``, at once by default; which weights compete is ``--scope``, by
+default all of them (there those of a layer); masks are exact, without TensorFlow's pruning.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""DisPFL: no server; every client has a model and a mask of its own, and listens to neighbours.
+"""DisPFL: no server; every client has its own model and mask, and averages with neighbours.
 
 Dai et al. 2022, arXiv 2206.00187, algorithm 1, and its code (rong-dai/DisPFL). All begin with the
 same weights under a random mask, at layer densities by ``--scope`` (Erdős-Rényi-Kernel). In a round
-every client k that takes part receives the models of its neighbours j as they were before it, and
-begins with
+every client k that takes part receives its neighbours' models of before the round, and begins with
 
     w_k = m_k · Σ_j m_j w_j / Σ_j m_j   over its neighbours and itself.
 
@@ -89,7 +88,7 @@ def _own(model: Model, memory: Memory, partition: int) -> Model:
 
 
 def listened_to(partition: int, r: Round) -> list[int]:
-    """Whom a client listens to in a round, itself included."""
+    """Whose models a client averages in a round, its own included."""
     others = sorted(p for p in r.cohort if p != partition)
     ring = sorted(r.cohort)
     at, o = ring.index(partition), r.options
@@ -153,11 +152,14 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     """What it does not go with."""
     c, tiers = config, options.tiers
     wrong = bool(tiers) and not all(0 < d <= 1 for d in tiers)
+    unread = "neighbours" in c.method_options and options.network != "random"
     found = [
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
-        ("shrink", c.shrink != "never", "nobody's mask empties the model", "never"),
+        ("method-options", unread, "only network random reads neighbours", "leave neighbours out"),
+        ("shrink", c.shrink != "never", "the global model has no mask", "never"),
+        ("server-optimizer", c.server_optimizer != "sgd", "there is no server", "sgd"),
         ("server-lr", c.server_lr != 1.0, "there is no server", "1.0"),
-        ("moving", c.moving != "none", "there is no model of all", "none"),
+        ("moving", c.moving != "none", "no client trains the mean of all models", "none"),
     ]
     own = [(key, why, allowed) for key, no, why, allowed in found if no]
     return [*own, *exchanging_conflicts(c)]

@@ -1,4 +1,4 @@
-"""FedMef: what is about to go is pressed towards 0 first, so that the others take over its part.
+"""FedMef: weights about to be removed are penalised first, so that the others replace them.
 
 Huang et al. 2024 (CVPR), arXiv 2403.14737. Training begins with a random mask (``--scope``). In the
 round before one that prunes, and within its steps, clients minimise in place of their loss
@@ -34,7 +34,7 @@ from fedprune.server.state import Model
 class Options(Section):
     """What ``--method-options`` takes."""
 
-    extrusion: float = option("method", "weight of what is about to go (lambda)", 0.1, ge=0)
+    extrusion: float = option("method", "penalty of weights soon removed (lambda)", 0.1, ge=0)
 
 
 def _moved(model: Model, memory: Any, r: Round) -> Talk[Step]:
@@ -67,12 +67,12 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     """What it does not go with."""
     del options
     many = config.batched > 1
-    more = [("batched", "clients press weights by themselves", "1")] if many else []
+    more = [("batched", "each client penalises its own weights", "1")] if many else []
     return more + growing_conflicts(config)
 
 
 METHOD = Method(
-    "what is about to go is pressed towards 0 first; then the smallest go, large gradients come",
+    "weights about to be removed are penalised first; then the smallest go, large gradients come",
     "FedMef, Huang et al. 2024, arXiv 2403.14737: extrusion; scaled activation pruning is not here",
     tune=_trained,
     before=_moved,

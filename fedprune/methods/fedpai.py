@@ -12,8 +12,8 @@ scores, for any ``--unit``: the paper's structured form, which a server decides.
 
 **The paper's text could not be read**, only its abstract and summaries of it; which form its
 aggregation has exactly is taken from these. Here masks are asked for once, of everybody who can be
-asked in the first round; whom that does not reach holds the whole model. What is measured as the
-model is the mean, without a mask; each client's own is measured on its test part.
+asked in the first round; a client without an answer there keeps the whole model. What is measured
+as the model is the mean, without a mask; each client's own is measured on its test part.
 """
 
 from __future__ import annotations
@@ -25,20 +25,12 @@ from typing import Any, Literal
 from fedprune.config import RunConfig
 from fedprune.methods.global_mask import sparsity_of, thin
 from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import (
-    TOO_FEW,
-    Sent,
-    answered_by_all,
-    over_holders,
-    tuned,
-    tuning_ask,
-)
+from fedprune.methods.tuning import TOO_FEW, trained_apart, tuned, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.port import Ask
 from fedprune.scores.catalog import scores_of
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import Masks, scattered
@@ -82,11 +74,8 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     if r.options.masks == "server":
         return (yield from tuned()(model, memory, r))
     those = {p: _own(model, memory, p) for p in r.cohort}
-    sums = yield [tuning_ask(m, r, [p]) for p, m in those.items()]
-    came = [Sent(m, s) for m, s in zip(those.values(), sums, strict=True) if s.total is not None]
-    changes = answered_by_all(sums)
-    void = not came or too_few(changes, r.config)
-    return Trained(None if void else over_holders(model, r, came), changes)
+    parts = [(m, tuning_ask(m, r, [p])) for p, m in those.items()]
+    return (yield from trained_apart(model, r, parts))
 
 
 def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
@@ -115,7 +104,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
             ("dp", c.dp != "none", own, "none, or masks server"),
             ("calibration", c.calibration == "sequential", own, "dense, local"),
             ("score-steps", c.score_steps != 1, own, "1, or masks server"),
-            ("shrink", c.shrink != "never", "nobody's mask empties the global model", "never"),
+            ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
             ("robust", c.robust != "none", own, "none"),
             ("average", c.average is not None, own, "leave it out"),
             ("error-feedback", c.error_feedback, own, "false"),

@@ -9,15 +9,15 @@ as are wanted, those with the most votes:
     M_hat = Σ_k M_k,   W_hat = W * (1 - top(M_hat)),   scaled: W_hat * (m - M_hat) / m.
 
 ``--calibration local`` is the paper's one-shot pruning, ``sequential`` its iterative one: a block
-is pruned globally before clients look at the next. ``scaled`` is on the paper's list of what does
-not help, and is here to be compared.
+is pruned globally before clients score the next. The paper finds that ``scaled`` makes models
+worse; it is here for comparison.
 
 It is the plain composition (`fedprune.methods.global_mask`) with these choices, but for the
 scaling, so that votes go with secure sums and with randomised response as there.
 
 Where it departs from the paper: ties among votes go by magnitude, not by chance or by index; every
 client calibrates on all its examples, not on two (``--score-examples``); the group "column", which
-the paper finds to destroy models, is not there; clients may fine-tune afterwards (``--local-steps
+under which the paper's models fail, is not there; clients may fine-tune afterwards (``--local-steps
 0``: they do not).
 """
 
@@ -41,7 +41,7 @@ from fedprune.tensors.named import scattered
 class Options(Section):
     """What ``--method-options`` takes."""
 
-    scaled: bool = option("method", "weights are multiplied by the part of clients for them", False)
+    scaled: bool = option("method", "weights times the part of clients that keep them", False)
 
 
 def _pruned(model: Model, memory: Any, r: Round) -> Talk[Step]:

@@ -25,14 +25,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import (
-    TOO_FEW,
-    Sent,
-    answered_by_all,
-    over_holders,
-    tuned,
-    tuning_ask,
-)
+from fedprune.methods.tuning import TOO_FEW, trained_apart, tuned, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.choice import Wanted, chosen
@@ -41,7 +34,6 @@ from fedprune.randomness import generator
 from fedprune.scores.catalog import scores_of
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.lazy import shapes_of
@@ -99,11 +91,8 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     if not memory.masks:
         return (yield from tuned()(model, memory, r))
     those = {p: model.under({**model.masks, **memory.masks.get(p, {})}) for p in r.cohort}
-    sums = yield [tuning_ask(m, r, [p]) for p, m in those.items()]
-    came = [Sent(m, s) for m, s in zip(those.values(), sums, strict=True) if s.total is not None]
-    changes = answered_by_all(sums)
-    void = not came or too_few(changes, r.config)
-    return Trained(None if void else over_holders(model, r, came), changes)
+    parts = [(m, tuning_ask(m, r, [p])) for p, m in those.items()]
+    return (yield from trained_apart(model, r, parts))
 
 
 def _expanded(model: Model, memory: Memory, r: Round, changes: Aggregate) -> Talk[Step]:

@@ -6,7 +6,7 @@ Huang et al. 2023 (ICDCS), arXiv 2212.01977.
    whose layer densities differ by chance, each keeping the largest |w| of every layer. Clients
    take the statistics of BatchNorm of every one anew on their data, the server averages them, and
    clients measure every one, with these, on their validation parts: the model with the lowest loss
-   is trained. So none is preferred for statistics of other data than the clients'.
+   is trained. So candidates are compared under statistics of the clients' own data.
 2. Progressive pruning. In every further pruning round one block, from the last one backwards, gives
    up the smallest |w| and grows as many of the removed weights with the largest |Σ_k gradient_k|,
 
@@ -16,7 +16,7 @@ Huang et al. 2023 (ICDCS), arXiv 2212.01977.
 
 Where it departs from the paper: candidates' densities are ``--scope``'s (uniform) times 1 plus a
 number within ``spread``, scaled to the sparsity; the statistics are those of the usual training
-mode over a client's steps, with a learning rate of 0, whose zero changes travel too; clients send
+mode over a client's steps with a learning rate of 0 (the zero changes are sent too); clients send
 all gradients of the block's removed weights (the paper: the largest a), at the averaged weights
 before they train; they are of the whole shard. A model without BatchNorm is measured as it is.
 """

@@ -1,17 +1,22 @@
-"""FjORD: clients of unequal strength train nested parts of one model, one drawn for every step.
+"""FjORD: clients of unequal capacity train nested parts of one model, one drawn for every step.
 
-Horvath et al. 2021, NeurIPS, arXiv 2102.13451. A part of width p has the first so many units of
-every layer. A client whose largest width is p_max draws, in every step, one of the widths up to it
-with equal chances (ordered dropout), and trains that part alone. The server averages each weight
-over the clients whose largest part has it: Σ n_k m_k w_k / Σ n_k m_k. So any width can be taken out
-of the model in the end: ``--sparsity`` says which one is.
+Horvath et al. 2021, NeurIPS, arXiv 2102.13451. A part of width p has the first units of every
+layer. In every step a client whose largest width is p_max draws one of the widths up to p_max with
+equal probability (ordered dropout), and trains that part alone. The server averages each weight
+over the clients whose largest part contains it: Σ n_k m_k w_k / Σ n_k m_k. Any width can be taken
+out of the trained model; which one is, ``--sparsity`` says.
 
-Widths are densities of units (``--unit``) of what the model keeps. Partition p has the width number
-p mod their number as its largest.
+**The rule was written from memory of the paper**, without its text, and compared with Flower's
+baseline of that name (adap/flower, baselines/fjord: client, strategy, BatchNorm).
 
-Where it departs from the paper: no distillation from the largest part to the others; a part is a
-mask, so that it saves bytes, and not yet time; batch statistics are averaged like weights; biases
-of units that are left out train on, which nothing reads where the unit is a channel.
+A width is the part of the prunable weights that a mask of whole units (``--unit``) keeps. Partition
+p has the width number p mod their number as its largest.
+
+Where it departs from the paper and that baseline: widths are densities of weights (there a layer of
+K units keeps ceil(p·K)); no distillation from the largest part to the others; a part is a mask, so
+it saves bytes but no time; all widths share BatchNorm's running statistics, which are averaged like
+weights (there every width has its own); biases of units outside a part are trained too (where the
+unit is a channel, nothing reads them).
 """
 
 from __future__ import annotations
@@ -23,11 +28,10 @@ from fedprune.learning.regime import Regime
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of, regime_conflicts
-from fedprune.methods.tuning import Sent, answered_by_all, over_holders, tuning_ask
+from fedprune.methods.tuning import trained_apart, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.parted import first_parts
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 
 
@@ -52,18 +56,14 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     del memory
     widths = r.options.widths
     parts = first_parts(widths, model.masks, model.weights, r.config, r.layout)
-    sent, asks = [], []
+    asked = []
     for tier, (width, part) in enumerate(zip(widths, parts, strict=True)):
         those = [p for p in r.cohort if p % len(widths) == tier]
         if those:
             regime = Regime(widths=tuple(w / width for w in widths if w <= width))
-            sent.append(model.under(part))
-            asks.append(tuning_ask(sent[-1], r, those, regime=regime))
-    sums = yield asks
-    came = [Sent(m, s) for m, s in zip(sent, sums, strict=True) if s.total is not None]
-    changes = answered_by_all(sums)
-    void = not came or too_few(changes, r.config)
-    return Trained(None if void else over_holders(model, r, came), changes)
+            sent = model.under(part)
+            asked.append((sent, tuning_ask(sent, r, those, regime=regime)))
+    return (yield from trained_apart(model, r, asked))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
@@ -74,12 +74,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     more = [
         ("method-options", wrong, "widths are densities", "above 0 to 1"),
         ("unit", single, "a width is of whole units", "channel, row, neuron, head"),
-        (
-            "score",
-            "score" in c.given and c.score != "magnitude",
-            "the first units stay",
-            "leave out",
-        ),
+        ("score", "score" in c.given and c.score != "magnitude", "first units stay", "leave out"),
         ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
         ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
         ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
@@ -91,7 +86,8 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
 
 METHOD = Method(
     "clients train nested first parts of one model, a width drawn for every step",
-    "FjORD, Horvath et al. 2021, arXiv 2102.13451; without distillation",
+    "FjORD, Horvath et al. 2021, arXiv 2102.13451, from memory; without distillation, BatchNorm's "
+    "statistics are common to all widths",
     tune=_trained,
     before=_cut,
     options=Options,

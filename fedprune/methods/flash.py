@@ -1,25 +1,25 @@
 """FLASH: clients say how dense each layer should be; then all train under masks of those densities.
 
 Babakniya et al. 2023 (TMLR), arXiv 2208.13092, and its code (SaraBabakN/flash_fl). Stage one: the
-round's clients begin with one random mask of the same density everywhere, train, and exchange
-weights under way: of every layer the smallest go, and as many in all grow at random, in each layer
-in proportion to the mean size of its weights. The server averages the density that each layer has
+round's clients begin with one random mask of the same density in every layer, train, and exchange
+weights halfway: of every layer the smallest go, and as many in all grow at random, in each layer in
+proportion to the mean size of its weights. The server averages the density that each layer has
 with them, d_l = mean_k |m_kl| / n_l, and scales these to the density that is wanted.
 
 ``spdst`` (sparse training with pre-defined masks by sensitivity): from then on all train the first
 weights under one fixed random mask of these densities. ``jmwst`` (joint mask and weight training):
 in every pruning round after it the clients exchange again; the server takes the mean over those
 who kept a weight, and its mask keeps of every layer the largest |w|, as many as the clients kept of
-it on average, scaled. What of weights the clients agree on is what the paper is about.
+it on average, scaled.
 
 ``tiers`` (hetero-FLASH): partition p has density tiers[p mod their number] of the model's: of every
 layer the largest |w| of the server's mask. Each weight is averaged over its holders.
 
 Where it departs from the paper's code: numbers of weights are exact (there a mask has its density
-in expectation, and growth misses by chance); clients exchange once in stage one, half-way through
-their steps, by a fraction that is ``--regrow``; in its answers of stage one a client sends its
-weights too, which nobody reads (the code sends masks alone); the optimizer begins anew after an
-exchange; rounds of ``spdst`` in which the schedule would prune again change nothing.
+in expectation, and growth misses by chance); clients exchange once in stage one, after half of
+their steps, by a fraction that is ``--regrow``; in stage one a client's answer has its weights too,
+which are not used (the code sends masks alone); the optimizer begins anew after an exchange;
+``spdst`` changes no mask after stage one, whatever ``--frequency`` and ``--end`` are.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from fedprune.methods.growing import (
     exchanging_conflicts,
     fraction_in,
     holders,
+    kept_in_all,
     over_exchanged,
     random_masks,
 )
@@ -86,12 +87,6 @@ def kept_with_clients(sent: Sequence[Sent], total: int, rooms: Masks) -> list[in
     return in_proportion(total, kept, [int(m.sum()) for m in rooms.values()])
 
 
-def _kept(r: Round) -> int:
-    """How many weights are kept at the sparsity."""
-    whole = r.layout.whole
-    return whole - int((r.config.sparsity or 0.0) * whole + 0.5)
-
-
 def _first(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     """Stage one: a random mask of the densities that the clients arrive at."""
     if r.prunings:
@@ -102,7 +97,7 @@ def _first(model: Model, memory: Memory, r: Round) -> Talk[Step]:
     if changes.total is None or too_few(changes, r.config):
         return Step(model, memory, undone=TOO_FEW)
     whole = all_kept(model)
-    counts = kept_with_clients([Sent(start, changes)], _kept(r), whole)
+    counts = kept_with_clients([Sent(start, changes)], kept_in_all(r), whole)
     gen = generator(r.config.seed, "random masks", 1)
     drawn = {n: torch.rand(m.shape, generator=gen) for n, m in whole.items()}
     part = {n: c / whole[n].numel() for n, c in zip(whole, counts, strict=True)}
@@ -127,7 +122,7 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
         return Trained(over_holders(model, r, sent), changes)
     model = over_exchanged(model, r, sent)
     sizes = {name: model.weights[name].abs() for name in model.masks}
-    counts = kept_with_clients(sent, min(_kept(r), count_kept(model.masks)), model.masks)
+    counts = kept_with_clients(sent, min(kept_in_all(r), count_kept(model.masks)), model.masks)
     return Trained(model.under(largest_of_each(sizes, counts, model.masks)), changes)
 
 

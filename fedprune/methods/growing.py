@@ -25,14 +25,14 @@ from fedprune.tensors.named import Masks, Tensors, scattered
 
 
 def exchanging_ask(model: Model, r: Round, partitions: Sequence[int], **how: Any) -> Ask:
-    """The question to train and to exchange weights under way (`fedprune.client.exchange`)."""
+    """The question to train and exchange weights during it (`fedprune.client.exchange`)."""
     return tuning_ask(model, r, partitions, **{"grow": "gradient", **how})
 
 
 def fraction_in(r: Round) -> float:
-    """The part of the kept weights that is exchanged in a round, as ``--regrow`` falls; 0.0: none.
+    """The part of the kept weights that is exchanged in a round, as ``--regrow`` falls.
 
-    Nothing is before the first pruning, and in it.
+    0.0 where no pruning is due, and in the first one.
     """
     if not (r.due and r.prunings):
         return 0.0
@@ -54,6 +54,12 @@ def random_masks(model: Model, r: Round, sparsity: float, which: int = 0) -> Mas
     return chosen(
         drawn, Wanted(sparsity, r.config.scope), r.config, r.layout, all_kept(model), weights
     )
+
+
+def kept_in_all(r: Round) -> int:
+    """How many weights are kept at ``--sparsity``."""
+    whole = r.layout.whole
+    return whole - int((r.config.sparsity or 0.0) * whole + 0.5)
 
 
 def all_kept(model: Model) -> Masks:

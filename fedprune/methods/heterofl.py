@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from fedprune.config import RunConfig
 from fedprune.methods.global_mask import scored
 from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import TOO_FEW, Sent, answered_by_all, over_holders, tuning_ask
+from fedprune.methods.tuning import TOO_FEW, trained_apart, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.scores.catalog import scores_of
 from fedprune.server.ask import asked
 from fedprune.server.diagnostics import noted
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.named import Masks
 
@@ -76,11 +75,8 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     n = len(r.options.tiers)
     tiers = [[p for p in r.cohort if p % n == tier] for tier in range(n)]
     sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
-    sums = yield [tuning_ask(part, r, those) for part, those in sent]
-    came = [Sent(m, s) for (m, _), s in zip(sent, sums, strict=True) if s.total is not None]
-    changes = answered_by_all(sums)
-    void = not came or too_few(changes, r.config)
-    return Trained(None if void else over_holders(model, r, came), changes)
+    parts = [(part, tuning_ask(part, r, those)) for part, those in sent]
+    return (yield from trained_apart(model, r, parts))
 
 
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:

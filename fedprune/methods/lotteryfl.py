@@ -21,13 +21,12 @@ from typing import Any
 from fedprune.config import RunConfig
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Trained
-from fedprune.methods.tuning import TOO_FEW, Sent, answered_by_all, over_holders, tuning_ask
+from fedprune.methods.tuning import TOO_FEW, trained_apart, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
 from fedprune.protocol.port import Ask
 from fedprune.server.diagnostics import Notes
 from fedprune.server.round import Round, Step, Talk
-from fedprune.server.standing import too_few
 from fedprune.server.state import Model
 from fedprune.tensors.named import Masks, Tensors
 
@@ -90,11 +89,8 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every client trains its own model, all in one exchange."""
     begin = replace(model, weights=memory.start)
     those = {p: _own(begin if p in memory.pruned else model, memory, p) for p in r.cohort}
-    sums = yield [tuning_ask(m, r, [p]) for p, m in those.items()]
-    came = [Sent(m, s) for m, s in zip(those.values(), sums, strict=True) if s.total is not None]
-    changes = answered_by_all(sums)
-    void = not came or too_few(changes, r.config)
-    return Trained(None if void else over_holders(model, r, came), changes)
+    parts = [(m, tuning_ask(m, r, [p])) for p, m in those.items()]
+    return (yield from trained_apart(model, r, parts))
 
 
 def _settled(model: Model, memory: Memory, r: Round, changes: Any) -> Talk[Step]:
@@ -115,7 +111,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("score", "score" in c.given and c.score != "magnitude", "the smallest go", "magnitude"),
         ("unit", c.unit != "weight", "single weights go", "weight"),
         ("schedule", c.schedule == "regrow", "masks only shrink", "cubic"),
-        ("shrink", c.shrink != "never", "nobody's mask empties the global model", "never"),
+        ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
         ("rewind", c.rewind is not None, "it goes back to the weights before round one", "none"),
         ("reconstruct", c.reconstruct is not None, "it goes back to earlier weights", "leave out"),
         ("robust", c.robust != "none", "clients' changes are of different weights", "none"),

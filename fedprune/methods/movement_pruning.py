@@ -12,8 +12,8 @@ paper's global top-v, ``layer`` its local one), along the paper's cubic schedule
 ``--score movement`` by itself forgets after every round; this remembers.
 
 Where it departs from the paper: no straight-through mask, so that what was removed gets no score
-and stays removed; scores begin at 0 and have the learning rate 1, which no ranking sees; no
-regularised threshold (soft movement pruning).
+and stays removed; scores begin at 0 and have the learning rate 1, on which no ranking depends; no
+threshold with a penalty (soft movement pruning).
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ paper's code has for its smallest model on a Raspberry Pi, as is the constant c.
 
 Where it departs from the paper and its code: clients square the gradient of one pass over their
 shard at the averaged weights (the code sums the gradients of a round's steps before it squares
-them, and adds up the rounds since the last reconfiguration); what is not prunable brings nothing;
-nothing grows beyond the density 1 - ``--sparsity``, a number that the code has as an option (what
-stays by its size stays); the selected client is the one with the lowest number.
+them, and adds up the rounds since the last reconfiguration); g² of what is not prunable is left out
+of Gamma; no weight is added beyond the density 1 - ``--sparsity``, an option of the code (those
+that stay by size stay even beyond it); the selected client is the one with the lowest number, and
+as all it trains in the first pruning is of one round, it takes the same batches each time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.methods.global_mask import sparsity_of
-from fedprune.methods.growing import growing_conflicts
+from fedprune.methods.growing import growing_conflicts, kept_in_all
 from fedprune.methods.method import Method
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
 from fedprune.options.section import Count, Section, option
@@ -123,8 +124,7 @@ def reconfigured(model: Model, r: Round, found: Tensors) -> Masks:
     earned = np.concatenate([found[n].double().numpy().ravel() for n in masks])
     costs = np.concatenate([np.full(m.numel(), cost[n]) for n, m in masks.items()])
     kept = np.concatenate([stays[n].numpy().ravel() for n in masks])
-    most = r.layout.whole - int((r.config.sparsity or 0.0) * r.layout.whole + 0.5)
-    chosen = worth(earned, costs, kept, o.constant, most)
+    chosen = worth(earned, costs, kept, o.constant, kept_in_all(r))
     parts = torch.from_numpy(chosen).split([m.numel() for m in masks.values()])
     return {n: p.reshape(m.shape) for (n, m), p in zip(masks.items(), parts, strict=True)}
 

@@ -1,4 +1,4 @@
-"""The server's own step along the cohort's mean change: ``--server-optimizer``."""
+"""What the server makes of the cohort's mean change by momentum or FedOpt: --server-optimizer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stepped(before: Model, after: Model, memory: Memory, r: Round) -> Talk[Step]
 
 
 RIDER = Rider(
-    "the server goes its own step along the mean change (--server-optimizer)",
+    "the mean change is applied by momentum or FedOpt (--server-optimizer)",
     wanted=lambda c: c.server_optimizer != "sgd",
     memory=Memory,
     init=lambda *_: Memory(),

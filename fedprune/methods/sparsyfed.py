@@ -2,7 +2,7 @@
 
 Guastella et al. 2025, ICLR, arXiv 2504.05153. A client is sent the sparse model. It trains θ in
 w = sign(θ)|θ|^a (Schwarz et al. 2021), so that large weights move more and weights that are 0 stay
-so, and takes the gradient of a layer's weights by the largest of its inputs, so large a part as its
+0, and takes the gradient of a layer's weights by the largest of its inputs, so large a part as its
 weights are dense. Then it keeps the largest of its weights, so many as the sparsity allows, and
 sends these with their mask. The server averages: w = Σ n_k/n · w_k.
 
@@ -10,7 +10,9 @@ Where it departs from the paper (and from a copy of its code, DieRoche/sparsyfed
 own could not be read): weights w travel and are averaged, θ is the client's own, so that the model
 is a plain one (their code averages θ); the average, whose mask is the union of the clients', is cut
 to the sparsity again; the sparsity is that of ``--schedule``, at once by default; which weights
-compete is ``--scope``.
+compete is ``--scope``. As a client is sent no more weights than it may keep, and with a > 1 a
+weight of 0 has no gradient, **the mask stays as it is once the sparsity is reached** (but for
+``--error-feedback``); the paper says that masks adapt.
 """
 
 from __future__ import annotations

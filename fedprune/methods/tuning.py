@@ -193,6 +193,21 @@ def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
     return replace(model, weights=masked(weights, model.masks))
 
 
+def trained_apart(model: Model, r: Round, parts: Sequence[tuple[Model, Ask]]) -> Talk[Trained]:
+    """Clients train models of their own, all in one exchange; each weight's mean is over holders.
+
+    Args:
+        model: the global one; its mask stays.
+        r: the round.
+        parts: what some clients are sent, and the question to train it.
+    """
+    sums = yield [ask for _, ask in parts]
+    came = [Sent(m, s) for (m, _), s in zip(parts, sums, strict=True) if s.total is not None]
+    changes = answered_by_all(sums)
+    void = not came or too_few(changes, r.config)
+    return Trained(None if void else over_holders(model, r, came), changes)
+
+
 def answered_by_all(sums: Sequence[Aggregate]) -> Aggregate:
     """Who answered in all of an exchange, and their totals; no tensors."""
     out = Aggregate()

@@ -3,7 +3,8 @@
 Qiu et al. 2022, ICLR, arXiv 2208.02507, algorithm 1. The global model is dense. A client takes each
 step by SWAT (Raihan and Aamodt 2020): the forward pass and the gradient of the inputs by the
 largest 1 - sp of every tensor's weights, the gradient of the weights by the largest 1 - sp of a
-layer's inputs; all weights take the step. Of what it trained a client sends a part 1 - sp + r:
+layer's inputs; all weights take the step. Of what it trained, w_E, a client sends a part 1 - sp + r
+(``ratio``) of all weights:
 
     weights       the largest weights w_E;            w = Σ n_k/n · w_k, 0 where not sent
     diff-weights  d = w_E - w of the largest weights; w = w + Σ n_k/n · d_k

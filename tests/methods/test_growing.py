@@ -141,6 +141,18 @@ def test_what_grows_on_clients_is_refused_beside(more):
         check_method(configure({**SMALL, "method": "feddst", "rounds": 3, "end": 3, **more}))
 
 
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"method_options": {"network": "ring", "neighbours": 3}}, "method-options"),
+        ({"server_optimizer": "momentum"}, "server-optimizer"),
+    ],
+)
+def test_what_a_network_of_clients_would_not_read_is_refused(given, key):
+    with pytest.raises(ConfigError, match=f"^{key}="):
+        check_method(configure({**SMALL, "method": "dispfl", "rounds": 3, **given}))
+
+
 def scaled(mean: dict[str, float], room: dict[str, int], total: int) -> dict[str, int]:
     """Numbers in proportion, to one."""
     by = total / sum(mean.values())
