@@ -96,7 +96,7 @@ def server_step(
 ) -> tuple[Tensors, ServerMoments]:
     """What is added to the weights, float64, and what is remembered, float32.
 
-    Steps and momentum are 0 where a weight is removed; its second moment goes on with Δ = 0.
+    Where a weight is removed, steps and momentum are 0 and the second moment is τ² again.
 
     Args:
         rule: one of `SERVER_OPTIMIZERS`.
@@ -113,6 +113,7 @@ def server_step(
         return {n: rates.lr * m for n, m in first.items()}, ServerMoments(_kept(first))
     old = _of_shape(moments.second, change, rates.floor**2)
     second = {n: rule.second(old[n], d.square(), rates.decay) for n, d in change.items()}
+    second |= {n: torch.where(m, second[n], rates.floor**2) for n, m in masks.items()}
     steps = {n: rates.lr * m / (second[n].sqrt() + rates.floor) for n, m in first.items()}
     return steps, ServerMoments(_kept(first), _kept(second))
 

@@ -24,15 +24,15 @@ class Memory:
 
 
 def stepped(before: Model, after: Model, memory: Memory, r: Round) -> Talk[Step]:
-    """The model after the rule's step in place of the plain one.
+    """The model after the rule's step in place of the whole mean change.
 
-    Running statistics are averaged as without it: an extrapolated moment is nobody's.
+    Running statistics take their whole mean change, whatever ``--server-lr`` is.
     """
     yield from ()
     c, statistics = r.config, r.layout.statistics
     old, new = before.adapters or before.weights, after.adapters or after.weights
     moving = [n for n in new if n not in statistics]
-    change = {n: (new[n].double() - old[n].double()) / c.server_lr for n in moving}
+    change = {n: new[n].double() - old[n].double() for n in moving}
     rates = ServerRates(
         c.server_lr, c.server_momentum or 0.0, c.server_decay or 0.0, c.server_floor or 0.0
     )

@@ -18,6 +18,7 @@ from fedprune.adapters.factors import (
 )
 from fedprune.adapters.options import adapter_scale, rank_of
 from fedprune.adapters.products import mean_of_products, of_rank, stacked
+from fedprune.config import RunConfig
 from fedprune.config.rates import learning_rate
 from fedprune.learning.averaging import averaged, averages_of, from_moments, to_moments
 from fedprune.learning.robust import robust_change
@@ -58,12 +59,17 @@ def fedavg(model: Model, r: Round, changes: Aggregate) -> Model:
         total,
         weight,
         *where[1:],
-        c.server_lr,
+        change_rate(c),
         held=changes.held,
         rule=c.average or "fedavg",
         table=averages_of(c.plugin),
     )
     return with_moved(model, r, moved)
+
+
+def change_rate(config: RunConfig) -> float:
+    """The factor on the mean change: 1 where ``--server-optimizer`` makes its own step of it."""
+    return config.server_lr if config.server_optimizer == "sgd" else 1.0
 
 
 def with_moved(model: Model, r: Round, moved: Tensors) -> Model:
@@ -186,7 +192,7 @@ def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:
             sums[n] += m * w + moved[n]
             held[n] += m
     mean = {n: torch.where(h > 0, sums[n] / h.clamp_min(1e-300), old[n]) for n, h in held.items()}
-    lr = r.config.server_lr
+    lr = change_rate(r.config)
     rates = dict.fromkeys(layout.statistics, min(lr, 1.0))
     after = {n: w + rates.get(n, lr) * (mean[n] - w) for n, w in old.items()}
     weights = {n: w.float() for n, w in from_moments(after, layout, model.weights).items()}

@@ -5,9 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from fedprune.learning.server_steps import (
+    SERVER_OPTIMIZERS,
+    ServerMoments,
+    ServerRates,
+    server_step,
+)
 from fedprune.methods.server_optimizer import Memory
-from tests.runs import overheard, tiny
+from tests.runs import house_of, overheard, tiny
 
 KEYS: dict[str, Any] = {
     "task": "planes", "plugin": str(Path(__file__).parents[1] / "remembering.py"), "split": "iid",
@@ -45,3 +52,36 @@ def test_it_is_the_papers_loop_on_what_is_kept(name, lr, b1):
         np.testing.assert_allclose(state.weights["weight"].numpy(), want * mask, atol=1e-6)
         assert isinstance(state.memories["server-optimizer"], Memory)
     assert not mask.all()
+
+
+def test_statistics_take_their_whole_mean_change():
+    """With the adaptive rules --server-lr is the size of a step, which is no part of a mean."""
+    keys = {"rounds": 2, "warmup": 0, "end": 2}
+    plain, adam = (tiny(**keys, server_optimizer=o) for o in ("sgd", "adam"))
+    one, other = (overheard(config)[2][0].weights for config in (plain, adam))
+    names = house_of(plain).layout.statistics
+    assert names
+    assert all(torch.equal(one[n], other[n]) for n in names)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adam", "yogi"])
+def test_a_weight_that_comes_back_begins_anew(name):
+    rule, rates = SERVER_OPTIMIZERS[name], ServerRates(1.0, 0.5, 0.9, 1e-2)
+    moments, change = ServerMoments(), {"w": torch.ones(2)}
+    for kept in (True, False):
+        masks = {"w": torch.tensor([True, kept])}
+        steps, moments = server_step(rule, moments, change, masks, rates)
+    assert steps["w"][1] == moments.first["w"][1] == 0.0
+    assert float(moments.second["w"][1]) == pytest.approx(1e-4)
+    assert moments.second["w"][0] > 0.1
+
+
+def test_small_changes_are_not_lost_below_small_rates():
+    """The step is of the mean change as it came, not of what a small rate left of it."""
+    rates = {"server_lr": 1e-6, "server_momentum": 0.0, "server_floor": 1e-2, "server_decay": 0.8}
+    _, asked, states = overheard(tiny(**KEYS, server_optimizer="adam", **rates))
+    question, _, came = next(a for a in asked if a[0].kind == "tune")
+    mask, delta = question.masks["weight"].numpy(), np.zeros((3, 8))
+    delta[mask] = came.total.numpy() / came.weight
+    second = states[0].memories["server-optimizer"].moments.second["weight"].numpy()
+    np.testing.assert_allclose(second, 0.8e-4 + 0.2 * delta**2, rtol=1e-3)
