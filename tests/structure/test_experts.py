@@ -6,7 +6,6 @@ from cutting import masked_model
 from families import EXPERTS, _built, family, forward
 
 from fedprune.export.hf_config import Unplain, plain_model
-from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
 from fedprune.scores.catalog import SCORES
 from fedprune.scores.inputs import inputs_of, rows_of
@@ -173,5 +172,5 @@ def test_an_edit_that_is_none_is_refused():
 
 def test_outputs_of_experts_are_not_fitted_since_tokens_go_elsewhere():
     config = tiny(task="shakespeare", model="mixtral", reconstruct="outputs", end=4)
-    with pytest.raises(ConfigError, match=r"reconstruct='outputs'.*allowed: inputs"):
+    with pytest.raises(ValueError, match=r"reconstruct='outputs'.*allowed: inputs"):
         layout_for(config, dense_model(config))

@@ -63,16 +63,25 @@ def _sparse_blocks(config: Any, stays: Sequence[bool]) -> dict[str, Any]:
 
 
 def _mixture(
-    model_type: str, prefix: str, keys: ConfigKeys, small: Mapping[str, SmallModel]
+    model_type: str,
+    prefix: str,
+    keys: ConfigKeys,
+    small: Mapping[str, SmallModel],
+    *,
+    whole: Sequence[str] = (),
 ) -> Family:
-    whole = f"{prefix}MLP"  # Mixtral has none
+    """A family whose feed-forward layers without experts are of the classes `whole`."""
     return Family(
         model_type,
-        sublayers={f"{prefix}Attention": attention(), whole: gated(), "Expert": gated()},
+        sublayers={
+            f"{prefix}Attention": attention(),
+            "Expert": gated(),
+            **dict.fromkeys(whole, gated()),
+        },
         config=keys,
         small=small,
         mixtures=(f"{prefix}SparseMoeBlock",),
-        sizes={whole: {"intermediate_size": lambda m: inputs(m.down_proj)}},
+        sizes={name: {"intermediate_size": lambda m: inputs(m.down_proj)} for name in whole},
         passes={f"{prefix}DecoderLayer": states},
     )
 
@@ -106,6 +115,7 @@ QWEN2_MOE = _mixture(
             _qwen2,
         )
     },
+    whole=("Qwen2MoeMLP",),
 )
 
 QWEN3_MOE = _mixture(
@@ -119,4 +129,5 @@ QWEN3_MOE = _mixture(
             _qwen3,
         )
     },
+    whole=("Qwen3MoeMLP",),
 )
