@@ -57,7 +57,7 @@ def test_every_choice_can_be_made(array, found):
 @pytest.mark.slow
 def test_the_rows_have_most_pairs(array):
     """Of those that are left many cannot be had."""
-    assert len(array.had) > 2 * len(array.left)
+    assert len(array.had) > 1.5 * len(array.left)
 
 
 @pytest.mark.slow

@@ -37,17 +37,18 @@ def _seen_singly(c: AllOptions) -> list[Conflict]:
 def _of_the_sum(c: AllOptions) -> list[Conflict]:
     on, fewest, others = c.secure != "none", c.secure_minimum or 3, c.cohort - 1
     few, crowd = on and c.cohort < fewest, f"2 to {c.cohort}, or a larger --cohort"
-    panel = f"its answers are a secure sum as well, of secure-minimum={fewest} or more"
+    panel = f"their answers are a secure sum as well, of secure-minimum={fewest} or more"
     many = (c.secure_neighbours or 0) > others
     half, majority = (c.secure_dropout or 0.0) >= 0.5, "a majority must be left to restore secrets"
     seen = "who is in a secure sum is seen, and too few make none"
     forgetful = "a worker of a simulation keeps no secret from one stage to the next"
     secret = on and c.noise_source == "secret" and c.engine == "ray" and not noised(c)
-    alone = on and 0 < c.panel < fewest
+    alone, new = on and 0 < c.panel < fewest, on and 0 < c.newcomers < fewest
     return [
         *only(c, on, "no such width", secure_bits=(32, 64)),
         ("secure-minimum", few, f"the cohort is of {c.cohort}", crowd),
         ("panel", alone, panel, f"0, or {fewest} or more"),
+        ("newcomers", new, panel, f"0, or {fewest} or more"),
         ("secure-neighbours", many, f"each has {others} others in its cohort", f"2 to {others}"),
         ("secure-dropout", half, majority, "0 to below 0.5"),
         *only(c, on, seen, sampling=("fixed", "round-robin")),

@@ -250,6 +250,7 @@ profiles=f engine=flower | engine | another --engine
 profiles=f dp=client dp-noise=1 | dp | none
 profiles=f secure=secagg | secure | none
 clients=5 cohort=4 newcomers=2 | newcomers | 0 to 1
+clients=9 cohort=4 secure=secagg newcomers=2 | newcomers | 0, or 3 or more
 clients=9 cohort=4 newcomers=2 dp=client dp-noise=1 | dp | none
 clients=9 cohort=4 newcomers=2 sampling=round-robin | sampling | fixed
 clients=9 cohort=4 newcomers=2 engine=flower | engine | another --engine
