@@ -90,8 +90,10 @@ def _moved(model: Model, memory: Any, r: Round) -> Talk[Step]:
 
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
-    del options
-    return growing_conflicts(config)
+    alone = "spread" in config.method_options and options.candidates == 1
+    why, allowed = "of one candidate there is nothing to spread", "leave spread out"
+    own = [("method-options", why, allowed)] if alone else []
+    return [*own, *growing_conflicts(config)]
 
 
 METHOD = Method(

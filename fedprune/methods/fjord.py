@@ -70,9 +70,12 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     """What it does not go with."""
     c, own = config, "clients train parts of their own"
     wrong = not options.widths or not all(0 < w <= 1 for w in options.widths)
+    narrow = not wrong and max(options.widths) < 1
+    beyond = "nobody would train what is beyond the widest part"
     single = c.unit in ("weight", "n:m", "block", "column")
     more = [
         ("method-options", wrong, "widths are densities", "above 0 to 1"),
+        ("method-options", narrow, beyond, "widths with 1.0 among them"),
         ("unit", single, "a width is of whole units", "channel, row, neuron, head"),
         ("score", "score" in c.given and c.score != "magnitude", "first units stay", "leave out"),
         ("robust", c.robust != "none", "clients' changes are of different weights", "none"),

@@ -9,7 +9,7 @@ from fedprune.config import configure
 from fedprune.methods.catalog import check_method
 from fedprune.options.refusal import ConfigError
 from tests.perceptron import LAYERS, SMALL, count, flat, gradients, kept_by
-from tests.runs import house_of, overheard
+from tests.runs import house_of, overheard, tiny
 
 
 def data(host: Host, client: int) -> tuple[Tensor, Tensor]:
@@ -115,3 +115,18 @@ def test_movement_pruning_remembers_all_rounds():
 def test_what_a_composition_is_not(given, says):
     with pytest.raises(ConfigError, match=says):
         check_method(configure({"task": "digits", "model": "mlp", **given}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"method": "fjord", "unit": "row", "method_options": {"widths": (0.5, 0.25)}}, "with 1.0"),
+        (
+            {"method": "fedtiny", "method_options": {"candidates": 1, "spread": 0.3}},
+            "leave spread out",
+        ),
+    ],
+)
+def test_options_of_methods_that_nothing_would_read_or_train_by_are_refused(keys, says):
+    with pytest.raises(ConfigError, match=says):
+        check_method(tiny(**keys))
