@@ -92,8 +92,9 @@ def _profile(path: str, name: str, table: Mapping[str, Any]) -> DeviceClass:
             raise _refused(path, f"[{name}] {key}: no such field", ", ".join(known))
         fits, words = _ALLOWED[key]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and fits(value)):
-            raise _refused(path, f"[{name}] {key} = {value}", f"a number {words}")
+        huge = isinstance(value, int) and abs(value) > 10**300  # more than a float holds
+        if not number or huge or not fits(value):
+            raise _refused(path, f"[{name}] {key} = {str(value)[:40]}", f"a number {words}")
     if missing := [key for key in known[:4] if key not in table]:
         raise _refused(path, f"[{name}] has no {missing[0]}", f"{missing[0]} = a number above 0")
     return DeviceClass(name, **{key: float(value) for key, value in table.items()})

@@ -24,7 +24,7 @@ from fedprune.report.result import Result
 from fedprune.report.screen import Screen
 from fedprune.run import run_federated
 from fedprune.runtime.process import put_back
-from fedprune.server.watch import Watch
+from fedprune.server.watch import Watch, both
 from fedprune.tasks.catalog import OWN, known_as_own
 from fedprune.tasks.task import Task
 
@@ -79,7 +79,9 @@ def federate(
     with nullcontext() if task is None else known_as_own(task):
         config = _configured(what, options)
         screen = Screen() if (_in_notebook() if progress is None else progress) else None
-        look = watch or (Watch() if screen is None else _opened(screen, config))
+        look = watch or Watch()
+        if screen is not None:
+            look = both(_opened(screen, config), look)
         try:
             if config.engine == "ray" and port is None:
                 done = _on_ray(config, {**going, "watch": look}, screen, own=task is not None)

@@ -97,7 +97,9 @@ def part_of(data: Any) -> Part:
         ConfigError: it is none of the forms that `own_task` reads.
     """
     if _is_pair(data):
-        data = dict(zip(("inputs", "labels"), data, strict=True)) if len(data) == 2 else None
+        if len(data) != 2:
+            raise _unread(f"{len(data)} tensors")
+        data = dict(zip(("inputs", "labels"), data, strict=True))
     if isinstance(data, Mapping):
         return _checked({str(name): torch.as_tensor(t) for name, t in data.items()})
     if hasattr(data, "with_format"):  # a datasets.Dataset
@@ -171,7 +173,12 @@ def _cut(part: Part, seed: int, partition: int, validation: float, test: float) 
 
 
 def _outputs(model: nn.Module, batch: Part) -> Any:
-    inputs = {name: t for name, t in batch.items() if name != "labels"}
+    kind = next((p.dtype for p in model.parameters()), torch.float32)  # NumPy's are float64
+    inputs = {
+        name: t.to(kind) if t.is_floating_point() else t
+        for name, t in batch.items()
+        if name != "labels"
+    }
     found = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
     return getattr(found, "logits", found)
 

@@ -16,3 +16,17 @@ class Watch:
 
     phase: Callable[[str, Question, int], None] = lambda *_: None
     row: Callable[[Row, float, State], None] = lambda *_: None
+
+
+def both(first: Watch, second: Watch) -> Watch:
+    """Two who look on, one after the other."""
+
+    def phase(arm: str, question: Question, partitions: int) -> None:
+        first.phase(arm, question, partitions)
+        second.phase(arm, question, partitions)
+
+    def row(told: Row, seconds: float, state: State) -> None:
+        first.row(told, seconds, state)
+        second.row(told, seconds, state)
+
+    return Watch(phase, row)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedprune import SCORES, TASKS, ConfigError, RunConfig, federate, load, own_task, prune
+from fedprune.server.watch import Watch
 from tests.runs import tiny
 
 X = torch.randn(90, 6, generator=torch.Generator().manual_seed(1))
@@ -122,6 +123,20 @@ def test_flap_on_one_machine_sets_biases_for_what_went():
         torch.testing.assert_close(done.model.get_submodule(n).bias, expected, atol=1e-6, rtol=1e-4)
 
 
+def test_numbers_of_numpy_and_two_who_look_on(capsys):
+    """NumPy's numbers are float64."""
+    seen: list[int] = []
+    task = own_task(net(), (X.double().numpy(), Y.numpy()))
+    watch = Watch(row=lambda row, *_: seen.append(row["round"]))
+    result = federate(task, clients=2, rounds=2, lr=0.05, watch=watch, progress=True)
+    assert seen == [1, 2]
+    assert "pruned      2" in capsys.readouterr().out
+    alike = federate(own_task(net(), (X, Y)), clients=2, rounds=2, lr=0.05)
+    assert result.summary["weights_digest"] == alike.summary["weights_digest"]
+    done = prune(net(), 0.5, score="wanda", data=(X.double().numpy(), Y.numpy()))
+    assert done.sparsity == pytest.approx(0.5, abs=0.01)
+
+
 def test_values_as_labels_are_learned_by_squared_error_and_own_losses_by_themselves():
     targets = X @ torch.randn(6, 3)
     by_default = federate(own_task(net(), (X, targets)), clients=2, rounds=2)
@@ -166,6 +181,7 @@ def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
         (lambda: own_task(net(), (X, Y[:3])), "inputs 90, labels 3"),
         (lambda: own_task(net(), [(X[0], 1), (X[1], 2)]), "data=tuple .*: not read"),
         (lambda: own_task(net(), (X, Y), validation=0.6, test=0.6), "some to train on"),
+        (lambda: own_task(net(), (X, X, Y)), "data=3 tensors"),
         (lambda: prune(net(), 0.5, score="wanda"), "data=None"),
         (lambda: prune(net(), 0.5, scop="row"), "scop: no option of prune"),
         (lambda: prune(net(), 1.5), "sparsity=1.5"),

@@ -154,6 +154,7 @@ def test_operations_are_those_of_the_layers_that_are_there():
         ("[a]\nshare = -1", r"share = -1; allowed: a number above 0"),
         ("[a]\nshare = true", "share = True"),
         ("[a]\nshare = inf", "share = inf; allowed: a number above 0"),
+        (f"[a]\nflops = 1{'0' * 400}", "a number above 0"),
         ("[a]\navailability = 1.5", "above 0, up to 1"),
         ("[a]\ndropout = 1", "from 0 and below 1"),
         ("[a]\nshare=1\nflops=1\nup=1\ndown=1\nmemory=5", "0 clients of 8 have"),
