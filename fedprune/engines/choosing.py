@@ -83,7 +83,7 @@ def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footpr
 
 
 def _of_server(config: RunConfig) -> float:
-    return REPORT_COST + (1 + len(config.baselines)) * config.rounds * ROUND_COST
+    return REPORT_COST + _rounds(config) * ROUND_COST
 
 
 def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
@@ -96,16 +96,21 @@ def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint
     measuring = sum(
         ANSWER_COST + beside / 2 + each * n / 3 for n in held
     )  # a third: no backward pass
-    rounds = c.rounds * (c.cohort * tuning + measuring)
-    return (1 + len(c.baselines)) * (rounds + _prunings(c) * c.cohort * scoring)
+    # No baseline asks clients for scores.
+    return _rounds(c) * (c.cohort * tuning + measuring) + _prunings(c) * c.cohort * scoring
 
 
 def ray_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """The same on Ray, on this machine."""
     work = _of_clients(config, shards, takes)
-    phases = (1 + len(config.baselines)) * (2 * config.rounds + _prunings(config))
+    phases = 2 * _rounds(config) + _prunings(config)
     beside = START + phases * EXCHANGE + _of_server(config)
     return beside + work / max(1.0, SHARED * _workers(config, takes))
+
+
+def _rounds(config: RunConfig) -> int:
+    """Rounds of all arms: up to the end of the warm-up they are played once."""
+    return config.rounds + len(config.baselines) * (config.rounds - config.warmup)
 
 
 def _workers(config: RunConfig, takes: Footprint) -> int:

@@ -84,6 +84,16 @@ def test_more_work_takes_longer(keys, more, shards):
     assert (longer > inline_seconds(config_of(), shards, STEP)) == more
 
 
+def test_the_warm_up_that_baselines_share_is_counted_once(shards):
+    """And none of them asks for scores: an arm costs what as many rounds without prunings do."""
+    keys = {"rounds": 8, "warmup": 5, "end": 7}
+    alone, beside = (
+        inline_seconds(config_of(**keys, baselines=arms), shards, STEP) for arms in ((), ("dense",))
+    )
+    three, six = (inline_seconds(config_of(rounds=n, sparsity=0.0), shards, STEP) for n in (3, 6))
+    assert beside - alone == pytest.approx(six - three)
+
+
 @pytest.mark.parametrize(
     ("keys", "engine", "why"),
     [
