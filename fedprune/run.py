@@ -83,27 +83,21 @@ def run_federated(
     watch: Watch | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Result:
-    """Run a configuration to its end.
+    """Run a configuration to its end, over clients that are there already.
 
     Args:
         config: what to run.
         port: the clients; by default all are served in this process, without Flower or Ray.
-        folder: where results go; None keeps nothing on disk.
-        resume: go on from the folder's checkpoints, to the same bits as an unbroken run.
-        anyway: go on although configuration, data, plug-in or versions are not those that the run
-            began with; the summary then says so (``resumed_anyway``).
+        folder: as the others, of `fedprune.library.federating.federate`.
+        resume: see there.
+        anyway: see there.
         watch: who looks on.
-        weights: the state to begin with instead of the task's seeded initialisation.
-
-    What it changes in this process (threads, global generators, settings of libraries) is as it
-    was before when it ends, see `fedprune.runtime.process.put_back`.
+        weights: see there.
 
     Raises:
-        NoRoundCompleted: every round had too few answers, or the privacy budget did not allow for
-            one. The folder holds all that a run's folder holds, and the summary says why.
-        ConfigError: what only the first pruning could tell.
-        ValueError: task, model and data do not fit together (`fedprune.client.rehearsal`), or a
-            choice does not fit the model; before anything is asked or written.
+        NoRoundCompleted: as there.
+        ConfigError: as there.
+        ValueError: as there.
     """
     check_method(config)
     if config.engine == "auto":  # whoever brings a port or none, has chosen
