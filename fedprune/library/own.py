@@ -38,8 +38,9 @@ def own_task(
         data: one data set, which is dealt to the clients at random and evenly; or a list or tuple
             of data sets, one for each client. A data set is a `torch.utils.data.Dataset` of pairs
             ``(input, label)`` or of dictionaries with a key ``labels``, a `DataLoader` around one,
-            a `datasets.Dataset`, a dictionary of tensors (or arrays) of one length, or, as the one
-            data set, a pair of tensors ``(inputs, labels)``.
+            a list of such pairs whose labels are single numbers, a `datasets.Dataset`, a dictionary
+            of tensors (or arrays) of one length, or, as the one data set, a pair of tensors
+            ``(inputs, labels)``.
         loss: of every example. Default: cross-entropy for whole numbers as labels, (B,), else the
             squared error, summed over an example's values.
         output: names of the modules that make the outputs: their weights stay dense.
@@ -47,11 +48,12 @@ def own_task(
         test: share for the final test, at least one example.
 
     The model is called with the one tensor that is not ``labels``, or, if there are several, with
-    all of them by name; of what it returns ``logits`` are taken where it has some.
+    all of them by name; of what it returns ``logits`` are taken where it has some. Labels True and
+    False are classes 1 and 0.
 
     Raises:
-        ConfigError: data of another form, shares that leave nothing to train on, or a client with
-            fewer than three examples.
+        ConfigError: data of another form, shares that leave nothing to train on, a client with
+            fewer than three examples, or a class that the model has no output for.
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ConfigError(
@@ -63,12 +65,14 @@ def own_task(
     first = part_of(next(iter(_sets(data))))
     classes = loss is None and _is_of_classes(first)
 
+    made = model if not isinstance(model, nn.Module) else lambda: copy.deepcopy(model)
+
     def shards(config: Data) -> Sequence[Shard]:
         parts = _dealt(data, config)
+        if classes:
+            _check_classes(made, parts)
         return [_cut(part, config.seed, p, validation, test) for p, part in enumerate(parts)]
 
-    made = model if not isinstance(model, nn.Module) else lambda: copy.deepcopy(model)
-    many = isinstance(data, list) or (isinstance(data, tuple) and not _is_pair(data))
     return Task(
         summary="a model and data of one's own",
         metric="accuracy" if classes else "loss",
@@ -78,7 +82,7 @@ def own_task(
         shards=shards,
         output=output,
         dummy=lambda _: {name: torch.zeros_like(t[:1]) for name, t in first.items()},
-        defaults={"clients": len(data)} if many else {},
+        defaults={"clients": len(data)} if _is_of_clients(data) else {},
     )
 
 
@@ -86,8 +90,21 @@ def _is_pair(data: Any) -> bool:
     return isinstance(data, tuple) and all(isinstance(t, Tensor | np.ndarray) for t in data)
 
 
+def _is_of_clients(data: Any) -> bool:
+    """Whether it is a data set for each client: not a pair of tensors, nor a list of examples."""
+    return isinstance(data, list | tuple) and not _is_pair(data) and not _is_example(data[0])
+
+
+def _is_example(item: Any) -> bool:
+    """Whether it is one example with a single number as its label."""
+    label = item.get("labels") if isinstance(item, Mapping) else None
+    if isinstance(item, list | tuple) and len(item) == 2:
+        label = item[1]
+    return label is not None and np.ndim(label) == 0 and hasattr(label, "__float__")
+
+
 def _sets(data: Any) -> Iterable[Any]:
-    return data if isinstance(data, list | tuple) and not _is_pair(data) else [data]
+    return data if _is_of_clients(data) else [data]
 
 
 def part_of(data: Any) -> Part:
@@ -108,8 +125,10 @@ def part_of(data: Any) -> Part:
     rows = data.dataset if isinstance(data, DataLoader) else data
     if not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
         raise _unread(type(data).__name__)
+    if not len(rows):
+        raise ConfigError(f"data={type(data).__name__}: no examples; allowed: at least 3")
     try:
-        batch = collate([rows[i] for i in range(len(rows))]) if len(rows) else None
+        batch = collate([rows[i] for i in range(len(rows))])
     except (TypeError, RuntimeError, ValueError) as error:  # examples of unlike sizes or kinds
         raise _unread(f"{type(data).__name__} ({' '.join(str(error).split())[:200]})") from None
     if isinstance(batch, list | tuple) and len(batch) == 2:
@@ -135,7 +154,8 @@ def _checked(part: dict[str, Any]) -> Part:
     if len({len(t) for t in part.values()}) != 1:
         sizes = ", ".join(f"{name} {len(t)}" for name, t in part.items())
         raise ConfigError(f"data: {sizes}; allowed: as many of each")
-    return part
+    truths = part["labels"].dtype == torch.bool
+    return part | {"labels": part["labels"].long()} if truths else part
 
 
 def _is_of_classes(part: Part) -> bool:
@@ -144,7 +164,7 @@ def _is_of_classes(part: Part) -> bool:
 
 def _dealt(data: Any, config: Data) -> list[Part]:
     """Each client's examples."""
-    if isinstance(data, list | tuple) and not _is_pair(data):
+    if _is_of_clients(data):
         if len(data) != config.clients:
             raise ConfigError(
                 f"clients={config.clients}: the task has data of {len(data)} clients; "
@@ -180,7 +200,28 @@ def _outputs(model: nn.Module, batch: Part) -> Any:
         if name != "labels"
     }
     found = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
+    if isinstance(found, Mapping):
+        if "logits" not in found:
+            raise ConfigError(f"model: gives {', '.join(map(str, found))}; allowed: logits, too")
+        return found["logits"]
     return getattr(found, "logits", found)
+
+
+def _check_classes(made: Callable[[], nn.Module], parts: Sequence[Part]) -> None:
+    """Raise if there is a label that the model has no output for."""
+    filled = [part for part in parts if examples(part)]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            one = {name: t[:1] for name, t in filled[0].items()}
+            count = _outputs(made().eval(), one).shape[-1]
+    except (IndexError, RuntimeError, TypeError, AttributeError):
+        return  # the rehearsal says why a model cannot be called
+    ends = {int(end) for part in filled for end in part["labels"].aminmax()}
+    if wrong := sorted(label for label in ends - {-100} if not 0 <= label < count):
+        raise ConfigError(
+            f"data: label {wrong[-1]}, and the model gives {count} values; allowed: 0 to "
+            f"{count - 1}, or loss=, if these are no classes"
+        )
 
 
 def _loss_of(loss: Losses | None, *, classes: bool) -> Callable[[nn.Module, Part], Loss]:

@@ -79,6 +79,8 @@ def prune(
             asks for data where there is none.
     """
     _check_options(options)
+    if sparsity is None or sparsity == 0:
+        raise ConfigError(f"sparsity={sparsity}: prunes nothing; allowed: above 0 and below 1")
     part = STAND_IN if data is None else part_of(data)
     task = own_task(model, [part], loss=loss, output=output)
     fixed = {"clients": 1, "rounds": 1, "warmup": 0, "schedule": "one-shot", "local_steps": 0}

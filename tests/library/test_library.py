@@ -33,11 +33,23 @@ class Named(torch.utils.data.Dataset):
         return {"inputs": X[i], "labels": Y[i]}
 
 
+class States(nn.Sequential):
+    """Returns a dictionary, by whatever name."""
+
+    def __init__(self, name="states"):
+        super().__init__(*net())
+        self.name = name
+
+    def forward(self, x):
+        return {self.name: super().forward(x)}
+
+
 FORMS = {
     "pair": (X, Y),
     "arrays": {"inputs": X.numpy(), "labels": Y.numpy()},
     "dataset": TensorDataset(X, Y),
     "named": Named(),
+    "list of pairs": [(x, int(y)) for x, y in zip(X, Y, strict=True)],
     "loader": DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True),
     "hugging face": Dataset.from_dict({"inputs": X.tolist(), "labels": Y.tolist()}),
 }
@@ -46,8 +58,15 @@ FORMS = {
 def test_all_forms_of_data_are_the_same_task():
     runs = [federate(own_task(net(), f), clients=3, rounds=2, lr=0.05) for f in FORMS.values()]
     digests = {run.summary["weights_digest"] for run in runs}
+    in_words = federate(own_task(States("logits"), (X, Y)), clients=3, rounds=2, lr=0.05)
+    assert {in_words.summary["weights_digest"]} == digests
     assert len(digests) == 1
     assert "own" not in TASKS
+
+
+def test_true_and_false_are_classes():
+    runs = [federate(own_task(net(), (X, y)), clients=2, rounds=1) for y in (Y > 0, (Y > 0).long())]
+    assert len({run.summary["weights_digest"] for run in runs}) == 1
 
 
 @pytest.mark.parametrize(
@@ -179,12 +198,18 @@ def test_a_language_model_of_a_result_is_one_of_transformers(tmp_path):
         (lambda: own_task(net(), {"a": X}), "not read"),
         (lambda: own_task(net(), [1, 2]), "data=int: not read"),
         (lambda: own_task(net(), (X, Y[:3])), "inputs 90, labels 3"),
-        (lambda: own_task(net(), [(X[0], 1), (X[1], 2)]), "data=tuple .*: not read"),
+        (lambda: own_task(net(), [(X[0], "a"), (X[1], "b")]), "data=tuple .*: not read"),
+        (lambda: own_task(net(), TensorDataset(X[:0], Y[:0])), "no examples"),
+        (lambda: federate(own_task(net(), (X, Y + 1)), clients=2), "label 3, .* gives 3 values"),
+        (lambda: federate(own_task(net(), (X, Y - 1)), clients=2), "label -1, "),
+        (lambda: federate(own_task(States(), (X, Y)), clients=2), "gives states; allowed: logits"),
         (lambda: own_task(net(), (X, Y), validation=0.6, test=0.6), "some to train on"),
         (lambda: own_task(net(), (X, X, Y)), "data=3 tensors"),
         (lambda: prune(net(), 0.5, score="wanda"), "data=None"),
         (lambda: prune(net(), 0.5, scop="row"), "scop: no option of prune"),
         (lambda: prune(net(), 1.5), "sparsity=1.5"),
+        (lambda: prune(net(), 0, score="magnitude"), "sparsity=0: prunes nothing"),
+        (lambda: prune(net(), None, score="magnitude"), "sparsity=None"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(act, says):
