@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedprune.adapters.beginning import begun_adapters
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
+from fedprune.config.streamed import why_unstreamed
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.broadcast import broadcast
@@ -50,7 +51,9 @@ def opening_of(
         before: the run that this one goes on from.
         resident: a model like it to compute with; by default this one.
     """
-    model = dense_model(config)
+    # Where nobody trains, the resident model is as it was built.
+    untouched = resident is not None and weights is None and not why_unstreamed(config)
+    model = resident if resident is not None and untouched else dense_model(config)
     base = base_of(config, model)
     if weights is not None:
         load_into(model, weights)

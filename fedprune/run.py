@@ -15,6 +15,7 @@ from fedprune.client.host import build_host
 from fedprune.client.memory import in_run
 from fedprune.config import RunConfig, with_values
 from fedprune.config.cohort import newcomers_of
+from fedprune.config.streamed import why_unstreamed
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
 from fedprune.methods.acting import begun, cut_memories, opened
@@ -118,7 +119,8 @@ def _federated(
     watch: Watch,
     weights: Mapping[str, Tensor] | None,
 ) -> Result:
-    began, port = time.perf_counter(), _rehearsed(config, port, folder)
+    began, alone = time.perf_counter(), port is None
+    port = _rehearsed(config, port, folder)
     before = previous_run(config.init, config.plugin) if config.init else None
     fresh, blank = opening_of(config, weights, before, port.model)
     book = open_book(config, folder, replace(going, data=port.data, held=fresh.weights), watch)
@@ -147,8 +149,7 @@ def _federated(
     end, plan = ends[PRUNED]
     end = replace(end, model=outcome(end, config))
     trim_memory(blank.layout.parameters)
-    model = shaped(config, end.edits)[0].eval()
-    load_into(model, end.weights)
+    model = _holding(end, config, port.model if alone else None)
     seconds, sizes = time.perf_counter() - began, dict(port.present())
     about = About(type(model).__name__, sizes, seconds, naive, plan, port.own_data())
     summary = summary_of(config, blank.layout, end, tests, about)
@@ -168,6 +169,17 @@ def _federated(
         _reported(folder, summary)
         forget(folder)
     return Result(model, end, book.rows, summary, config)
+
+
+def _holding(end: State, config: RunConfig, resident: nn.Module | None) -> nn.Module:
+    """A model with the state's weights: the resident one, if nobody else has it and nobody trained.
+
+    Of a large model one more is one too many.
+    """
+    untouched = resident is not None and not why_unstreamed(config)
+    model = resident if resident is not None and untouched else shaped(config, end.edits)[0]
+    load_into(model, end.weights)
+    return model.eval()
 
 
 def _starts(config: RunConfig, fresh: State, blank: Plan, port: Port) -> dict[str, State]:

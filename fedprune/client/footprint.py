@@ -100,7 +100,7 @@ def _summed(host: Host) -> int:
     if not is_streamed(host.model):
         return layout.parameters
     score = scores_of(c.plugin)[c.score]
-    some = asked_at_once(score, state_of(host.model), layout)
+    some = asked_at_once(score, host.model, layout)
     shapes = (
         ask.shapes(layout, names or layout.prunable, c.unit, c.probes or 0).values()
         for ask in score.asks

@@ -21,7 +21,7 @@ from fedprune.config import RunConfig
 from fedprune.learning.local_training import Train, prepared, tune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.client_privacy import hides
-from fedprune.protocol.held_weights import BaseModel, base_of
+from fedprune.protocol.held_weights import BaseModel, base_of, read_by
 from fedprune.protocol.models import dense_model, layout_after, layout_for
 from fedprune.runtime.process import put_back, trim_memory
 from fedprune.streaming.blocks import is_streamed
@@ -102,7 +102,8 @@ def build_host(
     with put_back():
         host = replace(_opened(config, shards), train=train)
         if not tried:
-            try_out(host.task, config, host.model, host.layout, host.shards, train)
+            held = read_by(host.base)
+            try_out(host.task, config, host.model, host.layout, host.shards, train, held)
             trim_memory(host.layout.parameters)
         return host
 

@@ -31,6 +31,8 @@ from fedprune.runtime.process import put_back
 from fedprune.structure.layout import Layout
 from fedprune.tasks.later import rows_counted
 from fedprune.tasks.task import Shard, Task
+from fedprune.tensors.models import load_into
+from fedprune.tensors.named import Tensors
 
 PARTITIONS_TRIED = 3
 """How many partitions are tried: one that fails by itself is no reason not to run."""
@@ -46,6 +48,7 @@ def try_out(
     layout: Layout,
     shards: Mapping[int, Shard],
     train: Train = tune,
+    held: Tensors | None = None,
 ) -> None:
     """Try everything that a run will ask on a few examples.
 
@@ -56,6 +59,7 @@ def try_out(
         layout: its layout.
         shards: of the partitions that are served here.
         train: how clients tune.
+        held: the model's weights where they are read from files: then no copy of it is made.
 
     Raises:
         ConfigError: the task, the model and the data do not fit together, or a score's statistics
@@ -65,12 +69,15 @@ def try_out(
         failed: list[Exception] = []
         partitions, share = _partitions(shards), allowance(max(config.timeout, REHEARSAL_SECONDS))
         for i, partition in enumerate(partitions):
-            trial = trial_client(task, config, model, layout, shards, partition, train)
+            trial = trial_client(task, config, model, layout, shards, partition, train, held)
             try:
                 guarded(functools.partial(_tried, trial), share(len(partitions) - i))
                 return
             except Exception as error:  # whatever code of a user's own raises
                 failed.append(error)
+            finally:
+                if held is not None:
+                    load_into(model, held)
         raise ConfigError(_line(failed[0], "the rehearsal", config, model)) from failed[0]
 
 

@@ -48,7 +48,7 @@ def try_score(trial: TrialClient) -> None:
         given = {} if ask.given is None else ask.given(evidence)
         given = {n: t.float() for n, t in given.items()}
         own = i == len(score.asks) - 1 and not combines_of(c.plugin)[c.combine].pooled
-        names = asked_at_once(score, trial.weights, client.layout)[0]
+        names = asked_at_once(score, client.model, client.layout)[0]
         what: dict[str, Any] = {"score": c.score, "ask": i, "given": given, "names": names}
         question = trial.question("score", **what, sparsity=c.sparsity if own else None)
         values = answered_in_trial(trial, question).values

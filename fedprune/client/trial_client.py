@@ -72,16 +72,21 @@ def trial_client(
     shards: Mapping[int, Shard],
     partition: int,
     train: Train,
+    held: Tensors | None = None,
 ) -> TrialClient:
-    """A client on the first examples of a partition, with a model and settings of its own."""
+    """A client on the first examples of a partition, with a model and settings of its own.
+
+    Of weights that are held elsewhere the model is no copy: it is to get them back.
+    """
     shard = shards[partition]
     n = FEW_TRIED if takes_long(layout) else EXAMPLES_TRIED
     few = Shard(*(_first(part, n) for part in (shard.train, shard.validation, shard.test)))
-    own = model if is_streamed(model) else copy.deepcopy(model)  # nobody writes to what is read
+    alone = held is not None or is_streamed(model)  # nobody writes to what is read
+    own = model if alone else copy.deepcopy(model)
     device = next(own.parameters()).device
     where = (partition, few, own, task, _brief(config), layout, device, own)
     client = ClientContext(*where, train=train)
-    return TrialClient(client, on_cpu(state_of(model)), shards)
+    return TrialClient(client, on_cpu(state_of(model)) if held is None else held, shards)
 
 
 def takes_long(layout: Layout) -> bool:

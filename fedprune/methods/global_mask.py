@@ -63,7 +63,7 @@ def thin(
     notes = Notes()
     for sparsity in _steps(model, r):
         dense = model
-        for names in _stages(model, r):
+        for names in _stages(r):
             seen = model if r.config.calibration == "sequential" else dense
             aggregate, evidence = yield from asked(seen, r, names, sparsity)
             if evidence is None:
@@ -82,10 +82,10 @@ def _steps(model: Model, r: Round) -> list[float | None]:
     return list(steps_within(now, target, n))
 
 
-def _stages(model: Model, r: Round) -> list[tuple[str, ...]]:
+def _stages(r: Round) -> list[tuple[str, ...]]:
     if r.config.calibration == "sequential":
         return stages_of(r.layout)
-    return asked_at_once(scores_of(r.config.plugin)[r.config.score], model.weights, r.layout)
+    return asked_at_once(scores_of(r.config.plugin)[r.config.score], r.plan.model, r.layout)
 
 
 def sparsity_of(masks: Masks, layout: Layout) -> float:

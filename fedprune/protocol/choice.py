@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune.config import RunConfig
 from fedprune.randomness import derive, generator
@@ -15,9 +15,10 @@ from fedprune.scores.score import Evidence, Score
 from fedprune.selection.apart import apart, select_apart
 from fedprune.selection.ranking import Unreachable
 from fedprune.selection.select import above, select
+from fedprune.streaming.blocks import is_streamed
 from fedprune.structure.groups import stages_of
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import LazyTensors, some_of
+from fedprune.tensors.lazy import some_of
 from fedprune.tensors.named import Masks, Tensors
 
 
@@ -67,12 +68,12 @@ def evidence_about(
     )
 
 
-def asked_at_once(score: Score, weights: Tensors, layout: Layout) -> list[tuple[str, ...]]:
+def asked_at_once(score: Score, model: nn.Module | None, layout: Layout) -> list[tuple[str, ...]]:
     """The tensors that clients are asked about in one question; (): all of them.
 
     Of a model that is read in parts no more of Σ x xᵀ than that of a block.
     """
-    parts = score.step is not None and isinstance(weights, LazyTensors)
+    parts = score.step is not None and model is not None and is_streamed(model)
     return stages_of(layout) if parts else [()]
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
 from fedprune.config import RunConfig
-from fedprune.streaming.files import MappedFolder
+from fedprune.config.streamed import why_unstreamed
+from fedprune.streaming.blocks import tensors_over
+from fedprune.streaming.files import MappedFolder, tensors_in
+from fedprune.structure.experts import named_as_modules
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.pretrained import from_files
+from fedprune.tasks.pretrained import from_files, place_of
 from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.models import state_of
 from fedprune.tensors.named import Masks, Tensors, all_true, digest, laid_out_copies, masked
@@ -59,6 +63,11 @@ class BaseModel:
         return w if whole else masked({name: w}, {name: masks[name]})[name]
 
 
+def read_by(base: BaseModel | None) -> Tensors | None:
+    """The weights of a base model that are read from files; None where they are not."""
+    return base.weights if base is not None and base.is_lazy else None
+
+
 def _origin(weights: Tensors) -> object:
     """What lazy tensors are read from; nothing that others are, where they are in memory."""
     return weights.origin if isinstance(weights, LazyTensors) else object()
@@ -98,8 +107,27 @@ def base_of(config: RunConfig, model: nn.Module) -> BaseModel | None:
     name = digest(state)
     found = _HERE.get(name)
     if found is None:
-        found = _HERE[name] = BaseModel(name, laid_out_copies(state))
+        found = _HERE[name] = BaseModel(
+            name, _in_files(config, model, name) or laid_out_copies(state)
+        )
     return found
+
+
+def _in_files(config: RunConfig, model: nn.Module, name: str) -> Tensors | None:
+    """The weights read from the model's files whenever one is asked for, where that can be.
+
+    That is where nobody writes to them, and where they are what the files hold, bit for bit.
+    """
+    if why_unstreamed(config):
+        return None
+    try:
+        files = MappedFolder(named_as_modules(tensors_in(Path(place_of(config.model)))), name)
+        lazy, state = tensors_over(model, files), state_of(model)
+    except (OSError, ValueError):  # such as weights in another format
+        return None
+    same = state.keys() == lazy.keys() and all(torch.equal(lazy[n], t) for n, t in state.items())
+    files.forget()
+    return lazy if same else None
 
 
 def _digest_of_files(state: LazyTensors) -> str:

@@ -26,7 +26,7 @@ from fedprune.server.secure_notices import noticed
 from fedprune.server.spoilt import check_score, given_by
 from fedprune.server.standing import limit_of, too_few, weighed
 from fedprune.server.state import Book, Model
-from fedprune.tensors.lazy import LazyTensors
+from fedprune.streaming.blocks import is_streamed
 from fedprune.tensors.models import load_into
 
 _T = TypeVar("_T")
@@ -142,7 +142,7 @@ def asked(
     for i, ask in enumerate(score.asks):
         given = given_by(ask, evidence, aggregate)
         last = i == len(score.asks) - 1
-        voting = last and _voting(score, c, parts=isinstance(model.weights, LazyTensors))
+        voting = last and _voting(score, c, parts=_in_parts(r.plan))
         votes = sparsity if voting else None
         what: dict[str, Any] = {"score": c.score, "ask": i, "names": names, "given": given}
         what |= {"sparsity": votes, "progress": r.plan.progress(r.number)}
@@ -153,6 +153,11 @@ def asked(
         evidence = _with_sums(evidence, aggregate, question, r.plan)
     check_score(evidence, aggregate, c)
     return aggregate, evidence
+
+
+def _in_parts(plan: Plan) -> bool:
+    """Whether the model is one that is read block by block."""
+    return plan.model is not None and is_streamed(plan.model)
 
 
 def _voting(score: Score, config: RunConfig, *, parts: bool) -> bool:

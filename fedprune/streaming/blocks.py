@@ -62,6 +62,25 @@ def _nothing(like: Tensor) -> Tensor:
     return torch.zeros(1, dtype=like.dtype).expand(like.shape)
 
 
+def tensors_over(model: nn.Module, files: MappedFolder) -> LazyTensors:
+    """The parameters of a model, made of its files whenever one is asked for, in the model's types.
+
+    Raises:
+        ValueError: the files lack one, or have it in another shape.
+    """
+    own = dict(model.named_parameters())
+    # Where tensors are shared, files may have another name than the first one.
+    others = {id(p): n for n, p in model.named_parameters(remove_duplicate=False)
+              if n in files.places}  # fmt: skip
+    names = {n: n if n in files.places else others.get(id(p), "") for n, p in own.items()}
+    lost = next((n for n, there in names.items() if not there), None)
+    lost = lost or next((n for n in own if files.places[names[n]].shape != own[n].shape), None)
+    if lost is not None:
+        raise ValueError(f"its files hold no {lost} as the model has it")
+    types = {n: p.dtype for n, p in own.items()}  # and not the model, which may be let go of
+    return LazyTensors(own, lambda name: files.tensor(names[name]).to(types[name]), files)
+
+
 class _Beyond(BaseException):
     """A block begins that nobody looks at. No `Exception`, which a model might catch."""
 
@@ -78,19 +97,7 @@ class BlockStream:
     def __init__(self, model: nn.Module, files: MappedFolder) -> None:
         self.model, self.files = model, files
         own = dict(model.named_parameters())
-        # Where tensors are shared, files may have another name than the first one.
-        others = {id(p): n for n, p in model.named_parameters(remove_duplicate=False)
-                  if n in files.places}  # fmt: skip
-        names = {n: n if n in files.places else others.get(id(p), "") for n, p in own.items()}
-        lost = next((n for n, there in names.items() if not there), None)
-        lost = lost or next((n for n in own if files.places[names[n]].shape != own[n].shape), None)
-        if lost is not None:
-            raise ValueError(f"its files hold no {lost} as the model has it")
-
-        def made(name: str) -> Tensor:
-            return files.tensor(names[name]).to(own[name].dtype)
-
-        self.tensors: Tensors = LazyTensors(own, made, files)
+        self.tensors: Tensors = tensors_over(model, files)
         self.present = ""
         self.beyond: frozenset[str] = frozenset()
         self.parts = {path: {n: own[n] for n in own if n.startswith(f"{path}.")}

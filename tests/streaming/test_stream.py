@@ -16,6 +16,7 @@ from fedprune.runtime.sums import SUMMARY_NAME
 from fedprune.streaming.blocks import is_streamed, send_through, through
 from fedprune.streaming.lockstep import Lockstep
 from fedprune.streaming.packed import PackedMasks, packed_bits
+from fedprune.tensors.lazy import LazyTensors
 from fedprune.tensors.named import digest, full_masks
 from tests.streaming.saved import saved_model, untrained
 
@@ -45,6 +46,22 @@ def test_masks_weights_and_losses_are_those_of_the_whole_model(tmp_path, family,
         }
     assert digest(streamed.state.weights) == digest(whole.state.weights)
     assert streamed.summary["quality"] == whole.summary["quality"]
+
+
+def test_weights_of_the_whole_model_are_not_held_twice(tmp_path, monkeypatch):
+    folder = saved_model(tmp_path / "base", "tied", torch.bfloat16)
+    config = untrained(folder, stream="off", schedule="cubic", rounds=3, end=2)
+    read = federate(config)
+    assert isinstance(read.state.weights, LazyTensors)
+    assert isinstance(read.state.masks, PackedMasks)
+    monkeypatch.setattr("fedprune.protocol.held_weights._in_files", lambda *_: None)
+    held = federate(config)
+    assert not isinstance(held.state.weights, LazyTensors)
+    assert digest(read.state.weights) == digest(held.state.weights)
+    drop = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in read.rows] == [
+        {k: v for k, v in row.items() if k not in drop} for row in held.rows
+    ]
 
 
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])

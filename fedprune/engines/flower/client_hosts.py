@@ -18,6 +18,7 @@ from fedprune.learning.local_training import Train
 from fedprune.options.plugins import check_of_this_app
 from fedprune.options.refusal import Refused
 from fedprune.privacy.accounting_terms import SIMULATED
+from fedprune.protocol.held_weights import read_by
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.shards import data_digest
 
@@ -36,7 +37,8 @@ def host_of_node(
     check_allowed(host.config, here)
     record = context.state.config_records.get("rehearsed")
     if not record or record["digest"] != digest:
-        try_out(host.task, host.config, host.model, host.layout, host.shards, train)
+        held = read_by(host.base)
+        try_out(host.task, host.config, host.model, host.layout, host.shards, train, held)
         context.state["rehearsed"] = ConfigRecord({"digest": digest})
     return host
 
