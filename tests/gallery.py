@@ -51,6 +51,8 @@ METHODS: dict[str, Keys] = {
     "zerofl": {"method_options": {"send": "weights"}, "end": 2},
     "sparsyfed": {"scope": "layer", "end": 2},
     "complement-sparsification": {"end": 2},
+    "depthfl": {**SHAKESPEARE, "depth": 2, "rounds": 3, "method_options": {"depths": (1.0, 0.5)}},
+    "fedselect": {"sparsity": 0.0, "method_options": {"every": 1}},
 }
 """Of the methods with conversations of their own; compositions by a name are among the recipes."""
 
@@ -96,6 +98,11 @@ def shakespeare(**keys: Any) -> Run:
 
 def rows(task: str, label: str, **keys: Any) -> Run:
     return Run({**ROWS, "task": task, "label_column": label, **keys}, rows=True)
+
+
+def _base(keys: Keys) -> Keys:
+    """What a method's keys are put on: nothing, where they name a task."""
+    return {} if "task" in keys else MLP
 
 
 GALLERY: dict[str, Run] = {
@@ -199,7 +206,7 @@ GALLERY: dict[str, Run] = {
     "adapters-examples": mlp(**LORA, dp="example", **NOISE, dp_rate=0.2, score="fisher"),
     # methods by name, each also with a cut and on nodes of a grid
     **{
-        f"{name}{how}": Run({**MLP, "method": name, **keys}, killed=killed, workers=workers)
+        f"{name}{how}": Run({**_base(keys), "method": name, **keys}, killed=killed, workers=workers)
         for name, keys in METHODS.items()
         for how, killed, workers in (("", 0, 0), (" killed", 2, 0), (" workers", 0, 2))
     },

@@ -72,6 +72,26 @@ def plane(config: RunConfig) -> nn.Module:
     return nn.Linear(8, 3, bias=False)
 
 
+class Stack(nn.Module):
+    """Blocks on a residual stream, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.head = nn.Linear(8, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def stack(config: RunConfig) -> nn.Module:
+    torch.manual_seed(config.seed)
+    return Stack()
+
+
 def squares(model: nn.Module, batch: Part) -> Loss:
     error = model(batch["x"]) - batch["y"]
     return Loss(error.square().sum(), len(error), int((error.abs() < 0.5).all(1).sum()))
@@ -92,4 +112,6 @@ def apart(config: RunConfig) -> list[Shard]:
 TASKS = {
     "planes": Task("planes", metric="accuracy", unit="points", model=plane, loss=squares,
                    shards=apart, output=(), splits={"iid": ""}),
+    "stack": Task("blocks", metric="accuracy", unit="points", model=stack, loss=squares,
+                  shards=apart, output=(), splits={"iid": ""}),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from fedprune.client.adapted import with_adapters
 from fedprune.client.context import ClientContext
 from fedprune.client.dp_sgd import noisy_steps, poisson_steps
 from fedprune.client.exchange import exchanging, extruding
+from fedprune.client.personal import keep_own, selected_of, shared_flags, with_own
 from fedprune.client.scoring import (
     answer_inputs,
     answer_magnitudes,
@@ -30,7 +31,7 @@ from fedprune.config.kinds import KINDS
 from fedprune.learning.averaging import flat_change
 from fedprune.learning.candidates import blended, without
 from fedprune.learning.local_training import Backward, Done, Tuned, can_be_alone, step_batches
-from fedprune.learning.manners import manner_of
+from fedprune.learning.manners import in_turns, manner_of, one_manner
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
 from fedprune.protocol.forms import fitting, form_of, samples
@@ -47,7 +48,7 @@ from fedprune.tasks.measures import spread_sums
 from fedprune.tasks.metrics import naive_of
 from fedprune.tasks.task import Part, batches, extra_names
 from fedprune.tensors.lazy import shapes_of
-from fedprune.tensors.models import load_into, state_of
+from fedprune.tensors.models import learning, load_into, state_of
 from fedprune.tensors.named import Masks, Tensors, copied, gathered, on_cpu
 
 
@@ -55,6 +56,8 @@ def answer(question: Question, client: ClientContext) -> Answer:
     """The client's half of a round: its summand, a function of the question and its own shard."""
     if question.adapters:
         question, client = with_adapters(question, client)
+    if question.regime.personal == "selected":
+        question = with_own(question, client.memory)
     if KINDS[question.kind].weights:
         load_into(client.model, question.weights)
     return ANSWERS[question.kind](question, client)
@@ -84,6 +87,9 @@ def _answer_tune(question: Question, client: ClientContext) -> Answer:
             tuned = _trained_once(question, client, masks)
     state = state_of(client.model)
     state = state if client.device.type == "cpu" else on_cpu(state)
+    if question.regime.personal == "selected":
+        keep_own(question, client.memory, state)
+        votes = shared_flags(question, client.memory)
     return tuned_answer(question, client, (masks, votes), tuned, state)
 
 
@@ -149,7 +155,13 @@ def _trained_so(question: Question, client: ClientContext) -> dict[str, Any]:
     parts = first_parts(regime.widths, question.masks, question.weights, client.config, layout)
     there = [{n: m.to(client.device) for n, m in part.items()} for part in parts]
     gen = generator(client.config.seed, "widths", question.round, client.partition)
-    return {"manner": manner_of(regime, client.model, layout.prunable, there, gen)}
+    manner = manner_of(regime, client.model, layout.prunable, there, gen)
+    if regime.personal == "selected":
+        own = selected_of(question, client.memory)
+        if any(bool(m.any()) for m in own.values()):
+            mine = {n: m.to(client.device) for n, m in own.items()}
+            manner = one_manner([manner, in_turns(learning(client.model), mine)])
+    return {"manner": manner}
 
 
 def tuned_answer(

@@ -1,7 +1,8 @@
 """What a client remembers from round to round: named tensors, its own, which never leave it.
 
-Three things do so: error feedback (`fedprune.client.kept_back`), the control variates of SCAFFOLD
-(`fedprune.learning.variates`), and a score that says it remembers (`fedprune.scores.score.Score`).
+Four things do so: error feedback (`fedprune.client.kept_back`), the control variates of SCAFFOLD
+(`fedprune.learning.variates`), parts of the model that are a client's own
+(`fedprune.client.personal`), and a score that says it remembers (`fedprune.scores.score.Score`).
 What is kept with an answer counts when the answer does. An answer that was lost or refused, or came
 in a void round, was never given: the server says with every question which round of this client
 counted last, and the client goes on from what it kept in that one. So what is recalled was kept
@@ -100,6 +101,8 @@ class Recollection:
 
 def memory_of(question: Question, config: RunConfig) -> str:
     """With which question what is recalled for this one was kept; "": clients remember nothing."""
+    if question.regime.personal:
+        return "tune"
     if question.kind == "tune":
         return "tune" if config.error_feedback or config.scaffold else ""
     if question.kind != "score" or not scores_of(config.plugin)[question.score].remembers:
@@ -112,7 +115,7 @@ def keeps(question: Question, config: RunConfig) -> bool:
     if question.kind == "score":
         score = scores_of(config.plugin)[question.score]
         return score.remembers and question.ask == len(score.asks) - 1
-    return memory_of(question, config) != ""
+    return question.kind != "evaluate" and memory_of(question, config) != ""
 
 
 def recall(memory: ClientMemory, of: str, partition: int, at: int) -> Remembered:

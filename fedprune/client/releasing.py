@@ -20,7 +20,7 @@ def on_own_choice(answer: Answer, question: Question, config: RunConfig, layout:
     By what it would send whole, so with what it kept back before.
     """
     regime = question.regime
-    if not regime.own:
+    if not regime.chosen:
         return answer
     masks = question.changed_on
     alive = masks or {n: torch.ones_like(m) for n, m in question.masks.items()}

@@ -155,6 +155,38 @@ def _by_largest_inputs(weight: nn.Parameter, share: float) -> Callable[..., Any]
     return hook
 
 
+def in_turns(named: Mapping[str, nn.Parameter], own: Masks) -> Manner:
+    """Steps by turns, the first of the weights under a mask alone, the next of all others.
+
+    Those whose turn it is not have no gradient, and are put back after the optimizer's step.
+
+    Args:
+        named: all that is trained.
+        own: flags of some of it; of what has none all is of the others.
+    """
+    turn = 0
+
+    @contextmanager
+    def step() -> Iterator[None]:
+        nonlocal turn
+        before = {n: p.data.clone() for n, p in named.items()}
+        still = {
+            n: ~own[n] if n in own else torch.ones_like(p, dtype=torch.bool)
+            for n, p in named.items()
+        }
+        if turn % 2:
+            still = {n: ~flags for n, flags in still.items()}
+        turn += 1
+        for n, p in named.items():
+            if p.grad is not None:
+                p.grad.masked_fill_(still[n], 0.0)
+        yield
+        for n, p in named.items():
+            p.data.copy_(torch.where(still[n], before[n], p.data))
+
+    return Manner(step=step)
+
+
 def part_of_step(named: Mapping[str, nn.Parameter], parts: Sequence[Masks], gen: Any) -> Manner:
     """Ordered dropout, Horvath et al. 2021, arXiv 2102.13451: a part drawn for every step.
 

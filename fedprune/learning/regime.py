@@ -13,6 +13,10 @@ SENDS = ("kept", "complement", "weights", "changes")
 """What of a change is sent: that of all kept weights; of the removed ones alone; of the largest
 trained weights; of the weights that changed most. The last two come with the client's own mask."""
 
+PERSONAL = ("", "selected", "thresholds")
+"""What of a model is a client's own, kept by it from round to round (`fedprune.client.personal`):
+nothing; some weights, which it selects; all, so that thresholds of their rows alone travel."""
+
 AS_WEIGHTS = -1.0
 """For `Regime.inputs`: as large a part as is 0 of the layer's weights."""
 
@@ -32,6 +36,10 @@ class Regime:
         whole: removed weights train too; they begin at 0.
         sends: one of `SENDS`.
         share: of all prunable weights, the part whose change is sent with the last two of them.
+        personal: one of `PERSONAL`.
+        grows: of the weights of a tensor that are not selected, the part that is after this round.
+        bound: the largest part of a tensor's weights that is selected.
+        penalty: factor of Σ exp(-threshold) in what a client minimises.
     """
 
     power: float = 1.0
@@ -41,6 +49,10 @@ class Regime:
     whole: bool = False
     sends: str = "kept"
     share: float = 1.0
+    personal: str = ""
+    grows: float = 0.0
+    bound: float = 1.0
+    penalty: float = 0.0
 
     @property
     def plain(self) -> bool:
@@ -50,6 +62,11 @@ class Regime:
     @property
     def own(self) -> bool:
         """Whether what is sent comes with the client's own mask."""
+        return self.chosen or self.personal == "selected"
+
+    @property
+    def chosen(self) -> bool:
+        """Whether what is sent is chosen by its size."""
         return self.sends in ("weights", "changes")
 
 
@@ -72,15 +89,17 @@ def regime_in(said: Any) -> Regime:
     widths = said.get("widths", [])
     if not isinstance(widths, list) or len(widths) > 100:
         raise ValueError("regime: widths are no list of numbers")
-    limits = {"power": (1.0, 10.0), "forward": (0.0, 1.0), "inputs": (-1.0, 1.0), "share": (0, 1)}
+    limits = {"power": (1.0, 10.0), "inputs": (-1.0, 1.0), "penalty": (0.0, 1e6)}
+    limits |= dict.fromkeys(("forward", "share", "grows", "bound"), (0.0, 1.0))
     numbers = {
         n: _within(said.get(n, getattr(PLAIN_REGIME, n)), n, *ends) for n, ends in limits.items()
     }
     whole, sends = said.get("whole", False), said.get("sends", "kept")
-    if not isinstance(whole, bool) or sends not in SENDS:
-        raise ValueError("regime: no such way to send")
+    personal = said.get("personal", "")
+    if not isinstance(whole, bool) or sends not in SENDS or personal not in PERSONAL:
+        raise ValueError("regime: no such way to send, or to keep")
     parts = tuple(_within(w, "widths", 0.0, 1.0) for w in widths)
-    return Regime(**numbers, widths=parts, whole=whole, sends=sends)
+    return Regime(**numbers, widths=parts, whole=whole, sends=sends, personal=personal)
 
 
 def _within(value: Any, name: str, least: float, most: float) -> float:

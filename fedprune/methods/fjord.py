@@ -25,6 +25,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
+from fedprune.methods.apart import apart_conflicts
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of, regime_conflicts
@@ -78,10 +79,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("method-options", narrow, beyond, "widths with 1.0 among them"),
         ("unit", single, "a width is of whole units", "channel, row, neuron, head"),
         ("score", "score" in c.given and c.score != "magnitude", "first units stay", "leave out"),
-        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
-        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
-        ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
-        ("blend", c.blend != "none", own, "none"),
+        *apart_conflicts(c),
         ("reduce", bool(c.reduce), own, "leave it out"),
     ]
     return refused_of([*regime_conflicts(c), *more])

@@ -19,8 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import apart_conflicts
 from fedprune.methods.global_mask import scored
 from fedprune.methods.method import Method, Trained
+from fedprune.methods.regimes import refused_of
 from fedprune.methods.tuning import TOO_FEW, trained_apart, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
@@ -91,13 +93,9 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("schedule", c.schedule == "regrow", "parts are chosen among what is kept", "cubic"),
         ("score-steps", c.score_steps != 1, "one ranking gives all parts", "1"),
         ("calibration", c.calibration != "dense", "one ranking gives all parts", "dense"),
-        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
-        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
-        ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
-        ("scaffold", c.scaffold, "tiers train parts of their own", "false"),
-        ("blend", c.blend != "none", "clients train under masks of their own", "none"),
+        *apart_conflicts(c),
     ]
-    return [(key, why, allowed) for key, no, why, allowed in found if no]
+    return refused_of(found)
 
 
 METHOD = Method(

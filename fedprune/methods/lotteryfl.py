@@ -19,8 +19,10 @@ from statistics import mean
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import apart_conflicts
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Trained
+from fedprune.methods.regimes import refused_of
 from fedprune.methods.tuning import TOO_FEW, trained_apart, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
@@ -114,14 +116,10 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("shrink", c.shrink != "never", "the global model is not pruned", "never"),
         ("rewind", c.rewind is not None, "it goes back to the weights before round one", "none"),
         ("reconstruct", c.reconstruct is not None, "it goes back to earlier weights", "leave out"),
-        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
-        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
-        ("error-feedback", c.error_feedback, "what was kept back is of another mask", "false"),
-        ("scaffold", c.scaffold, "clients train under masks of their own", "false"),
-        ("blend", c.blend != "none", "clients train under masks of their own", "none"),
+        *apart_conflicts(c),
         ("reduce", bool(c.reduce), "clients have models of their own", "leave it out"),
     ]
-    return [(key, why, allowed) for key, no, why, allowed in found if no]
+    return refused_of(found)
 
 
 METHOD = Method(

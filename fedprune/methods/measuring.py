@@ -91,7 +91,8 @@ def own_measured(state: State, r: Round, port: Port) -> tuple[State, Totals]:
     if own is None:
         return state, {}
     models = {p: own(state.model, memory, p) for p in port.measuring()}
-    asks = [Ask(r.question(m, "evaluate", part="test"), [p]) for p, m in models.items()]
+    how = {"part": "test", "regime": method_of(r.config).regime}
+    asks = [Ask(r.question(m, "evaluate", **how), [p]) for p, m in models.items()]
     sums, book = conversed(several(asks), state.book, r.plan, port)
     return replace(state, book=book), answered_by_all(sums).totals
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.learning.regime import PLAIN_REGIME, Regime
 from fedprune.options.section import Section
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.server.round import Round, Step, Talk
@@ -79,6 +80,8 @@ class Method:
         options: what ``--method-options`` takes.
         own: the model that a partition holds, where clients have their own: it is measured on
             their test parts at the end, too.
+        regime: under which clients measure models of their own, of which they keep parts
+            themselves (`fedprune.client.personal`).
         scores: whether it asks for the statistics of ``--score``.
         over: whether nothing more will be pruned.
         apart: asks each client by itself or under masks of its own, which secure sums refuse.
@@ -98,6 +101,7 @@ class Method:
     init: Callable[[Model, Round], Any] = lambda *_: Nothing()
     options: type[Section] = NoOptions
     own: Callable[[Model, Any, int], Model] | None = None
+    regime: Regime = PLAIN_REGIME
     scores: bool = True
     over: Callable[[Any], bool] = lambda _: False
     apart: bool = False

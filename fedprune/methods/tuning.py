@@ -148,15 +148,18 @@ class Sent:
     Attributes:
         model: that they were sent, in the layout of the global one.
         changes: their sum, on that model's mask or, where they exchanged weights, on their own.
+        whole: where clients have masks of their own, their changes lie on all weights; else on
+            what that model's mask keeps.
     """
 
     model: Model
     changes: Aggregate
+    whole: bool = True
 
     @property
     def changed_on(self) -> Masks:
         """The masks that the changes lie on: none, where they exchanged weights."""
-        return self.model.masks if self.changes.held is None else {}
+        return {} if self.changes.held is not None and self.whole else self.model.masks
 
     @property
     def holders(self) -> Tensors:
@@ -164,7 +167,7 @@ class Sent:
         masks, held = self.model.masks, self.changes.held
         if held is None:
             return {n: self.changes.weight * m.double() for n, m in masks.items()}
-        return scattered(held, shapes_of(masks), {})
+        return scattered(held, shapes_of(masks), self.changed_on)
 
 
 def over_holders(model: Model, r: Round, sent: Sequence[Sent]) -> Model:

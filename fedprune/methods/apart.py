@@ -1,0 +1,20 @@
+"""What methods share whose clients train under masks of their own."""
+
+from __future__ import annotations
+
+from fedprune.config import RunConfig
+
+Refusable = tuple[str, bool, str, str]
+"""A key, whether its value is refused, why, and what is allowed."""
+
+
+def apart_conflicts(config: RunConfig) -> list[Refusable]:
+    """What does not go with means over the clients that hold a weight, whoever chose who does."""
+    c, own = config, "clients train under masks of their own"
+    return [
+        ("robust", c.robust != "none", "clients' changes are of different weights", "none"),
+        ("average", c.average is not None, "each weight is averaged over its holders", "leave out"),
+        ("error-feedback", c.error_feedback, "what was kept back is of another part", "false"),
+        ("scaffold", c.scaffold, own, "false"),
+        ("blend", c.blend != "none", own, "none"),
+    ]

@@ -1,0 +1,130 @@
+"""DepthFL without exits: clients of unequal capacity train the first blocks of one model.
+
+Kim et al. 2023, ICLR, "DepthFL: depthwise federated learning for heterogeneous clients". Client k
+has a depth d_k: it trains the model without its deepest blocks, of each stack (a decoder, an
+encoder) the first d_k, and the same head of output. The server averages every weight over the
+clients whose part has it:
+
+    w_j = Σ_k n_k m_kj w_kj / Σ_k n_k m_kj,   m_kj = 1 where block(j) < d_k, and outside of blocks.
+
+Partition p has the depth number p mod their number; a depth is a part of the blocks, rounded up.
+
+Where it departs from the paper, which was read in its abstract and in its beginning: **without
+exits**. There every depth has a classifier of its own, a client trains all of its classifiers at
+once, and they teach each other (mutual self-distillation); here all depths share the model's one
+head, which a residual stream reaches from every block, and no depth teaches another. A part is a
+mask, so it saves bytes, and no time; what the biases of a block that is not there add stays.
+Models without blocks are refused. Beside it the model can be pruned as in any run (``--sparsity``,
+0 unless given).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
+
+import torch
+
+from fedprune.config import RunConfig
+from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.global_mask import thin
+from fedprune.methods.growing import all_kept
+from fedprune.methods.method import Method, Trained
+from fedprune.methods.regimes import refused_of
+from fedprune.methods.tuning import trained_apart, tuning_ask
+from fedprune.options.refusal import ConfigError
+from fedprune.options.section import Section, option
+from fedprune.server.round import Round, Talk
+from fedprune.server.state import Model
+from fedprune.structure.layout import Layout
+from fedprune.tensors.named import Masks
+
+
+class Options(Section):
+    """What ``--method-options`` takes."""
+
+    depths: tuple[float, ...] = option(
+        "method", "parts of the blocks that clients train, from above 0 to 1", (1.0, 0.75, 0.5)
+    )
+
+
+def first_blocks(masks: Masks, layout: Layout, depth: float) -> Masks:
+    """The masks without the deepest blocks: of every stack so large a part stays, rounded up.
+
+    Args:
+        masks: True = kept.
+        layout: of the model; its blocks are in model order.
+        depth: from above 0 to 1.
+    """
+    gone = set[str]()
+    for _, stack in groupby(layout.structure.blocks, lambda b: b.path.rpartition(".")[0]):
+        blocks = list(stack)
+        gone.update(t for block in blocks[ceil(depth * len(blocks)) :] for t in block.tensors)
+    return {n: torch.zeros_like(m) if n in gone else m for n, m in masks.items()}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The blocks of each depth, as masks that keep them whole."""
+
+    depths: tuple[Masks, ...]
+
+
+def _init(model: Model, r: Round) -> Memory:
+    """Which blocks there are at each depth.
+
+    Raises:
+        ConfigError: the model has no blocks.
+    """
+    if not r.layout.structure.blocks:
+        why = "no blocks were recognised in this model, of which clients could train the first"
+        raise ConfigError(f"method='depthfl': {why}; allowed: models with a stack of blocks")
+    whole = all_kept(model)
+    return Memory(tuple(first_blocks(whole, r.layout, d) for d in r.options.depths))
+
+
+def _own(model: Model, memory: Memory, partition: int) -> Model:
+    """What a client has of the model."""
+    depth = memory.depths[partition % len(memory.depths)]
+    return model.under({n: m & depth[n] for n, m in model.masks.items()})
+
+
+def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
+    """Every client trains blocks up to its own depth, all in one exchange."""
+    n = len(memory.depths)
+    tiers = [[p for p in r.cohort if p % n == tier] for tier in range(n)]
+    sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
+    return (yield from trained_apart(model, r, [(m, tuning_ask(m, r, who)) for m, who in sent]))
+
+
+def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
+    """What it does not go with."""
+    c, depths = config, options.depths
+    wrong = not depths or not all(0 < d <= 1 for d in depths)
+    shallow = not wrong and max(depths) < 1
+    return refused_of(
+        [
+            ("method-options", wrong, "depths are parts of the blocks", "above 0 to 1"),
+            ("method-options", shallow, "nobody would train the deepest blocks", "1.0 among them"),
+            ("schedule", c.schedule == "regrow", "depths are of blocks that stay", "cubic"),
+            ("reduce", bool(c.reduce), "clients train parts of their own", "leave it out"),
+            ("adapters", c.adapters != "none", "parts of the weights are trained", "none"),
+            *apart_conflicts(c),
+        ]
+    )
+
+
+METHOD = Method(
+    "clients of unequal capacity train the first blocks of one model, as many as they can",
+    "DepthFL, Kim et al. 2023 (ICLR), read in its beginning; without exits and self-distillation",
+    tune=_trained,
+    before=thin,
+    memory=Memory,
+    init=_init,
+    options=Options,
+    own=_own,
+    apart=True,
+    conflicts=_conflicts,
+    usual={"sparsity": 0.0},
+)
