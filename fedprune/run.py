@@ -18,11 +18,11 @@ from fedprune.config.cohort import newcomers_of
 from fedprune.config.streamed import why_unstreamed
 from fedprune.config.terms import accounting_terms_of
 from fedprune.engines.inline import inline_port
-from fedprune.methods.acting import begun, cut_memories, opened
+from fedprune.methods.acting import begun, opened
 from fedprune.methods.catalog import check_method
-from fedprune.methods.measuring import measure, measured, outcome, own_measured
+from fedprune.methods.measuring import outcome
 from fedprune.opening import opening_of, unfailed, without_model
-from fedprune.privacy.ledger import Spent, open_ledger
+from fedprune.privacy.ledger import open_ledger
 from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.forms import form_of
@@ -30,17 +30,19 @@ from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
 from fedprune.protocol.releases import OPEN, metric_spread
-from fedprune.protocol.server_privacy import private_port
 from fedprune.protocol.server_privacy import ready_port as opened_port
 from fedprune.protocol.stored import RELEASED_FOLDER as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
-from fedprune.records.book import PRUNED, arms_of, open_book
+from fedprune.records.arms import PRUNED, arm_names, arms_of
+from fedprune.records.book import open_book
 from fedprune.records.bound import Going, began_in
 from fedprune.records.choices import choices_in
 from fedprune.records.folder import (
     write_results,
     write_summary,
 )
+from fedprune.records.gap import gap_of
+from fedprune.records.playing_arms import ArmsWorld, play_arms
 from fedprune.records.previous import (
     PreviousRun,
     on_the_earlier_task,
@@ -54,8 +56,7 @@ from fedprune.runtime.process import put_back, trim_memory
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.rows import Row
-from fedprune.server.shrink import fitted, shrunk
-from fedprune.server.state import State, Totals
+from fedprune.server.state import State
 from fedprune.server.watch import Watch
 from fedprune.structure.layout import Layout
 from fedprune.tensors.models import load_into
@@ -123,6 +124,7 @@ def _federated(
     port = _rehearsed(config, port, folder)
     before = previous_run(config.init, config.plugin) if config.init else None
     fresh, blank = opening_of(config, weights, before, port.model)
+    arms = arms_of(config, blank.layout)
     book = open_book(config, folder, replace(going, data=port.data, held=fresh.weights), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)
@@ -131,21 +133,8 @@ def _federated(
     fresh, naive = without_model(fresh, blank, opening)
     starts = _starts(config, fresh, blank, opening)
     del fresh  # each arm lets go of it when it has begun: of large models one more is one too many
-    ends: dict[str, tuple[State, Plan]] = {}
-    tests: dict[str, Totals] = {}
-    adapters: Tensors = {}
-    for arm, its_config in arms_of(config).items():
-        shown = private_port(book.shown(arm, port), config, ledger, arm, shelf)
-        its_plan = replace(blank, config=its_config)
-        end = book.play(arm, book.start(arm, starts.pop(arm)), its_plan, shown)
-        played, adapters = end, end.model.adapters if arm == PRUNED else adapters
-        end, plan = _finished(end, its_plan)
-        end = _tested(end, plan, shown)
-        book.tested(arm, played, end)
-        tests[arm] = end.tested or {}
-        ends[arm] = end, plan
-        if not end.completed:
-            break  # what kept every client from answering would keep it in the other arms too
+    played = play_arms(ArmsWorld(port, config, book, ledger, shelf), starts, blank, arms)
+    ends, tests, adapters = played.ends, played.tests, played.adapters
     end, plan = ends[PRUNED]
     end = replace(end, model=outcome(end, config))
     trim_memory(blank.layout.parameters)
@@ -158,6 +147,7 @@ def _federated(
     summary["privacy"] = ledger.closing() | _stopped(config, ends[PRUNED][0])
     summary |= _failed(end, book.rows, summary["privacy"])
     summary["privacy"]["metrics_sd"] = metric_spread(config)
+    summary |= gap_of(config, tests, played.alone) | played.said
     summary |= {"resumed_anyway": book.differences} if book.differences else {}
     summary |= choices_in([row for row in book.rows if row["arm"] == PRUNED])
     if before is not None and config.engine != "flower":
@@ -188,7 +178,7 @@ def _starts(config: RunConfig, fresh: State, blank: Plan, port: Port) -> dict[st
     start = Round(0, blank, present=lambda: list(port.present()))
     fresh = unfailed(opened(begun(fresh, start), start, port)[0])
     trim_memory(blank.layout.parameters, first=True)
-    return dict.fromkeys(arms_of(config), fresh)
+    return dict.fromkeys(arm_names(config), fresh)
 
 
 def _rehearsed(config: RunConfig, port: Port | None, folder: Path | None) -> Port:
@@ -235,32 +225,6 @@ def _adapters_written(
         write_adapter(folder / ADAPTER_NAME, model, left, end.masks, scale)
 
 
-def _tested(end: State, plan: Plan, port: Port) -> State:
-    """The state with the test totals at the end of an arm, if the privacy budget allows for them.
-
-    Of a run that had them already they are not asked for again.
-    """
-    if end.tested is not None:
-        return end
-    r = Round(end.round, plan)
-    try:
-        end, tested = measure(end, r, port, "test")
-        end, own = own_measured(end, r, port)
-        end, new = _on_newcomers(end, r, port)
-    except Spent:
-        return end
-    return replace(end, tested=tested, tested_own=own or None, tested_new=new or None)
-
-
-def _on_newcomers(end: State, r: Round, port: Port) -> tuple[State, Totals]:
-    """Test totals of the clients that never trained."""
-    new = [p for p in port.measuring() if p in newcomers_of(r.config)]
-    if not new:
-        return end, {}
-    end, aggregate = measured(end, r, port, "test", new)
-    return end, aggregate.totals
-
-
 def _measured_before(
     before: PreviousRun, round_: int, layout: Layout
 ) -> tuple[Occasion, tuple[Release, ...]]:
@@ -291,13 +255,3 @@ def _failed(end: State, rows: Sequence[Row], privacy: Mapping[str, Any]) -> dict
         field_ = f"{first['field']}: " if first["field"] else ""
         why += f"; client {first['partition']}, phase {first['phase']}: {field_}{first['reason']}"
     return {"failed": f"no round was completed: {why}"}
-
-
-def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
-    """The last state with what its mask emptied taken out, where that is wanted, and its plan."""
-    plan = fitted(plan, end.edits)
-    if plan.config.shrink == "never":
-        return end, plan
-    model, smaller = shrunk(end.model, plan)
-    memories = cut_memories(end, plan, smaller)
-    return replace(end, model=model, memories=memories), smaller

@@ -15,7 +15,7 @@ from fedprune.export.quantise import Precision
 from fedprune.methods.catalog import CALIBRATE, memories_of
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import layout_at
-from fedprune.records.book import PRUNED
+from fedprune.records.arms import PRUNED
 from fedprune.records.checkpoint import load_state
 from fedprune.records.folder import checkpoint_path
 from fedprune.redundancy.calibration import LayerSums, columns_left, layer_sums

@@ -6,6 +6,7 @@ only read beside some values of others says so where it is declared (``option(..
 
 from __future__ import annotations
 
+from fedprune.config.arm_conflicts import arm_conflicts
 from fedprune.config.evidence_conflicts import WITHIN_TENSOR, evidence_conflicts
 from fedprune.config.reduction_conflicts import reduction_conflicts
 from fedprune.config.sections import AllOptions
@@ -43,6 +44,7 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *reduction_conflicts(c),
         *_adaptive(c, score),
         *secure_conflicts(c),
+        *arm_conflicts(c),
     ]
 
 
@@ -50,7 +52,8 @@ def _how_much(c: AllOptions, task: Task) -> list[Conflict]:
     names = [key.replace("_", "-") for key in AMOUNTS]
     given = [name for name, key in zip(names, AMOUNTS, strict=True) if vars(c)[key] is not None]
     exclusive = f"{' and '.join(given)} exclude each other" if given else "nothing says how much"
-    fixed, scored = c.threshold is not None, {*c.baselines} - {"dense"}
+    fixed = c.threshold is not None
+    scored = {*c.baselines} - {"dense", "local-only", "centralised"}
     sought, flops = c.target_bytes is not None or c.target_flops is not None, "target-flops"
     whole = fixed or sought or c.scope == "patterns"
     none = f"task {c.task} has no example to count FLOPs on"
@@ -66,7 +69,7 @@ def _how_much(c: AllOptions, task: Task) -> list[Conflict]:
         *only(c, fixed, "a threshold prunes once", schedule="one-shot"),
         *only(c, fixed, lonely, scope="global", unit="weight", min_density=0.0, max_density=1.0),
         *only(c, whole, "steps need a sparsity", score_steps=1),
-        ("baselines", fixed and bool(scored), senseless, "dense"),
+        ("baselines", fixed and bool(scored), senseless, "dense, local-only, centralised"),
         *only(c, sought, "the pattern says how much goes", unit=Not("n:m")),
         *only(c, sought, "clients vote at a sparsity", combine=Not("votes")),
         (flops, c.target_flops is not None and task.dummy is None, none, "sparsity"),

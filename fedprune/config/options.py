@@ -12,7 +12,21 @@ BASELINES = {
     "random": "the same rounds, seed and schedule with a random mask",
     "magnitude": "the same rounds, seed and schedule, by the size of the weights",
     "lottery": "by their size, what stays going back to the end of the warm-up after each pruning",
+    "local-only": "each client prunes and tunes alone, all rounds; means over their models",
+    "centralised": "one client with all data and as many examples a round, in this process",
+    "dense-small": "a dense model of the pruned size, of units drawn at random, all rounds",
 }
+
+
+Baseline = Literal[
+    "dense", "random", "magnitude", "lottery", "local-only", "centralised", "dense-small"
+]
+
+
+LOCAL, CENTRAL, SMALL = "local-only", "centralised", "dense-small"
+
+OWN_START = (LOCAL, CENTRAL, SMALL)
+"""Baselines that do not begin with the warm-up of the run: they differ from it in round one."""
 
 
 def _fewest_answers(c: Any) -> int:
@@ -135,9 +149,10 @@ class Engine(Section):
 class Results(Section):
     """What is kept."""
 
-    baselines: tuple[Literal["dense", "random", "magnitude", "lottery"], ...] = option(
+    baselines: tuple[Baseline, ...] = option(
         "results",
-        "arms to run beside, of the same rounds and seed (after --init: of what is left)",
+        "arms to run beside, of the same rounds and seed (after --init: of what is left); with "
+        "local-only and centralised, how much of the gap between them is closed",
         (),
         names=BASELINES,
         strict=False,

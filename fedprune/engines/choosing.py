@@ -11,9 +11,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedprune.client.footprint import Footprint
 from fedprune.config import RunConfig
+from fedprune.config.options import CENTRAL, LOCAL, OWN_START, SMALL
 from fedprune.config.terms import noised
 from fedprune.engines.ray.nodes import Node, staff_of
 from fedprune.learning.options import trains
@@ -79,14 +81,23 @@ def chosen_engine(config: RunConfig, shards: Mapping[int, Shard], takes: Footpri
 
 def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """Seconds of a run in one process that has a processor for itself."""
-    return _of_clients(config, shards, takes) + _of_server(config)
+    work = _of_clients(config, shards, takes) + _one_by_one(config, shards, takes)
+    return work + _of_server(config)
 
 
 def _of_server(config: RunConfig) -> float:
     return REPORT_COST + _rounds(config) * ROUND_COST
 
 
-def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+class _Turns(NamedTuple):
+    """Seconds: of a client that tunes, of one that is scored, and of all that measure."""
+
+    tuning: float
+    scoring: float
+    measuring: float
+
+
+def _turns(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> _Turns:
     c, beside = config, max(takes.turn - takes.step, 0.0) + ANSWER_COST
     each = takes.step / (c.batch_size * c.accumulate)
     counts = rows_counted(shards).values()
@@ -96,21 +107,39 @@ def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint
     measuring = sum(
         ANSWER_COST + beside / 2 + each * n / 3 for n in held
     )  # a third: no backward pass
-    # No baseline asks clients for scores.
-    return _rounds(c) * (c.cohort * tuning + measuring) + _prunings(c) * c.cohort * scoring
+    return _Turns(tuning, scoring, measuring)
+
+
+def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+    c, took = config, _turns(config, shards, takes)
+    # No baseline that a cohort takes part in asks clients for scores.
+    rounds = _rounds(c) * (c.cohort * took.tuning + took.measuring)
+    return rounds + _prunings(c) * c.cohort * took.scoring
+
+
+def _one_by_one(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+    """Seconds of arms in which one client works at a time, on whatever engine."""
+    c, took = config, _turns(config, shards, takes)
+    scored = _prunings(c) * c.clients * took.scoring
+    # Alone a client measures itself after every round, and everyone measures it at the end.
+    alone = c.rounds * (c.clients * took.tuning + took.measuring) + c.clients * took.measuring
+    pooled = c.rounds * (c.cohort * took.tuning + took.measuring)
+    return (alone + scored) * (LOCAL in c.baselines) + (pooled + scored) * (CENTRAL in c.baselines)
 
 
 def ray_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """The same on Ray, on this machine."""
     work = _of_clients(config, shards, takes)
     phases = 2 * _rounds(config) + _prunings(config)
-    beside = START + phases * EXCHANGE + _of_server(config)
+    beside = START + phases * EXCHANGE + _of_server(config) + _one_by_one(config, shards, takes)
     return beside + work / max(1.0, SHARED * _workers(config, takes))
 
 
 def _rounds(config: RunConfig) -> int:
     """Rounds of all arms: up to the end of the warm-up they are played once."""
-    return config.rounds + len(config.baselines) * (config.rounds - config.warmup)
+    shared = [arm for arm in config.baselines if arm not in OWN_START]
+    small = SMALL in config.baselines
+    return config.rounds * (1 + small) + len(shared) * (config.rounds - config.warmup)
 
 
 def _workers(config: RunConfig, takes: Footprint) -> int:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from fedprune.config import RunConfig, with_values
+from fedprune.config import RunConfig
+from fedprune.config.options import LOCAL, OWN_START
 from fedprune.methods.catalog import memories_of
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.port import Ask, Exchange, Port
+from fedprune.records.arms import PRUNED, arm_names
 from fedprune.records.bound import Going
 from fedprune.records.checkpoint import save_state
 from fedprune.records.folder import (
@@ -24,45 +25,13 @@ from fedprune.records.folder import (
     rewind,
 )
 from fedprune.rounds import loop
-from fedprune.selection.options import followed_method
 from fedprune.server.plan import Plan
 from fedprune.server.rows import Row
 from fedprune.server.state import State, reverted
 from fedprune.server.watch import Watch
 
-PRUNED = "pruned"
 WARM = "warm"
 """Name of the checkpoint at the end of the warm-up, which all arms share."""
-
-_ASKS_NOBODY = {
-    "combine": "sum",
-    "normalise": "none",
-    "masks": "global",
-    "average": None,
-    "score_during": "pass",
-    "score_wire": "fp32",
-    "calibration": "dense",
-}
-
-
-def arms_of(config: RunConfig) -> dict[str, RunConfig]:
-    """The pruned arm first, then a baseline per name: same seed, rounds and data."""
-    # Nothing follows from these: a dense arm keeps the plan of a run that prunes.
-    amounts = dict.fromkeys(("threshold", "target_bytes", "target_flops"))
-    changes: dict[str, dict[str, Any]] = {
-        "dense": {**amounts, "sparsity": 0.0, "reduce": ()},
-        "random": {"score": "random"} | _ASKS_NOBODY,
-        "magnitude": {"score": "magnitude"} | _ASKS_NOBODY,
-        # Frankle et al. 2020, arXiv 1912.05671: back to an early round, here that of the last
-        # weights that all arms share.
-        "lottery": {"score": "magnitude", "rewind": config.warmup} | _ASKS_NOBODY,
-    }
-
-    def without_method(changed: dict[str, Any]) -> RunConfig:
-        arm = with_values(config, {**changed, "method_options": {}})
-        return with_values(arm, {"method": followed_method(arm)})
-
-    return {PRUNED: config} | {name: without_method(changes[name]) for name in config.baselines}
 
 
 @dataclass
@@ -88,11 +57,11 @@ class RunBook:
     def start(self, arm: str, fresh: State) -> State:
         """Where an arm begins: its checkpoint, the shared end of the warm-up, or the beginning.
 
-        Up to the end of the warm-up nothing tells the arms apart, so it is run once.
+        Up to the end of the warm-up nothing tells most arms apart, so it is run once for them.
         """
         if arm in self.states:
             return self.states[arm]
-        if WARM not in self.states:
+        if WARM not in self.states or arm in OWN_START:
             return fresh
         warm = self.states[WARM]
         for row in [r for r in self.rows if r["arm"] == PRUNED and r["round"] <= warm.round]:
@@ -126,6 +95,11 @@ class RunBook:
         )
         save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
 
+    def keep_alone(self, state: State) -> None:
+        """Keep how far the clients have come that are each played by themselves."""
+        if self.folder is not None:
+            save_state(state, checkpoint_path(self.folder, LOCAL), growing(self.folder))
+
     def _keep_warm(self, state: State) -> None:
         self.states[WARM] = state
         if self.folder is not None:
@@ -157,6 +131,6 @@ def open_book(config: RunConfig, folder: Path | None, going: Going, watch: Watch
     known = check_resumable(folder)
     differences = gone_on(folder, config, going.data(), anyway=going.anyway)
     rows, states = rewind(
-        folder, [*arms_of(config), WARM], known, memories_of(config.plugin), going.held
+        folder, [*arm_names(config), WARM], known, memories_of(config.plugin), going.held
     )
     return RunBook(config, folder, watch, rows, states, differences)

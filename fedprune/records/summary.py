@@ -11,6 +11,7 @@ import torch
 
 from fedprune.codec.masks import mask_digest
 from fedprune.config import RunConfig
+from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.methods.acting import done
 from fedprune.methods.global_mask import cost_of
 from fedprune.methods.measuring import own_sparsity
@@ -127,6 +128,7 @@ def _spread_over_clients(config: RunConfig, end: State, tests: Mapping[str, Tota
         return {}
     metric = tasks_of(config.plugin)[config.task].metric
     (_, final), *others = tests.items()
+    others = [(arm, totals) for arm, totals in others if arm not in (LOCAL, CENTRAL)]
     arms = {"final": final, **dict(others), "newcomers": end.tested_new or {}}
     found = {arm: client_percentiles(metric, totals) for arm, totals in arms.items()}
     return {"client_spread": {"of": figure_name(metric)} | {a: f for a, f in found.items() if f}}

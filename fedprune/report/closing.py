@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.records.staying import empty_summary
+from fedprune.report.gap import gap_words
 from fedprune.report.privacy_lines import after
 from fedprune.report.reading import SPACE, size, worded
 from fedprune.report.round_table import reduced_cell
@@ -20,9 +21,10 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     names |= {"own": "each client's own model"} if "own" in quality else {}
     names |= {"newcomers": "clients that never trained"} if "newcomers" in quality else {}
     others = {a: f"{a} baseline, at the end" for a in quality if a not in names}
-    lines = ["", f"{'on the test split':<30} {worded(metric):>10} {'loss':>8}"]
+    wide = 34 if {"local-only", "centralised", "dense-small"} & set(quality) else 28
+    lines = ["", f"{'on the test split':<{wide + 2}} {worded(metric):>10} {'loss':>8}"]
     lines += [
-        f"  {text:<28} {figure(found.get(metric), 3):>10} {figure(found['loss'], 4):>8}"
+        f"  {text:<{wide}} {figure(found.get(metric), 3):>10} {figure(found['loss'], 4):>8}"
         for key, text in {**names, **others}.items()
         if (found := quality[key])
     ]
@@ -35,6 +37,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *lines,
         *_beside(summary),
         *_over_clients(summary),
+        *[f"gap       {text}" for text in gap_words(summary.get("gap_closure"))],
         *_earlier(summary),
         *_nothing_removed(summary),
         *_own_masks(summary),

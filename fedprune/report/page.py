@@ -14,6 +14,7 @@ from fedprune.records.staying import empty_summary
 from fedprune.records.summary import OWN_DATA
 from fedprune.report.board import write_events
 from fedprune.report.figures import figures_in
+from fedprune.report.gap import ALONE, gap_words
 from fedprune.report.pictures import Picture, pictures, svg, write_plots
 from fedprune.report.privacy import (
     other_notices,
@@ -26,6 +27,7 @@ from fedprune.report.reading import (
     NO_VALUE,
     Run,
     arms,
+    baselines_in,
     duration,
     metric_text,
     number,
@@ -96,6 +98,8 @@ def write_html(folder: Path, run: Run, made: dict[str, Picture]) -> Path:
         tested_on=tested_on(run),
         spread=spread_table(run),
         spread_of=worded(str((run.summary.get("client_spread") or {}).get("of", ""))),
+        gap=gap_words(run.summary.get("gap_closure")),
+        alone=ALONE if {"local-only", "centralised"} & {*baselines_in(run)} else "",
         earlier=earlier_task(run),
         figures=figures,
         figure_notes=notes,
@@ -140,7 +144,7 @@ def what_was_run(run: Run) -> str:
         if isinstance(many := known.get(f"{noun}s"), int):
             known[f"{noun}s_told"] = counted(many, noun)
     known["was"] = "was" if known.get("rounds") == 1 else "were"
-    known["baselines"] = ", ".join(arms(run.rows)[1:])
+    known["baselines"] = ", ".join(baselines_in(run))
     known["shortest"], known["longest"] = (
         whole(choose(known.get("shard_sizes") or [], default=None)) for choose in (min, max)
     )
@@ -193,7 +197,7 @@ def result_sentence(run: Run) -> str:
         relation, against = "with", "no dense model measured when pruning began"
     ends = f"The {run.main} model ends at a test {worded(run.metric)} of {read('final')}"
     text = f"{ends}, {relation} {against}."
-    others = [f"{name} {read(name)}" for name in names if name in arms(run.rows)[1:]]
+    others = [f"{name} {read(name)}" for name in names if name in baselines_in(run)]
     beside = {
         "own": "Clients' own models reach",
         "newcomers": "On clients that never trained it is",

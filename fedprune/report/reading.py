@@ -91,6 +91,13 @@ def arms(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["arm"] for row in rows))
 
 
+def baselines_in(run: Run) -> list[str]:
+    """Names of the baselines, those without rows of their own among them."""
+    own = ("dense_at_pruning", "final", "own", "newcomers")
+    measured = [name for name in run.summary.get("quality") or {} if name not in own]
+    return list(dict.fromkeys([*arms(run.rows)[1:], *measured]))
+
+
 def series(rows: Sequence[Row], arm: str, key: str) -> tuple[list[int], list[float]]:
     """Rounds and values of one column of one arm; what is missing or not finite becomes NaN."""
     chosen = [row for row in rows if row["arm"] == arm]

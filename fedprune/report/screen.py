@@ -63,6 +63,7 @@ class Screen:
         )
         self.task = self.bar.add_task("", visible=False)
         self.metric = "loss"
+        self.wide = 7
         self.halted = False
 
     def line(self, text: str = "", style: str = "") -> None:
@@ -98,6 +99,7 @@ class Screen:
             self.line(f"  goes on     from {config.init}: its masks and its structure")
             if gone := data_gone(config.init):
                 self.line(f"              its data {gone} is gone: its task cannot be measured")
+        self.wide = max(7, *map(len, ("", *config.baselines)))
         if config.baselines:
             self.line(f"  baselines   {', '.join(config.baselines)}: same seed and rounds")
         if folder is not None:
@@ -148,7 +150,7 @@ class Screen:
 
     def watch(self) -> Watch:
         """What `federate` tells as it goes; the head of the table comes first."""
-        head = f"{'arm':<7} {'round':>5}  {'phase':<8} {'sparsity':>8} {'loss':>7} "
+        head = f"{'arm':<{self.wide}} {'round':>5}  {'phase':<8} {'sparsity':>8} {'loss':>7} "
         head += f"{worded(self.metric):>10} {'up':>9} {'down':>9} {'seconds':>8}"
         self.line()
         self.line(head, "bold")
@@ -173,7 +175,8 @@ class Screen:
     def _row(self, row: Row, seconds: float, state: State) -> None:
         del state
         value = row.get(self.metric)
-        cells = f"{row['arm']:<7} {row['round']:>5}  {row['phase']:<8} {row['sparsity']:>8.1%} "
+        cells = f"{row['arm']:<{self.wide}} {row['round']:>5}  {row['phase']:<8} "
+        cells += f"{row['sparsity']:>8.1%} "
         cells += f"{figure(row['loss'], 3):>7} {figure(value, 3):>10} "
         cells += f"{in_bytes(row['bytes_up']):>9} {in_bytes(row['bytes_down']):>9} {seconds:>8.1f}"
         self.line(cells)

@@ -174,6 +174,13 @@ RUN_PAGE = framed(
 <p class="quiet">The {{ spread_of }} of each client on its own test part, from a histogram that clients add up: known to a bin's width.</p>
 {% endif %}
 {% endif %}
+{% if gap %}
+<h3>Gap between clients alone and pooled data</h3>
+<p>{{ gap | join(" ") }}</p>
+{% endif %}
+{% if alone %}
+<p class="quiet">{{ alone }}</p>
+{% endif %}
 {% if earlier %}
 <p>{{ earlier }}</p>
 {% endif %}

@@ -52,7 +52,17 @@ threshold=0.1 max-density=0.5 | max-density | 1
 threshold=0.1 score-steps=2 | score-steps | 1
 target-bytes=999 score-steps=2 | score-steps | 1
 scope=patterns layers=*=0.3 score-steps=2 | score-steps | 1
-threshold=0.1 baselines=random | baselines | dense
+threshold=0.1 baselines=random | baselines | dense, local-only, centralised
+baselines=local-only secure=secagg | secure | none
+PANEL baselines=centralised | dp | none
+combine=votes response=2 baselines=local-only | response | leave it out
+baselines=centralised engine=flower | engine | another --engine
+threshold=0.1 baselines=dense-small | baselines | dense, local-only, centralised
+target-bytes=9 baselines=dense-small | target-bytes | leave it out
+target-flops=0.5 baselines=dense-small | target-flops | leave it out
+schedule=adaptive baselines=dense-small | schedule | another --schedule
+init=runs/one sparsity=0.9 baselines=dense-small | init | leave it out
+adapters=lora baselines=dense-small | adapters | none
 target-flops=0.5 unit=n:m | unit | another --unit
 target-flops=0.5 combine=votes | combine | another --combine
 threshold=0.1 combine=votes | combine | another --combine
@@ -178,7 +188,7 @@ shrink=every schedule=regrow score=magnitude | shrink | never, end
 init=runs/one baselines=random | baselines | none, or random with a further sparsity
 init=runs/one sparsity=0.9 baselines=dense | baselines | random, magnitude
 schedule=regrow rounds=9 warmup=2 baselines=lottery | baselines | dense, random, magnitude
-threshold=0.1 baselines=magnitude | baselines | dense
+threshold=0.1 baselines=magnitude | baselines | dense, local-only, centralised
 init=runs/one sparsity=0.9 rewind=0 | rewind | 1 on
 error-feedback=true | error-feedback | false, or --uplink int8, int4
 error-feedback=true uplink=int8 masks=union | masks | global

@@ -25,7 +25,7 @@ from fedprune.config import RunConfig, overridden
 from fedprune.engines.flower.grid import grid_port
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
-from fedprune.records.book import PRUNED
+from fedprune.records.arms import PRUNED
 from fedprune.run import run_federated
 from fedprune.server.rows import Row
 from fedprune.server.state import State

@@ -1,0 +1,103 @@
+"""The arm of one client that has all data: as many examples as the run's clients have trained on.
+
+No federation could play it: its client is made here, in this process, and what it is asked is no
+release of anybody's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+
+from fedprune.client.host import build_host
+from fedprune.config import RunConfig, with_values
+from fedprune.engines.inline import inline_port
+from fedprune.learning.options import trains
+from fedprune.protocol.port import Port
+from fedprune.records.arms import PRUNED
+from fedprune.server.rows import Row
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tasks.later import rows_counted, shard_once
+from fedprune.tasks.shards import shards_of
+from fedprune.tasks.task import Part, Shard
+
+
+def pooled_arm(
+    config: RunConfig, arm: RunConfig, port: Port, rows: Sequence[Row]
+) -> tuple[RunConfig, Port, dict[str, float]]:
+    """The configuration of the arm, the port to its one client, and the examples trained on.
+
+    Args:
+        config: of the run.
+        arm: of the arm, as `fedprune.records.arms.arms_of` has it.
+        port: to the run's clients: who of them trains, and who is measured on.
+        rows: of the run, all rounds of its pruned arm among them.
+
+    Returns:
+        Configuration and port, and how many examples a round trains on: the mean of the federated
+        rounds, and that of the arm, which takes whole steps.
+    """
+    task = tasks_of(config.plugin)[config.task]
+    shards = shards_of(task, config)
+    sizes = {p: count.train for p, count in rows_counted(shards).items()}
+    training, measuring = list(port.training()), port.measuring()
+    seen = federated_examples(config, sizes, [row for row in rows if row["arm"] == PRUNED])
+    whole = sum(sizes[p] for p in training)
+    one = _only(config, arm, seen, whole, len(training))
+    parts = {
+        "train": [shard_once(shards, p).train for p in training],
+        "validation": [shard_once(shards, p).validation for p in measuring],
+        "test": [shard_once(shards, p).test for p in measuring],
+    }
+    pooled = Shard(**{name: joined_parts(those) for name, those in parts.items()})
+    host = build_host(one, {0: pooled}, tried=True)
+    counts = {"federated": seen, "centralised": float(examples_of(whole, one))}
+    return one, inline_port(host), counts
+
+
+def joined_parts(parts: Sequence[Part]) -> Part:
+    """The examples of several parts, one after the other."""
+    filled = [part for part in parts if any(len(t) for t in part.values())] or parts[:1]
+    return {name: torch.cat([part[name] for part in filled]) for name in filled[0]}
+
+
+def federated_examples(config: RunConfig, sizes: dict[int, int], rows: Sequence[Row]) -> float:
+    """How many examples a round of a run has trained on, on average over its rounds.
+
+    Those of a client that failed count for nothing, as they do for the model.
+    """
+    found = [
+        sum(examples_of(sizes[p], config) for p in row["cohort"] if p not in _failed(row))
+        for row in rows
+    ]
+    return sum(found) / max(1, len(found))
+
+
+def _failed(row: Row) -> Collection[int]:
+    return {f["partition"] for f in row["failures"] if f["phase"] == "tune"}
+
+
+def examples_of(size: int, config: RunConfig) -> int:
+    """How many examples a client with so many trains on in a round, repeated ones each time."""
+    if config.local_epochs or not size:
+        return config.local_epochs * size
+    of_step = config.batch_size * config.accumulate
+    passes, rest = divmod(config.local_steps, math.ceil(size / of_step))
+    return passes * size + min(size, rest * of_step)
+
+
+def _only(config: RunConfig, arm: RunConfig, seen: float, whole: int, clients: int) -> RunConfig:
+    """The configuration for one client with so many examples."""
+    changes: dict[str, Any] = {"clients": 1, "hosts": 1, "engine": "inline"}
+    if trains(config):
+        passes, rest = divmod(seen, whole)
+        of_step = config.batch_size * config.accumulate
+        steps = passes * math.ceil(whole / of_step) + rest / of_step
+        changes |= {"local_epochs": 0, "local_steps": max(1, round(steps))}
+    if config.score_examples is not None:
+        asked = clients if config.score_cohort == "all" else config.cohort
+        changes["score_examples"] = config.score_examples * asked
+    return with_values(arm, changes)

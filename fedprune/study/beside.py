@@ -1,0 +1,69 @@
+"""Tables of a study about more than its quality: the gap closed, and how clients fare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedprune.records.gap import gap_closure
+from fedprune.report.reading import NO_VALUE, number, significant, worded
+from fedprune.report.tables import Table
+from fedprune.study.comparison import by_place, seed_spread
+from fedprune.study.design import SEED, Factors
+from fedprune.study.outcomes import StudyOutcome
+
+SIDES = ("local", "federated", "centralised")
+
+
+def gap_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> Table:
+    """How much of the gap is closed, of means over seeds; without rows where no run has the arms.
+
+    Of one seed it is the run's own, whose local spread is over clients.
+    """
+    names, rows = _but_seeds(factors), []
+    for place, same in by_place(outcomes, names).items():
+        told = [gap for o in same if (gap := o.said("gap_closure"))]
+        if told:
+            rows.append([*place, *_gap_cells(told)])
+    columns = [*names, *(f"loss {side}" for side in SIDES), "closed", "runs", "why not"]
+    return Table(columns, rows, (*names, "why not"))
+
+
+def _gap_cells(told: Sequence[dict[str, Any]]) -> list[str]:
+    values = [[number(gap["losses"][side]["mean"]) for gap in told] for side in SIDES]
+    found = told[0] if len(told) == 1 else gap_closure(*values)
+    cells = [_side(found["losses"][side]) for side in SIDES]
+    why = found["withheld"] or ("by construction" if told[0]["by_construction"] else "")
+    return [*cells, significant(found["value"]), str(len(told)), why or NO_VALUE]
+
+
+def _side(found: dict[str, Any]) -> str:
+    deviation = found["deviation"]
+    return significant(found["mean"]) + (f" ({significant(deviation)})" if deviation else "")
+
+
+def fairness_table(outcomes: Sequence[StudyOutcome], factors: Factors) -> tuple[str, Table]:
+    """How quality is spread over clients, means over seeds, and of which figure.
+
+    Without rows where no run was asked for it (`--client-percentiles`).
+    """
+    names, keys = _but_seeds(factors), ("worst_tenth", "p10", "p50", "p90")
+    rows, figures = [], dict[str, None]()
+    for place, same in by_place(outcomes, names).items():
+        spreads = [s for o in same if (s := o.said("client_spread"))]
+        finals = [s["final"] for s in spreads if "final" in s]
+        if finals:
+            figures |= dict.fromkeys(str(s["of"]) for s in spreads)
+            rows.append([*place, *(_mean([f[key] for f in finals]) for key in keys)])
+    heads = ["mean of the worst tenth", "10 %", "median", "90 %"]
+    return worded(" or ".join(figures)), Table([*names, *heads], rows, tuple(names))
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = seed_spread(values)
+    many = spread.count > 1
+    return significant(spread.mean) + (f" ({significant(spread.deviation)})" if many else "")
+
+
+def _but_seeds(factors: Factors) -> list[str]:
+    return [name for name in factors.names if name != SEED]
