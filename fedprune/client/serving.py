@@ -27,6 +27,7 @@ from fedprune.protocol.parts import PartitionPart, failure_of, understood, with_
 from fedprune.protocol.questions import decode_question
 from fedprune.runtime.guarding import allowance, guarded, handlers
 from fedprune.runtime.process import one_thread
+from fedprune.structure.layout import Layout
 from fedprune.tensors.models import reset
 
 Tick = Callable[[int], None]
@@ -85,6 +86,12 @@ def sum_of(host: Host, packet: Packet, parts: Sequence[PartitionPart]) -> Aggreg
     for part in parts:
         total = with_part(part, asked.question, asked.form, host.config, total)
     return total
+
+
+def understood_question(host: Host, packet: Packet) -> tuple[Question, Form, Layout]:
+    """The question in a packet, the form of its answers, and the layout that it is about."""
+    asked = _asked(host, packet)
+    return asked.question, asked.form, asked.host.layout
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedprune.client.host import Host, labels_of
-from fedprune.client.memory import disclosed, returned
+from fedprune.client.memory import ClientMemory, disclosed, returned
 from fedprune.client.serving import parts_of, serve, sum_of
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import recorded
@@ -37,10 +37,12 @@ from fedprune.engines.flower.client_hosts import HostOf, host_of_node, simulated
 from fedprune.engines.flower.client_records import (
     SECURE_RECORD,
     config_text,
+    ledger_of_device,
     memory_of_device,
     secret_memory,
     whole_question,
 )
+from fedprune.engines.flower.given import admit, charge
 from fedprune.engines.flower.messages import packet_in, records
 from fedprune.engines.flower.node_config import device_of, first_partition, is_device
 from fedprune.learning.local_training import Train, tune
@@ -137,8 +139,11 @@ def _stage(
             return reply_packet(serve_call(host, call, partitions, packet=packet))
 
         known = device_of(context.node_config).register
+        ledger = ledger_of_device(config, context)
 
         def served(seed: bytes) -> StageReply:
+            if packet is not None:
+                admit(ledger, host, packet, partitions)
             own = seeds_from(seed, call.session)
             said = serve_call(host, call, partitions, own, packet, register=known)
             return replace(said, bytes_up=0)
@@ -146,6 +151,7 @@ def _stage(
         under = str(context.state.config_records["rehearsed"]["digest"])
         memory, reply = served_once(secret_memory(context), call, packet, served, under)
         context.state[SECURE_RECORD] = ConfigRecord(vars(memory))
+        charge(ledger, reply.size())
         return reply
     except Exception as error:  # such as keys of a sum that this device knows nothing of
         _log("this node cannot take part in a secure sum", error)
@@ -166,7 +172,11 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
             folded = sum_packet(serve(host, packet, partitions, memory=memory))
             kept = returned(memory, head_of(packet)["round"])
             return replace(folded, buffers={**folded.buffers, **kept})
-        parts = parts_of(host, packet, partitions, memory_of_device(config, context))
+        ledger = ledger_of_device(config, context)
+        admit(ledger, host, packet, partitions)
+        reply = _coded(host, packet, memory_of_device(config, context))
+        charge(ledger, reply.size())
+        return reply
     except Lacking:
         return Packet({"missing": BASE})
     except Exception as error:  # such as a folder that is no longer there
@@ -176,6 +186,11 @@ def _answered(packet: Packet, config: str, context: Context, host_of: HostOf) ->
         if not is_device(context.node_config):
             return sum_packet(Aggregate(failures=failures))
         return parts_packet([PartitionPart(f.partition, failure=f) for f in failures])
+
+
+def _coded(host: Host, packet: Packet, memory: ClientMemory) -> Packet:
+    """What a device sends: its coded parts, or their sum."""
+    parts = parts_of(host, packet, packet.fields["partitions"], memory)
     apart = parts_packet(parts)
     if not packet.fields.get("sum"):
         return apart

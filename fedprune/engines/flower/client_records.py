@@ -12,6 +12,7 @@ from fedprune.client.memory import FOLDER_NAME, ClientMemory, on_device
 from fedprune.codec.bounded import Buffer
 from fedprune.codec.wire import Packet, head_of
 from fedprune.config import all_keys
+from fedprune.engines.flower.given import DeviceLedger, ledger_beside
 from fedprune.engines.flower.node_config import device_of, is_device
 from fedprune.protocol.questions import HELD
 from fedprune.protocol.replies import identity
@@ -70,6 +71,16 @@ def _kept(came: Buffer, context: Context, name: str, digest: str) -> Buffer:
 def memory_of_device(config: str, context: Context) -> ClientMemory:
     """What this device remembers of a run, beside its data."""
     data = Path(device_of(context.node_config).data)
-    # A run that goes on with another --timeout is the same run.
+    return on_device(data.with_name(f"{data.name}.{FOLDER_NAME}"), _name_of(config))
+
+
+def ledger_of_device(config: str, context: Context) -> DeviceLedger:
+    """Where this device writes down what it gives in a run."""
+    here = device_of(context.node_config)
+    return ledger_beside(Path(here.data), here.floors, _name_of(config), context.run_id)
+
+
+def _name_of(config: str) -> str:
+    """A name of a configuration; a run that goes on with another --timeout is the same run."""
     keys = {k: v for k, v in sorted(all_keys(config).items()) if k not in {*RESUMABLE, "out"}}
-    return on_device(data.with_name(f"{data.name}.{FOLDER_NAME}"), identity(repr(keys))[:16])
+    return identity(repr(keys))[:16]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from flwr.serverapp import Grid
@@ -214,12 +214,13 @@ class Fleet:
         failure, others = node.failure, self._holders()
         if failure.partition in others or not 0 <= failure.partition < self.config.clients:
             # Who holds the partition that it names has nothing to do with it.
-            where = f"{failure.field}: " if failure.field else ""
+            said = failure.reason.startswith(failure.field)
+            where = f"{failure.field}: " if not said else ""
             self._notice(
                 i, failure.field, f"{self._name(i)} could not join: {where}{failure.reason}"
             )
         elif self._first(i, failure.field):
-            self._news.append(failure)
+            self._news.append(replace(failure, reason=f"{failure.reason} ({self._name(i)})"))
             log.warning("partition %d could not join: %s", failure.partition, failure.reason)
 
     def _first(self, i: int, field_: str) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedprune.config import RunConfig
+from fedprune.engines.flower.floors import FLOORS, Floors, check_floors, floors_of
 from fedprune.options.refusal import Refused
 from fedprune.secagg.register import Register, register_of
 
-KEYS = ("partition-id", "data", "signing-key", "signers", "num-partitions")
+KEYS = ("partition-id", "data", "signing-key", "signers", "num-partitions", *FLOORS)
 """What is read, and what Flower's own examples give beside it."""
 
 
@@ -23,11 +24,13 @@ class Device:
         partitions: what it holds.
         data: its folder.
         register: who is who, if it knows.
+        floors: what it asks of a run.
     """
 
     partitions: tuple[int, ...]
     data: str
     register: Register | None
+    floors: Floors = field(default_factory=Floors)
 
 
 def is_device(given: Mapping[str, Any]) -> bool:
@@ -48,7 +51,7 @@ def device_of(given: Mapping[str, Any]) -> Device:
     partitions, register = partitions_of(given), None
     if "signing-key" in given or "signers" in given:
         register = _register(given.get("signing-key"), given.get("signers"), partitions)
-    return Device(partitions, str(given["data"]), register)
+    return Device(partitions, str(given["data"]), register, floors_of(given))
 
 
 @functools.lru_cache(maxsize=8)
@@ -82,8 +85,9 @@ def check_allowed(config: RunConfig, device: Device) -> None:
     """Refuse a configuration under which a device would answer in the open that must not.
 
     Raises:
-        Refused: it has a register, and sums are not secure.
+        Refused: it has a register, and sums are not secure; or it does not meet one of its floors.
     """
+    check_floors(config, device.floors)
     if device.register is not None and config.secure == "none":
         what = (
             "secure='none': this device has signers, and answers nothing in the "

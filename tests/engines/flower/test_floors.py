@@ -1,0 +1,161 @@
+"""Floors of a device: a run that does not meet them goes on without it, and says which it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune import Result, federate
+from fedprune.engines.flower.floors import FLOORS, check_floors, floors_of
+from fedprune.engines.flower.grid import grid_port
+from fedprune.options.refusal import Refusal, Refused
+from tests.runs import tiny
+from tests.server.grids import FakeGrid, context
+
+RUN: dict[str, Any] = {"engine": "flower", "clients": 3, "cohort": 3, "rounds": 2, "end": 2}
+RUN |= {
+    "min_clients": 2,
+    "local_steps": 1,
+    "warmup": 1,
+    "timeout": 2.0,
+    "score": "magnitude",
+    "model": "mlp",
+}
+PRIVATE: dict[str, Any] = {"dp": "client", "sparsity": 0.0, "dp_noise": 3.0, "epsilon": 8.0}
+SECURE: dict[str, Any] = {"secure": "secagg", "secure_minimum": 2, "sparsity": 0.0}
+
+
+@pytest.fixture
+def folder(folders: list[Path], tmp_path: Path) -> Path:
+    """A device's folder in a place of its own, where its ledger goes."""
+    (tmp_path / "own").symlink_to(folders[2])
+    return tmp_path / "own"
+
+
+def run(devices: Any, folder: Path, options: dict[str, Any], run_id: int = 1, **floors: Any) -> Any:
+    grid: FakeGrid = devices(2)
+    keys = {key.replace("_", "-"): value for key, value in floors.items()}
+    grid.contexts[77] = context(77, **{"partition-id": 2, "data": str(folder)}, **keys)
+    grid.contexts[77].run_id = run_id
+    config = tiny(**RUN | options)
+    return federate(config, grid_port(grid, config))
+
+
+def said(result: Result) -> list[list[str]]:
+    """By round, what was said of the device with floors; of others nothing is."""
+    assert {f["partition"] for row in result.rows for f in row["failures"]} <= {2}
+    return [[f["reason"] for f in row["failures"]] for row in result.rows]
+
+
+@pytest.mark.parametrize(
+    ("floors", "options", "reason"),
+    [
+        ({"require-secure": True}, {}, "require-secure=True: secure='none'"),
+        ({"noise": "secret"}, {}, "noise='secret': nothing gets secret noise"),
+        ({"noise": "secret"}, SECURE, "noise='secret': nothing gets secret noise"),
+        ({"min-cohort": 4}, {}, "min-cohort=4: cohort=3"),
+        ({"min-cohort": 3}, {}, "min-cohort=3: min-clients=2"),
+        ({"min-cohort": 3}, SECURE | {"min_clients": 3}, "min-cohort=3: secure-minimum=2"),
+        ({"max-epsilon": 9}, {}, "max-epsilon=9: dp='none'"),
+        ({"max-epsilon": 9.0}, PRIVATE | {"epsilon": None}, "max-epsilon=9.0: no epsilon is given"),
+        ({"max-epsilon": 7.9}, PRIVATE, "max-epsilon=7.9: epsilon=8.0"),
+        ({"max-epsilon": 9.0}, PRIVATE | {"delta": 1e-3}, "max-epsilon=9.0: delta=0.001"),
+        ({"max-rounds": 1}, {}, "max-rounds=1: rounds=2"),
+    ],
+)
+def test_a_configuration_below_a_floor_is_refused_by_its_name(
+    floors: dict[str, Any], options: dict[str, Any], reason: str
+):
+    with pytest.raises(Refused, match=f"^{re.escape(reason)}; allowed: [^\n]*$") as refused:
+        check_floors(tiny(**RUN | options), floors_of(floors))
+    assert refused.value.field == next(iter(floors))
+    assert refused.value.told == str(refused.value), "where clients hide reasons too"
+
+
+@pytest.mark.parametrize(
+    ("floors", "options"),
+    [({"require_secure": True}, {}), ({"noise": "secret"}, SECURE), ({"max_epsilon": 7}, PRIVATE)],
+)
+def test_a_run_goes_on_without_who_refuses_it(
+    devices: Any, folder: Path, caplog: Any, floors: Any, options: Any
+):
+    with caplog.at_level(logging.ERROR, "fedprune"):
+        result = run(devices, folder, options, **floors)
+    (first, *rest), (floor,) = said(result), floors
+    assert first[0].startswith(f"{floor.replace('_', '-')}=")
+    assert first[0].endswith(" (node 77)")
+    assert not any(rest)
+    assert {row["answered"] for row in result.rows} == {2}
+    assert f"this node cannot take part: {first[0].removesuffix(' (node 77)')}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("floors", "options"),
+    [
+        ({"require_secure": True, "min_cohort": 2}, SECURE),
+        ({"require_secure": False, "min_cohort": 2, "max_rounds": 2, "max_bytes": 10**9}, {}),
+        ({"max_epsilon": 8.0, "noise": "secret", "max_bytes": 10**9}, PRIVATE),
+        ({"max_epsilon": 8.0, "require_secure": True}, SECURE | PRIVATE),
+    ],
+)
+def test_what_meets_the_floors_is_answered_with_the_same_bits(
+    devices: Any, folder: Path, floors: Any, options: Any
+):
+    result = run(devices, folder, options, **floors)
+    assert not any(said(result))
+    if "dp" not in options:
+        free = run(devices, folder, options)
+        assert result.summary["weights_digest"] == free.summary["weights_digest"]
+
+
+def test_the_ledger_outlives_a_run(devices: Any, folder: Path):
+    """Rounds, bytes and epsilon of one run after the other, whatever the server says of them."""
+    assert not any(said(run(devices, folder, {}, max_rounds=3)))
+    second = said(run(devices, folder, {}, run_id=2, max_rounds=3))
+    assert not second[0]
+    assert {r.split(";")[0] for r in second[1]} == {
+        "max-rounds=3: this device has answered in 3 rounds"
+    }
+    sent = said(run(devices, folder, {}, run_id=3, max_bytes=60_000))
+    assert sent[-1][0].startswith("max-bytes=60000: ")
+
+
+def test_budgets_of_runs_add_up(devices: Any, folder: Path):
+    def reasons(seed: int) -> list[str]:
+        rows = said(run(devices, folder, PRIVATE | {"seed": seed, "epsilon": 5.0}, max_epsilon=5.0))
+        return [reason for row in rows for reason in row]
+
+    assert reasons(0) == []
+    (spent,) = (p for p in folder.with_name("own.given").iterdir() if p.is_dir())
+    one = max(json.loads(line)["epsilon"] for line in (spent / "privacy.jsonl").open())
+    assert 3 < one < 5, "a second run fits in part"
+    told = reasons(1)
+    assert told[0].startswith("max-epsilon=5.0: epsilon=")
+    assert f"and other runs were given {one:.4g}; allowed: 5 in all" in told[0]
+
+
+def test_a_ledger_that_was_cut_ends_the_answers(devices: Any, folder: Path):
+    run(devices, folder, {}, max_rounds=3)
+    book = folder.with_name("own.given") / "given.jsonl"
+    book.write_text("".join(book.read_text().splitlines(keepends=True)[:-1]))
+    assert "was cut, changed or taken away" in said(run(devices, folder, {}, max_rounds=3))[0][0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, -1) for key in FLOORS),
+        *((key, "true") for key in FLOORS),
+        *(("max-epsilon", value) for value in (0, float("nan"), float("inf"), True)),
+        *((key, value) for key in ("min-cohort", "max-rounds", "max-bytes") for value in (0, 1.5)),
+        ("noise", "seeded"),
+    ],
+)
+def test_a_value_that_is_no_floor_is_one_line(key: str, value: Any):
+    with pytest.raises(Refusal, match=rf"^{key}=.*: no floor of a device; allowed: [^\n]*$"):
+        floors_of({key: value})
