@@ -20,8 +20,9 @@ from fedprune.client.context import ClientContext
 from fedprune.client.scoring import answer_score, sums_together
 from fedprune.client.teacher import distillation_of
 from fedprune.config import with_values
-from fedprune.learning.batched import Lesson, Trainee, tune_together
+from fedprune.learning.batched import tune_together
 from fedprune.learning.local_training import step_rows
+from fedprune.learning.stacks import Lesson, Trainee
 from fedprune.protocol.messages import Answer, Question
 from fedprune.randomness import derive
 from fedprune.tasks.task import examples

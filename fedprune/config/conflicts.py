@@ -16,8 +16,9 @@ from fedprune.options.refusal import OUT, Conflict
 from fedprune.scores.score import Score
 from fedprune.selection.combinations import conflict, scopes_of
 from fedprune.selection.options import AMOUNTS
+from fedprune.selection.patterns import pattern_sparsity
 from fedprune.selection.regrowth import EXCHANGING
-from fedprune.selection.units import pattern_sparsity, shape_misfit
+from fedprune.selection.units import shape_misfit
 from fedprune.tasks.task import Task
 
 _STEADY = ("one-shot", "linear", "cubic", "exponential")

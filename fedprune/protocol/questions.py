@@ -17,10 +17,9 @@ from fedprune.codec.flags import counted_of, pack_rungs, pair, rungs_of
 from fedprune.codec.masks import decode_mask
 from fedprune.codec.model_digest import bits_of, edits_in, mask_bits, model_digest
 from fedprune.codec.wire import Packet, digest_of, head_of, values_of
-from fedprune.config.kinds import KINDS
 from fedprune.learning.candidates import Candidate, as_table, from_table
 from fedprune.learning.regime import as_said, regime_in
-from fedprune.protocol.held_weights import BaseModel, Lacking
+from fedprune.protocol.held_weights import BaseModel
 from fedprune.protocol.messages import Question
 from fedprune.protocol.question_head import (
     amount_in,
@@ -33,35 +32,21 @@ from fedprune.protocol.question_head import (
     share_in,
     share_or_none_in,
 )
+from fedprune.protocol.question_weights import Received, kept_weights, told_weights
 from fedprune.runtime.json_text import text_of, texts_of
 from fedprune.structure.edits import Edits
 from fedprune.structure.layout import Layout
-from fedprune.tensors.lazy import LazyTensors, joined_to, shapes_of, some_of
+from fedprune.tensors.lazy import shapes_of
 from fedprune.tensors.named import (
     Masks,
     Tensors,
     count_kept,
-    cuts,
     gathered,
-    masked,
     scattered,
-    whole_of,
 )
 
 _Data = Tensor | Buffer | Mapping[int, bytes]
 """What fills a buffer: flat values, to be cast; bytes; or each client's own bytes."""
-
-
-@dataclass(frozen=True)
-class Received:
-    """A question's packet as it came, and what is read first, for all that is read with it."""
-
-    packet: Packet
-    head: Mapping[str, Any]
-    layout: Layout
-    masks: Masks
-    edits: Edits
-    base: BaseModel | None = None
 
 
 def _always(question: Question) -> bool:
@@ -106,48 +91,6 @@ def _in_head(
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Question)}
-
-
-def _kept_weights(question: Question) -> Tensor:
-    told = question.weights if KINDS[question.kind].weights else {}
-    if question.base:
-        told = {n: told[n] for n in question.unlike}
-    whole = None if cuts(question.masks) else whole_of(told)
-    return gathered(told, question.masks) if whole is None else whole
-
-
-def _weights(came: Received, name: str) -> Tensors:
-    del name
-    shapes = came.layout.shapes if KINDS[kind_in(came.head, "kind")].weights else {}
-    held = _held(came) if shapes else {}
-    told = {n: s for n, s in shapes.items() if n not in held}
-    flat = values_of(came.packet, shared=True, head=came.head)
-    return joined_to(held, scattered(flat, told, came.masks, shared=True))
-
-
-def _held(came: Received) -> Tensors:
-    """The tensors that a question says by naming a base model.
-
-    Raises:
-        Lacking: that is not the one that is here.
-    """
-    wanted = text_of(came.head, "base", "")
-    if not wanted:
-        return {}
-    unlike, base = set(texts_of(came.head, "unlike")), came.base
-    if base is None or base.digest != wanted or shapes_of(base.weights) != dict(came.layout.shapes):
-        raise Lacking(f"base: {wanted[:16]!r} is not the base model that is here")
-    like = [n for n in came.layout.shapes if n not in unlike]
-    if base.is_lazy:
-        return masked(some_of(base.weights, like), came.masks)
-    if kind_in(came.head, "kind") in _READ_ONCE:
-        masks = came.masks  # and not what came, which is let go of when it has been read
-        return LazyTensors({n: base.weights[n] for n in like}, lambda n: base.under(n, masks), base)
-    return {n: base.under(n, came.masks) for n in like}
-
-
-_READ_ONCE = ("score", "evaluate")
-"""Questions whose weights go into the resident model, a tensor after the other, and no further."""
 
 
 def _masks_named(question: Question, name: str) -> str:
@@ -205,7 +148,7 @@ def _rungs(came: Received, name: str) -> Tensors:
 FIELDS: dict[str, Field] = {
     "kind": _in_head(kind_in),
     "round": _in_head(count_in),
-    "weights": Field(_weights, None, buffer="values", data=_kept_weights),
+    "weights": Field(told_weights, None, buffer="values", data=kept_weights),
     "score": _in_head(text_of),
     "ask": _in_head(count_in),
     "names": _in_head(texts_of),

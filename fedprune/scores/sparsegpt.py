@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fedprune.scores.inputs import factored, inputs_of, mean_inputs, rows_of, summed_of
 from fedprune.scores.score import Evidence
+from fedprune.selection.patterns import pattern_counts
 from fedprune.selection.ranking import Layer, drop
-from fedprune.selection.units import pattern_counts
 from fedprune.structure.layout import as_inputs, as_rows, from_rows
 from fedprune.tensors.named import Masks, Tensors
 

@@ -11,7 +11,8 @@ from fedprune.selection.densities import Ground, Limits
 from fedprune.selection.row_ranking import patterned
 from fedprune.selection.scopes import SCOPES, counter, total_of
 from fedprune.selection.select import check_count, left_of_tensor, plain_layout
-from fedprune.selection.units import Shape, unit_kind
+from fedprune.selection.unit_numbers import Shape
+from fedprune.selection.units import unit_kind
 from fedprune.streaming.packed import PackedMasks
 from fedprune.structure.layout import Layout
 from fedprune.tensors.lazy import joined_to, shapes_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fedprune.selection.units import Shape, unit_labels
+from fedprune.selection.unit_numbers import Shape
+from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout
 from fedprune.tensors.named import Tensors
 

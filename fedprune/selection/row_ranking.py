@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.selection.patterns import pattern_counts
 from fedprune.selection.ranking import (
     Array,
     Bools,
     Layer,
     drop,
 )
-from fedprune.selection.units import Shape, pattern_counts
+from fedprune.selection.unit_numbers import Shape
 from fedprune.structure.layout import (
     Layout,
     as_inputs,

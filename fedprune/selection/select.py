@@ -17,6 +17,7 @@ from torch import Tensor
 from fedprune.selection.arrays import LayerSizes, as_masks, layer_sizes, ranking_layers
 from fedprune.selection.densities import Ground, Limits
 from fedprune.selection.overlap import overlapping
+from fedprune.selection.patterns import pattern_counts
 from fedprune.selection.ranking import (
     Bools,
     Layer,
@@ -26,15 +27,9 @@ from fedprune.selection.ranking import (
 )
 from fedprune.selection.row_ranking import patterned, within_rows
 from fedprune.selection.scopes import SCOPES, counter, total_of
+from fedprune.selection.unit_numbers import Shape
 from fedprune.selection.unit_ranking import competing, drop_units, ranked
-from fedprune.selection.units import (
-    Shape,
-    along_labels,
-    pattern_counts,
-    staying_units,
-    unit_kind,
-    unit_labels,
-)
+from fedprune.selection.units import along_labels, staying_units, unit_kind, unit_labels
 from fedprune.structure.layout import Layout, as_inputs
 from fedprune.tensors.named import Masks
 

@@ -8,26 +8,29 @@ Structured units are masked here, producers' rows and readers' columns, and stay
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.selection.unit_numbers import (
+    Shape,
+    of_blocks,
+    of_channels,
+    of_columns,
+    of_experts,
+    of_groups,
+    of_layers,
+    of_patterns,
+    of_rows,
+    of_sublayers,
+    of_weights,
+)
 from fedprune.structure.families.catalog import FAMILIES
-from fedprune.structure.groups import UnitSlice
 from fedprune.structure.layout import (
     Layout,
-    as_inputs,
-    as_rows,
-    from_inputs,
     from_rows,
 )
-
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -164,140 +167,6 @@ def _staying_weights(layout: Layout, unit: str) -> int:
     return sum(sum(each[: m.least]) for each, m in zip(sizes, mixtures, strict=True))
 
 
-def pattern_sparsity(n: int, m: int) -> float:
-    """The sparsity of n:m where rows are multiples of m long: 1 - n / m."""
-    return 1.0 - n / m
-
-
-def pattern_counts(columns: int, n: int, m: int, sparsity: float) -> NDArray[np.int64]:
-    """How many weights of each group of a row of so many inputs are gone.
-
-    A last group that is shorter keeps its share of N, rounded up. Below the pattern's own sparsity
-    groups lose that much less, rounded down: 2:4 goes by way of 3:4 (the decaying of N in Kao et
-    al. 2022, arXiv 2209.07617, section 4).
-
-    Raises:
-        ValueError: the pattern removes less than `sparsity`.
-    """
-    way = sparsity / pattern_sparsity(n, m)
-    if way > 1.0 + 1e-9:
-        raise ValueError(
-            f"sparsity={sparsity}: {n}:{m} keeps {n} of {m}; "
-            f"allowed: at most {pattern_sparsity(n, m):g}"
-        )
-    starts = range(0, columns, m)
-    groups = [min(m, columns - start) for start in starts]
-    full = [size * (m - n) // m for size in groups]
-    return np.array([math.floor(count * way + 1e-9) for count in full], dtype=np.int64)
-
-
-def _counted(
-    layout: Layout,
-    shape_of: Callable[[int, int], Shape],
-    view: Callable[[Layout, str, Tensor], Tensor] = as_rows,
-) -> dict[str, Tensor]:
-    """Numbers of the tiles of each tensor's (out, in) view; tiles at the edges are smaller."""
-    labels: dict[str, Tensor] = {}
-    start = 0
-    for name in layout.prunable:
-        rows, columns = view(layout, name, torch.empty(layout.shapes[name], device="meta")).shape
-        high, wide = shape_of(rows, columns)
-        across = -(-columns // max(1, wide))
-        down = torch.arange(rows, dtype=torch.int32) // max(1, high) * across
-        right = torch.arange(columns, dtype=torch.int32) // max(1, wide)
-        labels[name] = start + down[:, None] + right[None, :]
-        start += -(-rows // max(1, high)) * across
-    return labels
-
-
-def _weights(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    return _counted(layout, lambda _rows, _columns: (1, 1))
-
-
-def _groups(layout: Layout, shape: Shape) -> dict[str, Tensor]:
-    rows = _counted(layout, lambda _rows, _columns: (1, shape[1]), as_inputs)
-    return {n: as_rows(layout, n, from_inputs(layout, n, label)) for n, label in rows.items()}
-
-
-def _blocks(layout: Layout, shape: Shape) -> dict[str, Tensor]:
-    return _counted(layout, lambda _rows, _columns: shape)
-
-
-def _rows(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    return _counted(layout, lambda _rows, columns: (1, columns))
-
-
-def _columns(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    return _counted(layout, lambda rows, _columns: (rows, 1))
-
-
-def _none(layout: Layout) -> dict[str, Tensor]:
-    def rows(name: str) -> Tensor:
-        return as_rows(layout, name, torch.empty(layout.shapes[name], dtype=torch.int32))
-
-    return {name: torch.full_like(rows(name), -1) for name in layout.prunable}
-
-
-def _of_groups(*kinds: str) -> Callable[[Layout, Shape], dict[str, Tensor]]:
-    """The units of groups of these kinds: rows of the tensors that make, columns of what reads."""
-
-    def labels(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-        found = _none(layout)
-        start = 0
-        for group in layout.structure.groups:
-            if group.kind not in kinds:
-                continue
-            for part in group.parts:
-                _number(found[part.tensor], part, start)
-            start += len(group.parts[0].index)
-        return found
-
-    return labels
-
-
-def _of_channels(axis: str) -> Callable[[Layout], dict[str, Tensor]]:
-    """The channels that weights make ("row") or read ("column"), numbered alike."""
-
-    def labels(layout: Layout) -> dict[str, Tensor]:
-        found = _none(layout)
-        start = 0
-        for group in layout.structure.groups:
-            if group.kind != "channel":
-                continue
-            for part in group.parts:
-                if part.axis == axis:
-                    _number(found[part.tensor], part, start)
-            start += len(group.parts[0].index)
-        return found
-
-    return labels
-
-
-def _number(rows: Tensor, part: UnitSlice, start: int) -> None:
-    """Write the numbers of a part's units, from `start`, into an (out, in) tensor."""
-    units, width = part.index.shape
-    numbers = torch.arange(start, start + units, dtype=torch.int32)
-    along = rows if part.axis == "row" else rows.t()
-    along[part.index.reshape(-1)] = numbers.repeat_interleave(width)[:, None]
-
-
-def _wholly(layout: Layout, units: Iterable[Sequence[str]]) -> dict[str, Tensor]:
-    found = _none(layout)
-    for number, tensors in enumerate(units):
-        for name in tensors:
-            found[name].fill_(number)
-    return found
-
-
-def _sublayers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    return _wholly(layout, layout.structure.wholes)
-
-
-def _experts(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    mixtures = layout.structure.mixtures
-    return _wholly(layout, [expert.tensors for mixture in mixtures for expert in mixture.experts])
-
-
 def staying_units(layout: Layout, unit: str) -> list[tuple[int, int, int]]:
     """Of which units, from the first number up to another, how many stay whatever their scores.
 
@@ -312,31 +181,27 @@ def staying_units(layout: Layout, unit: str) -> list[tuple[int, int, int]]:
     return found
 
 
-def _layers(layout: Layout, _shape: Shape) -> dict[str, Tensor]:
-    return _wholly(layout, [block.tensors for block in layout.structure.blocks])
-
-
 _PATTERN = "N,M with 1 <= N < M (N of every M inputs stay)"
 
 UNITS: dict[str, Unit] = {
-    "weight": Unit("single weights", _weights),
+    "weight": Unit("single weights", of_weights),
     "n:m": Unit("N of every M weights along the input stay (--unit-shape N,M); of a convolution "
                 "along its input channels, for each output channel and place of the kernel",
-                _groups, "one", _PATTERN),
-    "block": Unit("rectangles of weights (--unit-shape rows,columns)", _blocks, "one",
+                of_patterns, "one", _PATTERN),
+    "block": Unit("rectangles of weights (--unit-shape rows,columns)", of_blocks, "one",
                   "rows,columns, both 1 or more"),
-    "row": Unit("all weights of one output (of a convolution: of one output channel)", _rows),
-    "column": Unit("all weights that read one input", _columns),
+    "row": Unit("all weights of one output (of a convolution: of one output channel)", of_rows),
+    "column": Unit("all weights that read one input", of_columns),
     "head": Unit("an attention head; under grouped queries a KV head with its queries' heads",
-                 _of_groups("head"), "many"),
-    "neuron": Unit("a neuron of a feed-forward layer, gate included", _of_groups("neuron"), "many"),
+                 of_groups("head"), "many"),
+    "neuron": Unit("a neuron of a feed-forward layer, gate included", of_groups("neuron"), "many"),
     "head-neuron": Unit("heads and neurons in one ranking, by worth a weight (--pool mean)",
-                        _of_groups("head", "neuron"), "many"),
+                        of_groups("head", "neuron"), "many"),
     "channel": Unit("a channel of a plain network: what reads it, with every layer that makes it",
-                    lambda layout, _shape: _of_channels("column")(layout), "many", "",
-                    _of_channels("row")),
+                    lambda layout, _shape: of_channels("column")(layout), "many", "",
+                    of_channels("row")),
     "expert": Unit("an expert of a mixture, with its row of the router; as many stay as a token is "
-                   "sent to", _experts, "all"),
-    "sublayer": Unit("a whole attention or feed-forward layer", _sublayers, "all"),
-    "layer": Unit("a whole block of a stack", _layers, "all"),
+                   "sent to", of_experts, "all"),
+    "sublayer": Unit("a whole attention or feed-forward layer", of_sublayers, "all"),
+    "layer": Unit("a whole block of a stack", of_layers, "all"),
 }  # fmt: skip

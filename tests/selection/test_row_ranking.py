@@ -7,9 +7,10 @@ from by_hand import gone, random_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedprune.selection.patterns import pattern_counts, pattern_sparsity
 from fedprune.selection.row_ranking import RowRankings, left_of
 from fedprune.selection.select import removed_count, select
-from fedprune.selection.units import pattern_counts, pattern_sparsity, unit_labels
+from fedprune.selection.units import unit_labels
 from fedprune.structure.layout import Layout, as_rows
 
 

@@ -1,0 +1,81 @@
+"""A question's weights: kept values, or a base model's digest and what differs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedprune.codec.wire import Packet, values_of
+from fedprune.config.kinds import KINDS
+from fedprune.protocol.held_weights import BaseModel, Lacking
+from fedprune.protocol.messages import Question
+from fedprune.protocol.question_head import kind_in
+from fedprune.runtime.json_text import text_of, texts_of
+from fedprune.structure.edits import Edits
+from fedprune.structure.layout import Layout
+from fedprune.tensors.lazy import LazyTensors, joined_to, shapes_of, some_of
+from fedprune.tensors.named import Masks, Tensors, cuts, gathered, masked, scattered, whole_of
+
+
+@dataclass(frozen=True)
+class Received:
+    """A question's packet as it came, and what is read first, for all that is read with it."""
+
+    packet: Packet
+    head: Mapping[str, Any]
+    layout: Layout
+    masks: Masks
+    edits: Edits
+    base: BaseModel | None = None
+
+
+def kept_weights(question: Question) -> Tensor:
+    """The values that a question carries, flat: of kept weights, and no base model's."""
+    told = question.weights if KINDS[question.kind].weights else {}
+    if question.base:
+        told = {n: told[n] for n in question.unlike}
+    whole = None if cuts(question.masks) else whole_of(told)
+    return gathered(told, question.masks) if whole is None else whole
+
+
+def told_weights(came: Received, name: str) -> Tensors:
+    """All weights that a question says, 0.0 where removed.
+
+    Raises:
+        Lacking: it names a base model that is not here.
+        ValueError: there are not as many values as its mask keeps.
+    """
+    del name
+    shapes = came.layout.shapes if KINDS[kind_in(came.head, "kind")].weights else {}
+    held = _held(came) if shapes else {}
+    told = {n: s for n, s in shapes.items() if n not in held}
+    flat = values_of(came.packet, shared=True, head=came.head)
+    return joined_to(held, scattered(flat, told, came.masks, shared=True))
+
+
+def _held(came: Received) -> Tensors:
+    """The tensors that a question says by naming a base model.
+
+    Raises:
+        Lacking: that is not the one that is here.
+    """
+    wanted = text_of(came.head, "base", "")
+    if not wanted:
+        return {}
+    unlike, base = set(texts_of(came.head, "unlike")), came.base
+    if base is None or base.digest != wanted or shapes_of(base.weights) != dict(came.layout.shapes):
+        raise Lacking(f"base: {wanted[:16]!r} is not the base model that is here")
+    like = [n for n in came.layout.shapes if n not in unlike]
+    if base.is_lazy:
+        return masked(some_of(base.weights, like), came.masks)
+    if kind_in(came.head, "kind") in _READ_ONCE:
+        masks = came.masks  # and not what came, which is let go of when it has been read
+        return LazyTensors({n: base.weights[n] for n in like}, lambda n: base.under(n, masks), base)
+    return {n: base.under(n, came.masks) for n in like}
+
+
+_READ_ONCE = ("score", "evaluate")
+"""Questions whose weights go into the resident model, a tensor after the other, and no further."""
