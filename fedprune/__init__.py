@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fedprune.export.adapter_folder import pruned_base
     from fedprune.export.folders import load
     from fedprune.export.zeros import keep_zeros, zeros_callback
+    from fedprune.library.estimating import estimate
     from fedprune.library.federating import federate
     from fedprune.library.own import own_task
     from fedprune.library.pruning import prune
@@ -73,6 +74,7 @@ __all__ = [
     "Task",
     "decode_mask",
     "encode_mask",
+    "estimate",
     "federate",
     "keep_zeros",
     "load",
@@ -99,6 +101,7 @@ __getattr__ = offered(
         "Task": "fedprune.tasks.task",
         "decode_mask": "fedprune.codec.masks",
         "encode_mask": "fedprune.codec.masks",
+        "estimate": "fedprune.library.estimating",
         "federate": "fedprune.library.federating",
         "keep_zeros": "fedprune.export.zeros",
         "load": "fedprune.export.folders",

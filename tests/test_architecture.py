@@ -106,7 +106,7 @@ ORDER = [
         "report",
         "run",
     ),
-    *("attacks", "engines.flower", "engines.ray", "engines.choosing", "library"),
+    *("attacks", "engines.flower", "engines.ray", "engines.choosing", "engines.sampled", "library"),
     *("study", "commands"),
 ]
 """The packages of the core, each of which may import those before it, and itself."""
@@ -185,7 +185,7 @@ def test_no_clock_and_no_global_random_in_the_core(path):
     # A client that hangs is found out by a clock, and so is a device that does not answer.
     spared |= {"fedprune.runtime.guarding"}
     # How long a step takes decides which engine plays a run, and no bit of it.
-    spared |= {"fedprune.client.footprint"}
+    spared |= {"fedprune.client.footprint", "fedprune.library.estimating"}
     # How long the runs of a study take tells how long the others may.
     spared |= {"fedprune.study.playing"}
     if name in spared or name.startswith(

@@ -35,6 +35,8 @@ def run_asked_for(
         raise SystemExit(0)
     file, resume = given.pop("config", None), given.pop("resume", None)
     anyway = given.pop("resume_anyway", False)
+    if given.pop("dry_run", False) and resume is not None:
+        raise ConfigError("dry-run: not beside --resume; allowed: one of both")
     given.pop("seeds", None)  # read by `fedprune.commands.seeds`, whose runs have one each
     if resume is not None:
         return resumed_config(Path(resume), given, file, anyway=anyway), Path(resume), anyway

@@ -58,6 +58,10 @@ def main(
         from fedprune.commands.seeds import run_seeds  # with scipy, for which no run waits
 
         return ended(lambda: run_seeds(given, program), program)
+    if "--dry-run" in given:
+        from fedprune.commands.dry_run import dry_run
+
+        return ended(lambda: dry_run(given, program), program)
     return ended(lambda: _main(given, program, leaving), program)
 
 

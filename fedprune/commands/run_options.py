@@ -87,6 +87,11 @@ def run_parser(program: str = "run.py") -> argparse.ArgumentParser:
         help="go on although configuration, data, plug-in or versions are not as they were",
     )
     out.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run would take of bytes, operations, memory and time, and leave",
+    )
+    out.add_argument(
         "--seeds", metavar="N-M", help="a run for each of these seeds, and one page about them"
     )
     out.add_argument(

@@ -53,7 +53,7 @@ def design_asked_for(arguments: list[str], program: str) -> tuple[Design, Path]:
     """
     given = values_given(arguments, program)
     seeds = seeds_in(given["seeds"])
-    for key in ("resume", "resume_anyway", "list", SEED):
+    for key in ("resume", "resume_anyway", "list", "dry_run", SEED):
         if key in given:
             raise ConfigError(f"{key.replace('_', '-')}: not beside --seeds; allowed: one of both")
     if "out" not in given:

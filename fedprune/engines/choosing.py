@@ -70,10 +70,10 @@ def chosen_engine(config: RunConfig, shards: Mapping[int, Shard], takes: Footpri
     if not takes.turn:
         return Choice("inline", "what a client takes could not be measured")
     here, there = inline_seconds(config, shards, takes), ray_seconds(config, shards, takes)
-    workers = counted(_workers(config, takes), "worker")
+    workers = counted(workers_for(config, takes), "worker")
     texts = {
-        "ray": f"about {_told(there)} with {workers}, start included",
-        "inline": f"about {_told(here)} in this process",
+        "ray": f"about {seconds_told(there)} with {workers}, start included",
+        "inline": f"about {seconds_told(here)} in this process",
     }
     best, other = ("ray", "inline") if there < here else ("inline", "ray")
     return Choice(best, f"{texts[best]}; {other}: {texts[other]}")
@@ -81,12 +81,12 @@ def chosen_engine(config: RunConfig, shards: Mapping[int, Shard], takes: Footpri
 
 def inline_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """Seconds of a run in one process that has a processor for itself."""
-    work = _of_clients(config, shards, takes) + _one_by_one(config, shards, takes)
+    work = _of_clients(config, shards, takes) + one_by_one(config, shards, takes)
     return work + _of_server(config)
 
 
 def _of_server(config: RunConfig) -> float:
-    return REPORT_COST + _rounds(config) * ROUND_COST
+    return REPORT_COST + rounds_of(config) * ROUND_COST
 
 
 class _Turns(NamedTuple):
@@ -102,7 +102,7 @@ def _turns(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> 
     each = takes.step / (c.batch_size * c.accumulate)
     counts = rows_counted(shards).values()
     train, held = [n.train for n in counts], [n.validation for n in counts]
-    tuning = sum(beside + takes.step * _steps(c, n) for n in train) / len(train) * trains(c)
+    tuning = sum(beside + takes.step * step_count(c, n) for n in train) / len(train) * trains(c)
     scoring = sum(beside + each * n for n in train) / len(train)
     measuring = sum(
         ANSWER_COST + beside / 2 + each * n / 3 for n in held
@@ -113,11 +113,11 @@ def _turns(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> 
 def _of_clients(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     c, took = config, _turns(config, shards, takes)
     # No baseline that a cohort takes part in asks clients for scores.
-    rounds = _rounds(c) * (c.cohort * took.tuning + took.measuring)
+    rounds = rounds_of(c) * (c.cohort * took.tuning + took.measuring)
     return rounds + _prunings(c) * c.cohort * took.scoring
 
 
-def _one_by_one(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
+def one_by_one(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """Seconds of arms in which one client works at a time, on whatever engine."""
     c, took = config, _turns(config, shards, takes)
     scored = _prunings(c) * c.clients * took.scoring
@@ -129,27 +129,33 @@ def _one_by_one(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint
 
 def ray_seconds(config: RunConfig, shards: Mapping[int, Shard], takes: Footprint) -> float:
     """The same on Ray, on this machine."""
+    phases = 2 * rounds_of(config) + _prunings(config)
     work = _of_clients(config, shards, takes)
-    phases = 2 * _rounds(config) + _prunings(config)
-    beside = START + phases * EXCHANGE + _of_server(config) + _one_by_one(config, shards, takes)
-    return beside + work / max(1.0, SHARED * _workers(config, takes))
+    beside = _of_server(config) + one_by_one(config, shards, takes)
+    return on_ray(work, phases, workers_for(config, takes)) + beside
 
 
-def _rounds(config: RunConfig) -> int:
+def on_ray(work: float, phases: int, workers: int) -> float:
+    """Seconds until so many workers have done clients' work of so many seconds, start included."""
+    return START + phases * EXCHANGE + work / max(1.0, SHARED * workers)
+
+
+def rounds_of(config: RunConfig) -> int:
     """Rounds of all arms: up to the end of the warm-up they are played once."""
     shared = [arm for arm in config.baselines if arm not in OWN_START]
     small = SMALL in config.baselines
     return config.rounds * (1 + small) + len(shared) * (config.rounds - config.warmup)
 
 
-def _workers(config: RunConfig, takes: Footprint) -> int:
+def workers_for(config: RunConfig, takes: Footprint) -> int:
     """How many workers a Ray on this machine would have."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     here = Node("", "", os.cpu_count() or 1, 0.0, RAYS_PART * free)
     return min(config.hosts, staff_of(here, takes).workers)
 
 
-def _steps(config: RunConfig, n: int) -> int:
+def step_count(config: RunConfig, n: int) -> int:
+    """How many steps of training a client with so many examples takes in a round."""
     if not config.local_epochs:
         return config.local_steps
     return config.local_epochs * max(1, math.ceil(n / (config.batch_size * config.accumulate)))
@@ -161,5 +167,6 @@ def _prunings(config: RunConfig) -> int:
     return max(1, (config.end - config.warmup) // config.frequency)
 
 
-def _told(seconds: float) -> str:
+def seconds_told(seconds: float) -> str:
+    """Seconds, or minutes, for people."""
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
