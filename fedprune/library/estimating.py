@@ -23,7 +23,7 @@ from fedprune.engines.choosing import (
 )
 from fedprune.engines.sampled import Meter, sampled_port
 from fedprune.options.refusal import ConfigError
-from fedprune.records.book import PRUNED
+from fedprune.records.arms import PRUNED
 from fedprune.records.summary import Summary
 from fedprune.report.closing import in_bytes
 from fedprune.run import NoRoundCompleted, run_federated
@@ -32,7 +32,7 @@ from fedprune.server.rows import Row
 from fedprune.server.state import State
 from fedprune.server.watch import Watch
 
-LONGEST = 60.0
+REHEARSAL = 60.0
 """Seconds of rehearsing; rounds that are left then are taken to be as the last one."""
 
 REPORT_MEMORY = 90e6
@@ -154,7 +154,7 @@ def _rehearsed(
 ) -> tuple[list[Row], Summary | None, float]:
     """The rows of the rehearsal, its summary if it came to the end, and its seconds."""
     rows: list[Row] = []
-    until, began = time.monotonic() + LONGEST, time.process_time()
+    until, began = time.monotonic() + REHEARSAL, time.process_time()
 
     def row(told: Row, _: float, state: State) -> None:
         del state

@@ -39,7 +39,7 @@ def test_operations_are_those_of_every_step_and_example():
 
 def test_what_is_not_rehearsed_is_as_the_last_round(monkeypatch):
     whole = estimate(tiny(model="mlp"))
-    monkeypatch.setattr(estimating, "LONGEST", 0.0)
+    monkeypatch.setattr(estimating, "REHEARSAL", 0.0)
     cut = estimate(tiny(model="mlp"))
     assert (cut.rehearsed, cut.rounds) == (1, 5)
     assert cut.traffic["bytes_up"] == pytest.approx(whole.traffic["bytes_up"], rel=0.5)
