@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedprune.codec.wire import SCORE_TYPES, UPLINK_TYPES
 from fedprune.config import configure
-from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.averaging import AVERAGES
 from fedprune.learning.blending import BLENDS
+from fedprune.learning.mask_rules import MASKS
 from fedprune.learning.moving_average import MOVING
 from fedprune.learning.robust_rules import ROBUST
 from fedprune.learning.server_steps import SERVER_OPTIMIZERS

@@ -26,10 +26,11 @@ from fedprune.privacy.ledger import open_ledger
 from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.forms import form_of
+from fedprune.protocol.limits import metric_spread
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
 from fedprune.protocol.port import Port
-from fedprune.protocol.releases import OPEN, metric_spread
+from fedprune.protocol.releases import OPEN
 from fedprune.protocol.server_privacy import ready_port as opened_port
 from fedprune.protocol.stored import RELEASED_FOLDER as RELEASED_NAME
 from fedprune.protocol.stored import Stored, forget
@@ -37,10 +38,6 @@ from fedprune.records.arms import PRUNED, arm_names, arms_of
 from fedprune.records.book import open_book
 from fedprune.records.bound import Going, began_in
 from fedprune.records.choices import choices_in
-from fedprune.records.folder import (
-    write_results,
-    write_summary,
-)
 from fedprune.records.gap import gap_of
 from fedprune.records.playing_arms import ArmsWorld, play_arms
 from fedprune.records.previous import (
@@ -50,6 +47,7 @@ from fedprune.records.previous import (
 )
 from fedprune.records.provenance import provenance_of
 from fedprune.records.repeating import commands_for
+from fedprune.records.results import write_results, write_summary
 from fedprune.records.summary import About, Summary, summary_of
 from fedprune.report.result import Result
 from fedprune.runtime.process import put_back, trim_memory

@@ -15,8 +15,9 @@ from fedprune.client.host import Host
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.config import to_toml
 from fedprune.engines.inline import inline_port
-from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.averaging import AVERAGES
 from fedprune.learning.blending import BLENDS
+from fedprune.learning.mask_rules import MASKS
 from fedprune.learning.robust_rules import ROBUST
 from fedprune.learning.server_steps import SERVER_OPTIMIZERS
 from fedprune.protocol.aggregate import Aggregate

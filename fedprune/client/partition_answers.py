@@ -29,9 +29,9 @@ from fedprune.protocol.client_privacy import (
 )
 from fedprune.protocol.coded_answers import encode_answer
 from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.noise import source_for
-from fedprune.protocol.releases import most_votes
 from fedprune.randomness import generator
 from fedprune.runtime.guarding import guarded
 from fedprune.runtime.process import one_thread

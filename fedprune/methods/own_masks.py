@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprune.learning.averaging import decided
+from fedprune.learning.mask_rules import decided
 from fedprune.methods.method import Method
 from fedprune.methods.tuning import tuned
 from fedprune.protocol.aggregate import Aggregate

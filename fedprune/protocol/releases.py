@@ -26,8 +26,8 @@ from fedprune.privacy.release import Release
 from fedprune.protocol.client_privacy import (
     asks_signed,
     hides,
-    noised_metrics,
 )
+from fedprune.protocol.limits import clip_of, noise_of, votes_norm
 from fedprune.protocol.messages import Question
 from fedprune.protocol.votes import response_release
 from fedprune.scores.catalog import scores_of
@@ -36,7 +36,6 @@ from fedprune.scores.combine import combines_of
 if TYPE_CHECKING:
     from fedprune.config import RunConfig
     from fedprune.protocol.forms import Form
-    from fedprune.structure.layout import Layout
 
 OPEN = "released without noise"
 _SUMMED = "only sums over clients are seen, without noise: not differentially private"
@@ -72,47 +71,6 @@ def announced(config: RunConfig) -> tuple[Release, ...]:
     if hides(config):
         return ()
     return (Release("counts", ("labels",), reason=OPEN),)
-
-
-def most_votes(question: Question, config: RunConfig, form: Form, layout: Layout) -> int:
-    """The largest number of weights that a client's own mask may keep; 0 without votes.
-
-    A selection of weights keeps so many exactly; one more a tensor is for scopes that round each by
-    itself. Of larger units a client may keep more than was asked for: there the limit is all.
-    """
-    if not form.voters or question.sparsity is None or config.unit != "weight":
-        return form.voters
-    kept = math.ceil((1.0 - question.sparsity) * layout.whole)
-    return min(form.voters, kept + len(question.masks))
-
-
-def votes_norm(most: int, voters: int, sampling: str) -> float:
-    """The L2 sensitivity of a sum of masks that keep at most so many of the weights voted on.
-
-    Add or remove one: sqrt(most). Replace one: two masks differ in at most 2·most places, and in no
-    more than there are.
-    """
-    return math.sqrt(most if sampling == "poisson" else min(2 * most, voters))
-
-
-def clip_of(kind: str, config: RunConfig) -> float:
-    """The L2 norm that bounds what a client sends in answer to such a question."""
-    clips = {
-        "changes": config.dp_clip or 1.0,
-        "metrics": config.dp_metric_clip or 10.0,
-        "scores": config.dp_score_clip or 1.0,
-    }
-    return clips[KINDS[kind].own_options]
-
-
-def noise_of(kind: str, config: RunConfig) -> float:
-    """The noise multiplier of such a question's sums; 0.0: none."""
-    noises = {
-        "changes": config.dp_noise,
-        "metrics": config.dp_metric_noise if config.metrics == "noised" else 0.0,
-        "scores": config.dp_score_noise,
-    }
-    return noises[KINDS[kind].own_options] or 0.0
 
 
 def _arrays(question: Question, form: Form, config: RunConfig, most: int) -> list[Release]:
@@ -254,18 +212,6 @@ def _metrics(fields: tuple[str, ...], kind: str, config: RunConfig) -> Release:
         coordinates=len(fields),
         covered=True,
     )
-
-
-def metric_spread(config: RunConfig) -> float:
-    """Standard deviation of the noise on every mean that is measured; 0.0 where there is none."""
-    if not noised_metrics("evaluate", config):
-        return 0.0
-    z, clip = noise_of("evaluate", config), clip_of("evaluate", config)
-    if config.dp == "example":
-        alone = z * sensitivity(clip, signed=True, sampling="fixed")
-        # Each client adds its own, unless they share it out under a secure sum.
-        return alone / (config.clients**0.5 if config.secure == "none" else config.clients)
-    return z * sensitivity(clip, signed=True, sampling=config.sampling) / config.clients
 
 
 def _why(config: RunConfig) -> str:

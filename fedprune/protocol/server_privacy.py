@@ -29,11 +29,12 @@ from fedprune.privacy.release import Occasion, Release
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.client_privacy import asks_signed
 from fedprune.protocol.forms import Form, form_of
+from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.noise import noise_source_of
 from fedprune.protocol.port import Ask, Exchange, Port
-from fedprune.protocol.releases import announced, most_votes, releases_of
+from fedprune.protocol.releases import announced, releases_of
 from fedprune.protocol.stored import Stored, store, stored_in
 from fedprune.tasks.measures import COUNTS_BY_LABEL
 from fedprune.tensors.named import digest

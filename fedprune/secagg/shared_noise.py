@@ -15,8 +15,9 @@ from fedprune.privacy.discretise import Noise, noise_for
 from fedprune.privacy.mechanisms import SKELLAM
 from fedprune.privacy.noise import Source, skellam
 from fedprune.protocol.forms import Form
+from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
-from fedprune.protocol.releases import most_votes, releases_of
+from fedprune.protocol.releases import releases_of
 from fedprune.secagg.ring import Ring
 from fedprune.secagg.vectors import Pieces
 from fedprune.structure.layout import Layout

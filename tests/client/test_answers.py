@@ -17,7 +17,7 @@ from fedprune.client.host import Host
 from fedprune.client.partition_answers import released
 from fedprune.codec.wire import SCORE_TYPES
 from fedprune.engines.inline import inline_port
-from fedprune.learning.averaging import MASKS
+from fedprune.learning.mask_rules import MASKS
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.coded_answers import decode_answer
 from fedprune.protocol.forms import form_of

@@ -15,7 +15,7 @@ from fedprune.codec.masks import mask_digest
 from fedprune.export.manifest import MANIFEST_NAME
 from fedprune.export.saved import load_saved, save_folder
 from fedprune.protocol.models import dense_model, layout_for
-from fedprune.records.folder import write_results
+from fedprune.records.results import write_results
 from fedprune.server.state import Model, State
 from fedprune.tasks.tokenization import encode
 from fedprune.tensors.models import load_into, state_of

@@ -11,8 +11,9 @@ from fedprune.codec.wire import SCORE_TYPES
 from fedprune.commands.arguments import listing, run_asked_for
 from fedprune.commands.run_options import SHOWN_FIRST, full_help, run_parser
 from fedprune.config import RunConfig, configure, to_toml
-from fedprune.learning.averaging import AVERAGES, MASKS
+from fedprune.learning.averaging import AVERAGES
 from fedprune.learning.blending import BLENDS
+from fedprune.learning.mask_rules import MASKS
 from fedprune.learning.moving_average import MOVING
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import declared

@@ -8,7 +8,7 @@ from fedprune import federate
 from fedprune.commands.main import main
 from fedprune.commands.subject import subject
 from fedprune.engines.inline import inline_port
-from fedprune.records.folder import write_summary
+from fedprune.records.results import write_summary
 from tests.runs import tiny
 
 

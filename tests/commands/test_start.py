@@ -9,8 +9,8 @@ from fedprune.commands.run_options import told_at_once
 from fedprune.config import configure
 from fedprune.config.allowed import check_built_in_names
 from fedprune.config.sections import AllOptions
-from fedprune.learning.averaging import MASKS
 from fedprune.learning.blending import BLENDS
+from fedprune.learning.mask_rules import MASKS
 from fedprune.learning.robust_rules import ROBUST
 from fedprune.options.refusal import ConfigError
 from fedprune.options.section import NameTable, options_of

@@ -10,8 +10,9 @@ from fedprune.client.answers import ANSWERS
 from fedprune.config.kinds import KINDS
 from fedprune.engines.flower import client_app
 from fedprune.protocol.forms import FORMS, form_of
+from fedprune.protocol.limits import clip_of
 from fedprune.protocol.messages import Question
-from fedprune.protocol.releases import clip_of, releases_of
+from fedprune.protocol.releases import releases_of
 from fedprune.server.state import first_state
 from tests.runs import house_of, tiny
 

@@ -6,15 +6,14 @@ from torch import Tensor, nn
 from fedprune import select
 from fedprune.learning.averaging import (
     AVERAGES,
-    MASKS,
     averaged,
     change,
-    decided,
     flat_change,
     from_moments,
     to_moments,
 )
 from fedprune.learning.candidates import Candidate, blended, way_back
+from fedprune.learning.mask_rules import MASKS, decided
 from fedprune.protocol.aggregate import Aggregate, as_sum, summed
 from fedprune.protocol.messages import Answer
 from fedprune.structure.layout import Layout, layout_of

@@ -18,10 +18,10 @@ from fedprune.privacy.release import Release
 from fedprune.protocol.aggregate import Aggregate, as_sum
 from fedprune.protocol.client_privacy import leaving
 from fedprune.protocol.forms import form_of
+from fedprune.protocol.limits import metric_spread
 from fedprune.protocol.messages import Answer, Question
 from fedprune.protocol.models import layout_at
 from fedprune.protocol.port import Port
-from fedprune.protocol.releases import metric_spread
 from fedprune.protocol.server_privacy import _measured, name_of, private_port, ready_port
 from fedprune.protocol.stored import Stored
 from fedprune.server.state import first_state

@@ -12,8 +12,8 @@ import fedprune
 from fedprune.client.teacher import teacher_in
 from fedprune.commands.main import main
 from fedprune.commands.subject import subject
-from fedprune.records.folder import READ_AGAIN
 from fedprune.records.previous import previous_run
+from fedprune.records.results import READ_AGAIN
 from fedprune.report.reading import read_run
 from fedprune.runtime.sums import SUMS_NAME, check_sums
 from tests.records.harm import all_refused

@@ -35,8 +35,9 @@ from fedprune.privacy.ledger_file import (
 from fedprune.privacy.ledger_lines import epsilon_in
 from fedprune.privacy.release import Occasion, Release
 from fedprune.privacy.statement import Line
+from fedprune.protocol.limits import most_votes
 from fedprune.protocol.messages import Question
-from fedprune.protocol.releases import most_votes, releases_of
+from fedprune.protocol.releases import releases_of
 
 GIVEN_NAME = "given.jsonl"
 
