@@ -24,7 +24,8 @@ from fedprune.records.previous import (
     PreviousRun,
     continued,
 )
-from fedprune.server.fleet import check_fleet, fleet_of
+from fedprune.server.fitting import check_fleet
+from fedprune.server.fleet import fleet_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
 from fedprune.server.state import State, first_state

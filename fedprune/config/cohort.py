@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -55,7 +56,12 @@ def drawn(config: AllOptions, there: Sequence[int], round_: int) -> list[int]:
     gen = _chance(config, round_)
     if config.sampling == "poisson":
         return draw_each(list(there), config.cohort / (config.clients - config.panel), gen)
-    return draw(list(there), config.cohort, gen)
+    return draw(list(there), asked_in(config), gen)
+
+
+def asked_in(config: AllOptions) -> int:
+    """How many clients are asked in a round, of whom as many count as are in a cohort."""
+    return min(config.clients, math.ceil(round(config.cohort * config.over_select, 9)))
 
 
 def newcomers_of(config: AllOptions) -> frozenset[int]:

@@ -218,7 +218,10 @@ def _simulated(c: AllOptions) -> list[Conflict]:
     """What goes with simulated devices, whose clock counts what clients compute on."""
     simulated, hidden = bool(c.profiles), "how much a client computes on would be hidden"
     real = "devices have a speed of their own"
+    more, few = c.over_select > 1.0, "nobody is left to be faster than"
     return [
+        ("over-select", more and c.cohort >= c.clients, few, "1, or a smaller --cohort"),
+        *only(c, more, "more than a cohort are drawn", sampling="fixed", selector="uniform"),
         *only(c, simulated, real, engine=Not("flower")),
         *only(c, simulated, hidden, dp="none"),
         *only(c, simulated, hidden, secure="none"),

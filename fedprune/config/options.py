@@ -90,6 +90,15 @@ class Federation(Section):
         ge=1,
     )
 
+    over_select: float = option(
+        "federation",
+        "clients asked in a round, in cohorts: of more than one the first cohort of answers counts "
+        "(with --profiles by the simulated clock)",
+        1.0,
+        when={"profiles": Not("")},
+        ge=1,
+        le=10,
+    )
     profiles: str = option(
         "federation",
         "TOML file of classes of devices (share, flops, up, down, memory, availability, dropout, "

@@ -8,6 +8,7 @@ state lets Adam move a pruned weight by several learning rates.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -93,6 +94,18 @@ def step_rows(
             yield rows[start : start + config.accumulate]
             steps += 1
         passes += 1
+
+
+def examples_trained_on(size: int, config: Tuning) -> int:
+    """How many examples a client with so many trains on in a round, one each time it is in a batch.
+
+    Where a row that cannot be alone joins another batch, up to one more for each pass.
+    """
+    if config.local_epochs or not size:
+        return config.local_epochs * size
+    of_step = config.batch_size * config.accumulate
+    passes, rest = divmod(config.local_steps, math.ceil(size / of_step))
+    return passes * size + min(size, rest * of_step)
 
 
 def can_be_alone(model: nn.Module) -> bool:

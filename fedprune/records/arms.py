@@ -28,7 +28,13 @@ _ASKS_NOBODY = {
 _OF_A_FEDERATION: dict[str, Any] = {
     **{"cohort": 1, "min_clients": 1, "sampling": "fixed", "selector": "uniform", "batched": 1},
     **{"robust": "none", "byzantine": None, "strikes": None, "newcomers": 0, "panel": 0},
-    **{"measure_cohort": 0, "profiles": "", "deadline": None, "client_percentiles": False},
+    **{
+        "measure_cohort": 0,
+        "profiles": "",
+        "over_select": 1.0,
+        "deadline": None,
+        "client_percentiles": False,
+    },
 }
 """What means nothing, or something else, for one client by itself."""
 

@@ -15,6 +15,7 @@ import torch
 from fedprune.client.host import build_host
 from fedprune.config import RunConfig, with_values
 from fedprune.engines.inline import inline_port
+from fedprune.learning.local_training import examples_trained_on
 from fedprune.learning.options import trains
 from fedprune.protocol.port import Port
 from fedprune.records.arms import PRUNED
@@ -54,7 +55,7 @@ def pooled_arm(
     }
     pooled = Shard(**{name: joined_parts(those) for name, those in parts.items()})
     host = build_host(one, {0: pooled}, tried=True)
-    counts = {"federated": seen, "centralised": float(examples_of(whole, one))}
+    counts = {"federated": seen, "centralised": float(examples_trained_on(whole, one))}
     return one, inline_port(host), counts
 
 
@@ -69,24 +70,17 @@ def federated_examples(config: RunConfig, sizes: dict[int, int], rows: Sequence[
 
     Those of a client that failed count for nothing, as they do for the model.
     """
-    found = [
-        sum(examples_of(sizes[p], config) for p in row["cohort"] if p not in _failed(row))
-        for row in rows
-    ]
+    found = list[float]()
+    for row in rows:
+        those = [p for p in row["cohort"] if p not in _failed(row)]
+        seen = sum(examples_trained_on(sizes[p], config) for p in those)
+        # Of more than a cohort that were asked, not all counted: which ones no row says.
+        found.append(seen * min(1.0, int(row["answered"]) / max(1, len(those))))
     return sum(found) / max(1, len(found))
 
 
 def _failed(row: Row) -> Collection[int]:
     return {f["partition"] for f in row["failures"] if f["phase"] == "tune"}
-
-
-def examples_of(size: int, config: RunConfig) -> int:
-    """How many examples a client with so many trains on in a round, repeated ones each time."""
-    if config.local_epochs or not size:
-        return config.local_epochs * size
-    of_step = config.batch_size * config.accumulate
-    passes, rest = divmod(config.local_steps, math.ceil(size / of_step))
-    return passes * size + min(size, rest * of_step)
 
 
 def _only(config: RunConfig, arm: RunConfig, seen: float, whole: int, clients: int) -> RunConfig:

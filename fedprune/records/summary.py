@@ -23,7 +23,7 @@ from fedprune.records.staying import (
     uncut_summary,
 )
 from fedprune.redundancy.spectrum import spectrum_of
-from fedprune.server.fleet import training_bytes
+from fedprune.server.fitting import bytes_needed
 from fedprune.server.plan import Plan
 from fedprune.server.rows import quality
 from fedprune.server.state import State, Totals
@@ -138,7 +138,7 @@ def _devices(end: State, plan: Plan | None) -> Summary:
     """The simulated devices: how many of each class, and what the run took them."""
     if plan is None or not plan.fleet:
         return {}
-    need = training_bytes(end.model, plan)
+    need = bytes_needed(end.model, plan)
     classes = {
         p.name: {
             "clients": sum(q.name == p.name for q in plan.fleet),

@@ -225,7 +225,12 @@ def _patches(probe: Probe, name: str, labels: Tensor, units: Tensor) -> Iterator
         yield Patches(where, torch.stack(rows_), torch.stack(columns_), torch.stack(own_))
 
 
-ASK_ABLATION = Statistic(_collect, _shapes, passes="1 forward a unit, many in one batch")
+ASK_ABLATION = Statistic(
+    _collect,
+    _shapes,
+    passes="1 forward a unit, many in one batch",
+    forwards=lambda units: 1.0 + units,
+)
 
 
 def ablation(evidence: Evidence) -> Tensors:

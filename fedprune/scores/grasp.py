@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.scores.gradients import by_batch, gradient, watched
-from fedprune.scores.score import Evidence, Probe, Statistic
+from fedprune.scores.score import FORWARDS_OF_A_STEP, Evidence, Probe, Statistic
 from fedprune.structure.layers import parameters_of
 from fedprune.tensors.named import Tensors, wide_zeros
 
@@ -52,7 +52,10 @@ def _product(probe: Probe, batch: Tensors) -> Tensors:
 ASKS = (
     Statistic(by_batch(gradient), watch=watched(gradient)),
     Statistic(
-        _hessian_times, given=_mean_gradient, passes="1 forward, 1 backward, 1 double backward"
+        _hessian_times,
+        given=_mean_gradient,
+        passes="1 forward, 1 backward, 1 double backward",
+        forwards=lambda _: 2 * FORWARDS_OF_A_STEP,  # back through both passes of the first
     ),
 )
 

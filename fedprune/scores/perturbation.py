@@ -71,7 +71,12 @@ def _loss(probe: Probe) -> float:
     return sum(float(probe.loss(probe.model, batch).total) for batch in probe.batches)
 
 
-ASK_PERTURBATION = Statistic(_collect, _shapes, passes="1 + probes forwards")
+ASK_PERTURBATION = Statistic(
+    _collect,
+    _shapes,
+    passes="1 + probes forwards",
+    forwards=lambda probes: 1.0 + probes,
+)
 
 
 def effects(evidence: Evidence) -> Tensors:

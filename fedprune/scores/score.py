@@ -125,6 +125,8 @@ class Statistic:
             (for the first ask, evidence without sums); same rule for names and shapes.
         watch: the same sums collected while a client tunes; None: only a pass of its own will do.
         passes: what it costs a client, in words: "1 forward, 1 backward".
+        forwards: the same in forward passes over the examples, from how many numbers a summand
+            holds, where the words do not say it: see `forwards_of`.
         signed: the sums may be below 0; those that cannot need less noise to hide a client.
     """
 
@@ -133,7 +135,25 @@ class Statistic:
     given: Callable[[Evidence], Tensors] | None = None
     watch: Watching | None = None
     passes: str = "1 forward, 1 backward"
+    forwards: Callable[[int], float] | None = None
     signed: bool = True
+
+
+FORWARDS_OF_A_STEP = 3.0
+"""Operations of a forward and a backward pass, in forward passes: a backward pass takes two (Kaplan
+et al. 2020, arXiv 2001.08361, section 2.1)."""
+
+
+def forwards_of(statistic: Statistic, numbers: int) -> float:
+    """How many forward passes over its examples a client takes for so many numbers of a statistic.
+
+    A backward pass counts as two, products of single examples' gradients as nothing. What a
+    statistic of the user's own takes is what its `forwards` say, or one pass if its `passes` are
+    "1 forward", else a pass forward and back.
+    """
+    if statistic.forwards is not None:
+        return statistic.forwards(numbers)
+    return 1.0 if statistic.passes == "1 forward" else FORWARDS_OF_A_STEP
 
 
 Solve = Callable[[Evidence, Mapping[str, float], tuple[int, int] | None], tuple[Masks, Tensors]]

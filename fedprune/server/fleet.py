@@ -7,29 +7,24 @@ are counted, and both are divided by what a client's class of devices does in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass, dealt_profiles, profiles_in
-from fedprune.learning.options import trains
-from fedprune.options.refusal import ConfigError, counted
 from fedprune.protocol.aggregate import Aggregate, PhaseCost
 from fedprune.protocol.failures import Failure
+from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask, Exchange, Port
 from fedprune.randomness import draw_each, generator
+from fedprune.server.fitting import bytes_needed
 from fedprune.server.plan import Plan
-from fedprune.server.state import Book, Model, State
-from fedprune.tasks.catalog import tasks_of
-
-FORWARDS_OF_A_STEP = 3.0
-"""Operations of a training step in forward passes: one forward, and a backward pass of twice that
-(Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Scores are counted so too: those without a
-backward pass up to three times too long, those with a pass for every probe or unit (perturbation,
-ablation) too short."""
+from fedprune.server.state import Book, State
+from fedprune.server.work import work_for
 
 
 def fleet_of(config: RunConfig) -> tuple[DeviceClass, ...]:
@@ -49,37 +44,6 @@ def devices_told(config: RunConfig) -> list[str]:
     return [f"  devices     {many}, with a simulated clock"]
 
 
-def training_bytes(model: Model, plan: Plan) -> float:
-    """What training takes a client: weights, mask, gradients and the optimizer's state.
-
-    Activations are not in it: they depend on the batch and on the machine's libraries.
-    """
-    c = plan.config
-    factors = sum(t.numel() for t in model.adapters.values())
-    learn = factors or plan.layout.parameters
-    moments = 8 if c.optimizer in ("adam", "adamw") else 4 if c.momentum else 0
-    return plan.layout.parameters * 5.0 + learn * (4.0 + (moments if trains(c) else 0.0))
-
-
-def check_fleet(model: Model, plan: Plan) -> None:
-    """Refuse a model that too few clients have the memory for.
-
-    Raises:
-        ConfigError: fewer than a round needs.
-    """
-    if not plan.fleet:
-        return
-    c, need = plan.config, training_bytes(model, plan)
-    fitting = sum(p.memory >= need for p in plan.fleet)
-    if fitting < c.min_clients:
-        fewer = f", or --min-clients up to {fitting}" if fitting else ""
-        raise ConfigError(
-            f"profiles={c.profiles!r}: training takes {need:.3g} bytes without activations, which "
-            f"{counted(fitting, 'client')} of {c.clients} have; allowed: more memory or a smaller "
-            f"model{fewer}"
-        )
-
-
 def fleet_port(port: Port, state: State, plan: Plan) -> Port:
     """The port in the state's round: without who is away, or for whom the model is too large.
 
@@ -87,7 +51,7 @@ def fleet_port(port: Port, state: State, plan: Plan) -> Port:
     """
     if not plan.fleet:
         return port
-    need, gen = training_bytes(state.model, plan), _chance(plan.config, "away", state.round)
+    need, gen = bytes_needed(state.model, plan), _chance(plan.config, "away", state.round)
     luck = torch.rand(len(plan.fleet), generator=gen).tolist()
     away = {
         p
@@ -112,43 +76,61 @@ class _There:
         paid: bytes down and up of a client, by kind of question, in the newest such phase of an
             earlier round.
         labels: training labels of those who are there, by partition.
+        stages: how often each kind of question was put in the round.
     """
 
     plan: Plan
     paid: Mapping[str, tuple[float, float]]
     labels: Callable[[], Mapping[int, int]]
+    stages: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Who answers a question: who drops out or is late, and for whom nobody waits.
+
+    Attributes:
+        lost: the failures, by partition.
+        spare: of those who were asked beyond the cohort, the slowest.
+    """
+
+    lost: Mapping[int, Failure]
+    spare: Collection[int] = ()
 
 
 def _put(asks: Sequence[Ask], port: Port, there: _There) -> list[Aggregate]:
     """The sums of those who answer in time, with what it cost; who does not is a failure."""
     labels = there.labels()
-    lost = [_lost(ask, there, labels) for ask in asks]
+    drawn = [_Drawn(_lost(ask, there, labels)) for ask in asks]
+    drawn = _without_spare(asks, drawn, there, labels)
+    for key in {(ask.question.kind, ask.question.ask) for ask in asks}:
+        there.stages[key] += 1
     left = [
-        replace(ask, partitions=[p for p in ask.partitions if p not in out])
-        for ask, out in zip(asks, lost, strict=True)
+        replace(ask, partitions=[p for p in ask.partitions if p not in {*out.lost, *out.spare}])
+        for ask, out in zip(asks, drawn, strict=True)
     ]
     put = iter(port.put([ask for ask in left if ask.partitions]))
     sums = [next(put) if ask.partitions else Aggregate() for ask in left]
     return [
-        replace(
-            total,
-            failures=(*total.failures, *out.values()),
-            cost=_cost(ask, total, there, labels, waited=bool(out)),
-        )
-        for total, ask, out in zip(sums, left, lost, strict=True)
+        _costly(ask, total, out, there, labels)
+        for total, ask, out in zip(sums, left, drawn, strict=True)
     ]
 
 
 def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failure]:
-    """Who drops out, and who would answer after the deadline, each with the reason."""
+    """Who drops out, and who would answer after the deadline, each with the reason.
+
+    Chance decides anew in every stage of a round: each score, each step of it, and training.
+    """
     question, plan, found = ask.question, there.plan, dict[int, Failure]()
     if KINDS[question.kind].asks != "cohort":
         return found
-    sizes = there.paid.get(question.kind, plan.dense_packet)
+    stage = there.stages[question.kind, question.ask]
     for p in ask.partitions:
         name, most = plan.fleet[p].name, plan.config.deadline
-        took = _seconds(p, question.kind, sizes, plan, labels)
-        gen = _chance(plan.config, question.kind, question.round, question.ask, p)
+        took = _expected(p, ask, there, labels)
+        numbers = (question.round, question.ask, p, *([stage] if stage else []))
+        gen = _chance(plan.config, question.kind, *numbers)
         why = f"dropped out, as its class {name} does"
         if not draw_each([p], plan.fleet[p].dropout, gen):
             late = isinstance(most, float) and took > most
@@ -158,36 +140,86 @@ def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failu
     return found
 
 
+def _without_spare(
+    asks: Sequence[Ask], drawn: Sequence[_Drawn], there: _There, labels: Mapping[int, int]
+) -> list[_Drawn]:
+    """The same, with the slowest of an exchange as spare, where more answer than are in a cohort.
+
+    Bonawitz et al. 2019, arXiv 1902.01046, section 2: more are asked than are needed, and whoever
+    answers after enough others counts for nothing.
+    """
+    c = there.plan.config
+    cohort = [i for i, ask in enumerate(asks) if KINDS[ask.question.kind].asks == "cohort"]
+    everyone = c.score_cohort == "all" and any(asks[i].question.kind == "score" for i in cohort)
+    if c.over_select == 1.0 or everyone:
+        return list(drawn)
+    answers = sorted(
+        (_expected(p, asks[i], there, labels), p, i)
+        for i in cohort
+        for p in asks[i].partitions
+        if p not in drawn[i].lost
+    )
+    spare = answers[c.cohort :]
+    return [
+        replace(out, spare=sorted(p for _, p, i in spare if i == n)) for n, out in enumerate(drawn)
+    ]
+
+
+def _expected(p: int, ask: Ask, there: _There, labels: Mapping[int, int]) -> float:
+    """Seconds that a client would take, by the bytes of the newest such phase."""
+    sizes = there.paid.get(ask.question.kind, there.plan.dense_packet)
+    return _seconds(p, ask.question, sizes, there.plan, labels.get(p, 0))
+
+
+def _costly(
+    ask: Ask, total: Aggregate, out: _Drawn, there: _There, labels: Mapping[int, int]
+) -> Aggregate:
+    """A sum with what it cost, with who failed, and with what is said of who was not waited for."""
+    total = replace(total, failures=(*total.failures, *out.lost.values()))
+    cost = _cost(ask, total, there, labels, waited=bool(out.lost))
+    if cost is None or not out.spare:
+        return replace(total, cost=cost)
+    spent = sum(
+        min(cost.seconds, _expected(p, ask, there, labels)) * there.plan.fleet[p].watts
+        for p in out.spare
+    )
+    who = ", ".join(map(str, out.spare))
+    notice = f"{ask.question.kind}: enough others were faster than client {who}"
+    return replace(
+        total,
+        cost=replace(cost, joules=cost.joules + spent),
+        bytes_down=total.bytes_down + round(cost.down * len(out.spare)),
+        notices=(*total.notices, notice),
+    )
+
+
 def _cost(
-    ask: Ask, total: Aggregate, there: _There, labels: Mapping[int, int], *, waited: bool
+    ask: Ask, total: Aggregate, there: _There, labels: Mapping[int, float], *, waited: bool
 ) -> PhaseCost | None:
     """What a phase took: as long as its slowest answer, or the deadline if somebody missed it.
 
-    Bytes are divided evenly between its clients. Measuring costs nothing: a deployment need not do
-    it.
+    Bytes are divided evenly between its clients, and so are the labels that models are compared
+    on. Measuring costs nothing: a deployment need not do it.
     """
-    plan, kind = there.plan, ask.question.kind
-    most = plan.config.deadline
-    if KINDS[kind].counts == "evaluation":
+    plan, question = there.plan, ask.question
+    most, many = plan.config.deadline, max(1, len(total.answered))
+    if KINDS[question.kind].counts == "evaluation":
         return None
-    sizes = (
-        total.bytes_down / max(1, len(ask.partitions)),
-        total.bytes_up / max(1, len(total.answered)),
-    )
-    took = {p: _seconds(p, kind, sizes, plan, labels) for p in total.answered}
+    sizes = (total.bytes_down / max(1, len(ask.partitions)), total.bytes_up / many)
+    if question.kind == "compare":
+        labels = {p: total.totals.get("count", 0.0) / many for p in total.answered}
+    took = {p: _seconds(p, question, sizes, plan, labels.get(p, 0)) for p in total.answered}
     joules = sum(s * plan.fleet[p].watts for p, s in took.items())
     longest = most if waited and isinstance(most, float) else max(took.values(), default=0.0)
     return PhaseCost(longest, joules, *sizes)
 
 
 def _seconds(
-    p: int, kind: str, sizes: tuple[float, float], plan: Plan, labels: Mapping[int, int]
+    p: int, question: Question, sizes: tuple[float, float], plan: Plan, labels: float
 ) -> float:
     """Seconds of a client: to receive, compute, and send."""
     its = plan.fleet[p]
-    return (
-        sizes[0] / its.down + work_for(kind, labels.get(p, 0), plan) / its.flops + sizes[1] / its.up
-    )
+    return sizes[0] / its.down + work_for(question, labels, plan) / its.flops + sizes[1] / its.up
 
 
 def clocked(book: Book, asks: Sequence[Ask], sums: Sequence[Aggregate]) -> Book:
@@ -204,24 +236,3 @@ def clocked(book: Book, asks: Sequence[Ask], sums: Sequence[Aggregate]) -> Book:
         joules=book.joules + joules,
         paid={**book.paid, **paid},
     )
-
-
-def work_for(kind: str, labels: int, plan: Plan) -> float:
-    """Floating-point operations of a client with so many training labels for such a question.
-
-    Those of the prunable layers as they are now, zeros included: only what is cut out is saved
-    (`fedprune.structure.flops`). 0 where the task has no example to count them on.
-    """
-    task, c = tasks_of(plan.config.plugin)[plan.config.task], plan.config
-    if plan.dummy is None or not plan.positions:
-        return 0.0
-    per_example = max(1, task.labels(plan.dummy))
-    shapes = plan.layout.shapes
-    forward = sum(2.0 * shapes[n].numel() * rows for n, rows in plan.positions.items())
-    examples = labels / per_example
-    if kind == "tune":
-        passes = min(float(c.batch_size), examples) * c.local_steps + examples * c.local_epochs
-        return FORWARDS_OF_A_STEP * forward * passes
-    if kind == "score":
-        return FORWARDS_OF_A_STEP * forward * min(examples, float(c.score_examples or examples))
-    return forward * examples

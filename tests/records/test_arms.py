@@ -8,10 +8,9 @@ import torch
 
 from fedprune import federate
 from fedprune.engines.inline import inline_port
-from fedprune.learning.local_training import step_rows
+from fedprune.learning.local_training import examples_trained_on, step_rows
 from fedprune.protocol.messages import Question
 from fedprune.records.gap import by_construction, gap_closure
-from fedprune.records.pooled import examples_of
 from fedprune.report.gap import BY_CONSTRUCTION, gap_words
 from fedprune.server.watch import Watch
 from tests.runs import Killed, house_of, tiny
@@ -78,7 +77,7 @@ def _stop_at(arm, question):
 def test_examples_of_a_round_are_counted_as_they_are_trained_on(size, how):
     config = tiny(**how)
     steps = step_rows(size, config, torch.Generator().manual_seed(0))
-    assert examples_of(size, config) == sum(len(rows) for step in steps for rows in step)
+    assert examples_trained_on(size, config) == sum(len(rows) for step in steps for rows in step)
 
 
 def test_of_exact_sums_without_training_the_gap_is_closed_by_construction():

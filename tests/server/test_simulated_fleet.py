@@ -7,14 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedprune import ConfigError, federate
+from fedprune import ConfigError, RunConfig, federate
 from fedprune.config.profiles import DeviceClass, dealt_profiles
+from fedprune.learning.local_training import step_rows
 from fedprune.opening import opening_of
-from fedprune.server.fleet import fleet_of, work_for
+from fedprune.protocol.messages import Question
+from fedprune.server.fitting import bytes_needed
+from fedprune.server.fleet import fleet_of
 from fedprune.server.watch import Watch
+from fedprune.server.work import work_for
 from fedprune.structure.flops import flops
+from fedprune.structure.groups import stages_of
 from fedprune.tensors.named import full_masks
-from tests.runs import overheard, tiny
+from tests.runs import house_of, overheard, tiny
 
 CLASSES = {
     "fast": {"share": 1, "flops": 2e9, "up": 5e6, "down": 1e7, "watts": 2},
@@ -45,30 +50,96 @@ def test_classes_are_dealt_by_their_shares(clients):
     assert all(abs(found[n] - clients * s / 8.5) < 1 for n, s in shares.items())
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path, dropout):
-    config = simulated(tmp_path, dropout=dropout)
+@pytest.mark.parametrize(
+    ("keys", "passes"),
+    [
+        ({}, 3),
+        ({"dropout": 0.5}, 3),
+        ({"score": "wanda"}, 1),
+        ({"score": "perturbation", "probes": 4}, 1 + 4),
+        ({"score": "ablation", "unit": "row"}, "rows"),
+        ({"score": "magnitude", "schedule": "adaptive", "tolerance": 0.2}, None),
+    ],
+)
+def test_the_clock_is_the_slowest_of_each_phase_by_hand(tmp_path, keys, passes):
+    config = simulated(tmp_path, **{"model": "mlp", "agreement": False, "local_steps": 5, **keys})
     result, asked, _ = overheard(config)
-    fleet = fleet_of(config)
-    labels = result.summary["shard_sizes"]
+    fleet, shards = fleet_of(config), house_of(config).shards
     forward = result.summary["flops_dense"]
-    seconds, joules = 0.0, 0.0
+    seconds, joules, compared = 0.0, 0.0, 0
     for question, _, total in asked:
-        if question.kind not in ("score", "tune"):
+        if question.kind not in ("score", "tune", "compare"):
             continue
-        each = {}
+        each, n = {}, len(total.answered)
         for p in total.answered:
+            size = len(shards[p].train["labels"])
             if question.kind == "tune":
-                work = 3 * forward * min(config.batch_size, labels[p]) * config.local_steps
+                steps = step_rows(size, config, torch.Generator())
+                work = 3 * forward * sum(len(rows) for step in steps for rows in step)
+            elif question.kind == "score":
+                rows = 1 + sum(len(m) for m in question.masks.values())
+                work = (rows if passes == "rows" else passes) * forward * size
             else:
-                work = 3 * forward * labels[p]
-            n = len(total.answered)
+                compared += 1
+                work = len(question.candidates) * forward * total.totals["count"] / n
             sent = total.bytes_down / n / fleet[p].down + total.bytes_up / n / fleet[p].up
             each[p] = sent + work / fleet[p].flops
         seconds += max(each.values())
         joules += sum(s * fleet[p].watts for p, s in each.items())
     assert result.rows[-1]["clock"] == pytest.approx(seconds)
     assert result.summary["devices"]["joules"] == pytest.approx(joules)
+    assert (compared > 0) == (passes is None)
+
+
+def test_more_are_asked_than_count_and_the_slowest_count_for_nothing(tmp_path):
+    keys = {"model": "mlp", "cohort": 4, "rounds": 3, "end": 3}
+    config = simulated(tmp_path, over_select=1.5, **keys)
+    fleet = fleet_of(config)
+    result, asked, _ = overheard(config)
+    assert [len(row["cohort"]) for row in result.rows] == [6, 6, 6]
+    assert {row["answered"] for row in result.rows} == {4}
+    assert result.summary["failures"] == 0
+    for question, whom, _ in asked:
+        if question.kind == "tune":
+            cohort = result.rows[question.round - 1]["cohort"]
+            fast = [p for p in cohort if fleet[p].name == "fast"]
+            assert set(fast[:4]) <= set(whom) if len(fast) <= 4 else set(whom) <= set(fast)
+    plain = federate(simulated(tmp_path, **keys))
+    assert result.rows[-1]["clock"] < plain.rows[-1]["clock"]
+    assert any("enough others were faster" in n for n in result.rows[0]["notices"])
+    all_there = federate(simulated(tmp_path, over_select=1.5, dropout=0.9, **keys))
+    assert max(row["answered"] for row in all_there.rows) <= 4
+
+
+def test_who_drops_out_is_drawn_anew_in_every_stage(tmp_path):
+    steps = {"score": "wanda", "score_steps": 6, "schedule": "one-shot", "end": 3, "cohort": 8}
+    result = federate(simulated(tmp_path, model="mlp", dropout=0.5, **steps))
+    (pruned,) = [row for row in result.rows if row["phase"] == "prune"]
+    out = Counter(f["partition"] for f in pruned["failures"] if f["phase"] == "score")
+    assert len(set(out.values())) > 1
+    assert max(out.values()) < 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "bytes_a_weight"),
+    [
+        ({"momentum": 0.9, "optimizer": "sgd"}, 5 + 4 + 4),
+        ({"optimizer": "adam"}, 5 + 4 + 8),
+        ({"local_steps": 0}, 5 + 4),
+        ({"local_steps": 0, "score": "wanda"}, 5),
+        ({"local_steps": 0, "score": "magnitude"}, 5),
+    ],
+)
+def test_memory_is_what_a_client_does(keys, bytes_a_weight, monkeypatch):
+    config = tiny(model="vit", **keys)
+    state, plan = opening_of(config, None, None)
+    assert bytes_needed(state.model, plan) == bytes_a_weight * plan.layout.parameters
+    monkeypatch.setattr(RunConfig, "streamed", True)
+    blocks = [sum(plan.layout.shapes[n].numel() for n in s) for s in stages_of(plan.layout)]
+    gone = sum(blocks) - max(blocks)
+    if keys.get("local_steps") == 0:
+        left = plan.layout.parameters - gone
+        assert bytes_needed(state.model, plan) == bytes_a_weight * left
 
 
 def test_profiles_change_the_clock_alone_and_cut_models_are_faster(tmp_path):
@@ -139,8 +210,11 @@ def test_operations_are_those_of_the_layers_that_are_there():
         ),
         plan.positions,
     )
-    assert work_for("own", 10, plan) == 10 * whole
-    assert work_for("score", 10, replace(plan, dummy=None)) == 0.0
+    state = opening_of(config, None, None)[0]
+    question = Question("inputs", 1, state.weights, state.masks)
+    assert work_for(question, 10, plan) == 10 * whole
+    assert work_for(question, 10, replace(plan, dummy=None)) == 0.0
+    assert work_for(replace(question, kind="tokens"), 10, plan) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Operations of a client for a question, as the simulated clock counts them."""
+
+from __future__ import annotations
+
+from fedprune.learning.local_training import examples_trained_on
+from fedprune.protocol.messages import Question
+from fedprune.scores.catalog import scores_of
+from fedprune.scores.score import FORWARDS_OF_A_STEP, Statistic, forwards_of
+from fedprune.server.plan import Plan
+from fedprune.tasks.catalog import tasks_of
+from fedprune.tensors.named import kept_in
+
+
+def work_for(question: Question, labels: float, plan: Plan) -> float:
+    """Floating-point operations of a client with so many labels for a question.
+
+    Those of the prunable layers as they are now, zeros included: only what is cut out is saved
+    (`fedprune.structure.flops`). 0 where the task has no example to count them on. What a teacher
+    computes, and what an optimizer or a mask takes, is not in it.
+
+    Args:
+        question: what is asked.
+        labels: of the client's training part; to compare models, of its validation part.
+        plan: of the model as it is.
+    """
+    task = tasks_of(plan.config.plugin)[plan.config.task]
+    if plan.dummy is None or not plan.positions:
+        return 0.0
+    shapes = plan.layout.shapes
+    forward = sum(2.0 * shapes[n].numel() * rows for n, rows in plan.positions.items())
+    return forward * _passed(question, labels / max(1, task.labels(plan.dummy)), plan)
+
+
+def _passed(question: Question, examples: float, plan: Plan) -> float:
+    """Forward passes of one example that a client takes, a backward pass as two of them."""
+    c, kind = plan.config, question.kind
+    scored = min(examples, float(c.score_examples or examples))
+    asks = scores_of(c.plugin)[question.score or c.score].asks
+    if kind == "tune":
+        steps = FORWARDS_OF_A_STEP * examples_trained_on(round(examples), c)
+        grown = FORWARDS_OF_A_STEP * scored if question.grow == "gradient" else 0.0
+        own = bool(question.score) and c.masks != "global"
+        return steps + grown + own * scored * sum(_forwards(a, question, plan) for a in asks)
+    if kind == "score":
+        return scored * _forwards(asks[question.ask], question, plan)
+    if kind == "own":
+        return scored * sum(_forwards(ask, question, plan) for ask in asks)
+    if kind == "compare":
+        return examples * max(1, len(question.candidates))
+    return examples * _PASSES_OF.get(kind, 0.0)
+
+
+_PASSES_OF = {"inputs": 1.0, "magnitudes": 1.0, "outputs": 2.0}
+"""Of questions about inputs of layers; who counts labels or tokens computes nothing."""
+
+
+def _forwards(ask: Statistic, question: Question, plan: Plan) -> float:
+    """Forward passes of a statistic; one of single weights is of those that are left."""
+    c, names = plan.config, question.names or plan.layout.prunable
+    shapes, masks = ask.shapes(plan.layout, names, c.unit, c.probes or 0), question.masks
+    own = {n: s for n, s in shapes.items() if n in masks and masks[n].shape == s}
+    numbers = sum(s.numel() for n, s in shapes.items() if n not in own)
+    return forwards_of(ask, numbers + sum(kept_in(masks[n], masks[n]) for n in own))
