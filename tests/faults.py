@@ -118,7 +118,7 @@ FAULTS: dict[str, Fault] = {
         "fedprune.selection.pools._max", lambda _f, *args: _mean(*args), "blocks"
     ),
     "one too few of a pattern": Fault(
-        "fedprune.selection.units.pattern_counts",
+        "fedprune.selection.patterns.pattern_counts",
         lambda f, columns, n, m, s: f(columns, n, m, s * 0.5),
         "sparsegpt",
     ),

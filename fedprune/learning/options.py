@@ -148,7 +148,7 @@ class Averaging(Section):
         "combining",
         "whose masks weights are tuned under when pruned",
         "global",
-        names=NameTable("fedprune.learning.averaging", "MASKS"),
+        names=NameTable("fedprune.learning.mask_rules", "MASKS"),
     )
     average: str | None = option(
         "combining",
