@@ -26,6 +26,7 @@ from fedprune.client.scoring import (
     own_pruning,
 )
 from fedprune.client.teacher import distillation_of
+from fedprune.client.thresholds import answer_thresholds, as_kept
 from fedprune.client.tokens import token_counts
 from fedprune.config.kinds import KINDS
 from fedprune.learning.averaging import flat_change
@@ -58,6 +59,8 @@ def answer(question: Question, client: ClientContext) -> Answer:
         question, client = with_adapters(question, client)
     if question.regime.personal == "selected":
         question = with_own(question, client.memory)
+    if question.regime.alone and question.kind != "tune":
+        question = as_kept(question, client.memory, client.layout)
     if KINDS[question.kind].weights:
         load_into(client.model, question.weights)
     return ANSWERS[question.kind](question, client)
@@ -78,6 +81,10 @@ class _Counted:
 def _answer_tune(question: Question, client: ClientContext) -> Answer:
     c = client.config
     with seeded(c.seed, DROPOUT, question.round, client.partition):
+        if question.regime.alone:
+            run = partial(_trained, question, client, question.masks)
+            those = _steps(question, client, {})[0]
+            return answer_thresholds(question, client, lambda how: run(those, manner=how))
         if question.grow:
             steps = list(_steps(question, client, {})[0])
             masks, tuned = exchanging(question, client, steps, partial(_trained, question, client))

@@ -19,7 +19,8 @@ class Wire(Section):
     base: Literal["auto", "held", "sent"] = option(
         "wire",
         "weights of a pretrained model that clients have from the same files: held, so that only "
-        "what differs is sent, or sent (auto: held, but with --secure)",
+        "what differs is sent, or sent (auto: held, but with --secure); held also spares the first "
+        "weights of a model from scratch, which clients make by the seed",
         "auto",
     )
     uplink: str | None = option(

@@ -100,7 +100,8 @@ def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     """What is sent, and what clients keep back of it."""
     files = task.paths and from_files(c.model, task.models)
     scratch = not files and c.adapters == "none"
-    no_base = "its weights come from no file" if scratch else "secure sums send all weights"
+    sums = "secure sums send all weights"
+    no_base = "its weights come from no file" if scratch else sums
     keeps, whole = c.error_feedback, c.error_feedback and (c.uplink or c.wire) not in BITS
     kept, never = "residuals of --error-feedback", "never, or no --error-feedback"
     arms = "with --error-feedback clients keep one residual, not one for each arm"
@@ -108,7 +109,8 @@ def _sent(c: AllOptions, task: Task) -> list[Conflict]:
     shrinks = keeps and c.shrink != "never"
     random = f"false, or --uplink {', '.join(BITS)}"
     return [
-        *only(c, scratch or c.secure != "none", no_base, base="auto"),
+        ("secure", c.secure != "none" and c.base == "held", sums, "none, or --base auto"),
+        ("base", c.base == "sent" and (scratch or c.secure != "none"), no_base, "auto"),
         ("stream", c.stream == "on" and bool(why_unstreamed(c)), why_unstreamed(c), "auto, off"),
         ("error-feedback", whole, "nothing is rounded at random", random),
         *only(c, keeps, f"{kept} are of one mask for all", masks="global"),

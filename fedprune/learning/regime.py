@@ -65,6 +65,11 @@ class Regime:
         return self.chosen or self.personal == "selected"
 
     @property
+    def alone(self) -> bool:
+        """Whether all weights are a client's own: then the global ones are nobody's model."""
+        return self.personal == "thresholds"
+
+    @property
     def chosen(self) -> bool:
         """Whether what is sent is chosen by its size."""
         return self.sends in ("weights", "changes")

@@ -8,6 +8,7 @@ from statistics import mean
 
 from fedprune.config import RunConfig
 from fedprune.config.cohort import measurers, measures_in
+from fedprune.learning.regime import PLAIN_REGIME
 from fedprune.methods.catalog import method_name, method_of, riders_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.tuning import answered_by_all
@@ -49,7 +50,9 @@ def measured(
     state: State, r: Round, port: Port, part: str, whom: Sequence[int]
 ) -> tuple[State, Aggregate]:
     """The same sums over these partitions, with who answered and who did not."""
-    question = r.question(outcome(state, r.config), "evaluate", part=part)
+    own = method_of(r.config).regime
+    how = {"part": part, "regime": own if own.alone else PLAIN_REGIME}
+    question = r.question(outcome(state, r.config), "evaluate", **how)
     talk = several([Ask(question, whom)])
     (aggregate,), book = conversed(talk, state.book, r.plan, port)
     return replace(state, book=book), aggregate

@@ -31,7 +31,7 @@ from fedprune.scores.catalog import scores_of
 from fedprune.scores.combine import COMBINES, combines_of
 from fedprune.scores.inputs import aliases, inputs_of
 from fedprune.scores.score import Shapes
-from fedprune.structure.layout import Layout
+from fedprune.structure.layout import Layout, as_rows
 from fedprune.tasks.catalog import tasks_of
 from fedprune.tasks.client_spread import spread_names
 from fedprune.tasks.measures import SPREAD
@@ -194,6 +194,12 @@ def _score(question: Question, config: RunConfig, layout: Layout) -> Form:
 
 
 def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
+    if question.regime.alone:
+        rows = {
+            n: torch.Size([as_rows(layout, n, _like(n, layout)).shape[0]]) for n in layout.prunable
+        }
+        totals = frozenset({"loss", "count", "kept"})
+        return Form(rows, {}, totals, within=(-CHANGE, CHANGE))
     sums: Shapes = {}
     positive = False
     if question.score and config.score_during == "tune":
@@ -217,6 +223,10 @@ def _tune(question: Question, config: RunConfig, layout: Layout) -> Form:
         within=(-CHANGE, CHANGE),
         positive=positive,
     )
+
+
+def _like(name: str, layout: Layout) -> Tensor:
+    return torch.empty(layout.shapes[name], device="meta")
 
 
 def _own(question: Question, config: RunConfig, layout: Layout) -> Form:

@@ -84,11 +84,11 @@ class Lacking(ValueError):
 def has_base(config: RunConfig) -> bool:
     """Whether clients have the model's weights already: from files, or as the seed makes them.
 
-    These are of no use but beside adapters, where they stay as they are.
+    These are of no use but where they stay as they are: beside adapters, and where it is asked for.
     """
     task = tasks_of(config.plugin)[config.task]
     brings = task.paths and from_files(config.model, task.models)
-    stays = brings or config.adapters != "none"
+    stays = brings or config.adapters != "none" or config.base == "held"
     return bool(stays and config.secure == "none" and config.base != "sent")
 
 

@@ -273,7 +273,7 @@ schedule=one-shot frequency=2 | frequency | 1, or leave it out
 local-steps=2 local-epochs=1 | local-steps | one of them
 local-steps=0 sparsity=0.0 | local-steps | above 0
 local-steps=0 lr=0.3 | lr | leave it out, or steps above 0
-base=held | base | auto
+base=sent | base | auto
 stream=on | stream | auto, off
 engine=flower deadline=0.0 | deadline | above 0, or auto
 profiles=f deadline=auto | deadline | a number, or left out
