@@ -12,6 +12,7 @@ from fedprune.adapters.beginning import begun_adapters
 from fedprune.client.teacher import check_distillation, teacher_in
 from fedprune.config import RunConfig
 from fedprune.config.streamed import why_unstreamed
+from fedprune.methods.catalog import client_parts
 from fedprune.methods.measuring import described
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.broadcast import broadcast
@@ -24,7 +25,7 @@ from fedprune.records.previous import (
     PreviousRun,
     continued,
 )
-from fedprune.server.fitting import check_fleet
+from fedprune.server.fitting import check_fleet, fitted_tiers
 from fedprune.server.fleet import fleet_of
 from fedprune.server.plan import Plan
 from fedprune.server.round import Round
@@ -80,7 +81,9 @@ def opening_of(
 
 
 def _fitting(state: State, plan: Plan) -> tuple[State, Plan]:
-    """The same, if enough clients have the memory for it."""
+    """The same with what each simulated device has, if enough have the memory for it."""
+    if plan.fleet and plan.config.budget != "none":
+        plan = fitted_tiers(state.model, plan, client_parts(plan.config))
     check_fleet(state.model, plan)
     return state, plan
 

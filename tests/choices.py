@@ -40,6 +40,7 @@ EXCLUDED = {
     "stream": "of models in files alone; tests/streaming",
     "base": "of models in files alone; tests/engines/flower/test_held_weights.py",
     "encoding": "how a file is written",
+    "budget": "of simulated devices; tests/server/test_simulated_fleet.py",
     **dict.fromkeys(
         ("text_column", "label_column", "target_column", "client_column"), "names in a file"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fedprune.options.conditions import Not
@@ -29,7 +30,8 @@ class Adapting(Section):
     )
     ranks: tuple[int, ...] = option(
         "adapters",
-        "ranks of the clients' own factors: client k has the one at k modulo their number",
+        "ranks of the clients' own factors: client k has the one at k modulo their number "
+        "(with --budget: the one that its device has room for)",
         (),
         when=_ON,
         strict=False,
@@ -60,10 +62,10 @@ class Adapting(Section):
     )
 
 
-def rank_of(adapting: Any, partition: int) -> int:
-    """The rank of a client's own factors."""
+def rank_of(adapting: Any, partition: int, tiers: Sequence[int] = ()) -> int:
+    """The rank of a client's own factors: the one in turn, or that which `tiers` say it has."""
     ranks = adapting.ranks or (adapting.rank,)
-    return int(ranks[partition % len(ranks)])
+    return int(ranks[tiers[partition] if tiers else partition % len(ranks)])
 
 
 def adapter_scale(adapting: Any) -> float:

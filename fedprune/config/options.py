@@ -90,6 +90,13 @@ class Federation(Section):
         ge=1,
     )
 
+    budget: Literal["none", "memory", "flops", "bytes"] = option(
+        "federation",
+        "what of a simulated device decides which part of the model, or rank, a client has, of "
+        "those that the method or --ranks name (none: by its number)",
+        "none",
+        when={"profiles": Not("")},
+    )
     over_select: float = option(
         "federation",
         "clients asked in a round, in cohorts: of more than one the first cohort of answers counts "

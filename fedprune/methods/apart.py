@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedprune.config import RunConfig
 
 Refusable = tuple[str, bool, str, str]
@@ -18,3 +20,14 @@ def apart_conflicts(config: RunConfig) -> list[Refusable]:
         ("scaffold", c.scaffold, own, "false"),
         ("blend", c.blend != "none", own, "none"),
     ]
+
+
+def tier_of(tiers: Sequence[int], partition: int, many: int) -> int:
+    """Which of so many parts of the model a client has: by its device, or in turn.
+
+    Args:
+        tiers: `fedprune.server.plan.Plan.tiers`.
+        partition: the client.
+        many: how many parts there are.
+    """
+    return tiers[partition] if tiers else partition % many

@@ -173,9 +173,27 @@ def check_method(config: RunConfig) -> None:
             f"method={name!r}: the other options ask for {follows}; allowed: {FOLLOWING[name]}"
         )
     options, method = method_options_of(config), method_of(config)
+    _check_budget(config)
     for key, why, allowed in (*_usual(config, method), *method.conflicts(config, options)):
         value = getattr(config, key.replace("-", "_"))
         raise ConfigError(f"{key}={value!r}: {why}; allowed: {allowed}", key, allowed)
+
+
+def client_parts(config: RunConfig) -> tuple[float, ...]:
+    """The densities of the parts that the method's clients have; none: they have the whole."""
+    parts = method_of(config).parts
+    return () if parts is None else parts(method_options_of(config))
+
+
+def _check_budget(config: RunConfig) -> None:
+    """Refuse a budget of devices that nothing follows: neither parts nor ranks."""
+    if config.budget == "none" or len(client_parts(config)) > 1 or len(config.ranks) > 1:
+        return
+    able = ", ".join(n for n, m in methods_of(config.plugin).items() if m.parts is not None)
+    raise ConfigError(
+        f"budget={config.budget!r}: clients have no parts or ranks that differ; allowed: none, "
+        f"--method {able} with more than one in its --method-options, or --ranks"
+    )
 
 
 def _usual(config: RunConfig, method: Method) -> Iterator[tuple[str, str, str]]:

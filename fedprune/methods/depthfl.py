@@ -27,7 +27,7 @@ from math import ceil
 import torch
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import apart_conflicts, tier_of
 from fedprune.methods.global_mask import thin
 from fedprune.methods.growing import all_kept
 from fedprune.methods.method import Method, Trained
@@ -66,9 +66,10 @@ def first_blocks(masks: Masks, layout: Layout, depth: float) -> Masks:
 
 @dataclass(frozen=True)
 class Memory:
-    """The blocks of each depth, as masks that keep them whole."""
+    """The blocks of each depth, as masks that keep them whole, and whose depth devices decide."""
 
     depths: tuple[Masks, ...]
+    whose: tuple[int, ...] = ()
 
 
 def _init(model: Model, r: Round) -> Memory:
@@ -81,19 +82,19 @@ def _init(model: Model, r: Round) -> Memory:
         why = "no blocks were recognised in this model, of which clients could train the first"
         raise ConfigError(f"method='depthfl': {why}; allowed: models with a stack of blocks")
     whole = all_kept(model)
-    return Memory(tuple(first_blocks(whole, r.layout, d) for d in r.options.depths))
+    return Memory(tuple(first_blocks(whole, r.layout, d) for d in r.options.depths), r.plan.tiers)
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What a client has of the model."""
-    depth = memory.depths[partition % len(memory.depths)]
+    depth = memory.depths[tier_of(memory.whose, partition, len(memory.depths))]
     return model.under({n: m & depth[n] for n, m in model.masks.items()})
 
 
 def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every client trains blocks up to its own depth, all in one exchange."""
     n = len(memory.depths)
-    tiers = [[p for p in r.cohort if p % n == tier] for tier in range(n)]
+    tiers = [[p for p in r.cohort if tier_of(memory.whose, p, n) == tier] for tier in range(n)]
     sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
     return (yield from trained_apart(model, r, [(m, tuning_ask(m, r, who)) for m, who in sent]))
 
@@ -125,6 +126,7 @@ METHOD = Method(
     options=Options,
     own=_own,
     apart=True,
+    parts=lambda options: options.depths,
     conflicts=_conflicts,
     usual={"sparsity": 0.0},
 )

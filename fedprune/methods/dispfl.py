@@ -33,6 +33,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.learning.averaging import from_moments, to_moments
+from fedprune.methods.apart import tier_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import (
     exchanging_ask,
@@ -66,23 +67,27 @@ class Options(Section):
 
 @dataclass(frozen=True)
 class Memory:
-    """The masks that clients begin with, by tier, and the models of those who took part."""
+    """The masks that clients begin with, by tier, and the models of those who took part.
+
+    And the tier of every client, where its device decides that.
+    """
 
     starts: tuple[Masks, ...]
     begin: Tensors
     weights: dict[int, Tensors] = field(default_factory=dict)
     masks: dict[int, Masks] = field(default_factory=dict)
+    whose: tuple[int, ...] = ()
 
 
 def _init(model: Model, r: Round) -> Memory:
     densities = r.options.tiers or (1.0 - (r.config.sparsity or 0.0),)
     starts = tuple(random_masks(model, r, 1.0 - d, i) for i, d in enumerate(densities))
-    return Memory(starts, model.weights)
+    return Memory(starts, model.weights, whose=r.plan.tiers)
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What a client holds."""
-    start = memory.starts[partition % len(memory.starts)]
+    start = memory.starts[tier_of(memory.whose, partition, len(memory.starts))]
     weights = memory.weights.get(partition, memory.begin)
     return replace(model, weights=weights).under(memory.masks.get(partition, start))
 
@@ -177,6 +182,7 @@ METHOD = Method(
     own=_own,
     scores=False,
     apart=True,
+    parts=lambda options: options.tiers,
     conflicts=_conflicts,
     sets={"schedule": "one-shot", "score": "magnitude", "warmup": 0},
     usual={"scope": "erk"},

@@ -10,7 +10,8 @@ out of the trained model; which one is, ``--sparsity`` says.
 baseline of that name (adap/flower, baselines/fjord: client, strategy, BatchNorm).
 
 A width is the part of the prunable weights that a mask of whole units (``--unit``) keeps. Partition
-p has the width number p mod their number as its largest.
+p has the width number p mod their number as its largest, or that of its simulated device
+(``--budget``).
 
 Where it departs from the paper and that baseline: widths are densities of weights (there a layer of
 K units keeps ceil(p·K)); no distillation from the largest part to the others; a part is a mask, so
@@ -25,7 +26,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import apart_conflicts, tier_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of, regime_conflicts
@@ -59,7 +60,7 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     parts = first_parts(widths, model.masks, model.weights, r.config, r.layout)
     asked = []
     for tier, (width, part) in enumerate(zip(widths, parts, strict=True)):
-        those = [p for p in r.cohort if p % len(widths) == tier]
+        those = [p for p in r.cohort if tier_of(r.plan.tiers, p, len(widths)) == tier]
         if those:
             regime = Regime(widths=tuple(w / width for w in widths if w <= width))
             sent = model.under(part)
@@ -94,6 +95,7 @@ METHOD = Method(
     options=Options,
     scores=False,
     apart=True,
+    parts=lambda options: options.widths,
     conflicts=_conflicts,
     usual={"score": "magnitude", "unit": "channel"},
 )

@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import tier_of
 from fedprune.methods.growing import (
     all_kept,
     exchanging_ask,
@@ -64,14 +65,15 @@ class Options(Section):
 
 @dataclass(frozen=True)
 class Memory:
-    """The densities of the clients' parts."""
+    """The densities of the clients' parts, and whose device has which."""
 
     tiers: tuple[float, ...]
+    whose: tuple[int, ...] = ()
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
     """A client's part: of every layer the largest weights of the model's mask, one at least."""
-    density = memory.tiers[partition % len(memory.tiers)]
+    density = memory.tiers[tier_of(memory.whose, partition, len(memory.tiers))]
     if density == 1.0:
         return model
     sizes = {n: model.weights[n].abs() for n in model.masks}
@@ -110,7 +112,11 @@ def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every tier trains its part; where clients exchange weights, the mask is decided anew."""
     fraction = fraction_in(r) if r.options.stage == "jmwst" else 0.0
     n = len(memory.tiers)
-    tiers = [those for i in range(n) if (those := [p for p in r.cohort if p % n == i])]
+    tiers = [
+        those
+        for i in range(n)
+        if (those := [p for p in r.cohort if tier_of(memory.whose, p, n) == i])
+    ]
     parts = [_own(model, memory, those[0]) for those in tiers]
     how = {"grow": "random", "exchange": fraction, "turn": 0.5} if fraction else {}
     sums = yield [tuning_ask(m, r, those, **how) for m, those in zip(parts, tiers, strict=True)]
@@ -141,11 +147,12 @@ METHOD = Method(
     tune=_trained,
     before=_first,
     memory=Memory,
-    init=lambda _, r: Memory(r.options.tiers),
+    init=lambda _, r: Memory(r.options.tiers, r.plan.tiers),
     options=Options,
     own=_own,
     scores=False,
     apart=True,
+    parts=lambda options: options.tiers,
     conflicts=_conflicts,
     sets={"schedule": "regrow", "score": "magnitude"},
     usual={"scope": "layer", "warmup": 0, "weighting": "equal"},

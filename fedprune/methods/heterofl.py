@@ -5,7 +5,8 @@ the same part of the model, narrower for lower tiers, the parts nested in one an
 averages each weight over the clients whose part has it: Σ n_k m_k w_k / Σ n_k m_k.
 
 A tier's part is what a score keeps of the global model: of tier t as many units (``--unit``) as
-its density is of the model's. Tiers are fixed, partition p is in tier p mod their number.
+its density is of the model's. Tiers are fixed, partition p is in tier p mod their number, or in
+that of its simulated device (``--budget``).
 
 Where it departs from the paper: parts are chosen by ``--score`` in place of the first so many
 units, and again at every pruning; a tier trains under a mask, so that it saves bytes, and not yet
@@ -19,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import apart_conflicts, tier_of
 from fedprune.methods.global_mask import scored
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of
@@ -44,9 +45,13 @@ class Options(Section):
 
 @dataclass(frozen=True)
 class Memory:
-    """The mask of each tier's part; none before the first pruning, when all train everything."""
+    """The mask of each tier's part; none before the first pruning, when all train everything.
+
+    And the tier of every client, where its device decides that.
+    """
 
     tiers: tuple[Masks, ...] = ()
+    whose: tuple[int, ...] = ()
 
 
 def _parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
@@ -63,19 +68,23 @@ def _parted(model: Model, memory: Memory, r: Round) -> Talk[Step]:
         return chosen(scores, wanted, r.config, r.layout, model.masks, weights)
 
     parts = [at(1.0 - d * (1.0 - target)) for d in r.options.tiers]
-    return Step(model.under(at(target)), Memory(tuple(parts)), noted(aggregate, evidence, r.plan))
+    return Step(
+        model.under(at(target)),
+        Memory(tuple(parts), memory.whose),
+        noted(aggregate, evidence, r.plan),
+    )
 
 
 def _own(model: Model, memory: Memory, partition: int) -> Model:
     """What the tier of a partition holds of the model."""
     tiers = memory.tiers
-    return model.under(tiers[partition % len(tiers)]) if tiers else model
+    return model.under(tiers[tier_of(memory.whose, partition, len(tiers))]) if tiers else model
 
 
 def _trained(model: Model, memory: Memory, r: Round) -> Talk[Trained]:
     """Every tier trains its part, all in one exchange; each weight is averaged over its holders."""
     n = len(r.options.tiers)
-    tiers = [[p for p in r.cohort if p % n == tier] for tier in range(n)]
+    tiers = [[p for p in r.cohort if tier_of(memory.whose, p, n) == tier] for tier in range(n)]
     sent = [(_own(model, memory, those[0]), those) for those in tiers if those]
     parts = [(part, tuning_ask(part, r, those)) for part, those in sent]
     return (yield from trained_apart(model, r, parts))
@@ -104,9 +113,10 @@ METHOD = Method(
     tune=_trained,
     before=_parted,
     memory=Memory,
-    init=lambda *_: Memory(),
+    init=lambda _, r: Memory(whose=r.plan.tiers),
     options=Options,
     own=_own,
     apart=True,
+    parts=lambda options: options.tiers,
     conflicts=_conflicts,
 )

@@ -89,6 +89,8 @@ class Method:
             what is allowed.
         sets: values of options that make it what it is; others beside it are refused.
         usual: values of options that it has unless others are given.
+        parts: densities of the parts of the model that clients have, by its options; None: they
+            have the whole.
         untrained: it goes with a run in which nobody trains.
     """
 
@@ -108,6 +110,7 @@ class Method:
     conflicts: Callable[[RunConfig, Any], Sequence[tuple[str, str, str]]] = lambda *_: ()
     sets: Mapping[str, Any] = field(default_factory=dict)
     usual: Mapping[str, Any] = field(default_factory=dict)
+    parts: Callable[[Any], tuple[float, ...]] | None = None
     untrained: bool = False
 
 

@@ -88,7 +88,7 @@ def each_by_its_rank(model: Model, r: Round, **what: Any) -> Talk[Trained]:
     c, stack = r.config, r.config.adapter_mean == "stack"
     asks, begun = [], []
     for p in r.cohort:
-        rank = rank_of(c, p)
+        rank = rank_of(c, p, r.plan.tiers)
         sent = model if stack else replace(model, adapters=of_rank(model.adapters, rank))
         more = {"fresh": rank} if stack else {}
         asks.append(tuning_ask(sent, r, [p], **what, **more))

@@ -32,6 +32,7 @@ _OF_A_FEDERATION: dict[str, Any] = {
         "measure_cohort": 0,
         "profiles": "",
         "over_select": 1.0,
+        "budget": "none",
         "deadline": None,
         "client_percentiles": False,
     },

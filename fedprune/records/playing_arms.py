@@ -75,6 +75,8 @@ def play_arms(
     out, book = ArmsPlayed(), world.book
     for arm, its_config in arms.items():
         fresh, plan = starts.pop(arm), replace(blank, config=its_config)
+        if its_config.method != world.config.method:  # it has no such parts of the model
+            plan = replace(plan, tiers=(), parts=())
         if arm == LOCAL:
             out.alone = _alone_played(world, fresh, replace(plan, fleet=()))
             out.tests[arm] = totals_of(out.alone)

@@ -114,7 +114,7 @@ def summary_of(
         "bytes_down": end.book.traffic.down,
         "bytes_dense": end.book.traffic.dense,
         "bytes_evaluation": end.book.traffic.evaluation,
-        **_devices(end, about.plan),
+        **_devices(config, end, about.plan),
         "rounds": config.rounds,
         "rounds_completed": end.completed,
         "failures": end.book.failed,
@@ -134,17 +134,18 @@ def _spread_over_clients(config: RunConfig, end: State, tests: Mapping[str, Tota
     return {"client_spread": {"of": figure_name(metric)} | {a: f for a, f in found.items() if f}}
 
 
-def _devices(end: State, plan: Plan | None) -> Summary:
+def _devices(config: RunConfig, end: State, plan: Plan | None) -> Summary:
     """The simulated devices: how many of each class, and what the run took them."""
     if plan is None or not plan.fleet:
         return {}
-    need = bytes_needed(end.model, plan)
     classes = {
         p.name: {
             "clients": sum(q.name == p.name for q in plan.fleet),
-            "fits": p.memory >= need,
+            "fits": p.memory >= bytes_needed(end.model, plan, i),
+            **({"part": plan.parts[i]} if plan.parts else {}),
+            **({"rank": config.ranks[plan.tiers[i]]} if plan.tiers and not plan.parts else {}),
         }
-        for p in plan.fleet
+        for p, i in {p: i for i, p in enumerate(plan.fleet)}.items()
     }
     clock, joules = end.book.clock, end.book.joules
     return {"devices": {"seconds": clock, "joules": joules, "classes": classes}}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedprune.config.profiles import DeviceClass
 from fedprune.learning.options import trains
 from fedprune.options.refusal import ConfigError, counted
 from fedprune.scores.catalog import scores_of
@@ -10,25 +14,68 @@ from fedprune.server.state import Model
 from fedprune.structure.groups import stages_of
 
 
-def bytes_needed(model: Model, plan: Plan) -> float:
+def bytes_needed(model: Model, plan: Plan, client: int | None = None) -> float:
     """What a client's work takes it: weights, mask, gradients and the optimizer's state.
 
     Gradients where it trains or goes backward for a score, the optimizer's state where it trains.
     Of a streamed model one block is held at a time, the largest counts, with what is outside of
     blocks. Activations are not in it: they depend on the batch and on the machine's libraries.
     Nor are the sums of a score.
+
+    Args:
+        model: as it is.
+        plan: that fits it.
+        client: whose part or rank counts, as if it had cut out the rest; None: the whole.
     """
-    c = plan.config
-    held = plan.layout.parameters
+    part, rank = 1.0, 1.0
+    if client is not None and plan.tiers:
+        part = plan.parts[client] if plan.parts else 1.0
+        ranks = plan.config.ranks
+        rank = 1.0 if plan.parts else ranks[plan.tiers[client]] / max(ranks)
+    return _bytes(model, plan, part, rank)
+
+
+def _bytes(model: Model, plan: Plan, part: float, rank: float) -> float:
+    c, parameters = plan.config, float(plan.layout.parameters)
+    sizes = {n: plan.layout.shapes[n].numel() for n in plan.layout.prunable}
+    held = parameters - (1.0 - part) * sum(sizes.values())
     if c.streamed:
-        sizes = {n: plan.layout.shapes[n].numel() for n in plan.layout.prunable}
         stages = [sum(sizes[n] for n in names) for names in stages_of(plan.layout)]
         held += max(stages, default=0) - sum(sizes.values())
     if not trains(c):
         return held * (9.0 if _goes_backward(plan) else 5.0)
-    factors = sum(t.numel() for t in model.adapters.values())
+    factors = rank * sum(t.numel() for t in model.adapters.values())
     moments = 8 if c.optimizer in ("adam", "adamw") else 4 if c.momentum else 0
-    return held * 5.0 + (factors or plan.layout.parameters) * (4.0 + moments)
+    return held * 5.0 + (factors or held) * (4.0 + moments)
+
+
+def fitted_tiers(model: Model, plan: Plan, densities: Sequence[float]) -> Plan:
+    """The plan with what part of the model each client has, by ``--budget``.
+
+    The largest that it has the memory for; or whose share of the whole is at most that of its
+    FLOP/s, or of its bytes a second up, in those of the class that has most. If none is, the
+    smallest: who has no memory for that is not asked.
+
+    Args:
+        model: as it is before round one.
+        plan: with the class of every client.
+        densities: of the method's parts; empty: the parts are ``--ranks``.
+    """
+    c = plan.config
+    shares = tuple(densities) or tuple(r / max(c.ranks) for r in c.ranks)
+    order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))
+    most = {"flops": max(p.flops for p in plan.fleet), "bytes": max(p.up for p in plan.fleet)}
+
+    def fits(device: DeviceClass, share: float) -> bool:
+        if c.budget == "memory":
+            part, rank = (share, 1.0) if densities else (1.0, share)
+            return _bytes(model, plan, part, rank) <= device.memory
+        own = device.flops if c.budget == "flops" else device.up
+        return share <= own / most[c.budget]
+
+    found = {d: next((i for i in order if fits(d, shares[i])), order[-1]) for d in set(plan.fleet)}
+    tiers = tuple(found[device] for device in plan.fleet)
+    return replace(plan, tiers=tiers, parts=tuple(shares[i] for i in tiers) if densities else ())
 
 
 def _goes_backward(plan: Plan) -> bool:
@@ -46,8 +93,9 @@ def check_fleet(model: Model, plan: Plan) -> None:
     """
     if not plan.fleet:
         return
-    c, need = plan.config, bytes_needed(model, plan)
-    fitting = sum(p.memory >= need for p in plan.fleet)
+    c, needs = plan.config, [bytes_needed(model, plan, p) for p in range(len(plan.fleet))]
+    fitting = sum(p.memory >= n for p, n in zip(plan.fleet, needs, strict=True))
+    need = min(needs)
     if fitting < c.min_clients:
         fewer = f", or --min-clients up to {fitting}" if fitting else ""
         raise ConfigError(

@@ -51,12 +51,12 @@ def fleet_port(port: Port, state: State, plan: Plan) -> Port:
     """
     if not plan.fleet:
         return port
-    need, gen = bytes_needed(state.model, plan), _chance(plan.config, "away", state.round)
+    gen = _chance(plan.config, "away", state.round)
     luck = torch.rand(len(plan.fleet), generator=gen).tolist()
     away = {
         p
         for p, profile in enumerate(plan.fleet)
-        if luck[p] >= profile.availability or profile.memory < need
+        if luck[p] >= profile.availability or profile.memory < bytes_needed(state.model, plan, p)
     }
     there = _There(plan, dict(state.book.paid), port.present)
     asking = Exchange(lambda asks: _put(asks, port, there))
@@ -219,7 +219,9 @@ def _seconds(
 ) -> float:
     """Seconds of a client: to receive, compute, and send."""
     its = plan.fleet[p]
-    return sizes[0] / its.down + work_for(question, labels, plan) / its.flops + sizes[1] / its.up
+    part = plan.parts[p] if plan.parts and question.kind == "tune" else 1.0
+    work = part * work_for(question, labels, plan)
+    return sizes[0] / its.down + work / its.flops + sizes[1] / its.up
 
 
 def clocked(book: Book, asks: Sequence[Ask], sums: Sequence[Aggregate]) -> Book:

@@ -37,6 +37,9 @@ class Plan:
         teacher: another run's model to learn from (`fedprune.client.teacher`), or empty.
         base: weights that clients hold already; None: all are sent.
         fleet: the class of devices of every client; empty: none is simulated.
+        tiers: which of the method's parts, or of ``--ranks``, every client has; empty: those in
+            turn.
+        parts: densities of these parts, by client; empty: all have the whole model.
         frozen: weights beside which there are adapters, as they were before round one.
     """
 
@@ -52,6 +55,8 @@ class Plan:
     teacher: bytes = b""
     base: BaseModel | None = None
     fleet: tuple[DeviceClass, ...] = ()
+    tiers: tuple[int, ...] = ()
+    parts: tuple[float, ...] = ()
     frozen: Tensors = field(default_factory=dict)
 
     def prunes(self, round_: int) -> bool:

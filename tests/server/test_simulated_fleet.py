@@ -240,3 +240,62 @@ def test_a_file_that_says_something_else_is_refused_in_one_line(tmp_path, text, 
     with pytest.raises(ConfigError, match=says) as error:
         federate(config)
     assert "allowed: " in str(error.value)
+
+
+PARTS = {
+    "heterofl": {"method_options": {"tiers": (1.0, 0.5, 0.25)}, "unit": "row"},
+    "fjord": {"method_options": {"widths": (1.0, 0.5, 0.25)}, "unit": "row"},
+    "flash": {"method_options": {"tiers": (1.0, 0.5, 0.25)}},
+    "dispfl": {"method_options": {"tiers": (1.0, 0.5, 0.25)}},
+    "depthfl": {"method_options": {"depths": (1.0, 0.5)}, "model": "vit"},  # of two blocks
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [*((method, "memory") for method in PARTS), ("heterofl", "flops"), ("heterofl", "bytes")],
+)
+def test_a_device_has_the_largest_part_that_its_budget_allows(tmp_path, method, budget):
+    keys = {"model": "mlp", "sparsity": 0.2, "rounds": 2, "end": 2, "agreement": False}
+    keys |= {"warmup": 0 if method in ("flash", "dispfl") else 1, "local_steps": 1}
+    keys |= {"end": 1} if method == "dispfl" else {}
+    keys |= {"method": method, "budget": budget, "cohort": 8, **PARTS[method]}
+    state, plan = opening_of(tiny(model=keys["model"]), None, None)
+    slow = {"memory": {"memory": 0.7 * bytes_needed(state.model, plan)}}.get(budget, {})
+    slow |= {"flops": {"flops": 1.2e9}, "bytes": {"up": 3e6}}.get(budget, {})
+    config = tiny(profiles=file_of(tmp_path, **slow), clients=8, **keys)
+    fleet = fleet_of(config)
+    result, asked, _ = overheard(config)
+    kept: dict[str, set[int]] = {"fast": set(), "slow": set()}
+    for question, whom, _ in asked:
+        if question.kind == "tune" and question.round == 2:
+            for p in whom:
+                kept[fleet[p].name].add(sum(int(m.sum()) for m in question.masks.values()))
+    assert max(kept["slow"]) < 0.7 * max(kept["fast"])
+    told = result.summary["devices"]["classes"]
+    assert (told["fast"]["part"], told["slow"]["part"]) == (1.0, 0.5)
+    assert told["slow"]["fits"]
+    assert result.summary["failures"] == 0
+
+
+def test_ranks_follow_a_budget_and_who_fits_no_rank_is_not_asked(tmp_path):
+    keys = {"model": "mlp", "adapters": "lora", "ranks": (1, 2, 4), "cohort": 8, "rounds": 2}
+    keys |= {"clients": 8, "warmup": 1, "end": 2, "agreement": False}
+    config = tiny(profiles=file_of(tmp_path, flops=1.1e9), budget="flops", **keys)
+    fleet, (result, asked, _) = fleet_of(config), overheard(config)
+    ranks = {
+        (fleet[p].name, min(next(iter(q.adapters.values())).shape))
+        for q, whom, _ in asked
+        if q.kind == "tune"
+        for p in whom
+    }
+    assert ranks == {("fast", 4), ("slow", 2)}
+    assert result.summary["devices"]["classes"]["slow"]["rank"] == 2
+    config = tiny(profiles=file_of(tmp_path, memory=100), budget="memory", **keys)
+    asked = {p for row in federate(config).rows for p in row["cohort"]}
+    assert {fleet_of(config)[p].name for p in asked} == {"fast"}
+
+
+def test_a_budget_that_nothing_follows_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no parts or ranks that differ; allowed: none, --method"):
+        federate(simulated(tmp_path, budget="memory"))
