@@ -33,7 +33,7 @@ NOISE: Keys = {"dp_noise": 1.0, "dp_clip": 0.3, "panel": 1, "noise_source": "see
 SECAGG: Keys = {"secure": "secagg", "noise_source": "seeded"}
 LORA: Keys = {"adapters": "lora", "rank": 2}
 METHODS: dict[str, Keys] = {
-    "dispfl": {"warmup": 0, "end": 1, "method_options": {"tiers": (0.2, 0.4)}},
+    "dispfl": {"warmup": 0, "end": 1, "method_options": {"exchange": 0.3}},
     "feddst": {"sparsity": 0.6},
     "fedmef": {"sparsity": 0.6},
     "fedpai": {"warmup": 0, "end": 1, "score": "snip"},

@@ -158,7 +158,9 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     c, tiers = config, options.tiers
     wrong = bool(tiers) and not all(0 < d <= 1 for d in tiers)
     unread = "neighbours" in c.method_options and options.network != "random"
+    twice = bool(tiers) and "sparsity" in c.given
     found = [
+        ("sparsity", twice, "tiers say how dense clients are", "leave it out, or tiers"),
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
         ("method-options", unread, "only network random reads neighbours", "leave neighbours out"),
         ("shrink", c.shrink != "never", "the global model has no mask", "never"),

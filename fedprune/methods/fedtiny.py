@@ -69,7 +69,7 @@ def _selected(model: Model, memory: Any, r: Round) -> Talk[Step]:
         sums = yield [tuning_ask(m, r, r.cohort, lr=0.0) for m in tried]
         if any(s.total is None or too_few(s, r.config) for s in sums):
             return Step(model, memory, undone=TOO_FEW)
-        tried = [fedavg(m, r, s) for m, s in zip(tried, sums, strict=True)]
+        tried = [fedavg(m, r, s, 1.0) for m, s in zip(tried, sums, strict=True)]
     sums = yield [Ask(r.question(m, "evaluate", part="validation"), r.cohort) for m in tried]
     if any(not s.totals.get("count") or too_few(s, r.config) for s in sums):
         return Step(model, memory, undone=TOO_FEW)

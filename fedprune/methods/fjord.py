@@ -6,8 +6,9 @@ equal probability (ordered dropout), and trains that part alone. The server aver
 over the clients whose largest part contains it: Σ n_k m_k w_k / Σ n_k m_k. Any width can be taken
 out of the trained model; which one is, ``--sparsity`` says.
 
-**The rule was written from memory of the paper**, without its text, and compared with Flower's
-baseline of that name (adap/flower, baselines/fjord: client, strategy, BatchNorm).
+**The rule was written from memory of the paper**, of which only the abstract could be read (sought
+again in November 2026), and compared with Flower's baseline of that name (adap/flower,
+baselines/fjord: client, strategy, BatchNorm).
 
 A width is the part of the prunable weights that a mask of whole units (``--unit``) keeps. Partition
 p has the width number p mod their number as its largest, or that of its simulated device

@@ -44,8 +44,11 @@ def tuning_ask(model: Model, r: Round, partitions: Sequence[int], **what: Any) -
     return Ask(r.question(model, "tune", **about), partitions)
 
 
-def fedavg(model: Model, r: Round, changes: Aggregate) -> Model:
-    """The model with the cohort's mean change, or that of a robust rule (``--robust``)."""
+def fedavg(model: Model, r: Round, changes: Aggregate, rate: float | None = None) -> Model:
+    """The model with the cohort's mean change, or that of a robust rule (``--robust``).
+
+    At a rate, which is the server's (`change_rate`) where none is given.
+    """
     c = r.config
     assert changes.total is not None  # else the round is void
     total, weight = changes.total, changes.weight
@@ -59,7 +62,7 @@ def fedavg(model: Model, r: Round, changes: Aggregate) -> Model:
         total,
         weight,
         *where[1:],
-        change_rate(c),
+        change_rate(c) if rate is None else rate,
         held=changes.held,
         rule=c.average or "fedavg",
         table=averages_of(c.plugin),

@@ -1,6 +1,7 @@
 """ZeroFL: clients train with sparse weights and inputs, and send a part of what they trained.
 
-Qiu et al. 2022, ICLR, arXiv 2208.02507, algorithm 1. The global model is dense. A client takes each
+Qiu et al. 2022, ICLR, arXiv 2208.02507; **its text was not read**: a summary names the three ways
+to send, the rest is from memory of it. The global model is dense. A client takes each
 step by SWAT (Raihan and Aamodt 2020): the forward pass and the gradient of the inputs by the
 largest 1 - sp of every tensor's weights, the gradient of the weights by the largest 1 - sp of a
 layer's inputs; all weights take the step. Of what it trained, w_E, a client sends a part 1 - sp + r
@@ -88,7 +89,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
 
 METHOD = Method(
     "clients train with sparse weights and inputs, and send the largest weights or changes",
-    "ZeroFL, Qiu et al. 2022, arXiv 2208.02507; measured with its largest weights",
+    "ZeroFL, Qiu et al. 2022, arXiv 2208.02507, from a summary; measured with its largest weights",
     tune=_trained,
     after=_shown,
     memory=Memory,

@@ -122,6 +122,10 @@ def test_what_a_composition_is_not(given, says):
     [
         ({"method": "fjord", "unit": "row", "method_options": {"widths": (0.5, 0.25)}}, "with 1.0"),
         (
+            {"method": "dispfl", "warmup": 0, "end": 1, "method_options": {"tiers": (0.5, 0.2)}},
+            "^sparsity=0.7: tiers say how dense",
+        ),
+        (
             {"method": "fedtiny", "method_options": {"candidates": 1, "spread": 0.3}},
             "leave spread out",
         ),
