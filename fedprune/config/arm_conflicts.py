@@ -18,7 +18,11 @@ def arm_conflicts(c: AllOptions) -> list[Conflict]:
     amounts = ("threshold", "target_bytes", "target_flops")
     size = "baseline dense-small has the size that --sparsity says"
     cut = "baseline dense-small begins with dense weights that it cuts"
+    lone = "of one client alone no rule finds outliers"
+    whole = "baseline dense-small would be the whole model: nothing is pruned"
     return [
+        *only(c, "local-only" in c.baselines, lone, robust="none"),
+        *only(c, small, whole, sparsity=Not(0.0)),
         *only(c, bool(alone), one, dp="none", secure="none", response=None),
         *only(c, bool(alone), real, engine=Not("flower")),
         *only(c, small, size, schedule=Not("adaptive"), **dict.fromkeys(amounts)),
