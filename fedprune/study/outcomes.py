@@ -62,7 +62,10 @@ def outcome_of(cell: GridCell, out: Path) -> StudyOutcome:
         log = log_of(cell, out)
         reason = last_line(log) if log.is_file() else "not played yet"
         return StudyOutcome(cell.name, cell.labels, folder, None, reason, cell.digest)
-    run = read_run(folder)
+    try:
+        run = read_run(folder)
+    except ValueError as error:  # two processes wrote there at once, or somebody else did
+        return StudyOutcome(cell.name, cell.labels, folder, None, str(error), cell.digest)
     return StudyOutcome(cell.name, cell.labels, folder, run, _undone(run), cell.digest)
 
 

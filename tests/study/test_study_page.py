@@ -137,3 +137,14 @@ def test_latex_reads_no_character_as_its_own():
     assert escaped("50% & a_b {x} ~\\^$#") == (
         r"50\% \& a\_b \{x\} \textasciitilde{}\textbackslash{}\textasciicircum{}\$\#"
     )
+
+
+def test_a_run_that_cannot_be_read_is_a_row_with_the_reason(tmp_path, monkeypatch):
+    def damaged(_folder):
+        raise ValueError("privacy.jsonl: line 3 is damaged")
+
+    monkeypatch.setattr("fedprune.study.outcomes.is_there", lambda _: True)
+    monkeypatch.setattr("fedprune.study.outcomes.read_run", damaged)
+    design = design_of({"base": {"task": "digits"}, "grid": {"seed": [0, 1]}}, "x")
+    outcome = outcome_of(design.cells[0], tmp_path)
+    assert (outcome.run, outcome.reason) == (None, "privacy.jsonl: line 3 is damaged")
