@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,7 +32,14 @@ from fedprune.client.tokens import token_counts
 from fedprune.config.kinds import KINDS
 from fedprune.learning.averaging import flat_change
 from fedprune.learning.candidates import blended, without
-from fedprune.learning.local_training import Backward, Done, Tuned, can_be_alone, step_batches
+from fedprune.learning.local_training import (
+    Backward,
+    Done,
+    Tuned,
+    can_be_alone,
+    step_batches,
+    steps_taken,
+)
 from fedprune.learning.manners import in_turns, manner_of, one_manner
 from fedprune.learning.variates import correction
 from fedprune.options.refusal import Refused
@@ -212,7 +220,10 @@ def _steps(
     c, part = client.config, client.shard.train
     if c.dp != "example":
         gen, alone = batch_draws(question, client)
-        return step_batches(part, c, gen, alone=alone), None
+        steps = step_batches(part, c, gen, alone=alone)
+        if question.regime.steps < 1.0:
+            steps = islice(steps, steps_taken(c.local_steps, question.regime.steps))
+        return steps, None
     draws, noise = (
         source_for(question, c, client.partition, what) for what in ("examples", "noise")
     )

@@ -93,7 +93,7 @@ class Federation(Section):
     budget: Literal["none", "memory", "flops", "bytes"] = option(
         "federation",
         "what of a simulated device decides which part of the model, or rank, a client has, of "
-        "those that the method or --ranks name (none: by its number)",
+        "those that the method or --ranks name (none: by its number); else flops: how many steps",
         "none",
         when={"profiles": Not("")},
     )

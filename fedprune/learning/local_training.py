@@ -96,6 +96,11 @@ def step_rows(
         passes += 1
 
 
+def steps_taken(local_steps: int, part: float) -> int:
+    """How many steps a client takes that takes a part of its steps: whole ones, one at least."""
+    return max(1, math.floor(local_steps * part + 1e-9))
+
+
 def examples_trained_on(size: int, config: Tuning) -> int:
     """How many examples a client with so many trains on in a round, one each time it is in a batch.
 

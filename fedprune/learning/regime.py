@@ -39,6 +39,7 @@ class Regime:
         personal: one of `PERSONAL`.
         grows: of the weights of a tensor that are not selected, the part that is after this round.
         bound: the largest part of a tensor's weights that is selected.
+        steps: part of its steps that a client takes, one at least.
         penalty: factor of Σ exp(-threshold) in what a client minimises.
     """
 
@@ -52,6 +53,7 @@ class Regime:
     personal: str = ""
     grows: float = 0.0
     bound: float = 1.0
+    steps: float = 1.0
     penalty: float = 0.0
 
     @property
@@ -95,7 +97,7 @@ def regime_in(said: Any) -> Regime:
     if not isinstance(widths, list) or len(widths) > 100:
         raise ValueError("regime: widths are no list of numbers")
     limits = {"power": (1.0, 10.0), "inputs": (-1.0, 1.0), "penalty": (0.0, 1e6)}
-    limits |= dict.fromkeys(("forward", "share", "grows", "bound"), (0.0, 1.0))
+    limits |= dict.fromkeys(("forward", "share", "grows", "bound", "steps"), (0.0, 1.0))
     numbers = {
         n: _within(said.get(n, getattr(PLAIN_REGIME, n)), n, *ends) for n, ends in limits.items()
     }

@@ -186,13 +186,18 @@ def client_parts(config: RunConfig) -> tuple[float, ...]:
 
 
 def _check_budget(config: RunConfig) -> None:
-    """Refuse a budget of devices that nothing follows: neither parts nor ranks."""
-    if config.budget == "none" or len(client_parts(config)) > 1 or len(config.ranks) > 1:
+    """Refuse a budget of devices that nothing follows: neither parts, nor ranks, nor steps."""
+    c = config
+    if c.budget == "none" or len(client_parts(c)) > 1 or len(c.ranks) > 1:
         return
-    able = ", ".join(n for n, m in methods_of(config.plugin).items() if m.parts is not None)
+    plain = not c.scaffold and c.batched == 1 and c.local_steps > 1
+    if c.budget == "flops" and plain:
+        return
+    able = ", ".join(n for n, m in methods_of(c.plugin).items() if m.parts is not None)
     raise ConfigError(
-        f"budget={config.budget!r}: clients have no parts or ranks that differ; allowed: none, "
-        f"--method {able} with more than one in its --method-options, or --ranks"
+        f"budget={c.budget!r}: clients have no parts or ranks that differ; allowed: none, --method "
+        f"{able} with more than one in its --method-options, --ranks, or flops for local steps "
+        "(two or more, without --scaffold and --batched)"
     )
 
 

@@ -78,7 +78,7 @@ def play_arms(
         if its_config.method != world.config.method:  # it has no such parts of the model
             plan = replace(plan, tiers=(), parts=())
         if arm == LOCAL:
-            out.alone = _alone_played(world, fresh, replace(plan, fleet=()))
+            out.alone = _alone_played(world, fresh, replace(plan, fleet=(), steps=()))
             out.tests[arm] = totals_of(out.alone)
             continue
         shown = world.shown(arm)

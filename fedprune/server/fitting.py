@@ -59,9 +59,13 @@ def fitted_tiers(model: Model, plan: Plan, densities: Sequence[float]) -> Plan:
     Args:
         model: as it is before round one.
         plan: with the class of every client.
-        densities: of the method's parts; empty: the parts are ``--ranks``.
+        densities: of the method's parts; empty: the parts are ``--ranks``, or all have the whole
+            model and take the part of their steps that their FLOP/s are of those of the fastest.
     """
     c = plan.config
+    if not densities and len(c.ranks) < 2:
+        fastest = max(device.flops for device in plan.fleet)
+        return replace(plan, steps=tuple(device.flops / fastest for device in plan.fleet))
     shares = tuple(densities) or tuple(r / max(c.ranks) for r in c.ranks)
     order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))
     most = {"flops": max(p.flops for p in plan.fleet), "bytes": max(p.up for p in plan.fleet)}

@@ -16,7 +16,7 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.config.profiles import DeviceClass, dealt_profiles, profiles_in
-from fedprune.protocol.aggregate import Aggregate, PhaseCost
+from fedprune.protocol.aggregate import Aggregate, PhaseCost, summed
 from fedprune.protocol.failures import Failure
 from fedprune.protocol.messages import Question
 from fedprune.protocol.port import Ask, Exchange, Port
@@ -109,12 +109,29 @@ def _put(asks: Sequence[Ask], port: Port, there: _There) -> list[Aggregate]:
         replace(ask, partitions=[p for p in ask.partitions if p not in {*out.lost, *out.spare}])
         for ask, out in zip(asks, drawn, strict=True)
     ]
-    put = iter(port.put([ask for ask in left if ask.partitions]))
-    sums = [next(put) if ask.partitions else Aggregate() for ask in left]
+    parted = [_by_steps(ask, there.plan) for ask in left]
+    put = iter(port.put([ask for those in parted for ask in those]))
+    sums = [_joined([next(put) for _ in those]) for those in parted]
     return [
         _costly(ask, total, out, there, labels)
         for total, ask, out in zip(sums, left, drawn, strict=True)
     ]
+
+
+def _by_steps(ask: Ask, plan: Plan) -> list[Ask]:
+    """An ask for each part of their steps that its clients take, the larger first."""
+    if not plan.steps or ask.question.kind != "tune":
+        return [ask] if ask.partitions else []
+    out = []
+    for part in sorted({plan.steps[p] for p in ask.partitions}, reverse=True):
+        regime = replace(ask.question.regime, steps=part)
+        those = [p for p in ask.partitions if plan.steps[p] == part]
+        out.append(Ask(replace(ask.question, regime=regime), those))
+    return out
+
+
+def _joined(sums: Sequence[Aggregate]) -> Aggregate:
+    return sums[0] if len(sums) == 1 else summed(sums)
 
 
 def _lost(ask: Ask, there: _There, labels: Mapping[int, int]) -> dict[int, Failure]:
@@ -220,7 +237,7 @@ def _seconds(
     """Seconds of a client: to receive, compute, and send."""
     its = plan.fleet[p]
     part = plan.parts[p] if plan.parts and question.kind == "tune" else 1.0
-    work = part * work_for(question, labels, plan)
+    work = part * work_for(question, labels, plan, plan.steps[p] if plan.steps else 1.0)
     return sizes[0] / its.down + work / its.flops + sizes[1] / its.up
 
 

@@ -40,6 +40,7 @@ class Plan:
         tiers: which of the method's parts, or of ``--ranks``, every client has; empty: those in
             turn.
         parts: densities of these parts, by client; empty: all have the whole model.
+        steps: part of its steps that every client takes, where devices decide that; else empty.
         frozen: weights beside which there are adapters, as they were before round one.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     fleet: tuple[DeviceClass, ...] = ()
     tiers: tuple[int, ...] = ()
     parts: tuple[float, ...] = ()
+    steps: tuple[float, ...] = ()
     frozen: Tensors = field(default_factory=dict)
 
     def prunes(self, round_: int) -> bool:

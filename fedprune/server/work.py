@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedprune.learning.local_training import examples_trained_on
+from fedprune.config import with_values
+from fedprune.learning.local_training import examples_trained_on, steps_taken
 from fedprune.protocol.messages import Question
 from fedprune.scores.catalog import scores_of
 from fedprune.scores.score import FORWARDS_OF_A_STEP, Statistic, forwards_of
@@ -11,7 +12,7 @@ from fedprune.tasks.catalog import tasks_of
 from fedprune.tensors.named import kept_in
 
 
-def work_for(question: Question, labels: float, plan: Plan) -> float:
+def work_for(question: Question, labels: float, plan: Plan, steps: float = 1.0) -> float:
     """Floating-point operations of a client with so many labels for a question.
 
     Those of the prunable layers as they are now, zeros included: only what is cut out is saved
@@ -22,22 +23,24 @@ def work_for(question: Question, labels: float, plan: Plan) -> float:
         question: what is asked.
         labels: of the client's training part; to compare models, of its validation part.
         plan: of the model as it is.
+        steps: part of its steps that the client takes.
     """
     task = tasks_of(plan.config.plugin)[plan.config.task]
     if plan.dummy is None or not plan.positions:
         return 0.0
     shapes = plan.layout.shapes
     forward = sum(2.0 * shapes[n].numel() * rows for n, rows in plan.positions.items())
-    return forward * _passed(question, labels / max(1, task.labels(plan.dummy)), plan)
+    return forward * _passed(question, labels / max(1, task.labels(plan.dummy)), plan, steps)
 
 
-def _passed(question: Question, examples: float, plan: Plan) -> float:
+def _passed(question: Question, examples: float, plan: Plan, part: float) -> float:
     """Forward passes of one example that a client takes, a backward pass as two of them."""
     c, kind = plan.config, question.kind
     scored = min(examples, float(c.score_examples or examples))
     asks = scores_of(c.plugin)[question.score or c.score].asks
     if kind == "tune":
-        steps = FORWARDS_OF_A_STEP * examples_trained_on(round(examples), c)
+        fewer = {} if part == 1.0 else {"local_steps": steps_taken(c.local_steps, part)}
+        steps = FORWARDS_OF_A_STEP * examples_trained_on(round(examples), with_values(c, fewer))
         grown = FORWARDS_OF_A_STEP * scored if question.grow == "gradient" else 0.0
         own = bool(question.score) and c.masks != "global"
         return steps + grown + own * scored * sum(_forwards(a, question, plan) for a in asks)

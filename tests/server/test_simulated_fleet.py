@@ -9,7 +9,9 @@ import torch
 
 from fedprune import ConfigError, RunConfig, federate
 from fedprune.config.profiles import DeviceClass, dealt_profiles
+from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import step_rows
+from fedprune.learning.regime import PLAIN_REGIME
 from fedprune.opening import opening_of
 from fedprune.protocol.messages import Question
 from fedprune.server.fitting import bytes_needed
@@ -37,7 +39,8 @@ def file_of(folder, **changes):
 
 
 def simulated(folder, **more):
-    slow = {k: more.pop(k) for k in ("availability", "dropout", "memory") if k in more}
+    fields = ("availability", "dropout", "memory", "flops")
+    slow = {k: more.pop(k) for k in fields if k in more}
     return tiny(profiles=file_of(folder, **slow), **{"clients": 8, "cohort": 4, **more})
 
 
@@ -294,6 +297,28 @@ def test_ranks_follow_a_budget_and_who_fits_no_rank_is_not_asked(tmp_path):
     config = tiny(profiles=file_of(tmp_path, memory=100), budget="memory", **keys)
     asked = {p for row in federate(config).rows for p in row["cohort"]}
     assert {fleet_of(config)[p].name for p in asked} == {"fast"}
+
+
+def test_slower_devices_take_fewer_steps(tmp_path):
+    """Half as many as the fastest: what they send is what they would with so many steps asked."""
+    keys = {"model": "mlp", "clients": 8, "cohort": 8, "rounds": 2, "agreement": False}
+    keys |= {"warmup": 1, "end": 2}
+    config = tiny(profiles=file_of(tmp_path, flops=1.1e9), budget="flops", local_steps=4, **keys)
+    fleet, (result, asked, _) = fleet_of(config), overheard(config)
+    tuned = [(q, whom, total) for q, whom, total in asked if q.kind == "tune"]
+    assert len(tuned) == 4
+    for question, whom, total in tuned:
+        (name,) = {fleet[p].name for p in whom}
+        alone = tiny(local_steps={"fast": 4, "slow": 2}[name], **keys)
+        plain = replace(question, regime=PLAIN_REGIME, known=frozenset())
+        wanted = inline_port(house_of(alone)).ask(plain, whom)
+        assert torch.equal(total.total, wanted.total)
+        assert total.totals == wanted.totals
+    assert result.rows[0]["answered"] == 8
+    assert (
+        result.rows[-1]["clock"]
+        < federate(simulated(tmp_path, flops=1.1e9, **keys | {"local_steps": 4})).rows[-1]["clock"]
+    )
 
 
 def test_a_budget_that_nothing_follows_is_refused(tmp_path):
