@@ -31,3 +31,15 @@ def tier_of(tiers: Sequence[int], partition: int, many: int) -> int:
         many: how many parts there are.
     """
     return tiers[partition] if tiers else partition % many
+
+
+NO_STATISTICS = ("score_wire", "score_examples", "score_cohort", "combine", "normalise")
+"""Options of evidence that a method without statistics does not read."""
+
+NO_PRUNING = ("score", "scope", "unit", "pool", "min_density", "floor", *NO_STATISTICS)
+"""Options that a method which removes nothing does not read."""
+
+
+def not_read(config: RunConfig, keys: Sequence[str], why: str) -> list[Refusable]:
+    """What was given of options that a method does not read."""
+    return [(key.replace("_", "-"), key in config.given, why, "leave it out") for key in keys]

@@ -33,7 +33,7 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.learning.averaging import from_moments, to_moments
-from fedprune.methods.apart import tier_of
+from fedprune.methods.apart import not_read, tier_of
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import (
     exchanging_ask,
@@ -157,12 +157,13 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     """What it does not go with."""
     c, tiers = config, options.tiers
     wrong = bool(tiers) and not all(0 < d <= 1 for d in tiers)
-    unread = "neighbours" in c.method_options and options.network != "random"
+    idle = "neighbours" in c.method_options and options.network != "random"
     twice = bool(tiers) and "sparsity" in c.given
     found = [
         ("sparsity", twice, "tiers say how dense clients are", "leave it out, or tiers"),
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
-        ("method-options", unread, "only network random reads neighbours", "leave neighbours out"),
+        ("method-options", idle, "only network random reads neighbours", "leave neighbours out"),
+        *not_read(c, ("weighting",), "a mean of neighbours counts them alike"),
         ("shrink", c.shrink != "never", "the global model has no mask", "never"),
         ("server-optimizer", c.server_optimizer != "sgd", "there is no server", "sgd"),
         ("server-lr", c.server_lr != 1.0, "there is no server", "1.0"),

@@ -23,8 +23,10 @@ from statistics import mean
 from typing import Any, Literal
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import not_read
 from fedprune.methods.global_mask import sparsity_of, thin
 from fedprune.methods.method import Method, Trained
+from fedprune.methods.regimes import refused_of
 from fedprune.methods.tuning import TOO_FEW, trained_apart, tuned, tuning_ask
 from fedprune.options.section import Section, option
 from fedprune.protocol.port import Ask
@@ -99,7 +101,9 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     ]
     if options.masks == "clients":
         own = "clients train under masks of their own"
+        theirs = ("score_wire", "score_cohort", "combine", "normalise")
         found += [
+            *not_read(c, theirs, "clients prune by themselves"),
             ("secure", c.secure != "none", own, "none, or masks server"),
             ("dp", c.dp != "none", own, "none, or masks server"),
             ("calibration", c.calibration == "sequential", own, "dense, local"),
@@ -114,7 +118,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
             ("reconstruct", c.reconstruct is not None, own, "leave it out"),
             ("reduce", bool(c.reduce), own, "leave it out"),
         ]
-    return [(key, why, allowed) for key, no, why, allowed in found if no]
+    return refused_of(found)
 
 
 METHOD = Method(

@@ -25,8 +25,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import not_read
 from fedprune.methods.global_mask import scored
 from fedprune.methods.method import Method
+from fedprune.methods.regimes import refused_of
 from fedprune.methods.tuning import TOO_FEW, tuned
 from fedprune.options.section import Section, option
 from fedprune.protocol.choice import Wanted, chosen
@@ -167,9 +169,10 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("rewind", c.rewind is not None, "what comes back begins at 0", "leave it out"),
         ("reconstruct", c.reconstruct is not None, "what comes back begins at 0", "leave it out"),
         ("scaffold", c.scaffold, "what comes back has no control variate", "false"),
+        *not_read(c, ("regrow",), "the method's option exchange says how much"),
         ("reduce", bool(c.reduce), "what was taken out cannot come back", "leave it out"),
     ]
-    return [(key, why, allowed) for key, wrong, why, allowed in found if wrong]
+    return refused_of(found)
 
 
 METHOD = Method(

@@ -30,7 +30,7 @@ from typing import Any
 
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import NO_PRUNING, apart_conflicts, not_read
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of, regime_conflicts
 from fedprune.methods.tuning import Sent, over_holders, tuning
@@ -84,6 +84,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         [
             *regime_conflicts(c),
             *apart_conflicts(c),
+            *not_read(c, NO_PRUNING, "nothing is pruned"),
             ("secure", c.secure != "none", own, "none"),
             ("reduce", bool(c.reduce), "clients keep weights of one shape", "leave it out"),
             ("max-norm", c.max_norm is not None, own, "leave it out"),

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from fedprune.config import RunConfig
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import NO_STATISTICS, apart_conflicts, not_read
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of
@@ -117,6 +117,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         ("rewind", c.rewind is not None, "it goes back to the weights before round one", "none"),
         ("reconstruct", c.reconstruct is not None, "it goes back to earlier weights", "leave out"),
         *apart_conflicts(c),
+        *not_read(c, NO_STATISTICS, "nobody is asked for statistics"),
         ("reduce", bool(c.reduce), "clients have models of their own", "leave it out"),
     ]
     return refused_of(found)

@@ -20,10 +20,11 @@ paper's code has for its smallest model on a Raspberry Pi, as is the constant c.
 
 Where it departs from the paper and its code: clients square the gradient of one pass over their
 shard at the averaged weights (the code sums the gradients of a round's steps before it squares
-them, and adds up the rounds since the last reconfiguration); g² of what is not prunable is left out
-of Gamma; no weight is added beyond the density 1 - ``--sparsity``, an option of the code (those
-that stay by size stay even beyond it); the selected client is the one with the lowest number, and
-as all it trains in the first pruning is of one round, it takes the same batches each time.
+them, and adds up the rounds since the last reconfiguration); g² of what is not prunable is left
+out of Gamma; no weight is added beyond the density 1 - ``--sparsity``, an option of the code
+(those that stay by size stay even beyond it); the selected client is the one with the lowest
+number (if it fails, the lowest of the cohort that does not), and as all it trains in the first
+pruning is of one round, it takes the same batches each time.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ import numpy as np
 import torch
 
 from fedprune.config import RunConfig
+from fedprune.methods.apart import not_read
 from fedprune.methods.global_mask import sparsity_of
 from fedprune.methods.growing import growing_conflicts, kept_in_all
 from fedprune.methods.method import Method
+from fedprune.methods.regimes import refused_of
 from fedprune.methods.tuning import TOO_FEW, fedavg, tuned, tuning_ask
 from fedprune.options.section import Count, Section, option
 from fedprune.protocol.forms import form_of
@@ -74,8 +77,19 @@ def _reconfigured(model: Model, memory: Any, r: Round) -> Talk[Step]:
 
 
 def _on_one_client(model: Model, memory: Any, r: Round) -> Talk[Step]:
+    """The first pruning, on the client with the lowest number; if it fails, on another."""
+    first = min(r.training())
+    step = yield from _alone(model, memory, r, first)
+    for other in (p for p in sorted(r.cohort) if p != first):
+        if not step.undone:
+            break
+        step = yield from _alone(model, memory, r, other)
+    return step
+
+
+def _alone(model: Model, memory: Any, r: Round, one: int) -> Talk[Step]:
     """One client trains and prunes by itself until its model's size stays as it is."""
-    one, still = min(r.training()), 0
+    still = 0
     for _ in range(r.options.initial):
         (changes,) = yield [tuning_ask(model, r, [one])]
         if changes.total is None:
@@ -165,7 +179,8 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     alone = config.robust != "none"
     more = [("method-options", "weights cost no time", "comm or comp above 0")] if free else []
     more += [("robust", "the first pruning is of one client", "none")] if alone else []
-    return more + growing_conflicts(config)
+    own = not_read(config, ("regrow",), "as much is exchanged as pays")
+    return more + refused_of(own) + growing_conflicts(config)
 
 
 METHOD = Method(

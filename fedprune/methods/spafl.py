@@ -34,7 +34,7 @@ import torch
 from fedprune.client.thresholds import LAST_STEP, THRESHOLD
 from fedprune.config import RunConfig
 from fedprune.learning.regime import Regime
-from fedprune.methods.apart import apart_conflicts
+from fedprune.methods.apart import NO_PRUNING, apart_conflicts, not_read
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import refused_of, regime_conflicts
 from fedprune.methods.tuning import tuning
@@ -107,6 +107,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
         [
             *regime_conflicts(c),
             *apart_conflicts(c),
+            *not_read(c, NO_PRUNING, "thresholds alone prune"),
             ("secure", c.secure != "none", "secure sums send all weights", "none"),
             ("init", bool(c.init), "clients begin with the weights that the seed makes", "none"),
             ("server-optimizer", c.server_optimizer != "sgd", alone, "sgd"),

@@ -125,6 +125,16 @@ def test_what_a_composition_is_not(given, says):
             {"method": "dispfl", "warmup": 0, "end": 1, "method_options": {"tiers": (0.5, 0.2)}},
             "^sparsity=0.7: tiers say how dense",
         ),
+        ({"method": "fedselect", "sparsity": 0.0, "scope": "row"}, "^scope='row': nothing is"),
+        ({"method": "spafl", "sparsity": 0.0, "score": "fisher"}, "^score='fisher': thresholds"),
+        ({"method": "lotteryfl", "score_examples": 8}, "^score-examples=8: nobody is asked"),
+        ({"method": "dispfl", "warmup": 0, "end": 1, "weighting": "labels"}, "^weighting='labels'"),
+        ({"method": "fedrts", "schedule": "regrow", "regrow": 0.2}, "^regrow=0.2: the method's"),
+        ({"method": "prunefl", "regrow": 0.2}, "^regrow=0.2: as much is exchanged as pays"),
+        (
+            {"method": "fedpai", "warmup": 0, "end": 1, "score": "snip", "score_cohort": "all"},
+            "^sc",
+        ),
         (
             {"method": "fedtiny", "method_options": {"candidates": 1, "spread": 0.3}},
             "leave spread out",

@@ -87,6 +87,14 @@ def test_feddst_is_its_algorithm():
         assert any((after.masks[n] & ~before.masks[n]).any() for n in LAYERS), "some grew"
 
 
+def test_the_first_pruning_of_prunefl_is_of_another_client_where_the_first_one_fails():
+    config = configure({**SMALL, "method": "prunefl", "rounds": 3, "end": 3, "sparsity": 0.6})
+    result, asked, _ = overheard(config, lambda _, partition: partition == 0)
+    first = [ps for q, ps, _ in asked if q.kind == "tune"][:2]
+    assert first == [[0], [1]]
+    assert result.state.prunings == 3
+
+
 def test_dispfl_is_its_algorithm():
     given = {**SMALL, "method": "dispfl", "rounds": 3, "sparsity": 0.6, "lr_schedule": "constant"}
     options = {"network": "full", "exchange": 0.5}
