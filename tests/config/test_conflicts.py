@@ -56,6 +56,7 @@ threshold=0.1 baselines=random | baselines | dense, local-only, centralised
 profiles=f over-select=1.5 sampling=poisson | sampling | fixed
 profiles=f over-select=1.5 selector=labels | selector | uniform
 profiles=f over-select=1.5 clients=4 cohort=4 | over-select | 1, or a smaller --cohort
+secure=secagg base=held | secure | none, or --base auto
 robust=median baselines=local-only | robust | none
 sparsity=0 baselines=dense-small | sparsity | another --sparsity
 baselines=local-only secure=secagg | secure | none
