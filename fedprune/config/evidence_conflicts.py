@@ -9,6 +9,9 @@ from fedprune.scores.combine import combines_of
 from fedprune.scores.score import Score, weight_shapes
 from fedprune.selection.combinations import scope_fits
 
+_ALONE = ("layer", "row", "column")
+"""Scopes under which a tensor is pruned whatever the others are."""
+
 WITHIN_TENSOR = ("weight", "n:m", "block", "row", "column")
 """Units that lie in one tensor."""
 
@@ -46,8 +49,8 @@ def _in_sequence(c: AllOptions, score: Score) -> list[Conflict]:
     return [
         *only(c, not score.asks, f"score {c.score} asks no client", calibration="dense"),
         *only(c, collected, "there is no pass to repeat", calibration="dense"),
-        *only(c, free, why, scope=("layer", "row")),
-        *only(c, free and c.vote_scope is not None, why, vote_scope=("layer", "row")),
+        *only(c, free, why, scope=_ALONE),
+        *only(c, free and c.vote_scope is not None, why, vote_scope=_ALONE),
         *only(c, True, why, unit=WITHIN_TENSOR),
         ("sparsity", c.sparsity is None, why, "a number"),
         *only(c, True, why, score_steps=1, schedule=Not("regrow")),

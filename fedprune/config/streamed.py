@@ -22,12 +22,12 @@ BYTES_A_WEIGHT = 40
 the most that `benchmarks/stream.py` measures, of SparseGPT. Wanda takes 10."""
 
 _WANTED: dict[str, Any] = {
-    "scope": ("row", "layer", "er", "erk", "patterns"),
+    "scope": ("row", "column", "layer", "er", "erk", "patterns"),
     "unit": ("weight", "n:m"),
     "schedule": ("one-shot", "cubic", "linear", "exponential"),
     "masks": "global",
     "combine": ("sum", "votes"),
-    "vote_scope": (None, "row", "layer", "er", "erk", "patterns"),
+    "vote_scope": (None, "row", "column", "layer", "er", "erk", "patterns"),
     "response": None,
     "calibration": ("dense", "sequential"),
     "normalise": "none",

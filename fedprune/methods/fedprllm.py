@@ -3,8 +3,8 @@
 Guo et al. 2025, arXiv 2505.13547, and its code (Pengxin-Guo/FedPrLLM). Client k of m walks through
 its copy of the model block by block, behind what it pruned itself, and removes of every row
 (``--vote-scope``) the weights with the least |w|·‖x‖; M_k = 1 where it removes one. The server adds
-the masks up, and of every comparison group (``--scope``: layer, row, global) as many weights go
-as are wanted, those with the most votes:
+the masks up, and of every comparison group (``--scope``: layer, row, column, global) as many
+weights go as are wanted, those with the most votes:
 
     M_hat = Σ_k M_k,   W_hat = W * (1 - top(M_hat)),   scaled: W_hat * (m - M_hat) / m.
 
@@ -16,9 +16,9 @@ It is the plain composition (`fedprune.methods.global_mask`) with these choices,
 scaling, so that votes go with secure sums and with randomised response as there.
 
 Where it departs from the paper: ties among votes go by magnitude, not by chance or by index; every
-client calibrates on all its examples, not on two (``--score-examples``); the group "column", which
-under which the paper's models fail, is not there; clients may fine-tune afterwards (``--local-steps
-0``: they do not).
+client calibrates on all its examples, not on two (``--score-examples``); clients may fine-tune
+afterwards (``--local-steps 0``: they do not). Under the group "column" (``--scope column
+--vote-scope column``) the paper's models fail.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
 METHOD = replace(
     global_mask.METHOD,
     summary="clients prune copies by Wanda, one-shot or block by block; most votes decide",
-    source="FedPrLLM, Guo et al. 2025, arXiv 2505.13547; ties go by magnitude, no column groups",
+    source="FedPrLLM, Guo et al. 2025, arXiv 2505.13547; ties go by magnitude",
     before=_pruned,
     options=Options,
     conflicts=_conflicts,

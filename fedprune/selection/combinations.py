@@ -18,7 +18,7 @@ def scopes_of(unit: str) -> tuple[str, ...]:
         return ("global",)
     if UNITS[unit].tensors == "many" or unit == "expert":
         return ("global", "layer")
-    return tuple(name for name, scope in SCOPES.items() if not scope.rows)
+    return tuple(name for name, scope in SCOPES.items() if not scope.lines)
 
 
 def conflict(unit: str, scope: str, *, min_density: float = 0.0, max_density: float = 1.0) -> str:

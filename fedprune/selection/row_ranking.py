@@ -1,4 +1,4 @@
-"""Rankings side by side: the output rows of a tensor, or groups of N:M along its input."""
+"""Rankings side by side: rows or columns of a tensor, or groups of N:M along its input."""
 
 from __future__ import annotations
 
@@ -111,16 +111,30 @@ def _sorted_out(table: RowRankings, counts: _Ints) -> Bools:
     return kept
 
 
-def within_rows(layout: Layout, name: str, layer: Layer, count: int) -> Bools:
-    """What is left of a tensor that loses `count` weights in all, as many in every output row.
+def within_lines(layout: Layout, name: str, layer: Layer, count: int, lines: str) -> Bools:
+    """What is left of a tensor that loses `count` weights in all, as many in every line.
 
-    Where the count is no multiple of the rows, earlier ones lose one more; rows that lost more
+    Where the count is no multiple of the lines, earlier ones lose one more; lines that lost more
     before keep the rest. A tensor without rows is one ranking. Flat, in C order.
+
+    Args:
+        layout: of the model.
+        name: the tensor.
+        layer: its rankings.
+        count: weights gone in the end.
+        lines: "row": those of one output; "column": those that read one input.
     """
     if len(layout.shapes[name]) < 2:
         return drop([layer], count - layer.gone)[0]
-    table = _table(layout, name, layer)
-    return _flat(layout, name, left_of(table, _evenly(table.gone, count, table.scores.shape[1])))
+    across = lines == "column"
+    table = _table(layout, name, layer, as_columns if across else as_rows)
+    kept = left_of(table, _evenly(table.gone, count, table.scores.shape[1]))
+    return _flat(layout, name, np.ascontiguousarray(kept.T) if across else kept)
+
+
+def as_columns(layout: Layout, name: str, tensor: Tensor) -> Tensor:
+    """A tensor shaped like a prunable one as (in, out)."""
+    return as_rows(layout, name, tensor).t().contiguous()
 
 
 def _evenly(gone: _Ints, total: int, most: int) -> _Ints:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from fedprune.selection.densities import (
     Ground,
@@ -27,7 +28,7 @@ class Scope:
     Attributes:
         summary: one line for ``--list``.
         shares: what each tensor loses, before rounding; None: all tensors are one ranking.
-        rows: every output row is a ranking of its own.
+        lines: which lines of the (out, in) view are rankings of their own; "": none.
         scaled: the shares are brought to sum to the asked count.
         own_total: the shares say how much goes, whatever the sparsity is.
         looks: the shares depend on the scores of all tensors.
@@ -35,7 +36,7 @@ class Scope:
 
     summary: str
     shares: Callable[[Ground], list[Fraction]] | None
-    rows: bool = False
+    lines: Literal["", "row", "column"] = ""
     scaled: bool = False
     own_total: bool = False
     looks: bool = False
@@ -45,7 +46,9 @@ SCOPES: dict[str, Scope] = {
     "global": Scope("all prunable weights compete with each other", None),
     "layer": Scope("weights compete within their tensor, each loses the same fraction", uniform),
     "row": Scope("weights compete within their output row, each loses the same fraction", uniform,
-                 rows=True),
+                 lines="row"),
+    "column": Scope("weights compete with those that read the same input, each input loses the "
+                    "same fraction", uniform, lines="column"),
     "er": Scope("within tensors, small ones denser: (in + out) / (in * out)", er, scaled=True),
     "erk": Scope("as er, kernels of convolutions included (Evci et al. 2020, arXiv 1911.11134)",
                  erk, scaled=True),

@@ -25,7 +25,7 @@ from fedprune.selection.ranking import (
     drop,
     ranked_together,
 )
-from fedprune.selection.row_ranking import patterned, within_rows
+from fedprune.selection.row_ranking import patterned, within_lines
 from fedprune.selection.scopes import SCOPES, counter, total_of
 from fedprune.selection.unit_numbers import Shape
 from fedprune.selection.unit_ranking import competing, drop_units, ranked
@@ -240,8 +240,9 @@ def _weights_left(
 
 def left_of_tensor(layout: Layout, name: str, layer: Layer, count: int, scope: str) -> Bools:
     """What is left of a tensor of which so many weights are gone in the end."""
-    if SCOPES[scope].rows:
-        return within_rows(layout, name, layer, count)
+    lines = SCOPES[scope].lines
+    if lines:
+        return within_lines(layout, name, layer, count, lines)
     return drop([layer], count - layer.gone)[0]
 
 

@@ -128,16 +128,16 @@ score-during=tune compile=true | compile | false
 score-during=tune schedule=regrow | schedule | another --schedule
 calibration=sequential scope=layer score=magnitude | calibration | dense
 calibration=sequential scope=layer score-during=tune | calibration | dense
-calibration=sequential scope=global | scope | layer, row
+calibration=sequential scope=global | scope | layer, row, column
 calibration=sequential scope=layer unit=head | unit | weight, n:m, block, row, column
 calibration=sequential scope=layer target-bytes=9 | sparsity | a number
 calibration=sequential scope=layer score-steps=2 | score-steps | 1
 calibration=sequential scope=layer schedule=regrow | schedule | another --schedule
 calibration=local scope=layer | calibration | dense, sequential, or --combine votes, or --masks u...
-calibration=local scope=global combine=votes | scope | layer, row
+calibration=local scope=global combine=votes | scope | layer, row, column
 calibration=local scope=layer combine=votes score-wire=fp16 | score-wire | fp32
 calibration=local scope=layer combine=votes score=grasp | calibration | dense
-calibration=local scope=layer combine=votes vote-scope=global | vote-scope | layer, row
+calibration=local scope=layer combine=votes vote-scope=global | vote-scope | layer, row, column
 score-cohort=all score=magnitude | score-cohort | cohort
 measure-every=99 rounds=20 | measure-every | 1 to 20
 measure-cohort=1 | measure-cohort | 0, or 2 to ...
@@ -277,6 +277,7 @@ local-steps=2 local-epochs=1 | local-steps | one of them
 local-steps=0 sparsity=0.0 | local-steps | above 0
 local-steps=0 lr=0.3 | lr | leave it out, or steps above 0
 base=sent | base | auto
+secure=secagg base=held | secure | none, or --base auto
 stream=on | stream | auto, off
 engine=flower deadline=0.0 | deadline | above 0, or auto
 profiles=f deadline=auto | deadline | a number, or left out
@@ -366,7 +367,7 @@ CLIENT sampling=poisson min-clients=2 | min-clients | 1
 dp=client | dp-noise | --dp-noise Z or --epsilon E
 EXAMPLE local-epochs=1 | local-steps | --local-steps
 dp=client epsilon=8 schedule=adaptive | schedule | another, or --dp-noise Z
-dp=client epsilon=8 calibration=sequential | scope | layer, row
+dp=client epsilon=8 calibration=sequential | scope | layer, row, column
 dp=client epsilon=8 dp-score-noise=1 | dp-score-noise | leave it out, or --dp-noise Z
 dp=client epsilon=8 dp-metric-noise=1 | dp-metric-noise | leave it out, or --dp-noise Z
 SCAFFOLD momentum=0.5 | momentum | 0

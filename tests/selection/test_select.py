@@ -162,7 +162,11 @@ def test_literal_masks(scores, magnitude, sparsity, expected):
 
 
 @pytest.mark.sampled(2)
-@given(st.sampled_from(["layer", "row", "er", "patterns"]), st.floats(0, 0.9), st.integers(0, 99))
+@given(
+    st.sampled_from(["layer", "row", "column", "er", "patterns"]),
+    st.floats(0, 0.9),
+    st.integers(0, 99),
+)
 def test_one_tensor_at_a_time_is_the_same_where_they_do_not_compete(scope, sparsity, seed):
     scores = random_scores({"a": (5, 7), "b": (3, 4), "c": (11,)}, seed)
     gen = torch.Generator().manual_seed(seed)
@@ -334,9 +338,13 @@ def test_every_scope_ranks_by_score_within_what_it_compares(scope):
     scores = random_scores(SHAPES)
     masks = select(scores, 0.6, scope=scope)
     for name, mask in masks.items():
-        rows = scope == "row" and mask.dim() > 1
-        for i, row in enumerate(mask.flatten(1) if rows else mask.reshape(1, -1)):
-            values = scores[name].flatten(1)[i] if rows else scores[name].reshape(-1)
+        lines, found = mask.reshape(1, -1), scores[name].reshape(1, -1)
+        if scope in ("row", "column") and mask.dim() > 1:
+            lines, found = mask.flatten(1), scores[name].flatten(1)
+            lines, found = (lines.t(), found.t()) if scope == "column" else (lines, found)
+            lost = (~lines).sum(1)
+            assert int(lost.max() - lost.min()) <= 1
+        for row, values in zip(lines, found, strict=True):
             assert row.all() or not row.any() or values[~row].max() <= values[row].min()
 
 

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedprune.selection.patterns import pattern_counts, pattern_sparsity
 from fedprune.selection.units import (
     UNITS,
-    pattern_counts,
-    pattern_sparsity,
     removable,
     shape_misfit,
     unit_labels,
