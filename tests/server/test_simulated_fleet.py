@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedprune import ConfigError, RunConfig, federate
+from fedprune.config import configure
 from fedprune.config.profiles import DeviceClass, dealt_profiles
 from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import step_rows
@@ -21,7 +22,7 @@ from fedprune.server.work import work_for
 from fedprune.structure.flops import flops
 from fedprune.structure.groups import stages_of
 from fedprune.tensors.named import full_masks
-from tests.runs import house_of, overheard, tiny
+from tests.runs import TINY, house_of, overheard, tiny
 
 CLASSES = {
     "fast": {"share": 1, "flops": 2e9, "up": 5e6, "down": 1e7, "watts": 2},
@@ -261,12 +262,13 @@ PARTS = {
 def test_a_device_has_the_largest_part_that_its_budget_allows(tmp_path, method, budget):
     keys = {"model": "mlp", "sparsity": 0.2, "rounds": 2, "end": 2, "agreement": False}
     keys |= {"warmup": 0 if method in ("flash", "dispfl") else 1, "local_steps": 1}
-    keys |= {"end": 1} if method == "dispfl" else {}
+    keys |= {"end": 1, "sparsity": None} if method == "dispfl" else {}
     keys |= {"method": method, "budget": budget, "cohort": 8, **PARTS[method]}
     state, plan = opening_of(tiny(model=keys["model"]), None, None)
     slow = {"memory": {"memory": 0.7 * bytes_needed(state.model, plan)}}.get(budget, {})
     slow |= {"flops": {"flops": 1.2e9}, "bytes": {"up": 3e6}}.get(budget, {})
-    config = tiny(profiles=file_of(tmp_path, **slow), clients=8, **keys)
+    given = {**TINY, "profiles": file_of(tmp_path, **slow), **keys, "clients": 8}
+    config = configure({k: v for k, v in given.items() if v is not None})
     fleet = fleet_of(config)
     result, asked, _ = overheard(config)
     kept: dict[str, set[int]] = {"fast": set(), "slow": set()}
