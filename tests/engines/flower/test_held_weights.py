@@ -119,14 +119,14 @@ def test_a_device_that_lacks_it_is_sent_everything(folder, texts, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"model": "llama"}, "comes? from no file|come from no file"),
-        ({"secure": "secagg"}, "secure sums send all"),
+        ({"model": "llama", "base": "sent"}, "come from no file"),
+        ({"secure": "secagg", "base": "held"}, "secure sums send all"),
     ],
     ids=str,
 )
 def test_where_nothing_is_held_that_is_said(folder, given, why):
     with pytest.raises(ConfigError, match=why):
-        config_of(folder, base="held", **given)
+        config_of(folder, **given)
 
 
 def test_what_is_like_it_is_found_under_a_mask():
