@@ -7,6 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, N
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedprune.commands.device_options import EXAMPLES, device_options
 from fedprune.export.offered import (
     EXPORT_SUMMARIES,
     GGUF_SUMMARIES,
@@ -271,6 +272,12 @@ COMMANDS: dict[str, Command] = {
 """,
         _export,
         _of("export"),
+    ),
+    "devices": Command(
+        "Certificates, SuperLink, SuperNodes and runs of Flower on devices, by its own commands.",
+        EXAMPLES,
+        device_options,
+        _of("devices"),
     ),
     "study": Command(
         "Runs for every combination of values, and one page, tables and results.csv of them.",

@@ -14,15 +14,18 @@ from fedprune.records.folder import (
 
 RUN = "python simulations/run.py"
 
+CONNECTION = "devices"
+"""The name in Flower's configuration of the SuperLink that devices meet at."""
+
 
 def commands_for(config: RunConfig, folder: Path, port: Port) -> dict[str, str]:
     """How to repeat a run and how to go on with it.
 
-    For devices SUPERLINK stands for the name that the user's own Flower configuration gives the
-    SuperLink, which nobody else knows.
+    Devices meet at the SuperLink that Flower's configuration calls `CONNECTION`: so do the
+    documentation and ``fedprune devices run``.
     """
     if config.engine == "flower":
-        where = ["SUPERLINK"] * port.own_data()
+        where = [CONNECTION] * port.own_data()
         where += ["--federation", port.federation] * bool(port.federation)
         put = ["flwr", "run", ".", *where, "--stream", "--run-config"]
         again, on = as_run_config(config), f"resume={for_flower(str(folder))}"

@@ -70,24 +70,25 @@ class Screen:
         """One line, as it is."""
         self.console.print(text, style=style, markup=False, emoji=False)
 
-    def opening(self, config: RunConfig, folder: Path | None) -> None:
-        """What will run, as far as the configuration tells."""
+    def opening(self, config: RunConfig, folder: Path | None, *, own_data: bool = False) -> None:
+        """What will run, as far as the configuration tells.
+
+        Args:
+            config: of the run.
+            folder: where its results go.
+            own_data: whether clients are devices, which have data of their own.
+        """
         task = tasks_of(config.plugin)[config.task]
         self.metric = task.metric
         self.line(f"fedprune  {config.task}: {task.summary}", "bold")
-        # Under flwr run nobody knows yet whether devices come, who have data of their own.
-        outside = config.engine == "flower"
-        split = f"split {config.split}, " if not outside else ""
-        where = "flower" if outside else counted(config.hosts, "host")
+        split = "" if own_data else f"split {config.split}, "
+        where = "flower" if config.engine == "flower" else counted(config.hosts, "host")
         self.line(
             f"  federation  {counted(config.clients, 'client')}, {split}{config.cohort} a round, "
             f"{counted(config.rounds, 'round')}, {where}"
         )
-        if outside:
-            self.line(
-                f"  data        a device's own, where devices take part; otherwise split "
-                f"{config.split}"
-            )
+        if own_data:
+            self.line("  data        each device's own")
         for text in devices_told(config):
             self.line(text)
         for text in sentences(population_of(config)):

@@ -17,7 +17,7 @@ from fedprune.config import RunConfig
 from fedprune.config.kinds import KINDS
 from fedprune.engines.flower.asking import ON_THE_WAY, Asking, Request, ask
 from fedprune.engines.flower.exchange import Lost
-from fedprune.engines.flower.fleet import Assignment, Fleet
+from fedprune.engines.flower.fleet import Assignment, Fleet, networked
 from fedprune.engines.flower.sealed import sealed_sums
 from fedprune.protocol.aggregate import Aggregate, RunningSum, loud_from, loud_in, summed
 from fedprune.protocol.broadcast import Broadcast, broadcast
@@ -68,7 +68,7 @@ def grid_port(
     return Port(
         *(Exchange(exchange), fleet.present),
         rehearsed=True,
-        own_data=lambda: not fleet.simulated(),
+        own_data=lambda: networked(grid) or not fleet.simulated(),
         federation=_federation(grid),
     )
 

@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune.config import RunConfig, from_flower, overridden
+from fedprune.engines.flower.fleet import networked
 from fedprune.engines.flower.strategy import FedPrune
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.models import dense_model, layout_for
@@ -68,7 +69,7 @@ def run_app(grid: Grid, context: Context, keys: Mapping[str, Any]) -> None:
     screen = Screen()
     for line in left_out:
         screen.line(f"toml: {line}")
-    screen.opening(config, folder)
+    screen.opening(config, folder, own_data=networked(grid))
     model = dense_model(config)
     layout = layout_for(config, model)
     screen.model(type(model).__name__, layout, config)

@@ -94,7 +94,7 @@ def test_the_command_that_repeats_it_is_flower_s_own(devices, quick, tmp_path):
     start(devices(2), **quick, exclude="hidden*,head*", out=str(tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     *command, run_config = shlex.split(summary["command"])
-    assert command == ["flwr", "run", ".", "SUPERLINK", "--stream", "--run-config"]
+    assert command == ["flwr", "run", ".", "devices", "--stream", "--run-config"]
     assert summary["split"] == "devices' own"
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Each is a device with data of its own" in page

@@ -1,0 +1,176 @@
+"""``fedprune devices``: what it prints is what it runs, and what cannot be is one line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprune.commands import devices, main
+from fedprune.commands.devices import node_config_in
+from fedprune.commands.orphans import end_orphans
+
+NODE = 'partition-id=0 data="/tmp"'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flower")
+    names = ["--names", "localhost,server.example,127.0.0.1,::1"]
+    assert main.main(["devices", "certificates", str(folder), *names, "--keys", "0,3"]) == 0
+    return folder
+
+
+def openssl(*arguments: str) -> str:
+    return subprocess.run(
+        ["openssl", *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_certificates_are_of_the_authority_and_the_names(made: Path):
+    ca, server = str(made / "ca.crt"), str(made / "server.crt")
+    for check in (["-verify_hostname", "server.example"], ["-verify_ip", "127.0.0.1"]):
+        assert openssl("verify", "-x509_strict", "-CAfile", ca, *check, server).endswith("OK\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        openssl("verify", "-CAfile", ca, "-verify_hostname", "other.example", server)
+    secret = [made / name for name in ("ca.key", "server.key", "0", "3")]
+    assert {path.stat().st_mode & 0o077 for path in secret} == {0}
+    assert (made / "3.pub").read_text().startswith("ecdsa-sha2-nistp384 ")
+    assert (made / "3.pub").read_text().split()[-1] == "3"
+
+
+def test_a_certificate_is_renewed_by_the_same_authority(made: Path):
+    before = [(made / name).read_text() for name in ("ca.crt", "server.crt")]
+    assert main.main(["devices", "certificates", str(made), "--names", "localhost,127.0.0.1"]) == 0
+    after = [(made / name).read_text() for name in ("ca.crt", "server.crt")]
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+
+
+class Replaced(Exception):
+    """The process became another program."""
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+@pytest.mark.parametrize("program", ["superlink", "node"])
+def test_what_is_printed_is_what_is_run(
+    made: Path, monkeypatch: Any, capsys: Any, program: str, insecure: bool
+):
+    def replaced(_: str, words: list[str], env: dict[str, str]) -> None:
+        raise Replaced(words, env)
+
+    monkeypatch.setattr(devices.os, "execve", replaced)
+    monkeypatch.setattr(devices, "_found", list)
+    rest = ["--superlink", "127.0.0.1:8000", "--config", NODE] if program == "node" else []
+    with pytest.raises(Replaced) as ran:
+        main.main(["devices", program, str(made), *rest, *["--insecure"] * insecure])
+    words, env = ran.value.args
+    printed = shlex.split(capsys.readouterr().out.removeprefix("$ "))
+    settings = [word for word in printed if word.startswith("FLWR_")]
+    assert printed == [*settings, *words]
+    assert dict(word.split("=") for word in settings).items() <= env.items()
+    assert (words[0], words[1] == "--insecure") == (
+        f"flower-super{program.removeprefix('super')}",
+        insecure,
+    )
+    secured = "--enable-supernode-auth" if program == "superlink" else "--root-certificates"
+    assert (secured in words) == (not insecure)
+    assert program != "node" or words[-1] == NODE
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rest"], "rest"),
+        ([], "WHAT"),
+        (["status", "{made}"], "no config.toml there"),
+        (["certificates", "{made}"], "names: nothing asked for"),
+        (["certificates", "{made}", "--names", "a_b"], "names='a_b'"),
+        (["certificates", "{made}", "--names", "-x"], "--names"),
+        (["certificates", "{made}", "--keys", "../0"], "keys='../0'"),
+        (["certificates", "{made}", "--keys", "0"], "keys='0': "),
+        (["certificates", "{made}", "--names", "a", "--days", "0"], "--days"),
+        (["superlink", "{made}/x"], "no ca.crt there"),
+        (["superlink", "{made}", "--port", "70000"], "--port"),
+        (["superlink", "{made}", "--insecure", "--host", "0.0.0.0"], "host='0.0.0.0'"),
+        (["node", "{made}", "--superlink", "here", "--config", NODE], "superlink='here'"),
+        (["node", "{made}", "--superlink", "a:1", "--insecure", "--config", NODE], "superlink='a'"),
+        (["node", "{made}", "--superlink", "a:1", "--config", "partition-id=0"], "no data"),
+        (
+            ["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} max-rounds=0"],
+            "max-rounds=0",
+        ),
+        (["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} noise=1"], "noise=1"),
+        (["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} max-round=9"], "max-round"),
+        (["node", "{made}", "--superlink", "a:1", "--config", f"{NODE} x"], "not understood"),
+        (
+            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id="a" data="/tmp"'],
+            "'a'",
+        ),
+        (["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=0 data="/no"'], "/no"),
+        (
+            ["node", "{made}", "--superlink", "a:1", "--config", 'partition-id=7 data="/tmp"'],
+            "no 7",
+        ),
+        (["register", "{made}/0", "{made}", "--superlink", "a:1"], "no public key"),
+        (["run", "{made}", "", "--superlink", "a:1", "--app", "{made}"], "no pyproject.toml"),
+    ],
+)
+def test_what_cannot_be_is_one_line(made: Path, capsys: Any, words: list[str], said: str):
+    code = main.main(["devices", *(word.replace("{made}", str(made)) for word in words)])
+    told = capsys.readouterr().err
+    assert (code, told.count("\n")) == (2, 1)
+    assert said in told
+
+
+def test_a_node_config_is_read_as_flower_reads_it():
+    from flwr.common.config import parse_config_args
+
+    for text in (
+        NODE,
+        f'{NODE} require-secure=true max-epsilon=2.5 noise="secret"',
+        'partition-id="3,4" data="/a b/c=d"  max-bytes=1000000',
+    ):
+        assert node_config_in(text) == parse_config_args([text])
+
+
+def test_flower_is_told_where_the_superlink_is_once(made: Path, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    given = devices.Namespace(superlink="127.0.0.1:8000", insecure=True, folder=str(made))
+    devices.connect(given)
+    first = (tmp_path / "config.toml").read_text()
+    assert first.startswith('[superlink]\ndefault = "devices"\n')
+    devices.connect(given)
+    assert (tmp_path / "config.toml").read_text() == first
+    given.superlink = "127.0.0.1:8001"
+    with pytest.raises(ValueError, match="allowed: the same"):
+        devices.connect(given)
+
+
+def test_only_an_orphan_of_the_port_is_ended(tmp_path: Path):
+    program = tmp_path / "flower-superexec"
+    program.write_text("import time\ntime.sleep(60)\n")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+
+    def started(port: int, parent: int) -> subprocess.Popen[bytes]:
+        at = ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(parent)]
+        return subprocess.Popen([sys.executable, str(program), *at])
+
+    own, other, orphan = started(1, os.getpid()), started(2, gone.pid), started(1, gone.pid)
+    try:
+        deadline = time.monotonic() + 10
+        while not (ended := end_orphans(1)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert ended == [orphan.pid]
+        assert orphan.wait(10) != 0
+        assert (own.poll(), other.poll()) == (None, None)
+    finally:
+        for process in (own, other, orphan):
+            process.kill()
+            process.wait()
