@@ -19,9 +19,10 @@ just joined begins with the next global value.
 
 Where it departs from the paper and its code: turns change with every step (there with every pass;
 while nothing is its own, all steps are of all); clients are sent all global weights (their own are
-not read), for the server does not know which are whose; the limit is met exactly; in the code the
-change is that since the part last grew. Biases, norms and what else is not prunable are common, as
-in the code. The sparsity is 0: nothing is removed. Clients count alike (``--weighting equal``).
+not read), for the server keeps no account of whose they are; the limit is met exactly; in the code
+the change is that since the part last grew. Biases, norms and what else is not prunable are
+common, as in the code. The sparsity is 0: nothing is removed. Clients count alike (``--weighting
+equal``).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from fedprune.options.refusal import ConfigError
 from fedprune.selection.regrowth import redistributed
 from fedprune.tensors.named import scattered
 from tests.perceptron import LAYERS, SMALL, gradients
-from tests.runs import house_of, overheard
+from tests.runs import house_of, overheard, played, tiny
 
 Named = dict[str, Tensor]
 LR = 0.1
@@ -85,6 +85,13 @@ def test_feddst_is_its_algorithm():
             mean[n] = mean[n] * mask.reshape(shapes[n])
         near(after.weights, mean)
         assert any((after.masks[n] & ~before.masks[n]).any() for n in LAYERS), "some grew"
+
+
+def test_candidates_of_fedtiny_are_compared_by_statistics_of_their_own_at_any_server_rate():
+    keys = {"model": "cnn", "method": "fedtiny", "warmup": 0, "rounds": 2, "end": 2}
+    found = [played(tiny(**keys, server_lr=lr)).rows[0]["method"] for lr in (1.0, 0.3)]
+    assert found[0] == found[1]
+    assert house_of(tiny(**keys)).layout.variances
 
 
 def test_the_first_pruning_of_prunefl_is_of_another_client_where_the_first_one_fails():
