@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
@@ -147,13 +148,19 @@ def method_options_of(config: RunConfig) -> Section:
             which = f"no such option of {name}" + (f"; nearest: {near[0]}" if near else "")
             has = ", ".join(fields) or "none, it has no options"
             raise ConfigError(f"method-options={ {key: value} }: {which}; allowed: {has}")
-    given = {k: parsed(k, v, fields[k].annotation) for k, v in config.method_options.items()}
+    given = {k: _read(k, v, fields[k].annotation) for k, v in config.method_options.items()}
     try:
         return kind(**given)
     except ValidationError as error:
         refusal = refused(error.errors()[0], fields)
         text = f"method-options={config.method_options}: {refusal}"
         raise ConfigError(text, "method-options", refusal.allowed) from None
+
+
+def _read(key: str, value: Any, annotation: Any) -> Any:
+    """A value as the option has it: of a list with one number, which stands there bare, a list."""
+    alone = isinstance(value, int | float) and not isinstance(value, bool)
+    return parsed(key, [value] if alone and get_origin(annotation) is tuple else value, annotation)
 
 
 def check_method(config: RunConfig) -> None:

@@ -95,8 +95,10 @@ def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]
     c, score = config, scores_of(config.plugin)[config.score]
     tiers = options.tiers
     wrong = not tiers or not all(0 < d <= 1 for d in tiers)
+    narrow = not wrong and max(tiers) < 1
     found = [
         ("method-options", wrong, "tiers are densities", "above 0 to 1"),
+        ("method-options", narrow, "nobody would train the rest", "tiers with 1.0 among them"),
         ("sparsity", c.sparsity is None, "a tier is a part of what is kept", "a number"),
         ("score", score.step is not None, "it sets weights", "a score that only ranks"),
         ("schedule", c.schedule == "regrow", "parts are chosen among what is kept", "cubic"),

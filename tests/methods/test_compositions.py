@@ -125,6 +125,8 @@ def test_what_a_composition_is_not(given, says):
             {"method": "dispfl", "warmup": 0, "end": 1, "method_options": {"tiers": (0.5, 0.2)}},
             "^sparsity=0.7: tiers say how dense",
         ),
+        ({"method": "heterofl", "method_options": {"tiers": 0.5}}, "with 1.0 among them"),
+        ({"method": "depthfl", "sparsity": 0.0, "method_options": {"depths": 0.5}}, "1.0 among"),
         ({"method": "fedselect", "sparsity": 0.0, "scope": "row"}, "^scope='row': nothing is"),
         ({"method": "spafl", "sparsity": 0.0, "score": "fisher"}, "^score='fisher': thresholds"),
         ({"method": "lotteryfl", "score_examples": 8}, "^score-examples=8: nobody is asked"),

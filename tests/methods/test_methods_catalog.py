@@ -56,6 +56,11 @@ def test_a_misspelt_option_of_a_method_gets_the_nearest(method, key, says):
         method_options_of(tiny(method=method, method_options={key: "1"}, **given))
 
 
+def test_a_list_of_one_number_may_stand_bare():
+    given = [tiny(method="heterofl", method_options={"tiers": x}) for x in (1, "1", (1.0,))]
+    assert {method_options_of(config).tiers for config in given} == {(1.0,)}
+
+
 def test_what_makes_a_method_follows_from_its_name_and_is_refused_otherwise():
     config = configure({"task": "digits", "method": "ssfl", "score_examples": 3})
     assert (config.combine, config.warmup, config.sparsity) == ("mean-absolute", 0, 0.5)
