@@ -40,6 +40,7 @@ from fedprune.records.bound import Going, began_in
 from fedprune.records.choices import choices_in
 from fedprune.records.gap import gap_of
 from fedprune.records.playing_arms import ArmsWorld, play_arms
+from fedprune.records.pooled import check_poolable
 from fedprune.records.previous import (
     PreviousRun,
     on_the_earlier_task,
@@ -123,6 +124,7 @@ def _federated(
     before = previous_run(config.init, config.plugin) if config.init else None
     fresh, blank = opening_of(config, weights, before, port.model)
     arms = arms_of(config, blank.layout)
+    check_poolable(config)
     book = open_book(config, folder, replace(going, data=port.data, held=fresh.weights), watch)
     path = None if folder is None else folder / LEDGER_NAME
     ledger = open_ledger(path, accounting_terms_of(config), resume=going.resume)

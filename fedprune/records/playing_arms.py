@@ -83,7 +83,9 @@ def play_arms(
             continue
         shown = world.shown(arm)
         if arm == CENTRAL:
-            its_config, one, seen = pooled_arm(world.config, its_config, world.port, book.rows)
+            its_config, one, seen = pooled_arm(
+                world.config, its_config, world.port, book.rows, blank.steps
+            )
             plan, shown = replace(blank, config=its_config, fleet=()), book.shown(arm, one)
             out.said["examples_of_a_round"] = seen
         played = book.play(arm, book.start(arm, fresh), plan, shown)

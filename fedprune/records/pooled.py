@@ -14,20 +14,26 @@ import torch
 
 from fedprune.client.host import build_host
 from fedprune.config import RunConfig, with_values
+from fedprune.config.options import CENTRAL
 from fedprune.engines.inline import inline_port
-from fedprune.learning.local_training import examples_trained_on
+from fedprune.learning.local_training import examples_trained_on, steps_taken
 from fedprune.learning.options import trains
+from fedprune.options.refusal import ConfigError
 from fedprune.protocol.port import Port
 from fedprune.records.arms import PRUNED
 from fedprune.server.rows import Row
 from fedprune.tasks.catalog import tasks_of
-from fedprune.tasks.later import rows_counted, shard_once
+from fedprune.tasks.later import each_shard, rows_counted, shard_once
 from fedprune.tasks.shards import shards_of
 from fedprune.tasks.task import Part, Shard
 
 
 def pooled_arm(
-    config: RunConfig, arm: RunConfig, port: Port, rows: Sequence[Row]
+    config: RunConfig,
+    arm: RunConfig,
+    port: Port,
+    rows: Sequence[Row],
+    steps: Sequence[float] = (),
 ) -> tuple[RunConfig, Port, dict[str, float]]:
     """The configuration of the arm, the port to its one client, and the examples trained on.
 
@@ -36,6 +42,7 @@ def pooled_arm(
         arm: of the arm, as `fedprune.records.arms.arms_of` has it.
         port: to the run's clients: who of them trains, and who is measured on.
         rows: of the run, all rounds of its pruned arm among them.
+        steps: part of its steps that each client takes; none: all.
 
     Returns:
         Configuration and port, and how many examples a round trains on: the mean of the federated
@@ -45,7 +52,7 @@ def pooled_arm(
     shards = shards_of(task, config)
     sizes = {p: count.train for p, count in rows_counted(shards).items()}
     training, measuring = list(port.training()), port.measuring()
-    seen = federated_examples(config, sizes, [row for row in rows if row["arm"] == PRUNED])
+    seen = federated_examples(config, sizes, [row for row in rows if row["arm"] == PRUNED], steps)
     whole = sum(sizes[p] for p in training)
     one = _only(config, arm, seen, whole, len(training))
     parts = {
@@ -65,15 +72,49 @@ def joined_parts(parts: Sequence[Part]) -> Part:
     return {name: torch.cat([part[name] for part in filled]) for name in filled[0]}
 
 
-def federated_examples(config: RunConfig, sizes: dict[int, int], rows: Sequence[Row]) -> float:
+def check_poolable(config: RunConfig) -> None:
+    """Refuse data that are not one where a baseline wants them so, before anything starts.
+
+    Raises:
+        ConfigError: clients' examples differ in their shapes or types.
+    """
+    if CENTRAL not in config.baselines:
+        return
+    kinds = {
+        name: {(t.shape[1:], t.dtype) for _, s in shards for t in [s.train[name]] if len(t)}
+        for shards in [list(each_shard(shards_of(tasks_of(config.plugin)[config.task], config)))]
+        for name in shards[0][1].train
+    }
+    unlike = [name for name, found in kinds.items() if len(found) > 1]
+    if unlike:
+        raise ConfigError(
+            f"baselines={CENTRAL!r}: clients' {unlike[0]} differ in shape or type, so that they "
+            "are not one set of examples; allowed: other baselines"
+        )
+
+
+def federated_examples(
+    config: RunConfig, sizes: dict[int, int], rows: Sequence[Row], steps: Sequence[float] = ()
+) -> float:
     """How many examples a round of a run has trained on, on average over its rounds.
 
     Those of a client that failed count for nothing, as they do for the model.
+
+    Args:
+        config: of the run.
+        sizes: training examples, by partition.
+        rows: of its pruned arm.
+        steps: part of its steps that each client takes (`fedprune.server.plan.Plan.steps`).
     """
+
+    def seen_by(p: int) -> int:
+        fewer = {"local_steps": steps_taken(config.local_steps, steps[p])} if steps else {}
+        return examples_trained_on(sizes[p], with_values(config, fewer))
+
     found = list[float]()
     for row in rows:
         those = [p for p in row["cohort"] if p not in _failed(row)]
-        seen = sum(examples_trained_on(sizes[p], config) for p in those)
+        seen = sum(seen_by(p) for p in those)
         # Of more than a cohort that were asked, not all counted: which ones no row says.
         found.append(seen * min(1.0, int(row["answered"]) / max(1, len(those))))
     return sum(found) / max(1, len(found))

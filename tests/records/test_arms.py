@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune import federate
+from fedprune import TASKS, ConfigError, federate
 from fedprune.engines.inline import inline_port
 from fedprune.learning.local_training import examples_trained_on, step_rows
 from fedprune.protocol.messages import Question
@@ -114,3 +114,13 @@ def test_the_small_dense_model_has_the_pruned_size(keys):
     assert 0.5 < first["sparsity"] <= 0.6
     assert first["mask_digest"] == last["mask_digest"]
     assert result.summary["dense_small"]["parameters"] == last["parameters"]
+
+
+def test_examples_of_unlike_shapes_are_not_pooled(monkeypatch):
+    config = tiny(model="mlp", baselines=("centralised",))
+    shards = list(house_of(config).shards.values())
+    odd = replace(shards[1], train={n: t.double() for n, t in shards[1].train.items()})
+    known = replace(TASKS["digits"], shards=lambda _: [shards[0], odd, *shards[2:]])
+    monkeypatch.setitem(TASKS, "digits", known)
+    with pytest.raises(ConfigError, match="differ in shape or type"):
+        federate(config, inline_port(house_of(config)))
