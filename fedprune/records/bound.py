@@ -81,8 +81,9 @@ def began_with(
 
 
 def _model_digest(folder: str) -> str:
-    """Of the model that a run left in its folder; "" without one."""
+    """Of the model that a run left in its folder, or of its checkpoint; "" without either."""
     path = Path(folder) / CODED_NAME
+    path = path if path.is_file() else Path(folder) / "checkpoint" / "pruned.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest() if folder and path.is_file() else ""
 
 

@@ -1,10 +1,13 @@
 """Update and maintain: a run that begins where another one ended, on new data or a new task.
 
+One that was interrupted is as good as its last checkpoint.
+
 Structure and masks are kept; density never rises, unless ``--schedule regrow`` exchanges weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +18,16 @@ from fedprune.client.host import build_host, with_edits
 from fedprune.codec.coded_file import CODED_NAME, from_coded
 from fedprune.config import RunConfig, all_keys, recorded
 from fedprune.engines.inline import inline_port
+from fedprune.methods.catalog import memories_of
 from fedprune.options.refusal import ConfigError
 from fedprune.protocol.aggregate import Aggregate
 from fedprune.protocol.messages import Question
 from fedprune.protocol.models import shaped
-from fedprune.records.folder import CONFIG_NAME
-from fedprune.runtime.sums import check_sums, summary_in
+from fedprune.records.arms import PRUNED
+from fedprune.records.bound import began_in
+from fedprune.records.checkpoint import load_state
+from fedprune.records.folder import CONFIG_NAME, checkpoint_path
+from fedprune.runtime.sums import SUMMARY_NAME, SUMS_NAME, check_sums, summary_in
 from fedprune.server.rows import quality
 from fedprune.server.state import Model, State
 from fedprune.structure.edits import Edits, from_json
@@ -57,6 +64,8 @@ def previous_run(folder: str, plugin: str = "") -> PreviousRun:
     """
     path = Path(folder)
     try:
+        if _interrupted(path):
+            return _at_its_checkpoint(path, plugin)
         check_sums(path, ended=True)
         head, weights, masks = from_coded((path / CODED_NAME).read_bytes(), str(path / CODED_NAME))
         text = (path / CONFIG_NAME).read_text()
@@ -66,6 +75,29 @@ def previous_run(folder: str, plugin: str = "") -> PreviousRun:
         raise ConfigError(f"init={folder!r}: {error}; allowed: the folder of a whole run") from None
     edits = from_json(json.dumps(head.get("edits", [])))
     return PreviousRun(path, config, weights, masks, edits, measured)
+
+
+def _interrupted(path: Path) -> bool:
+    """Whether a run has begun in a folder, and nothing was written there of its end."""
+    of_the_end = (SUMS_NAME, SUMMARY_NAME, CODED_NAME)
+    begun = checkpoint_path(path, PRUNED).is_file()
+    return begun and not any((path / name).exists() for name in of_the_end)
+
+
+def _at_its_checkpoint(path: Path, plugin: str) -> PreviousRun:
+    """An interrupted run.
+
+    Raises:
+        ValueError: a file is not as it was written, or it was training adapters.
+    """
+    text = (path / CONFIG_NAME).read_bytes()
+    if began_in(path).get(CONFIG_NAME) != hashlib.sha256(text).hexdigest():
+        raise ValueError(f"{CONFIG_NAME} is not as it was when the run began")
+    config = recorded(text.decode(), plugin, path / CONFIG_NAME)
+    state = load_state(checkpoint_path(path, PRUNED), memories_of(config.plugin))
+    if state.model.adapters:
+        raise ValueError("interrupted while it was training adapters")
+    return PreviousRun(path, config, state.weights, state.masks, state.edits, {})
 
 
 def data_gone(folder: str) -> str:

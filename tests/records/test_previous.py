@@ -1,6 +1,7 @@
 """A run that begins where another one ended: structure and masks stay, density never rises."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,27 @@ def test_the_earlier_task_is_measured_with_its_own_weights(before):
     found = previous_run(str(folder))
     told = on_the_earlier_task(found, result.state)
     assert told["now"] == result.summary["quality"]["final"]
+
+
+def test_an_interrupted_run_is_as_good_as_its_checkpoint(before, tmp_path):
+    """Of a whole run the model is as it was after the last round: so is the last checkpoint."""
+    cut = tmp_path / "cut"
+    shutil.copytree(before[0], cut)
+    for name in ("SHA256SUMS", "summary.json", "model.fedprune"):
+        (cut / name).unlink()
+    whole, found = previous_run(str(before[0])), previous_run(str(cut))
+    assert found.weights.keys() <= whole.weights.keys()
+    assert all(torch.equal(w, whole.weights[n]) for n, w in found.weights.items())
+    assert all(torch.equal(m, whole.masks[n]) for n, m in found.masks.items())
+    first, second = again(before[0]).summary, again(cut).summary
+    assert first["weights_digest"] == second["weights_digest"]
+    for name in ("config.toml", "checkpoint/pruned.safetensors"):
+        path = cut / name
+        sound = path.read_bytes()
+        path.write_bytes(sound[:-1] + b" ")
+        with pytest.raises(ConfigError, match=f"^init=.*{Path(name).name}"):
+            previous_run(str(cut))
+        path.write_bytes(sound)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
