@@ -88,7 +88,7 @@ FAULTS: dict[str, Fault] = {
         "trimmed-mean",
     ),
     "blocks not behind pruned ones": Fault(
-        "fedprune.methods.global_mask._stages", lambda _f, _m, _r: [()], "sequential"
+        "fedprune.methods.global_mask._stages", lambda _f, _r: [()], "sequential"
     ),
     # which weights go, and when
     "ties by the larger magnitude": Fault(
