@@ -25,6 +25,7 @@ from fedprune.methods.acting import (
     thinned,
     trained,
 )
+from fedprune.methods.best import compared, waited_enough
 from fedprune.methods.measuring import judged, validated
 from fedprune.privacy.ledger import Spent
 from fedprune.protocol.port import Port
@@ -42,11 +43,13 @@ def loop(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
     """The loop: from `state` on, one state and one row of the report after every round."""
     plan = fitted(plan, state.edits)
     state = begun(state, Round(state.round, plan))
-    while state.round < plan.config.rounds:
+    while state.round < plan.config.rounds and not waited_enough(state, plan):
+        before = state
         try:
             state, plan, told = one_round(state, plan, port)
         except Spent:
             return  # what the round had asked so far is booked, and changes nothing
+        state = compared(state, before, plan, told)
         yield state, told
 
 

@@ -237,8 +237,9 @@ def _measured_before(
 
 
 def _stopped(config: RunConfig, end: State) -> dict[str, str]:
-    """Why a run ended before its last round: only a privacy budget makes one do so."""
-    if end.round == config.rounds:
+    """Why a run ended before its last round, if its privacy budget made it do so."""
+    waited = config.patience and end.best is not None and end.best.waited >= config.patience
+    if end.round == config.rounds or waited:
         return {}
     due = end.round + 1
     return {"stopped": f"round {due} of {config.rounds} would exceed epsilon={config.epsilon:g}"}

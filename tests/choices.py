@@ -64,6 +64,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "byzantine": (1,),
     "max_norm": (10_000.0,),
     "strikes": (2,),
+    "patience": (1,),
     "newcomers": (1,),
     "accumulate": (2,),
     "batched": (2,),

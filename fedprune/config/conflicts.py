@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fedprune.config.arm_conflicts import arm_conflicts
 from fedprune.config.evidence_conflicts import WITHIN_TENSOR, evidence_conflicts
+from fedprune.config.options import CENTRAL, LOCAL
 from fedprune.config.reduction_conflicts import reduction_conflicts
 from fedprune.config.sections import AllOptions
 from fedprune.config.secure_conflicts import secure_conflicts
@@ -42,6 +43,7 @@ def conflicts(c: AllOptions, score: Score, task: Task) -> list[Conflict]:
         *_measured(c),
         *_new(c),
         *_shrunk(c),
+        *_ended(c),
         *reduction_conflicts(c),
         *_adaptive(c, score),
         *secure_conflicts(c),
@@ -225,6 +227,19 @@ def _simulated(c: AllOptions) -> list[Conflict]:
         *only(c, simulated, real, engine=Not("flower")),
         *only(c, simulated, hidden, dp="none"),
         *only(c, simulated, hidden, secure="none"),
+    ]
+
+
+def _ended(c: AllOptions) -> list[Conflict]:
+    """Which round's model is the result, and that it may be an earlier one than the last."""
+    best, stops = c.save == "best", c.patience > 0
+    sums = "sums are asked about the model of the last round"
+    alone = [arm for arm in c.baselines if arm in (LOCAL, CENTRAL)]
+    arms = f"arm {alone[0] if alone else ''} is played by the rounds of the run"
+    return [
+        *only(c, best or stops, sums, quantise_by=None),
+        *only(c, best, "parts are taken out of the last model", reduce=()),
+        ("baselines", (best or stops) and bool(alone), arms, "dense, random, magnitude, lottery"),
     ]
 
 

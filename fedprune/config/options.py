@@ -173,5 +173,18 @@ class Results(Section):
         names=BASELINES,
         strict=False,
     )
+    save: Literal["last", "best"] = option(
+        "results",
+        "whose model is the result: of the last round; or of the one with the lowest loss on "
+        "validation, among those with the most weights removed that everyone measured who was to",
+        "last",
+    )
+    patience: int = option(
+        "results",
+        "end an arm when so many measurements in a row, after all is pruned, brought no lower loss "
+        "on validation (0: never)",
+        0,
+        ge=0,
+    )
     out: str = option("results", "folder of the results (default runs/<task>-<time>)", "")
     verbose: bool = option("results", "show Flower's and Ray's own logs", False)

@@ -41,6 +41,7 @@ _WANTED: dict[str, Any] = {
     "base": ("auto", "held"),
     "reconstruct": None,
     "quantise_by": None,
+    "save": "last",
     "reduce": (),
     "shrink": "never",
     "vocabulary": "full",

@@ -211,6 +211,8 @@ def _check_budget(config: RunConfig) -> None:
 def _usual(config: RunConfig, method: Method) -> Iterator[tuple[str, str, str]]:
     """What no method does that is named: the other ways to decide a mask, and the rest."""
     name = method_name(config)
+    if method.own is not None and config.save == "best":
+        yield "save", f"method {name} gives each client a model of its own", "last"
     if name in FOLLOWING:
         return
     own = f"method {name} decides masks"

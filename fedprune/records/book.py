@@ -27,7 +27,7 @@ from fedprune.records.folder import (
 from fedprune.rounds import loop
 from fedprune.server.plan import Plan
 from fedprune.server.rows import Row
-from fedprune.server.state import State, reverted
+from fedprune.server.state import BeforeTest, State, reverted, untested
 from fedprune.server.watch import Watch
 
 WARM = "warm"
@@ -60,7 +60,7 @@ class RunBook:
         Up to the end of the warm-up nothing tells most arms apart, so it is run once for them.
         """
         if arm in self.states:
-            return self.states[arm]
+            return untested(self.states[arm], self.config.rounds)
         if WARM not in self.states or arm in OWN_START:
             return fresh
         warm = self.states[WARM]
@@ -91,7 +91,11 @@ class RunBook:
             return
         state = reverted(played, end)
         state = replace(
-            state, tested=end.tested, tested_own=end.tested_own, tested_new=end.tested_new
+            state,
+            tested=end.tested,
+            tested_own=end.tested_own,
+            tested_new=end.tested_new,
+            before_test=BeforeTest(self.config.rounds, played.book),
         )
         save_state(state, checkpoint_path(self.folder, arm), growing(self.folder))
 

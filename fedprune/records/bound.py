@@ -127,6 +127,21 @@ def gone_on_with(folder: Path, now: Began, *, anyway: bool) -> list[str]:
     return [*told, *fresh]
 
 
+def rounds_added(folder: Path, digest: str, line: str) -> None:
+    """Write down that a run has more rounds from now on.
+
+    Args:
+        folder: the run's.
+        digest: of its new configuration.
+        line: what differs, where what was played would have been otherwise; "": nothing.
+    """
+    path = folder / "checkpoint" / NAME
+    before, told = _read(path)
+    lines = [*told, *([line] if line and line not in told else [])]
+    content = {**before, "config.toml": digest, **({_ANYWAY: lines} if lines else {})}
+    write_verified(path, json.dumps(content).encode())
+
+
 def began_in(folder: Path) -> Began:
     """What the run in a folder began with; nothing where that is gone, or of another version."""
     try:

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fedprune.config import RunConfig, to_toml, with_values
+from fedprune.config import RunConfig, recorded, to_toml, with_values
 from fedprune.options.refusal import ConfigError
 from fedprune.privacy.ledger_file import LEDGER_NAME
 from fedprune.records.bound import ENGINE, Began, began_with, gone_on_with, keep_began
 from fedprune.records.checkpoint import check_beside, load_state, save_state
+from fedprune.records.longer import lengthened, longer
 from fedprune.runtime.files import write_atomically
 from fedprune.server.rows import Row
 from fedprune.server.state import State
@@ -133,13 +134,26 @@ def gone_on(folder: Path, config: RunConfig, data: str = "", *, anyway: bool = F
         ConfigError: something differs; it is named.
     """
     try:
-        text = (folder / CONFIG_NAME).read_bytes()
+        text = _with_rounds(folder, config, anyway=anyway)
         return gone_on_with(folder, _began(text, config, data), anyway=anyway)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"resume={str(folder)!r}: {error}; allowed: the same, or --resume-anyway, which the "
             "report then says"
         ) from None
+
+
+def _with_rounds(folder: Path, config: RunConfig, *, anyway: bool) -> bytes:
+    """The text of the folder's configuration, once it says how many rounds there are to be."""
+    text = (folder / CONFIG_NAME).read_bytes()
+    before = recorded(text.decode(), config.plugin, folder / CONFIG_NAME)
+    if config.rounds == before.rounds:
+        return text
+    after = longer(before, config.rounds, anyway=anyway)
+    lengthened(folder, text.decode(), before, after)
+    text = to_toml(with_values(after, {"out": ""})).encode()
+    write_atomically(folder / CONFIG_NAME, text)
+    return text
 
 
 def record(folder: Path, row: Row, seconds: float, state: State) -> None:

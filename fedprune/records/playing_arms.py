@@ -9,6 +9,7 @@ from fedprune.config import RunConfig
 from fedprune.config.cohort import newcomers_of
 from fedprune.config.options import CENTRAL, LOCAL, SMALL
 from fedprune.methods.acting import cut_memories
+from fedprune.methods.best import resulting
 from fedprune.methods.measuring import measure, measured, own_measured
 from fedprune.privacy.ledger import Ledger, Spent
 from fedprune.protocol.port import Port
@@ -89,7 +90,8 @@ def play_arms(
             plan, shown = replace(blank, config=its_config, fleet=()), book.shown(arm, one)
             out.said["examples_of_a_round"] = seen
         played = book.play(arm, book.start(arm, fresh), plan, shown)
-        out.adapters = played.model.adapters if arm == PRUNED else out.adapters
+        if arm == PRUNED:
+            out.adapters = resulting(played, its_config).model.adapters
         end, plan = _finished(played, plan)
         end = _tested(end, plan, shown)
         book.tested(arm, played, end)
@@ -139,6 +141,7 @@ def _on_newcomers(end: State, r: Round, port: Port) -> tuple[State, Totals]:
 
 def _finished(end: State, plan: Plan) -> tuple[State, Plan]:
     """The last state with what its mask emptied taken out, where that is wanted, and its plan."""
+    end = resulting(end, plan.config)
     plan = fitted(plan, end.edits)
     if plan.config.shrink == "never":
         return end, plan

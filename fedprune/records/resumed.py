@@ -9,6 +9,10 @@ from fedprune.config import RunConfig, configure, from_toml, recorded
 from fedprune.options.refusal import ConfigError
 from fedprune.records.bound import RESUMABLE
 from fedprune.records.folder import CONFIG_NAME
+from fedprune.records.longer import longer
+
+MORE = RESUMABLE | {"rounds"}
+"""Keys that may be given on --resume; of rounds only more than there were."""
 
 
 def resumed_config(
@@ -18,17 +22,17 @@ def resumed_config(
 
     Args:
         folder: of the run.
-        given: what is asked for beside; of its keys only `RESUMABLE` and the plug-in may be there.
+        given: what is asked for beside; of its keys only `MORE` and the plug-in may be there.
         file: a configuration that is asked for, which cannot be.
         anyway: go on although something follows otherwise.
 
     Raises:
         ConfigError: another is asked for, or something follows otherwise than when it began.
     """
-    fixed = sorted(given.keys() - RESUMABLE - {"plugin"})
+    fixed, rounds = sorted(given.keys() - MORE - {"plugin"}), given.pop("rounds", None)
     if file is not None or fixed:
         key = "config" if file is not None else fixed[0].replace("_", "-")
-        allowed = ", ".join(sorted(k.replace("_", "-") for k in RESUMABLE))
+        allowed = ", ".join(sorted(k.replace("_", "-") for k in MORE))
         raise ConfigError(f"{key}: cannot change on --resume; allowed: {allowed}")
     text, plugin = text_at(folder / CONFIG_NAME, "resume"), given.pop("plugin", "")
     before = recorded(text, plugin, folder / CONFIG_NAME)
@@ -39,6 +43,8 @@ def resumed_config(
                 f"{key.replace('_', '-')}={now!r}: follows from what {folder / CONFIG_NAME} gives, "
                 f"and was {value!r} when the run began; allowed: the file as the run wrote it"
             )
+    if rounds is not None:
+        config = longer(config, rounds, anyway=anyway)
     return config.model_copy(update=given)
 
 

@@ -115,6 +115,7 @@ def summary_of(
         "bytes_dense": end.book.traffic.dense,
         "bytes_evaluation": end.book.traffic.evaluation,
         **_devices(config, end, about.plan),
+        **_best(config, end),
         "rounds": config.rounds,
         "rounds_completed": end.completed,
         "failures": end.book.failed,
@@ -132,6 +133,16 @@ def _spread_over_clients(config: RunConfig, end: State, tests: Mapping[str, Tota
     arms = {"final": final, **dict(others), "newcomers": end.tested_new or {}}
     found = {arm: client_percentiles(metric, totals) for arm, totals in arms.items()}
     return {"client_spread": {"of": figure_name(metric)} | {a: f for a, f in found.items() if f}}
+
+
+def _best(config: RunConfig, end: State) -> Summary:
+    """Which round's model the result is, and after which one nothing better was waited for."""
+    out: Summary = {}
+    if config.save == "best" and end.best is not None:
+        out["best_round"] = end.best.round
+    if config.patience and end.best is not None and end.round < config.rounds:
+        out["ended_early"] = end.round
+    return out
 
 
 def _devices(config: RunConfig, end: State, plan: Plan | None) -> Summary:

@@ -47,6 +47,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         *([f"warning   {empty}"] if (empty := empty_summary(summary)) else []),
         *_reduced(summary),
         *_smaller(summary),
+        *best_lines(summary),
         f"on disk   {in_bytes(disk['pruned'])}, dense {in_bytes(disk['dense'])}",
         f"sent      {in_bytes(sent)} to score and tune, dense FedAvg {in_bytes(dense)}{share}; "
         f"{in_bytes(summary['bytes_evaluation'])} more to measure",
@@ -57,6 +58,16 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         f"report    {folder / 'report.html'}",
         f"repeat    {summary['command']}",
     ]
+
+
+def best_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Which round's model the result is, and whether the run ended before its last round."""
+    out = []
+    if (best := summary.get("best_round")) is not None:
+        out.append(f"model     of round {best}, with the lowest loss on validation")
+    if (ended := summary.get("ended_early")) is not None:
+        out.append(f"ended     after round {ended} of {summary['rounds']}: nothing better came")
+    return out
 
 
 def _over_clients(summary: Mapping[str, Any]) -> list[str]:

@@ -71,6 +71,8 @@ SENTENCES = (
     "Its outputs stand for the classes {classes}, in this order.",
     "Redundancy taken out: {reduced}.",
     "{rounds_completed} of {rounds_told} {was} completed.",
+    "It ended after round {ended_early}: so many measurements brought no lower loss on validation.",
+    "The model is that of round {best_round}, with the lowest loss on validation.",
     "It took {time} on {hosts_told} of the engine {engine}, with seed {seed}.",
     "Baselines of the same budget and seed: {baselines}.",
 )

@@ -110,6 +110,38 @@ class Book:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best round of an arm so far (`fedprune.methods.best`).
+
+    Attributes:
+        round: which.
+        loss: on validation.
+        sparsity: of its model.
+        waited: rounds since then that were measured and are no better.
+        model: the model, where it may become the result.
+    """
+
+    round: int
+    loss: float
+    sparsity: float
+    waited: int
+    model: Model | None
+
+
+@dataclass(frozen=True)
+class BeforeTest:
+    """What the test at the end of a run changed, so that the run can have more rounds.
+
+    Attributes:
+        rounds: how many it had.
+        book: as it was.
+    """
+
+    rounds: int
+    book: Book
+
+
+@dataclass(frozen=True)
 class State:
     """All that a run carries from round to round; a checkpoint is one of these.
 
@@ -125,6 +157,8 @@ class State:
         tested: test totals at the end of the run; None before.
         tested_new: those of the clients that never train, where there are some.
         tested_own: those of the clients' own models, where the method gives them some.
+        best: the best round so far, where that is asked for.
+        before_test: what asking for those test totals has changed.
     """
 
     round: int
@@ -137,6 +171,8 @@ class State:
     dense_at_pruning: Totals | None = None
     tested: Totals | None = None
     tested_own: Totals | None = None
+    best: Best | None = None
+    before_test: BeforeTest | None = None
     tested_new: Totals | None = None
 
     @property
@@ -170,6 +206,16 @@ def first_state(model: nn.Module, layout: Layout, weights: Tensors | None = None
 def _kept(model: nn.Module) -> Tensors:
     state = state_of(model)
     return state if isinstance(state, LazyTensors) else laid_out_copies(state)
+
+
+def untested(state: State, rounds: int) -> State:
+    """The state before the test at the end, if there are more rounds now than there were then."""
+    before = state.before_test
+    if before is None or rounds <= before.rounds:
+        return state
+    return replace(
+        state, book=before.book, tested=None, tested_own=None, tested_new=None, before_test=None
+    )
 
 
 def reverted(before: State, after: State) -> State:

@@ -36,6 +36,9 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # What is given, the key that is refused, and how what is allowed instead begins.
 EXAMPLES = """
+save=best reduce=dead | reduce | leave it out
+patience=2 quantise-by=gptq | quantise-by | leave it out
+patience=2 baselines=local-only | baselines | dense, random, magnitude, lottery
 score=snip schedule=cubic warmup=0 | schedule | one-shot
 schedule=regrow rounds=9 warmup=2 end=3 | end | 4 to 9
 score=random score-steps=3 | score-steps | 1
