@@ -25,7 +25,7 @@ from fedprune.methods.acting import (
     thinned,
     trained,
 )
-from fedprune.methods.best import compared, waited_enough
+from fedprune.methods.best import waited_enough, with_best
 from fedprune.methods.measuring import judged, validated
 from fedprune.privacy.ledger import Spent
 from fedprune.protocol.port import Port
@@ -49,7 +49,7 @@ def loop(state: State, plan: Plan, port: Port) -> Iterator[tuple[State, Row]]:
             state, plan, told = one_round(state, plan, port)
         except Spent:
             return  # what the round had asked so far is booked, and changes nothing
-        state = compared(state, before, plan, told)
+        state = with_best(state, before, plan, told)
         yield state, told
 
 

@@ -13,7 +13,7 @@ from fedprune.server.rows import Row
 from fedprune.server.state import Best, State
 
 
-def compared(state: State, before: State, plan: Plan, told: Row) -> State:
+def with_best(state: State, before: State, plan: Plan, told: Row) -> State:
     """The state with the best round so far, after one more.
 
     Better is what has more weights removed, or as many and a lower loss on validation. A round
