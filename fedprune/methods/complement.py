@@ -24,12 +24,12 @@ from fedprune.config import RunConfig
 from fedprune.learning.regime import PLAIN_REGIME, Regime
 from fedprune.methods.method import Method, NoOptions, Trained
 from fedprune.methods.regimes import (
-    largest_kept,
+    keep_largest,
     refused_of,
     regrowing_conflicts,
     trained_so,
 )
-from fedprune.server.round import Round, Step, Talk
+from fedprune.server.round import Round, Talk
 from fedprune.server.state import Model
 from fedprune.tensors.named import cuts
 
@@ -39,13 +39,6 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     del memory
     regime = Regime(whole=True, sends="complement") if cuts(model.masks) else PLAIN_REGIME
     return (yield from trained_so(model, r, regime))
-
-
-def _kept(model: Model, memory: Any, r: Round, changes: Any) -> Talk[Step]:
-    """The largest of old and new weights."""
-    yield from ()
-    del changes
-    return largest_kept(model, memory, r, r.plan.sparsity(r.number))
 
 
 def _conflicts(config: RunConfig, options: NoOptions) -> list[tuple[str, str, str]]:
@@ -60,7 +53,7 @@ METHOD = Method(
     "the server sends the largest weights, clients train all and send the others",
     "Complement Sparsification, Jiang and Borcea 2023, arXiv 2303.06237",
     tune=_trained,
-    after=_kept,
+    after=keep_largest,
     scores=False,
     conflicts=_conflicts,
     usual={"score": "magnitude", "schedule": "one-shot", "warmup": 0, "server_lr": 1.5},

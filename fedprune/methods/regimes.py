@@ -66,6 +66,13 @@ def largest_kept(model: Model, memory: Any, r: Round, sparsity: float | None) ->
     return Step(model.under(chosen(sizes, wanted, r.config, r.layout, alive, sizes)), memory)
 
 
+def keep_largest(model: Model, memory: Any, r: Round, changes: Any) -> Talk[Step]:
+    """After training: the largest of the averaged weights stay, at the round's sparsity."""
+    yield from ()
+    del changes
+    return largest_kept(model, memory, r, r.plan.sparsity(r.number))
+
+
 def regime_conflicts(config: RunConfig) -> list[RegimeConflict]:
     """What training of another kind does not go with, whatever kind it is."""
     c, own = config, "clients train in a way of this method's own"

@@ -23,13 +23,13 @@ from fedprune.config import RunConfig
 from fedprune.learning.regime import AS_WEIGHTS, Regime
 from fedprune.methods.method import Method, Trained
 from fedprune.methods.regimes import (
-    largest_kept,
+    keep_largest,
     refused_of,
     regrowing_conflicts,
     trained_so,
 )
 from fedprune.options.section import Section, option
-from fedprune.server.round import Round, Step, Talk
+from fedprune.server.round import Round, Talk
 from fedprune.server.state import Model
 
 
@@ -47,13 +47,6 @@ def _trained(model: Model, memory: Any, r: Round) -> Talk[Trained]:
     return (yield from trained_so(model, r, Regime(**how, share=share), means=True))
 
 
-def _cut(model: Model, memory: Any, r: Round, changes: Any) -> Talk[Step]:
-    """The largest of the averaged weights."""
-    yield from ()
-    del changes
-    return largest_kept(model, memory, r, r.plan.sparsity(r.number))
-
-
 def _conflicts(config: RunConfig, options: Options) -> list[tuple[str, str, str]]:
     """What it does not go with."""
     del options
@@ -65,7 +58,7 @@ METHOD = Method(
     "clients train powers of weights on sparse inputs, prune by size, and send what is left",
     "SparsyFed, Guastella et al. 2025, arXiv 2504.05153; weights are averaged, not their roots",
     tune=_trained,
-    after=_cut,
+    after=keep_largest,
     options=Options,
     scores=False,
     conflicts=_conflicts,

@@ -64,7 +64,6 @@ class Screen:
         self.task = self.bar.add_task("", visible=False)
         self.metric = "loss"
         self.wide = 7
-        self.halted = False
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, as it is."""
@@ -162,14 +161,7 @@ class Screen:
         """So many more partitions have answered."""
         self.bar.advance(self.task, partitions)
 
-    def halt(self) -> None:
-        """Stop the run at its next question; the rounds played are kept."""
-        self.halted = True
-        self.line("stopping after this phase; interrupt again to quit at once")
-
     def _phase(self, arm: str, question: Question, partitions: int) -> None:
-        if self.halted:
-            raise KeyboardInterrupt
         text = f"{arm}  round {question.round}  {KINDS[question.kind].doing}"
         self.bar.reset(self.task, total=partitions, description=text, visible=True)
 

@@ -123,12 +123,6 @@ def _whole(domain: str, config: Data) -> str:
     return _first((text for _, _, text in paragraphs(Path(config.data))), _MOST)
 
 
-def domain_of(partition: int, config: Data) -> str:
-    """The domain of a client under the natural split."""
-    names = domains_of(config)
-    return names[partition % len(names)]
-
-
 def domain_texts(config: Data) -> list[list[str]]:
     """The text of every client, in pieces.
 

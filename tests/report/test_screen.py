@@ -86,16 +86,6 @@ def test_a_round_that_measured_nothing_has_dashes():
     assert row.split()[4:6] == ["-", "-"]
 
 
-def test_halted_it_stops_at_the_next_question():
-    shown, _ = screen(terminal=False)
-    watch = shown.watch()
-    watch.phase("pruned", Question("tune", 3, {}, {}), 6)
-    shown.halt()
-    with pytest.raises(KeyboardInterrupt):
-        watch.phase("pruned", Question("tune", 4, {}, {}), 6)
-    shown.stop()
-
-
 def test_the_end_compares_dense_and_pruned():
     quality = {"loss": 1.0, "perplexity": 2.718, "accuracy": 0.5, "count": 10}
     summary = {
